@@ -15,8 +15,7 @@ from pathlib import Path
 from ddib_fed.data.synthetic import DOMAINS, domain_name
 from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.run import train
-from ddib_fed.training.trainer import Progress
+from ddib_fed.training.run import TrainingProgress, train
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "ddib_fed" / "models" / "pretrained"
@@ -43,7 +42,7 @@ def make(domain: str, steps: int, *, force: bool) -> None:
         kind="points", domain=domain, steps=steps, seed=SEED, dtype="float16", command=command
     )
 
-    def show(progress: Progress) -> None:
+    def show(progress: TrainingProgress) -> None:
         if progress.step % 100 == 0:
             print(
                 f"{domain} {progress.step}/{progress.steps} loss {progress.loss:.5f} {progress.rate:.1f}/s",

@@ -20,9 +20,8 @@ from ddib_fed.data.shipped import SHIPPED
 from ddib_fed.models.bundle import amend_bundle, load_bundle
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.pictures import thresholds
-from ddib_fed.training.run import train
+from ddib_fed.training.run import TrainingProgress, train
 from ddib_fed.training.sources import shipped_source
-from ddib_fed.training.trainer import Progress
 
 STEPS = {
     "satellite": 8_000,
@@ -94,12 +93,13 @@ def main() -> int:
     return 0
 
 
-def _tell(progress: Progress, out: Path) -> None:
+def _tell(progress: TrainingProgress, out: Path) -> None:
     if progress.step % 100 == 0:
         print(f"step {progress.step} of {progress.steps}, loss {progress.loss:.4f}", flush=True)
     if progress.step in KEPT:
-        kept = out / "kept" / str(progress.step)
-        shutil.copytree(out / "run" / f"checkpoint-{progress.step:08d}", kept, dirs_exist_ok=True)
+        (kept := out / "kept").mkdir(exist_ok=True)
+        for file in (out / "run").glob(f"checkpoint-{progress.step:08d}-*"):
+            shutil.copy(file, kept)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 
 from ddib_fed.cli.tune import tuned_figures
 from ddib_fed.models.sidecars import Tuned
-from ddib_fed.training.tune import Wanted, tune_bundle
+from ddib_fed.training.tune import tune_bundle
 
 DOMAINS = (
     *(
@@ -45,7 +45,7 @@ def main() -> int:
     for domain in asked.domain:
         started = time.process_time()
         command = f"ddib model tune MODEL --evaluations {' '.join(map(str, numbers))}"
-        tuned = tune_bundle(asked.out / domain, Wanted(numbers), command=command, say=_tell)
+        tuned = tune_bundle(asked.out / domain, numbers, command=command, say=_tell)
         _show(domain, tuned, time.process_time() - started)
     return 0
 

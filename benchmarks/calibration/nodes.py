@@ -169,7 +169,7 @@ def _retrain(pair: Pair, sha256: str, steps: int) -> None:
         run_command(
             _brief, "model", "train", "--domain", source.domain, "--init", source.folder / "model",
             "--calibration", file, "--out", source.folder / "mapped", "--steps", str(steps), "--batch", str(BATCH),
-            "--precision", "bfloat16",
+            "--set", "precision=bfloat16",
         )  # fmt: skip
     source.stop()
     source.configure(_brief, "model", "bundle", '"model"', '"mapped"')

@@ -31,12 +31,11 @@ from ddib_fed.errors import CalibrationIneffective
 from ddib_fed.files import write_json
 from ddib_fed.models.bundle import CALIBRATION_FILE, amend_bundle, load_bundle
 from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
-from ddib_fed.training.calibrating import Wanted, from_aggregate, side
+from ddib_fed.training.calibrating import CalibrationRequest, from_aggregate, side
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.pictures import thresholds
-from ddib_fed.training.run import train
+from ddib_fed.training.run import TrainingProgress, train
 from ddib_fed.training.sources import shipped_source
-from ddib_fed.training.trainer import Progress
 
 MADE = ROOT / "build" / "calibrated"
 PRETRAINED = ROOT / "ddib_fed" / "models" / "pretrained"
@@ -104,7 +103,9 @@ def calibrations(
         published = aggregate(directed, seed, epsilon)
         for kind, path in paths.items():
             command = f"python -m benchmarks.calibration.unpaired --pairs {directed.name} --seeds {seed}"
-            wanted = Wanted(kind, side(units), side(directed.bundles[1].manifest), DAYS, command, seed, force)
+            wanted = CalibrationRequest(
+                kind, side(units), side(directed.bundles[1].manifest), DAYS, command, seed, force
+            )
             try:
                 made = from_aggregate(own, units.normalisation, published, wanted)
             except CalibrationIneffective as refused:
@@ -157,7 +158,7 @@ def retrain(directed: Directed, seed: int, folder: Path) -> None:
         command=f"python -m benchmarks.calibration.unpaired --pairs {directed.name} --seeds {seed}",
     )
 
-    def tell(now: Progress) -> None:
+    def tell(now: TrainingProgress) -> None:
         if now.step % 100 == 0:
             spent = time.process_time() - started
             print(f"{folder.name}: step {now.step}, loss {now.loss:.4f}, {spent:.0f} CPU s", flush=True)

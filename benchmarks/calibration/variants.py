@@ -23,7 +23,7 @@ from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.units import ChannelMap
-from ddib_fed.training.calibrating import Wanted, from_aggregate, side
+from ddib_fed.training.calibrating import CalibrationRequest, from_aggregate, side
 
 DRAWS_OF_PAIRS = 5
 """Draws of k pairs that a colour map's figures are taken over: a few pairs may be lucky ones."""
@@ -124,7 +124,9 @@ def agreed(directed: Directed) -> tuple[ChannelMap, dict[str, Any]]:
         counted = count_array(directed.pictures[1].train, units(directed)[1], directed.target_name)
         aggregate = counted.noised(1.0)
         own, target = (bundle.manifest for bundle in directed.bundles)
-        wanted = Wanted("rotation", side(own), side(target), days=365, command=COMMAND, force=True)
+        wanted = CalibrationRequest(
+            "rotation", side(own), side(target), days=365, command=COMMAND, force=True
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         made = from_aggregate(directed.pictures[0].train, own.normalisation, aggregate, wanted)
         write_calibration(made, path)

@@ -108,10 +108,12 @@ def _fitted(
     units = bundle.manifest.normalisation.plain
     command = f"ddib calibrate {command} --kind {asked.kind} --seed {asked.seed}"
 
-    def wanted(sha256: str) -> calibrating.Wanted:
+    def wanted(sha256: str) -> calibrating.CalibrationRequest:
         other = CalibratedSide(institution=to[0], domain=to[1], units_sha256=sha256)
         how = " --anchors" if asked.anchors is not None else ""
-        return calibrating.Wanted(asked.kind, own, other, asked.days, command + how, asked.seed, asked.force)
+        return calibrating.CalibrationRequest(
+            asked.kind, own, other, asked.days, command + how, asked.seed, asked.force
+        )
 
     if asked.anchors is not None:
         theirs = target.units()
@@ -285,7 +287,7 @@ def evaluate(
     truth = (
         calibrating.shipped_truth(source, target, EVALUATED)
         if anchors is None
-        else calibrating.folder_anchors(source, target, anchors)
+        else calibrating.anchors_of((picture_rule(source.manifest), picture_rule(target.manifest)), anchors)
     )
     given = truth.source if truth is not None else spaced(own.held_out, EVALUATED)
     said = f"{len(given)} held-out pictures; their true translations are not known."

@@ -92,7 +92,7 @@ COMMANDS: Mapping[str, Lazy] = {
     ),
     "colours": Lazy(
         "ddib_fed.paper.commands:colours",
-        "Give one photograph the colours of another; compare with optimal transport.",
+        "Give one photograph the colours of another.",
     ),
     "privacy": Lazy(
         "ddib_fed.lab.commands:privacy",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -194,15 +195,15 @@ class Classes:
 
 def parse_pairs(text: str, before: Classes, after: Classes) -> tuple[tuple[int, int], ...]:
     """The pairs of `--pairs`, by numbers or by class names."""
-    from ddib_fed.data.imagenet import class_pairs
-
     numbers = []
     for part in text.split(","):
         source, mark, target = part.partition(":")
         if not mark:
             raise UsageError(f"{part!r} is no pair of classes", hint="write 260:261, or cat:dog")
         numbers.append(f"{before.number(source)}:{after.number(target)}")
-    return class_pairs(",".join(numbers), max(before.count, after.count))
+    kit = importlib.import_module("ddib_fed.paper.imagenet")
+    found: tuple[tuple[int, int], ...] = kit.class_pairs(",".join(numbers), max(before.count, after.count))
+    return found
 
 
 def domain_name(ctx: click.Context, param: click.Parameter, value: str) -> str:

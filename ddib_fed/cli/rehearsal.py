@@ -40,10 +40,8 @@ from ddib_fed.models.bundle import Bundle
 from ddib_fed.names import names_apart
 from ddib_fed.processes import require_alone
 from ddib_fed.protocol.messages import Event, Settings
-from ddib_fed.training import report as record
-from ddib_fed.training.checkpoint import RUN_FOLDER
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.run import train
+from ddib_fed.training.run import RUN_FOLDER, read_progress, train
 from ddib_fed.training.sources import name_of
 
 # Of the time that is given, this goes to training; the rest to looking, translating and judging.
@@ -56,8 +54,6 @@ OnProgress = Callable[[str, int, int, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """What is to be rehearsed."""
-
     a: Path
     b: Path
     out: Path
@@ -72,8 +68,6 @@ class Rehearsal:
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """One scanned folder."""
-
     letter: str
     folder: Folder
     lines: tuple[str, ...]
@@ -148,7 +142,6 @@ def _train(
     *,
     force: bool,
 ) -> Bundle:
-    """The model of a side, trained or found."""
     alike = both[0].name == both[1].name
     time_s = None if wanted.time_s is None else TRAINING_SHARE * wanted.time_s / 2
     config = TrainConfig.model_validate(
@@ -195,7 +188,6 @@ def _translate(
     wanted: Rehearsal,
     show: OnProgress,
 ) -> WayFound:
-    """Held-out pictures of a side there and back, and what can be said of them."""
     out = wanted.out / f"{source.letter}-to-{target.letter}"
     domains = models[0].manifest.domain, models[1].manifest.domain
     title = " to ".join(domains)
@@ -243,8 +235,6 @@ def _translate(
 
 
 class _StepProgress(RunProgress):
-    """Shows the network evaluations of what is integrated together."""
-
     def __init__(self, client: InProcess, show: Callable[[int, int, str], None]) -> None:
         super().__init__(client)
         self._show = show
@@ -284,7 +274,7 @@ def _judge(run: FolderRun, models: tuple[Bundle, Bundle], target: _Side) -> tupl
 
 def _found(side: _Side, model: Bundle, out: Path) -> SideFound:
     run_folder = out / side.letter / RUN_FOLDER
-    losses = [row.held_out for row in record.read_progress(run_folder / "progress.csv")]
+    losses = [row.held_out for row in read_progress(run_folder / "progress.csv")]
     return SideFound(
         side.folder.root,
         side.lines,

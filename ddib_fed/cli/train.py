@@ -36,6 +36,14 @@ OUT = click.option(
 )
 RESUME = click.option("--resume", is_flag=True, help="Resume the unfinished run in --out.")
 FORCE = click.option("--force", is_flag=True, help="Start over, replacing the run in --out.")
+SET = click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Another field of the run, e.g. ema=0.999, crop=true or channels=1, or of its network, e.g. model_channels=48 "
+    "or channel_mult=1,2,3; network=public is the public DDIB code's for points.",
+)
 
 
 def train_options(
@@ -71,14 +79,8 @@ def _option(name: str, config: type[TrainConfig], *, mixed: bool) -> Callable[[A
         kind = click.Path(path_type=Path)
     elif name == "time_s" or kind not in (int, float):
         kind = str
-    return click.option(
-        option(name),
-        name,
-        type=kind,
-        multiple=name == "network",
-        metavar={"network": "FIELD=VALUE", "time_s": "TIME"}.get(name),
-        help=text,
-    )
+    metavar = "TIME" if name == "time_s" else None
+    return click.option(option(name), name, type=kind, metavar=metavar, help=text)
 
 
 def given(settings: Mapping[str, Any], **further: Any) -> dict[str, Any]:
@@ -90,23 +92,25 @@ def given(settings: Mapping[str, Any], **further: Any) -> dict[str, Any]:
 @command()
 @OUT
 @train_options(options_of("points", "pictures"), mixed=True)
+@SET
 @RESUME
 @FORCE
 @options.OUTCOME
-def train(*, out: Path, resume: bool, force: bool, **settings: Any) -> None:
+def train(*, out: Path, sets: tuple[str, ...], resume: bool, force: bool, **settings: Any) -> None:
     """Train a model and write its bundle, with progress.csv, loss curve, samples and checkpoints in DIR/run.
 
     A killed and resumed run ends bit for bit as an uninterrupted one. Several processes or GPUs share the work of one
     run: torchrun --nproc-per-node 4 --no-python ddib model train --images FOLDER ...
     """
-    run(checked(TrainConfig, given(settings), "ddib model train --help"), out, resume=resume, force=force)
+    config = checked(TrainConfig, given(settings), "ddib model train --help", sets)
+    run(config, out, resume=resume, force=force)
 
 
 @group(context_settings={"help_option_names": ["-h", "--help"]})
 def classifier() -> None:
     """Train classifiers of noisy pictures, for guidance.
 
-    Alternative: classifier-free guidance, `ddib model train --classes folders --label-dropout 0.1`.
+    Alternative: classifier-free guidance, `ddib model train --classes folders --set label_dropout=0.1`.
     """
 
 
@@ -120,11 +124,18 @@ def classifier() -> None:
     help="The model to guide; its noise levels, units and picture size are used.",
 )
 @train_options(options_of("classifier"))
+@SET
 @RESUME
 @FORCE
 @options.OUTCOME
 def train_classifier(
-    *, out: Path, generator: Path | None, resume: bool, force: bool, **settings: Any
+    *,
+    out: Path,
+    generator: Path | None,
+    sets: tuple[str, ...],
+    resume: bool,
+    force: bool,
+    **settings: Any,
 ) -> None:
     """Train a classifier of noisy pictures on a folder with classes, and write its bundle.
 
@@ -135,7 +146,7 @@ def train_classifier(
         options.refuse_idle(("colours",), "is as the model of --for has it", hint="leave it out")
     asked = given(settings, kind="classifier", generator=generator)
     fields = {"classes": "folders", **_as_guided(generator), **asked}
-    run(checked(TrainConfig, fields, "ddib classifier train --help"), out, resume=resume, force=force)
+    run(checked(TrainConfig, fields, "ddib classifier train --help", sets), out, resume=resume, force=force)
 
 
 def _as_guided(generator: Path | None) -> dict[str, Any]:

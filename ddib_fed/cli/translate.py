@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,6 @@ def _open_in_process(source: str, target: str, given: dict[str, Any]) -> InProce
 def _parties(
     bundles: tuple[Bundle, Bundle], given: dict[str, Any], *, together: int
 ) -> tuple[LocalParty, LocalParty]:
-    """One for each model, or one for both."""
     from ddib_fed.cli.opening import torch_threads
     from ddib_fed.engine.local_party import open_party
     from ddib_fed.models.bundle import open_bundle
@@ -97,7 +97,6 @@ def _parties(
 
 
 def load_credentials(given: tuple[Path, Path] | None) -> Credentials | None:
-    """The certificate and key of --credentials, before anything is sent."""
     if given is None:
         return None
     from ddib_fed.formats.credentials import Credentials
@@ -254,7 +253,6 @@ def translate(
 def _where_to(
     target: str | None, source: str | None, model: str | None, given: dict[str, Any]
 ) -> tuple[InProcess | None, str]:
-    """Two models behind the client's interface, if they are named; and the target."""
     if source is not None and model is not None:
         if target is not None:
             raise UsageError("--to is for nodes, --source and --target for models", hint="omit one of them")
@@ -281,9 +279,6 @@ def _paired_items(
     labels: Path | None,
     limit: int | None,
 ) -> list[FileItem]:
-    """The pictures of some classes in a folder, under the public code's names."""
-    from ddib_fed.data.imagenet import paired_pictures, source_name, translated_name
-
     taken = ("source_class", "target_class")
     options.refuse_idle(taken, "is already set by --pairs", hint="omit one of them")
     if len(files) != 1:
@@ -301,16 +296,17 @@ def _paired_items(
         )
     # A model without classes may be guided by a classifier.
     count = other.classes or other.guidance.classifier_classes
+    kit = importlib.import_module("ddib_fed.paper.imagenet")  # the layers keep what is the paper's above
     numbers = options.parse_pairs(pairs, own, options.Classes(other.target, count, other.class_names))
     return [
         FileItem(
-            translated_name(each.source, each.ordinal, each.target).removesuffix(".PNG"),
+            kit.translated_name(each.source, each.ordinal, each.target).removesuffix(".PNG"),
             each.path.name,
-            source=source_name(each.source, each.ordinal).removesuffix(".PNG"),
+            source=kit.source_name(each.source, each.ordinal).removesuffix(".PNG"),
             path=each.path,
             classes=(str(each.source), str(each.target)),
         )
-        for each in paired_pictures(files[0], numbers, class_names=own.names, labels=labels, limit=limit)
+        for each in kit.paired_pictures(files[0], numbers, class_names=own.names, labels=labels, limit=limit)
     ]
 
 
@@ -338,7 +334,6 @@ def _request(target: str, given: dict[str, Any]) -> JobRequest:
 
 
 def _refuse_idle_options(request: JobRequest, pairs: str | None, *, detach: bool, alone: bool) -> None:
-    """Return if no option that was given is without effect."""
     if pairs is None:
         options.refuse_idle(("labels", "limit"), "is for classes", hint="add --pairs 260:261, or omit it")
     if not request.cycle:

@@ -73,16 +73,18 @@ def tune(
     to one softening. MODEL is the bundle's folder.
     """
     from ddib_fed.networks.placement import torch_threads
-    from ddib_fed.training.tune import Wanted, tune_bundle
+    from ddib_fed.training.tune import tune_bundle
 
     counts = tuple(sorted({*evaluations, *further})) or NUMBERS
     numbers = " ".join(map(str, counts))
     command = " ".join(["ddib model tune MODEL --evaluations", numbers, *_others(data, soften, seed)])
-    wanted = Wanted(counts, data=data, soften=soften, seed=seed)
     with bar("tuning") as show, torch_threads(threads):
         tuned = tune_bundle(
             folder,
-            wanted,
+            counts,
+            data=data,
+            soften_sigma=soften,
+            seed=seed,
             command=command,
             device=device,
             say=lambda what, done, total: show(done, total, what),
@@ -143,7 +145,7 @@ def gate(
     Training does this by itself where at least 40 pictures are held out. MODEL is the bundle's folder.
     """
     from ddib_fed.networks.placement import torch_threads
-    from ddib_fed.training.own_samples import put_allowances
+    from ddib_fed.training.tune import put_allowances
 
     words = [
         "ddib model gate MODEL",

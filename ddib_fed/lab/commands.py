@@ -12,10 +12,11 @@ from ddib_fed.cli.help import command, group
 from ddib_fed.cli.model import attacked_lines, distilled_lines
 from ddib_fed.cli.options import THREADS
 from ddib_fed.cli.output import lines, outcome, print_json
-from ddib_fed.cli.train import FORCE, OUT, RESUME, given, run, train_options, trained
+from ddib_fed.cli.train import FORCE, OUT, RESUME, SET, given, run, train_options, trained
+from ddib_fed.errors import UsageError
 from ddib_fed.lab.config import DistilConfig, PrivateTrainConfig
 from ddib_fed.terminal import say
-from ddib_fed.training.config import checked, options_of
+from ddib_fed.training.config import checked, options_of, seconds
 
 
 @group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,35 +36,17 @@ def privacy() -> None:
     "--data",
     type=click.Path(path_type=Path),
     metavar="PATH",
+    multiple=True,
     help="Folder of pictures of the domain that the model was not trained on, or a .npy file of such points; default: "
-    "the domain that ships.",
+    "the domain that ships. A second --data names its training data, for the attacks on membership.",
 )
 @click.option(
-    "--training",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    help="The same for its training data, for the attacks on membership; default: the domain that ships.",
-)
-@click.option(
-    "--samples",
-    type=click.IntRange(96, 10_000),
-    default=256,
+    "--time",
+    "time_s",
+    default="60",
     show_default=True,
-    help="Samples that the attacker knows; half as many are attacked.",
-)
-@click.option(
-    "--surrogate-seconds",
-    type=click.FloatRange(0, 86_400),
-    default=60.0,
-    show_default=True,
+    metavar="TIME",
     help="How long the attacker trains a model of their own; 0 for none.",
-)
-@click.option(
-    "--evaluations",
-    type=click.IntRange(4, 1_000),
-    default=24,
-    show_default=True,
-    help="Evaluations of encoding.",
 )
 @click.option(
     "--seed", type=click.IntRange(0), default=41, show_default=True, help="Seed of all random draws."
@@ -71,33 +54,33 @@ def privacy() -> None:
 @THREADS
 @options.FORMAT
 def report(
-    *,
-    which: str,
-    data: Path | None,
-    training: Path | None,
-    samples: int,
-    surrogate_seconds: float,
-    evaluations: int,
-    seed: int,
-    threads: int,
-    output_format: str,
+    *, which: str, data: tuple[Path, ...], time_s: str, seed: int, threads: int, output_format: str
 ) -> None:
     """Attack the latents of your own data, and the samples of your model, and print what an attacker gets.
 
-    The attacker knows other samples with their latents, like anybody who sent some through your node, and fits
+    The attacker knows 256 other samples with their latents, like anybody who sent some through your node, and fits
     inverters to them; then trains a model of the domain on these samples and decodes with it. The result is a lower
     bound: with more samples or more time an attacker recovers more. The figures are written into privacy.json beside
     the weights; the digest does not change.
     """
     from ddib_fed.cli.opening import open_model
-    from ddib_fed.lab.report import Wanted, privacy_report
+    from ddib_fed.lab.report import Attack, privacy_report
     from ddib_fed.models.bundle import put_beside, shipped_name
     from ddib_fed.networks.placement import torch_threads
 
-    words = _command(data, training, samples, surrogate_seconds, evaluations, seed)
-    wanted = Wanted(data, training, samples, evaluations, surrogate_seconds, seed, words)
+    if len(data) > 2:
+        raise UsageError("--data is given more than twice", hint="ddib privacy report --help")
+    try:
+        surrogate_s = 0.0 if time_s == "0" else float(seconds(time_s))
+    except ValueError as error:
+        raise UsageError(f"--time: {error}", hint="ddib privacy report --help") from error
+    words = (
+        f"ddib privacy report --model MODEL{' --data PATH' * len(data)} --time {surrogate_s:g} --seed {seed}"
+    )
+    own, training = (*data, None, None)[:2]
+    attack = Attack(own, training, surrogate_s, seed, words, say=lambda what: say(what, err=True))
     with torch_threads(threads):
-        found = privacy_report(open_model(which), wanted, say=lambda what: say(what, err=True))
+        found = privacy_report(open_model(which), attack)
     if shipped_name(which) is None:
         put_beside(Path(which), found)
     if output_format == "json":
@@ -106,39 +89,26 @@ def report(
     lines(dict(attacked_lines(found)))
 
 
-def _command(
-    data: Path | None, training: Path | None, samples: int, seconds: float, evaluations: int, seed: int
-) -> str:
-    words = ["ddib privacy report --model MODEL"]
-    words += ["--data PATH"] if data else []
-    words += ["--training PATH"] if training else []
-    return " ".join(
-        [
-            *words,
-            f"--samples {samples} --surrogate-seconds {seconds:g} --evaluations {evaluations} --seed {seed}",
-        ]
-    )
-
-
 @privacy.command("train")
 @OUT
 @train_options(options_of("points", "pictures", config=PrivateTrainConfig), PrivateTrainConfig, mixed=True)
+@SET
 @RESUME
 @FORCE
 @options.OUTCOME
-def train_private(*, out: Path, resume: bool, force: bool, **settings: Any) -> None:
+def train_private(*, out: Path, sets: tuple[str, ...], resume: bool, force: bool, **settings: Any) -> None:
     """Train a model with differential privacy of each training sample (DP-SGD; needs the extra dp).
 
     Otherwise as `ddib model train`, with its options. It bounds what the weights tell of one training sample, and hides
-    no picture that is translated (SECURITY.md).
+    no picture that is translated (SECURITY.md). Delta is a tenth of 1 / training samples.
     """
-    config = checked(PrivateTrainConfig, given(settings), "ddib privacy train --help")
+    config = checked(PrivateTrainConfig, given(settings), "ddib privacy train --help", sets)
     run(config, out, resume=resume, force=force)
 
 
 _NAMES = (
-    "domain", "data", "images", "classes", "skip_bad", "name", "steps", "time_s", "seed", "batch", "learning_rate",
-    "ema", "precision", "device", "threads", "dtype", "samples", "checkpoint_every",
+    "domain", "data", "images", "classes", "skip_bad", "name", "steps", "time_s", "seed", "batch", "device", "threads",
+    "dtype",
 )  # fmt: skip
 
 
@@ -146,10 +116,13 @@ _NAMES = (
 @click.argument("teacher", metavar="MODEL")
 @OUT
 @train_options(_NAMES, DistilConfig)
+@SET
 @RESUME
 @FORCE
 @options.OUTCOME
-def distil(*, teacher: str, out: Path, resume: bool, force: bool, **settings: Any) -> None:
+def distil(
+    *, teacher: str, out: Path, sets: tuple[str, ...], resume: bool, force: bool, **settings: Any
+) -> None:
     """Distil a model into one that encodes and decodes in 1, 2, 4 or 8 evaluations.
 
     It needs the model and samples of its domain, and nothing of another party: --data or --images, or nothing for a
@@ -158,8 +131,10 @@ def distil(*, teacher: str, out: Path, resume: bool, force: bool, **settings: An
 
     MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
     """
-    config = checked(DistilConfig, given(settings, teacher=teacher), "ddib model distil --help")
-    done = run(config, out, resume=resume, force=force)
+    fields = given(settings, teacher=teacher)
+    done = run(
+        checked(DistilConfig, fields, "ddib model distil --help", sets), out, resume=resume, force=force
+    )
     if done is None or done.manifest.distilled is None:
         return
     lines(distilled_lines(done.manifest.distilled))

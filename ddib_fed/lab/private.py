@@ -16,11 +16,11 @@ import math
 import os
 import secrets
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,81 +36,35 @@ from ddib_fed.errors import SettingsInvalid, StateConflict, extra
 from ddib_fed.files import write_file
 from ddib_fed.lab.config import PrivateTrainConfig
 from ddib_fed.models.manifest import DifferentialPrivacy
-from ddib_fed.training.checkpoint import Checkpoint
-from ddib_fed.training.distributed import World
+from ddib_fed.networks.unet import UNet
+from ddib_fed.training.config import Plan
 from ddib_fed.training.objective import make_batch, make_step_batch
 from ddib_fed.training.pictures import COLUMNS, DROP, LEVEL, PictureTask
 from ddib_fed.training.points import PointTask
-from ddib_fed.training.run import OnScan, Opened, Say, open_run
+from ddib_fed.training.run import OnScan, Opened, RunState, Say, open_run
 from ddib_fed.training.sources import PictureSource
-from ddib_fed.training.trainer import Task, Trainer
+from ddib_fed.training.trainer import Task, Trainer, World, part_of
 
-Mechanism = Literal["prv", "rdp"]
+ACCOUNTANT = "prv"
+"""Needs less noise than `rdp`."""
+CLIP = 1.0
+"""Norm to which the gradient of each sample is clipped; of ADAM's steps only its ratio to the noise counts."""
+DRAWS = 4
+"""Noise levels, with noise of their own, over which a sample's gradient is the mean."""
+DELTA_SHARE = 0.1
+"""Delta times the number of training samples: below 1, at which publishing one of them would be allowed."""
+KEY_FILE, KEY_BYTES = "noise.key", 32
+GRADIENT_BYTES = 1 << 28
+"""What the gradients of the samples that are computed together may take."""
+_MASKS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_BATCHES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def require_opacus() -> None:
     """Return if the extra is installed."""
-    with extra(
-        "dp", "opacus", "training with differential privacy needs opacus", otherwise="leave --dp-epsilon out"
-    ):
+    why = "training with differential privacy needs opacus"
+    with extra("dp", "opacus", why, otherwise="train by ddib model train"):
         import opacus  # noqa: F401
-
-
-def noise_for(mechanism: Mechanism, *, epsilon: float, delta: float, rate: float, steps: int) -> float:
-    """The least noise multiplier with which `steps` steps spend at most `epsilon`, to 0.01 of it."""
-    require_opacus()
-    from opacus.accountants.utils import get_noise_multiplier
-
-    try:
-        with _quiet():
-            found: float = get_noise_multiplier(
-                target_epsilon=epsilon,
-                target_delta=delta,
-                sample_rate=rate,
-                steps=steps,
-                accountant=mechanism,
-            )
-    except ValueError as error:
-        raise SettingsInvalid(
-            f"no noise is enough for epsilon {epsilon:g} at delta {delta:g} by the accountant {mechanism}",
-            hint="a larger --dp-epsilon, or --dp-accountant prv",
-        ) from error
-    return found
-
-
-class Ledger:
-    """What the steps of a run have spent."""
-
-    def __init__(self, mechanism: Mechanism, rate: float, noise_multiplier: float) -> None:
-        require_opacus()
-        from opacus.accountants import create_accountant
-
-        self.rate, self.noise_multiplier = rate, noise_multiplier
-        self._accountant = create_accountant(mechanism)
-
-    @property
-    def steps(self) -> int:
-        return int(sum(steps for _, _, steps in self._accountant.history))
-
-    def count(self) -> None:
-        self._accountant.step(noise_multiplier=self.noise_multiplier, sample_rate=self.rate)
-
-    def epsilon(self, delta: float) -> float:
-        """What was spent; 0 before the first step."""
-        if not self._accountant.history:
-            return 0.0
-        with _quiet():
-            return float(self._accountant.get_epsilon(delta))
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"history": torch.tensor(self._accountant.history, dtype=torch.float64).reshape(-1, 3)}
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take a history that was stored; what follows has the noise of its last step."""
-        rows = tensors["history"].tolist()
-        self._accountant.history = [(noise, rate, int(steps)) for noise, rate, steps in rows]
-        if rows:
-            self.noise_multiplier = rows[-1][0]
 
 
 @contextmanager
@@ -120,12 +74,53 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-KEY_FILE = "noise.key"
-KEY_BYTES = 32
-GRADIENT_BYTES = 1 << 28
-"""What the gradients of the samples that are computed together may take."""
-_MASKS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_BATCHES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+class PrivacyLedger:
+    """What the steps of a run spend: the least noise with which all of them spend at most `epsilon`, to 0.01 of it."""
+
+    def __init__(self, *, epsilon: float, delta: float, rate: float, steps: int) -> None:
+        require_opacus()
+        from opacus.accountants import create_accountant
+        from opacus.accountants.utils import get_noise_multiplier
+
+        self.delta, self.rate = delta, rate
+        self._accountant = create_accountant(ACCOUNTANT)
+        try:
+            with _quiet():
+                self.noise: float = get_noise_multiplier(
+                    target_epsilon=epsilon,
+                    target_delta=delta,
+                    sample_rate=rate,
+                    steps=steps,
+                    accountant=ACCOUNTANT,
+                )
+        except ValueError as error:
+            raise SettingsInvalid(
+                f"no noise is enough for epsilon {epsilon:g} at delta {delta:g}", hint="a larger --epsilon"
+            ) from error
+
+    @property
+    def steps(self) -> int:
+        return int(sum(steps for _, _, steps in self._accountant.history))
+
+    def count(self) -> None:
+        self._accountant.step(noise_multiplier=self.noise, sample_rate=self.rate)
+
+    def spent(self) -> float:
+        """Epsilon of the steps so far; 0 before the first step."""
+        if not self._accountant.history:
+            return 0.0
+        with _quiet():
+            return float(self._accountant.get_epsilon(self.delta))
+
+    def tensor(self) -> Tensor:
+        return torch.tensor(self._accountant.history, dtype=torch.float64).reshape(-1, 3)
+
+    def restore(self, history: Tensor) -> None:
+        """Take a history that was stored; what follows has the noise of its last step."""
+        rows = history.tolist()
+        self._accountant.history = [(noise, rate, int(steps)) for noise, rate, steps in rows]
+        if rows:
+            self.noise = rows[-1][0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +168,8 @@ def forget_key(folder: Path) -> None:
     (folder / KEY_FILE).unlink(missing_ok=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Draws:
-    """Samples with several draws of noise level and noise each."""
+class Draws(NamedTuple):
+    """Samples (n, K, ...) with K draws of noise level and noise each."""
 
     x: Tensor
     times: Tensor
@@ -185,9 +179,8 @@ class Draws:
     def parts(self, size: int, device: torch.device) -> Iterator[Draws]:
         """At most `size` samples at a time, on the device."""
         for first in range(0, len(self.x), size):
-            part = slice(first, first + size)
-            fields = (self.x, self.times, self.target, self.labels)
-            yield Draws(*(None if field is None else field[part].to(device) for field in fields))  # type: ignore[arg-type]
+            part = (None if field is None else field[first : first + size].to(device) for field in self)
+            yield Draws(*part)  # type: ignore[arg-type]
 
 
 class SampleGradients:
@@ -204,7 +197,7 @@ class SampleGradients:
         weights = {name: value.detach() for name, value in self._network.named_parameters()}
         labels = None if draws.labels is None else 0
         each = vmap(grad_and_value(self._loss), in_dims=(None, 0, 0, 0, labels))
-        gradients, losses = each(weights, draws.x, draws.times, draws.target, draws.labels)
+        gradients, losses = each(weights, *draws)
         return list(gradients.values()), losses
 
     def _loss(
@@ -229,18 +222,12 @@ def refuse_layers(network: nn.Module) -> None:
 
 
 class PrivatePoints(PointTask):
-    config: PrivateTrainConfig
-
-    @property
-    def training_samples(self) -> int:
-        return len(self.source.train)
-
     def draws(self, step: int, chosen: NDArray[np.int64], key: RunKey) -> Draws:
-        count, dim = self.config.dp_draws, self.source.dim
-        shape = (len(chosen), count)
-        u = torch.from_numpy((np.arange(count) + key.uniforms("levels", step, shape)) / count).reshape(-1)
+        """The samples of these numbers (n,), n > 0, on the CPU; each depends on no other one."""
+        shape, dim = (len(chosen), DRAWS), self.source.dim
+        u = torch.from_numpy((np.arange(DRAWS) + key.uniforms("levels", step, shape)) / DRAWS).reshape(-1)
         eps = torch.from_numpy(key.normals("noise of points", step, (u.numel(), dim))).float()
-        x0 = torch.from_numpy(self.source.train[chosen]).repeat_interleave(count, 0)
+        x0 = torch.from_numpy(self.source.train[chosen]).repeat_interleave(DRAWS, 0)
         if self.config.public:
             assert isinstance(self._schedule, DiscreteSchedule)
             batch = make_step_batch(x0, eps, u, self._schedule)
@@ -253,26 +240,27 @@ class PrivatePoints(PointTask):
 class PrivatePictures(PictureTask):
     """No figure, spectrum or threshold is measured of training pictures: no noise would hide what it tells of them."""
 
-    config: PrivateTrainConfig
-    private = True
+    def measure_spectrum(self, network: UNet) -> None:
+        """Nothing: the spectrum stays that of the initial weights."""
 
-    @property
-    def training_samples(self) -> int:
-        return len(self.source.train)
+    def reference_pictures(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        return self.source.held_out[::2], self.source.held_out[1::2]
+
+    def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
+        said = super().show(trainer, folder, last=last)
+        self.figures = {name: value for name, value in self.figures.items() if "training_picture" not in name}
+        return said
 
     def draws(self, step: int, chosen: NDArray[np.int64], key: RunKey) -> Draws:
-        count = self.config.dp_draws
-        each = np.repeat(chosen, count)
+        """As of `PrivatePoints`."""
+        each, shape = np.repeat(chosen, DRAWS), (len(chosen), DRAWS)
         u = key.uniforms("pictures", step, (len(each), COLUMNS))
         x = self._batches.changed(each, u)
-        if self.config.dequantise:
-            filled = key.uniforms("quantisation", step, x.shape) - 0.5
-            x = x + (filled * self.source.quantum).astype(np.float32)
+        filled = key.uniforms("quantisation", step, x.shape) - 0.5
+        x = x + (filled * self.source.quantum).astype(np.float32)
         eps = torch.from_numpy(key.normals("noise of pictures", step, x.shape)).float()
-        levels = torch.from_numpy((np.tile(np.arange(count), len(chosen)) + u[:, LEVEL]) / count)
-        x0 = torch.from_numpy(self.normal.apply(x))
-        question = self.ask(x0, eps, self._lambdas(levels))
-        shape = (len(chosen), count)
+        levels = torch.from_numpy((np.tile(np.arange(DRAWS), len(chosen)) + u[:, LEVEL]) / DRAWS)
+        question = self.ask(torch.from_numpy(self.normal.apply(x)), eps, self._lambdas(levels))
         xs, target = (part.reshape(*shape, *part.shape[1:]) for part in (question.x, question.target))
         labels = self._batches.labels(each, u[:, DROP])
         return Draws(
@@ -280,12 +268,11 @@ class PrivatePictures(PictureTask):
         )
 
 
-def clipped_sums(
-    optimizer: torch.optim.Optimizer, noise: float, clip: float, expected: int, key: RunKey
-) -> Any:
-    """opacus' optimiser: it clips gradients of samples, sums them and adds a step's noise, which follows from
-    the key.
-    """
+PrivateTask = PrivatePoints | PrivatePictures
+
+
+def clipped_sums(optimizer: torch.optim.Optimizer, noise: float, expected: int, key: RunKey) -> Any:
+    """opacus' optimiser: it clips gradients of samples, sums them and adds a step's noise, which the key gives."""
     from opacus.optimizers import DPOptimizer
 
     class ClippedSums(DPOptimizer):  # type: ignore[misc]
@@ -312,79 +299,53 @@ def clipped_sums(
                 total = parameter.summed_grad
                 parameter.grad = total + torch.from_numpy(deviation * drawn).to(total.device, total.dtype)
 
-    return ClippedSums(optimizer, noise_multiplier=noise, max_grad_norm=clip, expected_batch_size=expected)
-
-
-class PrivateTask(Task, Protocol):
-    """A task whose samples can be taken one by one."""
-
-    @property
-    def training_samples(self) -> int:
-        """How many samples there are to train on."""
-
-    def draws(self, step: int, chosen: NDArray[np.int64], key: RunKey) -> Draws:
-        """The samples of these numbers (n,), n > 0, on the CPU; each depends on no other one."""
+    return ClippedSums(optimizer, noise_multiplier=noise, max_grad_norm=CLIP, expected_batch_size=expected)
 
 
 class PrivateTrainer(Trainer):
-    task: PrivateTask
-
-    def __init__(self, task: PrivateTask, world: World, key: RunKey) -> None:
-        super().__init__(task, world, ahead=False)
+    def __init__(self, task: PrivateTask, world: World, plan: Plan, key: RunKey, initial: str = "") -> None:
+        super().__init__(task, world, plan, ahead=False)
         config = self.config
         assert isinstance(config, PrivateTrainConfig)
-        self._private, self._key = config, key
+        self._private, self._key, self._initial = task, key, initial
         self._each = SampleGradients(self.network)
-        rate = self.batch / task.training_samples
-        noise = noise_for(
-            config.dp_accountant,
-            epsilon=config.dp_epsilon,
-            delta=config.dp_delta,
-            rate=rate,
-            steps=self.steps,
+        self._samples = len(task.source.train)
+        delta, rate = DELTA_SHARE / self._samples, config.batch / self._samples
+        self.ledger = PrivacyLedger(epsilon=config.epsilon, delta=delta, rate=rate, steps=plan.total)
+        self.planned = (
+            f"{plan.total} steps with noise multiplier {self.ledger.noise:.4g} and sampling rate {rate:.4g} spend at "
+            f"most epsilon {config.epsilon:g} at delta {delta:g}"
         )
-        self._ledger = Ledger(config.dp_accountant, rate, noise)
-        self._sums = clipped_sums(self._optimizer, noise, config.dp_clip, self.batch, key)
+        self._sums = clipped_sums(self._optimizer, self.ledger.noise, config.batch, key)
         self._last_loss = torch.zeros((), dtype=torch.float64)
 
     def tensors(self) -> dict[str, Tensor]:
-        history = {f"privacy.{name}": value for name, value in self._ledger.tensors().items()}
-        return {**super().tensors(), **history}
+        return {**super().tensors(), "privacy.history": self.ledger.tensor()}
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        super().restore(checkpoint)
-        self._ledger.restore(checkpoint.part("privacy"))
-        self._sums.noise_multiplier = self._ledger.noise_multiplier
-
-    def planned(self) -> str:
-        """What all steps together are going to spend."""
-        config = self._private
-        return (
-            f"{self.steps} steps with noise multiplier {self._ledger.noise_multiplier:.4g} and sampling rate "
-            f"{self._ledger.rate:.4g} spend at most epsilon {config.dp_epsilon:g} at delta {config.dp_delta:g}"
-        )
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        super().restore(tensors)
+        self.ledger.restore(part_of(tensors, "privacy")["history"])
+        self._sums.noise_multiplier = self.ledger.noise
 
     def spent(self) -> DifferentialPrivacy:
-        """What the steps so far have spent."""
-        config = self._private
         return DifferentialPrivacy(
-            epsilon=self._ledger.epsilon(config.dp_delta),
-            delta=config.dp_delta,
-            noise_multiplier=self._ledger.noise_multiplier,
-            clip=config.dp_clip,
-            sampling_rate=self._ledger.rate,
-            steps=self._ledger.steps,
-            draws=config.dp_draws,
-            accountant=config.dp_accountant,
-            initial=config.init_digest,
+            epsilon=self.ledger.spent(),
+            delta=self.ledger.delta,
+            noise_multiplier=self.ledger.noise,
+            clip=CLIP,
+            sampling_rate=self.ledger.rate,
+            steps=self.ledger.steps,
+            draws=DRAWS,
+            accountant=ACCOUNTANT,
+            initial=self._initial,
         )
 
     def _accumulate(self) -> Tensor:
         self._sums.zero_grad(set_to_none=True)
         losses = [torch.zeros(0, device=self.world.device)]
-        chosen = self._key.chosen(self.step, self.task.training_samples, self._ledger.rate)
+        chosen = self._key.chosen(self.step, self._samples, self.ledger.rate)
         if len(chosen):
-            draws = self.task.draws(self.step, chosen, self._key)
+            draws = self._private.draws(self.step, chosen, self._key)
             for part in draws.parts(min(self.microbatch, self._each.at_once), self.world.device):
                 gradients, found = self._each(part)
                 self._sums.add(gradients)
@@ -395,7 +356,7 @@ class PrivateTrainer(Trainer):
     def _bound_gradient(self) -> None: ...
 
     def _loss(self, losses: Tensor) -> Tensor:
-        self._ledger.count()
+        self.ledger.count()
         if len(losses):
             self._last_loss = losses.double().mean()
         return self._last_loss
@@ -413,12 +374,6 @@ def require_private(config: PrivateTrainConfig, samples: int, processes: int) ->
             f"a step takes {config.batch} of {samples} training samples on average, which are too few",
             hint=f"--batch {max(1, samples // 10)}",
         )
-    if config.dp_delta >= 1 / samples:
-        raise SettingsInvalid(
-            f"delta {config.dp_delta:g} is not less than 1 / {samples} training samples: publishing one of them would "
-            "be allowed",
-            hint=f"--dp-delta {0.1 / samples:.0e}",
-        )
 
 
 def open_private(
@@ -432,11 +387,14 @@ def open_private(
     opened = open_run(config, source, out, say, on_scan, (PrivatePoints, PrivatePictures))
     require_private(config, opened.samples, int(os.environ.get("WORLD_SIZE", "1")))
 
-    def trainer(task: PrivateTask, world: World, run: Path, checkpoint: Checkpoint | None) -> Trainer:
-        begun = checkpoint is not None and checkpoint.info.step < task.config.total_steps
-        found = PrivateTrainer(task, world, key_of_run(run, begun=begun))
+    def trainer(task: Task, world: World, plan: Plan, run: Path, state: RunState | None) -> Trainer:
+        assert isinstance(task, PrivatePoints | PrivatePictures)
+        begun = state is not None and state.step < plan.total
+        bundle = task.start.bundle if isinstance(task, PrivatePictures) else None
+        initial = "" if bundle is None else bundle.digest
+        found = PrivateTrainer(task, world, plan, key_of_run(run, begun=begun), initial)
         if say is not None:
-            say(f"differential privacy: {found.planned()}")
+            say(f"differential privacy: {found.planned}")
         return found
 
-    return replace(opened, trainer=trainer, fixed_length=True, after=forget_key)
+    return replace(opened, trainer=trainer, after=forget_key)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,13 +28,12 @@ from ddib_fed.errors import InputError, ShapeMismatch
 from ddib_fed.evaluation import bootstrap, metrics
 from ddib_fed.evaluation.metrics import compare
 from ddib_fed.models.bundle import Bundle
-from ddib_fed.models.manifest import Manifest, carried_domain
+from ddib_fed.models.manifest import carried_domain
 from ddib_fed.models.sidecars import Copies, Figure, Membership, PrivacyReport, Reading
 from ddib_fed.networks.spectrum import cosines, pictures
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.own_samples import Counts, own_samples
 from ddib_fed.training.run import train
-from ddib_fed.training.sources import array_source, spaced
+from ddib_fed.training.sources import array_source, own_samples, spaced
 
 Array = NDArray[np.float32]
 
@@ -50,13 +49,11 @@ SET_ASIDE = 8
 WIDTH, BLOCKS, BATCH, RATE = 24, (1, 2, 4), 24, 2e-3
 
 
-@dataclass(frozen=True, slots=True)
-class Inverter:
+class Inverter(NamedTuple):
     """The best of the surrogates."""
 
     name: str
     inverse: Inverse
-    errors: dict[str, float]
 
 
 def fit_inverter(latents: Array, originals: Array, *, steps: int = 300, seed: int = 0) -> Inverter:
@@ -73,7 +70,7 @@ def fit_inverter(latents: Array, originals: Array, *, steps: int = 300, seed: in
         found["network"] = _network(*fitted, found["frequency"], steps, seed)
     errors = {name: _error(inverse, held) for name, inverse in found.items()}
     best = min(errors, key=errors.__getitem__)
-    return Inverter(best, found[best], errors)
+    return Inverter(best, found[best])
 
 
 def _error(inverse: Inverse, pairs: tuple[Array, Array]) -> float:
@@ -189,8 +186,7 @@ def fit_point_inverter(latents: Array, originals: Array) -> Inverter:
     candidates = [
         _kernel_ridge(*fitted, width, penalty) for width in WIDTHS for penalty in (1e-6, 1e-3, 1e-1)
     ]
-    best = _best(candidates, held)
-    return Inverter("kernel ridge", best, {"kernel ridge": _error(best, held)})
+    return Inverter("kernel ridge", _best(candidates, held))
 
 
 def _kernel_ridge(latents: Array, originals: Array, width: float, penalty: float) -> Inverse:
@@ -241,130 +237,86 @@ def area(inside: Numbers, outside: Numbers) -> float:
 
 Latents = dict[float, Array]
 """By depth, each (N, *sample_shape)."""
-TOGETHER = 16
-"""Pictures that are integrated together."""
 Say = Callable[[str], None]
+SAMPLES = 256
+"""That the attacker knows; half as many are attacked."""
+FEWEST = 32
 DEPTHS = (0.85, 0.7, 0.5)
 STEPS = 150
-"""Of the training of a convolutional inverter; latents of full depth alone."""
+"""Of the training of a convolutional inverter."""
 DECODING = SolverSettings(evaluations=24)
 DRAWS = 400
 LEVELS = (2.0, 1.0, 0.0, -1.0)
 """Lambda at which the loss is taken."""
 NOISES = 2
 """Draws of noise at each."""
-DRAWING = SolverSettings(evaluations=24)
-FEWEST = 32
 SEED = 41
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is attacked, and how hard."""
+class Attack:
+    """What is attacked, and how hard: `data` the model was not trained on, `training` it was; both may ship."""
 
     data: Path | None = None
     training: Path | None = None
-    samples: int = 256
-    evaluations: int = 24
     surrogate_s: float = 60.0
     seed: int = SEED
     command: str = ""
+    samples: int = SAMPLES
+    evaluations: int = 24
+    say: Say = field(default=lambda _: None)
 
 
-def privacy_report(bundle: Bundle, wanted: Wanted, *, say: Say) -> PrivacyReport:
+def privacy_report(bundle: Bundle, attack: Attack) -> PrivacyReport:
     """Attack the latents and samples of a model."""
     model, manifest = DomainModel(bundle), bundle.manifest
-    known, attacked, others = _data(manifest, wanted)
+    most, few = attack.samples, attack.samples // 2
+    shipped = None
+    if attack.data is None and manifest.sample_kind == "picture" and (name := carried_domain(manifest)):
+        shipped = load_shipped(name)
+        # Heads are held out by the handful: their test slabs stand in, and the attacker knows training pictures.
+        enough = len(shipped.held_out) >= 2 * FEWEST
+        known, others = (shipped.held_out, shipped.held_out) if enough else (shipped.train, shipped.test)
+        known, attacked, others = spaced(known, most), spaced(shipped.test, few), spaced(others, most)
+    else:
+        every = own_samples(manifest, attack.data, most + few, most + few).mixed()
+        cut = min(most, 2 * len(every) // 3)
+        known, attacked = every[:cut], every[cut:][:few]
+        others = known
     if min(map(len, (known, attacked, others))) < FEWEST:
         raise InputError(
             f"{len(attacked) + len(known)} samples are too few for an attack",
             hint=f"give {3 * FEWEST} or more",
         )
-    found = tuple(_readings(model, known, attacked, wanted, say))
-    members = _training(manifest, wanted)
+    readings = tuple(_readings(model, known, attacked, attack))
+    members = None if shipped is None else shipped.train
+    if attack.training is not None:
+        members = own_samples(manifest, attack.training, 4 * most, 4 * most).mixed()
     calibrated = manifest.normalisation.calibrated
     return PrivacyReport(
         weights_sha256=manifest.weights_sha256,
-        command=wanted.command,
+        command=attack.command,
         sample_kind=manifest.sample_kind,
         calibration="" if calibrated is None else "its own map",
         known=len(known),
         attacked=len(attacked),
-        surrogate_s=wanted.surrogate_s,
-        readings=found,
-        membership=() if members is None else membership_of(model, members, others, wanted, say),
-        copies=None if members is None else copies_of(model, members, others, wanted.seed, say),
+        surrogate_s=attack.surrogate_s,
+        readings=readings,
+        membership=() if members is None else membership_of(model, members, others, attack),
+        copies=None if members is None else copies_of(model, members, others, attack),
     )
 
 
-def _data(manifest: Manifest, wanted: Wanted) -> tuple[Array, Array, Array]:
-    """The attacker's samples, those that are attacked, and some that the model was not trained on."""
-    few = wanted.samples // 2
-    if wanted.data is None and (name := _carried_pictures(manifest)) is not None:
-        shipped = load_shipped(name)
-        # Heads are held out by the handful: their test slabs stand in, and the attacker knows training pictures.
-        enough = len(shipped.held_out) >= 2 * FEWEST
-        known, others = (shipped.held_out, shipped.held_out) if enough else (shipped.train, shipped.test)
-        return spaced(known, wanted.samples), spaced(shipped.test, few), spaced(others, wanted.samples)
-    counts = Counts(fit=2, choose=wanted.samples, held_out=few)
-    _, known, attacked = own_samples(manifest, wanted.data, counts)
-    return known, attacked, known
-
-
-def membership_of(
-    model: DomainModel, members: Array, others: Array, wanted: Wanted, say: Say
-) -> tuple[Membership, ...]:
-    """How well training samples are distinguished from others, by the norm of the latent and by the model's loss."""
-    own = model.manifest.soften_sigma
-    chosen = spaced(members, len(others))
-    found = []
-    for sigma in (own, 0.0) if own else (0.0,):
-        say(f"membership, softened {sigma:g}")
-        norms, losses = [], []
-        for turn, samples in enumerate((chosen, others)):
-            x = model.normalise(samples)
-            seed = wanted.seed + turn
-            z = latents_along(model, x, evaluations=wanted.evaluations, sigma=sigma, seed=seed)[1.0]
-            norms.append(np.linalg.norm(z.reshape(len(z), -1), axis=1))
-            losses.append(-_losses(model, torch.from_numpy(x), wanted.seed))
-        found.append(
-            Membership(
-                soften_sigma=sigma,
-                members=len(chosen),
-                others=len(others),
-                norm=_area(norms[0], norms[1]),
-                loss=_area(losses[0], losses[1]),
-            )
-        )
-    return tuple(found)
-
-
-def _training(manifest: Manifest, wanted: Wanted) -> Array | None:
-    """Samples that the model was trained on; None where nobody says which. Those of synthetic domains are endless."""
-    if wanted.training is not None:
-        counts = Counts(fit=2, choose=2, held_out=4 * wanted.samples)
-        return own_samples(manifest, wanted.training, counts)[2]
-    if wanted.data is None and (name := _carried_pictures(manifest)) is not None:
-        return load_shipped(name).train
-    return None
-
-
-def _carried_pictures(manifest: Manifest) -> str | None:
-    return carried_domain(manifest) if manifest.sample_kind == "picture" else None
-
-
-def _readings(
-    model: DomainModel, known: Array, attacked: Array, wanted: Wanted, say: Say
-) -> Iterator[Reading]:
+def _readings(model: DomainModel, known: Array, attacked: Array, attack: Attack) -> Iterator[Reading]:
     """One of each kind of latent: softened and not, of each depth, and of the encoder mixed where it works."""
     own = model.manifest.soften_sigma
     attacker = None
-    if wanted.surrogate_s > 0:
-        say(f"the attacker trains a model of {model.manifest.domain}")
-        attacker = _trained(model, known, wanted.surrogate_s, wanted.seed)
+    if attack.surrogate_s > 0:
+        attack.say(f"the attacker trains a model of {model.manifest.domain}")
+        attacker = _trained(model, known, attack.surrogate_s, attack.seed)
     for sigma in (own, 0.0) if own else (0.0,):
         for encoder in ("ode", "mixed") if sigma == own and model.frame() is not None else ("ode",):
-            say(f"latents of the encoder {encoder}, softened {sigma:g}")
+            attack.say(f"latents of the encoder {encoder}, softened {sigma:g}")
             depths = DEPTHS if encoder == "ode" and model.is_picture else ()
             latents = [
                 latents_along(
@@ -372,16 +324,16 @@ def _readings(
                     model.normalise(samples),
                     depths=depths,
                     encoder=encoder,
-                    evaluations=wanted.evaluations,
+                    evaluations=attack.evaluations,
                     sigma=sigma,
-                    seed=wanted.seed + turn,
+                    seed=attack.seed + turn,
                 )
                 for turn, samples in enumerate((known, attacked))
             ]
             for depth in sorted(latents[0], reverse=True):
                 own_model = attacker if depth == 1.0 else None
                 pairs = (latents[0][depth], known), (latents[1][depth], attacked)
-                found = _reading(model, *pairs, own_model, wanted.seed)
+                found = _reading(model, *pairs, own_model, attack.seed)
                 yield Reading(soften_sigma=sigma, depth=depth, encoder=encoder, **found)
 
 
@@ -426,7 +378,7 @@ def _reading(
     }
     if attacker is not None:
         laid = attacker.plan(DECODING)
-        parts = torch.split(torch.from_numpy(latents), 16 if model.is_picture else 4_096)
+        parts = torch.split(torch.from_numpy(latents), _together(model))
         back = torch.cat([integrate(laid.decoder(part), attacker.denoiser()) for part in parts])
         quality, hits = _judged(model, attacker.denormalise(back.numpy()), truth)
         answer |= {"model_read": Figure(**drawn.mean(quality)), "found_by_model": Figure(**drawn.mean(hits))}
@@ -466,7 +418,7 @@ def latents_along(
     grid = grid_of(schedule, tuple(levels))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
     found: dict[float, list[Tensor]] = {depth: [] for depth in (*depths, 1.0)}
-    size = TOGETHER if model.is_picture else 4_096
+    size = _together(model)
     for part in torch.split(soften(torch.from_numpy(x), sigma, noise), size):
         for depth, z in _along(part, grid, model, encoder, at):
             found[depth].append(z)
@@ -491,11 +443,39 @@ def _along(
                 return
 
 
+def membership_of(
+    model: DomainModel, members: Array, others: Array, attack: Attack
+) -> tuple[Membership, ...]:
+    """How well training samples are distinguished from others, by the norm of the latent and by the model's loss."""
+    own = model.manifest.soften_sigma
+    chosen = spaced(members, len(others))
+    found = []
+    for sigma in (own, 0.0) if own else (0.0,):
+        attack.say(f"membership, softened {sigma:g}")
+        norms, losses = [], []
+        for turn, samples in enumerate((chosen, others)):
+            x = model.normalise(samples)
+            seed = attack.seed + turn
+            z = latents_along(model, x, evaluations=attack.evaluations, sigma=sigma, seed=seed)[1.0]
+            norms.append(np.linalg.norm(z.reshape(len(z), -1), axis=1))
+            losses.append(-_losses(model, torch.from_numpy(x), attack.seed))
+        found.append(
+            Membership(
+                soften_sigma=sigma,
+                members=len(chosen),
+                others=len(others),
+                norm=_area(norms[0], norms[1]),
+                loss=_area(losses[0], losses[1]),
+            )
+        )
+    return tuple(found)
+
+
 def _losses(model: DomainModel, x: Tensor, seed: int) -> NDArray[np.float64]:
     """Mean squared error of the predicted v of each sample, (N,), with the same noise for all."""
     schedule, denoiser = model.bundle.schedule, model.denoiser()
     total = torch.zeros(len(x), dtype=torch.float64)
-    size = 16 if model.is_picture else 4_096
+    size = _together(model)
     with torch.no_grad():
         for lam in LEVELS:
             level = schedule.level(lam)
@@ -519,19 +499,29 @@ def _area(inside: NDArray[np.floating], outside: NDArray[np.floating]) -> Figure
     sign = 1.0 if value >= 0.5 else -1.0
     rng = np.random.default_rng(0)
     drawn = [area(*(sign * rng.choice(each, len(each)) for each in (inside, outside))) for _ in range(DRAWS)]
+    return _figure(max(value, 1.0 - value), drawn)
+
+
+def _median(values: NDArray[np.float64]) -> Figure:
+    rng = np.random.default_rng(0)
+    drawn = [float(np.median(rng.choice(values, len(values)))) for _ in range(DRAWS)]
+    return _figure(float(np.median(values)), drawn)
+
+
+def _figure(value: float, drawn: Sequence[float]) -> Figure:
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return Figure(value=max(value, 1.0 - value), low=float(low), high=float(high))
+    return Figure(value=value, low=float(low), high=float(high))
 
 
-def copies_of(model: DomainModel, train: Array, held_out: Array, seed: int, say: Say) -> Copies | None:
+def copies_of(model: DomainModel, train: Array, held_out: Array, attack: Attack) -> Copies | None:
     """How near what the model draws is to its training pictures (N, C, H, W), beside pictures held out."""
     if not model.is_picture:
         return None
-    say("training pictures in what the model draws")
+    attack.say("training pictures in what the model draws")
     count = min(64, len(held_out))
-    noise = torch.randn(count, *model.sample_shape, generator=torch.Generator().manual_seed(seed))
-    laid = model.plan(DRAWING)
-    parts = torch.split(noise, 16)
+    noise = torch.randn(count, *model.sample_shape, generator=torch.Generator().manual_seed(attack.seed))
+    laid = model.plan(DECODING)
+    parts = torch.split(noise, _together(model))
     drawn = torch.cat(
         [integrate(laid.decoder(part, model.condition(None, len(part))), model.denoiser()) for part in parts]
     )
@@ -547,8 +537,6 @@ def copies_of(model: DomainModel, train: Array, held_out: Array, seed: int, say:
     )
 
 
-def _median(values: NDArray[np.float64]) -> Figure:
-    rng = np.random.default_rng(0)
-    drawn = [float(np.median(rng.choice(values, len(values)))) for _ in range(DRAWS)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Figure(value=float(np.median(values)), low=float(low), high=float(high))
+def _together(model: DomainModel) -> int:
+    """Samples in one network call."""
+    return 16 if model.is_picture else 4_096

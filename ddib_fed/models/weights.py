@@ -29,7 +29,7 @@ def public_checkpoint(bundle: Bundle) -> tuple[bytes, str]:
     if not isinstance(network, SyntheticConfig):
         raise SettingsInvalid(
             f"{manifest.name} is a network of kind {network.kind}; the public code's for points is `synthetic`",
-            hint="train one: ddib model train --domain moons --network public --steps 100000 --out DIR",
+            hint="train one: ddib model train --domain moons --set network=public --steps 100000 --out DIR",
         )
     schedule = manifest.schedule
     named = schedule.steps is not None and schedule.name in NAMED and schedule.ends is None
@@ -37,7 +37,7 @@ def public_checkpoint(bundle: Bundle) -> tuple[bytes, str]:
         raise SettingsInvalid(
             f"{manifest.name} predicts {manifest.parameterisation} and takes the time as {manifest.time_input}; the "
             "network of the public code predicts eps or x0 at integer steps of a linear or cosine schedule",
-            hint="train one: ddib model train --domain moons --network public --steps 100000 --out DIR",
+            hint="train one: ddib model train --domain moons --set network=public --steps 100000 --out DIR",
         )
     flags = {
         "num_channels": network.num_channels,

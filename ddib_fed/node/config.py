@@ -41,7 +41,7 @@ from ddib_fed.protocol.addresses import Proxy, ProxyUrl, is_every_address, is_lo
 from ddib_fed.protocol.contract import MAX_GUIDANCE
 from ddib_fed.telemetry import NodeTelemetry
 from ddib_fed.toml_files import Institution, checked, load_toml, parse_toml
-from ddib_fed.training.config import SHIPPED, TrainConfig, options_of
+from ddib_fed.training.config import SHIPPED, TrainConfig, fields_of
 from ddib_fed.training.config import checked as checked_config
 
 Role = Literal["source", "target"]
@@ -56,7 +56,7 @@ MAX_SOCKET_PATH: Final = 100
 """sun_path holds 108 bytes on Linux and 104 on macOS, with the closing zero."""
 _TRAIN_PATHS: Final = frozenset({"data", "images", "init", "calibration"})
 _TRAIN_FIELDS: Final = {
-    name.removesuffix("_s"): name for name in options_of("points", "pictures") if name != "name"
+    name.removesuffix("_s"): name for name in fields_of("points", "pictures") if name != "name"
 }
 _TRAIN_HINT: Final = "`ddib model train --help` explains the options"
 
@@ -141,7 +141,7 @@ class ModelSection(Section):
 
 
 class TrainSection(BaseModel):
-    """The options of `ddib model train`, e.g. held_out for --held-out."""
+    """The options and --set fields of `ddib model train`, e.g. skip_bad for --skip-bad."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 

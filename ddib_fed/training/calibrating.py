@@ -1,8 +1,7 @@
-"""The pictures that a calibration is made and measured with: a domain's own, and anchors by the same names.
+"""A calibration from the pictures of two domains, or from anchors by the same names, and what is measured of it.
 
-Pictures come from a folder, or from the shipped data of the model's domain; they are in [-1, 1] and of the model's
-size. A part of them is held out, by content, for measuring. What a target publishes holds nothing out: which files are
-counted follows from their names alone, so that the content of one cannot change the part of another (`count_pictures`).
+A part of a domain's pictures is held out, by content, for measuring. What a target publishes holds nothing out: which
+files are counted follows from their names alone, so that the content of one cannot change the part of another.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ from ddib_fed.calibration.fit import MOST_PICTURES, Proposal, propose
 from ddib_fed.calibration.fit import colour_distance as sliced_distance
 from ddib_fed.calibration.record import CalibratedSide, Calibration, Kind, Making, units_digest
 from ddib_fed.data.fitting import PictureRule
-from ddib_fed.data.folder import expand, load, picture_files, range_check, scan, split
+from ddib_fed.data.folder import load, picture_files, range_check, scan
 from ddib_fed.data.pictures import read_fitted
-from ddib_fed.data.shipped import SHIPPED, ShippedPictures, available, load_shipped, shipped_clusters
+from ddib_fed.data.shipped import SHIPPED, available, load_shipped, shipped_clusters
 from ddib_fed.engine.arrays import PLAIN, Asked, Stages, translate_array
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError, ShapeMismatch, UsageError
@@ -46,7 +45,7 @@ from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import Manifest, carried_domain
 from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.training.sources import evenly, own_volumes, spaced
+from ddib_fed.training.sources import OwnSamples, evenly, own_samples, shipped_name, spaced
 
 MOST_COUNTED = 4_000
 """Of a side, evenly spaced: a histogram of more hardly differs, and they must fit into memory."""
@@ -54,15 +53,6 @@ MOST_HELD_OUT = 400
 MOST_NAMED = 3
 MOST_UNREAD = 0.1
 """Share of the chosen files that may be unusable; of more the operator has named a wrong folder."""
-
-
-@dataclass(frozen=True, slots=True)
-class DomainPictures:
-    """Pictures of one domain, (N, C, H, W) float32 in [-1, 1] each."""
-
-    source: str
-    train: Pictures = field(repr=False)
-    held_out: Pictures = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,26 +65,10 @@ class Anchors:
     clusters: NDArray[np.int64] | None = field(default=None, repr=False)
 
 
-def domain_pictures(bundle: Bundle, which: str | None) -> DomainPictures:
+def domain_pictures(bundle: Bundle, which: str | None) -> OwnSamples:
     """The pictures of a model's domain."""
-    manifest = bundle.manifest
-    rule = picture_rule(manifest)
-    name = _shipped_name(manifest, which)
-    if name is not None:
-        return _shipped_pictures(manifest, name)
-    folder = Path(str(which))
-    if (volumes := own_volumes(manifest, folder)) is not None:
-        parts = (volumes.train, MOST_COUNTED), (volumes.held_out, MOST_HELD_OUT)
-        return DomainPictures(str(folder), *(expand(part[evenly(len(part), most)]) for part, most in parts))
-    scanned = scan(folder, check=range_check(f"{rule.low!r}:{rule.high!r}"))
-    train, held_out = split(scanned.entries)
-    if not train or not held_out:
-        raise InputError(f"the pictures below {folder} are all the same", hint="add pictures")
-    return DomainPictures(
-        str(folder),
-        load([train[row] for row in evenly(len(train), MOST_COUNTED)], rule),
-        load([held_out[row] for row in evenly(len(held_out), MOST_HELD_OUT)], rule),
-    )
+    picture_rule(bundle.manifest)
+    return own_samples(bundle.manifest, which, MOST_COUNTED, MOST_HELD_OUT)
 
 
 def count_pictures(
@@ -108,11 +82,11 @@ def count_pictures(
     """The histogram of a domain's pictures, of units that are chosen before any of them is read."""
     manifest = bundle.manifest
     rule, normalisation = picture_rule(manifest), manifest.normalisation
-    name = _shipped_name(manifest, which)
+    name = shipped_name(manifest, which)
     if name is not None:
         if group_by is not None:
             raise UsageError("--group-by is for a folder of pictures", hint="leave it out, or name a folder")
-        train = _load_shipped(manifest, name).train
+        train = load_shipped(name).train
         found = count_array(train, normalisation, manifest.domain, epsilon=epsilon, at_most=at_most)
         return replace(found, notes=tuple(_left(found.units, len(train), "picture")))
     folder = Path(str(which))
@@ -188,93 +162,46 @@ def _mean_histogram(
     return total / len(units), unread
 
 
-def folder_anchors(source: Bundle, target: Bundle, folders: tuple[Path, Path]) -> Anchors:
-    return anchors_of((picture_rule(source.manifest), picture_rule(target.manifest)), folders)
-
-
-def anchors_of(rules: tuple[PictureRule, PictureRule], folders: tuple[Path, Path]) -> Anchors:
+def anchors_of(rules: tuple[PictureRule, PictureRule], places: tuple[Path, Path]) -> Anchors:
     """The pictures of two folders that have the same names, each read by its domain's rule."""
-    found = []
-    for rule, folder in zip(rules, folders, strict=True):
-        entries = scan(folder, check=range_check(f"{rule.low!r}:{rule.high!r}")).entries
-        found.append(({_name(entry.path, folder): entry for entry in entries}, rule))
-    (first, own), (second, other) = found
-    for missing, folder, here in (
-        (first.keys() - second.keys(), folders[1], folders[0]),
-        (second.keys() - first.keys(), folders[0], folders[1]),
-    ):
-        if missing:
+    found = [
+        {
+            str(entry.path.relative_to(folder).with_suffix("")): entry
+            for entry in scan(folder, check=range_check(f"{rule.low!r}:{rule.high!r}")).entries
+        }
+        for rule, folder in zip(rules, places, strict=True)
+    ]
+    for here, there in ((0, 1), (1, 0)):
+        if missing := found[here].keys() - found[there].keys():
             some = ", ".join(sorted(missing)[:MOST_NAMED])
             raise InputError(
-                f"{len(missing)} pictures of {here} have no partner in {folder}: {some}",
+                f"{len(missing)} pictures of {places[here]} have no partner in {places[there]}: {some}",
                 hint="name both pictures of one thing alike, and remove what has no partner",
             )
-    names = sorted(first)
-    return Anchors(
-        tuple(names),
-        load([first[name] for name in names], own),
-        load([second[name] for name in names], other),
+    names = tuple(sorted(found[0]))
+    first, second = (
+        load([each[name] for name in names], rule) for each, rule in zip(found, rules, strict=True)
     )
+    return Anchors(names, first, second)
 
 
 def shipped_truth(source: Bundle, target: Bundle, count: int) -> Anchors | None:
     """Test pictures of two shipped domains that show the same places; None where there are none."""
-    here, there = carried_domain(source.manifest), carried_domain(target.manifest)
-    if here is None or there is None:
+    names = carried_domain(source.manifest), carried_domain(target.manifest)
+    if not all(name in SHIPPED and available(str(name)) for name in names):
         return None
-    names = here, there
-    if any(name not in SHIPPED or not available(name) for name in names):
+    if len({SHIPPED[str(name)].package for name in names}) > 1:
         return None
-    if len({SHIPPED[name].package for name in names}) > 1:
-        return None
-    first, second = (load_shipped(name).test for name in names)
+    first, second = (load_shipped(str(name)).test for name in names)
     if len(first) != len(second):
         return None
     rows = evenly(len(first), count)
-    clusters = shipped_clusters(names[0])[rows]
+    clusters = shipped_clusters(str(names[0]))[rows]
     return Anchors(tuple(f"{row:03}" for row in rows), first[rows], second[rows], clusters)
 
 
-def _name(path: Path, folder: Path) -> str:
-    return str(path.relative_to(folder).with_suffix(""))
-
-
-def _shipped_name(manifest: Manifest, which: str | None) -> str | None:
-    """The shipped domain that is meant; None where a folder is."""
-    if which is None:
-        found = carried_domain(manifest)
-        if found is None or found not in SHIPPED:
-            raise UsageError(
-                f"the pictures that {manifest.name} was trained on do not ship with this package, and none are given",
-                hint="name a folder of them with --pictures",
-            )
-        return found
-    if which not in SHIPPED:
-        return None
-    if Path(which).is_dir():
-        raise UsageError(
-            f"{which} is a domain that ships, and a folder here", hint=f"--pictures ./{which} is the folder"
-        )
-    return which
-
-
-def _shipped_pictures(manifest: Manifest, name: str) -> DomainPictures:
-    found = _load_shipped(manifest, name)
-    parts = spaced(found.train, MOST_COUNTED), spaced(found.held_out, MOST_HELD_OUT)
-    return DomainPictures(f"{name}, as it ships", *parts)
-
-
-def _load_shipped(manifest: Manifest, name: str) -> ShippedPictures:
-    if SHIPPED[name].shape != tuple(manifest.sample_shape):
-        raise InputError(
-            f"pictures of {name} are {SHIPPED[name].shape}, and {manifest.name} takes {tuple(manifest.sample_shape)}",
-            hint="name a folder of the model's own pictures with --pictures",
-        )
-    return load_shipped(name)
-
-
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class CalibrationRequest:
     """What is asked of a calibration."""
 
     kind: Kind
@@ -318,10 +245,10 @@ def check_models(source: Manifest, target: Manifest, kind: Kind, *, anchored: bo
 
 
 def from_aggregate(
-    pictures: Pictures, normalisation: Normalisation, aggregate: Aggregate, wanted: Wanted
+    pictures: Pictures, normalisation: Normalisation, aggregate: Aggregate, request: CalibrationRequest
 ) -> Calibration:
     """A calibration from the source's pictures and what the target published."""
-    found = propose(pictures, normalisation, aggregate, wanted.kind, seed=wanted.seed, force=wanted.force)
+    found = propose(pictures, normalisation, aggregate, request.kind, seed=request.seed, force=request.force)
     making = Making(
         method="aggregates",
         source_pictures=min(len(pictures), MOST_PICTURES),
@@ -331,30 +258,32 @@ def from_aggregate(
         crossed_bytes=len(aggregate.canonical),
         epsilon=aggregate.epsilon,
         delta=aggregate.delta,
-        command=wanted.command,
+        command=request.command,
         created=_now(),
     )
-    return _recorded(found, making, wanted)
+    return _recorded(found, making, request)
 
 
-def from_anchors(anchors: Anchors, units: tuple[Normalisation, Normalisation], wanted: Wanted) -> Calibration:
+def from_anchors(
+    anchors: Anchors, units: tuple[Normalisation, Normalisation], request: CalibrationRequest
+) -> Calibration:
     """A calibration from pictures of the same things in both domains; nothing crosses for it."""
     found = anchored.fit(
-        anchors.source, anchors.target, units, wanted.kind, seed=wanted.seed, force=wanted.force
+        anchors.source, anchors.target, units, request.kind, seed=request.seed, force=request.force
     )
-    making = Making(method="anchors", anchors=len(anchors.names), command=wanted.command, created=_now())
-    return _recorded(found, making, wanted)
+    making = Making(method="anchors", anchors=len(anchors.names), command=request.command, created=_now())
+    return _recorded(found, making, request)
 
 
-def _recorded(found: Proposal, making: Making, wanted: Wanted) -> Calibration:
+def _recorded(found: Proposal, making: Making, request: CalibrationRequest) -> Calibration:
     return Calibration(
-        kind=wanted.kind,
-        source=wanted.source,
-        target=wanted.target,
+        kind=request.kind,
+        source=request.source,
+        target=request.target,
         map=found.map,
         made=making,
         effect=found.effect,
-        expires=making.created + timedelta(days=wanted.days),
+        expires=making.created + timedelta(days=request.days),
     )
 
 

@@ -1,13 +1,14 @@
 """The settings of a training run: of points, of pictures, or of a classifier of noisy pictures.
 
-The command line, node.toml and Python share them; the descriptions are the help of `ddib model train`. What is not
-given comes from a preset (presets.toml). The weights are a function of the settled settings, the data, the initial
-weights, the thread count, the number of processes and the version of torch; the last three only change how sums are
-rounded.
+The command line, node.toml and Python share them; the descriptions are the help of `ddib model train`. A field without
+an option is set by `--set FIELD=VALUE`. What is not given comes from a preset (presets.toml). The weights are a
+function of the settings, the data, the initial weights, the thread count, the number of processes and the version of
+torch; the last three only change how sums are rounded.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
 import re
@@ -51,9 +52,11 @@ _LEVELS, _REFERENCE = 256, 1024
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 
-def says(default: Any, text: str, kinds: tuple[str, ...], **limits: Any) -> Any:
-    """A field with its help and the kinds of run that have it as an option."""
-    return Field(default, description=text, json_schema_extra={"kinds": list(kinds)}, **limits)
+def says(default: Any, text: str, kinds: tuple[str, ...], *, option: bool = True, **limits: Any) -> Any:
+    """A field with its help and the kinds of run that have it; without `option` it is given by --set alone."""
+    return Field(
+        default, description=text, json_schema_extra={"kinds": list(kinds), "option": option}, **limits
+    )
 
 
 def seconds(value: Any) -> Any:
@@ -75,10 +78,10 @@ class TrainConfig(BaseModel):
     free: ClassVar[frozenset[str]] = frozenset(
         {
             "data", "images", "name", "init", "generator", "calibration", "command", "checkpoint_every", "samples",
-            "dtype", "time_s", "timed_s", "microbatch", "skip_bad", "soften_sigma", "device",
+            "dtype", "steps", "time_s", "microbatch", "skip_bad", "soften_sigma", "device",
         }
     )  # fmt: skip
-    """Fields that no weight depends on."""
+    """Fields that are not in the identity of a run: no weight depends on them, or `run` compares them itself."""
     opener: ClassVar[str] = "ddib_fed.training.run:open_run"
     """What reads the data of such a run, imported when it is trained; leaf packages name their own."""
 
@@ -113,24 +116,32 @@ class TrainConfig(BaseModel):
         PRESET, "Points (2,048) or pictures (the preset's) a step, over all processes.", ANY, ge=1
     )
     learning_rate: float = says(
-        PRESET, "Peak of the learning rate: 2e-3, or the preset's.", ANY, gt=0, allow_inf_nan=False
+        PRESET,
+        "Peak of the learning rate: 2e-3, or the preset's.",
+        ANY,
+        option=False,
+        gt=0,
+        allow_inf_nan=False,
     )
-    width: int = says(160, "Hidden units.", POINTS, ge=1, le=4096)
-    blocks: int = says(4, "Residual blocks.", (), ge=1, le=64)
+    width: int = says(160, "Hidden units.", POINTS, option=False, ge=1, le=4096)
+    blocks: int = says(4, "Residual blocks.", POINTS, option=False, ge=1, le=64)
     noise_schedule: Literal["linear", "cosine"] | None = says(
-        None, "Noise schedule; default: cosine, linear for --network public, or the initial weights'.", MODELS
+        None,
+        "Noise schedule; default: cosine, linear for the public network, or the initial weights'.",
+        MODELS,
+        option=False,
     )
     diffusion_steps: int | None = says(
         None,
-        "Integer steps of the schedule, as in the public code; default: continuous time, or 4000 for --network "
-        "public.",
+        "Integer steps of the schedule, as in the public code; default: continuous time, or 4000 for its network.",
         POINTS,
+        option=False,
         ge=2,
         le=10_000,
     )
     threads: int = says(1, "Threads of torch; more may be slower.", ANY, ge=1)
     precision: Literal["float32", "bfloat16"] = says(
-        "float32", "Precision of matrix products; bfloat16 is faster only on machines that have it.", ANY
+        "float32", "Precision of matrix products.", ANY, option=False
     )
     dtype: Literal["float32", "float16"] = says(
         "float16", "Type of stored weights; default: float32 for points, float16 for pictures.", ANY
@@ -141,13 +152,14 @@ class TrainConfig(BaseModel):
         SEEN,
     )
     size: int | None = says(None, "Height and width for the network.", SEEN, ge=8, le=1024)
-    channels: Literal[1, 3] | None = says(None, "Grey or RGB; by default what most pictures are.", SEEN)
+    channels: Literal[1, 3] | None = says(
+        None, "Grey or RGB; by default what most pictures are.", SEEN, option=False
+    )
     network: dict[str, Any] = says(
         {},
-        "Pictures: another value of a field of the network, e.g. model_channels=48 or channel_mult=1,2,3. Points: "
-        "public, for the public DDIB code's network and objective, and with it num_channels, num_res_blocks, "
-        "dropout.",
+        "Values of fields of the network; for points public=true chooses the public code's network and objective.",
         ANY,
+        option=False,
     )
     fit: Literal["resize", "crop", "pad"] | None = says(
         None, "Fit to the size, undone on output; default: resize. pad suits scans.", SEEN
@@ -168,19 +180,21 @@ class TrainConfig(BaseModel):
         None, "Learn classes, from sub-folders or from the file name up to the first underscore.", SEEN
     )
     skip_bad: bool = says(False, "Leave out files that cannot be read, and list them.", SEEN)
-    held_out: float = says(0.1, "Share never trained on.", SEEN, gt=0, lt=0.9)
+    held_out: float = says(0.1, "Share never trained on.", SEEN, option=False, gt=0, lt=0.9)
     flip: bool = says(False, "Mirror half of them, left to right.", SEEN)
-    crop: bool = says(False, "Cut random windows, from pictures an eighth larger.", SEEN)
-    dequantise: bool = says(True, "Add noise within a quantisation step.", ())
+    crop: bool = says(False, "Cut random windows, from pictures an eighth larger.", SEEN, option=False)
     colours: Colours = says(
         "rgb",
         "What the network's channels are. opponent (lightness, blue against red, green against both) pairs hues "
         "with hues where light and dark are exchanged. Both sides must use the same.",
         SEEN,
     )
-    microbatch: int = says(PRESET, "How many at once; halved when memory runs out.", (), ge=1)
-    ema: float = says(PRESET, "Decay of the averaged weights.", ANY, ge=0, lt=1)
-    checkpoint_every: int = says(PRESET, "Steps between checkpoints and sample sheets.", ANY, ge=1)
+    microbatch: int = Field(PRESET, ge=1)
+    """How many samples at once; halved when memory runs out."""
+    ema: float = says(PRESET, "Decay of the averaged weights.", ANY, option=False, ge=0, lt=1)
+    checkpoint_every: int = says(
+        PRESET, "Steps between checkpoints and sample sheets.", ANY, option=False, ge=1
+    )
     device: Literal["cpu", "cuda", "auto"] = says(
         "cpu", "Device to compute on; auto is a GPU if there is one.", ANY
     )
@@ -188,11 +202,12 @@ class TrainConfig(BaseModel):
         0.0,
         "Share of samples without their class, for classifier-free guidance, e.g. 0.1.",
         PICTURES,
+        option=False,
         ge=0,
         lt=1,
     )
     predict: Literal["v", "eps"] | None = says(
-        None, "What the network predicts; default: v, or as the initial weights.", PICTURES
+        None, "What the network predicts; default: v, or as the initial weights.", PICTURES, option=False
     )
     init: Path | None = says(None, "Start from the weights of this bundle, RGB or grey.", PICTURES)
     calibration: Path | None = says(
@@ -210,10 +225,6 @@ class TrainConfig(BaseModel):
     )
 
     # Of presets.toml and Python alone.
-    levels: int = Field(PRESET, ge=1)
-    """Distinct noise levels in one batch; must divide it."""
-    reference: int = Field(PRESET, ge=0)
-    """Points that a target's posterior runs over; 0 for none."""
     decay: Literal["cosine", "none"] = "cosine"
     """Of the learning rate after the warm-up."""
     beta2: float = Field(0.99, gt=0, lt=1)
@@ -221,25 +232,17 @@ class TrainConfig(BaseModel):
     """Steps over which the rate grows; a fifth of all at most."""
     clip: float = Field(1.0, ge=0, allow_inf_nan=False)
     """Largest norm of the gradient; 0 for any."""
-    samples: int = says(16, "Samples drawn for the figures and the sheet.", (), ge=1)
+    samples: int = Field(16, ge=1)
+    """Drawn for the figures and the sheet."""
     command: str = ""
     generator: Path | None = None
     """The model that the classifier is to guide."""
-    # Filled in when the run is opened: digests of what it starts from, and its plan.
-    init_digest: str = ""
-    calibration_digest: str = ""
-    generator_digest: str = ""
-    timed_s: float | None = None
-    planned: tuple[tuple[int, float, int], ...] = ()
-    """Each time that the number of steps was planned: the step, the share of the run behind it, the steps in all."""
 
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, given: Any) -> Any:
-        """The kind, and the preset's values where nothing is given; an option of another kind is refused."""
+        """The kind, and the preset's values where nothing is given; a field of another kind is refused."""
         given = {name: value for name, value in dict(given).items() if value is not None}
-        if "network" in given:
-            given["network"] = network_fields(given["network"])
         shown = given.get("domain") in SHIPPED or "images" in given
         own = cls.model_fields["kind"]
         given.setdefault("kind", ("pictures" if shown else "points") if own.is_required() else own.default)
@@ -248,37 +251,28 @@ class TrainConfig(BaseModel):
         usual = cls.usual(given)
         for name, value in given.items():
             kinds = option_kinds(cls, name)
-            if kinds and given["kind"] in ANY and given["kind"] not in kinds:
-                info = cls.model_fields[name]
-                if value != usual.get(name, info.get_default()):
-                    raise ValueError(f"{option(name)} is for {kinds[0]}, and this run is on {given['kind']}")
+            foreign = kinds and given["kind"] in ANY and given["kind"] not in kinds
+            if foreign and value != usual.get(name, cls.model_fields[name].get_default()):
+                raise ValueError(f"{called(cls, name)} is for {kinds[0]}, and this run is on {given['kind']}")
         return {**usual, **given, "network": {**usual.get("network", {}), **given.get("network", {})}}
 
     @classmethod
     def usual(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """What a run takes where `given` says nothing."""
-        network = given.get("network", {})
         if given["kind"] == "points":
-            found = dict(_TABLES["public" if network.get("public") else "points"])
-            batch = int(given.get("batch", found["batch"]))
-            of_steps = given.get("diffusion_steps", found.get("diffusion_steps"))
-            found.setdefault("reference", _divisor(batch, _REFERENCE))
-            levels = _divisor(batch, int(of_steps) if network.get("public") else _LEVELS)
-            found |= {"levels": levels, "microbatch": batch, "preset": ""}
-            found.pop("steps", None)
-            return found
-        preset = PRESETS.get(given["preset"])
-        if preset is None:
-            raise ValueError(f"there is no preset {given['preset']}; there are {', '.join(PRESETS)}")
-        found = {name: value for name, value in preset.items() if name not in {"size", "steps", "purpose"}}
-        found |= {"levels": 1, "reference": 0}
-        if given.get("calibration") is not None:
-            found |= CALIBRATED
-        found["microbatch"] = min(found["microbatch"], int(given.get("batch", found["batch"])))
-        # Spelt out, so that a preset that changes changes no run that has begun.
-        found["network"] = (
-            {} if given.get("init") is not None else cls.usual_network(given, preset["network"])
-        )
+            found = dict(_TABLES["public" if given.get("network", {}).get("public") else "points"])
+            found |= {"preset": "", "microbatch": int(given.get("batch", found["batch"]))}
+        else:
+            preset = PRESETS.get(given["preset"])
+            if preset is None:
+                raise ValueError(f"there is no preset {given['preset']}; there are {', '.join(PRESETS)}")
+            found = {name: value for name, value in preset.items() if name not in {"size", "purpose"}}
+            found |= CALIBRATED if given.get("calibration") is not None else {}
+            found["microbatch"] = min(found["microbatch"], int(given.get("batch", found["batch"])))
+            # Spelt out, so that a preset that changes changes no run that has begun.
+            network = cls.usual_network(given, preset["network"])
+            found["network"] = network if given.get("init") is None else {}
+        found.pop("steps", None)
         return found
 
     @classmethod
@@ -302,60 +296,46 @@ class TrainConfig(BaseModel):
 
     def faults(self) -> Iterable[tuple[bool, str]]:
         """What must not be, and how it is refused."""
-        named = [part is not None for part in (self.domain, self.data, self.images)]
-        few = self.kind == "points" and not any(named)
-        yield few or sum(named) > 1, "give one of: domain, data (points), images (a folder of pictures)"
+        named = sum(part is not None for part in (self.domain, self.data, self.images))
+        few = self.kind == "points" and not named
+        yield few or named > 1, "give one of: domain, data (points), images (a folder of pictures)"
         yield self.steps is not None and self.time_s is not None, "give either steps or time_s"
-        yield from self._point_faults() if self.kind == "points" else self._picture_faults()
-
-    def _idle(self, *names: str) -> Iterable[str]:
-        """Those of these options that were given."""
-        return (
-            option(name) for name in names if getattr(self, name) != type(self).model_fields[name].default
-        )
-
-    def _picture_faults(self) -> Iterable[tuple[bool, str]]:
+        if self.kind == "points":
+            for wrong in self._network_faults():
+                yield True, wrong
+            return
         yield self.kind not in SEEN, f"there is no kind of run {self.kind}"
         yield self.kind == "classifier" and self.classes is None, "a classifier needs classes"
         yield bool(self.label_dropout) and self.classes is None, "label_dropout needs classes"
-        if self.calibration is not None:
-            yield (
-                self.init is None,
-                "calibration needs init, the model that was trained on the pictures as they are",
-            )
-        if self.images is None:
-            for name in self._idle("crop", "range", "intensity", "slices"):
-                yield True, f"{name} is for a folder of pictures"
-        if self.domain is not None:
-            for name in self._idle("channels", "fit", "skip_bad", "held_out"):
-                yield True, f"{name} is for a folder of pictures, not for {self.domain}"
-
-    def _point_faults(self) -> Iterable[tuple[bool, str]]:
-        for what in ("levels", "reference"):
-            size = getattr(self, what)
-            yield bool(size and self.batch % size), f"{what} ({size}) must divide batch ({self.batch})"
-        if not self.public:
-            for strange in self.network:
-                yield (
-                    True,
-                    f"--network {strange} is for pictures, or goes with --network public; this run is on points",
-                )
-            return
         yield (
-            self.reference > 0,
-            "the public network learns the noise of a point at one of its diffusion steps",
+            self.calibration is not None and self.init is None,
+            "calibration needs init, the model that was trained on the pictures as they are",
         )
-        for name in self._idle("width", "blocks"):
-            yield True, f"{name} is not for the public network, which has num_channels and num_res_blocks"
-        for strange in sorted(self.network.keys() - {"public", "num_channels", "num_res_blocks", "dropout"}):
-            yield True, f"the public network has no field {strange!r}"
+        shipped = ("channels", "fit", "skip_bad", "held_out") if self.domain is not None else ()
+        of_folders = ("crop", "range", "intensity", "slices", *shipped)
+        for name in of_folders:
+            idle = self.images is None and self._says(name)
+            yield idle, f"{called(type(self), name)} is for a folder of pictures"
+
+    def _says(self, name: str) -> bool:
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
+
+    def _network_faults(self) -> Iterable[str]:
+        """What is wrong with the network of a run on points."""
+        fields = {name: value for name, value in self.network.items() if name != "public"}
+        if not self.public:
+            for name in fields:
+                yield f"{name} is a field of the networks of pictures, or goes with network=public"
+            return
+        if self._says("width") or self._says("blocks"):
+            yield "width and blocks are not of the public network, which has num_channels and num_res_blocks"
         from ddib_fed.networks.config import SyntheticConfig  # imports torch
 
         try:
-            SyntheticConfig.model_validate({k: v for k, v in self.network.items() if k != "public"})
+            SyntheticConfig.model_validate(fields)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            yield True, f"--network {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            yield f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
     @property
     def public(self) -> bool:
@@ -363,8 +343,18 @@ class TrainConfig(BaseModel):
         return bool(self.network.get("public"))
 
     @property
+    def levels(self) -> int:
+        """Distinct noise levels in one batch of points; divides it."""
+        steps = self.diffusion_steps if self.public else None
+        return _divisor(self.batch, steps or _LEVELS)
+
+    @property
+    def reference(self) -> int:
+        """Points that a target's posterior runs over; 0 for none."""
+        return 0 if self.public else _divisor(self.batch, _REFERENCE)
+
+    @property
     def learns_from(self) -> str:
-        """What its data are called."""
         return "points" if self.kind == "points" else "pictures"
 
     @property
@@ -379,22 +369,10 @@ class TrainConfig(BaseModel):
     @property
     def label(self) -> str:
         """What the bundle of a run on points calls its domain."""
-        if self.name is not None:
-            return self.name
-        return self.domain if self.domain is not None else domain_from(Path(str(self.data)).stem) or "points"
-
-    def settled(self, steps: int | None = None, *, microbatch: int | None = None) -> Self:
-        """The same run with its number of steps settled, and a microbatch that was found to fit."""
-        steps = steps or self.steps
-        if steps is None and self.time_s is None:
-            steps = self.usual_steps()
-        update: dict[str, Any] = {
-            "steps": steps,
-            "microbatch": min(microbatch or self.microbatch, self.batch),
-        }
-        return self.model_copy(update=update if steps is None else {**update, "time_s": None})
+        return self.name or self.domain or domain_from(Path(str(self.data)).stem) or "points"
 
     def usual_steps(self) -> int:
+        """Steps of a run that is given neither steps nor a time."""
         if self.public:
             raise SettingsInvalid(
                 "the public code trains its network until it is stopped: there is no usual number of steps",
@@ -402,97 +380,111 @@ class TrainConfig(BaseModel):
             )
         return CALIBRATED_STEPS if self.calibration else int(_TABLES[self.preset or "points"]["steps"])
 
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps in all."""
-        if self.steps is None:
-            raise SettingsInvalid("the number of steps is not settled")
-        return self.steps
+    def identity(self, data: str) -> str:
+        """Digest of what the weights depend on, but for the number of steps; two runs with the same one can continue
+        each other.
+        """
+        settings = self.model_dump_json(exclude=set(self.free))
+        return hashlib.sha256(f"{settings} {data}".encode()).hexdigest()
 
-    def share(self, step: int) -> float:
-        """The share of the run that is behind it when `step` steps are done, by the plan that held then."""
-        start, share, total = 0, 0.0, self.total_steps
-        for mark in self.planned:
-            if mark[0] <= step:
-                start, share, total = mark
-        return share + (1.0 - share) * (step - start) / (total - start)
 
-    def replanned(self, step: int, total: int, share: float | None = None) -> Self:
-        """The same run with `total` steps in all, decided after `step` of them."""
-        share = self.share(step) if share is None else share
-        before = self.planned or ((0, 0.0, self.total_steps),)
-        return self.model_copy(
-            update={"steps": total, "planned": (*before, (step, share, total)) if step else ()}
-        )
+class Plan(BaseModel):
+    """How long a run is: `total` steps, decided after `step` steps, when the share `share` of the run was behind it."""
 
-    def identities(self) -> list[str]:
-        """Its identity, and those that it had before its length was planned again."""
-        earlier = [
-            self.model_copy(
-                update={"steps": mark[2], "planned": self.planned[: number + 1] if number else ()}
-            )
-            for number, mark in enumerate(self.planned[:-1])
-        ]
-        return [each.identity() for each in (self, *earlier)]
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def identity(self) -> str:
-        """Digest of what the weights depend on; two runs with the same one can continue each other."""
-        return hashlib.sha256(self.model_dump_json(exclude=set(self.free)).encode()).hexdigest()
+    total: int = Field(ge=1)
+    step: int = 0
+    share: float = 0.0
+
+    def behind(self, step: int) -> float:
+        """The share of the run that is behind it when `step` steps are done."""
+        return self.share + (1.0 - self.share) * (step - self.step) / (self.total - self.step)
+
+    def renewed(self, step: int, total: int) -> Plan:
+        """The plan that continues this one with another number of steps."""
+        return Plan(total=total, step=step, share=self.behind(step))
+
+
+def learning_rate(config: TrainConfig, plan: Plan, step: int) -> float:
+    """The rate of step `step` (from 0): linear warm-up, then constant or half a cosine down to 0."""
+    warm = min(1.0, max((step + 1) / max(1, config.warmup), 5.0 * plan.behind(step + 1)))
+    fall = 1.0 if config.decay == "none" else 0.5 * (1 + math.cos(math.pi * plan.behind(step)))
+    return config.learning_rate * warm * fall
+
+
+def called(config: type[TrainConfig], name: str) -> str:
+    """How a field is asked for on the command line."""
+    if name in options_of(*ANY, config=config):
+        return option(name)
+    return name if name not in config.model_fields else f"--set {name}"
 
 
 def option(name: str) -> str:
-    """How a field is asked for on the command line."""
     return f"--{name.removesuffix('_s').replace('_', '-')}"
 
 
+def _extra(config: type[TrainConfig], name: str) -> Mapping[str, Any]:
+    found = config.model_fields[name].json_schema_extra if name in config.model_fields else None
+    return found if isinstance(found, dict) else {}
+
+
 def option_kinds(config: type[TrainConfig], name: str) -> tuple[str, ...]:
-    """The kinds of run that have a field as an option."""
-    extra = config.model_fields[name].json_schema_extra if name in config.model_fields else None
-    return tuple(extra["kinds"]) if isinstance(extra, dict) else ()  # type: ignore[arg-type]
+    """The kinds of run that have a field."""
+    return tuple(_extra(config, name).get("kinds", ()))
 
 
-def options_of(*kinds: str, config: type[TrainConfig] = TrainConfig) -> list[str]:
+def fields_of(*kinds: str, config: type[TrainConfig] = TrainConfig) -> list[str]:
     """The fields that can be asked for of any of these kinds of run, in the order of the help."""
     return [name for name in config.model_fields if set(kinds) & set(option_kinds(config, name))]
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of step `step` (from 0) of a settled run: linear warm-up, then constant or half a cosine down to 0."""
-    warm = min(1.0, max((step + 1) / max(1, config.warmup), 5.0 * config.share(step + 1)))
-    rate = config.learning_rate * warm
-    if config.decay == "none":
-        return rate
-    return rate * 0.5 * (1 + math.cos(math.pi * config.share(step)))
+def options_of(*kinds: str, config: type[TrainConfig] = TrainConfig) -> list[str]:
+    """Those of them that have an option; the others are given by --set."""
+    return [name for name in fields_of(*kinds, config=config) if _extra(config, name)["option"]]
 
 
-def checked(config: type[Config], fields: Mapping[str, Any], hint: str) -> Config:
-    """The config of these fields; what is wrong with them is a mistake of the user's."""
+def checked(config: type[Config], fields: Mapping[str, Any], hint: str, sets: Sequence[str] = ()) -> Config:
+    """The config of these fields and of the texts of --set; what is wrong with them is a mistake of the user's."""
     try:
-        return config.model_validate(fields)
+        return config.model_validate(with_sets(config, fields, sets))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"][:1]))
         message = first["msg"].removeprefix("Value error, ")
-        named = f"{option(where) if where in config.model_fields else where}: " if where else ""
-        raise UsageError(f"{named}{message}", hint=hint) from error
+        raise UsageError(f"{called(config, where)}: {message}" if where else message, hint=hint) from error
 
 
-def network_fields(asked: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a network from a table, or from texts such as model_channels=48; public is {"public": True}."""
-    if isinstance(asked, Mapping):
-        return dict(asked)
-    texts = [asked] if isinstance(asked, str) else asked
-    return dict(("public", True) if text == "public" else _field_value(text) for text in texts)
+def with_sets(config: type[TrainConfig], fields: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+    """Fields with those of texts such as ema=0.99 (of the run), channel_mult=1,2,3 (of its network), network=public."""
+    found, network = dict(fields), dict(fields.get("network", {}))
+    own = fields_of(*ANY, config=config)
+    for text in sets:
+        name, mark, value = (part.strip() for part in text.partition("="))
+        if not mark or not name:
+            raise UsageError(f"--set {text!r} is no FIELD=VALUE", hint="write a field so: --set ema=0.999")
+        if (name, value) == ("network", "public"):
+            network["public"] = True
+        elif name in own and name != "network":
+            found[name] = value if _extra(config, name)["option"] else _scalar(value)
+        else:
+            network[name] = _network_value(name, value, own)
+    return {**found, "network": network} if network else found
 
 
-def _field_value(text: str) -> tuple[str, Any]:
-    """A name and a value from model_channels=48, channel_mult=1,2,3 or use_scale_shift_norm=true."""
-    name, mark, value = text.partition("=")
-    if not mark or not name:
-        raise UsageError(f"{text!r} is no FIELD=VALUE", hint="write a field so: model_channels=48")
+def _network_value(name: str, value: str, own: Sequence[str]) -> Any:
+    from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig  # imports torch
+
+    known = {field for kind in (UNetConfig, ClassifierConfig, SyntheticConfig) for field in kind.model_fields}
+    if name not in known:
+        close = difflib.get_close_matches(name, {*known, *own}, n=1)
+        raise UsageError(
+            f"--set {name}: neither a run nor its network has such a field",
+            hint=f"did you mean {close[0]}?" if close else f"fields of a run are {', '.join(own)}",
+        )
     parts = [_scalar(part.strip()) for part in value.split(",") if part.strip()]
     many = name in {"channel_mult", "attention_resolutions"}
-    return name, (parts if many or len(parts) != 1 else parts[0])
+    return parts if many or len(parts) != 1 else parts[0]
 
 
 def _scalar(text: str) -> Any:
@@ -507,4 +499,4 @@ def _scalar(text: str) -> Any:
 
 
 def _divisor(batch: int, most: int) -> int:
-    return next((k for k in range(min(most, batch), 0, -1) if batch % k == 0), 1)
+    return next(k for k in range(min(most, batch), 0, -1) if batch % k == 0)

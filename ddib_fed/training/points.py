@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,7 @@ class PointTask:
             # The masks are the one thing that the cut of a batch changes.
             seeds = np.random.SeedSequence([config.seed, piece.step, piece.first])
             torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-        lowered = config.precision == "bfloat16"
-        with torch.autocast(samples.x.device.type, torch.bfloat16, enabled=lowered):
+        with torch.autocast(samples.x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             answer = network(samples.x, samples.times, samples.rows)
         losses = functional.mse_loss(answer.float(), samples.target, reduction="none").mean(1)
         return losses.sum() / config.batch, losses
@@ -153,7 +153,7 @@ class PointTask:
         return SyntheticConfig(in_channels=dim, out_channels=dim, **fields)
 
     def _held_out_batch(self) -> PointBatch:
-        """As `_batch`, on held-out points, with plain targets where there are too few for a posterior."""
+        """Held-out points with their questions, with plain targets where there are too few for a posterior."""
         count = len(self.source.held_out)
         u = synthetic.uniforms(_HELD_OUT_SEED, self.config.seed, count, self._columns)
         levels = min(self.config.levels, count)
@@ -191,22 +191,29 @@ def _schedule(config: TrainConfig) -> ScheduleConfig:
 def open_points(config: TrainConfig) -> PointSource:
     """The points that `config` names."""
     if config.domain is not None:
-        return _domain(synthetic.domain_name(config.domain), config)
+        name = synthetic.domain_name(config.domain)
+        held_out = synthetic.draw(name, config.batch, _HELD_OUT_SEED, step=config.seed)
+        take = partial(synthetic.from_uniforms, name)
+        return PointSource(2, 0.0, 1.0, f"domain:{name}", take, held_out, held_out[:0])
     return points_source(Path(str(config.data)), config.batch)
-
-
-def _domain(name: str, config: TrainConfig) -> PointSource:
-    held_out = synthetic.draw(name, config.batch, _HELD_OUT_SEED, step=config.seed)
-    return PointSource(
-        2, 0.0, 1.0, f"domain:{name}", lambda u: synthetic.from_uniforms(name, u), held_out, held_out[:0]
-    )
 
 
 def points_source(path: Path, held_out_points: int) -> PointSource:
     """Points of a user's file."""
     raw = read_points(path)
-    _check(raw, path)
     wide = raw.astype(np.float64)
+    if len(raw) < MIN_POINTS:
+        raise InputError(
+            f"{path} holds {len(raw)} points; training needs at least {MIN_POINTS}", hint="add points"
+        )
+    spread = wide.std(axis=0)
+    constant = np.flatnonzero(spread <= 1e-6 * max(float(spread.max()), float(np.abs(raw).max()) * 1e-6))
+    if len(constant):
+        columns = ", ".join(map(str, constant[:10].tolist()))
+        raise InputError(
+            f"column {columns} of {path} is constant (counting from 0)",
+            hint="leave constant columns out: there is nothing in them to translate",
+        )
     mean, std = float(wide.mean()), float(wide.std())
     points = ((wide - mean) / std).astype(np.float32)
     points = points[np.random.default_rng(_SPLIT_SEED).permutation(len(points))]
@@ -220,30 +227,14 @@ def points_source(path: Path, held_out_points: int) -> PointSource:
     return PointSource(points.shape[1], mean, std, f"points:{digest}", take, held_out[:held_out_points], kept)
 
 
-def read_points(path: Path) -> Floats:
-    """The array (N, D) of a .npy file."""
+def read_points(path: Path, dim: int | None = None) -> Floats:
+    """The array (N, D) of a .npy file, of dimension `dim` if that is given."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise FileMissing(f"cannot read {path}: {error.strerror}", hint="check the path") from error
     try:
         refuse_picture(content)
-        return parse_npy(content, max_bytes=MAX_BYTES, max_points=MAX_POINTS)
+        return parse_npy(content, max_bytes=MAX_BYTES, max_points=MAX_POINTS, dim=dim)
     except InputError as error:
         raise name_file(error, str(path)) from error
-
-
-def _check(raw: NDArray[np.floating], path: Path) -> None:
-    """Refuse what cannot be learned: too few points, or a column in which nothing varies."""
-    if len(raw) < MIN_POINTS:
-        raise InputError(
-            f"{path} holds {len(raw)} points; training needs at least {MIN_POINTS}", hint="add points"
-        )
-    spread = raw.astype(np.float64).std(axis=0)
-    constant = np.flatnonzero(spread <= 1e-6 * max(float(spread.max()), float(np.abs(raw).max()) * 1e-6))
-    if len(constant):
-        columns = ", ".join(map(str, constant[:10].tolist()))
-        raise InputError(
-            f"column {columns} of {path} is constant (counting from 0)",
-            hint="leave constant columns out: there is nothing in them to translate",
-        )

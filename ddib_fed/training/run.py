@@ -1,82 +1,133 @@
 """A training run as a folder: started, resumed, finished; `train` is what commands and nodes call.
 
-out/run/progress.csv, loss.png, samples.png   as it goes; everything else as in `checkpoint`
+out/manifest.json, out/model.safetensors        the finished bundle; the manifest is moved in last
+out/run/run.json                                the settings, and the identity by which a run is resumed
+out/run/checkpoint-00000250-DIGEST.safetensors  written whole; verified by the digest; the one before it is kept
+out/run/progress.csv, loss.png, samples.png     as it goes; no weight depends on them
 """
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import importlib
+import json
 import os
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ddib_fed.data.folder import require_outside
 from ddib_fed.data.synthetic import domain_name
-from ddib_fed.models.bundle import Bundle, load_bundle
+from ddib_fed.engine.gate import measure_allowances, unmeasurable
+from ddib_fed.engine.model import DomainModel
+from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, StateConflict
+from ddib_fed.evaluation import plots
+from ddib_fed.files import model_folder, sync_folder, write_file
+from ddib_fed.models.bundle import BESIDE, Bundle, load_bundle, put_beside, save_bundle
+from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.networks.placement import torch_threads
 from ddib_fed.terminal import bar, say
-from ddib_fed.training.checkpoint import (
-    DTYPES,
-    Checkpoint,
-    CheckpointInfo,
-    RunFolder,
-    latest_checkpoint,
-    run_identity,
-    write_checkpoint,
-)
-from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.distributed import World, open_world
-from ddib_fed.training.own_samples import after_training
-from ddib_fed.training.pictures import PictureTask
+from ddib_fed.training.config import Plan, TrainConfig, learning_rate
+from ddib_fed.training.pictures import PictureTask, open_start
 from ddib_fed.training.points import PointTask, open_points
-from ddib_fed.training.report import LOG_EVERY, Log
-from ddib_fed.training.sources import PictureSource, map_digest, open_source, open_start
-from ddib_fed.training.trainer import (
-    PROBE_MARGIN,
-    Losses,
-    OnProgress,
-    Progress,
-    Task,
-    Trainer,
-    measure,
-    settle,
-)
+from ddib_fed.training.sources import PictureSource, open_source
+from ddib_fed.training.trainer import Task, Trainer, World, measure, open_world
+
+RUN_FOLDER = "run"
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+KEPT = 2
+"""Checkpoints."""
+TIME_SHARE = 0.93
+"""Share of a time that is given to steps; the rest goes to records and the last sheet."""
+NEGLIGIBLE = 0.01
+"""A share of the steps that are left by which they are not planned anew."""
+CHANGEABLE = ("name", "soften_sigma", "dtype")
+"""Settings that no weight depends on: of a run that is resumed or finished, they become what is asked for now."""
+UNSAVED_S, WRITING_SHARE = 60.0, 50.0
+"""Seconds of training that a kill may cost at most, and that in multiples of what writing a checkpoint takes."""
+LOOKS = 20
+"""A run that is to fit a time is saved, and its steps are planned anew, so many times at least."""
+GATE_PICTURES, GATE_SHARE = 300, 0.05
+"""At most so many pictures, and that share of a run's CPU seconds, measure the bounds of the gate."""
+LOG_EVERY = 10
+RISEN = 1.05
+"""A held-out loss so many times its least is said to rise."""
 
 Say = Callable[[str], None]
 OnScan = Callable[[int, int], None]
 
 
-def _ordinary(task: Task, world: World, run: Path, checkpoint: Checkpoint | None) -> Trainer:
-    del run, checkpoint
-    return Trainer(task, world)
+class TrainingProgress(NamedTuple):
+    """How far a run is."""
+
+    step: int
+    steps: int
+    loss: float
+    held_out: float | None
+    rate: float
+
+
+OnProgress = Callable[[TrainingProgress], None]
+
+
+class RunState(BaseModel):
+    """What a checkpoint holds beside its tensors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    identity: str
+    step: int
+    plan: Plan
+    microbatch: int
+    cpu_seconds: float
+    seconds: float
+
+
+class RunRecord(BaseModel):
+    """run.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    identity: str
+    config: dict[str, Any]
+
+    @property
+    def steps(self) -> int | None:
+        return self.config["steps"]  # type: ignore[no-any-return]
+
+    @property
+    def time_s(self) -> float | None:
+        return self.config["time_s"]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A run whose data were read."""
+    """A run whose data were read; its identity follows from its config and `digest`."""
 
     config: Any
     name: str
     digest: str
     task: Callable[[Any], Task]
     samples: int = 0
-    trainer: Callable[[Any, World, Path, Checkpoint | None], Trainer] = _ordinary
-    """What takes the steps, given the run's folder and the checkpoint that it resumes from."""
-    fixed_length: bool = False
-    """Whether the number of steps is never fitted to a time, nor added to."""
+    trainer: Callable[[Task, World, Plan, Path, RunState | None], Trainer] | None = None
+    """What takes the steps instead of `Trainer`, given the run's folder and the state that it resumes from."""
     after: Callable[[Path], None] = lambda _: None
     """Called with the run's folder once the bundle is there."""
 
@@ -94,55 +145,20 @@ def open_run(
         if config.domain is not None:
             config = config.model_copy(update={"domain": domain_name(config.domain)})
         points = open_points(config)
-        return Opened(
-            config, config.label, points.digest, lambda settled: tasks[0](settled, points), len(points.train)
-        )
+        samples = len(points.train)
+        return Opened(config, config.label, points.digest, lambda one: tasks[0](one, points), samples)
     if config.images is not None:
         require_outside(out, config.images)
     pictures = open_source(config, source, say=say, progress=on_scan)
-    found: dict[str, Any] = {}
-    name = config.domain or pictures.name
-    if config.images is not None:
-        found["channels"] = pictures.shape[0]
     start = open_start(config, pictures)
-    if start.bundle is not None:
-        found["init_digest"] = start.bundle.digest
-    if start.bundle is not None and start.normal is not None and start.normal.calibrated is not None:
-        found["calibration_digest"] = map_digest(start.normal.calibrated)
+    name = config.domain or pictures.name
+    if config.calibration is not None and start.bundle is not None:
         name = start.bundle.manifest.domain  # the calibration's: a node of that domain is to serve it
         if "soften_sigma" not in config.model_fields_set:
             # Both sides of a bridge soften alike, so the run keeps what the model had.
-            found["soften_sigma"] = start.bundle.manifest.soften_sigma
-    if config.generator is not None:
-        found["generator_digest"] = load_bundle(config.generator).digest
-    return Opened(
-        config.model_copy(update=found),
-        name,
-        pictures.digest,
-        lambda settled: tasks[1](settled, pictures, start),
-        len(pictures.train),
-    )
-
-
-def open_data(
-    config: TrainConfig, source: PictureSource | None, out: Path, say: Say | None, on_scan: OnScan | None
-) -> Opened:
-    """The run with its data read, by what the type of its settings names."""
-    module, _, name = config.opener.partition(":")
-    found: Opened = getattr(importlib.import_module(module), name)(config, source, out, say, on_scan)
-    return found
-
-
-MEASURE_S = 3.0
-"""Seconds in which the cost of a step is measured before the first."""
-LOOK_S, LOOKS = 0.2, 50
-"""A run that is to fit a time looks at the clock after so many seconds, or that part of what is left."""
-NEGLIGIBLE = 0.01
-"""A share of the steps that are left by which they are not planned anew."""
-CHANGEABLE = ("name", "soften_sigma", "dtype")
-"""Settings that no weight depends on: of a run that is resumed or finished, they become what is asked for now."""
-UNSAVED_S, WRITING_SHARE = 60.0, 50.0
-"""Seconds of training that a kill may cost at most, and that in multiples of what writing a checkpoint takes."""
+            config = config.model_copy(update={"soften_sigma": start.bundle.manifest.soften_sigma})
+    digest = f"{pictures.digest} {start.digest}"
+    return Opened(config, name, digest, lambda one: tasks[1](one, pictures, start), len(pictures.train))
 
 
 def train(
@@ -157,45 +173,43 @@ def train(
     say: Say | None = None,
     on_scan: OnScan | None = None,
 ) -> Bundle:
-    """Train a model and write its bundle; under torchrun, together with the other processes."""
+    """Train a model and write its bundle; under torchrun, together with the other processes.
+
+    Args:
+        resume: Continue the run in `out`, if there is one of the same settings and data.
+        force: Remove what is in `out`, and begin.
+        lengthen: When resuming, accept more steps or time than the run had, also of a finished run.
+    """
     with torch_threads(config.threads), torch.random.fork_rng(), open_world(config.device) as world:
-        say = say if say is not None and world.leads else None
-        opened = open_data(config, source, out, say, on_scan if world.leads else None)
-        run = _open_run(opened, out, world, say, resume=resume, force=force, lengthen=lengthen)
+        told, say = say is not None, say if world.leads else None
+        module, _, name = config.opener.partition(":")
+        opener = getattr(importlib.import_module(module), name)
+        opened: Opened = opener(config, source, out, say, on_scan if world.leads else None)
+        run = _Run(opened, out, world, say or (lambda _: None))
+        run.settle(resume=resume, force=force, lengthen=lengthen, told=told)
         if not world.decide(run.finished):
             with closing(run.trainer()) as trainer:
                 run.follow(trainer, on_progress)
             world.decide(lambda: run.finish(trainer))
-        opened.after(run.place.run)
+        opened.after(run.folder)
         return world.decide(lambda: load_bundle(out))
 
 
-@dataclass(slots=True)
 class _Run:
     """One run in its folder."""
 
-    config: TrainConfig
-    opened: Opened
-    place: RunFolder
-    world: World
-    say: Say | None = None
-    changed: bool = False
-    cpu_before: float = 0.0
-    cpu_started: float = field(default_factory=time.process_time)
-    seconds_before: float = 0.0
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def identity(self) -> str:
-        return self.identities[0]
-
-    @property
-    def identities(self) -> list[str]:
-        return [run_identity(each, self.opened.digest) for each in self.config.identities()]
-
-    @property
-    def name(self) -> str:
-        return self.config.name or self.opened.name
+    def __init__(self, opened: Opened, out: Path, world: World, say: Say) -> None:
+        self.opened, self.out, self.world, self.say = opened, out, world, say
+        self.config: TrainConfig = opened.config
+        self.folder = out / RUN_FOLDER
+        self.identity = self.config.identity(opened.digest)
+        self.name = self.config.name or opened.name
+        self.state: RunState | None = None
+        self.tensors: dict[str, Tensor] = {}
+        self.plan = Plan(total=1)
+        self.changed = False
+        self.cpu_before = self.seconds_before = 0.0
+        self.cpu_started, self.started = time.process_time(), time.monotonic()
 
     @property
     def cpu_seconds(self) -> float:
@@ -205,278 +219,407 @@ class _Run:
     def seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
 
+    def settle(self, *, resume: bool, force: bool, lengthen: bool, told: bool) -> None:
+        """Begin the run, or find it in its folder; its plan follows from the checkpoint or from what is asked."""
+        record = self.world.decide(lambda: self._found(resume=resume, force=force))
+        if record is not None:
+            if record.identity != self.identity:
+                raise self._other_run()
+            self._read_checkpoint()
+        longer = self._longer(record, self.state) if lengthen and record and self.state else None
+        if record is not None and longer is None and (self.state is not None or not lengthen):
+            asked = self.config
+            if asked.steps not in (None, record.steps):
+                raise self._other_run()
+            if asked.time_s not in (None, record.time_s):
+                length = f"{record.steps} steps" if record.steps else f"{record.time_s:g} s"
+                self.say(f"this run was begun with {length}; --force starts again with another time")
+            self.config = asked.model_copy(update={"steps": record.steps, "time_s": record.time_s})
+        if self.config.steps is None and self.config.time_s is None:
+            self.config = self.config.model_copy(update={"steps": self.config.usual_steps()})
+        if self.state is None:
+            self._plan_first(told=told and record is None)
+        elif longer is None:
+            self.plan = self.state.plan
+        else:
+            before, self.plan = self.state.plan.total, longer
+            self.say(f"given more: {longer.total} steps instead of {before}; the learning rate rises again")
+        now = RunRecord(identity=self.identity, config=self.config.model_dump(mode="json"))
+        if record is not None:
+            self.changed = any(now.config[name] != record.config[name] for name in CHANGEABLE)
+        if now != record:
+            self.world.decide(lambda: self._write_record(now))
+
     def finished(self) -> bool:
         """Whether the bundle is there and says what this run says of it."""
-        if not self.place.finished(self.identities):
+        if not (self.out / MANIFEST_FILE).exists():
             return False
-        made = load_bundle(self.place.out).manifest
-        if made.training.steps < self.config.total_steps:
+        made = load_bundle(self.out).manifest
+        if self.state is None:
+            return True
+        if made.training.steps < self.plan.total:
             return False
         same = (made.name, made.soften_sigma) == (self.name, self.config.soften_sigma)
-        if same and not self.changed:
+        if (same and not self.changed) or self.state.step != self.plan.total:
             return True
-        checkpoint = latest_checkpoint(self.place.run)
-        if checkpoint is None or checkpoint.info.step != self.config.steps:
-            return True
-        if self.say is not None:
-            self.say("the weights are there; their bundle is written again with what was changed")
+        self.say("the weights are there; their bundle is written again with what was changed")
         return False
 
     def trainer(self) -> Trainer:
         """A trainer at the newest checkpoint, or at step 0."""
-        checkpoint = _shared_checkpoint(self.place.run, self.world)
-        trainer = self._at_start(checkpoint)
-        if checkpoint is None:
-            return trainer
-        self.place.require_own(checkpoint, self.identities)
-        trainer.restore(checkpoint)
-        self.cpu_before = checkpoint.info.cpu_seconds
-        self.seconds_before = checkpoint.info.seconds
-        if self.say is not None:
-            self.say(f"resuming after step {trainer.step} of {trainer.steps}")
-        return trainer
-
-    def _at_start(self, checkpoint: Checkpoint | None) -> Trainer:
         task = self.opened.task(self.config)
-        return self.opened.trainer(task, self.world, self.place.run, checkpoint)
+        if self.opened.trainer is None:
+            trainer = Trainer(task, self.world, self.plan)
+        else:
+            trainer = self.opened.trainer(task, self.world, self.plan, self.folder, self.state)
+        if self.state is not None:
+            trainer.restore(self.tensors)
+            trainer.step, trainer.microbatch = self.state.step, self.state.microbatch
+            self.cpu_before, self.seconds_before = self.state.cpu_seconds, self.state.seconds
+            self.say(f"resuming after step {trainer.step} of {trainer.plan.total}")
+        return trainer
 
     def follow(self, trainer: Trainer, on_progress: OnProgress | None) -> None:
         """Take the steps that remain, with lines in progress.csv, checkpoints, sheets and reports."""
-        log = Log(self.place.run, trainer, lambda: self.cpu_seconds) if self.world.leads else None
-        pause, losses = _Pause(), Losses()
-        pace = _Pace(self, trainer)
-        while trainer.step < trainer.steps:
-            if trainer.step == pace.next:
-                pace.look()
-            loss = trainer.advance()
-            losses.add(trainer.step, loss)
-            last = trainer.step == trainer.steps
-            due = last or trainer.step % self.config.checkpoint_every == 0
-            validate = last or trainer.step % self.config.validate_every == 0
-            save = due or (log is not None and pause.over())
-            # Waits for the device where a line or a checkpoint is due, which must not hold what is not finite, and
-            # before the clock is looked at, which counts the steps that were taken.
-            wait = save or validate or trainer.step in {pace.next, trainer.steps}
-            found = losses.read(wait=wait or trainer.step % LOG_EVERY == 0)
-            if log is None:
+        config, world = self.config, self.world
+        log = _Log(self, trainer)
+        pause = UNSAVED_S if config.time_s is None else min(UNSAVED_S, config.time_s / LOOKS)
+        next_save = time.monotonic() + pause
+        planned_at = trainer.step, self.seconds
+        while trainer.step < trainer.plan.total:
+            log.pending.append(trainer.advance())
+            last = trainer.step == trainer.plan.total
+            due = last or trainer.step % config.checkpoint_every == 0
+            validate = last or trainer.step % config.validate_every == 0
+            save = due or (world.leads and time.monotonic() > next_save)
+            # Reading a loss waits for the device, and a checkpoint must hold nothing that is not finite.
+            if world.device.type == "cpu" or validate or save or trainer.step % LOG_EVERY == 0:
+                log.read()
+            if config.time_s is not None and not last and (due or (save and world.size == 1)):
+                trainer.plan = world.decide(partial(self._planned_anew, trainer, planned_at))
+                planned_at = trainer.step, self.seconds
+            if not world.leads:
                 continue
-            log.add(trainer, found, validate=validate)
+            log.write(validate=validate)
             if save:
-                with pause:
-                    self.checkpoint(trainer)
+                began = time.monotonic()
+                self._write_checkpoint(trainer)
+                now = time.monotonic()
+                next_save = now + max(pause, WRITING_SHARE * (now - began))
             if due:
-                log.draw(trainer)
-            self.tell(trainer)
+                log.draw()
+            self._tell(trainer)
             if on_progress is not None:
                 try:
-                    on_progress(log.progress(trainer))
+                    on_progress(log.progress())
                 except BaseException:
-                    losses.read()
-                    if not due:
-                        self.checkpoint(trainer)
+                    log.read()
+                    if not save:
+                        self._write_checkpoint(trainer)
                     raise
-
-    def tell(self, trainer: Trainer) -> None:
-        """Say what the trainer wants said."""
-        if self.say is not None:
-            for note in trainer.notes:
-                self.say(note)
-        trainer.notes.clear()
-
-    def checkpoint(self, trainer: Trainer) -> None:
-        settings = {**self.config.model_dump(mode="json"), "microbatch": trainer.microbatch}
-        info = CheckpointInfo(
-            step=trainer.step,
-            config=settings,
-            identity=self.identity,
-            cpu_seconds=self.cpu_seconds,
-            seconds=self.seconds,
-        )
-        write_checkpoint(self.place.run, info, trainer.tensors())
 
     def finish(self, trainer: Trainer) -> None:
         """Measure, draw, and move the bundle into its place."""
-        dtype = DTYPES[self.config.dtype]
+        config, spent = self.config, self.cpu_seconds
+        dtype = DTYPES[config.dtype]
         state = {name: value.to("cpu", dtype) for name, value in trainer.ema.state_dict().items()}
-        spent = self.cpu_seconds
-        Log(self.place.run, trainer, lambda: spent).draw(trainer, last=True)
-        self.tell(trainer)
+        _Log(self, trainer).draw(last=True)
+        self._tell(trainer)
         figures = {
             "held_out_loss": round(trainer.held_out_loss(), 6),
             "cpu_seconds": round(spent, 1),
             "processes": float(self.world.size),
             **trainer.task.figures,
         }
-        self.place.put(self._manifest(trainer, figures), state)
-        held_out = trainer.task.aside()
-        if held_out is None:
-            return
-        why = after_training(self.place.out, held_out, command="at the end of training", spent_s=spent)
-        if why and self.say is not None:
-            self.say(
-                f"the gate's bounds were not measured: {why}; ddib model gate measures with other pictures"
-            )
-
-    def _manifest(self, trainer: Trainer, figures: dict[str, float]) -> Manifest:
-        config = self.config
-        return Manifest(
+        made = Manifest(
             name=self.name,
             domain=self.name,
             training=Training(
-                command=config.command, seed=config.seed, steps=config.total_steps, figures=figures
+                command=config.command, seed=config.seed, steps=trainer.plan.total, figures=figures
             ),
             created=datetime.now(UTC).date().isoformat(),
             differential_privacy=trainer.spent(),
             **trainer.task.manifest(),
         )
+        self._put_bundle(made, state)
+        held_out = trainer.task.aside()
+        if held_out is None:
+            return
+        model = DomainModel(load_bundle(self.out))
+        if why := unmeasurable(model, len(held_out)):
+            self.say(
+                f"the gate's bounds were not measured: {why}; ddib model gate measures with other pictures"
+            )
+            return
+        chosen, within_s = held_out[:GATE_PICTURES], GATE_SHARE * spent
+        found = measure_allowances(model, chosen, command="at the end of training", within_s=within_s)
+        put_beside(self.out, found)
+
+    def _found(self, *, resume: bool, force: bool) -> RunRecord | None:
+        """The run to resume, or None when there is none, or none any more."""
+        if force:
+            for name in (MANIFEST_FILE, WEIGHTS_FILE, *BESIDE):
+                (self.out / name).unlink(missing_ok=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
+        path = self.folder / "run.json"
+        record = None
+        if path.exists():
+            try:
+                record = RunRecord.model_validate_json(path.read_bytes())
+            except ValidationError as error:
+                raise BundleInvalid(
+                    f"{path} cannot be read: {error}", hint="--force starts the run again"
+                ) from error
+        if resume and record is not None:
+            return record
+        if (self.out / MANIFEST_FILE).exists():
+            raise AlreadyExists(
+                f"{self.out} holds a finished model", hint="choose another folder, or --force to replace it"
+            )
+        if record is not None:
+            raise AlreadyExists(
+                f"{self.out} holds an unfinished run",
+                hint="--resume to resume it, --force to start again",
+            )
+        return None
+
+    def _other_run(self) -> StateConflict:
+        return StateConflict(
+            f"the run in {self.out} was started with other settings or other {self.config.learns_from}",
+            hint=f"the settings are in {self.folder / 'run.json'}; --force starts again",
+        )
+
+    def _write_record(self, record: RunRecord) -> None:
+        model_folder(self.out)
+        model_folder(self.folder)
+        write_file(self.folder / "run.json", record.model_dump_json(indent=2).encode(), private=True)
+
+    def _plan_first(self, *, told: bool) -> None:
+        """The number of steps, from the cost of a step where a time is asked for, and a microbatch that fits."""
+        config = self.config
+        told = told and config.preset != "" and self.opened.trainer is None
+        total = config.steps or 1
+        if config.time_s is not None or told:
+            cost = measure(config, self.opened.task, self.world)
+            if told:
+                self.say(f"{config.preset}: {cost}")
+            self.config = config.model_copy(update={"microbatch": min(cost.microbatch, config.batch)})
+            if config.time_s is not None:
+                total = max(1, int(config.time_s * TIME_SHARE / cost.seconds))
+        self.plan = Plan(total=self.world.decide(lambda: total))
+
+    def _longer(self, record: RunRecord, state: RunState) -> Plan | None:
+        """The plan with the steps or the time that are asked for now; None if these are not more."""
+        asked, total = self.config, self.config.steps or 0
+        if asked.time_s is not None and asked.time_s > (record.time_s or 0.0):
+            total = int(asked.time_s * TIME_SHARE / state.seconds * state.step)
+        if total <= state.plan.total:
+            return None
+        return Plan(total=total, step=state.step, share=state.step / total)
+
+    def _planned_anew(self, trainer: Trainer, since: tuple[int, float]) -> Plan:
+        """The plan as the speed since the last one says."""
+        step, plan, now = trainer.step, trainer.plan, self.seconds
+        left = float(self.config.time_s or 0.0) * TIME_SHARE - now
+        steps = max(1, round(left * (step - since[0]) / (now - since[1])))
+        negligible = abs(steps - (plan.total - step)) <= NEGLIGIBLE * (plan.total - step)
+        return plan if negligible else plan.renewed(step, step + steps)
+
+    def _tell(self, trainer: Trainer) -> None:
+        """Say what the trainer wants said."""
+        for note in trainer.notes:
+            self.say(note)
+        trainer.notes.clear()
+
+    def _write_checkpoint(self, trainer: Trainer) -> None:
+        """Write a checkpoint into the run's folder and drop those that are no longer needed."""
+        state = RunState(
+            identity=self.identity,
+            step=trainer.step,
+            plan=trainer.plan,
+            microbatch=trainer.microbatch,
+            cpu_seconds=self.cpu_seconds,
+            seconds=self.seconds,
+        )
+        tensors = {name: value.contiguous() for name, value in trainer.tensors().items()}
+        content = save(tensors, {"run": state.model_dump_json()})
+        digest = hashlib.sha256(content).hexdigest()
+        for old in self.folder.glob(f"checkpoint-{state.step:08d}-*"):
+            old.unlink()
+        for torn in self.folder.glob(".checkpoint-*"):
+            torn.unlink()
+        write_file(self.folder / f"checkpoint-{state.step:08d}-{digest}.safetensors", content, private=True)
+        for path in sorted(self.folder.glob("checkpoint-*"))[:-KEPT]:
+            path.unlink()
+
+    def _read_checkpoint(self) -> None:
+        """Take the newest checkpoint; all processes of the run read the same one."""
+        found = latest_checkpoint(self.folder)
+        step = self.world.decide(lambda: None if found is None else found[0].step)
+        if step != (None if found is None else found[0].step):
+            raise SettingsInvalid(
+                "the processes of a run do not see the same folder", hint="--out on a shared disk"
+            )
+        if found is None:
+            return
+        if found[0].identity != self.identity:
+            raise self._other_run()
+        self.state, self.tensors = found
+
+    def _put_bundle(self, manifest: Manifest, state: Mapping[str, Tensor]) -> None:
+        """Move the finished bundle in."""
+        model_folder(self.out)
+        staged = self.folder / "bundle"
+        weights = save_bundle(staged, manifest, state, overwrite=True).manifest.weights_sha256
+        if (self.out / MANIFEST_FILE).exists() and load_bundle(self.out).manifest.weights_sha256 != weights:
+            # Without its manifest no bundle is here until the new one is.
+            for name in (MANIFEST_FILE, *BESIDE):
+                (self.out / name).unlink(missing_ok=True)
+        for name in (WEIGHTS_FILE, MANIFEST_FILE):
+            (staged / name).replace(self.out / name)
+            sync_folder(self.out)
+        shutil.rmtree(staged)
 
 
-class _Pause:
-    """Between two checkpoints, where the steps between them take long: so much, and a multiple of what one takes."""
+def latest_checkpoint(folder: Path) -> tuple[RunState, dict[str, Tensor]] | None:
+    """The newest checkpoint of a run's folder, verified; None where there is none."""
+    path = max(folder.glob("checkpoint-*"), default=None)
+    if path is None:
+        return None
+    try:
+        content = path.read_bytes()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        found = RunState.model_validate_json(header["__metadata__"]["run"]), load(content)
+    except (OSError, ValueError, KeyError, SafetensorError):
+        found, content = None, b""
+    if found is None or hashlib.sha256(content).hexdigest() != path.stem.rpartition("-")[2]:
+        raise BundleInvalid(
+            f"the checkpoint {path} is damaged: its digest is not the one in its name",
+            hint=f"remove {path} to resume from the checkpoint before it",
+        )
+    return found
 
-    def __init__(self) -> None:
-        self._next = time.monotonic() + UNSAVED_S
-        self._began = 0.0
 
-    def over(self) -> bool:
-        return time.monotonic() > self._next
+class Row(NamedTuple):
+    """One line of progress.csv."""
 
-    def __enter__(self) -> None:
-        self._began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        now = time.monotonic()
-        self._next = now + max(UNSAVED_S, WRITING_SHARE * (now - self._began))
+    step: int
+    loss: float
+    held_out: float | None
+    learning_rate: float
+    seconds: float
+    cpu_seconds: float
 
 
-class _Pace:
-    """Fits the steps of a run to its time, also where the machine's speed changes."""
+def read_progress(path: Path) -> list[Row]:
+    """The lines of a progress.csv; a torn last line is left out."""
+    rows: list[Row] = []
+    if not path.exists():
+        return rows
+    with path.open(encoding="utf-8", newline="") as stream:
+        for fields in list(csv.reader(stream))[1:]:
+            try:
+                step, loss, held_out, *rest = fields
+                number = float(held_out) if held_out else None
+                rows.append(Row(int(step), float(loss), number, *map(float, rest)))
+            except (TypeError, ValueError):
+                break
+    return rows
+
+
+class _Log:
+    """progress.csv, the curve and the samples of a run as it goes, and what is to be said of them."""
 
     def __init__(self, run: _Run, trainer: Trainer) -> None:
         self._run, self._trainer = run, trainer
-        planned = run.config.planned
-        self.next = -1
-        if run.config.timed_s is not None:
-            self.next = max(trainer.step, planned[-1][0] if planned else 0)
-        self._step, self._seconds, self._cost = self.next, 0.0, 0.0
+        self._file = run.folder / "progress.csv"
+        self.pending: list[Tensor] = []
+        """Losses that were not read yet."""
+        self._losses: list[float] = []
+        self._smooth, self._read = 0.0, 0
+        self._first, self._begun = trainer.step, time.monotonic()
+        self._held_out: float | None = None
+        self._least = float("inf")
+        self._said: set[str] = set()
+        if not run.world.leads:
+            return
+        # Lines after the checkpoint that is resumed from are dropped.
+        kept = [row for row in read_progress(self._file) if row.step <= trainer.step]
+        lines = [",".join(Row._fields), *map(_line, kept)]
+        write_file(self._file, ("\n".join(lines) + "\n").encode(), private=True)
+        for row in kept:
+            if row.held_out is not None:
+                self._held_out, self._least = row.held_out, min(row.held_out, self._least)
 
-    def look(self) -> None:
-        config, self.next = self._run.world.decide(self._plan)
-        self._run.config = self._trainer.config = config
+    def read(self) -> None:
+        """Read the losses of the last steps."""
+        if not self.pending:
+            return
+        found = torch.stack(self.pending).tolist()
+        self.pending.clear()
+        for ago, loss in enumerate(reversed(found)):
+            if not torch.isfinite(torch.tensor(loss)):
+                raise SettingsInvalid(
+                    f"the loss is {loss} after {self._trainer.step - ago} steps",
+                    hint="look for outliers, lower the learning rate, or train in float32",
+                )
+        for loss in found:
+            self._losses.append(loss)
+            self._read += 1
+            self._smooth += (loss - self._smooth) / min(50, self._read)
 
-    def _plan(self) -> tuple[TrainConfig, int]:
-        config, step, now = self._run.config, self._trainer.step, self._run.seconds
-        left, since = float(config.timed_s or 0.0) * PROBE_MARGIN - now, step - self._step
-        if not since:  # the first look: nothing was measured yet
-            self._cost = max(0.0, left) / (config.total_steps - step)
-        else:
-            self._cost = (self._cost + (now - self._seconds) / since) / 2.0
-            steps, planned = max(1, round(left / self._cost)), config.total_steps - step
-            if abs(steps - planned) > NEGLIGIBLE * planned:
-                config = config.replanned(step, step + steps)
-                self._run.place.begin(config)
-        self._step, self._seconds = step, now
-        ahead = int(max(LOOK_S, left / LOOKS) / self._cost) if self._cost else 1
-        ahead = min(ahead, 2 * since or 1)  # until much was measured, little is relied on
-        return config, step + max(1, min(ahead, config.total_steps - step - 1))
+    def write(self, *, validate: bool) -> None:
+        """Write a line when one is due, with the held-out loss when `validate`."""
+        trainer = self._trainer
+        if validate:
+            self._held_out = trainer.held_out_loss()
+            self._least = min(self._least, self._held_out)
+            if self._held_out > RISEN * self._least:
+                self._say("rising", "overfitting: the held-out loss rises; stop earlier, or add data")
+        if validate or trainer.step % LOG_EVERY == 0:
+            row = Row(
+                step=trainer.step,
+                loss=sum(self._losses) / len(self._losses),
+                held_out=self._held_out if validate else None,
+                learning_rate=learning_rate(trainer.config, trainer.plan, trainer.step - 1),
+                seconds=time.monotonic() - self._begun,
+                cpu_seconds=self._run.cpu_seconds,
+            )
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.write(f"{_line(row)}\n")
+            self._losses.clear()
 
+    def draw(self, *, last: bool = False) -> None:
+        """Renew loss.png and samples.png, and compare the samples with training data."""
+        trainer, folder = self._trainer, self._run.folder
+        rows = read_progress(self._file)
+        if rows and (last or trainer.config.kind != "points"):
+            held_out = [(row.step, row.held_out) for row in rows if row.held_out is not None]
+            plots.loss_curve([(row.step, row.loss) for row in rows], folder / "loss.png", held_out=held_out)
+        self._say("near", trainer.task.show(trainer, folder, last=last))
 
-def _open_run(
-    opened: Opened, out: Path, world: World, say: Say | None, *, resume: bool, force: bool, lengthen: bool
-) -> _Run:
-    """The run in `out`, new or found, settled and with run.json written."""
-    config = opened.config
-    place = RunFolder(out, config.learns_from)
-    stored = world.decide(lambda: place.found(type(config), resume=resume, force=force))
-    if stored is not None:
-        return _found_run(stored, opened, place, world, say, lengthen=lengthen)
-    cost = None
-    told = say is not None and config.preset != "" and not opened.fixed_length
-    if world.decide(lambda: config.time_s is not None or told):
-        cost = measure(config, opened.task, world, within_s=MEASURE_S)
-    if say is not None and cost is not None and config.preset:
-        say(f"{config.preset}: {cost}")
+    def progress(self) -> TrainingProgress:
+        step = self._trainer.step
+        rate = (step - self._first) / max(1e-9, time.monotonic() - self._begun)
+        return TrainingProgress(step, self._trainer.plan.total, self._smooth, self._held_out, rate)
 
-    def write() -> TrainConfig:
-        settled = settle(config, cost)
-        place.begin(settled)
-        return settled
-
-    return _Run(world.decide(write), opened, place, world, say)
-
-
-def _found_run(
-    stored: TrainConfig, opened: Opened, place: RunFolder, world: World, say: Say | None, *, lengthen: bool
-) -> _Run:
-    """The run in a folder, as long as it was, or longer; what no weight depends on becomes what is asked for."""
-    config = opened.config
-    longer = _longer(stored, opened, place, world) if lengthen else None
-    # A time, or no length at all, means the length that was settled.
-    asked = config.settled(stored.steps if longer else config.steps or stored.steps)
-    asked = asked.model_copy(update={"planned": stored.planned})
-    if asked.identity() != stored.settled().identity():
-        raise place.other_run()
-    if longer is not None:
-        if say is not None:
-            say(f"given more: {longer.steps} steps instead of {stored.steps}; the learning rate rises again")
-        stored = longer
-        place.begin(stored)
-    elif say is not None and config.time_s not in {None, stored.timed_s}:
-        length = f"{stored.steps} steps" if stored.timed_s is None else f"{stored.timed_s:g} s"
-        say(f"this run was begun with {length}; --force starts again with another time")
-    own = {name: getattr(asked, name) for name in CHANGEABLE}
-    changed = any(getattr(stored, name) != value for name, value in own.items())
-    if changed:
-        stored = stored.model_copy(update=own)
-        world.decide(lambda: place.begin(stored))
-    return _Run(stored, opened, place, world, say, changed)
-
-
-def _longer(stored: TrainConfig, opened: Opened, place: RunFolder, world: World) -> TrainConfig | None:
-    """The settings of the run with the steps or the time that are asked for now; None if these are not more."""
-    asked = opened.config
-    if opened.fixed_length or not asked.preset:
-        return None
-    checkpoint = latest_checkpoint(place.run)
-    done, seconds = (0, 0.0) if checkpoint is None else (checkpoint.info.step, checkpoint.info.seconds)
-    total = asked.steps or 0
-    if asked.time_s is not None and asked.time_s > (stored.timed_s or 0.0):
-        cost = measure(asked, opened.task, world, within_s=MEASURE_S).seconds
-        total = done + int((asked.time_s * PROBE_MARGIN - seconds) / cost)
-    if total <= stored.total_steps:
-        return None
-    return stored.replanned(done, total, share=done / total).model_copy(update={"timed_s": asked.time_s})
+    def _say(self, kind: str, text: str) -> None:
+        if text and kind not in self._said:
+            self._said.add(kind)
+            self._trainer.notes.append(text)
 
 
-def _shared_checkpoint(folder: Path, world: World) -> Checkpoint | None:
-    """The newest checkpoint, read by the leader and handed to all."""
-    if world.size == 1:
-        return latest_checkpoint(folder)
-    own: list[Checkpoint | None] = [None]
-
-    def read() -> tuple[CheckpointInfo, dict[str, tuple[torch.Size, torch.dtype]]] | None:
-        own[0] = latest_checkpoint(folder)
-        if own[0] is None:
-            return None
-        return own[0].info, {name: (value.shape, value.dtype) for name, value in own[0].tensors.items()}
-
-    shared = world.decide(read)
-    if shared is None:
-        return None
-    info, shapes = shared
-    tensors: dict[str, Tensor] = {
-        name: own[0].tensors[name] if own[0] is not None else torch.empty(shape, dtype=dtype)
-        for name, (shape, dtype) in shapes.items()
-    }
-    world.hand_out(list(tensors.values()))
-    return Checkpoint(info, tensors)
+def _line(row: Row) -> str:
+    held_out = "" if row.held_out is None else f"{row.held_out:.6g}"
+    rest = f"{row.learning_rate:.6g},{row.seconds:.3f},{row.cpu_seconds:.3f}"
+    return f"{row.step},{row.loss:.6g},{held_out},{rest}"
 
 
 def train_at_terminal(config: TrainConfig, out: Path, *, resume: bool, force: bool) -> Bundle | None:
     """Train with a progress bar on stderr; Ctrl-C and SIGTERM stop it so that it can be resumed."""
     with bar("training") as show, bar("checking") as look, _stopping() as stop:
 
-        def on_progress(progress: Progress) -> None:
+        def on_progress(progress: TrainingProgress) -> None:
             held_out = "" if progress.held_out is None else f"  held out {progress.held_out:.4f}"
             show(
                 progress.step,
@@ -515,9 +658,8 @@ def _stopping() -> Iterator[Callable[[int], None]]:
             raise KeyboardInterrupt
 
     alone = "RANK" not in os.environ and threading.current_thread() is threading.main_thread()
-    before = (
-        {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)} if alone else {}
-    )
+    numbers = (signal.SIGINT, signal.SIGTERM) if alone else ()
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield stop
     finally:

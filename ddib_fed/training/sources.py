@@ -1,92 +1,57 @@
-"""Pictures to train on: of a shipped domain, a user's folder, or arrays; all in memory.
+"""Finds pictures and points: of a shipped domain, below a folder (pictures, or studies by `ddib_fed.formats`), a file.
 
-Held-out pictures are never trained on, and neither decide the normalisation.
+Held-out pictures are never trained on, and neither decide the normalisation. Of studies whole patients, or one end of a
+map, are held out. Of a header nothing is kept but the name of the rule. No other module of training knows the formats.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
-from torch import Tensor, nn
 
-from ddib_fed.calibration.record import RETRAINED, read_calibration, units_digest
 from ddib_fed.data import folder as folders
-from ddib_fed.data.fitting import PictureRule
-from ddib_fed.data.folder import Progress, Survey, expand
-from ddib_fed.data.shipped import load_shipped
-from ddib_fed.diffusion.denoiser import TimeInput
-from ddib_fed.diffusion.schedule import ScheduleConfig
+from ddib_fed.data.decoding import Picture
+from ddib_fed.data.fitting import PictureRule, check_fit
+from ddib_fed.data.folder import Entry, Folder, Progress, Survey, expand
+from ddib_fed.data.pictures import decode_image
+from ddib_fed.data.shipped import SHIPPED, load_shipped
+from ddib_fed.data.synthetic import draw
 from ddib_fed.errors import (
-    BundleInvalid,
-    CalibrationExpired,
-    CalibrationForeign,
-    CalibrationUnits,
+    DdibError,
+    ExtraMissing,
+    ImageUnreadable,
     InputError,
     MemoryExhausted,
     NotFinite,
     SettingsInvalid,
     ShapeMismatch,
+    UsageError,
 )
-from ddib_fed.models.bundle import Bundle, load_bundle
-from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, data_note
-from ddib_fed.models.units import ChannelMap, Normalisation
+from ddib_fed.evaluation.metrics import picture_rule
+from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, carried_domain, data_note
+from ddib_fed.models.units import Normalisation
 from ddib_fed.names import domain_from
-from ddib_fed.networks.config import ClassifierConfig, UNetConfig, build_network
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.studies import scan_studies
+from ddib_fed.training.points import read_points
 
-
-def calibrated_units(config: TrainConfig, made: Manifest) -> Normalisation:
-    """From pictures in [-1, 1] to the units of the model that they are translated to."""
-    found = read_calibration(config.calibration) if config.calibration is not None else None
-    if found is None:
-        raise SettingsInvalid("the run has no calibration", hint="name its file")
-    if found.kind not in RETRAINED:
-        raise SettingsInvalid(
-            f"{config.calibration} is a {found.kind}, for which no model is trained: the one there is works with it",
-            hint=f"ddib translate --source A --target B --calibration {shlex.quote(str(config.calibration))}",
-        )
-    if found.expired():
-        raise CalibrationExpired(
-            f"{config.calibration} ended on {found.expires:%Y-%m-%d}", hint="make it anew: ddib calibrate"
-        )
-    if found.source.domain not in {made.domain, made.name, config.name, config.domain}:
-        raise CalibrationForeign(
-            f"{config.calibration} maps pictures of {found.source.domain}, and {config.init} is of {made.domain}",
-            hint=f"--init with the model of {found.source.domain}",
-        )
-    if found.source.units_sha256 != units_digest(made.normalisation):
-        whose = "the target's" if found.target.units_sha256 == units_digest(made.normalisation) else "other"
-        raise CalibrationUnits(
-            f"{config.calibration} maps from units that {config.init} does not have: those are {whose}",
-            hint="--init with the model that the calibration was made with, on the side that it maps from",
-        )
-    if config.colours not in ("rgb", made.normalisation.colours):
-        raise SettingsInvalid(
-            f"colours is {made.normalisation.colours} in the initial weights, not {config.colours}",
-            hint="leave colours out",
-        )
-    return made.normalisation.model_copy(update={"calibrated": found.map})
-
-
-def map_digest(found: ChannelMap) -> str:
-    return hashlib.sha256(found.model_dump_json(exclude_none=True).encode()).hexdigest()
-
+if TYPE_CHECKING:
+    from ddib_fed.formats.study import Bad, Studies, Study
 
 Pixels = NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.uint16]
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
+Entries = tuple[Entry, ...]
+Say = Callable[[str], None]
 
 MIN_PICTURES = 8
 QUANTUM = 2.0 / 255.0
@@ -96,11 +61,15 @@ CROP_ROOM = 8
 """With random windows pictures are kept larger by this part of their size."""
 FEW = 200
 MEMORY_SHARE = 0.7
+HU_RANGE: Final = "-1000:2000"
+"""Hounsfield units that become -1 and 1 where no range is given: from air to dense bone."""
 
 
 @dataclass(frozen=True, slots=True)
 class PictureSource:
-    """Pictures to train on."""
+    """Pictures (N, C, H, W) to train on; `quantum` is one step of their numbers in [-1, 1]. With `size` they are
+    larger than the network takes, and windows of that size are cut from them.
+    """
 
     name: str
     train: Pixels
@@ -132,23 +101,45 @@ def array_source(
 ) -> PictureSource:
     """Pictures that are in memory already; `further` are other attributes of `PictureSource`."""
     for part, pixels in (("training", train), ("held-out", held_out)):
-        _check_pixels(name, part, pixels, train.shape[1:])
+        _check_pixels(f"the {part} pictures of {name}", pixels, train.shape[1:])
     if len(train) < MIN_PICTURES:
         raise InputError(
             f"{name} has {len(train)} training pictures; at least {MIN_PICTURES} are needed",
             hint="add pictures",
         )
-    given = _labels(name, labels, len(train), len(classes))
-    return PictureSource(
-        name=name,
-        train=train,
-        held_out=held_out,
-        digest=_digest(train, held_out, given),
-        labels=given,
-        held_out_labels=_labels(name, held_out_labels, len(held_out), len(classes)),
-        classes=classes,
-        **further,
-    )
+    numbers = [
+        None if given is None else np.asarray(given, dtype=np.int64) for given in (labels, held_out_labels)
+    ]
+    for found, pixels in zip(numbers, (train, held_out), strict=True):
+        fits = found is None or (
+            found.shape == (len(pixels),) and 0 <= found.min() <= found.max() < len(classes)
+        )
+        if not fits:
+            raise InputError(
+                f"the labels of {name} are not {len(pixels)} numbers from 0 to {len(classes) - 1}"
+            )
+    digest = hashlib.sha256()
+    for array in (train, held_out, *(() if numbers[0] is None else (numbers[0],))):
+        digest.update(f"{array.dtype} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    told = f"pictures:{digest.hexdigest()}"
+    return PictureSource(name, train, held_out, told, numbers[0], numbers[1], classes, **further)
+
+
+def _check_pixels(what: str, pixels: Pixels, shape: tuple[int, ...]) -> None:
+    if pixels.ndim != 4 or pixels.shape[1:] != shape or shape[0] not in (1, 3) or len(pixels) == 0:
+        raise ShapeMismatch(
+            f"{what} are {pixels.shape}, not (N, C, H, W) of one size with 1 or 3 channels",
+            hint="one array of pictures, at least one of them",
+        )
+    if pixels.dtype not in (np.float32, np.uint8, np.uint16):
+        raise InputError(f"{what} are {pixels.dtype}, not float32, uint8 or uint16")
+    if pixels.dtype == np.float32:
+        low, high = float(pixels.min()), float(pixels.max())
+        if not np.isfinite([low, high]).all():
+            raise NotFinite(f"{what} hold NaN or infinity", hint="clean them")
+        if low < -1.001 or high > 1.001:
+            raise InputError(f"{what} reach from {low:g} to {high:g}", hint="bring them to [-1, 1]")
 
 
 def shipped_source(name: str) -> PictureSource:
@@ -180,7 +171,7 @@ def open_source(
     config: TrainConfig,
     source: PictureSource | None = None,
     *,
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
     progress: Progress | None = None,
 ) -> PictureSource:
     """The pictures that `config` names, or those given, checked against it."""
@@ -190,11 +181,10 @@ def open_source(
             "give either a domain or a folder in the settings, or the pictures themselves",
             hint="one of the three",
         )
-    if source is None:
-        if config.domain is not None:
-            source = shipped_source(config.domain)
-        else:
-            source = folder_source(config, say=say or (lambda _: None), progress=progress)
+    if source is None and config.domain is not None:
+        source = shipped_source(config.domain)
+    elif source is None:
+        source = folder_source(config, say=say or (lambda _: None), progress=progress)
     if config.size is not None and source.shape[1:] != (config.size, config.size):
         raise SettingsInvalid(
             f"the pictures of {source.name} are {source.shape[2]} x {source.shape[1]}, not {config.size}",
@@ -207,37 +197,48 @@ def open_source(
     return source
 
 
-def folder_source(
-    config: TrainConfig, *, say: Callable[[str], None], progress: Progress | None = None
-) -> PictureSource:
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """A folder of which every picture was looked at once; of studies `rule` is the rule of intensity."""
+
+    folder: Folder
+    range: str
+    split: Callable[[float], tuple[Entries, Entries]]
+    lines: tuple[str, ...] = ()
+    rule: str | None = None
+    slices: str | None = None
+    tiles: bool = False
+
+
+def folder_source(config: TrainConfig, *, say: Say, progress: Progress | None = None) -> PictureSource:
     """The pictures of `config.images`, decoded, fitted and split."""
     root = Path(str(config.images))
+    side = config.usual_size + (config.usual_size // CROP_ROOM if config.crop else 0)
     classes = config.classes if config.classes in {"folders", "prefix"} else None
-    studies = scan_studies(root, config, _side(config), progress=progress)
-    if studies is None:
-        spec, check = config.range, folders.range_check(config.range)
-        folder = folders.scan(root, classes=classes, skip_bad=config.skip_bad, check=check, progress=progress)
-    else:
-        folder, spec = studies.folder, studies.range
+    looked = _look_at_studies(root, config, side, progress)
+    if looked is None:
+        check = folders.range_check(config.range)
+        found = folders.scan(root, classes=classes, skip_bad=config.skip_bad, check=check, progress=progress)
+        looked = _Looked(found, config.range, partial(folders.split, found.entries))
+    folder = looked.folder
     facts = folders.survey(folder)
-    chosen = folders.choose_range(folder, spec)
-    found = () if studies is None else studies.lines
+    chosen = folders.choose_range(folder, looked.range)
+    rule = PictureRule(
+        channels=config.channels or max(facts.channels, key=facts.channels.__getitem__),
+        height=side,
+        width=side,
+        fit=config.fit or "resize",
+        low=chosen.low,
+        high=chosen.high,
+        bits=8 if set(facts.dtypes) == {"uint8"} else 16,
+    )
     bad = (f"{path}: {reason}" for path, reason in folder.bad)
-    for line in (*facts.lines(), *bad, *found, *chosen.warnings):
+    for line in (*facts.lines(), *bad, *looked.lines, *chosen.warnings, *_doubts(facts, rule)):
         say(line)
-    if len(folder.entries) < FEW:
-        say(
-            f"{len(folder.entries)} pictures are few: expect a model that repeats them; --flip and --crop help"
-        )
-    rule = _rule_of(config, facts, chosen.low, chosen.high)
-    for line in _conversions(facts, rule.channels):
-        say(line)
-    apart = partial(folders.split, folder.entries) if studies is None else studies.split
-    train, held_out = apart(config.held_out)
+    train, held_out = looked.split(config.held_out)
     if not held_out or not train:
         raise InputError(f"the pictures below {root} are all the same", hint="add pictures")
     _refuse_too_many(len(folder.entries), rule)
-    whole_numbers = "float32" not in facts.dtypes
     return array_source(
         name_of(root),
         folders.load(train, rule, compact=True, progress=progress),
@@ -250,77 +251,25 @@ def folder_source(
             low=rule.low,
             high=rule.high,
             bits=8 if rule.bits == 8 else 16,
-            intensity=None if studies is None else studies.rule,
-            slices=None if studies is None else studies.slices,
-            tiles=studies is not None and studies.of_maps,
+            intensity=looked.rule,
+            slices=looked.slices,
+            tiles=looked.tiles,
         ),
         note=DataNote(source=f"{len(train)} pictures of a user's folder, {len(held_out)} held out"),
         size=config.usual_size if config.crop else None,
-        quantum=2.0 / (rule.high - rule.low) if whole_numbers else 0.0,
+        quantum=0.0 if "float32" in facts.dtypes else 2.0 / (rule.high - rule.low),
     )
 
 
-def as_trained(manifest: Manifest, images: Path, **fields: Any) -> TrainConfig:
-    """How pictures are read for a model: as its manifest says that its own were; `fields` are further settings."""
-    channels, height, _ = manifest.sample_shape
-    found: dict[str, Any] = {"images": images, "channels": channels, "size": height, **fields}
-    if (made := manifest.picture) is not None:
-        found |= {"fit": made.fit, "range": f"{made.low!r}:{made.high!r}"}
-        found |= {"intensity": made.intensity, "slices": made.slices}
-    return TrainConfig.model_validate(found)
-
-
-def own_volumes(manifest: Manifest, folder: Path) -> PictureSource | None:
-    """The volumes or maps below a folder, read as those that a model was trained on; None for a model of pictures."""
-    if manifest.picture is None or manifest.picture.intensity is None:
-        return None
-    return folder_source(as_trained(manifest, folder), say=lambda _: None)
-
-
-def _side(config: TrainConfig) -> int:
-    size = config.usual_size
-    return size + (size // CROP_ROOM if config.crop else 0)
-
-
-def _rule_of(config: TrainConfig, facts: Survey, low: float, high: float) -> PictureRule:
-    """How each picture is fitted: of the run's size, and as much larger as crops are moved."""
-    side = _side(config)
-    return PictureRule(
-        channels=config.channels or max(facts.channels, key=facts.channels.__getitem__),
-        height=side,
-        width=side,
-        fit=config.fit or "resize",
-        low=low,
-        high=high,
-        bits=8 if set(facts.dtypes) == {"uint8"} else 16,
-    )
-
-
-def evenly(count: int, most: int) -> Labels:
-    """At most so many row numbers below `count`, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
-
-
-def spaced(samples: Floats, most: int) -> Floats:
-    chosen: Floats = samples[evenly(len(samples), most)]
-    return chosen
-
-
-def name_of(root: Path) -> str:
-    """The folder's name as a domain's: letters, digits, dots, dashes; of trainA the name of the folder around it."""
-    path = root.resolve()
-    name = f"{path.parent.name}-{path.name[-1].lower()}" if path.name in {"trainA", "trainB"} else path.name
-    return domain_from(name) or "pictures"
-
-
-def _conversions(facts: folders.Survey, channels: int) -> list[str]:
-    """What is done to pictures of another number of channels."""
-    others = sum(count for number, count in facts.channels.items() if number != channels)
-    if not others:
-        return []
-    if channels == 1:
-        return [f"{others} RGB pictures are made grey, their colours are dropped; --channels 3 keeps them"]
-    return [f"{others} grey pictures become RGB of three equal channels"]
+def _doubts(facts: Survey, rule: PictureRule) -> Iterable[str]:
+    """What is said of few pictures, and of pictures of another number of channels."""
+    if facts.pictures < FEW:
+        yield f"{facts.pictures} pictures are few: expect a model that repeats them; --flip and --set crop=true help"
+    others = sum(count for number, count in facts.channels.items() if number != rule.channels)
+    if others and rule.channels == 1:
+        yield f"{others} RGB pictures are made grey, their colours are dropped; --set channels=3 keeps them"
+    elif others:
+        yield f"{others} grey pictures become RGB of three equal channels"
 
 
 def _refuse_too_many(count: int, rule: PictureRule) -> None:
@@ -334,255 +283,324 @@ def _refuse_too_many(count: int, rule: PictureRule) -> None:
         )
 
 
-def _check_pixels(name: str, part: str, pixels: Pixels, shape: tuple[int, ...]) -> None:
-    if pixels.ndim != 4 or pixels.shape[1:] != shape or shape[0] not in (1, 3) or len(pixels) == 0:
-        raise ShapeMismatch(
-            f"the {part} pictures of {name} are {pixels.shape}, not (N, C, H, W) of one size with 1 or 3 channels",
-            hint="one array of pictures, at least one of them",
-        )
-    if pixels.dtype not in (np.float32, np.uint8, np.uint16):
-        raise InputError(f"the {part} pictures of {name} are {pixels.dtype}, not float32, uint8 or uint16")
-    if pixels.dtype == np.float32:
-        low, high = float(pixels.min()), float(pixels.max())
-        if not np.isfinite([low, high]).all():
-            raise NotFinite(f"the {part} pictures of {name} hold NaN or infinity", hint="clean them")
-        if low < -1.001 or high > 1.001:
-            raise InputError(
-                f"the {part} pictures of {name} reach from {low:g} to {high:g}", hint="bring them to [-1, 1]"
-            )
+def name_of(root: Path) -> str:
+    """The folder's name as a domain's: letters, digits, dots, dashes; of trainA the name of the folder around it."""
+    path = root.resolve()
+    name = f"{path.parent.name}-{path.name[-1].lower()}" if path.name in {"trainA", "trainB"} else path.name
+    return domain_from(name) or "pictures"
 
 
-def _labels(name: str, labels: Sequence[int] | Labels | None, count: int, classes: int) -> Labels | None:
-    if labels is None:
-        return None
-    found = np.asarray(labels, dtype=np.int64)
-    if found.shape != (count,) or not classes or found.min() < 0 or found.max() >= classes:
-        raise InputError(f"the labels of {name} are not {count} numbers from 0 to {classes - 1}")
-    return found
+class _Planes:
+    """The planes of studies, decoded; the items of one study are in memory at a time."""
 
+    def __init__(self, studies: Studies) -> None:
+        self.studies = studies
+        self._at, self._items = -1, list[bytes]()
 
-def _digest(train: Pixels, held_out: Pixels, labels: Labels | None) -> str:
-    digest = hashlib.sha256()
-    for part in (train, held_out, *(() if labels is None else (labels,))):
-        digest.update(f"{part.dtype} {part.shape} ".encode())
-        digest.update(np.ascontiguousarray(part).data)
-    return f"pictures:{digest.hexdigest()}"
-
-
-Config = TypeVar("Config", UNetConfig, ClassifierConfig)
-
-_MEASURED = "spectrum."
-"""Begins the names of what each run measures of its own pictures."""
-_FIRST, _LAST, _LABELS = "input_blocks.0.0.weight", "out.2.", "label_emb.weight"
+    def read(self, at: int, plane: int) -> Picture:
+        if at != self._at:
+            self._items = []
+            self._at, self._items = at, list(self.studies[at].items())
+        if plane >= len(self._items):
+            raise ImageUnreadable(f"{self.studies.origins[at].called} was changed while it was read")
+        return decode_image(self._items[plane])
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """What a run begins with."""
+class _Seen:
+    """What is kept of a study. Its subject is of whom or what it is, from the widest to the narrowest: patient,
+    examination, study; compared, and never shown. Tiles of a map are (top, left, height, width) in pixels.
+    """
 
-    network: UNetConfig | ClassifierConfig
-    schedule: ScheduleConfig
-    parameterisation: Any
-    time_input: TimeInput
-    bundle: Bundle | None = None
-    normal: Normalisation | None = None
-
-    @property
-    def classifies(self) -> bool:
-        return isinstance(self.network, ClassifierConfig)
-
-
-def open_start(config: TrainConfig, source: PictureSource) -> Start:
-    """The start that `config` asks for."""
-    if config.kind == "classifier":
-        return _classifier_start(config, source)
-    if config.init is None:
-        fields = {**config.network, **_demanded(config, source)}
-        schedule = ScheduleConfig(name=config.noise_schedule or "cosine")
-        return Start(_validated(UNetConfig, fields), schedule, config.predict or "v", "scaled-lambda")
-    bundle = load_bundle(config.init)
-    made = bundle.manifest
-    if not isinstance(made.network, UNetConfig):
-        raise BundleInvalid(
-            f"{config.init} holds a network of kind {made.network.kind}",
-            hint="start from a bundle of pictures",
-        )
-    if made.is_flow_map:
-        raise BundleInvalid(
-            f"{config.init} is distilled, and training would unlearn its steps",
-            hint="start from the model that it was distilled from, and distil the new one",
-        )
-    if config.init_digest and config.init_digest != bundle.digest:
-        raise SettingsInvalid(
-            f"{config.init} has the digest {bundle.digest[:16]}..., not {config.init_digest[:16]}...",
-            hint="these are not the initial weights that were agreed on",
-        )
-    network = _validated(UNetConfig, {**made.network.model_dump(), **_demanded(config, source)})
-    _refuse_contradictions(config, bundle, network)
-    normal = None if config.calibration is None else calibrated_units(config, made)
-    return Start(network, made.schedule, made.parameterisation, made.time_input, bundle, normal)
+    kind: str
+    rule: str
+    warnings: tuple[str, ...]
+    subject: tuple[str, str, str]
+    entries: Entries
+    empty: int
+    tiles: tuple[tuple[int, int, int, int], ...]
 
 
-def new_network(start: Start, seed: int) -> nn.Module:
-    """The network of a run with its first weights, a function of start and seed; torch's generator is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = build_network(start.network)
-    if start.bundle is not None:
-        network.load_state_dict(fitted(start.bundle.state, network.state_dict(), start.network))
-    return channels_last(network).train()
+def _look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progress | None) -> _Looked | None:
+    """The planes of all studies below a folder, as `ddib translate` sends them; None for a folder of pictures."""
+    from ddib_fed.formats.opening import open_recognised
+    from ddib_fed.formats.recognition import Format, recognise
+    from ddib_fed.formats.study import Options
 
-
-def channels_last(network: nn.Module) -> nn.Module:
-    moved: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return moved
-
-
-def fitted(
-    old: Mapping[str, Tensor], fresh: Mapping[str, Tensor], network: UNetConfig | ClassifierConfig
-) -> dict[str, Tensor]:
-    """The weights `old`, changed in shape to those of `fresh` where the module's docstring says how."""
-    found: dict[str, Tensor] = {}
-    for name, want in fresh.items():
-        have = old.get(name)
-        if name.startswith((_MEASURED, _LABELS)) and (have is None or have.shape != want.shape):
-            found[name] = want
-        elif have is not None and have.shape == want.shape:
-            found[name] = have
-        elif have is not None and name == _FIRST:
-            found[name] = _first(have, want, network)
-        elif have is not None and name.startswith(_LAST):
-            found[name] = _last(have, want)
-        else:
-            raise BundleInvalid(
-                f"the initial weights do not fit: {name} is {None if have is None else tuple(have.shape)}, "
-                f"the network needs {tuple(want.shape)}",
-                hint="give no field of the network together with --init",
-            )
-    return found
-
-
-def _classifier_start(config: TrainConfig, source: PictureSource) -> Start:
-    """Fresh weights, for the levels and the units of the model to be guided."""
-    channels, height, _ = source.shape
-    demanded = {"image_size": height, "in_channels": channels, "out_channels": len(source.classes)}
-    _refuse_overridden(config, demanded)
-    network = _validated(ClassifierConfig, {**config.network, **demanded})
-    if config.generator is None:
-        return Start(network, ScheduleConfig(name=config.noise_schedule or "cosine"), "v", "scaled-lambda")
-    bundle = load_bundle(config.generator)
-    made = bundle.manifest
-    facts: dict[str, tuple[object, object]] = {"sample_shape": (made.sample_shape, source.shape)}
-    if made.num_classes is not None:
-        facts["classes"] = (
-            made.classes or made.num_classes,
-            source.classes if made.classes else len(source.classes),
-        )
-    for name, (wanted, has) in facts.items():
-        if wanted != has:
+    folders.require_one_domain(root)
+    found = recognise([root])
+    formats = {each.format for each in found.studies} - {Format.PICTURE}
+    for name, what in (("intensity", "DICOM, NIfTI and GeoTIFF"), ("slices", "NIfTI")):
+        if getattr(config, name) is not None and not (
+            formats if name == "intensity" else formats & {Format.NIFTI}
+        ):
             raise SettingsInvalid(
-                f"the model to be guided has {name} {wanted}, the pictures {has}",
-                hint="train on the same pictures",
+                f"{name} is for {what}, and there is none below {root}",
+                hint=f"a folder of such files, or leave {name} out",
             )
-    return Start(network, made.schedule, "v", made.time_input, normal=made.normalisation)
-
-
-def _demanded(config: TrainConfig, source: PictureSource) -> dict[str, Any]:
-    """Fields that follow from pictures and run."""
-    channels, height, _ = source.shape
-    classes = len(source.classes) if config.classes is not None else None
-    demanded = {
-        "image_size": height,
-        "in_channels": channels,
-        "out_channels": channels,
-        "num_classes": classes,
-        "class_dropout": config.label_dropout > 0,
-    }
-    _refuse_overridden(config, demanded)
-    return demanded
-
-
-def _refuse_overridden(config: TrainConfig, demanded: Mapping[str, Any]) -> None:
-    """A field of the network that follows from pictures and run may not be overridden."""
-    for key, value in demanded.items():
-        if config.network.get(key, value) != value:
-            raise SettingsInvalid(
-                f"{key} follows from the pictures and the run and is {value}, not {config.network[key]}",
-                hint=f"leave {key} out of the network's fields",
-            )
-
-
-def _validated(kind: type[Config], fields: Mapping[str, Any]) -> Config:
-    """The fields as a network's, which fits the size of the pictures."""
-    try:
-        network = kind.model_validate({**fields, "kind": kind.model_fields["kind"].default})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the network"
-        raise SettingsInvalid(
-            f"{where}: {first['msg'].removeprefix('Value error, ')}", hint=f"see {kind.__name__}"
-        ) from error
-    if network.image_size % network.divisor:
-        raise SettingsInvalid(
-            f"pictures of {network.image_size} pixels do not divide by {network.divisor}, as the network needs",
-            hint=f"a size that divides by {network.divisor}, fewer levels in channel_mult, or a smaller patch",
-        )
-    return network
-
-
-def _refuse_contradictions(config: TrainConfig, bundle: Bundle, network: UNetConfig) -> None:
-    """What is asked for beside a bundle must be what the bundle has."""
-    made = bundle.manifest
-    asked: dict[str, tuple[object, object]] = {
-        "parameterisation": (config.predict, made.parameterisation),
-        "schedule": (config.noise_schedule, made.schedule.name),
-    }
-    fields = network.model_dump()
-    for key, value in config.network.items():
-        asked[key] = (tuple(value) if isinstance(value, list) else value, fields.get(key))
-    for key, (wanted, has) in asked.items():
-        if wanted is not None and wanted != has:
-            raise SettingsInvalid(
-                f"{key} is {has} in the initial weights, not {wanted}", hint=f"leave {key} out"
-            )
-    if made.parameterisation == "x0":
-        raise SettingsInvalid("weights that predict x0 cannot be trained on", hint="eps or v")
-
-
-def _grouped(weight: Tensor, channels: int, axis: int) -> Tensor:
-    shape = (*weight.shape[:axis], channels, -1, *weight.shape[axis + 1 :])
-    return weight.reshape(shape)
-
-
-def _first(have: Tensor, want: Tensor, network: UNetConfig | ClassifierConfig) -> Tensor:
-    """The patches' pixels come first, twice with a spectrum, then the means; each part is grouped by channel."""
-    channels = {3 * want.shape[1]: 3, want.shape[1] / 3: 1}.get(have.shape[1])
-    if channels is None:
-        raise _misfit(_FIRST, have, want)
-    pixels, means = 1, 0
-    if isinstance(network, UNetConfig):
-        pixels, means = 1 + network.spectral, channels * network.global_mean
-    each = (have.shape[1] - means) // pixels
-    parts = have.split_with_sizes([each] * pixels + [means] * (means > 0), dim=1)
-    if channels == 3:
-        return torch.cat([_grouped(part, 3, 1).sum(1) for part in parts], dim=1)
-    return torch.cat([part / 3 for part in parts for _ in range(3)], dim=1)
-
-
-def _last(have: Tensor, want: Tensor) -> Tensor:
-    """Of the output; a variance that was learned beside the mean is dropped."""
-    for part in (have, have.chunk(2)[0]):
-        if len(part) == len(want):
-            return part
-        if len(part) == 3 * len(want):
-            return _grouped(part, 3, 0).mean(0)
-        if 3 * len(part) == len(want):
-            return torch.cat([part] * 3)
-    raise _misfit(_LAST, have, want)
-
-
-def _misfit(name: str, have: Tensor, want: Tensor) -> BundleInvalid:
-    return BundleInvalid(
-        f"the initial weights do not fit: {name} is {tuple(have.shape)}, the network needs {tuple(want.shape)}",
-        hint="start from a bundle of 1 or 3 channels",
+    if not formats:
+        return None
+    _require_one(root, formats, hint="give a folder that holds one of them")
+    if found.plain or found.beside or any(each.format is Format.PICTURE for each in found.studies):
+        _refuse_pictures(root, formats)
+    bad: Bad = []
+    kept = replace(found, studies=tuple(each for each in found.studies if each.format in formats))
+    options = Options(config.intensity or "auto", config.slices or "axial", (side, side))
+    planes, seen = _Planes(open_recognised(kept, options, bad=bad).studies), list[_Seen]()
+    count = len(planes.studies)
+    for at in range(count):
+        origin = planes.studies.origins[at]
+        try:
+            seen.append(_look_at_study(at, planes, config))
+        except (ExtraMissing, SettingsInvalid, UsageError):
+            raise
+        except DdibError as error:
+            error.detail = error.detail.removeprefix(f"{origin.called}: ")
+            bad.append((Path(origin.called), error.kept()))
+        except OSError as error:
+            unread = ImageUnreadable(f"it cannot be read: {error.strerror or error}")
+            bad.append((Path(origin.called), unread))
+        if progress:
+            progress(at + 1, count)
+    entries = [entry for each in seen for entry in each.entries]
+    folder = folders.as_folder(root, entries, bad, found.ignored.total(), skip_bad=config.skip_bad)
+    _require_one(root, {each.kind for each in seen}, hint="give a folder that holds one of them")
+    _require_one(root, {f"intensity {each.rule}" for each in seen}, hint="one rule for all: --intensity RULE")
+    first, spec = seen[0], _range_of(seen[0].rule, config.range)
+    lines = list(dict.fromkeys(warning for each in seen for warning in each.warnings))
+    lines.append(
+        f"{len(seen)} x {first.kind}, {len(entries)} planes that show something, {sum(each.empty for each in seen)} "
+        f"left out that do not; intensity {first.rule}, range {spec}"
     )
+    slices = options.slices if formats == {Format.NIFTI} else None
+    split = partial(folders.split, folder.entries)
+    looked = _Looked(folder, spec, split, tuple(lines), first.rule, slices, bool(first.tiles))
+    if len(seen) > 1:
+        return _by_subject(looked, seen)
+    if first.tiles:
+        line = "one end of the map is held out, and tiles that overlap it are left out"
+        split = partial(_split_map, folder.entries, first.tiles)
+        return replace(looked, lines=(*lines, line), split=split)
+    raise InputError(
+        f"there is one {first.kind} below {root}; whole ones are held out, because neighbouring slices are nearly the "
+        "same picture",
+        hint="add at least a second one",
+    )
+
+
+def _look_at_study(at: int, planes: _Planes, config: TrainConfig) -> _Seen:
+    from ddib_fed.formats.dicom_writing import DicomStudy
+    from ddib_fed.formats.geotiff import GeoTiffStudy
+
+    study: Study = planes.studies[at]
+    check = folders.range_check(_range_of(study.rule, config.range))
+    classes = None if config.classes == "given" else config.classes
+    label = folders.label_of(study.origin.inputs[0], Path(str(config.images)), classes)
+    entries = []
+    for plane in range(len(study.sent)):
+        picture = planes.read(at, plane)
+        if check is not None:
+            check(picture)
+        digest, looks = folders.describe(picture)
+        looks = replace(looks, format=f"planes of a {study.kind}")
+        entries.append(Entry(study.given, label, digest, looks, partial(planes.read, at, plane)))
+    subject, tiles = ("", "", str(at)), []
+    if isinstance(study, DicomStudy):
+        header = study.series.headers[0]
+        examination = str(header.get("StudyInstanceUID") or "")
+        subject = str(header.get("PatientID") or examination), examination, str(at)
+    if isinstance(study, GeoTiffStudy):
+        windows, size = list(study.pixels.grid.windows()), study.pixels.grid.tile
+        tiles = [(windows[n][0].start, windows[n][1].start, *size) for n in study.sent]
+    empty, kind = study.planes - len(study.sent), study.kind.removeprefix("cloud-optimised ")
+    return _Seen(kind, study.rule, study.warnings, subject, tuple(entries), empty, tuple(tiles))
+
+
+def _by_subject(looked: _Looked, seen: list[_Seen]) -> _Looked:
+    """Whole subjects are held out: the widest of patient, examination and study that tells at least two apart."""
+    level = next(at for at in range(3) if len({each.subject[at] for each in seen}) > 1)
+    groups: dict[str, list[Entry]] = {}
+    for each in seen:
+        groups.setdefault(each.subject[level], []).extend(each.entries)
+    whole = ("patients", "examinations", "files or series")[level]
+    line = f"held out are whole {whole}, of {len(groups)}"
+    members = [tuple(group) for group in groups.values()]
+    return replace(looked, lines=(*looked.lines, line), split=partial(_split_groups, members))
+
+
+def _split_groups(groups: Sequence[Entries], share: float) -> tuple[Entries, Entries]:
+    """(training part, held-out part) of whole groups, by the content of each; neither has a picture of the other."""
+
+    def rank(group: Entries) -> str:
+        return hashlib.sha256(b"held-out" + folders.folder_digest(group).encode()).hexdigest()
+
+    total, held = sum(map(len, groups)), list[Entry]()
+    ranked = sorted(groups, key=rank)
+    held_groups = []
+    for group in ranked:
+        if len(held) + len(group) <= share * total:
+            held += group
+            held_groups.append(group)
+    if not held:
+        held_groups = [min(ranked, key=len)]
+        held = list(held_groups[0])
+    rest = [entry for group in groups if not any(group is each for each in held_groups) for entry in group]
+    return _apart(rest, held)
+
+
+def _split_map(
+    entries: Entries, tiles: Sequence[tuple[int, int, int, int]], share: float
+) -> tuple[Entries, Entries]:
+    """(training part, held-out part): the end of the side along which there are more tiles, without what overlaps."""
+    _, _, height, width = tiles[0]
+    down = max(tile[0] for tile in tiles) * width > max(tile[1] for tile in tiles) * height
+    starts = [tile[0] if down else tile[1] for tile in tiles]
+    edge = sorted(starts, reverse=True)[max(1, round(share * len(starts))) - 1]
+    ends = [start + (height if down else width) for start in starts]
+    rest = [entry for entry, end in zip(entries, ends, strict=True) if end <= edge]
+    return _apart(rest, [entry for entry, start in zip(entries, starts, strict=True) if start >= edge])
+
+
+def _apart(rest: list[Entry], held: list[Entry]) -> tuple[Entries, Entries]:
+    seen = {entry.digest for entry in held}
+    train = tuple(entry for entry in rest if entry.digest not in seen)
+    if not train:
+        raise InputError(
+            "nothing is left to train on: all is held out, the same, or overlaps what is held out",
+            hint="add data, or for a map train with a smaller --size",
+        )
+    return train, tuple(held)
+
+
+def _range_of(rule: str, asked: str) -> str:
+    """The range of a model whose pictures are made by a rule."""
+    form, _, own = rule.partition("@")
+    if asked == "type":
+        return HU_RANGE if rule == "hu" else own or asked
+    if not own:
+        return asked
+    with suppress(ValueError):
+        if [float(end) for end in asked.split(":")] == [float(end) for end in own.split(":")]:
+            return own
+    raise SettingsInvalid(
+        f"the range is {asked}, and intensity {rule} makes numbers from {own.replace(':', ' to ')}",
+        hint=f"leave range out; for other numbers say --intensity {form}@LOW:HIGH",
+    )
+
+
+def _require_one(root: Path, found: Iterable[str], *, hint: str) -> None:
+    kinds = sorted(set(found))
+    if len(kinds) > 1:
+        raise InputError(
+            f"what lies below {root} is not of one kind, as the pictures of a model are: {'; '.join(kinds)}",
+            hint=hint,
+        )
+
+
+def _refuse_pictures(root: Path, formats: Iterable[str]) -> None:
+    """Refuse pictures among studies: it would not be clear which are meant."""
+    from ddib_fed.formats.recognition import PICTURES, TAKEN, Format, files_below, format_of
+
+    stray = (path for path in files_below(root, None).files if format_of(path) in {None, Format.PICTURE})
+    kinds = Counter(path.suffix.lower() for path in stray)
+    listed = ", ".join(f"{kinds[each]:,} {each}" for each in sorted(TAKEN | PICTURES.keys()) if kinds[each])
+    if listed:
+        raise InputError(
+            f"below {root} lie both pictures ({listed}) and another kind ({', '.join(sorted(formats))}), and a model "
+            "is of one",
+            hint="move one of them into a folder of its own",
+        )
+
+
+SEED = 12_107
+"""Of the points drawn from a synthetic domain, and of the order of other samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnSamples:
+    """Samples of a finished model's domain (N, *sample_shape), pictures in [-1, 1]; held-out ones by content."""
+
+    name: str
+    train: Floats = field(repr=False)
+    held_out: Floats = field(repr=False)
+
+    def mixed(self) -> Floats:
+        """All of them, in an order of their own each: the held-out ones first."""
+        rng = np.random.default_rng(SEED)
+        return np.concatenate([part[rng.permutation(len(part))] for part in (self.held_out, self.train)])
+
+
+def own_samples(manifest: Manifest, which: Path | str | None, train: int, held_out: int) -> OwnSamples:
+    """At most so many samples of a model's domain, evenly spaced: those that ship, a folder's, or those of a file."""
+    name = shipped_name(manifest, which)
+    if manifest.sample_kind == "point":
+        if name is not None:
+            drawn = draw(name, train + held_out, SEED)
+            return OwnSamples(name, drawn[:train], drawn[train:])
+        points = read_points(Path(str(which)), manifest.sample_shape[0])
+        points = points[np.random.default_rng(SEED).permutation(len(points))]
+        cut = len(points) * held_out // max(train + held_out, 1)
+        return OwnSamples(str(which), points[cut:][:train], points[:cut][:held_out])
+    if name is not None:
+        shipped = load_shipped(name)
+        return OwnSamples(name, spaced(shipped.train, train), spaced(shipped.held_out, held_out))
+    folder = Path(str(which))
+    if manifest.picture is not None and manifest.picture.intensity is not None:
+        source = folder_source(as_trained(manifest, folder), say=lambda _: None)
+        parts = (expand(spaced(source.train, train)), expand(spaced(source.held_out, held_out)))
+        return OwnSamples(str(folder), *parts)
+    rule = picture_rule(manifest)
+    entries = folders.scan(folder, check=lambda picture: check_fit(picture, rule, windows=True)).entries
+    halves = folders.split(entries)
+    if not all(halves):
+        raise InputError(f"the pictures below {folder} are all the same", hint="add pictures")
+    chosen = (
+        [half[row] for row in evenly(len(half), most)]
+        for half, most in zip(halves, (train, held_out), strict=True)
+    )
+    return OwnSamples(str(folder), *(expand(folders.load(each, rule)) for each in chosen))
+
+
+def shipped_name(manifest: Manifest, which: Path | str | None) -> str | None:
+    """The shipped domain that is meant for a model; None where a folder or a file is."""
+    if which is None:
+        found = carried_domain(manifest)
+        if found is None:
+            raise UsageError(
+                f"{manifest.name}, of the domain {manifest.domain}, was trained on data that do not ship with this "
+                "package, and none are given",
+                hint="name a folder of pictures of the domain, or a .npy file of its points",
+            )
+        which = found
+    elif manifest.sample_kind == "point" or str(which) not in SHIPPED:
+        return None
+    elif Path(which).is_dir():
+        raise UsageError(
+            f"{which} is a domain that ships, and a folder here", hint=f"./{which} is the folder"
+        )
+    if manifest.sample_kind == "picture" and SHIPPED[str(which)].shape != tuple(manifest.sample_shape):
+        raise InputError(
+            f"pictures of {which} are {SHIPPED[str(which)].shape}, and {manifest.name} takes "
+            f"{tuple(manifest.sample_shape)}",
+            hint="name a folder of the model's own pictures",
+        )
+    return str(which)
+
+
+def as_trained(manifest: Manifest, images: Path, **fields: Any) -> TrainConfig:
+    """How pictures are read for a model: as its manifest says that its own were; `fields` are further settings."""
+    channels, height, _ = manifest.sample_shape
+    found: dict[str, Any] = {"images": images, "channels": channels, "size": height, **fields}
+    if (made := manifest.picture) is not None:
+        found |= {"fit": made.fit, "range": f"{made.low!r}:{made.high!r}"}
+        found |= {"intensity": made.intensity, "slices": made.slices}
+    return TrainConfig.model_validate(found)
+
+
+def evenly(count: int, most: int) -> Labels:
+    """At most so many row numbers below `count`, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
+
+
+def spaced(samples: Pixels, most: int) -> Any:
+    return samples[evenly(len(samples), most)]

@@ -1,37 +1,125 @@
-"""Optimiser steps on points or pictures, alone or together with other processes.
+"""Optimiser steps on points or pictures, alone or together with other processes of torchrun.
 
-Step k is a function of (config, k) and the state after step k - 1: nothing random is stored, and nothing depends on the
-clock but the number of steps, whose plans are recorded. So a run that was killed and resumed ends bit for bit as one
-that was not (same threads, same processes, same torch). The gradient of a step is the mean over the whole batch,
-whichever microbatches and processes it was computed in.
+Step k is a function of (config, plan, k) and the state after step k - 1: nothing random is stored. So a run that was
+killed and resumed ends bit for bit as one that was not (same threads, same processes, same torch). The gradient of a
+step is the mean over the whole batch, whichever microbatches and processes it was computed in.
 """
 
 from __future__ import annotations
 
-import math
+import importlib
 import os
 import resource
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
-from ddib_fed.errors import MemoryExhausted, SettingsInvalid
+from ddib_fed.errors import DdibError, MemoryExhausted, SettingsInvalid
 from ddib_fed.models.manifest import DifferentialPrivacy
 from ddib_fed.networks.placement import keep_freed_memory
-from ddib_fed.processes import beside_here
-from ddib_fed.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
-from ddib_fed.training.config import TrainConfig, learning_rate
-from ddib_fed.training.distributed import World
+from ddib_fed.processes import beside_here, killed_with, require_torchrun, started_together
+from ddib_fed.training.config import Plan, TrainConfig, learning_rate
+
+T = TypeVar("T")
+_BUCKET = 16 << 20
+"""Numbers that are summed in one message."""
+_PROBE_STEPS, _PROBE_S = 12, 3.0
+"""At most so many steps, in about so many seconds, measure the cost of a step before the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """One process of a run. Process 0 decides and writes."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def part(self, total: int) -> range:
+        return range(total * self.rank // self.size, total * (self.rank + 1) // self.size)
+
+    def add(self, tensors: list[Tensor]) -> None:
+        """Sum tensors over all processes, in place, in few messages."""
+        if self.size == 1:
+            return
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            distributed.all_reduce(flat)
+            for tensor, part in zip(bucket, torch.split(flat, [t.numel() for t in bucket]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def decide(self, choose: Callable[[], T]) -> T:
+        """What process 0's `choose` gives, or raises, in every process."""
+        if self.size == 1:
+            return choose()
+        shared: list[Any] = [None, None]
+        if self.leads:
+            try:
+                shared[0] = choose()
+            except DdibError as error:
+                shared[1] = type(error), error.detail, error.hint
+        distributed.broadcast_object_list(shared, 0)
+        if shared[1] is not None:
+            kind, detail, hint = shared[1]
+            raise kind(detail, hint=hint)
+        return shared[0]  # type: ignore[no-any-return]
+
+
+def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    numbers = 0
+    for tensor in tensors:
+        if bucket and numbers + tensor.numel() > _BUCKET:
+            yield bucket
+            bucket, numbers = [], 0
+        bucket.append(tensor)
+        numbers += tensor.numel()
+    if bucket:
+        yield bucket
+
+
+@contextmanager
+def open_world(device: str) -> Iterator[World]:
+    """The world that the environment says (torchrun's variables), or one process."""
+    require_torchrun("training")
+    size, rank = started_together()[0], int(os.environ.get("RANK", "0"))
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise SettingsInvalid("there is no CUDA device that torch can use", hint="--device cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    place = torch.device("cuda", local) if cuda and device != "cpu" else torch.device("cpu")
+    if size == 1:
+        yield World(0, 1, place)
+        return
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        killed_with(os.getppid())  # torchrun cannot end its processes when it is itself killed
+    started = not distributed.is_initialized()
+    if started:
+        # Default arguments of this module keep the group that there is when it is first imported, and an optimizer
+        # imports it. The group's threads would then outlive it, and end the process by SIGABRT when it exits.
+        importlib.import_module("torch.distributed.nn.functional")
+        distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, place)
+    finally:
+        if started:
+            distributed.destroy_process_group()
 
 
 class Ema:
@@ -62,40 +150,6 @@ class Ema:
             average.copy_(state[name])
 
 
-class Losses:
-    """Losses in the order of the steps; on CUDA each becomes readable some time after its step was asked for."""
-
-    def __init__(self) -> None:
-        self._coming: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
-
-    def add(self, step: int, loss: Tensor) -> None:
-        """Take in the loss of a step."""
-        event = None
-        if loss.device.type == "cuda":
-            loss = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(loss, non_blocking=True)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
-        self._coming.append((step, loss, event))
-
-    def read(self, *, wait: bool = True) -> list[float]:
-        """Those that were not read yet."""
-        found = []
-        while self._coming:
-            step, loss, event = self._coming[0]
-            if event is not None:
-                if not wait and not event.query():  # type: ignore[no-untyped-call]
-                    break
-                event.synchronize()
-            self._coming.popleft()
-            found.append(float(loss))
-            if not math.isfinite(found[-1]):
-                raise SettingsInvalid(
-                    f"the loss is {found[-1]} after {step} steps",
-                    hint="look for outliers, lower the learning rate, or train in float32",
-                )
-        return found
-
-
 class Piece(NamedTuple):
     """Some rows of a step's batch."""
 
@@ -104,13 +158,10 @@ class Piece(NamedTuple):
     stop: int
 
 
-Make = Callable[[Piece], Any]
-
-
 class Prefetch:
-    """Gives pieces, and has the one that comes next made in the meantime."""
+    """Gives pieces, and has the one that comes next made in the meantime by a thread."""
 
-    def __init__(self, make: Make, device: torch.device, *, ahead: bool) -> None:
+    def __init__(self, make: Callable[[Piece], Any], device: torch.device, *, ahead: bool) -> None:
         self._make = make
         self._thread = ThreadPoolExecutor(1, "training-batches") if ahead else None
         if self._thread is not None and device.type == "cuda":
@@ -123,8 +174,7 @@ class Prefetch:
         if self._thread is None:
             return self._make(piece)
         expected, self._next = self._next, None
-        if expected is None or expected[0] != piece:
-            # After a restart or a smaller microbatch: what was begun is of no use to anybody.
+        if expected is None or expected[0] != piece:  # after a restart or a smaller microbatch
             expected = piece, self._thread.submit(self._make, piece)
         if following is not None:
             self._next = following, self._thread.submit(self._make, following)
@@ -137,27 +187,22 @@ class Prefetch:
         self._thread, self._next = None, None
 
 
-def pays(device: torch.device, threads: int) -> bool:
-    """Whether a thread for it pays: always beside a GPU, else where the threads of torch leave a core free."""
+def _thread_pays(device: torch.device, threads: int) -> bool:
+    """Always beside a GPU, else where the threads of torch leave a core free."""
     if device.type == "cuda":
         return True
     free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return free > threads * beside_here()
 
 
-_PROBE_STEPS = 12
-PROBE_MARGIN = 0.93
-"""Share of a time that is given to steps; the rest goes to checkpoints and records."""
-
-
 class Task(Protocol):
-    """What is learned: data, network and loss, for one settled config."""
+    """What is learned: data, network and loss, for one config."""
 
     figures: dict[str, float]
 
     @property
     def config(self) -> TrainConfig:
-        """The run, settled."""
+        """The run."""
 
     def initial_network(self) -> nn.Module:
         """A network with its first weights, in training mode, on the CPU."""
@@ -184,28 +229,16 @@ class Task(Protocol):
         """The fields of the bundle's manifest that follow from the task."""
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is."""
-
-    step: int
-    steps: int
-    loss: float
-    held_out: float | None
-    rate: float
-
-
-OnProgress = Callable[[Progress], None]
-
-
 class Trainer:
     """A network in training, with everything that a step changes."""
 
-    def __init__(self, task: Task, world: World, *, ahead: bool | None = None) -> None:
+    def __init__(
+        self, task: Task, world: World, plan: Plan | None = None, *, ahead: bool | None = None
+    ) -> None:
         self.task, self.world, self.config = task, world, task.config
         config = self.config
+        self.plan = plan or Plan(total=config.steps or config.usual_steps())
         self.step = 0
-        self.batch = config.batch
         self.microbatch = config.microbatch
         self.notes: list[str] = []
         if world.device.type == "cpu":
@@ -220,21 +253,14 @@ class Trainer:
             weight_decay=0.0,
             fused=True,
         )
-        self._prefetch = Prefetch(
-            lambda piece: task.fetch(piece, world.device),
-            world.device,
-            ahead=pays(world.device, config.threads) if ahead is None else ahead,
-        )
-
-    @property
-    def steps(self) -> int:
-        return self.config.total_steps
+        ahead = _thread_pays(world.device, config.threads) if ahead is None else ahead
+        self._prefetch = Prefetch(lambda piece: task.fetch(piece, world.device), world.device, ahead=ahead)
 
     def advance(self) -> Tensor:
-        """One optimiser step, which on CUDA is not waited for."""
+        """One optimiser step; its loss, which on CUDA is not waited for."""
         losses = self._gradients()
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step)
+            group["lr"] = learning_rate(self.config, self.plan, self.step)
         self._bound_gradient()
         self._optimizer.step()
         self.ema.update(self.network, self.step)
@@ -243,6 +269,7 @@ class Trainer:
         return loss
 
     def spent(self) -> DifferentialPrivacy | None:
+        """What the steps so far have spent, of a run with differential privacy."""
         return None
 
     def close(self) -> None:
@@ -257,23 +284,31 @@ class Trainer:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint must hold, on the CPU."""
-        parts = {
-            "network": self.network.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": optimizer_tensors(self._optimizer),
+        optimizer = {
+            f"{number}.{name}": value
+            for number, entry in self._optimizer.state_dict()["state"].items()
+            for name, value in entry.items()
         }
+        parts = {"network": self.network.state_dict(), "ema": self.ema.state_dict(), "optimizer": optimizer}
         return {
             f"{part}.{name}": value.cpu() for part, state in parts.items() for name, value in state.items()
         }
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Resume from a checkpoint of the same run."""
-        self.network.load_state_dict(checkpoint.part("network"))
-        self.ema.load_state_dict(checkpoint.part("ema"))
-        restore_optimizer(self._optimizer, checkpoint.part("optimizer"))
-        self._arrange()
-        self.step = checkpoint.info.step
-        self.microbatch = int(checkpoint.info.config.get("microbatch") or self.microbatch)
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the state that `tensors` gave."""
+        self.network.load_state_dict(part_of(tensors, "network"))
+        self.ema.load_state_dict(part_of(tensors, "ema"))
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in part_of(tensors, "optimizer").items():
+            number, _, name = key.partition(".")
+            state.setdefault(int(number), {})[name] = value
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for parameter, entry in self._optimizer.state.items():
+            for name, value in entry.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    # In the memory layout of the parameter, as in a run that was not stopped.
+                    entry[name] = torch.empty_like(parameter).copy_(value)
 
     def _bound_gradient(self) -> None:
         if self.config.clip:
@@ -298,7 +333,7 @@ class Trainer:
 
     def _accumulate(self) -> Tensor:
         self._optimizer.zero_grad(set_to_none=True)
-        losses = torch.zeros(self.batch, device=self.world.device)
+        losses = torch.zeros(self.config.batch, device=self.world.device)
         pieces = self._pieces(self.step)
         for piece, following in pairwise([*pieces, *self._pieces(self.step + 1)[:1]]):
             samples = self._prefetch.get(piece, following)
@@ -311,7 +346,7 @@ class Trainer:
         return losses
 
     def _pieces(self, step: int) -> list[Piece]:
-        own = self.world.part(self.batch)
+        own = self.world.part(self.config.batch)
         return [
             Piece(step, first, min(first + self.microbatch, own.stop))
             for first in range(own.start, own.stop, self.microbatch)
@@ -322,7 +357,7 @@ class Trainer:
         if self.microbatch <= 1:
             raise MemoryExhausted(
                 f"the memory does not suffice for {self.microbatch} samples at a time",
-                hint="a smaller network, size or batch, --precision bfloat16, or another machine",
+                hint="a smaller network, size or batch, --set precision=bfloat16, or another machine",
             ) from error
         if self.world.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -330,15 +365,15 @@ class Trainer:
         what = self.config.learns_from
         self.notes.append(f"out of memory with {before} {what} at once: continuing with {self.microbatch}")
 
-    def _arrange(self) -> None:
-        for parameter, state in self._optimizer.state.items():
-            for name, value in state.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    state[name] = torch.empty_like(parameter).copy_(value)
+
+def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of one prefix, without it."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class StepCost:
     """What a step costs on this machine."""
 
     parameters: int
@@ -351,43 +386,26 @@ class Cost:
         return f"{size}, {self.seconds:.3g} s a step, {self.microbatch} pictures at once"
 
 
-def measure(
-    config: TrainConfig, task: Callable[[TrainConfig], Task], world: World, *, within_s: float
-) -> Cost:
-    """Take a few steps of one microbatch for about `within_s` seconds, on a network that is thrown away."""
-    settled = config.settled(1_000_000)
-    batch = settled.batch
-    small = min(batch, settled.microbatch * world.size)
-    trial = Trainer(task(settled.model_copy(update={"batch": small})), world)
+def measure(config: TrainConfig, task: Callable[[TrainConfig], Task], world: World) -> StepCost:
+    """Take a few steps of one microbatch, on a network that is thrown away."""
+    small = min(config.batch, config.microbatch * world.size)
+    trial = Trainer(task(config.model_copy(update={"batch": small})), world, Plan(total=1_000_000))
     begun = time.monotonic()
     float(trial.advance())  # waits for it
     slowest = time.monotonic() - begun
     # The leader chooses how many: processes that disagreed would wait for one another for ever.
-    count = world.decide(lambda: max(1, min(_PROBE_STEPS, int(within_s / slowest))))
+    count = world.decide(lambda: max(1, min(_PROBE_STEPS, int(_PROBE_S / slowest))))
     begun = time.monotonic()
     for _ in range(count):
         float(trial.advance())
     trial.close()
-    seconds = (time.monotonic() - begun) / count * batch / small
+    seconds = (time.monotonic() - begun) / count * config.batch / small
     parameters = sum(parameter.numel() for parameter in trial.network.parameters())
-    return Cost(parameters, seconds, _memory(world), trial.microbatch)
-
-
-def settle(config: TrainConfig, cost: Cost | None) -> TrainConfig:
-    """The config with its number of steps, and a microbatch that fits, settled."""
-    if cost is None:
-        return config.settled()
-    steps = (
-        config.steps if config.time_s is None else max(1, int(config.time_s * PROBE_MARGIN / cost.seconds))
-    )
-    settled = config.settled(steps, microbatch=cost.microbatch)
-    return settled.model_copy(update={"timed_s": config.time_s})
-
-
-def _memory(world: World) -> int:
     if world.device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(world.device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        memory = int(torch.cuda.max_memory_allocated(world.device))
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return StepCost(parameters, seconds, memory, trial.microbatch)
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from ddib_fed.cli.init import make_node
 from ddib_fed.cli.main import run
 from ddib_fed.errors import UsageError
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.paper.colours import ColourSettings, transfer
+from ddib_fed.paper.colours import transfer
 from ddib_fed.processes import require_alone
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train
@@ -26,8 +26,8 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-SMALL = ("--size", "8", "--network", "model_channels=32", "--network", "channel_mult=1",
-         "--network", "num_res_blocks=1", "--batch", "8", "--steps", "2")  # fmt: skip
+SMALL = ("--size", "8", "--set", "model_channels=32", "--set", "channel_mult=1",
+         "--set", "num_res_blocks=1", "--batch", "8", "--steps", "2")  # fmt: skip
 
 
 def torchrun(*words):
@@ -54,7 +54,7 @@ def test_what_is_not_shared_is_refused_under_torchrun_and_nothing_is_written(pla
     folder, model = str(place / "in"), str(place / "model")
     lines = [
         ["model", "sample", "moons", "--n", "5", *out],
-        ["colours", f"{folder}/p00.png", f"{folder}/p01.png", "--train-steps", "2", *out],
+        ["colours", f"{folder}/p00.png", f"{folder}/p01.png", "--steps", "2", *out],
         ["try", folder, folder, "--steps", "1", *out],
         ["translate", folder, "--source", model, "--target", model, "--evaluations", "3", *out],
         ["evaluate", folder, "--html", str(place / "out")],
@@ -72,8 +72,8 @@ def test_training_is_shared(place, kind):
     """The documented way, `--no-python` and the command itself: one bundle, said once."""
     data = {
         "pictures": ("--images", place / "in", *SMALL),
-        "points": ("--domain", "moons", "--steps", "3", "--batch", "64", "--width", "16"),
-        "file": ("--data", place / "points.npy", "--steps", "3", "--batch", "64", "--width", "16"),
+        "points": ("--domain", "moons", "--steps", "3", "--batch", "64", "--set", "width=16"),
+        "file": ("--data", place / "points.npy", "--steps", "3", "--batch", "64", "--set", "width=16"),
     }
     script = Path(sys.executable).with_name("ddib")
     words = ("model", "train", *data[kind], "--out", place / "m")
@@ -114,7 +114,7 @@ def test_functions_refuse_too_whoever_started_the_processes(tmp_path, monkeypatc
         with pytest.raises(UsageError, match="torchrun alone"):
             train(TrainConfig(kind="points", domain="moons", steps=1), tmp_path / "out")
     with pytest.raises(UsageError, match="one process"):
-        transfer(None, None, ColourSettings(), tmp_path / "out")
+        transfer(None, None, tmp_path / "out")
     monkeypatch.setenv(variable, "1")
     require_alone("this")
     assert not (tmp_path / "out").exists()

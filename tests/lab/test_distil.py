@@ -1,6 +1,8 @@
-"""A run that distils: it is refused, resumed and marked as any other, and what it makes takes a few steps."""
+"""A run that distils is refused, resumed and marked as any other; questions lie on paths of the teacher's ODE."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
@@ -12,19 +14,19 @@ from ddib_fed.engine.model import DomainModel, check_decoding, check_encoding
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.guidance import Guidance
 from ddib_fed.lab.config import DistilConfig
-from ddib_fed.lab.teacher import open_starts
+from ddib_fed.lab.distil import PathPool, Starts, Teacher, asked, open_starts
 from ddib_fed.models.bundle import load_bundle, make_bundle, pretrained, save_bundle
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import MlpConfig, UNetConfig, build_network
 from ddib_fed.training.config import TrainConfig
+from ddib_fed.training.pictures import open_start
 from ddib_fed.training.run import train
-from ddib_fed.training.sources import open_start
 from tests.models.distilled_bundles import SMALL_UNET
 from tests.models.distilled_bundles import distilled as flow_map
 from tests.models.examples import manifest as example_manifest
 from tests.models.examples import state
-from tests.training.pictures.examples import spots_source
+from tests.training.examples import spots_source, stop_at
 
 
 def config(teacher="moons", **fields):
@@ -76,12 +78,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path):
     """Bit for bit, though its paths are not stored."""
     whole = train(config(), tmp_path / "whole")
 
-    def stop(progress):
-        if progress.step == 7:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        train(config(), tmp_path / "stopped", stop)
+        train(config(), tmp_path / "stopped", stop_at(7))
     resumed = train(config(), tmp_path / "stopped", resume=True)
     assert resumed.manifest.weights_sha256 == whole.manifest.weights_sha256
 
@@ -192,15 +190,83 @@ def test_what_a_distilled_step_does_not_know_is_refused(distilled):
     check_decoding(model, SolverSettings(), None, Guidance(clip=True))
 
 
-def test_a_manifest_of_a_flow_map_says_what_it_was_made_from():
-    """A flow map without, or another network with a teacher, is no bundle."""
-    with pytest.raises(ValueError, match="says what it was distilled from"):
-        Manifest(name="own", domain="own", sample_shape=(2,), network=MlpConfig(flow_map=True))
-
-
 def test_a_distilled_model_is_no_start_of_training(tmp_path):
     """Training on velocities would unlearn its steps, and the manifest would still name its teacher."""
     made = flow_map(UNetConfig(**SMALL_UNET, flow_map=True), (3, 8, 8), time_input="scaled-lambda")
     save_bundle(tmp_path / "own", made.manifest, made.state)
     with pytest.raises(BundleInvalid, match="training would unlearn its steps"):
         open_start(TrainConfig(kind="pictures", init=tmp_path / "own"), spots_source(3))
+
+
+def bundle(network=None, shape=(2,), **fields):
+    network = network or MlpConfig(width=16, blocks=1)
+    torch.manual_seed(0)
+    module = build_network(network)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.2)
+    kind = "point" if len(shape) == 1 else "picture"
+    manifest = Manifest(
+        name="own", domain="own", sample_kind=kind, sample_shape=shape, network=network, **fields
+    )
+    return make_bundle(manifest, module.state_dict())
+
+
+def starts(shape=(2,), labels=None):
+    def take(u):
+        x = np.sin(37.0 * u[:, :1] + np.arange(math.prod(shape))).astype(np.float32).reshape(-1, *shape)
+        return x, None if labels is None else (u[:, 1] * labels).astype(np.int64)
+
+    held, classes = take(np.random.default_rng(0).random((8, 4)))
+    return Starts("own", take, held, classes)
+
+
+def teacher(made=None, begun=None, evaluations=24):
+    run = config(batch=12, seed=3, uses=2, teacher_evaluations=evaluations)
+    return Teacher(made or bundle(), begun or starts(), run, torch.device("cpu"))
+
+
+def pool(found):
+    return PathPool(found, config(batch=12, seed=3, uses=2, teacher_evaluations=24))
+
+
+def test_paths_from_noise_end_where_the_teacher_decodes():
+    """The last node is the sample of the latent at the first, to the accuracy of both."""
+    found = teacher(evaluations=48)
+    _, path = found.batch(0, slice(0, 6))
+    exact = decode(path.x[0], found.denoiser, found.schedule, SolverSettings(evaluations=400))
+    assert torch.allclose(path.x[-1], exact, atol=2e-3)
+    assert bool((path.phis.diff() < 0).all())
+
+
+def test_an_answer_takes_its_question_to_another_node_of_its_path():
+    """x + (phi_s - phi_t) target is a node, whichever way it lies; without a span the target is the velocity."""
+    found = teacher()
+    paths = found.batch(0, slice(0, 6))
+    u = torch.rand(12, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    u[:4, 2] = 0.0
+    questions = asked(paths, u, found.denoiser)
+    phi = torch.atan(torch.exp(-torch.stack([questions.times, questions.to]).double()))
+    reached = questions.x + (phi[1] - phi[0]).float()[:, None] * questions.target
+    for k in range(12):
+        nodes = paths[k % 2].x[:, k // 2]
+        assert float((nodes - questions.x[k]).abs().amax(1).min()) == 0.0
+        assert float((nodes - reached[k]).abs().amax(1).min()) < 1e-5
+    assert torch.equal(questions.times == questions.to, u[:, 2] < 0.125)
+    signs = torch.sign(phi[1] - phi[0])
+    assert {-1.0, 1.0} <= set(signs.tolist())
+    still = found.denoiser.evaluate(questions.x[:4], torch.zeros(4), phi[0, :4].cos(), phi[0, :4].sin())
+    assert torch.allclose(questions.target[:4], still, atol=1e-5)
+
+
+def test_questions_are_a_function_of_the_step_alone():
+    """A run that is resumed walks the live batches again, and a part of a step is what the whole step has there."""
+    going, resumed = pool(teacher()), pool(teacher())
+    for step in range(9):
+        whole = going.ask(step, slice(0, 12))
+    again = resumed.ask(8, slice(0, 12))
+    assert torch.equal(whole.x, again.x)
+    assert torch.equal(whole.target, again.target)
+    part = pool(teacher()).ask(8, slice(3, 8))
+    assert torch.allclose(part.x, whole.x[3:8], atol=1e-6)
+    assert torch.equal(part.to, whole.to[3:8])

@@ -1,115 +1,275 @@
-"""Private runs from data to manifest: what they spend, resumed or not, and what they refuse."""
+"""DP-SGD: gradients of single samples, the key, the accounts, and private runs from data to manifest."""
 
 import json
-import shutil
 import sys
+import warnings
+from math import erfc, exp, sqrt
 
+import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
 from pydantic import ValidationError
+from torch import nn
 
+from ddib_fed.cli.model import model
 from ddib_fed.errors import ExtraMissing, SettingsInvalid, StateConflict
+from ddib_fed.lab import private as module
+from ddib_fed.lab.commands import privacy
 from ddib_fed.lab.config import PrivateTrainConfig
-from ddib_fed.lab.private import KEY_FILE, require_private
+from ddib_fed.lab.private import (
+    CLIP,
+    DRAWS,
+    KEY_FILE,
+    Draws,
+    PrivacyLedger,
+    RunKey,
+    SampleGradients,
+    clipped_sums,
+    forget_key,
+    key_of_run,
+    refuse_layers,
+    require_private,
+)
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.training.checkpoint import latest_checkpoint
-from ddib_fed.training.run import train
-from tests.training.pictures.examples import spots_source
+from ddib_fed.networks.config import MlpConfig, SyntheticConfig, UNetConfig, build_network
+from ddib_fed.training.run import latest_checkpoint, train
+from tests.training.examples import TINY_NETWORK, spots_source, stop_at
 
 pytest.importorskip("opacus")
 
+NETWORKS = {
+    "points": (MlpConfig(width=16, blocks=2, embedding=8, features=4), (2,)),
+    "public points": (SyntheticConfig(num_channels=32, num_res_blocks=1), (2,)),
+    "pictures": (
+        UNetConfig(
+            image_size=16,
+            in_channels=3,
+            out_channels=3,
+            model_channels=32,
+            channel_mult=(1, 2),
+            num_res_blocks=1,
+            attention_resolutions=(2,),
+            num_head_channels=32,
+            norm_groups=8,
+            use_scale_shift_norm=True,
+            patch=2,
+            global_mean=True,
+            num_classes=2,
+        ),
+        (3, 16, 16),
+    ),
+    "guided-diffusion's": (
+        UNetConfig(
+            image_size=8,
+            in_channels=1,
+            out_channels=1,
+            model_channels=32,
+            channel_mult=(1, 1),
+            num_res_blocks=1,
+            attention_resolutions=(1,),
+            resblock_updown=True,
+        ),
+        (1, 8, 8),
+    ),
+}
 
-class StoppedError(Exception):
-    """Ends a run."""
+
+def network_of(name):
+    """With weights in the layers that start at zero, so that every gradient is something."""
+    torch.manual_seed(0)
+    network = build_network(NETWORKS[name][0]).train()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return network
 
 
-def stop_at(step):
-    def look(progress):
-        if progress.step == step:
-            raise StoppedError
+def draws_of(name, count=3, draws=2):
+    shape = NETWORKS[name][1]
+    labels = None
+    if getattr(NETWORKS[name][0], "num_classes", None):
+        labels = torch.arange(count * draws).reshape(count, draws) % 2
+    full = (count, draws, *shape)
+    return Draws(torch.randn(full), torch.rand(count, draws), torch.randn(full), labels)
 
-    return look
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_they_are_the_gradients_of_each_sample_alone(name):
+    """By the ordinary backward pass, one sample at a time, of the mean over its draws."""
+    network, draws = network_of(name), draws_of(name)
+    gradients, losses = SampleGradients(network)(draws)
+    for i in range(3):
+        extra = {} if draws.labels is None else {"y": draws.labels[i]}
+        network.zero_grad()
+        loss = (network(draws.x[i], draws.times[i], **extra) - draws.target[i]).square().mean()
+        loss.backward()
+        assert torch.allclose(losses[i], loss, rtol=1e-4)
+        largest = max(float(parameter.grad.abs().max()) for parameter in network.parameters())
+        for parameter, found in zip(network.parameters(), gradients, strict=True):
+            assert torch.allclose(parameter.grad, found[i], rtol=1e-3, atol=1e-5 * largest)
 
 
 @pytest.fixture
-def pictures():
-    """A private run on pictures of two seconds."""
+def sums():
+    """Clipped sums for the network of points, without noise."""
+    pytest.importorskip("opacus")
+    network = network_of("points")
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    made = clipped_sums(optimizer, 0.0, 1, RunKey(bytes(32)))
+    return network, made
+
+
+def norm_of(network):
+    return float(torch.cat([parameter.grad.reshape(-1) for parameter in network.parameters()]).norm())
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e30])
+def test_no_sample_counts_for_more_than_the_clip(sums, scale):
+    """Also one whose gradient is larger than a float32's square root."""
+    network, clipped = sums
+    draws = draws_of("points", count=1)
+    huge = Draws(draws.x, draws.times, draws.target * scale)
+    clipped.add(SampleGradients(network)(huge)[0])
+    clipped.finish(0)
+    assert norm_of(network) <= CLIP * (1 + 1e-5)
+
+
+def test_a_planted_sample_moves_the_sum_by_the_clip_at_most(sums):
+    network, clipped = sums
+    draws, planted = draws_of("points", count=8), draws_of("points", count=1)
+    each = SampleGradients(network)
+    clipped.add(each(draws)[0])
+    clipped.finish(0)
+    without = [parameter.grad.clone() for parameter in network.parameters()]
+    clipped.zero_grad(set_to_none=True)
+    clipped.add(each(draws)[0])
+    clipped.add(each(Draws(planted.x, planted.times, planted.target * 1e6))[0])
+    clipped.finish(0)
+    moved = [p.grad - before for p, before in zip(network.parameters(), without, strict=True)]
+    assert float(torch.cat([part.reshape(-1) for part in moved]).norm()) == pytest.approx(CLIP, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.BatchNorm2d(4), nn.Dropout(0.1), nn.InstanceNorm2d(4, track_running_stats=True)]
+)
+def test_layers_that_mix_samples_are_refused(layer):
+    refuse_layers(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0), nn.GroupNorm(1, 2)))
+    with pytest.raises(SettingsInvalid, match=type(layer).__name__):
+        refuse_layers(nn.Sequential(nn.Linear(2, 2), layer))
+
+
+KEY = RunKey(bytes(32))
+
+
+def test_each_sample_takes_part_with_the_rate_and_on_its_own():
+    """The size of a Poisson sample varies as that of independent coins."""
+    sizes = [len(KEY.chosen(step, 1_000, 0.1)) for step in range(400)]
+    assert np.mean(sizes) == pytest.approx(100, abs=2)
+    assert np.std(sizes) == pytest.approx(np.sqrt(90), rel=0.15)
+    assert len(KEY.chosen(0, 10, 1.0)) == 10
+
+
+def test_a_key_is_made_once_kept_private_and_removed(tmp_path):
+    made = key_of_run(tmp_path, begun=False)
+    assert (tmp_path / KEY_FILE).stat().st_mode & 0o777 == 0o600
+    assert key_of_run(tmp_path, begun=True) == made
+    assert made.secret.hex() not in repr(made)
+    forget_key(tmp_path)
+    forget_key(tmp_path)
+    assert not (tmp_path / KEY_FILE).exists()
+
+
+@pytest.mark.parametrize("there", [None, b"short"])
+def test_a_run_that_has_begun_needs_its_key(tmp_path, there):
+    """Other noise on the same steps would spend twice."""
+    if there is not None:
+        (tmp_path / KEY_FILE).write_bytes(there)
+    with pytest.raises(StateConflict, match=KEY_FILE.replace(".", r"\.")):
+        key_of_run(tmp_path, begun=True)
+
+
+@pytest.mark.parametrize("steps", [1, 50])
+def test_what_is_spent_is_what_opacus_says_of_the_same_steps(steps):
+    from opacus.accountants import PRVAccountant
+
+    ledger, own = PrivacyLedger(epsilon=3.0, delta=1e-4, rate=0.1, steps=steps), PRVAccountant()
+    assert ledger.spent() == 0.0
+    for _ in range(steps):
+        ledger.count()
+        own.step(noise_multiplier=ledger.noise, sample_rate=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert ledger.spent() == own.get_epsilon(1e-4)
+    assert 2.9 < ledger.spent() <= 3.0
+
+
+def test_one_step_with_everybody_is_the_gaussian_mechanism():
+    """Its epsilon is known in closed form (Balle and Wang, arXiv 1805.06530, theorem 8)."""
+
+    def delta_of(epsilon, sigma):
+        below = [0.5 * erfc((epsilon * sigma + sign / (2 * sigma)) / sqrt(2)) for sign in (-1, 1)]
+        return below[0] - exp(epsilon) * below[1]
+
+    ledger = PrivacyLedger(epsilon=2.0, delta=1e-5, rate=1.0, steps=1)
+    ledger.count()
+    assert delta_of(ledger.spent(), ledger.noise) <= 1e-5 <= delta_of(ledger.spent() - 0.05, ledger.noise)
+
+
+@pytest.fixture
+def points(tmp_path):
+    path = tmp_path / "points.npy"
+    np.save(path, np.random.default_rng(0).normal(3, 2, (600, 2)).astype(np.float32))
+    return path
+
+
+@pytest.fixture
+def private(points):
+    """A private run of a second."""
     return PrivateTrainConfig(
-        kind="pictures",
-        network={"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1},
-        batch=8,
-        steps=6,
-        warmup=2,
-        checkpoint_every=3,
-        samples=2,
-        flip=True,
-        classes="given",
-        label_dropout=0.2,
-        dtype="float32",
-        dp_epsilon=8.0,
-        dp_delta=1e-3,
-        dp_draws=2,
-        dp_accountant="rdp",
-    )
+        data=points, steps=24, batch=54, warmup=5, width=16, blocks=1, checkpoint_every=7, samples=200, epsilon=8.0
+    )  # fmt: skip
 
 
 @pytest.mark.slow
 def test_a_run_says_what_it_spent(private, tmp_path):
     """In the manifest, which survives a round trip; and what it plans, before it takes a step."""
-    from opacus.accountants import RDPAccountant
-
     said = []
     made = train(private, tmp_path / "m", say=said.append).manifest
     spent = made.differential_privacy
-    assert (spent.delta, spent.clip, spent.steps, spent.draws) == (1e-4, 1.0, 24, 2)
+    assert (spent.delta, spent.clip, spent.steps, spent.draws) == (0.1 / 540, CLIP, 24, DRAWS)
     assert spent.sampling_rate == pytest.approx(54 / 540)
     assert 7.9 < spent.epsilon <= 8.0
-    own = RDPAccountant()
-    own.history = [(spent.noise_multiplier, spent.sampling_rate, spent.steps)]
-    assert own.get_epsilon(spent.delta) == spent.epsilon
     assert load_bundle(tmp_path / "m").manifest == made
-    assert any("epsilon 8 at delta 0.0001" in line for line in said)
+    assert any("epsilon 8 at delta 0.000185" in line for line in said)
     assert not (tmp_path / "m" / "run" / KEY_FILE).exists()
 
 
 @pytest.mark.slow
 def test_a_resumed_run_is_and_spends_what_an_uninterrupted_one_does(private, tmp_path):
-    """With one key; three steps after the checkpoint it resumes from are taken again."""
-    key = tmp_path / "through" / "run" / KEY_FILE
-    kept = []
+    """With one key; three steps after the checkpoint it resumes from are taken again. Without it, it is refused."""
+    kept, out = [], tmp_path / "stopped"
 
     def keep(progress):
         if progress.step == 1:
-            kept.append(key.read_bytes())
+            kept.append((tmp_path / "through" / "run" / KEY_FILE).read_bytes())
 
     through = train(private, tmp_path / "through", keep)
-    out = tmp_path / "stopped"
     (out / "run").mkdir(parents=True)
     (out / "run" / KEY_FILE).write_bytes(kept[0])
-    with pytest.raises(StoppedError):
+    with pytest.raises(KeyboardInterrupt):
         train(private, out, stop_at(10))
-    shutil.rmtree(out / "run" / "checkpoint-00000010")
-    history = latest_checkpoint(out / "run").part("privacy")["history"]
-    assert history[:, 2].tolist() == [7.0]
-    resumed = train(private, out, resume=True)
-    assert resumed.manifest.differential_privacy == through.manifest.differential_privacy
-    assert resumed.manifest.weights_sha256 == through.manifest.weights_sha256
-
-
-@pytest.mark.slow
-def test_a_run_without_its_key_is_not_resumed_and_a_finished_one_needs_none(private, tmp_path):
-    """A finished one is written again when only its name changes."""
-    out = tmp_path / "m"
-    with pytest.raises(StoppedError):
-        train(private, out, stop_at(10))
-    secret = (out / "run" / KEY_FILE).read_bytes()
+    max((out / "run").glob("checkpoint-*")).unlink()
+    assert latest_checkpoint(out / "run")[1]["privacy.history"][:, 2].tolist() == [7.0]
     (out / "run" / KEY_FILE).unlink()
     with pytest.raises(StateConflict, match="spend twice"):
         train(private, out, resume=True)
-    (out / "run" / KEY_FILE).write_bytes(secret)
-    before = train(private, out, resume=True).manifest
+    (out / "run" / KEY_FILE).write_bytes(kept[0])
+    resumed = train(private, out, resume=True)
+    assert resumed.manifest.differential_privacy == through.manifest.differential_privacy
+    assert resumed.manifest.weights_sha256 == through.manifest.weights_sha256
     after = train(private.model_copy(update={"name": "other"}), out, resume=True).manifest
-    assert (after.name, after.differential_privacy) == ("other", before.differential_privacy)
-    assert not (out / "run" / KEY_FILE).exists()
+    assert (after.name, after.differential_privacy) == ("other", through.manifest.differential_privacy)
 
 
 @pytest.mark.slow
@@ -121,9 +281,13 @@ def test_two_runs_of_one_seed_have_other_noise(private, tmp_path):
 
 
 @pytest.mark.slow
-def test_pictures_have_no_figures_of_training_pictures(pictures, tmp_path):
+def test_pictures_have_no_figures_of_training_pictures(tmp_path):
     """Nor a spectrum; thresholds come from held-out pictures alone."""
-    made = train(pictures, tmp_path / "m", source=spots_source()).manifest
+    config = PrivateTrainConfig(
+        kind="pictures", network=TINY_NETWORK, batch=8, steps=6, warmup=2, checkpoint_every=3, samples=2, flip=True,
+        classes="given", label_dropout=0.2, dtype="float32", epsilon=8.0,
+    )  # fmt: skip
+    made = train(config, tmp_path / "m", source=spots_source()).manifest
     assert made.differential_privacy.steps == 6
     assert not [name for name in made.training.figures if "nearest" in name]
     assert not made.network.spectral
@@ -135,35 +299,19 @@ def test_pictures_have_no_figures_of_training_pictures(pictures, tmp_path):
     [
         ({"data": None, "domain": "moons"}, "domain"),
         ({"time_s": 5.0, "steps": None}, "time_s"),
-        ({"reference": 27}, "reference"),
         ({"precision": "bfloat16"}, "bfloat16"),
-        ({"dp_epsilon": 0.0}, "dp_epsilon"),
-        ({"dp_delta": 1.0}, "dp_delta"),
-        ({"dp_clip": float("inf")}, "dp_clip"),
+        ({"epsilon": 0.0}, "epsilon"),
+        ({"data": None, "images": "x", "network": {"spectral": True}}, "spectral"),
+        ({"data": None, "images": "x", "network": {"dropout": 0.1}}, "dropout"),
     ],
 )
-def test_settings_that_cannot_be_private_are_refused(private, change, said):
+def test_settings_that_cannot_be_private_are_refused(points, change, said):
     with pytest.raises(ValidationError, match=said):
-        PrivateTrainConfig(**private.model_dump() | change)
+        PrivateTrainConfig(**{"data": points, "steps": 24, "epsilon": 8.0, **change})
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"network": {"spectral": True}}, "spectral"),
-        ({"network": {"dropout": 0.1}}, "dropout"),
-    ],
-)
-def test_settings_of_pictures_that_cannot_be_private_are_refused(pictures, change, said):
-    with pytest.raises(ValidationError, match=said):
-        PrivateTrainConfig(**pictures.model_dump() | change)
-
-
-@pytest.mark.parametrize(
-    ("samples", "processes", "said"),
-    [(540, 2, "one process"), (50, 1, "too few"), (10_000, 1, "delta")],
-)
-def test_a_run_that_would_promise_too_much_is_refused(private, samples, processes, said):
+@pytest.mark.parametrize(("samples", "processes", "said"), [(540, 2, "one process"), (50, 1, "too few")])
+def test_a_run_that_cannot_be_private_is_refused(private, samples, processes, said):
     require_private(private, 540, 1)
     with pytest.raises(SettingsInvalid, match=said):
         require_private(private, samples, processes)
@@ -180,26 +328,17 @@ def test_without_the_extra_nothing_is_written(private, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_command_trains_and_show_prints_it(points, tmp_path):
-    from click.testing import CliRunner
+def test_the_command_trains_and_show_prints_it(points, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "DRAWS", 1)
 
-    from ddib_fed.cli.model import model
-    from ddib_fed.lab.commands import privacy
+    def ddib(group, *arguments):
+        words = [str(each) for each in arguments]
+        return CliRunner().invoke(group, words, catch_exceptions=False, standalone_mode=False).output
 
-    def ddib(*arguments):
-        group = privacy if arguments[0] == "train" else model
-        found = CliRunner().invoke(
-            group, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False
-        )
-        return found.output
-
-    out = tmp_path / "m"
-    ddib(
-        *("train", "--data", points, "--out", out, "--steps", 8, "--batch", 54, "--width", 16),
-        *("--dp-epsilon", 4, "--dp-delta", 1e-4, "--dp-clip", 0.5, "--dp-draws", 1, "--dp-accountant", "rdp"),
-    )
-    shown = ddib("show", out)
+    sizes = ("--steps", 8, "--batch", 54, "--set", "width=16", "--epsilon", 4)
+    ddib(privacy, "train", "--data", points, "--out", tmp_path / "m", *sizes)
+    shown = ddib(model, "show", tmp_path / "m")
     assert "for each training sample" in shown
     assert "Not covered: pictures that are translated" in shown
-    values = json.loads(ddib("show", out, "--format", "json"))["differential_privacy"]
-    assert (values["clip"], values["unit"], values["accountant"]) == (0.5, "sample", "rdp")
+    values = json.loads(ddib(model, "show", tmp_path / "m", "--format", "json"))["differential_privacy"]
+    assert (values["clip"], values["unit"], values["draws"]) == (CLIP, "sample", 1)

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from ddib_fed.cli.model import model
@@ -14,10 +15,12 @@ from ddib_fed.errors import BundleInvalid, ShapeMismatch, UsageError
 from ddib_fed.lab.commands import privacy
 from ddib_fed.lab.report import (
     DEPTHS,
-    Wanted,
+    Attack,
+    area,
     copies_of,
     correlation_matrix,
     first_by_correlation,
+    fit_inverter,
     fit_point_inverter,
     latents_along,
     membership_of,
@@ -25,6 +28,8 @@ from ddib_fed.lab.report import (
 )
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.sidecars import PrivacyReport
+from ddib_fed.networks.spectrum import cosines
+from ddib_fed.networks.spectrum import pictures as from_cosines
 from tests.models.examples import manifest, state
 from tests.runs.tiny_models import pictures, tiny
 
@@ -69,17 +74,17 @@ def test_latents_of_all_depths_come_from_one_way():
 
 def test_members_are_told_by_the_loss_where_the_others_are_of_another_kind():
     """And not where both sides are the same."""
-    owner, wanted = DomainModel(tiny("north")), Wanted(evaluations=6, seed=0)
+    owner, attack = DomainModel(tiny("north")), Attack(evaluations=6, seed=0)
     some, others = pictures(24), np.zeros((24, 1, 8, 8), np.float32)
-    (told,) = membership_of(owner, others, some, wanted, lambda _: None)
+    (told,) = membership_of(owner, others, some, attack)
     assert told.loss.value > 0.95
-    (same,) = membership_of(owner, some, some, wanted, lambda _: None)
+    (same,) = membership_of(owner, some, some, attack)
     assert same.loss.value == pytest.approx(0.5)
 
 
 def test_what_a_model_draws_is_held_against_its_training_pictures():
     """Medians with their intervals."""
-    found = copies_of(DomainModel(tiny("north")), pictures(30), pictures(6, seed=4), 0, lambda _: None)
+    found = copies_of(DomainModel(tiny("north")), pictures(30), pictures(6, seed=4), Attack(seed=0))
     assert found.drawn == 6
     assert found.samples.low <= found.samples.value <= found.samples.high
 
@@ -106,53 +111,18 @@ def run(group, *arguments):
 
 
 def test_the_command_attacks_stores_and_shows(small, points):
-    """The digest stays."""
+    """The digest stays, and a report of other weights is refused: it may come from anywhere."""
     before = load_bundle(small)
-    asked = (
-        "--model",
-        small,
-        "--data",
-        points,
-        "--samples",
-        96,
-        "--surrogate-seconds",
-        0,
-        "--evaluations",
-        6,
-    )
+    asked = ("--model", small, "--data", points, "--time", 0)
     said = run(privacy, "report", *asked)
     after = load_bundle(small)
     assert after.digest == before.digest
     assert "kernel ridge reads" in said
     assert "kernel ridge reads" in run(model, "show", small)
     assert after.privacy.readings[0].found_by_model is None
-    assert after.privacy.command.startswith("ddib privacy report --model MODEL --data PATH --samples 96")
+    assert after.privacy.command == "ddib privacy report --model MODEL --data PATH --time 0 --seed 41"
     shown = json.loads(run(privacy, "report", *asked, "--format", "json"))
     assert shown == after.privacy.values()
-
-
-def test_membership_needs_training_data(small, points, tmp_path):
-    """Given as a file of their own."""
-    np.save(tmp_path / "own.npy", noise(200, 2, seed=8))
-    wanted = Wanted(points, tmp_path / "own.npy", samples=96, evaluations=6, surrogate_s=0.0)
-    found = privacy_report(load_bundle(small), wanted, say=lambda _: None)
-    assert found.membership[0].members > 30
-    assert found.copies is None
-    plain = privacy_report(
-        load_bundle(small), Wanted(points, samples=96, evaluations=6, surrogate_s=0.0), say=lambda _: None
-    )
-    assert plain.membership == ()
-
-
-def test_a_users_model_that_is_called_as_a_domain_is_not_attacked_by_the_domains_pictures():
-    """The figures would say nothing about its own."""
-    with pytest.raises(UsageError, match="data that do not ship"):
-        privacy_report(tiny("relief", channels=3, size=32), Wanted(), say=lambda _: None)
-
-
-def test_a_report_of_other_weights_is_refused(small, points):
-    """It may come from anywhere."""
-    run(privacy, "report", "--model", small, "--data", points, "--samples", 96, "--surrogate-seconds", 0)
     fields = json.loads((small / PrivacyReport.file).read_text())
     fields["weights_sha256"] = "0" * 64
     (small / PrivacyReport.file).write_text(json.dumps(fields))
@@ -160,11 +130,72 @@ def test_a_report_of_other_weights_is_refused(small, points):
         load_bundle(small)
 
 
+def test_membership_needs_training_data(small, points, tmp_path):
+    """Given as a file of their own."""
+    np.save(tmp_path / "own.npy", noise(200, 2, seed=8))
+    usual = {"data": points, "samples": 96, "evaluations": 6, "surrogate_s": 0.0}
+    found = privacy_report(load_bundle(small), Attack(training=tmp_path / "own.npy", **usual))
+    assert found.membership[0].members > 30
+    assert found.copies is None
+    assert privacy_report(load_bundle(small), Attack(**usual)).membership == ()
+
+
+def test_a_users_model_that_is_called_as_a_domain_is_not_attacked_by_the_domains_pictures():
+    """The figures would say nothing about its own."""
+    with pytest.raises(UsageError, match="data that do not ship"):
+        privacy_report(tiny("relief", channels=3, size=32), Attack())
+
+
 @pytest.mark.slow
-def test_the_attacker_trains_a_model_of_his_own(tmp_path):
+def test_the_attacker_trains_a_model_of_his_own(small, points):
     """For a bounded time, on what he knows."""
-    save_bundle(tmp_path / "m", manifest(), state())
-    np.save(tmp_path / "points.npy", noise(400, 2))
-    wanted = Wanted(tmp_path / "points.npy", samples=200, evaluations=6, surrogate_s=3.0)
-    found = privacy_report(load_bundle(tmp_path / "m"), wanted, say=lambda _: None)
-    assert found.readings[0].model_read is not None
+    attack = Attack(points, samples=200, evaluations=6, surrogate_s=3.0)
+    assert privacy_report(load_bundle(small), attack).readings[0].model_read is not None
+
+
+def test_area_is_the_share_of_pairs_in_order():
+    """Ties count half."""
+    assert area(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1.0
+    assert area(np.array([0.0]), np.array([1.0])) == 0.0
+    assert area(np.array([1.0, 1.0]), np.array([1.0, 0.0])) == 0.75
+    with pytest.raises(ShapeMismatch):
+        area(np.array([]), np.array([1.0]))
+
+
+SIZE = 8
+
+
+def drawn(count, seed=0):
+    noise = torch.randn(count, 2, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+    places = torch.arange(float(SIZE))
+    return (from_cosines(noise / (1.0 + torch.hypot(*torch.meshgrid(places, places, indexing="ij"))))).numpy()
+
+
+def share_left(inverter, latents, originals):
+    return float(np.square(inverter.inverse(latents) - originals).mean() / originals.var())
+
+
+def test_a_whitened_picture_is_read():
+    """A linear map by frequency, with the channels turned: the first surrogate finds it from few pairs."""
+    turn = torch.tensor([[0.6, 0.8], [-0.8, 0.6]])
+    places = torch.arange(float(SIZE))
+    gain = 1.0 + torch.hypot(*torch.meshgrid(places, places, indexing="ij"))
+
+    def whiten(x):
+        white = from_cosines(gain * cosines(torch.from_numpy(x)))
+        return torch.einsum("ij,njhw->nihw", turn, white).numpy()
+
+    known, other = drawn(64), drawn(32, seed=1)
+    inverter = fit_inverter(whiten(known), known, steps=0)
+    assert inverter.name == "frequency"
+    assert share_left(inverter, whiten(other), other) < 0.01
+
+
+@pytest.mark.slow
+def test_the_network_reads_what_is_not_linear():
+    """Cubes of a picture's numbers; and it is the same for a seed."""
+    known, other = 4 * drawn(96), 4 * drawn(32, seed=1)
+    linear, found, again = (fit_inverter(known**3, known, steps=steps) for steps in (0, 80, 80))
+    assert found.name == "network"
+    assert share_left(found, other**3, other) < 0.8 * share_left(linear, other**3, other)
+    assert np.array_equal(found.inverse(other**3), again.inverse(other**3))

@@ -12,7 +12,7 @@ from ddib_fed.node.config import (
     NodeConfig,
     render_node_toml,
 )
-from ddib_fed.training.config import TrainConfig, checked, options_of
+from ddib_fed.training.config import TrainConfig, checked, fields_of
 
 
 def write(folder: Path, **replace: str) -> Path:
@@ -70,7 +70,7 @@ def test_a_misspelt_key_is_named_with_the_right_one(tmp_path: Path) -> None:
         (
             'domain = "moons"             # a b',
             'images = "scans"\nwidth = 8 # a b',
-            "train: --width is for points",
+            "train: --set width is for points",
         ),
         ("seed = 0", 'seed = 0\ntime = "2 h"', "is no time"),
         ("[node]", "[node", "not valid TOML"),
@@ -85,50 +85,34 @@ def test_a_value_that_cannot_be_used_is_explained(tmp_path: Path, old: str, new:
         NodeConfig.load(path)
 
 
-RUN = [
-    ("--images", "scans", 'images = "scans"'),
-    ("--steps", "7", "steps = 7"),
-    ("--seed", "3", "seed = 3"),
-    ("--batch", "8", "batch = 8"),
-    ("--learning-rate", "0.01", "learning_rate = 0.01"),
-    ("--threads", "2", "threads = 2"),
-    ("--precision", "bfloat16", 'precision = "bfloat16"'),
-    ("--dtype", "float32", 'dtype = "float32"'),
-    ("--preset", "small-64", 'preset = "small-64"'),
-    ("--size", "16", "size = 16"),
-    ("--channels", "3", "channels = 3"),
-    ("--network", "channel_mult=1,2", 'network = ["channel_mult=1,2"]'),
-    ("--fit", "crop", 'fit = "crop"'),
-    ("--range", "0:200", 'range = "0:200"'),
-    ("--classes", "folders", 'classes = "folders"'),
-    ("--skip-bad", "", "skip_bad = true"),
-    ("--held-out", "0.2", "held_out = 0.2"),
-    ("--flip", "", "flip = true"),
-    ("--crop", "", "crop = true"),
-    ("--colours", "opponent", 'colours = "opponent"'),
-    ("--ema", "0.5", "ema = 0.5"),
-    ("--checkpoint-every", "5", "checkpoint_every = 5"),
-    ("--device", "auto", 'device = "auto"'),
-    ("--label-dropout", "0.1", "label_dropout = 0.1"),
-    ("--predict", "eps", 'predict = "eps"'),
-    ("--init", "start", 'init = "start"'),
-    ("--soften-sigma", "0.1", "soften_sigma = 0.1"),
-]
-
-
-def test_train_takes_the_options_of_the_command_line(tmp_path: Path) -> None:
-    """Every option but the bundle's name, which is the domain's; each makes the same run."""
-    words = [word for option, value, _ in RUN for word in (option, value) if word]
-    table = "\n".join(line for _, _, line in RUN)
-    context = training.train.make_context("train", [*words, "--out", "m"])
-    known = options_of("points", "pictures")
-    asked = {
-        name: value for name, value in context.params.items() if name in known and value not in (None, ())
-    }
-    typed = checked(TrainConfig, asked, "")
+def test_train_takes_what_the_command_line_takes(tmp_path: Path) -> None:
+    """Options and fields of --set alike; each makes the same run."""
+    options = ["--images", "scans", "--steps", "7", "--size", "16", "--skip-bad", "--init", "start"]
+    sets = [
+        "learning_rate=0.01",
+        "channels=3",
+        "held_out=0.2",
+        "crop=true",
+        "predict=eps",
+        "channel_mult=1,2",
+    ]
+    table = """images = "scans"
+steps = 7
+size = 16
+skip_bad = true
+init = "start"
+learning_rate = 0.01
+channels = 3
+held_out = 0.2
+crop = true
+predict = "eps"
+network = {channel_mult = [1, 2]}"""
+    context = training.train.make_context("train", [*options, "--out", "m"])
+    known = fields_of("points", "pictures")
+    asked = {name: value for name, value in context.params.items() if name in known and value is not None}
+    typed = checked(TrainConfig, asked, "", sets)
     path = write(tmp_path, **{'domain = "moons"             # a b': table + " # a b", "seed = 0": ""})
-    config = NodeConfig.load(path)
-    written = config.train.config(tmp_path, "moons", name="hills", threads=1, command="")
+    written = NodeConfig.load(path).train.config(tmp_path, "moons", name="hills", threads=1, command="")
     assert (written.name, written.images, written.init) == ("hills", tmp_path / "scans", tmp_path / "start")
     assert written.model_copy(update={"images": Path("scans"), "init": Path("start"), "name": None}) == typed
 

@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from ddib_fed.training.config import TrainConfig
+from ddib_fed.errors import UsageError
+from ddib_fed.training.config import Plan, TrainConfig, checked, learning_rate
 
 
 @pytest.mark.parametrize(
@@ -12,12 +13,11 @@ from ddib_fed.training.config import TrainConfig
         {},
         {"domain": "moons", "data": "points.npy"},
         {"domain": "moons", "steps": 5, "time_s": 5},
-        {"domain": "moons", "steps": 0},
-        {"domain": "moons", "batch": 100, "levels": 256},
-        {"domain": "moons", "batch": 256, "levels": 256, "reference": 1024},
-        {"domain": "moons", "seed": -1},
-        {"domain": "moons", "ema": 1.0},
         {"domain": "moons", "learning_rat": 1e-3},
+        {"kind": "pictures", "preset": "huge"},
+        {"kind": "pictures", "label_dropout": 0.1},
+        {"kind": "pictures", "domain": "relief", "range": "0:1"},
+        {"kind": "classifier", "classes": None},
     ],
 )
 def test_contradictions_and_unknown_settings_are_refused(wrong):
@@ -26,40 +26,62 @@ def test_contradictions_and_unknown_settings_are_refused(wrong):
 
 
 def test_where_things_lie_and_what_they_are_called_is_not_part_of_a_run():
-    one = TrainConfig(
-        kind="points", domain="moons", steps=5, command="a", name="x", dtype="float16", checkpoint_every=1
-    )
-    assert one.identity() == TrainConfig(kind="points", domain="moons", steps=5).identity()
-
-
-@pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"steps": 6}, {"threads": 2}, {"precision": "bfloat16"}, {"width": 8}]
-)
-def test_what_changes_the_weights_makes_another_run(change):
     base = {"domain": "moons", "steps": 5}
-    assert (
-        TrainConfig(kind="points", **base).identity()
-        != TrainConfig(kind="points", **base | change).identity()
-    )
+    free = {"command": "a", "name": "x", "dtype": "float16", "checkpoint_every": 1}
+    assert TrainConfig(**base, **free).identity("data") == TrainConfig(**base).identity("data")
+    assert TrainConfig(**base).identity("data") != TrainConfig(**base).identity("other data")
+    for change in ({"seed": 1}, {"threads": 2}, {"precision": "bfloat16"}, {"width": 8}):
+        assert TrainConfig(**base | change).identity("data") != TrainConfig(**base).identity("data")
 
 
-def test_a_run_is_called_after_its_name_its_domain_or_its_file(tmp_path):
-    assert TrainConfig(kind="points", domain="moons").label == "moons"
-    assert TrainConfig(kind="points", data=tmp_path / "cells.npy").label == "cells"
-    assert TrainConfig(kind="points", domain="moons", name="mine").label == "mine"
-
-
-def test_a_run_is_on_what_it_names():
+def test_a_run_is_on_what_it_names_and_called_after_it(tmp_path):
     """A kind need be said where pictures are handed over, or classified."""
     assert TrainConfig(domain="moons").kind == TrainConfig(data="x.npy").kind == "points"
     assert TrainConfig(images="x").kind == TrainConfig(domain="relief").kind == "pictures"
+    assert TrainConfig(domain="moons").label == "moons"
+    assert TrainConfig(data=tmp_path / "cells.npy").label == "cells"
+    assert TrainConfig(domain="moons", name="mine").label == "mine"
 
 
 @pytest.mark.parametrize("kind", ["points", "pictures", "classifier"])
-def test_a_settled_run_is_read_as_it_was_written(kind):
-    """Under the same identity."""
+def test_a_run_is_read_as_it_was_written(kind):
     named = {"domain": "moons"} if kind == "points" else {"classes": "given"}
-    config = TrainConfig(kind=kind, **named).settled()
-    again = TrainConfig.model_validate_json(config.model_dump_json())
-    assert again.identity() == config.identity()
-    assert again.settled() == again
+    config = TrainConfig(kind=kind, **named)
+    assert TrainConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_fields_without_an_option_are_set_by_name():
+    """Of the run, or of its network; an unknown one is refused with the nearest."""
+    found = checked(
+        TrainConfig,
+        {"images": "x"},
+        "help",
+        ["ema=0", "crop=true", "channels=1", "model_channels=48", "channel_mult=1,2"],
+    )
+    assert (found.ema, found.crop, found.channels) == (0.0, True, 1)
+    assert (found.network["model_channels"], found.network["channel_mult"]) == (48, [1, 2])
+    public = checked(TrainConfig, {"domain": "moons"}, "help", ["network=public", "num_res_blocks=3"])
+    assert public.public
+    assert public.network["num_res_blocks"] == 3
+    with pytest.raises(UsageError) as refused:
+        checked(TrainConfig, {"images": "x"}, "help", ["label_dropuot=0.1"])
+    assert "label_dropout" in refused.value.hint
+    with pytest.raises(UsageError, match="FIELD=VALUE"):
+        checked(TrainConfig, {"images": "x"}, "help", ["ema"])
+    with pytest.raises(UsageError, match="--set width is for points"):
+        checked(TrainConfig, {"images": "x"}, "help", ["width=8"])
+
+
+def test_the_rate_warms_up_falls_to_nothing_and_continues_where_the_length_is_planned_again():
+    """Without a jump; a run that is given more begins a new cosine."""
+    config, first = TrainConfig(kind="pictures", size=8), Plan(total=1_000)
+    rates = [learning_rate(config, first, step) for step in range(1_000)]
+    assert rates[0] == pytest.approx(config.learning_rate / 200, rel=0.01)
+    assert max(rates) == pytest.approx(config.learning_rate, rel=0.1)
+    assert rates[-1] < 1e-4 * config.learning_rate
+    for total in (600, 4_000):
+        made = first.renewed(500, total)
+        assert learning_rate(config, made, 500) == pytest.approx(rates[500])
+        assert learning_rate(config, made, total - 1) < rates[990]
+    longer = Plan(total=3_000, step=990, share=990 / 3_000)
+    assert learning_rate(config, longer, 990) > 20 * rates[990]

@@ -1,4 +1,4 @@
-"""Two processes of torchrun train on points what one process trains with twice the batch of each."""
+"""Killed with -9 a run loses nothing but steps; two processes of torchrun compute what one computes."""
 
 import signal
 import subprocess
@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ddib_fed.models.bundle import load_bundle
+from ddib_fed.training.run import latest_checkpoint, train
+from tests.training.examples import tiny_pictures
 
 pytestmark = [
     pytest.mark.slow,
@@ -19,19 +22,66 @@ SCRIPT = "tests.training.endless"
 LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
+def run_until(config, out, step):
+    """Train in a process of its own and kill it with -9 as soon as it says `step`."""
+    command = [sys.executable, "-m", SCRIPT, config.model_dump_json(), str(out), str(step)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        said = next((line for line in process.stdout if int(line) >= step), None)
+        process.send_signal(signal.SIGKILL)
+    assert said is not None
+    assert process.returncode == -signal.SIGKILL
+
+
 def launch(config, out, processes=2):
-    """Train under torchrun; what the processes said."""
+    """Train under torchrun; the steps that the processes said."""
     command = [*LAUNCHER, str(processes), "-m", SCRIPT, config.model_dump_json(), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return [int(line) for line in done.stdout.split()]
+
+
+@pytest.mark.parametrize("kind", ["points", "pictures"])
+def test_killed_twice_and_resumed_is_the_run_that_was_not_killed(kind, tiny, spots, tmp_path):
+    """Killed before the first checkpoint and again in the middle, each time in a process of its own."""
+    config = tiny if kind == "points" else tiny_pictures()
+    source = spots if kind == "pictures" else None
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    train(config, whole, source=source)
+    run_until(config, out, 3)
+    assert latest_checkpoint(out / "run") is None
+    run_until(config, out, config.checkpoint_every + 2)
+    assert latest_checkpoint(out / "run")[0].step == config.checkpoint_every
+    assert not (out / "manifest.json").exists()
+    train(config, out, source=source, resume=True)
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    last = [latest_checkpoint(folder / "run")[1] for folder in (out, whole)]
+    assert last[0].keys() == last[1].keys()
+    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+
+
+def test_two_processes_match_one_and_resume_as_if_nothing_had_been(spots, tmp_path):
+    """20 steps of an odd batch in float32: to 1e-4 relative as one process, in weights and averages, and to the last
+    bit when the two resume from step 10; one of the two writes and speaks.
+    """
+    config = tiny_pictures(steps=20, batch=7, microbatch=4, checkpoint_every=10)
+    assert launch(config, tmp_path / "two") == list(range(1, 21))
+    train(config, tmp_path / "one", source=spots)
+    one, two = (latest_checkpoint(tmp_path / name / "run")[1] for name in ("one", "two"))
+    for part in ("network", "ema"):
+        names = [name for name in one if name.startswith(part)]
+        flat = [torch.cat([found[name].flatten().double() for name in names]) for found in (one, two)]
+        assert float((flat[0] - flat[1]).norm() / flat[0].norm()) < 1e-4
+    whole = (tmp_path / "two" / "model.safetensors").read_bytes()
+    for path in (*(tmp_path / "two").glob("m*"), *(tmp_path / "two" / "run").glob("checkpoint-00000020-*")):
+        path.unlink()
+    assert launch(config, tmp_path / "two") == list(range(11, 21))
+    assert (tmp_path / "two" / "model.safetensors").read_bytes() == whole
 
 
 def test_two_processes_agree_on_the_end_of_a_run_that_fits_a_time(tiny, tmp_path):
-    """The leader's clock decides, before steps at which both ask for it: neither waits for a step of the other."""
+    """The leader's clock decides: neither waits for a step of the other."""
     said = launch(tiny.model_copy(update={"steps": None, "time_s": 2.0}), tmp_path)
-    steps = [int(line) for line in said.split()]
-    assert steps == list(range(1, load_bundle(tmp_path).manifest.training.steps + 1))
+    assert said == list(range(1, load_bundle(tmp_path).manifest.training.steps + 1))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux ends them")

@@ -1,74 +1,82 @@
-"""A run leaves a bundle and its records, and overwrites nothing that it was not told to."""
+"""A run ends with a bundle and its records, overwrites nothing that it was not told to, and resumes bit for bit."""
 
 import csv
 import json
+import os
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from ddib_fed.errors import AlreadyExists, SettingsInvalid, StateConflict
+from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, StateConflict
 from ddib_fed.evaluation import metrics
+from ddib_fed.evaluation.sample_verdict import SampleVerdict
+from ddib_fed.evaluation.structure import calibrate_by_chance
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.training import report
-from ddib_fed.training.config import TrainConfig, learning_rate
-from ddib_fed.training.distributed import World
-from ddib_fed.training.points import PointTask, open_points
-from ddib_fed.training.run import train
-from ddib_fed.training.trainer import Trainer
-from tests.training.stepping import losses_of
+from ddib_fed.networks.config import SyntheticConfig
+from ddib_fed.training.run import Row, _line, latest_checkpoint, read_progress, train
+from ddib_fed.training.sources import array_source
+from tests.training.examples import TINY_NETWORK, blobs, stop_at, tiny_pictures, tiny_points
 
 
-def trainer(config):
-    return Trainer(PointTask(config, open_points(config)), World(0, 1, torch.device("cpu")))
+def rows_of(out):
+    return list(csv.DictReader((out / "run" / "progress.csv").read_text().splitlines()))
 
 
 @pytest.mark.slow
-def test_a_run_ends_with_a_bundle_and_its_records(tiny, tmp_path):
+def test_a_run_on_pictures_ends_with_a_bundle_and_its_records(small, spots, tmp_path):
     seen = []
-    bundle = train(tiny, tmp_path / "out", lambda progress: seen.append((progress.step, progress.steps)))
-    assert seen == [(step, 40) for step in range(1, 41)]
-    assert load_bundle(tmp_path / "out").digest == bundle.digest
-    records = {path.name for path in (tmp_path / "out" / "run").iterdir()}
-    kept = {"checkpoint-00000035", "checkpoint-00000040"}
-    assert records == {"run.json", "progress.csv", "loss.png", "samples.png"} | kept
-    rows = list(csv.DictReader((tmp_path / "out" / "run" / "progress.csv").read_text().splitlines()))
-    assert [int(row["step"]) for row in rows] == [10, 20, 30, 40]
-    assert float(rows[-1]["held_out"]) > 0
+    config = small.model_copy(update={"soften_sigma": 0.02, "command": "ddib model train ..."})
+    bundle = train(config, tmp_path, seen.append, source=spots)
+    assert [(each.step, each.steps) for each in seen] == [(step, 12) for step in range(1, 13)]
+    assert load_bundle(tmp_path).digest == bundle.digest
+    records = {path.name.partition("-0")[0] for path in (tmp_path / "run").iterdir()}
+    pictures = {"loss.png", "samples.png", "held-out.png"}
+    assert records == {"run.json", "progress.csv", "checkpoint"} | pictures
+    assert len(list((tmp_path / "run").glob("checkpoint-*"))) == 2
+    assert [int(row["step"]) for row in rows_of(tmp_path)] == [5, 10, 12]
+    assert all(float(row["held_out"]) > 0 for row in rows_of(tmp_path))
+    made = bundle.manifest
+    assert (made.domain, made.sample_kind, made.sample_shape) == ("spots", "picture", (3, 8, 8))
+    assert (made.soften_sigma, made.training.command, made.training.steps) == (0.02, config.command, 12)
+    assert len(made.normalisation.mean) == len(made.normalisation.std) == 3
+    assert made.training.figures.keys() >= {"held_out_loss", "cpu_seconds", "nearest_training_picture"}
+    assert made.structure == calibrate_by_chance(spots.held_out, spots.train, units=made.normalisation)
 
 
 @pytest.mark.slow
-def test_a_finished_model_is_kept_unless_told_otherwise(tiny, tmp_path):
-    first = train(tiny, tmp_path)
-    with pytest.raises(AlreadyExists, match="finished"):
-        train(tiny, tmp_path)
-    assert train(tiny, tmp_path, resume=True).digest == first.digest
-    again = train(tiny.model_copy(update={"seed": 5}), tmp_path, force=True)
-    assert again.manifest.weights_sha256 != first.manifest.weights_sha256
+def test_points_of_ones_own_give_a_bundle_with_their_scale(tmp_path):
+    np.save(tmp_path / "cells.npy", np.random.default_rng(0).normal(5, 3, (400, 3)))
+    made = train(tiny_points(domain=None, data=tmp_path / "cells.npy"), tmp_path / "out").manifest
+    assert (made.domain, made.sample_shape) == ("cells", (3,))
+    assert made.normalisation.mean == pytest.approx(5, abs=0.3)
+    assert made.normalisation.std == pytest.approx(3, abs=0.3)
 
 
 @pytest.mark.slow
-def test_a_finished_model_of_other_points_is_not_what_resuming_gives(tiny, tmp_path):
-    """The settings are the same, the file at the path is not."""
-    points = np.random.default_rng(1).normal(size=(500, 2)).astype(np.float32)
-    np.save(tmp_path / "points.npy", points)
-    config = tiny.model_copy(update={"domain": None, "data": tmp_path / "points.npy"})
-    first = train(config, tmp_path / "out")
-    np.save(tmp_path / "points.npy", points + points**3)
-    with pytest.raises(StateConflict, match="other points"):
-        train(config, tmp_path / "out", resume=True)
-    np.save(tmp_path / "points.npy", points)
-    assert train(config, tmp_path / "out", resume=True).digest == first.digest
-
-
-def test_an_unfinished_run_is_kept_unless_told_otherwise(tiny, tmp_path):
-    def stop(progress):
-        raise KeyboardInterrupt
-
+def test_what_is_there_is_kept_unless_told_otherwise(small, spots, tmp_path):
+    config = small.model_copy(update={"steps": 2})
     with pytest.raises(KeyboardInterrupt):
-        train(tiny, tmp_path, stop)
+        train(config, tmp_path, stop_at(1), source=spots)
     with pytest.raises(AlreadyExists, match="unfinished"):
-        train(tiny, tmp_path)
+        train(config, tmp_path, source=spots)
+    for other in ({"seed": 1}, {"steps": 3}, {"batch": 4}):
+        with pytest.raises(StateConflict):
+            train(config.model_copy(update=other), tmp_path, source=spots, resume=True)
+    first = train(config, tmp_path, source=spots, resume=True)
+    with pytest.raises(AlreadyExists, match="finished"):
+        train(config, tmp_path, source=spots)
+    assert train(config, tmp_path, source=spots, resume=True).digest == first.digest
+    with pytest.raises(StateConflict, match="other pictures"):
+        train(config, tmp_path, source=replace(spots, digest="pictures:others"), resume=True)
+    again = train(config.model_copy(update={"seed": 1}), tmp_path, source=spots, force=True)
+    assert again.manifest.weights_sha256 != first.manifest.weights_sha256
+    (tmp_path / "run" / "run.json").write_text('{"steps": "many"}')
+    with pytest.raises(BundleInvalid, match="cannot be read") as caught:
+        train(config, tmp_path, source=spots, resume=True)
+    assert "--force" in caught.value.hint
 
 
 @pytest.mark.slow
@@ -81,60 +89,224 @@ def test_the_same_config_gives_the_same_weights_and_leaves_torchs_generator_alon
 
 
 @pytest.mark.slow
-def test_points_of_ones_own_give_a_bundle_with_their_scale(tiny, tmp_path):
-    np.save(tmp_path / "cells.npy", np.random.default_rng(0).normal(5, 3, (400, 3)))
-    config = tiny.model_copy(update={"domain": None, "data": tmp_path / "cells.npy"})
-    made = train(config, tmp_path / "out").manifest
-    assert made.domain == "cells"
-    assert made.sample_shape == (3,)
-    assert made.normalisation.mean == pytest.approx(5, abs=0.3)
-    assert made.normalisation.std == pytest.approx(3, abs=0.3)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"classes": "given", "label_dropout": 0.3},
+        {"network": {**TINY_NETWORK, "dropout": 0.2}},
+        {"kind": "classifier", "classes": "given", "flip": False},
+    ],
+    ids=["plain", "classes", "dropout", "classifier"],
+)
+def test_stopped_between_checkpoints_and_resumed_is_the_run_that_was_not(spots, tmp_path, change):
+    """Stopped at step 7 of checkpoints every 5; to the last bit, in weights, averages, optimiser and lines."""
+    config, whole, halves = tiny_pictures(**change), tmp_path / "whole", tmp_path / "halves"
+    train(config, whole, source=spots)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, halves, stop_at(7), source=spots)
+    assert latest_checkpoint(halves / "run")[0].step == 7
+    torch.manual_seed(99)
+    train(config.model_copy(update={"steps": None}), halves, source=spots, resume=True)
+    assert (halves / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    last = [latest_checkpoint(folder / "run")[1] for folder in (whole, halves)]
+    assert last[0].keys() == last[1].keys()
+    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+    rows = [[(row["step"], row["held_out"]) for row in rows_of(folder)] for folder in (whole, halves)]
+    assert rows[0] == rows[1]
 
 
 @pytest.mark.slow
-def test_weights_can_be_stored_in_half_the_space(tiny, tmp_path):
-    sizes = {}
-    for dtype in ("float32", "float16"):
-        train(tiny.model_copy(update={"dtype": dtype}), tmp_path / dtype)
-        sizes[dtype] = (tmp_path / dtype / "model.safetensors").stat().st_size
-    assert sizes["float16"] < 0.65 * sizes["float32"]
+def test_the_public_codes_network_resumes_bit_for_bit_and_is_told_how_long(tmp_path):
+    """Dropout too is a function of the seed and the step; no number of steps is made up."""
+    network = {"public": True, "num_channels": 32, "num_res_blocks": 1}
+    config = tiny_points(
+        network=network, width=160, blocks=4, diffusion_steps=100, learning_rate=1e-3, ema=0.9, steps=30
+    )
+    made = train(config, tmp_path / "whole").manifest
+    assert made.network == SyntheticConfig(num_channels=32, num_res_blocks=1, dropout=0.2)
+    assert (made.parameterisation, made.time_input) == ("eps", "timestep")
+    assert (made.schedule.name, made.schedule.steps) == ("linear", 100)
+    assert made.training.figures["held_out_loss"] < 0.75
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "halves", stop_at(17))
+    again = train(config, tmp_path / "halves", resume=True)
+    assert again.manifest.weights_sha256 == made.weights_sha256
+    with pytest.raises(SettingsInvalid, match="until it is stopped"):
+        train(config.model_copy(update={"steps": None}), tmp_path / "other")
+    assert not (tmp_path / "other" / "run").exists()
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_advice(tiny):
-    one = trainer(tiny.model_copy(update={"learning_rate": 1e30, "clip": 1e30}))
+@pytest.mark.slow
+def test_the_folders_of_a_run_are_their_owners_alone(tiny, tmp_path):
+    """At every moment: folders 0700; weights, settings and figures 0600."""
+    out, seen = tmp_path / "model", []
+    (out / "run").mkdir(mode=0o755, parents=True)
+    before = os.umask(0o022)
+
+    def look(progress=None):
+        seen.append({path: path.stat().st_mode & 0o777 for path in [out, *out.rglob("*")]})
+
+    try:
+        train(tiny, out, look)
+    finally:
+        os.umask(before)
+    look()
+    kept = {path: mode for modes in seen for path, mode in modes.items()}
+    assert {mode for path, mode in kept.items() if path.suffix == ""} == {0o700}
+    private = [mode for path, mode in kept.items() if path.suffix in {".safetensors", ".json", ".csv"}]
+    assert set(private) == {0o600}
+    assert len(private) >= 5
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_serves(tiny, tmp_path):
+    train(tiny, tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    newest = max((tmp_path / "run").glob("checkpoint-*"))
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(bytes(content))
+    with pytest.raises(BundleInvalid) as caught:
+        train(tiny, tmp_path, resume=True)
+    assert str(newest) in caught.value.hint
+    newest.unlink()
+    train(tiny, tmp_path, resume=True)
+    assert (tmp_path / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.slow
+def test_more_steps_begin_where_the_run_ended_and_survive_a_kill(small, spots, tmp_path):
+    """To the last bit, killed on the way or not; meanwhile the shorter bundle stays. Only when told to lengthen."""
+    longer = small.model_copy(update={"steps": 20})
+    weights = []
+    for name, stops in (("whole", ()), ("halves", (14, 17))):
+        out = tmp_path / name
+        train(small, out, source=spots)
+        with pytest.raises(StateConflict):
+            train(longer, out, source=spots, resume=True)
+        for step in stops:
+            with pytest.raises(KeyboardInterrupt):
+                train(longer, out, stop_at(step), source=spots, resume=True, lengthen=True)
+            assert load_bundle(out).manifest.training.steps == 12
+        seen = []
+        train(longer, out, seen.append, source=spots, resume=True, lengthen=True)
+        assert seen[0].step == (stops[-1] if stops else 12) + 1
+        assert load_bundle(out).manifest.training.steps == 20
+        weights.append((out / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    with pytest.raises(StateConflict):
+        train(small, tmp_path / "whole", source=spots, resume=True, lengthen=True)
+
+
+@pytest.mark.slow
+def test_more_time_is_more_steps_and_the_same_time_none(small, spots, tmp_path):
+    """The time in all is what is asked for, with what the run took before."""
+    timed = small.model_copy(update={"steps": None, "time_s": 0.5})
+    first = train(timed, tmp_path, source=spots)
+    assert train(timed, tmp_path, source=spots, resume=True, lengthen=True).digest == first.digest
+    more, seen = timed.model_copy(update={"time_s": 600.0}), []
+
+    def stop(progress):
+        seen.append(progress)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(more, tmp_path, stop, source=spots, resume=True, lengthen=True)
+    assert seen[0].step == first.manifest.training.steps + 1
+    assert seen[0].steps > 10 * seen[0].step
+
+
+@pytest.mark.slow
+def test_a_time_holds_on_a_machine_that_becomes_slower_and_after_a_stop(tmp_path):
+    """Fewer steps than were planned at first, and the rate still falls to nothing without a jump."""
+    timed = tiny_points(steps=None, time_s=4.0, batch=512, checkpoint_every=1_000_000)
+    seen = []
+
+    def slow(progress):
+        seen.append((time.monotonic(), progress.steps))
+        if progress.step > 10:
+            until = time.monotonic() + 6 * (seen[9][0] - seen[0][0]) / 9
+            while time.monotonic() < until:
+                pass
+
+    def stop(progress):
+        slow(progress)
+        if progress.steps != seen[0][1]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(timed, tmp_path, stop)
+    bundle = train(timed, tmp_path, slow, resume=True)
+    assert bundle.manifest.training.steps < seen[0][1]
+    rows = rows_of(tmp_path)
+    assert latest_checkpoint(tmp_path / "run")[0].seconds < 2 * timed.time_s
+    rates = [float(row["learning_rate"]) for row in rows]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.05 * timed.learning_rate
+
+
+@pytest.mark.slow
+def test_what_no_weight_depends_on_may_change_without_training(small, spots, tmp_path):
+    """The name and the softening of a finished run, and of one that is resumed."""
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(small, tmp_path, stop_at(7), source=spots)
+    softer = small.model_copy(update={"soften_sigma": 0.1})
+    first = train(softer, tmp_path, source=spots, resume=True)
+    assert first.manifest.soften_sigma == 0.1
+    steps: list[int] = []
+    named = softer.model_copy(update={"name": "dots", "soften_sigma": 0.0})
+    again = train(named, tmp_path, steps.append, source=spots, resume=True, say=said.append)
+    assert (again.manifest.name, again.manifest.soften_sigma) == ("dots", 0.0)
+    assert again.manifest.weights_sha256 == first.manifest.weights_sha256
+    assert steps == []
+    assert any("written again" in text for text in said)
+    half = train(named.model_copy(update={"dtype": "float16"}), tmp_path, source=spots, resume=True)
+    assert half.manifest.weights_sha256 != first.manifest.weights_sha256
+    assert half.manifest.training.steps == 12
+
+
+@pytest.mark.slow
+def test_a_run_says_whether_its_samples_are_of_the_domain(small, tmp_path):
+    """A dozen steps are not enough; the figures are in the manifest, pictures to compare with beside the samples."""
+    found, said = blobs(64), []
+    made = train(small, tmp_path, source=array_source("spots", found[:48], found[48:]), say=said.append)
+    verdict = SampleVerdict.of_figures(made.manifest.training.figures)
+    assert verdict.level == "not yet"
+    assert verdict.sentence(12) in said
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_advice(tmp_path):
     with pytest.raises(SettingsInvalid, match="after"):
-        losses_of(one, 40)
-
-
-def test_the_rate_warms_up_and_falls_to_nothing(tiny):
-    rates = [learning_rate(tiny.settled(1_000), step) for step in range(1_000)]
-    assert rates[0] == pytest.approx(tiny.learning_rate / 5, rel=1e-3)
-    assert max(rates) == pytest.approx(tiny.learning_rate, rel=0.01)
-    assert rates[-1] < 1e-4 * tiny.learning_rate
+        train(tiny_points(learning_rate=1e30, clip=1e30), tmp_path)
 
 
 def test_a_torn_line_of_progress_is_dropped(tmp_path):
     path = tmp_path / "progress.csv"
-    names = "step,loss,held_out,learning_rate,seconds,cpu_seconds"
-    path.write_text(f"{names}\n{report.Row(10, 0.5, None, 1e-3, 1.0, 1.0)}20,0.4")
-    assert [row.step for row in report.read_progress(path)] == [10]
+    path.write_text(f"{','.join(Row._fields)}\n{_line(Row(10, 0.5, None, 1e-3, 1.0, 1.0))}\n20,0.4")
+    assert [row.step for row in read_progress(path)] == [10]
 
 
 @pytest.mark.slow
-def test_a_short_run_learns(tmp_path):
+def test_a_short_run_learns_points(tmp_path):
     """A few seconds of training bring the cloud from far away to within a few floors of the domain."""
-    config = TrainConfig(
-        kind="points",
-        domain="moons",
-        steps=250,
-        batch=512,
-        levels=64,
-        reference=512,
-        width=64,
-        blocks=2,
-        samples=2_000,
-    )
-    train(config, tmp_path)
+    train(tiny_points(steps=250, batch=512, width=64, blocks=2, samples=2_000), tmp_path)
     figures = json.loads((tmp_path / "manifest.json").read_text())["training"]["figures"]
     assert figures["sliced_w2"] < 0.2
     assert figures["sliced_w2"] > 0.2 * metrics.domain_sliced_w2_floor("moons", 2_000)
+
+
+@pytest.mark.slow
+def test_a_short_run_learns_pictures(spots, tmp_path):
+    """From knowing nothing; and from a Gaussian model of the pictures, which is ahead to begin with, from there."""
+    found = {}
+    for spectral in (False, True):
+        network = {**TINY_NETWORK, "spectral": spectral}
+        config = tiny_pictures(network=network, steps=120, checkpoint_every=60, learning_rate=3e-3, ema=0.9)
+        train(config, tmp_path / str(spectral), source=spots)
+        rows = rows_of(tmp_path / str(spectral))
+        found[spectral] = float(rows[0]["loss"]), float(rows[-1]["held_out"])
+    assert found[False][1] < 0.75 < found[False][0]
+    assert found[True][1] < 0.95 * found[True][0] < found[False][0]

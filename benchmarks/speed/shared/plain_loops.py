@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddib_fed.data import synthetic
 from ddib_fed.diffusion.denoiser import LAMBDA_SCALE
-from ddib_fed.training.config import TrainConfig, learning_rate
+from ddib_fed.training.config import Plan, TrainConfig, learning_rate
 from ddib_fed.training.objective import LambdaSampler
 
 Step = Callable[[], None]
@@ -26,6 +26,7 @@ class Loop:
 
     def __init__(self, config: TrainConfig, network: nn.Module) -> None:
         self.config, self.network, self.step = config, network, 0
+        self.plan = Plan(total=config.steps or config.usual_steps())
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.averages = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(
@@ -40,7 +41,7 @@ class Loop:
         """One step on noisy samples."""
         config = self.config
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.step)
+            group["lr"] = learning_rate(config, self.plan, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
             answer = self.network(x, *times)

@@ -21,12 +21,11 @@ from torch import Tensor
 from benchmarks.speed.shared import plain_loops
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.distributed import World, open_world
 from ddib_fed.training.objective import LambdaSampler
-from ddib_fed.training.pictures import PictureTask
+from ddib_fed.training.pictures import PictureTask, open_start
 from ddib_fed.training.points import PointTask, open_points
-from ddib_fed.training.sources import array_source, open_start
-from ddib_fed.training.trainer import Piece, Trainer
+from ddib_fed.training.sources import array_source
+from ddib_fed.training.trainer import Piece, Trainer, World, open_world
 
 STEPS = 100_000
 WARM = 3
@@ -36,12 +35,12 @@ AnyTask = PointTask | PictureTask
 def make_task(kind: str, precision: Any) -> AnyTask:
     """The run that all of them take: the defaults on moons, or tiny-32 on 2,000 pictures of noise, mirrored."""
     if kind == "points":
-        points = TrainConfig(kind="points", domain="moons", steps=STEPS, precision=precision).settled()
+        points = TrainConfig(kind="points", domain="moons", steps=STEPS, precision=precision)
         return PointTask(points, open_points(points))
     rng = np.random.default_rng(0)
     train, held_out = (rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8) for n in (2_000, 64))
     source = array_source("noise", train, held_out)
-    config = TrainConfig(kind="pictures", steps=STEPS, precision=precision, flip=True).settled()
+    config = TrainConfig(kind="pictures", steps=STEPS, precision=precision, flip=True)
     return PictureTask(config, source, open_start(config, source))
 
 

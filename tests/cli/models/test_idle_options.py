@@ -13,7 +13,7 @@ from ddib_fed.models.bundle import save_bundle
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 from tests.runs.picture_folders import blocks, write
 from tests.runs.tiny_models import tiny, tiny_classifier
-from tests.training.pictures.examples import blobs
+from tests.training.examples import blobs
 
 FEW = ("--evaluations", "3")
 
@@ -73,46 +73,15 @@ def test_guidance_without_what_it_needs_is_refused(refused, line, named):
 
 
 @pytest.mark.parametrize(
-    "option",
-    ["--classifier classifier", "--classifier-scale 2", "--soften-sigma 0.1", "--labels in",
-     "--limit 1", "--calibration c.json", "--size 16x16", "--batch 4", "--dtype bfloat16"],
-)  # fmt: skip
-def test_options_for_pictures_are_refused_on_points(refused, option):
-    assert option.split()[0] in refused(f"{POINTS} {option}")
-
-
-@pytest.mark.parametrize(
-    "option",
-    ["--target-class 1", "--classifier classifier", "--guidance 2", "--classifier-scale 2", "--batch 4",
-     "--dtype float16", "--device cpu"],
-)  # fmt: skip
-def test_drawing_points_takes_no_options_for_pictures(refused, option):
-    assert option.split()[0] in refused(f"model sample moons --n 20 --evaluations 12 {option}")
-
-
-@pytest.mark.parametrize(
-    ("line", "named"),
-    [
-        (f"{POINTS} --seed 1", "--seed"),
-        ("translate in --source plain --target plain --evaluations 3 --seed 1", "--soften"),
-        (f"{PICTURES} --soften-sigma 0 --seed 1", "--soften"),
-        ("model interpolate in/p00.png other/p00.png --source plain --seed 1", "--soften"),
-    ],
-)
-def test_a_seed_or_a_number_that_nothing_follows_from_is_refused(refused, line, named):
-    assert named in refused(line)
-
-
-@pytest.mark.parametrize(
     ("line", "named"),
     [
         ("model train --domain satellite --steps 1 --fit pad", "--fit"),
-        ("model train --domain satellite --steps 1 --channels 1", "--channels"),
-        ("model train --domain satellite --steps 1 --held-out 0.2", "--held-out"),
+        ("model train --domain satellite --steps 1 --set channels=1", "--set channels"),
+        ("model train --domain satellite --steps 1 --set held_out=0.2", "--set held_out"),
         ("model train --domain satellite --steps 1 --skip-bad", "--skip-bad"),
         ("model train --domain moons --steps 1 --resume --force", "--resume"),
-        ("model train --images scans --size 8 --steps 1 --network image_size=16", "image_size"),
-        ("model train --images scans --size 8 --steps 1 --network num_classes=4", "num_classes"),
+        ("model train --images scans --size 8 --steps 1 --set image_size=16", "image_size"),
+        ("model train --images scans --size 8 --steps 1 --set num_classes=4", "num_classes"),
         ("classifier train --images scans --size 8 --steps 1 --resume --force", "--resume"),
         ("classifier train --images scans --for dropped --steps 1 --colours opponent", "--colours"),
         ("colours sklearn:china sklearn:flower --resume --force", "--resume"),

@@ -15,7 +15,7 @@ from ddib_fed.training.config import seconds
 from tests.runs.picture_folders import blocks, write
 from tests.runs.tiny_models import tiny
 
-SMALL = ("--steps", "30", "--batch", "64", "--width", "16")
+SMALL = ("--steps", "30", "--batch", "64", "--set", "width=16")
 
 
 @pytest.fixture

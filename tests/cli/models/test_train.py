@@ -1,7 +1,5 @@
 """`ddib model train` on pictures: a folder, classes, initial weights; refusals come before any training."""
 
-import json
-
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -17,11 +15,11 @@ from ddib_fed.guidance import Guidance
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import config as presets
 from ddib_fed.training.config import SOFTEN_SIGMA
-from tests.training.pictures.examples import blobs
+from tests.training.examples import blobs
 
 SMALL = (
-    *("--size", 8, "--network", "model_channels=32", "--network", "channel_mult=1"),
-    *("--network", "num_res_blocks=1", "--batch", 8, "--steps", 2),
+    *("--size", 8, "--set", "model_channels=32", "--set", "channel_mult=1"),
+    *("--set", "num_res_blocks=1", "--batch", 8, "--steps", 2),
 )
 
 
@@ -49,7 +47,17 @@ def folder(tmp_path):
 @pytest.mark.slow
 def test_a_folder_becomes_a_bundle_with_its_classes_and_its_rule(ddib, folder, tmp_path):
     out = tmp_path / "m"
-    options = ("--classes", "folders", "--label-dropout", 0.2, "--fit", "crop", "--range", "0:200", "--flip")
+    options = (
+        "--classes",
+        "folders",
+        "--set",
+        "label_dropout=0.2",
+        "--fit",
+        "crop",
+        "--range",
+        "0:200",
+        "--flip",
+    )
     result = ddib(model, "train", "--images", folder, "--out", out, *SMALL, *options)
     made = load_bundle(out).manifest
     assert (made.domain, made.sample_shape, made.classes) == ("scans", (3, 8, 8), ("even", "odd"))
@@ -78,7 +86,17 @@ def test_random_windows_are_cut_from_larger_pictures_of_16_bit_grey(ddib, tmp_pa
     for number, pixels in enumerate(blobs(12, channels=1, size=20)):
         np.save(folder / f"{number}.npy", pixels[0].astype(np.int16) * 10 - 1000)
     ddib(
-        model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL, "--range", "-1000:1550", "--crop"
+        model,
+        "train",
+        "--images",
+        folder,
+        "--out",
+        tmp_path / "m",
+        *SMALL,
+        "--range",
+        "-1000:1550",
+        "--set",
+        "crop=true",
     )
     made = load_bundle(tmp_path / "m").manifest
     assert made.sample_shape == (1, 8, 8)
@@ -89,11 +107,11 @@ def test_random_windows_are_cut_from_larger_pictures_of_16_bit_grey(ddib, tmp_pa
     ("options", "said"),
     [
         (("--domain", "moons", "--flip"), "--flip is for pictures"),
-        (("--images", "x", "--width", 8), "--width is for points"),
+        (("--images", "x", "--set", "width=8"), "--set width is for points"),
         (("--domain", "moons", "--range", "0:1"), "--range is for pictures"),
         (("--images", "x", "--domain", "relief"), "give one of: domain"),
-        (("--images", "x", "--label-dropout", 0.1), "needs classes"),
-        (("--images", "x", "--network", "model_channels"), "FIELD=VALUE"),
+        (("--images", "x", "--set", "label_dropout=0.1"), "needs classes"),
+        (("--images", "x", "--set", "model_channels"), "FIELD=VALUE"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(ddib, tmp_path, options, said):
@@ -107,6 +125,7 @@ def test_names_that_the_command_line_knows_without_importing_are_the_real_ones()
     assert tuple(SHIPPED) == presets.SHIPPED
     known = presets.options_of("points", "pictures")
     assert [p.name for p in training.train.params if p.name in known] == known
+    assert {"ema", "network", "crop"} <= set(presets.fields_of("points", "pictures")) - set(known)
 
 
 @pytest.mark.slow
@@ -114,11 +133,11 @@ def test_a_classifier_is_trained_for_a_model_and_guides_it(ddib, folder, tmp_pat
     """It takes the model's units and levels, so that the two fit."""
     ddib(model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL)
     network = (
-        "--network",
+        "--set",
         "model_channels=32",
-        "--network",
+        "--set",
         "channel_mult=1",
-        "--network",
+        "--set",
         "num_res_blocks=1",
     )
     made_for = ("train", "--images", folder, "--for", tmp_path / "m", *network, "--batch", 8, "--steps", 3)
@@ -146,13 +165,6 @@ def test_a_classifier_for_another_size_is_refused(ddib, folder, tmp_path):
             "--out",
             tmp_path / "c",
         )
-
-
-@pytest.mark.slow
-def test_a_zero_is_an_answer(ddib, folder, tmp_path):
-    """Unlike an option that was not given."""
-    ddib(model, "train", "--images", folder, "--out", tmp_path / "c", *SMALL, "--ema", 0)
-    assert json.loads((tmp_path / "c" / "run" / "run.json").read_text())["ema"] == 0
 
 
 def test_a_model_among_its_pictures_is_refused_at_once(ddib, folder):

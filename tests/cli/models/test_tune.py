@@ -13,7 +13,6 @@ from ddib_fed.cli.translate import translate
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.training import tune as run
-from ddib_fed.training.own_samples import Counts
 from ddib_fed.training.tune import Effort
 from tests.models.examples import manifest, state
 
@@ -21,7 +20,7 @@ from tests.models.examples import manifest, state
 @pytest.fixture
 def ddib(monkeypatch):
     """Run a command; errors of ours come out as they are. Little is spent on a leg."""
-    monkeypatch.setattr(run, "POINTS", (Counts(16, 8, 8), Effort((3,), 8, 1, 1, 1)))
+    monkeypatch.setattr(run, "POINTS", Effort(16, 8, 8, (3,), 8, 1, 1, 1))
     monkeypatch.setattr(run, "REFERENCE", 8)
 
     def call(group, *arguments):

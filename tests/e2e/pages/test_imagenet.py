@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from benchmarks.imagenet import FLAGS, SMALL, checkpoint
 from ddib_fed.models.bundle import load_bundle
@@ -44,8 +45,9 @@ def write_kit(folder: Path) -> None:
     wnids = [f"n{number:08}" for number in range(1000)]
     data = folder / "ILSVRC2012_devkit_t12" / "data"
     data.mkdir(parents=True)
-    lines = [f"{wnid} {1000 - number} class_{number}" for number, wnid in enumerate(wnids)]
-    (data / "map_clsloc.txt").write_text("\n".join(lines) + "\n")
+    rows = [(1000 - number, wnid, 0) for number, wnid in enumerate(wnids)]
+    fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")]
+    savemat(data / "meta.mat", {"synsets": np.array(rows, dtype=fields).reshape(-1, 1)})
     truth = [1000 - source for source, _ in PAIRS]
     (data / "ILSVRC2012_validation_ground_truth.txt").write_text("\n".join(map(str, truth)) + "\n")
     (folder / "ILSVRC2012_img_val").mkdir()

@@ -12,7 +12,7 @@ from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import StateConflict, UsageError
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training.config import TrainConfig
-from tests.training.pictures.examples import blobs
+from tests.training.examples import blobs
 
 pytestmark = pytest.mark.slow
 

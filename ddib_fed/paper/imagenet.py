@@ -1,0 +1,196 @@
+"""Pictures by class for `--pairs`, and the user's own ILSVRC2012 development kit: classes with the numbers of models.
+
+A class of the kit is its WordNet id. Models number the 1,000 ids in alphabetical order from 0; the kit numbers them
+differently, from 1 (ILSVRC2012_ID); the two are never mixed here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ddib_fed.errors import FileMissing, InputError, SettingsInvalid
+
+CLASSES = 1_000
+_WNID = re.compile(r"n\d{8}")
+_VALIDATION = re.compile(r"ILSVRC20\d\d_val_(\d{8})\.jpe?g", re.IGNORECASE)
+_PICTURES = frozenset({".jpeg", ".jpg", ".png", ".tif", ".tiff", ".npy"})
+
+
+class ClassTable(NamedTuple):
+    """The classes of a kit, in the order of models; `number_of` gives the number in models of the kit's own."""
+
+    wnids: tuple[str, ...]
+    number_of: Mapping[int, int]
+
+
+class PairedPicture(NamedTuple):
+    """A picture to be translated to another class; `ordinal` counts the pictures of a class from 1."""
+
+    path: Path
+    source: int
+    target: int
+    ordinal: int
+
+
+def paired_pictures(
+    folder: Path,
+    pairs: Sequence[tuple[int, int]],
+    *,
+    class_names: Sequence[str] = (),
+    labels: Path | None = None,
+    limit: int | None = None,
+) -> tuple[PairedPicture, ...]:
+    """The pictures of some classes, each with its target class, in the order of the pairs.
+
+    Classes are sub-folders called by class names, WordNet ids or numbers; or `labels` is the folder of the kit.
+    """
+    below = {p.name: p for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else {}
+    known = {name: number for number, name in enumerate(class_names) if name in below}
+    if labels is None and known:
+        by_class = {number: _pictures(below[name].rglob("*"), below[name]) for name, number in known.items()}
+    else:
+        by_class = validation_pictures(folder, labels)
+    if empty := [source for source, _ in pairs if not by_class.get(source)]:
+        raise FileMissing(f"{folder} has no picture of class {empty[0]}")
+    return tuple(
+        PairedPicture(path, source, target, ordinal)
+        for source, target in pairs
+        for ordinal, path in enumerate(by_class[source][:limit], start=1)
+    )
+
+
+def validation_pictures(folder: Path, labels: Path | None = None) -> dict[int, list[Path]]:
+    """The pictures of the validation part by class, each in the order of their names."""
+    if not folder.is_dir():
+        raise FileMissing(f"no such folder: {folder}")
+    table = read_labels(labels) if labels else None
+    below = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    found: dict[int, list[Path]] = {}
+    if below:
+        numbers = _folder_numbers([p.name for p in below], table)
+        found = {numbers[each.name]: _pictures(each.iterdir(), each) for each in below}
+    elif labels is None or table is None:
+        raise FileMissing(
+            f"{folder} has no sub-folders, so its classes are known from the kit alone",
+            hint="--labels DIR names the unpacked ILSVRC2012_devkit_t12",
+        )
+    else:
+        truth = read_truth(labels, table)
+        for path in _pictures(folder.iterdir(), folder):
+            found.setdefault(_truth_of(path, truth), []).append(path)
+    if not any(found.values()):
+        raise FileMissing(f"no pictures in {folder}")
+    return found
+
+
+def read_labels(folder: Path) -> ClassTable:
+    """The classes of a development kit, from the leaves of meta.mat; an entry with children is a group of classes."""
+    from scipy.io import loadmat
+
+    path = _find(folder, "meta.mat")
+    if path is None:
+        raise FileMissing(
+            f"no meta.mat lies below {folder}",
+            hint="name the unpacked ILSVRC2012_devkit_t12, which image-net.org offers to registered users",
+        )
+    try:
+        table = loadmat(str(path), squeeze_me=True, variable_names=["synsets"])["synsets"].reshape(-1)
+        rows = [(str(r["WNID"]), int(r["ILSVRC2012_ID"])) for r in table if int(r["num_children"]) == 0]
+    except Exception as error:  # SciPy raises any exception on a malformed file
+        raise InputError(f"{path} is no table of ILSVRC2012: {type(error).__name__}: {error}") from error
+    rows.sort()
+    wnids, own = tuple(row[0] for row in rows), [row[1] for row in rows]
+    if not rows or sorted(own) != list(range(1, len(rows) + 1)) or len(set(wnids)) != len(wnids):
+        raise InputError(f"{path} does not number its {len(rows)} classes from 1, each once")
+    if wrong := [w for w in wnids if not _WNID.fullmatch(w)]:
+        raise InputError(f"{path} has {wrong[0][:40]!r}, which is no WordNet id such as n02119789")
+    return ClassTable(wnids, {number: i for i, number in enumerate(own)})
+
+
+def read_truth(folder: Path, table: ClassTable) -> tuple[int, ...]:
+    """The numbers in models of the validation pictures 1, 2, ..., in this order."""
+    path = _find(folder, "*validation_ground_truth.txt")
+    if path is None:
+        raise FileMissing(f"no *validation_ground_truth.txt lies below {folder}")
+    try:
+        texts = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as text: {error}") from error
+    for line, text in enumerate(texts, start=1):
+        if not text.isdecimal() or int(text) not in table.number_of:
+            raise InputError(
+                f"{path}, line {line}: {text[:40]!r} is none of the kit's {len(table.wnids)} ids"
+            )
+    return tuple(table.number_of[int(text)] for text in texts)
+
+
+def class_pairs(text: str, classes: int = CLASSES) -> tuple[tuple[int, int], ...]:
+    """Pairs (from, to) of class numbers from text such as ``260:261,282:283``."""
+    pairs = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,9}):(\d{1,9})\s*", part, re.ASCII)
+        if not found:
+            raise SettingsInvalid(f"{part!r} is no pair of class numbers such as 260:261")
+        pair = (int(found[1]), int(found[2]))
+        if max(pair) >= classes:
+            raise SettingsInvalid(f"class {max(pair)} does not exist: the classes are 0 to {classes - 1}")
+        pairs.append(pair)
+    if len(set(pairs)) != len(pairs):
+        raise SettingsInvalid(f"a pair is there twice in {text!r}")
+    return tuple(pairs)
+
+
+def source_name(source: int, ordinal: int) -> str:
+    return f"{source}_{ordinal}.PNG"
+
+
+def translated_name(source: int, ordinal: int, target: int) -> str:
+    return f"{source}_{ordinal}_translated_{target}.PNG"
+
+
+def _find(folder: Path, pattern: str) -> Path | None:
+    return min(folder.rglob(pattern), key=lambda p: (len(p.parts), p), default=None)
+
+
+def _folder_numbers(names: Sequence[str], table: ClassTable | None) -> dict[str, int]:
+    """From the names of sub-folders, which are WordNet ids or numbers, to numbers in models."""
+    if all(n.isdecimal() for n in names):
+        numbers = {name: int(name) for name in names}
+        if len(set(numbers.values())) != len(names):
+            raise InputError("two sub-folders have the same class number")
+        if table and max(numbers.values()) >= len(table.wnids):
+            raise InputError(
+                f"sub-folder {max(numbers.values())}: the classes are 0 to {len(table.wnids) - 1}"
+            )
+        return numbers
+    if wrong := [n for n in names if not _WNID.fullmatch(n)]:
+        raise InputError(f"the sub-folder {wrong[0]!r} is called neither by a WordNet id nor by a number")
+    if table is None and len(names) != CLASSES:
+        raise FileMissing(
+            f"{len(names)} sub-folders are called by WordNet ids; their numbers depend on all {CLASSES}",
+            hint="name the kit by --labels DIR, or call the sub-folders by their numbers (260, 261, ...)",
+        )
+    number = {wnid: i for i, wnid in enumerate(table.wnids if table else sorted(names))}
+    if unknown := [n for n in names if n not in number]:
+        raise InputError(f"the sub-folder {unknown[0]!r} is not one of the kit's classes")
+    return {name: number[name] for name in names}
+
+
+def _pictures(paths: Iterable[Path], root: Path) -> list[Path]:
+    """The pictures among paths below a folder, by name; no hidden ones, nor those of hidden folders."""
+    found = (p for p in paths if p.suffix.lower() in _PICTURES and p.is_file())
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts))
+
+
+def _truth_of(path: Path, truth: Sequence[int]) -> int:
+    found = _VALIDATION.fullmatch(path.name)
+    if not found:
+        raise InputError(
+            f"{path.name} is not called as the validation pictures are: ILSVRC2012_val_00000001.JPEG"
+        )
+    if not 1 <= int(found[1]) <= len(truth):
+        raise InputError(f"{path.name}: the kit knows the classes of pictures 1 to {len(truth)}")
+    return truth[int(found[1]) - 1]

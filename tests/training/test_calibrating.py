@@ -1,0 +1,298 @@
+"""A calibration's pictures, what an aggregate counts, and what is measured of a calibration."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddib_fed.calibration.aggregate import QUANTUM
+from ddib_fed.data.pictures import encode_png
+from ddib_fed.data.shipped import ShippedPictures, shipped_domain
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.arrays import Asked
+from ddib_fed.engine.local_party import LocalParty, open_party
+from ddib_fed.errors import ImageUnreadable, InputError, UsageError
+from ddib_fed.evaluation.bootstrap import resample
+from ddib_fed.evaluation.metrics import picture_rule
+from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.units import ChannelMap, Normalisation
+from ddib_fed.training import calibrating
+from ddib_fed.training.calibrating import (
+    Anchors,
+    Ways,
+    anchors_of,
+    colour_distance,
+    compared,
+    count_pictures,
+    map_alone,
+    paired,
+    shipped_truth,
+    there_and_back,
+    unpaired,
+)
+from tests.runs.tiny_models import pictures, tiny
+
+SIZE = 4
+RELIEF = tiny("relief", channels=3, size=SIZE)
+
+
+def picture(rng: np.random.Generator, *, size: int = SIZE) -> bytes:
+    colour = rng.integers(0, 256, 3)
+    return encode_png(np.clip(colour + rng.integers(-9, 10, (size, size, 3)), 0, 255).astype(np.uint8))
+
+
+def replaced(rng: np.random.Generator, other: Path) -> bytes:
+    """Another picture, a blank one, one of another size or scale, a copy of a neighbour, or no picture at all."""
+    blank = encode_png(np.full((SIZE, SIZE, 3), rng.choice([0, 255]), np.uint8))
+    deep = encode_png(np.full((SIZE, SIZE, 1), 60_000, np.uint16))
+    choices = (
+        picture(rng),
+        picture(rng),
+        blank,
+        picture(rng, size=7),
+        deep,
+        other.read_bytes(),
+        blank[:40],
+        b"no picture",
+    )
+    return choices[rng.integers(len(choices))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("files", "groups", "at_most", "replacements"),
+    [
+        (230, None, 4_000, 40),
+        (667, None, 300, 30),
+        (300, 200, 4_000, 23),
+    ],
+)
+def test_one_file_moves_the_histogram_by_no_more_than_is_stated(
+    tmp_path: Path, files: int, groups: int | None, at_most: int, replacements: int
+) -> None:
+    """Neither what is counted, nor M, nor anybody else's part follows from its pixels: some 90 replacements in all."""
+    rng = np.random.default_rng(files)
+    paths = [tmp_path / (f"g{i % groups:03}/{i:05}.png" if groups else f"{i:05}.png") for i in range(files)]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(picture(rng))
+
+    def counted():
+        group_by = None if groups is None else "folder"
+        return count_pictures(RELIEF, str(tmp_path), epsilon=1.0, at_most=at_most, group_by=group_by)
+
+    before = counted()
+    units = groups or files
+    assert before.units == min(units, at_most)
+    published = before.noised(1.0, 1e-5)
+    assert (published.counted, published.unit) == (before.units, "group" if groups else "picture")
+    stated, moves = math.sqrt(2) / published.counted, []
+    for _ in range(replacements):
+        which, other = rng.choice(files, 2, replace=False)
+        # All that belong to one unit are replaced together.
+        unit = [path for path in paths if groups and path.parent == paths[which].parent] or [paths[which]]
+        kept = {path: path.read_bytes() for path in unit}
+        for path in unit:
+            path.write_bytes(replaced(rng, paths[other]))
+        after = counted()
+        for path, content in kept.items():
+            path.write_bytes(content)
+        assert after.units == before.units
+        assert after.cells == before.cells
+        moves.append(float(np.linalg.norm(after.shares - before.shares)))
+    assert max(moves) <= stated * (1 + 1e-9)
+    assert max(moves) > stated / 2
+
+
+def test_what_is_published_is_the_histogram_of_every_file(tmp_path: Path) -> None:
+    """No file is held out, and of a hundred thousandth of each share nothing but the noise is added."""
+    rng = np.random.default_rng(0)
+    for i in range(200):
+        (tmp_path / f"{i:03}.png").write_bytes(encode_png(np.full((SIZE, SIZE, 3), 255 * (i % 2), np.uint8)))
+    found = count_pictures(RELIEF, str(tmp_path), epsilon=1.0)
+    assert np.isclose(sorted(found.shares.ravel())[-2:], 0.5).all()
+    made = found.noised(8.0, 1e-3, rng)
+    assert np.abs(made.shares - found.shares).max() < 6 * made.sigma + QUANTUM
+
+
+def test_groups_are_named_by_the_first_folder_or_by_a_pattern(tmp_path: Path) -> None:
+    """A group counts once, whatever the number of its pictures; a file in no group is refused, and not read."""
+    for i in range(210):
+        for k in range(1 + i % 3):
+            path = tmp_path / f"patient-{i:03}" / "scan" / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_png(np.full((SIZE, SIZE, 3), 255 * (i == 0), np.uint8)))
+    for group_by in ("folder", "patient-[0-9]+", "patient-([0-9]{3})/scan"):
+        found = count_pictures(RELIEF, str(tmp_path), epsilon=1.0, group_by=group_by)
+        assert (found.units, found.unit) == (210, "group")
+        assert np.allclose(sorted(found.shares.ravel())[-2:], [1 / 210, 209 / 210])
+    with pytest.raises(InputError, match="at least 200 groups, and there are 3"):
+        count_pictures(RELIEF, str(tmp_path), epsilon=1.0, group_by="/([0-2]).png")
+    (tmp_path / "alone.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"alone\.png lies in no group"):
+        count_pictures(RELIEF, str(tmp_path), epsilon=1.0, group_by="folder")
+    with pytest.raises(UsageError, match="no regular expression"):
+        count_pictures(RELIEF, str(tmp_path), epsilon=1.0, group_by="(")
+
+
+def test_the_operator_is_told_what_does_not_count(tmp_path: Path) -> None:
+    """Files that cannot be used, by name and reason; files of other names; and that not all are counted."""
+    rng = np.random.default_rng(1)
+    for i in range(250):
+        (tmp_path / f"{i:03}.png").write_bytes(picture(rng))
+    (tmp_path / "007.png").write_bytes(b"no picture")
+    (tmp_path / "notes.txt").write_text("")
+    found = count_pictures(RELIEF, str(tmp_path), epsilon=1.0)
+    told = "\n".join(found.notes)
+    assert found.units == 250
+    assert np.isclose(found.shares.sum(), 249 / 250)
+    assert "1 files, which count with no colour: " in told
+    assert "007.png" in told
+    assert "1 files whose names do not end as a picture's" in told
+    few = count_pictures(RELIEF, str(tmp_path), epsilon=1.0, at_most=200)
+    assert (
+        "200 of 250 pictures, evenly spaced by name; ddib calibrate publish --at-most 250 counts all"
+        in few.notes[0]
+    )
+    for i in range(30):
+        (tmp_path / f"{i:03}.png").write_bytes(b"no picture")
+    with pytest.raises(ImageUnreadable, match="30 of 250 pictures cannot be used"):
+        count_pictures(RELIEF, str(tmp_path), epsilon=1.0)
+
+
+def write(folder: Path, names: list[str], value: int = 0) -> None:
+    for number, name in enumerate(names):
+        path = folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((32, 32, 3), value + number, np.uint8)
+        path.write_bytes(encode_png(pixels))
+
+
+RULES = picture_rule(pretrained("satellite").manifest), picture_rule(pretrained("relief").manifest)
+
+
+def test_anchors_are_paired_by_their_names_below_the_folders(tmp_path: Path) -> None:
+    """The order of files does not matter, and neither do suffixes."""
+    write(tmp_path / "a", ["two/x", "one"], 10)
+    write(tmp_path / "b", ["one", "two/x"], 100)
+    found = anchors_of(RULES, (tmp_path / "a", tmp_path / "b"))
+    assert found.names == ("one", "two/x")
+    levels = [np.rint((x[:, 0, 0, 0] + 1) * 127.5).tolist() for x in (found.source, found.target)]
+    assert levels == [[11, 10], [100, 101]]
+
+
+@pytest.mark.parametrize("lonely", ["a", "b"])
+def test_an_anchor_without_partner_is_named(tmp_path: Path, lonely: str) -> None:
+    """In either folder: a pair that is missing must not be left out in silence."""
+    for folder in ("a", "b"):
+        write(tmp_path / folder, ["both", *(["alone"] if folder == lonely else [])])
+    with pytest.raises(InputError, match=r"1 pictures of .*alone"):
+        anchors_of(RULES, (tmp_path / "a", tmp_path / "b"))
+
+
+def test_truths_are_the_partners_test_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row by row, evenly spaced, with the clusters of what overlaps; none where two domains are no pair."""
+    shown = np.arange(48, dtype=np.float32).reshape(48, 1, 1, 1) * np.ones((1, 1, 48, 48), np.float32) / 48
+
+    def loaded(name: str) -> ShippedPictures:
+        test = shown if name == "brain-t1" else -shown
+        return ShippedPictures(shipped_domain(name), test[:0], test[:0], test)
+
+    monkeypatch.setattr(calibrating, "load_shipped", loaded)
+    brain = shipped_truth(pretrained("brain-t1"), pretrained("brain-t2"), 5)
+    assert brain is not None
+    assert brain.names == ("000", "012", "024", "035", "047")
+    assert brain.clusters is not None
+    assert brain.clusters.shape == (5,)
+    assert np.array_equal(brain.source, -brain.target)
+    assert np.array_equal(brain.source, shown[[0, 12, 24, 35, 47]])
+    assert shipped_truth(pretrained("brain-t1"), pretrained("relief"), 5) is None
+
+
+UNITS = Normalisation(), Normalisation()
+SWAP = ChannelMap(rotation=((0, 1, 0), (1, 0, 0), (0, 0, 1)))
+IDENTITY = ChannelMap(rotation=((1, 0, 0), (0, 1, 0), (0, 0, 1)))
+FEW = Asked(SolverSettings("unipc", 3, 6))
+WEIGHTS = np.array([1.0, 0.3, 0.1], np.float32)[:, None, None]
+
+
+def skewed(count: int, seed: int) -> np.ndarray:
+    return pictures(count, channels=3, seed=seed) * WEIGHTS
+
+
+def test_a_right_map_brings_the_colours_nearer_and_a_needless_one_farther() -> None:
+    """With intervals that tell both from none; the map that changes nothing is no difference."""
+    source, target = skewed(60, 1), skewed(60, 2)[:, [1, 0, 2]]
+    right = colour_distance(source, target, SWAP, UNITS)
+    assert right.verdict == "better"
+    assert right.without is not None
+    assert right.calibrated.value < 0.3 * right.without.value
+    assert right.calibrated.low < right.calibrated.value < right.calibrated.high
+    assert colour_distance(source, skewed(60, 2), SWAP, UNITS).verdict == "worse"
+    assert colour_distance(source, target, IDENTITY, UNITS).verdict == "no difference"
+
+
+def test_the_map_alone_goes_from_one_models_units_to_the_others() -> None:
+    """With the units of both."""
+    units = Normalisation(mean=0.5, std=0.25), Normalisation(mean=-0.25, std=0.5)
+    x = np.full((1, 3, 2, 2), 0.5, np.float32) + np.array([0.1, 0.0, -0.1], np.float32)[:, None, None]
+    found = map_alone(x, SWAP, units)
+    assert found[0, :, 0, 0] == pytest.approx([-0.25, -0.05, -0.45], abs=1e-6)
+
+
+def test_a_gain_is_of_the_same_pictures() -> None:
+    """Its interval is far narrower than those of the two figures, and decides."""
+    rng = np.random.default_rng(1)
+    without = rng.normal(20, 3, 40)
+    row = compared("PSNR, dB", [without + 0.5 + 0.01 * rng.normal(size=40), without], resample(40))
+    assert row.gain is not None
+    assert row.without is not None
+    assert row.gain.value == pytest.approx(row.calibrated.value - row.without.value)
+    assert row.gain.high - row.gain.low < 0.1 * (row.calibrated.high - row.calibrated.low)
+    assert row.verdict == "better"
+    assert compared("PSNR, dB", [without], resample(40)).verdict == ""
+
+
+@pytest.fixture(scope="module")
+def parties() -> tuple[LocalParty, LocalParty]:
+    return open_party(tiny("north", seed=1, channels=3)), open_party(tiny("south", seed=2, channels=3))
+
+
+def test_a_rotation_leaves_whiteness_and_round_trip_as_they_were(
+    parties: tuple[LocalParty, LocalParty],
+) -> None:
+    """Within what the pictures' own spread lets one see: a rotation is another basis for the same paths."""
+    north, south = parties
+    x = pictures(6, channels=3)
+    ways = Ways(south, north, SWAP, north)
+    heard: list[tuple[int, int]] = []
+    stages = there_and_back(x, ways, FEW, on_progress=lambda *at: heard.append(at))
+    assert heard[-1][0] == heard[-1][1]
+    assert stages[1] is not None
+    assert not np.allclose(stages[0].translated, stages[1].translated, atol=0.01)
+    white, back = unpaired(x, stages)
+    assert white.without is not None
+    assert white.calibrated.value == pytest.approx(white.without.value, rel=0.2)
+    assert not white.judges
+    assert not back.judges
+    alone, none = there_and_back(x, Ways(south, north, SWAP, None), FEW)
+    assert none is None
+    assert np.array_equal(alone.translated, stages[0].translated)
+    assert all(row.without is None for row in unpaired(x, (alone, None)))
+
+
+def test_translations_are_judged_by_their_truth(parties: tuple[LocalParty, LocalParty]) -> None:
+    """Here the truth is the calibrated translation itself."""
+    north, south = parties
+    x = pictures(6, channels=3)
+    stages = there_and_back(x, Ways(south, north, SWAP, north), FEW)
+    anchors = Anchors(tuple("abcdef"), x, stages[0].translated)
+    rows = {row.name: row for row in paired(stages, x, anchors)}
+    assert rows["PSNR, dB"].calibrated.value == 120
+    assert {row.verdict for row in rows.values() if row.judges} == {"better"}
+    assert [row.name for row in rows.values() if row.judges] == ["PSNR, dB", "SSIM"]
+    assert rows["SSIM"].alone is not None
+    assert rows["SSIM"].alone.value < 0.9

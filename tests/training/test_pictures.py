@@ -1,0 +1,249 @@
+"""What a run on pictures begins with, what its batches hold, and what is measured of what it draws."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+import torch
+
+from ddib_fed.calibration.record import (
+    CalibratedSide,
+    Calibration,
+    Effect,
+    Making,
+    units_digest,
+    write_calibration,
+)
+from ddib_fed.data.folder import expand
+from ddib_fed.errors import (
+    CalibrationExpired,
+    CalibrationForeign,
+    CalibrationUnits,
+    SettingsInvalid,
+    StateConflict,
+)
+from ddib_fed.models.bundle import load_bundle
+from ddib_fed.models.sidecars import Figure
+from ddib_fed.models.units import ChannelMap, Normalisation
+from ddib_fed.networks.spectrum import cosines
+from ddib_fed.training.config import TrainConfig
+from ddib_fed.training.pictures import Batches, PictureTask, nearness, new_network, open_start, random_crop
+from ddib_fed.training.run import train
+from ddib_fed.training.sources import array_source
+from ddib_fed.training.trainer import Trainer, World
+from tests.training.examples import TINY_NETWORK, blobs, spots_source, stop_at, tiny_pictures
+
+
+def batches(source, **change):
+    return Batches(tiny_pictures(**change), source, Normalisation())
+
+
+def test_a_batch_is_the_same_however_it_is_cut(spots):
+    made = batches(spots, classes="given", label_dropout=0.5)
+    whole = made.take(3, 0, 8)
+    pieces = [made.take(3, first, count) for first, count in ((0, 3), (3, 1), (4, 4))]
+    for part in ("x0", "eps", "labels"):
+        assert torch.equal(getattr(whole, part), torch.cat([getattr(piece, part) for piece in pieces]))
+
+
+def test_every_picture_comes_once_an_epoch_within_a_step_of_its_numbers():
+    """The order is another one in each epoch; noise fills the quantisation step."""
+    numbers = np.arange(16, dtype=np.uint8).reshape(16, 1, 1, 1) * np.ones((1, 1, 8, 8), np.uint8)
+    made = batches(array_source("numbers", numbers, numbers[:1]), flip=False)
+    steps = [(made.take(step, 0, 8).x0 + 1) * 127.5 for step in range(4)]
+    seen = [step.mean((1, 2, 3)).round().int().tolist() for step in steps]
+    epochs = [seen[0] + seen[1], seen[2] + seen[3]]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(16))] * 2
+    assert epochs[0] != epochs[1]
+    off = (steps[0] - steps[0].round()).abs()
+    assert 0.45 < float(off.max()) <= 0.5
+
+
+def test_half_of_the_pictures_are_mirrored_and_labels_withheld_as_often_as_asked(spots):
+    made = batches(spots, classes="given", label_dropout=0.5)
+    plain = batches(spots, classes="given", flip=False)
+    turned = dropped = 0
+    for step in range(40):
+        mine, theirs = made.take(step, 0, 8), plain.take(step, 0, 8)
+        turned += [torch.allclose(a, b) for a, b in zip(mine.x0, theirs.x0, strict=True)].count(False)
+        dropped += int((mine.labels == 2).sum())
+    assert turned == pytest.approx(160, abs=30)
+    assert dropped == pytest.approx(160, abs=30)
+
+
+def test_a_crop_is_the_window_that_its_uniforms_name():
+    """The corner is floor(u (free + 1)), so each place is equally likely."""
+    whole = np.arange(2 * 3 * 9 * 11, dtype=np.uint16).reshape(2, 3, 9, 11)
+    cut = random_crop(whole, 8, np.array([[0.999, 0.5], [0.0, 0.0]]))
+    np.testing.assert_array_equal(cut[0], whole[0, :, 1:9, 2:10])
+    np.testing.assert_array_equal(cut[1], whole[1, :, :8, :8])
+    assert cut.dtype == whole.dtype
+
+
+@pytest.mark.parametrize("colours", ["rgb", "opponent"])
+def test_the_spectrum_is_that_of_the_pictures_as_the_network_gets_them(spots, colours):
+    """Measured before the first step, of normalised pictures; the averages, and so the bundle, have it too."""
+    config, source = tiny_pictures(colours=colours, flip=False), replace(spots, quantum=0.0)
+    task = PictureTask(config, source, open_start(config, source))
+    one = Trainer(task, World(0, 1, torch.device("cpu")))
+    x = torch.from_numpy(task.normal.apply(expand(spots.train).astype(np.float64))).double()
+    spectrum = one.network.spectrum
+    assert torch.allclose(spectrum.mean.double(), x.mean(0), atol=2e-3)
+    variance = cosines(x).var(0, correction=0)
+    assert torch.allclose(spectrum.log_variance.double().exp(), variance, rtol=1e-2, atol=1e-4)
+    one.advance()
+    assert torch.equal(one.averaged().spectrum.log_variance, spectrum.log_variance)
+
+
+def test_copies_of_training_pictures_are_noticed_and_new_pictures_are_not(spots):
+    copies = spots.train[:8].astype(np.float32) / 127.5 - 1
+    fresh = spots.held_out.astype(np.float32) / 127.5 - 1
+    assert "overfitting" in nearness(spots, copies, flip=True).warning
+    assert "overfitting" in nearness(spots, np.ascontiguousarray(copies[..., ::-1]), flip=True).warning
+    assert not nearness(spots, fresh, flip=True).warning
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A model of spots whose last layer is no longer zero."""
+    out = tmp_path_factory.mktemp("begun")
+    network = {**TINY_NETWORK, "patch": 2, "global_mean": True, "spectral": False}
+    train(tiny_pictures(network=network, steps=3, warmup=0, ema=0.0), out, source=spots_source())
+    return out
+
+
+def test_initial_weights_are_taken_and_classes_that_are_new_start_fresh(begun, spots):
+    bundle = load_bundle(begun)
+    plain = new_network(open_start(tiny_pictures(network={}, init=begun), spots), 0)
+    assert all(torch.equal(value, bundle.state[name]) for name, value in plain.state_dict().items())
+    config = tiny_pictures(network={}, init=begun, classes="given")
+    network = new_network(open_start(config, spots), 0).eval()
+    with torch.no_grad():
+        answer = network(torch.randn(2, 3, 8, 8), torch.tensor([0.5]), y=torch.tensor([0, 1]))
+    assert answer.shape == (2, 3, 8, 8)
+    assert float(answer.abs().max()) > 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"network": {"model_channels": 64}}, "model_channels"),
+        ({"predict": "eps"}, "predict"),
+        ({"noise_schedule": "linear"}, "noise_schedule"),
+    ],
+)
+def test_what_contradicts_the_starting_weights_is_refused(begun, spots, change, said):
+    with pytest.raises(SettingsInvalid, match=said):
+        open_start(tiny_pictures(**{"network": {}, "init": begun, **change}), spots)
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ({"model_channels": 33}, "32"),
+        ({"widths": 3}, "widths"),
+        ({"channel_mult": (1, 1, 1, 1), "patch": 2}, "divide"),
+        ({"in_channels": 1}, "in_channels follows from the pictures"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused_with_the_reason(spots, network, said):
+    with pytest.raises(SettingsInvalid, match=said):
+        open_start(tiny_pictures(network={**TINY_NETWORK, **network}), spots)
+
+
+@pytest.mark.slow
+def test_a_classifier_learns_classes_that_can_be_told_apart(tmp_path):
+    """Chance is log 2 = 0.69; at the noise end nothing can be told."""
+    pixels, labels = blobs(40), [number % 2 for number in range(40)]
+    pixels[1::2] = 255 - pixels[1::2]
+    parts = {"labels": labels[:30], "held_out_labels": labels[30:], "classes": ("dark", "bright")}
+    source = array_source("tones", pixels[:30], pixels[30:], **parts)
+    config = tiny_pictures(
+        kind="classifier", classes="given", flip=False, batch=16, steps=30, learning_rate=3e-3, ema=0.8
+    )
+    made = train(config, tmp_path, source=source).manifest
+    assert made.training.figures["held_out_loss"] < 0.5
+    assert (made.role, made.num_classes, made.classes) == ("classifier", 2, ("dark", "bright"))
+    assert {path.name for path in (tmp_path / "run").glob("*.png")} == {"loss.png"}
+
+
+FLIP = ChannelMap(curve=((-3.0, 2.0), (6.0, -2.5)))
+SWAP = ChannelMap(rotation=((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)))
+
+
+def tone(units, **changed):
+    """From spots to dots."""
+    figure = Figure(value=1.0, low=1.0, high=1.0)
+    fields = {
+        "kind": "tone",
+        "source": CalibratedSide(domain="spots", units_sha256=units_digest(units)),
+        "target": CalibratedSide(domain="dots", units_sha256="1" * 64),
+        "map": FLIP,
+        "made": Making(method="anchors", created=datetime(2026, 1, 1, tzinfo=UTC)),
+        "effect": Effect(distance_before=figure, distance=figure, margin=figure),
+        "expires": datetime(9999, 1, 1, tzinfo=UTC),
+    }
+    return Calibration.model_validate(fields | changed)
+
+
+def grey_spots():
+    return replace(spots_source(1), labels=None, classes=())
+
+
+@pytest.fixture(scope="module")
+def grey(tmp_path_factory):
+    """A grey model of spots, softened."""
+    out = tmp_path_factory.mktemp("grey")
+    network = {**TINY_NETWORK, "patch": 2, "spectral": True}
+    train(tiny_pictures(network=network, steps=2, soften_sigma=0.07), out, source=grey_spots())
+    return out
+
+
+def calibrated(grey, tmp_path, calibration, **fields):
+    file = tmp_path / f"{len(list(tmp_path.glob('*.json')))}.json"
+    write_calibration(calibration, file)
+    usual = {"batch": 8, "steps": 4, "samples": 1, "dtype": "float32"}
+    return TrainConfig(kind="pictures", init=grey, calibration=file, **{**usual, **fields})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"kind": "rotation", "map": SWAP}, SettingsInvalid, "no model is trained"),
+        ({"expires": datetime(2026, 2, 1, tzinfo=UTC)}, CalibrationExpired, "2026-02-01"),
+        (
+            {"source": CalibratedSide(domain="spots", units_sha256="2" * 64)},
+            CalibrationUnits,
+            "does not have",
+        ),
+        ({"source": CalibratedSide(domain="rings", units_sha256="2" * 64)}, CalibrationForeign, "rings"),
+    ],
+    ids=["rotation", "expired", "units", "foreign"],
+)
+def test_a_calibration_that_is_not_the_runs_is_refused(grey, tmp_path, change, error, says):
+    """Each with its reason and a next step."""
+    made = tone(load_bundle(grey).manifest.normalisation, **change)
+    with pytest.raises(error, match=says) as refused:
+        open_start(calibrated(grey, tmp_path, made), grey_spots())
+    assert refused.value.hint
+
+
+@pytest.mark.slow
+def test_a_calibrated_run_resumes_where_it_was_stopped_and_not_with_another_map(grey, tmp_path):
+    """Its spectrum is that of mapped pictures; softening and domain stay those of the initial model."""
+    plain, source = load_bundle(grey), replace(grey_spots(), name="a-folder")
+    units = plain.manifest.normalisation
+    config = calibrated(grey, tmp_path, tone(units))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "made", stop_at(2), source=source)
+    made = train(config, tmp_path / "made", source=source, resume=True)
+    assert made.manifest.normalisation == units.model_copy(update={"calibrated": FLIP})
+    assert (made.manifest.soften_sigma, made.manifest.domain) == (0.07, "spots")
+    assert made.manifest.structure != plain.manifest.structure
+    means = [float(bundle.state["spectrum.mean"].mean()) for bundle in (plain, made)]
+    assert np.sign(means[0]) != np.sign(means[1]) or abs(means[0] - means[1]) > 0.1
+    other = tone(units, map=ChannelMap(curve=((-3.0, 2.1), (6.0, -2.5))))
+    with pytest.raises(StateConflict):
+        train(calibrated(grey, tmp_path, other), tmp_path / "made", source=source, resume=True)
