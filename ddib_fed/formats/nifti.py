@@ -7,7 +7,6 @@ output; nothing leaves.
 from __future__ import annotations
 
 import gzip
-import json
 import math
 import shlex
 import zlib
@@ -126,7 +125,7 @@ def read_nifti(origin: Origin, options: Options) -> NiftiStudy:
             f"{path} holds {'colours' if kind.fields else kind} of {len(image.shape)} axes; slices, volumes and time "
             "series of real numbers are translated",
             hop="client",
-            hint=_split(path, image),
+            hint="write its parts (channels, real and imaginary, times) as volumes, e.g. by nibabel; or leave it out",
         )
     stored = (image.dataobj.slope, image.dataobj.inter) == (1.0, 0.0)
     wide = kind if stored else np.result_type(kind, np.float32)
@@ -158,21 +157,6 @@ def read_nifti(origin: Origin, options: Options) -> NiftiStudy:
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
     return NiftiStudy(origin, slices, image, plane)
-
-
-def _split(path: Path, image: Any) -> str:
-    """A command that makes volumes of real numbers of what is none."""
-    kind, out = image.get_data_dtype(), json.dumps(f"{path.name.partition('.')[0]}-", ensure_ascii=False)
-    parts = "{c: x[c] for c in x.dtype.names}" if kind.fields else "{'abs': abs(x)}"
-    if kind.kind != "c" and not kind.fields:
-        parts = "{str(n): v for n, v in enumerate(x.reshape(*x.shape[:3], -1).transpose(3, 0, 1, 2))}"
-    code = (
-        f"import nibabel as n, numpy as np; i = n.load({json.dumps(str(path), ensure_ascii=False)}); x = "
-        f"np.asarray(i.dataobj); [n.save(n.Nifti1Image(v, i.affine), {out} + k + '.nii') for k, v in ({parts}).items()]"
-    )
-    if len(image.shape) < 2:
-        return "it is no picture: leave it out"
-    return f"write its parts as volumes: python3 -c {shlex.quote(code)}"
 
 
 def _one_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.engine.record import Translation, WrittenFile
-from ddib_fed.errors import FileMissing, PictureMisfit
+from ddib_fed.errors import FileMissing
 from ddib_fed.evaluation.pages import write_report_page
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.evaluation.translations import evaluate_folder, find_pictures, read_translations
@@ -78,15 +78,6 @@ def test_a_record_names_no_file_elsewhere(tmp_path, name):
     assert found.record.files == {}
 
 
-def test_other_sizes_are_brought_to_the_first_and_counted(tmp_path):
-    write(tmp_path / "t", blocks(2))
-    write(tmp_path / "truth", blocks(2, size=32))
-    found = read_translations(tmp_path / "t", truth=tmp_path / "truth")
-    assert found.truth.shape == (2, 1, 16, 16)
-    assert found.notes == ("2 of 4 files had another size and were brought to 16 x 16",)
-    assert read_translations(tmp_path / "t", size=8).translated.shape == (2, 1, 8, 8)
-
-
 @pytest.mark.parametrize(("span", "kind"), [((0, 4095), np.uint16), ((-1000, 3000), np.int16)], ids=str)
 def test_ranges_in_the_records_are_those_of_the_pictures(tmp_path, span, kind):
     """12 bits in files of 16, and signed raw values: by the files' types, figures would be of other pictures."""
@@ -105,17 +96,6 @@ def test_ranges_in_the_records_are_those_of_the_pictures(tmp_path, span, kind):
     )
     for stack in (found.translated, found.source, found.truth, found.back, found.domain):
         assert stack == pytest.approx(x, abs=0.001)
-
-
-def test_a_range_of_other_units_is_refused_by_name(tmp_path):
-    """Sources of [0, 1] and of 16 bits are none of 0 to 255."""
-    write(tmp_path / "t", blocks(1), names=["x"])
-    for number, pixels in enumerate((np.eye(16, dtype=np.float32), np.eye(16).astype(np.uint16) * 65535)):
-        folder = tmp_path / f"source{number}"
-        folder.mkdir()
-        np.save(folder / "x.npy", pixels)
-        with pytest.raises(PictureMisfit, match=r"x\.npy holds"):
-            read_translations(tmp_path / "t", source=folder, span=(0, 255))
 
 
 def test_what_came_back_has_the_sources_numbers(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import shlex
 
 import nibabel
 import numpy as np
@@ -143,39 +142,11 @@ def test_a_damaged_file_is_named(content, tmp_path):
         only(path)
 
 
-def test_one_slice_is_a_volume(tmp_path):
-    """Of two axes, and comes back so."""
-    values = np.random.default_rng(0).integers(0, 255, (16, 12)).astype(np.uint8)
-    nibabel.save(nibabel.Nifti1Image(values, np.diag([-2.0, 2, 2, 1])), tmp_path / "flat.nii")
-    study = only(tmp_path / "flat.nii")
-    assert study.pixels.numbers.shape == (1, 12, 16, 1)
-    (tmp_path / "out").mkdir()
-    made = output(tmp_path / "out", study, echo(study))
-    np.testing.assert_array_equal(np.asarray(made.dataobj), values)
-    np.testing.assert_array_equal(made.affine, np.diag([-2.0, 2, 2, 1]))
-
-
-@pytest.mark.parametrize(
-    ("values", "parts"),
-    [
-        (np.zeros((4, 4, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")]), 3),
-        (np.ones((4, 4, 4), np.complex64), 1),
-        (np.ones((4, 4, 4, 2, 3), np.float32), 6),
-    ],
-)
-def test_what_is_no_volume_of_numbers_is_refused_with_a_command_that_takes_it_apart(
-    values, parts, tmp_path, monkeypatch
-):
-    """Colours, complex numbers and vectors; the command writes volumes that are read."""
-    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "it's one.nii")
-    with pytest.raises(ImageUnreadable, match="it's one") as caught:
-        only(tmp_path / "it's one.nii")
-    command = shlex.split(caught.value.hint.partition(": ")[2])
-    assert command[:2] == ["python3", "-c"]
-    monkeypatch.chdir(tmp_path)
-    exec(compile(command[2], "hint", "exec"), {})
-    made = sorted(path for path in tmp_path.iterdir() if path.name.startswith("it's one-"))
-    assert [nibabel.load(path).shape for path in made] == [(4, 4, 4)] * parts
+def test_what_is_no_volume_of_numbers_is_refused_with_a_hint(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.complex64), np.eye(4)), tmp_path / "one.nii")
+    with pytest.raises(ImageUnreadable, match="complex64 of 3 axes") as caught:
+        only(tmp_path / "one.nii")
+    assert "as volumes" in caught.value.hint
 
 
 def test_a_volume_without_an_orientation_is_named(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 
 import numpy as np
 import pydicom
@@ -174,19 +173,6 @@ def test_a_person_is_warned_of_text_in_pixels(changes, says, tmp_path):
     assert any(says in warning for warning in warnings) if says else warnings == ()
     write_series(tmp_path / "clean", VALUES, Modality="US", BurnedInAnnotation="NO")
     assert only(tmp_path / "clean").warnings == ()
-
-
-def test_slices_that_are_not_parallel_keep_their_numbers_order(tmp_path):
-    """Radial slices: positions along different normals say nothing of their order, and a warning says what was done."""
-    for at, path in enumerate(write_series(tmp_path / "series", VALUES)):
-        dataset, angle = pydicom.dcmread(path), 0.5 * at
-        dataset.ImageOrientationPatient = [math.cos(angle), math.sin(angle), 0, 0, 0, -1]
-        dataset.ImagePositionPatient = [-10 * math.cos(angle), -10 * math.sin(angle), 20]
-        dataset.InstanceNumber = [3, 1, 5, 2, 4][at]
-        dataset.save_as(path)
-    study = only(tmp_path / "series", intensity="values")
-    np.testing.assert_array_equal(study.pixels.numbers[..., 0], VALUES[[1, 3, 0, 4, 2]])
-    assert any("not parallel" in warning for warning in study.warnings)
 
 
 def test_no_value_of_the_header_is_in_an_item(tmp_path):
