@@ -10,7 +10,7 @@ from ddib_fed.client.files import LeftOut, check_names, find_items, ignored_line
 from ddib_fed.client.folder_run import FolderRun, RunOptions
 from ddib_fed.client.views import Domains
 from ddib_fed.engine.record import MOST_TILES
-from ddib_fed.errors import InputError, UsageError
+from ddib_fed.errors import UsageError
 from ddib_fed.formats.recognition import TAKEN, Recognised, files_below, recognise
 from ddib_fed.terminal import say
 
@@ -38,7 +38,6 @@ def open_run(
             say(line, err=True)
         files, run.studies = choice.plain, choice.studies
         run.left_out = [LeftOut.of(path, error) for path, error in bad]
-        run.left_out += [LeftOut.of(folder, _beside(folder, found)) for folder, found in choice.beside]
         for origin in choice.studies.origins:
             taken += [*origin.outputs, *origin.beside, f"{origin.name}.json"]
             without += origin.inputs
@@ -48,15 +47,6 @@ def open_run(
         for line in said:
             say(line, err=True)
     return run
-
-
-def _beside(folder: Path, found: Mapping[str, int]) -> InputError:
-    kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in found.items())
-    return InputError(
-        f"{folder}: files that are translated one by one ({kinds}) lie among DICOM files, and are not taken for slices",
-        hop="client",
-        hint="move them into a folder of their own, or name them in a command of their own",
-    )
 
 
 def open_studies(

@@ -64,7 +64,7 @@ def open_recognised(found: Recognised, options: Options, *, bad: Bad | None = No
         with _collected(slices[0], bad):
             take(find_dicom(slices[0], slices, None, trained))
     named = _named_apart(unread)
-    return Choice(Studies(named), found.plain, found.beside, ignored)
+    return Choice(Studies(named), found.plain, ignored)
 
 
 def _of_file(sighting: Sighting, options: Options) -> Unread:

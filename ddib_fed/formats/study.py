@@ -338,7 +338,6 @@ class Choice:
 
     studies: Studies = field(default_factory=Studies)
     plain: tuple[Path, ...] = ()
-    beside: tuple[tuple[Path, Counter[str]], ...] = ()
     ignored: Counter[str] = field(default_factory=Counter)
 
 

@@ -465,7 +465,7 @@ class Teacher:
             solver = (
                 solvers.unipc(x, grid, order=3, cond=cond)
                 if self._frame is None
-                else solvers.unipc_in(self._frame, x, grid, order=3, cond=cond)
+                else solvers.unipc(x, grid, order=3, cond=cond, frame=self._frame)
             )
             query = next(solver)
             while True:

@@ -70,6 +70,15 @@ def test_below_a_folder_every_file_is_found_and_keeps_its_path(tmp_path):
     assert found.ignored == Counter({".txt": 1, "hidden": 1})
 
 
+def test_pictures_beside_a_series_are_plain_files(tmp_path):
+    write_series(tmp_path / "given", np.ones((2, 8, 8), int))
+    for name in ("a.png", "c.npy", "notes.txt"):
+        (tmp_path / "given" / name).write_bytes(b"")
+    found = recognise([tmp_path / "given"])
+    assert [len(each.files) for each in found.studies] == [2]
+    assert found.plain == (tmp_path / "given",)
+
+
 def test_results_are_no_input(tmp_path):
     """They may lie below the folder that is translated."""
     write_series(tmp_path / "mr", np.ones((2, 8, 8), int))

@@ -40,13 +40,6 @@ def test_unknown_fields_are_refused_at_any_depth(node: Listening, north: Institu
     assert type(from_rpc_error(error.value, HOP)) is UnknownFields
 
 
-def test_garbage_is_a_message_that_breaks_the_protocol(node: Listening, north: Institution) -> None:
-    """From somebody who may call."""
-    with node.channel(north) as channel, pytest.raises(grpc.RpcError) as error:
-        channel.unary_unary(DESCRIBE)(b"\xff\xff\xff", timeout=5)
-    assert type(from_rpc_error(error.value, HOP)) is MessageInvalid
-
-
 def test_a_call_that_ends_without_its_message_is_refused(node: Listening, north: Institution) -> None:
     """Half-closed at once."""
     with node.channel(north) as channel, pytest.raises(grpc.RpcError) as error:
@@ -113,16 +106,6 @@ def test_a_known_error_arrives_with_its_facts(node: Listening, north: Institutio
     assert isinstance(found, ContractMismatch)
     assert (found.facts, found.retry_after_s) == ({"asked": "1"}, 2.0)
     assert found.differences == (replace(difference, remedy='south.example says: "convert it"'),)
-
-
-def test_an_error_of_another_node_keeps_its_incident_and_its_place(
-    node: Listening, north: Institution
-) -> None:
-    """What a source passes on from its target."""
-    node.echo.failure = QueueFull("x", hop="target west.example", incident="feed00")
-    found = failure(node, north, hop="source south.example")
-    assert (found.incident, found.hop) == ("feed00", "source south.example -> west.example")
-    assert found.says == "west.example"
 
 
 def test_each_call_has_one_outcome(node: Listening, north: Institution) -> None:

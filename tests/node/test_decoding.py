@@ -43,26 +43,6 @@ def test_what_is_over_the_whole_budget_is_refused_at_once() -> None:
     assert memory.taken_bytes == 0
 
 
-@pytest.mark.parametrize("where", ["load", "cost", "work"])
-def test_an_error_gives_back_what_was_held(where) -> None:
-    """Wherever it comes from."""
-
-    def fail(name: str) -> int:
-        if where == name:
-            raise OSError(name)
-        return 5
-
-    memory = DecodingMemory(100)
-
-    def run() -> None:
-        with memory.file("a", 50, lambda: bytes(fail("load")), lambda _: fail("cost")):
-            fail("work")
-
-    with pytest.raises(OSError, match=where):
-        run()
-    assert memory.taken_bytes == 0
-
-
 class Asked:
     """Files that are decoded by threads of their own, in the order in which they get memory."""
 

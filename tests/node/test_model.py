@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.errors import ConfigError, SettingsInvalid
+from ddib_fed.errors import ConfigError
 from ddib_fed.node.config import NodeConfig, render_node_toml
 from ddib_fed.node.model import load_hosted, open_engine
 from tests.node.picture_examples import save_pictures_model
-from tests.node.tiny_nodes import make_config, save_model, tiny_engine
+from tests.node.tiny_nodes import make_config, save_model
 
 
 def configured(folder: Path, scene: str) -> NodeConfig:
@@ -53,13 +53,3 @@ def test_the_executor_ray_needs_an_address(tmp_path):
     assert "ray_address" in caught.value.hint
     with pytest.raises(ConfigError):
         make_config(tmp_path / "other", "north.example", "source", ray_address='"head"')
-
-
-def test_an_engine_in_the_node_has_no_workers_to_change():
-    """The error names the setting."""
-    engine = tiny_engine()
-    with pytest.raises(SettingsInvalid, match="has no workers") as caught:
-        engine.resize(2)
-    engine.close()
-    assert 'executor = "processes"' in caught.value.hint
-    assert engine.problem is None

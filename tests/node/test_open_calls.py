@@ -83,22 +83,6 @@ def test_a_slow_reader_keeps_its_stream(listen, north: Institution) -> None:
 
 
 @pytest.mark.slow
-def test_a_stream_that_has_nothing_to_say_is_not_the_callers_fault(listen, north: Institution) -> None:
-    """It waits for the node, or the node for its next message, and neither is about taking answers."""
-    node, requests = listen(idle_s=1.0), Requests()
-    with node.stub(north) as stub:
-        call = stub.Decode(requests, timeout=20)
-        requests.send(pb.DecodeRequest())
-        next(call)
-        threading.Event().wait(1.5)
-        assert node.calls.look() == 0
-        requests.send(pb.DecodeRequest())
-        assert next(call).progress.item == 1
-        requests.close()
-        assert list(call) == []
-
-
-@pytest.mark.slow
 def test_answers_that_nobody_takes_do_not_stay_in_memory(listen, north: Institution) -> None:
     """A call with one answer lasts, for gRPC, until that is taken: with a window of 0, never."""
     node = listen(idle_s=3.0)

@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddib_fed.data.decoding import ImageLimits
 from ddib_fed.data.fitting import Geometry, fit_picture, from_array
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.model import check_label
 from ddib_fed.engine.softening import Softener
-from ddib_fed.errors import ImageTooLarge, ImageUnreadable, SettingsInvalid, ShapeMismatch
+from ddib_fed.errors import ImageTooLarge, ImageUnreadable, ShapeMismatch
 from ddib_fed.evaluation.metrics import picture_rule
-from ddib_fed.evaluation.samples import check_size, in_numbers, read_answer
+from ddib_fed.evaluation.samples import in_numbers, read_answer
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.node.model import rule_of_side
 from ddib_fed.protocol.contract import PictureTerms
@@ -28,7 +26,6 @@ from tests.node.picture_examples import (
     noise,
     pictures_engine,
     pictures_model,
-    png_bytes,
 )
 from tests.node.tiny_nodes import encode, make_config, make_context
 from tests.protocol.examples import picture_side
@@ -115,17 +112,6 @@ def test_an_answer_that_was_not_agreed_is_refused(content, error):
         read_answer(content, side(PictureFormat()))
 
 
-def test_refusing_other_sizes_names_both():
-    """Where either node says so; the model's own size is taken."""
-    rule, limits = picture_rule(manifest()), ImageLimits()
-    with pytest.raises(ShapeMismatch) as caught:
-        check_size(read_picture(png_bytes(noise(20, 16)), rule, limits).geometry, rule, "refuse")
-    assert (caught.value.facts["size"], caught.value.facts["expected"]) == ("20x16", "16x16")
-    fitted = read_picture(png_bytes(noise()), rule, limits)
-    check_size(fitted.geometry, rule, "refuse")
-    assert (fitted.samples.shape, fitted.geometry) == ((1, SIZE, SIZE), Geometry(SIZE, SIZE))
-
-
 # The engine
 
 
@@ -155,21 +141,6 @@ def test_encoding_softens_with_the_noise_that_it_is_given(plain):
     np.testing.assert_allclose(first, latent("south.example"), atol=1e-5)
     gap = first - latent("west.example")
     assert gap.std() == pytest.approx(0.02 * 2**0.5, rel=0.3)
-
-
-def test_a_model_that_softens_encodes_nothing_without_noise(plain):
-    """Forgetting it would send another latent than the contract says."""
-    with pytest.raises(SettingsInvalid):
-        encode(plain, grey(), QUICK)
-
-
-def test_a_class_that_the_model_does_not_have_is_refused(plain, classes):
-    """Also none, where it cannot do without, and one where there are none."""
-    check_label(plain.model, None)
-    check_label(classes.model, 1)
-    for engine, label in ((plain, 0), (classes, None), (classes, 2), (classes, -1)):
-        with pytest.raises(SettingsInvalid):
-            check_label(engine.model, label)
 
 
 def test_a_node_says_of_itself_what_its_manifest_and_policy_say(tmp_path, classes):

@@ -47,7 +47,6 @@ SIGN = "/ddib_fed.v1.CalibrationService/SignCalibration"
 RENEW = "/ddib_fed.v1.IdentityService/Renew"
 HEALTH = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
-LIST = "/grpc.health.v1.Health/List"
 
 
 def may(
@@ -70,10 +69,8 @@ def may(
         (RENEW, {OWN_NODE, OWN_CLIENT, OWN_RECOVERY}),
         (HEALTH, set(EVERYBODY) - {OWN_RECOVERY}),
         (WATCH, {OWN_NODE, OWN_CLIENT}),
-        (LIST, {OWN_NODE, OWN_CLIENT}),
         ("/ddib_fed.v1.AdminService/Drain", set()),
         ("/ddib_fed.v1.TranslationServiceX/SubmitJob", set()),
-        ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", set()),
         ("", set()),
     ],
 )
@@ -163,8 +160,6 @@ def allowed(policy: PolicySection, identity, method: str) -> bool:
         ({"*": ("send", "decode", "calibrate")}, True, True),
         ({"*": ("decode",), "south.example": ("calibrate",)}, False, True),
         ({}, False, False),
-        ({"west.example": ("decode",)}, False, False),
-        ({"south.example": ()}, False, False),
         ({"south.example": ("decode",)}, True, False),
         ({"south.example": ("calibrate", "send")}, False, True),
     ],
@@ -180,10 +175,8 @@ def test_a_table_of_peers_denies_what_it_does_not_list(uses, decode: bool, sign:
     [
         ({"*": ("*",)}, {"south.example/relief", "south.example/other", "west.example/relief"}),
         ({}, set()),
-        ({"bob": ("*",)}, set()),
         ({"alice": ()}, set()),
         ({"alice": ("south.example/relief",)}, {"south.example/relief"}),
-        ({"alice": ("south.example",)}, {"south.example/relief", "south.example/other"}),
         ({"alice": (), "*": ("*",)}, set()),
         ({"*": ("west.example/relief",)}, {"west.example/relief"}),
     ],
@@ -214,9 +207,7 @@ def test_softening_has_a_floor() -> None:
     "text",
     [
         'peers = { "South" = ["send"] }',
-        'peers = { "south.example" = ["read"] }',
         'clients = { "Alice!" = [] }',
-        'clients = { "alice" = ["south.example/"] }',
         'clients = { "alice" = ["relief"] }',
         "least_soften_sigma = 2",
         'peer = { "south.example" = [] }',

@@ -78,15 +78,6 @@ def test_a_day_begins_with_the_first_charge_and_each_has_its_own(clock) -> None:
         quotas.charge(charge(1, who="west.example"))
 
 
-def test_either_all_quotas_are_charged_or_none(clock) -> None:
-    """Evaluations are not spent on what the quota of samples refuses."""
-    quotas = Quotas(None, clock=clock)
-    with pytest.raises(QuotaSpent) as spent:
-        quotas.charge([*charge(100), Charge("samples_per_day", "north.example", 2, 1)])
-    assert spent.value.facts["quota"] == "samples_per_day"
-    quotas.charge(charge(100))
-
-
 def test_the_same_work_again_is_free_up_to_a_tenth_of_the_limit(clock) -> None:
     """A crash of the peer costs it nothing; sending one latent for ever costs what it costs here."""
     quotas = Quotas(None, clock=clock)
@@ -98,13 +89,6 @@ def test_the_same_work_again_is_free_up_to_a_tenth_of_the_limit(clock) -> None:
     assert spend_all(quotas, 1_000) == 950
     with pytest.raises(QuotaSpent):
         quotas.charge(charge(50, 1_000), work)
-
-
-def test_work_that_was_never_begun_is_taken_back(clock) -> None:
-    quotas = Quotas(None, clock=clock)
-    quotas.charge(charge(60))
-    quotas.refund(charge(60))
-    assert spend_all(quotas) == 100
 
 
 def test_a_restart_gives_nothing_back_and_an_orderly_one_takes_nothing(store, clock) -> None:

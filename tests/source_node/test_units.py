@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from ddib_fed.data.decoding import ImageLimits
-from ddib_fed.data.fitting import PictureRule
 from ddib_fed.engine.party import Decoded
 from ddib_fed.evaluation.samples import samples_of
 from ddib_fed.models.manifest import PictureFormat
 from tests.client.scripted_source import npy
-from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes
+from tests.node.picture_examples import SIZE, noise, pictures_engine
 
 CT = PictureFormat(low=-1000.0, high=2000.0, bits=16)
 
@@ -50,18 +49,3 @@ def test_a_round_trip_is_measured_against_the_picture_as_given(scanner) -> None:
         0,
         {"picture": {"cycle_mse": 0.0, "cycle_psnr": 120.0}},
     )
-
-
-def test_structure_is_measured_against_the_picture_as_given(scanner) -> None:
-    """And the number of clipped values is recorded beside it."""
-    samples = samples_of(scanner.model, ImageLimits(), 1000)
-    side = PictureRule(1, SIZE, SIZE, "resize", 0.0, 255.0, 8)
-    answer = png_bytes(noise())
-    given = [samples.read(npy(scan(metal)), "resize") for metal in (0, 2000, 3071)]
-    assert [each.picture.clipped for each in given] == [0, 0, 4]
-    found = [
-        samples.translation(samples.answer(answer, side, 1), side, each).figures["picture"] for each in given
-    ]
-    edges = [each["edge_correlation"] for each in found]
-    assert edges[0] > 0.95
-    assert edges[2] < edges[1] - 0.01

@@ -42,22 +42,6 @@ def test_a_flipped_bit_in_a_stream_is_tried_again(source, target, wire, directio
     assert (len(target.seen), wire.flipped) == (2, 1)
 
 
-@pytest.mark.slow
-def test_a_flipped_bit_in_a_negotiation_is_tried_again(source, target, wire) -> None:
-    """A unary call is ended by it with the same status as a stream."""
-    negotiations: list[int] = []
-
-    def arm_once() -> None:
-        negotiations.append(1)
-        if len(negotiations) == 1:
-            wire.arm("to_client")
-
-    target.negotiation = arm_once
-    job = source.start().ended(source.submit())
-    assert (str(job.state), wire.flipped) == ("FINISHED", 1), job.error
-    assert len(negotiations) > 1
-
-
 def test_a_message_over_the_limit_is_not_asked_for_again(source, target) -> None:
     """RESOURCE_EXHAUSTED of gRPC's own limit would come each time: the job fails at its first try, and says so."""
 
