@@ -278,7 +278,7 @@ def evaluate(asked: Making, file: Path, local: tuple[str, str] | None, *, evalua
             stages = calibrating.there_and_back(
                 given,
                 ways,
-                arrays.Asked(SolverSettings(evaluations=evaluations), seed=asked.seed),
+                arrays.ArraySettings(SolverSettings(evaluations=evaluations), seed=asked.seed),
                 on_progress=lambda done, total: show(done, total, ""),
             )
         rows += calibrating.unpaired(given, stages)

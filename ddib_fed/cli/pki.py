@@ -168,8 +168,7 @@ def show(config_path: Path, profile_path: Path | None) -> None:
     withdrawn = {} if profile_path is not None else peer_store(_config(config_path)).snapshot().withdrawn
     expired = own.not_after <= datetime.now(UTC)
     roots = [
-        {"fingerprint": keys.fingerprint(root), "valid_until": root.not_valid_after_utc}
-        for root in keys.parse_certificates(own.roots_pem, "roots.pem")
+        {"fingerprint": keys.fingerprint(root), "valid_until": root.not_valid_after_utc} for root in own.roots
     ]
     until = "%Y-%m-%d %H:%M UTC"
     text = (

@@ -341,7 +341,7 @@ def _look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progr
     if not formats:
         return None
     _require_one(root, formats, hint="give a folder that holds one of them")
-    if found.plain or found.beside or any(each.format is Format.PICTURE for each in found.studies):
+    if found.plain or any(each.format is Format.PICTURE for each in found.studies):
         _refuse_pictures(root, formats)
     bad: Bad = []
     kept = replace(found, studies=tuple(each for each in found.studies if each.format in formats))

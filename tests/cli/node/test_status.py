@@ -30,11 +30,26 @@ def answer() -> pb.StatusResponse:
     return status
 
 
-def workers(count: int) -> pb.WorkersResponse:
-    return pb.WorkersResponse(
-        executor="processes", wanted=count or 2, ready=["0 on cpu, process 71"], replaced=4,
-        problem="a worker process cannot be started: no memory",
-    )  # fmt: skip
+class Operated:
+    """A node as its operator's commands see it."""
+
+    def __init__(self, answer: pb.StatusResponse) -> None:
+        self.answer = answer
+
+    def status(self) -> pb.StatusResponse:
+        return self.answer
+
+    def reload(self) -> list[str]:
+        return ["added peer west.example"]
+
+    def request_drain(self) -> int:
+        return 2
+
+    def resize(self, count: int) -> pb.WorkersResponse:
+        return pb.WorkersResponse(
+            executor="processes", wanted=count or 2, ready=["0 on cpu, process 71"], replaced=4,
+            problem="a worker process cannot be started: no memory",
+        )  # fmt: skip
 
 
 @pytest.fixture
@@ -46,7 +61,7 @@ def config_path(tmp_path):
 
 @pytest.fixture
 def admin(config_path):
-    servicer = AdminServicer(answer, lambda: ["added peer west.example"], lambda: 2, workers)
+    servicer = AdminServicer(Operated(answer()))
     server = serve_admin(NodeConfig.load(config_path).paths.admin_socket, servicer, [])
     yield config_path
     server.stop(None).wait()
@@ -56,7 +71,7 @@ def test_status_warns_of_a_root_that_ends_soon(config_path, capsys):
     """From 90 days before."""
     ending = answer()
     ending.root_expires = time.time() + 10.5 * 86_400
-    servicer = AdminServicer(lambda: ending, list, int, workers)
+    servicer = AdminServicer(Operated(ending))
     server = serve_admin(NodeConfig.load(config_path).paths.admin_socket, servicer, [])
     assert run(["status", "--config", str(config_path)]) == 0
     server.stop(None).wait()

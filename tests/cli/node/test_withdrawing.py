@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,6 @@ from ddib_fed.node.admin import AdminServicer, serve_admin
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security.peers import PeerStore
-from ddib_fed.v1 import admin_pb2 as pb
 
 ALICE = "spiffe://north.example/client/alice"
 
@@ -30,7 +30,7 @@ def node(north):
     config = NodeConfig.load(north)
     store = PeerStore(config.paths.state, config.node.institution)
     store.snapshot()
-    servicer = AdminServicer(pb.StatusResponse, lambda: list(store.reload()), lambda: 0, pb.WorkersResponse)
+    servicer = AdminServicer(SimpleNamespace(reload=lambda: list(store.reload())))
     server = serve_admin(config.paths.admin_socket, servicer, [])
     yield store
     server.stop(None).wait()
