@@ -100,17 +100,17 @@ class Model:
 
     @property
     def domain(self) -> str:
-        return self.party.describe().domain
+        return self.party.model.manifest.domain
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample: (C, H, W) of a picture, (D,) of a point."""
-        return self.party.describe().sample_shape
+        return self.party.model.sample_shape
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.shape))
         what = f"pictures of {size}" if self.party.model.is_picture else f"points of {size} coordinates"
-        classes = self.party.describe().classes
+        classes = self.party.model.manifest.num_classes
         return f"<Model {self.domain}: {what}{f', {classes} classes' if classes else ''}>"
 
 

@@ -260,12 +260,9 @@ def at_fault(error: DdibError, hop: str) -> PeerFault:
 
 def _fault(hop: str, what: str, found: str, error: DdibError) -> PeerFault:
     peer = institution_of(hop)
-    return PeerFault(
-        f"{peer} answered with {what}{found}",
-        hop=hop,
-        hint=f"ask the operator of {peer}; ddib peer test {peer} asks that node again",
-        facts={"peer": peer, "answer": error.reason, "found": found},
-    )
+    hint = f"ask the operator of {peer}; ddib peer test {peer} asks that node again"
+    facts = {"peer": peer, "answer": error.reason, "found": found}
+    return PeerFault(f"{peer} answered with {what}{found}", hop=hop, hint=hint, facts=facts)
 
 
 @contextmanager
