@@ -187,7 +187,7 @@ class SignedCalibration(BaseModel):
         if identity.kind != "node" or identity.institution != institution:  # 3
             raise refused(CalibrationSigner, f"{signer} must be a node of {institution or 'an institution'}")
         if identity in withdrawn:  # 4
-            hint = f"ddib pki reinstate {identity}, or {RECALIBRATE}"
+            hint = f"ddib pki withdraw --undo {identity}, or {RECALIBRATE}"
             raise refused(CalibrationSigner, f"{signer} is withdrawn here", hint)
         if moment > now + CLOCK_SKEW:  # 5
             why = f"the {side}'s signature is of {moment:%Y-%m-%d %H:%M} UTC, which is in the future"
@@ -257,7 +257,7 @@ class CalibrationStore:
                 raise ExhaustedError(
                     f"{MAX_OF_PEER} calibrations between {' and '.join(sorted(pair))} are stored",
                     hint="the node's operator deletes some: ddib calibrate list, "
-                    "ddib calibrate remove DIGEST --forget",
+                    "ddib calibrate remove DIGEST, twice",
                 )
             added = known.added if known else (now or datetime.now(UTC))
             return self._write(signed.model_copy(update={"added": added, "active": True}))

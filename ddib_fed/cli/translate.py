@@ -79,7 +79,7 @@ def _open_in_process(source: str, target: str, given: dict[str, Any]) -> InProce
 def _parties(
     bundles: tuple[Bundle, Bundle], given: dict[str, Any], *, together: int
 ) -> tuple[LocalParty, LocalParty]:
-    from ddib_fed.cli.opening import torch_threads
+    from ddib_fed.cli.options import usual_threads
     from ddib_fed.engine.local_party import open_party
     from ddib_fed.models.bundle import open_bundle
 
@@ -93,7 +93,7 @@ def _parties(
                 given["dtype"],
                 classifier=classifier,
                 together=together,
-                threads=torch_threads(),
+                threads=usual_threads(),
             )
     return made[bundles[0].digest], made[bundles[1].digest]
 

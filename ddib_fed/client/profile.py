@@ -138,7 +138,7 @@ def renew_client(profile: Profile, *, now: datetime | None = None) -> bool:
     if moment >= credentials.not_after:
         raise Unauthenticated(
             f"the certificate of {credentials.identity} expired at {credentials.not_after:%Y-%m-%d %H:%M} UTC",
-            hint=f"ddib pki request --folder {shlex.quote(str(profile.pki_folder))} --identity {credentials.identity}",
+            hint=f"ddib pki request --profile {shlex.quote(str(profile.path))}",
         )
     renew_through(
         profile.pki_folder,

@@ -143,7 +143,7 @@ _REASONS: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "colour": (
         "its colours would be lost",
-        "make it grey if that is meant, or use a model trained with --channels 3",
+        "make it grey if that is meant, or use a model trained with --set channels=3",
     ),
 }
 

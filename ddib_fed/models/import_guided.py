@@ -166,7 +166,7 @@ def infer(state: Mapping[str, Tensor], flags: Flags, source: str) -> PictureConf
         if key is not None:
             raise BundleInvalid(
                 f"{source}: by {key[:100]} it is {kind}",
-                hint="UNets of pixels are read: guided-diffusion's, or with --diffusers DIR, the folder that holds "
+                hint="UNets of pixels are read: guided-diffusion's, or the folder of diffusers that holds "
                 "config.json and the scheduler, a UNet2DModel or DiT of pixels",
                 facts={"field": key[:100]},
             )

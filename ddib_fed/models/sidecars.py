@@ -95,7 +95,7 @@ class Allowances(Sidecar):
     """What the latents of the model's own pictures look like."""
 
     file = "gate.json"
-    again = "measure it again with ddib model gate"
+    again = "measure it again with ddib model measure"
 
     soften_sigma: float = Field(ge=0.0, le=1.0)
     measured: int = Field(ge=1)

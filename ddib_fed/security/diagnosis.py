@@ -36,7 +36,7 @@ _MAX_NAME: Final = 80
 _CLOCKS: Final = "`timedatectl` shows whether this machine's clock is synchronised"
 _COMPARE: Final = "compare address and port with its operator's"
 _PROXIES: Final = "compare `proxy` in the configuration with what this network's operators say"
-_REQUEST: Final = "ddib pki request --folder DIR --identity {own}"
+_REQUEST: Final = "ddib pki request --profile client.toml"
 _ADMIT: Final = "its operator must admit this institution: ddib peer export here, ddib peer add there"
 _ONLY_PROXY: Final = 'where only a proxy leads out: proxy = "http://HOST:PORT" in the configuration'
 _NEW_FILE: Final = (

@@ -59,7 +59,7 @@ PENDING_KEY: Final = "request.key"
 _ROOT_NAME: Final = "ddib-fed root "
 _KEY_HINT: Final = "put the file back from a copy of the state folder"
 _NEW_ROOT: Final = (
-    "move state/pki away, then ddib pki init and ddib peer export; each peer: ddib peer add --replace"
+    "move state/pki away, then ddib pki init and ddib peer export; each peer: ddib peer add --force"
 )
 
 
@@ -443,7 +443,7 @@ def load_recovery(folder: Path) -> TlsCredentials | None:
 
 def _anew(folder: Path) -> str:
     return (
-        f"ddib pki request --folder {shlex.quote(str(folder))} --identity spiffe://INSTITUTION/client/NAME\n"
+        f"ddib pki request --profile {shlex.quote(str(folder.parent / 'client.toml'))}\n"
         "or for a node: ddib pki request; for the first node of an institution: ddib pki init"
     )
 

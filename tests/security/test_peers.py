@@ -254,7 +254,7 @@ def test_withdrawing_and_reinstating(north: Institution) -> None:
     assert store.snapshot().withdrawn == {ALICE: "Gerät verloren"}
     with pytest.raises(PolicyDenied, match="withdrawn") as refused:
         store.snapshot().refuse_withdrawn(ALICE)
-    assert f"ddib pki reinstate {ALICE}" in refused.value.hint
+    assert f"ddib pki withdraw --undo {ALICE}" in refused.value.hint
     assert store.reinstate(ALICE)
     assert not store.reinstate(ALICE)
     store.snapshot().refuse_withdrawn(ALICE)
