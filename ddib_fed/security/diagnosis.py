@@ -370,6 +370,7 @@ def _handshake(
     connection: socket.socket, context: ssl.SSLContext, server_name: str, timeout_s: float
 ) -> ssl.SSLSocket:
     connection.settimeout(timeout_s)
+    connection.getpeername()  # raises where it was reset: `wrap_socket` would leave the socket open
     return context.wrap_socket(connection, server_hostname=server_name)
 
 
