@@ -89,13 +89,6 @@ def test_a_peer_file_of_another_form_is_refused(south: Institution, fields: dict
     assert len(refused.value.detail) < 1_000
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"\xff", b"[" * 50_000], ids=["empty", "list", "bytes", "deep"])
-def test_what_is_no_json_object_is_refused(data: bytes) -> None:
-    """Whatever somebody sends by mail."""
-    with pytest.raises(InputError):
-        parse_peer(data, "x")
-
-
 def test_a_field_that_stands_twice_is_refused(south: Institution) -> None:
     """Whoever reads the file sees the first, JSON takes the last."""
     text = south.peer().to_bytes().decode().replace("{", '{"address": "south.example:1",', 1)
