@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import shlex
@@ -138,30 +139,29 @@ def _write_lines(own: Identity, path: Path, wanted: LineFilter, out: Path) -> No
     for place in (out, head_file):
         if place.exists():
             raise AlreadyExists(f"{place} exists and is not overwritten", hint="choose another --out")
-    found = audit_reading.verify(path)
+    lines = list(audit_reading.lines_of(path))
+    found = audit_reading.verify_lines(lines, None, {})
     _require_whole(path, found)
-    made = audit_reading.export(
-        path, wanted, lines=found.lines, head=found.head, table=out.suffix.lower() == ".csv"
-    )
+    content, exported = audit_reading.export(lines, wanted, table=out.suffix.lower() == ".csv")
     head = {
         "format": "ddib-fed audit export 1",
         "of": own.uri,
         "lines": found.lines,
         "head": found.head,
         "verified": datetime.now(UTC).isoformat(timespec="seconds"),
-        "exported": made.exported,
+        "exported": exported,
         "asked": {
             "job": wanted.job,
             "peer": wanted.peer,
             "since": None if wanted.since is None else wanted.since.isoformat(),
         },
         "file": out.name,
-        "file_sha256": made.sha256,
+        "file_sha256": hashlib.sha256(content).hexdigest(),
     }
-    write_file(out, made.content, private=True, overwrite=False)
+    write_file(out, content, private=True, overwrite=False)
     write_file(head_file, (json.dumps(head, indent=2) + "\n").encode(), private=True, overwrite=False)
-    say(f"wrote {out}: {made.exported} of {made.lines} lines", f"head   {made.head}, in {head_file}")
-    outcome(written=out, lines=made.exported, of=made.lines, head=made.head, head_file=head_file)
+    say(f"wrote {out}: {exported} of {found.lines} lines", f"head   {found.head}, in {head_file}")
+    outcome(written=out, lines=exported, of=found.lines, head=found.head, head_file=head_file)
 
 
 def _show_anchors(config: NodeConfig, own: Identity, path: Path, institution: str, out: Path | None) -> None:

@@ -169,7 +169,6 @@ def _weights(folder: Path) -> WeightsFile:
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """The object in a JSON file."""
     try:
         with path.open("rb") as file:
             read = parse_json(file.read(MAX_JSON_BYTES))

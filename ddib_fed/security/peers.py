@@ -412,13 +412,16 @@ class PeerStore:
     def list(self) -> tuple[Peer, ...]:
         return tuple(peer for _name, peer in sorted(self.snapshot().peers.items()))
 
-    def judge(self, peer: Peer, *, fingerprints: Sequence[str], replace: bool = False) -> None:
-        """Return if `add` would admit a peer; arguments and errors as there."""
-        self._judge(self.snapshot().peers, peer, fingerprints, replace=replace)
-
-    def _judge(
-        self, peers: Mapping[str, Peer], peer: Peer, fingerprints: Sequence[str], *, replace: bool
+    def judge(
+        self,
+        peer: Peer,
+        *,
+        fingerprints: Sequence[str],
+        replace: bool = False,
+        peers: Mapping[str, Peer] | None = None,
     ) -> None:
+        """Return if `add` would admit a peer beside these, by default the admitted ones; errors as there."""
+        peers = self.snapshot().peers if peers is None else peers
         if peer.institution == self._institution:
             raise PolicyDenied(
                 f"{peer.institution} is this node's own institution, not a peer",
@@ -459,7 +462,7 @@ class PeerStore:
             AlreadyExists: Another entry for the institution exists, and `replace` is false.
         """
         with self._editing(before) as trust:
-            self._judge(trust.peers, peer, fingerprints, replace=replace)
+            self.judge(peer, fingerprints=fingerprints, replace=replace, peers=trust.peers)
             changed = trust.peers.get(peer.institution) != peer
             trust.peers[peer.institution] = peer
         return changed

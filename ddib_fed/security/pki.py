@@ -71,6 +71,15 @@ class Authority:
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey = field(repr=False)
 
+    def check(self, now: datetime) -> None:
+        """Return if the root can still issue; Unauthenticated if it has expired."""
+        ends = self.certificate.not_valid_after_utc
+        if ends <= now:
+            raise Unauthenticated(
+                f"the root of {self.institution} expired at {ends:%Y-%m-%d %H:%M} UTC: nothing more can be issued",
+                hint=_NEW_ROOT,
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class TlsCredentials:
@@ -245,16 +254,6 @@ def root_warning(institution: str, ends: datetime, now: datetime) -> str:
     )
 
 
-def check_root(authority: Authority, now: datetime) -> None:
-    """Return if a root can still issue; Unauthenticated if it has expired."""
-    ends = authority.certificate.not_valid_after_utc
-    if ends <= now:
-        raise Unauthenticated(
-            f"the root of {authority.institution} expired at {ends:%Y-%m-%d %H:%M} UTC: nothing more can be issued",
-            hint=_NEW_ROOT,
-        )
-
-
 def is_root_of(name: x509.Name, institution: str) -> bool:
     """Whether it is a name that `new_authority` gives the roots of an institution."""
     organisations = [each.value for each in name.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
@@ -290,7 +289,7 @@ def issue_leaf(
         Unauthenticated: The root has expired.
     """
     identity, start = Identity(authority.institution, role, name), now or datetime.now(UTC)
-    check_root(authority, start)
+    authority.check(start)
     end = min(start + (lifetime or LIFETIMES[role]), authority.certificate.not_valid_after_utc)
     usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
     if role == "node":
