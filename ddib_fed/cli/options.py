@@ -57,13 +57,6 @@ def option(written: str, text: str, kind: Any = None, **attributes: Any) -> Deco
 
 
 SEED = option("--seed N", "All random draws follow from it.", click.IntRange(0), default=0)
-THREADS = click.option(
-    "--threads",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Threads of torch; more may be slower.",
-)
 SOFTEN = option(
     "soften --soften-sigma SIGMA",
     "Pictures: noise level of softening before encoding; default: each model's own.",

@@ -40,8 +40,8 @@ SET = options.option(
 
 
 def train_options(names: Iterable[str], config: type[TrainConfig] = TrainConfig) -> Decorator:
-    """An option for each of these fields; None is not given."""
-    return with_options(tuple(_option(name, config) for name in names))
+    """An option for each of these fields; None is not given. OMP_NUM_THREADS says the threads."""
+    return with_options(tuple(_option(name, config) for name in names if name != "threads"))
 
 
 def _option(name: str, config: type[TrainConfig]) -> Decorator:

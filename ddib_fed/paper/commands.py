@@ -10,7 +10,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command
-from ddib_fed.cli.options import THREADS, refuse_overwriting
+from ddib_fed.cli.options import refuse_overwriting, usual_threads
 from ddib_fed.cli.output import lines, outcome
 from ddib_fed.terminal import bars, say
 
@@ -33,7 +33,6 @@ from ddib_fed.terminal import bars, say
     help="Network evaluations of each leg (encoding, decoding).",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all randomness.")
-@THREADS
 @options.OUT_RESULTS
 @click.option("--resume", is_flag=True, help="Use the models in --out, and continue unfinished ones.")
 @click.option("--force", is_flag=True, help="Train again, and overwrite existing results.")
@@ -45,7 +44,6 @@ def colours(
     steps: int,
     evaluations: int,
     seed: int,
-    threads: int,
     out: Path,
     resume: bool,
     force: bool,
@@ -71,7 +69,7 @@ def colours(
             steps=steps,
             evaluations=evaluations,
             seed=seed,
-            threads=threads,
+            threads=usual_threads(),
             command=typed,
             resume=resume,
             force=force,

@@ -364,4 +364,4 @@ def test_a_node_that_serves_is_told_from_one_that_pairs(north: Side, tmp_path: P
         pytest.raises(PeerUnreachable, match="a node serves") as caught,
     ):
         dial(address, CODE, north)
-    assert "--at" in caught.value.hint
+    assert "--listen" in caught.value.hint
