@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.calibration.directed import DIRECTIONS, OUT, Directed
 from ddib_fed.cli.demo_nodes import Pair, run_command
-from ddib_fed.cli.demo_parts import Chosen, read_unit
+from ddib_fed.cli.demo_parts import PlacePictures, read_unit
 from ddib_fed.engine.record import Translation
 from ddib_fed.evaluation.bootstrap import Resamples, resample
 from ddib_fed.evaluation.judgement import HistogramMatch
@@ -122,7 +122,7 @@ def between_nodes(folder: Path, directed: Directed, kind: str, steps: int) -> No
     )
     domains = (directed.source_name, directed.target_name)
     pair = Pair.of(folder, INSTITUTIONS, domains, PERSON, settings=settings)
-    files = Chosen(tuple(range(len(directed.test[0]))), *directed.test).write(folder / "in")
+    files = PlacePictures(tuple(range(len(directed.test[0]))), *directed.test).write(folder / "in")
     crossed: dict[str, Any] = {}
     with pair.running():
         _translate(pair, files, PLAIN)

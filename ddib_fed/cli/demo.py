@@ -15,7 +15,7 @@ from types import FrameType
 
 import click
 
-from ddib_fed.cli.demo_nodes import CALIBRATION, Outcome, Pair, still_runs
+from ddib_fed.cli.demo_nodes import CALIBRATION, DemoPart, Pair, still_runs
 from ddib_fed.cli.help import command
 from ddib_fed.errors import AlreadyExists, OutOfBounds, StateConflict
 from ddib_fed.files import write_json
@@ -23,7 +23,7 @@ from ddib_fed.terminal import NODE_EXTRA, say
 
 MARKER = ".ddib-demo"
 NODES = ("north", "south", "east", "west")
-MADE_HERE = (*NODES, *(f"{name}.example.peer" for name in NODES), "alice", "bob", "translated", "points.npy",
+MADE_HERE = (*NODES, "translated", "points.npy",
              "translation.png", "pictures", "pictures.png", "report.json")  # fmt: skip
 REPORT = "report.json"
 POINTS = 10_000
@@ -129,7 +129,7 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def finish(report: Path, outcomes: Sequence[Outcome], seconds: float) -> None:
+def finish(report: Path, outcomes: Sequence[DemoPart], seconds: float) -> None:
     """Write the figures and bounds of all parts as JSON, and check the bounds."""
     bounds = [bound for outcome in outcomes for bound in outcome.bounds]
     figures = {outcome.name: outcome.figures for outcome in outcomes}

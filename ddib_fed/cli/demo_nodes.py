@@ -60,7 +60,7 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class DemoPart:
     """One part of the demo: its figures in the report, their bounds, and the files that it wrote."""
 
     name: str
@@ -127,11 +127,12 @@ class Institution:
     def peer_file(self) -> Path:
         return self.folder / f"{self.name}.peer"
 
-    def set_up(self, show: Show) -> str:
-        """Make its node with a copy of the shipped model, or the given one; returns its fingerprint."""
+    def set_up(self, show: Show, person: str) -> str:
+        """Make its node with a copy of the shipped model, or the given one, and its client; returns its fingerprint."""
+        client = ("--client", person) if self.role == "source" else ()
         printed = run_command(
             show, "init", "node", "--institution", self.name, "--role", self.role, "--domain", self.domain,
-            "--model", self.bundle or self.domain, "--address", f"localhost:{self.port}", "--no-client",
+            "--model", self.bundle or self.domain, "--address", f"localhost:{self.port}", *client,
             "--out", self.folder,
         )  # fmt: skip
         return next(word for word in printed.split() if word.startswith("SHA256:"))
@@ -230,7 +231,7 @@ class Pair:
 
     @property
     def profile(self) -> Path:
-        return self.out / self.person / "client.toml"
+        return self.source.folder / self.person / "client.toml"
 
     @property
     def to(self) -> str:
@@ -245,7 +246,7 @@ class Pair:
         """Set up both nodes, let them admit each other, and serve; stop them at the end unless they are kept."""
         both = source, target = self.source, self.target
         try:
-            prints = [institution.set_up(show) for institution in both]
+            prints = [institution.set_up(show, self.person) for institution in both]
             for here, there, fingerprint in ((source, target, prints[1]), (target, source, prints[0])):
                 words = (there.peer_file, "--config", here.config_path, "--fingerprint", fingerprint)
                 run_command(show, "peer", "add", *words)
@@ -253,8 +254,6 @@ class Pair:
                 for setting in self.settings:
                     institution.configure(show, *setting)
                 institution.start(show)
-            client = ("--node-config", source.config_path, "--name", self.person)
-            run_command(show, "init", "client", *client, "--out", self.out / self.person)
             with console(stderr=True).status("the nodes load and warm up their models"):
                 for institution in both:
                     institution.wait_ready()

