@@ -58,8 +58,7 @@ def require_alone(what: str) -> None:
     if count > 1:
         raise UsageError(
             f"{what} runs in one process, and {starter} started {count}",
-            hint=f"the same command without {starter}; `ddib model train` and `ddib classifier train` share their work "
-            "among processes",
+            hint=f"the same command without {starter}; `ddib model train` shares its work among processes",
         )
 
 

@@ -371,7 +371,7 @@ def _socket_path(state: Path) -> Path:
 
 
 def command_of(roles: tuple[Role, ...]) -> str:
-    return "python -m ddib_fed.node" if len(roles) > 1 else f"ddib-{roles[0]}-node"
+    return f"ddib-{roles[0]}-node"
 
 
 class NodeConfig(Section):
@@ -412,10 +412,6 @@ class NodeConfig(Section):
     def _at(self, path: Path) -> NodeConfig:
         self._path = path.resolve()
         return self
-
-    def with_roles(self, roles: tuple[Role, ...]) -> NodeConfig:
-        """The same node with only these roles."""
-        return self.model_copy(update={"node": self.node.model_copy(update={"roles": roles})})
 
     @property
     def path(self) -> Path:
