@@ -58,11 +58,11 @@ def open_studies(
     detach: bool = False,
 ) -> Choice | None:
     """The studies among the files of a command, and the rest, which is translated as it is; None without studies."""
-    from ddib_fed.formats.intensity import AUTO, Rule
+    from ddib_fed.formats.intensity import AUTO, IntensityRule
 
     found = recognise(files, options.out)
     if reading["intensity"] != AUTO:
-        Rule.parse(reading["intensity"])  # before the node is asked
+        IntensityRule.parse(reading["intensity"])  # before the node is asked
     auto, source = reading["tile"] == "auto", None
     of_maps = of_pictures = _tile(reading["tile"])
     pictures = auto and not detach and (any(each.is_picture for each in found.studies) or _any_picture(found))
@@ -111,11 +111,11 @@ def _any_picture(found: Recognised) -> bool:
 
 def _intensity(asked: str, source: Domains) -> str:
     """The rule that was asked for; as the source's model says it, where it was trained with the same."""
-    from ddib_fed.formats.intensity import AUTO, Rule
+    from ddib_fed.formats.intensity import AUTO, IntensityRule
 
     if not source.intensity or asked == AUTO:
         return asked
-    rule, own = Rule.parse(asked), Rule.parse(source.intensity)
+    rule, own = IntensityRule.parse(asked), IntensityRule.parse(source.intensity)
     if rule == own:
         return source.intensity
     model = f"the model of {source.institution}/{source.domain}"

@@ -33,7 +33,7 @@ def require(holds: bool, why: str, hint: str = "", **facts: str | float) -> None
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class LevelGrid:
     """Levels to step through, and the level at the middle (in phi) of each interval."""
 
     levels: tuple[Level, ...]
@@ -42,23 +42,23 @@ class Grid:
     def __len__(self) -> int:
         return len(self.middles)
 
-    def reversed(self) -> Grid:
-        return Grid(self.levels[::-1], self.middles[::-1])
+    def reversed(self) -> LevelGrid:
+        return LevelGrid(self.levels[::-1], self.middles[::-1])
 
     @property
     def phis(self) -> tuple[float, ...]:
         return tuple(level.phi for level in self.levels)
 
 
-def grid_of(schedule: Schedule, levels: tuple[Level, ...]) -> Grid:
+def grid_of(schedule: Schedule, levels: tuple[Level, ...]) -> LevelGrid:
     """The grid through `levels`, with the middles of `schedule`."""
     phis = torch.tensor([level.phi for level in levels], dtype=torch.float64)
-    return Grid(levels, schedule.levels(-torch.log(torch.tan(0.5 * (phis[1:] + phis[:-1])))))
+    return LevelGrid(levels, schedule.levels(-torch.log(torch.tan(0.5 * (phis[1:] + phis[:-1])))))
 
 
 def make_grid(
     schedule: Schedule, name: str, n: int, *, lambda_max: float | None = None, lambda_min: float | None = None
-) -> Grid:
+) -> LevelGrid:
     """The named grid of `n` intervals on the usable range of `schedule`, from data to noise.
 
     Args:
@@ -154,7 +154,7 @@ _PLACEMENTS: Mapping[str, Callable[[float, float, int], Tensor]] = {
 GRIDS = (*_PLACEMENTS, "integer")
 
 
-def _integer_grid(schedule: Schedule, n: int, lambda_max: float | None, table_steps: int | None) -> Grid:
+def _integer_grid(schedule: Schedule, n: int, lambda_max: float | None, table_steps: int | None) -> LevelGrid:
     """Integer steps: the baseline's grid."""
     if isinstance(schedule, DiscreteSchedule):
         require(
@@ -229,7 +229,7 @@ class LearnedSteps:
     coordinates: Coordinates
     lams: tuple[float, ...]
 
-    def grid(self, schedule: Schedule, start: float, end: float) -> Grid:
+    def grid(self, schedule: Schedule, start: float, end: float) -> LevelGrid:
         """The grid from data to noise, its ends set to lambda `start` and `end` exactly."""
         first, last = self.lams[0], self.lams[-1]
         require(
@@ -343,7 +343,7 @@ def _number(text: str, whole: str) -> int:
 
 def ddib_compat_grids(
     schedule: DiscreteSchedule, respacing: list[int] | str = "", *, own: Schedule | None = None
-) -> tuple[Grid, Grid]:
+) -> tuple[LevelGrid, LevelGrid]:
     """The public code's levels: (encode, decode), which are not each other's reverse."""
     inner = schedule.at_steps(space_timesteps(schedule.steps, respacing))
     if own is not None:
@@ -353,7 +353,7 @@ def ddib_compat_grids(
     return grid_of(middles, (*inner, noise)), grid_of(middles, (*inner[::-1], data))
 
 
-def public_grids(schedule: Schedule, levels: PublicLevels, evaluations: int) -> tuple[Grid, Grid]:
+def public_grids(schedule: Schedule, levels: PublicLevels, evaluations: int) -> tuple[LevelGrid, LevelGrid]:
     """The public code's levels for a model: (encode, decode), as in `ddib_compat_grids`."""
     asked = levels.diffusion_steps
     require(0 <= asked <= MAX_STEPS, f"{asked} diffusion steps are outside 1 to {MAX_STEPS}")

@@ -17,9 +17,9 @@ from ddib_fed.diffusion.denoiser import Condition
 from ddib_fed.diffusion.grids import (
     LEARNED_GRID,
     Frame,
-    Grid,
     LearnedLegs,
     LearnedSteps,
+    LevelGrid,
     PublicLevels,
     check_grid,
     make_grid,
@@ -115,8 +115,8 @@ class SolverSettings:
 @dataclass(frozen=True, slots=True)
 class Plan:
     settings: SolverSettings
-    encode_grid: Grid
-    decode_grid: Grid
+    encode_grid: LevelGrid
+    decode_grid: LevelGrid
     learned: tuple[LearnedSteps, LearnedSteps] | None = None
 
     @property
@@ -147,7 +147,7 @@ class Plan:
         large = self.settings.ancestral
         return solvers.stochastic_ddim(z, self.decode_grid, eta=eta, draw=draw, large=large, cond=cond)
 
-    def _start(self, x: Tensor, grid: Grid, cond: Condition, frame: Frame | None, leg: int) -> Solver:
+    def _start(self, x: Tensor, grid: LevelGrid, cond: Condition, frame: Frame | None, leg: int) -> Solver:
         if self.learned is not None:
             return learned_solver(self.learned[leg], x, grid, cond, frame)
         order = {"order": self.settings.order} if self.settings.solver == "unipc" else {}
@@ -204,7 +204,7 @@ def plan(
 
 
 def learned_solver(
-    steps: LearnedSteps, x: Tensor, grid: Grid, cond: Condition, frame: Frame | None
+    steps: LearnedSteps, x: Tensor, grid: LevelGrid, cond: Condition, frame: Frame | None
 ) -> Solver:
     """The generator that walks learned steps, laid on `grid`; arguments as in `Plan.encoder`."""
     if steps.coordinates == "angle":

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Condition, LevelTable, Query
-from ddib_fed.diffusion.grids import Frame, Grid
+from ddib_fed.diffusion.grids import Frame, LevelGrid
 from ddib_fed.diffusion.schedule import Level
 
 # Standard normal noise of the shape of x for a step, by the step's number from 0.
@@ -31,7 +31,7 @@ Solver = Generator[Query, Tensor, Tensor]
 Weights = tuple[float, ...]
 
 
-def ddim(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
+def ddim(x: Tensor, grid: LevelGrid, *, cond: Condition = None) -> Solver:
     """DDIM (Song et al., arXiv 2010.02502, (12) with eta = 0), order 1: x0 and eps are held over a step.
 
     alpha_s x0 + sigma_s eps = cos(h) x + sin(h) v with h = phi_s - phi_t.
@@ -51,7 +51,7 @@ def ddim(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
     return x
 
 
-def flow_map(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
+def flow_map(x: Tensor, grid: LevelGrid, *, cond: Condition = None) -> Solver:
     """Steps of a network that knows the mean of v over an interval: x_s = x_t + (phi_s - phi_t) u(x_t, t, s).
 
     Its error is the network's alone (Geng et al., MeanFlow, arXiv 2505.13447, (12)). Arguments as in `ddim`.
@@ -64,7 +64,7 @@ def flow_map(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
 
 
 def stochastic_ddim(
-    x: Tensor, grid: Grid, *, eta: float, draw: Draw, large: bool = False, cond: Condition = None
+    x: Tensor, grid: LevelGrid, *, eta: float, draw: Draw, large: bool = False, cond: Condition = None
 ) -> Solver:
     """DDIM with eta > 0 (Song et al., arXiv 2010.02502, (12) and (16)), from noise to data; eta 1 is DDPM.
 
@@ -102,7 +102,7 @@ def _split(here: Level, following: Level, eta: float, *, large: bool) -> tuple[f
     return rest, math.sqrt(beta) if large and following.sigma > 0.0 else fresh
 
 
-def rk4(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
+def rk4(x: Tensor, grid: LevelGrid, *, cond: Condition = None) -> Solver:
     """The classical Runge-Kutta rule of order 4; four evaluations an interval. Arguments as in `ddim`."""
     x = x.clone()
     for (level, following), middle, h in zip(pairwise(grid.levels), grid.middles, _steps(grid), strict=True):
@@ -117,7 +117,7 @@ def rk4(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
 
 
 def unipc(
-    x: Tensor, grid: Grid, *, order: int = 3, cond: Condition = None, frame: Frame | None = None
+    x: Tensor, grid: LevelGrid, *, order: int = 3, cond: Condition = None, frame: Frame | None = None
 ) -> Solver:
     """Predictor-corrector multistep on v (after UniPC, arXiv 2302.04867); one evaluation an interval.
 
@@ -179,7 +179,7 @@ def integral_weights(nodes: tuple[float, ...], start: float, end: float) -> Weig
     return tuple((h * solved).tolist())
 
 
-def alf(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
+def alf(x: Tensor, grid: LevelGrid, *, cond: Condition = None) -> Solver:
     """Asynchronous leapfrog, its auxiliary velocity started by one evaluation and dropped at the end.
 
     One evaluation an interval and one for the start. Arguments as in `ddim`.
@@ -189,7 +189,7 @@ def alf(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
 
 
 def alf_pair(
-    x: Tensor, grid: Grid, *, aux: Tensor | None = None, cond: Condition = None
+    x: Tensor, grid: LevelGrid, *, aux: Tensor | None = None, cond: Condition = None
 ) -> Generator[Query, Tensor, tuple[Tensor, Tensor]]:
     """Asynchronous leapfrog (Zhuang et al., arXiv 2102.04668), order 2, algebraically reversible in (x, aux).
 
@@ -216,7 +216,7 @@ def alf_pair(
     return x, aux
 
 
-def _steps(grid: Grid) -> list[float]:
+def _steps(grid: LevelGrid) -> list[float]:
     return [end - start for start, end in pairwise(grid.phis)]
 
 

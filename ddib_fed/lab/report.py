@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ddib_fed.data.shipped import load_shipped
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.bridge import integrate, soften
-from ddib_fed.diffusion.grids import Grid, grid_of, make_grid
+from ddib_fed.diffusion.grids import LevelGrid, grid_of, make_grid
 from ddib_fed.diffusion.plans import SolverSettings, lambda_at
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import InputError, ShapeMismatch
@@ -426,7 +426,7 @@ def latents_along(
 
 
 def _along(
-    x: Tensor, grid: Grid, model: DomainModel, encoder: str, at: dict[int, float]
+    x: Tensor, grid: LevelGrid, model: DomainModel, encoder: str, at: dict[int, float]
 ) -> Iterator[tuple[float, Tensor]]:
     """The states of one integration at the nodes `at`, by the depths that they are at, and its end."""
     denoiser, solver = model.denoiser(encoder=encoder), solvers.unipc(x, grid, order=3)

@@ -95,6 +95,16 @@ def misfits(network: AnyConfig, state: Mapping[str, Tensor]) -> Iterator[tuple[s
             yield key, "it holds NaN or infinity"
 
 
+def read_weights(data: bytes, source: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, float32 on the CPU."""
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise invalid(source, WEIGHTS_FILE, "", "it is not a safetensors file") from error
+    # One by one, to avoid a second copy of all.
+    return {key: tensors.pop(key).float() for key in list(tensors)}
+
+
 def read_file(folder: Path | Traversable, name: str, max_bytes: int, source: str) -> bytes:
     """One file of a bundle, read once."""
     try:
@@ -178,7 +188,6 @@ class Bundle:
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule that it was trained on."""
         return schedule_from_config(self.manifest.schedule)
 
     def network(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> nn.Module:
@@ -268,7 +277,7 @@ def save_bundle(
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
         bundle = _bundle(manifest, tensors, digest)
-        write_file(staging / MANIFEST_FILE, _text(bundle.manifest), private=True)
+        write_file(staging / MANIFEST_FILE, manifest_text(bundle.manifest), private=True)
         move_into_place(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -289,7 +298,7 @@ def _bundle(manifest: Manifest, tensors: Mapping[str, Tensor], weights_sha256: s
     return Bundle(named, own, named.digest())
 
 
-def _text(manifest: Manifest) -> bytes:
+def manifest_text(manifest: Manifest) -> bytes:
     return (json.dumps({"digest": manifest.digest(), **manifest.fields()}, indent=2) + "\n").encode()
 
 
@@ -297,7 +306,7 @@ def amend_bundle(path: Path, **fields: Any) -> Bundle:
     """Change fields of the manifest of the bundle in folder `path`, and its digest; its weights stay."""
     bundle = load_bundle(path)
     manifest = Manifest.model_validate({**dict(bundle.manifest), **fields})
-    _replace(path, MANIFEST_FILE, _text(manifest))
+    _replace(path, MANIFEST_FILE, manifest_text(manifest))
     return replace(bundle, manifest=manifest, digest=manifest.digest())
 
 
@@ -337,13 +346,7 @@ def read_bundle(folder: Path | Traversable, source: str, *, without: Collection[
         raise invalid(
             source, WEIGHTS_FILE, "weights_sha256", "the weights are not those that the manifest names"
         )
-    try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(weights)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise invalid(source, WEIGHTS_FILE, "", "it is not a safetensors file") from error
-    del weights
-    # One by one, to avoid a second copy of all.
-    state = {key: tensors.pop(key).float() for key in list(tensors)}
+    state = read_weights(weights, source)
     for key, problem in misfits(manifest.network, state):
         raise invalid(source, WEIGHTS_FILE, key, problem)
 

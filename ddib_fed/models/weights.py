@@ -73,9 +73,7 @@ _OPTIMISER = re.compile(r"opt\d*\.pt")
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """The weights in a file."""
-
+class WeightsFile:
     path: Path
     state: Mapping[str, Tensor] = field(repr=False)
     under: str
@@ -88,7 +86,6 @@ class Checkpoint:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Remarks about the weights, a sentence each."""
         said = []
         averaged = _AVERAGED.fullmatch(self.path.name)
         if averaged:
@@ -102,8 +99,7 @@ class Checkpoint:
         return tuple(said)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """The state dict in a .pt file."""
+def read_checkpoint(path: Path) -> WeightsFile:
     if not path.is_file():
         raise FileMissing(f"there is no file {path}")
     if _OPTIMISER.fullmatch(path.name):
@@ -127,12 +123,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return _checkpoint(path, found, under)
 
 
-def read_tensors(path: Path) -> Checkpoint:
+def read_tensors(path: Path) -> WeightsFile:
     return read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
 
 
-def read_safetensors(path: Path) -> Checkpoint:
-    """The tensors of a .safetensors file."""
+def read_safetensors(path: Path) -> WeightsFile:
     if not path.is_file():
         raise FileMissing(f"there is no file {path}")
     try:
@@ -142,14 +137,13 @@ def read_safetensors(path: Path) -> Checkpoint:
     return _checkpoint(path, found, "")
 
 
-def _checkpoint(path: Path, found: Mapping[str, Tensor], under: str) -> Checkpoint:
+def _checkpoint(path: Path, found: Mapping[str, Tensor], under: str) -> WeightsFile:
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in found.values()})
     state = {key: tensor.float() for key, tensor in renamed(found, _plain, path).items()}
-    return Checkpoint(path, state, under, tuple(dtypes))
+    return WeightsFile(path, state, under, tuple(dtypes))
 
 
 def renamed(found: Mapping[str, Tensor], rename: Callable[[str], str], path: Path) -> dict[str, Tensor]:
-    """Tensors under other names."""
     state: dict[str, Tensor] = {}
     for key, tensor in found.items():
         if rename(key) in state:
@@ -188,8 +182,6 @@ def _optimiser(path: Path) -> BundleInvalid:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One setting of an imported model."""
-
     key: str
     value: str
     basis: str
