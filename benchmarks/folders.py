@@ -143,7 +143,7 @@ def tell(folder: Path, files: int, *, most_items: int = 1_000) -> Story:
 
 def _tell(pair: Pair, scans: Path, out: Path, files: int, done: int) -> Story:
     command = [*DDIB, "translate", str(scans), "--to", STUB_TARGET, "--out", str(out), "--skip-bad",
-               "--steps", STEPS, "--profile", str(pair.profile)]  # fmt: skip
+               "--evaluations", STEPS, "--profile", str(pair.profile)]  # fmt: skip
     watcher = Watcher(out)
     codes, seconds, on_disk = [], [], []
     said = ""

@@ -28,8 +28,8 @@ from ddib_fed.protocol.messages import Settings
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
     from ddib_fed.client.client import Client
-    from ddib_fed.client.in_process import Here
-    from ddib_fed.client.views import Result
+    from ddib_fed.client.in_process import ProcessOptions
+    from ddib_fed.client.views import JobResult
     from ddib_fed.engine.local_party import LocalParty
     from ddib_fed.models.bundle import Bundle
 
@@ -163,7 +163,7 @@ _SHOWN = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Translated:
+class TranslatedSample:
     """One translated sample.
 
     Attributes:
@@ -246,25 +246,25 @@ class Translated:
         return " ".join(map(_html, shown)) + f"<br>{_escaped(repr(self))}"
 
 
-class Translations(Sequence[Translated]):
-    """Translated samples, in the order in which they were given."""
+class TranslatedSamples(Sequence[TranslatedSample]):
+    """TranslatedSample samples, in the order in which they were given."""
 
-    def __init__(self, each: Sequence[Translated]) -> None:
+    def __init__(self, each: Sequence[TranslatedSample]) -> None:
         self._each = tuple(each)
 
     @overload
-    def __getitem__(self, index: int) -> Translated: ...
+    def __getitem__(self, index: int) -> TranslatedSample: ...
 
     @overload
-    def __getitem__(self, index: slice) -> Translations: ...
+    def __getitem__(self, index: slice) -> TranslatedSamples: ...
 
-    def __getitem__(self, index: int | slice) -> Translated | Translations:
-        return self._each[index] if isinstance(index, int) else Translations(self._each[index])
+    def __getitem__(self, index: int | slice) -> TranslatedSample | TranslatedSamples:
+        return self._each[index] if isinstance(index, int) else TranslatedSamples(self._each[index])
 
     def __len__(self) -> int:
         return len(self._each)
 
-    def __iter__(self) -> Iterator[Translated]:
+    def __iter__(self) -> Iterator[TranslatedSample]:
         return iter(self._each)
 
     @property
@@ -278,7 +278,7 @@ class Translations(Sequence[Translated]):
 
     @property
     def arrays(self) -> list[NDArray[Any]]:
-        """All as arrays, see `Translated.array`."""
+        """All as arrays, see `TranslatedSample.array`."""
         return [each.array for each in self]
 
     def __repr__(self) -> str:
@@ -349,7 +349,7 @@ def translate(
     calibration: Calibration | str | Path | None = None,
     no_calibration: bool = False,
     on_progress: OnProgress | None = None,
-) -> Translations:
+) -> TranslatedSamples:
     """Translate samples of the source's domain to the target's and, for a cycle, back.
 
     In this process, source and target are models. Between institutions, `source` is a `ddib_fed.Client` of the
@@ -382,7 +382,7 @@ def translate(
         on_progress: Called with (samples done, in all).
 
     Returns:
-        One `Translated` for each sample, in order.
+        One `TranslatedSample` for each sample, in order.
 
     Raises:
         DdibError: A sample cannot be used (`facts["item"]` says which), the settings do not fit the models, or a node
@@ -423,17 +423,23 @@ def translate(
         )
     with extra("node", "torch", "translating in this process needs torch, which is not installed"):
         from ddib_fed.calibration.record import read_calibration
-        from ddib_fed.client.in_process import Here
+        from ddib_fed.client.in_process import ProcessOptions
 
     if isinstance(calibration, str | Path):
         calibration = read_calibration(Path(calibration))
     models = [each if isinstance(each, Model) else load(each) for each in (source, target)]
-    return _translations(_here(files, models, Here(soften_sigma, seed, calibration), asked, request))
+    return _translations(
+        _here(files, models, ProcessOptions(soften_sigma, seed, calibration), asked, request)
+    )
 
 
 def _here(
-    files: Sequence[bytes], models: Sequence[Model], here: Here, settings: Settings, request: dict[str, Any]
-) -> Iterator[Result]:
+    files: Sequence[bytes],
+    models: Sequence[Model],
+    here: ProcessOptions,
+    settings: Settings,
+    request: dict[str, Any],
+) -> Iterator[JobResult]:
     """Through models of this process: each picture at its own size in tiles, or fitted; those of one size together."""
     from ddib_fed.client.in_process import InProcess, scene_for
 
@@ -443,7 +449,7 @@ def _here(
         with _naming([number]):
             scene = scene_for(models[0].party.model, content, settings) if manifest.picture else None
         sizes.setdefault(scene, []).append(number)
-    found: dict[int, Result] = {}
+    found: dict[int, JobResult] = {}
     for scene, numbers in sizes.items():
         source, target = ((each if scene is None else each.of_scene(*scene)).party for each in models)
         with _naming(numbers):
@@ -467,10 +473,10 @@ def _naming(numbers: Sequence[int]) -> Iterator[None]:
         raise
 
 
-def _translations(results: Iterable[Result]) -> Translations:
-    return Translations(
+def _translations(results: Iterable[JobResult]) -> TranslatedSamples:
+    return TranslatedSamples(
         [
-            Translated({part: file.data for part, file in each.files.items()}, each.provenance.judged())
+            TranslatedSample({part: file.data for part, file in each.files.items()}, each.provenance.judged())
             for each in results
         ]
     )

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import rfc8785
 
@@ -57,57 +57,45 @@ def model_folder(path: Path) -> Path:
 def check_private_folder(folder: Path) -> None:
     """Check that only this user can write to a folder, or that it can be created."""
     there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-    try:
-        found = there.stat()
-    except OSError as exc:
-        raise ConfigError(
-            f"{there} cannot be used: {exc.strerror}", hint=f"namei -l {shlex.quote(str(there))}"
-        ) from exc
-    if not stat.S_ISDIR(found.st_mode):
-        raise ConfigError(f"{there} is no folder", hint=f"move {there} away")
+    _check_usable(there, folder=True)
     if there == folder:
         refuse_open_folder(folder)
-    if not _allows(there, os.R_OK | os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"{there} cannot be read and written by {_user(os.geteuid())}", hint=_opened(there, found, 0o700)
-        )
+    _check_allowed(there, 0o700)
 
 
 def check_private_file(path: Path) -> None:
     """Check that this user can read and write a file, or that it is missing."""
+    if os.path.lexists(path):
+        _check_usable(path, folder=False)
+        _check_allowed(path, 0o600)
+
+
+def _check_usable(path: Path, *, folder: bool) -> None:
     try:
-        found = path.stat()
-    except FileNotFoundError:
+        mode = path.stat().st_mode
+    except OSError as error:
+        hint = f"namei -l {shlex.quote(str(path))}"
+        raise ConfigError(f"{path} cannot be used: {error.strerror}", hint=hint) from error
+    if not (stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)):
+        raise ConfigError(f"{path} is no {'folder' if folder else 'file'}", hint=f"move {path} away")
+
+
+def _check_allowed(path: Path, mode: int) -> None:
+    wanted = mode >> 6
+    if os.access(path, wanted, effective_ids=os.access in os.supports_effective_ids):
         return
-    except OSError as exc:
-        raise ConfigError(
-            f"{path} cannot be used: {exc.strerror}", hint=f"namei -l {shlex.quote(str(path))}"
-        ) from exc
-    if not stat.S_ISREG(found.st_mode):
-        raise ConfigError(f"{path} is no file", hint=f"move {path} away")
-    if not _allows(path, os.R_OK | os.W_OK):
-        raise ConfigError(
-            f"{path} cannot be read and written by {_user(os.geteuid())}", hint=_opened(path, found, 0o600)
-        )
-
-
-def _opened(path: Path, found: os.stat_result, mode: int) -> str:
-    if found.st_uid != os.geteuid():
-        return f"chown {_user(os.geteuid())} {shlex.quote(str(path))}"
-    if found.st_mode & mode != mode:
-        return f"chmod {mode:o} {shlex.quote(str(path))}"
-    return f"findmnt -T {shlex.quote(str(path))} shows whether it is mounted read-only"
-
-
-def _allows(path: Path, mode: int) -> bool:
-    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
-
-
-def _user(number: int) -> str:
+    found, name = path.stat(), shlex.quote(str(path))
     try:
-        return pwd.getpwuid(number).pw_name
+        user = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
-        return str(number)
+        user = str(os.geteuid())
+    if found.st_uid != os.geteuid():
+        hint = f"chown {user} {name}"
+    elif found.st_mode & mode != mode:
+        hint = f"chmod {mode:o} {name}"
+    else:
+        hint = f"findmnt -T {name} shows whether it is mounted read-only"
+    raise ConfigError(f"{path} cannot be read and written by {user}", hint=hint)
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -133,23 +121,16 @@ def write_file(path: Path, data: bytes, *, private: bool = False, overwrite: boo
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        _place(temporary, path, overwrite=overwrite)
+        if overwrite:
+            temporary.replace(path)
+        else:
+            path.hardlink_to(temporary)
+    except FileExistsError as error:
+        hint = f"move {path} away first if it is meant to be replaced"
+        raise AlreadyExists(f"{path} exists and is not overwritten", hint=hint) from error
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
-
-
-def _place(temporary: Path, path: Path, *, overwrite: bool) -> None:
-    if overwrite:
-        temporary.replace(path)
-        return
-    try:
-        path.hardlink_to(temporary)
-    except FileExistsError as exc:
-        raise AlreadyExists(
-            f"{path} exists and is not overwritten",
-            hint=f"move {path} away first if it is meant to be replaced",
-        ) from exc
 
 
 def sync_each(paths: Sequence[Path] | Sequence[str]) -> dict[int, OSError]:
@@ -157,11 +138,7 @@ def sync_each(paths: Sequence[Path] | Sequence[str]) -> dict[int, OSError]:
 
     def sync(path: Path | str) -> OSError | None:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_folder(path)
         except OSError as error:
             return error
         return None
@@ -175,8 +152,8 @@ def sync_each(paths: Sequence[Path] | Sequence[str]) -> dict[int, OSError]:
 
 
 def sync_folder(folder: Path | str) -> None:
-    """Make added and removed names of a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Make added and removed names of a folder durable, or what was written to a file."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
@@ -233,16 +210,12 @@ def copy_folder(source: Path, path: Path) -> None:
         write_file(path / file.name, file.read_bytes(), private=True)
 
 
-def read_small(path: Path, *, hint: str = "", pipe: bool = False) -> bytes:
-    return _read(path, hint, pipe=pipe)
-
-
 def read_private(path: Path, *, hint: str = "", max_bytes: int = MAX_SMALL_FILE_BYTES) -> bytes:
     """The content of a secret file, if only its owner can read or replace it."""
     for folder in dict.fromkeys((path.parent, path.resolve().parent)):
         if folder.is_dir():
             refuse_open_folder(folder)
-    return _read(path, hint, private=True, max_bytes=max_bytes)
+    return read_small(path, hint=hint, private=True, max_bytes=max_bytes)
 
 
 def refuse_open_folder(folder: Path) -> None:
@@ -266,16 +239,6 @@ def refuse_open_folder(folder: Path) -> None:
     )
 
 
-def _check_private(file: BinaryIO, path: Path) -> None:
-    found = os.fstat(file.fileno())
-    _check_owner(path, found)
-    if found.st_mode & 0o077:
-        raise ConfigError(
-            f"{path} can be read by others than its owner (mode {stat.S_IMODE(found.st_mode):04o})",
-            hint=f"chmod 600 {shlex.quote(str(path))}",
-        )
-
-
 def _check_owner(path: Path, found: os.stat_result) -> None:
     if found.st_uid not in {os.geteuid(), 0}:
         raise ConfigError(
@@ -284,20 +247,31 @@ def _check_owner(path: Path, found: os.stat_result) -> None:
         )
 
 
-def _read(
+def read_small(
     path: Path,
-    hint: str,
     *,
+    hint: str = "",
     private: bool = False,
     pipe: bool = False,
     max_bytes: int = MAX_SMALL_FILE_BYTES,
 ) -> bytes:
+    """The content of a small file: a regular one, unless `pipe`; one that others cannot read, if `private`."""
+
+    def without_waiting(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)
+
     try:
-        with open(path, "rb", opener=None if pipe else _open_without_waiting) as file:
-            if not pipe and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        with open(path, "rb", opener=None if pipe else without_waiting) as file:
+            found = os.fstat(file.fileno())
+            if not pipe and not stat.S_ISREG(found.st_mode):
                 raise InputError(f"{path} is no regular file", hint=hint or f"move {path} away")
             if private:
-                _check_private(file, path)
+                _check_owner(path, found)
+            if private and found.st_mode & 0o077:
+                raise ConfigError(
+                    f"{path} can be read by others than its owner (mode {stat.S_IMODE(found.st_mode):04o})",
+                    hint=f"chmod 600 {shlex.quote(str(path))}",
+                )
             data = file.read(max_bytes + 1)
     except FileNotFoundError as exc:
         what = f"{path} is a link that leads nowhere" if path.is_symlink() else f"there is no {path}"
@@ -310,11 +284,6 @@ def _read(
     return data
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
-MAX_CLASSES = 1_000_000
 DIGEST_BYTES = 32
 MAX_SAFE_INTEGER = 2**53 - 1
 """Largest integer that every JSON implementation keeps exactly."""
@@ -351,8 +320,3 @@ def require(ok: bool, field: str, detail: str) -> None:
     """For domain types, which check what they demand of their fields where they are made."""
     if not ok:
         raise MessageInvalid(f"{field}: {detail}", facts={"field": field})
-
-
-def require_number(value: float, low: float, high: float, field: str) -> None:
-    # Written so that NaN fails.
-    require(low <= value <= high, field, f"must be from {low:g} to {high:g}")

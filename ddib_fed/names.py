@@ -26,8 +26,7 @@ LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _LABEL: Final = re.compile(LABEL)
 _INSTITUTION: Final = re.compile(rf"(?:{LABEL}\.)+{LABEL}")
 _DOMAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
+_ALPHABETS: Final = ("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "CHEROKEE", "LISU")
 _SIZE: Final = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 
@@ -75,34 +74,30 @@ def is_institution(text: str) -> bool:
 
 
 def readable(name: str) -> str:
-    return ".".join(map(_readable, name.split(".")))
+    """A DNS name with the letters beyond ASCII that its labels stand for."""
 
+    def read(label: str) -> str:
+        try:
+            return label[4:].encode("ascii").decode("punycode") if label.startswith("xn--") else label
+        except UnicodeError:
+            return label
 
-def _readable(label: str) -> str:
-    if not label.startswith("xn--"):
-        return label
-    try:
-        return label[4:].encode("ascii").decode("punycode")
-    except UnicodeError:
-        return label
+    return ".".join(map(read, name.split(".")))
 
 
 def resembles(name: str, other: str) -> bool:
-    one, two = _plain(name), _plain(other)
-    return len(one) == len(two) and all(a == b or _alike(a, b) for a, b in zip(one, two, strict=True))
+    """Whether a person may take one name for the other: letters of different alphabets that look alike."""
 
+    def plain(text: str) -> str:
+        letters = unicodedata.normalize("NFKD", readable(text)).lower()
+        return "".join(c for c in letters if not unicodedata.combining(c))
 
-def _alike(a: str, b: str) -> bool:
-    if a.isascii() == b.isascii():
-        return False
-    return unicodedata.name(max(a, b), "").startswith(
-        ("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "CHEROKEE", "LISU")
-    )
+    def alike(a: str, b: str) -> bool:
+        foreign = unicodedata.name(max(a, b), "").startswith(_ALPHABETS)
+        return a == b or (a.isascii() != b.isascii() and foreign)
 
-
-def _plain(name: str) -> str:
-    letters = unicodedata.normalize("NFKD", readable(name)).lower()
-    return "".join(c for c in letters if not unicodedata.combining(c))
+    one, two = plain(name), plain(other)
+    return len(one) == len(two) and all(map(alike, one, two))
 
 
 def is_domain(text: str) -> bool:

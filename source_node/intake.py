@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,7 @@ import torch
 
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.diffusion.gaussianity import LatentStatistics
-from ddib_fed.engine.party import Array, Decoded, Encoded, Translated
-from ddib_fed.engine.party import Item as Sample
+from ddib_fed.engine.party import Array, Decoded, Encoded, Item, Translated
 from ddib_fed.engine.record import Translation
 from ddib_fed.errors import (
     ChunkCorrupt,
@@ -30,16 +29,18 @@ from ddib_fed.node.role import NodeContext
 from ddib_fed.protocol.contract import Contract
 from ddib_fed.protocol.messages import ItemState
 from ddib_fed.v1 import common_pb2
-from source_node.group_commit import Change
-from source_node.records import Item, Job, Part, classes_of
+from source_node.records import NewFile, SpoolPart, StoredItem, StoredJob, classes_of
 from source_node.store import JobStore
 from source_node.submission import own_classes, recorded, target_classes
+
+log = logging.getLogger(__name__)
 
 RANGE_ROWS = 2_048
 """Points of a range. Not the engine's own measure: a restart, or another engine, must find the same ranges."""
 MOST_POINTS = 10_000_000
 """Of an item, whatever node.toml says (`LimitsSection`)."""
-
+ITEM_ERRORS = (InputError, LatentNotGaussian, ChunkCorrupt)
+"""What is wrong with one item and no other."""
 Made = tuple[Latent, LatentStatistics]
 """A latent that was made before."""
 
@@ -47,7 +48,7 @@ Made = tuple[Latent, LatentStatistics]
 class Numbers:
     """Numbers of the ranges of a job's items."""
 
-    def __init__(self, items: Sequence[Item], sample_shape: Sequence[int]) -> None:
+    def __init__(self, items: Sequence[StoredItem], sample_shape: Sequence[int]) -> None:
         self._stride = 1
         if len(sample_shape) == 1:  # a picture is one row
             # A number takes at least a byte.
@@ -84,21 +85,24 @@ def woven(parts: Sequence[Array]) -> Array:
 
 
 @dataclass(slots=True)
-class Work:
+class ItemWork:
     """An item between its input and its result."""
 
-    item: Item
+    item: StoredItem
     given: Given
     record: Translation
     ranges: list[slice]
     made: Mapping[int, Made]
-    stored: bool
     encoded: dict[int, Encoded] = field(default_factory=dict)
     found: dict[int, Translated] = field(default_factory=dict)
-    kept: Future[None] | None = None
 
     def samples(self, place: int) -> Array:
         return np.ascontiguousarray(self.given.samples[self.ranges[place]])
+
+    @property
+    def stored(self) -> bool:
+        """Whether the item's whole latent was made before."""
+        return bool(self.made) and self.item.state == ItemState.ENCODED
 
     @property
     def whole_latent(self) -> Made | None:
@@ -107,8 +111,7 @@ class Work:
             return None
         if len(self.ranges) == 1:
             return self.encoded[0].latent, self.encoded[0].statistics
-        parts = [self.encoded[place].latent for place in range(len(self.ranges))]
-        data = woven([part.data for part in parts])
+        data = woven([self.encoded[place].latent.data for place in range(len(self.ranges))])
         return Latent.from_array(data), measured(data)
 
     @property
@@ -124,15 +127,6 @@ class Work:
         back = [each.back for each in found if each.back is not None]
         there = _joined(self.item.index, [each.decoded for each in found])
         return there, _joined(self.item.index, back) if back else None
-
-
-def split(latent: Latent) -> dict[int, Made]:
-    """The ranges of a whole latent, as they were before they were joined."""
-    made = {}
-    for place, rows in enumerate(ranges_of(len(latent.data))):
-        part = Latent.from_array(np.ascontiguousarray(latent.data[rows]))
-        made[place] = part, measured(part.data)
-    return made
 
 
 def measured(data: Array) -> LatentStatistics:
@@ -154,13 +148,6 @@ def _joined(number: int, parts: Sequence[Decoded]) -> Decoded:
     )
 
 
-log = logging.getLogger(__name__)
-
-
-# What is wrong with one item and no other.
-ITEM_ERRORS = (InputError, LatentNotGaussian, ChunkCorrupt)
-
-
 class Intake:
     """Reads the items of one job under one contract."""
 
@@ -168,7 +155,7 @@ class Intake:
         self,
         node: NodeContext,
         store: JobStore,
-        job: Job,
+        job: StoredJob,
         samples: Samples,
         contract: Contract,
         numbers: Numbers,
@@ -186,10 +173,10 @@ class Intake:
 
     def each(
         self,
-        items: Sequence[Item],
-        begins: Callable[[Work], None],
+        items: Sequence[StoredItem],
+        begins: Callable[[ItemWork], None],
         fails: Callable[[int, DdibError], None],
-    ) -> Iterator[Sample]:
+    ) -> Iterator[Item]:
         """The ranges of the items, as they are needed; those of one class of the target behind one another."""
         peer = self._contract.target.institution
 
@@ -204,7 +191,7 @@ class Intake:
                 continue
             begins(work)
             for place in range(len(work.ranges)):
-                yield Sample(
+                yield Item(
                     self._numbers.of(item.index, place),
                     work.samples(place),
                     own,
@@ -212,16 +199,16 @@ class Intake:
                     noise,
                 )
 
-    def _by_target(self, items: Sequence[Item]) -> list[tuple[Item, int | None, int | None]]:
+    def _by_target(self, items: Sequence[StoredItem]) -> list[tuple[StoredItem, int | None, int | None]]:
         """The items with the indices of their classes, sorted by the target's: a call has one class."""
-        groups: dict[int | None, list[tuple[Item, int | None, int | None]]] = {}
+        groups: dict[int | None, list[tuple[StoredItem, int | None, int | None]]] = {}
         for item in items:
             own, to = classes_of(self._job.request, item.index)
             label = self._target_classes[to]
             groups.setdefault(label, []).append((item, self._own_classes[own], label))
         return [each for group in groups.values() for each in group]
 
-    def _begin(self, item: Item) -> Work:
+    def _begin(self, item: StoredItem) -> ItemWork:
         record = Translation.parse(item.provenance) if item.provenance else None
         made = self._made(item, record)
         if record is None or not made:
@@ -235,88 +222,63 @@ class Intake:
                 f"{rows} samples, and the peer takes {most} in one item",
                 facts={"points": rows, "limit_points": most},
             )
-        record = record.with_(**self._terms(), picture=given.picture)
-        stored = item.state == ItemState.ENCODED and bool(made)
-        return Work(item, given, record, ranges_of(rows), made, stored)
+        return ItemWork(
+            item, given, record.with_(**self._terms(), picture=given.picture), ranges_of(rows), made
+        )
 
-    def _made(self, item: Item, record: Translation | None) -> Mapping[int, Made]:
-        """The latents that were made before, to be sent as they are."""
+    def _made(self, item: StoredItem, record: Translation | None) -> Mapping[int, Made]:
+        """The latents of ranges that were made before, to be sent as they are; all of them of an encoded item."""
         if record is None:
             return {}
+        job_id, made, lost = self._job.job_id, dict[int, Made](), ""
         before = record.source_model_sha256, record.calibration_sha256
-        now = (
+        if before != (
             self._contract.source.model_sha256.hex(),
             recorded(self._contract)["calibration_sha256"],
-        )
-        if before != now:
-            log.info(
-                "item %d of job %s is encoded again: the model or the calibration was replaced",
-                item.index,
-                self._job.job_id,
-            )
-        elif item.state != ItemState.ENCODED:
-            return self._made_ranges(item)
-        elif (made := self._made_whole(item, record)) is not None:
-            return made
-        if item.state == ItemState.ENCODED:
-            self._store.advance(self._job.job_id, item.index, ItemState.RECEIVED)
+        ):
+            lost = "the model or the calibration was replaced"
         else:
-            self._store.keep(Change(self._job.job_id, item.index, forget_ranges=True)).result()
-        return {}
-
-    def _made_whole(self, item: Item, record: Translation) -> Mapping[int, Made] | None:
-        """The ranges of the stored latent; None when the disk lost it."""
-        try:
-            data = self._store.read_part(self._job.job_id, item.index, Part.ENCODED)
-            latent = self._latent(data)
-        except (ChunkCorrupt, ItemNotFound) as error:
-            log.warning("item %d of job %s is encoded again: %s", item.index, self._job.job_id, error.detail)
-            return None
-        if len(ranges_of(len(latent.data))) == 1:
-            return {0: (latent, LatentStatistics(**record.latent.model_dump()))}
-        return split(latent)
-
-    def _made_ranges(self, item: Item) -> Mapping[int, Made]:
-        """The ranges whose latents are stored although the item's is not yet."""
-        made = {}
-        for place, kept in self._store.ranges(self._job.job_id, item.index).items():
-            try:
-                data = self._store.read_part(self._job.job_id, item.index, kept)
-                latent = self._latent(data)
-            except (ChunkCorrupt, ItemNotFound) as error:
-                log.warning("a range of job %s is encoded again: %s", self._job.job_id, error.detail)
-                continue
-            made[place] = latent, measured(latent.data)
+            for part, place in self._store.parts(job_id, item.index):
+                if part != SpoolPart.ENCODED:
+                    continue
+                try:
+                    data = self._store.read_part(job_id, item.index, part, place)
+                    latent = Latent.from_bytes(data, self._node.running_engine.model.sample_shape)
+                except (ChunkCorrupt, ItemNotFound) as error:
+                    lost = error.detail
+                    continue
+                made[place] = latent, measured(latent.data)
+        if lost and (item.state == ItemState.ENCODED or not made):
+            made = {}
+            self._store.keep(job_id, item.index, state=ItemState.RECEIVED).result()
+        if lost:
+            log.info("item %d of job %s is encoded again: %s", item.index, job_id, lost)
         return made
 
-    def _latent(self, data: bytes) -> Latent:
-        return Latent.from_bytes(data, self._node.running_engine.model.sample_shape)
-
-    def _input(self, item: Item, size_rule: str) -> Given:
-        given = self._decoded(item, size_rule)
-        return given.at_model_size() if self._job.request.model_size else given
-
-    def _decoded(self, item: Item, size_rule: str) -> Given:
+    def _input(self, item: StoredItem, size_rule: str) -> Given:
         """The item's samples: as they were decoded when the job was submitted, by any model of the same rule."""
-        job_id = self._job.job_id
-
-        def load() -> bytes:
-            return self._store.read_part(job_id, item.index, Part.INPUT)
-
+        job_id, given = self._job.job_id, None
         try:
-            given = self._samples.again(self._store.read_part(job_id, item.index, Part.DECODED), size_rule)
+            decoded = self._store.read_part(job_id, item.index, SpoolPart.DECODED)
+            given = self._samples.again(decoded, size_rule)
         except (ChunkCorrupt, ItemNotFound) as error:
             log.info("item %d of job %s is decoded again: %s", item.index, job_id, error.detail)
-            given = None
         if given is None:
-            owner = self._job.owner
-            with self._node.decoding.file(owner, item.size_bytes, load, self._samples.memory) as content:
+            with self.file(item) as content:
                 given = self._samples.read(content, size_rule)
-                data = given.to_bytes(self._samples.rule)
-                self._store.put_part(
-                    job_id, item.index, Part.DECODED, data, common_pb2.MEDIA_TYPE_UNSPECIFIED
-                )
-        return given
+            data = given.to_bytes(self._samples.rule)
+            file = NewFile(SpoolPart.DECODED, data, common_pb2.MEDIA_TYPE_UNSPECIFIED)
+            self._store.keep(job_id, item.index, file).result()
+        return given.at_model_size() if self._job.request.model_size else given
+
+    def file(self, item: StoredItem) -> AbstractContextManager[bytes]:
+        """What the client sent, while the memory that it takes when it is decoded is reserved."""
+        return self._node.decoding.file(
+            self._job.owner,
+            item.size_bytes,
+            lambda: self._store.read_part(self._job.job_id, item.index, SpoolPart.INPUT),
+            self._samples.memory,
+        )
 
     def _terms(self) -> dict[str, Any]:
         """Of whom and under what contract, for the record."""

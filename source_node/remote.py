@@ -1,52 +1,36 @@
-"""An admitted peer as a `Party`: latents go out over Decode calls while the next ones are encoded.
+"""An admitted peer: what it says of itself, the contract with it, and Decode calls to it.
 
-A call carries many latents of one class. An item that the peer refuses ends its call, when the peer has answered what
-it had begun by then; the items that have no answer yet go into the next one as they are. A call that has had nothing to
-do for a while is ended too.
+Nothing that a peer says is believed: each answer is checked before it is used. Latents of a call go out as they come
+and translations come back as they are ready.
 """
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple, Self
 
 import grpc
-import torch
-from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace import Span
 
-from ddib_fed.engine.gate import pass_latent
-from ddib_fed.engine.party import (
-    Array,
-    Control,
-    Decoded,
-    Description,
-    Encoded,
-    Failed,
-    Labels,
-    Leg,
-    ToDecode,
-    ToEncode,
-)
+from ddib_fed.engine.party import Control
 from ddib_fed.errors import (
+    Cancelled,
+    ChunkCorrupt,
     DdibError,
+    DeadlineExceeded,
     DomainNotFound,
     InputError,
-    InternalError,
-    LatentNotGaussian,
     MessageInvalid,
-    PeerFault,
     PeerUnreachable,
-    PolicyDenied,
-    error_class,
 )
-from ddib_fed.latent import Latent
-from ddib_fed.node.role import settings_message
+from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.contract import (
+    MAX_EVALUATIONS,
     PROTOCOL,
     CalibrationTerms,
     Contract,
@@ -54,31 +38,29 @@ from ddib_fed.protocol.contract import (
     ContractSide,
     GuidanceTerms,
     confirm,
-    guidance_to_pb,
     require_protocol,
 )
-from ddib_fed.protocol.details import FACT, at_fault, checking_answers, is_number, refused_items
-from ddib_fed.protocol.latent import ApprovedLatent
+from ddib_fed.protocol.details import at_fault, checking_answers, failure_of_peer
+from ddib_fed.protocol.latent import ApprovedLatent, LatentOpener, anchor_from_pb
 from ddib_fed.protocol.messages import from_message, to_message
+from ddib_fed.protocol.streams import Announced, Assembler, Whole, open_file
 from ddib_fed.security import tls
 from ddib_fed.security.audit import Exchanged
-from ddib_fed.telemetry import OFF, Tracing, is_taken, named, trace_entries
+from ddib_fed.telemetry import is_taken, trace_entries
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
-from source_node.decode_call import (
-    IDLE_S,
-    Answer,
-    DecodeCall,
-    Filler,
-    LatentWindow,
-    Release,
-    Sent,
-    failure,
-    sending,
-)
 
-UNARY_TIMEOUT_S = 10.0
-# Longer than a few of the signs of life that a target sends (`target_node.stream.SIGN_OF_LIFE_S`).
-SILENCE_S = 120.0
+UNARY_TIMEOUT_S: Final = 10.0
+SILENCE_S: Final = 120.0
+"""Longer than a few of the signs of life that a target sends (`target_node.stream.SIGN_OF_LIFE_S`)."""
+MAX_SECONDS: Final = 1e7
+"""Beyond it, what a peer says of its own speed is not believed (and not recorded)."""
+ANSWERS: Final = {"point": common_pb2.MEDIA_TYPE_NPY, "picture": common_pb2.MEDIA_TYPE_PNG}
+"""What a translation comes back as."""
+APPROVED_AHEAD: Final = 1
+"""Latents that are fit to leave and wait for the wire."""
+STAGES: Final = frozenset({"decode", "encode"})
+FIRST_PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 10.0
 
 
 class Described(NamedTuple):
@@ -175,26 +157,204 @@ class Remote:
         control: Control,
         trace: Span | None = None,
     ) -> DecodeCall:
-        """Send latents as they come and read translations as they come."""
-        sent = Sent()
-        beside = trace_entries(trace if self.takes_traces else None)
-        try:
-            call = self._stub.Decode(sent.requests(header, latents), timeout=control.remaining_s(), **beside)
-        except ValueError as error:
-            raise self._closed() from error
-        return DecodeCall(
-            call,
+        """Send latents as they come, None after the last, and read translations as they come."""
+        call = DecodeCall(
             contract,
             header,
-            sent,
             max_file_bytes=self._max_file_bytes,
             silence_s=self._silence_s,
             control=control,
             hop=self.hop,
         )
+        beside = trace_entries(trace if self.takes_traces else None)
+        requests = call.requests(header, latents)
+        try:
+            call.answers = self._stub.Decode(requests, timeout=control.remaining_s(), **beside)
+        except ValueError as error:
+            raise self._closed() from error
+        return call
 
     def _closed(self) -> PeerUnreachable:
         return PeerUnreachable(f"the channel to {self.hop} was closed", hop=self.hop)
+
+
+# One call
+
+
+class Returned(NamedTuple):
+    """The latent of a translation: its bytes, of the digest that the peer announced, and otherwise unchecked."""
+
+    data: memoryview
+    sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAnswer:
+    """One item from the peer: the translation's file, and its latent's bytes when that was asked for; unchecked."""
+
+    item: int
+    file: bytes
+    seconds: float
+    sent_bytes: int
+    round_trip: Returned | None
+
+
+class DecodeCall:
+    """One Decode call, open for as long as its context: iterate over what comes back; `cancel` from any thread."""
+
+    answers: grpc.CallIterator[decoding_pb2.DecodeResponse]
+
+    def __init__(
+        self,
+        contract: Contract,
+        header: decoding_pb2.DecodeHeader,
+        *,
+        max_file_bytes: int,
+        silence_s: float,
+        control: Control,
+        hop: str,
+    ) -> None:
+        self.exchanged = Exchanged()
+        self._contract = contract
+        self._round_trip = header.round_trip
+        self._max_file_bytes = max_file_bytes
+        self._control = control
+        self._hop = hop
+        self._unanswered: dict[int, int] = {}
+        """Sizes of the latents that have gone out; filled on gRPC's thread, emptied on the reader's."""
+        self._all_sent = False
+        self._result: tuple[decoding_pb2.DecodedHeader, bytes] | None = None
+        self._latent_opener = LatentOpener(contract, max_items=header.items)
+        self._assembler = Assembler({"result": self._open_result, "latent": self._open_latent})
+        self._silence_s = silence_s
+        self._waits_since: float | None = None
+        self._over = threading.Event()
+        self._gave_up = False
+        self._exits = ExitStack()
+
+    def __enter__(self) -> Self:
+        listener = threading.Thread(target=self._listen, name="listener", daemon=True)
+        listener.start()
+        self._exits.callback(self.cancel)
+        self._exits.callback(listener.join)
+        self._exits.callback(self._over.set)
+        self._exits.enter_context(self._control.interrupting(self.cancel))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._exits.close()
+
+    def cancel(self) -> None:
+        self.answers.cancel()  # type: ignore[no-untyped-call]
+
+    def requests(
+        self, header: decoding_pb2.DecodeHeader, latents: Iterable[ApprovedLatent | None]
+    ) -> Iterator[decoding_pb2.DecodeRequest]:
+        """The call's messages, from latents that end with None when they are all."""
+        yield decoding_pb2.DecodeRequest(header=header)
+        with ReadAhead(latents, APPROVED_AHEAD, "approve") as ahead:
+            for latent in ahead.each():
+                if latent is None:
+                    self._all_sent = True
+                    return
+                self._unanswered[latent.item] = latent.size_bytes
+                self.exchanged.sent(latent.size_bytes)
+                yield from latent.stream(decoding_pb2.DecodeRequest)
+
+    def _listen(self) -> None:
+        """End the call when the peer was silent for too long: a node that hangs keeps its connection alive."""
+        while not self._over.wait(min(1.0, self._silence_s / 4)):
+            since = self._waits_since
+            if since is not None and time.monotonic() - since > self._silence_s:
+                self._gave_up = True
+                self.cancel()
+                return
+
+    def __iter__(self) -> Iterator[decoding_pb2.DecodeProgress | PeerAnswer]:
+        try:
+            yield from self._read()
+        except grpc.RpcError as error:
+            if self._gave_up:
+                self._control.check()
+                raise PeerUnreachable(
+                    f"nothing was heard of {self._hop} for too long", hop=self._hop
+                ) from error
+            raise failure(error, self._hop, self._control) from error
+        except (InputError, ChunkCorrupt) as error:
+            raise at_fault(error, self._hop) from error
+        if self._result is not None or self._unanswered or not self._all_sent:
+            raise at_fault(MessageInvalid("the stream ended before its last result"), self._hop)
+
+    def _read(self) -> Iterator[decoding_pb2.DecodeProgress | PeerAnswer]:
+        answers = iter(self.answers)
+        while True:
+            self._waits_since = time.monotonic()  # only the time that is spent waiting for a message counts
+            message = next(answers, None)
+            self._waits_since = None
+            if message is None:
+                break
+            if message.WhichOneof("message") == "progress":
+                progress = message.progress
+                if progress.steps > MAX_EVALUATIONS or progress.step > progress.steps > 0:
+                    raise MessageInvalid(f"step {progress.step} of {progress.steps}")
+                # Anything else is only a sign of life.
+                if progress.steps and progress.item in self._unanswered and progress.stage in STAGES:
+                    yield progress
+                continue
+            whole = self._assembler.feed(message)
+            answer = self._take(whole) if whole is not None else None
+            if answer is not None:
+                yield answer
+        self._assembler.end()
+
+    def _open_result(self, header: decoding_pb2.DecodedHeader) -> Announced:
+        if header.item not in self._unanswered:
+            raise MessageInvalid(f"a result for item {header.item}, which is not due")
+        if self._result is not None:
+            raise MessageInvalid("two results where a latent was due")
+        self.exchanged.anchor = anchor_from_pb(header) or self.exchanged.anchor
+        kind = self._contract.target.sample_kind
+        return open_file(header.file, max_bytes=self._max_file_bytes, accepted={ANSWERS[kind]})
+
+    def _open_latent(self, header: decoding_pb2.LatentHeader) -> Announced:
+        """The peer's own limits are in the contract: what was sent bounds what may come back."""
+        if self._result is None or header.item != self._result[0].item:
+            raise MessageInvalid("a latent without its result")
+        if (size := header.tensor.size_bytes) != (sent := self._unanswered[header.item]):
+            raise MessageInvalid(f"a latent of {size} bytes for one of {sent}")
+        return self._latent_opener(header)
+
+    def _take(self, whole: Whole) -> PeerAnswer | None:
+        """A finished item, once its last part is there."""
+        latent = None
+        if whole.kind == "result":
+            self._result = whole.header, bytes(whole.data)
+            if self._round_trip:
+                return None
+        else:
+            latent = Returned(whole.data, whole.header.tensor.sha256)
+        assert self._result is not None
+        (header, file), self._result = self._result, None
+        self.exchanged.received(len(file) + (0 if latent is None else len(latent.data)))
+        seconds = header.seconds if header.seconds < MAX_SECONDS else 0.0
+        return PeerAnswer(header.item, file, seconds, self._unanswered.pop(header.item), latent)
+
+
+def failure(error: grpc.RpcError, hop: str, control: Control | None = None) -> DdibError:
+    """What a failed call means for the job: only its own control cancels it or lets its time run out."""
+    found = failure_of_peer(error, hop)
+    if control is not None:
+        try:
+            control.check()
+        except DeadlineExceeded as late:
+            late.facts["last"] = found.detail
+            raise
+    if isinstance(found, Cancelled | DeadlineExceeded):
+        return PeerUnreachable(f"{hop} gave the call up, or did not answer in time ({found.reason})", hop=hop)
+    return found
+
+
+# All peers
 
 
 class Remotes:
@@ -228,10 +388,6 @@ class Remotes:
 
     def close(self) -> None:
         self._channels.close()
-
-
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 10.0
 
 
 @dataclass(slots=True)
@@ -304,184 +460,3 @@ class CircuitBreaker:
     def away(self) -> Collection[str]:
         with self._lock:
             return {name for name, peer in self._peers.items() if peer.reason}
-
-
-log = logging.getLogger(__name__)
-
-
-REFUSALS = (InputError, LatentNotGaussian, PeerFault)
-"""What may be wrong with an item and no other."""
-
-
-def refused_in(error: DdibError, window: LatentWindow) -> list[Failed]:
-    """The items without an answer that a peer's error names: its own, and others that were refused in the same call."""
-    number = error.facts.get("item", "")
-    reasons = refused_items(error.facts) | ({int(number): error.reason} if is_number(number) else {})
-    due = [item for item in sorted(reasons) if window.answered(item) is not None]
-    error.facts = {key: text for key, text in error.facts.items() if not key.startswith(FACT)}
-    return [Failed(item, error if str(item) == number else _like(error, item, reasons[item])) for item in due]
-
-
-def _like(error: DdibError, item: int, reason: str) -> DdibError:
-    """Another item's refusal, as the peer said it with the first one's."""
-    kind = error_class(reason)
-    other = (kind if issubclass(kind, REFUSALS) else InternalError)(
-        hop=error.hop, facts={"item": item}, incident=error.incident
-    )
-    other.says = error.says
-    return other
-
-
-def description_of(side: ContractSide) -> Description:
-    """One side of a contract as a party describes itself; a contract does not carry the model's name."""
-    return Description(
-        side.institution,
-        "",
-        side.domain,
-        side.sample_kind,
-        side.sample_shape,
-        side.model_sha256.hex(),
-        side.soften_sigma,
-        side.classes,
-    )
-
-
-class RemoteParty:
-    """The model of an admitted peer, for one job."""
-
-    def __init__(
-        self,
-        remote: Remote,
-        contract: Contract,
-        *,
-        request_id: str,
-        read: Callable[[bytes, int], Array],
-        release: Release,
-        receipt: Callable[[Exchanged], object],
-        batch_rows: int,
-        idle_s: float = IDLE_S,
-        tracing: Tracing = OFF,
-        trace: Span | None = None,
-    ) -> None:
-        self._tracing, self._trace = tracing, trace
-        self._receipt = receipt
-        self._batch_rows = batch_rows
-        self._idle_s = idle_s
-        self._remote = remote
-        self._contract = contract
-        self._request_id = request_id
-        self._read = read
-        self._release = release
-
-    def describe(self) -> Description:
-        return description_of(self._contract.target)
-
-    def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:  # noqa: ARG002
-        raise PolicyDenied(f"{self._remote.institution} encodes for its own clients alone")
-
-    def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
-        window = LatentWindow(leg.control or Control(), self._batch_rows, idle_s=self._idle_s)
-        with Filler(lambda: self._fill(latents, window), window) as filler:
-            while (first := window.first()) is not None:
-                yield from self._one_call(first.label, window, filler, leg)
-            filler.reraise()
-
-    def _fill(self, latents: Iterable[ToDecode], window: LatentWindow) -> None:
-        try:
-            for latent in latents:
-                window.put(latent)
-            window.put(None)
-        finally:
-            if isinstance(latents, Generator):
-                latents.close()
-
-    def _one_call(
-        self, label: Labels, window: LatentWindow, filler: Filler, leg: Leg
-    ) -> Iterator[Decoded | Failed]:
-        peer = self._remote.institution
-        with self._tracing.span("wire", kind=SpanKind.CLIENT, parent=self._trace, peer=peer) as span:
-            yield from self._traced_call(label, window, filler, leg, span)
-
-    def _traced_call(
-        self, label: Labels, window: LatentWindow, filler: Filler, leg: Leg, span: Span
-    ) -> Iterator[Decoded | Failed]:
-        most = self._contract.limits.max_items_per_stream
-        control = leg.control or Control()
-        latents = sending(window, self._release, filler.fail, label, most)
-        header = decoding_pb2.DecodeHeader(
-            contract_sha256=self._contract.digest,
-            request_id=self._request_id,
-            solver=settings_message(leg.settings),
-            round_trip=leg.round_trip,
-            items=most,
-            target_class=label if isinstance(label, int) else None,
-            guidance=guidance_to_pb(leg.guidance),
-        )
-        trace = span if self._tracing.shares_with(self._remote.institution) else None
-        call = self._remote.decode(self._contract, header, latents, control, trace)
-        filler.call = call
-        try:
-            with call:
-                yield from self._answers(call, window, leg)
-        except REFUSALS as error:
-            # A refusal of items ends those items; what is wrong with the stream itself names none.
-            failed = refused_in(error, window)
-            if not failed:
-                raise filler.cause(control, error) from None
-            yield from failed
-        except DdibError as error:
-            raise filler.cause(control, error) from None
-        finally:
-            filler.call = None
-            window.end()
-            self._receipt(call.exchanged)
-            span.set_attributes(
-                named(
-                    items_sent=call.exchanged.sent_items,
-                    bytes_sent=call.exchanged.sent_bytes,
-                    items_received=call.exchanged.received_items,
-                    bytes_received=call.exchanged.received_bytes,
-                )
-            )
-
-    def _answers(self, call: DecodeCall, window: LatentWindow, leg: Leg) -> Iterator[Decoded | Failed]:
-        for answer in call:
-            if isinstance(answer, decoding_pb2.DecodeProgress):
-                if leg.on_step is not None:
-                    leg.on_step(
-                        answer.item,
-                        "decode" if answer.stage == "decode" else "encode",
-                        answer.step,
-                        answer.steps,
-                    )
-                continue
-            sent = window.answered(answer.item)
-            assert sent is not None  # the call takes answers to what it sent
-            yield self._outcome(answer, sent, leg)
-
-    def _outcome(self, answer: Answer, sent: ToDecode, leg: Leg) -> Decoded | Failed:
-        """What an answer holds; what cannot be used ends its item and no other."""
-        count = len(sent.latent.data)
-        try:
-            samples = self._read(answer.file, count)
-            again = None if answer.round_trip is None else self._again(answer, count, leg)
-        except (InputError, LatentNotGaussian) as error:
-            return Failed(answer.item, self.unusable(error))
-        returned = 0 if answer.round_trip is None else len(answer.round_trip.data)
-        crossed = answer.sent_bytes + len(answer.file) + returned
-        return Decoded(answer.item, samples, None, answer.seconds, again, crossed)
-
-    def unusable(self, error: DdibError) -> PeerFault:
-        """What is said of an answer that cannot be used: the fault is the peer's, not the client's."""
-        fault = at_fault(error, self._remote.hop)
-        log.warning("request %s: %s", self._request_id, fault.detail)
-        return fault
-
-    def _again(self, answer: Answer, count: int, leg: Leg) -> Encoded:
-        returned = answer.round_trip
-        assert returned is not None  # whoever asks has seen it
-        latent = Latent.from_bytes(returned.data, self._contract.sample_shape, sha256=returned.sha256)
-        if len(latent.data) != count:
-            raise MessageInvalid(f"a latent of {len(latent.data)} samples for one of {count}")
-        statistics = pass_latent(torch.from_numpy(latent.data.copy()), leg)
-        return Encoded(answer.item, latent, statistics, 0.0)

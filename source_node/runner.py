@@ -16,7 +16,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 
 from ddib_fed.engine.party import Control
 from ddib_fed.errors import (
@@ -27,13 +26,11 @@ from ddib_fed.errors import (
     Draining,
     ExhaustedError,
     InternalError,
-    JobNotFound,
     NotReady,
     PeerFault,
     PeerSuspended,
     PeerUnreachable,
     QuotaSpent,
-    StateConflict,
     Unauthenticated,
     UnavailableError,
 )
@@ -42,20 +39,20 @@ from ddib_fed.node.interceptors import within_share
 from ddib_fed.node.logs import fields
 from ddib_fed.node.role import NodeContext
 from ddib_fed.protocol.messages import ItemState, JobState
+from ddib_fed.v1.common_pb2 import ErrorDetail
 from source_node.events import EventHub
 from source_node.intake import rows_about
-from source_node.pipeline import Pipeline
-from source_node.records import PENDING_ITEMS, Job, error_record, last_cause
+from source_node.pipeline import JobPipeline
+from source_node.records import PENDING_ITEMS, DueJob, ItemCounts, StoredJob, error_record
 from source_node.remote import FIRST_PAUSE_S, LONGEST_PAUSE_S, CircuitBreaker, Remotes
-from source_node.staging import Due
-from source_node.store import JobStore, Progress
+from source_node.store import JobStore
 from source_node.submission import trace_key
 
 log = logging.getLogger(__name__)
 
 
 def log_end(
-    job: Job, state: JobState, progress: Progress, now: float, reason: str = "", detail: str = ""
+    job: StoredJob, state: JobState, progress: ItemCounts, now: float, reason: str = "", detail: str = ""
 ) -> None:
     """Log that a job has ended; file names are not known here, and never in the log."""
     failed = progress.count(ItemState.FAILED)
@@ -95,12 +92,8 @@ ABSENT = (PeerUnreachable, NotReady, Draining)
 """Errors of a peer that takes no job at all now."""
 
 
-def renews_in_time(error: QuotaSpent, job: Job, now: float) -> bool:
-    return error.retry_after_s is not None and now + error.retry_after_s < job.deadline
-
-
 class RetryPauses:
-    """RetryPauses between the tries of each job, which grow while nothing moves."""
+    """Pauses between the tries of each job, which grow while nothing moves."""
 
     def __init__(self) -> None:
         self._next: dict[str, float] = {}
@@ -135,12 +128,10 @@ class JobRunner:
         self._closing = False
         self._looking = False
         self._draining = False
-        self._controls: dict[str, Control] = {}
+        self._running: dict[str, tuple[DueJob, Control]] = {}
+        """Jobs that a thread of this process works on; any other that is RUNNING in the store is put back."""
         self._circuit = CircuitBreaker()
-        self._running: dict[str, Due] = {}
-        self._chosen: Due | None = None
         self._retry_pauses = RetryPauses()
-        self._stranded: set[str] = set()
         self._most = node.config.engine.running_jobs
         self._threads = [
             threading.Thread(target=self._run, name=f"job-{n}", daemon=True) for n in range(self._most)
@@ -157,8 +148,8 @@ class JobRunner:
     def away(self) -> Collection[str]:
         return self._circuit.away
 
-    def accepted(self, job: Job) -> None:
-        """A job was accepted; its watchers hear at once if it has to wait."""
+    def accepted(self, job: StoredJob) -> None:
+        """A job was accepted; its watchers are told at once if it has to wait."""
         if reason := self._circuit.reason(job.request.target_institution):
             self._publish(job.job_id, JobState.QUEUED, stage="wait", reason=reason)
         self.wake()
@@ -168,23 +159,21 @@ class JobRunner:
             self._wake.notify_all()
 
     def cancel(self, job_id: str) -> None:
-        if (control := self._controls.get(job_id)) is not None:
-            control.cancel(Cancelled(facts={"job": job_id}))
+        if (running := self._running.get(job_id)) is not None:
+            running[1].cancel(Cancelled(facts={"job": job_id}))
 
     def drain(self, timeout_s: float) -> None:
         """Start no more jobs; return when the running ones are done, or after the time."""
-        deadline = time.monotonic() + timeout_s
         with self._wake:
             self._draining = True
             self._wake.notify_all()
-            while self._controls and time.monotonic() < deadline:
-                self._wake.wait(min(0.5, max(0.01, deadline - time.monotonic())))
+            self._wake.wait_for(lambda: not self._running, timeout_s)
 
     def close(self) -> None:
         """Stop at the next step; running jobs go on at the next start."""
         self._closing = True
         self.wake()
-        for control in list(self._controls.values()):
+        for _, control in list(self._running.values()):
             control.cancel(Draining())
         for thread in filter(threading.Thread.is_alive, self._threads):
             thread.join(timeout=10)
@@ -198,87 +187,73 @@ class JobRunner:
         if (taken := self._next()) is None:
             return False
         job, control = taken
-        stranded = False
         try:
             self._work(job, control)
         except Exception:
-            # The store itself failed (disk full, for one): running in its books, and nobody works on it.
+            # The store itself failed (disk full, for one): the job is put back once it can be.
             log.exception("job %s could not be brought to an end; it is tried again", job.job_id)
-            stranded = True
         self._circuit.end(job.request.target_institution, job.job_id)
         with self._wake:
-            if self._controls.get(job.job_id) is control:  # put back, it may run on another thread already
-                del self._controls[job.job_id]
+            if self._running[job.job_id][1] is control:  # put back, it may run on another thread already
                 del self._running[job.job_id]
-            if stranded:
-                self._stranded.add(job.job_id)
             self._wake.notify_all()
         return True
 
-    def _next(self) -> tuple[Job, Control] | None:
+    def _next(self) -> tuple[StoredJob, Control] | None:
         """The next job, or None when closing. One idle thread looks; the others wait for it to find something."""
         with self._wake:
             while not (self._closing or self._draining):
                 if self._looking:
                     self._wake.wait()
                     continue
-                if (job := self._claim()) is not None:
-                    control = self._controls[job.job_id] = Control(
-                        time.monotonic() + job.deadline - self._store.now()
-                    )
-                    self._circuit.begin(job.request.target_institution, job.job_id)
+                if (taken := self._claim()) is not None:
                     self._wake.notify_all()
-                    return job, control
+                    return taken
                 self._looking = True
                 self._wake.wait(LOOK_EVERY_S)
                 self._looking = False
         return None
 
-    def _claim(self) -> Job | None:
+    def _claim(self) -> tuple[StoredJob, Control] | None:
         """A job that is due; none, too, while the store cannot say: a full disk must not end the workers."""
         try:
-            self._take_back_stranded()
-            job = self._store.claim(self._choose)
+            for job_id in self._store.running():
+                if job_id not in self._running:
+                    self._store.put_back(job_id, self._retry_pauses.next(job_id))
+            chosen = self._choose(self._store.due())
+            job = None if chosen is None else self._store.claim(chosen.job_id)
         except Exception:
             log.exception("the job store cannot be used now; it is tried again")
-            if self._chosen is not None:  # perhaps running in its books already, and nobody works on it
-                self._stranded.add(self._chosen.job_id)
             return None
-        else:
-            if job is not None and self._chosen is not None:
-                self._running[job.job_id] = self._chosen
-            return job
-        finally:  # a choice is of one claim alone
-            self._chosen = None
+        if chosen is None or job is None:
+            return None
+        control = Control(time.monotonic() + job.deadline - self._store.now())
+        self._running[job.job_id] = chosen, control
+        self._circuit.begin(chosen.target, job.job_id)
+        return job, control
 
-    def _choose(self, due: Sequence[Due]) -> Due | None:
-        counts = Counter(each.owner for each in self._running.values())
+    def _choose(self, due: Sequence[DueJob]) -> DueJob | None:
+        """The next job: one whose time is over, or of the client that has fewest running, the oldest first."""
+        counts = Counter(each.owner for each, _ in self._running.values())
         some = [each for each in due if each.overdue or self._may_run(each, counts)]
-        self._chosen = min(some, key=lambda each: (not each.overdue, counts[each.owner]), default=None)
-        return self._chosen
+        return min(some, key=lambda each: (not each.overdue, counts[each.owner]), default=None)
 
-    def _may_run(self, due: Due, counts: Counter[str]) -> bool:
+    def _may_run(self, due: DueJob, counts: Counter[str]) -> bool:
         """Whether the client has a worker left, and the job's peer answers."""
         if not within_share(counts[due.owner], self._most - counts.total(), self._most):
             return False
         if self._is_large(due):
-            large = Counter(each.owner for each in self._running.values() if self._is_large(each))
+            large = Counter(each.owner for each, _ in self._running.values() if self._is_large(each))
             if not within_share(large[due.owner], LARGE_JOBS - large.total(), LARGE_JOBS):
                 return False
         return self._circuit.may_try(due.target)
 
-    def _is_large(self, due: Due) -> bool:
+    def _is_large(self, due: DueJob) -> bool:
         """More than a batch."""
         engine = self._node.running_engine
         return rows_about(due.items, due.size_bytes, engine.model.sample_shape) > max(1, engine.window // 2)
 
-    def _take_back_stranded(self) -> None:
-        for job_id in list(self._stranded):
-            with suppress(StateConflict, JobNotFound):
-                self._store.put_back(job_id, self._retry_pauses.next(job_id))
-            self._stranded.discard(job_id)
-
-    def _work(self, job: Job, control: Control) -> None:
+    def _work(self, job: StoredJob, control: Control) -> None:
         self._publish(job.job_id, JobState.RUNNING)
         try:
             self._attempt(job, control)
@@ -302,16 +277,7 @@ class JobRunner:
             log.exception("incident %s in job %s", incident, job.job_id)
             self._finish(job, JobState.FAILED, InternalError(incident=incident))
 
-    def _set_aside(self, job: Job, error: DdibError) -> None:
-        """For later, or for the next start."""
-        if self._closing:
-            log.info("job %s is left for the next start", job.job_id)
-        elif isinstance(error, QuotaSpent) and not renews_in_time(error, job, self._store.now()):
-            self._finish(job, JobState.FAILED, error)
-        else:
-            self._postpone(job, error)
-
-    def _attempt(self, job: Job, control: Control) -> None:
+    def _attempt(self, job: StoredJob, control: Control) -> None:
         """Run the pipeline over what is left."""
         control.check()
         if self._store.is_cancelled(job.job_id):
@@ -328,7 +294,7 @@ class JobRunner:
             peer=target,
             evaluations=request.solver.evaluations,
         ) as span:
-            Pipeline(
+            JobPipeline(
                 self._node,
                 self._store,
                 self._events,
@@ -344,28 +310,35 @@ class JobRunner:
         if self._circuit.answered(target):
             self.wake()
 
-    def _postpone(self, job: Job, error: DdibError) -> None:
-        """Queue the job again for later, so that others get the worker; pauses grow while nothing moves."""
+    def _set_aside(self, job: StoredJob, error: DdibError) -> None:
+        """For later, so that others get the worker, or for the next start; pauses grow while nothing moves."""
+        if self._closing:
+            log.info("job %s is left for the next start", job.job_id)
+            return
+        left, asked = job.deadline - self._store.now(), error.retry_after_s or 0.0
+        if isinstance(error, QuotaSpent) and (error.retry_after_s is None or asked >= left):
+            self._finish(job, JobState.FAILED, error)
+            return
         if self._has_moved(job):
             self._retry_pauses.end(job.job_id)
         error = self._explained(job, error)
         if error.hop:
             self._node.peer_problems.failed(job.request.target_institution, error)
         # The time to come back from a full disk is for clients: here it is looked at again after the usual pause.
-        asked = 0.0 if isinstance(error, DiskFull) and not error.hop else error.retry_after_s or 0.0
+        if isinstance(error, DiskFull) and not error.hop:
+            asked = 0.0
         delay = max(asked, self._retry_pauses.next(job.job_id))
         self._note_presence(job, error)
         log.info("job %s waits %.1f s: %s (%s)", job.job_id, delay, error.reason, error.detail)
-        delay = min(delay, max(0.0, job.deadline - self._store.now()))
-        self._store.put_back(job.job_id, delay, error_record(error))
-        if self._store.is_cancelled(job.job_id):  # while it ran: it need not wait to hear it
+        self._store.put_back(job.job_id, min(delay, max(0.0, left)), error_record(error))
+        if self._store.is_cancelled(job.job_id):  # while it ran: it need not wait for its end
             self._store.cancel(job.job_id, job.owner)
             self._retry_pauses.end(job.job_id)
             self._announce(job, JobState.CANCELLED, Cancelled.reason)
         else:
             self._publish(job.job_id, JobState.QUEUED, stage="wait", reason=error.reason)
 
-    def _note_presence(self, job: Job, error: DdibError) -> None:
+    def _note_presence(self, job: StoredJob, error: DdibError) -> None:
         """Note whether the peer answers, as a refusal is; that it does not is published once for all jobs for it."""
         target = job.request.target_institution
         if not error.hop:
@@ -377,17 +350,18 @@ class JobRunner:
                 if other != job.job_id:
                     self._publish(other, JobState.QUEUED, stage="wait", reason=error.reason)
 
-    def _has_moved(self, job: Job) -> bool:
-        before = {item.index: item.state for item in job.items}
-        return any(before[item.index] != item.state for item in self._store.get(job.job_id).items)
+    def _has_moved(self, job: StoredJob) -> bool:
+        return [item.state for item in job.items] != [
+            item.state for item in self._store.get(job.job_id).items
+        ]
 
-    def _explained(self, job: Job, error: DdibError) -> DdibError:
+    def _explained(self, job: StoredJob, error: DdibError) -> DdibError:
         found = self._remotes.explained(job.request.target_institution, error, DIAGNOSE_TIMEOUT_S)
         if isinstance(found, PeerUnreachable) and not found.incident:
             found.facts.setdefault("found", found.detail)  # this node's words
         return found
 
-    def _late(self, job: Job, error: DeadlineExceeded) -> DeadlineExceeded:
+    def _late(self, job: StoredJob, error: DeadlineExceeded) -> DeadlineExceeded:
         """The end of a job's time, with what it was spent on."""
         progress = self._store.progress(job.job_id)
         facts = {
@@ -398,14 +372,14 @@ class JobRunner:
         if "last" in error.facts:
             hop = f"target {job.request.target_institution}"
             found = self._explained(job, PeerUnreachable(error.facts["last"], hop=hop))
-            facts["last"] = last_cause(error_record(found))
+            facts["last"] = _last_cause(error_record(found))
         elif waited is not None and not self._has_moved(job):
-            facts["last"] = last_cause(waited)
+            facts["last"] = _last_cause(waited)
         elif job.started >= job.deadline:
             facts["last"] = "it was not begun before: this node was busy, or stopped"
         return DeadlineExceeded(f"of job {job.job_id}", facts=facts, hop=error.hop)
 
-    def _finish_by_items(self, job: Job) -> None:
+    def _finish_by_items(self, job: StoredJob) -> None:
         """Finished when at least one item came through; failed, with the first item's error, when none did."""
         self._retry_pauses.end(job.job_id)
         progress = self._store.progress(job.job_id)
@@ -418,28 +392,26 @@ class JobRunner:
             self._store.finish(job.job_id, JobState.FAILED, error)
             self._announce(job, JobState.FAILED, error.reason)
 
-    def _finish(self, job: Job, state: JobState, error: DdibError) -> None:
+    def _finish(self, job: StoredJob, state: JobState, error: DdibError) -> None:
         self._retry_pauses.end(job.job_id)
         self._store.finish(job.job_id, state, error_record(error))
         self._announce(job, state, error.reason, error.detail)
 
-    def _announce(self, job: Job, state: JobState, reason: str, detail: str = "") -> None:
-        """Tell those who watch, whatever the audit log does: the job has ended, and nothing more will tell them."""
+    def _announce(self, job: StoredJob, state: JobState, reason: str, detail: str = "") -> None:
+        """Tell those who watch that the job has ended; nothing more will tell them."""
         progress = self._publish(job.job_id, state, reason=reason)
         log_end(job, state, progress, self._store.now(), reason, detail)
-        try:
-            self._node.audit.done("job_" + state.lower(), job=job.job_id, reason=reason)
-        except OSError:
-            log.exception("the end of job %s could not be written to the audit log now", job.job_id)
 
-    def _publish(self, job_id: str, state: JobState, *, stage: str = "", reason: str = "") -> Progress:
+    def _publish(self, job_id: str, state: JobState, *, stage: str = "", reason: str = "") -> ItemCounts:
         progress = self._store.progress(job_id)
         self._events.publish(
-            job_id,
-            state=state,
-            stage=stage,
-            reason=reason,
-            items_done=progress.done,
-            items=progress.items,
+            job_id, state, stage=stage, reason=reason, items_done=progress.done, items=progress.items
         )
         return progress
+
+
+def _last_cause(detail: ErrorDetail) -> str:
+    """A kept error in a few words: who, what was found, and the reason."""
+    who = detail.institution or detail.facts.get("peer", "")
+    what = detail.facts.get("found") or f"{detail.sentence} ({detail.reason})"
+    return f"{who}: {what}" if who else what

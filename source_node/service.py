@@ -33,17 +33,24 @@ from ddib_fed.protocol.streams import stream_file
 from ddib_fed.security import tls
 from ddib_fed.telemetry import named, trace_of
 from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
-from source_node.audit_repair import accepted_values, repair_audit
-from source_node.database import rehearse
 from source_node.events import EventHub
-from source_node.records import PENDING_ITEMS, Item, Job, JobLimits, Part, PartRecord, classes_of
+from source_node.records import (
+    PENDING_ITEMS,
+    ItemCounts,
+    JobLimits,
+    SpoolFile,
+    SpoolPart,
+    StoredItem,
+    StoredJob,
+    classes_of,
+)
 from source_node.remote import Remotes
 from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner, log_end
 from source_node.spool import Reserve
-from source_node.store import NOTHING_YET, JobStore, Progress, Recording
+from source_node.store import JobStore
 from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, active_terms, caller_uri, trace_key
 
-PARTS = tuple(enum_members(Part, translation_pb2.ResultPart.DESCRIPTOR).values())
+PARTS = tuple(enum_members(SpoolPart, translation_pb2.ResultPart.DESCRIPTOR).values())
 """The files that a client fetches."""
 
 
@@ -51,7 +58,9 @@ def event_message(event: Event) -> translation_pb2.WatchJobResponse:
     return to_message(event, translation_pb2.WatchJobResponse)
 
 
-def job_message(job: Job, progress: Progress | None = None, *, expires: float = 0.0) -> translation_pb2.Job:
+def job_message(
+    job: StoredJob, progress: ItemCounts | None = None, *, expires: float = 0.0
+) -> translation_pb2.Job:
     """A job with its items; or without them, but with how many there are, from `progress`. `expires` is Unix time."""
     done = sum(item.state not in PENDING_ITEMS for item in job.items) if progress is None else progress.done
     request = job.request
@@ -79,7 +88,7 @@ def job_message(job: Job, progress: Progress | None = None, *, expires: float = 
     )
 
 
-def item_message(job: Job, item: Item) -> translation_pb2.Item:
+def item_message(job: StoredJob, item: StoredItem) -> translation_pb2.Item:
     """One item of a job."""
     own, other = classes_of(job.request, item.index)
     classes = translation_pb2.ItemClasses(source_class=own, target_class=other)
@@ -92,7 +101,7 @@ def item_message(job: Job, item: Item) -> translation_pb2.Item:
     )
 
 
-def file_message(record: PartRecord) -> common_pb2.FileHeader:
+def file_message(record: SpoolFile) -> common_pb2.FileHeader:
     """The header of a file in the spool."""
     return common_pb2.FileHeader(
         media_type=common_pb2.MediaType.Name(record.media_type),
@@ -101,7 +110,7 @@ def file_message(record: PartRecord) -> common_pb2.FileHeader:
     )
 
 
-def record_of(job: Job, item: Item) -> Translation:
+def record_of(job: StoredJob, item: StoredItem) -> Translation:
     """How a result came about, as the pipeline stored it."""
     record, request = Translation.parse(item.provenance), job.request
     if record is None:
@@ -190,7 +199,6 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         if not repeated:
             self._tell(job.job_id)
             self._runner.accepted(job)
-            self._node.audit.done("job_accepted", **accepted_values(job, len(job.items)))
         return translation_pb2.SubmitJobResponse(
             job_id=job.job_id, state=f"JOB_STATE_{job.state.name}", repeated_request=repeated
         )
@@ -225,7 +233,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             jobs=[
                 job_message(
                     job,
-                    progress.get(job.job_id, NOTHING_YET),
+                    progress.get(job.job_id, ItemCounts()),
                     expires=self._store.unix_time(job.expires),
                 )
                 for job in jobs
@@ -236,12 +244,10 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self, request: translation_pb2.CancelJobRequest, context: grpc.ServicerContext
     ) -> translation_pb2.CancelJobResponse:
         before = self._store.head(request.job_id, caller_uri())
-        state = self._store.cancel(
-            request.job_id, caller_uri(), recorded=lambda: self._doing("job_cancel", request.job_id)
-        )
+        state = self._store.cancel(request.job_id, caller_uri())
         self._runner.cancel(request.job_id)
         if state == JobState.CANCELLED:
-            self._events.publish(request.job_id, state=state)
+            self._events.publish(request.job_id, state)
             if not before.state.ended:
                 progress = self._store.progress(request.job_id)
                 log_end(before, state, progress, self._store.now(), Cancelled.reason)
@@ -269,35 +275,19 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         pairs = [(item.item, item.sha256) for item in request.items]
         _require_once([index for index, _ in pairs])
         remaining = self._reserve.making_room(
-            lambda: self._store.acknowledge(
-                request.job_id,
-                caller_uri(),
-                pairs,
-                recorded=lambda items: self._doing(
-                    "items_delivered", request.job_id, items=[str(item) for item in items]
-                ),
-            )
+            lambda: self._store.acknowledge(request.job_id, caller_uri(), pairs)
         )
         return translation_pb2.AcknowledgeItemsResponse(remaining=remaining)
 
     def DeleteJob(
         self, request: translation_pb2.DeleteJobRequest, context: grpc.ServicerContext
     ) -> translation_pb2.DeleteJobResponse:
-        self._reserve.making_room(
-            lambda: self._store.delete(
-                request.job_id, caller_uri(), recorded=lambda: self._doing("job_deleted", request.job_id)
-            )
-        )
-        self._events.forget(request.job_id)
+        self._reserve.making_room(lambda: self._store.delete(request.job_id, caller_uri()))
         return translation_pb2.DeleteJobResponse()
 
     def _sending(self, job_id: str, items: Sequence[int]) -> None:
         numbers = [str(index) for index in items]
         self._node.audit.write("results_sent", job=job_id, client=caller_uri(), items=numbers)
-
-    def _doing(self, act: str, job_id: str, **values: list[str]) -> Recording:
-        """Write down what the calling client is about to have done; see `AuditLog.doing`."""
-        return self._node.audit.doing(act, [{"job": job_id, "client": caller_uri(), **values}])
 
     def _span(
         self, name: str, context: grpc.ServicerContext, otherwise: str = ""
@@ -311,7 +301,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         while published != (state := self._store.head(job_id).state):
             published = state
             progress = self._store.progress(job_id)
-            self._events.publish(job_id, state=published, items_done=progress.done, items=progress.items)
+            self._events.publish(job_id, published, items_done=progress.done, items=progress.items)
 
     # What a client gets
 
@@ -343,12 +333,12 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         answer.latency_ms = round(1000 * (time.perf_counter() - started))
         return answer
 
-    def _result(self, job: Job, index: int) -> Iterator[translation_pb2.FetchResultsResponse]:
+    def _result(self, job: StoredJob, index: int) -> Iterator[translation_pb2.FetchResultsResponse]:
         item = self._store.item(job.job_id, index)
         provenance: translation_pb2.Provenance | None = provenance_message(record_of(job, item))
         kept = self._store.parts(job.job_id, index)
-        for part in [part for part in PARTS if part in kept]:
-            record = kept[part]
+        for part in [part for part in PARTS if (part, 0) in kept]:
+            record = kept[part, 0]
             header = translation_pb2.ResultHeader(
                 item=index,
                 part=f"RESULT_PART_{part.name}",
@@ -376,7 +366,7 @@ class SourceService:
         self._node = node
         paths, limits = node.config.paths, node.config.limits
         self._store = JobStore(
-            paths.jobs,
+            node.audit,
             paths.spool,
             JobLimits(
                 max_open_jobs=limits.max_open_jobs,
@@ -385,10 +375,6 @@ class SourceService:
                 retention_s=limits.result_days * 86_400,
             ),
         )
-        try:  # before a call can come: jobs that are accepted from then on have lines of their own
-            repair_audit(self._store, node.audit, paths.audit)
-        except OSError:
-            log.exception("the audit log was not compared with the jobs")
         self._events = EventHub(self._store.boot)
         self._remotes = Remotes(
             tls.PeerChannels(paths.pki, node.peers, proxy=node.config.proxy),
@@ -429,15 +415,10 @@ class SourceService:
             self._janitor.join(timeout=10)
         self._store.close()
 
-    def _expiring(self, jobs: Mapping[str, str]) -> Recording:
-        return self._node.audit.doing(
-            "job_expired", [{"job": job_id, "client": owner} for job_id, owner in jobs.items()]
-        )
-
     def _clean(self) -> None:
         while not self._closed.is_set():
             try:
-                self._reserve.making_room(lambda: self._store.expire(recorded=self._expiring))
+                self._reserve.making_room(self._store.expire)
             except Exception:
                 # A full disk, for one: it is emptied here, so this thread must live.
                 log.exception("what nobody fetched could not be removed now")
@@ -445,13 +426,13 @@ class SourceService:
 
 
 class _SourceRole:
-    """Entry point of `ddib_fed.roles`."""
+    """What `node.role.find_roles` finds."""
 
     name = "source"
 
     def check(self, config: NodeConfig) -> str:
         check_private_folder(config.paths.spool)
-        return f"{rehearse(config.paths.jobs)} jobs"
+        return "keeps jobs"
 
     def open(self, node: NodeContext) -> SourceService:
         return SourceService(node)

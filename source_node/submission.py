@@ -38,9 +38,7 @@ from ddib_fed.node.interceptors import READ_AHEAD, Pace, Slots, caller
 from ddib_fed.node.model import MEDIA_FORMATS, limits_of
 from ddib_fed.node.policy import (
     Charge,
-    check_depth,
-    check_encoder,
-    check_evaluations,
+    check_settings,
     check_target,
     client_charges,
     evaluations_of,
@@ -63,10 +61,9 @@ from ddib_fed.protocol.streams import Announced, assemble, open_file
 from ddib_fed.security.identity import Identity
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.v1.translation_pb2 import JobHeader
-from source_node.records import JOB_DEADLINE_S, Item, Job, class_pairs
+from source_node.records import JOB_DEADLINE_S, StoredItem, StoredJob
 from source_node.remote import Described, Remotes
-from source_node.staging import Staging
-from source_node.store import JobStore
+from source_node.store import JobStore, Staging
 
 
 def calibration_of(node: NodeContext, request: JobHeader) -> Calibration | None:
@@ -146,6 +143,12 @@ def decoded_class(
     return index
 
 
+def _class_pairs(request: JobHeader) -> tuple[tuple[str, str], ...]:
+    """The different pairs of source and target class in a job."""
+    each = request.item_classes or (request,)
+    return tuple(dict.fromkeys((asked.source_class, asked.target_class) for asked in each))
+
+
 def own_classes(node: NodeContext, request: JobHeader) -> dict[str, int | None]:
     """The indices of the source classes of a job; guidance is checked where a cycle comes back to the own model."""
     side, terms, model = node.side(), node.guidance(), node.running_engine.model
@@ -153,7 +156,7 @@ def own_classes(node: NodeContext, request: JobHeader) -> dict[str, int | None]:
     back = guidance_from_pb(request.guidance) if request.cycle else UNGUIDED
     found: dict[str, int | None] = {}
     try:
-        for asked in dict.fromkeys(own for own, _ in class_pairs(request)):
+        for asked in dict.fromkeys(own for own, _ in _class_pairs(request)):
             found[asked] = decoded_class(side, terms, asked, back)
             check_encoding(model, settings, found[asked])
             if request.cycle:
@@ -171,7 +174,7 @@ def target_classes(
     side: ContractSide, terms: GuidanceTerms | None, request: JobHeader
 ) -> dict[str, int | None]:
     guidance = guidance_from_pb(request.guidance)
-    asked = dict.fromkeys(other for _, other in class_pairs(request))
+    asked = dict.fromkeys(other for _, other in _class_pairs(request))
     return {each: decoded_class(side, terms, each, guidance) for each in asked}
 
 
@@ -194,9 +197,7 @@ def check_allowed(owner: str, request: JobHeader, config: NodeConfig) -> None:
     policy, settings = config.policy, solver_settings(request.solver)
     client = Identity.parse(owner).name
     check_target(client, request.target_institution, request.target_domain, policy)
-    check_depth(settings, policy)
-    check_encoder(settings, policy)
-    check_evaluations(settings, policy.least_evaluations, where=config.node.institution)
+    check_settings(settings, policy, where=config.node.institution)
 
 
 def check_peer(request: JobHeader, peer: Described) -> None:
@@ -262,7 +263,7 @@ class Submissions:
 
     def receive(
         self, messages: Requests, trace: Span | None = None, ended: Callable[[], bool] = lambda: False
-    ) -> tuple[Job, bool]:
+    ) -> tuple[StoredJob, bool]:
         """One job; whether its request had been accepted before."""
         stall_s = self._node.config.limits.stall_s
         pace = Pace(stall_s, between_s=stall_s)
@@ -313,7 +314,7 @@ class Submissions:
             raise _first_of(refused)
         return samples
 
-    def _commit(self, staging: Staging, charges: Sequence[Charge]) -> tuple[Job, bool]:
+    def _commit(self, staging: Staging, charges: Sequence[Charge]) -> tuple[StoredJob, bool]:
         """Charge, then accept: a job that is on the disk was paid for, also if the node is killed here."""
         self._node.quotas.charge(charges)
         repeated = True
@@ -374,7 +375,7 @@ class Submissions:
 
         return opener
 
-    def _check_item(self, staging: Staging, item: Item, ended: Callable[[], bool]) -> int:
+    def _check_item(self, staging: Staging, item: StoredItem, ended: Callable[[], bool]) -> int:
         """Everything that encoding would refuse, before the job is accepted; how many samples it has."""
         samples, size_rule = self._samples(), self._node.size_rule
 

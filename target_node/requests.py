@@ -16,7 +16,7 @@ from ddib_fed.errors import ContractUnknown, InputError, MessageInvalid, PolicyD
 from ddib_fed.latent import Latent
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.interceptors import Pace
-from ddib_fed.node.policy import check_depth, check_encoder, check_evaluations
+from ddib_fed.node.policy import check_settings
 from ddib_fed.node.role import solver_settings
 from ddib_fed.protocol.contract import Contract
 from ddib_fed.protocol.latent import Anchor, LatentOpener
@@ -107,9 +107,7 @@ def check_header(header: decoding_pb2.DecodeHeader, contract: Contract, config: 
             facts={"evaluations": header.solver.evaluations, "limit": limits.max_evaluations},
         )
     settings = solver_settings(header.solver)
-    check_depth(settings, policy)
-    check_encoder(settings, policy)
-    check_evaluations(settings, policy.least_evaluations, where=config.node.institution)
+    check_settings(settings, policy, where=config.node.institution)
     if header.round_trip and not policy.round_trip:
         raise PolicyDenied("round trips are switched off here", facts={"policy": "round_trip"})
 

@@ -58,7 +58,7 @@ from target_node.requests import (
     latents_of,
     stream_header,
 )
-from target_node.stream import DecodeStream, Receipt, RunningCalls, Translated, label_of
+from target_node.stream import DecodedFile, DecodeStream, Receipt, RunningCalls, label_of
 
 # Each picture is an item of its own, with its own result, quota and record.
 PICTURES_PER_ITEM = 1
@@ -173,7 +173,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             )
             with self.calls.counted(), receipt, self._span(context, peer, header.request_id) as span:
                 for event in decoding.run():
-                    if isinstance(event, Translated):
+                    if isinstance(event, DecodedFile):
                         if receipt.exchanged.sent_items < MOST_ITEMS:
                             self._node.tracing.record("decode item", event.seconds, parent=span)
                         yield from self._messages(event, receipt)
@@ -222,7 +222,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
 
         def work(arrived: Arrived) -> Work:
             charges = self._charges(peer.institution, header, arrived.latent)
-            return Work(charges, (header.request_id, arrived.item, arrived.latent.sha256, asked))
+            return charges, (header.request_id, arrived.item, arrived.latent.sha256, asked)
 
         def on_items(arrived: Sequence[Arrived]) -> int:
             with turn:  # of all streams of a peer one waits for the disk: peers are in line, not streams
@@ -236,7 +236,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
 
         return on_items
 
-    def _messages(self, translated: Translated, receipt: Receipt) -> Iterator[decoding_pb2.DecodeResponse]:
+    def _messages(self, translated: DecodedFile, receipt: Receipt) -> Iterator[decoding_pb2.DecodeResponse]:
         self._node.metrics.items.labels("decode", "ok").inc()
         self._node.metrics.seconds.labels("decode").observe(translated.seconds)
         header = decoding_pb2.DecodedHeader(
@@ -292,7 +292,7 @@ class TargetService:
 
 
 class _TargetRole:
-    """Entry point of `ddib_fed.roles`."""
+    """What `node.role.find_roles` finds."""
 
     name = "target"
 

@@ -143,7 +143,7 @@ REFUSALS = (InputError, LatentNotGaussian)
 
 
 @dataclass(frozen=True, slots=True)
-class Translated:
+class DecodedFile:
     """One item, decoded, and its latent again when the round trip was asked for."""
 
     item: int
@@ -162,7 +162,7 @@ class _EndOfItems:
     """The peer has sent its last item."""
 
 
-Event = decoding_pb2.DecodeProgress | Translated | BaseException | _EndOfItems
+Event = decoding_pb2.DecodeProgress | DecodedFile | BaseException | _EndOfItems
 """What the threads tell the sender: progress, a translation, what broke the stream or an item, or the end."""
 
 
@@ -206,7 +206,7 @@ class DecodeStream:
             least_evaluations=contract.limits.min_evaluations,
         )
 
-    def run(self) -> Iterator[decoding_pb2.DecodeProgress | Translated]:
+    def run(self) -> Iterator[decoding_pb2.DecodeProgress | DecodedFile]:
         """Progress and translations, until the last item that was sent is done."""
         threading.Thread(target=self._work, name="decode", daemon=True).start()
         try:
@@ -220,7 +220,7 @@ class DecodeStream:
                 if isinstance(event, BaseException):
                     raise event
                 yield event
-                if isinstance(event, Translated):
+                if isinstance(event, DecodedFile):
                     self._slots.release()
         finally:
             self._control.cancel()
@@ -271,7 +271,7 @@ class DecodeStream:
             error.facts.setdefault("item", str(arrived[0].item))
             raise
 
-    def _translated(self, outcome: Decoded | Failed) -> Translated:
+    def _translated(self, outcome: Decoded | Failed) -> DecodedFile:
         number = outcome.number
         try:
             if isinstance(outcome, Failed):
@@ -281,7 +281,7 @@ class DecodeStream:
         except DdibError as error:
             error.facts.setdefault("item", str(number))
             raise
-        return Translated(number, file, media_type, outcome.seconds, round_trip)
+        return DecodedFile(number, file, media_type, outcome.seconds, round_trip)
 
     def _file(self, decoded: Decoded) -> tuple[bytes, int]:
         manifest = self._engine.model.bundle.manifest

@@ -20,9 +20,9 @@ from ddib_fed.calibration.aggregate import (
     Cells,
     Floats,
     Numbers,
+    count_array,
     default_cells,
     histogram,
-    make_aggregate,
     thinned,
 )
 from ddib_fed.calibration.fit import (
@@ -100,14 +100,9 @@ def published(
     if epsilon is None:
         cells = default_cells(3, 1e9)
         return histogram(unit_pictures(directed, 1, thinned(target, pictures)), cells), cells, 0
-    made = make_aggregate(
-        target,
-        directed.bundles[1].manifest.normalisation,
-        directed.target_name,
-        epsilon=epsilon,
-        at_most=pictures,
-        generator=generator,
-    )
+    units, name = directed.bundles[1].manifest.normalisation, directed.target_name
+    counted = count_array(target, units, name, epsilon=epsilon, at_most=pictures)
+    made = counted.noised(epsilon, generator=generator)
     return cleaned(made), made.cells, len(made.canonical)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.calibration.directed import DIRECTIONS, OUT, ROOT, Directed
-from ddib_fed.calibration.aggregate import Aggregate, make_aggregate
+from ddib_fed.calibration.aggregate import Aggregate, count_array
 from ddib_fed.calibration.record import Calibration, Kind, read_calibration, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import Asked, translate_array
@@ -133,13 +133,9 @@ def path_of(folder: Path, kind: Kind) -> Path:
 
 def aggregate(directed: Directed, seed: int, epsilon: float) -> Aggregate:
     """What the target would publish, its noise repeatable by the seed."""
-    return make_aggregate(
-        directed.pictures[1].train,
-        directed.bundles[1].manifest.normalisation,
-        directed.target_name,
-        epsilon=epsilon,
-        generator=np.random.default_rng(seed),
-    )
+    units, pictures = directed.bundles[1].manifest.normalisation, directed.pictures[1].train
+    counted = count_array(pictures, units, directed.target_name, epsilon=epsilon)
+    return counted.noised(epsilon, generator=np.random.default_rng(seed))
 
 
 def retrain(directed: Directed, seed: int, folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.calibration.directed import BUILD, CALIBRATED, Directed
-from ddib_fed.calibration.aggregate import make_aggregate
+from ddib_fed.calibration.aggregate import count_array
 from ddib_fed.calibration.fit import degrees, nearest_orthogonal
 from ddib_fed.calibration.record import read_calibration, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
@@ -121,7 +121,8 @@ def agreed(directed: Directed) -> tuple[ChannelMap, dict[str, Any]]:
     if not path.exists():
         path = BUILD / directed.name / "rotation.json"
     if not path.exists():
-        aggregate = make_aggregate(directed.pictures[1].train, units(directed)[1], directed.target_name)
+        counted = count_array(directed.pictures[1].train, units(directed)[1], directed.target_name)
+        aggregate = counted.noised(1.0)
         own, target = (bundle.manifest for bundle in directed.bundles)
         wanted = CalibrationRequest(
             "rotation", side(own), side(target), days=365, command=COMMAND, force=True

@@ -39,7 +39,7 @@ def process_s(words: list[str], byte_code: Path) -> float:
 def translated(profile: Path, picture: Path, out: Path, byte_code: Path) -> tuple[float, float]:
     """Wall seconds of the command, and the seconds of both legs."""
     words = ["-c", "from ddib_fed.cli.main import main; main()", "translate", str(picture)]
-    words += ["--to", "south.example/relief", "--out", str(out), "--steps", str(EVALUATIONS)]
+    words += ["--to", "south.example/relief", "--out", str(out), "--evaluations", str(EVALUATIONS)]
     wall = process_s([*words, "--profile", str(profile)], byte_code)
     seconds = json.loads((out / f"{picture.stem}.json").read_text())["seconds"]
     return wall, sum(seconds[leg] for leg in LEGS)

@@ -42,8 +42,7 @@ from ddib_fed.protocol.contract import Contract, ContractSide
 from ddib_fed.protocol.latent import ApprovedLatent, approve
 from ddib_fed.security import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2
-from source_node.decode_call import Answer
-from source_node.remote import Remote, Remotes
+from source_node.remote import PeerAnswer, Remote, Remotes
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_institution
 
@@ -88,7 +87,7 @@ class Federated:
             items=items,
         )
         with self._remote.decode(self._contract, header, self._latents(items), control) as call:
-            answered = sum(isinstance(each, Answer) for each in call)
+            answered = sum(isinstance(each, PeerAnswer) for each in call)
         assert answered == items
         return items * LATENT_BYTES / MEBIBYTE / (time.perf_counter() - started)
 

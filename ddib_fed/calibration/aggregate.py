@@ -43,8 +43,8 @@ MAX_CELLS = 4096
 LEAST_COUNTED, MOST_COUNTED = 200, 1_000_000
 """Units of an aggregate."""
 DEFAULT_COUNTED = 4000
-DELTA = 1e-5
 """Largest number of units that are counted unless asked otherwise, evenly spaced over those there are."""
+DELTA = 1e-5
 QUANTUM = 1e-5
 LARGEST_COUNT = 2_000_000
 """Of either sign: all of the mass, and the noise of the smallest epsilon on it."""
@@ -58,13 +58,7 @@ Delta = Annotated[FiniteFloat, Field(ge=1e-12, le=1e-3)]
 
 
 class Cells(BaseModel):
-    """How colours are cut into cells.
-
-    Attributes:
-        channels: Of the pictures.
-        bins: Intervals a channel, of equal width on [-reach, reach].
-        reach: In the model's units; what lies beyond counts in the outermost interval.
-    """
+    """How colours are cut: `bins` intervals a channel, of equal width on [-reach, reach] in the model's units."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -94,17 +88,10 @@ class Cells(BaseModel):
 
 
 class Aggregate(BaseModel):
-    """What the target publishes.
+    """What the target publishes: a mean over `counted` units, noised for replacing one of them.
 
     Attributes:
-        format: Version of this layout.
-        domain: The target's domain.
-        units_sha256: Digest of the units of its model.
-        cells: What the counts are of.
-        counted: M, the number of units that the histogram is the mean of.
-        unit: What one of them is, and what epsilon and delta are for.
-        epsilon: Of differential privacy under replacing one unit.
-        delta: The same.
+        units_sha256: Digest of the units of the target's model.
         sigma: Deviation of the noise on each cell's share, at least what epsilon and delta demand.
         counts: Noised shares in multiples of QUANTUM, in the order of `Cells.shape`, the last index fastest.
     """
@@ -141,14 +128,10 @@ class Aggregate(BaseModel):
     def describe(self) -> str:
         """What would leave, in a few lines for the operator."""
         cells = self.cells
-        colours = (
-            f"{cells.bins} intervals in each of {cells.channels} channels"
-            if cells.channels > 1
-            else (f"{cells.bins} intervals of grey")
-        )
+        of = f"in each of {cells.channels} channels" if cells.channels > 1 else "of grey"
         lines = (
             f"aggregate of {self.domain}: {cells.count} whole numbers, {len(self.canonical)} bytes",
-            f"  one histogram of pixel values ({colours}), the mean over {self.counted} {self.unit}s",
+            f"  one histogram of pixel values ({cells.bins} intervals {of}), the mean over {self.counted} {self.unit}s",
             "  no picture, no pixel and no position is in it",
             f"  noise of deviation {self.sigma:.2g} on each share",
             f"  epsilon {self.epsilon:g}, delta {self.delta:g} for each {self.unit}",
@@ -181,7 +164,9 @@ class Counted:
     unit: Unit = "picture"
     notes: tuple[str, ...] = ()
 
-    def noised(self, epsilon: float, delta: float, generator: np.random.Generator | None = None) -> Aggregate:
+    def noised(
+        self, epsilon: float, delta: float = DELTA, generator: np.random.Generator | None = None
+    ) -> Aggregate:
         """What may be published of it; `generator` repeats the noise of what stays here."""
         sigma = noise_sigma(self.units, epsilon, delta)
         # What leaves has noise from the operating system.
@@ -205,31 +190,16 @@ class Counted:
             ) from error
 
 
-def make_aggregate(
-    pictures: Floats,
-    normalisation: Normalisation,
-    domain: str,
-    *,
-    epsilon: float = 1.0,
-    delta: float = DELTA,
-    at_most: int = DEFAULT_COUNTED,
-    cells: Cells | None = None,
-    generator: np.random.Generator | None = None,
-) -> Aggregate:
-    counted = count_array(pictures, normalisation, domain, epsilon=epsilon, at_most=at_most, cells=cells)
-    return counted.noised(epsilon, delta, generator)
-
-
 def count_array(
     pictures: Floats,
     normalisation: Normalisation,
     domain: str,
     *,
-    epsilon: float,
-    at_most: int,
+    epsilon: float = 1.0,
+    at_most: int = DEFAULT_COUNTED,
     cells: Cells | None = None,
 ) -> Counted:
-    """The histogram of an array of pictures; arguments as of `make_aggregate`."""
+    """The histogram of an array of pictures (N, C, H, W) in [-1, 1], of at most so many of them."""
     taken = thinned(pictures, at_most)
     check_counted(len(taken), "picture")
     chosen = cells or default_cells(taken.shape[1], len(taken) * epsilon)

@@ -21,7 +21,7 @@ from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.security.audit_reading import Entry, LineFilter, Verified
+    from ddib_fed.security.audit_reading import AuditLine, LineFilter, Verified
     from ddib_fed.security.identity import Identity
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -63,7 +63,7 @@ def _node(config_path: Path) -> tuple[NodeConfig, Identity, Path]:
     from ddib_fed.security.identity import Identity
 
     config = NodeConfig.load(config_path)
-    path = config.paths.audit
+    path = config.paths.store
     if not path.exists():
         raise FileMissing(f"there is no {path}", hint="a node writes it when it serves")
     return config, Identity(config.node.institution, "node", config.node.name), path
@@ -104,7 +104,7 @@ def show(
 
     wanted, (_config, _own, path) = _wanted(acts, job, peer, since), _node(config_path)
     write = _write_object if output_format == "json" else lambda entry: say(_line(entry))
-    read, kept = 0, deque["Entry"](maxlen=last)
+    read, kept = 0, deque["AuditLine"](maxlen=last)
     for entry in entries(path):
         read = entry.line
         if entry in wanted:
@@ -116,11 +116,11 @@ def show(
             write(entry)
 
 
-def _write_object(entry: Entry) -> None:
+def _write_object(entry: AuditLine) -> None:
     say(json.dumps({**entry.record, "line": entry.line, "sha256": entry.sha256}))
 
 
-def _line(entry: Entry) -> str:
+def _line(entry: AuditLine) -> str:
     """One line for people: a value that could be taken for several is quoted."""
     if not entry.record:
         return f"{entry.line:>6}  (not a line of the log: ddib audit verify)"
@@ -177,7 +177,6 @@ def export(
         "lines": found.lines,
         "head": found.head,
         "verified": datetime.now(UTC).isoformat(timespec="seconds"),
-        "torn_bytes": found.torn_bytes,
         "exported": made.exported,
         "asked": {
             "acts": list(acts),
@@ -199,7 +198,7 @@ def _require_whole(path: Path, found: Verified) -> None:
         where = "" if found.broken_line is None else f", line {found.broken_line}"
         raise ChunkCorrupt(
             f"{path}{where}: {found.problem}",
-            hint="keep the file unchanged, and find out who could write to it",
+            hint="keep a copy of the file, and find out who could write to it",
         )
 
 
@@ -244,8 +243,6 @@ def verify(config_path: Path, head: str | None, files: tuple[Path, ...], output_
         say(f"lines  {found.lines}", f"head   {found.head}")
         if checked := sum(map(len, anchors)):
             say(f"anchors  {checked} lines that peers noted, {'all there' if found.ok else 'not all there'}")
-        if found.torn_bytes:
-            say(f"torn   {found.torn_bytes} bytes of a write interrupted by a crash")
     _require_whole(path, found)
 
 
@@ -265,22 +262,22 @@ def anchors(config_path: Path, institution: str, out: Path | None) -> None:
 
     config, own, path = _node(config_path)
     peer = peer_store(config).get(institution)
-    held = held_of(path, institution)
-    if not held.anchors:
+    held, contradiction = held_of(path, institution)
+    if not held:
         raise FileMissing(
             f"the audit log has no end of the log of {institution}",
             hint="it comes with each latent and translation",
         )
-    made = AnchorFile(of=peer.identity.uri, noted_by=own.uri, anchors=thinned(held.anchors))
+    made = AnchorFile(of=peer.identity.uri, noted_by=own.uri, anchors=thinned(held))
     if out is None:
         print_json(made.model_dump(mode="json"))
     else:
         write_file(out, made.to_bytes(), overwrite=False)
-        say(f"wrote {out}: {len(held.anchors)} ends noted, the last with {held.anchors[-1].lines} lines")
+        say(f"wrote {out}: {len(held)} ends noted, the last with {held[-1].lines} lines")
         say(f"send it to {institution}, for: ddib audit verify --anchor {shlex.quote(out.name)}")
-        outcome(written=out, of=peer.identity.uri, ends=len(held.anchors), last_line=held.anchors[-1].lines)
-    if held.contradiction:
+        outcome(written=out, of=peer.identity.uri, ends=len(held), last_line=held[-1].lines)
+    if contradiction:
         raise ChunkCorrupt(
-            f"the log of {institution} was rewritten or went back: {held.contradiction}",
+            f"the log of {institution} was rewritten or went back: {contradiction}",
             hint="ask its operator; keep this node's log, which shows it",
         )

@@ -27,7 +27,7 @@ from ddib_fed.terminal import console, say
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
-    from ddib_fed.cli.delivery import Delivered
+    from ddib_fed.cli.results import Delivered
 
 CALIBRATION = "rotation"
 """Kind that the nodes of the pictures agree on; the demo's policies allow it, those of a real node allow none."""
@@ -289,11 +289,9 @@ class Pair:
         self, files: Sequence[Path], out: Path, *, shown: str, evaluations: int, cycle: bool = True
     ) -> list[Delivered]:
         """Translate like `ddib translate`, with --cycle --keep-latents or without both, through the client."""
-        from ddib_fed.cli.delivery import WriteOptions
-        from ddib_fed.cli.folder_run import conclude, translate_files
-        from ddib_fed.cli.folder_state import Work
-        from ddib_fed.cli.inputs import Chosen
-        from ddib_fed.cli.progress import JobProgress
+        from ddib_fed.cli.files import find_items
+        from ddib_fed.cli.folder_run import FolderRun, RunOptions
+        from ddib_fed.cli.progress import ConsoleProgress
         from ddib_fed.client.client import JobRequest
         from ddib_fed.client.profile import Profile
         from ddib_fed.protocol.messages import Settings
@@ -301,10 +299,12 @@ class Pair:
         more = " --cycle --keep-latents" if cycle else ""
         show(f"ddib translate {shown} --to {self.to} --out {out}{more} --profile {self.profile}")
         request = JobRequest(self.to, Settings(evaluations=evaluations), cycle=cycle, keep_latent=cycle)
-        work = Work(Profile.load(self.profile), request, WriteOptions(out), JobProgress())
-        outcome, _ = translate_files(Chosen.files(files), work, page=False)
-        conclude(outcome, work)
-        return list(outcome.delivered)
+        options = RunOptions(Profile.load(self.profile), request, out, ConsoleProgress())
+        run = FolderRun(options, find_items(files)[0])
+        run.read()
+        run.translate()
+        run.conclude()
+        return run.delivered
 
     def publish(self, *, again: bool = False) -> None:
         """Publish an aggregate of the target's pictures, as its operator does."""

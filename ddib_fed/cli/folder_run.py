@@ -1,4 +1,4 @@
-"""Translates files as the jobs that they take: submits one ahead, writes results as they come, resumes.
+"""Translates files and studies into a folder: submits one job ahead, writes results as they come, resumes.
 
 Names of items are on the disk before their job is submitted, under a request id of its own, so that nothing is
 computed twice after an interruption: the next run finds the job by that id.
@@ -12,347 +12,464 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddib_fed.cli.delivery import Delivered, Input, JobFile, check_free, deliver, named
-from ddib_fed.cli.folder_report import write_pages
-from ddib_fed.cli.folder_state import (
-    Entry,
-    LeftOut,
-    Outcome,
-    Unfinished,
-    Work,
-    failed_by_items,
+from ddib_fed.cli.files import FileItem, LeftOut, find_items, left_out, listed, read_items, refused
+from ddib_fed.cli.output import next_steps
+from ddib_fed.cli.progress import RunProgress, explaining_interruption
+from ddib_fed.cli.results import (
+    Delivered,
+    JobFile,
+    check_free,
     finished,
-    left_out,
     locked,
-    read_files,
-    refused,
     remove_broken,
-    require_translated,
-    unfinished_files,
-    with_ids,
+    unfinished,
+    write_results,
 )
-from ddib_fed.cli.inputs import Chosen
-from ddib_fed.cli.progress import explaining_interruption
-from ddib_fed.cli.studies import mark_earlier
-from ddib_fed.client.client import Client
+from ddib_fed.client.client import Client, JobRequest
 from ddib_fed.client.payload import refused_items
-from ddib_fed.client.views import JobView, Submitted
+from ddib_fed.client.profile import Profile
+from ddib_fed.client.views import JobView, Submitted, require_finished
+from ddib_fed.engine.record import DOUBTFUL_BELOW
 from ddib_fed.errors import (
+    AlreadyExists,
     Cancelled,
     DdibError,
     DiskFull,
     ExhaustedError,
+    ExtraMissing,
     FilesLeftOut,
     InputError,
     ItemsTooMany,
     JobFailed,
+    UsageError,
     error_class,
 )
 from ddib_fed.protocol.details import refused_count
 from ddib_fed.protocol.messages import ItemState, JobState
 
 if TYPE_CHECKING:
+    from ddib_fed.formats.credentials import Credentials
     from ddib_fed.formats.parts import WrittenStudy
-
+    from ddib_fed.formats.study import Studies, Study
 
 JOB_FILES = 250
 """Files of a job: its result is sooner complete, and less is sent again if the node refuses one of them."""
 JOB_BYTES = 256 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Files of one job that is to be submitted; a request id is that of an earlier submission of the same content."""
-
-    entries: tuple[Entry, ...]
-    request_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A job that the node has accepted, in this run or in an earlier one."""
-
-    job_id: str
-    inputs: tuple[Input, ...]
-    without: frozenset[int] = field(default_factory=frozenset)
-    earlier: bool = False
-
-
-def split(entries: Sequence[Entry], most_files: int) -> list[Batch]:
-    """Batches of at most so many files, and of at most `JOB_BYTES` unless one file alone has more."""
-    batches: list[Batch] = []
-    current: list[Entry] = []
-    size = 0
-    for entry in entries:
-        if current and (len(current) >= most_files or size + entry.item.size_bytes > JOB_BYTES):
-            batches.append(Batch(tuple(current)))
-            current, size = [], 0
-        current.append(entry)
-        size += entry.item.size_bytes
-    return [*batches, Batch(tuple(current))] if current else batches
-
-
+AHEAD = 2
+"""Jobs at the node at once: it computes one while the next is sent."""
+MOST_JOBS = 1000
+"""As many as a node lists."""
 RESUMES = "to resume: the same command again"
 """The line of a hint above the command that goes on."""
 
 
-AHEAD = 2
-"""Jobs at the node at once: it computes one while the next is sent."""
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What all files of a command have in common.
 
+    Attributes:
+        profile: Whose node translates.
+        request: What is asked of it.
+        out: Folder of the results.
+        progress: Opens the client, and is told what happens.
+        force: Translate everything again, and overwrite what is there.
+        skip_bad: Leave out what cannot be translated, instead of doing nothing.
+        doubtful_below: PSNR of a round trip in dB below which a result is marked.
+        credentials: What content credentials are signed with.
+    """
 
-class Run:
-    """One command's files, from what an earlier run left to the last result."""
-
-    def __init__(
-        self,
-        client: Client,
-        chosen: Chosen,
-        entries: Sequence[Entry],
-        work: Work,
-        left_out: Sequence[LeftOut] = (),
-    ) -> None:
-        self._client, self._work, self._progress = client, work, work.progress
-        self._chosen, self._entries = chosen, tuple(entries)
-        self._by_input = {entry.given: entry for entry in entries}
-        self._results: dict[str, Delivered] = {}
-        self._left_out = list(left_out)
-        self._failed: list[LeftOut] = []
-        self._jobs: list[JobView] = []
-        self._submitted: list[Submitted] = []
-        self._pending: deque[Running] = deque()
-        self._batches: deque[Batch] = deque()
-        self._most_files = JOB_FILES
-        self._earlier = 0
+    profile: Profile
+    request: JobRequest
+    out: Path
+    progress: RunProgress
+    force: bool = False
+    skip_bad: bool = False
+    doubtful_below: float = DOUBTFUL_BELOW
+    credentials: Credentials | None = None
 
     @property
-    def left_out(self) -> tuple[LeftOut, ...]:
-        return tuple(self._left_out)
+    def digest(self) -> str:
+        return self.request.digest(self.profile.institution)
 
-    def translate(self) -> Outcome:
-        """Translate everything that is not on the disk yet, or what was submitted before `progress` is stopped."""
-        with self._explained():
-            self._prepare()
-            while self._pending or self._batches:
-                while self._batches and len(self._pending) < AHEAD and not self._at_its_end:
-                    if not self._submit_next():
+
+@dataclass(frozen=True, slots=True)
+class _JobInRun:
+    """Items of one job; one without an id is to be submitted, under an earlier run's request id if it has one."""
+
+    items: tuple[FileItem, ...]
+    request_id: str = ""
+    job_id: str = ""
+    without: frozenset[int] = frozenset()
+    earlier: bool = False
+
+
+def _split(items: Sequence[FileItem], most_files: int) -> list[_JobInRun]:
+    """Jobs of at most so many files, and of at most `JOB_BYTES` unless one file alone has more."""
+    jobs: list[_JobInRun] = []
+    current: list[FileItem] = []
+    size = 0
+    for item in items:
+        more = item.payload.size_bytes if item.payload is not None else 0
+        if current and (len(current) >= most_files or size + more > JOB_BYTES):
+            jobs.append(_JobInRun(tuple(current)))
+            current, size = [], 0
+        current.append(item)
+        size += more
+    return [*jobs, _JobInRun(tuple(current))] if current else jobs
+
+
+@dataclass(slots=True, eq=False)
+class FolderRun:
+    """The files of one command on their way into a folder, and what became of each.
+
+    Call `read`, then `translate` or `submit`, then `conclude`.
+    """
+
+    options: RunOptions
+    items: list[FileItem] = field(default_factory=list)
+    studies: Studies | None = None
+    left_out: list[LeftOut] = field(default_factory=list)
+    """What is known to be bad, and what the node has refused."""
+    failed: list[LeftOut] = field(default_factory=list)
+    """Items whose job was accepted."""
+    total: int = 0
+    earlier: int = 0
+    results: dict[str, Delivered] = field(default_factory=dict)
+    written: list[WrittenStudy] = field(default_factory=list)
+    jobs: list[JobView] = field(default_factory=list)
+    submitted: list[Submitted] = field(default_factory=list)
+    _inputs: list[Path] = field(default_factory=list)
+    _readable: list[int] = field(default_factory=list)
+    """Numbers of the studies that can be translated."""
+    _errors: list[DdibError] = field(default_factory=list)
+    _pending: deque[_JobInRun] = field(default_factory=deque)
+    _waiting: deque[_JobInRun] = field(default_factory=deque)
+    _most_files: int = JOB_FILES
+
+    @property
+    def delivered(self) -> list[Delivered]:
+        """The results of plain files, in the order of the files where these are known."""
+        names = [item.name for item in self.items] or list(self.results)
+        return [self.results[name] for name in names if name in self.results]
+
+    @property
+    def not_submitted(self) -> list[Path]:
+        return [item.path for job in self._waiting for item in job.items]
+
+    def read(self) -> None:
+        """Read every study and every file; nothing is sent if one is bad, unless bad ones are left out."""
+        options, progress = self.options, self.options.progress
+        self.total = len(self.items) + len(self.studies or ()) + len(self.left_out)
+        self._inputs = [item.path for item in self.items]
+        self._most_files = JOB_FILES
+        for at, origin in enumerate(self.studies.origins if self.studies else ()):
+            try:
+                progress.study(len(self._readable), origin, self._looked_at(at))
+                self._readable.append(at)
+            except (UsageError, AlreadyExists, Cancelled):
+                raise
+            except DdibError as error:
+                self.left_out.append(LeftOut.of(origin.given, error))
+            except OSError as error:
+                why = InputError(f"{origin.given} cannot be read: {error.strerror or error}", hop="client")
+                self.left_out.append(LeftOut.of(origin.given, why))
+        if not options.skip_bad:
+            for each in self.left_out:
+                if isinstance(each.error, ExtraMissing):
+                    raise each.error  # one command repairs it for all files
+        what = self.items, options.request, options.profile.institution
+        if len(self.items) > JOB_FILES:
+            with progress.counted("reading files") as show:
+                self.items, bad = read_items(*what, decode=True, on_read=show)
+        else:
+            self.items, bad = read_items(*what)
+        self.left_out += bad
+        if self.left_out and not (options.skip_bad and (self.items or self._readable)):
+            raise refused(self.left_out, self.total, "nothing was submitted")
+
+    def _looked_at(self, at: int) -> Study | None:
+        """A study, once it is known that it can be translated; None for one that an earlier run has finished."""
+        from ddib_fed.formats.parts import check_outputs, finished_study
+
+        assert self.studies is not None
+        options, origin = self.options, self.studies.origins[at]
+        if not options.force and finished_study(origin, options.out, asked=options.digest) is not None:
+            return None
+        check_outputs(origin, options.out, force=options.force)
+        return self.studies[at]
+
+    def translate(self) -> None:
+        """Translate what is not on the disk yet, studies first; or what was submitted before `progress` stopped it."""
+        with locked(self.options.out), self.options.progress.opened(self.options.profile) as client:
+            for number, at in enumerate(self._readable):
+                if self.options.progress.stopped:
+                    return
+                self._translate_study(client, number, at)
+            if self.items:
+                self._translate_items(client)
+
+    def _translate_study(self, client: Client, number: int, at: int) -> None:
+        """Translate a study. One that fails does not stop the others, except for a bad one if none is left out."""
+        from ddib_fed.formats.parts import finished_study, translate_study
+
+        assert self.studies is not None
+        options, origin = self.options, self.studies.origins[at]
+        study = None
+        try:
+            written = None
+            if not options.force:
+                written = finished_study(origin, options.out, asked=options.digest)
+            if written is None:
+                study = self.studies[at]
+                written = translate_study(
+                    study,
+                    options.out,
+                    partial(self._translate_parts, client, number),
+                    asked=options.digest,
+                    force=options.force,
+                    doubtful_below=options.doubtful_below,
+                )
+        except (JobFailed, InputError) as error:
+            if isinstance(error, UsageError) or not (options.skip_bad or isinstance(error, JobFailed)):
+                raise
+            self.left_out.append(LeftOut.of(origin.given, error))
+            if not options.skip_bad:
+                self._errors.append(error)
+            return
+        self.written.append(written)
+        options.progress.study_written(number, written, study)
+
+    def _translate_parts(
+        self, client: Client, number: int, paths: Sequence[Path], out: Path
+    ) -> dict[Path, str]:
+        """Translate the items of a study into a folder; why those that have no result were refused."""
+        own = replace(
+            self.options, out=out, skip_bad=True, credentials=None
+        )  # of the whole, not of its parts
+        run = FolderRun(own, find_items(paths)[0])
+        own.progress.parts(number, paths)
+        run.read()
+        with locked(out):
+            run._translate_items(client)
+        if not run.results:
+            for each in run.left_out:
+                raise each.as_error(own.profile.hop)
+        try:
+            run.require_translated()
+        except Cancelled as error:
+            # Others of the command's studies go on; Ctrl-C is raised above.
+            raise JobFailed(error.detail, hint="the same command again", hop=error.hop) from error
+        return {each.path: f"{each.why} [{each.reason}]" for each in (*run.left_out, *run.failed)}
+
+    def _translate_items(self, client: Client) -> None:
+        with self._explained(client):
+            self._prepare(client)
+            while self._pending or self._waiting:
+                while self._waiting and len(self._pending) < AHEAD and not self._at_its_end:
+                    if not self._submit_next(client):
                         break
                 if not self._pending:
                     break
-                self._receive(self._pending[0])
+                self._receive(client, self._pending[0])
                 self._pending.popleft()
-        return self._outcome()
 
-    def submit_all(self) -> list[Submitted]:
-        """Only submit what is neither on the disk nor in an unfinished job; the new jobs, in the order of
-        their files.
-        """
-        with self._explained():
-            self._prepare()
-            while self._batches:
-                self._submit_next(patiently=True)
-        return list(self._submitted)
+    def submit(self) -> None:
+        """Only submit what is neither on the disk nor in an unfinished job."""
+        options = self.options
+        with locked(options.out), options.progress.opened(options.profile) as client, self._explained(client):
+            self._prepare(client)
+            while self._waiting:
+                self._submit_next(client, patiently=True)
 
-    def _prepare(self) -> None:
-        """Sort the files into finished ones, those of unfinished jobs, and the others, as batches."""
-        out, force = self._work.write.out, self._work.write.force
-        remove_broken(out, self._entries)
-        if not self._work.write.again:
-            self._take_finished(self._entries)
-        self._earlier = len(self._results)
-        covered = self._attach()
-        missing = [
-            entry
-            for entry in self._entries
-            if entry.given.name not in self._results and entry.given not in covered
-        ]
-        check_free(self._chosen.paths, [entry.given for entry in missing], out, force=force)
-        self._batches.extend(split(missing, self._most_files))
-        self._progress.whole(len(self._entries), self._earlier)
-        if self._earlier or covered:
+    def _prepare(self, client: Client) -> None:
+        """Sort the items into finished ones, those of unfinished jobs, and the others, which are to be submitted."""
+        options = self.options
+        remove_broken(options.out, self.items)
+        if not options.force:
+            self._take_finished(self.items)
+        self.earlier = len(self.results)
+        covered = self._attach(client)
+        missing = [item for item in self.items if item.name not in self.results and item not in covered]
+        check_free(missing, self._inputs, options.out, force=options.force)
+        self._waiting.extend(_split(missing, self._most_files))
+        options.progress.done = self.earlier
+        options.progress.whole(len(self.items), self.earlier)
+        if self.earlier or covered:
             jobs = f", {len(covered):,} are in unfinished jobs" if covered else ""
-            self._progress.say(
-                f"{self._earlier:,} of {len(self._entries):,} files are translated already{jobs}; "
-                f"{len(missing):,} are left"
+            marks = "; --force puts content credentials into them too" if options.credentials else ""
+            options.progress.say(
+                f"{self.earlier:,} of {len(self.items):,} files are translated already{jobs}; "
+                f"{len(missing):,} are left{marks}"
             )
 
-    def _take_finished(self, entries: Sequence[Entry]) -> None:
-        for result in finished(entries, self._work.write.out):
-            given = entries[result.item].given
-            self._results[given.name] = mark_earlier(result, self._work.write.credentials)
+    def _take_finished(self, items: Sequence[FileItem]) -> None:
+        for result in finished(items, self.options.out):
+            self.results[items[result.item].name] = result
 
-    def _attach(self) -> set[Input]:
+    def _attach(self, client: Client) -> set[FileItem]:
         """Take over the unfinished jobs in the folder; the items that they translate."""
-        found = unfinished_files(self._entries, self._work.write.out)
-        covered: set[Input] = set()
-        for job in with_ids(found, self._client):
-            inputs = job.job_file.inputs
-            entries = job.entries(self._by_input)
-            if job.job_id:
-                self._say_changed(job)
-                self._pending.append(Running(job.job_id, inputs, job.without, earlier=True))
-            elif entries is not None and not self._any_finished(entries):
+        out, profile = self.options.out, shlex.quote(str(client.profile.path))
+        known = {item: item for item in self.items}
+        covered: set[FileItem] = set()
+        found = unfinished(self.items, out)
+        ids = {job.request_id: job.job_id for job in client.list(MOST_JOBS)} if found else {}
+        for job_file, changed in found:
+            items, job_id = job_file.items, ids.get(job_file.request_id, "")
+            if job_id:
+                if changed:
+                    self.options.progress.say(
+                        f"job {job_id} also translates {len(changed):,} files that have changed since; when it has "
+                        f"ended, remove those results: ddib job delete {shlex.quote(job_id)} --profile {profile}"
+                    )
+                self._pending.append(_JobInRun(items, job_id=job_id, without=changed, earlier=True))
+            elif all(item in known and item.name not in self.results for item in items):
                 # Its answer may have been lost: the same id is the same job. Of a job that had results nothing can be
                 # on its way; the node has removed it since, and what is missing is submitted anew.
-                self._batches.append(Batch(tuple(entries), job.job_file.request_id))
+                self._waiting.append(_JobInRun(tuple(known[item] for item in items), job_file.request_id))
             else:
-                job.job_file.remove(self._work.write.out)
+                job_file.remove(out)
                 continue
-            covered |= {given for n, given in enumerate(inputs) if n not in job.without}
-            covered -= {entry.given for entry in self._entries if entry.given.name in self._results}
-        return covered
-
-    def _say_changed(self, job: Unfinished) -> None:
-        """Name the job whose results stay at the node because their files have changed since."""
-        if job.without:
-            self._progress.say(
-                f"job {job.job_id} also translates {len(job.without):,} files that have changed since; when it has "
-                f"ended, remove those results: ddib job delete {shlex.quote(job.job_id)} "
-                f"--profile {shlex.quote(str(self._client.profile.path))}"
-            )
-
-    def _any_finished(self, entries: Sequence[Entry]) -> bool:
-        return any(entry.given.name in self._results for entry in entries)
+            covered |= {item for n, item in enumerate(items) if n not in changed}
+        return {item for item in covered if item.name not in self.results}
 
     @property
     def _at_its_end(self) -> bool:
         """Whether nothing more is submitted: it was stopped, or a job ended without any result, as the next would."""
-        return self._progress.stopped or any(
+        return self.options.progress.stopped or any(
             job.state in {JobState.FAILED, JobState.CANCELLED}
             and not any(item.state in {ItemState.DECODED, ItemState.DELIVERED} for item in job.items)
-            and not (self._work.write.skip_bad and failed_by_items(job))
-            for job in self._jobs
+            and not (self.options.skip_bad and _failed_by_items(job))
+            for job in self.jobs
         )
 
-    def _submit_next(self, *, patiently: bool = False) -> bool:
-        """Submit the next batch; false if the node is busy and there are results to be fetched meanwhile."""
-        batch = self._batches.popleft()
-        if not batch.request_id and len(batch.entries) > self._most_files:
-            self._batches.extendleft(reversed(split(batch.entries, self._most_files)))
+    def _submit_next(self, client: Client, *, patiently: bool = False) -> bool:
+        """Submit the next job; false if the node is busy and there are results to be fetched meanwhile."""
+        job = self._waiting.popleft()
+        if not job.request_id and len(job.items) > self._most_files:
+            self._waiting.extendleft(reversed(_split(job.items, self._most_files)))
             return True
         waits = patiently or not self._pending
         try:
-            submitted = self._send(batch, while_busy=waits)
+            submitted = self._send(client, job, while_busy=waits)
         except ItemsTooMany as error:
             limit = int(error.facts.get("limit_items", "0") or 0)
-            if not 0 < limit < len(batch.entries):
+            if not 0 < limit < len(job.items):
                 raise
             self._most_files = limit
-            self._batches.appendleft(Batch(batch.entries))
+            self._waiting.appendleft(_JobInRun(job.items))
         except ExhaustedError:
             if waits:
                 raise
-            self._batches.appendleft(batch)
+            self._waiting.appendleft(job)
             return False
-        except DdibError as error:
-            self._batches.extendleft(self._without_refused(batch, error))
+        except InputError as error:
+            if rest := self._without_refused(job.items, error):
+                self._waiting.appendleft(_JobInRun(rest))
         else:
-            self._progress.submitted(submitted.job_id, len(batch.entries))
-            self._submitted.append(submitted)
-            self._pending.append(Running(submitted.job_id, tuple(entry.given for entry in batch.entries)))
+            self.options.progress.submitted(submitted.job_id, len(job.items))
+            self.submitted.append(submitted)
+            self._pending.append(replace(job, job_id=submitted.job_id))
         return True
 
-    def _send(self, batch: Batch, *, while_busy: bool) -> Submitted:
-        """Submit a batch, after the names of its items were written to disk."""
-        request_id = batch.request_id or str(uuid.uuid4())
-        classes = tuple(entry.classes for entry in batch.entries if entry.classes is not None)
-        request = replace(self._work.request, classes=classes, model_size=bool(classes))
-        job_file = JobFile(request_id, request.target, tuple(entry.given for entry in batch.entries))
-        items = [entry.item for entry in batch.entries]
+    def _send(self, client: Client, job: _JobInRun, *, while_busy: bool) -> Submitted:
+        """Submit a job, after the names of its items were written to disk."""
+        request_id = job.request_id or str(uuid.uuid4())
+        classes = tuple(item.classes for item in job.items if item.classes is not None)
+        request = replace(self.options.request, classes=classes, model_size=bool(classes))
+        payloads = [item.payload for item in job.items if item.payload is not None]
         try:
-            with named(self._work.write.out, job_file):
-                return self._client.send(items, request, request_id=request_id, while_busy=while_busy)
+            with JobFile(request_id, request.target, job.items).kept(self.options.out):
+                return client.send(payloads, request, request_id=request_id, while_busy=while_busy)
         except DdibError as error:
-            if not self._client.aborted:
+            if not client.aborted:
                 raise
             raise Cancelled(
                 "interrupted while submitting: the node may have accepted the job",
-                hint=f"{RESUMES}\nddib job list --profile {shlex.quote(str(self._client.profile.path))}",
+                hint=f"{RESUMES}\nddib job list --profile {shlex.quote(str(client.profile.path))}",
             ) from error
 
-    def _without_refused(self, batch: Batch, error: DdibError) -> list[Batch]:
-        """The batch without the files that the node refused."""
-        numbers = {n: why for n, why in refused_items(error).items() if n < len(batch.entries)}
-        if not isinstance(error, InputError) or not numbers:
+    def _without_refused(self, items: Sequence[FileItem], error: InputError) -> tuple[FileItem, ...]:
+        """The items but for those that the node refused."""
+        numbers = {n: why for n, why in refused_items(error).items() if n < len(items)}
+        if not numbers:
             raise error
-        bad: list[tuple[Path, DdibError]] = []
-        for number, reason in sorted(numbers.items()):
-            path = batch.entries[number].path
-            own = error if not bad else error_class(reason)(hop=error.hop)
-            bad.append((path, own))
-        if not self._work.write.skip_bad:
-            submitted = len(self._pending) + len(self._jobs)
-            others = f"{submitted:,} other {'job is' if submitted == 1 else 'jobs are'} under way"
-            state = others if submitted else "nothing was submitted"
+        first, *others = sorted(numbers)
+        bad = [LeftOut.of(items[first].path, error)]
+        bad += [LeftOut.of(items[n].path, error_class(numbers[n])(hop=error.hop)) for n in others]
+        if not self.options.skip_bad:
+            submitted = len(self._pending) + len(self.jobs)
+            under_way = f"{submitted:,} other {'job is' if submitted == 1 else 'jobs are'} under way"
+            state = under_way if submitted else "nothing was submitted"
             unnamed = max(0, refused_count(error.facts) - len(numbers))
-            raise refused(bad, len(self._chosen.paths), state, unnamed=unnamed) from error
-        self._left_out += [LeftOut.of(path, own) for path, own in bad]
-        rest = tuple(entry for n, entry in enumerate(batch.entries) if n not in numbers)
-        return [Batch(rest)] if rest else []
+            raise refused(bad, self.total, state, unnamed=unnamed) from error
+        self.left_out += bad
+        return tuple(item for n, item in enumerate(items) if n not in numbers)
 
-    def _receive(self, job: Running) -> None:
+    def _receive(self, client: Client, job: _JobInRun) -> None:
         """Write the results of a job until it has ended."""
-        client, out = self._client, self._work.write.out
-        self._progress.begin(job.job_id, [given.file for given in job.inputs])
-        with explaining_interruption(client, job.job_id, out):
-            results = client.results(job.job_id, on_event=self._progress.watching(client, job.job_id))
-            for result in deliver(
-                client, job.job_id, results, job.inputs, self._work.write, without=job.without
+        options, known = self.options, {item: item for item in self.items}
+        options.progress.begin(job.job_id, [item.file for item in job.items])
+        with explaining_interruption(client, job.job_id, options.out):
+            results = client.results(job.job_id, on_event=options.progress.watching(client, job.job_id))
+            for result in write_results(
+                client,
+                job.job_id,
+                results,
+                job.items,
+                options.out,
+                force=options.force,
+                doubtful_below=options.doubtful_below,
+                credentials=options.credentials,
+                without=job.without,
             ):
-                given = job.inputs[result.item]
-                if given in self._by_input and given.name not in self._results:
-                    self._progress.written(given, result)
-                self._results[given.name] = result
+                item = job.items[result.item]
+                if item in known and item.name not in self.results:
+                    options.progress.done += 1
+                    options.progress.written(item, result)
+                self.results[item.name] = result
             view = client.get(job.job_id)
         if not job.without:
-            JobFile(view.request_id, view.target, job.inputs).remove(out)
-        self._progress.ended(job.job_id, view.state.lower())
-        again = self._again(job, view) if job.earlier else []
+            JobFile(view.request_id, view.target, job.items).remove(options.out)
+        options.progress.ended(job.job_id, view.state.lower())
+        again = self._undone(job, view) if job.earlier else []
         if again and view.state in {JobState.FAILED, JobState.CANCELLED}:
-            self._progress.say(
+            options.progress.say(
                 f"job {job.job_id} is {view.state.lower()}: what it left undone is submitted again"
             )
         else:
-            self._jobs.append(view)
-        self._batches.extend(split(again, self._most_files))
-        for item in view.items:
-            entry = self._by_input.get(job.inputs[item.index])
-            if item.state is ItemState.FAILED and entry is not None and entry not in again:
-                why = item.failure
+            self.jobs.append(view)
+        self._waiting.extend(_split(again, self._most_files))
+        for each in view.items:
+            own = known.get(job.items[each.index])
+            if each.state is ItemState.FAILED and own is not None and own not in again:
+                why = each.failure
                 reason, text = (why.reason, why.text) if why else (JobFailed.reason, JobFailed.sentence)
-                self._failed.append(LeftOut(entry.path, reason, text))
+                self.failed.append(LeftOut(own.path, reason, text))
 
-    def _again(self, job: Running, view: JobView) -> list[Entry]:
-        """Files of an earlier run's ended job that have no result after all: it was cancelled, or a result was
+    def _undone(self, job: _JobInRun, view: JobView) -> list[FileItem]:
+        """Items of an earlier run's ended job that have no result after all: it was cancelled, or a result was
         removed.
         """
-        states = {job.inputs[item.index]: item.state for item in view.items}
-        entries = [
-            entry
-            for given in job.inputs
-            if (entry := self._by_input.get(given)) and given.name not in self._results
-        ]
-        self._take_finished(entries)
-        ended = view.state is JobState.FINISHED
-        return [
-            entry
-            for entry in entries
-            if entry.given.name not in self._results
-            and not (ended and states[entry.given] is ItemState.FAILED)
-        ]
+        failed = {each.index for each in view.items if each.state is ItemState.FAILED}
+        over = {job.items[at] for at in failed} if view.state is JobState.FINISHED else set()
+        items = [item for item in self.items if item in set(job.items) and item.name not in self.results]
+        self._take_finished(items)
+        return [item for item in items if item.name not in self.results and item not in over]
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self, client: Client) -> Iterator[None]:
         """Inside, an interruption or a full disk ends with the command that resumes."""
         try:
             yield
         except Cancelled as error:
-            if not self._client.aborted:
+            if not client.aborted:
                 raise
-            done, total = self._progress.done, len(self._entries)
-            error.detail += f"; {done:,} of {total:,} results are complete in {self._work.write.out}"
+            done, total = self.options.progress.done, len(self.items)
+            error.detail += f"; {done:,} of {total:,} results are complete in {self.options.out}"
             error.args = (error.detail,)
             if RESUMES not in error.hint:
                 error.hint = f"{RESUMES}\n{error.hint}".rstrip()
@@ -362,77 +479,56 @@ class Run:
                 error.hint += "\nor, for all that is missing: the same command again"
             raise
 
-    def _outcome(self) -> Outcome:
-        order = {entry.given.name: place for place, entry in enumerate(self._entries)}
-        known = sorted(self._results.items(), key=lambda found: order.get(found[0], 0))
-        return Outcome(
-            len(self._chosen.paths),
-            self._entries,
-            tuple(result for name, result in known if name in order),
-            self._earlier,
-            tuple(self._jobs),
-            tuple(self._left_out),
-            tuple(self._failed),
-            tuple(entry.path for batch in self._batches for entry in batch.entries),
-        )
+    def conclude(self) -> None:
+        """Return if everything was translated."""
+        errors = list(self._errors)
+        try:
+            self.require_translated()
+        except JobFailed as error:
+            errors.append(error.kept())
+        missing = [*self.left_out, *self.failed] if self.options.skip_bad else []
+        if missing:
+            detached = self.submitted and not self.jobs
+            state = (
+                "the others are submitted or translated"
+                if detached
+                else f"the others are in {self.options.out}"
+            )
+            errors.append(left_out(missing, self.total, state))
+        if partly := [f"{each.given}: {each.refused}" for each in self.written if each.refused]:
+            hint = "the records name each item; what was refused is not in the results"
+            errors.append(FilesLeftOut("\n".join(partly), hint=hint))
+        if len(errors) > 1:
+            kind = JobFailed if any(isinstance(error, JobFailed) for error in errors) else FilesLeftOut
+            hints = dict.fromkeys(error.hint for error in errors if error.hint)
+            detail = "\n".join(error.detail for error in errors)
+            raise kind(detail, hint="\n".join(hints), hop=errors[0].hop)
+        if errors:
+            raise errors[0]
+
+    def require_translated(self) -> None:
+        """Return if every job succeeded; where bad files are left out, also if only some of its items failed."""
+        hop, rest = self.options.profile.hop, len(self.not_submitted)
+        unsent = f"{rest:,} of {self.total:,} files {'was' if rest == 1 else 'were'} not submitted"
+        bad = [*self.left_out, *self.failed] if self.items else []
+        for job in self.jobs:
+            if self.options.skip_bad and (job.state is JobState.FINISHED or _failed_by_items(job)):
+                continue
+            try:
+                require_finished(job, hop)
+            except (JobFailed, Cancelled) as error:
+                error.detail += (f"; {unsent}" if rest else "") + (f"\n{listed(bad)}" if bad else "")
+                error.args = (error.detail,)
+                hints = [error.hint, "the rest: the same command again" if rest else ""]
+                if bad:
+                    others = f"without {'it' if len(bad) == 1 else 'them'}: the same command with --skip-bad"
+                    steps = next_steps(each.as_error(hop) for each in bad)
+                    hints = [steps, others if len(bad) < self.total else "", *hints]
+                error.hint = "\n".join(filter(None, hints))
+                raise
+        if rest:
+            raise JobFailed(unsent, hop="client", hint="the same command again")
 
 
-def translate_files(
-    chosen: Chosen, work: Work, *, page: bool, whole: Sequence[WrittenStudy] = ()
-) -> tuple[Outcome, Path | None]:
-    """Translate files into a folder, or what is missing there; what became of them, and the page."""
-    out = work.write.out
-    with locked(out):
-        entries, bad = _read(chosen, work)
-        with work.opened() as client:
-            outcome = Run(client, chosen, entries, work, bad).translate()
-        return outcome, write_pages(outcome, out, whole) if page else None
-
-
-def translate_parts(work: Work, paths: Sequence[Path], out: Path) -> dict[Path, str]:
-    """Translate the items of a series, volume or map into a folder; why those that have no result were refused."""
-    parts = replace(work.write, out=out, skip_bad=True, credentials=None)  # of the whole, not of its parts
-    outcome, _ = translate_files(Chosen.files(paths), replace(work, write=parts), page=False)
-    if not outcome.delivered:
-        for each in outcome.left_out:
-            if each.error is not None:
-                raise each.error
-    try:
-        require_translated(outcome, work.profile.hop, skip_bad=True)
-    except Cancelled as error:
-        # Others of the command's studies go on; Ctrl-C is raised above.
-        raise JobFailed(error.detail, hint="the same command again", hop=error.hop) from error
-    return {each.path: f"{each.why} [{each.reason}]" for each in (*outcome.left_out, *outcome.failed)}
-
-
-def submit_files(chosen: Chosen, work: Work) -> tuple[list[Submitted], FilesLeftOut | None]:
-    """Only submit what is missing in a folder; the new jobs, and what to end with if files were left out."""
-    with locked(work.write.out):
-        entries, bad = _read(chosen, work)
-        with work.opened() as client:
-            run = Run(client, chosen, entries, work, bad)
-            submitted = run.submit_all()
-    if not run.left_out:
-        return submitted, None
-    return submitted, left_out(run.left_out, len(chosen.paths), "the others are submitted or translated")
-
-
-def _read(chosen: Chosen, work: Work) -> tuple[list[Entry], list[LeftOut]]:
-    """Read every file before anything is submitted; those that can be sent, and those that are left out."""
-    if len(chosen.paths) > JOB_FILES:
-        with work.progress.counted("reading files") as show:
-            entries, bad = read_files(chosen, work, decode=True, on_read=show)
-    else:
-        entries, bad = read_files(chosen, work)
-    if bad and not (work.write.skip_bad and entries):
-        raise refused(bad, len(chosen.paths), "nothing was submitted")
-    return entries, [LeftOut.of(path, error) for path, error in bad]
-
-
-def conclude(outcome: Outcome, work: Work) -> None:
-    """Return if every file was translated."""
-    skip_bad = work.write.skip_bad
-    require_translated(outcome, work.profile.hop, skip_bad=skip_bad)
-    missing = [*outcome.left_out, *(outcome.failed if skip_bad else ())]
-    if missing:
-        raise left_out(missing, outcome.total, f"the others are in {work.write.out}")
+def _failed_by_items(job: JobView) -> bool:
+    return job.state is JobState.FAILED and all(item.state is ItemState.FAILED for item in job.items)

@@ -32,18 +32,17 @@ SUBJECTS: Mapping[str, frozenset[str]] = {
     title: frozenset(names.split())
     for title, names in {
         "Classes, guidance": "target_class source_class class_ pairs labels guidance classifier classifier_scale guide "
-        "clip label_dropout limit",
+        "label_dropout limit",
         "Solver": "quality evaluations solver order grid depth encoder soften calibration",
-        "Public code": "compat diffusion_steps noise_schedule timestep_respacing eta ddpm rescale_timesteps "
-        "predict_xstart",
+        "Public code": "flags diffusion_steps noise_schedule rescale_timesteps predict_xstart",
         "Between nodes": "no_calibration deadline detach quiet",
         "Reading pictures": "fit range classes held_out flip crop dequantise colours channels",
-        "Volumes and maps": "intensity slices tile overlap keep_parts scene",
+        "Volumes and maps": "intensity slices tile scene",
         "Learning": "batch microbatch learning_rate ema checkpoint_every init predict seed",
         "Network": "width blocks network preset",
         "Privacy": "dp_epsilon dp_delta dp_clip dp_draws dp_accountant",
         "Machine": "device threads precision dtype",
-        "Results": "thresholds keep_latent doubtful_below samples soften_sigma page credentials again",
+        "Results": "thresholds keep_latent doubtful_below samples soften_sigma credentials",
     }.items()
 }
 EVERYDAY = "Options"

@@ -174,7 +174,7 @@ class SourceNode:
 
         if self.config is not None:
             peer_store(self.config).snapshot().refuse_withdrawn(identity)
-            note(self.config.paths.audit, "certificate_issued", identity=identity.uri)
+            note(self.config.paths.store, "certificate_issued", identity=identity.uri)
 
 
 def make_client(source: SourceNode, out: Path, *, name: str) -> Path:

@@ -1,188 +1,154 @@
-"""The files of a job: given one by one, or the pictures of some classes in a folder."""
+"""Opens what a command was given: studies of the field's formats, as the node's model takes them, and plain files."""
 
 from __future__ import annotations
 
-import importlib
-import shlex
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ddib_fed.cli import options
-from ddib_fed.cli.delivery import Input
-from ddib_fed.cli.options import Classes, parse_pairs
-from ddib_fed.client.payload import SUFFIXES, split_target
-from ddib_fed.client.views import Domain, Domains
-from ddib_fed.errors import DomainNotFound, FileMissing, UsageError
-from ddib_fed.formats.recognition import files_below, format_of
-from ddib_fed.names import names_apart
+from ddib_fed.cli import options as shared
+from ddib_fed.cli.files import LeftOut, check_names, find_items, ignored_line
+from ddib_fed.cli.folder_run import FolderRun, RunOptions
+from ddib_fed.client.views import Domains
+from ddib_fed.engine.record import MOST_TILES
+from ddib_fed.errors import InputError, UsageError
+from ddib_fed.formats.recognition import TAKEN, Recognised, files_below, recognise
+from ddib_fed.terminal import say
 
+if TYPE_CHECKING:
+    from ddib_fed.formats.study import Bad, Choice
 
-@dataclass(frozen=True, slots=True)
-class FoundFile:
-    """A file to translate."""
-
-    path: Path
-    file: str
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Every file to translate, in order, and how many were left out below folders, by suffix or as "hidden"."""
-
-    files: tuple[FoundFile, ...]
-    ignored: Counter[str]
-
-    def ignored_line(self) -> str:
-        return ignored_line(self.ignored)
+LEAST_TILE = 8
+"""Pixels of a tile's side."""
 
 
-def find_files(given: Sequence[Path], out: Path | None, *, without: Iterable[Path] = ()) -> Found:
-    """The files that are given, and those below folders that are given, each file once."""
-    elsewhere = {path.absolute() for path in without}
-    ignored: Counter[str] = Counter()
-    found: dict[Path, FoundFile] = {}
-    for path in given:
-        if not path.is_dir():
-            found.setdefault(path.absolute(), FoundFile(path, path.name))
-            continue
-        below = [file for file in _below(path, out, ignored) if file.absolute() not in elsewhere]
-        for file in below:
-            found.setdefault(file.absolute(), FoundFile(file, file.relative_to(path).as_posix()))
-        if not below:
-            raise _nothing_below(path)
-    return Found(tuple(found.values()), ignored)
-
-
-def ignored_line(ignored: Counter[str]) -> str:
-    """What was left out below folders, for people; empty for nothing."""
-    count = ignored.total()
-    kinds = ", ".join(f"{number:,} {kind}" for kind, number in ignored.most_common(6))
-    return f"ignored {count:,} other file{'s' * (count != 1)} ({kinds})" if count else ""
-
-
-def _below(root: Path, out: Path | None, ignored: Counter[str]) -> list[Path]:
-    """Files below a folder in the order of their paths, and folders that cannot be read: they are refused later."""
-    below = files_below(root, out)
-    ignored += below.ignored
-    found = list(below.unreadable)
-    for path in below.files:
-        suffix = path.suffix.lower()
-        if format_of(path) is not None:
-            continue
-        if suffix in SUFFIXES:
-            found.append(path)
-        else:
-            ignored[suffix or "without suffix"] += 1
-    return sorted(found)
-
-
-def _nothing_below(folder: Path) -> FileMissing:
-    known, quoted = ", ".join(sorted(SUFFIXES)), shlex.quote(str(folder))
-    hint = f"known are {known}; `ls -la {quoted}` shows what is there"
-    return FileMissing(f"{folder} holds no file to translate", hint=hint, hop="client")
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """The files to send, in order."""
-
-    paths: tuple[Path, ...]
-    inputs: tuple[Input, ...]
-    classes: tuple[tuple[str, str], ...] = ()
-    said: str = ""
-
-    @classmethod
-    def files(
-        cls,
-        paths: Sequence[Path],
-        out: Path | None = None,
-        *,
-        taken: Iterable[str] = (),
-        without: Iterable[Path] = (),
-    ) -> Chosen:
-        """Files, and those below folders but for `out`; results have the same names, below a folder the same paths."""
-        found = find_files(paths, out, without=without)
-        files = [each.file for each in found.files]
-        names = names_apart(files, lambda name: (each for each, _ in Input(name, "").file_names()), taken)
-        longer = [
-            f"{file} as {name}"
-            for file, name in zip(files, names, strict=True)
-            if name != file.removesuffix(Path(file).suffix)
-        ]
-        said = f"named by their suffix too, as results would clash: {', '.join(longer)}" if longer else ""
-        return cls(
-            tuple(each.path for each in found.files),
-            tuple(Input(name, file) for name, file in zip(names, files, strict=True)),
-            said="\n".join(filter(None, (found.ignored_line(), said))),
-        )
-
-    @property
-    def by_class(self) -> bool:
-        return bool(self.classes)
-
-
-def choose(
-    files: Sequence[Path],
-    ask: Callable[[], Domains],
-    target: str,
-    *,
-    pairs: str | None,
-    labels: Path | None,
-    limit: int | None,
-    out: Path | None = None,
-    taken: Iterable[str] = (),
-    without: Iterable[Path] = (),
-) -> Chosen:
-    """The files given to `ddib translate`; `ask` asks the node for its domains, where classes are paired."""
-    if pairs is None:
-        options.refuse_idle(("labels", "limit"), "is for classes", hint="add --pairs 260:261, or omit it")
-        return Chosen.files(files, out, taken=taken, without=without)
-    options.refuse_idle(
-        ("source_class", "target_class"), "is already set by --pairs", hint="omit one of them"
-    )
-    if len(files) != 1:
-        raise UsageError(
-            f"--pairs takes one folder, and {len(files)} files are given",
-            hint="ddib translate FOLDER --pairs 260:261",
-        )
-    domains = ask()
-    own, other = _own_classes(domains), _target_classes(domains, target)
-    kit = importlib.import_module("ddib_fed.paper.imagenet")
-    found = kit.paired_pictures(
-        files[0], parse_pairs(pairs, own, other), class_names=own.names, labels=labels, limit=limit
-    )
-    return Chosen(
-        tuple(each.path for each in found),
-        tuple(
-            Input(
-                _stem(kit.translated_name(each.source, each.ordinal, each.target)),
-                each.path.name,
-                source=_stem(kit.source_name(each.source, each.ordinal)),
+def open_run(
+    files: Sequence[Path], reading: Mapping[str, Any], options: RunOptions, *, detach: bool = False
+) -> FolderRun:
+    """The run of the files of a command, none of which is read yet; `reading` has `intensity`, `slices` and `tile`."""
+    run, bad = FolderRun(options), list[tuple[Path, Any]]()
+    choice = open_studies(files, reading, options, bad=bad, detach=detach)
+    taken, without = list[str](), list[Path]()
+    if choice is not None:
+        if detach:
+            raise UsageError(
+                f"--detach: {choice.studies.origins[0].given} is put together when its items are there",
+                hint="leave --detach out; after an interruption the same command resumes",
             )
-            for each in found
-        ),
-        tuple((str(each.source), str(each.target)) for each in found),
+        if line := ignored_line(choice.ignored):
+            say(line, err=True)
+        files, run.studies = choice.plain, choice.studies
+        run.left_out = [LeftOut.of(path, error) for path, error in bad]
+        run.left_out += [LeftOut.of(folder, _beside(folder, found)) for folder, found in choice.beside]
+        for origin in choice.studies.origins:
+            taken += [*origin.outputs, *origin.beside, f"{origin.name}.json"]
+            without += origin.inputs
+    if files:
+        run.items, said = find_items(files, options.out, taken=taken, without=without)
+        check_names(run.items, options.out)
+        for line in said:
+            say(line, err=True)
+    return run
+
+
+def _beside(folder: Path, found: Mapping[str, int]) -> InputError:
+    kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in found.items())
+    return InputError(
+        f"{folder}: files that are translated one by one ({kinds}) lie among DICOM files, and are not taken for slices",
+        hop="client",
+        hint="move them into a folder of their own, or name them in a command of their own",
     )
 
 
-def _own_classes(domains: Domains) -> Classes:
-    return Classes(f"{domains.institution}/{domains.domain}", domains.classes, domains.class_names)
+def open_studies(
+    files: Sequence[Path],
+    reading: Mapping[str, Any],
+    options: RunOptions,
+    *,
+    bad: Bad | None = None,
+    detach: bool = False,
+) -> Choice | None:
+    """The studies among the files of a command, and the rest, which is translated as it is; None without studies."""
+    from ddib_fed.formats.intensity import AUTO, Rule
 
+    found = recognise(files, options.out)
+    if reading["intensity"] != AUTO:
+        Rule.parse(reading["intensity"])  # before the node is asked
+    auto, source = reading["tile"] == "auto", None
+    of_maps = of_pictures = _tile(reading["tile"])
+    pictures = auto and not detach and (any(each.is_picture for each in found.studies) or _any_picture(found))
+    if pictures or any(not each.is_picture for each in found.studies):
+        with options.progress.opened(options.profile) as client:
+            source = client.domains(own_alone=True)
+    if auto and source is not None and len(source.sample_shape) == 3:
+        of_maps = (source.sample_shape[1], source.sample_shape[2])
+        of_pictures = of_maps if source.tiles and not detach else None
+    most = MOST_TILES if auto else None
+    if of_pictures is not None and found.plain:
+        from ddib_fed.formats.pictures import is_larger
 
-def _target_classes(domains: Domains, target: str) -> Classes:
-    """The classes of the target, or of the classifier that guides a model without classes."""
-    institution, _ = split_target(target)
-    found: Domain | None = next((each for each in domains.targets if each.institution == institution), None)
-    if found is None or not found.domain:
-        raise DomainNotFound(
-            f"{target} is not ready, so its classes are not known" if found else f"{institution} is no peer",
-            hint="ddib domains",
+        tile = of_pictures
+        found = recognise(files, options.out, lambda path: is_larger(path, tile, most))
+    if not found.studies:
+        shared.refuse_idle(
+            ("intensity", "slices"), "is for DICOM, NIfTI, GeoTIFF and pictures in tiles", hint="leave it out"
         )
-    count = found.classes or found.guidance.classifier_classes
-    return Classes(found.target, count, found.class_names)
+        return None
+    from ddib_fed.formats.opening import open_recognised
+    from ddib_fed.formats.study import Options
+
+    slices = "axial" if source is None else _slices(reading["slices"], source)
+    intensity = reading["intensity"] if source is None else _intensity(reading["intensity"], source)
+    own_rule = "" if source is None else source.intensity
+    return open_recognised(found, Options(intensity, slices, of_maps, of_pictures, most, own_rule), bad=bad)
 
 
-def _stem(name: str) -> str:
-    return name.removesuffix(".PNG")
+def _tile(text: str) -> tuple[int, int] | None:
+    if text in {"auto", "none"}:
+        return None
+    if not text.isdecimal() or not LEAST_TILE <= int(text) <= 65536:
+        raise UsageError(f"--tile {text!r} is no size", hint="--tile 256, --tile auto or --tile none")
+    return int(text), int(text)
+
+
+def _any_picture(found: Recognised) -> bool:
+    """Whether a plain file might be larger than a model, which is then asked for its size."""
+    from ddib_fed.formats.pictures import is_larger
+
+    files: Iterable[Path] = (
+        file for path in found.plain for file in (files_below(path, None).files if path.is_dir() else (path,))
+    )
+    return any(
+        path.suffix.lower() in TAKEN and is_larger(path, (LEAST_TILE, LEAST_TILE), None) for path in files
+    )
+
+
+def _intensity(asked: str, source: Domains) -> str:
+    """The rule that was asked for; as the source's model says it, where it was trained with the same."""
+    from ddib_fed.formats.intensity import AUTO, Rule
+
+    if not source.intensity or asked == AUTO:
+        return asked
+    rule, own = Rule.parse(asked), Rule.parse(source.intensity)
+    if rule == own:
+        return source.intensity
+    model = f"the model of {source.institution}/{source.domain}"
+    if own.name == "hu" and rule.name != "values":
+        raise UsageError(
+            f"{model} was trained in Hounsfield units, and --intensity {asked} sends other numbers",
+            hint="leave --intensity out; --intensity values, if the file's own numbers are Hounsfield units",
+        )
+    say(f"warning: --intensity {asked}: {model} was trained with {source.intensity}", err=True)
+    return asked
+
+
+def _slices(asked: str, source: Domains) -> str:
+    """The plane that was asked for, or the one that the source's model was trained with."""
+    from ddib_fed.formats.intensity import AUTO
+
+    if asked == AUTO:
+        return source.slices or "axial"
+    if source.slices not in {"", asked}:
+        model = f"the model of {source.institution}/{source.domain}"
+        say(f"warning: --slices {asked}: {model} was trained on {source.slices} slices", err=True)
+    return asked

@@ -1,4 +1,4 @@
-"""`ddib job ...`: the single steps of a translation, for jobs that outlive their terminal."""
+"""`ddib doctor`, `ddib domains`, and `ddib job ...`: the single steps of a translation."""
 
 from __future__ import annotations
 
@@ -12,31 +12,41 @@ from pathlib import Path
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.delivery import JobFile, WriteOptions, deliver, job_named, records_of
-from ddib_fed.cli.folder_report import one_document, report_outcome
-from ddib_fed.cli.folder_state import Outcome, locked
+from ddib_fed.cli.folder_report import report_run
+from ddib_fed.cli.folder_run import FolderRun, RunOptions
 from ddib_fed.cli.help import command, group
-from ddib_fed.cli.output import figures, moment, plain, print_ids, print_json, print_table, size
-from ddib_fed.cli.progress import JobProgress, explaining_interruption, open_client
-from ddib_fed.cli.studies import load_credentials, refuse_points
+from ddib_fed.cli.output import emit, figures, moment, plain, print_ids, print_table, size
+from ddib_fed.cli.progress import ConsoleProgress, RunProgress, explaining_interruption, open_client
+from ddib_fed.cli.results import JobFile, locked, records_of, write_results
+from ddib_fed.cli.translate import load_credentials, refuse_points
+from ddib_fed.client.client import Client, JobRequest
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import Domain, Failure, JobView, require_finished
-from ddib_fed.errors import ConfigError, DdibError, ItemNotFound, StateConflict, Unauthenticated
+from ddib_fed.client.views import Domains, Failure, JobView, TargetDomain, require_finished
+from ddib_fed.errors import (
+    ConfigError,
+    DdibError,
+    ItemNotFound,
+    JobNotFound,
+    StateConflict,
+    Unauthenticated,
+    UsageError,
+)
 from ddib_fed.guidance import Guidance
+from ddib_fed.names import nearest
 from ddib_fed.protocol.contract import CalibrationTerms, GuidanceTerms
 from ddib_fed.protocol.details import TOLERATED_S, described
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.security.diagnosis import diagnose, own_validity
-from ddib_fed.security.pki import load_identity
-from ddib_fed.terminal import say
+from ddib_fed.security.pki import load_identity, root_warning
+from ddib_fed.terminal import is_aside, say, say_document
 
 Step = tuple[str, Callable[[], str]]
 
 
 @command()
-@options.FORMAT
+@options.OUTCOME
 @options.PROFILE
-def doctor(output_format: str, profile_path: Path | None) -> None:
+def doctor(profile_path: Path | None) -> None:
     """Check the client's profile, its connection to the source node, and both clocks.
 
     Step by step, with the cause at the first failure. Every other command names the same causes when it cannot reach
@@ -47,24 +57,15 @@ def doctor(output_format: str, profile_path: Path | None) -> None:
     for what, check in _steps(profile_path):
         try:
             findings.append({"step": what, "ok": True, "finding": check()})
+            say(f"ok    {what:<12} {findings[-1]['finding']}")
         except DdibError as error:
             findings.append({"step": what, "ok": False, "finding": error.detail})
+            say(f"FAIL  {what}")
             failure = error
-        if output_format == "text":
-            _show(findings[-1])
-        if failure is not None:
             break
-    if output_format == "json":
-        print_json(findings)
+    emit(findings)
     if failure is not None:
         raise failure
-
-
-def _show(finding: dict[str, object]) -> None:
-    if finding["ok"]:
-        say(f"ok    {finding['step']:<12} {finding['finding']}")
-    else:
-        say(f"FAIL  {finding['step']}")
 
 
 def _steps(profile_path: Path | None) -> Iterator[Step]:
@@ -95,7 +96,7 @@ def _certificate(profile: Profile) -> str:
         )
     if (finding := own_validity(own)) is not None:
         raise finding.as_error("client")
-    warning = own.root_warning(datetime.now(UTC))
+    warning = root_warning(own.identity.institution, own.root_not_after, datetime.now(UTC))
     return f"{own.identity}, valid until {own.not_after:%Y-%m-%d %H:%M} UTC{warning and f'; {warning}'}"
 
 
@@ -142,18 +143,23 @@ MAX_LISTED = 12
 
 @command()
 @options.QUIET
-@options.FORMAT
+@options.OUTCOME
 @options.PROFILE
-def domains(quiet: bool, output_format: str, profile_path: Path | None) -> None:
+def domains(quiet: bool, profile_path: Path | None) -> None:
     """List the available target domains, and whether each is ready."""
     with open_client(profile_path) as client:
         found = client.domains()
     if quiet:
-        print_ids([each.target for each in found.targets if each.domain], output_format)
+        print_ids([each.target for each in found.targets if each.domain])
         return
-    if output_format == "json":
-        print_json({**figures(found), "targets": [_values(each) for each in found.targets]})
-        return
+    targets = [{"target": each.target, **figures(each)} for each in found.targets]
+    for values in targets:
+        if values["calibration"] is not None:
+            values["calibration"]["expires"] = moment(values["calibration"]["expires"])
+    emit({**figures(found), "targets": targets}, lambda: _say_domains(found))
+
+
+def _say_domains(found: Domains) -> None:
     say(f"from {found.institution}/{found.domain} ({kind(found.sample_kind, found.sample_shape)}) to:")
     if not found.targets:
         say("none yet: the node's operator admits peers with `ddib peer add`")
@@ -165,14 +171,7 @@ def domains(quiet: bool, output_format: str, profile_path: Path | None) -> None:
     print_table("", shown[0], shown[1:])
 
 
-def _values(domain: Domain) -> dict[str, object]:
-    values = figures(domain)
-    if domain.calibration is not None:
-        values["calibration"]["expires"] = moment(domain.calibration.expires)
-    return {"target": domain.target, **values}
-
-
-def _row(domain: Domain) -> list[str]:
+def _row(domain: TargetDomain) -> list[str]:
     what = kind(domain.sample_kind, domain.sample_shape) if domain.sample_shape else "-"
     target = domain.target if domain.domain else f"{domain.institution}/?"
     offers, there = guidance(domain.guidance), classes(domain.classes, domain.class_names)
@@ -224,9 +223,9 @@ def job() -> None:
     "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="At most this many."
 )
 @options.QUIET
-@options.FORMAT
+@options.OUTCOME
 @options.PROFILE
-def list_(limit: int, quiet: bool, output_format: str, profile_path: Path | None) -> None:
+def list_(limit: int, quiet: bool, profile_path: Path | None) -> None:
     """List this client's jobs, newest first, and how many of their items are done.
 
     The first characters of a job's id are enough wherever a command takes a JOB.
@@ -234,16 +233,17 @@ def list_(limit: int, quiet: bool, output_format: str, profile_path: Path | None
     with open_client(profile_path) as client:
         jobs = client.list(limit)
     if quiet:
-        print_ids([each.job_id for each in jobs], output_format)
+        print_ids([each.job_id for each in jobs])
         return
-    if output_format == "json":
-        print_json([job_values(each) for each in jobs])
-        return
-    if not jobs:
-        say("no jobs", err=True)
-        return
-    rows = [[j.job_id, j.state.lower(), _done(j), j.target, when(j.created)] for j in jobs]
-    print_table("", ["!job", "state", ">items", "to", "!created"], rows)
+
+    def show() -> None:
+        if not jobs:
+            say("no jobs", err=True)
+            return
+        rows = [[j.job_id, j.state.lower(), _done(j), j.target, when(j.created)] for j in jobs]
+        print_table("", ["!job", "state", ">items", "to", "!created"], rows)
+
+    emit([job_values(each) for each in jobs], show)
 
 
 def _done(view: JobView) -> str:
@@ -270,16 +270,13 @@ def _value(key: str, text: str) -> int | float | str:
 
 @job.command()
 @options.JOB_ID
-@options.FORMAT
+@options.OUTCOME
 @options.PROFILE
-def show(job_id: str, output_format: str, profile_path: Path | None) -> None:
+def show(job_id: str, profile_path: Path | None) -> None:
     """Show a job, its items, and why it failed, if it did."""
     with open_client(profile_path) as client:
         view = client.get(job_named(client, job_id))
-    if output_format == "json":
-        print_json(job_values(view))
-        return
-    _show_job(view)
+    emit(job_values(view), lambda: _show_job(view))
 
 
 def _show_job(view: JobView) -> None:
@@ -326,28 +323,26 @@ def guided(guidance: Guidance) -> str:
 
 @job.command()
 @options.JOB_ID
-@options.FORMAT
+@options.OUTCOME
 @options.PROFILE
-def watch(job_id: str, output_format: str, profile_path: Path | None) -> None:
+def watch(job_id: str, profile_path: Path | None) -> None:
     """Watch a job until it has ended; ends non-zero when the job failed.
 
     With --format json each event is one line.
     """
-    as_json = output_format == "json"
     with (
-        JobProgress(show=not as_json) as progress,
+        ConsoleProgress(show=not is_aside()) as progress,
         open_client(profile_path, on_wait=progress.wait) as client,
         explaining_interruption(client, job_id := job_named(client, job_id)),
     ):
         progress.begin(job_id, [])
         on_event = progress.watching(client, job_id)
         for event in client.watch(job_id):
-            if as_json:
-                say(json.dumps(plain(event)))
+            if is_aside():
+                say_document(json.dumps(plain(event)))
             on_event(event)
         view = client.get(job_id)
-    if not as_json:
-        say(f"job {job_id} is {view.state.lower()}")
+    say(f"job {job_id} is {view.state.lower()}")
     require_finished(view, client.hop)
 
 
@@ -357,7 +352,7 @@ def watch(job_id: str, output_format: str, profile_path: Path | None) -> None:
 @options.FORCE
 @options.DOUBTFUL
 @options.CREDENTIALS
-@options.FORMAT
+@options.OUTCOME
 @options.PROFILE
 def fetch(
     job_id: str,
@@ -365,7 +360,6 @@ def fetch(
     force: bool,
     doubtful_below: float,
     credentials: tuple[Path, Path] | None,
-    output_format: str,
     profile_path: Path | None,
 ) -> None:
     """Fetch the results of a job that are ready.
@@ -387,18 +381,27 @@ def fetch(
                 ("doubtful_below",), "is a bound on round trips, and the job has none", hint="leave it out"
             )
         names = JobFile.load(out, view.request_id)
-        inputs = names.inputs if names else ()
-        write = WriteOptions(out, force, doubtful_below=doubtful_below, credentials=signer)
-        delivered = list(deliver(client, job_id, client.fetch(job_id), inputs, write))
+        results = write_results(
+            client,
+            job_id,
+            client.fetch(job_id),
+            names.items if names else (),
+            out,
+            force=force,
+            doubtful_below=doubtful_below,
+            credentials=signer,
+        )
+        delivered = {str(each.record): each for each in results}
         view = client.get(job_id)
         open_items = [i for i in view.items if i.state not in {ItemState.DELIVERED, ItemState.FAILED}]
         if names is not None and view.state.ended and not open_items:
             names.remove(out)
     if not delivered and view.state is JobState.FINISHED:
         say(f"job {job_id}: nothing left to fetch at the node", err=True)
-    with one_document(output_format) as document:
-        outcome = Outcome(len(view.items), (), tuple(delivered), 0, (view,), (), ())
-        report_outcome(outcome, view.target, out, document, doubtful_below=doubtful_below)
+    what = RunOptions(
+        client.profile, JobRequest(view.target), out, RunProgress(), doubtful_below=doubtful_below
+    )
+    report_run(FolderRun(what, total=len(view.items), results=delivered, jobs=[view]))
     if not view.state.ended:
         raise StateConflict(
             f"job {job_id} is {view.state.lower()}: {len(open_items)} items are not ready yet",
@@ -420,32 +423,53 @@ def fetch(
 
 @job.command()
 @options.JOB_ID
-@options.FORMAT
+@options.OUTCOME
 @options.PROFILE
-def cancel(job_id: str, output_format: str, profile_path: Path | None) -> None:
+def cancel(job_id: str, profile_path: Path | None) -> None:
     """Stop a job at its next step. Finished items can still be fetched."""
     with open_client(profile_path) as client:
         job_id = job_named(client, job_id)
         state = client.cancel(job_id)
-    if output_format == "json":
-        print_json({"job_id": job_id, "state": state})
-    else:
-        say(f"job {job_id} is {state.lower()}")
+    emit({"job_id": job_id, "state": state}, lambda: say(f"job {job_id} is {state.lower()}"))
 
 
 @job.command()
 @options.JOB_ID
-@options.FORMAT
+@options.OUTCOME
 @options.PROFILE
-def delete(job_id: str, output_format: str, profile_path: Path | None) -> None:
+def delete(job_id: str, profile_path: Path | None) -> None:
     """Remove an ended job and all its data at the node."""
     with open_client(profile_path) as client:
         job_id = job_named(client, job_id)
         client.delete(job_id)
-    if output_format == "json":
-        print_json({"job_id": job_id, "deleted": True})
-    else:
-        say(f"job {job_id} is deleted")
+    emit({"job_id": job_id, "deleted": True}, lambda: say(f"job {job_id} is deleted"))
+
+
+_WHOLE = re.compile(r"[0-9a-f]{32}")
+LOOKED_AT = 1000
+"""Newest jobs among which a beginning is looked for: as many as a node lists."""
+NAMED = 10
+
+
+def job_named(client: Client, text: str) -> str:
+    """The id of the job whose id is `text` or begins with it; a whole id is not looked up."""
+    if _WHOLE.fullmatch(text):
+        return text
+    known = [job.job_id for job in client.list(LOOKED_AT)]
+    found = [text] if text in known else [each for each in known if text and each.startswith(text)]
+    if not found:
+        close = nearest(text, known)
+        raise JobNotFound(
+            f"no job of this client begins with {text[:64]!a}",
+            hop=client.hop,
+            hint=f"did you mean {close}? `ddib job list` lists the jobs" if close else "ddib job list",
+        )
+    if len(found) > 1:
+        more = ", ..." if len(found) > NAMED else ""
+        raise UsageError(
+            f"{len(found)} jobs begin with {text[:64]!a}", hint=f"one of {', '.join(found[:NAMED])}{more}"
+        )
+    return found[0]
 
 
 def when(unix_s: float) -> str:

@@ -1,7 +1,8 @@
-"""Opens the model that an argument names, and refuses to overwrite results."""
+"""What commands that run a model in this process share."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,3 +21,9 @@ def open_model(which: str) -> Bundle:
 def refuse_overwriting(out: Path, *, force: bool) -> None:
     if (out / "report.json").exists() and not force:
         raise AlreadyExists(f"{out} holds results already", hint="choose another folder, or --force")
+
+
+def torch_threads() -> int:
+    """Those of OMP_NUM_THREADS, else one: more may be slower."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else 1

@@ -64,13 +64,6 @@ THREADS = click.option(
     show_default=True,
     help="Threads of torch; more may be slower.",
 )
-IN_PROCESS_DEPTH = option(
-    "--depth X",
-    "Stop encoding, and start decoding, at this fraction of the schedule's angle. Less than 1 keeps more structure, "
-    "and the latent then contains some of the picture.",
-    click.FloatRange(0, 1, min_open=True),
-    default=1.0,
-)
 SOFTEN = option(
     "soften --soften-sigma SIGMA",
     "Pictures: noise level of softening before encoding; default: each model's own.",
@@ -78,7 +71,7 @@ SOFTEN = option(
 )
 
 
-class SceneSize(click.ParamType[tuple[int, int]]):
+class PictureSize(click.ParamType[tuple[int, int]]):
     """HEIGHTxWIDTH as (height, width)."""
 
     name = "size"
@@ -92,11 +85,10 @@ class SceneSize(click.ParamType[tuple[int, int]]):
             return self.fail(str(error), param, ctx)
 
 
-SCENE = click.option(
-    "--scene",
-    type=SceneSize(),
-    metavar="SIZE",
-    help="Pictures: bring all to this size, HEIGHTxWIDTH, and translate them so in overlapping tiles by one ODE.",
+SIZE = option(
+    "scene --size HxW",
+    "Pictures: bring all to this height and width, and translate them so in overlapping tiles by one ODE.",
+    PictureSize(),
 )
 BATCH = option("--batch N", "Pictures: batch size.", click.IntRange(1, 4096), default=16)
 CALIBRATION = option(
@@ -116,29 +108,12 @@ DTYPE = click.option(
 )
 DEVICE = option("--device NAME", "Pictures: cpu, cuda or cuda:1.", default="cpu")
 CLASSIFIER = option("--classifier MODEL", "Pictures: bundle of the classifier for guidance to a class.")
-IN_PROCESS_GUIDING = (
-    CLASSIFIER,
-    click.option(
-        "--classifier-scale",
-        type=float,
-        metavar="SCALE",
-        help="Pictures: weight of --classifier, without which it is refused.  [default: 1]",
-    ),
-    click.option(
-        "--guidance",
-        type=float,
-        metavar="SCALE",
-        help="Pictures: classifier-free guidance towards a class, for models trained with dropped labels; 1 is none.",
-    ),
-)
-SAMPLING = (
-    click.option(
-        "--class", "class_", metavar="CLASS", help="Pictures: class of the samples, by number or name."
-    ),
-    *IN_PROCESS_GUIDING,
-    BATCH,
-    DTYPE,
-    DEVICE,
+FLAGS = option(
+    "--flags FLAGS",
+    "Sample as the public code does with these flags of its own: --diffusion_steps, --noise_schedule, "
+    "--timestep_respacing, --eta, --use_ddpm True for ancestral sampling, --clip_denoised; its others "
+    "have no effect.",
+    str,
 )
 
 
@@ -279,182 +254,117 @@ QUIET = option("--quiet -q", "Print the names or ids alone, one a line.")
 QUIET_DETACH = option("--quiet -q", "With --detach: print the job's id alone.")
 OUT_RESULTS = option("--out DIR", "Folder for the results; created if missing.", required=True)
 FORCE = option("--force", "Overwrite existing results.")
-FORCE_OTHERS = option("--force", "Overwrite results that do not match; those that match are kept.")
-AGAIN = option(
-    "--again",
-    "Translate everything again, and overwrite what is there: by the models that the nodes have now.",
-)
 SKIP_BAD_FILES = option(
     "--skip-bad", "Leave out files that are unreadable or refused, list them, and end with exit code 15."
 )
-PAGE = click.option(
-    "--page/--no-page",
-    default=True,
-    show_default=True,
-    help="Write DIR/report.html and DIR/sheet.png when two or more pictures are translated.",
-)
-
-
-TARGET = click.option(
-    "--to",
-    "target",
-    metavar="INSTITUTION/DOMAIN",
-    help="Target, as listed by `ddib domains`.",
-)
-EVALUATIONS = click.option(
-    "--evaluations",
-    "--steps",
-    "evaluations",
-    type=click.IntRange(1, 10_000),
+TARGET = option("target --to INSTITUTION/DOMAIN", "Target, as listed by `ddib domains`.")
+EVALUATIONS = option(
+    "--evaluations N",
+    "Network evaluations of each leg (encoding, decoding).",
+    click.IntRange(1, 10_000),
     default=48,
-    show_default=True,
-    help="Network evaluations of each leg (encoding, decoding).",
 )
-SOLVER = click.option(
+SOLVER = option(
     "--solver",
-    type=click.Choice(SOLVERS),
+    "Solver of the ODE; flow-map takes 1 to 8 evaluations of a model from `ddib model distil`.",
+    SOLVERS,
     default="unipc",
-    show_default=True,
-    help="Solver of the ODE; flow-map takes 1 to 8 evaluations of a model from `ddib model distil`.",
 )
-GRID = click.option(
+GRID = option(
     "--grid",
-    type=GridName(GRIDS),
+    "Grid of the steps; integer:T uses those of the linear schedule of T steps, learned those that `ddib model tune` "
+    "found for each model, whose numbers of evaluations `ddib model show` lists.",
+    GridName(GRIDS),
     default="default",
-    show_default=True,
-    help="Grid of the steps; integer:T uses those of the linear schedule of T steps, learned those that `ddib model "
-    "tune` found for each model, whose numbers of evaluations `ddib model show` lists.",
 )
-QUALITY = click.option(
+QUALITY = option(
     "--quality",
-    type=click.Choice(tuple(QUALITIES)),
-    help="Instead of --solver, --evaluations and --grid: draft takes 12 evaluations along learned steps (each "
-    "model tuned by `ddib model tune`), standard the default's 48, exact 96.",
+    "Instead of --solver, --evaluations and --grid: draft takes 12 evaluations along learned steps (each model tuned "
+    "by `ddib model tune`), standard the default's 48, exact 96.",
+    tuple(QUALITIES),
 )
-DEPTH = click.option(
-    "--depth",
-    type=click.FloatRange(0, 1, min_open=True),
+DEPTH = option(
+    "--depth X",
+    "Fraction of the path to noise; less keeps more structure and reveals more: both nodes must allow it.",
+    click.FloatRange(0, 1, min_open=True),
     default=1.0,
-    show_default=True,
-    help="Fraction of the path to noise; less keeps more structure and reveals more: both nodes must allow it.",
 )
-CYCLE = click.option(
-    "--cycle", is_flag=True, help="Also translate back and report each item's round-trip error."
+CYCLE = option("--cycle", "Also translate back and report each item's round-trip error.")
+KEEP_LATENTS = option(
+    "keep_latent --keep-latents",
+    "Also fetch the latents. A latent is an invertible encoding: protect it like the picture.",
 )
-KEEP_LATENTS = click.option(
-    "--keep-latents",
-    "--keep-latent",
-    "keep_latent",
-    is_flag=True,
-    help="Also fetch the latents. A latent is an invertible encoding: protect it like the picture.",
-)
-NO_CALIBRATION = click.option(
+NO_CALIBRATION = option(
     "--no-calibration",
-    is_flag=True,
-    help="Leave out the calibration that both operators agreed on for this target (`ddib domains` lists it).",
+    "Leave out the calibration that both operators agreed on for this target (`ddib domains` lists it).",
 )
-TARGET_CLASS = click.option(
-    "--target-class",
-    "--class",
-    "target_class",
+TARGET_CLASS = option(
+    "--target-class CLASS",
+    "Class to translate to or to sample, by name or number, if the model has classes.",
+    str,
     default="",
-    metavar="CLASS",
-    help="Class of the target to translate to, by name or number, if `ddib domains` lists classes.",
 )
-SOURCE_CLASS = click.option(
-    "--source-class",
+SOURCE_CLASS = option(
+    "--source-class CLASS",
+    "Class of the files, by name or number, if their model has classes.",
+    str,
     default="",
-    metavar="CLASS",
-    help="Class of the files, by name or number, if this institution's model has classes.",
 )
-GUIDANCE = click.option(
-    "--guidance",
-    type=click.FloatRange(0, MAX_GUIDANCE),
-    metavar="SCALE",
-    help="Classifier-free guidance towards --target-class at the target, if its model was trained with dropped "
-    "labels; 1 is none.",
+GUIDANCE = option(
+    "--guidance SCALE",
+    "Classifier-free guidance towards --target-class, if the model was trained with dropped labels; 1 is none.",
+    click.FloatRange(0, MAX_GUIDANCE),
 )
-CLASSIFIER_SCALE = click.option(
-    "--classifier-scale",
-    type=click.FloatRange(0, MAX_GUIDANCE),
-    metavar="SCALE",
-    help="Guidance towards --target-class by the target's own classifier, with this weight.",
+CLASSIFIER_SCALE = option(
+    "--classifier-scale SCALE",
+    "Guidance towards --target-class by the classifier of the model that decodes, with this weight.",
+    click.FloatRange(0, MAX_GUIDANCE),
 )
-CLIP = click.option(
-    "--clip/--no-clip",
-    default=None,
-    help="The target clamps predictions of the picture to [-1, 1] while it decodes, as the public code does. "
-    "By default only with --compat ddib.",
+PAIRS = option(
+    "--pairs FROM:TO,...",
+    "Translate the classes of a folder to classes of the target (260:261,282:283), under the public code's names.",
+    str,
 )
-PAIRS = click.option(
-    "--pairs",
-    metavar="FROM:TO,...",
-    help="Translate the classes of a folder to classes of the target (260:261,282:283), under the public code's names.",
-)
-LABELS = click.option(
-    "--labels",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="ImageNet's development kit, if --pairs needs it to determine classes.",
-)
-LIMIT = click.option(
-    "--limit",
-    type=click.IntRange(1),
-    metavar="N",
-    help="With --pairs: only the first N pictures of each class.",
-)
-ENCODER = click.option(
+LABELS = option("--labels DIR", "ImageNet's development kit, if --pairs needs it to determine classes.")
+LIMIT = option("--limit N", "With --pairs: only the first N pictures of each class.", click.IntRange(1))
+ENCODER = option(
     "--encoder",
-    type=click.Choice(["ode", "mixed"]),
+    "How the source encodes pictures. Latents of mixed keep more structure and show more of the picture; both nodes "
+    "must allow them ([policy] encoders).",
+    ("ode", "mixed"),
     default="ode",
-    show_default=True,
-    help="How the source encodes pictures. Latents of mixed keep more structure and show more of the picture; both "
-    "nodes must allow them ([policy] encoders).",
 )
 SOLVING = (EVALUATIONS, SOLVER, GRID, QUALITY, DEPTH, ENCODER)
-GUIDING = (GUIDANCE, CLASSIFIER_SCALE, CLIP)
+GUIDING = (GUIDANCE, CLASSIFIER_SCALE)
 PAIRING = (PAIRS, LABELS, LIMIT)
-DOUBTFUL = click.option(
-    "--doubtful-below",
-    type=click.FloatRange(0, 120),
+DOUBTFUL = option(
+    "--doubtful-below DB",
+    "Mark pictures whose round trip has a lower PSNR as doubtful; needs --cycle.",
+    click.FloatRange(0, 120),
     default=30.0,
-    show_default=True,
-    metavar="DB",
-    help="Mark pictures whose round trip has a lower PSNR as doubtful; needs --cycle.",
 )
-INTENSITY = click.option(
-    "--intensity",
-    default="auto",
-    show_default=True,
-    metavar="RULE",
-    help="How values of volumes and maps become the model's numbers: values, hu, window:CENTRE,WIDTH[@LOW:HIGH] or "
+INTENSITY = option(
+    "--intensity RULE",
+    "How values of volumes and maps become the model's numbers: values, hu, window:CENTRE,WIDTH[@LOW:HIGH] or "
     "percentile:LEAST,MOST[@LOW:HIGH]; auto is what the source's model was trained with, else hu for CT, values for 8 "
     "bits, percentile:0.5,99.5 for all else.",
+    str,
+    default="auto",
 )
-SLICES = click.option(
+SLICES = option(
     "--slices",
-    type=click.Choice(["auto", "axial", "coronal", "sagittal"]),
+    "Plane in which a NIfTI volume is cut into items; auto is that of the source's model, else axial.",
+    ("auto", "axial", "coronal", "sagittal"),
     default="auto",
-    show_default=True,
-    help="Plane in which a NIfTI volume is cut into items; auto is that of the source's model, else axial.",
 )
-TILE = click.option(
-    "--tile",
+TILE = option(
+    "--tile PIXELS",
+    "Side of the tiles of a map, and of a picture larger than that; none: the whole as one item. auto: the model's "
+    "size for a map, and for a picture if the model is one of parts of pictures, in up to 1,024 tiles.",
+    str,
     default="auto",
-    show_default=True,
-    metavar="PIXELS",
-    help="Side of the tiles of a map, and of a picture larger than that; none: the whole as one item. auto: the "
-    "model's size for a map, and for a picture if the model is one of parts of pictures, in up to 1,024 tiles.",
 )
-OVERLAP = click.option(
-    "--overlap", type=click.IntRange(0), metavar="PIXELS", help="Overlap of tiles; default: half a tile."
-)
-KEEP_PARTS = click.option(
-    "--keep-parts",
-    is_flag=True,
-    help="Keep the items of volumes and maps, and their results: DIR/NAME.parts.",
-)
-STUDIES = (INTENSITY, SLICES, TILE, OVERLAP, KEEP_PARTS)
+STUDIES = (INTENSITY, SLICES, TILE)
 CREDENTIALS = click.option(
     "--credentials",
     type=(click.Path(dir_okay=False, path_type=Path), click.Path(dir_okay=False, path_type=Path)),

@@ -166,8 +166,8 @@ def print_ids(ids: Iterable[str], output_format: str = "text") -> None:
     if output_format == "json":
         print_json(list(ids))
         return
-    for each in ids:
-        say(each)
+    listed = list(ids)
+    emit(listed, lambda: say(*listed) if listed else None)
 
 
 def moment(unix_s: float) -> str | None:

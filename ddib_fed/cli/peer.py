@@ -245,7 +245,7 @@ def suspend(config_path: Path, institution: str, reason: str) -> None:
     changed = store.suspend(
         institution,
         reason=reason,
-        before=lambda: note(config.paths.audit, "peer_suspended", peer=institution, reason=reason),
+        before=lambda: note(config.paths.store, "peer_suspended", peer=institution, reason=reason),
     )
     say(f"{institution} is suspended" if changed else f"{institution} was suspended already")
     running = _apply(config, "running calls with it are ended")
@@ -262,7 +262,7 @@ def resume(config_path: Path, institution: str) -> None:
 
     config, store = _open(config_path)
     if not store.resume(
-        institution, before=lambda: note(config.paths.audit, "peer_resumed", peer=institution)
+        institution, before=lambda: note(config.paths.store, "peer_resumed", peer=institution)
     ):
         say(f"{institution} was not suspended: nothing is changed")
         outcome(institution=institution, suspended=False, changed=False, node_running=None)
@@ -281,7 +281,7 @@ def remove(config_path: Path, institution: str) -> None:
     from ddib_fed.security.audit import note
 
     config, store = _open(config_path)
-    store.remove(institution, before=lambda: note(config.paths.audit, "peer_removed", peer=institution))
+    store.remove(institution, before=lambda: note(config.paths.store, "peer_removed", peer=institution))
     say(f"removed {institution}")
     running = _apply(config, "it is refused from now on, and running calls with it are ended")
     outcome(removed=institution, node_running=running)

@@ -139,7 +139,7 @@ def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) ->
     signed = keys.sign_request(authority, asked, roots, lifetime=life)
     leaf = keys.parse_certificates(signed, "what was signed")[0]
     note(
-        config.paths.audit,
+        config.paths.store,
         "certificate_issued",
         identity=asked.identity.uri,
         certificate=keys.fingerprint(leaf),
@@ -170,7 +170,7 @@ def install(config_path: Path, folder: Path | None, certificate: Path) -> None:
         if not (place / "leaf.pem").exists():  # a new node
             begin_trust(_config(config_path).paths.state)
         leaf = keys.parse_certificates(signed, "the signed certificate", hint="ddib pki issue writes one")[0]
-        note(_config(config_path).paths.audit, "certificate_given", certificate=keys.fingerprint(leaf))
+        note(_config(config_path).paths.store, "certificate_given", certificate=keys.fingerprint(leaf))
     identity = keys.install(place, signed, expected=owner)
     say(f"installed the certificate of {identity} in {place}")
     outcome(installed=identity.uri, folder=place)
@@ -239,7 +239,7 @@ def withdraw(config_path: Path, output_format: str, comment: str, identity: str)
     changed = peer_store(config).withdraw(
         named,
         comment=comment,
-        before=lambda: note(config.paths.audit, "identity_withdrawn", identity=named.uri, comment=comment),
+        before=lambda: note(config.paths.store, "identity_withdrawn", identity=named.uri, comment=comment),
     )
     _report(config, named, output_format, changed=changed, withdrawn=True)
 
@@ -257,7 +257,7 @@ def reinstate(config_path: Path, output_format: str, identity: str) -> None:
     named = _of_institution(config, identity)
     changed = peer_store(config).reinstate(
         named,
-        before=lambda: note(config.paths.audit, "identity_reinstated", identity=named.uri),
+        before=lambda: note(config.paths.store, "identity_reinstated", identity=named.uri),
     )
     _report(config, named, output_format, changed=changed, withdrawn=False)
 

@@ -1,4 +1,4 @@
-"""A progress bar of a job's events; without a terminal a line now and then, with the job's id first."""
+"""Opens the client of a command, and shows how its jobs go: a bar, or without a terminal a line now and then."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from ddib_fed.cli.delivery import Delivered, Input, suggest_target
 from ddib_fed.client.client import Client
 from ddib_fed.client.connection import PATIENCE_S, OnWait
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import Cancelled, DdibError, DomainNotFound, ExhaustedError, PeerNotFound, QuotaSpent
+from ddib_fed.names import nearest
 from ddib_fed.protocol.messages import Event
 from ddib_fed.terminal import bar, drawing, say
 
 if TYPE_CHECKING:
-    from ddib_fed.client.views import JobView
+    from ddib_fed.cli.files import FileItem
+    from ddib_fed.cli.results import Delivered
+    from ddib_fed.formats.parts import WrittenStudy
+    from ddib_fed.formats.study import Origin, Study
 
 
 STAGES = {
@@ -37,17 +40,19 @@ STAGES = {
     "failed": "failed",
     "wait": "waiting for the target",
 }
-
-
 SAID_EVERY_S = 30.0
 """How often a line is written without a terminal: a log of a day has 3,000."""
+Counted = Callable[[int, int], None]
 
 
-class Progress:
-    """Opens the client of a command, and receives the progress of its jobs in its thread. This one shows nothing."""
+class RunProgress:
+    """Opens the client of a run, and is told in the run's thread what happens. This one shows nothing."""
 
     done = 0
     """Results that are on the disk."""
+
+    def __init__(self, client: Client | None = None) -> None:
+        self.client = client
 
     @property
     def stopped(self) -> bool:
@@ -55,24 +60,31 @@ class Progress:
         return False
 
     @contextmanager
-    def counted(self, what: str) -> Iterator[Callable[[int, int], None]]:
+    def opened(self, profile: Profile) -> Iterator[Client]:
+        """A client of the source node."""
+        with open_client(profile, client=self.client) as client:
+            yield client
+
+    @contextmanager
+    def counted(self, what: str) -> Iterator[Counted]:
         """A function that is called with (done, total) while files are read."""
         with counted(what) as show:
             yield show
 
-    @contextmanager
-    def opened(self, profile: Profile) -> Iterator[Client]:
-        """A client of the source node."""
-        with open_client(profile) as client:
-            yield client
-
     def say(self, line: str) -> None:
         """Show a sentence."""
 
+    def study(self, number: int, origin: Origin, study: Study | None) -> None:
+        """A study can be translated; None for one that an earlier run has finished."""
+
+    def parts(self, number: int, paths: Sequence[Path]) -> None:
+        """From now on jobs are of these items of a study."""
+
+    def study_written(self, number: int, written: WrittenStudy, study: Study | None) -> None:
+        """The output of a study is on the disk; None for one that an earlier run has finished."""
+
     def whole(self, total: int, done: int) -> None:
         """So many files are translated, and so many of them are on the disk already."""
-        del total
-        self.done = done
 
     def submitted(self, job_id: str, items: int) -> None:
         """The node has accepted a job."""
@@ -83,10 +95,8 @@ class Progress:
     def event(self, event: Event) -> None:
         """Something happened in the job."""
 
-    def written(self, given: Input, result: Delivered) -> None:
+    def written(self, item: FileItem, result: Delivered) -> None:
         """A result is on the disk."""
-        del given, result
-        self.done += 1
 
     def ended(self, job_id: str, state: str) -> None:
         """A job has ended, and its results are written."""
@@ -100,12 +110,16 @@ class Progress:
             self.event(event)
             if event.stage == "wait" and event.reason == QuotaSpent.reason and not said:
                 said = True
-                self.say(quota_line(client.get(job_id)))
+                job = client.get(job_id)
+                facts = job.failure.facts if job.failure is not None else {}
+                names = ("quota", "limit", "left", "asked", "renews")
+                told = ", ".join(f"{name} {facts[name]}" for name in names if name in facts)
+                self.say(f"target {job.target}: {QuotaSpent.sentence} ({told}); the job waits there for more")
 
         return on_event
 
 
-class JobProgress(Progress):
+class ConsoleProgress(RunProgress):
     """Two bars: items of the job, and steps of the item that moved last; or lines. A context manager."""
 
     def __init__(
@@ -115,7 +129,7 @@ class JobProgress(Progress):
         show: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._client = client
+        super().__init__(client)
         self._draws = show and sys.stderr.isatty()
         self._says = show and not self._draws
         self._clock = clock
@@ -138,57 +152,52 @@ class JobProgress(Progress):
 
     @contextmanager
     def opened(self, profile: Profile) -> Iterator[Client]:
-        with self, open_client(profile, on_wait=self.wait, client=self._client) as client:
+        with self, open_client(profile, on_wait=self.wait, client=self.client) as client:
             yield client
 
     def say(self, line: str) -> None:
         self._progress.console.print(line)
 
+    def study(self, number: int, origin: Origin, study: Study | None) -> None:
+        del number, origin
+        for warning in study.warnings if study is not None else ():
+            say(f"warning: {warning}", err=True)
+
     def whole(self, total: int, done: int) -> None:
-        """Set how many files the command translates, and how many of them are on the disk already."""
-        self._total, self.done = total, done
+        self._total = total
         self._progress.update(self._items, total=total, completed=done)
 
     def begin(self, job_id: str, names: Sequence[str]) -> None:
         self._job_id, self._names = job_id, names
 
-    def written(self, given: Input, result: Delivered) -> None:
-        """Count a result that is on the disk."""
-        super().written(given, result)
-        if self._total:
-            self._progress.update(self._items, completed=self.done)
+    def written(self, item: FileItem, result: Delivered) -> None:
+        del item, result
+        self._progress.update(self._items, completed=self.done)
 
     def submitted(self, job_id: str, items: int) -> None:
         if self._says:
             say(f"job {job_id}: submitted, {items:,} item{'s' * (items != 1)}", err=True)
 
     def ended(self, job_id: str, state: str) -> None:
-        """Without a terminal: say that a job has ended, when its results are written."""
         if self._says:
-            said = f"job {job_id}: {state}; {self.done:,} of {self._total:,} files written"
-            say(said, err=True)
+            say(f"job {job_id}: {state}; {self.done:,} of {self._total:,} files written", err=True)
 
     def event(self, event: Event) -> None:
-        """Show an event."""
         self._waits = 0
-        self._say_event(event)
+        if self._says:
+            self._say_event(event)
         if not self._total:
             self._progress.update(self._items, completed=event.items_done, total=event.items or None)
         if event.stage:
             name = self._names[event.item] if event.item < len(self._names) else f"item {event.item}"
-            what = STAGES.get(event.stage, event.stage)
-            self._progress.update(
-                self._steps,
-                description=f"{name}: {what}"[:60],
-                completed=event.step,
-                total=event.steps or None,
-            )
+            what = f"{name}: {STAGES.get(event.stage, event.stage)}"[:60]
+            steps = event.steps or None
+            self._progress.update(self._steps, description=what, completed=event.step, total=steps)
 
     def _say_event(self, event: Event) -> None:
-        """Without a terminal: the job and how far it is, from time to time, and when it has ended."""
+        """The job and how far it is, from time to time, and when it has ended."""
         now = self._clock()
-        last = event.state.ended and not self._total
-        if not self._says or not (last or now - self._said >= SAID_EVERY_S):
+        if not (event.state.ended and not self._total) and now - self._said < SAID_EVERY_S:
             return
         self._said = now
         counts = f"{event.items_done:,} of {event.items:,} items done" if event.items else "begins"
@@ -211,7 +220,7 @@ class JobProgress(Progress):
 
 
 @contextmanager
-def counted(what: str) -> Iterator[Callable[[int, int], None]]:
+def counted(what: str) -> Iterator[Counted]:
     """A function that shows how many files are done, called with (done, total): a bar, or now and then a line."""
     if sys.stderr.isatty():
         with bar(what) as show:
@@ -233,28 +242,20 @@ def waiting_line(error: DdibError, delay_s: float) -> str:
     return f"{error.hop or 'the node'}: {error.detail}; {again}"
 
 
-def quota_line(job: JobView) -> str:
-    """The message about a job that waits for a quota of its target."""
-    facts = job.failure.facts if job.failure is not None else {}
-    said = ", ".join(
-        f"{name} {facts[name]}" for name in ("quota", "limit", "left", "asked", "renews") if name in facts
-    )
-    return f"target {job.target}: {QuotaSpent.sentence} ({said}); the job waits there for more"
+def _say_once() -> OnWait:
+    """Says once that a call waits for its node; for commands without a progress bar."""
+    said = False
 
-
-class SayOnce:
-    """Prints to stderr, once, that a call waits for its node; for commands without a progress bar."""
-
-    def __init__(self) -> None:
-        self._said = False
-
-    def __call__(self, error: DdibError, delay_s: float) -> None:
-        if not self._said:
+    def on_wait(error: DdibError, delay_s: float) -> None:
+        nonlocal said
+        if not said:
             say(waiting_line(error, delay_s), err=True)
-        self._said = True
+        said = True
+
+    return on_wait
 
 
-@contextlib.contextmanager
+@contextmanager
 def open_client(
     profile: Profile | Path | None,
     *,
@@ -265,18 +266,21 @@ def open_client(
     """A client for one command; or the given one."""
     if client is None:
         found = profile if isinstance(profile, Profile) else Profile.load(profile)
-        client = Client(found, patience_s=patience_s, on_wait=on_wait or SayOnce())
+        client = Client(found, patience_s=patience_s, on_wait=on_wait or _say_once())
     with client, _interruptible(client):
         try:
             yield client
         except (DomainNotFound, PeerNotFound) as error:
             context = click.get_current_context(silent=True)
-            if context is not None and context.params.get("target"):
-                suggest_target(error, client, str(context.params["target"]))
+            if context is not None and (target := context.params.get("target")):
+                with contextlib.suppress(DdibError):
+                    known = [each.target for each in client.domains().targets if each.domain]
+                    if target not in known and (close := nearest(target, known)):
+                        error.hint = f"did you mean {close}? `ddib domains` lists the targets"
             raise
 
 
-@contextlib.contextmanager
+@contextmanager
 def _interruptible(client: Client) -> Iterator[None]:
     """Within this context the first Ctrl-C, or SIGTERM of a batch system, ends the client's calls."""
     if threading.current_thread() is not threading.main_thread():
@@ -293,16 +297,15 @@ def _interruptible(client: Client) -> Iterator[None]:
         yield
     except DdibError as error:
         if client.aborted and not error.hint:
-            raise Cancelled(
-                "interrupted", hop=client.hop, hint="ddib job list" if client.keeps_jobs else ""
-            ) from error
+            hint = "ddib job list" if client.keeps_jobs else ""
+            raise Cancelled("interrupted", hop=client.hop, hint=hint) from error
         raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
+@contextmanager
 def explaining_interruption(client: Client, job_id: str, out: Path | None = None) -> Iterator[None]:
     """Turn Ctrl-C into an error that says the job continues, with the commands to watch, fetch or cancel it."""
     try:

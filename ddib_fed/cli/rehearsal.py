@@ -8,8 +8,8 @@ out/index.html                 one page, written last
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,19 @@ import numpy as np
 import torch
 
 from ddib_fed.calibration.record import Calibration
-from ddib_fed.cli.delivery import Input, WriteOptions
-from ddib_fed.cli.folder_report import SHEET
-from ddib_fed.cli.folder_run import translate_files
-from ddib_fed.cli.folder_state import Outcome, Work
-from ddib_fed.cli.inputs import Chosen
-from ddib_fed.cli.progress import Progress, open_client
-from ddib_fed.client.client import Client, JobRequest
-from ddib_fed.client.in_process import Here, InProcess
-from ddib_fed.client.profile import Profile
+from ddib_fed.cli.files import FileItem
+from ddib_fed.cli.folder_report import SHEET, write_pages
+from ddib_fed.cli.folder_run import FolderRun, RunOptions
+from ddib_fed.cli.progress import RunProgress
+from ddib_fed.client.client import JobRequest
+from ddib_fed.client.in_process import InProcess, ProcessOptions
 from ddib_fed.data import folder as folders
 from ddib_fed.data.fitting import PictureRule, to_array
 from ddib_fed.data.folder import Entry, Folder, require_outside
 from ddib_fed.data.pictures import read_fitted, read_image
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.engine.record import Part, fitted_line
-from ddib_fed.errors import ExtraMissing, PictureMisfit, UsageError
+from ddib_fed.errors import AlreadyExists, ExtraMissing, PictureMisfit, UsageError
 from ddib_fed.evaluation.judgement import Figures, judge
 from ddib_fed.evaluation.metrics import Pictures, picture_rule
 from ddib_fed.evaluation.pages import SideFound, WayFound, write_rehearsal
@@ -93,7 +90,8 @@ def rehearse(
 ) -> Path:
     """Do what of a rehearsal is not done, and write its page."""
     require_alone("a rehearsal")
-    tell, show = say or _silent, on_progress or _unseen
+    tell = say or (lambda _text: None)
+    show = on_progress or (lambda _what, _done, _total, _remark: None)
     for folder in (wanted.a, wanted.b, wanted.test_a, wanted.test_b):
         if folder is not None:
             require_outside(wanted.out, folder)
@@ -205,54 +203,59 @@ def _translate(
     on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     device = "cuda:0" if on_gpu else "cpu"
     own, other = (open_party(model, device, threads=config.threads) for model in models)
-    client = InProcess(own, other, Here(seed=config.seed, calibration=agreed))
+    client = InProcess(own, other, ProcessOptions(seed=config.seed, calibration=agreed))
     settings = Settings(evaluations=wanted.evaluations)
     request = JobRequest(client.target, settings, cycle=True, keep_latent=True)
-    # The folder is the rehearsal's own; what is finished for these settings is not done again.
-    write = WriteOptions(out, force=True, skip_bad=True)
     names = [entry.path.relative_to(source.held_root).as_posix() for entry in source.held_out]
-    inputs = tuple(map(Input, names_apart(names), names))
-    progress = _Progress(client, functools.partial(show, f"translating {title}"))
-    work = Work(client.profile, request, write, progress)
-    chosen = Chosen(tuple(entry.path for entry in source.held_out), inputs)
-    outcome, page = translate_files(chosen, work, page=True)
-    refused = [*outcome.left_out, *outcome.failed]
-    if not outcome.delivered:
+    items = [
+        FileItem(name, file, path=entry.path)
+        for name, file, entry in zip(names_apart(names), names, source.held_out, strict=True)
+    ]
+    progress = _StepProgress(client, functools.partial(show, f"translating {title}"))
+    options = RunOptions(client.profile, request, out, progress, skip_bad=True)
+    run = FolderRun(options, items)
+    run.read()
+    try:
+        run.translate()
+    except AlreadyExists:  # of other models or settings: the folder is the rehearsal's own
+        shutil.rmtree(out)
+        run = FolderRun(options, items)
+        run.read()
+        run.translate()
+    page = write_pages(run)
+    refused = [*run.left_out, *run.failed]
+    if not run.delivered:
         why = f"none of {len(refused)} pictures could be translated; the first, {refused[0].line()}"
         return WayFound(title, out, {}, None, (f"Refused, as a node would refuse it: {why}",))
-    report, notes = _judge(outcome, models, target)
+    report, notes = _judge(run, models, target)
     if refused:
         notes.append(
             f"Refused, as a node would refuse them: {len(refused)} of {len(names)} pictures; the first, "
             f"{refused[0].line()}"
         )
-    if fitted := fitted_line([(each.file, each.provenance) for each in outcome.delivered]):
+    if fitted := fitted_line([(each.file, each.provenance) for each in run.delivered]):
         notes.insert(0, f"{fitted}.")
     if agreed is not None:
         notes.insert(0, f"Under the {agreed.kind} calibration {agreed.sha256.hex()[:12]}.")
     return WayFound(title, out, report, (out / SHEET).read_bytes() if page else None, tuple(notes))
 
 
-class _Progress(Progress):
+class _StepProgress(RunProgress):
     """Shows the network evaluations of what is integrated together."""
 
     def __init__(self, client: InProcess, show: Callable[[int, int, str], None]) -> None:
-        self._client, self._show = client, show
-
-    @contextmanager
-    def opened(self, profile: Profile) -> Iterator[Client]:
-        with open_client(profile, client=self._client) as client:
-            yield client
+        super().__init__(client)
+        self._show = show
 
     def event(self, event: Event) -> None:
         if event.steps:
             self._show(event.step, event.steps, f"{event.items_done} of {event.items} pictures")
 
 
-def _judge(outcome: Outcome, models: tuple[Bundle, Bundle], target: _Side) -> tuple[Figures, list[str]]:
+def _judge(run: FolderRun, models: tuple[Bundle, Bundle], target: _Side) -> tuple[Figures, list[str]]:
     own, theirs = (picture_rule(model.manifest) for model in models)
-    paths = {entry.given.file: entry.path for entry in outcome.entries}
-    delivered = outcome.delivered
+    paths = {item.file: item.path for item in run.items}
+    delivered = run.delivered
 
     def stack(part: Part, rule: PictureRule) -> Pictures:
         files = [each.files[part] for each in delivered]
@@ -288,13 +291,9 @@ def _found(side: _Side, model: Bundle, out: Path) -> SideFound:
         out / side.letter,
         (run_folder / "loss.png").read_bytes(),
         (run_folder / "samples.png").read_bytes(),
-        _bytes(run_folder / "held-out.png"),
+        (run_folder / "held-out.png").read_bytes() if (run_folder / "held-out.png").is_file() else None,
         tuple(loss for loss in losses if loss is not None),
     )
-
-
-def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
 
 
 def sides_of(a: Path, b: Path | None) -> tuple[Path, Path, Path | None, Path | None]:
@@ -307,11 +306,3 @@ def sides_of(a: Path, b: Path | None) -> tuple[Path, Path, Path | None, Path | N
             f"{a} does not hold trainA and trainB", hint="name two folders: ddib try A/ B/ --out DIR"
         )
     return found.train_a, found.train_b, found.test_a, found.test_b
-
-
-def _silent(text: str) -> None:
-    del text
-
-
-def _unseen(what: str, done: int, total: int, remark: str) -> None:
-    del what, done, total, remark

@@ -1,60 +1,114 @@
-"""`ddib model sample` and `ddib model interpolate`. Heavy imports wait until a command runs."""
+"""`ddib model sample` and `ddib model interpolate`, and the public code's flags of sampling."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command
-from ddib_fed.cli.opening import open_model, refuse_overwriting
-from ddib_fed.cli.options import (
-    BATCH,
-    DEVICE,
-    DTYPE,
-    IN_PROCESS_DEPTH,
-    SAMPLING,
-    SOFTEN,
-    THREADS,
-    Classes,
-    with_options,
-)
-from ddib_fed.cli.output import lines, outcome
-from ddib_fed.cli.public_code import PUBLIC_CODE, take_settings
+from ddib_fed.cli.opening import open_model, refuse_overwriting, torch_threads
+from ddib_fed.cli.options import Classes
+from ddib_fed.cli.output import emit, lines
+from ddib_fed.errors import UsageError
+from ddib_fed.protocol.messages import Settings
 from ddib_fed.terminal import bar
 
 if TYPE_CHECKING:
+    from ddib_fed.diffusion.grids import PublicLevels
+    from ddib_fed.diffusion.plans import SolverSettings
     from ddib_fed.models.bundle import Bundle
     from ddib_fed.models.manifest import Manifest
 
 FRAMES = 9
 """Pictures of an interpolation, both ends included."""
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_OF_PICTURES = ("target_class", "classifier", "classifier_scale", "guidance", "batch", "dtype", "device")
+
+
+def take_settings(
+    given: dict[str, Any], manifests: Sequence[Manifest]
+) -> tuple[SolverSettings, bool, bool | None]:
+    """The solver's settings, whether they are the public code's, and whether its flags say to clip.
+
+    Removes `solver`, `evaluations`, `grid`, `quality` and `flags` from `given`; contradictions are usage errors.
+    """
+    from ddib_fed.diffusion.plans import COMPAT_GRID, SolverSettings
+
+    solver, evaluations, grid = (given.pop(name) for name in ("solver", "evaluations", "grid"))
+    quality, line = given.pop("quality"), given.pop("flags")
+    if line is None:
+        chosen = Settings(solver, 0, evaluations, grid).of_quality(quality)
+        return SolverSettings(chosen.solver, chosen.order, chosen.evaluations, chosen.grid), False, None
+    from ddib_fed.diffusion.grids import PublicLevels
+    from ddib_fed.models.import_flags import parse_sampling
+
+    if quality is not None or grid != "default" or (_is_given("solver") and solver != "ddim"):
+        raise UsageError(
+            "--flags is the public code's ddim along its own grid", hint="omit --solver, --grid and --quality"
+        )
+    flags: dict[str, Any] = parse_sampling(line)
+    levels = PublicLevels(
+        flags.get("noise_schedule", ""), flags.get("diffusion_steps", 0), flags.get("timestep_respacing", "")
+    )
+    ancestral = flags.get("use_ddpm", not flags.get("use_ddim", True))
+    settings = SolverSettings(
+        "ddim",
+        0,
+        evaluations if _is_given("evaluations") else _evaluations(levels, evaluations, manifests),
+        COMPAT_GRID,
+        levels=levels,
+        eta=flags.get("eta", 0.0),
+        ancestral=ancestral,
+    )
+    return settings, True, flags.get("clip_denoised")
+
+
+def _is_given(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (ParameterSource.DEFAULT, None)
+
+
+def _evaluations(levels: PublicLevels, default: int, manifests: Sequence[Manifest]) -> int:
+    """Evaluations of a leg: those of the respacing, else all of the diffusion steps."""
+    from ddib_fed.diffusion.schedule import schedule_from_config
+
+    if levels.respacing:
+        kept = {levels.kept(schedule_from_config(manifest.schedule)) for manifest in manifests}
+        if len(kept) > 1:
+            counts = " and ".join(map(str, sorted(kept)))
+            raise UsageError(
+                f"--timestep_respacing {levels.respacing} keeps {counts} of the two models' diffusion steps",
+                hint="both must use the same number: for example ddim50",
+            )
+        return kept.pop()
+    own = [manifest.schedule.steps for manifest in manifests if manifest.schedule.steps]
+    return levels.diffusion_steps or min([default, *own])
 
 
 @command()
 @options.MODEL
 @options.OUT_RESULTS
-@click.option(
-    "--n", "count", type=click.IntRange(1), help="Number of samples; default: 10,000 points or 64 pictures."
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the noise.")
+@options.option("count --n N", "Number of samples; default: 10,000 points or 64 pictures.", click.IntRange(1))
+@options.option("--seed N", "Seed of the noise.", click.IntRange(0), default=0)
 @options.EVALUATIONS
 @options.SOLVER
 @options.GRID
 @options.QUALITY
-@with_options(PUBLIC_CODE)
-@options.CLIP
-@with_options(SAMPLING)
-@THREADS
+@options.FLAGS
+@options.TARGET_CLASS
+@options.CLASSIFIER
+@options.with_options(options.GUIDING)
+@options.BATCH
+@options.DTYPE
+@options.DEVICE
 @options.FORCE
 @options.OUTCOME
-def sample(
-    *, which: str, out: Path, count: int | None, seed: int, force: bool, threads: int, **given: Any
-) -> None:
+def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, **given: Any) -> None:
     """Draw points or pictures from a model.
 
     Points: samples.npy, latent.npy, samples.png and report.json. Pictures: sample_0.png and on, sheet.png and
@@ -69,58 +123,56 @@ def sample(
 
     refuse_overwriting(out, force=force)
     bundle = open_model(which)
-    settings = take_settings(given, [bundle.manifest])
-    compat, clip = given.pop("compat"), given.pop("clip")
+    settings, public, clip = take_settings(given, [bundle.manifest])
     if bundle.manifest.sample_kind != "picture":
-        options.refuse_idle(given, f"is for pictures, and {which} is a model of points", hint="leave it out")
+        options.refuse_idle(
+            _OF_PICTURES, f"is for pictures, and {which} is a model of points", hint="leave it out"
+        )
         asked = Asked(settings, guidance=Guidance(clip=bool(clip)), seed=seed)
-        party = open_party(bundle, threads=threads)
+        party = open_party(bundle, threads=torch_threads())
         with bar("sampling") as show:
             report = draw_points(party, count or 10_000, asked, out, on_progress=_counting(show))
         cloud = report["target_cloud"]
-        lines({"points": str(out / "samples.npy"), **({"sliced-W2": _distance(cloud)} if cloud else {})})
-        outcome(out=out, samples=report["points"], digest=bundle.digest, target_cloud=cloud)
+        near = f"{cloud['sliced_w2']:.4f} (floor {cloud['sliced_w2_floor']:.4f})" if cloud else ""
+        lines({"points": str(out / "samples.npy"), **({"sliced-W2": near} if cloud else {})})
+        emit({"out": out, "samples": report["points"], "digest": bundle.digest, "target_cloud": cloud})
         return
     classifier, weight = _guide(given)
-    guidance = Guidance(given["guidance"], weight, clip=compat is not None if clip is None else clip)
-    label = _class(given["class_"], bundle.manifest, None if classifier is None else classifier.manifest)
+    guidance = Guidance(given["guidance"], weight, clip=public if clip is None else clip)
     party = open_party(
         bundle,
         given["device"],
         given["dtype"],
         classifier=classifier,
         together=given["batch"],
-        threads=threads,
+        threads=torch_threads(),
+    )
+    label = _class(
+        given["target_class"], bundle.manifest, None if classifier is None else classifier.manifest
     )
     asked = Asked(settings, target_class=label, guidance=guidance, seed=seed)
     with bar("sampling") as show:
         report = draw_pictures(party, count or 64, asked, out, on_progress=_counting(show))
     lines({"pictures": str(report["count"]), "sheet": str(out / "sheet.png"), "written": str(out)})
-    outcome(out=out, samples=report["count"], digest=bundle.digest, **report)
+    emit({"out": out, "samples": report["count"], "digest": bundle.digest, **report})
 
 
 @command()
 @click.argument("first", type=_FILE)
 @click.argument("second", type=_FILE)
-@click.option(
-    "--source",
-    required=True,
-    metavar="MODEL",
-    help=f"Model that encodes. {options.MODEL_HELP}",
-)
-@click.option(
-    "--target",
-    metavar="MODEL",
-    help="Model that decodes, as for --source; default: the source.",
-)
-@click.option("--source-class", metavar="CLASS", help="Class of the two pictures, by number or name.")
-@click.option("--target-class", metavar="CLASS", help="Class of the decoded pictures.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the softening.")
-@with_options((IN_PROCESS_DEPTH, SOFTEN, BATCH, DTYPE, DEVICE))
+@options.option("--source MODEL", f"Model that encodes. {options.MODEL_HELP}", str, required=True)
+@options.option("--target MODEL", "Model that decodes, as for --source; default: the source.", str)
+@options.SOURCE_CLASS
+@options.TARGET_CLASS
+@options.option("--seed N", "Seed of the softening.", click.IntRange(0), default=0)
+@options.DEPTH
+@options.SOFTEN
+@options.BATCH
+@options.DTYPE
+@options.DEVICE
 @options.EVALUATIONS
 @options.SOLVER
 @options.GRID
-@THREADS
 @options.OUT_RESULTS
 @options.FORCE
 @options.OUTCOME
@@ -137,7 +189,7 @@ def interpolate(
     models = open_model(source), open_model(target or source)
     if not (given["soften"] if given["soften"] is not None else models[0].manifest.soften_sigma):
         options.refuse_idle(("seed",), "is of softening, and there is none", hint="--soften-sigma 0.05")
-    decoded = given["target_class"] or (given["source_class"] if target in {None, source} else None)
+    decoded = given["target_class"] or (given["source_class"] if target in {None, source} else "")
     asked = Asked(
         SolverSettings(given["solver"], 0, given["evaluations"], given["grid"], depth=given["depth"]),
         source_class=_class(given["source_class"], models[0].manifest),
@@ -146,21 +198,13 @@ def interpolate(
         seed=given["seed"],
     )
     before, after = (
-        open_party(model, given["device"], given["dtype"], together=given["batch"], threads=given["threads"])
+        open_party(model, given["device"], given["dtype"], together=given["batch"], threads=torch_threads())
         for model in models
     )
     with bar("interpolating") as show:
-        between(
-            (first, second),
-            before,
-            after,
-            asked,
-            out,
-            frames=FRAMES,
-            on_progress=_counting(show),
-        )
+        between((first, second), before, after, asked, out, frames=FRAMES, on_progress=_counting(show))
     lines({"pictures": str(FRAMES), "sheet": str(out / "sheet.png"), "written": str(out)})
-    outcome(out=out, frames=FRAMES, sheet=out / "sheet.png")
+    emit({"out": out, "frames": FRAMES, "sheet": out / "sheet.png"})
 
 
 def _guide(given: dict[str, Any]) -> tuple[Bundle | None, float | None]:
@@ -174,15 +218,11 @@ def _guide(given: dict[str, Any]) -> tuple[Bundle | None, float | None]:
     return open_model(given["classifier"]), 1.0 if weight is None else weight
 
 
-def _class(text: str | None, manifest: Manifest, guide: Manifest | None = None) -> int | None:
+def _class(text: str, manifest: Manifest, guide: Manifest | None = None) -> int | None:
     """The number of a class of a model, or of the classifier that guides one without classes."""
     owner = manifest if manifest.num_classes is not None or guide is None else guide
-    return None if text is None else Classes(owner.name, owner.num_classes or 0, owner.classes).number(text)
+    return Classes(owner.name, owner.num_classes or 0, owner.classes).number(text) if text else None
 
 
 def _counting(show: Callable[[int, int, str], None]) -> Callable[[int, int], None]:
     return lambda done, total: show(done, total, "")
-
-
-def _distance(cloud: dict[str, float]) -> str:
-    return f"{cloud['sliced_w2']:.4f} (floor {cloud['sliced_w2_floor']:.4f})"

@@ -2,151 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.delivery import WriteOptions, check_names
-from ddib_fed.cli.folder_report import Document, one_document, print_submitted, report_outcome, write_pages
-from ddib_fed.cli.folder_run import conclude, submit_files, translate_files, translate_parts
-from ddib_fed.cli.folder_state import Outcome, Work, request_of
+from ddib_fed.cli.files import check_names, paired_items
+from ddib_fed.cli.folder_report import print_submitted, report_run, write_pages
+from ddib_fed.cli.folder_run import FolderRun, RunOptions
 from ddib_fed.cli.help import command
-from ddib_fed.cli.inputs import Chosen, choose
-from ddib_fed.cli.options import (
-    BATCH,
-    CALIBRATION,
-    CLASSIFIER,
-    DEVICE,
-    DTYPE,
-    SCENE,
-    SOFTEN,
-    THREADS,
-    read_given,
-)
+from ddib_fed.cli.inputs import open_run
 from ddib_fed.cli.output import print_ids
-from ddib_fed.cli.progress import JobProgress
-from ddib_fed.cli.public_code import PUBLIC_CODE, take_settings
-from ddib_fed.cli.studies import (
-    Ending,
-    Plan,
-    check_plan,
-    load_credentials,
-    may_be_points,
-    plan_studies,
-    refuse_points,
-    refuse_without_pictures,
-    translate_studies,
-)
-from ddib_fed.client.client import JobRequest
+from ddib_fed.cli.progress import ConsoleProgress
+from ddib_fed.client.client import Client, JobRequest
 from ddib_fed.client.payload import split_target
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import Domains
 from ddib_fed.errors import UsageError
-from ddib_fed.processes import require_alone
+from ddib_fed.guidance import Guidance
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.client.in_process import InProcess
     from ddib_fed.engine.local_party import LocalParty
-    from ddib_fed.formats.parts import WrittenStudy
+    from ddib_fed.formats.credentials import Credentials
     from ddib_fed.models.bundle import Bundle
 
-
-MODELS = (
-    click.option(
-        "--source",
-        "source_model",
-        metavar="MODEL",
-        help="Without nodes: model that encodes, its name or folder.",
-    ),
-    click.option(
-        "--target",
-        "target_model",
-        metavar="MODEL",
-        help="Without nodes: model that decodes.",
-    ),
-)
-ALONE = (
-    SOFTEN,
-    click.option(
-        "--seed",
-        type=click.IntRange(0),
-        default=0,
-        show_default=True,
-        help="Without nodes: seed of the noise of softening and of --eta.",
-    ),
-    CALIBRATION,
-    SCENE,
-    CLASSIFIER,
-    *PUBLIC_CODE,
-    BATCH,
-    DTYPE,
-    DEVICE,
-    THREADS,
-)
-"""What two models in one process take, and nodes do not."""
+SOFTENED = ("soften", "calibration", "scene", "classifier", "batch", "dtype")
+ALONE = (*SOFTENED, "seed", "device", "flags")
+"""Options of two models in one process, which nodes do not take."""
 OF_NODES = ("no_calibration", "detach", "quiet", "profile_path")
-_OF_PICTURES = ("soften", "calibration", "scene", "classifier", "batch", "dtype")
-_NAMES = (
-    *("soften", "seed", "calibration", "scene", "classifier", "batch", "dtype", "device", "threads"),
-    *("compat", "diffusion_steps", "noise_schedule", "timestep_respacing", "eta", "ddpm"),
-)
 
 
-def open_in_process(
-    source: str | None, target: str | None, asked: dict[str, Any]
-) -> tuple[InProcess | None, Settings | None]:
-    """Two models behind the client's interface, and the solver; takes what is for them out of `asked`.
-
-    Nothing where the command is for nodes.
-    """
-    given = {name: asked.pop(name) for name in _NAMES}
-    if source is None or target is None:
-        if source or target:
-            raise UsageError("--source and --target are both needed", hint="add the other one")
-        options.refuse_idle(
-            _NAMES, "is for two models in one process", hint="add --source and --target, or omit it"
-        )
-        return None, None
+def _open_in_process(source: str, target: str, given: dict[str, Any]) -> InProcess:
+    """Two models behind the client's interface; the solver that is asked for, and whether to clip, go into `given`."""
     options.refuse_idle(OF_NODES, "is for nodes", hint="omit it, or translate --to INSTITUTION/DOMAIN")
-    require_alone("a translation without nodes")
-    from ddib_fed.client.in_process import Here, InProcess
-    from ddib_fed.diffusion.plans import SolverSettings
+    from ddib_fed.cli.sampling import take_settings
+    from ddib_fed.client.in_process import InProcess, ProcessOptions
     from ddib_fed.models.bundle import open_bundle
+    from ddib_fed.processes import require_alone
 
+    require_alone("a translation without nodes")
     bundles = open_bundle(source), open_bundle(target)
     pictures = bundles[0].manifest.sample_kind == "picture"
-    solver = take_settings(given | asked, [bundle.manifest for bundle in bundles])
-    if (
-        given["compat"] is not None and pictures
-    ):  # the public code neither softens nor leaves values unclipped
+    solver, public, clip = take_settings(given, [bundle.manifest for bundle in bundles])
+    if public and pictures:  # the public code neither softens nor leaves values unclipped
         given["soften"] = 0.0 if given["soften"] is None else given["soften"]
-        asked["clip"] = True if asked["clip"] is None else asked["clip"]
-    _refuse_idle(source, bundles[0], given, solver)
-    if given["classifier"] is not None and asked["classifier_scale"] is None:
-        asked["classifier_scale"] = 1.0
-    here = Here(
-        given["soften"],
-        given["seed"],
-        read_given(given["calibration"]),
-        replace(SolverSettings(), levels=solver.levels, eta=solver.eta, ancestral=solver.ancestral),
-    )
-    settings = Settings(
-        solver.solver, solver.order, solver.evaluations, solver.grid, asked["depth"], asked["encoder"]
-    )
-    return InProcess(*_parties(bundles, given, pictures=pictures), here), settings
+        clip = True if clip is None else clip
+    softened = bundles[0].manifest.soften_sigma if given["soften"] is None else given["soften"]
+    if not pictures:
+        softened = 0.0
+        options.refuse_idle(SOFTENED, f"is for pictures, and {source} is a model of points", hint="omit it")
+    if not softened and not solver.stochastic:
+        options.refuse_idle(
+            ("seed",),
+            "sets the noise of softening and of --flags, and there is neither",
+            hint="omit --seed; --soften-sigma 0.05, or --flags with --eta 0.5, draws noise",
+        )
+    if given["classifier"] is None:
+        hint = "add --classifier MODEL"
+        options.refuse_idle(("classifier_scale",), "weighs --classifier, which is not given", hint=hint)
+    elif given["classifier_scale"] is None:
+        given["classifier_scale"] = 1.0
+    given |= {"settings": solver, "clip": bool(clip)}
+    calibration = options.read_given(given["calibration"])
+    parties = _parties(bundles, given, together=given["batch"] if pictures else 0)
+    return InProcess(*parties, ProcessOptions(given["soften"], given["seed"], calibration, solver))
 
 
 def _parties(
-    bundles: tuple[Bundle, Bundle], given: Mapping[str, Any], *, pictures: bool
+    bundles: tuple[Bundle, Bundle], given: dict[str, Any], *, together: int
 ) -> tuple[LocalParty, LocalParty]:
     """One for each model, or one for both."""
+    from ddib_fed.cli.opening import torch_threads
     from ddib_fed.engine.local_party import open_party
     from ddib_fed.models.bundle import open_bundle
 
@@ -154,36 +83,45 @@ def _parties(
     made: dict[str, LocalParty] = {}
     for bundle in bundles:
         if bundle.digest not in made:
-            scene = given["scene"]
             made[bundle.digest] = open_party(
-                bundle if scene is None else bundle.of_scenes(*scene),
+                bundle if given["scene"] is None else bundle.of_scenes(*given["scene"]),
                 given["device"],
                 given["dtype"],
                 classifier=classifier,
-                together=given["batch"] if pictures else 0,
-                threads=given["threads"],
+                together=together,
+                threads=torch_threads(),
             )
     return made[bundles[0].digest], made[bundles[1].digest]
 
 
-def _refuse_idle(source: str, bundle: Bundle, given: Mapping[str, Any], solver: Any) -> None:
-    """Options that would have no effect."""
-    softened = given["soften"] if given["soften"] is not None else bundle.manifest.soften_sigma
-    if bundle.manifest.sample_kind != "picture":
-        softened = 0.0
-        options.refuse_idle(
-            _OF_PICTURES, f"is for pictures, and {source} is a model of points", hint="omit it"
+def load_credentials(given: tuple[Path, Path] | None) -> Credentials | None:
+    """The certificate and key of --credentials, before anything is sent."""
+    if given is None:
+        return None
+    from ddib_fed.formats.credentials import Credentials
+
+    return Credentials.load(*given)
+
+
+def refuse_points(client: Client) -> None:
+    if client.domains().sample_kind == "point":
+        hint = "leave --credentials out; docs/formats.md says which results hold them"
+        raise UsageError("--credentials: points hold no content credentials", hint=hint)
+
+
+def _check_marked(run: FolderRun) -> None:
+    """Return if --credentials has an effect, and say of what it has none."""
+    studies = run.studies.origins if run.studies is not None else ()
+    if not run.items and studies:
+        raise UsageError(
+            f"--credentials: what {studies[0].given} becomes holds no content credentials",
+            hint="leave --credentials out; docs/formats.md says which results hold them",
         )
-    if not softened and not solver.stochastic:
-        options.refuse_idle(
-            ("seed",),
-            "sets the noise of softening and of --eta, and there is neither",
-            hint="omit --seed; --soften-sigma 0.05, or --eta 0.5 with --solver ddim, draws noise",
-        )
-    if given["classifier"] is None:
-        options.refuse_idle(
-            ("classifier_scale",), "weighs --classifier, which is not given", hint="add --classifier MODEL"
-        )
+    if run.items and all(item.path.suffix.lower() == ".npy" for item in run.items):
+        with run.options.progress.opened(run.options.profile) as client:
+            refuse_points(client)
+    if studies:
+        say("content credentials are put into PNG alone (docs/formats.md)", err=True)
 
 
 @command(
@@ -195,7 +133,8 @@ def _refuse_idle(source: str, bundle: Bundle, given: Mapping[str, Any], solver: 
 )
 @options.FILES
 @options.TARGET
-@options.with_options(MODELS)
+@options.option("source_model --source MODEL", "Without nodes: model that encodes, its name or folder.", str)
+@options.option("target_model --target MODEL", "Without nodes: model that decodes.", str)
 @options.OUT_RESULTS
 @options.TARGET_CLASS
 @options.SOURCE_CLASS
@@ -206,17 +145,25 @@ def _refuse_idle(source: str, bundle: Bundle, given: Mapping[str, Any], solver: 
 @options.with_options(options.SOLVING)
 @options.KEEP_LATENTS
 @options.NO_CALIBRATION
-@options.FORCE_OTHERS
-@options.AGAIN
+@options.FORCE
 @options.SKIP_BAD_FILES
-@options.PAGE
 @options.with_options(options.STUDIES)
 @options.CREDENTIALS
-@click.option("--detach", is_flag=True, help="Only submit; print the job and how to watch and fetch it.")
+@options.option("--detach", "Only submit; print the job and how to watch and fetch it.")
 @options.QUIET_DETACH
-@options.FORMAT
+@options.OUTCOME
 @options.PROFILE
-@options.with_options(ALONE)
+@options.SOFTEN
+@options.option(
+    "--seed N", "Without nodes: seed of the noise of softening and of --flags.", click.IntRange(0), default=0
+)
+@options.CALIBRATION
+@options.SIZE
+@options.CLASSIFIER
+@options.FLAGS
+@options.BATCH
+@options.DTYPE
+@options.DEVICE
 def translate(
     files: tuple[Path, ...],
     target: str | None,
@@ -228,15 +175,12 @@ def translate(
     limit: int | None,
     doubtful_below: float,
     force: bool,
-    again: bool,
     skip_bad: bool,
-    page: bool,
     credentials: tuple[Path, Path] | None,
     detach: bool,
     quiet: bool,
-    output_format: str,
     profile_path: Path | None,
-    **asked: Any,
+    **given: Any,
 ) -> None:
     """Translate files and folders to another domain.
 
@@ -246,7 +190,8 @@ def translate(
     machine, metadata in the institution: the source node gets a PNG, JPEG or TIFF as it is.
 
     A folder stands for the files below it, whose paths are kept below DIR. Results are written one by one; after an
-    interruption the same command resumes. DIR/report.html shows several pictures.
+    interruption the same command resumes, and --force translates everything again. DIR/report.html shows several
+    pictures.
 
     A folder of DICOM files, a DICOMDIR, a NIfTI volume, a georeferenced TIFF, JPEG 2000, WebP or BMP becomes one of its
     own kind, also below a folder; only pixels leave, slice by slice or tile by tile (docs/formats.md).
@@ -257,95 +202,98 @@ def translate(
 
     With --source and --target instead of --to, two models of this process do the same, without nodes.
     """
-    pair, solver = open_in_process(source_model, target_model, asked)
-    if pair is not None:
+    pair, target = _where_to(target, source_model, target_model, given)
+    request = _request(target, given)
+    _refuse_idle_options(request, pairs, detach=detach, alone=pair is not None)
+    profile = Profile.load(profile_path) if pair is None else pair.profile
+    run_options = RunOptions(
+        profile,
+        request,
+        out,
+        ConsoleProgress(pair),
+        force,
+        skip_bad,
+        doubtful_below,
+        load_credentials(credentials),
+    )
+    if pairs is None:
+        run = open_run(files, given, run_options, detach=detach)
+    else:
+        with run_options.progress.opened(profile) as client:
+            domains = client.domains()
+        run = FolderRun(
+            run_options, paired_items(files, domains, target, pairs=pairs, labels=labels, limit=limit)
+        )
+        check_names(run.items, out)
+    if run_options.credentials is not None:
+        _check_marked(run)
+    run.read()
+    if not detach:
+        try:
+            run.translate()
+            page = write_pages(run)
+        except BaseException:
+            if run.written or len(run.results) > run.earlier:  # what is on the disk
+                report_run(run)
+            raise
+        report_run(run, page)
+    else:
+        run.submit()
+        if quiet:
+            print_ids([each.job_id for each in run.submitted])
+        else:
+            print_submitted(run.submitted, target, out, profile_path)
+    run.conclude()
+
+
+def _where_to(
+    target: str | None, source: str | None, model: str | None, given: dict[str, Any]
+) -> tuple[InProcess | None, str]:
+    """Two models behind the client's interface, if they are named; and the target."""
+    if source is not None and model is not None:
         if target is not None:
             raise UsageError("--to is for nodes, --source and --target for models", hint="omit one of them")
-        target = pair.target
-    elif target is None:
+        pair = _open_in_process(source, model, given)
+        return pair, pair.target
+    if source or model:
+        raise UsageError("--source and --target are both needed", hint="add the other one")
+    hint = "add --source and --target, or omit it"
+    options.refuse_idle(ALONE, "is for two models in one process", hint=hint)
+    if target is None:
         raise UsageError(
             "where to translate is missing", hint="--to INSTITUTION/DOMAIN, or --source MODEL --target MODEL"
         )
-    request = request_of(target, asked, solver)
-    _refuse_idle_options(request, detach=detach, alone=pair is not None)
     split_target(target)
-    profile = Profile.load(profile_path) if pair is None else pair.profile
-    progress, signer = JobProgress(pair), load_credentials(credentials)
-    keep_parts = request.keep_latent or asked["keep_parts"]
-    write = WriteOptions(out, force or again, again, skip_bad, doubtful_below, signer, keep_parts)
-    work = Work(profile, request, write, progress)
-    plan = None
-    if pairs is None:
-        plan = plan_studies(files, asked, work, detach=detach)
-        files = files if plan is None else plan.choice.plain
-    chosen = None
-    if files:
-        taken = () if plan is None else plan.file_names
-        chosen = choose(
-            files,
-            partial(_domains, work),
-            target,
-            pairs=pairs,
-            labels=labels,
-            limit=limit,
-            out=out,
-            taken=taken,
-            without=() if plan is None else plan.inputs,
-        )
-        check_names(chosen.paths, chosen.inputs, out)
-        if chosen.said:
-            say(chosen.said, err=True)
-    if signer is not None:
-        _check_marked(work, plan, chosen)
-    if chosen is not None and detach:
-        submitted, incomplete = submit_files(chosen, work)
-        if quiet:
-            print_ids([each.job_id for each in submitted])
-        else:
-            print_submitted(submitted, target, out, output_format, profile_path)
-        if incomplete is not None:
-            raise incomplete
-        return
-    with one_document(output_format) as document:
-        _translate(plan, chosen, work, document, page=page)
+    return None, target
 
 
-def _translate(
-    plan: Plan | None,
-    chosen: Chosen | None,
-    work: Work,
-    document: Document,
-    *,
-    page: bool,
-) -> None:
-    """Translate the studies of a command, then its plain files."""
-    ending, out = Ending(), work.write.out
-    done: list[WrittenStudy] = []
-    if plan is not None:
-        check_plan(plan, chosen)
-        with ending.held():
-            translate_studies(plan, partial(translate_parts, work), document, done)
-    if chosen is not None:
-        outcome, shown = translate_files(chosen, work, page=page, whole=done)
-        report_outcome(
-            outcome, work.request.target, out, document, doubtful_below=work.write.doubtful_below, page=shown
-        )
-        with ending.held():
-            conclude(outcome, work)
-    elif page and (shown := write_pages(Outcome(0, (), (), 0, (), (), ()), out, done)) is not None:
-        document.add({"page": shown})
-        if not document.is_wanted:
-            say(f"page: {shown}")
-    ending.conclude()
+def _request(target: str, given: dict[str, Any]) -> JobRequest:
+    """The request that the options make; of two models in one process the solver was looked at before."""
+    asked = given.get("settings")
+    if asked is None:
+        names = ("solver", "evaluations", "grid")
+        solver, evaluations, grid = (given[name] for name in names)
+        settings = Settings(solver, 0, evaluations, grid, given["depth"], given["encoder"])
+        settings = settings.of_quality(given["quality"])
+    else:
+        chosen = (asked.solver, asked.order, asked.evaluations, asked.grid)
+        settings = Settings(*chosen, given["depth"], given["encoder"])
+    return JobRequest(
+        target,
+        settings,
+        cycle=given["cycle"],
+        keep_latent=given["keep_latent"],
+        source_class=given["source_class"],
+        target_class=given["target_class"],
+        guidance=Guidance(given["guidance"], given["classifier_scale"], clip=given.get("clip", False)),
+        no_calibration=given["no_calibration"],
+    )
 
 
-def _domains(work: Work) -> Domains:
-    with work.opened() as client:
-        return client.domains()
-
-
-def _refuse_idle_options(request: JobRequest, *, detach: bool, alone: bool) -> None:
+def _refuse_idle_options(request: JobRequest, pairs: str | None, *, detach: bool, alone: bool) -> None:
     """Return if no option that was given is without effect."""
+    if pairs is None:
+        options.refuse_idle(("labels", "limit"), "is for classes", hint="add --pairs 260:261, or omit it")
     if not request.cycle:
         options.refuse_idle(("doubtful_below",), "is a bound on round trips", hint="add --cycle")
     if detach:
@@ -353,15 +301,3 @@ def _refuse_idle_options(request: JobRequest, *, detach: bool, alone: bool) -> N
         options.refuse_idle(of_results, "applies only to fetched results", hint="give it to `ddib job fetch`")
     elif not alone:
         options.refuse_idle(("quiet",), "prints the id of a job that was only submitted", hint="add --detach")
-
-
-def _check_marked(work: Work, plan: Plan | None, chosen: Chosen | None) -> None:
-    """Return if --credentials has an effect, and say of what it has none."""
-    studies = [] if plan is None else [origin.given for origin in plan.choice.studies.origins]
-    if chosen is None and studies:
-        refuse_without_pictures(studies)
-    elif chosen is not None and may_be_points(chosen.paths):
-        with work.opened() as client:
-            refuse_points(client)
-    if studies:
-        say("content credentials are put into PNG alone (docs/formats.md)", err=True)

@@ -1,7 +1,6 @@
-"""One translation of the page: its series, volumes and maps one by one, then its plain files; all by `ddib translate`.
+"""`ddib web`: the page's translations are runs of `ddib translate`, which tell the page what happens.
 
-One study is in memory at a time. What cannot be read or translated does not stop the rest: the page shows it, and
-the error at the end counts it.
+What cannot be read or translated does not stop the rest: the page shows it, and the error at the end counts it.
 """
 
 from __future__ import annotations
@@ -12,49 +11,39 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import click
 import numpy as np
 
 from ddib_fed.cli import options
-from ddib_fed.cli.delivery import STATE_PREFIX, Delivered, Input, WriteOptions, check_names
-from ddib_fed.cli.folder_run import translate_files, translate_parts
-from ddib_fed.cli.folder_state import Work, require_translated
+from ddib_fed.cli.files import FileItem, LeftOut, check_names
+from ddib_fed.cli.folder_run import FolderRun, RunOptions
 from ddib_fed.cli.help import command
-from ddib_fed.cli.inputs import Chosen
-from ddib_fed.cli.progress import Progress, waiting_line
-from ddib_fed.cli.studies import INTENSITY, look_at_each, open_studies, translate_study
+from ddib_fed.cli.inputs import open_studies
+from ddib_fed.cli.progress import Counted, RunProgress, waiting_line
+from ddib_fed.cli.results import STATE_PREFIX, Delivered
 from ddib_fed.client.client import Client, JobRequest
 from ddib_fed.client.connection import PATIENCE_S, OnWait
 from ddib_fed.client.payload import split_target
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Domains
-from ddib_fed.data.decoding import Pixels
 from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.engine.record import Part, PictureFigures
-from ddib_fed.errors import (
-    Cancelled,
-    DdibError,
-    FilesLeftOut,
-    ImageUnreadable,
-    InputError,
-    JobFailed,
-    PictureMisfit,
-)
+from ddib_fed.errors import Cancelled, DdibError, FilesLeftOut, ImageUnreadable, InputError, PictureMisfit
 from ddib_fed.formats.geotiff import GeoTiffStudy, read_geotiff
-from ddib_fed.formats.parts import WrittenStudy
+from ddib_fed.formats.parts import INTENSITY, WrittenStudy
 from ddib_fed.formats.pictures import PictureStudy, read_picture
 from ddib_fed.formats.recognition import is_dicom
-from ddib_fed.formats.study import Bad, Options, Origin, Studies, Study
+from ddib_fed.formats.study import Options, Origin, Studies, Study
 from ddib_fed.protocol.messages import Event, Settings
 from ddib_fed.terminal import say
-from ddib_fed.web import backend
 from ddib_fed.web.backend import (
-    Result,
-    Source,
+    DroppedSource,
+    FinishedStudy,
+    ShownResult,
+    ShownStudy,
     TranslationRequest,
     hinted_in_words,
     measured_in_words,
@@ -63,142 +52,23 @@ from ddib_fed.web.backend import (
 from ddib_fed.web.uploads import Window, own_window, preview, shown
 
 if TYPE_CHECKING:
-    from ddib_fed.web.researcher import Job
-
-
-class Clients:
-    """Opens clients in any thread."""
-
-    def __init__(self, profile: Profile) -> None:
-        self.profile = profile
-        self._running: set[Client] = set()
-        self._closed = False
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def opened(self, on_wait: OnWait | None = None, *, patience_s: float = PATIENCE_S) -> Iterator[Client]:
-        """A client, whose calls raise Cancelled once `close` was called."""
-        with Client(self.profile, on_wait=on_wait, patience_s=patience_s) as client:
-            with self._lock:
-                self._running.add(client)
-                closed = self._closed
-            if closed:
-                client.abort()
-            try:
-                yield client
-            finally:
-                with self._lock:
-                    self._running.discard(client)
-
-    def close(self) -> None:
-        """End the calls of all."""
-        with self._lock:
-            self._closed = True
-            running = tuple(self._running)
-        for client in running:
-            client.abort()
-
+    from ddib_fed.web.researcher import PageJob
 
 LOOKED_AT: Final = 12
 """Slices of which the window of a volume is taken."""
 MAP_SIDE: Final = 2048
 """Pixels of the longer side of a map on the page at most."""
-
-
-def tiled_map(study: Study) -> GeoTiffStudy | PictureStudy | None:
-    return study if isinstance(study, GeoTiffStudy | PictureStudy) and study.planes > 1 else None
-
-
-@dataclass(frozen=True, slots=True)
-class SliceViews:
-    """Makes what the page shows of the items of a study."""
-
-    number: int
-    label: str
-    plane_word: str
-    items: Mapping[str, Path]
-    folder: Path
-    window: Window
-
-    @classmethod
-    def of(cls, number: int, label: str, plane_word: str, paths: Sequence[Path], folder: Path) -> SliceViews:
-        """For the items at some paths."""
-        return cls(
-            number, label, plane_word, {path.stem: path for path in paths}, folder, source_window(paths)
-        )
-
-    def called(self, name: str) -> str:
-        return f"{self.label}, {self.plane_word} {int(Path(name).stem)}" if self.plane_word else self.label
-
-    def result(self, given: Input, result: Delivered) -> Result:
-        """What is shown of a result."""
-        found = {Part.SOURCE: preview(self.items[given.name], self.window)[0]}
-        figures = result.provenance.picture
-        windows = {Part.TRANSLATION: target_window(figures), Part.RETURNED: None}
-        for part, window in windows.items():
-            if part in result.files:
-                found[part] = preview(result.files[part], window)[0]
-        files = _written(self.folder / str(self.number) / given.name, found)
-        return Result(
-            self.called(given.name),
-            files,
-            result.provenance,
-            study=self.number,
-            plane=int(given.name),
-        )
-
-
-def source_window(paths: Sequence[Path]) -> Window:
-    step = max(1, len(paths) // LOOKED_AT)
-    return own_window(np.concatenate([read_image(path).pixels.reshape(-1) for path in paths[::step]]))
-
-
-def target_window(figures: PictureFigures | None) -> Window | None:
-    """The numbers of a translation's file that are the ends of the target's range; None where they are not known."""
-    if figures is None or figures.low is None or figures.high is None:
-        return None
-    slope, intercept = figures.output_scale
-    return (figures.low - intercept) / slope, (figures.high - intercept) / slope
-
-
-def map_result(
-    number: int, label: str, study: GeoTiffStudy | PictureStudy, written: WrittenStudy, folder: Path
-) -> Result | None:
-    """What is shown of a map that was put together; None where all of it is of one colour."""
-    try:
-        read = read_geotiff if isinstance(study, GeoTiffStudy) else read_picture
-        shown_as = replace(study.origin, given=written.shown)
-        made = read(shown_as, Options(intensity="values")).pixels.numbers
-    except ImageUnreadable:
-        return None
-    reduced = {Part.SOURCE: _reduced(study.pixels.numbers), Part.TRANSLATION: _reduced(made)}
-    contents = {part: encode_png(shown(each, own_window(each))) for part, each in reduced.items()}
-    files = _written(folder / str(number) / "map", contents)
-    return Result(label, files, written.provenance, study=number, plane=1)
-
-
-def _reduced(pixels: Pixels) -> Pixels:
-    step = -(-max(pixels.shape[:2]) // MAP_SIDE)
-    return pixels[::step, ::step]
-
-
-def _written(start: Path, contents: Mapping[Part, bytes]) -> dict[Part, Path]:
-    start.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    files = {part: start.with_name(f"{start.name}.{part.value}.png") for part in contents}
-    for part, path in files.items():
-        path.write_bytes(contents[part])
-    return files
+LOOSE: Final = "DICOM files"
+"""What a series is called whose files were dropped without a folder."""
+MOST_STEPS: Final = 3
+"""Next steps that are named at most."""
+LIST_PATIENCE_S: Final = 5.0
+"""How long a page waits for a node that is away, before it says so."""
 
 
 @command(epilog="\b\nExample:\n  ddib web --out translated")
-@click.option(
-    "--out",
-    "out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("ddib-web"),
-    show_default=True,
-    metavar="DIR",
-    help="Folder for the results; each translation gets a folder in it.",
+@options.option(
+    "--out DIR", "Folder for the results; each translation gets a folder in it.", default=Path("ddib-web")
 )
 @options.PORT
 @options.BROWSER
@@ -224,7 +94,7 @@ def web(out: Path, port: int, browser: bool, profile_path: Path | None) -> None:
         _say_unfetched(each, f"--profile {shlex.quote(str(profile.path))}")
 
 
-def _say_unfetched(job: Job, profile: str) -> None:
+def _say_unfetched(job: PageJob, profile: str) -> None:
     """Name the jobs of a translation that were not fetched to their end, and how to fetch them."""
     waiting = {path.parent for path in job.out.rglob(f"{STATE_PREFIX}*")}
     known = {job_id: job.jobs[job_id] for job_id in job.running if job.jobs[job_id] in waiting}
@@ -236,238 +106,219 @@ def _say_unfetched(job: Job, profile: str) -> None:
         say(f"  ddib job list {profile}", err=True)
 
 
-Shown = Callable[[Input, Delivered], Result | None]
-"""What the page shows of a result; None for one that is not shown by itself."""
+class ClientBackend:
+    """Translates as `ddib translate` does; opens clients in any thread."""
 
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self._running: set[Client] = set()
+        self._closed = False
+        self._lock = threading.Lock()
 
-class PageProgress(Progress):
-    """Shows the jobs of one folder of results on the page."""
+    @contextmanager
+    def opened(self, on_wait: OnWait | None = None, *, patience_s: float = PATIENCE_S) -> Iterator[Client]:
+        """A client, whose calls raise Cancelled once `close` was called."""
+        with Client(self.profile, on_wait=on_wait, patience_s=patience_s) as client:
+            with self._lock:
+                self._running.add(client)
+                closed = self._closed
+            if closed:
+                client.abort()
+            try:
+                yield client
+            finally:
+                with self._lock:
+                    self._running.discard(client)
 
-    def __init__(
+    def domains(self) -> Domains:
+        with hinted_in_words(), self.opened(patience_s=LIST_PATIENCE_S) as client:
+            return client.domains()
+
+    def cancel(self, job_ids: Sequence[str]) -> None:
+        if not job_ids:
+            return
+        failed: DdibError | None = None
+        with hinted_in_words(), self.opened(patience_s=LIST_PATIENCE_S) as client:
+            for job_id in job_ids:
+                try:
+                    client.cancel(job_id)
+                except DdibError as error:
+                    failed = failed or error
+            if failed is not None:
+                raise failed
+
+    def close(self) -> None:
+        """End the calls of all clients."""
+        with self._lock:
+            self._closed = True
+            running = tuple(self._running)
+        for client in running:
+            client.abort()
+
+    def translate(
         self,
-        clients: Clients,
-        job: Job,
+        sources: Sequence[DroppedSource],
+        request: TranslationRequest,
         out: Path,
-        shown: Shown,
-        label: Callable[[str], str] = str,
+        views: Path,
+        job: PageJob,
     ) -> None:
-        self._clients, self._job, self._out = clients, job, out
-        self._shown, self._label = shown, label
-        self._names: Sequence[str] = ()
-        self._items: dict[str, int] = {}
-
-    @contextmanager
-    def counted(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        yield lambda done, total: self._job.waiting(f"{what}: {done:,} of {total:,}")
-
-    @contextmanager
-    def opened(self, profile: Profile) -> Iterator[Client]:
-        del profile
-
-        def wait(error: DdibError, delay_s: float) -> None:
-            self._job.waiting(waiting_line(error, delay_s))
-
-        with self._clients.opened(wait) as self._client:
-            yield self._client
-
-    @property
-    def stopped(self) -> bool:
-        return self._job.stopped
-
-    def say(self, line: str) -> None:
-        self._job.waiting(line)
-
-    def submitted(self, job_id: str, items: int) -> None:
-        self._items[job_id] = items
-        self._job.submitted(job_id, self._out)
-        if self._job.stopped:
-            self._client.cancel(job_id)
-
-    def begin(self, job_id: str, names: Sequence[str]) -> None:
-        self._names = names
-        self._items[job_id] = len(names)
-
-    def event(self, event: Event) -> None:
-        name = self._names[event.item] if event.item < len(self._names) else f"item {event.item}"
-        self._job.event(event, self._label(name))
-
-    def written(self, given: Input, result: Delivered) -> None:
-        super().written(given, result)
-        self._job.written(self._shown(given, result))
-
-    def ended(self, job_id: str, state: str) -> None:
-        del state
-        self._job.job_ended(job_id, self._items[job_id])
-
-
-LOOSE = "DICOM files"
-"""What a series is called whose files were dropped without a folder."""
-_STEPS = 3
-"""Next steps that are named at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Translating:
-    """One translation."""
-
-    clients: Clients
-    given: Sequence[backend.Source]
-    asked: backend.TranslationRequest
-    out: Path
-    views: Path
-    job: Job
-
-    def run(self) -> None:
-        """Translate everything."""
+        """Translate everything that was dropped, in as many jobs as the node's limits ask for."""
         try:
-            self._run()
+            split_target(request.target)
+            progress = PageProgress(self, job, sources, views, out)
+            settings = Settings().of_quality(request.quality)
+            asked = JobRequest(
+                request.target, settings, cycle=request.cycle, target_class=request.target_class
+            )
+            _translate(RunOptions(self.profile, asked, out, progress, skip_bad=True), request, progress)
         except BaseException as error:
-            self._tidy()
+            files = [path for path in out.rglob("*") if path.is_file()]
+            if all(path.parent.name == "items" for path in files):
+                shutil.rmtree(out, ignore_errors=True)
             if isinstance(error, DdibError):
                 error.hint = _step(error)
             raise
 
-    def _tidy(self) -> None:
-        found = [path for path in self.out.rglob("*") if path.is_file()]
-        if all(path.parent.name == "items" for path in found):
-            shutil.rmtree(self.out, ignore_errors=True)
 
-    def _run(self) -> None:
-        split_target(self.asked.target)
-        studies, failed, plain = self._opened()
-        total = len(studies) + len(failed) + len(plain)
-        labels = self._labels(studies.origins)
+class PageProgress(RunProgress):
+    """Shows a run on the page."""
 
-        def look(at: int, origin: Origin) -> backend.Study:
-            del origin
-            self._check_stopped()
-            return _seen(studies[at], labels[at])
+    def __init__(
+        self,
+        backend: ClientBackend,
+        job: PageJob,
+        sources: Sequence[DroppedSource],
+        views: Path,
+        out: Path,
+    ) -> None:
+        super().__init__()
+        self._backend, self.job, self._views, self._out = backend, job, views, out
+        self.sources = {each.path: each for each in sources}
+        self.studies: list[ShownStudy] = []
+        self.labels: dict[str, str] = {}
+        self._slices: _Slices | None = None
+        self._names: Sequence[str] = ()
+        self._items: dict[str, int] = {}
+        loose = [path for path, each in self.sources.items() if each.is_study and path.is_file()]
+        self._loose = {path for path in loose if is_dicom(path)}
 
-        seen, unreadable = look_at_each(studies.origins, look)
-        failed += [(labels[at], error) for at, error in unreadable.items()]
-        items = sum(each.items for each in seen.values()) + len(plain)
-        self.job.opened([*seen.values()], items, total)
-        for number, (at, each) in enumerate(seen.items()):
-            self._check_stopped()
-            try:
-                self._translate_study(number, studies[at], each)
-            except (InputError, JobFailed) as error:
-                failed.append((labels[at], error.kept()))
-        self._check_stopped()
-        if plain:
-            failed += self._translate_plain(plain)
-        self._check_stopped()
-        if failed:
-            self._refuse(failed, total)
+    def called(self, path: Path) -> str:
+        """What the person calls a file or folder that was dropped."""
+        if len(self._loose) > 1 and path in self._loose:
+            return LOOSE
+        known = self.sources.get(path)
+        return known.label if known is not None else path.name
 
-    def _refuse(self, failed: Sequence[tuple[str, DdibError]], total: int) -> None:
-        """Tell what was not translated."""
-        if total == 1:
-            raise failed[0][1]
-        for label, error in failed:
-            self.job.left_out(label, f"{error.detail} [{error.reason}]")
-        steps = dict.fromkeys(_step(error) for _, error in failed)
-        raise FilesLeftOut(
-            f"{len(failed):,} of {total:,} were not translated", hint="; ".join([*steps][:_STEPS])
-        )
+    def label(self, origins: Sequence[Origin]) -> None:
+        """Give each study a label of its own."""
+        alike = Counter(origin.given for origin in origins)
+        for each in origins:
+            called = self.called(each.given)
+            self.labels[each.name] = called if alike[each.given] == 1 else f"{called}, {each.name}"
 
-    def _opened(self) -> tuple[Studies, list[tuple[str, DdibError]], list[backend.Source]]:
-        """What is translated in items, none of it read yet; of what none can be made, with the reason; and the rest."""
-        asked: dict[str, Any] = {
-            "intensity": self.asked.intensity,
-            "slices": self.asked.slices,
-            "tile": "auto",
-            "overlap": None,
-            "keep_parts": False,
-        }
-        bad: Bad = []
-        paths = [each.path for each in self.given]
-        found = open_studies(paths, asked, self._work(self.out, _not_shown), bad=bad)
-        called, plain = self._called(), {each.path: each for each in self.given if not each.is_study}
-        failed = [(called(path), error) for path, error in bad]
-        if found is None:
-            return Studies(), failed, [*plain.values()]
-        tiled = {path: each.name for path, each in plain.items()}
-        studies = [u.renamed(tiled.get(u.origin.given, u.origin.name)) for u in found.studies.unread]
-        return Studies(studies), failed, [plain[path] for path in found.plain if path in plain]
+    @contextmanager
+    def counted(self, what: str) -> Iterator[Counted]:
+        yield lambda done, total: self.job.waiting(f"{what}: {done:,} of {total:,}")
 
-    def _called(self) -> Callable[[Path], str]:
-        known = {each.path: each.label for each in self.given}
-        loose = {
-            each.path for each in self.given if each.is_study and each.path.is_file() and is_dicom(each.path)
-        }
-        return lambda path: LOOSE if len(loose) > 1 and path in loose else known.get(path, path.name)
-
-    def _labels(self, origins: Sequence[Origin]) -> list[str]:
-        called, alike = self._called(), Counter(origin.given for origin in origins)
-        return [
-            called(each.given) if alike[each.given] == 1 else f"{called(each.given)}, {each.name}"
-            for each in origins
-        ]
-
-    def _check_stopped(self) -> None:
-        if self.job.stopped:
-            raise Cancelled("stopped; what was finished before is here")
-
-    def _work(self, out: Path, shown: Shown, label: Callable[[str], str] = str) -> Work:
-        progress = PageProgress(self.clients, self.job, out, shown, label)
-        return Work(self.clients.profile, self._request, WriteOptions(self.out, skip_bad=True), progress)
+    @contextmanager
+    def opened(self, profile: Profile) -> Iterator[Client]:
+        del profile  # the backend's
+        with self._backend.opened(lambda *wait: self.job.waiting(waiting_line(*wait))) as self.client:
+            yield self.client
 
     @property
-    def _request(self) -> JobRequest:
-        settings = Settings().of_quality(self.asked.quality)
-        return JobRequest(
-            self.asked.target, settings, cycle=self.asked.cycle, target_class=self.asked.target_class
+    def stopped(self) -> bool:
+        return self.job.stopped
+
+    def say(self, line: str) -> None:
+        self.job.waiting(line)
+
+    def study(self, number: int, origin: Origin, study: Study | None) -> None:
+        del number
+        if self.stopped:
+            raise Cancelled("stopped; what was finished before is here")
+        if study is not None:
+            word = "slice" if _tiled(study) is None else "tile"
+            shown = self.labels[origin.name], study.kind, study.planes, len(study.sent), word, study.warnings
+            self.studies.append(ShownStudy(*shown))
+
+    def parts(self, number: int, paths: Sequence[Path]) -> None:
+        self._slices = _Slices(number, self.studies[number], paths, self._views)
+
+    def study_written(self, number: int, written: WrittenStudy, study: Study | None) -> None:
+        self._slices = None
+        tiled = _tiled(study)
+        whole = (
+            None if tiled is None else _map(number, self.studies[number].label, tiled, written, self._views)
         )
-
-    def _translate_study(self, number: int, study: Study, seen: backend.Study) -> None:
-        """Translate the items of a study, and put it together."""
-        tiled = tiled_map(study)
-
-        def send(paths: Sequence[Path], results: Path) -> dict[Path, str]:
-            word = seen.plane_word if study.planes > 1 else ""
-            views = SliceViews.of(number, seen.label, word, paths, self.views)
-            work = self._work(results, views.result if tiled is None else _not_shown, views.called)
-            return translate_parts(work, paths, results)
-
-        write = WriteOptions(self.out)
-        digest = self._request.digest(self.clients.profile.institution)
-        written = translate_study(study, send, write, asked=digest)
-        shown = map_result(number, seen.label, tiled, written, self.views) if tiled is not None else None
         refused = (written.refused,) if written.refused else ()
         said = (*refused, *measured_in_words(written.report), *written.said)
-        done = backend.PutTogether(written.files, written.record, said, written.provenance)
-        self.job.put_together(number, done, shown)
+        self.job.put_together(number, FinishedStudy(written.files, written.record, said), whole)
 
-    def _translate_plain(self, plain: Sequence[backend.Source]) -> list[tuple[str, DdibError]]:
-        """Translate files that the node takes as they are; those that were left out, and why."""
-        sources = {each.name: each for each in plain}
-        chosen = Chosen(
-            tuple(each.path for each in plain), tuple(Input(each.name, each.label) for each in plain)
+    def submitted(self, job_id: str, items: int) -> None:
+        self._items[job_id] = items
+        self.job.submitted(job_id, self._out if self._slices is None else self._slices.results)
+        if self.job.stopped and self.client is not None:
+            self.client.cancel(job_id)
+
+    def begin(self, job_id: str, names: Sequence[str]) -> None:
+        self._names, self._items[job_id] = names, len(names)
+
+    def event(self, event: Event) -> None:
+        name = self._names[event.item] if event.item < len(self._names) else f"item {event.item}"
+        self.job.event(event, name if self._slices is None else self._slices.called(name))
+
+    def written(self, item: FileItem, result: Delivered) -> None:
+        if self._slices is not None:
+            self.job.written(self._slices.shown(item, result))
+            return
+        files = {Part.SOURCE: item.path, **result.files}
+        outputs = (*result.files.values(), result.record)
+        self.job.written(ShownResult(item.file, files, result.provenance, outputs))
+
+    def ended(self, job_id: str, state: str) -> None:
+        del state
+        self.job.job_ended(job_id, self._items[job_id])
+
+
+def _translate(what: RunOptions, request: TranslationRequest, progress: PageProgress) -> None:
+    run, bad, sources = FolderRun(what), list[tuple[Path, Any]](), progress.sources
+    reading = {"intensity": request.intensity, "slices": request.slices, "tile": "auto"}
+    choice = open_studies([*sources], reading, what, bad=bad)
+    plain = [path for path, each in sources.items() if not each.is_study]
+    if choice is not None:
+        names = {path: sources[path].name for path in plain}  # of pictures that are cut into tiles
+        unread = choice.studies.unread
+        run.studies = Studies([u.renamed(names.get(u.origin.given, u.origin.name)) for u in unread])
+        progress.label(run.studies.origins)
+        plain = [path for path in choice.plain if path in names]
+    run.left_out = [LeftOut.of(path, error) for path, error in bad]
+    run.items = [FileItem(sources[path].name, sources[path].label, path=path) for path in plain]
+    check_names(run.items, what.out)
+    try:
+        run.read()
+        items = len(run.items) + sum(each.items for each in progress.studies)
+        progress.job.opened(progress.studies, items, run.total)
+        run.translate()
+    except InputError:
+        if run.total < 2 or not run.left_out:
+            raise
+    if progress.stopped:
+        raise Cancelled("stopped; what was finished before is here")
+    run.require_translated()
+    failed = [
+        (progress.called(each.path), each.as_error(what.profile.hop)) for each in run.left_out + run.failed
+    ]
+    if failed and run.total == 1:
+        raise failed[0][1]
+    for label, error in failed:
+        progress.job.left_out(label, f"{error.detail} [{error.reason}]")
+    if failed:
+        steps = dict.fromkeys(_step(error) for _, error in failed)
+        raise FilesLeftOut(
+            f"{len(failed):,} of {run.total:,} were not translated", hint="; ".join([*steps][:MOST_STEPS])
         )
-        check_names(chosen.paths, chosen.inputs, self.out)
-
-        def shown(given: Input, result: Delivered) -> backend.Result:
-            source = sources[given.name]
-            files = {Part.SOURCE: source.path, **result.files}
-            outputs = (*result.files.values(), result.record)
-            return backend.Result(source.label, files, result.provenance, outputs)
-
-        outcome, _ = translate_files(chosen, self._work(self.out, shown), page=False)
-        self._check_stopped()
-        hop = self.clients.profile.hop
-        require_translated(outcome, hop, skip_bad=True)
-        labels = {each.path: each.label for each in plain}
-        return [(labels[each.path], each.as_error(hop)) for each in (*outcome.left_out, *outcome.failed)]
-
-
-def _not_shown(given: Input, result: Delivered) -> None:
-    del given, result
-
-
-def _seen(study: Study, label: str) -> backend.Study:
-    word = "slice" if tiled_map(study) is None else "tile"
-    return backend.Study(label, study.kind, study.planes, len(study.sent), word, study.warnings)
 
 
 def _step(error: DdibError) -> str:
@@ -478,42 +329,68 @@ def _step(error: DdibError) -> str:
     return step_in_words(error)
 
 
-LIST_PATIENCE_S = 5.0
-"""How long a page waits for a node that is away, before it says so."""
+def _tiled(study: Study | None) -> GeoTiffStudy | PictureStudy | None:
+    return study if isinstance(study, GeoTiffStudy | PictureStudy) and study.planes > 1 else None
 
 
-class ClientBackend:
-    """Translates as `ddib translate` does."""
+class _Slices:
+    """Makes what the page shows of the items of a study: nothing of tiles, which are shown as a whole."""
 
-    def __init__(self, profile: Profile) -> None:
-        self._clients = Clients(profile)
+    def __init__(self, number: int, study: ShownStudy, paths: Sequence[Path], folder: Path) -> None:
+        self._number, self._study, self._folder = number, study, folder
+        self._paths = {path.stem: path for path in paths}
+        self.results = paths[0].parents[1] / "results"
+        some = paths[:: max(1, len(paths) // LOOKED_AT)]
+        self._window = own_window(np.concatenate([read_image(path).pixels.reshape(-1) for path in some]))
 
-    def domains(self) -> Domains:
-        with hinted_in_words(), self._clients.opened(patience_s=LIST_PATIENCE_S) as client:
-            return client.domains()
+    def called(self, name: str) -> str:
+        study = self._study
+        return (
+            f"{study.label}, {study.plane_word} {int(Path(name).stem)}" if study.planes > 1 else study.label
+        )
 
-    def translate(
-        self,
-        sources: Sequence[Source],
-        request: TranslationRequest,
-        out: Path,
-        views: Path,
-        job: Job,
-    ) -> None:
-        Translating(self._clients, sources, request, out, views, job).run()
+    def shown(self, item: FileItem, result: Delivered) -> ShownResult | None:
+        if self._study.plane_word == "tile":
+            return None
+        found = {Part.SOURCE: preview(self._paths[item.name], self._window)[0]}
+        windows = {Part.TRANSLATION: target_window(result.provenance.picture), Part.RETURNED: None}
+        for part, window in windows.items():
+            if part in result.files:
+                found[part] = preview(result.files[part], window)[0]
+        files = _written(self._folder / str(self._number) / item.name, found)
+        plane = int(item.name)
+        return ShownResult(self.called(item.name), files, result.provenance, study=self._number, plane=plane)
 
-    def cancel(self, job_ids: Sequence[str]) -> None:
-        if not job_ids:
-            return
-        failed: DdibError | None = None
-        with hinted_in_words(), self._clients.opened(patience_s=LIST_PATIENCE_S) as client:
-            for job_id in job_ids:
-                try:
-                    client.cancel(job_id)
-                except DdibError as error:
-                    failed = failed or error
-            if failed is not None:
-                raise failed
 
-    def close(self) -> None:
-        self._clients.close()
+def target_window(figures: PictureFigures | None) -> Window | None:
+    """The numbers of a translation's file that are the ends of the target's range; None where they are not known."""
+    if figures is None or figures.low is None or figures.high is None:
+        return None
+    slope, intercept = figures.output_scale
+    return (figures.low - intercept) / slope, (figures.high - intercept) / slope
+
+
+def _map(
+    number: int, label: str, study: GeoTiffStudy | PictureStudy, written: WrittenStudy, folder: Path
+) -> ShownResult | None:
+    """What is shown of a map that was put together; None where all of it is of one colour."""
+    read: Callable[..., Any] = read_geotiff if isinstance(study, GeoTiffStudy) else read_picture
+    try:
+        made = read(replace(study.origin, given=written.shown), Options(intensity="values")).pixels.numbers
+    except ImageUnreadable:
+        return None
+    contents = {}
+    for part, pixels in ((Part.SOURCE, study.pixels.numbers), (Part.TRANSLATION, made)):
+        step = -(-max(pixels.shape[:2]) // MAP_SIDE)
+        reduced = pixels[::step, ::step]
+        contents[part] = encode_png(shown(reduced, own_window(reduced)))
+    files = _written(folder / str(number) / "map", contents)
+    return ShownResult(label, files, written.provenance, study=number, plane=1)
+
+
+def _written(start: Path, contents: Mapping[Part, bytes]) -> dict[Part, Path]:
+    start.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files = {part: start.with_name(f"{start.name}.{part.value}.png") for part in contents}
+    for part, path in files.items():
+        path.write_bytes(contents[part])
+    return files

@@ -34,8 +34,8 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import (
     JOB_STATES,
     Domains,
+    JobResult,
     JobView,
-    Result,
     Submitted,
     domains_view,
     job_view,
@@ -110,7 +110,7 @@ class JobRequest:
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-Origin = str | Path | bytes | Payload
+ItemSource = str | Path | bytes | Payload
 
 
 class Client:
@@ -206,7 +206,7 @@ class Client:
 
     def submit(
         self,
-        files: Iterable[Origin],
+        files: Iterable[ItemSource],
         target: str,
         settings: Settings | None = None,
         *,
@@ -297,7 +297,7 @@ class Client:
         answer = self._connection.call(lambda stub: stub.ListJobs(request, timeout=CALL_S))
         return tuple(job_view(job) for job in answer.jobs)
 
-    def fetch(self, job_id: str, items: Sequence[int] | None = None) -> Iterator[Result]:
+    def fetch(self, job_id: str, items: Sequence[int] | None = None) -> Iterator[JobResult]:
         """Results, each complete and of the announced digests; continues with the rest after a restart of the node.
 
         Args:
@@ -312,7 +312,7 @@ class Client:
         job = self.get(job_id)
         yield from self._streams.fetch(job, job.ready if items is None else items)
 
-    def results(self, job_id: str, *, on_event: Callable[[Event], None] | None = None) -> Iterator[Result]:
+    def results(self, job_id: str, *, on_event: Callable[[Event], None] | None = None) -> Iterator[JobResult]:
         """Watch a job to its end, and fetch each result while the others are being made; see `fetch` and `watch`.
 
         Results that were acknowledged before do not come again. How the job ended is to be asked for (`get`).
@@ -370,14 +370,14 @@ class Client:
 
     def translate(
         self,
-        files: Iterable[Origin],
+        files: Iterable[ItemSource],
         target: str,
         settings: Settings | None = None,
         *,
         on_event: Callable[[Event], None] | None = None,
         acknowledge: bool = True,
         **options: Any,
-    ) -> tuple[Result, ...]:
+    ) -> tuple[JobResult, ...]:
         """Submit, watch, fetch and acknowledge; the results, in the order of the files.
 
         `options` are the other fields of `JobRequest`. With `acknowledge=False` the node keeps the results until they

@@ -19,7 +19,7 @@ import grpc
 from opentelemetry.trace import Span, SpanKind
 
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import MEDIA, PARTS, JobView, Result, ResultFile, event_view, job_view
+from ddib_fed.client.views import MEDIA, PARTS, JobResult, JobView, ResultFile, event_view, job_view
 from ddib_fed.engine.record import Part, Translation
 from ddib_fed.errors import (
     Cancelled,
@@ -286,7 +286,7 @@ class Collector:
         self._files: dict[Part, ResultFile] = {}
         self._provenance: Translation | None = None
 
-    def results(self, messages: Iterable[translation_pb2.FetchResultsResponse]) -> Iterator[Result]:
+    def results(self, messages: Iterable[translation_pb2.FetchResultsResponse]) -> Iterator[JobResult]:
         """Each result as soon as its last part is complete."""
         for whole in assemble(messages, {"result": self._open}):
             self._take(whole)
@@ -319,10 +319,10 @@ class Collector:
         media = MEDIA[header.file.media_type]
         self._files[PARTS[header.part]] = ResultFile(media, bytes(whole.data), header.file.sha256)
 
-    def _result(self) -> Result:
+    def _result(self) -> JobResult:
         assert self._item is not None
         assert self._provenance is not None
-        result = Result(self._item, dict(self._files), self._provenance)
+        result = JobResult(self._item, dict(self._files), self._provenance)
         self._due.discard(self._item)
         self._item, self._files, self._provenance = None, {}, None
         return result
@@ -371,7 +371,7 @@ class JobStreams:
                 return
             self._ended_early(patience, f"the events of job {job_id}")
 
-    def fetch(self, job: JobView, items: Iterable[int]) -> Iterator[Result]:
+    def fetch(self, job: JobView, items: Iterable[int]) -> Iterator[JobResult]:
         """Results of these items of a job; see `Client.fetch`."""
         job_id, due = job.job_id, sorted(set(items))
         patience = self._connection.patience()
@@ -389,7 +389,7 @@ class JobStreams:
 
     def fetch_while_running(
         self, job_id: str, on_event: Callable[[Event], None] | None = None
-    ) -> Iterator[Result]:
+    ) -> Iterator[JobResult]:
         """Each result while the others are being made; see `Client.results`."""
         job: JobView | None = None
         given: set[int] = set()
@@ -433,14 +433,14 @@ class JobStreams:
         patience.wait(error)
         self._connection.close()
 
-    def _results(self, job_id: str, due: Sequence[int], parts: frozenset[Part]) -> Iterator[Result]:
+    def _results(self, job_id: str, due: Sequence[int], parts: frozenset[Part]) -> Iterator[JobResult]:
         parent = self._tracing.recall(job_id)
         with self._tracing.span("deliver", kind=SpanKind.CLIENT, parent=parent, items=len(due)) as span:
             yield from self._results_in(job_id, due, parts, span)
 
     def _results_in(
         self, job_id: str, due: Sequence[int], parts: frozenset[Part], trace: Span
-    ) -> Iterator[Result]:
+    ) -> Iterator[JobResult]:
         request, beside = pb.FetchResultsRequest(job_id=job_id, items=due), trace_entries(trace)
         limit = self._connection.call_s
         call = self._connection.invoke(

@@ -20,15 +20,15 @@ from ddib_fed.client.client import Client, JobRequest
 from ddib_fed.client.payload import MAX_ITEM_BYTES, Payload, name_item
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import (
-    Domain,
     Domains,
     Failure,
     ItemView,
+    JobResult,
     JobView,
     Media,
-    Result,
     ResultFile,
     Submitted,
+    TargetDomain,
 )
 from ddib_fed.data.decoding import ImageLimits
 from ddib_fed.data.pictures import decode_image
@@ -62,7 +62,7 @@ _NOBODY = Profile.model_construct(institution="", name="", source_address="", so
 
 
 @dataclass(frozen=True, slots=True)
-class Here:
+class ProcessOptions:
     """What is asked of two models in one process and of no nodes, which have policies and secrets in its place.
 
     Attributes:
@@ -91,7 +91,7 @@ class Here:
         )
 
 
-NOTHING = Here()
+NOTHING = ProcessOptions()
 
 
 @dataclass(slots=True)
@@ -126,7 +126,7 @@ class InProcess(Client):
     hop = ""
     clock_s = None
 
-    def __init__(self, source: LocalParty, target: LocalParty, here: Here = NOTHING) -> None:
+    def __init__(self, source: LocalParty, target: LocalParty, here: ProcessOptions = NOTHING) -> None:
         self._source, self._target, self._here = source, target, here
         manifests = source.model.manifest, target.model.manifest
         self._rotation = map_between(here.calibration, *manifests)
@@ -173,7 +173,7 @@ class InProcess(Client):
     def domains(self, *, own_alone: bool = False) -> Domains:  # noqa: ARG002 - there are no peers to ask
         own, other = self._source.model, self._target.model
         form = own.manifest.picture
-        target = Domain(
+        target = TargetDomain(
             INSTITUTION,
             other.manifest.domain,
             other.manifest.sample_kind,
@@ -285,7 +285,7 @@ class InProcess(Client):
     def acknowledge(self, job_id: str, results: Iterable[tuple[int, bytes]]) -> int:  # noqa: ARG002
         return 0
 
-    def results(self, job_id: str, *, on_event: Callable[[Event], None] | None = None) -> Iterator[Result]:
+    def results(self, job_id: str, *, on_event: Callable[[Event], None] | None = None) -> Iterator[JobResult]:
         """Compute a job, and give each result when it is there."""
         job, numbers = self._jobs[job_id], count(1)
         job.state = JobState.RUNNING
@@ -323,7 +323,7 @@ class InProcess(Client):
             ) from error
         job.state = JobState.FAILED if job.failed else JobState.FINISHED
 
-    def _result(self, job: _Job, given: Given, found: Translated) -> Result:
+    def _result(self, job: _Job, given: Given, found: Translated) -> JobResult:
         """The files and the record of an item, as a source node makes them."""
         item, source, target = job.items[found.item.number], self._source.model, self._target.model
         if job.request.model_size:
@@ -369,7 +369,7 @@ class InProcess(Client):
             record = record.with_(picture=samples.returned_at_own_size(item.read(), found.back))
         if job.request.keep_latent:
             files[Part.LATENT] = _file(Media.NPY, to_npy(found.encoded.latent.data))
-        return Result(found.item.number, files, record)
+        return JobResult(found.item.number, files, record)
 
     def _state(self, job: _Job, number: int) -> ItemState:
         if number in job.failed:

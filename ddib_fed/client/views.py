@@ -44,7 +44,7 @@ MEDIA = enum_members(Media, common_pb2.MediaType.DESCRIPTOR)
 
 
 @dataclass(frozen=True, slots=True)
-class Domain:
+class TargetDomain:
     """A domain that the source node can translate to; `status` is ``ready`` or the reason why not."""
 
     institution: str
@@ -72,7 +72,7 @@ class Domains:
     domain: str
     sample_kind: str
     sample_shape: tuple[int, ...]
-    targets: tuple[Domain, ...]
+    targets: tuple[TargetDomain, ...]
     classes: int = 0
     class_names: tuple[str, ...] = ()
     intensity: str = ""
@@ -195,7 +195,7 @@ class ResultFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class JobResult:
     """All files of one item, each verified against its announced digest, and their provenance."""
 
     item: int
@@ -208,7 +208,9 @@ class Result:
 
 
 def domains_view(pb: translation_pb2.ListDomainsResponse) -> Domains:
-    return from_message(pb, Domains, targets=tuple(from_message(domain, Domain) for domain in pb.domains))
+    return from_message(
+        pb, Domains, targets=tuple(from_message(domain, TargetDomain) for domain in pb.domains)
+    )
 
 
 JOB_STATES = enum_members(JobState, translation_pb2.JobState.DESCRIPTOR)

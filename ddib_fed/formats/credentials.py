@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -95,39 +94,6 @@ def _sign(content: bytes, suffix: str, manifest: dict[str, Any], credentials: Cr
             f"content credentials were refused: {error}"[:400], hop="client", hint=_HOW
         ) from error
     return out.getvalue()
-
-
-def without_mark(content: bytes, suffix: str) -> bytes:
-    """A PNG or JPEG as it was before `mark`: without C2PA's chunks or segments; what is damaged comes back as it is."""
-    is_png = suffix.lower() == ".png"
-    try:
-        return _without_chunks(content) if is_png else _without_segments(content)
-    except (struct.error, IndexError):
-        return content
-
-
-def _without_chunks(png: bytes) -> bytes:
-    """Without the chunks caBX, in which C2PA keeps a manifest."""
-    kept, at = [png[:8]], 8
-    while at < len(png):
-        (length,) = struct.unpack_from(">I", png, at)
-        end = at + 12 + length
-        if png[at + 4 : at + 8] != b"caBX":
-            kept.append(png[at:end])
-        at = end
-    return b"".join(kept)
-
-
-def _without_segments(jpeg: bytes) -> bytes:
-    """Without the segments APP11 before the scan, in which C2PA keeps a manifest."""
-    kept, at = [jpeg[:2]], 2
-    while jpeg[at] == 0xFF and jpeg[at + 1] != _SCAN:
-        (length,) = struct.unpack_from(">H", jpeg, at + 2)
-        end = at + 2 + length
-        if jpeg[at + 1] != _APP11:
-            kept.append(jpeg[at:end])
-        at = end
-    return b"".join([*kept, jpeg[at:]])
 
 
 def read_mark(content: bytes, suffix: str) -> dict[str, Any] | None:

@@ -33,7 +33,7 @@ from ddib_fed.formats.dicom import (
     sort_files,
 )
 from ddib_fed.formats.intensity import PERCENTILES, Rule, chosen_rule
-from ddib_fed.formats.study import Assembled, Options, Origin, Slices, Study, Translated, Unread
+from ddib_fed.formats.study import Assembled, Options, Origin, Slices, Study, StudyResults, Unread
 from ddib_fed.version import __version__
 
 MAKER: Final = "ddib-fed"
@@ -76,7 +76,7 @@ _EQUIPMENT: Final = (
 
 
 def derived_series(
-    series: Series, stack: Pixels, translated: Translated, slices: Sequence[int]
+    series: Series, stack: Pixels, translated: StudyResults, slices: Sequence[int]
 ) -> list[bytes]:
     """A DICOM file for each slice of the result."""
     now = datetime.now().astimezone()
@@ -93,13 +93,13 @@ def new_uid(source: str, recipe: str) -> str:
     return f"2.25.{uuid.uuid5(_SPACE, f'{source} {recipe}').int}"
 
 
-def _recipe(translated: Translated) -> str:
+def _recipe(translated: StudyResults) -> str:
     parts = [r.latent_sha256 + r.target_model_sha256 for r in translated.records if r is not None]
     return hashlib.sha256(" ".join([translated.target, *parts]).encode()).hexdigest()
 
 
 def _derived(
-    source: Any, pixels: Pixels, translated: Translated, uid: str, now: datetime, *, hounsfield: bool
+    source: Any, pixels: Pixels, translated: StudyResults, uid: str, now: datetime, *, hounsfield: bool
 ) -> bytes:
     """One file."""
     package = pydicom()
@@ -136,7 +136,7 @@ def _kept(source: Any, *, colours: bool) -> Any:
 
 
 def _identify(
-    dataset: Any, source: Any, uid: str, recipe: str, now: datetime, translated: Translated
+    dataset: Any, source: Any, uid: str, recipe: str, now: datetime, translated: StudyResults
 ) -> None:
     """New UIDs, times, and the marks of a synthetic, derived picture."""
     dataset.SOPInstanceUID = new_uid(str(source.SOPInstanceUID), recipe)
@@ -152,7 +152,7 @@ def _identify(
     dataset.InstanceCreationTime = dataset.ContentTime = dataset.SeriesTime = time
 
 
-def _attribute(dataset: Any, source: Any, translated: Translated, now: datetime) -> None:
+def _attribute(dataset: Any, source: Any, translated: StudyResults, now: datetime) -> None:
     """From which picture, by what, and how it was derived."""
     package = pydicom()
     first = translated.first
@@ -193,7 +193,7 @@ def _code(value: str, meaning: str) -> Any:
     return code
 
 
-def _set_pixels(dataset: Any, pixels: Pixels, translated: Translated, *, hounsfield: bool) -> None:
+def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, hounsfield: bool) -> None:
     """The pixels and what describes them: 16 bits for grey, 8 for colours."""
     package = pydicom()
     colours = pixels.shape[2] == 3
@@ -227,7 +227,7 @@ def _set_pixels(dataset: Any, pixels: Pixels, translated: Translated, *, hounsfi
     dataset.WindowWidth = package.valuerep.DSfloat(max(high - low, 1), auto_format=True)
 
 
-def _is_hounsfield(series: Series, translated: Translated) -> bool:
+def _is_hounsfield(series: Series, translated: StudyResults) -> bool:
     source = series.modality == "CT" and not series.without_units
     return source and translated.low is not None and translated.low <= -500
 
@@ -251,7 +251,7 @@ class DicomStudy(Study):
         said = [f"{self.origin.called}: these are no Hounsfield units: {odd[0]}"] if odd else []
         return (*self.series.warnings, *said)
 
-    def assemble(self, translated: Translated) -> Assembled:
+    def assemble(self, translated: StudyResults) -> Assembled:
         """The files of the derived series."""
         stack = self.pixels.stack(translated)
         report, said = self.pixels.report(translated, stack)

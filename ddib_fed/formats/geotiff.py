@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data.decoding import MOST_PADDING, Pixels
-from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable, UsageError, extra
+from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable, extra
 from ddib_fed.formats.intensity import chosen_rule, is_empty, item_bytes, measure_seams
-from ddib_fed.formats.study import MAX_BYTES, Assembled, Options, Origin, Study, Translated, require_size
+from ddib_fed.formats.study import MAX_BYTES, Assembled, Options, Origin, Study, StudyResults, require_size
 from ddib_fed.version import __version__
 
 Floats = NDArray[np.float32]
@@ -38,18 +38,11 @@ class Grid:
     overlap: int
 
     @classmethod
-    def of(cls, height: int, width: int, tile: tuple[int, int] | None, overlap: int | None = None) -> Grid:
-        """The grid of a picture."""
+    def of(cls, height: int, width: int, tile: tuple[int, int] | None) -> Grid:
+        """Tiles that overlap by half their side, or the whole picture."""
         if tile is None:
             return cls(height, width, (height, width), 0)
-        rows, columns = min(tile[0], height), min(tile[1], width)
-        shared = min(tile) // 2 if overlap is None else overlap
-        if not 0 <= shared < min(tile):
-            raise UsageError(
-                f"tiles of {tile[0]} x {tile[1]} pixels cannot overlap by {shared}",
-                hint=f"--overlap {min(tile) // 2}",
-            )
-        return cls(height, width, (rows, columns), shared)
+        return cls(height, width, (min(tile[0], height), min(tile[1], width)), min(tile) // 2)
 
     @cached_property
     def rows(self) -> tuple[int, ...]:
@@ -148,7 +141,7 @@ class Tiles:
                 tiles[at] = plane
         return blend(tiles, self.grid, channels, background=background)
 
-    def report(self, translated: Translated, made: Floats) -> tuple[dict[str, Any], tuple[str, ...]]:
+    def report(self, translated: StudyResults, made: Floats) -> tuple[dict[str, Any], tuple[str, ...]]:
         """Sections of the provenance, and lines for the person; `made` is the picture of the results."""
         seams = measure_seams(self.numbers, made, *self.grid.edges)
         report = {
@@ -167,7 +160,7 @@ class Tiles:
         }
         return report, () if seams is None else (seams.line,)
 
-    def figures(self, translated: Translated) -> tuple[dict[str, float], Floats | None]:
+    def figures(self, translated: StudyResults) -> tuple[dict[str, float], Floats | None]:
         """The size, and the round trip at it, as fields of a record; and the picture that came back, in its numbers."""
         figures: dict[str, float] = {"height": self.grid.height, "width": self.grid.width}
         picture = translated.first.picture
@@ -239,7 +232,7 @@ class GeoTiffStudy(Study):
     def kind(self) -> str:
         return "cloud-optimised GeoTIFF" if self.georeference.cog else "GeoTIFF"
 
-    def assemble(self, translated: Translated) -> Assembled:
+    def assemble(self, translated: StudyResults) -> Assembled:
         """The map of the results."""
         blended, covered = self.pixels.together(translated.planes, translated.channels, translated.background)
         top = 255 if translated.bits == 8 else 65535
@@ -260,7 +253,7 @@ class GeoTiffStudy(Study):
             "rational_polynomials": where.rpcs is not None,
         }
 
-    def _file(self, made: Pixels, valid: NDArray[np.bool_], translated: Translated) -> bytes:
+    def _file(self, made: Pixels, valid: NDArray[np.bool_], translated: StudyResults) -> bytes:
         """The map with a header of its own, tiled and deflated; a COG where the input is one."""
         rasterio = _rasterio()
         height, width, bands = made.shape
@@ -296,7 +289,7 @@ class GeoTiffStudy(Study):
 
 
 def geotiff_origin(path: Path, options: Options, within: str = "") -> Origin:
-    settings = options.settings("intensity", "tile", "overlap")
+    settings = options.settings("intensity", "tile")
     return Origin.of_file(path, settings, suffix=path.suffix, within=within)
 
 
@@ -313,7 +306,7 @@ def read_geotiff(origin: Origin, options: Options) -> GeoTiffStudy:
         numbers = intensity.numbers(values)
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
-    grid = Grid.of(valid.shape[0], valid.shape[1], options.tile, options.overlap)
+    grid = Grid.of(valid.shape[0], valid.shape[1], options.tile)
     tiles = Tiles.of(numbers, grid, intensity.record(seen) | units, rule.text, valid)
     if not tiles.sent:
         raise ImageUnreadable(f"{path} shows nothing: all its pixels are alike or without data", hop="client")

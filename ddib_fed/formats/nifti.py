@@ -22,7 +22,7 @@ from ddib_fed.data.decoding import Pixels
 from ddib_fed.errors import FileMissing, ImageUnreadable
 from ddib_fed.formats.intensity import chosen_rule
 from ddib_fed.formats.recognition import COPY, beginning_of
-from ddib_fed.formats.study import MAX_BYTES, Assembled, Options, Origin, Slices, Study, Translated
+from ddib_fed.formats.study import MAX_BYTES, Assembled, Options, Origin, Slices, Study, StudyResults
 from ddib_fed.version import __version__
 
 _NO_PLACE: Final = "set its qform or sform to where it lies (fslorient, or set_sform of nibabel)"
@@ -46,7 +46,7 @@ class NiftiStudy(Study):
     def kind(self) -> str:
         return "NIfTI volume"
 
-    def assemble(self, translated: Translated) -> Assembled:
+    def assemble(self, translated: StudyResults) -> Assembled:
         """The volume of the results, as the input lies in its file."""
         stack = self.pixels.stack(translated)
         report, said = self.pixels.report(translated, stack)
@@ -69,13 +69,13 @@ class NiftiStudy(Study):
         }
         return Assembled(files, report, said)
 
-    def _volume(self, stack: Pixels, translated: Translated) -> Pixels:
+    def _volume(self, stack: Pixels, translated: StudyResults) -> Pixels:
         canonical = _from_slices(stack, self.plane, _four(self.image)[3], _canonical_shape(self.image))
         volume = translated.scaled(_turned_back(canonical, self.image))
         # Colours are one more axis, as the 5th of NIfTI for vectors.
         return volume.reshape(self.image.shape if translated.channels == 1 else (*volume.shape[:4], 3))
 
-    def _file(self, volume: Pixels, translated: Translated) -> bytes:
+    def _file(self, volume: Pixels, translated: StudyResults) -> bytes:
         """The volume with a header of its own."""
         nibabel = _nibabel()
         kind = type(self.image)

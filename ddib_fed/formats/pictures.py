@@ -30,7 +30,7 @@ from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable
 from ddib_fed.formats.geotiff import Grid, Tiles
 from ddib_fed.formats.intensity import AUTO, Rule
 from ddib_fed.formats.recognition import PICTURES
-from ddib_fed.formats.study import Assembled, Options, Origin, Study, Translated
+from ddib_fed.formats.study import Assembled, Options, Origin, Study, StudyResults
 
 _LOSSLESS: Final[dict[str, dict[str, Any]]] = {
     "JPEG2000": {"irreversible": False},
@@ -51,7 +51,7 @@ class PictureStudy(Study):
         kind = {"JPEG2000": "JPEG 2000", "WEBP": "WebP", "PNG": "picture"}.get(self.format, self.format)
         return kind if self.planes == 1 else f"{kind} in tiles"
 
-    def assemble(self, translated: Translated) -> Assembled:
+    def assemble(self, translated: StudyResults) -> Assembled:
         """The picture of the results, without loss, with its mask and with what came back."""
         blended, covered = self.pixels.together(translated.planes, translated.channels, translated.background)
         pixels = _as_numbers(blended, translated.bits)
@@ -92,7 +92,7 @@ def picture_origin(path: Path, options: Options, within: str = "") -> Origin:
     own = (path.suffix,) if path.suffix.lower() in PICTURES else ()
     return Origin.of_file(
         path,
-        options.settings("intensity", "picture_tile", "most_tiles", "overlap"),
+        options.settings("intensity", "picture_tile", "most_tiles"),
         suffix=path.suffix,
         within=within,
         results=(*own, ".png"),
@@ -138,7 +138,7 @@ def read_picture(origin: Origin, options: Options) -> PictureStudy:
     intensity = rule.on(pixels)
     height, width = pixels.shape[:2]
     tile = _tile_of(height, width, options.picture_tile, options.most_tiles)
-    grid = Grid.of(height, width, tile, options.overlap)
+    grid = Grid.of(height, width, tile)
     numbers, record = intensity.numbers(pixels), intensity.record(pixels)
     if len(grid) > 1:
         tiles = Tiles.of(numbers, grid, record, rule.text)

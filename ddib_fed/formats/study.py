@@ -99,7 +99,6 @@ class Options:
     intensity: str = AUTO
     slices: str = "axial"
     tile: tuple[int, int] | None = None
-    overlap: int | None = None
     picture_tile: tuple[int, int] | None = None
     most_tiles: int | None = None
     own: str = ""
@@ -137,7 +136,7 @@ class ItemResult(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Translated:
+class StudyResults:
     """The results of a study's items, in order."""
 
     planes: tuple[Pixels | None, ...]
@@ -150,7 +149,7 @@ class Translated:
     high: float | None = None
 
     @classmethod
-    def of(cls, results: Sequence[ItemResult | None]) -> Translated:
+    def of(cls, results: Sequence[ItemResult | None]) -> StudyResults:
         """From what there is of each item, None for one that was refused."""
         planes = tuple(None if each is None else decode_image(each.png).pixels for each in results)
         records = tuple(None if each is None else each.record for each in results)
@@ -168,7 +167,7 @@ class Translated:
         if len(looks) != 1 or len(terms) != 1:
             raise InputError(
                 "the planes are translations to different models, so they make no one picture",
-                hint="the same command with --again: all planes by the models of today",
+                hint="the same command with --force: all planes by the models of today",
             )
         ((dtype, _),) = looks
         return cls(planes, records, returned, *first.output_scale, depth[dtype], first.low, first.high)
@@ -261,7 +260,7 @@ class Study(ABC):
         """The format, in words."""
 
     @abstractmethod
-    def assemble(self, translated: Translated) -> Assembled:
+    def assemble(self, translated: StudyResults) -> Assembled:
         """The output files of the results."""
 
     @property
@@ -410,13 +409,13 @@ class Slices:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def stack(self, translated: Translated) -> Pixels:
+    def stack(self, translated: StudyResults) -> Pixels:
         return translated.stack(self.sent, len(self.numbers), self.size)
 
-    def missing(self, translated: Translated) -> list[int]:
+    def missing(self, translated: StudyResults) -> list[int]:
         return [at for at, plane in zip(self.sent, translated.planes, strict=True) if plane is None]
 
-    def report(self, translated: Translated, stack: Pixels) -> tuple[dict[str, Any], tuple[str, ...]]:
+    def report(self, translated: StudyResults, stack: Pixels) -> tuple[dict[str, Any], tuple[str, ...]]:
         """Sections of the provenance, and lines for the person."""
         empty = sorted(set(range(len(self.numbers))) - set(self.sent))
         first, last = self.sent[0], self.sent[-1] + 1

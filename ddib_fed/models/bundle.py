@@ -14,6 +14,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -81,16 +82,6 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
     return manifest
 
 
-def manifest_text(manifest: Manifest) -> bytes:
-    return (json.dumps({"digest": manifest.digest(), **manifest.fields()}, indent=2) + "\n").encode()
-
-
-def check_state(manifest: Manifest, state: Mapping[str, Tensor], source: str) -> None:
-    """Return if the weights are those of the manifest's network."""
-    for key, problem in misfits(manifest.network, state):
-        raise invalid(source, WEIGHTS_FILE, key, problem)
-
-
 def misfits(network: AnyConfig, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
     """Each tensor of a state dict that is not the network's, with the problem."""
     expected = network_shapes(network)
@@ -103,30 +94,6 @@ def misfits(network: AnyConfig, state: Mapping[str, Tensor]) -> Iterator[tuple[s
             yield key, f"its shape is {tuple(state[key].shape)}, the network's {tuple(expected[key].shape)}"
         elif not state[key].is_meta and not torch.isfinite(state[key]).all():
             yield key, "it holds NaN or infinity"
-
-
-def plain_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in sorted(state.items())}
-
-
-def read_weights(data: bytes, source: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, float32 on the CPU."""
-    try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise invalid(source, WEIGHTS_FILE, "", "it is not a safetensors file") from error
-    # One by one, to avoid a second copy of all.
-    return {key: tensors.pop(key).float() for key in list(tensors)}
-
-
-def write_weights(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Write a safetensors file directly from the tensors; returns its SHA-256, hex."""
-    safetensors.torch.save_file(tensors, path)
-    path.chmod(0o600)
-    with path.open("r+b") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    return digest
 
 
 def read_file(folder: Path | Traversable, name: str, max_bytes: int, source: str) -> bytes:
@@ -227,12 +194,9 @@ class Bundle:
         *,
         compiling: bool = False,
     ) -> Denoiser:
-        """Its network as a function that predicts v; it computes in `dtype`, inputs and outputs keep their own.
+        """Its network as a function that predicts v, of tiles where samples are scenes (see `over_samples`).
 
-        Of a model of scenes it takes tiles; see `over_samples`.
-
-        Raises:
-            SettingsInvalid: It is a classifier.
+        It computes in `dtype`, inputs and outputs keep their own.
         """
         self._must_be("generator")
         network = self.network(dtype, device)
@@ -247,15 +211,7 @@ class Bundle:
         return Tiled(denoiser, self.tile, (height, width))
 
     def of_scenes(self, height: int, width: int) -> Bundle:
-        """The same model, of the same digest, for pictures of that size in overlapping tiles (`wrapped.tiles`).
-
-        Args:
-            height: Of a scene in pixels, at least that of the model's pictures.
-            width: The same.
-
-        Raises:
-            SettingsInvalid: It is no generator of pictures, or the scene is smaller than a picture.
-        """
+        """The same model, of the same digest, for pictures of that size in overlapping tiles."""
         self._must_be("generator")
         if self.manifest.sample_kind != "picture":
             raise SettingsInvalid(f"{self.manifest.name} is a model of points, which have no size")
@@ -269,11 +225,6 @@ class Bundle:
     def classifier(
         self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> Classifier:
-        """Its network as a classifier of noisy data, for `guidance.ClassifierGuided`.
-
-        Raises:
-            SettingsInvalid: It is not a classifier.
-        """
         self._must_be("classifier")
         return Classifier(self.network(dtype, device), self.manifest.time_input)
 
@@ -284,16 +235,14 @@ class Bundle:
 
 def make_bundle(manifest: Manifest, state: Mapping[str, Tensor], *, source: str = "the new model") -> Bundle:
     """A bundle of `manifest` with the digest and size of `state` filled in."""
-    tensors = plain_tensors(state)
-    check_state(manifest, tensors, source)
-    weights = hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()
-    return _bundle(_signed(manifest, tensors, weights), tensors)
+    tensors = _checked(manifest, state, source)
+    return _bundle(manifest, tensors, hashlib.sha256(safetensors.torch.save(tensors)).hexdigest())
 
 
 def save_bundle(
     path: Path, manifest: Manifest, state: Mapping[str, Tensor], *, overwrite: bool = False
 ) -> Bundle:
-    """Write a bundle atomically.
+    """Write a bundle, whole or not at all.
 
     Args:
         path: The folder to create, with its parents.
@@ -306,51 +255,64 @@ def save_bundle(
 
     Raises:
         AlreadyExists: The folder is there and `overwrite` is not set.
-        BundleInvalid: The state does not fit the network, or holds NaN or infinity; the domain's name is too long.
+        BundleInvalid: The state does not fit the network, or holds NaN or infinity.
     """
     if path.exists() and not overwrite:
         raise AlreadyExists(f"{path} exists", hint="choose another folder, or overwrite it")
-    tensors = plain_tensors(state)
-    check_state(manifest, tensors, str(path))
+    tensors = _checked(manifest, state, str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        weights = write_weights(staging / WEIGHTS_FILE, tensors)
-        bundle = _bundle(_signed(manifest, tensors, weights), tensors)
-        write_file(staging / MANIFEST_FILE, manifest_text(bundle.manifest), private=True)
+        safetensors.torch.save_file(tensors, staging / WEIGHTS_FILE)
+        (staging / WEIGHTS_FILE).chmod(0o600)
+        with (staging / WEIGHTS_FILE).open("r+b") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        bundle = _bundle(manifest, tensors, digest)
+        write_file(staging / MANIFEST_FILE, _text(bundle.manifest), private=True)
         move_into_place(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return bundle
 
 
-def amend_bundle(path: Path, **fields: Any) -> Bundle:
-    """Change fields of the manifest of the bundle in folder `path`, and not its weights; its digest changes with them.
+def _checked(manifest: Manifest, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Tensors as they are written, after the check that they are those of the manifest's network."""
+    for key, problem in misfits(manifest.network, state):
+        raise invalid(source, WEIGHTS_FILE, key, problem)
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in sorted(state.items())}
 
-    Raises:
-        ModelNotFound: There is no bundle.
-        BundleInvalid: It fails its checks.
-        ValidationError: The fields do not make a manifest.
-    """
+
+def _bundle(manifest: Manifest, tensors: Mapping[str, Tensor], weights_sha256: str) -> Bundle:
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    named = manifest.model_copy(update={"weights_sha256": weights_sha256, "parameters": parameters})
+    own = {key: tensor.to(torch.float32, copy=True) for key, tensor in tensors.items()}
+    return Bundle(named, own, named.digest())
+
+
+def _text(manifest: Manifest) -> bytes:
+    return (json.dumps({"digest": manifest.digest(), **manifest.fields()}, indent=2) + "\n").encode()
+
+
+def amend_bundle(path: Path, **fields: Any) -> Bundle:
+    """Change fields of the manifest of the bundle in folder `path`, and its digest; its weights stay."""
     bundle = load_bundle(path)
     manifest = Manifest.model_validate({**dict(bundle.manifest), **fields})
-    amended = path / f".{MANIFEST_FILE}.new"
-    write_file(amended, manifest_text(manifest), private=True)
-    shutil.copymode(path / MANIFEST_FILE, amended)
-    amended.replace(path / MANIFEST_FILE)
-    sync_folder(path)
+    _replace(path, MANIFEST_FILE, _text(manifest))
     return replace(bundle, manifest=manifest, digest=manifest.digest())
 
 
 def put_beside(folder: Path, found: Sidecar) -> None:
-    """Write a file beside the weights of the bundle in `folder`, whole or not at all; its digest does not change.
+    """Write a file beside the weights of the bundle in `folder`; its digest does not change."""
+    _replace(folder, found.file, found.text())
 
-    The file is readable by whoever can read the manifest.
-    """
-    staged = folder / f".{found.file}.new"
-    write_file(staged, found.text(), private=True)
+
+def _replace(folder: Path, name: str, content: bytes) -> None:
+    """Write a file, whole or not at all; it is readable by whoever can read the manifest."""
+    staged = folder / f".{name}.new"
+    write_file(staged, content, private=True)
     shutil.copymode(folder / MANIFEST_FILE, staged)
-    staged.replace(folder / found.file)
+    staged.replace(folder / name)
     sync_folder(folder)
 
 
@@ -370,24 +332,27 @@ def load_bundle(path: Path, *, without: Collection[str] = ()) -> Bundle:
 
 def read_bundle(folder: Path | Traversable, source: str, *, without: Collection[str] = ()) -> Bundle:
     """As `load_bundle`, also from inside a package; `source` names the bundle in errors."""
-    manifest_bytes = read_file(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES, source)
-    manifest = parse_manifest(manifest_bytes, source)
+    manifest = parse_manifest(read_file(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES, source), source)
     weights = read_file(folder, WEIGHTS_FILE, MAX_WEIGHTS_BYTES, source)
     if hashlib.sha256(weights).hexdigest() != manifest.weights_sha256:
         raise invalid(
             source, WEIGHTS_FILE, "weights_sha256", "the weights are not those that the manifest names"
         )
-    state = read_weights(weights, source)
-    check_state(manifest, state, source)
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(weights)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise invalid(source, WEIGHTS_FILE, "", "it is not a safetensors file") from error
+    del weights
+    # One by one, to avoid a second copy of all.
+    state = {key: tensors.pop(key).float() for key in list(tensors)}
+    for key, problem in misfits(manifest.network, state):
+        raise invalid(source, WEIGHTS_FILE, key, problem)
+
+    def beside(kind: type[Beside]) -> Beside | None:
+        return None if kind.file in without else read_beside(kind, folder, manifest, source)
+
     return Bundle(
-        manifest,
-        state,
-        manifest.digest(),
-        tuned=None if Tuned.file in without else read_beside(Tuned, folder, manifest, source),
-        allowances=None if Allowances.file in without else read_beside(Allowances, folder, manifest, source),
-        privacy=None
-        if PrivacyReport.file in without
-        else read_beside(PrivacyReport, folder, manifest, source),
+        manifest, state, manifest.digest(), None, beside(Tuned), beside(Allowances), beside(PrivacyReport)
     )
 
 
@@ -398,16 +363,6 @@ def read_beside(
     if not (folder / kind.file).is_file():
         return None
     return kind.parse(read_file(folder, kind.file, kind.max_bytes, source), manifest.weights_sha256, source)
-
-
-def _signed(manifest: Manifest, state: Mapping[str, Tensor], weights_sha256: str) -> Manifest:
-    parameters = sum(tensor.numel() for tensor in state.values())
-    return manifest.model_copy(update={"weights_sha256": weights_sha256, "parameters": parameters})
-
-
-def _bundle(manifest: Manifest, state: Mapping[str, Tensor]) -> Bundle:
-    own = {key: tensor.to(torch.float32, copy=True) for key, tensor in state.items()}
-    return Bundle(manifest, own, manifest.digest())
 
 
 CALIBRATION_FILE = "calibration.json"
@@ -446,16 +401,12 @@ def shipped_name(which: str) -> str | None:
         domain = which
     if domain not in shipped_names():
         return None
-    if _holds_a_bundle(Path(which)):
+    beside = False
+    with suppress(PermissionError):
+        beside = (Path(which) / MANIFEST_FILE).is_file()
+    if beside:
         raise UsageError(
             f"{which} is a model that ships, and a bundle in a folder here",
             hint=f"./{which} is the folder; to have the one that ships, call the folder otherwise",
         )
     return domain
-
-
-def _holds_a_bundle(folder: Path) -> bool:
-    try:
-        return (folder / MANIFEST_FILE).is_file()
-    except PermissionError:
-        return False

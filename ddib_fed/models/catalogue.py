@@ -91,42 +91,31 @@ def require_shipped(name: str) -> str:
 def copy_shipped(name: str, path: Path, *, overwrite: bool = False) -> Listed:
     """Copy a shipped model to a folder, which appears whole or not at all; it is private."""
     require_shipped(name)
-    _check_free(path, overwrite=overwrite)
+    if path.exists():  # what is no model is never removed
+        if not overwrite:
+            raise AlreadyExists(f"{path} exists", hint="choose another folder, or --force")
+        if not (path / MANIFEST_FILE).is_file() and not (path.is_dir() and not any(path.iterdir())):
+            raise AlreadyExists(
+                f"{path} has no {MANIFEST_FILE}: it is no model, and is not replaced",
+                hint=f"choose another folder, or a new one in it: --out {shlex.quote(str(path / 'model'))}",
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.new.", dir=path.parent))
     try:
         with resources.as_file(shipped_folder() / name) as folder:
             copy_folder(folder, staging / name)
-        _check_weights(staging / name, name)
+        with (staging / name / WEIGHTS_FILE).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != _object(staging / name / MANIFEST_FILE).get("weights_sha256"):
+            raise BundleInvalid(
+                f"{name}: {WEIGHTS_FILE} was changed after it was written", hint="install the package again"
+            )
         found = look(staging / name, name)
         move_into_place(staging / name, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     model_folder(path)
     return found
-
-
-def _check_free(path: Path, *, overwrite: bool) -> None:
-    """Return if a model may be put at a path: what is no model is never removed."""
-    if not path.exists():
-        return
-    if not overwrite:
-        raise AlreadyExists(f"{path} exists", hint="choose another folder, or --force")
-    is_model = (path / MANIFEST_FILE).is_file()
-    if not is_model and not (path.is_dir() and not any(path.iterdir())):
-        raise AlreadyExists(
-            f"{path} has no {MANIFEST_FILE}: it is no model, and is not replaced",
-            hint=f"choose another folder, or a new one in it: --out {shlex.quote(str(path / 'model'))}",
-        )
-
-
-def _check_weights(folder: Path, source: str) -> None:
-    with (folder / WEIGHTS_FILE).open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != _object(folder / MANIFEST_FILE).get("weights_sha256"):
-        raise BundleInvalid(
-            f"{source}: {WEIGHTS_FILE} was changed after it was written", hint="install the package again"
-        )
 
 
 def _learned(steps: Mapping[str, Any]) -> tuple[int, ...]:

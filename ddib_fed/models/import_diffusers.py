@@ -14,20 +14,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import SCALED_LINEAR, ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.files import parse_json
 from ddib_fed.models.bundle import misfits
-from ddib_fed.models.import_guided import multiplier
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
 from ddib_fed.models.weights import Checkpoint, Fact, Imported, import_note, read_tensors, renamed
-from ddib_fed.networks.config import DiffusersDiTConfig, DiffusersUNetConfig, UNetConfig
+from ddib_fed.networks.config import DiffusersDiTConfig, DiffusersUNetConfig
 
 INDEX: Final = "model_index.json"
 NETWORKS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -85,9 +82,6 @@ def import_diffusers(
             hint="config.json and the weights are not of one model: copy the whole folder again",
             facts={"field": key[:100]},
         )
-    ours = adm_config(config) if isinstance(config, DiffusersUNetConfig) else None
-    if isinstance(config, DiffusersUNetConfig) and ours is not None:
-        state = adm_state(config, state)
     unchecked = (
         f"there is no {INDEX}: whether the network belongs to a pipeline with an autoencoder, whose latents are no "
         "pictures, could not be checked"
@@ -98,7 +92,7 @@ def import_diffusers(
         domain=domain,
         sample_kind="picture",
         sample_shape=(config.in_channels, config.image_size, config.image_size),
-        network=ours or config,
+        network=config,
         parameterisation=prediction,
         time_input="timestep",
         schedule=schedule,
@@ -219,8 +213,7 @@ def _new_name(key: str) -> str:
 
 
 def _facts(config: AnyComponent, manifest: Manifest) -> list[Fact]:
-    kind = "our UNet computes the same" if manifest.network.kind == "unet" else "as the library computes it"
-    facts = [Fact("network", manifest.network.kind, kind)]
+    facts = [Fact("network", config.kind, "as the library computes it")]
     for key, value in config.model_dump(exclude={"kind"}, mode="json").items():
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         facts.append(Fact(key, text, "config.json"))
@@ -229,118 +222,6 @@ def _facts(config: AnyComponent, manifest: Manifest) -> list[Fact]:
     facts.append(Fact("schedule", f"{schedule.name}{ends}, {schedule.steps} steps", "scheduler_config.json"))
     facts.append(Fact("prediction", manifest.parameterisation, "scheduler_config.json"))
     return facts
-
-
-def adm_config(config: DiffusersUNetConfig) -> UNetConfig | None:
-    """The arguments of the `UNet` equivalent to the network of `config`; None if there is none."""
-    widths = config.block_out_channels
-    changes = {_change(config, kind, "down") for kind in config.down_block_types[:-1]}
-    changes |= {_change(config, kind, "up") for kind in config.up_block_types[:-1]}
-    attends = [kind.startswith("Attn") for kind in config.down_block_types]
-    same = (
-        config.mid_block
-        and config.add_attention
-        and config.mid_block_scale_factor == 1.0
-        and config.middle_groups == config.norm_num_groups == 32
-        and config.norm_eps == 1e-5
-        and config.act_fn == "silu"
-        and config.freq_shift == 0
-        and config.time_embedding_dim in (None, 4 * widths[0])
-        and not config.center_input_sample
-        and (config.downsample_padding == 1 or "conv" not in changes)
-        and len(changes) <= 1
-        and attends == [kind.startswith("Attn") for kind in config.up_block_types[::-1]]
-        and not any(width % 32 for width in widths)
-    )
-    if not same:
-        return None
-    return UNetConfig(
-        image_size=config.image_size,
-        in_channels=config.in_channels,
-        model_channels=widths[0],
-        out_channels=config.out_channels,
-        num_res_blocks=config.layers_per_block,
-        attention_resolutions=tuple(2**level for level, there in enumerate(attends) if there),
-        dropout=config.dropout,
-        channel_mult=tuple(multiplier(width, widths[0]) for width in widths),
-        num_classes=config.num_class_embeds,
-        num_heads=1,
-        num_head_channels=config.attention_head_dim or -1,
-        use_scale_shift_norm=config.resnet_time_scale_shift == "scale_shift",
-        resblock_updown=changes == {"resnet"},
-        use_new_attention_order=True,
-    )
-
-
-def _change(config: DiffusersUNetConfig, kind: str, way: str) -> str:
-    if kind.startswith("Attn"):
-        return config.downsample_type if way == "down" else config.upsample_type
-    return "resnet" if kind.startswith("Resnet") else "conv"
-
-
-_ENDS: Final = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "class_embedding": "label_emb",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-_PARTS: Final = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-    "group_norm": "norm",
-    "to_q": "qkv.0",
-    "to_k": "qkv.1",
-    "to_v": "qkv.2",
-    "to_out.0": "proj_out",
-}
-"""Of residual and attention blocks; queries, keys and values are one tensor of ours."""
-_INNER = re.compile(
-    r"(down_blocks\.\d+|up_blocks\.\d+|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)\.(weight|bias)"
-)
-
-
-def adm_state(config: DiffusersUNetConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of `state`, which fits `config`, as that `UNet` has them."""
-    made: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        layer, _, part = key.rpartition(".")
-        found = _INNER.fullmatch(key)
-        name = f"{_ENDS[layer]}.{part}" if found is None else _inner_name(config, *found.groups())
-        made[name] = tensor[..., None] if name.endswith("proj_out.weight") else tensor
-    for key in [key for key in made if ".qkv.0." in key]:
-        parts = [made.pop(key.replace(".qkv.0.", f".qkv.{number}.")) for number in range(3)]
-        rows = torch.cat(parts)
-        made[key.replace(".qkv.0.", ".qkv.")] = rows[..., None] if key.endswith("weight") else rows
-    if not config.flip_sin_to_cos:
-        sines, cosines = made["time_embed.0.weight"].chunk(2, dim=1)
-        made["time_embed.0.weight"] = torch.cat([cosines, sines], dim=1)
-    return made
-
-
-def _inner_name(config: DiffusersUNetConfig, block: str, kind: str, number: str, part: str, leaf: str) -> str:
-    """Our name of a tensor inside a block."""
-    way, _, level = block.partition(".")
-    size, at = config.layers_per_block + 1, int(number)
-    if way == "mid_block":
-        place = f"middle_block.{1 if kind == 'attentions' else 2 * at}"
-    elif way == "down_blocks":
-        first = 1 + int(level) * size
-        place = (
-            f"input_blocks.{first + (size - 1 if kind == 'downsamplers' else at)}.{int(kind == 'attentions')}"
-        )
-    else:
-        first, attends = int(level) * size, config.up_block_types[int(level)].startswith("Attn")
-        inner = 1 + attends if kind == "upsamplers" else int(kind == "attentions")
-        place = f"output_blocks.{first + (size - 1 if kind == 'upsamplers' else at)}.{inner}"
-    if part == "conv":  # a convolution that resamples
-        return f"{place}.{'op' if kind == 'downsamplers' else 'conv'}.{leaf}"
-    return f"{place}.{_PARTS[part]}.{leaf}"
 
 
 # Schedulers whose betas are those that the network was trained on.

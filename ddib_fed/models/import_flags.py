@@ -83,12 +83,18 @@ CLASSIFIER: _Kinds = {
     **dict.fromkeys(("classifier_use_scale_shift_norm", "classifier_resblock_updown"), _flag),
     "classifier_pool": str,
 }
+SAMPLING: _Kinds = {
+    "diffusion_steps": int,
+    **dict.fromkeys(("noise_schedule", "timestep_respacing"), str),
+    "eta": float,
+    **dict.fromkeys(("use_ddpm", "use_ddim", "clip_denoised"), _flag),
+}
 ELSEWHERE: Mapping[str, str] = {
     key: subject
     for subject, keys in {
         "the precision is chosen when the model is used": "use_fp16 classifier_use_fp16",
-        "of sampling": "batch_size num_samples use_ddim timestep_respacing clip_denoised eta classifier_scale source "
-        "target base_samples",
+        "of sampling": "batch_size num_samples use_ddim use_ddpm timestep_respacing clip_denoised eta classifier_scale "
+        "source target base_samples",
         "a path": "model_path classifier_path val_dir data_dir val_data_dir",
         "of training": "use_checkpoint use_kl rescale_learned_sigmas schedule_sampler lr weight_decay lr_anneal_steps "
         "microbatch ema_rate log_interval save_interval resume_checkpoint fp16_scale_growth iterations anneal_lr "
@@ -133,6 +139,29 @@ def parse_flags(line: str, *, classifier: bool = False) -> Flags:
         else:
             raise _unknown(key, [*wanted, *other, *ELSEWHERE])
     return Flags(given, ignored, line.strip())
+
+
+def parse_sampling(line: str) -> dict[str, Value]:
+    """The flags of a line that say how to sample; the public code's others are passed over.
+
+    Raises:
+        SettingsInvalid: The line cannot be read, or the public code has no such flag or value.
+    """
+    given: dict[str, Value] = {}
+    for key, text in _pairs(line):
+        if key in SAMPLING:
+            given[key] = _value(key, text, SAMPLING[key])
+        elif key not in {**BOTH, **MODEL, **CLASSIFIER, **ELSEWHERE}:
+            raise _unknown(key, [*SAMPLING, *BOTH, *MODEL, *CLASSIFIER, *ELSEWHERE])
+    bounds = (
+        ("eta", 0.0 <= float(str(given.get("eta", 0))) <= 1.0),
+        ("diffusion_steps", 2 <= int(str(given.get("diffusion_steps", 2))) <= 10_000),
+        ("noise_schedule", given.get("noise_schedule", "linear") in {"linear", "cosine"}),
+    )
+    for key, ok in bounds:
+        if not ok:
+            raise SettingsInvalid(f"the flag --{key} cannot be {given[key]!r}", facts={"field": key})
+    return given
 
 
 def written(value: Value) -> str:

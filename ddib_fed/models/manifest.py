@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
@@ -170,62 +171,52 @@ class Manifest(_Frozen):
 
     @model_validator(mode="after")
     def _fits(self) -> Manifest:
-        parts = (self._shape_problem, self._class_problem, self._picture_problem, self._distilled_problem)
-        for problem in parts:
-            if found := problem():
-                raise ValueError(found)
+        for problem in self._problems():
+            raise ValueError(problem)
         return self
 
-    def _shape_problem(self) -> str:
-        """The conflict between shape and network, or an empty text."""
-        network, shape = self.network, self.sample_shape
+    def _problems(self) -> Iterator[str]:
+        """What does not fit together."""
+        network, shape, points = self.network, self.sample_shape, self.sample_kind == "point"
         if isinstance(network, MlpConfig | SyntheticConfig):
             width = network.dim if isinstance(network, MlpConfig) else network.in_channels
-            if self.sample_kind != "point" or shape != (width,):
-                return f"sample_shape {shape} is not the network's point ({width},)"
-            return ""
-        if self.sample_kind != "picture" or len(shape) != 3 or shape[0] != network.in_channels:
-            return f"sample_shape {shape} is not the network's picture ({network.in_channels}, height, width)"
-        if isinstance(network, UNetConfig) and network.spectral:
-            if shape[1:] != (network.image_size, network.image_size):
-                return f"a spectral network is for {network.image_size} pixels alone, not for {shape}"
-            if (self.parameterisation, self.time_input) != ("v", "scaled-lambda"):
-                return "a spectral network predicts v and receives scaled-lambda"
-        if shape[1] % network.divisor or shape[2] % network.divisor:
-            return f"height and width of sample_shape {shape} do not divide by {network.divisor}"
-        pooled = isinstance(network, ClassifierConfig) and network.pool == "attention"
-        fixed = "attention pooling" if pooled else "a transformer"
-        if (pooled or isinstance(network, DiffusersDiTConfig)) and set(shape[1:]) != {network.image_size}:
-            return f"{fixed} is for {network.image_size} pixels alone, not for {shape}"
-        return ""
-
-    def _class_problem(self) -> str:
-        """The conflict between role, classes and network, or an empty text."""
-        classifier = isinstance(self.network, ClassifierConfig)
-        if classifier != (self.role == "classifier"):
-            return f"the role {self.role} is not that of a network of kind {self.network.kind}"
-        if self.classes and len(self.classes) != self.num_classes:
-            return f"there are {len(self.classes)} names for {self.num_classes or 'no'} classes"
-        return ""
-
-    def _picture_problem(self) -> str:
-        """The conflict between normalisation, picture format and shape, or an empty text."""
-        if self.picture is not None and self.sample_kind != "picture":
-            return "points have no picture format"
-        if self.structure is not None and self.sample_kind != "picture":
-            return "points have no structure thresholds"
-        if self.normalisation.calibrated is not None and self.sample_kind != "picture":
-            return "points are not calibrated"
-        if self.normalisation.channels - {self.sample_shape[0]}:
-            return f"the normalisation has another number of channels than {self.sample_shape[0]}"
-        return ""
-
-    def _distilled_problem(self) -> str:
-        if self.is_flow_map != (self.distilled is not None):
-            return "a flow map says what it was distilled from, and no other network does"
-        if self.is_flow_map and self.parameterisation != "v":
-            return "a flow map predicts means of v"
-        return ""
+            if not points or shape != (width,):
+                yield f"sample_shape {shape} is not the network's point ({width},)"
+        elif points or len(shape) != 3 or shape[0] != network.in_channels:
+            yield f"sample_shape {shape} is not the network's picture ({network.in_channels}, height, width)"
+        else:
+            pooled = isinstance(network, ClassifierConfig) and network.pool == "attention"
+            spectral = isinstance(network, UNetConfig) and network.spectral
+            fixed = "attention pooling" if pooled else "a spectral network" if spectral else "a transformer"
+            of_one_size = pooled or spectral or isinstance(network, DiffusersDiTConfig)
+            if of_one_size and set(shape[1:]) != {network.image_size}:
+                yield f"{fixed} is for {network.image_size} pixels alone, not for {shape}"
+            if spectral and (self.parameterisation, self.time_input) != ("v", "scaled-lambda"):
+                yield "a spectral network predicts v and receives scaled-lambda"
+            if shape[1] % network.divisor or shape[2] % network.divisor:
+                yield f"height and width of sample_shape {shape} do not divide by {network.divisor}"
+        channels = self.normalisation.channels
+        for wrong, said in (
+            (
+                isinstance(network, ClassifierConfig) != (self.role == "classifier"),
+                f"the role {self.role} is not that of a network of kind {network.kind}",
+            ),
+            (
+                self.classes and len(self.classes) != self.num_classes,
+                f"there are {len(self.classes)} names for {self.num_classes or 'no'} classes",
+            ),
+            (points and self.picture is not None, "points have no picture format"),
+            (points and self.structure is not None, "points have no structure thresholds"),
+            (points and self.normalisation.calibrated is not None, "points are not calibrated"),
+            (channels - {shape[0]}, f"the normalisation has another number of channels than {shape[0]}"),
+            (
+                self.is_flow_map != (self.distilled is not None),
+                "a flow map says what it was distilled from, and no other network does",
+            ),
+            (self.is_flow_map and self.parameterisation != "v", "a flow map predicts means of v"),
+        ):
+            if wrong:
+                yield said
 
     @property
     def is_flow_map(self) -> bool:
@@ -305,17 +296,15 @@ def data_note(domain: ShippedDomain) -> DataNote:
 
 
 def carried_domain(manifest: Manifest) -> str | None:
-    trained = _on_pictures(manifest) if manifest.sample_kind == "picture" else _on_points(manifest)
+    """The domain that ships, if the model was trained on it: units, shape and data have to be those of the domain."""
+    if manifest.sample_kind == "point":
+        units = manifest.normalisation == Normalisation()
+        trained = units and manifest.domain in DOMAINS and manifest.sample_shape == POINT
+    else:
+        domain = SHIPPED.get(manifest.domain)
+        trained = (
+            domain is not None
+            and manifest.sample_shape == domain.shape
+            and manifest.data == data_note(domain)
+        )
     return manifest.domain if trained else None
-
-
-def _on_points(manifest: Manifest) -> bool:
-    units = manifest.normalisation
-    return manifest.domain in DOMAINS and manifest.sample_shape == POINT and units == Normalisation()
-
-
-def _on_pictures(manifest: Manifest) -> bool:
-    domain = SHIPPED.get(manifest.domain)
-    if domain is None:
-        return False
-    return manifest.sample_shape == domain.shape and manifest.data == data_note(domain)

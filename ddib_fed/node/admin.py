@@ -45,7 +45,6 @@ class AdminServicer(rpc.AdminServiceServicer):
         self._status, self._reload, self._drain, self._workers = status, reload, drain, workers
 
     def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusResponse:
-        """See admin.proto."""
         answer = self._status()
         answer.state = _line(answer.state)
         for peer in answer.peers:
@@ -59,7 +58,6 @@ class AdminServicer(rpc.AdminServiceServicer):
         return pb.DrainResponse(running_jobs=self._drain())
 
     def Workers(self, request: pb.WorkersRequest, context: grpc.ServicerContext) -> pb.WorkersResponse:
-        """See admin.proto."""
         answer = self._workers(request.count)
         answer.problem = _line(answer.problem)
         return answer

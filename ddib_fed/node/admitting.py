@@ -18,7 +18,7 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.server import check_bindable
 from ddib_fed.protocol.addresses import is_loopback, split_address
 from ddib_fed.security.audit import note
-from ddib_fed.security.identity import Identity, has_name_constraints
+from ddib_fed.security.identity import Identity, name_constraints
 from ddib_fed.security.pairing import CODE_LIFE_S, PairedPeer, dial, listen, new_code, parse_code
 from ddib_fed.security.peers import Peer, PeerStore, parse_peer
 from ddib_fed.terminal import escape, say
@@ -88,7 +88,7 @@ def warn_of_letters(other: Peer) -> None:
 
 def require_name_constraints(other: Peer) -> None:
     """Refuse a peer whose root may issue certificates of any name."""
-    if not all(has_name_constraints(root) for root in other.roots):
+    if not all(name_constraints(root) for root in other.roots):
         raise PolicyDenied(
             f"the root of {other.institution} has no name constraints",
             hint="this is so for a general CA; to accept it, add --unconstrained-root",
@@ -106,7 +106,7 @@ def admit_peer(
         fingerprints=fingerprints,
         replace=replace,
         before=lambda: note(
-            config.paths.audit,
+            config.paths.store,
             "peer_replaced" if replaced else "peer_added",
             peer=other.institution,
             identity=other.identity.uri,

@@ -38,11 +38,12 @@ from ddib_fed.files import private_folder, read_small, write_file
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibration_peer import CalibrationPeer
-from ddib_fed.node.certificates import not_accepted, own_credentials
+from ddib_fed.node.certificates import own_credentials
 from ddib_fed.node.config import PolicySection
 from ddib_fed.node.model import load_hosted
 from ddib_fed.node.role import NodeContext
 from ddib_fed.security.audit import note, parsed
+from ddib_fed.security.audit_reading import lines_of
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import PeerStore, Snapshot
 from ddib_fed.security.pki import TlsCredentials
@@ -192,19 +193,17 @@ class Publication:
 
 def publications(config: NodeConfig) -> tuple[Publication, ...]:
     """Every aggregate that this node has published, the oldest first, by its audit log."""
-    path = config.paths.audit
+    path = config.paths.store
     published: dict[str, dict[str, Any]] = {}
     peers: dict[str, dict[str, None]] = {}
     try:
-        with path.open("rb") as file:
-            # Most lines of a log are of latents; only these are parsed.
-            for record in (parsed(line) or {} for line in file if b'"aggregate_' in line):
-                if record.get("act") == "aggregate_published":
-                    names = ("time", "counted", "unit", "epsilon", "delta")
-                    published[record["aggregate"]] = {name: record[name] for name in names}
-                elif record.get("act") == "aggregate_served":
-                    institution = Identity.parse(record["peer"]).institution
-                    peers.setdefault(record["aggregate"], {})[institution] = None
+        for record in (parsed(line) or {} for line in lines_of(path, '"aggregate_')):
+            if record.get("act") == "aggregate_published":
+                names = ("time", "counted", "unit", "epsilon", "delta")
+                published[record["aggregate"]] = {name: record[name] for name in names}
+            elif record.get("act") == "aggregate_served":
+                institution = Identity.parse(record["peer"]).institution
+                peers.setdefault(record["aggregate"], {})[institution] = None
     except FileNotFoundError:
         return ()
     except (KeyError, TypeError, DdibError) as error:
@@ -268,7 +267,7 @@ def publish(config: NodeConfig, aggregate: Aggregate, *, again: bool = False) ->
     """Keep an aggregate for the peers, who get it from now on; durable when this returns."""
     refuse_second(config, again=again)
     note(
-        config.paths.audit,
+        config.paths.store,
         "aggregate_published",
         domain=aggregate.domain,
         aggregate=aggregate.sha256.hex(),
@@ -433,7 +432,7 @@ def _hosted_units(config: NodeConfig) -> str:
 def _valid_credentials(config: NodeConfig, now: datetime) -> TlsCredentials:
     """The node's certificate and key, if others would accept what they sign now."""
     credentials = own_credentials(config)
-    problem = not_accepted(credentials, now)
+    problem = credentials.problem(now)
     if problem is not None:
         raise Unauthenticated(
             f"this node cannot sign: {problem}",
@@ -446,7 +445,7 @@ def _note(config: NodeConfig, act: str, signed: SignedCalibration, peer: str, **
     """Write to the audit log."""
     calibration = signed.calibration
     note(
-        config.paths.audit,
+        config.paths.store,
         act,
         peer=peer,
         calibration=signed.sha256.hex(),

@@ -24,15 +24,16 @@ from cryptography import x509
 from ddib_fed.errors import ConfigError, DdibError, MessageInvalid, NotReady, Unauthenticated
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.interceptors import caller
-from ddib_fed.node.policy import Charge, Ledger
+from ddib_fed.node.policy import Charge, Quotas
 from ddib_fed.security.audit import AuditLog
-from ddib_fed.security.identity import UNREADABLE, Identity, verify_peer_certificate
+from ddib_fed.security.identity import UNREADABLE, Identity
 from ddib_fed.security.peers import PeerStore
 from ddib_fed.security.pki import (
     MAX_REQUEST_BYTES,
     Authority,
     TlsCredentials,
     certificate_pem,
+    check_issued,
     check_request,
     check_root,
     fingerprint,
@@ -42,9 +43,9 @@ from ddib_fed.security.pki import (
     load_authority,
     load_identity,
     load_recovery,
-    parse_certificates,
+    root_warning,
 )
-from ddib_fed.security.renewal import Clock, check_successor, is_due, renew_through, utc_now
+from ddib_fed.security.renewal import Clock, is_due, renew_through, utc_now
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
 
@@ -89,17 +90,6 @@ def own_credentials(config: NodeConfig) -> TlsCredentials:
     return credentials
 
 
-def not_accepted(credentials: TlsCredentials, now: datetime) -> str | None:
-    """Why the certificate is not acceptable now: expired, not yet valid, of another root; None if it is."""
-    roots = parse_certificates(credentials.roots_pem, "roots.pem")
-    pins = {credentials.identity.institution: roots}
-    try:
-        verify_peer_certificate(credentials.cert_chain_pem, pins=pins, now=now)
-    except Unauthenticated as error:
-        return error.detail
-    return None
-
-
 def certificate_status(config: NodeConfig, *, now: datetime | None = None) -> list[str]:
     """The state of the node's certificate at a start: a line, and warnings if the operator should act."""
     moment, folder = now or datetime.now(UTC), config.paths.pki
@@ -114,16 +104,17 @@ def certificate_status(config: NodeConfig, *, now: datetime | None = None) -> li
     if issues and not (folder / "leaf.pem").exists():
         return [f"{config.node.name} of {config.node.institution}, whose certificate is made at the start"]
     credentials = own_credentials(config)
-    problem = not_accepted(credentials, moment)
+    problem = credentials.problem(moment)
     if problem is None:
         renewable = issues or command is not None or issuer is not None
         nothing = "" if renewable else "nothing renews it: set identity.issuer or identity.renew_command"
         text = f"{credentials.identity}, until {credentials.not_after:%Y-%m-%d %H:%M} UTC"
-        return [text, *filter(None, (nothing, credentials.root_warning(moment)))]
+        ends = root_warning(config.node.institution, credentials.root_not_after, moment)
+        return [text, *filter(None, (nothing, ends))]
     if issues:
         check_root(own_authority(config), moment)
     recovery = load_recovery(folder) if issuer is not None else None
-    recovers = recovery is not None and not_accepted(recovery, moment) is None
+    recovers = recovery is not None and recovery.problem(moment) is None
     if issues or command is not None or recovers:
         return [str(credentials.identity), f"{problem}; it is renewed at the start"]
     raise Unauthenticated(
@@ -173,10 +164,15 @@ def _run_command(command: tuple[str, ...], folder: Path, now: datetime) -> TlsCr
     renewed = load_identity(folder)
     if is_due(renewed, now):
         raise ConfigError(f"{what} left no new certificate in {folder}")
-    certificate = parse_certificates(renewed.cert_chain_pem, "leaf.pem")[0]
-    roots = parse_certificates(renewed.roots_pem, "roots.pem")
     try:
-        check_successor(current, certificate, roots, now, f"the files it left in {folder}")
+        check_issued(
+            renewed.certificate,
+            renewed.roots,
+            now=now,
+            known=current.roots,
+            expected=current.identity,
+            what=f"the certificate that it left in {folder}",
+        )
     except Unauthenticated as exc:
         raise ConfigError(f"{what}: {exc.detail}") from exc
     return renewed
@@ -191,7 +187,7 @@ def recover_at_start(config: NodeConfig, *, now: datetime | None = None) -> str 
             renew_node(config, now=moment)
             return "made the node's first certificate"
     credentials = own_credentials(config)
-    problem = not_accepted(credentials, moment)
+    problem = credentials.problem(moment)
     if problem is None and not is_due(credentials, moment):
         return None
     try:
@@ -206,13 +202,8 @@ def recover_at_start(config: NodeConfig, *, now: datetime | None = None) -> str 
     return f"renewed the certificate, good until {renewed.not_after:%Y-%m-%d %H:%M} UTC"
 
 
-def retry_pause(failures: int, life: timedelta, interval_s: float) -> timedelta:
-    longest = max(interval_s, min(LONGEST_PAUSE_S, life.total_seconds() / TRIES_PER_LIFE))
-    return timedelta(seconds=min(longest, interval_s * 2.0 ** min(failures - 1, 16)))
-
-
 class RenewalThread:
-    """Renews a node's certificate while it runs."""
+    """Renews a node's certificate while it runs; `problem` says why that fails now."""
 
     def __init__(
         self,
@@ -249,15 +240,19 @@ class RenewalThread:
             self._stop.wait(self._interval_s)
 
     def look(self) -> None:
-        """Renew if it is due; a failure becomes `problem` and is retried at a later check, see `retry_pause`."""
+        """Renew if it is due; a failure becomes `problem`, and pauses between tries double."""
         try:
             self._on_tick()
-            own = load_identity(self._config.paths.pki)
-            if is_due(own, self._clock(), jitter=self._jitter) or self._first_recovery():
-                if self._pauses(own):
-                    return
-                self._renew()
-            self.problem = None
+            own, now = load_identity(self._config.paths.pki), self._clock()
+            if not (is_due(own, now, jitter=self._jitter) or self._first_recovery()):
+                self.problem = None
+            elif not self._pauses(own, now):
+                self._failures, self._failed_at = self._failures + 1, now  # unless it succeeds
+                renewed = renew_node(self._config, now=now)
+                self._failures, self._failed_at, self.problem = 0, None, None
+                log.info("renewed the certificate, good until %s", renewed.not_after)
+                if warning := root_warning(self._config.node.institution, renewed.root_not_after, now):
+                    log.warning("%s", warning)
         except Exception as error:  # the thread must outlive any failure
             if self.problem is None:
                 log.error(  # noqa: TRY400 - a traceback only where nobody foresaw the error
@@ -275,30 +270,17 @@ class RenewalThread:
             return False
         return load_recovery(folder) is None
 
-    def _pauses(self, own: TlsCredentials) -> bool:
+    def _pauses(self, own: TlsCredentials, now: datetime) -> bool:
+        """Whether a failure is too recent: at least `TRIES_PER_LIFE` tries fit into the life of a certificate."""
         if self._failed_at is None:
             return False
-        pause = retry_pause(self._failures, own.not_after - own.not_before, self._interval_s)
-        return timedelta(0) <= self._clock() - self._failed_at < pause
-
-    def _renew(self) -> None:
-        now = self._clock()
-        try:
-            renewed = renew_node(self._config, now=now)
-        except BaseException:
-            self._failures, self._failed_at = self._failures + 1, now
-            raise
-        self._failures, self._failed_at = 0, None
-        log.info("renewed the certificate, good until %s", renewed.not_after)
-        if warning := renewed.root_warning(now):
-            log.warning("%s", warning)
+        life = (own.not_after - own.not_before).total_seconds()
+        longest = max(self._interval_s, min(LONGEST_PAUSE_S, life / TRIES_PER_LIFE))
+        pause = min(longest, self._interval_s * 2.0 ** min(self._failures - 1, 16))
+        return 0 <= (now - self._failed_at).total_seconds() < pause
 
 
 # Issuing to others of the institution
-
-
-def renewals_per_day(life: timedelta) -> int:
-    return RENEWALS_PER_DAY + TRIES_PER_LIFE * int(timedelta(days=1) / life)
 
 
 class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
@@ -308,7 +290,7 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
         self,
         config: NodeConfig,
         audit: AuditLog,
-        quotas: Ledger,
+        quotas: Quotas,
         peers: PeerStore,
         *,
         clock: Clock = utc_now,
@@ -332,9 +314,13 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
             key = check_request(x509.load_der_x509_csr(data))
         except (*UNREADABLE, Unauthenticated) as exc:
             raise MessageInvalid("the certificate request cannot be used") from exc
-        identity, authority = self._renewed(caller()), load_authority(self._folder)
+        identity, authority = caller(), load_authority(self._folder)
+        if identity.kind == "recovery":  # the node whose leaf has expired
+            identity = Identity(identity.institution, "node", identity.name)
+            self._peers.snapshot().refuse_withdrawn(identity)
         life, now = self._life(identity.kind), self._clock()
-        charges = [Charge("renewals_per_day", identity.uri, 1, renewals_per_day(life))]
+        allowed = RENEWALS_PER_DAY + TRIES_PER_LIFE * int(timedelta(days=1) / life)
+        charges = [Charge("renewals_per_day", identity.uri, 1, allowed)]
         self._quotas.charge(charges)
         certificate = issue_leaf(
             authority, identity.kind, identity.name, public_key=key, now=now, lifetime=life
@@ -361,11 +347,3 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
             )
             answer.recovery = certificate_pem(recovery).decode()
         return answer
-
-    def _renewed(self, asking: Identity) -> Identity:
-        """Whose certificate is renewed: the node's own, where it asks with the one for recovery."""
-        if asking.kind != "recovery":
-            return asking
-        node = Identity(asking.institution, "node", asking.name)
-        self._peers.snapshot().refuse_withdrawn(node)
-        return node

@@ -21,7 +21,7 @@ from ddib_fed.processes import require_alone
 from ddib_fed.terminal import explained, relay, say, say_document, say_labelled
 
 if TYPE_CHECKING:
-    from ddib_fed.node.startup import Finding
+    from ddib_fed.node.startup import StepResult
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def _add_check(group: click.Group, role: Role | None) -> None:
             )
 
 
-def _values(finding: Finding) -> dict[str, object]:
+def _values(finding: StepResult) -> dict[str, object]:
     """One step of a start as JSON values."""
     problem = finding.problem
     return {
@@ -197,7 +197,7 @@ def _values(finding: Finding) -> dict[str, object]:
     }
 
 
-def _show(finding: Finding) -> None:
+def _show(finding: StepResult) -> None:
     """One step of a start: ok and what there is, or what is wrong and what to do."""
     if finding.problem is None:
         say(f"{finding.step:12} ok {finding.text}")

@@ -11,7 +11,6 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -87,6 +86,11 @@ def _loopback(value: str) -> None:
 Listen = Annotated[str, checked(partial(split_address, bound=True))]
 
 
+def key(default: Any, description: str, **more: Any) -> Any:
+    """A key with its default, and its comment in the template."""
+    return Field(default, description=description, **more)
+
+
 class Section(BaseModel):
     """A table of the file: frozen, no unknown keys."""
 
@@ -97,22 +101,20 @@ class NodeSection(Section):
     """Who the node is, where it listens, and how it reaches its peers."""
 
     institution: Institution = Field(description="DNS name of the institution; its certificates carry it")
-    name: Annotated[str, checked(_label)] = Field("node-1", description="the node's name, one DNS label")
-    roles: tuple[Role, ...] = Field(
-        ("source",),
-        min_length=1,
-        description='"source" encodes for its own clients, "target" decodes for admitted peers',
+    name: Annotated[str, checked(_label)] = key("node-1", "the node's name, one DNS label")
+    roles: tuple[Role, ...] = key(
+        ("source",), '"source" encodes for its own clients, "target" decodes for admitted peers', min_length=1
     )
     listen: Listen = Field(description="address and port to bind")
     address: Annotated[str, checked(split_address)] = Field(description="what clients and peers dial")
-    state: str = Field("state", description="keys, peers, jobs, audit; keep it private and backed up")
-    proxy: ProxyUrl | None = Field(
+    state: str = key("state", "keys, peers, jobs, audit; keep it private and backed up")
+    proxy: ProxyUrl | None = key(
         None,
-        description="HTTP CONNECT proxy to all peers; https_proxy is never looked at",
+        "HTTP CONNECT proxy to all peers; https_proxy is never looked at",
         examples=["http://proxy.north.example:3128"],
     )
-    proxy_login: str | None = Field(
-        None, description="a file with USER:PASSWORD for it, mode 600", examples=["proxy.login"]
+    proxy_login: str | None = key(
+        None, "a file with USER:PASSWORD for it, mode 600", examples=["proxy.login"]
     )
 
 
@@ -122,21 +124,19 @@ class ModelSection(Section):
     domain: Annotated[str, AfterValidator(check_domain)] = Field(
         description="the domain's name, as peers see it"
     )
-    bundle: str = Field("model", description="manifest.json and model.safetensors; `train` writes them")
-    classifier: str | None = Field(
+    bundle: str = key("model", "manifest.json and model.safetensors; `train` writes them")
+    classifier: str | None = key(
         None,
-        description="folder of a classifier of noisy pictures, for requests that are guided by it",
+        "folder of a classifier of noisy pictures, for requests that are guided by it",
         examples=["classifier"],
     )
-    scene: Annotated[str, checked(size_from)] | None = Field(
+    scene: Annotated[str, checked(size_from)] | None = key(
         None,
-        description="HEIGHTxWIDTH of pictures, in overlapping tiles of the model's size; both nodes alike",
+        "HEIGHTxWIDTH of pictures, in overlapping tiles of the model's size; both nodes alike",
         examples=["512x512"],
     )
-    bundle_domain: str | None = Field(
-        None,
-        description="what the bundle calls its domain, where that is another name on purpose",
-        examples=["imported"],
+    bundle_domain: str | None = key(
+        None, "what the bundle calls its domain, where that is another name on purpose", examples=["imported"]
     )
 
 
@@ -179,147 +179,111 @@ class TrainSection(BaseModel):
 class LimitsSection(Section):
     """Raise them only as far as the machine's memory goes."""
 
-    max_item_bytes: int = Field(64 << 20, ge=1, description="of one file")
-    max_pixels: int = Field(89_000_000, ge=1, description="of one picture")
-    max_items_per_job: int = Field(1_000, ge=1, le=100_000, description="files of a job")
-    max_evaluations: int = Field(
-        2_000, ge=1, le=10_000, description="network evaluations of one leg, at most 10000"
+    max_item_bytes: int = key(64 << 20, "of one file", ge=1)
+    max_pixels: int = key(89_000_000, "of one picture", ge=1)
+    max_items_per_job: int = key(1_000, "files of a job", ge=1, le=100_000)
+    max_evaluations: int = key(2_000, "network evaluations of one leg, at most 10000", ge=1, le=10_000)
+    max_open_jobs: int = key(
+        64, "source: unfinished jobs, and as many that wait for a peer; more are refused for now", ge=1
     )
-    max_open_jobs: int = Field(
-        64,
-        ge=1,
-        description="source: unfinished jobs, and as many that wait for a peer; more are refused for now",
+    max_spool_bytes: int = key(
+        4 << 30, "source: files of jobs; one client has five eighths of them, and of open jobs", ge=1
     )
-    max_spool_bytes: int = Field(
-        4 << 30,
-        ge=1,
-        description="source: files of jobs; one client has five eighths of them, and of open jobs",
+    decode_memory_mib: int = key(
+        220, "source: what decoding or writing a picture may take", ge=64, le=1 << 20
     )
-    decode_memory_mib: int = Field(
-        220, ge=64, le=1 << 20, description="source: what decoding or writing a picture may take"
-    )
-    stall_s: float = Field(
-        60.0, gt=0, le=3600, description="an upload whose next piece does not come within this is ended"
-    )
-    request_s: float = Field(
-        20.0, gt=0, le=3600, description="a call whose request does not come within this is ended"
-    )
-    idle_s: float = Field(
+    stall_s: float = key(60.0, "an upload whose next piece does not come within this is ended", gt=0, le=3600)
+    request_s: float = key(20.0, "a call whose request does not come within this is ended", gt=0, le=3600)
+    idle_s: float = key(
         300.0,
+        "a stream whose caller sends and takes nothing, or whose job does not move, is ended",
         gt=0,
         le=86_400,
-        description="a stream whose caller sends and takes nothing, or whose job does not move, is ended",
     )
-    result_days: float = Field(
-        7.0, gt=0, description="source: results that nobody fetches are removed after this"
+    result_days: float = key(7.0, "source: results that nobody fetches are removed after this", gt=0)
+    max_streams: int = key(
+        64, "calls that stream at once, five eighths for one caller; each holds a thread", ge=1, le=256
     )
-    max_streams: int = Field(
-        64,
-        ge=1,
-        le=256,
-        description="calls that stream at once, five eighths for one caller; each holds a thread",
-    )
-    drain_s: float = Field(60.0, ge=0, description="running work has this long after SIGTERM")
+    drain_s: float = key(60.0, "running work has this long after SIGTERM", ge=0)
 
 
 class EngineSection(Section):
     """Where and how the network runs."""
 
-    executor: Literal["inline", "processes", "ray"] = Field(
-        "inline",
-        description='or "processes": one for each GPU or core; or "ray": actors on your own Ray cluster',
+    executor: Literal["inline", "processes", "ray"] = key(
+        "inline", 'or "processes": one for each GPU or core; or "ray": actors on your own Ray cluster'
     )
-    workers: int = Field(
-        0,
-        ge=0,
-        le=256,
-        description="of processes or ray; 0: one on each GPU, without any on each core",
+    workers: int = key(0, "of processes or ray; 0: one on each GPU, without any on each core", ge=0, le=256)
+    ray_address: Annotated[str, checked(_ray_address)] = key(
+        "", '"HOST:6379", the head of the Ray cluster; "local" starts one on this machine'
     )
-    ray_address: Annotated[str, checked(_ray_address)] = Field(
-        "", description='"HOST:6379", the head of the Ray cluster; "local" starts one on this machine'
+    device: str = key("auto", "cpu, cuda, cuda:1; auto takes a GPU where there is one")
+    threads: int = key(
+        0, "CPU threads of the network; 0 measures at start and keeps the fastest", ge=0, le=256
     )
-    device: str = Field("auto", description="cpu, cuda, cuda:1; auto takes a GPU where there is one")
-    threads: int = Field(
-        0, ge=0, le=256, description="CPU threads of the network; 0 measures at start and keeps the fastest"
+    dtype: Literal["float32", "bfloat16", "float16"] = key(
+        "float32", "of the network; bfloat16 and float16 (GPUs) are less exact; states stay float32"
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32",
-        description="of the network; bfloat16 and float16 (GPUs) are less exact; states stay float32",
+    compile: bool = key(
+        False, "true: by torch.compile, on a GPU as CUDA graphs; the first calls take minutes"
     )
-    compile: bool = Field(
-        default=False,
-        description="true: by torch.compile, on a GPU as CUDA graphs; the first calls take minutes",
+    merge_pixels: int = key(
+        0, "pixels of pictures in one network call; 0 measures at the first start what is best", ge=0
     )
-    merge_pixels: int = Field(
-        0,
-        ge=0,
-        description="pixels of pictures in one network call; 0 measures at the first start what is best",
-    )
-    running_jobs: int = Field(
-        24,
-        ge=1,
-        le=64,
-        description="source: jobs worked on at once, of one client two thirds; small ones fill a batch",
+    running_jobs: int = key(
+        24, "source: jobs worked on at once, of one client two thirds; small ones fill a batch", ge=1, le=64
     )
 
 
 class PolicySection(Section):
     """What peers and own clients may do beyond the protocol."""
 
-    peers: dict[str, tuple[Use, ...]] = Field(
-        {EVERY: ("send", "decode", "calibrate")},
-        description='what each peer may be used for; "*" is the others',
+    peers: dict[str, tuple[Use, ...]] = key(
+        {EVERY: ("send", "decode", "calibrate")}, 'what each peer may be used for; "*" is the others'
     )
-    clients: dict[str, tuple[str, ...]] = Field(
+    clients: dict[str, tuple[str, ...]] = key(
         {EVERY: (EVERY,)},
-        description='where each client may translate to, as { "alice" = ["south.example/relief"] }; "*" is the others',
+        'where each client may translate to, as { "alice" = ["south.example/relief"] }; "*" is the others',
     )
-    least_soften_sigma: float = Field(
-        0.0, ge=0, le=1, description="of pictures, sigma / alpha; models say how much they have"
+    least_soften_sigma: float = key(
+        0.0, "of pictures, sigma / alpha; models say how much they have", ge=0, le=1
     )
-    round_trip: bool = Field(
-        default=True, description="target: encode the output again for a peer that asks for a cycle check"
+    round_trip: bool = key(True, "target: encode the output again for a peer that asks for a cycle check")
+    least_depth: float = key(
+        1.0, "of a latent, in (0, 1]: less keeps structure, and some of the picture", gt=0, le=1
     )
-    least_depth: float = Field(
-        1.0, gt=0, le=1, description="of a latent, in (0, 1]: less keeps structure, and some of the picture"
-    )
-    least_evaluations: int = Field(
+    least_evaluations: int = key(
         8,
+        "of a latent that leaves or is decoded here; 0 for any number, flow maps are exempt",
         ge=0,
         le=10_000,
-        description="of a latent that leaves or is decoded here; 0 for any number, flow maps are exempt",
     )
-    encoders: tuple[Literal["ode", "mixed"], ...] = Field(
-        ("ode",), description='also "mixed": latents that show more of the picture'
+    encoders: tuple[Literal["ode", "mixed"], ...] = key(
+        ("ode",), 'also "mixed": latents that show more of the picture'
     )
-    max_guidance: float = Field(
-        10.0, ge=0, le=MAX_GUIDANCE, description="largest --guidance and --classifier-scale; 0 for none"
+    max_guidance: float = key(
+        10.0, "largest --guidance and --classifier-scale; 0 for none", ge=0, le=MAX_GUIDANCE
     )
-    calibration: tuple[Kind, ...] = Field(
-        (), description='kinds that peers may agree on: "rotation", "tone", "colour-map"; none by default'
+    calibration: tuple[Kind, ...] = key(
+        (), 'kinds that peers may agree on: "rotation", "tone", "colour-map"; none by default'
     )
-    calibration_units: bool = Field(
-        default=False,
-        description="target: tell peers that have anchors mean and deviation of the channels, not noised",
+    calibration_units: bool = key(
+        False, "target: tell peers that have anchors mean and deviation of the channels, not noised"
     )
-    size_rule: Literal["model", "refuse"] = Field(
-        "model", description='pictures of other sizes: fitted as the model\'s manifest says, or "refuse"'
+    size_rule: Literal["model", "refuse"] = key(
+        "model", 'pictures of other sizes: fitted as the model\'s manifest says, or "refuse"'
     )
-    evaluations_per_day: int = Field(
+    evaluations_per_day: int = key(
         20_000_000_000,
+        "target: quota of each peer, network evaluations x points or x pixels; 0 for none",
         ge=0,
-        description="target: quota of each peer, network evaluations x points or x pixels; 0 for none",
     )
-    quotas: dict[Institution, Annotated[int, Field(ge=0)]] = Field(
-        {}, description='target: the same for single peers, as { "south.example" = 1000000000000 }'
+    quotas: dict[Institution, Annotated[int, Field(ge=0)]] = key(
+        {}, 'target: the same for single peers, as { "south.example" = 1000000000000 }'
     )
-    samples_per_day: int = Field(
-        0,
-        ge=0,
-        description="target: quota of each peer in points or pictures, 0 for none",
-    )
-    client_evaluations_per_day: int = Field(
-        20_000_000_000, ge=0, description="source: quota of each client, as evaluations_per_day"
+    samples_per_day: int = key(0, "target: quota of each peer in points or pictures, 0 for none", ge=0)
+    client_evaluations_per_day: int = key(
+        20_000_000_000, "source: quota of each client, as evaluations_per_day", ge=0
     )
 
     @field_validator("peers")
@@ -346,31 +310,26 @@ class PolicySection(Section):
 class IdentitySection(Section):
     """How the node's certificate is renewed, and how long those live that it issues."""
 
-    issuer: Annotated[str, checked(_issuer)] | None = Field(
+    issuer: Annotated[str, checked(_issuer)] | None = key(
         None,
-        description="where another node of the institution issues the certificates",
+        "where another node of the institution issues the certificates",
         examples=["node-1@issuer.north.example:7443"],
     )
-    renew_command: tuple[str, ...] | None = Field(
-        None,
-        min_length=1,
-        description="or where a program of yours does",
-        examples=[["/usr/local/bin/renew"]],
+    renew_command: tuple[str, ...] | None = key(
+        None, "or where a program of yours does", min_length=1, examples=[["/usr/local/bin/renew"]]
     )
-    node_life_s: float = Field(
+    node_life_s: float = key(
         86_400.0,
+        "of the certificates that this node issues, at least 60; renewed after two thirds",
         ge=LEAST_LIFE_S,
         le=366 * 86_400,
-        description="of the certificates that this node issues, at least 60; renewed after two thirds",
     )
-    client_life_s: float = Field(
-        30 * 86_400.0, ge=LEAST_LIFE_S, le=366 * 86_400, description="the same, of clients"
-    )
-    recovery_days: float = Field(
+    client_life_s: float = key(30 * 86_400.0, "the same, of clients", ge=LEAST_LIFE_S, le=366 * 86_400)
+    recovery_days: float = key(
         30.0,
+        "a node that renews here may be off for so long and come back by itself; 0 for never",
         ge=0,
         le=366,
-        description="a node that renews here may be off for so long and come back by itself; 0 for never",
     )
 
     def life(self, kind: str) -> timedelta:
@@ -380,37 +339,33 @@ class IdentitySection(Section):
 class HttpSection(Section):
     """Plain HTTP for probes and metrics; loopback only."""
 
-    listen: Annotated[str, checked(_loopback)] | None = Field(
-        None, description="/healthz, /readyz, /metrics; loopback only", examples=["127.0.0.1:9464"]
+    listen: Annotated[str, checked(_loopback)] | None = key(
+        None, "/healthz, /readyz, /metrics; loopback only", examples=["127.0.0.1:9464"]
     )
 
 
 class LogSection(Section):
     """What is written to stderr."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="debug, info, warning, error"
-    )
-    format: Literal["text", "json"] = Field("text", description="or json, one object a line")
+    level: Literal["debug", "info", "warning", "error"] = key("info", "debug, info, warning, error")
+    format: Literal["text", "json"] = key("text", "or json, one object a line")
 
 
-@dataclass(frozen=True, slots=True)
 class NodePaths:
     """The paths of a node's files, absolute."""
 
-    bundle: Path
-    classifier: Path | None
-    state: Path
-    pki: Path
-    jobs: Path
-    spool: Path
-    audit: Path
-    softening_key: Path
-    calibrations: Path
-    aggregate: Path
-    costs: Path
-    quotas: Path
-    admin_socket: Path
+    def __init__(self, folder: Path, node: NodeSection, model: ModelSection) -> None:
+        self.bundle = folder / model.bundle
+        self.classifier = None if model.classifier is None else folder / model.classifier
+        self.state = state = folder / node.state
+        self.pki = state / "pki"
+        self.store = state / "node.sqlite"
+        self.spool = state / "spool"
+        self.softening_key = state / "softening.key"
+        self.calibrations = state / "calibrations"
+        self.aggregate = state / "aggregate.json"
+        self.costs = state / "engine.json"
+        self.admin_socket = _socket_path(state)
 
 
 def _socket_path(state: Path) -> Path:
@@ -438,8 +393,7 @@ class NodeConfig(Section):
     http: HttpSection = HttpSection()
     log: LogSection = LogSection()
     telemetry: NodeTelemetry = NodeTelemetry()
-    _folder: Path = PrivateAttr(default=Path())
-    _name: str = PrivateAttr(default="node.toml")
+    _path: Path = PrivateAttr(default=Path("node.toml"))
 
     @model_validator(mode="after")
     def _trains(self) -> NodeConfig:
@@ -462,19 +416,16 @@ class NodeConfig(Section):
         return parse_toml(data, cls, path)._at(path)  # noqa: SLF001 - its own class
 
     def _at(self, path: Path) -> NodeConfig:
-        place = path.resolve()
-        self._folder, self._name = place.parent, place.name
+        self._path = path.resolve()
         return self
 
     def with_roles(self, roles: tuple[Role, ...]) -> NodeConfig:
         """The same node with only these roles."""
-        copy = self.model_copy(update={"node": self.node.model_copy(update={"roles": roles})})
-        copy._folder, copy._name = self._folder, self._name  # noqa: SLF001 - its own private attributes
-        return copy
+        return self.model_copy(update={"node": self.node.model_copy(update={"roles": roles})})
 
     @property
     def path(self) -> Path:
-        return self._folder / self._name
+        return self._path
 
     @property
     def command(self) -> str:
@@ -482,45 +433,27 @@ class NodeConfig(Section):
 
     @property
     def folder(self) -> Path:
-        return self._folder
+        return self._path.parent
 
     @property
     def not_dialled(self) -> str | None:
         """Why other machines cannot dial `node.address` although the node listens for them; None if they can."""
-        (listens, _), (dialled, _) = (
-            split_address(self.node.listen, bound=True),
-            split_address(self.node.address),
-        )
+        address, listen = self.node.address, self.node.listen
+        dialled, listens = split_address(address)[0], split_address(listen, bound=True)[0]
         if is_every_address(dialled):
-            return f"node.address = {self.node.address!a} is not an address that clients and peers can dial"
+            return f"node.address = {address!a} is not an address that clients and peers can dial"
         if is_loopback(dialled) and not is_loopback(listens):
-            said = f"node.address = {self.node.address!a}, node.listen = {self.node.listen!a}"
-            return f"{said}: others cannot dial that address"
+            return f"node.address = {address!a}, node.listen = {listen!a}: others cannot dial that address"
         return None
 
     @property
     def proxy(self) -> Proxy | None:
-        login = None if self.node.proxy_login is None else self._folder / self.node.proxy_login
+        login = None if self.node.proxy_login is None else self.folder / self.node.proxy_login
         return Proxy.of(self.node.proxy, login)
 
     @property
     def paths(self) -> NodePaths:
-        state, classifier = self._folder / self.node.state, self.model.classifier
-        return NodePaths(
-            bundle=self._folder / self.model.bundle,
-            classifier=None if classifier is None else self._folder / classifier,
-            state=state,
-            pki=state / "pki",
-            jobs=state / "jobs.sqlite",
-            spool=state / "spool",
-            audit=state / "audit.jsonl",
-            softening_key=state / "softening.key",
-            calibrations=state / "calibrations",
-            aggregate=state / "aggregate.json",
-            costs=state / "engine.json",
-            quotas=state / "quotas.json",
-            admin_socket=_socket_path(state),
-        )
+        return NodePaths(self.folder, self.node, self.model)
 
 
 _TRAIN_BUILT_IN: Final = """\

@@ -19,8 +19,10 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
@@ -97,6 +99,7 @@ def options(limit: int) -> tuple[tuple[str, int], ...]:
     )
 
 
+@lru_cache(4_096)
 def peer_of(text: str) -> Peer | None:
     """Address and port from gRPC's name of a caller, ``ipv4:127.0.0.1:4000``; None for a Unix socket."""
     family, _, rest = unquote(text).partition(":")
@@ -123,27 +126,35 @@ class _Connection:
 
     peer: Peer
     since: float
+    inode: int
+    fd: int
     heard_at: int = 0
+    """Bytes that it had received when its last call or message came."""
+
+    def end(self) -> bool:
+        """Shut it down; returns whether it was still open."""
+        with suppress(OSError), _duplicate(self.fd, self.inode) as end:
+            end.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # nothing is left
+                while end.recv(1 << 20, socket.MSG_DONTWAIT):  # up to 6 MB that gRPC would still read
+                    pass
+            return True
+        return False
 
 
 class InboundGuard:
-    """Ends the oldest connections without an authorised call of any address that has too many of them."""
+    """Ends connections of callers and addresses that have too many, and those that send without end and no call."""
 
-    def __init__(
-        self,
-        most: int,
-        *,
-        per_address: int = UNPROVEN_PER_ADDRESS,
-    ) -> None:
-        self._heard: set[Peer] = set()
-        self._next_look = 0.0
+    def __init__(self, most: int, *, per_address: int = UNPROVEN_PER_ADDRESS) -> None:
+        self._most, self._per_address = most, per_address
+        self._per_caller = max(per_address, most // CALLERS)
         self._port = 0
-        self._most = most
-        self._per_address = per_address
+        self._next_look = 0.0
         self._folder = next((folder for folder in _OPEN_FILES if folder.is_dir()), None)
         self._lock = threading.Lock()
+        self._heard: set[Peer | None] = set()
+        self._crowds: set[Peer | None] = set()
         self._proven: dict[Peer, str] = {}
-        self._crowds: set[Peer] = set()
         self._known: dict[int, _Connection | None] = {}
         self._said = -SAY_EVERY_S
         self._unsaid: Counter[str] = Counter()
@@ -160,26 +171,24 @@ class InboundGuard:
         if self._thread.is_alive():
             self._thread.join()
 
-    def admitted(self, caller: str, account: str) -> None:
-        """Record that a call was authorised: its connection no longer counts for its address, but for who called."""
+    # What gRPC's threads report; `caller` is its name of the other end.
+
+    def called(self, caller: str) -> None:
+        """A call or message arrived, whatever became of it: TLS let it in."""
         peer = peer_of(caller)
-        if peer is not None:
+        with self._lock:
+            self._heard.add(peer)
+
+    def admitted(self, caller: str, account: str) -> None:
+        """A call was authorised: its connection no longer counts for its address, but for the account."""
+        if (peer := peer_of(caller)) is not None:
             with self._lock:
                 self._proven[peer] = account
 
     def end(self, caller: str) -> None:
-        """End a connection (gRPC's name of its caller) at the next look, also if its calls were authorised."""
-        peer = peer_of(caller)
-        if peer is not None:
-            with self._lock:
-                self._crowds.add(peer)
-
-    def called(self, caller: str) -> None:
-        """Record that a call or message of this caller (gRPC's name) arrived, whatever became of it: TLS let it in."""
-        peer = peer_of(caller)
-        if peer is not None:
-            with self._lock:
-                self._heard.add(peer)
+        """End the connection at the next look, also if its calls were authorised."""
+        with self._lock:
+            self._crowds.add(peer_of(caller))
 
     def _run(self) -> None:
         while not self._stop.wait(max(LOOK_EVERY_S, self._next_look - time.monotonic())):
@@ -189,104 +198,86 @@ class InboundGuard:
                 log.exception("the node's connections could not be counted")
 
     def look(self) -> int:
-        """Check once; returns how many connections were ended."""
+        """Check once; returns how many connections were ended for their number."""
         with self._lock:
-            before = set(self._proven)
             crowds, self._crowds = self._crowds, set()
             heard, self._heard = self._heard, set()
-        files = self._refresh()
-        self._end_crowds(crowds, files)
-        self._end_endless(heard, before, files)
-        strangers = self._strangers(before)
-        excess = self._excess()
-        young = time.monotonic() - PATIENCE_S
-        share = _share([len(there) for there in strangers.values()], int(STRANGERS * self._most))
+            before = set(self._proven)
+        self._refresh()
+        present = [found for found in self._known.values() if found is not None]
+        with self._lock:
+            for peer in before - {each.peer for each in present}:  # closed since
+                self._proven.pop(peer, None)
+            proven = dict(self._proven)
+        for each in present:
+            received = _received(each.fd)
+            if each.peer in heard:
+                each.heard_at = received
+            endless = received - each.heard_at > (PROVEN_BYTES if each.peer in before else UNPROVEN_BYTES)
+            if (endless or each.peer in crowds) and each.end():
+                why = (
+                    "it sends without end, and no call" if endless else "its calls come faster than they end"
+                )
+                log.warning("ended a connection from %s: %s", each.peer[0], why)
         ended: Counter[str] = Counter()
-        for where, there in strangers.items():
-            there.sort()
-            over = sum(since <= young for since, _ in there[: -self._per_address])
-            for _, inode in there[: max(over, len(there) - share)]:
-                ended[where] += _end(files[inode], inode)
-        for account, inode in excess:
-            ended[account] += _end(files[inode], inode)
+        for origin, each in self._too_many(present, proven):
+            ended[origin] += each.end()
         self._say(ended)
         return ended.total()
 
-    def _excess(self) -> list[tuple[str, int]]:
-        """The youngest connections of each caller that has more than its part, with whose they are."""
-        found: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
-        with self._lock:
-            for inode, entry in self._known.items():
-                if entry is not None and (account := self._proven.get(entry.peer)) is not None:
-                    found[account].append((entry.since, inode))
-        most = max(self._per_address, self._most // CALLERS)
-        return [(account, inode) for account, there in found.items() for _, inode in sorted(there)[most:]]
+    def _too_many(
+        self, present: list[_Connection], proven: dict[Peer, str]
+    ) -> Iterator[tuple[str, _Connection]]:
+        """The oldest connections of strangers that are too many, and the youngest of callers."""
+        strangers: defaultdict[str, list[_Connection]] = defaultdict(list)
+        callers: defaultdict[str, list[_Connection]] = defaultdict(list)
+        for each in sorted(present, key=lambda each: (each.since, each.inode)):
+            account = proven.get(each.peer)
+            group = strangers[_neighbourhood(each.peer[0])] if account is None else callers[account]
+            group.append(each)
+        young = time.monotonic() - PATIENCE_S
+        share = _share([len(each) for each in strangers.values()], int(STRANGERS * self._most))
+        for origin, group in strangers.items():
+            impatient = sum(each.since <= young for each in group[: -self._per_address])
+            for each in group[: max(impatient, len(group) - share)]:
+                yield origin, each
+        for account, group in callers.items():
+            for each in group[self._per_caller :]:
+                yield account, each
 
-    def _end_crowds(self, crowds: set[Peer], files: dict[int, int]) -> None:
-        for inode, entry in self._known.items():
-            if entry is not None and entry.peer in crowds and _end(files[inode], inode):
-                log.warning("ended a connection from %s: its calls come faster than they end", entry.peer[0])
-
-    def _end_endless(self, heard: set[Peer], proven: set[Peer], files: dict[int, int]) -> None:
-        """End connections whose bytes become neither calls nor messages."""
-        for inode, entry in self._known.items():
-            if entry is None:
-                continue
-            received = _received(files[inode])
-            if entry.peer in heard:
-                entry.heard_at = received
-            most = PROVEN_BYTES if entry.peer in proven else UNPROVEN_BYTES
-            if received - entry.heard_at > most and _end(files[inode], inode):
-                log.warning("ended a connection from %s: it sends without end, and no call", entry.peer[0])
-
-    def _strangers(self, proven_before: set[Peer]) -> dict[str, list[tuple[float, int]]]:
-        """Age and inode of each connection without an authorised call, by origin."""
-        found: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
-        present = {inode: entry for inode, entry in self._known.items() if entry is not None}
-        with self._lock:
-            connected = {entry.peer for entry in present.values()}
-            for peer in proven_before - connected:
-                self._proven.pop(peer, None)
-            for inode, entry in present.items():
-                if entry.peer not in self._proven:
-                    found[_neighbourhood(entry.peer[0])].append((entry.since, inode))
-        return found
-
-    def _refresh(self) -> dict[int, int]:
-        """File descriptors of sockets by inode; new ones are looked up."""
-        files: dict[int, int] = {}
-        started = time.thread_time()
+    def _refresh(self) -> None:
+        """Find the connections of the port among this process's files; new ones are looked up."""
+        started, now, found = time.thread_time(), time.monotonic(), dict[int, _Connection | None]()
         for name in os.listdir(self._folder) if self._folder is not None else ():  # noqa: PTH208 - often
             with suppress(OSError):  # closed since
-                found = os.fstat(int(name))
-                if stat.S_ISSOCK(found.st_mode):
-                    files[found.st_ino] = int(name)
-        now, known = time.monotonic(), self._known
-        self._known = {
-            inode: known[inode] if inode in known else self._inspect(fd, inode, now)
-            for inode, fd in files.items()
-        }
+                file = os.fstat(int(name))
+                if not stat.S_ISSOCK(file.st_mode):
+                    continue
+                inode = file.st_ino
+                known = self._known[inode] if inode in self._known else self._inspect(int(name), inode, now)
+                if known is not None:
+                    known.fd = int(name)
+                found[inode] = known
+        self._known = found
         self._next_look = time.monotonic() + REST * (time.thread_time() - started)
-        return files
 
     def _inspect(self, fd: int, inode: int, now: float) -> _Connection | None:
         with suppress(OSError, ValueError), _duplicate(fd, inode) as end:
             if end.family in {socket.AF_INET, socket.AF_INET6} and end.getsockname()[1] == self._port:
                 host, port = end.getpeername()[:2]
-                return _Connection((_host(host), port), now)
+                return _Connection((_host(host), port), now, inode, fd)
         return None
 
     def _say(self, ended: Counter[str]) -> None:
         """Log at most once a minute: a flood must not fill the log."""
         self._unsaid += ended
         if self._unsaid and time.monotonic() - self._said >= SAY_EVERY_S:
-            most = ", ".join(f"{count} from {where}" for where, count in self._unsaid.most_common(3))
             log.warning(
                 "ended %d connections (%s): one address may have %d without an authorised call, one caller %d with one",
                 self._unsaid.total(),
-                most,
+                ", ".join(f"{count} from {where}" for where, count in self._unsaid.most_common(3)),
                 self._per_address,
-                max(self._per_address, self._most // CALLERS),
+                self._per_caller,
             )
             self._said = time.monotonic()
             self._unsaid.clear()
@@ -322,14 +313,3 @@ def _received(fd: int) -> int:
             borrowed.detach()  # it is gRPC's
         return int.from_bytes(found[_TCP_RECEIVED:], sys.byteorder) if len(found) == _TCP_RECEIVED + 8 else 0
     return 0
-
-
-def _end(fd: int, inode: int) -> bool:
-    """Shut a connection down; returns whether it was still open."""
-    with suppress(OSError), _duplicate(fd, inode) as end:
-        end.shutdown(socket.SHUT_RDWR)
-        with suppress(OSError):  # nothing is left
-            while end.recv(1 << 20, socket.MSG_DONTWAIT):  # up to 6 MB that gRPC would still read
-                pass
-        return True
-    return False

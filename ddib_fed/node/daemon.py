@@ -12,7 +12,6 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from types import FrameType
@@ -27,7 +26,7 @@ from ddib_fed.node.calibrations import overview
 from ddib_fed.node.certificates import IdentityServicer, RenewalThread, recover_at_start
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.connections import InboundGuard, file_limit, most_connections, raise_file_limit
-from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor
+from ddib_fed.node.interceptors import CallInterceptor
 from ddib_fed.node.model import open_engine
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.probes import Metrics, ProbeServer
@@ -37,7 +36,8 @@ from ddib_fed.node.watch import DiskWatch, Watch
 from ddib_fed.protocol.addresses import split_address
 from ddib_fed.security import tls
 from ddib_fed.security.audit import AuditLog
-from ddib_fed.security.pki import TlsCredentials, has_authority, load_identity
+from ddib_fed.security.pki import has_authority, load_identity
+from ddib_fed.store import NodeStore
 from ddib_fed.telemetry import open_tracing
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
@@ -79,7 +79,7 @@ class Daemon:
             what="+".join(config.node.roles),
             peers=config.telemetry.peers,
         )
-        self.node = NodeContext(config, self.peers, AuditLog(paths.audit), metrics, tracing)
+        self.node = NodeContext(config, self.peers, AuditLog(NodeStore(paths.store)), metrics, tracing)
         self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
         self._last_jobs: Counter[str] = Counter()
         self._released = False
@@ -90,6 +90,7 @@ class Daemon:
             for role in self.roles:
                 role.close()
                 role.release()
+            self.node.audit.store.close()
             raise
         self._renewal = RenewalThread(config, on_tick=self._watch.look)
 
@@ -100,14 +101,13 @@ class Daemon:
         institution = config.node.institution
         issuer = has_authority(config.paths.pki)
         policy = Policy(
-            institution=institution,
-            roles=config.node.roles,
-            issuer=issuer,
-            section=config.policy,
+            institution=institution, roles=config.node.roles, issuer=issuer, section=config.policy
         )
-        self._auth = AuthInterceptor(
+        self._calls = CallInterceptor(
+            institution,
             self.peers,
             policy,
+            on_outcome=self._count,
             audit=self.node.audit,
             on_called=self._guard.called,
             on_admitted=self._guard.admitted,
@@ -116,15 +116,12 @@ class Daemon:
             max_streams=config.limits.max_streams,
         )
         self._watch = Watch(
-            self.node, self._credentials, self._disk, self._auth.refusals, self._peers_changed
+            self.node, self._credentials, self._disk, self._calls.refusals, self._peers_changed
         )
         server = NodeServer(
             config.node.listen,
             self._credentials.grpc,
-            [
-                ErrorInterceptor(institution, on_outcome=self._count),
-                self._auth,
-            ],
+            [self._calls],
             max_streams=config.limits.max_streams,
             on_crowd=self._guard.end,
         )
@@ -143,16 +140,16 @@ class Daemon:
     def run(self) -> int:
         """Serve until told to stop; 0 after an orderly end."""
         metrics = self.node.metrics
-        metrics.streams.set_function(lambda: float(self._auth.streams.active))
+        metrics.streams.set_function(lambda: float(self._calls.streams.active))
         metrics.ready.set_function(lambda: float(self.state() == "serving"))
-        metrics.certificate_expires.set_function(self._certificate_expires)
-        metrics.root_expires.set_function(self._root_expires)
+        metrics.certificate_expires.set_function(lambda: self._expires("not_after"))
+        metrics.root_expires.set_function(lambda: self._expires("root_not_after"))
         config = self.config
         with ExitStack() as after:  # probes and the operator are answered to the end
             try:
                 servicer = AdminServicer(self.status, self.reload, self.request_drain, self.resize)
                 admin = serve_admin(
-                    config.paths.admin_socket, servicer, [ErrorInterceptor(config.node.institution)]
+                    config.paths.admin_socket, servicer, [CallInterceptor(config.node.institution)]
                 )
                 after.callback(stop_admin, admin, config.paths.admin_socket)
                 if config.http.listen:
@@ -167,7 +164,7 @@ class Daemon:
         self.server.start()
         probe_own_port(self.server.port, split_address(self.config.node.listen, bound=True)[0])
         self._guard.start(self.server.port)
-        self._auth.calls.start()
+        self._calls.start()
         self._load()
         while not self.stopping:
             with suppress(queue.Empty):
@@ -241,14 +238,15 @@ class Daemon:
         self.server.set_serving(serving=False)
         self.node.drain()
         deadline = time.monotonic() + self.config.limits.drain_s
-        waiter = threading.Thread(target=self._drain_roles, args=(deadline,), daemon=True)
+
+        def drain() -> None:
+            for role in self.roles:
+                role.drain(max(0.0, deadline - time.monotonic()))
+
+        waiter = threading.Thread(target=drain, daemon=True)
         waiter.start()
         while waiter.is_alive() and not self._stop_now and time.monotonic() < deadline:
             waiter.join(0.05)
-
-    def _drain_roles(self, deadline: float) -> None:
-        for role in self.roles:
-            role.drain(max(0.0, deadline - time.monotonic()))
 
     def _close(self) -> None:
         """Work and watchers end first; the roles release resources only when no call runs."""
@@ -256,7 +254,7 @@ class Daemon:
             role.close()
         self.server.stop(0.0 if self._stop_now else 1.0)
         self._guard.stop()
-        self._auth.calls.stop()
+        self._calls.stop()
         self._renewal.stop()
         self._jobs()
         self._released = True
@@ -268,6 +266,7 @@ class Daemon:
         self.node.tracing.close()
         by = "signal" if self._signals else "drain" if self._drain_asked.is_set() else "failure"
         self._watch.stopped(by=by, at_once=self._stop_now)
+        self.node.audit.store.close()
         log.info("stopped")
 
     def _jobs(self) -> Counter[str]:
@@ -282,22 +281,18 @@ class Daemon:
                 log.exception("the jobs could not be counted")
         return self._last_jobs
 
-    def _expires(self, of: Callable[[TlsCredentials], datetime]) -> float:
+    def _expires(self, which: str) -> float:
+        """When the own certificate (`not_after`) or its root (`root_not_after`) ends; 0 while it cannot be read."""
         try:
-            return of(load_identity(self.config.paths.pki)).timestamp()
+            found: datetime = getattr(load_identity(self.config.paths.pki), which)
         except (DdibError, OSError):
             return 0.0
-
-    def _certificate_expires(self) -> float:
-        return self._expires(lambda own: own.not_after)
-
-    def _root_expires(self) -> float:
-        return self._expires(lambda own: own.root_not_after)
+        return found.timestamp()
 
     def _peers_changed(self) -> int:
         for role in self.roles:
             role.peers_changed()
-        return self._auth.calls.sweep()
+        return self._calls.sweep()
 
     def state(self) -> str:
         """loading, serving, draining, or degraded with the reason."""
@@ -328,8 +323,8 @@ class Daemon:
         """Have so many workers; 0 changes nothing. Who there is."""
         engine = self.node.running_engine
         if workers:
-            with self.node.audit.doing("workers", [{"count": workers}]):
-                engine.resize(workers)
+            self.node.audit.write("workers", count=workers)
+            engine.resize(workers)
         if engine.pool is None:
             return pb.WorkersResponse(executor="inline")
         counters = engine.pool.counters
@@ -353,45 +348,33 @@ class Daemon:
             listen=self.server.address,
             address=section.address,
             uptime_s=time.monotonic() - self._started,
-            certificate_expires=self._certificate_expires(),
-            root_expires=self._root_expires(),
-            active_streams=self._auth.streams.active,
+            certificate_expires=self._expires("not_after"),
+            root_expires=self._expires("root_not_after"),
+            active_streams=self._calls.streams.active,
         )
         if self.node.loaded:
-            answer.model.CopyFrom(_model_status(self.node))
-        answer.peers.extend(_peer_statuses(self.node))
+            bundle = self.node.running_engine.model.bundle
+            answer.model.domain = self.config.model.domain
+            answer.model.kind = bundle.manifest.sample_kind
+            answer.model.sample_shape.extend(bundle.manifest.sample_shape)
+            answer.model.sha256 = bundle.digest
+            answer.model.parameters = bundle.manifest.parameters
+            answer.model.device = self.node.running_engine.place
+        suspended = self.peers.snapshot().suspended
+        for peer in self.peers.list():
+            failed, problem = self.node.peer_problems.of(peer.institution)
+            answer.peers.add(
+                institution=peer.institution,
+                identity=str(peer.identity),
+                address=peer.address,
+                fingerprint=" ".join(peer.fingerprints),
+                problem=problem,
+                failed=failed,
+                suspended=suspended.get(peer.institution, ""),
+            )
         answer.jobs.update(self._jobs())
         answer.calibrations.extend(overview(self.config, self.node.calibrations, self.peers))
         return answer
-
-
-def _model_status(node: NodeContext) -> pb.ModelStatus:
-    engine = node.running_engine
-    manifest = engine.model.bundle.manifest
-    return pb.ModelStatus(
-        domain=node.config.model.domain,
-        kind=manifest.sample_kind,
-        sample_shape=manifest.sample_shape,
-        sha256=engine.model.bundle.digest,
-        parameters=manifest.parameters,
-        device=engine.place,
-    )
-
-
-def _peer_statuses(node: NodeContext) -> Iterator[pb.PeerStatus]:
-    """Each admitted peer, with what was last wrong with it."""
-    suspended = node.peers.snapshot().suspended
-    for peer in node.peers.list():
-        failed, problem = node.peer_problems.of(peer.institution)
-        yield pb.PeerStatus(
-            institution=peer.institution,
-            identity=str(peer.identity),
-            address=peer.address,
-            fingerprint=" ".join(peer.fingerprints),
-            problem=problem,
-            failed=failed,
-            suspended=suspended.get(peer.institution, ""),
-        )
 
 
 def serve(config: NodeConfig) -> int:

@@ -86,15 +86,13 @@ class JsonFormatter(logging.Formatter):
     """One JSON object per line, for log collectors; exact, because JSON escapes control characters itself."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The object."""
         entry: dict[str, object] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
-        for name, value in getattr(record, FIELDS, {}).items():
-            entry.setdefault(name, value)
+        entry = {**getattr(record, FIELDS, {}), **entry}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,23 +51,29 @@ LOOK_S: Final = 0.5
 
 
 class DecodingMemory:
-    """The budget of one node, shared by its threads."""
+    """What the decoding of pictures may take at once, shared by a node's threads.
+
+    Small files have a quarter of the budget beside it, so that they do not wait for large ones. Clients take turns,
+    and one client has at most `of_one` files decoded at once.
+    """
 
     def __init__(self, total_bytes: int, of_one: int = max(1, (os.cpu_count() or 1) // 2)) -> None:
-        self._total = total_bytes
-        self._of_one = of_one
-        self._small, self._large = _Part(total_bytes // SMALL), _Part(total_bytes)
+        self._total, self._of_one = total_bytes, of_one
+        self._small = total_bytes // SMALL
+        self._free = {True: self._small, False: total_bytes}
+        self._files: list[_File] = []
+        """Those that wait, in the order of their turns."""
         self._running: Counter[str] = Counter()
         self._changed = threading.Condition()
 
     @property
     def taken_bytes(self) -> int:
-        return sum(part.total_bytes - part.free_bytes for part in (self._small, self._large))
+        return self._small + self._total - sum(self._free.values())
 
     @property
     def waiting(self) -> int:
         with self._changed:
-            return sum(len(files) for part in (self._small, self._large) for files in part.waiting.values())
+            return len(self._files)
 
     @contextmanager
     def file(
@@ -102,67 +108,49 @@ class DecodingMemory:
                 hint="make the picture smaller, or let the node's operator raise limits.decode_memory_mib",
                 facts={"memory_mib": size_bytes // MIB, "limit_mib": self._total // MIB},
             )
-        part = self._large if size_bytes > self._small.total_bytes else self._small
-        file = _File(client, size_bytes)
+        file = _File(client, size_bytes, is_small=size_bytes <= self._small)
         with self._changed:
-            part.waiting.setdefault(client, deque()).append(file)
-        try:
-            with self._changed:
+            self._files.append(file)
+            self._hand_out()
+            while not (file.has_memory or ended()):
+                self._changed.wait(LOOK_S)
+            if not file.has_memory:
+                self._files.remove(file)
                 self._hand_out()
-                while not ended():
-                    if file.has_memory:
-                        break
-                    self._changed.wait(LOOK_S)
-                else:
-                    raise Cancelled("the call has ended for which a file was to be decoded")
+                raise Cancelled("the call has ended for which a file was to be decoded")
+        try:
             yield
         finally:
             with self._changed:
-                if file.has_memory:
-                    part.free_bytes += size_bytes
-                    self._running[client] -= 1
-                    self._running += Counter()  # forgets clients that have none
-                else:
-                    part.take(file)
+                self._free[file.is_small] += size_bytes
+                self._running[client] -= 1
+                self._running += Counter()  # forgets clients that have none
                 self._hand_out()
 
     def _hand_out(self) -> None:
-        """Memory to those whose turn it is."""
-        for part in (self._small, self._large):
-            while (file := self._next(part)) is not None:
-                part.take(file)
-                part.free_bytes -= file.size_bytes
+        """Give memory to the next file of each part, for as long as it fits: nobody overtakes it."""
+        for is_small in (True, False):
+            while file := next((each for each in self._files if self._is_next(each, is_small)), None):
+                if file.size_bytes > self._free[is_small]:
+                    break
+                self._free[is_small] -= file.size_bytes
                 file.has_memory = True
                 self._running[file.client] += 1
+                # The client's next turn is after those of all others.
+                own = [each for each in self._files if each.client == file.client and each is not file]
+                self._files = [each for each in self._files if each.client != file.client] + own
         self._changed.notify_all()
 
-    def _next(self, part: _Part) -> _File | None:
-        for client, files in part.waiting.items():
-            if self._running[client] < self._of_one:
-                return files[0] if files[0].size_bytes <= part.free_bytes else None
-        return None
+    def _is_next(self, file: _File, is_small: bool) -> bool:
+        return file.is_small == is_small and self._running[file.client] < self._of_one
 
 
 @dataclass(slots=True, eq=False)
 class _File:
     client: str
     size_bytes: int
+    is_small: bool
     has_memory: bool = False
-
-
-class _Part:
-    """A part of the budget, and the clients' files that wait for it, in the order of the clients' turns."""
-
-    def __init__(self, total_bytes: int) -> None:
-        self.total_bytes = self.free_bytes = total_bytes
-        self.waiting: dict[str, deque[_File]] = {}
-
-    def take(self, file: _File) -> None:
-        """A file waits no longer: its client's next turn is after those of all others."""
-        files = self.waiting.pop(file.client)
-        files.remove(file)
-        if files:
-            self.waiting[file.client] = files
 
 
 TRIAL_ROWS, TRIAL_PIXELS = 2_048, 65_536
@@ -217,15 +205,6 @@ def load_classifier(config: NodeConfig, bundle: Bundle) -> Bundle | None:
     return classifier
 
 
-def _address(config: NodeConfig) -> str:
-    if not config.engine.ray_address:
-        raise ConfigError(
-            f'{config.path} says executor = "ray", and not where the cluster is',
-            hint='ray_address = "HOST:6379" in [engine], the address of its head; "local" starts one on this machine',
-        )
-    return config.engine.ray_address
-
-
 def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
     """Load and warm up the model of a node, here or in its workers."""
     section = config.engine
@@ -246,8 +225,13 @@ def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
         recipe = Recipe(bundle, classifier, **options)
         if section.executor == "processes":
             pool: Pool = process_pool(recipe, workers=section.workers)
+        elif section.ray_address:
+            pool = ray_pool(recipe, address=section.ray_address, workers=section.workers)
         else:
-            pool = ray_pool(recipe, address=_address(config), workers=section.workers)
+            raise ConfigError(
+                f'{config.path} says executor = "ray", and not where the cluster is',
+                hint='ray_address = "HOST:6379" in [engine], the address of its head; "local" starts one here',
+            )
         return ServingParty(bundle, classifier=classifier, threads=section.threads, pool=pool)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise MemoryExhausted(
@@ -277,22 +261,29 @@ def limits_of(section: LimitsSection) -> ImageLimits:
     return ImageLimits(max_bytes=section.max_item_bytes, max_pixels=section.max_pixels)
 
 
-def terms_of(manifest: Manifest) -> PictureTerms | None:
-    """The contract's description of the values in this model's files; None for points."""
-    if manifest.sample_kind != "picture":
-        return None
-    form = manifest.picture or PictureFormat()
-    return PictureTerms(form.low, form.high, form.bits)
-
-
-def value_range_of(manifest: Manifest) -> str:
+def side_of(bundle: Bundle, config: NodeConfig) -> ContractSide:
+    """A node's half of a contract, with the model that it hosts."""
+    manifest, picture, names = bundle.manifest, None, bundle.manifest.classes
+    if manifest.sample_kind == "picture":
+        form = manifest.picture or PictureFormat()
+        picture = PictureTerms(form.low, form.high, form.bits)
     usual, *others = VALUE_RANGES[manifest.sample_kind]
-    return usual if manifest.normalisation.colours == "rgb" else others[0]
-
-
-def class_names_of(manifest: Manifest) -> tuple[str, ...]:
-    names = manifest.classes
-    return tuple(names) if len(names) <= MAX_CLASS_NAMES and all(map(is_class_name, names)) else ()
+    named = len(names) <= MAX_CLASS_NAMES and all(map(is_class_name, names))
+    return ContractSide(
+        institution=config.node.institution,
+        domain=config.model.domain,
+        sample_kind=manifest.sample_kind,
+        sample_shape=tuple(manifest.sample_shape),
+        model_sha256=bytes.fromhex(bundle.digest),
+        terminal_lambda=bundle.schedule.lambda_min,
+        initial_lambda=bundle.schedule.lambda_max,
+        classes=manifest.num_classes or 0,
+        size_rule=size_rule_of(manifest, allowed=config.policy.size_rule),
+        value_range=usual if manifest.normalisation.colours == "rgb" else others[0],
+        soften_sigma=manifest.soften_sigma,
+        picture=picture,
+        class_names=tuple(names) if named else (),
+    )
 
 
 def size_rule_of(manifest: Manifest, *, allowed: str) -> str:

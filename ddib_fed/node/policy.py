@@ -1,6 +1,6 @@
-"""What peers and clients may use of a node in a day, counted on the disk.
+"""What a node allows: which identity may call what, the settings of [policy], and quotas of a day, counted on the disk.
 
-A day begins with the first charge of who is charged, and everything is free again a day later. What is on the disk is
+A day begins with the first charge against a quota, and everything is free again a day later. What is on the disk is
 ahead of what was spent by up to a ten-thousandth of the limit: a charge is on the disk before the work that it is for
 begins, most charges write nothing, and a kill gives nothing back. An orderly stop writes the exact numbers.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shlex
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -17,19 +17,17 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from ddib_fed.errors import ConfigError, NotReady, PeerUnknown, PolicyDenied, QuotaSpent
-from ddib_fed.files import canonical_json, check_private_file, write_file
+from ddib_fed.errors import DiskFull, NotReady, PeerUnknown, PolicyDenied, QuotaSpent
+from ddib_fed.files import canonical_json
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.units import Normalisation
 from ddib_fed.node.config import EVERY, NodeConfig, PolicySection, Use
 from ddib_fed.protocol.contract import NO_GUIDANCE, GuidanceTerms
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import Snapshot
+from ddib_fed.store import NodeStore, Transaction
 
 if TYPE_CHECKING:
     from ddib_fed.diffusion.plans import SolverSettings
@@ -37,323 +35,73 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Who may call what: default deny
 
-DAY_S: Final = 24 * 3600.0
-AHEAD: Final = 10_000
-"""Parts of a limit of which one may be on the disk and not be spent: at most so many writes of an account a day."""
-REPEATS: Final = 10
-"""One of so many parts of a limit is free for work that is asked for again."""
-MAX_KNOWN: Final = 10_000
-"""Pieces of work that are remembered of each account, about 250 bytes each; beyond it the oldest is forgotten."""
-RETRY_S: Final = 30.0
-
-
-def evaluations_of(
-    samples: int,
-    sample_shape: Sequence[int],
-    evaluations: int,
-    guidance: Guidance = UNGUIDED,
-    *,
-    round_trip: bool = False,
-) -> int:
-    """What a leg of some samples costs: network evaluations of points, or of pixels."""
-    positions = samples
-    for side in sample_shape[1:]:
-        positions *= side
-    back = guidance.predictions if guidance.encoding else 1
-    return positions * evaluations * (guidance.predictions + (back if round_trip else 0))
-
-
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """An amount against one quota."""
-
-    quota: str
-    who: str
-    amount: int
-    limit: int
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """A piece of work and what is charged for it."""
-
-    charges: Sequence[Charge]
-    name: Hashable = None
-
-
-class _Record(BaseModel):
-    """An account in the file."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    quota: str
-    who: str
-    since: float
-    spent: int = Field(ge=0)
-
-
-class _File(BaseModel):
-    """The file."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    format_version: Literal[1]
-    accounts: list[_Record]
-
-
-@dataclass(slots=True)
-class _Account:
-    """A day of one quota of somebody."""
-
-    since: float
-    spent: int = 0
-    written: int = 0
-    repeated: int = 0
-    paid: OrderedDict[Hashable, int] = field(default_factory=OrderedDict)
-
-    def repeats(self, charge: Charge, work: Hashable) -> bool:
-        """Whether this was charged before, and may be had again."""
-        if work is None or charge.amount > self.paid.get(work, -1):
-            return False
-        return self.repeated + charge.amount <= charge.limit // REPEATS
-
-    def remember(self, work: Hashable, amount: int) -> None:
-        if work is None:
-            return
-        self.paid[work] = amount
-        if len(self.paid) > MAX_KNOWN:
-            self.paid.popitem(last=False)
-
-
-@dataclass(frozen=True, slots=True)
-class _Booking:
-    """A charge in its account."""
-
-    charge: Charge
-    account: _Account
-    work: Hashable
-    repeated: bool
-
-    def count(self, sign: int = 1) -> None:
-        if self.repeated:
-            self.account.repeated += sign * self.charge.amount
-        else:
-            self.account.spent += sign * self.charge.amount
-
-
-class Ledger:
-    """Accounts of a node; safe to use from any thread. Close it."""
-
-    def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.time) -> None:
-        self._path = path
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._accounts: dict[tuple[str, str], _Account] = {}
-        for record in [] if path is None else self.check(path):
-            self._accounts[record.quota, record.who] = _Account(record.since, record.spent, record.spent)
-
-    @staticmethod
-    def check(path: Path) -> list[_Record]:
-        """What a ledger would find there; changes nothing."""
-        check_private_file(path)
-        try:
-            text = path.read_bytes()
-        except FileNotFoundError:
-            return []
-        try:
-            return _File.model_validate_json(text).accounts
-        except ValidationError as error:
-            raise ConfigError(
-                f"{path}, which counts what peers and clients have used, is damaged",
-                hint="restore it from a backup, or remove it, and all quotas of the day start from zero: "
-                f"rm {shlex.quote(str(path))}",
-            ) from error
-
-    def charge(self, charges: Sequence[Charge], work: Hashable = None) -> None:
-        self.charge_each([Work(charges, work)])
-
-    def charge_each(self, works: Sequence[Work]) -> int:
-        """Book pieces of work in their order, as many as fit, with at most one write."""
-        booked: list[_Booking] = []
-        fit = 0
-        with self._lock:
-            for work in works:
-                try:
-                    booked += self._book(work)
-                except QuotaSpent:
-                    if not fit:
-                        raise
-                    break
-                fit += 1
-            due = [each for each in booked if not each.repeated]
-            try:
-                self._write_ahead(due)
-            except OSError as error:
-                for each in booked:
-                    each.count(-1)
-                log.exception("what was used of quotas cannot be written to %s", self._path)
-                raise NotReady("the use of quotas cannot be recorded", retry_after_s=RETRY_S) from error
-            for each in due:
-                each.account.remember(each.work, each.charge.amount)
-        return fit
-
-    def _book(self, work: Work) -> list[_Booking]:
-        """Count a piece of work: all of its charges or none."""
-        accounts = [(charge, self._of(charge)) for charge in work.charges if charge.limit > 0]
-        booked = [
-            _Booking(charge, account, work.name, account.repeats(charge, work.name))
-            for charge, account in accounts
-        ]
-        for each in booked:
-            if not each.repeated:
-                self._require(each.charge, each.account)
-        for each in booked:
-            each.count()
-        return booked
-
-    def refund(self, charges: Sequence[Charge]) -> None:
-        """Take a charge back whose work was never begun; on the disk it stays until more is spent."""
-        with self._lock:
-            for charge in charges:
-                if charge.limit > 0 and (account := self._accounts.get((charge.quota, charge.who))):
-                    account.spent = max(0, account.spent - charge.amount)
-
-    def require(self, charges: Sequence[Charge]) -> None:
-        """Return if these amounts would fit now; nothing is booked."""
-        with self._lock:
-            for charge in charges:
-                if charge.limit > 0:
-                    self._require(charge, self._of(charge))
-
-    def close(self) -> None:
-        """Write what was spent exactly; logged where it cannot be written."""
-        with self._lock:
-            for account in self._accounts.values():
-                account.written = account.spent
-            with suppress(OSError):
-                self._write()
-
-    def _of(self, charge: Charge) -> _Account:
-        """The account, of today."""
-        key, now = (charge.quota, charge.who), self._clock()
-        account = self._accounts.get(key)
-        if account is None or now - account.since >= DAY_S:
-            account = self._accounts[key] = _Account(now)
-        account.since = min(account.since, now)  # the clock was set back: no day is longer than a day
-        return account
-
-    def _require(self, charge: Charge, account: _Account) -> None:
-        left = max(0, charge.limit - account.spent)
-        if charge.amount <= left:
-            return
-        renews = account.since + DAY_S
-        when = datetime.fromtimestamp(renews, UTC).isoformat(timespec="seconds")
-        asked = f"{charge.who} asks for {charge.amount:,} of {charge.quota}"
-        facts: dict[str, str | int] = {
-            "quota": charge.quota, "of": charge.who, "limit": charge.limit, "left": left, "asked": charge.amount,
-        }  # fmt: skip
-        if charge.amount > charge.limit:  # it fits on no day
-            raise QuotaSpent(f"{asked}, and {charge.limit:,} is all of a day", facts=facts)
-        raise QuotaSpent(
-            f"{asked}, and {left:,} of {charge.limit:,} are left until {when}",
-            facts={**facts, "renews": when},
-            retry_after_s=max(1.0, renews - self._clock()),
-        )
-
-    def _write_ahead(self, due: Sequence[_Booking]) -> None:
-        """Write when one of them has spent more than is on the disk; then all have a part of their limit in advance."""
-        if all(each.account.spent <= each.account.written for each in due):
-            return
-        before = [(each.account, each.account.written) for each in due]
-        for each in due:
-            each.account.written = max(each.account.written, each.account.spent + each.charge.limit // AHEAD)
-        try:
-            self._write()
-        except OSError:
-            for account, written in reversed(before):
-                account.written = written
-            raise
-
-    def _write(self) -> None:
-        if self._path is None:
-            return
-        today = self._clock() - DAY_S
-        self._accounts = {key: each for key, each in self._accounts.items() if each.since > today}
-        records = [
-            _Record(quota=quota, who=who, since=each.since, spent=each.written)
-            for (quota, who), each in self._accounts.items()
-        ]
-        text = _File(format_version=1, accounts=records).model_dump_json(indent=1)
-        write_file(self._path, text.encode(), private=True)
-
-
-TRANSLATION: Final = "ddib_fed.v1.TranslationService"
-DECODING: Final = "ddib_fed.v1.DecodingService"
-CALIBRATION: Final = "ddib_fed.v1.CalibrationService"
-IDENTITY: Final = "ddib_fed.v1.IdentityService"
 HEALTH: Final = "grpc.health.v1.Health"
 HEALTH_CHECK: Final = f"/{HEALTH}/Check"
-"""For whoever has a certificate of an admitted institution; the others of `HEALTH` are for the own one."""
-FOR_PEERS: Final = frozenset({DECODING, CALIBRATION})
-"""The target's services, for the nodes of admitted peers."""
-USES: Final[dict[str, Use]] = {DECODING: "decode", CALIBRATION: "calibrate"}
-"""What a peer must be allowed to be used for."""
-POLICY_FORMAT: Final = "ddib-fed policy 1"
-AGREED_LIMITS: Final = (
-    "max_evaluations",
-    "max_items_per_job",
-    "result_days",
-)
-DEFAULTS: Final = PolicySection()
+"""For every certificate of an admitted institution; the others of `HEALTH` are for the own institution."""
+IDENTITY: Final = "ddib_fed.v1.IdentityService"
+TRANSLATION: Final = "ddib_fed.v1.TranslationService"
+USES: Final[dict[str, Use]] = {
+    "ddib_fed.v1.DecodingService": "decode",
+    "ddib_fed.v1.CalibrationService": "calibrate",
+}
+"""The target's services, for the nodes of admitted peers, and what [policy.peers] has to allow."""
 
 
 class Policy:
-    """Which identity may call which method; default deny."""
+    """Which identity may call which method."""
 
     def __init__(
-        self,
-        *,
-        institution: str,
-        roles: Collection[str],
-        issuer: bool,
-        section: PolicySection = DEFAULTS,
+        self, *, institution: str, roles: Collection[str], issuer: bool, section: PolicySection | None = None
     ) -> None:
-        self._section = section
+        self._section = section or PolicySection()
         self._institution = institution
         self._services = {HEALTH}
-        if "source" in roles:
-            self._services.add(TRANSLATION)
-        if "target" in roles:
-            self._services |= FOR_PEERS
-        if issuer:
-            self._services.add(IDENTITY)
+        self._services |= {TRANSLATION} if "source" in roles else set()
+        self._services |= USES.keys() if "target" in roles else set()
+        self._services |= {IDENTITY} if issuer else set()
 
     def authorise(self, identity: Identity, full_method: str, snapshot: Snapshot) -> None:
         """Return when `identity` may call ``/package.Service/Method``."""
         service = full_method.removeprefix("/").partition("/")[0]
-        own = identity.institution == self._institution
+        own, kind = identity.institution == self._institution, identity.kind
+        denied = PolicyDenied(f"{identity} may not call {full_method}")
         if service not in self._services:
             raise PolicyDenied(f"{full_method} is not served here")
-        if identity.kind == "recovery" and service != IDENTITY:
-            raise PolicyDenied(f"{identity} may not call {full_method}")
-        if service == HEALTH and not own:
-            snapshot.refuse_suspended(identity.institution)
-        if (service == HEALTH and (own or full_method == HEALTH_CHECK)) or (service == IDENTITY and own):
+        if kind == "recovery" and service != IDENTITY:
+            raise denied
+        if service == HEALTH and (own or full_method == HEALTH_CHECK):
+            if not own:
+                snapshot.refuse_suspended(identity.institution)
+        elif service == IDENTITY and own:
             return
-        if service == TRANSLATION and own and identity.kind == "client":
+        elif service == TRANSLATION and own and kind == "client":
             targets_of(identity.name, self._section)
-            return
-        if service in FOR_PEERS and snapshot.is_admitted_node(identity):
+        elif service in USES and snapshot.is_admitted_node(identity):
             snapshot.refuse_suspended(identity.institution)
             check_use(identity.institution, USES[service], self._section)
-            return
-        if service in FOR_PEERS and identity.kind == "node" and not own:
+        elif service in USES and kind == "node" and not own:
             raise PeerUnknown(
                 f"{identity} is not the node in the peer file of {identity.institution}",
                 hint="ddib peer list; if it was moved, ddib peer add --replace FILE",
             )
-        raise PolicyDenied(f"{identity} may not call {full_method}")
+        else:
+            raise denied
+
+
+# The settings of [policy]
+
+POLICY_FORMAT: Final = "ddib-fed policy 1"
+AGREED_LIMITS: Final = ("max_evaluations", "max_items_per_job", "result_days")
+
+
+def policy_digest(config: NodeConfig) -> str:
+    """SHA-256, hex, of everything that node.toml allows: [policy], and the limits that an agreement may name."""
+    policy = config.policy.model_dump(mode="json")
+    limits = config.limits.model_dump(mode="json", include=set(AGREED_LIMITS))
+    text = canonical_json({"format": POLICY_FORMAT, "limits": limits, "policy": policy})
+    return hashlib.sha256(text).hexdigest()
 
 
 def uses_of(institution: str, policy: PolicySection) -> tuple[Use, ...]:
@@ -386,33 +134,25 @@ def check_target(client: str, institution: str, domain: str, policy: PolicySecti
     target = f"{institution}/{domain}"
     if not {EVERY, institution, target} & set(targets_of(client, policy)):
         hint = f'add "{target}" to "{client}" in [policy.clients] of node.toml, then restart the node'
-        raise _denied(
-            "clients", f"the client {client} may not translate to {target}", hint, target=target[:200]
-        )
+        detail = f"the client {client} may not translate to {target}"
+        raise _denied("clients", detail, hint, target=target[:200])
 
 
 def check_softening(soften_sigma: float, policy: PolicySection) -> None:
     """Return if pictures are softened enough under a contract."""
-    if soften_sigma < policy.least_soften_sigma:
+    least = policy.least_soften_sigma
+    if soften_sigma < least:
         raise _denied(
             "least_soften_sigma",
-            f"pictures softened to {soften_sigma:g}, where at least {policy.least_soften_sigma:g} is demanded",
+            f"pictures softened to {soften_sigma:g}, where at least {least:g} is demanded",
             "a model with more softening (ddib model train --soften-sigma), or a lower policy.least_soften_sigma",
             soften_sigma=f"{soften_sigma:g}",
-            least=f"{policy.least_soften_sigma:g}",
+            least=f"{least:g}",
         )
 
 
-def policy_digest(config: NodeConfig) -> str:
-    """SHA-256, hex, of everything that node.toml allows: [policy], and the limits that an agreement may name."""
-    policy = config.policy.model_dump(mode="json")
-    limits = config.limits.model_dump(mode="json", include=set(AGREED_LIMITS))
-    text = canonical_json({"format": POLICY_FORMAT, "limits": limits, "policy": policy})
-    return hashlib.sha256(text).hexdigest()
-
-
-def check_depth(settings: SolverSettings, policy: PolicySection) -> None:
-    """Return if latents of the settings' depth are allowed here."""
+def check_settings(settings: SolverSettings, policy: PolicySection, *, where: str) -> None:
+    """Return if latents of these settings are allowed here."""
     if settings.depth < policy.least_depth:
         raise _denied(
             "least_depth",
@@ -421,10 +161,6 @@ def check_depth(settings: SolverSettings, policy: PolicySection) -> None:
             depth=f"{settings.depth:g}",
             least=f"{policy.least_depth:g}",
         )
-
-
-def check_encoder(settings: SolverSettings, policy: PolicySection) -> None:
-    """Return if latents of the settings' encoder are allowed here."""
     if settings.encoder not in policy.encoders:
         allowed = ", ".join(policy.encoders) or "none"
         raise _denied(
@@ -434,6 +170,7 @@ def check_encoder(settings: SolverSettings, policy: PolicySection) -> None:
             encoder=settings.encoder,
             allowed=allowed,
         )
+    check_evaluations(settings, policy.least_evaluations, where=where)
 
 
 def check_evaluations(settings: SolverSettings, least: int, *, where: str) -> None:
@@ -446,6 +183,53 @@ def check_evaluations(settings: SolverSettings, least: int, *, where: str) -> No
             evaluations=settings.evaluations,
             least=least,
         )
+
+
+def offered_guidance(model: DomainModel, policy: PolicySection) -> GuidanceTerms | None:
+    """The guidance that a node offers for decoding with a model; None for none."""
+    guide = model.classifier if policy.max_guidance > 0 else None
+    terms = GuidanceTerms(
+        max_guidance=0.0 if model.manifest.null_class is None else policy.max_guidance,
+        max_classifier_scale=0.0 if guide is None else policy.max_guidance,
+        classifier_sha256=b"" if guide is None else bytes.fromhex(guide.digest),
+        classifier_classes=0 if guide is None else guide.manifest.num_classes or 0,
+        clip=model.is_picture and model.manifest.normalisation == Normalisation(),
+    )
+    return None if terms == NO_GUIDANCE else terms
+
+
+# Quotas
+
+DAY_S: Final = 24 * 3600.0
+AHEAD: Final = 10_000
+"""Parts of a limit of which one may be on the disk and not be spent: at most so many writes of an account a day."""
+REPEATS: Final = 10
+"""One of so many parts of a limit is free for work that is asked for again."""
+MAX_KNOWN: Final = 10_000
+"""Pieces of work that are remembered of each account, about 250 bytes each; beyond it the oldest is forgotten."""
+RETRY_S: Final = 30.0
+
+
+def evaluations_of(
+    samples: int,
+    sample_shape: Sequence[int],
+    evaluations: int,
+    guidance: Guidance = UNGUIDED,
+    *,
+    round_trip: bool = False,
+) -> int:
+    """What a leg of some samples costs: network evaluations of points, or of pixels."""
+    return samples * math.prod(sample_shape[1:]) * evaluations * (guidance.predictions + round_trip)
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """An amount against one quota, with its limit; 0 for none."""
+
+    quota: str
+    who: str
+    amount: int
+    limit: int
 
 
 def peer_charges(
@@ -463,14 +247,152 @@ def client_charges(policy: PolicySection, client: str, evaluations: int) -> tupl
     return (Charge("client_evaluations_per_day", client, evaluations, policy.client_evaluations_per_day),)
 
 
-def offered_guidance(model: DomainModel, policy: PolicySection) -> GuidanceTerms | None:
-    """The guidance that a node offers for decoding with a model; None for none."""
-    guide = model.classifier if policy.max_guidance > 0 else None
-    terms = GuidanceTerms(
-        max_guidance=0.0 if model.manifest.null_class is None else policy.max_guidance,
-        max_classifier_scale=0.0 if guide is None else policy.max_guidance,
-        classifier_sha256=b"" if guide is None else bytes.fromhex(guide.digest),
-        classifier_classes=0 if guide is None else guide.manifest.num_classes or 0,
-        clip=model.is_picture and model.manifest.normalisation == Normalisation(),
-    )
-    return None if terms == NO_GUIDANCE else terms
+@dataclass(slots=True)
+class _Account:
+    """A day of one quota; `written` is what the disk says, `paid` what each known piece of work was charged."""
+
+    since: float
+    spent: int = 0
+    written: int = 0
+    repeated: int = 0
+    paid: OrderedDict[Hashable, int] = field(default_factory=OrderedDict)
+
+
+Work = tuple[Sequence[Charge], Hashable]
+"""A piece of work: what is charged for it, and its name, by which it is known when it is asked for again, or None."""
+
+
+class Quotas:
+    """What was charged today; safe to use from any thread. Close it."""
+
+    def __init__(self, store: NodeStore | None, *, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+        self._lock = threading.Lock()
+        rows = [] if store is None else store.read("SELECT quota, who, since, spent FROM quotas")
+        self._accounts = {(quota, who): _Account(since, spent, spent) for quota, who, since, spent in rows}
+
+    def charge(self, charges: Sequence[Charge], work: Hashable = None) -> None:
+        self.charge_each([(charges, work)])
+
+    def charge_each(self, works: Sequence[Work]) -> int:
+        """Charge pieces of work in their order, as many as fit, with at most one write; returns how many fit."""
+        spent: list[tuple[Charge, _Account, Hashable]] = []
+        fit = 0
+        with self._lock:
+            for charges, work in works:
+                try:
+                    spent += self._spend(charges, work)
+                except QuotaSpent:
+                    if not fit:
+                        raise
+                    break
+                fit += 1
+            try:
+                self._write_ahead(spent)
+            except (OSError, DiskFull) as error:
+                for charge, account, _ in spent:
+                    account.spent -= charge.amount
+                log.exception("what was used of quotas cannot be written")
+                raise NotReady("the use of quotas cannot be recorded", retry_after_s=RETRY_S) from error
+            for charge, account, work in spent:
+                if work is not None:
+                    account.paid[work] = charge.amount
+                    if len(account.paid) > MAX_KNOWN:
+                        account.paid.popitem(last=False)
+        return fit
+
+    def refund(self, charges: Sequence[Charge]) -> None:
+        """Take a charge back whose work was never begun; on the disk it stays until more is spent."""
+        with self._lock:
+            for charge in charges:
+                if charge.limit and (account := self._accounts.get((charge.quota, charge.who))):
+                    account.spent = max(0, account.spent - charge.amount)
+
+    def require(self, charges: Sequence[Charge]) -> None:
+        """Return if these amounts would fit now; nothing is charged."""
+        with self._lock:
+            for charge in charges:
+                if charge.limit:
+                    self._require(charge, self._of(charge))
+
+    def close(self) -> None:
+        """Write what was spent exactly; logged where it cannot be written."""
+        with self._lock:
+            for account in self._accounts.values():
+                account.written = account.spent
+            with suppress(OSError, DiskFull):
+                self._write()
+
+    def _spend(self, charges: Sequence[Charge], work: Hashable) -> list[tuple[Charge, _Account, Hashable]]:
+        """Count a piece of work, all of its charges or none; returns those that are no repetition."""
+        new, repeated = [], []
+        for charge in charges:
+            if not charge.limit:
+                continue
+            account = self._of(charge)
+            known = work is not None and charge.amount <= account.paid.get(work, -1)
+            if known and account.repeated + charge.amount <= charge.limit // REPEATS:
+                repeated.append((charge, account))
+            else:
+                self._require(charge, account)
+                new.append((charge, account, work))
+        for charge, account in repeated:
+            account.repeated += charge.amount
+        for charge, account, _ in new:
+            account.spent += charge.amount
+        return new
+
+    def _of(self, charge: Charge) -> _Account:
+        """The account, of today."""
+        key, now = (charge.quota, charge.who), self._clock()
+        account = self._accounts.get(key)
+        if account is None or now - account.since >= DAY_S:
+            account = self._accounts[key] = _Account(now)
+        account.since = min(account.since, now)  # the clock was set back: no day is longer than a day
+        return account
+
+    def _require(self, charge: Charge, account: _Account) -> None:
+        left = max(0, charge.limit - account.spent)
+        if charge.amount <= left:
+            return
+        renews = account.since + DAY_S
+        when = datetime.fromtimestamp(renews, UTC).isoformat(timespec="seconds")
+        asked = f"{charge.who} asks for {charge.amount:,} of {charge.quota}"
+        facts: dict[str, str | int] = {
+            "quota": charge.quota, "of": charge.who, "limit": charge.limit, "left": left, "asked": charge.amount,
+        }  # fmt: skip
+        if charge.amount > charge.limit:  # it fits on no day
+            raise QuotaSpent(f"{asked}, and {charge.limit:,} is all of a day", facts=facts)
+        raise QuotaSpent(
+            f"{asked}, and {left:,} of {charge.limit:,} are left until {when}",
+            facts={**facts, "renews": when},
+            retry_after_s=max(1.0, renews - self._clock()),
+        )
+
+    def _write_ahead(self, spent: Sequence[tuple[Charge, _Account, Hashable]]) -> None:
+        """Write when an account has spent more than is on the disk; then each has a part of its limit in advance."""
+        if all(account.spent <= account.written for _, account, _ in spent):
+            return
+        before = [(account, account.written) for _, account, _ in spent]
+        for charge, account, _ in spent:
+            account.written = max(account.written, account.spent + charge.limit // AHEAD)
+        try:
+            self._write()
+        except (OSError, DiskFull):
+            for account, written in reversed(before):
+                account.written = written
+            raise
+
+    def _write(self) -> None:
+        if self._store is None:
+            return
+        today = self._clock() - DAY_S
+        self._accounts = {key: each for key, each in self._accounts.items() if each.since > today}
+        rows = [(*key, each.since, each.written) for key, each in self._accounts.items()]
+
+        def replace(transaction: Transaction) -> None:
+            transaction.execute("DELETE FROM quotas")
+            transaction.executemany("INSERT INTO quotas VALUES (?, ?, ?, ?)", rows)
+
+        self._store.write(replace).result()

@@ -1,7 +1,4 @@
-"""The interface between a node and its roles.
-
-A role is an entry point of the group `ddib_fed.roles`; the node knows no role by name.
-"""
+"""What the roles of a node share: its context, the interface of a role, and how the settings of a leg are read."""
 
 from __future__ import annotations
 
@@ -10,21 +7,20 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from importlib.metadata import entry_points
+from importlib import import_module
 from typing import Protocol
 
 import grpc
 
 from ddib_fed.calibration.record import units_digest
 from ddib_fed.calibration.signed import CalibrationStore
-from ddib_fed.data.synthetic import DOMAINS
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.softening import Softener, load_key
 from ddib_fed.errors import ConfigError, DdibError, Draining, NotReady, SettingsInvalid
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.model import DecodingMemory, class_names_of, size_rule_of, terms_of, value_range_of
-from ddib_fed.node.policy import Ledger, offered_guidance, policy_digest
+from ddib_fed.node.model import DecodingMemory, side_of, size_rule_of
+from ddib_fed.node.policy import Quotas, offered_guidance, policy_digest
 from ddib_fed.node.probes import Metrics
 from ddib_fed.protocol.contract import REFUSE, ContractSide, GuidanceTerms
 from ddib_fed.protocol.messages import Settings, settings_to_pb
@@ -32,8 +28,6 @@ from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.peers import PeerStore
 from ddib_fed.telemetry import OFF, Tracing
 from ddib_fed.terminal import say
-from ddib_fed.training.config import SHIPPED
-from ddib_fed.training.run import train_at_terminal
 from ddib_fed.v1 import common_pb2
 
 
@@ -42,20 +36,16 @@ class PeerProblems:
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
         self._last: dict[str, tuple[float, str]] = {}
 
     def failed(self, institution: str, error: DdibError) -> None:
-        with self._lock:
-            self._last[institution] = self._clock(), f"{error.detail} [{error.reason}]"
+        self._last[institution] = self._clock(), f"{error.detail} [{error.reason}]"
 
     def answered(self, institution: str) -> None:
-        with self._lock:
-            self._last.pop(institution, None)
+        self._last.pop(institution, None)
 
     def of(self, institution: str) -> tuple[float, str]:
-        with self._lock:
-            return self._last.get(institution, (0.0, ""))
+        return self._last.get(institution, (0.0, ""))
 
 
 @dataclass(slots=True)
@@ -70,7 +60,7 @@ class NodeContext:
     decoding: DecodingMemory = field(init=False)
     calibrations: CalibrationStore = field(init=False)
     peer_problems: PeerProblems = field(default_factory=PeerProblems)
-    quotas: Ledger = field(init=False)
+    quotas: Quotas = field(init=False)
     _engine: ServingParty | None = None
     _softener: Softener | None = None
     _draining: threading.Event = field(default_factory=threading.Event)
@@ -78,7 +68,7 @@ class NodeContext:
     def __post_init__(self) -> None:
         self.decoding = DecodingMemory(self.config.limits.decode_memory_mib << 20)
         self.calibrations = CalibrationStore(self.config.paths.calibrations)
-        self.quotas = Ledger(self.config.paths.quotas)
+        self.quotas = Quotas(self.audit.store)
 
     @property
     def engine(self) -> ServingParty:
@@ -122,23 +112,7 @@ class NodeContext:
     def side(self) -> ContractSide:
         """This node's half of a contract."""
         bundle = self.running_engine.model.bundle
-        manifest, schedule = bundle.manifest, bundle.schedule
-        classes = manifest.num_classes or 0
-        return ContractSide(
-            institution=self.config.node.institution,
-            domain=self.config.model.domain,
-            sample_kind=manifest.sample_kind,
-            sample_shape=tuple(manifest.sample_shape),
-            model_sha256=bytes.fromhex(bundle.digest),
-            terminal_lambda=schedule.lambda_min,
-            initial_lambda=schedule.lambda_max,
-            classes=classes,
-            size_rule=size_rule_of(manifest, allowed=self.config.policy.size_rule),
-            value_range=value_range_of(manifest),
-            soften_sigma=manifest.soften_sigma,
-            picture=terms_of(manifest),
-            class_names=class_names_of(manifest),
-        )
+        return side_of(bundle, self.config)
 
     def guidance(self) -> GuidanceTerms | None:
         return offered_guidance(self.running_engine.model, self.config.policy)
@@ -190,7 +164,7 @@ class RoleService(Protocol):
 
 
 class Role(Protocol):
-    """The interface of an entry point of `ddib_fed.roles`."""
+    """The `ROLE` of a package SOURCE_OR_TARGET_node.service."""
 
     name: str
 
@@ -202,19 +176,16 @@ class Role(Protocol):
 
 
 def find_roles(names: Iterable[str]) -> list[Role]:
-    """The installed roles of these names."""
-    installed = {point.name: point for point in entry_points(group="ddib_fed.roles")}
-    missing = [name for name in names if name not in installed]
-    if missing:
-        raise ConfigError(
-            f"no role {missing[0]!r} is installed (there are {', '.join(sorted(installed)) or 'none'})",
-            hint="install ddib-fed again, as at first; or correct node.roles in node.toml",
-        )
-    return [installed[name].load() for name in names]
+    """The roles of these names; their packages stand above this one, which therefore imports none of them."""
+    return [import_module(f"{name}_node.service").ROLE for name in names]
 
 
 def train_node(config: NodeConfig, *, force: bool = False) -> None:
     """Train into the bundle that node.toml names, resuming an unfinished run of the same settings."""
+    from ddib_fed.data.synthetic import DOMAINS
+    from ddib_fed.training.config import SHIPPED
+    from ddib_fed.training.run import train_at_terminal
+
     if not config.train.names_data and config.model.domain not in {*DOMAINS, *SHIPPED}:
         raise ConfigError(
             f"{config.path} does not say what to train on",
@@ -240,15 +211,8 @@ def train_node(config: NodeConfig, *, force: bool = False) -> None:
 
 def solver_settings(like: Settings | common_pb2.SolverSettings) -> SolverSettings:
     """Settings for the engine; an empty name or a zero means the default."""
-    default = SolverSettings()
-    return SolverSettings(
-        solver=like.solver or default.solver,
-        order=like.order or default.order,
-        evaluations=like.evaluations or default.evaluations,
-        grid=like.grid or default.grid,
-        depth=like.depth or default.depth,
-        encoder=like.encoder or default.encoder,
-    )
+    default, names = SolverSettings(), [field.name for field in fields(Settings)]
+    return SolverSettings(**{name: getattr(like, name) or getattr(default, name) for name in names})
 
 
 def settings_message(settings: SolverSettings) -> common_pb2.SolverSettings:

@@ -6,13 +6,12 @@ Streams are capped below the number of threads, so that unary calls and Health a
 from __future__ import annotations
 
 import errno
-import logging
 import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2
@@ -21,9 +20,6 @@ from ddib_fed.errors import ConfigError
 from ddib_fed.node import connections
 from ddib_fed.protocol.addresses import split_address
 from ddib_fed.security import tls
-
-log = logging.getLogger(__name__)
-
 
 # Threads beyond the streams' cap: for unary calls, Health, and calls that are refused at once. Of these at most
 # `interceptors.MAX_WAITING` + `MAX_WAITING_OTHERS` wait for a caller's request.
@@ -104,9 +100,7 @@ class NodeServer:
         """Start all threads, then begin to accept connections."""
         all_started = threading.Event()
         try:
-            for _ in range(
-                self._threads
-            ):  # none is idle before the event, so that each gets a thread of its own
+            for _ in range(self._threads):  # none is idle before the event: each gets a thread of its own
                 self._pool.submit(all_started.wait)
         except RuntimeError as error:
             self._pool.shutdown(wait=False, cancel_futures=True)
@@ -139,11 +133,6 @@ def probe_own_port(port: int, host: str) -> None:
     tls.probe_tls12("127.0.0.1" if host in {"0.0.0.0", "::", ""} else host, port)  # noqa: S104 - compared, not bound
 
 
-class _Work(NamedTuple):
-    future: Future[Any]
-    run: Callable[[], Any]
-
-
 class FairPool(ThreadPoolExecutor):
     """Threads for calls, taken in turn by the connections whose calls wait: none waits behind all calls of another.
 
@@ -155,8 +144,7 @@ class FairPool(ThreadPoolExecutor):
         super().__init__(threads, thread_name_prefix="rpc")
         self._on_crowd = on_crowd
         self._lock = threading.Lock()
-        self._waiting: dict[str, deque[_Work]] = {}
-        self._turns: deque[str] = deque()
+        self._waiting: dict[str, deque[tuple[Future[Any], Callable[[], Any]]]] = {}
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run a function when its connection's turn comes; what is of no call has a turn of its own."""
@@ -164,56 +152,36 @@ class FairPool(ThreadPoolExecutor):
         caller = _connection(args)
         with self._lock:
             waiting = self._waiting.setdefault(caller, deque())
-            waiting.append(_Work(future, lambda: fn(*args, **kwargs)))
-            if len(waiting) == 1:
-                self._turns.append(caller)
+            waiting.append((future, lambda: fn(*args, **kwargs)))
             crowded = bool(caller) and len(waiting) > MOST_WAITING
-        try:
-            super().submit(self._run_next)
-        except RuntimeError:
-            self._cancel()
-            raise
+        super().submit(self._run_next)
         if crowded:
             self._on_crowd(caller)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As of every executor."""
-        if cancel_futures:
-            self._cancel()
+        with self._lock:
+            waiting = [each for queue in self._waiting.values() for each in queue] if cancel_futures else []
+        for future, _ in waiting:
+            future.cancel()
         super().shutdown(wait, cancel_futures=cancel_futures)
 
     def _run_next(self) -> None:
-        work = self._next()
-        if work is None or not work.future.set_running_or_notify_cancel():
+        with self._lock:  # the first connection in the order of turns, which then is the last
+            caller = next(iter(self._waiting))
+            waiting = self._waiting.pop(caller)
+            future, run = waiting.popleft()
+            if waiting:
+                self._waiting[caller] = waiting
+        if not future.set_running_or_notify_cancel():
             return
         try:
-            result = work.run()
+            result = run()
         except BaseException as error:  # noqa: BLE001 - the future's business, as in every executor
-            work.future.set_exception(error)
+            future.set_exception(error)
         else:
-            work.future.set_result(result)
-
-    def _next(self) -> _Work | None:
-        with self._lock:
-            if not self._turns:  # it was cancelled
-                return None
-            caller = self._turns.popleft()
-            waiting = self._waiting[caller]
-            work = waiting.popleft()
-            if waiting:
-                self._turns.append(caller)
-            else:
-                del self._waiting[caller]
-        return work
-
-    def _cancel(self) -> None:
-        with self._lock:
-            all_waiting = [work for waiting in self._waiting.values() for work in waiting]
-            self._waiting.clear()
-            self._turns.clear()
-        for work in all_waiting:
-            work.future.cancel()
+            future.set_result(result)
 
 
 def _connection(args: tuple[Any, ...]) -> str:
@@ -230,44 +198,31 @@ def check_bindable(listen: str, setting: str) -> None:
     """Bind an address and release it: gRPC and http.server only report that binding failed, not why."""
     host, port = split_address(listen, bound=True)
     what = f"{setting} = {listen!a}"
+    elsewhere = (
+        f"{setting} is an address of this machine (ip -brief address lists them), e.g. 0.0.0.0:{port}; "
+        "node.address is what others dial"
+    )
+    remedies = {
+        errno.EADDRINUSE: f"another process has the port (ss -ltnp 'sport = :{port}'): stop it, or choose another "
+        f"{setting}",
+        errno.EACCES: f"ports below 1024 need a privilege: choose a {setting} above, or "
+        "AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit",
+    }
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise ConfigError(
-            f"{what}: there is no host {host!a}", hint=_remedy(None, listen, setting)
-        ) from error
-    problems = [problem for family, _, _, _, place in found if (problem := _bind(family, place)) is not None]
+        raise ConfigError(f"{what}: there is no host {host!a}", hint=elsewhere) from error
+    problems = []
+    for family, _, _, _, place in found:
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+                probe.listen(1)
+        except OSError as error:
+            problems.append(error)
     busy = [problem for problem in problems if problem.errno == errno.EADDRINUSE]
     if busy or len(problems) == len(found):
         worst = (busy or problems)[0]
-        raise ConfigError(
-            f"{what} cannot be bound: {worst.strerror}", hint=_remedy(worst.errno, listen, setting)
-        ) from worst
-
-
-def _bind(family: int, place: tuple[object, ...]) -> OSError | None:
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(place)
-            probe.listen(1)
-    except OSError as error:
-        return error
-    return None
-
-
-def _remedy(number: int | None, listen: str, setting: str) -> str:
-    port = split_address(listen, bound=True)[1]
-    match number:
-        case errno.EADDRINUSE:
-            return f"another process has the port (ss -ltnp 'sport = :{port}'): stop it, or choose another {setting}"
-        case errno.EACCES:
-            return (
-                f"ports below 1024 need a privilege: choose a {setting} above, "
-                "or AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit"
-            )
-        case _:
-            return (
-                f"{setting} is an address of this machine (ip -brief address lists them), e.g. 0.0.0.0:{port}; "
-                "node.address is what others dial"
-            )
+        hint = remedies.get(worst.errno or 0, elsewhere)
+        raise ConfigError(f"{what} cannot be bound: {worst.strerror}", hint=hint) from worst

@@ -25,12 +25,11 @@ from ddib_fed.node.certificates import certificate_status
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.connections import attainable_files, few_files, most_connections
 from ddib_fed.node.model import open_engine
-from ddib_fed.node.policy import Ledger
 from ddib_fed.node.role import find_roles
 from ddib_fed.node.server import check_bindable
 from ddib_fed.protocol.addresses import split_address
-from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.pki import root_warning
+from ddib_fed.store import rehearse
 from ddib_fed.telemetry import open_tracing
 from ddib_fed.terminal import as_config_error, explained
 
@@ -40,8 +39,8 @@ _HELD: Final = ", in use while this node runs"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of one step for `check`: what there is with warnings, or a problem."""
+class StepResult:
+    """The result of one step of a start: what there is with warnings, or a problem."""
 
     step: str
     text: str = ""
@@ -53,14 +52,14 @@ class Finding:
         return self.problem is None
 
 
-def check(config: NodeConfig) -> list[Finding]:
+def check(config: NodeConfig) -> list[StepResult]:
     """Run every step of a start, also after failures; what this node itself holds while it runs is none."""
     findings = []
     for name in STEPS:
         try:
             findings.append(_take(name, config))
         except Exception as error:  # noqa: BLE001 - a step that breaks must not hide what the others find
-            findings.append(Finding(name, problem=explained(error)))
+            findings.append(StepResult(name, problem=explained(error)))
     return findings
 
 
@@ -71,12 +70,12 @@ def begin(config: NodeConfig) -> tuple[str, ...]:
     return tuple(warning for each in found for warning in each.warnings)
 
 
-def _take(name: str, config: NodeConfig) -> Finding:
+def _take(name: str, config: NodeConfig) -> StepResult:
     try:
         text, *warnings = STEPS[name](config)
     except OSError as error:
         raise as_config_error(error, name) from error
-    return Finding(name, text, tuple(warnings))
+    return StepResult(name, text, tuple(warnings))
 
 
 # Each step returns what there is, then its warnings.
@@ -132,13 +131,11 @@ def _calibrations(config: NodeConfig) -> list[str]:
     return [text, *warnings, *(f"not read: {problem}" for problem in store.problems())]
 
 
-def _audit(config: NodeConfig) -> list[str]:
-    AuditLog.check(config.paths.audit)
-    return [str(config.paths.audit)]
-
-
-def _quotas(config: NodeConfig) -> list[str]:
-    return [f"{len(Ledger.check(config.paths.quotas))} that were used"]
+def _store(config: NodeConfig) -> list[str]:
+    if answers(config.paths.admin_socket):
+        return [f"{config.paths.store}{_HELD}"]
+    jobs, lines = rehearse(config.paths.store)
+    return [f"{config.paths.store}: {jobs} jobs, {lines} lines of the audit log"]
 
 
 def _roles(config: NodeConfig) -> list[str]:
@@ -212,8 +209,7 @@ STEPS: Final[dict[str, Callable[[NodeConfig], list[str]]]] = {
     "identity": certificate_status,
     "peers": _peers,
     "calibrations": _calibrations,
-    "audit": _audit,
-    "quotas": _quotas,
+    "store": _store,
     "listen": _listen,
     "operator": _operator,
     "http": _http,
@@ -222,5 +218,5 @@ STEPS: Final[dict[str, Callable[[NodeConfig], list[str]]]] = {
     "roles": _roles,
     "model": _model,
 }
-_FOR_REAL: Final = frozenset({"roles", "model"})
+_FOR_REAL: Final = frozenset({"store", "roles", "model"})
 """Steps that a start does for real afterwards."""

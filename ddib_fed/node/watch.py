@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -14,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -47,16 +47,15 @@ class DiskWatch:
         self._folders = tuple(dict.fromkeys(folders))
         self._clock = clock
         self._lock = threading.Lock()
-        self._looked: float | None = None
+        self._next_look = -math.inf
         self._problem: str | None = None
 
     @property
     def problem(self) -> str | None:
         """Why the node cannot write, with the folder; None while it can."""
         with self._lock:
-            now = self._clock()
-            if self._looked is None or now - self._looked >= LOOK_EVERY_S:
-                self._looked = now
+            if self._clock() >= self._next_look:
+                self._next_look = self._clock() + LOOK_EVERY_S
                 self._problem = next(filter(None, map(_problem_of, self._folders)), None)
             return self._problem
 
@@ -64,38 +63,26 @@ class DiskWatch:
 def _problem_of(folder: Path) -> str | None:
     if not folder.is_dir():  # made when it is first needed
         return None
+    path, free = folder / _PROBE, 0
     try:
         free = shutil.disk_usage(folder).free
         if free >= LEAST_FREE_BYTES:
-            _write(folder / _PROBE)
+            with open(path, "wb", opener=_private, buffering=0) as file:
+                file.write(bytes(PROBE_BYTES))
             return None
     except OSError as error:
         if not is_disk_full(error):
             return f"{folder} cannot be written: {error.strerror or error}"
         free = 0
+    finally:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
     room = f"{free >> 10} KiB left, {LEAST_FREE_BYTES >> 20} MiB needed"
     return f"the disk of {folder} is full ({room}); df -h {shlex.quote(str(folder))}"
 
 
-def _write(path: Path) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    file = os.open(path, flags, 0o600)
-    try:
-        left = memoryview(bytes(PROBE_BYTES))
-        while left:
-            left = left[os.write(file, left) :]
-    finally:
-        os.close(file)
-        with suppress(OSError):
-            path.unlink()
-
-
-@dataclass(frozen=True, slots=True)
-class _Certificate:
-    """The node's own, as it lies in its folder."""
-
-    fingerprint: str
-    until: str
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 class Observed:
@@ -119,7 +106,7 @@ class Observed:
             "peers": sorted(snapshot.peers),
             "suspended": sorted(snapshot.suspended),
             "withdrawn": len(snapshot.withdrawn),
-            "certificate": self._certificate.fingerprint if self._certificate else "",
+            "certificate": self._certificate[0] if self._certificate else "",
             "trust": hashlib.sha256(repr(everything).encode()).hexdigest(),
         }
 
@@ -134,18 +121,17 @@ class Observed:
         self._snapshot = snapshot
         certificate = self._own()
         if certificate is not None and certificate != self._certificate:
-            self._audit.write(
-                "certificate_changed", certificate=certificate.fingerprint, until=certificate.until
-            )
+            self._audit.write("certificate_changed", certificate=certificate[0], until=certificate[1])
             self._certificate = certificate
 
-    def _own(self) -> _Certificate | None:
+    def _own(self) -> tuple[str, str] | None:
+        """Fingerprint and end of the node's own certificate, as it lies in its folder."""
         try:
             own = load_identity(self._pki_folder)
             leaf = parse_certificates(own.cert_chain_pem, "leaf.pem")[0]
         except (DdibError, OSError):  # the node's health says so
             return None
-        return _Certificate(fingerprint(leaf), own.not_after.isoformat())
+        return fingerprint(leaf), own.not_after.isoformat()
 
 
 class Watch:

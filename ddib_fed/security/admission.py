@@ -30,7 +30,15 @@ from ddib_fed.security.identity import (
 )
 from ddib_fed.security.peers import PeerStore, Snapshot
 
+log = logging.getLogger(__name__)
+
 MAX_CACHED: Final = 256
+INTERVAL_S: Final = 60.0
+"""The audit log gets one line for the same identity and reason in this time."""
+MAX_KEYS: Final = 256
+"""Identities and reasons that are counted apart at a time; further ones share a line for each reason."""
+OTHERS: Final = "(others)"
+"""Who is named in that line: an admitted institution can make as many identities as it likes."""
 _TLS_VERSION: Final = b"TLSv1.3"
 
 AuthContext = Mapping[str, Sequence[bytes]]
@@ -166,19 +174,8 @@ def parse_message(data: bytes, deserialiser: Callable[[bytes], Any] | None) -> A
     return message
 
 
-log = logging.getLogger(__name__)
-
-
-INTERVAL_S: Final = 60.0
-"""The audit log gets one line for the same identity and reason in this time."""
-MAX_KEYS: Final = 256
-"""Identities and reasons that are counted apart at a time; further ones share a line for each reason."""
-OTHERS: Final = "(others)"
-"""Who is named in that line: an admitted institution can make as many identities as it likes."""
-
-
 class Audit(Protocol):
-    """Where refusals are recorded; see `log.AuditLog`."""
+    """Where refusals are recorded; see `audit.AuditLog`."""
 
     def write(self, act: str, **values: str | int) -> object:
         """Add a line."""
@@ -186,9 +183,9 @@ class Audit(Protocol):
 
 @dataclass(slots=True)
 class _Refused:
-    """The refusals of one identity for one reason."""
+    """The refusals of one identity for one reason: those without a line, and what the last one was."""
 
-    since: float
+    written_at: float
     unwritten: int = 0
     values: dict[str, str] = field(default_factory=dict)
 
@@ -209,42 +206,33 @@ class Refusals:
         self.add(error.reason, identity=identity, address=host, what=what, detail=error.detail)
 
     def add(self, reason: str, *, identity: str, address: str, what: str, detail: str) -> None:
-        """Count refusals, and write them if there was no line for this identity and reason lately."""
-        now = self._clock()
+        """Count a refusal, and write it if there was no line for this identity and reason lately."""
         with self._lock:
             key = (identity or address, reason)
             if key not in self._refused and len(self._refused) >= MAX_KEYS:
                 key, identity = (OTHERS, reason), OTHERS
-            entry = self._refused.setdefault(key, _Refused(now - INTERVAL_S))
+            entry = self._refused.setdefault(key, _Refused(self._clock() - INTERVAL_S))
             entry.unwritten += 1
             entry.values = {"identity": identity, "address": address, "what": what, "detail": detail}
-            due = [key] if now - entry.since >= INTERVAL_S else []
-        self._write(due, now)
+            self._write_due({key: entry}, everything=False)
 
     def flush(self, *, everything: bool = False) -> None:
         """Write what was merged and is due, and forget who has not been refused lately."""
-        now = self._clock()
         with self._lock:
-            over = [
-                key for key, entry in self._refused.items() if everything or now - entry.since >= INTERVAL_S
-            ]
-            due = [key for key in over if self._refused[key].unwritten]
-            for key in set(over) - set(due):
-                del self._refused[key]
-        self._write(due, now)
+            self._write_due(dict(self._refused), everything=everything)
 
-    def _write(self, due: list[tuple[str, str]], now: float) -> None:
-        for key in due:
-            with self._lock:
-                entry = self._refused.get(key)
-                if entry is None or not entry.unwritten:
-                    continue
-                times, entry.unwritten, entry.since, values = entry.unwritten, 0, now, entry.values
-            if self._audit is None:
+    def _write_due(self, entries: Mapping[tuple[str, str], _Refused], *, everything: bool) -> None:
+        now = self._clock()
+        for key, entry in entries.items():
+            if not everything and now - entry.written_at < INTERVAL_S:
                 continue
+            if not entry.unwritten:
+                del self._refused[key]
+                continue
+            entry.written_at = now
             try:
-                self._audit.write("refused", reason=key[1], times=times, **values)
+                if self._audit is not None:
+                    self._audit.write("refused", reason=key[1], times=entry.unwritten, **entry.values)
+                entry.unwritten = 0
             except OSError:
                 log.exception("a refusal could not be written to the audit log")
-                with self._lock:
-                    entry.unwritten += times

@@ -1,4 +1,4 @@
-"""Reads an audit log: the lines that somebody asks for, its chain against what was noted elsewhere, and its end.
+"""Reads an audit log: the lines that somebody asks for, its chain against what was noted elsewhere, and peers' ends.
 
 Reading changes nothing, and what is not a line of the log is shown as such. The ends of a peer's log that lie in the
 own one (anchors) are a file for that peer: a log that was cut, rolled back or rewritten after its end went to a peer
@@ -11,15 +11,16 @@ import csv
 import hashlib
 import io
 import json
-import os
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -41,12 +42,10 @@ MAX_ANCHORS: Final = 256
 later one, since the lines are a chain."""
 ORDER_SLACK: Final = timedelta(hours=1)
 """Calls that run side by side bring a peer's ends slightly out of order; by more than this the peer's log went back."""
-MAX_RECENT: Final = 8 << 20
-"""Bytes: some 30,000 lines."""
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class AuditLine:
     """One line of the log."""
 
     line: int
@@ -54,7 +53,7 @@ class Entry:
     record: dict[str, Any]
 
     @classmethod
-    def read(cls, number: int, line: bytes) -> Entry:
+    def read(cls, number: int, line: str) -> AuditLine:
         return cls(number, digest(line), parsed(line) or {})
 
     @property
@@ -72,7 +71,7 @@ class LineFilter:
     peer: str = ""
     since: datetime | None = None
 
-    def __contains__(self, entry: Entry) -> bool:
+    def __contains__(self, entry: AuditLine) -> bool:
         record = entry.record
         if not record:
             return True
@@ -115,59 +114,71 @@ def parse_since(text: str, *, now: datetime | None = None) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def entries(path: Path) -> Iterator[Entry]:
-    """The whole lines of a log.
+@contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """The database, to be read while the node may run."""
+    if not path.exists():
+        raise FileNotFoundError(path)
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            db.text_factory = lambda text: text.decode("utf-8", "replace")
+            yield db
+    except sqlite3.DatabaseError as error:
+        raise ChunkCorrupt(f"{path} cannot be read: {error}", hint="ddib-source-node check") from error
+
+
+def lines_of(path: Path, text: str = "") -> Iterator[str]:
+    """The lines of a log, or those that have a text in them.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: There is no log.
+        ChunkCorrupt: The database cannot be read.
     """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.endswith(b"\n"):
-                yield Entry.read(number, line)
+    with _opened(path) as db:
+        for (line,) in db.execute(
+            "SELECT line FROM audit WHERE ? = '' OR instr(line, ?) ORDER BY number", (text, text)
+        ):
+            yield line
 
 
-def follow(path: Path, after: int, *, pause: Callable[[float], object] = time.sleep) -> Iterator[Entry]:
-    """The whole lines after line `after`, and those that come, for ever.
+def entries(path: Path) -> Iterator[AuditLine]:
+    """The lines of a log, read; raises as `lines_of`."""
+    for number, line in enumerate(lines_of(path), 1):
+        yield AuditLine.read(number, line)
+
+
+def follow(path: Path, after: int, *, pause: Callable[[float], object] = time.sleep) -> Iterator[AuditLine]:
+    """The lines after line `after`, and those that come, for ever.
 
     Raises:
-        FileNotFoundError: There is none.
-        ChunkCorrupt: The log was cut or replaced.
+        FileNotFoundError: There is no log.
+        ChunkCorrupt: The log was cut or rewritten, or the database was replaced.
     """
-    with path.open("rb") as file:
-        number, held = 0, b""
+    with _opened(path) as db:
+        file, count, seen, sha256 = path.stat().st_ino, 0, 0, ""
         while True:
-            held += file.readline()
-            if held.endswith(b"\n"):
-                number += 1
-                if number > after:
-                    yield Entry.read(number, held)
-                held = b""
-                continue
-            _require_same(path, file)
+            rows = db.execute("SELECT number, line FROM audit WHERE number >= ? ORDER BY number", (seen,))
+            first = next(rows, None) if seen else None
+            same = path.exists() and path.stat().st_ino == file
+            if not same or (seen and (first is None or (first[0], digest(first[1])) != (seen, sha256))):
+                raise ChunkCorrupt(
+                    f"{path} was cut, replaced or removed", hint="ddib audit verify; ddib status"
+                )
+            for seen, line in rows:  # noqa: B007 - the last one is compared at the next look
+                count, sha256 = count + 1, digest(line)
+                if count > after:
+                    yield AuditLine.read(count, line)
             pause(POLL_S)
 
 
-def _require_same(path: Path, file: io.BufferedReader) -> None:
-    """The file that is followed is still the log, and no shorter than what was read."""
-    try:
-        there, here = path.stat(), os.fstat(file.fileno())
-    except FileNotFoundError:
-        same = False
-    else:
-        same = (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino) and here.st_size >= file.tell()
-    if not same:
-        raise ChunkCorrupt(f"{path} was cut, replaced or removed", hint="ddib audit verify; ddib status")
-
-
-def _as_json_lines(found: Sequence[Entry]) -> bytes:
+def _as_json_lines(found: Sequence[AuditLine]) -> bytes:
     return b"".join(
         json.dumps({**entry.record, "sha256": entry.sha256}, ensure_ascii=True).encode() + b"\n"
         for entry in found
     )
 
 
-def _as_csv(found: Sequence[Entry]) -> bytes:
+def _as_csv(found: Sequence[AuditLine]) -> bytes:
     """A header and a row for each line; a column for each name, lists separated by spaces."""
     columns = [*FIRST_COLUMNS, *dict.fromkeys(name for entry in found for name in entry.values), "previous"]
     written = io.StringIO()
@@ -231,14 +242,12 @@ class Verified:
 
     lines: int
     head: str
-    torn_bytes: int = 0
     broken_line: int | None = None
     problem: str = ""
     anchors: int = 0
 
     @property
     def ok(self) -> bool:
-        """Whether the chain of whole lines is unbroken; a torn end is a crash, not tampering."""
         return not self.problem
 
 
@@ -248,24 +257,22 @@ def verify(
     """Read a whole log and follow its chain; it is not changed.
 
     A chain detects lines that were changed, removed or inserted. It cannot detect that the end was cut off,
-    or that the whole file was rewritten: for that compare `head` with a copy kept elsewhere, or use the anchors that
+    or that the whole log was rewritten: for that compare `head` with a copy kept elsewhere, or use the anchors that
     peers hold.
 
     Raises:
         FileNotFoundError: There is no log.
+        ChunkCorrupt: The database cannot be read.
     """
-    with path.open("rb") as file:
-        return _verify(file, noted, anchors or {})
+    return verify_lines(lines_of(path), noted, anchors or {})
 
 
-def _verify(lines: Iterable[bytes], noted: str | None, anchors: Mapping[int, tuple[str, str]]) -> Verified:
-    head, torn = EMPTY, 0
+def verify_lines(lines: Iterable[str], noted: str | None, anchors: Mapping[int, tuple[str, str]]) -> Verified:
+    """As `verify`, of the lines of a log."""
+    head = EMPTY
     seen = noted is None or noted == FIRST
     matched, differs = 0, ""
     for line in lines:
-        if not line.endswith(b"\n"):
-            torn = len(line)
-            break
         problem = follows(line, head)
         if problem:
             return Verified(head.n + 1, head.sha256, broken_line=head.n + 2, problem=problem, anchors=matched)
@@ -281,13 +288,13 @@ def _verify(lines: Iterable[bytes], noted: str | None, anchors: Mapping[int, tup
     last = max(anchors, default=-1)
     if last > head.n and not differs:
         differs = f"it has {head.n + 1} lines, and line {last + 1} is one that {anchors[last][1]}: its end was cut off"
-    return Verified(head.n + 1, head.sha256, torn, problem=differs, anchors=matched)
+    return Verified(head.n + 1, head.sha256, problem=differs, anchors=matched)
 
 
 # Anchors
 
 
-class Anchor(BaseModel):
+class NotedHead(BaseModel):
     """One line of the peer's log: its number from 1, its SHA-256, and when it was noted here."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -305,7 +312,7 @@ class AnchorFile(BaseModel):
     format: Literal["ddib-fed audit anchors 1"] = FORMAT
     of: str
     noted_by: str
-    anchors: tuple[Anchor, ...]
+    anchors: tuple[NotedHead, ...]
 
     def to_bytes(self) -> bytes:
         """As a file."""
@@ -317,13 +324,6 @@ class AnchorFile(BaseModel):
             each.lines - 1: (each.sha256, f"{self.noted_by} noted on {each.noted:%Y-%m-%d at %H:%M} UTC")
             for each in self.anchors
         }
-
-
-class Held(NamedTuple):
-    """What the own log holds of one peer's."""
-
-    anchors: tuple[Anchor, ...]
-    contradiction: str
 
 
 def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
@@ -346,17 +346,17 @@ def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
     return found
 
 
-def held_of(log: Path, institution: str) -> Held:
-    """The anchors of one peer's log that lie in the own log.
+def held_of(log: Path, institution: str) -> tuple[tuple[NotedHead, ...], str]:
+    """The anchors of one peer's log that lie in the own log, and how they contradict each other; empty for not.
 
     Raises:
         FileNotFoundError: There is no log.
     """
     anchors = tuple(_noted(log, institution))
-    return Held(anchors, _contradiction(anchors))
+    return anchors, _contradiction(anchors)
 
 
-def thinned(anchors: Sequence[Anchor]) -> tuple[Anchor, ...]:
+def thinned(anchors: Sequence[NotedHead]) -> tuple[NotedHead, ...]:
     """At most `MAX_ANCHORS`, by number of line, the newest among them."""
     ordered = sorted({each.lines: each for each in anchors}.values(), key=lambda each: each.lines)
     newest = MAX_ANCHORS // 2
@@ -365,26 +365,20 @@ def thinned(anchors: Sequence[Anchor]) -> tuple[Anchor, ...]:
     return (*older[::step], *ordered[-newest:])
 
 
-def _noted(log: Path, institution: str) -> Iterator[Anchor]:
-    with log.open("rb") as file:
-        for line in file:
-            if b'"peer_head"' not in line or (record := parsed(line)) is None:
-                continue
-            if _institution(str(record.get("peer"))) != institution:
-                continue
-            try:
-                yield Anchor(lines=record["peer_lines"], sha256=record["peer_head"], noted=record["time"])
-            except (KeyError, ValidationError):  # a line that somebody broke: `verify` finds it
-                continue
+def _noted(log: Path, institution: str) -> Iterator[NotedHead]:
+    for line in lines_of(log, '"peer_head"'):
+        record = parsed(line) or {}
+        if str(record.get("peer")).removeprefix("spiffe://").partition("/")[0] != institution:
+            continue
+        try:
+            yield NotedHead(lines=record["peer_lines"], sha256=record["peer_head"], noted=record["time"])
+        except (KeyError, ValidationError):  # a line that somebody broke: `verify` finds it
+            continue
 
 
-def _institution(peer: str) -> str:
-    return peer.removeprefix("spiffe://").partition("/")[0]
-
-
-def _contradiction(anchors: Sequence[Anchor]) -> str:
-    digests: dict[int, Anchor] = {}
-    furthest: Anchor | None = None
+def _contradiction(anchors: Sequence[NotedHead]) -> str:
+    digests: dict[int, NotedHead] = {}
+    furthest: NotedHead | None = None
     for each in anchors:
         known = digests.setdefault(each.lines, each)
         if known.sha256 != each.sha256:
@@ -400,35 +394,3 @@ def _contradiction(anchors: Sequence[Anchor]) -> str:
         if furthest is None or each.lines > furthest.lines:
             furthest = each
     return ""
-
-
-# The end of the log, which a node looks at when it starts
-
-
-@dataclass(frozen=True, slots=True)
-class Recent:
-    """The end of a log."""
-
-    lines: tuple[Mapping[str, Any], ...]
-    whole: bool
-    since: float
-
-
-def recent(path: Path, max_bytes: int = MAX_RECENT) -> Recent:
-    """Read the end of a log; a log that is not there is an empty one.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - max_bytes))
-            data = file.read(max_bytes)
-    except FileNotFoundError:
-        return Recent((), whole=True, since=float("inf"))
-    whole = size <= max_bytes
-    if not whole:
-        data = data.partition(b"\n")[2]  # the rest of a line
-    lines = tuple(line for raw in data.splitlines() if (line := parsed(raw)) is not None)
-    return Recent(lines, whole, min((_time(line).timestamp() for line in lines), default=float("inf")))

@@ -12,12 +12,11 @@ import shlex
 import socket
 import ssl
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from cryptography import x509
 
@@ -26,8 +25,6 @@ from ddib_fed.protocol.addresses import Proxy, TunnelRefused, split_address
 from ddib_fed.security.identity import UNREADABLE
 from ddib_fed.security.pki import CLOCK_SKEW, TlsCredentials, is_root_of, load_identity, parse_certificates
 from ddib_fed.terminal import escape
-
-T = TypeVar("T")
 
 TIMEOUT_S: Final = 5.0
 _GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
@@ -70,7 +67,10 @@ CAUSES: Final[dict[str, tuple[str, str]]] = {
         "getent hosts {host}; ip route get {host}; nc -vz {host} {port}; ask the network's operators",
     ),
     "closed": (
-        "the connection to {address} was closed before an answer over TLS{detail}",
+        (
+            "the connection to {address} was closed before an answer over TLS: by a relay whose far end does not "
+            "listen (ssh -R, frp, chisel), by a node that starts or stops, or by a firewall"
+        ),
         "is the node running, behind a relay at the port to which the tunnel leads? {look}",
     ),
     "proxy-unreachable": (
@@ -82,7 +82,7 @@ CAUSES: Final[dict[str, tuple[str, str]]] = {
         f"{_PROXIES}; ask them to allow CONNECT to {{address}}, without TLS inspection; {_TUNNEL}",
     ),
     "not-tls": (
-        "what answers at {address} does not speak TLS{detail}",
+        "what answers at {address} does not speak TLS ({detail})",
         f"nc {{host}} {{port}} shows what answers; {_COMPARE}. A proxy is used only where the configuration names it",
     ),
     "tls-version": ("what answers at {address} does not speak TLS 1.3", f"{{look}}: a middlebox? {_COMPARE}"),
@@ -309,24 +309,25 @@ class _Attempt:
             place = shlex.quote(str(folder))
             text = f"{folder} cannot be used: {error.strerror or error}"
             return Diagnosis("own-certificate", text, f"namei -l {place}; df -h {place}")
-        handshake = _Handshake(connection, context, self.server_name, self.way.timeout_s)
+        answer = b""
         try:
-            handshake.shake()
+            with _handshake(connection, context, self.server_name, self.way.timeout_s) as tls:
+                version = tls.version()
+                # In TLS 1.3 the server judges our certificate after our side is done: a gRPC server closes silently.
+                with suppress(OSError):
+                    tls.sendall(_GREETING)
+                    answer = tls.recv(9)
         except ssl.SSLCertVerificationError as error:
             return self._distrust(error)
         except TimeoutError:
             return self._found("timeout", " over TLS, although connections are taken")
         except OSError as error:
-            return self._no_handshake(error, handshake.first)
-        # In TLS 1.3 the server judges our certificate after our side is done: a gRPC server closes without a word.
-        answer = b""
-        with suppress(OSError):
-            answer = handshake.ask(_GREETING, 9)
+            return self._no_handshake(error)
         if not answer:
             return self._found("refused-us", self._of_clocks())
         if len(answer) < 4 or answer[3] != _SETTINGS_FRAME:
             return self._found("wrong-server", "TLS works, but it is no gRPC server")
-        return self._found("ok", f"{handshake.tls.version()}, both certificates accepted")
+        return self._found("ok", f"{version}, both certificates accepted")
 
     def _of_clocks(self) -> str:
         """By how much a clock would have to be wrong for our certificate to be refused, if that is little."""
@@ -375,70 +376,23 @@ class _Attempt:
         pinned = {root.subject for root in parse_certificates(self.roots_pem, "the pinned roots")}
         return shown.issuer not in pinned and not is_root_of(shown.issuer, institution)
 
-    def _no_handshake(self, error: OSError, first: bytes) -> Diagnosis:
-        text = str(error)
-        if re.search(r"PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL", text):
+    def _no_handshake(self, error: OSError) -> Diagnosis:
+        if re.search(r"PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL", str(error)):
             way = replace(self.way, timeout_s=min(self.way.timeout_s, _SECOND_LOOK_S))
             shown = presented_certificate(way, self.server_name)
             if shown is not None and self._inspects(shown):
                 return self._found("tls-inspection", short(shown.issuer.rfc4514_string()))
             return self._found("tls-version")
-        garbled = re.search(r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|UNKNOWN_PROTOCOL|PACKET_LENGTH", text)
-        if garbled or first.startswith(b"HTTP/"):
-            return self._found("not-tls", f': it begins with "{short(first[:20].decode("latin-1").strip())}"')
         if isinstance(error, ssl.SSLEOFError) or not isinstance(error, ssl.SSLError):
-            relay = (
-                ", without a byte: by a relay whose far end does not listen (ssh -R, frp, chisel), by a node that "
-                "starts or stops, or by a firewall"
-            )
-            return self._found("closed", "" if first else relay)
-        return self._found("not-tls", f": {short(text)}")
+            return self._found("closed")
+        return self._found("not-tls", short(str(error)))
 
 
-class _Handshake:
-    """TLS over one connection, which stays the caller's; `first` has the bytes with which the other side answered."""
-
-    def __init__(
-        self, connection: socket.socket, context: ssl.SSLContext, server_name: str, timeout_s: float
-    ) -> None:
-        self.first = b""
-        connection.settimeout(timeout_s)
-        self._connection = connection
-        self._received, self._sent = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self._received, self._sent, server_hostname=server_name)
-
-    def shake(self) -> None:
-        """TimeoutError when it takes too long; SSLError and OSError as Python's ssl raises them."""
-        self._exchange(self.tls.do_handshake)
-
-    def ask(self, question: bytes, size: int) -> bytes:
-        """Up to `size` bytes of the answer."""
-        self._exchange(lambda: self.tls.write(question))
-        return self._exchange(lambda: self.tls.read(size))
-
-    def _exchange(self, act: Callable[[], T]) -> T:
-        while True:
-            try:
-                done = act()
-            except ssl.SSLWantReadError:
-                self._flush()
-                data = self._connection.recv(1 << 16)
-                self.first = self.first or data[:64]
-                if data:
-                    self._received.write(data)
-                else:
-                    self._received.write_eof()
-            except ssl.SSLError:
-                with suppress(OSError):  # the other side may not wait to be told why
-                    self._flush()
-                raise
-            else:
-                self._flush()
-                return done
-
-    def _flush(self) -> None:
-        if self._sent.pending:
-            self._connection.sendall(self._sent.read())
+def _handshake(
+    connection: socket.socket, context: ssl.SSLContext, server_name: str, timeout_s: float
+) -> ssl.SSLSocket:
+    connection.settimeout(timeout_s)
+    return context.wrap_socket(connection, server_hostname=server_name)
 
 
 def _client_context(own: TlsCredentials, roots_pem: bytes, folder: Path) -> ssl.SSLContext:
@@ -461,10 +415,8 @@ def presented_certificate(way: Way, server_name: str) -> x509.Certificate | None
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     try:
-        with way.connect() as connection:
-            handshake = _Handshake(connection, context, server_name, way.timeout_s)
-            handshake.shake()
-            found = handshake.tls.getpeercert(binary_form=True)
+        with way.connect() as connection, _handshake(connection, context, server_name, way.timeout_s) as tls:
+            found = tls.getpeercert(binary_form=True)
         if not found:
             return None
         shown = x509.load_der_x509_certificate(found)

@@ -88,12 +88,10 @@ class Identity:
 
     @property
     def uri(self) -> str:
-        """The URI that the certificate carries."""
         return f"spiffe://{self.institution}/{self.kind}/{self.name}"
 
     @property
     def dns_name(self) -> str:
-        """The DNS name that the certificate carries and that TLS checks."""
         return f"{self.name}.{self.institution}"
 
     def __str__(self) -> str:
@@ -119,25 +117,7 @@ def verify_peer_certificate(pem: bytes, *, pins: Pins, now: datetime) -> Identit
         Unauthenticated: This institution's root would not have issued it, or it has expired.
         PeerUnknown: No root is pinned for the institution that it names.
     """
-    certificate = _parse(pem)  # 1
-    identity = certified_identity(certificate)  # 2, 3
-    roots = pins.get(identity.institution)  # 4
-    if not roots:
-        raise PeerUnknown(
-            f"{identity.institution} has not been admitted here",
-            hint="ddib peer add FILE --fingerprint FINGERPRINT",
-        )
-    root = _issuer(certificate, roots, identity)  # 5, 6
-    _check_validity(certificate, now, f"the certificate of {identity}")  # 7
-    _check_validity(root, now, f"the root of {identity.institution}")
-    check_root(root, identity.institution)  # 8
-    _check_name_constraints(root, identity)
-    _check_usage(certificate, identity)  # 9
-    return identity
-
-
-def _parse(pem: bytes) -> x509.Certificate:
-    """Step 1: exactly one certificate of a reasonable size."""
+    # 1. exactly one certificate of a reasonable size
     if len(pem) > MAX_CERTIFICATE_BYTES:
         raise Unauthenticated(f"the certificate is larger than {MAX_CERTIFICATE_BYTES} bytes")
     try:
@@ -146,11 +126,45 @@ def _parse(pem: bytes) -> x509.Certificate:
         raise Unauthenticated("the certificate cannot be parsed") from exc
     if len(certificates) != 1:
         raise Unauthenticated(f"one certificate is expected, {len(certificates)} came")
-    return certificates[0]
+    certificate = certificates[0]
+    # 2. one URI of our form, the DNS name that belongs to it, and nothing else
+    identity = certified_identity(certificate)
+    # 3. its institution is known here
+    roots = pins.get(identity.institution)
+    if not roots:
+        raise PeerUnknown(
+            f"{identity.institution} has not been admitted here",
+            hint="ddib peer add FILE --fingerprint FINGERPRINT",
+        )
+    # 4. one of the institution's own roots is named as issuer, and signed it
+    named = [root for root in roots if root.subject == certificate.issuer]
+    if not named:
+        raise Unauthenticated(
+            f"the certificate of {identity} was not issued by the pinned root of {identity.institution}"
+        )
+    root = next((each for each in named if _signed_by(certificate, each)), None)
+    if root is None:
+        raise Unauthenticated(f"the signature on the certificate of {identity} is not the pinned root's")
+    # 5. both are valid now
+    for each, what in (
+        (certificate, f"certificate of {identity}"),
+        (root, f"root of {identity.institution}"),
+    ):
+        begins, ends = each.not_valid_before_utc, each.not_valid_after_utc
+        if now < begins:
+            raise Unauthenticated(f"the {what} is not valid before {begins:%Y-%m-%d %H:%M} UTC")
+        if now >= ends:
+            raise Unauthenticated(f"the {what} expired at {ends:%Y-%m-%d %H:%M} UTC")
+    # 6. the root may sign certificates, of this name
+    check_root(root, identity.institution)
+    _check_name_constraints(root, identity)
+    # 7. it is a leaf for its role
+    _check_usage(certificate, identity)
+    return identity
 
 
 def read_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
-    """The certificates in a PEM text, at least one, each read to its end."""
+    """The certificates in a PEM text, at least one, each read to its end; ValueError if that fails."""
     try:
         found = tuple(x509.load_pem_x509_certificates(pem))
         for each in found:
@@ -168,7 +182,7 @@ def read_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
 
 
 def certified_identity(certificate: x509.Certificate) -> Identity:
-    """Steps 2 and 3: exactly one URI of our form, the DNS name that belongs to it, and nothing else."""
+    """Whom a certificate names, which proves nothing; Unauthenticated if that is not exactly one identity."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as exc:
@@ -188,82 +202,8 @@ def certified_identity(certificate: x509.Certificate) -> Identity:
     return identity
 
 
-def _issuer(
-    certificate: x509.Certificate, roots: tuple[x509.Certificate, ...], identity: Identity
-) -> x509.Certificate:
-    """Steps 5 and 6: one of the institution's own roots is named as issuer and signed it."""
-    named = [root for root in roots if root.subject == certificate.issuer]
-    if not named:
-        raise Unauthenticated(
-            f"the certificate of {identity} was not issued by the pinned root of {identity.institution}"
-        )
-    for root in named:
-        try:
-            certificate.verify_directly_issued_by(root)
-        except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
-            continue
-        return root
-    raise Unauthenticated(f"the signature on the certificate of {identity} is not the pinned root's")
-
-
-def _check_validity(certificate: x509.Certificate, now: datetime, what: str) -> None:
-    """Step 7: not before, not after."""
-    if now < certificate.not_valid_before_utc:
-        raise Unauthenticated(
-            f"{what} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
-        )
-    if now >= certificate.not_valid_after_utc:
-        raise Unauthenticated(f"{what} expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
-
-
-def check_root(root: x509.Certificate, institution: str) -> None:
-    """Step 8a: the root is a CA that may sign certificates, and its name constraints permit the institution."""
-    try:
-        constraints = root.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as exc:
-        raise Unauthenticated(f"the root of {institution} is no CA certificate") from exc
-    if not constraints.ca:
-        raise Unauthenticated(f"the root of {institution} is no CA certificate")
-    _check_name_constraints(root, Identity(institution, "node", "x"))
-
-
-def has_name_constraints(root: x509.Certificate) -> bool:
-    """Whether the root is limited to some names at all."""
-    try:
-        root.extensions.get_extension_for_class(x509.NameConstraints)
-    except x509.ExtensionNotFound:
-        return False
-    return True
-
-
-def _check_name_constraints(root: x509.Certificate, identity: Identity) -> None:
-    """Step 8b: RFC 5280, section 4.2.1.10, for the two types of name that a leaf can have."""
-    try:
-        constraints = root.extensions.get_extension_for_class(x509.NameConstraints).value
-    except x509.ExtensionNotFound:
-        return
-    permitted, excluded = constraints.permitted_subtrees or [], constraints.excluded_subtrees or []
-    for kind, name in (
-        (x509.UniformResourceIdentifier, identity.institution),
-        (x509.DNSName, identity.dns_name),
-    ):
-        allowed = [tree for tree in permitted if isinstance(tree, kind)]
-        refused = [tree for tree in excluded if isinstance(tree, kind)]
-        if (allowed and not any(_within(name, tree) for tree in allowed)) or any(
-            _within(name, t) for t in refused
-        ):
-            raise Unauthenticated(f"the name constraints of the root do not permit {name}")
-
-
-def _within(name: str, tree: x509.GeneralName) -> bool:
-    base = str(tree.value).lower()
-    if isinstance(tree, x509.UniformResourceIdentifier):
-        return name.endswith(base) if base.startswith(".") else name == base
-    return name == base or name.endswith("." + base.removeprefix("."))
-
-
 def _check_usage(certificate: x509.Certificate, identity: Identity) -> None:
-    """Step 9: a leaf with an acceptable key and the usages of its role, and no unknown critical extension."""
+    """A leaf with the usages of its role, no unknown critical extension, and an acceptable key."""
     try:
         extensions = certificate.extensions
         usages = set(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
@@ -281,6 +221,58 @@ def _check_usage(certificate: x509.Certificate, identity: Identity) -> None:
             f"the certificate of {identity} has unknown critical extensions: {', '.join(unknown)}"
         )
     check_public_key(certificate.public_key(), str(identity))
+
+
+def _signed_by(certificate: x509.Certificate, root: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(root)
+    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def check_root(root: x509.Certificate, institution: str) -> None:
+    """Return if a root is a CA that may sign certificates, and its name constraints permit the institution."""
+    try:
+        constraints = root.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        constraints = None
+    if constraints is None or not constraints.ca:
+        raise Unauthenticated(f"the root of {institution} is no CA certificate")
+    _check_name_constraints(root, Identity(institution, "node", "x"))
+
+
+def name_constraints(root: x509.Certificate) -> x509.NameConstraints | None:
+    """What limits the root to some names; None if nothing does."""
+    try:
+        return root.extensions.get_extension_for_class(x509.NameConstraints).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def _check_name_constraints(root: x509.Certificate, identity: Identity) -> None:
+    """RFC 5280, section 4.2.1.10, for the two types of name that a leaf can have."""
+    constraints = name_constraints(root)
+    if constraints is None:
+        return
+    for kind, name in (
+        (x509.UniformResourceIdentifier, identity.institution),
+        (x509.DNSName, identity.dns_name),
+    ):
+        permitted, excluded = (
+            [tree for tree in trees or () if isinstance(tree, kind)]
+            for trees in (constraints.permitted_subtrees, constraints.excluded_subtrees)
+        )
+        inside = not permitted or any(_within(name, tree) for tree in permitted)
+        if not inside or any(_within(name, tree) for tree in excluded):
+            raise Unauthenticated(f"the name constraints of the root do not permit {name}")
+
+
+def _within(name: str, tree: x509.GeneralName) -> bool:
+    base = str(tree.value).lower()
+    if isinstance(tree, x509.UniformResourceIdentifier):
+        return name.endswith(base) if base.startswith(".") else name == base
+    return name == base or name.endswith("." + base.removeprefix("."))
 
 
 def check_public_key(key: object, what: str) -> None:

@@ -13,6 +13,7 @@ never overwritten, no key leaves its folder, and files that are read are checked
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from ddib_fed.security.identity import (
     certified_identity,
     check_institution,
     check_public_key,
+    name_constraints,
     read_certificates,
     verify_peer_certificate,
 )
@@ -72,31 +74,42 @@ class Authority:
 
 @dataclass(frozen=True, slots=True)
 class TlsCredentials:
-    """What TLS needs, read from a folder and checked to belong together; it may have expired.
+    """What TLS needs, read from a folder and checked to belong together: leaf, key (PKCS #8), own roots.
 
-    That is the leaf, its private key (PKCS #8), the institution's own roots, and the leaf's identity and life.
+    The leaf may have expired; `problem` says so.
     """
 
-    cert_chain_pem: bytes
+    certificate: x509.Certificate
     key_pem: bytes = field(repr=False)
-    roots_pem: bytes
+    roots: tuple[x509.Certificate, ...]
     identity: Identity
     not_before: datetime
-    not_after: datetime
+
+    @property
+    def cert_chain_pem(self) -> bytes:
+        return certificate_pem(self.certificate)
+
+    @property
+    def roots_pem(self) -> bytes:
+        return certificate_pem(*self.roots)
+
+    @property
+    def not_after(self) -> datetime:
+        return self.certificate.not_valid_after_utc
 
     @property
     def root_not_after(self) -> datetime:
         """When the root that signed the leaf ends; that of the leaf where none of the roots did."""
-        leaf = parse_certificates(self.cert_chain_pem, "the leaf")[0]
-        roots = parse_certificates(self.roots_pem, "the roots")
-        return max(
-            (root.not_valid_after_utc for root in roots if root.subject == leaf.issuer),
-            default=self.not_after,
-        )
+        issuers = [root for root in self.roots if root.subject == self.certificate.issuer]
+        return max((root.not_valid_after_utc for root in issuers), default=self.not_after)
 
-    def root_warning(self, now: datetime) -> str:
-        """What to know of a root that ends soon; empty while there is time."""
-        return root_warning(self.identity.institution, self.root_not_after, now)
+    def problem(self, now: datetime) -> str | None:
+        """Why others would not accept it now: expired, not yet valid, of another root; None if they would."""
+        try:
+            check_issued(self.certificate, self.roots, now=now)
+        except Unauthenticated as error:
+            return error.detail
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +133,10 @@ def fingerprint(certificate: x509.Certificate) -> str:
 
 
 def same_fingerprint(one: str, other: str) -> bool:
-    return _bare(one) == _bare(other)
+    def bare(text: str) -> str:
+        return re.sub("^sha256[:=]|[: ]", "", text.strip().lower())
 
-
-def _bare(text: str) -> str:
-    bare = text.strip().lower().removeprefix("sha256:").removeprefix("sha256=")
-    return bare.replace(":", "").replace(" ", "")
+    return bare(one) == bare(other)
 
 
 def certificate_pem(*certificates: x509.Certificate) -> bytes:
@@ -221,7 +232,7 @@ def load_authority(folder: Path) -> Authority:
 
 
 def has_authority(folder: Path) -> bool:
-    """Whether the folder holds the institution's issuing key."""
+    """Whether the folder issues."""
     return (folder / "ca.key").exists()
 
 
@@ -255,13 +266,11 @@ def is_root_of(name: x509.Name, institution: str) -> bool:
 
 def _root_institution(certificate: x509.Certificate) -> str:
     """The institution that a root made here is constrained to."""
-    try:
-        constraints = certificate.extensions.get_extension_for_class(x509.NameConstraints).value
-    except x509.ExtensionNotFound as exc:
-        raise InputError("the root has no name constraints: it was not made by ddib pki init") from exc
-    uris = [t for t in constraints.permitted_subtrees or [] if isinstance(t, x509.UniformResourceIdentifier)]
+    constraints = name_constraints(certificate)
+    trees = constraints.permitted_subtrees or [] if constraints else []
+    uris = [tree for tree in trees if isinstance(tree, x509.UniformResourceIdentifier)]
     if len(uris) != 1:
-        raise InputError("the root is not constrained to one institution")
+        raise InputError("the root is not constrained to one institution: it was not made by ddib pki init")
     return check_institution(uris[0].value)
 
 
@@ -427,15 +436,14 @@ def _load(folder: Path, certificate_file: str) -> TlsCredentials:
         leaf_pem = read_small(folder / certificate_file, hint=anew)
         roots_pem = read_small(folder / "roots.pem", hint=anew)
         certificate = parse_certificates(leaf_pem, f"{folder / certificate_file}", hint=anew)[0]
+        start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if end - start >= CLOCK_SKEW + LEAST_LIFETIME:
+            start += CLOCK_SKEW
         for key in load_keys(key_pem, folder / "leaf.key", hint=anew):
             if key.public_key() == certificate.public_key():
+                roots = _read_roots(folder, roots_pem)
                 return TlsCredentials(
-                    cert_chain_pem=certificate_pem(certificate),
-                    key_pem=_key_pem(key),
-                    roots_pem=certificate_pem(*_read_roots(folder, roots_pem)),
-                    identity=certified_identity(certificate),
-                    not_before=_begins(certificate),
-                    not_after=certificate.not_valid_after_utc,
+                    certificate, _key_pem(key), roots, certified_identity(certificate), start
                 )
     raise InputError(f"{folder / 'leaf.key'} is not the key of {certificate_file} beside it", hint=anew)
 
@@ -457,17 +465,38 @@ def _read_roots(folder: Path, pem: bytes) -> tuple[x509.Certificate, ...]:
     return parse_certificates(pem, str(path), hint=hint)
 
 
-def _begins(certificate: x509.Certificate) -> datetime:
-    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return start + CLOCK_SKEW if end - start >= CLOCK_SKEW + LEAST_LIFETIME else start
-
-
-def check_installable(
-    certificate: x509.Certificate, roots: tuple[x509.Certificate, ...], now: datetime
+def check_issued(
+    certificate: x509.Certificate,
+    roots: tuple[x509.Certificate, ...],
+    *,
+    now: datetime,
+    known: tuple[x509.Certificate, ...] = (),
+    expected: Identity | None = None,
+    what: str = "the certificate",
 ) -> Identity:
-    """The identity of a signed certificate that a node would accept from us; Unauthenticated if it would not."""
+    """The identity of a certificate that may be put in place with these roots.
+
+    Args:
+        known: The roots that are trusted already; one of them must be among `roots`.
+        expected: Whose it must be.
+
+    Raises:
+        Unauthenticated: It may not, or nobody would accept it from us.
+    """
+    if len(roots) > MAX_ROOTS:
+        raise Unauthenticated(
+            f"{what} comes with {len(roots)} roots; at most {MAX_ROOTS} can be trusted at once"
+        )
+    if known and not set(known) & set(roots):
+        raise Unauthenticated(
+            f"{what} has none of the roots that are trusted here",
+            hint="compare the roots with `ddib pki show` at the issuer; to start over, move roots.pem away",
+        )
     identity = certified_identity(certificate)
-    return verify_peer_certificate(certificate_pem(certificate), pins={identity.institution: roots}, now=now)
+    verify_peer_certificate(certificate_pem(certificate), pins={identity.institution: roots}, now=now)
+    if expected is not None and identity != expected:
+        raise Unauthenticated(f"{what} is for {identity}, not {expected}")
+    return identity
 
 
 # Requests: how a node or client on another machine gets its first certificate, without its key travelling
@@ -544,15 +573,20 @@ def install(
     """Put a signed certificate in place, where the key of the request is; it is checked like one from a stranger.
 
     Raises:
-        InputError, Unauthenticated: It is not of this form, for another identity, or would not be accepted anywhere.
-        PolicyDenied: None of its roots is already trusted by the folder.
+        InputError: It is not of this form.
+        Unauthenticated: As of `check_issued`.
         FileMissing: The folder has no key for it.
     """
     leaf, *given = parse_certificates(pem, "the signed certificate", hint="ddib pki issue writes one")
-    roots = _roots_to_install(folder, tuple(given))
-    identity = check_installable(leaf, roots, now or datetime.now(UTC))
-    if expected is not None and identity != expected:
-        raise InputError(f"the certificate is for {identity}, here {expected} is needed")
+    path = folder / "roots.pem"
+    known = _read_roots(folder, read_small(path)) if path.exists() else ()
+    roots = tuple(given) or known
+    if not roots:
+        raise InputError(
+            "the institution's root is missing",
+            hint="append it to the certificate's file: cat leaf.pem ca.pem > signed.pem",
+        )
+    identity = check_issued(leaf, roots, now=now or datetime.now(UTC), known=known, expected=expected)
     for path in (folder / PENDING_KEY, folder / "leaf.key"):
         for key in load_keys(read_private(path), path) if path.exists() else ():
             if key.public_key() == leaf.public_key():
@@ -563,21 +597,3 @@ def install(
         f"{folder} has no key for the certificate of {identity}",
         hint="ddib pki request here, have that request signed, and install the answer",
     )
-
-
-def _roots_to_install(folder: Path, given: tuple[x509.Certificate, ...]) -> tuple[x509.Certificate, ...]:
-    path = folder / "roots.pem"
-    known = _read_roots(folder, read_small(path)) if path.exists() else ()
-    if not given and not known:
-        raise InputError(
-            "the institution's root is missing",
-            hint="append it to the certificate's file: cat leaf.pem ca.pem > signed.pem",
-        )
-    if len(given) > MAX_ROOTS:
-        raise InputError(f"at most {MAX_ROOTS} roots can be trusted at once")
-    if given and known and not set(given) & set(known):
-        raise PolicyDenied(
-            f"the root {fingerprint(given[0])} is not among those trusted in {folder}",
-            hint=f"compare it with `ddib pki show` at the issuer; to start over, move {path} away",
-        )
-    return given or known

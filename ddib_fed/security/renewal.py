@@ -10,9 +10,8 @@ from typing import Final
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from ddib_fed.errors import InputError, MessageInvalid, Unauthenticated
+from ddib_fed.errors import InputError, MessageInvalid
 from ddib_fed.files import write_file
 from ddib_fed.protocol.addresses import Proxy
 from ddib_fed.protocol.details import from_rpc_error
@@ -20,11 +19,10 @@ from ddib_fed.security.diagnosis import explained
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.pki import (
     CLOCK_SKEW,
-    MAX_ROOTS,
     RECOVERY,
     TlsCredentials,
     certificate_pem,
-    check_installable,
+    check_issued,
     load_identity,
     load_recovery,
     new_key,
@@ -42,7 +40,6 @@ CALL_TIMEOUT_S: Final = 20.0
 
 
 def utc_now() -> datetime:
-    """Now, in UTC."""
     return datetime.now(UTC)
 
 
@@ -67,7 +64,8 @@ def renew_through(
 ) -> TlsCredentials:
     """Get a new certificate for a new key from the institution's issuer, and install both.
 
-    A node whose certificate has expired asks with the one for recovery that came with it.
+    A node whose certificate has expired asks with the one for recovery that came with it. The answer is checked before
+    it replaces the working certificate.
 
     Raises:
         Unauthenticated: The answer is not a certificate for this identity.
@@ -94,62 +92,21 @@ def renew_through(
             raise explained(
                 found, address, server_name=server_name, pki_folder=folder, proxy=proxy
             ) from error
-    return _install(folder, current, key, answer, moment)
-
-
-def _install(
-    folder: Path,
-    current: TlsCredentials,
-    key: ec.EllipticCurvePrivateKey,
-    answer: pb.RenewResponse,
-    now: datetime,
-) -> TlsCredentials:
-    """Check the issuer's answer before it replaces the working certificate."""
+    what, own = "the issuer's answer", current.identity
     try:
-        certificate = parse_certificates(answer.certificate.encode(), "the issuer's answer")[0]
-        roots = parse_certificates(answer.roots.encode(), "the issuer's answer")
+        roots = parse_certificates(answer.roots.encode(), what)
+        certificate = parse_certificates(answer.certificate.encode(), what)[0]
+        recovery = parse_certificates(answer.recovery.encode(), what)[0] if answer.recovery else None
     except InputError as exc:
         raise MessageInvalid(exc.detail) from exc
-    if len(roots) > MAX_ROOTS or certificate.public_key() != key.public_key():
-        raise MessageInvalid("the issuer's answer has too many roots, or is for another key")
-    check_successor(current, certificate, roots, now, "the issuer's answer")
-    recovery = _recovery(answer, key, current, roots, now) if answer.recovery else None
+    recovered = Identity(own.institution, "recovery", own.name)
+    for each, expected in ((certificate, own), (recovery, recovered)):
+        if each is None:
+            continue
+        if each.public_key() != key.public_key():
+            raise MessageInvalid(f"{what} is for another key")
+        check_issued(each, roots, now=moment, known=current.roots, expected=expected, what=what)
     write_identity(folder, certificate=certificate, key=key, roots=roots)
     if recovery is not None:
         write_file(folder / RECOVERY, certificate_pem(recovery), private=True)
     return load_identity(folder)
-
-
-def _recovery(
-    answer: pb.RenewResponse,
-    key: ec.EllipticCurvePrivateKey,
-    current: TlsCredentials,
-    roots: tuple[x509.Certificate, ...],
-    now: datetime,
-) -> x509.Certificate:
-    """The certificate for recovery in an answer: of the new key, and for this node."""
-    try:
-        found = parse_certificates(answer.recovery.encode(), "the issuer's answer")[0]
-    except InputError as exc:
-        raise MessageInvalid(exc.detail) from exc
-    own = current.identity
-    expected = Identity(own.institution, "recovery", own.name)
-    if found.public_key() != key.public_key() or check_installable(found, roots, now) != expected:
-        raise MessageInvalid("the issuer's answer has a certificate for recovery that is not this node's")
-    return found
-
-
-def check_successor(
-    current: TlsCredentials,
-    certificate: x509.Certificate,
-    roots: tuple[x509.Certificate, ...],
-    now: datetime,
-    what: str,
-) -> None:
-    """Return if a certificate may replace the current one: same identity, from a trusted root; else Unauthenticated."""
-    known = parse_certificates(current.roots_pem, "roots.pem")
-    if not set(known) & set(roots):
-        raise Unauthenticated(f"{what} has none of the roots that are trusted here")
-    identity = check_installable(certificate, roots, now)
-    if identity != current.identity:
-        raise Unauthenticated(f"{what} is for {identity}, not {current.identity}")

@@ -76,17 +76,14 @@ class ServerCredentials:
         self._next_look = 0.0
         self._current = self._read()
         self.grpc: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
-            _configuration(self._current),
+            _configuration(*self._current),
             self._fetch,  # type: ignore[arg-type]  # the stubs do not know that none is allowed
             require_client_authentication=True,
         )
 
     @property
     def problem(self) -> str | None:
-        """Why the files can no longer be used, for the node's health; connections use the last valid ones.
-
-        An expired certificate is also a problem.
-        """
+        """Why the files can no longer be used, or the certificate has expired; connections use the last valid ones."""
         with self._lock:
             self._look()
         return self._problem or self._peers.problem
@@ -100,19 +97,16 @@ class ServerCredentials:
             found = self._read()
         except Exception as error:  # gRPC would swallow it and keep the old trust silently
             if self._problem is None:
-                foreseen = isinstance(error, DdibError)
                 log.error(  # noqa: TRY400 - a traceback only where nobody foresaw the error
                     "certificates cannot be read; the last valid ones stay in use: %s",
                     error,
-                    exc_info=not foreseen,
+                    exc_info=not isinstance(error, DdibError),
                 )
-            hint = getattr(error, "hint", "")
-            self._problem = f"certificates: {error}; {hint}" if hint else f"certificates: {error}"
+            self._problem = "; ".join(filter(None, (f"certificates: {error}", getattr(error, "hint", ""))))
             return None
-        expired = found[0].not_after.timestamp() <= time.time()
-        self._problem = (
-            f"the certificate expired at {found[0].not_after:%Y-%m-%d %H:%M} UTC" if expired else None
-        )
+        ends = found[0].not_after
+        expired = ends.timestamp() <= time.time()
+        self._problem = f"the certificate expired at {ends:%Y-%m-%d %H:%M} UTC" if expired else None
         return found
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
@@ -126,15 +120,14 @@ class ServerCredentials:
             if found is None or found == self._current:
                 return None
             self._current = found
-            return _configuration(found)
+            return _configuration(*found)
         finally:
             self._lock.release()
 
 
-def _configuration(files: tuple[TlsCredentials, bytes]) -> grpc.ServerCertificateConfiguration:
-    credentials, roots = files
-    pairs = [(credentials.key_pem, credentials.cert_chain_pem)]
-    return grpc.ssl_server_certificate_configuration(pairs, root_certificates=roots)
+def _configuration(own: TlsCredentials, roots_pem: bytes) -> grpc.ServerCertificateConfiguration:
+    pairs = [(own.key_pem, own.cert_chain_pem)]
+    return grpc.ssl_server_certificate_configuration(pairs, root_certificates=roots_pem)
 
 
 def channel(
@@ -148,31 +141,25 @@ def channel(
     credentials: TlsCredentials | None = None,
     proxy: Proxy | None = None,
     options: Sequence[tuple[str, int | str]] = (),
-) -> grpc.Channel:
+) -> CheckedChannel:
     """A channel to one server, with the own certificate as it is now; its answers are checked.
+
+    Args:
+        own: Whether the server is of the own institution.
+        roots_pem: Those that may vouch for the server; by default the own ones.
+        credentials: To show, instead of those in the folder.
 
     Raises:
         FileMissing: The folder has no certificate.
         InputError: Its files cannot be used.
     """
-    own_credentials = credentials or load_identity(pki_folder)
-    opened = _open_channel(address, server_name, own_credentials, roots_pem, proxy, options)
-    return CheckedChannel(opened, hop or server_name, own=own)
-
-
-def _open_channel(
-    address: str,
-    server_name: str,
-    own: TlsCredentials,
-    roots_pem: bytes | None,
-    proxy: Proxy | None,
-    options: Sequence[tuple[str, int | str]] = (),
-) -> grpc.Channel:
-    credentials = grpc.ssl_channel_credentials(roots_pem or own.roots_pem, own.key_pem, own.cert_chain_pem)
+    mine = credentials or load_identity(pki_folder)
+    shown = grpc.ssl_channel_credentials(roots_pem or mine.roots_pem, mine.key_pem, mine.cert_chain_pem)
     names = (("grpc.ssl_target_name_override", server_name), ("grpc.default_authority", server_name))
     dialled, tunnel = (address, ()) if proxy is None else (proxy.address, proxy.options(address))
     # Of two options of one name gRPC takes the first.
-    return grpc.secure_channel(dialled, credentials, options=(*options, *names, *tunnel, *CHANNEL_OPTIONS))
+    bare = grpc.secure_channel(dialled, shown, options=(*options, *names, *tunnel, *CHANNEL_OPTIONS))
+    return CheckedChannel(bare, hop or server_name, own=own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +207,9 @@ class PeerChannels:
         with self._lock:
             self._close_stale()
             peer = self._peers.get(institution)
-            own = self._read_own()
+            with suppress(DdibError):  # the last valid one is used
+                self._own = load_identity(self._pki_folder)
+            own = self._own or load_identity(self._pki_folder)
             found = self._open.get(institution)
             if found is not None and found.channel.broken:
                 found = None
@@ -228,20 +217,17 @@ class PeerChannels:
                 return found.channel
             if found is not None:
                 self._retired.append((self._clock(), found))
-            roots = certificate_pem(*peer.roots)
-            bare = _open_channel(peer.address, peer.identity.dns_name, own, roots, self._proxy)
-            made = CheckedChannel(bare, f"target {institution}", own=False)
+            made = channel(
+                peer.address,
+                server_name=peer.identity.dns_name,
+                pki_folder=self._pki_folder,
+                hop=f"target {institution}",
+                roots_pem=certificate_pem(*peer.roots),
+                credentials=own,
+                proxy=self._proxy,
+            )
             self._open[institution] = _Open(peer, own.cert_chain_pem, made)
             return made
-
-    def _read_own(self) -> TlsCredentials:
-        """The own certificate and key, or the last valid ones if they cannot be read."""
-        try:
-            self._own = load_identity(self._pki_folder)
-        except DdibError:
-            if self._own is None:
-                raise
-        return self._own
 
     def explained(self, institution: str, error: DdibError, timeout_s: float) -> DdibError:
         """A failed call's error, with the cause where a connection to the peer fails now; see `diagnosis.explained`."""

@@ -263,8 +263,9 @@ def folder_source(config: TrainConfig, *, say: Say, progress: Progress | None = 
 
 def _doubts(facts: Survey, rule: PictureRule) -> Iterable[str]:
     """What is said of few pictures, and of pictures of another number of channels."""
-    if facts.pictures < FEW:
-        yield f"{facts.pictures} pictures are few: expect a model that repeats them; --flip and --set crop=true help"
+    count = sum(facts.channels.values())
+    if count < FEW:
+        yield f"{count} pictures are few: expect a model that repeats them; --flip and --set crop=true help"
     others = sum(count for number, count in facts.channels.items() if number != rule.channels)
     if others and rule.channels == 1:
         yield f"{others} RGB pictures are made grey, their colours are dropped; --set channels=3 keeps them"

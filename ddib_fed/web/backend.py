@@ -99,7 +99,7 @@ class TranslationRequest(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class DroppedSource:
     """Something to translate: a file, or a folder of DICOM files."""
 
     path: Path
@@ -109,7 +109,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
+class ShownStudy:
     """A series, a volume, a map or a picture of a further format, before it is translated."""
 
     label: str
@@ -121,7 +121,7 @@ class Study:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class ShownResult:
     """A picture that is compared on the page."""
 
     label: str
@@ -133,13 +133,12 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class PutTogether:
+class FinishedStudy:
     """The output of a study on the disk."""
 
     outputs: tuple[Path, ...]
     record: Path
     said: tuple[str, ...]
-    provenance: Translation
 
 
 def step_in_words(error: DdibError) -> str:

@@ -30,10 +30,10 @@ from ddib_fed.errors import DdibError, ItemNotFound, JobNotFound, UsageError, er
 from ddib_fed.protocol.messages import Event
 from ddib_fed.terminal import explained
 from ddib_fed.web.backend import (
-    PutTogether,
-    Result,
-    Source,
-    Study,
+    DroppedSource,
+    FinishedStudy,
+    ShownResult,
+    ShownStudy,
     TranslationRequest,
     doubts_in_words,
     event_in_words,
@@ -54,7 +54,7 @@ ZIP_CHUNK: Final = 1 << 18
 
 
 @dataclass(slots=True)
-class Job:
+class PageJob:
     """One translation, in as many jobs of the node as its limits ask for."""
 
     number: int
@@ -64,12 +64,12 @@ class Job:
     labels: dict[str, str] = field(default_factory=dict)
     items: int = 0
     files: int = 0
-    studies: tuple[Study, ...] = ()
-    done_together: dict[int, PutTogether] = field(default_factory=dict)
+    studies: tuple[ShownStudy, ...] = ()
+    done_together: dict[int, FinishedStudy] = field(default_factory=dict)
     jobs: dict[str, Path] = field(default_factory=dict)
     running: list[str] = field(default_factory=list)
     now: str = "reading the files"
-    results: list[Result] = field(default_factory=list)
+    results: list[ShownResult] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
     error: dict[str, str] | None = None
     stopped: bool = False
@@ -78,7 +78,7 @@ class Job:
     _moved: int = 0
     _written: int = 0
 
-    def opened(self, studies: Sequence[Study], items: int, files: int) -> None:
+    def opened(self, studies: Sequence[ShownStudy], items: int, files: int) -> None:
         self.studies, self.items, self.files = tuple(studies), items, files
         self.now = "sending the pictures to your institution's node"
 
@@ -96,7 +96,7 @@ class Job:
     def waiting(self, text: str) -> None:
         self.now = text
 
-    def written(self, result: Result | None) -> None:
+    def written(self, result: ShownResult | None) -> None:
         self._written += 1
         if result is not None:
             self.results.append(result)
@@ -106,7 +106,7 @@ class Job:
             self.running.remove(job_id)
         self._before, self._moved = self._before + items, 0
 
-    def put_together(self, study: int, done: PutTogether, whole: Result | None) -> None:
+    def put_together(self, study: int, done: FinishedStudy, whole: ShownResult | None) -> None:
         if whole is not None:
             self.results.append(whole)
         self.done_together[study] = done
@@ -140,7 +140,7 @@ class Job:
             raise ItemNotFound(f"item {item} is a part of a volume or map", hint="download the whole")
         return path
 
-    def together(self, study: int) -> PutTogether:
+    def together(self, study: int) -> FinishedStudy:
         """The output of a study."""
         found = self.done_together.get(study)
         if found is None:
@@ -212,7 +212,12 @@ class Backend(Protocol):
     def domains(self) -> Domains: ...
 
     def translate(
-        self, sources: Sequence[Source], request: TranslationRequest, out: Path, views: Path, job: Job
+        self,
+        sources: Sequence[DroppedSource],
+        request: TranslationRequest,
+        out: Path,
+        views: Path,
+        job: PageJob,
     ) -> None:
         """Translate files as `ddib translate` does, in as many jobs as the node's limits ask for."""
 
@@ -233,7 +238,7 @@ class Researcher:
     out: Path
     closing: bool = False
     uploads: Uploads = field(init=False)
-    jobs: dict[int, Job] = field(default_factory=dict)
+    jobs: dict[int, PageJob] = field(default_factory=dict)
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -247,19 +252,19 @@ class Researcher:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def translate(self, request: TranslationRequest) -> Job:
+    def translate(self, request: TranslationRequest) -> PageJob:
         """Translate all files that were dropped; those of a job that is refused before it began are kept."""
         files = self.uploads.take()
         if not files:
             raise UsageError("there are no pictures to translate", hint="drop some first")
         number = len(self.jobs) + 1
-        job = self.jobs[number] = Job(number, len(files), request, self._free_folder(request.target))
+        job = self.jobs[number] = PageJob(number, len(files), request, self._free_folder(request.target))
         thread = threading.Thread(target=self._run, args=(job, files), name=f"job-{number}", daemon=True)
         self._threads.append(thread)
         thread.start()
         return job
 
-    def _run(self, job: Job, files: Sequence[Upload]) -> None:
+    def _run(self, job: PageJob, files: Sequence[Upload]) -> None:
         error: DdibError | None = None
         folder = self.folder / f"job-{job.number}"
         job.labels = {str(each.path): each.label for each in files}
@@ -354,7 +359,7 @@ class Researcher:
     async def events(self, request: Request) -> Response:
         return StreamingResponse(self._events(self._job(request)), media_type="text/event-stream")
 
-    async def _events(self, job: Job) -> AsyncIterator[str]:
+    async def _events(self, job: PageJob) -> AsyncIterator[str]:
         told, quiet_s = 0, 0.0
         last: dict[str, object] = {}
         while not self.closing:
@@ -404,7 +409,7 @@ class Researcher:
             raise ItemNotFound("there are no results yet")
         return _archive(outputs, job.out, job.out.name)
 
-    def _job(self, request: Request) -> Job:
+    def _job(self, request: Request) -> PageJob:
         number = request.path_params["job"]
         if number not in self.jobs:
             raise JobNotFound(

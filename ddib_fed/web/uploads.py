@@ -40,7 +40,7 @@ from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.recognition import Format, format_of
 from ddib_fed.formats.study import Options
 from ddib_fed.terminal import escape
-from ddib_fed.web.backend import Source, hinted_in_words
+from ddib_fed.web.backend import DroppedSource, hinted_in_words
 
 MEDIA: Final = {"PNG": "image/png", "JPEG": "image/jpeg"}
 WINDOW: Final = (0.5, 99.5)
@@ -301,7 +301,7 @@ def _require_picture(path: Path) -> None:
         raise
 
 
-def arranged(files: Sequence[Upload], folder: Path) -> tuple[Source, ...]:
+def arranged(files: Sequence[Upload], folder: Path) -> tuple[DroppedSource, ...]:
     """The uploads as `ddib translate` expects them, with a name for the results of each, all different.
 
     FOLDER/dicom/NAME/...      the DICOM files of one dropped folder, whatever folders are in it
@@ -316,11 +316,11 @@ def arranged(files: Sequence[Upload], folder: Path) -> tuple[Source, ...]:
         stem, suffix = _parted(each.label.replace("/", "_"))
         name = _unique(plain_word(stem, "picture"), taken)
         if each.kind is Kind.PLAIN:
-            found.append(Source(each.path, name, each.label))
+            found.append(DroppedSource(each.path, name, each.label))
         else:
             path = folder / "whole" / f"{name}{suffix}"
             _link(each.path, path)
-            found.append(Source(path, name, each.label, is_study=True))
+            found.append(DroppedSource(path, name, each.label, is_study=True))
     return tuple(found)
 
 
@@ -328,9 +328,9 @@ def numbered(name: str) -> Iterator[str]:
     return itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
 
 
-def _series(files: Sequence[Upload], folder: Path, taken: set[str]) -> list[Source]:
-    """DICOM files: one `Source` for each dropped folder, and one for each file without a folder."""
-    found: list[Source] = []
+def _series(files: Sequence[Upload], folder: Path, taken: set[str]) -> list[DroppedSource]:
+    """DICOM files: one `DroppedSource` for each dropped folder, and one for each file without a folder."""
+    found: list[DroppedSource] = []
     tops: dict[str, Path] = {}
     slices = [each for each in files if each.kind is Kind.SLICE]
     for each in sorted(slices, key=lambda each: "/" in each.label):
@@ -338,11 +338,11 @@ def _series(files: Sequence[Upload], folder: Path, taken: set[str]) -> list[Sour
         if not below:
             path = folder / _free(folder, safe_name(top) or "slice")
             taken |= {folder.name, path.stem.casefold()}  # what the results of such files may be called
-            found.append(Source(path, path.name, each.label, is_study=True))
+            found.append(DroppedSource(path, path.name, each.label, is_study=True))
         else:
             if top not in tops:
                 tops[top] = folder / _unique(plain_word(top, "series"), taken)
-                found.append(Source(tops[top], tops[top].name, top, is_study=True))
+                found.append(DroppedSource(tops[top], tops[top].name, top, is_study=True))
             *parents, leaf = [safe_name(part) or "_" for part in below.split("/")]
             place = tops[top].joinpath(*parents)
             path = place / _free(place, leaf)

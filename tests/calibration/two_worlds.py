@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ddib_fed.calibration.aggregate import Aggregate, Numbers, make_aggregate
+from ddib_fed.calibration.aggregate import Aggregate, Cells, Floats, Numbers, count_array
 from ddib_fed.models.units import Normalisation
 
 UNITS = Normalisation(std=0.3)
@@ -26,6 +26,18 @@ def pictures(count: int, seed: int, turn: Numbers | None = None) -> np.ndarray:
     found = found if turn is None else found @ turn.T
     units = np.moveaxis(found.reshape(count, 4, 4, 3), -1, 1)
     return np.clip(UNITS.undo(units.astype(np.float32)), -1, 1)
+
+
+def make_aggregate(
+    pictures: Floats,
+    units: Normalisation,
+    domain: str,
+    *,
+    epsilon: float = 1.0,
+    cells: Cells | None = None,
+    generator: np.random.Generator | None = None,
+) -> Aggregate:
+    return count_array(pictures, units, domain, epsilon=epsilon, cells=cells).noised(epsilon, 1e-5, generator)
 
 
 def aggregate(epsilon: float = 1.0, turn: Numbers = TURN) -> Aggregate:

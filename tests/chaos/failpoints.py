@@ -31,51 +31,50 @@ def _source(path: str) -> Owner:
     return load
 
 
-STAGING = _source("source_node.staging.Staging")
-FILES = _source("source_node.spool")
+STAGING = _source("source_node.store.Staging")
+DISK = _source("ddib_fed.store")
+NODE = _source("ddib_fed.store.NodeStore")
 SPOOL = _source("source_node.spool.Spool")
 STORE = _source("source_node.store.JobStore")
-GROUPS = _source("source_node.group_commit.GroupCommit")
 REMOTE = _source("source_node.remote.Remote")
-PARTY = _source("source_node.remote.RemoteParty")
-PIPELINE = _source("source_node.pipeline.Pipeline")
-PROGRESS = _source("source_node.pipeline.JobProgress")
+PARTY = _source("source_node.remote_party.RemoteParty")
+PIPELINE = _source("source_node.pipeline.JobPipeline")
+EVENTS = _source("source_node.pipeline.StepEvents")
 RUNNER = _source("source_node.runner.JobRunner")
 SERVICE = _source("source_node.service.TranslationServicer")
 LATENT = _source("ddib_fed.protocol.latent.ApprovedLatent")
 AGREED = _source("target_node.requests.AgreedContracts")
 TARGET = _source("target_node.service.DecodingServicer")
 
-# name: (owner, method, when); another word for when: after a call with this argument
+# name: (owner, method, when)
 SOURCE_POINTS: dict[str, tuple[Owner, str, str]] = {
-    "submission begins": (STAGING, "__enter__", "after"),
+    "submission begins": (STAGING, "__init__", "after"),
     "item received": (STAGING, "keep", "after"),
     "item's samples staged": (STAGING, "keep_decoded", "after"),
-    "staged files not yet the job's": (SPOOL, "adopt", "before"),
-    "staged files the job's, no row": (SPOOL, "adopt", "after"),
+    "staged files not synced": (SPOOL, "sync", "before"),
+    "staged files synced, no row": (SPOOL, "sync", "after"),
     "job accepted, not answered": (STAGING, "commit", "after"),
     "job claimed": (STORE, "claim", "found"),
     "contract agreed": (REMOTE, "negotiate", "after"),
     "latent made, not stored": (PIPELINE, "_keep_latent", "before"),
-    "files of a group not yet written": (SPOOL, "put_together", "before"),
-    "first file of a group written, not synced": (FILES, "write_new", "after"),
-    "files of a group there, no rows": (GROUPS, "_write", "after"),
-    "rows of a group there, nobody knows": (GROUPS, "_commit", "after"),
+    "transaction not begun": (NODE, "_commit", "before"),
+    "first file of a transaction written, not synced": (SPOOL, "put", "after"),
+    "files of a transaction synced, no rows": (DISK, "sync_files", "after"),
+    "rows of a transaction there, nobody knows": (NODE, "_commit", "after"),
     "latent stored": (PIPELINE, "_is_stored", "after"),
     "latent recorded as sent": (PIPELINE, "_release", "after"),
     "latent sent": (LATENT, "stream", "end"),
     "answer received": (PARTY, "_outcome", "after"),
     "result made, not stored": (PIPELINE, "_result", "after"),
-    "result stored": (PROGRESS, "finished", "before"),
+    "result stored": (EVENTS, "finished", "before"),
     "files of a finished step not yet removed": (SPOOL, "remove", "before"),
     "job about to end": (STORE, "finish", "before"),
     "job ended": (STORE, "finish", "after"),
-    "end of the job audited": (RUNNER, "_announce", "after"),
+    "end of the job told": (RUNNER, "_announce", "after"),
     "results written down, not sent": (SERVICE, "_sending", "after"),
     "result fetched": (SERVICE, "_result", "end"),
-    "delivery written down, not done": (SERVICE, "_doing", "items_delivered"),
+    "items about to be delivered": (STORE, "acknowledge", "before"),
     "items delivered, not answered": (STORE, "acknowledge", "after"),
-    "deletion written down, not done": (SERVICE, "_doing", "job_deleted"),
     "job deleted, files there": (SPOOL, "remove_job", "before"),
     "job deleted, not answered": (STORE, "delete", "after"),
 }
@@ -112,7 +111,7 @@ def _wrap(owner: type, method: str, when: str, passed: Callable[[], None]) -> No
         if when == "before":
             passed()
         answer = inner(*arguments, **named)
-        if when == "after" or when in arguments or (when == "found" and answer is not None):
+        if when == "after" or (when == "found" and answer is not None):
             passed()
         return answer
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import sqlite3
@@ -17,6 +16,7 @@ from ddib_fed.client.client import Client
 from ddib_fed.errors import DdibError, ExhaustedError, UnavailableError
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.security.audit_reading import verify
+from tests.audit_rows import records
 from tests.e2e.harness import Node, Pair, moons, wait_until
 from tests.e2e.translation.test_translate import npy as npy_of
 from tests.node.tiny_nodes import npy, save_model
@@ -101,14 +101,7 @@ class Feeder:
                 )
 
 
-def check_books(
-    pair: Pair,
-    feeder: Feeder,
-    *,
-    seconds: float = 300.0,
-    items: int = ITEMS,
-    again: frozenset[str] = frozenset(),
-) -> None:
+def check_books(pair: Pair, feeder: Feeder, *, seconds: float = 300.0, items: int = ITEMS) -> None:
     """Every accepted job is finished once, with one result an item, and every file, row and line agrees."""
     with pair.client() as client:
         for job_id in feeder.accepted.values():
@@ -123,64 +116,43 @@ def check_books(
         listed = [job.job_id for job in client.list(1_000)]
     if len(feeder.accepted) < 1_000:
         assert sorted(listed) == sorted(feeder.accepted.values())
-    check_disk(pair, set(feeder.accepted), again)
+    check_disk(pair, set(feeder.accepted))
 
 
-def check_disk(pair: Pair, requests: set[str], again: frozenset[str] = frozenset()) -> None:
+def check_disk(pair: Pair, requests: set[str]) -> None:
     """The database is whole and has each request once; each latent was sent and received as one and the same."""
-    with contextlib.closing(sqlite3.connect(pair.north.config.paths.jobs)) as database:
+    with contextlib.closing(sqlite3.connect(pair.north.config.paths.store)) as database:
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert database.execute("PRAGMA foreign_key_check").fetchall() == []
         found = Counter(row[0] for row in database.execute("SELECT request_id FROM jobs"))
     assert found == Counter(requests)
     for node in (pair.north, pair.south):
-        assert verify(node.config.paths.audit).ok, f"{node.institution}: the audit chain is broken"
-    check_lines(pair, again)
+        assert verify(node.config.paths.store).ok, f"{node.institution}: the audit chain is broken"
+    check_lines(pair)
 
 
-def check_lines(pair: Pair, again: frozenset[str] = frozenset()) -> None:
-    """By the audit logs: a job was accepted and ended at most once, and an item crossed as one latent however often."""
-    acts: Counter[tuple[str, str]] = Counter()
+def check_lines(pair: Pair) -> None:
+    """By the audit logs: each act on a job was done at most once, and an item crossed as one latent however often."""
+    acts: Counter[tuple[str, object, object]] = Counter()
     latents: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     for node in (pair.north, pair.south):
-        for line in lines_of(node):
-            job = line.get("job") or line.get("request")
-            if line["act"] in {"job_accepted", "job_finished", "job_failed"}:
-                acts[line["act"], job] += 1
-            if line["act"] in {"latent_sent", "latent_received"}:
-                latents[line["act"], job, str(line["item"])].add(line["latent"])
-    assert not [(act, job) for (act, job), count in acts.items() if count > 1 + (job in again)], acts
-    decided = decided_of(pair.north)
-    assert not [key for key, count in decided.items() if count not in {0, 1} and key[1] not in again], decided
+        for line in records(node.config.paths.store):
+            job, act = line.get("job") or line.get("request"), line["act"]
+            if act in {"job_accepted", "job_finished", "job_failed", "job_deleted"}:
+                acts[act, job, None] += 1
+            if act == "items_delivered":
+                acts.update((act, job, item) for item in line["items"])
+            if act in {"latent_sent", "latent_received"}:
+                latents[act, job, str(line["item"])].add(line["latent"])
+    assert not [key for key, count in acts.items() if count > 1], acts
     assert not [key for key in acts if key[0] == "job_failed"]
     assert not [key for key, digests in latents.items() if len(digests) > 1]
 
 
-def decided_of(node: Node) -> Counter[tuple[str, object, object]]:
-    """How often each item was delivered and each job deleted, less how often that was taken back."""
-    found: Counter[tuple[str, object, object]] = Counter()
-    for line in lines_of(node):
-        back = line["act"] == "not_done"
-        act = str(line["what"] if back else line["act"])
-        items = line.get("items") if act == "items_delivered" else [None]
-        if act in {"items_delivered", "job_deleted"} and isinstance(items, list):
-            found.update({(act, line["job"], item): -1 if back else 1 for item in items})
-    return found
-
-
 def check_told(node: Node, jobs: Iterable[str]) -> None:
     """The audit log has a line for the acceptance and one for the end of each job, whatever was killed in between."""
-    wanted = Counter({(act, job): 1 for job in jobs for act in ("job_accepted", "job_finished")})
-
-    def missing() -> Counter[tuple[object, object]]:
-        return wanted - Counter((line["act"], line.get("job")) for line in lines_of(node))
-
-    # The line of a job's end follows its state.
-    wait_until(lambda: not missing(), what="a line of each job's acceptance and end")
-
-
-def lines_of(node: Node) -> list[dict[str, object]]:
-    return [json.loads(line) for line in node.config.paths.audit.read_text().splitlines()]
+    wanted = Counter((act, job) for job in jobs for act in ("job_accepted", "job_finished"))
+    assert not wanted - Counter((line["act"], line.get("job")) for line in records(node.config.paths.store))
 
 
 def restart(node: Node) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos import disk
-from tests.chaos.load import Feeder, check_books, lines_of, stub_pair
+from tests.chaos.load import Feeder, check_books, check_told, stub_pair
 from tests.e2e.harness import Node, Pair, wait_until
 from tests.e2e.processes import PLANT
 
@@ -84,13 +84,7 @@ def seen_by_clients_or_jobs(pair: Pair, feeder: Feeder, where: str) -> None:
 def check_fed(pair: Pair, feeder: Feeder) -> None:
     """The books; then the jobs go, so that the next test has books of its own."""
     check_books(pair, feeder)
-    accepted = set(feeder.accepted.values())
-    # The line of a job's end follows its state.
-    wait_until(lambda: accepted <= finished(pair.north), what="a line job_finished of each job")
+    check_told(pair.north, feeder.accepted.values())
     with pair.client() as client:
         for job_id in feeder.accepted.values():
             client.delete(job_id)
-
-
-def finished(node: Node) -> set[str]:
-    return {line["job"] for line in lines_of(node) if line["act"] == "job_finished"}

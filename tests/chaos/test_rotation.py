@@ -21,8 +21,8 @@ from ddib_fed.files import write_file
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.security import pki
 from ddib_fed.security.pki import fingerprint, parse_certificates
+from tests.audit_rows import records
 from tests.chaos import short_lives
-from tests.chaos.load import lines_of
 from tests.e2e.harness import Node, admit, ddib, wait_until
 from tests.e2e.processes import PLANT
 from tests.node.tiny_nodes import npy, save_model
@@ -231,7 +231,7 @@ def test_certificates_and_a_root_are_replaced_under_load(rotating: Rotating, amo
     assert not steps
     renewals = {name: len(found) - 1 for name, found in seen.items()}
     assert min(renewals.values()) >= 1, renewals
-    assert not [line for line in lines_of(rotating.north) if line["act"] == "job_failed"]
+    assert not records(rotating.north.config.paths.store, "job_failed")
     evidence.cases(load.calls, len(load.failed))
     evidence.figure(
         f"{load.calls} translations in {run_s:.0f} s with lives of {rotating.life_s:.0f} s, 0 failed; "

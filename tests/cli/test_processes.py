@@ -56,7 +56,7 @@ def test_what_is_not_shared_is_refused_under_torchrun_and_nothing_is_written(pla
         ["model", "sample", "moons", "--n", "5", *out],
         ["colours", f"{folder}/p00.png", f"{folder}/p01.png", "--steps", "2", *out],
         ["try", folder, folder, "--steps", "1", *out],
-        ["translate", folder, "--source", model, "--target", model, "--steps", "3", *out],
+        ["translate", folder, "--source", model, "--target", model, "--evaluations", "3", *out],
         ["evaluate", folder, "--html", str(place / "out")],
     ]
     done = torchrun("-m", "tests.cli.torchrun_lines", json.dumps(lines))

@@ -18,7 +18,7 @@ import numpy as np
 from ddib_fed.cli.init import SourceNode, make_client, make_node
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.errors import DdibError, ItemsTooMany, JobNotFound
-from ddib_fed.node.interceptors import ErrorInterceptor
+from ddib_fed.node.interceptors import CallInterceptor
 from ddib_fed.protocol.streams import assemble, file_header, open_file, stream
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.pki import load_identity
@@ -303,7 +303,7 @@ class SourceNodeDouble:
             self.client_roots_pem or self._own.roots_pem,
             require_client_auth=True,
         )
-        interceptors = (ErrorInterceptor(NORTH, clock=lambda: time.time() + self.ahead_s),)
+        interceptors = (CallInterceptor(NORTH, clock=lambda: time.time() + self.ahead_s),)
         self._server = grpc.server(
             ThreadPoolExecutor(4), interceptors=interceptors, options=(("grpc.so_reuseport", 0),)
         )

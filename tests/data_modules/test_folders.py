@@ -16,12 +16,11 @@ from ddib_fed.data.folder import (
     folder_digest,
     load,
     scan,
-    shared,
     split,
     two_sides,
 )
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import FileMissing, ImageUnreadable, SettingsInvalid, UsageError
+from ddib_fed.errors import ImageUnreadable, UsageError
 from tests.data_modules.picture_examples import noise, npy_of, saved, tiff_of
 
 
@@ -63,16 +62,6 @@ def test_pictures_of_every_format_are_found_in_the_order_of_their_paths(tmp_path
     assert (found.bad, found.classes, found.ignored) == ((), (), 0)
 
 
-def test_hidden_files_and_notes_are_no_pictures(tmp_path):
-    """Neither what begins with a dot, nor archives' leftovers, nor text; text is counted."""
-    put_pictures(tmp_path, "1.png", ".hidden.png", ".cache/2.png", "__MACOSX/3.png")
-    put(tmp_path / "README.txt", b"about")
-    put(tmp_path / "Thumbs.db", b"\0")
-    found = scan(tmp_path)
-    assert names(found.entries) == ["1.png"]
-    assert found.ignored == 2
-
-
 BAD = {
     "empty.png": b"",
     "short.png": encode_png(noise(9, 9, 3))[:60],
@@ -107,17 +96,6 @@ def test_bad_files_are_left_out_on_request(tmp_path):
     assert all(reason for _, reason in found.bad)
 
 
-@pytest.mark.parametrize("content", [None, b"text"])
-def test_a_folder_without_pictures_is_named(tmp_path, content):
-    """Also when all of them are bad, or there is no such folder."""
-    if content:
-        put(tmp_path / "a.txt", content)
-    with pytest.raises(FileMissing, match="no picture"):
-        scan(tmp_path)
-    with pytest.raises(FileMissing, match="no such folder"):
-        scan(tmp_path / "nowhere")
-
-
 def test_classes_come_from_the_first_sub_folder(tmp_path):
     """However deep the file lies below it."""
     put_pictures(tmp_path, "dog/1.png", "cat/young/2.png", "cat/3.png")
@@ -133,12 +111,6 @@ def test_classes_come_from_the_name_up_to_an_underscore(tmp_path):
     put_pictures(tmp_path, "dog_1.png", "x/cat_b_2.png")
     found = scan(tmp_path, classes="prefix")
     assert ([e.label for e in found.entries], found.classes) == (["dog", "cat"], ("cat", "dog"))
-
-
-def test_classes_that_are_numbers_are_sorted_as_numbers(tmp_path):
-    """10 comes after 9."""
-    put_pictures(tmp_path, *(f"{n}/a.png" for n in (10, 9, 0)))
-    assert scan(tmp_path, classes="folders").classes == ("0", "9", "10")
 
 
 @pytest.mark.parametrize(
@@ -161,28 +133,6 @@ def test_two_domains_under_one_root_are_told_apart(tmp_path):
     assert sides == (tmp_path / "trainA", tmp_path / "trainB", tmp_path / "testA", None)
     assert names(scan(sides.train_a).entries) == ["1.png"]
     assert two_sides(tmp_path / "trainA") is None
-
-
-def test_a_digest_is_of_the_pixels(tmp_path):
-    """A picture in two formats has one; another size, type or pixel has another."""
-    pixels = noise(4, 6, 1)
-    put(tmp_path / "a.png", encode_png(pixels))
-    put(tmp_path / "b.tif", tiff_of(pixels))
-    put(tmp_path / "c.png", encode_png(pixels.reshape(6, 4, 1)))
-    put(tmp_path / "d.png", encode_png(pixels.astype(np.uint16)))
-    put(tmp_path / "e.png", encode_png(pixels ^ 1))
-    digests = [e.digest for e in scan(tmp_path).entries]
-    assert digests[0] == digests[1]
-    assert len(set(digests)) == 4
-
-
-def test_pictures_in_both_folders_are_found(tmp_path):
-    """By their pixels, whatever they are called."""
-    put_pictures(tmp_path, "a/1.png", "a/2.png")
-    put(tmp_path / "b" / "other.png", (tmp_path / "a" / "2.png").read_bytes())
-    a, b = scan(tmp_path / "a"), scan(tmp_path / "b")
-    assert shared(a.entries, b.entries) == [(tmp_path / "a" / "2.png", tmp_path / "b" / "other.png")]
-    assert shared(a.entries[:1], b.entries) == []
 
 
 def test_a_folders_digest_does_not_know_its_names(tmp_path):
@@ -224,12 +174,6 @@ def test_a_picture_stays_on_its_side_when_others_are_added():
     again, held_again = split(entries[:500], 0.1)
     assert set(again) <= set(training)
     assert set(held_again) <= set(held_out)
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.0, 2.0, float("nan")])
-def test_a_share_that_leaves_nothing_is_refused(share):
-    with pytest.raises(SettingsInvalid):
-        split(entries_of(["aa", "bb"]), share)
 
 
 def test_pictures_of_many_sizes_are_loaded_into_one_array(tmp_path):

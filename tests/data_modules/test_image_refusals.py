@@ -7,7 +7,6 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,20 +25,14 @@ from tests.data_modules.picture_examples import (
     tiff_of,
 )
 
-SMALL = ImageLimits(max_pixels=100)
-
 
 @pytest.mark.parametrize(
     ("content", "named"),
     [
         (b"", "empty"),
         (b"hello", "nothing that begins like a picture"),
-        (b"GIF89a" + bytes(20), "GIF"),
         (b"BM" + bytes(20), "BMP"),
-        (b"RIFF\0\0\0\0WEBPVP8 ", "WebP"),
         (bytes(128) + b"DICM" + bytes(20), "DICOM"),
-        (bytes(344) + b"n+1\0", "NIfTI"),
-        (b"PK\x03\x04" + bytes(20), "zip"),
     ],
 )
 def test_what_is_no_accepted_picture_is_named(content, named):
@@ -49,13 +42,6 @@ def test_what_is_no_accepted_picture_is_named(content, named):
     assert named in caught.value.detail
     assert caught.value.facts == {"formats": "PNG, JPEG, TIFF, NPY"}
     assert caught.value.hint
-
-
-def test_a_format_that_the_limits_leave_out_is_refused():
-    """A node may take PNG alone."""
-    content = saved(noise(4, 4, 3), "JPEG")
-    with pytest.raises(ImageUnreadable, match="JPEG"):
-        decode_image(content, ImageLimits(formats=("PNG",)))
 
 
 FILES = {
@@ -70,7 +56,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("share", [0.3, 0.95])
 def test_a_file_that_is_cut_short_is_unreadable(name, share):
     """At any place, in any format."""
     content = FILES[name]
@@ -99,7 +85,7 @@ def _frames(format_name: str, **options) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("format_name", ["MPO", "TIFF", "PNG", "GIF", "WEBP"])
+@pytest.mark.parametrize("format_name", ["MPO", "TIFF", "PNG", "GIF"])
 def test_a_file_of_two_pictures_is_refused(format_name):
     """A JPEG of two frames (MPO: stereo cameras, telephones) is one too; of it the first alone was taken."""
     content = _frames(format_name)
@@ -179,7 +165,7 @@ def test_a_png_that_unpacks_to_more_than_its_picture_is_read_no_further():
 def test_the_limit_on_pixels_holds_for_every_format(content):
     """110 of them where 100 are allowed."""
     with pytest.raises(ImageTooLarge) as caught:
-        decode_image(content, SMALL)
+        decode_image(content, ImageLimits(max_pixels=100))
     assert caught.value.facts["pixels"] == "110"
 
 
@@ -188,46 +174,6 @@ def test_a_tiff_that_unpacks_to_more_than_its_picture_is_refused():
     pixels = noise(20, 20, 1, "uint16")
     with pytest.raises(ImageUnreadable, match="unpacks to more"):
         decode_image(raw_tiff(pixels, 8, zlib.compress(bytes(50_000_000))))
-
-
-def test_the_limit_on_bytes_comes_first():
-    """Whatever they are."""
-    with pytest.raises(ImageTooLarge) as caught:
-        decode_image(b"x" * 11, ImageLimits(max_bytes=10))
-    assert caught.value.facts == {"size_bytes": "11", "limit_bytes": "10"}
-
-
-@pytest.mark.parametrize(("height", "width"), [(0, 5), (5, 0), (0, 0)])
-def test_a_picture_without_pixels_is_unreadable(height, width):
-    for content in (forged_png(height, width), npy_of(np.zeros((height, width)))):
-        with pytest.raises(ImageUnreadable):
-            decode_image(content)
-
-
-def several(format_name: str, **options) -> bytes:
-    frames = [Image.fromarray(noise(5, 5, 3, seed=i)) for i in range(3)]
-    file = io.BytesIO()
-    frames[0].save(file, format_name, save_all=True, append_images=frames[1:], **options)
-    return file.getvalue()
-
-
-def stack(**options) -> bytes:
-    file = io.BytesIO()
-    tifffile.imwrite(file, noise(3, 6, 7, "uint16"), photometric="minisblack", **options)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [several("PNG"), several("TIFF"), several("TIFF", compression="tiff_lzw"), stack(), stack(imagej=True)],
-    ids=["animated PNG", "TIFF", "TIFF with LZW", "stack", "stack of ImageJ"],
-)
-def test_several_frames_are_refused(content):
-    """One picture a file; the hint says what to do."""
-    with pytest.raises(ImageTooLarge) as caught:
-        decode_image(content)
-    assert caught.value.facts["limit_frames"] == "1"
-    assert "separate file" in caught.value.hint
 
 
 def test_an_object_array_is_refused_unread():
@@ -239,20 +185,6 @@ def test_an_object_array_is_refused_unread():
 
     with pytest.raises(ImageUnreadable, match="real numbers"):
         decode_image(npy_of(np.array([[Trap()]], dtype=object)))
-
-
-@pytest.mark.parametrize("dtype", ["?", "c8", "S3", "U2", "M8[s]", "f4, f4"])
-def test_a_npy_of_other_things_is_refused(dtype):
-    """Booleans, complex numbers, texts, dates, records."""
-    with pytest.raises(ImageUnreadable):
-        decode_image(npy_of(np.zeros((2, 2), dtype=dtype)))
-
-
-@pytest.mark.parametrize("shape", [(), (5,), (5, 5, 2), (5, 5, 4), (2, 5, 5), (1, 1, 5, 5), (1,) * 20])
-def test_a_npy_of_another_shape_is_refused(shape):
-    """It is not one grey or RGB picture."""
-    with pytest.raises(ImageUnreadable, match="not one picture"):
-        decode_image(npy_of(np.zeros(shape, np.uint8)))
 
 
 def test_a_forged_shape_does_not_wrap_round():

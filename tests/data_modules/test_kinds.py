@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.data.pictures import decode_image, refuse_picture, refuse_points
-from ddib_fed.errors import ImageUnreadable, KindMismatch
+from ddib_fed.errors import KindMismatch
 
 
 def npy(shape, dtype="float32") -> bytes:
@@ -37,11 +37,3 @@ def test_a_narrow_picture_can_be_saved_so_that_it_is_one():
         refuse_points(npy((300, 16)))
     assert "(H, W, 1)" in caught.value.hint
     assert decode_image(npy((300, 16, 1))).pixels.shape == (300, 16, 1)
-
-
-@pytest.mark.parametrize(("dtype", "said"), [("bool", "|b1"), ("complex64", "<c8")])
-def test_a_type_that_is_no_real_number_is_named(dtype, said):
-    """Also to whoever sent it to a node: of an error only its facts cross the wire."""
-    with pytest.raises(ImageUnreadable, match="real numbers") as caught:
-        decode_image(npy((8, 8), dtype))
-    assert caught.value.facts == {"dtype": said}

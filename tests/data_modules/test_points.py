@@ -68,47 +68,19 @@ def test_what_is_written_is_read(points):
     "data",
     [
         b"",
-        b"\x93NUMPY",
         b"not an array at all",
-        b"PK\x03\x04" + bytes(60),
-        b"\x80\x04\x95" + bytes(60),
-        b"\x93NUMPY\x09\x00" + bytes(60),
         saved(np.array([[{}, {}]], dtype=object)),
         saved(np.zeros((1, 2), dtype=[("x", "f4")])),
         saved(np.zeros((1, 2), dtype=np.complex64)),
-        saved(np.zeros((1, 2), dtype=bool)),
-        saved(np.zeros((1, 2), dtype="U3")),
-        saved(np.zeros((1, 2), dtype="M8[s]")),
-        saved(np.zeros((1, 2), dtype="V8")),
         saved(np.zeros((1, 2)))[:-1],
         saved(np.zeros((1, 2))) + b"\0",
-        forged(described(), b""),
         forged(described(shape="(1000, 2)"), bytes(8)),
         forged(described(shape="(-1, 2)"), bytes(8)),
-        forged(described(shape="(1, 2.0)"), bytes(8)),
         forged(described(shape="(True, 2)"), bytes(8)),
-        forged(described(shape="[1, 2]"), bytes(8)),
-        forged(described(shape="('1', 2)"), bytes(8)),
-        forged(described(shape="1"), bytes(8)),
-        forged(described(order="0"), bytes(8)),
-        forged(described(descr="'<f16'"), bytes(32)),
-        forged(described(descr="'<f4,<f4'"), bytes(16)),
-        forged(described(descr="['<f4']"), bytes(8)),
-        forged(described(descr="'O'"), bytes(16)),
         forged(described(descr="__import__('os').getpid()"), bytes(8)),
-        forged("{'descr': '<f4', 'fortran_order': False}", bytes(8)),
         forged("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 2), 'more': 1}", bytes(8)),
-        forged("{[]: 1}"),
-        forged("[1, 2]"),
-        forged("'text'"),
-        forged(""),
-        forged(b"\xff\xfe"),
-        forged(b"{\0}"),
         forged("(" * 4_000),
-        forged("-" * 4_000 + "1"),
-        forged("{'shape': " + "9" * 4_000 + "}"),
         forged(" " * (MAX_HEADER + 1) + described(), bytes(8)),
-        forged(described(), version=2)[:9],
         b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + bytes(60),
         b"\x93NUMPY\x01\x00\xff\xff" + bytes(60),
     ],
@@ -119,9 +91,7 @@ def test_what_is_no_array_of_real_numbers_is_unreadable(data):
         parse(data)
 
 
-@pytest.mark.parametrize(
-    "shape", ["()", "(2,)", "(1, 2, 1)", "(0, 2)", "(2, 0)", "(1, 3)", "(2, 1)", "(" + "1, " * 40 + ")"]
-)
+@pytest.mark.parametrize("shape", ["()", "(0, 2)", "(1, 3)", "(" + "1, " * 40 + ")"])
 def test_another_shape_is_named(shape):
     """Not (N, 2) with a point at least."""
     with pytest.raises(ShapeMismatch) as caught:

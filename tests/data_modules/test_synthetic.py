@@ -1,7 +1,5 @@
 """The six domains are fixed distributions, whatever the number of points; what is drawn is a function of its seed."""
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -12,13 +10,6 @@ from ddib_fed.errors import DomainNotFound
 def raw(name, points):
     domain = synthetic.domain(name)
     return points.astype(np.float64) * domain.std + domain.mean
-
-
-@pytest.mark.parametrize(("index", "name"), list(enumerate(synthetic.DOMAINS)))
-def test_a_domain_has_a_name_and_the_papers_index(index, name):
-    assert synthetic.domain_name(name) == name
-    assert synthetic.domain_name(index) == name
-    assert synthetic.domain_name(str(index)) == name
 
 
 @pytest.mark.parametrize("wrong", ["moon", "6", 6, -1, "", "²"])
@@ -34,19 +25,6 @@ def test_the_closed_form_scale_is_that_of_a_large_draw(name):
     for points in (synthetic.draw(name, 400_000, 1), synthetic.sample(name, 400_000, 1)):
         assert points.mean() == pytest.approx(0, abs=5e-3)
         assert points.std() == pytest.approx(1, abs=5e-3)
-
-
-@pytest.mark.parametrize("name", synthetic.DOMAINS)
-def test_shuffling_changes_the_order_alone(name):
-    ordered, shuffled = (synthetic.sample(name, 500, 9, order=o) for o in ("topology", "shuffled"))
-    assert not np.array_equal(ordered, shuffled)
-    assert np.array_equal(np.sort(ordered.view("f4,f4").ravel()), np.sort(shuffled.view("f4,f4").ravel()))
-
-
-@pytest.mark.parametrize("name", synthetic.DOMAINS)
-def test_a_seed_gives_the_same_points_again(name):
-    assert np.array_equal(synthetic.sample(name, 99, 4), synthetic.sample(name, 99, 4))
-    assert not np.array_equal(synthetic.sample(name, 99, 4), synthetic.sample(name, 99, 5))
 
 
 def test_moons_lie_on_two_half_circles_within_their_noise():
@@ -98,27 +76,9 @@ def test_squares_have_four_edges_of_equally_many_points_within_their_width(name,
         assert local[1, :, 0].min() > 0 > local[3, :, 0].max()
 
 
-@pytest.mark.parametrize("name", synthetic.DOMAINS)
-def test_independent_points_are_of_the_same_distribution_as_ordered_ones(name):
-    """Counts over a coarse grid agree within their sampling error."""
-    edges = np.linspace(-2.6, 2.6, 14)
-    counts = [
-        np.histogram2d(*points.T, bins=[edges, edges])[0]
-        for points in (synthetic.sample(name, 200_000, 0), synthetic.draw(name, 200_000, 0))
-    ]
-    error = np.sqrt(np.maximum(counts[0] + counts[1], 25))
-    assert np.abs((counts[0] - counts[1]) / error).max() < 5
-
-
 def test_a_point_is_a_function_of_seed_step_and_sample():
     """Neither the batch nor what was drawn before changes it."""
     whole = synthetic.draw("moons", 64, 7, step=3)
     assert np.array_equal(whole[:10], synthetic.draw("moons", 10, 7, step=3))
     assert not np.array_equal(whole, synthetic.draw("moons", 64, 7, step=4))
     assert not np.array_equal(whole, synthetic.draw("moons", 64, 8, step=3))
-
-
-def test_a_stream_is_the_batches_in_order():
-    batches = list(itertools.islice(synthetic.stream("moons", 8, 5), 3))
-    for step, batch in enumerate(batches):
-        assert np.array_equal(batch, synthetic.draw("moons", 8, 5, step=step))

@@ -8,7 +8,7 @@ import numpy as np
 
 from ddib_fed.calibration.signed import SignedCalibration
 from ddib_fed.client.connection import Collector
-from ddib_fed.client.views import Result
+from ddib_fed.client.views import JobResult
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.record import Part
 from ddib_fed.models.bundle import Bundle
@@ -90,7 +90,7 @@ class TwoNodes:
         wait_until(lambda: job().finished > 0, 60.0)
         return job()
 
-    def results(self, job_id: str, *parts: Part) -> dict[int, Result]:
+    def results(self, job_id: str, *parts: Part) -> dict[int, JobResult]:
         """What a client fetches of an ended job, by item."""
         job = self.ended(job_id)
         assert job.items, job.error

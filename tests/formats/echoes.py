@@ -13,7 +13,7 @@ import pydicom
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.engine.record import Part, PictureFigures, Translation, WrittenFile
 from ddib_fed.formats.opening import open_paths
-from ddib_fed.formats.study import ItemResult, Options, Study, Translated
+from ddib_fed.formats.study import ItemResult, Options, Study, StudyResults
 from tests.node.picture_examples import chunks
 
 DICOM = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -67,8 +67,8 @@ def results(
     return found
 
 
-def echo(study: Study, **options: object) -> Translated:
-    return Translated.of(results(study, **options))  # type: ignore[arg-type]
+def echo(study: Study, **options: object) -> StudyResults:
+    return StudyResults.of(results(study, **options))  # type: ignore[arg-type]
 
 
 def require_pixels_alone(study: Study) -> None:

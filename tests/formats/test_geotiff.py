@@ -12,10 +12,10 @@ from rasterio.control import GroundControlPoint
 from rasterio.io import MemoryFile
 from rasterio.rpc import RPC
 
-from ddib_fed.errors import ExtraMissing, ImageUnreadable, UsageError
+from ddib_fed.errors import ExtraMissing, ImageUnreadable
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.recognition import is_georeferenced
-from ddib_fed.formats.study import Options, Translated
+from ddib_fed.formats.study import Options, StudyResults
 from tests.formats.echoes import echo, only, require_pixels_alone, results
 from tests.formats.maps import WHERE, write_map
 
@@ -147,13 +147,13 @@ def test_wide_numbers_lose_nothing_on_their_way(dtype, base, step, hole, tmp_pat
 
 
 def test_refused_tiles_are_holes(tmp_path):
-    study = only(write_map(tmp_path / "map.tif", SMOOTH), tile=(45, 66), overlap=1)
+    study = only(write_map(tmp_path / "map.tif", SMOOTH), tile=(60, 88))
     found = results(study)
     found[0] = None
-    made = study.assemble(Translated.of(found))
+    made = study.assemble(StudyResults.of(found))
     _, _, valid, _ = opened(made.files["map.tif"])
     assert made.report["tiles"]["refused"] == [0]
-    assert not valid[:20, :60].any()
+    assert not valid[:20, :40].any()
     assert valid[50:].all()
 
 
@@ -218,10 +218,8 @@ def test_other_bands_are_refused_with_a_command(bands, tmp_path):
     assert "rio stack" in caught.value.hint
 
 
-def test_a_torn_map_and_a_wrong_overlap_are_refused(tmp_path):
+def test_a_torn_map_is_refused(tmp_path):
     path = write_map(tmp_path / "map.tif", SMOOTH)
-    with pytest.raises(UsageError):
-        only(path, tile=(32, 32), overlap=40)
     noise = np.random.default_rng(0).integers(0, 255, (3, 90, 131)).astype(np.uint8)
     content = write_map(path, noise, compress="deflate").read_bytes()
     path.write_bytes(content[:12_000] + bytes(10_000) + content[22_000:])

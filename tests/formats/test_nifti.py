@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.errors import ImageUnreadable, InputError
-from ddib_fed.formats.study import Translated
+from ddib_fed.formats.study import StudyResults
 from tests.formats.echoes import NIFTI, echo, only, require_pixels_alone, results
 
 
@@ -147,7 +147,7 @@ def test_background_is_not_sent_and_refused_slices_are_named():
     assert len(given.sent) == given.planes == len(values)
     found = results(given)
     found[3] = None
-    made = given.assemble(Translated.of(found))
+    made = given.assemble(StudyResults.of(found))
     assert made.report["slices"]["refused"] == [3]
     assert made.report["flicker"]["ratio"] > 1
     assert any("flicker" in line for line in made.said)

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 
+from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.engine.record import Translation
-from ddib_fed.errors import AlreadyExists, InputError, ItemNotFound, UsageError
-from ddib_fed.files import write_file
+from ddib_fed.errors import (
+    AlreadyExists,
+    InputError,
+    ItemNotFound,
+    JobFailed,
+    PictureMisfit,
+    UsageError,
+)
 from ddib_fed.formats import parts as parts_module
 from ddib_fed.formats.opening import open_paths
-from ddib_fed.formats.parts import check_outputs, finished_study, read_results, write_items, write_outputs
-from ddib_fed.formats.study import Options, Translated
+from ddib_fed.formats.parts import check_outputs, finished_study, translate_study, write_outputs
+from ddib_fed.formats.study import Options, StudyResults
 from tests.formats.dicom.files import write_series
-from tests.formats.echoes import ASKED, NIFTI, only, results
+from tests.formats.echoes import ASKED, DICOM, NIFTI, only, record, results
 
 VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
 
@@ -31,62 +40,127 @@ def finished(origin, out, *, asked=ASKED):
     return finished_study(origin, out, asked=asked)
 
 
-def put(parts, found):
-    """Results as the ordinary path writes them."""
-    parts.results.mkdir()
-    for item, result in zip(parts.items, found, strict=True):
-        if result is not None:
-            (parts.results / f"{item.stem}.png").write_bytes(result[0])
-            (parts.results / f"{item.stem}.json").write_bytes(result[1].to_json())
+class Node:
+    """Translates items into a folder as the ordinary path does; some it refuses, of some it says nothing."""
+
+    def __init__(self, refuses=(), asked=ASKED, leaves=()):
+        self.refuses, self.leaves, self.asked = refuses, leaves, asked
+        self.calls = []
+
+    def __call__(self, items, folder):
+        self.calls.append([item.stem for item in items])
+        folder.mkdir(exist_ok=True)
+        for item in items:
+            if item.stem not in (*self.refuses, *self.leaves):
+                assert item.stat().st_mode & 0o777 == 0o600
+                png = encode_png(255 - decode_image(item.read_bytes()).pixels)
+                (folder / f"{item.stem}.png").write_bytes(png)
+                made = record(item.read_bytes(), png, asked=self.asked)
+                (folder / f"{item.stem}.json").write_bytes(made.to_json())
+        return {item: "its latent is no noise" for item in items if item.stem in self.refuses}
+
+
+@pytest.fixture
+def series(tmp_path):
+    write_series(tmp_path / "mr", VALUES)
+    return only(tmp_path / "mr")
 
 
 def test_results_are_put_together_from_their_files(study, tmp_path):
-    """The volume, and a record that any reader of records reads, with a section of its own."""
-    parts = write_items(study, tmp_path)
-    assert [path.name for path in parts.items][:2] == ["0001.png", "0002.png"]
-    assert {path.stat().st_mode & 0o777 for path in parts.items} == {0o600}
-    put(parts, results(study))
-    written = write_outputs(study, read_results(parts, ASKED), tmp_path, force=False)
+    """The volume, and a record that any reader of records reads, with a section of its own; the parts are gone."""
+    written = translate_study(study, tmp_path, Node(), asked=ASKED)
     assert [path.name for path in written.files] == ["anatomical.nii"]
-    record = Translation.read(written.record)
-    assert record is not None
-    assert (record.input, record.samples, record.wire_bytes) == ("anatomical.nii", 25, 2500)
-    assert record.files["translation"].file == "anatomical.nii"
+    made = Translation.read(written.record)
+    assert made is not None
+    assert (made.input, made.samples, made.wire_bytes) == ("anatomical.nii", 25, 2500)
+    assert made.files["translation"].file == "anatomical.nii"
     section = json.loads(written.record.read_text())["study"]
     assert section["kind"] == "NIfTI volume"
     assert section["intensity"]["inverse"].startswith("value = ")
     assert section["flicker"]["ratio"] == pytest.approx(1, abs=0.01)
     assert [item["plane"] for item in section["items"]] == list(range(25))
     assert section["items"][3]["latent_sha256"] != section["items"][4]["latent_sha256"]
-    parts.remove()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["anatomical.json", "anatomical.nii"]
 
 
-def test_a_result_of_another_item_does_not_count(study, tmp_path):
-    """Nor one that was changed, nor one without a record."""
-    parts = write_items(study, tmp_path)
-    found = results(study)
-    put(parts, [found[1], found[0], *found[2:]])
-    (parts.results / "0005.png").write_bytes(found[6][0])
-    (parts.results / "0008.json").unlink()
-    assert [at for at, result in enumerate(read_results(parts, ASKED)) if result is None] == [0, 1, 4, 7]
+def test_what_no_node_refused_never_becomes_background(series, tmp_path):
+    """Its job was cancelled, or out of time: the same command asks for it again, and what was refused is said."""
+    out = tmp_path / "out"
+    with pytest.raises(
+        JobFailed, match=r"mr: 1 of 4 planes were not translated \(3\), although no node refused"
+    ):
+        translate_study(series, out, Node(("0002",), leaves=("0003",)), asked=ASKED)
+    assert not (out / "mr" / "series-1").exists()
+    again = Node(("0002",))
+    written = translate_study(series, out, again, asked=ASKED)
+    assert again.calls == [["0002", "0003"]]
+    assert written.report["slices"]["refused"] == [1]
+    assert written.refused == "1 of 4 items were refused, and are background (2): its latent is no noise"
+    section = json.loads(written.record.read_text())["study"]
+    assert [item.get("why") for item in section["items"]] == [None, "its latent is no noise", None, None]
 
 
-def test_a_result_for_another_request_does_not_count(study, tmp_path):
-    """Of another target, or by other settings."""
-    parts = write_items(study, tmp_path)
-    found = results(study)
-    found[2] = found[2]._replace(record=found[2].record.with_(asked_sha256="b6" * 32))
-    put(parts, found)
-    assert [at for at, result in enumerate(read_results(parts, ASKED)) if result is None] == [2]
+def test_results_of_other_items_or_requests_are_not_put_into_the_volume(series, tmp_path):
+    """Those that were changed, have no record, or are of another target: they are asked for again."""
+    out, other = tmp_path / "out", "b6" * 32
+    with pytest.raises(JobFailed):
+        translate_study(series, out, Node(leaves=("0004",)), asked=ASKED)
+    results = out / "mr" / "series-1.parts" / "results"
+    (results / "0001.png").write_bytes((results / "0002.png").read_bytes())
+    (results / "0003.json").unlink()
+    node = Node(leaves=("0004",))
+    with pytest.raises(JobFailed):
+        translate_study(series, out, node, asked=ASKED)
+    assert node.calls == [["0001", "0003", "0004"]]
+    node = Node(asked=other)
+    written = translate_study(series, out, node, asked=other)
+    assert node.calls == [["0001", "0002", "0003", "0004"]]
+    assert {item["asked_sha256"] for item in written.report["items"]} == {other}
+
+
+def test_a_rule_that_does_not_fit_the_model_is_answered_with_one_that_does(tmp_path):
+    """In the words of the series, not of its items' files."""
+    write_series(tmp_path / "ct", VALUES, header="CT_small.dcm", intercept=-1024)
+    facts = {"holds": "grey int16 from -1000 to 975", "takes": "0 to 4095", "range": "0:4095"}
+
+    def refuse(items, results):
+        raise PictureMisfit("item 0", facts=facts)
+
+    with pytest.raises(PictureMisfit, match="ct: its slices hold grey int16") as caught:
+        translate_study(only(tmp_path / "ct"), tmp_path / "out", refuse, asked=ASKED)
+    assert "--intensity=window:40,400@0:4095" in caught.value.hint
+
+
+def test_colours_for_a_grey_model_are_answered_with_a_command_that_makes_them_grey(tmp_path):
+    """Another rule of intensity would end in the same refusal; what the command writes is a grey series."""
+
+    def refuse(items, results):
+        raise PictureMisfit("item 0", facts={"problem": "colour", "takes": "grey pictures", "range": "0:255"})
+
+    for name in ("one", "two"):
+        (tmp_path / "rgb scan" / name).mkdir(parents=True)
+        dataset = pydicom.dcmread(DICOM / "examples_rgb_color.dcm")
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+        dataset.save_as(tmp_path / "rgb scan" / name / "a.dcm")
+    study = only(tmp_path / "rgb scan")
+    with pytest.raises(PictureMisfit, match="rgb scan: it is in colour, and the model takes grey") as caught:
+        translate_study(study, tmp_path / "out", refuse, asked=ASKED)
+    assert "--intensity" not in caught.value.hint
+    command = shlex.split(caught.value.hint.partition("translate that: ")[2])
+    assert command[:2] == ["python3", "-c"]
+    exec(compile(command[2], "hint", "exec"), {})
+    grey = only(tmp_path / "rgb scan-grey", intensity="values")
+    expected = study.pixels.numbers @ [0.299, 0.587, 0.114]
+    assert (grey.planes, grey.pixels.numbers.shape[3]) == (2, 1)
+    assert np.abs(grey.pixels.numbers[..., 0] - expected).max() <= 0.51
 
 
 def test_nothing_is_overwritten_unless_asked(study, tmp_path):
-    check_outputs(study, tmp_path, force=False)
+    check_outputs(study.origin, tmp_path, force=False)
     (tmp_path / "anatomical.json").write_text("{}")
     with pytest.raises(AlreadyExists):
-        check_outputs(study, tmp_path, force=False)
-    check_outputs(study, tmp_path, force=True)
+        check_outputs(study.origin, tmp_path, force=False)
+    check_outputs(study.origin, tmp_path, force=True)
 
 
 @pytest.mark.parametrize("of_files", [False, True])
@@ -95,18 +169,18 @@ def test_the_input_is_never_replaced(of_files, tmp_path):
     paths = write_series(tmp_path / "ct", VALUES, header="CT_small.dcm")
     (study,) = open_paths(paths if of_files else [tmp_path / "ct"], Options()).studies
     with pytest.raises(UsageError, match="replace the input"):
-        check_outputs(study, tmp_path, force=True)
+        check_outputs(study.origin, tmp_path, force=True)
 
 
 def test_a_series_of_fewer_slices_leaves_none_of_the_earlier(tmp_path):
     """Only files that an earlier run wrote are removed."""
     paths = write_series(tmp_path / "mr", VALUES)
     out = tmp_path / "out"
-    written = write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out, force=False)
+    written = write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out)
     (out / "mr" / "series-1" / "notes.txt").write_text("mine")
     assert len(written.files) == 4
     paths[3].unlink()
-    write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out, force=True)
+    write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out)
     assert sorted(path.name for path in (out / "mr" / "series-1").iterdir()) == [
         "0001.dcm",
         "0002.dcm",
@@ -120,11 +194,11 @@ def test_results_of_two_models_make_no_volume(study, tmp_path):
     found = results(study)
     found[2] = results(study, scale=(1.0, 0.0, 16, 0.0, 4095.0))[2]
     with pytest.raises(InputError, match="different models"):
-        Translated.of(found)
+        StudyResults.of(found)
     with pytest.raises(InputError, match=r"anatomical\.nii: the planes are translations to different models"):
-        write_outputs(study, found, tmp_path, force=False)
+        write_outputs(study, found, tmp_path)
     with pytest.raises(ItemNotFound):
-        Translated.of([None, None])
+        StudyResults.of([None, None])
 
 
 def test_output_of_the_same_request_is_known_again(tmp_path):
@@ -135,7 +209,7 @@ def test_output_of_the_same_request_is_known_again(tmp_path):
     (unread,) = open_paths([tmp_path / "in"], Options()).studies.unread
     study, out = unread.reader(unread.origin), tmp_path / "out"
     assert finished(unread.origin, out) is None
-    written = write_outputs(study, results(study), out, force=False)
+    written = write_outputs(study, results(study), out)
     again = finished(unread.origin, out)
     assert again is not None
     assert (again.files, again.kind, again.items) == ((out / "ward" / "scan.nii",), "NIfTI volume", 25)
@@ -154,7 +228,7 @@ def test_output_with_refused_planes_is_finished(study, tmp_path):
     """The same node would refuse them again; a mask beside it says which they are."""
     found = results(study)
     found[1] = None
-    write_outputs(study, found, tmp_path, force=False)
+    write_outputs(study, found, tmp_path)
     assert finished(study.origin, tmp_path) is not None
     mask = nibabel.load(tmp_path / study.origin.beside[0])
     canonical = np.asarray(nibabel.as_closest_canonical(mask).dataobj)
@@ -166,53 +240,22 @@ def test_output_with_refused_planes_is_finished(study, tmp_path):
     ]
 
 
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def test_an_output_that_was_interrupted_needs_no_force(series, tmp_path, monkeypatch):
+    """The disk was full between the slices and the record; a folder of somebody else still needs it."""
+    out = tmp_path / "out"
 
-
-def test_a_full_disk_leaves_the_earlier_output_as_it_was(tmp_path, monkeypatch):
-    """With --force; once there is room the same takes its place, and of the old one no slice is left."""
-    paths = write_series(tmp_path / "mr", VALUES)
-    out, written = tmp_path / "out", []
-    write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out, force=False)
-    before = contents(out)
-    paths[3].unlink()
-    study = only(tmp_path / "mr")
-
-    def full(path, data, **how):
-        written.append(path)
-        if len(written) == 3:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        write_file(path, data, **how)
+    def full(path, figures):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     with monkeypatch.context() as patched:
-        patched.setattr(parts_module, "write_file", full)
+        patched.setattr(parts_module, "write_json", full)
         with pytest.raises(OSError, match="No space"):
-            write_outputs(study, results(study), out, force=True)
-    assert {path: content for path, content in contents(out).items() if ".parts" not in str(path)} == before
-    write_outputs(study, results(study), out, force=True)
-    after = contents(out)
-    assert [path.name for path in sorted(after)] == ["0001.dcm", "0002.dcm", "0003.dcm", "series-1.json"]
-    assert not set(after.values()) & set(before.values())
-
-
-def test_an_output_that_was_interrupted_in_its_place_needs_no_force(tmp_path, monkeypatch):
-    """The process ended between the slices and the record; a folder of somebody else still needs it."""
-    write_series(tmp_path / "mr", VALUES)
-    study, out, synced = only(tmp_path / "mr"), tmp_path / "out", []
-
-    def end(folder):
-        synced.append(folder)
-        if len(synced) == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(parts_module, "sync_folder", end)
-        with pytest.raises(KeyboardInterrupt):
-            write_outputs(study, results(study), out, force=False)
+            translate_study(series, out, Node(), asked=ASKED)
     assert (out / "mr" / "series-1" / "0004.dcm").exists()
     assert not (out / "mr" / "series-1.json").exists()
-    write_outputs(study, results(study), out, force=False)
-    assert finished(study.origin, out) is not None
+    node = Node()
+    translate_study(series, out, node, asked=ASKED)
+    assert not node.calls
+    assert finished(series.origin, out) is not None
     with pytest.raises(AlreadyExists):
-        check_outputs(study, out, force=False)
+        check_outputs(series.origin, out, force=False)

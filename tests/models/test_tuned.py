@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 
 import pytest
 
@@ -82,12 +81,8 @@ def test_the_steps_of_other_weights_are_refused(saved):
     ("change", "words"),
     [
         (lambda leg: leg["lams"].__setitem__(1, leg["lams"][0]), "must fall"),
-        (lambda leg: leg["lams"].pop(), "levels"),
         (lambda leg: leg["lams"].__setitem__(0, 1e9), "less than or equal to 30"),
-        (lambda leg: leg["lams"].extend([0.0] * 1000), "at most 65"),
         (lambda leg: leg.update(evaluations=10_000), "less than or equal to 64"),
-        (lambda leg: leg.update(order=9), "less than or equal to 5"),
-        (lambda leg: leg["error"].update(mean=-1.0), "greater than or equal to 0"),
         (lambda leg: leg.update(run="rm"), "Extra inputs"),
     ],
 )
@@ -104,17 +99,3 @@ def test_too_many_legs_and_too_large_a_file_are_refused(saved, monkeypatch):
     (saved / STEPS_FILE).write_bytes(b" " * (Tuned.max_bytes + 1))
     with pytest.raises(BundleInvalid, match="larger than"):
         load_bundle(saved)
-
-
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"legs": NaN}', b"[" * 100_000, b"\xff\xfe"])
-def test_what_is_no_such_file_is_refused_as_such(content):
-    """Not JSON, not an object, not finite, nested without end."""
-    with pytest.raises(BundleInvalid, match=STEPS_FILE):
-        Tuned.parse(content, "0" * 64, "m")
-
-
-def test_steps_travel_with_a_pickled_bundle(saved):
-    """Workers of a node get their bundle that way."""
-    put_legs(saved, [leg(), leg("encode")])
-    again = pickle.loads(pickle.dumps(load_bundle(saved)))
-    assert again.tuned == load_bundle(saved).tuned

@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health
 
 from ddib_fed.errors import DdibError
-from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor, caller
+from ddib_fed.node.interceptors import CallInterceptor, caller
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.server import RESERVED_THREADS, health_handler
 from ddib_fed.protocol.contract import PROTOCOL
@@ -110,28 +110,25 @@ class Listening:
         self.peers = south.store
         self.credentials = tls.ServerCredentials(south.pki, self.peers)
         policy = Policy(institution=south.name, roles=("target",), issuer=False)
-        self.auth = AuthInterceptor(
+        self.calls = CallInterceptor(
+            south.name,
             self.peers,
             policy,
             audit=self.audit,
-            clock=self._clock,
+            clock=lambda: self.now().timestamp(),
+            on_outcome=self.outcomes,
             max_streams=streams[0],
             max_streams_of_one=streams[1],
             **limits,
         )
-        interceptors = (ErrorInterceptor(south.name, self.outcomes), self.auth)
-        self.server = grpc.server(
-            ThreadPoolExecutor(streams[0] + RESERVED_THREADS), interceptors=interceptors
-        )
+        threads = ThreadPoolExecutor(streams[0] + RESERVED_THREADS)
+        self.server = grpc.server(threads, interceptors=(self.calls,))
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(self.echo, self.server)
         self.health = health.HealthServicer()
         self.server.add_generic_rpc_handlers([health_handler(self.health)])
         self.port = self.server.add_secure_port("127.0.0.1:0", self.credentials.grpc)
         self.server.start()
-        self.auth.calls.start()
-
-    def _clock(self) -> datetime:
-        return self.now()
+        self.calls.start()
 
     @property
     def address(self) -> str:
@@ -154,7 +151,7 @@ class Listening:
             yield decoding_pb2_grpc.DecodingServiceStub(channel)
 
     def close(self) -> None:
-        self.auth.calls.stop()
+        self.calls.stop()
         self.server.stop(None).wait()
 
 

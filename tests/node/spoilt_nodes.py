@@ -133,17 +133,17 @@ def device(name: str):
 
 
 def damaged_database(node: Node) -> None:
-    (node.state / "jobs.sqlite").write_bytes(b"garbage " * 999)
+    (node.state / "node.sqlite").write_bytes(b"garbage " * 999)
 
 
 def newer_database(node: Node) -> None:
-    with sqlite3.connect(node.state / "jobs.sqlite") as made:
+    with sqlite3.connect(node.state / "node.sqlite") as made:
         made.execute("PRAGMA user_version = 99")
     made.close()
 
 
 def held_database(node: Node) -> None:
-    file = (node.state / "jobs.sqlite.lock").open("w")
+    file = (node.state / "node.sqlite.lock").open("w")
     fcntl.flock(file, fcntl.LOCK_EX)
     node.held.append(file)
 
@@ -204,11 +204,10 @@ WRONG = {
     "spool 0777": (mode("state/spool", 0o777), "roles", "chmod 700"),
     "state is a file": (file_for("state"), "state", "is no folder"),
     "spool is a file": (file_for("state/spool"), "roles", "is no folder"),
-    "damaged database": (damaged_database, "roles", "jobs.sqlite cannot be used"),
-    "database is a folder": (folder_for("state/jobs.sqlite"), "roles", "is no file"),
-    "newer database": (newer_database, "roles", "another release"),
-    "held database": (held_database, "roles", "another node is running"),
-    "audit is a folder": (folder_for("state/audit.jsonl"), "audit", "is no file"),
+    "damaged database": (damaged_database, "store", "node.sqlite cannot be used"),
+    "database is a folder": (folder_for("state/node.sqlite"), "store", "is no file"),
+    "newer database": (newer_database, "store", "another release"),
+    "held database": (held_database, "store", "another node is running"),
     "no certificate": (without("leaf.pem", "ca.key", "ca.pem"), "identity", "leaf.pem"),
     "no roots": (without("roots.pem"), "identity", "roots.pem"),
     "another's key": (others_key("leaf.key"), "identity", "is not the key of leaf.pem"),

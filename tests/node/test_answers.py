@@ -160,7 +160,7 @@ def test_every_call_ends_with_the_nodes_time(node: Listening, north: Institution
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_no_internal_error(node: Listening, north: Institution, code: int) -> None:
     """For any file, e.g. the audit log; the error asks the caller to retry."""
-    node.echo.failure = OSError(code, "No space left on device", "/srv/ddib/state/audit.jsonl")
+    node.echo.failure = OSError(code, "No space left on device", "/srv/ddib/state/node.sqlite")
     found = failure(node, north)
     assert isinstance(found, DiskFull)
     assert found.retry_after_s

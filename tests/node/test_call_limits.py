@@ -49,7 +49,7 @@ def test_streams_of_one_identity_are_capped_and_unary_calls_go_on(
     """The excess is refused at once; when one ends there is room again."""
     with node.stub(north) as stub:
         streams = open_streams(stub, 2)
-        assert node.auth.streams.active == 2
+        assert node.calls.streams.active == 2
         found = too_many(stub)
         assert (type(found), found.facts, found.retry_after_s) == (TooManyStreams, {"limit": "2"}, 1.0)
         stub.DescribeDomain(ASK, timeout=5)
@@ -84,7 +84,7 @@ def test_a_cancelled_stream_gives_its_place_back(node: Listening, north: Institu
                 call.cancel()
             close_streams(streams)
             node.outcomes.wait_for(2 * (turn + 1))
-        assert node.auth.streams.active == 0
+        assert node.calls.streams.active == 0
 
 
 def test_unary_calls_whose_message_does_not_come_are_capped(node: Listening, north: Institution) -> None:

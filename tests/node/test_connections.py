@@ -45,7 +45,7 @@ class Guarded(Listening):
     def __init__(self, south: Institution, *, most: int) -> None:
         super().__init__(south)
         self.guard = InboundGuard(most, per_address=4)
-        self.auth._on_admitted = self.guard.admitted
+        self.calls._on_admitted = self.guard.admitted
         self.guard._port = self.port
         self.strangers: list[socket.socket] = []
 

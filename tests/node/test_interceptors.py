@@ -93,9 +93,9 @@ def test_a_removed_peers_idle_stream_is_swept(node: Listening, north: Institutio
         call = stub.Decode(requests, timeout=10)
         requests.send(pb.DecodeRequest())
         next(call)
-        assert node.auth.calls.sweep() == 0
+        assert node.calls.sweep() == 0
         node.south.store.remove("north.example")
-        assert node.auth.calls.sweep() == 1
+        assert node.calls.sweep() == 1
         with pytest.raises(grpc.RpcError) as error:
             next(call)
     assert error.value.code() is grpc.StatusCode.CANCELLED

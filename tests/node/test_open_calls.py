@@ -50,7 +50,7 @@ def test_a_call_without_its_request_is_ended_with_the_reason(listen, north: Inst
     assert (error.code(), error.details()) == (
         grpc.StatusCode.DEADLINE_EXCEEDED, "the caller did not send its request within 3 s",
     )  # fmt: skip
-    wait_until(lambda: node.auth._waiting.active == 0)
+    wait_until(lambda: node.calls._waiting.active == 0)
 
 
 @pytest.mark.slow
@@ -61,7 +61,7 @@ def test_a_caller_that_takes_nothing_of_its_stream_loses_it(listen, north: Insti
     with node.stub(north) as stub:
         call = stub.Decode(iter([pb.DecodeRequest()] * 50), timeout=30)
         assert node.echo.ended.wait(10)
-        wait_until(lambda: node.auth.streams.active == 0)
+        wait_until(lambda: node.calls.streams.active == 0)
         with pytest.raises(grpc.RpcError) as error:
             list(call)
     assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -91,7 +91,7 @@ def test_a_stream_that_has_nothing_to_say_is_not_the_callers_fault(listen, north
         requests.send(pb.DecodeRequest())
         next(call)
         threading.Event().wait(1.5)
-        assert node.auth.calls.look() == 0
+        assert node.calls.look() == 0
         requests.send(pb.DecodeRequest())
         assert next(call).progress.item == 1
         requests.close()
@@ -106,8 +106,8 @@ def test_answers_that_nobody_takes_do_not_stay_in_memory(listen, north: Institut
         for _ in range(10):
             raw.data(raw.open(HEALTH), message(b""), end=True)
         wait_until(lambda: (raw.read(), len(node.outcomes))[1] == 10)
-        assert len(node.auth.calls) == 10
-        wait_until(lambda: (raw.read(), len(node.auth.calls))[1] == 0)
+        assert len(node.calls.open_calls) == 10
+        wait_until(lambda: (raw.read(), len(node.calls.open_calls))[1] == 0)
 
 
 def test_a_caller_that_takes_no_answers_can_have_so_many_calls_open(
@@ -123,8 +123,8 @@ def test_a_caller_that_takes_no_answers_can_have_so_many_calls_open(
                 raw.data(raw.open(HEALTH), message(b""), end=True)
             raw.read()
         wait_until(lambda: len(node.outcomes) == 30)
-        assert len(node.auth.calls) == 20
+        assert len(node.calls.open_calls) == 20
         assert [status for _, status in node.outcomes].count("RESOURCE_EXHAUSTED") == 10
         with node.channel(node.south) as channel:
             channel.unary_unary(HEALTH)(b"", timeout=10)
-    wait_until(lambda: len(node.auth.calls) == 0)
+    wait_until(lambda: len(node.calls.open_calls) == 0)

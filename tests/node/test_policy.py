@@ -13,7 +13,7 @@ from ddib_fed.errors import ConfigError, PeerSuspended, PeerUnknown, PolicyDenie
 from ddib_fed.node.config import NodeConfig, PolicySection
 from ddib_fed.node.policy import (
     Policy,
-    check_encoder,
+    check_settings,
     check_softening,
     check_target,
     client_charges,
@@ -111,10 +111,10 @@ def test_another_node_of_an_admitted_institution_is_unknown() -> None:
 
 def test_encoders_that_show_more_are_allowed_by_name() -> None:
     """Without a word the ODE alone."""
-    check_encoder(SolverSettings(), PolicySection())
-    check_encoder(SolverSettings(encoder="mixed"), PolicySection(encoders=("ode", "mixed")))
+    check_settings(SolverSettings(), PolicySection(), where="here")
+    check_settings(SolverSettings(encoder="mixed"), PolicySection(encoders=("ode", "mixed")), where="here")
     with pytest.raises(PolicyDenied, match="allows ode") as denied:
-        check_encoder(SolverSettings(encoder="mixed"), PolicySection())
+        check_settings(SolverSettings(encoder="mixed"), PolicySection(), where="here")
     assert denied.value.facts == {"policy": "encoders", "encoder": "mixed", "allowed": "ode"}
 
 

@@ -78,22 +78,3 @@ def test_connections_that_say_nothing_keep_no_probe_out(probes: tuple[ProbeServe
         while threading.active_count() - before > MOST_CONNECTIONS + 1 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert threading.active_count() - before <= MOST_CONNECTIONS + 1
-
-
-@pytest.mark.slow
-def test_a_connection_that_says_little_ends(probes: tuple[ProbeServer, State, Metrics], monkeypatch) -> None:
-    """A byte now and then does not keep it: its whole time is bounded, not the time between two bytes."""
-    monkeypatch.setattr("ddib_fed.node.probes.LONGEST_S", 0.3)
-    with connected(probes[0]) as slow:
-        slow.settimeout(0.02)
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            try:
-                slow.sendall(b"G")
-                if slow.recv(1) == b"":
-                    return
-            except TimeoutError:
-                continue
-            except OSError:
-                return
-    pytest.fail("it was kept")

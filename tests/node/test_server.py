@@ -8,7 +8,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor
+from ddib_fed.node.interceptors import CallInterceptor
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.server import RESERVED_THREADS, NodeServer
 from ddib_fed.protocol.contract import PROTOCOL
@@ -44,9 +44,10 @@ class Served:
         self.credentials = tls.ServerCredentials(self.south.pki, store).grpc
         policy = Policy(institution="south.example", roles=("target",), issuer=False)
         self.interceptors = [
-            ErrorInterceptor("south.example"),
-            AuthInterceptor(store, policy, max_streams=2 * streams, max_streams_of_one=streams),
-        ]  # fmt: skip
+            CallInterceptor(
+                "south.example", store, policy, max_streams=2 * streams, max_streams_of_one=streams
+            )
+        ]
         self.server = self.listen("127.0.0.1:0", streams)
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(Servicer(), self.server.grpc)
         self.server.start()

@@ -22,6 +22,7 @@ from ddib_fed.node.probes import Metrics
 from ddib_fed.node.role import NodeContext
 from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.peers import begin_trust
+from ddib_fed.store import NodeStore
 from tests.node.institutions import Institution
 
 NETWORK = MlpConfig(width=16, blocks=1, embedding=16, features=8)
@@ -89,7 +90,7 @@ def make_institution(folder, name: str) -> Institution:
 
 def make_context(config: NodeConfig, institution: Institution, engine: ServingParty | None) -> NodeContext:
     """What the roles of a node get, with the engine warm unless there is none."""
-    node = NodeContext(config, institution.store, AuditLog(config.paths.audit), Metrics())
+    node = NodeContext(config, institution.store, AuditLog(NodeStore(config.paths.store)), Metrics())
     if engine is not None:
         node.set_engine(engine)
     return node

@@ -52,7 +52,7 @@ def ward(request: pytest.FixtureRequest) -> Iterator[Ward]:
         paths = whole(folder)
         try:
             pair.start()
-            ddib("translate", *paths, "--to", TARGET, "--steps", 12, "--cycle", "--keep-latent", "--no-page",
+            ddib("translate", *paths, "--to", TARGET, "--evaluations", 12, "--cycle", "--keep-latents",
                  "--out", folder / "out", "--profile", pair.profile)  # fmt: skip
             outcomes = {name: outcome(pair, content) for name, content in damaged().items()}
         finally:
@@ -103,7 +103,7 @@ def test_no_refusal_quotes_a_file(ward: Ward) -> None:
 def test_nothing_of_a_patient_is_in_a_log_or_on_a_disk(ward: Ward, evidence: Evidence) -> None:
     """After delivery, of names, EXIF, XMP, ICC, DICOM, pixels, results, latents and keys: no log, spool or database."""
     searched = [place for node in (ward.pair.north, ward.pair.south) for place in places(node)]
-    assert {"log.txt", "state/audit.jsonl", "state/jobs.sqlite"} <= {place.where for place in searched}
+    assert {"log.txt", "state/node.sqlite"} <= {place.where for place in searched}
     windows = sum(len(rows) for kind in (ward.secrets.long, ward.secrets.short) for rows in kind.rows)
     evidence.cases(windows + len(ward.secrets.words))
     evidence.figure(f"{windows:,} windows in {sum(len(place.data) for place in searched):,} bytes")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -50,22 +48,6 @@ def look(address: str, north: Institution, south: Institution, **overrides) -> D
     return finding
 
 
-@contextmanager
-def answering(answer: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A listener whose one connection is handed to `answer`."""
-
-    def accept() -> None:
-        connection, _address = listener.accept()
-        with connection:
-            answer(connection)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=accept)
-        thread.start()
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-        thread.join()
-
-
 def test_a_name_server_that_does_not_answer_is_no_missing_host(
     north: Institution, south: Institution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,16 +73,6 @@ def test_a_fresh_certificate_that_is_refused_says_by_how_much_a_clock_would_be_w
         north.authority, north.pki, "node", "node-1", now=datetime.now(UTC) - timedelta(hours=12)
     )
     assert "clock is behind" not in look(node.address, north, south).text
-
-
-def test_words_of_another_server_are_short_and_cannot_steer_a_terminal(
-    north: Institution, south: Institution
-) -> None:
-    """What it sends in place of TLS is shown, escaped."""
-    with answering(lambda connection: connection.sendall(b"\x1b]0;owned\x07" + b"x" * 500)) as address:
-        text = look(address, north, south).text
-    assert text.isprintable()
-    assert len(text) < 200
 
 
 def test_a_call_that_failed_although_the_connection_works_keeps_its_error(

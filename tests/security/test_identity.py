@@ -16,7 +16,7 @@ from ddib_fed.security.identity import (
     Identity,
     Pins,
     check_root,
-    has_name_constraints,
+    name_constraints,
     verify_peer_certificate,
 )
 from ddib_fed.security.pki import Authority, certificate_pem, issue_leaf, new_authority, new_key
@@ -182,7 +182,7 @@ def test_a_uri_constraint_is_one_host_exactly() -> None:
 def test_a_root_without_constraints_vouches_for_its_own_institution_only() -> None:
     """The pin limits what the certificate does not."""
     root = unconstrained()
-    assert not has_name_constraints(root.certificate)
+    assert not name_constraints(root.certificate)
     pins = {**PINS, "north.example": (root.certificate,)}
     assert verify(forge(root, names("north.example")), pins).institution == "north.example"
     with pytest.raises(Unauthenticated):

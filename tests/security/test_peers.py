@@ -364,7 +364,7 @@ def test_a_suspended_callers_idle_stream_is_ended(node: Listening, north: Instit
         requests.send(pb.DecodeRequest())
         next(call)
         node.south.store.suspend("north.example")
-        assert node.auth.calls.sweep() == 1
+        assert node.calls.sweep() == 1
         with pytest.raises(grpc.RpcError):
             next(call)
     assert node.echo.ended.wait(10)

@@ -65,7 +65,7 @@ def test_a_certificate_for_another_key_is_not_installed(north: Institution, tmp_
 def test_a_certificate_for_another_name_is_not_installed(north: Institution, tmp_path: Path) -> None:
     """node.toml says who the node is."""
     pem = signed(north, tmp_path / "two")
-    with pytest.raises(InputError, match="node-2"):
+    with pytest.raises(Unauthenticated, match="node-2"):
         install(tmp_path / "two", pem, expected=Identity("north.example", "node", "node-9"))
 
 
@@ -88,7 +88,7 @@ def test_a_root_that_is_not_trusted_here_is_not_installed(north: Institution, tm
     """Another root of the same name cannot take the institution over with a file."""
     impostor = Institution("north.example", tmp_path / "impostor")
     install(tmp_path / "two", signed(north, tmp_path / "two"))
-    with pytest.raises(PolicyDenied, match="not among those trusted"):
+    with pytest.raises(Unauthenticated, match="none of the roots that are trusted"):
         install(tmp_path / "two", signed(impostor, tmp_path / "two"))
 
 

@@ -12,7 +12,7 @@ from ddib_fed.protocol.contract import ContractLimits
 from ddib_fed.security import tls
 from ddib_fed.v1.common_pb2 import SolverSettings
 from source_node.events import EventHub
-from source_node.records import Job
+from source_node.records import StoredJob
 from source_node.remote import Remotes
 from source_node.runner import JobRunner
 from source_node.store import JobStore
@@ -45,7 +45,7 @@ class Source:
     def open(self, engine) -> None:
         paths = self.config.paths
         self.node = make_context(self.config, self.north, engine)
-        self.store = JobStore(paths.jobs, paths.spool)
+        self.store = JobStore(self.node.audit, paths.spool)
         self.events = EventHub(self.store.boot)
         channels = tls.PeerChannels(paths.pki, self.node.peers)
         self.remotes = Remotes(channels, max_file_bytes=1 << 20, silence_s=self.silence_s)
@@ -59,18 +59,19 @@ class Source:
         self.runner.close()
         self.remotes.close()
         self.store.close()
+        self.node.audit.store.close()
 
     def submit(self, *files: bytes, **changes) -> str:
         asked: dict = {"solver": SOLVER, "deadline_s": 60, **changes}
-        job: Job = job_examples.submit(self.store, *(files or (npy(),)), **asked)
+        job: StoredJob = job_examples.submit(self.store, *(files or (npy(),)), **asked)
         self.runner.wake()
         return job.job_id
 
-    def ended(self, job_id: str, seconds: float = 30.0) -> Job:
+    def ended(self, job_id: str, seconds: float = 30.0) -> StoredJob:
         wait_until(lambda: self.store.get(job_id).state.ended, seconds)
         return self.store.get(job_id)
 
-    def states(self, job: Job) -> list[str]:
+    def states(self, job: StoredJob) -> list[str]:
         return [str(item.state) for item in job.items]
 
 

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.latent import Latent
-from ddib_fed.node.interceptors import ErrorInterceptor
+from ddib_fed.node.interceptors import CallInterceptor
 from ddib_fed.protocol.contract import (
     PROTOCOL,
     CalibrationTerms,
@@ -67,7 +67,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         self.release = threading.Event()
         self.contract: Contract | None = None
         credentials = tls.ServerCredentials(south.pki, south.store).grpc
-        interceptors = (ErrorInterceptor(south.name),)
+        interceptors = (CallInterceptor(south.name),)
         self.server = grpc.server(ThreadPoolExecutor(8), interceptors=interceptors)
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(self, self.server)
         self.port = self.server.add_secure_port(address, credentials)

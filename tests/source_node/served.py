@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import grpc
 
 from ddib_fed.client.profile import Profile
-from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor
+from ddib_fed.node.interceptors import CallInterceptor
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.server import NodeServer
 from ddib_fed.protocol.contract import PROTOCOL
@@ -32,8 +32,9 @@ class Served:
         self.service = SourceService(self.node)
         policy = Policy(institution="north.example", roles=("source",), issuer=False)
         interceptors = [
-            ErrorInterceptor("north.example"),
-            AuthInterceptor(self.node.peers, policy, max_streams=8, max_streams_of_one=per_identity),
+            CallInterceptor(
+                "north.example", self.node.peers, policy, max_streams=8, max_streams_of_one=per_identity
+            )
         ]
         credentials = tls.ServerCredentials(north.pki, self.node.peers).grpc
         self.server = NodeServer("127.0.0.1:0", credentials, interceptors, max_streams=8)
@@ -76,6 +77,7 @@ class Served:
         self.service.close()
         self.server.stop(0.0)
         self.service.release()
+        self.node.audit.store.close()
 
 
 def job_header(items: int, **changes) -> pb.SubmitJobRequest:

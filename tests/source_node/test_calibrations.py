@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -13,9 +12,10 @@ from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.node.calibrations import unusable_with
 from ddib_fed.protocol.messages import ItemState
-from source_node.records import Part
+from source_node.records import SpoolPart
 from source_node.service import job_message, record_of
 from source_node.submission import active_terms, calibration_of
+from tests import audit_rows
 from tests.node.agreed_calibrations import agreed, ended
 from tests.node.picture_examples import pictures_engine
 from tests.node.tiny_nodes import make_institution
@@ -81,7 +81,7 @@ def test_items_are_encoded_under_the_active_calibration(source, target, signed) 
     assert [record.calibration_kind for record in records] == ["rotation", ""]
     assert [job_message(job).no_calibration for job in jobs] == [False, True]
     assert target.contract.calibration is None
-    lines = map(json.loads, source.config.paths.audit.read_text().splitlines())
+    lines = audit_rows.records(source.config.paths.store)
     sent = [line["calibration"] for line in lines if line["act"] == "latent_sent"]
     assert sent == [f"rotation {signed.sha256.hex()}", ""]
 
@@ -93,7 +93,7 @@ def test_a_latent_of_another_calibration_is_made_again(source, target, signed) -
     job_id = source.start().submitted()
     wait_until(lambda: source.store.get(job_id).items[0].state == ItemState.ENCODED)
     assert target.asked.wait(10)
-    stored = source.store.read_part(job_id, 0, Part.ENCODED)
+    stored = source.store.read_part(job_id, 0, SpoolPart.ENCODED)
     source.stop()
     source.open(source.node.running_engine)
     source.node.calibrations.add(signed)

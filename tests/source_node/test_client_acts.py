@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 
 import pytest
 
 from ddib_fed.errors import DdibError, RequestIdConflict
 from ddib_fed.protocol.messages import ItemState
-from ddib_fed.security.audit import AuditLog
 from ddib_fed.v1 import translation_pb2 as pb
+from tests import audit_rows
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import wait_until
 from tests.source_node.jobs.job_examples import ALICE
@@ -29,8 +28,7 @@ def served(tmp_path, institutions, target, engine):
 
 
 def acts(served: Served, *wanted: str) -> list[dict]:
-    found = map(json.loads, served.node.config.paths.audit.read_text().splitlines())
-    return [line for line in found if line["act"] in wanted]
+    return audit_rows.records(served.node.config.paths.store, *wanted)
 
 
 def finished(served: Served, items: int = 1) -> tuple[str, list[pb.Acknowledgement]]:
@@ -46,15 +44,6 @@ def finished(served: Served, items: int = 1) -> tuple[str, list[pb.Acknowledgeme
 
 def acknowledge(served: Served, job_id: str, items: list[pb.Acknowledgement]) -> int:
     return served.ask("AcknowledgeItems", pb.AcknowledgeItemsRequest(job_id=job_id, items=items)).remaining
-
-
-def break_log(patched: pytest.MonkeyPatch) -> None:
-    """The audit log of every node cannot be written."""
-
-    def full(*_arguments, **_named):
-        raise OSError(28, "No space left on device")
-
-    patched.setattr(AuditLog, "_open", full)
 
 
 @pytest.mark.slow
@@ -82,7 +71,7 @@ def test_nothing_is_done_that_is_not_written_down(served, target, monkeypatch) -
     assert target.asked.wait(10)
     store = served.service._store
     with monkeypatch.context() as patched:
-        break_log(patched)
+        audit_rows.full_disk(patched)
         for name, request in (
             ("FetchResults", pb.FetchResultsRequest(job_id=job_id)),
             ("AcknowledgeItems", pb.AcknowledgeItemsRequest(job_id=job_id, items=items)),
@@ -109,7 +98,7 @@ def test_a_job_that_is_deleted_while_it_comes_again_escapes_no_quota(served) -> 
         first, *rest = messages(files)
         yield job_header(len(files), request_id=request)
         yield first
-        wait_until(lambda: list(served.node.config.paths.spool.glob(".*/*")))  # the upload has begun
+        wait_until(lambda: list(served.node.config.paths.spool.glob("*/*")))  # the upload has begun
         served.ask("DeleteJob", pb.DeleteJobRequest(job_id=small))
         yield from rest
 

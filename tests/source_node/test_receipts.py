@@ -8,6 +8,7 @@ from ddib_fed.protocol.streams import file_header, stream
 from ddib_fed.security.audit import digest
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
+from tests import audit_rows
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import Source, wait_until
 from tests.source_node.scripted_target import ScriptedTarget
@@ -16,7 +17,7 @@ THREE = [npy(seed=n) for n in range(3)]
 
 
 def acts(source: Source, act: str) -> list[dict]:
-    records = map(json.loads, source.config.paths.audit.read_text().splitlines())
+    records = audit_rows.records(source.config.paths.store)
     return [record for record in records if record["act"] == act]
 
 
@@ -58,7 +59,7 @@ def test_each_latent_goes_with_the_end_of_the_log_that_has_its_line(
     """The peer can show that this log had the line of the latent that it got."""
     job = source.start().ended(source.submit(*THREE))
     assert source.states(job) == ["DECODED"] * 3
-    lines = source.config.paths.audit.read_bytes().splitlines(keepends=True)
+    lines = audit_rows.lines(source.config.paths.store)
     assert len(target.anchors) == 3
     for item, anchor in target.anchors.items():
         assert digest(lines[anchor.lines - 1]) == anchor.sha256

@@ -27,8 +27,7 @@ from ddib_fed.protocol.latent import approve
 from ddib_fed.security import tls
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from source_node.decode_call import Answer
-from source_node.remote import Remotes
+from source_node.remote import PeerAnswer, Remotes
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until
 from tests.source_node.scripted_target import hang, honest, instead, side
@@ -61,7 +60,7 @@ class Call:
             yield approve(latent, self.contract, statistics, item=item)
         yield None
 
-    def run(self) -> list[pb.DecodeProgress | Answer]:
+    def run(self) -> list[pb.DecodeProgress | PeerAnswer]:
         header = pb.DecodeHeader(
             contract_sha256=self.contract.digest,
             request_id="job",

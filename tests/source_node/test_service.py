@@ -87,12 +87,12 @@ def test_a_watcher_is_told_the_end_of_a_job_that_ended_while_it_was_told_the_sta
     raced: list[bool] = []
     teller = threading.current_thread()
 
-    def late(job: str, **said):
+    def late(job: str, state, **said):
         if threading.current_thread() is teller and not raced:  # the engine's thread publishes too
             raced.append(True)
             served.ask("CancelJob", pb.CancelJobRequest(job_id=job))
             wait_until(lambda: store.get(job).state.ended and events.last(job).state.ended)
-        return publish(job, **said)
+        return publish(job, state, **said)
 
     monkeypatch.setattr(events, "publish", late)
     served.service._servicer._tell(job_id)
@@ -142,7 +142,7 @@ def test_the_janitor_outlives_a_full_disk(tmp_path, institutions, target, engine
     monkeypatch.setattr("source_node.service.EXPIRE_EVERY_S", 0.01)
     tries: list[int] = []
 
-    def expire(store, *, recorded) -> int:
+    def expire(store) -> int:
         tries.append(1)
         raise QueueFull("full")
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import grpc
 import pytest
 
-from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor
+from ddib_fed.node.interceptors import CallInterceptor
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.server import NodeServer
 from ddib_fed.protocol.contract import PROTOCOL, Contract, ContractSide
@@ -40,15 +40,19 @@ class Target:
         self.service = TargetService(self.node)
         policy = Policy(institution=south.name, roles=("target",), issuer=False)
         limits = self.config.limits
-        self.auth = AuthInterceptor(
-            self.node.peers, policy, request_s=limits.request_s, idle_s=limits.idle_s, max_streams=8
+        self.calls = CallInterceptor(
+            south.name,
+            self.node.peers,
+            policy,
+            request_s=limits.request_s,
+            idle_s=limits.idle_s,
+            max_streams=8,
         )
-        interceptors = [ErrorInterceptor(south.name), self.auth]
         credentials = tls.ServerCredentials(south.pki, self.node.peers).grpc
-        self.server = NodeServer("127.0.0.1:0", credentials, interceptors, max_streams=8)
+        self.server = NodeServer("127.0.0.1:0", credentials, [self.calls], max_streams=8)
         self.service.register(self.server.grpc)
         self.server.start()
-        self.auth.calls.start()
+        self.calls.start()
 
     @contextmanager
     def called_by(self, who: Institution, **more) -> Iterator[decoding_pb2_grpc.DecodingServiceStub]:
@@ -72,8 +76,9 @@ class Target:
             return asking(lambda sent, timeout: list(stub.Decode(sent, timeout=timeout)), iter(messages))
 
     def close(self) -> None:
-        self.auth.calls.stop()
+        self.calls.stop()
         self.server.stop(0.0)
+        self.node.audit.store.close()
 
 
 def asking(method, request):

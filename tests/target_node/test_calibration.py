@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -11,7 +10,6 @@ import grpc
 import numpy as np
 import pytest
 
-from ddib_fed.calibration.aggregate import make_aggregate
 from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Making, units_digest
 from ddib_fed.calibration.signed import SignedCalibration
 from ddib_fed.errors import (
@@ -42,7 +40,9 @@ from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import pki
 from ddib_fed.v1 import calibration_pb2 as pb
 from target_node import calibration as service
+from tests import audit_rows
 from tests.calibration.examples import UNITS, calibration, figure, sign
+from tests.calibration.two_worlds import make_aggregate
 from tests.node.tiny_nodes import make_config
 
 ROTATION = '["rotation"]'
@@ -101,7 +101,7 @@ def open_pair(tmp_path, institutions, open_target):
 
 
 def acts(target) -> list[str]:
-    return [json.loads(line)["act"] for line in target.config.paths.audit.read_text().splitlines()]
+    return [record["act"] for record in audit_rows.records(target.config.paths.store)]
 
 
 def test_a_proposal_is_signed_by_the_operator_and_stored_by_both(open_pair) -> None:

@@ -23,6 +23,7 @@ from ddib_fed.protocol.contract import PROTOCOL, CalibrationTerms, Contract
 from ddib_fed.protocol.messages import from_message, to_message
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
+from tests import audit_rows
 from tests.node.agreed_calibrations import agreed, ended
 from tests.node.picture_examples import SIZE, pictures_engine
 from tests.protocol.examples import TERMS, PictureTerms, picture_side
@@ -73,7 +74,7 @@ def test_a_calibration_that_is_held_here_is_agreed_on_and_audited(target, north,
     contract = negotiate(target, north, signed.calibration.terms)
     assert contract.calibration == signed.calibration.terms
     assert negotiate(target, north, None).digest != contract.digest
-    lines = target.config.paths.audit.read_text().splitlines()
+    lines = audit_rows.lines(target.config.paths.store)
     found = [line for line in lines if "contract_agreed" in line]
     assert f"rotation {signed.sha256.hex()}" in found[0]
     assert signed.sha256.hex() not in found[1]

@@ -16,7 +16,7 @@ from ddib_fed.protocol.contract import Contract, ContractLimits, GuidanceTerms, 
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from target_node.requests import Arrived
 from target_node.service import DecodingServicer
-from target_node.stream import DecodeStream, Translated
+from target_node.stream import DecodedFile, DecodeStream
 from tests.node.institutions import Institution
 from tests.node.picture_examples import SIZE, chunks, pictures_engine
 from tests.node.tiny_nodes import make_config, make_context
@@ -53,7 +53,7 @@ def latents(count: int):
         yield number, Latent.from_array(generator.standard_normal((1, 1, SIZE, SIZE), dtype=np.float32))
 
 
-def decoded(engine, count: int, label: int = 1, guidance: Guidance = UNGUIDED) -> list[Translated]:
+def decoded(engine, count: int, label: int = 1, guidance: Guidance = UNGUIDED) -> list[DecodedFile]:
     header = decoding_pb2.DecodeHeader(
         solver=common_pb2.SolverSettings(evaluations=8),
         round_trip=True,
@@ -62,7 +62,7 @@ def decoded(engine, count: int, label: int = 1, guidance: Guidance = UNGUIDED) -
     )
     together = iter([[Arrived(*each) for each in latents(count)]])
     stream = DecodeStream(engine, header, CONTRACT, together, Control(), len)
-    return [event for event in stream.run() if isinstance(event, Translated)]
+    return [event for event in stream.run() if isinstance(event, DecodedFile)]
 
 
 def test_each_latent_becomes_a_png_of_the_models_own_size(engine):
@@ -110,7 +110,7 @@ def test_guidance_of_one_call_is_not_that_of_another_beside_it(dropped):
     assert min(map(distance, alone[None], alone[4.0])) > 200
 
 
-def distance(one: Translated, other: Translated) -> int:
+def distance(one: DecodedFile, other: DecodedFile) -> int:
     pixels = [decode_image(item.file).pixels.astype(int) for item in (one, other)]
     return int(np.abs(pixels[0] - pixels[1]).max())
 
@@ -119,9 +119,12 @@ def test_a_node_offers_the_guidance_that_its_model_and_its_policy_allow(tmp_path
     """Classifier-free where the model has a class for none; 0 in the policy switches it off."""
     south = Institution("south.example", tmp_path / "state")
     config = make_config(tmp_path, "south.example", "target", domain="relief")
-    assert make_context(config, south, engine).guidance() is None
-    offering = make_context(config, south, dropped)
+    offering = make_context(config, south, engine)
+    assert offering.guidance() is None
+    offering.set_engine(dropped)
     assert offering.guidance() == GuidanceTerms(10.0)
     assert DecodingServicer(offering).limits().guidance == GuidanceTerms(10.0)
     strict = config.model_copy(update={"policy": config.policy.model_copy(update={"max_guidance": 0.0})})
-    assert make_context(strict, south, dropped).guidance() is None
+    offering.config = strict
+    assert offering.guidance() is None
+    offering.audit.store.close()

@@ -10,6 +10,7 @@ from ddib_fed.errors import ChunkCorrupt
 from ddib_fed.security.audit import digest
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
+from tests import audit_rows
 from tests.node.tiny_nodes import gaussian
 from tests.target_node.sending import header, sent
 
@@ -23,7 +24,7 @@ def with_head(messages, head: common_pb2.AuditHead = HEAD) -> list[pb.DecodeRequ
 
 
 def lines(target) -> list[bytes]:
-    return target.config.paths.audit.read_bytes().splitlines(keepends=True)
+    return audit_rows.lines(target.config.paths.store)
 
 
 def acts(target, act: str) -> list[dict]:

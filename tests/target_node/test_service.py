@@ -31,6 +31,7 @@ from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from target_node import service
 from target_node.requests import MAX_CONTRACTS
+from tests import audit_rows
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until
 from tests.target_node.conftest import asking, side
@@ -58,7 +59,7 @@ def test_nothing_of_a_latent_or_a_translation_stays(target, north) -> None:
     after = {path for path in target.config.folder.rglob("*") if path.is_file()}
     assert after == before
     assert not any(points.tobytes()[:32] in path.read_bytes() for path in after)
-    assert Latent.from_array(points).sha256.hex() in target.config.paths.audit.read_text()
+    assert Latent.from_array(points).sha256.hex() in str(audit_rows.lines(target.config.paths.store))
 
 
 def test_a_contract_that_was_not_agreed_on_is_asked_for_again(target, north, institutions) -> None:

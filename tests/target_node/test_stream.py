@@ -23,7 +23,7 @@ from ddib_fed.v1 import decoding_pb2
 from ddib_fed.v1.common_pb2 import SolverSettings
 from target_node import stream
 from target_node.requests import Arrived
-from target_node.stream import DecodeStream, Translated
+from target_node.stream import DecodedFile, DecodeStream
 from tests.node.tiny_nodes import gaussian, tiny_bundle
 from tests.source_node.conftest import wait_until
 from tests.target_node.conftest import side
@@ -49,8 +49,8 @@ def open_stream(
     return DecodeStream(engine, header, CONTRACT, one_by_one(items), control or Control(), on_items, **more)
 
 
-def translated(events) -> list[Translated]:
-    return [event for event in events if isinstance(event, Translated)]
+def translated(events) -> list[DecodedFile]:
+    return [event for event in events if isinstance(event, DecodedFile)]
 
 
 def test_items_come_back_in_the_order_they_came(engine) -> None:
@@ -168,7 +168,7 @@ def test_only_so_many_items_are_in_memory_whatever_the_peer_sends() -> None:
             yield number, latent
 
     for event in open_stream(engine, counted()).run():
-        delivered += isinstance(event, Translated)
+        delivered += isinstance(event, DecodedFile)
     engine.close()
     assert delivered == 50
     assert most <= 2 * 6 // 3 + 1 + stream.READY + 1

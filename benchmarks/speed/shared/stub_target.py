@@ -8,7 +8,7 @@ from typing import Self
 
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.party import Decoded, Failed, Leg, ToDecode
-from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor
+from ddib_fed.node.interceptors import CallInterceptor
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.server import NodeServer
 from ddib_fed.security import tls
@@ -46,8 +46,8 @@ class StubTarget:
         south = _Opened("south.example", folder / "state")
         node = make_context(config, south, self._engine)
         interceptors = [
-            ErrorInterceptor(south.name),
-            AuthInterceptor(
+            CallInterceptor(
+                south.name,
                 node.peers,
                 Policy(institution=south.name, roles=("target",), issuer=False),
                 audit=node.audit,

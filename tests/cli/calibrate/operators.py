@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from ddib_fed.calibration.record import CalibratedSide, Making, units_digest, wr
 from ddib_fed.calibration.signed import CalibrationStore
 from ddib_fed.cli.main import cli
 from ddib_fed.models.units import ChannelMap
+from tests import audit_rows
 from tests.calibration.examples import calibration
 from tests.e2e.two_nodes import TwoNodes
 from tests.node.picture_examples import pictures_model
@@ -63,11 +63,10 @@ class Operators:
             self._before[at] = len(self._lines(at))
 
     def acts(self, at: str) -> list[str]:
-        return [json.loads(line)["act"] for line in self._lines(at)[self._before.get(at, 0) :]]
+        return [record["act"] for record in self._lines(at)[self._before.get(at, 0) :]]
 
-    def _lines(self, at: str) -> list[str]:
-        log = self.folder / at / "state" / "audit.jsonl"
-        return log.read_text().splitlines() if log.exists() else []
+    def _lines(self, at: str) -> list[dict]:
+        return audit_rows.records(self.folder / at / "state" / "node.sqlite")
 
     def anchored(self, **changes) -> Path:
         """A file with a calibration from anchors: light and dark are exchanged."""

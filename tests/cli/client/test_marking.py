@@ -1,4 +1,4 @@
-"""`--credentials`: results are written with content credentials; earlier ones get them; idle is refused."""
+"""`--credentials`: results are written with content credentials; idle is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from ddib_fed.cli import delivery, studies
 from ddib_fed.cli.main import run
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ExitCode
@@ -72,26 +71,6 @@ def marked(tmp_path):
     return look
 
 
-@pytest.mark.parametrize("again", [True, False])
-def test_a_kill_between_a_picture_and_its_record_costs_nothing(
-    translate, north, signer, marked, monkeypatch, again
-):
-    """The node still has the result; the next run takes the picture that is there, with --credentials or without."""
-    write = delivery.write_durably
-
-    def killed(path, data, **how):
-        if path.name == "a.json":
-            raise PermissionError(13, "killed")
-        write(path, data, **how)
-
-    monkeypatch.setattr(delivery, "write_durably", killed)
-    assert translate(*signer) != 0
-    monkeypatch.undo()
-    assert translate(*(signer if again else [])) == 0
-    assert marked() == (["a", "b"] if again else ["a"])
-    assert len(north.service.jobs) == 1
-
-
 def test_each_result_is_marked_as_it_is_written(translate, north, signer, marked, tmp_path):
     """Not after the last job: what is acknowledged is complete."""
     seen = []
@@ -103,25 +82,14 @@ def test_each_result_is_marked_as_it_is_written(translate, north, signer, marked
     assert marked() == ["a", "b"]
 
 
-def test_results_of_an_earlier_run_get_them(translate, north, signer, marked, monkeypatch):
-    """Also after a kill between the picture and its record; the node is asked for nothing."""
-    assert translate() == 0
-    assert marked() == []
-    calls = len(north.script.calls)
-    write = studies.write_file
-
-    def killed(path, data):
-        if path.suffix == ".json":
-            raise PermissionError(13, "killed")
-        write(path, data)
-
-    monkeypatch.setattr(studies, "write_file", killed)
-    assert translate(*signer) != 0
-    monkeypatch.undo()
+def test_results_of_an_earlier_run_get_them_with_force(translate, signer, marked, capsys):
+    """Without it they stay as they are, and the command says so."""
     assert translate() == 0
     assert translate(*signer) == 0
+    assert marked() == []
+    assert "--force" in capsys.readouterr().err
+    assert translate(*signer, "--force") == 0
     assert marked() == ["a", "b"]
-    assert len(north.script.calls) == calls
 
 
 def test_fetched_results_are_marked(translate, north, signer, marked, tmp_path, capsys):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddib_fed.cli.delivery import Delivered, Input
-from ddib_fed.cli.progress import SAID_EVERY_S, JobProgress
+from ddib_fed.cli.files import FileItem
+from ddib_fed.cli.progress import SAID_EVERY_S, ConsoleProgress
+from ddib_fed.cli.results import Delivered
 from ddib_fed.engine.record import Translation
 from ddib_fed.protocol.messages import Event, JobState
 
@@ -17,7 +18,7 @@ def event(done: int, state: JobState = JobState.RUNNING) -> Event:
 def test_lines_come_now_and_then_with_the_job_first(capsys):
     """Ten events within the time make no line, the next one does; the end does at once."""
     now = [0.0]
-    progress = JobProgress(clock=lambda: now[0])
+    progress = ConsoleProgress(clock=lambda: now[0])
     with progress:
         progress.begin("job-1", [])
         for done in range(9):
@@ -33,12 +34,13 @@ def test_lines_come_now_and_then_with_the_job_first(capsys):
 def test_a_command_of_several_jobs_counts_its_files(capsys):
     """The job first, then its items, then the files of the command that are on the disk."""
     now = [0.0]
-    progress = JobProgress(clock=lambda: now[0])
+    progress = ConsoleProgress(clock=lambda: now[0])
     with progress:
         progress.whole(1_500, 250)
         progress.submitted("job-2", 250)
         progress.begin("job-2", [])
-        progress.written(Input("a", "a.npy"), Delivered(0, "a.npy", {}, Path("a.json"), Translation()))
+        progress.done = 251
+        progress.written(FileItem("a", "a.npy"), Delivered(0, "a.npy", {}, Path("a.json"), Translation()))
         now[0] = SAID_EVERY_S
         progress.event(event(3))
         progress.ended("job-2", "finished")
@@ -51,6 +53,6 @@ def test_a_command_of_several_jobs_counts_its_files(capsys):
 
 def test_nothing_is_said_where_the_events_are_the_output(capsys):
     """`ddib job watch --format json`."""
-    with JobProgress(show=False) as progress:
+    with ConsoleProgress(show=False) as progress:
         progress.event(event(10, JobState.FINISHED))
     assert capsys.readouterr().err == ""

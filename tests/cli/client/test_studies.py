@@ -3,175 +3,19 @@
 from __future__ import annotations
 
 import json
-import shlex
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
 
-from ddib_fed.cli.delivery import WriteOptions
 from ddib_fed.cli.main import run
-from ddib_fed.cli.studies import as_json, report_study, translate_study
-from ddib_fed.data.pictures import decode_image, encode_png
-from ddib_fed.errors import AlreadyExists, ExitCode, JobFailed, PictureMisfit
+from ddib_fed.errors import ExitCode
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 from tests.formats.dicom.files import write_series
-from tests.formats.echoes import ASKED, DICOM, NIFTI, only, record
+from tests.formats.echoes import NIFTI
 from tests.formats.maps import OWNER, write_map
 
-OTHER = "b6" * 32
-"""Digest of another request."""
 VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
-
-
-class Ordinary:
-    """The ordinary path, by doubles of a node: each file's translation is its negative."""
-
-    def __init__(
-        self, refuses: tuple[str, ...] = (), request: str = ASKED, leaves: tuple[str, ...] = ()
-    ) -> None:
-        self.refuses, self.leaves, self.request = refuses, leaves, request
-        self.asked: list[list[str]] = []
-
-    def __call__(self, items: list[Path], results: Path) -> dict[Path, str]:
-        self.asked.append([item.stem for item in items])
-        results.mkdir(exist_ok=True)
-        for item in items:
-            if item.stem not in (*self.refuses, *self.leaves):
-                png = encode_png(255 - decode_image(item.read_bytes()).pixels)
-                (results / f"{item.stem}.png").write_bytes(png)
-                (results / f"{item.stem}.json").write_bytes(
-                    record(item.read_bytes(), png, asked=self.request).to_json()
-                )
-        return {item: "its latent is no noise" for item in items if item.stem in self.refuses}
-
-
-@pytest.fixture
-def series(tmp_path):
-    write_series(tmp_path / "mr", VALUES)
-    return only(tmp_path / "mr")
-
-
-@pytest.fixture
-def manner(tmp_path):
-    return WriteOptions(tmp_path / "out")
-
-
-def test_a_series_is_translated_and_its_parts_are_gone(series, manner, capsys):
-    ordinary = Ordinary()
-    written = translate_study(series, ordinary, manner, asked=ASKED)
-    assert ordinary.asked == [["0001", "0002", "0003", "0004"]]
-    assert sorted(path.name for path in (manner.out / "mr").iterdir()) == ["series-1", "series-1.json"]
-    report_study(written)
-    shown = capsys.readouterr().out
-    assert "DICOM series (MR), 4 items" in shown
-    assert "slice flicker" in shown
-    assert as_json(written)["flicker"]["ratio"] == pytest.approx(1, abs=0.05)
-
-
-def test_refused_slices_are_background_and_said_with_the_reason(series, manner, capsys):
-    """In the record, item by item, and in the terminal; the same command asks for nothing more."""
-    written = translate_study(series, Ordinary(("0002", "0004")), manner, asked=ASKED)
-    assert written.report["slices"]["refused"] == [1, 3]
-    assert len(written.files) == 4
-    section = json.loads(written.record.read_text())["study"]
-    assert [item.get("why") for item in section["items"]] == [None, *["its latent is no noise", None] * 2][:4]
-    report_study(written)
-    said = capsys.readouterr().out.splitlines()
-    assert said[1] == "  2 of 4 items were refused, and are background (2, 4): its latent is no noise"
-    again = Ordinary()
-    assert translate_study(series, again, manner, asked=ASKED).refused == written.refused
-    assert again.asked == []
-
-
-def test_what_no_node_refused_never_becomes_background(series, manner):
-    """Its job was cancelled, or out of time: the same command asks for it again."""
-    node = Ordinary(("0002",), leaves=("0003",))
-    with pytest.raises(
-        JobFailed, match=r"mr: 1 of 4 planes were not translated \(3\), although no node refused"
-    ):
-        translate_study(series, node, manner, asked=ASKED)
-    assert not (manner.out / "mr" / "series-1").exists()
-    again = Ordinary(("0002",))
-    written = translate_study(series, again, manner, asked=ASKED)
-    assert again.asked == [["0002", "0003"]]
-    assert written.report["slices"]["refused"] == [1]
-
-
-def test_slices_of_another_target_are_not_put_into_the_volume(series, manner):
-    """A run for one target left two of four slices; a run for another target asks for all of them."""
-    with pytest.raises(JobFailed):
-        translate_study(series, Ordinary(leaves=("0002", "0004")), manner, asked=ASKED)
-    other = Ordinary(request=OTHER)
-    written = translate_study(series, other, manner, asked=OTHER)
-    assert other.asked == [["0001", "0002", "0003", "0004"]]
-    assert {item["asked_sha256"] for item in written.report["items"]} == {OTHER}
-
-
-def test_a_second_run_finds_what_is_there(series, manner, capsys):
-    """Nothing is asked, and nothing is written, also with --force; --again translates again."""
-    first = translate_study(series, Ordinary(), manner, asked=ASKED)
-    before = first.record.read_bytes()
-    again = Ordinary()
-    found = translate_study(series, again, manner, asked=ASKED)
-    assert not again.asked
-    assert (found.files, found.record.read_bytes()) == (first.files, before)
-    report_study(found)
-    assert "by an earlier run" in capsys.readouterr().out
-    for more, times in (({}, 0), ({"again": True}, 1)):
-        written = replace(manner, force=True, **more)
-        translate_study(series, again, written, asked=ASKED)
-        assert len(again.asked) == times
-
-
-def test_a_run_for_another_target_is_refused_before_anything_is_asked(series, manner):
-    translate_study(series, Ordinary(), manner, asked=ASKED)
-    other = Ordinary(request=OTHER)
-    with pytest.raises(AlreadyExists, match="no result of this request"):
-        translate_study(series, other, manner, asked=OTHER)
-    assert not other.asked
-
-
-def test_a_rule_that_does_not_fit_the_model_is_answered_with_one_that_does(tmp_path, manner):
-    """In the words of the series, not of its items' files."""
-    write_series(tmp_path / "ct", VALUES, header="CT_small.dcm", intercept=-1024)
-    facts = {"holds": "grey int16 from -1000 to 975", "takes": "0 to 4095", "range": "0:4095"}
-
-    def refuse(items, results):
-        raise PictureMisfit("item 0", facts=facts)
-
-    with pytest.raises(PictureMisfit, match="ct: its slices hold grey int16") as caught:
-        translate_study(only(tmp_path / "ct"), refuse, manner, asked=ASKED)
-    assert "--intensity=window:40,400@0:4095" in caught.value.hint
-
-
-def test_colours_for_a_grey_model_are_answered_with_a_command_that_makes_them_grey(
-    tmp_path, manner, monkeypatch
-):
-    """Another rule of intensity would end in the same refusal; what the command writes is a grey series."""
-
-    def refuse(items, results):
-        raise PictureMisfit("item 0", facts={"problem": "colour", "takes": "grey pictures", "range": "0:255"})
-
-    for name in ("one", "two"):
-        (tmp_path / "rgb scan" / name).mkdir(parents=True)
-        dataset = pydicom.dcmread(DICOM / "examples_rgb_color.dcm")
-        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-        dataset.save_as(tmp_path / "rgb scan" / name / "a.dcm")
-    study = only(tmp_path / "rgb scan")
-    with pytest.raises(PictureMisfit, match="rgb scan: it is in colour, and the model takes grey") as caught:
-        translate_study(study, refuse, manner, asked=ASKED)
-    assert "--intensity" not in caught.value.hint
-    command = shlex.split(caught.value.hint.partition("translate that: ")[2])
-    assert command[:2] == ["python3", "-c"]
-    exec(compile(command[2], "hint", "exec"), {})
-    grey = only(tmp_path / "rgb scan-grey", intensity="values")
-    expected = study.pixels.numbers @ [0.299, 0.587, 0.114]
-    assert (grey.planes, grey.pixels.numbers.shape[3]) == (2, 1)
-    assert np.abs(grey.pixels.numbers[..., 0] - expected).max() <= 0.51
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def scan(tmp_path):
 
 def test_writes_results_and_provenance(translate, scan, tmp_path, capsys):
     """The translation, its round trip and its latent under the file's name, with digests in the record."""
-    assert translate(scan, "--cycle", "--keep-latent", "--steps", 24, "--solver", "ddim") == 0
+    assert translate(scan, "--cycle", "--keep-latents", "--evaluations", 24, "--solver", "ddim") == 0
     out = tmp_path / "out"
     assert sorted(p.name for p in out.iterdir()) == [
         "scan.json", "scan.latent.npy", "scan.npy", "scan.returned.npy"
@@ -63,7 +63,7 @@ def test_writes_results_and_provenance(translate, scan, tmp_path, capsys):
 
 def test_a_latent_is_for_its_owner_alone(translate, scan, tmp_path):
     """It is an invertible encoding: nobody else on the machine may read it."""
-    translate(scan, "--keep-latent")
+    translate(scan, "--keep-latents")
     assert (tmp_path / "out" / "scan.latent.npy").stat().st_mode & 0o777 == 0o600
 
 
@@ -189,9 +189,9 @@ def test_results_are_not_overwritten_unless_asked(translate, scan, north, tmp_pa
     """Another request for the same name is refused before anything is sent; with --force it goes through."""
     assert translate(scan) == 0
     calls = len(north.script.calls)
-    assert translate(scan, "--steps", 24) == ExitCode.CONFLICT
+    assert translate(scan, "--evaluations", 24) == ExitCode.CONFLICT
     assert len(north.script.calls) == calls
-    assert translate(scan, "--steps", 24, "--force") == 0
+    assert translate(scan, "--evaluations", 24, "--force") == 0
 
 
 def test_a_refused_job_leaves_nothing_behind(translate, scan, north, tmp_path):
@@ -301,10 +301,10 @@ def test_ctrl_c_while_submitting_says_that_nobody_knows(translate, scan, north, 
 
 def test_guidance_is_sent_as_it_was_asked_for(translate, scan, north):
     """Each option in the header; without them none."""
-    assert translate(scan, "--target-class", "1", "--guidance", 2.5, "--clip") == 0
+    assert translate(scan, "--target-class", "1", "--guidance", 2.5) == 0
     assert translate(scan, "--force") == 0
     guided, plain = north.script.seen("SubmitJob")
-    assert (guided.guidance.guidance, guided.guidance.clip) == (2.5, True)
+    assert (guided.guidance.guidance, guided.guidance.clip) == (2.5, False)
     assert not guided.guidance.HasField("classifier_scale")
     assert not plain.HasField("guidance")
 

@@ -12,7 +12,6 @@ import pytest
 
 from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Making
 from ddib_fed.cli import demo_parts
-from ddib_fed.cli.delivery import Delivered
 from ddib_fed.cli.demo import finish
 from ddib_fed.cli.demo_nodes import Outcome
 from ddib_fed.cli.demo_parts import (
@@ -26,6 +25,7 @@ from ddib_fed.cli.demo_parts import (
     tell_pictures,
     what_crossed,
 )
+from ddib_fed.cli.results import Delivered
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.data.shipped import SHIPPED, ShippedPictures, load_shipped
 from ddib_fed.engine.record import LatentFigures, Part, PictureFigures, SolverUsed, Translation

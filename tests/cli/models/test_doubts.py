@@ -6,11 +6,16 @@ import json
 
 import pytest
 
-from ddib_fed.cli.delivery import Input, WriteOptions, write_result
-from ddib_fed.cli.folder_report import Document, report_outcome
-from ddib_fed.cli.folder_state import Outcome
-from ddib_fed.client.views import Media, Result, ResultFile
+from ddib_fed.cli.files import FileItem
+from ddib_fed.cli.folder_report import report_run
+from ddib_fed.cli.folder_run import FolderRun, RunOptions
+from ddib_fed.cli.progress import RunProgress
+from ddib_fed.cli.results import write_result
+from ddib_fed.client.client import JobRequest
+from ddib_fed.client.profile import Profile
+from ddib_fed.client.views import JobResult, Media, ResultFile
 from ddib_fed.engine.record import Part, PictureFigures, Translation
+from ddib_fed.terminal import sentences_aside
 from tests.cli.demo.test_pictures import provenance
 
 FIGURES = PictureFigures(
@@ -54,18 +59,20 @@ def test_a_picture_is_doubtful_by_its_round_trip_or_by_its_structure(figures, do
 def test_the_record_and_the_terminal_say_why(tmp_path, capsys):
     """The file, the reason and the mark, without --cycle and --doubtful-below."""
     file = ResultFile(Media.PNG, b"png", b"s" * 32)
-    result = Result(0, {Part.TRANSLATION: file}, said(replace(LOST, cycle_psnr=None)))
-    given = Input("coast", "coast.png", "00")
-    delivered = write_result(result, given, WriteOptions(tmp_path, doubtful_below=30.0))
+    result = JobResult(0, {Part.TRANSLATION: file}, said(replace(LOST, cycle_psnr=None)))
+    delivered = write_result(result, FileItem("coast", "coast.png", "00"), tmp_path, 30.0)
     record = json.loads((tmp_path / "coast.json").read_text())
     assert (record["doubtful"], record["doubts"]) == (True, ["structure"])
     assert record["picture"]["least_edge_correlation"] == 0.19
-    outcome = Outcome(1, (), (delivered,), 0, (), (), ())
-    report_outcome(outcome, "south.example/relief", tmp_path, Document(is_wanted=False))
+    options = RunOptions(
+        Profile.model_construct(), JobRequest("south.example/relief"), tmp_path, RunProgress()
+    )
+    run = FolderRun(options, total=1, results={"coast": delivered})
+    report_run(run)
     shown = capsys.readouterr()
     assert "doubtful" in shown.out
     assert "1 of 1 doubtful" in shown.err
     assert "coast.png" in shown.err
-    document = Document(is_wanted=True)
-    report_outcome(outcome, "south.example/relief", tmp_path, document)
-    assert document.values["items"][0]["doubts"] == ("structure",)
+    with sentences_aside():
+        report_run(run)
+    assert json.loads(capsys.readouterr().out)["items"][0]["doubts"] == ["structure"]

@@ -15,7 +15,7 @@ from tests.runs.picture_folders import blocks, write
 from tests.runs.tiny_models import tiny, tiny_classifier
 from tests.training.examples import blobs
 
-FEW = ("--steps", "3")
+FEW = ("--evaluations", "3")
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def refused(place, tmp_path, monkeypatch):
     return call
 
 
-PICTURES = "translate in --source soft --target soft --steps 3"
-POINTS = "translate points.npy --source moons --target checkerboards --steps 12"
+PICTURES = "translate in --source soft --target soft --evaluations 3"
+POINTS = "translate points.npy --source moons --target checkerboards --evaluations 12"
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,11 @@ POINTS = "translate points.npy --source moons --target checkerboards --steps 12"
     [
         (f"{PICTURES} --classifier-scale 3", "--classifier MODEL"),
         (f"{PICTURES} --guidance 3", "no class for none"),
-        ("translate in --source dropped --target dropped --steps 3 --guidance 3", "--target-class"),
+        ("translate in --source dropped --target dropped --evaluations 3 --guidance 3", "--target-class"),
         (f"{PICTURES} --classifier classifier --guidance nan", "guidance"),
-        ("model sample soft --n 1 --steps 3 --classifier-scale 3", "--classifier MODEL"),
-        ("model sample soft --n 1 --steps 3 --guidance 3", "no class for none"),
-        ("model sample dropped --n 1 --steps 3 --guidance 3", "--class"),
+        ("model sample soft --n 1 --evaluations 3 --classifier-scale 3", "--classifier MODEL"),
+        ("model sample soft --n 1 --evaluations 3 --guidance 3", "no class for none"),
+        ("model sample dropped --n 1 --evaluations 3 --guidance 3", "--class"),
     ],
 )
 def test_guidance_without_what_it_needs_is_refused(refused, line, named):
@@ -75,7 +75,7 @@ def test_guidance_without_what_it_needs_is_refused(refused, line, named):
 @pytest.mark.parametrize(
     "option",
     ["--classifier classifier", "--classifier-scale 2", "--soften-sigma 0.1", "--labels in",
-     "--limit 1", "--calibration c.json", "--scene 16x16", "--batch 4", "--dtype bfloat16"],
+     "--limit 1", "--calibration c.json", "--size 16x16", "--batch 4", "--dtype bfloat16"],
 )  # fmt: skip
 def test_options_for_pictures_are_refused_on_points(refused, option):
     assert option.split()[0] in refused(f"{POINTS} {option}")
@@ -83,18 +83,18 @@ def test_options_for_pictures_are_refused_on_points(refused, option):
 
 @pytest.mark.parametrize(
     "option",
-    ["--class 1", "--classifier classifier", "--guidance 2", "--classifier-scale 2", "--batch 4", "--dtype float16",
-     "--device cpu"],
+    ["--target-class 1", "--classifier classifier", "--guidance 2", "--classifier-scale 2", "--batch 4",
+     "--dtype float16", "--device cpu"],
 )  # fmt: skip
 def test_drawing_points_takes_no_options_for_pictures(refused, option):
-    assert option.split()[0] in refused(f"model sample moons --n 20 --steps 12 {option}")
+    assert option.split()[0] in refused(f"model sample moons --n 20 --evaluations 12 {option}")
 
 
 @pytest.mark.parametrize(
     ("line", "named"),
     [
         (f"{POINTS} --seed 1", "--seed"),
-        ("translate in --source plain --target plain --steps 3 --seed 1", "--soften"),
+        ("translate in --source plain --target plain --evaluations 3 --seed 1", "--soften"),
         (f"{PICTURES} --soften-sigma 0 --seed 1", "--soften"),
         ("model interpolate in/p00.png other/p00.png --source plain --seed 1", "--soften"),
     ],
@@ -136,7 +136,7 @@ def test_evaluate_refuses_what_it_cannot_use(place, monkeypatch):
     assert "--source" in f"{caught.value.detail} {caught.value.hint}"
 
 
-@pytest.mark.parametrize("option", ["--seed 1", "--soften-sigma 0.1", "--eta 0.5", "--device cpu"])
+@pytest.mark.parametrize("option", ["--seed 1", "--soften-sigma 0.1", "--flags x", "--device cpu"])
 def test_what_one_process_alone_can_do_is_refused_between_nodes(refused, option):
     assert option.split()[0] in refused(f"translate in --to south.example/relief {option}")
 

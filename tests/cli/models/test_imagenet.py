@@ -40,8 +40,8 @@ def test_classes_are_translated_from_checkpoints_under_the_public_codes_names(dd
         encode_png(np.broadcast_to(slope[:, None, None], (64, 64, 3)))
     )
     with pytest.raises(JobFailed, match="LATENT_NOT_GAUSSIAN"):  # these networks make noise of noise alone
-        ddib(translate, "smooth", *both, *how, "--steps", "3", "--out", "refused")
-    public = ("--solver", "ddim", "--compat", "ddib", "--timestep-respacing", "ddim3")
+        ddib(translate, "smooth", *both, *how, "--evaluations", "3", "--out", "refused")
+    public = ("--flags", "--timestep_respacing ddim3")
     ddib(translate, "val", *both, *how, *public, "--out", "out")
     names = {path.name for path in (tmp_path / "out").glob("*.PNG")}
     assert names == {"260_1.PNG", "260_2.PNG", "260_1_translated_261.PNG", "260_2_translated_261.PNG"}

@@ -74,7 +74,7 @@ def test_what_is_no_time_is_refused(ddib, tmp_path, text):
 
 
 def test_a_shipped_model_is_sampled(ddib, tmp_path):
-    ddib("sample", "moons", "--n", "500", "--steps", "12", "--out", tmp_path / "s")
+    ddib("sample", "moons", "--n", "500", "--evaluations", "12", "--out", tmp_path / "s")
     assert np.load(tmp_path / "s" / "samples.npy").shape == (500, 2)
     assert (tmp_path / "s" / "samples.png").exists()
     report = json.loads((tmp_path / "s" / "report.json").read_text())

@@ -20,7 +20,8 @@ from tests.models.examples import state
 from tests.runs.tiny_models import tiny
 
 SMALL = ("--set", "network=public", "--set", "num_channels=32", "--set", "num_res_blocks=1")
-PUBLIC = ("--compat", "ddib", "--solver", "ddim")
+PLAIN = ("--flags", "--use_ddim True")
+"""The public code's levels and steps, and its defaults."""
 NETWORK = SyntheticConfig(num_channels=32, num_res_blocks=1)
 
 
@@ -62,7 +63,7 @@ def test_the_public_network_is_trained_sampled_exported_and_imported(ddib, tmp_p
     steps = ("--noise-schedule", "cosine", "--diffusion-steps", 200)
     sets = ("--set", "noise_schedule=cosine", "--set", "diffusion_steps=200")
     ddib(model, "train", "--domain", "moons", *SMALL, *sets, "--batch", 64, "--steps", 5, "--out", out)
-    ddib(model, "sample", out, *PUBLIC, "--timestep-respacing", "ddim20", "--n", 50, "--out", tmp_path / "s")
+    ddib(model, "sample", out, "--flags", "--timestep_respacing ddim20", "--n", 50, "--out", tmp_path / "s")
     report = json.loads((tmp_path / "s" / "report.json").read_text())
     assert report["settings"]["evaluations"] == 20
     said = ddib(model, "export", out, "--out", tmp_path / "log2D0" / "model000000.pt").output
@@ -97,55 +98,54 @@ def test_options_of_another_network_are_refused_before_training(ddib, tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "evaluations"),
+    ("flags", "options", "evaluations"),
     [
-        (("--timestep-respacing", "ddim50"), 50),
-        (("--timestep-respacing", "250"), 250),
-        (("--timestep-respacing", "10,20,30"), 60),
-        (("--timestep-respacing", "10,20,30", "--steps", 60), 60),
-        (("--diffusion-steps", 1000, "--timestep-respacing", "ddim25"), 25),
-        (("--noise-schedule", "linear", "--steps", 30), 30),
-        (("--diffusion-steps", 1000), 1000),
-        ((), 48),
+        ("--timestep_respacing ddim50", (), 50),
+        ("--timestep_respacing 250", (), 250),
+        ("--timestep_respacing 10,20,30", ("--evaluations", 60), 60),
+        ("--noise_schedule linear", ("--evaluations", 30), 30),
+        ("--diffusion_steps 1000", (), 1000),
+        ("--use_ddim True --num_channels 32", (), 48),
     ],
     ids=str,
 )
-def test_evaluations_are_what_the_respacing_keeps(ddib, there, tmp_path, options, evaluations):
-    """--steps where it is given, else the respacing, else all of --diffusion-steps, else 48."""
-    ddib(translate, points(tmp_path, 4), *pair(there), *PUBLIC, *options, "--out", tmp_path / "t")
+def test_evaluations_are_what_the_respacing_keeps(ddib, there, tmp_path, flags, options, evaluations):
+    """--evaluations where it is given, else the respacing, else all of --diffusion_steps, else 48."""
+    ddib(translate, points(tmp_path, 4), *pair(there), "--flags", flags, *options, "--out", tmp_path / "t")
     assert json.loads((tmp_path / "t" / "points.json").read_text())["solver"]["evaluations"] == evaluations
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "word"),
+    ("flags", "options", "error", "word"),
     [
-        ((*PUBLIC, "--diffusion-steps", 4000), SettingsInvalid, "trained with 1000 diffusion steps"),
-        ((*PUBLIC, "--noise-schedule", "cosine"), SettingsInvalid, "trained on the noise schedule linear"),
-        ((*PUBLIC, "--timestep-respacing", "ddim50", "--steps", 48), SettingsInvalid, "keeps 50, not 48"),
-        ((*PUBLIC, "--timestep-respacing", "fifty"), SettingsInvalid, "not of the form"),
-        ((*PUBLIC, "--timestep-respacing", "ddim300"), SettingsInvalid, "no constant stride"),
-        (("--timestep-respacing", "ddim50"), UsageError, "--timestep-respacing"),
-        (("--diffusion-steps", 1000), UsageError, "--diffusion-steps"),
-        (("--ddpm",), UsageError, "--ddpm"),
-        (("--eta", 0.5), SettingsInvalid, "follows the ODE"),
-        ((*PUBLIC, "--ddpm", "--eta", 0.5), SettingsInvalid, "variance of its own"),
+        ("--diffusion_steps 4000", (), SettingsInvalid, "trained with 1000 diffusion steps"),
+        ("--noise_schedule cosine", (), SettingsInvalid, "trained on the noise schedule linear"),
+        ("--timestep_respacing ddim50", ("--evaluations", 48), SettingsInvalid, "keeps 50, not 48"),
+        ("--timestep_respacing fifty", (), SettingsInvalid, "not of the form"),
+        ("--timestep_respacing ddim300", (), SettingsInvalid, "no constant stride"),
+        ("--eta 1.5", (), SettingsInvalid, "--eta"),
+        ("--etta 0.5", (), SettingsInvalid, "did you mean|no flag --etta"),
+        ("--eta 0.5", ("--solver", "rk4"), UsageError, "omit|ddim"),
+        ("--use_ddpm True --eta 0.5", (), SettingsInvalid, "variance of its own"),
     ],
     ids=str,
 )
-def test_what_contradicts_the_model_or_itself_is_refused(ddib, there, tmp_path, options, error, word):
+def test_what_contradicts_the_model_or_itself_is_refused(ddib, there, tmp_path, flags, options, error, word):
     """Nothing is ignored, and nothing is written."""
     with pytest.raises(error, match=word):
-        ddib(translate, points(tmp_path, 4), *pair(there), *options, "--out", tmp_path / "t")
+        ddib(
+            translate, points(tmp_path, 4), *pair(there), "--flags", flags, *options, "--out", tmp_path / "t"
+        )
     assert not list((tmp_path / "t").glob("points*"))
 
 
 def test_a_model_of_fewer_steps_than_the_default_takes_all_of_them(ddib, tmp_path):
     """48 evaluations are the default, not a demand; a stride that does not exist names the nearest that does."""
     few = public_bundle(tmp_path / "few", steps=40)
-    ddib(model, "sample", few, *PUBLIC, "--n", 4, "--out", tmp_path / "s")
+    ddib(model, "sample", few, *PLAIN, "--n", 4, "--out", tmp_path / "s")
     assert json.loads((tmp_path / "s" / "report.json").read_text())["settings"]["evaluations"] == 40
     with pytest.raises(SettingsInvalid) as caught:
-        ddib(model, "sample", few, *PUBLIC, "--timestep-respacing", "ddim50", "--out", tmp_path / "t")
+        ddib(model, "sample", few, "--flags", "--timestep_respacing ddim50", "--out", tmp_path / "t")
     assert "ddim40" in caught.value.hint
 
 
@@ -153,7 +153,7 @@ def test_a_model_of_fewer_steps_than_the_default_takes_all_of_them(ddib, tmp_pat
 def test_two_models_of_other_steps_are_translated_where_both_keep_as_many(ddib, there, tmp_path):
     """ddim50 of 1,000 and of 4,000; sections of both sizes cannot be all steps."""
     other = public_bundle(tmp_path / "other", name="cosine", steps=400)
-    both = ("--source", there, "--target", other, *PUBLIC, "--timestep-respacing", "ddim50")
+    both = ("--source", there, "--target", other, "--flags", "--timestep_respacing ddim50")
     ddib(translate, points(tmp_path, 4), *both, "--out", tmp_path / "t")
     assert np.isfinite(np.load(tmp_path / "t" / "points.npy")).all()
 
@@ -170,7 +170,7 @@ def points(folder, count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("drawn", [("--eta", 0.5), ("--ddpm",)], ids=str)
+@pytest.mark.parametrize("drawn", ["--eta 0.5", "--use_ddpm True"])
 def test_noise_follows_from_the_seed_and_the_point_alone(ddib, there, tmp_path, monkeypatch, drawn):
     """The same seed, the same points, however many and in however many parts; another seed, others."""
     clouds = {}
@@ -184,7 +184,7 @@ def test_noise_follows_from_the_seed_and_the_point_alone(ddib, there, tmp_path, 
             "--out",
             tmp_path / name / "t",
         )
-        ddib(translate, *pair(there), *PUBLIC, "--steps", 4, *drawn, *given)
+        ddib(translate, *pair(there), "--flags", drawn, "--evaluations", 4, *given)
         clouds[name] = [np.load(tmp_path / name / "t" / f"points{part}.npy") for part in (".latent", "")]
     (latent, one), (_, same), (again, other) = (clouds[name] for name in ("one", "same", "other"))
     assert np.allclose(one[:55], same, atol=1e-4)
@@ -193,10 +193,10 @@ def test_noise_follows_from_the_seed_and_the_point_alone(ddib, there, tmp_path, 
 
 
 @pytest.mark.slow
-def test_points_are_clipped_where_it_is_asked_for_and_not_by_compat(ddib, there, tmp_path):
+def test_points_are_clipped_where_it_is_asked_for_alone(ddib, there, tmp_path):
     """The public scripts for 2-D data do not clip; its p_sample_loop does unless told otherwise."""
-    for name, option in (("free", ()), ("off", ("--no-clip",)), ("held", ("--clip",))):
-        ddib(model, "sample", there, *PUBLIC, *option, "--n", 200, "--out", tmp_path / name)
+    for name, flags in (("free", ""), ("off", "--clip_denoised False"), ("held", "--clip_denoised True")):
+        ddib(model, "sample", there, "--flags", flags, "--n", 200, "--out", tmp_path / name)
     free, off, held = (np.load(tmp_path / name / "samples.npy") for name in ("free", "off", "held"))
     assert np.array_equal(free, off)
     assert np.abs(free).max() > 1.0
@@ -204,19 +204,19 @@ def test_points_are_clipped_where_it_is_asked_for_and_not_by_compat(ddib, there,
 
 
 @pytest.mark.slow
-def test_pictures_are_clipped_with_compat_unless_told_otherwise(ddib, tmp_path):
-    """As before by default; --no-clip leaves them, --clip holds them with any solver."""
+def test_pictures_are_clipped_with_flags_unless_told_otherwise(ddib, tmp_path):
+    """As the public scripts do by default."""
     made = tiny("pictures")
     save_bundle(tmp_path / "m", made.manifest, made.state)
     clips = []
-    for number, options in enumerate([PUBLIC, (*PUBLIC, "--no-clip"), ("--clip",), ()]):
+    for number, options in enumerate([PLAIN, ("--flags", "--clip_denoised False"), ()]):
         out = tmp_path / str(number)
-        ddib(model, "sample", tmp_path / "m", *options, "--steps", 24, "--n", 2, "--out", out)
+        ddib(model, "sample", tmp_path / "m", *options, "--evaluations", 24, "--n", 2, "--out", out)
         clips.append(json.loads((out / "report.json").read_text())["guidance"]["clip"])
-    assert clips == [True, False, True, False]
+    assert clips == [True, False, False]
 
 
-def test_ddpm_is_refused_where_the_public_code_takes_another_step(ddib, tmp_path):
+def test_ancestral_sampling_is_refused_where_the_public_code_takes_another_step(ddib, tmp_path):
     """A learned variance is part of its step; ours has none."""
     network = SyntheticConfig(num_channels=32, num_res_blocks=1, out_channels=4)
     schedule = ScheduleConfig("linear", 100)
@@ -231,7 +231,7 @@ def test_ddpm_is_refused_where_the_public_code_takes_another_step(ddib, tmp_path
     )
     save_bundle(tmp_path / "m", manifest, state(network))
     with pytest.raises(SettingsInvalid, match="learned its variance"):
-        ddib(model, "sample", tmp_path / "m", *PUBLIC, "--ddpm", "--n", 4, "--out", tmp_path / "s")
+        ddib(model, "sample", tmp_path / "m", "--flags", "--use_ddpm True", "--n", 4, "--out", tmp_path / "s")
 
 
 @pytest.mark.parametrize("which", ["moons", "satellite"])

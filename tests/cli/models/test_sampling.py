@@ -23,7 +23,7 @@ from ddib_fed.models.units import ChannelMap
 from tests.calibration.examples import calibration
 from tests.runs.tiny_models import tiny, tiny_classifier
 
-FEW = ("--steps", "3")
+FEW = ("--evaluations", "3")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,9 @@ def test_a_way_between_two_pictures(place, tmp_path):
 
 
 def test_samples_of_a_class(place, tmp_path):
-    call(model, "sample", place / "classy", "--n", "3", "--class", "1", *FEW, "--out", tmp_path / "out")
+    call(
+        model, "sample", place / "classy", "--n", "3", "--target-class", "1", *FEW, "--out", tmp_path / "out"
+    )
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["class"], report["count"]) == (1, 3)
     assert (tmp_path / "out" / "sample_2.png").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security import pki
 from ddib_fed.security.audit_reading import verify
+from tests import audit_rows
 from tests.cli.node.test_peer import exported, set_up
 
 ALICE = "spiffe://north.example/client/alice"
@@ -30,11 +30,9 @@ def south(tmp_path: Path) -> Path:
 
 
 def records(config: Path) -> list[dict]:
-    path = NodeConfig.load(config).paths.audit
-    if not path.exists():
-        return []
-    assert verify(path).ok
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    path = NodeConfig.load(config).paths.store
+    assert not path.exists() or verify(path).ok
+    return audit_rows.records(path)
 
 
 def acts(config: Path) -> list[str]:
@@ -107,15 +105,15 @@ def test_without_its_line_an_act_is_not_done(north: Path, south: Path, what: str
     config = NodeConfig.load(north)
     if what == "remove":
         assert add(north, "south.peer", fingerprint) == 0
-        config.paths.audit.unlink()
-    config.paths.audit.mkdir(parents=True)
+        config.paths.store.unlink()
+    config.paths.store.mkdir(parents=True)
     command = {
         "add": ["peer", "add", "south.peer", "--fingerprint", fingerprint],
         "remove": ["peer", "remove", "south.example"],
         "withdraw": ["pki", "withdraw", ALICE],
     }[what]
     assert run([*command, "--config", str(north)]) != 0
-    assert "audit.jsonl" in capsys.readouterr().err
+    assert "node.sqlite" in capsys.readouterr().err
     trusted = peer_store(config).snapshot()
     assert ("south.example" in trusted.peers) == (what == "remove")
     assert not trusted.withdrawn

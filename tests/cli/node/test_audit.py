@@ -12,8 +12,9 @@ from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
 from ddib_fed.node.admitting import admit, export_peer
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.security.audit import AuditLog, anchor_of, anchor_values
+from ddib_fed.security.audit import anchor_of, anchor_values
 from ddib_fed.security.audit_reading import verify
+from tests import audit_rows
 
 
 @pytest.fixture
@@ -26,10 +27,9 @@ def config_path(tmp_path):
 @pytest.fixture
 def log(config_path):
     """A log of three acts."""
-    path = config_path.parent / "state" / "audit.jsonl"
-    written = AuditLog(path)
+    path = config_path.parent / "state" / "node.sqlite"
     for act in ("started", "latent_sent", "stopped"):
-        written.write(act)
+        audit_rows.append(path, act)
     return path
 
 
@@ -44,7 +44,7 @@ def test_a_whole_log_is_verified(config_path, log, capsys):
 
 def test_a_changed_line_is_named(config_path, log, capsys):
     """Exit 10, and the number of the first line that does not hang together."""
-    log.write_bytes(log.read_bytes().replace(b"latent_sent", b"nothing_sent"))
+    audit_rows.edit(log, "UPDATE audit SET line = replace(line, 'latent_sent', 'nothing_sent')")
     assert run(["audit", "verify", "--config", str(config_path)]) == ExitCode.CORRUPT
     assert "line 3" in capsys.readouterr().err
 
@@ -53,9 +53,9 @@ def test_a_log_that_was_cut_shows_by_the_noted_head(config_path, log, capsys):
     """The chain of what is left is whole; the head that was noted is no longer in it. Lines that follow do no harm."""
     noted = verify(log).head
     command = ["audit", "verify", "--config", str(config_path), "--head", noted]
-    AuditLog(log).write("started")
+    audit_rows.append(log, "started")
     assert run(command) == 0
-    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:2]))
+    audit_rows.cut(log, 2)
     assert run(["audit", "verify", "--config", str(config_path)]) == 0
     assert run(command) == ExitCode.CORRUPT
     assert "head that was noted" in capsys.readouterr().err
@@ -64,7 +64,7 @@ def test_a_log_that_was_cut_shows_by_the_noted_head(config_path, log, capsys):
 def test_no_log_is_not_found(config_path, capsys):
     """A node that never served."""
     assert run(["audit", "verify", "--config", str(config_path)]) == ExitCode.NOT_FOUND
-    assert "audit.jsonl" in capsys.readouterr().err
+    assert "node.sqlite" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -78,26 +78,29 @@ def pair(tmp_path):
     for here, there in (("north", "south"), ("south", "north")):
         own = export_peer(NodeConfig.load(paths[there]), tmp_path / f"{there}.peer")
         admit(NodeConfig.load(paths[here]), tmp_path / f"{there}.peer", own.fingerprints)
-    logs = {name: AuditLog(NodeConfig.load(path).paths.audit) for name, path in paths.items()}
+    logs = {name: NodeConfig.load(path).paths.store for name, path in paths.items()}
     for item in range(10):
-        head = logs["north"].write("latent_sent", peer="south.example", item=item)
-        answer = logs["south"].write(
-            "latent_received", peer="spiffe://north.example/node/node-1", **anchor_values(anchor_of(head))
+        head = audit_rows.append(logs["north"], "latent_sent", peer="south.example", item=item)
+        answer = audit_rows.append(
+            logs["south"],
+            "latent_received",
+            peer="spiffe://north.example/node/node-1",
+            **anchor_values(anchor_of(head)),
         )
-        logs["north"].write("receipt", peer="south.example", **anchor_values(anchor_of(answer)))
+        audit_rows.append(logs["north"], "receipt", peer="south.example", **anchor_values(anchor_of(answer)))
     return paths
 
 
 @pytest.mark.parametrize(("victim", "holder"), [("north", "south"), ("south", "north")])
 def test_a_cut_shows_against_the_anchors_that_the_peer_wrote_out(pair, tmp_path, capsys, victim, holder):
     """`ddib audit anchors` there, `ddib audit verify --anchor` here: whole before the cut, not after it."""
-    file, log = tmp_path / "held.json", NodeConfig.load(pair[victim]).paths.audit
+    file, log = tmp_path / "held.json", NodeConfig.load(pair[victim]).paths.store
     export = ["audit", "anchors", "--config", str(pair[holder]), "--peer", f"{victim}.example"]
     assert run([*export, "--out", str(file)]) == 0
     command = ["audit", "verify", "--config", str(pair[victim]), "--anchor", str(file)]
     assert run(command) == 0
     assert "10 lines that peers noted, all there" in capsys.readouterr().out
-    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:6]))
+    audit_rows.cut(log, 6)
     assert run(["audit", "verify", "--config", str(pair[victim])]) == 0
     assert run(command) == ExitCode.CORRUPT
     told = capsys.readouterr()
@@ -116,8 +119,8 @@ def test_anchors_go_to_stdout_and_no_file_is_overwritten(pair, tmp_path, capsys)
 
 def test_a_peer_whose_log_contradicts_itself_is_named(pair, tmp_path, capsys):
     """Exit 10; the file is written all the same, for its operator."""
-    log = AuditLog(NodeConfig.load(pair["north"]).paths.audit)
-    log.write("receipt", peer="south.example", peer_lines=2, peer_head="00" * 32)
+    log = NodeConfig.load(pair["north"]).paths.store
+    audit_rows.append(log, "receipt", peer="south.example", peer_lines=2, peer_head="00" * 32)
     export = ["audit", "anchors", "--config", str(pair["north"]), "--peer", "south.example"]
     assert run([*export, "--out", str(tmp_path / "held.json")]) == ExitCode.CORRUPT
     assert "the log of south.example was rewritten or went back" in capsys.readouterr().err
@@ -126,8 +129,7 @@ def test_a_peer_whose_log_contradicts_itself_is_named(pair, tmp_path, capsys):
 
 def test_a_peer_of_whose_log_nothing_is_known_is_not_found(pair, capsys):
     """Before the first latent, and one that is not admitted."""
-    NodeConfig.load(pair["north"]).paths.audit.unlink()
-    AuditLog(NodeConfig.load(pair["north"]).paths.audit).write("node_started")
+    audit_rows.put(NodeConfig.load(pair["north"]).paths.store, [])
     for peer in ("south.example", "west.example"):
         export = ["audit", "anchors", "--config", str(pair["north"]), "--peer", peer]
         assert run(export) == ExitCode.NOT_FOUND
@@ -135,7 +137,7 @@ def test_a_peer_of_whose_log_nothing_is_known_is_not_found(pair, capsys):
 
 def test_lines_are_shown_for_people_and_for_scripts(config_path, log, capsys):
     """Number, time, act and values; as JSON one object a line."""
-    AuditLog(log).write("peer_suspended", peer="south.example", reason='until "Friday"')
+    audit_rows.append(log, "peer_suspended", peer="south.example", reason='until "Friday"')
     assert run(["audit", "show", "--config", str(config_path), "--peer", "south.example"]) == 0
     shown = capsys.readouterr().out
     assert shown.split()[0] == "4"
@@ -173,7 +175,7 @@ def test_an_export_comes_with_the_head_that_was_verified(config_path, log, tmp_p
 
 def test_a_broken_log_is_not_exported(config_path, log, tmp_path, capsys):
     """Exit 10 as `verify`, and no file."""
-    log.write_bytes(log.read_bytes().replace(b"latent_sent", b"nothing_sent"))
+    audit_rows.edit(log, "UPDATE audit SET line = replace(line, 'latent_sent', 'nothing_sent')")
     assert (
         run(["audit", "export", "--config", str(config_path), "--out", str(tmp_path / "x")])
         == ExitCode.CORRUPT

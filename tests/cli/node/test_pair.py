@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shlex
@@ -20,6 +19,7 @@ from ddib_fed.node import admitting, command
 from ddib_fed.node.admitting import admit, export_peer, own_peer, peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security.peers import Peer
+from tests import audit_rows
 from tests.e2e.harness import free_port
 from tests.security.connect_proxy import proxying
 
@@ -93,8 +93,7 @@ def test_a_code_admits_both(two, listening, capsys) -> None:
     assert "admitted     spiffe://north.example/node/node-1 at localhost:" in shown
     for config in two:
         assert shown.count(entry(config).fingerprint) == 2
-    lines = NodeConfig.load(north).paths.audit.read_text().splitlines()
-    record = json.loads(lines[-1])
+    record = audit_rows.records(NodeConfig.load(north).paths.store)[-1]
     assert (record["act"], record["peer"]) == ("peer_added", "south.example")
     said = [" ".join(shlex.split(line, comments=True)) for line in shown.splitlines()]
     assert f"ddib-source-node serve --config {north}" in said

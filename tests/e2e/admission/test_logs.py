@@ -52,7 +52,7 @@ def test_every_line_of_a_json_log_is_json_and_none_holds_metadata(talkative: Pai
     """At debug, with EXIF, TIFF tags and PNG text, a damaged TIFF, a handshake that fails and GRPC_TRACE=all."""
     (tmp_path / "in").mkdir()
     pair, files = talkative.start(), write_files(tmp_path / "in")
-    ddib("translate", *files.paths, "--to", TARGET, "--steps", 12, "--out", tmp_path / "out",
+    ddib("translate", *files.paths, "--to", TARGET, "--evaluations", 12, "--out", tmp_path / "out",
          "--profile", pair.profile)  # fmt: skip
     with pair.client() as client, pytest.raises(DdibError):
         client.translate([damaged_tiff()], TARGET, Settings(evaluations=12))

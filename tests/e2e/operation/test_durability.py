@@ -42,11 +42,11 @@ def check_finished_once(pair: Pair, client: Client, job_id: str, items: int) -> 
     assert [item.state for item in job.items] == ["DECODED"] * items
     results = list(client.fetch(job_id))
     assert sorted(result.item for result in results) == list(range(items))
-    database = sqlite3.connect(pair.north.config.paths.jobs)
+    database = sqlite3.connect(pair.north.config.paths.store)
     assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()
     assert [j.job_id for j in client.list()].count(job_id) == 1
-    assert verify(pair.north.config.paths.audit).ok
+    assert verify(pair.north.config.paths.store).ok
 
 
 @pytest.mark.parametrize(("victim", "stage"), [("north", "encode"), ("south", "decode"), ("north", "decode")])

@@ -113,12 +113,12 @@ def hospital() -> Iterator[Hospital]:
         profile.write_text(profile.read_text().replace(str(pair.north.port), str(tap.port)))
         try:
             words = ("translate", given / "Ada-series", given / "Ada-volume.nii", given / "maps",
-                     "--to", "south.example/brain-t2", "--out", folder / "out", "--steps", 12, "--profile",
+                     "--to", "south.example/brain-t2", "--out", folder / "out", "--evaluations", 12, "--profile",
                      profile)  # fmt: skip
             said, again = ddib(*words), ddib(*words)
             (given / "plain.png").write_bytes(encode_png(slices[0][..., None]))
-            ddib("translate", given / "plain.png", "--to", "south.example/brain-t2", "--out", folder / "out", "--steps",
-                 12, "--profile", profile, "--credentials", *write_signer(given))  # fmt: skip
+            ddib("translate", given / "plain.png", "--to", "south.example/brain-t2", "--out", folder / "out",
+                 "--evaluations", 12, "--profile", profile, "--credentials", *write_signer(given))  # fmt: skip
         finally:
             pair.stop()
             tap.close()

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ddib_fed.cli.delivery import Input, WriteOptions, write_result
-from ddib_fed.client.in_process import Here, InProcess
+from ddib_fed.cli.files import FileItem
+from ddib_fed.cli.results import write_result
+from ddib_fed.client.in_process import InProcess, ProcessOptions
 from ddib_fed.data.pictures import read_image
 from ddib_fed.data.points import to_npy
 from ddib_fed.data.synthetic import sample
@@ -40,7 +41,7 @@ from tests.runs.tiny_models import tiny_classifier
 pytestmark = pytest.mark.e2e
 
 EVALUATIONS, LEARNED = 8, 20
-HERE = Here()
+HERE = ProcessOptions()
 LEAST = StructureThresholds(
     edge_correlation=0.25, mutual_information=0.5, chance_edge_correlation=0.0, chance_mutual_information=0.4,
     quantile=0.95, count=100, basis="chance",
@@ -150,7 +151,7 @@ def compare(
     depth: float = 1.0,
     encoder: str = "ode",
     header: dict[str, Any] | None = None,
-    here: Here = HERE,
+    here: ProcessOptions = HERE,
     guidance: Guidance = UNGUIDED,
     classifier: Bundle | None = None,
 ) -> Compared:
@@ -182,8 +183,8 @@ def compare(
     for name, results in (("local", dict(enumerate(local))), ("federated", federated)):
         (folder / name).mkdir()
         for number, path in enumerate(files.paths):
-            given = Input(path.stem, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
-            write_result(results[number], given, WriteOptions(folder / name))
+            given = FileItem(path.stem, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+            write_result(results[number], given, folder / name)
     return Compared(folder / "local", folder / "federated", list(files.sizes))
 
 
@@ -205,7 +206,7 @@ def test_calibrated_pictures_go_there_and_back_alike(tmp_path, open_nodes) -> No
     nodes = open_nodes(scans(), relief(), calibration='["rotation"]')
     signed = agreed(*nodes.institutions)
     nodes.agree_on(signed)
-    compared = compare(tmp_path, nodes, cycle=True, here=Here(calibration=signed.calibration))
+    compared = compare(tmp_path, nodes, cycle=True, here=ProcessOptions(calibration=signed.calibration))
     compared.check(Part.RETURNED, Part.LATENT)
     mine, theirs = compared.records("Ada-png")
     assert mine.calibration_sha256 == theirs.calibration_sha256 == signed.sha256.hex()
@@ -231,7 +232,7 @@ def test_a_mixed_encoder_with_a_calibration_is_alike(tmp_path, open_nodes) -> No
     signed = agreed(*nodes.institutions)
     nodes.agree_on(signed)
     compared = compare(
-        tmp_path, nodes, cycle=True, encoder="mixed", here=Here(calibration=signed.calibration)
+        tmp_path, nodes, cycle=True, encoder="mixed", here=ProcessOptions(calibration=signed.calibration)
     )
     compared.check(Part.RETURNED, Part.LATENT)
     records = compared.records("Ada-png")
@@ -247,7 +248,7 @@ def test_a_model_trained_with_a_calibration_goes_alike(tmp_path, open_nodes) -> 
     nodes = open_nodes(make_bundle(manifest, trained.state), relief(), calibration='["tone"]')
     signed = agreed(*nodes.institutions, kind="tone", map=tone)
     nodes.agree_on(signed)
-    compared = compare(tmp_path, nodes, cycle=True, here=Here(calibration=signed.calibration))
+    compared = compare(tmp_path, nodes, cycle=True, here=ProcessOptions(calibration=signed.calibration))
     compared.check(Part.RETURNED, Part.LATENT)
     assert compared.records("Ada-png")[1].calibration_kind == "tone"
     (tmp_path / "plain").mkdir()

@@ -51,8 +51,8 @@ class Studio:
     out: Path
 
     def translate(self, *words: object, out: Path) -> str:
-        return ddib("translate", *self.files.paths, "--to", TARGET, "--class", "ridge", "--steps", 12, "--out", out,
-                    "--profile", self.pair.profile, *words)  # fmt: skip
+        return ddib("translate", *self.files.paths, "--to", TARGET, "--target-class", "ridge", "--evaluations", 12,
+                    "--out", out, "--profile", self.pair.profile, *words)  # fmt: skip
 
     def record(self, name: str) -> dict:
         return json.loads((self.out / f"{name}.json").read_text())
@@ -75,7 +75,7 @@ def studio() -> Iterator[Studio]:
         made = Studio(pair, write_files(folder / "in"), folder / "out")
         try:
             pair.start()
-            made.translate("--cycle", "--keep-latent", out=made.out)
+            made.translate("--cycle", "--keep-latents", out=made.out)
             yield made
         finally:
             pair.stop()
@@ -148,7 +148,7 @@ def test_pictures_below_the_threshold_are_marked(studio: Studio, tmp_path: Path,
 
 def test_the_same_request_softens_with_the_same_noise(studio: Studio, tmp_path: Path) -> None:
     """Although the picture was softened, its latent is the same to 1e-5, and so is the result."""
-    studio.translate("--keep-latent", out=tmp_path)
+    studio.translate("--keep-latents", out=tmp_path)
     for name in studio.files.sizes:
         first, again = (np.load(folder / f"{name}.latent.npy") for folder in (studio.out, tmp_path))
         assert first.shape == (1, 1, SIZE, SIZE)
@@ -181,13 +181,13 @@ def test_less_depth_keeps_the_picture_in_the_latent_where_both_nodes_allow_it(
     studio: Studio, tmp_path: Path, capsys
 ) -> None:
     """0.5 is recorded and is half a picture; 0.3 is too little for the target alone, and it says so."""
-    studio.translate("--depth", 0.5, "--keep-latent", out=tmp_path / "half")
+    studio.translate("--depth", 0.5, "--keep-latents", out=tmp_path / "half")
     name = studio.files.paths[0].stem
     assert json.loads((tmp_path / "half" / f"{name}.json").read_text())["solver"]["depth"] == 0.5
     assert studio.record(name)["solver"]["depth"] == 1.0
     latents = [np.load(folder / f"{name}.latent.npy").ravel() for folder in (tmp_path / "half", studio.out)]
     assert float(np.abs(latents[0] - latents[1]).max()) > 1e-3
-    words = [*studio.files.paths, "--to", TARGET, "--class", "ridge", "--out", tmp_path / "less"]
+    words = [*studio.files.paths, "--to", TARGET, "--target-class", "ridge", "--out", tmp_path / "less"]
     command = ["translate", *map(str, words), "--depth", "0.3", "--profile", str(studio.pair.profile)]
     assert run(command) != 0
     said = capsys.readouterr().err

@@ -37,12 +37,20 @@ def record(path: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def translate() -> Iterator[Translate]:
-    """Runs `ddib translate FILES --to south.example/relief --cycle --steps 24` with what else is given."""
+    """Runs `ddib translate FILES --to south.example/relief --cycle --evaluations 24` with what else is given."""
     with tempfile.TemporaryDirectory(prefix="ddib-scenes-") as name:
         pair = Pair.create(Path(name), "relief", domain="satellite")
 
         def call(*words: object) -> int:
-            given = ["--to", "south.example/relief", "--cycle", "--steps", "24", "--profile", pair.profile]
+            given = [
+                "--to",
+                "south.example/relief",
+                "--cycle",
+                "--evaluations",
+                "24",
+                "--profile",
+                pair.profile,
+            ]
             return run(["translate", *map(str, (*words, *given))])
 
         try:
@@ -135,7 +143,7 @@ def test_two_nodes_of_one_scene_size_translate_a_scene_there_and_back(tmp_path: 
         try:
             pair.start()
             words = ["translate", str(tmp_path / "scene.png"), "--to", "south.example/relief", "--cycle"]
-            words += ["--steps", "24", "--keep-latent", "--out", str(tmp_path / "out")]
+            words += ["--evaluations", "24", "--keep-latents", "--out", str(tmp_path / "out")]
             assert run([*words, "--profile", str(pair.profile)]) == 0
         finally:
             pair.stop()

@@ -14,6 +14,7 @@ from ddib_fed.models.bundle import make_bundle
 from ddib_fed.models.units import ChannelMap
 from ddib_fed.security import pki
 from ddib_fed.v1 import translation_pb2 as pb
+from tests import audit_rows
 from tests.calibration.examples import sign
 from tests.e2e.two_nodes import TwoNodes
 from tests.node.agreed_calibrations import agreed, ended
@@ -54,8 +55,7 @@ class Pair:
         return job.error.reason
 
     def sent(self) -> list[str]:
-        audit = self.nodes.source.node.config.paths.audit
-        lines = audit.read_text().splitlines() if audit.exists() else []
+        lines = audit_rows.lines(self.nodes.source.node.config.paths.store)
         return [line for line in lines if "latent_sent" in line]
 
     def clear(self) -> None:

@@ -142,7 +142,7 @@ def test_two_series_of_one_number_are_told_apart_and_known_again(tmp_path):
     out = tmp_path / "out"
     first = write_series(tmp_path / "p1", VALUES)
     (study,) = open_paths([tmp_path / "p1"], Options()).studies
-    written = write_outputs(study, results(study), out, force=False)
+    written = write_outputs(study, results(study), out)
     for path in first:
         path.rename(path.with_name(f"first-{path.name}"))
     write_series(tmp_path / "p1", VALUES)

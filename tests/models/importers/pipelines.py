@@ -33,40 +33,10 @@ GOOGLE = {
     "freq_shift": 1,
     "norm_eps": 1e-6,
 }
-# Those that our own UNet computes.
-ADM = {
+UNETS = {
     "plain": TINY,
-    "sines first": {**TINY, "flip_sin_to_cos": False},
-    "classes": {**TINY, "num_class_embeds": 5},
-    "grey with a learned variance": {**TINY, "in_channels": 1, "out_channels": 2},
-    "scale and shift": {**TINY, "resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 32},
-    "residual blocks resample": {
-        **TINY,
-        "block_out_channels": (32, 64, 96),
-        "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
-        "up_block_types": ("ResnetUpsampleBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
-        "downsample_type": "resnet",
-        "upsample_type": "resnet",
-    },
-    "attention everywhere": {
-        **TINY,
-        "layers_per_block": 2,
-        "down_block_types": ("AttnDownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D"),
-    },
-}
-# Those that only the network of diffusers' kind computes.
-OWN = {
     "google": GOOGLE,
-    "attention on one way": {**TINY, "up_block_types": ("UpBlock2D", "UpBlock2D"), "attention_head_dim": 16},
-    "no norm before attention": {**TINY, "resnet_time_scale_shift": "scale_shift", "num_class_embeds": 5},
-    "mixed resampling": {
-        **TINY,
-        "block_out_channels": (32, 64, 64),
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D", "UpBlock2D"),
-        "downsample_type": "resnet",
-    },
+    "classes": {**TINY, "num_class_embeds": 5},
     "odd parts": {
         **TINY,
         "block_out_channels": (24, 40),
@@ -75,9 +45,6 @@ OWN = {
         "center_input_sample": True,
         "mid_block_scale_factor": 2.0,
     },
-    "another non-linearity": {**TINY, "act_fn": "mish"},
-    "no middle": {**TINY, "mid_block_type": None},
-    "a middle without attention": {**TINY, "add_attention": False},
 }
 
 
@@ -92,7 +59,6 @@ DIT = {
     "num_embeds_ada_norm": 5,
 }
 TRANSFORMERS = {
-    "plain": DIT,
     "grey with a learned variance": {**DIT, "in_channels": 1, "out_channels": 2},
     "other layers": {
         **DIT,

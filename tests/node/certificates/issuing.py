@@ -10,13 +10,14 @@ import grpc
 
 from ddib_fed.node.certificates import IdentityServicer
 from ddib_fed.node.config import NodeConfig, render_node_toml
-from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor
-from ddib_fed.node.policy import Ledger, Policy
+from ddib_fed.node.interceptors import CallInterceptor
+from ddib_fed.node.policy import Policy, Quotas
 from ddib_fed.security import pki, tls
 from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import PeerStore
 from ddib_fed.security.pki import install, make_request, read_request, sign_request
+from ddib_fed.store import NodeStore
 from ddib_fed.v1 import identity_pb2_grpc
 
 NOW = datetime.now(UTC)
@@ -45,10 +46,10 @@ class Server:
         self.on_renewal = lambda: None
         peers = PeerStore(config.paths.state, "north.example")
         policy = Policy(institution="north.example", roles=("source",), issuer=True)
-        interceptors = (ErrorInterceptor("north.example"), AuthInterceptor(peers, policy))
+        interceptors = (CallInterceptor("north.example", peers, policy),)
         self.grpc = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
-        self.quotas = Ledger(config.paths.quotas)
-        audit = AuditLog(config.paths.audit)
+        audit = AuditLog(NodeStore(config.paths.store, shared=True))
+        self.quotas = Quotas(audit.store)
         self.servicer = IdentityServicer(config, audit, self.quotas, peers, clock=self._clock)
         identity_pb2_grpc.add_IdentityServiceServicer_to_server(self.servicer, self.grpc)
         self.credentials = tls.ServerCredentials(config.paths.pki, peers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,7 +23,9 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import pki, tls
 from ddib_fed.security.identity import Identity
-from ddib_fed.security.pki import certificate_pem, issue_leaf, make_request, new_authority, new_key
+from ddib_fed.security.peers import PeerStore
+from ddib_fed.security.pki import certificate_pem, issue_leaf, make_request, new_authority
+from ddib_fed.security.renewal import renew_through
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
 from tests.node.certificates.issuing import HOUR, NOW, Server, configured, enrolled, second_node
@@ -244,22 +247,37 @@ def test_a_second_root_reaches_a_client_with_its_renewal(
     assert (profile.pki_folder / "roots.pem").read_bytes() == roots.read_bytes()
 
 
-def test_an_answer_for_another_root_is_not_installed(issuer: NodeConfig, tmp_path: Path) -> None:
-    """An issuer that shows a good certificate and answers with strange roots changes nothing here."""
-    from ddib_fed.security.renewal import _install
+class Stranger(identity_pb2_grpc.IdentityServiceServicer):
+    """An issuer that is the institution's, and answers with what another root signed, or with nothing."""
 
-    folder, key = issuer.paths.pki, new_key()
-    stranger = new_authority("north.example")
-    leaf = issue_leaf(stranger, "node", "node-1", public_key=key.public_key())
-    answer = pb.RenewResponse(
-        certificate=certificate_pem(leaf).decode(), roots=certificate_pem(stranger.certificate).decode()
-    )
+    def __init__(self) -> None:
+        self.root = new_authority("north.example")
+        self.answers = True
+
+    def Renew(self, request, context):
+        if not self.answers:
+            return pb.RenewResponse(certificate="x", roots="y")
+        key = x509.load_der_x509_csr(request.certificate_request).public_key()
+        leaf = issue_leaf(self.root, "node", "node-1", public_key=key)
+        roots = certificate_pem(self.root.certificate).decode()
+        return pb.RenewResponse(certificate=certificate_pem(leaf).decode(), roots=roots)
+
+
+def test_an_answer_for_another_root_is_not_installed(issuer: NodeConfig) -> None:
+    """An issuer that shows a good certificate and answers with strange roots changes nothing here."""
+    servicer, folder, server = Stranger(), issuer.paths.pki, grpc.server(ThreadPoolExecutor(1))
+    identity_pb2_grpc.add_IdentityServiceServicer_to_server(servicer, server)
+    credentials = tls.ServerCredentials(folder, PeerStore(issuer.paths.state, "north.example"))
+    port = server.add_secure_port("127.0.0.1:0", credentials.grpc)
+    server.start()
     before = pki.load_identity(folder)
+    way = {"address": f"127.0.0.1:{port}", "server_name": "node-1.north.example", "hop": "issuer"}
     with pytest.raises(Unauthenticated, match="none of the roots"):
-        _install(folder, before, key, answer, datetime.now(UTC))
-    for broken in (pb.RenewResponse(), pb.RenewResponse(certificate="x", roots="y")):
-        with pytest.raises(MessageInvalid):
-            _install(folder, before, key, broken, datetime.now(UTC))
+        renew_through(folder, **way)
+    servicer.answers = False
+    with pytest.raises(MessageInvalid):
+        renew_through(folder, **way)
+    server.stop(None).wait()
     assert pki.load_identity(folder) == before
 
 

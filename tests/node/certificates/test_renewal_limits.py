@@ -8,11 +8,12 @@ import pytest
 
 from ddib_fed.errors import NotReady, QuotaSpent
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.policy import Charge, Ledger
+from ddib_fed.node.policy import Charge, Quotas
 from ddib_fed.security import pki
-from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.renewal import renew_through
+from ddib_fed.store import NodeStore
+from tests import audit_rows
 from tests.node.certificates.issuing import Server, enrolled
 
 
@@ -36,9 +37,9 @@ def test_an_identity_renews_so_often_in_a_day_and_no_more(
     assert (caught.value.facts["quota"], caught.value.facts["limit"]) == ("renewals_per_day", "2")
     assert "renews" in caught.value.facts
     renew(other)
-    lines = [line for line in issuer.paths.audit.read_text().splitlines() if '"by":"renewal"' in line]
+    lines = [line for line in audit_rows.records(issuer.paths.store) if line.get("by") == "renewal"]
     assert len(lines) == 3
-    again = Ledger(issuer.paths.quotas)
+    again = Quotas(NodeStore(issuer.paths.store, shared=True))
     with pytest.raises(QuotaSpent):
         again.charge([Charge("renewals_per_day", "spiffe://north.example/client/alice", 1, 2)])
 
@@ -49,7 +50,7 @@ def test_a_certificate_that_cannot_be_written_down_is_neither_given_nor_counted(
     """A full disk of the issuer spends nobody's renewals."""
     folder = tmp_path / "alice"
     enrolled(issuer, folder, Identity("north.example", "client", "alice"))
-    monkeypatch.setattr(AuditLog, "_open", lambda _log: (_ for _ in ()).throw(OSError(28, "full")))
+    audit_rows.full_disk(monkeypatch)
     before = pki.load_identity(folder)
     with pytest.raises(NotReady):
         renew_through(folder, address=server.address, server_name="node-1.north.example", hop="issuer x")

@@ -10,7 +10,7 @@ import pytest
 
 from ddib_fed.errors import ConfigError, PeerUnreachable
 from ddib_fed.node.admin import AdminClient, AdminServicer, serve_admin, stop_admin
-from ddib_fed.node.interceptors import ErrorInterceptor
+from ddib_fed.node.interceptors import CallInterceptor
 from ddib_fed.v1 import admin_pb2 as pb
 from tests.node.tiny_nodes import make_config
 
@@ -43,7 +43,7 @@ class Node:
 
     def serve(self, config):
         servicer = AdminServicer(self.status, self.reload, lambda: 3, self.workers)
-        return serve_admin(config.paths.admin_socket, servicer, [ErrorInterceptor("north.example")])
+        return serve_admin(config.paths.admin_socket, servicer, [CallInterceptor("north.example")])
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def typed(node: Node, verb: str, capsys, monkeypatch) -> tuple[int, str]:
 def test_a_node_that_is_in_order_passes_and_is_left_as_it_is(node: Node) -> None:
     """Each step says what there is; the database, the key and the sockets are made by a start, not by a check."""
     assert problems(node) == {}
-    assert not (node.state / "jobs.sqlite").exists()
+    assert not (node.state / "node.sqlite").exists()
     assert [finding.step for finding in startup.check(node.config)] == list(startup.STEPS)
 
 
@@ -66,7 +66,7 @@ def test_a_running_node_passes_its_own_check(tmp_path: Path) -> None:
     findings = startup.check(config)
     assert [(found.step, found.problem) for found in findings if not found.ok] == []
     held = [found.step for found in findings if "in use while this node runs" in found.text]
-    assert held == ["listen", "operator", "roles"]
+    assert held == ["store", "listen", "operator", "roles"]
     with pytest.raises(ConfigError, match="another node is running"):
         startup.begin(config)
     running.end()
@@ -167,7 +167,7 @@ def test_a_state_folder_of_another_user_is_refused(node: Node, monkeypatch) -> N
 @contextmanager
 def left_by_a_kill(node: Node):
     """A database whose last transactions are in the log that a kill left beside it."""
-    with sqlite3.connect(node.state / "jobs.sqlite") as made:
+    with sqlite3.connect(node.state / "node.sqlite") as made:
         made.execute("PRAGMA journal_mode = WAL")
         made.execute("PRAGMA user_version = 99")
         yield
@@ -177,4 +177,4 @@ def left_by_a_kill(node: Node):
 def test_a_check_reads_the_database_with_the_log_that_a_kill_left(node: Node) -> None:
     """On a copy: what is only in the log counts, and neither file is touched."""
     with left_by_a_kill(node):
-        assert "another release" in problems(node)["roles"]
+        assert "another release" in problems(node)["store"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.security import pki
 from ddib_fed.security.audit_reading import verify
 from ddib_fed.security.identity import Identity
+from tests import audit_rows
 from tests.node.running.test_daemon import Running, ready
 from tests.node.tiny_nodes import make_institution
 
@@ -31,7 +31,7 @@ def running(config: NodeConfig):
 
 
 def records(config: NodeConfig) -> list[dict]:
-    return [json.loads(line) for line in config.paths.audit.read_text().splitlines()]
+    return audit_rows.records(config.paths.store)
 
 
 def of_act(config: NodeConfig, act: str) -> list[dict]:
@@ -49,7 +49,7 @@ def test_start_and_stop_have_their_lines(config: NodeConfig) -> None:
     assert (found[0]["model"], found[0]["roles"], found[0]["peers"]) == (model, ["target"], [])
     assert found[1]["by"] == "drain"
     assert found[0]["trust"] == found[2]["trust"]
-    assert verify(config.paths.audit).ok
+    assert verify(config.paths.store).ok
 
 
 def test_files_that_somebody_changed_by_hand_are_written_down(
@@ -90,8 +90,8 @@ def test_a_log_that_is_cut_while_the_node_runs_makes_it_degraded(
     """Within the time of its check, without a call; with what to do; and the log no longer verifies."""
     AdminClient(config).reload()
     running.daemon._watch.look()
-    path = config.paths.audit
-    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    path = config.paths.store
+    audit_rows.cut(path, 1)
     assert AdminClient(config).status().state == "serving"
     running.daemon._watch.look()
     state = AdminClient(config).status().state

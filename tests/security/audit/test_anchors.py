@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from ddib_fed.errors import InputError
 from ddib_fed.protocol import latent as wire
-from ddib_fed.security.audit import EMPTY, AuditLog, Head, anchor_of, anchor_values, digest, encoded
+from ddib_fed.security.audit import EMPTY, Head, anchor_of, anchor_values, digest, encoded
 from ddib_fed.security.audit_reading import (
     AnchorFile,
     held_of,
@@ -19,6 +18,7 @@ from ddib_fed.security.audit_reading import (
     verify,
 )
 from ddib_fed.security.identity import Identity
+from tests.audit_rows import append, cut, opened, put, records
 
 NORTH = Identity("north.example", "node", "node-1")
 SOUTH = Identity("south.example", "node", "node-1")
@@ -36,68 +36,59 @@ class Clock:
 
 @pytest.fixture
 def north(tmp_path: Path) -> Path:
-    return tmp_path / "north.jsonl"
+    return tmp_path / "north.sqlite"
 
 
 @pytest.fixture
 def south(tmp_path: Path) -> Path:
-    return tmp_path / "south.jsonl"
+    return tmp_path / "south.sqlite"
 
 
 def exchange(north: Path, south: Path, calls: int, clock: Clock | None = None) -> None:
     """North sends latents, and both write what the other says of its log."""
     clock = clock or Clock()
-    source, target = AuditLog(north, clock=clock), AuditLog(south, clock=clock)
-    for item in range(calls):
-        head = source.write("latent_sent", peer=SOUTH.institution, item=item)
-        heard = anchor_values(anchor_of(head))
-        answer = target.write("latent_received", peer=NORTH.uri, item=item, **heard)
-        source.write("receipt", peer=SOUTH.institution, **anchor_values(anchor_of(answer)))
-        clock.now += timedelta(minutes=1)
+    with opened(north, clock=clock) as source, opened(south, clock=clock) as target:
+        for item in range(calls):
+            head = source.write("latent_sent", peer=SOUTH.institution, item=item)
+            told = anchor_values(anchor_of(head))
+            answer = target.write("latent_received", peer=NORTH.uri, item=item, **told)
+            source.write("receipt", peer=SOUTH.institution, **anchor_values(anchor_of(answer)))
+            clock.now += timedelta(minutes=1)
 
 
 def anchors_of(holder: Path, about: Identity, by: Identity) -> AnchorFile:
-    held = held_of(holder, about.institution)
-    assert held.contradiction == ""
-    return AnchorFile(of=about.uri, noted_by=by.uri, anchors=thinned(held.anchors))
+    held, contradiction = held_of(holder, about.institution)
+    assert contradiction == ""
+    return AnchorFile(of=about.uri, noted_by=by.uri, anchors=thinned(held))
 
 
-def lines(path: Path) -> list[bytes]:
-    return path.read_bytes().splitlines(keepends=True)
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(b"".join(lines(path)[:9]))
-
-
-def cut_and_went_on(path: Path) -> None:
+def cut_and_gone_on(path: Path) -> None:
     """A restart after the cut: the log verifies, and grows past where it was."""
-    cut(path)
-    log = AuditLog(path)
-    for _ in range(30):
-        log.write("latent_sent")
-    assert log.problem is None
+    cut(path, 9)
+    with opened(path) as log:
+        for _ in range(30):
+            log.write("latent_sent")
+        assert log.problem is None
 
 
 def rewritten(path: Path) -> None:
     """Every line anew, a client's name exchanged."""
-    head, made = EMPTY, b""
-    for line in lines(path):
-        record = json.loads(line)
+    head, made = EMPTY, []
+    for record in records(path):
         values = {key: value for key, value in record.items() if key not in {"n", "time", "act", "previous"}}
-        new = encoded(head, record["time"], record["act"], values | {"client": "somebody else"})
-        head, made = Head(head.n + 1, digest(new)), made + new
-    path.write_bytes(made)
+        made.append(encoded(head, record["time"], record["act"], values | {"client": "somebody else"}))
+        head = Head(head.n + 1, digest(made[-1]))
+    put(path, made)
 
 
 def started_anew(path: Path) -> None:
-    path.unlink()
-    AuditLog(path).write("node_started")
+    put(path, [])
+    append(path, "node_started")
 
 
 ATTACKS = {
-    "cut": (cut, "its end was cut off"),
-    "rolled back, and gone on": (cut_and_went_on, "the log was rewritten"),
+    "cut": (lambda path: cut(path, 9), "its end was cut off"),
+    "rolled back, and gone on": (cut_and_gone_on, "the log was rewritten"),
     "rewritten": (rewritten, "the log was rewritten"),
     "started anew": (started_anew, "the log was rewritten"),
 }
@@ -126,19 +117,19 @@ def test_what_was_done_while_the_node_was_down_shows_against_the_peers_anchors(
 def test_a_peer_that_rewrites_its_log_contradicts_itself_here(north: Path, south: Path) -> None:
     """The same number of lines, with another digest than it said before."""
     exchange(north, south, 6)
-    south.unlink()
+    put(south, [])
     exchange(north, south, 6)
-    assert "was one thing on" in held_of(north, "south.example").contradiction
+    assert "was one thing on" in held_of(north, "south.example")[1]
 
 
 def test_a_peer_whose_log_goes_back_contradicts_itself_here(north: Path) -> None:
     """By more than calls side by side explain."""
     clock = Clock()
-    log = AuditLog(north, clock=clock)
 
     def hears(count: int) -> str:
-        log.write("receipt", peer="south.example", **anchor_values(wire.Anchor(count, f"{count:064x}")))
-        return held_of(north, "south.example").contradiction
+        with opened(north, clock=clock) as log:
+            log.write("receipt", peer="south.example", **anchor_values(wire.Anchor(count, f"{count:064x}")))
+        return held_of(north, "south.example")[1]
 
     assert hears(50) == ""
     clock.now += timedelta(seconds=2)

@@ -1,33 +1,37 @@
-"""The audit log: what goes in, what a crash leaves, what tampering shows."""
+"""The audit log: what goes in, what tampering shows, and what a running node says of it."""
+
+from __future__ import annotations
 
 import json
 import math
-import os
-import resource
 import threading
+from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
-from ddib_fed.security.audit import FIRST, MAX_VALUE, AuditLog
+from ddib_fed.errors import ConfigError
+from ddib_fed.security.audit import EMPTY, FIRST, MAX_VALUE, MAX_VALUES, AuditLog, Head, digest, encoded, note
 from ddib_fed.security.audit_reading import verify
+from ddib_fed.store import NodeStore
+from tests import audit_rows
+from tests.audit_rows import append, cut, edit, lines, put, records
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "state" / "audit.jsonl"
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "node.sqlite"
 
 
 @pytest.fixture
-def log(path):
-    return AuditLog(path, clock=lambda: datetime(2026, 1, 2, tzinfo=UTC))
+def log(path: Path) -> Iterator[AuditLog]:
+    with closing(NodeStore(path)) as store:
+        yield AuditLog(store, clock=lambda: datetime(2026, 1, 2, tzinfo=UTC))
 
 
-def records(path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def test_a_line_says_what_when_and_with_whom(log, path):
+def test_a_line_says_what_when_and_with_whom(log, path) -> None:
     """And carries its number and the digest of the line before it."""
     log.write("latent_sent", peer="south.example", latent="ab" * 32, item=3, items=[1, 2], ok=True, why=None)
     (record,) = records(path)
@@ -43,130 +47,160 @@ def test_a_line_says_what_when_and_with_whom(log, path):
         "ok": True,
         "why": None,
     }
+    head = log.write("next")
+    assert (records(path)[1]["previous"], log.head) == (digest(lines(path)[0]), head)
 
 
-def test_the_file_is_private(log, path):
-    """Mode 0600 in a folder of mode 0700."""
-    log.write("started")
-    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
-
-
-def test_a_whole_log_is_verified(log, path):
-    """Every line, and the digest to note elsewhere."""
-    for n in range(5):
-        log.write("act", number=n)
-    found = verify(path)
-    assert (found.ok, found.lines, found.torn_bytes) == (True, 5, 0)
-    assert len(found.head) == 64
-
-
-def test_two_writers_share_one_chain(log, path):
-    """The command line may write while the node runs."""
-    other = AuditLog(path)
-    for _ in range(3):
-        log.write("node")
-        other.write("command")
-    assert (verify(path).ok, verify(path).lines) == (True, 6)
-
-
-def test_threads_share_one_chain(log, path):
-    """Each act has its line, none is torn."""
-    threads = [threading.Thread(target=log.write, args=("act",), kwargs={"n_thread": n}) for n in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (verify(path).ok, verify(path).lines) == (True, 16)
-
-
-def test_a_torn_last_line_is_repaired_by_the_next_write(log, path):
-    """And the repair is an act of its own."""
-    log.write("started")
-    with path.open("ab") as file:
-        file.write(b'{"n":1,"ti')
-    AuditLog(path).write("started")
-    assert [r["act"] for r in records(path)] == ["started", "log_repaired", "started"]
-    assert records(path)[1]["torn_bytes"] == 10
-    assert verify(path).ok
-
-
-def tampered(path, change) -> None:
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(change(lines)))
-
-
-@pytest.mark.parametrize(
-    ("change", "line"),
-    [
-        (lambda lines: [lines[0], lines[1].replace(b"b", b"c"), *lines[2:]], 3),
-        (lambda lines: [lines[0], *lines[2:]], 2),
-        (lambda lines: [lines[1], lines[0], *lines[2:]], 1),
-        (lambda lines: [*lines[:2], lines[1], *lines[2:]], 3),
-        (lambda lines: [*lines[:2], b"{}\n", *lines[2:]], 3),
-        (lambda lines: [*lines[:2], b"[]\n", *lines[2:]], 3),
-        (lambda lines: [*lines[:2], b"no json\n", *lines[2:]], 3),
-    ],
-)
-def test_a_changed_log_shows_where(log, path, change, line):
-    """Changed, dropped, exchanged, repeated and foreign lines."""
-    for name in "abcd":
-        log.write("act", who=name)
-    tampered(path, change)
-    found = verify(path)
-    assert (found.ok, found.broken_line) == (False, line)
-    assert found.problem
-
-
-def test_a_cut_end_shows_against_a_noted_head(log, path):
-    """The chain alone cannot tell; the head noted elsewhere can."""
-    log.write("a")
-    log.write("b")
-    noted = verify(path).head
-    tampered(path, lambda lines: lines[:1])
-    assert verify(path).ok
-    assert verify(path).head != noted
-
-
-@pytest.mark.parametrize("value", [b"pixels", bytearray(3), {"a": 1}, object(), memoryview(b"x")])
-def test_no_content_can_be_logged(log, value):
+@pytest.mark.parametrize("value", [b"pixels", {"a": 1}, object(), memoryview(b"x")])
+def test_no_content_can_be_logged(log, value) -> None:
     """Bytes and structures are refused."""
     with pytest.raises(TypeError):
         log.write("act", value=value)
 
 
-def test_long_text_is_cut_and_lines_stay_lines(log, path):
-    """A newline in a value is no new line."""
+def test_long_text_is_cut_and_nothing_of_a_list_is_left_out(log, path) -> None:
+    """A newline in a value is no new line; a long list goes on in further lines, a long value in the next one."""
     log.write("act", text="a\nb" * 1_000, number=math.inf)
-    (record,) = records(path)
-    assert (len(record["text"]), record["number"]) == (MAX_VALUE, "inf")
+    log.write("act", changes=[f"{n}" * 300 if n == 1 else str(n) for n in range(MAX_VALUES + 1)])
+    short, *listed = records(path)
+    assert (len(short["text"]), short["number"]) == (MAX_VALUE, "inf")
+    assert [(each["part"], each["parts"]) for each in listed] == [(1, 2), (2, 2)]
+    whole = [value for each in listed for value in each["changes"]]
+    assert whole[:3] == ["0", "1" * MAX_VALUE, "..." + "1" * (300 - MAX_VALUE)]
+    assert whole[-1] == str(MAX_VALUES)
 
 
-def test_an_act_is_on_the_disk_when_write_returns(log, path, monkeypatch):
-    """The whole line is in the file when the file is synced, and nothing is written after that."""
-    synced = []
-    fsync = os.fsync
-
-    def note(file):
-        synced.append(path.read_bytes())
-        fsync(file)
-
-    monkeypatch.setattr(os, "fsync", note)
-    for act in ("first", "second"):
-        log.write(act)
-        assert synced[-1] == path.read_bytes()
-    assert len(synced) == 2
+def test_threads_and_commands_share_one_chain(log, path) -> None:
+    """Each act has its line."""
+    threads = [threading.Thread(target=log.write, args=("act",), kwargs={"thread": n}) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    append(path, "command")
+    for thread in threads:
+        thread.join()
+    log.write("node")
+    assert (verify(path).ok, verify(path).lines, log.problem) == (True, 18, None)
 
 
-def test_a_disk_that_takes_half_a_line_is_an_error_and_is_repaired(log, path):
-    """The act is not done; the next line begins anew."""
-    log.write("first")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
-    try:
-        with pytest.raises(OSError, match="only 10 of"):
-            log.write("second")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    log.write("third")
-    assert [record["act"] for record in records(path)] == ["first", "log_repaired", "third"]
+def chain(head: Head, acts: list[str]) -> list[str]:
+    """Lines that follow `head`, as somebody makes who knows the format."""
+    made = []
+    for act in acts:
+        made.append(encoded(head, "2026-01-01T00:00:00+00:00", act, {}))
+        head = Head(head.n + 1, digest(made[-1]))
+    return made
+
+
+CHANGES = {
+    "changed": (lambda all_: [all_[0], all_[1].replace('"b"', '"c"'), *all_[2:]], 3),
+    "dropped": (lambda all_: [all_[0], *all_[2:]], 2),
+    "exchanged": (lambda all_: [all_[1], all_[0], *all_[2:]], 1),
+    "repeated": (lambda all_: [*all_[:2], all_[1], *all_[2:]], 3),
+    "foreign": (lambda all_: [*all_[:2], "{}", *all_[2:]], 3),
+    "no JSON": (lambda all_: [*all_[:2], "no json", *all_[2:]], 3),
+}
+
+
+@pytest.mark.parametrize(("change", "line"), CHANGES.values(), ids=CHANGES)
+def test_a_changed_log_shows_where(path, change, line) -> None:
+    for name in "abcd":
+        append(path, "act", who=name)
+    put(path, change(lines(path)))
+    found = verify(path)
+    assert (found.ok, found.broken_line) == (False, line)
+    assert found.problem
+
+
+def test_a_cut_end_shows_against_a_noted_head(path) -> None:
+    """The chain alone cannot tell; the head noted elsewhere can."""
+    append(path, "a")
+    append(path, "b")
+    noted = verify(path).head
+    assert verify(path, noted=noted).ok
+    cut(path, 1)
     assert verify(path).ok
+    assert not verify(path, noted=noted).ok
+
+
+# What somebody with access to the file can do while the node runs
+
+ATTACKS = {
+    "cut": (lambda path: cut(path, 6), "was cut"),
+    "emptied": (lambda path: cut(path, 0), "was cut"),
+    "cut, and grown again": (
+        lambda path: put(path, [*(kept := lines(path)[:6]), *chain(Head(5, digest(kept[-1])), ["act"] * 12)]),
+        "was rewritten",
+    ),
+    "rewritten": (lambda path: put(path, chain(EMPTY, ["latent_sent"] * 40)), "was rewritten"),
+    "grown by foreign lines": (
+        lambda path: edit(path, "INSERT INTO audit (line) VALUES ('{}')"),
+        "has lines that do not follow the others",
+    ),
+}
+
+
+@pytest.mark.parametrize(("attack", "what"), ATTACKS.values(), ids=ATTACKS)
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_running_node_notices_an_altered_log(log: AuditLog, path: Path, attack, what: str, writes) -> None:
+    """At its next line or its periodic check, with the remedy; the chain goes on from the line in memory."""
+    for item in range(10):
+        log.write("latent_sent", item=item)
+    assert log.look() is None
+    held = log.head
+    attack(path)
+    if writes:
+        log.write("latent_sent", item=10)
+    assert what in (log.look() or "")
+    noted = len(lines(path))
+    assert what in (log.look() or "")
+    assert len(lines(path)) == noted
+    assert held.sha256 in (log.problem or "")
+    found = verify(path)
+    assert not found.ok
+    altered = records(path, "log_altered")
+    assert [(each["n"], each["previous"]) for each in altered] == [(held.n + 1, held.sha256)]
+    if writes:
+        assert json.loads(lines(path)[-1])["n"] == held.n + 2
+
+
+def test_a_broken_log_is_a_problem_from_the_start(path: Path) -> None:
+    """A restart alone does not make it good."""
+    for item in range(10):
+        append(path, "latent_sent", item=item)
+    edit(path, "DELETE FROM audit WHERE number = 7")
+    with closing(NodeStore(path)) as store:
+        restarted = AuditLog(store)
+        restarted.write("node_started")
+        assert "broken near its end, after line 6" in (restarted.problem or "")
+
+
+def test_a_command_does_not_act_without_its_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says that nothing was done."""
+    audit_rows.full_disk(monkeypatch)
+    with pytest.raises(ConfigError, match="nothing was done"):
+        note(path, "peer_added")
+
+
+def test_what_a_command_could_not_do_is_taken_back(path: Path) -> None:
+    """With the act and its values."""
+    with pytest.raises(RuntimeError), note(path, "peer_removed", peer="south.example"):
+        raise RuntimeError("the folder cannot be written")
+    with note(path, "peer_removed", peer="west.example"):
+        pass
+    found = [(each["act"], each["peer"], each.get("what")) for each in records(path)]
+    assert found == [
+        ("peer_removed", "south.example", None),
+        ("not_done", "south.example", "peer_removed"),
+        ("peer_removed", "west.example", None),
+    ]
+
+
+def test_a_log_that_cannot_be_written_is_a_problem_until_it_can(log: AuditLog, monkeypatch) -> None:
+    """For the node's state; the caller must not act."""
+    with monkeypatch.context() as patched:
+        audit_rows.full_disk(patched)
+        with pytest.raises(OSError, match="full"):
+            log.write("latent_sent", item=10)
+    assert "cannot be written" in (log.problem or "")
+    log.write("latent_sent", item=11)
+    assert log.problem is None

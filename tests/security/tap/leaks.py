@@ -24,7 +24,7 @@ from ddib_fed.latent import Latent
 from ddib_fed.protocol.streams import ChunkFrame
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from source_node import pipeline, remote
-from source_node.decode_call import Sent
+from source_node.remote import DecodeCall
 from target_node import stream
 
 PICTURES: list[np.ndarray] = []
@@ -86,13 +86,13 @@ def _add_metadata(words: Callable[[], Words]) -> None:
 
 def _change_header(change: Callable[[Any], object]) -> None:
     """Change the header of each Decode call."""
-    honest = Sent.requests
+    honest = DecodeCall.requests
 
-    def requests(self: Sent, header: Any, latents: Any) -> Any:
+    def requests(self: DecodeCall, header: Any, latents: Any) -> Any:
         change(header)
         return honest(self, header, latents)
 
-    Sent.requests = requests  # type: ignore[method-assign]
+    DecodeCall.requests = requests  # type: ignore[method-assign]
 
 
 def _change_files(change: Callable[[bytes, np.ndarray], bytes]) -> None:
@@ -217,15 +217,14 @@ def dicom_in_metadata() -> None:
 def description_in_contract() -> None:
     """What the text of a PNG says, as the name of a class."""
     _watch()
-    honest = remote._Proposal.request
+    honest = remote.Remote._propose
 
-    def request(self: Any) -> Any:
-        made = honest(self)
-        made.source.class_names.extend(p.info["Patient"] for p in _opened() if "Patient" in p.info)
-        made.source.classes = len(made.source.class_names)
-        return made
+    def propose(self: Any, request: Any, control: Any) -> Any:
+        request.source.class_names.extend(p.info["Patient"] for p in _opened() if "Patient" in p.info)
+        request.source.classes = len(request.source.class_names)
+        return honest(self, request, control)
 
-    remote._Proposal.request = request  # type: ignore[method-assign]
+    remote.Remote._propose = propose  # type: ignore[method-assign]
 
 
 def seed_in_request_id() -> None:

@@ -56,7 +56,7 @@ def test_points_leave_as_latents_alone(tmp_path: Path, evidence: Evidence) -> No
         pair.start()
         np.save(folder / f"{NAME}.npy", cloud)
         ddib("translate", folder / f"{NAME}.npy", "--to", "south.example/checkerboards", "--out", folder / "out",
-             "--cycle", "--steps", EVALUATIONS, "--profile", pair.profile)  # fmt: skip
+             "--cycle", "--evaluations", EVALUATIONS, "--profile", pair.profile)  # fmt: skip
     finally:
         pair.stop()
         tap.close()
@@ -149,7 +149,7 @@ def test_a_dicom_series_leaves_as_latents_alone(benches: Callable[..., Bench], e
     slices = bench.write_dicom()
     out = bench.files.folder / "out"
     with bench.running(bench.pair.south), bench.running(bench.pair.north):
-        ddib("translate", bench.series, "--to", TARGET, "--out", out, "--steps", bench.evaluations,
+        ddib("translate", bench.series, "--to", TARGET, "--out", out, "--evaluations", bench.evaluations,
              "--intensity", "values", "--profile", bench.pair.profile)  # fmt: skip
     traffic, secrets = bench.kept(), bench.secrets()
     samples = {

@@ -20,13 +20,13 @@ from ddib_fed.latent import Latent
 from ddib_fed.protocol.latent import approve
 from ddib_fed.security import tls
 from ddib_fed.security.audit import Exchanged
-from source_node.remote import RemoteParty, Remotes
-from source_node.staging import Staging
-from source_node.store import JobStore
+from source_node.remote import Remotes
+from source_node.remote_party import RemoteParty
+from source_node.store import Staging
 from tests.e2e.harness import free_port
 from tests.node.tiny_nodes import gaussian, make_institution, npy
 from tests.source_node.conftest import wait_until
-from tests.source_node.jobs.job_examples import ALICE, BOB, LIMITS, header, submit
+from tests.source_node.jobs.job_examples import ALICE, BOB, LIMITS, add, close_jobs, header, open_jobs, submit
 from tests.source_node.scripted_target import ScriptedTarget, fail, hang, side
 from tests.source_node.served import Served, job_header, messages
 from tests.source_node.test_runner import waits
@@ -109,22 +109,22 @@ def test_one_client_cannot_have_all_workers(open_source, target) -> None:
 
 def test_one_client_cannot_fill_the_queue(tmp_path) -> None:
     """She has two thirds of it alone; there is a place for whoever comes."""
-    store = JobStore(tmp_path / "jobs.sqlite", tmp_path / "spool", replace(LIMITS, max_open_jobs=12))
+    store = open_jobs(tmp_path, replace(LIMITS, max_open_jobs=12))
     with pytest.raises(QueueFull) as full:
         again_and_again(lambda: submit(store))
     assert full.value.facts == {"limit_jobs": "12", "jobs": "8", "jobs_of_client": "8"}
     assert full.value.retry_after_s
     submit(store, owner=BOB)
-    store.close()
+    close_jobs(store)
 
 
 def test_jobs_that_wait_for_a_peer_take_no_place_of_those_that_can_run(tmp_path) -> None:
     """They have as many places of their own, of which a client has a share as well."""
-    store = JobStore(tmp_path / "jobs.sqlite", tmp_path / "spool", replace(LIMITS, max_open_jobs=12))
+    store = open_jobs(tmp_path, replace(LIMITS, max_open_jobs=12))
 
     def send(owner: str, institution: str) -> None:
         with store.stage(owner, header(target_institution=institution), AWAY) as staging:
-            staging.add(1, b"points")
+            add(staging, b"points")
             staging.commit()
 
     with pytest.raises(QueueFull, match="wait for their peers"):
@@ -132,18 +132,16 @@ def test_jobs_that_wait_for_a_peer_take_no_place_of_those_that_can_run(tmp_path)
     send(BOB, "gone.example")
     for owner in (ALICE, BOB):
         send(owner, "south.example")
-    store.close()
+    close_jobs(store)
 
 
 def test_one_client_cannot_fill_the_spool(tmp_path) -> None:
     """Files of jobs that nobody fetches count as well."""
-    store = JobStore(
-        tmp_path / "jobs.sqlite", tmp_path / "spool", replace(LIMITS, max_open_jobs=64, max_spool_bytes=9_000)
-    )
+    store = open_jobs(tmp_path, replace(LIMITS, max_open_jobs=64, max_spool_bytes=9_000))
     with pytest.raises(QueueFull, match="share of the spool"):
         again_and_again(lambda: submit(store, bytes(1_000)))
     submit(store, bytes(1_000), owner=BOB)
-    store.close()
+    close_jobs(store)
 
 
 def test_a_quota_that_renews_after_the_deadline_ends_the_job_with_what_is_left(open_source, target) -> None:

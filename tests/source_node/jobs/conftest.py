@@ -4,7 +4,7 @@ import pytest
 
 from source_node.records import JobLimits
 from source_node.store import JobStore
-from tests.source_node.jobs.job_examples import LIMITS, Clock
+from tests.source_node.jobs.job_examples import LIMITS, Clock, close_jobs, open_jobs
 
 
 @pytest.fixture
@@ -18,14 +18,14 @@ def open_store(tmp_path, clock):
     opened: list[JobStore] = []
 
     def open_again(limits: JobLimits = LIMITS) -> JobStore:
-        for store in opened:
-            store.close()
-        opened.append(JobStore(tmp_path / "jobs.sqlite", tmp_path / "spool", limits, clock=clock))
+        while opened:
+            close_jobs(opened.pop())
+        opened.append(open_jobs(tmp_path, limits, clock=clock))
         return opened[-1]
 
     yield open_again
     for store in opened:
-        store.close()
+        close_jobs(store)
 
 
 @pytest.fixture

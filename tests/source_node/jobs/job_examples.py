@@ -6,9 +6,13 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from ddib_fed.protocol.messages import ItemState
+from ddib_fed.security.audit import AuditLog
+from ddib_fed.store import NodeStore
+from ddib_fed.v1.common_pb2 import ErrorDetail
 from ddib_fed.v1.translation_pb2 import JobHeader
-from source_node.records import Job, JobLimits, Part
-from source_node.store import JobStore
+from source_node.records import JobLimits, NewFile, SpoolPart, StoredItem, StoredJob
+from source_node.store import JobStore, Staging
 
 ALICE = "spiffe://north.example/client/alice"
 BOB = "spiffe://north.example/client/bob"
@@ -26,6 +30,16 @@ class Clock:
         return self.now
 
 
+def open_jobs(folder: Path, limits: JobLimits = LIMITS, **options) -> JobStore:
+    """The store of a node whose state lies in a folder."""
+    return JobStore(AuditLog(NodeStore(folder / "node.sqlite")), folder / "spool", limits, **options)
+
+
+def close_jobs(store: JobStore) -> None:
+    store.close()
+    store._store.close()
+
+
 def header(**changes) -> JobHeader:
     """A request with an id of its own."""
     fields = {
@@ -36,37 +50,53 @@ def header(**changes) -> JobHeader:
     return JobHeader(**{**fields, **changes})
 
 
-def submit(store: JobStore, *files: bytes, owner: str = ALICE, **changes) -> Job:
+def add(staging: Staging, data: bytes) -> StoredItem:
+    staging.receive(len(data)).write(data)
+    return staging.keep(NPY, hashlib.sha256(data).digest())
+
+
+def submit(store: JobStore, *files: bytes, owner: str = ALICE, **changes) -> StoredJob:
     """A job of these files, `changes` to its request."""
     with store.stage(owner, header(**changes)) as staging:
         for data in files or (b"points",):
-            staging.add(NPY, data)
+            add(staging, data)
         return staging.commit()[0]
 
 
-def running(store: JobStore, *files: bytes, **changes) -> Job:
+def claim(store: JobStore) -> StoredJob | None:
+    """The oldest job that is due, running."""
+    due = store.due()
+    return store.claim(due[0].job_id) if due else None
+
+
+def running(store: JobStore, *files: bytes, **changes) -> StoredJob:
     """The same, claimed."""
     submit(store, *files, **changes)
-    job = store.claim()
+    job = claim(store)
     assert job is not None
     return job
 
 
-def encode(store: JobStore, job: Job, item: int = 0) -> None:
-    store.put_part(job.job_id, item, Part.ENCODED, b"latent")
-    store.advance(job.job_id, item, "ENCODED", {"seconds": {"encode": 1.0}})
+def encode(store: JobStore, job: StoredJob, item: int = 0, data: bytes = b"latent") -> None:
+    file, record = NewFile(SpoolPart.ENCODED, data), {"seconds": {"encode": 1.0}}
+    store.keep(job.job_id, item, file, state=ItemState.ENCODED, provenance=record).result(20)
 
 
-def decode(store: JobStore, job: Job, item: int = 0) -> bytes:
+def decode(store: JobStore, job: StoredJob, item: int = 0) -> bytes:
     """Take an item to DECODED; the digest of its translation."""
     encode(store, job, item)
-    store.put_part(job.job_id, item, Part.TRANSLATION, b"translation")
-    store.advance(job.job_id, item, "DECODED")
+    file = NewFile(SpoolPart.TRANSLATION, b"translation")
+    store.keep(job.job_id, item, file, state=ItemState.DECODED).result(20)
     return hashlib.sha256(b"translation").digest()
 
 
-def files(tmp_path: Path) -> set[str]:
-    return {path.name.partition("-")[0] for path in (tmp_path / "spool").rglob("*") if path.is_file()}
+def fail(store: JobStore, job: StoredJob, item: int = 0) -> None:
+    error = ErrorDetail(reason="NOT_FINITE")
+    store.keep(job.job_id, item, state=ItemState.FAILED, error=error).result(20)
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name.partition("-")[0] for path in (folder / "spool").rglob("*") if path.is_file()}
 
 
 def in_threads(work: Callable[[], None], number: int) -> None:

@@ -1,4 +1,6 @@
-"""Files of the spool: private, whole, counted, swept."""
+"""Files of the spool: private, whole, counted; and the room that is kept for what makes room."""
+
+from __future__ import annotations
 
 import errno
 import os
@@ -7,112 +9,82 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import DiskFull
-from source_node.spool import Spool, ToWrite
+from source_node.spool import RESERVE_BYTES, RESERVE_NAME, Reserve, Spool
+from tests.source_node.jobs.job_examples import encode, files, running
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "state" / "spool"
-
-
-@pytest.fixture
-def spool(folder):
-    return Spool(folder)
-
-
-@pytest.fixture
-def job(spool):
-    """A job that was received with one input."""
-    job_id = spool.new_job_id()
-    stage(spool, job_id, b"points")
-    spool.adopt(job_id, ["0.input"])
-    return job_id
-
-
-def stage(spool, job_id: str, data: bytes) -> None:
-    file = spool.stage(job_id, "0.input")
-    file.write(data)
-    file.close()
-
-
-def put(spool, job_id: str, name: str, data: bytes) -> None:
-    for error in spool.put_together([ToWrite(job_id, name, data)]).values():
-        raise error
-
-
-def names(folder) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_files_and_folders_are_private(spool, job, folder):
+def test_files_and_folders_are_private(store, tmp_path):
     """0600 and 0700, whatever the umask."""
     old = os.umask(0)
     try:
-        other = spool.new_job_id()
-        stage(spool, other, b"x")
-        spool.adopt(other, ["0.input"])
-        put(spool, other, "0.encoded", b"x")
+        encode(store, running(store))
     finally:
         os.umask(old)
-    modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
-    folders = {path.stat().st_mode & 0o777 for path in (folder, *folder.rglob("*")) if path.is_dir()}
-    assert (modes, folders) == ({0o600}, {0o700})
-
-
-def test_the_sweep_removes_what_no_row_names(spool, job, folder):
-    """Staged leftovers, torn writes, parts and jobs without a row; nothing else."""
-    left = spool.new_job_id()
-    stage(spool, left, b"x")
-    put(spool, job, "0.encoded", b"x")
-    (folder / job / ".0.translation-abcd").write_bytes(b"torn")
-    (folder / ("0" * 32)).mkdir()
-    (folder / "stray").write_bytes(b"x")
-    assert spool.sweep({(job, "0.input")}) == 4
-    assert names(folder) == {f"{job}/0.input"}
-    assert [path.name for path in folder.iterdir()] == [job]
+    everything = list((tmp_path / "spool").rglob("*"))
+    assert {path.stat().st_mode & 0o777 for path in everything if path.is_file()} == {0o600}
+    folders = [tmp_path / "spool", *filter(Path.is_dir, everything)]
+    assert {path.stat().st_mode & 0o777 for path in folders} == {0o700}
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_named(spool, job, folder, monkeypatch, code):
+def test_a_full_disk_is_named(store, tmp_path, monkeypatch, code):
     """The error asks the client to retry; nothing is left of the file."""
+    job = running(store)
 
     def full(_: int) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DiskFull) as caught:
-        put(spool, job, "0.encoded", b"x")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(DiskFull) as caught:
+            encode(store, job)
     assert caught.value.retry_after_s
-    assert names(folder) == {f"{job}/0.input"}
-    assert spool.used_bytes == len(b"points")
+    assert files(tmp_path) == {"0.input"}
+    assert store.spool.used_bytes == len(b"points")
 
 
 @pytest.mark.parametrize("job_id", ["..", "a/b", "A" * 32, "0" * 31])
-def test_only_our_own_ids_become_paths(spool, job_id):
+def test_only_our_own_ids_become_paths(tmp_path, job_id):
     """Whatever a caller passes."""
     with pytest.raises(ValueError, match="no name in the spool"):
-        spool.get(job_id, "0.input")
+        Spool(tmp_path / "spool").read(job_id, "0.input-0123456789abcdef")
 
 
-def test_files_are_on_the_disk_before_anybody_is_told(spool, folder, monkeypatch):
+def test_files_are_on_the_disk_before_their_rows(store, tmp_path, monkeypatch):
     """Each file is synced whole, and then the folder that names it."""
-    synced: list[tuple[str, bytes | None]] = []
-    fsync = os.fsync
+    job, synced, fsync = running(store), list[tuple[str, bytes | None]](), os.fsync
 
     def noting(descriptor):
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
-        synced.append((path.name, path.read_bytes() if path.is_file() else None))
+        synced.append((path.name.partition("-")[0], path.read_bytes() if path.is_file() else None))
+        assert (job.job_id, ("encoded", 0)) not in {(job.job_id, key) for key in store.parts(job.job_id, 0)}
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noting)
-    job_id = spool.new_job_id()
-    stage(spool, job_id, b"input")
-    spool.adopt(job_id, ["0.input"])
-    staged, by_name, spool_folder = synced
-    assert staged[1] == b"input"
-    assert by_name[0].endswith(job_id)
-    assert spool_folder[0] == folder.name
-    synced.clear()
-    put(spool, job_id, "0.latent", b"latent")
-    assert [content for _, content in synced] == [b"latent", None]
-    assert synced[1][0] == job_id
+    encode(store, job)
+    assert synced == [("0.encoded", b"latent"), (job.job_id, None)]
+    assert len(store.parts(job.job_id, 0)) == 2
+
+
+@pytest.mark.parametrize("error", [DiskFull("full"), OSError(errno.EDQUOT, "full")])
+def test_the_reserve_is_given_up_for_what_meets_a_full_disk(tmp_path: Path, error: Exception) -> None:
+    """Called again with that room; then it is kept again. Another error, or a second one, is raised."""
+    reserve, place = Reserve(tmp_path), tmp_path / RESERVE_NAME
+    reserve.keep()
+    errors, there = [error], []
+
+    def act() -> str:
+        there.append(place.exists())
+        if errors:
+            raise errors.pop()
+        return "done"
+
+    assert reserve.making_room(act) == "done"
+    assert (there, place.stat().st_size) == ([True, False], RESERVE_BYTES)
+    errors.append(OSError(errno.EIO, "broken"))
+    with pytest.raises(OSError, match="broken"):
+        reserve.making_room(act)
+    errors += [DiskFull("still full"), error]
+    with pytest.raises(DiskFull, match="still full"):
+        reserve.making_room(act)
+    assert (len(there), place.stat().st_size) == (5, RESERVE_BYTES)

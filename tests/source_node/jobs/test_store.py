@@ -1,21 +1,44 @@
-"""What is done to an accepted job: who sees it, its steps, and how it ends."""
+"""What is done to an accepted job: who sees it, its steps, how it ends, and how its results leave."""
 
-import errno
-import os
-import stat
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
 
 import pytest
 
 from ddib_fed.errors import (
     ChunkCorrupt,
+    ConfigError,
+    DiskFull,
     ItemNotFound,
     JobNotFound,
     StateConflict,
 )
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.v1.common_pb2 import ErrorDetail
-from source_node.records import Part
-from tests.source_node.jobs.job_examples import ALICE, BOB, decode, encode, files, in_threads, running, submit
+from source_node.records import NewFile, SpoolPart
+from source_node.store import JobStore
+from tests import audit_rows
+from tests.source_node.jobs.job_examples import (
+    ALICE,
+    BOB,
+    LIMITS,
+    Clock,
+    claim,
+    close_jobs,
+    decode,
+    encode,
+    fail,
+    files,
+    in_threads,
+    open_jobs,
+    running,
+    submit,
+)
+
+DAY_S, YEAR_S = 86_400.0, 365 * 86_400.0
 
 
 def test_another_clients_job_is_as_good_as_none(store):
@@ -38,32 +61,27 @@ def test_jobs_are_listed_newest_first_without_items(store):
     assert [job.items for job in listed] == [(), ()]
 
 
-def test_the_oldest_job_is_claimed_first(store):
-    """And only once."""
-    ids = [submit(store).job_id for _ in range(2)]
-    assert [store.claim().job_id, store.claim().job_id, store.claim()] == [*ids, None]
-
-
 def test_each_job_is_claimed_by_one_thread(store):
-    """However many ask at once."""
-    ids = {submit(store).job_id for _ in range(8)}
+    """The oldest first, however many ask at once."""
+    ids = [submit(store).job_id for _ in range(8)]
     claimed = []
 
     def work() -> None:
-        while (job := store.claim()) is not None:
-            claimed.append(job.job_id)
+        while due := store.due():
+            if (job := store.claim(due[0].job_id)) is not None:
+                claimed.append(job.job_id)
 
     in_threads(work, 4)
-    assert (len(claimed), set(claimed)) == (8, ids)
+    assert claimed == ids or (len(claimed), set(claimed)) == (8, set(ids))
 
 
 def test_a_job_that_was_put_back_waits(store, clock):
     """Others go first; later it is due again."""
     job = running(store)
     store.put_back(job.job_id, 10.0)
-    assert store.claim() is None
+    assert store.due() == []
     clock.now += 10
-    assert store.claim().job_id == job.job_id
+    assert claim(store).job_id == job.job_id
 
 
 def test_a_killed_nodes_jobs_go_on(store, open_store):
@@ -72,9 +90,9 @@ def test_a_killed_nodes_jobs_go_on(store, open_store):
     encode(store, job)
     again = open_store()
     assert again.release_running() == ()
-    claimed = again.claim()
+    claimed = claim(again)
     assert [item.state for item in claimed.items] == [ItemState.ENCODED, ItemState.RECEIVED]
-    assert again.read_part(job.job_id, 0, Part.ENCODED) == b"latent"
+    assert again.read_part(job.job_id, 0, SpoolPart.ENCODED) == b"latent"
     assert claimed.items[0].provenance == {"seconds": {"encode": 1.0}}
 
 
@@ -84,22 +102,24 @@ def test_a_job_that_was_to_be_cancelled_is_cancelled_at_the_next_start(store, op
     store.cancel(job.job_id, ALICE)
     again = open_store()
     assert [ended.job_id for ended in again.release_running()] == [job.job_id]
-    assert (again.get(job.job_id).state, again.claim()) == (JobState.CANCELLED, None)
+    assert (again.get(job.job_id).state, again.due()) == (JobState.CANCELLED, [])
 
 
 LEGAL = {
+    ("RECEIVED", "RECEIVED"),
     ("RECEIVED", "ENCODED"),
     ("ENCODED", "DECODED"),
     ("ENCODED", "RECEIVED"),
     ("RECEIVED", "FAILED"),
     ("ENCODED", "FAILED"),
+    ("DECODED", "DELIVERED"),
 }
 
 
 def bring(store, job, state: str) -> None:
-    """Take item 0 to a state by legal steps, with every part that any step asks for."""
+    """Take item 0 to a state by legal steps."""
     if state == "FAILED":
-        store.fail_item(job.job_id, 0, ErrorDetail(reason="NOT_FINITE"))
+        fail(store, job)
     elif state == "ENCODED":
         encode(store, job)
     elif state in {"DECODED", "DELIVERED"}:
@@ -109,63 +129,71 @@ def bring(store, job, state: str) -> None:
 
 
 @pytest.mark.parametrize("before", list(ItemState))
-@pytest.mark.parametrize("after", ItemState)
-def test_only_the_legal_steps_are_taken(store, before, after):
-    """Every pair of states."""
-    job = running(store)
-    bring(store, job, before)
-    if before in {"RECEIVED", "ENCODED"}:
-        for part in (Part.ENCODED, Part.TRANSLATION):
-            store.put_part(job.job_id, 0, part, b"x")
-
-    def step() -> None:
-        if after == "FAILED":
-            store.fail_item(job.job_id, 0, ErrorDetail(reason="NOT_FINITE"))
+def test_only_the_legal_steps_are_taken(store, before):
+    """Every pair of states, with every file that a step asks for."""
+    files = [NewFile(part, b"x") for part in (SpoolPart.ENCODED, SpoolPart.TRANSLATION)]
+    for after in ItemState:
+        job = running(store)
+        bring(store, job, before)
+        step = store.keep(job.job_id, 0, *files, state=after)
+        if (before, after) in LEGAL:
+            step.result(20)
         else:
-            store.advance(job.job_id, 0, after)
-
-    if (before, after) in LEGAL:
-        step()
-        assert store.get(job.job_id).items[0].state == after
-    else:
-        with pytest.raises(StateConflict):
-            step()
-        assert store.get(job.job_id).items[0].state == before
+            with pytest.raises(StateConflict):
+                step.result(20)
+        expected = after if (before, after) in LEGAL else before
+        assert store.get(job.job_id).items[0].state == expected
 
 
-def test_nothing_is_done_to_a_job_that_does_not_run(store):
-    """Neither before it is claimed nor after it ended."""
-    job = submit(store)
-    for _ in range(2):
-        with pytest.raises(StateConflict):
-            store.put_part(job.job_id, 0, Part.ENCODED, b"x")
-        with pytest.raises(StateConflict):
-            store.advance(job.job_id, 0, "ENCODED")
-        with pytest.raises(StateConflict):
-            store.fail_item(job.job_id, 0, ErrorDetail())
-        if store.claim():
-            store.finish(job.job_id, "FAILED")
+def test_a_refused_change_leaves_those_beside_it(store, tmp_path):
+    """A step that lacks its file, an item that is none, a job that has ended; nothing of them stays."""
+    job, ended = running(store, b"0", b"1", b"2"), running(store, b"0")
+    store.finish(ended.job_id, "FAILED")
+    file = NewFile(SpoolPart.ENCODED, b"latent")
+    futures = [
+        store.keep(job.job_id, 0, file, state=ItemState.ENCODED),
+        store.keep(job.job_id, 1, state=ItemState.ENCODED),
+        store.keep(job.job_id, 7, file, state=ItemState.ENCODED),
+        store.keep(ended.job_id, 0, file, state=ItemState.ENCODED),
+        store.keep(job.job_id, 2, file, state=ItemState.ENCODED),
+    ]
+    for future, error in zip(futures[1:4], (StateConflict, ItemNotFound, StateConflict), strict=True):
+        with pytest.raises(error):
+            future.result(20)
+    for item in (0, 2):
+        futures[2 * item].result(20)
+    assert [item.state for item in store.get(job.job_id).items] == ["ENCODED", "RECEIVED", "ENCODED"]
+    assert files(tmp_path) == {"0.input", "0.encoded", "1.input", "2.input", "2.encoded"}
 
 
-def test_a_file_that_changed_on_disk_is_noticed(store, tmp_path):
+def test_a_file_that_is_replaced_goes_when_the_new_one_is_there(store, tmp_path):
+    """Of the same part and range, and no other."""
+    job = running(store)
+    for data in (b"old", b"new"):
+        store.keep(job.job_id, 0, NewFile(SpoolPart.ENCODED, data, range=3)).result(20)
+    store.keep(job.job_id, 0, NewFile(SpoolPart.ENCODED, b"beside", range=4)).result(20)
+    assert [store.read_part(job.job_id, 0, SpoolPart.ENCODED, n) for n in (3, 4)] == [b"new", b"beside"]
+    assert len(list((tmp_path / "spool").rglob("*.encoded-*"))) == 2
+    assert store.spool.used_bytes == len(b"points" + b"new" + b"beside")
+
+
+def test_a_file_that_changed_on_disk_or_is_gone_is_noticed(store, tmp_path):
     """It is not handed on as if it were whole."""
     job = running(store)
-    (tmp_path / "spool" / job.job_id / "0.input").write_bytes(b"POINTS")
+    (file,) = (tmp_path / "spool" / job.job_id).iterdir()
+    file.write_bytes(b"POINTS")
     with pytest.raises(ChunkCorrupt):
-        store.read_part(job.job_id, 0, Part.INPUT)
-
-
-def test_a_file_that_is_gone_is_a_missing_item(store, tmp_path):
-    """Somebody cleaned up by hand."""
-    job = running(store)
-    (tmp_path / "spool" / job.job_id / "0.input").unlink()
+        store.read_part(job.job_id, 0, SpoolPart.INPUT)
+    file.unlink()
     with pytest.raises(ItemNotFound):
-        store.read_part(job.job_id, 0, Part.INPUT)
+        store.read_part(job.job_id, 0, SpoolPart.INPUT)
 
 
 def test_a_job_is_finished_once(store):
     """The second time is a conflict, whatever the state."""
     job = running(store)
+    with pytest.raises(StateConflict):
+        store.finish(job.job_id, "FINISHED")
     decode(store, job)
     store.finish(job.job_id, "FINISHED")
     for state in ("FINISHED", "FAILED", "CANCELLED"):
@@ -186,36 +214,202 @@ def test_a_failed_job_fails_what_was_left_and_keeps_what_was_decoded(store, tmp_
     assert files(tmp_path) == {"0.translation"}
 
 
-def test_a_queued_job_is_cancelled_at_once(store, tmp_path):
-    """And is never claimed; its files go."""
+def test_a_queued_job_is_cancelled_at_once_and_a_running_one_is_asked_to_stop(store, tmp_path):
+    """Nothing is claimed or kept of the first; the worker of the second ends it."""
     job = submit(store)
     assert store.cancel(job.job_id, ALICE) == JobState.CANCELLED
-    assert (store.claim(), files(tmp_path)) == (None, set())
+    assert (store.due(), files(tmp_path)) == ([], set())
     assert store.get(job.job_id).items[0].error.reason == "CANCELLED"
-
-
-def test_a_running_job_is_asked_to_stop(store):
-    """Its worker sees it and ends it."""
     job = running(store)
-    assert not store.is_cancelled(job.job_id)
     assert store.cancel(job.job_id, ALICE) == JobState.RUNNING
     assert store.is_cancelled(job.job_id)
     store.finish(job.job_id, "CANCELLED")
     assert not store.is_cancelled(job.job_id)
 
 
-def test_a_part_whose_replacement_was_interrupted_stays(store, monkeypatch, tmp_path):
-    """The old bytes, and nothing of the new ones."""
+def test_a_job_that_waits_again_after_it_was_to_stop_is_ended(store) -> None:
+    """It was running when its client cancelled it, and was put back."""
     job = running(store)
-    store.put_part(job.job_id, 0, Part.ENCODED, b"old")
+    store.cancel(job.job_id, ALICE)
+    store.put_back(job.job_id, 0)
+    assert store.cancel(job.job_id, ALICE) == JobState.CANCELLED
 
-    def fail_for_folders(descriptor):
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EIO, "the disk is gone")
 
-    monkeypatch.setattr(os, "fsync", fail_for_folders)
-    with pytest.raises(OSError, match="gone"):
-        store.put_part(job.job_id, 0, Part.ENCODED, b"new")
-    assert store.read_part(job.job_id, 0, Part.ENCODED) == b"old"
-    assert files(tmp_path) == {"0.input", "0.encoded"}
-    assert store.spool_bytes == len(b"points") + len(b"old")
+def test_an_acknowledged_item_leaves_only_its_row(store, tmp_path):
+    """The spool is empty; what remains is counted. Asking again changes nothing."""
+    job = running(store, b"one", b"two", b"three")
+    digest = decode(store, job)
+    fail(store, job, 2)
+    assert [store.acknowledge(job.job_id, ALICE, [(0, digest)]) for _ in range(2)] == [1, 1]
+    assert store.get(job.job_id).items[0].state == ItemState.DELIVERED
+    assert files(tmp_path) == {"1.input"}
+    with pytest.raises(StateConflict):
+        store.acknowledge(job.job_id, ALICE, [(1, bytes(32))])
+
+
+def test_a_wrong_digest_removes_nothing_at_all(store, tmp_path):
+    """Not even the items beside it whose digests are right."""
+    job = running(store, b"one", b"two")
+    digest = decode(store, job, 0)
+    decode(store, job, 1)
+    with pytest.raises(ChunkCorrupt):
+        store.acknowledge(job.job_id, ALICE, [(0, digest), (1, bytes(32))])
+    assert [item.state for item in store.get(job.job_id).items] == [ItemState.DECODED] * 2
+    assert files(tmp_path) == {"0.translation", "1.translation"}
+
+
+def test_only_an_ended_job_is_deleted(store, tmp_path):
+    """An open one is cancelled first; the hint says so. Of the other no row and no file stays."""
+    for prepare in (submit, running):
+        job = prepare(store)
+        with pytest.raises(StateConflict) as caught:
+            store.delete(job.job_id, ALICE)
+        assert caught.value.hint == f"ddib job cancel {job.job_id}"
+    decode(store, job)
+    store.finish(job.job_id, "FINISHED")
+    store.delete(job.job_id, ALICE)
+    with pytest.raises(JobNotFound):
+        store.get(job.job_id)
+    assert not (tmp_path / "spool" / job.job_id).exists()
+    assert store.parts(job.job_id, 0) == {}
+
+
+def test_results_that_nobody_fetches_expire_and_open_jobs_do_not(store, clock, tmp_path):
+    """After the retention, counted from the end; the line says whose they were."""
+    job = running(store)
+    decode(store, job)
+    clock.now += 500
+    store.finish(job.job_id, "FINISHED")
+    clock.now += LIMITS.retention_s - 1
+    assert store.expire() == 0
+    clock.now += 1
+    assert store.expire() == 1
+    assert (store.list(ALICE), list((tmp_path / "spool").iterdir())) == ((), [])
+    (line,) = audit_rows.records(tmp_path / "node.sqlite", "job_expired")
+    assert (line["job"], line["client"]) == (job.job_id, ALICE)
+    submit(store)
+    running(store)
+    clock.now += 1e9
+    assert store.expire() == 0
+
+
+# The line of the audit log
+
+
+def lines(folder: Path) -> list[tuple[str, str]]:
+    return [(line["act"], line["job"]) for line in audit_rows.records(folder / "node.sqlite")]
+
+
+def test_each_act_has_its_line_once(store, tmp_path) -> None:
+    """An act that is refused, or that changes nothing, has none."""
+    job = running(store, b"one", b"two")
+    digest = decode(store, job)
+    with pytest.raises(StateConflict):
+        store.delete(job.job_id, ALICE)
+    for _ in range(2):
+        store.cancel(job.job_id, ALICE)
+        store.acknowledge(job.job_id, ALICE, [(0, digest)])
+    store.finish(job.job_id, "CANCELLED")
+    store.delete(job.job_id, ALICE)
+    acts = ["job_accepted", "job_cancel", "items_delivered", "job_cancelled", "job_deleted"]
+    assert lines(tmp_path) == [(act, job.job_id) for act in acts]
+
+
+@pytest.mark.parametrize("act", ["acknowledge", "cancel", "delete", "finish", "keep"])
+def test_what_cannot_be_written_is_not_done(store: JobStore, tmp_path: Path, monkeypatch, act: str) -> None:
+    """Nothing changes, on the disk or in memory, and no line says otherwise."""
+    job = running(store, b"one", b"two")
+    digest = decode(store, job)
+    if act == "delete":
+        store.finish(job.job_id, "FAILED")
+    before, there, told = store.get(job.job_id), files(tmp_path), lines(tmp_path)
+    does = {
+        "acknowledge": lambda: store.acknowledge(job.job_id, ALICE, [(0, digest)]),
+        "cancel": lambda: store.cancel(job.job_id, ALICE),
+        "delete": lambda: store.delete(job.job_id, ALICE),
+        "finish": lambda: store.finish(job.job_id, "FAILED"),
+        "keep": lambda: encode(store, job, 1),
+    }
+    with monkeypatch.context() as patched:
+        audit_rows.full_disk(patched, store._store)
+        with pytest.raises(DiskFull):
+            does[act]()
+    assert (store.get(job.job_id), files(tmp_path), lines(tmp_path)) == (before, there, told)
+    does[act]()
+
+
+# Over restarts
+
+
+def test_a_start_sweeps_what_a_kill_left(store, open_store, tmp_path):
+    """Files without a row; never one with a row."""
+    job = running(store)
+    (tmp_path / "spool" / job.job_id / "0.translation").write_bytes(b"torn")
+    leftover = tmp_path / "spool" / ("a" * 32)
+    leftover.mkdir()
+    (leftover / "0.input").write_bytes(b"x")
+    again = open_store()
+    assert again.swept_files == 2
+    assert files(tmp_path) == {"0.input"}
+
+
+def test_two_nodes_do_not_share_a_store(store, tmp_path):
+    """The second gets an error with the reason."""
+    with pytest.raises(ConfigError, match="another node is running"):
+        open_jobs(tmp_path)
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, by_s: float) -> None:
+    real = time.clock_gettime
+    monkeypatch.setattr(time, "time", lambda: real(time.CLOCK_REALTIME) + by_s)
+
+
+@pytest.mark.parametrize(("before_s", "after_s"), [(0, 8 * DAY_S), (0, -5 * YEAR_S), (5 * YEAR_S, 0)])
+def test_a_restart_under_another_clock_neither_ends_nor_prolongs_jobs(
+    open_store, clock: Clock, monkeypatch: pytest.MonkeyPatch, before_s: float, after_s: float
+) -> None:
+    """Results that nobody fetched and jobs that wait live as long as they would have lived."""
+    set_clock(monkeypatch, before_s)
+    store = open_store()
+    ended = running(store)
+    decode(store, ended)
+    store.finish(ended.job_id, "FINISHED")
+    waiting = submit(store)
+    clock.now += 40
+    close_jobs(store)
+    set_clock(monkeypatch, after_s)
+    clock.now = 7.0  # a machine that was started anew counts anew
+    again = open_store()
+    assert again.expire() == 0
+    assert again.read_part(ended.job_id, 0, SpoolPart.TRANSLATION) == b"translation"
+    assert [due.overdue for due in again.due()] == [False]
+    assert again.get(waiting.job_id).deadline - again.now() == LIMITS.default_deadline_s - 40
+    clock.now += 10
+    assert [due.overdue for due in again.due()] == [True]
+    clock.now += LIMITS.retention_s - 50
+    assert again.expire() == 1
+
+
+def test_a_client_reads_when_a_result_goes_by_the_clock_of_now(
+    store: JobStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the node runs until then."""
+    ended = running(store)
+    decode(store, ended)
+    store.finish(ended.job_id, "FINISHED")
+    clock.now += 40
+    monkeypatch.setattr(time, "time", lambda: 5_000.0)
+    assert store.unix_time(store.get(ended.job_id).expires) == 5_000 + LIMITS.retention_s - 40
+
+
+def test_a_kill_forgets_no_more_than_the_time_since_the_last_look(
+    store: JobStore, clock: Clock, tmp_path: Path
+) -> None:
+    """What the disk holds at that moment is what the next start finds."""
+    clock.now += 40
+    store.expire()
+    clock.now += 5
+    shutil.copytree(tmp_path, tmp_path / "killed")
+    after = open_jobs(tmp_path / "killed", clock=clock)
+    assert after.now() == 40
+    close_jobs(after)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
-import json
 import uuid
 from collections.abc import Sequence
 
@@ -28,8 +28,9 @@ from ddib_fed.protocol.contract import (
 from ddib_fed.protocol.messages import ItemState
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
-from source_node.records import Job, Part
+from source_node.records import SpoolPart, StoredJob
 from source_node.service import record_of
+from tests import audit_rows
 from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes, to_bits
 from tests.node.tiny_nodes import make_institution
 from tests.protocol.examples import picture_side
@@ -80,12 +81,14 @@ class Scans(Source):
         asked = header(request_id=str(uuid.uuid4()), deadline_s=60, **fields, **changes)
         with self.store.stage(ALICE, asked) as staging:
             for _ in range(pictures):
-                staging.add(common_pb2.MEDIA_TYPE_PNG, picture or scan())
+                data = picture or scan()
+                staging.receive(len(data)).write(data)
+                staging.keep(common_pb2.MEDIA_TYPE_PNG, hashlib.sha256(data).digest())
             job = staging.commit()[0]
         self.runner.wake()
         return job.job_id
 
-    def translated(self, **options) -> Job:
+    def translated(self, **options) -> StoredJob:
         return self.ended(self.submitted(**options))
 
 
@@ -217,7 +220,7 @@ def test_a_guided_cycle_is_guided_on_its_way_back(tmp_path, north, targets) -> N
     try:
         source.start()
         jobs = [source.translated(**asked, guidance=Guidance(scale)) for scale in (1.0, 4.0)]
-        returned = [source.store.read_part(job.job_id, 0, Part.RETURNED) for job in jobs]
+        returned = [source.store.read_part(job.job_id, 0, SpoolPart.RETURNED) for job in jobs]
     finally:
         source.stop()
         own.close()
@@ -254,12 +257,12 @@ def offer(target: ScriptedTarget, terms: GuidanceTerms | None) -> None:
 def test_results_of_the_models_size_have_the_picture_as_the_model_saw_it(source, targets) -> None:
     """The translation as the target made it, and the source, fitted; other jobs have neither."""
     job = source.translated(source_class="coast", picture=scan(2 * SIZE, SIZE), cycle=True, model_size=True)
-    parts = source.store.parts(job.job_id, 0)
-    assert set(parts) == {Part.TRANSLATION, Part.RETURNED, Part.SOURCE}
+    parts = {part for part, _ in source.store.parts(job.job_id, 0)}
+    assert parts == {SpoolPart.TRANSLATION, SpoolPart.RETURNED, SpoolPart.SOURCE}
     for part in parts:
         picture = decode_image(source.store.read_part(job.job_id, 0, part))
         assert picture.pixels.shape == (SIZE, SIZE, 1)
-    fitted = decode_image(source.store.read_part(job.job_id, 0, Part.SOURCE)).pixels
+    fitted = decode_image(source.store.read_part(job.job_id, 0, SpoolPart.SOURCE)).pixels
     assert np.corrcoef(fitted.ravel(), noise().ravel())[0, 1] > 0.95
 
 
@@ -268,15 +271,15 @@ def test_a_cycle_and_a_latent_are_made_and_kept_only_where_they_were_asked_for(s
     """A latent is as private as its picture."""
     for changes, kept in (
         ({}, set()),
-        ({"keep_latent": True}, {Part.LATENT}),
-        ({"cycle": True}, {Part.RETURNED}),
+        ({"keep_latent": True}, {SpoolPart.LATENT}),
+        ({"cycle": True}, {SpoolPart.RETURNED}),
     ):
         job = source.translated(source_class="coast", **changes)
-        assert set(source.store.parts(job.job_id, 0)) == {Part.TRANSLATION, *kept}
+        assert {part for part, _ in source.store.parts(job.job_id, 0)} == {SpoolPart.TRANSLATION, *kept}
         assert targets["south"].headers[-1].round_trip == ("cycle" in changes)
-        if kept == {Part.LATENT}:
+        if kept == {SpoolPart.LATENT}:
             sent = targets["south"].latents[-1][1].data
-            assert source.store.read_part(job.job_id, 0, Part.LATENT) == to_npy(sent)
+            assert source.store.read_part(job.job_id, 0, SpoolPart.LATENT) == to_npy(sent)
 
 
 def test_every_latent_that_leaves_is_in_the_audit_log(source, targets) -> None:
@@ -289,7 +292,7 @@ def test_every_latent_that_leaves_is_in_the_audit_log(source, targets) -> None:
 
 
 def audit_lines(source) -> list[dict]:
-    return [json.loads(line) for line in source.config.paths.audit.read_text().splitlines()]
+    return audit_rows.records(source.config.paths.store)
 
 
 def test_a_picture_comes_back_by_the_rule_with_which_it_went(source, targets, engine) -> None:
@@ -304,4 +307,4 @@ def test_a_picture_comes_back_by_the_rule_with_which_it_went(source, targets, en
     source.open(engine)
     job = source.start().ended(job_id)
     assert (str(job.state), job.error) == ("FINISHED", None)
-    assert decode_image(source.store.read_part(job_id, 0, Part.TRANSLATION)).pixels.shape[:2] == (32, 48)
+    assert decode_image(source.store.read_part(job_id, 0, SpoolPart.TRANSLATION)).pixels.shape[:2] == (32, 48)

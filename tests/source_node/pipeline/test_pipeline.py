@@ -17,7 +17,7 @@ from ddib_fed.protocol.contract import ContractLimits
 from ddib_fed.protocol.details import refused_facts
 from ddib_fed.protocol.messages import ItemState
 from ddib_fed.v1.common_pb2 import SolverSettings
-from source_node.records import Part
+from source_node.records import SpoolPart
 from source_node.spool import Spool
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
 from tests.source_node.conftest import LARGE_LIMITS, SOLVER, wait_until
@@ -34,7 +34,9 @@ def test_an_honest_peer_translates_every_item(source, target) -> None:
     for item in job.items:
         assert item.provenance["cycle"]["max"] < 1e-4
         assert item.provenance["wire_bytes"] > 3 * 40 * 2 * 4
-        assert {Part.TRANSLATION, Part.RETURNED} <= set(source.store.parts(job.job_id, item.index))
+        assert {SpoolPart.TRANSLATION, SpoolPart.RETURNED} <= {
+            part for part, _ in source.store.parts(job.job_id, item.index)
+        }
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -146,7 +148,7 @@ def test_a_stored_latent_is_sent_again_as_it_is(source, target, tmp_path, instit
     job_id = source.start().submit()
     wait_until(lambda: source.store.get(job_id).items[0].state == ItemState.ENCODED)
     assert target.asked.wait(10)
-    stored = source.store.read_part(job_id, 0, Part.ENCODED)
+    stored = source.store.read_part(job_id, 0, SpoolPart.ENCODED)
     source.stop()
     source.open(engine)
     calls = engine.counters["calls"]
@@ -235,26 +237,29 @@ def test_a_peer_that_answers_nothing_stops_the_encoder(source, target) -> None:
     job_id = source.start().submit(*LARGE, solver=SOLVER)
     assert target.asked.wait(10)
 
+    def ranges(item: int) -> list[object]:
+        return [part for part, _ in source.store.parts(job_id, item) if part == SpoolPart.ENCODED]
+
     def made() -> int:
-        return len(source.store.ranges(job_id, 0))
+        return len(ranges(0))
 
     wait_until(lambda: made() > 2)
     assert _rest(made) <= 12
-    assert not source.store.ranges(job_id, 1)
+    assert not ranges(1)
 
 
 @pytest.mark.slow
 def test_a_disk_that_is_slow_stops_the_peers_answers(source, target, monkeypatch) -> None:
     """A handful of translations waits in memory, however fast the peer is."""
     go_on = threading.Event()
-    write = Spool.put_together
+    write = Spool.put
 
-    def slow(self, files):
-        if any(f".{Part.TRANSLATION}" in file.name for file in files):
+    def slow(self, transaction, job_id, item, part, data):
+        if part == SpoolPart.TRANSLATION:
             go_on.wait(20)
-        return write(self, files)
+        return write(self, transaction, job_id, item, part, data)
 
-    monkeypatch.setattr(Spool, "put_together", slow)
+    monkeypatch.setattr(Spool, "put", slow)
     target.limits = LARGE_LIMITS
     source.start().submit(*LARGE, solver=SOLVER)
     wait_until(lambda: target.answered >= 49, 90.0)
@@ -268,15 +273,15 @@ def test_a_disk_that_is_slow_stops_the_peers_answers(source, target, monkeypatch
 def test_no_latent_leaves_before_it_is_on_the_disk(source, target, monkeypatch, points) -> None:
     """Whole or a range: while the disk is slow the call is open and carries nothing."""
     writes, go_on = threading.Event(), threading.Event()
-    write = Spool.put_together
+    write = Spool.put
 
-    def slow(self, files):
-        if any(f".{Part.ENCODED}" in file.name for file in files):
+    def slow(self, transaction, job_id, item, part, data):
+        if part == SpoolPart.ENCODED:
             writes.set()
             go_on.wait(20)
-        return write(self, files)
+        return write(self, transaction, job_id, item, part, data)
 
-    monkeypatch.setattr(Spool, "put_together", slow)
+    monkeypatch.setattr(Spool, "put", slow)
     job_id = source.start().submit(npy(points))
     assert writes.wait(10)
     assert target.asked.wait(10)

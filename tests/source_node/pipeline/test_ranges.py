@@ -20,7 +20,7 @@ from ddib_fed.models.catalogue import shipped_folder
 from ddib_fed.protocol.contract import ContractLimits
 from ddib_fed.protocol.messages import ItemState
 from source_node.intake import Numbers, ranges_of
-from source_node.records import Item, Part
+from source_node.records import SpoolPart, StoredItem
 from tests.node.tiny_nodes import gaussian, npy
 from tests.source_node.conftest import LARGE_LIMITS, SOLVER, wait_until
 from tests.source_node.scripted_target import refuse
@@ -61,10 +61,9 @@ def test_a_large_item_crosses_in_ranges_and_is_recorded_whole(source, target) ->
     assert record["samples"] == 9_000
     assert record["cycle"]["max"] < 1e-3
     store = source.store
-    assert len(parse(store.read_part(job.job_id, 1, Part.TRANSLATION))) == 9_000
-    assert np.array_equal(parse(store.read_part(job.job_id, 1, Part.LATENT)), whole.data)
-    assert np.allclose(parse(store.read_part(job.job_id, 1, Part.RETURNED)), points, atol=1e-3)
-    assert not store.ranges(job.job_id, 1)
+    assert len(parse(store.read_part(job.job_id, 1, SpoolPart.TRANSLATION))) == 9_000
+    assert np.array_equal(parse(store.read_part(job.job_id, 1, SpoolPart.LATENT)), whole.data)
+    assert np.allclose(parse(store.read_part(job.job_id, 1, SpoolPart.RETURNED)), points, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -112,7 +111,6 @@ def test_a_range_that_the_peer_refuses_ends_its_item_and_no_other(source, target
     assert source.states(job) == ["DECODED", "FAILED", "DECODED"]
     assert job.items[1].error.reason == "LATENT_NOT_GAUSSIAN"
     assert not source.store.parts(job.job_id, 1)
-    assert not source.store.ranges(job.job_id, 1)
 
 
 def test_an_item_of_more_points_than_the_peer_takes_fails_alone(source, target) -> None:
@@ -128,14 +126,16 @@ def parse(file: bytes) -> np.ndarray:
 
 
 def numbers_of(*files: bytes) -> Numbers:
-    items = [Item(n, ItemState.RECEIVED, 1, len(file), bytes(32), {}, None) for n, file in enumerate(files)]
+    items = [
+        StoredItem(n, ItemState.RECEIVED, 1, len(file), bytes(32), {}, None) for n, file in enumerate(files)
+    ]
     return Numbers(items, (2,))
 
 
 def source_ranges(source, job_id: str) -> list[bytes]:
     """Digests of the stored ranges of item 1, of a source that is stopped."""
-    with sqlite3.connect(source.config.paths.jobs) as books:
+    with sqlite3.connect(source.config.paths.store) as books:
         found = books.execute(
-            "SELECT sha256 FROM parts WHERE job_id = ? AND part LIKE 'encoded.%'", (job_id,)
+            "SELECT sha256 FROM parts WHERE job_id = ? AND item = 1 AND part = 'encoded'", (job_id,)
         )
         return [row[0] for row in found]

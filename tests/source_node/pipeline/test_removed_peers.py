@@ -6,6 +6,7 @@ import pytest
 
 from ddib_fed.protocol.messages import ItemState
 from ddib_fed.security import pki
+from tests import audit_rows
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import Source, wait_until
@@ -30,17 +31,16 @@ def test_a_peer_that_is_removed_while_its_item_is_encoded_does_not_get_it(source
     """The call is open by then; the latent stays here, and no act of sending is recorded."""
     store, keep = source.store, source.store.keep
 
-    def keeping(change):
-        if change.state == ItemState.ENCODED:
+    def keeping(*arguments, state=None, **more):
+        if state == ItemState.ENCODED:
             source.node.peers.remove("south.example")
-        return keep(change)
+        return keep(*arguments, state=state, **more)
 
     store.keep = keeping  # type: ignore[method-assign]
     job = source.start().ended(source.submit())
     assert (str(job.state), job.error.reason) == ("FAILED", "PEER_NOT_FOUND")
     assert target.latents == []
-    wait_until(source.config.paths.audit.exists)  # the end of the job, its last line
-    assert b"latent_sent" not in source.config.paths.audit.read_bytes()
+    assert not audit_rows.records(source.config.paths.store, "latent_sent")
 
 
 @pytest.mark.slow
@@ -50,16 +50,16 @@ def test_a_root_that_is_replaced_while_items_are_encoded_ends_what_it_verified(
     """The open call leads to whoever has the old root's key: nothing leaves on it, and nobody else answers there."""
     keep, new = source.store.keep, Institution("south.example", tmp_path / "south-again")
 
-    def keeping(change):
-        if (change.item, change.state) == (1, ItemState.ENCODED):
+    def keeping(job_id, item, *files, state=None, **more):
+        if (item, state) == (1, ItemState.ENCODED):
             wait_until(lambda: target.latents)
             source.node.peers.add(
                 new.peer(target.address), fingerprints=[pki.fingerprint(new.root)], replace=True
             )
-        return keep(change)
+        return keep(job_id, item, *files, state=state, **more)
 
     source.store.keep = keeping  # type: ignore[method-assign]
     job = source.start().ended(source.submit(*THREE, deadline_s=10))
     assert str(job.state) == "FAILED"
     assert {item for item, _ in target.latents} == {0}
-    assert source.config.paths.audit.read_bytes().count(b'"latent_sent"') == 1
+    assert len(audit_rows.records(source.config.paths.store, "latent_sent")) == 1

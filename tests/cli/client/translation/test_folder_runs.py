@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.cli.delivery import Input, check_free
-from ddib_fed.cli.folder_state import locked
+from ddib_fed.cli.files import FileItem
 from ddib_fed.cli.main import run
+from ddib_fed.cli.results import check_free, locked
 from ddib_fed.errors import ExitCode, ItemsTooMany, NotFinite, QueueFull, UsageError
 from ddib_fed.protocol.details import refused_facts
 from ddib_fed.v1 import translation_pb2 as pb
@@ -162,8 +162,8 @@ def test_a_second_run_asks_the_node_for_nothing(translate, north, written, capsy
     assert "5 of 5 files are translated already; 0 are left" in capsys.readouterr().err
 
 
-def test_what_changed_or_was_removed_is_translated_again(translate, scans, north, tmp_path):
-    """Changed files and damaged results need --force, which translates them and no other."""
+def test_what_was_removed_is_translated_again_and_what_changed_needs_force(translate, scans, north, tmp_path):
+    """Of changed files and damaged results nothing is done without --force, which translates everything again."""
     assert translate() == 0
     (tmp_path / "out" / "scan-0.npy").unlink()
     (tmp_path / "out" / "scan-0.json").unlink()
@@ -175,31 +175,23 @@ def test_what_changed_or_was_removed_is_translated_again(translate, scans, north
     (tmp_path / "out" / "scan-4.npy").write_bytes(b"half")
     assert translate() == ExitCode.CONFLICT
     assert translate("--force") == 0
-    assert [len(job.inputs) for job in north.service.jobs.values()] == [5, 1, 1, 1]
-
-
-def test_everything_is_translated_again_where_that_is_asked(translate, scans, north, written):
-    """Also what matches: a node may serve another model by now."""
-    assert translate() == 0
-    assert translate("--again") == 0
-    assert [len(job.inputs) for job in north.service.jobs.values()] == [5, 5]
-    assert written() == RESULTS
+    assert [len(job.inputs) for job in north.service.jobs.values()] == [5, 1, 5, 5]
 
 
 def test_results_in_the_way_are_compared_with_all_files_at_once(tmp_path, monkeypatch):
     """Not each with each: of 1,500 that took 49 s."""
-    inputs = [Input(f"scan-{number}", f"scan-{number}.png") for number in range(100)]
-    paths = [tmp_path / given.file for given in inputs]
+    items = [FileItem(f"scan-{number}", f"scan-{number}.png") for number in range(100)]
+    paths = [tmp_path / item.file for item in items]
     for path in paths:
         path.touch()
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / path.name).touch()
     looked, stat = [], Path.stat
     monkeypatch.setattr(Path, "stat", lambda path, **more: looked.append(path) or stat(path, **more))
-    check_free(paths, inputs, tmp_path / "out", force=True)
+    check_free(items, paths, tmp_path / "out", force=True)
     assert len(looked) < 40 * len(paths)
     with pytest.raises(UsageError, match="would replace the input"):
-        check_free(paths, inputs, tmp_path, force=True)
+        check_free(items, paths, tmp_path, force=True)
 
 
 def interrupt_at(north, method, count):

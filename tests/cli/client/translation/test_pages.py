@@ -7,25 +7,30 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ddib_fed.cli.delivery import Delivered
+from ddib_fed.cli.files import LeftOut
 from ddib_fed.cli.folder_report import write_pages
-from ddib_fed.cli.folder_state import LeftOut, Outcome
+from ddib_fed.cli.folder_run import FolderRun, RunOptions
+from ddib_fed.cli.progress import RunProgress
+from ddib_fed.cli.results import Delivered
+from ddib_fed.client.client import JobRequest
+from ddib_fed.client.profile import Profile
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.engine.record import Part, PictureFigures, Translation
 from ddib_fed.errors import DiskFull
 from tests.small_disks import small_disk
 
 
-def outcome(out, names, *, left_out=()):
+def run(out, names, *, left_out=()):
     """Pictures of these names in a folder, as a command leaves them."""
-    delivered = []
+    delivered = {}
     for number, name in enumerate(names):
         path = out / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_png(np.full((8, 8, 1), 20 * number, np.uint8)))
         record = Translation(picture=PictureFigures(cycle_psnr=40.0 - number)).judged()
-        delivered.append(Delivered(number, f"{name}.tif", {Part.TRANSLATION: path}, path, record))
-    return Outcome(len(names) + len(left_out), (), tuple(delivered), 0, (), tuple(left_out), ())
+        delivered[name] = Delivered(number, f"{name}.tif", {Part.TRANSLATION: path}, path, record)
+    options = RunOptions(Profile.model_construct(), JobRequest("south.example/relief"), out, RunProgress())
+    return FolderRun(options, total=len(names) + len(left_out), results=delivered, left_out=list(left_out))
 
 
 def there(out):
@@ -35,9 +40,9 @@ def there(out):
 def test_two_pictures_have_a_page_and_a_sheet(tmp_path):
     """With what was left out; the same command writes the same two again."""
     bad = LeftOut(tmp_path / "bad.tif", "IMAGE_UNREADABLE", "is empty")
-    found = outcome(tmp_path, ["a", "sub/b"], left_out=[bad])
+    found = run(tmp_path, ["a", "sub/b"], left_out=[bad])
     for _ in range(2):
-        assert write_pages(found, tmp_path) == tmp_path / "report.html"
+        assert write_pages(found) == tmp_path / "report.html"
         assert there(tmp_path) == ["a.png", "report.html", "sheet.png", "sub"]
     page = (tmp_path / "report.html").read_text()
     assert "2 of 3 files are translated" in page
@@ -47,7 +52,7 @@ def test_two_pictures_have_a_page_and_a_sheet(tmp_path):
 
 def test_one_picture_has_none(tmp_path):
     """Its record and its file say all, and a command for one picture stays as fast as it was."""
-    assert write_pages(outcome(tmp_path, ["a"]), tmp_path) is None
+    assert write_pages(run(tmp_path, ["a"])) is None
     assert there(tmp_path) == ["a.png"]
 
 
@@ -55,35 +60,33 @@ def test_one_picture_has_none(tmp_path):
 def test_files_of_others_are_left_alone(tmp_path, name):
     """A report that somebody wrote, and a sheet of another command; ours get a number, and keep it."""
     (tmp_path / name).write_text("<html>mine</html>")
-    found = outcome(tmp_path, ["a", "b"])
+    found = run(tmp_path, ["a", "b"])
     for _ in range(2):
-        assert write_pages(found, tmp_path) == tmp_path / "report-1.html"
+        assert write_pages(found) == tmp_path / "report-1.html"
     assert (tmp_path / name).read_text() == "<html>mine</html>"
     assert (tmp_path / "sheet-1.png").exists()
 
 
 def test_a_result_called_like_the_sheet_is_left_alone(tmp_path):
     """sheet.tif becomes sheet.png."""
-    assert write_pages(outcome(tmp_path, ["sheet", "b"]), tmp_path) == tmp_path / "report-1.html"
+    assert write_pages(run(tmp_path, ["sheet", "b"])) == tmp_path / "report-1.html"
 
 
 def test_a_full_disk_names_the_page(tmp_path):
     """And says that the results are complete."""
     with small_disk(tmp_path / "disk", 1) as disk:
-        found = outcome(disk.folder, ["a", "b"])
+        found = run(disk.folder, ["a", "b"])
         disk.fill()
-        with pytest.raises(
-            DiskFull, match="cannot be written: No space left on device; every result is in"
-        ) as caught:
-            write_pages(found, disk.folder)
-        assert "--no-page" in caught.value.hint
+        with pytest.raises(DiskFull, match="cannot be written: No space left on device; every result is in"):
+            write_pages(found)
 
 
 def test_translations_of_one_file_are_told_apart(tmp_path):
     """With --pairs a picture has a translation to each class; the page then names the results."""
-    found = outcome(tmp_path, ["260_1_translated_261", "260_1_translated_262", "other"])
-    named = [replace(each, file="dog.png") if each.item < 2 else each for each in found.delivered]
-    write_pages(replace(found, delivered=tuple(named)), tmp_path)
+    found = run(tmp_path, ["260_1_translated_261", "260_1_translated_262", "other"])
+    for name, each in found.results.items():
+        found.results[name] = replace(each, file="dog.png") if each.item < 2 else each
+    write_pages(found)
     page = (tmp_path / "report.html").read_text()
     for name in ("260_1_translated_261.png", "260_1_translated_262.png", "other.tif"):
         assert f">{name}</a>" in page

@@ -1,14 +1,86 @@
-"""What a calibration asks of the two models of a translation in one process."""
+"""A calibration survives its file, and asks of two models that they belong to it."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from ddib_fed.calibration.record import CalibratedSide, leg_map, map_between, units_digest
-from ddib_fed.errors import CalibrationForeign, CalibrationModel, CalibrationUnits
+from ddib_fed.calibration.record import (
+    CalibratedSide,
+    leg_map,
+    map_between,
+    read_calibration,
+    units_digest,
+    write_calibration,
+)
+from ddib_fed.errors import (
+    AlreadyExists,
+    CalibrationForeign,
+    CalibrationInvalid,
+    CalibrationModel,
+    CalibrationUnits,
+    FileMissing,
+)
+from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.units import ChannelMap, Normalisation
 from tests.calibration.examples import calibration
 from tests.runs.tiny_models import tiny
+
+AGREED = calibration()
+
+
+def test_the_digest_is_the_same_after_a_file(tmp_path: Path) -> None:
+    """The file is for people; the digest is of the canonical form."""
+    write_calibration(AGREED, tmp_path / "c.json")
+    assert read_calibration(tmp_path / "c.json").sha256 == AGREED.sha256
+    signed = {"calibration": AGREED.model_dump(mode="json"), "source": {"signature": "x"}}
+    (tmp_path / "signed.json").write_text(json.dumps(signed))
+    assert read_calibration(tmp_path / "signed.json") == AGREED
+
+
+def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
+    """A calibration may be the only copy of what two institutions agreed on."""
+    (tmp_path / "c.json").write_text("kept")
+    with pytest.raises(AlreadyExists):
+        write_calibration(AGREED, tmp_path / "c.json")
+    assert (tmp_path / "c.json").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "is no calibration"),
+        ('{"kind": "rotation"}', "source: Field required"),
+        (json.dumps(AGREED.model_dump(mode="json") | {"more": 1}), "more: Extra"),
+    ],
+)
+def test_what_is_no_calibration_is_refused(tmp_path: Path, content: str, said: str) -> None:
+    """The message names the file and the first field that is wrong."""
+    (tmp_path / "c.json").write_text(content)
+    with pytest.raises(CalibrationInvalid, match=said) as told:
+        read_calibration(tmp_path / "c.json")
+    assert "c.json" in told.value.detail
+    with pytest.raises(FileMissing):
+        read_calibration(tmp_path / "none.json")
+
+
+def test_a_shipped_models_calibration_goes_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its map is the one that the model's units have; a file of that name here comes first."""
+    shipped = read_calibration(Path("satellite-as-relief"))
+    assert shipped.map == pretrained("satellite-as-relief").manifest.normalisation.calibrated
+    assert (shipped.source.domain, shipped.target.domain) == ("satellite", "relief")
+    assert shipped.made.epsilon == 1.0
+    monkeypatch.chdir(tmp_path)
+    write_calibration(AGREED, Path("satellite-as-relief"))
+    assert read_calibration(Path("satellite-as-relief")) == AGREED
+    with pytest.raises(FileMissing):
+        read_calibration(Path("satellite"))
+
 
 PLAIN = Normalisation()
 TURN = ((0, 1, 0), (1, 0, 0), (0, 0, 1))

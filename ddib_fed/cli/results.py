@@ -1,0 +1,321 @@
+"""The results of a run on the disk: written, found again, and their names kept, which never leave this machine.
+
+A result is acknowledged only when its files and their folder are on the disk. An existing result is overwritten only
+on request, and an input never.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shlex
+import socket
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddib_fed.cli.files import FileItem
+from ddib_fed.client.client import Client
+from ddib_fed.client.views import JobResult
+from ddib_fed.engine.record import DOUBTFUL_BELOW, Part, Translation, WrittenFile
+from ddib_fed.errors import (
+    AlreadyExists,
+    Cancelled,
+    ChunkCorrupt,
+    ConfigError,
+    DeadlineExceeded,
+    DiskFull,
+    InputError,
+    StateConflict,
+    UnavailableError,
+    UsageError,
+)
+from ddib_fed.files import has_sha256, is_disk_full, sync_folder, write_file
+
+if TYPE_CHECKING:
+    from ddib_fed.formats.credentials import Credentials
+
+LOCK = ".ddib-translate.lock"
+STATE_PREFIX = ".ddib-job-"
+ACKNOWLEDGED_TOGETHER = 16
+"""Items. One that was written and not acknowledged is fetched again after an interruption, and found to be the same."""
+_PARTS = frozenset(Part)
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}")
+"""How `files.write_file` calls a file that it has not yet renamed."""
+_OURS = re.compile(rf"{re.escape(STATE_PREFIX)}.*|report(-\d+)?\.html|sheet(-\d+)?\.png")
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Inside, this process alone writes results to a folder, which is made if it is missing."""
+    made = not out.exists()
+    durable_folder(out)
+    descriptor = _lock(out / LOCK)
+    try:
+        yield
+    finally:
+        (out / LOCK).unlink(missing_ok=True)
+        os.close(descriptor)
+        if made:
+            with suppress(OSError):
+                out.rmdir()
+
+
+def _lock(path: Path) -> int:
+    """The open and locked file at a path, with this process in it."""
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(descriptor, 200).decode("utf-8", "replace").strip()
+            os.close(descriptor)
+            raise StateConflict(
+                f"another command is writing to {path.parent} ({owner or 'it has just begun'})",
+                hint="wait for it to end, or choose another --out folder",
+                hop="client",
+            ) from None
+        except OSError:  # a file system without locks: a second run there is not noticed
+            return descriptor
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                break
+        os.close(descriptor)  # its owner has removed it meanwhile
+    with suppress(OSError):  # a full disk: only the message to others lacks the owner
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class JobFile:
+    """The hidden file `DIR/.ddib-job-REQUEST_ID.json`, from before submission until all results are here."""
+
+    request_id: str
+    target: str
+    items: tuple[FileItem, ...]
+
+    def path(self, out: Path) -> Path:
+        return out / f"{STATE_PREFIX}{self.request_id}.json"
+
+    def save(self, out: Path) -> None:
+        kept = [field.name for field in fields(FileItem) if field.compare]
+        items = [{name: getattr(item, name) for name in kept} for item in self.items]
+        values = {"format": 1, "request_id": self.request_id, "target": self.target, "items": items}
+        write_file(self.path(out), json.dumps(values, indent=1).encode(), private=True)
+
+    def remove(self, out: Path) -> None:
+        self.path(out).unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, out: Path, request_id: str) -> JobFile | None:
+        path = cls(request_id, "", ()).path(out)
+        return cls.read(path, otherwise="items get numbers") if path.exists() else None
+
+    @classmethod
+    def read(cls, path: Path, *, otherwise: str = "its job is not attached to any more") -> JobFile:
+        """The content of such a file; `otherwise` is what happens without it."""
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            items = tuple(FileItem(**item) for item in values["items"])
+            return cls(values["request_id"], values["target"], items)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} cannot be read", hint=f"remove {path}; {otherwise}") from error
+
+    @contextmanager
+    def kept(self, out: Path) -> Iterator[None]:
+        """Inside, its job is submitted; one that could not be leaves nothing behind."""
+        durable_folder(out)
+        self.save(out)
+        try:
+            yield
+        except (UnavailableError, DeadlineExceeded, Cancelled):
+            raise  # the node may have accepted the job although its answer was lost
+        except Exception:
+            self.remove(out)
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """One result on the disk: its files and its record."""
+
+    item: int
+    file: str
+    files: Mapping[Part, Path]
+    record: Path
+    provenance: Translation
+
+
+def check_free(items: Sequence[FileItem], inputs: Iterable[Path], out: Path, *, force: bool) -> None:
+    """Return if writing the results of these items overwrites nothing, and none of the `inputs`."""
+    read = {_place_of(path) for path in inputs} - {None}
+    for item in items:
+        for name, is_shared in item.file_names():
+            path = out / name
+            if not path.exists():
+                continue
+            if _place_of(path) in read:
+                raise UsageError(f"the result would replace the input {path}", hint="another --out folder")
+            if not (force or is_shared):
+                raise AlreadyExists(
+                    f"{path} is there already, and is no result of this request for {item.file}",
+                    hint="choose another --out folder, or add --force, which translates everything again",
+                )
+
+
+def _place_of(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def write_results(
+    client: Client,
+    job_id: str,
+    results: Iterable[JobResult],
+    items: Sequence[FileItem],
+    out: Path,
+    *,
+    force: bool = False,
+    doubtful_below: float = DOUBTFUL_BELOW,
+    credentials: Credentials | None = None,
+    without: Collection[int] = (),
+) -> Iterator[Delivered]:
+    """Write results as they come, and acknowledge items once they are on the disk, some at a time."""
+    written: list[tuple[int, bytes]] = []
+    for result in results:
+        if result.item in without:
+            continue
+        if result.item < len(items):
+            item = items[result.item]
+            if result.provenance.input_sha256 != item.sha256:
+                raise ChunkCorrupt(f"item {result.item} is not a translation of {item.file}")
+        else:
+            item = FileItem(f"item-{result.item:04}", f"item-{result.item:04}")
+        with _saying_what_is_left(client, job_id, out):
+            delivered = write_result(result, item, out, doubtful_below, credentials, force=force)
+        written.append((result.item, result.translation.sha256))
+        if len(written) >= ACKNOWLEDGED_TOGETHER:
+            client.acknowledge(job_id, written)
+            written = []
+        yield delivered
+    if written:
+        client.acknowledge(job_id, written)
+
+
+@contextlib.contextmanager
+def _saying_what_is_left(client: Client, job_id: str, out: Path) -> Iterator[None]:
+    """Inside, a file that cannot be written ends the command with the one that fetches the rest."""
+    try:
+        yield
+    except OSError as error:
+        full = is_disk_full(error)
+        job, where = shlex.quote(job_id), shlex.quote(str(out))
+        rest, kept = "the same command again", "what was written before is complete"
+        if client.keeps_jobs:
+            rest = f"ddib job fetch {job} --out {where} --profile {shlex.quote(str(client.profile.path))}"
+            kept = f"the node keeps the rest of job {job_id}"
+        first = f"df -h {where}" if full else f"namei -l {shlex.quote(str(error.filename or out))}"
+        raise (DiskFull if full else InputError)(
+            f"{error.filename or out} cannot be written: {error.strerror or error}; {kept}",
+            hop="client",
+            hint=f"{first}, then: {rest}",
+        ) from error
+
+
+def write_result(
+    result: JobResult,
+    item: FileItem,
+    out: Path,
+    doubtful_below: float = DOUBTFUL_BELOW,
+    credentials: Credentials | None = None,
+    *,
+    force: bool = False,
+) -> Delivered:
+    """Write the files of a result, and its record last: the one place where a result becomes files."""
+    files = {part: out / item.file_name(part, file.media) for part, file in result.files.items()}
+    record = out / f"{item.name}.json"
+    # Of a run that was killed before the record the same content is there; with credentials it is never the same again.
+    for part, path in () if force or (credentials is not None and item.sha256) else files.items():
+        if path.exists() and not has_sha256(path, result.files[part].sha256.hex()):
+            raise AlreadyExists(
+                f"{path} exists already, with other content", hint="choose another --out, or add --force"
+            )
+    durable_folder(record.parent)
+    written = {}
+    for part, path in files.items():
+        data = result.files[part].data
+        if part is Part.TRANSLATION and credentials is not None:
+            from ddib_fed.formats.credentials import MEDIA_TYPES, mark
+
+            if path.suffix.lower() in MEDIA_TYPES:
+                data = mark(data, path.suffix, result.provenance, credentials)
+        write_file(path, data, private=part is Part.LATENT)
+        written[part.value] = WrittenFile(file=path.name, sha256=hashlib.sha256(data).hexdigest())
+    provenance = result.provenance.with_(
+        input=item.file, files=written, asked_sha256=item.asked or None
+    ).judged(doubtful_below)
+    write_file(record, provenance.to_json())
+    return Delivered(result.item, item.file, files, record, provenance)
+
+
+def durable_folder(folder: Path) -> None:
+    """Make a folder and its missing parents, each of which is on the disk afterwards."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in reversed(missing):
+        sync_folder(each.parent)
+
+
+def finished(items: Sequence[FileItem], out: Path) -> Iterator[Delivered]:
+    """The results of these files that are on the disk already, by their place in `items`."""
+    for number, item in enumerate(items):
+        path = out / f"{item.name}.json"
+        record = Translation.read(path) if item.asked and path.exists() else None
+        if record is None or Part.TRANSLATION not in record.files:
+            continue
+        if (record.asked_sha256, record.input_sha256) != (item.asked, item.sha256):
+            continue
+        written = {Part(kind): file for kind, file in record.files.items() if kind in _PARTS}
+        files = {part: path.parent / file.file for part, file in written.items()}
+        if all(has_sha256(files[part], file.sha256) for part, file in written.items()):
+            yield Delivered(number, item.file, files, path, record)
+
+
+def unfinished(items: Sequence[FileItem], out: Path) -> list[tuple[JobFile, frozenset[int]]]:
+    """The unfinished jobs in a folder that have one of these items, and which of theirs have changed since."""
+    current = {item.name: item for item in items}
+    found = []
+    for path in sorted(out.glob(f"{STATE_PREFIX}*.json")):
+        job_file = JobFile.read(path)
+        if any(current.get(item.name) == item for item in job_file.items):
+            changed = {n for n, item in enumerate(job_file.items) if current.get(item.name, item) != item}
+            found.append((job_file, frozenset(changed)))
+    return found
+
+
+def remove_broken(out: Path, items: Sequence[FileItem]) -> None:
+    """Remove what a killed run was writing: hidden files that never got the name of a result of these files."""
+    names = {Path(item.name).name for item in items}
+    for folder in {(out / item.name).parent for item in items} | {out}:
+        for path in folder.glob(".*") if folder.is_dir() else ():
+            if not (meant := _TEMPORARY.fullmatch(path.name)) or not path.is_file():
+                continue
+            stem = Path(meant[1]).stem
+            for part in Part:
+                stem = stem.removesuffix(f".{part.value}")
+            if stem in names or _OURS.fullmatch(meant[1]):
+                path.unlink(missing_ok=True)
+
+
+def records_of(job_id: str, out: Path) -> int:
+    return sum(job_id.encode() in path.read_bytes() for path in out.rglob("*.json") if path.name[0] != ".")

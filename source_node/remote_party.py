@@ -1,0 +1,403 @@
+"""An admitted peer as a `Party`: latents go out over Decode calls while the next ones are encoded.
+
+A call carries many latents of one class. An item that the peer refuses ends its call, when the peer has answered what
+it had begun by then; the items that have no answer yet go into the next one as they are. A call that has had nothing to
+do for a while is ended too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from typing import Final, Self
+
+import torch
+from opentelemetry.trace import Span, SpanKind
+
+from ddib_fed.engine.gate import pass_latent
+from ddib_fed.engine.party import (
+    Array,
+    Control,
+    Decoded,
+    Description,
+    Encoded,
+    Failed,
+    Labels,
+    Leg,
+    ToDecode,
+    ToEncode,
+)
+from ddib_fed.errors import (
+    Cancelled,
+    DdibError,
+    DeadlineExceeded,
+    InputError,
+    InternalError,
+    LatentNotGaussian,
+    MessageInvalid,
+    PeerFault,
+    PolicyDenied,
+    error_class,
+)
+from ddib_fed.latent import Latent
+from ddib_fed.node.role import settings_message
+from ddib_fed.protocol.contract import Contract, ContractSide, guidance_to_pb
+from ddib_fed.protocol.details import FACT, at_fault, is_number, refused_items
+from ddib_fed.protocol.latent import ApprovedLatent
+from ddib_fed.security.audit import Exchanged
+from ddib_fed.telemetry import OFF, Tracing, named
+from ddib_fed.v1 import decoding_pb2
+from source_node.remote import DecodeCall, PeerAnswer, Remote
+
+log = logging.getLogger(__name__)
+
+# Latents that wait for the wire, in batches, and at least some: the next batch is whole when the wire is free.
+WAITING_BATCHES: Final = 1
+FEW_WAITING: Final = 2
+# Latents without an answer: a batch that the peer computes, one that waits for it there, one on the way.
+UNANSWERED_BATCHES: Final = 3
+FEW_UNANSWERED: Final = 4
+IDLE_S: Final = 60.0
+"""A call that has nothing to send and waits for nothing ends, and the next latent begins another: a source that
+computes for long is not idle in the eyes of its peer (`idle_s` in its [limits], 300 s unless it was changed)."""
+POLL_S: Final = 0.2
+"""How often a blocked stage looks whether it should still wait."""
+REFUSALS: Final = (InputError, LatentNotGaussian, PeerFault)
+"""What may be wrong with an item and no other."""
+
+Release = Callable[[Sequence[ToDecode]], Sequence[ApprovedLatent]]
+"""Makes latents fit to leave; those of items that were given up are left out."""
+
+
+class _Stopped(Exception):  # noqa: N818 - a signal between threads, no error
+    """The call, or all of them, ended before the latents did."""
+
+
+class LatentWindow:
+    """Latents between the encoder and the peer, bounded: those that wait for the wire, and those without an answer.
+
+    A context manager; inside, the encoder runs on a thread of its own. Its error, or that of what makes latents fit to
+    leave, is kept for whoever reads the answers.
+    """
+
+    def __init__(self, latents: Iterable[ToDecode], control: Control, batch_rows: int, idle_s: float) -> None:
+        self._latents = latents
+        self._control = control
+        self._batch_rows = batch_rows
+        self._idle_s = idle_s
+        self._changed = threading.Condition()
+        self._waiting: deque[ToDecode | None] = deque()
+        """None after the last one."""
+        self._unanswered: dict[int, ToDecode] = {}
+        self._stopped = False
+        self._number = 0
+        """Of the call that may take latents."""
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._fill, name="encode", daemon=True)
+        self.call: DecodeCall | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop()
+        self._thread.join()
+
+    def _stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _fill(self) -> None:
+        try:
+            for latent in itertools.chain(self._latents, [None]):
+                with self._changed:
+                    while _full(self._waiting, FEW_WAITING, WAITING_BATCHES * self._batch_rows):
+                        self._wait()
+                    self._check()
+                    self._waiting.append(latent)
+                    self._changed.notify_all()
+        except _Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised again on the thread that reads the answers
+            self._fail(error)
+        finally:
+            if isinstance(self._latents, Generator):
+                self._latents.close()
+
+    def _fail(self, error: BaseException) -> None:
+        """End the stream with an error, whichever thread met it; the first one stays."""
+        self._error = self._error or error
+        self._stop()
+        if (call := self.call) is not None:
+            call.cancel()
+
+    def first(self) -> ToDecode | None:
+        """The first latent without an answer; None when all have one. Waits until that is known."""
+        with self._changed:
+            while not (self._stopped or self._unanswered or self._waiting):
+                self._wait()
+            if not self._stopped:
+                return next(iter(self._unanswered.values()), None) or self._waiting[0]
+        if self._error is not None:
+            raise self._error
+        return None
+
+    def sending(self, release: Release, label: Labels, most: int) -> Iterator[ApprovedLatent | None]:
+        """What a new call sends, read on gRPC's thread: latents, unanswered ones first, and None after the last.
+
+        Without None the call was broken off.
+        """
+        with self._changed:  # at once, not when the first is asked for: the call is ended by its number
+            self._number += 1
+            number, again = self._number, list(self._unanswered.values())
+
+        def latents() -> Iterator[ApprovedLatent | None]:
+            left, taken = most - len(again), again
+            try:
+                while True:
+                    approved = release(taken) if taken else []
+                    for each in {latent.number for latent in taken} - {each.item for each in approved}:
+                        self.answered(each)
+                    yield from approved
+                    if not left or not (taken := self._take(number, label, left)):
+                        break
+                    left -= len(taken)
+            except (_Stopped, Cancelled, DeadlineExceeded):
+                return
+            except Exception as error:  # noqa: BLE001 - raised again for whoever reads the answers
+                self._fail(error)
+                return
+            yield None
+
+        return latents()
+
+    def _take(self, number: int, label: Labels, most: int) -> list[ToDecode]:
+        """The next latents for a call, at most `most`, once there are some and the peer has few enough."""
+        with self._changed:
+            idle = time.monotonic() + self._idle_s
+            while self._number == number and (not self._waiting or self._is_full()):
+                if self._waiting and not self._fits(label):
+                    return []
+                if self._waiting or self._unanswered:
+                    idle = time.monotonic() + self._idle_s
+                elif time.monotonic() > idle:
+                    return []
+                self._wait()
+            if self._number != number:
+                raise _Stopped
+            taken: list[ToDecode] = []
+            while len(taken) < most and self._waiting and not self._is_full() and self._fits(label):
+                latent = self._waiting.popleft()
+                assert latent is not None
+                taken.append(latent)
+                self._unanswered[latent.number] = latent
+            self._changed.notify_all()
+            return taken
+
+    def answered(self, number: int) -> ToDecode | None:
+        """The latent that has its answer now; None when there was none without."""
+        with self._changed:
+            self._changed.notify_all()
+            return self._unanswered.pop(number, None)
+
+    def end_call(self) -> None:
+        """The call is over: its sender takes no more latents."""
+        with self._changed:
+            self.call = None
+            self._number += 1
+            self._changed.notify_all()
+
+    def cause(self, found: DdibError) -> BaseException:
+        """What ended a call that failed with `found`: what this side met, or what the control says, else `found`."""
+        if isinstance(found, DeadlineExceeded) and isinstance(self._error, DeadlineExceeded | None):
+            return found  # which knows what the call waited for
+        if self._error is not None:
+            return self._error
+        try:
+            self._control.check()
+        except DdibError as error:
+            return error
+        return found
+
+    def _is_full(self) -> bool:
+        return _full(self._unanswered.values(), FEW_UNANSWERED, UNANSWERED_BATCHES * self._batch_rows)
+
+    def _fits(self, label: Labels) -> bool:
+        following = self._waiting[0]
+        return following is not None and following.label == label
+
+    def _wait(self) -> None:
+        self._check()
+        self._changed.wait(POLL_S)
+
+    def _check(self) -> None:
+        self._control.check()
+        if self._stopped:
+            raise _Stopped
+
+
+def _full(latents: Collection[ToDecode | None], few: int, most_rows: int) -> bool:
+    """Whether there are enough latents, however small, and enough rows of them."""
+    return len(latents) >= few and sum(len(each.latent.data) for each in latents if each) >= most_rows
+
+
+def refused_in(error: DdibError, window: LatentWindow) -> list[Failed]:
+    """The items without an answer that a peer's error names: its own, and others that were refused in the same call."""
+    number = error.facts.get("item", "")
+    reasons = refused_items(error.facts) | ({int(number): error.reason} if is_number(number) else {})
+    due = [item for item in sorted(reasons) if window.answered(item) is not None]
+    error.facts = {key: text for key, text in error.facts.items() if not key.startswith(FACT)}
+    return [Failed(item, error if str(item) == number else _like(error, item, reasons[item])) for item in due]
+
+
+def _like(error: DdibError, item: int, reason: str) -> DdibError:
+    """Another item's refusal, as the peer said it with the first one's."""
+    kind = error_class(reason)
+    other = (kind if issubclass(kind, REFUSALS) else InternalError)(
+        hop=error.hop, facts={"item": item}, incident=error.incident
+    )
+    other.says = error.says
+    return other
+
+
+def description_of(side: ContractSide) -> Description:
+    """One side of a contract as a party describes itself; a contract does not carry the model's name."""
+    return Description(
+        side.institution,
+        "",
+        side.domain,
+        side.sample_kind,
+        side.sample_shape,
+        side.model_sha256.hex(),
+        side.soften_sigma,
+        side.classes,
+    )
+
+
+class RemoteParty:
+    """The model of an admitted peer, for one job."""
+
+    def __init__(
+        self,
+        remote: Remote,
+        contract: Contract,
+        *,
+        request_id: str,
+        read: Callable[[bytes, int], Array],
+        release: Release,
+        receipt: Callable[[Exchanged], object],
+        batch_rows: int,
+        idle_s: float = IDLE_S,
+        tracing: Tracing = OFF,
+        trace: Span | None = None,
+    ) -> None:
+        self._tracing, self._trace = tracing, trace
+        self._receipt = receipt
+        self._batch_rows = batch_rows
+        self._idle_s = idle_s
+        self._remote = remote
+        self._contract = contract
+        self._request_id = request_id
+        self._read = read
+        self._release = release
+
+    def describe(self) -> Description:
+        return description_of(self._contract.target)
+
+    def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:  # noqa: ARG002
+        raise PolicyDenied(f"{self._remote.institution} encodes for its own clients alone")
+
+    def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
+        control, peer = leg.control or Control(), self._remote.institution
+        with LatentWindow(latents, control, self._batch_rows, self._idle_s) as window:
+            while (first := window.first()) is not None:
+                with self._tracing.span("wire", kind=SpanKind.CLIENT, parent=self._trace, peer=peer) as span:
+                    yield from self._one_call(first.label, window, leg, control, span)
+
+    def _one_call(
+        self, label: Labels, window: LatentWindow, leg: Leg, control: Control, span: Span
+    ) -> Iterator[Decoded | Failed]:
+        most = self._contract.limits.max_items_per_stream
+        header = decoding_pb2.DecodeHeader(
+            contract_sha256=self._contract.digest,
+            request_id=self._request_id,
+            solver=settings_message(leg.settings),
+            round_trip=leg.round_trip,
+            items=most,
+            target_class=label if isinstance(label, int) else None,
+            guidance=guidance_to_pb(leg.guidance),
+        )
+        trace = span if self._tracing.shares_with(self._remote.institution) else None
+        sending = window.sending(self._release, label, most)
+        call = window.call = self._remote.decode(self._contract, header, sending, control, trace)
+        try:
+            with call:
+                yield from self._answers(call, window, leg)
+        except REFUSALS as error:
+            # A refusal of items ends those items; what is wrong with the stream itself names none.
+            failed = refused_in(error, window)
+            if not failed:
+                raise window.cause(error) from None
+            yield from failed
+        except DdibError as error:
+            raise window.cause(error) from None
+        finally:
+            window.end_call()
+            exchanged = call.exchanged
+            self._receipt(exchanged)
+            span.set_attributes(
+                named(
+                    items_sent=exchanged.sent_items,
+                    bytes_sent=exchanged.sent_bytes,
+                    items_received=exchanged.received_items,
+                    bytes_received=exchanged.received_bytes,
+                )
+            )
+
+    def _answers(self, call: DecodeCall, window: LatentWindow, leg: Leg) -> Iterator[Decoded | Failed]:
+        for answer in call:
+            if isinstance(answer, decoding_pb2.DecodeProgress):
+                if leg.on_step is not None:
+                    leg.on_step(
+                        answer.item,
+                        "decode" if answer.stage == "decode" else "encode",
+                        answer.step,
+                        answer.steps,
+                    )
+                continue
+            sent = window.answered(answer.item)
+            assert sent is not None  # the call takes answers to what it sent
+            yield self._outcome(answer, sent, leg)
+
+    def _outcome(self, answer: PeerAnswer, sent: ToDecode, leg: Leg) -> Decoded | Failed:
+        """What an answer holds; what cannot be used ends its item and no other."""
+        count = len(sent.latent.data)
+        try:
+            samples = self._read(answer.file, count)
+            again = None if answer.round_trip is None else self._again(answer, count, leg)
+        except (InputError, LatentNotGaussian) as error:
+            return Failed(answer.item, self.unusable(error))
+        returned = 0 if answer.round_trip is None else len(answer.round_trip.data)
+        crossed = answer.sent_bytes + len(answer.file) + returned
+        return Decoded(answer.item, samples, None, answer.seconds, again, crossed)
+
+    def unusable(self, error: DdibError) -> PeerFault:
+        """What is said of an answer that cannot be used: the fault is the peer's, not the client's."""
+        fault = at_fault(error, self._remote.hop)
+        log.warning("request %s: %s", self._request_id, fault.detail)
+        return fault
+
+    def _again(self, answer: PeerAnswer, count: int, leg: Leg) -> Encoded:
+        returned = answer.round_trip
+        assert returned is not None  # whoever asks has seen it
+        latent = Latent.from_bytes(returned.data, self._contract.sample_shape, sha256=returned.sha256)
+        if len(latent.data) != count:
+            raise MessageInvalid(f"a latent of {len(latent.data)} samples for one of {count}")
+        statistics = pass_latent(torch.from_numpy(latent.data.copy()), leg)
+        return Encoded(answer.item, latent, statistics, 0.0)

@@ -1,0 +1,257 @@
+"""Maps from an aggregate and from anchors: what was applied is found again; what is refused for its figures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ddib_fed.calibration.fit import (
+    FOLDED,
+    GAP,
+    LEAST_MARGIN,
+    LEAST_SLOPE,
+    LEAST_TONE_SLOPE,
+    Optimum,
+    Search,
+    as_map,
+    cleaned,
+    colour_distance,
+    degrees,
+    drawn,
+    effect_of,
+    fit,
+    fit_colour_map,
+    fit_rotation,
+    judge,
+    least_slopes,
+    propose,
+    search,
+    unfolded_fit,
+    without_noise,
+)
+from ddib_fed.calibration.record import Effect
+from ddib_fed.errors import CalibrationIneffective, InputError, ShapeMismatch
+from ddib_fed.models.sidecars import Figure
+from ddib_fed.models.units import Normalisation
+from tests.calibration.two_worlds import TURN, UNITS, aggregate, colours, pictures
+
+
+@pytest.mark.slow
+def test_it_finds_the_turn_of_the_colours() -> None:
+    found = search(colours(1000, 2), colours(2000, 3) @ TURN.T, starts=60)
+    assert degrees(found.best.matrix, TURN) < 8
+    assert degrees(found.other.matrix, found.best.matrix) > 30
+    assert found.other.cost > 4 * found.best.cost
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_rotation() -> None:
+    sides = colours(600, 2), colours(600, 3) @ TURN.T
+    first, second = (search(*sides, starts=20, seed=7).best for _ in range(2))
+    assert np.array_equal(first.matrix, second.matrix)
+
+
+@pytest.mark.slow
+def test_a_colour_cloud_that_its_mirror_image_fits_has_no_margin() -> None:
+    symmetric = colours(2000, 2)
+    symmetric[::2, 2] *= -1
+    symmetric[:, 2] -= symmetric[:, 2].mean()
+    found = search(symmetric, symmetric[::-1], starts=60)
+    assert found.other.cost - found.best.cost < 0.02
+
+
+def test_grey_is_told_from_its_negative_by_its_skewness() -> None:
+    skewed = np.random.default_rng(1).exponential(size=(2000, 1)) - 1
+    assert search(skewed, -skewed[::-1]).best.matrix == [[-1.0]]
+
+
+def test_cleaning_keeps_what_is_there_and_drops_the_noise() -> None:
+    truth = np.zeros((10, 10, 10))
+    truth[2:4, 5:7, 5] = 0.15
+    truth[8, 1, 1] = 0.4
+    noised = truth + 0.002 * np.random.default_rng(0).standard_normal(truth.shape)
+    found = without_noise(noised, 0.002)
+    assert found.sum() == pytest.approx(1.0)
+    assert found.min() == 0.0
+    assert np.abs(found - truth).sum() < 0.25 * np.abs(noised - truth).sum()
+
+
+def test_pseudo_colours_are_like_the_targets() -> None:
+    found = aggregate()
+    pseudo = drawn(cleaned(found), found.cells, 20_000, np.random.default_rng(0))
+    true = colours(20_000, 9) @ TURN.T
+    assert np.abs(pseudo.mean(axis=0) - true.mean(axis=0)).max() < 0.15
+    assert np.abs(pseudo.std(axis=0) - true.std(axis=0)).max() < 0.1
+
+
+@pytest.fixture(autouse=True)
+def _few_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddib_fed.calibration.fit.FINE", 1000)
+    monkeypatch.setattr("ddib_fed.calibration.fit.KEPT", 6)
+
+
+@pytest.mark.slow
+def test_a_rotation_is_proposed_with_its_figures() -> None:
+    found = propose(pictures(300, 2), UNITS, aggregate(), "rotation")
+    assert degrees(found.map.matrix, TURN) < 12
+    effect = found.effect
+    assert not effect.forced
+    assert effect.distance.high < 0.5 * effect.distance_before.low
+    assert effect.margin.low > LEAST_MARGIN
+    for figure in (effect.distance, effect.distance_before, effect.margin):
+        assert figure.low < figure.value < figure.high
+
+
+@pytest.mark.slow
+def test_what_the_colours_need_no_map_for_is_refused_unless_forced() -> None:
+    """The two palettes are one: turning it is not better than leaving it."""
+    same = aggregate(turn=np.eye(3))
+    with pytest.raises(CalibrationIneffective, match="not better than none"):
+        propose(pictures(300, 2), UNITS, same, "rotation")
+    assert propose(pictures(300, 2), UNITS, same, "rotation", force=True).effect.forced
+
+
+@pytest.mark.slow
+def test_colour_maps_follow_the_transport_and_come_back() -> None:
+    pytest.importorskip("ot")
+    source = colours(600, 2)
+    bent = colours(600, 3) @ TURN.T
+    bent = bent + 0.12 * bent**2
+    found = fit_colour_map(source, bent, TURN)
+    assert colour_distance(found.apply(source), bent) < 0.8 * colour_distance(source @ TURN.T, bent)
+    assert np.abs(found.undo(found.apply(source)) - source).max() < 1e-3
+
+
+def test_a_map_that_would_fold_is_drawn_back_to_the_rotation() -> None:
+    u = np.random.default_rng(0).standard_normal((500, 3))
+    found = unfolded_fit(u, np.stack([u[:, 0] ** 2, u[:, 1], u[:, 2]], axis=1), np.eye(3))
+    slopes = least_slopes(found.matrix, u)
+    assert (slopes < LEAST_SLOPE).mean() <= FOLDED
+    assert np.abs(found.matrix[0, 4]) > 0.02
+
+
+@pytest.mark.parametrize(
+    ("count", "channels", "kind", "said"),
+    [
+        (19, 3, "rotation", "at least 20"),
+        (30, 1, "rotation", "of 3 channels"),
+        (30, 3, "tone", "from anchors"),
+    ],
+)
+def test_what_cannot_be_fitted_is_said(count: int, channels: int, kind: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        propose(pictures(count, 2)[:, :channels], UNITS, aggregate(), kind)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_the_mirrored_optimum_is_refused_by_its_own_figures() -> None:
+    """Whoever signs the other optimum as the best one states a margin below zero."""
+    own, target = colours(3000, 2).reshape(300, 10, 3), colours(3000, 3) @ TURN.T
+    mirror = np.diag([1.0, 1.0, -1.0]) @ TURN
+    right, wrong = Optimum(TURN, 0.0), Optimum(mirror, 1.0)
+    judge(effect_of(Search(right, wrong), as_map(TURN), own, target))
+    exchanged = effect_of(Search(wrong, right), as_map(mirror), own, target)
+    assert exchanged.margin.high < 0
+    with pytest.raises(CalibrationIneffective):
+        judge(exchanged)
+
+
+BOTH = (Normalisation(mean=-0.3, std=0.4), Normalisation(mean=0.1, std=0.5))
+SWAP = ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
+
+
+def heads(count=4, seed=0):
+    """Grey pictures (count, 1, 12, 12): a dark half, and tissues whose contrast is flipped."""
+    rng = np.random.default_rng(seed)
+    tissue = rng.uniform(-0.5, 0.8, (count, 1, 12, 12))
+    inside = np.arange(12) >= 5
+    source = np.where(inside, tissue, rng.uniform(-1.0, -0.9, tissue.shape))
+    target = np.where(inside, 0.4 - 0.7 * tissue, source)
+    return source.astype(np.float32), target.astype(np.float32)
+
+
+def test_a_flipped_contrast_is_found_with_its_background_and_undone():
+    """No continuous curve has both; the two branches keep a gap, and the slope is bounded."""
+    source, target = heads(3)
+    proposal = fit(source, target, BOTH, "tone")
+    assert proposal.effect.figures["anchors_psnr"].low > 26
+    assert proposal.effect.figures["anchors_psnr_without"].high < 14
+    assert proposal.effect.figures["undone_psnr"].low > 60
+    assert proposal.effect.distance.high < proposal.effect.distance_before.low
+    assert proposal.effect.margin.low > 0.3
+    knots = proposal.map.matrix
+    jump = np.flatnonzero(np.diff(knots[:, 0]) == 0)
+    assert len(jump) == 1
+    branches = np.split(knots, jump + 1)
+    ranges = sorted((part[:, 1].min(), part[:, 1].max()) for part in branches)
+    assert ranges[1][0] - ranges[0][1] >= GAP - 1e-4
+    for part in branches:
+        assert np.abs(np.diff(part[:, 1]) / np.diff(part[:, 0])).min() >= LEAST_TONE_SLOPE - 1e-3
+
+
+def test_a_rotation_is_found_again_and_few_pairs_do_not_mirror():
+    """With four pairs its determinant is free."""
+    u = np.random.default_rng(1).normal(size=(6, 3, 6, 6))
+    v = np.einsum("ij,njhw->nihw", np.array(SWAP), u)
+    assert np.allclose(fit_rotation(u, v).matrix, SWAP, atol=1e-6)
+    assert np.linalg.det(fit_rotation(u[:3], v[:3]).matrix) == pytest.approx(1.0)
+    both = (Normalisation(), Normalisation())
+    small = tuple(0.2 * part.astype(np.float32) for part in (u, v))
+    proposal = fit(*small, both, "rotation", force=True)
+    assert not proposal.effect.forced
+    assert proposal.map.rotation is not None
+
+
+def test_a_colour_map_is_found_again():
+    """Thirty numbers; a mild one comes back through its inverse."""
+    u = np.random.default_rng(2).uniform(-0.9, 0.9, (5, 3, 8, 8)).astype(np.float32)
+    v = (0.8 * u[:, [1, 2, 0]] + 0.1 * u[:, :1] * u[:, 1:2]).astype(np.float32)
+    proposal = fit(u, v, (Normalisation(), Normalisation()), "colour-map")
+    assert proposal.map.numbers == 30
+    assert proposal.effect.figures["anchors_psnr"].low > 40
+    assert proposal.effect.figures["undone_psnr"].low > 40
+
+
+def test_anchors_that_do_not_belong_together_are_refused_unless_forced():
+    """Of those left out the map knows no more than their mean."""
+    _, target = heads(3)
+    noise = np.random.default_rng(3).uniform(-1, 1, target.shape).astype(np.float32)
+    with pytest.raises(CalibrationIneffective):
+        fit(noise[:2], target[:2], BOTH, "tone")
+    assert fit(noise[:2], target[:2], BOTH, "tone", force=True).effect.forced
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kind", "error"),
+    [
+        (((3, 1, 4, 4), (3, 1, 4, 5)), "tone", ShapeMismatch),
+        (((1, 1, 4, 4), (1, 1, 4, 4)), "tone", InputError),
+        (((3, 3, 4, 4), (3, 3, 4, 4)), "tone", InputError),
+        (((3, 1, 4, 4), (3, 1, 4, 4)), "colour-map", InputError),
+    ],
+)
+def test_what_makes_no_anchors_is_refused(shapes, kind, error):
+    """Other shapes, a single one, or channels that the kind is not for."""
+    with pytest.raises(error):
+        fit(*(np.zeros(shape, np.float32) for shape in shapes), BOTH, kind)
+
+
+def effect(distance: float, margin: float) -> Effect:
+    values = {"distance_before": 1.0, "distance": distance, "margin": margin}
+    return Effect(**{name: Figure(value=v, low=v - 0.01, high=v + 0.01) for name, v in values.items()})
+
+
+def test_a_better_map_far_from_the_next_passes() -> None:
+    """Both intervals are on the right side."""
+    judge(effect(0.3, LEAST_MARGIN + 0.02))
+
+
+@pytest.mark.parametrize(
+    ("distance", "margin", "says"),
+    [(0.985, 0.5, "not better than none"), (0.3, LEAST_MARGIN, "another optimum"), (0.3, -0.1, "mirrored")],
+)
+def test_no_gain_or_a_near_mirror_is_refused_with_its_figures(distance, margin, says) -> None:
+    """The bounds of the intervals count, not the values."""
+    with pytest.raises(CalibrationIneffective, match=says) as refused:
+        judge(effect(distance, margin))
+    assert "anchors" in refused.value.hint
