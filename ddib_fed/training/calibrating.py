@@ -216,9 +216,7 @@ class CalibrationRequest:
 def side(manifest: Manifest, institution: str = "") -> CalibratedSide:
     """One side of a calibration, from its model's manifest."""
     return CalibratedSide(
-        institution=institution,
-        domain=manifest.domain,
-        units_sha256=units_digest(manifest.normalisation),
+        institution=institution, domain=manifest.domain, units_sha256=units_digest(manifest.normalisation)
     )
 
 
@@ -334,10 +332,7 @@ class Ways:
 
 
 def colour_distance(
-    source: Pictures,
-    target: Pictures,
-    channel_map: ChannelMap,
-    units: tuple[Normalisation, Normalisation],
+    source: Pictures, target: Pictures, channel_map: ChannelMap, units: tuple[Normalisation, Normalisation]
 ) -> Compared:
     """How far the source's colours are from the target's, in the target's units."""
     parts = zip(units, (source, target), strict=True)

@@ -378,8 +378,7 @@ class _Run:
             )
         if record is not None:
             raise AlreadyExists(
-                f"{self.out} holds an unfinished run",
-                hint="--resume to resume it, --force to start again",
+                f"{self.out} holds an unfinished run", hint="--resume to resume it, --force to start again"
             )
         return None
 

@@ -247,11 +247,7 @@ class Trainer:
         self.ema = Ema(self.network, config.ema)
         self._parameters = [p for p in self.network.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
-            self._parameters,
-            lr=config.learning_rate,
-            betas=(0.9, config.beta2),
-            weight_decay=0.0,
-            fused=True,
+            self._parameters, lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=0.0, fused=True
         )
         ahead = _thread_pays(world.device, config.threads) if ahead is None else ahead
         self._prefetch = Prefetch(lambda piece: task.fetch(piece, world.device), world.device, ahead=ahead)
