@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Any
 from ddib_fed.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from ddib_fed.api import Model, TranslatedSample, TranslatedSamples, load, translate
+    from ddib_fed.api import Model, TranslatedSample, load, translate
     from ddib_fed.client.client import Client as Client
     from ddib_fed.errors import DdibError as DdibError
 
-__all__ = ["Client", "DdibError", "Model", "TranslatedSample", "TranslatedSamples", "load", "translate"]
+__all__ = ["Client", "DdibError", "Model", "TranslatedSample", "load", "translate"]
 
 _HOMES = {
     "Client": "ddib_fed.client.client",
     "DdibError": "ddib_fed.errors",
     "Model": "ddib_fed.api",
     "TranslatedSample": "ddib_fed.api",
-    "TranslatedSamples": "ddib_fed.api",
     "load": "ddib_fed.api",
     "translate": "ddib_fed.api",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from ddib_fed.client.in_process import ProcessOptions
     from ddib_fed.client.views import JobResult
     from ddib_fed.engine.local_party import LocalParty
+    from ddib_fed.engine.model import DomainModel
     from ddib_fed.models.bundle import Bundle
 
 
@@ -158,10 +158,6 @@ def load(
     return Model(opener(bundle), opener)
 
 
-_SHOWN = 256
-"""Pixels of the longer side of a picture in a notebook; smaller ones are enlarged by a whole factor."""
-
-
 @dataclass(frozen=True, eq=False)
 class TranslatedSample:
     """One translated sample.
@@ -239,55 +235,9 @@ class TranslatedSample:
             parts.append(f"doubtful ({', '.join(record.doubts or ())})")
         return f"<Translated {record.source_domain} to {record.target_domain}: {', '.join(parts)}>"
 
-    def _repr_html_(self) -> str | None:
-        if self.record.picture is None:
-            return None
-        shown = [self.files[part] for part in (Part.TRANSLATION, Part.RETURNED) if part in self.files]
-        return " ".join(map(_html, shown)) + f"<br>{_escaped(repr(self))}"
-
-
-class TranslatedSamples(Sequence[TranslatedSample]):
-    """TranslatedSample samples, in the order in which they were given."""
-
-    def __init__(self, each: Sequence[TranslatedSample]) -> None:
-        self._each = tuple(each)
-
-    @overload
-    def __getitem__(self, index: int) -> TranslatedSample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> TranslatedSamples: ...
-
-    def __getitem__(self, index: int | slice) -> TranslatedSample | TranslatedSamples:
-        return self._each[index] if isinstance(index, int) else TranslatedSamples(self._each[index])
-
-    def __len__(self) -> int:
-        return len(self._each)
-
-    def __iter__(self) -> Iterator[TranslatedSample]:
-        return iter(self._each)
-
-    @property
-    def pictures(self) -> list[Image.Image]:
-        """All as PIL pictures.
-
-        Raises:
-            UsageError: They are points.
-        """
-        return [each.picture for each in self]
-
-    @property
-    def arrays(self) -> list[NDArray[Any]]:
-        """All as arrays, see `TranslatedSample.array`."""
-        return [each.array for each in self]
-
-    def __repr__(self) -> str:
-        lines = [f"{len(self)} translated:", *(f"  {each!r}" for each in self[:10])]
-        return "\n".join(lines + (["  ..."] if len(self) > 10 else []))
-
-    def _repr_html_(self) -> str | None:
-        shown = [each._repr_html_() for each in self[:10]]
-        return None if None in shown else "".join(f"<p>{each}</p>" for each in shown)
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows."""
+        return None if self.record.picture is None else self.files[Part.TRANSLATION]
 
 
 def _suffix(content: bytes) -> str:
@@ -306,20 +256,6 @@ def _picture(content: bytes) -> Image.Image:
     picture = Image.open(io.BytesIO(content))
     picture.load()
     return picture
-
-
-def _html(content: bytes) -> str:
-    """An <img> of a PNG; small ones enlarged without smoothing."""
-    width, height = Image.open(io.BytesIO(content)).size
-    factor = max(1, _SHOWN // max(width, height))
-    data = base64.b64encode(content).decode()
-    style = "image-rendering: pixelated"
-    size = f'width="{width * factor}" height="{height * factor}"'
-    return f'<img src="data:image/png;base64,{data}" {size} style="{style}">'
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 OnProgress = Callable[[int, int], None]
@@ -349,7 +285,7 @@ def translate(
     calibration: Calibration | str | Path | None = None,
     no_calibration: bool = False,
     on_progress: OnProgress | None = None,
-) -> TranslatedSamples:
+) -> list[TranslatedSample]:
     """Translate samples of the source's domain to the target's and, for a cycle, back.
 
     In this process, source and target are models. Between institutions, `source` is a `ddib_fed.Client` of the
@@ -416,7 +352,7 @@ def translate(
                 hint='for example "west.example/relief"; client.domains() lists them',
             )
         results = source.translate(files, target, asked, no_calibration=no_calibration, **request)
-        return _translations(results)
+        return _samples(results)
     if no_calibration:
         raise UsageError(
             "no_calibration has no effect in one process", hint="leave no_calibration and calibration out"
@@ -428,9 +364,7 @@ def translate(
     if isinstance(calibration, str | Path):
         calibration = read_calibration(Path(calibration))
     models = [each if isinstance(each, Model) else load(each) for each in (source, target)]
-    return _translations(
-        _here(files, models, ProcessOptions(soften_sigma, seed, calibration), asked, request)
-    )
+    return _samples(_here(files, models, ProcessOptions(soften_sigma, seed, calibration), asked, request))
 
 
 def _here(
@@ -441,13 +375,12 @@ def _here(
     request: dict[str, Any],
 ) -> Iterator[JobResult]:
     """Through models of this process: each picture at its own size in tiles, or fitted; those of one size together."""
-    from ddib_fed.client.in_process import InProcess, scene_for
+    from ddib_fed.client.in_process import InProcess
 
-    manifest = models[0].party.model.manifest
     sizes: dict[tuple[int, int] | None, list[int]] = {}
     for number, content in enumerate(files):
         with _naming([number]):
-            scene = scene_for(models[0].party.model, content, settings) if manifest.picture else None
+            scene = _scene_of(models[0].party.model, content, settings)
         sizes.setdefault(scene, []).append(number)
     found: dict[int, JobResult] = {}
     for scene, numbers in sizes.items():
@@ -457,6 +390,18 @@ def _here(
             made = client.translate([files[n] for n in numbers], client.target, settings, **request)
         found |= {numbers[each.item]: each for each in made}
     return (found[number] for number in range(len(files)))
+
+
+def _scene_of(model: DomainModel, content: bytes, settings: Settings) -> tuple[int, int] | None:
+    """The scene (H, W) as which a picture is translated in tiles; None for one that is fitted to the model's size."""
+    from ddib_fed.engine.record import MOST_TILES, tiles_in
+
+    form = model.manifest.picture
+    one_size = settings.solver == "flow-map" or settings.grid == "learned" or model.bundle.tile is not None
+    if form is None or not form.tiles or one_size:
+        return None
+    (high, wide), (_, height, width) = decode_image(content).pixels.shape[:2], model.sample_shape
+    return (high, wide) if 0 < tiles_in(high, wide, (height, width)) <= MOST_TILES else None
 
 
 @contextmanager
@@ -473,10 +418,8 @@ def _naming(numbers: Sequence[int]) -> Iterator[None]:
         raise
 
 
-def _translations(results: Iterable[JobResult]) -> TranslatedSamples:
-    return TranslatedSamples(
-        [
-            TranslatedSample({part: file.data for part, file in each.files.items()}, each.provenance.judged())
-            for each in results
-        ]
-    )
+def _samples(results: Iterable[JobResult]) -> list[TranslatedSample]:
+    return [
+        TranslatedSample({part: file.data for part, file in each.files.items()}, each.provenance.judged())
+        for each in results
+    ]

@@ -27,7 +27,7 @@ from ddib_fed.terminal import console, say
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
-    from ddib_fed.cli.results import Delivered
+    from ddib_fed.client.results import Delivered
 
 CALIBRATION = "rotation"
 """Kind that the nodes of the pictures agree on; the demo's policies allow it, those of a real node allow none."""
@@ -289,10 +289,10 @@ class Pair:
         self, files: Sequence[Path], out: Path, *, shown: str, evaluations: int, cycle: bool = True
     ) -> list[Delivered]:
         """Translate like `ddib translate`, with --cycle --keep-latents or without both, through the client."""
-        from ddib_fed.cli.files import find_items
-        from ddib_fed.cli.folder_run import FolderRun, RunOptions
         from ddib_fed.cli.progress import ConsoleProgress
         from ddib_fed.client.client import JobRequest
+        from ddib_fed.client.files import find_items
+        from ddib_fed.client.folder_run import FolderRun, RunOptions
         from ddib_fed.client.profile import Profile
         from ddib_fed.protocol.messages import Settings
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ddib_fed.calibration.record import Calibration
 from ddib_fed.cli.demo_nodes import CALIBRATION, Bound, Outcome, Pair
 from ddib_fed.cli.output import number, print_table, size
-from ddib_fed.cli.results import Delivered
+from ddib_fed.client.results import Delivered
 from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.data.shipped import ShippedPictures, available, load_shipped, shipped_domain
 from ddib_fed.data.synthetic import sample

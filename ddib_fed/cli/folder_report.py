@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddib_fed.cli.output import emit, number, print_table
-from ddib_fed.cli.progress import counted
+from ddib_fed.client.progress import counted
 from ddib_fed.client.views import Submitted
 from ddib_fed.engine.record import Part, Translation, fitted_line, tiles_in
 from ddib_fed.errors import DiskFull, InputError
@@ -17,8 +17,8 @@ from ddib_fed.files import is_disk_full
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
-    from ddib_fed.cli.folder_run import FolderRun
-    from ddib_fed.cli.results import Delivered
+    from ddib_fed.client.folder_run import FolderRun
+    from ddib_fed.client.results import Delivered
     from ddib_fed.formats.parts import WrittenStudy
 
 PAGE, SHEET = "report.html", "sheet.png"

@@ -13,14 +13,15 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.folder_report import report_run
-from ddib_fed.cli.folder_run import FolderRun, RunOptions
 from ddib_fed.cli.help import command, group
 from ddib_fed.cli.output import emit, figures, moment, plain, print_ids, print_table, size
-from ddib_fed.cli.progress import ConsoleProgress, RunProgress, explaining_interruption, open_client
-from ddib_fed.cli.results import JobFile, locked, records_of, write_results
+from ddib_fed.cli.progress import ConsoleProgress
 from ddib_fed.cli.translate import load_credentials, refuse_points
 from ddib_fed.client.client import Client, JobRequest
+from ddib_fed.client.folder_run import FolderRun, RunOptions
 from ddib_fed.client.profile import Profile
+from ddib_fed.client.progress import RunProgress, explaining_interruption, open_client
+from ddib_fed.client.results import JobFile, locked, records_of, write_results
 from ddib_fed.client.views import Domains, Failure, JobView, TargetDomain, require_finished
 from ddib_fed.errors import (
     ConfigError,

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from ddib_fed.calibration.record import Calibration
-from ddib_fed.cli.files import FileItem
 from ddib_fed.cli.folder_report import SHEET, write_pages
-from ddib_fed.cli.folder_run import FolderRun, RunOptions
-from ddib_fed.cli.progress import RunProgress
 from ddib_fed.client.client import JobRequest
+from ddib_fed.client.files import FileItem
+from ddib_fed.client.folder_run import FolderRun, RunOptions
 from ddib_fed.client.in_process import InProcess, ProcessOptions
+from ddib_fed.client.progress import RunProgress
 from ddib_fed.data import folder as folders
 from ddib_fed.data.fitting import PictureRule, to_array
 from ddib_fed.data.folder import Entry, Folder, require_outside

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.files import check_names, paired_items
 from ddib_fed.cli.folder_report import print_submitted, report_run, write_pages
-from ddib_fed.cli.folder_run import FolderRun, RunOptions
 from ddib_fed.cli.help import command
-from ddib_fed.cli.inputs import open_run
 from ddib_fed.cli.output import print_ids
 from ddib_fed.cli.progress import ConsoleProgress
 from ddib_fed.client.client import Client, JobRequest
+from ddib_fed.client.files import FileItem, check_names
+from ddib_fed.client.folder_run import FolderRun, RunOptions
+from ddib_fed.client.inputs import open_run
 from ddib_fed.client.payload import split_target
 from ddib_fed.client.profile import Profile
-from ddib_fed.errors import UsageError
+from ddib_fed.client.views import Domains
+from ddib_fed.errors import DomainNotFound, UsageError
 from ddib_fed.guidance import Guidance
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.terminal import say
@@ -218,11 +221,14 @@ def translate(
     )
     if pairs is None:
         run = open_run(files, given, run_options, detach=detach)
+        if run.studies is None:
+            why, hint = "is for DICOM, NIfTI, GeoTIFF and pictures in tiles", "leave it out"
+            options.refuse_idle(("intensity", "slices"), why, hint=hint)
     else:
         with run_options.progress.opened(profile) as client:
             domains = client.domains()
         run = FolderRun(
-            run_options, paired_items(files, domains, target, pairs=pairs, labels=labels, limit=limit)
+            run_options, _paired_items(files, domains, target, pairs=pairs, labels=labels, limit=limit)
         )
         check_names(run.items, out)
     if run_options.credentials is not None:
@@ -265,6 +271,47 @@ def _where_to(
         )
     split_target(target)
     return None, target
+
+
+def _paired_items(
+    files: Sequence[Path],
+    domains: Domains,
+    target: str,
+    *,
+    pairs: str,
+    labels: Path | None,
+    limit: int | None,
+) -> list[FileItem]:
+    """The pictures of some classes in a folder, under the public code's names."""
+    taken = ("source_class", "target_class")
+    options.refuse_idle(taken, "is already set by --pairs", hint="omit one of them")
+    if len(files) != 1:
+        raise UsageError(
+            f"--pairs takes one folder, and {len(files)} files are given",
+            hint="ddib translate FOLDER --pairs 260:261",
+        )
+    own = options.Classes(f"{domains.institution}/{domains.domain}", domains.classes, domains.class_names)
+    institution, _ = split_target(target)
+    other = next((each for each in domains.targets if each.institution == institution), None)
+    if other is None or not other.domain:
+        raise DomainNotFound(
+            f"{target} is not ready, so its classes are not known" if other else f"{institution} is no peer",
+            hint="ddib domains",
+        )
+    # A model without classes may be guided by a classifier.
+    count = other.classes or other.guidance.classifier_classes
+    kit = importlib.import_module("ddib_fed.paper.imagenet")  # the layers keep what is the paper's above
+    numbers = options.parse_pairs(pairs, own, options.Classes(other.target, count, other.class_names))
+    return [
+        FileItem(
+            kit.translated_name(each.source, each.ordinal, each.target).removesuffix(".PNG"),
+            each.path.name,
+            source=kit.source_name(each.source, each.ordinal).removesuffix(".PNG"),
+            path=each.path,
+            classes=(str(each.source), str(each.target)),
+        )
+        for each in kit.paired_pictures(files[0], numbers, class_names=own.names, labels=labels, limit=limit)
+    ]
 
 
 def _request(target: str, given: dict[str, Any]) -> JobRequest:

@@ -12,23 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from opentelemetry.trace import SpanKind
+import grpc
+from opentelemetry.trace import Span, SpanKind
 
-from ddib_fed.client.connection import (
-    BUSY_PATIENCE_S,
-    CALL_S,
-    PATIENCE_S,
-    Connection,
-    JobStreams,
-    OnWait,
-    get_job,
-)
+from ddib_fed.client.connection import BUSY_PATIENCE_S, PATIENCE_S, Connection, OnWait, collect
 from ddib_fed.client.payload import Payload, name_item, payloads, send_job, split_target
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import (
@@ -38,14 +34,16 @@ from ddib_fed.client.views import (
     JobView,
     Submitted,
     domains_view,
+    event_view,
     job_view,
     require_finished,
 )
-from ddib_fed.errors import DdibError, JobNotFound
+from ddib_fed.errors import ChunkCorrupt, DdibError, JobNotFound, MessageInvalid, PeerUnreachable
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.protocol.contract import PROTOCOL, guidance_to_pb
-from ddib_fed.protocol.messages import Event, JobState, Settings, settings_to_pb
-from ddib_fed.telemetry import Tracing, open_tracing
+from ddib_fed.protocol.details import status_of
+from ddib_fed.protocol.messages import Event, ItemState, JobState, Settings, settings_to_pb
+from ddib_fed.telemetry import Tracing, open_tracing, trace_entries
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
 
@@ -111,10 +109,37 @@ class JobRequest:
 
 
 ItemSource = str | Path | bytes | Payload
+CALL_S = 30.0
+"""For a call with one answer."""
+WATCH_CALL_S = 300.0
+FETCH_CALL_S = 3600.0
+FETCH_EVERY_S = 0.5
+"""Results of a running job are fetched at most this often: a call for each would cost more than what it carries."""
+
+
+def _watch(request: pb.WatchJobRequest, limit_s: float, stub: TranslationServiceStub) -> Any:
+    return stub.WatchJob(request, timeout=limit_s)
+
+
+def _fetch_results(
+    request: pb.FetchResultsRequest, limit_s: float, trace: Span, stub: TranslationServiceStub
+) -> Any:
+    return stub.FetchResults(request, timeout=limit_s, **trace_entries(trace))
+
+
+@contextmanager
+def _ended(call: Any) -> Iterator[Any]:
+    """Inside, messages of a call are taken; it ends with them."""
+    try:
+        yield call
+    finally:
+        call.cancel()
 
 
 class Client:
     """A connection to the source node of the client's own institution; a context manager, for one thread.
+
+    Every method raises `DdibError` where the node refuses or cannot be reached.
 
     Args:
         profile: Who the client is and where its node is.
@@ -144,7 +169,6 @@ class Client:
         self._tracing = tracing or open_tracing(
             profile.telemetry, institution=profile.institution, what="client"
         )
-        self._streams = JobStreams(self._connection, self._tracing)
 
     @classmethod
     def from_profile(cls, path: str | Path | None = None, *, on_wait: OnWait | None = None) -> Self:
@@ -161,7 +185,7 @@ class Client:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:
-            if kind is None and self._connection.was_reached:
+            if kind is None and self._connection.reached:
                 self._connection.renew()
         finally:
             self.close()
@@ -196,11 +220,7 @@ class Client:
         return self._connection.profile
 
     def domains(self, *, own_alone: bool = False) -> Domains:
-        """The node's own domain and those it can translate to; or its own alone, for which it asks no peer.
-
-        Raises:
-            DdibError: The node refuses or cannot be reached.
-        """
+        """The node's own domain and those it can translate to; or its own alone, for which it asks no peer."""
         request = pb.ListDomainsRequest(own_alone=own_alone)
         return domains_view(self._connection.call(lambda stub: stub.ListDomains(request, timeout=CALL_S)))
 
@@ -214,19 +234,7 @@ class Client:
         while_busy: bool = True,
         **options: Any,
     ) -> Submitted:
-        """Submit a job; returns once it is on the node's disk.
-
-        Args:
-            files: Paths, bytes, or payloads; each one is an item.
-            target: `INSTITUTION/DOMAIN`.
-            settings: Solver of the ODE.
-            request_id: See `send`.
-            while_busy: See `send`.
-            **options: The other fields of `JobRequest`.
-
-        Raises:
-            DdibError: As of `send`.
-        """
+        """As `send`, of files (paths, bytes or payloads) and the fields of a `JobRequest`."""
         request = JobRequest(target, settings or Settings(), **options)
         return self.send(payloads(files), request, request_id=request_id, while_busy=while_busy)
 
@@ -251,7 +259,6 @@ class Client:
             ContractMismatch: The node speaks another version of the protocol.
             PictureMisfit, KindMismatch: An item is not in the units, or not of the kind, of the node's model.
             InputError: An item or the target cannot be used; an item is named.
-            DdibError: The node refuses or cannot be reached.
         """
         header = request.header(len(items), request_id or str(uuid.uuid4()))
         try:
@@ -270,12 +277,35 @@ class Client:
         )
 
     def watch(self, job_id: str, after: int = 0) -> Iterator[Event]:
-        """Events of a job after a sequence number, until it has ended; survives a restart of the node.
-
-        Raises:
-            DdibError: The node refuses, or is away for longer than the client's patience.
-        """
-        yield from self._streams.watch(job_id, after)
+        """Events of a job after a sequence number, until it has ended; survives a restart of the node."""
+        connection, last = self._connection, after
+        patience = connection.patience()
+        while True:
+            request = pb.WatchJobRequest(job_id=job_id, after_sequence=last)
+            try:
+                limit_s = connection.call_s(WATCH_CALL_S)
+                with _ended(connection.invoke(partial(_watch, request, limit_s))) as call:
+                    for message in call:
+                        connection.reached = True
+                        if message.sequence <= last:
+                            continue
+                        patience.progress()
+                        last = message.sequence
+                        event = event_view(message)
+                        yield event
+                        if event.state.ended:
+                            return
+            except grpc.RpcError as error:
+                # Only this client's time limit for one call has passed: not a failure; make the next call.
+                if status_of(error) is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    connection.give_way(patience, error)
+                continue
+            if self.get(job_id).state.ended:
+                return
+            patience.wait(
+                PeerUnreachable(f"the events of job {job_id} ended before the job did", hop=self.hop)
+            )
+            connection.close()
 
     def get(self, job_id: str) -> JobView:
         """A job with its items.
@@ -283,16 +313,15 @@ class Client:
         Raises:
             JobNotFound: This client has no such job.
             MessageInvalid: The node answers with what the protocol does not allow.
-            DdibError: The node refuses or cannot be reached.
         """
-        return get_job(self._connection, job_id)
+        request = pb.GetJobRequest(job_id=job_id)
+        job = job_view(self._connection.call(lambda stub: stub.GetJob(request, timeout=CALL_S)).job)
+        if job.job_id != job_id:
+            raise MessageInvalid("the node answered with another job than the requested one", hop=self.hop)
+        return job
 
     def list(self, limit: int = 100) -> tuple[JobView, ...]:
-        """This client's jobs, newest first, without their items.
-
-        Raises:
-            DdibError: The node refuses or cannot be reached.
-        """
+        """This client's jobs, newest first, without their items."""
         request = pb.ListJobsRequest(limit=limit)
         answer = self._connection.call(lambda stub: stub.ListJobs(request, timeout=CALL_S))
         return tuple(job_view(job) for job in answer.jobs)
@@ -300,50 +329,80 @@ class Client:
     def fetch(self, job_id: str, items: Sequence[int] | None = None) -> Iterator[JobResult]:
         """Results, each complete and of the announced digests; continues with the rest after a restart of the node.
 
-        Args:
-            job_id: The job.
-            items: Which items; those that are decoded and not acknowledged when missing.
+        Without `items` those that are decoded and not acknowledged.
 
         Raises:
             ChunkCorrupt: The bytes differ from what was announced, or a result lacks a part.
             MessageInvalid: The node sends something that was not requested.
-            DdibError: The node refuses or cannot be reached.
         """
         job = self.get(job_id)
-        yield from self._streams.fetch(job, job.ready if items is None else items)
+        yield from self._fetch(job, job.ready if items is None else items)
+
+    def _fetch(self, job: JobView, items: Iterable[int]) -> Iterator[JobResult]:
+        connection, due = self._connection, sorted(set(items))
+        patience, parent = connection.patience(), self._tracing.recall(job.job_id)
+        while due:
+            request = pb.FetchResultsRequest(job_id=job.job_id, items=due)
+            try:
+                span = self._tracing.span("deliver", kind=SpanKind.CLIENT, parent=parent, items=len(due))
+                with span as trace:
+                    limit_s = connection.call_s(FETCH_CALL_S)
+                    attempt = partial(_fetch_results, request, limit_s, trace)
+                    with _ended(connection.invoke(attempt)) as call:
+                        for result in collect(call, job.job_id, due, job.expected_parts):
+                            patience.progress()
+                            due.remove(result.item)
+                            yield result
+            except grpc.RpcError as error:
+                connection.give_way(patience, error)
+            except DdibError as error:
+                error.hop = error.hop or self.hop
+                raise
+            else:
+                if due:
+                    raise ChunkCorrupt(f"items {due} of job {job.job_id} did not come", hop=self.hop)
 
     def results(self, job_id: str, *, on_event: Callable[[Event], None] | None = None) -> Iterator[JobResult]:
         """Watch a job to its end, and fetch each result while the others are being made; see `fetch` and `watch`.
 
         Results that were acknowledged before do not come again. How the job ended is to be asked for (`get`).
-
-        Args:
-            job_id: The job.
-            on_event: Called with each event.
         """
-        yield from self._streams.fetch_while_running(job_id, on_event)
+        job: JobView | None = None
+        given: set[int] = set()
+        ready: list[int] = []
+        fetched = time.monotonic()
+        for event in self.watch(job_id):
+            if on_event is not None:
+                on_event(event)
+            if event.stage == "done" and event.item not in given:
+                ready.append(event.item)
+            if ready and (now := time.monotonic()) - fetched >= FETCH_EVERY_S:
+                fetched = now
+                if job is None:
+                    # Asked for when first needed: a short job is over before, and has one round trip fewer.
+                    job = self.get(job_id)
+                    # The events of a job that was watched before come again, and so do its delivered items.
+                    given.update(i.index for i in job.items if i.state is ItemState.DELIVERED)
+                due = [item for item in ready if item not in given]
+                given.update(due)
+                yield from self._fetch(job, due)
+                ready = []
+        ended = self.get(job_id)
+        yield from self._fetch(ended, [item for item in ended.ready if item not in given])
 
     def acknowledge(self, job_id: str, results: Iterable[tuple[int, bytes]]) -> int:
         """Acknowledge stored results, so that the node removes them; returns how many items are still to be delivered.
 
         Args:
             job_id: The job.
-            results: Item number and SHA-256 of the translation that was written.
-
-        Raises:
-            DdibError: The node refuses or cannot be reached.
-        """
+            results: Item number and SHA-256 of the translation that was written."""
         items = [pb.Acknowledgement(item=item, sha256=sha256) for item, sha256 in results]
         request = pb.AcknowledgeItemsRequest(job_id=job_id, items=items)
         answer = self._connection.call(lambda stub: stub.AcknowledgeItems(request, timeout=CALL_S))
         return int(answer.remaining)
 
     def cancel(self, job_id: str) -> JobState:
-        """Stop a job at the solver's next step; its state afterwards.
-
-        Raises:
-            DdibError: The node refuses or cannot be reached.
-        """
+        """Stop a job at the solver's next step; its state afterwards."""
         request = pb.CancelJobRequest(job_id=job_id)
         return JOB_STATES[self._connection.call(lambda stub: stub.CancelJob(request, timeout=CALL_S)).state]
 
@@ -352,7 +411,6 @@ class Client:
 
         Raises:
             JobNotFound: This client has no such job.
-            DdibError: The node refuses or cannot be reached.
         """
         tries = 0
 

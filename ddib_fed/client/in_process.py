@@ -31,7 +31,6 @@ from ddib_fed.client.views import (
     TargetDomain,
 )
 from ddib_fed.data.decoding import ImageLimits
-from ddib_fed.data.pictures import decode_image
 from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import Asked, check_translation, item_of
@@ -39,13 +38,11 @@ from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.model import DomainModel, check_given
 from ddib_fed.engine.party import Control, Failed, Item, Translated, translate
 from ddib_fed.engine.record import (
-    MOST_TILES,
     LatentFigures,
     Part,
     SolverUsed,
     Translation,
     guidance_used,
-    tiles_in,
 )
 from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted, SettingsInvalid
 from ddib_fed.evaluation.metrics import picture_rule
@@ -57,7 +54,6 @@ INSTITUTION = "here"
 """What targets are called: `here/relief`."""
 MAX_POINTS = 100_000_000
 _MEDIA = {"NPY": Media.NPY, "PNG": Media.PNG}
-DEFAULT_SETTINGS = SolverSettings()
 _NOBODY = Profile.model_construct(institution="", name="", source_address="", source_identity="")
 
 
@@ -75,23 +71,11 @@ class ProcessOptions:
     soften: float | None = None
     seed: int = 0
     calibration: Calibration | None = None
-    settings: SolverSettings = DEFAULT_SETTINGS
+    settings: SolverSettings = field(default_factory=SolverSettings)
 
     def solver(self, asked: Settings) -> SolverSettings:
-        return SolverSettings(
-            asked.solver,
-            asked.order,
-            asked.evaluations,
-            asked.grid,
-            asked.depth,
-            asked.encoder,
-            self.settings.levels,
-            self.settings.eta,
-            self.settings.ancestral,
-        )
-
-
-NOTHING = ProcessOptions()
+        names = ("solver", "order", "evaluations", "grid", "depth", "encoder")
+        return replace(self.settings, **{name: getattr(asked, name) for name in names})
 
 
 @dataclass(slots=True)
@@ -126,7 +110,8 @@ class InProcess(Client):
     hop = ""
     clock_s = None
 
-    def __init__(self, source: LocalParty, target: LocalParty, here: ProcessOptions = NOTHING) -> None:
+    def __init__(self, source: LocalParty, target: LocalParty, here: ProcessOptions | None = None) -> None:
+        here = here or ProcessOptions()
         self._source, self._target, self._here = source, target, here
         manifests = source.model.manifest, target.model.manifest
         self._rotation = map_between(here.calibration, *manifests)
@@ -224,16 +209,8 @@ class InProcess(Client):
             )
         job_id = str(len(self._jobs) + 1)
         numbers: Any = [known[pair] for pair in labels]
-        job = _Job(
-            job_id,
-            request_id or str(uuid.uuid4()),
-            items,
-            request,
-            asked,
-            labels,
-            numbers,
-        )
         self._check_items(items)
+        job = _Job(job_id, request_id or str(uuid.uuid4()), items, request, asked, labels, numbers)
         self._jobs[job_id] = job
         return Submitted(job_id, job.request_id, job.state, repeated=False)
 
@@ -255,29 +232,19 @@ class InProcess(Client):
 
     def get(self, job_id: str) -> JobView:
         job = self._jobs[job_id]
-        items = tuple(
-            ItemView(
-                number, self._state(job, number), item.size_bytes, item.sha256, self._failure(job, number)
-            )
-            for number, item in enumerate(job.items)
-        )
-        return JobView(
-            job_id,
-            job.request_id,
-            job.state,
-            job.request.target,
-            job.request.settings,
-            job.request.cycle,
-            job.request.keep_latent,
-            0.0,
-            0.0,
-            0.0,
-            items,
-            None,
-            model_size=job.request.model_size,
-            item_count=len(items),
-            items_done=len(job.done),
-        )
+        items = []
+        for number, item in enumerate(job.items):
+            error = job.failed.get(number)
+            state = ItemState.DELIVERED if number in job.done else ItemState.RECEIVED
+            failure = None
+            if error is not None:
+                state = ItemState.FAILED
+                failure = Failure(error.reason, error.sentence, facts=dict(error.facts))
+            items.append(ItemView(number, state, item.size_bytes, item.sha256, failure))
+        asked = job.request
+        what = (asked.target, asked.settings, asked.cycle, asked.keep_latent, 0.0, 0.0, 0.0)
+        view = JobView(job_id, job.request_id, job.state, *what, tuple(items), None)
+        return replace(view, model_size=asked.model_size, item_count=len(items), items_done=len(job.done))
 
     def list(self, limit: int = 100) -> tuple[JobView, ...]:  # noqa: ARG002 - those of an earlier process are gone
         return ()
@@ -370,25 +337,6 @@ class InProcess(Client):
         if job.request.keep_latent:
             files[Part.LATENT] = _file(Media.NPY, to_npy(found.encoded.latent.data))
         return JobResult(found.item.number, files, record)
-
-    def _state(self, job: _Job, number: int) -> ItemState:
-        if number in job.failed:
-            return ItemState.FAILED
-        return ItemState.DELIVERED if number in job.done else ItemState.RECEIVED
-
-    def _failure(self, job: _Job, number: int) -> Failure | None:
-        error = job.failed.get(number)
-        return None if error is None else Failure(error.reason, error.sentence, facts=dict(error.facts))
-
-
-def scene_for(model: DomainModel, content: bytes, settings: Settings) -> tuple[int, int] | None:
-    """The scene (H, W) as which a picture is translated in tiles; None for one that is fitted to the model's size."""
-    form = model.manifest.picture
-    one_size = settings.solver == "flow-map" or settings.grid == "learned" or model.bundle.tile is not None
-    if form is None or not form.tiles or one_size:
-        return None
-    (high, wide), (_, height, width) = decode_image(content).pixels.shape[:2], model.sample_shape
-    return (high, wide) if 0 < tiles_in(high, wide, (height, width)) <= MOST_TILES else None
 
 
 def _file(media: Media, data: bytes) -> ResultFile:

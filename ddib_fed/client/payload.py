@@ -187,44 +187,31 @@ def name_item(error: DdibError, items: Sequence[Payload]) -> None:
     error.args = (error.detail,)
 
 
-class Requests:
-    """The messages of one try of SubmitJob; an exception raised while making them is kept in `error`."""
-
-    def __init__(self, header: translation_pb2.JobHeader, items: Sequence[Payload]) -> None:
-        self.error: DdibError | OSError | None = None
-        self._messages = self._make(header, items)
-
-    def __iter__(self) -> Iterator[translation_pb2.SubmitJobRequest]:
-        return self._messages
-
-    def _make(
-        self, header: translation_pb2.JobHeader, items: Sequence[Payload]
-    ) -> Iterator[translation_pb2.SubmitJobRequest]:
-        yield translation_pb2.SubmitJobRequest(header=header)
-        try:
-            for item in items:
-                yield from stream(
-                    translation_pb2.SubmitJobRequest, "item", item.header(), memoryview(item.read())
-                )
-        except (DdibError, OSError) as error:
-            self.error = error
-            raise
-
-
 def send_job(
     stub: TranslationServiceStub,
     header: translation_pb2.JobHeader,
     items: Sequence[Payload],
     trace: Span | None = None,
 ) -> translation_pb2.SubmitJobResponse:
-    """One try of SubmitJob."""
-    requests = Requests(header, items)
+    """One try of SubmitJob; an item that cannot be read ends it with its own error."""
+    unread: list[Exception] = []
+
+    def messages() -> Iterator[translation_pb2.SubmitJobRequest]:
+        yield translation_pb2.SubmitJobRequest(header=header)
+        try:
+            for item in items:
+                data = memoryview(item.read())
+                yield from stream(translation_pb2.SubmitJobRequest, "item", item.header(), data)
+        except (DdibError, OSError) as error:
+            unread.append(error)
+            raise
+
     timeout_s = ANSWER_S + sum(item.size_bytes for item in items) / SLOWEST_BYTES_PER_S
     try:
-        return stub.SubmitJob(iter(requests), timeout=timeout_s, **trace_entries(trace))
+        return stub.SubmitJob(messages(), timeout=timeout_s, **trace_entries(trace))
     except grpc.RpcError:
-        if requests.error is not None:
-            raise requests.error from None
+        for error in unread:
+            raise error from None
         raise
 
 

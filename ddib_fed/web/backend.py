@@ -1,22 +1,20 @@
-"""What the page asks of the client, what the client tells the page, and how the page says it in words.
-
-The client's side is `ddib_fed.cli.web`, which is `ddib translate`.
-"""
+"""What the page asks of a translation, what it shows, and how it says it in words."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddib_fed.engine.record import Part, Translation
-from ddib_fed.errors import DdibError, ExtraMissing, UsageError
+from ddib_fed.errors import DdibError, UsageError
 from ddib_fed.formats.intensity import AUTO, Rule
 from ddib_fed.formats.nifti import PLANES
+from ddib_fed.hints import step_in_words
 from ddib_fed.protocol.messages import QUALITIES, Event
 
 DOUBTS = {
@@ -32,34 +30,6 @@ STAGES = {
     "done": "done",
     "failed": "failed",
     "wait": "waiting for the other institution",
-}
-
-# By reason, for somebody at the page: an error's own hint is for a shell. Parents of the class are tried after it.
-STEPS: Final[Mapping[str, str]] = {
-    "INTERNAL": "give the incident's number, where there is one, to the operator of your node",
-    "INPUT_INVALID": "correct the file, or leave it out, and drop it again",
-    "USAGE": "choose otherwise, or rename the file, and translate again",
-    "CONFIG_INVALID": "ask the operator of your node",
-    "IMAGE_UNREADABLE": "open it in a viewer and save it again as PNG, JPEG or TIFF, or leave it out",
-    "IMAGE_TOO_LARGE": "make it smaller, or cut it into several files",
-    "SETTINGS_INVALID": "choose otherwise on the start page",
-    "PICTURE_MISFIT": "bring its values to the range that the message names, or leave it out",
-    "CONTRACT_MISMATCH": "tell the operators of both nodes; choose another domain meanwhile",
-    "STATE_CONFLICT": "load the page again",
-    "REFUSED": "ask the operator of the node that refused",
-    "UNAUTHENTICATED": "ask the operator of your node for a new certificate",
-    "LATENT_NOT_GAUSSIAN": "leave it out, or drop a picture like those that your node's model was trained on",
-    "NOT_FOUND": "go back to the start page, and choose again",
-    "ALREADY_EXISTS": "move the earlier results away, and translate again",
-    "EXHAUSTED": "wait a while, and translate again; what is finished is here",
-    "DISK_FULL": "make room on the disk, and translate again; what is finished is here",
-    "UNAVAILABLE": "wait a while, and translate again; ask the operator of your node if it stays so",
-    "CHUNK_CORRUPT": "translate again: the bytes were damaged on the way",
-    "CANCELLED": "drop the rest again to continue",
-    "DEADLINE_EXCEEDED": "translate again, fewer files at once",
-    "JOB_FAILED": "translate again; ask the operator of your node if it fails again",
-    "FILES_LEFT_OUT": "repair what is listed, or choose otherwise, and drop it again; what was translated is here",
-    "PEER_FAULT": "tell the operator of that institution; choose another domain meanwhile",
 }
 
 STEADY = 1.25
@@ -108,16 +78,19 @@ class DroppedSource:
     is_study: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ShownStudy:
-    """A series, a volume, a map or a picture of a further format, before it is translated."""
+    """A series, a volume, a map or a picture of a further format; its output, once it is on the disk."""
 
     label: str
     kind: str
     planes: int
     items: int
     plane_word: str
-    warnings: tuple[str, ...] = ()
+    warnings: list[str]
+    said: list[str] = field(default_factory=list)
+    outputs: tuple[Path, ...] = ()
+    record: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,23 +103,6 @@ class ShownResult:
     outputs: tuple[Path, ...] = ()
     study: int | None = None
     plane: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class FinishedStudy:
-    """The output of a study on the disk."""
-
-    outputs: tuple[Path, ...]
-    record: Path
-    said: tuple[str, ...]
-
-
-def step_in_words(error: DdibError) -> str:
-    """What somebody at the page can do about an error, without a command of a shell where there is another way."""
-    if isinstance(error, ExtraMissing):
-        return f"in a terminal: {error.hint}; then start the page again"
-    reasons = (str(getattr(kind, "reason", "")) for kind in type(error).__mro__)
-    return next(STEPS[reason] for reason in reasons if reason in STEPS)
 
 
 @contextmanager

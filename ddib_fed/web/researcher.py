@@ -1,7 +1,4 @@
-"""The researcher's page: its addresses, what each answers, and the translations of this run, each in a thread.
-
-How files are submitted and results written is the backend's (`ddib_fed.cli.web`), which is `ddib translate`.
-"""
+"""The researcher's page: its addresses, what each answers, and the translations of this run, each in a thread."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ import threading
 import time
 import zipfile
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -23,25 +20,17 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from ddib_fed.client.client import Client
+from ddib_fed.client.connection import PATIENCE_S, OnWait
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Domains
 from ddib_fed.engine.record import Part
 from ddib_fed.errors import DdibError, ItemNotFound, JobNotFound, UsageError, error_class
-from ddib_fed.protocol.messages import Event
 from ddib_fed.terminal import explained
-from ddib_fed.web.backend import (
-    DroppedSource,
-    FinishedStudy,
-    ShownResult,
-    ShownStudy,
-    TranslationRequest,
-    doubts_in_words,
-    event_in_words,
-    figures_in_words,
-    severity,
-)
-from ddib_fed.web.guard import answering, application, error_values, page
-from ddib_fed.web.uploads import Upload, Uploads, arranged, numbered, plain_word, preview, renamed
+from ddib_fed.web.backend import TranslationRequest, hinted_in_words
+from ddib_fed.web.guard import answering, application, page
+from ddib_fed.web.job import PageJob
+from ddib_fed.web.uploads import Upload, Uploads, arranged, numbered, plain_word, preview
 
 MAX_JSON: Final = 1 << 20
 """Bytes of a request other than a file."""
@@ -53,201 +42,44 @@ STOP_S: Final = 2.0
 ZIP_CHUNK: Final = 1 << 18
 
 
-@dataclass(slots=True)
-class PageJob:
-    """One translation, in as many jobs of the node as its limits ask for."""
-
-    number: int
-    count: int
-    request: TranslationRequest
-    out: Path
-    labels: dict[str, str] = field(default_factory=dict)
-    items: int = 0
-    files: int = 0
-    studies: tuple[ShownStudy, ...] = ()
-    done_together: dict[int, FinishedStudy] = field(default_factory=dict)
-    jobs: dict[str, Path] = field(default_factory=dict)
-    running: list[str] = field(default_factory=list)
-    now: str = "reading the files"
-    results: list[ShownResult] = field(default_factory=list)
-    missing: list[tuple[str, str]] = field(default_factory=list)
-    error: dict[str, str] | None = None
-    stopped: bool = False
-    ended: bool = False
-    _before: int = 0
-    _moved: int = 0
-    _written: int = 0
-
-    def opened(self, studies: Sequence[ShownStudy], items: int, files: int) -> None:
-        self.studies, self.items, self.files = tuple(studies), items, files
-        self.now = "sending the pictures to your institution's node"
-
-    def submitted(self, job_id: str, out: Path) -> None:
-        self.jobs[job_id] = out
-        self.running.append(job_id)
-        if len(self.running) == 1:
-            self.now = "waiting for its turn"
-
-    def event(self, event: Event, label: str) -> None:
-        self._moved = event.items_done
-        if event.stage:
-            self.now = event_in_words(event, label)
-
-    def waiting(self, text: str) -> None:
-        self.now = text
-
-    def written(self, result: ShownResult | None) -> None:
-        self._written += 1
-        if result is not None:
-            self.results.append(result)
-
-    def job_ended(self, job_id: str, items: int) -> None:
-        if job_id in self.running:
-            self.running.remove(job_id)
-        self._before, self._moved = self._before + items, 0
-
-    def put_together(self, study: int, done: FinishedStudy, whole: ShownResult | None) -> None:
-        if whole is not None:
-            self.results.append(whole)
-        self.done_together[study] = done
-
-    def left_out(self, label: str, why: str) -> None:
-        self.missing.append((label, self._renamed(why).removeprefix(f"{label}: ")))
-
-    def stop(self) -> tuple[str, ...]:
-        """Have nothing more submitted; the jobs that are at the node now, for being cancelled there."""
-        self.stopped = True
-        self.now = "stopping"
-        return tuple(self.running)
-
-    def end(self, error: DdibError | None) -> None:
-        """It has ended, well or with an error."""
-        if error is not None:
-            self.error = error_values(renamed(error, self.labels))
-        self.now, self.ended = "", True
-
-    def file(self, item: int, part: Part) -> Path:
-        """A picture of a result, as it is shown."""
-        found = self.results[item] if 0 <= item < len(self.results) else None
-        if found is None or part not in found.files:
-            raise ItemNotFound(f"item {item} has no {part} yet")
-        return found.files[part]
-
-    def download(self, item: int, part: Part) -> Path:
-        """A file of an item as it lies in the folder of the results, or as it was given."""
-        path = self.file(item, part)
-        if self.results[item].study is not None:
-            raise ItemNotFound(f"item {item} is a part of a volume or map", hint="download the whole")
-        return path
-
-    def together(self, study: int) -> FinishedStudy:
-        """The output of a study."""
-        found = self.done_together.get(study)
-        if found is None:
-            raise ItemNotFound(f"volume or map {study} is not put together yet")
-        return found
-
-    def outputs(self) -> list[Path]:
-        """Every file in the folder of the results so far."""
-        own = [path for result in list(self.results) for path in result.outputs]
-        whole = [
-            path for _, done in sorted(self.done_together.items()) for path in (*done.outputs, done.record)
-        ]
-        return [*own, *whole]
-
-    def progress(self) -> dict[str, object]:
-        """What the page shows of its progress: one count over all jobs."""
-        return {
-            "done": self._before + self._moved,
-            "items": self.items,
-            "files": self.files or self.count,
-            "here": len(self.done_together) + sum(result.study is None for result in self.results),
-            "written": self._written,
-            "now": self.now,
-            "ended": self.ended,
-            "stopped": self.stopped,
-            "error": self.error,
-            "job_id": next(iter(self.jobs), ""),
-            "missing": [f"{label}: {why}" for label, why in self.missing],
-            "studies": [self._study(number) for number in range(len(self.studies))],
-        }
-
-    def _study(self, number: int) -> dict[str, object]:
-        """What the page shows of a series, volume or map."""
-        study, done = self.studies[number], self.done_together.get(number)
-        return {
-            "label": study.label,
-            "kind": study.kind,
-            "planes": study.planes,
-            "items": study.items,
-            "plane_word": study.plane_word,
-            "warnings": [self._renamed(each) for each in study.warnings],
-            "said": list(done.said) if done is not None else [],
-            "files": len(done.outputs) if done is not None else 0,
-        }
-
-    def _renamed(self, text: str) -> str:
-        return renamed(DdibError(text), self.labels).detail
-
-    def result(self, item: int) -> dict[str, object]:
-        """What the page shows of a result."""
-        found = self.results[item]
-        record = found.provenance
-        return {
-            "item": item,
-            "label": found.label,
-            "study": found.study,
-            "plane": found.plane,
-            "doubtful": bool(record.doubtful),
-            "doubts": doubts_in_words(record),
-            "severity": severity(record),
-            "figures": figures_in_words(record),
-            "parts": sorted(part.value for part in found.files),
-        }
+LIST_PATIENCE_S: Final = 5.0
+"""How long a page waits for a node that is away, before it says so."""
 
 
-class Backend(Protocol):
-    """What the page needs of the client; every error has a hint."""
-
-    def domains(self) -> Domains: ...
-
-    def translate(
-        self,
-        sources: Sequence[DroppedSource],
-        request: TranslationRequest,
-        out: Path,
-        views: Path,
-        job: PageJob,
-    ) -> None:
-        """Translate files as `ddib translate` does, in as many jobs as the node's limits ask for."""
-
-    def cancel(self, job_ids: Sequence[str]) -> None:
-        """Stop jobs; see `Client.cancel`."""
-
-    def close(self) -> None:
-        """End what runs; jobs go on at the node."""
-
-
-@dataclass(slots=True)
 class Researcher:
-    """What the page works with."""
+    """What the page works with: uploads, translations, and clients of the node, which are opened in any thread."""
 
-    backend: Backend
-    profile: Profile
-    folder: Path
-    out: Path
-    closing: bool = False
-    uploads: Uploads = field(init=False)
-    jobs: dict[int, PageJob] = field(default_factory=dict)
-    _threads: list[threading.Thread] = field(default_factory=list)
+    def __init__(self, profile: Profile, folder: Path, out: Path) -> None:
+        self.profile, self.folder, self.out = profile, folder, out
+        self.closing = False
+        self.uploads = Uploads(folder)
+        self.jobs: dict[int, PageJob] = {}
+        self._threads: list[threading.Thread] = []
+        self._clients: set[Client] = set()
+        self._lock = threading.Lock()
 
-    def __post_init__(self) -> None:
-        self.uploads = Uploads(self.folder)
+    @contextmanager
+    def opened(self, on_wait: OnWait | None = None, *, patience_s: float = PATIENCE_S) -> Iterator[Client]:
+        """A client, whose calls raise Cancelled once the server stops."""
+        with Client(self.profile, on_wait=on_wait, patience_s=patience_s) as client:
+            with self._lock:
+                self._clients.add(client)
+                closing = self.closing
+            if closing:
+                client.abort()
+            try:
+                yield client
+            finally:
+                with self._lock:
+                    self._clients.discard(client)
 
     def close(self) -> None:
-        """The server stops: open answers end, and so do calls of the node."""
-        self.closing = True
-        self.backend.close()
+        """The server stops: open answers end, and so do calls of the node; jobs go on there."""
+        with self._lock:
+            self.closing = True
+            clients = tuple(self._clients)
+        for client in clients:
+            client.abort()
         deadline = time.monotonic() + STOP_S
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -257,8 +89,8 @@ class Researcher:
         files = self.uploads.take()
         if not files:
             raise UsageError("there are no pictures to translate", hint="drop some first")
-        number = len(self.jobs) + 1
-        job = self.jobs[number] = PageJob(number, len(files), request, self._free_folder(request.target))
+        number, out = len(self.jobs) + 1, self._free_folder(request.target)
+        job = self.jobs[number] = PageJob(number, len(files), request, out, self.opened)
         thread = threading.Thread(target=self._run, args=(job, files), name=f"job-{number}", daemon=True)
         self._threads.append(thread)
         thread.start()
@@ -271,7 +103,7 @@ class Researcher:
         try:
             sources = arranged(files, folder)
             job.labels |= {str(each.path): each.label for each in sources}
-            self.backend.translate(sources, job.request, job.out, folder / "views", job)
+            job.translate(self.profile, sources, folder / "views")
         except Exception as raised:  # noqa: BLE001 - this is the edge of the thread: anything becomes a message
             error = explained(raised)
         if not job.jobs:
@@ -319,7 +151,8 @@ class Researcher:
 
     def domains(self, request: Request) -> Response:
         del request
-        return JSONResponse(_domains(self.backend.domains()))
+        with hinted_in_words(), self.opened(patience_s=LIST_PATIENCE_S) as client:
+            return JSONResponse(_domains(client.domains()))
 
     def files(self, request: Request) -> Response:
         del request
@@ -381,7 +214,16 @@ class Researcher:
                 return
 
     def cancel(self, request: Request) -> Response:
-        self.backend.cancel(self._job(request).stop())
+        running, failed = self._job(request).stop(), list[DdibError]()
+        if running:
+            with hinted_in_words(), self.opened(patience_s=LIST_PATIENCE_S) as client:
+                for job_id in running:
+                    try:
+                        client.cancel(job_id)
+                    except DdibError as error:
+                        failed.append(error)
+                if failed:
+                    raise failed[0]
         return Response(status_code=204)
 
     def view(self, request: Request) -> Response:

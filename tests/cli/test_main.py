@@ -18,8 +18,8 @@ from packaging.requirements import Requirement
 from ddib_fed import errors
 from ddib_fed.cli import main as entry
 from ddib_fed.cli.main import COMMANDS, SECTIONS, run
-from ddib_fed.cli.output import NEXT_STEPS, next_step
 from ddib_fed.errors import ContractMismatch, DdibError, Difference, ExitCode, PeerUnreachable, all_errors
+from ddib_fed.hints import NEXT_STEPS, next_step
 from ddib_fed.terminal import explained
 
 HELP_PARTS = 6.0

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import ddib_fed
-from ddib_fed.client import connection
+from ddib_fed.client import client as client_module
 from ddib_fed.client.client import Client
 from ddib_fed.client.payload import payload, refused_items
 from ddib_fed.client.profile import Profile
@@ -277,7 +277,7 @@ def test_fetches_every_part_with_its_provenance(alice):
 
 def test_what_was_acknowledged_is_not_asked_for_when_a_job_is_watched_again(alice, north, monkeypatch):
     """Its events come again, and so do those of delivered items; they are neither fetched nor refused."""
-    monkeypatch.setattr(connection, "FETCH_EVERY_S", 0.0)  # as in a job that takes long
+    monkeypatch.setattr(client_module, "FETCH_EVERY_S", 0.0)  # as in a job that takes long
     job = alice.submit([npy(points(start=n)) for n in range(3)], TARGET)
     first = next(iter(alice.fetch(job.job_id, [1])))
     alice.acknowledge(job.job_id, [(1, first.translation.sha256)])

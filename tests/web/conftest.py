@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from ddib_fed.cli.web import ClientBackend
 from ddib_fed.client.profile import Profile
 from ddib_fed.web.researcher import Researcher
 from tests.client.scripted_source import SourceNodeDouble
@@ -31,7 +30,7 @@ def page(north: SourceNodeDouble, tmp_path: Path) -> Iterator[Researcher]:
     folder = tmp_path / "dropped"
     folder.mkdir(mode=0o700)
     profile = Profile.load(north.profile_path)
-    made = Researcher(ClientBackend(profile), profile, folder, tmp_path / "out")
+    made = Researcher(profile, folder, tmp_path / "out")
     yield made
     made.close()
     for thread in threading.enumerate():

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from ddib_fed.cli.files import find_items
+from ddib_fed.client.files import find_items
 from ddib_fed.errors import FileMissing
 from tests.formats.tiffs import tiff
 

@@ -13,7 +13,7 @@ import pytest
 
 from ddib_fed.cli.job import calibration
 from ddib_fed.cli.main import run
-from ddib_fed.cli.results import locked
+from ddib_fed.client.results import locked
 from ddib_fed.errors import DomainNotFound, ExitCode, InternalError
 from ddib_fed.protocol.contract import CalibrationTerms
 from ddib_fed.v1 import translation_pb2 as pb

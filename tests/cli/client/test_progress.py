@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddib_fed.cli.files import FileItem
-from ddib_fed.cli.progress import SAID_EVERY_S, ConsoleProgress
-from ddib_fed.cli.results import Delivered
+from ddib_fed.cli.progress import ConsoleProgress
+from ddib_fed.client.files import FileItem
+from ddib_fed.client.progress import SAID_EVERY_S
+from ddib_fed.client.results import Delivered
 from ddib_fed.engine.record import Translation
 from ddib_fed.protocol.messages import Event, JobState
 
@@ -43,7 +44,7 @@ def test_a_command_of_several_jobs_counts_its_files(capsys):
         progress.written(FileItem("a", "a.npy"), Delivered(0, "a.npy", {}, Path("a.json"), Translation()))
         now[0] = SAID_EVERY_S
         progress.event(event(3))
-        progress.ended("job-2", "finished")
+        progress.job_ended("job-2", "finished")
     assert capsys.readouterr().err.splitlines() == [
         "job job-2: submitted, 250 items",
         "job job-2: running, 3 of 10 items done; 251 of 1,500 files written",

@@ -9,12 +9,12 @@ import sys
 import numpy as np
 import pydicom
 import pytest
-from ddib_fed.protocol.job_messages import refused_facts
 
 from ddib_fed.cli.main import run
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ExitCode, PictureMisfit
 from ddib_fed.formats.dicom_writing import DicomStudy
+from ddib_fed.protocol.details import refused_facts
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, SourceNodeDouble
 from tests.formats.dicom.files import write_series

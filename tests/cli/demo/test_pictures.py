@@ -25,7 +25,7 @@ from ddib_fed.cli.demo_parts import (
     tell_pictures,
     what_crossed,
 )
-from ddib_fed.cli.results import Delivered
+from ddib_fed.client.results import Delivered
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.data.shipped import SHIPPED, ShippedPictures, load_shipped
 from ddib_fed.engine.record import LatentFigures, Part, PictureFigures, SolverUsed, Translation

@@ -6,13 +6,13 @@ import json
 
 import pytest
 
-from ddib_fed.cli.files import FileItem
 from ddib_fed.cli.folder_report import report_run
-from ddib_fed.cli.folder_run import FolderRun, RunOptions
-from ddib_fed.cli.progress import RunProgress
-from ddib_fed.cli.results import write_result
 from ddib_fed.client.client import JobRequest
+from ddib_fed.client.files import FileItem
+from ddib_fed.client.folder_run import FolderRun, RunOptions
 from ddib_fed.client.profile import Profile
+from ddib_fed.client.progress import RunProgress
+from ddib_fed.client.results import write_result
 from ddib_fed.client.views import JobResult, Media, ResultFile
 from ddib_fed.engine.record import Part, PictureFigures, Translation
 from ddib_fed.terminal import sentences_aside

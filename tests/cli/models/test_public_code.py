@@ -59,7 +59,6 @@ def there(tmp_path):
 def test_the_public_network_is_trained_sampled_exported_and_imported(ddib, tmp_path):
     """Every step of the way by commands; what comes back from the public form is the same network."""
     out, again = tmp_path / "m", tmp_path / "again"
-    steps = ("--noise-schedule", "cosine", "--diffusion-steps", 200)
     sets = ("--set", "noise_schedule=cosine", "--set", "diffusion_steps=200")
     ddib(model, "train", "--domain", "moons", *SMALL, *sets, "--batch", 64, "--steps", 5, "--out", out)
     ddib(model, "sample", out, "--flags", "--timestep_respacing ddim20", "--n", 50, "--out", tmp_path / "s")
@@ -69,7 +68,20 @@ def test_the_public_network_is_trained_sampled_exported_and_imported(ddib, tmp_p
     assert "--num_channels 32 --num_res_blocks 1" in said
     assert "--diffusion_steps 200 --noise_schedule cosine" in said
     file = tmp_path / "log2D0" / "model000000.pt"
-    ddib(model, "import", "--synthetic", file, *steps, "--domain", "moons", "--out", again)
+    ddib(
+        model,
+        "import",
+        "--synthetic",
+        file,
+        "--diffusion-steps",
+        200,
+        "--noise-schedule",
+        "cosine",
+        "--domain",
+        "moons",
+        "--out",
+        again,
+    )
     made, read = load_bundle(out), load_bundle(again)
     assert read.manifest.network == made.manifest.network.model_copy(update={"dropout": 0.0})
     assert read.manifest.schedule == made.manifest.schedule

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ddib_fed.cli.files import FileItem
-from ddib_fed.cli.results import write_result
+from ddib_fed.client.files import FileItem
 from ddib_fed.client.in_process import InProcess, ProcessOptions
+from ddib_fed.client.results import write_result
 from ddib_fed.data.pictures import read_image
 from ddib_fed.data.points import to_npy
 from ddib_fed.data.synthetic import sample

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.cli import folder_run
 from ddib_fed.cli.main import run
+from ddib_fed.client import folder_run
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 
 

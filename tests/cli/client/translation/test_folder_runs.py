@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.cli.files import FileItem
 from ddib_fed.cli.main import run
-from ddib_fed.cli.results import check_free, locked
+from ddib_fed.client.files import FileItem
+from ddib_fed.client.results import check_free, locked
 from ddib_fed.errors import ExitCode, ItemsTooMany, NotFinite, QueueFull, UsageError
 from ddib_fed.protocol.details import refused_facts
 from ddib_fed.v1 import translation_pb2 as pb

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ddib_fed.cli.files import LeftOut
 from ddib_fed.cli.folder_report import write_pages
-from ddib_fed.cli.folder_run import FolderRun, RunOptions
-from ddib_fed.cli.progress import RunProgress
-from ddib_fed.cli.results import Delivered
 from ddib_fed.client.client import JobRequest
+from ddib_fed.client.files import LeftOut
+from ddib_fed.client.folder_run import FolderRun, RunOptions
 from ddib_fed.client.profile import Profile
+from ddib_fed.client.progress import RunProgress
+from ddib_fed.client.results import Delivered
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.engine.record import Part, PictureFigures, Translation
 from ddib_fed.errors import DiskFull

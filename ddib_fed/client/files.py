@@ -6,23 +6,18 @@ once.
 
 from __future__ import annotations
 
-import importlib
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ddib_fed.cli import options
-from ddib_fed.cli.options import Classes, parse_pairs
-from ddib_fed.cli.output import next_steps
 from ddib_fed.client.client import JobRequest
-from ddib_fed.client.payload import SUFFIXES, Payload, payload, split_target
-from ddib_fed.client.views import Domains, Media
+from ddib_fed.client.payload import SUFFIXES, Payload, payload
+from ddib_fed.client.views import Media
 from ddib_fed.engine.record import Part, file_name
 from ddib_fed.errors import (
     DdibError,
-    DomainNotFound,
     FileMissing,
     FilesLeftOut,
     ImageUnreadable,
@@ -31,6 +26,7 @@ from ddib_fed.errors import (
     error_class,
 )
 from ddib_fed.formats.recognition import files_below, format_of
+from ddib_fed.hints import next_steps
 from ddib_fed.names import names_apart
 
 MOST_LISTED = 1000
@@ -122,47 +118,6 @@ def _below(root: Path, out: Path | None, ignored: Counter[str]) -> list[Path]:
         else:
             ignored[suffix or "without suffix"] += 1
     return sorted(found)
-
-
-def paired_items(
-    files: Sequence[Path],
-    domains: Domains,
-    target: str,
-    *,
-    pairs: str,
-    labels: Path | None,
-    limit: int | None,
-) -> list[FileItem]:
-    """The pictures of some classes in a folder, under the public code's names."""
-    kit = importlib.import_module("ddib_fed.paper.imagenet")
-    taken = ("source_class", "target_class")
-    options.refuse_idle(taken, "is already set by --pairs", hint="omit one of them")
-    if len(files) != 1:
-        raise UsageError(
-            f"--pairs takes one folder, and {len(files)} files are given",
-            hint="ddib translate FOLDER --pairs 260:261",
-        )
-    own = Classes(f"{domains.institution}/{domains.domain}", domains.classes, domains.class_names)
-    institution, _ = split_target(target)
-    other = next((each for each in domains.targets if each.institution == institution), None)
-    if other is None or not other.domain:
-        raise DomainNotFound(
-            f"{target} is not ready, so its classes are not known" if other else f"{institution} is no peer",
-            hint="ddib domains",
-        )
-    # A model without classes may be guided by a classifier.
-    count = other.classes or other.guidance.classifier_classes
-    numbers = parse_pairs(pairs, own, Classes(other.target, count, other.class_names))
-    return [
-        FileItem(
-            kit.translated_name(each.source, each.ordinal, each.target).removesuffix(".PNG"),
-            each.path.name,
-            source=kit.source_name(each.source, each.ordinal).removesuffix(".PNG"),
-            path=each.path,
-            classes=(str(each.source), str(each.target)),
-        )
-        for each in kit.paired_pictures(files[0], numbers, class_names=own.names, labels=labels, limit=limit)
-    ]
 
 
 def check_names(items: Sequence[FileItem], out: Path) -> None:

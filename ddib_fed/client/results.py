@@ -20,8 +20,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddib_fed.cli.files import FileItem
 from ddib_fed.client.client import Client
+from ddib_fed.client.files import FileItem
 from ddib_fed.client.views import JobResult
 from ddib_fed.engine.record import DOUBTFUL_BELOW, Part, Translation, WrittenFile
 from ddib_fed.errors import (

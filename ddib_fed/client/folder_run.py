@@ -10,16 +10,18 @@ import shlex
 import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddib_fed.cli.files import FileItem, LeftOut, find_items, left_out, listed, read_items, refused
-from ddib_fed.cli.output import next_steps
-from ddib_fed.cli.progress import RunProgress, explaining_interruption
-from ddib_fed.cli.results import (
+from ddib_fed.client.client import Client, JobRequest
+from ddib_fed.client.files import FileItem, LeftOut, find_items, left_out, listed, read_items, refused
+from ddib_fed.client.payload import refused_items
+from ddib_fed.client.profile import Profile
+from ddib_fed.client.progress import RunProgress, explaining_interruption
+from ddib_fed.client.results import (
     Delivered,
     JobFile,
     check_free,
@@ -29,9 +31,6 @@ from ddib_fed.cli.results import (
     unfinished,
     write_results,
 )
-from ddib_fed.client.client import Client, JobRequest
-from ddib_fed.client.payload import refused_items
-from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import JobView, Submitted, require_finished
 from ddib_fed.engine.record import DOUBTFUL_BELOW
 from ddib_fed.errors import (
@@ -39,15 +38,19 @@ from ddib_fed.errors import (
     Cancelled,
     DdibError,
     DiskFull,
+    DomainNotFound,
     ExhaustedError,
     ExtraMissing,
     FilesLeftOut,
     InputError,
     ItemsTooMany,
     JobFailed,
+    PeerNotFound,
     UsageError,
     error_class,
 )
+from ddib_fed.hints import next_steps
+from ddib_fed.names import nearest
 from ddib_fed.protocol.details import refused_count
 from ddib_fed.protocol.messages import ItemState, JobState
 
@@ -385,6 +388,11 @@ class FolderRun:
             with JobFile(request_id, request.target, job.items).kept(self.options.out):
                 return client.send(payloads, request, request_id=request_id, while_busy=while_busy)
         except DdibError as error:
+            if isinstance(error, DomainNotFound | PeerNotFound):
+                with suppress(DdibError):
+                    known = [each.target for each in client.domains().targets if each.domain]
+                    if request.target not in known and (close := nearest(request.target, known)):
+                        error.hint = f"did you mean {close}? `ddib domains` lists the targets"
             if not client.aborted:
                 raise
             raise Cancelled(
@@ -434,7 +442,7 @@ class FolderRun:
             view = client.get(job.job_id)
         if not job.without:
             JobFile(view.request_id, view.target, job.items).remove(options.out)
-        options.progress.ended(job.job_id, view.state.lower())
+        options.progress.job_ended(job.job_id, view.state.lower())
         again = self._undone(job, view) if job.earlier else []
         if again and view.state in {JobState.FAILED, JobState.CANCELLED}:
             options.progress.say(

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddib_fed.cli import options as shared
-from ddib_fed.cli.files import LeftOut, check_names, find_items, ignored_line
-from ddib_fed.cli.folder_run import FolderRun, RunOptions
+from ddib_fed.client.files import LeftOut, check_names, find_items, ignored_line
+from ddib_fed.client.folder_run import FolderRun, RunOptions
 from ddib_fed.client.views import Domains
 from ddib_fed.engine.record import MOST_TILES
 from ddib_fed.errors import InputError, UsageError
@@ -90,9 +89,6 @@ def open_studies(
         tile = of_pictures
         found = recognise(files, options.out, lambda path: is_larger(path, tile, most))
     if not found.studies:
-        shared.refuse_idle(
-            ("intensity", "slices"), "is for DICOM, NIfTI, GeoTIFF and pictures in tiles", hint="leave it out"
-        )
         return None
     from ddib_fed.formats.opening import open_recognised
     from ddib_fed.formats.study import Options
