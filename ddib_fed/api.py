@@ -102,7 +102,6 @@ class Model:
 
     @property
     def domain(self) -> str:
-        """Name of its domain."""
         return self.party.describe().domain
 
     @property
@@ -236,7 +235,6 @@ class TranslatedSample:
         return f"<Translated {record.source_domain} to {record.target_domain}: {', '.join(parts)}>"
 
     def _repr_png_(self) -> bytes | None:
-        """What a notebook shows."""
         return None if self.record.picture is None else self.files[Part.TRANSLATION]
 
 
@@ -406,7 +404,6 @@ def _scene_of(model: DomainModel, content: bytes, settings: Settings) -> tuple[i
 
 @contextmanager
 def _naming(numbers: Sequence[int]) -> Iterator[None]:
-    """Errors name the sample that they are about, which is one of these."""
     try:
         yield
     except DdibError as error:

@@ -9,22 +9,22 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 
 import grpc
 from opentelemetry.trace import Span, SpanKind
 
 from ddib_fed.engine.model import check_decoding
-from ddib_fed.errors import (
-    PolicyDenied,
-)
+from ddib_fed.errors import ContractUnknown, MessageInvalid, PolicyDenied, SettingsInvalid
 from ddib_fed.latent import Latent
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM, NodeConfig
 from ddib_fed.node.interceptors import Pace, caller
 from ddib_fed.node.policy import (
     Charge,
     Work,
+    check_settings,
     check_softening,
     evaluations_of,
     peer_charges,
@@ -47,18 +47,18 @@ from ddib_fed.protocol.streams import file_header, stream
 from ddib_fed.telemetry import MOST_ITEMS, takes_entries, trace_of
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
 from target_node.calibration import CalibrationServicer, check_calibration, write_lines
-from target_node.requests import (
+from target_node.stream import (
     AHEAD_BYTES,
-    AgreedContracts,
     Arrived,
-    Unanswered,
+    DecodedFile,
+    DecodeStream,
+    Receipt,
     Weighing,
-    check_header,
     control_of,
+    label_of,
     latents_of,
     stream_header,
 )
-from target_node.stream import DecodedFile, DecodeStream, Receipt, RunningCalls, label_of
 
 # Each picture is an item of its own, with its own result, quota and record.
 PICTURES_PER_ITEM = 1
@@ -66,6 +66,91 @@ PICTURES_PER_ITEM = 1
 LEAST_EVALUATIONS = 10_000
 # Of one peer; each is a line of the audit log.
 CONTRACTS_PER_DAY = 10_000
+
+
+MAX_CONTRACTS = 8
+"""Remembered of one peer: it needs one at a time, and an old one lives on for calls that are on their way."""
+
+
+class AgreedContracts:
+    """Contracts by digest; safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._contracts: OrderedDict[bytes, Contract] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __contains__(self, sha256: bytes) -> bool:
+        with self._lock:
+            return sha256 in self._contracts
+
+    def remember(self, contract: Contract) -> None:
+        """Keep a contract as the newest of its peer, which drops its own oldest one, and none of another peer."""
+        institution = contract.source.institution
+        with self._lock:
+            self._contracts[contract.digest] = contract
+            self._contracts.move_to_end(contract.digest)
+            own = [
+                digest for digest, each in self._contracts.items() if each.source.institution == institution
+            ]
+            for digest in own[:-MAX_CONTRACTS]:
+                del self._contracts[digest]
+
+    def get(self, sha256: bytes, institution: str) -> Contract:
+        """The contract of this digest with a peer."""
+        with self._lock:
+            contract = self._contracts.get(sha256)
+        if contract is None or contract.source.institution != institution:
+            raise ContractUnknown("a contract that was not agreed on with this process", retry_after_s=0.1)
+        return contract
+
+
+def check_header(header: decoding_pb2.DecodeHeader, contract: Contract, config: NodeConfig) -> None:
+    """Return if a Decode call may ask for this under its contract and this node's policy."""
+    limits, policy = contract.limits, config.policy
+    if not 1 <= header.items <= limits.max_items_per_stream:
+        raise MessageInvalid(
+            f"{header.items} items in one stream",
+            facts={"items": header.items, "limit_items": limits.max_items_per_stream},
+        )
+    if not header.request_id:
+        raise MessageInvalid("a request id is needed", facts={"field": "request_id"})
+    if header.solver.evaluations > limits.max_evaluations:
+        raise SettingsInvalid(
+            f"{header.solver.evaluations} evaluations",
+            facts={"evaluations": header.solver.evaluations, "limit": limits.max_evaluations},
+        )
+    settings = solver_settings(header.solver)
+    check_settings(settings, policy, where=config.node.institution)
+    if header.round_trip and not policy.round_trip:
+        raise PolicyDenied("round trips are switched off here", facts={"policy": "round_trip"})
+
+
+class RunningCalls:
+    """Counts calls from any thread."""
+
+    def __init__(self) -> None:
+        self._active = 0
+        self._idle = threading.Condition()
+
+    @property
+    def active(self) -> int:
+        return self._active
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Inside, one call more runs."""
+        with self._idle:
+            self._active += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._active -= 1
+                self._idle.notify_all()
+
+    def wait_idle(self, timeout_s: float) -> None:
+        with self._idle:
+            self._idle.wait_for(lambda: not self._active, max(0.0, timeout_s))
 
 
 class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
@@ -142,8 +227,8 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         self, request_iterator: Iterator[decoding_pb2.DecodeRequest], context: grpc.ServicerContext
     ) -> Iterator[decoding_pb2.DecodeResponse]:
         _ = self._node.engine  # refuses while loading or draining
-        unanswered, limits = Unanswered(), self._node.config.limits
-        pace = Pace(limits.stall_s, between_s=limits.idle_s, busy=lambda: unanswered.any)
+        limits, receipts = self._node.config.limits, list[Receipt]()
+        pace = Pace(limits.stall_s, between_s=limits.idle_s, busy=lambda: any(each.owes for each in receipts))
         pace.begin(0)  # the header stalls, it is not idle
         with ReadAhead(request_iterator, AHEAD_BYTES, "upload", weigh=Weighing()) as ahead:
             messages = pace.each(ahead)
@@ -167,7 +252,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                     most_rows=max(1, self._node.running_engine.window // 2),
                 ),
                 control_of(context),
-                self._on_items(header, unanswered, receipt),
+                self._on_items(header, receipt),
                 end_input=ahead.leave,
                 owner=peer,
             )
@@ -177,7 +262,6 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                         if receipt.exchanged.sent_items < MOST_ITEMS:
                             self._node.tracing.record("decode item", event.seconds, parent=span)
                         yield from self._messages(event, receipt)
-                        unanswered.change(-1)
                     else:
                         yield decoding_pb2.DecodeResponse(progress=event)
 
@@ -213,7 +297,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         return peer_charges(self._node.config.policy, peer, samples=samples, evaluations=most)
 
     def _on_items(
-        self, header: decoding_pb2.DecodeHeader, unanswered: Unanswered, receipt: Receipt
+        self, header: decoding_pb2.DecodeHeader, receipt: Receipt
     ) -> Callable[[Sequence[Arrived]], int]:
         """Quota and audit of what has come; the same latent again for the same request is not charged again."""
         peer, asked = caller(), _work_digest(header)
@@ -229,7 +313,6 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 count = self._node.quotas.charge_each([work(each) for each in arrived])
                 taken = [arrived[place] for place in range(count)]
                 write_lines(self._node, "latent_received", [receipt.line(each) for each in taken])
-            unanswered.change(count)
             self._node.metrics.latent_bytes.labels("in").inc(sum(each.latent.size_bytes for each in taken))
             self._node.metrics.samples.labels("decode").inc(sum(len(each.latent.data) for each in taken))
             return count

@@ -13,56 +13,145 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
+from typing import Final
+
+import grpc
 
 from ddib_fed.data.fitting import from_array
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.data.points import to_npy
 from ddib_fed.engine.local_party import ServingParty
-from ddib_fed.engine.party import Control, Decoded, Encoded, Failed, Leg, Stage, ToDecode
-from ddib_fed.errors import DdibError, InputError, LatentNotGaussian
+from ddib_fed.engine.party import Control, Decoded, Failed, Leg, Stage, ToDecode
+from ddib_fed.errors import DdibError, InputError, LatentNotGaussian, MessageInvalid
 from ddib_fed.evaluation.metrics import picture_rule
+from ddib_fed.latent import Latent
+from ddib_fed.node.interceptors import Pace
 from ddib_fed.node.logs import fields
 from ddib_fed.node.role import NodeContext, solver_settings
 from ddib_fed.protocol.contract import Contract, guidance_from_pb
 from ddib_fed.protocol.details import refused_facts
-from ddib_fed.protocol.latent import Anchor, ApprovedLatent, approve
+from ddib_fed.protocol.latent import Anchor, ApprovedLatent, LatentOpener, approve
 from ddib_fed.protocol.messages import to_message
+from ddib_fed.protocol.streams import MAX_CHUNK, Announced, Assembler
 from ddib_fed.security.audit import RECEIPT, Exchanged, anchor_of, anchor_values
 from ddib_fed.v1 import common_pb2, decoding_pb2
-from target_node.requests import Arrived
-
-
-class RunningCalls:
-    """Counts calls from any thread."""
-
-    def __init__(self) -> None:
-        self._active = 0
-        self._idle = threading.Condition()
-
-    @property
-    def active(self) -> int:
-        return self._active
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Inside, one call more runs."""
-        with self._idle:
-            self._active += 1
-        try:
-            yield
-        finally:
-            with self._idle:
-                self._active -= 1
-                self._idle.notify_all()
-
-    def wait_idle(self, timeout_s: float) -> None:
-        with self._idle:
-            self._idle.wait_for(lambda: not self._active, max(0.0, timeout_s))
-
 
 log = logging.getLogger(__name__)
+
+AHEAD_BYTES: Final = 4 << 20
+"""Of a Decode call's messages that are read before they are asked for; as much may have been handed over already."""
+LEAST_WEIGHT: Final = 16 << 10
+"""What the smallest message counts: at most 256 of them wait, a batch of small latents and no flood of empty ones."""
+SMALL_BYTES: Final = 64 << 10
+"""Latents up to this size count as what they are."""
+READY: Final = 2
+"""Translations of one call that wait to be sent: one is written while another is on the wire."""
+PROGRESS_EVERY_S: Final = 0.1
+MAX_PROGRESS: Final = 64
+"""Progress is sent at most this often, and not at all while so much of it waits to be sent."""
+SIGN_OF_LIFE_S: Final = 10.0
+"""Something is said at least this often, whatever the engine does: the source gives up a node that hangs."""
+REFUSALS: Final = (InputError, LatentNotGaussian)
+"""What is wrong with one item and no other."""
+
+
+# What comes
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A latent that came whole, and the end of the source's audit log as the stream told it last; None for never."""
+
+    item: int
+    latent: Latent
+    anchor: Anchor | None = None
+
+
+def stream_header(requests: Iterator[decoding_pb2.DecodeRequest]) -> decoding_pb2.DecodeHeader:
+    """The header, which is the first message of a Decode call."""
+    first = next(requests, None)
+    if first is None or first.WhichOneof("message") != "header":
+        raise MessageInvalid("the first message of Decode must be its header", facts={"field": "header"})
+    return first.header
+
+
+class Weighing:
+    """What each message of a Decode call counts towards `AHEAD_BYTES`, about its size; called in their order."""
+
+    def __init__(self) -> None:
+        self._small = False
+
+    def __call__(self, message: decoding_pb2.DecodeRequest) -> int:
+        kind = message.WhichOneof("message")
+        if kind == "latent":
+            self._small = message.latent.tensor.size_bytes <= SMALL_BYTES
+        if kind != "chunk":
+            return LEAST_WEIGHT
+        return max(LEAST_WEIGHT, len(message.chunk.data)) if self._small else MAX_CHUNK
+
+
+def latents_of(
+    messages: Iterator[decoding_pb2.DecodeRequest],
+    contract: Contract,
+    max_items: int,
+    pace: Pace,
+    on_latent: Callable[[int, Anchor | None], object] = lambda *_: None,
+    *,
+    ready: Callable[[], bool] = lambda: False,
+    most_rows: int = 1,
+) -> Iterator[list[Arrived]]:
+    """The latents of a stream, each checked against the contract before its bytes are read, as many as have come."""
+    check = LatentOpener(contract, max_items=max_items)
+
+    def open_latent(header: decoding_pb2.LatentHeader) -> Announced:
+        announced = check(header)
+        pace.begin(announced.size_bytes)
+        return announced
+
+    assembler = Assembler({"latent": open_latent})
+    arrived: list[Arrived] = []
+    rows, anchor = 0, None
+    failed: Exception | None = None
+    try:
+        for message in messages:
+            if (whole := assembler.feed(message)) is not None:
+                pace.end()
+                item, tensor = whole.header.item, whole.header.tensor
+                anchor = check.anchor or anchor
+                on_latent(tensor.size_bytes, check.anchor)
+                try:
+                    latent = Latent.from_bytes(whole.data, contract.sample_shape, sha256=tensor.sha256)
+                except InputError as error:
+                    error.facts["item"] = str(item)
+                    raise
+                arrived.append(Arrived(item, latent, anchor))
+                rows += len(latent.data)
+            if arrived and (rows >= most_rows or not ready()):
+                yield arrived
+                arrived, rows = [], 0
+        assembler.end()
+    except Exception as error:  # noqa: BLE001 - raised after what came before it
+        failed = error
+    if arrived:
+        yield arrived
+    if failed is not None:
+        raise failed
+
+
+def control_of(context: grpc.ServicerContext) -> Control:
+    """Ends the work when the call ends: cancelled, disconnected, or past its deadline."""
+    remaining: float | None = context.time_remaining()
+    if remaining is not None and remaining > threading.TIMEOUT_MAX:
+        remaining = None  # gRPC's number for a call without a deadline
+    control = Control(None if remaining is None else time.monotonic() + remaining)
+    if not context.add_callback(control.cancel):
+        control.cancel()
+    return control
+
+
+# What is recorded of it
 
 
 class Receipt:
@@ -78,9 +167,23 @@ class Receipt:
     def __enter__(self) -> None: ...
 
     def __exit__(self, *exc_info: object) -> None:
-        if not self.exchanged.received_items:
+        exchanged = self.exchanged
+        if not exchanged.received_items:
             return
-        self._log(exc_info[0])
+        log.info(  # a job of the peer, or what was left of one
+            "request %s from %s %s: received %d latents, sent %d translations",
+            self._request_id,
+            institution := self._peer.removeprefix("spiffe://").partition("/")[0],
+            "ended" if exc_info[0] is None else "broke off",
+            exchanged.received_items,
+            exchanged.sent_items,
+            extra=fields(
+                request=self._request_id,
+                peer=institution,
+                received=exchanged.received_items,
+                sent=exchanged.sent_items,
+            ),
+        )
         try:
             self._node.audit.write(
                 RECEIPT,
@@ -88,28 +191,15 @@ class Receipt:
                 request=self._request_id,
                 contract=self._contract.digest.hex(),
                 policy=self._node.policy_sha256,
-                **self.exchanged.values(),
+                **exchanged.values(),
             )
         except OSError:
             log.exception("the receipt of request %s could not be written", self._request_id)
 
-    def _log(self, failure: object) -> None:
-        """One line for the call: a job of the peer, or what was left of one."""
-        exchanged, peer = self.exchanged, self._peer.removeprefix("spiffe://").partition("/")[0]
-        log.info(
-            "request %s from %s %s: received %d latents, sent %d translations",
-            self._request_id,
-            peer,
-            "ended" if failure is None else "broke off",
-            exchanged.received_items,
-            exchanged.sent_items,
-            extra=fields(
-                request=self._request_id,
-                peer=peer,
-                received=exchanged.received_items,
-                sent=exchanged.sent_items,
-            ),
-        )
+    @property
+    def owes(self) -> bool:
+        """Whether a latent that came has no answer yet."""
+        return self.exchanged.received_items > self.exchanged.sent_items
 
     def received(self, size_bytes: int, anchor: Anchor | None) -> None:
         self.exchanged.received(size_bytes)
@@ -126,20 +216,11 @@ class Receipt:
             **anchor_values(arrived.anchor),
         }
 
-    def own_anchor(self) -> common_pb2.AuditHead | None:
-        anchor = anchor_of(self._node.audit.head)
-        return None if anchor is None else to_message(anchor, common_pb2.AuditHead)
+    def own_anchor(self) -> common_pb2.AuditHead:
+        return to_message(anchor_of(self._node.audit.head), common_pb2.AuditHead)
 
 
-# Translations of one call that wait to be sent: one is written while another is on the wire.
-READY = 2
-# Progress is sent at most this often, and not at all while so much of it waits to be sent.
-PROGRESS_EVERY_S = 0.1
-MAX_PROGRESS = 64
-# Something is said at least this often, whatever the engine does: the source gives up a node that hangs.
-SIGN_OF_LIFE_S = 10.0
-# What is wrong with one item and no other.
-REFUSALS = (InputError, LatentNotGaussian)
+# What goes back
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +239,8 @@ def label_of(header: decoding_pb2.DecodeHeader) -> int | None:
     return header.target_class if header.HasField("target_class") else None
 
 
-class _EndOfItems:
-    """The peer has sent its last item."""
-
-
-Event = decoding_pb2.DecodeProgress | DecodedFile | BaseException | _EndOfItems
-"""What the threads tell the sender: progress, a translation, what broke the stream or an item, or the end."""
+Event = decoding_pb2.DecodeProgress | DecodedFile | BaseException | None
+"""What the threads tell the sender: progress, a translation, what broke the stream or an item, or None: the end."""
 
 
 class DecodeStream:
@@ -215,7 +292,7 @@ class DecodeStream:
                     event = self._events.get(timeout=SIGN_OF_LIFE_S)
                 except queue.Empty:
                     event = decoding_pb2.DecodeProgress()
-                if isinstance(event, _EndOfItems):
+                if event is None:
                     return
                 if isinstance(event, BaseException):
                     raise event
@@ -233,7 +310,7 @@ class DecodeStream:
         except BaseException as error:  # noqa: BLE001 - handed over to the sender, which raises it
             self._events.put(self._refused or error)
         else:
-            self._events.put(self._refused or _EndOfItems())
+            self._events.put(self._refused)
 
     def _answer(self, outcome: Decoded | Failed) -> None:
         """Make ready what is sent for an item, when there is room for it; note why it is refused."""
@@ -276,7 +353,9 @@ class DecodeStream:
         try:
             if isinstance(outcome, Failed):
                 raise outcome.error
-            round_trip = self._approved(outcome.again) if outcome.again is not None else None
+            again, round_trip = outcome.again, None
+            if again is not None:
+                round_trip = approve(again.latent, self._contract, again.statistics, item=number)
             file, media_type = self._file(outcome)
         except DdibError as error:
             error.facts.setdefault("item", str(number))
@@ -285,14 +364,10 @@ class DecodeStream:
 
     def _file(self, decoded: Decoded) -> tuple[bytes, int]:
         manifest = self._engine.model.bundle.manifest
-        if manifest.sample_kind == "picture":
-            return encode_png(
-                from_array(decoded.samples[0], picture_rule(manifest))
-            ), common_pb2.MEDIA_TYPE_PNG
-        return to_npy(decoded.samples), common_pb2.MEDIA_TYPE_NPY
-
-    def _approved(self, again: Encoded) -> ApprovedLatent:
-        return approve(again.latent, self._contract, again.statistics, item=again.number)
+        if manifest.sample_kind != "picture":
+            return to_npy(decoded.samples), common_pb2.MEDIA_TYPE_NPY
+        picture = from_array(decoded.samples[0], picture_rule(manifest))
+        return encode_png(picture), common_pb2.MEDIA_TYPE_PNG
 
     def _on_step(self, number: int, stage: Stage, step: int, steps: int) -> None:
         now = time.monotonic()

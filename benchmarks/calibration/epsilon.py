@@ -31,9 +31,9 @@ from ddib_fed.calibration.fit import (
     MOST_PICTURES,
     cleaned,
     degrees,
-    drawn,
     nearest_orthogonal,
-    own,
+    pseudo_colours,
+    sampled_pixels,
     search,
 )
 from ddib_fed.evaluation.metrics import compare
@@ -71,8 +71,8 @@ def point(directed: Directed, pictures: int, epsilon: float | None, draw: int) -
     generator = np.random.default_rng([draw, pictures])
     shares, cells, size = published(directed, pictures, epsilon, generator)
     units = unit_pictures(directed, 0, thinned(directed.pictures[0].train, MOST_PICTURES))
-    cloud: Numbers = generator.permutation(own(units, EACH, generator).reshape(-1, 3))
-    found = search(cloud, drawn(shares, cells, DRAWN, generator), seed=draw)
+    cloud: Numbers = generator.permutation(sampled_pixels(units, EACH, generator).reshape(-1, 3))
+    found = search(cloud, pseudo_colours(shares, cells, DRAWN, generator), seed=draw)
     gap = np.sqrt(found.other.cost) - np.sqrt(found.best.cost)
     result = {
         "pictures": pictures,

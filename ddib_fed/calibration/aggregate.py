@@ -68,7 +68,6 @@ class Cells(BaseModel):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(bins, ..., bins), an axis a channel."""
         return (self.bins,) * self.channels
 
     @property
@@ -208,7 +207,6 @@ def count_array(
 
 
 def check_counted(count: int, unit: Unit) -> None:
-    """Return if there are enough units for an aggregate; InputError otherwise."""
     if count < LEAST_COUNTED:
         raise InputError(
             f"an aggregate is over at least {LEAST_COUNTED} {unit}s, and there are {count}",
@@ -227,7 +225,6 @@ def read_aggregate(content: bytes) -> Aggregate:
 
 
 def default_cells(channels: int, strength: float) -> Cells:
-    """The cells of pictures of 1 or 3 channels."""
     bins = GREY_BINS if channels == 1 else next(bins for least, bins in COLOUR_BINS if strength >= least)
     return Cells.model_validate({"channels": channels, "bins": bins})
 

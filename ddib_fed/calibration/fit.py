@@ -110,8 +110,8 @@ def propose(
     _check_pictures(pictures, aggregate, kind)
     generator = np.random.default_rng(seed)
     units = normalisation.plain.apply(thinned(pictures, MOST_PICTURES))
-    colours = own(units, EACH, generator)
-    target = drawn(cleaned(aggregate), aggregate.cells, DRAWN, generator)
+    colours = sampled_pixels(units, EACH, generator)
+    target = pseudo_colours(cleaned(aggregate), aggregate.cells, DRAWN, generator)
     cloud: Numbers = generator.permutation(colours.reshape(-1, colours.shape[2]))
     found = search(cloud, target, seed=seed)
     best = found.best.matrix
@@ -176,7 +176,7 @@ def on_simplex(values: Numbers) -> Numbers:
     return nearest
 
 
-def drawn(shares: Numbers, cells: Cells, count: int, generator: np.random.Generator) -> Numbers:
+def pseudo_colours(shares: Numbers, cells: Cells, count: int, generator: np.random.Generator) -> Numbers:
     """Pseudo-colours (count, C) of cleaned shares, in the target's units, in random order."""
     ends = np.cumsum(shares.ravel() / shares.sum())
     # The last end is 1 up to rounding.
@@ -187,7 +187,7 @@ def drawn(shares: Numbers, cells: Cells, count: int, generator: np.random.Genera
     return found
 
 
-def own(units: Floats, each: int, generator: np.random.Generator) -> Numbers:
+def sampled_pixels(units: Floats, each: int, generator: np.random.Generator) -> Numbers:
     """Colours (N, each, C) of random pixels of each of the pictures (N, C, H, W), drawn with replacement."""
     flat = units.reshape(*units.shape[:2], -1)
     taken = generator.integers(0, flat.shape[2], (len(units), 1, each))
@@ -494,7 +494,6 @@ def _binned(u: Numbers, v: Numbers) -> _Pixels:
 
 
 def _better(pixels: _Pixels, low: Numbers, high: Numbers, bounds: Numbers, *, under: bool) -> _Branches:
-    """The better one of rising and falling, beneath or above each bound."""
     (u, v, weight), sign = pixels, -1.0 if under else 1.0
     least = np.where(np.isinf(bounds), -np.inf, sign * bounds)
     (up, rising), (down, falling) = (

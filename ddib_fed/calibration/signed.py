@@ -101,7 +101,6 @@ class SignedCalibration(BaseModel):
 
     @property
     def short(self) -> str:
-        """The first digits of the digest, for people."""
         return self.calibration.sha256.hex()[:12]
 
     @property
@@ -215,7 +214,6 @@ class SignedCalibration(BaseModel):
         return identity
 
     def refuse_expired(self, now: datetime) -> None:
-        """Return if it has not ended."""
         if self.calibration.expired(now):
             raise CalibrationExpired(
                 f"the calibration {self.short} ended at {self.calibration.expires:%Y-%m-%d %H:%M} UTC",
@@ -223,7 +221,6 @@ class SignedCalibration(BaseModel):
             )
 
     def _statement(self, side: Side, identity: Identity, second: int) -> bytes:
-        """What is signed."""
         at = f"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%SZ}"
         statement = canonical_json({"side": side, "node": identity.uri, "signed_at": at})
         return PREFIX + statement + b"\n" + self.calibration.canonical
@@ -308,7 +305,6 @@ class CalibrationStore:
         )
 
     def problems(self) -> tuple[str, ...]:
-        """A line for each file that cannot be used."""
         found = []
         for path in self._paths():
             try:

@@ -94,7 +94,7 @@ def publish(
     said = [*aggregate.describe().split("\n"), *counted.notes]
     if before:
         said.append(
-            f"together     {calibrations.spent([*before, aggregate])}, with what was published before"
+            f"together     {calibrations.total_privacy([*before, aggregate])}, with what was published before"
         )
     say(*said, err=output_format == "json")
     confirmed("May admitted peers have this?", yes=yes)
@@ -209,7 +209,7 @@ def list_(config_path: Path, output_format: str) -> None:
 
 def _list_published(published: Sequence[Publication]) -> None:
     """What this node has published, to whom it went, and what it costs together."""
-    from ddib_fed.node.calibrations import spent
+    from ddib_fed.node.calibrations import total_privacy
 
     say()
     rows = [
@@ -224,7 +224,7 @@ def _list_published(published: Sequence[Publication]) -> None:
         for each in published
     ]
     print_table("", ["!aggregate", "published", "over", ">epsilon", ">delta", "peers that have it"], rows)
-    say(f"together     {spent(published)}, also if the peers compare what they have")
+    say(f"together     {total_privacy(published)}, also if the peers compare what they have")
 
 
 def _row(stored: SignedCalibration, now: datetime) -> dict[str, str]:
@@ -256,7 +256,7 @@ def show(config_path: Path, output_format: str, name: str, out: Path | None) -> 
     """Show a calibration of this node, and verify its signatures."""
     from ddib_fed.calibration.signed import SIDES
     from ddib_fed.files import write_file
-    from ddib_fed.node.calibrations import publications, spent
+    from ddib_fed.node.calibrations import publications, total_privacy
 
     config, store = _open(config_path)
     stored, now = store.named(name), datetime.now(UTC)
@@ -270,7 +270,7 @@ def show(config_path: Path, output_format: str, name: str, out: Path | None) -> 
     show_calibration(stored.calibration)
     say(f"state        {stored.state(now)}, here since {stored.added:%Y-%m-%d %H:%M} UTC")
     if published := publications(config):
-        say(f"published    {spent(published)}")
+        say(f"published    {total_privacy(published)}")
     for side, text in checked.items():
         say(f"signed       {side}: {text}")
     if out is not None:

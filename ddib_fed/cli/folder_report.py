@@ -102,7 +102,6 @@ def _places(run: FolderRun) -> tuple[Path, Path]:
 
 
 def print_submitted(jobs: Sequence[Submitted], target: str, out: Path, profile: Path | None) -> None:
-    """Print jobs and the commands to follow them."""
     listed = [
         {"job_id": j.job_id, "request_id": j.request_id, "state": j.state, "target": target} for j in jobs
     ]
@@ -119,7 +118,6 @@ def print_submitted(jobs: Sequence[Submitted], target: str, out: Path, profile: 
 
 
 def report_run(run: FolderRun, page: Path | None = None) -> None:
-    """Print what a run has translated so far."""
     emit(_as_json(run, page), lambda: _say_run(run, page))
 
 
@@ -154,7 +152,6 @@ def _say_study(each: WrittenStudy) -> None:
 
 
 def _where(run: FolderRun) -> str:
-    """How many results are where, and which were there before."""
     done, jobs, out = len(run.delivered), run.jobs, run.options.out
     if len(jobs) == 1 and not run.earlier and run.total == len(jobs[0].items):
         return f"{done} of {len(jobs[0].items)} items of job {jobs[0].job_id} are in {out}"
@@ -230,7 +227,6 @@ def _say_fitted(delivered: Sequence[Delivered]) -> None:
 
 
 def _say_marks(delivered: Sequence[Delivered], doubtful_below: float) -> None:
-    """Name the doubtful results of each kind, and the pictures that were clipped, on stderr."""
     reasons = {
         "cycle_psnr": f"the round trip is below {doubtful_below:g} dB",
         "structure": "edges or values agree with those of the source no better than those of unrelated pictures",
@@ -251,7 +247,6 @@ def _some(files: Sequence[str]) -> str:
 
 
 def _print_results(delivered: Sequence[Delivered]) -> None:
-    """A row for each result: of pictures or of points."""
     records = [item.provenance for item in delivered]
     pictures = any(record.picture for record in records)
     cycle = any(r.cycle or (r.picture and r.picture.cycle_psnr is not None) for r in records)

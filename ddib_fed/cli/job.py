@@ -70,7 +70,6 @@ def doctor(profile_path: Path | None) -> None:
 
 
 def _steps(profile_path: Path | None) -> Iterator[Step]:
-    """The steps; each runs only if the earlier ones succeeded."""
     found: list[Profile] = []
 
     def load() -> str:
@@ -87,7 +86,6 @@ def _steps(profile_path: Path | None) -> Iterator[Step]:
 
 
 def _certificate(profile: Profile) -> str:
-    """Check that the folder's certificate is the profile's and valid now; a root that ends soon is named."""
     own, expected = load_identity(profile.pki_folder), f"spiffe://{profile.institution}/client/{profile.name}"
     if own.identity.uri != expected:
         raise Unauthenticated(
@@ -102,7 +100,6 @@ def _certificate(profile: Profile) -> str:
 
 
 def _connection(profile: Profile) -> str:
-    """Check that both sides accept the other's certificate over TLS 1.3."""
     finding = diagnose(
         profile.source_address,
         server_name=profile.source_identity,
@@ -116,7 +113,6 @@ def _connection(profile: Profile) -> str:
 
 
 def _clock(profile: Profile, ahead_s: float) -> str:
-    """Check that the node's clock and this machine's agree: certificates and deadlines depend on both."""
     if abs(ahead_s) >= TOLERATED_S:
         raise ConfigError(
             f"the clock of the node is {described(ahead_s)}",
@@ -181,14 +177,12 @@ def _row(domain: TargetDomain) -> list[str]:
 
 
 def calibration(terms: CalibrationTerms | None) -> str:
-    """The kind and the last day of the calibration that jobs to the target use."""
     if terms is None:
         return "-"
     return f"{terms.kind} until {datetime.fromtimestamp(terms.expires, UTC):%Y-%m-%d}"
 
 
 def guidance(terms: GuidanceTerms) -> str:
-    """The guidance options that the target accepts, with their limits."""
     found = []
     if terms.max_guidance:
         found.append(f"--guidance {terms.max_guidance:g}")
@@ -203,11 +197,6 @@ def classes(count: int, names: Sequence[str]) -> str:
 
 def kind(sample_kind: str, shape: tuple[int, ...]) -> str:
     return f"{sample_kind} {'x'.join(map(str, shape))}"
-
-
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?(e[+-]?[0-9]{1,2})?")
-_NAMES = frozenset({"job", "model", "incident", "asked", "served", "found"})
-"""Facts that name something, also where that has digits alone."""
 
 
 @group()
@@ -252,21 +241,9 @@ def _done(view: JobView) -> str:
 
 
 def job_values(view: JobView) -> dict[str, object]:
-    """A job as JSON values: its times in ISO 8601, the numbers among the facts of a failure as numbers."""
+    """A job as JSON values, with its times in ISO 8601."""
     times = {name: moment(getattr(view, name)) for name in ("created", "finished", "expires")}
-    values = {**figures(view), **times}
-    for told in (values, *values["items"]):
-        if told["failure"] is not None:
-            told["failure"]["facts"] = {
-                key: _value(key, text) for key, text in told["failure"]["facts"].items()
-            }
-    return values
-
-
-def _value(key: str, text: str) -> int | float | str:
-    if key in _NAMES or not _NUMBER.fullmatch(text):
-        return text
-    return int(text) if text.lstrip("-").isdecimal() else float(text)
+    return {**figures(view), **times}
 
 
 @job.command()
@@ -316,7 +293,6 @@ def _told(failure: Failure) -> str:
 
 
 def guided(guidance: Guidance) -> str:
-    """How a job is guided, after a comma; empty for not at all."""
     scales = (("guidance", guidance.scale), ("classifier scale", guidance.classifier_scale))
     said = [f"{name} {scale:g}" for name, scale in scales if scale is not None]
     return "".join(f", {each}" for each in [*said, *(["clipped"] if guidance.clip else [])])

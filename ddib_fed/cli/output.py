@@ -16,7 +16,6 @@ from ddib_fed.terminal import console, is_aside, say, say_document, say_labelled
 
 
 def show_error(error: DdibError) -> None:
-    """Write the failure, its hop and the hint to stderr."""
     say_labelled("error: ", f"{error.detail}  [{error.reason}]")
     if error.hop:
         say_labelled("  at:   ", error.hop)
@@ -72,7 +71,6 @@ def print_table(
 
 
 def lines(pairs: Mapping[str, str]) -> None:
-    """Names and values below one another on stdout."""
     width = max(map(len, pairs))
     for name, value in pairs.items():
         say(f"{name:<{width}}  {value}")
@@ -144,7 +142,6 @@ def number(value: float) -> str:
 
 
 def size(count: float) -> str:
-    """A number of bytes for people."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

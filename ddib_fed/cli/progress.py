@@ -108,7 +108,6 @@ class ConsoleProgress(RunProgress):
             self._progress.update(self._steps, description=what, completed=event.step, total=steps)
 
     def _say_event(self, event: Event) -> None:
-        """The job and how far it is, from time to time, and when it has ended."""
         now = self._clock()
         if not (event.state.ended and not self._total) and now - self._said < SAID_EVERY_S:
             return

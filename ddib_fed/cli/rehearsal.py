@@ -54,8 +54,6 @@ OnProgress = Callable[[str, int, int, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """What is to be rehearsed."""
-
     a: Path
     b: Path
     out: Path
@@ -70,8 +68,6 @@ class Rehearsal:
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """One scanned folder."""
-
     letter: str
     folder: Folder
     lines: tuple[str, ...]
@@ -146,7 +142,6 @@ def _train(
     *,
     force: bool,
 ) -> Bundle:
-    """The model of a side, trained or found."""
     alike = both[0].name == both[1].name
     time_s = None if wanted.time_s is None else TRAINING_SHARE * wanted.time_s / 2
     config = TrainConfig.model_validate(
@@ -193,7 +188,6 @@ def _translate(
     wanted: Rehearsal,
     show: OnProgress,
 ) -> WayFound:
-    """Held-out pictures of a side there and back, and what can be said of them."""
     out = wanted.out / f"{source.letter}-to-{target.letter}"
     domains = models[0].manifest.domain, models[1].manifest.domain
     title = " to ".join(domains)
@@ -241,8 +235,6 @@ def _translate(
 
 
 class _StepProgress(RunProgress):
-    """Shows the network evaluations of what is integrated together."""
-
     def __init__(self, client: InProcess, show: Callable[[int, int, str], None]) -> None:
         super().__init__(client)
         self._show = show

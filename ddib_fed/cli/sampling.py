@@ -74,7 +74,6 @@ def _is_given(name: str) -> bool:
 
 
 def _evaluations(levels: PublicLevels, default: int, manifests: Sequence[Manifest]) -> int:
-    """Evaluations of a leg: those of the respacing, else all of the diffusion steps."""
     from ddib_fed.diffusion.schedule import schedule_from_config
 
     if levels.respacing:
@@ -208,7 +207,6 @@ def interpolate(
 
 
 def _guide(given: dict[str, Any]) -> tuple[Bundle | None, float | None]:
-    """The classifier and its weight."""
     if given["classifier"] is None:
         options.refuse_idle(
             ("classifier_scale",), "weighs --classifier, which is not given", hint="add --classifier MODEL"

@@ -77,7 +77,6 @@ def _open_in_process(source: str, target: str, given: dict[str, Any]) -> InProce
 def _parties(
     bundles: tuple[Bundle, Bundle], given: dict[str, Any], *, together: int
 ) -> tuple[LocalParty, LocalParty]:
-    """One for each model, or one for both."""
     from ddib_fed.cli.opening import torch_threads
     from ddib_fed.engine.local_party import open_party
     from ddib_fed.models.bundle import open_bundle
@@ -98,7 +97,6 @@ def _parties(
 
 
 def load_credentials(given: tuple[Path, Path] | None) -> Credentials | None:
-    """The certificate and key of --credentials, before anything is sent."""
     if given is None:
         return None
     from ddib_fed.formats.credentials import Credentials
@@ -255,7 +253,6 @@ def translate(
 def _where_to(
     target: str | None, source: str | None, model: str | None, given: dict[str, Any]
 ) -> tuple[InProcess | None, str]:
-    """Two models behind the client's interface, if they are named; and the target."""
     if source is not None and model is not None:
         if target is not None:
             raise UsageError("--to is for nodes, --source and --target for models", hint="omit one of them")
@@ -282,7 +279,6 @@ def _paired_items(
     labels: Path | None,
     limit: int | None,
 ) -> list[FileItem]:
-    """The pictures of some classes in a folder, under the public code's names."""
     taken = ("source_class", "target_class")
     options.refuse_idle(taken, "is already set by --pairs", hint="omit one of them")
     if len(files) != 1:
@@ -338,7 +334,6 @@ def _request(target: str, given: dict[str, Any]) -> JobRequest:
 
 
 def _refuse_idle_options(request: JobRequest, pairs: str | None, *, detach: bool, alone: bool) -> None:
-    """Return if no option that was given is without effect."""
     if pairs is None:
         options.refuse_idle(("labels", "limit"), "is for classes", hint="add --pairs 260:261, or omit it")
     if not request.cycle:

@@ -45,7 +45,6 @@ def web(out: Path, port: int, browser: bool, profile_path: Path | None) -> None:
 
 
 def _say_unfetched(job: PageJob, profile: str) -> None:
-    """Name the jobs of a translation that were not fetched to their end, and how to fetch them."""
     waiting = {path.parent for path in job.out.rglob(f"{STATE_PREFIX}*")}
     known = {job_id: job.jobs[job_id] for job_id in job.running if job.jobs[job_id] in waiting}
     for job_id, where in known.items():

@@ -80,7 +80,6 @@ class JobRequest:
     no_calibration: bool = False
 
     def header(self, items: int, request_id: str) -> pb.JobHeader:
-        """The message that opens a job of that many items."""
         institution, domain = split_target(self.target)
         return pb.JobHeader(
             protocol=PROTOCOL,
@@ -129,7 +128,6 @@ def _fetch_results(
 
 @contextmanager
 def _ended(call: Any) -> Iterator[Any]:
-    """Inside, messages of a call are taken; it ends with them."""
     try:
         yield call
     finally:
@@ -191,7 +189,6 @@ class Client:
             self.close()
 
     def close(self) -> None:
-        """Close the connection."""
         self._connection.close()
         self._tracing.close()
 
@@ -211,12 +208,10 @@ class Client:
 
     @property
     def aborted(self) -> bool:
-        """Whether `abort` was called."""
         return self._connection.aborted
 
     @property
     def profile(self) -> Profile:
-        """Who the client is."""
         return self._connection.profile
 
     def domains(self, *, own_alone: bool = False) -> Domains:

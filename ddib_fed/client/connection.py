@@ -105,8 +105,6 @@ class Patience:
 
 
 class Connection:
-    """One channel to the source node, created when first needed."""
-
     def __init__(self, profile: Profile, *, patience_s: float, busy_s: float, on_wait: OnWait | None) -> None:
         self.profile = profile
         self.hop = profile.hop
@@ -157,7 +155,6 @@ class Connection:
         return max(1.0, min(most_s, self._expires - time.time()))
 
     def channel(self) -> grpc.Channel:
-        """The current channel."""
         with self._lock:
             if self.aborted:
                 raise Cancelled("the connection was ended", hop=self.hop)
@@ -195,7 +192,6 @@ class Connection:
         return failure
 
     def invoke(self, attempt: Attempt[T]) -> T:
-        """Begin one call."""
         try:
             return attempt(self.stub())
         except ValueError as error:  # what gRPC raises for a closed channel

@@ -105,7 +105,6 @@ def ignored_line(ignored: Counter[str]) -> str:
 
 
 def _below(root: Path, out: Path | None, ignored: Counter[str]) -> list[Path]:
-    """Files below a folder in the order of their paths, and folders that cannot be read: they are refused later."""
     below = files_below(root, out)
     ignored += below.ignored
     found = list(below.unreadable)
@@ -121,7 +120,6 @@ def _below(root: Path, out: Path | None, ignored: Counter[str]) -> list[Path]:
 
 
 def check_names(items: Sequence[FileItem], out: Path) -> None:
-    """Return if every result has a name of its own."""
     owner: dict[str, FileItem] = {}
     for item in items:
         for name, is_shared in item.file_names():
@@ -138,8 +136,6 @@ def check_names(items: Sequence[FileItem], out: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A file that is not translated, and why."""
-
     path: Path
     reason: str
     why: str
@@ -191,7 +187,6 @@ def read_items(
 
 
 def _check_name(item: FileItem) -> None:
-    """Return if results can have this name."""
     try:
         longest = max(len(Path(name).name.encode()) for name, _ in item.file_names())
     except UnicodeEncodeError as error:
@@ -201,7 +196,6 @@ def _check_name(item: FileItem) -> None:
 
 
 def _check_picture(item: Payload) -> None:
-    """Return if a picture can be decoded."""
     from ddib_fed.data.decoding import ImageLimits
     from ddib_fed.data.pictures import decode_image
 

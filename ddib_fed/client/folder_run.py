@@ -289,7 +289,6 @@ class FolderRun:
                 self._submit_next(client, patiently=True)
 
     def _prepare(self, client: Client) -> None:
-        """Sort the items into finished ones, those of unfinished jobs, and the others, which are to be submitted."""
         options = self.options
         remove_broken(options.out, self.items)
         if not options.force:
@@ -379,7 +378,6 @@ class FolderRun:
         return True
 
     def _send(self, client: Client, job: _JobInRun, *, while_busy: bool) -> Submitted:
-        """Submit a job, after the names of its items were written to disk."""
         request_id = job.request_id or str(uuid.uuid4())
         classes = tuple(item.classes for item in job.items if item.classes is not None)
         request = replace(self.options.request, classes=classes, model_size=bool(classes))
@@ -401,7 +399,6 @@ class FolderRun:
             ) from error
 
     def _without_refused(self, items: Sequence[FileItem], error: InputError) -> tuple[FileItem, ...]:
-        """The items but for those that the node refused."""
         numbers = {n: why for n, why in refused_items(error).items() if n < len(items)}
         if not numbers:
             raise error
@@ -418,7 +415,6 @@ class FolderRun:
         return tuple(item for n, item in enumerate(items) if n not in numbers)
 
     def _receive(self, client: Client, job: _JobInRun) -> None:
-        """Write the results of a job until it has ended."""
         options, known = self.options, {item: item for item in self.items}
         options.progress.begin(job.job_id, [item.file for item in job.items])
         with explaining_interruption(client, job.job_id, options.out):
@@ -470,7 +466,6 @@ class FolderRun:
 
     @contextmanager
     def _explained(self, client: Client) -> Iterator[None]:
-        """Inside, an interruption or a full disk ends with the command that resumes."""
         try:
             yield
         except Cancelled as error:
@@ -488,7 +483,6 @@ class FolderRun:
             raise
 
     def conclude(self) -> None:
-        """Return if everything was translated."""
         errors = list(self._errors)
         try:
             self.require_translated()

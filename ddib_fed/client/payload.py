@@ -69,8 +69,6 @@ _NPY = "numpy.save writes such a file: points (N, D), or one picture (H, W) or (
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """One item to send."""
-
     media: Media
     size_bytes: int
     sha256: bytes
@@ -86,7 +84,6 @@ class Payload:
         return data
 
     def header(self) -> common_pb2.FileHeader:
-        """What is announced before the bytes."""
         return common_pb2.FileHeader(
             media_type=f"MEDIA_TYPE_{self.media.name}", size_bytes=self.size_bytes, sha256=self.sha256
         )

@@ -67,7 +67,6 @@ class Profile(BaseModel):
 
     @property
     def hop(self) -> str:
-        """What its node is called in errors."""
         return f"source {self.institution}" if self.institution else ""
 
     @property

@@ -47,7 +47,6 @@ class RunProgress:
 
     @contextmanager
     def opened(self, profile: Profile) -> Iterator[Client]:
-        """A client of the source node."""
         with open_client(profile, client=self.client) as client:
             yield client
 
@@ -129,7 +128,6 @@ def waiting_line(error: DdibError, delay_s: float) -> str:
 
 
 def _say_once() -> OnWait:
-    """Says once that a call waits for its node; for commands without a progress bar."""
     said = False
 
     def on_wait(error: DdibError, delay_s: float) -> None:

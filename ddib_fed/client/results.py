@@ -68,7 +68,6 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> int:
-    """The open and locked file at a path, with this process in it."""
     while True:
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
@@ -130,7 +129,6 @@ class JobFile:
 
     @contextmanager
     def kept(self, out: Path) -> Iterator[None]:
-        """Inside, its job is submitted; one that could not be leaves nothing behind."""
         durable_folder(out)
         self.save(out)
         try:
@@ -269,7 +267,6 @@ def write_result(
 
 
 def durable_folder(folder: Path) -> None:
-    """Make a folder and its missing parents, each of which is on the disk afterwards."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for each in reversed(missing):

@@ -66,8 +66,6 @@ class TargetDomain:
 
 @dataclass(frozen=True, slots=True)
 class Domains:
-    """The source node's own domain and those it can translate to."""
-
     institution: str
     domain: str
     sample_kind: str
@@ -126,8 +124,6 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class ItemView:
-    """One item of a job."""
-
     index: int
     state: ItemState
     size_bytes: int
@@ -161,7 +157,6 @@ class JobView:
 
     @property
     def expected_parts(self) -> frozenset[Part]:
-        """The files that each of its results has."""
         asked = {
             Part.TRANSLATION: True,
             Part.RETURNED: self.cycle,
@@ -187,8 +182,6 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class ResultFile:
-    """One verified file of a result."""
-
     media: Media
     data: bytes
     sha256: bytes
@@ -217,7 +210,6 @@ JOB_STATES = enum_members(JobState, translation_pb2.JobState.DESCRIPTOR)
 
 
 def job_view(pb: translation_pb2.Job) -> JobView:
-    """A job."""
     return from_message(
         pb,
         JobView,

@@ -128,7 +128,6 @@ def finished_study(origin: Origin, out: Path, *, asked: str) -> WrittenStudy | N
 
 
 def check_outputs(origin: Origin, out: Path, *, force: bool) -> None:
-    """Return if the output of a study overwrites nothing that is not meant to be."""
     given = origin.given.resolve()
     if given.is_dir() and out.resolve() == given:
         raise UsageError(
@@ -155,7 +154,6 @@ def check_outputs(origin: Origin, out: Path, *, force: bool) -> None:
 
 
 def _write_items(study: Study, folder: Path) -> list[Path]:
-    """Each item as a file; one that is there with the same content stays."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for at, content in zip(study.sent, study.items(), strict=True):
@@ -210,7 +208,6 @@ def _numbers(planes: Sequence[int]) -> str:
 
 @contextmanager
 def _named(study: Study) -> Iterator[None]:
-    """Inside, what is wrong with the results is said with the study that they are of."""
     try:
         yield
     except (InputError, ItemNotFound, JobFailed) as error:

@@ -94,8 +94,6 @@ MAX_BYTES: Final = 3 << 29
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a person may say about reading."""
-
     intensity: str = AUTO
     slices: str = "axial"
     tile: tuple[int, int] | None = None
@@ -119,8 +117,6 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """The output files of a study."""
-
     files: Mapping[str, bytes]
     report: Mapping[str, Any]
     said: tuple[str, ...] = ()
@@ -150,7 +146,6 @@ class StudyResults:
 
     @classmethod
     def of(cls, results: Sequence[ItemResult | None]) -> StudyResults:
-        """From what there is of each item, None for one that was refused."""
         planes = tuple(None if each is None else decode_image(each.png).pixels for each in results)
         records = tuple(None if each is None else each.record for each in results)
         returned = tuple(
@@ -348,17 +343,13 @@ class Choice:
 
 
 def grey_copy(study: Study) -> str:
-    """A command that makes a grey copy of a coloured study."""
-    path, out = study.given, study.given.with_name(f"{study.given.stem}-grey{study.given.suffix}")
+    """How a grey copy of a coloured study is made."""
+    path = study.given
     if study.kind.startswith("DICOM"):
-        code = (
-            f"import pathlib, pydicom; g, o = map(pathlib.Path, {[str(path), str(out.with_suffix(''))]!r}); o.mkdir(); "
-            "fs = [f for f in [g, *g.rglob('*')] if f.is_file() and pydicom.misc.is_dicom(f)]; "
-            "[(d := pydicom.dcmread(f), d.set_pixel_data((pydicom.pixels.pixel_array(d) @ [.299, .587, .114]).round()"
-            ".astype('u1'), 'MONOCHROME2', 8), d.save_as(o / f'{n}.dcm')) for n, f in enumerate(fs)]"
-        )
-        return f"python3 -c {shlex.quote(code)}"
-    given, made = shlex.quote(str(path)), shlex.quote(str(out))
+        return "a viewer of DICOM files exports it as MONOCHROME2"
+    given, made = (
+        shlex.quote(str(each)) for each in (path, path.with_name(f"{path.stem}-grey{path.suffix}"))
+    )
     if "GeoTIFF" in study.kind:
         return f"gdal_translate -b 1 {given} {made}   (its first band)"
     return f"magick {given} -colorspace Gray {made}"
@@ -385,7 +376,6 @@ class Slices:
 
     @classmethod
     def of(cls, values: NDArray[Any], rule: Rule) -> Slices:
-        """The slices of a volume."""
         intensity = rule.on(values)
         # What is sent as it is has one type for the whole volume; all else is made slice by slice, to save memory.
         whole = intensity.as_it_is

@@ -217,7 +217,7 @@ def publications(config: NodeConfig) -> tuple[Publication, ...]:
     )
 
 
-def spent(published: Sequence[Publication | Aggregate]) -> str:
+def total_privacy(published: Sequence[Publication | Aggregate]) -> str:
     """The privacy of all of them together, for one unit that is in each: epsilons and deltas add up."""
     epsilon, delta = sum(each.epsilon for each in published), sum(each.delta for each in published)
     unit = "group" if all(each.unit == "group" for each in published) else "picture"
@@ -226,7 +226,6 @@ def spent(published: Sequence[Publication | Aggregate]) -> str:
 
 
 def find_published(config: NodeConfig) -> Aggregate | None:
-    """What is published; None if nothing is."""
     from ddib_fed.calibration.aggregate import read_aggregate
 
     path = config.paths.aggregate
@@ -254,7 +253,6 @@ def served_aggregate(config: NodeConfig, units_sha256: str) -> Aggregate:
 
 
 def refuse_second(config: NodeConfig, *, again: bool) -> None:
-    """Return if an aggregate may be published: none is yet, or it is to be replaced."""
     if config.paths.aggregate.exists() and not again:
         raise AlreadyExists(
             f"an aggregate is published already ({config.paths.aggregate}); another draw of its noise costs epsilon "
@@ -345,7 +343,6 @@ def own_place(config: NodeConfig) -> Place:
 
 
 def require_role(config: NodeConfig, role: Role, what: str) -> None:
-    """Return if the node has a role."""
     if role not in config.node.roles:
         raise PolicyDenied(
             f"{config.path} is of a node with the role {', '.join(config.node.roles)}, and {what} is for a {role}",
@@ -442,7 +439,6 @@ def _valid_credentials(config: NodeConfig, now: datetime) -> TlsCredentials:
 
 
 def _note(config: NodeConfig, act: str, signed: SignedCalibration, peer: str, **more: str | int) -> None:
-    """Write to the audit log."""
     calibration = signed.calibration
     note(
         config.paths.store,

@@ -67,7 +67,6 @@ AUDIT_RETRY_S: Final = 30.0
 
 
 def own_authority(config: NodeConfig) -> Authority:
-    """The root in the node's folder."""
     folder = config.paths.pki
     authority = load_authority(folder)
     if authority.institution != config.node.institution:
@@ -229,7 +228,6 @@ class RenewalThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and wait for it when it was started."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -304,7 +302,6 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
         self._clock = clock
 
     def Renew(self, request: pb.RenewRequest, context: Any) -> pb.RenewResponse:
-        """See identity.proto."""
         data = request.certificate_request
         if not 0 < len(data) <= MAX_REQUEST_BYTES:
             raise MessageInvalid(

@@ -104,7 +104,6 @@ class Admission:
 
     @property
     def identity(self) -> Identity:
-        """Whose call it is."""
         return self._verified.identity
 
     @property

@@ -131,7 +131,6 @@ class Diagnosis:
         return f"{self.text} [{self.cause}]"
 
     def as_error(self, hop: str) -> DdibError:
-        """The error of a call that failed for this cause."""
         if own := self.cause == "own-certificate":
             hop = "client" if hop.startswith("source ") else ""
         kind = Unauthenticated if own or self.cause == "refused-us" else PeerUnreachable
@@ -141,7 +140,6 @@ class Diagnosis:
 
 
 def may_pass(cause: str) -> bool:
-    """Whether waiting may end a cause."""
     return cause in _PASSING
 
 
@@ -229,7 +227,6 @@ class Way:
 
     @property
     def words(self) -> dict[str, object]:
-        """What the table's texts name."""
         host, port = split_address(self.address)
         proxy = self.proxy.address if self.proxy else ""
         return {
@@ -241,13 +238,11 @@ class Way:
         }
 
     def connect(self) -> socket.socket:
-        """A connection that leads to the node."""
         if self.proxy is not None:
             return self.proxy.connect(self.address, self.timeout_s)
         return socket.create_connection(split_address(self.address), timeout=self.timeout_s)
 
     def problem(self, error: OSError | TunnelRefused) -> Diagnosis:
-        """What an error of `connect` means."""
         if isinstance(error, OSError):
             if self.proxy is None:
                 return self._unreached(error)
@@ -270,7 +265,6 @@ class Way:
         return Diagnosis.of("proxy-refused", detail, **self.words)
 
     def _unreached(self, error: OSError) -> Diagnosis:
-        """Why an address, of a node or of a proxy, cannot be reached."""
         cause, detail = "no-connection", error.strerror or str(error)
         if isinstance(error, socket.gaierror):
             if error.errno != socket.EAI_AGAIN:
@@ -302,7 +296,6 @@ class _Attempt:
         return Diagnosis.of(cause, detail, **words, **self.way.words)
 
     def over(self, connection: socket.socket, folder: Path) -> Diagnosis:
-        """What is found over a connection."""
         try:
             context = _client_context(self.own, self.roots_pem, folder)
         except OSError as error:
@@ -433,7 +426,6 @@ def presented_certificate(way: Way, server_name: str) -> x509.Certificate | None
 
 
 def _names(shown: x509.Certificate | None) -> tuple[list[str], list[str]]:
-    """URIs, and DNS names and addresses, of a certificate."""
     if shown is None:
         return [], []
     try:

@@ -103,7 +103,6 @@ class PairedPeer:
 
 
 def new_code() -> str:
-    """A code, e.g. ``482-173-063``."""
     digits = f"{secrets.randbelow(10**DIGITS):0{DIGITS}}"
     return _grouped(digits + _check_digit(digits))
 
@@ -148,8 +147,6 @@ class _Broken(Exception):  # noqa: N818 - a finding of this module; no other see
 
 @dataclass(frozen=True, slots=True)
 class _Keys:
-    """Of one exchange."""
-
     own_proof: bytes
     other_proof: bytes
     sending: bytes

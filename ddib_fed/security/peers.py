@@ -78,7 +78,6 @@ class Peer:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprints on one line."""
         return ", ".join(self.fingerprints)
 
     def still_vouches_for(self, earlier: Peer) -> bool:
@@ -98,7 +97,6 @@ class Peer:
         }
 
     def to_bytes(self) -> bytes:
-        """The peer file."""
         return (json.dumps(self.fields(), indent=2) + "\n").encode()
 
 
@@ -211,7 +209,6 @@ class Snapshot:
         return current is entry or current.still_vouches_for(entry)
 
     def refuse_suspended(self, institution: str) -> None:
-        """Return if the peer is not suspended; PeerSuspended if it is."""
         if institution in self.suspended:
             raise PeerSuspended(
                 f"{institution} is suspended on this node, {self.suspended[institution]}",
@@ -261,8 +258,6 @@ def trust_changes(before: Snapshot, after: Snapshot) -> Iterator[str]:
 
 @dataclass(slots=True)
 class Trust:
-    """The content of trust.json."""
-
     peers: dict[str, Peer] = field(default_factory=dict)
     suspended: dict[str, str] = field(default_factory=dict)
     withdrawn: dict[Identity, str] = field(default_factory=dict)
@@ -431,7 +426,6 @@ class PeerStore:
         return peer
 
     def list(self) -> tuple[Peer, ...]:
-        """Every admitted peer, by institution, also the suspended."""
         return tuple(peer for _name, peer in sorted(self.snapshot().peers.items()))
 
     def judge(self, peer: Peer, *, fingerprints: Sequence[str], replace: bool = False) -> None:

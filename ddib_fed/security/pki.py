@@ -140,7 +140,6 @@ def same_fingerprint(one: str, other: str) -> bool:
 
 
 def certificate_pem(*certificates: x509.Certificate) -> bytes:
-    """PEM of one certificate after another."""
     return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates)
 
 
@@ -232,7 +231,6 @@ def load_authority(folder: Path) -> Authority:
 
 
 def has_authority(folder: Path) -> bool:
-    """Whether the folder issues."""
     return (folder / "ca.key").exists()
 
 
@@ -265,7 +263,6 @@ def is_root_of(name: x509.Name, institution: str) -> bool:
 
 
 def _root_institution(certificate: x509.Certificate) -> str:
-    """The institution that a root made here is constrained to."""
     constraints = name_constraints(certificate)
     trees = constraints.permitted_subtrees or [] if constraints else []
     uris = [tree for tree in trees if isinstance(tree, x509.UniformResourceIdentifier)]

@@ -263,7 +263,6 @@ class PeerChannels:
                 self._open.pop(institution).channel.close()
 
     def close(self) -> None:
-        """Close every channel."""
         with self._lock:
             for entry in (*self._open.values(), *(entry for _since, entry in self._retired)):
                 entry.channel.close()

@@ -37,8 +37,6 @@ STEADY = 1.25
 
 
 class TranslationRequest(BaseModel):
-    """What the person chose."""
-
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     target: str = Field(min_length=3, max_length=400)
@@ -50,7 +48,6 @@ class TranslationRequest(BaseModel):
 
     @classmethod
     def parse(cls, body: bytes) -> TranslationRequest:
-        """The request in the body of a call."""
         try:
             found = cls.model_validate_json(body)
         except ValidationError as error:
@@ -163,7 +160,6 @@ def severity(record: Translation) -> float:
 
 
 def figures_in_words(record: Translation) -> list[tuple[str, str]]:
-    """Names and values, for a list of definitions."""
     found: list[tuple[str, str]] = []
     picture, cycle = record.picture, record.cycle
     if picture is not None and picture.lost:

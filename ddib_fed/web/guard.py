@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import uvicorn
 from starlette.applications import Starlette
@@ -31,7 +31,6 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ddib_fed.errors import DdibError, InternalError, NotFoundError, UsageError
 from ddib_fed.files import write_file
@@ -56,10 +55,6 @@ _READS: Final = frozenset({"GET", "HEAD"})
 STATIC: Final = Path(__file__).parent / "static"
 STOP_S: Final = 2
 """Seconds that open answers, such as the progress of a job, have to end."""
-REQUEST_S: Final = 10.0
-"""Seconds that a connection has for a request."""
-MOST_WAITING: Final = 64
-"""Connections without a request; a browser opens six."""
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -191,7 +186,6 @@ def answering(handler: Callable[[Request], Response | Awaitable[Response]]) -> H
 
 
 def _error_answer(request: Request, error: DdibError) -> Response:
-    """A page for somebody who opened an address, JSON for a script of a page."""
     found = error_values(error)
     status = 404 if isinstance(error, NotFoundError) else 500 if isinstance(error, InternalError) else 400
     if "text/html" not in request.headers.get("accept", ""):
@@ -211,50 +205,6 @@ def error_values(error: DdibError) -> dict[str, str]:
     }
 
 
-class _Connection(H11Protocol):
-    """Ends when it has no request for too long, or is the oldest of too many without one; uvicorn waits for ever."""
-
-    waiting: ClassVar[dict[_Connection, asyncio.TimerHandle]] = {}  # the oldest first
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._wait()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._answering:
-            self._forget()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if not self._answering:
-            self._wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._forget()
-        super().connection_lost(exc)
-
-    @property
-    def _answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
-
-    def _wait(self) -> None:
-        if self in self.waiting or self.transport.is_closing():
-            return
-        if len(self.waiting) >= MOST_WAITING:
-            next(iter(self.waiting)).end()
-        self.waiting[self] = self.loop.call_later(REQUEST_S, self.end)
-
-    def _forget(self) -> None:
-        timer = self.waiting.pop(self, None)
-        if timer is not None:
-            timer.cancel()
-
-    def end(self) -> None:
-        self._forget()
-        self.transport.close()
-
-
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="ddib-web-") as name:
@@ -262,7 +212,6 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def listening(port: int) -> socket.socket:
-    """A socket that listens on 127.0.0.1."""
     opened = socket.socket()
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -285,7 +234,6 @@ def serve(
     browser: bool,
     on_stop: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until Ctrl-C or SIGTERM."""
     with listening(port) as opened:
         session = Session(opened.getsockname()[1], command)
 
@@ -300,7 +248,7 @@ def serve(
             access_log=False,
             lifespan="off",
             ws="none",
-            http=_Connection,
+            http="h11",
             loop="asyncio",
             proxy_headers=False,
             server_header=False,

@@ -162,7 +162,6 @@ class PageJob(RunProgress):
             )
 
     def _called(self, path: Path) -> str:
-        """What the person calls a file or folder that was dropped."""
         if len(self._loose) > 1 and path in self._loose:
             return LOOSE
         known = self._sources.get(path)
@@ -254,13 +253,11 @@ class PageJob(RunProgress):
         self._before, self._moved = self._before + len(self._names), 0
 
     def end(self, error: DdibError | None) -> None:
-        """It has ended, well or with an error."""
         if error is not None:
             self.error = error_values(renamed(error, self.labels))
         self.now, self.ended = "", True
 
     def file(self, item: int, part: Part) -> Path:
-        """A picture of a result, as it is shown."""
         found = self.results[item] if 0 <= item < len(self.results) else None
         if found is None or part not in found.files:
             raise ItemNotFound(f"item {item} has no {part} yet")
@@ -274,7 +271,6 @@ class PageJob(RunProgress):
         return path
 
     def together(self, study: int) -> ShownStudy:
-        """A study whose output is on the disk."""
         found = self.studies[study] if study < len(self.studies) else None
         if found is None or not found.outputs:
             raise ItemNotFound(f"volume or map {study} is not put together yet")
@@ -317,7 +313,6 @@ class PageJob(RunProgress):
         }
 
     def result(self, item: int) -> dict[str, object]:
-        """What the page shows of a result."""
         found = self.results[item]
         record = found.provenance
         return {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
+import secrets
 import shutil
 import threading
 import time
@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -39,7 +39,6 @@ EVERY_S: Final = 0.25
 KEEP_ALIVE_S: Final = 15.0
 STOP_S: Final = 2.0
 """How long running translations have to write the result that they have, when the server stops."""
-ZIP_CHUNK: Final = 1 << 18
 
 
 LIST_PATIENCE_S: Final = 5.0
@@ -118,7 +117,6 @@ class Researcher:
         return next(path for path in paths if path not in taken and not path.exists())
 
     def app(self) -> Starlette:
-        """The application."""
         return application(
             [
                 Route("/", answering(self.start_page)),
@@ -139,7 +137,6 @@ class Researcher:
         )
 
     def start_page(self, request: Request) -> Response:
-        """Files, a domain and a quality."""
         del request
         return page(
             "researcher.html",
@@ -163,7 +160,6 @@ class Researcher:
         return JSONResponse(_file(added))
 
     def clear_files(self, request: Request) -> Response:
-        """Remove all files."""
         del request
         self.uploads.clear()
         return Response(status_code=204)
@@ -173,7 +169,6 @@ class Researcher:
         return Response(status_code=204)
 
     async def start_job(self, request: Request) -> Response:
-        """Translate what was dropped."""
         body = b""
         async for chunk in request.stream():
             body += chunk
@@ -183,7 +178,6 @@ class Researcher:
         return JSONResponse({"job": job.number})
 
     def job_page(self, request: Request) -> Response:
-        """Progress and results of a job."""
         job = self._job(request)
         return page(
             "job.html", job=job, out=str(job.out.resolve()), profile=str(self.profile.path), root=".."
@@ -235,21 +229,19 @@ class Researcher:
         return FileResponse(path, filename=path.name)
 
     def download_study(self, request: Request) -> Response:
-        """A volume or map, or a series as one archive."""
         job = self._job(request)
         done = job.together(request.path_params["study"])
         if len(done.outputs) == 1:
             return FileResponse(done.outputs[0], filename=done.outputs[0].name)
         series = done.outputs[0].parent
-        return _archive(done.outputs, series, "-".join(series.relative_to(job.out).parts))
+        return _archive(done.outputs, series, "-".join(series.relative_to(job.out).parts), self.folder)
 
     def download_all(self, request: Request) -> Response:
-        """Every file of the results so far, with their records, as one archive."""
         job = self._job(request)
         outputs = job.outputs()
         if not outputs:
             raise ItemNotFound("there are no results yet")
-        return _archive(outputs, job.out, job.out.name)
+        return _archive(outputs, job.out, job.out.name, self.folder)
 
     def _job(self, request: Request) -> PageJob:
         number = request.path_params["job"]
@@ -268,9 +260,15 @@ def _part(request: Request) -> Part:
     return part
 
 
-def _archive(paths: Sequence[Path], root: Path, name: str) -> Response:
-    attached = {"content-disposition": f"attachment; filename*=utf-8''{quote(f'{name}.zip')}"}
-    return StreamingResponse(zipped(paths, root), media_type="application/zip", headers=attached)
+def _archive(paths: Sequence[Path], root: Path, name: str, folder: Path) -> Response:
+    """One file of these, which are not compressed again, in a temporary folder."""
+    made = folder / f"{secrets.token_hex(8)}.zip"
+    with zipfile.ZipFile(made, "w") as archive:
+        for path in paths:
+            if path.is_file():
+                archive.write(path, path.relative_to(root.parent))
+    remove = BackgroundTask(made.unlink)
+    return FileResponse(made, filename=f"{name}.zip", background=remove)
 
 
 def _file(each: Upload) -> dict[str, Any]:
@@ -284,7 +282,6 @@ def _file(each: Upload) -> dict[str, Any]:
 
 
 def _domains(found: Domains) -> dict[str, Any]:
-    """The domains, with words for the page."""
     return {
         "own": {"domain": found.domain, "institution": found.institution, "kind": found.sample_kind},
         "targets": [
@@ -304,38 +301,3 @@ def _domains(found: Domains) -> dict[str, Any]:
 
 def _event(name: str, value: object) -> str:
     return f"event: {name}\ndata: {json.dumps(value)}\n\n"
-
-
-class _Sink(io.RawIOBase):
-    """What was written since it was last taken; cannot go back."""
-
-    def __init__(self) -> None:
-        self._held = bytearray()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: object) -> int:
-        with memoryview(data) as view:  # type: ignore[arg-type]
-            self._held += view
-            return view.nbytes
-
-    def take(self) -> bytes:
-        taken = bytes(self._held)
-        self._held.clear()
-        return taken
-
-
-def zipped(paths: Sequence[Path], root: Path) -> Iterator[bytes]:
-    """The bytes of an archive of these files, not compressed again; files that are gone are left out."""
-    sink = _Sink()
-    with zipfile.ZipFile(sink, "w") as archive:
-        for path in paths:
-            if not path.is_file():
-                continue
-            about = zipfile.ZipInfo.from_file(path, path.relative_to(root.parent))
-            with path.open("rb") as file, archive.open(about, "w") as entry:
-                while chunk := file.read(ZIP_CHUNK):
-                    entry.write(chunk)
-                    yield sink.take()
-    yield sink.take()

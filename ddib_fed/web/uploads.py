@@ -133,17 +133,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Recognised:
-    """What a file is, and what a person has to know of it; warnings have the name that was given to `recognise`."""
-
-    kind: Kind
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Upload:
-    """One file."""
-
     number: int
     label: str
     path: Path
@@ -162,7 +152,6 @@ class Uploads:
         self._lock = threading.Lock()
 
     async def add(self, label: str, chunks: AsyncIterator[bytes]) -> Upload:
-        """Keep a file, once it is known that it can be sent."""
         shown = escape(label.strip())[:MAX_NAME]
         leaf = safe_name(shown.rpartition("/")[2])
         if not leaf:
@@ -175,14 +164,14 @@ class Uploads:
         path = self.folder / f"{number:05}" / leaf
         try:
             size = await _write(path, chunks)
-            found = await asyncio.to_thread(recognise, path, Path(shown.partition("/")[0]))
+            kind, warnings = await asyncio.to_thread(recognise, path, Path(shown.partition("/")[0]))
         except DdibError as error:
             shutil.rmtree(path.parent, ignore_errors=True)
             raise renamed(error, {str(path): shown}) from error
         except BaseException:
             shutil.rmtree(path.parent, ignore_errors=True)
             raise
-        upload = Upload(number, shown, path, size, found.kind, found.warnings)
+        upload = Upload(number, shown, path, size, kind, warnings)
         with self._lock:
             self._files[number] = upload
         return upload
@@ -192,7 +181,6 @@ class Uploads:
             return tuple(sorted(self._files.values(), key=lambda each: natural(each.label)))
 
     def remove(self, number: int) -> None:
-        """Remove a file."""
         with self._lock:
             found = self._files.pop(number, None)
         if found is None:
@@ -237,7 +225,6 @@ def renamed(error: DdibError, labels: dict[str, str]) -> DdibError:
 
 
 async def _write(path: Path, chunks: AsyncIterator[bytes]) -> int:
-    """Write the bytes as they come; their number."""
     path.parent.mkdir(mode=0o700)
     size = 0
     try:
@@ -257,8 +244,8 @@ async def _write(path: Path, chunks: AsyncIterator[bytes]) -> int:
     return size
 
 
-def recognise(path: Path, called: Path) -> Recognised:
-    """What a file is, once it is known that it can be translated."""
+def recognise(path: Path, called: Path) -> tuple[Kind, tuple[str, ...]]:
+    """What a file is, once it is known that it can be translated, and what a person has to know of it."""
     if format_of(path) is Format.DICOM and is_directory_file(path):
         raise InputError(
             f"{path} lists the files of a folder, and is no picture",
@@ -271,16 +258,16 @@ def recognise(path: Path, called: Path) -> Recognised:
             return _dicom(path, called)
         if kind is not None:
             with _ONE_AT_A_TIME:
-                return Recognised(Kind.WHOLE, open_paths([path], Options()).studies[0].warnings)
+                return Kind.WHOLE, open_paths([path], Options()).studies[0].warnings
         payload(path)
         with path.open("rb") as file:
             points = file.read(len(MAGIC)) == MAGIC
         if not points:
             _require_picture(path)
-        return Recognised(Kind.PLAIN)
+        return Kind.PLAIN, ()
 
 
-def _dicom(path: Path, called: Path) -> Recognised:
+def _dicom(path: Path, called: Path) -> tuple[Kind, tuple[str, ...]]:
     """A slice of a series, decoded once."""
     found = sort_files([path])
     for _, error in found.unreadable:
@@ -288,11 +275,10 @@ def _dicom(path: Path, called: Path) -> Recognised:
     if not found.series:
         raise ImageUnreadable(f"{path} holds no picture", hop="client")
     (headers,) = found.series.values()
-    return Recognised(Kind.SLICE, read_series(str(called), headers)[0].warnings)
+    return Kind.SLICE, read_series(str(called), headers)[0].warnings
 
 
 def _require_picture(path: Path) -> None:
-    """Return if a picture can be decoded."""
     try:
         read_image(path)
     except DdibError as error:

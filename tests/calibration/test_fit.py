@@ -17,7 +17,6 @@ from ddib_fed.calibration.fit import (
     cleaned,
     colour_distance,
     degrees,
-    drawn,
     effect_of,
     fit,
     fit_colour_map,
@@ -25,6 +24,7 @@ from ddib_fed.calibration.fit import (
     judge,
     least_slopes,
     propose,
+    pseudo_colours,
     search,
     unfolded_fit,
     without_noise,
@@ -78,7 +78,7 @@ def test_cleaning_keeps_what_is_there_and_drops_the_noise() -> None:
 
 def test_pseudo_colours_are_like_the_targets() -> None:
     found = aggregate()
-    pseudo = drawn(cleaned(found), found.cells, 20_000, np.random.default_rng(0))
+    pseudo = pseudo_colours(cleaned(found), found.cells, 20_000, np.random.default_rng(0))
     true = colours(20_000, 9) @ TURN.T
     assert np.abs(pseudo.mean(axis=0) - true.mean(axis=0)).max() < 0.15
     assert np.abs(pseudo.std(axis=0) - true.std(axis=0)).max() < 0.1

@@ -43,7 +43,7 @@ EVENTS = _source("source_node.pipeline.StepEvents")
 RUNNER = _source("source_node.runner.JobRunner")
 SERVICE = _source("source_node.service.TranslationServicer")
 LATENT = _source("ddib_fed.protocol.latent.ApprovedLatent")
-AGREED = _source("target_node.requests.AgreedContracts")
+AGREED = _source("target_node.service.AgreedContracts")
 TARGET = _source("target_node.service.DecodingServicer")
 
 # name: (owner, method, when)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -13,27 +12,18 @@ import numpy as np
 import pytest
 
 import ddib_fed
-from ddib_fed.client import client as client_module
 from ddib_fed.client.client import Client
-from ddib_fed.client.payload import payload, refused_items
+from ddib_fed.client.payload import payload
 from ddib_fed.client.profile import Profile
-from ddib_fed.engine.record import Part
 from ddib_fed.errors import (
-    Cancelled,
-    ImageTooLarge,
     InputError,
-    JobFailed,
-    JobNotFound,
     PeerUnreachable,
     PictureMisfit,
-    PointsUnreadable,
     QueueFull,
     QuotaSpent,
-    UsageError,
 )
 from ddib_fed.protocol.messages import JobState, Settings
 from ddib_fed.security.pki import issue_to_folder, load_authority
-from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, npy, points
 from tests.formats.tiffs import tiff
 from tests.node.flipping import BitFlipper
@@ -137,14 +127,6 @@ def test_a_limit_at_any_call_is_waited_for(north, method):
     assert len(north.script.seen(method)) >= 3
 
 
-def test_a_notebook_names_files_by_texts(north, tmp_path):
-    """The profile and the inputs, as every function of Python takes them."""
-    (tmp_path / "points.npy").write_bytes(npy(points()))
-    with Client.from_profile(str(north.profile_path)) as client:
-        (result,) = client.translate([str(tmp_path / "points.npy")], TARGET)
-    assert result.translation.data
-
-
 def test_a_node_that_never_answers_is_given_up_soon(north):
     """Without patience the first failure is raised, naming the hop and the doctor."""
     north.stop()
@@ -155,22 +137,6 @@ def test_a_node_that_never_answers_is_given_up_soon(north):
         client.domains()
     assert caught.value.hop == "source north.example"
     assert (caught.value.facts["cause"], "nc -vz" in caught.value.hint) == ("nothing-listens", True)
-
-
-def test_a_target_that_is_none_is_refused_before_anything_is_sent(alice, north):
-    """INSTITUTION/DOMAIN is checked here."""
-    with pytest.raises(UsageError):
-        alice.submit([npy(points())], "south.example")
-    assert not north.script.calls
-
-
-def test_bytes_that_are_no_file_are_refused_here(alice, north):
-    """Neither empty bytes nor a pickle are sent."""
-    for content in (b"", b"\x80\x04]q\x00."):
-        with pytest.raises(PointsUnreadable) as caught:
-            alice.submit([npy(points()), content], TARGET)
-        assert caught.value.facts["item"] == "1"
-    assert not north.script.calls
 
 
 def test_a_file_that_changes_while_being_sent_is_named(alice, tmp_path):
@@ -239,86 +205,6 @@ def test_a_flipped_bit_on_the_way_costs_a_try_and_no_job(north, method, directio
     assert (len(north.service.jobs), wire.flipped) == (1, 1)
 
 
-def test_ending_the_connection_is_no_lost_connection(alice, north):
-    """gRPC ends the running call with CANCELLED, as a node that stops does: without patience, too, it is Cancelled."""
-    job = alice.submit([npy(points())], TARGET)
-    with Client(alice.profile, patience_s=0) as hasty:
-        north.script.on_call = lambda method: hasty.abort()
-        with pytest.raises(Cancelled):
-            hasty.get(job.job_id)
-
-
-def test_watching_a_job_from_after_its_end_ends(alice):
-    """No event is left, and the job has ended: nothing to wait for."""
-    job = alice.submit([npy(points())], TARGET)
-    last = list(alice.watch(job.job_id))[-1].sequence
-    assert list(alice.watch(job.job_id, after=last)) == []
-
-
-def test_a_stream_of_events_that_ends_too_soon_is_asked_for_again(alice, north):
-    """A stream that ends in order before the job does is no end of the job."""
-    job = alice.submit([npy(points())], TARGET)
-    north.service.jobs[job.job_id].state = pb.JOB_STATE_RUNNING
-    events = alice.watch(job.job_id)
-    assert [next(events).sequence for _ in range(4)] == [1, 2, 3, 4]
-    north.service.jobs[job.job_id].state = pb.JOB_STATE_FINISHED
-    assert list(events) == []
-
-
-def test_fetches_every_part_with_its_provenance(alice):
-    """Translation, round trip and latent of each item, and how they came about."""
-    job = alice.submit([npy(points())], TARGET, cycle=True, keep_latent=True)
-    (result,) = alice.fetch(job.job_id)
-    assert set(result.files) == {Part.TRANSLATION, Part.RETURNED, Part.LATENT}
-    np.testing.assert_array_equal(np.load(io.BytesIO(result.translation.data)), points() * 2)
-    assert result.provenance.input_sha256 == hashlib.sha256(npy(points())).hexdigest()
-    assert result.provenance.cycle.p99 == 3e-3
-
-
-def test_what_was_acknowledged_is_not_asked_for_when_a_job_is_watched_again(alice, north, monkeypatch):
-    """Its events come again, and so do those of delivered items; they are neither fetched nor refused."""
-    monkeypatch.setattr(client_module, "FETCH_EVERY_S", 0.0)  # as in a job that takes long
-    job = alice.submit([npy(points(start=n)) for n in range(3)], TARGET)
-    first = next(iter(alice.fetch(job.job_id, [1])))
-    alice.acknowledge(job.job_id, [(1, first.translation.sha256)])
-    assert sorted(result.item for result in alice.results(job.job_id)) == [0, 2]
-    fetched = [item for request in north.script.seen("FetchResults") for item in request.items]
-    assert sorted(fetched) == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("facts", "expected"),
-    [
-        (
-            {"item": "3", "refused_0": "NOT_FINITE:3", "refused_1": "PICTURE_MISFIT:17"},
-            {3: "NOT_FINITE", 17: "PICTURE_MISFIT"},
-        ),
-        ({"item": "3"}, {3: "IMAGE_TOO_LARGE"}),
-        (
-            {
-                "item": "3",
-                "refused_0": "NOT_FINITE:3,20-22,30",
-                "refused_count": "5",
-            },
-            {3: "NOT_FINITE", **dict.fromkeys((20, 21, 22, 30), "NOT_FINITE")},
-        ),
-        ({"item": "-1", "refused_0": "Z:x,99999999999,"}, {}),
-        ({}, {}),
-    ],
-)
-def test_the_items_that_a_node_refused_are_read_from_its_facts(facts, expected):
-    """What is no number names none."""
-    assert refused_items(ImageTooLarge(facts=facts)) == expected
-
-
-def test_a_busy_node_is_not_waited_for_where_there_is_other_work(alice, north):
-    """The refusal is raised at once, with the time after which to come back."""
-    north.script.refuse["SubmitJob"] = QueueFull(retry_after_s=30)
-    with pytest.raises(QueueFull):
-        alice.submit([npy(points())], TARGET, while_busy=False)
-    assert len(north.script.seen("SubmitJob")) == 1
-
-
 def test_fetching_goes_on_with_the_rest_after_a_break(alice, north):
     """What was whole before the break is not asked for again."""
     job = alice.submit([npy(points(start=n)) for n in range(3)], TARGET)
@@ -346,12 +232,6 @@ def test_deleting_whose_answer_was_lost_is_done(alice, north):
     assert not north.service.jobs
 
 
-def test_a_job_that_never_was_cannot_be_deleted(alice):
-    """On the first try it is an error."""
-    with pytest.raises(JobNotFound):
-        alice.delete("job-none")
-
-
 def test_translates_in_one_call(alice, north):
     """Submit, watch, fetch, acknowledge: results in the order of the files."""
     seen = []
@@ -360,22 +240,6 @@ def test_translates_in_one_call(alice, north):
     assert seen[-1].state is JobState.FINISHED
     (job,) = north.service.jobs.values()
     assert job.delivered == {0, 1, 2}
-
-
-def test_a_failed_item_is_raised_with_its_recorded_reason(alice, north):
-    """The job's end names how many failed, why, and where."""
-    north.script.fail_items = {1}
-    with pytest.raises(JobFailed, match=r"1 of 2 items.*not noise") as caught:
-        alice.translate([npy(points()), npy(points())], TARGET)
-    assert caught.value.hop == "source north.example -> south.example"
-
-
-def test_a_cancelled_job_is_raised_as_such(alice, north):
-    """Somebody else cancelled it."""
-    job = alice.submit([npy(points())], TARGET)
-    assert alice.cancel(job.job_id) is JobState.CANCELLED
-    with pytest.raises(Cancelled):
-        alice.require_finished(job.job_id)
 
 
 @pytest.mark.slow

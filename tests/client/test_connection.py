@@ -12,9 +12,7 @@ from ddib_fed.errors import (
     DdibError,
     ExhaustedError,
     NotReady,
-    PolicyDenied,
     QueueFull,
-    QuotaSpent,
     TooManyStreams,
 )
 
@@ -70,37 +68,11 @@ def test_a_limit_that_stays_is_given_up_and_the_error_says_for_how_long_was_trie
     assert "ddib job list" in error.hint
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        QuotaSpent("of the day", retry_after_s=3_000),
-        QueueFull("for ever"),
-        PolicyDenied("never"),
-    ],
-)
-def test_what_does_not_pass_within_the_patience_is_raised_at_once(clock, error):
-    """A quota of the day, a limit without a time, a refusal."""
-    told: list[float] = []
-    assert until_given_up(patience(clock, told), error) is error
-    assert told == []
-
-
 def test_a_node_that_is_away_is_waited_for_with_growing_pauses(clock):
     """Not below what it asks for."""
     told: list[float] = []
     until_given_up(patience(clock, told), NotReady(retry_after_s=0.5))
     assert told[0] >= 0.5
-    assert 50 <= sum(told) <= 60.0001
-
-
-def test_a_node_that_was_busy_and_then_goes_away_gets_its_whole_time(clock):
-    """The time for one counts nothing against the other."""
-    told: list[float] = []
-    asked = patience(clock, told)
-    for _ in range(8):
-        asked.wait(TooManyStreams(retry_after_s=30))
-    del told[:]
-    until_given_up(asked, NotReady())
     assert 50 <= sum(told) <= 60.0001
 
 

@@ -30,21 +30,6 @@ def test_the_template_is_accepted_and_paths_are_relative_to_it(tmp_path):
     assert profile.pki_folder == tmp_path / "pki"
 
 
-def test_an_unknown_key_is_refused_with_a_suggestion(tmp_path):
-    """A misspelt key names what was meant."""
-    (tmp_path / "client.toml").write_text(text().replace("source_address", "source_adress"))
-    with pytest.raises(ConfigError, match="did you mean 'source_address'"):
-        Profile.load(tmp_path / "client.toml")
-
-
-@pytest.mark.parametrize("address", ["localhost", "localhost:http", "localhost:99999"])
-def test_an_address_without_a_port_is_refused(tmp_path, address):
-    """host:port is expected."""
-    (tmp_path / "client.toml").write_text(text().replace("localhost:7443", address))
-    with pytest.raises(ConfigError, match="source_address"):
-        Profile.load(tmp_path / "client.toml")
-
-
 def test_a_node_of_another_institution_is_refused(tmp_path):
     """A client talks to its own institution's node, or its pictures would go to a stranger."""
     (tmp_path / "client.toml").write_text(text(source_identity="node-1.south.example"))

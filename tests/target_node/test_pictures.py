@@ -14,9 +14,8 @@ from ddib_fed.latent import Latent
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.protocol.contract import Contract, ContractLimits, GuidanceTerms, PictureTerms, guidance_to_pb
 from ddib_fed.v1 import common_pb2, decoding_pb2
-from target_node.requests import Arrived
 from target_node.service import DecodingServicer
-from target_node.stream import DecodedFile, DecodeStream
+from target_node.stream import Arrived, DecodedFile, DecodeStream
 from tests.node.institutions import Institution
 from tests.node.picture_examples import SIZE, chunks, pictures_engine
 from tests.node.tiny_nodes import make_config, make_context

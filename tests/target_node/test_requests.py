@@ -14,7 +14,7 @@ from ddib_fed.protocol.contract import Contract, ContractLimits
 from ddib_fed.protocol.streams import MAX_CHUNK
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from target_node.requests import AHEAD_BYTES, LEAST_WEIGHT, Arrived, Weighing, latents_of
+from target_node.stream import AHEAD_BYTES, LEAST_WEIGHT, Arrived, Weighing, latents_of
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until
 from tests.target_node.conftest import side

@@ -30,7 +30,7 @@ from ddib_fed.protocol.messages import to_message
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from target_node import service
-from target_node.requests import MAX_CONTRACTS
+from target_node.service import MAX_CONTRACTS
 from tests import audit_rows
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until

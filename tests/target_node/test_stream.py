@@ -22,8 +22,7 @@ from ddib_fed.protocol.contract import Contract, ContractLimits
 from ddib_fed.v1 import decoding_pb2
 from ddib_fed.v1.common_pb2 import SolverSettings
 from target_node import stream
-from target_node.requests import Arrived
-from target_node.stream import DecodedFile, DecodeStream
+from target_node.stream import Arrived, DecodedFile, DecodeStream
 from tests.node.tiny_nodes import gaussian, tiny_bundle
 from tests.source_node.conftest import wait_until
 from tests.target_node.conftest import side

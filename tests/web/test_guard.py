@@ -7,7 +7,6 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -202,21 +201,3 @@ def test_it_serves_until_it_is_stopped(served: Serving) -> None:
         urllib.request.urlopen(served.link, timeout=60)
     served.end()
     assert served.stopped.is_set()
-
-
-@pytest.mark.slow
-def test_connections_without_a_request_keep_nobody_out(served: Serving) -> None:
-    """Of many the oldest ends at once, and each after some seconds: silent, half a request, or a second one begun."""
-    with ExitStack() as ends:
-        crowd = [
-            ends.enter_context(socket.create_connection(served.address, timeout=60))
-            for _ in range(guard.MOST_WAITING + 20)
-        ]
-        assert [end.recv(1) for end in crowd[:20]] == [b""] * 20
-        crowd[-1].sendall(b"GET / HTTP/1.1\r\nHost:")
-        crowd[-2].sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HT")
-        with urllib.request.urlopen(served.link, timeout=60) as answer:
-            assert b"Continue" in answer.read()
-        for end in crowd[-3:]:
-            while end.recv(10_000):
-                pass

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ddib_fed.data.pictures import decode_image, encode_png
-from ddib_fed.engine.record import CycleError, PictureFigures, Translation
-from ddib_fed.errors import DdibError
-from ddib_fed.web.backend import doubts_in_words, figures_in_words, measured_in_words, severity
+from ddib_fed.engine.record import PictureFigures, Translation
+from ddib_fed.web.backend import doubts_in_words, measured_in_words, severity
 from ddib_fed.web.uploads import SIZE, preview
 
 
 def saved(path: Path, array: np.ndarray) -> Path:
     np.save(path, array)
     return path
-
-
-def test_what_a_browser_shows_is_given_as_it_is(tmp_path: Path) -> None:
-    """Not decoded and encoded again."""
-    path = tmp_path / "a.png"
-    path.write_bytes(encode_png(np.zeros((4, 4, 3), np.uint8)))
-    assert preview(path) == (path.read_bytes(), "image/png")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".npy"])
@@ -54,23 +45,6 @@ def test_points_are_drawn(tmp_path: Path) -> None:
     assert seen[: SIZE // 2, : SIZE // 2].min() == 255
 
 
-@pytest.mark.parametrize("points", [np.zeros((1, 2)), np.zeros((5, 1)), np.full((3, 4), 7.0)])
-def test_few_and_equal_points_are_drawn_too(tmp_path: Path, points: np.ndarray) -> None:
-    """One point has no width."""
-    assert decode_image(preview(saved(tmp_path / "p.npy", points.astype(np.float32)))[0]).pixels.min() < 255
-
-
-def test_what_cannot_be_read_is_an_error_of_ours(tmp_path: Path) -> None:
-    """Pickles among them: they are not opened."""
-    buffer = io.BytesIO()
-    np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    for number, content in enumerate((b"", b"\x89PNG\r\n\x1a\n", b"\x93NUMPY", buffer.getvalue())):
-        path = tmp_path / str(number)
-        path.write_bytes(content)
-        with pytest.raises(DdibError):
-            preview(path)
-
-
 def record(psnr: float | None, **more: object) -> Translation:
     return Translation(picture=PictureFigures(cycle_psnr=psnr, **more)).judged()
 
@@ -82,15 +56,6 @@ def test_doubtful_ones_come_first_and_the_worst_of_them_first_of_all() -> None:
     assert sorted([good, poor, both, bad], key=severity, reverse=True) == [both, bad, poor, good]
     assert len(doubts_in_words(both)) == 2
     assert doubts_in_words(good) == []
-
-
-def test_points_are_ordered_by_their_worst_hundredth() -> None:
-    """They have no doubts of pictures."""
-    near, far = (
-        Translation(samples=9, cycle=CycleError(median=0, mean=0, p99=p99, max=9)) for p99 in (0.1, 0.5)
-    )
-    assert severity(far) > severity(near)
-    assert ("Points", "9") in figures_in_words(near)
 
 
 @pytest.mark.parametrize(

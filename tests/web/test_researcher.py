@@ -12,7 +12,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from ddib_fed.errors import DdibError, PeerUnreachable, QueueFull, all_errors
+from ddib_fed.errors import DdibError, ExtraMissing, PeerUnreachable, QueueFull, all_errors
+from ddib_fed.hints import step_in_words
 from tests.client.scripted_source import TARGET, npy, points
 
 
@@ -20,13 +21,6 @@ def drop(browser, *names: str) -> None:
     for number, name in enumerate(names):
         answer = browser.post("/files", params={"name": name}, content=npy(points(100, start=number)))
         assert answer.status_code == 200, answer.text
-
-
-def test_the_page_knows_who_is_there(browser) -> None:
-    """Alice, and where results go."""
-    shown = browser.get("/").text
-    assert "alice of north.example" in shown
-    assert "/out" in shown
 
 
 def test_domains_are_those_of_the_node(browser) -> None:
@@ -38,14 +32,18 @@ def test_domains_are_those_of_the_node(browser) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in all_errors() if kind is not DdibError])
-def test_what_to_try_is_said_for_somebody_at_the_page(browser, north, kind) -> None:
+def test_what_to_try_is_said_for_somebody_at_the_page(kind) -> None:
     """Whatever a node refuses with: in words, without a command, an option or a setting."""
-    north.script.refuse["ListDomains"] = kind(hint="ddib job show JOB")
+    hint = step_in_words(kind(hint="pip install x"))
+    assert hint
+    assert kind is ExtraMissing or not re.search(r"\bddib\b|--\w|`|\bnode\.toml\b", hint), hint
+
+
+def test_a_refusal_reaches_the_page_with_what_to_try(browser, north) -> None:
+    north.script.refuse["ListDomains"] = QueueFull(hint="ddib job show JOB")
     answer = browser.get("/domains")
     assert answer.status_code >= 400
-    hint = answer.json()["hint"]
-    assert hint
-    assert not re.search(r"\bddib\b|--\w|`|\bnode\.toml\b", hint), hint
+    assert answer.json()["hint"] == step_in_words(QueueFull())
 
 
 def test_translates_what_was_dropped(browser, finished, north, tmp_path) -> None:
@@ -77,14 +75,6 @@ def test_no_name_of_a_file_or_folder_leaves(browser, finished, north) -> None:
     (sent,) = north.script.seen("SubmitJob")
     assert b"ecretname" not in sent.SerializeToString()
     assert b"Ward" not in sent.SerializeToString()
-
-
-def test_the_order_reaches_the_node(browser, finished, north) -> None:
-    """Quality and check as chosen."""
-    drop(browser, "scan.npy")
-    finished(target=TARGET, quality="exact", cycle=False)
-    (sent,) = north.script.seen("SubmitJob")
-    assert (sent.solver.evaluations, sent.cycle) == (96, False)
 
 
 def test_results_are_downloaded_one_by_one_or_together(browser, finished, tmp_path) -> None:
@@ -153,24 +143,6 @@ def test_a_request_that_cannot_be_used_is_refused(browser, body: str) -> None:
     assert answer.status_code == 400
     assert answer.json()["reason"] == "USAGE"
     assert len(browser.get("/files").json()) == 1
-
-
-def test_without_files_nothing_begins(browser) -> None:
-    """The page says so."""
-    assert (
-        browser.post("/jobs", json={"target": TARGET}).json()["detail"]
-        == "there are no pictures to translate"
-    )
-    assert browser.get("/jobs/1").status_code == 404
-
-
-def test_an_address_of_nothing_is_a_page_that_leads_back(browser) -> None:
-    """For whoever opened it in the browser; scripts of a page get JSON."""
-    answer = browser.get("/jobs/99", headers={"accept": "text/html,*/*"})
-    assert (answer.status_code, answer.headers["content-type"]) == (404, "text/html; charset=utf-8")
-    assert "there is no translation 99" in answer.text
-    assert 'href="../"' in answer.text
-    assert browser.get("/jobs/99").json()["reason"] == "JOB_NOT_FOUND"
 
 
 def test_a_name_is_text_and_never_markup(browser, finished) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,11 @@ import pytest
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import (
     DdibError,
-    ExtraMissing,
     ImageUnreadable,
     InputError,
-    ItemNotFound,
-    UsageError,
 )
 from ddib_fed.web import uploads as module
-from ddib_fed.web.uploads import Kind, Upload, Uploads, arranged, natural, recognise, safe_name
+from ddib_fed.web.uploads import Kind, Upload, Uploads, arranged, recognise
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import DICOM, NIFTI
 from tests.formats.maps import write_map
@@ -93,52 +89,12 @@ def test_a_map_is_never_sent_as_it_is(uploads: Uploads, tmp_path: Path) -> None:
     assert [each.label for each in uploads.list()] == ["town.tif"]
 
 
-@pytest.mark.parametrize("label", ["", "  ", "a/", "...", "\u202e/"])
-def test_a_file_has_a_name(uploads: Uploads, label: str) -> None:
-    """Otherwise it could not be told from others."""
-    with pytest.raises(UsageError):
-        add(uploads, label)
-
-
 def test_too_large_a_file_is_refused_while_it_comes(uploads: Uploads, tmp_path: Path, monkeypatch) -> None:
     """Not after the disk is full."""
     monkeypatch.setattr(module, "MAX_ITEM_BYTES", 150)
     with pytest.raises(InputError, match=r"big\.png is too large"):
         add(uploads, "big.png", b"\x89PNG" * 1_000)
     assert not list(tmp_path.iterdir())
-
-
-def test_slices_are_in_the_order_of_their_numbers(uploads: Uploads) -> None:
-    """slice-2 comes before slice-10."""
-    for number in (10, 2, 1):
-        add(uploads, f"v/slice-{number}.png")
-    assert [each.label for each in uploads.list()] == ["v/slice-1.png", "v/slice-2.png", "v/slice-10.png"]
-    assert sorted(["b", "a10", "A9", "a"], key=natural) == ["a", "A9", "a10", "b"]
-
-
-def test_files_can_be_removed_and_taken(uploads: Uploads, tmp_path: Path) -> None:
-    """Taken ones are no longer among the uploads, and stay on the disk."""
-    first, second = add(uploads, "a.png"), add(uploads, "b.png")
-    uploads.remove(first.number)
-    assert not first.path.exists()
-    with pytest.raises(ItemNotFound):
-        uploads.remove(first.number)
-    taken = uploads.take()
-    assert taken == (second,)
-    assert not uploads.list()
-    assert second.path.exists()
-    uploads.put_back(taken)
-    assert uploads.list() == taken
-    uploads.clear()
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("name", "safe"), [("a b(1).png", "a b(1).png"), ("é:\n.png", "_.png"), (".x", "x"), ("..", "")]
-)
-def test_safe_names(name: str, safe: str) -> None:
-    """Letters, digits and a few signs."""
-    assert safe_name(name) == safe
 
 
 @pytest.fixture
@@ -211,15 +167,6 @@ def test_a_volume_keeps_both_its_suffixes_and_gets_a_name_of_its_own(drop, tmp_p
     assert all(each.is_study for each in given)
 
 
-def test_files_dropped_without_a_folder_are_given_one_by_one(drop, tmp_path: Path) -> None:
-    """The series that they make may be called `dicom`, so that nothing else is."""
-    given = arranged(
-        drop(("IM2", Kind.SLICE), ("IM1", Kind.SLICE), ("dicom.png", Kind.PLAIN)), tmp_path / "job"
-    )
-    assert [each.path.parent.name for each in given[:2]] == ["dicom", "dicom"]
-    assert given[2].name == "dicom-2"
-
-
 VALUES = np.random.default_rng(0).integers(0, 2000, (1, 12, 10))
 FOLDER = Path("Ada")
 
@@ -230,7 +177,7 @@ def test_files_of_the_field_are_told_from_plain_ones(tmp_path: Path) -> None:
     write_series(tmp_path / "mr", VALUES)
     write_map(tmp_path / "map.tif", SMOOTH)
     found = {
-        path.name: recognise(path, FOLDER).kind
+        path.name: recognise(path, FOLDER)[0]
         for path in (
             tmp_path / "plain.png",
             tmp_path / "mr" / "IM001",
@@ -244,23 +191,6 @@ def test_files_of_the_field_are_told_from_plain_ones(tmp_path: Path) -> None:
         "standard.nii.gz": Kind.WHOLE,
         "map.tif": Kind.WHOLE,
     }
-
-
-def test_burnt_in_text_is_warned_of_before_anything_is_sent(tmp_path: Path) -> None:
-    """By the folder's name, so that a series has one warning."""
-    paths = write_series(tmp_path / "us", np.repeat(VALUES, 2, 0), BurnedInAnnotation="YES")
-    first, second = (recognise(path, FOLDER).warnings for path in paths)
-    assert first == second
-    assert first[0].startswith("Ada: burnt-in text")
-    clean = write_series(tmp_path / "mr", VALUES, BurnedInAnnotation="NO")
-    assert recognise(clean[0], FOLDER).warnings == ()
-
-
-def test_a_dicomdir_is_no_picture() -> None:
-    """What it lists is dropped with its folder."""
-    with pytest.raises(InputError, match="lists the files of a folder") as caught:
-        recognise(DICOM / "dicomdirtests" / "DICOMDIR", FOLDER)
-    assert "whole folder" in caught.value.hint
 
 
 def test_what_is_damaged_is_refused_at_once(tmp_path: Path) -> None:
@@ -278,11 +208,3 @@ def test_what_is_damaged_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "header").write_bytes((DICOM / "CT_small.dcm").read_bytes()[:1000])
     with pytest.raises(ImageUnreadable, match="is not complete"):
         recognise(tmp_path / "header", FOLDER)
-
-
-def test_without_a_package_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the command that installs it, at the drop."""
-    monkeypatch.setitem(sys.modules, "rasterio", None)
-    with pytest.raises(ExtraMissing) as caught:
-        recognise(write_map(tmp_path / "map.tif", SMOOTH), FOLDER)
-    assert "pip install rasterio" in caught.value.hint

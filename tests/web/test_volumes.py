@@ -14,7 +14,6 @@ import pytest
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.errors import PictureMisfit
 from ddib_fed.v1 import translation_pb2 as pb
-from tests.cli.client.test_study_runs import in_memory
 from tests.client.scripted_source import TARGET, npy, points
 from tests.formats.dicom.files import write_series
 from tests.formats.maps import write_map
@@ -112,15 +111,6 @@ def test_slices_are_shown_by_their_place_after_the_parts_are_gone(
     assert browser.get("/jobs/1/studies/1/file").status_code == 404
 
 
-def test_the_plane_and_the_rule_are_those_that_were_asked(drop, finished, tmp_path: Path) -> None:
-    """Coronal slices of a volume of 12 rows; the rule is in the record."""
-    drop(volume(tmp_path / "head.nii.gz"))
-    state = ended(finished(target=TARGET, slices="coronal", intensity="window:500,1000"))
-    assert state["studies"][0]["planes"] == 12
-    (record,) = (tmp_path / "out").glob("*/head.json")
-    assert '"rule": "window"' in record.read_text()
-
-
 def test_a_map_is_shown_whole(drop, finished, browser, north, tmp_path: Path) -> None:
     """Its tiles are counted; then there is one result, of the map's size; and the map keeps its place on the earth."""
     from ddib_fed.v1 import common_pb2
@@ -145,20 +135,6 @@ def test_a_map_is_shown_whole(drop, finished, browser, north, tmp_path: Path) ->
     assert profile["crs"].to_epsg() == 32633
 
 
-def test_more_files_than_the_nodes_limit_are_one_translation(drop, finished, north, tmp_path: Path) -> None:
-    """Five files in jobs of two, with one count."""
-    for number in range(5):
-        (tmp_path / f"scan-{number}.npy").write_bytes(npy(points(10, start=number)))
-    drop(*sorted(tmp_path.glob("*.npy")))
-    told = finished(target=TARGET)
-    state = ended(told)
-    assert (state["written"], state["items"], state["done"], state["error"]) == (5, 5, 5, None)
-    done = [value["done"] for name, value in told if name == "progress"]
-    assert done == sorted(done)
-    assert sorted(len(job.inputs) for job in north.service.jobs.values()) == [1, 2, 2]
-    assert {value["label"] for name, value in told if name == "result"} == {f"scan-{n}.npy" for n in range(5)}
-
-
 def test_stopping_cancels_all_unfinished_jobs(drop, finished, browser, north, tmp_path: Path) -> None:
     """Those at the node, and nothing more is submitted; the error says that it was stopped."""
     for number in range(7):
@@ -174,23 +150,6 @@ def test_stopping_cancels_all_unfinished_jobs(drop, finished, browser, north, tm
     assert state["error"]["reason"] == "CANCELLED"
     assert len(north.service.jobs) == 2
     assert {call.job_id for call in north.script.seen("CancelJob")} == set(north.service.jobs)
-
-
-def test_what_was_on_its_way_when_it_was_stopped_is_cancelled_too(
-    drop, finished, browser, north, tmp_path
-) -> None:
-    """The node accepts the job after the click."""
-    drop(volume(tmp_path / "head.nii.gz"))
-
-    def stop(method: str) -> None:
-        if method == "SubmitJob" and len(north.script.seen("SubmitJob")) == 2:
-            assert browser.post("/jobs/1/cancel").status_code == 204
-
-    north.script.on_call = stop
-    state = ended(finished(target=TARGET))
-    assert state["error"]["reason"] == "CANCELLED"
-    assert {call.job_id for call in north.script.seen("CancelJob")} == set(north.service.jobs)
-    assert not list((tmp_path / "out").glob("*/head.nii.gz"))
 
 
 def test_a_volume_with_a_refused_slice_does_not_take_the_others_with_it(
@@ -248,36 +207,7 @@ def test_several_series_and_loose_files_have_names_to_tell_them_apart(
     assert found == {"Ada/3/series-3", "Ada/4/series-4", "dicom/series-1"}
     (at,) = (number for number, each in enumerate(state["studies"]) if each["planes"] == 2)
     sent = browser.get(f"/jobs/1/studies/{at}/file").headers["content-disposition"]
-    assert sent == "attachment; filename*=utf-8''dicom-series-1.zip"
-
-
-def test_a_series_that_cannot_be_read_does_not_stop_the_rest(drop, finished, browser, tmp_path: Path) -> None:
-    """Its slices are of two sizes, which no slice says by itself; it is named by its folder."""
-    write_series(tmp_path / "odd", VALUES[:1], SeriesInstanceUID="1.2.3")
-    (other,) = write_series(tmp_path / "other", VALUES[:1, :8], SeriesInstanceUID="1.2.3")
-    other.rename(tmp_path / "odd" / "IM002")
-    drop(tmp_path / "odd", volume(tmp_path / "head.nii.gz"))
-    state = ended(finished(target=TARGET))
-    assert [(each["label"], each["files"]) for each in state["studies"]] == [("head.nii.gz", 1)]
-    assert (state["items"], state["written"]) == (3, 3)
-    assert state["error"]["detail"] == "1 of 2 were not translated"
-    (missing,) = state["missing"]
-    assert missing.startswith("odd: its slices have 2 sizes")
-    assert browser.get("/jobs/1/studies/0/file").status_code == 200
-
-
-def test_one_series_is_in_memory_at_a_time(drop, finished, north, tmp_path: Path) -> None:
-    """Of three that are all read before the first is sent; also after one has failed."""
-    for name in ("a", "b", "c"):
-        write_series(tmp_path / name, VALUES[:2])
-    drop(*(tmp_path / name for name in ("a", "b", "c")))
-    north.script.fail_items = {1}
-    found: list[int] = []
-    before = in_memory()
-    north.script.on_call = lambda method: found.append(in_memory()) if method == "SubmitJob" else None
-    state = ended(finished(target=TARGET))
-    assert [each["said"][0][:6] for each in state["studies"]] == ["1 of 2"] * 3
-    assert found == [before + 1] * 3
+    assert sent == 'attachment; filename="dicom-series-1.zip"'
 
 
 def test_a_picture_larger_than_a_model_of_parts_is_one_file_in_tiles(

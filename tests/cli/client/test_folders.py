@@ -7,7 +7,6 @@ import os
 import pytest
 
 from ddib_fed.client.files import find_items
-from ddib_fed.errors import FileMissing
 from tests.formats.tiffs import tiff
 
 
@@ -43,22 +42,6 @@ def test_below_a_folder_paths_are_kept(scans):
     ]
 
 
-def test_a_file_that_is_named_is_called_by_its_name(scans):
-    """Also one that lies deep, that is hidden, or that is not there: reading it will say so."""
-    given = [scans / "sub" / "c.jpeg", scans / ".hid" / "e.png", scans / "absent.png"]
-    assert named(given) == ["c.jpeg", "e.png", "absent.png"]
-
-
-def test_each_file_counts_once(scans):
-    """A folder, and a file of it."""
-    assert len(named([scans, scans / "b.png", scans / "sub"])) == 4
-
-
-def test_results_are_not_looked_into(scans):
-    """They lie below the folder itself."""
-    assert len(named([scans], scans / "sub" / "deep")) == 3
-
-
 def test_pipes_are_ignored_and_dead_links_are_not(scans):
     """Reading a pipe could wait for ever; a dead link is a file that somebody misses."""
     os.mkfifo(scans / "pipe.png")
@@ -68,13 +51,6 @@ def test_pipes_are_ignored_and_dead_links_are_not(scans):
     assert "1 .png" in said
 
 
-def test_what_was_ignored_is_one_line(scans):
-    """The commonest first; nothing for nothing."""
-    (scans / "more.txt").write_bytes(b"")
-    assert find_items([scans])[1][0].startswith("ignored 4 other files (2 .txt, 1 ")
-    assert find_items([scans / "b.png"])[1] == []
-
-
 def test_studies_below_a_folder_are_left_out_as_they_are_translated_apart(scans):
     (scans / "map.tif").write_bytes(tiff({256: 1, 34735: 4}))
     (scans / "sub" / "head.nii.gz").write_bytes(b"")
@@ -82,11 +58,3 @@ def test_studies_below_a_folder_are_left_out_as_they_are_translated_apart(scans)
     items, (said,) = find_items([scans])
     assert "map.tif" not in [each.file for each in items]
     assert said.startswith("ignored 3 other files")
-
-
-def test_an_empty_folder_is_an_error(tmp_path):
-    """With the suffixes that count."""
-    (tmp_path / "notes.md").write_text("")
-    with pytest.raises(FileMissing, match="no file to translate") as caught:
-        find_items([tmp_path])
-    assert ".jpeg" in caught.value.hint

@@ -53,27 +53,3 @@ def test_results_that_do_not_fit_are_fetched_later_by_the_printed_command(north,
         np.testing.assert_array_equal(np.load(out / "scan-2.npy"), points(20_000, start=2) * 2)
         assert north.service.jobs[job_id].delivered == {0, 1, 2}
         assert not list(out.glob(".*"))
-
-
-def test_a_full_disk_before_anything_is_sent_names_the_file(north, tmp_path, capsys) -> None:
-    """The names of the items are kept first, and no job is submitted without."""
-    scan = tmp_path / "scan.npy"
-    scan.write_bytes(npy(points(10)))
-    with small_disk(tmp_path / "disk", 1) as disk:
-        disk.fill()
-        out = str(disk.folder)
-        arguments = [
-            "translate",
-            str(scan),
-            "--profile",
-            str(north.profile_path),
-            "--to",
-            TARGET,
-            "--out",
-            out,
-        ]
-        assert run(arguments) == ExitCode.EXHAUSTED
-        error = capsys.readouterr().err
-        assert f"{out}/.ddib-job-" in error
-        assert f"df -h {out}" in error
-        assert not north.service.jobs

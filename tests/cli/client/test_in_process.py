@@ -21,11 +21,9 @@ from ddib_fed.errors import (
     Cancelled,
     ExitCode,
     FilesLeftOut,
-    ImageUnreadable,
     InputError,
     JobFailed,
     ModelNotFound,
-    PictureMisfit,
     SettingsInvalid,
     ShapeMismatch,
     UsageError,
@@ -169,13 +167,6 @@ def test_pictures_larger_than_a_model_of_parts_keep_their_size_in_tiles(place):
 
 
 @pytest.mark.slow
-def test_models_of_16_bits_write_16_bits(place):
-    translate("in", "--source", "north", "--target", "deep", *FEW, "--cycle")
-    assert read_image(place / "out" / "a.png").pixels.dtype == np.uint16
-    assert read_image(place / "out" / "a.returned.png").pixels.dtype == np.uint8
-
-
-@pytest.mark.slow
 def test_a_calibration_in_a_file_is_applied_and_named(place):
     """One of other domains is refused before anything is written."""
     units = units_digest(Normalisation())
@@ -213,20 +204,6 @@ def test_a_picture_that_a_node_would_refuse_is_refused_and_the_others_are_transl
     with pytest.raises(FilesLeftOut, match=r"board\.png") as left:
         translate(*pair, "--skip-bad")
     assert left.value.exit_code == ExitCode.LEFT_OUT
-
-
-def test_bad_pictures_are_named_before_any_is_translated(place):
-    put(place / "in" / "deep.png", 8, 8, top=60_000)
-    with pytest.raises(PictureMisfit, match=r"deep\.png"):
-        translate("in", *PAIR)
-    (place / "in" / "deep.png").unlink()
-    (place / "in" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    with pytest.raises(ImageUnreadable, match=r"bad\.png"):
-        translate("in", *PAIR)
-    assert not list((place / "out").glob("*.png")) if Path("out").exists() else True
-    with pytest.raises(FilesLeftOut, match=r"bad\.png"):
-        translate("in", *PAIR, "--skip-bad")
-    assert (place / "out" / "a.png").exists()
 
 
 @pytest.mark.slow

@@ -11,11 +11,8 @@ import sys
 import numpy as np
 import pytest
 
-from ddib_fed.cli.job import calibration
 from ddib_fed.cli.main import run
-from ddib_fed.client.results import locked
 from ddib_fed.errors import DomainNotFound, ExitCode, InternalError
-from ddib_fed.protocol.contract import CalibrationTerms
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 
@@ -56,11 +53,6 @@ def test_domains_as_text_and_json(ddib, capsys):
     assert "PEER_UNREACHABLE" in shown
     assert ddib("domains", "--format", "json") == 0
     assert json.loads(capsys.readouterr().out)["targets"][0]["status"] == "ready"
-
-
-def test_a_calibration_is_listed_by_its_kind_and_last_day():
-    assert calibration(CalibrationTerms(bytes(32), "tone", 1_798_761_600)) == "tone until 2027-01-01"
-    assert calibration(None) == "-"
 
 
 def test_fetches_under_the_names_of_the_submission(ddib, submitted, tmp_path):
@@ -129,17 +121,6 @@ def test_fetching_does_not_overwrite_what_is_not_its_own(ddib, north, submitted,
     assert ddib("job", "fetch", submitted, "--out", tmp_path / "out", "--force") == 0
 
 
-def test_nothing_is_fetched_into_a_folder_that_another_command_writes_to(
-    ddib, north, submitted, tmp_path, capsys
-):
-    """That command would take the hidden files of this one for those of a killed run, and remove them."""
-    with locked(tmp_path / "out"):
-        assert ddib("job", "fetch", submitted, "--out", tmp_path / "out") == ExitCode.CONFLICT
-    assert "another command is writing to" in capsys.readouterr().err
-    assert not north.service.jobs[submitted].delivered
-    assert ddib("job", "fetch", submitted, "--out", tmp_path / "out") == 0
-
-
 def test_fetching_an_unfinished_job_says_so(ddib, north, submitted, tmp_path, capsys):
     """What is ready is fetched; the exit code says that more is to come."""
     north.service.jobs[submitted].state = pb.JOB_STATE_RUNNING
@@ -160,12 +141,6 @@ def test_watch_ends_with_the_jobs_state(ddib, submitted, capsys):
     assert events[-1]["state"] == "FINISHED"
 
 
-def test_watch_of_a_failed_job_ends_non_zero(ddib, north, submitted):
-    """For scripts that only look at the exit code."""
-    north.script.fail_items = {0}
-    assert ddib("job", "watch", submitted) == ExitCode.JOB_FAILED
-
-
 def test_list_and_show(ddib, north, submitted, capsys):
     """Jobs newest first; one job with its items and why they failed."""
     assert ddib("job", "list") == 0
@@ -177,34 +152,11 @@ def test_list_and_show(ddib, north, submitted, capsys):
     assert json.loads(capsys.readouterr().out)["items"][0]["failure"]["institution"] == "south.example"
 
 
-def test_numbers_among_the_facts_are_numbers(ddib, north, submitted, capsys):
-    """A script compares them; what names something stays a text."""
-
-    def late(answer):
-        answer.job.state = pb.JOB_STATE_FAILED
-        answer.job.error.reason = "DEADLINE_EXCEEDED"
-        answer.job.error.facts.update(deadline_s="60", items_done="0 of 1", model="123456789012", share="0.5")
-
-    north.script.forge = late
-    assert ddib("job", "show", submitted, "--format", "json") == 0
-    facts = json.loads(capsys.readouterr().out)["failure"]["facts"]
-    assert facts == {"deadline_s": 60, "items_done": "0 of 1", "model": "123456789012", "share": 0.5}
-
-
 def test_cancel_then_delete(ddib, north, submitted, capsys):
     """Each says what became of the job."""
     assert ddib("job", "cancel", submitted) == 0
     assert "cancelled" in capsys.readouterr().out
     assert ddib("job", "delete", submitted) == 0
-    assert not north.service.jobs
-
-
-def test_cancel_and_delete_answer_scripts(ddib, north, submitted, capsys):
-    """One JSON document each."""
-    assert ddib("job", "cancel", submitted, "--format", "json") == 0
-    assert json.loads(capsys.readouterr().out) == {"job_id": submitted, "state": "CANCELLED"}
-    assert ddib("job", "delete", submitted, "--format", "json") == 0
-    assert json.loads(capsys.readouterr().out) == {"job_id": submitted, "deleted": True}
     assert not north.service.jobs
 
 
@@ -237,27 +189,6 @@ def test_the_beginning_of_several_ids_lists_them(ddib, north, scan, tmp_path, ca
     said = capsys.readouterr().err
     assert all(job_id in said for job_id in north.service.jobs)
     assert len(north.service.jobs) == 2
-
-
-def test_no_id_begins_with_nothing(ddib, submitted, capsys):
-    """An empty name, as of a shell variable that is not set, is none."""
-    assert ddib("job", "delete", "") == ExitCode.NOT_FOUND
-    assert ddib("job", "show", submitted.replace("job-", "jbo-")) == ExitCode.NOT_FOUND
-    assert f"did you mean {submitted}" in capsys.readouterr().err
-
-
-def test_lists_say_how_far_jobs_are_and_when_they_were_made(ddib, submitted, capsys):
-    """For people a count, for scripts numbers and ISO 8601 in UTC; with -q ids alone."""
-    assert ddib("job", "list") == 0
-    assert "1/1" in capsys.readouterr().out
-    assert ddib("job", "list", "--format", "json") == 0
-    (job,) = json.loads(capsys.readouterr().out)
-    assert (job["items_done"], job["item_count"]) == (1, 1)
-    assert (job["created"], job["finished"]) == ("2001-09-09T01:46:40Z", None)
-    assert ddib("job", "list", "-q") == 0
-    assert capsys.readouterr().out == f"{submitted}\n"
-    assert ddib("domains", "--quiet") == 0
-    assert capsys.readouterr().out == f"{TARGET}\n"
 
 
 def test_a_detached_job_answers_with_its_id_alone(ddib, north, scan, tmp_path, capsys):

@@ -15,8 +15,7 @@ from ddib_fed.errors import ExitCode
 from ddib_fed.formats.credentials import read_mark
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
-from tests.client.scripted_source import NORTH, TARGET, SourceNodeDouble, npy, points
-from tests.formats.echoes import NIFTI
+from tests.client.scripted_source import NORTH, TARGET, SourceNodeDouble
 from tests.formats.signers import write_signer
 
 pytestmark = pytest.mark.slow
@@ -105,19 +104,6 @@ def test_fetched_results_are_marked(translate, north, signer, marked, tmp_path, 
     )
     assert run(["job", "fetch", job, *place, *signer]) == 0
     assert marked() == ["a", "b"]
-
-
-def test_the_option_is_refused_where_it_has_no_effect(translate, north, scans, signer, tmp_path, capsys):
-    """Only submitting, a volume alone, points."""
-    (tmp_path / "points.npy").write_bytes(npy(points()))
-    for words, given in (
-        (["--detach"], scans),
-        (["--intensity", "values"], NIFTI / "standard.nii.gz"),
-        ([], tmp_path / "points.npy"),
-    ):
-        assert translate(*words, *signer, given=given) == ExitCode.USAGE
-        assert "--credentials" in capsys.readouterr().err
-    assert not north.script.seen("SubmitJob")
 
 
 def test_a_certificate_that_c2pa_rejects_is_found_before_anything_is_sent(translate, north, tmp_path, capsys):

@@ -83,13 +83,6 @@ def test_a_volume_is_read_as_the_models_own_were(translate, trained, north, head
     assert "by an earlier run" in capsys.readouterr().out
 
 
-def test_a_model_that_does_not_say_is_given_what_the_file_suggests(translate, trained, north, head, tmp_path):
-    trained("")
-    assert translate(head) == 0
-    assert sent(north) == items(head)
-    assert options_of(tmp_path / "out") == {"intensity": "auto", "slices": "axial"}
-
-
 def test_another_rule_and_plane_are_said_before_anything_is_sent(
     translate, trained, north, head, tmp_path, capsys
 ):
@@ -115,23 +108,3 @@ def test_a_model_of_hounsfield_units_is_given_no_other_numbers(
     assert translate(tmp_path / "ct", "--intensity", rule) == ExitCode.USAGE
     assert "trained in Hounsfield units" in capsys.readouterr().err
     assert not north.script.seen("SubmitJob")
-
-
-def test_what_is_no_ct_is_not_sent_to_a_model_of_hounsfield_units(
-    translate, trained, north, head, tmp_path, capsys
-):
-    """Of a volume without units a person may say that it is in them."""
-    trained("hu")
-    values = (
-        np.random.default_rng(0).integers(0, 200, (9, 7, 8)).astype(np.uint8)
-    )  # the double takes PNGs alone
-    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), head)
-    write_series(tmp_path / "mr", np.random.default_rng(0).integers(0, 2000, (3, 12, 10)))
-    assert translate(tmp_path / "mr") == ExitCode.BAD_INPUT
-    assert "trained on CT in Hounsfield units, this is MR" in capsys.readouterr().err
-    assert translate(head) == ExitCode.BAD_INPUT
-    assert "--intensity values, if its numbers are Hounsfield units" in capsys.readouterr().err
-    assert not north.script.seen("SubmitJob")
-    assert translate(head, "--intensity", "values") == 0
-    assert "warning: --intensity values" in capsys.readouterr().err
-    assert sent(north) == items(head, "values")

@@ -50,10 +50,3 @@ def test_a_command_of_several_jobs_counts_its_files(capsys):
         "job job-2: running, 3 of 10 items done; 251 of 1,500 files written",
         "job job-2: finished; 251 of 1,500 files written",
     ]
-
-
-def test_nothing_is_said_where_the_events_are_the_output(capsys):
-    """`ddib job watch --format json`."""
-    with ConsoleProgress(show=False) as progress:
-        progress.event(event(10, JobState.FINISHED))
-    assert capsys.readouterr().err == ""

@@ -31,23 +31,6 @@ def translate(north, tmp_path):
     return lambda *given: (run(["translate", *words, *map(str, given)]), north.script.calls)
 
 
-def test_options_of_studies_are_refused_without_one(translate, tmp_path, capsys):
-    """And nothing is sent; also with --detach."""
-    (tmp_path / "scan.npy").write_bytes(npy(points(100)))
-    volume = NIFTI / "standard.nii.gz"
-    for words in (
-        ("scan.npy", "--intensity", "values"),
-        (volume, "--detach"),
-        (volume, "--intensity", "bright"),
-        (volume, "--credentials", "none.pem", "none.key"),
-    ):
-        given = [tmp_path / word if word == "scan.npy" else word for word in words]
-        code, calls = translate(*given)
-        assert code in {ExitCode.USAGE, ExitCode.NOT_FOUND}, words
-        assert {name for name, *_ in calls} <= {"ListDomains"}
-        assert capsys.readouterr().err.count("\n") >= 2
-
-
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine")
 def test_maps_below_a_folder_are_sent_as_numbers(translate, north, tmp_path):
     """Each by itself, and nothing of its tags; a file beside them is translated although they are not."""

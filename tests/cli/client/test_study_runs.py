@@ -7,7 +7,6 @@ import json
 import sys
 
 import numpy as np
-import pydicom
 import pytest
 
 from ddib_fed.cli.main import run
@@ -120,19 +119,6 @@ def test_a_series_of_which_every_slice_is_refused_does_not_stop_the_others(
     assert "left out: 1 of 3 files" in capsys.readouterr().err
 
 
-def test_force_translates_everything_again(given, translate, sent):
-    """A changed series needs it."""
-    assert translate(*given) == 0
-    (path, *_) = given[1].iterdir()
-    changed = pydicom.dcmread(path)
-    changed.PixelData = changed.PixelData[::-1]
-    changed.save_as(path)
-    assert translate(*given) == ExitCode.CONFLICT
-    assert sent() == [3, 3, 3]
-    assert translate(*given, "--force") == 0
-    assert sent() == [3, 3, 3]
-
-
 def test_force_does_not_replace_the_result_of_another_series(given, translate, tmp_path, capsys):
     """One of the same number lies in the folder now, and the first is gone: its translation stays."""
     assert translate(given[0]) == 0
@@ -209,10 +195,3 @@ def test_the_same_command_below_the_working_folder_finds_its_own_results(given, 
     for jobs in ([3, 3, 3], []):
         assert translate(tmp_path / "given") == 0
         assert sent() == jobs
-
-
-def test_results_for_another_target_are_in_the_way(given, translate, sent):
-    """Of one of the studies; the others are not translated either."""
-    assert translate(given[0]) == 0
-    assert translate(given[1], given[0], to="south.example/flair") == ExitCode.CONFLICT
-    assert sent() == [3]

@@ -11,7 +11,7 @@ import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import ExitCode, ImageTooLarge, InternalError
+from ddib_fed.errors import ExitCode, InternalError
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 
 
@@ -92,16 +92,6 @@ def test_file_names_stay_here(translate, scan, north):
     assert not any(b"scan" in request.SerializeToString() for _, request in north.script.calls)
 
 
-def test_detach_prints_how_to_go_on(translate, scan, north, tmp_path, capsys):
-    """The job, and the commands that watch and fetch it; nothing is fetched."""
-    assert translate(scan, "--detach") == 0
-    (job_id,) = north.service.jobs
-    shown = capsys.readouterr().out
-    assert f"ddib job watch {job_id}" in shown
-    assert f"ddib job fetch {job_id} --out {tmp_path / 'out'}" in shown
-    assert not (tmp_path / "out" / "scan.npy").exists()
-
-
 @pytest.mark.parametrize(
     ("name", "content", "code"),
     [
@@ -121,16 +111,6 @@ def test_a_file_that_cannot_be_used_is_named_before_anything_is_sent(
     assert name in capsys.readouterr().err
     assert not north.script.calls
     assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_without_a_file_to_translate_says_what_is_known(translate, tmp_path, capsys):
-    """Somebody who names the wrong folder learns which suffixes count, and how to look."""
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "today.txt").write_text("nothing")
-    assert translate(tmp_path / "notes") == ExitCode.NOT_FOUND
-    said = capsys.readouterr().err
-    assert ".tif" in said
-    assert f"ls -la {tmp_path / 'notes'}" in said
 
 
 def test_two_files_of_one_name_are_refused(translate, north, tmp_path, scan, capsys):
@@ -166,18 +146,6 @@ def test_files_whose_results_would_clash_are_named_by_their_suffix_too(translate
     assert not north.script.seen("SubmitJob")
 
 
-def test_a_picture_over_the_limit_comes_with_a_command_that_makes_it_fit(translate, north, tmp_path, capsys):
-    """Not with a hint to another command, which lists no sizes."""
-    (tmp_path / "my scan.png").write_bytes(encode_png(np.zeros((4, 4, 1), np.uint8)))
-    facts = {"item": "0", "pixels": "100000000", "limit_pixels": "89000000"}
-    north.script.refuse["SubmitJob"] = ImageTooLarge(facts=facts)
-    assert translate(tmp_path / "my scan.png") == ExitCode.BAD_INPUT
-    said = capsys.readouterr().err
-    assert "my scan.png has 100,000,000 pixels, 89,000,000 are the limit" in said
-    assert f"magick '{tmp_path}/my scan.png' -resize '89000000@>' '{tmp_path}/my scan-smaller.png'" in said
-    assert "ddib domains" not in said
-
-
 def test_an_input_is_never_replaced(north, scan, tmp_path, capsys):
     """--out beside the inputs, even with --force."""
     words = ["--to", TARGET, "--out", str(tmp_path), "--force", "--profile", str(north.profile_path)]
@@ -199,41 +167,6 @@ def test_a_refused_job_leaves_nothing_behind(translate, scan, north, tmp_path):
     north.script.refuse["SubmitJob"] = InternalError()
     assert translate(scan) == ExitCode.INTERNAL
     assert not (tmp_path / "out").exists()
-
-
-def test_a_refused_item_is_called_by_its_files_name(translate, scan, north, tmp_path, capsys):
-    """The node knows it by its number; names stay here, and so this side says which file it was."""
-    other = tmp_path / "other.npy"
-    other.write_bytes(npy(points(3)))
-    north.script.refuse["SubmitJob"] = ImageTooLarge(facts={"item": 1})
-    assert translate(scan, other) == ExitCode.BAD_INPUT
-    assert f"        {other}: " in capsys.readouterr().err
-
-
-def test_refused_items_that_an_answer_has_no_room_for_are_counted(translate, scan, north, tmp_path, capsys):
-    """Who reads the list must not take it for all of them."""
-    others = [tmp_path / f"other{n}.npy" for n in range(3)]
-    for number, other in enumerate(others):
-        other.write_bytes(npy(points(3 + number)))
-    facts = {"item": 1, "refused_0": "IMAGE_TOO_LARGE:1", "refused_count": 3}
-    north.script.refuse["SubmitJob"] = ImageTooLarge(facts=facts)
-    assert translate(scan, *others) == ExitCode.BAD_INPUT
-    said = capsys.readouterr().err
-    assert "3 of 4 files cannot be translated" in said
-    assert "and 2 more" in said
-
-
-def test_failed_items_do_not_hold_back_the_others(translate, scan, north, tmp_path, capsys):
-    """What was translated is written; the exit code and the message say that something was not."""
-    other = tmp_path / "other.npy"
-    other.write_bytes(npy(points()))
-    north.script.fail_items = {1}
-    assert translate(scan, other) == ExitCode.JOB_FAILED
-    assert (tmp_path / "out" / "scan.npy").exists()
-    assert not (tmp_path / "out" / "other.npy").exists()
-    said = capsys.readouterr().err
-    assert "1 of 2 items" in said
-    assert f"        {other}: not noise  [LATENT_NOT_GAUSSIAN]" in said
 
 
 def test_a_translation_of_something_else_is_not_written(translate, scan, north, tmp_path, capsys):
@@ -284,21 +217,6 @@ def test_ctrl_c_ends_the_waiting_for_a_node_that_is_away(translate, scan, north,
     assert "continues at the source node" in capsys.readouterr().err
 
 
-def test_ctrl_c_while_submitting_says_that_nobody_knows(translate, scan, north, tmp_path, capsys):
-    """The node may have the job: the names stay, and `ddib job list` tells."""
-    main, hold = threading.main_thread().ident, threading.Event()
-
-    def interrupt(called):
-        if called == "SubmitJob":
-            signal.pthread_kill(main, signal.SIGINT)
-            hold.wait(2)
-
-    north.script.on_call = interrupt
-    assert translate(scan) == ExitCode.CANCELLED
-    assert "may have accepted the job" in capsys.readouterr().err
-    assert len(list((tmp_path / "out").glob(".ddib-job-*.json"))) == 1
-
-
 def test_guidance_is_sent_as_it_was_asked_for(translate, scan, north):
     """Each option in the header; without them none."""
     assert translate(scan, "--target-class", "1", "--guidance", 2.5) == 0
@@ -307,30 +225,3 @@ def test_guidance_is_sent_as_it_was_asked_for(translate, scan, north):
     assert (guided.guidance.guidance, guided.guidance.clip) == (2.5, False)
     assert not guided.guidance.HasField("classifier_scale")
     assert not plain.HasField("guidance")
-
-
-def test_an_encoder_and_no_calibration_are_sent(translate, scan, north):
-    assert translate(scan, "--encoder", "mixed") == 0
-    assert translate(scan, "--no-calibration", "--force") == 0
-    assert translate(scan, "--encoder", "ode", "--force") == 0
-    sent = [(header.solver.encoder, header.no_calibration) for header in north.script.seen("SubmitJob")]
-    assert sent == [("mixed", False), ("ode", True), ("ode", False)]
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--guidance", 2, "--classifier-scale", 1), "not both"),
-        (("--guidance", "nan"), "guidance nan"),
-        (("--guidance", 1001), "--guidance"),
-        (("--labels", "."), "--pairs"),
-        (("--limit", 3), "--pairs"),
-        (("--pairs", "0:1", "--target-class", "1"), "--pairs"),
-        (("--pairs", "0:1"), "no classes"),
-    ],
-)
-def test_options_that_say_nothing_together_are_refused(translate, scan, north, capsys, words, said):
-    """Before anything is sent."""
-    assert translate(scan, *words) != 0
-    assert said in capsys.readouterr().err
-    assert north.script.seen("SubmitJob") == []

@@ -70,34 +70,6 @@ def test_guidance_without_what_it_needs_is_refused(refused, line, named):
 
 
 @pytest.mark.parametrize(
-    "option",
-    ["--classifier classifier", "--soften-sigma 0.1", "--labels in", "--calibration c.json", "--batch 4"],
-)
-def test_options_for_pictures_are_refused_on_points(refused, option):
-    assert option.split()[0] in refused(f"{POINTS} {option}")
-
-
-@pytest.mark.parametrize(
-    "option",
-    ["--target-class 1", "--guidance 2", "--batch 4", "--device cpu"],
-)
-def test_drawing_points_takes_no_options_for_pictures(refused, option):
-    assert option.split()[0] in refused(f"model sample moons --n 20 --evaluations 12 {option}")
-
-
-@pytest.mark.parametrize(
-    ("line", "named"),
-    [
-        (f"{POINTS} --seed 1", "--seed"),
-        ("translate in --source plain --target plain --evaluations 3 --seed 1", "--soften"),
-        ("model interpolate in/p00.png other/p00.png --source plain --seed 1", "--soften"),
-    ],
-)
-def test_a_seed_or_a_number_that_nothing_follows_from_is_refused(refused, line, named):
-    assert named in refused(line)
-
-
-@pytest.mark.parametrize(
     ("line", "named"),
     [
         ("model train --domain satellite --steps 1 --fit pad", "--fit"),

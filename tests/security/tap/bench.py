@@ -44,14 +44,7 @@ PIXEL_DATA = b"\xe0\x7f\x10\x00"
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A file as north sees it.
-
-    Attributes:
-        path: Of the file.
-        pixels: As they lie in it.
-        samples: (C, H, W) in [-1, 1], of the model's size.
-        units: The same in the units of the model.
-    """
+    """A file as north sees it."""
 
     path: Path
     pixels: np.ndarray
@@ -61,14 +54,7 @@ class Shown:
 
 @dataclass
 class Bench:
-    """North's scans become south's relief; everything between them goes through the tap.
-
-    Attributes:
-        pair: Both nodes, started by `running`.
-        tap: Between them.
-        files: What the client translates.
-        evaluations: Of a leg.
-    """
+    """North's scans become south's relief; everything between them goes through the tap."""
 
     pair: Pair
     tap: Tap
@@ -200,12 +186,7 @@ class Bench:
     def latents(
         self, *, label: int | None = None, calibration: ChannelMap | None = None
     ) -> dict[str, np.ndarray]:
-        """What north may send of the files: computed again, from the bundle, the files and the node's noise.
-
-        Args:
-            label: The class of all of them; None for none.
-            calibration: Under which they are sent; None for none.
-        """
+        """What north may send of the files: computed again, from the bundle, the files and the node's noise."""
         shown = {each.path.stem: each.samples for each in self.pictures()}
         return self.encoded(shown, self.softener, label=label, calibration=calibration)
 

@@ -19,23 +19,14 @@ _GRPC_HEAD = 5
 
 @dataclass
 class Way:
-    """One direction of one call.
-
-    Attributes:
-        headers: Names and values in the order sent, headers and trailers alike.
-        data: What the DATA frames hold, without their padding.
-        padding: The padding, which should be zeros.
-    """
+    """One direction of one call."""
 
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     data: bytearray = field(default_factory=bytearray)
     padding: bytearray = field(default_factory=bytearray)
 
     def messages(self) -> list[bytes]:
-        """The gRPC messages; one that was cut off is there as far as it came, one that was compressed is inflated.
-
-        What says that it is compressed and cannot be inflated is there as it is.
-        """
+        """The gRPC messages; one that was cut off is there as far as it came, one that was compressed is inflated."""
         found, at, data = [], 0, bytes(self.data)
         while at + _GRPC_HEAD <= len(data):
             size = int.from_bytes(data[at + 1 : at + _GRPC_HEAD], "big")

@@ -19,13 +19,7 @@ SPREADS = 6.0
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """What is known of the pictures.
-
-    Attributes:
-        pictures: By name, in the model's units, (C, H, W) or (N, D).
-        expected: Latents that the source may send, by name; none to leave the residual alone.
-        threshold: Correlation that no honest latent reaches.
-    """
+    """What is known of the pictures."""
 
     pictures: Mapping[str, np.ndarray]
     expected: Mapping[str, np.ndarray]
@@ -108,12 +102,7 @@ def strongest(values: np.ndarray, picture: np.ndarray) -> float:
 
 
 def threshold(latents: Sequence[np.ndarray], pictures: Sequence[np.ndarray]) -> float:
-    """A correlation above that of honest latents with their own pictures, other than those that are judged.
-
-    Args:
-        latents: Of the pictures, in their order.
-        pictures: In the model's units.
-    """
+    """A correlation above that of honest latents with their own pictures, other than those that are judged."""
     own = np.array(
         [
             strongest(z.reshape(-1).astype(np.float64), x.reshape(-1))

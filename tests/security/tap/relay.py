@@ -23,14 +23,7 @@ class Connection:
 
 
 class Tap:
-    """Listens as the target, dials the target as the source, and records both directions.
-
-    Args:
-        upstream: Port of the target node.
-        target_pki: Folder with a leaf and key for the target's name, to be believed by the source.
-        source_pki: Folder with a leaf and key for the source's name, to be believed by the target.
-        source_roots: Roots of the source, PEM; those in `source_pki` by default.
-    """
+    """Listens as the target, dials the target as the source, and records both directions."""
 
     def __init__(
         self, upstream: int, target_pki: Path, source_pki: Path, *, source_roots: Path | None = None
@@ -118,10 +111,7 @@ class Tap:
 
 
 class _End:
-    """One end of a relayed connection, read by one thread and written by another.
-
-    OpenSSL allows one of them at a time to use a connection, and Python before 3.13 has no lock for it.
-    """
+    """One end of a relayed connection, read by one thread and written by another."""
 
     def __init__(self, secured: ssl.SSLSocket) -> None:
         self.socket = secured

@@ -58,13 +58,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Bytes that are looked through.
-
-    Attributes:
-        where: In words.
-        data: They.
-        numbers: Whether they are words of numbers from their first byte on, which could hide others in their parts.
-    """
+    """Bytes that are looked through."""
 
     where: str
     data: bytes
@@ -85,11 +79,7 @@ class Tensor:
 
 
 class Traffic:
-    """What a tap kept, taken apart.
-
-    Args:
-        connections: Of the tap.
-    """
+    """What a tap kept, taken apart."""
 
     def __init__(self, connections: Sequence[Connection]) -> None:
         self.raw = [

@@ -21,13 +21,7 @@ KEY_WINDOW = 8
 
 @dataclass
 class Windows:
-    """Windows of one length, with what they are of.
-
-    Attributes:
-        length: Bytes of each.
-        rows: Chunks of windows, (n, length) uint8 each.
-        names: Of each chunk.
-    """
+    """Windows of one length, with what they are of."""
 
     length: int
     rows: list[np.ndarray] = field(default_factory=list)
@@ -66,24 +60,13 @@ class Secrets:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
     def numbers(self, name: str, values: np.ndarray) -> None:
-        """An array of numbers in every type and byte order, row by row and column by column.
-
-        Args:
-            name: Of what.
-            values: Of any shape; those of whole numbers up to 65535 are looked for as such too.
-        """
+        """An array of numbers in every type and byte order, row by row and column by column."""
         for order, laid in (("", values), (" transposed", np.ascontiguousarray(values.T))):
             for form, data, step in _forms(laid):
                 self.long.add(f"{name} as {form}{order}", data, step)
 
     def sample(self, name: str, raw: np.ndarray, units: np.ndarray) -> None:
-        """A picture or a cloud of points.
-
-        Args:
-            name: Of what.
-            raw: As it lies in its file.
-            units: The same in the units of the model, of the model's shape; also looked for as [-1, 1] and [0, 1].
-        """
+        """A picture or a cloud of points."""
         self.numbers(f"{name}, raw", raw)
         self.numbers(f"{name}, in the model's units", units)
         self.numbers(f"{name}, negated", -units)

@@ -13,12 +13,7 @@ from tests.security.tap.relay import Tap
 
 
 def tap_between(pair: Pair, folder: Path) -> Tap:
-    """From now on north reaches south through a tap; neither must run yet.
-
-    Args:
-        pair: North and south.
-        folder: New, for the tap's own roots and leaves.
-    """
+    """From now on north reaches south through a tap; neither must run yet."""
     roots = {
         node.institution: begin_node(folder / node.institution, node.institution, "node-1").certificate
         for node in (pair.north, pair.south)

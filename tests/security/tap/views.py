@@ -24,13 +24,7 @@ _TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 
 
 def unwrapped(data: bytes, how: str = "", depth: int = DEPTH) -> Iterator[tuple[str, bytes]]:
-    """The bytes, and what text encodings, compression and pictures in them hold; how each was reached.
-
-    Args:
-        data: Where it is looked.
-        how: How it was reached.
-        depth: How many wrappings inside one another are opened.
-    """
+    """The bytes, and what text encodings, compression and pictures in them hold; how each was reached."""
     yield how, data
     if depth == 0:
         return

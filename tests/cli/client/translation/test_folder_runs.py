@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ddib_fed.cli.main import run
-from ddib_fed.client.files import FileItem
-from ddib_fed.client.results import check_free, locked
-from ddib_fed.errors import ExitCode, ItemsTooMany, NotFinite, QueueFull, UsageError
+from ddib_fed.client.results import locked
+from ddib_fed.errors import ExitCode, ItemsTooMany, NotFinite, QueueFull
 from ddib_fed.protocol.details import refused_facts
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import npy, points
@@ -59,14 +56,6 @@ def test_paths_are_kept_below_the_folder_and_the_rest_is_counted(translate, scan
     assert "deep/er/scan-3.npy" in shown.out
 
 
-def test_results_below_the_folder_itself_are_no_inputs(translate, scans, north, words):
-    """`ddib translate . --out out` a second time finds the same files."""
-    words[words.index("--out") + 1] = str(scans / "out")
-    assert run(words) == 0
-    assert run(words) == 0
-    assert len(north.service.jobs) == 1
-
-
 def test_every_bad_file_is_listed_and_skip_bad_translates_the_others(
     translate, scans, north, written, capsys
 ):
@@ -104,23 +93,6 @@ def test_files_that_the_node_refuses_are_left_out_at_once(translate, scans, nort
     assert translate("--skip-bad") == ExitCode.LEFT_OUT
     assert written() == RESULTS
     assert len(north.service.jobs) == 1
-
-
-def test_a_folder_of_bad_files_alone_is_an_error_with_skip_bad_too(translate, scans, north, capsys):
-    """Nobody takes an empty folder of results for success."""
-    for path in scans.rglob("*.npy"):
-        path.write_bytes(b"")
-    assert translate("--skip-bad") == ExitCode.BAD_INPUT
-    assert "5 of 5 files cannot be translated" in capsys.readouterr().err
-    assert not north.script.calls
-
-
-def test_failed_items_are_left_out_if_asked(translate, north, written, capsys):
-    """A latent that is no noise concerns one file; each is named by its path."""
-    north.script.fail_items = {1}
-    assert translate("--skip-bad") == ExitCode.LEFT_OUT
-    assert "deep/er/scan-3.npy: not noise  [LATENT_NOT_GAUSSIAN]" in capsys.readouterr().err
-    assert len(written()) == len(RESULTS) - 2
 
 
 def test_jobs_are_as_small_as_the_node_wants_them(translate, north, written):
@@ -178,22 +150,6 @@ def test_what_was_removed_is_translated_again_and_what_changed_needs_force(trans
     assert [len(job.inputs) for job in north.service.jobs.values()] == [5, 1, 5, 5]
 
 
-def test_results_in_the_way_are_compared_with_all_files_at_once(tmp_path, monkeypatch):
-    """Not each with each: of 1,500 that took 49 s."""
-    items = [FileItem(f"scan-{number}", f"scan-{number}.png") for number in range(100)]
-    paths = [tmp_path / item.file for item in items]
-    for path in paths:
-        path.touch()
-        (tmp_path / "out").mkdir(exist_ok=True)
-        (tmp_path / "out" / path.name).touch()
-    looked, stat = [], Path.stat
-    monkeypatch.setattr(Path, "stat", lambda path, **more: looked.append(path) or stat(path, **more))
-    check_free(items, paths, tmp_path / "out", force=True)
-    assert len(looked) < 40 * len(paths)
-    with pytest.raises(UsageError, match="would replace the input"):
-        check_free(items, paths, tmp_path, force=True)
-
-
 def interrupt_at(north, method, count):
     """Press Ctrl-C at the n-th call of a method."""
     main, hold, seen = threading.main_thread().ident, threading.Event(), []
@@ -236,29 +192,6 @@ def test_a_job_whose_answer_was_lost_is_the_same_job(translate, north, written, 
     assert written() == RESULTS
 
 
-def test_a_job_that_the_node_has_forgotten_costs_only_what_is_missing(translate, north, tmp_path, written):
-    """Its results have expired, and some of them are here: only the others are submitted."""
-    assert translate("--detach") == 0
-    (name,) = (tmp_path / "out").glob(".ddib-job-*.json")
-    kept = name.read_bytes()
-    assert translate() == 0
-    name.write_bytes(kept)
-    north.service.jobs.clear()
-    for kind in ("npy", "json"):
-        (tmp_path / "out" / f"scan-0.{kind}").unlink()
-    assert translate() == 0
-    assert [len(job.inputs) for job in north.service.jobs.values()] == [1]
-    assert written() == RESULTS
-
-
-def test_detached_jobs_name_what_they_leave_out(translate, scans, north, capsys):
-    """The exit code is the same as with results."""
-    (scans / "empty.npy").write_bytes(b"")
-    assert translate("--detach", "--skip-bad") == ExitCode.LEFT_OUT
-    assert "left out: 1 of 6 files; the others are submitted" in capsys.readouterr().err
-    assert len(north.service.jobs) == 1
-
-
 def test_a_file_that_changes_meanwhile_is_translated_as_it_is_now(translate, scans, north, tmp_path, capsys):
     """The job of its earlier content gives the other results; that one stays at the node, and is named."""
     assert translate("--detach") == 0
@@ -296,17 +229,6 @@ def test_detached_jobs_are_attached_to(translate, north, written, few_files, cap
     assert written() == RESULTS
 
 
-def test_names_that_no_result_can_have_concern_their_file_alone(translate, scans, written, capsys):
-    """Bytes that are no UTF-8, and a name with no room for what is added to it; the others are translated."""
-    (scans / "caf\udce9.npy").write_bytes(npy(points()))
-    (scans / f"{'x' * 240}.npy").write_bytes(npy(points()))
-    assert translate("--skip-bad") == ExitCode.LEFT_OUT
-    said = capsys.readouterr().err
-    assert r"caf\udce9.npy: its name is no UTF-8" in said
-    assert "its name is too long" in said
-    assert written() == RESULTS
-
-
 def test_a_second_run_into_the_folder_is_refused_at_once(translate, north, tmp_path, capsys):
     """It names the process that is at work; when that has ended, however it did, the folder is free."""
     with locked(tmp_path / "out"):
@@ -325,12 +247,3 @@ def test_what_a_killed_run_was_writing_is_removed(translate, tmp_path, written):
     (out / f".notes.txt.{'a' * 16}").write_bytes(b"mine")
     assert translate() == 0
     assert [name for name in written() if name not in RESULTS] == [f"deep/er/.notes.txt.{'a' * 16}"]
-
-
-def test_without_a_terminal_the_job_is_named_before_anything_else(translate, north, few_files, capsys):
-    """A log of cron or Slurm has each job's id from the start, and how many files are written at its end."""
-    assert translate() == 0
-    lines = capsys.readouterr().err.splitlines()
-    first, *_ = north.service.jobs
-    assert lines[0] == f"job {first}: submitted, 2 items"
-    assert lines[-1].endswith(": finished; 5 of 5 files written")

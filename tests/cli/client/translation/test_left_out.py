@@ -10,47 +10,6 @@ from ddib_fed.errors import ExitCode
 from ddib_fed.v1 import translation_pb2 as pb
 
 
-def test_a_job_whose_every_item_fails_is_left_out_too(translate, north, capsys, monkeypatch):
-    """The node then calls the job failed; with --skip-bad that is no other case than some of its items."""
-    north.script.fail_items = set(range(5))
-    monkeypatch.setattr(north.service, "_view", failed_view(north.service._view))
-    assert translate("--skip-bad") == ExitCode.LEFT_OUT
-    assert "left out: 5 of 5 files" in capsys.readouterr().err
-    assert translate() == ExitCode.JOB_FAILED
-
-
-def failed_view(view):
-    def failed(*given):
-        job = view(*given)
-        job.state = pb.JOB_STATE_FAILED
-        return job
-
-    return failed
-
-
-def test_a_picture_that_the_model_has_not_learned_is_described_with_what_to_do(
-    translate, north, capsys, monkeypatch
-):
-    """What the picture is, what to do, and the command that goes on; no number that nobody can use."""
-    view = north.service._view
-
-    def described(*given):
-        job = view(*given)
-        job.items[0].state = pb.ITEM_STATE_FAILED
-        error = job.items[0].error
-        error.reason, error.sentence = "LATENT_NOT_GAUSSIAN", "the latent is not one that an encoder makes"
-        error.facts.update(std="12.3", picture="the picture is nearly uniform")
-        return job
-
-    monkeypatch.setattr(north.service, "_view", described)
-    assert translate() == ExitCode.JOB_FAILED
-    said = " ".join(capsys.readouterr().err.split())
-    assert "the picture is nearly uniform, and the source's model has not learned such pictures" in said
-    assert "try: leave it out, or train the source's model longer and with data like it" in said
-    assert "without it: the same command with --skip-bad" in said
-    assert "12.3" not in said
-
-
 def fail_the_first_job(north, monkeypatch, *, items):
     """The first job has no result: each item failed, or the job itself with its items untouched."""
     view = north.service._view

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -50,12 +48,6 @@ def test_two_pictures_have_a_page_and_a_sheet(tmp_path):
     assert 'href="./sub/b.png"' in page
 
 
-def test_one_picture_has_none(tmp_path):
-    """Its record and its file say all, and a command for one picture stays as fast as it was."""
-    assert write_pages(run(tmp_path, ["a"])) is None
-    assert there(tmp_path) == ["a.png"]
-
-
 @pytest.mark.parametrize("name", ["report.html", "sheet.png"])
 def test_files_of_others_are_left_alone(tmp_path, name):
     """A report that somebody wrote, and a sheet of another command; ours get a number, and keep it."""
@@ -67,11 +59,6 @@ def test_files_of_others_are_left_alone(tmp_path, name):
     assert (tmp_path / "sheet-1.png").exists()
 
 
-def test_a_result_called_like_the_sheet_is_left_alone(tmp_path):
-    """sheet.tif becomes sheet.png."""
-    assert write_pages(run(tmp_path, ["sheet", "b"])) == tmp_path / "report-1.html"
-
-
 def test_a_full_disk_names_the_page(tmp_path):
     """And says that the results are complete."""
     with small_disk(tmp_path / "disk", 1) as disk:
@@ -79,14 +66,3 @@ def test_a_full_disk_names_the_page(tmp_path):
         disk.fill()
         with pytest.raises(DiskFull, match="cannot be written: No space left on device; every result is in"):
             write_pages(found)
-
-
-def test_translations_of_one_file_are_told_apart(tmp_path):
-    """With --pairs a picture has a translation to each class; the page then names the results."""
-    found = run(tmp_path, ["260_1_translated_261", "260_1_translated_262", "other"])
-    for name, each in found.results.items():
-        found.results[name] = replace(each, file="dog.png") if each.item < 2 else each
-    write_pages(found)
-    page = (tmp_path / "report.html").read_text()
-    for name in ("260_1_translated_261.png", "260_1_translated_262.png", "other.tif"):
-        assert f">{name}</a>" in page

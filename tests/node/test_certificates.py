@@ -1,4 +1,4 @@
-"""Certificates that are replaced in time, and nodes that come back after they were not."""
+"""Certificates that are replaced in time, nodes that come back after they were not, and the service that issues."""
 
 from __future__ import annotations
 
@@ -10,25 +10,113 @@ from pathlib import Path
 import grpc
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from ddib_fed.client.profile import Profile, render_client_toml, renew_client
-from ddib_fed.errors import ConfigError, MessageInvalid, PolicyDenied, Unauthenticated
+from ddib_fed.errors import ConfigError, MessageInvalid, NotReady, PolicyDenied, QuotaSpent, Unauthenticated
+from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.certificates import (
     CHECK_INTERVAL_S,
+    IdentityServicer,
     RenewalThread,
+    certificate_status,
     recover_at_start,
     renew_node,
 )
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.config import NodeConfig, render_node_toml
+from ddib_fed.node.interceptors import CallInterceptor
+from ddib_fed.node.policy import Charge, Policy, Quotas
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import pki, tls
+from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import Identity
-from ddib_fed.security.peers import PeerStore
-from ddib_fed.security.pki import certificate_pem, issue_leaf, make_request, new_authority
+from ddib_fed.security.peers import PeerStore, begin_node
+from ddib_fed.security.pki import (
+    certificate_pem,
+    install,
+    issue_leaf,
+    make_request,
+    new_authority,
+    read_request,
+    sign_request,
+)
 from ddib_fed.security.renewal import renew_through
+from ddib_fed.store import NodeStore
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
-from tests.node.certificates.issuing import HOUR, NOW, Server, configured, enrolled, second_node
+from tests import audit_rows
+
+NOW = datetime.now(UTC)
+HOUR = timedelta(hours=1)
+
+
+def configured(folder: Path, name: str = "node-1", extra: str = "") -> NodeConfig:
+    """A node.toml of north in `folder`, with `extra` in its table [identity]."""
+    folder.mkdir(exist_ok=True)
+    text = render_node_toml(
+        institution="north.example",
+        name=name,
+        roles=("source",),
+        domain="moons",
+        listen="127.0.0.1:0",
+        address="127.0.0.1:7443",
+    )
+    (folder / "node.toml").write_text(text.replace("[identity]\n", f"[identity]\n{extra}"))
+    return NodeConfig.load(folder / "node.toml")
+
+
+class Server:
+    """The issuer's IdentityService on loopback."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.on_renewal = lambda: None
+        peers = PeerStore(config.paths.state, "north.example")
+        policy = Policy(institution="north.example", roles=("source",), issuer=True)
+        interceptors = (CallInterceptor("north.example", peers, policy),)
+        self.grpc = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
+        audit = AuditLog(NodeStore(config.paths.store, shared=True))
+        self.quotas = Quotas(audit.store)
+        self.servicer = IdentityServicer(config, audit, self.quotas, peers, clock=self._clock)
+        identity_pb2_grpc.add_IdentityServiceServicer_to_server(self.servicer, self.grpc)
+        self.credentials = tls.ServerCredentials(config.paths.pki, peers)
+        self.port = self.grpc.add_secure_port("127.0.0.1:0", self.credentials.grpc)
+        self.grpc.start()
+
+    def _clock(self) -> datetime:
+        self.on_renewal()
+        return datetime.now(UTC)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
+def enrolled(issuer: NodeConfig, folder: Path, identity: Identity, *, now: datetime | None = None) -> None:
+    authority = pki.load_authority(issuer.paths.pki)
+    request = read_request(make_request(folder, identity))
+    install(folder, sign_request(authority, request, (authority.certificate,), now=now), now=now)
+
+
+def second_node(issuer: NodeConfig, tmp_path: Path, extra: str, *, age: timedelta) -> NodeConfig:
+    config = configured(tmp_path / "two", "node-2", extra)
+    enrolled(issuer, config.paths.pki, Identity("north.example", "node", "node-2"), now=NOW - age)
+    return config
+
+
+@pytest.fixture
+def issuer(tmp_path: Path) -> NodeConfig:
+    """The node that holds the root's key."""
+    config = configured(tmp_path / "issuer")
+    authority = begin_node(config.paths.state, "north.example", "node-1", now=NOW - 100 * 24 * HOUR)
+    pki.issue_to_folder(authority, config.paths.pki, "node", "node-1")
+    return config
+
+
+@pytest.fixture
+def server(issuer: NodeConfig):
+    made = Server(issuer)
+    yield made
+    made.grpc.stop(None).wait()
 
 
 def test_the_issuer_renews_itself(issuer: NodeConfig) -> None:
@@ -93,16 +181,6 @@ def test_a_node_that_cannot_renew_starts_while_its_certificate_is_good(
     assert "cannot be renewed" in (recover_at_start(config) or "")
     with pytest.raises(Unauthenticated, match="expired"):
         recover_at_start(config, now=NOW + 8 * HOUR)
-
-
-def test_an_expired_node_is_not_renewed_by_the_issuer(
-    issuer: NodeConfig, server: Server, tmp_path: Path
-) -> None:
-    """The call is made with the certificate, which is good for nothing now."""
-    extra = f'issuer = "node-1@{server.address}"\n'
-    config = second_node(issuer, tmp_path, extra, age=25 * HOUR)
-    with pytest.raises(Unauthenticated, match="could not be renewed"):
-        recover_at_start(config)
 
 
 def script(tmp_path: Path, body: str) -> str:
@@ -226,16 +304,6 @@ def test_a_request_that_cannot_be_used_is_refused(
         renew(issuer.paths.pki, server, request_bytes)
 
 
-def test_a_request_whose_key_was_not_proven_is_refused(
-    issuer: NodeConfig, server: Server, tmp_path: Path
-) -> None:
-    """Its signature is another's."""
-    request = bytearray(der(tmp_path / "k", Identity("north.example", "node", "node-1")))
-    request[-1] ^= 1
-    with pytest.raises((PolicyDenied, MessageInvalid)):
-        renew(issuer.paths.pki, server, bytes(request))
-
-
 def test_a_second_root_reaches_a_client_with_its_renewal(
     issuer: NodeConfig, server: Server, tmp_path: Path
 ) -> None:
@@ -302,3 +370,150 @@ def test_a_thread_renews_and_clears_its_problem(issuer: NodeConfig) -> None:
     assert thread.problem is None
     assert pki.load_identity(issuer.paths.pki).not_after > first.not_after
     assert len(ticks) == 4
+
+
+def test_an_identity_renews_so_often_in_a_day_and_no_more(
+    issuer: NodeConfig, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Due or not; each is a line of the audit log. Others are not affected, and a restart gives nothing back."""
+    monkeypatch.setattr("ddib_fed.node.certificates.RENEWALS_PER_DAY", 2)
+    monkeypatch.setattr("ddib_fed.node.certificates.TRIES_PER_LIFE", 0)
+    one, other = (tmp_path / name for name in ("alice", "bob"))
+    for folder in (one, other):
+        enrolled(issuer, folder, Identity("north.example", "client", folder.name))
+
+    def renew(folder: Path) -> None:
+        renew_through(folder, address=server.address, server_name="node-1.north.example", hop="issuer x")
+
+    for _ in range(2):
+        renew(one)
+    with pytest.raises(QuotaSpent) as caught:
+        renew(one)
+    assert (caught.value.facts["quota"], caught.value.facts["limit"]) == ("renewals_per_day", "2")
+    assert "renews" in caught.value.facts
+    renew(other)
+    lines = [line for line in audit_rows.records(issuer.paths.store) if line.get("by") == "renewal"]
+    assert len(lines) == 3
+    again = Quotas(NodeStore(issuer.paths.store, shared=True))
+    with pytest.raises(QuotaSpent):
+        again.charge([Charge("renewals_per_day", "spiffe://north.example/client/alice", 1, 2)])
+
+
+def test_a_certificate_that_cannot_be_written_down_is_neither_given_nor_counted(
+    issuer: NodeConfig, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk of the issuer spends nobody's renewals."""
+    folder = tmp_path / "alice"
+    enrolled(issuer, folder, Identity("north.example", "client", "alice"))
+    audit_rows.full_disk(monkeypatch)
+    before = pki.load_identity(folder)
+    with pytest.raises(NotReady):
+        renew_through(folder, address=server.address, server_name="node-1.north.example", hop="issuer x")
+    assert pki.load_identity(folder) == before
+    (account,) = server.quotas._accounts.values()
+    assert account.spent == 0
+
+
+DAY = timedelta(days=1)
+NODE = Identity("north.example", "node", "node-2")
+
+
+@pytest.fixture
+def two(issuer: NodeConfig, server: Server, tmp_path: Path) -> NodeConfig:
+    config = second_node(issuer, tmp_path, f'issuer = "node-1@{server.address}"\n', age=17 * HOUR)
+    assert "renewed" in (recover_at_start(config) or "")
+    return config
+
+
+def off_for(issuer: NodeConfig, config: NodeConfig, time: timedelta) -> None:
+    """Make both certificates what they are after the node was off for so long since its last renewal."""
+    folder, authority = config.paths.pki, pki.load_authority(issuer.paths.pki)
+    (key,) = pki.load_keys((folder / "leaf.key").read_bytes(), folder / "leaf.key")
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    for kind, name in (("node", "leaf.pem"), ("recovery", "recovery.pem")):
+        made = issue_leaf(authority, kind, "node-2", public_key=key.public_key(), now=NOW - time)
+        (folder / name).write_bytes(certificate_pem(made))
+
+
+def test_a_node_that_was_off_for_a_week_comes_back_by_itself(issuer: NodeConfig, two: NodeConfig) -> None:
+    """`check` says so, the start does it, with a new key and a new certificate for the next time."""
+    off_for(issuer, two, 8 * DAY)
+    assert "renewed at the start" in certificate_status(two)[1]
+    before = (two.paths.pki / "recovery.pem").read_bytes()
+    assert "renewed" in (recover_at_start(two) or "")
+    assert pki.load_identity(two.paths.pki).not_after > datetime.now(UTC)
+    assert (two.paths.pki / "recovery.pem").read_bytes() != before
+    recovery = pki.load_recovery(two.paths.pki)
+    assert recovery is not None
+    assert recovery.not_after - recovery.not_before == 30 * DAY
+
+
+def test_a_node_that_was_off_for_too_long_is_enrolled_again(issuer: NodeConfig, two: NodeConfig) -> None:
+    """The certificate for recovery has expired as well; `check` and the start say the same."""
+    off_for(issuer, two, 31 * DAY)
+    for call in (certificate_status, recover_at_start):
+        with pytest.raises(Unauthenticated, match="expired"):
+            call(two)
+
+
+def test_a_withdrawn_node_does_not_come_back(issuer: NodeConfig, two: NodeConfig) -> None:
+    """Its key was lost: neither with its leaf nor with the other certificate."""
+    off_for(issuer, two, 8 * DAY)
+    peer_store(issuer).withdraw(NODE)
+    with pytest.raises(Unauthenticated, match="could not be renewed"):
+        recover_at_start(two)
+
+
+def test_an_issuer_may_give_no_certificate_for_recovery(
+    issuer: NodeConfig, server: Server, tmp_path: Path
+) -> None:
+    """`recovery_days = 0` in its node.toml."""
+    server.servicer.recovery = timedelta(0)
+    config = second_node(issuer, tmp_path, f'issuer = "node-1@{server.address}"\n', age=17 * HOUR)
+    recover_at_start(config)
+    assert pki.load_recovery(config.paths.pki) is None
+
+
+def test_a_node_just_enrolled_asks_once_for_what_it_needs_to_recover(
+    issuer: NodeConfig, server: Server, tmp_path: Path
+) -> None:
+    """Before its leaf is due; not again where the issuer gives none."""
+    asked: list[int] = []
+    server.on_renewal = lambda: asked.append(1)
+    server.servicer.recovery = timedelta(0)
+    config = second_node(issuer, tmp_path, f'issuer = "node-1@{server.address}"\n', age=HOUR)
+    thread = RenewalThread(config)
+    for _ in range(3):
+        thread.look()
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "/ddib_fed.v1.TranslationService/SubmitJob",
+        "/ddib_fed.v1.DecodingService/Decode",
+        "/ddib_fed.v1.CalibrationService/GetUnits",
+        "/grpc.health.v1.Health/Check",
+    ],
+)
+def test_a_certificate_for_recovery_is_good_for_nothing_else(issuer: NodeConfig, method: str) -> None:
+    """No call but Renew, at no node; nor is another institution's taken for it."""
+    policy = Policy(institution="north.example", roles=("source", "target"), issuer=True)
+    paths = issuer.paths
+    peers = PeerStore(paths.state, "north.example").snapshot()
+    own = Identity("north.example", "recovery", "node-2")
+    with pytest.raises(PolicyDenied):
+        policy.authorise(own, method, peers)
+    policy.authorise(own, "/ddib_fed.v1.IdentityService/Renew", peers)
+    with pytest.raises(PolicyDenied):
+        policy.authorise(
+            Identity("south.example", "recovery", "node-2"), "/ddib_fed.v1.IdentityService/Renew", peers
+        )
+
+
+def test_no_file_asks_for_a_certificate_for_recovery(tmp_path: Path) -> None:
+    """An operator who signs requests cannot be made to sign one."""
+    request = make_request(tmp_path / "x", Identity("north.example", "recovery", "node-2"))
+    with pytest.raises(PolicyDenied, match="recovery"):
+        read_request(request)
