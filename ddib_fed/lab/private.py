@@ -37,7 +37,7 @@ from ddib_fed.files import write_file
 from ddib_fed.lab.config import PrivateTrainConfig
 from ddib_fed.models.manifest import DifferentialPrivacy
 from ddib_fed.networks.unet import UNet
-from ddib_fed.training.config import Plan
+from ddib_fed.training.config import RunPlan
 from ddib_fed.training.objective import make_batch, make_step_batch
 from ddib_fed.training.pictures import COLUMNS, DROP, LEVEL, PictureTask
 from ddib_fed.training.points import PointTask
@@ -303,7 +303,9 @@ def clipped_sums(optimizer: torch.optim.Optimizer, noise: float, expected: int, 
 
 
 class PrivateTrainer(Trainer):
-    def __init__(self, task: PrivateTask, world: World, plan: Plan, key: RunKey, initial: str = "") -> None:
+    def __init__(
+        self, task: PrivateTask, world: World, plan: RunPlan, key: RunKey, initial: str = ""
+    ) -> None:
         super().__init__(task, world, plan, ahead=False)
         config = self.config
         assert isinstance(config, PrivateTrainConfig)
@@ -387,7 +389,7 @@ def open_private(
     opened = open_run(config, source, out, say, on_scan, (PrivatePoints, PrivatePictures))
     require_private(config, opened.samples, int(os.environ.get("WORLD_SIZE", "1")))
 
-    def trainer(task: Task, world: World, plan: Plan, run: Path, state: RunState | None) -> Trainer:
+    def trainer(task: Task, world: World, plan: RunPlan, run: Path, state: RunState | None) -> Trainer:
         assert isinstance(task, PrivatePoints | PrivatePictures)
         begun = state is not None and state.step < plan.total
         bundle = task.start.bundle if isinstance(task, PrivatePictures) else None

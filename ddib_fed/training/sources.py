@@ -434,17 +434,9 @@ def _split_groups(groups: Sequence[Entries], share: float) -> tuple[Entries, Ent
     def rank(group: Entries) -> str:
         return hashlib.sha256(b"held-out" + folders.folder_digest(group).encode()).hexdigest()
 
-    total, held = sum(map(len, groups)), list[Entry]()
     ranked = sorted(groups, key=rank)
-    held_groups = []
-    for group in ranked:
-        if len(held) + len(group) <= share * total:
-            held += group
-            held_groups.append(group)
-    if not held:
-        held_groups = [min(ranked, key=len)]
-        held = list(held_groups[0])
-    rest = [entry for group in groups if not any(group is each for each in held_groups) for entry in group]
+    count = min(max(1, round(share * len(ranked))), len(ranked) - 1)
+    held, rest = ([entry for group in part for entry in group] for part in (ranked[:count], ranked[count:]))
     return _apart(rest, held)
 
 

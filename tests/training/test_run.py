@@ -235,7 +235,7 @@ def test_a_time_holds_on_a_machine_that_becomes_slower_and_after_a_stop(tmp_path
     assert latest_checkpoint(tmp_path / "run")[0].seconds < 2 * timed.time_s
     rates = [float(row["learning_rate"]) for row in rows]
     assert rates == sorted(rates, reverse=True)
-    assert rates[-1] < 0.05 * timed.learning_rate
+    assert rates[-1] < 0.2 * timed.learning_rate  # the machine may take very few steps in the time
 
 
 @pytest.mark.slow
