@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +17,8 @@ from PIL import Image
 from ddib_fed.data.decoding import ImageLimits
 from ddib_fed.data.pictures import decode_image, encode_png, image_format, read_content
 from ddib_fed.data.points import parse_npy
-from ddib_fed.engine.record import Part, Translation, WrittenFile, file_name
-from ddib_fed.errors import AlreadyExists, DdibError, UsageError, extra
-from ddib_fed.files import write_file
+from ddib_fed.engine.record import Part, Translation
+from ddib_fed.errors import DdibError, UsageError, extra
 from ddib_fed.guidance import Guidance
 from ddib_fed.protocol.messages import Settings
 
@@ -102,17 +100,17 @@ class Model:
 
     @property
     def domain(self) -> str:
-        return self.party.describe().domain
+        return self.party.model.manifest.domain
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample: (C, H, W) of a picture, (D,) of a point."""
-        return self.party.describe().sample_shape
+        return self.party.model.sample_shape
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.shape))
         what = f"pictures of {size}" if self.party.model.is_picture else f"points of {size} coordinates"
-        classes = self.party.describe().classes
+        classes = self.party.model.manifest.num_classes
         return f"<Model {self.domain}: {what}{f', {classes} classes' if classes else ''}>"
 
 
@@ -159,15 +157,19 @@ def load(
 
 @dataclass(frozen=True, eq=False)
 class TranslatedSample:
-    """One translated sample.
+    """One translated sample, from its verified result."""
 
-    Attributes:
-        files: Contents of its files by `Part`: the translation (PNG or .npy), the one returned by a cycle, the latent.
-        record: Its provenance and figures, the same that `ddib translate` writes as JSON.
-    """
+    result: JobResult
 
-    files: Mapping[str, bytes]
-    record: Translation
+    @property
+    def files(self) -> Mapping[Part, bytes]:
+        """Contents of its files: the translation (PNG or .npy), the one returned by a cycle, the latent."""
+        return {part: file.data for part, file in self.result.files.items()}
+
+    @cached_property
+    def record(self) -> Translation:
+        """Its provenance and figures, the same that `ddib translate` writes as JSON."""
+        return self.result.provenance.judged()
 
     @cached_property
     def array(self) -> NDArray[Any]:
@@ -193,13 +195,12 @@ class TranslatedSample:
         Raises:
             UsageError: It is a set of points.
         """
-        return _picture(self.files[Part.TRANSLATION])
-
-    @property
-    def returned_picture(self) -> Image.Image | None:
-        """What the cycle returned, as a PIL picture; None without a cycle."""
-        content = self.files.get(Part.RETURNED)
-        return None if content is None else _picture(content)
+        content = self.files[Part.TRANSLATION]
+        if image_format(content) == "NPY":
+            raise UsageError("the translation is a set of points, not a picture", hint="use .array")
+        picture = Image.open(io.BytesIO(content))
+        picture.load()
+        return picture
 
     def save(self, folder: str | Path, name: str) -> Path:
         """Write NAME.png or NAME.npy with its other files and NAME.json, as `ddib translate` does; gives the first.
@@ -207,18 +208,12 @@ class TranslatedSample:
         Raises:
             AlreadyExists: One of them is there.
         """
-        folder = Path(folder)
-        names = {part: file_name(name, part, _suffix(content)) for part, content in self.files.items()}
-        for each in (*names.values(), f"{name}.json"):
-            if (folder / each).exists():
-                raise AlreadyExists(f"{folder / each} is there already", hint="choose another name")
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        written = dict[str, WrittenFile]()
-        for part, content in self.files.items():
-            write_file(folder / names[part], content, private=True)
-            written[str(part)] = WrittenFile(file=names[part], sha256=hashlib.sha256(content).hexdigest())
-        write_file(folder / f"{name}.json", self.record.with_(files=written).to_json(), private=True)
-        return folder / names[Part.TRANSLATION]
+        from ddib_fed.client.files import FileItem
+        from ddib_fed.client.results import check_free, write_result
+
+        item, out = FileItem(name, name), Path(folder)
+        check_free([item], (), out, force=False)
+        return write_result(self.result, item, out).files[Part.TRANSLATION]
 
     def __repr__(self) -> str:
         record = self.record
@@ -238,22 +233,10 @@ class TranslatedSample:
         return None if self.record.picture is None else self.files[Part.TRANSLATION]
 
 
-def _suffix(content: bytes) -> str:
-    return ".npy" if image_format(content) == "NPY" else ".png"
-
-
 def _array(content: bytes) -> NDArray[Any]:
     if image_format(content) == "NPY":
         return parse_npy(content, max_bytes=len(content), max_points=len(content))
     return decode_image(content).pixels
-
-
-def _picture(content: bytes) -> Image.Image:
-    if image_format(content) == "NPY":
-        raise UsageError("the translation is a set of points, not a picture", hint="use .array")
-    picture = Image.open(io.BytesIO(content))
-    picture.load()
-    return picture
 
 
 OnProgress = Callable[[int, int], None]
@@ -350,7 +333,7 @@ def translate(
                 hint='for example "west.example/relief"; client.domains() lists them',
             )
         results = source.translate(files, target, asked, no_calibration=no_calibration, **request)
-        return _samples(results)
+        return [TranslatedSample(each) for each in results]
     if no_calibration:
         raise UsageError(
             "no_calibration has no effect in one process", hint="leave no_calibration and calibration out"
@@ -362,7 +345,10 @@ def translate(
     if isinstance(calibration, str | Path):
         calibration = read_calibration(Path(calibration))
     models = [each if isinstance(each, Model) else load(each) for each in (source, target)]
-    return _samples(_here(files, models, ProcessOptions(soften_sigma, seed, calibration), asked, request))
+    return [
+        TranslatedSample(each)
+        for each in _here(files, models, ProcessOptions(soften_sigma, seed, calibration), asked, request)
+    ]
 
 
 def _here(
@@ -413,10 +399,3 @@ def _naming(numbers: Sequence[int]) -> Iterator[None]:
             error.facts = {**error.facts, "item": str(numbers[item])}
             error.args = (error.detail,)
         raise
-
-
-def _samples(results: Iterable[JobResult]) -> list[TranslatedSample]:
-    return [
-        TranslatedSample({part: file.data for part, file in each.files.items()}, each.provenance.judged())
-        for each in results
-    ]

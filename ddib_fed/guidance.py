@@ -10,11 +10,10 @@ from ddib_fed.errors import SettingsInvalid
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """Guidance of one leg, numbers alone: the classifier belongs to the party that decodes."""
+    """Guidance of decoding, numbers alone: the classifier belongs to the party that decodes."""
 
     scale: float | None = None
     classifier_scale: float | None = None
-    encoding: bool = False
     clip: bool = False
 
     def __post_init__(self) -> None:
@@ -23,12 +22,6 @@ class Guidance:
                 raise SettingsInvalid(f"{name} {value} is not a finite number", facts={"field": name})
         if self.scale is not None and self.classifier_scale is not None:
             raise SettingsInvalid("guidance is by a classifier or free of one, not both", hint="choose one")
-        if self.encoding and not self.steers:
-            raise SettingsInvalid(
-                "encoding is to be guided too, and there is no guidance",
-                hint="add --classifier MODEL or --guidance SCALE, or omit --guide",
-                facts={"field": "guide"},
-            )
 
     @property
     def steers(self) -> bool:

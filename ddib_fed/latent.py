@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ITEM_BYTES: Final = 4
 """Of one number on the wire."""
 SUM_BLOCK: Final = 1 << 16
-"""Numbers that are summed in single precision; the sums of blocks are added in double precision."""
+"""Numbers that are converted to double precision and summed at a time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,34 +83,21 @@ def _wire(data: Array) -> memoryview:
 
 
 def moments(array: Array) -> tuple[float, float]:
-    """Mean and standard deviation (over the count) of all numbers, in one pass and without a copy of them."""
-    flat = array.reshape(-1)
-    # Near the mean, so that little is lost where it is far from 0 and the deviation small.
-    shift = flat[:SUM_BLOCK].mean()
-    total = squares = 0.0
+    """Mean and standard deviation (over the count) of all numbers, without a copy of them all."""
+    flat, total, squares = array.reshape(-1), 0.0, 0.0
     for start in range(0, flat.size, SUM_BLOCK):
-        block = flat[start : start + SUM_BLOCK] - shift
+        block = flat[start : start + SUM_BLOCK].astype(np.float64)
         total += float(block.sum())
         squares += float(np.dot(block, block))
-    offset = total / flat.size
-    return float(shift) + offset, math.sqrt(max(squares / flat.size - offset * offset, 0.0))
+    mean = total / flat.size
+    return mean, math.sqrt(max(squares / flat.size - mean * mean, 0.0))
 
 
 def require_finite(array: Array) -> None:
     """Raise `NotFinite` when a value is NaN or infinite."""
-    if _squares_are_finite(array):
-        return
-    finite = np.isfinite(array)
-    if not finite.all():
-        count = int(array.size - finite.sum())
+    count = array.size - int(np.isfinite(array).sum())
+    if count:
         raise NotFinite(f"{count} of {array.size} values are NaN or infinite", facts={"count": count})
-
-
-def _squares_are_finite(array: Array) -> bool:
-    flat = array.reshape(-1)
-    blocks = (flat[start : start + SUM_BLOCK] for start in range(0, flat.size, SUM_BLOCK))
-    with np.errstate(over="ignore", invalid="ignore"):
-        return all(math.isfinite(float(np.dot(block, block))) for block in blocks)
 
 
 def shape_text(shape: Sequence[int]) -> str:

@@ -39,6 +39,9 @@ _DISK_ERRORS: Final = {
     sqlite3.SQLITE_IOERR: errno.EIO,
     sqlite3.SQLITE_READONLY: errno.EROFS,
     sqlite3.SQLITE_CANTOPEN: errno.EIO,
+    sqlite3.SQLITE_CORRUPT: errno.EIO,
+    sqlite3.SQLITE_NOTADB: errno.EIO,
+    sqlite3.SQLITE_BUSY: errno.EBUSY,
 }
 _TABLES: Final = (
     "CREATE TABLE audit (number INTEGER PRIMARY KEY, line TEXT NOT NULL) STRICT",
@@ -405,7 +408,7 @@ def _failing_disk_as_os_error() -> Iterator[None]:
     """A failing disk is a DiskFull or an OSError, which passes; other errors of SQLite are bugs."""
     try:
         yield
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_FULL:
             raise DiskFull("the disk of the database is full", retry_after_s=RETRY_AFTER_S) from error

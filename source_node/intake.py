@@ -13,7 +13,7 @@ import torch
 
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.diffusion.gaussianity import LatentStatistics
-from ddib_fed.engine.party import Array, Decoded, Encoded, Item, Translated
+from ddib_fed.engine.party import Array, Decoded, Encoded, ToTranslate, TranslatedItem
 from ddib_fed.engine.record import Translation
 from ddib_fed.errors import (
     ChunkCorrupt,
@@ -94,7 +94,7 @@ class ItemWork:
     ranges: list[slice]
     made: Mapping[int, Made]
     encoded: dict[int, Encoded] = field(default_factory=dict)
-    found: dict[int, Translated] = field(default_factory=dict)
+    found: dict[int, TranslatedItem] = field(default_factory=dict)
 
     def samples(self, place: int) -> Array:
         return np.ascontiguousarray(self.given.samples[self.ranges[place]])
@@ -176,7 +176,7 @@ class Intake:
         items: Sequence[StoredItem],
         begins: Callable[[ItemWork], None],
         fails: Callable[[int, DdibError], None],
-    ) -> Iterator[Item]:
+    ) -> Iterator[ToTranslate]:
         """The ranges of the items, as they are needed; those of one class of the target behind one another."""
         peer = self._contract.target.institution
 
@@ -191,7 +191,7 @@ class Intake:
                 continue
             begins(work)
             for place in range(len(work.ranges)):
-                yield Item(
+                yield ToTranslate(
                     self._numbers.of(item.index, place),
                     work.samples(place),
                     own,

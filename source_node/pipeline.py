@@ -24,13 +24,12 @@ from ddib_fed.data.points import to_npy
 from ddib_fed.engine.party import (
     Control,
     Decoded,
-    Description,
     Encoded,
     Failed,
     Leg,
     ToDecode,
     ToEncode,
-    Translated,
+    TranslatedItem,
     translate,
 )
 from ddib_fed.engine.record import LatentFigures
@@ -51,7 +50,7 @@ from source_node.events import EventHub
 from source_node.intake import Intake, ItemWork, Numbers, rows_about
 from source_node.records import PENDING_ITEMS, NewFile, SpoolPart, StoredItem, StoredJob, error_record
 from source_node.remote import Remotes
-from source_node.remote_party import RemoteParty, description_of
+from source_node.remote_party import RemoteParty
 from source_node.store import JobStore
 from source_node.submission import calibration_of, check_allowed
 
@@ -97,9 +96,6 @@ class JobPipeline:
         """Latents on their way to the disk."""
         self._writing: deque[tuple[Future[None], int]] = deque()
         """Results on their way to the disk, with their sizes."""
-
-    def describe(self) -> Description:
-        return description_of(self._node.side())
 
     def run(self, items: Sequence[StoredItem]) -> None:
         """Take the items as far as they go; returns when everything is on the disk."""
@@ -272,7 +268,7 @@ class JobPipeline:
 
     # What comes back
 
-    def _take(self, outcome: Translated | Failed, target: RemoteParty) -> None:
+    def _take(self, outcome: TranslatedItem | Failed, target: RemoteParty) -> None:
         """A range that has gone all its way: the last one of an item finishes it."""
         number = outcome.number if isinstance(outcome, Failed) else outcome.item.number
         work, place = self._place(number)

@@ -23,7 +23,6 @@ from ddib_fed.engine.party import (
     Array,
     Control,
     Decoded,
-    Description,
     Encoded,
     Failed,
     Labels,
@@ -45,7 +44,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.latent import Latent
 from ddib_fed.node.role import settings_message
-from ddib_fed.protocol.contract import Contract, ContractSide, guidance_to_pb
+from ddib_fed.protocol.contract import Contract, guidance_to_pb
 from ddib_fed.protocol.details import FACT, at_fault, is_number, refused_items
 from ddib_fed.protocol.latent import ApprovedLatent
 from ddib_fed.security.audit import Exchanged
@@ -266,20 +265,6 @@ def _like(error: DdibError, item: int, reason: str) -> DdibError:
     return other
 
 
-def description_of(side: ContractSide) -> Description:
-    """One side of a contract as a party describes itself; a contract does not carry the model's name."""
-    return Description(
-        side.institution,
-        "",
-        side.domain,
-        side.sample_kind,
-        side.sample_shape,
-        side.model_sha256.hex(),
-        side.soften_sigma,
-        side.classes,
-    )
-
-
 class RemoteParty:
     """The model of an admitted peer, for one job."""
 
@@ -306,9 +291,6 @@ class RemoteParty:
         self._request_id = request_id
         self._read = read
         self._release = release
-
-    def describe(self) -> Description:
-        return description_of(self._contract.target)
 
     def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:  # noqa: ARG002
         raise PolicyDenied(f"{self._remote.institution} encodes for its own clients alone")

@@ -28,7 +28,7 @@ from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.role import NodeContext, solver_settings
 from ddib_fed.protocol.contract import LAST_MOMENT, SAMPLE_KINDS, guidance_from_pb
-from ddib_fed.protocol.messages import Event, JobState, enum_members, provenance_message, to_message
+from ddib_fed.protocol.messages import JobState, enum_members, provenance_message, to_message
 from ddib_fed.protocol.streams import stream_file
 from ddib_fed.security import tls
 from ddib_fed.telemetry import named, trace_of
@@ -38,7 +38,6 @@ from source_node.records import (
     PENDING_ITEMS,
     ItemCounts,
     JobLimits,
-    SpoolFile,
     SpoolPart,
     StoredItem,
     StoredJob,
@@ -46,16 +45,11 @@ from source_node.records import (
 )
 from source_node.remote import Remotes
 from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner, log_end
-from source_node.spool import Reserve
 from source_node.store import JobStore
 from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, active_terms, caller_uri, trace_key
 
 PARTS = tuple(enum_members(SpoolPart, translation_pb2.ResultPart.DESCRIPTOR).values())
 """The files that a client fetches."""
-
-
-def event_message(event: Event) -> translation_pb2.WatchJobResponse:
-    return to_message(event, translation_pb2.WatchJobResponse)
 
 
 def job_message(
@@ -101,15 +95,6 @@ def item_message(job: StoredJob, item: StoredItem) -> translation_pb2.Item:
     )
 
 
-def file_message(record: SpoolFile) -> common_pb2.FileHeader:
-    """The header of a file in the spool."""
-    return common_pb2.FileHeader(
-        media_type=common_pb2.MediaType.Name(record.media_type),
-        size_bytes=record.size_bytes,
-        sha256=record.sha256,
-    )
-
-
 def record_of(job: StoredJob, item: StoredItem) -> Translation:
     """How a result came about, as the pipeline stored it."""
     record, request = Translation.parse(item.provenance), job.request
@@ -144,10 +129,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         events: EventHub,
         remotes: Remotes,
         runner: JobRunner,
-        reserve: Reserve,
     ) -> None:
         self._node = node
-        self._reserve = reserve
         self._store = store
         self._events = events
         self._remotes = remotes
@@ -215,7 +198,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             idle_s=self._node.config.limits.idle_s,
             stop=lambda: not context.is_active(),
         ):
-            yield event_message(event)
+            yield to_message(event, translation_pb2.WatchJobResponse)
 
     def GetJob(
         self, request: translation_pb2.GetJobRequest, context: grpc.ServicerContext
@@ -263,7 +246,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         for index in sorted(set(wanted).difference(ready)):
             raise ItemNotFound(f"item {index} of job {job.job_id}", facts={"item": index, "job": job.job_id})
         if wanted:
-            self._reserve.making_room(lambda: self._sending(job.job_id, wanted))
+            self._store.sending(job.job_id, job.owner, wanted)
         with self._span("deliver", context, trace_key(job.owner, job.request)) as span:
             span.set_attributes(named(job=job.job_id, items=len(wanted)))
             for index in wanted:
@@ -274,20 +257,14 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     ) -> translation_pb2.AcknowledgeItemsResponse:
         pairs = [(item.item, item.sha256) for item in request.items]
         _require_once([index for index, _ in pairs])
-        remaining = self._reserve.making_room(
-            lambda: self._store.acknowledge(request.job_id, caller_uri(), pairs)
-        )
+        remaining = self._store.acknowledge(request.job_id, caller_uri(), pairs)
         return translation_pb2.AcknowledgeItemsResponse(remaining=remaining)
 
     def DeleteJob(
         self, request: translation_pb2.DeleteJobRequest, context: grpc.ServicerContext
     ) -> translation_pb2.DeleteJobResponse:
-        self._reserve.making_room(lambda: self._store.delete(request.job_id, caller_uri()))
+        self._store.delete(request.job_id, caller_uri())
         return translation_pb2.DeleteJobResponse()
-
-    def _sending(self, job_id: str, items: Sequence[int]) -> None:
-        numbers = [str(index) for index in items]
-        self._node.audit.write("results_sent", job=job_id, client=caller_uri(), items=numbers)
 
     def _span(
         self, name: str, context: grpc.ServicerContext, otherwise: str = ""
@@ -297,11 +274,9 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         return tracing.span(name, kind=SpanKind.SERVER, parent=parent or tracing.recall(otherwise))
 
     def _tell(self, job_id: str) -> None:
-        published = None
-        while published != (state := self._store.head(job_id).state):
-            published = state
-            progress = self._store.progress(job_id)
-            self._events.publish(job_id, published, items_done=progress.done, items=progress.items)
+        """Publish a job's state; one that has ended meanwhile keeps its last event."""
+        state, progress = self._store.head(job_id).state, self._store.progress(job_id)
+        self._events.publish(job_id, state, items_done=progress.done, items=progress.items)
 
     # What a client gets
 
@@ -342,7 +317,11 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             header = translation_pb2.ResultHeader(
                 item=index,
                 part=f"RESULT_PART_{part.name}",
-                file=file_message(record),
+                file=common_pb2.FileHeader(
+                    media_type=common_pb2.MediaType.Name(record.media_type),
+                    size_bytes=record.size_bytes,
+                    sha256=record.sha256,
+                ),
                 provenance=provenance,
             )
             provenance = None
@@ -381,10 +360,7 @@ class SourceService:
             max_file_bytes=node.config.limits.max_item_bytes,
         )
         self._runner = JobRunner(node, self._store, self._events, self._remotes)
-        self._reserve = Reserve(paths.state)
-        self._servicer = TranslationServicer(
-            node, self._store, self._events, self._remotes, self._runner, self._reserve
-        )
+        self._servicer = TranslationServicer(node, self._store, self._events, self._remotes, self._runner)
         self._closed = threading.Event()
         self._janitor = threading.Thread(target=self._clean, name="janitor", daemon=True)
 
@@ -418,7 +394,7 @@ class SourceService:
     def _clean(self) -> None:
         while not self._closed.is_set():
             try:
-                self._reserve.making_room(self._store.expire)
+                self._store.expire()
             except Exception:
                 # A full disk, for one: it is emptied here, so this thread must live.
                 log.exception("what nobody fetched could not be removed now")

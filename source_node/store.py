@@ -64,7 +64,7 @@ from source_node.records import (
     transition,
     update_item,
 )
-from source_node.spool import GrowingFile, Spool
+from source_node.spool import GrowingFile, Reserve, Spool
 
 
 class JobStore:
@@ -79,7 +79,7 @@ class JobStore:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits or JobLimits()
-        self.spool = Spool(spool)
+        self.spool, self._reserve = Spool(spool), Reserve(spool.parent)
         self._audit, self._store = audit, audit.store
         self.read = self._store.read
         self._clock, self._before = clock, self._saved("open_s") - clock()
@@ -466,6 +466,12 @@ class JobStore:
 
         return self._store.write(write).result()
 
+    def sending(self, job_id: str, owner: str, items: Sequence[int]) -> None:
+        """Write down that results go to a client, before they do."""
+        self._reserve.making_room(
+            lambda: self._audit.write("results_sent", job=job_id, client=owner, items=list(map(str, items)))
+        )
+
     def acknowledge(self, job_id: str, owner: str, items: Iterable[tuple[int, bytes]]) -> int:
         """The client has written these items: remove their files; how many are still to be delivered."""
         digests = dict(items)
@@ -489,7 +495,7 @@ class JobStore:
             if delivered:
                 self._audit.append(db, "items_delivered", job=job_id, client=owner, items=delivered)
 
-        self._store.write(write).result()
+        self._reserve.making_room(lambda: self._store.write(write).result())
         progress = self.progress(job_id)
         return progress.items - progress.count(ItemState.DELIVERED, ItemState.FAILED)
 
@@ -504,7 +510,7 @@ class JobStore:
                 )
             self._remove(db, "job_deleted", job_id, owner)
 
-        self._store.write(write).result()
+        self._reserve.making_room(lambda: self._store.write(write).result())
 
     def expire(self) -> int:
         """Remove ended jobs that nobody fetched in time; how many. Also saves the time, against a kill."""
@@ -519,7 +525,7 @@ class JobStore:
                 self._remove(db, "job_expired", row["job_id"], row["owner"])
             return len(rows)
 
-        return self._store.write(write).result()
+        return self._reserve.making_room(lambda: self._store.write(write).result())
 
     def _remove(self, db: Transaction, act: str, job_id: str, owner: str) -> None:
         self._audit.append(db, act, job=job_id, client=owner)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
-from ddib_fed.diffusion.grids import Grid, ddib_compat_grids
+from ddib_fed.diffusion.grids import LevelGrid, ddib_compat_grids
 from ddib_fed.diffusion.guidance import Classifier, ClassifierGuided, Clipped
 from ddib_fed.diffusion.schedule import Level, discrete_schedule
 from ddib_fed.diffusion.solvers import ddim
@@ -77,8 +77,8 @@ class Model:
     decoder: Denoiser
     source: Condition
     target: Condition
-    encode: Grid
-    decode: Grid
+    encode: LevelGrid
+    decode: LevelGrid
 
 
 def read_golden(path: Path) -> Golden:
@@ -151,7 +151,7 @@ def _nothing_left(settings: Mapping[str, Any]) -> None:
         )
 
 
-def _diffusion(network: torch.nn.Module, settings: dict[str, Any]) -> tuple[Denoiser, Grid, Grid]:
+def _diffusion(network: torch.nn.Module, settings: dict[str, Any]) -> tuple[Denoiser, LevelGrid, LevelGrid]:
     """The denoiser, and the public code's levels for encoding and decoding; takes what it reads from `settings`."""
     schedule = discrete_schedule(
         settings.pop("noise_schedule"),

@@ -204,9 +204,7 @@ def test_a_guide_that_is_left_out_is_found(tmp_path, monkeypatch):
 
 UNFIT = [
     ({"class_cond": True}, "fit"),
-    ({"num_channels": 48}, "fit"),
     ({"dims": 3}, "dims"),
-    ({"image_size": 48, "channel_mult": ""}, "fit"),
 ]
 
 

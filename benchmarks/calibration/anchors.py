@@ -28,7 +28,7 @@ from benchmarks.calibration.directed import OUT, ROOT, Directed
 from ddib_fed.calibration.fit import fit
 from ddib_fed.calibration.record import CalibratedSide, Calibration, Making, units_digest, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import Asked, translate_array
+from ddib_fed.engine.arrays import ArraySettings, translate_array
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.evaluation.metrics import psnr
 from ddib_fed.files import write_json
@@ -144,7 +144,7 @@ def measured(directed: Directed, where: Path, seed: int, before: dict[str, Any])
     }
     for depth, sigma, encoder in (way for way in WAYS if way not in there):
         settings = SolverSettings(depth=depth, encoder=encoder)
-        asked = Asked(settings, cycle=True, soften=sigma, seed=0)
+        asked = ArraySettings(settings, cycle=True, soften=sigma, seed=0)
         made = translate_array(x, *parties, asked)
         figures = directed.figures(made.translated, back=made.back, latent=made.latent)
         again = np.clip(directed.bundles[1].manifest.normalisation.undo(units.apply(made.back)), -1, 1)

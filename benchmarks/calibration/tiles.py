@@ -17,15 +17,15 @@ from ddib_fed.data.decoding import Picture
 from ddib_fed.data.fitting import PictureRule, from_array, to_array
 from ddib_fed.data.shipped import cut_scene
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import Asked, translate_array
+from ddib_fed.engine.arrays import ArraySettings, translate_array
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.evaluation.metrics import Pictures, compare, psnr
 from ddib_fed.files import write_json
-from ddib_fed.formats.geotiff import Grid, blend, cut
+from ddib_fed.formats.geotiff import TileGrid, blend, cut
 from ddib_fed.models.bundle import open_bundle
 
 STRIPE, ROWS, SIDE, TOGETHER = 3, (200, 456), 32, 64
-ASKED = Asked(SolverSettings(evaluations=24), cycle=True)
+ASKED = ArraySettings(SolverSettings(evaluations=24), cycle=True)
 Made = tuple[Pictures, Pictures]
 """The translation and what comes back, each (1, 3, H, W) in [-1, 1]."""
 
@@ -48,7 +48,7 @@ def fitted(x: Pictures, model: str) -> Made:
 def averaged(x: Pictures, model: str) -> Made:
     """Tiles that overlap by half, each translated by itself."""
     source, target = (open_party(open_bundle(name), together=TOGETHER) for name in (model, "relief"))
-    grid = Grid.of(*x.shape[2:], (SIDE, SIDE))
+    grid = TileGrid.of(*x.shape[2:], (SIDE, SIDE))
     tiles = np.stack([tile.transpose(2, 0, 1) for tile in cut(x[0].transpose(1, 2, 0), grid)])
     found = translate_array(np.ascontiguousarray(tiles), source, target, ASKED)
     assert found.back is not None

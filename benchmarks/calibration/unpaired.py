@@ -25,7 +25,7 @@ from benchmarks.calibration.directed import DIRECTIONS, OUT, ROOT, Directed
 from ddib_fed.calibration.aggregate import Aggregate, count_array
 from ddib_fed.calibration.record import Calibration, Kind, read_calibration, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import Asked, translate_array
+from ddib_fed.engine.arrays import ArraySettings, translate_array
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.errors import CalibrationIneffective
 from ddib_fed.files import write_json
@@ -171,7 +171,7 @@ def measured(directed: Directed, calibration: Calibration, folder: Path, depth: 
     rotated = calibration.kind == "rotation"
     source = directed.parties[0] if rotated else open_party(load_bundle(folder))
     settings = replace(SolverSettings(evaluations=48), depth=depth)
-    asked = Asked(settings, cycle=depth == 1.0, calibration=calibration.map if rotated else None)
+    asked = ArraySettings(settings, cycle=depth == 1.0, calibration=calibration.map if rotated else None)
     made = translate_array(directed.test[0], source, directed.parties[1], asked)
     np.savez_compressed(
         folder.parent / f"{folder.name}-{calibration.kind}-{depth:g}.npz", translated=made.translated

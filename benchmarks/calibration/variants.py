@@ -15,7 +15,7 @@ from ddib_fed.calibration.aggregate import count_array
 from ddib_fed.calibration.fit import degrees, nearest_orthogonal
 from ddib_fed.calibration.record import read_calibration, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import Asked, translate_array
+from ddib_fed.engine.arrays import ArraySettings, translate_array
 from ddib_fed.engine.local_party import LocalParty, only, open_party
 from ddib_fed.engine.party import Leg, ToDecode
 from ddib_fed.evaluation.judgement import ColourMap, HistogramMatch
@@ -63,7 +63,7 @@ def through(
     """By these models, by the ODE at full depth there and back; with the CPU seconds that it took."""
     started = time.process_time()
     asked = {"cycle": settings.depth == 1.0 and settings.encoder == "ode"} | asked
-    found = translate_array(directed.test[0], *parties, Asked(settings, **asked))
+    found = translate_array(directed.test[0], *parties, ArraySettings(settings, **asked))
     spent = round(time.process_time() - started, 1)
     return Made(found.translated, found.back, found.latent, {"translating_cpu_seconds": spent})
 

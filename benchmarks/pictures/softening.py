@@ -20,7 +20,7 @@ import torch
 
 from ddib_fed.data.shipped import load_shipped
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import Asked, translate_array
+from ddib_fed.engine.arrays import ArraySettings, translate_array
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.evaluation.metrics import compare, psnr, spread, whiteness
 from ddib_fed.files import write_json
@@ -57,7 +57,7 @@ def measured(pair: str, count: int, sigma: float) -> dict[str, Any]:
     rows = np.linspace(0, len(x) - 1, min(count, len(x))).round().astype(int)
     sides = [open_party(pretrained(domain)) for domain in PAIRS[pair]]
     started = time.process_time()
-    asked = Asked(SolverSettings(evaluations=48), soften=sigma, cycle=True)
+    asked = ArraySettings(SolverSettings(evaluations=48), soften=sigma, cycle=True)
     found = translate_array(x[rows], *sides, asked)
     assert found.back is not None
     white, same = whiteness(torch.from_numpy(found.latent)), compare(found.translated, truth[rows])

@@ -26,7 +26,7 @@ from ddib_fed.files import write_json
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.sidecars import SetAllowances
 
-INTO = Path(__file__).resolve().parents[2] / "ddib_fed" / "bridge" / "judging" / FILE
+INTO = Path(__file__).resolve().parents[2] / "ddib_fed" / "engine" / FILE
 POINTS, TOGETHER = 8_192, 4_096
 SETS = 30
 """Of each kind and size."""

@@ -18,12 +18,12 @@ import torch
 from benchmarks.speed.shared.harness import Form, Report, interleaved, main, ratio
 from ddib_fed.diffusion.bridge import OnStep
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.budget import Recipe
-from ddib_fed.engine.executors import CallingThread
+from ddib_fed.engine.local_party import submit_ranges
 from ddib_fed.engine.model import DomainModel
-from ddib_fed.engine.party import Control
+from ddib_fed.engine.party import Control, Leg
 from ddib_fed.engine.stack import Trajectory
-from ddib_fed.engine.streams import submit_ranges
 from ddib_fed.models.bundle import pretrained
 
 REQUESTERS = 16
@@ -56,23 +56,27 @@ class Engine:
 
     def __init__(self, kind: Kind) -> None:
         bundle = pretrained(kind.domain)
-        warm = Recipe(bundle, device="cpu", threads=1, merge_rows=0, merge_pixels=0).warm()
-        self.kind, self.batcher = kind, warm.batcher
+        self.kind = kind
+        self.batcher = Recipe(bundle, device="cpu", threads=1, merge_rows=0, merge_pixels=0).warm()
         self.model = DomainModel(bundle)
-        self.alone = CallingThread(self.model, 1 << 20, threads=1)
+        self._alone = Batcher(self.model, rows=1 << 20, threads=1, beside=False)
 
     def request(
         self, rows: int, seed: int = 0, flow: str = "", settings: SolverSettings | None = None
     ) -> Trajectory:
         noise = torch.Generator().manual_seed(seed)
         x = torch.randn(rows, *self.model.sample_shape, generator=noise)
-        return Trajectory("decode", x, settings or self.kind.settings, flow=flow)
+        return Trajectory("decode", x, Leg(settings or self.kind.settings, flow=flow))
+
+    def alone(self, request: Trajectory) -> None:
+        with self._alone.together():
+            self._alone.submit(request)
 
     def merged_before(self, rows: int) -> float:
         """Rows a second of one batch of all requesters' rows."""
         batch = self.request(REQUESTERS * rows)
         started = time.perf_counter()
-        self.alone.submit(batch).result()
+        self.alone(batch)
         return batch.rows / (time.perf_counter() - started)
 
     def staggered(self, rows: int) -> float:
@@ -82,7 +86,7 @@ class Engine:
 
     def one_at_a_time(self, sizes: Sequence[int]) -> None:
         for request in self._mix(sizes):
-            self.alone.submit(request).result()
+            self.alone(request)
 
     def together(self, sizes: Sequence[int]) -> None:
         for future in [self.batcher.submit(request) for request in self._mix(sizes)]:

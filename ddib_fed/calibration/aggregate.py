@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from ddib_fed.calibration.record import Sha256, units_digest
+from ddib_fed.calibration.record import Sha256, first_problem, units_digest
 from ddib_fed.errors import InputError
 from ddib_fed.files import canonical_json
 from ddib_fed.models.units import Normalisation
@@ -185,7 +185,7 @@ class Counted:
             )
         except ValidationError as error:
             raise InputError(
-                f"no such aggregate: {_first(error)}", hint="epsilon is from 0.01 to 8"
+                f"no such aggregate: {first_problem(error)}", hint="epsilon is from 0.01 to 8"
             ) from error
 
 
@@ -221,7 +221,7 @@ def read_aggregate(content: bytes) -> Aggregate:
     try:
         return Aggregate.model_validate_json(content)
     except ValidationError as error:
-        raise InputError(f"no aggregate: {_first(error)}") from error
+        raise InputError(f"no aggregate: {first_problem(error)}") from error
 
 
 def default_cells(channels: int, strength: float) -> Cells:
@@ -268,9 +268,3 @@ def _phi(x: float) -> float:
 def secure_normal(count: int) -> Numbers:
     source = SystemRandom()
     return np.array([source.normalvariate() for _ in range(count)])
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else first["msg"]

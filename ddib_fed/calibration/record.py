@@ -248,12 +248,17 @@ def read_calibration(path: Path) -> Calibration:
         found = parse_json(content)
         inner = found.get("calibration", found) if isinstance(found, dict) else found
         return Calibration.model_validate_json(json.dumps(inner))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise CalibrationInvalid(f"{path} is no calibration: {where}: {first['msg']}") from error
     except ValueError as error:
-        raise CalibrationInvalid(f"{path} is no calibration: it is not JSON") from error
+        raise CalibrationInvalid(f"{path} is no calibration: {first_problem(error)}") from error
+
+
+def first_problem(error: ValueError) -> str:
+    """Where the first thing lies that is wrong with what somebody sent or wrote, and what it is."""
+    if not isinstance(error, ValidationError):
+        return f"it is not JSON ({error})"
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 def write_calibration(calibration: Calibration, path: Path) -> None:

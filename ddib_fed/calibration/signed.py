@@ -18,14 +18,15 @@ from typing import Annotated, Final, Literal
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from ddib_fed.calibration.record import Calibration, Place
+from ddib_fed.calibration.record import Calibration, Place, first_problem
 from ddib_fed.errors import (
     CalibrationAltered,
     CalibrationExpired,
     CalibrationForeign,
     CalibrationInvalid,
+    CalibrationRefused,
     CalibrationSigner,
     CalibrationUnknown,
     CalibrationUnsigned,
@@ -165,52 +166,41 @@ class SignedCalibration(BaseModel):
             CalibrationAltered: The signature is not one over this content.
         """
         signature = self.source if side == "source" else self.target
-        institution, facts = self.calibration.side(side).institution, {"side": side}
+        institution = self.calibration.side(side).institution
+
+        def refused(kind: type[CalibrationRefused], why: str, hint: str = RECALIBRATE) -> CalibrationRefused:
+            return kind(why, hint=hint, facts={"side": side})
+
         if signature is None:  # 1
-            raise CalibrationUnsigned(
+            raise refused(
+                CalibrationUnsigned,
                 f"the calibration {self.short} has no signature of the {side} {institution}",
-                hint=f"have the operator of {institution} accept it: ddib calibrate accept",
-                facts=facts,
+                f"have the operator of {institution} accept it: ddib calibrate accept",
             )
         pem, moment = signature.certificate.encode("ascii", "replace"), signature.moment
         try:  # 2: what the certificate proved when it signed
             identity = verify_peer_certificate(pem, pins=pins, now=moment)
         except RefusedError as error:
-            raise CalibrationSigner(
-                f"the {side}'s signature of the calibration: {error.detail}",
-                hint=error.hint or RECALIBRATE,
-                facts=facts,
-            ) from error
+            why = f"the {side}'s signature of the calibration: {error.detail}"
+            raise refused(CalibrationSigner, why, error.hint or RECALIBRATE) from error
+        signer = f"{identity}, which signed as the {side},"
         if identity.kind != "node" or identity.institution != institution:  # 3
-            raise CalibrationSigner(
-                f"{identity} signed as the {side}, which must be a node of {institution or 'an institution'}",
-                hint=RECALIBRATE,
-                facts=facts,
-            )
+            raise refused(CalibrationSigner, f"{signer} must be a node of {institution or 'an institution'}")
         if identity in withdrawn:  # 4
-            raise CalibrationSigner(
-                f"{identity}, which signed as the {side}, is withdrawn here",
-                hint=f"ddib pki reinstate {identity}, or {RECALIBRATE}",
-                facts=facts,
-            )
+            hint = f"ddib pki reinstate {identity}, or {RECALIBRATE}"
+            raise refused(CalibrationSigner, f"{signer} is withdrawn here", hint)
         if moment > now + CLOCK_SKEW:  # 5
-            raise CalibrationSigner(
-                f"the {side}'s signature is of {moment:%Y-%m-%d %H:%M} UTC, which is in the future",
-                hint="compare the clocks of both machines: date -u",
-                facts=facts,
-            )
+            why = f"the {side}'s signature is of {moment:%Y-%m-%d %H:%M} UTC, which is in the future"
+            raise refused(CalibrationSigner, why, "compare the clocks of both machines: date -u")
         key = read_certificates(pem)[0].public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey):  # 6
-            raise CalibrationSigner(f"the key of {identity} is on no elliptic curve", facts=facts)
+            raise refused(CalibrationSigner, f"the key of {identity} is on no elliptic curve")
         try:  # 7
             statement = self._statement(side, identity, signature.signed_at)
             key.verify(signature.signature, statement, ec.ECDSA(hashes.SHA256()))
         except InvalidSignature as error:
-            raise CalibrationAltered(
-                f"the {side}'s signature is not one by {identity} over this calibration: one of them was altered",
-                hint=RECALIBRATE,
-                facts=facts,
-            ) from error
+            why = f"the {side}'s signature is not one by {identity} over this calibration: one of them was altered"
+            raise refused(CalibrationAltered, why) from error
         return identity
 
     def refuse_expired(self, now: datetime) -> None:
@@ -236,7 +226,7 @@ def parse_calibration(data: bytes, what: str) -> Calibration:
         found = Calibration.model_validate_json(data)
         canonical = found.canonical
     except ValueError as error:
-        raise CalibrationInvalid(f"{what} is no calibration: {_first(error)}") from error
+        raise CalibrationInvalid(f"{what} is no calibration: {first_problem(error)}") from error
     if canonical != data:
         raise CalibrationInvalid(f"{what} is not in the canonical form that is signed")
     return found
@@ -248,15 +238,8 @@ def parse_signed(data: bytes, what: str) -> SignedCalibration:
         found = SignedCalibration.model_validate_json(data)
         _ = found.sha256
     except ValueError as error:
-        raise CalibrationInvalid(f"{what} is no signed calibration: {_first(error)}") from error
+        raise CalibrationInvalid(f"{what} is no signed calibration: {first_problem(error)}") from error
     return found
-
-
-def _first(error: ValueError) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 class CalibrationStore:

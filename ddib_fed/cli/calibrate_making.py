@@ -301,7 +301,7 @@ def evaluate(
             stages = calibrating.there_and_back(
                 given,
                 ways,
-                arrays.Asked(SolverSettings(evaluations=evaluations), seed=seed),
+                arrays.ArraySettings(SolverSettings(evaluations=evaluations), seed=seed),
                 on_progress=lambda done, total: show(done, total, ""),
             )
         rows += calibrating.unpaired(given, stages)

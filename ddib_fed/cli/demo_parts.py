@@ -25,6 +25,7 @@ from ddib_fed.data.shipped import ShippedPictures, available, load_shipped, ship
 from ddib_fed.data.synthetic import sample
 from ddib_fed.engine.record import Part, Translation
 from ddib_fed.errors import install_command
+from ddib_fed.evaluation import plots
 from ddib_fed.evaluation.judgement import HistogramMatch, cross_fitted_colour_map, random_pictures
 from ddib_fed.evaluation.metrics import (
     NEAREST,
@@ -43,7 +44,6 @@ from ddib_fed.evaluation.metrics import (
     to_psnr,
     whiteness,
 )
-from ddib_fed.evaluation.plots import translation
 from ddib_fed.evaluation.sheets import Stage, save_sheet, to_pixels
 from ddib_fed.models.catalogue import shipped_names
 from ddib_fed.terminal import say
@@ -105,7 +105,8 @@ def translate_points(pair: Pair, points: int) -> Outcome:
         f"{found.title}; cycle error median {number(cycle['median'])}, p99 {number(cycle['p99'])}; sliced-W2 "
         f"{number(found.figures['sliced_w2'])} (floor {number(found.figures['sliced_w2_floor'])})"
     )
-    translation(*clouds, drawn, caption=caption)
+    titles = ("source", "latent", "target", "returned")
+    plots.clouds([*zip(titles, clouds, strict=True)], drawn, caption=caption)
     return found
 
 

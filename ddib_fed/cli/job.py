@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,16 +32,16 @@ from ddib_fed.errors import (
     Unauthenticated,
     UsageError,
 )
-from ddib_fed.guidance import Guidance
 from ddib_fed.names import nearest
-from ddib_fed.protocol.contract import CalibrationTerms, GuidanceTerms
 from ddib_fed.protocol.details import TOLERATED_S, described
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.security.diagnosis import diagnose, own_validity
 from ddib_fed.security.pki import load_identity, root_warning
 from ddib_fed.terminal import is_aside, say, say_document
 
-Step = tuple[str, Callable[[], str]]
+STEPS = ("profile", "certificate", "connection", "service", "clock")
+MOST_CLASSES = 12
+"""Classes that are listed by name."""
 
 
 @command()
@@ -55,9 +55,10 @@ def doctor(profile_path: Path | None) -> None:
     """
     findings: list[dict[str, object]] = []
     failure: DdibError | None = None
-    for what, check in _steps(profile_path):
+    found = _findings(profile_path)
+    for what in STEPS:
         try:
-            findings.append({"step": what, "ok": True, "finding": check()})
+            findings.append({"step": what, "ok": True, "finding": next(found)})
             say(f"ok    {what:<12} {findings[-1]['finding']}")
         except DdibError as error:
             findings.append({"step": what, "ok": False, "finding": error.detail})
@@ -69,23 +70,12 @@ def doctor(profile_path: Path | None) -> None:
         raise failure
 
 
-def _steps(profile_path: Path | None) -> Iterator[Step]:
-    found: list[Profile] = []
+def _findings(profile_path: Path | None) -> Iterator[str]:
+    """What each of `STEPS` has found; the first that is not well raises what it is."""
+    profile = Profile.load(profile_path)
+    yield str(profile.path)
 
-    def load() -> str:
-        found.append(Profile.load(profile_path))
-        return str(found[0].path)
-
-    yield "profile", load
-    profile = found[0]
-    yield "certificate", lambda: _certificate(profile)
-    yield "connection", lambda: _connection(profile)
-    clocks: list[float] = []
-    yield "service", lambda: _service(profile, clocks)
-    yield "clock", lambda: _clock(profile, clocks[0])
-
-
-def _certificate(profile: Profile) -> str:
+    # The folder's certificate is the profile's, and valid now.
     own, expected = load_identity(profile.pki_folder), f"spiffe://{profile.institution}/client/{profile.name}"
     if own.identity.uri != expected:
         raise Unauthenticated(
@@ -93,49 +83,40 @@ def _certificate(profile: Profile) -> str:
             hop="client",
             hint=f"edit {profile.path}, or make a client anew: ddib init client --help",
         )
-    if (finding := own_validity(own)) is not None:
-        raise finding.as_error("client")
+    if (invalid := own_validity(own)) is not None:
+        raise invalid.as_error("client")
     warning = root_warning(own.identity.institution, own.root_not_after, datetime.now(UTC))
-    return f"{own.identity}, valid until {own.not_after:%Y-%m-%d %H:%M} UTC{warning and f'; {warning}'}"
+    yield f"{own.identity}, valid until {own.not_after:%Y-%m-%d %H:%M} UTC{warning and f'; {warning}'}"
 
-
-def _connection(profile: Profile) -> str:
-    finding = diagnose(
+    # Both sides accept the other's certificate over TLS 1.3.
+    found = diagnose(
         profile.source_address,
         server_name=profile.source_identity,
         pki_folder=profile.pki_folder,
         proxy=profile.way,
     )
-    if not finding.ok:
-        raise finding.as_error(profile.hop)
+    if not found.ok:
+        raise found.as_error(profile.hop)
     through = f" through the proxy {profile.way.address}" if profile.way is not None else ""
-    return f"{profile.source_address}{through}: {finding.text}"
+    yield f"{profile.source_address}{through}: {found.text}"
 
+    try:
+        with open_client(profile, patience_s=0) as client:
+            served = client.domains()
+            ahead_s = client.clock_s or 0.0
+    except DdibError as error:
+        error.hint = error.hint or "ask the operator of the node: its log says why"
+        raise
+    targets = ", ".join(f"{d.target} {d.status}" for d in served.targets) or "no targets yet"
+    yield f"{served.institution}/{served.domain}; {targets}"
 
-def _clock(profile: Profile, ahead_s: float) -> str:
-    if abs(ahead_s) >= TOLERATED_S:
+    if abs(ahead_s) >= TOLERATED_S:  # certificates and deadlines depend on both clocks
         raise ConfigError(
             f"the clock of the node is {described(ahead_s)}",
             hop=profile.hop,
             hint="compare both with a third: `timedatectl` shows whether this machine's is synchronised",
         )
-    return f"within {max(1.0, abs(ahead_s)):.0f} s of the node's"
-
-
-def _service(profile: Profile, clocks: list[float]) -> str:
-    """Check that the node serves this client, and list what it can reach; notes the difference of the clocks."""
-    try:
-        with open_client(profile, patience_s=0) as client:
-            found = client.domains()
-            clocks.append(client.clock_s or 0.0)
-    except DdibError as error:
-        error.hint = error.hint or "ask the operator of the node: its log says why"
-        raise
-    targets = ", ".join(f"{d.target} {d.status}" for d in found.targets) or "no targets yet"
-    return f"{found.institution}/{found.domain}; {targets}"
-
-
-MAX_LISTED = 12
+    yield f"within {max(1.0, abs(ahead_s)):.0f} s of the node's"
 
 
 @command()
@@ -157,46 +138,41 @@ def domains(quiet: bool, profile_path: Path | None) -> None:
 
 
 def _say_domains(found: Domains) -> None:
-    say(f"from {found.institution}/{found.domain} ({kind(found.sample_kind, found.sample_shape)}) to:")
+    say(f"from {found.institution}/{found.domain} ({_kind(found)}) to:")
     if not found.targets:
         say("none yet: the node's operator admits peers with `ddib peer add`")
         return
-    rows = [_row(domain) for domain in found.targets]
     columns = ["!--to", "!samples", "classes", "guidance", "calibration", "status", ">ms"]
-    empty = {place for place in (2, 3, 4) if all(row[place] == "-" for row in rows)}
-    shown = [[cell for place, cell in enumerate(row) if place not in empty] for row in (columns, *rows)]
-    print_table("", shown[0], shown[1:])
+    rows = []
+    for each in found.targets:
+        limits = (
+            ("guidance", each.guidance.max_guidance),
+            ("classifier-scale", each.guidance.max_classifier_scale),
+        )
+        names, terms = each.class_names, each.calibration
+        numbers = f"0 to {each.classes - 1}" if each.classes else "-"
+        until = (
+            "-"
+            if terms is None
+            else f"{terms.kind} until {datetime.fromtimestamp(terms.expires, UTC):%Y-%m-%d}"
+        )
+        rows.append(
+            [
+                each.target if each.domain else f"{each.institution}/?",
+                _kind(each) if each.sample_shape else "-",
+                ", ".join(names) if 0 < len(names) <= MOST_CLASSES else numbers,
+                ", ".join(f"--{name} {most:g}" for name, most in limits if most) or "-",
+                until,
+                each.status,
+                str(each.latency_ms),
+            ]
+        )
+    kept = [at for at in range(len(columns)) if at not in {2, 3, 4} or any(row[at] != "-" for row in rows)]
+    print_table("", [columns[at] for at in kept], [[row[at] for at in kept] for row in rows])
 
 
-def _row(domain: TargetDomain) -> list[str]:
-    what = kind(domain.sample_kind, domain.sample_shape) if domain.sample_shape else "-"
-    target = domain.target if domain.domain else f"{domain.institution}/?"
-    offers, there = guidance(domain.guidance), classes(domain.classes, domain.class_names)
-    calibrated = calibration(domain.calibration)
-    return [target, what, there, offers, calibrated, domain.status, str(domain.latency_ms)]
-
-
-def calibration(terms: CalibrationTerms | None) -> str:
-    if terms is None:
-        return "-"
-    return f"{terms.kind} until {datetime.fromtimestamp(terms.expires, UTC):%Y-%m-%d}"
-
-
-def guidance(terms: GuidanceTerms) -> str:
-    found = []
-    if terms.max_guidance:
-        found.append(f"--guidance {terms.max_guidance:g}")
-    if terms.max_classifier_scale:
-        found.append(f"--classifier-scale {terms.max_classifier_scale:g}")
-    return ", ".join(found) or "-"
-
-
-def classes(count: int, names: Sequence[str]) -> str:
-    return ", ".join(names) if 0 < len(names) <= MAX_LISTED else f"0 to {count - 1}" if count else "-"
-
-
-def kind(sample_kind: str, shape: tuple[int, ...]) -> str:
-    return f"{sample_kind} {'x'.join(map(str, shape))}"
+def _kind(each: Domains | TargetDomain) -> str:
+    return f"{each.sample_kind} {'x'.join(map(str, each.sample_shape))}"
 
 
 @group()
@@ -230,14 +206,14 @@ def list_(limit: int, quiet: bool, profile_path: Path | None) -> None:
         if not jobs:
             say("no jobs", err=True)
             return
-        rows = [[j.job_id, j.state.lower(), _done(j), j.target, when(j.created)] for j in jobs]
+        done = [f"{j.items_done}/{j.item_count}" if j.item_count else "-" for j in jobs]
+        rows = [
+            [j.job_id, j.state.lower(), count, j.target, when(j.created)]
+            for j, count in zip(jobs, done, strict=True)
+        ]
         print_table("", ["!job", "state", ">items", "to", "!created"], rows)
 
     emit([job_values(each) for each in jobs], show)
-
-
-def _done(view: JobView) -> str:
-    return f"{view.items_done}/{view.item_count}" if view.item_count else "-"
 
 
 def job_values(view: JobView) -> dict[str, object]:
@@ -261,7 +237,9 @@ def _show_job(view: JobView) -> None:
     settings = view.settings
     say(f"job      {view.job_id}  {view.state.lower()}")
     whose = f", class {view.target_class}" if view.target_class else ""
-    say(f"to       {view.target}{whose}{guided(view.guidance)}")
+    scales = (("guidance", view.guidance.scale), ("classifier scale", view.guidance.classifier_scale))
+    guided = "".join(f", {name} {scale:g}" for name, scale in scales if scale is not None)
+    say(f"to       {view.target}{whose}{guided}{', clipped' if view.guidance.clip else ''}")
     asked = {
         f"encoder {settings.encoder}": settings.encoder != "ode",
         "cycle": view.cycle,
@@ -277,12 +255,7 @@ def _show_job(view: JobView) -> None:
         what = "failed " if view.state.ended else "waits  "
         say(f"{what}  {_told(view.failure)}")
     rows = [
-        [
-            str(i.index),
-            i.state.lower(),
-            size(i.size_bytes),
-            _told(i.failure) if i.failure else "",
-        ]
+        [str(i.index), i.state.lower(), size(i.size_bytes), (i.failure and _told(i.failure)) or ""]
         for i in view.items
     ]
     print_table("", [">item", "state", ">size", "failure"], rows)
@@ -290,12 +263,6 @@ def _show_job(view: JobView) -> None:
 
 def _told(failure: Failure) -> str:
     return f"{failure.text} ({failure.reason}){f' at {failure.institution}' if failure.institution else ''}"
-
-
-def guided(guidance: Guidance) -> str:
-    scales = (("guidance", guidance.scale), ("classifier scale", guidance.classifier_scale))
-    said = [f"{name} {scale:g}" for name, scale in scales if scale is not None]
-    return "".join(f", {each}" for each in [*said, *(["clipped"] if guidance.clip else [])])
 
 
 @job.command()

@@ -190,8 +190,7 @@ def show(config_path: Path, folder: Path | None, output_format: str) -> None:
     withdrawn = {} if folder is not None else _store(config_path).snapshot().withdrawn
     own, issuer = keys.load_identity(place), keys.has_authority(place)
     roots = [
-        {"fingerprint": keys.fingerprint(root), "valid_until": root.not_valid_after_utc}
-        for root in keys.parse_certificates(own.roots_pem, "roots.pem")
+        {"fingerprint": keys.fingerprint(root), "valid_until": root.not_valid_after_utc} for root in own.roots
     ]
     shown = {
         "identity": own.identity.uri,

@@ -30,7 +30,7 @@ from ddib_fed.data.folder import Entry, Folder, require_outside
 from ddib_fed.data.pictures import read_fitted, read_image
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.engine.record import Part, fitted_line
-from ddib_fed.errors import AlreadyExists, ExtraMissing, PictureMisfit, UsageError
+from ddib_fed.errors import AlreadyExists, ExtraMissing, UsageError
 from ddib_fed.evaluation.judgement import Figures, judge
 from ddib_fed.evaluation.metrics import Pictures, picture_rule
 from ddib_fed.evaluation.pages import SideFound, WayFound, write_rehearsal
@@ -102,8 +102,8 @@ def rehearse(
     config = wanted.config.model_copy(update={"channels": wanted.config.channels or _channels(a, b)})
     models = [_train(side, (a, b), config, wanted, show, tell, force=force) for side in (a, b)]
     ways = (
-        _translate(_fitting(a, models[0], tell), b, (models[0], models[1]), config, wanted, show),
-        _translate(_fitting(b, models[1], tell), a, (models[1], models[0]), config, wanted, show),
+        _translate(a, b, (models[0], models[1]), config, wanted, show),
+        _translate(b, a, (models[1], models[0]), config, wanted, show),
     )
     found = [_found(side, model, wanted.out) for side, model in zip((a, b), models, strict=True)]
     write_rehearsal(wanted.out / PAGE, (found[0], found[1]), ways, shared)
@@ -161,23 +161,6 @@ def _train(
         lengthen=not force,
         say=lambda text: say(f"{side.name}: {text}"),
     )
-
-
-def _fitting(side: _Side, model: Bundle, say: Callable[[str], None]) -> _Side:
-    """The side without those held-out pictures that its model does not take, which are named."""
-    rule, kept = picture_rule(model.manifest), []
-    error: PictureMisfit | None = None
-    for entry in side.held_out:
-        try:
-            read_fitted(entry.path, rule)
-        except PictureMisfit as misfit:
-            error = misfit
-            say(f"{side.name}: not translated: {misfit.detail}")
-        else:
-            kept.append(entry)
-    if error is not None and not kept:
-        raise error
-    return replace(side, held_out=tuple(kept))
 
 
 def _translate(

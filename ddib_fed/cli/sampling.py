@@ -115,7 +115,7 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
 
     MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
     """
-    from ddib_fed.engine.arrays import Asked
+    from ddib_fed.engine.arrays import ArraySettings
     from ddib_fed.engine.local_party import open_party
     from ddib_fed.evaluation.draws import draw_pictures, draw_points
     from ddib_fed.guidance import Guidance
@@ -127,7 +127,7 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
         options.refuse_idle(
             _OF_PICTURES, f"is for pictures, and {which} is a model of points", hint="leave it out"
         )
-        asked = Asked(settings, guidance=Guidance(clip=bool(clip)), seed=seed)
+        asked = ArraySettings(settings, guidance=Guidance(clip=bool(clip)), seed=seed)
         party = open_party(bundle, threads=torch_threads())
         with bar("sampling") as show:
             report = draw_points(party, count or 10_000, asked, out, on_progress=_counting(show))
@@ -149,7 +149,7 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
     label = _class(
         given["target_class"], bundle.manifest, None if classifier is None else classifier.manifest
     )
-    asked = Asked(settings, target_class=label, guidance=guidance, seed=seed)
+    asked = ArraySettings(settings, target_class=label, guidance=guidance, seed=seed)
     with bar("sampling") as show:
         report = draw_pictures(party, count or 64, asked, out, on_progress=_counting(show))
     lines({"pictures": str(report["count"]), "sheet": str(out / "sheet.png"), "written": str(out)})
@@ -180,7 +180,7 @@ def interpolate(
 ) -> None:
     """Decode the latents between those of two pictures: frame_0.png and on, sheet.png and report.json."""
     from ddib_fed.diffusion.plans import SolverSettings
-    from ddib_fed.engine.arrays import Asked
+    from ddib_fed.engine.arrays import ArraySettings
     from ddib_fed.engine.local_party import open_party
     from ddib_fed.evaluation.draws import between
 
@@ -189,7 +189,7 @@ def interpolate(
     if not (given["soften"] if given["soften"] is not None else models[0].manifest.soften_sigma):
         options.refuse_idle(("seed",), "is of softening, and there is none", hint="--soften-sigma 0.05")
     decoded = given["target_class"] or (given["source_class"] if target in {None, source} else "")
-    asked = Asked(
+    asked = ArraySettings(
         SolverSettings(given["solver"], 0, given["evaluations"], given["grid"], depth=given["depth"]),
         source_class=_class(given["source_class"], models[0].manifest),
         target_class=_class(decoded, models[1].manifest),

@@ -194,7 +194,7 @@ def translate(
     interruption the same command resumes, and --force translates everything again. DIR/report.html shows several
     pictures.
 
-    A folder of DICOM files, a DICOMDIR, a NIfTI volume, a georeferenced TIFF, JPEG 2000, WebP or BMP becomes one of its
+    A folder of DICOM files, a NIfTI volume, a georeferenced TIFF, JPEG 2000, WebP or BMP becomes one of its
     own kind, also below a folder; only pixels leave, slice by slice or tile by tile (docs/formats.md).
 
     With --pairs FILES is one folder: of sub-folders called by class names, numbers or WordNet ids, or ImageNet's

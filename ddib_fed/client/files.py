@@ -207,16 +207,14 @@ def _check_picture(item: Payload) -> None:
         pass  # too large for the usual limits: the node has its own
 
 
-def refused(bad: Sequence[LeftOut], total: int, state: str, *, unnamed: int = 0) -> DdibError:
+def refused(bad: Sequence[LeftOut], total: int, state: str) -> DdibError:
     """The error that names every bad file; of one file alone its own."""
     errors = [each.as_error("client") for each in bad]
     if total == 1:
         return errors[0]
     kinds = {type(error) for error in errors}
     kind = kinds.pop() if len(kinds) == 1 else InputError
-    detail = (
-        f"{len(bad) + unnamed:,} of {total:,} files cannot be translated; {state}:\n{listed(bad, unnamed)}"
-    )
+    detail = f"{len(bad):,} of {total:,} files cannot be translated; {state}:\n{listed(bad)}"
     first = errors[0].hint if len(bad) == 1 else ""
     more = f"without {'it' if len(bad) == 1 else 'them'}: the same command with --skip-bad"
     # What else the errors say of one file does not hold for all.
@@ -232,8 +230,8 @@ def left_out(found: Sequence[LeftOut], total: int, state: str) -> FilesLeftOut:
     )
 
 
-def listed(found: Iterable[LeftOut], unnamed: int = 0) -> str:
-    """Lines that name files; `unnamed` is how many more there are without a name."""
+def listed(found: Iterable[LeftOut]) -> str:
+    """Lines that name files."""
     lines = [f"  {each.line()}" for each in found]
-    more = max(0, len(lines) - MOST_LISTED) + unnamed
-    return "\n".join([*lines[:MOST_LISTED], *([f"  and {more:,} more"] if more else [])])
+    more = [f"  and {len(lines) - MOST_LISTED:,} more"] if len(lines) > MOST_LISTED else []
+    return "\n".join([*lines[:MOST_LISTED], *more])

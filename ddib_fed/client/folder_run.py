@@ -51,13 +51,12 @@ from ddib_fed.errors import (
 )
 from ddib_fed.hints import next_steps
 from ddib_fed.names import nearest
-from ddib_fed.protocol.details import refused_count
 from ddib_fed.protocol.messages import ItemState, JobState
 
 if TYPE_CHECKING:
     from ddib_fed.formats.credentials import Credentials
     from ddib_fed.formats.parts import WrittenStudy
-    from ddib_fed.formats.study import Studies, Study
+    from ddib_fed.formats.study import Origin, Studies
 
 JOB_FILES = 250
 """Files of a job: its result is sooner complete, and less is sent again if the node refuses one of them."""
@@ -146,8 +145,8 @@ class FolderRun:
     jobs: list[JobView] = field(default_factory=list)
     submitted: list[Submitted] = field(default_factory=list)
     _inputs: list[Path] = field(default_factory=list)
-    _readable: list[int] = field(default_factory=list)
-    """Numbers of the studies that can be translated."""
+    _readable: list[tuple[int, WrittenStudy | None]] = field(default_factory=list)
+    """The studies that can be translated, or are by an earlier run."""
     _errors: list[DdibError] = field(default_factory=list)
     _pending: deque[_JobInRun] = field(default_factory=deque)
     _waiting: deque[_JobInRun] = field(default_factory=deque)
@@ -171,8 +170,7 @@ class FolderRun:
         self._most_files = JOB_FILES
         for at, origin in enumerate(self.studies.origins if self.studies else ()):
             try:
-                progress.study(len(self._readable), origin, self._looked_at(at))
-                self._readable.append(at)
+                self._look_at(at, origin)
             except (UsageError, AlreadyExists, Cancelled):
                 raise
             except DdibError as error:
@@ -194,41 +192,40 @@ class FolderRun:
         if self.left_out and not (options.skip_bad and (self.items or self._readable)):
             raise refused(self.left_out, self.total, "nothing was submitted")
 
-    def _looked_at(self, at: int) -> Study | None:
-        """A study, once it is known that it can be translated; None for one that an earlier run has finished."""
+    def _look_at(self, at: int, origin: Origin) -> None:
+        """Keep a study that can be translated, or is by an earlier run."""
         from ddib_fed.formats.parts import check_outputs, finished_study
 
         assert self.studies is not None
-        options, origin = self.options, self.studies.origins[at]
-        if not options.force and finished_study(origin, options.out, asked=options.digest) is not None:
-            return None
-        check_outputs(origin, options.out, force=options.force)
-        return self.studies[at]
+        force, out = self.options.force, self.options.out
+        earlier = None if force else finished_study(origin, out, asked=self.options.digest)
+        if earlier is None:
+            check_outputs(origin, out, force=force)
+        self.options.progress.study(len(self._readable), origin, None if earlier else self.studies[at])
+        self._readable.append((at, earlier))
 
     def translate(self) -> None:
         """Translate what is not on the disk yet, studies first; or what was submitted before `progress` stopped it."""
         with locked(self.options.out), self.options.progress.opened(self.options.profile) as client:
-            for number, at in enumerate(self._readable):
+            for number, (at, earlier) in enumerate(self._readable):
                 if self.options.progress.stopped:
                     return
-                self._translate_study(client, number, at)
+                self._translate_study(client, number, at, earlier)
             if self.items:
                 self._translate_items(client)
 
-    def _translate_study(self, client: Client, number: int, at: int) -> None:
+    def _translate_study(self, client: Client, number: int, at: int, earlier: WrittenStudy | None) -> None:
         """Translate a study. One that fails does not stop the others, except for a bad one if none is left out."""
-        from ddib_fed.formats.parts import finished_study, translate_study
+        from ddib_fed.formats.parts import translate_study
 
         assert self.studies is not None
-        options, origin = self.options, self.studies.origins[at]
-        study = None
+        options = self.options
         try:
-            written = None
-            if not options.force:
-                written = finished_study(origin, options.out, asked=options.digest)
-            if written is None:
-                study = self.studies[at]
-                written = translate_study(
+            study = None if earlier is not None else self.studies[at]
+            written = (
+                earlier
+                if study is None
+                else translate_study(
                     study,
                     options.out,
                     partial(self._translate_parts, client, number),
@@ -236,13 +233,15 @@ class FolderRun:
                     force=options.force,
                     doubtful_below=options.doubtful_below,
                 )
+            )
         except (JobFailed, InputError) as error:
             if isinstance(error, UsageError) or not (options.skip_bad or isinstance(error, JobFailed)):
                 raise
-            self.left_out.append(LeftOut.of(origin.given, error))
+            self.left_out.append(LeftOut.of(self.studies.origins[at].given, error))
             if not options.skip_bad:
                 self._errors.append(error)
             return
+        assert written is not None
         self.written.append(written)
         options.progress.study_written(number, written, study)
 
@@ -250,9 +249,8 @@ class FolderRun:
         self, client: Client, number: int, paths: Sequence[Path], out: Path
     ) -> dict[Path, str]:
         """Translate the items of a study into a folder; why those that have no result were refused."""
-        own = replace(
-            self.options, out=out, skip_bad=True, credentials=None
-        )  # of the whole, not of its parts
+        # Credentials are of the whole, not of its parts.
+        own = replace(self.options, out=out, skip_bad=True, credentials=None)
         run = FolderRun(own, find_items(paths)[0])
         own.progress.parts(number, paths)
         run.read()
@@ -409,8 +407,7 @@ class FolderRun:
             submitted = len(self._pending) + len(self.jobs)
             under_way = f"{submitted:,} other {'job is' if submitted == 1 else 'jobs are'} under way"
             state = under_way if submitted else "nothing was submitted"
-            unnamed = max(0, refused_count(error.facts) - len(numbers))
-            raise refused(bad, self.total, state, unnamed=unnamed) from error
+            raise refused(bad, self.total, state) from error
         self.left_out += bad
         return tuple(item for n, item in enumerate(items) if n not in numbers)
 

@@ -33,10 +33,10 @@ from ddib_fed.client.views import (
 from ddib_fed.data.decoding import ImageLimits
 from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import Asked, check_translation, item_of
+from ddib_fed.engine.arrays import ArraySettings, check_translation, item_of
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.model import DomainModel, check_given
-from ddib_fed.engine.party import Control, Failed, Item, Translated, translate
+from ddib_fed.engine.party import Control, Failed, ToTranslate, TranslatedItem, translate
 from ddib_fed.engine.record import (
     LatentFigures,
     Part,
@@ -86,7 +86,7 @@ class _Job:
     request_id: str
     items: Sequence[Payload]
     request: JobRequest
-    asked: Asked
+    asked: ArraySettings
     labels: Sequence[tuple[str, str]]
     numbers: Sequence[tuple[int | None, int | None]]
     state: JobState = JobState.QUEUED
@@ -195,7 +195,7 @@ class InProcess(Client):
             pair: tuple(_number(model, text) for model, text in zip(models, pair, strict=True))
             for pair in dict.fromkeys(labels)
         }
-        asked = Asked(
+        asked = ArraySettings(
             self._here.solver(request.settings),
             guidance=request.guidance,
             soften=self._here.soften,
@@ -263,7 +263,7 @@ class InProcess(Client):
                 ended = len(job.done) + len(job.failed)
                 on_event(Event(next(numbers), job.state, item, stage, step, steps, "", ended, len(job.items)))
 
-        def items() -> Iterator[Item]:
+        def items() -> Iterator[ToTranslate]:
             for number, payload in enumerate(job.items):
                 given[number] = self._samples.read(payload.read(), self._size_rule)
                 own, other = job.numbers[number]
@@ -290,7 +290,7 @@ class InProcess(Client):
             ) from error
         job.state = JobState.FAILED if job.failed else JobState.FINISHED
 
-    def _result(self, job: _Job, given: Given, found: Translated) -> JobResult:
+    def _result(self, job: _Job, given: Given, found: TranslatedItem) -> JobResult:
         """The files and the record of an item, as a source node makes them."""
         item, source, target = job.items[found.item.number], self._source.model, self._target.model
         if job.request.model_size:

@@ -10,7 +10,7 @@ from ddib_fed.client.files import LeftOut, check_names, find_items, ignored_line
 from ddib_fed.client.folder_run import FolderRun, RunOptions
 from ddib_fed.client.views import Domains
 from ddib_fed.engine.record import MOST_TILES
-from ddib_fed.errors import InputError, UsageError
+from ddib_fed.errors import UsageError
 from ddib_fed.formats.recognition import TAKEN, Recognised, files_below, recognise
 from ddib_fed.terminal import say
 
@@ -38,7 +38,6 @@ def open_run(
             say(line, err=True)
         files, run.studies = choice.plain, choice.studies
         run.left_out = [LeftOut.of(path, error) for path, error in bad]
-        run.left_out += [LeftOut.of(folder, _beside(folder, found)) for folder, found in choice.beside]
         for origin in choice.studies.origins:
             taken += [*origin.outputs, *origin.beside, f"{origin.name}.json"]
             without += origin.inputs
@@ -50,15 +49,6 @@ def open_run(
     return run
 
 
-def _beside(folder: Path, found: Mapping[str, int]) -> InputError:
-    kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in found.items())
-    return InputError(
-        f"{folder}: files that are translated one by one ({kinds}) lie among DICOM files, and are not taken for slices",
-        hop="client",
-        hint="move them into a folder of their own, or name them in a command of their own",
-    )
-
-
 def open_studies(
     files: Sequence[Path],
     reading: Mapping[str, Any],
@@ -68,11 +58,11 @@ def open_studies(
     detach: bool = False,
 ) -> Choice | None:
     """The studies among the files of a command, and the rest, which is translated as it is; None without studies."""
-    from ddib_fed.formats.intensity import AUTO, Rule
+    from ddib_fed.formats.intensity import AUTO, IntensityRule
 
     found = recognise(files, options.out)
     if reading["intensity"] != AUTO:
-        Rule.parse(reading["intensity"])  # before the node is asked
+        IntensityRule.parse(reading["intensity"])  # before the node is asked
     auto, source = reading["tile"] == "auto", None
     of_maps = of_pictures = _tile(reading["tile"])
     pictures = auto and not detach and (any(each.is_picture for each in found.studies) or _any_picture(found))
@@ -121,11 +111,11 @@ def _any_picture(found: Recognised) -> bool:
 
 def _intensity(asked: str, source: Domains) -> str:
     """The rule that was asked for; as the source's model says it, where it was trained with the same."""
-    from ddib_fed.formats.intensity import AUTO, Rule
+    from ddib_fed.formats.intensity import AUTO, IntensityRule
 
     if not source.intensity or asked == AUTO:
         return asked
-    rule, own = Rule.parse(asked), Rule.parse(source.intensity)
+    rule, own = IntensityRule.parse(asked), IntensityRule.parse(source.intensity)
     if rule == own:
         return source.intensity
     model = f"the model of {source.institution}/{source.domain}"

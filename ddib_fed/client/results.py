@@ -257,18 +257,18 @@ def write_result(
 
             if path.suffix.lower() in MEDIA_TYPES:
                 data = mark(data, path.suffix, result.provenance, credentials)
-        write_file(path, data, private=part is Part.LATENT)
+        write_file(path, data, private=True)
         written[part.value] = WrittenFile(file=path.name, sha256=hashlib.sha256(data).hexdigest())
     provenance = result.provenance.with_(
         input=item.file, files=written, asked_sha256=item.asked or None
     ).judged(doubtful_below)
-    write_file(record, provenance.to_json())
+    write_file(record, provenance.to_json(), private=True)
     return Delivered(result.item, item.file, files, record, provenance)
 
 
 def durable_folder(folder: Path) -> None:
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for each in reversed(missing):
         sync_folder(each.parent)
 

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,29 +95,19 @@ def settle(pixels: Pixels) -> Pixels:
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or pixels.shape[2] not in {1, 3}:
         raise ImageUnreadable(f"an array of shape {pixels.shape} is neither grey nor RGB")
-    kind = pixels.dtype.newbyteorder("=")
-    if kind == np.dtype(np.int8):
-        kind = np.dtype(np.int16)
-    elif kind not in {np.dtype(t) for t in (np.uint8, np.uint16, np.int16, np.float32)}:
-        kind = np.dtype(np.float32)
+    kind = pixels.dtype.newbyteorder("=").name
+    kind = kind if kind in {"uint8", "uint16", "int16"} else "int16" if kind == "int8" else "float32"
     with np.errstate(over="ignore", invalid="ignore"):
         pixels = np.ascontiguousarray(pixels, dtype=kind)
-    count = _not_finite(pixels) if kind.kind == "f" else 0
-    if count:
-        raise ImageUnreadable(
-            f"{count} of {pixels.size} values are NaN or infinite",
-            hint="replace them first, e.g. by numpy.nan_to_num",
-            facts={"not_finite": count},
-        )
+    if kind == "float32":
+        count = sum(int(np.count_nonzero(~np.isfinite(pixels[a:b]))) for a, b in bands(*pixels.shape[:2]))
+        if count:
+            raise ImageUnreadable(
+                f"{count} of {pixels.size} values are NaN or infinite",
+                hint="replace them first, e.g. by numpy.nan_to_num",
+                facts={"not_finite": count},
+            )
     return pixels if pixels.flags.writeable else pixels.copy()
-
-
-def _not_finite(pixels: Pixels) -> int:
-    step = max(1, (1 << 18) // pixels.shape[1])
-    return sum(
-        int(np.count_nonzero(~np.isfinite(pixels[start : start + step])))
-        for start in range(0, len(pixels), step)
-    )
 
 
 def flatten(pixels: Pixels, background: str) -> Pixels:
@@ -125,13 +115,11 @@ def flatten(pixels: Pixels, background: str) -> Pixels:
     top = int(np.iinfo(pixels.dtype).max)
     behind = top if background == "white" else 0
     out = np.empty((*pixels.shape[:2], pixels.shape[2] - 1), dtype=pixels.dtype)
-    rows = max(
-        1, (1 << 15) // pixels.shape[1]
-    )  # the wide numbers of a large picture would be eight times its size
-    for start in range(0, len(pixels), rows):
-        wide = pixels[start : start + rows].astype(np.uint64)
+    # The wide numbers of a large picture would be eight times its size.
+    for start, stop in bands(*pixels.shape[:2]):
+        wide = pixels[start:stop].astype(np.uint64)
         colour, alpha = wide[..., :-1], wide[..., -1:]
-        out[start : start + rows] = (colour * alpha + behind * (top - alpha) + top // 2) // top
+        out[start:stop] = (colour * alpha + behind * (top - alpha) + top // 2) // top
     return out
 
 
@@ -161,8 +149,8 @@ def silence_libtiff() -> None:
 Plane = NDArray[Any]
 """(H, W), uint8 or float32."""
 
-BAND = 1 << 18
-"""Numbers in a band, as far as one row is not more already."""
+BAND = 1 << 16
+"""Pixels of a band, as far as one row is not more already."""
 
 
 def bands(height: int, width: int) -> Iterator[tuple[int, int]]:
@@ -185,12 +173,6 @@ _GREY, _RGB, _GREY_ALPHA, _RGB_ALPHA = 0, 2, 4, 6  # "colour type" of the PNG sp
 _KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 
 
-class _Chunk(NamedTuple):
-    name: bytes
-    start: int
-    end: int
-
-
 # Behind the end of an image: of two in one file decoders read the first and say nothing.
 _ANOTHER_PNG = re.compile(rb"\x00*" + re.escape(PNG_MAGIC))
 _ANOTHER_JPEG = re.compile(rb"\xff\xd9\x00*\xff\xd8\xff")
@@ -199,28 +181,33 @@ _ANOTHER_JPEG = re.compile(rb"\xff\xd9\x00*\xff\xd8\xff")
 def png_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[Pixels, int]:
     """(H, W, C) pixels of a PNG, 8 or 16 bit, and the bits of its samples."""
     kept: list[bytes | memoryview] = [PNG_MAGIC]
-    orientation, key, view = 1, b"", memoryview(content)
+    orientation, key, view, end = 1, b"", memoryview(content), 0
     width, height, depth, colour = png_header(content)
     limits.check_size(height, width)
-    chunks = list(_chunks(content))
-    for chunk in chunks:
-        if chunk.name == b"IHDR" and chunk is not chunks[0]:
+    for name, start, end in _chunks(content):
+        if name == b"IHDR" and start > len(PNG_MAGIC):
             raise ImageUnreadable("the PNG has two headers")  # of which a decoder would use the last
-        if chunk.name == b"acTL":
+        if name == b"acTL":
             raise too_many_frames("the animated PNG")
-        if chunk.name == b"eXIf":
-            orientation = exif_orientation(content[chunk.start + 8 : chunk.end - 4])
-        if chunk.name == b"tRNS" and colour in {_GREY, _RGB}:
+        if name == b"eXIf":
+            orientation = exif_orientation(content[start + 8 : end - 4])
+        if name == b"tRNS" and colour in {_GREY, _RGB}:
             # One colour that counts as transparent: compared here, because Pillow gets it wrong below 8 bits.
-            key = content[chunk.start + 8 : chunk.end - 4]
-        elif chunk.name in _KEPT:
-            kept.append(view[chunk.start : chunk.end])
-    if _ANOTHER_PNG.match(content, chunks[-1].end):
+            key = content[start + 8 : end - 4]
+        elif name in _KEPT:
+            kept.append(view[start:end])
+    if _ANOTHER_PNG.match(content, end):
         raise too_many_frames("the PNG")
     plain = b"".join(kept)
     pixels = _png16(plain, colour) if depth == 16 else pillow_pixels(open_pillow(plain, "PNG"), background)
     if key:
-        _hide(pixels, key, depth, background)
+        if len(key) != 2 * pixels.shape[2]:
+            raise ImageUnreadable("the PNG's transparent colour has the wrong length")
+        top = np.iinfo(pixels.dtype).max
+        hidden = np.frombuffer(key, dtype=">u2").astype(np.uint32) * top // (2**depth - 1)
+        for start, stop in bands(height, width):
+            band = pixels[start:stop]
+            band[(band == hidden).all(axis=2)] = top if background == "white" else 0
     if pixels.shape[2] in {2, 4}:
         pixels = flatten(pixels, background)
     return upright(pixels, orientation), 16 if depth == 16 else 8
@@ -405,32 +392,18 @@ def _png16(content: bytes, colour: int) -> Pixels:
     return pixels
 
 
-def _hide(pixels: Pixels, key: bytes, depth: int, background: str) -> None:
-    """Put the background where a pixel has the colour `key`, which the file states in `depth` bits; in place."""
-    if len(key) != 2 * pixels.shape[2]:
-        raise ImageUnreadable("the PNG's transparent colour has the wrong length")
-    top = np.iinfo(pixels.dtype).max
-    colour = np.frombuffer(key, dtype=">u2").astype(np.uint32) * top // (2**depth - 1)
-    for start, stop in bands(*pixels.shape[:2]):
-        band = pixels[start:stop]
-        band[(band == colour).all(axis=2)] = top if background == "white" else 0
-
-
-def _chunks(content: bytes) -> Iterator[_Chunk]:
-    """The chunks of a PNG from the first to IEND, each with a right sum; start and end are the whole chunk's."""
+def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(name, start, end) of the whole chunks of a PNG from the first to IEND, each with a right sum."""
     position = len(PNG_MAGIC)
     while True:
-        if position + 12 > len(content):
-            raise ImageUnreadable("the PNG is cut short")
-        (length,) = struct.unpack_from(">I", content, position)
-        end = position + 12 + length
+        end = position + 12 + int.from_bytes(content[position : position + 4], "big")
         if end > len(content):
             raise ImageUnreadable("the PNG is cut short")
         name = content[position + 4 : position + 8]
         (stated,) = struct.unpack_from(">I", content, end - 4)
         if name in _KEPT and zlib.crc32(memoryview(content)[position + 4 : end - 4]) != stated:
             raise ImageUnreadable(f"the PNG's part {name.decode()} is damaged: its sum is wrong")
-        yield _Chunk(name, position, end)
+        yield name, position, end
         if name == b"IEND":
             return
         position = end
@@ -453,16 +426,32 @@ def tiff_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[P
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         page: Any = file.pages[0]
         limits.check_size(page.imagelength, page.imagewidth)
-        _check_one(file, page)
+        # ImageJ writes a stack behind one page, and states it only in its own tag.
+        planes = int((file.imagej_metadata or {}).get("images", 1)) if file.is_imagej else 1
+        second = False
+        with suppress(IndexError):  # `len` would look at every page of a forged file
+            second = file.pages[1] is not None
+        if second or page.imagedepth != 1 or planes != 1:
+            frames = max(page.imagedepth, planes)
+            raise too_many_frames("the TIFF", frames if frames > 1 else None)
         check_segments(page)
         if page.dtype is None or page.samplesperpixel > MAX_SAMPLES:
             raise _refused(page)
-        if page.dtype != np.uint8 and _plain(page) and _readable(page, content):
-            pixels = upright(_from_tifffile(page), _orientation(page))
+        plain = page.photometric in {_WHITE_IS_ZERO, _BLACK_IS_ZERO, _COLOUR} and page.bitspersample >= 8
+        if page.dtype != np.uint8 and plain and _readable(page, content):
+            tag = page.tags.get(ORIENTATION)
+            turned = int(tag.value) if tag is not None and isinstance(tag.value, int) else 1
+            pixels = upright(_from_tifffile(page), turned)
         else:
-            pixels = _from_pillow(content, page, background)
+            pixels = _from_pillow(content, page, background, plain=plain)
         bits = 8 * min(page.dtype.itemsize, 4)
-    return settle(_opaque(pixels, background)), bits
+    if pixels.shape[2] in {2, 4}:
+        if pixels.dtype.name not in {"uint8", "uint16"}:
+            raise ImageUnreadable(
+                f"a TIFF with transparency of type {pixels.dtype}", hint="save it without alpha"
+            )
+        pixels = flatten(pixels, background)
+    return settle(pixels), bits
 
 
 def first_page(content: bytes) -> Any:
@@ -473,34 +462,6 @@ def first_page(content: bytes) -> Any:
         page: Any = file.pages[0]
         check_segments(page)
         return page
-
-
-def _plain(page: Any) -> bool:
-    return page.photometric in {_WHITE_IS_ZERO, _BLACK_IS_ZERO, _COLOUR} and page.bitspersample >= 8
-
-
-def _opaque(pixels: Pixels, background: str) -> Pixels:
-    if pixels.shape[2] not in {2, 4}:
-        return pixels
-    if pixels.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)}:
-        raise ImageUnreadable(
-            f"a TIFF with transparency of type {pixels.dtype}", hint="save it without alpha"
-        )
-    return flatten(pixels, background)
-
-
-def _check_one(file: Any, page: Any) -> None:
-    """Raise unless there is one page with one plane in depth."""
-    try:
-        file.pages[1]
-    except IndexError:
-        pass
-    else:
-        raise too_many_frames("the TIFF")
-    # ImageJ writes a stack behind one page, and states it only in its own tag.
-    planes = (file.imagej_metadata or {}).get("images", 1) if file.is_imagej else 1
-    if page.imagedepth != 1 or planes != 1:
-        raise too_many_frames("the TIFF", max(page.imagedepth, int(planes)))
 
 
 def _readable(page: Any, content: bytes) -> bool:
@@ -562,22 +523,17 @@ def _from_tifffile(page: Any) -> Pixels:
     return array
 
 
-def _from_pillow(content: bytes, page: Any, background: str) -> Pixels:
+def _from_pillow(content: bytes, page: Any, background: str, *, plain: bool) -> Pixels:
     """(H, W, C) by libtiff, upright: Pillow turns TIFFs itself; raises where Pillow would lose bits."""
-    samples, kind = page.samplesperpixel, page.dtype
-    if kind in {np.dtype(np.uint8), np.dtype(np.bool_)}:
+    samples, kind = page.samplesperpixel, page.dtype.name
+    if kind in {"uint8", "bool"}:
         return pillow_pixels(open_pillow(content, "TIFF"), background)
-    exact = _plain(page) and page.planarconfig == 1 and page.photometric != _WHITE_IS_ZERO
-    if exact and kind == np.dtype(np.uint16) and samples in {3, 4}:
+    exact = plain and page.planarconfig == 1 and page.photometric != _WHITE_IS_ZERO
+    if exact and kind == "uint16" and samples in {3, 4}:
         return sixteen_bits(content, "TIFF", "RGB" if samples == 3 else "RGBA", byte_order=sys.byteorder)
-    if not exact or samples != 1 or kind not in {np.dtype(t) for t in (np.uint16, np.int16, np.float32)}:
+    if not exact or samples != 1 or kind not in {"uint16", "int16", "float32"}:
         raise _refused(page)
     return pillow_pixels(open_pillow(content, "TIFF"), background).astype(kind)
-
-
-def _orientation(page: Any) -> int:
-    tag = page.tags.get(ORIENTATION)
-    return int(tag.value) if tag is not None and isinstance(tag.value, int) else 1
 
 
 def _refused(page: Any) -> ImageUnreadable:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data.decoding import Picture, Pixels, rows_of
-from ddib_fed.errors import PictureMisfit, SettingsInvalid, ShapeMismatch
+from ddib_fed.errors import KindMismatch, PictureMisfit, SettingsInvalid, ShapeMismatch
 
 Problem = Literal["type", "scale", "unit", "window", "colour"]
 
@@ -106,24 +106,26 @@ def _is_coloured(pixels: Pixels, width: float) -> bool:
     return bool(count > FEW * pixels.shape[0] * pixels.shape[1])
 
 
-def explain(facts: Mapping[str, str], name: str = "the picture") -> tuple[str, str]:
-    """The problem with a picture and its remedy, from the facts of a `PictureMisfit`."""
-    problem = facts.get("problem", "")
-    if problem not in _REASONS:
+def explain(facts: Mapping[str, str], name: str = "the file") -> tuple[str, str]:
+    """The problem with a file and its remedy, from the facts of a `PictureMisfit` or `KindMismatch`."""
+    if not {"holds", "takes"} <= facts.keys() or facts.get("problem", "type") not in _REASONS:
         return "", ""
-    takes, fits = facts.get("takes", "another range"), facts.get("fits", "")
-    detail = (
-        f"{name} holds {facts.get('holds', 'other numbers')}; {facts.get('model', 'the model')} takes {takes}"
-    )
-    why, how = _REASONS[problem]
-    return f"{detail}: {why}", how.format(takes=takes, fits=fits)
+    takes = facts["takes"]
+    why, how = _REASONS.get(facts.get("problem", ""), ("", _OTHER_KIND.get(takes, _POINTS)))
+    detail = f"{name} holds {facts['holds']}; {facts.get('model', 'the model')} takes {takes}"
+    return detail + (why and f": {why}"), how.format(takes=takes, fits=facts.get("fits", ""))
 
 
-def name_misfit(error: PictureMisfit, name: str) -> PictureMisfit:
+def name_misfit(error: PictureMisfit | KindMismatch, name: str) -> PictureMisfit | KindMismatch:
+    """The same error for a file of this name."""
     detail, hint = explain(error.facts, name)
-    return PictureMisfit(detail or f"{name}: {error.detail}", hint=hint or error.hint, facts=error.facts)
+    return type(error)(detail or f"{name}: {error.detail}", hint=hint or error.hint, facts=error.facts)
 
 
+_POINTS: Final = "`ddib domains` lists who takes pictures; a .npy of points is (N, D)"
+_OTHER_KIND: Final = {
+    "pictures": "`ddib domains` lists who takes points; a picture of this shape is saved as (H, W, 1)"
+}
 _OTHER_SCALE: Final = (
     "its values are of another scale",
     "bring its values to {takes}, or use a model trained with --range {fits}",

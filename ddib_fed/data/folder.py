@@ -260,6 +260,10 @@ class Survey:
     dtypes: Mapping[str, int]
     said: tuple[str, ...]
 
+    @property
+    def pictures(self) -> int:
+        return sum(self.channels.values())
+
     def lines(self) -> list[str]:
         return [*self.said]
 

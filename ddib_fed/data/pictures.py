@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import shlex
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Final, Literal, NamedTuple
@@ -37,6 +36,7 @@ from ddib_fed.data.fitting import (
     Fitted,
     Geometry,
     PictureRule,
+    explain,
     fit_picture,
     input_bytes,
     name_misfit,
@@ -95,22 +95,10 @@ def picture_for_points(what: str, dim: int) -> KindMismatch:
     return _mismatch(f"a picture ({what})", f"points (N, {dim})")
 
 
-def explain_kind(facts: Mapping[str, str], name: str = "the file") -> tuple[str, str]:
-    """The problem with a file and its remedy, from the facts of a `KindMismatch`, also one read from the wire."""
-    if "holds" not in facts or "takes" not in facts:
-        return "", ""
-    detail = f"{name} holds {facts['holds']}; {facts.get('model', 'the model')} takes {facts['takes']}"
-    if facts["takes"] == "pictures":
-        return detail, "`ddib domains` lists who takes points; a picture of this shape is saved as (H, W, 1)"
-    return detail, "`ddib domains` lists who takes pictures; a .npy of points is (N, D)"
-
-
 def name_file(error: DdibError, name: str) -> DdibError:
     """The same error for a file of this name; its text is written again with the name."""
-    if isinstance(error, PictureMisfit):
+    if isinstance(error, PictureMisfit | KindMismatch):
         return name_misfit(error, name)
-    if isinstance(error, KindMismatch) and (explained := explain_kind(error.facts, name))[0]:
-        return KindMismatch(explained[0], hint=explained[1], facts=error.facts)
     if isinstance(error, ImageTooLarge) and "limit_pixels" in error.facts:
         return _too_many_pixels(error, name)
     if name not in error.detail:
@@ -138,7 +126,7 @@ def _too_many_pixels(error: ImageTooLarge, name: str) -> ImageTooLarge:
 
 def _mismatch(holds: str, takes: str) -> KindMismatch:
     facts = {"holds": holds, "takes": takes}
-    detail, hint = explain_kind(facts)
+    detail, hint = explain(facts)
     return KindMismatch(detail, hint=hint, facts=facts)
 
 

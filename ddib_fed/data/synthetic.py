@@ -7,9 +7,9 @@ over all coordinates) is that of the population, in closed form, so it does not 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +21,13 @@ Order = Literal["topology", "shuffled"]
 
 MOONS_NOISE = 0.05
 WIDTH = 0.5
-CONCENTRIC_RADII = (1.0, 2.0, 3.0)
-PARALLEL_RADII = (1.0, 1.0, 1.0)
-RING_CENTRES = (-2.8, 0.0, 2.8)
-SQUARE_CENTRES = (-3.0, 0.0, 3.0)
-NO_CENTRES = (0.0, 0.0, 0.0)
 UNIFORMS_PER_POINT = 4
 """How many uniform numbers `from_uniforms` turns into one point."""
 
 
 @dataclass(frozen=True, slots=True)
-class Domain:
-    """One distribution in the plane."""
+class PointDomain:
+    """One distribution in the plane; `ordered` points follow its shape, `transform` makes points of uniforms (N, 4)."""
 
     name: str
     mean: float
@@ -79,21 +74,27 @@ def _checkerboards_transform(u: Array) -> Array:
     return _checkerboards_at(4 * u[:, 0] - 2, np.floor(2 * u[:, 1]), u[:, 2])
 
 
-def _shape_domain(name: str, shape: _Shape, second_moment: float) -> Domain:
-    radial = float(np.mean(np.square(shape.radii))) + WIDTH**2 / 12
-    variance = second_moment * radial + float(np.mean(np.square(shape.centres))) / 2
-    return Domain(name, 0.0, math.sqrt(variance), shape.ordered, shape.transform)
-
-
 class _Shape:
     """Three bands of a width around three outlines; `outline` turns a place in [0, 1) into a point at radius 1."""
 
     def __init__(
-        self, radii: Sequence[float], centres: Sequence[float], edges: int, outline: Callable[[Array], Array]
+        self,
+        radii: tuple[float, ...],
+        centres: tuple[float, ...],
+        edges: int,
+        outline: Callable[[Array], Array],
     ) -> None:
-        self.radii, self.centres = np.array(radii), np.array(centres)
-        self.edges = edges
-        self.outline = outline
+        self.radii, self.centres, self.edges, self.outline = (
+            np.array(radii),
+            np.array(centres),
+            edges,
+            outline,
+        )
+
+    def domain(self, name: str, second_moment: float) -> PointDomain:
+        radial = float(np.mean(np.square(self.radii))) + WIDTH**2 / 12
+        variance = second_moment * radial + float(np.mean(np.square(self.centres))) / 2
+        return PointDomain(name, 0.0, math.sqrt(variance), self.ordered, self.transform)
 
     def place(self, which: NDArray[np.int64], along: Array, across: Array) -> Array:
         """Raw points of the shapes `which`, at `along` in [0, 1) of the outline and `across` in [0, 1) of the band."""
@@ -135,30 +136,21 @@ def normals(u: Array) -> Array:
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 
-def _moons() -> Domain:
-    mean = 0.375  # of cos t, sin t, 1 - cos t, 0.5 - sin t over t in [0, pi]
-    second = (0.5 + 0.5 + 1.5 + 0.75 - 2 / math.pi) / 4
-    return Domain(
-        "moons", mean, math.sqrt(second - mean**2 + MOONS_NOISE**2), _moons_ordered, _moons_transform
+_MOONS_MEAN = 0.375  # of cos t, sin t, 1 - cos t, 0.5 - sin t over t in [0, pi]
+_MOONS_SECOND = (0.5 + 0.5 + 1.5 + 0.75 - 2 / math.pi) / 4
+_MOONS_STD = math.sqrt(_MOONS_SECOND - _MOONS_MEAN**2 + MOONS_NOISE**2)
+_CENTRED = (0.0, 0.0, 0.0)
+_BY_NAME = {
+    domain.name: domain
+    for domain in (
+        PointDomain("moons", _MOONS_MEAN, _MOONS_STD, _moons_ordered, _moons_transform),
+        PointDomain("checkerboards", 0.0, math.sqrt(4 / 3), _checkerboards_ordered, _checkerboards_transform),
+        _Shape((1.0, 2.0, 3.0), _CENTRED, 1, _circle).domain("concentric-rings", 1 / 2),
+        _Shape((1.0, 2.0, 3.0), _CENTRED, 4, _square).domain("concentric-squares", 2 / 3),
+        _Shape((1.0, 1.0, 1.0), (-2.8, 0.0, 2.8), 1, _circle).domain("parallel-rings", 1 / 2),
+        _Shape((1.0, 1.0, 1.0), (-3.0, 0.0, 3.0), 4, _square).domain("parallel-squares", 2 / 3),
     )
-
-
-def _domains() -> tuple[Domain, ...]:
-    checkerboards = Domain(
-        "checkerboards", 0.0, math.sqrt(4 / 3), _checkerboards_ordered, _checkerboards_transform
-    )
-    circle, square = 1 / 2, 2 / 3
-    return (
-        _moons(),
-        checkerboards,
-        _shape_domain("concentric-rings", _Shape(CONCENTRIC_RADII, NO_CENTRES, 1, _circle), circle),
-        _shape_domain("concentric-squares", _Shape(CONCENTRIC_RADII, NO_CENTRES, 4, _square), square),
-        _shape_domain("parallel-rings", _Shape(PARALLEL_RADII, RING_CENTRES, 1, _circle), circle),
-        _shape_domain("parallel-squares", _Shape(PARALLEL_RADII, SQUARE_CENTRES, 4, _square), square),
-    )
-
-
-_BY_NAME = {domain.name: domain for domain in _domains()}
+}
 DOMAINS: tuple[str, ...] = tuple(_BY_NAME)
 """The domains' names; the place in the tuple is the paper's index."""
 
@@ -174,7 +166,7 @@ def domain_name(name_or_index: str | int) -> str:
     raise DomainNotFound(f"there is no 2-D domain {text!r}", hint=f"the domains are: {listed}")
 
 
-def domain(name_or_index: str | int) -> Domain:
+def domain(name_or_index: str | int) -> PointDomain:
     return _BY_NAME[domain_name(name_or_index)]
 
 
@@ -193,16 +185,10 @@ def sample(name_or_index: str | int, n: int, seed: int, *, order: Order = "topol
 def uniforms(seed: int, step: int, n: int, columns: int, *, first: int = 0) -> Array:
     """Uniform numbers (n, columns) in [0, 1); row i is a function of (seed, step, first + i, columns) alone."""
     bits = np.random.Philox(key=np.array([seed, step], np.uint64))
-    if first:
-        bits = _skip(bits, first * columns)
+    bits.advance(first * columns // 4)
+    if left := first * columns % 4:
+        bits.random_raw(left)
     return np.random.Generator(bits).random((n, columns))
-
-
-def _skip(bits: np.random.Philox, numbers: int) -> Any:
-    bits.advance(numbers // 4)
-    if numbers % 4:
-        bits.random_raw(numbers % 4)
-    return bits
 
 
 def from_uniforms(name_or_index: str | int, u: Array) -> NDArray[np.float32]:
@@ -211,12 +197,5 @@ def from_uniforms(name_or_index: str | int, u: Array) -> NDArray[np.float32]:
 
 
 def draw(name_or_index: str | int, n: int, seed: int, *, step: int = 0) -> NDArray[np.float32]:
+    """Independent points (n, 2), float32; a function of domain, seed and step."""
     return from_uniforms(name_or_index, uniforms(seed, step, n, UNIFORMS_PER_POINT))
-
-
-def stream(name_or_index: str | int, batch: int, seed: int) -> Iterator[NDArray[np.float32]]:
-    """Batches of independent points without end: batch k is `draw(..., step=k)`."""
-    step = 0
-    while True:
-        yield draw(name_or_index, batch, seed, step=step)
-        step += 1

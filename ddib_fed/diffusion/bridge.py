@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ddib_fed.diffusion.denoiser import Condition, Denoiser, Places
-from ddib_fed.diffusion.guidance import Wrapped
+from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import Schedule
 from ddib_fed.diffusion.solvers import Draw, Solver
@@ -112,7 +111,7 @@ def decode(
     on_step: OnStep | None = None,
     draw: Draw | None = None,
 ) -> Tensor:
-    """Find the sample whose latent, of that depth, is z (N, *sample_shape); arguments and errors as in `encode`.
+    """The sample whose latent, of that depth, is z (N, *sample_shape); arguments and errors as in `encode`.
 
     With `eta` above 0, or as DDPM, one of its samples: `draw` gives the noise of each step, and must be there.
     """
@@ -147,8 +146,11 @@ def interpolate(start: Tensor, end: Tensor, weights: Sequence[float]) -> Tensor:
     if not all(0.0 <= weight <= 1.0 for weight in weights):
         raise SettingsInvalid("weights between two latents are in [0, 1]")
     theta = angle(start, end)
-    straight = not SMALLEST_ANGLE < theta < math.pi - SMALLEST_ANGLE
-    shares = [(1.0 - w, w) if straight else _shares(w, theta) for w in weights]
+    shares = [(1.0 - w, w) for w in weights]
+    if SMALLEST_ANGLE < theta < math.pi - SMALLEST_ANGLE:
+        shares = [
+            (math.sin(a * theta) / math.sin(theta), math.sin(b * theta) / math.sin(theta)) for a, b in shares
+        ]
     return torch.stack([a * start + b * end for a, b in shares])
 
 
@@ -158,23 +160,3 @@ def angle(start: Tensor, end: Tensor) -> float:
     # atan2 of the two halves keeps its digits where acos of a product near 1 loses them (Kahan).
     a, b = a / a.norm(), b / b.norm()
     return 2.0 * math.atan2(float((a - b).norm()), float((a + b).norm()))
-
-
-def _shares(weight: float, theta: float) -> tuple[float, float]:
-    return math.sin((1.0 - weight) * theta) / math.sin(theta), math.sin(weight * theta) / math.sin(theta)
-
-
-def rotated(x: Tensor, rotation: Tensor) -> Tensor:
-    """R x for x (N, C, ...) and R (C, C) of its dtype and device."""
-    return torch.einsum("ij,nj...->ni...", rotation, x)
-
-
-class Rotated(Wrapped):
-    def __init__(self, denoiser: Denoiser, rotation: Tensor) -> None:
-        super().__init__(denoiser)
-        self.rotation = rotation
-
-    def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
-        """As `Denoiser.at`, x and v in the rotated basis."""
-        rotation = self.rotation.to(x.dtype)
-        return rotated(self.inner.at(rotated(x, rotation.T), places, cond), rotation)

@@ -1,8 +1,7 @@
 """Grids: where between data and noise a solver steps, made from a schedule, a name and a number of intervals.
 
-A grid lists its levels from the data end to the noise end; decoding uses the same grid reversed. The
-exception is the public DDIB code, whose two directions use different ends: `ddib_compat_grids`. The rule:
-lambda strictly falls.
+A grid lists its levels from the data end to the noise end; lambda strictly falls. Decoding uses the same grid reversed,
+except of the public DDIB code, whose two directions use different ends: `ddib_compat_grids`.
 """
 
 from __future__ import annotations
@@ -21,15 +20,20 @@ from ddib_fed.errors import SettingsInvalid
 # Density of nodes in lambda that was measured best: FLOOR + 1 / (1 + ((lambda - CENTRE) / WIDTH)^2).
 FLOOR, CENTRE, WIDTH = 0.12, 1.2, 1.6
 KARRAS_RHO = 7.0
-# Below this many steps the rescaled linear schedule makes single steps of beta > 0.4; 1,000 steps are
-# respaced instead.
+# Below this many steps the rescaled linear schedule makes single steps of beta > 0.4; 1,000 steps are respaced instead.
 MIN_RESCALED_STEPS = 50
 # Of "integer:T": below, the rescaled linear beta reaches 1; above, a table longer than any published model's.
 MIN_TABLE_STEPS, MAX_TABLE_STEPS = 21, 10_000
 
 
+def require(holds: bool, why: str, hint: str = "", **facts: str | float) -> None:
+    """Refuse settings for a reason, unless a condition holds."""
+    if not holds:
+        raise SettingsInvalid(why, hint=hint, facts=facts)
+
+
 @dataclass(frozen=True, slots=True)
-class Grid:
+class LevelGrid:
     """Levels to step through, and the level at the middle (in phi) of each interval."""
 
     levels: tuple[Level, ...]
@@ -38,24 +42,23 @@ class Grid:
     def __len__(self) -> int:
         return len(self.middles)
 
-    def reversed(self) -> Grid:
-        return Grid(self.levels[::-1], self.middles[::-1])
+    def reversed(self) -> LevelGrid:
+        return LevelGrid(self.levels[::-1], self.middles[::-1])
 
     @property
     def phis(self) -> tuple[float, ...]:
         return tuple(level.phi for level in self.levels)
 
 
-def grid_of(schedule: Schedule, levels: tuple[Level, ...]) -> Grid:
+def grid_of(schedule: Schedule, levels: tuple[Level, ...]) -> LevelGrid:
     """The grid through `levels`, with the middles of `schedule`."""
     phis = torch.tensor([level.phi for level in levels], dtype=torch.float64)
-    middle = 0.5 * (phis[1:] + phis[:-1])
-    return Grid(levels, schedule.levels(-torch.log(torch.tan(middle))))
+    return LevelGrid(levels, schedule.levels(-torch.log(torch.tan(0.5 * (phis[1:] + phis[:-1])))))
 
 
 def make_grid(
     schedule: Schedule, name: str, n: int, *, lambda_max: float | None = None, lambda_min: float | None = None
-) -> Grid:
+) -> LevelGrid:
     """The named grid of `n` intervals on the usable range of `schedule`, from data to noise.
 
     Args:
@@ -70,24 +73,23 @@ def make_grid(
     Raises:
         SettingsInvalid: An unknown name, an `n` that the grid cannot have, or ends that the grid cannot reach.
     """
-    if n < 1:
-        raise SettingsInvalid(f"a grid of {n} intervals", hint="use at least one interval")
+    require(n >= 1, f"a grid of {n} intervals", "use at least one interval")
     table_steps = check_grid(name, n)
     if name not in _PLACEMENTS:
-        if lambda_min is not None:
-            raise SettingsInvalid(
-                f"the grid {name} steps to the schedule's end; it has no partial depth",
-                hint=f"use depth 1, or one of the grids {', '.join(_PLACEMENTS)}",
-                facts={"grid": name},
-            )
+        require(
+            lambda_min is None,
+            f"the grid {name} steps to the schedule's end; it has no partial depth",
+            f"use depth 1, or one of the grids {', '.join(_PLACEMENTS)}",
+            grid=name,
+        )
         return _integer_grid(schedule, n, lambda_max, table_steps)
     start = schedule.lambda_max if lambda_max is None else min(lambda_max, schedule.lambda_max)
     end = schedule.lambda_min if lambda_min is None else max(lambda_min, schedule.lambda_min)
-    if start <= end:
-        raise SettingsInvalid(
-            f"a grid cannot start at lambda {start:.2f} and end at {end:.2f}: nothing is left between",
-            hint="soften less, or go deeper",
-        )
+    require(
+        end < start,
+        f"a grid cannot start at lambda {start:.2f} and end at {end:.2f}: nothing is left between",
+        "soften less, or go deeper",
+    )
     lams = _PLACEMENTS[name](start, end, n)
     lams[0], lams[-1] = start, end
     return grid_of(schedule, schedule.levels(lams))
@@ -97,26 +99,25 @@ def check_grid(name: str, n: int) -> int | None:
     """Check a grid's name for `n` intervals without a schedule; the T of "integer:T", None for other grids."""
     if name in GRIDS:
         return None
-    kind, colon, text = name.partition(":")
-    if (kind, colon) != ("integer", ":"):
-        raise SettingsInvalid(
-            f"there is no grid {name[:40]!r}",
-            hint=f"grids: {', '.join(GRIDS)}, integer:T",
-            facts={"grid": name[:40]},
-        )
+    kind, _, text = name.partition(":")
+    name, known = name[:40], f"grids: {', '.join(GRIDS)}, integer:T"
+    require(kind == "integer", f"there is no grid {name!r}", known, grid=name)
     fits = text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_TABLE_STEPS))
-    if not fits or not MIN_TABLE_STEPS <= int(text) <= MAX_TABLE_STEPS:
-        raise SettingsInvalid(
-            f"the grid {name[:40]!r} names no number of steps from {MIN_TABLE_STEPS} to {MAX_TABLE_STEPS}",
-            hint="write for example integer:4000",
-            facts={"grid": name[:40], "minimum": MIN_TABLE_STEPS, "maximum": MAX_TABLE_STEPS},
-        )
-    if int(text) < n:
-        raise SettingsInvalid(
-            f"the {text} steps of the grid {name!r} cannot be respaced to {n}",
-            hint=f"use integer:{n} or longer, or at most {text} intervals",
-            facts={"grid": name, "maximum": int(text)},
-        )
+    require(
+        fits and MIN_TABLE_STEPS <= int(text) <= MAX_TABLE_STEPS,
+        f"the grid {name!r} names no number of steps from {MIN_TABLE_STEPS} to {MAX_TABLE_STEPS}",
+        "write for example integer:4000",
+        grid=name,
+        minimum=MIN_TABLE_STEPS,
+        maximum=MAX_TABLE_STEPS,
+    )
+    require(
+        int(text) >= n,
+        f"the {text} steps of the grid {name!r} cannot be respaced to {n}",
+        f"use integer:{n} or longer, or at most {text} intervals",
+        grid=name,
+        maximum=int(text),
+    )
     return int(text)
 
 
@@ -153,23 +154,22 @@ _PLACEMENTS: Mapping[str, Callable[[float, float, int], Tensor]] = {
 GRIDS = (*_PLACEMENTS, "integer")
 
 
-def _integer_grid(
-    schedule: Schedule, n: int, lambda_max: float | None, table_steps: int | None = None
-) -> Grid:
+def _integer_grid(schedule: Schedule, n: int, lambda_max: float | None, table_steps: int | None) -> LevelGrid:
     """Integer steps: the baseline's grid."""
     if isinstance(schedule, DiscreteSchedule):
-        if table_steps not in (None, schedule.steps):
-            raise SettingsInvalid(
-                f"the grid has {table_steps} steps; the model's schedule has {schedule.steps} of its own",
-                hint="use the grid integer",
-                facts={"steps": schedule.steps},
-            )
-        if n + 1 > schedule.steps:
-            raise SettingsInvalid(
-                f"{n} evaluations need {n + 1} levels; the schedule has {schedule.steps}",
-                hint=f"use at most {schedule.steps - 1} evaluations on the integer grid",
-                facts={"evaluations": n, "maximum": schedule.steps - 1},
-            )
+        require(
+            table_steps in (None, schedule.steps),
+            f"the grid has {table_steps} steps; the model's schedule has {schedule.steps} of its own",
+            "use the grid integer",
+            steps=schedule.steps,
+        )
+        require(
+            n < schedule.steps,
+            f"{n} evaluations need {n + 1} levels; the schedule has {schedule.steps}",
+            f"use at most {schedule.steps - 1} evaluations on the integer grid",
+            evaluations=n,
+            maximum=schedule.steps - 1,
+        )
         levels = schedule.at_steps(space_timesteps(schedule.steps, [n + 1]))
     else:
         table = discrete_schedule("linear", table_steps or (n if n >= MIN_RESCALED_STEPS else 1000))
@@ -184,63 +184,7 @@ def _integer_grid(
     return grid_of(schedule, levels)
 
 
-def space_timesteps(steps: int, sections: list[int] | str) -> list[int]:
-    """Which of `steps` integer steps remain after respacing, ascending, as guided-diffusion chooses them."""
-    if isinstance(sections, str):
-        if sections.startswith("ddim"):
-            return _strided(steps, sections.removeprefix("ddim"))
-        sections = [_count(part, sections) for part in sections.split(",")] if sections else [steps]
-    size, extra = divmod(steps, len(sections))
-    chosen: list[int] = []
-    start = 0
-    for index, count in enumerate(sections):
-        length = size + (index < extra)
-        if not 1 <= count <= length:
-            raise SettingsInvalid(
-                f"cannot keep {count} steps of a section of {length}", hint=f"keep 1 to {length} of it"
-            )
-        stride = (length - 1) / (count - 1) if count > 1 else 1.0
-        # Added up, not multiplied: the public code's rounding.
-        position = 0.0
-        for _ in range(count):
-            chosen.append(start + round(position))
-            position += stride
-        start += length
-    return sorted(set(chosen))
-
-
-def _strided(steps: int, text: str) -> list[int]:
-    wanted = _count(text, f"ddim{text}")
-    for stride in range(1, steps):
-        if len(range(0, steps, stride)) == wanted:
-            return list(range(0, steps, stride))
-    possible = {len(range(0, steps, stride)) for stride in range(1, max(2, steps))}
-    near = min(possible, key=lambda count: (abs(count - wanted), count))
-    raise SettingsInvalid(
-        f"no constant stride leaves exactly {wanted} of {steps} steps",
-        hint=f"ddim{near} is the nearest that one leaves",
-    )
-
-
-def _count(text: str, whole: str) -> int:
-    if not text.strip().isdecimal():
-        raise SettingsInvalid(
-            f"respacing {whole!r} is not of the form '100', '10,20' or 'ddim100'", hint="ddim50, for example"
-        )
-    return int(text)
-
-
-def ddib_compat_grids(
-    schedule: DiscreteSchedule, respacing: list[int] | str = "", *, own: Schedule | None = None
-) -> tuple[Grid, Grid]:
-    """The public code's levels: (encode, decode), which are not each other's reverse."""
-    inner = schedule.at_steps(space_timesteps(schedule.steps, respacing))
-    if own is not None:
-        inner = tuple(level._replace(t=own.level(level.lam).t) for level in inner)
-    noise, data = Level(0.0, 1.0, inner[-1].t), Level(1.0, 0.0, inner[0].t)
-    middles = own or schedule
-    return grid_of(middles, (*inner, noise)), grid_of(middles, (*inner[::-1], data))
-
+# Learned steps
 
 LEARNED_GRID = "learned"
 Coordinates = Literal["angle", "spectrum"]
@@ -285,39 +229,41 @@ class LearnedSteps:
     coordinates: Coordinates
     lams: tuple[float, ...]
 
-    def grid(self, schedule: Schedule, start: float, end: float) -> Grid:
+    def grid(self, schedule: Schedule, start: float, end: float) -> LevelGrid:
         """The grid from data to noise, its ends set to lambda `start` and `end` exactly."""
-        if abs(self.lams[0] - start) > END_TOLERANCE or abs(self.lams[-1] - end) > END_TOLERANCE:
-            raise SettingsInvalid(
-                f"the learned steps go from lambda {self.lams[0]:.3f} to {self.lams[-1]:.3f}, the model from "
-                f"{start:.3f} to {end:.3f}",
-                hint=f"{TUNE} {self.evaluations} learns them again",
-            )
-        inner = (schedule.level(lam) for lam in self.lams[1:-1])
-        return grid_of(schedule, (schedule.level(start), *inner, schedule.level(end)))
+        first, last = self.lams[0], self.lams[-1]
+        require(
+            abs(first - start) <= END_TOLERANCE and abs(last - end) <= END_TOLERANCE,
+            f"the learned steps go from lambda {first:.3f} to {last:.3f}, the model from {start:.3f} to {end:.3f}",
+            f"{TUNE} {self.evaluations} learns them again",
+        )
+        return grid_of(schedule, tuple(schedule.level(lam) for lam in (start, *self.lams[1:-1], end)))
 
 
 @dataclass(frozen=True, slots=True)
 class LearnedLegs:
+    """All that a model has learned."""
+
     model: str = "this model"
     legs: tuple[LearnedSteps, ...] = ()
 
     def find(self, stage: Stage, evaluations: int, sigma: float = 0.0) -> LearnedSteps:
         counts = sorted({leg.evaluations for leg in self.legs})
         if evaluations not in counts:
+            tune = f"on the model's node: {TUNE} {evaluations}"
             raise SettingsInvalid(
                 f"{self.model} has learned steps of {_listed(counts)} evaluations, not of {evaluations}",
-                hint=_instead(counts, evaluations),
+                hint=f"--evaluations {counts[0]}, or {tune}" if counts else f"--grid default, or {tune}",
                 facts={"evaluations": evaluations, "learned": _listed(counts)},
             )
-        there = [leg for leg in self.legs if leg.evaluations == evaluations]
-        for leg in there:
+        legs = [leg for leg in self.legs if leg.evaluations == evaluations]
+        for leg in legs:
             if leg.stage == stage and math.isclose(leg.sigma, sigma, rel_tol=1e-6):
                 return leg
-        reverse = next((leg for leg in there if leg.stage == "decode"), None)
+        reverse = next((leg for leg in legs if leg.stage == "decode"), None)
         if stage == "encode" and sigma == 0.0 and reverse is not None:
             return reverse
-        levels = sorted({leg.sigma for leg in there if leg.stage == stage})
+        levels = sorted({leg.sigma for leg in legs if leg.stage == stage})
         raise SettingsInvalid(
             f"{self.model} has learned to {stage} from softening {_listed(levels)}, not from {sigma:g}",
             hint=f"leave --soften-sigma out, or {TUNE} {evaluations} --soften-sigma {sigma:g}",
@@ -325,14 +271,11 @@ class LearnedLegs:
         )
 
 
-def _instead(counts: list[int], evaluations: int) -> str:
-    tune = f"on the model's node: {TUNE} {evaluations}"
-    return f"--evaluations {counts[0]}, or {tune}" if counts else f"--grid default, or {tune}"
-
-
 def _listed(values: Iterable[float]) -> str:
     return ", ".join(f"{value:g}" for value in values) or "no"
 
+
+# The public code's levels
 
 # How far beyond the range of lambda in which a network was trained a table may reach; linear tables reach 0.9.
 MAX_BEYOND = 1.0
@@ -349,67 +292,125 @@ class PublicLevels:
 
     def kept(self, schedule: Schedule) -> int:
         """How many steps the respacing keeps: evaluations of a leg."""
-        own = schedule.steps if isinstance(schedule, DiscreteSchedule) else 0
-        steps = self.diffusion_steps or own
-        if not steps:
-            raise SettingsInvalid(
-                f"respacing {self.respacing!r} keeps some of the diffusion steps, and the model has none of its own",
-                hint="say how many, for example --diffusion-steps 4000",
-            )
+        steps = self.diffusion_steps or (schedule.steps if isinstance(schedule, DiscreteSchedule) else 0)
+        require(
+            steps > 0,
+            f"respacing {self.respacing!r} keeps some of the diffusion steps, and the model has none of its own",
+            "say how many, for example --diffusion-steps 4000",
+        )
         return len(space_timesteps(steps, self.respacing))
 
 
-def public_grids(schedule: Schedule, levels: PublicLevels, evaluations: int) -> tuple[Grid, Grid]:
+def space_timesteps(steps: int, sections: list[int] | str) -> list[int]:
+    """Which of `steps` integer steps remain after respacing, ascending, as guided-diffusion chooses them."""
+    if isinstance(sections, str):
+        if sections.startswith("ddim"):
+            return _strided(steps, _number(sections.removeprefix("ddim"), sections))
+        sections = [_number(part, sections) for part in sections.split(",")] if sections else [steps]
+    size, extra = divmod(steps, len(sections))
+    chosen: list[int] = []
+    start = 0
+    for index, count in enumerate(sections):
+        length = size + (index < extra)
+        fits = 1 <= count <= length
+        require(fits, f"cannot keep {count} steps of a section of {length}", f"keep 1 to {length} of it")
+        stride = (length - 1) / (count - 1) if count > 1 else 1.0
+        # Added up, not multiplied: the public code's rounding.
+        position = 0.0
+        for _ in range(count):
+            chosen.append(start + round(position))
+            position += stride
+        start += length
+    return sorted(set(chosen))
+
+
+def _strided(steps: int, wanted: int) -> list[int]:
+    by_count = {len(range(0, steps, stride)): stride for stride in range(max(1, steps - 1), 0, -1)}
+    if wanted in by_count:
+        return list(range(0, steps, by_count[wanted]))
+    near = min(by_count, key=lambda count: (abs(count - wanted), count))
+    raise SettingsInvalid(
+        f"no constant stride leaves exactly {wanted} of {steps} steps",
+        hint=f"ddim{near} is the nearest that one leaves",
+    )
+
+
+def _number(text: str, whole: str) -> int:
+    why = f"respacing {whole!r} is not of the form '100', '10,20' or 'ddim100'"
+    require(text.strip().isdecimal(), why, "ddim50, for example")
+    return int(text)
+
+
+def ddib_compat_grids(
+    schedule: DiscreteSchedule, respacing: list[int] | str = "", *, own: Schedule | None = None
+) -> tuple[LevelGrid, LevelGrid]:
+    """The public code's levels: (encode, decode), which are not each other's reverse."""
+    inner = schedule.at_steps(space_timesteps(schedule.steps, respacing))
+    if own is not None:
+        inner = tuple(level._replace(t=own.level(level.lam).t) for level in inner)
+    noise, data = Level(0.0, 1.0, inner[-1].t), Level(1.0, 0.0, inner[0].t)
+    middles = own or schedule
+    return grid_of(middles, (*inner, noise)), grid_of(middles, (*inner[::-1], data))
+
+
+def public_grids(schedule: Schedule, levels: PublicLevels, evaluations: int) -> tuple[LevelGrid, LevelGrid]:
     """The public code's levels for a model: (encode, decode), as in `ddib_compat_grids`."""
-    if not 0 <= levels.diffusion_steps <= MAX_STEPS:
-        raise SettingsInvalid(f"{levels.diffusion_steps} diffusion steps are outside 1 to {MAX_STEPS}")
+    asked = levels.diffusion_steps
+    require(0 <= asked <= MAX_STEPS, f"{asked} diffusion steps are outside 1 to {MAX_STEPS}")
     if isinstance(schedule, DiscreteSchedule):
         _check_own(schedule, levels)
         table, own = schedule, None
     else:
-        name, steps = levels.noise_schedule or "linear", levels.diffusion_steps or evaluations
-        table, own = discrete_schedule(name, steps), schedule
-        # Without a T the table is a rescaled linear one, which earlier peers have always followed as it is.
+        table = discrete_schedule(levels.noise_schedule or "linear", levels.diffusion_steps or evaluations)
+        own = schedule
+        # Without a T the table is a rescaled linear one, which is followed as it is.
         if levels.noise_schedule or levels.diffusion_steps:
             _check_range(schedule, table)
     grids = ddib_compat_grids(table, levels.respacing or [evaluations], own=own)
-    if len(grids[0]) != evaluations:
-        raise SettingsInvalid(
-            f"respacing {levels.respacing!r} of {table.steps} steps keeps {len(grids[0])}, not {evaluations}",
-            hint=f"--evaluations {len(grids[0])}, or leave --evaluations out",
-            facts={"evaluations": evaluations, "kept": len(grids[0])},
-        )
+    kept = len(grids[0])
+    require(
+        kept == evaluations,
+        f"respacing {levels.respacing!r} of {table.steps} steps keeps {kept}, not {evaluations}",
+        f"--evaluations {kept}, or leave --evaluations out",
+        evaluations=evaluations,
+        kept=kept,
+    )
     return grids
 
 
 def _check_own(schedule: DiscreteSchedule, levels: PublicLevels) -> None:
     """Return when what was asked repeats the model's own steps, or leaves them open."""
-    if levels.diffusion_steps not in (0, schedule.steps):
-        raise SettingsInvalid(
-            f"the model was trained with {schedule.steps} diffusion steps, not with {levels.diffusion_steps}",
-            hint="leave --diffusion-steps out; --timestep-respacing takes fewer of them",
-            facts={"steps": schedule.steps},
-        )
+    require(
+        levels.diffusion_steps in (0, schedule.steps),
+        f"the model was trained with {schedule.steps} diffusion steps, not with {levels.diffusion_steps}",
+        "leave --diffusion-steps out; --timestep-respacing takes fewer of them",
+        steps=schedule.steps,
+    )
     if not levels.noise_schedule:
         return
     try:
-        asked = discrete_schedule(levels.noise_schedule, schedule.steps)
-    except SettingsInvalid:
-        asked = None
-    if asked is None or not torch.allclose(asked.betas, schedule.betas, rtol=1e-9, atol=0.0):
-        raise SettingsInvalid(
-            f"the model was trained on the noise schedule {schedule.name}, not on {levels.noise_schedule}",
-            hint="leave --noise-schedule out",
-            facts={"schedule": schedule.name},
+        same = torch.allclose(
+            discrete_schedule(levels.noise_schedule, schedule.steps).betas,
+            schedule.betas,
+            rtol=1e-9,
+            atol=0.0,
         )
+    except SettingsInvalid:
+        same = False
+    require(
+        same,
+        f"the model was trained on the noise schedule {schedule.name}, not on {levels.noise_schedule}",
+        "leave --noise-schedule out",
+        schedule=schedule.name,
+    )
 
 
 def _check_range(schedule: Schedule, table: DiscreteSchedule) -> None:
     """Return when a table's levels lie where the network was trained, or near it."""
-    lams = [level.lam for level in table.at_steps([0, table.steps - 1])]
-    if lams[0] > schedule.lambda_max + MAX_BEYOND or lams[1] < schedule.lambda_min - MAX_BEYOND:
-        raise SettingsInvalid(
-            f"{table.steps} {table.name} steps go from lambda {lams[0]:.1f} to {lams[1]:.1f}; the model was trained "
-            f"from {schedule.lambda_max:.1f} to {schedule.lambda_min:.1f}",
-            hint="use --noise-schedule linear, or train a model on these steps: ddib model train --help",
-        )
+    data, noise = (level.lam for level in table.at_steps([0, table.steps - 1]))
+    require(
+        data <= schedule.lambda_max + MAX_BEYOND and noise >= schedule.lambda_min - MAX_BEYOND,
+        f"{table.steps} {table.name} steps go from lambda {data:.1f} to {noise:.1f}; the model was trained "
+        f"from {schedule.lambda_max:.1f} to {schedule.lambda_min:.1f}",
+        "use --noise-schedule linear, or train a model on these steps: ddib model train --help",
+    )

@@ -1,6 +1,5 @@
-"""Guidance: denoisers that steer another denoiser towards a class, or hold its prediction within a range.
-
-Each wraps a denoiser and is one, so that solvers and drivers need not know. In the form for the deterministic ODE
+"""Denoisers around another one: they steer it to a class, hold its prediction within a range, turn its channels, or
+let it work on larger scenes. Solvers and drivers need not know. In the form for the deterministic ODE
 (Dhariwal, Nichol, arXiv 2105.05233, algorithm 2; Ho, Salimans, arXiv 2207.12598, (6) with w = scale - 1),
 
     classifier:        eps' = eps - scale sigma grad_x log p(y | x),  hence  v' = v - scale (sigma / alpha) grad_x log p
@@ -8,12 +7,16 @@ Each wraps a denoiser and is one, so that solvers and drivers need not know. In 
     clipped:           x0' = clip(x0),                                hence  v' = (alpha x - x0') / sigma
 
 Gradients are switched on inside one evaluation and off again; none reaches the caller. Classes come in the
-condition, as {"y": (N,) int64}.
+condition, as {"y": (N,) int64}. A scene's velocity is the mean of those of overlapping tiles at each step (Bar-Tal et
+al., MultiDiffusion, arXiv 2302.08113), not of finished tiles: the scene follows one ODE and has one latent,
+neighbouring tiles get the same colours, and encoding and decoding are inverse as for one tile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator
+from itertools import product
 from typing import get_args
 
 import torch
@@ -24,6 +27,7 @@ from ddib_fed.diffusion.denoiser import (
     Denoiser,
     Places,
     TimeInput,
+    kind_of,
     network_times,
     on_device,
     v_from_x0,
@@ -41,9 +45,7 @@ class Classifier:
             raise SettingsInvalid(f"there is no time input {time_input!r}", hint="timestep or lambda")
         self.network = network.eval()
         self.time_input = time_input
-        parameter = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
-        self.dtype = parameter.dtype
-        self.device = parameter.device
+        self.dtype, self.device = kind_of(network)
 
     def logits(self, x: Tensor, level: Level) -> Tensor:
         """The logits (N, classes) of x (N, *sample_shape) at one level, in the dtype of x."""
@@ -85,11 +87,14 @@ class ClassifierGuided(Wrapped):
 
     def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
         """As `Denoiser.at`; the condition has "y"."""
-        y = _classes(cond)
-        v = self.inner.at(x, places, cond if _knows_classes(self.network) else without_classes(cond))
+        if cond is None or "y" not in cond:
+            raise SettingsInvalid("guidance by a classifier needs the class to be steered to")
+        knows_classes = getattr(self.network, "num_classes", None) is not None
+        others = {key: value for key, value in cond.items() if key != "y"} or None
+        v = self.inner.at(x, places, cond if knows_classes else others)
         if self.scale == 0.0:
             return v
-        gradient = self.classifier.gradient(x, places, y)
+        gradient = self.classifier.gradient(x, places, cond["y"])
         return v.sub_(gradient * _over(places.sigma, places.alpha), alpha=self.scale)
 
 
@@ -137,23 +142,91 @@ class Clipped(Wrapped):
         return torch.where(within, v, v_from_x0(held, x, places.alpha, places.sigma))
 
 
-def without_classes(cond: Condition) -> Condition:
-    return {key: value for key, value in (cond or {}).items() if key != "y"} or None
-
-
-def _classes(cond: Condition) -> Tensor:
-    held: Mapping[str, Tensor] = cond or {}
-    if "y" not in held:
-        raise SettingsInvalid("guidance by a classifier needs the class to be steered to")
-    return held["y"]
-
-
-def _knows_classes(network: nn.Module) -> bool:
-    return getattr(network, "num_classes", None) is not None
-
-
 def _over(numerator: float | Tensor, divisor: float | Tensor) -> float | Tensor:
     if isinstance(divisor, Tensor):
         zero = divisor == 0
         return torch.where(zero, torch.zeros_like(divisor), numerator / torch.where(zero, 1.0, divisor))
     return numerator / divisor if divisor != 0.0 else 0.0
+
+
+def rotated(x: Tensor, rotation: Tensor) -> Tensor:
+    """R x for x (N, C, ...) and R (C, C) of its dtype and device."""
+    return torch.einsum("ij,nj...->ni...", rotation, x)
+
+
+class Rotated(Wrapped):
+    """In the basis of a rotation of the channels."""
+
+    def __init__(self, denoiser: Denoiser, rotation: Tensor) -> None:
+        super().__init__(denoiser)
+        self.rotation = rotation
+
+    def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
+        """As `Denoiser.at`, x and v in the rotated basis."""
+        rotation = self.rotation.to(x.dtype)
+        return rotated(self.inner.at(rotated(x, rotation.T), places, cond), rotation)
+
+
+OVERLAP = 0.5
+"""Part of a tile's side that the next tile shows too, at least."""
+PIXELS_AT_ONCE = 1 << 17
+"""Of the tiles in one network call: 32 tiles of 64 x 64."""
+
+
+def starts(length: int, tile: int, overlap: float = OVERLAP) -> list[int]:
+    """First pixels of the tiles along a side: from 0 to `length - tile`, evenly."""
+    if length < tile:
+        raise SettingsInvalid(
+            f"a scene of {length} pixels a side is smaller than the model's pictures, {tile} pixels",
+            hint="leave the scene out: a smaller picture is fitted to the model's size",
+        )
+    step = tile - math.floor(overlap * tile)
+    count = 1 + -(-(length - tile) // step)
+    return [round(index * (length - tile) / max(1, count - 1)) for index in range(count)]
+
+
+class Tiled(Wrapped):
+    """Of scenes (N, C, H, W): v = sum_k w_k v_k, w_k a window that falls to 0 towards the sides of tile k."""
+
+    def __init__(
+        self, denoiser: Denoiser, tile: tuple[int, int], scene: tuple[int, int], overlap: float = OVERLAP
+    ) -> None:
+        super().__init__(denoiser)
+        self._tile, self._scene = tile, scene
+        down, across = (starts(length, size, overlap) for length, size in zip(scene, tile, strict=True))
+        self.corners = list(product(down, across))
+        places = [(torch.arange(side, dtype=torch.float64) + 0.5) / side for side in tile]
+        whole = torch.outer(*(torch.sin(math.pi * place).square() for place in places))
+        total = torch.zeros(scene, dtype=torch.float64)
+        for corner in self.corners:
+            total[self._part(corner)] += whole
+        weights = [(whole / total[self._part(corner)]).to(torch.float32) for corner in self.corners]
+        self._weights = on_device(torch.stack(weights), self.device)
+
+    def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
+        if tuple(x.shape[2:]) != self._scene:
+            raise ValueError(f"a scene {tuple(x.shape[2:])} where {self._scene} is expected")
+        blended = torch.zeros_like(x)
+        for numbers, rows in self._calls(len(x)):
+            parts = [x[rows, :, *self._part(self.corners[number])] for number in numbers]
+            which = torch.arange(rows.start, rows.stop).repeat(len(numbers))
+            own = {key: value[on_device(which, value.device)] for key, value in (cond or {}).items()} or None
+            found = self.inner.at(torch.cat(parts), places.chosen(which), own)
+            for number, v in zip(numbers, found.chunk(len(numbers)), strict=True):
+                weight = self._weights[number].to(x.dtype)
+                blended[rows, :, *self._part(self.corners[number])] += weight * v
+        return blended
+
+    def _part(self, corner: tuple[int, int]) -> tuple[slice, slice]:
+        (top, left), (height, width) = corner, self._tile
+        return slice(top, top + height), slice(left, left + width)
+
+    def _calls(self, scenes: int) -> Iterator[tuple[range, slice]]:
+        """Tiles, and scenes, that one network call evaluates."""
+        most = max(1, PIXELS_AT_ONCE // math.prod(self._tile))
+        rows = min(scenes, most)
+        tiles = max(1, most // rows)
+        for start in range(0, scenes, rows):
+            for first in range(0, len(self.corners), tiles):
+                last = min(first + tiles, len(self.corners))
+                yield range(first, last), slice(start, min(start + rows, scenes))

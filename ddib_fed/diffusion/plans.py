@@ -17,13 +17,14 @@ from ddib_fed.diffusion.denoiser import Condition
 from ddib_fed.diffusion.grids import (
     LEARNED_GRID,
     Frame,
-    Grid,
     LearnedLegs,
     LearnedSteps,
+    LevelGrid,
     PublicLevels,
     check_grid,
     make_grid,
     public_grids,
+    require,
 )
 from ddib_fed.diffusion.schedule import Schedule
 from ddib_fed.diffusion.solvers import Draw, Solver
@@ -35,13 +36,14 @@ COMPAT_GRID = "ddib"
 OWN_LEVELS = PublicLevels()
 NOTHING_LEARNED = LearnedLegs()
 FLOW_MAP = "flow-map"
-# How the source takes a picture to its latent; `networks.encoders` says what they are.
+# How the source takes a picture to its latent: by its network, or half by the linear estimate of its spectrum.
 ENCODERS = ("ode", "mixed")
 
 
 @dataclass(frozen=True, slots=True)
 class SolverSpec:
     name: str
+    start: Callable[..., Solver]
     orders: tuple[int, ...]
     """The last is the default."""
     evaluations_per_step: int = 1
@@ -52,11 +54,11 @@ class SolverSpec:
 SOLVERS: Mapping[str, SolverSpec] = {
     spec.name: spec
     for spec in (
-        SolverSpec("unipc", (2, 3)),
-        SolverSpec("ddim", (1,)),
-        SolverSpec("rk4", (4,), evaluations_per_step=4),
-        SolverSpec("alf", (2,), evaluations_at_start=1),
-        SolverSpec(FLOW_MAP, (1,), distilled=True),
+        SolverSpec("unipc", solvers.unipc, (2, 3)),
+        SolverSpec("ddim", solvers.ddim, (1,)),
+        SolverSpec("rk4", solvers.rk4, (4,), evaluations_per_step=4),
+        SolverSpec("alf", solvers.alf, (2,), evaluations_at_start=1),
+        SolverSpec(FLOW_MAP, solvers.flow_map, (1,), distilled=True),
     )
 }
 
@@ -65,7 +67,7 @@ SOLVERS: Mapping[str, SolverSpec] = {
 class SolverSettings:
     """How one leg is integrated; both nodes use the same.
 
-    The wire carries the first five; the others are for one process alone, where both models are.
+    The wire carries the first six; the others are for one process alone, where both models are.
 
     Attributes:
         solver: A name in `SOLVERS`.
@@ -113,9 +115,8 @@ class SolverSettings:
 @dataclass(frozen=True, slots=True)
 class Plan:
     settings: SolverSettings
-    spec: SolverSpec
-    encode_grid: Grid
-    decode_grid: Grid
+    encode_grid: LevelGrid
+    decode_grid: LevelGrid
     learned: tuple[LearnedSteps, LearnedSteps] | None = None
 
     @property
@@ -146,18 +147,11 @@ class Plan:
         large = self.settings.ancestral
         return solvers.stochastic_ddim(z, self.decode_grid, eta=eta, draw=draw, large=large, cond=cond)
 
-    def _start(self, x: Tensor, grid: Grid, cond: Condition, frame: Frame | None, leg: int) -> Solver:
+    def _start(self, x: Tensor, grid: LevelGrid, cond: Condition, frame: Frame | None, leg: int) -> Solver:
         if self.learned is not None:
             return learned_solver(self.learned[leg], x, grid, cond, frame)
-        if self.settings.solver == "unipc":
-            return solvers.unipc(x, grid, order=self.settings.order, cond=cond)
-        simple: Mapping[str, Callable[..., Solver]] = {
-            "ddim": solvers.ddim,
-            "rk4": solvers.rk4,
-            "alf": solvers.alf,
-            FLOW_MAP: solvers.flow_map,
-        }
-        return simple[self.settings.solver](x, grid, cond=cond)
+        order = {"order": self.settings.order} if self.settings.solver == "unipc" else {}
+        return SOLVERS[self.settings.solver].start(x, grid, cond=cond, **order)
 
 
 def plan(
@@ -182,143 +176,114 @@ def plan(
             softening or depth where the grid has neither, or steps that were not learned.
     """
     settings = check_settings(settings)
-    if not 0.0 <= soften_sigma <= 1.0:
-        raise SettingsInvalid(f"soften_sigma {soften_sigma} is outside [0, 1]")
-    spec = SOLVERS[settings.solver]
-    end = None if settings.depth == 1.0 else lambda_at(schedule, settings.depth)
-    if settings.grid == COMPAT_GRID:
-        if soften_sigma > 0.0 or end is not None:
-            raise SettingsInvalid(
-                "the public code's levels know neither softening nor depth",
-                hint="--soften-sigma 0 --depth 1 with them",
-            )
-        return Plan(settings, spec, *public_grids(schedule, settings.levels, settings.evaluations))
-    if settings.grid == LEARNED_GRID:
-        return _learned_plan(settings, schedule, soften_sigma, learned)
-    n = _intervals(settings.evaluations, spec)
-    grid = make_grid(schedule, settings.grid, n, lambda_min=end)
-    if soften_sigma == 0.0:
-        return Plan(settings, spec, grid, grid.reversed())
-    softened = make_grid(schedule, settings.grid, n, lambda_max=-math.log(soften_sigma), lambda_min=end)
-    return Plan(settings, spec, softened, grid.reversed())
-
-
-def _learned_plan(settings: SolverSettings, schedule: Schedule, sigma: float, learned: LearnedLegs) -> Plan:
-    encode = learned.find("encode", settings.evaluations, sigma)
-    decode = learned.find("decode", settings.evaluations)
+    require(0.0 <= soften_sigma <= 1.0, f"soften_sigma {soften_sigma} is outside [0, 1]")
     data, noise = schedule.lambda_max, schedule.lambda_min
-    softened = data if sigma == 0.0 else min(data, -math.log(sigma))
-    grids = encode.grid(schedule, softened, noise), decode.grid(schedule, data, noise).reversed()
-    return Plan(settings, SOLVERS["unipc"], *grids, (encode, decode))
+    end = None if settings.depth == 1.0 else lambda_at(schedule, settings.depth)
+    softened = None if soften_sigma == 0.0 else -math.log(soften_sigma)
+    if settings.grid == COMPAT_GRID:
+        require(
+            softened is None and end is None,
+            "the public code's levels know neither softening nor depth",
+            "--soften-sigma 0 --depth 1 with them",
+        )
+        return Plan(settings, *public_grids(schedule, settings.levels, settings.evaluations))
+    if settings.grid == LEARNED_GRID:
+        encode = learned.find("encode", settings.evaluations, soften_sigma)
+        decode = learned.find("decode", settings.evaluations)
+        start = data if softened is None else min(data, softened)
+        grids = encode.grid(schedule, start, noise), decode.grid(schedule, data, noise).reversed()
+        return Plan(settings, *grids, (encode, decode))
+    n = _intervals(settings)
+    grid = make_grid(schedule, settings.grid, n, lambda_min=end)
+    own = (
+        grid
+        if softened is None
+        else make_grid(schedule, settings.grid, n, lambda_max=softened, lambda_min=end)
+    )
+    return Plan(settings, own, grid.reversed())
 
 
 def learned_solver(
-    steps: LearnedSteps, x: Tensor, grid: Grid, cond: Condition, frame: Frame | None
+    steps: LearnedSteps, x: Tensor, grid: LevelGrid, cond: Condition, frame: Frame | None
 ) -> Solver:
     """The generator that walks learned steps, laid on `grid`; arguments as in `Plan.encoder`."""
     if steps.coordinates == "angle":
-        return solvers.unipc(x, grid, order=steps.order, cond=cond)
-    if frame is None:
+        frame = None
+    elif frame is None:
         raise SettingsInvalid(
             "the learned steps are for pictures of the model's own size, whitened by its spectrum",
             hint="use --grid default here",
             facts={"grid": LEARNED_GRID},
         )
-    return solvers.unipc_in(frame, x, grid, order=steps.order, cond=cond)
+    return solvers.unipc(x, grid, order=steps.order, cond=cond, frame=frame)
 
 
 def lambda_at(schedule: Schedule, depth: float) -> float:
     """The lambda at the fraction `depth` of the angle phi = atan2(sigma, alpha), from data end to noise end."""
-    if not 0.0 < depth <= 1.0:
-        raise SettingsInvalid(
-            f"a depth of {depth} is outside (0, 1]", hint="1 is the whole way", facts={"depth": depth}
-        )
+    require(0.0 < depth <= 1.0, f"a depth of {depth} is outside (0, 1]", "1 is the whole way", depth=depth)
     data, noise = (math.atan(math.exp(-lam)) for lam in (schedule.lambda_max, schedule.lambda_min))
     return -math.log(math.tan(data + depth * (noise - data)))
 
 
+def _intervals(settings: SolverSettings) -> int:
+    spec = SOLVERS[settings.solver]
+    return (settings.evaluations - spec.evaluations_at_start) // spec.evaluations_per_step
+
+
 def check_settings(settings: SolverSettings) -> SolverSettings:
     """`settings` with the order filled in, or SettingsInvalid; needs no model."""
-    spec = SOLVERS.get(settings.solver)
+    name, count = settings.solver, settings.evaluations
+    public, learned = settings.grid == COMPAT_GRID, settings.grid == LEARNED_GRID
+    spec = SOLVERS.get(name)
     if spec is None:
         raise SettingsInvalid(
-            f"there is no solver {settings.solver!r}",
-            hint=f"solvers: {', '.join(SOLVERS)}",
-            facts={"solver": settings.solver[:40]},
+            f"there is no solver {name!r}", hint=f"solvers: {', '.join(SOLVERS)}", facts={"solver": name[:40]}
         )
-    order = settings.order or spec.orders[-1]
-    if order not in spec.orders:
-        raise SettingsInvalid(
-            f"{spec.name} has no order {order}",
-            hint=f"orders of {spec.name}: {', '.join(map(str, spec.orders))}",
-            facts={"order": order},
-        )
-    _check_evaluations(settings.evaluations, spec)
-    if settings.grid == LEARNED_GRID:
-        _check_learned(settings)
-    elif settings.grid != COMPAT_GRID:
-        check_grid(settings.grid, _intervals(settings.evaluations, spec))
-    if settings.grid == COMPAT_GRID and settings.solver != "ddim":
-        raise SettingsInvalid("the public code's levels are for ddim alone", hint="use solver ddim with them")
-    _check_later(settings)
-    return replace(settings, order=order)
-
-
-def _check_learned(settings: SolverSettings) -> None:
-    """Return when learned steps can be asked for like this; whether the model has them, `plan` says."""
-    if settings.solver != "unipc":
-        raise SettingsInvalid(
-            f"the grid {LEARNED_GRID} is of unipc, not of {settings.solver}",
-            hint="leave --solver out with it",
-        )
-    if settings.depth != 1.0:
-        raise SettingsInvalid(
+    order, each = settings.order or spec.orders[-1], spec.evaluations_per_step
+    least = spec.evaluations_at_start + each
+    orders = ", ".join(map(str, spec.orders))
+    require(order in spec.orders, f"{name} has no order {order}", f"orders of {name}: {orders}", order=order)
+    require(
+        least <= count <= MAX_EVALUATIONS,
+        f"{count} evaluations a leg; {name} takes {least} to {MAX_EVALUATIONS}",
+        "change the number of steps",
+        evaluations=count,
+        minimum=least,
+        maximum=MAX_EVALUATIONS,
+    )
+    require(
+        (count - spec.evaluations_at_start) % each == 0,
+        f"{count} evaluations do not divide by the {each} of one step of {name}",
+        f"use {count - count % each} evaluations",
+        evaluations=count,
+        divisor=each,
+    )
+    if learned:
+        require(name == "unipc", f"the grid learned is of unipc, not of {name}", "leave --solver out with it")
+        require(
+            settings.depth == 1.0,
             f"learned steps go the whole way, and not to a depth of {settings.depth:g}",
-            hint="use --grid default with --depth, or --depth 1",
-            facts={"depth": settings.depth},
+            "use --grid default with --depth, or --depth 1",
+            depth=settings.depth,
         )
-
-
-def _check_later(settings: SolverSettings) -> None:
-    """Return when what the first release did not have fits the rest."""
-    if settings.encoder not in ENCODERS:
-        raise SettingsInvalid(
-            f"there is no encoder {settings.encoder!r}",
-            hint=f"encoders: {', '.join(ENCODERS)}",
-            facts={"encoder": settings.encoder[:40]},
-        )
-    if not 0.0 <= settings.eta <= 1.0:
-        raise SettingsInvalid(f"eta {settings.eta} is outside [0, 1]", hint="0 is DDIM, 1 is DDPM")
-    if settings.stochastic and settings.solver != "ddim":
-        raise SettingsInvalid(
-            f"{settings.solver} follows the ODE; noise at each step is of ddim alone", hint="--solver ddim"
-        )
-    if settings.grid == COMPAT_GRID:
-        if settings.ancestral and settings.eta > 0.0:
-            raise SettingsInvalid("DDPM has a variance of its own, and no eta", hint="give one of the two")
-        return
-    if settings.levels != OWN_LEVELS or settings.ancestral:
-        raise SettingsInvalid(
-            "noise schedule, diffusion steps, respacing and DDPM are of the public code's levels",
-            hint=f"use the grid {COMPAT_GRID} with them",
-        )
-
-
-def _intervals(evaluations: int, spec: SolverSpec) -> int:
-    return (evaluations - spec.evaluations_at_start) // spec.evaluations_per_step
-
-
-def _check_evaluations(evaluations: int, spec: SolverSpec) -> None:
-    least = spec.evaluations_at_start + spec.evaluations_per_step
-    if not least <= evaluations <= MAX_EVALUATIONS:
-        raise SettingsInvalid(
-            f"{evaluations} evaluations a leg; {spec.name} takes {least} to {MAX_EVALUATIONS}",
-            hint="change the number of steps",
-            facts={"evaluations": evaluations, "minimum": least, "maximum": MAX_EVALUATIONS},
-        )
-    if (evaluations - spec.evaluations_at_start) % spec.evaluations_per_step:
-        raise SettingsInvalid(
-            f"{evaluations} evaluations do not divide by the {spec.evaluations_per_step} of one step of {spec.name}",
-            hint=f"use {evaluations - evaluations % spec.evaluations_per_step} evaluations",
-            facts={"evaluations": evaluations, "divisor": spec.evaluations_per_step},
-        )
+    elif public:
+        require(name == "ddim", "the public code's levels are for ddim alone", "use solver ddim with them")
+        both = settings.ancestral and settings.eta > 0.0
+        require(not both, "DDPM has a variance of its own, and no eta", "give one of the two")
+    else:
+        check_grid(settings.grid, _intervals(settings))
+    require(
+        public or (settings.levels == OWN_LEVELS and not settings.ancestral),
+        "noise schedule, diffusion steps, respacing and DDPM are of the public code's levels",
+        f"use the grid {COMPAT_GRID} with them",
+    )
+    encoder = settings.encoder
+    encoders = f"encoders: {', '.join(ENCODERS)}"
+    require(encoder in ENCODERS, f"there is no encoder {encoder!r}", encoders, encoder=encoder[:40])
+    require(0.0 <= settings.eta <= 1.0, f"eta {settings.eta} is outside [0, 1]", "0 is DDIM, 1 is DDPM")
+    require(
+        name == "ddim" or not settings.stochastic,
+        f"{name} follows the ODE; noise at each step is of ddim alone",
+        "--solver ddim",
+    )
+    return replace(settings, order=order)

@@ -26,8 +26,7 @@ from ddib_fed.errors import SettingsInvalid
 LAMBDA_MAX = 5.3
 MOST_STEPS = 1_000_000
 """Of a discrete schedule: its table takes 8 bytes each, and a manifest from elsewhere may name any number."""
-# For schedules that reach alpha = 0: the prior is N(0, I) within exp(2 lambda) in relative variance.
-COSINE_LAMBDA_MIN = -5.0
+# Of schedules that reach alpha = 0: the prior is N(0, I) within exp(2 lambda) in relative variance.
 ZERO_TERMINAL_LAMBDA_MIN = -8.0
 SCHEDULES = ("linear", "cosine", "zero-terminal-snr")
 # On integer steps alone: betas whose square roots are evenly spaced, as latent diffusion has them.
@@ -134,17 +133,27 @@ class Schedule(ABC):
         return self.levels(torch.tensor([lam], dtype=torch.float64))[0]
 
 
-class LinearSchedule(Schedule):
+class _Continuous(Schedule):
+    """Time in [0, 1]; the usable range is the schedule's own unless other ends are given."""
+
+    least: float
+
+    def __init__(self, lambda_min: float | None = None, lambda_max: float | None = None) -> None:
+        self.lambda_min = self.least if lambda_min is None else lambda_min
+        self.lambda_max = LAMBDA_MAX if lambda_max is None else lambda_max
+
+
+class LinearSchedule(_Continuous):
     """Rate beta(t) = b0 + (b1 - b0) t on [0, 1], the limit of Ho et al.'s betas (arXiv 2011.13456, (32))."""
 
     name = "linear"
+    least = -math.inf
     beta_0 = 0.1
     beta_1 = 20.0
 
     def __init__(self, lambda_min: float | None = None, lambda_max: float | None = None) -> None:
-        terminal = float(self.lam(torch.ones((), dtype=torch.float64)))
-        self.lambda_min = terminal if lambda_min is None else max(lambda_min, terminal)
-        self.lambda_max = LAMBDA_MAX if lambda_max is None else lambda_max
+        super().__init__(lambda_min, lambda_max)
+        self.lambda_min = max(self.lambda_min, float(self.lam(torch.ones((), dtype=torch.float64))))
 
     def rate(self, t: Tensor) -> Tensor:
         return self.beta_0 * t + 0.5 * (self.beta_1 - self.beta_0) * t**2
@@ -154,19 +163,13 @@ class LinearSchedule(Schedule):
         return 2.0 * rate / (self.beta_0 + root)
 
 
-class CosineSchedule(Schedule):
+class CosineSchedule(_Continuous):
     """alpha_t = cos(u_t) / cos(u_0), u_t = (t + s) / (1 + s) pi / 2, s = 0.008 (arXiv 2102.09672, (17))."""
 
     name = "cosine"
+    least = -5.0
     offset = 0.008
-
-    def __init__(self, lambda_min: float | None = None, lambda_max: float | None = None) -> None:
-        self.lambda_min = COSINE_LAMBDA_MIN if lambda_min is None else lambda_min
-        self.lambda_max = LAMBDA_MAX if lambda_max is None else lambda_max
-
-    @property
-    def _cos_0(self) -> float:
-        return math.cos(self.offset / (1.0 + self.offset) * math.pi / 2.0)
+    _cos_0 = math.cos(offset / (1.0 + offset) * math.pi / 2.0)
 
     def rate(self, t: Tensor) -> Tensor:
         angle = (t + self.offset) / (1.0 + self.offset) * (math.pi / 2.0)
@@ -177,16 +180,16 @@ class CosineSchedule(Schedule):
         return angle / (math.pi / 2.0) * (1.0 + self.offset) - self.offset
 
 
-class ZeroTerminalSchedule(Schedule):
+class ZeroTerminalSchedule(_Continuous):
     """The linear schedule shifted and scaled in alpha to reach alpha_1 = 0 (arXiv 2305.08891, algorithm 1)."""
 
     name = "zero-terminal-snr"
+    least = ZERO_TERMINAL_LAMBDA_MIN
 
     def __init__(self, lambda_min: float | None = None, lambda_max: float | None = None) -> None:
+        super().__init__(lambda_min, lambda_max)
         self._linear = LinearSchedule()
         self._alpha_1 = float(self._linear.alpha(torch.ones((), dtype=torch.float64)))
-        self.lambda_min = ZERO_TERMINAL_LAMBDA_MIN if lambda_min is None else lambda_min
-        self.lambda_max = LAMBDA_MAX if lambda_max is None else lambda_max
 
     def rate(self, t: Tensor) -> Tensor:
         shifted = (torch.exp(-0.5 * self._linear.rate(t)) - self._alpha_1) / (1.0 - self._alpha_1)
@@ -256,8 +259,7 @@ def linear_betas(steps: int) -> Tensor:
 
 def cosine_betas(steps: int) -> Tensor:
     """Betas of the cosine alpha_bar at (i + 1) / T over i / T, at most 0.999 (arXiv 2102.09672): (steps,) float64."""
-    times = torch.arange(steps + 1, dtype=torch.float64) / steps
-    rates = CosineSchedule().rate(times)
+    rates = CosineSchedule().rate(torch.arange(steps + 1, dtype=torch.float64) / steps)
     return (-torch.expm1(rates[:-1] - rates[1:])).clamp_max(0.999)
 
 
@@ -269,7 +271,7 @@ def zero_terminal_betas(betas: Tensor) -> Tensor:
     return 1.0 - bars[1:] / bars[:-1]
 
 
-def betas_between(ends: tuple[float, float], steps: int, *, power: float = 1.0) -> Tensor:
+def _between(ends: tuple[float, float], steps: int, *, power: float = 1.0) -> Tensor:
     """Betas whose 1 / `power`-th powers are evenly spaced from one end to the other: (steps,) float64."""
     first, last = ends
     if not 0.0 < first < last < 1.0 or steps < 2:
@@ -291,17 +293,21 @@ def discrete_schedule(
             f"a schedule has at most {MOST_STEPS:,} steps, not {steps:,}",
             facts={"steps": steps, "maximum": MOST_STEPS},
         )
-    if name == "linear":
-        betas = betas_between(ends, steps) if ends else linear_betas(steps)
+    if name in {"linear", "zero-terminal-snr"}:
+        betas = _between(ends, steps) if ends else linear_betas(steps)
+        betas = betas if name == "linear" else zero_terminal_betas(betas)
     elif name == SCALED_LINEAR and ends:
-        betas = betas_between(ends, steps, power=2.0)
+        betas = _between(ends, steps, power=2.0)
     elif name == "cosine" and steps >= 2 and not ends:
         betas = cosine_betas(steps)
-    elif name == "zero-terminal-snr":
-        betas = zero_terminal_betas(betas_between(ends, steps) if ends else linear_betas(steps))
     else:
-        raise _unknown(name, steps)
+        raise _unknown(name, f" of {steps} steps")
     return DiscreteSchedule(betas, name=name, time_scale=1000.0 / steps if rescale_timesteps else 1.0)
+
+
+_CONTINUOUS: dict[str, type[_Continuous]] = {
+    kind.name: kind for kind in (LinearSchedule, CosineSchedule, ZeroTerminalSchedule)
+}
 
 
 def schedule_from_config(config: ScheduleConfig) -> Schedule:
@@ -309,33 +315,27 @@ def schedule_from_config(config: ScheduleConfig) -> Schedule:
     if config.steps is not None:
         if config.lambda_min is not None or config.lambda_max is not None:
             raise SettingsInvalid(
-                "lambda_min and lambda_max belong to continuous schedules; a discrete one has its table"
+                "lambda_min and lambda_max are of continuous schedules; a discrete one has its table"
             )
         if (config.beta_start is None) != (config.beta_end is None):
-            raise SettingsInvalid("beta_start and beta_end belong together")
+            raise SettingsInvalid("beta_start and beta_end go together")
         return discrete_schedule(
             config.name, config.steps, rescale_timesteps=config.rescale_timesteps, ends=config.ends
         )
     if config.beta_start is not None or config.beta_end is not None:
-        raise SettingsInvalid("beta_start and beta_end belong to discrete schedules")
-    kinds: dict[str, type[LinearSchedule | CosineSchedule | ZeroTerminalSchedule]] = {
-        kind.name: kind for kind in (LinearSchedule, CosineSchedule, ZeroTerminalSchedule)
-    }
-    if config.name not in kinds:
-        raise _unknown(config.name, None)
-    schedule = kinds[config.name](config.lambda_min, config.lambda_max)
-    if not (
-        math.isfinite(schedule.lambda_max) and -20.0 <= schedule.lambda_min < schedule.lambda_max <= 20.0
-    ):
-        raise SettingsInvalid(
-            f"the range of lambda [{schedule.lambda_min}, {schedule.lambda_max}] is empty or outside [-20, 20]"
-        )
+        raise SettingsInvalid("beta_start and beta_end are of discrete schedules")
+    if config.name not in _CONTINUOUS:
+        raise _unknown(config.name)
+    schedule = _CONTINUOUS[config.name](config.lambda_min, config.lambda_max)
+    low, high = schedule.lambda_min, schedule.lambda_max
+    if not (math.isfinite(high) and -20.0 <= low < high <= 20.0):
+        raise SettingsInvalid(f"the range of lambda [{low}, {high}] is empty or outside [-20, 20]")
     return schedule
 
 
-def _unknown(name: str, steps: int | None) -> SettingsInvalid:
+def _unknown(name: str, steps: str = "") -> SettingsInvalid:
     return SettingsInvalid(
-        f"there is no schedule {name!r}" + (f" of {steps} steps" if steps is not None else ""),
+        f"there is no schedule {name!r}{steps}",
         hint=f"schedules: {', '.join(SCHEDULES)}",
         facts={"schedule": name[:40]},
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Condition, LevelTable, Query
-from ddib_fed.diffusion.grids import Frame, Grid
+from ddib_fed.diffusion.grids import Frame, LevelGrid
 from ddib_fed.diffusion.schedule import Level
 
 # Standard normal noise of the shape of x for a step, by the step's number from 0.
@@ -30,7 +31,7 @@ Solver = Generator[Query, Tensor, Tensor]
 Weights = tuple[float, ...]
 
 
-def ddim(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
+def ddim(x: Tensor, grid: LevelGrid, *, cond: Condition = None) -> Solver:
     """DDIM (Song et al., arXiv 2010.02502, (12) with eta = 0), order 1: x0 and eps are held over a step.
 
     alpha_s x0 + sigma_s eps = cos(h) x + sin(h) v with h = phi_s - phi_t.
@@ -50,7 +51,7 @@ def ddim(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
     return x
 
 
-def flow_map(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
+def flow_map(x: Tensor, grid: LevelGrid, *, cond: Condition = None) -> Solver:
     """Steps of a network that knows the mean of v over an interval: x_s = x_t + (phi_s - phi_t) u(x_t, t, s).
 
     Its error is the network's alone (Geng et al., MeanFlow, arXiv 2505.13447, (12)). Arguments as in `ddim`.
@@ -63,7 +64,7 @@ def flow_map(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
 
 
 def stochastic_ddim(
-    x: Tensor, grid: Grid, *, eta: float, draw: Draw, large: bool = False, cond: Condition = None
+    x: Tensor, grid: LevelGrid, *, eta: float, draw: Draw, large: bool = False, cond: Condition = None
 ) -> Solver:
     """DDIM with eta > 0 (Song et al., arXiv 2010.02502, (12) and (16)), from noise to data; eta 1 is DDPM.
 
@@ -101,7 +102,7 @@ def _split(here: Level, following: Level, eta: float, *, large: bool) -> tuple[f
     return rest, math.sqrt(beta) if large and following.sigma > 0.0 else fresh
 
 
-def rk4(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
+def rk4(x: Tensor, grid: LevelGrid, *, cond: Condition = None) -> Solver:
     """The classical Runge-Kutta rule of order 4; four evaluations an interval. Arguments as in `ddim`."""
     x = x.clone()
     for (level, following), middle, h in zip(pairwise(grid.levels), grid.middles, _steps(grid), strict=True):
@@ -115,7 +116,9 @@ def rk4(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
     return x
 
 
-def unipc(x: Tensor, grid: Grid, *, order: int = 3, cond: Condition = None) -> Solver:
+def unipc(
+    x: Tensor, grid: LevelGrid, *, order: int = 3, cond: Condition = None, frame: Frame | None = None
+) -> Solver:
     """Predictor-corrector multistep on v (after UniPC, arXiv 2302.04867); one evaluation an interval.
 
     The predictor integrates the polynomial through the last `order` values of v; v is evaluated there once, and
@@ -127,38 +130,26 @@ def unipc(x: Tensor, grid: Grid, *, order: int = 3, cond: Condition = None) -> S
         grid: Levels to walk.
         order: Values of v that the predictor uses, 1 to 4.
         cond: Handed through to the network.
+        frame: Integrates the states of a frame over lambda instead of x over phi; None for x.
 
     Returns:
         x at the last level.
     """
-    predictors, correctors = unipc_weights(grid.phis, order)
-    x = x.clone()
-    guess = x
+    levels = grid.levels
+    axis = grid.phis if frame is None else tuple(level.lam for level in levels)
+    predictors, correctors = unipc_weights(axis, order)
+    state = x.clone() if frame is None else frame.enter(x, levels[0].alpha, levels[0].sigma)
+    guess, at = state, x
     history: deque[Tensor] = deque(maxlen=order + 1)
-    for i, level in enumerate(grid.levels[:-1]):
-        v = yield Query(guess, level, cond)
-        history.appendleft(v)
-        if i > 0:
-            _accumulate(x, correctors[i - 1], history)
-        guess = _accumulate(x.clone(), predictors[i], history)
-    return guess
-
-
-def unipc_in(frame: Frame, x: Tensor, grid: Grid, *, order: int = 3, cond: Condition = None) -> Solver:
-    """`unipc` on the states of a frame, over lambda; arguments and result as there, x outside of the frame."""
-    predictors, correctors = unipc_weights(tuple(level.lam for level in grid.levels), order)
-    first, last = grid.levels[0], grid.levels[-1]
-    state = frame.enter(x, first.alpha, first.sigma)
-    guess = state
-    history: deque[Tensor] = deque(maxlen=order + 1)
-    for i, level in enumerate(grid.levels[:-1]):
-        at = frame.leave(guess, level.alpha, level.sigma) if i > 0 else x
+    for i, level in enumerate(levels[:-1]):
+        if i > 0 or frame is None:
+            at = guess if frame is None else frame.leave(guess, level.alpha, level.sigma)
         v = yield Query(at, level, cond)
-        history.appendleft(frame.slope(v, guess, level.alpha, level.sigma))
+        history.appendleft(v if frame is None else frame.slope(v, guess, level.alpha, level.sigma))
         if i > 0:
             _accumulate(state, correctors[i - 1], history)
         guess = _accumulate(state.clone(), predictors[i], history)
-    return frame.leave(guess, last.alpha, last.sigma)
+    return guess if frame is None else frame.leave(guess, levels[-1].alpha, levels[-1].sigma)
 
 
 def _accumulate(x: Tensor, weights: Weights, history: deque[Tensor]) -> Tensor:
@@ -188,7 +179,7 @@ def integral_weights(nodes: tuple[float, ...], start: float, end: float) -> Weig
     return tuple((h * solved).tolist())
 
 
-def alf(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
+def alf(x: Tensor, grid: LevelGrid, *, cond: Condition = None) -> Solver:
     """Asynchronous leapfrog, its auxiliary velocity started by one evaluation and dropped at the end.
 
     One evaluation an interval and one for the start. Arguments as in `ddim`.
@@ -198,7 +189,7 @@ def alf(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
 
 
 def alf_pair(
-    x: Tensor, grid: Grid, *, aux: Tensor | None = None, cond: Condition = None
+    x: Tensor, grid: LevelGrid, *, aux: Tensor | None = None, cond: Condition = None
 ) -> Generator[Query, Tensor, tuple[Tensor, Tensor]]:
     """Asynchronous leapfrog (Zhuang et al., arXiv 2102.04668), order 2, algebraically reversible in (x, aux).
 
@@ -225,7 +216,7 @@ def alf_pair(
     return x, aux
 
 
-def _steps(grid: Grid) -> list[float]:
+def _steps(grid: LevelGrid) -> list[float]:
     return [end - start for start, end in pairwise(grid.phis)]
 
 
@@ -261,6 +252,9 @@ class Recurrence:
 def recurrence_of(start: Callable[[Tensor], Solver], evaluations: int) -> Recurrence | None:
     """The recurrence that a solver follows; None for one that follows none.
 
+    The solver is run on unit vectors: its start is the first one, its answers are the others. Each point that it asks
+    for, and its end, then shows how much of the start and of each velocity is in it.
+
     Args:
         start: Makes the solver for a start (1, D) float64.
         evaluations: How many times it asks.
@@ -270,30 +264,23 @@ def recurrence_of(start: Callable[[Tensor], Solver], evaluations: int) -> Recurr
     units = torch.eye(evaluations + 1, dtype=torch.float64)[:, None]
     solver = start(units[0])
     queries: list[Query] = []
-    points: list[Tensor] = []
-    with torch.no_grad():
+    found: list[Tensor] = []
+    with torch.no_grad(), closing(solver):
         try:
             query = next(solver)
             for unit in units[1:]:
                 queries.append(query)
-                points.append(query.x[0].clone())
+                found.append(query.x[0].clone())
                 query = solver.send(unit.clone())
         except StopIteration as stop:
-            points.append(stop.value[0])
-        finally:
-            solver.close()
-    if len(points) != evaluations + 1 or not torch.equal(points[0], units[0, 0]):
+            found.append(stop.value[0])
+    if len(found) != evaluations + 1 or not torch.equal(found[0], units[0, 0]):
         return None
-    return _banded(queries, torch.stack(points))
-
-
-def _banded(queries: list[Query], points: Tensor) -> Recurrence | None:
-    """From the points (E + 1, E + 1) that E queries and the end are, in coordinates (start, v_0, ..., v_(E-1))."""
+    points = torch.stack(found)
     if bool((points[:-1, 0].abs() < TINY).any()):
         return None
     scales = points[1:, 0] / points[:-1, 0]
     steps = points[1:, 1:] - scales[:, None] * points[:-1, 1:]
-    evaluations = len(queries)
     behind = torch.arange(evaluations)[:, None] - torch.arange(evaluations)
     used = behind[steps.abs() > TINY]
     window = 1 + int(used.max()) if len(used) else 1
@@ -302,16 +289,12 @@ def _banded(queries: list[Query], points: Tensor) -> Recurrence | None:
     weights = tuple(
         tuple(float(steps[i, i - j]) if j <= i else 0.0 for j in range(window)) for i in range(evaluations)
     )
-    return Recurrence(
-        tuple(query.level for query in queries),
-        tuple(query.to for query in queries),
-        tuple(scales.tolist()),
-        weights,
-    )
+    levels, to = tuple(query.level for query in queries), tuple(query.to for query in queries)
+    return Recurrence(levels, to, tuple(scales.tolist()), weights)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Table:
+class RecurrenceTable:
     """The numbers of some recurrences, one under the other, E of all their evaluations.
 
     Attributes:
@@ -326,7 +309,7 @@ class Table:
 
 
 @lru_cache(maxsize=64)
-def table_of(recurrences: tuple[Recurrence, ...], device: torch.device) -> Table:
+def table_of(recurrences: tuple[Recurrence, ...], device: torch.device) -> RecurrenceTable:
     """The table of some recurrences, its numbers on a device; made once for the same ones in the same order."""
     window = max(each.window for each in recurrences)
     numbers: list[list[float]] = []
@@ -335,10 +318,9 @@ def table_of(recurrences: tuple[Recurrence, ...], device: torch.device) -> Table
         starts[each] = len(numbers)
         for scale, weights in zip(each.scales, each.weights, strict=True):
             numbers.append([scale, *weights, *(0.0,) * (window - len(weights))])
-    levels = [level for each in recurrences for level in each.levels]
-    to = [level for each in recurrences for level in each.to]
-    return Table(
-        LevelTable.of(levels, to),
-        starts,
-        torch.tensor(numbers, dtype=torch.float32).T.contiguous().to(device),
+    levels = LevelTable.of(
+        [level for each in recurrences for level in each.levels],
+        [to for each in recurrences for to in each.to],
     )
+    on_device = torch.tensor(numbers, dtype=torch.float32).T.contiguous().to(device)
+    return RecurrenceTable(levels, starts, on_device)

@@ -7,17 +7,18 @@ from its row, so it is the same in any batch.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
+from ddib_fed.data.synthetic import normals, uniforms
 from ddib_fed.diffusion.bridge import interpolate
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.local_party import LocalParty, only
 from ddib_fed.engine.model import (
-    Array,
     DomainModel,
     check_calibration,
     check_decoding,
@@ -25,18 +26,19 @@ from ddib_fed.engine.model import (
     check_given,
 )
 from ddib_fed.engine.party import (
+    Array,
     Failed,
-    Item,
     Labels,
     Leg,
     Noise,
-    Stage,
+    OnStep,
+    RowDraw,
     ToDecode,
     ToEncode,
-    Translated,
+    ToTranslate,
+    TranslatedItem,
     translate,
 )
-from ddib_fed.engine.softening import picture_draw, point_draw, seeded_noise
 from ddib_fed.errors import DdibError, ShapeMismatch
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
@@ -48,7 +50,7 @@ DEFAULT_SETTINGS = SolverSettings()
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ArraySettings:
     settings: SolverSettings = DEFAULT_SETTINGS
     source_class: Labels = None
     target_class: Labels = None
@@ -58,18 +60,14 @@ class Asked:
     cycle: bool = False
     calibration: ChannelMap | None = None
 
-    def leg(self, on_step: Callable[[int, Stage, int, int], None] | None = None) -> Leg:
+    def leg(self, on_step: OnStep | None = None) -> Leg:
+        calibration = self.calibration
         return Leg(
-            self.settings,
-            self.guidance,
-            self.soften,
-            self.cycle,
-            on_step=on_step,
-            calibration=self.calibration,
+            self.settings, self.guidance, self.soften, self.cycle, on_step=on_step, calibration=calibration
         )
 
 
-PLAIN = Asked()
+PLAIN = ArraySettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +82,7 @@ class Stages:
     failed: Mapping[int, DdibError] = field(default_factory=dict)
 
 
-def check_translation(source: LocalParty, target: LocalParty, asked: Asked) -> float:
+def check_translation(source: LocalParty, target: LocalParty, asked: ArraySettings) -> float:
     """Check a translation without computing anything."""
     models = source.model, target.model
     if models[0].sample_shape != models[1].sample_shape:
@@ -94,12 +92,12 @@ def check_translation(source: LocalParty, target: LocalParty, asked: Asked) -> f
             hint="both models must be of one size and number of channels",
         )
     settings, guidance = asked.settings, asked.guidance
-    check_encoding(source.model, settings, asked.source_class, guidance, asked.soften)
+    check_encoding(source.model, settings, asked.source_class, asked.soften)
     check_calibration(source.model, asked.leg().calibration)
     check_decoding(target.model, settings, asked.target_class, guidance)
     if asked.cycle:
         back = replace(settings, encoder="ode")
-        check_encoding(target.model, back, asked.target_class, guidance, 0.0)
+        check_encoding(target.model, back, asked.target_class, 0.0)
         check_decoding(source.model, settings, asked.source_class, guidance)
     return source.model.sigma(asked.soften)
 
@@ -108,7 +106,7 @@ def translate_array(
     x: Array,
     source: LocalParty,
     target: LocalParty,
-    asked: Asked = PLAIN,
+    asked: ArraySettings = PLAIN,
     *,
     on_progress: OnProgress | None = None,
     refuse: bool = True,
@@ -118,11 +116,9 @@ def translate_array(
     check_given(source.model, x)
     legs = 4 if asked.cycle else 2
     tell = Counter(asked.settings.evaluations * legs * turns(source, len(x)), on_progress)
-    done: list[Translated] = []
+    done: list[TranslatedItem] = []
     failed: dict[int, DdibError] = {}
-    for outcome in translate(
-        source, target, _items(x, source.model, target.model, asked), asked.leg(tell.step)
-    ):
+    for outcome in translate(source, target, _items(x, source.model, target.model, asked), asked.leg(tell)):
         if isinstance(outcome, Failed):
             if refuse:
                 raise outcome.error
@@ -135,7 +131,7 @@ def translate_array(
 def draw_samples(
     party: LocalParty,
     count: int,
-    asked: Asked = PLAIN,
+    asked: ArraySettings = PLAIN,
     *,
     first: int = 0,
     on_progress: OnProgress | None = None,
@@ -151,7 +147,7 @@ def draw_samples(
             label = _label_of(asked.target_class, number)
             yield ToDecode(number, latent, label, picture_draw(party.model, name, "sample"))
 
-    leg = replace(asked.leg(tell.step), round_trip=False, calibration=None)
+    leg = replace(asked.leg(tell), round_trip=False, calibration=None)
     outcomes = party.decode_each(latents(), leg)
     return clipped(np.concatenate([only(outcome).samples for outcome in outcomes]))
 
@@ -161,7 +157,7 @@ def interpolate_pictures(
     source: LocalParty,
     target: LocalParty,
     weights: Sequence[float],
-    asked: Asked = PLAIN,
+    asked: ArraySettings = PLAIN,
     *,
     on_progress: OnProgress | None = None,
 ) -> Array:
@@ -169,7 +165,7 @@ def interpolate_pictures(
     check_translation(source, target, asked)
     check_given(source.model, pair)
     tell = Counter(asked.settings.evaluations * (turns(source, 2) + turns(target, len(weights))), on_progress)
-    leg = replace(asked.leg(tell.step), round_trip=False)
+    leg = replace(asked.leg(tell), round_trip=False)
     items = (
         ToEncode(item.number, item.samples, item.source_class, item.noise)
         for item in _items(pair, source.model, target.model, asked)
@@ -189,28 +185,23 @@ def clipped(x: Array) -> Array:
 
 
 class Counter:
-    """Network evaluations of all legs and batches as one count."""
+    """Network evaluations of all legs and batches as one count; called after each."""
 
     def __init__(self, total: int, on_progress: OnProgress | None) -> None:
         self._total, self._done, self._on_progress = total, 0, on_progress
 
-    def __call__(self, done: int = 0, of: int = 0) -> None:
-        del done, of
+    def __call__(self, *_: object) -> None:
         self._done += 1
         if self._on_progress is not None:
             self._on_progress(self._done, self._total)
 
-    def step(self, number: int, stage: Stage, done: int, of: int) -> None:
-        del number, stage
-        self(done, of)
-
 
 def turns(party: LocalParty, rows: int) -> int:
-    alone = party.executor.beside and party.model.is_picture
-    return rows if alone else -(-rows // party.executor.rows)
+    """How many trajectories so many samples are."""
+    return rows if party.model.is_picture else -(-rows // party.executor.rows)
 
 
-def _items(x: Array, source: DomainModel, target: DomainModel, asked: Asked) -> Iterator[Item]:
+def _items(x: Array, source: DomainModel, target: DomainModel, asked: ArraySettings) -> Iterator[ToTranslate]:
     if not source.is_picture:
         yield item_of(0, x, source, target, asked)
         return
@@ -220,19 +211,21 @@ def _items(x: Array, source: DomainModel, target: DomainModel, asked: Asked) -> 
         yield item_of(row, x[row : row + 1], source, target, labelled)
 
 
-def item_of(number: int, samples: Array, source: DomainModel, target: DomainModel, asked: Asked) -> Item:
+def item_of(
+    number: int, samples: Array, source: DomainModel, target: DomainModel, asked: ArraySettings
+) -> ToTranslate:
     """One picture (1, C, H, W), or one set of points (N, D), with the noise that follows from the seed."""
     classes = asked.source_class, asked.target_class
     if not source.is_picture:
-        there, back = (point_draw(asked.seed, leg, samples.shape[1]) for leg in (0, 1))
-        return Item(number, samples, *classes, there=there, back=back)
+        forward, backward = (point_draw(asked.seed, leg, samples.shape[1]) for leg in (0, 1))
+        return ToTranslate(number, samples, *classes, forward=forward, backward=backward)
     digest = _digest(samples[0], asked.seed)
     draws = picture_draw(target, digest, "there"), picture_draw(source, digest, "back")
-    return Item(number, samples, *classes, _softening(source, digest), *draws)
+    return ToTranslate(number, samples, *classes, _softening(source, digest), *draws)
 
 
 def _stages(
-    done: Sequence[Translated],
+    done: Sequence[TranslatedItem],
     x: Array,
     source: DomainModel,
     target: DomainModel,
@@ -268,3 +261,33 @@ def _softening(model: DomainModel, digest: bytes) -> Noise:
 def _digest(picture: Array, seed: int) -> bytes:
     little = np.ascontiguousarray(picture, dtype="<f4")
     return hashlib.sha256(f"{seed} {little.shape} ".encode() + little.tobytes()).digest()
+
+
+# Apart from the streams that training draws from, whose second number is a step.
+_STREAM = 1 << 62
+_STEPS = 1 << 32
+
+
+def point_draw(seed: int, leg: int, dim: int) -> RowDraw:
+    """Noise for points of `dim` coordinates."""
+
+    def draw(step: int, rows: slice) -> Array:
+        columns, count = 2 * math.ceil(dim / 2), rows.stop - rows.start
+        u = uniforms(seed, _STREAM + leg * _STEPS + step, count, columns, first=rows.start)
+        pairs = [normals(u[:, i : i + 2]) for i in range(0, columns, 2)]
+        noise: Array = np.concatenate(pairs, axis=1)[:, :dim].astype(np.float32)
+        return noise
+
+    return draw
+
+
+def seeded_noise(model: DomainModel, digest: bytes, purpose: str) -> Array:
+    """Standard normal (1, *sample_shape), one seed for each digest, purpose and model."""
+    mixed = hashlib.sha256(digest + f" {purpose} {model.bundle.digest}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(mixed[:8], "little"))
+    noise: Array = torch.randn((1, *model.sample_shape), generator=generator).numpy()
+    return noise
+
+
+def picture_draw(model: DomainModel, digest: bytes, purpose: str) -> RowDraw:
+    return lambda step, rows: seeded_noise(model, digest, f"{purpose} step {step}")[rows]

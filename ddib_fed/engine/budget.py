@@ -24,6 +24,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.model import DTYPES, DomainModel, pixels
+from ddib_fed.engine.party import Leg
 from ddib_fed.engine.stack import Trajectory
 from ddib_fed.errors import ConfigError, NotReady
 from ddib_fed.files import read_json, write_json
@@ -56,13 +57,6 @@ WARM_UP_ROWS = 4_096
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Warm:
-    model: DomainModel
-    batcher: Batcher
-    threads: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Recipe:
     """What a node, or each of its workers, makes the model of: the weights themselves, not their folder."""
 
@@ -73,11 +67,10 @@ class Recipe:
     dtype: str = "float32"
     merge_rows: int = 2_048
     merge_pixels: int = 65_536
-    max_trajectories: int = 64
     compiling: bool = False
     costs: Path | None = None
 
-    def warm(self) -> Warm:
+    def warm(self) -> Batcher:
         model = DomainModel(
             self.bundle,
             device=_device(self.device),
@@ -86,50 +79,36 @@ class Recipe:
             compiling=self.compiling,
         )
         threads = self.threads or _fastest_threads(model)
-        budget = self._budget(model, threads)
+        rows, cost = self.merge_rows, None
+        if model.is_picture:
+            rows = self.merge_pixels and max(1, self.merge_pixels // pixels(model))
+        if not rows:
+            key = key_of(model, dtype=self.dtype, threads=threads, compiling=self.compiling)
+            budget = remembered(self.costs, key, lambda: measured(model, threads))
+            rows, cost = budget.rows, budget.cost
+            log.info("a network call takes %d rows, %.3g s", rows, cost(rows))
         batcher = Batcher(
-            model,
-            rows=budget.rows if budget is not None else self._stated_rows(model),
-            cost=None if budget is None else budget.cost,
-            flows=self.max_trajectories,
-            threads=threads if model.device.type == "cpu" else None,
+            model, rows=rows, cost=cost, threads=threads if model.device.type == "cpu" else None
         )
         try:
             _warm_up(model, batcher)
         except BaseException:
             batcher.close()
             raise
-        return Warm(model, batcher, threads)
-
-    def _stated_rows(self, model: DomainModel) -> int:
-        if not model.is_picture:
-            return self.merge_rows
-        return max(1, self.merge_pixels // pixels(model)) if self.merge_pixels else 0
-
-    def _budget(self, model: DomainModel, threads: int) -> Budget | None:
-        """What calls cost, where the size of a call is to be measured."""
-        if self._stated_rows(model):
-            return None
-        key = key_of(model, dtype=self.dtype, threads=threads, compiling=self.compiling)
-        budget = remembered(self.costs, key, lambda: measured(model, threads))
-        log.info("a network call takes %d rows, %.3g s", budget.rows, budget.cost(budget.rows))
-        return budget
+        return batcher
 
 
 def _warm_up(model: DomainModel, executor: Batcher) -> None:
     """Run short legs of two sizes, and one guided by the classifier, so that the first request pays for nothing."""
     settings = SolverSettings(evaluations=2 if model.is_picture else 8)
-    guided = [Guidance(classifier_scale=1.0)] if model.classifier is not None else []
-    for guidance, rows in [
-        (UNGUIDED, 1),
-        (UNGUIDED, min(2, executor.rows) if model.is_picture else 64),
-        *((each, 1) for each in guided),
-    ]:
+    legs = [(UNGUIDED, 1), (UNGUIDED, min(2, executor.rows) if model.is_picture else 64)]
+    if model.classifier is not None:
+        legs.append((Guidance(classifier_scale=1.0), 1))
+    for guidance, rows in legs:
         label = 0 if model.classes(guidance) else None
         classes = model.class_rows(label, rows, guidance)
-        noise = Trajectory("decode", _noise(model, rows), settings, guidance=guidance, label=classes)
-        out = executor.submit(noise).result()
-        if not torch.isfinite(out).all():
+        noise = Trajectory("decode", _noise(model, rows), Leg(settings, guidance), classes)
+        if not torch.isfinite(executor.submit(noise).result().x).all():
             raise NotReady(
                 "the model answers with NaN or infinity to noise",
                 hint="ddib model show BUNDLE; train it again",

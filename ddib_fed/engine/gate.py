@@ -1,9 +1,8 @@
 """The latent gate: a latent that no encoder makes neither leaves a party nor is decoded by one.
 
-What is judged is what is sent: numbers of the leg's latent type. Fixed bounds hold for both sides.
-Whoever encodes knows the model and the samples beside: what is unlike the model's usual latents (`models.allowances`),
-and some points of each set, it encodes again by the model itself, beside the engine, and compares. So an honest latent
-passes, however unusual its picture is, and one that the encoder did not make does not.
+Fixed bounds hold for both sides. Whoever encodes knows the model and the samples beside: what is unlike the model's
+usual latents (`Allowances`), and some points of each set, it encodes again by the model itself, beside the engine, and
+compares. So an honest latent passes, however unusual its picture is, and one that the encoder did not make does not.
 """
 
 from __future__ import annotations
@@ -19,111 +18,262 @@ from importlib import resources
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ddib_fed.diffusion import gaussianity
-from ddib_fed.diffusion.bridge import integrate, rotated, soften
+from ddib_fed.diffusion.bridge import integrate, soften
 from ddib_fed.diffusion.gaussianity import PATCH, LatentStatistics, measure
-from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.guidance import rotated
+from ddib_fed.diffusion.plans import FLOW_MAP, SolverSettings
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Leg
 from ddib_fed.errors import LatentNotGaussian, PolicyDenied
 from ddib_fed.models.sidecars import Allowances, PictureAllowances, SetAllowances
 from ddib_fed.networks.spectrum import cosines
 
+Numbers = NDArray[np.float64]
+Samples = NDArray[np.float32]
+Told = Callable[[int, int], None]
+"""Told (encoded, in all)."""
+
+AGAIN = 16
+"""Points of a set that are encoded again."""
+DIFFERENT = 0.05
+"""Root mean square of the difference to the latent that was made again, as a share of that latent's."""
+FEWEST = 8
+"""Points from which on repeated ones count."""
+REPEATED = 0.5
+"""Largest share of points that may lie on another one."""
+UNIFORM, FEW_LEVELS, FLAT, NARROW, WIDE = 0.02, 16, 0.25, 0.3, 2.0
+"""Pictures in [-1, 1] are said to be so: deviation, colours, share of one colour; deviation in the model's units."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """What whoever encoded knows of a latent.
+
+    Attributes:
+        evaluations: After which it was made.
+        samples: Of which it was made, in the model's units and the leg's basis.
+        again: Makes some of its rows again.
+        allowances: Of the model's usual latents.
+        given: The samples in the units of the data.
+    """
+
+    evaluations: int
+    samples: Tensor | None = None
+    again: Callable[[list[int]], Tensor] | None = None
+    allowances: Allowances | None = None
+    given: Samples | None = None
+
+
+def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentStatistics:
+    """Statistics of one item's latent, refused when it is not one that an encoder makes.
+
+    Those of the encoder mixed have wider bounds. Latents of less than the whole depth are not noise, and none is
+    refused. Nor is one on a leg that the wire cannot carry (noise in decoding, the public code's respacings): it never
+    reaches a node.
+
+    Args:
+        latent: (N, D) of a set of points, or (N, C, H, W) of pictures, finite.
+        leg: On which it was made, or is decoded.
+        made: How it was made, where that is known.
+
+    Raises:
+        LatentNotGaussian: See `gaussianity.examine`; or the set is none of latents, or the latent is not the one that
+            the model makes of the samples.
+        PolicyDenied: It was made with fewer evaluations than the leg demands.
+    """
+    least = leg.least_evaluations
+    if made is not None and leg.settings.solver != FLOW_MAP and made.evaluations < least:
+        raise PolicyDenied(
+            f"the latent was made with {made.evaluations} evaluations, where at least {least} are needed",
+            hint=f"--evaluations {least} or more",
+            facts={"policy": "least_evaluations", "evaluations": made.evaluations, "least": least},
+        )
+    if leg.settings.in_one_process or leg.settings.depth < 1.0:
+        return measure(latent)
+    structured = leg.settings.encoder != "ode"
+    try:
+        statistics = gaussianity.examine(latent, structured=structured)
+    except LatentNotGaussian as error:
+        if latent.ndim < 4 or made is None or made.given is None or made.samples is None:
+            raise
+        what = f"the picture is {unusual(made.given, made.samples) or 'unlike the training pictures'}"
+        raise LatentNotGaussian(
+            f"{what}, and the model has not learned such pictures: of its latent the {error.detail}",
+            facts={**error.facts, "picture": what},
+        ) from error
+    if latent.ndim == 2 and not structured:
+        _check_set(latent)
+    if made is not None and made.samples is not None and made.again is not None:
+        rows = _suspects(latent, leg, made, statistics)
+        expected = made.again(rows) if rows else latent[rows]
+        difference = float((latent[rows] - expected).norm() / expected.norm().clamp_min(TINY))
+        if not difference <= DIFFERENT:
+            raise LatentNotGaussian(
+                f"the latent is not what the model makes of this item: encoded again it differs by {difference:.0%}",
+                hint="the engine of this node computes wrongly: restart the node, and report it if that does not help",
+                facts={"differs": f"{difference:.3g}"},
+            )
+    return statistics
+
+
+def unusual(pictures: Samples, normalised: Tensor) -> str:
+    """What is unusual about pictures (N, C, H, W), in words; empty for nothing."""
+    found = []
+    colours = np.moveaxis(pictures, 1, -1).reshape(-1, pictures.shape[1])
+    _, counts = np.unique(colours, axis=0, return_counts=True)
+    deviation = float(normalised.std())
+    if float(pictures.std(axis=(2, 3)).max()) < UNIFORM:
+        found.append("nearly uniform")
+    elif len(counts) <= FEW_LEVELS:
+        found.append(f"of only {len(counts)} different values")
+    elif counts.max() > FLAT * counts.sum():
+        found.append(f"to {counts.max() / counts.sum():.0%} of one value, as where there are no data")
+    if deviation > WIDE or (deviation < NARROW and not found):
+        found.append(f"of {deviation:.1f} times the contrast of the training pictures")
+    if abs(float(normalised.mean())) > WIDE:
+        found.append(f"much {'brighter' if normalised.mean() > 0 else 'darker'} than the training pictures")
+    return " and ".join(found)
+
+
+def _suspects(latent: Tensor, leg: Leg, made: Made, statistics: LatentStatistics) -> list[int]:
+    """Rows that are to be encoded again: some points of a set, pictures whose latents are unlike the usual ones."""
+    if latent.ndim == 2:
+        count = len(latent) if len(latent) >= FEWEST else 0
+        return [int(row) for row in np.unique(np.linspace(0, count - 1, min(count, AGAIN)).round())]
+    allowed = None if made.allowances is None else made.allowances.pictures
+    if allowed is None or allowed.names != NAMES or made.samples is None:
+        return []
+    known, pairs = statistics.correlation if len(latent) == 1 else None, (latent, made.samples)
+    if leg.calibration is not None:
+        back = torch.from_numpy(leg.calibration.matrix).T
+        known, pairs = (
+            None,
+            (rotated(latent, back.to(latent.dtype)), rotated(made.samples, back.to(latent.dtype))),
+        )
+    profiles = (profile(z, x, correlation=known).numpy() for z, x in zip(*pairs, strict=True))
+    return [row for row, found in enumerate(profiles) if beyond(found, allowed)]
+
+
+def _outside(figures: Iterable[tuple[str, float, float, float]]) -> dict[str, tuple[float, float]]:
+    """Which figures (name, value, low, high) are out of their bounds, each with the bound; NaN is out of any."""
+    return {
+        name: (value, low if value < low else high)
+        for name, value, low, high in figures
+        if not low <= value <= high
+    }
+
+
+# Sets of points: the density around each
+
 SIZES = (64, 128, 256, 512, 1024)
 """Points that are looked at, evenly over the rows: the largest of these numbers that the set has."""
 MOST_DIMENSIONS = 8
 """Above, a thousand points have no neighbours to speak of, and a set is judged point by point alone."""
 NEIGHBOUR = 8
-REPEATED = 0.5
-"""Largest share of points that may lie on another one."""
-FEWEST = 8
-"""Points from which on repeated ones count."""
 DRAWS = 24
 SETS_TOGETHER = 256
 """Points whose distances to all others are in memory at once."""
+FILE = "usual_sets.json"
 _ONE_AT_A_TIME = threading.Lock()
 """Sets of many streams are measured in turn: side by side they take memory for each, and the cores from the engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class SetFigures:
+    """Of `count` points, relative to true noise: how the density falls, how far its centre is off, local dimension."""
+
     count: int
     slope: float
     shift: float
     dimension: float
 
-    def beyond(self, allowed: SetAllowances) -> dict[str, tuple[float, float]]:
-        """Figures that are out of their bounds, by name, each with the bound; NaN is out of every bound."""
-        return _outside(
-            [
-                ("slope", self.slope, allowed.slope_low, allowed.slope_high),
-                ("shift", self.shift, -math.inf, allowed.shift),
-                ("dimension", self.dimension, allowed.dimension, math.inf),
-            ]
+
+@lru_cache(maxsize=1)
+def usual_sets() -> dict[int, SetAllowances]:
+    content = (resources.files("ddib_fed.engine") / FILE).read_bytes()
+    found = [SetAllowances.model_validate(each) for each in json.loads(content)]
+    return {each.count: each for each in found}
+
+
+def _check_set(latent: Tensor) -> None:
+    distinct = torch.unique(latent.detach(), dim=0) if len(latent) >= FEWEST else latent
+    repeated = 1.0 - len(distinct) / len(latent)
+    if repeated > REPEATED:
+        raise LatentNotGaussian(
+            f"{repeated:.0%} of {len(latent)} points lie on another one",
+            hint="translate each point once",
+            facts={"points": len(latent), "repeated": f"{repeated:.3g}"},
+        )
+    figures = set_figures(latent if repeated == 0.0 else distinct)
+    allowed = None if figures is None else usual_sets().get(figures.count)
+    if figures is None or allowed is None:
+        return
+    found = _outside(
+        [
+            ("slope", figures.slope, allowed.slope_low, allowed.slope_high),
+            ("shift", figures.shift, -math.inf, allowed.shift),
+            ("dimension", figures.dimension, allowed.dimension, math.inf),
+        ]
+    )
+    if found:
+        said = "; ".join(f"{name} is {v:.3g}, {bound:.3g} is allowed" for name, (v, bound) in found.items())
+        raise LatentNotGaussian(
+            f"{len(latent)} points unlike those that a model makes: {said}",
+            hint="are the points in the units of the domain (ddib model show), and of more than a small piece of it?",
+            facts={name: f"{value:.4g}" for name, (value, _) in found.items()},
         )
 
 
-def repeated_share(latent: Tensor) -> float:
-    """Share of the points (N, D) that lie on another one; 0 of fewer than `FEWEST`."""
-    if len(latent) < FEWEST:
-        return 0.0
-    return 1.0 - len(torch.unique(latent.detach(), dim=0)) / len(latent)
-
-
 def set_figures(latent: Tensor) -> SetFigures | None:
-    """The figures of a set (N, D) of finite points, hardly any repeated."""
+    """The figures of a set (N, D) of finite points, hardly any repeated; None where they say nothing."""
     count = max((size for size in SIZES if size <= len(latent)), default=0)
     if not count or latent.shape[1] > MOST_DIMENSIONS:
         return None
     rows = torch.linspace(0, len(latent) - 1, count, dtype=torch.float64).round().long()
     with _ONE_AT_A_TIME:
         slope, error, shift, shift_error, dimension = _density(latent.detach()[rows].double())
-        usual, usual_dimension = _noise(count, latent.shape[1])
+        usual, usual_dimension = _of_noise(count, latent.shape[1])
     return SetFigures(count, (slope - usual) / error, shift / shift_error, dimension / usual_dimension)
 
 
-def allowance_for(count: int, allowances: Iterable[SetAllowances]) -> SetAllowances | None:
-    return next((each for each in allowances if each.count == count), None)
-
-
 def _density(z: Tensor) -> tuple[float, float, float, float, float]:
-    """s, its standard error, |b|, the largest standard error of b, and the local dimension, of (N, D) float64."""
+    """s, its standard error, |b|, the largest standard error of b, and the local dimension, of (N, D) float64.
+
+    The logarithm of the density, from the distance to the eighth neighbour, is fitted by a + b z - s |z|^2 / 2.
+    """
     count, dim = z.shape
     closest = (
         torch.cdist(part, z).topk(4 * NEIGHBOUR + 1, dim=1, largest=False).values
         for part in torch.split(z, SETS_TOGETHER)
     )
-    nearest = torch.cat(list(closest)).clamp_min(1e-12)
+    nearest = torch.cat(list(closest)).clamp_min(TINY)
     near, far = nearest[:, NEIGHBOUR], nearest[:, 4 * NEIGHBOUR]
     density = -dim * near.log()
     seen = torch.cat([torch.ones(count, 1, dtype=z.dtype), z, -z.square().sum(1, keepdim=True) / 2], dim=1)
     gram = torch.linalg.pinv(seen.T @ seen, hermitian=True)
     found = gram @ (seen.T @ density)
     variance = (density - seen @ found).square().sum() / (count - dim - 2)
-    errors = (NEIGHBOUR * variance * gram.diagonal()).clamp_min(1e-12).sqrt()
+    errors = (NEIGHBOUR * variance * gram.diagonal()).clamp_min(TINY).sqrt()
     spread = float((far / near).log().mean())
     dimension = math.log(4.0) / spread if spread > 0 else math.inf
-    return (
-        float(found[-1]),
-        float(errors[-1]),
-        float(found[1:-1].norm()),
-        float(errors[1:-1].max()),
-        dimension,
-    )
+    slope, shift = float(found[-1]), float(found[1:-1].norm())
+    return slope, float(errors[-1]), shift, float(errors[1:-1].max()), dimension
 
 
 @lru_cache(maxsize=64)
-def _noise(count: int, dim: int) -> tuple[float, float]:
+def _of_noise(count: int, dim: int) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(dim)
     sets = (torch.randn(count, dim, generator=generator, dtype=torch.float64) for _ in range(DRAWS))
     found = [_density(z) for z in sets]
     return sum(each[0] for each in found) / DRAWS, sum(each[4] for each in found) / DRAWS
 
+
+# Pictures: the profile of a latent
 
 RINGS = (0.0, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1.0, 1.5)
 """Edges of the rings in units of the highest frequency of a side."""
@@ -152,20 +302,31 @@ NAMES = (*ALONE, *PAIR_NAMES)
 
 
 def profile(latent: Tensor, picture: Tensor | None = None, *, correlation: float | None = None) -> Tensor:
+    """The figures of a latent (C, H, W), named by `ALONE`, or beside its picture by `NAMES`: float64."""
     z = latent.detach().cpu().double()
     waves = cosines(z)
-    found = [*_spectrum(waves), *_channels(z), *_shape(z), _blocks(z)]
-    found.append(_log(measure(latent[None]).correlation if correlation is None else correlation))
+    means, sums = _places(*waves.shape[1:])
+    *rings, across, down = (means @ waves.square().mean(0).flatten()).tolist()
+    blocks = z.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).flatten(3).var(-1).clamp_min(TINY).log().std()
+    patches = measure(latent[None]).correlation if correlation is None else correlation
+    found = [
+        *map(_log, rings),
+        _log(across) - _log(down),
+        *_channels(z),
+        *_shape(z),
+        float(blocks),
+        _log(patches),
+    ]
     if picture is not None:
         x = picture.detach().cpu().double()
-        found += [_correlation(z - z.mean(), x - x.mean()), *_ring_correlations(waves, cosines(x))]
+        a, b = z - z.mean(), x - x.mean()
+        found.append(_share(float((a * b).sum()), float(a.norm() * b.norm())))
+        others = cosines(x)
+        products = torch.stack([waves * others, waves.square(), others.square()], dim=-1).sum(0).flatten(0, 1)
+        each = [_share(both, math.sqrt(of_z * of_x)) for both, of_z, of_x in (sums @ products).tolist()]
+        coarse, fine = each[:FIRST_FINE], each[FIRST_FINE:]
+        found += [sum(coarse) / len(coarse), sum(fine) / len(fine)]
     return torch.tensor(found, dtype=torch.float64)
-
-
-def _spectrum(waves: Tensor) -> list[float]:
-    means, _ = _places(*waves.shape[1:])
-    *rings, across, down = (means @ waves.square().mean(0).flatten()).tolist()
-    return [*map(_log, rings), _log(across) - _log(down)]
 
 
 def _channels(z: Tensor) -> list[float]:
@@ -180,52 +341,24 @@ def _shape(z: Tensor) -> list[float]:
     count = len(ordered)
     quartiles = float(ordered[(3 * count) // 4] - ordered[count // 4])
     unit = (ordered - ordered.mean()) / max(float(ordered.std(ddof=1)), TINY)
-    below = torch.special.ndtr(torch.from_numpy(unit)).numpy()
-    after = below - _steps(count)
+    after = torch.special.ndtr(torch.from_numpy(unit)).numpy() - np.arange(count) / count
     distance = max(float(np.abs(after).max()), float(np.abs(after - 1 / count).max()))
     squares = unit * unit
     kurtosis = float((squares * squares).mean()) - 3.0
-    return [
-        _log(quartiles / QUARTILES),
-        float((squares * unit).mean()),
-        math.asinh(kurtosis),
-        _log(distance),
-    ]
-
-
-@lru_cache(maxsize=16)
-def _steps(count: int) -> npt.NDArray[np.float64]:
-    return np.arange(count, dtype=np.float64) / count
-
-
-def _blocks(z: Tensor) -> float:
-    blocks = z.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).flatten(3)
-    return float(blocks.var(-1).clamp_min(TINY).log().std())
-
-
-def _ring_correlations(z: Tensor, x: Tensor) -> tuple[float, float]:
-    _, sums = _places(*z.shape[1:])
-    products = torch.stack([z * x, z.square(), x.square()], dim=-1).sum(0).flatten(0, 1)
-    each = [
-        both / size if (size := math.sqrt(of_z * of_x)) > TINY else 0.0
-        for both, of_z, of_x in (sums @ products).tolist()
-    ]
-    coarse, fine = each[:FIRST_FINE], each[FIRST_FINE:]
-    return sum(coarse) / len(coarse), sum(fine) / len(fine)
-
-
-def _correlation(z: Tensor, x: Tensor) -> float:
-    size = float(z.norm() * x.norm())
-    return float((z * x).sum()) / size if size > TINY else 0.0
+    return [_log(quartiles / QUARTILES), float((squares * unit).mean()), math.asinh(kurtosis), _log(distance)]
 
 
 def _log(value: float) -> float:
     return math.log(max(value, TINY))
 
 
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > TINY else 0.0
+
+
 @lru_cache(maxsize=16)
 def _places(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Matrices that act on the coefficients of a channel, flattened (H x W)."""
+    """Matrices on the coefficients of a channel, flattened (H x W): means of rings and halves, sums of rings."""
     down = (torch.arange(height, dtype=torch.float64) / height)[:, None].expand(height, width)
     across = (torch.arange(width, dtype=torch.float64) / width)[None, :].expand(height, width)
     radius = (down.square() + across.square()).sqrt()
@@ -234,19 +367,8 @@ def _places(height: int, width: int) -> tuple[Tensor, Tensor]:
     return masks / masks.sum(1, keepdim=True), masks[: len(rings)]
 
 
-FILE = "usual_sets.json"
+# Bounds of a model's own latents
 
-
-@lru_cache(maxsize=1)
-def usual_sets() -> tuple[SetAllowances, ...]:
-    content = (resources.files("ddib_fed.engine") / FILE).read_bytes()
-    return tuple(SetAllowances.model_validate(each) for each in json.loads(content))
-
-
-Numbers = NDArray[np.float64]
-Samples = NDArray[np.float32]
-Told = Callable[[int, int], None]
-"""Told (encoded, in all)."""
 EVALUATIONS = (48, 24, 12)
 """Of the latents, in turn: the bounds hold for whatever a user asks for."""
 FEWEST_PICTURES = 40
@@ -255,6 +377,24 @@ TOGETHER = 15
 ONCE_IN = 1_000.0
 ROOM, PAIR_ROOM = 3.5, 2.0
 """Factors on the distance from the median: of a latent, of a latent beside its picture."""
+
+
+def unmeasurable(model: DomainModel, count: int) -> str:
+    """Why the usual latents of a model cannot be measured with so many samples; empty where they can."""
+    manifest = model.manifest
+    if not model.is_picture:
+        return "some points of every set are encoded again, and nothing is measured for that"
+    if manifest.num_classes is not None:
+        return "each class would need bounds of its own"
+    if manifest.is_flow_map:
+        return "the bounds are of latents of the ODE, and this model is distilled"
+    if min(model.sample_shape[1:]) < LEAST_SIDE:
+        return f"pictures have figures from {LEAST_SIDE} pixels on"
+    if count < FEWEST_PICTURES:
+        return (
+            f"{FEWEST_PICTURES} pictures are needed that the model was not trained on, and there are {count}"
+        )
+    return ""
 
 
 def measure_allowances(
@@ -280,24 +420,6 @@ def measure_allowances(
         beyond=sum(bool(beyond(row, allowed)) for row in rows[aside]),
         pictures=allowed,
     )
-
-
-def unmeasurable(model: DomainModel, count: int) -> str:
-    """Why the usual latents of a model cannot be measured with so many samples; empty where they can."""
-    manifest = model.manifest
-    if not model.is_picture:
-        return "some points of every set are encoded again, and nothing is measured for that"
-    if manifest.num_classes is not None:
-        return "each class would need bounds of its own"
-    if manifest.is_flow_map:
-        return "the bounds are of latents of the ODE, and this model is distilled"
-    if min(model.sample_shape[1:]) < LEAST_SIDE:
-        return f"pictures have figures from {LEAST_SIDE} pixels on"
-    if count < FEWEST_PICTURES:
-        return (
-            f"{FEWEST_PICTURES} pictures are needed that the model was not trained on, and there are {count}"
-        )
-    return ""
 
 
 def _encoded(
@@ -330,167 +452,15 @@ def beyond(row: Numbers, allowed: PictureAllowances) -> dict[str, tuple[float, f
     return _outside(zip(allowed.names, row.tolist(), allowed.low, allowed.high, strict=True))
 
 
-def _outside(figures: Iterable[tuple[str, float, float, float]]) -> dict[str, tuple[float, float]]:
-    """Which figures (name, value, low, high) are out of their bounds, each with the bound."""
-    return {
-        name: (value, low if value < low else high)
-        for name, value, low, high in figures
-        if not low <= value <= high
-    }
-
-
 def bounds(values: Numbers, room: float) -> tuple[float, float]:
+    """The median, less and more `room` times what values of this kind exceed once in 1,000, or the largest distance."""
     centre = float(np.median(values))
-    return centre - room * upper_bound(centre - values), centre + room * upper_bound(values - centre)
+    below, above = (_rarely_exceeded(sign * (values - centre)) for sign in (-1.0, 1.0))
+    return centre - room * below, centre + room * above
 
 
-def upper_bound(values: Numbers) -> float:
-    """What values of this kind exceed once in 1,000, or the largest of them, whichever is more."""
+def _rarely_exceeded(values: Numbers) -> float:
     quartile = float(np.quantile(values, 0.75))
-    excess = float((values[values > quartile] - quartile).mean()) if (values > quartile).any() else 0.0
+    above = values[values > quartile]
+    excess = float((above - quartile).mean()) if len(above) else 0.0
     return max(float(values.max()), quartile + excess * math.log(0.25 * ONCE_IN))
-
-
-FLOW_MAP = "flow-map"
-AGAIN = 16
-"""Points of a set that are encoded again."""
-DIFFERENT = 0.05
-"""Root mean square of the difference to the latent that was made again, as a share of that latent's."""
-UNIFORM, FEW_LEVELS, FLAT, NARROW, WIDE = 0.02, 16, 0.25, 0.3, 2.0
-"""Pictures in [-1, 1] are said to be so: deviation, colours, share of one colour; deviation in the model's units."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Made:
-    """What whoever encoded knows of a latent."""
-
-    evaluations: int
-    samples: Tensor | None = None
-    again: Callable[[list[int]], Tensor] | None = None
-    allowances: Allowances | None = None
-    given: npt.NDArray[np.float32] | None = None
-
-
-def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentStatistics:
-    """Statistics of one item's latent, refused when it is not one that an encoder makes.
-
-    Those of the encoder mixed have wider bounds.
-    Latents of less than the whole depth are not noise, and none is refused. Nor is one on a leg that the wire cannot
-    carry (guided encoding, noise in decoding, the public code's respacings): it never reaches a node.
-
-    Args:
-        latent: (N, D) of a set of points, or (N, C, H, W) of pictures, finite.
-        leg: On which it was made, or is decoded.
-        made: How it was made, where that is known.
-
-    Raises:
-        LatentNotGaussian: See `gaussianity.examine`; or the set is none of latents, or the latent is not the one that
-            the model makes of the samples.
-        PolicyDenied: It was made with fewer evaluations than the leg demands.
-    """
-    if made is not None and leg.settings.solver != FLOW_MAP and made.evaluations < leg.least_evaluations:
-        least = leg.least_evaluations
-        raise PolicyDenied(
-            f"the latent was made with {made.evaluations} evaluations, where at least {least} are needed",
-            hint=f"--evaluations {least} or more",
-            facts={"policy": "least_evaluations", "evaluations": made.evaluations, "least": least},
-        )
-    between_nodes = not (leg.guidance.encoding or leg.settings.in_one_process)
-    if not between_nodes or leg.settings.depth < 1.0:
-        return gaussianity.measure(latent)
-    structured = leg.settings.encoder != "ode"
-    try:
-        statistics = gaussianity.examine(latent, structured=structured)
-    except LatentNotGaussian as error:
-        if latent.ndim == 4 and made is not None and made.given is not None and made.samples is not None:
-            raise _in_words(error, unusual(made.given, made.samples)) from error
-        raise
-    if latent.ndim == 2 and not structured:
-        _check_set(latent)
-    if made is not None and made.samples is not None and made.again is not None:
-        _check_again(latent, _suspects(latent, leg, made, statistics), made.again)
-    return statistics
-
-
-def unusual(pictures: npt.NDArray[np.float32], normalised: Tensor) -> str:
-    """What is unusual about pictures (N, C, H, W), in words; empty for nothing."""
-    found = []
-    _, counts = np.unique(
-        np.moveaxis(pictures, 1, -1).reshape(-1, pictures.shape[1]), axis=0, return_counts=True
-    )
-    deviation = float(normalised.std())
-    if float(pictures.std(axis=(2, 3)).max()) < UNIFORM:
-        found.append("nearly uniform")
-    elif len(counts) <= FEW_LEVELS:
-        found.append(f"of only {len(counts)} different values")
-    elif counts.max() > FLAT * counts.sum():
-        found.append(f"to {counts.max() / counts.sum():.0%} of one value, as where there are no data")
-    if deviation > WIDE or (deviation < NARROW and not found):
-        found.append(f"of {deviation:.1f} times the contrast of the training pictures")
-    if abs(float(normalised.mean())) > WIDE:
-        found.append(f"much {'brighter' if normalised.mean() > 0 else 'darker'} than the training pictures")
-    return " and ".join(found)
-
-
-def _in_words(error: LatentNotGaussian, what: str) -> LatentNotGaussian:
-    what = f"the picture is {what or 'unlike the training pictures'}"
-    return LatentNotGaussian(
-        f"{what}, and the model has not learned such pictures: of its latent the {error.detail}",
-        facts={**error.facts, "picture": what},
-    )
-
-
-def _check_set(latent: Tensor) -> None:
-    repeated = repeated_share(latent)
-    if repeated > REPEATED:
-        raise LatentNotGaussian(
-            f"{repeated:.0%} of {len(latent)} points lie on another one",
-            hint="translate each point once",
-            facts={"points": len(latent), "repeated": f"{repeated:.3g}"},
-        )
-    figures = set_figures(latent) if repeated == 0.0 else set_figures(torch.unique(latent, dim=0))
-    allowed = None if figures is None else allowance_for(figures.count, usual_sets())
-    found = figures.beyond(allowed) if figures is not None and allowed is not None else {}
-    if found:
-        said = "; ".join(
-            f"{name} is {value:.3g}, {bound:.3g} is allowed" for name, (value, bound) in found.items()
-        )
-        raise LatentNotGaussian(
-            f"{len(latent)} points unlike those that a model makes: {said}",
-            hint="are the points in the units of the domain (ddib model show), and of more than a small piece of it?",
-            facts={name: f"{value:.4g}" for name, (value, _) in found.items()},
-        )
-
-
-def _suspects(latent: Tensor, leg: Leg, made: Made, statistics: LatentStatistics) -> list[int]:
-    """Rows that are to be encoded again: some points of a set, pictures whose latents are unlike the usual ones."""
-    if latent.ndim == 2:
-        count = len(latent) if len(latent) >= FEWEST else 0
-        return [int(row) for row in np.unique(np.linspace(0, count - 1, min(count, AGAIN)).round())]
-    allowed = None if made.allowances is None else made.allowances.pictures
-    if allowed is None or allowed.names != NAMES or made.samples is None:
-        return []
-    known = statistics.correlation if len(latent) == 1 and leg.calibration is None else None
-    pairs = zip(_plain(latent, leg), _plain(made.samples, leg), strict=True)
-    return [
-        row for row, (z, x) in enumerate(pairs) if beyond(profile(z, x, correlation=known).numpy(), allowed)
-    ]
-
-
-def _check_again(latent: Tensor, rows: list[int], again: Callable[[list[int]], Tensor]) -> None:
-    if not rows:
-        return
-    expected = again(rows)
-    difference = float((latent[rows] - expected).norm() / expected.norm().clamp_min(1e-12))
-    if not difference <= DIFFERENT:
-        raise LatentNotGaussian(
-            f"the latent is not what the model makes of this item: encoded again it differs by {difference:.0%}",
-            hint="the engine of this node computes wrongly: restart the node, and report it if that does not help",
-            facts={"differs": f"{difference:.3g}"},
-        )
-
-
-def _plain(x: Tensor, leg: Leg) -> Tensor:
-    if leg.calibration is None:
-        return x
-    return rotated(x, torch.from_numpy(leg.calibration.matrix).T.to(x.dtype))

@@ -1,8 +1,8 @@
 """A party whose model is in this process or in workers of it: it checks and prepares items, and judges what comes out.
 
 The way of an item: checked and prepared, a `Trajectory`, submitted, a future, the latent gate, an outcome. With an
-executor that works beside its caller each item is a trajectory, and enough of them are in flight to fill it; on the
-calling thread items are integrated together.
+executor that works beside its caller enough items are in flight to fill it; on the calling thread as many items as one
+call takes are integrated together.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Generic, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ddib_fed.diffusion.bridge import integrate
-from ddib_fed.diffusion.denoiser import on_device, to_host
+from ddib_fed.diffusion.bridge import OnStep, integrate
+from ddib_fed.diffusion.denoiser import on_device
+from ddib_fed.engine.batcher import Batcher, Executor
 from ddib_fed.engine.budget import Recipe
-from ddib_fed.engine.executors import CallingThread, Executor, Pool
+from ddib_fed.engine.executors import Pool
 from ddib_fed.engine.gate import Made, pass_latent
 from ddib_fed.engine.model import (
     DTYPES,
@@ -34,24 +35,9 @@ from ddib_fed.engine.model import (
     check_given,
     check_samples,
 )
-from ddib_fed.engine.party import (
-    Array,
-    Control,
-    Decoded,
-    Description,
-    Encoded,
-    Failed,
-    Labels,
-    Leg,
-    RowDraw,
-    Stage,
-    ToDecode,
-    ToEncode,
-)
-from ddib_fed.engine.stack import Trajectory
-from ddib_fed.engine.streams import Begun, done, flowing, submit_ranges, then
+from ddib_fed.engine.party import Control, Decoded, Encoded, Failed, Leg, ToDecode, ToEncode
+from ddib_fed.engine.stack import End, Trajectory
 from ddib_fed.errors import InputError, LatentNotGaussian, SettingsInvalid
-from ddib_fed.guidance import UNGUIDED
 from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import Bundle, device_problem
 from ddib_fed.models.sidecars import Allowances
@@ -59,71 +45,29 @@ from ddib_fed.models.sidecars import Allowances
 PICTURES_TOGETHER = 16
 POINTS_TOGETHER = 5_000
 """Enough to keep a core busy, few enough to report progress often."""
-
 ITEM_ERRORS = (InputError, LatentNotGaussian)
 """What is wrong with one item and no other."""
 
 _Item = TypeVar("_Item", ToEncode, ToDecode)
 _Outcome = TypeVar("_Outcome")
+_Given = TypeVar("_Given")
+_First = TypeVar("_First")
+_Second = TypeVar("_Second")
 _Found = TypeVar("_Found", Encoded, Decoded)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """One item's rows, in the model's units and the leg's basis, on its device; as given too, to be encoded."""
+class Begun(Generic[_Outcome]):
+    """An item under way; `finish` gives its outcome once the future has its result."""
 
-    number: int
-    x: Tensor
-    label: Labels
-    draw: RowDraw | None = None
-    given: Array | None = None
+    future: Future[Any]
+    finish: Callable[[], _Outcome]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Integrated:
-    """What became of the rows of some parts, one under the other."""
-
+class Integrated(NamedTuple):
     x: Tensor
     seconds: float
-    evaluations: int = 0
-
-    def split(self, parts: Sequence[Part]) -> tuple[Tensor, ...]:
-        return torch.split(self.x, [len(part.x) for part in parts]) if parts else ()
-
-
-@dataclass(slots=True, eq=False)
-class Work:
-    """Items that are integrated together: those that are fit for it, and what is wrong with the others."""
-
-    numbers: Sequence[int]
-    parts: list[Part] = field(default_factory=list)
-    failed: dict[int, Failed] = field(default_factory=dict)
-
-    @contextmanager
-    def refusing(self, number: int) -> Iterator[None]:
-        try:
-            yield
-        except ITEM_ERRORS as error:
-            self.failed[number] = Failed(number, error)
-
-    def outcomes(self, found: dict[int, _Found]) -> list[_Found | Failed]:
-        return [found[number] if number in found else self.failed[number] for number in self.numbers]
-
-
-def draw_of(parts: Sequence[Part]) -> RowDraw:
-    """The noise of a step for rows of all parts, one under the other."""
-
-    def draw(step: int, rows: slice) -> Array:
-        drawn, start = [], 0
-        for part in parts:
-            stop = start + len(part.x)
-            within = slice(max(rows.start, start) - start, min(rows.stop, stop) - start)
-            if within.start < within.stop and part.draw is not None:
-                drawn.append(part.draw(step, within))
-            start = stop
-        return np.concatenate(drawn)
-
-    return draw
+    evaluations: int
 
 
 class LocalParty:
@@ -134,19 +78,6 @@ class LocalParty:
         self._ended = 0.0
         """When an integration last came to its end."""
 
-    def describe(self) -> Description:
-        manifest = self.model.manifest
-        return Description(
-            "",
-            manifest.name,
-            manifest.domain,
-            manifest.sample_kind,
-            self.model.sample_shape,
-            self.model.bundle.digest,
-            manifest.soften_sigma,
-            manifest.num_classes or 0,
-        )
-
     def close(self) -> None:
         self.executor.close()
 
@@ -155,10 +86,14 @@ class LocalParty:
         return 2 * self.executor.rows * self.executor.width
 
     def encode(self, item: ToEncode, leg: Leg) -> Encoded:
-        return only(_finished(self._begin_encoding([item], leg))[0])
+        with self.executor.together():
+            begun = self._begin_encoding(item, leg)
+        return only(begun.finish())
 
     def decode(self, item: ToDecode, leg: Leg) -> Decoded:
-        return only(_finished(self._begin_decoding([item], leg))[0])
+        with self.executor.together():
+            begun = self._begin_decoding(item, leg)
+        return only(begun.finish())
 
     def encode_each(
         self,
@@ -167,12 +102,11 @@ class LocalParty:
         *,
         known: Callable[[ToEncode], Encoded | None] | None = None,
     ) -> Iterator[Encoded | Failed]:
-        def begin(group: Sequence[ToEncode], leg: Leg) -> Begun[Encoded | Failed]:
-            before = None if known is None else known(group[0])
-            if before is None:
-                return self._begin_encoding(group, leg)
-            found = [before]
-            return Begun(done(None), lambda: [*found])
+        """As of a `Party`; what `known` gives for an item is its outcome."""
+
+        def begin(item: ToEncode, leg: Leg) -> Begun[Encoded | Failed]:
+            before = None if known is None else known(item)
+            return self._begin_encoding(item, leg) if before is None else _over(before)
 
         return self._each(items, leg, begin)
 
@@ -185,73 +119,67 @@ class LocalParty:
         self,
         items: Iterable[_Item],
         leg: Leg,
-        begin: Callable[[Sequence[_Item], Leg], Begun[_Outcome]],
+        begin: Callable[[_Item, Leg], Begun[_Outcome]],
         end: Callable[[], object] = lambda: None,
     ) -> Generator[_Outcome, None, None]:
         if self.executor.beside:
             yield from flowing(
                 items,
-                lambda item, control: begin([item], replace(leg, control=control)),
+                lambda item, control: begin(item, replace(leg, control=control)),
                 rows=_rows_of,
                 most=self.window,
                 control=leg.control,
                 end=end,
             )
             return
-        for group in self._groups(items):
-            yield from _finished(begin(group, leg))
+        rest = iter(items)
+        while True:
+            group: list[Begun[_Outcome]] = []
+            rows = 0
+            with self.executor.together():
+                for item in rest:  # taken from the stream no earlier than needed
+                    group.append(begin(item, leg))
+                    rows += _rows_of(item)
+                    if rows >= self.executor.rows:
+                        break
+            if not group:
+                return
+            for begun in group:
+                yield begun.finish()
 
-    def _groups(self, items: Iterable[_Item]) -> Iterator[list[_Item]]:
-        """Items that are integrated together, taken from the stream no earlier than they are needed."""
-        group: list[_Item] = []
-        rows = 0
-        for item in items:
-            group.append(item)
-            rows += _rows_of(item)
-            if rows >= self.executor.rows:
-                yield group
-                group, rows = [], 0
-        if group:
-            yield group
-
-    # From data to noise
-
-    def _begin_encoding(self, items: Sequence[ToEncode], leg: Leg) -> Begun[Encoded | Failed]:
+    def _begin_encoding(self, item: ToEncode, leg: Leg) -> Begun[Encoded | Failed]:
         model, sigma = self.model, self.model.sigma(leg.soften)
         check_calibration(model, leg.calibration)
-        work = Work([item.number for item in items])
-        for item in items:
-            with work.refusing(item.number):
-                work.parts.append(self._to_encode(item, leg, sigma))
-        future = self._integrate(work.parts, "encode", leg, leg.settings.encoder, sigma)
-        return Begun(future, lambda: work.outcomes(self._encoded(work, future.result(), leg, sigma)))
-
-    def _to_encode(self, item: ToEncode, leg: Leg, sigma: float) -> Part:
-        """The checked samples, in the model's units and the leg's basis, softened."""
-        model = self.model
-        check_given(model, item.samples)
-        normalised = model.normalise(item.samples)
-        check_samples(model, normalised)  # what is finite may overflow in the model's units
-        check_encoding(model, leg.settings, item.label, leg.guidance, leg.soften)
-        noise = item.noise(normalised) if sigma and item.noise is not None else None
-        # Softened before it is rotated: a picture's calibrated latent is its plain one, rotated.
-        x = model.softened(model.tensor(normalised), sigma, noise)
-        return Part(item.number, model.into_basis(x, leg.calibration), item.label, given=item.samples)
-
-    def _made(self, part: Part, leg: Leg, sigma: float, evaluations: int) -> Made:
-        """What is known of a latent that was made of a part; it can be encoded again on the calling thread."""
+        try:
+            check_given(model, item.samples)
+            normalised = model.normalise(item.samples)
+            check_samples(model, normalised)  # what is finite may overflow in the model's units
+            check_encoding(model, leg.settings, item.label, leg.soften)
+            noise = item.noise(normalised) if sigma and item.noise is not None else None
+            # Softened before it is rotated: a picture's calibrated latent is its plain one, rotated.
+            x = model.into_basis(model.softened(model.tensor(normalised), sigma, noise), leg.calibration)
+        except ITEM_ERRORS as error:
+            return _over(Failed(item.number, error))
+        trajectory = Trajectory("encode", x, leg, model.class_rows(item.label, len(x)))
+        future = self._integrate(trajectory, item.number, leg)
 
         def again(rows: list[int]) -> Tensor:
-            labels = self.model.class_rows(part.label, len(part.x))
-            chosen = None if labels is None else labels[rows]
-            settings, encoder = leg.settings.of_the_ode(), leg.settings.encoder
-            work = Trajectory(
-                "encode", part.x[rows], settings, sigma, UNGUIDED, leg.calibration, encoder, chosen
-            ).on(self.model)
-            control = leg.control or Control()
-            return to_host(integrate(work.solver, work.denoiser, on_step=lambda *_: control.check()))()
+            """Some rows of the latent, made again on the calling thread."""
+            labels = trajectory.label
+            part = replace(trajectory, x=x[rows], label=None if labels is None else labels[rows])
+            work, control = part.on(model), leg.control or Control()
+            return integrate(work.solver, work.denoiser, on_step=lambda *_: control.check()).cpu()
 
-        return Made(evaluations, to_host(part.x)(), again, self._allowances(leg, sigma), part.given)
+        def finish() -> Encoded | Failed:
+            found = future.result()
+            try:
+                allowances = self._allowances(leg, sigma)
+                made = Made(found.evaluations, x.cpu(), again, allowances, item.samples)
+                return self._encoded(item.number, found, leg, made)
+            except ITEM_ERRORS as error:
+                return Failed(item.number, error)
+
+        return Begun(future, finish)
 
     def _allowances(self, leg: Leg, sigma: float) -> Allowances | None:
         own = self.model.bundle.allowances
@@ -259,126 +187,70 @@ class LocalParty:
             return None
         return own if math.isclose(own.soften_sigma, sigma) else None
 
-    def _encoded(
-        self, work: Work, found: Integrated, leg: Leg, sigma: float | None = None
-    ) -> dict[int, Encoded]:
-        """The latents that pass the gate; the others' errors are the work's. None for sigma: of what was decoded."""
-        encoded = {}
-        for part, exact in zip(work.parts, found.split(work.parts), strict=True):
-            with work.refusing(part.number):
-                # Judged on the host: on the device a judgement would wait for what is computed there for others.
-                latent = to_host(exact)()
-                count = found.evaluations
-                how = Made(count) if sigma is None else self._made(part, leg, sigma, count)
-                statistics = pass_latent(latent, leg, how)
-                array = latent.numpy()
-                check_samples(self.model, array)
-                made = Latent.from_array(array)
-                encoded[part.number] = Encoded(part.number, made, statistics, found.seconds)
-        return encoded
+    def _encoded(self, number: int, found: Integrated, leg: Leg, made: Made) -> Encoded:
+        latent = found.x.cpu()  # on the device a judgement would wait for what is computed there for others
+        statistics = pass_latent(latent, leg, made)
+        check_samples(self.model, latent.numpy())
+        return Encoded(number, Latent.from_array(latent.numpy()), statistics, found.seconds)
 
-    # From noise to data
+    def _begin_decoding(self, item: ToDecode, leg: Leg) -> Begun[Decoded | Failed]:
+        model, number = self.model, item.number
+        check_calibration(model, leg.calibration)
+        try:
+            check_samples(model, item.latent.data)
+            check_decoding(model, leg.settings, item.label, leg.guidance)
+            host = torch.from_numpy(item.latent.data.copy())
+            pass_latent(
+                host, leg
+            )  # before it is on the device, where a judgement would wait for others' work
+            z = on_device(host, model.device)
+            if leg.settings.stochastic and item.draw is None:
+                model.plan(leg.settings).decoder(z)  # says that there is no noise
+        except ITEM_ERRORS as error:
+            return _over(Failed(number, error))
+        draw = item.draw if leg.settings.stochastic else None
+        classes = model.class_rows(item.label, len(z), leg.guidance)
+        first = self._integrate(Trajectory("decode", z, leg, classes, draw), number, leg)
+        returned = first
 
-    def _begin_decoding(self, items: Sequence[ToDecode], leg: Leg) -> Begun[Decoded | Failed]:
-        check_calibration(self.model, leg.calibration)
-        work = Work([item.number for item in items])
-        for item in items:
-            with work.refusing(item.number):
-                work.parts.append(self._to_decode(item, leg))
-        encoder = leg.settings.encoder if leg.returning else "ode"
-        first = self._integrate(work.parts, "decode", leg, encoder)
-        if not leg.round_trip:
-            return Begun(first, lambda: work.outcomes(self._decoded(work, first.result(), leg)))
-        returned = Work(work.numbers, failed=work.failed)
+        if leg.round_trip:
+            own = replace(leg, soften=0.0, settings=replace(leg.settings, encoder="ode"))
+            classes = model.class_rows(item.label, len(z))
 
-        def encode_again(found: Integrated) -> Future[Integrated]:
-            for part, x in zip(work.parts, found.split(work.parts), strict=True):
-                if bool(torch.isfinite(x).all()):  # what is not is refused when the samples are looked at
-                    returned.parts.append(replace(part, x=x, draw=None))
-            return self._integrate(returned.parts, "encode", leg, "ode")
+            def encode_again(found: Integrated) -> Future[Integrated]:
+                if not bool(torch.isfinite(found.x).all()):  # it is refused when the samples are looked at
+                    return _done(found)
+                return self._integrate(Trajectory("encode", found.x, own, classes), number, leg)
 
-        second = then(first, encode_again)
+            returned = then(first, encode_again)
 
-        def finish() -> list[Decoded | Failed]:
-            """What was decoded with its latent, where that passes the gate."""
-            again = second.result()
-            decoded = self._decoded(work, first.result(), leg)
-            found = {
-                number: replace(decoded[number], again=latent)
-                for number, latent in self._encoded(returned, again, leg).items()
-                if number in decoded
-            }
-            return work.outcomes(found)
+        def finish() -> Decoded | Failed:
+            found, again = first.result(), returned.result()
+            try:
+                normalised = model.out_of_basis(found.x, leg.calibration).cpu().numpy()
+                check_samples(model, normalised)
+                latent = (
+                    self._encoded(number, again, leg, Made(again.evaluations)) if leg.round_trip else None
+                )
+                samples = model.denormalise(normalised)
+                return Decoded(number, samples, normalised, found.seconds, latent)
+            except ITEM_ERRORS as error:
+                return Failed(number, error)
 
-        return Begun(second, finish)
+        return Begun(returned, finish)
 
-    def _to_decode(self, item: ToDecode, leg: Leg) -> Part:
-        model = self.model
-        check_samples(model, item.latent.data)
-        check_decoding(model, leg.settings, item.label, leg.guidance)
-        host = torch.from_numpy(item.latent.data.copy())
-        pass_latent(host, leg)  # before it is on the device, where a judgement would wait for others' work
-        z = on_device(host, model.device)
-        if leg.settings.stochastic and item.draw is None:
-            model.plan(leg.settings).decoder(z)  # says that there is no noise
-        return Part(item.number, z, item.label, item.draw)
-
-    def _decoded(self, work: Work, found: Integrated, leg: Leg) -> dict[int, Decoded]:
-        """The samples that are finite; the others' errors are the work's."""
-        decoded = {}
-        for part, x in zip(work.parts, found.split(work.parts), strict=True):
-            with work.refusing(part.number):
-                normalised = to_host(self.model.out_of_basis(x, leg.calibration))().numpy()
-                check_samples(self.model, normalised)
-                samples = self.model.denormalise(normalised)
-                decoded[part.number] = Decoded(part.number, samples, normalised, found.seconds)
-        return decoded
-
-    # Either way
-
-    def _integrate(
-        self,
-        parts: Sequence[Part],
-        stage: Stage,
-        leg: Leg,
-        encoder: str,
-        sigma: float = 0.0,
-    ) -> Future[Integrated]:
-        """Submit all parts as one trajectory; the future gives what becomes of their rows."""
-        if not parts:
-            return done(Integrated(torch.empty(0), 0.0))
-        encoding = stage == "encode"
-        guidance = leg.guidance if leg.guidance.encoding or not encoding else UNGUIDED
-        settings = leg.settings.of_the_ode() if encoding else leg.settings
-        classes = [self.model.class_rows(part.label, len(part.x), guidance) for part in parts]
-        labels = [each for each in classes if each is not None]
-        trajectory = Trajectory(
-            stage,
-            parts[0].x if len(parts) == 1 else torch.cat([part.x for part in parts]),
-            settings,
-            sigma,
-            guidance,
-            leg.calibration,
-            encoder,
-            np.concatenate(labels) if labels else None,
-            draw_of(parts) if settings.stochastic else None,
-            leg.flow,
-            leg.weight,
-            leg.stream_rows if encoding else 0,
-            leg.owner,
-        )
-        on_step, number = leg.on_step, parts[0].number
+    def _integrate(self, trajectory: Trajectory, number: int, leg: Leg) -> Future[Integrated]:
+        on_step, stage = leg.on_step, trajectory.stage
         tell = None if on_step is None else lambda done, of: on_step(number, stage, done, of)
         started = time.perf_counter()
-        future = submit_ranges(self.executor, trajectory, control=leg.control, on_step=tell)
 
-        def ended(x: Tensor) -> Future[Integrated]:
+        def ended(end: End) -> Future[Integrated]:
             with self._lock:  # none of the seconds that another was given, so that they add up
                 now, last = time.perf_counter(), self._ended
                 self._ended = now
-            return done(Integrated(x, (now - max(started, last)) / len(parts), future.evaluations))
+            return _done(Integrated(end.x, now - max(started, last), end.evaluations))
 
-        return then(future, ended)
+        return then(submit_ranges(self.executor, trajectory, control=leg.control, on_step=tell), ended)
 
 
 def open_party(
@@ -401,23 +273,7 @@ def open_party(
         )
     model = DomainModel(bundle, device=device, dtype=DTYPES[dtype], classifier=classifier)
     usual = PICTURES_TOGETHER if model.is_picture else POINTS_TOGETHER
-    return LocalParty(model, CallingThread(model, together or usual, threads))
-
-
-def _finished(begun: Begun[_Outcome]) -> list[_Outcome]:
-    begun.future.exception()  # waits; `finish` raises it
-    return begun.finish()
-
-
-def only(outcome: _Found | Failed) -> _Found:
-    """The outcome of an item that must not fail."""
-    if isinstance(outcome, Failed):
-        raise outcome.error
-    return outcome
-
-
-def _rows_of(item: ToEncode | ToDecode) -> int:
-    return len(item.samples if isinstance(item, ToEncode) else item.latent.data)
+    return LocalParty(model, Batcher(model, rows=together or usual, threads=threads, beside=False))
 
 
 class ServingParty(LocalParty):
@@ -430,9 +286,9 @@ class ServingParty(LocalParty):
             self.threads = recipe.get("threads") or 1
             super().__init__(DomainModel(bundle, classifier=classifier), pool)
             return
-        made = Recipe(bundle, classifier, **recipe).warm()
-        self.threads = made.threads
-        super().__init__(made.model, made.batcher)
+        batcher = Recipe(bundle, classifier, **recipe).warm()
+        self.threads = batcher.threads or 1
+        super().__init__(batcher.model, batcher)
 
     @property
     def place(self) -> str:
@@ -453,3 +309,196 @@ class ServingParty(LocalParty):
     @property
     def counters(self) -> Mapping[str, int]:
         return self.executor.counters
+
+
+def only(outcome: _Found | Failed) -> _Found:
+    """The outcome of an item that must not fail."""
+    if isinstance(outcome, Failed):
+        raise outcome.error
+    return outcome
+
+
+def _rows_of(item: ToEncode | ToDecode) -> int:
+    return len(item.samples if isinstance(item, ToEncode) else item.latent.data)
+
+
+def _done(result: _First) -> Future[_First]:
+    future: Future[_First] = Future()
+    future.set_result(result)
+    return future
+
+
+def _over(outcome: _First) -> Begun[_First]:
+    return Begun(_done(None), lambda: outcome)
+
+
+def then(first: Future[_First], following: Callable[[_First], Future[_Second]]) -> Future[_Second]:
+    """What `following` makes of the first's result; no thread waits for it. An error of either is the future's."""
+    whole: Future[_Second] = Future()
+
+    def hand_over(second: Future[_Second]) -> None:
+        if (error := second.exception()) is None:
+            whole.set_result(second.result())
+        else:
+            whole.set_exception(error)
+
+    def go_on(ended: Future[_First]) -> None:
+        try:
+            following(ended.result()).add_done_callback(hand_over)
+        except BaseException as error:  # noqa: BLE001 - only the future can carry it to its caller
+            whole.set_exception(error)
+
+    first.add_done_callback(go_on)
+    return whole
+
+
+def submit_ranges(
+    executor: Executor, trajectory: Trajectory, *, control: Control | None, on_step: OnStep | None
+) -> Future[End]:
+    """Submit a trajectory as ranges of rows that a call takes; its evaluations are the fewest of any range."""
+    predictions = trajectory.guidance.predictions if executor.beside else 1
+    most = max(1, executor.rows // predictions)
+    starts = range(0, trajectory.rows, most)
+    if len(starts) == 1:
+        return executor.submit(trajectory, control=control, on_step=on_step)
+    lock, steps, left = threading.Lock(), 0, len(starts)
+    whole: Future[End] = Future()
+
+    def count(_: int, of: int) -> None:
+        nonlocal steps
+        with lock:
+            steps += 1
+            if on_step is not None:
+                on_step(steps, len(starts) * of)
+
+    def one_done(future: Future[End]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            last = left == 0
+        with suppress(InvalidStateError):  # another range's error came first
+            try:
+                end = future.result()
+                if last:
+                    ends = [each.result() for each in futures]
+                    end = End(torch.cat([each.x for each in ends]), min(each.evaluations for each in ends))
+                    whole.set_result(end)
+            except Exception as error:  # noqa: BLE001 - of a range, or no memory for the whole: the only answer
+                whole.set_exception(error)
+
+    parts = [trajectory.part(start, min(start + most, trajectory.rows)) for start in starts]
+    futures = [executor.submit(part, control=control, on_step=count) for part in parts]
+    for future in futures:
+        future.add_done_callback(one_done)
+    return whole
+
+
+def flowing(
+    items: Iterable[_Given],
+    begin: Callable[[_Given, Control], Begun[_Outcome]],
+    *,
+    rows: Callable[[_Given], int],
+    most: int,
+    control: Control | None,
+    end: Callable[[], object] = lambda: None,
+) -> Generator[_Outcome, None, None]:
+    """The outcomes of items, in their order. A thread takes items and begins them while few enough rows are in flight.
+
+    Args:
+        items: Taken, and closed, on the feeding thread.
+        begin: Given an item and a control that ends with the reading.
+        rows: Of an item.
+        most: A further item is begun while fewer rows are in flight.
+        control: Ends the reading, also while it waits.
+        end: Called when the reading ends: it must end a wait of `items`.
+    """
+    outer = control or Control()
+    outer.check()
+    own = Control(outer.deadline)
+    feeder = _Feeder(items, lambda item: begin(item, own), rows, most, own)
+
+    def interrupt() -> None:
+        own.cancel(outer.error)
+        feeder.notify()
+
+    with outer.interrupting(interrupt):
+        feeder.thread.start()
+        try:
+            while (begun := feeder.first()) is not None:
+                yield begun.finish()
+        finally:
+            interrupt()
+            end()
+            feeder.thread.join()
+
+
+class _Feeder(Generic[_Given, _Outcome]):
+    """Takes items and begins them, on its thread, while few enough rows are in flight."""
+
+    def __init__(
+        self,
+        items: Iterable[_Given],
+        begin: Callable[[_Given], Begun[_Outcome]],
+        rows: Callable[[_Given], int],
+        most: int,
+        control: Control,
+    ) -> None:
+        self._items, self._begin, self._rows_of = items, begin, rows
+        self._most, self._control = most, control
+        self._changed = threading.Condition()
+        self._begun: deque[tuple[Begun[_Outcome], int]] = deque()
+        self._rows = 0
+        self._ended = False
+        self._error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, name="feeder", daemon=True)
+
+    def notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def first(self) -> Begun[_Outcome] | None:
+        """The oldest item under way, once it is done; None after the last."""
+        with self._changed:
+            while not (self._begun or self._ended):
+                self._control.check()
+                self._changed.wait(self._control.remaining_s())
+            if not self._begun:
+                self._control.check()
+                if self._error is not None:
+                    raise self._error
+                return None
+            begun, rows = self._begun[0]
+        begun.future.exception()  # an executor fails what is cancelled or late at its next step: it is always answered
+        with self._changed:
+            self._begun.popleft()
+            self._rows -= rows
+            self._changed.notify_all()
+        return begun
+
+    def _run(self) -> None:
+        items = iter(self._items)
+        try:
+            while self._has_room():
+                item = next(items)
+                begun = self._begin(item), self._rows_of(item)
+                with self._changed:
+                    self._begun.append(begun)
+                    self._rows += begun[1]
+                    self._changed.notify_all()
+        except StopIteration:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised again for the reader
+            self._error = error
+        try:
+            if isinstance(items, Generator):
+                items.close()
+        except BaseException as error:  # noqa: BLE001 - as above
+            self._error = self._error or error
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._rows < self._most or self._control.cancelled)
+            return not self._control.cancelled

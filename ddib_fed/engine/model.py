@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 
@@ -14,22 +13,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddib_fed.diffusion import bridge
-from ddib_fed.diffusion.bridge import Rotated, rotated
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, on_device
 from ddib_fed.diffusion.grids import Frame
-from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided, Clipped
+from ddib_fed.diffusion.guidance import (
+    Classifier,
+    ClassifierFree,
+    ClassifierGuided,
+    Clipped,
+    Rotated,
+    rotated,
+)
 from ddib_fed.diffusion.plans import SOLVERS, Plan, SolverSettings, plan
 from ddib_fed.diffusion.solvers import Recurrence, recurrence_of
+from ddib_fed.engine.party import Array, Labels
 from ddib_fed.errors import BundleInvalid, NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.bundle import Bundle
-from ddib_fed.models.manifest import Manifest, check_guide
+from ddib_fed.models.manifest import check_guide
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.networks.spectrum import SharedWithLinear, SpectralFrame, spectrum_of
 
-Array = NDArray[np.float32]
-Labels = int | Sequence[int] | None
-"""One class for all samples, one for each, or none."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Denoisers that are kept, by guidance and basis: queries that share the object are merged into one network call.
 MAX_WRAPPED = 16
@@ -55,28 +58,21 @@ class DomainModel:
                 hint="name the folder of the model that it classifies for; ddib model show says what one is",
             )
         if classifier is not None:
-            _check_classifier(bundle, classifier)
-        self.bundle = bundle
-        self.classifier = classifier
-        self.device = torch.device(device)
-        self.dtype = dtype
+            if classifier.manifest.role != "classifier":
+                raise SettingsInvalid(
+                    f"{classifier.manifest.name} is no classifier of noisy pictures",
+                    hint="ddib model show tells what it is",
+                )
+            check_guide(bundle.manifest, classifier.manifest)
+        self.bundle, self.manifest, self.classifier = bundle, bundle.manifest, classifier
+        self.sample_shape = tuple(bundle.manifest.sample_shape)
+        self.is_picture = bundle.manifest.sample_kind == "picture"
+        self.device, self.dtype = torch.device(device), dtype
         self._compiling = compiling
-        self._wrapped: dict[tuple[Guidance, ChannelMap | None, str], Denoiser] = {}
+        self._lock = threading.Lock()
+        self._denoiser = lru_cache(MAX_WRAPPED)(self._wrapped)
         self._plan = lru_cache(MAX_PLANS)(self._make_plan)
         self._recurrence = lru_cache(MAX_PLANS)(self._make_recurrence)
-        self._lock = threading.Lock()
-
-    @property
-    def manifest(self) -> Manifest:
-        return self.bundle.manifest
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        return tuple(self.manifest.sample_shape)
-
-    @property
-    def is_picture(self) -> bool:
-        return self.manifest.sample_kind == "picture"
 
     @cached_property
     def plain(self) -> Denoiser:
@@ -88,35 +84,43 @@ class DomainModel:
         calibration: ChannelMap | None = None,
         encoder: str = "ode",
     ) -> Denoiser:
-        """The network with what clips it and what guides it around it, in the public code's order, and in its basis."""
-        key = guidance, calibration, encoder
+        """The network with what clips it and what guides it around it, in the public code's order, and in its basis.
+
+        The same object for the same arguments: queries that share it are merged into one network call.
+        """
         with self._lock:
-            found = self._wrapped.get(key)
-            if found is None:
-                found = self._guided(guidance)
-                if encoder != "ode":
-                    self.check_encoder(encoder, guidance)
-                    found = SharedWithLinear(found)
-                found = self.bundle.over_samples(found)
-                if calibration is not None:
-                    found = Rotated(found, self._rotation(calibration))
-                if len(self._wrapped) >= MAX_WRAPPED:
-                    del self._wrapped[next(iter(self._wrapped))]
-                self._wrapped[key] = found
-            return found
+            return self._denoiser(guidance, calibration, encoder)
+
+    def _wrapped(self, guidance: Guidance, calibration: ChannelMap | None, encoder: str) -> Denoiser:
+        found: Denoiser = Clipped(self.plain) if guidance.clip else self.plain
+        null_class = self.manifest.null_class
+        if guidance.scale is not None and null_class is not None:
+            found = ClassifierFree(found, guidance.scale, null_class)
+        elif guidance.classifier_scale is not None:
+            found = ClassifierGuided(found, self._classifier, guidance.classifier_scale)
+        if encoder != "ode":
+            self.check_encoder(encoder, guidance)
+            found = SharedWithLinear(found)
+        found = self.bundle.over_samples(found)
+        return found if calibration is None else Rotated(found, self._rotation(calibration))
+
+    @cached_property
+    def _classifier(self) -> Classifier:
+        assert self.classifier is not None  # `check_guidance` was asked before
+        return self.classifier.classifier(self.dtype, self.device)
 
     def plan(self, settings: SolverSettings, soften_sigma: float = 0.0) -> Plan:
         return self._plan(settings, soften_sigma)
+
+    def _make_plan(self, settings: SolverSettings, soften_sigma: float) -> Plan:
+        bundle = self.bundle
+        return plan(settings, bundle.schedule, soften_sigma=soften_sigma, learned=bundle.learned)
 
     def recurrence(
         self, settings: SolverSettings, soften_sigma: float, *, encoding: bool
     ) -> Recurrence | None:
         """The recurrence that the solver of a leg follows; None where it follows none."""
         return None if settings.stochastic else self._recurrence(settings, soften_sigma, encoding)
-
-    def _make_plan(self, settings: SolverSettings, soften_sigma: float) -> Plan:
-        bundle = self.bundle
-        return plan(settings, bundle.schedule, soften_sigma=soften_sigma, learned=bundle.learned)
 
     def _make_recurrence(
         self, settings: SolverSettings, soften_sigma: float, encoding: bool
@@ -158,37 +162,23 @@ class DomainModel:
     def out_of_basis(self, x: Tensor, calibration: ChannelMap | None) -> Tensor:
         return x if calibration is None else rotated(x, self._rotation(calibration).T.to(x.dtype))
 
-    def check_encoder(self, encoder: str, guidance: Guidance = UNGUIDED) -> None:
-        """Return when the model can encode so; guidance is that of encoding."""
-        if encoder == "ode":
-            return
-        if guidance.steers:
-            raise SettingsInvalid(
-                f"the encoder {encoder} cannot be guided",
-                hint="--guide decode, or leave --encoder out",
-                facts={"field": "encoder"},
-            )
-        if spectrum_of(self.plain.network) is None:
-            raise SettingsInvalid(
-                f"{self.manifest.name} has no mean and spectrum of its pictures, which the encoder {encoder} needs",
-                hint="leave --encoder out; ddib model train makes picture models with a spectrum",
-                facts={"field": "encoder"},
-            )
+    def _rotation(self, calibration: ChannelMap) -> Tensor:
+        return torch.from_numpy(calibration.matrix).to(self.device, torch.float32)
+
+    # Classes
 
     def classes(self, guidance: Guidance = UNGUIDED) -> int:
         """How many classes can be asked for: the model's, or those of the classifier that guides it; 0 for none."""
-        if guidance.classifier_scale is not None and self.classifier is not None:
-            return self.classifier.manifest.num_classes or 0
-        return self.manifest.num_classes or 0
+        guided = guidance.classifier_scale is not None and self.classifier is not None
+        manifest = self.classifier.manifest if guided and self.classifier is not None else self.manifest
+        return manifest.num_classes or 0
 
     def class_rows(self, label: Labels, rows: int, guidance: Guidance = UNGUIDED) -> NDArray[np.int64] | None:
         """The class index that the network gets for each of `rows` samples, (rows,) int64; None without a class."""
         if self.manifest.num_classes is None and guidance.classifier_scale is None:
             return None
         index = self.manifest.null_class if label is None else label
-        if index is None:
-            return None
-        return np.broadcast_to(np.asarray(index, dtype=np.int64), (rows,)).copy()
+        return None if index is None else np.broadcast_to(np.asarray(index, dtype=np.int64), (rows,)).copy()
 
     def condition(self, label: Labels, rows: int, guidance: Guidance = UNGUIDED) -> Condition:
         return self.condition_of(self.class_rows(label, rows, guidance))
@@ -196,35 +186,25 @@ class DomainModel:
     def condition_of(self, classes: NDArray[np.int64] | None) -> Condition:
         return None if classes is None else {"y": on_device(torch.from_numpy(classes), self.device)}
 
-    @cached_property
-    def _classifier(self) -> Classifier:
-        assert self.classifier is not None  # `check_guidance` was asked before
-        return self.classifier.classifier(self.dtype, self.device)
-
-    def _rotation(self, calibration: ChannelMap) -> Tensor:
-        return torch.from_numpy(calibration.matrix).to(self.device, torch.float32)
-
-    def _guided(self, guidance: Guidance) -> Denoiser:
-        inner: Denoiser = Clipped(self.plain) if guidance.clip else self.plain
-        null_class = self.manifest.null_class
-        if guidance.scale is not None and null_class is not None:
-            return ClassifierFree(inner, guidance.scale, null_class)
-        if guidance.classifier_scale is not None:
-            return ClassifierGuided(inner, self._classifier, guidance.classifier_scale)
-        return inner
+    def check_encoder(self, encoder: str, guidance: Guidance = UNGUIDED) -> None:
+        """Return when the model can encode so, or decode what comes back to such an encoder."""
+        if encoder == "ode":
+            return
+        facts = {"field": "encoder"}
+        if guidance.steers:
+            raise SettingsInvalid(
+                f"the encoder {encoder} cannot be guided", hint="leave --encoder out", facts=facts
+            )
+        if spectrum_of(self.plain.network) is None:
+            raise SettingsInvalid(
+                f"{self.manifest.name} has no mean and spectrum of its pictures, which the encoder {encoder} needs",
+                hint="leave --encoder out; ddib model train makes picture models with a spectrum",
+                facts=facts,
+            )
 
 
 def pixels(model: DomainModel) -> int:
     return math.prod(model.sample_shape[1:])
-
-
-def _check_classifier(bundle: Bundle, classifier: Bundle) -> None:
-    if classifier.manifest.role != "classifier":
-        raise SettingsInvalid(
-            f"{classifier.manifest.name} is no classifier of noisy pictures",
-            hint="ddib model show tells what it is",
-        )
-    check_guide(bundle.manifest, classifier.manifest)
 
 
 # What a model can be asked for
@@ -342,37 +322,26 @@ def check_decoding(
     check_steps(model.bundle, replace(settings, encoder="ode"), guidance)
     check_guidance(model, guidance)
     check_label(model, label, guidance)
-    _check_ancestral(model, settings, guidance)
-
-
-def check_encoding(
-    model: DomainModel,
-    settings: SolverSettings,
-    label: Labels,
-    guidance: Guidance = UNGUIDED,
-    soften: float | None = None,
-) -> None:
-    """Return when a leg from data to noise can be computed so."""
-    model.plan(settings.of_the_ode(), model.sigma(soften))
-    guidance = guidance if guidance.encoding else UNGUIDED
-    check_steps(model.bundle, settings, guidance)
-    model.check_encoder(settings.encoder, guidance)
-    check_guidance(model, guidance)
-    # A model without classes may be given the class that its classifier needs to decode.
-    if model.manifest.num_classes is not None or guidance.steers or model.classifier is None:
-        check_label(model, label, guidance)
-
-
-def _check_ancestral(model: DomainModel, settings: SolverSettings, guidance: Guidance) -> None:
-    """The public code's DDPM takes another step for learned variances and for classifier guidance."""
+    # The public code's DDPM takes another step for learned variances and for classifier guidance.
     why = "is guided by a classifier" if guidance.classifier_scale is not None else ""
-    if model.manifest.learns_variance:
-        why = "learned its variance"
+    why = "learned its variance" if model.manifest.learns_variance else why
     if settings.ancestral and why:
         raise SettingsInvalid(
             f"{model.manifest.name} {why}, which the step of DDPM here leaves out",
             hint="use --eta 1 instead of --ddpm",
         )
+
+
+def check_encoding(
+    model: DomainModel, settings: SolverSettings, label: Labels, soften: float | None = None
+) -> None:
+    """Return when a leg from data to noise can be computed so."""
+    model.plan(settings.of_the_ode(), model.sigma(soften))
+    check_steps(model.bundle, settings, UNGUIDED)
+    model.check_encoder(settings.encoder)
+    # A model without classes may be given the class that its classifier needs to decode.
+    if model.manifest.num_classes is not None or model.classifier is None:
+        check_label(model, label)
 
 
 def check_steps(bundle: Bundle, settings: SolverSettings, guidance: Guidance) -> None:

@@ -1,16 +1,10 @@
 """The `Party` protocol: one domain's model, here or at another institution, encodes samples and decodes latents.
 
-What is asked of a leg is a `Leg`; what goes in are `ToEncode` and `ToDecode`; what comes out are `Encoded` and
-`Decoded`, or `Failed` for an item that was refused, while the others go on. An *item* is one set of points or one
-picture, and has a number of the caller's.
-
-`encode_each` and `decode_each` are streams: they take items from an iterable as they need them and give each outcome
-when it is there, in the order of the items. A local party computes several items together; a remote one has item n+1
-encoded while n is on the wire. Errors of one item (its samples, its latent, what came out) are `Failed`; everything
-else (settings, a cancelled job, a peer that is gone) is raised and ends the stream.
-
-A leg of decoding with `round_trip` also gives the latent of what was decoded, encoded again by the same party: it is
-never softened, and passes the same gate. The other party decodes it to close the cycle.
+A `Leg` is what is asked for all items of a stream; an *item* is one set of points or one picture, with a number of the
+caller's. `encode_each` and `decode_each` are streams: they take items from an iterable as they need them and give each
+outcome in the order of the items. A local party computes several together; a remote one has item n+1 encoded while n is
+on the wire. An error of one item (its samples, its latent, what came out) is a `Failed`; everything else (settings, a
+cancelled job, a peer that is gone) is raised and ends the stream.
 """
 
 from __future__ import annotations
@@ -31,8 +25,6 @@ from ddib_fed.errors import Cancelled, DdibError, DeadlineExceeded, SettingsInva
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.models.units import ChannelMap
-
-_Outcome = TypeVar("_Outcome", "Encoded", "Decoded")
 
 
 class Control:
@@ -107,8 +99,7 @@ RowDraw = Callable[[int, slice], Array]
 """From a step's number and some rows of an item to their standard normal noise, for decoding that draws some."""
 Stage = Literal["encode", "decode"]
 OnStep = Callable[[int, Stage, int, int], None]
-"""Called after each network evaluation with (item, stage, evaluations done, evaluations); must be quick. Of items that
-are one trajectory it is called once, with the first one's number."""
+"""Called after each network evaluation with (item, stage, evaluations done, evaluations); must be quick."""
 DEFAULT_SETTINGS = SolverSettings()
 
 
@@ -119,18 +110,18 @@ class Leg:
     Attributes:
         settings: Solver and grid, the same both ways. Encoding leaves out what draws noise. Their encoder is of samples
             that are encoded, and of latents that come back; all else is integrated by the network alone.
-        guidance: Of decoding, and of encoding where it says so.
+        guidance: Of decoding.
         soften: Noise level to which items are diffused before they are encoded; None for the model's own.
-        round_trip: Whether what was decoded is encoded again.
+        round_trip: Whether what was decoded is encoded again, by the same party, and never softened.
         control: Cancelling and deadline; None for neither.
         on_step: Progress.
         calibration: A rotation of the channels. The party's model works in the rotated basis: latents leave it, and
             come to it, in that basis; samples are in the units of the data as ever. None for the model's own basis.
         returning: Whether latents to decode are of samples that the other party encoded again: a cycle's way back.
-        flow: What the work belongs to, for fairness in an engine that several share: a job, or a peer's request. Empty:
-            each item is a flow of its own.
-        owner: Whose flow it is: a peer, or a client. An owner has one share, however many flows. Empty: the flow has a
-            share of its own.
+        flow: The job or request that the work belongs to, for fairness in a shared engine. Empty: each item is a flow
+            of its own.
+        owner: The peer or client that the flow belongs to. An owner has one share, however many flows. Empty: the flow
+            has a share of its own.
         weight: Of the owner, above 0: one of weight 2 gets twice the time of one of weight 1.
         stream_rows: Rows of the whole stream, about, where the other party decodes its first latents while later ones
             are encoded: a short stream is then encoded in smaller calls. 0 where it does not.
@@ -202,13 +193,9 @@ class ToDecode:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """A latent that passed the gate.
+    """A latent (N, *sample_shape) that passed the gate, with what the gate measured.
 
-    Attributes:
-        number: Of its item.
-        latent: (N, *sample_shape).
-        statistics: What the gate measured.
-        seconds: Of the integration; what is integrated at the same time shares the time, so that items add up.
+    `seconds` are of the integration; what is integrated at the same time shares the time, so that items add up.
     """
 
     number: int
@@ -240,12 +227,7 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Failed:
-    """An item that was refused.
-
-    Attributes:
-        number: Of the item.
-        error: Why.
-    """
+    """An item that was refused, and why."""
 
     number: int
     error: DdibError
@@ -254,36 +236,8 @@ class Failed:
         self.error.kept()
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What a party is.
-
-    Attributes:
-        institution: Whose node it is; empty in this process.
-        name: Of its model; empty where a peer does not say.
-        domain: Of its model.
-        sample_kind: "picture" or "points".
-        sample_shape: Of one sample.
-        model_sha256: Digest of its bundle, hex.
-        soften_sigma: Noise level to which it diffuses data before encoding.
-        classes: How many it knows; 0 for none.
-    """
-
-    institution: str
-    name: str
-    domain: str
-    sample_kind: str
-    sample_shape: tuple[int, ...]
-    model_sha256: str
-    soften_sigma: float
-    classes: int
-
-
 class Party(Protocol):
     """One domain's model, wherever it is."""
-
-    def describe(self) -> Description:
-        """What it is."""
 
     def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:
         """The latent of each item, in their order.
@@ -298,33 +252,39 @@ class Party(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Item:
-    """One picture or one set of points to translate."""
+class ToTranslate:
+    """One picture or one set of points, with its classes on both sides, its softening and the noise of each leg."""
 
     number: int
     samples: Array
     source_class: Labels = None
     target_class: Labels = None
     noise: Noise | None = None
-    there: RowDraw | None = None
-    back: RowDraw | None = None
+    forward: RowDraw | None = None
+    backward: RowDraw | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Translated:
-    """An item, translated."""
+class TranslatedItem:
+    """What each leg made of an item; `back` of a cycle."""
 
-    item: Item
+    item: ToTranslate
     encoded: Encoded
     decoded: Decoded
     back: Decoded | None = None
 
 
+_Outcome = TypeVar("_Outcome", Encoded, Decoded)
+
+
 def translate(
-    source: Party, target: Party, items: Iterable[Item], leg: Leg
-) -> Generator[Translated | Failed, None, None]:
-    """The translation of each item, or why there is none, as they are there; close it to end the work early."""
-    known: dict[int, Item] = {}
+    source: Party, target: Party, items: Iterable[ToTranslate], leg: Leg
+) -> Generator[TranslatedItem | Failed, None, None]:
+    """The translation of each item, or why there is none, as they are there; close it to end the work early.
+
+    For a cycle (`round_trip`) the target encodes what it decoded, and the source decodes that latent.
+    """
+    known: dict[int, ToTranslate] = {}
     encoded: dict[int, Encoded] = {}
     decoded: dict[int, Decoded] = {}
     failed: list[Failed] = []
@@ -338,36 +298,35 @@ def translate(
             else:
                 yield outcome
 
-    def given() -> Iterator[ToEncode]:
+    def samples() -> Iterator[ToEncode]:
         for item in items:
             known[item.number] = item
             yield ToEncode(item.number, item.samples, item.source_class, item.noise)
 
     def latents() -> Iterator[ToDecode]:
-        for outcome in passed(source.encode_each(given(), leg)):
+        for outcome in passed(source.encode_each(samples(), leg)):
             encoded[outcome.number] = outcome
             item = known[outcome.number]
-            yield ToDecode(item.number, outcome.latent, item.target_class, item.there, outcome.statistics)
+            yield ToDecode(item.number, outcome.latent, item.target_class, item.forward, outcome.statistics)
 
-    def there() -> Iterator[Decoded]:
+    def returning() -> Iterator[ToDecode]:
+        for outcome in forward():
+            assert outcome.again is not None  # the leg asks for it
+            item = known[outcome.number]
+            yield ToDecode(item.number, outcome.again.latent, item.source_class, item.backward)
+
+    def forward() -> Iterator[Decoded]:
         for outcome in passed(target.decode_each(latents(), replace(leg, calibration=None))):
             decoded[outcome.number] = outcome
             yield outcome
 
-    def returning() -> Iterator[ToDecode]:
-        for outcome in there():
-            assert outcome.again is not None  # the leg asks for it
-            item = known[outcome.number]
-            yield ToDecode(item.number, outcome.again.latent, item.source_class, item.back)
-
-    ends = there()
+    ends = forward()
     if leg.round_trip:
-        back = replace(leg, round_trip=False, returning=True)
-        ends = passed(source.decode_each(returning(), back))
+        ends = passed(source.decode_each(returning(), replace(leg, round_trip=False, returning=True)))
     for end in ends:
-        item = known.pop(end.number)
-        made = encoded.pop(end.number), decoded.pop(end.number)
-        yield Translated(item, *made, end if leg.round_trip else None)
+        number = end.number
+        back = end if leg.round_trip else None
+        yield TranslatedItem(known.pop(number), encoded.pop(number), decoded.pop(number), back)
         while failed:
             yield failed.pop(0)
     yield from failed

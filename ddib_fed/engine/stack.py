@@ -2,8 +2,8 @@
 
 A `Trajectory` is one leg of some rows, as a piece of work that any holder of the same bundle can do. In a `Stack`, rows
 keep their own level, class and weights. While the same trajectories are stepped again, their state stays in one piece;
-whoever joins or leaves costs one copy. A trajectory whose solver follows no recurrence has its rows written into the
-state by its generator.
+one that joins takes the rows of one that ended, or costs one copy. Trajectories whose solvers follow no recurrence are
+`Driven`: each generator is sent the velocities of its rows.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,26 +22,23 @@ from torch import Tensor
 from ddib_fed.diffusion.bridge import OnStep
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, LevelTable, Places, Query, on_device
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.diffusion.schedule import Level
-from ddib_fed.diffusion.solvers import Recurrence, Solver, Table, table_of
+from ddib_fed.diffusion.solvers import Recurrence, Solver, table_of
 from ddib_fed.engine.model import DomainModel
-from ddib_fed.engine.party import Control, RowDraw, Stage
+from ddib_fed.engine.party import Control, Leg, RowDraw, Stage
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.models.units import ChannelMap
 
 
-class Ending(Future[Tensor]):
-    """Where a trajectory ends, with how it came there."""
+class End(NamedTuple):
+    """Where a trajectory ends, (N, *sample_shape), and after how many network evaluations."""
 
-    evaluations: int = 0
-
-    def end(self, x: Tensor, evaluations: int) -> None:
-        self.evaluations = evaluations
-        self.set_result(x)
+    x: Tensor
+    evaluations: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Integration:
+    """A trajectory on one model."""
+
     x: Tensor
     solver: Solver
     denoiser: Denoiser
@@ -49,103 +47,99 @@ class Integration:
     recurrence: Recurrence | None = None
 
 
+PLAIN_LEG = Leg()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Trajectory:
-    """One leg of some rows, whole and checked; it can be pickled where `draw` is None."""
+    """One leg of some rows x (N, *sample_shape), whole and checked; `portable` where it is for another process."""
 
     stage: Stage
     x: Tensor
-    settings: SolverSettings
-    sigma: float = 0.0
-    guidance: Guidance = UNGUIDED
-    calibration: ChannelMap | None = None
-    encoder: str = "ode"
+    leg: Leg = PLAIN_LEG
     label: NDArray[np.int64] | None = None
     draw: RowDraw | None = None
-    flow: str = ""
-    weight: float = 1.0
-    stream_rows: int = 0
-    owner: str = ""
 
     @property
     def rows(self) -> int:
         return len(self.x)
 
     @property
-    def doubled(self) -> int:
-        return self.guidance.predictions
+    def settings(self) -> SolverSettings:
+        return self.leg.settings.of_the_ode() if self.stage == "encode" else self.leg.settings
+
+    @property
+    def guidance(self) -> Guidance:
+        return UNGUIDED if self.stage == "encode" else self.leg.guidance
+
+    @property
+    def encoder(self) -> str:
+        return self.leg.settings.encoder if self.stage == "encode" or self.leg.returning else "ode"
 
     @property
     def kind(self) -> Hashable:
-        return self.guidance, self.calibration, self.encoder, self.label is None
+        """Equal for those that one network call can serve."""
+        return self.guidance, self.leg.calibration, self.encoder, self.label is None
 
     def part(self, start: int, stop: int) -> Trajectory:
         """Its rows from `start` to before `stop`, as a trajectory of their own."""
+        label = None if self.label is None else self.label[start:stop]
         draw = self.draw
-        return replace(
-            self,
-            x=self.x[start:stop],
-            label=None if self.label is None else self.label[start:stop],
-            draw=None
-            if draw is None
-            else lambda step, rows: draw(step, slice(start + rows.start, start + rows.stop)),
-        )
+        if draw is not None:
+            whole = draw
+            draw = lambda step, rows: whole(step, slice(start + rows.start, start + rows.stop))  # noqa: E731
+        return replace(self, x=self.x[start:stop], label=label, draw=draw)
+
+    def portable(self) -> Trajectory:
+        return replace(self, x=self.x.clone(), leg=replace(self.leg, control=None, on_step=None))
 
     def on(self, model: DomainModel) -> Integration:
-        encoding = self.stage == "encode"
-        settings = self.settings.of_the_ode() if encoding else self.settings
-        laid = model.plan(settings, self.sigma)
-        x = on_device(self.x, model.device)
-        cond = model.condition_of(self.label)
-        frame = None if laid.learned is None else model.frame(self.calibration)
+        encoding, settings, draw = self.stage == "encode", self.settings, self.draw
+        sigma = model.sigma(self.leg.soften) if encoding else 0.0
+        laid, x, cond = (
+            model.plan(settings, sigma),
+            on_device(self.x, model.device),
+            model.condition_of(self.label),
+        )
+        frame = None if laid.learned is None else model.frame(self.leg.calibration)
         if encoding:
             solver = laid.encoder(x, cond, frame=frame)
         else:
-            draw = self.draw
-            solver = laid.decoder(
-                x,
-                cond,
-                None if draw is None else lambda step: model.tensor(draw(step, slice(0, self.rows))),
-                frame=frame,
-            )
-        return Integration(
-            x,
-            solver,
-            model.denoiser(self.guidance, self.calibration, self.encoder),
-            laid.evaluations,
-            cond,
-            model.recurrence(settings, self.sigma, encoding=encoding),
-        )
+            drawn = None if draw is None else lambda step: model.tensor(draw(step, slice(0, self.rows)))
+            solver = laid.decoder(x, cond, drawn, frame=frame)
+        denoiser = model.denoiser(self.guidance, self.leg.calibration, self.encoder)
+        recurrence = model.recurrence(settings, sigma, encoding=encoding)
+        return Integration(x, solver, denoiser, laid.evaluations, cond, recurrence)
 
 
 @dataclass(slots=True, eq=False)
-class Running:
-    """A trajectory that is being integrated, and its caller's future."""
+class Member:
+    """A trajectory that was submitted, and its caller's future."""
 
     trajectory: Trajectory
     control: Control
-    on_step: OnStep | None
+    on_step: OnStep | None = None
     number: int = 0
-    future: Ending = field(default_factory=Ending)
-    step: int = 0
-    work: Integration | None = None
-    _query: Query | None = None
-    stack: Stack | None = None
-    start: int = 0
-    evaluations: int = 0
-    recurrence: Recurrence | None = None
+    future: Future[End] = field(default_factory=Future)
     kind: Hashable = None
     rows: int = 0
     cost_rows: int = 0
     flow: str = ""
     owner: str = ""
+    step: int = 0
+    work: Integration | None = None
+    stack: Stack | None = None
+    start: int = 0
+    query: Query | None = None
+    result: Tensor | Exception | None = None
     watch: AbstractContextManager[None] = field(default_factory=nullcontext)
 
     def __post_init__(self) -> None:
-        self.kind, self.rows = self.trajectory.kind, self.trajectory.rows
-        self.cost_rows = self.rows * self.trajectory.doubled
-        self.flow = self.trajectory.flow or f"#{self.number}"
-        self.owner = self.trajectory.owner or self.flow
+        trajectory = self.trajectory
+        self.kind, self.rows = trajectory.kind, trajectory.rows
+        self.cost_rows = self.rows * trajectory.guidance.predictions
+        self.flow = trajectory.leg.flow or f"#{self.number}"
+        self.owner = trajectory.leg.owner or self.flow
 
     @property
     def begun(self) -> Integration:
@@ -153,33 +147,30 @@ class Running:
         return self.work
 
     @property
-    def place(self) -> tuple[Level, Level | None]:
-        """The level at which the network is asked next, and the one that is asked to."""
-        if self._query is not None:
-            return self._query.level, self._query.to
-        assert self.recurrence is not None
-        return self.recurrence.levels[self.step], self.recurrence.to[self.step]
+    def recurrence(self) -> Recurrence:
+        assert self.begun.recurrence is not None
+        return self.begun.recurrence
+
+    @property
+    def stream_rows(self) -> int:
+        return self.trajectory.leg.stream_rows if self.trajectory.stage == "encode" else 0
 
     def begin(self, work: Integration) -> None:
-        self.work, self.evaluations, self.recurrence = work, work.evaluations, work.recurrence
+        self.work = work
         if work.recurrence is None:
-            self._query = next(work.solver)
+            self.query = next(work.solver)
+        self.kind = self.kind, work.recurrence is None
 
     def state(self) -> Tensor:
-        """Where it is, (rows, *sample_shape)."""
-        if self.stack is not None:
-            return self.stack.rows_of(self.stack.x, self)
-        return self.begun.x if self._query is None else self._query.x
+        return self.begun.x if self.stack is None else self.stack.rows_of(self.stack.x, self)
 
-    def velocity(self, age: int) -> Tensor | None:
-        """The velocity of an age, 0 for the newest; None where it was not kept."""
-        if self.stack is None or age >= len(self.stack.velocities):
-            return None
-        return self.stack.rows_of(self.stack.velocities[age], self)
-
-    def drive(self, v: Tensor) -> Tensor:
-        self._query = self.begun.solver.send(v)
-        return self._query.x
+    def end(self) -> Tensor:
+        """Where it is after its last step; the error, if its generator raised one."""
+        if isinstance(self.result, Exception):
+            raise self.result
+        return (
+            self.state().clone() if self.result is None else self.result
+        )  # a view would hold the rows of all
 
     def close(self) -> None:
         self.watch.__exit__(None, None, None)
@@ -189,32 +180,23 @@ class Running:
 
 
 class Stack:
-    def __init__(self, chosen: Sequence[Running]) -> None:
+    """Members whose solvers are recurrences."""
+
+    def __init__(self, chosen: Sequence[Member]) -> None:
         self.chosen = chosen
         self.members = list(chosen)
-        states = [member.state() for member in chosen]
-        # A copy in any case: a trajectory's start is its caller's, and a slice would hold the rows of all.
-        self.x = torch.cat(states) if len(states) > 1 else states[0].clone()
-        recurrences = {m.recurrence for m in chosen if m.recurrence is not None}
-        self._window = max((each.window for each in recurrences), default=0)
-        self.driven = tuple(member for member in chosen if member.recurrence is None)
+        self.x = torch.cat(
+            [member.state() for member in chosen]
+        )  # a copy in any case: a start is its caller's
         first = chosen[0]
-        self._uniform = not self.driven and all(
-            m.recurrence is first.recurrence and m.step == first.step for m in chosen
-        )
-        self.velocities = _merged_velocities(chosen, self._window - 1)
+        self._uniform = all(m.recurrence is first.recurrence and m.step == first.step for m in chosen)
+        recurrences = {member.recurrence for member in chosen}
+        self._table = table_of(tuple(sorted(recurrences, key=id)), self.x.device)
+        self._numbers = self._table.numbers.reshape(*self._table.numbers.shape, *(1,) * (self.x.ndim - 1))
+        self.velocities = self._merged_velocities(len(self._numbers) - 2)
         self._cond = merge_conditions([member.begun.cond for member in chosen])
-        self._rows: Tensor | None = None
+        self._steps, self._rows = torch.empty(0), torch.empty(0)
         self._places: Places | None = None
-        self.table: Table | None = None
-        self.steps = self._numbers = torch.empty(0)
-        if not self._uniform and not self.driven:
-            self.table = table_of(tuple(sorted(recurrences, key=id)), self.x.device)
-            self._numbers = self._of_rows(self.table.numbers)
-            places = [self.table.starts[m.recurrence] + m.step for m in chosen if m.recurrence is not None]
-            self.steps = self._for_each_row(places)
-            if getattr(first.begun.denoiser.network, "remembers_tables", False):
-                self._places = Places.by_row(self.x, self.table.levels, self.steps)
         self._starts: list[int] = []
         """First row of each member here; a member that goes on elsewhere has another one there."""
         start = 0
@@ -222,124 +204,137 @@ class Stack:
             member.stack, member.start = self, start
             self._starts.append(start)
             start += member.rows
+        if not self._uniform:
+            # What a network remembers of one level serves every batch that is asked there; here each row has its own.
+            places = [self._table.starts[m.recurrence] + m.step for m in chosen]
+            self._steps = _for_each_row(chosen, places, self.x.device)
+            if getattr(first.begun.denoiser.network, "remembers_tables", False):
+                self._places = Places.by_row(self.x, self._table.levels, self._steps)
+            else:
+                self._rows = _for_each_row(chosen, range(len(chosen)), self.x.device)
 
-    def holds(self, chosen: Sequence[Running]) -> bool:
-        """Whether these are stepped here: who was before, and who takes the rows of one that has ended."""
+    def _merged_velocities(self, ages: int) -> list[Tensor]:
+        """The last velocities of all members, newest first, as many as the next step needs; 0 where there is none."""
+        merged = []
+        for age in range(ages):
+            kept = [
+                m.stack.rows_of(m.stack.velocities[age], m)
+                if m.stack is not None and age < len(m.stack.velocities)
+                else None
+                for m in self.members
+            ]
+            if all(v is None for v in kept):
+                break
+            pairs = zip(kept, self.members, strict=True)
+            merged.append(torch.cat([torch.zeros_like(m.state()) if v is None else v for v, m in pairs]))
+        return merged
+
+    def holds(self, chosen: Sequence[Member]) -> bool:
+        """Whether these are stepped here: the members, and some that take the rows of others that have ended."""
         if chosen is self.chosen:
             return True
-        come = [member for member in chosen if member.stack is not self]
+        joining = [member for member in chosen if member.stack is not self]
         left = [number for number, member in enumerate(self.members) if member.stack is not self]
-        if len(chosen) - len(come) != len(self.members) - len(left) or len(come) != len(left):
+        if len(joining) != len(left) or len(chosen) != len(self.members) or (joining and self._uniform):
             return False
-        pairs = list(zip(left, come, strict=True))
+        pairs = list(zip(left, joining, strict=True))
         if not all(self._fits(member, self.members[number]) for number, member in pairs):
             return False
         for number, member in pairs:
-            self._replace(number, member)
+            member.start, member.stack = self._starts[number], self
+            self.members[number] = member
+            rows = slice(member.start, member.start + member.rows)
+            self.x[rows].copy_(member.begun.x)
+            for velocity in self.velocities:
+                velocity[rows].zero_()
+            self._steps[rows].fill_(self._table.starts[member.recurrence] + member.step)
+            for key, value in (member.begun.cond or {}).items():
+                assert self._cond is not None
+                self._cond[key][rows].copy_(value)
         self.chosen = chosen
         return True
 
-    def _fits(self, member: Running, ended: Running) -> bool:
-        """Whether a member that was in no stack can have the rows of one that has ended."""
-        return (
-            member.stack is None
-            and ended.stack is None
-            and member.rows == ended.rows
-            and self.table is not None
-            and member.recurrence in self.table.starts
-        )
+    def _fits(self, member: Member, ended: Member) -> bool:
+        fresh = member.stack is None and ended.stack is None
+        return fresh and member.rows == ended.rows and member.recurrence in self._table.starts
 
-    def _replace(self, number: int, member: Running) -> None:
-        assert self.table is not None
-        assert member.recurrence is not None
-        member.start, member.stack = self._starts[number], self
-        self.members[number] = member
-        rows = slice(member.start, member.start + member.rows)
-        self.x[rows].copy_(member.begun.x)
-        for velocity in self.velocities:
-            velocity[rows].zero_()
-        self.steps[rows].fill_(self.table.starts[member.recurrence] + member.step)
-        for key, value in (member.begun.cond or {}).items():
-            assert self._cond is not None
-            self._cond[key][rows].copy_(value)
-
-    def rows_of(self, tensor: Tensor, member: Running) -> Tensor:
+    def rows_of(self, tensor: Tensor, member: Member) -> Tensor:
         return tensor[member.start : member.start + member.rows]
 
     def evaluate(self) -> Tensor:
         """The velocity of all rows, from one network call under the driver's `no_grad`: like x, a fresh tensor."""
-        denoiser: Denoiser = self.members[0].begun.denoiser
-        if self._uniform or (self.driven and len({member.place for member in self.members}) == 1):
-            # What a network remembers of one level serves every batch that is asked there.
-            level, to = self.members[0].place
+        first = self.members[0]
+        denoiser = first.begun.denoiser
+        if self._uniform:
+            level, to = first.recurrence.levels[first.step], first.recurrence.to[first.step]
             return denoiser(self.x, level, self._cond, to)
-        return denoiser.at(self.x, self._places or self._places_of_members(), self._cond)
-
-    def _places_of_members(self) -> Places:
-        levels, tos = zip(*(member.place for member in self.members), strict=True)
-        return Places.by_row(self.x, LevelTable.of(levels, tos), self._each_row())
+        if self._places is not None:
+            return denoiser.at(self.x, self._places, self._cond)
+        levels = [member.recurrence.levels[member.step] for member in self.members]
+        asked = [member.recurrence.to[member.step] for member in self.members]
+        places = Places.by_row(self.x, LevelTable.of(levels, asked), self._rows)
+        return denoiser.at(self.x, places, self._cond)
 
     def advance(self, v: Tensor) -> None:
         """Take the step of every member; v like x, which is kept and may be written."""
-        if self._window:
-            self.velocities.insert(0, v)
-            del self.velocities[self._window :]
+        self.velocities.insert(0, v)
+        del self.velocities[len(self._numbers) - 1 :]
         if self._uniform:
-            self._advance_uniform()
-        elif self.table is not None:
-            self._advance_by(self._numbers.index_select(1, self.steps))
-            self.steps.add_(1)
-        elif self._window:
-            rows = [_numbers(member, 1 + self._window) for member in self.members]
-            numbers = self._of_rows(on_device(torch.tensor(rows, dtype=self.x.dtype).T, self.x.device))
-            self._advance_by(numbers.index_select(1, self._each_row()))
-
-    def _advance_uniform(self) -> None:
-        first = self.members[0]
-        assert first.recurrence is not None
-        scale = first.recurrence.scales[first.step]
-        if scale != 1.0:
-            self.x.mul_(scale)
-        for weight, velocity in zip(first.recurrence.weights[first.step], self.velocities, strict=False):
-            if weight != 0.0:
-                self.x.add_(velocity, alpha=weight)
-
-    def _advance_by(self, numbers: Tensor) -> None:
+            first = self.members[0]
+            place = self._table.starts[first.recurrence] + first.step
+            numbers = self._numbers[:, place : place + 1]
+        else:
+            numbers = self._numbers.index_select(1, self._steps)
+            self._steps.add_(1)
         # Three operations for any window: of few rows, calling an operation costs more than what it computes. No matrix
         # product, which a GPU may round to fewer digits.
         terms = torch.stack([self.x, *self.velocities])
-        self.x = terms.mul_(numbers if len(terms) == len(numbers) else numbers[: len(terms)]).sum(0)
-
-    def _of_rows(self, numbers: Tensor) -> Tensor:
-        return numbers.reshape(*numbers.shape, *(1,) * (self.x.ndim - 1))
-
-    def _each_row(self) -> Tensor:
-        if self._rows is None:
-            self._rows = self._for_each_row(range(len(self.members)))
-        return self._rows
-
-    def _for_each_row(self, numbers: Sequence[int]) -> Tensor:
-        counts = torch.tensor([member.rows for member in self.members])
-        return on_device(torch.tensor(numbers).repeat_interleave(counts), self.x.device)
+        self.x = terms.mul_(numbers[: len(terms)]).sum(0)
 
 
-def _merged_velocities(members: Sequence[Running], ages: int) -> list[Tensor]:
-    """The last velocities of all members, newest first, as many as the next step needs; 0 where a member has none."""
-    merged = []
-    for age in range(ages):
-        kept = [member.velocity(age) for member in members]
-        if all(v is None for v in kept):
-            break
-        pairs = zip(kept, members, strict=True)
-        merged.append(torch.cat([torch.zeros_like(each.state()) if v is None else v for v, each in pairs]))
-    return merged
+class Driven:
+    """Members whose solvers are no recurrences."""
+
+    def __init__(self, chosen: Sequence[Member]) -> None:
+        self.chosen = self.members = chosen
+        self._cond = merge_conditions([member.begun.cond for member in chosen])
+
+    def holds(self, chosen: Sequence[Member]) -> bool:
+        return chosen is self.chosen
+
+    def evaluate(self) -> Tensor:
+        queries = [member.query for member in self.members if member.query is not None]
+        x = torch.cat([query.x for query in queries])
+        denoiser: Denoiser = self.members[0].begun.denoiser
+        levels, to = [query.level for query in queries], [query.to for query in queries]
+        if len({*zip(levels, to, strict=True)}) == 1:
+            return denoiser(x, levels[0], self._cond, to[0])
+        rows = _for_each_row(self.members, range(len(queries)), x.device)
+        return denoiser.at(x, Places.by_row(x, LevelTable.of(levels, to), rows), self._cond)
+
+    def advance(self, v: Tensor) -> None:
+        for member, rows in zip(
+            self.members, torch.split(v, [each.rows for each in self.members]), strict=True
+        ):
+            try:
+                member.query = member.begun.solver.send(rows)
+            except StopIteration as stop:
+                member.result = stop.value
+            except Exception as error:  # noqa: BLE001 - the caller's noise, say: it ends this member alone
+                member.result = error
 
 
-def _numbers(member: Running, width: int) -> list[float]:
-    if member.recurrence is None:
-        return [1.0, *(0.0,) * (width - 1)]
-    found = [member.recurrence.scales[member.step], *member.recurrence.weights[member.step]]
-    return [*found, *(0.0,) * (width - len(found))]
+def stack_of(chosen: Sequence[Member], last: Stack | Driven | None) -> Stack | Driven:
+    """What steps these members: one that does already, or a new one."""
+    if chosen[0].begun.recurrence is None:
+        return last if isinstance(last, Driven) and last.holds(chosen) else Driven(chosen)
+    known = next((member.stack for member in chosen if member.stack is not None), None)
+    return known if known is not None and known.holds(chosen) else Stack(chosen)
+
+
+def _for_each_row(members: Sequence[Member], numbers: Sequence[int], device: torch.device) -> Tensor:
+    counts = torch.tensor([member.rows for member in members])
+    return on_device(torch.tensor(numbers).repeat_interleave(counts), device)
 
 
 def merge_conditions(conditions: Sequence[Condition]) -> Condition:

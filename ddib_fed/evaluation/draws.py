@@ -18,10 +18,17 @@ from ddib_fed.data.fitting import from_array
 from ddib_fed.data.pictures import encode_png, read_fitted
 from ddib_fed.data.points import to_npy
 from ddib_fed.data.synthetic import DOMAINS
-from ddib_fed.engine.arrays import Asked, Counter, OnProgress, draw_samples, interpolate_pictures, turns
+from ddib_fed.engine.arrays import (
+    ArraySettings,
+    Counter,
+    OnProgress,
+    draw_samples,
+    interpolate_pictures,
+    point_draw,
+    turns,
+)
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.party import ToDecode
-from ddib_fed.engine.softening import point_draw
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.evaluation import plots
 from ddib_fed.evaluation.metrics import distances_to_domain, picture_rule
@@ -34,7 +41,12 @@ SHEET_PICTURES = 64
 
 
 def draw_points(
-    party: LocalParty, count: int, asked: Asked, folder: Path, *, on_progress: OnProgress | None = None
+    party: LocalParty,
+    count: int,
+    asked: ArraySettings,
+    folder: Path,
+    *,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Decode points from noise, and write samples.npy, latent.npy, samples.png and report.json."""
     manifest, settings = party.model.manifest, asked.settings
@@ -45,7 +57,7 @@ def draw_points(
     wall, cpu = time.monotonic(), time.process_time()
     counter = Counter(settings.evaluations * turns(party, count), on_progress)
     latent = ToDecode(0, Latent.from_array(noise.numpy()), draw=point_draw(asked.seed, 0, dim))
-    decoded = party.decode(latent, asked.leg(counter.step))
+    decoded = party.decode(latent, asked.leg(counter))
     cloud = party.model.normalise(decoded.samples)
     domain = carried_domain(manifest)
     report = {
@@ -60,7 +72,7 @@ def draw_points(
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "samples.npy", to_npy(decoded.samples))
     write_file(folder / "latent.npy", to_npy(noise.numpy()))
-    plots.stages([("latent", noise.numpy()), ("samples", cloud)], folder / "samples.png")
+    plots.clouds([("latent", noise.numpy()), ("samples", cloud)], folder / "samples.png", heat=True)
     write_json(folder / "report.json", report)
     return report
 
@@ -68,7 +80,7 @@ def draw_points(
 def draw_pictures(
     party: LocalParty,
     count: int,
-    asked: Asked,
+    asked: ArraySettings,
     folder: Path,
     *,
     on_progress: OnProgress | None = None,
@@ -103,7 +115,7 @@ def between(
     files: tuple[Path, Path],
     source: LocalParty,
     target: LocalParty,
-    asked: Asked,
+    asked: ArraySettings,
     folder: Path,
     *,
     frames: int = 9,

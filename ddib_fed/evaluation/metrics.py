@@ -7,7 +7,6 @@ SSIM  Wang et al. (2004) as scikit-image has it, on intensities (x + 1) / 2: 7 x
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -109,12 +108,16 @@ class Similarity:
 
 
 def compare(pictures: Pictures, truth: Pictures) -> Similarity:
-    return Similarity(mse(pictures, truth), psnr(pictures, truth), ssim(pictures, truth))
+    errors = mse(pictures, truth)
+    return Similarity(errors, to_psnr(errors), ssim(pictures, truth))
 
 
 def mse(pictures: Pictures, truth: Pictures) -> Figures:
     check_pair(pictures, truth)
-    return np.array([_mse(a, b) for a, b in zip(pictures, truth, strict=True)])
+    gaps = (
+        np.asarray(a, np.float64) - np.asarray(b, np.float64) for a, b in zip(pictures, truth, strict=True)
+    )
+    return np.array([np.square(gap).mean() for gap in gaps])
 
 
 def psnr(pictures: Pictures, truth: Pictures) -> Figures:
@@ -205,21 +208,14 @@ def check_pair(pictures: Pictures, truth: Pictures) -> None:
         )
 
 
-def _mse(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    gap = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    return float(np.square(gap).mean())
-
-
 Points = NDArray[np.floating]
 
 SLICED_POINTS = 10_000
 PROJECTIONS = 256
 PROJECTION_SEED = 20220316
-ENERGY_POINTS = 5_000
 FLOOR_PAIRS = 10
 POOL_POINTS = 200_000
 POOL_SEED = 987_654_321
-_CHUNK_NUMBERS = 4_000_000
 
 
 def cycle_error(original: Points, returned: Points) -> dict[str, float]:
@@ -238,34 +234,36 @@ def cycle_error(original: Points, returned: Points) -> dict[str, float]:
 
 def sliced_w2(a: Points, b: Points, *, projections: int = PROJECTIONS) -> float:
     """Sliced 2-Wasserstein distance between the clouds (N, D) and (M, D)."""
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1:] != b.shape[1:] or 0 in a.shape or 0 in b.shape:
+        raise ShapeMismatch(f"two clouds (N, D) with the same D are expected, not {a.shape} and {b.shape}")
     count = min(SLICED_POINTS, len(a), len(b))
-    first, second = _thin(a, count, seed=1), _thin(b, count, seed=2)
-    _check_pair(first, second)
-    directions = _directions(first.shape[1], projections)
+    thinned = []
+    for seed, points in enumerate((a, b), start=PROJECTION_SEED + 1):
+        few = (
+            points
+            if len(points) == count
+            else points[np.random.default_rng(seed).permutation(len(points))[:count]]
+        )
+        thinned.append(np.asarray(few, np.float64).T)
+    directions = np.random.default_rng(PROJECTION_SEED).normal(size=(projections, a.shape[1]))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     total = 0.0
     for start in range(0, projections, 32):
-        part = directions[start : start + 32]
-        gap = np.sort(part @ first.T, axis=1) - np.sort(part @ second.T, axis=1)
-        total += float(np.square(gap).sum())
+        first, second = (np.sort(directions[start : start + 32] @ each, axis=1) for each in thinned)
+        total += float(np.square(first - second).sum())
     return float(np.sqrt(total / (projections * count)))
 
 
-def energy_distance(a: Points, b: Points) -> float:
-    """Energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| between the clouds (N, D) and (M, D); never negative."""
-    first = _thin(a, min(ENERGY_POINTS, len(a)), seed=1)
-    second = _thin(b, min(ENERGY_POINTS, len(b)), seed=2)
-    _check_pair(first, second)
-    within = _mean_distance(first, first) + _mean_distance(second, second)
-    return max(0.0, 2 * _mean_distance(first, second) - within)
-
-
 def sliced_w2_floor(pool: Points, count: int) -> float:
-    return float(np.mean([sliced_w2(*pair) for pair in _pairs(pool, count)]))
+    """The mean distance of two draws of `count` points from the same (N, D)."""
+    rng = np.random.default_rng(POOL_SEED)
+    pairs = (rng.integers(0, len(pool), (2, count)) for _ in range(FLOOR_PAIRS))
+    return float(np.mean([sliced_w2(pool[first], pool[second]) for first, second in pairs]))
 
 
 @lru_cache(maxsize=32)
 def domain_sliced_w2_floor(domain: str, count: int = SLICED_POINTS) -> float:
-    return sliced_w2_floor(_pool(domain), count)
+    return sliced_w2_floor(synthetic.draw(domain, POOL_POINTS, POOL_SEED), count)
 
 
 def reference_points(domain: str, count: int) -> NDArray[np.float32]:
@@ -274,58 +272,12 @@ def reference_points(domain: str, count: int) -> NDArray[np.float32]:
 
 def distances_to_domain(cloud: Points, domain: str) -> dict[str, float]:
     """Distance of a cloud (N, 2) from a synthetic domain, measured to as many independent points of it."""
-    _check_pair(cloud, cloud)
     count = min(len(cloud), SLICED_POINTS)
-    data, pool = reference_points(domain, count), _pool(domain)
     return {
-        "sliced_w2": sliced_w2(cloud, data),
-        "sliced_w2_floor": sliced_w2_floor(pool, count),
-        "energy": energy_distance(cloud, data),
-        "energy_floor": float(np.mean([energy_distance(*pair) for pair in _pairs(pool, count)])),
+        "sliced_w2": sliced_w2(cloud, reference_points(domain, count)),
+        "sliced_w2_floor": domain_sliced_w2_floor(domain, count),
         "points": count,
     }
-
-
-@lru_cache(maxsize=2)
-def _pool(domain: str) -> NDArray[np.float32]:
-    return synthetic.draw(domain, POOL_POINTS, POOL_SEED)
-
-
-def _pairs(pool: Points, count: int) -> Iterator[tuple[Points, Points]]:
-    _check_pair(pool, pool)
-    rng = np.random.default_rng(POOL_SEED)
-    for _ in range(FLOOR_PAIRS):
-        first, second = rng.integers(0, len(pool), (2, count))
-        yield pool[first], pool[second]
-
-
-def _thin(points: Points, count: int, *, seed: int) -> NDArray[np.float64]:
-    chosen = points
-    if len(points) > count:
-        chosen = points[np.random.default_rng(PROJECTION_SEED + seed).permutation(len(points))[:count]]
-    return np.asarray(chosen, np.float64)
-
-
-def _check_pair(a: Points, b: Points) -> None:
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1:] != b.shape[1:] or 0 in a.shape or 0 in b.shape:
-        raise ShapeMismatch(f"two clouds (N, D) with the same D are expected, not {a.shape} and {b.shape}")
-
-
-def _directions(dimension: int, count: int) -> NDArray[np.float64]:
-    raw = np.random.default_rng(PROJECTION_SEED).normal(size=(count, dimension))
-    unit: NDArray[np.float64] = raw / np.linalg.norm(raw, axis=1, keepdims=True)
-    return unit
-
-
-def _mean_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    rows = max(1, _CHUNK_NUMBERS // len(b))
-    squares = np.square(b).sum(axis=1)
-    total = 0.0
-    for start in range(0, len(a), rows):
-        part = a[start : start + rows]
-        gap = np.square(part).sum(axis=1)[:, None] + squares - 2 * (part @ b.T)
-        total += float(np.sqrt(np.maximum(gap, 0)).sum())
-    return total / (len(a) * len(b))
 
 
 NEAREST = 5

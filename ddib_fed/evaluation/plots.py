@@ -10,7 +10,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from ddib_fed.errors import ShapeMismatch
 from ddib_fed.files import write_file
 from ddib_fed.terminal import escape
 
@@ -60,35 +59,22 @@ def draw_rows(rows: Sequence[Sequence[Panel]], path: Path, *, caption: str = "")
         for axis in line[len(row) :]:
             axis.set_axis_off()
     if caption:
-        figure.text(
-            0.5,
-            0.09 / height,
-            escape(caption),
-            ha="center",
-            va="bottom",
-            fontsize=8,
-            color=INK,
-            parse_math=False,
-        )
+        style: dict[str, Any] = {
+            "ha": "center",
+            "va": "bottom",
+            "fontsize": 8,
+            "color": INK,
+            "parse_math": False,
+        }
+        figure.text(0.5, 0.09 / height, escape(caption), **style)
     save(figure, path)
 
 
-def stages(clouds: Sequence[tuple[str, Points]], path: Path, *, caption: str = "") -> None:
-    """The stages of a translation or of a cycle: dots above, heat maps beneath."""
-    above = [Panel(title, points) for title, points in clouds]
-    beneath = [Panel("", points, "heatmap") for _, points in clouds]
-    draw_rows([above, beneath], path, caption=caption)
-
-
-def translation(
-    source: Points, latent: Points, target: Points, returned: Points, path: Path, *, caption: str = ""
-) -> None:
-    """Four panels: source, latent, target and returned source, each point keeping its colour."""
-    titles = ("source", "latent", "target", "returned")
-    clouds = (source, latent, target, returned)
-    draw_rows(
-        [[Panel(title, points) for title, points in zip(titles, clouds, strict=True)]], path, caption=caption
-    )
+def clouds(named: Sequence[tuple[str, Points]], path: Path, *, heat: bool = False, caption: str = "") -> None:
+    """The stages of a translation, each point keeping its colour, and with `heat` a heat map beneath each."""
+    rows = [[Panel(title, points) for title, points in named]]
+    rows += [[Panel("", points, "heatmap") for _, points in named]] if heat else []
+    draw_rows(rows, path, caption=caption)
 
 
 Curve = Sequence[tuple[int, float]]
@@ -109,7 +95,10 @@ def loss_curve(training: Curve, path: Path, *, held_out: Curve = ()) -> None:
     axis.set_ylabel("mean squared error of v", color=INK, fontsize=9)
     axis.legend(frameon=False, fontsize=8, labelcolor=INK)
     axis.grid(color=FRAME, linewidth=0.5, which="both", alpha=0.6)
-    _soften(axis)
+    axis.tick_params(colors=INK, labelsize=8)
+    for name, spine in axis.spines.items():
+        spine.set_visible(name in ("left", "bottom"))
+        spine.set_color(FRAME)
     save(figure, path)
 
 
@@ -120,45 +109,22 @@ def save(figure: Figure, path: Path) -> None:
     write_file(path, buffer.getvalue())
 
 
-def plane(points: Points) -> NDArray[np.float64]:
-    """The drawn part of points (N, D): the first two coordinates, or the single one over the index; (N, 2)."""
-    if points.ndim != 2 or 0 in points.shape:
-        raise ShapeMismatch(f"points of shape {points.shape} cannot be drawn: (N, D) is expected")
-    if points.shape[1] == 1:
-        return np.stack([np.linspace(-LIMIT, LIMIT, len(points)), points[:, 0]], axis=1)
-    return np.asarray(points[:, :2], np.float64)
-
-
 def _draw(axis: Axes, panel: Panel) -> None:
-    points = plane(panel.points)
+    points = np.asarray(panel.points, np.float64)[:, :2]
+    if points.shape[1] == 1:  # over the index
+        points = np.stack([np.linspace(-LIMIT, LIMIT, len(points)), points[:, 0]], axis=1)
     if panel.kind == "heatmap":
         edges = np.linspace(-LIMIT, LIMIT, BINS + 1)
         counts, _, _ = np.histogram2d(points[:, 0], points[:, 1], bins=[edges, edges])
         extent = (-LIMIT, LIMIT, -LIMIT, LIMIT)
         axis.imshow(counts.T, origin="lower", extent=extent, cmap="viridis", interpolation="nearest")
     else:
-        size = float(np.clip(12_000 / len(points), 0.25, 9))
         # A fixed shuffle: otherwise the last colours cover the others where clouds are dense.
         order = np.random.default_rng(0).permutation(len(points))
-        shown = points[order]
-        axis.scatter(
-            shown[:, 0],
-            shown[:, 1],
-            c=order,
-            cmap="rainbow",
-            s=size,
-            linewidths=0,
-            vmin=0,
-            vmax=max(1, len(points) - 1),
-        )
+        size = float(np.clip(12_000 / len(points), 0.25, 9))
+        style: dict[str, Any] = {"cmap": "rainbow", "s": size, "linewidths": 0, "vmin": 0}
+        axis.scatter(points[order, 0], points[order, 1], c=order, vmax=max(1, len(points) - 1), **style)
     axis.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", xticks=[], yticks=[])
     axis.set_title(escape(panel.title), fontsize=10, color=INK, pad=4, parse_math=False)
     for spine in axis.spines.values():
         spine.set(color=FRAME, linewidth=0.8)
-
-
-def _soften(axis: Axes) -> None:
-    axis.tick_params(colors=INK, labelsize=8)
-    for name, spine in axis.spines.items():
-        spine.set_visible(name in ("left", "bottom"))
-        spine.set_color(FRAME)

@@ -10,7 +10,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,14 @@ def contact_sheet(
     """A PNG of all stages of all pictures, `across` pictures per band."""
     from PIL import Image, ImageDraw
 
-    count, height, width = _size(stages, names, doubtful)
+    sizes = {(len(stage.pictures), *stage.pictures.shape[2:]) for stage in stages}
+    if len(sizes) != 1:
+        raise ShapeMismatch(
+            f"the stages of a sheet must have one number and size of pictures, not {sorted(sizes)}"
+        )
+    count, height, width = sizes.pop()
+    if count == 0 or not {len(names), len(doubtful)} <= {0, count}:
+        raise ShapeMismatch(f"{count} pictures have {len(names)} names and {len(doubtful)} marks")
     scale = max(1, min(MOST_SCALE, -(-CELL // max(height, width))))
     cell = height * scale + GAP, width * scale + GAP
     left = MARGIN + max(_text_width(stage.title) for stage in stages) + 8
@@ -69,7 +76,9 @@ def contact_sheet(
             _write(draw, (x, top), _cut(names[number], cell[1] - GAP), ink)
         for line, stage in enumerate(stages):
             y = top + head + line * cell[0]
-            sheet.paste(Image.fromarray(_enlarged(stage.pictures[number], scale)), (x, y))
+            shown = to_pixels(to_channels(stage.pictures[number : number + 1], 3))[0]
+            shown = shown.repeat(scale, axis=0).repeat(scale, axis=1)
+            sheet.paste(Image.fromarray(np.ascontiguousarray(shown)), (x, y))
             if number % across == 0:
                 _write(draw, (MARGIN, y + (cell[0] - GAP - FONT) // 2), stage.title, INK)
         if ink == DOUBT:
@@ -82,38 +91,14 @@ def contact_sheet(
     return buffer.getvalue()
 
 
-def save_sheet(
-    path: Path,
-    stages: Sequence[Stage],
-    *,
-    names: Sequence[str] = (),
-    doubtful: Sequence[bool] = (),
-    across: int = ACROSS,
-    caption: str = "",
-) -> None:
-    write_file(path, contact_sheet(stages, names=names, doubtful=doubtful, across=across, caption=caption))
+def save_sheet(path: Path, stages: Sequence[Stage], **how: Any) -> None:
+    """Write a sheet; arguments as of `contact_sheet`."""
+    write_file(path, contact_sheet(stages, **how))
 
 
 def to_pixels(pictures: Pictures) -> NDArray[np.uint8]:
     levels = np.rint((np.clip(pictures, -1.0, 1.0) + 1.0) * 127.5)
     return np.ascontiguousarray(levels.astype(np.uint8).transpose(0, 2, 3, 1))
-
-
-def _size(stages: Sequence[Stage], names: Sequence[str], doubtful: Sequence[bool]) -> tuple[int, int, int]:
-    sizes = {(len(stage.pictures), *stage.pictures.shape[2:]) for stage in stages}
-    if len(sizes) != 1:
-        raise ShapeMismatch(
-            f"the stages of a sheet must have one number and size of pictures, not {sorted(sizes)}"
-        )
-    count, height, width = sizes.pop()
-    if count == 0 or not {len(names), len(doubtful)} <= {0, count}:
-        raise ShapeMismatch(f"{count} pictures have {len(names)} names and {len(doubtful)} marks")
-    return count, height, width
-
-
-def _enlarged(picture: NDArray[np.float32], scale: int) -> NDArray[np.uint8]:
-    pixels = to_pixels(to_channels(picture[None], 3))[0]
-    return np.ascontiguousarray(pixels.repeat(scale, axis=0).repeat(scale, axis=1))
 
 
 def _write(draw: ImageDraw, place: tuple[int, int], text: str, ink: tuple[int, int, int]) -> None:

@@ -24,8 +24,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import Pixels
-from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable, InputError
+from ddib_fed.errors import DdibError, ImageUnreadable, InputError
 from ddib_fed.formats.recognition import COPY, beginning_of, is_dicom
 from ddib_fed.formats.study import safe_name
 
@@ -124,9 +123,7 @@ def _dataset(path: Path, **how: Any) -> Any:
 def readable(
     members: Sequence[tuple[Path, Any]],
 ) -> tuple[list[tuple[Path, Any]], list[tuple[Path, DdibError]]]:
-    """The slices of a series whose pixels can be read, and why others cannot; all where none can, or there is
-    but one.
-    """
+    """The slices whose pixels can be read, and why others cannot; all where none can, or there is but one."""
     good: list[tuple[Path, Any]] = []
     bad: list[tuple[Path, DdibError]] = []
     for path, header in members if len(members) > 1 else ():
@@ -141,9 +138,13 @@ def readable(
 
 
 def read_series(called: str, headers: Sequence[tuple[Path, Any]]) -> tuple[Series, NDArray[Any]]:
-    """The slices of one series, and their values (N, H, W, C): uint8 colours, or float32 in units of the modality."""
-    checked = [(path, header) for path, header in headers if _check(path, header)]
-    ordered = in_space(checked)
+    """The slices of one series, and their values (N, H, W, C): uint8 colours, or float32 in units of the modality.
+
+    More is brighter, and padding has the least value of all slices.
+    """
+    for path, header in headers:
+        _check(path, header)
+    ordered = in_space(headers)
     shapes = {(int(h.Rows), int(h.Columns), int(h.get("SamplesPerPixel", 1))) for _, h in ordered}
     if len(shapes) != 1:
         raise InputError(
@@ -159,9 +160,29 @@ def read_series(called: str, headers: Sequence[tuple[Path, Any]]) -> tuple[Serie
             hint="translate a part of them: ddib translate FOLDER/0*.dcm",
         )
     paths, sorted_by = zip(*ordered, strict=True)
-    values = _stacked(paths, (rows, columns, samples))
-    found = tuple(_warnings(called, sorted_by))
-    return Series(called, tuple(read_header(path) for path in paths), paths, found), values
+    values: NDArray[Any] = np.empty(0)
+    padded: dict[int, NDArray[np.bool_]] = {}
+    inverted: list[int] = []
+    least, most = np.inf, -np.inf
+    for at, path in enumerate(paths):
+        found, padding, dark_is_more = _slice(path)
+        if not at:
+            values = np.empty((len(paths), rows, columns, samples), dtype=found.dtype)
+        values[at] = found
+        shown = found if padding is None else found[~padding]
+        if shown.size:
+            least, most = min(least, float(shown.min())), max(most, float(shown.max()))
+        if padding is not None:
+            padded[at] = padding
+        if dark_is_more:
+            inverted.append(at)
+    if least <= most:  # not all of it is padding
+        for at in inverted:
+            values[at] = least + most - values[at]
+        for at, where in padded.items():
+            values[at][where] = least
+    read = tuple(read_header(path) for path in paths)
+    return Series(called, read, paths, tuple(_warnings(called, sorted_by))), values
 
 
 def in_space(headers: Sequence[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
@@ -195,89 +216,56 @@ def is_parallel(headers: Sequence[Any]) -> bool:
     return bool(np.abs(directions - directions[0]).max() < 1e-3)
 
 
-def _check(path: Path, header: Any) -> bool:
-    """Whether a file is one plain picture."""
-    if "Rows" not in header or "Columns" not in header:
-        raise ImageUnreadable(
-            f"{path} is {header.get('SOPClassUID', 'a DICOM file')} without pixels",
-            hop="client",
-            hint="leave it out: a series of pictures is expected",
-        )
+def _check(path: Path, header: Any) -> None:
+    """Return if a file is one plain picture."""
     frames = int(header.get("NumberOfFrames", None) or 1)
-    if frames > 1:
-        raise ImageUnreadable(
-            f"{path} has {frames} frames; a series of single pictures is expected",
-            hop="client",
-            hint="split it into single frames first, e.g. by emf2sf of dcm4che",
-        )
     kind, bits = str(header.get("PhotometricInterpretation", "")), int(header.get("BitsAllocated", 0))
-    if kind not in _PICTURES or bits not in {8, 16}:
-        raise ImageUnreadable(
-            f"{path} holds {kind or 'no photometric interpretation'} of {bits} bits, which is not translated",
-            hop="client",
-            hint="MONOCHROME1, MONOCHROME2, RGB and YBR of 8 or 16 bits are",
-        )
-    return True
+    if "Rows" not in header or "Columns" not in header:
+        what = f"is {header.get('SOPClassUID', 'a DICOM file')} without pixels"
+        how = "leave it out: a series of pictures is expected"
+    elif frames > 1:
+        what = f"has {frames} frames; a series of single pictures is expected"
+        how = "split it into single frames first, e.g. by emf2sf of dcm4che"
+    elif kind not in _PICTURES or bits not in {8, 16}:
+        what = f"holds {kind or 'no photometric interpretation'} of {bits} bits, which is not translated"
+        how = "MONOCHROME1, MONOCHROME2, RGB and YBR of 8 or 16 bits are"
+    else:
+        return
+    raise ImageUnreadable(f"{path} {what}", hop="client", hint=how)
 
 
-@dataclass(frozen=True, slots=True)
-class _Slice:
-    """One file's pixels."""
-
-    values: NDArray[Any]
-    padded: NDArray[np.bool_] | None = None
-    dark_is_more: bool = False
-
-
-def _stacked(paths: Sequence[Path], shape: tuple[int, int, int]) -> NDArray[Any]:
-    """(N, H, W, C) of a series: more is brighter, and padding has the least value of all slices."""
-    values: NDArray[Any] = np.empty(0)
-    padded: dict[int, NDArray[np.bool_]] = {}
-    turned: list[int] = []
-    least, most = np.inf, -np.inf
-    for at, path in enumerate(paths):
-        found = _slice(path)
-        if not at:
-            values = np.empty((len(paths), *shape), dtype=found.values.dtype)
-        values[at] = found.values
-        measured = found.values if found.padded is None else found.values[~found.padded]
-        if measured.size:
-            least, most = min(least, float(measured.min())), max(most, float(measured.max()))
-        if found.padded is not None:
-            padded[at] = found.padded
-        if found.dark_is_more:
-            turned.append(at)
-    if least > most:  # all of it is padding
-        return values
-    for at in turned:
-        values[at] = least + most - values[at]
-    for at, where in padded.items():
-        values[at][where] = least
-    return values
-
-
-def _slice(path: Path) -> _Slice:
-    """The pixels of one file."""
+def _slice(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_] | None, bool]:
+    """The pixels (H, W, C) of one file, which of them (H, W) are padding, and whether more is darker."""
     package = pydicom()
     with _faults(path), quiet():
         dataset = _dataset(path)
-        _require_size(path, dataset)
+        if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+            _require_size(path, dataset)
         pixels = package.pixels.pixel_array(dataset)
         if pixels.ndim == 3:
             if pixels.dtype != np.uint8:
                 raise ImageUnreadable(
                     f"{path} holds colours of {pixels.dtype}, 8 bits are read", hop="client"
                 )
-            return _Slice(np.ascontiguousarray(pixels))
-        padded = _padded(pixels, dataset)
-        values = _in_units(pixels, dataset)
-    return _Slice(values[:, :, None], padded, dataset.PhotometricInterpretation == "MONOCHROME1")
+            return np.ascontiguousarray(pixels), None, False
+        padding = None
+        if (first := dataset.get("PixelPaddingValue")) is not None:
+            last = dataset.get("PixelPaddingRangeLimit")
+            ends = np.array([int(first), int(first if last is None else last)])
+            ends = ends.astype(f"{pixels.dtype.kind}2")
+            padding = (pixels >= ends.min()) & (pixels <= ends.max())
+        # By the modality's table or rescale (PS3.3 C.11.1); without either the stored numbers themselves.
+        if dataset.get("ModalityLUTSequence"):
+            values = package.pixels.apply_modality_lut(pixels, dataset)
+        else:
+            slope, intercept = (dataset.get(f"Rescale{part}") for part in ("Slope", "Intercept"))
+            values = pixels * (1.0 if slope is None else float(slope)) + float(intercept or 0)
+    inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
+    return values.astype(np.float32)[:, :, None], padding, inverted
 
 
 def _require_size(path: Path, dataset: Any) -> None:
     """Return if a compressed picture has the size that the header says, before it is decoded."""
-    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        return
     from PIL import Image, UnidentifiedImageError
 
     frame = io.BytesIO(pydicom().encaps.get_frame(dataset.PixelData, 0, number_of_frames=1))
@@ -289,27 +277,6 @@ def _require_size(path: Path, dataset: Any) -> None:
                 hop="client",
                 hint=COPY,
             )
-
-
-def _in_units(pixels: Pixels, dataset: Any) -> Pixels:
-    """Stored numbers by the modality's table or rescale (PS3.3 C.11.1), float32; without either themselves."""
-    if dataset.get("ModalityLUTSequence"):
-        made: Pixels = pydicom().pixels.apply_modality_lut(pixels, dataset)
-    else:
-        slope, intercept = (dataset.get(f"Rescale{part}") for part in ("Slope", "Intercept"))
-        made = pixels * (1.0 if slope is None else float(slope)) + float(intercept or 0)
-    return made.astype(np.float32)
-
-
-def _padded(pixels: Pixels, dataset: Any) -> NDArray[np.bool_] | None:
-    """Where pixels are padding; None where the header names none."""
-    first = dataset.get("PixelPaddingValue")
-    if first is None:
-        return None
-    last = dataset.get("PixelPaddingRangeLimit")
-    ends = np.array([int(first), int(first if last is None else last)]).astype(f"{pixels.dtype.kind}2")
-    padded: NDArray[np.bool_] = (pixels >= ends.min()) & (pixels <= ends.max())
-    return padded
 
 
 def _not_hounsfield(header: Any) -> str:
@@ -405,38 +372,14 @@ class SeriesName:
     uid_sha256: str
 
 
-def listed_files(directory: Path) -> tuple[list[Path], list[tuple[Path, DdibError]]]:
-    """The pictures that a DICOMDIR lists (PS3.3 F.3), in its order; and those that cannot be used, with the reason."""
-    header = read_header(directory)
-    records = header.get("DirectoryRecordSequence") or ()
-    root = directory.parent.resolve()
-    found: list[Path] = []
-    bad: list[tuple[Path, DdibError]] = []
-    for record in records:
-        parts = record.get("ReferencedFileID")
-        if record.get("DirectoryRecordType") != "IMAGE" or not parts:
-            continue
-        names = [parts] if isinstance(parts, str) else [str(part) for part in parts]
-        path = root.joinpath(*names).resolve()
-        if root not in path.parents:
-            outside = f"{directory} lists {'/'.join(names)}, which lies outside its folder"
-            bad.append((directory, ImageUnreadable(outside, hop="client")))
-        elif not path.is_file():
-            bad.append((path, FileMissing(f"{directory} lists {path}, which is not there", hop="client")))
-        else:
-            found.append(path)
-    if not found and not bad:
-        raise ImageUnreadable(f"{directory} lists no pictures", hop="client")
-    return found, bad
-
-
 def is_directory_file(path: Path) -> bool:
     """Whether a file is a DICOMDIR, by name or by content."""
     if not path.is_file() or not is_dicom(path):
         return False
     if path.name.upper().startswith("DICOMDIR"):
         return True
-    return bool(read_header(path).file_meta.get("MediaStorageSOPClassUID") == _directory_class())
+    directory = pydicom().uid.MediaStorageDirectoryStorage
+    return bool(read_header(path).file_meta.get("MediaStorageSOPClassUID") == directory)
 
 
 def sort_files(paths: Iterable[Path]) -> SortedFiles:
@@ -446,102 +389,75 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
     others: Counter[str] = Counter()
     with quiet():  # values are read when they are asked for
         for path in paths:
+            if not is_dicom(path):
+                what, how = beginning_of(path)
+                why = f"{path} does not begin as DICOM files do: it {what}"
+                unreadable.append((path, ImageUnreadable(why, hop="client", hint=how)))
+                continue
             try:
-                header = _header(path)
+                header = read_header(path, SORTED_BY)
             except ImageUnreadable as error:
                 unreadable.append((path, error.kept()))
                 continue
-            if "Rows" in header and not (header.get("SOPClassUID") and header.get("SOPInstanceUID")):
+            if "Rows" not in header:
+                kind, incomplete = _without_pixels(path, header)
+                others += Counter([kind] if kind else [])
+                unreadable += [] if kind else [(path, incomplete)]
+            elif header.get("SOPClassUID") and header.get("SOPInstanceUID"):
+                pictures.setdefault(str(header.SOPInstanceUID), []).append((path, header))
+            else:
                 why = (
                     f"{path} has no SOP Instance UID, or no SOP Class UID, so nothing can be derived from it"
                 )
                 unreadable.append((path, ImageUnreadable(why, hop="client", hint="export it again")))
-            elif "Rows" in header:
-                pictures.setdefault(str(header.SOPInstanceUID), []).append((path, header))
-            elif kind := _other_kind(header):
-                others[kind] += 1
-            else:
-                unreadable.append((path, _without_pixels(path, header)))
     series: dict[str, Members] = {}
     for (path, header), *more in pictures.values():
         others[COPIES] += len(more)
         unlike = [other for other, _ in more if not filecmp.cmp(path, other, shallow=False)]
-        if unlike:
-            unreadable += [(each, _conflict(path, unlike[0])) for each in (path, *unlike)]
-        else:
+        if not unlike:
             series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
+        for each in (path, *unlike) if unlike else ():
+            conflict = InputError(
+                f"{path} and {unlike[0]} have the same SOP Instance UID and different contents",
+                hop="client",
+                hint="remove the one that is wrong, or translate each of them in a folder of its own",
+            )
+            unreadable.append((each, conflict))
     return SortedFiles(series, tuple(unreadable), +others)
 
 
-def _conflict(path: Path, other: Path) -> InputError:
-    return InputError(
-        f"{path} and {other} have the same SOP Instance UID and different contents",
-        hop="client",
-        hint="remove the one that is wrong, or translate each of them in a folder of its own",
-    )
-
-
-def _header(path: Path) -> Any:
-    if not is_dicom(path):
-        what, how = beginning_of(path)
-        raise ImageUnreadable(f"{path} does not begin as DICOM files do: it {what}", hop="client", hint=how)
-    return read_header(path, SORTED_BY)
-
-
-def _other_kind(header: Any) -> str:
-    """The class of a file that is no picture, in words; empty for pictures, and where the file does not say."""
+def _without_pixels(path: Path, header: Any) -> tuple[str, ImageUnreadable]:
+    """The class of a file that is no picture, in words; empty where it is one, or unknown, with the error."""
+    uids = pydicom().uid
     found = {str(header.file_meta.get("MediaStorageSOPClassUID", "")), str(header.get("SOPClassUID", ""))}
-    if len(found) != 1:
-        return ""
-    uid = pydicom().uid.UID(found.pop())
-    if not uid.startswith(_OF_THE_STANDARD):
-        return "DICOM file of a private class without pixels" if uid else ""
-    if uid.type != "SOP Class" or "Image" in uid.name:
-        return ""
-    return f"DICOM {uid.name.removesuffix(' Storage')}"
-
-
-def _without_pixels(path: Path, header: Any) -> ImageUnreadable:
-    uid = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
-    what = pydicom().uid.UID(str(uid)).name if uid else "a DICOM file of no known class"
-    return ImageUnreadable(
-        f"{path} is {what}, and ends before its pixels: it is not complete",
-        hop="client",
-        hint=COPY,
-    )
+    uid, kind = uids.UID(max(found)), ""
+    if len(found) == 1 and uid and not uid.startswith(_OF_THE_STANDARD):
+        kind = "DICOM file of a private class without pixels"
+    elif len(found) == 1 and uid.type == "SOP Class" and "Image" not in uid.name:
+        kind = f"DICOM {uid.name.removesuffix(' Storage')}"
+    what = uids.UID(str(header.get("SOPClassUID") or uid)).name if uid else "a DICOM file of no known class"
+    ends = f"{path} is {what}, and ends before its pixels: it is not complete"
+    return kind, ImageUnreadable(ends, hop="client", hint=COPY)
 
 
 def names_of(series: Mapping[str, Members], root: Path | None) -> Iterator[tuple[SeriesName, Members]]:
     """A name for the results of each series."""
     alone = root is None and sum(map(len, series.values())) == 1
     digests = {uid: hashlib.sha256(uid.encode()).hexdigest() for uid in series}
-    plain = {
-        uid: safe_name(members[0][0].stem) if alone else _place(members, root, digests[uid])
-        for uid, members in series.items()
-    }
+    plain = {}
+    for uid, members in series.items():
+        common = Path(os.path.commonpath([path.absolute().parent for path, _ in members]))
+        below = () if root is None else common.relative_to(root.absolute()).parts
+        with quiet(), suppress(TypeError, ValueError, OverflowError):
+            plain[uid] = str(int(members[0][1].get("SeriesNumber", None)))
+        place = (
+            safe_name((root or common).resolve().name),
+            *below,
+            f"series-{plain.get(uid, digests[uid][:8])}",
+        )
+        plain[uid] = safe_name(members[0][0].stem) if alone else "/".join(place)
     alike = Counter(plain.values())
     for uid, members in series.items():
         both = plain[uid], f"{plain[uid]}-{digests[uid][:8]}"
         name, other = both if alike[plain[uid]] == 1 else both[::-1]
         yield SeriesName(name, (other,), digests[uid]), members
-
-
-def _place(members: Members, root: Path | None, digest: str) -> str:
-    common = Path(os.path.commonpath([path.absolute().parent for path, _ in members]))
-    top = common if root is None else root
-    below = () if root is None else common.relative_to(root.absolute()).parts
-    return "/".join((safe_name(top.resolve().name), *below, f"series-{_number(members) or digest[:8]}"))
-
-
-def _number(members: Members) -> str:
-    """The number of a series; empty where the header has none that is one."""
-    with quiet():
-        try:
-            number = members[0][1].get("SeriesNumber", None)
-            return "" if number is None else str(int(number))
-        except (TypeError, ValueError, OverflowError):
-            return ""
-
-
-def _directory_class() -> str:
-    return str(pydicom().uid.MediaStorageDirectoryStorage)

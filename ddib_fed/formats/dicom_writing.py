@@ -24,7 +24,6 @@ from ddib_fed.data.decoding import Pixels
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError
 from ddib_fed.formats.dicom import (
     Series,
-    SeriesName,
     names_of,
     pydicom,
     quiet,
@@ -32,7 +31,7 @@ from ddib_fed.formats.dicom import (
     readable,
     sort_files,
 )
-from ddib_fed.formats.intensity import PERCENTILES, Rule, chosen_rule
+from ddib_fed.formats.intensity import PERCENTILES, chosen_rule
 from ddib_fed.formats.study import Assembled, Options, Origin, Slices, Study, StudyResults, Unread
 from ddib_fed.version import __version__
 
@@ -80,42 +79,36 @@ def derived_series(
 ) -> list[bytes]:
     """A DICOM file for each slice of the result."""
     now = datetime.now().astimezone()
-    uid = new_uid(str(series.headers[0].SeriesInstanceUID), _recipe(translated))
-    with quiet():
-        hounsfield = _is_hounsfield(series, translated)
-        return [
-            _derived(series.headers[at], stack[at], translated, uid, now, hounsfield=hounsfield)
-            for at in slices
-        ]
-
-
-def new_uid(source: str, recipe: str) -> str:
-    return f"2.25.{uuid.uuid5(_SPACE, f'{source} {recipe}').int}"
-
-
-def _recipe(translated: StudyResults) -> str:
     parts = [r.latent_sha256 + r.target_model_sha256 for r in translated.records if r is not None]
-    return hashlib.sha256(" ".join([translated.target, *parts]).encode()).hexdigest()
+    recipe = hashlib.sha256(" ".join([translated.target, *parts]).encode()).hexdigest()
+    hounsfield = series.modality == "CT" and not series.without_units
+    hounsfield = hounsfield and translated.low is not None and translated.low <= -500
+    made = []
+    with quiet():
+        for at in slices:
+            source, pixels = series.headers[at], stack[at]
+            dataset = _kept(source, colours=pixels.shape[2] == 3)
+            _identify(dataset, source, recipe, now, translated)
+            _attribute(dataset, source, translated, now)
+            _set_pixels(dataset, pixels, translated, hounsfield=hounsfield)
+            made.append(_file(dataset))
+    return made
 
 
-def _derived(
-    source: Any, pixels: Pixels, translated: StudyResults, uid: str, now: datetime, *, hounsfield: bool
-) -> bytes:
-    """One file."""
+def _file(dataset: Any) -> bytes:
     package = pydicom()
-    dataset = _kept(source, colours=pixels.shape[2] == 3)
-    _identify(dataset, source, uid, _recipe(translated), now, translated)
-    _attribute(dataset, source, translated, now)
-    _set_pixels(dataset, pixels, translated, hounsfield=hounsfield)
     meta = package.dataset.FileMetaDataset()
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     meta.TransferSyntaxUID = package.uid.ExplicitVRLittleEndian
-    dataset.file_meta = meta
-    dataset.preamble = None
+    dataset.file_meta, dataset.preamble = meta, None
     file = io.BytesIO()
     package.dcmwrite(file, dataset, enforce_file_format=True)
     return file.getvalue()
+
+
+def new_uid(source: str, recipe: str) -> str:
+    return f"2.25.{uuid.uuid5(_SPACE, f'{source} {recipe}').int}"
 
 
 def _kept(source: Any, *, colours: bool) -> Any:
@@ -135,21 +128,19 @@ def _kept(source: Any, *, colours: bool) -> Any:
     return kept
 
 
-def _identify(
-    dataset: Any, source: Any, uid: str, recipe: str, now: datetime, translated: StudyResults
-) -> None:
+def _identify(dataset: Any, source: Any, recipe: str, now: datetime, translated: StudyResults) -> None:
     """New UIDs, times, and the marks of a synthetic, derived picture."""
-    dataset.SOPInstanceUID = new_uid(str(source.SOPInstanceUID), recipe)
-    dataset.SeriesInstanceUID = uid
+    dataset.SOPInstanceUID, dataset.SeriesInstanceUID = (
+        new_uid(str(source[name].value), recipe) for name in ("SOPInstanceUID", "SeriesInstanceUID")
+    )
     dataset.SeriesNumber = SERIES_OFFSET + int(source.get("SeriesNumber", None) or 0)
     dataset.SeriesDescription = f"SYNTHETIC {translated.target}"[:64]
     third = [str(value) for value in source.get("ImageType", ())][2:3]  # of MR it names the contrast
     plane = third if third in [["AXIAL"], ["LOCALIZER"]] else ["OTHER"]
     dataset.ImageType = ["DERIVED", "SECONDARY", *plane, "SYNTHETIC"]
     dataset.SyntheticData = "YES"
-    date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
-    dataset.InstanceCreationDate = dataset.ContentDate = dataset.SeriesDate = date
-    dataset.InstanceCreationTime = dataset.ContentTime = dataset.SeriesTime = time
+    dataset.InstanceCreationDate = dataset.ContentDate = dataset.SeriesDate = now.strftime("%Y%m%d")
+    dataset.InstanceCreationTime = dataset.ContentTime = dataset.SeriesTime = now.strftime("%H%M%S")
 
 
 def _attribute(dataset: Any, source: Any, translated: StudyResults, now: datetime) -> None:
@@ -161,75 +152,59 @@ def _attribute(dataset: Any, source: Any, translated: StudyResults, now: datetim
         f"Bridge ({MAKER} {__version__}); models SHA-256 {first.source_model_sha256[:16]} and "
         f"{first.target_model_sha256[:16]}; not for diagnosis"
     )[:1024]
-    reference = package.Dataset()
+    reference, acquired, made = (package.Dataset() for _ in range(3))
     reference.ReferencedSOPClassUID = source.SOPClassUID
     reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
-    reference.PurposeOfReferenceCodeSequence = [
-        _code("121322", "Source image for image processing operation")
-    ]
-    dataset.SourceImageSequence = [reference]
-    acquired = package.Dataset()
     for name in _EQUIPMENT:
         if name in source and source[name].value not in {None, ""}:
             acquired.add(deepcopy(source[name]))
     acquired.setdefault("Manufacturer", "UNKNOWN")  # a value is required
-    acquired.PurposeOfReferenceCodeSequence = [_code("109101", "Acquisition Equipment")]
-    made = package.Dataset()
-    made.Manufacturer = MAKER
-    made.ManufacturerModelName = "Dual Diffusion Implicit Bridge"
-    made.SoftwareVersions = __version__
+    for each in (made, dataset):
+        each.Manufacturer, each.ManufacturerModelName = MAKER, "Dual Diffusion Implicit Bridge"
+        each.SoftwareVersions = __version__
     made.ContributionDateTime = now.strftime("%Y%m%d%H%M%S%z")
     made.ContributionDescription = f"Translated from {translated.source} to {translated.target}"[:1024]
-    made.PurposeOfReferenceCodeSequence = [_code("109103", "Modifying Equipment")]
+    for each, value, meaning in (
+        (reference, "121322", "Source image for image processing operation"),
+        (acquired, "109101", "Acquisition Equipment"),
+        (made, "109103", "Modifying Equipment"),
+    ):
+        code = package.Dataset()
+        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
+        each.PurposeOfReferenceCodeSequence = [code]
+    dataset.SourceImageSequence = [reference]
     earlier = list(source.get("ContributingEquipmentSequence") or ())
     dataset.ContributingEquipmentSequence = [*deepcopy(earlier), acquired, made]
-    dataset.Manufacturer, dataset.ManufacturerModelName = MAKER, "Dual Diffusion Implicit Bridge"
-    dataset.SoftwareVersions = __version__
-
-
-def _code(value: str, meaning: str) -> Any:
-    code = pydicom().Dataset()
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
-    return code
 
 
 def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, hounsfield: bool) -> None:
     """The pixels and what describes them: 16 bits for grey, 8 for colours."""
-    package = pydicom()
+    number = pydicom().valuerep.DSfloat
     colours = pixels.shape[2] == 3
     if colours:
         if translated.bits == 16:
             pixels = (pixels >> 8).astype(np.uint8)
         dataset.PlanarConfiguration = 0
     bits = 8 if colours else 16
-    kind = np.dtype("u1") if colours else np.dtype("<u2")
     dataset.SamplesPerPixel = pixels.shape[2]
     dataset.PhotometricInterpretation = "RGB" if colours else "MONOCHROME2"
     dataset.Rows, dataset.Columns = pixels.shape[:2]
     dataset.BitsAllocated = dataset.BitsStored = bits
     dataset.HighBit, dataset.PixelRepresentation = bits - 1, 0
-    raw = np.ascontiguousarray(pixels, dtype=kind).tobytes()
+    raw = np.ascontiguousarray(pixels, dtype=np.dtype("u1") if colours else np.dtype("<u2")).tobytes()
     dataset.PixelData = raw + b"\0" * (len(raw) % 2)
     dataset["PixelData"].VR = "OB" if bits == 8 else "OW"
     if colours:
         return
-    if not translated.plain or dataset.SOPClassUID == package.uid.CTImageStorage:
-        dataset.RescaleSlope, dataset.RescaleIntercept = (
-            package.valuerep.DSfloat(value, auto_format=True)
-            for value in (translated.slope, translated.intercept)
-        )
+    slope, low, high = translated.slope, translated.low, translated.high
+    if not translated.plain or dataset.SOPClassUID == pydicom().uid.CTImageStorage:
+        dataset.RescaleSlope = number(slope, auto_format=True)
+        dataset.RescaleIntercept = number(translated.intercept, auto_format=True)
         dataset.RescaleType = "HU" if hounsfield else "US"
-    low = translated.low if translated.low is not None else translated.intercept
-    high = (
-        translated.high if translated.high is not None else low + translated.slope * (2**translated.bits - 1)
-    )
-    dataset.WindowCenter = package.valuerep.DSfloat((low + high) / 2, auto_format=True)
-    dataset.WindowWidth = package.valuerep.DSfloat(max(high - low, 1), auto_format=True)
-
-
-def _is_hounsfield(series: Series, translated: StudyResults) -> bool:
-    source = series.modality == "CT" and not series.without_units
-    return source and translated.low is not None and translated.low <= -500
+    low = translated.intercept if low is None else low
+    high = low + slope * (2**translated.bits - 1) if high is None else high
+    dataset.WindowCenter = number((low + high) / 2, auto_format=True)
+    dataset.WindowWidth = number(max(high - low, 1), auto_format=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,23 +232,20 @@ class DicomStudy(Study):
         report, said = self.pixels.report(translated, stack)
         contents = derived_series(self.series, stack, translated, range(self.planes))
         files = {f"{self.name}/{at + 1:04}.dcm": content for at, content in enumerate(contents)}
-        report["geometry"] = self._geometry()
-        report["marks"] = {
-            "synthetic_data": "YES",
-            "image_type": "DERIVED\\SECONDARY",
-            "burnt_in_annotation": str(self.series.headers[0].get("BurnedInAnnotation", "")) or None,
-        }
-        return Assembled(files, report, said)
-
-    def _geometry(self) -> dict[str, Any]:
         header = self.series.headers[0]
         spacing = header.get("PixelSpacing")
-        return {
+        report["geometry"] = {
             "modality": self.series.modality,
             "rows": int(header.Rows),
             "columns": int(header.Columns),
             "pixel_spacing_mm": [float(v) for v in spacing] if spacing else None,
         }
+        report["marks"] = {
+            "synthetic_data": "YES",
+            "image_type": "DERIVED\\SECONDARY",
+            "burnt_in_annotation": str(header.get("BurnedInAnnotation", "")) or None,
+        }
+        return Assembled(files, report, said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,55 +258,43 @@ class FoundSeries:
 
 
 def find_dicom(given: Path, files: Iterable[Path], root: Path | None, options: Options) -> FoundSeries:
-    """The series among some files."""
+    """The series among some files; the folder of a series' results has its name."""
     found = sort_files(files)
     if not found.series and not found.unreadable:
         raise ImageUnreadable(f"{given} holds no DICOM pictures", hop="client", hint="ls, or dcmdump FILE")
-    several = len(found.series) > 1
     unread: list[Unread] = []
     unreadable = [*found.unreadable]
     for called, members in names_of(found.series, root):
         good, bad = readable(members)
-        unread.append(_unread(given, called, good, options, several=several))
         unreadable += bad
+        origin = Origin(
+            given,
+            called.name,
+            (called.name,),
+            tuple(path for path, _ in good),
+            options.settings("intensity"),
+            label=f"{given}: {called.name}" if len(found.series) > 1 else "",
+            also=called.also,
+            series_sha256=called.uid_sha256,
+        )
+        unread.append(Unread(origin, partial(read_dicom, good, options)))
     return FoundSeries(tuple(unread), tuple(unreadable), found.others)
-
-
-def _unread(
-    given: Path, called: SeriesName, members: Sequence[tuple[Path, Any]], options: Options, *, several: bool
-) -> Unread:
-    """A series; its folder of results has its name."""
-    origin = Origin(
-        given,
-        called.name,
-        (called.name,),
-        tuple(path for path, _ in members),
-        options.settings("intensity"),
-        label=f"{given}: {called.name}" if several else "",
-        also=called.also,
-        series_sha256=called.uid_sha256,
-    )
-    return Unread(origin, partial(read_dicom, members, options))
 
 
 def read_dicom(members: Sequence[tuple[Path, Any]], options: Options, origin: Origin) -> DicomStudy:
     """The series of some files."""
-    series, values = read_series(origin.called, members)
+    called = origin.called
+    series, values = read_series(called, members)
+    odd = series.without_units
     try:
         rule = chosen_rule(options.intensity, values, series.modality, of_model=options.of_model)
-        _require_units(origin.called, series, rule)
+        if odd and (rule.name == "hu" or len(odd) < len(series.paths)):
+            raise InputError(
+                f"{called}: {len(odd)} of {len(series.paths)} slices are in no Hounsfield units: {odd[0]}",
+                hop="client",
+                hint=f"export it again with its rescale, or send numbers without units: --intensity {PERCENTILES}",
+            )
         slices = Slices.of(values, rule)
     except ImageUnreadable as error:
-        raise ImageUnreadable(f"{origin.called}: {error.detail}", hop="client", hint=error.hint) from error
+        raise ImageUnreadable(f"{called}: {error.detail}", hop="client", hint=error.hint) from error
     return DicomStudy(origin, slices, series)
-
-
-def _require_units(called: str, series: Series, rule: Rule) -> None:
-    """Return if the values of a CT have one unit, and the one that the rule names."""
-    odd = series.without_units
-    if odd and (rule.name == "hu" or len(odd) < len(series.paths)):
-        raise InputError(
-            f"{called}: {len(odd)} of {len(series.paths)} slices are in no Hounsfield units: {odd[0]}",
-            hop="client",
-            hint=f"export it again with its rescale, or send numbers without units: --intensity {PERCENTILES}",
-        )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Grid:
+class TileGrid:
     """Where the tiles of a picture lie."""
 
     height: int
@@ -38,7 +38,7 @@ class Grid:
     overlap: int
 
     @classmethod
-    def of(cls, height: int, width: int, tile: tuple[int, int] | None) -> Grid:
+    def of(cls, height: int, width: int, tile: tuple[int, int] | None) -> TileGrid:
         """Tiles that overlap by half their side, or the whole picture."""
         if tile is None:
             return cls(height, width, (height, width), 0)
@@ -74,12 +74,12 @@ class Grid:
         return rows, columns
 
 
-def cut(picture: NDArray[Any], grid: Grid) -> list[NDArray[Any]]:
+def cut(picture: NDArray[Any], grid: TileGrid) -> list[NDArray[Any]]:
     return [picture[window] for window in grid.windows()]
 
 
 def blend(
-    tiles: Sequence[NDArray[Any] | None], grid: Grid, channels: int, *, background: float = 0.0
+    tiles: Sequence[NDArray[Any] | None], grid: TileGrid, channels: int, *, background: float = 0.0
 ) -> tuple[Floats, NDArray[np.bool_]]:
     """One picture of translated tiles."""
     total = np.zeros((grid.height, grid.width, channels), dtype=np.float32)
@@ -98,7 +98,7 @@ class Tiles:
     """A picture that is sent in tiles."""
 
     numbers: Pixels
-    grid: Grid
+    grid: TileGrid
     sent: tuple[int, ...]
     intensity: dict[str, Any]
     rule: str
@@ -107,7 +107,7 @@ class Tiles:
     def of(
         cls,
         numbers: Pixels,
-        grid: Grid,
+        grid: TileGrid,
         intensity: dict[str, Any],
         rule: str,
         valid: NDArray[np.bool_] | None = None,
@@ -187,20 +187,16 @@ def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
     return tuple(round(i * (length - tile) / (count - 1)) for i in range(count))
 
 
-def _weights(grid: Grid) -> Floats:
-    sides = [_ramp(size, starts) for size, starts in zip(grid.tile, (grid.rows, grid.columns), strict=True)]
+def _weights(grid: TileGrid) -> Floats:
+    """(H, W, 1) of a tile: a raised sine over what tiles share."""
+    sides = []
+    for size, starts in zip(grid.tile, (grid.rows, grid.columns), strict=True):
+        shared = max((before + size - after for before, after in pairwise(starts)), default=0)
+        shared = min(shared, size // 2 or 1)
+        edge = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5
+        sides.append(np.sin(np.pi / 2 * np.clip(edge / max(shared, 0.5), 0, 1)) ** 2)
     window: Floats = (sides[0][:, None] * sides[1][None, :])[:, :, None].astype(np.float32)
     return window
-
-
-def _ramp(size: int, starts: Sequence[int]) -> Floats:
-    shared = max((before + size - after for before, after in pairwise(starts)), default=0)
-    if shared < 1:
-        return np.ones(size, dtype=np.float32)
-    shared = min(shared, size // 2 or 1)
-    edge = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5
-    ramp: Floats = (np.sin(np.pi / 2 * np.clip(edge / shared, 0, 1)) ** 2).astype(np.float32)
-    return ramp
 
 
 MAX_PIXELS: Final = 1 << 28
@@ -209,8 +205,7 @@ MAX_TILE: Final = 1 << 26
 _BLOCK: Final = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Georeference:
+class Georeference(NamedTuple):
     """What a map keeps of its file."""
 
     crs: Any
@@ -238,42 +233,37 @@ class GeoTiffStudy(Study):
         top = 255 if translated.bits == 8 else 65535
         made = np.rint(blended).clip(0, top).astype(np.uint8 if translated.bits == 8 else np.uint16)
         report, said = self.pixels.report(translated, blended)
-        report["geometry"] = self._geometry()
-        content = self._file(made, self.valid & covered, translated)
-        return Assembled({self.outputs[0]: content}, report, said, self.pixels.figures(translated)[0])
-
-    def _geometry(self) -> dict[str, Any]:
-        where = self.georeference
-        return {
-            "height": self.pixels.grid.height,
-            "width": self.pixels.grid.width,
+        where, (height, width) = self.georeference, self.valid.shape
+        report["geometry"] = {
+            "height": height,
+            "width": width,
             "crs": None if where.crs is None else where.crs.to_string(),
             "transform": None if where.transform is None else list(where.transform)[:6],
             "control_points": len(where.gcps[0]),
             "rational_polynomials": where.rpcs is not None,
         }
+        content = self._file(made, self.valid & covered, translated)
+        return Assembled({self.outputs[0]: content}, report, said, self.pixels.figures(translated)[0])
 
     def _file(self, made: Pixels, valid: NDArray[np.bool_], translated: StudyResults) -> bytes:
         """The map with a header of its own, tiled and deflated; a COG where the input is one."""
-        rasterio = _rasterio()
+        rasterio, where = _rasterio(), self.georeference
         height, width, bands = made.shape
         profile: dict[str, Any] = {
             "driver": "GTiff", "height": height, "width": width, "count": bands, "dtype": made.dtype.name,
-            "crs": self.georeference.crs, "compress": "deflate", "photometric": "rgb" if bands == 3 else "minisblack",
+            "crs": where.crs, "compress": "deflate", "photometric": "rgb" if bands == 3 else "minisblack",
         }  # fmt: skip
-        if self.georeference.transform is not None:
-            profile["transform"] = self.georeference.transform
-        if not self.georeference.cog:
-            profile |= {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK}
+        profile |= {} if where.transform is None else {"transform": where.transform}
+        profile |= {} if where.cog else {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK}
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), _quiet(), rasterio.io.MemoryFile() as memory:
             with memory.open(**profile) as out:
                 out.write(made.transpose(2, 0, 1))
                 if not valid.all():
                     out.write_mask(valid)
-                if self.georeference.gcps[0]:
-                    out.gcps = self.georeference.gcps
-                if self.georeference.rpcs is not None:
-                    out.rpcs = self.georeference.rpcs
+                if where.gcps[0]:
+                    out.gcps = where.gcps
+                if where.rpcs is not None:
+                    out.rpcs = where.rpcs
                 if not translated.plain:
                     out.scales, out.offsets = [translated.slope] * bands, [translated.intercept] * bands
                 out.update_tags(
@@ -281,7 +271,7 @@ class GeoTiffStudy(Study):
                     TIFFTAG_SOFTWARE=f"ddib-fed {__version__}",
                     TIFFTAG_IMAGEDESCRIPTION=f"Synthetic: translated from {translated.source} to {translated.target}",
                 )
-            if not self.georeference.cog:
+            if not where.cog:
                 return bytes(memory.read())
             with rasterio.io.MemoryFile() as optimised:
                 rasterio.shutil.copy(memory.name, optimised.name, driver="COG", compress="deflate")
@@ -306,7 +296,7 @@ def read_geotiff(origin: Origin, options: Options) -> GeoTiffStudy:
         numbers = intensity.numbers(values)
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
-    grid = Grid.of(valid.shape[0], valid.shape[1], options.tile)
+    grid = TileGrid.of(valid.shape[0], valid.shape[1], options.tile)
     tiles = Tiles.of(numbers, grid, intensity.record(seen) | units, rule.text, valid)
     if not tiles.sent:
         raise ImageUnreadable(f"{path} shows nothing: all its pixels are alike or without data", hop="client")
@@ -329,29 +319,47 @@ def _rasterio() -> Any:
 
 def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference, dict[str, list[float]]]:
     """Values (H, W, C) with holes filled, where there are data (H, W), the georeference, and how values were stored."""
-    rasterio = _rasterio()
+    rasterio, given = _rasterio(), shlex.quote(str(path))
+    interp = rasterio.enums.ColorInterp
     with _faults(rasterio), _quiet(), rasterio.open(path, driver="GTiff") as file:
-        if file.subdatasets:
-            raise ImageUnreadable(
-                f"it holds {len(file.subdatasets)} maps, one is expected",
-                hint=f"tiffsplit {shlex.quote(str(path))}",
-            )
-        alpha = rasterio.enums.ColorInterp.alpha
-        bands = [band for band, what in zip(file.indexes, file.colorinterp, strict=True) if what != alpha]
-        if len(bands) not in {1, 3} or np.dtype(file.dtypes[0]).kind == "c":
-            raise ImageUnreadable(
-                f"it has {len(bands)} bands of {file.dtypes[0]}; one band, or red, green and blue, are translated",
-                hint=f"rio stack {shlex.quote(str(path))} --bidx 1,2,3 -o rgb.tif",
-            )
+        height, width, kind = file.height, file.width, np.dtype(file.dtypes[0])
+        bands = [
+            band for band, what in zip(file.indexes, file.colorinterp, strict=True) if what != interp.alpha
+        ]
         scales, offsets = ([of_all[band - 1] for band in bands] for of_all in (file.scales, file.offsets))
         units = {"scales": scales, "offsets": offsets}
         stored = units == {"scales": [1.0] * len(bands), "offsets": [0.0] * len(bands)}
-        _require_small(path, file, len(bands) * (np.dtype(file.dtypes[0]).itemsize if stored else 8))
-        if file.colorinterp[0] == rasterio.enums.ColorInterp.palette:
-            raise ImageUnreadable(
+        pixel = len(bands) * (kind.itemsize if stored else 8)
+        rows, columns = file.block_shapes[0]
+        for wrong, what, how in (
+            (
+                file.subdatasets,
+                f"it holds {len(file.subdatasets)} maps, one is expected",
+                f"tiffsplit {given}",
+            ),
+            (
+                len(bands) not in {1, 3} or kind.kind == "c",
+                f"it has {len(bands)} bands of {kind}; one band, or red, green and blue, are translated",
+                f"rio stack {given} --bidx 1,2,3 -o rgb.tif",
+            ),
+            (
+                height * width > MAX_PIXELS or height * width * pixel > MAX_BYTES,
+                f"{height} x {width} pixels of {pixel} bytes; {MAX_PIXELS} pixels and {MAX_BYTES} bytes are the limit",
+                f"gdal_retile.py -ps 8192 8192 -targetDir {shlex.quote(path.stem)} {given}",
+            ),
+            (  # GDAL reads a tile whole
+                rows * columns * pixel > MAX_TILE and rows * columns > MOST_PADDING * height * width,
+                f"its tiles have {rows} x {columns} pixels, the whole map {height} x {width}",
+                f"gdal_translate {given} {shlex.quote(f'{path.stem}-strips.tif')}",
+            ),
+            (
+                file.colorinterp[0] == interp.palette,
                 "its colours are a palette",
-                hint=f"gdal_translate -expand rgb {shlex.quote(str(path))} rgb.tif",
-            )
+                f"gdal_translate -expand rgb {given} rgb.tif",
+            ),
+        ):
+            if wrong:
+                raise ImageUnreadable(what, hint=how)
         valid = file.dataset_mask() > 0
         values = file.read(bands)
         if values.dtype.kind == "f":
@@ -365,22 +373,6 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference, di
         where = Georeference(file.crs, transform, file.gcps, file.rpcs, cog)
     values = np.ascontiguousarray(values.transpose(1, 2, 0))
     return values if stored else values * scales + offsets, valid, where, units
-
-
-def _require_small(path: Path, file: Any, pixel: int) -> None:
-    """Return if a map, and each of its tiles, which GDAL reads whole, can be in memory; `pixel` is in bytes."""
-    given, height, width = shlex.quote(str(path)), file.height, file.width
-    if height * width > MAX_PIXELS or height * width * pixel > MAX_BYTES:
-        raise ImageUnreadable(
-            f"{height} x {width} pixels of {pixel} bytes; {MAX_PIXELS} pixels and {MAX_BYTES} bytes are the limit",
-            hint=f"gdal_retile.py -ps 8192 8192 -targetDir {shlex.quote(path.stem)} {given}",
-        )
-    rows, columns = file.block_shapes[0]
-    if rows * columns * pixel > MAX_TILE and rows * columns > MOST_PADDING * height * width:
-        raise ImageUnreadable(
-            f"its tiles have {rows} x {columns} pixels, the whole map {height} x {width}",
-            hint=f"gdal_translate {given} {shlex.quote(f'{path.stem}-strips.tif')}",
-        )
 
 
 def _filled(rasterio: Any, band: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:

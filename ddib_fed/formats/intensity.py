@@ -38,7 +38,7 @@ _FORMS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class IntensityRule:
     """A rule as it is asked for, before the values are known."""
 
     name: str
@@ -48,7 +48,7 @@ class Rule:
     high: float = 255.0
 
     @classmethod
-    def parse(cls, text: str) -> Rule:
+    def parse(cls, text: str) -> IntensityRule:
         """The rule in `values`, `hu`, `window:40,400`, `percentile:0.5,99.5` or `percentile:0.5,99.5@0:65535`."""
         found = _RULE.fullmatch(text)
         if found is None:
@@ -56,24 +56,23 @@ class Rule:
                 f"--intensity {text!r} is no rule", hint=f"--intensity auto, {_FORMS} (docs/formats.md)"
             )
         name = found["name"].partition(":")[0]
-        if name in {"values", "hu"} and found["low"] is not None:
-            raise UsageError(
-                f"--intensity {text}: {name} leaves the values as they are", hint=f"--intensity {name}"
-            )
         first, second = (
             float(found[a] or found[b] or 0) for a, b in (("centre", "least"), ("width", "most"))
         )
         low, high = float(found["low"] or 0.0), float(found["high"] or 255.0)
-        if name == "window" and second <= 0:
-            raise UsageError(f"--intensity {text}: a width is above 0", hint="--intensity window:40,400")
-        if name == "percentile" and not 0 <= first < second <= 100:
-            raise UsageError(
-                f"--intensity {text}: percentiles are 0 to 100, ascending", hint=f"--intensity {PERCENTILES}"
-            )
-        if low >= high:
-            raise UsageError(
-                f"--intensity {text}: the range is empty", hint=f"--intensity {PERCENTILES}@0:255"
-            )
+        as_is = name in {"values", "hu"}
+        for wrong, what, example in (
+            (as_is and found["low"] is not None, f"{name} leaves the values as they are", name),
+            (name == "window" and second <= 0, "a width is above 0", "window:40,400"),
+            (
+                name == "percentile" and not 0 <= first < second <= 100,
+                "percentiles are 0 to 100, ascending",
+                PERCENTILES,
+            ),
+            (low >= high, "the range is empty", f"{PERCENTILES}@0:255"),
+        ):
+            if wrong:
+                raise UsageError(f"--intensity {text}: {what}", hint=f"--intensity {example}")
         return cls(name, first, second, low, high)
 
     @property
@@ -149,18 +148,20 @@ class Intensity:
         }
 
 
-def auto_rule(values: NDArray[Any], modality: str = "") -> Rule:
+def auto_rule(values: NDArray[Any], modality: str = "") -> IntensityRule:
     """The rule for `--intensity auto`: bytes as they are, Hounsfield units for CT, percentiles for all else."""
     if values.dtype == np.uint8:
-        return Rule("values")
-    return Rule("hu") if modality == "CT" else Rule.parse(PERCENTILES)
+        return IntensityRule("values")
+    return IntensityRule("hu") if modality == "CT" else IntensityRule.parse(PERCENTILES)
 
 
-def chosen_rule(text: str, values: NDArray[Any], modality: str = "", *, of_model: bool = False) -> Rule:
+def chosen_rule(
+    text: str, values: NDArray[Any], modality: str = "", *, of_model: bool = False
+) -> IntensityRule:
     """The rule that was asked for, or that the source's model was trained with."""
     if text == AUTO:
         return auto_rule(values, modality)
-    rule = Rule.parse(text)
+    rule = IntensityRule.parse(text)
     if rule.name == "hu" and modality != "CT":
         other = PERCENTILES if modality else "values, if its numbers are Hounsfield units"
         if of_model:
@@ -221,27 +222,28 @@ def _narrowed(values: NDArray[Any]) -> Pixels:
     return made
 
 
-class Figures(NamedTuple):
+class Measurement(NamedTuple):
     """A measurement of a whole study: for its record, and in one line for the person."""
 
     record: dict[str, Any]
     line: str
 
 
-def measure_flicker(source: NDArray[Any], translation: NDArray[Any]) -> Figures | None:
+def measure_flicker(source: NDArray[Any], translation: NDArray[Any]) -> Measurement | None:
     """How much neighbouring slices differ beyond a steady change; None for fewer than three slices."""
     if len(source) < 3:
         return None
     (first, first_mean), (second, second_mean) = (_flicker(each) for each in (source, translation))
+    ratio = second / first if first > 0 else None
     record = {
         "source": round(first, 6),
         "translation": round(second, 6),
         "brightness_source": round(first_mean, 6),
         "brightness_translation": round(second_mean, 6),
-        "ratio": round(second / first, 4) if first > 0 else None,
+        "ratio": None if ratio is None else round(ratio, 4),
     }
-    times = f" ({second / first:.2f} times)" if first > 0 else ""
-    return Figures(
+    times = "" if ratio is None else f" ({ratio:.2f} times)"
+    return Measurement(
         record, f"slice flicker {100 * second:.2f} % of the range, {100 * first:.2f} % in the source{times}"
     )
 
@@ -261,13 +263,13 @@ def _flicker(volume: NDArray[Any]) -> tuple[float, float]:
 
 def measure_seams(
     source: NDArray[Any], translation: NDArray[Any], rows: Sequence[int], columns: Sequence[int]
-) -> Figures | None:
+) -> Measurement | None:
     """How much steeper a picture is where tiles begin and end; None where there is but one tile."""
     edges = len(rows) + len(columns)
     if not edges:
         return None
     first, second = (_steepness(each, rows, columns) for each in (source, translation))
-    return Figures(
+    return Measurement(
         {"source": round(first, 4), "translation": round(second, 4), "edges": edges},
         f"seam energy {second:.3f} at {edges} edges of tiles, {first:.3f} in the source "
         "(1: no steeper than elsewhere)",
@@ -276,15 +278,11 @@ def measure_seams(
 
 def _steepness(picture: NDArray[Any], rows: Sequence[int], columns: Sequence[int]) -> float:
     """Mean difference across the given lines over that across all others."""
-    wide = picture.astype(np.float32)
-    at = elsewhere = 0.0
-    count = other = 0
+    at: list[float] = []
+    elsewhere: list[float] = []
     for axis, lines in ((0, rows), (1, columns)):
-        steps = np.abs(np.diff(wide, axis=axis)).mean(axis=(1 - axis, 2))
-        chosen = np.zeros(len(steps), dtype=bool)
-        chosen[[line - 1 for line in lines]] = True
-        at, count = at + float(steps[chosen].sum()), count + int(chosen.sum())
-        elsewhere, other = elsewhere + float(steps[~chosen].sum()), other + int((~chosen).sum())
-    if not count or not other or elsewhere == 0:
-        return 1.0
-    return (at / count) / (elsewhere / other)
+        steps = np.abs(np.diff(picture.astype(np.float32), axis=axis)).mean(axis=(1 - axis, 2))
+        chosen = np.isin(np.arange(1, len(steps) + 1), lines)
+        at, elsewhere = [*at, *steps[chosen]], [*elsewhere, *steps[~chosen]]
+    usual = float(np.mean(elsewhere)) if elsewhere else 0.0
+    return float(np.mean(at)) / usual if at and usual else 1.0

@@ -7,7 +7,6 @@ output; nothing leaves.
 from __future__ import annotations
 
 import gzip
-import json
 import math
 import shlex
 import zlib
@@ -70,10 +69,19 @@ class NiftiStudy(Study):
         return Assembled(files, report, said)
 
     def _volume(self, stack: Pixels, translated: StudyResults) -> Pixels:
-        canonical = _from_slices(stack, self.plane, _four(self.image)[3], _canonical_shape(self.image))
-        volume = translated.scaled(_turned_back(canonical, self.image))
+        image, (through, across, up) = self.image, PLANES[self.plane]
+        orientation, four = _orientation(image), (*image.shape, 1, 1)[:4]
+        shape = [0, 0, 0]  # in canonical orientation
+        for axis, (to, _) in enumerate(orientation):
+            shape[int(to)] = int(four[axis])
+        ordered = stack.reshape(four[3], shape[through], *stack.shape[1:])[:, :, ::-1]
+        axes = {through: 1, up: 2, across: 3}
+        canonical = ordered.transpose(axes[0], axes[1], axes[2], 0, 4)
+        orientations = _nibabel().orientations
+        back = orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), orientation)
+        volume = translated.scaled(orientations.apply_orientation(canonical, back))
         # Colours are one more axis, as the 5th of NIfTI for vectors.
-        return volume.reshape(self.image.shape if translated.channels == 1 else (*volume.shape[:4], 3))
+        return volume.reshape(image.shape if translated.channels == 1 else (*volume.shape[:4], 3))
 
     def _file(self, volume: Pixels, translated: StudyResults) -> bytes:
         """The volume with a header of its own."""
@@ -117,7 +125,7 @@ def read_nifti(origin: Origin, options: Options) -> NiftiStudy:
             f"{path} holds {'colours' if kind.fields else kind} of {len(image.shape)} axes; slices, volumes and time "
             "series of real numbers are translated",
             hop="client",
-            hint=_split(path, image),
+            hint="write its parts (channels, real and imaginary, times) as volumes, e.g. by nibabel; or leave it out",
         )
     stored = (image.dataobj.slope, image.dataobj.inter) == (1.0, 0.0)
     wide = kind if stored else np.result_type(kind, np.float32)
@@ -136,34 +144,19 @@ def read_nifti(origin: Origin, options: Options) -> NiftiStudy:
         ) from error
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     try:
-        plane = options.slices if len(image.shape) > 2 else _plane_of_one(image)
-        canonical = _canonical(values.reshape(_four(image)), image)
+        orientation, plane = _orientation(image), options.slices
+        if len(image.shape) == 2:
+            plane = next(name for name, axes in PLANES.items() if axes[0] == int(orientation[2][0]))
         rule = chosen_rule(options.intensity, values, of_model=options.of_model)
-        values = _to_slices(canonical, plane)
-        del canonical  # of a large volume one copy is enough
+        canonical = _nibabel().apply_orientation(values.reshape((*image.shape, 1, 1)[:4]), orientation)
+        through, across, up = PLANES[plane]
+        ordered = canonical.transpose(3, through, up, across)[:, :, ::-1]
+        values = ordered.reshape(-1, *ordered.shape[2:], 1)
+        del canonical, ordered  # of a large volume one copy is enough
         slices = Slices.of(values, rule)
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
     return NiftiStudy(origin, slices, image, plane)
-
-
-def _split(path: Path, image: Any) -> str:
-    """A command that makes volumes of real numbers of what is none."""
-    kind, out = image.get_data_dtype(), json.dumps(f"{path.name.partition('.')[0]}-", ensure_ascii=False)
-    parts = "{c: x[c] for c in x.dtype.names}" if kind.fields else "{'abs': abs(x)}"
-    if kind.kind != "c" and not kind.fields:
-        parts = "{str(n): v for n, v in enumerate(x.reshape(*x.shape[:3], -1).transpose(3, 0, 1, 2))}"
-    code = (
-        f"import nibabel as n, numpy as np; i = n.load({json.dumps(str(path), ensure_ascii=False)}); x = "
-        f"np.asarray(i.dataobj); [n.save(n.Nifti1Image(v, i.affine), {out} + k + '.nii') for k, v in ({parts}).items()]"
-    )
-    if len(image.shape) < 2:
-        return "it is no picture: leave it out"
-    return f"write its parts as volumes: python3 -c {shlex.quote(code)}"
-
-
-def _four(image: Any) -> tuple[int, ...]:
-    return (*image.shape, 1, 1)[:4]
 
 
 def _one_line(error: Exception) -> str:
@@ -193,51 +186,9 @@ def _opened(path: Path) -> Any:
 def _orientation(image: Any) -> NDArray[Any]:
     """(3, 2): for each axis in the file its canonical axis, and 1 or -1 for its direction."""
     affine = image.affine
-    if not np.isfinite(affine).all():
-        raise ImageUnreadable(
-            "its affine is not finite, so it has no orientation", hop="client", hint=_NO_PLACE
-        )
-    found: NDArray[Any] = _nibabel().io_orientation(affine)
+    finite = np.isfinite(affine).all()
+    found: NDArray[Any] = _nibabel().io_orientation(affine) if finite else np.full((3, 2), np.nan)
     if np.isnan(found).any():
-        raise ImageUnreadable(
-            "its affine has no orientation: an axis is all zero", hop="client", hint=_NO_PLACE
-        )
+        why = "an axis is all zero" if finite else "it is not finite"
+        raise ImageUnreadable(f"its affine has no orientation: {why}", hop="client", hint=_NO_PLACE)
     return found
-
-
-def _plane_of_one(image: Any) -> str:
-    through = int(_orientation(image)[2][0])
-    return next(plane for plane, axes in PLANES.items() if axes[0] == through)
-
-
-def _canonical(values: NDArray[Any], image: Any) -> NDArray[Any]:
-    turned: NDArray[Any] = _nibabel().apply_orientation(values, _orientation(image))
-    return turned
-
-
-def _canonical_shape(image: Any) -> tuple[int, ...]:
-    shape = [0, 0, 0]
-    for axis, (to, _) in enumerate(_orientation(image)):
-        shape[int(to)] = int(_four(image)[axis])
-    return tuple(shape)
-
-
-def _turned_back(canonical: Pixels, image: Any) -> Pixels:
-    orientations = _nibabel().orientations
-    there = _orientation(image)
-    back = orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), there)
-    turned: Pixels = orientations.apply_orientation(canonical, back)
-    return turned
-
-
-def _to_slices(canonical: NDArray[Any], plane: str) -> NDArray[Any]:
-    through, across, up = PLANES[plane]
-    ordered = canonical.transpose(3, through, up, across)[:, :, ::-1]
-    return ordered.reshape(-1, *ordered.shape[2:], 1)
-
-
-def _from_slices(stack: Pixels, plane: str, times: int, shape: tuple[int, ...]) -> Pixels:
-    through, across, up = PLANES[plane]
-    ordered = stack.reshape(times, shape[through], *stack.shape[1:])[:, :, ::-1]
-    axes = {through: 1, up: 2, across: 3}
-    return ordered.transpose(axes[0], axes[1], axes[2], 0, 4)

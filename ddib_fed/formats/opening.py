@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from ddib_fed.errors import DdibError, UsageError
-from ddib_fed.formats.dicom import is_directory_file, listed_files
+from ddib_fed.errors import DdibError, ImageUnreadable, UsageError
+from ddib_fed.formats.dicom import is_directory_file
 from ddib_fed.formats.dicom_writing import FoundSeries, find_dicom
 from ddib_fed.formats.geotiff import geotiff_origin, read_geotiff
 from ddib_fed.formats.nifti import nifti_origin, read_nifti
@@ -52,17 +53,18 @@ def open_recognised(found: Recognised, options: Options, *, bad: Bad | None = No
             elif sighting.files:
                 take(find_dicom(sighting.path, sighting.files, sighting.path, trained))
             elif is_directory_file(sighting.path):
-                listed, missing = listed_files(sighting.path)
-                _set_aside(missing, bad)
-                if listed:
-                    take(find_dicom(sighting.path, listed, sighting.path.resolve().parent, trained))
+                raise ImageUnreadable(
+                    f"{sighting.path} is a DICOMDIR, a list of files, and not read",
+                    hop="client",
+                    hint=f"name its folder: {shlex.quote(str(sighting.path.parent))}",
+                )
             else:
                 slices.append(sighting.path)
     if slices:
         with _collected(slices[0], bad):
             take(find_dicom(slices[0], slices, None, trained))
     named = _named_apart(unread)
-    return Choice(Studies(named), found.plain, found.beside, ignored)
+    return Choice(Studies(named), found.plain, ignored)
 
 
 def _of_file(sighting: Sighting, options: Options) -> Unread:

@@ -27,8 +27,8 @@ from ddib_fed.data.decoding import (
 from ddib_fed.data.pictures import cost_of, decode_image, encode_png, image_format, read_content
 from ddib_fed.engine.record import tiles_in
 from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable
-from ddib_fed.formats.geotiff import Grid, Tiles
-from ddib_fed.formats.intensity import AUTO, Rule
+from ddib_fed.formats.geotiff import TileGrid, Tiles
+from ddib_fed.formats.intensity import AUTO, IntensityRule
 from ddib_fed.formats.recognition import PICTURES
 from ddib_fed.formats.study import Assembled, Options, Origin, Study, StudyResults
 
@@ -134,11 +134,11 @@ def read_picture(origin: Origin, options: Options) -> PictureStudy:
             pixels = decode_image(content).pixels if kind == "PNG" else _pixels(content, kind)
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
-    rule = Rule("values") if options.intensity == AUTO else Rule.parse(options.intensity)
+    rule = IntensityRule("values") if options.intensity == AUTO else IntensityRule.parse(options.intensity)
     intensity = rule.on(pixels)
     height, width = pixels.shape[:2]
     tile = _tile_of(height, width, options.picture_tile, options.most_tiles)
-    grid = Grid.of(height, width, tile)
+    grid = TileGrid.of(height, width, tile)
     numbers, record = intensity.numbers(pixels), intensity.record(pixels)
     if len(grid) > 1:
         tiles = Tiles.of(numbers, grid, record, rule.text)

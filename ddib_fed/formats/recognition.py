@@ -79,7 +79,6 @@ class Recognised:
 
     studies: tuple[Sighting, ...] = ()
     plain: tuple[Path, ...] = ()
-    beside: tuple[tuple[Path, Counter[str]], ...] = ()
     ignored: Counter[str] = field(default_factory=Counter)
 
 
@@ -94,13 +93,11 @@ def recognise(
 
     studies: dict[Path, Sighting] = {}
     plain: list[Path] = []
-    beside: list[tuple[Path, Counter[str]]] = []
     ignored: Counter[str] = Counter()
     for path in paths:
         if path.is_dir():
             found = _below(path, out, kind_of)
             plain += found.plain
-            beside += found.beside
             ignored += found.ignored
             for each in found.studies:
                 studies.setdefault(each.path.absolute(), each)
@@ -108,7 +105,7 @@ def recognise(
             studies.setdefault(path.absolute(), Sighting(kind, path))
         else:
             plain.append(path)
-    return Recognised(tuple(studies.values()), tuple(plain), tuple(beside), ignored)
+    return Recognised(tuple(studies.values()), tuple(plain), ignored)
 
 
 def _below(folder: Path, out: Path | None, kind_of: Callable[[Path], Format | None]) -> Recognised:
@@ -128,11 +125,9 @@ def _below(folder: Path, out: Path | None, kind_of: Callable[[Path], Format | No
     if not studies:
         return Recognised(plain=(folder,))
     others = Counter(_suffix(path) for path, kind in kinds.items() if kind is None)
-    taken = Counter({suffix: count for suffix, count in others.items() if suffix in TAKEN})
-    if taken and not dicom:  # those who list the folder's files count the ignored ones
+    if others.keys() & TAKEN:  # those who list the folder's files count the ignored ones
         return Recognised(tuple(studies), (folder,))
-    beside = ((folder, taken),) if taken else ()
-    return Recognised(tuple(studies), below.unreadable, beside, others - taken + below.ignored)
+    return Recognised(tuple(studies), below.unreadable, others + below.ignored)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from ddib_fed.data.decoding import Pixels
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.engine.record import Translation
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError, ItemNotFound
-from ddib_fed.formats.intensity import AUTO, Rule, is_empty, item_bytes, measure_flicker
+from ddib_fed.formats.intensity import AUTO, IntensityRule, is_empty, item_bytes, measure_flicker
 
 Bad = list[tuple[Path, DdibError]]
 """What cannot be read, and why."""
@@ -233,7 +233,7 @@ class Planes(Protocol):
 
     @property
     def rule(self) -> str:
-        """The rule of intensity that made its numbers, as `Rule.parse` takes it."""
+        """The rule of intensity that made its numbers, as `IntensityRule.parse` takes it."""
 
     def __len__(self) -> int:
         """How many planes there are, empty ones included."""
@@ -338,7 +338,6 @@ class Choice:
 
     studies: Studies = field(default_factory=Studies)
     plain: tuple[Path, ...] = ()
-    beside: tuple[tuple[Path, Counter[str]], ...] = ()
     ignored: Counter[str] = field(default_factory=Counter)
 
 
@@ -375,7 +374,7 @@ class Slices:
     rule: str
 
     @classmethod
-    def of(cls, values: NDArray[Any], rule: Rule) -> Slices:
+    def of(cls, values: NDArray[Any], rule: IntensityRule) -> Slices:
         intensity = rule.on(values)
         # What is sent as it is has one type for the whole volume; all else is made slice by slice, to save memory.
         whole = intensity.as_it_is

@@ -26,7 +26,7 @@ from ddib_fed.data.synthetic import UNIFORMS_PER_POINT, uniforms
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.bridge import decode, integrate, soften
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, network_times
-from ddib_fed.diffusion.grids import Grid, grid_of
+from ddib_fed.diffusion.grids import LevelGrid, grid_of
 from ddib_fed.diffusion.plans import FLOW_MAP, SolverSettings, plan
 from ddib_fed.diffusion.schedule import Schedule
 from ddib_fed.errors import SettingsInvalid, ShapeMismatch
@@ -438,7 +438,7 @@ class Teacher:
     def from_noise(self, noise: Tensor, jitter: Tensor, labels: Tensor | None) -> Course:
         return self._walk(noise, self._grid(self.schedule.lambda_max, jitter).reversed(), labels)
 
-    def _grid(self, first: float, jitter: Tensor) -> Grid:
+    def _grid(self, first: float, jitter: Tensor) -> LevelGrid:
         """Nodes by `_placement`, each moved within its share; jitter (n - 1,) in [0, 1)."""
         n, (mass, lams) = len(jitter) + 1, self._places
         start = np.interp(-first, -lams, mass)
@@ -447,7 +447,7 @@ class Teacher:
         nodes = torch.from_numpy(np.concatenate([[first], inner, [self.schedule.lambda_min]]))
         return grid_of(self.schedule, self.schedule.levels(nodes))
 
-    def _walk(self, x: Tensor, grid: Grid, labels: Tensor | None) -> Course:
+    def _walk(self, x: Tensor, grid: LevelGrid, labels: Tensor | None) -> Course:
         """Integrate, and keep every state at which the network was asked, and its answer."""
         x = x.to(self._device)
         cond = None if labels is None else {"y": labels.to(self._device)}
@@ -456,7 +456,7 @@ class Teacher:
             solver = (
                 solvers.unipc(x, grid, order=3, cond=cond)
                 if self._frame is None
-                else solvers.unipc_in(self._frame, x, grid, order=3, cond=cond)
+                else solvers.unipc(x, grid, order=3, cond=cond, frame=self._frame)
             )
             query = next(solver)
             while True:

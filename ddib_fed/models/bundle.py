@@ -29,9 +29,8 @@ from torch import Tensor, nn
 from ddib_fed.data.synthetic import domain_name
 from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.grids import LearnedLegs
-from ddib_fed.diffusion.guidance import Classifier
+from ddib_fed.diffusion.guidance import Classifier, Tiled, starts
 from ddib_fed.diffusion.schedule import Schedule, schedule_from_config
-from ddib_fed.diffusion.tiles import Tiled, starts
 from ddib_fed.errors import (
     AlreadyExists,
     BundleInvalid,
@@ -94,6 +93,16 @@ def misfits(network: AnyConfig, state: Mapping[str, Tensor]) -> Iterator[tuple[s
             yield key, f"its shape is {tuple(state[key].shape)}, the network's {tuple(expected[key].shape)}"
         elif not state[key].is_meta and not torch.isfinite(state[key]).all():
             yield key, "it holds NaN or infinity"
+
+
+def read_weights(data: bytes, source: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, float32 on the CPU."""
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise invalid(source, WEIGHTS_FILE, "", "it is not a safetensors file") from error
+    # One by one, to avoid a second copy of all.
+    return {key: tensors.pop(key).float() for key in list(tensors)}
 
 
 def read_file(folder: Path | Traversable, name: str, max_bytes: int, source: str) -> bytes:
@@ -269,7 +278,7 @@ def save_bundle(
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
         bundle = _bundle(manifest, tensors, digest)
-        write_file(staging / MANIFEST_FILE, _text(bundle.manifest), private=True)
+        write_file(staging / MANIFEST_FILE, manifest_text(bundle.manifest), private=True)
         move_into_place(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -290,7 +299,7 @@ def _bundle(manifest: Manifest, tensors: Mapping[str, Tensor], weights_sha256: s
     return Bundle(named, own, named.digest())
 
 
-def _text(manifest: Manifest) -> bytes:
+def manifest_text(manifest: Manifest) -> bytes:
     return (json.dumps({"digest": manifest.digest(), **manifest.fields()}, indent=2) + "\n").encode()
 
 
@@ -298,7 +307,7 @@ def amend_bundle(path: Path, **fields: Any) -> Bundle:
     """Change fields of the manifest of the bundle in folder `path`, and its digest; its weights stay."""
     bundle = load_bundle(path)
     manifest = Manifest.model_validate({**dict(bundle.manifest), **fields})
-    _replace(path, MANIFEST_FILE, _text(manifest))
+    _replace(path, MANIFEST_FILE, manifest_text(manifest))
     return replace(bundle, manifest=manifest, digest=manifest.digest())
 
 
@@ -338,13 +347,7 @@ def read_bundle(folder: Path | Traversable, source: str, *, without: Collection[
         raise invalid(
             source, WEIGHTS_FILE, "weights_sha256", "the weights are not those that the manifest names"
         )
-    try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(weights)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise invalid(source, WEIGHTS_FILE, "", "it is not a safetensors file") from error
-    del weights
-    # One by one, to avoid a second copy of all.
-    state = {key: tensors.pop(key).float() for key in list(tensors)}
+    state = read_weights(weights, source)
     for key, problem in misfits(manifest.network, state):
         raise invalid(source, WEIGHTS_FILE, key, problem)
 

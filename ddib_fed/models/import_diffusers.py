@@ -23,7 +23,7 @@ from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.files import parse_json
 from ddib_fed.models.bundle import misfits
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
-from ddib_fed.models.weights import Checkpoint, Fact, Imported, import_note, read_tensors, renamed
+from ddib_fed.models.weights import Fact, Imported, WeightsFile, import_note, read_tensors, renamed
 from ddib_fed.networks.config import DiffusersDiTConfig, DiffusersUNetConfig
 
 INDEX: Final = "model_index.json"
@@ -157,7 +157,7 @@ def _holds_adapter(path: Path) -> bool:
         return False  # whoever reads it as weights says what is wrong
 
 
-def _weights(folder: Path) -> Checkpoint:
+def _weights(folder: Path) -> WeightsFile:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return read_tensors(folder / name)
@@ -224,96 +224,64 @@ def _facts(config: AnyComponent, manifest: Manifest) -> list[Fact]:
     return facts
 
 
-# Schedulers whose betas are those that the network was trained on.
-SCHEDULERS = (
-    "DDPMScheduler",
-    "DDIMScheduler",
-    "DDPMParallelScheduler",
-    "DDIMParallelScheduler",
-    "PNDMScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "DEISMultistepScheduler",
-    "UniPCMultistepScheduler",
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "LMSDiscreteScheduler",
-)
+SCHEDULERS = tuple(f"{name}Scheduler" for name in (
+    "DDPM", "DDIM", "DDPMParallel", "DDIMParallel", "PNDM", "DPMSolverMultistep", "DPMSolverSinglestep",
+    "DEISMultistep", "UniPCMultistep", "EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete",
+))  # fmt: skip
+"""Whose betas are those that the network was trained on."""
 PREDICTIONS: Mapping[str, Parameterisation] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-_DEFAULT_BETAS = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02}
-# Settings that would give the network other times or levels than its betas imply.
-PROCESS: Mapping[str, Any] = {
+_BETAS = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02}
+# What would give the network other times or levels than its betas imply.
+_ONLY = {
+    "trained_betas": None,
     "use_flow_sigmas": False,
     "timestep_type": "discrete",
     "use_dynamic_shifting": False,
 }
-_READ = frozenset({*_DEFAULT_BETAS, *PROCESS, "trained_betas", "prediction_type", "beta_schedule"}) | {
-    "rescale_betas_zero_snr"
-}
-# Parts of settings that are listed separately.
-_LISTED = frozenset({"clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value"})
-_CLIPS = "of sampling, where the library clips predictions"
-_GRID = "of sampling: steps are placed by --grid"
-_SAMPLING: Mapping[str, str] = {
-    "clip_sample": _CLIPS,
-    "thresholding": _CLIPS,
-    **dict.fromkeys(("timestep_spacing", "steps_offset", "use_karras_sigmas", "set_alpha_to_one"), _GRID),
-    **dict.fromkeys(
-        ("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "final_sigmas_type"), _GRID
-    ),
-    "variance_type": "of sampling with noise: the ODE has none",
-}
+_READ = frozenset({*_BETAS, *_ONLY, "prediction_type", "beta_schedule", "rescale_betas_zero_snr"})
 
 
 def read_schedule(source: Mapping[str, Any], where: str) -> tuple[ScheduleConfig, Parameterisation]:
     """The schedule in a scheduler_config.json, and the prediction type."""
-    if source.get("_class_name") not in SCHEDULERS:
-        raise refused_key(where, "_class_name", source.get("_class_name"), f"one of {', '.join(SCHEDULERS)}")
-    if source.get("trained_betas") is not None:
-        raise refused_key(where, "trained_betas", "...", "custom betas are not supported")
-    for key, only in PROCESS.items():
-        if source.get(key, only) != only:
-            raise refused_key(where, key, source[key], f"only {json.dumps(only)} is read")
-    steps, ends = _steps_and_ends(source, where)
-    prediction = source.get("prediction_type", "epsilon")
-    if prediction not in PREDICTIONS:
-        raise refused_key(where, "prediction_type", prediction, f"one of {', '.join(PREDICTIONS)}")
-    kind, zero = source.get("beta_schedule", "linear"), source.get("rescale_betas_zero_snr", False)
-    if not isinstance(zero, bool):
-        raise refused_key(where, "rescale_betas_zero_snr", zero, "true or false is needed")
-    if kind == "squaredcos_cap_v2" and not zero:
-        schedule = ScheduleConfig("cosine", steps)
-    elif kind == "linear" or (kind == "scaled_linear" and not zero):
-        usual = kind == "linear" and steps == 1000 and ends == (0.0001, 0.02)
-        name = "zero-terminal-snr" if zero else SCALED_LINEAR if kind == "scaled_linear" else "linear"
-        first, last = (None, None) if usual else ends
-        schedule = ScheduleConfig(name, steps, beta_start=first, beta_end=last)
-    elif zero and kind in ("squaredcos_cap_v2", "scaled_linear"):
-        raise refused_key(where, "rescale_betas_zero_snr", zero, "it is read with linear betas alone")
-    else:
-        raise refused_key(where, "beta_schedule", kind, "linear, scaled_linear or squaredcos_cap_v2")
-    schedule_from_config(schedule)
-    return schedule, PREDICTIONS[prediction]
-
-
-def _steps_and_ends(source: Mapping[str, Any], where: str) -> tuple[int, tuple[float, float]]:
-    """How many steps there are, and the first and last beta."""
-    said = {key: source.get(key, default) for key, default in _DEFAULT_BETAS.items()}
-    for key, value in said.items():
+    defaults = {"prediction_type": "epsilon", "beta_schedule": "linear", "rescale_betas_zero_snr": False}
+    said: dict[str, Any] = {**_ONLY, **_BETAS, **defaults, "_class_name": None, **source}
+    allowed: dict[str, tuple[Any, ...]] = {
+        "_class_name": SCHEDULERS,
+        "prediction_type": tuple(PREDICTIONS),
+        "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+        # With betas that end at no signal only linear ones are read.
+        "rescale_betas_zero_snr": (False, True) if said["beta_schedule"] == "linear" else (False,),
+        **{key: (value,) for key, value in _ONLY.items()},
+    }
+    for key, values in allowed.items():
+        if said[key] not in values or isinstance(said[key], int) != isinstance(values[0], int):
+            raise refused_key(where, key, said[key], f"only {' or '.join(map(json.dumps, values))} is read")
+    for key in _BETAS:
+        value = said[key]
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise refused_key(where, key, value, "a number is needed")
-    steps = said["num_train_timesteps"]
-    if not float(steps).is_integer():
-        raise refused_key(where, "num_train_timesteps", steps, "a whole number is needed")
-    return int(steps), (float(said["beta_start"]), float(said["beta_end"]))
+    if not float(said["num_train_timesteps"]).is_integer():
+        raise refused_key(
+            where, "num_train_timesteps", said["num_train_timesteps"], "a whole number is needed"
+        )
+    kind, steps = said["beta_schedule"], int(said["num_train_timesteps"])
+    usual = kind == "linear" and {key: said[key] for key in _BETAS} == _BETAS
+    ends = (None, None) if usual else (float(said["beta_start"]), float(said["beta_end"]))
+    name = {"linear": "linear", "scaled_linear": SCALED_LINEAR, "squaredcos_cap_v2": "cosine"}[kind]
+    name = "zero-terminal-snr" if said["rescale_betas_zero_snr"] else name
+    schedule = ScheduleConfig(name, steps)
+    if kind != "squaredcos_cap_v2":
+        schedule = ScheduleConfig(name, steps, beta_start=ends[0], beta_end=ends[1])
+    schedule_from_config(schedule)
+    return schedule, PREDICTIONS[said["prediction_type"]]
 
 
 def unused(source: Mapping[str, Any]) -> dict[str, str]:
     """Each enabled setting of a scheduler_config.json that has no effect here, with the reason."""
     return {
-        key: _SAMPLING.get(key, "of sampling, or not known to this release")
+        key: "of sampling, which has its own options here"
         for key, value in source.items()
-        if key not in _READ | _LISTED and not key.startswith("_") and value not in (None, False, 0, [])
+        if key not in _READ and not key.startswith("_") and value not in (None, False, 0, [])
     }
 
 
@@ -372,7 +340,17 @@ def network_config(source: Mapping[str, Any], where: str) -> AnyComponent:
     if not isinstance(named, str) or named not in KINDS:
         raise refused_key(where, "_class_name", named, f"only {' or '.join(KINDS)} is read")
     kind = KINDS[named]
-    fields = _fields(kind, source, where)
+    same, only = kind.model_fields.keys() - {"kind", "image_size", "mid_block"}, ONLY[kind]
+    fields: dict[str, Any] = {}
+    for key, value in source.items():
+        if key in only:
+            if value not in only[key]:
+                allowed = " or ".join(json.dumps(item) for item in only[key])
+                raise refused_key(where, key, value, f"only {allowed} is read")
+        elif key in same:
+            fields[key] = _modern(key, value)
+        elif not key.startswith("_") and key not in ELSEWHERE[kind]:
+            raise refused_key(where, key, value, "this release does not know the key")
     fields["image_size"] = _size(source, kind, where)
     if kind is DiffusersUNetConfig:
         fields = {**_DEFAULT_LEVELS, **fields}
@@ -397,22 +375,6 @@ def network_config(source: Mapping[str, Any], where: str) -> AnyComponent:
     return config
 
 
-def _fields(kind: type[AnyComponent], source: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The settings that the file has under their own names."""
-    same = kind.model_fields.keys() - {"kind", "image_size", "mid_block"}
-    fields: dict[str, Any] = {}
-    for key, value in source.items():
-        if key in ONLY[kind]:
-            if value not in ONLY[kind][key]:
-                allowed = " or ".join(json.dumps(item) for item in ONLY[kind][key])
-                raise refused_key(where, key, value, f"only {allowed} is read")
-        elif key in same:
-            fields[key] = _modern(key, value)
-        elif not key.startswith("_") and key not in ELSEWHERE[kind]:
-            raise refused_key(where, key, value, "this release does not know the key")
-    return fields
-
-
 def _modern(key: str, value: Any) -> Any:
     if key.endswith("block_types") and isinstance(value, list):
         return [kind.removeprefix("UNetRes") if isinstance(kind, str) else kind for kind in value]
@@ -420,9 +382,9 @@ def _modern(key: str, value: Any) -> Any:
 
 
 def _size(source: Mapping[str, Any], kind: type[AnyComponent], where: str) -> int:
-    value = source.get("sample_size", 32 if kind is DiffusersDiTConfig else None)
-    if isinstance(value, list) and len(set(map(str, value))) == 1:
-        value = value[0]
-    if not isinstance(value, int):
-        raise refused_key(where, "sample_size", value, "one size for height and width is needed")
-    return value
+    size = source.get("sample_size", 32 if kind is DiffusersDiTConfig else None)
+    if isinstance(size, list) and len(set(map(str, size))) == 1:
+        size = size[0]
+    if not isinstance(size, int):
+        raise refused_key(where, "sample_size", size, "one size for height and width is needed")
+    return size

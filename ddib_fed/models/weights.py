@@ -73,7 +73,7 @@ _OPTIMISER = re.compile(r"opt\d*\.pt")
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class WeightsFile:
     """The weights in a file."""
 
     path: Path
@@ -102,7 +102,7 @@ class Checkpoint:
         return tuple(said)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> WeightsFile:
     """The state dict in a .pt file."""
     if not path.is_file():
         raise FileMissing(f"there is no file {path}")
@@ -127,11 +127,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return _checkpoint(path, found, under)
 
 
-def read_tensors(path: Path) -> Checkpoint:
+def read_tensors(path: Path) -> WeightsFile:
     return read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
 
 
-def read_safetensors(path: Path) -> Checkpoint:
+def read_safetensors(path: Path) -> WeightsFile:
     """The tensors of a .safetensors file."""
     if not path.is_file():
         raise FileMissing(f"there is no file {path}")
@@ -142,10 +142,10 @@ def read_safetensors(path: Path) -> Checkpoint:
     return _checkpoint(path, found, "")
 
 
-def _checkpoint(path: Path, found: Mapping[str, Tensor], under: str) -> Checkpoint:
+def _checkpoint(path: Path, found: Mapping[str, Tensor], under: str) -> WeightsFile:
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in found.values()})
     state = {key: tensor.float() for key, tensor in renamed(found, _plain, path).items()}
-    return Checkpoint(path, state, under, tuple(dtypes))
+    return WeightsFile(path, state, under, tuple(dtypes))
 
 
 def renamed(found: Mapping[str, Tensor], rename: Callable[[str], str], path: Path) -> dict[str, Tensor]:

@@ -108,7 +108,7 @@ def joined(x: Tensor, branch: Tensor) -> Tensor:
     return x + branch if torch.is_grad_enabled() else branch.add_(x)
 
 
-Layer = TypeVar("Layer", nn.Conv1d, nn.Conv2d)
+Layer = TypeVar("Layer", nn.Linear, nn.Conv1d, nn.Conv2d)
 _FEW = 64
 
 
@@ -195,34 +195,22 @@ def middle(settings: BlockSettings, channels: int, heads: int) -> Timed:
 
 
 class TimeEmbed(nn.Sequential):
-    """From times to their embeddings: two linear layers on `timestep_embedding`."""
+    """From times to their embeddings: two linear layers on `timestep_embedding`.
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels))
-        self.channels = channels
+    A flow map adds that of a `span`: of the time asked to, and of the difference; 0 at first.
+    """
 
-    def forward(self, times: Tensor) -> Tensor:
-        """Embed times (K,): (K, 4 channels)."""
-        emb = timestep_embedding(times, self.channels).to(next(self.parameters()).dtype)
-        for layer in self:
-            emb = layer(emb)
-        return emb
-
-
-class SpanEmbed(nn.Sequential):
-    """What a flow map adds to the embedding of its first time: of the second, and of their difference; 0 at first."""
-
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, span: bool = False) -> None:
+        first = nn.Linear((1 + span) * channels, 4 * channels)
         last = nn.Linear(4 * channels, 4 * channels)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        super().__init__(nn.Linear(2 * channels, 4 * channels), nn.SiLU(), last)
+        super().__init__(first, nn.SiLU(), zeroed(last) if span else last)
         self.channels = channels
 
-    def forward(self, times: Tensor, to: Tensor) -> Tensor:  # type: ignore[override]
-        """Embed steps from times (K,) to `to` (K,): (K, 4 channels)."""
-        parts = [timestep_embedding(part, self.channels) for part in (to, to - times)]
-        emb = torch.cat(parts, dim=1).to(next(self.parameters()).dtype)
+    def forward(self, times: Tensor, to: Tensor | None = None) -> Tensor:
+        """Embed times (K,), or spans from them to `to` (K,): (K, 4 channels)."""
+        told = (times,) if to is None else (to, to - times)
+        emb = torch.cat([timestep_embedding(part, self.channels) for part in told], dim=1)
+        emb = emb.to(next(self.parameters()).dtype)
         for layer in self:
             emb = layer(emb)
         return emb

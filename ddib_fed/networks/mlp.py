@@ -23,6 +23,7 @@ from ddib_fed.networks.layers import (
     remembered,
     spread,
     timestep_embedding,
+    zeroed,
 )
 
 # Rows computed together on a CPU without gradients: the activations of 1,024 x 160 floats stay in a core's cache.
@@ -32,48 +33,31 @@ FEW_ROWS = 64
 
 
 class LambdaEmbedding(nn.Module):
-    """Features of lambda: cosines and sines of frequencies 0.1 to 1 rad per unit, then a small MLP."""
+    """Features of lambda: cosines and sines of frequencies 0.1 to 1 rad per unit, then a small MLP.
+
+    A flow map adds that of a `span`: of the level asked to, and of how far it is; 0 at first.
+    """
 
     frequencies: Tensor
 
-    def __init__(self, features: int, width: int) -> None:
+    def __init__(self, features: int, width: int, *, span: bool = False) -> None:
         super().__init__()
-        self.register_buffer("frequencies", _ladder(features), persistent=False)
-        self.inner = nn.Linear(features, width)
+        # On the CPU also where the network is built on the meta device: torch would import its compiler for this `exp`.
+        ends = math.log(0.1), math.log(1.0)
+        ladder = torch.linspace(*ends, features // 2, dtype=torch.float64, device="cpu").exp().float()
+        self.register_buffer("frequencies", ladder, persistent=False)
+        self.inner = nn.Linear((1 + span) * features, width)
         self.outer = nn.Linear(width, width)
+        if span:
+            zeroed(self.outer)
 
-    def forward(self, lam: Tensor) -> Tensor:
-        """Embed lam (K,): (K, width)."""
-        angle = lam[:, None] * self.frequencies.to(lam.dtype)[None]
-        features = torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1).to(self.inner.weight.dtype)
-        return functional.silu(self.outer(functional.silu(self.inner(features))))
-
-
-class SpanEmbedding(nn.Module):
-    """What a flow map adds to the embedding of its first level: of the second, and of how far it is; 0 at first."""
-
-    frequencies: Tensor
-
-    def __init__(self, features: int, width: int) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", _ladder(features), persistent=False)
-        self.inner = nn.Linear(2 * features, width)
-        self.outer = nn.Linear(width, width)
-        nn.init.zeros_(self.outer.weight)
-        nn.init.zeros_(self.outer.bias)
-
-    def forward(self, lam: Tensor, to: Tensor) -> Tensor:
-        """Embed steps from lam (K,) to `to` (K,): (K, width)."""
-        angle = torch.stack([to, to - lam], dim=1)[:, :, None] * self.frequencies.to(lam.dtype)
+    def forward(self, lam: Tensor, to: Tensor | None = None) -> Tensor:
+        """Embed lam (K,), or spans from lam to `to` (K,): (K, width)."""
+        told = lam[:, None] if to is None else torch.stack([to, to - lam], dim=1)
+        angle = told[:, :, None] * self.frequencies.to(lam.dtype)
         features = torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1).flatten(1)
         out: Tensor = self.outer(functional.silu(self.inner(features.to(self.inner.weight.dtype))))
-        return out
-
-
-def _ladder(features: int) -> Tensor:
-    # On the CPU also where the network is built on the meta device: torch would import its compiler for this `exp`.
-    ends = math.log(0.1), math.log(1.0)
-    return torch.linspace(*ends, features // 2, dtype=torch.float64, device="cpu").exp().float()
+        return functional.silu(out) if to is None else out
 
 
 class FilmBlock(nn.Module):
@@ -84,9 +68,8 @@ class FilmBlock(nn.Module):
         self.first = nn.Linear(width, width)
         self.second = nn.Linear(width, width)
         self.film = nn.Linear(embedding, 2 * width)
-        for layer in (self.second, self.film):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        zeroed(self.second)
+        zeroed(self.film)
 
     def forward(self, h: Tensor, embedded: Embedded, film: Sequence[Tensor] = ()) -> Tensor:
         """Pass h (N, width) through the block, at the embedded levels; `film`: 1 + s and b of each row, if known."""
@@ -106,12 +89,12 @@ class FilmBlock(nn.Module):
         return joined(h, self.second(activated(inner)))
 
     def gains(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
-        return remembered(embedded.kept, self, lambda: self._gains(embedded))
+        def make() -> tuple[Tensor, Tensor]:
+            scale, shift = embedded.through(self.film).chunk(2, dim=-1)
+            # Each in one piece: rows are looked up faster there than in halves of a wider table.
+            return 1.0 + scale, shift.contiguous()
 
-    def _gains(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
-        scale, shift = embedded.through(self.film).chunk(2, dim=-1)
-        # Each in one piece: rows are looked up faster there than in halves of a wider table.
-        return 1.0 + scale, shift.contiguous()
+        return remembered(embedded.kept, self, make)
 
 
 class ResidualMLP(nn.Module):
@@ -134,7 +117,7 @@ class ResidualMLP(nn.Module):
         super().__init__()
         self.flow_map = flow_map
         self.embed = LambdaEmbedding(features, embedding)
-        self.embed_span = SpanEmbedding(features, embedding) if flow_map else None
+        self.embed_span = LambdaEmbedding(features, embedding, span=True) if flow_map else None
         self.enter = nn.Linear(dim, width)
         self.blocks = nn.ModuleList(FilmBlock(width, embedding) for _ in range(blocks))
         self.leave = nn.Linear(width, dim)
@@ -180,28 +163,18 @@ class ResidualMLP(nn.Module):
         return gains.index_select(1, embedded.rows).unbind()
 
 
-class ResBlock(nn.Module):
-    """skip(x) + out_layers(in_layers(x) + emb_layers(emb)) on vectors."""
+class _VectorBlock(nn.Module):
+    """x + out_layers(in_layers(x) + emb_layers(emb)) on vectors."""
 
-    def __init__(
-        self, channels: int, emb_channels: int, dropout: float, out_channels: int | None = None
-    ) -> None:
+    def __init__(self, channels: int, emb_channels: int, dropout: float) -> None:
         super().__init__()
-        out_channels = out_channels or channels
-        self.in_layers = nn.Sequential(GroupNorm32(channels), nn.SiLU(), nn.Linear(channels, out_channels))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
-        last = nn.Linear(out_channels, out_channels)
-        self.out_layers = nn.Sequential(GroupNorm32(out_channels), nn.SiLU(), nn.Dropout(dropout), last)
-        self.skip_connection = (
-            nn.Identity() if out_channels == channels else nn.Linear(channels, out_channels)
-        )
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        self.in_layers = nn.Sequential(GroupNorm32(channels), nn.SiLU(), nn.Linear(channels, channels))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, channels))
+        last = zeroed(nn.Linear(channels, channels))
+        self.out_layers = nn.Sequential(GroupNorm32(channels), nn.SiLU(), nn.Dropout(dropout), last)
 
     def forward(self, x: Tensor, emb: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Pass x (N, channels) through the block; emb (K, emb_channels), rows as in `spread`: (N, out_channels)."""
-        h = self.in_layers(x) + spread(self.emb_layers(emb), rows)
-        out: Tensor = self.skip_connection(x) + self.out_layers(h)
+        out: Tensor = x + self.out_layers(self.in_layers(x) + spread(self.emb_layers(emb), rows))
         return out
 
 
@@ -220,7 +193,7 @@ class SyntheticModel(nn.Module):
         self.num_channels = ch = num_channels
 
         def blocks(count: int, width: int) -> nn.ModuleList:
-            return nn.ModuleList(ResBlock(width, ch, dropout) for _ in range(count))
+            return nn.ModuleList(_VectorBlock(width, ch, dropout) for _ in range(count))
 
         self.time_embed = nn.Sequential(nn.Linear(ch, ch), nn.SiLU(), nn.Linear(ch, ch))
         self.input_blocks = nn.ModuleList(
@@ -228,10 +201,7 @@ class SyntheticModel(nn.Module):
         )
         self.middle_block = blocks(2, ch)
         self.output_blocks = nn.ModuleList([blocks(num_res_blocks, 2 * ch)])
-        leave = nn.Linear(2 * ch, out_channels)
-        self.out = nn.Sequential(GroupNorm32(2 * ch), nn.SiLU(), leave)
-        nn.init.zeros_(leave.weight)
-        nn.init.zeros_(leave.bias)
+        self.out = nn.Sequential(GroupNorm32(2 * ch), nn.SiLU(), zeroed(nn.Linear(2 * ch, out_channels)))
 
     def forward(self, x: Tensor, times: Tensor, rows: Tensor | None = None) -> Tensor:
         """The prediction at x (N, in_channels): times (1,) or (N,), or (K,) with rows (N,) pointing into them."""

@@ -12,15 +12,29 @@ import logging
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from ddib_fed.diffusion.denoiser import Plain, Run
+from ddib_fed.diffusion.denoiser import Run, kind_of, on_device, run_plain
 from ddib_fed.networks.layers import Kept
+
+log = logging.getLogger(__name__)
+
+CALLS_AHEAD = 2
+"""Calls that the host may be ahead of a CUDA device: else it would queue whole trajectories, report progress too early,
+and merge no request that comes meanwhile."""
+MOST_LEVELS = 256
+"""Levels (or pairs of them) that are remembered: both ways of several grids of 48."""
+MOST_TABLES = 16
+"""Tables of levels into which rows of many requests point, that are remembered: each of a few grids together."""
+FEW_ROWS = 2
+"""Rows of the calls that a channels-last copy answers."""
+MOST_COPIED = 16_000_000
+"""Parameters of a network that is copied: 64 MB. In larger ones convolutions are not small."""
 
 
 @contextmanager
@@ -34,100 +48,78 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-log = logging.getLogger(__name__)
+class Remembering:
+    """A `Run` that keeps what the network makes of times alone."""
 
-
-CALLS_AHEAD = 2
-"""Calls that the host may be ahead of a CUDA device: else it would queue whole trajectories, report progress too early,
-and merge nobody who comes meanwhile."""
-MOST_LEVELS = 256
-"""Levels (or pairs of them) that are remembered: both ways of several grids of 48."""
-MOST_TABLES = 16
-"""Tables of levels into which rows of many requests point, that are remembered: each of a few grids together."""
-FEW_ROWS = 2
-"""Rows of the calls that the copy answers."""
-MOST_COPIED = 16_000_000
-"""Parameters of a network that is copied: 64 MB. In larger ones convolutions are not small."""
-
-
-class Remembering(Plain):
     def __init__(self, network: nn.Module) -> None:
-        super().__init__(network)
+        self._network = network
         self._remembers = bool(getattr(network, "remembers", False))
-        self._tables = self._remembers and bool(getattr(network, "remembers_tables", False))
-        self._kept: dict[tuple[float, ...], Kept] = {}
-        self._kept_tables: dict[int, tuple[Tensor, Kept]] = {}
+        self._remembers_tables = self._remembers and bool(getattr(network, "remembers_tables", False))
+        self._levels: dict[Hashable, Kept] = {}
+        self._tables: dict[Hashable, Kept] = {}
         self._lock = threading.Lock()
-        self._copies = _gains_from_channels_last(network)
+        parameters = list(network.parameters())
+        self._copies = (
+            sum(parameter.numel() for parameter in parameters) <= MOST_COPIED
+            and all(p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters)
+            and any(isinstance(module, nn.Conv2d) for module in network.modules())
+        )
         self._for_few: nn.Module | None = None
 
     def __call__(self, x: Tensor, times: Tensor, rows: Tensor | None, extra: Mapping[str, Tensor]) -> Tensor:
         alone = rows is None and len(times) == 1
-        if not (self._remembers if alone else self._tables and rows is not None) or torch.is_grad_enabled():
-            return super().__call__(x, times, rows, extra)
+        if torch.is_grad_enabled():
+            return run_plain(self._network, x, times, rows, extra)
+        if not (self._remembers if alone else self._remembers_tables and rows is not None):
+            return run_plain(self._network_for(len(x)), x, times, rows, extra)
         if alone:
-            kept = self._of((float(times), *(float(extra[key]) for key in ("to",) if key in extra)))
+            key = (float(times), *(float(extra[name]) for name in ("to",) if name in extra))
+            kept = self._kept(self._levels, key, MOST_LEVELS, times)
         else:
-            kept = self._of_table(times)
+            kept = self._kept(self._tables, id(times), MOST_TABLES, times)
         # The times themselves, on their device, are remembered with what was made of them.
-        placed = kept.get("times")
-        if placed is None:
-            placed = kept["times"] = self.placed(times, extra)
-        return self._answer(x, placed[0], rows, {**extra, **placed[1], "kept": kept})
+        if "placed" not in kept:
+            to = {"to": on_device(extra["to"], x.device)} if "to" in extra else {}
+            kept["placed"] = on_device(times, x.device), to
+        placed, to = kept["placed"]
+        return run_plain(self._network_for(len(x)), x, placed, rows, {**extra, **to, "kept": kept})
 
-    def network_for(self, rows: int) -> nn.Module:
+    def _kept(self, cache: dict[Hashable, Kept], key: Hashable, most: int, times: Tensor) -> Kept:
+        with self._lock:
+            # A table is known by its identity: it is held, so that no other tensor can take its place.
+            kept = cache.pop(key, None) or {"times": times}
+            if len(cache) >= most:
+                del cache[next(iter(cache))]
+            cache[key] = kept
+            return kept
+
+    def _network_for(self, rows: int) -> nn.Module:
+        """Small convolutions of one or two pictures on a CPU gain from channels that lie last."""
         if rows > FEW_ROWS or not self._copies:
-            return self.network
+            return self._network
         with self._lock:
             if self._for_few is None:
-                copied = copy.deepcopy(self.network)
+                copied = copy.deepcopy(self._network)
                 self._for_few = copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             return self._for_few
 
-    def _of(self, key: tuple[float, ...]) -> Kept:
-        with self._lock:
-            if key not in self._kept:
-                if len(self._kept) >= MOST_LEVELS:
-                    del self._kept[next(iter(self._kept))]
-                self._kept[key] = {}
-            return self._kept[key]
 
-    def _of_table(self, times: Tensor) -> Kept:
-        """What was made of these times: this very tensor, which is held, so that no other can take its place."""
-        with self._lock:
-            found = self._kept_tables.pop(id(times), None)
-            if found is None:
-                if len(self._kept_tables) >= MOST_TABLES:
-                    del self._kept_tables[next(iter(self._kept_tables))]
-                found = times, {}
-            self._kept_tables[id(times)] = found
-            return found[1]
-
-
-def _gains_from_channels_last(network: nn.Module) -> bool:
-    parameters = list(network.parameters())
-    small = sum(parameter.numel() for parameter in parameters) <= MOST_COPIED
-    suitable = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters)
-    return small and suitable and any(isinstance(module, nn.Conv2d) for module in network.modules())
-
-
-class Compiled(Plain):
-    """Calls a network through torch.compile: on CUDA as graphs, whose replay launches all kernels at once."""
+class Compiled:
+    """A `Run` through torch.compile: on CUDA as graphs, whose replay launches all kernels at once."""
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__(network)
-        self._eager = Remembering(network)
+        self._eager: Run = Remembering(network)
         self._compiled = torch.compile(network, mode="reduce-overhead")
         self._usable = True
 
     def __call__(self, x: Tensor, times: Tensor, rows: Tensor | None, extra: Mapping[str, Tensor]) -> Tensor:
         if torch.is_grad_enabled() or not self._usable:
             return self._eager(x, times, rows, extra)
-        there, further = self.placed(times, extra)
-        if self.device.type == "cuda":
+        to = {"to": on_device(extra["to"], x.device)} if "to" in extra else {}
+        if x.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
-            out: Tensor = self._compiled(x, there, rows=rows, **{**extra, **further})
+            out: Tensor = self._compiled(x, on_device(times, x.device), rows=rows, **{**extra, **to})
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:  # noqa: BLE001 - whatever torch's compilers raise
@@ -138,7 +130,7 @@ class Compiled(Plain):
 
 
 class Paced:
-    """Runs a network on a CUDA device, waiting first for the call that was queued `CALLS_AHEAD` calls before."""
+    """A `Run` on a CUDA device that waits first for the call that was queued `CALLS_AHEAD` calls before."""
 
     def __init__(self, run: Run, device: torch.device) -> None:
         self._run, self._device = run, device
@@ -156,10 +148,11 @@ class Paced:
 
 def placed(network: nn.Module, *, compiling: bool = False) -> Run:
     """How to run `network`, which lies where it computes, in its dtype, with weights that do not change."""
-    run = Compiled(network) if compiling else Remembering(network)
-    if run.device.type == "cpu":
+    run: Run = Compiled(network) if compiling else Remembering(network)
+    device = kind_of(network)[1]
+    if device.type == "cpu":
         keep_freed_memory()
-    return Paced(run, run.device) if run.device.type == "cuda" else run
+    return Paced(run, device) if device.type == "cuda" else run
 
 
 # Parameters of mallopt(3).

@@ -13,10 +13,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from ddib_fed.diffusion.bridge import rotated
 from ddib_fed.diffusion.denoiser import LAMBDA_SCALE, Condition, Denoiser, Places, network_times, on_device
 from ddib_fed.diffusion.grids import Scale
-from ddib_fed.diffusion.guidance import Wrapped
+from ddib_fed.diffusion.guidance import Wrapped, rotated
 from ddib_fed.networks.layers import Kept, remembered, spread
 
 LEAST_VARIANCE = 1e-8
@@ -45,7 +44,7 @@ class Spectrum(nn.Module):
         rows: Tensor | None = None,
         to: Tensor | None = None,
         kept: Kept | None = None,
-    ) -> Asked:
+    ) -> LinearEstimate:
         """The network's inputs for x at its levels."""
         if x.shape[1:] != self.mean.shape:
             raise ValueError(f"pictures {tuple(x.shape[1:])} for a spectrum of {tuple(self.mean.shape)}")
@@ -53,7 +52,7 @@ class Spectrum(nn.Module):
         terms = remembered(kept, self, lambda: self._terms(times, to, wide)).of(rows)
         residual = cosines(x.to(wide) - terms.at)
         inputs = pictures(residual[:, None] * terms.inputs).flatten(1, 2)
-        return Asked(inputs.to(x.dtype), residual, terms)
+        return LinearEstimate(inputs.to(x.dtype), residual, terms)
 
     def _terms(self, times: Tensor, to: Tensor | None, wide: torch.dtype) -> Terms:
         """What holds for every picture at times (K,), asked to levels `to` (K,), of dtype `wide`."""
@@ -94,7 +93,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class LinearEstimate:
     """The network's inputs, and the linear estimate that its output corrects."""
 
     inputs: Tensor

@@ -19,7 +19,6 @@ from ddib_fed.networks.layers import (
     Embedded,
     GroupNorm32,
     Kept,
-    SpanEmbed,
     Timed,
     TimeEmbed,
     activated,
@@ -90,7 +89,7 @@ class UNet(nn.Module):
             norm_groups,
         )
         self.time_embed = TimeEmbed(model_channels)
-        self.span_embed = SpanEmbed(model_channels) if flow_map else None
+        self.span_embed = TimeEmbed(model_channels, span=True) if flow_map else None
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes + class_dropout, emb_channels)
         entering = in_channels * (patch**2 * (1 + spectral) + global_mean)

@@ -8,9 +8,10 @@ import socket as socketlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from ddib_fed.errors import ConfigError, PeerUnreachable, UnavailableError
 from ddib_fed.files import check_private_folder
@@ -32,33 +33,36 @@ OPTIONS = (
 R = TypeVar("R")
 
 
-class AdminServicer(rpc.AdminServiceServicer):
-    """Answers from callables of the daemon."""
+class Operated(Protocol):
+    """What the operator's service asks of a node."""
 
-    def __init__(
-        self,
-        status: Callable[[], pb.StatusResponse],
-        reload: Callable[[], list[str]],
-        drain: Callable[[], int],
-        workers: Callable[[int], pb.WorkersResponse],
-    ) -> None:
-        self._status, self._reload, self._drain, self._workers = status, reload, drain, workers
+    def status(self) -> pb.StatusResponse: ...
+    def reload(self) -> list[str]: ...
+    def request_drain(self) -> int: ...
+    def resize(self, workers: int) -> pb.WorkersResponse: ...
+
+
+class AdminServicer(rpc.AdminServiceServicer):
+    """Answers for a node: the daemon."""
+
+    def __init__(self, node: Operated) -> None:
+        self._node = node
 
     def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusResponse:
-        answer = self._status()
+        answer = self._node.status()
         answer.state = _line(answer.state)
         for peer in answer.peers:
             peer.problem = _line(peer.problem)
         return answer
 
     def Reload(self, request: pb.ReloadRequest, context: grpc.ServicerContext) -> pb.ReloadResponse:
-        return pb.ReloadResponse(changes=map(_line, self._reload()))
+        return pb.ReloadResponse(changes=map(_line, self._node.reload()))
 
     def Drain(self, request: pb.DrainRequest, context: grpc.ServicerContext) -> pb.DrainResponse:
-        return pb.DrainResponse(running_jobs=self._drain())
+        return pb.DrainResponse(running_jobs=self._node.request_drain())
 
     def Workers(self, request: pb.WorkersRequest, context: grpc.ServicerContext) -> pb.WorkersResponse:
-        answer = self._workers(request.count)
+        answer = self._node.resize(request.count)
         answer.problem = _line(answer.problem)
         return answer
 
@@ -120,11 +124,7 @@ def check_socket(socket: Path) -> None:
 def answers(socket: Path) -> bool:
     """Whether a process listens on the socket; one that a kill left behind does not."""
     with socketlib.socket(socketlib.AF_UNIX) as probe:
-        try:
-            probe.connect(str(socket))
-        except OSError:
-            return False
-    return True
+        return probe.connect_ex(str(socket)) == 0
 
 
 class AdminClient:
@@ -136,10 +136,10 @@ class AdminClient:
         self._serve = f"{config.command} serve --config {shlex.quote(str(config.path))}"
 
     def status(self) -> pb.StatusResponse:
-        return self._call(lambda node: node.Status(pb.StatusRequest(), timeout=CALL_TIMEOUT_S))
+        return self._call(lambda node: node.Status, pb.StatusRequest())
 
     def reload(self) -> list[str]:
-        return list(self._call(lambda node: node.Reload(pb.ReloadRequest(), timeout=CALL_TIMEOUT_S)).changes)
+        return list(self._call(lambda node: node.Reload, pb.ReloadRequest()).changes)
 
     def reload_if_running(self) -> list[str] | None:
         """As `reload`, for a change that a stopped node reads at its start; None if no node answers."""
@@ -149,12 +149,12 @@ class AdminClient:
             return None
 
     def drain(self) -> int:
-        return self._call(lambda node: node.Drain(pb.DrainRequest(), timeout=CALL_TIMEOUT_S)).running_jobs
+        return int(self._call(lambda node: node.Drain, pb.DrainRequest()).running_jobs)
 
     def workers(self, count: int = 0) -> pb.WorkersResponse:
-        return self._call(lambda node: node.Workers(pb.WorkersRequest(count=count), timeout=CALL_TIMEOUT_S))
+        return self._call(lambda node: node.Workers, pb.WorkersRequest(count=count))
 
-    def _call(self, ask: Callable[[rpc.AdminServiceStub], R]) -> R:
+    def _call(self, method: Callable[[rpc.AdminServiceStub], Callable[..., R]], request: Message) -> R:
         opened = grpc.secure_channel(
             f"unix:{self._socket}",
             grpc.local_channel_credentials(grpc.LocalConnectionType.UDS),
@@ -162,7 +162,7 @@ class AdminClient:
         )
         try:
             with CheckedChannel(opened, f"node {self._name}", own=True) as channel:
-                return ask(rpc.AdminServiceStub(channel))
+                return method(rpc.AdminServiceStub(channel))(request, timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as error:
             if status_of(error) is not grpc.StatusCode.UNAVAILABLE:
                 failure = from_rpc_error(error, f"node {self._name}")

@@ -6,13 +6,14 @@ import shlex
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from ddib_fed.errors import AlreadyExists, ConfigError, InputError, PolicyDenied, UsageError
-from ddib_fed.files import read_small
+from ddib_fed.errors import ConfigError, PolicyDenied, UsageError
+from ddib_fed.files import read_small, write_file
 from ddib_fed.names import readable
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.server import check_bindable
@@ -39,15 +40,7 @@ def own_peer(config: NodeConfig) -> Peer:
 def export_peer(config: NodeConfig, path: Path, *, force: bool = False) -> Peer:
     """Write the file that other institutions add; it holds no secret."""
     own = own_peer(config)
-    try:
-        with path.open("wb" if force else "xb") as file:
-            file.write(own.to_bytes())
-    except FileExistsError as error:
-        raise AlreadyExists(
-            f"{path} exists and is not overwritten", hint="--force, or another --out"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    write_file(path, own.to_bytes(), overwrite=force)
     return own
 
 
@@ -60,18 +53,14 @@ def admit(
     unconstrained_root: bool = False,
 ) -> Peer:
     """Admit another institution's node after its root's fingerprint was compared; the audit log has it first."""
-    other = parse_peer(
-        read_small(file, hint="ddib peer export writes it, on the other side", pipe=True), str(file)
-    )
+    content = read_small(file, hint="ddib peer export writes it, on the other side", pipe=True)
+    other = parse_peer(content, str(file))
     if not unconstrained_root:
         require_name_constraints(other)
     warn_of_letters(other)
     if not fingerprints and peer_store(config).snapshot().peers.get(other.institution) != other:
-        fingerprints = _ask(
-            other,
-            shlex.join(["ddib", "peer", "add", str(file), "--config", str(config.path)])
-            + " --fingerprint SHA256:...",
-        )
+        command = shlex.join(["ddib", "peer", "add", str(file), "--config", str(config.path)])
+        fingerprints = _ask(other, f"{command} --fingerprint SHA256:...")
     admit_peer(config, other, fingerprints, replace=replace)
     return other
 
@@ -179,7 +168,10 @@ def pair_listening(
     """Show a code, wait for the other side to come with it, and admit that side."""
     here, code = _Here(config, options), new_code()
     with _bound(config, at) as listener:
-        shown = _shown(config, at, listener.getsockname()[1])
+        port = listener.getsockname()[1]
+        shown = f"{_in_address(split_address(config.node.address)[0])}:{port}"
+        if at is None and split_address(config.node.listen, bound=True)[1] == port:
+            shown = config.node.address
         say(
             f"{config.node.institution} waits for one try in the next {CODE_LIFE_S / 60:.0f} minutes. "
             "Read this code out by telephone:",
@@ -211,12 +203,6 @@ def pair_dialling(
     paired = dial(address, checked, here, proxy=config.proxy)
     _show(config, here.peer, paired)
     return paired
-
-
-def _shown(config: NodeConfig, at: str | None, port: int) -> str:
-    if at is None and split_address(config.node.listen, bound=True)[1] == port:
-        return config.node.address
-    return f"{_in_address(split_address(config.node.address)[0])}:{port}"
 
 
 def _in_address(host: str) -> str:
@@ -253,17 +239,12 @@ def _show(config: NodeConfig, own: Peer, paired: PairedPeer) -> None:
             f"ddib peer test {other.institution} --config {shlex.quote(str(config.path))} says",
             err=True,
         )
-    whence = paired.where if ":" not in paired.where else _host(paired.where)
+    whence = paired.where
+    with suppress(ValueError):
+        whence = split_address(whence)[0]
     if is_loopback(split_address(other.address)[0]) and not is_loopback(whence):
         say(
             f"warning: {other.address} is an address of that machine alone, and this node cannot dial it; "
             "correct node.address there, and pair again with --replace here",
             err=True,
         )
-
-
-def _host(where: str) -> str:
-    try:
-        return split_address(where)[0]
-    except ValueError:
-        return where

@@ -147,7 +147,7 @@ class Daemon:
         config = self.config
         with ExitStack() as after:  # probes and the operator are answered to the end
             try:
-                servicer = AdminServicer(self.status, self.reload, self.request_drain, self.resize)
+                servicer = AdminServicer(self)
                 admin = serve_admin(
                     config.paths.admin_socket, servicer, [CallInterceptor(config.node.institution)]
                 )

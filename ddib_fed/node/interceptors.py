@@ -1,6 +1,6 @@
 """The one interceptor of a node's calls: maps errors, authorises, bounds and parses; limits for those who wait.
 
-A call is authorised before its message is parsed, and again for each message of a stream. Only the fixed sentence of an
+A call is authorised before its message is parsed, and again while its stream runs. Only the fixed sentence of an
 error's class is sent.
 """
 
@@ -73,6 +73,8 @@ REQUEST_S: Final = 20.0
 """A request is one small message: what servers give a client for its headers."""
 IDLE_S: Final = 300.0
 LOOK_EVERY_S: Final = 1.0
+CHECK_EVERY_S: Final = 0.01
+"""Header, chunks and trailer of an object come within it: their caller is checked once."""
 # A call is open until its caller has taken the answer, and takes some memory: far more than callers need that do.
 OPEN_OF_ONE: Final = 512
 OPEN_OF_OTHERS: Final = 64
@@ -150,12 +152,15 @@ class OpenCall:
         self.account = "" if admission is None else admission.account
         self.peer = context.peer()
         self._idle_s = idle_s
+        self._next_check = time.monotonic() + CHECK_EVERY_S
         self._wait: tuple[float, str] | None = None
         """Until when the caller has to do its part, and what it has not done then."""
 
     def check(self) -> None:
-        if self.admission is not None:
+        """Return while the caller is admitted; looks at most every `CHECK_EVERY_S`."""
+        if self.admission is not None and time.monotonic() >= self._next_check:
             self.admission.check()
+            self._next_check = time.monotonic() + CHECK_EVERY_S
 
     @contextmanager
     def waiting_for_request(self, request_s: float) -> Iterator[None]:
@@ -410,15 +415,13 @@ class CallInterceptor(Interceptor):
         """Cancel calls of callers that are no longer admitted, idle streams included; returns how many."""
         cancelled = 0
         for call in self.open_calls:
+            if call.admission is None:
+                continue
             try:
-                call.check()
+                call.admission.check()
             except RefusedError as error:
-                self.refusals.record(
-                    call.context,
-                    "a running call",
-                    error,
-                    identity=call.admission.identity.uri if call.admission else "",
-                )
+                uri = call.admission.identity.uri
+                self.refusals.record(call.context, "a running call", error, identity=uri)
                 call.context.cancel()  # type: ignore[no-untyped-call]  # untyped in the stubs
                 cancelled += 1
         return cancelled

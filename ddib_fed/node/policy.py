@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Final
 from ddib_fed.errors import DiskFull, NotReady, PeerUnknown, PolicyDenied, QuotaSpent
 from ddib_fed.files import canonical_json
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.models.units import Normalisation
 from ddib_fed.node.config import EVERY, NodeConfig, PolicySection, Use
 from ddib_fed.protocol.contract import NO_GUIDANCE, GuidanceTerms
 from ddib_fed.security.identity import Identity
@@ -187,13 +186,13 @@ def check_evaluations(settings: SolverSettings, least: int, *, where: str) -> No
 
 def offered_guidance(model: DomainModel, policy: PolicySection) -> GuidanceTerms | None:
     """The guidance that a node offers for decoding with a model; None for none."""
-    guide = model.classifier if policy.max_guidance > 0 else None
+    guide, units = model.classifier if policy.max_guidance > 0 else None, model.manifest.normalisation
     terms = GuidanceTerms(
         max_guidance=0.0 if model.manifest.null_class is None else policy.max_guidance,
         max_classifier_scale=0.0 if guide is None else policy.max_guidance,
         classifier_sha256=b"" if guide is None else bytes.fromhex(guide.digest),
         classifier_classes=0 if guide is None else guide.manifest.num_classes or 0,
-        clip=model.is_picture and model.manifest.normalisation == Normalisation(),
+        clip=model.is_picture and units == type(units)(),  # those of [-1, 1]
     )
     return None if terms == NO_GUIDANCE else terms
 

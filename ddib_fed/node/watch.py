@@ -24,7 +24,7 @@ from ddib_fed.node.role import NodeContext
 from ddib_fed.security.admission import Refusals
 from ddib_fed.security.audit import AuditLog, Value
 from ddib_fed.security.peers import PeerStore, trust_changes
-from ddib_fed.security.pki import fingerprint, load_identity, parse_certificates
+from ddib_fed.security.pki import fingerprint, load_identity
 from ddib_fed.security.tls import ServerCredentials
 
 log = logging.getLogger(__name__)
@@ -101,19 +101,18 @@ class Observed:
     def summary(self) -> dict[str, str | int | list[str]]:
         """Whom and what the node trusts now, for the line of its start; `trust` is a digest over all of it."""
         snapshot = self._snapshot
-        everything = sorted(snapshot.described().items())
         return {
             "peers": sorted(snapshot.peers),
             "suspended": sorted(snapshot.suspended),
             "withdrawn": len(snapshot.withdrawn),
             "certificate": self._certificate[0] if self._certificate else "",
-            "trust": hashlib.sha256(repr(everything).encode()).hexdigest(),
+            "trust": hashlib.sha256("\n".join(sorted(snapshot.described())).encode()).hexdigest(),
         }
 
     def look(self) -> None:
         """Write what changed since the last look; after an OSError it is written at the next one."""
         snapshot = self._peers.snapshot()
-        changes = list(trust_changes(self._snapshot, snapshot))
+        changes = trust_changes(self._snapshot, snapshot)
         if changes:
             self._audit.write("trust_changed", changes=changes)
         for change in changes:
@@ -128,10 +127,9 @@ class Observed:
         """Fingerprint and end of the node's own certificate, as it lies in its folder."""
         try:
             own = load_identity(self._pki_folder)
-            leaf = parse_certificates(own.cert_chain_pem, "leaf.pem")[0]
         except (DdibError, OSError):  # the node's health says so
             return None
-        return fingerprint(leaf), own.not_after.isoformat()
+        return fingerprint(own.certificate), own.not_after.isoformat()
 
 
 class Watch:

@@ -260,12 +260,9 @@ def at_fault(error: DdibError, hop: str) -> PeerFault:
 
 def _fault(hop: str, what: str, found: str, error: DdibError) -> PeerFault:
     peer = institution_of(hop)
-    return PeerFault(
-        f"{peer} answered with {what}{found}",
-        hop=hop,
-        hint=f"ask the operator of {peer}; ddib peer test {peer} asks that node again",
-        facts={"peer": peer, "answer": error.reason, "found": found},
-    )
+    hint = f"ask the operator of {peer}; ddib peer test {peer} asks that node again"
+    facts = {"peer": peer, "answer": error.reason, "found": found}
+    return PeerFault(f"{peer} answered with {what}{found}", hop=hop, hint=hint, facts=facts)
 
 
 @contextmanager
@@ -326,12 +323,6 @@ def refused_items(facts: Mapping[str, str]) -> dict[int, str]:
             for number in _numbers(part, MOST_ITEMS - len(found)):
                 found[number] = reason
     return found
-
-
-def refused_count(facts: Mapping[str, str]) -> int:
-    """How many items the node refused, as it says; 0 if it does not say."""
-    said = facts.get(COUNT, "")
-    return int(said) if is_number(said) else 0
 
 
 def is_number(text: str) -> bool:

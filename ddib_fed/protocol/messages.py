@@ -21,15 +21,17 @@ from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from ddib_fed.engine.record import PictureFigures, Translation
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.v1 import common_pb2, translation_pb2
+
+if TYPE_CHECKING:
+    from ddib_fed.engine.record import Translation
 
 Domain = TypeVar("Domain")
 Wire = TypeVar("Wire", bound=Message)
@@ -249,37 +251,32 @@ _TERMS = ("low", "high", "bits")
 
 def provenance_message(record: Translation) -> translation_pb2.Provenance:
     """The record of a finished translation, for the client."""
+    picture, figures = record.picture, None
+    if picture is not None:
+        terms = common_pb2.PictureTerms(**{name: getattr(picture, name) for name in _TERMS})
+        figures = to_message(picture, translation_pb2.PictureFigures, local=_TERMS, terms=terms)
     return to_message(
         record,
         translation_pb2.Provenance,
         local=_LOCAL,
-        picture=_picture_message(record),
+        picture=figures,
         classifier_sha256=bytes.fromhex(record.classifier_sha256) or None,
         calibration_sha256=bytes.fromhex(record.calibration_sha256) or None,
         policy_sha256=bytes.fromhex(record.policy_sha256) or None,
     )
 
 
-def _picture_message(record: Translation) -> translation_pb2.PictureFigures | None:
-    picture = record.picture
-    if picture is None:
-        return None
-    terms = common_pb2.PictureTerms(low=picture.low, high=picture.high, bits=picture.bits)
-    return to_message(picture, translation_pb2.PictureFigures, local=_TERMS, terms=terms)
-
-
 def provenance_record(pb: translation_pb2.Provenance) -> Translation:
     """The record that a source node sent; its fields were checked when the message arrived."""
-    return from_message(
-        pb,
+    from ddib_fed.engine.record import (
+        PictureFigures,
         Translation,
-        local=_LOCAL,
-        picture=_picture(pb.picture) if pb.HasField("picture") else None,
-        # A map has another order in each process; a record that is written again must be the same bytes.
-        seconds=dict(sorted(pb.seconds.items())),
-    )
+    )  # pydantic, which commands without jobs do not need
 
-
-def _picture(pb: translation_pb2.PictureFigures) -> PictureFigures:
-    terms = {name: getattr(pb.terms, name) for name in _TERMS}
-    return from_message(pb, PictureFigures, **terms)
+    picture = None
+    if pb.HasField("picture"):
+        terms = {name: getattr(pb.picture.terms, name) for name in _TERMS}
+        picture = from_message(pb.picture, PictureFigures, **terms)
+    # A map has another order in each process; a record that is written again must be the same bytes.
+    seconds = dict(sorted(pb.seconds.items()))
+    return from_message(pb, Translation, local=_LOCAL, picture=picture, seconds=seconds)

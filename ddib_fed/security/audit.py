@@ -31,12 +31,7 @@ log = logging.getLogger(__name__)
 FIRST: Final = "0" * 64
 """The previous digest in the first line."""
 MAX_VALUE: Final = 256
-"""Characters of one value; longer ones are cut, so that nothing large can hide in the log. Those of a list go on in the
-next value of the list."""
-MAX_VALUES: Final = 32
-"""Values of a list in one line; a longer list goes on in further lines."""
-GOES_ON: Final = "..."
-"""Begins a value of a list that continues the value before it."""
+"""Characters of one text; longer ones are cut, so that nothing large can hide in the log."""
 CHECKED: Final = 1_000
 """Lines at the end of the log that a start compares with one another."""
 ALTERED: Final = "log_altered"
@@ -46,7 +41,7 @@ NOT_DONE: Final = "not_done"
 NEWEST: Final = "SELECT number, line FROM audit ORDER BY number DESC LIMIT "
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}\Z")
-_RESERVED = frozenset({"n", "time", "act", "previous", "part", "parts"})
+_RESERVED = frozenset({"n", "time", "act", "previous"})
 
 Scalar = str | int | float | bool | None
 Value = Scalar | Sequence[str | int]
@@ -65,8 +60,8 @@ EMPTY: Final = Head(-1, FIRST)
 # A line
 
 
-def checked(act: str, values: Mapping[str, Value]) -> list[dict[str, Value]]:
-    """The values of an act's line, long texts cut; those of several lines where a list is longer than one holds.
+def checked(act: str, values: Mapping[str, Value]) -> dict[str, Value]:
+    """The values of an act's line, long texts cut.
 
     Raises:
         ValueError: The act or a key is not a plain lower-case name, or a key is reserved for the log.
@@ -74,18 +69,7 @@ def checked(act: str, values: Mapping[str, Value]) -> list[dict[str, Value]]:
     """
     if not _NAME.match(act):
         raise ValueError(f"{act!r} is no name of an act")
-    whole = {key: _checked(key, value) for key, value in values.items()}
-    parts = max([1, *(-(-len(value) // MAX_VALUES) for value in whole.values() if isinstance(value, list))])
-    if parts == 1:
-        return [whole]
-    return [
-        {
-            key: value[place * MAX_VALUES : (place + 1) * MAX_VALUES] if isinstance(value, list) else value
-            for key, value in whole.items()
-        }
-        | {"part": place + 1, "parts": parts}
-        for place in range(parts)
-    ]
+    return {key: _checked(key, value) for key, value in values.items()}
 
 
 def _checked(key: str, value: Value) -> Value:
@@ -98,14 +82,8 @@ def _checked(key: str, value: Value) -> Value:
     if isinstance(value, str):
         return value[:MAX_VALUE]
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
-        return [piece for v in value for piece in ([v] if isinstance(v, int) else _pieces(str(v)))]
+        return [each if isinstance(each, int) else str(each)[:MAX_VALUE] for each in value]
     raise TypeError(f"{key} is a {type(value).__name__}: the audit log holds no content")
-
-
-def _pieces(text: str) -> list[str]:
-    step = MAX_VALUE - len(GOES_ON)
-    rest = (text[start : start + step] for start in range(MAX_VALUE, len(text), step))
-    return [text[:MAX_VALUE], *(GOES_ON + piece for piece in rest)]
 
 
 def encoded(head: Head, time: str, act: str, values: Mapping[str, Value]) -> str:
@@ -191,7 +169,7 @@ class AuditLog:
 
     def append(self, transaction: Transaction, act: str, **values: Value) -> Head:
         """Add a line to a transaction; the head of the log with it."""
-        return self._append(transaction, act, checked(act, values))
+        return self._append(transaction, act, [checked(act, values)])
 
     def write(self, act: str, **values: Value) -> Head:
         """Add a line; on the disk when this returns.
@@ -204,7 +182,7 @@ class AuditLog:
 
     def write_each(self, act: str, each: Sequence[Mapping[str, Value]]) -> Head:
         """As `write`, a line for each of several acts of one kind, all of them or none."""
-        records = [record for values in each for record in checked(act, values)]
+        records = [checked(act, values) for values in each]
         return self._result(lambda transaction: self._append(transaction, act, records))
 
     def look(self) -> str | None:

@@ -14,7 +14,7 @@ import ssl
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -30,8 +30,6 @@ TIMEOUT_S: Final = 5.0
 _GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 _SETTINGS_FRAME: Final = 4
 _SECOND_LOOK_S: Final = 2.0
-_YOUNG: Final = timedelta(hours=2)
-"""A certificate that began, or ends, within this time may be refused because of a clock."""
 # From OpenSSL's x509_vfy.h.
 _NOT_YET_VALID, _EXPIRED, _HOSTNAME_MISMATCH, _PERMITTED_VIOLATION = 9, 10, 62, 47
 _MAX_NAME: Final = 80
@@ -100,7 +98,7 @@ CAUSES: Final[dict[str, tuple[str, str]]] = {
         f"its operator: is the node running, which renews it? else compare both clocks: {_CLOCKS}",
     ),
     "refused-us": (
-        "the node closed the connection when it saw our certificate ({own}){detail}",
+        "the node closed the connection when it saw our certificate ({own})",
         f"{_ADMIT} (a client whose root is new: {_REQUEST}); if that was done, compare the clocks: {_CLOCKS}",
     ),
 }
@@ -203,18 +201,16 @@ def diagnose(
 
 def own_validity(own: TlsCredentials) -> Diagnosis | None:
     """What is wrong now with the dates of the own certificate."""
-    now, clock = datetime.now(UTC), "by this machine's clock"
+    now = datetime.now(UTC)
     if own.not_after <= now:
-        gone = (
-            f"({own.identity}) expired at {_moment(own.not_after)}, {_span(now - own.not_after)} ago {clock}"
-        )
-        return Diagnosis.of("own-certificate", gone, own=own.identity)
-    if own.not_before - CLOCK_SKEW > now:
-        begins = (
-            f"({own.identity}) begins at {_moment(own.not_before)}, in {_span(own.not_before - now)} {clock}"
-        )
-        return Diagnosis.of("own-certificate", begins, own=own.identity)
-    return None
+        what = f"expired at {_moment(own.not_after)}"
+    elif own.not_before - CLOCK_SKEW > now:
+        what = f"begins at {_moment(own.not_before)}"
+    else:
+        return None
+    return Diagnosis.of(
+        "own-certificate", f"({own.identity}) {what}; here it is {_moment(now)}", own=own.identity
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,21 +313,10 @@ class _Attempt:
         except OSError as error:
             return self._no_handshake(error)
         if not answer:
-            return self._found("refused-us", self._of_clocks())
+            return self._found("refused-us")
         if len(answer) < 4 or answer[3] != _SETTINGS_FRAME:
             return self._found("wrong-server", "TLS works, but it is no gRPC server")
         return self._found("ok", f"{version}, both certificates accepted")
-
-    def _of_clocks(self) -> str:
-        """By how much a clock would have to be wrong for our certificate to be refused, if that is little."""
-        now = datetime.now(UTC)
-        age, left = now - self.own.not_before, self.own.not_after - now
-        if age < _YOUNG:
-            slow = _span(age + CLOCK_SKEW)
-            return f"; made {_span(age)} ago: a node whose clock is behind by more than {slow} refuses it"
-        if left < _YOUNG:
-            return f"; valid for {_span(left)} more: a node whose clock is ahead by more refuses it"
-        return ""
 
     def _distrust(self, error: ssl.SSLCertVerificationError) -> Diagnosis:
         """The certificate is not accepted: whose is it?"""
@@ -444,12 +429,3 @@ def short(text: str) -> str:
 
 def _moment(when: datetime) -> str:
     return f"{when:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _span(length: timedelta) -> str:
-    """A length of time in the largest unit of which it has two."""
-    seconds = length.total_seconds()
-    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"

@@ -224,36 +224,20 @@ class Snapshot:
                 hint=f"choose another name, or reinstate it: ddib pki reinstate {identity}",
             )
 
-    def described(self) -> dict[tuple[str, str], str]:
-        """Everything trusted or refused: kind and name, with what belongs to it."""
-        found = {("own root", fingerprint(root)): "" for root in self.own_roots}
+    def described(self) -> frozenset[str]:
+        """Everything trusted or refused, a line each; each root of a peer by itself, so that no fingerprint is cut."""
+        lines = {f"own root {fingerprint(root)}" for root in self.own_roots}
         for name, peer in self.peers.items():
-            found["peer", name] = f"{peer.identity} at {peer.address}, {peer.fingerprint}"
-        found |= {("withdrawn", str(identity)): "" for identity in self.withdrawn}
-        return found | {("suspended", name): since for name, since in self.suspended.items()}
+            lines.add(f"peer {name}: {peer.identity} at {peer.address}")
+            lines.update(f"root {text} of {name}" for text in peer.fingerprints)
+        lines.update(f"withdrawn {identity}" for identity in self.withdrawn)
+        return frozenset(lines | {f"suspended {name}" for name in self.suspended})
 
 
-_VERBS: Final = {"withdrawn": ("withdrew", "reinstated"), "suspended": ("suspended peer", "resumed peer")}
-
-
-def trust_changes(before: Snapshot, after: Snapshot) -> Iterator[str]:
-    """What changed, one line each, and each root of a peer by itself: no fingerprint may be cut."""
+def trust_changes(before: Snapshot, after: Snapshot) -> list[str]:
+    """What is no longer and what is newly trusted or refused."""
     old, new = before.described(), after.described()
-    for kind, name in sorted(old.keys() | new.keys()):
-        was, now = old.get((kind, name)), new.get((kind, name))
-        if was == now:
-            continue
-        begins, ends = _VERBS.get(
-            kind, (f"{'added' if was is None else 'changed'} {kind}", f"removed {kind}")
-        )
-        if now is None:
-            yield f"{ends} {name}"
-        elif kind != "peer":
-            yield f"{begins} {name}"
-        else:
-            peer = after.peers[name]
-            yield f"{begins} {name}: {peer.identity} at {peer.address}"
-            yield from (f"root {text} of {name}" for text in peer.fingerprints)
+    return [f"removed {line}" for line in sorted(old - new)] + [f"added {line}" for line in sorted(new - old)]
 
 
 @dataclass(slots=True)

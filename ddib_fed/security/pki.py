@@ -412,21 +412,8 @@ def write_identity(
     write_file(key_file, new, private=True)
 
 
-def load_identity(folder: Path) -> TlsCredentials:
+def load_identity(folder: Path, certificate_file: str = "leaf.pem") -> TlsCredentials:
     """The credentials of a folder; FileMissing without any, InputError if they do not belong together."""
-    return _load(folder, "leaf.pem")
-
-
-def load_recovery(folder: Path) -> TlsCredentials | None:
-    """What a node asks its issuer with after its leaf has expired; None if there is none, or none of its key."""
-    try:
-        found = _load(folder, RECOVERY)
-    except (FileMissing, InputError):
-        return None
-    return found if found.identity.kind == "recovery" else None
-
-
-def _load(folder: Path, certificate_file: str) -> TlsCredentials:
     anew = _anew(folder)
     for _attempt in range(3):  # the files may be exchanged between two reads
         key_pem = read_private(folder / "leaf.key", hint=anew)
@@ -443,6 +430,15 @@ def _load(folder: Path, certificate_file: str) -> TlsCredentials:
                     certificate, _key_pem(key), roots, certified_identity(certificate), start
                 )
     raise InputError(f"{folder / 'leaf.key'} is not the key of {certificate_file} beside it", hint=anew)
+
+
+def load_recovery(folder: Path) -> TlsCredentials | None:
+    """What a node asks its issuer with after its leaf has expired; None if there is none, or none of its key."""
+    try:
+        found = load_identity(folder, RECOVERY)
+    except (FileMissing, InputError):
+        return None
+    return found if found.identity.kind == "recovery" else None
 
 
 def _anew(folder: Path) -> str:

@@ -36,7 +36,7 @@ from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.folder import load, picture_files, range_check, scan
 from ddib_fed.data.pictures import read_fitted
 from ddib_fed.data.shipped import SHIPPED, available, load_shipped, shipped_clusters
-from ddib_fed.engine.arrays import PLAIN, Asked, Stages, translate_array
+from ddib_fed.engine.arrays import PLAIN, ArraySettings, Stages, translate_array
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError, ShapeMismatch, UsageError
 from ddib_fed.evaluation.bootstrap import Resamples, resample
@@ -356,7 +356,7 @@ def colour_distance(
 
 
 def there_and_back(
-    pictures: Pictures, ways: Ways, asked: Asked = PLAIN, *, on_progress: OnProgress | None = None
+    pictures: Pictures, ways: Ways, asked: ArraySettings = PLAIN, *, on_progress: OnProgress | None = None
 ) -> tuple[Stages, Stages | None]:
     """Pictures there and back: with the calibration, and without."""
     parties = [(ways.calibrated, ways.rotation)] + ([] if ways.without is None else [(ways.without, None)])

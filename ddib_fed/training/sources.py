@@ -262,8 +262,7 @@ def folder_source(config: TrainConfig, *, say: Say, progress: Progress | None = 
 
 def _doubts(facts: Survey, rule: PictureRule) -> Iterable[str]:
     """What is said of few pictures, and of pictures of another number of channels."""
-    count = sum(facts.channels.values())
-    if count < FEW:
+    if (count := sum(facts.channels.values())) < FEW:
         yield f"{count} pictures are few: expect a model that repeats them; --flip and --set crop=true help"
     others = sum(count for number, count in facts.channels.items() if number != rule.channels)
     if others and rule.channels == 1:
@@ -341,7 +340,7 @@ def _look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progr
     if not formats:
         return None
     _require_one(root, formats, hint="give a folder that holds one of them")
-    if found.plain or found.beside or any(each.format is Format.PICTURE for each in found.studies):
+    if found.plain or any(each.format is Format.PICTURE for each in found.studies):
         _refuse_pictures(root, formats)
     bad: Bad = []
     kept = replace(found, studies=tuple(each for each in found.studies if each.format in formats))

@@ -217,7 +217,7 @@ class TuningLeg:
     def roll(self, steps: LearnedSteps, rows: Rows, lams: Tensor) -> Tensor:
         """The end of rows over the grid lams (n + 1,), from data to noise as given, differentiable in it.
 
-        It computes what `solvers.unipc` and `solvers.unipc_in` compute, with the levels as tensors.
+        It computes what `solvers.unipc` computes, with the levels as tensors.
         """
         lams = lams if self.stage == "encode" else lams.flip(0)
         alphas, sigmas = torch.sigmoid(2.0 * lams).sqrt(), torch.sigmoid(-2.0 * lams).sqrt()

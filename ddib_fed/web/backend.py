@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddib_fed.engine.record import Part, Translation
 from ddib_fed.errors import DdibError, UsageError
-from ddib_fed.formats.intensity import AUTO, Rule
+from ddib_fed.formats.intensity import AUTO, IntensityRule
 from ddib_fed.formats.nifti import PLANES
 from ddib_fed.hints import step_in_words
 from ddib_fed.protocol.messages import QUALITIES, Event
@@ -61,7 +61,7 @@ class TranslationRequest(BaseModel):
         if found.slices not in {AUTO, *PLANES}:
             raise UsageError(f"there is no plane {found.slices!r}", hint=f"one of {', '.join(PLANES)}")
         if found.intensity != AUTO:
-            Rule.parse(found.intensity)
+            IntensityRule.parse(found.intensity)
         return found
 
 

@@ -14,7 +14,6 @@ from ddib_fed.calibration.fit import (
     Optimum,
     Search,
     as_map,
-    cleaned,
     colour_distance,
     degrees,
     effect_of,
@@ -24,7 +23,6 @@ from ddib_fed.calibration.fit import (
     judge,
     least_slopes,
     propose,
-    pseudo_colours,
     search,
     unfolded_fit,
     without_noise,
@@ -51,15 +49,6 @@ def test_the_same_seed_gives_the_same_rotation() -> None:
     assert np.array_equal(first.matrix, second.matrix)
 
 
-@pytest.mark.slow
-def test_a_colour_cloud_that_its_mirror_image_fits_has_no_margin() -> None:
-    symmetric = colours(2000, 2)
-    symmetric[::2, 2] *= -1
-    symmetric[:, 2] -= symmetric[:, 2].mean()
-    found = search(symmetric, symmetric[::-1], starts=60)
-    assert found.other.cost - found.best.cost < 0.02
-
-
 def test_grey_is_told_from_its_negative_by_its_skewness() -> None:
     skewed = np.random.default_rng(1).exponential(size=(2000, 1)) - 1
     assert search(skewed, -skewed[::-1]).best.matrix == [[-1.0]]
@@ -74,14 +63,6 @@ def test_cleaning_keeps_what_is_there_and_drops_the_noise() -> None:
     assert found.sum() == pytest.approx(1.0)
     assert found.min() == 0.0
     assert np.abs(found - truth).sum() < 0.25 * np.abs(noised - truth).sum()
-
-
-def test_pseudo_colours_are_like_the_targets() -> None:
-    found = aggregate()
-    pseudo = pseudo_colours(cleaned(found), found.cells, 20_000, np.random.default_rng(0))
-    true = colours(20_000, 9) @ TURN.T
-    assert np.abs(pseudo.mean(axis=0) - true.mean(axis=0)).max() < 0.15
-    assert np.abs(pseudo.std(axis=0) - true.std(axis=0)).max() < 0.1
 
 
 @pytest.fixture(autouse=True)

@@ -71,7 +71,7 @@ SOURCE_POINTS: dict[str, tuple[Owner, str, str]] = {
     "job about to end": (STORE, "finish", "before"),
     "job ended": (STORE, "finish", "after"),
     "end of the job told": (RUNNER, "_announce", "after"),
-    "results written down, not sent": (SERVICE, "_sending", "after"),
+    "results written down, not sent": (STORE, "sending", "after"),
     "result fetched": (SERVICE, "_result", "end"),
     "items about to be delivered": (STORE, "acknowledge", "before"),
     "items delivered, not answered": (STORE, "acknowledge", "after"),

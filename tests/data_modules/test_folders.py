@@ -13,7 +13,6 @@ from ddib_fed.data.folder import (
     Looks,
     class_numbers,
     expand,
-    folder_digest,
     load,
     scan,
     split,
@@ -85,17 +84,6 @@ def test_bad_files_refuse_the_folder_and_are_named(tmp_path):
     assert caught.value.facts == {"bad": "6"}
 
 
-def test_bad_files_are_left_out_on_request(tmp_path):
-    """And are listed with their reasons."""
-    put_pictures(tmp_path, "good.png")
-    for name, content in BAD.items():
-        put(tmp_path / name, content)
-    found = scan(tmp_path, skip_bad=True)
-    assert names(found.entries) == ["good.png"]
-    assert {path.name for path, _ in found.bad} == set(BAD)
-    assert all(reason for _, reason in found.bad)
-
-
 def test_classes_come_from_the_first_sub_folder(tmp_path):
     """However deep the file lies below it."""
     put_pictures(tmp_path, "dog/1.png", "cat/young/2.png", "cat/3.png")
@@ -113,16 +101,6 @@ def test_classes_come_from_the_name_up_to_an_underscore(tmp_path):
     assert ([e.label for e in found.entries], found.classes) == (["dog", "cat"], ("cat", "dog"))
 
 
-@pytest.mark.parametrize(
-    ("classes", "name"), [("folders", "1.png"), ("prefix", "cat.png"), ("prefix", "_1.png")]
-)
-def test_a_picture_without_a_class_is_a_bad_file(tmp_path, classes, name):
-    """It is not put into a class of its own."""
-    put_pictures(tmp_path, "cat/cat_1.png", name)
-    found = scan(tmp_path, classes=classes, skip_bad=True)
-    assert [path.name for path, _ in found.bad] == [name]
-
-
 def test_two_domains_under_one_root_are_told_apart(tmp_path):
     """trainA and trainB are not mixed; each is a folder as any other."""
     put_pictures(tmp_path, "trainA/1.png", "trainB/1.png", "testA/2.png")
@@ -133,17 +111,6 @@ def test_two_domains_under_one_root_are_told_apart(tmp_path):
     assert sides == (tmp_path / "trainA", tmp_path / "trainB", tmp_path / "testA", None)
     assert names(scan(sides.train_a).entries) == ["1.png"]
     assert two_sides(tmp_path / "trainA") is None
-
-
-def test_a_folders_digest_does_not_know_its_names(tmp_path):
-    """Other names, other order, same digest; another class or picture, another digest."""
-    put_pictures(tmp_path, "a/x_1.png", "a/y_2.png")
-    put(tmp_path / "b" / "x_9.png", (tmp_path / "a" / "x_1.png").read_bytes())
-    put(tmp_path / "b" / "y_0.png", (tmp_path / "a" / "y_2.png").read_bytes())
-    a, b = (scan(tmp_path / d, classes="prefix").entries for d in "ab")
-    assert folder_digest(a) == folder_digest(b)
-    assert folder_digest(a) != folder_digest(a[:1])
-    assert folder_digest(a) != folder_digest(scan(tmp_path / "a").entries)
 
 
 LOOKS = Looks(1, 1, 1, "uint8", "PNG", 0, 0)

@@ -59,13 +59,6 @@ def expressions() -> Iterator[str]:
             yield variable["query"]["query"]
 
 
-def test_there_are_metrics_to_compare_with() -> None:
-    """Of all three kinds."""
-    names = series()
-    assert {"ddib_requests_total", "ddib_ready", "ddib_stage_seconds_bucket"} <= set(names)
-    assert names["ddib_requests_total"] == {"method", "status"}
-
-
 @pytest.mark.parametrize("expression", list(expressions()))
 def test_every_metric_label_and_value_exists(expression: str) -> None:
     """A metric that is renamed, or a label that is mistyped, is an alert that never comes."""

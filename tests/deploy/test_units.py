@@ -18,7 +18,6 @@ from ddib_fed.node.connections import WANTED_FILES
 FOLDER = Path(__file__).parents[2] / "docs" / "deploy" / "systemd"
 SERVICES = sorted(path.name for path in FOLDER.glob("*.service"))
 ANALYZE = shutil.which("systemd-analyze")
-SYSUSERS = shutil.which("systemd-sysusers")
 # Of 10; what is left is the network, torch's code at run time, and the machine's devices of random numbers and time.
 MOST_EXPOSED = {"ddib-node@.service": 1.5, "ddib-relay@.service": 1.5}
 
@@ -67,43 +66,6 @@ def test_the_commands_are_commands() -> None:
     assert words
     shown = CliRunner().invoke(cli, ["reload", "--help"]).output
     assert all(option in shown for option in re.findall(r"--[a-z-]+", words[1]))
-
-
-@pytest.fixture
-def installed(tmp_path: Path) -> Path:
-    """The root of a system with /etc/systemd/system and no more, after the `install` lines of the node's comment."""
-    (tmp_path / "etc" / "systemd" / "system").mkdir(parents=True)
-    lines = re.findall(
-        r"^#   (install -D?m [^&\n]*)", (FOLDER / "ddib-node@.service").read_text(), re.MULTILINE
-    )
-    assert len(lines) == 2
-    for line in lines:
-        subprocess.run(["sh", "-c", line.replace(" /etc/", f" {tmp_path}/etc/")], cwd=FOLDER, check=True)
-    return tmp_path
-
-
-def test_a_fresh_system_has_room_for_its_files(installed: Path) -> None:
-    """Debian 13 has no /etc/sysusers.d before somebody makes it."""
-    assert (installed / "etc" / "sysusers.d" / "ddib.conf").read_text() == (
-        FOLDER / "ddib.sysusers"
-    ).read_text()
-    assert (installed / "etc" / "systemd" / "system" / "ddib-node@.service").is_file()
-
-
-@pytest.mark.skipif(SYSUSERS is None, reason="needs systemd-sysusers")
-def test_the_nodes_user_can_be_made(installed: Path) -> None:
-    """With a folder, and without a shell."""
-    subprocess.run([SYSUSERS, f"--root={installed}"], capture_output=True, check=True, timeout=60)
-    (line,) = (
-        line for line in (installed / "etc" / "passwd").read_text().splitlines() if line.startswith("ddib:")
-    )
-    assert line.split(":")[5:] == ["/var/lib/ddib", "/usr/sbin/nologin"]
-
-
-@pytest.mark.parametrize("name", SERVICES)
-def test_documentation_is_where_the_unit_says(name: str) -> None:
-    """No file of the machine: the package installs none."""
-    assert not [value for value in settings(name).get("Documentation", []) if "file:" in value]
 
 
 @pytest.mark.slow

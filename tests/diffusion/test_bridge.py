@@ -7,10 +7,10 @@ import inspect
 import pytest
 import torch
 
-from ddib_fed.diffusion.bridge import decode, encode, integrate, soften
+from ddib_fed.diffusion.bridge import decode, encode, integrate, interpolate, soften
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import SCHEDULES, LinearSchedule, ScheduleConfig, schedule_from_config
-from ddib_fed.errors import SettingsInvalid
+from ddib_fed.errors import SettingsInvalid, ShapeMismatch
 from tests.diffusion.gaussian_data import gaussian_denoiser, gaussian_map, gaussian_samples
 
 SCHEDULE = LinearSchedule()
@@ -61,13 +61,6 @@ def test_both_directions_are_exact_for_every_schedule_network_and_time_input(
         assert float(found.abs().max()) <= decoding
 
 
-def test_softening_reaches_its_noise_level():
-    """alpha x + sigma noise with sigma / alpha as asked."""
-    x, noise = torch.ones(4, 2), torch.full((4, 2), 2.0)
-    level = SCHEDULE.level(-torch.log(torch.tensor(0.05)).item())
-    assert torch.allclose(soften(x, 0.05, noise), level.alpha * x + level.sigma * noise, atol=1e-6)
-
-
 def test_softened_encoding_follows_the_exact_map_from_there():
     """The ODE takes over at the softened level."""
     x = gaussian_samples(50, SCHEDULE.level(20.0))
@@ -93,3 +86,33 @@ def test_a_partly_deep_latent_is_exact_and_decodes_back():
     z = encode(x, gaussian_denoiser(), SCHEDULE, SolverSettings(depth=0.4))
     assert torch.allclose(z, gaussian_map(x, START, deep), atol=1e-4)
     assert torch.allclose(decode(z, gaussian_denoiser(), SCHEDULE, SolverSettings(depth=0.4)), x, atol=1e-4)
+
+
+# Between two latents
+
+
+@pytest.fixture
+def pair():
+    noise = torch.Generator().manual_seed(3)
+    return torch.randn(3, 16, 16, generator=noise), torch.randn(3, 16, 16, generator=noise)
+
+
+def test_the_ends_are_the_latents_themselves_and_the_way_keeps_the_spread_of_noise(pair):
+    found = interpolate(*pair, [0.0, 1.0, 0.5])
+    assert torch.equal(found[0], pair[0])
+    assert torch.equal(found[1], pair[1])
+    assert found[2].std().item() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0, -1.0], ids=["same", "parallel", "opposite"])
+def test_latents_on_one_line_are_joined_by_it(pair, factor):
+    """Where the sphere gives no way, or none of its own, the result is still finite."""
+    found = interpolate(pair[0], factor * pair[0], [0.25])
+    assert torch.allclose(found[0], (0.75 + 0.25 * factor) * pair[0])
+
+
+def test_refuses_what_has_no_way(pair):
+    with pytest.raises(ShapeMismatch):
+        interpolate(pair[0], pair[1][:1], [0.5])
+    with pytest.raises(SettingsInvalid):
+        interpolate(*pair, [1.5])

@@ -1,62 +1,77 @@
-"""Settings: what exists is planned, what does not is refused by name."""
+"""Settings: what exists is planned, learned or public; what does not exist, or go together, is refused by name."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from ddib_fed.diffusion.bridge import decode, encode, integrate
+from ddib_fed.diffusion.grids import LearnedLegs, LearnedSteps, PublicLevels, make_grid
 from ddib_fed.diffusion.plans import SolverSettings, check_settings, plan
-from ddib_fed.diffusion.schedule import LinearSchedule
+from ddib_fed.diffusion.schedule import CosineSchedule, LinearSchedule, discrete_schedule
+from ddib_fed.diffusion.solvers import unipc
 from ddib_fed.errors import SettingsInvalid
+from tests.diffusion.gaussian_data import gaussian_denoiser
 
 SCHEDULE = LinearSchedule()
+LEVELS = PublicLevels("linear", 1000, "ddim250")
 
 
 @pytest.mark.parametrize(
     ("settings", "intervals"),
     [
         (SolverSettings("unipc", 3, 48), 48),
-        (SolverSettings("ddim", 1, 100, "integer"), 100),
         (SolverSettings("rk4", 4, 400, "integer:100"), 100),
-        (SolverSettings("rk4", 4, 48), 12),
         (SolverSettings("alf", 2, 48), 47),
     ],
 )
 def test_evaluations_become_intervals(settings, intervals):
-    """rk4 spends four an interval, alf one before the first."""
+    """rk4 spends four an interval, alf one before the first; an order that is not given is the solver's default."""
     assert len(plan(settings, SCHEDULE).encode_grid) == intervals
+    assert plan(replace(settings, order=0), SCHEDULE).settings.order == settings.order
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "word"),
     [
-        SolverSettings("euler"),
-        SolverSettings("unipc", 5),
-        SolverSettings("unipc", -1),
-        SolverSettings("ddim", 2),
-        SolverSettings("rk4", 4, 50),
-        SolverSettings("rk4", 4, 3),
-        SolverSettings("alf", 2, 1),
-        SolverSettings("unipc", 3, 0),
-        SolverSettings("unipc", 3, 10_001),
-        SolverSettings("unipc", 3, 48, "fibonacci"),
-        SolverSettings("unipc", 3, 48, "ddib"),
-        SolverSettings("unipc", 3, 48, "integer:47"),
-        SolverSettings("unipc", 3, 48, "integer:many"),
+        (SolverSettings("euler"), "no solver"),
+        (SolverSettings("unipc", 5), "no order 5"),
+        (SolverSettings("rk4", 4, 50), "do not divide by the 4"),
+        (SolverSettings("alf", 2, 1), "alf takes 2 to"),
+        (SolverSettings("unipc", 3, 10_001), "unipc takes 1 to"),
+        (SolverSettings("unipc", 3, 48, "fibonacci"), "no grid"),
+        (SolverSettings("unipc", 3, 48, "ddib"), "for ddim alone"),
+        (SolverSettings("unipc", 3, 48, "integer:47"), "cannot be respaced"),
+        (SolverSettings(depth=0.0), "outside"),
+        (SolverSettings(depth=float("nan")), "outside"),
+        (SolverSettings("ddim", 1, 48, "integer", 0.5), "no partial depth"),
+        (SolverSettings("ddim", 1, 48, "ddib", 0.5), "neither softening nor depth"),
+        (SolverSettings("ddim", eta=1.5), "outside"),
+        (SolverSettings("unipc", eta=0.5), "follows the ODE"),
+        (SolverSettings("ddim", ancestral=True), "public code's levels"),
+        (SolverSettings("ddim", levels=LEVELS), "public code's levels"),
+        (SolverSettings("ddim", grid="ddib", eta=0.5, ancestral=True), "variance of its own"),
+        (SolverSettings("ddim", evaluations=48, grid="ddib", levels=LEVELS), "keeps 250, not 48"),
+        (SolverSettings("ddim", grid="ddib", levels=PublicLevels(respacing="ddim")), "not of the form"),
+        (SolverSettings("ddim", grid="ddib", levels=PublicLevels(diffusion_steps=20_000)), "outside"),
+        (SolverSettings("ddim", grid="ddib", levels=PublicLevels("cosine", 4000)), "trained from"),
     ],
     ids=str,
 )
-def test_refuses_settings_that_do_not_exist(settings):
-    """Unknown names, orders out of range, evaluations that do not divide."""
-    with pytest.raises(SettingsInvalid):
+def test_settings_that_do_not_exist_or_go_together_are_refused(settings, word):
+    with pytest.raises(SettingsInvalid, match=word):
         plan(settings, SCHEDULE)
 
 
-@pytest.mark.parametrize("sigma", [-0.1, 1.1, float("nan")])
-def test_refuses_softening_out_of_range(sigma):
-    """The noise level is in [0, 1]."""
-    with pytest.raises(SettingsInvalid):
-        plan(SolverSettings(), SCHEDULE, soften_sigma=sigma)
+def test_softening_out_of_range_is_refused():
+    for sigma in (-0.1, 1.1, float("nan")):
+        with pytest.raises(SettingsInvalid):
+            plan(SolverSettings(), SCHEDULE, soften_sigma=sigma)
+    with pytest.raises(SettingsInvalid, match="neither softening nor depth"):
+        plan(SolverSettings("ddim", 1, 48, "ddib"), SCHEDULE, soften_sigma=0.02)
 
 
 def test_names_of_any_length_do_not_travel_whole():
@@ -66,7 +81,7 @@ def test_names_of_any_length_do_not_travel_whole():
     assert len(caught.value.facts["solver"]) <= 40
 
 
-@pytest.mark.parametrize("depth", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize("depth", [0.3, 1.0])
 @pytest.mark.parametrize("soften_sigma", [0.0, 0.02])
 def test_depth_is_a_fraction_of_the_schedules_angle(depth, soften_sigma):
     """Encoding ends there and decoding starts there, softened or not; the other ends stay where they were."""
@@ -78,26 +93,94 @@ def test_depth_is_a_fraction_of_the_schedules_angle(depth, soften_sigma):
     assert steps.encode_grid.levels[0] == whole.encode_grid.levels[0]
     assert steps.decode_grid.levels[-1] == whole.decode_grid.levels[-1]
     assert len(steps.encode_grid) == len(steps.decode_grid) == 48
-    assert (torch.tensor(steps.encode_grid.phis).diff() > 0).all()
 
 
-@pytest.mark.parametrize("depth", [0.0, -0.5, 1.01, float("nan")])
-def test_refuses_a_depth_out_of_range(depth):
-    """Nothing and more than everything are no depths."""
-    with pytest.raises(SettingsInvalid):
-        plan(SolverSettings(depth=depth), SCHEDULE)
+@pytest.mark.parametrize("drawn", [{"eta": 0.1}, {"ancestral": True, "grid": "ddib"}], ids=str)
+def test_encoding_refuses_to_draw_noise_and_decoding_refuses_to_invent_it(drawn):
+    """The public code asserts eta 0 in encoding; here it is an error with a next step."""
+    settings = SolverSettings("ddim", evaluations=30, **drawn)
+    x = torch.zeros(3, 2, dtype=torch.float64)
+    with pytest.raises(SettingsInvalid, match="encoding follows the ODE"):
+        encode(x, gaussian_denoiser("v"), SCHEDULE, settings)
+    with pytest.raises(SettingsInvalid, match="draws noise, and there is none"):
+        decode(x, gaussian_denoiser("v"), SCHEDULE, settings)
 
 
+@pytest.mark.parametrize("own", [("linear", 1000), ("cosine", 1000)])
 @pytest.mark.parametrize(
-    ("grid", "depth", "soften_sigma"), [("integer", 0.5, 0.0), ("ddib", 0.5, 0.0), ("ddib", 1.0, 0.02)]
+    "asked", [("linear", 1000), ("cosine", 1000), ("linear", 4000), ("", 0), ("cosine", 0)]
 )
-def test_refuses_depth_and_softening_where_the_grid_has_none(grid, depth, soften_sigma):
-    """The public code's levels begin at its data and end at its noise; integer steps cannot stop between."""
-    with pytest.raises(SettingsInvalid):
-        plan(SolverSettings("ddim", 1, 48, grid, depth), SCHEDULE, soften_sigma=soften_sigma)
+def test_a_model_keeps_the_steps_that_it_was_trained_on(own, asked):
+    """Options may repeat them or leave them open; others are refused by name."""
+    settings = SolverSettings("ddim", evaluations=50, grid="ddib", levels=PublicLevels(*asked, "50"))
+    if asked[0] in ("", own[0]) and asked[1] in (0, own[1]):
+        assert len(plan(settings, discrete_schedule(*own)).decode_grid) == 50
+        return
+    with pytest.raises(SettingsInvalid, match="the model was trained"):
+        plan(settings, discrete_schedule(*own))
 
 
-@pytest.mark.parametrize(("solver", "order"), [("unipc", 3), ("ddim", 1), ("rk4", 4), ("alf", 2)])
-def test_an_order_that_is_not_given_is_the_solvers_default(solver, order):
-    """The one that the published figures are of."""
-    assert plan(SolverSettings(solver, 0, 48), SCHEDULE).settings.order == order
+def test_a_schedule_of_other_ends_is_not_the_one_of_that_name():
+    """`linear` between betas of one's own is distinguished from the public one."""
+    own = discrete_schedule("linear", 1000, ends=(1e-3, 0.03))
+    with pytest.raises(SettingsInvalid, match="noise schedule"):
+        plan(SolverSettings("ddim", grid="ddib", levels=PublicLevels("linear")), own)
+    with pytest.raises(SettingsInvalid, match="none of its own"):
+        PublicLevels(respacing="ddim50").kept(CosineSchedule())
+
+
+# Learned steps
+
+LEARNED = SolverSettings(evaluations=12, grid="learned")
+
+
+def steps(stage, evaluations=12, sigma=0.0, *, order=3, coordinates="angle"):
+    start = None if sigma == 0.0 else -math.log(sigma)
+    grid = make_grid(SCHEDULE, "default", evaluations, lambda_max=start)
+    return LearnedSteps(
+        stage, evaluations, sigma, order, coordinates, tuple(level.lam for level in grid.levels)
+    )
+
+
+def test_each_direction_steps_by_the_rule_that_was_learned_for_it():
+    """Encoding by order 1 and decoding by order 3: a translation by the other's rule is silently worse."""
+    known = LearnedLegs("south", (steps("encode", order=1), steps("decode", order=3)))
+    laid, x = plan(LEARNED, SCHEDULE, learned=known), torch.ones(2, 2, dtype=torch.float64)
+    legs = (laid.encoder(x), laid.encode_grid, 1), (laid.decoder(x), laid.decode_grid, 3)
+    for found, grid, order in legs:
+        wanted = integrate(unipc(x, grid, order=order), gaussian_denoiser())
+        assert torch.equal(integrate(found, gaussian_denoiser()), wanted)
+
+
+def test_data_that_are_not_softened_may_be_encoded_along_the_way_of_decoding():
+    """The way back to a latent needs no steps of its own; softened data do."""
+    soft = steps("encode", sigma=0.1)
+    known = LearnedLegs("south", (soft, steps("decode", order=4)))
+    assert known.find("encode", 12).order == 4
+    assert known.find("encode", 12, 0.1) is soft
+    with pytest.raises(SettingsInvalid, match=r"softening 0\.1, not from 0\.2") as refused:
+        known.find("encode", 12, 0.2)
+    assert "ddib model tune MODEL --evaluations 12 --soften-sigma 0.2" in str(refused.value.hint)
+
+
+def test_steps_that_were_not_learned_are_refused():
+    """With those that were, and the command that learns others; another depth, solver, range or size has none."""
+    known = LearnedLegs("south", (steps("encode"), steps("decode"), steps("decode", 16)))
+    with pytest.raises(
+        SettingsInvalid, match=r"south has learned steps of 12, 16 evaluations, not of 20"
+    ) as refused:
+        plan(replace(LEARNED, evaluations=20), SCHEDULE, learned=known)
+    hint = "--evaluations 12, or on the model's node: ddib model tune MODEL --evaluations 20"
+    assert refused.value.hint == hint
+    for change, words in (
+        ({"depth": 0.7}, "not to a depth of 0.7"),
+        ({"solver": "ddim"}, "is of unipc, not of"),
+    ):
+        with pytest.raises(SettingsInvalid, match=words):
+            plan(replace(LEARNED, **change), SCHEDULE, learned=known)
+    short = replace(steps("decode"), lams=tuple(lam + 0.01 for lam in steps("decode").lams))
+    with pytest.raises(SettingsInvalid, match="the learned steps go from lambda"):
+        plan(LEARNED, SCHEDULE, learned=LearnedLegs("south", (short,)))
+    white = LearnedLegs("south", (steps("decode", coordinates="spectrum"),))
+    with pytest.raises(SettingsInvalid, match="whitened by its spectrum"):
+        plan(LEARNED, SCHEDULE, learned=white).decoder(torch.zeros(1, 2))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ddib_fed.calibration.signed import SignedCalibration
-from ddib_fed.client.connection import Collector
+from ddib_fed.client.connection import collect
 from ddib_fed.client.views import JobResult
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.record import Part
@@ -95,9 +95,9 @@ class TwoNodes:
         job = self.ended(job_id)
         assert job.items, job.error
         done = [item.index for item in job.items if item.state == pb.ITEM_STATE_DECODED]
-        collector = Collector(job_id, done, frozenset({Part.TRANSLATION, *parts}))
         fetched = self.source.ask("FetchResults", pb.FetchResultsRequest(job_id=job_id))
-        return {result.item: result for result in collector.results(iter(fetched))}
+        results = collect(iter(fetched), job_id, done, frozenset({Part.TRANSLATION, *parts}))
+        return {result.item: result for result in results}
 
     def close(self) -> None:
         self.source.close()

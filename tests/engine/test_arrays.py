@@ -9,8 +9,8 @@ import pytest
 
 from ddib_fed.diffusion import bridge
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import Asked, draw_samples, interpolate_pictures, translate_array
-from ddib_fed.engine.executors import CallingThread
+from ddib_fed.engine.arrays import ArraySettings, draw_samples, interpolate_pictures, translate_array
+from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.local_party import LocalParty, open_party
 from ddib_fed.errors import LatentNotGaussian, ShapeMismatch
 from ddib_fed.models.units import Normalisation
@@ -30,18 +30,18 @@ def south():
 
 
 def in_twos(*parties):
-    return [LocalParty(party.model, CallingThread(party.model, 2)) for party in parties]
+    return [LocalParty(party.model, Batcher(party.model, rows=2, beside=False)) for party in parties]
 
 
 @pytest.mark.slow
 def test_a_cycle_has_every_stage_and_comes_back(north, south):
     """Without softening the way back undoes the way there; the translation is another picture."""
     x = 0.9 * pictures(3)
-    found = translate_array(x, north, south, Asked(SolverSettings(), soften=0.0, cycle=True))
+    found = translate_array(x, north, south, ArraySettings(SolverSettings(), soften=0.0, cycle=True))
     assert np.allclose(found.back, x, atol=5e-3)
     assert np.abs(found.translated - x).max() > 0.05
     assert found.latent.shape == found.latent_again.shape == x.shape
-    one_way = translate_array(x, north, south, Asked(SolverSettings(), soften=0.0))
+    one_way = translate_array(x, north, south, ArraySettings(SolverSettings(), soften=0.0))
     assert one_way.back is None
     assert np.array_equal(one_way.translated, found.translated)
 
@@ -50,9 +50,9 @@ def test_a_cycle_has_every_stage_and_comes_back(north, south):
 def test_batches_do_not_show(north, south):
     """Nor do neighbours: softening's noise belongs to the picture."""
     x = pictures(5)
-    whole = translate_array(x, north, south, Asked(FEW, cycle=True))
-    parts = translate_array(x, *in_twos(north, south), Asked(FEW, cycle=True))
-    alone = translate_array(x[3:4], north, south, Asked(FEW, cycle=True))
+    whole = translate_array(x, north, south, ArraySettings(FEW, cycle=True))
+    parts = translate_array(x, *in_twos(north, south), ArraySettings(FEW, cycle=True))
+    alone = translate_array(x[3:4], north, south, ArraySettings(FEW, cycle=True))
     for stage in ("latent", "translated", "latent_again", "back"):
         assert np.allclose(getattr(whole, stage), getattr(parts, stage), atol=1e-4), stage
         assert np.allclose(getattr(whole, stage)[3:4], getattr(alone, stage), atol=1e-4), stage
@@ -65,15 +65,15 @@ def test_the_source_softens_by_its_own_level_unless_told(north, south, monkeypat
     monkeypatch.setattr(
         bridge, "soften", lambda x, sigma, noise: softened.append(sigma) or plain(x, sigma, noise)
     )
-    translate_array(pictures(1), north, south, Asked(FEW, cycle=True))
-    translate_array(pictures(1), north, south, Asked(FEW, cycle=True, soften=0.05))
+    translate_array(pictures(1), north, south, ArraySettings(FEW, cycle=True))
+    translate_array(pictures(1), north, south, ArraySettings(FEW, cycle=True, soften=0.05))
     assert softened == [0.02, 0.05]
 
 
 def test_softening_is_the_same_for_a_seed_and_another_for_another(north, south):
     x = pictures(2)
-    first, again = (translate_array(x, north, south, Asked(FEW, seed=4)) for _ in range(2))
-    other = translate_array(x, north, south, Asked(FEW, seed=5))
+    first, again = (translate_array(x, north, south, ArraySettings(FEW, seed=4)) for _ in range(2))
+    other = translate_array(x, north, south, ArraySettings(FEW, seed=5))
     assert np.array_equal(first.latent, again.latent)
     assert np.abs(first.latent - other.latent).max() > 1e-3
 
@@ -88,8 +88,8 @@ def test_each_models_units_stay_inside(colours):
     scaled = Normalisation(mean=(light, -0.2, 0.0), std=(0.5, 0.25, 2.0), colours=colours)
     plain = open_party(tiny(channels=3))
     moved = open_party(tiny(channels=3, normalisation=scaled))
-    inner = translate_array(scaled.apply(x), plain, plain, Asked(FEW, soften=0.0))
-    outer = translate_array(x, moved, moved, Asked(FEW, soften=0.0))
+    inner = translate_array(scaled.apply(x), plain, plain, ArraySettings(FEW, soften=0.0))
+    outer = translate_array(x, moved, moved, ArraySettings(FEW, soften=0.0))
     assert np.allclose(inner.latent, outer.latent, atol=1e-5)
 
 
@@ -98,17 +98,17 @@ def test_every_evaluation_is_told_once(north, south):
     translate_array(
         pictures(3),
         *in_twos(north, south),
-        Asked(FEW, cycle=True),
+        ArraySettings(FEW, cycle=True),
         on_progress=lambda *now: told.append(now),
     )
-    assert told == [(k, 48) for k in range(1, 49)]
+    assert told == [(k, 72) for k in range(1, 73)]
 
 
 def test_samples_are_numbered(north):
     """The first five of a seed are the same however many are drawn, and in whatever batches."""
-    many = draw_samples(north, 7, Asked(FEW, seed=3))
-    assert np.allclose(many[:5], draw_samples(*in_twos(north), 5, Asked(FEW, seed=3)), atol=1e-4)
-    assert np.allclose(many[4:6], draw_samples(north, 2, Asked(FEW, seed=3), first=4), atol=1e-4)
+    many = draw_samples(north, 7, ArraySettings(FEW, seed=3))
+    assert np.allclose(many[:5], draw_samples(*in_twos(north), 5, ArraySettings(FEW, seed=3)), atol=1e-4)
+    assert np.allclose(many[4:6], draw_samples(north, 2, ArraySettings(FEW, seed=3), first=4), atol=1e-4)
     assert np.abs(many[0] - many[1]).max() > 0.1
 
 
@@ -116,7 +116,7 @@ def test_samples_are_numbered(north):
 def test_the_way_between_two_pictures_begins_and_ends_with_them(north):
     """Within one model; the middle is neither."""
     pair = 0.9 * pictures(2)
-    found = interpolate_pictures(pair, north, north, [0.0, 0.5, 1.0], Asked(soften=0.0))
+    found = interpolate_pictures(pair, north, north, [0.0, 0.5, 1.0], ArraySettings(soften=0.0))
     assert np.allclose(found[[0, 2]], pair, atol=5e-3)
     assert np.abs(found[1] - pair).max() > 0.1
 
@@ -124,7 +124,7 @@ def test_the_way_between_two_pictures_begins_and_ends_with_them(north):
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 1, 16, 16), (0, 1, 8, 8), (1, 8, 8)])
 def test_refuses_pictures_of_another_shape(north, south, shape):
     with pytest.raises(ShapeMismatch):
-        translate_array(np.zeros(shape, np.float32), north, south, Asked(FEW))
+        translate_array(np.zeros(shape, np.float32), north, south, ArraySettings(FEW))
 
 
 def one_flat(count=1):
@@ -137,11 +137,11 @@ def test_a_picture_whose_latent_is_no_noise_is_refused_as_by_a_node(north, south
     """Here as there by one gate, without changing the others."""
     x = one_flat(3)
     with pytest.raises(LatentNotGaussian):
-        translate_array(x, north, south, Asked(FEW))
-    found = translate_array(x, north, south, Asked(FEW, cycle=True), refuse=False)
+        translate_array(x, north, south, ArraySettings(FEW))
+    found = translate_array(x, north, south, ArraySettings(FEW, cycle=True), refuse=False)
     assert found.rows == (1, 2)
     assert [type(error) for error in found.failed.values()] == [LatentNotGaussian]
-    others = translate_array(x[1:], north, south, Asked(FEW, cycle=True))
+    others = translate_array(x[1:], north, south, ArraySettings(FEW, cycle=True))
     for stage in ("latent", "translated", "latent_again", "back"):
         assert np.allclose(getattr(found, stage), getattr(others, stage), atol=1e-4), stage
 
@@ -149,4 +149,4 @@ def test_a_picture_whose_latent_is_no_noise_is_refused_as_by_a_node(north, south
 def test_a_latent_of_less_depth_is_never_refused(north, south):
     """It still holds some of the picture, and is no noise: so do nodes."""
     x = one_flat()
-    assert translate_array(x, north, south, Asked(replace(FEW, depth=0.3), soften=0.0)).rows == (0,)
+    assert translate_array(x, north, south, ArraySettings(replace(FEW, depth=0.3), soften=0.0)).rows == (0,)

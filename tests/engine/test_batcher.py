@@ -2,79 +2,40 @@
 
 from __future__ import annotations
 
+import math
+import random
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from ddib_fed.diffusion.denoiser import Denoiser, Query
-from ddib_fed.diffusion.plans import SolverSettings, plan
-from ddib_fed.diffusion.schedule import LinearSchedule
+from ddib_fed.diffusion.bridge import integrate
+from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.model import DomainModel
-from ddib_fed.engine.party import Control
-from ddib_fed.engine.stack import Integration, Trajectory
+from ddib_fed.engine.party import Control, Leg
+from ddib_fed.engine.stack import End, Trajectory
 from ddib_fed.errors import Cancelled, DeadlineExceeded, Draining
-from ddib_fed.networks.mlp import ResidualMLP
-from tests.node.tiny_nodes import tiny_bundle
-from tests.source_node.conftest import wait_until
+from ddib_fed.guidance import Guidance
+from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.units import ChannelMap
+from tests.runs.tiny_models import tiny, tiny_classifier
 
 SETTINGS = SolverSettings(evaluations=12)
-PLAN = plan(SETTINGS, LinearSchedule())
-PLAN_LEVEL = next(PLAN.encoder(torch.zeros(1, 2))).level
+
+
+@pytest.fixture(scope="module")
+def model() -> DomainModel:
+    return DomainModel(pretrained("moons"))
 
 
 @pytest.fixture
-def denoiser() -> Denoiser:
-    torch.manual_seed(0)
-    network = ResidualMLP(width=32, blocks=2)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return Denoiser(network)
-
-
-@dataclass(frozen=True, eq=False)
-class Given(Trajectory):
-    """A trajectory whose solver and network are the test's."""
-
-    work: Integration | None = None
-
-    @property
-    def kind(self):
-        return self.work.denoiser, self.work.cond is None
-
-    def on(self, model: DomainModel) -> Integration:
-        return self.work
-
-
-def submit(
-    batcher: Batcher,
-    denoiser: Denoiser,
-    x: torch.Tensor,
-    *,
-    solver=None,
-    cond=None,
-    flow="",
-    weight=1.0,
-    recurrence=None,
-    **options,
-) -> Future[torch.Tensor]:
-    work = Integration(x, solver or PLAN.encoder(x, cond), denoiser, 12, cond, recurrence)
-    return batcher.submit(Given("encode", x, SETTINGS, flow=flow, weight=weight, work=work), **options)
-
-
-def make_batcher(**options) -> Batcher:
-    return Batcher(DomainModel(tiny_bundle()), **options)
-
-
-@pytest.fixture
-def batcher() -> Iterator[Batcher]:
-    made = make_batcher(rows=64)
+def batcher(model):
+    made = Batcher(model, rows=64)
     yield made
     made.close()
 
@@ -83,160 +44,244 @@ def points(rows: int, seed: int) -> torch.Tensor:
     return torch.randn(rows, 2, generator=torch.Generator().manual_seed(seed))
 
 
-def alone(denoiser: Denoiser, x: torch.Tensor) -> torch.Tensor:
-    solver = PLAN.encoder(x)
-    query = next(solver)
-    try:
-        while True:
-            with torch.no_grad():
-                answer = denoiser(query.x, query.level)
-            query = solver.send(answer)
-    except StopIteration as stop:
-        return stop.value
+def decoding(rows: int, seed: int = 0, settings: SolverSettings = SETTINGS, **leg) -> Trajectory:
+    return Trajectory("decode", points(rows, seed), Leg(settings, **leg))
+
+
+def alone(model: DomainModel, trajectory: Trajectory) -> torch.Tensor:
+    work = trajectory.on(model)
+    return integrate(work.solver, work.denoiser)
+
+
+def check(model: DomainModel, trajectory: Trajectory, future: Future[End]) -> None:
+    torch.testing.assert_close(future.result(20).x, alone(model, trajectory), atol=2e-5, rtol=2e-5)
 
 
 class Gate:
     """Holds the worker at the first step, so that what comes meanwhile is merged."""
 
-    def __init__(self) -> None:
-        self.entered = threading.Event()
-        self.open = threading.Event()
+    def __init__(self, batcher: Batcher) -> None:
+        self._entered, self._open = threading.Event(), threading.Event()
+        self.held = batcher.submit(decoding(1, 99), on_step=self._hold)
+        assert self._entered.wait(10)
 
-    def __call__(self, step: int, steps: int) -> None:
+    def _hold(self, step: int, _: int) -> None:
         if step == 1:
-            self.entered.set()
-            self.open.wait(10)
+            self._entered.set()
+            self._open.wait(10)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+def test_requests_that_join_at_any_step_with_any_solver_give_what_each_gives_alone(model, batcher) -> None:
+    """Recurrences of several windows, both ways, in one state: each within rounding."""
+    asked = [
+        ("encode", SolverSettings(evaluations=12), 1),
+        ("decode", SolverSettings(evaluations=9), 3),
+        ("decode", SolverSettings(order=2, evaluations=7), 2),
+        ("encode", SolverSettings("rk4", evaluations=8), 5),
+        ("decode", SolverSettings("ddim", evaluations=6), 1),
+        ("decode", SolverSettings("alf", evaluations=7), 4),
+    ]
+    work = [Trajectory(stage, points(rows, rows), Leg(settings)) for stage, settings, rows in asked]
+    found: dict[int, Future[End]] = {}
+
+    def another_joins(step: int, _: int) -> None:
+        if 0 < step < len(work):
+            found[step] = batcher.submit(work[step])
+
+    check(model, work[0], batcher.submit(work[0], on_step=another_joins))
+    for number in range(1, len(work)):
+        check(model, work[number], found[number])
+    assert batcher.counters["calls"] <= 20
+
+
+def requesters(batcher: Batcher, work: list[list[Trajectory]]) -> list[list[Future[End]]]:
+    """Each asks for its next trajectory once it has its last; they begin one step after another."""
+    found: list[list[Future[End]]] = [[] for _ in work]
+    done = threading.Semaphore(0)
+
+    def ask(who: int, on_step=None) -> None:
+        future = batcher.submit(work[who][len(found[who])], on_step=on_step)
+        found[who].append(future)
+        future.add_done_callback(lambda _: answered(who))
+
+    def answered(who: int) -> None:
+        if len(found[who]) < len(work[who]):
+            ask(who)
+        else:
+            done.release()
+
+    ask(0, lambda step, _: ask(step) if 0 < step < len(work) else None)
+    for _ in work:
+        assert done.acquire(timeout=20)
+    return found
+
+
+def test_a_request_that_takes_the_rows_of_one_that_ended_gets_what_it_gets_alone(model, batcher) -> None:
+    """And none of the other's velocities: not even those that no weight makes harmless, NaN."""
+    spoilt = Trajectory("decode", torch.full((2, 2), math.nan), Leg(SETTINGS))
+    work = [[decoding(2, 10 * who), spoilt, decoding(2, 10 * who + 1), spoilt] for who in range(4)]
+    found = requesters(batcher, work)
+    for each, futures in zip(work, found, strict=True):
+        for trajectory, future in zip(each, futures, strict=True):
+            if trajectory is spoilt:
+                assert future.result().x.isnan().all()
+            else:
+                check(model, trajectory, future)
 
 
 @pytest.mark.slow
-def test_merged_trajectories_give_what_each_gives_alone(batcher: Batcher, denoiser: Denoiser) -> None:
-    """Requests of several sizes, in different steps of their way, agree with one-at-a-time to 1e-5."""
-    gate = Gate()
-    clouds = [points(rows, rows) for rows in (1, 3, 8, 20, 50)]
-    first = submit(batcher, denoiser, points(1, 99), on_step=gate)
-    assert gate.entered.wait(10)
-    futures = [submit(batcher, denoiser, cloud) for cloud in clouds]
-    gate.open.set()
-    for future, cloud in zip(futures, clouds, strict=True):
-        torch.testing.assert_close(future.result(10), alone(denoiser, cloud), atol=1e-5, rtol=1e-5)
-    first.result(10)
-    assert batcher.counters["calls"] < 12 * (1 + len(clouds))
+@pytest.mark.parametrize("seed", range(4))
+def test_any_order_of_requests_gives_what_each_gives_alone(seed: int) -> None:
+    """Pictures of several classes, sizes and lengths come at random, and each has its own class."""
+    model, chance = DomainModel(tiny("north", seed=1, num_classes=3)), random.Random(seed)
+    batcher = Batcher(model, rows=6)
+    generator = torch.Generator().manual_seed(seed)
+    work = [
+        Trajectory(
+            chance.choice(("encode", "decode")),
+            torch.randn(rows := chance.randint(1, 4), *model.sample_shape, generator=generator),
+            Leg(SolverSettings(evaluations=chance.choice((3, 6))), flow=chance.choice("abc")),
+            np.full(rows, chance.randrange(3)),
+        )
+        for _ in range(12)
+    ]
+    futures = []
+    for each in work:
+        futures.append(batcher.submit(each))
+        time.sleep(chance.choice((0.0, 0.0, 0.005)))
+    for each, future in zip(work, futures, strict=True):
+        torch.testing.assert_close(future.result(20).x, alone(model, each), atol=1e-4, rtol=1e-4)
+    batcher.close()
 
 
-def test_one_failing_trajectory_leaves_the_others_alone(batcher: Batcher, denoiser: Denoiser) -> None:
+def test_solvers_that_draw_noise_are_merged_too_and_an_error_of_one_is_its_own(model, batcher) -> None:
+    settings = SolverSettings("ddim", evaluations=6, eta=0.5)
+    noise = np.random.default_rng(0).standard_normal((6, 5, 2)).astype(np.float32)
+
+    def broken(step: int, rows: slice) -> np.ndarray:
+        raise RuntimeError("no noise")
+
+    gate = Gate(batcher)
+    works = [
+        Trajectory("decode", points(5, 1), Leg(settings), draw=lambda step, rows: noise[step][rows]),
+        Trajectory("decode", points(5, 1), Leg(settings), draw=broken),
+    ]
+    good, bad = (batcher.submit(each) for each in works)
+    gate.open()
+    check(model, works[0], good)
+    with pytest.raises(RuntimeError, match="no noise"):
+        bad.result(10)
+    parts = [alone(model, works[0].part(start, stop)) for start, stop in ((0, 2), (2, 5))]
+    torch.testing.assert_close(torch.cat(parts), good.result().x, atol=1e-5, rtol=1e-5)
+
+
+def test_one_failing_trajectory_leaves_the_others_alone(model, batcher) -> None:
     """A callback that raises ends its own trajectory only."""
 
     def fail(step: int, steps: int) -> None:
         raise RuntimeError("boom")
 
-    bad = submit(batcher, denoiser, points(4, 1), on_step=fail)
-    good = submit(batcher, denoiser, points(4, 2))
+    bad, good = batcher.submit(decoding(4, 1), on_step=fail), batcher.submit(decoding(4, 2))
     with pytest.raises(RuntimeError, match="boom"):
         bad.result(10)
-    assert good.result(10).shape == (4, 2)
+    check(model, decoding(4, 2), good)
 
 
-def test_a_deadline_that_passes_on_the_way_ends_that_trajectory_only(
-    batcher: Batcher, denoiser: Denoiser
-) -> None:
-    """At the next step, beside one that goes on; so do later deadlines."""
-    soon, late = Control(time.monotonic() + 1.5), Control(time.monotonic() + 3.0)
-    gate, steps = Gate(), []
-
-    def pass_a_deadline(step: int, _: int) -> None:
-        if step in {3, 6}:
-            wait_until(lambda: (soon if step == 3 else late).over)
-
-    first = submit(batcher, denoiser, points(1, 0), on_step=gate)
-    assert gate.entered.wait(10)
-    good = submit(batcher, denoiser, points(2, 1), on_step=pass_a_deadline)
-    ended = [
-        submit(batcher, denoiser, points(2, 2), control=control, on_step=lambda *at: steps.append(at))
-        for control in (soon, late)
-    ]
-    gate.open.set()
-    for future in ended:
-        with pytest.raises(DeadlineExceeded):
-            future.result(10)
-    torch.testing.assert_close(good.result(10), alone(denoiser, points(2, 1)), atol=1e-5, rtol=1e-5)
-    first.result(10)
-    assert [[step for step, _ in steps].count(number) for number in (3, 4)] == [2, 1]
-    assert max(step for step, _ in steps) == 6
+def test_a_deadline_or_cancelling_ends_that_trajectory_only(model, batcher) -> None:
+    """At the next step, also of one that only waits."""
+    gate = Gate(batcher)
+    soon, cancelled = Control(time.monotonic() + 0.05), Control()
+    late, over = (batcher.submit(decoding(2, 2), control=control) for control in (soon, cancelled))
+    good = batcher.submit(decoding(2, 1))
+    cancelled.cancel(Cancelled("the client left"))
+    time.sleep(0.06)
+    gate.open()
+    with pytest.raises(DeadlineExceeded):
+        late.result(10)
+    with pytest.raises(Cancelled, match="the client left"):
+        over.result(10)
+    check(model, decoding(2, 1), good)
 
 
-def test_generators_are_closed_when_the_batcher_is(denoiser: Denoiser) -> None:
-    """Closing fails what is unfinished with `Draining` and closes its generators."""
-    gate = Gate()
-    batcher = make_batcher()
-    running = submit(batcher, denoiser, points(1, 0), on_step=gate)
-    assert gate.entered.wait(10)
-    waiting = submit(batcher, denoiser, points(1, 0))
-    threading.Timer(0.1, gate.open.set).start()
+def test_closing_fails_what_is_unfinished(model) -> None:
+    batcher = Batcher(model, rows=1)
+    gate = Gate(batcher)
+    waiting = batcher.submit(decoding(1))
+    threading.Timer(0.1, gate.open).start()
     batcher.close()
-    for future in (running, waiting):
+    for future in (gate.held, waiting):
         with pytest.raises(Draining):
             future.result(10)
     with pytest.raises(Draining):
-        submit(batcher, denoiser, points(1, 0))
+        batcher.submit(decoding(1))
 
 
-def test_a_worker_that_dies_leaves_nobody_waiting(denoiser: Denoiser, caplog) -> None:
-    """A generator that breaks the worker itself ends every future, and nothing more is taken."""
+def test_a_calling_thread_computes_at_the_end_of_what_it_does_together(model) -> None:
+    """In merged calls, and nothing of what broke off."""
+    batcher = Batcher(model, rows=64, beside=False)
+    with batcher.together():
+        futures = [batcher.submit(decoding(2, seed)) for seed in range(3)]
+        assert not any(future.done() for future in futures)
+    assert batcher.counters == {"calls": 12, "rows": 72}
+    for seed, future in enumerate(futures):
+        check(model, decoding(2, seed), future)
+    futures = []
 
-    def stubborn():  # refuses to be closed
-        for _ in range(2):
-            with suppress(GeneratorExit):
-                while True:
-                    yield Query(points(1, 0), PLAN_LEVEL, None)
+    def broken_off() -> None:
+        with batcher.together():
+            futures.append(batcher.submit(decoding(2)))
+            raise KeyboardInterrupt
 
-    gate, control = Gate(), Control()
-    batcher = make_batcher(rows=1)
-    bystander = submit(batcher, denoiser, points(1, 0), on_step=gate)
-    assert gate.entered.wait(10)
-    bad = submit(
-        batcher,
-        denoiser,
-        points(1, 0),
-        solver=stubborn(),
-        control=control,
-        on_step=lambda *_: control.cancel(),
-    )
-    gate.open.set()
-    for future in (bad, bystander):
-        with pytest.raises((Cancelled, Draining)):
-            future.result(10)
+    with pytest.raises(KeyboardInterrupt):
+        broken_off()
     with pytest.raises(Draining):
-        submit(batcher, denoiser, points(1, 0)).result(10)
-    assert "worker failed" in caplog.text
+        futures[0].result()
+    assert batcher.counters["calls"] == 12
 
 
-class Told(torch.nn.Module):
-    """Answers each row with the number in its condition."""
+TURN = ChannelMap(rotation=((-1.0,),))
+FEW = SolverSettings("unipc", 3, 2)
+HOW = {
+    "plain": Leg(FEW),
+    "rotated": Leg(FEW, calibration=TURN),
+    "classifier-free, clipped": Leg(FEW, Guidance(scale=2.0, clip=True)),
+    "by a classifier": Leg(FEW, Guidance(classifier_scale=1.0)),
+    "stochastic": Leg(SolverSettings("ddim", 1, 2, eta=1.0)),
+    "rk4": Leg(SolverSettings("rk4", 0, 8)),
+}
 
-    def forward(self, x, times, rows=None, y=None):
-        return x * 0 if y is None else torch.full_like(x, 0) + y.float()[:, None] / 100
+
+@pytest.mark.parametrize("rows", [(3,), (3, 1)], ids=["one", "merged"])
+@pytest.mark.parametrize("how", HOW)
+def test_no_step_makes_the_host_wait_for_the_device(how, rows):
+    """Nothing of a tensor on it is read on the host: the meta device has nothing to read."""
+    bundle = tiny(num_classes=3, class_dropout=True)
+    classifier = tiny_classifier(3) if how == "by a classifier" else None
+    model = DomainModel(bundle, device="meta", classifier=classifier)
+    batcher = Batcher(model, rows=64, beside=False)
+
+    def drawn(step, rows):
+        return np.zeros((rows.stop - rows.start, 1, 8, 8), np.float32)
+
+    draw = drawn if how == "stochastic" else None
+    with batcher.together():
+        futures = [
+            batcher.submit(
+                Trajectory(
+                    "decode", torch.zeros(count, *model.sample_shape), HOW[how], np.full(count, 1), draw
+                )
+            )
+            for count in rows
+        ]
+    assert [tuple(future.result().x.shape) for future in futures] == [(count, 1, 8, 8) for count in rows]
 
 
-@pytest.mark.slow
-def test_each_row_is_told_its_own_class_in_a_merged_call() -> None:
-    """Rows without a class and rows with one are never in one call."""
-    batcher, told = make_batcher(rows=64), Denoiser(Told(), parameterisation="v")
-    gate = Gate()
-
-    def ask(label: int | None, **options):
-        cond = None if label is None else {"y": torch.full((3,), label)}
-        return submit(batcher, told, points(3, 0), cond=cond, **options)
-
-    gated = ask(None, on_step=gate)
-    assert gate.entered.wait(10)
-    merged = [ask(label) for label in (1, 2, None)]
-    gate.open.set()
-    first, second, none = (future.result(10) for future in merged)
-    calls = batcher.counters["calls"]
-    for label, found in ((1, first), (2, second), (None, none)):
-        torch.testing.assert_close(ask(label).result(10), found, atol=1e-5, rtol=0)
-    batcher.close()
-    assert not torch.allclose(first, second)
-    assert not torch.allclose(first, none)
-    assert calls <= 12 * 2 + 1
-    gated.result(10)
+def test_progress_is_told_after_each_step(model, batcher) -> None:
+    steps: list[tuple[int, int]] = []
+    batcher.submit(decoding(1), on_step=lambda *at: steps.append(at)).result(10)
+    assert steps == [(step, 12) for step in range(1, 13)]
+    part = replace(decoding(5), label=np.arange(5)).part(1, 3)
+    assert (part.rows, part.label.tolist()) == (2, [1, 2])

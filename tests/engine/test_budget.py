@@ -74,14 +74,11 @@ def test_a_budget_is_measured_once_for_each_place_and_model(tmp_path) -> None:
         {},
         {"x": 1},
         {"0": 1.0},
-        {"-1": 1.0},
         {"1": None},
-        {"1": "x"},
-        {"1": [1]},
         {"1": -1.0},
-        {"1": 0.0},
+        {"1": float("nan")},
+        {"1000000000": 1e-9},
     ]
-    damages += [{"1": float("nan")}, {"1": float("inf")}, {"9" * 5_000: 1.0}, {"1000000000": 1e-9}]
     for number, damaged in enumerate(["{", "[1]", *(json.dumps({"here": each}) for each in damages)], 3):
         path.write_text(damaged)
         assert remembered(path, "here", measure).rows == 2
@@ -100,11 +97,11 @@ def test_a_model_is_measured_where_it_works(bundle, tmp_path) -> None:
     path = tmp_path / "engine.json"
     told = {"merge_rows": 0, "merge_pixels": 0, "device": "cpu", "threads": 1}
     warm = Recipe(bundle, costs=path, **told).warm()
-    warm.batcher.close()
+    warm.close()
     (kept,) = json.loads(path.read_text()).values()
-    assert str(warm.batcher.rows) in kept
+    assert str(warm.rows) in kept
     key = key_of(model, dtype="float32", threads=1, compiling=False)
     path.write_text(json.dumps({key: {"1": None}}))
-    Recipe(bundle, costs=path, **told).warm().batcher.close()
+    Recipe(bundle, costs=path, **told).warm().close()
     assert json.loads(path.read_text()).keys() == {key}
     assert key != key_of(model, dtype="bfloat16", threads=1, compiling=False)

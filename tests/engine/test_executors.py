@@ -1,5 +1,6 @@
-"""What every executor must do, whoever carries the work out: this process, processes of this machine, or
-actors of Ray.
+"""What every executor must do, whether this process, processes of this machine, or Ray actors carry the work out.
+
+Of a pool further: which worker gets which work, and what becomes of it when workers end, with scripted workers.
 """
 
 from __future__ import annotations
@@ -10,23 +11,34 @@ import multiprocessing.resource_tracker
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 
 import pytest
 import torch
 
+from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine import executors
 from ddib_fed.engine.budget import Recipe
-from ddib_fed.engine.executors import CallingThread, process_pool
+from ddib_fed.engine.executors import Pool, Worker, pack, process_pool, unpack
 from ddib_fed.engine.model import DomainModel
-from ddib_fed.engine.party import Control
+from ddib_fed.engine.party import Control, Leg
 from ddib_fed.engine.ray_actors import ray_pool
-from ddib_fed.engine.stack import Trajectory
-from ddib_fed.errors import Cancelled, DeadlineExceeded, Draining, InternalError, SettingsInvalid
+from ddib_fed.engine.stack import End, Trajectory
+from ddib_fed.errors import (
+    BundleInvalid,
+    Cancelled,
+    DeadlineExceeded,
+    Draining,
+    ExtraMissing,
+    InternalError,
+    NotReady,
+    SettingsInvalid,
+)
+from tests.e2e.harness import free_port
 from tests.engine.deadly import Broken, Deadly
-from tests.engine.orphans import children
 from tests.node.tiny_nodes import tiny_bundle
 
 SETTINGS = SolverSettings(evaluations=24)
@@ -40,7 +52,6 @@ KINDS = [
     pytest.param("processes", marks=pytest.mark.slow),
     pytest.param("ray", marks=[ray_too, pytest.mark.slow]),
 ]
-POOLS = KINDS[1:]
 
 
 @functools.cache
@@ -56,7 +67,7 @@ def bundle():
 def make(kind, workers=2):
     recipe = Recipe(bundle(), device="cpu", threads=1)
     if kind == "inline":
-        return recipe.warm().batcher
+        return recipe.warm()
     if kind == "processes":
         return process_pool(recipe, workers=workers)
     # Actors are nicer than what else runs here, and would hardly run at all.
@@ -68,31 +79,33 @@ def make(kind, workers=2):
 def made():
     """Executors by kind: starting one takes seconds."""
     found = {}
-    yield found
+    yield lambda kind: found[kind] if kind in found else found.setdefault(kind, make(kind))
     for each in found.values():
         each.close()
 
 
 @pytest.fixture(params=KINDS)
 def executor(request, made):
-    return (
-        made[request.param] if request.param in made else made.setdefault(request.param, make(request.param))
-    )
+    return made(request.param)
 
 
-@pytest.fixture(params=POOLS)
+@pytest.fixture(params=KINDS[1:])
 def pool(request, made):
-    return (
-        made[request.param] if request.param in made else made.setdefault(request.param, make(request.param))
-    )
+    return made(request.param)
 
 
 def noise(rows, seed=0):
     return torch.randn(rows, 2, generator=torch.Generator().manual_seed(seed))
 
 
-def expected(trajectory):
-    return CallingThread(DomainModel(bundle()), 10_000).submit(trajectory).result()
+def decoding(rows, seed=0, settings=SETTINGS, kind=Trajectory, **leg):
+    return kind("decode", noise(rows, seed), Leg(settings, **leg))
+
+
+def check(trajectory, future, within=1e-4):
+    work = trajectory.on(DomainModel(bundle()))
+    expected = integrate(work.solver, work.denoiser)
+    torch.testing.assert_close(future.result(PATIENCE_S).x, expected, atol=within, rtol=within)
 
 
 def until(condition, what):
@@ -107,121 +120,101 @@ def processes_of(pool):
     return [int(re.search(r"process (\d+)", name)[1]) for name in pool.workers()]
 
 
+def children():
+    with subprocess.Popen(["pgrep", "-P", str(os.getpid())], stdout=subprocess.PIPE, text=True) as search:
+        found = [int(line) for line in search.communicate()[0].split()]
+    return {process for process in found if process != search.pid}
+
+
 @pytest.mark.parametrize("stage", ["encode", "decode"])
-def test_results_are_those_of_the_calling_thread(executor, stage):
-    """Many at once, of several flows and sizes, in any order."""
+def test_results_and_progress_are_those_of_the_model_here(executor, stage):
+    """Many at once, of several flows and sizes; reported steps only grow, and the last one is reported."""
     work = [
-        Trajectory(stage, noise(rows, seed), SETTINGS, flow=f"job-{seed % 3}")
+        Trajectory(stage, noise(rows, seed), Leg(SETTINGS, flow=f"job-{seed % 3}"))
         for seed, rows in enumerate([1, 7, 300, 1, 64])
     ]
-    found = [future.result(PATIENCE_S) for future in [executor.submit(each) for each in work]]
-    for each, x in zip(work, found, strict=True):
-        assert x.dtype == torch.float32
-        torch.testing.assert_close(x, expected(each), atol=1e-4, rtol=1e-4)
-    assert executor.counters["rows"] > 0
-
-
-def test_progress_is_told_to_the_end(executor):
-    """Reported steps only grow, and the last one is reported."""
     told = []
-    executor.submit(
-        Trajectory("decode", noise(3), SETTINGS), on_step=lambda done, of: told.append((done, of))
-    ).result(PATIENCE_S)
+    futures = [executor.submit(each, on_step=lambda *at: told.append(at)) for each in work[:1]]
+    futures += [executor.submit(each) for each in work[1:]]
+    for each, future in zip(work, futures, strict=True):
+        check(each, future)
+        assert future.result().evaluations == 24
     assert told == sorted(told)
     assert told[-1] == (24, 24)
+    until(lambda: executor.counters["rows"] > 0, "what was computed is counted")
 
 
-def test_cancelling_reaches_the_work_at_its_next_step(executor):
+def test_cancelling_and_deadlines_reach_the_work_at_its_next_step(executor):
     """Long before its end, with the reason that was given; what else runs goes on."""
     control, begun = Control(), threading.Event()
-    long = executor.submit(
-        Trajectory("decode", noise(64), LONG), control=control, on_step=lambda done, of: begun.set()
-    )
-    other = Trajectory("decode", noise(5), SETTINGS)
+    long = executor.submit(decoding(64, settings=LONG), control=control, on_step=lambda *_: begun.set())
     assert begun.wait(PATIENCE_S)
     control.cancel(Cancelled("the client left"))
     with pytest.raises(Cancelled, match="the client left"):
         long.result(PATIENCE_S)
-    torch.testing.assert_close(
-        executor.submit(other).result(PATIENCE_S), expected(other), atol=1e-4, rtol=1e-4
-    )
+    late = executor.submit(decoding(64, settings=LONG), control=Control(time.monotonic() + 0.2))
+    with pytest.raises(DeadlineExceeded):
+        late.result(PATIENCE_S)
+    check(decoding(5), executor.submit(decoding(5)))
 
 
 def test_errors_of_the_model_reach_the_caller_as_they_are(executor):
     """Ours with its facts; one of torch's as itself."""
-    work = Trajectory("encode", noise(4), SETTINGS, encoder="mixed")
+    work = Trajectory("encode", noise(4), Leg(SolverSettings(encoder="mixed")))
     with pytest.raises(SettingsInvalid) as caught:
         executor.submit(work).result(PATIENCE_S)
     assert caught.value.facts == {"field": "encoder"}
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        executor.submit(Broken("encode", noise(4), SETTINGS)).result(PATIENCE_S)
+        executor.submit(decoding(4, kind=Broken)).result(PATIENCE_S)
 
 
-def lose_nothing(pool, fate):
-    """Send a signal to one of two workers with work in flight: every result comes, and is right; it is replaced."""
+@pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_ends_or_hangs_loses_nothing_and_is_replaced(pool, fate, monkeypatch):
+    monkeypatch.setattr(executors, "SILENT_S", 3.0)
     pool.resize(2)
     until(lambda: pool.counters["ready"] == 2, "two workers")
-    work = [
-        Trajectory("decode", noise(50, seed), SolverSettings(evaluations=960, solver="ddim"), flow="job")
-        for seed in range(8)
-    ]
+    before = dict(pool.counters)
+    settings = SolverSettings(evaluations=4_800, solver="ddim", grid="uniform-lambda")
+    work = [decoding(50, n, settings, flow="job") for n in range(8)]
     begun = threading.Event()
-    futures = [pool.submit(each, on_step=lambda done, of: begun.set()) for each in work]
+    futures = [pool.submit(each, on_step=lambda *_: begun.set()) for each in work]
     assert begun.wait(PATIENCE_S)
     victim = processes_of(pool)[0]
     os.kill(victim, fate)
     for each, future in zip(work, futures, strict=True):
-        torch.testing.assert_close(future.result(PATIENCE_S), expected(each), atol=1e-3, rtol=1e-3)
-    return victim
-
-
-def test_a_killed_worker_loses_nothing(pool):
-    lose_nothing(pool, signal.SIGKILL)
-    assert pool.problem is None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_worker_process_that_ends_or_hangs_is_replaced(made, fate, monkeypatch):
-    """A new process takes its place, and its work is done again."""
-    monkeypatch.setattr(executors, "SILENT_S", 3.0)
-    pool = made["processes"] if "processes" in made else made.setdefault("processes", make("processes"))
-    before = dict(pool.counters)
-    victim = lose_nothing(pool, fate)
-    until(lambda: pool.counters["ready"] == 2, "the worker is replaced")
-    assert victim not in processes_of(pool)
+        check(each, future, within=1e-3)
+    until(lambda: victim not in processes_of(pool) and pool.counters["ready"] == 2, "another worker")
     assert pool.counters["replaced"] == before["replaced"] + 1
     assert pool.counters["redone"] > before["redone"]
+    assert pool.problem is None
 
 
 @pytest.mark.slow
 def test_a_terminal_and_a_service_manager_do_not_end_a_worker(made):
     """Both signal all processes of a node that is to drain first."""
-    pool = made["processes"] if "processes" in made else made.setdefault("processes", make("processes"))
+    pool = made("processes")
     there = processes_of(pool)
     for number in (signal.SIGINT, signal.SIGTERM):
         for process in there:
             os.kill(process, number)
-    work = [Trajectory("decode", noise(5, seed), SETTINGS) for seed in range(4)]
-    for future in [pool.submit(each) for each in work]:
+    for future in [pool.submit(decoding(5, seed)) for seed in range(4)]:
         future.result(PATIENCE_S)
     assert processes_of(pool) == there
 
 
 def test_work_that_kills_its_workers_is_given_up(pool):
     """The last death was of a worker that had nothing else; its neighbours come through."""
-    neighbour = Trajectory("decode", noise(5), SETTINGS)
-    deadly = pool.submit(Deadly("decode", noise(5), SETTINGS))
-    others = [pool.submit(neighbour) for _ in range(3)]
+    deadly = pool.submit(decoding(5, kind=Deadly))
+    others = [pool.submit(decoding(5)) for _ in range(3)]
     with pytest.raises(InternalError, match="3 times a"):
         deadly.result(2 * PATIENCE_S)
     for other in others:
-        torch.testing.assert_close(other.result(PATIENCE_S), expected(neighbour), atol=1e-4, rtol=1e-4)
+        check(decoding(5), other)
 
 
 def test_workers_come_and_go_while_they_work(pool):
     """Three, then one: those that are too many finish what they have."""
-    work = Trajectory("decode", noise(40), SolverSettings(evaluations=480, solver="ddim"), flow="job")
+    work = decoding(40, settings=SolverSettings(evaluations=480, solver="ddim"), flow="job")
     futures = [pool.submit(work) for _ in range(12)]
     pool.resize(3)
     until(lambda: pool.counters["ready"] == 3, "a third worker")
@@ -229,38 +222,201 @@ def test_workers_come_and_go_while_they_work(pool):
     pool.resize(1)
     until(lambda: pool.counters["ready"] == 1, "one worker")
     for future in futures:
-        torch.testing.assert_close(future.result(PATIENCE_S), expected(work), atol=1e-3, rtol=1e-3)
+        check(work, future, within=1e-3)
     for count in (0, 257):
         with pytest.raises(SettingsInvalid):
             pool.resize(count)
-
-
-def test_noise_that_is_drawn_here_is_refused_by_a_worker(pool):
-    work = Trajectory(
-        "decode", noise(4), SolverSettings(solver="ddim", eta=1.0), draw=lambda step, rows: noise(4).numpy()
-    )
-    with pytest.raises(SettingsInvalid, match="draws noise"):
-        pool.submit(work).result(PATIENCE_S)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_closed_executor(kind):
     """It fails what it has, takes no more, and leaves no process."""
     multiprocessing.resource_tracker.ensure_running()  # of Python: one for all that this process spawns
-    before = set(children())
+    before = children()
     made = make(kind, workers=1)
     begun = threading.Event()
-    future = made.submit(Trajectory("decode", noise(64), LONG), on_step=lambda done, of: begun.set())
+    future = made.submit(decoding(64, settings=LONG), on_step=lambda *_: begun.set())
     assert begun.wait(PATIENCE_S)
     made.close()
     with pytest.raises(Draining):
         future.result(PATIENCE_S)
     with pytest.raises(Draining):
-        made.submit(Trajectory("decode", noise(5), SETTINGS))
-    assert set(children()) <= before
+        made.submit(decoding(5))
+    assert children() <= before
 
 
-def test_a_deadline_ends_the_work(executor):
-    control = Control(time.monotonic() + 0.2)
+def test_without_ray_the_error_names_the_extra(monkeypatch):
+    """And what can be done instead."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ExtraMissing) as caught:
+        ray_pool(Recipe(tiny_bundle()), address="local")
+    assert "-m pip install 'ray>=2.40', or " in caught.value.hint
+    assert 'executor = "processes"' in caught.value.hint
+
+
+@ray_too
+@pytest.mark.slow
+def test_a_head_that_does_not_answer_is_named_at_once():
+    """Ray would try for a minute. The process that tried is gone."""
+    before, address = children(), f"127.0.0.1:{free_port()}"
+    with pytest.raises(NotReady, match="cannot be joined") as caught:
+        ray_pool(Recipe(tiny_bundle()), address=address, workers=1)
+    assert f"ray start --address {address}" in caught.value.hint
+    assert caught.value.retry_after_s
+    assert children() <= before
+
+
+ROWS = 8
+
+
+class Scripted:
+    """A worker that says what the test has it say."""
+
+    def __init__(self, name, refusal):
+        ours, self._pipe = multiprocessing.Pipe()
+        self.worker, self._closing = Worker(ours, self.die), threading.Lock()
+        self._say(*(("refused", refusal) if refusal else ("ready", name, ROWS)))
+
+    def _say(self, *message):
+        self._pipe.send(message)
+
+    def given(self):
+        """The next trajectory, by its number and flow; of a cancelled one without a flow."""
+        assert self._pipe.poll(10), "nothing was given"
+        number, work, _ = self._pipe.recv()
+        return number, None if work is None else unpack(work).leg.flow
+
+    @property
+    def idle(self):
+        return not self._pipe.poll(0.1)
+
+    def finish(self, number):
+        self._say("end", number, pack(End(torch.zeros(1, 2), 24)))
+
+    def die(self, why=""):
+        if why:
+            self._say("lost", why)
+        with self._closing:
+            self._pipe.close()
+
+
+class Scene:
+    """A pool, and the workers that it started, in their order."""
+
+    def __init__(self, count=1, refusal=None, **options):
+        self.workers, self.refusal = [], refusal
+        self.pool = Pool(self._launch, count, what="worker", remedy="look", **options)
+
+    def _launch(self, number):
+        self.workers.append(Scripted(f"w{number}", self.refusal))
+        return self.workers[-1].worker
+
+    def submit(self, rows=1, flow="", **options):
+        return self.pool.submit(decoding(rows, flow=flow), **options)
+
+    def worker(self, number):
+        until(lambda: len(self.workers) > number, "another worker")
+        return self.workers[number]
+
+
+@pytest.fixture
+def scene(monkeypatch):
+    monkeypatch.setattr(executors, "LOOK_S", 0.01)
+    monkeypatch.setattr(executors, "FIRST_PAUSE_S", 0.01)
+    made = []
+    yield lambda *given, **options: made.append(Scene(*given, **options)) or made[-1]
+    for each in made:
+        each.pool.close()
+
+
+def test_a_worker_has_at_most_the_rows_of_two_calls(scene):
+    stage = scene(1)
+    futures = [stage.submit(ROWS // 2, flow="job") for _ in range(6)]
+    worker = stage.worker(0)
+    given = [worker.given()[0] for _ in range(4)]
+    assert worker.idle
+    while given:
+        worker.finish(given.pop(0))
+        if not worker.idle:
+            given.append(worker.given()[0])
+    for future in futures:
+        assert future.result(10).x.shape == (1, 2)
+
+
+def test_a_trajectory_that_kills_its_workers_is_given_up_and_takes_no_other_with_it(scene):
+    """After two deaths each is by itself; the third gives up the one that the worker had."""
+    stage = scene(1)
+    futures = {flow: stage.submit(flow=flow) for flow in ("deadly", "neighbour")}
+    for number in range(2):
+        assert {stage.worker(number).given()[1] for _ in futures} == set(futures)
+        stage.worker(number).die()
+    worker = stage.worker(2)
+    assert worker.given()[1] == "deadly"
+    assert worker.idle
+    worker.die()
+    with pytest.raises(InternalError, match="3 times a worker ended"):
+        futures["deadly"].result(10)
+    worker = stage.worker(3)
+    worker.finish(worker.given()[0])
+    assert futures["neighbour"].result(10).x.shape == (1, 2)
+
+
+def test_the_loss_of_a_cluster_is_no_fault_of_the_work(scene):
+    """However often its head is killed, work is not given up for it; that of an actor counts."""
+    stage = scene(1, blames=False)
+    future = stage.submit()
+    for number in range(5):
+        stage.worker(number).given()
+        stage.worker(number).die()
+    for number in range(5, 8):
+        stage.worker(number).given()
+        stage.worker(number).die("was killed")
+    with pytest.raises(InternalError, match="3 times a worker was killed"):
+        future.result(10)
+
+
+def test_a_worker_that_cannot_start_is_told_at_once(scene):
+    with pytest.raises(BundleInvalid, match="a tensor is missing"):
+        scene(1, refusal=BundleInvalid("a tensor is missing"))
+
+
+def test_accepted_work_waits_while_no_worker_can_be_started(scene):
+    """The operator reads why; it is done when there is one, and given up at its deadline."""
+    stage = scene(1)
+    future = stage.submit(flow="a")
+    stage.worker(0).given()
+    stage.refusal = NotReady("no head answers")
+    stage.worker(0).die()
+    until(lambda: "no head answers" in (stage.pool.problem or ""), "the problem")
+    late = stage.submit(control=Control(time.monotonic() + 0.05))
     with pytest.raises(DeadlineExceeded):
-        executor.submit(Trajectory("decode", noise(64), LONG), control=control).result(PATIENCE_S)
+        late.result(10)
+    stage.refusal = None
+    until(lambda: stage.pool.problem is None, "a worker")
+    last = stage.workers[-1]
+    last.finish(last.given()[0])
+    assert future.result(10).x.shape == (1, 2)
+
+
+def test_a_caller_that_cancels_waits_for_no_worker(scene):
+    """Queued and running work delays no cancellation; the worker ends it by itself."""
+    stage = scene(1)
+    controls = [Control() for _ in range(3)]
+    futures = [stage.submit(2 * ROWS, flow="job", control=control) for control in controls]
+    worker = stage.worker(0)
+    first, _ = worker.given()
+    controls[0].cancel()
+    controls[2].cancel()
+    for future in (futures[0], futures[2]):
+        with pytest.raises(Cancelled):
+            future.result(10)
+    assert worker.given() == (first, None)
+    worker.finish(first)
+    worker.finish(worker.given()[0])
+    assert futures[1].result(10).x.shape == (1, 2)
+
+
+def test_noise_that_is_drawn_here_is_refused_by_a_worker(scene):
+    work = Trajectory("decode", noise(4), Leg(SolverSettings(solver="ddim", eta=1.0)), draw=lambda *_: None)
+    with pytest.raises(SettingsInvalid, match="draws noise"):
+        scene(1).pool.submit(work).result(PATIENCE_S)

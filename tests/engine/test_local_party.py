@@ -1,22 +1,62 @@
-"""The way of an item through a party is the same whether its executor works beside its caller or on its thread."""
+"""A party lets nothing in and nothing out that it did not check, beside its caller as on its caller's thread.
+
+Each leg is in the basis of the calibration, by the encoder and the steps that were asked for.
+"""
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.bridge import integrate
+from ddib_fed.diffusion.grids import make_grid
+from ddib_fed.diffusion.plans import ENCODERS, SolverSettings
+from ddib_fed.diffusion.solvers import unipc
+from ddib_fed.engine.arrays import ArraySettings, draw_samples, interpolate_pictures, translate_array
 from ddib_fed.engine.batcher import Batcher
-from ddib_fed.engine.executors import CallingThread
-from ddib_fed.engine.local_party import LocalParty, open_party
-from ddib_fed.engine.party import Control, Decoded, Encoded, Failed, Leg, ToDecode, ToEncode
-from ddib_fed.errors import Cancelled, Draining, NotFinite, ShapeMismatch
+from ddib_fed.engine.local_party import LocalParty, ServingParty, open_party
+from ddib_fed.engine.model import DomainModel, check_decoding, check_encoding
+from ddib_fed.engine.party import (
+    Control,
+    Decoded,
+    Encoded,
+    Failed,
+    Leg,
+    ToDecode,
+    ToEncode,
+    ToTranslate,
+    translate,
+)
+from ddib_fed.engine.stack import Trajectory
+from ddib_fed.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Draining,
+    LatentNotGaussian,
+    NotFinite,
+    NotReady,
+    SettingsInvalid,
+    ShapeMismatch,
+)
+from ddib_fed.guidance import Guidance
 from ddib_fed.latent import Latent
-from tests.node.tiny_nodes import gaussian, tiny_bundle
+from ddib_fed.models.bundle import make_bundle
+from ddib_fed.models.sidecars import Tuned
+from ddib_fed.models.units import ChannelMap, Normalisation
+from ddib_fed.networks.config import UNetConfig
+from ddib_fed.networks.spectrum import cosines, spectrum_of
+from ddib_fed.networks.spectrum import pictures as from_cosines
+from tests.models.distilled_bundles import SMALL_UNET, distilled
+from tests.models.test_tuned import leg as tuned_leg
+from tests.node.tiny_nodes import decode, encode, gaussian, tiny_bundle, tiny_engine
 from tests.runs.tiny_models import pictures, tiny
+from tests.source_node.conftest import wait_until
 
 SETTINGS = SolverSettings(evaluations=8)
 
@@ -29,19 +69,85 @@ def beside():
     made.close()
 
 
-def alone(party: LocalParty) -> LocalParty:
-    return LocalParty(party.model, CallingThread(party.model, 8))
+@pytest.fixture(scope="module")
+def engine():
+    made = tiny_engine()
+    yield made
+    made.close()
 
 
 def points(*sizes: int) -> list[ToEncode]:
     return [ToEncode(number, gaussian(size, number)) for number, size in enumerate(sizes)]
 
 
+# What goes in and what comes out
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 3), (0, 2)])
+def test_another_shape_is_refused_both_ways(engine, shape) -> None:
+    """Samples and latents are (N, 2) with N of at least 1, or nothing is computed."""
+    calls = engine.counters["calls"]
+    with pytest.raises(ShapeMismatch) as refused:
+        encode(engine, np.zeros(shape, np.float32), SETTINGS)
+    assert refused.value.facts["expected"] == "(N, 2)"
+    with pytest.raises(ShapeMismatch):
+        decode(engine, Latent(np.zeros(shape, np.float32), bytes(32)), SETTINGS)
+    assert engine.counters["calls"] == calls
+
+
+def test_what_is_not_finite_is_refused_both_ways(engine) -> None:
+    """One bad number among good ones is found, and counted; 3e38 overflows in units of a deviation of 0.01."""
+    bad = gaussian(50)
+    bad[7, 1] = np.nan
+    with pytest.raises(NotFinite) as refused:
+        encode(engine, bad, SETTINGS)
+    assert refused.value.facts == {"not_finite": "1"}
+    with pytest.raises(NotFinite):
+        decode(engine, Latent(bad, bytes(32)), SETTINGS)
+    small = open_party(tiny_bundle(normalisation=Normalisation(std=0.01)))
+    with pytest.raises(NotFinite):
+        encode(small, np.full((4, 2), 3e38, np.float32), SETTINGS)
+
+
+def test_points_of_other_units_come_back_in_them() -> None:
+    made = open_party(tiny_bundle(normalisation=Normalisation(mean=100.0, std=20.0)))
+    raw = gaussian(400) * 20 + 100
+    encoded = encode(made, raw, SETTINGS)
+    decoded = decode(made, encoded.latent, SETTINGS)
+    np.testing.assert_allclose(encoded.latent.data, (raw - 100) / 20, atol=1e-4)
+    np.testing.assert_allclose(decoded.samples, raw, rtol=1e-4)
+
+
+def test_a_latent_that_is_no_noise_neither_leaves_nor_is_decoded(engine) -> None:
+    with pytest.raises(LatentNotGaussian) as refused:
+        encode(engine, gaussian(400) * 50, SETTINGS)
+    assert refused.value.facts
+    calls = engine.counters["calls"]
+    for garbage in (np.full((400, 2), 30.0), 50 * gaussian(400), gaussian(400) - [[0, 40]]):
+        with pytest.raises(LatentNotGaussian):
+            decode(engine, Latent.from_array(garbage.astype(np.float32)), SETTINGS)
+    assert engine.counters["calls"] == calls, "before the network is asked"
+
+
+def test_a_model_that_answers_nan_never_becomes_ready() -> None:
+    """The warm-up finds it, and leaves no thread behind."""
+    bundle = tiny_bundle()
+    bundle.state["leave.bias"].fill_(float("nan"))
+    threads = {t.name for t in threading.enumerate()}
+    with pytest.raises(NotReady, match="NaN"):
+        ServingParty(bundle, device="cpu", threads=1)
+    assert {t.name for t in threading.enumerate()} <= threads
+
+
+# Streams
+
+
 def test_items_of_any_size_come_in_order_and_as_on_the_calling_thread(beside) -> None:
     """Among them one that is refused before, and one that is larger than a call."""
     items = points(3, 1, 30, 2, 5)
     items[3] = replace(items[3], samples=np.zeros((2, 3), np.float32))
-    found = [list(party.encode_each(items, Leg(SETTINGS))) for party in (beside, alone(beside))]
+    alone = LocalParty(beside.model, Batcher(beside.model, rows=8, beside=False))
+    found = [list(party.encode_each(items, Leg(SETTINGS))) for party in (beside, alone)]
     for one, other in zip(*found, strict=True):
         assert one.number == other.number
         if one.number == 3:
@@ -55,27 +161,20 @@ def test_items_of_any_size_come_in_order_and_as_on_the_calling_thread(beside) ->
 @pytest.mark.slow
 def test_round_trips_follow_the_decoding_of_each_item() -> None:
     """Of pictures: samples and latents of each are those of the calling thread."""
-    bundle = tiny("south", seed=2)
-    parties = [open_party(bundle, together=2)]
-    model = parties[0].model
-    parties.append(LocalParty(model, Batcher(model, rows=2)))
-    items = [ToDecode(n, Latent.from_array(x[None])) for n, x in enumerate(noise(5))]
-    found = [list(party.decode_each(items, Leg(SETTINGS, round_trip=True))) for party in parties]
-    parties[1].close()
+    party = open_party(tiny("south", seed=2), together=2)
+    beside = LocalParty(party.model, Batcher(party.model, rows=2))
+    noise = np.random.default_rng(3).standard_normal((5, 1, 1, 8, 8)).astype(np.float32)
+    items = [ToDecode(n, Latent.from_array(x)) for n, x in enumerate(noise)]
+    found = [list(each.decode_each(items, Leg(SETTINGS, round_trip=True))) for each in (party, beside)]
+    beside.close()
     for one, other in zip(*found, strict=True):
         assert isinstance(one, Decoded)
-        assert isinstance(other, Decoded)
         np.testing.assert_allclose(one.samples, other.samples, atol=1e-4)
         np.testing.assert_allclose(one.again.latent.data, other.again.latent.data, atol=1e-3)
         assert one.again.number == other.again.number == one.number
 
 
-def noise(count: int) -> np.ndarray:
-    return np.random.default_rng(3).standard_normal(pictures(count).shape).astype(np.float32)
-
-
-def test_what_is_not_finite_fails_in_its_round_trip_alone() -> None:
-    """The others of its call go on."""
+def test_samples_that_are_not_finite_fail_in_their_round_trip_alone() -> None:
     party = open_party(tiny_bundle(answer=3e38))
     beside = LocalParty(party.model, Batcher(party.model, rows=100))
     latents = [ToDecode(n, Latent.from_array(gaussian(20, n))) for n in range(3)]
@@ -95,14 +194,19 @@ def test_known_latents_take_their_place_in_the_order(beside) -> None:
     found = list(beside.encode_each(items, Leg(SETTINGS), known=lambda item: known.get(item.number)))
     assert [each.number for each in found] == [0, 1, 2, 3]
     assert found[1] is before
-    assert found[3] is known[3]
     assert beside.executor.counters["rows"] - calls == 8 * (3 + 2)
 
 
-def test_progress_of_a_large_item_counts_all_its_ranges(beside) -> None:
+def test_progress_and_seconds(beside) -> None:
+    """Progress of a large item counts all its ranges; seconds of items that share the engine add up to the wall."""
     seen: list[tuple[int, str, int, int]] = []
     beside.encode(points(20)[0], Leg(SETTINGS, on_step=lambda *at: seen.append(at)))
     assert seen == [(0, "encode", step, 24) for step in range(1, 25)]
+    started = time.perf_counter()
+    outcomes = list(beside.encode_each(points(*[4] * 12), Leg(SETTINGS)))
+    wall = time.perf_counter() - started
+    assert all(isinstance(each, Encoded) and each.seconds > 0 for each in outcomes)
+    assert sum(each.seconds for each in outcomes) <= wall
 
 
 def test_cancelling_ends_a_stream_at_the_next_step(beside) -> None:
@@ -113,25 +217,322 @@ def test_cancelling_ends_a_stream_at_the_next_step(beside) -> None:
         if number == 1:
             control.cancel(Draining())
 
-    items = (item for item in points(*[8] * 50))
     leg = Leg(SolverSettings(evaluations=500), control=control, on_step=stop)
     with pytest.raises(Draining):
-        list(beside.encode_each(items, leg))
-    control = Control()
-    control.cancel()
-    with pytest.raises(Cancelled):
+        list(beside.encode_each(points(*[8] * 50), leg))
+    with pytest.raises(Draining):
         list(beside.encode_each(points(1), Leg(SETTINGS, control=control)))
+    control.cancel(Cancelled())
+    assert isinstance(control.error, Draining), "the first reason stays"
+
+
+def test_a_stream_takes_items_ahead_of_its_reader_and_ends_with_it(beside) -> None:
+    """So many rows are in flight; closing it closes the items, on the thread that takes them."""
+    taken, closed = [], []
+
+    def items():
+        try:
+            for item in points(*[8] * 30):
+                taken.append(item.number)
+                yield item
+        finally:
+            closed.append(threading.current_thread().name)
+
+    stream = beside.encode_each(items(), Leg(SETTINGS))
+    assert next(stream).number == 0
+    wait_until(lambda: len(taken) >= 3)
+    time.sleep(0.02)
+    assert len(taken) <= 4
+    stream.close()
+    assert closed == ["feeder"]
+
+
+def test_an_error_of_the_items_comes_after_those_before_it(beside) -> None:
+    def items():
+        yield from points(1, 2)
+        raise Draining
+
+    came = []
+    with pytest.raises(Draining):
+        came.extend(beside.encode_each(items(), Leg(SETTINGS)))
+    assert len(came) == 0 or [each.number for each in came] == [0, 1]
+    assert not [thread for thread in threading.enumerate() if thread.name == "feeder"]
+
+
+def test_a_deadline_or_cancelling_wakes_a_reader_that_waits_for_an_item(beside) -> None:
+    for control, error in ((Control(time.monotonic() + 0.05), DeadlineExceeded), (Control(), Draining)):
+        go_on = threading.Event()
+
+        def items(go_on=go_on):
+            go_on.wait(10)
+            yield ToDecode(0, Latent.from_array(gaussian(1)))
+
+        threading.Timer(0.05, control.cancel, (Draining(),)).start()
+        # The item is let through once the reading has ended, however late the reader wakes.
+        stream = beside.decode_each(items(), Leg(SETTINGS, control=control), end=go_on.set)
+        with pytest.raises((error, Draining)):
+            next(stream)
 
 
 def test_a_closed_engine_ends_a_stream(beside) -> None:
     beside.close()
     with pytest.raises(Draining):
         list(beside.encode_each(points(1), Leg(SETTINGS)))
+    with pytest.raises(Draining):
+        beside.encode(points(1)[0], Leg(SETTINGS))
 
 
-def test_seconds_of_items_that_share_the_engine_add_up_to_less_than_the_wall(beside) -> None:
-    started = time.perf_counter()
-    outcomes = list(beside.encode_each(points(*[4] * 12), Leg(SETTINGS)))
-    wall = time.perf_counter() - started
-    assert all(isinstance(each, Encoded) and each.seconds > 0 for each in outcomes)
-    assert sum(each.seconds for each in outcomes) <= wall
+# Translations
+
+LEG = Leg(SolverSettings(evaluations=2, depth=0.5))
+
+
+@pytest.fixture(scope="module")
+def classy() -> list[LocalParty]:
+    """Of three classes, and one for none."""
+    return [
+        open_party(tiny(name, seed=seed, num_classes=3, class_dropout=True), together=1)
+        for seed, name in enumerate(("north", "south"))
+    ]
+
+
+def test_a_cycle_goes_to_the_target_class_and_comes_back_to_the_source_class(classy) -> None:
+    """As its legs do one by one; guidance is of decoding alone."""
+    (source, target), x = classy, pictures(1)
+    leg = replace(LEG, round_trip=True, guidance=Guidance(scale=2.0))
+    (found,) = translate(source, target, [ToTranslate(0, x, 0, 2)], leg)
+    latent = source.encode(ToEncode(0, x, 0), LEG).latent
+    there = target.decode(ToDecode(0, latent, 2), leg)
+    back = source.decode(ToDecode(0, there.again.latent, 0), replace(leg, round_trip=False, returning=True))
+    np.testing.assert_allclose(found.encoded.latent.data, latent.data, atol=1e-5)
+    np.testing.assert_allclose(found.decoded.samples, there.samples, atol=1e-5)
+    np.testing.assert_allclose(found.back.samples, back.samples, atol=1e-5)
+    assert np.abs(target.decode(ToDecode(0, latent, 0), leg).samples - there.samples).max() > 0.01
+
+
+@pytest.mark.parametrize("bad", [0, 2])
+def test_an_item_that_fails_is_told_wherever_it_stands(classy, bad: int) -> None:
+    """Also behind the last that is translated: no result is silently missing."""
+    items = [ToTranslate(n, pictures(1, size=3 if n == bad else 8, seed=n), 0, 1) for n in range(3)]
+    outcomes = list(translate(*classy, items, LEG))
+    assert [each.number for each in outcomes if isinstance(each, Failed)] == [bad]
+    done = {each.item.number for each in outcomes if not isinstance(each, Failed)}
+    assert done == {0, 1, 2} - {bad}
+
+
+# Calibrations
+
+FEW = SolverSettings("unipc", 3, 6)
+
+
+def turned(sign=1.0):
+    """A random rotation of three channels; with sign -1 it mirrors, too."""
+    q, r = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
+    q = q * np.sign(np.diag(r))
+    q[:, 0] *= sign * np.linalg.det(q)
+    return ChannelMap(rotation=tuple(map(tuple, q.tolist())))
+
+
+@pytest.fixture(scope="module")
+def coloured():
+    return [
+        open_party(tiny(name, seed=seed, channels=3, soften_sigma=0.02))
+        for name, seed in (("north", 1), ("south", 2))
+    ]
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_calibrated_latent_is_the_plain_one_rotated(coloured, sign):
+    """With its softening; and what the target makes of it is what it makes of that latent, in its own basis."""
+    x, calibration, model = pictures(2, channels=3), turned(sign), coloured[1].model
+    plain, calibrated = (
+        translate_array(x, *coloured, ArraySettings(FEW, calibration=each)) for each in (None, calibration)
+    )
+    assert np.allclose(calibrated.latent, calibration.apply(plain.latent), atol=2e-5)
+    assert np.abs(calibrated.latent - plain.latent).max() > 0.1
+    again = integrate(model.plan(FEW).decoder(torch.from_numpy(calibrated.latent.copy())), model.plain)
+    assert np.allclose(calibrated.translated, np.clip(model.denormalise(again.numpy()), -1, 1), atol=1e-5)
+
+
+def test_samples_and_the_ends_of_an_interpolation_are_the_targets_own(coloured):
+    asked = ArraySettings(FEW, calibration=turned())
+    south = coloured[1]
+    assert np.array_equal(draw_samples(south, 2, asked), draw_samples(south, 2, ArraySettings(FEW)))
+    x = pictures(2, channels=3)
+    ends = interpolate_pictures(x, *coloured, (0.0, 1.0), asked)
+    assert np.allclose(ends, translate_array(x, *coloured, asked).translated, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_guidance_is_inside_the_rotation():
+    """What guides, and what clips, sees the model's own basis."""
+    model = DomainModel(tiny(channels=3, num_classes=3, class_dropout=True))
+    guidance, calibration = Guidance(scale=2.0, clip=True), turned()
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    level, label = next(model.plan(FEW).decoder(x)).level, model.condition(1, 1, guidance)
+    with torch.no_grad():
+        plain = model.denoiser(guidance)(model.out_of_basis(x, calibration), level, label)
+        found = model.denoiser(guidance, calibration)(x, level, label)
+    torch.testing.assert_close(found, model.into_basis(plain, calibration), atol=1e-5, rtol=1e-5)
+
+
+def test_calibrations_that_a_leg_cannot_have_are_refused(coloured):
+    curve, grey = ChannelMap(quadratic=((0.0, 1.0, 0.1),)), ChannelMap(rotation=((-1.0,),))
+    with pytest.raises(SettingsInvalid, match="only a rotation") as refused:
+        Leg(calibration=curve)
+    assert "--calibration" in refused.value.hint
+    some = open_party(tiny_bundle())
+    with pytest.raises(SettingsInvalid, match="model of points"):
+        some.encode(ToEncode(0, gaussian(4)), Leg(calibration=turned()))
+    with pytest.raises(SettingsInvalid, match="1 channels, and pictures of north have 3"):
+        translate_array(pictures(1, channels=3), *coloured, ArraySettings(FEW, calibration=grey))
+
+
+# The encoder mixed
+
+MIXED = replace(FEW, encoder="mixed")
+
+
+def spectral(name, seed, soften_sigma=0.0):
+    """A tiny model with a mean and a spectrum as pictures have them: coarse structure varies most."""
+    plain = tiny(name, seed=seed, channels=3, soften_sigma=soften_sigma, spectral=True)
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.arange(8.0)
+    logs = 2.0 - 0.5 * torch.hypot(coarse[:, None], coarse) + 0.3 * torch.randn(3, 8, 8, generator=generator)
+    mean = 0.2 * torch.randn(3, 8, 8, generator=generator)
+    state = {**plain.state, "spectrum.mean": mean, "spectrum.log_variance": logs}
+    return make_bundle(plain.manifest, state)
+
+
+@pytest.fixture(scope="module")
+def whitened():
+    return [open_party(spectral(*each)) for each in (("north", 1), ("south", 2))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_cycle_comes_back_by_the_same_encoder(whitened, encoder):
+    """The target encodes its translation by its network; of scenes tile by tile, under a calibration too."""
+    x = 0.8 * pictures(2, channels=3)
+    settings = SolverSettings("unipc", 3, 24, encoder=encoder)
+    found = translate_array(x, *whitened, ArraySettings(settings, cycle=True))
+    assert np.abs(found.back - x).max() < 0.02
+    sides = [open_party(party.model.bundle.of_scenes(12, 16)) for party in whitened]
+    scene = np.tile(x[:1], (1, 1, 2, 2))[:, :, :12, :16]
+    found = translate_array(scene, *sides, ArraySettings(settings, cycle=True, calibration=turned()))
+    assert found.latent.shape == scene.shape
+    assert np.abs(found.back - scene).max() < 0.05
+
+
+def test_mixed_lies_half_way(whitened):
+    """Between the estimate of v by the network and that of Gaussian pictures of its mean and spectrum."""
+    model = whitened[0].model
+    x, level = torch.from_numpy(pictures(2, channels=3)), model.bundle.schedule.level(0.5)
+    network, mixed = (model.denoiser(encoder=each)(x, level) for each in ENCODERS)
+    spectrum = spectrum_of(model.plain.network)
+    mean, variance = spectrum.mean, spectrum.log_variance.exp()
+    total = level.alpha**2 * variance + level.sigma**2
+    # Of Gaussian x0, E[x0 | x] and E[eps | x] are linear in x, frequency by frequency.
+    white = cosines(x - level.alpha * mean) / total
+    x0 = mean + from_cosines(level.alpha * variance * white)
+    linear = level.alpha * from_cosines(level.sigma * white) - level.sigma * x0
+    assert torch.allclose(mixed, (network + linear) / 2, atol=1e-5)
+    assert float((network - linear).abs().max()) > 0.01
+
+
+def test_an_encoder_that_a_model_does_not_have_is_refused(whitened):
+    """Of the source: the target needs no spectrum."""
+    plain = open_party(tiny("plain", channels=3))
+    with pytest.raises(SettingsInvalid, match="plain has no mean and spectrum") as caught:
+        translate_array(pictures(1, channels=3), plain, whitened[1], ArraySettings(MIXED))
+    assert "--encoder" in (caught.value.hint or "")
+    few = SolverSettings(evaluations=2, encoder="mixed")
+    assert translate_array(pictures(1, channels=3), whitened[1], plain, ArraySettings(few)).rows == (0,)
+    with pytest.raises(SettingsInvalid, match="no encoder 'cubic'"):
+        plain.model.plan(replace(FEW, encoder="cubic"))
+    with pytest.raises(SettingsInvalid, match="cannot be guided"):
+        whitened[0].model.check_encoder("mixed", Guidance(scale=2.0))
+
+
+# Learned steps, and those of distilled models
+
+LEARNED = SolverSettings(evaluations=6, grid="learned")
+FLOW_MAP = SolverSettings("flow-map", evaluations=4)
+
+
+def tuned(bundle, name="uniform-lambda"):
+    """With whitened steps of order 2 in both directions, on a named grid."""
+    legs = []
+    for stage, sigma in (("encode", 0.1), ("decode", 0.0)):
+        start = -math.log(sigma) if sigma else None
+        lams = tuple(level.lam for level in make_grid(bundle.schedule, name, 6, lambda_max=start).levels)
+        legs.append(tuned_leg(stage, 6, sigma=sigma, order=2, coordinates="spectrum", lams=lams))
+    weights = bundle.manifest.weights_sha256
+    return replace(bundle, tuned=Tuned(weights_sha256=weights, legs=tuple(legs)))
+
+
+@pytest.fixture(scope="module")
+def learned():
+    return [
+        open_party(tuned(tiny(name, seed=seed, channels=3, spectral=True, soften_sigma=0.1), grid))
+        for name, seed, grid in (("north", 1, "uniform-lambda"), ("south", 2, "karras"))
+    ]
+
+
+def test_each_side_follows_the_learned_steps_of_its_own_model(learned):
+    """The latent decoded by hand along the target's steps is the translation; under a calibration all is rotated."""
+    x, model, calibration = 0.9 * pictures(2, channels=3), learned[1].model, turned()
+    found = translate_array(x, *learned, ArraySettings(LEARNED, cycle=True))
+    grid = make_grid(model.bundle.schedule, "karras", 6).reversed()
+    solver = unipc(torch.from_numpy(found.latent.copy()), grid, order=2, frame=model.frame())
+    by_hand = model.denormalise(integrate(solver, model.denoiser()).numpy())
+    assert np.allclose(found.translated, np.clip(by_hand, -1, 1), atol=1e-5)
+    assert found.back.shape == x.shape
+    rotated = translate_array(x, *learned, ArraySettings(LEARNED, calibration=calibration))
+    assert np.allclose(rotated.latent, calibration.apply(found.latent), atol=1e-4)
+
+
+def test_learned_steps_that_a_model_does_not_have_are_refused(learned):
+    """Before anything is encoded, by the target's name; whitening is of pictures of the model's own size."""
+    bare = open_party(tiny("south", seed=2, channels=3, spectral=True))
+    with pytest.raises(SettingsInvalid, match="south has learned steps of no evaluations"):
+        translate_array(pictures(1, channels=3), learned[0], bare, ArraySettings(LEARNED))
+    scenes = DomainModel(learned[0].model.bundle.of_scenes(12, 12))
+    with pytest.raises(SettingsInvalid, match="pictures of the model's own size"):
+        Trajectory("decode", torch.zeros(1, 3, 12, 12), Leg(LEARNED)).on(scenes)
+
+
+@pytest.mark.parametrize("kind", ["learned", "distilled"])
+def test_further_solvers_are_merged_with_other_work(learned, kind):
+    """Whitened steps, and steps of a flow map of several lengths: each ends where it ends alone."""
+    network = UNetConfig(**SMALL_UNET, flow_map=True)
+    model, first = learned[0].model, LEARNED
+    if kind == "distilled":
+        model, first = DomainModel(distilled(network, (3, 8, 8), time_input="scaled-lambda")), FLOW_MAP
+    batcher = Batcher(model, rows=64)
+    settings = [first, replace(first, evaluations=2) if kind == "distilled" else first, SETTINGS]
+    generator = torch.Generator().manual_seed(1)
+    work = [
+        Trajectory("decode", torch.randn(rows, *model.sample_shape, generator=generator), Leg(each))
+        for rows, each in zip((3, 1, 2), settings, strict=True)
+    ]
+    for each, future in zip(work, [batcher.submit(each) for each in work], strict=True):
+        begun = each.on(model)
+        assert torch.allclose(future.result(60).x, integrate(begun.solver, begun.denoiser), atol=1e-4)
+    batcher.close()
+
+
+def test_what_a_step_of_a_distilled_model_does_not_know_is_refused():
+    """Another encoder, clipping, and a scene of several tiles are no part of the ODE that was distilled."""
+    network = UNetConfig(**SMALL_UNET, flow_map=True)
+    model = DomainModel(distilled(network, (3, 8, 8), time_input="scaled-lambda"))
+    check_encoding(model, FLOW_MAP, None)
+    check_decoding(model, FLOW_MAP, None)
+    with pytest.raises(SettingsInvalid, match="the encoder mixed is no part of it"):
+        check_encoding(model, replace(FLOW_MAP, encoder="mixed"), None)
+    with pytest.raises(SettingsInvalid, match="clipping is no part of it"):
+        check_decoding(model, FLOW_MAP, None, Guidance(clip=True))
+    scenes = DomainModel(model.bundle.of_scenes(16, 16))
+    with pytest.raises(SettingsInvalid, match="a scene of several tiles is no part of it"):
+        check_decoding(scenes, FLOW_MAP, None)
+    check_decoding(scenes, SolverSettings(), None)

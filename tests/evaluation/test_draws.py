@@ -9,7 +9,7 @@ import pytest
 
 from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import Asked
+from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.evaluation.draws import between, draw_pictures
@@ -25,8 +25,8 @@ def side():
 
 def test_samples_are_numbered_files_in_a_sheet_and_a_report(side, tmp_path):
     """The first are the same however many are drawn."""
-    draw_pictures(side, 11, Asked(FEW, seed=5), tmp_path / "many")
-    report = draw_pictures(side, 2, Asked(FEW, seed=5), tmp_path / "few")
+    draw_pictures(side, 11, ArraySettings(FEW, seed=5), tmp_path / "many")
+    report = draw_pictures(side, 2, ArraySettings(FEW, seed=5), tmp_path / "few")
     assert report["pictures"] == ["sample_0.png", "sample_1.png"]
     assert json.loads((tmp_path / "few" / "report.json").read_text()) == report
     assert (tmp_path / "few" / "sheet.png").exists()
@@ -38,10 +38,10 @@ def test_frames_between_two_pictures_have_the_first_ones_size(side, tmp_path):
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for path, size in zip(paths, ((12, 10), (8, 8)), strict=True):
         path.write_bytes(encode_png(np.full((*size, 1), 90, np.uint8)))
-    report = between((paths[0], paths[1]), side, side, Asked(FEW), tmp_path / "out", frames=3)
+    report = between((paths[0], paths[1]), side, side, ArraySettings(FEW), tmp_path / "out", frames=3)
     assert report["weights"] == [0.0, 0.5, 1.0]
     assert [read_image(tmp_path / "out" / name).pixels.shape for name in report["pictures"]] == [
         (12, 10, 1)
     ] * 3
     with pytest.raises(SettingsInvalid):
-        between((paths[0], paths[1]), side, side, Asked(FEW), tmp_path / "out", frames=1)
+        between((paths[0], paths[1]), side, side, ArraySettings(FEW), tmp_path / "out", frames=1)

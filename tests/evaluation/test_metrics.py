@@ -113,7 +113,6 @@ def test_sliced_w2_of_a_shift_is_its_length_over_the_root_of_the_dimension(cloud
     shift = np.array([0.6, 0.8])
     assert metrics.sliced_w2(cloud, cloud + shift) == pytest.approx(1 / np.sqrt(2), rel=0.05)
     assert metrics.sliced_w2(cloud, cloud[::-1]) == pytest.approx(0, abs=1e-12)
-    assert metrics.energy_distance(np.zeros((1, 2)), np.array([[3.0, 4.0]])) == pytest.approx(10)
     with pytest.raises(ShapeMismatch):
         metrics.sliced_w2(cloud, np.zeros((4, 3)))
 
@@ -122,7 +121,6 @@ def test_sliced_w2_of_a_shift_is_its_length_over_the_root_of_the_dimension(cloud
 def test_a_fresh_draw_of_a_domain_is_about_as_far_as_its_floor():
     found = metrics.distances_to_domain(synthetic.draw("moons", 2_000, 11), "moons")
     assert found["sliced_w2"] < 2 * found["sliced_w2_floor"]
-    assert found["energy"] < 6 * found["energy_floor"]
 
 
 def test_noise_is_white_and_a_smoothed_latent_is_not():

@@ -98,14 +98,6 @@ def test_sixteen_bits_are_drawn_in_the_range_of_the_record(tmp_path):
     assert preview(path, 96, span=(-1000.0, 3095.0), scale=(1.0, -1000.0)).min() == 255
 
 
-def test_what_cannot_be_drawn_is_left_out(tmp_path, results):
-    """A source that is gone meanwhile costs its picture, not the page."""
-    results.files[0].source.unlink()
-    write_results(tmp_path / "report.html", tmp_path / "sheet.png", results)
-    assert (tmp_path / "report.html").read_text().count("<img") == 5
-    assert preview(tmp_path / "absent.png", 96, span=None) is None
-
-
 def test_provenance_counts_where_records_differ():
     """One value alone stands for all."""
     records = [

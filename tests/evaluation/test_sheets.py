@@ -3,10 +3,8 @@
 import io
 
 import numpy as np
-import pytest
 from PIL import Image
 
-from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation.sheets import DOUBT, Stage, contact_sheet, to_pixels
 from tests.runs.tiny_models import pictures
 
@@ -56,15 +54,6 @@ def test_a_doubtful_picture_is_framed():
     assert 96 < right - left < 104
 
 
-def test_a_long_caption_takes_more_lines_and_not_more_width():
-    stages = [Stage("a", pictures(8))]
-    plain, short, long, word = (
-        opened(contact_sheet(stages, caption=text)).shape for text in ("", "x", "where from " * 60, "w" * 300)
-    )
-    assert plain[1] <= short[1] == long[1] == word[1]
-    assert long[0] > short[0] + 18 > plain[0] + 18
-
-
 def test_names_and_captions_are_one_line_each():
     """A line break in a file's name would be written over the picture below it."""
     blank = flat(1, 1)
@@ -72,11 +61,3 @@ def test_names_and_captions_are_one_line_each():
     escaped, steering = (opened(png) for png in kept)
     assert steering.shape[1] == escaped.shape[1]
     assert np.array_equal(steering[:60], escaped[:60])
-
-
-def test_stages_of_different_number_or_size_are_refused():
-    for other in (pictures(3), pictures(2, size=9)):
-        with pytest.raises(ShapeMismatch):
-            contact_sheet([Stage("a", pictures(2)), Stage("b", other)])
-    with pytest.raises(ShapeMismatch, match="names"):
-        contact_sheet([Stage("a", pictures(2))], names=["one"])

@@ -7,7 +7,7 @@ import pytest
 
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.engine.record import Translation, WrittenFile
-from ddib_fed.errors import FileMissing, ImageUnreadable, PictureMisfit, UsageError
+from ddib_fed.errors import FileMissing
 from ddib_fed.evaluation.pages import write_report_page
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.evaluation.translations import evaluate_folder, find_pictures, read_translations
@@ -78,36 +78,6 @@ def test_a_record_names_no_file_elsewhere(tmp_path, name):
     assert found.record.files == {}
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": 2, "picture": 3}'])
-def test_a_damaged_record_is_no_record_or_knows_less(tmp_path, text):
-    write(tmp_path, blocks(1))
-    (tmp_path / "p00.json").write_text(text)
-    [item] = find_pictures(tmp_path)
-    assert item.name == "p00"
-    assert item.picture.edge_correlation is None
-
-
-def test_other_sizes_are_brought_to_the_first_and_counted(tmp_path):
-    write(tmp_path / "t", blocks(2))
-    write(tmp_path / "truth", blocks(2, size=32))
-    found = read_translations(tmp_path / "t", truth=tmp_path / "truth")
-    assert found.truth.shape == (2, 1, 16, 16)
-    assert found.notes == ("2 of 4 files had another size and were brought to 16 x 16",)
-    assert read_translations(tmp_path / "t", size=8).translated.shape == (2, 1, 8, 8)
-
-
-def test_raw_values_meet_numbers_that_were_stretched_over_a_file(tmp_path):
-    """A range of -1000 to 1000 lies in the file as 0 to 255; the truth is in raw values."""
-    x = blocks(1)
-    write(tmp_path / "t", x, names=["ct"])
-    record(tmp_path / "t", "ct", slope=2000 / 255, intercept=-1000.0)
-    (tmp_path / "truth").mkdir()
-    np.save(tmp_path / "truth" / "ct.npy", (x[0, 0] * 1000).astype(np.int16))
-    found = read_translations(tmp_path / "t", truth=tmp_path / "truth", span=(-1000, 1000))
-    assert found.translated == pytest.approx(x, abs=0.01)
-    assert found.truth == pytest.approx(x, abs=0.01)
-
-
 @pytest.mark.parametrize(("span", "kind"), [((0, 4095), np.uint16), ((-1000, 3000), np.int16)], ids=str)
 def test_ranges_in_the_records_are_those_of_the_pictures(tmp_path, span, kind):
     """12 bits in files of 16, and signed raw values: by the files' types, figures would be of other pictures."""
@@ -128,31 +98,6 @@ def test_ranges_in_the_records_are_those_of_the_pictures(tmp_path, span, kind):
         assert stack == pytest.approx(x, abs=0.001)
 
 
-def test_a_type_without_a_range_needs_one(tmp_path):
-    np.save(tmp_path / "ct.npy", np.zeros((16, 16), np.int16))
-    with pytest.raises(UsageError) as caught:
-        read_translations(tmp_path)
-    assert "--range" in caught.value.hint
-
-
-def test_a_range_of_other_units_is_refused_by_name(tmp_path):
-    """Sources of [0, 1] and of 16 bits are none of 0 to 255."""
-    write(tmp_path / "t", blocks(1), names=["x"])
-    for number, pixels in enumerate((np.eye(16, dtype=np.float32), np.eye(16).astype(np.uint16) * 65535)):
-        folder = tmp_path / f"source{number}"
-        folder.mkdir()
-        np.save(folder / "x.npy", pixels)
-        with pytest.raises(PictureMisfit, match=r"x\.npy holds"):
-            read_translations(tmp_path / "t", source=folder, span=(0, 255))
-
-
-def test_a_bad_file_is_named(tmp_path):
-    write(tmp_path, blocks(1))
-    (tmp_path / "p01.png").write_bytes(b"no picture")
-    with pytest.raises(ImageUnreadable, match=r"p01\.png"):
-        read_translations(tmp_path)
-
-
 def test_what_came_back_has_the_sources_numbers(tmp_path):
     """As its record says; where none does, the error of the record stands."""
     x, scale = blocks(1), {"slope": 2000 / 255, "intercept": -1000.0}
@@ -171,19 +116,6 @@ def test_what_came_back_has_the_sources_numbers(tmp_path):
     found = read_translations(tmp_path / "t", span=(-1000, 1000))
     assert found.back is None
     assert "back" in found.notes[0]
-
-
-def test_latents_of_a_node_are_read_as_those_of_a_bridge(tmp_path):
-    """There, a picture is a dimension of its own; latents of several shapes are left out, and that is said."""
-    write(tmp_path, blocks(2))
-    for name, z in zip(("p00", "p01"), blocks(2, size=8), strict=True):
-        np.save(tmp_path / f"{name}_latent.npy", z[None])
-        record(tmp_path, name, files={"latent": f"{name}_latent.npy"})
-    assert (read_translations(tmp_path).latents == blocks(2, size=8)).all()
-    np.save(tmp_path / "p01_latent.npy", blocks(1, size=16))
-    found = read_translations(tmp_path)
-    assert found.latents is None
-    assert "several shapes" in found.notes[0]
 
 
 def test_what_the_files_do_not_show_is_taken_from_the_records(tmp_path):

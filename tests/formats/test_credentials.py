@@ -63,8 +63,3 @@ def test_certificates_and_keys_that_cannot_sign_are_refused(tmp_path):
     key.chmod(0o644)
     with pytest.raises(ConfigError):
         Credentials.load(chain, key)
-
-
-def test_other_formats_cannot_hold_them(credentials):
-    with pytest.raises(InputError, match="PNG and JPEG"):
-        mark(b"x", ".bmp", record(b"item", PNG), credentials)

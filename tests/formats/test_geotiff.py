@@ -8,9 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import rasterio
-from rasterio.control import GroundControlPoint
 from rasterio.io import MemoryFile
-from rasterio.rpc import RPC
 
 from ddib_fed.errors import ExtraMissing, ImageUnreadable
 from ddib_fed.formats.opening import open_paths
@@ -35,14 +33,6 @@ def opened(content):
             file.dataset_mask() > 0,
             {**file.tags(), **file.tags(ns="IMAGE_STRUCTURE")},
         )
-
-
-POLYNOMIALS = RPC(
-    height_off=50.0, height_scale=500.0, lat_off=45.0, lat_scale=0.1, line_off=45.0, line_scale=45.0,
-    line_num_coeff=[0.0, 0.0, -1.0] + [0.0] * 17, line_den_coeff=[1.0] + [0.0] * 19,
-    long_off=15.0, long_scale=0.1, samp_off=65.0, samp_scale=65.0,
-    samp_num_coeff=[0.0, 1.0] + [0.0] * 18, samp_den_coeff=[1.0] + [0.0] * 19, err_bias=-1.0, err_rand=-1.0,
-)  # fmt: skip
 
 
 @pytest.mark.parametrize("driver", ["GTiff", "COG"])
@@ -82,29 +72,6 @@ def test_a_band_of_transparency_becomes_the_mask(tmp_path):
     assert study.pixels.numbers.shape == (90, 131, 3)
     _, _, valid, _ = opened(study.assemble(echo(study)).files["map.tif"])
     np.testing.assert_array_equal(valid, alpha > 0)
-
-
-def test_a_palette_is_refused_with_a_command(tmp_path):
-    """Its numbers are no values."""
-    path = write_map(tmp_path / "map.tif", SMOOTH[:1])
-    with rasterio.open(path, "r+") as file:
-        file.write_colormap(1, {0: (255, 0, 0, 255), 1: (0, 0, 255, 255)})
-    with pytest.raises(ImageUnreadable, match="palette") as caught:
-        only(path)
-    assert "-expand rgb" in caught.value.hint
-
-
-def test_heights_become_numbers_by_percentiles(tmp_path):
-    """Float metres with NaN: the rule is in the report, and the scale of the target in the file."""
-    heights = (ROWS * 30.5 - 400).astype(np.float32)[None]
-    heights[0, :4, :4] = np.nan
-    study = only(write_map(tmp_path / "dem.tif", heights, nodata=np.nan), tile=(64, 64))
-    assert study.pixels.intensity["rule"] == "percentile"
-    scale = (0.1, -50.0, 16, -50.0, 500.0)
-    made = study.assemble(echo(study, scale=scale))
-    with MemoryFile(made.files["dem.tif"]) as memory, memory.open() as file:
-        assert (file.scales, file.offsets, file.dtypes) == ((0.1,), (-50.0,), ("uint16",))
-        assert not file.dataset_mask()[:4, :4].any()
 
 
 def test_scale_and_offset_of_a_band_are_applied(tmp_path):
@@ -157,48 +124,6 @@ def test_refused_tiles_are_holes(tmp_path):
     assert valid[50:].all()
 
 
-def test_control_points_are_kept(tmp_path):
-    points = [
-        GroundControlPoint(row, column, 10 + column, 50 - row) for row, column in ((0, 0), (0, 130), (89, 0))
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with rasterio.open(tmp_path / "map.tif", "w", driver="GTiff", count=1, height=90, width=131, dtype="uint8",
-                           gcps=points, crs="EPSG:4326") as file:  # fmt: skip
-            file.write(SMOOTH[:1])
-        study = only(tmp_path / "map.tif")
-        made = study.assemble(echo(study))
-        with MemoryFile(made.files["map.tif"]) as memory, memory.open() as file:
-            assert [(p.row, p.col, p.x, p.y) for p in file.gcps[0]] == [
-                (p.row, p.col, p.x, p.y) for p in points
-            ]
-
-
-def test_rational_polynomials_are_kept(tmp_path):
-    """The georeference of a picture as a satellite took it."""
-    path = write_map(tmp_path / "map.tif", SMOOTH, crs=None, transform=None, rpcs=POLYNOMIALS)
-    assert is_georeferenced(path)
-    study = only(path)
-    content = study.assemble(echo(study)).files["map.tif"]
-    with warnings.catch_warnings(), MemoryFile(content) as memory:
-        warnings.simplefilter("ignore")
-        with memory.open() as file:
-            assert file.rpcs.to_gdal() == POLYNOMIALS.to_gdal()
-
-
-def test_a_file_of_two_maps_is_refused(tmp_path):
-    """Instead of the first alone."""
-    for name in "ab":
-        write_map(tmp_path / f"{name}.tif", SMOOTH)
-    from PIL import Image
-
-    with Image.open(tmp_path / "a.tif") as first, Image.open(tmp_path / "b.tif") as second:
-        first.save(tmp_path / "both.tif", save_all=True, append_images=[second], tiffinfo=first.tag_v2)
-    assert is_georeferenced(tmp_path / "both.tif")
-    with pytest.raises(ImageUnreadable, match="2 maps"):
-        only(tmp_path / "both.tif")
-
-
 def test_a_plain_tiff_is_left_to_the_node(tmp_path):
     """It has no tag of a place on the earth; BigTIFF of a map has."""
     with warnings.catch_warnings():
@@ -216,15 +141,6 @@ def test_other_bands_are_refused_with_a_command(bands, tmp_path):
     with pytest.raises(ImageUnreadable, match="bands") as caught:
         only(path)
     assert "rio stack" in caught.value.hint
-
-
-def test_a_torn_map_is_refused(tmp_path):
-    path = write_map(tmp_path / "map.tif", SMOOTH)
-    noise = np.random.default_rng(0).integers(0, 255, (3, 90, 131)).astype(np.uint8)
-    content = write_map(path, noise, compress="deflate").read_bytes()
-    path.write_bytes(content[:12_000] + bytes(10_000) + content[22_000:])
-    with pytest.raises(ImageUnreadable, match=r"map\.tif"):
-        only(path)
 
 
 def test_without_rasterio_the_extra_is_named(tmp_path, monkeypatch):

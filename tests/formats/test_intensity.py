@@ -7,7 +7,7 @@ import pytest
 
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import ImageUnreadable, UsageError
-from ddib_fed.formats.intensity import Rule, is_empty, item_bytes
+from ddib_fed.formats.intensity import IntensityRule, item_bytes
 
 VALUES = np.random.default_rng(0).normal(300, 120, (5, 9, 8, 1))
 
@@ -23,7 +23,7 @@ VALUES = np.random.default_rng(0).normal(300, 120, (5, 9, 8, 1))
 )
 def test_numbers_fill_the_range_and_the_stated_inverse_undoes_them(text, dtype, top):
     """Within half a step of the type, for values that are not clipped."""
-    rule = Rule.parse(text).on(VALUES)
+    rule = IntensityRule.parse(text).on(VALUES)
     numbers = rule.numbers(VALUES)
     assert numbers.dtype == dtype
     assert numbers.max() == top
@@ -39,7 +39,7 @@ def test_numbers_fill_the_range_and_the_stated_inverse_undoes_them(text, dtype, 
 def test_hounsfield_units_are_sent_as_they_are():
     """Signed whole numbers, as a .npy of 16 bits."""
     values = np.array([[-1024, 0], [40, 3071]], dtype=np.float32)[..., None]
-    picture = decode_image(item_bytes(Rule("hu").on(values).numbers(values)))
+    picture = decode_image(item_bytes(IntensityRule("hu").on(values).numbers(values)))
     assert picture.pixels.dtype == np.int16
     np.testing.assert_array_equal(picture.pixels, values)
 
@@ -59,7 +59,7 @@ def test_hounsfield_units_are_sent_as_they_are():
 def test_values_that_are_sent_as_they_are_keep_their_numbers(least, most, kind):
     """In the smallest type that holds all of them, and in no smaller one."""
     values = np.array([[least, most], [0, least]], dtype=np.float64)[..., None]
-    numbers = Rule("values").on(values).numbers(values)
+    numbers = IntensityRule("values").on(values).numbers(values)
     assert numbers.dtype == kind
     np.testing.assert_array_equal(numbers, values)
 
@@ -79,28 +79,19 @@ def test_values_that_are_sent_as_they_are_keep_their_numbers(least, most, kind):
 def test_a_rule_that_is_none_is_refused(text):
     """With one that is."""
     with pytest.raises(UsageError) as caught:
-        Rule.parse(text)
+        IntensityRule.parse(text)
     assert "--intensity" in caught.value.hint
 
 
 def test_values_that_say_nothing_are_refused():
     """Percentiles of a constant, and NaN that would be sent as it is."""
     with pytest.raises(ImageUnreadable, match="percentiles say nothing"):
-        Rule.parse("percentile:1,99").on(np.full((4, 4), 7))
+        IntensityRule.parse("percentile:1,99").on(np.full((4, 4), 7))
     holed = VALUES.copy()
     holed[0, 0, 0] = np.nan
     with pytest.raises(ImageUnreadable, match="NaN"):
-        Rule("values").on(holed).numbers(holed)
+        IntensityRule("values").on(holed).numbers(holed)
     holed[0, 0, 1] = np.inf
-    found = Rule.parse("percentile:1,99").on(holed)
+    found = IntensityRule.parse("percentile:1,99").on(holed)
     assert (found.black, found.white) == tuple(np.percentile(holed[np.isfinite(holed)], (1, 99)))
     assert np.isfinite(found.numbers(holed)).all()
-
-
-def test_background_is_told_from_content():
-    """Noise below a fiftieth of the range, and a few bright pixels, are background."""
-    plane = np.zeros((100, 100, 1), dtype=np.uint8) + np.uint8(2)
-    plane[:5, :10] = 200
-    assert is_empty(plane, 0, 255)
-    plane[:20, :20] = 200
-    assert not is_empty(plane, 0, 255)

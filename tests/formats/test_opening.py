@@ -15,10 +15,10 @@ import pytest
 
 from ddib_fed.client.payload import payload
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import ImageUnreadable, InputError, UsageError
+from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.recognition import Format, format_of_content, is_study, recognise
-from ddib_fed.formats.study import Options, safe_name
+from ddib_fed.formats.study import Options
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import DICOM, NIFTI, only
 from tests.formats.tiffs import tiff
@@ -32,12 +32,6 @@ def test_studies_and_plain_files_are_told_apart(tmp_path):
     assert [study.name for study in found.studies] == ["standard", "CT_small"]
     assert found.plain == (tmp_path / "plain.png", tmp_path / "folder")
     assert [is_study(path) for path in paths] == [True, False, True, False]
-
-
-def test_two_studies_of_one_name_are_refused(tmp_path):
-    (tmp_path / "standard.nii.gz").write_bytes((NIFTI / "standard.nii.gz").read_bytes())
-    with pytest.raises(UsageError, match="would both be called standard"):
-        open_paths([NIFTI / "standard.nii.gz", tmp_path / "standard.nii.gz"], Options())
 
 
 def test_studies_that_differ_in_their_suffix_alone_are_named_by_it(tmp_path):
@@ -76,16 +70,13 @@ def test_below_a_folder_every_file_is_found_and_keeps_its_path(tmp_path):
     assert found.ignored == Counter({".txt": 1, "hidden": 1})
 
 
-def test_files_beside_a_series_are_counted(tmp_path):
-    """Pictures, which would be translated elsewhere, apart from all else."""
+def test_pictures_beside_a_series_are_plain_files(tmp_path):
     write_series(tmp_path / "given", np.ones((2, 8, 8), int))
-    for name in ("a.png", "b.png", "c.npy", "notes.txt"):
+    for name in ("a.png", "c.npy", "notes.txt"):
         (tmp_path / "given" / name).write_bytes(b"")
     found = recognise([tmp_path / "given"])
     assert [len(each.files) for each in found.studies] == [2]
-    assert found.plain == ()
-    assert found.beside == ((tmp_path / "given", Counter({".png": 2, ".npy": 1})),)
-    assert found.ignored == Counter({".txt": 1})
+    assert found.plain == (tmp_path / "given",)
 
 
 def test_results_are_no_input(tmp_path):
@@ -178,29 +169,6 @@ def test_a_file_that_is_not_what_it_is_called_is_said_to_be_what_it_is(
         take(path)
     assert name in caught.value.detail
     assert helps in caught.value.hint
-
-
-def test_names_for_files_hold_nothing_that_a_shell_or_a_path_reads():
-    assert [safe_name(text) for text in ("../a b/c", "scan.v2", "$(x)", "...")] == [
-        "a-b-c",
-        "scan.v2",
-        "x",
-        "study",
-    ]
-
-
-@pytest.mark.slow
-def test_recognising_loads_no_package():
-    """The client with plain files stays as light as it was."""
-    code = (
-        "import sys; from pathlib import Path; from ddib_fed.formats.recognition import is_study; "
-        "is_study(Path('pyproject.toml')); "
-        "print([m for m in ('numpy', 'PIL', 'pydicom', 'nibabel', 'rasterio', 'torch') if m in sys.modules])"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "[]\n"
-    )
 
 
 @pytest.mark.slow

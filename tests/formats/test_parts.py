@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 
-import nibabel
 import numpy as np
 import pytest
 
@@ -13,8 +12,6 @@ from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.engine.record import Translation
 from ddib_fed.errors import (
     AlreadyExists,
-    InputError,
-    ItemNotFound,
     JobFailed,
     PictureMisfit,
     UsageError,
@@ -22,7 +19,7 @@ from ddib_fed.errors import (
 from ddib_fed.formats import parts as parts_module
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.parts import check_outputs, finished_study, translate_study, write_outputs
-from ddib_fed.formats.study import Options, StudyResults
+from ddib_fed.formats.study import Options
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import ASKED, DICOM, NIFTI, only, record, results
 
@@ -169,18 +166,6 @@ def test_a_series_of_fewer_slices_leaves_none_of_the_earlier(tmp_path):
     ]
 
 
-def test_results_of_two_models_make_no_volume(study, tmp_path):
-    """Nor do none at all; the error names the volume."""
-    found = results(study)
-    found[2] = results(study, scale=(1.0, 0.0, 16, 0.0, 4095.0))[2]
-    with pytest.raises(InputError, match="different models"):
-        StudyResults.of(found)
-    with pytest.raises(InputError, match=r"anatomical\.nii: the planes are translations to different models"):
-        write_outputs(study, found, tmp_path)
-    with pytest.raises(ItemNotFound):
-        StudyResults.of([None, None])
-
-
 def test_output_of_the_same_request_is_known_again(tmp_path):
     """By the record of a volume below a folder, without its pixels; not for another request, option, input or file."""
     given = tmp_path / "in" / "ward" / "scan.nii"
@@ -202,22 +187,6 @@ def test_output_of_the_same_request_is_known_again(tmp_path):
     given.write_bytes((NIFTI / "anatomical.nii").read_bytes())
     (out / "ward" / "scan.nii").write_bytes(b"changed")
     assert finished(unread.origin, out) is None
-
-
-def test_output_with_refused_planes_is_finished(study, tmp_path):
-    """The same node would refuse them again; a mask beside it says which they are."""
-    found = results(study)
-    found[1] = None
-    write_outputs(study, found, tmp_path)
-    assert finished(study.origin, tmp_path) is not None
-    mask = nibabel.load(tmp_path / study.origin.beside[0])
-    canonical = np.asarray(nibabel.as_closest_canonical(mask).dataobj)
-    assert mask.shape == nibabel.load(tmp_path / study.outputs[0]).shape
-    assert [int(plane.max()) for plane in np.moveaxis(canonical, 2, 0)][study.sent[0] : study.sent[3]] == [
-        1,
-        0,
-        1,
-    ]
 
 
 def test_an_output_that_was_interrupted_needs_no_force(series, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.formats.geotiff import Grid, blend, cut
+from ddib_fed.formats.geotiff import TileGrid, blend, cut
 from ddib_fed.formats.intensity import measure_seams
 
 GENERATOR = np.random.default_rng(3)
@@ -18,7 +18,7 @@ SMOOTH = np.stack([np.sin(ROWS / 17) * 60 + COLUMNS / 2, np.cos(COLUMNS / 11) * 
 @pytest.mark.parametrize("size", [(32, 32), (90, 131), (33, 40), (20, 200)])
 def test_tiles_cover_every_pixel_and_are_the_picture_again(size):
     picture = GENERATOR.normal(size=(*size, 2)).astype(np.float32)
-    grid = Grid.of(*size, (32, 32))
+    grid = TileGrid.of(*size, (32, 32))
     tiles = cut(picture, grid)
     assert {tile.shape[:2] for tile in tiles} == {grid.tile}
     blended, covered = blend(tiles, grid, 2)
@@ -28,20 +28,10 @@ def test_tiles_cover_every_pixel_and_are_the_picture_again(size):
 
 def test_tiles_side_by_side_show_their_edges():
     """The figure is large where tiles are only put beside one another: it can tell."""
-    grid = Grid(90, 131, (32, 32), 0)
+    grid = TileGrid(90, 131, (32, 32), 0)
     raw = np.zeros_like(SMOOTH)
     for window, tile in zip(grid.windows(), cut(SMOOTH, grid), strict=True):
         raw[window] = tile + GENERATOR.normal(0, 15, 2).astype(np.float32)
     seams = measure_seams(SMOOTH, raw, *grid.edges)
     assert seams is not None
     assert seams.record["translation"] > 3 * seams.record["source"]
-
-
-def test_a_tile_that_is_missing_is_background():
-    grid = Grid(64, 64, (32, 32), 0)
-    tiles = [*cut(np.ones((64, 64, 1), np.float32), grid)]
-    tiles[3] = None
-    blended, covered = blend(tiles, grid, 1, background=9)
-    assert not covered[32:, 32:].any()
-    assert (blended[32:, 32:] == 9).all()
-    assert np.allclose(blended[:32], 1, atol=0.02)

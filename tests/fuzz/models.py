@@ -7,16 +7,13 @@ import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from ddib_fed.models.bundle import (
     load_bundle,
-    make_bundle,
-    manifest_text,
     parse_manifest,
-    read_weights,
     save_bundle,
 )
 from ddib_fed.models.sidecars import Tuned
@@ -31,13 +28,19 @@ def manifest(data: bytes) -> None:
 
 
 @cache
-def _bundle() -> Any:
-    return make_bundle(models.manifest(), models.state())
+def _bundle() -> tuple[bytes, bytes]:
+    """Manifest and weights of a bundle."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        save_bundle(path, models.manifest(), models.state())
+        return (path / "manifest.json").read_bytes(), (path / "model.safetensors").read_bytes()
 
 
 def weights(data: bytes) -> None:
     """model.safetensors of a bundle."""
-    read_weights(data, "a bundle")
+    with as_file(data, "model.safetensors") as path:
+        (path.parent / "manifest.json").write_bytes(_bundle()[0])
+        load_bundle(path.parent)
 
 
 def _weights() -> list[bytes]:
@@ -79,12 +82,7 @@ def bundle_folder(data: bytes) -> None:
 
 
 def _bundles() -> list[bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model"
-        save_bundle(path, models.manifest(), models.state())
-        return [
-            (path / "manifest.json").read_bytes() + b"\n----\n" + (path / "model.safetensors").read_bytes()
-        ]
+    return [b"\n----\n".join(_bundle())]
 
 
 def steps(data: bytes) -> None:
@@ -98,8 +96,8 @@ def _steps() -> list[bytes]:
 
 
 TARGETS: Final[Mapping[str, Target]] = {
-    "manifest": Target(manifest, lambda: [manifest_text(_bundle().manifest)]),
-    "weights": Target(weights, _weights),
+    "manifest": Target(manifest, lambda: [_bundle()[0]]),
+    "weights": Target(weights, lambda: [_bundle()[1]], slow=True),
     "safetensors": Target(checkpoint_safetensors, _weights, slow=True),
     "pickle": Target(checkpoint_pickle, _checkpoints, slow=True),
     "bundle": Target(bundle_folder, _bundles, slow=True),

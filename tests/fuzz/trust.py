@@ -13,7 +13,7 @@ import numpy as np
 
 from ddib_fed.calibration.aggregate import read_aggregate
 from ddib_fed.calibration.record import read_calibration
-from ddib_fed.calibration.signed import parse_calibration, parse_signed
+from ddib_fed.calibration.signed import Signature, SignedCalibration, parse_calibration, parse_signed
 from ddib_fed.engine.record import Translation
 from ddib_fed.security import pki
 from ddib_fed.security.audit_reading import verify_lines
@@ -98,6 +98,12 @@ def _calibrations() -> list[bytes]:
     return [calibration().canonical]
 
 
+def _signed() -> list[bytes]:
+    signature = Signature(signed_at=1, certificate="-----BEGIN", signature=b"0123")
+    made = SignedCalibration(calibration=calibration(), source=signature, added=NOW)
+    return [made.model_dump_json(exclude_none=True).encode()]
+
+
 def calibration_file(data: bytes) -> None:
     """A calibration that somebody was given as a file."""
     with as_file(data, "calibration.json") as path:
@@ -149,7 +155,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     "request": Target(request, _requests),
     "peer-file": Target(peer, _peers),
     "trust": Target(trust, _trusts),
-    "signed-calibration": Target(signed, _calibrations),
+    "signed-calibration": Target(signed, _signed),
     "calibration": Target(proposed, _calibrations),
     "calibration-file": Target(calibration_file, _calibrations, slow=True),
     "aggregate": Target(aggregate, _aggregates),

@@ -1,12 +1,13 @@
-"""What runs a network in its place answers as the network does; settings of the C library's allocator."""
+"""What runs a network in its place answers as the network does, and imports no more than it needs."""
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
-from ddib_fed.diffusion.denoiser import Plain, network_times
+from ddib_fed.diffusion.denoiser import network_times, run_plain
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.networks.mlp import ResidualMLP
 from ddib_fed.networks.placement import MOST_LEVELS, Remembering, placed
@@ -37,13 +38,10 @@ def points():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "rows", [None, torch.tensor([2, 0, 1, 1, 0])], ids=["one level", "rows of three levels"]
-)
-def test_a_compiled_network_answers_as_the_network(points, rows):
-    """Of each number of rows; an answer is not overwritten by the next."""
-    run, plain = placed(points, compiling=True), Plain(points)
-    times = torch.tensor([0.7] if rows is None else [0.7, -2.0, 1.1])
+def test_a_compiled_network_answers_as_the_network(points):
+    """An answer is not overwritten by the next."""
+    run, plain = placed(points, compiling=True), partial(run_plain, points)
+    times, rows = torch.tensor([0.7, -2.0, 1.1]), torch.tensor([2, 0, 1, 1, 0])
     questions = [(torch.randn(5, 2), times, rows, {}) for _ in range(2)]
     answers = [run(*question) for question in questions]
     assert run._usable
@@ -58,7 +56,7 @@ def test_a_network_that_cannot_be_compiled_is_called(points, monkeypatch, caplog
     monkeypatch.setattr(torch, "compile", lambda *_, **__: failing)
     run, question = placed(points, compiling=True), (torch.randn(3, 2), torch.tensor([0.7]), None, {})
     for _ in range(2):
-        torch.testing.assert_close(run(*question), Plain(points)(*question))
+        torch.testing.assert_close(run(*question), run_plain(points, *question))
     assert [record.getMessage() for record in caplog.records] == [
         "the network runs without torch.compile: RuntimeError: no compiler"
     ]
@@ -73,7 +71,7 @@ def test_what_is_remembered_of_a_level_changes_no_answer(domain):
     x = torch.randn(3, *bundle.manifest.sample_shape)  # more than `FEW_ROWS`
     first = [denoiser(x, level) for level in levels]
     again = [denoiser(x, level) for level in levels]
-    plain = [Plain(denoiser.network)(x, told, None, {}) for told in times_of(bundle, levels)]
+    plain = [run_plain(denoiser.network, x, told, None, {}) for told in times_of(bundle, levels)]
     together = merged(denoiser, torch.cat([x, x]), levels, [3, 3])
     for found, same, other in zip(first, again, plain, strict=True):
         assert torch.equal(found, same)
@@ -96,50 +94,32 @@ def test_what_is_remembered_of_a_table_of_levels_changes_no_answer(domain):
     for seed in range(3):
         torch.manual_seed(seed)
         x, rows = torch.randn(5, *shape), torch.randint(len(times), (5,))
-        torch.testing.assert_close(run(x, times, rows, {}), Plain(network)(x, times, rows, {}))
+        torch.testing.assert_close(run(x, times, rows, {}), run_plain(network, x, times, rows, {}))
 
 
-MANY_THREADS = """
-import ctypes, sys, tempfile, threading
-from ddib_fed.networks.placement import share_heaps
-if sys.argv[1] == "shared":
-    assert share_heaps()
-libc, barrier = ctypes.CDLL(None), threading.Barrier(12)
-libc.malloc.restype = ctypes.c_void_p
-def work():
-    barrier.wait()
-    held = [libc.malloc(1000) for _ in range(100)]
-    barrier.wait()
-threads = [threading.Thread(target=work) for _ in range(12)]
-[thread.start() for thread in threads], [thread.join() for thread in threads]
-with tempfile.NamedTemporaryFile() as file:
-    libc.fopen.restype = ctypes.c_void_p
-    stream = ctypes.c_void_p(libc.fopen(file.name.encode(), b"w"))
-    assert libc.malloc_info(0, stream) == 0
-    libc.fclose(stream)
-    print(open(file.name).read().count("<heap nr="))
+CODE = """
+import sys
+from importlib import resources
+from ddib_fed.models.bundle import load_bundle
+
+for name in ("moons", "satellite"):
+    load_bundle(resources.files("ddib_fed.models") / "pretrained" / name).denoiser()
+print({"torch._dynamo", "diffusers"} & sys.modules.keys())
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc has arenas")
-def test_threads_share_two_heaps_once_told() -> None:
-    """And had one each before, so that the count means something."""
-
-    def heaps(how: str) -> int:
-        done = subprocess.run(
-            [sys.executable, "-c", MANY_THREADS, how], capture_output=True, text=True, check=True
-        )
-        return int(done.stdout)
-
-    assert heaps("shared") <= 2 < heaps("plain")
+def test_loading_a_model_imports_neither_torchs_compiler_nor_the_library_of_diffusers():
+    """They would take seconds of CPU in every command and every node, and the library need not be installed."""
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_what_is_remembered_is_bounded_and_few_pictures_are_answered_as_many_are(points):
     run = Remembering(points)
     for step in range(MOST_LEVELS + 5):
         run(torch.zeros(1, 2), torch.tensor([float(step)]), None, {})
-    assert len(run._kept) == MOST_LEVELS
+    assert len(run._levels) == MOST_LEVELS
     settings = {"image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 1}
     settings["attention_resolutions"] = ()
     run = Remembering(shaken(UNet(**settings, num_res_blocks=1, channel_mult=(1,), norm_groups=8)))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddib_fed.diffusion.bridge import Rotated, integrate, rotated
+from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.grids import make_grid
+from ddib_fed.diffusion.guidance import Rotated, rotated
 from ddib_fed.diffusion.schedule import CosineSchedule
-from ddib_fed.diffusion.solvers import unipc, unipc_in
+from ddib_fed.diffusion.solvers import unipc
 from ddib_fed.networks.spectrum import SpectralFrame
 from tests.networks.picture_networks import unet
 
@@ -38,7 +39,7 @@ def test_it_converges_to_what_unipc_converges_to(denoiser):
     """Other coordinates of the same ODE."""
     z = noise()
     grid = make_grid(SCHEDULE, "uniform-lambda", 96).reversed()
-    framed = integrate(unipc_in(SpectralFrame(denoiser.network.spectrum), z, grid), denoiser)
+    framed = integrate(unipc(z, grid, frame=SpectralFrame(denoiser.network.spectrum)), denoiser)
     plain = integrate(unipc(z, make_grid(SCHEDULE, "uniform-lambda", 384).reversed()), denoiser)
     assert (framed - plain).abs().max() < 2e-3 * plain.std()
 
@@ -48,7 +49,7 @@ def test_a_rotated_leg_is_the_leg_rotated(denoiser):
     z, rotation = noise(), turn()
     grid = make_grid(SCHEDULE, "uniform-lambda", 10).reversed()
     spectrum = denoiser.network.spectrum
-    own = integrate(unipc_in(SpectralFrame(spectrum), z, grid), denoiser)
-    turned = unipc_in(SpectralFrame(spectrum, rotation), rotated(z, rotation), grid)
+    own = integrate(unipc(z, grid, frame=SpectralFrame(spectrum)), denoiser)
+    turned = unipc(rotated(z, rotation), grid, frame=SpectralFrame(spectrum, rotation))
     found = integrate(turned, Rotated(denoiser, rotation))
     assert torch.allclose(found, rotated(own, rotation), atol=1e-4)

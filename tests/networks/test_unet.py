@@ -9,7 +9,6 @@ import torch
 from safetensors import safe_open
 
 from ddib_fed.networks.config import UNetConfig, network_shapes
-from ddib_fed.networks.layers import GroupNorm32
 from tests.networks.picture_networks import filled, unet
 
 DATA = Path(__file__).parent.parent / "data"
@@ -62,7 +61,7 @@ def test_the_public_networks_state_dict_is_unchanged():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_classes", "parameters"), [(None, 552_814_086), (1000, 553_838_086)])
+@pytest.mark.parametrize(("num_classes", "parameters"), [(1000, 553_838_086)])
 def test_the_256_pixel_networks_have_their_published_size(num_classes, parameters):
     """The public unconditional and class-conditional 256 x 256 networks, built without memory."""
     shapes = network_shapes(UNetConfig(**ADM_256, num_classes=num_classes))
@@ -95,16 +94,6 @@ def test_classes_are_given_if_and_only_if_the_network_has_them():
         unet(num_classes=3)(picture({}), torch.ones(1))
     with pytest.raises(ValueError, match="if and only if"):
         unet()(picture({}), torch.ones(1), y=torch.arange(4))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_normalisation_in_half_precision_has_statistics_in_float32(dtype):
-    """One rounding away from float64, on data whose mean is 30 times their deviation."""
-    norm = GroupNorm32(64).to(dtype)
-    x = (30.0 + torch.randn(2, 64, 16, 16)).to(dtype)
-    exact = torch.group_norm(x.double(), 32)
-    allowed = torch.finfo(dtype).eps * float(exact.detach().abs().max())
-    assert float((norm(x).double() - exact).detach().abs().max()) <= allowed
 
 
 def test_checkpointing_changes_memory_and_no_gradient():

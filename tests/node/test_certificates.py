@@ -259,16 +259,6 @@ def test_a_client_renews_through_its_source_node(issuer: NodeConfig, server: Ser
     assert not renew_client(profile)
 
 
-def test_a_client_that_has_expired_is_told_who_can_help(
-    issuer: NodeConfig, server: Server, tmp_path: Path
-) -> None:
-    """Nobody over the wire."""
-    profile = client(issuer, server, tmp_path / "alice", age=timedelta(days=31))
-    with pytest.raises(Unauthenticated) as expired:
-        renew_client(profile)
-    assert f"ddib pki request --folder {profile.pki_folder}" in expired.value.hint
-
-
 def renew(folder: Path, server: Server, request: bytes) -> pb.RenewResponse:
     with tls.channel(server.address, server_name="node-1.north.example", pki_folder=folder) as channel:
         stub = identity_pb2_grpc.IdentityServiceStub(channel)

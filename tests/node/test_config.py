@@ -122,9 +122,3 @@ def test_a_missing_file_names_the_command_that_writes_one(tmp_path: Path) -> Non
     with pytest.raises(FileMissing) as caught:
         NodeConfig.load(tmp_path / "node.toml")
     assert "ddib init node" in caught.value.hint
-
-
-def test_a_node_has_at_least_one_role(tmp_path: Path) -> None:
-    """Without one it would serve nothing, and say SERVING."""
-    with pytest.raises(ConfigError, match=r"node\.roles"):
-        NodeConfig.load(write(tmp_path, **{'roles__["source"]': "roles = []"}))

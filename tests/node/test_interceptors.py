@@ -1,24 +1,47 @@
-"""Who calls, and may they: against a real server over real mutual TLS."""
+"""Who calls, may they, how much at once, and what they read when it fails: over real mutual TLS."""
 
 from __future__ import annotations
 
+import errno
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from queue import SimpleQueue
 
 import grpc
 import pytest
 
 from ddib_fed.errors import (
+    ContractMismatch,
+    DdibError,
+    DeadlineExceeded,
+    Difference,
+    DiskFull,
+    InternalError,
+    MessageInvalid,
     PeerUnknown,
     PolicyDenied,
+    QueueFull,
+    TooManyStreams,
     Unauthenticated,
+    UnknownFields,
 )
-from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.node import interceptors
+from ddib_fed.node.interceptors import CHECK_EVERY_S, MAX_WAITING_OF_ONE, Pace, Slots
+from ddib_fed.protocol.details import clock_difference, from_rpc_error
 from ddib_fed.security import pki
 from ddib_fed.security.admission import presented_certificate
 from ddib_fed.v1 import decoding_pb2 as pb
+from ddib_fed.v1 import decoding_pb2_grpc
 from tests.node.institutions import Institution
 from tests.node.listening import ASK, DESCRIBE, HOP, Listening, Requests, failure
+from tests.security.attacks.raw_http2 import HEALTH, Raw, message
+from tests.source_node.conftest import wait_until
 
 
 def test_a_method_that_is_not_the_callers_is_refused_before_its_message_is_parsed(
@@ -29,18 +52,6 @@ def test_a_method_that_is_not_the_callers_is_refused_before_its_message_is_parse
     with node.channel(north, pki_folder=tmp_path / "alice") as channel, pytest.raises(grpc.RpcError) as error:
         channel.unary_unary(DESCRIBE)(b"\xff\xff\xff", timeout=5)
     assert type(from_rpc_error(error.value, HOP)) is PolicyDenied
-
-
-def test_a_caller_who_may_not_call_need_not_send_anything_to_be_refused(
-    node: Listening, north: Institution, tmp_path: Path
-) -> None:
-    """No thread waits for the message of a stranger."""
-    pki.issue_client(north.pki, tmp_path / "alice", "alice")
-    silent = Requests()
-    with node.channel(north, pki_folder=tmp_path / "alice") as channel, pytest.raises(grpc.RpcError) as error:
-        channel.stream_unary(DESCRIBE)(silent, timeout=5)
-    assert type(from_rpc_error(error.value, HOP)) is PolicyDenied
-    silent.close()
 
 
 def test_a_certificate_that_expires_ends_the_admission(node: Listening, north: Institution) -> None:
@@ -61,6 +72,7 @@ def test_a_removed_peers_stream_ends_with_its_next_message(node: Listening, nort
         requests.send(pb.DecodeRequest())
         assert next(call).progress.item == 0
         node.south.store.remove("north.example")
+        time.sleep(2 * CHECK_EVERY_S)
         requests.send(pb.DecodeRequest())
         with pytest.raises(grpc.RpcError) as error:
             next(call)
@@ -74,7 +86,10 @@ def test_a_removed_peer_gets_no_further_answer(node: Listening, north: Instituti
     """Although it sends nothing itself: it is removed between two answers to one message."""
     requests = Requests()
     node.echo.much = b"latent"
-    node.echo.before_much = lambda: node.south.store.remove("north.example")
+    node.echo.before_much = lambda: (
+        node.south.store.remove("north.example"),
+        time.sleep(2 * CHECK_EVERY_S),
+    )
     with node.stub(north) as stub:
         call = stub.Decode(requests, timeout=10)
         requests.send(pb.DecodeRequest())
@@ -103,22 +118,6 @@ def test_a_removed_peers_idle_stream_is_swept(node: Listening, north: Institutio
     requests.close()
 
 
-def test_a_change_that_is_not_the_peers_leaves_its_stream_alone(
-    node: Listening, north: Institution, tmp_path: Path
-) -> None:
-    """Another peer comes while north's stream runs."""
-    requests = Requests()
-    with node.stub(north) as stub:
-        call = stub.Decode(requests, timeout=10)
-        for number in range(2):
-            requests.send(pb.DecodeRequest())
-            assert next(call).progress.item == number
-            if number == 0:
-                node.south.admit(Institution("west.example", tmp_path / "west"))
-        requests.close()
-        assert list(call) == []
-
-
 @pytest.mark.parametrize(
     "context",
     [
@@ -145,3 +144,362 @@ def test_refusals_are_recorded_once_in_a_while(node: Listening, north: Instituti
     assert act == "refused"
     assert values["reason"] == "PEER_UNKNOWN"
     assert "node-2" in values["detail"]
+
+
+def test_unknown_fields_are_refused_at_any_depth(node: Listening, north: Institution) -> None:
+    """At the top, in a nested message, in a repeated one, and in a stream."""
+    unknown = b"\x98\x06\x01"  # field 99, a number
+    known = pb.DescribeDomainRequest(protocol=1).SerializeToString()
+    inner = b"\x12" + bytes([len(unknown)]) + unknown  # in NegotiateContractRequest.source
+    negotiate = DESCRIBE.replace("DescribeDomain", "NegotiateContract")
+    for method, data in ((DESCRIBE, known + unknown), (negotiate, known + inner)):
+        with node.channel(north) as channel, pytest.raises(grpc.RpcError) as error:
+            channel.unary_unary(method)(data, timeout=5)
+        assert type(from_rpc_error(error.value, HOP)) is UnknownFields
+    with node.channel(north) as channel, pytest.raises(grpc.RpcError) as error:
+        list(channel.stream_stream("/ddib_fed.v1.DecodingService/Decode")(iter([unknown]), timeout=5))
+    assert type(from_rpc_error(error.value, HOP)) is UnknownFields
+
+
+def test_a_call_that_ends_without_its_message_is_refused(node: Listening, north: Institution) -> None:
+    """Half-closed at once."""
+    with node.channel(north) as channel, pytest.raises(grpc.RpcError) as error:
+        channel.stream_unary(DESCRIBE)(iter(()), timeout=5)
+    assert type(from_rpc_error(error.value, HOP)) is MessageInvalid
+
+
+# What is answered when something fails.
+
+
+SECRET = "/srv/node/state/pki/leaf.key of patient 4711"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError(SECRET),
+        KeyError(SECRET),
+        OSError(2, SECRET),
+        InternalError(SECRET),
+        QueueFull(SECRET, hint=SECRET),
+        Exception(SECRET),
+        grpc.RpcError(SECRET),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_text_of_an_exception_never_leaves(
+    node: Listening, north: Institution, error: Exception, stream: bool
+) -> None:
+    """Neither in the status nor in any metadata; ours or not."""
+    node.echo.failure = error
+    with node.stub(north) as stub, pytest.raises(grpc.RpcError) as raised:
+        list(stub.Decode(iter([pb.DecodeRequest()]), timeout=5)) if stream else stub.DescribeDomain(
+            ASK, timeout=5
+        )
+    call = raised.value
+    seen = (
+        f"{call.details()} {call.trailing_metadata()} {call.initial_metadata()} {call.debug_error_string()}"
+    )
+    assert "patient" not in seen
+    assert "leaf.key" not in seen
+
+
+def test_a_bug_is_logged_with_the_incident_that_the_caller_reads(
+    node: Listening, north: Institution, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Twelve hexadecimal digits tie the two together; the log has the traceback."""
+    node.echo.failure = ZeroDivisionError("in the depths")
+    with caplog.at_level(logging.ERROR):
+        found = failure(node, north)
+    assert isinstance(found, InternalError)
+    assert len(found.incident) == 12
+    assert int(found.incident, 16) >= 0
+    assert found.incident in caplog.text
+    assert "ZeroDivisionError: in the depths" in caplog.text
+
+
+def test_a_known_error_arrives_with_its_facts(node: Listening, north: Institution) -> None:
+    """Status, sentence, facts, differences, when to come again."""
+    difference = Difference("dtype", "float32", "float64", "convert it")
+    node.echo.failure = ContractMismatch("x", facts={"asked": 1}, differences=(difference,), retry_after_s=2)
+    found = failure(node, north)
+    assert isinstance(found, ContractMismatch)
+    assert (found.facts, found.retry_after_s) == ({"asked": "1"}, 2.0)
+    assert found.differences == (replace(difference, remedy='south.example says: "convert it"'),)
+
+
+def test_each_call_has_one_outcome(node: Listening, north: Institution) -> None:
+    """For the metrics: good, refused, failed, and left by the caller."""
+    with node.stub(north) as stub:
+        stub.DescribeDomain(ASK, timeout=5)
+        node.echo.failure = QueueFull("x")
+        with pytest.raises(grpc.RpcError):
+            stub.DescribeDomain(ASK, timeout=5)
+        node.outcomes.wait_for(2)
+        requests = Requests()
+        call = stub.Decode(requests, timeout=10)
+        node.echo.failure = None
+        requests.send(pb.DecodeRequest())
+        next(call)
+        call.cancel()
+        node.outcomes.wait_for(3)
+        requests.close()
+    assert node.outcomes[:2] == [("DescribeDomain", "OK"), ("DescribeDomain", "RESOURCE_EXHAUSTED")]
+    # gRPC may show the servicer the end of the stream before it shows that the caller has gone.
+    assert node.outcomes[2] in {("Decode", "CANCELLED"), ("Decode", "OK")}
+
+
+def test_every_call_ends_with_the_nodes_time(node: Listening, north: Institution) -> None:
+    """Also one that is refused: two clocks are compared by it."""
+    with node.channel(north) as channel:
+        decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ASK, timeout=5)
+        assert abs(channel.clock_s) < 5
+    node.echo.failure = QueueFull("x")
+    with node.stub(north) as stub, pytest.raises(grpc.RpcError) as error:
+        stub.DescribeDomain(ASK, timeout=5)
+    assert abs(clock_difference(error.value.trailing_metadata())) < 5
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_no_internal_error(node: Listening, north: Institution, code: int) -> None:
+    """For any file, e.g. the audit log; the error asks the caller to retry."""
+    node.echo.failure = OSError(code, "No space left on device", "/srv/ddib/state/node.sqlite")
+    found = failure(node, north)
+    assert isinstance(found, DiskFull)
+    assert found.retry_after_s
+    assert "/srv" not in found.detail
+
+
+def open_streams(stub: decoding_pb2_grpc.DecodingServiceStub, count: int) -> list:
+    """Streams that have been answered once, and stay open."""
+    streams = []
+    for _ in range(count):
+        requests = Requests()
+        call = stub.Decode(requests, timeout=20)
+        requests.send(pb.DecodeRequest())
+        next(call)
+        streams.append((call, requests))
+    return streams
+
+
+def close_streams(streams: list) -> None:
+    for _call, requests in streams:
+        requests.close()
+
+
+def too_many(stub: decoding_pb2_grpc.DecodingServiceStub) -> DdibError:
+    with pytest.raises(grpc.RpcError) as error:
+        list(stub.Decode(iter([pb.DecodeRequest()]), timeout=5))
+    return from_rpc_error(error.value, HOP)
+
+
+def test_streams_of_one_identity_are_capped_and_unary_calls_go_on(
+    node: Listening, north: Institution
+) -> None:
+    """The excess is refused at once; when one ends there is room again."""
+    with node.stub(north) as stub:
+        streams = open_streams(stub, 2)
+        assert node.calls.streams.active == 2
+        found = too_many(stub)
+        assert (type(found), found.facts, found.retry_after_s) == (TooManyStreams, {"limit": "2"}, 1.0)
+        stub.DescribeDomain(ASK, timeout=5)
+        close_streams(streams)
+        assert [list(call) for call, _requests in streams] == [[], []]
+        list(stub.Decode(iter([pb.DecodeRequest()]), timeout=5))
+
+
+def test_streams_are_capped_in_all(north: Institution, tmp_path: Path) -> None:
+    """Two peers share the total."""
+    south, west = (
+        Institution("south.example", tmp_path / "south"),
+        Institution("west.example", tmp_path / "west"),
+    )
+    south.admit(north)
+    south.admit(west)
+    node = Listening(south, streams=(3, 2))
+    with node.stub(north) as one, node.stub(west) as other:
+        streams = [*open_streams(one, 2), *open_streams(other, 1)]
+        assert too_many(other).facts == {"limit": "3"}
+        one.DescribeDomain(ASK, timeout=5)
+        close_streams(streams)
+    node.close()
+
+
+def test_a_cancelled_stream_gives_its_place_back(node: Listening, north: Institution) -> None:
+    """When its handler has ended, not before."""
+    with node.stub(north) as stub:
+        for turn in range(3):
+            streams = open_streams(stub, 2)
+            for call, _requests in streams:
+                call.cancel()
+            close_streams(streams)
+            node.outcomes.wait_for(2 * (turn + 1))
+        assert node.calls.streams.active == 0
+
+
+def test_unary_calls_whose_message_does_not_come_are_capped(node: Listening, north: Institution) -> None:
+    """They would otherwise hold every thread of the reserve, and Health with it."""
+    silent = [Requests() for _ in range(MAX_WAITING_OF_ONE + 1)]
+    ended: SimpleQueue[grpc.Future] = SimpleQueue()
+    with node.channel(north) as channel:
+        ask = channel.stream_unary(DESCRIBE)
+        calls = [ask.future(requests, timeout=20) for requests in silent]
+        for call in calls:
+            call.add_done_callback(ended.put)
+        refused = ended.get(timeout=10)
+        assert type(from_rpc_error(refused.exception(), HOP)) is TooManyStreams
+        for requests in silent:
+            requests.send(ASK.SerializeToString())
+            requests.close()
+        for call in calls:
+            assert call is refused or call.result(timeout=10)
+        channel.unary_unary(DESCRIBE)(ASK.SerializeToString(), timeout=5)
+
+
+MUCH = bytes(256 << 10)
+
+
+@pytest.fixture
+def listen(north: Institution, tmp_path: Path) -> Iterator[Callable[..., Listening]]:
+    """Opens south's server with other limits."""
+    south = Institution("south.example", tmp_path / "south")
+    south.admit(north)
+    with ExitStack() as ends:
+
+        def listen(**limits: float) -> Listening:
+            made = Listening(south, **limits)
+            ends.callback(made.close)
+            return made
+
+        yield listen
+
+
+@pytest.mark.slow
+def test_a_call_without_its_request_is_ended_with_the_reason(listen, north: Institution) -> None:
+    """Its thread and its place are there for others; a request that is only late is answered."""
+    node, silent, late = listen(request_s=1.5), Requests(), Requests()
+    with node.channel(north) as channel:
+        ask = channel.stream_unary(DESCRIBE)
+        call, slow = ask.future(silent, timeout=20), ask.future(late, timeout=20)
+        threading.Timer(0.3, lambda: (late.send(ASK.SerializeToString()), late.close())).start()
+        assert slow.result(timeout=10)
+        error = call.exception(timeout=10)
+        silent.close()
+    assert (error.code(), error.details()) == (
+        grpc.StatusCode.DEADLINE_EXCEEDED, "the caller did not send its request within 1.5 s",
+    )  # fmt: skip
+    wait_until(lambda: node.calls._waiting.active == 0)
+
+
+@pytest.mark.slow
+def test_a_caller_that_takes_nothing_of_its_stream_loses_it(listen, north: Institution) -> None:
+    """It sees the error when it reads; its place is free for others at once."""
+    node = listen(idle_s=0.5)
+    node.echo.much = MUCH
+    with node.stub(north) as stub:
+        call = stub.Decode(iter([pb.DecodeRequest()] * 50), timeout=30)
+        assert node.echo.ended.wait(10)
+        wait_until(lambda: node.calls.streams.active == 0)
+        with pytest.raises(grpc.RpcError) as error:
+            list(call)
+    assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert error.value.details() == "the caller took nothing of the answers for 0.5 s"
+
+
+@pytest.mark.slow
+def test_a_slow_reader_keeps_its_stream(listen, north: Institution) -> None:
+    """It takes a little now and then, for longer in all than it may take nothing."""
+    node, pause, count = listen(idle_s=2.0), threading.Event(), 0
+    node.echo.much = MUCH
+    started = time.monotonic()
+    with node.stub(north) as stub:
+        for _ in stub.Decode(iter([pb.DecodeRequest()] * 50), timeout=120):
+            count += 1
+            pause.wait(0.03)
+    assert count == 100
+    assert time.monotonic() - started > 2.0
+
+
+@pytest.mark.slow
+def test_answers_that_nobody_takes_do_not_stay_in_memory(listen, north: Institution) -> None:
+    """A call with one answer lasts, for gRPC, until that is taken: with a window of 0, never."""
+    node = listen(idle_s=3.0)
+    with Raw(node.port, north.pki, window=0) as raw:
+        for _ in range(10):
+            raw.data(raw.open(HEALTH), message(b""), end=True)
+        wait_until(lambda: (raw.read(), len(node.outcomes))[1] == 10)
+        assert len(node.calls.open_calls) == 10
+        wait_until(lambda: (raw.read(), len(node.calls.open_calls))[1] == 0)
+
+
+def test_a_caller_that_takes_no_answers_can_have_so_many_calls_open(
+    listen, north: Institution, monkeypatch
+) -> None:
+    """Over all its connections; the excess is refused, which it hears, and another caller is served."""
+    monkeypatch.setattr(interceptors, "OPEN_OF_ONE", 20)
+    node = listen(idle_s=30.0)
+    with ExitStack() as held:
+        for _ in range(3):
+            raw = held.enter_context(Raw(node.port, north.pki, window=0))
+            for _ in range(10):
+                raw.data(raw.open(HEALTH), message(b""), end=True)
+            raw.read()
+        wait_until(lambda: len(node.outcomes) == 30)
+        assert len(node.calls.open_calls) == 20
+        assert [status for _, status in node.outcomes].count("RESOURCE_EXHAUSTED") == 10
+        with node.channel(node.south) as channel:
+            channel.unary_unary(HEALTH)(b"", timeout=10)
+    wait_until(lambda: len(node.calls.open_calls) == 0)
+
+
+def taken(slots: Slots, who: str, ends: ExitStack) -> int:
+    """How many places somebody gets."""
+    count = 0
+    while True:
+        try:
+            ends.enter_context(slots.taken(who))
+        except TooManyStreams:
+            return count
+        count += 1
+
+
+def test_a_few_that_take_what_they_can_leave_something_for_those_who_have_nothing() -> None:
+    """Alone one has five eighths; each that comes later has less, and the last few places are for newcomers."""
+    slots = Slots(per_identity=64, total=64)
+    with ExitStack() as ends:
+        found = [taken(slots, f"peer {n}", ends) for n in range(8)]
+        assert found == sorted(found, reverse=True)
+        assert found[0] == 40
+        assert all(found)
+    assert slots.active == 0
+
+
+@pytest.mark.parametrize("total", [1, 2, 3])
+def test_a_few_places_are_used(total) -> None:
+    """One of one, both of two, two of three."""
+    with ExitStack() as ends:
+        assert taken(Slots(8, total), "a", ends) == min(total, 2)
+
+
+def test_a_sender_has_the_whole_time_after_the_receiver_worked() -> None:
+    """Work that ended shortly before the time was over leaves the sender a new one, and only one."""
+    busy = True
+    pace = Pace(1.0, between_s=5.0, busy=lambda: busy)
+    assert pace.wait_s() == 5.0
+    busy = False
+    pace.late()
+    assert pace.wait_s() == 5.0
+    with pytest.raises(DeadlineExceeded, match="sent nothing"):
+        pace.late()
+
+
+def test_a_receiver_that_works_is_waited_for() -> None:
+    """However long that takes; a stall inside an object is none of it."""
+    pace = Pace(1.0, between_s=5.0, busy=lambda: True)
+    for _ in range(3):
+        assert pace.wait_s() == 5.0
+        pace.late()
+    pace.begin(0)
+    with pytest.raises(DeadlineExceeded, match="stalled"):
+        pace.late()

@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 SETUP = """
 import logging, sys, threading, warnings
 from ddib_fed.node.logs import route, silence_grpc
@@ -47,16 +45,3 @@ def test_grpc_says_nothing_whatever_the_environment_asks_for() -> None:
     """A node's own process; its traces would hold messages."""
     code = "silence_grpc()\nimport grpc\ngrpc.insecure_channel('127.0.0.1:1').close()\n"
     assert said(code, GRPC_TRACE="all", GRPC_VERBOSITY="debug") == ("", "")
-
-
-@pytest.mark.parametrize(("asked", "found"), [(None, "NONE"), ("info", "info")])
-def test_a_client_may_ask_grpc_to_talk(asked: str | None, found: str) -> None:
-    """Silent unless the environment says otherwise: there the terminal is the user's own."""
-    environment = {key: value for key, value in os.environ.items() if key != "GRPC_VERBOSITY"}
-    if asked is not None:
-        environment["GRPC_VERBOSITY"] = asked
-    code = "import ddib_fed.node, os; print(os.environ['GRPC_VERBOSITY'])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
-    )
-    assert done.stdout.strip() == found

@@ -1,16 +1,46 @@
-"""A node's scene and its ways to run the network: what node.toml says is used, or refused by name."""
+"""The model that a node hosts: its scene, its engine, its memory for decoding, and pictures on their way through it."""
 
 from __future__ import annotations
 
+import io
+import threading
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from ddib_fed.errors import ConfigError, SettingsInvalid
+from ddib_fed.data.fitting import Geometry, fit_picture, from_array
+from ddib_fed.data.pictures import decode_image, encode_png
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.softening import Softener
+from ddib_fed.errors import (
+    Cancelled,
+    ConfigError,
+    ImageTooLarge,
+    ImageUnreadable,
+    PointsTooMany,
+    ShapeMismatch,
+)
+from ddib_fed.evaluation.metrics import picture_rule
+from ddib_fed.evaluation.samples import in_numbers, read_answer
+from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.node.config import NodeConfig, render_node_toml
-from ddib_fed.node.model import load_hosted, open_engine
-from tests.node.picture_examples import save_pictures_model
-from tests.node.tiny_nodes import make_config, save_model, tiny_engine
+from ddib_fed.node.model import MIB, DecodingMemory, load_hosted, open_engine, rule_of_side
+from ddib_fed.protocol.contract import PictureTerms
+from tests.node.institutions import Institution
+from tests.node.picture_examples import (
+    SIZE,
+    chunks,
+    noise,
+    pictures_engine,
+    pictures_model,
+    save_pictures_model,
+)
+from tests.node.tiny_nodes import encode, make_config, make_context, save_model
+from tests.protocol.examples import picture_side
+from tests.source_node.conftest import wait_until
 
 
 def configured(folder: Path, scene: str) -> NodeConfig:
@@ -55,11 +85,218 @@ def test_the_executor_ray_needs_an_address(tmp_path):
         make_config(tmp_path / "other", "north.example", "source", ray_address='"head"')
 
 
-def test_an_engine_in_the_node_has_no_workers_to_change():
-    """The error names the setting."""
-    engine = tiny_engine()
-    with pytest.raises(SettingsInvalid, match="has no workers") as caught:
-        engine.resize(2)
-    engine.close()
-    assert 'executor = "processes"' in caught.value.hint
-    assert engine.problem is None
+def test_many_at_once_stay_within_the_budget_and_all_are_served() -> None:
+    """Each holds its file first and asks for more then, which could leave all of them waiting for one another."""
+    memory, lock, most = DecodingMemory(90), threading.Lock(), 0
+
+    def decode(client: str, size: int, cost: int) -> None:
+        nonlocal most
+        with memory.file(client, size, lambda: bytes(size), lambda _: cost) as content:
+            assert len(content) == size
+            with lock:
+                most = max(most, memory.taken_bytes)
+
+    threads = [threading.Thread(target=decode, args=(str(n % 9), 30, 10 * (n % 7))) for n in range(60)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+    assert 30 <= most <= 90 + 22
+    assert memory.taken_bytes == 0
+
+
+def test_what_is_over_the_whole_budget_is_refused_at_once() -> None:
+    """It would wait for ever; the figures are in the facts."""
+    memory = DecodingMemory(10 * MIB)
+    with pytest.raises(ImageTooLarge) as caught, memory.file("a", MIB, lambda: b"", lambda _: 20 * MIB):
+        pass
+    assert caught.value.facts == {"memory_mib": "21", "limit_mib": "10"}
+    with pytest.raises(PointsTooMany), memory.work("a", 11 * MIB, too_large=PointsTooMany):
+        pass
+    assert memory.taken_bytes == 0
+
+
+class Asked:
+    """Files that are decoded by threads of their own, in the order in which they get memory."""
+
+    def __init__(self, memory: DecodingMemory) -> None:
+        self._memory = memory
+        self.order: list[str] = []
+        self._go: dict[str, threading.Event] = {}
+        self._threads: list[threading.Thread] = []
+
+    def ask(self, client: str, name: str, size: int, **options) -> None:
+        """Returns when it is decoded, or waits."""
+        before, go = self._memory.waiting, self._go.setdefault(name, threading.Event())
+
+        def decode() -> None:
+            try:
+                with self._memory.work(client, size, **options):
+                    self.order.append(name)
+                    go.wait(20)
+            except Cancelled:
+                self.order.append(f"{name} ended")
+
+        self._threads.append(threading.Thread(target=decode))
+        self._threads[-1].start()
+        wait_until(lambda: name in self.order or self._memory.waiting > before)
+
+    def finish(self, *names: str) -> None:
+        for name in names:
+            self._go[name].set()
+
+    def join(self) -> list[str]:
+        for thread in self._threads:
+            thread.join(20)
+        return self.order
+
+
+def test_a_large_file_is_not_overtaken_for_ever_and_small_ones_do_not_wait_for_it() -> None:
+    """Each has memory of its own; among the large ones the clients take turns."""
+    asked = Asked(DecodingMemory(90, of_one=1))
+    asked.ask("a", "first", 60)
+    asked.ask("b", "large", 90)
+    asked.ask("c", "less large", 40)  # would fit beside the one that is decoded
+    asked.ask("d", "small", 20)
+    asked.finish("small", "first", "large", "less large")
+    assert asked.join() == ["first", "small", "large", "less large"]
+
+
+def test_a_client_has_no_more_files_decoded_at_once_than_it_may() -> None:
+    """Small ones would leave others no core."""
+    asked = Asked(DecodingMemory(90, of_one=2))
+    for number in range(3):
+        asked.ask("a", str(number), 5)
+    assert sorted(asked.order) == ["0", "1"]
+    asked.ask("b", "mine", 5)
+    assert "mine" in asked.order
+    asked.finish("0", "1", "2", "mine")
+    assert "2" in asked.join()
+
+
+QUICK = SolverSettings(evaluations=8)
+KEY = bytes(32)
+
+
+def manifest(**options):
+    return pictures_model("scans", **{"seed": 0, **options})[0]
+
+
+def side(form: PictureFormat):
+    """The rule of the other side's pictures."""
+    return rule_of_side(
+        picture_side(sample_shape=(1, SIZE, SIZE), picture=PictureTerms(form.low, form.high, form.bits))
+    )
+
+
+def sent_by(form: PictureFormat) -> bytes:
+    return encode_png(from_array(grey()[0], picture_rule(manifest(form=form))))
+
+
+def at_home(values, rule, fit: str, size: tuple[int, int]) -> bytes:
+    return encode_png(from_array(values[0], in_numbers(replace(rule, fit=fit)), Geometry(*size)))
+
+
+def read_picture(content: bytes, rule, limits):
+    return fit_picture(decode_image(content, limits), rule)
+
+
+def grey(seed: int = 0) -> np.ndarray:
+    return noise(seed=seed)[None, None].astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        PictureFormat(),
+        PictureFormat(bits=16, high=65535.0),
+        PictureFormat(low=-1000.0, high=2000.0, bits=16),
+        PictureFormat(low=100.0, high=4000.0, bits=16),
+        PictureFormat(low=0.0, high=1.0),
+    ],
+    ids=["8", "16", "CT", "MR", "unit"],
+)
+def test_a_translation_comes_home_as_exactly_as_its_file_has_bits(form):
+    """Whatever the target's units are; at the model's own size the file is the very one that the target wrote."""
+    sent, rule = sent_by(form), side(form)
+    values = read_answer(sent, rule)
+    assert at_home(values, rule, "resize", (SIZE, SIZE)) == sent
+    levels = (form.high - form.low) / rule.output_scale[0]
+    np.testing.assert_allclose(values, grey(), atol=1.01 / levels)
+
+
+def test_what_a_peer_hides_in_its_file_does_not_come_home():
+    """The client's file is written from pixels."""
+    content = io.BytesIO()
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text("Comment", "hello")
+    Image.fromarray(np.zeros((SIZE, SIZE), np.uint8)).save(content, "PNG", pnginfo=text)
+    south = side(PictureFormat())
+    home = at_home(read_answer(content.getvalue(), south), south, "resize", (SIZE, SIZE))
+    assert set(chunks(home)) == {b"IHDR", b"IDAT", b"IEND"}
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (encode_png(np.zeros((SIZE, SIZE + 1, 1), np.uint8)), ImageTooLarge),
+        (encode_png(np.zeros((SIZE, SIZE - 1, 1), np.uint8)), ShapeMismatch),
+        (encode_png(np.zeros((SIZE, SIZE, 3), np.uint8)), ShapeMismatch),
+        (encode_png(np.zeros((SIZE, SIZE, 1), np.uint16)), ShapeMismatch),
+        (b"\xff\xd8\xff\xe0", ImageUnreadable),
+        (b"", ImageUnreadable),
+    ],
+    ids=["larger", "smaller", "colour", "deeper", "a JPEG", "nothing"],
+)
+def test_an_answer_that_was_not_agreed_is_refused(content, error):
+    """Size, channels, bits, format."""
+    with pytest.raises(error):
+        read_answer(content, side(PictureFormat()))
+
+
+# The engine
+
+
+@pytest.fixture(scope="module")
+def plain():
+    made = pictures_engine()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def classes():
+    made = pictures_engine("relief", seed=2, classes=("coast", "ridge"))
+    yield made
+    made.close()
+
+
+def test_encoding_softens_with_the_noise_that_it_is_given(plain):
+    """The same noise, the same latent; another peer's noise, another latent, as far off as the noise level says."""
+    softener = Softener(KEY, plain.model.bundle.digest)
+
+    def latent(peer: str) -> np.ndarray:
+        noisy = encode(plain, grey(), QUICK, noise=lambda x: softener.for_picture(x, peer))
+        return noisy.latent.data
+
+    first = latent("south.example")
+    np.testing.assert_allclose(first, latent("south.example"), atol=1e-5)
+    gap = first - latent("west.example")
+    assert gap.std() == pytest.approx(0.02 * 2**0.5, rel=0.3)
+
+
+def test_a_node_says_of_itself_what_its_manifest_and_policy_say(tmp_path, classes):
+    """The side of the contract: shape, softening, units, classes with their names, and the size rule."""
+    config = make_config(tmp_path, "south.example", "target", domain="relief")
+    node = make_context(config, Institution("south.example", tmp_path / "state"), classes)
+    said = node.side()
+    assert (said.sample_kind, said.sample_shape, said.soften_sigma) == ("picture", (1, SIZE, SIZE), 0.02)
+    assert (said.classes, said.class_names) == (2, ("coast", "ridge"))
+    assert (said.size_rule, said.picture) == ("resize", PictureTerms(0.0, 255.0, 8))
+    node.config = config.model_copy(
+        update={"policy": config.policy.model_copy(update={"size_rule": "refuse"})}
+    )
+    assert node.side() == replace(said, size_rule="refuse")

@@ -1,7 +1,9 @@
-"""Who may call what, as a table, and how much a peer may have decoded."""
+"""Who may call what, what the policy allows, and quotas that no kill gives back."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -9,19 +11,35 @@ from types import MappingProxyType
 import pytest
 
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import ConfigError, PeerSuspended, PeerUnknown, PolicyDenied, RefusedError
+from ddib_fed.errors import (
+    ConfigError,
+    NotReady,
+    PeerSuspended,
+    PeerUnknown,
+    PolicyDenied,
+    QuotaSpent,
+    RefusedError,
+)
+from ddib_fed.guidance import Guidance
 from ddib_fed.node.config import NodeConfig, PolicySection
 from ddib_fed.node.policy import (
+    AHEAD,
+    DAY_S,
+    REPEATS,
+    Charge,
     Policy,
+    Quotas,
     check_settings,
     check_softening,
     check_target,
     client_charges,
+    evaluations_of,
     peer_charges,
 )
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import Peer, Snapshot
 from ddib_fed.security.pki import new_authority
+from ddib_fed.store import NodeStore
 from tests.node.tiny_nodes import make_config
 
 NORTH = new_authority("north.example").certificate
@@ -47,7 +65,6 @@ SIGN = "/ddib_fed.v1.CalibrationService/SignCalibration"
 RENEW = "/ddib_fed.v1.IdentityService/Renew"
 HEALTH = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
-LIST = "/grpc.health.v1.Health/List"
 
 
 def may(
@@ -70,10 +87,8 @@ def may(
         (RENEW, {OWN_NODE, OWN_CLIENT, OWN_RECOVERY}),
         (HEALTH, set(EVERYBODY) - {OWN_RECOVERY}),
         (WATCH, {OWN_NODE, OWN_CLIENT}),
-        (LIST, {OWN_NODE, OWN_CLIENT}),
         ("/ddib_fed.v1.AdminService/Drain", set()),
         ("/ddib_fed.v1.TranslationServiceX/SubmitJob", set()),
-        ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", set()),
         ("", set()),
     ],
 )
@@ -163,8 +178,6 @@ def allowed(policy: PolicySection, identity, method: str) -> bool:
         ({"*": ("send", "decode", "calibrate")}, True, True),
         ({"*": ("decode",), "south.example": ("calibrate",)}, False, True),
         ({}, False, False),
-        ({"west.example": ("decode",)}, False, False),
-        ({"south.example": ()}, False, False),
         ({"south.example": ("decode",)}, True, False),
         ({"south.example": ("calibrate", "send")}, False, True),
     ],
@@ -180,10 +193,8 @@ def test_a_table_of_peers_denies_what_it_does_not_list(uses, decode: bool, sign:
     [
         ({"*": ("*",)}, {"south.example/relief", "south.example/other", "west.example/relief"}),
         ({}, set()),
-        ({"bob": ("*",)}, set()),
         ({"alice": ()}, set()),
         ({"alice": ("south.example/relief",)}, {"south.example/relief"}),
-        ({"alice": ("south.example",)}, {"south.example/relief", "south.example/other"}),
         ({"alice": (), "*": ("*",)}, set()),
         ({"*": ("west.example/relief",)}, {"west.example/relief"}),
     ],
@@ -214,9 +225,7 @@ def test_softening_has_a_floor() -> None:
     "text",
     [
         'peers = { "South" = ["send"] }',
-        'peers = { "south.example" = ["read"] }',
         'clients = { "Alice!" = [] }',
-        'clients = { "alice" = ["south.example/"] }',
         'clients = { "alice" = ["relief"] }',
         "least_soften_sigma = 2",
         'peer = { "south.example" = [] }',
@@ -226,3 +235,170 @@ def test_what_is_no_policy_is_refused(tmp_path: Path, text: str) -> None:
     config = make_config(tmp_path / "north", "north.example", "source")
     with pytest.raises(ConfigError, match="policy"):
         rewritten(config, text)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1e9
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = NodeStore(tmp_path / "node.sqlite")
+    yield made
+    made.close()
+
+
+def charge(amount: int, limit: int = 100, who: str = "north.example") -> list[Charge]:
+    return [Charge("evaluations_per_day", who, amount, limit)]
+
+
+def spend_all(quotas: Quotas, limit: int = 100) -> int:
+    """Charge one after another until nothing is left; how many there were."""
+    count = 0
+    while True:
+        try:
+            quotas.charge(charge(1, limit))
+        except QuotaSpent:
+            return count
+        count += 1
+
+
+def test_what_does_not_fit_is_refused_and_says_what_is_left_and_when_it_renews(clock) -> None:
+    """Nothing of it was booked: what fits is still taken."""
+    quotas = Quotas(None, clock=clock)
+    quotas.charge(charge(60))
+    with pytest.raises(QuotaSpent) as spent:
+        quotas.charge(charge(41))
+    assert spent.value.retry_after_s == DAY_S
+    assert spent.value.facts == {
+        "quota": "evaluations_per_day", "of": "north.example", "limit": "100", "left": "40", "asked": "41",
+        "renews": "2001-09-10T01:46:40+00:00",
+    }  # fmt: skip
+    quotas.charge(charge(40))
+
+
+def test_a_day_begins_with_the_first_charge_and_each_has_its_own(clock) -> None:
+    """A minute before its end nothing is free yet."""
+    quotas = Quotas(None, clock=clock)
+    quotas.charge(charge(100))
+    clock.now += DAY_S / 2
+    quotas.charge(charge(100, who="west.example"))
+    clock.now += DAY_S / 2 - 60
+    for who in ("north.example", "west.example"):
+        with pytest.raises(QuotaSpent):
+            quotas.charge(charge(1, who=who))
+    clock.now += 60
+    quotas.charge(charge(100))
+    with pytest.raises(QuotaSpent):
+        quotas.charge(charge(1, who="west.example"))
+
+
+def test_the_same_work_again_is_free_up_to_a_tenth_of_the_limit(clock) -> None:
+    """A crash of the peer costs it nothing; sending one latent for ever costs what it costs here."""
+    quotas = Quotas(None, clock=clock)
+    work = "request", 0, b"digest"
+    quotas.charge(charge(50, 1_000), work)
+    free = 1_000 // REPEATS // 50
+    for _ in range(free):
+        quotas.charge(charge(50, 1_000), work)
+    assert spend_all(quotas, 1_000) == 950
+    with pytest.raises(QuotaSpent):
+        quotas.charge(charge(50, 1_000), work)
+
+
+def test_a_restart_gives_nothing_back_and_an_orderly_one_takes_nothing(store, clock) -> None:
+    """The exact count is written when the node ends."""
+    quotas = Quotas(store, clock=clock)
+    quotas.charge(charge(123_456, 10**6))
+    quotas.close()
+    with pytest.raises(QuotaSpent) as spent:
+        Quotas(store, clock=clock).charge(charge(10**6, 10**6))
+    assert spent.value.facts["left"] == str(10**6 - 123_456)
+
+
+def test_a_kill_gives_nothing_back_and_takes_at_most_a_part_of_the_limit(tmp_path) -> None:
+    """Of a process that charges as fast as it can, and is killed with -9 in the middle of it."""
+    path = tmp_path / "node.sqlite"
+    program = f"""
+from pathlib import Path
+from ddib_fed.node.policy import Charge, Quotas
+from ddib_fed.store import NodeStore
+quotas, count = Quotas(NodeStore(Path({str(path)!r}))), 0
+while True:
+    quotas.charge([Charge("evaluations_per_day", "north.example", 7, 10**6)])
+    count += 7
+    print(count, flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for _ in range(60):
+            last = process.stdout.readline()
+        process.kill()
+        last = process.stdout.read().rpartition("\n")[0].rpartition("\n")[2] or last
+    store = NodeStore(path)
+    (account,) = store.read("SELECT spent FROM quotas")
+    store.close()
+    # What was printed had been charged; one more charge may have been booked and not printed.
+    assert int(last) <= account["spent"] <= int(last) + 7 + 10**6 // AHEAD + 7
+
+
+def test_works_are_charged_in_their_order_as_many_as_fit_with_one_write(store, clock) -> None:
+    """A small one does not pass a large one that has no room; repeats among them are free to a tenth."""
+    quotas = Quotas(store, clock=clock)
+    works = [(charge(amount), name) for name, amount in enumerate((8, 40, 30, 30, 1))]
+    assert quotas.charge_each(works) == 3
+    assert store.commits == 1
+    assert quotas.charge_each([works[0], works[4]]) == 2
+    with pytest.raises(QuotaSpent) as spent:
+        quotas.charge_each(works[3:])
+    assert spent.value.facts["left"] == "21", "8, 40, 30 and 1 were charged, and 8 again was free"
+    quotas.charge(charge(21))
+
+
+def test_a_full_disk_books_nothing_and_asks_to_come_back(store, clock, monkeypatch) -> None:
+    """Work whose charge is not on the disk is not begun."""
+    quotas = Quotas(store, clock=clock)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write", full)
+        with pytest.raises(NotReady) as refused:
+            quotas.charge(charge(100))
+        with pytest.raises(NotReady):
+            quotas.charge_each([(charge(60), "a"), (charge(40), "b")])
+    assert refused.value.retry_after_s
+    quotas.charge(charge(100))
+
+
+def test_a_clock_that_was_set_back_makes_no_day_longer_than_a_day(clock) -> None:
+    """Else a clock that was wrong for a moment would lock a peer out for years."""
+    quotas = Quotas(None, clock=clock)
+    clock.now += 1_000 * DAY_S
+    quotas.charge(charge(100))
+    clock.now -= 1_000 * DAY_S
+    with pytest.raises(QuotaSpent) as spent:
+        quotas.charge(charge(1))
+    assert spent.value.retry_after_s == DAY_S
+    clock.now += DAY_S
+    quotas.charge(charge(100))
+
+
+def test_pictures_count_their_pixels_and_guided_legs_twice() -> None:
+    """Points count one each, channels nothing; a way back counts as another leg, guided if it is."""
+    assert evaluations_of(10, (2,), 48) == 480
+    assert evaluations_of(2, (3, 32, 16), 10) == 2 * 512 * 10
+    assert evaluations_of(1, (1, 8, 8), 10, round_trip=True) == 2 * 640
+    guided = Guidance(scale=3.0)
+    assert evaluations_of(1, (1, 8, 8), 10, guided) == 2 * 640
+    assert evaluations_of(1, (1, 8, 8), 10, guided, round_trip=True) == 3 * 640

@@ -1,22 +1,29 @@
-"""The node's port: one owner, truthful health, and threads left for those who ask briefly."""
+"""The node's port: one owner, truthful health, threads for brief calls, taken in turn by connections."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from ddib_fed.errors import DdibError, MessageInvalid, PeerSuspended
 from ddib_fed.node.interceptors import CallInterceptor
 from ddib_fed.node.policy import Policy
-from ddib_fed.node.server import RESERVED_THREADS, NodeServer
+from ddib_fed.node.server import MOST_WAITING, RESERVED_THREADS, FairPool, NodeServer
 from ddib_fed.protocol.contract import PROTOCOL
-from ddib_fed.security import tls
+from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.security import pki, tls
 from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
-from tests.node.listening import Requests, described
+from tests.node.institutions import Institution
+from tests.node.listening import HOP, Listening, Requests, described
 from tests.node.tiny_nodes import make_institution
 from tests.source_node.conftest import wait_until
 
@@ -134,3 +141,105 @@ def refused(served) -> bool:
     except grpc.RpcError as error:
         return error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
     return False
+
+
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
+
+
+@pytest.fixture
+def client(node: Listening, north: Institution, tmp_path: Path) -> Iterator[health_pb2_grpc.HealthStub]:
+    pki.issue_client(north.pki, tmp_path / "alice", "alice")
+    with node.channel(north, pki_folder=tmp_path / "alice") as channel:
+        yield health_pb2_grpc.HealthStub(channel)
+
+
+def refusal(call) -> DdibError:
+    with pytest.raises(grpc.RpcError) as error:
+        call()
+    return from_rpc_error(error.value, HOP)
+
+
+def test_a_probe_is_told_of_the_node_and_of_each_service(node: Listening, client) -> None:
+    """By anybody's certificate of an admitted institution: this is what a load balancer or grpc_health_probe asks."""
+    node.health.set(SERVICE, NOT_SERVING)
+    assert client.Check(HealthCheckRequest(), timeout=5).status == SERVING
+    assert client.Check(HealthCheckRequest(service=SERVICE), timeout=5).status == NOT_SERVING
+
+
+def test_nothing_is_kept_of_who_asked(node: Listening, north: Institution) -> None:
+    """Names that are not served are not found; nobody may watch, which would hold a thread and keep the name."""
+    request = HealthCheckRequest(service="a name")
+    for who in (node.south, north):
+        with node.channel(who) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            with pytest.raises(grpc.RpcError) as unknown:
+                stub.Check(request, timeout=5)
+            with pytest.raises(grpc.RpcError) as watched:
+                list(stub.Watch(request, timeout=5))
+        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+        assert watched.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_long_name_is_refused_before_it_is_parsed(client) -> None:
+    """No service has a name of a kilobyte."""
+    request = HealthCheckRequest(service="x" * 2_000)
+    assert type(refusal(lambda: client.Check(request, timeout=5))) is MessageInvalid
+
+
+def test_a_suspended_institution_is_not_answered(node: Listening, client) -> None:
+    """Until it is resumed."""
+    node.south.store.suspend("north.example")
+    assert type(refusal(lambda: client.Check(HealthCheckRequest(), timeout=5))) is PeerSuspended
+    node.south.store.resume("north.example")
+    assert client.Check(HealthCheckRequest(), timeout=5).status == SERVING
+
+
+def event(peer: str) -> SimpleNamespace:
+    return SimpleNamespace(call=SimpleNamespace(peer=peer.encode))
+
+
+class Held:
+    """A pool of one thread, which is busy until it is let go; what runs is written down."""
+
+    def __init__(self) -> None:
+        self.crowds: list[str] = []
+        self.ran: list[str] = []
+        self.pool = FairPool(1, self.crowds.append)
+        self._go = threading.Event()
+        self.pool.submit(self._go.wait)
+
+    def call(self, peer: str, what: str):
+        return self.pool.submit(lambda _state, _event: self.ran.append(what), None, event(peer))
+
+    def go(self) -> None:
+        self._go.set()
+        self.pool.submit(lambda: None).result(10)
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    made = Held()
+    yield made
+    made.go()
+    made.pool.shutdown()
+
+
+def test_a_call_waits_for_one_of_each_other_connection_at_most(held: Held) -> None:
+    """One caller has a hundred calls waiting; the call that came last, of another, is the second to run."""
+    calls = [held.call("ipv4:10.0.0.1:1", f"flood {number}") for number in range(100)]
+    health = held.call("ipv4:10.0.0.2:1", "health")
+    held.go()
+    for call in (*calls, health):
+        call.result(10)
+    assert held.ran.index("health") == 1
+    assert [what for what in held.ran if what != "health"] == [f"flood {number}" for number in range(100)]
+
+
+def test_a_connection_with_too_many_waiting_calls_is_named(held: Held) -> None:
+    """Once for each call beyond the limit; tasks of no call are not counted."""
+    for _ in range(MOST_WAITING + 2):
+        held.call("ipv4:10.0.0.1:1", "")
+    assert held.crowds == ["ipv4:10.0.0.1:1"] * 2
+    for _ in range(MOST_WAITING + 2):
+        held.pool.submit(lambda: None)
+    assert len(held.crowds) == 2

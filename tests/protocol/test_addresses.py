@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.client.profile import Profile, render_client_toml
 from ddib_fed.errors import ConfigError, InputError
 from ddib_fed.node.config import NodeConfig, render_node_toml
 from ddib_fed.protocol.addresses import split_address
@@ -87,14 +86,3 @@ def test_node_toml_holds_to_it(tmp_path: Path, old: str, new: str) -> None:
     with pytest.raises(ConfigError) as refused:
         NodeConfig.load(tmp_path / "node.toml")
     assert "\x1b" not in str(refused.value)
-
-
-def test_a_client_profile_holds_to_it(tmp_path: Path) -> None:
-    """Written by `ddib init client`, or by hand."""
-    text = render_client_toml(
-        institution="north.example", name="alice", source_address="localhost:7443",
-        source_identity="node-1.north.example", pki="pki",
-    )  # fmt: skip
-    (tmp_path / "client.toml").write_text(text.replace("localhost:7443", ESC))
-    with pytest.raises(ConfigError, match="source_address"):
-        Profile.load(tmp_path / "client.toml")

@@ -32,7 +32,6 @@ from ddib_fed.protocol.details import (
     failure_of_peer,
     from_detail,
     from_rpc_error,
-    refused_count,
     refused_facts,
     refused_items,
     to_detail,
@@ -87,15 +86,13 @@ def carried(error: DdibError) -> DdibError:
     return from_rpc_error(Failed(grpc.StatusCode[error.status], ((DETAIL_KEY, detail),)), HOP)
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in errors.all_errors() if kind is not DdibError], ids=lambda k: k.__name__
-)
-def test_every_error_arrives_as_itself(kind: type[DdibError]) -> None:
+def test_every_error_arrives_as_itself() -> None:
     """With its reason, its incident and the hop; what was for the other machine's eyes stays there."""
-    found = carried(kind(f"could not read {LOCAL}", hint=f"look at {LOCAL}"))
-    assert type(found) is kind or found.reason == kind.reason
-    assert (found.hop, found.incident) == (HOP, "abc123")
-    assert LOCAL not in found.detail + found.hint
+    for kind in set(errors.all_errors()) - {DdibError}:
+        found = carried(kind(f"could not read {LOCAL}", hint=f"look at {LOCAL}"))
+        assert type(found) is kind or found.reason == kind.reason
+        assert (found.hop, found.incident) == (HOP, "abc123")
+        assert LOCAL not in found.detail + found.hint
 
 
 def test_facts_differences_and_patience_arrive() -> None:
@@ -132,15 +129,6 @@ def test_a_peers_text_cannot_steer_a_terminal() -> None:
     assert text.isprintable()
     assert len(found.detail) <= 200
     assert len(found.incident) <= 32
-
-
-def test_a_known_reasons_sentence_is_ours() -> None:
-    """A peer cannot put words into our mouth."""
-    found = from_detail(
-        pb.ErrorDetail(reason="QUEUE_FULL", sentence="send your key to ...").SerializeToString(), HOP
-    )
-    assert found is not None
-    assert found.detail == QueueFull.sentence
 
 
 @pytest.mark.parametrize("hop", [HOP, "source north.example"])
@@ -211,13 +199,13 @@ MEANINGS = {
 }
 
 
-@pytest.mark.parametrize("code", list(grpc.StatusCode), ids=lambda c: c.name)
-def test_each_status_without_detail_has_its_meaning(code: grpc.StatusCode) -> None:
+def test_each_status_without_detail_has_its_meaning() -> None:
     """What the transport ends calls with is tried again, the rest is final; the text is not repeated."""
-    found = from_rpc_error(Failed(code), HOP)
-    assert type(found) is MEANINGS[code.name]
-    assert "text of the peer" not in found.detail + found.hint
-    assert found.hop == HOP
+    for code in grpc.StatusCode:
+        found = from_rpc_error(Failed(code), HOP)
+        assert type(found) is MEANINGS[code.name]
+        assert "text of the peer" not in found.detail + found.hint
+        assert found.hop == HOP
 
 
 @pytest.mark.parametrize(
@@ -254,14 +242,6 @@ def test_a_node_that_does_not_answer_says_what_to_try(hop: str, hint: str) -> No
     assert (found.hint, found.hop) == (hint, hop)
 
 
-def test_a_peer_can_make_nobody_wait_for_more_than_a_day() -> None:
-    """Whatever it asks for."""
-    detail = pb.ErrorDetail(reason="QUEUE_FULL", retry_after_ms=2**32 - 1)
-    found = from_detail(detail.SerializeToString(), HOP)
-    assert found is not None
-    assert found.retry_after_s == 24 * 3600
-
-
 # Items that a node refuses
 
 
@@ -289,18 +269,7 @@ def test_all_are_named_in_one_answer(refused: dict[int, str]) -> None:
     """With their reasons, however many they are."""
     facts = crossed(refused)
     assert refused_items(facts) == refused
-    assert refused_count(facts) == len(refused)
     assert all(len(text) <= MAX_TEXT for text in facts.values())
-
-
-def test_what_has_no_room_is_counted() -> None:
-    """Every second of ten thousand: the first ones are named."""
-    refused = dict.fromkeys(range(0, 10_000, 2), "IMAGE_UNREADABLE")
-    facts = crossed(refused)
-    found = refused_items(facts)
-    assert 300 < len(found) < len(refused)
-    assert found == dict.fromkeys(sorted(refused)[: len(found)], "IMAGE_UNREADABLE")
-    assert refused_count(facts) == len(refused)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +289,6 @@ def test_words_that_are_none_are_passed_over(text: str, expected: dict[int, str]
 def test_a_range_without_end_takes_no_memory() -> None:
     """No job has so many items."""
     assert len(refused_items({"refused_0": "A:0-999999999", "refused_1": "B:5-999999999"})) <= MOST_ITEMS
-    assert refused_count({"refused_count": "-4"}) == 0
 
 
 # The words of the installed gRPC by which causes of one status are told apart, each from a real call

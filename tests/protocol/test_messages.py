@@ -123,20 +123,8 @@ def test_every_value_survives_the_wire(message, data):
     assert from_message(message.FromString(sent), type(value)) == value
 
 
-def test_an_absent_value_is_not_zero():
-    """A field with presence tells them apart."""
-    figures = Figures(size_rule="crop", terms=Terms(low=0, high=1), structure_doubtful=False)
-    sent = to_message(figures, translation_pb2.PictureFigures)
-    assert (sent.HasField("cycle_psnr"), sent.HasField("structure_doubtful")) == (False, True)
-
-
 def test_a_number_that_is_not_set_is_an_unknown_text():
     assert from_message(translation_pb2.Domain(), Shaped).sample_kind == "unknown"
-
-
-def test_a_text_that_is_no_name_is_not_sent():
-    with pytest.raises(KeyError, match="SAMPLE_KIND_SOUND"):
-        to_message(Shaped("sound", (), ()), translation_pb2.Domain)
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from ddib_fed.errors import PeerUnreachable
-from ddib_fed.security import pki
 from ddib_fed.security.diagnosis import Diagnosis, diagnose, explained, may_pass
 from ddib_fed.security.pki import certificate_pem
 from tests.node.institutions import Institution
@@ -60,19 +58,6 @@ def test_a_name_server_that_does_not_answer_is_no_missing_host(
     finding = look("south.example:7443", north, south)
     assert (finding.cause, may_pass(finding.cause)) == ("no-connection", True)
     assert not may_pass("name-not-found")
-
-
-def test_a_fresh_certificate_that_is_refused_says_by_how_much_a_clock_would_be_wrong(
-    node: Listening, north: Institution, south: Institution
-) -> None:
-    """gRPC closes without a reason: the age of the certificate shows what a clock can explain."""
-    south.store.remove("north.example")
-    fresh = look(node.address, north, south)
-    assert "a node whose clock is behind by more than" in fresh.text
-    pki.issue_to_folder(
-        north.authority, north.pki, "node", "node-1", now=datetime.now(UTC) - timedelta(hours=12)
-    )
-    assert "clock is behind" not in look(node.address, north, south).text
 
 
 def test_a_call_that_failed_although_the_connection_works_keeps_its_error(

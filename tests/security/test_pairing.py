@@ -17,7 +17,6 @@ from spake2 import SPAKE2_A, SPAKE2_B
 from ddib_fed.errors import (
     DdibError,
     DeadlineExceeded,
-    InputError,
     PeerUnreachable,
     PolicyDenied,
     Unauthenticated,
@@ -138,14 +137,6 @@ def test_every_single_wrong_digit_is_found() -> None:
             parse_code(each)
 
 
-@pytest.mark.parametrize("text", ["", "482-173", "482-173-0633", "48217306x", "٤٨٢١٧٣٠٦٣"])
-def test_what_is_no_code_is_refused_with_what_shows_one(text: str) -> None:
-    """Digits of other alphabets are none."""
-    with pytest.raises(UsageError, match="is no code") as caught:
-        parse_code(text)
-    assert "ddib pair --listen" in caught.value.hint
-
-
 def end(waiting: Waiting, error: type[DdibError]) -> DdibError:
     caught = waiting.result.exception(timeout=20)
     assert isinstance(caught, error), caught
@@ -189,20 +180,6 @@ def test_what_one_side_refuses_neither_admits(north: Side, south: Side, waiting:
     told = end(waiting, PolicyDenied)
     heard = told if who == "north" else caught.value
     assert "refuses this node: its name is \\x1b[31mred" in heard.detail
-    assert north.admitted == south.admitted == []
-
-
-@pytest.mark.parametrize("who", ["north", "south"])
-def test_a_file_that_is_none_is_refused(north: Side, south: Side, waiting: Waiting, who: str) -> None:
-    """Also from the side that has the code, which hears the fixed sentence and no more."""
-    (north if who == "north" else south).file = b"{}"
-    here = PolicyDenied if who == "north" else InputError
-    with pytest.raises(here) as caught:
-        dial(waiting.address, CODE, north)
-    there = end(waiting, InputError if who == "north" else PolicyDenied)
-    told, found = (caught.value, there) if who == "north" else (there, caught.value)
-    assert "no peer file" in found.detail
-    assert told.detail.endswith(f"refuses this node: {InputError.sentence} ({InputError.reason})")
     assert north.admitted == south.admitted == []
 
 
@@ -255,23 +232,6 @@ def read(connection: socket.socket, count: int) -> bytes:
             raise EOFError
         data += part
     return data
-
-
-def test_a_relay_changes_nothing(north: Side, waiting: Waiting) -> None:
-    """Such as a forwarded port: it sees neither code nor files."""
-    seen: list[bytes] = []
-
-    def look(direction: str, number: int, data: bytes) -> bytes:
-        seen.append(data)
-        return data
-
-    with listening(relay(waiting.address, look)) as between:
-        assert dial(between, CODE, north).mutual
-    everything = b"".join(seen)
-    assert waiting.result.result(20).mutual
-    assert len(everything) > 1000
-    assert b"example" not in everything
-    assert b"CERTIFICATE" not in everything
 
 
 FRAMES = ["SPAKE2", "proof", "file", "judgement", "admission"]

@@ -329,13 +329,17 @@ def test_reload_says_what_changed(north: Institution, south: Institution) -> Non
     assert store.reload() == []
     north.admit(south)
     root = f"root {pki.fingerprint(south.root)} of south.example"
-    assert store.reload() == [f"added peer south.example: {south.identity} at {south.peer().address}", root]
+    entry = f"added peer south.example: {south.identity} at {south.peer().address}"
+    assert store.reload() == [entry, f"added {root}"]
     north.store.add(south.peer("elsewhere:1"), fingerprints=[], replace=True)
-    assert store.reload() == [f"changed peer south.example: {south.identity} at elsewhere:1", root]
+    entries = [
+        f"peer south.example: {south.identity} at {at}" for at in (south.peer().address, "elsewhere:1")
+    ]
+    assert store.reload() == [f"removed {entries[0]}", f"added {entries[1]}"]
     north.store.remove("south.example")
-    assert store.reload() == ["removed peer south.example"]
+    assert store.reload() == [f"removed {entries[1]}", f"removed {root}"]
     north.store.withdraw(ALICE)
-    assert store.reload() == [f"withdrew {ALICE}"]
+    assert store.reload() == [f"added withdrawn {ALICE}"]
     store.file.write_bytes(b"")
     (not_read,) = store.reload()
     assert not_read.startswith("not read: ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -104,48 +104,6 @@ def test_a_proxy_that_opens_no_tunnel_is_named(
     assert (finding.cause, words in finding.text, finding.text.isprintable()) == (cause, True, True), finding
     assert node.address in finding.text + finding.remedy
     assert may_pass(cause) == (cause == "no-connection")
-
-
-def test_a_wrong_login_is_told_from_a_missing_one(node: Listening, north: Institution) -> None:
-    """Neither is shown."""
-    with proxying(login="north:right") as proxy:
-        finding = look(node, north, Proxy(proxy.address, "north:wrong"))
-    assert finding.cause == "proxy-refused"
-    assert "is not accepted" in finding.text
-    assert "wrong" not in f"{finding.text}{finding.remedy}{Proxy(proxy.address, 'north:wrong')}"
-
-
-def test_a_proxy_that_is_off_is_not_the_node(node: Listening, north: Institution) -> None:
-    """Its port is taken and not listened on."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        finding = look(node, north, Proxy(address))
-    assert finding.cause == "proxy-unreachable"
-    assert f"nothing listens at {address}" in finding.text
-
-
-def _ssh(connection: socket.socket) -> None:
-    connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
-    connection.recv(4096)
-
-
-def _flood(connection: socket.socket) -> None:
-    connection.sendall(b"HTTP/1.1 200 OK\r\n" + b"x" * 50_000)
-    connection.recv(4096)
-
-
-def _nothing(connection: socket.socket) -> None:
-    connection.recv(4096)
-
-
-@pytest.mark.parametrize("answer", [_ssh, _nothing, _flood])
-def test_what_is_no_proxy(
-    answer: Callable[[socket.socket], None], node: Listening, north: Institution
-) -> None:
-    """Another server, one that closes, and one whose headers never end."""
-    with listening(answer) as address:
-        assert look(node, north, Proxy(address), timeout_s=2.0).cause == "proxy-refused"
 
 
 def test_an_answer_that_trickles_ends_in_time() -> None:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-
 import numpy as np
 import pytest
 
 from ddib_fed.errors import CalibrationExpired, CalibrationModel
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.node.calibrations import unusable_with
-from ddib_fed.protocol.messages import ItemState
-from source_node.records import SpoolPart
 from source_node.service import job_message, record_of
 from source_node.submission import active_terms, calibration_of
 from tests import audit_rows
 from tests.node.agreed_calibrations import agreed, ended
 from tests.node.picture_examples import pictures_engine
 from tests.node.tiny_nodes import make_institution
-from tests.source_node.conftest import wait_until
 from tests.source_node.jobs.job_examples import header
 from tests.source_node.pipeline.test_pictures import Scans, picture_target
-from tests.source_node.scripted_target import hang
 
 TO = ("south.example", "relief")
 DEEP = PictureFormat(high=65535.0, bits=16)
@@ -86,23 +79,6 @@ def test_items_are_encoded_under_the_active_calibration(source, target, signed) 
     assert sent == [f"rotation {signed.sha256.hex()}", ""]
 
 
-@pytest.mark.slow
-def test_a_latent_of_another_calibration_is_made_again(source, target, signed) -> None:
-    """It was stored before there was one; the item is encoded anew under the contract of the second try."""
-    target.decodes = [hang]
-    job_id = source.start().submitted()
-    wait_until(lambda: source.store.get(job_id).items[0].state == ItemState.ENCODED)
-    assert target.asked.wait(10)
-    stored = source.store.read_part(job_id, 0, SpoolPart.ENCODED)
-    source.stop()
-    source.open(source.node.running_engine)
-    source.node.calibrations.add(signed)
-    job = source.start().ended(job_id)
-    assert str(job.state) == "FINISHED"
-    np.testing.assert_allclose(target.latents[-1][1].data.ravel(), -np.frombuffer(stored, "<f4"), atol=1e-5)
-    assert record_of(job, job.items[0]).calibration_sha256 == signed.sha256.hex()
-
-
 def test_a_target_that_changes_the_calibration_ends_the_job(source, target, signed) -> None:
     """It answers with a contract without one: the translation would be another than the record says."""
 
@@ -136,18 +112,6 @@ def test_what_has_ended_is_refused_and_not_left_out(source, signed) -> None:
     assert calibration_of(node, header(target_institution=TO[0], target_domain="drawings")) is None
 
 
-def test_an_earlier_rotation_is_used_until_the_model_is_trained_with_the_map(
-    source, institutions, signed
-) -> None:
-    """Agreeing on a map interrupts no job."""
-    tone = agreed(*institutions, kind="tone", map=ChannelMap(quadratic=((0.0, 1.0, 0.1),)))
-    source.node.calibrations.add(signed, now=datetime.now(UTC) - timedelta(days=1))
-    source.node.calibrations.add(tone)
-    assert calibration_of(source.node, JOB) == signed.calibration
-    source.node.calibrations.deactivate(signed.sha256)
-    assert calibration_of(source.node, JOB) == tone.calibration
-
-
 @pytest.mark.slow
 def test_a_kind_that_needs_training_needs_the_bundle_that_has_it(source, institutions, signed) -> None:
     """And such a bundle needs the calibration: the job fails with the command that helps."""
@@ -167,24 +131,3 @@ def test_a_kind_that_needs_training_needs_the_bundle_that_has_it(source, institu
     assert source.translated().error.reason == CalibrationModel.reason
     source.runner.close()
     trained.close()
-
-
-def test_a_check_says_that_jobs_would_be_refused(source, institutions, signed) -> None:
-    """A calibration that the model was not trained with, and no other; a model whose calibration is missing."""
-    tone = agreed(*institutions, kind="tone", map=ChannelMap(quadratic=((0.0, 1.0, 0.1),)))
-    plain = source.node.running_engine.model.manifest
-    units = Normalisation(std=0.5, calibrated=tone.calibration.map)
-    trained = plain.model_copy(update={"normalisation": units})
-
-    def warned(manifest) -> tuple[str, ...]:
-        return unusable_with(source.config, source.node.calibrations, manifest)
-
-    assert warned(plain) == ()
-    (missing,) = warned(trained)
-    assert "this translation has none" in missing
-    source.node.calibrations.add(tone)
-    assert warned(trained) == ()
-    (untrained,) = warned(plain)
-    assert "ddib model train --init OWN --calibration FILE" in untrained
-    source.node.calibrations.add(signed)
-    assert warned(trained) == warned(plain) == ()

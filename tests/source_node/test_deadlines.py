@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from ddib_fed.client.views import job_view, require_finished
-from ddib_fed.errors import JobFailed, QuotaSpent
-from ddib_fed.v1 import translation_pb2 as pb
+from ddib_fed.errors import JobFailed
 from source_node.service import job_message
 from tests.node.tiny_nodes import make_institution
 from tests.source_node.conftest import wait_until
-from tests.source_node.scripted_target import ScriptedTarget, fail, hang
-from tests.source_node.served import Served
+from tests.source_node.scripted_target import ScriptedTarget
 
 
 def seen_by_the_client(job) -> str:
@@ -34,24 +30,6 @@ def test_a_peer_where_nothing_listens_is_the_last_cause(source, target) -> None:
     assert "Connection refused" in said
 
 
-def test_a_peer_that_hangs_is_the_last_cause(source, target) -> None:
-    """It was reached, and did not answer."""
-    target.decodes = [hang]
-    said = seen_by_the_client(source.start().ended(source.submit(deadline_s=5)))
-    assert "the deadline of 5 s passed" in said
-    assert "last: south.example: target south.example did not answer in time" in said
-
-
-def test_a_quota_that_is_there_again_too_late_ends_the_job_at_once(source, target) -> None:
-    """The peer asked to come back after the deadline: it is not waited for, and the client sees whose quota it is."""
-    target.decodes = [fail(QuotaSpent(retry_after_s=3600))]
-    started = time.monotonic()
-    job = source.start().ended(source.submit(deadline_s=30))
-    assert time.monotonic() - started < 20
-    assert "the quota is spent (QUOTA)" in seen_by_the_client(job)
-    assert job.error.institution == "south.example"
-
-
 def test_a_job_that_waits_says_for_what(tmp_path, institutions, source) -> None:
     """A peer whose root is another than the one pinned here: by name, while the job waits, and to the operator."""
     north, south = institutions
@@ -67,15 +45,3 @@ def test_a_job_that_waits_says_for_what(tmp_path, institutions, source) -> None:
         assert "[wrong-root]" in problem
     finally:
         impostor.close()
-
-
-def test_domains_lists_the_cause(tmp_path, institutions, target, engine) -> None:
-    """`ddib domains` names the same cause as `ddib peer test`."""
-    target.close()
-    served = Served(tmp_path, institutions[0], engine)
-    try:
-        answer = served.ask("ListDomains", pb.ListDomainsRequest())
-        assert answer.domains[0].status == "PEER_UNREACHABLE (nothing-listens)"
-        assert "nothing listens" in served.node.peer_problems.of("south.example")[1]
-    finally:
-        served.close()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 
 import grpc
-import numpy as np
 import pytest
 import torch
 
@@ -17,9 +15,7 @@ from ddib_fed.errors import (
     ContractMismatch,
     DomainNotFound,
     NotReady,
-    PeerFault,
     PeerUnreachable,
-    QuotaSpent,
 )
 from ddib_fed.latent import Latent
 from ddib_fed.protocol.contract import ContractSide
@@ -29,8 +25,7 @@ from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from source_node.remote import PeerAnswer, Remotes
 from tests.node.tiny_nodes import gaussian
-from tests.source_node.conftest import wait_until
-from tests.source_node.scripted_target import hang, honest, instead, side
+from tests.source_node.scripted_target import hang, honest, side
 
 FILE = to_npy(gaussian(40))
 OWN = side("north.example", "moons")
@@ -72,15 +67,6 @@ class Call:
             return list(call)
 
 
-def _twice(target, item, latent):
-    yield from target.result(item, FILE)
-    yield from target.result(item, FILE)
-
-
-def _nothing(target, item, latent):
-    yield pb.DecodeResponse()
-
-
 def test_progress_that_makes_no_sense_is_only_a_sign_of_life(remotes, target) -> None:
     """Of an item that is not on its way, of another stage, or of no steps: not passed on."""
 
@@ -113,20 +99,6 @@ def test_a_silent_peer_is_given_up(remotes, target) -> None:
         Call(remotes).run()
 
 
-@pytest.mark.slow
-def test_a_peer_that_shows_life_is_waited_for(remotes, target) -> None:
-    """Signs of life over twice the patience, and then the answers."""
-
-    def slow(target, header, items, context):
-        for _ in range(10):
-            yield pb.DecodeResponse(progress=pb.DecodeProgress())
-            target.release.wait(0.4)
-        yield from honest(target, header, items, context)
-
-    target.decodes = [slow]
-    assert len(Call(remotes).run()) == 2
-
-
 @pytest.mark.parametrize("status", [grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED])
 def test_a_peer_can_neither_cancel_the_job_nor_let_its_time_run_out(remotes, target, status) -> None:
     """Only the job's own control does; such a peer is one that went away."""
@@ -149,21 +121,6 @@ def test_cancelling_ends_a_call_that_waits_for_the_peer(remotes, target) -> None
     with pytest.raises(NotReady):
         Call(remotes, control=control).run()
     canceller.join()
-
-
-@pytest.mark.slow
-def test_no_thread_outlives_its_call(remotes, target) -> None:
-    """Neither the listener nor gRPC's own is left, however the call ends."""
-    before = threading.active_count()
-    for behaviour in (honest, hang, instead(0, _twice)):
-        target.decodes = [behaviour]
-        with suppress(PeerFault, PeerUnreachable):
-            Call(remotes).run()
-    target.release.set()
-    wait_until(
-        lambda: threading.active_count() <= before + 9
-    )  # the target's own pool of 8, and gRPC's poller
-    assert not [t for t in threading.enumerate() if t.name == "listener"]
 
 
 def test_a_closed_channel_is_an_unreachable_peer(remotes, target) -> None:
@@ -193,17 +150,3 @@ def test_negotiation_believes_nothing(remotes, target) -> None:
 
 def _fields(contract_side: ContractSide) -> dict:
     return {name: getattr(contract_side, name) for name in contract_side.__dataclass_fields__}
-
-
-def test_errors_of_the_peer_keep_their_reason(remotes, target) -> None:
-    """Quota with the time to come back, as the peer said it."""
-
-    def spent(target, header, items, context):
-        raise QuotaSpent(retry_after_s=7)
-        yield
-
-    target.decodes = [spent]
-    with pytest.raises(QuotaSpent) as refused:
-        Call(remotes).run()
-    assert refused.value.retry_after_s == 7
-    assert np.isfinite(refused.value.retry_after_s)

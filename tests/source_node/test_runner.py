@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import logging
 
-import grpc
 import pytest
 
 from ddib_fed.errors import DiskFull, NotReady, PeerSuspended, PolicyDenied, QuotaSpent, Unauthenticated
 from ddib_fed.protocol.contract import ContractLimits
-from ddib_fed.protocol.messages import JobState
 from source_node.runner import LARGE_JOBS
 from tests.node.tiny_nodes import npy
-from tests.source_node.conftest import Source, wait_until
+from tests.source_node.conftest import wait_until
 from tests.source_node.jobs.job_examples import ALICE, BOB
 from tests.source_node.scripted_target import fail, hang
 
 
 def waits(source, job_id: str) -> None:
     wait_until(lambda: (last := source.events.last(job_id)) and last.stage == "wait")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("error", [NotReady(retry_after_s=0.01), QuotaSpent(retry_after_s=0.01)])
-def test_a_peer_that_is_away_is_tried_again(source, target, error) -> None:
-    """UNAVAILABLE or RESOURCE_EXHAUSTED, then fine: the job is finished."""
-    target.decodes = [fail(error), fail(error)]
-    job_id = source.submit()
-    job = source.start().ended(job_id)
-    assert (str(job.state), len(target.seen)) == ("FINISHED", 3)
 
 
 def test_retry_after_is_kept(source, target) -> None:
@@ -49,29 +37,6 @@ def test_the_client_with_fewest_running_jobs_is_next(source, target) -> None:
     wait_until(lambda: all(source.store.get(job).started for job in (first, second, other)))
     order = sorted((first, second, other), key=lambda job: source.store.get(job).started)
     assert order == [first, other, second]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("status", [grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED])
-def test_a_peer_that_gives_a_call_up_does_not_end_the_job(source, target, status) -> None:
-    """A target that is stopped hard ends its calls so; nobody here cancelled anything."""
-
-    def abort(target, header, items, context):
-        context.abort(status, "stopping")
-        yield
-
-    target.decodes = [abort]
-    assert source.start().ended(source.submit()).state == "FINISHED"
-
-
-@pytest.mark.slow
-def test_a_hung_peer_lets_go_of_the_worker(tmp_path, institutions, target, engine) -> None:
-    """It is given up, and the next try succeeds."""
-    source = Source(tmp_path / "north", institutions[0], engine, silence_s=3.0)
-    target.decodes = [hang]
-    assert source.start().ended(source.submit()).state == "FINISHED"
-    assert len(target.seen) == 2
-    source.stop()
 
 
 @pytest.mark.parametrize("error", [PeerSuspended(), Unauthenticated()])
@@ -117,22 +82,6 @@ def test_cancelling_takes_effect_at_every_stage(source, target, stage) -> None:
     assert source.ended(job_id, 20).state == "CANCELLED"
 
 
-def test_a_job_cancelled_while_it_fails_to_reach_its_peer_need_not_wait(source, target) -> None:
-    """The cancel came between the failure and the pause: the job ends now, not after the pause."""
-    asked = []
-
-    def cancelled_meanwhile(target, header, items, context):
-        source.store.cancel(asked[0], ALICE)  # without the runner's control, as in that moment
-        raise NotReady(retry_after_s=600)
-        yield
-
-    target.decodes = [cancelled_meanwhile]
-    asked.append(source.submit(deadline_s=3_600))
-    job = source.start().ended(asked[0], 10)
-    assert job.state == "CANCELLED"
-    wait_until(lambda: source.events.last(asked[0]).state == JobState.CANCELLED)
-
-
 def test_a_job_is_left_for_the_next_start_when_the_node_stops(source, target) -> None:
     """Closing does not wait for a hung peer, and the job is finished after the start."""
     target.decodes = [hang]
@@ -142,15 +91,6 @@ def test_a_job_is_left_for_the_next_start_when_the_node_stops(source, target) ->
     source.open(source.node.running_engine)
     assert source.store.get(job_id).state == "RUNNING"
     assert source.start().ended(job_id).state == "FINISHED"
-
-
-def test_draining_starts_no_job_and_returns_when_none_runs(source, target) -> None:
-    """What is queued stays queued."""
-    source.start()
-    source.runner.drain(5)
-    job_id = source.submit()
-    source.runner.drain(0.1)
-    assert source.store.get(job_id).state == "QUEUED"
 
 
 class FullDisk:
@@ -179,18 +119,6 @@ def test_a_disk_that_was_full_for_a_while_loses_no_job(source, target, monkeypat
     disk.full = False
     assert source.ended(job_id).state == "FINISHED"
     assert len(target.seen) == 1
-
-
-@pytest.mark.slow
-def test_a_store_that_can_neither_end_nor_put_back_a_job_keeps_it(source, target, monkeypatch) -> None:
-    """Running in the books with nobody at work: it is taken back as soon as the disk allows."""
-    disks = [FullDisk(monkeypatch, source.store, name, DiskFull("full")) for name in ("finish", "put_back")]
-    job_id = source.start().submit()
-    wait_until(lambda: disks[0].hits > 0 and disks[1].hits > 1)
-    for disk in disks:
-        disk.full = False
-    assert source.ended(job_id).state == "FINISHED"
-    assert len(target.seen) == 1, "the item was done already"
 
 
 @pytest.mark.slow

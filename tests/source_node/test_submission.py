@@ -115,15 +115,6 @@ def test_a_bad_item_is_named_by_its_number(served, bad, error) -> None:
     assert served.submit(npy())
 
 
-def test_every_bad_item_is_named_in_one_answer(served) -> None:
-    """Its owner repairs or leaves out all of them, and sends the others once more."""
-    nan = to_npy(np.full((3, 2), math.nan, np.float32))
-    with pytest.raises(NotFinite) as refused:
-        served.ask("SubmitJob", iter([job_header(3), *messages([nan, npy(), b"no numbers"])]))
-    assert refused.value.facts["item"] == "0"
-    assert refused_items(refused.value.facts) == {0: "NOT_FINITE", 2: "POINTS_UNREADABLE"}
-
-
 @pytest.mark.parametrize(
     ("last", "limits", "reason"),
     [
@@ -153,13 +144,6 @@ def test_a_peer_that_is_away_is_no_reason_to_refuse(served, target) -> None:
     job_id = served.submit(npy())
     job = served.ask("GetJob", pb.GetJobRequest(job_id=job_id)).job
     assert job.state in {pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING}
-
-
-def test_an_unknown_institution_is_answered_with_those_that_are_known(served) -> None:
-    """The client can choose one."""
-    with pytest.raises(PeerNotFound) as refused:
-        served.submit(npy(), target_institution="nobody.example")
-    assert refused.value.facts == {"institution": "nobody.example", "known": "south.example"}
 
 
 def test_a_node_that_loads_or_drains_takes_no_job(tmp_path, institutions, target) -> None:

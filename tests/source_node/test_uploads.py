@@ -13,14 +13,11 @@ from ddib_fed.errors import (
     DdibError,
     DeadlineExceeded,
     ImageTooLarge,
-    PictureMisfit,
     QueueFull,
 )
 from ddib_fed.protocol.streams import MAX_CHUNK, file_header, stream
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
-from source_node import submission
-from tests.data_modules.picture_examples import png_of
 from tests.node.picture_examples import pictures_engine
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import wait_until
@@ -69,19 +66,6 @@ def staged_bytes(served: Served) -> int:
     return sum(path.stat().st_size for path in served.node.config.paths.spool.rglob("*") if path.is_file())
 
 
-def test_what_has_come_of_an_item_is_on_the_disk(open_served) -> None:
-    """All of it, before the rest is there: it was kept in memory until the trailer; the file is private."""
-    served, upload = open_served(stall_s=20), Upload()
-    thread = threading.Thread(target=refused, args=(served, upload))
-    thread.start()
-    wait_until(lambda: staged_bytes(served) == upload.held_bytes)
-    (path,) = [p for p in served.node.config.paths.spool.rglob("*") if p.is_file()]
-    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
-    upload.end()
-    thread.join()
-    assert staged_bytes(served) == 0
-
-
 @pytest.mark.slow
 def test_a_stalled_upload_is_ended_and_leaves_nothing(open_served) -> None:
     """Its place is free again, and so is the disk; it held both until its client went away."""
@@ -92,20 +76,6 @@ def test_a_stalled_upload_is_ended_and_leaves_nothing(open_served) -> None:
     upload.end()
     wait_until(lambda: staged_bytes(served) == 0)
     assert not list(served.node.config.paths.spool.iterdir())
-
-
-@pytest.mark.slow
-def test_a_stream_that_says_nothing_after_its_header_is_ended(open_served) -> None:
-    """Between two items too: a client has them all before it begins."""
-    served, go = open_served(stall_s=0.3), threading.Event()
-
-    def silent():
-        yield job_header(1)
-        go.wait(20)
-
-    with pytest.raises(DeadlineExceeded):
-        served.ask("SubmitJob", silent())
-    go.set()
 
 
 def test_one_client_has_a_share_of_what_is_being_received(open_served) -> None:
@@ -146,38 +116,6 @@ def test_a_picture_beyond_the_memory_for_decoding_is_refused_with_both_figures(o
     assert caught.value.facts["limit_mib"] == "64"
     assert caught.value.facts["item"] == "0"
     assert int(caught.value.facts["memory_mib"]) > 64
-    engine.close()
-
-
-def png_jobs(*files: bytes):
-    yield job_header(len(files))
-    for data in files:
-        yield from stream(pb.SubmitJobRequest, "item", file_header(common_pb2.MEDIA_TYPE_PNG, data), data)
-
-
-def test_a_picture_whose_call_has_ended_is_not_decoded(open_served) -> None:
-    """It waits for memory no longer; the node went on for minutes after its client had left."""
-    engine = pictures_engine()
-    served = open_served(engine, decode_memory_mib=64)
-    memory, picture = served.node.decoding, png_of(np.zeros((800, 800, 1), np.uint8))
-    with memory.work("another", 64 << 20), served.called() as stub:
-        call = stub.SubmitJob.future(png_jobs(picture), timeout=60)
-        wait_until(lambda: memory.waiting == 1)
-        call.cancel()
-        wait_until(lambda: memory.waiting == 0)
-    engine.close()
-
-
-def test_a_refused_job_is_not_looked_at_without_an_end(open_served, monkeypatch) -> None:
-    """It costs its owner nothing: after some time its other items are refused with those that were found."""
-    engine = pictures_engine()
-    served = open_served(engine)
-    bad = png_of(np.full((16, 16, 1), 60_000, np.uint16))
-    for most_s, found in ((60.0, "3"), (0.0, "1")):
-        monkeypatch.setattr(submission, "REFUSED_S", most_s)
-        with pytest.raises(PictureMisfit) as caught:
-            served.ask("SubmitJob", png_jobs(bad, bad, bad))
-        assert caught.value.facts["refused_count"] == found
     engine.close()
 
 

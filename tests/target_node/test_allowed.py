@@ -41,14 +41,6 @@ def test_a_call_for_fewer_evaluations_than_the_policy_demands_is_refused(open_ta
     assert results(target.decode(north, enough, *sent(contract, gaussian(30))))
 
 
-def test_an_encoder_that_shows_more_is_refused_unless_allowed(open_target, north) -> None:
-    target = open_target()
-    contract = target.negotiate(north)
-    solver = common_pb2.SolverSettings(evaluations=8, encoder="mixed")
-    with pytest.raises(PolicyDenied):
-        target.decode(north, header(contract, solver=solver))
-
-
 def test_steps_of_a_distilled_model_need_one(target, north, institutions, tmp_path) -> None:
     """A node whose model was not distilled says so; one whose model was takes the steps over the same wire."""
     solver = common_pb2.SolverSettings(evaluations=2, solver="flow-map")

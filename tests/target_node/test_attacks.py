@@ -15,7 +15,6 @@ from ddib_fed.node.policy import AHEAD, DAY_S
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from target_node.service import LEAST_EVALUATIONS
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until
 from tests.target_node.conftest import Target
@@ -89,16 +88,6 @@ def test_a_small_job_is_served_while_another_peer_sends_all_it_can(open_target, 
     assert max(found) < 18
 
 
-def test_requests_of_one_call_each_do_not_push_a_small_job_aside(open_target, institutions) -> None:
-    """A new request as soon as one has ended: its debts stay with the peer."""
-    target = open_target(evaluations_per_day=10**15)
-    west, north = institutions["west"], institutions["north"]
-    contract = target.negotiate(west)
-    messages = sent(contract, gaussian(2_048))
-    with flood(target, west, lambda n: iter([asked(target, contract, 2, name=f"{n}"), *messages]), 5):
-        assert seconds_of_a_small_job(target, north) < 18
-
-
 def test_a_quota_of_evaluations_refuses_what_is_beyond_it(open_target, north) -> None:
     """Points times evaluations, twice with a round trip; the error says what is left and when there is more."""
     target = open_target(evaluations_per_day=1_000_000)
@@ -128,19 +117,6 @@ def test_a_quota_of_evaluations_refuses_what_is_beyond_it(open_target, north) ->
     assert spent.value.facts["left"] == "0"
 
 
-def test_an_item_counts_what_it_costs_to_receive_it(open_target, north) -> None:
-    """A point at one evaluation is a line of the audit log as well."""
-    target = open_target(evaluations_per_day=2 * LEAST_EVALUATIONS, least_evaluations=1)
-    contract = target.negotiate(north)
-    with pytest.raises(QuotaSpent) as refused:
-        target.decode(
-            north,
-            asked(target, contract, 1, items=3),
-            *[message for item in range(3) for message in sent(contract, gaussian(1), item)],
-        )
-    assert refused.value.facts["item"] == "2"
-
-
 def test_a_node_that_was_killed_and_started_again_gives_no_quota_back(open_target, north) -> None:
     """Nothing was closed in order: another process on the same state finds what was spent."""
     target = open_target(evaluations_per_day=1_000_000)
@@ -152,17 +128,6 @@ def test_a_node_that_was_killed_and_started_again_gives_no_quota_back(open_targe
     with pytest.raises(QuotaSpent) as refused:
         again.decode(north, asked(target, contract, 80, name="b"), *sent(contract, gaussian(2_600)))
     assert 200_000 - 1_000_000 // AHEAD <= int(refused.value.facts["left"]) <= 200_000
-
-
-def test_a_quota_of_one_peer_is_none_of_anothers(open_target, institutions) -> None:
-    """And one peer may have another than the rest."""
-    target = open_target(evaluations_per_day=80_000, quotas='{ "west.example" = 400000 }')
-    for name, points in (("north", 1_000), ("west", 5_000)):
-        who = institutions[name]
-        contract = target.negotiate(who)
-        target.decode(who, asked(target, contract, 80), *sent(contract, gaussian(points)))
-        with pytest.raises(QuotaSpent):
-            target.decode(who, asked(target, contract, 80, name="more"), *sent(contract, gaussian(1)))
 
 
 @pytest.mark.parametrize("begins", ["with a header", "with nothing"])
@@ -186,47 +151,6 @@ def test_a_stream_that_sends_nothing_is_closed(open_target, north, begins) -> No
     assert isinstance(error, DeadlineExceeded)
     assert set(error.facts) & {"idle_s", "stall_s"}
     wait_until(lambda: target.service.jobs() == {"decoding": 0})
-
-
-@pytest.mark.slow
-def test_a_peer_that_takes_no_answer_loses_its_stream(open_target, north) -> None:
-    """Its thread, its place and its part of the engine are there for others; nothing more of it is decoded."""
-    target = open_target(idle_s=0.5)
-    contract, items = target.negotiate(north), 12
-    messages = [m for item in range(items) for m in sent(contract, gaussian(10_000), item)]
-    small = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1 << 16)]
-    with target.called_by(north, options=small) as stub:
-        call = stub.Decode(iter([header(contract, items=items), *messages]), timeout=60)
-        wait_until(lambda: target.service.jobs() == {"decoding": 1})
-        wait_until(lambda: target.service.jobs() == {"decoding": 0})
-        assert seconds_of_a_small_job(target, north) < 18
-        with pytest.raises(grpc.RpcError) as ended:
-            list(call)
-    assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert ended.value.details() == "the caller took nothing of the answers for 0.5 s"
-
-
-def test_a_stream_whose_latents_are_being_decoded_is_not_idle(open_target, north) -> None:
-    """The peer may be waiting for the answer, however long that takes, before it sends the next."""
-    target = open_target(idle_s=0.5)
-    contract = target.negotiate(north)
-    answered = threading.Event()
-
-    def waits() -> Iterator[pb.DecodeRequest]:
-        yield asked(target, contract, 1_000, items=2)
-        yield from sent(contract, gaussian(20_000), 0)
-        answered.wait(30)
-        yield from sent(contract, gaussian(10), 1)
-
-    started, came = time.monotonic(), []
-    with target.called_by(north) as stub:
-        for message in stub.Decode(waits(), timeout=60):
-            came.append(message)
-            if message.WhichOneof("message") == "result":
-                waited = time.monotonic() - started
-                answered.set()
-    assert waited > 0.6, "it was decoded too fast to show anything"
-    assert [m.result.item for m in came if m.WhichOneof("message") == "result"] == [0, 1]
 
 
 def test_one_peer_cannot_have_all_streams(tmp_path, institutions, engine) -> None:

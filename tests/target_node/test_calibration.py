@@ -6,39 +6,26 @@ import contextlib
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
-import grpc
 import numpy as np
 import pytest
 
-from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Making, units_digest
+from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Making
 from ddib_fed.calibration.signed import SignedCalibration
 from ddib_fed.errors import (
-    AggregateNotFound,
     CalibrationAltered,
-    CalibrationExpired,
     CalibrationForeign,
     CalibrationInvalid,
     CalibrationKindDenied,
-    CalibrationSigner,
     CalibrationUnits,
-    CalibrationUnknown,
-    DomainNotFound,
     ExhaustedError,
     PeerFault,
-    PeerUnknown,
-    PeerUnreachable,
     PolicyDenied,
     QuotaSpent,
-    Unauthenticated,
 )
 from ddib_fed.files import write_file
 from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.node import calibration_peer
 from ddib_fed.node.calibration_peer import CalibrationPeer
-from ddib_fed.node.config import NodeConfig
-from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import pki
-from ddib_fed.v1 import calibration_pb2 as pb
 from target_node import calibration as service
 from tests import audit_rows
 from tests.calibration.examples import UNITS, calibration, figure, sign
@@ -147,30 +134,6 @@ def test_one_peer_cannot_fill_the_store_for_another(open_pair, institutions, tmp
     assert held == 32
 
 
-def test_nothing_is_asked_of_a_peer_that_the_policy_does_not_list_for_it(open_pair) -> None:
-    """The own policy holds for what this node proposes too, not only for what is proposed to it."""
-    _, north = open_pair()
-    text = north.config.path.read_text()
-    north.config.path.write_text(
-        text.replace("[policy]\n", '[policy]\npeers = { "south.example" = ["send"] }\n')
-    )
-    north.config = NodeConfig.load(north.config.path)
-    with pytest.raises(PolicyDenied, match="calibrate"), north.calls():
-        pass
-
-
-def test_a_proposal_waits_for_the_operator(open_pair) -> None:
-    """Nothing is signed, and the same proposal may be sent again; a removed one stays so."""
-    target, north = open_pair()
-    proposal = north.signed(agreed())
-    assert not north.propose(proposal).complete
-    assert not north.propose(proposal).complete
-    assert acts(target) == ["calibration_proposed"]
-    target.node.calibrations.deactivate(proposal.sha256)
-    with pytest.raises(CalibrationUnknown):
-        north.propose(proposal)
-
-
 OTHER = "0" * 64
 
 
@@ -200,15 +163,6 @@ def test_a_proposal_that_is_not_for_this_node_is_refused(open_pair, changes, err
     assert target.node.calibrations.list() == ()
 
 
-def test_an_expired_proposal_is_refused(open_pair) -> None:
-    """Signed while it was alive."""
-    _, north = open_pair()
-    now = datetime.now(UTC)
-    ended = agreed(expires=now - timedelta(minutes=1))
-    with pytest.raises(CalibrationExpired):
-        north.propose(north.signed(ended, now=now - timedelta(minutes=2)))
-
-
 def test_a_signature_over_something_else_is_refused(open_pair) -> None:
     """One number of the map differs from what was signed."""
     _, north = open_pair()
@@ -216,37 +170,6 @@ def test_a_signature_over_something_else_is_refused(open_pair) -> None:
     other = agreed(map=ChannelMap(rotation=((1, 0, 0), (0, 1, 0), (0, 0, 1))))
     with pytest.raises(CalibrationAltered):
         north.propose(signed.model_copy(update={"calibration": other}))
-
-
-def test_a_proposal_of_another_institution_is_refused(open_pair) -> None:
-    """North cannot pass on what west signed, nor sign for west."""
-    _, north = open_pair()
-    west = CalibratedSide(institution="west.example", domain="photos", units_sha256=UNITS)
-    with pytest.raises(CalibrationForeign):
-        north.propose(north.signed(agreed(source=west), by="west"))
-    by_west = north.signed(agreed(source=west), by="west").source
-    with pytest.raises(CalibrationSigner):
-        north.propose(SignedCalibration(calibration=agreed(), source=by_west))
-
-
-def test_a_peer_that_was_removed_gets_nothing(open_pair) -> None:
-    """Neither the aggregate nor a signature."""
-    target, north = open_pair()
-    target.node.peers.remove("north.example")
-    with north.calls() as south, pytest.raises((PeerUnknown, PeerUnreachable, Unauthenticated)):
-        south.units()
-
-
-def test_nothing_is_answered_without_a_kind_in_the_policy(open_pair) -> None:
-    """The default of a node; the hint says whom to ask."""
-    _, north = open_pair(calibration="[]")
-    with north.calls() as south:
-        for ask in (south.units, south.aggregate):
-            with pytest.raises(PolicyDenied) as refused:
-                ask()
-            assert "[policy] calibration" in refused.value.hint
-    with pytest.raises(PolicyDenied):
-        north.propose(north.signed(agreed()))
 
 
 def test_units_are_told_only_where_the_policy_says_so(open_pair) -> None:
@@ -258,21 +181,6 @@ def test_units_are_told_only_where_the_policy_says_so(open_pair) -> None:
             south.units()
     assert "[policy] calibration_units" in refused.value.hint
     assert acts(target) == ["aggregate_served"]
-
-
-def test_what_was_not_published_is_not_served(open_pair) -> None:
-    """Nor one of another model, nor of another domain."""
-    target, north = open_pair(published=False)
-    with north.calls() as south, pytest.raises(AggregateNotFound) as refused:
-        south.aggregate()
-    assert "ddib calibrate publish" in refused.value.hint
-    with north.calls("maps") as south, pytest.raises(DomainNotFound):
-        south.units()
-    replaced = make_aggregate(PICTURES, Normalisation(std=2.0), "moons", generator=np.random.default_rng(1))
-    write_file(target.config.paths.aggregate, replaced.canonical)
-    with north.calls() as south, pytest.raises(CalibrationUnits):
-        south.aggregate()
-    assert replaced.units_sha256 != units_digest(Normalisation())
 
 
 def test_a_peer_may_ask_only_so_often(open_pair, monkeypatch) -> None:
@@ -287,28 +195,6 @@ def test_a_peer_may_ask_only_so_often(open_pair, monkeypatch) -> None:
         south.units()
         with pytest.raises(QuotaSpent):
             south.units()
-
-
-def test_an_answer_with_a_false_signature_is_not_stored(open_pair, monkeypatch) -> None:
-    """South answers with a signature of its own over something else."""
-    target, north = open_pair()
-    other = sign(agreed(), "target", pki.load_identity(target.south.pki), now=datetime.now(UTC))
-    proposal = north.signed(agreed(expires=datetime.now(UTC) + timedelta(days=5)))
-    target.node.calibrations.add(proposal.model_copy(update={"target": other}))
-    with pytest.raises(CalibrationAltered, match="the target's signature"):
-        north.propose(proposal)
-
-
-def test_what_is_no_calibration_is_refused_before_anything_else(open_pair) -> None:
-    """Bytes that are not canonical JSON of one; a message over its limits never gets that far."""
-    _, north = open_pair()
-    signature = north.signed(agreed()).source.to_pb()
-    with north.calls() as south:
-        for content, error in ((b"{}", "CALIBRATION_INVALID"), (bytes(20_000), "MESSAGE_INVALID")):
-            request = pb.SignCalibrationRequest(calibration=content, source=signature)
-            with pytest.raises(grpc.RpcError) as refused:
-                south._stub.SignCalibration(request, timeout=calibration_peer.CALL_TIMEOUT_S)
-            assert from_rpc_error(refused.value, "target south.example").reason == error
 
 
 @pytest.mark.parametrize(

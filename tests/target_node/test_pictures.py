@@ -86,11 +86,6 @@ def test_a_round_trip_ends_at_the_latent_that_came_alone_or_beside_others(engine
     assert np.abs(tensors[0] - came).mean() < 0.002
 
 
-def test_the_class_decides_the_translation(engine):
-    """Another one, another file."""
-    assert decoded(engine, 1, label=0)[0].file != decoded(engine, 1, label=1)[0].file
-
-
 @pytest.mark.slow
 def test_guidance_of_one_call_is_not_that_of_another_beside_it(dropped):
     """Two calls at once, guided and not: each gives the pictures that it gives alone."""

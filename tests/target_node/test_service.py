@@ -11,13 +11,10 @@ import torch
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.errors import (
     ChunkCorrupt,
-    ContractMismatch,
     ContractUnknown,
     DeadlineExceeded,
-    Draining,
     LatentNotGaussian,
     MessageInvalid,
-    NotFinite,
     NotReady,
     PolicyDenied,
     QuotaSpent,
@@ -29,11 +26,9 @@ from ddib_fed.protocol.latent import approve
 from ddib_fed.protocol.messages import to_message
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from target_node import service
 from target_node.service import MAX_CONTRACTS
 from tests import audit_rows
 from tests.node.tiny_nodes import gaussian
-from tests.source_node.conftest import wait_until
 from tests.target_node.conftest import asking, side
 from tests.target_node.sending import header, results, sent
 
@@ -60,14 +55,6 @@ def test_nothing_of_a_latent_or_a_translation_stays(target, north) -> None:
     assert after == before
     assert not any(points.tobytes()[:32] in path.read_bytes() for path in after)
     assert Latent.from_array(points).sha256.hex() in str(audit_rows.lines(target.config.paths.store))
-
-
-def test_a_contract_that_was_not_agreed_on_is_asked_for_again(target, north, institutions) -> None:
-    """A restart forgets contracts; and one's own is no use to another."""
-    contract = target.negotiate(institutions["west"])
-    for digest in (bytes(32), contract.digest):
-        with pytest.raises(ContractUnknown):
-            target.decode(north, header(contract, contract_sha256=digest))
 
 
 def test_nobody_agrees_for_another(target, north) -> None:
@@ -152,31 +139,6 @@ def test_a_latent_that_is_no_noise_is_refused_by_its_number(target, north) -> No
     assert set(results(came)) == {3}
 
 
-def test_a_caller_of_another_protocol_is_told_both_versions(target, north) -> None:
-    """Whether it asks for the description or for a contract."""
-    source = to_message(side(north.name), pb.ContractSide)
-    with target.called_by(north) as stub:
-        for ask, request in (
-            (stub.DescribeDomain, pb.DescribeDomainRequest(protocol=PROTOCOL + 1)),
-            (stub.NegotiateContract, pb.NegotiateContractRequest(protocol=PROTOCOL + 1, source=source)),
-        ):
-            with pytest.raises(ContractMismatch) as refused:
-                asking(ask, request)
-            (difference,) = refused.value.differences
-            assert (difference.source, difference.target) == (str(PROTOCOL + 1), str(PROTOCOL))
-            assert "Update" in difference.remedy
-
-
-def test_a_latent_with_nan_is_refused_by_its_number(target, north) -> None:
-    """Before it reaches the network."""
-    contract = target.negotiate(north)
-    points = gaussian(30)
-    points[3] = np.nan
-    with pytest.raises(NotFinite) as refused:
-        target.decode(north, header(contract), *sent(contract, points, 4))
-    assert refused.value.facts["item"] == "4"
-
-
 def test_messages_out_of_order_are_refused(target, north) -> None:
     """No header, two headers, a number that falls, an end in the middle."""
     contract = target.negotiate(north)
@@ -217,36 +179,6 @@ def test_quota_is_charged_once_for_an_item_that_is_sent_again(open_target, north
     assert (refused.value.facts["item"], refused.value.facts["left"]) == ("0", "30")
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"solver": common_pb2.SolverSettings(evaluations=8, grid="karras")},
-        {"solver": common_pb2.SolverSettings(evaluations=9)},
-        {"round_trip": True},
-    ],
-)
-def test_other_settings_are_other_work(open_target, north, other) -> None:
-    """A latent that was charged gives another output under them; under the same ones it is free again."""
-    target = open_target(samples_per_day=300)
-    contract = target.negotiate(north)
-    for changes in ({}, other, other):
-        target.decode(north, header(contract, **changes), *sent(contract, gaussian(10)))
-    with pytest.raises(QuotaSpent) as refused:
-        target.decode(north, header(contract, request_id="large"), *sent(contract, gaussian(285)))
-    assert refused.value.facts["left"] == "280"
-
-
-def test_a_peer_agrees_on_so_many_contracts_a_day(target, north, institutions, monkeypatch) -> None:
-    """Each is a line of the audit log; one that is known already is none, and another peer has its own number."""
-    monkeypatch.setattr(service, "CONTRACTS_PER_DAY", 2)
-    for domain in ("a", "b", "b", "a"):
-        target.negotiate(north, domain)
-    with pytest.raises(QuotaSpent) as refused:
-        target.negotiate(north, "c")
-    assert refused.value.facts["quota"] == "contracts_per_day"
-    target.negotiate(institutions["west"], "c")
-
-
 def test_without_an_audit_log_nothing_is_decoded_and_the_peer_comes_back(target, north, monkeypatch) -> None:
     """A full disk is this node's trouble: UNAVAILABLE, which the source tries again, not an internal error."""
     contract = target.negotiate(north)
@@ -260,35 +192,3 @@ def test_without_an_audit_log_nothing_is_decoded_and_the_peer_comes_back(target,
     assert refused.value.retry_after_s
     with pytest.raises(NotReady):
         target.negotiate(north, "another")
-
-
-def test_a_node_that_loads_or_drains_says_so(open_target, north) -> None:
-    """NOT_READY while loading; DRAINING from then on, to every method."""
-    loading = open_target(warm=False)
-    with pytest.raises(NotReady):
-        loading.negotiate(north)
-    loading.close()
-    target = open_target()
-    contract = target.negotiate(north)
-    target.node.drain()
-    for ask in (lambda: target.negotiate(north), lambda: target.decode(north, header(contract))):
-        with pytest.raises(Draining):
-            ask()
-
-
-def test_a_caller_that_leaves_frees_its_place(target, north) -> None:
-    """Its call is over here too, and draining does not wait for it."""
-    contract = target.negotiate(north)
-    left = threading.Event()
-
-    def endless():
-        yield header(contract)
-        left.wait(20)
-
-    with target.called_by(north) as stub:
-        call = stub.Decode(endless(), timeout=20)
-        wait_until(lambda: target.service.jobs()["decoding"] == 1)
-        call.cancel()
-    wait_until(lambda: target.service.jobs()["decoding"] == 0)
-    target.service.drain(5)
-    left.set()

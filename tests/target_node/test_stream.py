@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from ddib_fed.data.points import parse_npy
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.party import Control
 from ddib_fed.errors import (
-    ChunkCorrupt,
     LatentNotGaussian,
-    QuotaSpent,
 )
 from ddib_fed.latent import Latent
 from ddib_fed.protocol.contract import Contract, ContractLimits
@@ -52,30 +48,6 @@ def translated(events) -> list[DecodedFile]:
     return [event for event in events if isinstance(event, DecodedFile)]
 
 
-def test_items_come_back_in_the_order_they_came(engine) -> None:
-    """A large one before small ones does not let them pass."""
-    found = translated(open_stream(engine, latents(2_000, 1, 1, 30, 1, 7)).run())
-    assert [item.item for item in found] == list(range(6))
-    assert [len(parse_npy(i.file, max_bytes=1 << 20, max_points=9_999)) for i in found] == [
-        2_000,
-        1,
-        1,
-        30,
-        1,
-        7,
-    ]
-
-
-def test_the_round_trip_is_the_translations_own_latent(engine) -> None:
-    """For an exact model it is the latent that came."""
-    (item,) = translated(open_stream(engine, latents(30), round_trip=True).run())
-    assert item.round_trip is not None
-    assert item.round_trip.shape == (30, 2)
-    np.testing.assert_allclose(
-        parse_npy(item.file, max_bytes=1 << 20, max_points=99), gaussian(30), atol=1e-5
-    )
-
-
 def test_an_item_that_is_refused_is_named_and_what_came_before_is_delivered(engine) -> None:
     """The error comes last."""
 
@@ -107,51 +79,6 @@ def test_a_refusal_does_not_wait_for_the_peers_next_latent(engine) -> None:
         list(open_stream(engine, items(), end_input=answered.set).run())
     assert time.monotonic() - began < 9
     assert refused.value.facts["item"] == "1"
-
-
-def test_what_has_come_together_is_charged_together_as_far_as_it_fits(engine) -> None:
-    """The rest is asked for again behind it, and its error is its own."""
-    asked: list[list[int]] = []
-
-    def charge(arrived: Sequence[Arrived]) -> int:
-        asked.append([each.item for each in arrived])
-        if arrived[0].item == 3:
-            raise QuotaSpent
-        return 3
-
-    header = decoding_pb2.DecodeHeader(solver=SolverSettings(evaluations=8))
-    together = iter([[Arrived(number, latent) for number, latent in latents(*[5] * 5)]])
-    came: list = []
-    with pytest.raises(QuotaSpent) as spent:
-        came.extend(DecodeStream(engine, header, CONTRACT, together, Control(), charge).run())
-    assert asked == [[0, 1, 2, 3, 4], [3, 4]]
-    assert spent.value.facts["item"] == "3"
-    assert [item.item for item in translated(came)] == [0, 1, 2]
-
-
-def test_quota_is_asked_before_the_network(fresh_engine) -> None:
-    """What is refused costs no evaluation."""
-    engine = fresh_engine
-
-    def refuse(arrived: Sequence[Arrived]) -> int:
-        raise QuotaSpent
-
-    calls = engine.counters["calls"]
-    with pytest.raises(QuotaSpent) as refused:
-        list(open_stream(engine, latents(30), on_items=refuse).run())
-    assert refused.value.facts["item"] == "0"
-    assert engine.counters["calls"] == calls
-
-
-def test_a_stream_that_breaks_ends_the_call(engine) -> None:
-    """What the reader meets is raised to the sender."""
-
-    def broken():
-        yield from latents(30)
-        raise ChunkCorrupt("torn")
-
-    with pytest.raises(ChunkCorrupt):
-        list(open_stream(engine, broken()).run())
 
 
 @pytest.mark.slow

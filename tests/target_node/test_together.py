@@ -5,13 +5,6 @@ from __future__ import annotations
 import threading
 import time
 
-import numpy as np
-import pytest
-
-from ddib_fed.errors import (
-    LatentNotGaussian,
-)
-from ddib_fed.v1 import decoding_pb2 as pb
 from tests.node.tiny_nodes import gaussian
 from tests.target_node.conftest import asking
 from tests.target_node.sending import header, results, sent
@@ -43,24 +36,3 @@ def test_latents_that_came_together_are_recorded_together_before_they_are_decode
     assert set(results(came)) == set(range(40))
     assert sum(written) == 40
     assert len(written) <= 20
-
-
-def test_a_peer_that_waits_for_answers_hears_of_a_refusal(target, north) -> None:
-    """Without another message of its own: it has sent what it may."""
-    contract, heard = target.negotiate(north), threading.Event()
-    came: list[pb.DecodeResponse] = []
-
-    def messages():
-        yield header(contract, items=9)
-        for number in range(6):
-            points = np.full((3, 2), 30, np.float32) if number == 1 else gaussian(3, number)
-            yield from sent(contract, points, number)
-        heard.wait(10)
-
-    began = time.monotonic()
-    with target.called_by(north) as stub, pytest.raises(LatentNotGaussian) as refused:
-        asking(lambda requests, timeout: came.extend(stub.Decode(requests, timeout=timeout)), messages())
-    heard.set()
-    assert time.monotonic() - began < 9
-    assert refused.value.facts["item"] == "1"
-    assert 1 not in results(came)

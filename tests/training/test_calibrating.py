@@ -12,7 +12,7 @@ from ddib_fed.calibration.aggregate import QUANTUM
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.data.shipped import ShippedPictures, shipped_domain
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import Asked
+from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import LocalParty, open_party
 from ddib_fed.errors import ImageUnreadable, InputError, UsageError
 from ddib_fed.evaluation.metrics import picture_rule
@@ -213,7 +213,7 @@ def test_truths_are_the_partners_test_pictures(monkeypatch: pytest.MonkeyPatch) 
 UNITS = Normalisation(), Normalisation()
 SWAP = ChannelMap(rotation=((0, 1, 0), (1, 0, 0), (0, 0, 1)))
 IDENTITY = ChannelMap(rotation=((1, 0, 0), (0, 1, 0), (0, 0, 1)))
-FEW = Asked(SolverSettings("unipc", 3, 6))
+FEW = ArraySettings(SolverSettings("unipc", 3, 6))
 WEIGHTS = np.array([1.0, 0.3, 0.1], np.float32)[:, None, None]
 
 

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from benchmarks.speed.shared.harness import Form, Report, interleaved, ratio
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.batcher import Batcher, Executor
 from ddib_fed.engine.budget import Recipe
-from ddib_fed.engine.executors import CallingThread, Executor, Pool
+from ddib_fed.engine.executors import Pool
 from ddib_fed.engine.model import DomainModel
+from ddib_fed.engine.party import Leg
 from ddib_fed.engine.stack import Trajectory
 from ddib_fed.models.bundle import pretrained
 
@@ -34,11 +36,13 @@ def recipe() -> Recipe:
 
 def work(pictures: int) -> list[Trajectory]:
     noise = torch.randn(pictures, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return [Trajectory("decode", each, SolverSettings(), flow="job") for each in noise.split(TOGETHER)]
+    return [Trajectory("decode", each, Leg(SolverSettings(), flow="job")) for each in noise.split(TOGETHER)]
 
 
 def run(executor: Executor, trajectories: Sequence[Trajectory]) -> list[Tensor]:
-    return [future.result() for future in [executor.submit(each) for each in trajectories]]
+    with executor.together():
+        futures = [executor.submit(each) for each in trajectories]
+    return [future.result().x for future in futures]
 
 
 def measure_pools(form: Form, report: Report, what: str, plural: str, make: Callable[[int], Pool]) -> None:
@@ -49,7 +53,7 @@ def measure_pools(form: Form, report: Report, what: str, plural: str, make: Call
         for pool in (one, two):
             after.callback(pool.close)
             wait_for(pool)
-        own = CallingThread(DomainModel(pretrained(DOMAIN)), TOGETHER, threads=1)
+        own = Batcher(DomainModel(pretrained(DOMAIN)), rows=TOGETHER, threads=1, beside=False)
         times = interleaved(
             {
                 "the calling thread": lambda: _seconds(own, trajectories),
@@ -91,7 +95,7 @@ def _killed(pool: Pool, trajectories: Sequence[Trajectory], expected: Sequence[T
     lost = 0
     for future, want in zip(futures, expected, strict=True):
         try:
-            lost += not torch.allclose(future.result(), want, atol=1e-3)
+            lost += not torch.allclose(future.result().x, want, atol=1e-3)
         except Exception as error:  # noqa: BLE001 - it is counted
             print(f"lost: {error}")
             lost += 1

@@ -201,11 +201,13 @@ def _serve(pipe: Connection[Any, Any], half: _Half) -> None:
 
 
 def _translate(parties: Sequence[Any], samples: Array, evaluations: int) -> int:
-    from ddib_fed.engine.party import Item, Translated, translate
+    from ddib_fed.engine.party import ToTranslate, TranslatedItem, translate
 
-    items = [Item(number, each, noise=noise) for number, (each, noise) in enumerate(_each(parties, samples))]
+    items = [
+        ToTranslate(number, each, noise=noise) for number, (each, noise) in enumerate(_each(parties, samples))
+    ]
     outcomes = list(translate(parties[0], parties[1], items, _leg(evaluations)))
-    return sum(isinstance(outcome, Translated) for outcome in outcomes)
+    return sum(isinstance(outcome, TranslatedItem) for outcome in outcomes)
 
 
 def _encode(parties: Sequence[Any], samples: Array, evaluations: int) -> list[Any]:

@@ -77,11 +77,6 @@ def tls(chain: Path, key: Path, *, newest: ssl.TLSVersion | None = None) -> Answ
     return answer
 
 
-def plain_http(connection: socket.socket) -> None:
-    connection.recv(4096)
-    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
-
-
 def ssh(connection: socket.socket) -> None:
     connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
     connection.recv(4096)
@@ -90,7 +85,3 @@ def ssh(connection: socket.socket) -> None:
 def silent(connection: socket.socket) -> None:
     while connection.recv(4096):
         pass
-
-
-def closed(connection: socket.socket) -> None:
-    connection.recv(1)

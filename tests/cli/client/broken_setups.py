@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,6 @@ from tests.cli.client.answers import (
     closed,
     dropping,
     listening,
-    plain_http,
     silent,
     ssh,
     tls,
@@ -95,11 +93,6 @@ def _impostor(world: World) -> None:
     world.in_its_place(tls(folder / "leaf.pem", folder / "leaf.key"))
 
 
-def _another_institutions_node(world: World) -> None:
-    folder = world.stranger("west.example").pki
-    world.in_its_place(tls(folder / "leaf.pem", folder / "leaf.key"))
-
-
 def _authority(common_name: str) -> Authority:
     """A CA that is no institution's, e.g. of a box that opens TLS."""
     key = new_key()
@@ -136,18 +129,6 @@ def _inspected(world: World) -> None:
     _served(world, _authority("Example Web Gateway"), names(NORTH)[1:])
 
 
-def _inspected_with_every_name(world: World) -> None:
-    _served(world, _authority("Example Web Gateway"), names(NORTH))
-
-
-def _inspected_with_tls_12(world: World) -> None:
-    _served(world, _authority("Example Web Gateway"), names(NORTH)[1:], newest=ssl.TLSVersion.TLSv1_2)
-
-
-def _web_server(world: World) -> None:
-    _served(world, _authority("Public CA 1"), [x509.DNSName("intranet.example.org")])
-
-
 def _wrong_name(world: World) -> None:
     world.restart(name="node-2")
 
@@ -156,16 +137,8 @@ def _expired(world: World) -> None:
     world.restart(made=NOW - timedelta(days=3))
 
 
-def _not_valid_yet(world: World) -> None:
-    world.restart(made=NOW + SOON)
-
-
 def _own_expired(world: World) -> None:
     pki.issue_to_folder(world.authority, world.client_pki, "client", "alice", now=NOW - OLD)
-
-
-def _own_later(world: World) -> None:
-    pki.issue_to_folder(world.authority, world.client_pki, "client", "alice", now=NOW + SOON)
 
 
 def _refused(world: World) -> None:
@@ -176,10 +149,6 @@ def _refused(world: World) -> None:
 
 def _no_key(world: World) -> None:
     (world.client_pki / "leaf.key").unlink()
-
-
-def _open_key(world: World) -> None:
-    (world.client_pki / "leaf.key").chmod(0o644)
 
 
 def _somebody_elses_profile(world: World) -> None:
@@ -204,20 +173,6 @@ def _proxy_off(world: World) -> None:
     _through(world, address)
 
 
-def _no_way_behind_proxy(world: World) -> None:
-    world.node.stop()
-    _through(world, world._stack.enter_context(proxying()).address)
-
-
-def _proxy_is_ssh(world: World) -> None:
-    _through(world, world._stack.enter_context(listening(ssh)))
-
-
-def _relay_without_end(connection: socket.socket) -> None:
-    connection.shutdown(socket.SHUT_WR)
-    silent(connection)
-
-
 def _loading(world: World) -> None:
     world.node.script.refuse["ListDomains"] = NotReady()
 
@@ -226,7 +181,6 @@ def _loading(world: World) -> None:
 class Setup:
     """One broken set-up."""
 
-    what: str
     break_it: Callable[[World], None]
     step: str
     says: str
@@ -246,81 +200,24 @@ def _place(answer: Answer) -> Callable[[World], None]:
 
 
 SETUPS = {
-    "nothing-listens": Setup(
-        "nothing listens at the port", _nothing_listens, "connection", "[nothing-listens]", True
-    ),
-    "no-such-name": Setup(
-        "the host's name does not resolve", _no_such_name, "connection", "[name-not-found]"
-    ),
-    "firewall": Setup("a firewall drops the connection", _firewall, "connection", "[timeout]", True),
-    "silent": Setup(
-        "the port takes connections and is silent", _place(silent), "connection", "[timeout]", True
-    ),
-    "closed": Setup("the port closes connections", _place(closed), "connection", "[closed]", True),
-    "relay": Setup(
-        "a relay whose far end does not listen",
-        _place(_relay_without_end),
-        "connection",
-        "a relay whose far end does not listen",
-        True,
-    ),
-    "proxy-off": Setup("the configured proxy is off", _proxy_off, "connection", "[proxy-unreachable]", True),
-    "proxy-407": Setup(
-        "the proxy asks for a login",
-        _proxy("407 Proxy Authentication Required"),
-        "connection",
-        "[proxy-refused]",
-    ),
-    "proxy-403": Setup(
-        "the proxy forbids the address", _proxy("403 Forbidden"), "connection", "[proxy-refused]"
-    ),
-    "proxy-502": Setup(
-        "nothing listens behind the proxy", _no_way_behind_proxy, "connection", "[no-connection]", True
-    ),
-    "proxy-is-ssh": Setup(
-        "the configured proxy is an SSH server", _proxy_is_ssh, "connection", "[proxy-refused]"
-    ),
-    "plain-http": Setup("a plain HTTP server or proxy", _place(plain_http), "connection", "[not-tls]"),
-    "ssh": Setup("the port of an SSH server", _place(ssh), "connection", "[not-tls]"),
-    "tls-1.2": Setup("a middlebox with TLS 1.2", _tls_12, "connection", "[tls-version]"),
-    "not-grpc": Setup("TLS with the right certificate, no gRPC", _not_grpc, "connection", "[wrong-server]"),
-    "impostor": Setup("another root under the node's name", _impostor, "connection", "[wrong-root]"),
-    "inspection": Setup("TLS is opened by a gateway", _inspected, "connection", "[tls-inspection]"),
-    "inspection-names": Setup(
-        "a gateway opens TLS and copies every name",
-        _inspected_with_every_name,
-        "connection",
-        "[tls-inspection]",
-    ),
-    "inspection-1.2": Setup(
-        "a gateway opens TLS, and speaks 1.2", _inspected_with_tls_12, "connection", "[tls-inspection]"
-    ),
-    "web-server": Setup("the port of a web server", _web_server, "connection", "[wrong-server]"),
-    "west": Setup(
-        "the port of another institution's node", _another_institutions_node, "connection", "[wrong-server]"
-    ),
-    "wrong-name": Setup(
-        "the port of the institution's other node", _wrong_name, "connection", "[wrong-server]"
-    ),
-    "expired": Setup("the node's certificate has expired", _expired, "connection", "[not-valid]"),
-    "not-valid-yet": Setup(
-        "the node's certificate begins later", _not_valid_yet, "connection", "[not-valid]"
-    ),
-    "own-expired": Setup(
-        "the client's certificate has expired", _own_expired, "certificate", "[own-certificate]"
-    ),
-    "own-later": Setup(
-        "the client's certificate begins later", _own_later, "certificate", "[own-certificate]"
-    ),
-    "refused": Setup("the node does not know the client's root", _refused, "connection", "[refused-us]"),
-    "no-key": Setup("the client's key is missing", _no_key, "certificate", "leaf.key"),
-    "open-key": Setup("others can read the client's key", _open_key, "certificate", "chmod 600"),
-    "other-profile": Setup(
-        "the profile is somebody else's", _somebody_elses_profile, "certificate", "client/alice"
-    ),
-    "loading": Setup("the node loads its model", _loading, "service", "[NOT_READY]"),
-    "clock": Setup(
-        "the node's clock is an hour ahead", _clock, "clock", "60 minutes ahead of this machine's"
-    ),
+    "nothing-listens": Setup(_nothing_listens, "connection", "[nothing-listens]", True),
+    "no-such-name": Setup(_no_such_name, "connection", "[name-not-found]"),
+    "firewall": Setup(_firewall, "connection", "[timeout]", True),
+    "silent": Setup(_place(silent), "connection", "[timeout]", True),
+    "proxy-off": Setup(_proxy_off, "connection", "[proxy-unreachable]", True),
+    "proxy-407": Setup(_proxy("407 Proxy Authentication Required"), "connection", "[proxy-refused]"),
+    "ssh": Setup(_place(ssh), "connection", "[not-tls]"),
+    "tls-1.2": Setup(_tls_12, "connection", "[tls-version]"),
+    "not-grpc": Setup(_not_grpc, "connection", "[wrong-server]"),
+    "impostor": Setup(_impostor, "connection", "[wrong-root]"),
+    "inspection": Setup(_inspected, "connection", "[tls-inspection]"),
+    "wrong-name": Setup(_wrong_name, "connection", "[wrong-server]"),
+    "expired": Setup(_expired, "connection", "[not-valid]"),
+    "own-expired": Setup(_own_expired, "certificate", "[own-certificate]"),
+    "refused": Setup(_refused, "connection", "[refused-us]"),
+    "no-key": Setup(_no_key, "certificate", "leaf.key"),
+    "other-profile": Setup(_somebody_elses_profile, "certificate", "client/alice"),
+    "loading": Setup(_loading, "service", "[NOT_READY]"),
+    "clock": Setup(_clock, "clock", "60 minutes ahead of this machine's"),
 }
 """By a short name."""

@@ -177,17 +177,16 @@ def test_a_missing_package_is_named_once(given, translate, sent, monkeypatch, tm
     assert sent() == [3, 3, 3]
 
 
-def test_pictures_beside_a_series_are_not_left_out_without_a_word(given, translate, sent, capsys):
+def test_pictures_beside_a_series_are_translated_too(given, translate, sent, tmp_path, capsys):
     """1,500 pictures and a stray DICOM file are not one series and nothing else."""
     for number in range(3):
-        (given[0] / f"{number}.png").write_bytes(encode_png(np.zeros((4, 4, 1), np.uint8)))
+        (given[0] / f"{number}.png").write_bytes(encode_png(np.full((4, 4, 1), number, np.uint8)))
     (given[0] / "notes.txt").write_text("")
-    assert translate(given[0]) == ExitCode.BAD_INPUT
-    said = " ".join(capsys.readouterr().err.split())
-    assert "(3 .png) lie among DICOM files" in said
-    assert "ignored 1 other file (1 .txt)" in said
-    assert translate(given[0], "--skip-bad") == ExitCode.LEFT_OUT
-    assert sent() == [3]
+    assert translate(given[0]) == 0
+    assert "ignored 1 other file (1 .txt)" in " ".join(capsys.readouterr().err.split())
+    assert sent() == [3, 3]
+    assert (tmp_path / "out" / "2.png").exists()
+    assert (tmp_path / "out" / "a" / "series-1.json").exists()
 
 
 def test_the_same_command_below_the_working_folder_finds_its_own_results(given, translate, sent, tmp_path):

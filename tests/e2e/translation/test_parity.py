@@ -19,7 +19,7 @@ from ddib_fed.data.synthetic import sample
 from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine import arrays
-from ddib_fed.engine.arrays import Asked, translate_array
+from ddib_fed.engine.arrays import ArraySettings, translate_array
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.engine.record import Part, Translation, file_name
 from ddib_fed.engine.softening import Softener
@@ -328,7 +328,7 @@ def test_points_go_there_and_back_alike(tmp_path, open_nodes, grid) -> None:
     path = tmp_path / "points.npy"
     path.write_bytes(to_npy(x))
     parties = [open_party(bundle) for bundle in bundles]
-    found = translate_array(x, *parties, Asked(settings, cycle=True))
+    found = translate_array(x, *parties, ArraySettings(settings, cycle=True))
     solver = common_pb2.SolverSettings(evaluations=LEARNED, grid=grid)
     job = nodes.submit(path, solver=solver, cycle=True, keep_latent=True)
     result = nodes.results(job, Part.LATENT, Part.RETURNED)[0]
@@ -339,7 +339,7 @@ def test_points_go_there_and_back_alike(tmp_path, open_nodes, grid) -> None:
         np.testing.assert_allclose(np.load(tmp_path / "part.npy"), mine, atol=within)
     assert (result.provenance.samples, result.provenance.solver.grid) == (len(x), grid)
     if grid == "learned":
-        other = translate_array(x, *parties, Asked(replace(settings, grid="default"), cycle=True))
+        other = translate_array(x, *parties, ArraySettings(replace(settings, grid="default"), cycle=True))
         assert np.abs(other.translated - found.translated).max() > 1e-3
         refused = nodes.ended(nodes.submit(path, solver=common_pb2.SolverSettings(evaluations=24, grid=grid)))
         assert (refused.error.reason, dict(refused.error.facts)["learned"]) == ("SETTINGS_INVALID", "20")

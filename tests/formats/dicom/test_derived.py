@@ -77,22 +77,6 @@ def test_hounsfield_units_come_back(ct):
     assert other.RescaleType == "US"
 
 
-def test_a_picture_that_was_derived_before_keeps_its_history(tmp_path):
-    """Who acquired it and what made it, and that it was once compressed with loss."""
-    write_series(tmp_path / "mr", VALUES, LossyImageCompression="01", LossyImageCompressionRatio=12)
-    first = only(tmp_path / "mr")
-    (tmp_path / "again").mkdir()
-    for name, content in first.assemble(echo(first)).files.items():
-        (tmp_path / "again" / name.rpartition("/")[2]).write_bytes(content)
-    study = only(tmp_path / "again")
-    (made, *_) = datasets(study.assemble(echo(study)))
-    assert [each.Manufacturer for each in made.ContributingEquipmentSequence] == [
-        "TOSHIBA_MEC", "ddib-fed", "ddib-fed", "ddib-fed",
-    ]  # fmt: skip
-    assert (made.LossyImageCompression, made.LossyImageCompressionRatio) == ("01", 12)
-    assert made.SourceImageSequence[0].ReferencedSOPInstanceUID == study.series.headers[0].SOPInstanceUID
-
-
 def test_what_described_the_old_pixels_is_gone(tmp_path):
     """Tables, overlays, windows of the display and the icon."""
     write_series(tmp_path / "mr", VALUES, WindowCenter=77, SmallestImagePixelValue=3, PixelPaddingValue=1,
@@ -143,34 +127,6 @@ def test_how_the_source_was_acquired_is_not_said_of_the_result(header, tmp_path)
         "AcquisitionNumber",
     ):
         assert made[keyword].value == source[keyword].value
-
-
-@pytest.mark.parametrize(
-    ("changes", "hounsfield"), [({}, True), ({"Modality": "PT"}, False), ({"RescaleType": "ED"}, False)]
-)
-def test_units_and_class_of_the_source_are_kept_where_they_hold(changes, hounsfield, tmp_path):
-    """A result is in Hounsfield units only if its source was, and one of counts or doses is none of those."""
-    uid = pydicom.uid.PositronEmissionTomographyImageStorage
-    changes |= {"SOPClassUID": uid} if "Modality" in changes else {}
-    write_series(tmp_path / "ct", VALUES, header="CT_small.dcm", intercept=-1024, **changes)
-    study = only(tmp_path / "ct", intensity="values")
-    (made, *_) = datasets(study.assemble(echo(study, scale=HOUNSFIELD)))
-    assert (made.RescaleType == "HU") is hounsfield
-    expected = (
-        pydicom.uid.SecondaryCaptureImageStorage if "Modality" in changes else pydicom.uid.CTImageStorage
-    )
-    assert made.SOPClassUID == made.file_meta.MediaStorageSOPClassUID == expected
-
-
-@pytest.mark.parametrize(
-    "name", ["MR_small_implicit.dcm", "MR_small_bigendian.dcm", "JPEG2000.dcm", "image_dfl.dcm"]
-)
-def test_sources_of_any_encoding_become_plain_files(name):
-    """Explicit, little endian, not compressed."""
-    study = only(DICOM / name)
-    (made,) = datasets(study.assemble(echo(study)))
-    assert made.file_meta.TransferSyntaxUID == pydicom.uid.ExplicitVRLittleEndian
-    np.testing.assert_array_equal(made.pixel_array, study.pixels.numbers[0, ..., 0])
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dciodvfy of Debian's dicom3tools")

@@ -9,7 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from ddib_fed.errors import FileMissing, ImageUnreadable, InputError, UsageError
+from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.formats.dicom import quiet
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.parts import finished_study, write_outputs
@@ -46,24 +46,6 @@ def test_a_slice_that_was_cut_is_named_and_not_passed_over(size, tmp_path):
         open_paths([tmp_path / "ct"], Options())
 
 
-def test_a_slice_that_was_cut_inside_its_pixels_is_named_and_the_others_are_a_series(tmp_path):
-    """Plain, and compressed; without `bad` it ends the run."""
-    paths = write_series(tmp_path / "mr", VALUES)
-    compressed = pydicom.dcmread(paths[2])
-    compressed.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
-    compressed.save_as(paths[2])
-    for path in paths[1:]:
-        path.write_bytes(path.read_bytes()[:-200])
-    bad = []
-    (study,) = open_paths([tmp_path / "mr"], Options(intensity="values"), bad=bad).studies
-    assert sorted(path.name for path, _ in bad) == sorted(path.name for path in paths[1:])
-    assert all(path.name in error.detail for path, error in bad)
-    assert study.origin.inputs == (paths[0],)
-    np.testing.assert_array_equal(study.pixels.numbers[..., 0], VALUES[:1])
-    with pytest.raises(ImageUnreadable, match="IM00"):
-        open_paths([tmp_path / "mr"], Options())
-
-
 def test_a_copy_of_a_slice_counts_once(tmp_path):
     """A folder that was copied into itself is one series of the same slices, and the copies are counted."""
     write_series(tmp_path / "mr", VALUES)
@@ -90,18 +72,6 @@ def test_two_different_slices_of_one_identity_are_refused(tmp_path):
     (study,) = open_paths([tmp_path / "mr"], Options(), bad=bad).studies
     assert {path.name for path, _ in bad} == {paths[1].name, "changed.dcm"}
     assert study.origin.inputs == (paths[2], paths[0])
-
-
-def test_a_picture_without_an_identity_is_named(tmp_path):
-    """Its derived picture could have none that follows from it."""
-    paths = write_series(tmp_path / "mr", VALUES)
-    nameless = pydicom.dcmread(paths[1])
-    del nameless.SOPInstanceUID
-    nameless.save_as(paths[1])
-    bad = []
-    open_paths([tmp_path / "mr"], Options(), bad=bad)
-    assert [path for path, _ in bad] == [paths[1]]
-    assert "no SOP Instance UID" in bad[0][1].detail
 
 
 def test_files_that_are_no_pictures_are_counted(tmp_path):
@@ -157,25 +127,8 @@ def test_two_series_of_one_number_are_told_apart_and_known_again(tmp_path):
     assert finished(new, out) is None
 
 
-def test_folders_of_one_name_are_refused_with_what_helps(tmp_path):
-    for ward in "ab":
-        write_series(tmp_path / ward / "p1", VALUES)
-    with pytest.raises(UsageError, match="would both be called p1/series-1") as caught:
-        names(tmp_path / "a" / "p1", tmp_path / "b" / "p1")
-    assert "common parent folder" in caught.value.hint
-
-
-def test_a_file_that_a_dicomdir_lists_and_that_is_not_there_concerns_itself_alone(tmp_path):
-    """The other series of the medium are found; names are those below its folder."""
-    shutil.copytree(DICOM / "dicomdirtests", tmp_path / "disc")
-    missing = tmp_path / "disc" / "98892001" / "CT5N" / "2062"
-    missing.unlink()
-    bad = []
-    found = open_paths([tmp_path / "disc" / "DICOMDIR"], Options(), bad=bad)
-    assert [(path, type(error)) for path, error in bad] == [(missing, FileMissing)]
-    assert len(found.studies) == 13
-    called = {origin.name: len(origin.inputs) for origin in found.studies.origins}
-    assert called["disc/98892001/CT5N/series-5"] == 4
-    assert sum(called.values()) == 30
-    with pytest.raises(FileMissing, match="2062"):
-        open_paths([tmp_path / "disc" / "DICOMDIR"], Options())
+def test_a_dicomdir_is_refused_and_its_folder_is_read():
+    with pytest.raises(ImageUnreadable, match="DICOMDIR") as caught:
+        open_paths([DICOM / "dicomdirtests" / "DICOMDIR"], Options())
+    assert caught.value.hint.endswith("dicomdirtests")
+    assert len(open_paths([DICOM / "dicomdirtests" / "77654033"], Options()).studies) > 2

@@ -223,13 +223,6 @@ def test_a_flag_that_contradicts_the_shapes_is_refused_with_both_values(right, w
     assert caught.value.facts["field"] == key
 
 
-@pytest.mark.parametrize("flags", ["--image_size 15", "--noise_schedule sqrt", "--num_head_channels 24"])
-def test_flags_that_make_no_model_are_refused(flags, tmp_path):
-    """Sizes that do not divide, schedules that do not exist."""
-    with pytest.raises(SettingsInvalid):
-        import_guided(saved(tmp_path, random_state(SMALL)), flags=flags, domain="cats")
-
-
 @pytest.mark.parametrize(("config", "classifier"), [(SMALL, True), (HALF, False)])
 def test_a_classifier_is_imported_as_one_and_nothing_else_is(config, classifier, tmp_path):
     """The hint says which option is wrong."""
@@ -257,15 +250,6 @@ def test_names_the_first_tensor_that_differs(change, named, tmp_path):
     change(state)
     with pytest.raises(BundleInvalid, match=named.replace(".", r"\.")):
         import_guided(saved(tmp_path, state), domain="cats", flags="--image_size 16")
-
-
-def test_half_precision_and_the_prefix_of_many_gpus_are_undone(tmp_path):
-    """As the public code saves fp16 weights, and DataParallel names them."""
-    state = {f"module.{key}": value.half() for key, value in random_state(SMALL).items()}
-    read = read_checkpoint(saved(tmp_path, {"ema_state_dict": state, "step": 3}))
-    assert read.state.keys() == network_shapes(SMALL).keys()
-    assert {tensor.dtype for tensor in read.state.values()} == {torch.float32}
-    assert any("float16" in remark for remark in read.remarks)
 
 
 @pytest.mark.parametrize("name", ["opt500000.pt", "other.pt"])

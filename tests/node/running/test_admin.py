@@ -36,13 +36,13 @@ class Node:
             raise self.failure
         return self.changes
 
-    def workers(self, count: int) -> pb.WorkersResponse:
+    def resize(self, count: int) -> pb.WorkersResponse:
         if self.failure is not None:
             raise self.failure
         return pb.WorkersResponse(executor="processes", wanted=count, problem="x" * 10_000)
 
     def serve(self, config):
-        servicer = AdminServicer(self.status, self.reload, lambda: 3, self.workers)
+        servicer = AdminServicer(self)
         return serve_admin(config.paths.admin_socket, servicer, [CallInterceptor("north.example")])
 
 

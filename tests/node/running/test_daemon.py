@@ -11,7 +11,6 @@ from ddib_fed.errors import ConfigError, DdibError, InputError
 from ddib_fed.node import daemon
 from ddib_fed.node.admin import AdminClient
 from ddib_fed.node.daemon import Daemon
-from ddib_fed.node.server import NodeServer
 from tests.node.tiny_nodes import make_config, make_institution, save_model
 from tests.source_node.conftest import wait_until
 
@@ -85,24 +84,6 @@ def test_health_and_state_tell_the_truth_from_start_to_exit(config, monkeypatch)
     assert running.end() == 0
     assert (running.daemon.state(), running.daemon.server.serving) == ("draining", False)
     assert not config.paths.admin_socket.exists()
-
-
-def test_a_node_is_loading_until_its_health_says_serving(config, monkeypatch) -> None:
-    """Between the model's end of loading and the answer of Health the node does not serve yet."""
-    loading, seen = Loading(monkeypatch), []
-    running = Running(config)
-    real = NodeServer.set_serving
-
-    def set_serving(server, *, serving):
-        if serving:
-            seen.append(running.daemon.state())
-        real(server, serving=serving)
-
-    monkeypatch.setattr(NodeServer, "set_serving", set_serving)
-    loading.go_on.set()
-    running.serving()
-    assert seen == ["loading"]
-    assert running.end() == 0
 
 
 def test_a_second_signal_stops_in_the_middle_of_loading(config, monkeypatch) -> None:

@@ -87,18 +87,6 @@ def test_check_finds_what_serve_ends_with(node: Node, name: str, capsys, monkeyp
     assert text in said
 
 
-def test_a_root_that_has_expired_says_what_to_do(node: Node, capsys, monkeypatch) -> None:
-    """Both commands; the start ended with a ValueError of the certificates' library."""
-    node.root(-1)
-    for verb, code in (("check", 3), ("serve", 5)):
-        ended, said = typed(node, verb, capsys, monkeypatch)
-        assert (ended, "the root of north.example expired" in said, "ddib pki init" in said) == (
-            code,
-            True,
-            True,
-        )
-
-
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -134,14 +122,6 @@ def test_what_a_start_survives_is_a_warning(node: Node, caplog) -> None:
         role.release()
     started.server.stop(0)
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == warned
-
-
-def test_a_certificate_that_a_start_renews_is_no_problem(node: Node) -> None:
-    """The root's key is here: expired, or not valid yet after the clock was set back."""
-    for start_h in (-48, 48):
-        node.leaf(start_h, issues=True)
-        assert problems(node) == {}
-        assert "renewed at the start" in startup.check(node.config)[1].warnings[0]
 
 
 def test_a_full_disk_is_found_before_the_start(node: Node, monkeypatch) -> None:

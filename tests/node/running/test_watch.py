@@ -73,9 +73,10 @@ def test_files_that_somebody_changed_by_hand_are_written_down(
     fingerprint = pki.fingerprint(north.root)
     assert changes == [
         "added peer north.example: spiffe://north.example/node/node-1 at 127.0.0.1:7443",
-        f"root {fingerprint} of north.example",
-        "removed peer north.example",
-        "withdrew spiffe://south.example/client/bob",
+        f"added root {fingerprint} of north.example",
+        "removed peer north.example: spiffe://north.example/node/node-1 at 127.0.0.1:7443",
+        f"removed root {fingerprint} of north.example",
+        "added withdrawn spiffe://south.example/client/bob",
     ]
     logged = [record.getMessage() for record in caplog.records if record.name.endswith("watch")]
     assert logged == changes

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import ConfigError
-from ddib_fed.security.audit import EMPTY, FIRST, MAX_VALUE, MAX_VALUES, AuditLog, Head, digest, encoded, note
+from ddib_fed.security.audit import EMPTY, FIRST, MAX_VALUE, AuditLog, Head, digest, encoded, note
 from ddib_fed.security.audit_reading import verify
 from ddib_fed.store import NodeStore
 from tests import audit_rows
@@ -58,16 +58,12 @@ def test_no_content_can_be_logged(log, value) -> None:
         log.write("act", value=value)
 
 
-def test_long_text_is_cut_and_nothing_of_a_list_is_left_out(log, path) -> None:
-    """A newline in a value is no new line; a long list goes on in further lines, a long value in the next one."""
-    log.write("act", text="a\nb" * 1_000, number=math.inf)
-    log.write("act", changes=[f"{n}" * 300 if n == 1 else str(n) for n in range(MAX_VALUES + 1)])
-    short, *listed = records(path)
-    assert (len(short["text"]), short["number"]) == (MAX_VALUE, "inf")
-    assert [(each["part"], each["parts"]) for each in listed] == [(1, 2), (2, 2)]
-    whole = [value for each in listed for value in each["changes"]]
-    assert whole[:3] == ["0", "1" * MAX_VALUE, "..." + "1" * (300 - MAX_VALUE)]
-    assert whole[-1] == str(MAX_VALUES)
+def test_long_text_is_cut(log, path) -> None:
+    """A newline in a value is no new line; nothing of a list is left out."""
+    log.write("act", text="a\nb" * 1_000, number=math.inf, changes=["1" * 300, *map(str, range(100))])
+    (record,) = records(path)
+    assert (len(record["text"]), record["number"]) == (MAX_VALUE, "inf")
+    assert record["changes"] == ["1" * MAX_VALUE, *map(str, range(100))]
 
 
 def test_threads_and_commands_share_one_chain(log, path) -> None:

@@ -60,14 +60,6 @@ def test_repeated_refusals_share_a_line_that_counts_them(
     assert len(audit) == 2
 
 
-def test_the_end_of_a_node_writes_what_is_merged(refusals: Refusals, audit: Audit) -> None:
-    """Nothing is lost by a stop."""
-    for _ in range(3):
-        refuse(refusals, "alice")
-    refusals.flush(everything=True)
-    assert sum(times for _, _, times in audit) == 3
-
-
 def test_ten_thousand_identities_do_not_fill_the_disk(refusals: Refusals, audit: Audit, clock: Clock) -> None:
     """Those beyond the bound share one line for each reason; every refusal is counted."""
     for number in range(10_000):

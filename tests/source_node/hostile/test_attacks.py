@@ -5,31 +5,18 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import torch
 
-from ddib_fed.data.points import parse_npy
-from ddib_fed.diffusion.gaussianity import measure
-from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.party import Control, Decoded, Leg, ToDecode
-from ddib_fed.errors import DiskFull, MessageInvalid, QueueFull, QuotaSpent
-from ddib_fed.latent import Latent
-from ddib_fed.protocol.latent import approve
-from ddib_fed.security import tls
-from ddib_fed.security.audit import Exchanged
-from source_node.remote import Remotes
-from source_node.remote_party import RemoteParty
+from ddib_fed.errors import DiskFull, QueueFull, QuotaSpent
 from source_node.store import Staging
-from tests.e2e.harness import free_port
-from tests.node.tiny_nodes import gaussian, make_institution, npy
+from tests.node.tiny_nodes import make_institution, npy
 from tests.source_node.conftest import wait_until
 from tests.source_node.jobs.job_examples import ALICE, BOB, LIMITS, add, close_jobs, header, open_jobs, submit
-from tests.source_node.scripted_target import ScriptedTarget, fail, hang, side
-from tests.source_node.served import Served, job_header, messages
-from tests.source_node.test_runner import waits
+from tests.source_node.scripted_target import fail, hang
+from tests.source_node.served import Served, job_header
 
 AWAY = {"gone.example"}
 
@@ -62,36 +49,6 @@ def test_jobs_for_a_peer_that_is_away_keep_no_worker_from_others(open_source, go
     assert time.monotonic() - started < 30
     running = [job for job in absent if source.store.get(job).state == "RUNNING"]
     assert len(running) <= 1, "one tries whether it is back"
-
-
-def test_all_that_waited_go_on_when_the_peer_is_back(tmp_path, open_source, institutions) -> None:
-    """The first to reach it lets the others follow at once."""
-    north, _ = institutions
-    east = make_institution(tmp_path / "east", "east.example")
-    east.admit(north)
-    address = f"127.0.0.1:{free_port()}"
-    north.admit(east, address)
-    source = open_source()
-    jobs = [source.submit(target_institution="east.example") for _ in range(8)]
-    source.start()
-    waits(source, jobs[0])
-    wait_until(lambda: all((last := source.events.last(job)) and last.reason for job in jobs))
-    back = ScriptedTarget(east, address)
-    try:
-        for job in jobs:
-            assert source.ended(job).state == "FINISHED"
-    finally:
-        back.close()
-
-
-def test_a_job_for_a_peer_that_is_away_still_ends_at_its_deadline(open_source, gone) -> None:
-    """Also if another is the one that tries."""
-    source = open_source()
-    source.submit(target_institution="gone.example", deadline_s=600)
-    source.start()
-    late = source.submit(target_institution="gone.example", deadline_s=1)
-    job = source.ended(late, 15)
-    assert (str(job.state), job.error.reason) == ("FAILED", "DEADLINE_EXCEEDED")
 
 
 def test_one_client_cannot_have_all_workers(open_source, target) -> None:
@@ -153,19 +110,6 @@ def test_a_quota_that_renews_after_the_deadline_ends_the_job_with_what_is_left(o
     assert job.error.facts["left"] == "7"
 
 
-def test_a_quota_that_renews_in_time_is_waited_for_and_the_client_can_read_what_for(
-    open_source, target
-) -> None:
-    """`GetJob` has the target's numbers while the job waits."""
-    target.decodes = [fail(QuotaSpent(facts={"left": 7}, retry_after_s=3_600))]
-    source = open_source().start()
-    job_id = source.submit(deadline_s=7_200)
-    waits(source, job_id)
-    job = source.store.get(job_id)
-    assert (str(job.state), job.error.reason) == ("QUEUED", "QUOTA")
-    assert (dict(job.error.facts), job.error.institution) == ({"left": "7"}, "south.example")
-
-
 @pytest.fixture
 def served(tmp_path, institutions, target, engine):
     made = Served(tmp_path, institutions[0], engine, client_evaluations_per_day=1_000)
@@ -185,19 +129,6 @@ def test_a_client_has_a_quota_of_its_own_nodes_work(served) -> None:
     served.submit(npy(25))
 
 
-def test_only_jobs_that_are_accepted_are_charged_and_each_once(served) -> None:
-    """Not one that was refused, not the same request again."""
-    with pytest.raises(MessageInvalid):
-        served.submit(npy(40), items=2)
-    request = job_header(1)
-    for _ in range(3):
-        served.ask("SubmitJob", iter([request, *messages([npy(100)])]))
-    served.submit(npy(25))
-    with pytest.raises(QuotaSpent):
-        served.submit(npy(1))
-    assert served.ask("SubmitJob", iter([request, *messages([npy(100)])])).repeated_request
-
-
 def test_a_client_without_quota_is_refused_before_its_bytes(served) -> None:
     """It would send gigabytes first, and the node would keep them."""
     served.submit(npy(125))
@@ -210,43 +141,6 @@ def test_a_client_without_quota_is_refused_before_its_bytes(served) -> None:
     with pytest.raises(QuotaSpent):
         served.ask("SubmitJob", header_alone(), timeout=15)
     answered.set()
-
-
-def test_a_source_that_computes_for_long_between_two_latents_is_not_idle(institutions, target) -> None:
-    """It ends a call that has nothing to send and nothing to wait for, and begins another with the next latent."""
-    north, _ = institutions
-    remotes = Remotes(tls.PeerChannels(north.pki, north.store), max_file_bytes=1 << 20)
-    remote = remotes.get("south.example")
-    contract = remote.negotiate(side("north.example", "moons"), "checkerboards", Control())
-
-    receipts: list[Exchanged] = []
-
-    def slowly() -> Iterator[ToDecode]:
-        for number in range(3):
-            if number:
-                wait_until(lambda: target.answered == number)  # noqa: B023 - waited for here
-                threading.Event().wait(2.0)
-            points = gaussian(40, number)
-            yield ToDecode(number, Latent.from_array(points), statistics=measure(torch.from_numpy(points)))
-
-    party = RemoteParty(
-        remote,
-        contract,
-        request_id="job",
-        read=lambda file, count: parse_npy(file, max_bytes=1 << 20, max_points=count),
-        release=lambda latents: [
-            approve(each.latent, contract, each.statistics, item=each.number) for each in latents
-        ],
-        batch_rows=64,
-        receipt=receipts.append,
-        idle_s=0.3,
-    )
-    found = list(party.decode_each(slowly(), Leg(SolverSettings(evaluations=8))))
-    assert [outcome.number for outcome in found] == [0, 1, 2]
-    assert all(isinstance(outcome, Decoded) for outcome in found)
-    assert len(target.headers) == 3, "a call for each latent"
-    assert [each.sent_items for each in receipts] == [1, 1, 1]
-    remotes.close()
 
 
 def test_a_job_that_could_not_be_kept_is_not_charged(served, monkeypatch) -> None:

@@ -9,6 +9,7 @@ from ddib_fed.engine.party import Control
 from ddib_fed.errors import DdibError, PeerFault
 from ddib_fed.latent import Latent
 from ddib_fed.security import tls
+from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from source_node.remote import Remotes
 from tests.node.tiny_nodes import gaussian
@@ -79,3 +80,15 @@ def test_a_field_out_of_range_is_refused_with_the_hop(remotes, target) -> None:
     remote = remotes.get("south.example")
     error = refused(lambda: remote.negotiate(OWN, "checkerboards", Control()))
     assert "terminal_lambda" in error.facts["found"]
+
+
+def test_a_message_over_the_limit_is_not_asked_for_again(source, target) -> None:
+    """RESOURCE_EXHAUSTED of gRPC's own limit would come each time: the job fails at its first try, and says so."""
+
+    def oversized(target, header, items, context):
+        next(items)
+        yield pb.DecodeResponse(chunk=common_pb2.Chunk(data=bytes(5 << 20)))
+
+    target.decodes = [oversized, oversized, oversized]
+    job = source.start().ended(source.submit())
+    assert (str(job.state), job.error.reason, len(target.seen)) == ("FAILED", "PEER_FAULT", 1)

@@ -16,7 +16,6 @@ from ddib_fed.v1.common_pb2 import SolverSettings
 from source_node.records import SpoolPart
 from tests.source_node.jobs.job_examples import (
     ALICE,
-    BOB,
     LIMITS,
     add,
     files,
@@ -91,13 +90,6 @@ def test_the_same_request_id_with_other_content_is_a_conflict(store, data, chang
     assert store.list(ALICE) == (replace(job, items=()),)
 
 
-def test_the_same_request_id_of_another_client_is_another_job(store):
-    """Ids are each client's own."""
-    request = header().request_id
-    first = submit(store, request_id=request)
-    assert submit(store, request_id=request, owner=BOB).job_id != first.job_id
-
-
 def test_the_same_request_at_once_is_accepted_once(store, tmp_path):
     """A client that lost patience sends it again while the first is still arriving."""
     request = header().request_id
@@ -134,22 +126,6 @@ def test_the_same_request_accepted_meanwhile_leaves_one_set_of_files(store, tmp_
     assert [path.name for path in (tmp_path / "spool").iterdir()] == [job.job_id]
 
 
-def test_an_input_is_on_the_disk_before_its_job_is_accepted(store, monkeypatch):
-    """A power cut would leave a job whose picture is gone."""
-    synced, fsync = [], os.fsync
-
-    def noting(descriptor):
-        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name.partition("-")[0])
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", noting)
-    with store.stage(ALICE, header()) as staging:
-        add(staging, b"points")
-        assert "0.input" not in synced
-        staging.commit()
-    assert "0.input" in synced
-
-
 def test_a_full_queue_refuses_before_anything_is_received(open_store):
     """And says when to come again."""
     store = open_store(replace(LIMITS, max_open_jobs=1))
@@ -158,22 +134,6 @@ def test_a_full_queue_refuses_before_anything_is_received(open_store):
         pytest.fail("it was let in")
     assert caught.value.retry_after_s == 30.0
     assert caught.value.facts == {"limit_jobs": "1", "jobs": "1", "jobs_of_client": "1"}
-
-
-def test_jobs_that_are_being_received_count(open_store):
-    """Else any number could arrive at once."""
-    store = open_store(replace(LIMITS, max_open_jobs=1))
-    with store.stage(ALICE, header()), pytest.raises(QueueFull), store.stage(ALICE, header()):
-        pytest.fail("it was let in")
-    submit(store)
-
-
-def test_a_request_that_was_accepted_is_answered_by_a_full_queue(open_store):
-    """It takes no place."""
-    store = open_store(replace(LIMITS, max_open_jobs=1))
-    request = header().request_id
-    job = submit(store, request_id=request)
-    assert submit(store, request_id=request) == job
 
 
 def test_a_job_that_was_deleted_while_its_request_came_again_is_not_replaced(open_store, tmp_path):
@@ -192,10 +152,17 @@ def test_a_job_that_was_deleted_while_its_request_came_again_is_not_replaced(ope
     assert (store.list(ALICE), files(tmp_path)) == ((replace(other, items=()),), {"0.input"})
 
 
-def test_a_full_spool_refuses(open_store, tmp_path):
-    """And leaves nothing of the job that did not fit."""
-    store = open_store(replace(LIMITS, max_spool_bytes=10))
-    with pytest.raises(QueueFull) as caught:
-        submit(store, b"123456", b"12345")
-    assert caught.value.facts == {"limit_bytes": "10"}
-    assert files(tmp_path) == set()
+def test_an_input_is_on_the_disk_before_its_job_is_accepted(store, monkeypatch):
+    """A power cut would leave a job whose picture is gone."""
+    synced, fsync = [], os.fsync
+
+    def noting(descriptor):
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name.partition("-")[0])
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    with store.stage(ALICE, header()) as staging:
+        add(staging, b"points")
+        assert "0.input" not in synced
+        staging.commit()
+    assert "0.input" in synced

@@ -25,18 +25,16 @@ from ddib_fed.protocol.contract import (
     guidance_from_pb,
     guidance_to_pb,
 )
-from ddib_fed.protocol.messages import ItemState
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from source_node.records import SpoolPart, StoredJob
 from source_node.service import record_of
-from tests import audit_rows
 from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes, to_bits
 from tests.node.tiny_nodes import make_institution
 from tests.protocol.examples import picture_side
-from tests.source_node.conftest import SOLVER, Source, wait_until
+from tests.source_node.conftest import SOLVER, Source
 from tests.source_node.jobs.job_examples import ALICE, header
-from tests.source_node.scripted_target import ScriptedTarget, hang
+from tests.source_node.scripted_target import ScriptedTarget
 
 RETURNED = Latent.from_array(np.random.default_rng(3).standard_normal((1, 1, SIZE, SIZE), dtype=np.float32))
 
@@ -138,45 +136,6 @@ def test_a_picture_is_softened_by_other_noise_for_each_peer(source, targets) -> 
 
 
 @pytest.mark.slow
-def test_the_class_of_the_picture_decides_its_latent(source, targets) -> None:
-    """By name or by index, of the source's own classes."""
-    for asked in ("coast", "ridge", "1"):
-        assert source.translated(source_class=asked).state == "FINISHED"
-    coast, ridge, by_index = (latent for _, latent in targets["south"].latents)
-    assert by_index.sha256 == ridge.sha256
-    assert np.abs(coast.data - ridge.data).max() > 1e-4
-
-
-@pytest.mark.slow
-def test_the_target_is_told_the_index_of_its_own_class(source, targets) -> None:
-    """ "coast" is another number there than here."""
-    for asked in ("coast", "1", ""):
-        assert source.translated(source_class="coast", target_class=asked).state == "FINISHED"
-    first, second, third = targets["south"].headers
-    assert (first.target_class, second.target_class) == (2, 1)
-    assert not third.HasField("target_class")
-
-
-@pytest.mark.parametrize(
-    "classes",
-    [
-        {"source_class": "delta"},
-        {"source_class": "2"},
-        {"source_class": ""},
-        {"source_class": "coast", "target_class": "meadow"},
-        {"source_class": "coast", "target_class": "3"},
-    ],
-)
-def test_a_class_that_is_not_there_costs_neither_a_call_nor_an_evaluation(source, targets, classes) -> None:
-    """The job is over before anything was encoded."""
-    engine = source.node.running_engine
-    calls = engine.counters["calls"]
-    job = source.translated(**classes)
-    assert (str(job.state), job.error.reason) == ("FAILED", "SETTINGS_INVALID")
-    assert (targets["south"].headers, engine.counters["calls"]) == ([], calls)
-
-
-@pytest.mark.slow
 def test_items_of_several_classes_go_in_one_call_for_each_class_of_the_target(source, targets) -> None:
     """Each encoded as its own class; the record of each says its own."""
     pairs = (("coast", "ridge"), ("ridge", "1"), ("0", "delta"), ("coast", "2"))
@@ -207,26 +166,6 @@ def test_guidance_reaches_a_target_that_offers_it(source, targets) -> None:
         assert record.classifier_sha256 == (said.hex() if said else "")
     assert source.translated(source_class="coast").state == "FINISHED"
     assert not south.headers[-1].HasField("guidance")
-
-
-@pytest.mark.slow
-def test_a_guided_cycle_is_guided_on_its_way_back(tmp_path, north, targets) -> None:
-    """By the source's own model, towards the class that the picture has; the latent that goes there is not guided."""
-    form = PictureFormat(high=65535.0, bits=16)
-    own = pictures_engine("scans", classes=("coast", "ridge"), form=form, class_dropout=True)
-    source = Scans(tmp_path / "north", north, own)
-    offer(targets["south"], GuidanceTerms(4.0))
-    asked = {"source_class": "coast", "target_class": "delta", "cycle": True}
-    try:
-        source.start()
-        jobs = [source.translated(**asked, guidance=Guidance(scale)) for scale in (1.0, 4.0)]
-        returned = [source.store.read_part(job.job_id, 0, SpoolPart.RETURNED) for job in jobs]
-    finally:
-        source.stop()
-        own.close()
-    (_, plain), (_, guided) = targets["south"].latents
-    assert plain.sha256 == guided.sha256
-    assert returned[0] != returned[1]
 
 
 @pytest.mark.parametrize(
@@ -280,31 +219,3 @@ def test_a_cycle_and_a_latent_are_made_and_kept_only_where_they_were_asked_for(s
         if kept == {SpoolPart.LATENT}:
             sent = targets["south"].latents[-1][1].data
             assert source.store.read_part(job.job_id, 0, SpoolPart.LATENT) == to_npy(sent)
-
-
-def test_every_latent_that_leaves_is_in_the_audit_log(source, targets) -> None:
-    """With its digest, its contract and the peer."""
-    job = source.translated(source_class="coast")
-    (act,) = [line for line in audit_lines(source) if line["act"] == "latent_sent"]
-    (_, latent), contract = targets["south"].latents[0], targets["south"].contract
-    assert (act["job"], act["item"], act["peer"]) == (job.job_id, 0, "south.example")
-    assert (act["latent"], act["contract"]) == (latent.sha256.hex(), contract.digest.hex())
-
-
-def audit_lines(source) -> list[dict]:
-    return audit_rows.records(source.config.paths.store)
-
-
-def test_a_picture_comes_back_by_the_rule_with_which_it_went(source, targets, engine) -> None:
-    """Between two tries the target begins to refuse pictures of other sizes: this one's latent exists already."""
-    south = targets["south"]
-    south.decodes = [hang]
-    job_id = source.submitted(source_class="coast", picture=scan(32, 48))
-    wait_until(lambda: source.store.get(job_id).items[0].state == ItemState.ENCODED)
-    assert south.asked.wait(10)
-    source.stop()
-    south.own = dataclasses.replace(south.own, size_rule="refuse")
-    source.open(engine)
-    job = source.start().ended(job_id)
-    assert (str(job.state), job.error) == ("FINISHED", None)
-    assert decode_image(source.store.read_part(job_id, 0, SpoolPart.TRANSLATION)).pixels.shape[:2] == (32, 48)

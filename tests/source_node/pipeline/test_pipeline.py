@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +12,8 @@ import pytest
 from ddib_fed.data.points import to_npy
 from ddib_fed.errors import LatentNotGaussian
 from ddib_fed.latent import Latent
-from ddib_fed.protocol.contract import ContractLimits
 from ddib_fed.protocol.details import refused_facts
 from ddib_fed.protocol.messages import ItemState
-from ddib_fed.v1.common_pb2 import SolverSettings
 from source_node.records import SpoolPart
 from source_node.spool import Spool
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
@@ -71,21 +68,6 @@ def test_what_a_peer_had_taken_behind_a_refusal_is_not_sent_again(source, target
     assert (first.facts, second.facts) == ({"item": "1"}, {"item": "3"})
 
 
-def test_a_peer_that_names_others_than_it_was_sent_refuses_none_of_them(source, target) -> None:
-    """Numbers of no item, and one that it has answered."""
-
-    def behave(target, header, items, context):
-        for item, latent in itertools.islice(items, 2):
-            if item == 0:
-                yield from target.answer(header, item, latent)
-        refused = {0: "LATENT_NOT_GAUSSIAN", 1: "LATENT_NOT_GAUSSIAN", 70_000: "LATENT_NOT_GAUSSIAN"}
-        raise LatentNotGaussian(facts={"item": 1, **refused_facts(refused)})
-
-    target.decodes = [behave]
-    job = source.start().ended(source.submit(*THREE))
-    assert source.states(job) == ["DECODED", "FAILED", "DECODED"]
-
-
 def _nan(target, item, latent):
     yield from target.result(item, to_npy(np.full_like(latent.data, np.nan)))
 
@@ -111,21 +93,6 @@ def test_an_answer_that_cannot_be_used_fails_its_item_alone(source, target, answ
     error = job.items[1].error
     assert (error.reason, error.facts["peer"]) == ("PEER_FAULT", "south.example")
     assert not source.store.parts(job.job_id, 1)
-
-
-@pytest.mark.slow
-def test_a_returned_latent_that_is_no_noise_fails_its_item_alone(source, target) -> None:
-    """Its size is right, and its bytes are not what a latent looks like."""
-
-    def constant(target, item, latent):
-        yield from target.result(item, to_npy(latent.data))
-        ones = Latent.from_array(np.full_like(latent.data, 30))
-        yield from target.latent(item, ones)
-
-    target.decodes = [instead(0, constant)]
-    job = source.start().ended(source.submit(*THREE, cycle=True))
-    assert source.states(job) == ["FAILED", "DECODED", "DECODED"]
-    assert job.items[0].error.facts["answer"] == "LATENT_NOT_GAUSSIAN"
 
 
 def test_a_peer_that_ends_early_ends_the_job_with_a_reason(source, target) -> None:
@@ -188,25 +155,6 @@ def test_a_stored_latent_that_the_disk_lost_is_made_again(source, target) -> Non
     assert source.start().ended(job_id).state == "FINISHED"
 
 
-def test_more_items_than_a_stream_may_carry_go_in_several(source, target) -> None:
-    """The contract's limit is kept, and every item arrives."""
-    target.limits = ContractLimits(2, 10_000, 80_000, 10_000)
-    job = source.start().ended(source.submit(*[npy(seed=n) for n in range(5)]))
-    assert source.states(job) == ["DECODED"] * 5
-    assert [len(seen) for seen in target.seen] == [2, 2, 1]
-
-
-def test_a_contract_that_demands_more_evaluations_ends_the_job_before_anything_is_sent(
-    source, target
-) -> None:
-    """The target names the floor; the job asked for fewer."""
-    target.limits = replace(target.limits, min_evaluations=12)
-    job = source.start().ended(source.submit(npy()))
-    assert (job.state, job.error.reason) == ("FAILED", "POLICY_DENIED")
-    assert not target.seen
-    assert source.ended(source.submit(npy(), solver=SolverSettings(evaluations=12))).state == "FINISHED"
-
-
 def test_an_item_that_this_node_cannot_encode_fails_alone(source, target) -> None:
     """The peer never hears of it."""
     odd = to_npy(gaussian(400) * 90)
@@ -246,26 +194,6 @@ def test_a_peer_that_answers_nothing_stops_the_encoder(source, target) -> None:
     wait_until(lambda: made() > 2)
     assert _rest(made) <= 12
     assert not ranges(1)
-
-
-@pytest.mark.slow
-def test_a_disk_that_is_slow_stops_the_peers_answers(source, target, monkeypatch) -> None:
-    """A handful of translations waits in memory, however fast the peer is."""
-    go_on = threading.Event()
-    write = Spool.put
-
-    def slow(self, transaction, job_id, item, part, data):
-        if part == SpoolPart.TRANSLATION:
-            go_on.wait(20)
-        return write(self, transaction, job_id, item, part, data)
-
-    monkeypatch.setattr(Spool, "put", slow)
-    target.limits = LARGE_LIMITS
-    source.start().submit(*LARGE, solver=SOLVER)
-    wait_until(lambda: target.answered >= 49, 90.0)
-    answered = _rest(lambda: target.answered)
-    go_on.set()
-    assert answered <= 49 + 15
 
 
 @pytest.mark.slow

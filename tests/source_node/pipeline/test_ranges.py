@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ddib_fed.data.points import parse_npy, to_npy
-from ddib_fed.data.synthetic import sample
-from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.local_party import open_party
-from ddib_fed.engine.party import Encoded, Leg, ToEncode
 from ddib_fed.errors import LatentNotGaussian
 from ddib_fed.latent import Latent
-from ddib_fed.models.bundle import load_bundle
-from ddib_fed.models.catalogue import shipped_folder
-from ddib_fed.protocol.contract import ContractLimits
 from ddib_fed.protocol.messages import ItemState
-from source_node.intake import Numbers, ranges_of
+from source_node.intake import Numbers
 from source_node.records import SpoolPart, StoredItem
 from tests.node.tiny_nodes import gaussian, npy
 from tests.source_node.conftest import LARGE_LIMITS, SOLVER, wait_until
@@ -67,21 +59,6 @@ def test_a_large_item_crosses_in_ranges_and_is_recorded_whole(source, target) ->
 
 
 @pytest.mark.slow
-def test_ranges_of_a_file_that_is_ordered_along_its_shape_pass_the_gate() -> None:
-    """So do 2,048 of 100,000 points one behind the other, on a short piece of one moon."""
-    points = sample("moons", 100_000, 0)
-    party = open_party(load_bundle(Path(str(shipped_folder() / "moons"))), threads=1)
-    chosen = [points[ranges_of(len(points))[place]] for place in (0, 31)] + [points[:2_048]]
-    outcomes = list(
-        party.encode_each(
-            [ToEncode(number, each, None, None) for number, each in enumerate(chosen)],
-            Leg(SolverSettings(evaluations=24)),
-        )
-    )
-    assert [isinstance(outcome, Encoded) for outcome in outcomes] == [True, True, True]
-
-
-@pytest.mark.slow
 def test_ranges_that_were_made_before_a_kill_are_sent_again_as_they_are(
     source, target, long_ago, engine
 ) -> None:
@@ -111,14 +88,6 @@ def test_a_range_that_the_peer_refuses_ends_its_item_and_no_other(source, target
     assert source.states(job) == ["DECODED", "FAILED", "DECODED"]
     assert job.items[1].error.reason == "LATENT_NOT_GAUSSIAN"
     assert not source.store.parts(job.job_id, 1)
-
-
-def test_an_item_of_more_points_than_the_peer_takes_fails_alone(source, target) -> None:
-    """Its ranges would fit, but the limit is the peer's on an item."""
-    target.limits = ContractLimits(1_000, 5_000, 40_000, 10_000)
-    job = source.start().ended(source.submit(npy(10), npy(9_000)))
-    assert source.states(job) == ["DECODED", "FAILED"]
-    assert job.items[1].error.reason == "POINTS_TOO_MANY"
 
 
 def parse(file: bytes) -> np.ndarray:

@@ -10,21 +10,8 @@ from tests import audit_rows
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import Source, wait_until
-from tests.source_node.scripted_target import hang
 
 THREE = [npy(seed=n) for n in range(3)]
-
-
-@pytest.mark.slow
-def test_a_peer_that_is_removed_gets_no_further_latent(source: Source, target) -> None:
-    """Its open call is ended, and the job fails with that reason."""
-    target.decodes = [hang]
-    job_id = source.start().submit(*THREE)
-    assert target.asked.wait(10)
-    source.node.peers.remove("south.example")
-    source.remotes.refresh()
-    job = source.ended(job_id)
-    assert (str(job.state), job.error.reason) == ("FAILED", "PEER_NOT_FOUND")
 
 
 def test_a_peer_that_is_removed_while_its_item_is_encoded_does_not_get_it(source: Source, target) -> None:
