@@ -38,7 +38,7 @@ test-long: $(VENV)/.dev  ## Every test in its long form, with the further cases 
 	$(PYTEST) --long --timeout 3600
 
 test-ray: $(VENV)/.ray  ## What needs Ray: the executor ray, on a cluster of this machine
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/engine/test_executors.py tests/engine/test_pool.py tests/engine/test_ray.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/engine/test_executors.py
 
 # The browser and axe-core come from package registries: Playwright's own download of a browser is not used.
 AXE := 4.14.1

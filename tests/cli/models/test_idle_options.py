@@ -76,9 +76,8 @@ def test_guidance_without_what_it_needs_is_refused(refused, line, named):
         ("model train --domain satellite --steps 1 --set channels=1", "--set channels"),
         ("model train --domain moons --steps 1 --resume --force", "--resume"),
         ("model train --images scans --size 8 --steps 1 --set image_size=16", "image_size"),
-        ("classifier train --images scans --for dropped --steps 1 --colours opponent", "--colours"),
+        ("model train --images scans --for dropped --steps 1 --colours opponent", "--colours"),
         ("model import --synthetic points.npy --soften-sigma 0", "--soften-sigma"),
-        ("model import --synthetic points.npy --flags=", "--flags"),
     ],
 )
 def test_training_and_import_refuse_what_they_would_not_use(refused, place, line, named):
@@ -87,14 +86,6 @@ def test_training_and_import_refuse_what_they_would_not_use(refused, place, line
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[0]).save(path)
     assert named in refused(line)
-
-
-def test_evaluate_refuses_what_it_cannot_use(place, monkeypatch):
-    monkeypatch.chdir(place)
-    words = ["evaluate", "in", "--thresholds", "satellite"]
-    with pytest.raises(UsageError, match="--thresholds") as caught:
-        CliRunner().invoke(cli, words, catch_exceptions=False, standalone_mode=False)
-    assert "--source" in f"{caught.value.detail} {caught.value.hint}"
 
 
 @pytest.mark.parametrize("option", ["--seed 1", "--soften-sigma 0.1", "--flags x", "--device cpu"])
