@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ddib_fed.cli.tune import tuned_figures
+from ddib_fed.cli.model import tuned_figures
 from ddib_fed.models.sidecars import Tuned
 from ddib_fed.training.tune import tune_bundle
 

@@ -36,7 +36,7 @@ NEXT_STEPS: Final[Mapping[str, str]] = {
     "UNAUTHENTICATED": "`ddib doctor`, at a node `ddib pki show`, names what is wrong with the certificate",
     "PEER_UNKNOWN": "a client: its operator (ddib pki show lists it); a node: the operators exchange peer files, "
     "ddib peer export and ddib peer add",
-    "PEER_SUSPENDED": "accepted jobs wait; the operator of the node that refused lifts it: ddib peer resume",
+    "PEER_SUSPENDED": "accepted jobs wait; the operator of the node that refused lifts it: ddib peer suspend --undo",
     "LATENT_NOT_GAUSSIAN": "leave it out, or train the source's model longer and with data like it",
     "NOT_FOUND": "check the name",
     "JOB_NOT_FOUND": "ddib job list",

@@ -95,7 +95,9 @@ def moments(array: Array) -> tuple[float, float]:
 
 def require_finite(array: Array) -> None:
     """Raise `NotFinite` when a value is NaN or infinite."""
-    count = array.size - int(np.isfinite(array).sum())
+    flat = array.reshape(-1)
+    blocks = (flat[start : start + SUM_BLOCK] for start in range(0, flat.size, SUM_BLOCK))
+    count = array.size - sum(int(np.count_nonzero(np.isfinite(block))) for block in blocks)
     if count:
         raise NotFinite(f"{count} of {array.size} values are NaN or infinite", facts={"count": count})
 

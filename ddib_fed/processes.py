@@ -39,18 +39,17 @@ def started_together() -> tuple[int, str]:
     return 1, ""
 
 
-def beside_here() -> int:
+def processes_here() -> int:
+    """How many of them run on this machine."""
     text = os.environ.get("LOCAL_WORLD_SIZE", "")
     return max(1, int(text)) if text.isdecimal() else started_together()[0]
 
 
-def killed_with(parent: int) -> bool:
+def end_with_parent() -> None:
     """On Linux, have the kernel kill this process as soon as its parent has ended; elsewhere nothing happens."""
-    if sys.platform != "linux":
-        return True
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    return os.getppid() == parent
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def require_alone(what: str) -> None:
@@ -59,8 +58,7 @@ def require_alone(what: str) -> None:
     if count > 1:
         raise UsageError(
             f"{what} runs in one process, and {starter} started {count}",
-            hint=f"the same command without {starter}; `ddib model train` and `ddib classifier train` share their work "
-            "among processes",
+            hint=f"the same command without {starter}; `ddib model train` shares its work among processes",
         )
 
 

@@ -202,12 +202,7 @@ def open_tracing(
     session = requests.Session()
     session.trust_env = False  # neither proxies nor logins of the environment
     exporter = OTLPSpanExporter(f"{settings.endpoint}/v1/traces", timeout=EXPORT_TIMEOUT_S, session=session)
-    return tracing_to(
-        BatchSpanProcessor(exporter),
-        institution=institution,
-        what=what,
-        peers=peers,
-    )
+    return tracing_to(BatchSpanProcessor(exporter), institution=institution, what=what, peers=peers)
 
 
 def tracing_to(
@@ -217,15 +212,14 @@ def tracing_to(
     from opentelemetry.sdk.trace import SpanLimits, TracerProvider
     from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
+    named = {
+        "service.name": f"ddib-fed-{what}",
+        "service.namespace": institution,
+        "service.version": __version__,
+    }
     provider = TracerProvider(
         sampler=ALWAYS_ON,  # what a peer says of sampling decides nothing here
-        resource=Resource(
-            {
-                "service.name": f"ddib-fed-{what}",
-                "service.namespace": institution,
-                "service.version": __version__,
-            }
-        ),
+        resource=Resource(named),
         shutdown_on_exit=False,
         span_limits=SpanLimits(max_attributes=32, max_events=0, max_links=0, max_attribute_length=256),
     )

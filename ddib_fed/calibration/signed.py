@@ -9,8 +9,9 @@ is kept beside the signature: it must have been valid at that second and come fr
 from __future__ import annotations
 
 import os
+import re
 import threading
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -187,7 +188,7 @@ class SignedCalibration(BaseModel):
         if identity.kind != "node" or identity.institution != institution:  # 3
             raise refused(CalibrationSigner, f"{signer} must be a node of {institution or 'an institution'}")
         if identity in withdrawn:  # 4
-            hint = f"ddib pki reinstate {identity}, or {RECALIBRATE}"
+            hint = f"ddib pki withdraw --undo {identity}, or {RECALIBRATE}"
             raise refused(CalibrationSigner, f"{signer} is withdrawn here", hint)
         if moment > now + CLOCK_SKEW:  # 5
             why = f"the {side}'s signature is of {moment:%Y-%m-%d %H:%M} UTC, which is in the future"
@@ -257,7 +258,7 @@ class CalibrationStore:
                 raise ExhaustedError(
                     f"{MAX_OF_PEER} calibrations between {' and '.join(sorted(pair))} are stored",
                     hint="the node's operator deletes some: ddib calibrate list, "
-                    "ddib calibrate remove DIGEST --forget",
+                    "ddib calibrate remove DIGEST, twice",
                 )
             added = known.added if known else (now or datetime.now(UTC))
             return self._write(signed.model_copy(update={"added": added, "active": True}))
@@ -282,19 +283,26 @@ class CalibrationStore:
 
     def list(self) -> tuple[SignedCalibration, ...]:
         """Every readable calibration, the newest first."""
-        found = [signed for path in self._paths() if (signed := self.find(bytes.fromhex(path.stem)))]
+        found = [each for each in self._all() if isinstance(each, SignedCalibration)]
         return tuple(
             sorted(found, key=lambda s: (s.added or s.calibration.made.created, s.sha256), reverse=True)
         )
 
     def problems(self) -> tuple[str, ...]:
-        found = []
-        for path in self._paths():
-            try:
-                self._read(path)
-            except DdibError as error:
-                found.append(error.detail)
-        return tuple(found)
+        """A line for each file that cannot be used."""
+        return tuple(each.detail for each in self._all() if isinstance(each, DdibError))
+
+    def _all(self) -> Iterator[SignedCalibration | DdibError]:
+        try:
+            names = sorted(os.listdir(self._folder))  # noqa: PTH208 - glob hides errors
+        except FileNotFoundError:
+            return
+        for name in names:
+            if re.fullmatch(rf"[0-9a-f]{{64}}\{_SUFFIX}", name):
+                try:
+                    yield self._read(self._folder / name)
+                except DdibError as error:
+                    yield error
 
     def between(self, source: Place, target: Place) -> tuple[SignedCalibration, ...]:
         """Every calibration from a source's domain to a target's, whatever its state, the newest first."""
@@ -333,18 +341,6 @@ class CalibrationStore:
 
     def _path(self, sha256: bytes) -> Path:
         return self._folder / f"{sha256.hex()}{_SUFFIX}"
-
-    def _paths(self) -> tuple[Path, ...]:
-        try:
-            names = sorted(os.listdir(self._folder))  # noqa: PTH208 - glob hides errors
-        except FileNotFoundError:
-            return ()
-        stems = [name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)]
-        return tuple(
-            self._folder / f"{stem}{_SUFFIX}"
-            for stem in stems
-            if len(stem) == 64 and not set(stem) - set("0123456789abcdef")
-        )
 
 
 def _unknown(sha256: bytes) -> CalibrationUnknown:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,9 +23,9 @@ from ddib_fed.calibration.record import (
     write_calibration,
 )
 from ddib_fed.cli import options
-from ddib_fed.cli.calibrate_showing import confirmed, how_jobs_use, interval, show_calibration, show_compared
-from ddib_fed.cli.opening import open_model
-from ddib_fed.cli.output import print_json
+from ddib_fed.cli.calibrate_showing import confirmed, how_jobs_use, interval, show_calibration
+from ddib_fed.cli.options import open_model, usual_threads
+from ddib_fed.cli.output import emit, number, outcome, print_table
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.shipped import SHIPPED
 from ddib_fed.diffusion.plans import SolverSettings
@@ -56,7 +54,7 @@ EVALUATED = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Making:
     """What a calibration is to be made of; `pictures` are this side's and, in one process, the target's."""
 
     kind: Kind
@@ -67,7 +65,7 @@ class Asked:
     force: bool
 
 
-class Target(Protocol):
+class _Target(Protocol):
     """The other side: a `CalibrationPeer`, or a model in this process."""
 
     def aggregate(self) -> Aggregate: ...
@@ -78,7 +76,7 @@ class Target(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Here:
+class _LocalTarget:
     """A target's model in this process. Nothing leaves: noise that the seed repeats shows what would."""
 
     bundle: Bundle
@@ -102,7 +100,7 @@ class Here:
 
 
 def _fitted(
-    asked: Asked, command: str, bundle: Bundle, own: CalibratedSide, to: tuple[str, str], target: Target
+    asked: Making, command: str, bundle: Bundle, own: CalibratedSide, to: tuple[str, str], target: _Target
 ) -> Calibration:
     """A calibration from anchors, or from own pictures and the target's aggregate; `to`: institution and domain."""
     units = bundle.manifest.normalisation.plain
@@ -128,36 +126,23 @@ def _fitted(
         return calibrating.from_aggregate(pictures, units, aggregate, wanted(aggregate.units_sha256))
 
 
-def make(
-    asked: Asked, local: tuple[str, str], *, epsilon: float, threads: int, out: Path, output_format: str
-) -> None:
+def make(asked: Making, local: tuple[str, str], *, epsilon: float, out: Path) -> None:
     """`--local`: make a calibration of two models, write it, and print what is known of it."""
     if out.exists():
         raise AlreadyExists(f"{out} exists", hint="name another file with --out, or remove this one")
     _own, others = two_folders(asked.pictures)
     if asked.anchors is not None:
-        options.refuse_idle(
-            ("pictures", "epsilon"), "is for aggregates, not for --anchors", hint="leave it out"
-        )
+        idle = ("pictures", "epsilon")
+        options.refuse_idle(idle, "is for aggregates, not for --anchors", hint="leave it out")
     source, target = (open_model(name) for name in local)
     first, second = source.manifest, target.manifest
     calibrating.check_models(first, second, asked.kind, anchored=asked.anchors is not None)
     command = f"--local {shlex.join((first.domain, second.domain))}"
     command += "" if asked.anchors is not None else f" --epsilon {epsilon:g}"
-    with torch_threads(threads):
-        found = _fitted(
-            asked,
-            command,
-            source,
-            calibrating.side(first),
-            ("", second.domain),
-            Here(target, others, epsilon, asked.seed),
-        )
+    there = _LocalTarget(target, others, epsilon, asked.seed)
+    with torch_threads(usual_threads()):
+        found = _fitted(asked, command, source, calibrating.side(first), ("", second.domain), there)
     write_calibration(found, out)
-    if output_format == "json":
-        print_json(found)
-        return
-    show_calibration(found)
     model, other = map(shlex.quote, local)
     file, domain = shlex.quote(str(out)), found.source.domain
     following = (
@@ -167,7 +152,12 @@ def make(
         own = f"--domain {domain}" if domain in SHIPPED and model == domain else "--images PICTURES"
         more = f"--calibration {file} --steps 600 --out {shlex.quote(domain)}-calibrated"
         following = f"ddib model train {own} --init {model} {more}"
-    say(f"written      {out}", "next:", f"  {following}")
+
+    def text() -> None:
+        show_calibration(found)
+        say(f"written      {out}", "next:", f"  {following}")
+
+    emit(found, text)
 
 
 def two_folders(pictures: tuple[str, ...]) -> tuple[str | None, str | None]:
@@ -182,9 +172,7 @@ def two_folders(pictures: tuple[str, ...]) -> tuple[str | None, str | None]:
     return pictures[0], pictures[1]
 
 
-def agree(
-    asked: Asked, peer_name: str, config_path: Path, *, existing: Path | None, yes: bool, output_format: str
-) -> None:
+def agree(asked: Making, peer_name: str, config_path: Path, *, existing: Path | None, yes: bool) -> None:
     """`--peer`: fetch the peer's aggregate, fit with own pictures, show, ask, sign, send and store."""
     from ddib_fed.node.calibration_peer import CalibrationPeer
     from ddib_fed.node.calibrations import allow, require_role, send
@@ -217,8 +205,7 @@ def agree(
             made = _existing(existing, asked, own, (institution, domain))
         else:
             made = _fitted(asked, f"--peer {peer_name}", bundle, own, (institution, domain), peer)
-        with redirect_stdout(sys.stderr if output_format == "json" else sys.stdout):
-            show_calibration(made)
+        show_calibration(made)
         say(
             f"would leave  {len(made.canonical)} bytes of calibration with the numbers and figures above, and this "
             f"node's signature and certificate, to {institution}; no picture and no part of one",
@@ -226,25 +213,26 @@ def agree(
         )
         confirmed("Sign this calibration and send it?", yes=yes)
         signed = send(config, made, peer, now=datetime.now(UTC))
-    if output_format == "json":
-        state = "signed" if signed.complete else "pending"
-        content = made.model_dump(mode="json", exclude_none=True)
-        print_json({"sha256": signed.sha256, "state": state, "crossed": peer.crossed, "calibration": content})
-        return
-    say(f"crossed      {', '.join(f'{name} {count} bytes' for name, count in peer.crossed.items())}")
     short = signed.short
+    say(f"crossed      {', '.join(f'{name} {count} bytes' for name, count in peer.crossed.items())}")
     if signed.complete:
         say(f"agreed       both institutions have signed {short}", *how_jobs_use(signed.calibration, config))
-        return
-    say(
-        f"proposed     {short} waits for the operator of {institution}, who runs there:",
-        f"  ddib calibrate accept {short} --config node.toml",
-        "then, here:",
-        f"  ddib calibrate send {short} --config {shlex.quote(str(config.path))}",
+    else:
+        say(
+            f"proposed     {short} waits for the operator of {institution}, who runs there:",
+            f"  ddib calibrate accept {short} --config node.toml",
+            "then, here:",
+            f"  ddib calibrate send {short} --config {shlex.quote(str(config.path))}",
+        )
+    outcome(
+        sha256=signed.sha256,
+        state="signed" if signed.complete else "pending",
+        crossed=peer.crossed,
+        calibration=made.model_dump(mode="json", exclude_none=True),
     )
 
 
-def _existing(file: Path, asked: Asked, own: CalibratedSide, to: tuple[str, str]) -> Calibration:
+def _existing(file: Path, asked: Making, own: CalibratedSide, to: tuple[str, str]) -> Calibration:
     """The map of a calibration in a file, proposed with the figures that it has; the peer checks its own units."""
     from ddib_fed.node.calibrations import refuse_doubtful
 
@@ -265,22 +253,11 @@ def _existing(file: Path, asked: Asked, own: CalibratedSide, to: tuple[str, str]
     return found.model_copy(update={"source": own, "target": target, "made": made, "expires": ends})
 
 
-def evaluate(
-    file: Path,
-    local: tuple[str, str] | None,
-    *,
-    pictures: tuple[str, ...],
-    anchors: tuple[Path, Path] | None,
-    evaluations: int,
-    seed: int,
-    threads: int,
-    force: bool,
-    output_format: str,
-) -> None:
+def evaluate(asked: Making, file: Path, local: tuple[str, str] | None, *, evaluations: int) -> None:
     """`--evaluate`: print what is known of a calibration, from pictures that it was not fitted to."""
-    calibration = read_calibration(file)
+    calibration, anchors = read_calibration(file), asked.anchors
     source, target = _models(calibration, local)
-    ways, folders = _ways(calibration, source, target, threads), two_folders(pictures)
+    ways, folders = _ways(calibration, source, target), two_folders(asked.pictures)
     own, other = map(calibrating.domain_pictures, (source, target), folders)
     units = source.manifest.normalisation.plain, target.manifest.normalisation.plain
     rows = [calibrating.colour_distance(own.train, other.train, calibration.map, units)]
@@ -301,7 +278,7 @@ def evaluate(
             stages = calibrating.there_and_back(
                 given,
                 ways,
-                arrays.ArraySettings(SolverSettings(evaluations=evaluations), seed=seed),
+                arrays.ArraySettings(SolverSettings(evaluations=evaluations), seed=asked.seed),
                 on_progress=lambda done, total: show(done, total, ""),
             )
         rows += calibrating.unpaired(given, stages)
@@ -310,16 +287,27 @@ def evaluate(
             places = "test pictures of places that neither model was trained on"
             said = f"{len(given)} {'anchors' if anchors else places}, whose true translations are known."
     notes = [said, "Intervals of 95 %. `map alone`: the channels mapped, without any network."]
-    if output_format == "json":
-        print_json(
-            {"calibration": calibration, "sha256": calibration.sha256, "figures": rows, "notes": notes}
-        )
-    else:
+    columns = ["figure", ">without", ">with", ">gain", "", ">map alone"]
+
+    def text() -> None:
         show_calibration(calibration)
         say()
-        show_compared("Without and with it", rows)
+        table = [
+            [
+                row.name,
+                *("" if each is None else number(each.value) for each in (row.without, row.calibrated)),
+                "" if row.gain is None else interval(row.gain),
+                row.verdict,
+                "" if row.alone is None else number(row.alone.value),
+            ]
+            for row in rows
+        ]
+        print_table("Without and with it", columns, table)
         say(*notes)
-    if not force:
+
+    values = {"calibration": calibration, "sha256": calibration.sha256, "figures": rows, "notes": notes}
+    emit(values, text)
+    if not asked.force:
         _refuse(calibration, rows)
 
 
@@ -339,16 +327,16 @@ def _models(calibration: Calibration, local: tuple[str, str] | None) -> tuple[Bu
     return source, target
 
 
-def _ways(calibration: Calibration, source: Bundle, target: Bundle, threads: int) -> calibrating.Ways | None:
+def _ways(calibration: Calibration, source: Bundle, target: Bundle) -> calibrating.Ways | None:
     """The models of the comparison; None if the source's model would have to be trained with the map first."""
     retrained, domain = calibration.kind in RETRAINED, calibration.source.domain
     if retrained and source.manifest.normalisation.calibrated is None:
         return None
-    decoder, party = (open_party(model, threads=threads) for model in (target, source))
+    decoder, party = (open_party(model, threads=usual_threads()) for model in (target, source))
     if not retrained:
         return calibrating.Ways(decoder, party, calibration.map, party)
     # Beside it the source's model before it was trained with the map, if that ships.
-    plain = open_party(open_model(domain), threads=threads) if domain in shipped_names() else None
+    plain = open_party(open_model(domain), threads=usual_threads()) if domain in shipped_names() else None
     return calibrating.Ways(decoder, party, None, plain)
 
 

@@ -1,25 +1,18 @@
-"""Prints a calibration, and what is known of its effect."""
+"""Prints a calibration, and asks whether something may leave."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import click
-
-from ddib_fed.cli.output import lines, number, print_table, size
+from ddib_fed.cli.output import lines, number, size
 from ddib_fed.errors import Cancelled, UsageError
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
     from ddib_fed.models.sidecars import Figure
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.training.calibrating import Compared
-
-
-YES = click.option("--yes", is_flag=True, help="Do not ask; what would leave is still shown.")
 
 
 def confirmed(question: str, *, yes: bool) -> None:
@@ -38,7 +31,7 @@ def show_calibration(calibration: Calibration) -> None:
     """What it is, how it was made, and what it does, a line each on stdout."""
     made, effect = calibration.made, calibration.effect
     text = {
-        "calibration": f"{calibration.kind}, {_side(calibration.source)} to {_side(calibration.target)}",
+        "calibration": f"{calibration.kind}, {side_name(calibration.source)} to {side_name(calibration.target)}",
         "made from": _made_from(calibration),
         **_effect(calibration),
     }
@@ -80,7 +73,7 @@ def how_jobs_use(calibration: Calibration, config: NodeConfig) -> tuple[str, ...
 
 
 def _effect(calibration: Calibration) -> dict[str, str]:
-    """What its figures are, in words."""
+    """What its figures are, in words; further ones by their names."""
     effect = calibration.effect
     before, after = interval(effect.distance_before), interval(effect.distance)
     if calibration.made.method == "anchors":
@@ -93,41 +86,13 @@ def _effect(calibration: Calibration) -> dict[str, str]:
             "distance": f"{before} without it, {after} with it: of the source's colours to the target's",
             "margin": f"{interval(effect.margin)} of the distance without it: so much farther is the next best one",
         }
-    return text | _anchored(effect.figures)
-
-
-def _anchored(figures: Mapping[str, Figure]) -> dict[str, str]:
-    """Further figures: those of anchors in words, any others by their names."""
-    shown = {name: interval(figure) for name, figure in figures.items()}
-    text = {}
+    shown = {name: interval(figure) for name, figure in effect.figures.items()}
     if {"anchors_psnr", "anchors_psnr_without"} <= shown.keys():
         with_it, without = shown.pop("anchors_psnr"), shown.pop("anchors_psnr_without")
         text["PSNR"] = f"{without} dB without it, {with_it} dB with it: of the anchors, by the map alone"
     if "undone_psnr" in shown:
         text["undone"] = f"{shown.pop('undone_psnr')} dB: pictures mapped and mapped back"
     return text | shown
-
-
-def show_compared(title: str, rows: Sequence[Compared]) -> None:
-    """Figures without and with a calibration, and of its map alone, beside one another."""
-    print_table(
-        title,
-        ["figure", ">without", ">with", ">gain", "", ">map alone"],
-        [
-            [
-                row.name,
-                *map(_plain, (row.without, row.calibrated)),
-                "" if row.gain is None else interval(row.gain),
-                row.verdict,
-                _plain(row.alone),
-            ]
-            for row in rows
-        ],
-    )
-
-
-def _plain(figure: Figure | None) -> str:
-    return "" if figure is None else number(figure.value)
 
 
 def interval(figure: Figure) -> str:
@@ -150,6 +115,6 @@ def _made_from(calibration: Calibration) -> str:
     return f"{made.source_pictures} pictures of the source, and {theirs} of the target"
 
 
-def _side(side: object) -> str:
+def side_name(side: object) -> str:
     institution, domain = (str(getattr(side, name)) for name in ("institution", "domain"))
     return f"{institution}/{domain}" if institution else domain

@@ -308,7 +308,7 @@ class Pair:
 
     def publish(self, *, again: bool = False) -> None:
         """Publish an aggregate of the target's pictures, as its operator does."""
-        target, further = self.target, ("--again",) if again else ()
+        target, further = self.target, ("--force",) if again else ()
         words = ("--config", target.config_path, "--pictures", target.domain, "--yes", *further)
         say(*run_command(show, "calibrate", "publish", *words).splitlines())
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddib_fed.cli.output import emit, number, print_table
-from ddib_fed.client.progress import counted
 from ddib_fed.client.views import Submitted
 from ddib_fed.engine.record import Part, Translation, fitted_line, tiles_in
 from ddib_fed.errors import DiskFull, InputError
 from ddib_fed.files import is_disk_full
-from ddib_fed.terminal import say
+from ddib_fed.terminal import bar, say
 
 if TYPE_CHECKING:
     from ddib_fed.client.folder_run import FolderRun
@@ -78,8 +77,8 @@ def _write(
     if len(files) < _SLOW:
         write_results(page, sheet, results)
         return
-    with counted("drawing the page") as show:
-        write_results(page, sheet, results, on_drawn=show)
+    with bar("drawing the page") as show:
+        write_results(page, sheet, results, on_drawn=lambda done, total: show(done, total, ""))
 
 
 def _places(run: FolderRun) -> tuple[Path, Path]:

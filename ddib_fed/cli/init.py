@@ -7,37 +7,38 @@ import re
 import shlex
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import click
-
 from ddib_fed.cli import options
 from ddib_fed.cli.help import group, say_next, with_config
+from ddib_fed.cli.options import option
 from ddib_fed.cli.output import outcome
-from ddib_fed.client.profile import FOLDER, Profile, candidates
+from ddib_fed.client.profile import FILE_NAME, FOLDER, candidates, render_client_toml
 from ddib_fed.errors import AlreadyExists, InputError, UsageError
 from ddib_fed.files import check_private_folder, write_file
 from ddib_fed.names import NODE_FILE, is_institution, is_label
-from ddib_fed.protocol.addresses import is_loopback, split_address
+from ddib_fed.protocol.addresses import is_every_address, is_loopback, split_address
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig, Role
-    from ddib_fed.security.identity import Identity
 
-
-CLIENT_FILE: Final = "client.toml"
 HELP: Final = "ddib init --help"
 LISTEN: Final = "127.0.0.1:7443"
+USUAL_NODE: Final = "node-1"
+ROLES: Mapping[str, tuple[Role, ...]] = {
+    "source": ("source",),
+    "target": ("target",),
+    "both": ("source", "target"),
+}
+OUT_NODE = option(
+    "--out DIR", "Folder for node.toml and its state; default: the current one.", default=Path()
+)
 
 
 def addresses(listen: str | None, address: str | None, example: str) -> tuple[str, str]:
     """The bind address and the dial address of a node; each is derived from the other if it is missing."""
-    from ddib_fed.protocol.addresses import is_every_address, is_loopback, split_address
-
     try:
         host, port = split_address(address or listen or LISTEN, bound=True)
         if address is None and is_every_address(host):
@@ -71,7 +72,7 @@ def make_node(
     classifier: str | None = None,
     with_ca: bool = True,
 ) -> NodeConfig:
-    """Write node.toml and what it needs."""
+    """Write node.toml and what it needs; a shipped model is copied, so that it does not change with the package."""
     from ddib_fed.node.config import NodeConfig, render_node_toml
     from ddib_fed.security.identity import Identity
     from ddib_fed.security.peers import begin_node, begin_trust
@@ -79,25 +80,30 @@ def make_node(
     Identity(institution, "node", name)
     path = out / NODE_FILE
     _require_free(path, out / "state" / "pki" / "ca.key")
-    hosted = HostedModel("", "model") if model is None else HostedModel.find(model, out)
+    own = shipped = None
+    if model is not None:
+        from ddib_fed.models.bundle import open_bundle, shipped_name
+
+        own, shipped = open_bundle(model).manifest.domain, shipped_name(model)
     try:
         text = render_node_toml(
             institution=institution,
             name=name,
             roles=roles,
-            domain=hosted.domain if domain is None else domain,
+            domain=own or "" if domain is None else domain,
             listen=listen,
             address=address,
-            bundle=hosted.place,
-            classifier=None if classifier is None else HostedModel.find(classifier, out).place,
-            bundle_domain=None if domain in {None, hosted.domain} else hosted.domain,
+            bundle="model" if model is None or shipped else _place(model, out),
+            classifier=None if classifier is None else _place(classifier, out),
+            bundle_domain=None if domain in {None, own} else own,
         )
     except ValueError as error:
         raise InputError(_first_line(error), hint=HELP) from error
     check_private_folder(out / "state")
     out.mkdir(parents=True, exist_ok=True)
     # The configuration is written last, so that the command can be repeated after a failure.
-    hosted.copy_to(out)
+    if shipped is not None:
+        _copy_model(shipped, out / "model")
     if with_ca:
         begin_node(out / "state", institution, name)
     else:
@@ -106,99 +112,72 @@ def make_node(
     return NodeConfig.load(path)
 
 
-@dataclass(frozen=True, slots=True)
-class HostedModel:
-    """The model of a new node."""
+def _copy_model(shipped: str, path: Path) -> None:
+    from ddib_fed.models.bundle import load_bundle, pretrained
+    from ddib_fed.models.catalogue import copy_shipped
 
-    domain: str
-    place: str
-    shipped: str | None = None
-
-    @classmethod
-    def find(cls, which: str, out: Path) -> HostedModel:
-        """A shipped model, or the one in a folder, for the node in `out`."""
-        from ddib_fed.models.bundle import open_bundle, shipped_name
-
-        domain, shipped = open_bundle(which).manifest.domain, shipped_name(which)
-        if shipped is not None:
-            return cls(domain, "model", shipped)
-        folder, here = Path(which).resolve(), out.resolve()
-        return cls(domain, str(folder.relative_to(here) if folder.is_relative_to(here) else folder))
-
-    def copy_to(self, out: Path) -> None:
-        """Copy a shipped model, so that the node's model does not change with the package version."""
-        if self.shipped is None:
-            return
-        from ddib_fed.models.bundle import load_bundle, pretrained
-        from ddib_fed.models.catalogue import copy_shipped
-
-        path = out / self.place
-        if not path.exists():
-            copy_shipped(self.shipped, path)
-        elif load_bundle(path).digest != pretrained(self.shipped).digest:
-            raise AlreadyExists(
-                f"{path} holds another model",
-                hint=f"--model {shlex.quote(str(path))}, or another --out folder",
-            )
+    if not path.exists():
+        copy_shipped(shipped, path)
+    elif load_bundle(path).digest != pretrained(shipped).digest:
+        hint = f"--model {shlex.quote(str(path))}, or another --out folder"
+        raise AlreadyExists(f"{path} holds another model", hint=hint)
 
 
-@dataclass(frozen=True, slots=True)
-class SourceNode:
-    """The client's node; if it issues, the folder from which, and how long clients' certificates live."""
-
-    identity: Identity
-    address: str
-    issuer: Path | None
-    life: timedelta | None = None
-    config: NodeConfig | None = None
-
-    @classmethod
-    def of(cls, path: Path, address: str | None = None) -> SourceNode:
-        """The node of a node.toml, at its own address or the given one."""
-        from ddib_fed.node.config import NodeConfig
-        from ddib_fed.security import pki
-        from ddib_fed.security.identity import Identity
-
-        config = NodeConfig.load(path)
-        if "source" not in config.node.roles:
-            raise InputError(f"{path} is no source node, and clients talk to source nodes only", hint=HELP)
-        identity = Identity(config.node.institution, "node", config.node.name)
-        issuer = config.paths.pki if pki.has_authority(config.paths.pki) else None
-        life = config.identity.life("client")
-        return cls(identity, address or config.node.address, issuer, life, config)
-
-    def note_issue(self, identity: Identity) -> None:
-        """Refuse an identity that is withdrawn; write to the node's audit log, before the certificate is made."""
-        from ddib_fed.node.admitting import peer_store
-        from ddib_fed.security.audit import note
-
-        if self.config is not None:
-            peer_store(self.config).snapshot().refuse_withdrawn(identity)
-            note(self.config.paths.store, "certificate_issued", identity=identity.uri)
+def _place(model: str, out: Path) -> str:
+    """How node.toml in `out` names the folder of a model."""
+    folder, here = Path(model).resolve(), out.resolve()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
-def make_client(source: SourceNode, out: Path, *, name: str) -> Path:
-    """Write client.toml with the client's key and its certificate, or a request for one; the profile's path."""
-    from ddib_fed.client.profile import render_client_toml
+def make_client(
+    out: Path,
+    *,
+    name: str,
+    config: NodeConfig | None = None,
+    institution: str = "",
+    address: str | None = None,
+) -> Path:
+    """Write client.toml with the client's key and its certificate, or a request for one; the profile's path.
+
+    Its node is that of `config`, which issues the certificate if it can, or the institution's first node.
+    """
+    from ddib_fed.node.admitting import peer_store
     from ddib_fed.security import pki
+    from ddib_fed.security.audit import note
     from ddib_fed.security.identity import Identity
 
-    identity = Identity(source.identity.institution, "client", name)
-    path, request = out / CLIENT_FILE, out / f"{name}.csr"
+    node = USUAL_NODE
+    if config is not None:
+        if "source" not in config.node.roles:
+            raise InputError(
+                f"{config.path} is no source node, and clients talk to source nodes only", hint=HELP
+            )
+        institution, node = config.node.institution, config.node.name
+        address = address or config.node.address
+    identity = Identity(institution, "client", name)
+    path, request = out / FILE_NAME, out / f"{name}.csr"
     _require_free(path, request, out / "pki" / "leaf.key")
     try:
         text = render_client_toml(
-            institution=identity.institution,
+            institution=institution,
             name=name,
-            source_address=source.address,
-            source_identity=source.identity.dns_name,
+            source_address=address or "",
+            source_identity=Identity(institution, "node", node).dns_name,
             pki="pki",
         )
     except ValueError as error:
         raise InputError(_first_line(error), hint=HELP) from error
     out.mkdir(parents=True, exist_ok=True)
-    if source.issuer is not None:
-        pki.issue_client(source.issuer, out / "pki", name, lifetime=source.life, before=source.note_issue)
+    if config is not None and pki.has_authority(config.paths.pki):
+        peer_store(config).snapshot().refuse_withdrawn(identity)
+        log, life = config.paths.store, config.identity.life("client")
+        pki.issue_client(
+            config.paths.pki,
+            out / "pki",
+            name,
+            lifetime=life,
+            before=lambda issued: note(log, "certificate_issued", identity=issued.uri),
+        )
     else:
         request.write_bytes(pki.make_request(out / "pki", identity))
     write_file(path, text.encode(), overwrite=False)
@@ -219,17 +198,6 @@ def _first_line(error: ValueError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
 
 
-_PRIVATE = "internal"
-"""Top-level domain for private use, which is never delegated."""
-_NOBODY = "client-1"
-
-ROLES: Mapping[str, tuple[Role, ...]] = {
-    "source": ("source",),
-    "target": ("target",),
-    "both": ("source", "target"),
-}
-
-
 @group()
 def init() -> None:
     """Write a node's configuration or a client's profile.
@@ -243,57 +211,39 @@ def init() -> None:
     "  ddib init node --role source --model satellite\n"
     "  ddib init node --role source --model satellite --institution east.example --address east.example:7443"
 )
-@click.option(
-    "--institution",
-    metavar="NAME",
-    help="DNS name of the institution, in lower case. Default: the host of --address, else this machine's domain.",
+@option(
+    "--institution NAME",
+    "DNS name of the institution, in lower case. Default: the host of --address, else this machine's domain.",
 )
-@click.option("--role", type=click.Choice(list(ROLES)), required=True, help="What the node does.")
-@click.option(
-    "--model",
-    metavar="NAME|DIR",
-    help="The model that it hosts: a shipped one (satellite, relief, moons, ...), which is copied, or a folder. "
-    "Without it the model is trained later.",
+@option("--role", "What the node does.", tuple(ROLES), required=True)
+@option(
+    "--model NAME|DIR",
+    "The model that it hosts: a shipped one (satellite, relief, moons, ...), which is copied, or a folder. Without it "
+    "the model is trained later.",
+    str,
 )
-@click.option(
-    "--classifier",
-    metavar="DIR",
-    help="Folder of a classifier that guides decoding on request (--classifier-scale).",
+@option(
+    "--classifier DIR", "Folder of a classifier that guides decoding on request (--classifier-scale).", str
 )
-@click.option("--domain", metavar="NAME", help="The domain's name for peers; default: the model's own.")
-@click.option("--name", default="node-1", show_default=True, help="The node's name inside the institution.")
-@click.option(
-    "--listen",
-    metavar="HOST:PORT",
-    help="Address to bind. Default: the port of --address on every interface, or on loopback only if that is localhost "
-    "or not given (127.0.0.1:7443).",
+@option("--domain NAME", "The domain's name for peers; default: the model's own.")
+@option("--name NAME", "The node's name inside the institution.", default=USUAL_NODE)
+@option(
+    "--listen HOST:PORT",
+    "Address to bind. Default: the port of --address on every interface, or on loopback only if that is localhost or "
+    "not given (127.0.0.1:7443).",
 )
-@click.option(
-    "--address",
-    metavar="HOST:PORT",
-    help="Address that clients and peers dial. Default: that of --listen, with localhost if it is loopback. "
-    "Required if --listen is 0.0.0.0 or [::].",
+@option(
+    "--address HOST:PORT",
+    "Address that clients and peers dial. Default: that of --listen, with localhost if it is loopback. Required if "
+    "--listen is 0.0.0.0 or [::].",
 )
-@click.option(
-    "--client",
-    "person",
-    metavar="NAME",
-    help="Name of the first client of a source node, and its folder in --out. Default: your own name, in the folder "
-    "client, where `ddib translate` finds it.",
+@option(
+    "person --client NAME",
+    "Name of the first client of a source node, and its folder in --out. Default: your own name, in the folder client, "
+    "where `ddib translate` finds it.",
 )
-@click.option("--no-client", is_flag=True, help="Make no client.")
-@click.option(
-    "--no-ca",
-    is_flag=True,
-    help="Another node of the institution issues certificates: write only the configuration.",
-)
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(),
-    metavar="DIR",
-    help="Folder for node.toml and its state; default: the current one.",
-)
+@option("--no-ca", "Another node of the institution issues certificates: write only the configuration.")
+@OUT_NODE
 @options.OUTCOME
 def node(
     institution: str | None,
@@ -305,7 +255,6 @@ def node(
     listen: str | None,
     address: str | None,
     person: str | None,
-    no_client: bool,
     no_ca: bool,
     out: Path,
 ) -> None:
@@ -314,15 +263,16 @@ def node(
     --role and --model suffice for a first try on this machine. A node that others reach needs --address. The name of
     the institution is in every certificate: choose it before others admit the node.
     """
+    from ddib_fed.node.admitting import export_peer
+
     if domain is None and model is None:
         raise UsageError("give --model, or --domain of a model that is trained later", hint=HELP)
     serves_clients = role != "target" and not no_ca
-    if person is not None and (no_client or not serves_clients):
+    if person is not None and not serves_clients:
         raise UsageError("--client is for a source node that issues certificates", hint="ddib init client")
     if institution is None:
         institution, whence = institution_here(address, name)
         say(f"institution  {institution}, {whence}; --institution NAME names another")
-    folder = None if no_client or not serves_clients else out / (person or FOLDER)
     bound, dialled = addresses(listen, address, f"{name}.{institution}")
     config = make_node(
         out,
@@ -341,52 +291,35 @@ def node(
         f"wrote        {path}: listens on {bound}, is dialled at {dialled}",
         f"keys         {config.paths.pki}",
     )
-    profile = None
-    if folder is not None:
-        profile = make_client(SourceNode.of(path), folder, name=person or person_here())
-        say(f"client       {profile}: {Profile.load(profile).name}")
-    if not no_ca:
-        _write_peer_file(config, out / f"{institution}.peer")
-    steps = _node_steps(path, config, with_ca=not no_ca, trained=model is not None, profile=profile)
-    say_next(steps)
-    outcome(
-        config=path, listen=bound, address=dialled, pki=config.paths.pki, next=[step for step, _ in steps]
-    )
-
-
-def _write_peer_file(config: NodeConfig, path: Path) -> None:
-    from ddib_fed.node.admitting import export_peer
-
-    own = export_peer(config, path)
-    say(f"peer file    {path}", *(f"fingerprint  {one}" for one in own.fingerprints))
-
-
-def _node_steps(
-    path: Path, config: NodeConfig, *, with_ca: bool, trained: bool, profile: Path | None
-) -> list[tuple[str, str]]:
-    """What to type next; without --config where the file is found anyway."""
     more = with_config(path)
     steps = [
         (f"{config.command} serve{more} --pair", "serve, once the other side has come with the code"),
         (f"{config.command} serve{more} --pair-with HOST:PORT CODE", "or be the one who comes"),
         (f"{config.command} serve{more} --peer OTHER.peer", "or with its peer file, and fingerprints"),
     ]
-    if not trained:
+    if model is None:
         steps.insert(0, (f"{config.command} train{more}", "train the model"))
-    if not with_ca:
+    if no_ca:
         steps.insert(0, (f"ddib pki request{more}", "a request for the node that issues"))
-    if profile is not None:
-        found = profile in candidates({"HOME": ""})
-        which = "" if found else f" --profile {shlex.quote(str(profile))}"
+    if serves_clients:
+        named = person or person_here()
+        profile = make_client(out / (person or FOLDER), name=named, config=config)
+        say(f"client       {profile}: {named}")
+        which = "" if profile in candidates({"HOME": ""}) else f" --profile {shlex.quote(str(profile))}"
         steps.append((f"ddib domains{which}", "see what can be translated to"))
     if "source" in config.node.roles:
-        steps.append(
-            (
-                f"ddib init client --node-config {shlex.quote(str(path))} --name NAME --out NAME",
-                "a profile for a person",
-            )
+        client = f"ddib init client --node-config {shlex.quote(str(path))} --name NAME --out NAME"
+        steps.append((client, "a profile for a person"))
+    if not no_ca:
+        own = export_peer(config, out / f"{institution}.peer")
+        say(
+            f"peer file    {out / institution}.peer",
+            *(f"fingerprint  {one}" for one in own.fingerprints),
         )
-    return steps
+    say_next(steps)
+    outcome(
+        config=path, listen=bound, address=dialled, pki=config.paths.pki, next=[step for step, _ in steps]
+    )
 
 
 @init.command(
@@ -394,92 +327,64 @@ def _node_steps(
     "  ddib init client --node-config north/node.toml --name alice --out alice\n"
     "  ddib init client --institution north.example --address north.example:7443 --name bob --out bob"
 )
-@click.option(
-    "--node-config",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="node.toml of the institution's source node, if it is on this machine.",
+@option("--node-config FILE", "node.toml of the institution's source node, if it is on this machine.")
+@option(
+    "--institution NAME",
+    f"Without --node-config: the institution. Its node is taken to be {USUAL_NODE}; client.toml can say another.",
 )
-@click.option("--institution", metavar="NAME", help="Without --node-config: the institution.")
-@click.option(
-    "--node", "node_name", metavar="NAME", help="Without --node-config: the source node's name, else node-1."
-)
-@click.option(
-    "--address", metavar="HOST:PORT", help="Address at which this client reaches the node, if it differs."
-)
-@click.option("--name", required=True, help="The client's name inside the institution, one DNS label.")
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    metavar="DIR",
-    help="Folder for client.toml, the client's key and its certificate.",
-)
+@option("--address HOST:PORT", "Address at which this client reaches the node, if it differs.")
+@option("--name NAME", "The client's name inside the institution, one DNS label.", required=True)
+@option("--out DIR", "Folder for client.toml, the client's key and its certificate.", required=True)
 @options.OUTCOME
 def client(
-    node_config: Path | None,
-    institution: str | None,
-    node_name: str | None,
-    address: str | None,
-    name: str,
-    out: Path,
+    node_config: Path | None, institution: str | None, address: str | None, name: str, out: Path
 ) -> None:
     """Write a commented client.toml, and make the client's key and certificate.
 
     If the institution's CA is on this machine, the certificate is issued at once. Otherwise the key is made here,
     a request for the certificate is written beside it, and the next commands are printed.
     """
-    source = _source_node(node_config, institution, node_name, address)
-    path = make_client(source, out, name=name)
+    config = None
+    if node_config is not None:
+        from ddib_fed.node.config import NodeConfig
+
+        options.refuse_idle(("institution",), "is in --node-config already", hint=HELP)
+        config = NodeConfig.load(node_config)
+    elif institution is None or address is None:
+        raise UsageError("give --node-config FILE, or --institution NAME and --address HOST:PORT", hint=HELP)
+    path = make_client(out, name=name, config=config, institution=institution or "", address=address)
     say(f"{path} is written; the key is in {out / 'pki'}")
-    which = shlex.quote(str(path))
+    which, asked = shlex.quote(str(path)), out / f"{name}.csr"
     steps = [
         (f"ddib doctor --profile {which}", "check the way to the node"),
         (f"ddib domains --profile {which}", "see what can be translated to"),
     ]
-    if source.issuer is None:
-        asked, folder = out / f"{name}.csr", shlex.quote(str(out / "pki"))
-        steps.insert(0, (f"ddib pki issue {asked.name}", f"at the node that issues; take {asked} there"))
-        steps.insert(1, (f"ddib pki install {name}.pem --folder {folder}", "here, with what it wrote"))
+    if asked.exists():
+        steps = [
+            (f"ddib pki issue {asked.name}", f"at the node that issues; take {asked} there"),
+            (f"ddib pki install {name}.pem --profile {which}", "here, with what it wrote"),
+            *steps,
+        ]
     say_next(steps)
     outcome(profile=path, pki=out / "pki", next=[step for step, _ in steps])
 
 
-def _source_node(
-    node_config: Path | None, institution: str | None, name: str | None, address: str | None
-) -> SourceNode:
-    """From a node.toml, or from what was typed."""
-    from ddib_fed.security.identity import Identity
-
-    if node_config is not None:
-        if institution is not None or name is not None:
-            raise UsageError("--node-config says already which institution and node it is", hint=HELP)
-        return SourceNode.of(node_config, address)
-    if institution is None or address is None:
-        raise UsageError("give --node-config FILE, or --institution NAME and --address HOST:PORT", hint=HELP)
-    return SourceNode(Identity(institution, "node", name or "node-1"), address, None)
-
-
 def institution_here(address: str | None, node_name: str) -> tuple[str, str]:
-    """A name for the institution, and where it comes from."""
-    if address is not None and (named := _of_host(address, node_name)):
-        return named, "the host of --address"
+    """A name for the institution, and where it comes from: the host of an address, or this machine's name."""
+    try:
+        dialled = "" if address is None else split_address(address, bound=True)[0].lower().rstrip(".")
+    except ValueError:
+        dialled = ""  # the address itself is refused later
+    dialled = dialled.removeprefix(f"{node_name}.")
+    if is_institution(dialled) and not is_loopback(dialled):
+        return dialled, "the host of --address"
     host = re.sub(r"[^a-z0-9.-]", "-", socket.gethostname().lower()).strip("-.")
-    domain = host.partition(".")[2]
+    label, _, domain = host.partition(".")
     for found in (domain, host):
         if is_institution(found) and not host.startswith("localhost"):
             return found, "from this machine's name"
-    label = host.partition(".")[0]
-    return f"{label if is_label(label) else 'node'}.{_PRIVATE}", "from this machine's name"
-
-
-def _of_host(address: str, node_name: str) -> str:
-    try:
-        host = split_address(address, bound=True)[0].lower().rstrip(".")
-    except ValueError:
-        return ""  # the address itself is refused later
-    host = host.removeprefix(f"{node_name}.")
-    return host if is_institution(host) and not is_loopback(host) else ""
+    # A top-level domain for private use, which is never delegated.
+    return f"{label if is_label(label) else 'node'}.internal", "from this machine's name"
 
 
 def person_here() -> str:
@@ -487,6 +392,6 @@ def person_here() -> str:
     try:
         name = getpass.getuser()
     except (OSError, KeyError):
-        return _NOBODY
+        name = ""
     label = re.sub(r"[^a-z0-9-]", "-", name.lower())[:63].strip("-")
-    return label if is_label(label) else _NOBODY
+    return label if is_label(label) else "client-1"

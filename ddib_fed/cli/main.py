@@ -6,12 +6,11 @@ without the [node] extra can run everything that needs no network of its own.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -20,159 +19,104 @@ from ddib_fed.errors import ExitCode
 from ddib_fed.terminal import escape, explained, relay, say
 from ddib_fed.version import __version__
 
-
-class Lazy(NamedTuple):
-    """A command that is not imported yet: its location, and its line in the list of commands."""
-
-    target: str
-    help: str
-
-
-COMMANDS: Mapping[str, Lazy] = {
-    "demo": Lazy("ddib_fed.cli.demo:demo", "Two institutions on this machine translate there and back."),
-    "translate": Lazy(
-        "ddib_fed.cli.translate:translate",
-        "Translate files and folders to another domain.",
-    ),
-    "web": Lazy("ddib_fed.cli.web:web", "Translate in the browser: drop pictures, watch, compare, download."),
-    "domains": Lazy(
-        "ddib_fed.cli.job:domains", "List the available target domains, and whether each is ready."
-    ),
-    "job": Lazy(
-        "ddib_fed.cli.job:job",
-        "Watch, fetch, cancel and delete jobs; `ddib translate --detach` submits them.",
-    ),
-    "doctor": Lazy(
-        "ddib_fed.cli.job:doctor",
-        "Check the client's profile, its connection to the source node, and both clocks.",
-    ),
-    "completion": Lazy(
-        "ddib_fed.cli.main:completion", "Print the script that lets a shell complete commands and options."
-    ),
-    "init": Lazy("ddib_fed.cli.init:init", "Write a node's configuration or a client's profile."),
-    "pki": Lazy(
-        "ddib_fed.cli.pki:pki",
-        "Make the institution's CA; request, issue, install, show and withdraw certificates.",
-    ),
-    "peer": Lazy(
-        "ddib_fed.cli.peer:peer",
-        "Export this node's peer file; add, list, test, suspend, resume and remove peers.",
-    ),
-    "pair": Lazy(
-        "ddib_fed.cli.peer:pair",
-        "Admit another institution's node, and be admitted there, with a code read out by telephone.",
-    ),
-    "calibrate": Lazy(
-        "ddib_fed.cli.calibrate:calibrate",
-        "Agree with a peer on how two domains correspond; evaluate such a calibration.",
-    ),
-    "status": Lazy("ddib_fed.cli.status:status", "Show the state of the node on this machine."),
-    "reload": Lazy(
-        "ddib_fed.cli.status:reload", "Make the node re-read its peers, withdrawals and certificates."
-    ),
-    "workers": Lazy(
-        "ddib_fed.cli.status:workers", "Show the node's workers, or change their number to COUNT."
-    ),
-    "drain": Lazy(
-        "ddib_fed.cli.status:drain",
-        "Drain the node: accept no more work, finish running work, and exit.",
-    ),
-    "audit": Lazy(
-        "ddib_fed.cli.audit:audit",
-        "Read, follow, export and verify the node's audit log; exchange its ends with peers.",
-    ),
-    "try": Lazy(
-        "ddib_fed.cli.train:try_",
-        "Train on two folders of pictures, translate held-out pictures both ways, and write one page.",
-    ),
-    "model": Lazy("ddib_fed.cli.model:model", "List, copy, train, sample, show and import models."),
-    "classifier": Lazy(
-        "ddib_fed.cli.train:classifier",
-        "Train classifiers of noisy pictures, for guidance.",
-    ),
-    "colours": Lazy(
-        "ddib_fed.paper.commands:colours",
-        "Give one photograph the colours of another.",
-    ),
-    "privacy": Lazy(
-        "ddib_fed.lab.commands:privacy",
-        "Attack a model's own latents and samples; train with differential privacy.",
-    ),
-    "evaluate": Lazy(
-        "ddib_fed.cli.evaluate:evaluate",
-        "Evaluate a folder of translated pictures against references.",
-    ),
+SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "Translate": {
+        "translate": ("ddib_fed.cli.translate", "Translate files and folders to another domain."),
+        "web": ("ddib_fed.cli.web", "Translate in the browser: drop pictures, watch, compare, download."),
+        "domains": ("ddib_fed.cli.job", "List the available target domains, and whether each is ready."),
+        "job": (
+            "ddib_fed.cli.job",
+            "Watch, fetch, cancel and delete jobs; `ddib translate --detach` submits them.",
+        ),
+        "doctor": (
+            "ddib_fed.cli.job",
+            "Check the client's profile, its connection to the source node, and both clocks.",
+        ),
+        "completion": (
+            "ddib_fed.cli.main",
+            "Print the script that lets a shell complete commands and options.",
+        ),
+        "demo": ("ddib_fed.cli.demo", "Two institutions on this machine translate there and back."),
+    },
+    "Run a node": {
+        "init": ("ddib_fed.cli.init", "Write a node's configuration or a client's profile."),
+        "pki": (
+            "ddib_fed.cli.pki",
+            "Make the institution's CA; request, issue, install, show and withdraw certificates.",
+        ),
+        "peer": (
+            "ddib_fed.cli.peer",
+            "Export this node's peer file; add, list, test, suspend and remove peers.",
+        ),
+        "pair": (
+            "ddib_fed.cli.peer",
+            "Admit another institution's node, and be admitted there, with a code read out by telephone.",
+        ),
+        "calibrate": (
+            "ddib_fed.cli.calibrate",
+            "Agree with a peer on how two domains correspond; evaluate such a calibration.",
+        ),
+        "status": ("ddib_fed.cli.status", "Show the state of the node on this machine."),
+        "reload": (
+            "ddib_fed.cli.status",
+            "Make the node re-read its peers, withdrawals and certificates.",
+        ),
+        "drain": (
+            "ddib_fed.cli.status",
+            "Drain the node: accept no more work, finish running work, and exit.",
+        ),
+        "audit": ("ddib_fed.cli.audit", "Read, follow, export and verify the node's audit log."),
+    },
+    "Work with models, without nodes": {
+        "try": (
+            "ddib_fed.cli.train:try_",
+            "Train on two folders of pictures, translate held-out pictures both ways, and write one page.",
+        ),
+        "model": ("ddib_fed.cli.model", "List, copy, train, sample, show and import models."),
+        "colours": (
+            "ddib_fed.paper.commands",
+            "Give one photograph the colours of another.",
+        ),
+        "evaluate": (
+            "ddib_fed.cli.evaluate",
+            "Evaluate a folder of translated pictures against references.",
+        ),
+        "privacy": (
+            "ddib_fed.lab.commands",
+            "Attack a model's own latents and samples; train with differential privacy.",
+        ),
+    },
 }
-
-SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "Translate": ("translate", "web", "domains", "job", "doctor", "completion", "demo"),
-    "Run a node": (
-        "init",
-        "pki",
-        "peer",
-        "pair",
-        "calibrate",
-        "status",
-        "reload",
-        "workers",
-        "drain",
-        "audit",
-    ),
-    "Work with models, without nodes": (
-        "try",
-        "model",
-        "classifier",
-        "colours",
-        "evaluate",
-        "privacy",
-    ),
-}
+"""The commands by section of the help: the module (a command has its own name there, or the one after a colon), and the
+first sentence of its help."""
+COMMANDS = {name: place for section in SECTIONS.values() for name, (place, _) in section.items()}
 
 
-SHARED = frozenset({("model", "train"), ("classifier", "train")})
-"""What several processes of torchrun may start: training checks by itself what it can share."""
-
-
-class LazyGroup(Group):
-    """A group that knows its commands by name and imports one only when it is called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        del ctx
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module."""
-        del ctx
-        lazy = COMMANDS.get(cmd_name)
-        if lazy is None:
-            return None
-        module, _, attribute = lazy.target.partition(":")
-        command = getattr(importlib.import_module(module), attribute)
-        if not isinstance(command, click.Command):
-            raise TypeError(f"{lazy.target} is no click command")
-        return command
-
+class _Ddib(Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name in COMMANDS and tuple(args[:2]) not in SHARED:
+        if args[0] in COMMANDS and args[:2] != [
+            "model",
+            "train",
+        ]:  # which several processes of torchrun share
             from ddib_fed.processes import require_alone
 
-            require_alone(f"ddib {name}")
+            require_alone(f"ddib {args[0]}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands from the table, without importing any."""
         del ctx
         width = max(map(len, COMMANDS))
-        for title, names in SECTIONS.items():
+        for title, commands in SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl([(name.ljust(width), COMMANDS[name].help) for name in names])
+                formatter.write_dl([(name.ljust(width), text) for name, (_, text) in commands.items()])
 
 
 @click.group(
-    cls=LazyGroup,
+    cls=_Ddib,
+    hooks={name: place if ":" in place else f"{place}:{name}" for name, place in COMMANDS.items()},
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
     epilog="`ddib COMMAND --help` explains a command. Start with `ddib demo`. Exit codes: docs/troubleshooting.md.",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ddib_fed.errors import InputError, UsageError
+from ddib_fed.errors import AlreadyExists, InputError, UsageError
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE, check_domain, size_from
-from ddib_fed.protocol.contract import MAX_GUIDANCE
-from ddib_fed.protocol.messages import QUALITIES
 from ddib_fed.terminal import sentences_aside
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
+    from ddib_fed.models.bundle import Bundle
 
 
 Command = Callable[..., Any]
@@ -115,6 +115,24 @@ FLAGS = option(
     "have no effect.",
     str,
 )
+
+
+def usual_threads() -> int:
+    """Threads of torch: OMP_NUM_THREADS, else one, because more are often slower."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdecimal() and int(said) else 1
+
+
+def open_model(which: str) -> Bundle:
+    """The model that an argument names."""
+    from ddib_fed.models.bundle import open_bundle
+
+    return open_bundle(which)
+
+
+def refuse_overwriting(out: Path, *, force: bool) -> None:
+    if (out / "report.json").exists() and not force:
+        raise AlreadyExists(f"{out} holds results already", hint="choose another folder, or --force")
 
 
 def read_given(path: Path | None) -> Calibration | None:
@@ -281,7 +299,7 @@ QUALITY = option(
     "--quality",
     "Instead of --solver, --evaluations and --grid: draft takes 12 evaluations along learned steps (each model tuned "
     "by `ddib model tune`), standard the default's 48, exact 96.",
-    tuple(QUALITIES),
+    ("draft", "standard", "exact"),
 )
 DEPTH = option(
     "--depth X",
@@ -313,12 +331,12 @@ SOURCE_CLASS = option(
 GUIDANCE = option(
     "--guidance SCALE",
     "Classifier-free guidance towards --target-class, if the model was trained with dropped labels; 1 is none.",
-    click.FloatRange(0, MAX_GUIDANCE),
+    click.FloatRange(0, 1000),
 )
 CLASSIFIER_SCALE = option(
     "--classifier-scale SCALE",
     "Guidance towards --target-class by the classifier of the model that decodes, with this weight.",
-    click.FloatRange(0, MAX_GUIDANCE),
+    click.FloatRange(0, 1000),
 )
 PAIRS = option(
     "--pairs FROM:TO,...",

@@ -9,22 +9,24 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command, group, say_next, with_config
-from ddib_fed.cli.output import outcome, print_ids, print_json, print_table
-from ddib_fed.errors import DdibError, PeerUnreachable, UsageError
+from ddib_fed.cli.options import option
+from ddib_fed.cli.output import emit, outcome, print_table
+from ddib_fed.errors import PeerUnreachable, UsageError
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.security.peers import PeerStore
+    from ddib_fed.security.peers import Peer, PeerStore
     from ddib_fed.v1 import decoding_pb2
 
 INSTITUTION = click.argument("institution")
-REPLACE = click.option(
-    "--replace", is_flag=True, help="Replace the entry: a new root, name or address of a peer."
+FINGERPRINT = option(
+    "fingerprints --fingerprint SHA256:...",
+    "The root's fingerprint as the other operator read it out; `peer add` at a terminal shows it and asks without.",
+    multiple=True,
 )
-UNCONSTRAINED = click.option(
-    "--unconstrained-root", is_flag=True, help="Accept a root without name constraints."
-)
+REPLACE = option("replace --force", "Replace the entry: a new root, name or address of a peer.")
+UNCONSTRAINED = option("--unconstrained-root", "Accept a root without name constraints.")
 
 
 def _open(config_path: Path) -> tuple[NodeConfig, PeerStore]:
@@ -37,15 +39,13 @@ def _open(config_path: Path) -> tuple[NodeConfig, PeerStore]:
 
 @group()
 def peer() -> None:
-    """Export this node's peer file; add, list, test, suspend, resume and remove peers."""
+    """Export this node's peer file; add, list, test, suspend and remove peers."""
 
 
 @peer.command(epilog="\b\nExample:\n  ddib peer export --out north.peer")
 @options.CONFIG
-@click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Default: INSTITUTION.peer"
-)
-@click.option("--force", is_flag=True, help="Overwrite the file.")
+@option("--out FILE", "Default: INSTITUTION.peer")
+@option("--force", "Overwrite the file.")
 @options.OUTCOME
 def export(config_path: Path, out: Path | None, force: bool) -> None:
     """Write the file that another institution adds, and show the fingerprint to read out to it.
@@ -58,9 +58,10 @@ def export(config_path: Path, out: Path | None, force: bool) -> None:
     config = NodeConfig.load(config_path)
     path = out or Path(f"{config.node.institution}.peer")
     own = export_peer(config, path, force=force)
-    say(f"wrote {path}: {own.identity} at {own.address}")
-    for text in own.fingerprints:
-        say(f"fingerprint  {text}")
+    say(
+        f"wrote {path}: {own.identity} at {own.address}",
+        *(f"fingerprint  {text}" for text in own.fingerprints),
+    )
     if config.not_dialled:
         say(f"warning: {config.not_dialled}; correct {config_path} and export again", err=True)
     say("send the file; read the fingerprint out to the other operator by another way, e.g. by telephone")
@@ -76,13 +77,7 @@ def export(config_path: Path, out: Path | None, force: bool) -> None:
 @peer.command(epilog="\b\nExample:\n  ddib peer add south.peer --fingerprint SHA256:12:34:...")
 @options.CONFIG
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option(
-    "--fingerprint",
-    "fingerprints",
-    multiple=True,
-    metavar="SHA256:...",
-    help="The fingerprint read out by the other operator; without it, a terminal shows it and asks.",
-)
+@FINGERPRINT
 @REPLACE
 @UNCONSTRAINED
 @options.OUTCOME
@@ -93,65 +88,68 @@ def add(
     from ddib_fed.node.admitting import admit
     from ddib_fed.node.config import NodeConfig
 
-    other = admit(
-        NodeConfig.load(config_path),
-        file,
-        fingerprints,
-        replace=replace,
-        unconstrained_root=unconstrained_root,
+    config = NodeConfig.load(config_path)
+    other = admit(config, file, fingerprints, replace=replace, unconstrained_root=unconstrained_root)
+    say(
+        f"admitted {other.identity} at {other.address}",
+        f"next: ddib peer test {other.institution}{with_config(config_path)}",
     )
-    say(f"admitted {other.identity} at {other.address}")
-    say(f"next: ddib peer test {other.institution}{with_config(config_path)}")
+    _admitted(other)
+
+
+def _admitted(other: Peer) -> None:
     outcome(admitted=other.institution, identity=other.identity.uri, address=other.address)
 
 
 @peer.command(name="list")
 @options.CONFIG
 @options.QUIET
-@options.FORMAT
-def list_(config_path: Path, quiet: bool, output_format: str) -> None:
+@options.OUTCOME
+def list_(config_path: Path, quiet: bool) -> None:
     """List the peers that are admitted here."""
     _config, store = _open(config_path)
     peers, suspended = store.list(), store.snapshot().suspended
+    names = [entry.institution for entry in peers]
     if quiet:
-        print_ids([entry.institution for entry in peers], output_format)
+        emit(names, lambda: say(*names) if names else None)
         return
-    if output_format == "json":
-        print_json(
-            [
-                {
-                    "institution": entry.institution,
-                    "identity": entry.identity.uri,
-                    "address": entry.address,
-                    "fingerprints": entry.fingerprints,
-                    "suspended": suspended.get(entry.institution, ""),
-                }
-                for entry in peers
-            ]
-        )
-    elif peers:
-        rows = [
-            [
-                entry.institution,
-                "suspended" if entry.institution in suspended else "admitted",
-                entry.address,
-                entry.identity.uri,
-                entry.fingerprint,
-            ]
-            for entry in peers
+    values = [
+        {
+            "institution": entry.institution,
+            "identity": entry.identity.uri,
+            "address": entry.address,
+            "fingerprints": entry.fingerprints,
+            "suspended": suspended.get(entry.institution, ""),
+        }
+        for entry in peers
+    ]
+    rows = [
+        [
+            entry.institution,
+            "suspended" if entry.institution in suspended else "admitted",
+            entry.address,
+            entry.identity.uri,
+            entry.fingerprint,
         ]
+        for entry in peers
+    ]
+
+    def text() -> None:
+        if not rows:
+            say("no peers yet: ddib peer add FILE")
+            return
         print_table("", ["peer", "state", "address", "identity", "root"], rows)
         for name, why in sorted(suspended.items()):
             say(f"{name} is suspended {why}")
-    else:
-        say("no peers yet: ddib peer add FILE")
+
+    emit(values, text)
 
 
 @peer.command()
 @options.CONFIG
-@options.FORMAT
+@options.OUTCOME
 @INSTITUTION
-def test(config_path: Path, output_format: str, institution: str) -> None:
+def test(config_path: Path, institution: str) -> None:
     """Connect to a peer, and name the cause if that fails."""
     from ddib_fed.protocol.details import described
     from ddib_fed.security.diagnosis import diagnose
@@ -169,25 +167,16 @@ def test(config_path: Path, output_format: str, institution: str) -> None:
     if not finding.ok:
         raise finding.as_error(f"target {institution}")
     side, clock = _describe(config, store, institution)
-    if output_format == "json":
-        decoding = None
-        if side is not None:
-            decoding = {"domain": side.domain[:100], "sample_shape": list(side.sample_shape)[:5]}
-        found = {
-            "institution": institution,
-            "connection": finding.text,
-            "decoding": decoding,
-            "clock_s": clock,
-        }
-        print_json(found)
-        return
-    say(f"connection   {finding.text}")
-    what = "none: it is a source node only"
+    decoding, said = None, "none: it is a source node only"
     if side is not None:
-        what = f"{side.domain[:100]!a}, samples of shape {list(side.sample_shape)[:5]}"
-    say(f"decoding     {what}")
-    if clock is not None:
-        say(f"clock        that node's is {described(clock)}")
+        decoding = {"domain": side.domain[:100], "sample_shape": list(side.sample_shape)[:5]}
+        said = f"{side.domain[:100]!a}, samples of shape {list(side.sample_shape)[:5]}"
+    text = [f"connection   {finding.text}", f"decoding     {said}"]
+    text += [] if clock is None else [f"clock        that node's is {described(clock)}"]
+    values = {
+        "institution": institution, "connection": finding.text, "decoding": decoding, "clock_s": clock
+    }  # fmt: skip
+    emit(values, lambda: say(*text))
 
 
 def _describe(
@@ -209,67 +198,54 @@ def _describe(
     except grpc.RpcError as error:
         if status_of(error) is grpc.StatusCode.UNIMPLEMENTED:
             return None, None
-        raise _explained(failure_of_peer(error, f"target {institution}"), config) from error
+        failure = failure_of_peer(error, f"target {institution}")
+        if failure.reason == "PEER_UNKNOWN":
+            failure.hint = (
+                f"TLS knows our root, but that node has not admitted {config.node.name}: "
+                "ddib peer export here, ddib peer add there"
+            )
+        elif isinstance(failure, PeerUnreachable):  # whose hint would be this command
+            failure.hint = (
+                "the handshake succeeded but the call failed: repeat the command, then check that node's log"
+            )
+        raise failure from error
     else:
         return answer.side, channel.clock_s
     finally:
         channels.close()
 
 
-def _explained(error: DdibError, config: NodeConfig) -> DdibError:
-    if error.reason == "PEER_UNKNOWN":
-        error.hint = (
-            f"TLS knows our root, but that node has not admitted {config.node.name}: "
-            "ddib peer export here, ddib peer add there"
-        )
-    elif isinstance(error, PeerUnreachable):  # whose hint would be this command
-        error.hint = (
-            "the handshake succeeded but the call failed: repeat the command, then check that node's log"
-        )
-    return error
-
-
 @peer.command()
 @options.CONFIG
 @INSTITUTION
-@click.option("--reason", default="", metavar="TEXT", help="Why, one line; shown by `ddib peer list` here.")
+@option("--reason TEXT", "Why, one line; shown by `ddib peer list` here.", default="")
+@option("--undo", "Admit a suspended peer again, and call it again: jobs that waited for it continue.")
 @options.OUTCOME
-def suspend(config_path: Path, institution: str, reason: str) -> None:
-    """Refuse a peer, and send it nothing, until `ddib peer resume`; running calls with it end within a second.
+def suspend(config_path: Path, institution: str, reason: str, undo: bool) -> None:
+    """Refuse a peer, and send it nothing, until it is undone; running calls with it end within a second.
 
     It stays admitted, and stays suspended over restarts. Jobs for it that were accepted wait; new ones are refused.
     """
     from ddib_fed.security.audit import note
 
     config, store = _open(config_path)
-    changed = store.suspend(
-        institution,
-        reason=reason,
-        before=lambda: note(config.paths.store, "peer_suspended", peer=institution, reason=reason),
-    )
-    say(f"{institution} is suspended" if changed else f"{institution} was suspended already")
-    running = _apply(config, "running calls with it are ended")
-    outcome(institution=institution, suspended=True, changed=changed, node_running=running)
-
-
-@peer.command()
-@options.CONFIG
-@INSTITUTION
-@options.OUTCOME
-def resume(config_path: Path, institution: str) -> None:
-    """Admit a suspended peer again, and call it again: jobs that waited for it continue."""
-    from ddib_fed.security.audit import note
-
-    config, store = _open(config_path)
-    if not store.resume(
-        institution, before=lambda: note(config.paths.store, "peer_resumed", peer=institution)
-    ):
-        say(f"{institution} was not suspended: nothing is changed")
-        outcome(institution=institution, suspended=False, changed=False, node_running=None)
-        return
-    say(f"{institution} is resumed")
-    running = _apply(config, "it is admitted again; jobs that waited for it continue within half a minute")
-    outcome(institution=institution, suspended=False, changed=True, node_running=running)
+    log = config.paths.store
+    if undo:
+        options.refuse_idle(("reason",), "is for a suspension", hint="leave it out")
+        changed = store.resume(institution, before=lambda: note(log, "peer_resumed", peer=institution))
+        said, otherwise = "is resumed", "was not suspended: nothing is changed"
+        done = "it is admitted again; jobs that waited for it continue within half a minute"
+    else:
+        changed = store.suspend(
+            institution,
+            reason=reason,
+            before=lambda: note(log, "peer_suspended", peer=institution, reason=reason),
+        )
+        said, otherwise = "is suspended", "was suspended already"
+        done = "running calls with it are ended"
+    say(f"{institution} {said if changed else otherwise}")
+    running = _apply(config, done) if changed or not undo else None
+    outcome(institution=institution, suspended=not undo, changed=changed, node_running=running)
 
 
 @peer.command()
@@ -306,13 +282,11 @@ def _apply(config: NodeConfig, done: str) -> bool:
 @options.CONFIG
 @click.argument("address", required=False, metavar="HOST:PORT")
 @click.argument("code", required=False)
-@click.option("--listen", "listens", is_flag=True, help="Show a code, and wait for the other side.")
-@click.option(
-    "--at",
-    metavar="HOST:PORT",
-    help="With --listen: address to bind; default: node.listen, which must be free.",
+@option(
+    "listens --listen",
+    "Show a code, and wait for the other side at HOST:PORT; default: node.listen, which must be free.",
 )
-@click.option("--expect", metavar="INSTITUTION", help="Admit only this institution.")
+@FINGERPRINT
 @REPLACE
 @UNCONSTRAINED
 @options.OUTCOME
@@ -321,8 +295,7 @@ def pair(
     address: str | None,
     code: str | None,
     listens: bool,
-    at: str | None,
-    expect: str | None,
+    fingerprints: tuple[str, ...],
     replace: bool,
     unconstrained_root: bool,
 ) -> None:
@@ -331,21 +304,22 @@ def pair(
     One side runs `ddib pair --listen`, which shows an address and a code; the other `ddib pair HOST:PORT CODE`. The two
     commands exchange the peer files over a connection that the code protects. A code is valid for one try within 5
     minutes: somebody between the two sides can guess once, with a chance of one in 100 million. Both sides show whom
-    they admitted, and both fingerprints. Read the code out to somebody whose voice you know.
+    they admitted, and both fingerprints. Read the code out to somebody whose voice you know; --fingerprint admits no
+    other root.
     """
     from ddib_fed.node.admitting import PairOptions, pair_dialling, pair_listening
     from ddib_fed.node.config import NodeConfig
 
-    if listens == (address is not None):
+    if listens and code is not None:
+        raise UsageError("--listen shows a code, and takes none", hint="ddib pair --listen [HOST:PORT]")
+    if not listens and address is None:
         raise UsageError("give --listen, or the address and the code that the other side shows")
-    if address is not None and code is None:
-        raise UsageError("the code is missing", hint=f"ddib pair {address} CODE, as the other side shows it")
-    if at is not None and not listens:
-        raise UsageError("--at is for --listen")
     config = NodeConfig.load(config_path)
-    settings = PairOptions(expect, replace=replace, unconstrained_root=unconstrained_root)
-    if address is None or code is None:
-        paired = pair_listening(config, at=at, options=settings)
+    settings = PairOptions(fingerprints, replace=replace, unconstrained_root=unconstrained_root)
+    if listens:
+        paired = pair_listening(config, at=address, options=settings)
+    elif address is None or code is None:
+        raise UsageError("the code is missing", hint=f"ddib pair {address} CODE, as the other side shows it")
     else:
         paired = pair_dialling(config, address, code, options=settings)
     other, more = paired.other, with_config(config_path)
@@ -355,4 +329,4 @@ def pair(
             (f"ddib peer test {other.institution}{more}", "once the other node serves too"),
         ]
     )
-    outcome(admitted=other.institution, identity=other.identity.uri, address=other.address)
+    _admitted(other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,26 +11,18 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.help import group, say_next, with_config
-from ddib_fed.cli.output import outcome, print_json
-from ddib_fed.errors import Cancelled, InputError, PolicyDenied, UsageError
+from ddib_fed.cli.options import option
+from ddib_fed.cli.output import emit, outcome
+from ddib_fed.errors import Cancelled, InputError, PolicyDenied
 from ddib_fed.files import read_small, write_file
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.security.identity import Identity
-    from ddib_fed.security.peers import PeerStore
 
-FOLDER = click.option(
-    "--folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="Folder of certificates, instead of the node's; for clients.",
-)
-IDENTITY = click.argument("identity", metavar="IDENTITY")
-OUT = click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="What to write."
-)
+OF_CLIENT = option("profile_path --profile FILE", "A client's certificate instead: that of this client.toml.")
+OUT = option("--out FILE", "What to write.")
 
 
 def _config(path: Path) -> NodeConfig:
@@ -38,20 +31,17 @@ def _config(path: Path) -> NodeConfig:
     return NodeConfig.load(path)
 
 
-def _place(config_path: Path, folder: Path | None) -> tuple[Path, Identity | None]:
-    """The folder of certificates, and its identity if a node.toml gives it."""
+def _place(config_path: Path, profile_path: Path | None) -> tuple[Path, Identity]:
+    """The folder of certificates of the node, or of a client, and whose they are."""
     from ddib_fed.security.identity import Identity
 
-    if folder is not None:
-        return folder, None
+    if profile_path is not None:
+        from ddib_fed.client.profile import Profile
+
+        profile = Profile.load(profile_path)
+        return profile.pki_folder, Identity(profile.institution, "client", profile.name)
     config = _config(config_path)
     return config.paths.pki, Identity(config.node.institution, "node", config.node.name)
-
-
-def _store(config_path: Path) -> PeerStore:
-    from ddib_fed.node.admitting import peer_store
-
-    return peer_store(_config(config_path))
 
 
 @group()
@@ -73,50 +63,42 @@ def init(config_path: Path) -> None:
     config = _config(config_path)
     authority = begin_node(config.paths.state, config.node.institution, config.node.name)
     root = keys.fingerprint(authority.certificate)
-    say(f"made the root of {authority.institution} and this node's certificate in {config.paths.pki}")
-    say(f"fingerprint  {root}")
+    say(
+        f"made the root of {authority.institution} and this node's certificate in {config.paths.pki}",
+        f"fingerprint  {root}",
+    )
     outcome(institution=authority.institution, folder=config.paths.pki, fingerprint=root)
 
 
 @pki.command(epilog="\b\nExample:\n  ddib pki request --config node.toml --out node-2.csr")
 @options.CONFIG
-@FOLDER
-@click.option(
-    "--identity",
-    metavar="URI",
-    help="With --folder: the identity to request, spiffe://INSTITUTION/client/NAME.",
-)
+@OF_CLIENT
 @OUT
 @options.OUTCOME
-def request(config_path: Path, folder: Path | None, identity: str | None, out: Path | None) -> None:
+def request(config_path: Path, profile_path: Path | None, out: Path | None) -> None:
     """Write a certificate request for the institution's issuer; its key stays here."""
-    from ddib_fed.security.identity import Identity
     from ddib_fed.security.pki import make_request
 
-    place, owner = _place(config_path, folder)
-    wanted = Identity.parse(identity) if identity is not None else owner
-    if wanted is None:
-        raise UsageError("--folder does not say whose certificate it is: give --identity URI as well")
-    path = out if out is not None else Path(f"{wanted.name}.csr")
-    write_file(path, make_request(place, wanted), overwrite=False)
-    say(f"wrote {path}, a request for {wanted}")
-    more = with_config(config_path) if folder is None else f" --folder {shlex.quote(str(folder))}"
+    place, owner = _place(config_path, profile_path)
+    path = out or Path(f"{owner.name}.csr")
+    write_file(path, make_request(place, owner), overwrite=False)
+    say(f"wrote {path}, a request for {owner}")
+    client = f" --profile {shlex.quote(str(profile_path))}"
+    more = with_config(config_path) if profile_path is None else client
     say_next(
         [
             (f"ddib pki issue {shlex.quote(path.name)}", f"at the node that issues; take {path} there"),
-            (f"ddib pki install {wanted.name}.pem{more}", "here, with what it wrote"),
+            (f"ddib pki install {owner.name}.pem{more}", "here, with what it wrote"),
         ]
     )
-    outcome(written=path, identity=wanted.uri)
+    outcome(written=path, identity=owner.uri)
 
 
 @pki.command(epilog="\b\nExample:\n  ddib pki issue node-2.csr")
 @options.CONFIG
 @click.argument("request_file", type=click.Path(dir_okay=False, path_type=Path))
 @OUT
-@click.option(
-    "--yes", is_flag=True, help="Do not ask whether the request comes from the identity that it names."
-)
+@option("--yes", "Do not ask whether the request comes from the identity that it names.")
 @options.OUTCOME
 def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) -> None:
     """Sign the request of a node or client on another machine; run it on the node with the root's key."""
@@ -134,7 +116,7 @@ def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) ->
     ):
         raise Cancelled("not confirmed; nothing was signed", hint="the same command again")
     roots = keys.parse_certificates(read_small(folder / "roots.pem"), "roots.pem")
-    path = out if out is not None else Path(f"{asked.identity.name}.pem")
+    path = out or Path(f"{asked.identity.name}.pem")
     life = config.identity.life(asked.identity.kind)
     signed = keys.sign_request(authority, asked, roots, lifetime=life)
     leaf = keys.parse_certificates(signed, "what was signed")[0]
@@ -147,28 +129,24 @@ def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) ->
     )
     write_file(path, signed, overwrite=False)
     say(f"wrote {path}, the certificate of {asked.identity}")
-    say_next(
-        [(f"ddib pki install {shlex.quote(path.name)}", f"where the request was made; take {path} there")]
-    )
+    install = f"ddib pki install {shlex.quote(path.name)}"
+    say_next([(install, f"where the request was made; take {path} there")])
     outcome(written=path, identity=asked.identity.uri, valid_until=leaf.not_valid_after_utc)
 
 
 @pki.command(epilog="\b\nExample:\n  ddib pki install node-2.pem --config node.toml")
 @options.CONFIG
-@FOLDER
+@OF_CLIENT
 @options.OUTCOME
 @click.argument("certificate", type=click.Path(dir_okay=False, path_type=Path))
-def install(config_path: Path, folder: Path | None, certificate: Path) -> None:
+def install(config_path: Path, profile_path: Path | None, certificate: Path) -> None:
     """Install a signed certificate after checking its key, name and root."""
     from ddib_fed.security import pki as keys
     from ddib_fed.security.audit import note
-    from ddib_fed.security.peers import begin_trust
 
-    place, owner = _place(config_path, folder)
+    place, owner = _place(config_path, profile_path)
     signed = read_small(certificate, pipe=True)
-    if folder is None:
-        if not (place / "leaf.pem").exists():  # a new node
-            begin_trust(_config(config_path).paths.state)
+    if profile_path is None:
         leaf = keys.parse_certificates(signed, "the signed certificate", hint="ddib pki issue writes one")[0]
         note(_config(config_path).paths.store, "certificate_given", certificate=keys.fingerprint(leaf))
     identity = keys.install(place, signed, expected=owner)
@@ -178,53 +156,52 @@ def install(config_path: Path, folder: Path | None, certificate: Path) -> None:
 
 @pki.command()
 @options.CONFIG
-@FOLDER
-@options.FORMAT
-def show(config_path: Path, folder: Path | None, output_format: str) -> None:
+@OF_CLIENT
+@options.OUTCOME
+def show(config_path: Path, profile_path: Path | None) -> None:
     """Show the certificate's identity and expiry, the trusted roots of its institution, and who is withdrawn."""
-    from datetime import UTC, datetime
-
+    from ddib_fed.node.admitting import peer_store
     from ddib_fed.security import pki as keys
 
-    place, _owner = _place(config_path, folder)
-    withdrawn = {} if folder is not None else _store(config_path).snapshot().withdrawn
+    place, _owner = _place(config_path, profile_path)
     own, issuer = keys.load_identity(place), keys.has_authority(place)
+    withdrawn = {} if profile_path is not None else peer_store(_config(config_path)).snapshot().withdrawn
+    expired = own.not_after <= datetime.now(UTC)
     roots = [
         {"fingerprint": keys.fingerprint(root), "valid_until": root.not_valid_after_utc} for root in own.roots
     ]
-    shown = {
+    until = "%Y-%m-%d %H:%M UTC"
+    text = (
+        f"identity     {own.identity.uri}",
+        f"role         {own.identity.kind}",
+        f"DNS name     {own.identity.dns_name}",
+        f"valid until  {own.not_after:{until}}{'  EXPIRED' if expired else ''}",
+        *(f"root         {root['fingerprint']}  until {root['valid_until']:{until}}" for root in roots),
+        f"issues       {'yes: the root key is in this folder' if issuer else 'no'}",
+        *(f"withdrawn    {each.uri}  {reason}" for each, reason in withdrawn.items()),
+    )
+    values = {
         "identity": own.identity.uri,
         "role": own.identity.kind,
         "dns_name": own.identity.dns_name,
         "valid_until": own.not_after,
-        "expired": own.not_after <= datetime.now(UTC),
+        "expired": expired,
         "roots": roots,
         "issuer": issuer,
-        "withdrawn": [{"identity": each.uri, "comment": comment} for each, comment in withdrawn.items()],
+        "withdrawn": [{"identity": each.uri, "reason": reason} for each, reason in withdrawn.items()],
     }
-    if output_format == "json":
-        print_json(shown)
-        return
-    until = "%Y-%m-%d %H:%M UTC"
-    say(
-        f"identity     {own.identity.uri}",
-        f"role         {own.identity.kind}",
-        f"DNS name     {own.identity.dns_name}",
-        f"valid until  {own.not_after:{until}}{'  EXPIRED' if shown['expired'] else ''}",
-        *(f"root         {root['fingerprint']}  until {root['valid_until']:{until}}" for root in roots),
-        f"issues       {'yes: the root key is in this folder' if issuer else 'no'}",
-        *(f"withdrawn    {each.uri}  {comment}" for each, comment in withdrawn.items()),
-    )
+    emit(values, lambda: say(*text))
 
 
 @pki.command(
-    epilog="\b\nExample:\n  ddib pki withdraw spiffe://north.example/client/alice --comment 'laptop lost'"
+    epilog="\b\nExample:\n  ddib pki withdraw spiffe://north.example/client/alice --reason 'laptop lost'"
 )
 @options.CONFIG
-@options.FORMAT
-@click.option("--comment", default="", metavar="TEXT", help="Reason, for the list; default: the date.")
-@IDENTITY
-def withdraw(config_path: Path, output_format: str, comment: str, identity: str) -> None:
+@options.OUTCOME
+@option("--reason TEXT", "For the list; default: the date.", default="")
+@option("--undo", "Accept an identity again that was withdrawn on this node.")
+@click.argument("identity", metavar="IDENTITY")
+def withdraw(config_path: Path, reason: str, undo: bool, identity: str) -> None:
     """Refuse a client or node of this institution although its certificate is valid, e.g. because its key was lost.
 
     The node refuses its next call and renewals, and issues it no certificate. Each node of the institution has its
@@ -234,31 +211,17 @@ def withdraw(config_path: Path, output_format: str, comment: str, identity: str)
     from ddib_fed.security.audit import note
 
     config = _config(config_path)
-    named = _of_institution(config, identity)
-    changed = peer_store(config).withdraw(
-        named,
-        comment=comment,
-        before=lambda: note(config.paths.store, "identity_withdrawn", identity=named.uri, comment=comment),
-    )
-    _report(config, named, output_format, changed=changed, withdrawn=True)
-
-
-@pki.command(epilog="\b\nExample:\n  ddib pki reinstate spiffe://north.example/client/alice")
-@options.CONFIG
-@options.FORMAT
-@IDENTITY
-def reinstate(config_path: Path, output_format: str, identity: str) -> None:
-    """Reinstate an identity that was withdrawn on this node."""
-    from ddib_fed.node.admitting import peer_store
-    from ddib_fed.security.audit import note
-
-    config = _config(config_path)
-    named = _of_institution(config, identity)
-    changed = peer_store(config).reinstate(
-        named,
-        before=lambda: note(config.paths.store, "identity_reinstated", identity=named.uri),
-    )
-    _report(config, named, output_format, changed=changed, withdrawn=False)
+    named, log, store = _of_institution(config, identity), config.paths.store, peer_store(config)
+    if undo:
+        options.refuse_idle(("reason",), "is for a withdrawal", hint="leave it out")
+        changed = store.reinstate(named, before=lambda: note(log, "identity_reinstated", identity=named.uri))
+    else:
+        changed = store.withdraw(
+            named,
+            comment=reason,
+            before=lambda: note(log, "identity_withdrawn", identity=named.uri, comment=reason),
+        )
+    _report(config, named, changed=changed, undone=undo)
 
 
 def _of_institution(config: NodeConfig, text: str) -> Identity:
@@ -281,9 +244,7 @@ def _of_institution(config: NodeConfig, text: str) -> Identity:
     return named
 
 
-def _report(
-    config: NodeConfig, identity: Identity, output_format: str, *, changed: bool, withdrawn: bool
-) -> None:
+def _report(config: NodeConfig, identity: Identity, *, changed: bool, undone: bool) -> None:
     """Make the node on this state read the list; say what was done, when it applies, and where else to run this."""
     from ddib_fed.node.admin import AdminClient
     from ddib_fed.security.peers import TRUST
@@ -295,30 +256,25 @@ def _report(
             f"the list is written, and the running node does not obey it: {refused[0]}",
             hint="run this as the node's own user, and let the file belong to that user",
         )
-    if output_format == "json":
-        obeyed = "now" if running else "at start"
-        print_json(
-            {
-                "identity": identity.uri,
-                "withdrawn": withdrawn,
-                "changed": changed,
-                "file": str(file),
-                "node_running": running,
-                "obeyed": obeyed,
-            }
-        )
-        return
-    if not changed and not withdrawn:
+    done = "reinstated" if undone else "withdrawn"
+    if not changed and undone:
         say(f"{identity} was not withdrawn, in {file}: nothing is changed")
-        return
-    done = "withdrawn" if withdrawn else "reinstated"
-    say(f"{identity} is {done} in {file}" if changed else f"{identity} was {done} already, in {file}")
-    if not running:
-        say("no node runs on this state now; it obeys the list from its start")
-    elif withdrawn:
-        say("the running node refuses it from now on, renewals too; its open calls are ended")
     else:
-        say("the running node lets it in again")
-    say(f"do the same on each other node of {identity.institution}: each has a list of its own")
-    if withdrawn and identity.kind == "node":
-        say(f"and tell the peers that admitted it: ddib peer remove {identity.institution}, there")
+        say(f"{identity} is {done} in {file}" if changed else f"{identity} was {done} already, in {file}")
+        if not running:
+            say("no node runs on this state now; it obeys the list from its start")
+        elif undone:
+            say("the running node lets it in again")
+        else:
+            say("the running node refuses it from now on, renewals too; its open calls are ended")
+        say(f"do the same on each other node of {identity.institution}: each has a list of its own")
+        if not undone and identity.kind == "node":
+            say(f"and tell the peers that admitted it: ddib peer remove {identity.institution}, there")
+    outcome(
+        identity=identity.uri,
+        withdrawn=not undone,
+        changed=changed,
+        file=file,
+        node_running=running,
+        obeyed="now" if running else "at start",
+    )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from ddib_fed.client.client import Client
 from ddib_fed.client.files import FileItem
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.progress import SAID_EVERY_S, RunProgress, open_client, waiting_line
+from ddib_fed.client.progress import RunProgress, open_client, waiting_line
 from ddib_fed.client.results import Delivered
 from ddib_fed.errors import DdibError, ExhaustedError
 from ddib_fed.protocol.messages import Event
@@ -30,6 +30,8 @@ STAGES = {
     "failed": "failed",
     "wait": "waiting for the target",
 }
+SAID_EVERY_S = 30.0
+"""How often a line is written without a terminal: a log of a day has 3,000."""
 
 
 class ConsoleProgress(RunProgress):

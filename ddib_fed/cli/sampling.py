@@ -11,8 +11,7 @@ from click.core import ParameterSource
 
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command
-from ddib_fed.cli.opening import open_model, refuse_overwriting, torch_threads
-from ddib_fed.cli.options import Classes
+from ddib_fed.cli.options import Classes, open_model, refuse_overwriting, usual_threads
 from ddib_fed.cli.output import emit, lines
 from ddib_fed.errors import UsageError
 from ddib_fed.protocol.messages import Settings
@@ -128,7 +127,7 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
             _OF_PICTURES, f"is for pictures, and {which} is a model of points", hint="leave it out"
         )
         asked = ArraySettings(settings, guidance=Guidance(clip=bool(clip)), seed=seed)
-        party = open_party(bundle, threads=torch_threads())
+        party = open_party(bundle, threads=usual_threads())
         with bar("sampling") as show:
             report = draw_points(party, count or 10_000, asked, out, on_progress=_counting(show))
         cloud = report["target_cloud"]
@@ -144,7 +143,7 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
         given["dtype"],
         classifier=classifier,
         together=given["batch"],
-        threads=torch_threads(),
+        threads=usual_threads(),
     )
     label = _class(
         given["target_class"], bundle.manifest, None if classifier is None else classifier.manifest
@@ -197,7 +196,7 @@ def interpolate(
         seed=given["seed"],
     )
     before, after = (
-        open_party(model, given["device"], given["dtype"], together=given["batch"], threads=torch_threads())
+        open_party(model, given["device"], given["dtype"], together=given["batch"], threads=usual_threads())
         for model in models
     )
     with bar("interpolating") as show:

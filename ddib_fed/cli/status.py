@@ -1,4 +1,4 @@
-"""`ddib status`, `reload`, `workers` and `drain`: the operator's commands, through the node's Unix socket."""
+"""`ddib status`, `reload` and `drain`: the operator's commands, through the node's Unix socket."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command, with_config
-from ddib_fed.cli.output import moment, outcome, print_json
+from ddib_fed.cli.output import emit, moment, outcome
 from ddib_fed.errors import AlreadyExists
 from ddib_fed.terminal import say
 
@@ -30,30 +30,27 @@ def _client(config_path: Path) -> AdminClient:
 
 @command()
 @options.CONFIG
-@options.FORMAT
-@click.option(
-    "--leaving",
+@options.OUTCOME
+@options.option(
+    "--leaving [FILE]",
+    "Write a page instead (leaving.html): what leaves to whom, under which settings, and the measured leak.",
+    click.Path(dir_okay=False, path_type=Path),
     is_flag=False,
     flag_value="leaving.html",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="[FILE]",
-    help="Write a page instead (leaving.html): what leaves to whom, under which settings, and the measured leak.",
 )
-def status(config_path: Path, output_format: str, leaving: Path | None) -> None:
+def status(config_path: Path, leaving: Path | None) -> None:
     """Show the state of the node on this machine.
 
-    State, model, peers, calibrations, jobs, and the certificate's expiry. The page of --leaving is made from node.toml
-    and the node's files, whether the node runs or not; it holds no secret.
+    State, model, workers, peers, calibrations, jobs, and the certificate's expiry. The page of --leaving is made from
+    node.toml and the node's files, whether the node runs or not; it holds no secret.
     """
     if leaving is not None:
-        options.refuse_idle(("output_format",), "is for the state", hint="leave --leaving or --format out")
         _write_leaving(config_path, leaving)
         return
-    answer = _client(config_path).status()
-    if output_format == "json":
-        print_json(_values(answer))
-        return
-    _show(answer, with_config(config_path))
+    client = _client(config_path)
+    answer, workers = client.status(), client.workers()
+    values = {**_values(answer), "workers": _values(workers)}
+    emit(values, lambda: _show(answer, workers, with_config(config_path)))
 
 
 _TIMES = frozenset({"certificate_expires", "root_expires", "failed", "expires"})
@@ -80,28 +77,30 @@ def _values(message: Message) -> dict[str, Any]:
 
 def _write_leaving(config_path: Path, path: Path) -> None:
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.node.leaving import Leaving
+    from ddib_fed.node.leaving import write_leaving
 
-    found = Leaving.of(NodeConfig.load(config_path))
     try:
-        found.write(path)
+        problems = write_leaving(NodeConfig.load(config_path), path)
     except AlreadyExists as error:
         error.hint = "another name for --leaving"
         raise
     say(f"wrote {path}")
-    for problem in found.problems:
+    for problem in problems:
         say(f"warning: {problem}", err=True)
+    outcome(written=path, problems=problems)
 
 
-def _show(answer: admin_pb2.StatusResponse, more: str) -> None:
+def _show(answer: admin_pb2.StatusResponse, workers: admin_pb2.WorkersResponse, more: str) -> None:
     """Print it; `more` is what the commands that are named need to be about this node."""
     from ddib_fed.cli.job import when
     from ddib_fed.security.pki import root_warning
 
-    say(f"node         {answer.name}.{answer.institution}  {answer.state}")
-    say(f"roles        {', '.join(answer.roles)}   version {answer.version}   up {answer.uptime_s:.0f} s")
-    say(f"listens on   {answer.listen}, called {answer.address}; {answer.active_streams} streams open")
-    say(f"certificate  until {when(answer.certificate_expires)}, its root until {when(answer.root_expires)}")
+    say(
+        f"node         {answer.name}.{answer.institution}  {answer.state}",
+        f"roles        {', '.join(answer.roles)}   version {answer.version}   up {answer.uptime_s:.0f} s",
+        f"listens on   {answer.listen}, called {answer.address}; {answer.active_streams} streams open",
+        f"certificate  until {when(answer.certificate_expires)}, its root until {when(answer.root_expires)}",
+    )
     ends = datetime.fromtimestamp(answer.root_expires, UTC)
     if answer.root_expires and (warning := root_warning(answer.institution, ends, datetime.now(UTC))):
         say(f"             warning: {warning}")
@@ -112,15 +111,21 @@ def _show(answer: admin_pb2.StatusResponse, more: str) -> None:
             f"model        {model.domain}: {model.kind} {shape}, {model.parameters:,} parameters, {model.device}, "
             f"{model.sha256[:12]}"
         )
+    if workers.executor == "inline":
+        say("workers      inline: the node computes in its own process")
+    else:
+        ready = f"{len(workers.ready)} of {workers.wanted} ready, {workers.replaced} replaced"
+        say(f"workers      {workers.executor}: {ready}", *(f"             {line}" for line in workers.ready))
+    if workers.problem:
+        say(f"             problem: {workers.problem}")
     jobs = ", ".join(f"{count} {state}" for state, count in sorted(answer.jobs.items()) if count) or "none"
     say(f"jobs         {jobs}")
     for peer in answer.peers:
         paused = f", suspended {peer.suspended}" if peer.suspended else ""
         say(f"peer         {peer.institution}: {peer.identity} at {peer.address}{paused}")
         if peer.problem:
-            say(
-                f"             failed {when(peer.failed)}: {peer.problem}; ddib peer test {peer.institution}{more}"
-            )
+            tried = f"ddib peer test {peer.institution}{more}"
+            say(f"             failed {when(peer.failed)}: {peer.problem}; {tried}")
     if not answer.peers:
         say(f"peers        none: ddib peer add FILE{more}")
     for each in answer.calibrations:
@@ -141,38 +146,8 @@ def reload(config_path: Path) -> None:
     only at a start: restart the node to apply a change.
     """
     changes = list(_client(config_path).reload())
-    for change in changes:
-        say(change)
-    say("node.toml is not read again: restart the node to apply a change in it, also in [policy]")
+    say(*changes, "node.toml is not read again: restart the node to apply a change in it, also in [policy]")
     outcome(changes=changes)
-
-
-@command()
-@click.argument("count", type=click.IntRange(1, 256), required=False)
-@options.CONFIG
-@options.OUTCOME
-def workers(count: int | None, config_path: Path) -> None:
-    """Show the node's workers, or change their number to COUNT.
-
-    A node has workers when its [engine] executor is "processes" or "ray". Surplus workers finish their work first. A
-    restart uses the number in node.toml again.
-    """
-    answer = _client(config_path).workers(count or 0)
-    outcome(
-        executor=answer.executor,
-        ready=list(answer.ready),
-        wanted=answer.wanted,
-        replaced=answer.replaced,
-        problem=answer.problem or None,
-    )
-    if answer.executor == "inline":
-        say("inline: the node computes in its own process")
-        return
-    say(f"{answer.executor}: {len(answer.ready)} of {answer.wanted} ready, {answer.replaced} replaced")
-    for line in answer.ready:
-        say(f"  {line}")
-    if answer.problem:
-        say(f"problem: {answer.problem}")
 
 
 @command()

@@ -1,6 +1,6 @@
-"""`ddib model train` and `ddib classifier train`: points or pictures into a bundle.
+"""`ddib model train` and `ddib try`: points or pictures into bundles. Heavy imports wait until a command runs.
 
-Their options are made from the fields of `TrainConfig`. Heavy imports wait until a command runs.
+The options are fields of `TrainConfig`, whose descriptions are the help; `--set` reaches those without an option.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
@@ -16,119 +16,77 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.help import command, group
-from ddib_fed.cli.options import CALIBRATION, THREADS, Decorator, read_given, with_options
+from ddib_fed.cli.help import command
+from ddib_fed.cli.options import CALIBRATION, Decorator, read_given, with_options
 from ddib_fed.cli.output import lines, outcome
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import bars, say
-from ddib_fed.training.config import PRESETS, TrainConfig, checked, option, option_kinds, options_of, seconds
+from ddib_fed.training.config import PRESETS, TrainConfig, checked, option_kinds, options_of, seconds
+from ddib_fed.training.config import option as flag
 
 if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
 
 
-OUT = click.option(
-    "--out",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="The bundle's folder.",
-)
-RESUME = click.option("--resume", is_flag=True, help="Resume the unfinished run in --out.")
-FORCE = click.option("--force", is_flag=True, help="Start over, replacing the run in --out.")
-SET = click.option(
-    "--set",
-    "sets",
+OUT = options.option("--out DIR", "The bundle's folder.", required=True)
+RESUME = options.option("--resume", "Resume the unfinished run in --out.")
+FORCE = options.option("--force", "Start over, replacing the run in --out.")
+SET = options.option(
+    "sets --set FIELD=VALUE",
+    "Another field of the run, e.g. ema=0.999, crop=true or channels=1, or of its network, e.g. model_channels=48 or "
+    "channel_mult=1,2,3; network=public is the public DDIB code's for points.",
     multiple=True,
-    metavar="FIELD=VALUE",
-    help="Another field of the run, e.g. ema=0.999, crop=true or channels=1, or of its network, e.g. model_channels=48 "
-    "or channel_mult=1,2,3; network=public is the public DDIB code's for points.",
 )
 
 
-def train_options(
-    names: Iterable[str], config: type[TrainConfig] = TrainConfig, *, mixed: bool = False
-) -> Decorator:
-    """Options from fields; `mixed` says of each whether it is of points or of pictures alone. None is not given."""
-    return with_options(tuple(_option(name, config, mixed=mixed) for name in names))
+def train_options(names: Iterable[str], config: type[TrainConfig] = TrainConfig) -> Decorator:
+    """An option for each of these fields; None is not given."""
+    return with_options(tuple(_option(name, config) for name in names))
 
 
-def _option(name: str, config: type[TrainConfig], *, mixed: bool) -> Callable[[Any], Any]:
-    info, kinds = config.model_fields[name], option_kinds(config, name)
-    text = str(info.description)
-    if (
-        isinstance(info.default, str | int | float)
-        and not isinstance(info.default, bool)
-        and "default" not in text.lower()
-    ):
-        text = f"{text.removesuffix('.')}; default: {info.default}."
-    only = {"points", "pictures"} & set(kinds)
-    if mixed and len(only) == 1 and name not in {"data", "images"}:
-        first = text[0].lower() if text[1].islower() else text[0]
-        text = f"{only.pop().title()}: {first}{text[1:]}"
+def _option(name: str, config: type[TrainConfig]) -> Decorator:
+    info = config.model_fields[name]
+    text, only = str(info.description), {"points", "pictures"} & set(option_kinds(config, name))
+    if isinstance(info.default, str | int | float) and info.annotation is not bool:
+        text += "" if "default" in text.lower() else f" Default: {info.default}."
+    if len(only) == 1 and name not in {"data", "images"}:
+        text = f"{only.pop().title()}: {text[0].lower() if text[1].islower() else text[0]}{text[1:]}"
     kind: Any = info.annotation
     while get_origin(kind) in (Union, types.UnionType):
         kind = next(part for part in get_args(kind) if part is not type(None))
+    written = f"{name} {flag(name)}"
     if kind is bool:
-        return click.option(option(name), name, is_flag=True, default=None, help=text)
+        return options.option(written, text, default=None)
+    choices = list(PRESETS) if name == "preset" else []
     if get_origin(kind) is Literal:
-        kind = click.Choice([value for value in get_args(kind) if value != "given"])
-    elif name == "preset":
-        kind = click.Choice(list(PRESETS))
-    elif kind is Path:
-        kind = click.Path(path_type=Path)
-    elif name == "time_s" or kind not in (int, float):
-        kind = str
-    metavar = "TIME" if name == "time_s" else None
-    return click.option(option(name), name, type=kind, metavar=metavar, help=text)
+        choices = [value for value in get_args(kind) if value != "given"]
+    if choices:
+        return options.option(written, text, choices)
+    metavar = "TIME" if name == "time_s" else {Path: "PATH", int: "N", float: "X"}.get(kind, "VALUE")
+    return options.option(f"{written} {metavar}", text, float if kind is float else None)
 
 
 def given(settings: Mapping[str, Any], **further: Any) -> dict[str, Any]:
     """The options that were given, and the command line."""
-    said = {name: value for name, value in settings.items() if value is not None and value != ()}
-    return {**said, **further, "command": shlex.join(["ddib", *sys.argv[1:]])[:2000]}
+    said = {name: value for name, value in settings.items() if value is not None}
+    threads = {"threads": options.usual_threads()}
+    return {**threads, **said, **further, "command": shlex.join(["ddib", *sys.argv[1:]])[:2000]}
 
 
 @command()
 @OUT
-@train_options(options_of("points", "pictures"), mixed=True)
-@SET
-@RESUME
-@FORCE
-@options.OUTCOME
-def train(*, out: Path, sets: tuple[str, ...], resume: bool, force: bool, **settings: Any) -> None:
-    """Train a model and write its bundle, with progress.csv, loss curve, samples and checkpoints in DIR/run.
-
-    A killed and resumed run ends bit for bit as an uninterrupted one. Several processes or GPUs share the work of one
-    run: torchrun --nproc-per-node 4 --no-python ddib model train --images FOLDER ...
-    """
-    config = checked(TrainConfig, given(settings), "ddib model train --help", sets)
-    run(config, out, resume=resume, force=force)
-
-
-@group(context_settings={"help_option_names": ["-h", "--help"]})
-def classifier() -> None:
-    """Train classifiers of noisy pictures, for guidance.
-
-    Alternative: classifier-free guidance, `ddib model train --classes folders --set label_dropout=0.1`.
-    """
-
-
-@classifier.command("train")
-@OUT
-@click.option(
-    "--for",
-    "generator",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="BUNDLE",
-    help="The model to guide; its noise levels, units and picture size are used.",
+@train_options(options_of("points", "pictures"))
+@options.option(
+    "generator --for MODEL",
+    "Train a classifier of noisy pictures that guides the model in this folder: its noise levels, units and picture "
+    "size are used, and --classes folders is the default.",
+    click.Path(file_okay=False, path_type=Path),
 )
-@train_options(options_of("classifier"))
 @SET
 @RESUME
 @FORCE
 @options.OUTCOME
-def train_classifier(
+def train(
     *,
     out: Path,
     generator: Path | None,
@@ -137,24 +95,23 @@ def train_classifier(
     force: bool,
     **settings: Any,
 ) -> None:
-    """Train a classifier of noisy pictures on a folder with classes, and write its bundle.
+    """Train a model and write its bundle, with progress.csv, loss curve, samples and checkpoints in DIR/run.
 
-    Classes come from sub-folders, or with --classes prefix from file names. Otherwise as `ddib model train`:
-    several processes of torchrun can share the work.
+    A killed and resumed run ends bit for bit as an uninterrupted one. Several processes or GPUs share the work of one
+    run: torchrun --nproc-per-node 4 --no-python ddib model train --images FOLDER ...
     """
+    fields = given(settings)
     if generator is not None:
         options.refuse_idle(("colours",), "is as the model of --for has it", hint="leave it out")
-    asked = given(settings, kind="classifier", generator=generator)
-    fields = {"classes": "folders", **_as_guided(generator), **asked}
-    run(checked(TrainConfig, fields, "ddib classifier train --help", sets), out, resume=resume, force=force)
+        fields = {"classes": "folders", **_as_guided(generator), **fields}
+        fields |= {"kind": "classifier", "generator": generator}
+    run(checked(TrainConfig, fields, "ddib model train --help", sets), out, resume=resume, force=force)
 
 
-def _as_guided(generator: Path | None) -> dict[str, Any]:
+def _as_guided(generator: Path) -> dict[str, Any]:
     """How the model that is to be guided reads its pictures."""
     from ddib_fed.models.bundle import load_bundle
 
-    if generator is None:
-        return {}
     made = load_bundle(generator).manifest
     found: dict[str, Any] = {"size": made.sample_shape[-1]}
     if (picture := made.picture) is not None:
@@ -208,10 +165,6 @@ def summary(bundle: Bundle) -> str:
     return f"{text}, digest {bundle.digest[:16]}"
 
 
-_TRAINING = ("size", "preset", "fit", "range", "flip", "colours", "batch", "skip_bad", "seed")
-_FOLDER = click.Path(file_okay=False, path_type=Path)
-
-
 def _duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
     try:
         return None if value is None else float(seconds(value))
@@ -220,50 +173,29 @@ def _duration(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 
 
 @command("try")
-@click.argument("a", type=_FOLDER)
-@click.argument("b", type=_FOLDER, required=False)
-@click.option(
-    "--time",
-    "time_s",
+@click.argument("a", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("b", type=click.Path(file_okay=False, path_type=Path), required=False)
+@options.option(
+    "time_s --time TIME",
+    "Time for the whole run, with what a finished one took before; default without --steps: 2 hours.",
     callback=_duration,
-    metavar="2h",
-    help="Time for the whole run, with what a finished one took before; default without --steps: 2 hours.",
 )
-@click.option("--steps", type=click.IntRange(1), help="Optimiser steps of each model, instead of --time.")
-@train_options(_TRAINING)
-@click.option(
-    "--soften-sigma",
-    "--soften",
-    "soften",
-    type=click.FloatRange(0, 1),
+@options.option("--steps N", "Optimiser steps of each model, instead of --time.", click.IntRange(1))
+@train_options(("size", "preset", "fit", "range", "flip", "colours", "batch", "skip_bad", "seed", "device"))
+@options.option(
+    "soften --soften-sigma SIGMA",
+    "Noise level to which pictures are diffused before encoding.",
+    click.FloatRange(0, 1),
     default=0.05,
-    show_default=True,
-    metavar="SIGMA",
-    help="Noise level to which pictures are diffused before encoding.",
 )
-@click.option(
-    "--evaluations",
-    type=click.IntRange(3, 10_000),
-    default=48,
-    show_default=True,
-    help="Network evaluations of each leg.",
-)
-@click.option(
-    "--pictures",
-    type=click.IntRange(1),
+@options.option("--evaluations N", "Network evaluations of each leg.", click.IntRange(3, 10_000), default=48)
+@options.option(
+    "--pictures N",
+    "Largest number of held-out pictures translated in each direction.",
+    click.IntRange(1),
     default=64,
-    show_default=True,
-    help="Largest number of held-out pictures translated in each direction.",
-)
-@click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda", "auto"]),
-    default="auto",
-    show_default=True,
-    help="Device to compute on.",
 )
 @CALIBRATION
-@THREADS
 @options.OUT_RESULTS
 @options.FORCE
 @options.OUTCOME
@@ -299,7 +231,12 @@ def try_(
         time_s = 7200.0
     first, second, test_a, test_b = sides_of(a, b)
     # A range belongs to one folder, so it is filled in for each side.
-    fields = {"images": Path(), "soften_sigma": soften, **given({"steps": steps, **settings})}
+    fields = {
+        "images": Path(),
+        "soften_sigma": soften,
+        "device": "auto",
+        **given({"steps": steps, **settings}),
+    }
     config = checked(TrainConfig, fields, "ddib try --help")
     config = config.model_copy(
         update={"command": f"ddib model train --images FOLDER --preset {config.preset}"}

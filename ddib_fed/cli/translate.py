@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from ddib_fed.formats.credentials import Credentials
     from ddib_fed.models.bundle import Bundle
 
-SOFTENED = ("soften", "calibration", "scene", "classifier", "batch", "dtype")
-ALONE = (*SOFTENED, "seed", "device", "flags")
+OF_PICTURES = ("soften", "calibration", "scene", "classifier", "batch", "dtype")
+ALONE = (*OF_PICTURES, "seed", "device", "flags")
 """Options of two models in one process, which nodes do not take."""
 OF_NODES = ("no_calibration", "detach", "quiet", "profile_path")
 
@@ -56,7 +56,9 @@ def _open_in_process(source: str, target: str, given: dict[str, Any]) -> InProce
     softened = bundles[0].manifest.soften_sigma if given["soften"] is None else given["soften"]
     if not pictures:
         softened = 0.0
-        options.refuse_idle(SOFTENED, f"is for pictures, and {source} is a model of points", hint="omit it")
+        options.refuse_idle(
+            OF_PICTURES, f"is for pictures, and {source} is a model of points", hint="omit it"
+        )
     if not softened and not solver.stochastic:
         options.refuse_idle(
             ("seed",),
@@ -77,7 +79,7 @@ def _open_in_process(source: str, target: str, given: dict[str, Any]) -> InProce
 def _parties(
     bundles: tuple[Bundle, Bundle], given: dict[str, Any], *, together: int
 ) -> tuple[LocalParty, LocalParty]:
-    from ddib_fed.cli.opening import torch_threads
+    from ddib_fed.cli.options import usual_threads
     from ddib_fed.engine.local_party import open_party
     from ddib_fed.models.bundle import open_bundle
 
@@ -91,7 +93,7 @@ def _parties(
                 given["dtype"],
                 classifier=classifier,
                 together=together,
-                threads=torch_threads(),
+                threads=usual_threads(),
             )
     return made[bundles[0].digest], made[bundles[1].digest]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ddib_fed.client.client import JobRequest
-from ddib_fed.client.payload import SUFFIXES, Payload, payload
+from ddib_fed.client.payload import Payload, payload
 from ddib_fed.client.views import Media
 from ddib_fed.engine.record import Part, file_name
 from ddib_fed.errors import (
@@ -25,7 +25,7 @@ from ddib_fed.errors import (
     UsageError,
     error_class,
 )
-from ddib_fed.formats.recognition import files_below, format_of
+from ddib_fed.formats.recognition import TAKEN, files_below, format_of
 from ddib_fed.hints import next_steps
 from ddib_fed.names import names_apart
 
@@ -82,7 +82,7 @@ def find_items(
             continue
         below = [file for file in _below(path, out, ignored) if file.absolute() not in elsewhere]
         if not below:
-            known, quoted = ", ".join(sorted(SUFFIXES)), shlex.quote(str(path))
+            known, quoted = ", ".join(sorted(TAKEN)), shlex.quote(str(path))
             hint = f"known are {known}; `ls -la {quoted}` shows what is there"
             raise FileMissing(f"{path} holds no file to translate", hint=hint, hop="client")
         for file in below:
@@ -112,7 +112,7 @@ def _below(root: Path, out: Path | None, ignored: Counter[str]) -> list[Path]:
         suffix = path.suffix.lower()
         if format_of(path) is not None:
             continue
-        if suffix in SUFFIXES:
+        if suffix in TAKEN:
             found.append(path)
         else:
             ignored[suffix or "without suffix"] += 1

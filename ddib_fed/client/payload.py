@@ -27,6 +27,8 @@ from ddib_fed.errors import (
 )
 from ddib_fed.formats.recognition import (
     DICOM_SUFFIX,
+    OPENINGS,
+    TAKEN,
     Format,
     beginning,
     beginning_of,
@@ -45,22 +47,6 @@ MAX_ITEM_BYTES = 1 << 30
 ANSWER_S = 30.0
 SLOWEST_BYTES_PER_S = 128 * 1024
 """A submission may take as long as its bytes take on a slow line, and the node its time to answer."""
-
-SUFFIXES = {
-    ".npy": Media.NPY,
-    ".png": Media.PNG,
-    ".jpg": Media.JPEG,
-    ".jpeg": Media.JPEG,
-    ".tif": Media.TIFF,
-    ".tiff": Media.TIFF,
-}
-_OPENINGS = {
-    Media.NPY: (b"\x93NUMPY",),
-    Media.PNG: (b"\x89PNG\r\n\x1a\n",),
-    Media.JPEG: (b"\xff\xd8\xff",),
-    Media.TIFF: (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"),
-}
-
 
 _BYTES = "an item"
 """What bytes without a file are called."""
@@ -92,20 +78,20 @@ class Payload:
 def payload(origin: str | Path | bytes) -> Payload:
     """Read one item and determine its type."""
     if isinstance(origin, bytes):
-        media = next((m for m, openings in _OPENINGS.items() if origin.startswith(openings)), Media.NPY)
+        media = next((m for m in Media if origin.startswith(OPENINGS[m.value])), Media.NPY)
         return _checked(media, origin, origin)
     origin = Path(origin)
     _require_file(origin)
     suffix = origin.suffix.lower()
     if kind := format_of(origin):
         raise _kept_here(str(origin), kind)
-    if suffix not in SUFFIXES:
+    if suffix not in TAKEN:
         what, how = beginning_of(origin)
-        why = f"has no suffix that says what it is; known are {', '.join(sorted(SUFFIXES))}"
+        why = f"has no suffix that says what it is; known are {', '.join(sorted(TAKEN))}"
         if suffix == DICOM_SUFFIX:
             why = "does not begin as a DICOM file does"
         raise InputError(f"{origin} {why}: it {what}", hop="client", hint=how)
-    return _checked(SUFFIXES[suffix], origin, origin.read_bytes())
+    return _checked(Media(TAKEN[suffix]), origin, origin.read_bytes())
 
 
 def payloads(origins: Iterable[str | Path | bytes | Payload]) -> list[Payload]:
@@ -136,7 +122,7 @@ def _require_file(path: Path) -> None:
 
 def _checked(media: Media, origin: Path | bytes, data: bytes) -> Payload:
     name = _BYTES if isinstance(origin, bytes) else str(origin)
-    if not data.startswith(_OPENINGS[media]):
+    if not data.startswith(OPENINGS[media.value]):
         what, how = beginning(data, Path("FILE") if isinstance(origin, bytes) else origin)
         unreadable = PointsUnreadable if media is Media.NPY else ImageUnreadable
         raise unreadable(

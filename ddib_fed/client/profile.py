@@ -107,8 +107,8 @@ institution = "{institution}"
 name = "{name}"                      # the certificate carries spiffe://{institution}/client/{name}
 
 # Where the institution's source node listens, and the name that its certificate must carry.
-source_address = "{address}"
-source_identity = "{identity}"
+source_address = "{source_address}"
+source_identity = "{source_identity}"
 
 # Where this network lets only an HTTP proxy out; none is used otherwise, whatever https_proxy says.
 # proxy = "http://proxy.{institution}:3128"
@@ -123,25 +123,10 @@ pki = "{pki}"
 """
 
 
-def render_client_toml(
-    *, institution: str, name: str, source_address: str, source_identity: str, pki: str
-) -> str:
-    """A commented client.toml that `Profile.load` accepts."""
-    Profile(
-        institution=institution,
-        name=name,
-        source_address=source_address,
-        source_identity=source_identity,
-        pki=pki,
-    )
-    return _TEMPLATE.format(
-        file=FILE_NAME,
-        institution=institution,
-        name=name,
-        address=source_address,
-        identity=source_identity,
-        pki=pki,
-    )
+def render_client_toml(**values: str) -> str:
+    """A commented client.toml that `Profile.load` accepts, of its keys without a default and `pki`."""
+    Profile.model_validate(values)
+    return _TEMPLATE.format(file=FILE_NAME, **values)
 
 
 def renew_client(profile: Profile, *, now: datetime | None = None) -> bool:
@@ -153,7 +138,7 @@ def renew_client(profile: Profile, *, now: datetime | None = None) -> bool:
     if moment >= credentials.not_after:
         raise Unauthenticated(
             f"the certificate of {credentials.identity} expired at {credentials.not_after:%Y-%m-%d %H:%M} UTC",
-            hint=f"ddib pki request --folder {shlex.quote(str(profile.pki_folder))} --identity {credentials.identity}",
+            hint=f"ddib pki request --profile {shlex.quote(str(profile.path))}",
         )
     renew_through(
         profile.pki_folder,

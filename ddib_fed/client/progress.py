@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
     from ddib_fed.formats.parts import WrittenStudy
     from ddib_fed.formats.study import Origin, Study
 
-SAID_EVERY_S = 30.0
-"""How often a line is written without a terminal: a log of a day has 3,000."""
 Counted = Callable[[int, int], None]
 
 
@@ -53,8 +49,8 @@ class RunProgress:
     @contextmanager
     def counted(self, what: str) -> Iterator[Counted]:
         """A function that is called with (done, total) while files are read."""
-        with counted(what) as show:
-            yield show
+        with bar(what) as show:
+            yield lambda done, total: show(done, total, "")
 
     def say(self, line: str) -> None:
         """Show a sentence."""
@@ -102,24 +98,6 @@ class RunProgress:
                 self.say(f"target {job.target}: {QuotaSpent.sentence} ({told}); the job waits there for more")
 
         return on_event
-
-
-@contextmanager
-def counted(what: str) -> Iterator[Counted]:
-    """A function that shows how many files are done, called with (done, total): a bar, or now and then a line."""
-    if sys.stderr.isatty():
-        with bar(what) as show:
-            yield lambda done, total: show(done, total, "")
-        return
-    said = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal said
-        if (now := time.monotonic()) - said >= SAID_EVERY_S:
-            said = now
-            say(f"{what}: {done:,} of {total:,}", err=True)
-
-    yield tell
 
 
 def waiting_line(error: DdibError, delay_s: float) -> str:

@@ -38,7 +38,6 @@ class ImageLimits:
     formats: tuple[str, ...] = FORMATS
 
     def check_bytes(self, size: int) -> None:
-        """Raise `ImageTooLarge` when a file of `size` bytes is over the limit."""
         if size > self.max_bytes:
             raise ImageTooLarge(
                 f"{size} bytes, {self.max_bytes} are the limit",
@@ -46,7 +45,6 @@ class ImageLimits:
             )
 
     def check_size(self, height: int, width: int) -> None:
-        """Raise when a picture has no pixels, or more than the limit."""
         if height < 1 or width < 1:
             raise ImageUnreadable(f"it claims {height} x {width} pixels")
         if height * width > self.max_pixels:

@@ -117,7 +117,6 @@ def explain(facts: Mapping[str, str], name: str = "the file") -> tuple[str, str]
 
 
 def name_misfit(error: PictureMisfit | KindMismatch, name: str) -> PictureMisfit | KindMismatch:
-    """The same error for a file of this name."""
     detail, hint = explain(error.facts, name)
     return type(error)(detail or f"{name}: {error.detail}", hint=hint or error.hint, facts=error.facts)
 
@@ -143,7 +142,7 @@ _REASONS: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "colour": (
         "its colours would be lost",
-        "make it grey if that is meant, or use a model trained with --channels 3",
+        "make it grey if that is meant, or use a model trained with --set channels=3",
     ),
 }
 
@@ -259,8 +258,6 @@ class Geometry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A picture converted for a model."""
-
     samples: Array
     original: Array
     geometry: Geometry

@@ -51,8 +51,6 @@ MAX_LISTED = 10
 
 @dataclass(frozen=True, slots=True)
 class Looks:
-    """Properties of a decoded picture."""
-
     height: int
     width: int
     channels: int
@@ -64,8 +62,6 @@ class Looks:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One good picture of a folder."""
-
     path: Path
     label: str | None
     digest: str
@@ -78,8 +74,6 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder that was scanned."""
-
     root: Path
     entries: tuple[Entry, ...]
     classes: tuple[str, ...]

@@ -29,8 +29,6 @@ _DESCR = re.compile(r"[<>|=]?(f[248]|[iu][1248])\Z")
 
 
 class Header(NamedTuple):
-    """The checked header of a .npy."""
-
     dtype: np.dtype[Any]
     fortran_order: bool
     shape: tuple[int, ...]

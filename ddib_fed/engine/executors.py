@@ -365,7 +365,7 @@ class Pool:
         if not 1 <= count <= MOST_WORKERS:
             raise SettingsInvalid(
                 f"{count} workers; a pool has 1 to {MOST_WORKERS}",
-                hint="ddib workers 2",
+                hint="[engine] workers in node.toml",
                 facts={"workers": count},
             )
         with self._changed:

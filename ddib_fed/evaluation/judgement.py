@@ -47,8 +47,6 @@ def random_pictures(target: Pictures, count: int, *, seed: int = 0) -> Pictures:
 
 @dataclass(frozen=True, slots=True)
 class HistogramMatch:
-    """A monotone map of each channel's values, made by `fit`."""
-
     source: NDArray[np.float64] = field(repr=False)
     target: NDArray[np.float64] = field(repr=False)
 

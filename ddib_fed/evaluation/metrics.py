@@ -132,7 +132,6 @@ def to_psnr(errors: Figures) -> Figures:
 
 
 def ssim(pictures: Pictures, truth: Pictures) -> Figures:
-    """Structural similarity of each pair, (N,)."""
     check_pair(pictures, truth)
     if min(pictures.shape[2:]) < WINDOW:
         raise ShapeMismatch(
@@ -155,7 +154,6 @@ def ssim(pictures: Pictures, truth: Pictures) -> Figures:
 
 
 def spread(figures: Figures) -> dict[str, float]:
-    """Median, mean, minimum and maximum of (N,) figures, N at least 1."""
     return {
         "median": float(np.median(figures)),
         "mean": float(figures.mean()),

@@ -103,7 +103,6 @@ class ShownFiles:
 def write_results(
     page: Path, sheet: Path, results: ShownFiles, *, on_drawn: Callable[[int, int], None] | None = None
 ) -> None:
-    """Write the page and the sheet; each appears completely or not at all."""
     files = sorted(results.files, key=ShownFile.doubt)
     side = SIDE if len(files) <= MANY else SIDE_OF_MANY
     kinds = ["translated"]

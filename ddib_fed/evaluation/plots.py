@@ -44,7 +44,6 @@ class Panel:
 
 
 def draw_rows(rows: Sequence[Sequence[Panel]], path: Path, *, caption: str = "") -> None:
-    """Draw rows of panels into a PNG; the file appears completely or not at all."""
     columns = max(len(row) for row in rows)
     foot = 0.3 if caption else 0.08
     height = len(rows) * (PANEL_INCHES + 0.3) + foot
@@ -103,7 +102,6 @@ def loss_curve(training: Curve, path: Path, *, held_out: Curve = ()) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG; the file appears completely or not at all."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
     write_file(path, buffer.getvalue())

@@ -124,7 +124,6 @@ def calibrate_by_chance(
 
 
 def doubtful(kept: Structure, thresholds: Thresholds) -> NDArray[np.bool_]:
-    """Which pictures are below a threshold, (N,)."""
     if kept.agreement is not None and thresholds.agreement is not None:
         return (kept.agreement < thresholds.agreement) | (
             kept.edge_correlation < thresholds.chance_edge_correlation

@@ -222,7 +222,6 @@ def read_translations(
 
 
 def _matched(found: Sequence[FoundPicture], folder: Path) -> list[Path]:
-    """The picture of each one's name in another folder."""
     others = by_name(folder)
     missing = [each.name for each in found if each.name not in others]
     if missing:

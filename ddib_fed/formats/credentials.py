@@ -73,7 +73,6 @@ class Credentials:
 
 
 def mark(content: bytes, suffix: str, record: Translation, credentials: Credentials) -> bytes:
-    """The same picture with content credentials in it."""
     if suffix.lower() not in MEDIA_TYPES:
         raise InputError(f"content credentials are written into PNG and JPEG, not {suffix}", hop="client")
     return _sign(content, suffix, _manifest(record, suffix), credentials)

@@ -57,8 +57,6 @@ SORTED_BY: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """The slices of a series."""
-
     called: str
     headers: tuple[Any, ...]
     paths: tuple[Path, ...]

@@ -77,7 +77,6 @@ _EQUIPMENT: Final = (
 def derived_series(
     series: Series, stack: Pixels, translated: StudyResults, slices: Sequence[int]
 ) -> list[bytes]:
-    """A DICOM file for each slice of the result."""
     now = datetime.now().astimezone()
     parts = [r.latent_sha256 + r.target_model_sha256 for r in translated.records if r is not None]
     recipe = hashlib.sha256(" ".join([translated.target, *parts]).encode()).hexdigest()
@@ -209,8 +208,6 @@ def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, houns
 
 @dataclass(frozen=True, slots=True)
 class DicomStudy(Study):
-    """A series."""
-
     pixels: Slices
     series: Series
 
@@ -227,7 +224,6 @@ class DicomStudy(Study):
         return (*self.series.warnings, *said)
 
     def assemble(self, translated: StudyResults) -> Assembled:
-        """The files of the derived series."""
         stack = self.pixels.stack(translated)
         report, said = self.pixels.report(translated, stack)
         contents = derived_series(self.series, stack, translated, range(self.planes))
@@ -250,8 +246,6 @@ class DicomStudy(Study):
 
 @dataclass(frozen=True, slots=True)
 class FoundSeries:
-    """The series among some files."""
-
     unread: tuple[Unread, ...]
     unreadable: tuple[tuple[Path, DdibError], ...]
     others: Counter[str]
@@ -282,7 +276,6 @@ def find_dicom(given: Path, files: Iterable[Path], root: Path | None, options: O
 
 
 def read_dicom(members: Sequence[tuple[Path, Any]], options: Options, origin: Origin) -> DicomStudy:
-    """The series of some files."""
     called = origin.called
     series, values = read_series(called, members)
     odd = series.without_units

@@ -30,8 +30,6 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Where the tiles of a picture lie."""
-
     height: int
     width: int
     tile: tuple[int, int]
@@ -81,7 +79,6 @@ def cut(picture: NDArray[Any], grid: TileGrid) -> list[NDArray[Any]]:
 def blend(
     tiles: Sequence[NDArray[Any] | None], grid: TileGrid, channels: int, *, background: float = 0.0
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """One picture of translated tiles."""
     total = np.zeros((grid.height, grid.width, channels), dtype=np.float32)
     weight = np.zeros((grid.height, grid.width, 1), dtype=np.float32)
     window = _weights(grid)
@@ -95,8 +92,6 @@ def blend(
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """A picture that is sent in tiles."""
-
     numbers: Pixels
     grid: TileGrid
     sent: tuple[int, ...]
@@ -217,8 +212,6 @@ class Georeference(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GeoTiffStudy(Study):
-    """A map."""
-
     pixels: Tiles
     georeference: Georeference
     valid: NDArray[np.bool_]
@@ -228,7 +221,6 @@ class GeoTiffStudy(Study):
         return "cloud-optimised GeoTIFF" if self.georeference.cog else "GeoTIFF"
 
     def assemble(self, translated: StudyResults) -> Assembled:
-        """The map of the results."""
         blended, covered = self.pixels.together(translated.planes, translated.channels, translated.background)
         top = 255 if translated.bits == 8 else 65535
         made = np.rint(blended).clip(0, top).astype(np.uint8 if translated.bits == 8 else np.uint16)
@@ -284,7 +276,6 @@ def geotiff_origin(path: Path, options: Options, within: str = "") -> Origin:
 
 
 def read_geotiff(origin: Origin, options: Options) -> GeoTiffStudy:
-    """The map in a file."""
     path = origin.given
     if not path.exists():
         raise FileMissing(f"there is no {path}", hop="client")

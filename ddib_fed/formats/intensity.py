@@ -83,7 +83,6 @@ class IntensityRule:
         return f"{self.name}:{self.first:.12g},{self.second:.12g}@{self.low:.12g}:{self.high:.12g}"
 
     def on(self, values: NDArray[Any]) -> Intensity:
-        """The rule for these values."""
         if self.name in {"values", "hu"}:
             return Intensity(self.name)
         if self.name == "window":
@@ -107,8 +106,6 @@ class IntensityRule:
 
 @dataclass(frozen=True, slots=True)
 class Intensity:
-    """A rule with its numbers."""
-
     name: str
     black: float = 0.0
     white: float = 255.0

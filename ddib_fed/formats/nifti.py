@@ -114,7 +114,6 @@ def nifti_origin(path: Path, options: Options, within: str = "") -> Origin:
 
 
 def read_nifti(origin: Origin, options: Options) -> NiftiStudy:
-    """The volume in a file."""
     path = origin.given
     if not path.exists():
         raise FileMissing(f"there is no {path}", hop="client")

@@ -122,7 +122,6 @@ def _tile_of(
 
 
 def read_picture(origin: Origin, options: Options) -> PictureStudy:
-    """The picture in a file, upright and without transparency."""
     path = origin.given
     if not path.exists():
         raise FileMissing(f"there is no {path}", hop="client")

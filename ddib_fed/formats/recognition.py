@@ -20,8 +20,15 @@ from typing import BinaryIO, Final
 from ddib_fed.errors import ImageUnreadable
 
 HIDDEN: Final = "hidden"
-TAKEN: Final = frozenset({".npy", ".png", ".jpg", ".jpeg", ".tif", ".tiff"})
-"""Suffixes of files that a node takes as they are."""
+TAKEN: Final = {
+    ".npy": ".npy",
+    ".png": ".png",
+    ".jpg": ".jpg",
+    ".jpeg": ".jpg",
+    ".tif": ".tif",
+    ".tiff": ".tif",
+}
+"""Suffixes of files that a node takes as they are, and the usual suffix of their kind."""
 DICOM_SUFFIX: Final = ".dcm"
 NIFTI_SUFFIXES: Final = (".nii", ".nii.gz")
 TIFF_SUFFIXES: Final = (".tif", ".tiff")
@@ -32,9 +39,9 @@ MAX_DICOM_FILES: Final = 100_000
 # rational polynomials (RPC) and of Intergraph's matrix, which GDAL reads as places on the earth too.
 GEOTAGS: Final = frozenset({33550, 33922, 34264, 34735, 34736, 34737, 50844, 33920})
 COPY: Final = "copy it again from where it came; its size there and here (ls -l) should be the same"
-_OPENINGS: Final = {
-    ".png": (b"\x89PNG\r\n\x1a\n",), ".jpg": (b"\xff\xd8\xff",), ".npy": (b"\x93NUMPY",), ".tif": (b"II*\0", b"MM\0*"),
-    ".gz": (b"\x1f\x8b",), ".zip": (b"PK\3\4",), ".pdf": (b"%PDF",),
+OPENINGS: Final = {
+    ".png": (b"\x89PNG\r\n\x1a\n",), ".jpg": (b"\xff\xd8\xff",), ".npy": (b"\x93NUMPY",),
+    ".tif": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), ".gz": (b"\x1f\x8b",), ".zip": (b"PK\3\4",), ".pdf": (b"%PDF",),
 }  # fmt: skip
 """How files begin that often have another's suffix, by their own."""
 _BARE_DICOM: Final = (b"\x08\0\0\0", b"\x08\0\5\0", b"\x08\0\x08\0", b"\x08\0\x16\0", b"\2\0\0\0")
@@ -125,7 +132,7 @@ def _below(folder: Path, out: Path | None, kind_of: Callable[[Path], Format | No
     if not studies:
         return Recognised(plain=(folder,))
     others = Counter(_suffix(path) for path, kind in kinds.items() if kind is None)
-    if others.keys() & TAKEN:  # those who list the folder's files count the ignored ones
+    if others.keys() & TAKEN.keys():  # those who list the folder's files count the ignored ones
         return Recognised(tuple(studies), (folder,))
     return Recognised(tuple(studies), below.unreadable, others + below.ignored)
 
@@ -187,7 +194,7 @@ def beginning(content: bytes, path: Path) -> tuple[str, str]:
     """What a file is by its first bytes (352 are enough), in words, and what helps where it should be
     something else.
     """
-    found = next((suffix for suffix, openings in _OPENINGS.items() if content.startswith(openings)), "")
+    found = next((suffix for suffix, openings in OPENINGS.items() if content.startswith(openings)), "")
     if content[_PREAMBLE : _PREAMBLE + 4] == b"DICM":
         found = DICOM_SUFFIX
     elif content[344:348] == b"n+1\0" or content[4:8] == b"n+2\0":

@@ -10,7 +10,7 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command, group
 from ddib_fed.cli.model import attacked_lines, distilled_lines
-from ddib_fed.cli.options import THREADS
+from ddib_fed.cli.options import open_model, usual_threads
 from ddib_fed.cli.output import lines, outcome, print_json
 from ddib_fed.cli.train import FORCE, OUT, RESUME, SET, given, run, train_options, trained
 from ddib_fed.errors import UsageError
@@ -19,7 +19,7 @@ from ddib_fed.terminal import say
 from ddib_fed.training.config import checked, options_of, seconds
 
 
-@group(context_settings={"help_option_names": ["-h", "--help"]})
+@group()
 def privacy() -> None:
     """Attack a model's own latents and samples; train with differential privacy."""
 
@@ -51,11 +51,8 @@ def privacy() -> None:
 @click.option(
     "--seed", type=click.IntRange(0), default=41, show_default=True, help="Seed of all random draws."
 )
-@THREADS
 @options.FORMAT
-def report(
-    *, which: str, data: tuple[Path, ...], time_s: str, seed: int, threads: int, output_format: str
-) -> None:
+def report(*, which: str, data: tuple[Path, ...], time_s: str, seed: int, output_format: str) -> None:
     """Attack the latents of your own data, and the samples of your model, and print what an attacker gets.
 
     The attacker knows 256 other samples with their latents, like anybody who sent some through your node, and fits
@@ -63,7 +60,6 @@ def report(
     bound: with more samples or more time an attacker recovers more. The figures are written into privacy.json beside
     the weights; the digest does not change.
     """
-    from ddib_fed.cli.opening import open_model
     from ddib_fed.lab.report import Attack, privacy_report
     from ddib_fed.models.bundle import put_beside, shipped_name
     from ddib_fed.networks.placement import torch_threads
@@ -79,7 +75,7 @@ def report(
     )
     own, training = (*data, None, None)[:2]
     attack = Attack(own, training, surrogate_s, seed, words, say=lambda what: say(what, err=True))
-    with torch_threads(threads):
+    with torch_threads(usual_threads()):
         found = privacy_report(open_model(which), attack)
     if shipped_name(which) is None:
         put_beside(Path(which), found)
@@ -91,7 +87,7 @@ def report(
 
 @privacy.command("train")
 @OUT
-@train_options(options_of("points", "pictures", config=PrivateTrainConfig), PrivateTrainConfig, mixed=True)
+@train_options(options_of("points", "pictures", config=PrivateTrainConfig), PrivateTrainConfig)
 @SET
 @RESUME
 @FORCE

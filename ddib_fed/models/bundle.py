@@ -188,7 +188,6 @@ class Bundle:
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule that it was trained on."""
         return schedule_from_config(self.manifest.schedule)
 
     def network(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> nn.Module:

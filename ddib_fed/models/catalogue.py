@@ -29,8 +29,6 @@ STEPS_FILE = "steps.json"
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One model of a list."""
-
     name: str
     domain: str
     kind: str
@@ -75,7 +73,6 @@ def look(folder: Path | Traversable, source: str) -> Listed:
 
 
 def require_shipped(name: str) -> str:
-    """The name itself."""
     known = shipped_names()
     if name not in known:
         close = nearest(name, known)

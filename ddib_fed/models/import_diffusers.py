@@ -67,7 +67,7 @@ def import_diffusers(
             f"{folder} has no scheduler_config.json, which tells what the model was trained on",
             hint="copy the whole pipeline: unet/ and scheduler/"
             if above == folder
-            else f"name the whole pipeline: --diffusers {shlex.quote(str(above))}",
+            else f"name the whole pipeline: ddib model import {shlex.quote(str(above))}",
         )
     said = read_json(place)
     schedule, prediction = read_schedule(said, str(place))
@@ -169,7 +169,6 @@ def _weights(folder: Path) -> WeightsFile:
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """The object in a JSON file."""
     try:
         with path.open("rb") as file:
             read = parse_json(file.read(MAX_JSON_BYTES))

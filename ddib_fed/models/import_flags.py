@@ -108,8 +108,6 @@ _UPSAMPLERS = ("large_size", "small_size")
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """A parsed line of flags."""
-
     given: Mapping[str, Value]
     ignored: Mapping[str, str]
     line: str = ""

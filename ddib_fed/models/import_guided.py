@@ -104,8 +104,6 @@ def import_guided(
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The settings from shapes, flags and defaults."""
-
     network: PictureConfig
     parameterisation: Parameterisation
     schedule: ScheduleConfig
@@ -166,7 +164,7 @@ def infer(state: Mapping[str, Tensor], flags: Flags, source: str) -> PictureConf
         if key is not None:
             raise BundleInvalid(
                 f"{source}: by {key[:100]} it is {kind}",
-                hint="UNets of pixels are read: guided-diffusion's, or with --diffusers DIR, the folder that holds "
+                hint="UNets of pixels are read: guided-diffusion's, or the folder of diffusers that holds "
                 "config.json and the scheduler, a UNet2DModel or DiT of pixels",
                 facts={"field": key[:100]},
             )
@@ -251,7 +249,6 @@ def _head(state: Mapping[str, Tensor]) -> tuple[str, str]:
 
 
 def refused(source: str, key: str, problem: str) -> BundleInvalid:
-    """The error for a file that is not such a network."""
     return BundleInvalid(
         f"{source}: {key}: {problem}",
         hint="this importer reads the public code's UNet, noisy classifier and (--synthetic) 2-D network; check that "

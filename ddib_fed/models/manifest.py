@@ -89,8 +89,6 @@ class PictureFormat(_Frozen):
 
 
 class DataNote(_Frozen):
-    """Information on the training data."""
-
     source: str = Field(default="", max_length=2000)
     licence: str = Field(default="", max_length=2000)
     note: str = Field(default="", max_length=4000)
@@ -110,8 +108,6 @@ class StructureThresholds(_Frozen):
 
 
 class Training(_Frozen):
-    """Provenance of the weights."""
-
     command: str = Field(default="", max_length=2000)
     seed: int = 0
     steps: int = Field(default=0, ge=0)

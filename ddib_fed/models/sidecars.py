@@ -60,7 +60,6 @@ class Sidecar(_Frozen):
         return (json.dumps(self.values(), indent=1) + "\n").encode()
 
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON, hex."""
         canonical = json.dumps(self.values(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -95,7 +94,7 @@ class Allowances(Sidecar):
     """What the latents of the model's own pictures look like."""
 
     file = "gate.json"
-    again = "measure it again with ddib model gate"
+    again = "measure it again with ddib model measure"
 
     soften_sigma: float = Field(ge=0.0, le=1.0)
     measured: int = Field(ge=1)
@@ -232,8 +231,6 @@ class TunedLeg(_Frozen):
 
 
 class Tuned(Sidecar):
-    """The learned steps."""
-
     file = STEPS_FILE
     max_bytes = 1 << 22
     again = "learn them again with ddib model tune"

@@ -95,8 +95,6 @@ def _value(constant: Doubles, linear: Doubles, square: Doubles, u: Doubles) -> D
 
 @dataclass(frozen=True, slots=True)
 class ToneCurve:
-    """One curve."""
-
     knots: Doubles
 
     def check(self) -> None:

@@ -74,8 +74,6 @@ _OPTIMISER = re.compile(r"opt\d*\.pt")
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
-    """The weights in a file."""
-
     path: Path
     state: Mapping[str, Tensor] = field(repr=False)
     under: str
@@ -88,7 +86,6 @@ class WeightsFile:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Remarks about the weights, a sentence each."""
         said = []
         averaged = _AVERAGED.fullmatch(self.path.name)
         if averaged:
@@ -103,7 +100,6 @@ class WeightsFile:
 
 
 def read_checkpoint(path: Path) -> WeightsFile:
-    """The state dict in a .pt file."""
     if not path.is_file():
         raise FileMissing(f"there is no file {path}")
     if _OPTIMISER.fullmatch(path.name):
@@ -132,7 +128,6 @@ def read_tensors(path: Path) -> WeightsFile:
 
 
 def read_safetensors(path: Path) -> WeightsFile:
-    """The tensors of a .safetensors file."""
     if not path.is_file():
         raise FileMissing(f"there is no file {path}")
     try:
@@ -149,7 +144,6 @@ def _checkpoint(path: Path, found: Mapping[str, Tensor], under: str) -> WeightsF
 
 
 def renamed(found: Mapping[str, Tensor], rename: Callable[[str], str], path: Path) -> dict[str, Tensor]:
-    """Tensors under other names."""
     state: dict[str, Tensor] = {}
     for key, tensor in found.items():
         if rename(key) in state:
@@ -188,8 +182,6 @@ def _optimiser(path: Path) -> BundleInvalid:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One setting of an imported model."""
-
     key: str
     value: str
     basis: str

@@ -1,4 +1,4 @@
-"""`python -m ddib_fed.node`: a node with every role that its node.toml lists, on one model and one port."""
+"""What the container and the systemd unit start: a node of any role."""
 
 from __future__ import annotations
 

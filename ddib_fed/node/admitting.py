@@ -134,7 +134,7 @@ def confirm(question: str) -> bool:
 class PairOptions:
     """Whom the operator is ready to admit."""
 
-    institution: str | None = None
+    fingerprints: tuple[str, ...] = ()
     replace: bool = False
     unconstrained_root: bool = False
 
@@ -149,14 +149,11 @@ class _Here:
 
     def judge(self, other: Peer) -> None:
         options = self._options
-        if options.institution not in {None, other.institution}:
-            raise PolicyDenied(
-                f"{other.institution} has the code, but {options.institution} was expected",
-                hint="ask who answered the telephone; --expect names whom you mean",
-            )
         if not options.unconstrained_root:
             require_name_constraints(other)
-        peer_store(self._config).judge(other, fingerprints=other.fingerprints, replace=options.replace)
+        peer_store(self._config).judge(
+            other, fingerprints=options.fingerprints or other.fingerprints, replace=options.replace
+        )
 
     def admit(self, other: Peer) -> None:
         admit_peer(self._config, other, other.fingerprints, replace=self._options.replace)
@@ -212,13 +209,11 @@ def _in_address(host: str) -> str:
 def _bound(config: NodeConfig, at: str | None) -> socket.socket:
     where = at or config.node.listen
     try:
-        check_bindable(where, "node.listen" if at is None else "--at")
+        check_bindable(where, "node.listen" if at is None else "--listen")
     except ConfigError as error:
         if at is None:
             host = split_address(config.node.listen, bound=True)[0]
-            again = (
-                f"ddib pair --listen --at {_in_address(host)}:PORT --config {shlex.quote(str(config.path))}"
-            )
+            again = f"ddib pair --listen {_in_address(host)}:PORT --config {shlex.quote(str(config.path))}"
             error.hint = f"the node runs? then another port that the other side reaches: {again}"
         raise
     host, port = split_address(where, bound=True)
@@ -245,6 +240,6 @@ def _show(config: NodeConfig, own: Peer, paired: PairedPeer) -> None:
     if is_loopback(split_address(other.address)[0]) and not is_loopback(whence):
         say(
             f"warning: {other.address} is an address of that machine alone, and this node cannot dial it; "
-            "correct node.address there, and pair again with --replace here",
+            "correct node.address there, and pair again with --force here",
             err=True,
         )

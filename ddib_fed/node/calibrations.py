@@ -234,7 +234,7 @@ def find_published(config: NodeConfig) -> Aggregate | None:
     try:
         return read_aggregate(read_small(path))
     except InputError as error:
-        raise AggregateNotFound(f"{path} is damaged: {error.detail}", hint=f"{PUBLISH} --again") from error
+        raise AggregateNotFound(f"{path} is damaged: {error.detail}", hint=f"{PUBLISH} --force") from error
 
 
 def served_aggregate(config: NodeConfig, units_sha256: str) -> Aggregate:
@@ -246,7 +246,7 @@ def served_aggregate(config: NodeConfig, units_sha256: str) -> Aggregate:
         raise CalibrationUnits(
             f"the aggregate in {config.paths.aggregate} is of {found.domain} in the units {found.units_sha256[:12]}; "
             f"the model of {config.model.domain} has {units_sha256[:12]}",
-            hint=f"{PUBLISH} --again",
+            hint=f"{PUBLISH} --force",
             facts={"side": "target"},
         )
     return found
@@ -257,7 +257,7 @@ def refuse_second(config: NodeConfig, *, again: bool) -> None:
         raise AlreadyExists(
             f"an aggregate is published already ({config.paths.aggregate}); another draw of its noise costs epsilon "
             "again",
-            hint="keep it; or add --again, e.g. because the pictures or the model have changed",
+            hint="keep it; or add --force, e.g. because the pictures or the model have changed",
         )
 
 

@@ -35,7 +35,6 @@ from ddib_fed.security.pki import (
     certificate_pem,
     check_issued,
     check_request,
-    check_root,
     fingerprint,
     has_authority,
     issue_leaf,
@@ -111,7 +110,7 @@ def certificate_status(config: NodeConfig, *, now: datetime | None = None) -> li
         ends = root_warning(config.node.institution, credentials.root_not_after, moment)
         return [text, *filter(None, (nothing, ends))]
     if issues:
-        check_root(own_authority(config), moment)
+        own_authority(config).check(moment)
     recovery = load_recovery(folder) if issuer is not None else None
     recovers = recovery is not None and recovery.problem(moment) is None
     if issues or command is not None or recovers:

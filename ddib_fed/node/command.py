@@ -1,4 +1,4 @@
-"""The commands of a node, `train | serve | check --config node.toml`, for every role."""
+"""The commands of a node, `train | serve | check --config node.toml`; each serves all roles that node.toml lists."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddib_fed.errors import ConfigError, DdibError, ExitCode, UsageError
-from ddib_fed.names import CONFIG_VARIABLE
+from ddib_fed.errors import ConfigError, ExitCode, UsageError
+from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE
 from ddib_fed.node.config import NodeConfig, Role
 from ddib_fed.node.logs import JsonFormatter, TextFormatter, route, silence_grpc
 from ddib_fed.processes import require_alone
@@ -28,24 +28,16 @@ log = logging.getLogger(__name__)
 _HELP: dict[Role | None, str] = {
     "source": "The source node: encodes pictures of this institution's clients to latents.",
     "target": "The target node: decodes latents of admitted peers.",
-    None: "A node with the roles that node.toml lists, on one model and one port.",
+    None: "A node with the roles that node.toml lists.",
 }
 CONFIG = click.option(
     "--config",
     "path",
     type=click.Path(dir_okay=False, path_type=Path),
     envvar=CONFIG_VARIABLE,
-    default=Path("node.toml"),
+    default=Path(NODE_FILE),
     metavar="FILE",
     help="The node's configuration, as `ddib init node` writes it; default: $DDIB_CONFIG, or ./node.toml.",
-)
-FORMAT = click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Output for people, or one JSON document for scripts.",
 )
 
 
@@ -57,19 +49,13 @@ def set_up_logging(config: NodeConfig) -> None:
 
 
 def node_command(role: Role | None) -> click.Group:
-    """The command group of one role, or of all roles in node.toml if `role` is None."""
+    """The commands of a node that has this role, or of any node."""
 
     @click.group(help=_HELP[role], context_settings={"help_option_names": ["-h", "--help"]})
     @click.version_option(package_name="ddib-fed")
     def group() -> None:
         pass
 
-    for add in (_add_train, _add_serve, _add_check):
-        add(group, role)
-    return group
-
-
-def _add_train(group: click.Group, role: Role | None) -> None:
     @group.command()
     @CONFIG
     @click.option(
@@ -78,26 +64,17 @@ def _add_train(group: click.Group, role: Role | None) -> None:
     def train(path: Path, force: bool) -> None:
         """Train the node's own model on its own data, into the bundle that node.toml names.
 
-        The table [train] accepts the options of `ddib model train`. A stopped or killed run is resumed by the
-        same command and ends bit for bit as an uninterrupted one. Training on pictures can use several processes:
-        torchrun --nproc-per-node 2 -m source_node train --config node.toml (for a target node: -m target_node).
+        The table [train] accepts the options of `ddib model train`, and the names that its --set takes. A stopped or
+        killed run is resumed by the same command and ends bit for bit as an uninterrupted one. Training on pictures can
+        use several processes: torchrun --nproc-per-node 2 -m source_node train --config node.toml (for a target node:
+        -m target_node).
         """
         from ddib_fed.node.role import train_node
 
         train_node(_load(path, role), force=force)
 
-
-def _add_serve(group: click.Group, role: Role | None) -> None:
     @group.command()
     @CONFIG
-    @click.option(
-        "--role",
-        "roles",
-        multiple=True,
-        type=click.Choice(["source", "target"]),
-        hidden=role is not None,
-        help="Serve these roles instead of those in node.toml.",
-    )
     @click.option(
         "--peer",
         "peer_files",
@@ -114,18 +91,12 @@ def _add_serve(group: click.Group, role: Role | None) -> None:
         help="Pair first, as `ddib pair HOST:PORT CODE` does.",
     )
     def serve(
-        path: Path,
-        roles: tuple[Role, ...],
-        peer_files: tuple[Path, ...],
-        pair: bool,
-        pair_with: tuple[str, str] | None,
+        path: Path, peer_files: tuple[Path, ...], pair: bool, pair_with: tuple[str, str] | None
     ) -> None:
         """Serve until SIGTERM, which drains and exits 0; a second one stops at once."""
         require_alone("serving")
         silence_grpc()
         config = _load(path, role)
-        if roles:
-            config = config.with_roles(roles)
         set_up_logging(config)
         try:
             _admit(config, peer_files, pair=pair, pair_with=pair_with)
@@ -138,31 +109,20 @@ def _add_serve(group: click.Group, role: Role | None) -> None:
             error = explained(raised)
             if config.log.format == "text":
                 raise error from raised
-            sys.exit(_logged(error, f"{config.command} check --config {shlex.quote(str(path))}"))
+            otherwise = f"{config.command} check --config {shlex.quote(str(path))}"
+            log.error("%s  [%s]; try: %s", error.detail, error.reason, error.hint or otherwise)  # noqa: TRY400 - text alone
+            sys.exit(int(error.exit_code))
 
-
-def _admit(
-    config: NodeConfig, files: tuple[Path, ...], *, pair: bool, pair_with: tuple[str, str] | None
-) -> None:
-    """Admit the peers that the command names, before the node starts."""
-    if files:
-        from ddib_fed.node.admitting import admit
-
-        for file in files:
-            log.info("admitted %s", admit(config, file).identity)
-    if pair and pair_with:
-        raise UsageError("one side waits with --pair, the other comes with --pair-with")
-    if pair or pair_with:
-        from ddib_fed.node.admitting import pair_dialling, pair_listening
-
-        paired = pair_dialling(config, *pair_with) if pair_with else pair_listening(config)
-        log.info("admitted %s", paired.other.identity)
-
-
-def _add_check(group: click.Group, role: Role | None) -> None:
     @group.command()
     @CONFIG
-    @FORMAT
+    @click.option(
+        "--format",
+        "output_format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help="Output for people, or one JSON document for scripts.",
+    )
     def check(path: Path, output_format: str) -> None:
         """Check whether the node could serve: run each step of a start, changing nothing."""
         require_alone("checking a node")
@@ -181,6 +141,26 @@ def _add_check(group: click.Group, role: Role | None) -> None:
                 f"the node cannot serve yet: {', '.join(wrong)}",
                 hint="correct the lines that do not start with ok",
             )
+
+    return group
+
+
+def _admit(
+    config: NodeConfig, files: tuple[Path, ...], *, pair: bool, pair_with: tuple[str, str] | None
+) -> None:
+    """Admit the peers that the command names, before the node starts."""
+    if files:
+        from ddib_fed.node.admitting import admit
+
+        for file in files:
+            log.info("admitted %s", admit(config, file).identity)
+    if pair and pair_with:
+        raise UsageError("one side waits with --pair, the other comes with --pair-with")
+    if pair or pair_with:
+        from ddib_fed.node.admitting import pair_dialling, pair_listening
+
+        paired = pair_dialling(config, *pair_with) if pair_with else pair_listening(config)
+        log.info("admitted %s", paired.other.identity)
 
 
 def _values(finding: StepResult) -> dict[str, object]:
@@ -210,11 +190,6 @@ def _show(finding: StepResult) -> None:
         say(f"{'':12} try: {first}", *(f"{'':17} {line.strip()}" for line in rest))
 
 
-def _logged(error: DdibError, otherwise: str) -> int:
-    log.error("%s  [%s]; try: %s", error.detail, error.reason, error.hint or otherwise)
-    return int(error.exit_code)
-
-
 def _load(path: Path, role: Role | None) -> NodeConfig:
     config = NodeConfig.load(path)
     if role is not None and role not in config.node.roles:
@@ -222,7 +197,7 @@ def _load(path: Path, role: Role | None) -> NodeConfig:
             f"{path} is for the role {', '.join(config.node.roles)}, not {role}",
             hint=f"ddib-{config.node.roles[0]}-node, or add {role!r} to node.roles",
         )
-    return config.with_roles((role,)) if role is not None else config
+    return config
 
 
 def run(group: Callable[..., object]) -> None:

@@ -27,7 +27,6 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from ddib_fed.calibration.record import Kind
 from ddib_fed.errors import DdibError
 from ddib_fed.names import (
     CONFIG_VARIABLE,
@@ -38,7 +37,7 @@ from ddib_fed.names import (
     size_from,
 )
 from ddib_fed.protocol.addresses import Proxy, ProxyUrl, is_every_address, is_loopback, split_address
-from ddib_fed.protocol.contract import MAX_GUIDANCE
+from ddib_fed.protocol.contract import MAX_GUIDANCE, CalibrationKind
 from ddib_fed.telemetry import NodeTelemetry
 from ddib_fed.toml_files import Institution, checked, load_toml, parse_toml
 from ddib_fed.training.config import SHIPPED, TrainConfig, fields_of
@@ -264,7 +263,7 @@ class PolicySection(Section):
     max_guidance: float = key(
         10.0, "largest --guidance and --classifier-scale; 0 for none", ge=0, le=MAX_GUIDANCE
     )
-    calibration: tuple[Kind, ...] = key(
+    calibration: tuple[CalibrationKind, ...] = key(
         (), 'kinds that peers may agree on: "rotation", "tone", "colour-map"; none by default'
     )
     calibration_units: bool = key(
@@ -377,7 +376,7 @@ def _socket_path(state: Path) -> Path:
 
 
 def command_of(roles: tuple[Role, ...]) -> str:
-    return "python -m ddib_fed.node" if len(roles) > 1 else f"ddib-{roles[0]}-node"
+    return f"ddib-{roles[0]}-node"
 
 
 class NodeConfig(Section):
@@ -418,10 +417,6 @@ class NodeConfig(Section):
     def _at(self, path: Path) -> NodeConfig:
         self._path = path.resolve()
         return self
-
-    def with_roles(self, roles: tuple[Role, ...]) -> NodeConfig:
-        """The same node with only these roles."""
-        return self.model_copy(update={"node": self.node.model_copy(update={"roles": roles})})
 
     @property
     def path(self) -> Path:

@@ -83,7 +83,7 @@ class Policy:
         elif service in USES and kind == "node" and not own:
             raise PeerUnknown(
                 f"{identity} is not the node in the peer file of {identity.institution}",
-                hint="ddib peer list; if it was moved, ddib peer add --replace FILE",
+                hint="ddib peer list; if it was moved, ddib peer add --force FILE",
             )
         else:
             raise denied

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -78,10 +78,10 @@ def _take(name: str, config: NodeConfig) -> StepResult:
     return StepResult(name, text, tuple(warnings))
 
 
-# Each step returns what there is, then its warnings.
+# Each step yields what there is, then its warnings.
 
 
-def _state(config: NodeConfig) -> list[str]:
+def _state(config: NodeConfig) -> Iterator[str]:
     paths = config.paths
     for folder in (paths.state, paths.pki):
         check_private_folder(folder)
@@ -92,102 +92,101 @@ def _state(config: NodeConfig) -> list[str]:
             f"the disk of {paths.state} has {free >> 10} KiB left; a start needs {MIN_FREE_BYTES >> 20} MiB",
             hint=f"df -h {shlex.quote(str(there))}",
         )
-    open_to_others = [
-        place for place in (config.folder, config.path) if place.exists() and place.stat().st_mode & 0o002
-    ]
-    return [
-        str(paths.state),
-        *(f"everybody may write {place}: chmod o-w {shlex.quote(str(place))}" for place in open_to_others),
-    ]
+    yield str(paths.state)
+    for place in (config.folder, config.path):
+        if place.exists() and place.stat().st_mode & 0o002:
+            yield f"everybody may write {place}: chmod o-w {shlex.quote(str(place))}"
 
 
-def _files(config: NodeConfig) -> list[str]:  # noqa: ARG001 - a step's signature
+def _files(config: NodeConfig) -> Iterator[str]:  # noqa: ARG001 - a step's signature
     limit = attainable_files()
-    return [f"{limit} may be open, {most_connections(limit)} of them connections", *few_files(limit)]
+    yield f"{limit} may be open, {most_connections(limit)} of them connections"
+    yield from few_files(limit)
 
 
-def _peers(config: NodeConfig) -> list[str]:
-    store, proxy = peer_store(config), config.proxy
-    peers = ", ".join(f"{peer.institution} at {peer.address}" for peer in store.list())
-    now = datetime.now(UTC)
-    roots = [
-        root_warning(peer.institution, max(root.not_valid_after_utc for root in peer.roots), now)
-        for peer in store.list()
-    ]
+def _peers(config: NodeConfig) -> Iterator[str]:
+    found, proxy = peer_store(config).list(), config.proxy
+    peers = ", ".join(f"{peer.institution} at {peer.address}" for peer in found)
     through = f", through the proxy {proxy.address}" if proxy is not None else ""
-    return [(peers or "none admitted yet: ddib peer add") + through, *filter(None, roots)]
+    yield (peers or "none admitted yet: ddib peer add") + through
+    for peer in found:
+        until = max(root.not_valid_after_utc for root in peer.roots)
+        if warning := root_warning(peer.institution, until, datetime.now(UTC)):
+            yield warning
 
 
-def _calibrations(config: NodeConfig) -> list[str]:
+def _calibrations(config: NodeConfig) -> Iterator[str]:
     store = CalibrationStore(config.paths.calibrations)
     found = overview(config, store, peer_store(config))
     states = [each.state for each in found]
-    text = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none"
-    warnings = [
-        f"{each.sha256[:12]} ({each.source} to {each.target}): {each.warning}"
-        for each in found
-        if each.warning
-    ]
-    return [text, *warnings, *(f"not read: {problem}" for problem in store.problems())]
+    yield ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none"
+    for each in found:
+        if each.warning:
+            yield f"{each.sha256[:12]} ({each.source} to {each.target}): {each.warning}"
+    for problem in store.problems():
+        yield f"not read: {problem}"
 
 
-def _store(config: NodeConfig) -> list[str]:
+def _store(config: NodeConfig) -> Iterator[str]:
     if answers(config.paths.admin_socket):
-        return [f"{config.paths.store}{_HELD}"]
-    jobs, lines = rehearse(config.paths.store)
-    return [f"{config.paths.store}: {jobs} jobs, {lines} lines of the audit log"]
+        yield f"{config.paths.store}{_HELD}"
+    else:
+        jobs, lines = rehearse(config.paths.store)
+        yield f"{config.paths.store}: {jobs} jobs, {lines} lines of the audit log"
 
 
-def _roles(config: NodeConfig) -> list[str]:
+def _roles(config: NodeConfig) -> Iterator[str]:
     if answers(config.paths.admin_socket):
-        return [f"{', '.join(config.node.roles)}{_HELD}"]
-    return [", ".join(f"{role.name} ({role.check(config)})" for role in find_roles(config.node.roles))]
-
-
-def _listen(config: NodeConfig) -> list[str]:
-    held = _bindable(config, config.node.listen, "node.listen")
-    return [f"{config.node.listen}{held}", *filter(None, [config.not_dialled])]
+        yield f"{', '.join(config.node.roles)}{_HELD}"
+    else:
+        yield ", ".join(f"{role.name} ({role.check(config)})" for role in find_roles(config.node.roles))
 
 
 def _bindable(config: NodeConfig, listen: str, setting: str) -> str:
-    """Nothing for a free address; for one that is in use while this node runs, that it is held."""
+    """The address, if it is free; if it is in use while this node runs, that it is held."""
     try:
         check_bindable(listen, setting)
     except ConfigError as error:
         busy = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
         if not (busy and answers(config.paths.admin_socket)):
             raise
-        return _HELD
-    return ""
+        return f"{listen}{_HELD}"
+    return listen
 
 
-def _operator(config: NodeConfig) -> list[str]:
+def _listen(config: NodeConfig) -> Iterator[str]:
+    yield _bindable(config, config.node.listen, "node.listen")
+    if config.not_dialled:
+        yield config.not_dialled
+
+
+def _operator(config: NodeConfig) -> Iterator[str]:
     socket = config.paths.admin_socket
     check_socket(socket)
-    return [f"{socket}{_HELD if answers(socket) else ''}"]
+    yield f"{socket}{_HELD if answers(socket) else ''}"
 
 
-def _http(config: NodeConfig) -> list[str]:
+def _http(config: NodeConfig) -> Iterator[str]:
     if config.http.listen is None:
-        return ["off"]
-    held = _bindable(config, config.http.listen, "http.listen")
+        yield "off"
+        return
+    yield _bindable(config, config.http.listen, "http.listen")
     port = split_address(config.http.listen, bound=True)[1]
     if port and port == split_address(config.node.listen, bound=True)[1]:
-        raise ConfigError(
-            f"http.listen and node.listen are both port {port}", hint="choose another port for http.listen"
-        )
-    return [f"{config.http.listen}{held}"]
+        hint = "choose another port for http.listen"
+        raise ConfigError(f"http.listen and node.listen are both port {port}", hint=hint)
 
 
-def _telemetry(config: NodeConfig) -> list[str]:
+def _telemetry(config: NodeConfig) -> Iterator[str]:
     if config.telemetry.endpoint is None:
-        return ["off"]
+        yield "off"
+        return
     open_tracing(config.telemetry, institution=config.node.institution, what="check").close()
     shared = ", ".join(config.telemetry.peers)
-    return [f"to {config.telemetry.endpoint}" + (f", traces shared with {shared}" if shared else "")]
+    yield f"to {config.telemetry.endpoint}" + (f", traces shared with {shared}" if shared else "")
 
 
-def _model(config: NodeConfig) -> list[str]:
+def _model(config: NodeConfig) -> Iterator[str]:
     engine = open_engine(config, trial=True)
     engine.close()
     model, manifest = engine.model, engine.model.manifest
@@ -195,16 +194,13 @@ def _model(config: NodeConfig) -> list[str]:
         check_key(config.paths.softening_key)
     shape = "x".join(map(str, manifest.sample_shape))
     guided = "" if model.classifier is None else f", guided by {model.classifier.digest[:12]}"
-    warnings: tuple[str, ...] = ()
+    what = f"{manifest.sample_kind} {shape}, {model.bundle.digest[:12]}, {model.device}{guided}"
+    yield f"{config.model.domain}: {what}"
     if "source" in config.node.roles:
-        warnings = unusable_with(config, CalibrationStore(config.paths.calibrations), manifest)
-    return [
-        f"{config.model.domain}: {manifest.sample_kind} {shape}, {model.bundle.digest[:12]}, {model.device}{guided}",
-        *warnings,
-    ]
+        yield from unusable_with(config, CalibrationStore(config.paths.calibrations), manifest)
 
 
-STEPS: Final[dict[str, Callable[[NodeConfig], list[str]]]] = {
+STEPS: Final[dict[str, Callable[[NodeConfig], Iterable[str]]]] = {
     "state": _state,
     "identity": certificate_status,
     "peers": _peers,

@@ -10,8 +10,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command
-from ddib_fed.cli.opening import refuse_overwriting
-from ddib_fed.cli.options import THREADS
+from ddib_fed.cli.options import THREADS, refuse_overwriting
 from ddib_fed.cli.output import lines, outcome
 from ddib_fed.terminal import bars, say
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 from ddib_fed.errors import ContractMismatch, Difference, PolicyDenied, SettingsInvalid
 from ddib_fed.files import Value, canonical_json, require
@@ -32,7 +32,8 @@ MAX_GUIDANCE = 1000.0
 MAX_SAMPLE_NUMBERS = 2**28
 MAX_CLASS_NAMES = 10_000
 MAX_CLASS_NAME = 64
-CALIBRATION_KINDS = ("rotation", "tone", "colour-map")
+CalibrationKind = Literal["rotation", "tone", "colour-map"]
+CALIBRATION_KINDS: Final[tuple[str, ...]] = get_args(CalibrationKind)
 SAMPLE_KINDS = {"point": common_pb2.SAMPLE_KIND_POINT, "picture": common_pb2.SAMPLE_KIND_PICTURE}
 RANKS = {"point": 1, "picture": 3}
 VALUE_RANGES = {"point": ("unit-std",), "picture": ("minus-one-to-one", "minus-one-to-one-opponent")}

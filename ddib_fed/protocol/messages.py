@@ -91,11 +91,9 @@ def _pairs(
 
 
 def _encoded(value: Any, field: FieldDescriptor) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    if field.is_repeated:
-        return [_encoded_one(item, field) for item in value]
-    return None if value is None else _encoded_one(value, field)
+    if not field.is_repeated:
+        return None if value is None else _encoded_one(value, field)
+    return dict(value) if isinstance(value, Mapping) else [_encoded_one(item, field) for item in value]
 
 
 def _encoded_one(value: Any, field: FieldDescriptor) -> Any:

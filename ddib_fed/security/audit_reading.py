@@ -8,7 +8,6 @@ lacks a line that the peer noted.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import re
@@ -171,23 +170,22 @@ def follow(path: Path, after: int, *, pause: Callable[[float], object] = time.sl
             pause(POLL_S)
 
 
-def _as_json_lines(found: Sequence[AuditLine]) -> bytes:
-    return b"".join(
-        json.dumps({**entry.record, "sha256": entry.sha256}, ensure_ascii=True).encode() + b"\n"
-        for entry in found
-    )
+def export(lines: Iterable[str], wanted: LineFilter, *, table: bool) -> tuple[bytes, int]:
+    """Those lines of a log that are asked for, as a file, and how many; each with its digest in `sha256`.
 
-
-def _as_csv(found: Sequence[AuditLine]) -> bytes:
-    """A header and a row for each line; a column for each name, lists separated by spaces."""
+    A table is CSV: a header and a row for each line; a column for each name, lists separated by spaces.
+    """
+    every = (AuditLine.read(number, line) for number, line in enumerate(lines, 1))
+    found = [entry for entry in every if entry in wanted]
+    objects = [{**entry.record, "sha256": entry.sha256} for entry in found]
+    if not table:
+        return b"".join(json.dumps(each).encode() + b"\n" for each in objects), len(found)
     columns = [*FIRST_COLUMNS, *dict.fromkeys(name for entry in found for name in entry.values), "previous"]
     written = io.StringIO()
-    table = csv.writer(written, lineterminator="\r\n")
-    table.writerow(columns)
-    for entry in found:
-        record = {**entry.record, "sha256": entry.sha256}
-        table.writerow([_cell(record.get(name)) for name in columns])
-    return written.getvalue().encode("utf-8", "replace")
+    rows = csv.writer(written, lineterminator="\r\n")
+    rows.writerow(columns)
+    rows.writerows([_cell(each.get(name)) for name in columns] for each in objects)
+    return written.getvalue().encode("utf-8", "replace"), len(found)
 
 
 def _cell(value: object) -> str:
@@ -197,40 +195,6 @@ def _cell(value: object) -> str:
         return json.dumps(value)
     text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
     return f"'{text}" if text.startswith(_FORMULA) else text
-
-
-@dataclass(frozen=True, slots=True)
-class Export:
-    """What was exported."""
-
-    content: bytes
-    exported: int
-    lines: int
-    head: str
-
-    @property
-    def sha256(self) -> str:
-        """Of the file."""
-        return hashlib.sha256(self.content).hexdigest()
-
-
-def export(path: Path, wanted: LineFilter, *, lines: int, head: str, table: bool) -> Export:
-    """The lines that are asked for, out of a log whose chain was followed to `head`.
-
-    Raises:
-        FileNotFoundError: There is no log.
-        ChunkCorrupt: It is another log by now.
-    """
-    kept, last = [], None
-    for entry in entries(path):
-        if entry.line > lines:
-            break
-        last = entry
-        if entry in wanted:
-            kept.append(entry)
-    if lines and (last is None or (last.line, last.sha256) != (lines, head)):
-        raise ChunkCorrupt(f"{path} changed while it was read", hint="ddib audit verify")
-    return Export(_as_csv(kept) if table else _as_json_lines(kept), len(kept), lines, head)
 
 
 # The chain
@@ -339,7 +303,7 @@ def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
         first = error.errors()[0]
         raise InputError(
             f"{path} is no file of anchors: {'.'.join(map(str, first['loc']))}: {first['msg']}",
-            hint="the peer's operator writes one: ddib audit anchors --peer INSTITUTION --out FILE",
+            hint="the peer's operator writes one: ddib audit show --peer INSTITUTION --anchors --out FILE",
         ) from error
     if found.of != of.uri:
         raise InputError(f"{path} is about the log of {found.of!a}, this node is {of}")

@@ -36,7 +36,7 @@ _MAX_NAME: Final = 80
 _CLOCKS: Final = "`timedatectl` shows whether this machine's clock is synchronised"
 _COMPARE: Final = "compare address and port with its operator's"
 _PROXIES: Final = "compare `proxy` in the configuration with what this network's operators say"
-_REQUEST: Final = "ddib pki request --folder DIR --identity {own}"
+_REQUEST: Final = "ddib pki request --profile client.toml"
 _ADMIT: Final = "its operator must admit this institution: ddib peer export here, ddib peer add there"
 _ONLY_PROXY: Final = 'where only a proxy leads out: proxy = "http://HOST:PORT" in the configuration'
 _NEW_FILE: Final = (
@@ -244,21 +244,19 @@ class Way:
                 return self._unreached(error)
             behind = replace(self, address=self.proxy.address, proxy=None)
             return Diagnosis.of("proxy-unreachable", behind.problem(error).text, **behind.words)
-        begins = f'begins with "{short(error.words)}"' if error.words else "says nothing"
-        detail = f"it answered {error.code} ({short(error.words)})"
+        said = short(error.words)
+        answered = f"answered {error.code} ({said})"
         if error.code in {502, 503, 504}:
-            cannot = f"{detail[3:]}: it cannot reach the address; {_TUNNEL.format(**self.words)}"
-            return Diagnosis.of("no-connection", f"the proxy {self.words['proxy']} {cannot}", **self.words)
+            why = f"the proxy {self.words['proxy']} {answered}: it cannot reach the address"
+            return Diagnosis.of("no-connection", why, **self.words)
+        why = f"it {answered}"
         if error.code == 0:
-            detail = f"what answers there is no HTTP proxy, it {begins}"
+            why = "it is no HTTP proxy, " + (f'and begins with "{said}"' if said else "and says nothing")
+        elif error.code == 407 and self.proxy is not None and self.proxy.login:
+            why += "; the login in the file of `proxy_login` is not accepted"
         elif error.code == 407:
-            login = self.proxy is not None and self.proxy.login
-            detail += (
-                "; the login in the file of `proxy_login` is not accepted"
-                if login
-                else "; it asks for a login, USER:PASSWORD in a file of mode 600 that `proxy_login` names"
-            )
-        return Diagnosis.of("proxy-refused", detail, **self.words)
+            why += "; it asks for a login, USER:PASSWORD in a file of mode 600 that `proxy_login` names"
+        return Diagnosis.of("proxy-refused", why, **self.words)
 
     def _unreached(self, error: OSError) -> Diagnosis:
         cause, detail = "no-connection", error.strerror or str(error)
@@ -370,6 +368,7 @@ def _handshake(
     connection: socket.socket, context: ssl.SSLContext, server_name: str, timeout_s: float
 ) -> ssl.SSLSocket:
     connection.settimeout(timeout_s)
+    connection.getpeername()  # raises where it was reset: `wrap_socket` would leave the socket open
     return context.wrap_socket(connection, server_hostname=server_name)
 
 

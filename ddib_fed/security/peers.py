@@ -212,7 +212,7 @@ class Snapshot:
         if institution in self.suspended:
             raise PeerSuspended(
                 f"{institution} is suspended on this node, {self.suspended[institution]}",
-                hint=f"its operator lifts it: ddib peer resume {institution}",
+                hint=f"its operator lifts it: ddib peer suspend --undo {institution}",
                 facts={"peer": institution, "by": self.institution},
             )
 
@@ -221,7 +221,7 @@ class Snapshot:
         if identity in self.withdrawn:
             raise PolicyDenied(
                 f"{identity} is withdrawn in this node's {TRUST}",
-                hint=f"choose another name, or reinstate it: ddib pki reinstate {identity}",
+                hint=f"choose another name, or reinstate it: ddib pki withdraw --undo {identity}",
             )
 
     def described(self) -> frozenset[str]:
@@ -404,7 +404,7 @@ class PeerStore:
         if peer.identity in snapshot.withdrawn:
             raise PeerNotFound(
                 f"the node of {institution}, {peer.identity}, is withdrawn here",
-                hint=f"ddib pki reinstate {peer.identity}, if that was a mistake",
+                hint=f"ddib pki withdraw --undo {peer.identity}, if that was a mistake",
             )
         snapshot.refuse_suspended(institution)
         return peer
@@ -412,13 +412,16 @@ class PeerStore:
     def list(self) -> tuple[Peer, ...]:
         return tuple(peer for _name, peer in sorted(self.snapshot().peers.items()))
 
-    def judge(self, peer: Peer, *, fingerprints: Sequence[str], replace: bool = False) -> None:
-        """Return if `add` would admit a peer; arguments and errors as there."""
-        self._judge(self.snapshot().peers, peer, fingerprints, replace=replace)
-
-    def _judge(
-        self, peers: Mapping[str, Peer], peer: Peer, fingerprints: Sequence[str], *, replace: bool
+    def judge(
+        self,
+        peer: Peer,
+        *,
+        fingerprints: Sequence[str],
+        replace: bool = False,
+        peers: Mapping[str, Peer] | None = None,
     ) -> None:
+        """Return if `add` would admit a peer beside these, by default the admitted ones; errors as there."""
+        peers = self.snapshot().peers if peers is None else peers
         if peer.institution == self._institution:
             raise PolicyDenied(
                 f"{peer.institution} is this node's own institution, not a peer",
@@ -435,7 +438,7 @@ class PeerStore:
         compare(peer, fingerprints, pinned=known.roots if known else ())
         if known is not None and known != peer and not replace:
             raise AlreadyExists(
-                f"{peer.institution} is already a peer, with other data", hint="ddib peer add --replace FILE"
+                f"{peer.institution} is already a peer, with other data", hint="ddib peer add --force FILE"
             )
         if known is None and len(peers) >= MAX_PEERS:
             raise PolicyDenied(f"a node has at most {MAX_PEERS} peers", hint="ddib peer remove INSTITUTION")
@@ -459,7 +462,7 @@ class PeerStore:
             AlreadyExists: Another entry for the institution exists, and `replace` is false.
         """
         with self._editing(before) as trust:
-            self._judge(trust.peers, peer, fingerprints, replace=replace)
+            self.judge(peer, fingerprints=fingerprints, replace=replace, peers=trust.peers)
             changed = trust.peers.get(peer.institution) != peer
             trust.peers[peer.institution] = peer
         return changed

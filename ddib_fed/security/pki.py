@@ -59,7 +59,7 @@ PENDING_KEY: Final = "request.key"
 _ROOT_NAME: Final = "ddib-fed root "
 _KEY_HINT: Final = "put the file back from a copy of the state folder"
 _NEW_ROOT: Final = (
-    "move state/pki away, then ddib pki init and ddib peer export; each peer: ddib peer add --replace"
+    "move state/pki away, then ddib pki init and ddib peer export; each peer: ddib peer add --force"
 )
 
 
@@ -70,6 +70,15 @@ class Authority:
     institution: str
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey = field(repr=False)
+
+    def check(self, now: datetime) -> None:
+        """Return if the root can still issue; Unauthenticated if it has expired."""
+        ends = self.certificate.not_valid_after_utc
+        if ends <= now:
+            raise Unauthenticated(
+                f"the root of {self.institution} expired at {ends:%Y-%m-%d %H:%M} UTC: nothing more can be issued",
+                hint=_NEW_ROOT,
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,16 +254,6 @@ def root_warning(institution: str, ends: datetime, now: datetime) -> str:
     )
 
 
-def check_root(authority: Authority, now: datetime) -> None:
-    """Return if a root can still issue; Unauthenticated if it has expired."""
-    ends = authority.certificate.not_valid_after_utc
-    if ends <= now:
-        raise Unauthenticated(
-            f"the root of {authority.institution} expired at {ends:%Y-%m-%d %H:%M} UTC: nothing more can be issued",
-            hint=_NEW_ROOT,
-        )
-
-
 def is_root_of(name: x509.Name, institution: str) -> bool:
     """Whether it is a name that `new_authority` gives the roots of an institution."""
     organisations = [each.value for each in name.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
@@ -290,7 +289,7 @@ def issue_leaf(
         Unauthenticated: The root has expired.
     """
     identity, start = Identity(authority.institution, role, name), now or datetime.now(UTC)
-    check_root(authority, start)
+    authority.check(start)
     end = min(start + (lifetime or LIFETIMES[role]), authority.certificate.not_valid_after_utc)
     usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
     if role == "node":
@@ -443,7 +442,7 @@ def load_recovery(folder: Path) -> TlsCredentials | None:
 
 def _anew(folder: Path) -> str:
     return (
-        f"ddib pki request --folder {shlex.quote(str(folder))} --identity spiffe://INSTITUTION/client/NAME\n"
+        f"ddib pki request --profile {shlex.quote(str(folder.parent / 'client.toml'))}\n"
         "or for a node: ddib pki request; for the first node of an institution: ddib pki init"
     )
 

@@ -114,7 +114,7 @@ def count_pictures(
 def _left(count: int, there: int, unit: Unit) -> list[str]:
     if count == there:
         return []
-    how = f"evenly spaced by name; ddib calibrate publish --at-most {there} counts all"
+    how = f"evenly spaced by name; ddib calibrate publish --limit {there} counts all"
     return [f"counted      {count} of {there} {unit}s, {how}"]
 
 

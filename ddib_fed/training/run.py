@@ -348,7 +348,7 @@ class _Run:
         model = DomainModel(load_bundle(self.out))
         if why := unmeasurable(model, len(held_out)):
             self.say(
-                f"the gate's bounds were not measured: {why}; ddib model gate measures with other pictures"
+                f"the gate's bounds were not measured: {why}; ddib model measure measures with other pictures"
             )
             return
         chosen, within_s = held_out[:GATE_PICTURES], GATE_SHARE * spent

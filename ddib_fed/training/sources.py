@@ -503,7 +503,7 @@ def _refuse_pictures(root: Path, formats: Iterable[str]) -> None:
 
     stray = (path for path in files_below(root, None).files if format_of(path) in {None, Format.PICTURE})
     kinds = Counter(path.suffix.lower() for path in stray)
-    listed = ", ".join(f"{kinds[each]:,} {each}" for each in sorted(TAKEN | PICTURES.keys()) if kinds[each])
+    listed = ", ".join(f"{kinds[each]:,} {each}" for each in sorted(TAKEN | PICTURES) if kinds[each])
     if listed:
         raise InputError(
             f"below {root} lie both pictures ({listed}) and another kind ({', '.join(sorted(formats))}), and a model "

@@ -27,7 +27,7 @@ from torch import Tensor, distributed, nn
 from ddib_fed.errors import DdibError, MemoryExhausted, SettingsInvalid
 from ddib_fed.models.manifest import DifferentialPrivacy
 from ddib_fed.networks.placement import keep_freed_memory
-from ddib_fed.processes import beside_here, killed_with, require_torchrun, started_together
+from ddib_fed.processes import end_with_parent, processes_here, require_torchrun, started_together
 from ddib_fed.training.config import Plan, TrainConfig, learning_rate
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ def open_world(device: str) -> Iterator[World]:
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        killed_with(os.getppid())  # torchrun cannot end its processes when it is itself killed
+        end_with_parent()  # torchrun cannot end its processes when it is itself killed
     started = not distributed.is_initialized()
     if started:
         # Default arguments of this module keep the group that there is when it is first imported, and an optimizer
@@ -192,7 +192,7 @@ def _thread_pays(device: torch.device, threads: int) -> bool:
     if device.type == "cuda":
         return True
     free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return free > threads * beside_here()
+    return free > threads * processes_here()
 
 
 class Task(Protocol):

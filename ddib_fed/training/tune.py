@@ -1,4 +1,4 @@
-"""`ddib model tune` and `ddib model gate`: what is learned and measured of a finished model.
+"""`ddib model tune` and `ddib model measure`: what is learned and measured of a finished model.
 
 Where the solver steps: the grid of n intervals between two fixed ends is n numbers u; the steps in lambda are shares
 softmax(u) of the way, so that every u is a valid grid. They are learned by gradients through the solver (LD3, arXiv

@@ -117,12 +117,6 @@ def test_another_institution_cannot_sign(pair) -> None:
         pair.verify(signed, pins=pair.pins | {"west.example": (pair.west.root,)})
 
 
-def test_a_peer_that_was_removed_signs_nothing(pair) -> None:
-    """Its root is not pinned any more, so what it signed earlier is not used either."""
-    with pytest.raises(CalibrationSigner, match=r"south\.example has not been admitted"):
-        pair.verify(pair.signed(calibration()), pins={"north.example": (pair.north.root,)})
-
-
 def test_a_withdrawn_node_signs_nothing(pair) -> None:
     """The list of withdrawn identities counts."""
     node = Identity("south.example", "node", "node-1")

@@ -207,7 +207,7 @@ def roll_over(rotating: Rotating, step: str) -> None:
     prints = [word for word in shown.split() if word.startswith("SHA256:")]
     for target in (rotating.south, rotating.west):
         options = [part for text in prints for part in ("--fingerprint", text)]
-        ddib("peer", "add", file, "--replace", "--config", target.config_path, *options)
+        ddib("peer", "add", file, "--force", "--config", target.config_path, *options)
 
 
 def test_certificates_and_a_root_are_replaced_under_load(rotating: Rotating, amount, evidence) -> None:

@@ -37,7 +37,6 @@ def commands() -> Iterator[tuple[str, click.Command]]:
     yield from _walk("ddib", cli)
     yield from _walk("ddib-source-node", node_command("source"))
     yield from _walk("ddib-target-node", node_command("target"))
-    yield from _walk("python -m ddib_fed.node", node_command(None))
 
 
 def _walk(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:

@@ -57,7 +57,7 @@ def test_what_is_not_shared_is_refused_under_torchrun_and_nothing_is_written(pla
         ["colours", f"{folder}/p00.png", f"{folder}/p01.png", "--steps", "2", *out],
         ["try", folder, folder, "--steps", "1", *out],
         ["translate", folder, "--source", model, "--target", model, "--evaluations", "3", *out],
-        ["evaluate", folder, "--html", str(place / "out")],
+        ["evaluate", folder, "--out", str(place / "out")],
     ]
     done = torchrun("-m", "tests.cli.torchrun_lines", json.dumps(lines))
     assert [json.loads(line) for line in done.stdout.splitlines()] == [[2] * len(lines)] * 2, done.stderr

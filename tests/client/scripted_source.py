@@ -15,12 +15,11 @@ from typing import Any
 import grpc
 import numpy as np
 
-from ddib_fed.cli.init import SourceNode, make_client, make_node
+from ddib_fed.cli.init import make_client, make_node
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.errors import DdibError, ItemsTooMany, JobNotFound
 from ddib_fed.node.interceptors import CallInterceptor
 from ddib_fed.protocol.streams import assemble, file_header, open_file, stream
-from ddib_fed.security.identity import Identity
 from ddib_fed.security.pki import load_identity
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
@@ -292,8 +291,8 @@ class SourceNodeDouble:
         self.pki = node.paths.pki
         self.port = 0
         self.start()
-        source = SourceNode(Identity(NORTH, "node", "node-1"), f"localhost:{self.port}", node.paths.pki)
-        self.profile_path = make_client(source, folder / "alice", name="alice")
+        address = f"localhost:{self.port}"
+        self.profile_path = make_client(folder / "alice", name="alice", config=node, address=address)
 
     def start(self) -> None:
         """Listen, on the same port as before, with the certificate as it is now."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.client.payload import SUFFIXES, payload, payloads
+from ddib_fed.client.payload import payload, payloads
 from ddib_fed.errors import InputError
-from ddib_fed.formats.recognition import TAKEN
 from tests.client.scripted_source import npy, points
 from tests.formats.tiffs import tiff
 
@@ -57,7 +56,3 @@ def test_nor_do_such_bytes_leave_without_a_name(content):
 def test_a_plain_tiff_is_an_item(tmp_path):
     (tmp_path / "scan.tif").write_bytes(tiff({256: 1}))
     assert payload(tmp_path / "scan.tif").read() == tiff({256: 1})
-
-
-def test_folders_are_searched_for_what_a_node_takes():
-    assert frozenset(SUFFIXES) == TAKEN

@@ -107,7 +107,7 @@ def test_colours_are_not_dropped_and_grey_becomes_rgb():
     photograph = picture(np.stack([photo(), photo(seed=1), photo(seed=2)], axis=2))
     with pytest.raises(PictureMisfit, match="colours would be lost") as caught:
         fit_picture(photograph, grey)
-    assert "--channels 3" in caught.value.hint
+    assert "--set channels=3" in caught.value.hint
     assert fit_picture(photograph, grey, grey=True).samples.shape == (1, 32, 32)
     same = picture(np.repeat(photo()[..., None], 3, axis=2))
     np.testing.assert_array_equal(

@@ -84,7 +84,7 @@ class Node:
         """What an operator does on the first day, with the pretrained bundle of `domain` or, for now, none."""
         port = free_port()
         ddib("init", "node", "--institution", institution, "--role", role, "--domain", domain,
-             "--listen", f"127.0.0.1:{port}", "--address", f"localhost:{port}", "--no-client",
+             "--listen", f"127.0.0.1:{port}", "--address", f"localhost:{port}",
              "--out", folder)  # fmt: skip
         if pretrained:
             source = resources.files("ddib_fed.models") / "pretrained" / domain

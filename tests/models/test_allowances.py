@@ -58,4 +58,4 @@ def test_a_changed_file_is_refused_with_what_to_do(saved, change, said):
     with pytest.raises(BundleInvalid) as refused:
         load_bundle(saved)
     assert said in refused.value.detail
-    assert "ddib model gate" in str(refused.value.hint)
+    assert "ddib model measure" in str(refused.value.hint)

@@ -81,7 +81,7 @@ def test_a_target_sends_translations(tmp_path: Path) -> None:
     assert "at most 1,000 samples a day" in text
     assert "Latents of your clients" not in text
     assert "a noised histogram" in text
-    assert "mean and deviation" not in text
+    assert "of its training data, without noise" not in text
     text = said(make(tmp_path / "more", "target", calibration='["rotation"]', calibration_units="true"))
     assert "mean and deviation of the channels of its training data, without noise" in text
 

@@ -92,7 +92,7 @@ def test_the_environment_alone_names_no_proxy(
         ("403 Forbidden", "proxy-refused", "answered 403 (Forbidden)"),
         ("407 Proxy Authentication Required", "proxy-refused", "it asks for a login"),
         ("503 Service Unavailable", "no-connection", "cannot reach"),
-        ("403 \x1b[2J", "proxy-refused", "no HTTP proxy"),
+        ("403 \x1b[2J", "proxy-refused", "is no HTTP proxy"),
     ],
 )
 def test_a_proxy_that_opens_no_tunnel_is_named(

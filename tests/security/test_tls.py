@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from ddib_fed.errors import ConfigError, PeerNotFound
+from ddib_fed.errors import ConfigError, PeerNotFound, PeerSuspended
 from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.security import pki, tls
 from ddib_fed.security.peers import Peer
@@ -273,7 +273,7 @@ def test_a_second_root_beside_the_first_ends_no_stream(
     assert not works(first)
 
 
-@pytest.mark.parametrize("how", ["removed", "withdrawn"])
+@pytest.mark.parametrize("how", ["removed", "withdrawn", "suspended"])
 def test_the_channel_of_a_peer_that_is_gone_is_closed_at_once(
     channels: tls.PeerChannels, north: Institution, south: Institution, how: str
 ) -> None:
@@ -282,8 +282,14 @@ def test_the_channel_of_a_peer_that_is_gone_is_closed_at_once(
     assert works(first)
     if how == "removed":
         north.store.remove("south.example")
+    elif how == "suspended":
+        north.store.suspend("south.example")
     else:
         north.store.withdraw(south.identity)
-    with pytest.raises(PeerNotFound):
-        channels.get("south.example")
+    channels.refresh()
     assert not works(first)
+    with pytest.raises(PeerSuspended if how == "suspended" else PeerNotFound):
+        channels.get("south.example")
+    if how == "suspended":
+        north.store.resume("south.example")
+        assert works(channels.get("south.example"))

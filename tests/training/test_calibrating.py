@@ -154,7 +154,7 @@ def test_the_operator_is_told_what_does_not_count(tmp_path: Path) -> None:
     assert "1 files whose names do not end as a picture's" in told
     few = count_pictures(RELIEF, str(tmp_path), epsilon=1.0, at_most=200)
     assert (
-        "200 of 250 pictures, evenly spaced by name; ddib calibrate publish --at-most 250 counts all"
+        "200 of 250 pictures, evenly spaced by name; ddib calibrate publish --limit 250 counts all"
         in few.notes[0]
     )
     for i in range(30):

@@ -51,7 +51,8 @@ def test_a_calibration_is_taken_out_of_use_for_good(both) -> None:
     assert "is no longer used" in run("remove", sha256[:12], "--config", both.south)
     with pytest.raises(CalibrationUnknown):
         run("send", sha256[:12], "--config", both.north)
-    run("remove", sha256[:12], "--forget", "--config", both.north)
+    run("remove", sha256[:12], "--config", both.north)
+    assert "is deleted" in run("remove", sha256[:12], "--config", both.north)
     assert "no calibrations yet" in run("list", "--config", both.north)
 
 
@@ -100,7 +101,7 @@ def test_an_aggregate_is_published_once(both) -> None:
     first = (both.folder / "south" / "state" / "aggregate.json").read_bytes()
     with pytest.raises(AlreadyExists, match="costs epsilon again"):
         run("publish", "--pictures", pictures, "--yes", "--config", both.south)
-    run("publish", "--pictures", pictures, "--again", "--yes", "--config", both.south)
+    run("publish", "--pictures", pictures, "--force", "--yes", "--config", both.south)
     assert (both.folder / "south" / "state" / "aggregate.json").read_bytes() != first
     assert both.acts("south") == ["aggregate_published"] * 2
 
@@ -115,7 +116,7 @@ def test_what_is_published_adds_up_and_names_the_peers_that_have_it(both) -> Non
     with pytest.raises(CalibrationIneffective):  # the aggregate is fetched, and does not tell light from dark
         run("--peer", TO, "--pictures", pictures, "--yes", "--config", both.north)
     (pictures / "p07.png").write_bytes(b"no picture")
-    again = run(*published, "--again", "--epsilon", "2")
+    again = run(*published, "--force", "--epsilon", "2")
     assert "mean over 260 pictures" in again
     assert "p07.png" in again
     listed = json.loads(run("list", "--format", "json", "--config", both.south))["published"]

@@ -18,7 +18,6 @@ from ddib_fed.security import pki
 from ddib_fed.security.pki import Authority, certificate_pem, new_key
 from tests.cli.client.answers import (
     Answer,
-    closed,
     dropping,
     listening,
     silent,
@@ -168,7 +167,7 @@ def _proxy(answer: str) -> Callable[[World], None]:
 
 
 def _proxy_off(world: World) -> None:
-    with listening(closed) as address:
+    with listening(silent) as address:
         pass
     _through(world, address)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddib_fed.cli.progress import ConsoleProgress
+from ddib_fed.cli.progress import SAID_EVERY_S, ConsoleProgress
 from ddib_fed.client.files import FileItem
-from ddib_fed.client.progress import SAID_EVERY_S
 from ddib_fed.client.results import Delivered
 from ddib_fed.engine.record import Translation
 from ddib_fed.protocol.messages import Event, JobState

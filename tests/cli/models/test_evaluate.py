@@ -7,11 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from ddib_fed.cli.evaluate import evaluate
-from ddib_fed.errors import AlreadyExists, FileMissing, InputError
-from ddib_fed.evaluation.structure import Thresholds
-from ddib_fed.models.bundle import save_bundle
+from ddib_fed.errors import AlreadyExists, FileMissing
 from tests.runs.picture_folders import blocks, record, write
-from tests.runs.tiny_models import tiny
 
 
 @pytest.fixture
@@ -39,7 +36,7 @@ def folders(tmp_path):
 def test_a_table_a_page_and_json_say_the_same(ddib, folders):
     page = folders / "page.html"
     said = json.loads(ddib(folders / "t", "--truth", folders / "truth", "--format", "json").stdout)
-    text = ddib(folders / "t", "--truth", folders / "truth", "--html", page).stdout
+    text = ddib(folders / "t", "--truth", folders / "truth", "--out", page).stdout
     mean = f"{said['ways']['translated']['psnr']['value']:.3g}"
     assert mean in text
     assert mean in page.read_text(encoding="utf-8")
@@ -49,30 +46,11 @@ def test_a_table_a_page_and_json_say_the_same(ddib, folders):
     assert "Doubtful: 0 of 5." in text
 
 
-def test_thresholds_are_those_of_a_model(ddib, folders):
-    """One that has none says which command measures them."""
-    write(folders / "s", blocks(5, seed=4))
-    found = Thresholds(
-        edge_correlation=0.9, mutual_information=0.1, chance_edge_correlation=0.2, chance_mutual_information=0.1,
-        quantile=0.05, count=30,
-    )  # fmt: skip
-    for name, structure in (("marked", found), ("plain", None)):
-        made = tiny(name, structure=structure)
-        save_bundle(folders / name, made.manifest, made.state)
-    options = ("--source", folders / "s", "--format", "json", "--thresholds")
-    said = json.loads(ddib(folders / "t", *options, folders / "marked").stdout)
-    assert said["doubtful"] == 5
-    assert said["thresholds"] == found.model_dump()
-    with pytest.raises(InputError, match="no thresholds") as caught:
-        ddib(folders / "t", *options, folders / "plain")
-    assert "ddib model thresholds" in caught.value.hint
-
-
 def test_a_page_is_not_overwritten_unless_told_so(ddib, folders):
     (folders / "page.html").write_text("mine")
     with pytest.raises(AlreadyExists):
-        ddib(folders / "t", "--html", folders / "page.html")
-    ddib(folders / "t", "--html", folders / "page.html", "--force")
+        ddib(folders / "t", "--out", folders / "page.html")
+    ddib(folders / "t", "--out", folders / "page.html", "--force")
     assert "<h1>" in (folders / "page.html").read_text(encoding="utf-8")
 
 

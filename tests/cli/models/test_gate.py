@@ -1,4 +1,4 @@
-"""`ddib model gate` measures and stores; training does it by itself, or says why it did not."""
+"""`ddib model measure` measures and stores; training does it by itself, or says why it did not."""
 
 from __future__ import annotations
 
@@ -46,13 +46,14 @@ def folder_of(path: Path, count: int) -> Path:
 
 
 def test_what_was_measured_is_stored_and_shown(small, tmp_path):
-    """The digest stays; the command is noted without its paths."""
+    """The weights stay, thresholds are added; the command is noted without its paths."""
     before = load_bundle(small)
     assert "fixed bounds alone" in ddib("show", small)
-    said = ddib("gate", small, "--data", folder_of(tmp_path / "data", 60))
+    said = ddib("measure", small, "--data", folder_of(tmp_path / "data", 60))
     after = load_bundle(small)
-    assert after.digest == before.digest
-    assert after.allowances.command == "ddib model gate MODEL --data PATH"
+    assert after.manifest.structure is not None
+    assert after.manifest.weights_sha256 == before.manifest.weights_sha256
+    assert after.allowances.command == "ddib model measure MODEL --data PATH"
     assert f"measured on {after.allowances.measured} latents" in said
     assert f"measured on {after.allowances.measured} latents" in ddib("show", small)
     shown = json.loads(ddib("show", small, "--format", "json"))
@@ -64,18 +65,18 @@ def test_a_file_of_other_weights_is_replaced(small, tmp_path):
     (small / Allowances.file).write_text("{}")
     with pytest.raises(BundleInvalid, match=Allowances.file):
         load_bundle(small)
-    ddib("gate", small, "--data", folder_of(tmp_path / "data", 60))
+    ddib("measure", small, "--data", folder_of(tmp_path / "data", 60))
     assert load_bundle(small).allowances is not None
 
 
 def test_what_cannot_be_measured_is_refused_with_its_cause(small, tmp_path):
     """Nothing is written."""
     with pytest.raises(InputError, match="40 pictures are needed"):
-        ddib("gate", small, "--data", folder_of(tmp_path / "few", 30))
+        ddib("measure", small, "--data", folder_of(tmp_path / "few", 30))
     assert not (small / Allowances.file).exists()
     save_bundle(tmp_path / "points", manifest(), state())
     with pytest.raises(InputError, match="points of every set are encoded again"):
-        ddib("gate", tmp_path / "points")
+        ddib("measure", tmp_path / "points")
 
 
 def trained(folder: Path, held_out: int):

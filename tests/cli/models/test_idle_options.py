@@ -82,11 +82,9 @@ def test_guidance_without_what_it_needs_is_refused(refused, line, named):
         ("model train --domain moons --steps 1 --resume --force", "--resume"),
         ("model train --images scans --size 8 --steps 1 --set image_size=16", "image_size"),
         ("model train --images scans --size 8 --steps 1 --set num_classes=4", "num_classes"),
-        ("classifier train --images scans --size 8 --steps 1 --resume --force", "--resume"),
-        ("classifier train --images scans --for dropped --steps 1 --colours opponent", "--colours"),
+        ("model train --images scans --for dropped --steps 1 --colours opponent", "--colours"),
         ("colours sklearn:china sklearn:flower --resume --force", "--resume"),
         ("model import --synthetic points.npy --soften-sigma 0", "--soften-sigma"),
-        ("model import --synthetic points.npy --flags=", "--flags"),
     ],
 )
 def test_training_and_import_refuse_what_they_would_not_use(refused, place, line, named):
@@ -95,14 +93,6 @@ def test_training_and_import_refuse_what_they_would_not_use(refused, place, line
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[0]).save(path)
     assert named in refused(line)
-
-
-def test_evaluate_refuses_what_it_cannot_use(place, monkeypatch):
-    monkeypatch.chdir(place)
-    words = ["evaluate", "in", "--thresholds", "satellite"]
-    with pytest.raises(UsageError, match="--thresholds") as caught:
-        CliRunner().invoke(cli, words, catch_exceptions=False, standalone_mode=False)
-    assert "--source" in f"{caught.value.detail} {caught.value.hint}"
 
 
 @pytest.mark.parametrize("option", ["--seed 1", "--soften-sigma 0.1", "--flags x", "--device cpu"])

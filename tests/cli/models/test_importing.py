@@ -87,12 +87,9 @@ def test_a_classifier_fits_the_model_that_it_guides(ddib, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ((), "name one model"),
-        (("X.pt", "--synthetic", "Y.pt"), "name one model"),
-        (("X.pt", "--diffusion-steps", "50"), "--diffusion-steps"),
         (("--synthetic", "Y.pt", "--classifier"), "--classifier"),
         (("--synthetic", "Y.pt", "--fit", "pad"), "--fit"),
-        (("--diffusers", "Z", "--flags", "--image_size 64"), "--flags"),
+        ((".", "--flags", "--image_size 64"), "--flags"),
     ],
 )
 def test_options_of_different_kinds_of_file_are_a_usage_error(ddib, arguments, named, tmp_path):
@@ -123,11 +120,11 @@ def test_a_diffusers_folder_becomes_a_bundle(ddib, tmp_path):
     (tmp_path / "p" / "scheduler").mkdir()
     scheduler = tmp_path / "p" / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps({"_class_name": "DDPMScheduler"}))
-    ddib("import", "--diffusers", tmp_path / "p", "--out", tmp_path / "m")
+    ddib("import", tmp_path / "p", "--out", tmp_path / "m")
     assert load_bundle(tmp_path / "m").manifest.name == "p"
     scheduler.write_text(json.dumps({"_class_name": "DDPMScheduler", "beta_schedule": "sigmoid"}))
     with pytest.raises(SettingsInvalid, match="beta_schedule"):
-        ddib("import", "--diffusers", tmp_path / "p", "--out", tmp_path / "n")
+        ddib("import", tmp_path / "p", "--out", tmp_path / "n")
 
 
 def test_public_defaults_alone_are_a_warning_everywhere(ddib, checkpoint, tmp_path):
@@ -149,7 +146,7 @@ def test_public_defaults_alone_are_a_warning_everywhere(ddib, checkpoint, tmp_pa
     [
         ("blocks.0.adaLN_modulation.1.weight", "DiT or SiT"),
         ("model.diffusion_model.input_blocks.0.0.weight", "Stable Diffusion"),
-        ("down_blocks.0.resnets.0.conv1.weight", "--diffusers"),
+        ("down_blocks.0.resnets.0.conv1.weight", "diffusers"),
         ("double_blocks.0.img_attn.qkv.weight", "Flux"),
     ],
 )

@@ -8,12 +8,10 @@ import torch
 from click.testing import CliRunner
 
 from ddib_fed.cli.model import model
-from ddib_fed.errors import AlreadyExists, InputError, ModelNotFound, SettingsInvalid, UsageError
-from ddib_fed.models.bundle import load_bundle, save_bundle
+from ddib_fed.errors import AlreadyExists, ModelNotFound, UsageError
+from ddib_fed.models.bundle import load_bundle
 from ddib_fed.networks.mlp import SyntheticModel
 from ddib_fed.training.config import seconds
-from tests.runs.picture_folders import blocks, write
-from tests.runs.tiny_models import tiny
 
 SMALL = ("--steps", "30", "--batch", "64", "--set", "width=16")
 
@@ -113,30 +111,3 @@ def test_a_name_that_is_a_folder_too_is_refused(ddib, tmp_path, monkeypatch):
         ddib("show", "moons")
     assert "./moons" in caught.value.hint
     assert "cells" in ddib("show", "./moons").output
-
-
-def test_an_imported_model_gets_thresholds_of_structure(ddib, tmp_path):
-    """From a folder of its domain's pictures; the bundle then marks what is doubtful by itself."""
-    made = tiny("tiny", size=16)
-    save_bundle(tmp_path / "m", made.manifest, made.state)
-    write(tmp_path / "pictures", blocks(12))
-    said = json.loads(
-        ddib("thresholds", tmp_path / "m", "--images", tmp_path / "pictures", "--format", "json").stdout
-    )
-    found = load_bundle(tmp_path / "m")
-    assert (found.digest, found.manifest.structure.model_dump()) == (
-        said.pop("digest"),
-        {key: said[key] for key in found.manifest.structure.model_dump()},
-    )
-    assert found.manifest.structure.count == 36
-    write(tmp_path / "few", blocks(3))
-    with pytest.raises(InputError, match="at least 8"):
-        ddib("thresholds", tmp_path / "m", "--images", tmp_path / "few")
-
-
-@pytest.mark.slow
-def test_a_model_of_points_has_no_thresholds(ddib, tmp_path):
-    ddib("train", "--domain", "0", "--out", tmp_path / "m", *SMALL)
-    write(tmp_path / "pictures", blocks(8))
-    with pytest.raises(SettingsInvalid):
-        ddib("thresholds", tmp_path / "m", "--images", tmp_path / "pictures")

@@ -10,8 +10,7 @@ from click.testing import CliRunner
 
 from ddib_fed.calibration.record import CalibratedSide, units_digest, write_calibration
 from ddib_fed.cli.model import model
-from ddib_fed.cli.opening import open_model
-from ddib_fed.cli.options import Classes, parse_pairs
+from ddib_fed.cli.options import Classes, open_model, parse_pairs
 from ddib_fed.cli.train import try_
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import (

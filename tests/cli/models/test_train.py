@@ -7,7 +7,7 @@ from PIL import Image
 
 from ddib_fed.cli import train as training
 from ddib_fed.cli.model import model
-from ddib_fed.cli.train import classifier, try_
+from ddib_fed.cli.train import try_
 from ddib_fed.data.shipped import SHIPPED
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import ImageUnreadable, SettingsInvalid, UsageError
@@ -141,7 +141,7 @@ def test_a_classifier_is_trained_for_a_model_and_guides_it(ddib, folder, tmp_pat
         "num_res_blocks=1",
     )
     made_for = ("train", "--images", folder, "--for", tmp_path / "m", *network, "--batch", 8, "--steps", 3)
-    result = ddib(classifier, *made_for, "--out", tmp_path / "c")
+    result = ddib(model, *made_for, "--out", tmp_path / "c")
     assert "held-out loss" in result.output
     model_bundle, guide = (load_bundle(tmp_path / name) for name in "mc")
     assert (guide.manifest.role, guide.manifest.classes) == ("classifier", ("even", "odd"))
@@ -154,7 +154,7 @@ def test_a_classifier_for_another_size_is_refused(ddib, folder, tmp_path):
     ddib(model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL)
     with pytest.raises(SettingsInvalid, match="sample_shape"):
         ddib(
-            classifier,
+            model,
             "train",
             "--images",
             folder,
@@ -176,4 +176,4 @@ def test_the_softening_that_the_help_names_is_the_default():
     """The commands do not import what has it."""
     found = {parameter.name: parameter for parameter in try_.params + training.train.params}
     assert found["soften"].default == SOFTEN_SIGMA
-    assert f"default: {SOFTEN_SIGMA:g}." in found["soften_sigma"].help
+    assert f"Default: {SOFTEN_SIGMA:g}." in found["soften_sigma"].help

@@ -51,7 +51,7 @@ def test_peers_come_change_and_go(north: Path, south: Path) -> None:
     text = south.read_text()
     south.write_text(text.replace("7443", "7555"))
     exported(south, "moved.peer")
-    assert add(north, "moved.peer", fingerprint, "--replace") == 0
+    assert add(north, "moved.peer", fingerprint, "--force") == 0
     assert run(["peer", "remove", "south.example", "--config", str(north)]) == 0
     added, replaced, removed = records(north)
     assert (added["act"], added["identity"], added["roots"]) == (
@@ -77,8 +77,8 @@ def test_what_is_refused_has_no_line(north: Path, south: Path) -> None:
 
 def test_identities_are_withdrawn_and_reinstated(north: Path) -> None:
     """Once each: a second time changes nothing."""
-    for verb in ("withdraw", "withdraw", "reinstate", "reinstate"):
-        assert run(["pki", verb, ALICE, "--config", str(north)]) == 0
+    for undo in ([], [], ["--undo"], ["--undo"]):
+        assert run(["pki", "withdraw", ALICE, *undo, "--config", str(north)]) == 0
     assert [(each["act"], each["identity"]) for each in records(north)] == [
         ("identity_withdrawn", ALICE),
         ("identity_reinstated", ALICE),
@@ -88,9 +88,9 @@ def test_identities_are_withdrawn_and_reinstated(north: Path) -> None:
 def test_certificates_that_are_issued_have_their_line(north: Path) -> None:
     """By request, and by `ddib init client`."""
     config = ["--config", str(north)]
-    request = ["--folder", "bob", "--identity", "spiffe://north.example/client/bob", "--out", "bob.csr"]
-    assert run(["pki", "request", *request]) == 0
-    assert run(["pki", "issue", "bob.csr", "--out", "bob.pem", "--yes", *config]) == 0
+    client = ["--institution", "north.example", "--address", "localhost:1", "--name", "bob"]
+    assert run(["init", "client", *client, "--out", "bob"]) == 0
+    assert run(["pki", "issue", "bob/bob.csr", "--out", "bob.pem", "--yes", *config]) == 0
     assert run(["init", "client", "--node-config", str(north), "--name", "carol", "--out", "carol"]) == 0
     made = [(each["act"], each["identity"].rpartition("/")[2]) for each in records(north)]
     assert made == [("certificate_issued", name) for name in ("bob", "carol")]

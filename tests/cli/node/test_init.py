@@ -51,7 +51,7 @@ def test_both_roles_are_one_node(init_node, tmp_path, capsys):
     """`--role both` names the command that serves both."""
     assert init_node(role="both") == 0
     assert NodeConfig.load(tmp_path / "north" / "node.toml").node.roles == ("source", "target")
-    assert "python -m ddib_fed.node serve" in capsys.readouterr().out
+    assert "ddib-source-node serve" in capsys.readouterr().out
 
 
 def init_with_a_model(out, *words: object, role: str = "source") -> int:
@@ -117,15 +117,10 @@ def test_the_institution_is_named_after_the_address_or_the_machine(monkeypatch, 
     assert institution_here(address, "node-1")[0] == name
 
 
-def test_a_node_may_have_no_client(tmp_path):
-    """`--no-client`; a target never has one."""
-    for role, words in (("source", ["--no-client"]), ("target", [])):
-        assert init_with_a_model(tmp_path / role, "--domain", "moons", *words, role=role) == 0
-        assert not (tmp_path / role / "client").exists()
-    assert (
-        init_with_a_model(tmp_path / "x", "--domain", "moons", "--no-client", "--client", "a")
-        == ExitCode.USAGE
-    )
+def test_a_target_has_no_client(tmp_path):
+    """Clients talk to source nodes."""
+    assert init_with_a_model(tmp_path, "--domain", "moons", role="target") == 0
+    assert not (tmp_path / "client").exists()
 
 
 def test_the_environment_names_the_configuration(tmp_path, monkeypatch, capsys):
@@ -233,10 +228,10 @@ def test_a_client_elsewhere_asks_with_a_request(init_node, tmp_path, capsys):
     assert run(["init", "client", *words]) == 0
     shown = capsys.readouterr().out
     assert "ddib pki issue bob.csr" in shown
-    assert f"ddib pki install bob.pem --folder {bob / 'pki'}" in shown
+    assert f"ddib pki install bob.pem --profile {bob / 'client.toml'}" in shown
     signed = str(tmp_path / "bob.pem")
     assert run(["pki", "issue", str(bob / "bob.csr"), "--config", north, "--out", signed, "--yes"]) == 0
-    assert run(["pki", "install", signed, "--folder", str(bob / "pki")]) == 0
+    assert run(["pki", "install", signed, "--profile", str(bob / "client.toml")]) == 0
     assert load_identity(bob / "pki").identity.uri == "spiffe://north.example/client/bob"
 
 

@@ -83,7 +83,10 @@ def test_a_code_admits_both(two, listening, capsys) -> None:
     """As `ddib peer add` would: the same entry, the same line of the audit log; both fingerprints are shown twice."""
     north, south = two
     code, thread, ended = listening(south)
-    assert run(["pair", address(south), code, "--config", str(north), "--expect", "south.example"]) == 0
+    assert (
+        run(["pair", address(south), code, "--config", str(north), "--fingerprint", entry(south).fingerprint])
+        == 0
+    )
     thread.join(10)
     assert ended == [0]
     assert (admitted(north), admitted(south)) == (["south.example"], ["north.example"])
@@ -100,27 +103,27 @@ def test_a_code_admits_both(two, listening, capsys) -> None:
     assert f"ddib peer test north.example --config {south}" in said
 
 
-def test_an_institution_that_was_not_expected_is_not_admitted(two, listening, capsys) -> None:
+def test_another_root_than_the_one_read_out_is_not_admitted(two, listening, capsys) -> None:
     """By either side, also when it has the code."""
     north, south = two
     code, thread, ended = listening(south)
-    words = ["pair", address(south), code, "--config", str(north), "--expect", "west.example"]
+    words = ["pair", address(south), code, "--config", str(north), "--fingerprint", entry(north).fingerprint]
     assert run(words) == ExitCode.REFUSED
     thread.join(10)
     assert ended == [ExitCode.REFUSED]
     assert admitted(north) == admitted(south) == []
-    assert "west.example was expected" in capsys.readouterr().err
+    assert "not confirmed" in capsys.readouterr().err
 
 
 def test_another_port_is_named_where_the_node_has_its_own(two, listening, capsys) -> None:
-    """A node that runs need not stop: `--at`, which the message shows; the other side sees the port that is bound."""
+    """A node that runs need not stop: the message says how; the other side sees the port that is bound."""
     north, south = two
     config = NodeConfig.load(south).node
     host, port = config.listen.split(":")
     with socket.create_server((host, int(port))):
         assert run(["pair", "--listen", "--config", str(south)]) == ExitCode.BAD_INPUT
-        assert f"ddib pair --listen --at 127.0.0.1:PORT --config {south}" in capsys.readouterr().err
-        code, thread, ended = listening(south, "--at", "127.0.0.1:0")
+        assert f"ddib pair --listen 127.0.0.1:PORT --config {south}" in capsys.readouterr().err
+        code, thread, ended = listening(south, "127.0.0.1:0")
         there = re.search(r"there: +ddib pair (\S+) (\S+)", capsys.readouterr().out)
         assert there is not None
         assert there[2] == code
@@ -156,9 +159,9 @@ def test_the_proxy_of_the_configuration_leads_to_the_other_side(two, listening) 
 
 
 def test_an_entry_is_replaced_only_where_that_is_asked_for(two, listening, capsys) -> None:
-    """As with `ddib peer add --replace`: a code alone changes nobody's address."""
+    """As with `ddib peer add --force`: a code alone changes nobody's address."""
     north, south = two
-    for words, result in (((), 0), ((), ExitCode.CONFLICT), (("--replace",), 0)):
+    for words, result in (((), 0), ((), ExitCode.CONFLICT), (("--force",), 0)):
         code, thread, ended = listening(south)
         assert run(["pair", address(south), code, "--config", str(north), *words]) == result
         thread.join(10)
@@ -171,9 +174,9 @@ def test_an_entry_is_replaced_only_where_that_is_asked_for(two, listening, capsy
 @pytest.mark.parametrize(
     "words",
     [[], ["localhost:7443"], ["localhost:7443", "482-173-069"], ["--listen", "localhost:7443", "482-173-063"],
-     ["localhost:7443", "482-173-063", "--at", "localhost:1"], ["south.example", "482-173-063"],
+     ["south.example", "482-173-063"],
      ["http://south.example:7443", "482-173-063"]],
-    ids=["nothing", "no code", "a wrong digit", "both", "--at without --listen", "no port", "a URL"],
+    ids=["nothing", "no code", "a wrong digit", "both", "no port", "a URL"],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_before_anything_is_sent(two, words) -> None:
     """Exit 2."""

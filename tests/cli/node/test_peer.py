@@ -217,11 +217,11 @@ def test_a_peer_that_moved_is_replaced(north: Path, south: Path) -> None:
     Path("north.peer").write_text(Path("north.peer").read_text().replace("127.0.0.1:7443", "moved.example:1"))
     with pytest.raises(AlreadyExists):
         run("add", "north.peer", "--fingerprint", fingerprint, "--config", south)
-    run("add", "north.peer", "--fingerprint", fingerprint, "--replace", "--config", south)
+    run("add", "north.peer", "--fingerprint", fingerprint, "--force", "--config", south)
     assert listed(south)[0]["address"] == "moved.example:1"
 
 
-@pytest.mark.parametrize("options", [(), ("--replace",)])
+@pytest.mark.parametrize("options", [(), ("--force",)])
 def test_a_known_peer_is_compared_again(north: Path, south: Path, options: tuple[str, ...]) -> None:
     """A fingerprint that is given is compared, whatever is known: it is what the other operator has just read out."""
     fingerprint = exported(north, "north.peer")
@@ -249,8 +249,8 @@ def test_a_peer_is_suspended_and_resumed(north: Path, south: Path) -> None:
     assert listed(south)[0]["suspended"].endswith(": contract ended")
     assert "north.example is suspended since 20" in run("list", "--config", south)
     assert "already" in run("suspend", "north.example", "--config", south)
-    assert "is resumed" in run("resume", "north.example", "--config", south)
-    assert "nothing is changed" in run("resume", "north.example", "--config", south)
+    assert "is resumed" in run("suspend", "--undo", "north.example", "--config", south)
+    assert "nothing is changed" in run("suspend", "--undo", "north.example", "--config", south)
     assert listed(south)[0]["suspended"] == ""
     with pytest.raises(PeerNotFound) as refused:
         run("suspend", "nort.example", "--config", south)

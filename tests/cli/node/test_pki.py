@@ -8,23 +8,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from ddib_fed.cli.init import make_client, make_node
 from ddib_fed.cli.pki import pki
-from ddib_fed.errors import AlreadyExists, Cancelled, FileMissing, PolicyDenied, UsageError
-from ddib_fed.node.config import render_node_toml
+from ddib_fed.errors import AlreadyExists, Cancelled, FileMissing, PolicyDenied
 
 
 def write_config(folder: Path, name: str = "node-1", institution: str = "north.example") -> Path:
     """A node.toml in a new folder."""
-    folder.mkdir()
-    text = render_node_toml(
-        institution=institution,
-        name=name,
-        roles=("source",),
-        domain="moons",
-        listen="127.0.0.1:0",
-        address="127.0.0.1:7443",
-    )
-    (folder / "node.toml").write_text(text)
+    make_node(folder, institution=institution, roles=("source",), domain="moons", name=name,
+              listen="127.0.0.1:0", address="127.0.0.1:7443", with_ca=False)  # fmt: skip
     return folder / "node.toml"
 
 
@@ -104,19 +96,15 @@ def test_a_request_of_another_institution_is_not_signed(one: Path, tmp_path: Pat
         run("issue", "node-2.csr", "--config", one, "--yes")
 
 
-def test_a_client_elsewhere_asks_with_its_folder(one: Path) -> None:
+def test_a_client_elsewhere_asks_with_its_profile(one: Path, tmp_path: Path) -> None:
     """Its key is made on its own machine."""
-    uri = "spiffe://north.example/client/bob"
-    run("request", "--folder", "bob", "--identity", uri)
+    profile = make_client(tmp_path / "bob", name="bob", institution="north.example", address="localhost:1")
+    (tmp_path / "bob" / "bob.csr").unlink()
+    said = run("request", "--profile", profile).output
+    assert f"ddib pki install bob.pem --profile {profile}" in said
     run("issue", "bob.csr", "--config", one, "--yes")
-    run("install", "bob.pem", "--folder", "bob")
-    assert shown("--folder", "bob")["role"] == "client"
-
-
-def test_a_request_of_a_folder_needs_a_name(one: Path) -> None:
-    """Before anything is written."""
-    with pytest.raises(UsageError):
-        run("request", "--folder", "x", "--config", one)
+    run("install", "bob.pem", "--profile", profile)
+    assert shown("--profile", profile)["role"] == "client"
 
 
 def test_files_are_not_overwritten(one: Path, tmp_path: Path) -> None:

@@ -30,11 +30,26 @@ def answer() -> pb.StatusResponse:
     return status
 
 
-def workers(count: int) -> pb.WorkersResponse:
-    return pb.WorkersResponse(
-        executor="processes", wanted=count or 2, ready=["0 on cpu, process 71"], replaced=4,
-        problem="a worker process cannot be started: no memory",
-    )  # fmt: skip
+class Operated:
+    """A node as its operator's commands see it."""
+
+    def __init__(self, answer: pb.StatusResponse) -> None:
+        self.answer = answer
+
+    def status(self) -> pb.StatusResponse:
+        return self.answer
+
+    def reload(self) -> list[str]:
+        return ["added peer west.example"]
+
+    def request_drain(self) -> int:
+        return 2
+
+    def resize(self, count: int) -> pb.WorkersResponse:
+        return pb.WorkersResponse(
+            executor="processes", wanted=count or 2, ready=["0 on cpu, process 71"], replaced=4,
+            problem="a worker process cannot be started: no memory",
+        )  # fmt: skip
 
 
 @pytest.fixture
@@ -46,7 +61,7 @@ def config_path(tmp_path):
 
 @pytest.fixture
 def admin(config_path):
-    servicer = AdminServicer(answer, lambda: ["added peer west.example"], lambda: 2, workers)
+    servicer = AdminServicer(Operated(answer()))
     server = serve_admin(NodeConfig.load(config_path).paths.admin_socket, servicer, [])
     yield config_path
     server.stop(None).wait()
@@ -56,7 +71,7 @@ def test_status_warns_of_a_root_that_ends_soon(config_path, capsys):
     """From 90 days before."""
     ending = answer()
     ending.root_expires = time.time() + 10.5 * 86_400
-    servicer = AdminServicer(lambda: ending, list, int, workers)
+    servicer = AdminServicer(Operated(ending))
     server = serve_admin(NodeConfig.load(config_path).paths.admin_socket, servicer, [])
     assert run(["status", "--config", str(config_path)]) == 0
     server.stop(None).wait()
@@ -75,6 +90,9 @@ def test_status_shows_the_node(admin, capsys):
         "2 running",
         "abababababab rotation",
         "in 3 days",
+        "1 of 2 ready, 4 replaced",
+        "0 on cpu, process 71",
+        "no memory",
         "nothing listens at localhost:7442 [nothing-listens]; ddib peer test south.example --config ",
     ):
         assert text in shown
@@ -102,15 +120,3 @@ def test_no_configuration_is_not_found(tmp_path, capsys):
     """Exit 6, and how to write one."""
     assert run(["status", "--config", str(tmp_path / "none.toml")]) == ExitCode.NOT_FOUND
     assert "ddib init node" in capsys.readouterr().err
-
-
-def test_workers_shows_who_computes_and_asks_for_more(admin, capsys):
-    """Without a number nothing changes; more than 256 are refused before the node is asked."""
-    assert run(["workers", "--config", str(admin)]) == 0
-    shown = capsys.readouterr().out
-    assert "1 of 2 ready, 4 replaced" in shown
-    assert "0 on cpu, process 71" in shown
-    assert "no memory" in shown
-    assert run(["workers", "3", "--config", str(admin)]) == 0
-    assert "1 of 3 ready" in capsys.readouterr().out
-    assert run(["workers", "257", "--config", str(admin)]) == 2

@@ -1,8 +1,9 @@
-"""`ddib pki withdraw|reinstate` as typed, with and without a node that runs on the state."""
+"""`ddib pki withdraw` as typed, with and without a node that runs on the state."""
 
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,6 @@ from ddib_fed.node.admin import AdminServicer, serve_admin
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security.peers import PeerStore
-from ddib_fed.v1 import admin_pb2 as pb
 
 ALICE = "spiffe://north.example/client/alice"
 
@@ -30,7 +30,7 @@ def node(north):
     config = NodeConfig.load(north)
     store = PeerStore(config.paths.state, config.node.institution)
     store.snapshot()
-    servicer = AdminServicer(pb.StatusResponse, lambda: list(store.reload()), lambda: 0, pb.WorkersResponse)
+    servicer = AdminServicer(SimpleNamespace(reload=lambda: list(store.reload())))
     server = serve_admin(config.paths.admin_socket, servicer, [])
     yield store
     server.stop(None).wait()
@@ -43,9 +43,9 @@ def test_withdrawing_says_from_when_the_node_obeys(north, node, capsys):
     assert "refuses it from now on" in shown
     assert "each other node of north.example" in shown
     assert {str(identity) for identity in node.snapshot().withdrawn} == {ALICE}
-    assert run(["pki", "reinstate", ALICE, "--config", str(north)]) == 0
+    assert run(["pki", "withdraw", "--undo", ALICE, "--config", str(north)]) == 0
     assert "lets it in again" in capsys.readouterr().out
-    assert run(["pki", "reinstate", ALICE, "--config", str(north)]) == 0
+    assert run(["pki", "withdraw", "--undo", ALICE, "--config", str(north)]) == 0
     shown = capsys.readouterr().out
     assert "was not withdrawn" in shown
     assert "lets it in again" not in shown
@@ -55,8 +55,8 @@ def test_without_a_node_the_list_waits_for_its_start(north, capsys):
     """As JSON for scripts: what was done, and whether anything changed; a second time nothing does."""
     words = ["--config", str(north), "--format", "json"]
     seen = []
-    for verb in ("withdraw", "withdraw", "reinstate", "reinstate"):
-        assert run(["pki", verb, ALICE, *words]) == 0
+    for undo in ([], [], ["--undo"], ["--undo"]):
+        assert run(["pki", "withdraw", ALICE, *undo, *words]) == 0
         found = json.loads(capsys.readouterr().out)
         seen.append((found["withdrawn"], found["changed"]))
         assert (found["identity"], found["node_running"], found["obeyed"]) == (ALICE, False, "at start")
@@ -65,11 +65,11 @@ def test_without_a_node_the_list_waits_for_its_start(north, capsys):
 
 def test_who_is_withdrawn_is_listed_with_the_comment(north, capsys):
     """For people and for scripts."""
-    run(["pki", "withdraw", ALICE, "--comment", "Gerät verloren", "--config", str(north)])
+    run(["pki", "withdraw", ALICE, "--reason", "Gerät verloren", "--config", str(north)])
     capsys.readouterr()
     assert run(["pki", "show", "--config", str(north), "--format", "json"]) == 0
     found = json.loads(capsys.readouterr().out)["withdrawn"]
-    assert found == [{"identity": ALICE, "comment": "Gerät verloren"}]
+    assert found == [{"identity": ALICE, "reason": "Gerät verloren"}]
     assert run(["pki", "show", "--config", str(north)]) == 0
     shown = capsys.readouterr().out
     assert ALICE in shown
@@ -97,7 +97,7 @@ def test_a_list_that_cannot_be_read_is_an_error_of_each_command(north, capsys):
     """Exit 3, the line, and how to correct it; the file stays as it is."""
     path = north.parent / "state" / "trust.json"
     path.write_text("{")
-    for words in (["show"], ["withdraw", ALICE], ["reinstate", ALICE]):
+    for words in (["show"], ["withdraw", ALICE], ["withdraw", "--undo", ALICE]):
         assert run(["pki", *words, "--config", str(north)]) == ExitCode.BAD_INPUT
         shown = capsys.readouterr().err
         assert "trust.json" in shown
@@ -114,11 +114,11 @@ def test_a_node_that_cannot_read_the_new_list_makes_the_command_fail(north, node
 
 def test_no_certificate_is_signed_for_who_is_withdrawn(north, tmp_path, capsys):
     """Neither from a request nor by `ddib init client`."""
-    assert run(["pki", "request", "--folder", str(tmp_path / "a"), "--identity", ALICE,
-                "--out", str(tmp_path / "alice.csr")]) == 0  # fmt: skip
+    client = ["--institution", "north.example", "--address", "localhost:1", "--name", "alice"]
+    assert run(["init", "client", *client, "--out", str(tmp_path / "a")]) == 0
     run(["pki", "withdraw", ALICE, "--config", str(north)])
     for words in (
-        ["pki", "issue", str(tmp_path / "alice.csr"), "--yes", "--config", str(north)],
+        ["pki", "issue", str(tmp_path / "a" / "alice.csr"), "--yes", "--config", str(north)],
         ["init", "client", "--node-config", str(north), "--name", "alice"],
     ):
         assert run([*words, "--out", str(tmp_path / "out")]) == ExitCode.REFUSED

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import ChunkCorrupt
-from ddib_fed.security.audit_reading import LineFilter, entries, export, follow, parse_since, verify
+from ddib_fed.security.audit_reading import LineFilter, entries, export, follow, lines_of, parse_since, verify
 from tests.audit_rows import append, cut, edit, opened
 
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
@@ -105,9 +105,8 @@ def test_a_log_that_somebody_changes_is_not_followed(path: Path, how: str) -> No
 
 
 def exported(path: Path, wanted: LineFilter) -> list[dict[str, str]]:
-    found = verify(path)
-    made = export(path, wanted, lines=found.lines, head=found.head, table=True)
-    return list(csv.DictReader(made.content.decode().splitlines()))
+    content, _ = export(lines_of(path), wanted, table=True)
+    return list(csv.DictReader(content.decode().splitlines()))
 
 
 def test_a_table_has_a_column_for_each_name(path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.formats.dicom.files import write_series
 from tests.web.browser.conftest import PICTURES, Opened, findings, fits, serving
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page, Route
+    from playwright.sync_api import Locator, Page
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 FINISHED_MS = 120_000
@@ -131,26 +131,6 @@ def test_doubtful_ones_come_first(web: str, opened: Opened, nodes: Pair) -> None
     assert len(zipfile.ZipFile(download.value.path()).namelist()) == 9
 
 
-def test_the_slider_follows_the_pointer(web: str, opened: Opened) -> None:
-    """Dragging on the picture moves the cut and the slider alike; side by side has none."""
-    page = opened(web)
-    translate(page)
-    stage = page.locator("#stage")
-    stage.scroll_into_view_if_needed()
-    box = stage.bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 50)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 60)
-    page.mouse.up()
-    assert abs(int(page.locator("#cut").input_value()) - 25) <= 1
-    shown = page.locator("#stage img").evaluate_all("all => all.map(it => it.naturalWidth)")
-    assert all(shown), "a picture did not load"
-    page.get_by_label("side by side").check()
-    assert page.locator("#cut").is_disabled()
-    assert page.locator("#returned").is_visible()
-
-
 def test_a_folder_is_dropped_with_one_bad_file(web: str, opened: Opened, tmp_path: Path) -> None:
     """The bad one is named and left out; hidden files are not mentioned; the rest is ready."""
     folder = tmp_path / "scans"
@@ -183,33 +163,6 @@ def test_files_can_be_dropped(web: str, opened: Opened) -> None:
     data = list((PICTURES / "coast-1.png").read_bytes())
     page.evaluate(DROP, data)
     page.get_by_text("1 file,").wait_for()
-
-
-def test_a_dropped_file_that_cannot_be_read_is_named(web: str, opened: Opened) -> None:
-    """The others are taken."""
-    page = opened(web)
-    page.evaluate(DROP_ONE_UNREADABLE, list((PICTURES / "coast-1.png").read_bytes()))
-    page.get_by_text("1 file,").wait_for()
-    (refused,) = page.locator("#refused-list li").all_inner_texts()
-    assert refused.startswith("locked.png: cannot be read")
-    assert page.locator("#problem").is_hidden()
-
-
-def test_a_file_that_changes_while_it_is_sent_is_named(web: str, opened: Opened, tmp_path: Path) -> None:
-    """The browser then fails as if the server had been stopped."""
-    path = tmp_path / "scan.png"
-    path.write_bytes((PICTURES / "coast-1.png").read_bytes())
-
-    def change(route: Route) -> None:
-        path.write_bytes(b"another content")
-        route.continue_()
-
-    page = opened(web)
-    page.route("**/files?name=*", change)
-    page.set_input_files("#pick-files", path)
-    page.locator("#refused-list li").wait_for()
-    (refused,) = page.locator("#refused-list li").all_inner_texts()
-    assert refused.startswith("scan.png: cannot be read")
 
 
 @pytest.mark.parametrize("size", [ZOOMED, NARROW], ids=["200 %", "400 %"])
@@ -245,25 +198,6 @@ def test_axe_finds_nothing_serious(web: str, opened: Opened, axe: str, scheme: s
     assert findings(page, axe) == []
     page.get_by_label("side by side").check()
     assert findings(page, axe) == []
-
-
-def test_motion_is_reduced_where_it_is_asked_for(web: str, opened: Opened) -> None:
-    """Nothing moves by itself."""
-    page = opened(web, reduced_motion="reduce")
-    durations = page.evaluate(
-        "[...document.querySelectorAll('*')].map(it => getComputedStyle(it).transitionDuration)"
-    )
-    assert set(durations) == {"0s"}
-
-
-def test_the_link_does_not_open_a_second_browser(web: str, opened: Opened, browser) -> None:
-    """What the terminal shows is worth nothing once it was used."""
-    opened(web)
-    other = browser.new_context().new_page()
-    answer = other.goto(web)
-    assert answer.status == 403
-    assert "The link was used" in other.content()
-    other.context.close()
 
 
 def test_a_volume_is_scrolled(brains: Pair, opened: Opened, axe: str, tmp_path: Path) -> None:
