@@ -26,7 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from ddib_fed.data.points import to_npy
-from tests.chaos.load import STUB_TARGET, check_lines, lines_of, stub_pair
+from tests.audit_rows import records
+from tests.chaos.load import STUB_TARGET, check_lines, stub_pair
 from tests.e2e.harness import Pair
 from tests.node.tiny_nodes import npy
 
@@ -160,7 +161,9 @@ def _tell(pair: Pair, scans: Path, out: Path, files: int, done: int) -> Story:
             on_disk.append(sum(not path.name.startswith(".") for path in out.rglob("*.json")))
     finally:
         watcher.stop()
-    lines = [(line["act"], line.get("job"), line.get("item")) for line in lines_of(pair.north)]
+    lines = [
+        (line["act"], line.get("job"), line.get("item")) for line in records(pair.north.config.paths.store)
+    ]
     acts = Counter(line for line in lines if line[0] in {"job_accepted", "latent_sent"})
     check_lines(pair)
     hidden = [str(path) for path in out.rglob(".*")]
@@ -173,7 +176,7 @@ def _tell(pair: Pair, scans: Path, out: Path, files: int, done: int) -> Story:
         jobs=len({line for line in acts if line[0] == "job_accepted"}),
         jobs_accepted_twice=sum(acts[line] > 1 for line in acts if line[0] == "job_accepted"),
         sent=sum(count for line, count in acts.items() if line[0] == "latent_sent"),
-        received=sum(line["act"] == "latent_received" for line in lines_of(pair.south)),
+        received=sum(line["act"] == "latent_received" for line in records(pair.south.config.paths.store)),
         computed_twice=sum(acts[line] > 1 for line in acts if line[0] == "latent_sent"),
         seen=len(watcher.seen),
         half_written=tuple(watcher.half),

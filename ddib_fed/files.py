@@ -285,8 +285,6 @@ def read_small(
 
 
 DIGEST_BYTES = 32
-MAX_SAFE_INTEGER = 2**53 - 1
-"""Largest integer that every JSON implementation keeps exactly."""
 
 Value = Mapping[str, "Value"] | Sequence["Value"] | str | bool | int | float
 

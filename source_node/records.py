@@ -65,7 +65,7 @@ def classes_of(request: JobHeader, item: int) -> tuple[str, str]:
 
 
 def error_record(error: DdibError) -> ErrorDetail:
-    """What is kept of an error, and told to the client: nothing of an exception's text."""
+    """An error as it is kept and sent to the client, without the text of an exception."""
     institution = error.hop.rpartition(" ")[2] if error.hop.startswith("target ") else ""
     detail = to_detail(error, institution, error.incident)
     detail.ClearField("retry_after_ms")

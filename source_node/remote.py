@@ -276,9 +276,7 @@ class DecodeCall:
         except grpc.RpcError as error:
             if self._gave_up:
                 self._control.check()
-                raise PeerUnreachable(
-                    f"nothing was heard of {self._hop} for too long", hop=self._hop
-                ) from error
+                raise PeerUnreachable(f"{self._hop} sent nothing for too long", hop=self._hop) from error
             raise failure(error, self._hop, self._control) from error
         except (InputError, ChunkCorrupt) as error:
             raise at_fault(error, self._hop) from error
@@ -402,7 +400,7 @@ class _Peer:
 
 
 class CircuitBreaker:
-    """What a source knows of its peers; safe to use from any thread."""
+    """Which peers answer, and when an absent one is tried again; safe to use from any thread."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

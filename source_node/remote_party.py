@@ -215,7 +215,7 @@ class LatentWindow:
     def cause(self, found: DdibError) -> BaseException:
         """What ended a call that failed with `found`: what this side met, or what the control says, else `found`."""
         if isinstance(found, DeadlineExceeded) and isinstance(self._error, DeadlineExceeded | None):
-            return found  # which knows what the call waited for
+            return found  # it says what the call waited for
         if self._error is not None:
             return self._error
         try:
@@ -377,7 +377,7 @@ class RemoteParty:
 
     def _again(self, answer: PeerAnswer, count: int, leg: Leg) -> Encoded:
         returned = answer.round_trip
-        assert returned is not None  # whoever asks has seen it
+        assert returned is not None  # the caller has looked
         latent = Latent.from_bytes(returned.data, self._contract.sample_shape, sha256=returned.sha256)
         if len(latent.data) != count:
             raise MessageInvalid(f"a latent of {len(latent.data)} samples for one of {count}")

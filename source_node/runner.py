@@ -112,7 +112,7 @@ class RetryPauses:
 DIAGNOSE_TIMEOUT_S = 2.0
 # Jobs of more than a batch that are worked on at once, of all `running_jobs`; one client may have four of them.
 LARGE_JOBS = 6
-# How often the queue is looked at when nobody wakes the workers.
+# How often the queue is looked at without a call of `wake`.
 LOOK_EVERY_S = 0.5
 
 
@@ -149,7 +149,7 @@ class JobRunner:
         return self._circuit.away
 
     def accepted(self, job: StoredJob) -> None:
-        """A job was accepted; its watchers are told at once if it has to wait."""
+        """A job was accepted; an event says at once if it has to wait."""
         if reason := self._circuit.reason(job.request.target_institution):
             self._publish(job.job_id, JobState.QUEUED, stage="wait", reason=reason)
         self.wake()
@@ -398,7 +398,7 @@ class JobRunner:
         self._announce(job, state, error.reason, error.detail)
 
     def _announce(self, job: StoredJob, state: JobState, reason: str, detail: str = "") -> None:
-        """Tell those who watch that the job has ended; nothing more will tell them."""
+        """Publish and log the end of a job."""
         progress = self._publish(job.job_id, state, reason=reason)
         log_end(job, state, progress, self._store.now(), reason, detail)
 

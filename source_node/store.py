@@ -402,6 +402,7 @@ class JobStore:
         error: ErrorDetail | None = None,
     ) -> Future[None]:
         """Keep files of an item of a running job, and take it further, all of it or nothing."""
+        digests = [hashlib.sha256(file.data).digest() for file in files]
 
         def write(db: Transaction) -> None:
             require_running(db, job_id)
@@ -417,12 +418,11 @@ class JobStore:
             ):
                 raise StateConflict(f"item {item} of job {job_id} cannot be {state}: it has no {needed}")
             self._drop(db, job_id, item, [file for file in there.values() if file.part in dropped])
-            for file in files:
+            for file, digest in zip(files, digests, strict=True):
                 self._drop(
                     db, job_id, item, [each for key, each in there.items() if key == (file.part, file.range)]
                 )
                 name = self.spool.put(db, job_id, item, file.part, file.data)
-                digest = hashlib.sha256(file.data).digest()
                 row = SpoolFile(file.part, file.range, name, file.media_type, len(file.data), digest)
                 insert_part(db, job_id, item, row)
             if state is not None or provenance is not None:

@@ -62,7 +62,7 @@ REFUSALS: Final = (InputError, LatentNotGaussian)
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A latent that came whole, and the end of the source's audit log as the stream told it last; None for never."""
+    """A latent that came whole, and the end of the source's audit log as it came last; None if it never did."""
 
     item: int
     latent: Latent
@@ -240,7 +240,7 @@ def label_of(header: decoding_pb2.DecodeHeader) -> int | None:
 
 
 Event = decoding_pb2.DecodeProgress | DecodedFile | BaseException | None
-"""What the threads tell the sender: progress, a translation, what broke the stream or an item, or None: the end."""
+"""What the threads give the sender: progress, a translation, what broke the stream or an item, or None: the end."""
 
 
 class DecodeStream:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -121,38 +120,34 @@ def decode(
     return integrate(solver, denoiser, on_step=on_step, evaluations=steps.evaluations)
 
 
-Way = Literal["slerp", "lerp"]
 # Nearer to 0 or pi than this the formula divides by nothing, or the way round is not determined.
 SMALLEST_ANGLE = 1e-4
 
 
-def interpolate(start: Tensor, end: Tensor, weights: Sequence[float], *, way: Way = "slerp") -> Tensor:
-    """Latents on the way from `start` to `end`.
+def interpolate(start: Tensor, end: Tensor, weights: Sequence[float]) -> Tensor:
+    """Latents on the way from `start` to `end` on the sphere.
 
     Args:
         start: One latent (*sample_shape), floating, not zero.
         end: Another, of the same shape, dtype and device.
         weights: Where on the way, each in [0, 1]; 0 gives `start`, 1 gives `end`.
-        way: "slerp" on the sphere, "lerp" on the straight line.
 
     Returns:
         (number of weights, *sample_shape), dtype of `start`.
 
     Raises:
         ShapeMismatch: The two differ in shape.
-        SettingsInvalid: A weight outside [0, 1], or a way that does not exist.
+        SettingsInvalid: A weight outside [0, 1].
     """
     if start.shape != end.shape:
         raise ShapeMismatch(
             f"there is no way between latents of shapes {tuple(start.shape)} and {tuple(end.shape)}"
         )
-    if way not in get_args(Way):
-        raise SettingsInvalid(f"there is no way {way!r} between latents", hint="slerp or lerp")
     if not all(0.0 <= weight <= 1.0 for weight in weights):
         raise SettingsInvalid("weights between two latents are in [0, 1]")
     theta = angle(start, end)
     shares = [(1.0 - w, w) for w in weights]
-    if way == "slerp" and SMALLEST_ANGLE < theta < math.pi - SMALLEST_ANGLE:
+    if SMALLEST_ANGLE < theta < math.pi - SMALLEST_ANGLE:
         shares = [
             (math.sin(a * theta) / math.sin(theta), math.sin(b * theta) / math.sin(theta)) for a, b in shares
         ]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ddib_fed.data.synthetic import normals, uniforms
-from ddib_fed.diffusion.bridge import Way, interpolate
+from ddib_fed.diffusion.bridge import interpolate
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.local_party import LocalParty, only
 from ddib_fed.engine.model import (
@@ -159,7 +159,6 @@ def interpolate_pictures(
     weights: Sequence[float],
     asked: ArraySettings = PLAIN,
     *,
-    way: Way = "slerp",
     on_progress: OnProgress | None = None,
 ) -> Array:
     """Encode two pictures by the source's model and decode the latents between them by the target's."""
@@ -172,7 +171,7 @@ def interpolate_pictures(
         for item in _items(pair, source.model, target.model, asked)
     )
     ends = [torch.from_numpy(only(each).latent.data[0].copy()) for each in source.encode_each(items, leg)]
-    between = interpolate(ends[0], ends[1], weights, way=way).numpy()
+    between = interpolate(ends[0], ends[1], weights).numpy()
     latents = (
         ToDecode(row, Latent.from_array(latent[None]), asked.target_class)
         for row, latent in enumerate(between)

@@ -238,6 +238,16 @@ class Worker:
     """Whether its work may have ended it."""
     giver: threading.Thread | None = None
 
+    @property
+    def load(self) -> int:
+        """Rows that it has."""
+        return sum(queued.cost_rows for queued in self.work.values())
+
+    @property
+    def suspects(self) -> bool:
+        """Whether it has a trajectory that ended others, which it is to have by itself."""
+        return any(queued.deaths >= SUSPECT_AFTER for queued in self.work.values())
+
 
 def start_process(target: Callable[..., None], *args: Any) -> tuple[Connection, Callable[[], object]]:
     """A spawned process that is called with its end of a pipe; our end, and what kills it."""
@@ -558,14 +568,16 @@ class Pool:
                     worker.pipe.send((queued.number, work, queued.control.remaining_s()))
 
     def _share(self, place: int, worker: Worker) -> Sequence[_Queued]:
-        """What a worker is to begin, by fair share; so many rows that every worker gets some of what waits."""
-        has = worker.work.values()
-        room = 2 * worker.rows - sum(queued.cost_rows for queued in has)
-        alone = any(queued.deaths >= SUSPECT_AFTER for queued in has)
-        if not len(self._scheduler) or (has and (room <= 0 or alone)) or place >= self._wanted or worker.gone:
+        """What a worker is to begin, by fair share: the one that has least takes first, and leaves some for others."""
+        if not len(self._scheduler) or place >= self._wanted or worker.gone:
+            return []
+        has, load = bool(worker.work), worker.load
+        others = [w.load for n, w in self._workers.items() if w.rows and n < self._wanted and not w.suspects]
+        if has and (load >= 2 * worker.rows or worker.suspects or load > min(others, default=load)):
             return []
         rows = sum(member.cost_rows for member in self._scheduler)
-        chosen = self._scheduler.choose(max(1, min(room, worker.rows, -(-rows // self.width))))
+        most = min(2 * worker.rows - load, worker.rows, -(-rows // self.width))
+        chosen = self._scheduler.choose(max(1, most))
         share = [self._work[member.number] for member in chosen]
         if suspects := [queued for queued in share if queued.deaths >= SUSPECT_AFTER]:
             share = [] if has else suspects[:1]
@@ -573,6 +585,8 @@ class Pool:
             self._scheduler.charge([queued], queued.trajectory.settings.evaluations)
             self._scheduler.remove(queued)
             queued.worker, worker.work[queued.number] = worker, queued
+        if share:
+            self._changed.notify_all()  # another has least now
         return share
 
 

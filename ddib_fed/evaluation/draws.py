@@ -18,7 +18,6 @@ from ddib_fed.data.fitting import from_array
 from ddib_fed.data.pictures import encode_png, read_fitted
 from ddib_fed.data.points import to_npy
 from ddib_fed.data.synthetic import DOMAINS
-from ddib_fed.diffusion.bridge import Way
 from ddib_fed.engine.arrays import (
     ArraySettings,
     Counter,
@@ -120,7 +119,6 @@ def between(
     folder: Path,
     *,
     frames: int = 9,
-    way: Way = "slerp",
     limits: ImageLimits | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
@@ -132,7 +130,7 @@ def between(
     first, second = (read_fitted(path, own, limits) for path in files)
     weights = [number / (frames - 1) for number in range(frames)]
     pair = np.stack([first.samples, second.samples])
-    found = interpolate_pictures(pair, source, target, weights, asked, way=way, on_progress=on_progress)
+    found = interpolate_pictures(pair, source, target, weights, asked, on_progress=on_progress)
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"frame_{number:0{len(str(frames - 1))}d}.png" for number in range(frames)]
     for name, frame in zip(names, found, strict=True):
@@ -140,7 +138,7 @@ def between(
     titles = [f"{weight:.2f}" for weight in weights]
     save_sheet(
         folder / "sheet.png",
-        [Stage(way, found)],
+        [Stage("between", found)],
         names=titles,
         across=frames,
         caption=_caption(source, target),
@@ -150,7 +148,6 @@ def between(
         "target": _model(target),
         "ends": [path.name for path in files],
         "weights": weights,
-        "way": way,
         "soften": asked.soften,
         "depth": asked.settings.depth,
         "seed": asked.seed,

@@ -168,10 +168,6 @@ def _suffix(path: Path) -> str:
     return path.suffix.lower() or "without suffix"
 
 
-def is_study(path: Path) -> bool:
-    return bool(recognise([path]).studies)
-
-
 def format_of(path: Path) -> Format | None:
     """The format of a file of which pixels alone leave; None for any other file, and for what cannot be opened."""
     if is_nifti(path):

@@ -11,10 +11,10 @@ from ddib_fed.training.config import MODELS, PRESET, TrainConfig, says
 
 USUAL: Mapping[str, Mapping[str, Any]] = {
     "point": {
-        "batch": 2048, "learning_rate": 1e-3, "ema": 0.999, "checkpoint_every": 500, "uses": 16, "samples": 10_000,
+        "batch": 2048, "learning_rate": 1e-3, "ema": 0.999, "checkpoint_every": 500, "uses": 16, "samples": 10_000
     },
     "picture": {
-        "batch": 64, "learning_rate": 5e-4, "ema": 0.998, "checkpoint_every": 250, "uses": 32, "samples": 256,
+        "batch": 64, "learning_rate": 5e-4, "ema": 0.998, "checkpoint_every": 250, "uses": 32, "samples": 256
     },
 }  # fmt: skip
 """What a distillation takes where nothing is asked for, by the kind of samples."""

@@ -10,7 +10,7 @@ u(x_t, t, s) = (x_s - x_t) / (phi_s - phi_t),    u(x_t, t, t) = v(x_t, t)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,7 +115,7 @@ def check_teacher(manifest: Manifest) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Starts:
-    """Clean samples in the teacher's units."""
+    """Clean samples in the teacher's units, with labels where it has classes."""
 
     digest: str
     take: Callable[[Uniforms], tuple[Floats, Labels | None]]
@@ -171,25 +171,28 @@ def _pictures(
     else:
         reading = as_trained(manifest, config.images, classes=config.classes, skip_bad=config.skip_bad)
     source = open_source(reading, say=say, progress=progress)
-    if manifest.num_classes is not None:
-        if source.labels is None:
-            raise SettingsInvalid(
-                f"{manifest.name} has classes, and the pictures have none",
-                hint="--classes folders or --classes prefix says where they are",
-            )
-        if len(source.classes) != manifest.num_classes or manifest.classes not in ((), source.classes):
-            raise SettingsInvalid(
-                f"the classes of the pictures are not those of {manifest.name}",
-                hint="name the pictures that it was trained on",
-            )
-    apply = manifest.normalisation.apply
+    classes, apply = manifest.num_classes, manifest.normalisation.apply
+    if classes is not None and source.labels is None:
+        raise SettingsInvalid(
+            f"{manifest.name} has classes, and the pictures have none",
+            hint="--classes folders or --classes prefix says where they are",
+        )
+    if classes is not None and (
+        len(source.classes) != classes or manifest.classes not in ((), source.classes)
+    ):
+        raise SettingsInvalid(
+            f"the classes of the pictures are not those of {manifest.name}",
+            hint="name the pictures that it was trained on",
+        )
+    labels, held_out_labels = source.labels, source.held_out_labels
+    if classes is None:
+        labels = held_out_labels = None
 
     def take(u: Uniforms) -> tuple[Floats, Labels | None]:
         chosen = (u[:, 0] * len(source.train)).astype(np.int64)
-        labels = None if source.labels is None else source.labels[chosen]
-        return apply(expand(source.train[chosen])), labels
+        return apply(expand(source.train[chosen])), None if labels is None else labels[chosen]
 
-    return Starts(source.digest, take, apply(expand(source.held_out)), source.held_out_labels)
+    return Starts(source.digest, take, apply(expand(source.held_out)), held_out_labels)
 
 
 class DistilTask:
@@ -294,10 +297,9 @@ def measured(
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(_MEASURE_SEED))
     labels = None if starts.held_out_labels is None else torch.from_numpy(starts.held_out_labels[:most])
     schedule, sigma = teacher.schedule, manifest.soften_sigma
-    for rows in _parts(clean):
+    for rows in torch.split(torch.arange(len(clean)), max(1, _AT_ONCE // clean[0].numel())):
         x = soften(clean[rows], sigma, noise[rows]).to(device)
-        classes = labels is not None and manifest.num_classes is not None
-        cond: Condition = {"y": labels[rows].to(device)} if classes and labels is not None else None
+        cond: Condition = None if labels is None else {"y": labels[rows].to(device)}
         # The softened sample is what is encoded, and so what a round trip comes back to.
         latent = _encode(x, master, schedule, REFERENCE, sigma, cond)
         back = decode(latent, master, schedule, REFERENCE, cond=cond)
@@ -338,25 +340,16 @@ def _distance(found: Tensor, expected: Tensor) -> Tensor:
 
 def _summary(evaluations: int, distances: Tensor) -> DistilledError:
     """Of distances (3, N): of latents, of samples, of round trips."""
-    medians, high = distances.median(dim=1).values.tolist(), distances.quantile(0.95, dim=1).tolist()
+    pairs = distances.median(dim=1).values.tolist(), distances.quantile(0.95, dim=1).tolist()
+    (encode, decode, back), (encode_p95, decode_p95, _) = ([float(f"{x:.4g}") for x in row] for row in pairs)
     return DistilledError(
         evaluations=evaluations,
-        encode=_short(medians[0]),
-        encode_p95=_short(high[0]),
-        decode=_short(medians[1]),
-        decode_p95=_short(high[1]),
-        round_trip=_short(medians[2]),
+        encode=encode,
+        encode_p95=encode_p95,
+        decode=decode,
+        decode_p95=decode_p95,
+        round_trip=back,
     )
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
-def _parts(samples: Tensor) -> Iterator[slice]:
-    rows = max(1, _AT_ONCE // samples[0].numel())
-    for first in range(0, len(samples), rows):
-        yield slice(first, first + rows)
 
 
 class Course(NamedTuple):
@@ -416,8 +409,10 @@ class Teacher:
         generator = torch.Generator().manual_seed(_mixed(self._seed, number))
         noise = torch.randn(2 * half, *clean.shape[1:], generator=generator)
         jitter = torch.rand(2, self._evaluations - 1, generator=generator, dtype=torch.float64)
+        count = self.bundle.manifest.num_classes
+        any_class = None if count is None else (u[half:, _CLASS] * count).astype(np.int64)
         own = self._classes(labels, u[:half, _DROP], part)
-        drawn = self._classes(self._any_class(u[half:, _CLASS]), u[half:, _DROP], part)
+        drawn = self._classes(any_class, u[half:, _DROP], part)
         return (
             self.from_data(torch.from_numpy(clean[part]), noise[:half][part], jitter[0], own),
             self.from_noise(noise[half:][part], jitter[1], drawn),
@@ -430,11 +425,7 @@ class Teacher:
         noise = torch.randn(2 * len(clean), *clean.shape[1:], generator=generator)
         even = torch.full((self._evaluations - 1,), 0.5, dtype=torch.float64)
         labels = self.starts.held_out_labels
-        own = (
-            None
-            if labels is None or self.bundle.manifest.num_classes is None
-            else torch.from_numpy(labels[:most])
-        )
+        own = None if labels is None else torch.from_numpy(labels[:most])
         return (
             self.from_data(clean, noise[: len(clean)], even, own),
             self.from_noise(noise[len(clean) :], even, own),
@@ -484,16 +475,11 @@ class Teacher:
 
     def _classes(self, labels: Labels | None, u: Uniforms, part: slice) -> Tensor | None:
         """The classes of rows `part`, a share of them the null class where there is one."""
-        manifest = self.bundle.manifest
-        if labels is None or manifest.num_classes is None:
+        if labels is None:
             return None
-        if manifest.null_class is not None:
-            labels = np.where(u < NULL_SHARE, manifest.null_class, labels)
+        null = self.bundle.manifest.null_class
+        labels = labels if null is None else np.where(u < NULL_SHARE, null, labels)
         return torch.from_numpy(labels[part].astype(np.int64))
-
-    def _any_class(self, u: Uniforms) -> Labels | None:
-        count = self.bundle.manifest.num_classes
-        return None if count is None else (u * count).astype(np.int64)
 
 
 class PathPool:

@@ -1,4 +1,4 @@
-"""Training with differential privacy: DP-SGD (Abadi et al., arXiv 1607.00133) through opacus.
+"""Training with differential privacy: DP-SGD (Abadi et al., arXiv 1607.00133) with the accountants of opacus.
 
 With g_i the gradient of sample i, the mean over its K draws of noise level and noise (Dockhorn et al., arXiv
 2210.09929, section 3.2), a step takes the noised mean of clipped g_i over a Poisson sample.
@@ -37,7 +37,7 @@ from ddib_fed.files import write_file
 from ddib_fed.lab.config import PrivateTrainConfig
 from ddib_fed.models.manifest import DifferentialPrivacy
 from ddib_fed.networks.unet import UNet
-from ddib_fed.training.config import Plan
+from ddib_fed.training.config import RunPlan
 from ddib_fed.training.objective import make_batch, make_step_batch
 from ddib_fed.training.pictures import COLUMNS, DROP, LEVEL, PictureTask
 from ddib_fed.training.points import PointTask
@@ -271,39 +271,18 @@ class PrivatePictures(PictureTask):
 PrivateTask = PrivatePoints | PrivatePictures
 
 
-def clipped_sums(optimizer: torch.optim.Optimizer, noise: float, expected: int, key: RunKey) -> Any:
-    """opacus' optimiser: it clips gradients of samples, sums them and adds a step's noise, which the key gives."""
-    from opacus.optimizers import DPOptimizer
-
-    class ClippedSums(DPOptimizer):  # type: ignore[misc]
-        taken = 0
-
-        def add(self, gradients: Sequence[Tensor]) -> None:
-            """Clip gradients (n, *shape) of some samples, in the order of the parameters, and add them up."""
-            for parameter, gradient in zip(self.params, gradients, strict=True):
-                parameter.grad_sample = gradient
-            self.clip_and_accumulate()
-
-        def finish(self, step: int) -> None:
-            """Put the noised mean of what was added into the gradients; without samples it is noise alone."""
-            if self.params[0].summed_grad is None:
-                self.add([torch.empty((0, *each.shape), device=each.device) for each in self.params])
-            self.taken = step
-            self.add_noise()
-            self.scale_grad()
-
-        def add_noise(self) -> None:
-            deviation = self.noise_multiplier * self.max_grad_norm
-            for number, parameter in enumerate(self.params):
-                drawn = key.normals(f"noise {number}", self.taken, tuple(parameter.shape))
-                total = parameter.summed_grad
-                parameter.grad = total + torch.from_numpy(deviation * drawn).to(total.device, total.dtype)
-
-    return ClippedSums(optimizer, noise_multiplier=noise, max_grad_norm=CLIP, expected_batch_size=expected)
+def add_clipped(sums: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Add to sums (*shape) the gradients (n, *shape) of some samples, each with a norm of at most `CLIP` over all."""
+    norms = torch.stack([each.flatten(1).norm(dim=1) for each in gradients]).norm(dim=0)
+    factors = (CLIP / (norms + 1e-6)).clamp(max=1.0)
+    for total, each in zip(sums, gradients, strict=True):
+        total.add_(torch.einsum("n,n...->...", factors, each))
 
 
 class PrivateTrainer(Trainer):
-    def __init__(self, task: PrivateTask, world: World, plan: Plan, key: RunKey, initial: str = "") -> None:
+    def __init__(
+        self, task: PrivateTask, world: World, plan: RunPlan, key: RunKey, initial: str = ""
+    ) -> None:
         super().__init__(task, world, plan, ahead=False)
         config = self.config
         assert isinstance(config, PrivateTrainConfig)
@@ -316,7 +295,6 @@ class PrivateTrainer(Trainer):
             f"{plan.total} steps with noise multiplier {self.ledger.noise:.4g} and sampling rate {rate:.4g} spend at "
             f"most epsilon {config.epsilon:g} at delta {delta:g}"
         )
-        self._sums = clipped_sums(self._optimizer, self.ledger.noise, config.batch, key)
         self._last_loss = torch.zeros((), dtype=torch.float64)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -325,7 +303,6 @@ class PrivateTrainer(Trainer):
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         super().restore(tensors)
         self.ledger.restore(part_of(tensors, "privacy")["history"])
-        self._sums.noise_multiplier = self.ledger.noise
 
     def spent(self) -> DifferentialPrivacy:
         return DifferentialPrivacy(
@@ -341,16 +318,19 @@ class PrivateTrainer(Trainer):
         )
 
     def _accumulate(self) -> Tensor:
-        self._sums.zero_grad(set_to_none=True)
+        sums = [torch.zeros_like(parameter) for parameter in self._parameters]
         losses = [torch.zeros(0, device=self.world.device)]
         chosen = self._key.chosen(self.step, self._samples, self.ledger.rate)
         if len(chosen):
             draws = self._private.draws(self.step, chosen, self._key)
             for part in draws.parts(min(self.microbatch, self._each.at_once), self.world.device):
                 gradients, found = self._each(part)
-                self._sums.add(gradients)
+                add_clipped(sums, gradients)
                 losses.append(found)
-        self._sums.finish(self.step)
+        for number, (parameter, total) in enumerate(zip(self._parameters, sums, strict=True)):
+            drawn = self._key.normals(f"noise {number}", self.step, tuple(total.shape))
+            noise = torch.from_numpy(self.ledger.noise * CLIP * drawn).to(total.device, total.dtype)
+            parameter.grad = (total + noise) / self.config.batch
         return torch.cat(losses)
 
     def _bound_gradient(self) -> None: ...
@@ -387,7 +367,7 @@ def open_private(
     opened = open_run(config, source, out, say, on_scan, (PrivatePoints, PrivatePictures))
     require_private(config, opened.samples, int(os.environ.get("WORLD_SIZE", "1")))
 
-    def trainer(task: Task, world: World, plan: Plan, run: Path, state: RunState | None) -> Trainer:
+    def trainer(task: Task, world: World, plan: RunPlan, run: Path, state: RunState | None) -> Trainer:
         assert isinstance(task, PrivatePoints | PrivatePictures)
         begun = state is not None and state.step < plan.total
         bundle = task.start.bundle if isinstance(task, PrivatePictures) else None

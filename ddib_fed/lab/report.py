@@ -6,10 +6,10 @@ sample was among the training data, and whether the model draws these again.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ddib_fed.data.shipped import load_shipped
-from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.bridge import integrate, soften
-from ddib_fed.diffusion.grids import LevelGrid, grid_of, make_grid
-from ddib_fed.diffusion.plans import SolverSettings, lambda_at
+from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import InputError, ShapeMismatch
 from ddib_fed.evaluation import bootstrap, metrics
@@ -57,20 +55,23 @@ class Inverter(NamedTuple):
 
 
 def fit_inverter(latents: Array, originals: Array, *, steps: int = 300, seed: int = 0) -> Inverter:
-    """Fit the surrogates to latents and their pictures (N, C, H, W), any units."""
-    if latents.shape != originals.shape or latents.ndim != 4 or len(latents) < FEWEST_SAMPLES:
-        raise ShapeMismatch(f"latents {latents.shape} with pictures {originals.shape}")
-    aside = np.arange(len(latents)) % SET_ASIDE == SET_ASIDE - 1
-    fitted, held = (latents[~aside], originals[~aside]), (latents[aside], originals[aside])
-    found: dict[str, Inverse] = {
-        name: _best([fit(*fitted, penalty) for penalty in PENALTIES], held)
-        for name, fit in (("frequency", _by_frequency), ("ridge", _ridge))
-    }
+    """Fit the surrogates to latents and their pictures (N, C, H, W); without `steps` the linear one alone."""
+    fitted, held = _set_aside(latents, originals, 4)
+    linear = _best([_by_frequency(*fitted, penalty) for penalty in PENALTIES], held)
+    found = [Inverter("frequency", linear)]
     if steps:
-        found["network"] = _network(*fitted, found["frequency"], steps, seed)
-    errors = {name: _error(inverse, held) for name, inverse in found.items()}
-    best = min(errors, key=errors.__getitem__)
-    return Inverter(best, found[best])
+        found.append(Inverter("network", _network(*fitted, linear, steps, seed)))
+    return min(found, key=lambda each: _error(each.inverse, held))
+
+
+def _set_aside(
+    latents: Array, originals: Array, ndim: int
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Pairs to fit to, and those that choose."""
+    if latents.shape != originals.shape or latents.ndim != ndim or len(latents) < FEWEST_SAMPLES:
+        raise ShapeMismatch(f"latents {latents.shape} with samples {originals.shape}")
+    aside = np.arange(len(latents)) % SET_ASIDE == SET_ASIDE - 1
+    return (latents[~aside], originals[~aside]), (latents[aside], originals[aside])
 
 
 def _error(inverse: Inverse, pairs: tuple[Array, Array]) -> float:
@@ -95,23 +96,6 @@ def _by_frequency(latents: Array, originals: Array, penalty: float) -> Inverse:
         found = cosines(torch.from_numpy(given).double()) - centres[0]
         answer = (found.permute(2, 3, 0, 1) @ weights).permute(2, 3, 0, 1) + centres[1]
         return pictures(answer).float().numpy()
-
-    return inverse
-
-
-def _ridge(latents: Array, originals: Array, penalty: float) -> Inverse:
-    """In the dual: as many unknowns as pairs."""
-    z, x = (torch.from_numpy(each.reshape(len(each), -1)).double() for each in (latents, originals))
-    centres = z.mean(0), x.mean(0)
-    z, x = z - centres[0], x - centres[1]
-    kernel = z @ z.T
-    size = penalty * kernel.diagonal().mean()
-    dual = torch.linalg.solve(kernel + size * torch.eye(len(z), dtype=z.dtype), x)
-
-    def inverse(given: Array) -> Array:
-        rows = torch.from_numpy(given.reshape(len(given), -1)).double() - centres[0]
-        found: Array = (rows @ z.T @ dual + centres[1]).float().numpy().reshape(given.shape)
-        return found
 
     return inverse
 
@@ -175,14 +159,8 @@ MOST_POINTS = 1_500
 
 
 def fit_point_inverter(latents: Array, originals: Array) -> Inverter:
-    """Kernel ridge regression of points on their latents, each (N, D): width and penalty by pairs that are set
-    aside.
-    """
-    if latents.shape != originals.shape or latents.ndim != 2 or len(latents) < FEWEST_SAMPLES:
-        raise ShapeMismatch(f"latents {latents.shape} with points {originals.shape}")
-    latents, originals = latents[:MOST_POINTS], originals[:MOST_POINTS]
-    aside = np.arange(len(latents)) % SET_ASIDE == SET_ASIDE - 1
-    fitted, held = (latents[~aside], originals[~aside]), (latents[aside], originals[aside])
+    """Kernel ridge regression of points on their latents, each (N, D)."""
+    fitted, held = _set_aside(latents[:MOST_POINTS], originals[:MOST_POINTS], 2)
     candidates = [
         _kernel_ridge(*fitted, width, penalty) for width in WIDTHS for penalty in (1e-6, 1e-3, 1e-1)
     ]
@@ -377,10 +355,7 @@ def _reading(
         "found_by_reading": Figure(**drawn.mean(hits)),
     }
     if attacker is not None:
-        laid = attacker.plan(DECODING)
-        parts = torch.split(torch.from_numpy(latents), _together(model))
-        back = torch.cat([integrate(laid.decoder(part), attacker.denoiser()) for part in parts])
-        quality, hits = _judged(model, attacker.denormalise(back.numpy()), truth)
+        quality, hits = _judged(model, _decoded(attacker, torch.from_numpy(latents)), truth)
         answer |= {"model_read": Figure(**drawn.mean(quality)), "found_by_model": Figure(**drawn.mean(hits))}
     return answer
 
@@ -403,44 +378,16 @@ def latents_along(
     sigma: float = 0.0,
     seed: int = 0,
 ) -> Latents:
-    """Latents of samples in the model's units: of full depth (1.0), and at `depths` on the way, at exactly
-    that level.
-    """
-    schedule = model.bundle.schedule
-    start = None if sigma == 0.0 else -math.log(sigma)
-    levels = list(make_grid(schedule, "default", evaluations, lambda_max=start).levels)
-    at: dict[int, float] = {}
-    for depth in depths:
-        lam = lambda_at(schedule, depth)
-        free = (i for i in range(1, len(levels) - 1) if i not in at)
-        nearest = min(free, key=lambda i: abs(levels[i].lam - lam))
-        levels[nearest], at[nearest] = schedule.level(lam), depth
-    grid = grid_of(schedule, tuple(levels))
+    """Latents of samples in the model's units: of full depth (1.0), and of `depths`."""
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
-    found: dict[float, list[Tensor]] = {depth: [] for depth in (*depths, 1.0)}
-    size = _together(model)
-    for part in torch.split(soften(torch.from_numpy(x), sigma, noise), size):
-        for depth, z in _along(part, grid, model, encoder, at):
-            found[depth].append(z)
-    return {depth: torch.cat(parts).numpy() for depth, parts in found.items()}
-
-
-def _along(
-    x: Tensor, grid: LevelGrid, model: DomainModel, encoder: str, at: dict[int, float]
-) -> Iterator[tuple[float, Tensor]]:
-    """The states of one integration at the nodes `at`, by the depths that they are at, and its end."""
-    denoiser, solver = model.denoiser(encoder=encoder), solvers.unipc(x, grid, order=3)
-    cond = model.condition(None, len(x))
-    with torch.no_grad():
-        query = next(solver)
-        for node in range(len(grid) + 1):
-            if node in at:
-                yield at[node], query.x.clone()
-            try:
-                query = solver.send(denoiser(query.x, query.level, cond))
-            except StopIteration as end:
-                yield 1.0, end.value
-                return
+    parts = torch.split(soften(torch.from_numpy(x), sigma, noise), _together(model))
+    denoiser = model.denoiser(encoder=encoder)
+    found: Latents = {}
+    for depth in (*depths, 1.0):
+        laid = model.plan(SolverSettings(evaluations=evaluations, depth=depth), sigma)
+        ends = [integrate(laid.encoder(part, model.condition(None, len(part))), denoiser) for part in parts]
+        found[depth] = torch.cat(ends).numpy()
+    return found
 
 
 def membership_of(
@@ -473,22 +420,16 @@ def membership_of(
 
 def _losses(model: DomainModel, x: Tensor, seed: int) -> NDArray[np.float64]:
     """Mean squared error of the predicted v of each sample, (N,), with the same noise for all."""
-    schedule, denoiser = model.bundle.schedule, model.denoiser()
-    total = torch.zeros(len(x), dtype=torch.float64)
-    size = _together(model)
-    with torch.no_grad():
-        for lam in LEVELS:
-            level = schedule.level(lam)
-            for turn in range(NOISES):
-                generator = torch.Generator().manual_seed(seed * NOISES + turn)
-                noise = torch.randn(x.shape[1:], generator=generator)
-                for start in range(0, len(x), size):
-                    part = x[start : start + size]
-                    v = denoiser(
-                        level.alpha * part + level.sigma * noise, level, model.condition(None, len(part))
-                    )
-                    wrong = v - (level.alpha * noise - level.sigma * part)
-                    total[start : start + size] += wrong.double().flatten(1).square().mean(1)
+    denoiser, total = model.denoiser(), torch.zeros(len(x), dtype=torch.float64)
+    for level, turn in product(map(model.bundle.schedule.level, LEVELS), range(NOISES)):
+        noise = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(seed * NOISES + turn))
+        for rows in torch.split(torch.arange(len(x)), _together(model)):
+            with torch.no_grad():
+                v = denoiser(
+                    level.alpha * x[rows] + level.sigma * noise, level, model.condition(None, len(rows))
+                )
+            wrong = v - (level.alpha * noise - level.sigma * x[rows])
+            total[rows] += wrong.double().flatten(1).square().mean(1)
     found: NDArray[np.float64] = (total / (len(LEVELS) * NOISES)).numpy()
     return found
 
@@ -520,12 +461,7 @@ def copies_of(model: DomainModel, train: Array, held_out: Array, attack: Attack)
     attack.say("training pictures in what the model draws")
     count = min(64, len(held_out))
     noise = torch.randn(count, *model.sample_shape, generator=torch.Generator().manual_seed(attack.seed))
-    laid = model.plan(DECODING)
-    parts = torch.split(noise, _together(model))
-    drawn = torch.cat(
-        [integrate(laid.decoder(part, model.condition(None, len(part))), model.denoiser()) for part in parts]
-    )
-    pictures = np.clip(model.denormalise(drawn.numpy()), -1.0, 1.0).astype(np.float32)
+    pictures = np.clip(_decoded(model, noise), -1.0, 1.0).astype(np.float32)
     own = metrics.reduced(train)
     samples, others = (metrics.nearest(metrics.reduced(each), own) for each in (pictures, held_out))
     near = samples < np.quantile(others, 0.01)
@@ -535,6 +471,15 @@ def copies_of(model: DomainModel, train: Array, held_out: Array, attack: Attack)
         held_out=_median(others),
         near=Figure(**bootstrap.resample(count).mean(near)),
     )
+
+
+def _decoded(model: DomainModel, latents: Tensor) -> Array:
+    laid = model.plan(DECODING)
+    ends = [
+        integrate(laid.decoder(part, model.condition(None, len(part))), model.denoiser())
+        for part in torch.split(latents, _together(model))
+    ]
+    return model.denormalise(torch.cat(ends).numpy())
 
 
 def _together(model: DomainModel) -> int:

@@ -22,7 +22,6 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
-    field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -75,6 +74,22 @@ def _issuer(value: str) -> None:
     if not at or not is_label(name):
         raise ValueError("an issuer is NODE@HOST:PORT, e.g. node-1@issuer.north.example:7443")
     split_address(address)
+
+
+def _peer(value: str) -> None:
+    if value != EVERY and not is_institution(value):
+        raise ValueError(f"{value!a} is no institution, e.g. south.example, or {EVERY!r}")
+
+
+def _client(value: str) -> None:
+    if value != EVERY and not is_label(value):
+        raise ValueError(f"{value!a} is no client's name, e.g. alice, or {EVERY!r}")
+
+
+def _target(value: str) -> None:
+    institution, slash, domain = value.partition("/")
+    if value != EVERY and not (is_institution(institution) and bool(slash) == is_domain(domain)):
+        raise ValueError(f"{value!a} is no target, e.g. south.example/relief or south.example")
 
 
 def _loopback(value: str) -> None:
@@ -237,10 +252,10 @@ class EngineSection(Section):
 class PolicySection(Section):
     """What peers and own clients may do beyond the protocol."""
 
-    peers: dict[str, tuple[Use, ...]] = key(
+    peers: dict[Annotated[str, checked(_peer)], tuple[Use, ...]] = key(
         {EVERY: ("send", "decode", "calibrate")}, 'what each peer may be used for; "*" is the others'
     )
-    clients: dict[str, tuple[str, ...]] = key(
+    clients: dict[Annotated[str, checked(_client)], tuple[Annotated[str, checked(_target)], ...]] = key(
         {EVERY: (EVERY,)},
         'where each client may translate to, as { "alice" = ["south.example/relief"] }; "*" is the others',
     )
@@ -284,26 +299,6 @@ class PolicySection(Section):
     client_evaluations_per_day: int = key(
         20_000_000_000, "source: quota of each client, as evaluations_per_day", ge=0
     )
-
-    @field_validator("peers")
-    @classmethod
-    def _peers(cls, value: dict[str, tuple[Use, ...]]) -> dict[str, tuple[Use, ...]]:
-        for institution in value:
-            if institution != EVERY and not is_institution(institution):
-                raise ValueError(f"{institution!a} is no institution, e.g. south.example, or {EVERY!r}")
-        return value
-
-    @field_validator("clients")
-    @classmethod
-    def _clients(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        for name, targets in value.items():
-            if name != EVERY and not is_label(name):
-                raise ValueError(f"{name!a} is no client's name, e.g. alice, or {EVERY!r}")
-            for target in targets:
-                institution, slash, domain = target.partition("/")
-                if target != EVERY and not (is_institution(institution) and bool(slash) == is_domain(domain)):
-                    raise ValueError(f"{target!a} is no target, e.g. south.example/relief or south.example")
-        return value
 
 
 class IdentitySection(Section):

@@ -228,8 +228,7 @@ class CallInterceptor(Interceptor):
         self._institution, self._policy, self._clock = institution, policy, clock
         self._on_outcome, self._on_called, self._on_admitted = on_outcome, on_called, on_admitted
         self._request_s, self._idle_s = request_s, idle_s
-        now = lambda: datetime.fromtimestamp(clock(), UTC)  # noqa: E731
-        self._verifier = None if peers is None else Verifier(peers, now)
+        self._verifier = None if peers is None else Verifier(peers, self._now)
         self.refusals = Refusals(audit)
         self.streams = Slots(max_streams_of_one or max_streams, max_streams)
         self._waiting = Slots(MAX_WAITING_OF_ONE, MAX_WAITING)
@@ -325,6 +324,9 @@ class CallInterceptor(Interceptor):
         raise AssertionError  # abort has raised
 
     # Callers
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
 
     @contextmanager
     def _opened(self, context: grpc.ServicerContext, method: str, streams: bool) -> Iterator[OpenCall]:

@@ -213,7 +213,7 @@ class AuditLog:
         return found
 
     def _look(self, transaction: Transaction) -> Head:
-        """The end of the log; notes in it what somebody did to it since the last look."""
+        """The end of the log; notes in it how it was altered since the last look."""
         if "audit" in transaction.shared:  # an earlier write of the same transaction has looked
             rows = transaction.read(NEWEST + "1")
             return _head(rows[0]["line"]) if rows else EMPTY

@@ -1,4 +1,4 @@
-"""Reads an audit log: the lines that somebody asks for, its chain against what was noted elsewhere, and peers' ends.
+"""Reads an audit log: selected lines, its chain against what was noted elsewhere, and peers' ends.
 
 Reading changes nothing, and what is not a line of the log is shown as such. The ends of a peer's log that lie in the
 own one (anchors) are a file for that peer: a log that was cut, rolled back or rewritten after its end went to a peer
@@ -336,7 +336,7 @@ def _noted(log: Path, institution: str) -> Iterator[NotedHead]:
             continue
         try:
             yield NotedHead(lines=record["peer_lines"], sha256=record["peer_head"], noted=record["time"])
-        except (KeyError, ValidationError):  # a line that somebody broke: `verify` finds it
+        except (KeyError, ValidationError):  # a changed line, which `verify` finds
             continue
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -216,9 +217,7 @@ class CalibrationRequest:
 def side(manifest: Manifest, institution: str = "") -> CalibratedSide:
     """One side of a calibration, from its model's manifest."""
     return CalibratedSide(
-        institution=institution,
-        domain=manifest.domain,
-        units_sha256=units_digest(manifest.normalisation),
+        institution=institution, domain=manifest.domain, units_sha256=units_digest(manifest.normalisation)
     )
 
 
@@ -249,7 +248,9 @@ def from_aggregate(
 ) -> Calibration:
     """A calibration from the source's pictures and what the target published."""
     found = propose(pictures, normalisation, aggregate, request.kind, seed=request.seed, force=request.force)
-    making = Making(
+    return _recorded(
+        found,
+        request,
         method="aggregates",
         source_pictures=min(len(pictures), MOST_PICTURES),
         target_pictures=aggregate.counted,
@@ -258,37 +259,29 @@ def from_aggregate(
         crossed_bytes=len(aggregate.canonical),
         epsilon=aggregate.epsilon,
         delta=aggregate.delta,
-        command=request.command,
-        created=_now(),
     )
-    return _recorded(found, making, request)
 
 
 def from_anchors(
     anchors: Anchors, units: tuple[Normalisation, Normalisation], request: CalibrationRequest
 ) -> Calibration:
     """A calibration from pictures of the same things in both domains; nothing crosses for it."""
-    found = anchored.fit(
-        anchors.source, anchors.target, units, request.kind, seed=request.seed, force=request.force
-    )
-    making = Making(method="anchors", anchors=len(anchors.names), command=request.command, created=_now())
-    return _recorded(found, making, request)
+    pair = anchors.source, anchors.target
+    found = anchored.fit(*pair, units, request.kind, seed=request.seed, force=request.force)
+    return _recorded(found, request, method="anchors", anchors=len(anchors.names))
 
 
-def _recorded(found: Proposal, making: Making, request: CalibrationRequest) -> Calibration:
+def _recorded(found: Proposal, request: CalibrationRequest, **making: Any) -> Calibration:
+    now = datetime.now(UTC).replace(microsecond=0)
     return Calibration(
         kind=request.kind,
         source=request.source,
         target=request.target,
         map=found.map,
-        made=making,
+        made=Making(command=request.command, created=now, **making),
         effect=found.effect,
-        expires=making.created + timedelta(days=request.days),
+        expires=now + timedelta(days=request.days),
     )
-
-
-def _now() -> datetime:
-    return datetime.now(UTC).replace(microsecond=0)
 
 
 PIXELS = 16
@@ -334,10 +327,7 @@ class Ways:
 
 
 def colour_distance(
-    source: Pictures,
-    target: Pictures,
-    channel_map: ChannelMap,
-    units: tuple[Normalisation, Normalisation],
+    source: Pictures, target: Pictures, channel_map: ChannelMap, units: tuple[Normalisation, Normalisation]
 ) -> Compared:
     """How far the source's colours are from the target's, in the target's units."""
     parts = zip(units, (source, target), strict=True)

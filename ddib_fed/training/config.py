@@ -52,11 +52,16 @@ _LEVELS, _REFERENCE = 256, 1024
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 
-def says(default: Any, text: str, kinds: tuple[str, ...], *, option: bool = True, **limits: Any) -> Any:
-    """A field with its help and the kinds of run that have it; without `option` it is given by --set alone."""
+def says(default: Any, text: str, kinds: tuple[str, ...], **limits: Any) -> Any:
+    """A field with an option, its help, and the kinds of run that have it."""
     return Field(
-        default, description=text, json_schema_extra={"kinds": list(kinds), "option": option}, **limits
+        default, description=text, json_schema_extra={"kinds": list(kinds), "option": True}, **limits
     )
+
+
+def by_set(default: Any, kinds: tuple[str, ...], **limits: Any) -> Any:
+    """A field without an option, given by --set."""
+    return Field(default, json_schema_extra={"kinds": list(kinds), "option": False}, **limits)
 
 
 def seconds(value: Any) -> Any:
@@ -115,34 +120,17 @@ class TrainConfig(BaseModel):
     batch: int = says(
         PRESET, "Points (2,048) or pictures (the preset's) a step, over all processes.", ANY, ge=1
     )
-    learning_rate: float = says(
-        PRESET,
-        "Peak of the learning rate: 2e-3, or the preset's.",
-        ANY,
-        option=False,
-        gt=0,
-        allow_inf_nan=False,
-    )
-    width: int = says(160, "Hidden units.", POINTS, option=False, ge=1, le=4096)
-    blocks: int = says(4, "Residual blocks.", POINTS, option=False, ge=1, le=64)
-    noise_schedule: Literal["linear", "cosine"] | None = says(
-        None,
-        "Noise schedule; default: cosine, linear for the public network, or the initial weights'.",
-        MODELS,
-        option=False,
-    )
-    diffusion_steps: int | None = says(
-        None,
-        "Integer steps of the schedule, as in the public code; default: continuous time, or 4000 for its network.",
-        POINTS,
-        option=False,
-        ge=2,
-        le=10_000,
-    )
+    learning_rate: float = by_set(PRESET, ANY, gt=0, allow_inf_nan=False)
+    """Its peak."""
+    width: int = by_set(160, POINTS, ge=1, le=4096)
+    blocks: int = by_set(4, POINTS, ge=1, le=64)
+    noise_schedule: Literal["linear", "cosine"] | None = by_set(None, MODELS)
+    """Default: cosine, linear for the public network, or the initial weights'."""
+    diffusion_steps: int | None = by_set(None, POINTS, ge=2, le=10_000)
+    """Integer steps of the schedule, as in the public code; default: continuous time, or 4000 for its network."""
     threads: int = says(1, "Threads of torch; more may be slower.", ANY, ge=1)
-    precision: Literal["float32", "bfloat16"] = says(
-        "float32", "Precision of matrix products.", ANY, option=False
-    )
+    precision: Literal["float32", "bfloat16"] = by_set("float32", ANY)
+    """Of matrix products."""
     dtype: Literal["float32", "float16"] = says(
         "float16", "Type of stored weights; default: float32 for points, float16 for pictures.", ANY
     )
@@ -152,15 +140,10 @@ class TrainConfig(BaseModel):
         SEEN,
     )
     size: int | None = says(None, "Height and width for the network.", SEEN, ge=8, le=1024)
-    channels: Literal[1, 3] | None = says(
-        None, "Grey or RGB; by default what most pictures are.", SEEN, option=False
-    )
-    network: dict[str, Any] = says(
-        {},
-        "Values of fields of the network; for points public=true chooses the public code's network and objective.",
-        ANY,
-        option=False,
-    )
+    channels: Literal[1, 3] | None = by_set(None, SEEN)
+    """Grey or RGB; by default what most pictures are."""
+    network: dict[str, Any] = by_set({}, ANY)
+    """Values of its fields; for points public=True chooses the public code's network and objective."""
     fit: Literal["resize", "crop", "pad"] | None = says(
         None, "Fit to the size, undone on output; default: resize. pad suits scans.", SEEN
     )
@@ -180,9 +163,11 @@ class TrainConfig(BaseModel):
         None, "Learn classes, from sub-folders or from the file name up to the first underscore.", SEEN
     )
     skip_bad: bool = says(False, "Leave out files that cannot be read, and list them.", SEEN)
-    held_out: float = says(0.1, "Share never trained on.", SEEN, option=False, gt=0, lt=0.9)
+    held_out: float = by_set(0.1, SEEN, gt=0, lt=0.9)
+    """Share never trained on."""
     flip: bool = says(False, "Mirror half of them, left to right.", SEEN)
-    crop: bool = says(False, "Cut random windows, from pictures an eighth larger.", SEEN, option=False)
+    crop: bool = by_set(False, SEEN)
+    """Cut random windows, from pictures an eighth larger."""
     colours: Colours = says(
         "rgb",
         "What the network's channels are. opponent (lightness, blue against red, green against both) pairs hues "
@@ -191,24 +176,17 @@ class TrainConfig(BaseModel):
     )
     microbatch: int = Field(PRESET, ge=1)
     """How many samples at once; halved when memory runs out."""
-    ema: float = says(PRESET, "Decay of the averaged weights.", ANY, option=False, ge=0, lt=1)
-    checkpoint_every: int = says(
-        PRESET, "Steps between checkpoints and sample sheets.", ANY, option=False, ge=1
-    )
+    ema: float = by_set(PRESET, ANY, ge=0, lt=1)
+    """Decay of the averaged weights."""
+    checkpoint_every: int = by_set(PRESET, ANY, ge=1)
+    """Steps between checkpoints and sample sheets."""
     device: Literal["cpu", "cuda", "auto"] = says(
         "cpu", "Device to compute on; auto is a GPU if there is one.", ANY
     )
-    label_dropout: float = says(
-        0.0,
-        "Share of samples without their class, for classifier-free guidance, e.g. 0.1.",
-        PICTURES,
-        option=False,
-        ge=0,
-        lt=1,
-    )
-    predict: Literal["v", "eps"] | None = says(
-        None, "What the network predicts; default: v, or as the initial weights.", PICTURES, option=False
-    )
+    label_dropout: float = by_set(0.0, PICTURES, ge=0, lt=1)
+    """Share of samples without their class, for classifier-free guidance."""
+    predict: Literal["v", "eps"] | None = by_set(None, PICTURES)
+    """What the network predicts; default: v, or as the initial weights."""
     init: Path | None = says(None, "Start from the weights of this bundle, RGB or grey.", PICTURES)
     calibration: Path | None = says(
         None,
@@ -388,7 +366,7 @@ class TrainConfig(BaseModel):
         return hashlib.sha256(f"{settings} {data}".encode()).hexdigest()
 
 
-class Plan(BaseModel):
+class RunPlan(BaseModel):
     """How long a run is: `total` steps, decided after `step` steps, when the share `share` of the run was behind it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -401,12 +379,12 @@ class Plan(BaseModel):
         """The share of the run that is behind it when `step` steps are done."""
         return self.share + (1.0 - self.share) * (step - self.step) / (self.total - self.step)
 
-    def renewed(self, step: int, total: int) -> Plan:
+    def renewed(self, step: int, total: int) -> RunPlan:
         """The plan that continues this one with another number of steps."""
-        return Plan(total=total, step=step, share=self.behind(step))
+        return RunPlan(total=total, step=step, share=self.behind(step))
 
 
-def learning_rate(config: TrainConfig, plan: Plan, step: int) -> float:
+def learning_rate(config: TrainConfig, plan: RunPlan, step: int) -> float:
     """The rate of step `step` (from 0): linear warm-up, then constant or half a cosine down to 0."""
     warm = min(1.0, max((step + 1) / max(1, config.warmup), 5.0 * plan.behind(step + 1)))
     fall = 1.0 if config.decay == "none" else 0.5 * (1 + math.cos(math.pi * plan.behind(step)))

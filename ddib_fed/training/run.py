@@ -44,7 +44,7 @@ from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.networks.placement import torch_threads
 from ddib_fed.terminal import bar, say
-from ddib_fed.training.config import Plan, TrainConfig, learning_rate
+from ddib_fed.training.config import RunPlan, TrainConfig, learning_rate
 from ddib_fed.training.pictures import PictureTask, open_start
 from ddib_fed.training.points import PointTask, open_points
 from ddib_fed.training.sources import PictureSource, open_source
@@ -94,7 +94,7 @@ class RunState(BaseModel):
 
     identity: str
     step: int
-    plan: Plan
+    plan: RunPlan
     microbatch: int
     cpu_seconds: float
     seconds: float
@@ -106,15 +106,9 @@ class RunRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     identity: str
+    steps: int | None
+    time_s: float | None
     config: dict[str, Any]
-
-    @property
-    def steps(self) -> int | None:
-        return self.config["steps"]  # type: ignore[no-any-return]
-
-    @property
-    def time_s(self) -> float | None:
-        return self.config["time_s"]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +120,7 @@ class Opened:
     digest: str
     task: Callable[[Any], Task]
     samples: int = 0
-    trainer: Callable[[Task, World, Plan, Path, RunState | None], Trainer] | None = None
+    trainer: Callable[[Task, World, RunPlan, Path, RunState | None], Trainer] | None = None
     """What takes the steps instead of `Trainer`, given the run's folder and the state that it resumes from."""
     after: Callable[[Path], None] = lambda _: None
     """Called with the run's folder once the bundle is there."""
@@ -206,7 +200,7 @@ class _Run:
         self.name = self.config.name or opened.name
         self.state: RunState | None = None
         self.tensors: dict[str, Tensor] = {}
-        self.plan = Plan(total=1)
+        self.plan = RunPlan(total=1)
         self.changed = False
         self.cpu_before = self.seconds_before = 0.0
         self.cpu_started, self.started = time.process_time(), time.monotonic()
@@ -232,8 +226,8 @@ class _Run:
             if asked.steps not in (None, record.steps):
                 raise self._other_run()
             if asked.time_s not in (None, record.time_s):
-                length = f"{record.steps} steps" if record.steps else f"{record.time_s:g} s"
-                self.say(f"this run was begun with {length}; --force starts again with another time")
+                begun = f"{record.steps} steps" if record.steps else f"{record.time_s:g} s"
+                self.say(f"this run was begun with {begun}; --force starts again with another time")
             self.config = asked.model_copy(update={"steps": record.steps, "time_s": record.time_s})
         if self.config.steps is None and self.config.time_s is None:
             self.config = self.config.model_copy(update={"steps": self.config.usual_steps()})
@@ -244,7 +238,9 @@ class _Run:
         else:
             before, self.plan = self.state.plan.total, longer
             self.say(f"given more: {longer.total} steps instead of {before}; the learning rate rises again")
-        now = RunRecord(identity=self.identity, config=self.config.model_dump(mode="json"))
+        settings = self.config.model_dump(mode="json")
+        length = {name: settings.pop(name) for name in ("steps", "time_s")}
+        now = RunRecord(identity=self.identity, config=settings, **length)
         if record is not None:
             self.changed = any(now.config[name] != record.config[name] for name in CHANGEABLE)
         if now != record:
@@ -378,8 +374,7 @@ class _Run:
             )
         if record is not None:
             raise AlreadyExists(
-                f"{self.out} holds an unfinished run",
-                hint="--resume to resume it, --force to start again",
+                f"{self.out} holds an unfinished run", hint="--resume to resume it, --force to start again"
             )
         return None
 
@@ -406,24 +401,26 @@ class _Run:
             self.config = config.model_copy(update={"microbatch": min(cost.microbatch, config.batch)})
             if config.time_s is not None:
                 total = max(1, int(config.time_s * TIME_SHARE / cost.seconds))
-        self.plan = Plan(total=self.world.decide(lambda: total))
+        self.plan = RunPlan(total=self.world.decide(lambda: total))
 
-    def _longer(self, record: RunRecord, state: RunState) -> Plan | None:
+    def _longer(self, record: RunRecord, state: RunState) -> RunPlan | None:
         """The plan with the steps or the time that are asked for now; None if these are not more."""
         asked, total = self.config, self.config.steps or 0
         if asked.time_s is not None and asked.time_s > (record.time_s or 0.0):
             total = int(asked.time_s * TIME_SHARE / state.seconds * state.step)
         if total <= state.plan.total:
             return None
-        return Plan(total=total, step=state.step, share=state.step / total)
+        return RunPlan(total=total, step=state.step, share=state.step / total)
 
-    def _planned_anew(self, trainer: Trainer, since: tuple[int, float]) -> Plan:
-        """The plan as the speed since the last one says."""
+    def _planned_anew(self, trainer: Trainer, since: tuple[int, float]) -> RunPlan:
+        """The plan as the speed since the last look says; after the last one it stays, so that the rate falls."""
         step, plan, now = trainer.step, trainer.plan, self.seconds
+        done, ahead = step - since[0], plan.total - step
+        if ahead <= done:
+            return plan
         left = float(self.config.time_s or 0.0) * TIME_SHARE - now
-        steps = max(1, round(left * (step - since[0]) / (now - since[1])))
-        negligible = abs(steps - (plan.total - step)) <= NEGLIGIBLE * (plan.total - step)
-        return plan if negligible else plan.renewed(step, step + steps)
+        steps = max(1, round(left * done / (now - since[1])))
+        return plan if abs(steps - ahead) <= NEGLIGIBLE * ahead else plan.renewed(step, step + steps)
 
     def _tell(self, trainer: Trainer) -> None:
         """Say what the trainer wants said."""

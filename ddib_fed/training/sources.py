@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ddib_fed.data import folder as folders
 from ddib_fed.data.decoding import Picture
-from ddib_fed.data.fitting import PictureRule, check_fit
+from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.folder import Entry, Folder, Progress, Survey, expand
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.data.shipped import SHIPPED, load_shipped
@@ -37,7 +37,6 @@ from ddib_fed.errors import (
     ShapeMismatch,
     UsageError,
 )
-from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, carried_domain, data_note
 from ddib_fed.models.units import Normalisation
 from ddib_fed.names import domain_from
@@ -434,17 +433,9 @@ def _split_groups(groups: Sequence[Entries], share: float) -> tuple[Entries, Ent
     def rank(group: Entries) -> str:
         return hashlib.sha256(b"held-out" + folders.folder_digest(group).encode()).hexdigest()
 
-    total, held = sum(map(len, groups)), list[Entry]()
     ranked = sorted(groups, key=rank)
-    held_groups = []
-    for group in ranked:
-        if len(held) + len(group) <= share * total:
-            held += group
-            held_groups.append(group)
-    if not held:
-        held_groups = [min(ranked, key=len)]
-        held = list(held_groups[0])
-    rest = [entry for group in groups if not any(group is each for each in held_groups) for entry in group]
+    count = min(max(1, round(share * len(ranked))), len(ranked) - 1)
+    held, rest = ([entry for group in part for entry in group] for part in (ranked[:count], ranked[count:]))
     return _apart(rest, held)
 
 
@@ -544,21 +535,9 @@ def own_samples(manifest: Manifest, which: Path | str | None, train: int, held_o
     if name is not None:
         shipped = load_shipped(name)
         return OwnSamples(name, spaced(shipped.train, train), spaced(shipped.held_out, held_out))
-    folder = Path(str(which))
-    if manifest.picture is not None and manifest.picture.intensity is not None:
-        source = folder_source(as_trained(manifest, folder), say=lambda _: None)
-        parts = (expand(spaced(source.train, train)), expand(spaced(source.held_out, held_out)))
-        return OwnSamples(str(folder), *parts)
-    rule = picture_rule(manifest)
-    entries = folders.scan(folder, check=lambda picture: check_fit(picture, rule, windows=True)).entries
-    halves = folders.split(entries)
-    if not all(halves):
-        raise InputError(f"the pictures below {folder} are all the same", hint="add pictures")
-    chosen = (
-        [half[row] for row in evenly(len(half), most)]
-        for half, most in zip(halves, (train, held_out), strict=True)
-    )
-    return OwnSamples(str(folder), *(expand(folders.load(each, rule)) for each in chosen))
+    source = folder_source(as_trained(manifest, Path(str(which))), say=lambda _: None)
+    parts = spaced(source.train, train), spaced(source.held_out, held_out)
+    return OwnSamples(str(which), *map(expand, parts))
 
 
 def shipped_name(manifest: Manifest, which: Path | str | None) -> str | None:

@@ -28,7 +28,7 @@ from ddib_fed.errors import DdibError, MemoryExhausted, SettingsInvalid
 from ddib_fed.models.manifest import DifferentialPrivacy
 from ddib_fed.networks.placement import keep_freed_memory
 from ddib_fed.processes import end_with_parent, processes_here, require_torchrun, started_together
-from ddib_fed.training.config import Plan, TrainConfig, learning_rate
+from ddib_fed.training.config import RunPlan, TrainConfig, learning_rate
 
 T = TypeVar("T")
 _BUCKET = 16 << 20
@@ -233,11 +233,11 @@ class Trainer:
     """A network in training, with everything that a step changes."""
 
     def __init__(
-        self, task: Task, world: World, plan: Plan | None = None, *, ahead: bool | None = None
+        self, task: Task, world: World, plan: RunPlan | None = None, *, ahead: bool | None = None
     ) -> None:
         self.task, self.world, self.config = task, world, task.config
         config = self.config
-        self.plan = plan or Plan(total=config.steps or config.usual_steps())
+        self.plan = plan or RunPlan(total=config.steps or config.usual_steps())
         self.step = 0
         self.microbatch = config.microbatch
         self.notes: list[str] = []
@@ -247,11 +247,7 @@ class Trainer:
         self.ema = Ema(self.network, config.ema)
         self._parameters = [p for p in self.network.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
-            self._parameters,
-            lr=config.learning_rate,
-            betas=(0.9, config.beta2),
-            weight_decay=0.0,
-            fused=True,
+            self._parameters, lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=0.0, fused=True
         )
         ahead = _thread_pays(world.device, config.threads) if ahead is None else ahead
         self._prefetch = Prefetch(lambda piece: task.fetch(piece, world.device), world.device, ahead=ahead)
@@ -389,7 +385,7 @@ class StepCost:
 def measure(config: TrainConfig, task: Callable[[TrainConfig], Task], world: World) -> StepCost:
     """Take a few steps of one microbatch, on a network that is thrown away."""
     small = min(config.batch, config.microbatch * world.size)
-    trial = Trainer(task(config.model_copy(update={"batch": small})), world, Plan(total=1_000_000))
+    trial = Trainer(task(config.model_copy(update={"batch": small})), world, RunPlan(total=1_000_000))
     begun = time.monotonic()
     float(trial.advance())  # waits for it
     slowest = time.monotonic() - begun

@@ -172,10 +172,7 @@ class TuningLeg:
         self.model, self.stage, self.sigma, self.frame = model, stage, sigma, model.frame()
         self.schedule = model.bundle.schedule
         highest = self.schedule.lambda_max
-        self.ends = (
-            highest if sigma == 0.0 else min(highest, -math.log(sigma)),
-            self.schedule.lambda_min,
-        )
+        self.ends = (highest if sigma == 0.0 else min(highest, -math.log(sigma)), self.schedule.lambda_min)
         drawn, classes = np.random.default_rng(seed), model.manifest.num_classes
         self.sets: list[Rows] = []
         for done, x in enumerate(starts):

@@ -84,16 +84,6 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path):
     assert resumed.manifest.weights_sha256 == whole.manifest.weights_sha256
 
 
-@pytest.mark.slow
-def test_points_of_ones_own_are_in_the_units_of_the_model(tmp_path):
-    """A file's points pass the teacher's normalisation, whatever they are like themselves."""
-    points = np.random.default_rng(0).normal(5.0, 2.0, size=(400, 2)).astype(np.float32)
-    np.save(tmp_path / "own.npy", points)
-    found = open_starts(config(data=tmp_path / "own.npy"), pretrained("moons"))
-    assert found.held_out.mean() == pytest.approx(5.0, abs=0.6)
-    assert found.held_out.shape == (40, 2)
-
-
 @pytest.mark.parametrize(
     ("name", "domain"), [("moons", "moons"), ("0", "points"), ("own", "concentric-rings")]
 )
@@ -149,14 +139,6 @@ def test_pictures_are_distilled_from_a_folder(tmp_path):
     assert load_bundle(tmp_path / "out").digest == made.digest
 
 
-@pytest.mark.slow
-def test_a_distilled_model_is_not_distilled_again(distilled, tmp_path):
-    """Its errors would be relative to a copy."""
-    save_bundle(tmp_path / "again", distilled[0].manifest, distilled[0].state)
-    with pytest.raises(SettingsInvalid, match="is distilled already"):
-        train(config(tmp_path / "again", domain="moons"), tmp_path / "out")
-
-
 def test_a_model_whose_data_no_package_carries_needs_their_name(tmp_path):
     """The error says the option."""
     network = MlpConfig(width=8, blocks=1)
@@ -168,13 +150,6 @@ def test_a_model_whose_data_no_package_carries_needs_their_name(tmp_path):
 
 
 STEPS = SolverSettings("flow-map", evaluations=8)
-
-
-def test_a_model_that_was_not_distilled_refuses_its_steps():
-    """With the command that makes one."""
-    with pytest.raises(SettingsInvalid, match="moons was not distilled") as refused:
-        check_decoding(DomainModel(pretrained("moons")), STEPS, None)
-    assert "ddib model distil moons" in refused.value.hint
 
 
 @pytest.mark.slow

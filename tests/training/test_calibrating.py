@@ -15,7 +15,6 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import LocalParty, open_party
 from ddib_fed.errors import ImageUnreadable, InputError, UsageError
-from ddib_fed.evaluation.bootstrap import resample
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.units import ChannelMap, Normalisation
@@ -25,7 +24,6 @@ from ddib_fed.training.calibrating import (
     Ways,
     anchors_of,
     colour_distance,
-    compared,
     count_pictures,
     map_alone,
     paired,
@@ -65,15 +63,15 @@ def replaced(rng: np.random.Generator, other: Path) -> bytes:
 @pytest.mark.parametrize(
     ("files", "groups", "at_most", "replacements"),
     [
-        (230, None, 4_000, 40),
-        (667, None, 300, 30),
-        (300, 200, 4_000, 23),
+        (230, None, 4_000, 25),
+        (667, None, 300, 15),
+        (300, 200, 4_000, 15),
     ],
 )
 def test_one_file_moves_the_histogram_by_no_more_than_is_stated(
     tmp_path: Path, files: int, groups: int | None, at_most: int, replacements: int
 ) -> None:
-    """Neither what is counted, nor M, nor anybody else's part follows from its pixels: some 90 replacements in all."""
+    """Neither what is counted, nor M, nor anybody else's part follows from its pixels: some 55 replacements in all."""
     rng = np.random.default_rng(files)
     paths = [tmp_path / (f"g{i % groups:03}/{i:05}.png" if groups else f"{i:05}.png") for i in range(files)]
     for path in paths:
@@ -241,19 +239,6 @@ def test_the_map_alone_goes_from_one_models_units_to_the_others() -> None:
     x = np.full((1, 3, 2, 2), 0.5, np.float32) + np.array([0.1, 0.0, -0.1], np.float32)[:, None, None]
     found = map_alone(x, SWAP, units)
     assert found[0, :, 0, 0] == pytest.approx([-0.25, -0.05, -0.45], abs=1e-6)
-
-
-def test_a_gain_is_of_the_same_pictures() -> None:
-    """Its interval is far narrower than those of the two figures, and decides."""
-    rng = np.random.default_rng(1)
-    without = rng.normal(20, 3, 40)
-    row = compared("PSNR, dB", [without + 0.5 + 0.01 * rng.normal(size=40), without], resample(40))
-    assert row.gain is not None
-    assert row.without is not None
-    assert row.gain.value == pytest.approx(row.calibrated.value - row.without.value)
-    assert row.gain.high - row.gain.low < 0.1 * (row.calibrated.high - row.calibrated.low)
-    assert row.verdict == "better"
-    assert compared("PSNR, dB", [without], resample(40)).verdict == ""
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from ddib_fed.errors import UsageError
-from ddib_fed.training.config import Plan, TrainConfig, checked, learning_rate
+from ddib_fed.training.config import RunPlan, TrainConfig, checked, learning_rate
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_fields_without_an_option_are_set_by_name():
 
 def test_the_rate_warms_up_falls_to_nothing_and_continues_where_the_length_is_planned_again():
     """Without a jump; a run that is given more begins a new cosine."""
-    config, first = TrainConfig(kind="pictures", size=8), Plan(total=1_000)
+    config, first = TrainConfig(kind="pictures", size=8), RunPlan(total=1_000)
     rates = [learning_rate(config, first, step) for step in range(1_000)]
     assert rates[0] == pytest.approx(config.learning_rate / 200, rel=0.01)
     assert max(rates) == pytest.approx(config.learning_rate, rel=0.1)
@@ -83,5 +83,5 @@ def test_the_rate_warms_up_falls_to_nothing_and_continues_where_the_length_is_pl
         made = first.renewed(500, total)
         assert learning_rate(config, made, 500) == pytest.approx(rates[500])
         assert learning_rate(config, made, total - 1) < rates[990]
-    longer = Plan(total=3_000, step=990, share=990 / 3_000)
+    longer = RunPlan(total=3_000, step=990, share=990 / 3_000)
     assert learning_rate(config, longer, 990) > 20 * rates[990]

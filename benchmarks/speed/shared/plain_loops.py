@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddib_fed.data import synthetic
 from ddib_fed.diffusion.denoiser import LAMBDA_SCALE
-from ddib_fed.training.config import Plan, TrainConfig, learning_rate
+from ddib_fed.training.config import RunPlan, TrainConfig, learning_rate
 from ddib_fed.training.objective import LambdaSampler
 
 Step = Callable[[], None]
@@ -26,7 +26,7 @@ class Loop:
 
     def __init__(self, config: TrainConfig, network: nn.Module) -> None:
         self.config, self.network, self.step = config, network, 0
-        self.plan = Plan(total=config.steps or config.usual_steps())
+        self.plan = RunPlan(total=config.steps or config.usual_steps())
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.averages = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(

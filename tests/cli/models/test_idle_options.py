@@ -61,9 +61,6 @@ POINTS = "translate points.npy --source moons --target checkerboards --evaluatio
         (f"{PICTURES} --classifier-scale 3", "--classifier MODEL"),
         (f"{PICTURES} --guidance 3", "no class for none"),
         ("translate in --source dropped --target dropped --evaluations 3 --guidance 3", "--target-class"),
-        (f"{PICTURES} --classifier classifier --guidance nan", "guidance"),
-        ("model sample soft --n 1 --evaluations 3 --classifier-scale 3", "--classifier MODEL"),
-        ("model sample soft --n 1 --evaluations 3 --guidance 3", "no class for none"),
         ("model sample dropped --n 1 --evaluations 3 --guidance 3", "--class"),
     ],
 )
@@ -77,13 +74,9 @@ def test_guidance_without_what_it_needs_is_refused(refused, line, named):
     [
         ("model train --domain satellite --steps 1 --fit pad", "--fit"),
         ("model train --domain satellite --steps 1 --set channels=1", "--set channels"),
-        ("model train --domain satellite --steps 1 --set held_out=0.2", "--set held_out"),
-        ("model train --domain satellite --steps 1 --skip-bad", "--skip-bad"),
         ("model train --domain moons --steps 1 --resume --force", "--resume"),
         ("model train --images scans --size 8 --steps 1 --set image_size=16", "image_size"),
-        ("model train --images scans --size 8 --steps 1 --set num_classes=4", "num_classes"),
         ("model train --images scans --for dropped --steps 1 --colours opponent", "--colours"),
-        ("colours sklearn:china sklearn:flower --resume --force", "--resume"),
         ("model import --synthetic points.npy --soften-sigma 0", "--soften-sigma"),
     ],
 )

@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import save_file
 
 from ddib_fed.cli.model import model
 from ddib_fed.engine.model import DomainModel
@@ -49,16 +48,6 @@ def test_a_checkpoint_becomes_a_bundle_and_every_setting_is_shown(ddib, checkpoi
     assert "averaged over training (rate 0.9999, step 020000)" in said
     made = load_bundle(out).manifest
     assert (made.domain, made.name, made.network) == ("dogs", "ADM", SMALL)
-
-
-def test_scripts_get_the_same_as_json(ddib, checkpoint, tmp_path):
-    """One document."""
-    said = json.loads(
-        ddib("import", checkpoint, "--out", tmp_path / "m", "--flags", FLAGS, "--format", "json").output
-    )
-    assert said["digest"] == load_bundle(tmp_path / "m").digest
-    assert {"key": "channel_mult", "value": "1,2", "basis": "shapes"} in said["settings"]
-    assert set(said["ignored"]) == {"use_fp16"}
 
 
 @pytest.mark.slow
@@ -165,9 +154,3 @@ def test_a_tensor_under_two_names_is_refused(ddib, checkpoint, tmp_path):
     torch.save({**state, "module.out.2.bias": state["out.2.bias"] + 1.0}, tmp_path / "twice.pt")
     with pytest.raises(BundleInvalid, match=r"out\.2\.bias.*two"):
         ddib("import", tmp_path / "twice.pt", "--out", tmp_path / "m")
-
-
-def test_a_checkpoint_may_be_safetensors(ddib, checkpoint, tmp_path):
-    save_file(torch.load(checkpoint, weights_only=True), tmp_path / "ema.safetensors")
-    ddib("import", tmp_path / "ema.safetensors", "--out", tmp_path / "m", "--flags", FLAGS)
-    assert load_bundle(tmp_path / "m").manifest.network == SMALL

@@ -121,19 +121,6 @@ def test_one_folder_may_hold_both_sides_and_what_is_tested(tmp_path):
 
 
 @pytest.mark.long
-def test_other_solver_settings_keep_the_models(two):
-    """The page says: try more evaluations."""
-    rehearse(wanted(two))
-    weights = (two / "out" / "a" / "model.safetensors").read_bytes()
-    parts = set()
-    more = replace(wanted(two), evaluations=13)
-    rehearse(more, on_progress=lambda what, *rest: parts.add(what))
-    assert (two / "out" / "a" / "model.safetensors").read_bytes() == weights
-    assert parts >= {"translating bright to dark", "translating dark to bright"}
-    assert not any(part.startswith("training") for part in parts)
-
-
-@pytest.mark.long
 def test_a_finished_rehearsal_goes_on_with_more_steps(two):
     """Both models train on from where they were, and the page says what the folder now holds; fewer are refused."""
     rehearse(wanted(two))

@@ -87,7 +87,7 @@ def test_trying_two_folders_ends_with_a_page(tmp_path):
         for number in range(12):
             pixels = rng.integers(0, 256, (9, 8, 1), np.uint8)
             (tmp_path / name / f"{number}.png").write_bytes(encode_png(pixels))
-    options = (
+    options = [
         "--steps",
         "1",
         "--batch",
@@ -100,7 +100,7 @@ def test_trying_two_folders_ends_with_a_page(tmp_path):
         "2",
         "--evaluations",
         "3",
-    )
+    ]
     where = (tmp_path / "left", tmp_path / "right", "--device", "cpu", "--out", tmp_path / "out")
     said = call(try_, *where, *options)
     assert (tmp_path / "out" / "index.html").exists()

@@ -14,11 +14,10 @@ from click.testing import CliRunner, Result
 from ddib_fed.cli.model import model
 from ddib_fed.data.fitting import PictureRule, fit_picture
 from ddib_fed.data.pictures import decode_image, encode_png
-from ddib_fed.errors import ExtraMissing, ImageUnreadable, InputError, SettingsInvalid, UsageError
+from ddib_fed.errors import ExtraMissing, InputError, SettingsInvalid
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import Options
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.training.calibrating import count_pictures, domain_pictures
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.sources import PictureSource, folder_source
 from tests.formats.dicom.files import words_of, write_series
@@ -116,16 +115,6 @@ def test_a_folder_of_ct_becomes_a_model_of_hounsfield_units(ddib, given, tmp_pat
     assert (window.picture.intensity, window.picture.low, window.picture.high) == ("hu", -160, 240)
 
 
-def test_volumes_become_a_model_of_the_plane_and_the_rule_that_were_asked(ddib, given, tmp_path):
-    for number in range(3):
-        volume(given / f"{number}.nii.gz", number)
-    ddib("--slices", "coronal", "--intensity", "percentile:1,99@0:4095", "--fit", "pad")
-    made = load_bundle(tmp_path / "m").manifest.picture
-    assert made is not None
-    assert (made.intensity, made.slices) == ("percentile:1,99@0:4095", "coronal")
-    assert (made.fit, made.low, made.high, made.bits) == ("pad", 0, 4095, 16)
-
-
 def test_one_map_becomes_a_model_of_its_tiles(ddib, given, tmp_path):
     write_map(given / "map.tif", smooth(1, 40, 64).astype(np.uint16))
     ddib()
@@ -194,18 +183,6 @@ def test_the_end_of_a_map_is_held_out_and_no_tile_overlaps_it(given):
     assert {number % 40 for number in held} == set(range(32, 40))
 
 
-def test_what_is_measured_of_a_model_later_is_read_as_it_was_trained(ddib, given, tmp_path):
-    """Steps are tuned and calibrations fitted on volumes; a histogram counts files, so it is refused."""
-    for number in range(3):
-        volume(given / f"{number}.nii", number)
-    ddib("--slices", "coronal")
-    made = load_bundle(tmp_path / "m")
-    found = domain_pictures(made, str(given))
-    assert (len(found.train), len(found.held_out)) == (24, 12)
-    with pytest.raises(UsageError, match="trained on volumes or maps"):
-        count_pictures(made, str(given), epsilon=1.0)
-
-
 def test_one_volume_alone_is_refused(ddib, given):
     volume(given / "a.nii", 0)
     with pytest.raises(InputError, match=r"one NIfTI volume below .* whole ones are held out"):
@@ -228,18 +205,6 @@ def test_what_is_not_of_one_kind_is_refused(ddib, given, tmp_path):
     assert "--intensity RULE" in caught.value.hint
 
 
-def test_ct_without_units_is_refused_or_left_out_when_asked(ddib, given):
-    """Also beside CT in Hounsfield units, by whatever rule."""
-    for number in range(2):
-        ct(given, number)
-    ct(given, 2, RescaleType="US")
-    with pytest.raises(ImageUnreadable, match=r"(?s)1 of 19 .*no Hounsfield units"):
-        ddib()
-    assert "no Hounsfield units" in ddib("--skip-bad").stderr
-    with pytest.raises(InputError, match=r"not of one kind.*without Hounsfield units"):
-        ddib("--intensity", "percentile:1,99", "--force")
-
-
 @pytest.mark.parametrize("name", ["look.png", "look.bmp"])
 def test_pictures_among_series_are_refused(ddib, given, name):
     """Also with --skip-bad: they can be read, and either may be meant."""
@@ -247,16 +212,6 @@ def test_pictures_among_series_are_refused(ddib, given, name):
     (given / name).write_bytes(encode_png(np.arange(64, dtype=np.uint8).reshape(8, 8, 1)))
     with pytest.raises(InputError, match=rf"both pictures \(1 {name[-4:]}\) and another kind \(DICOM file\)"):
         ddib("--skip-bad")
-
-
-def test_a_range_that_the_rule_does_not_make_is_refused(ddib, given):
-    for number in range(2):
-        volume(given / f"{number}.nii", number)
-    with pytest.raises(
-        SettingsInvalid, match=r"range is -1000:2000, and intensity .* from 0 to 255"
-    ) as caught:
-        ddib("--range=-1000:2000")
-    assert "--intensity percentile:0.5,99.5@LOW:HIGH" in caught.value.hint
 
 
 def test_a_rule_for_volumes_is_refused_for_pictures(ddib, given):
