@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -238,7 +238,7 @@ class NodeStore:
             try:
                 yield lambda statement, values=(): self._reader.execute(statement, values).fetchall()
             finally:
-                self._reader.execute("COMMIT")
+                self._reader.execute("ROLLBACK")  # nothing was written; a COMMIT may fail, and leave it open
 
     # Write
 
@@ -298,10 +298,11 @@ class NodeStore:
             raise
         try:
             db.execute("COMMIT")
-        except BaseException:
-            # The rows may be on the disk, and the files that they name stay: the next start compares.
+        except BaseException as error:
+            # But for a full disk the rows may be on it, and the files that they name stay: the next start compares.
+            full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
             for write in group:
-                write.undo = write.undo if write.error else ()
+                write.undo = write.undo if full or write.error else ()
             self._roll_back()
             raise
         if db.total_changes > before:
@@ -310,7 +311,7 @@ class NodeStore:
 
     def _one(self, write: _Write[Any], shared: set[str]) -> Sequence[str]:
         """One write in its savepoint; the files that are to be synced with it."""
-        db, transaction = self._writer, Transaction(self._writer, shared)
+        db, transaction, before = self._writer, Transaction(self._writer, shared), set(shared)
         db.execute("SAVEPOINT one")
         write.undo = transaction.undo
         try:
@@ -322,7 +323,7 @@ class NodeStore:
                 raise
             db.execute("ROLLBACK TO one")
             transaction.written.clear()
-            shared.clear()
+            shared.intersection_update(before)
         else:
             write.afterwards = transaction.afterwards
         db.execute("RELEASE one")
@@ -368,16 +369,15 @@ def rehearse(path: Path) -> tuple[int, int]:
     lock = path.with_name(path.name + ".lock")
     for file in (path, lock):
         check_private_file(file)
-    with suppress(FileNotFoundError):
-        guard = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            _take(guard, path, fcntl.LOCK_SH)  # beside another check, and for a moment only
-        finally:
-            os.close(guard)
-    with tempfile.TemporaryDirectory(prefix="ddib-check-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ddib-check-") as folder, ExitStack() as held:
+        with suppress(FileNotFoundError):
+            guard = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+            held.callback(os.close, guard)
+            _take(guard, path, fcntl.LOCK_SH)  # beside another check; no node starts while it is copied
         for suffix in ("", "-wal"):
             if path.with_name(path.name + suffix).exists():
                 shutil.copyfile(path.with_name(path.name + suffix), Path(folder) / (path.name + suffix))
+        held.close()
         with closing(NodeStore(Path(folder) / path.name, called=path)) as copy:
             row = copy.read("SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM audit)")[0]
             return int(row[0]), int(row[1])
@@ -413,7 +413,9 @@ def _failing_disk_as_os_error() -> Iterator[None]:
         if code == sqlite3.SQLITE_FULL:
             raise DiskFull("the disk of the database is full", retry_after_s=RETRY_AFTER_S) from error
         if code in _DISK_ERRORS:
-            raise OSError(_DISK_ERRORS[code], "the disk of the database failed") from error
+            busy = code == sqlite3.SQLITE_BUSY
+            said = "another program holds the database" if busy else "the disk of the database failed"
+            raise OSError(_DISK_ERRORS[code], said) from error
         raise
     except OSError as error:
         if is_disk_full(error):

@@ -194,7 +194,9 @@ class JobRunner:
             log.exception("job %s could not be brought to an end; it is tried again", job.job_id)
         self._circuit.end(job.request.target_institution, job.job_id)
         with self._wake:
-            if self._running[job.job_id][1] is control:  # put back, it may run on another thread already
+            if (
+                self._running.get(job.job_id, (None, None))[1] is control
+            ):  # put back, it may run on another thread already
                 del self._running[job.job_id]
             self._wake.notify_all()
         return True

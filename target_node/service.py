@@ -238,6 +238,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             contract = self._agreed.get(header.contract_sha256, peer)
             self._check(contract, header)
             receipt = Receipt(self._node, str(caller()), header.request_id, contract)
+            receipts.append(receipt)
             decoding = DecodeStream(
                 self._node.running_engine,
                 header,

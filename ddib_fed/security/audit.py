@@ -187,8 +187,14 @@ class AuditLog:
 
     def look(self) -> str | None:
         """Compare the end of the log with what was last written or read."""
+
+        def compare(transaction: Transaction) -> Head:
+            if self.store.problem:  # a write shows whether the disk is well again
+                transaction.execute("INSERT OR REPLACE INTO node_state VALUES ('written', 1.0)")
+            return self._look(transaction)
+
         try:
-            self._result(self._look)
+            self._result(compare)
         except OSError as error:
             return self.problem or str(error)
         return self.problem

@@ -29,6 +29,8 @@ from ddib_fed.security.audit import EMPTY, FIRST, Head, digest, follows, parsed
 from ddib_fed.security.identity import Identity
 
 POLL_S: Final = 0.25
+PAGE: Final = 1000
+"""Rows that are read before any is given on: an open query would keep the node's WAL from being reset."""
 FIRST_COLUMNS: Final = ("n", "time", "act", "sha256")
 _OWN: Final = frozenset({"n", "time", "act", "previous"})
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -133,11 +135,12 @@ def lines_of(path: Path, text: str = "") -> Iterator[str]:
         FileNotFoundError: There is no log.
         ChunkCorrupt: The database cannot be read.
     """
+    query = "SELECT number, line FROM audit WHERE number > ? AND (? = '' OR instr(line, ?)) ORDER BY number LIMIT ?"
+    seen = 0
     with _opened(path) as db:
-        for (line,) in db.execute(
-            "SELECT line FROM audit WHERE ? = '' OR instr(line, ?) ORDER BY number", (text, text)
-        ):
-            yield line
+        while rows := db.execute(query, (seen, text, text, PAGE)).fetchall():
+            for seen, line in rows:  # noqa: B007 - the next page begins after the last one
+                yield line
 
 
 def entries(path: Path) -> Iterator[AuditLine]:
@@ -156,7 +159,8 @@ def follow(path: Path, after: int, *, pause: Callable[[float], object] = time.sl
     with _opened(path) as db:
         file, count, seen, sha256 = path.stat().st_ino, 0, 0, ""
         while True:
-            rows = db.execute("SELECT number, line FROM audit WHERE number >= ? ORDER BY number", (seen,))
+            query = "SELECT number, line FROM audit WHERE number >= ? ORDER BY number LIMIT ?"
+            rows = iter(read := db.execute(query, (seen, PAGE)).fetchall())
             first = next(rows, None) if seen else None
             same = path.exists() and path.stat().st_ino == file
             if not same or (seen and (first is None or (first[0], digest(first[1])) != (seen, sha256))):
@@ -167,7 +171,8 @@ def follow(path: Path, after: int, *, pause: Callable[[float], object] = time.sl
                 count, sha256 = count + 1, digest(line)
                 if count > after:
                     yield AuditLine.read(count, line)
-            pause(POLL_S)
+            if len(read) < 2:
+                pause(POLL_S)
 
 
 def export(lines: Iterable[str], wanted: LineFilter, *, table: bool) -> tuple[bytes, int]:
