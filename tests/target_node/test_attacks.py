@@ -153,6 +153,31 @@ def test_a_stream_that_sends_nothing_is_closed(open_target, north, begins) -> No
     wait_until(lambda: target.service.jobs() == {"decoding": 0})
 
 
+def test_a_stream_that_waits_for_an_answer_is_not_idle(open_target, north) -> None:
+    """Decoding may take longer than a stream may be silent: the sender waits for the first item before the second."""
+    target = open_target(idle_s=0.3, stall_s=0.3)
+    contract = target.negotiate(north)
+    answered, waited = threading.Event(), 0.0
+
+    def one_by_one() -> Iterator[pb.DecodeRequest]:
+        nonlocal waited
+        yield asked(target, contract, 10_000, items=2)
+        yield from sent(contract, gaussian(64), 0)
+        began = time.monotonic()
+        answered.wait(60)
+        waited = time.monotonic() - began
+        yield from sent(contract, gaussian(64), 1)
+
+    with target.called_by(north) as stub:
+        messages = []
+        for message in stub.Decode(one_by_one(), timeout=90):
+            messages.append(message)
+            if message.WhichOneof("message") != "progress":
+                answered.set()
+    assert set(results(messages)) == {0, 1}
+    assert waited > 2 * 0.3
+
+
 def test_one_peer_cannot_have_all_streams(tmp_path, institutions, engine) -> None:
     """As many as it opens, another finds one."""
     target = Target(tmp_path / "south", institutions["south"], engine)
