@@ -15,7 +15,7 @@ import pytest
 from ddib_fed.errors import ConfigError
 from ddib_fed.security.audit import EMPTY, FIRST, MAX_VALUE, AuditLog, Head, digest, encoded, note
 from ddib_fed.security.audit_reading import verify
-from ddib_fed.store import NodeStore
+from ddib_fed.store import NodeStore, Transaction
 from tests import audit_rows
 from tests.audit_rows import append, cut, edit, lines, put, records
 
@@ -200,3 +200,36 @@ def test_a_log_that_cannot_be_written_is_a_problem_until_it_can(log: AuditLog, m
     assert "cannot be written" in (log.problem or "")
     log.write("latent_sent", item=11)
     assert log.problem is None
+
+
+def test_a_full_disk_is_no_tampering(log: AuditLog, path: Path) -> None:
+    """Of one transaction: a line, a write that fails, another line, and then the disk; no line of it is there."""
+    log.write("latent_sent", item=1)
+    entered, go = threading.Event(), threading.Event()
+
+    def hold(_: Transaction) -> None:
+        entered.set()
+        assert go.wait(20)
+
+    def broken(_: Transaction) -> None:
+        raise ValueError("wrong")
+
+    def to_a_full_disk(transaction: Transaction) -> None:
+        log.append(transaction, "latent_sent", item=3)
+        transaction.written.append(str(path.parent / "missing" / "file"))
+
+    held = log.store.write(hold)
+    assert entered.wait(20)
+    writes = [
+        log.store.write(lambda transaction: log.append(transaction, "latent_sent", item=2)),
+        log.store.write(broken),
+        log.store.write(to_a_full_disk),
+    ]
+    go.set()
+    held.result(20)
+    assert all(write.exception(20) for write in writes)
+    assert "cannot be written" in (log.problem or "")
+    assert log.look() is None  # a look shows that the disk is well again
+    log.write("latent_sent", item=4)
+    assert log.look() is None
+    assert [each["item"] for each in records(path)] == [1, 4]
