@@ -36,7 +36,7 @@ from ddib_fed.errors import (
     UnavailableError,
     UsageError,
 )
-from ddib_fed.files import has_sha256, is_disk_full, sync_folder, write_file
+from ddib_fed.files import has_sha256, is_disk_full, make_private_folders, write_file
 
 if TYPE_CHECKING:
     from ddib_fed.formats.credentials import Credentials
@@ -55,7 +55,7 @@ _OURS = re.compile(rf"{re.escape(STATE_PREFIX)}.*|report(-\d+)?\.html|sheet(-\d+
 def locked(out: Path) -> Iterator[None]:
     """Inside, this process alone writes results to a folder, which is made if it is missing."""
     made = not out.exists()
-    durable_folder(out)
+    make_private_folders(out)
     descriptor = _lock(out / LOCK)
     try:
         yield
@@ -129,7 +129,7 @@ class JobFile:
 
     @contextmanager
     def kept(self, out: Path) -> Iterator[None]:
-        durable_folder(out)
+        make_private_folders(out)
         self.save(out)
         try:
             yield
@@ -248,7 +248,7 @@ def write_result(
             raise AlreadyExists(
                 f"{path} exists already, with other content", hint="choose another --out, or add --force"
             )
-    durable_folder(record.parent)
+    make_private_folders(record.parent)
     written = {}
     for part, path in files.items():
         data = result.files[part].data
@@ -264,13 +264,6 @@ def write_result(
     ).judged(doubtful_below)
     write_file(record, provenance.to_json(), private=True)
     return Delivered(result.item, item.file, files, record, provenance)
-
-
-def durable_folder(folder: Path) -> None:
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for each in reversed(missing):
-        sync_folder(each.parent)
 
 
 def finished(items: Sequence[FileItem], out: Path) -> Iterator[Delivered]:
