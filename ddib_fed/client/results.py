@@ -242,9 +242,12 @@ def write_result(
     """Write the files of a result, and its record last: the one place where a result becomes files."""
     files = {part: out / item.file_name(part, file.media) for part, file in result.files.items()}
     record = out / f"{item.name}.json"
-    # Of a run that was killed before the record the same content is there; with credentials it is never the same again.
-    for part, path in () if force or (credentials is not None and item.sha256) else files.items():
-        if path.exists() and not has_sha256(path, result.files[part].sha256.hex()):
+    if not force:
+        _check_ours(record, item, result)
+    # Of a run that was killed before the record the same content is there; marked, a translation never is again.
+    marked = {Part.TRANSLATION} if credentials is not None and item.sha256 else set()
+    for part, path in () if force else files.items():
+        if part not in marked and path.exists() and not has_sha256(path, result.files[part].sha256.hex()):
             raise AlreadyExists(
                 f"{path} exists already, with other content", hint="choose another --out, or add --force"
             )
@@ -264,6 +267,19 @@ def write_result(
     ).judged(doubtful_below)
     write_file(record, provenance.to_json(), private=True)
     return Delivered(result.item, item.file, files, record, provenance)
+
+
+def _check_ours(record: Path, item: FileItem, result: JobResult) -> None:
+    """Return if the record's place is free, or has one of the same request for the same input."""
+    if not os.path.lexists(record):
+        return
+    found = Translation.read(record)
+    wanted = item.asked or None, result.provenance.input_sha256
+    if found is None or (found.asked_sha256 or None, found.input_sha256) != wanted:
+        raise AlreadyExists(
+            f"{record} exists already, and is no record of this result",
+            hint="choose another --out, or add --force",
+        )
 
 
 def finished(items: Sequence[FileItem], out: Path) -> Iterator[Delivered]:
