@@ -63,6 +63,14 @@ def check_private_folder(folder: Path) -> None:
     _check_allowed(there, 0o700)
 
 
+def make_private_folders(folder: Path) -> None:
+    """Make a folder and those above it that are missing, each for its owner alone, and their names durable."""
+    for each in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
+        each.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(each.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)  # raises if it is a file
+
+
 def check_private_file(path: Path) -> None:
     """Check that this user can read and write a file, or that it is missing."""
     if os.path.lexists(path):
@@ -160,9 +168,9 @@ def sync_folder(folder: Path | str) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, figures: Mapping[str, Any]) -> None:
+def write_json(path: Path, figures: Mapping[str, Any], *, private: bool = False) -> None:
     text = json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False)
-    write_file(path, (text + "\n").encode())
+    write_file(path, (text + "\n").encode(), private=private)
 
 
 def has_sha256(path: Path, sha256: object) -> bool:

@@ -47,7 +47,7 @@ def render(template: str, **values: Any) -> str:
 
 def write_page(path: Path, template: str, *, overwrite: bool = True, **values: Any) -> None:
     """Write a page; it appears completely or not at all."""
-    write_file(path, render(template, **values).encode("utf-8", "replace"), overwrite=overwrite)
+    write_file(path, render(template, **values).encode("utf-8", "replace"), private=True, overwrite=overwrite)
 
 
 def cell(value: object) -> str:

@@ -7,6 +7,7 @@ computed twice after an interruption: the next run finds the job by that id.
 from __future__ import annotations
 
 import shlex
+import shutil
 import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -242,6 +243,8 @@ class FolderRun:
                 self._errors.append(error)
             return
         assert written is not None
+        if earlier is not None:  # a run may have been killed between its record and the end of the parts
+            shutil.rmtree(earlier.record.with_suffix(".parts"), ignore_errors=True)
         self.written.append(written)
         options.progress.study_written(number, written, study)
 

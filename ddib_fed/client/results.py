@@ -36,7 +36,7 @@ from ddib_fed.errors import (
     UnavailableError,
     UsageError,
 )
-from ddib_fed.files import has_sha256, is_disk_full, sync_folder, write_file
+from ddib_fed.files import has_sha256, is_disk_full, make_private_folders, write_file
 
 if TYPE_CHECKING:
     from ddib_fed.formats.credentials import Credentials
@@ -55,7 +55,7 @@ _OURS = re.compile(rf"{re.escape(STATE_PREFIX)}.*|report(-\d+)?\.html|sheet(-\d+
 def locked(out: Path) -> Iterator[None]:
     """Inside, this process alone writes results to a folder, which is made if it is missing."""
     made = not out.exists()
-    durable_folder(out)
+    make_private_folders(out)
     descriptor = _lock(out / LOCK)
     try:
         yield
@@ -129,7 +129,7 @@ class JobFile:
 
     @contextmanager
     def kept(self, out: Path) -> Iterator[None]:
-        durable_folder(out)
+        make_private_folders(out)
         self.save(out)
         try:
             yield
@@ -242,13 +242,16 @@ def write_result(
     """Write the files of a result, and its record last: the one place where a result becomes files."""
     files = {part: out / item.file_name(part, file.media) for part, file in result.files.items()}
     record = out / f"{item.name}.json"
-    # Of a run that was killed before the record the same content is there; with credentials it is never the same again.
-    for part, path in () if force or (credentials is not None and item.sha256) else files.items():
-        if path.exists() and not has_sha256(path, result.files[part].sha256.hex()):
+    if not force:
+        _check_ours(record, item, result)
+    # Of a run that was killed before the record the same content is there; marked, a translation never is again.
+    marked = {Part.TRANSLATION} if credentials is not None and item.sha256 else set()
+    for part, path in () if force else files.items():
+        if part not in marked and path.exists() and not has_sha256(path, result.files[part].sha256.hex()):
             raise AlreadyExists(
                 f"{path} exists already, with other content", hint="choose another --out, or add --force"
             )
-    durable_folder(record.parent)
+    make_private_folders(record.parent)
     written = {}
     for part, path in files.items():
         data = result.files[part].data
@@ -266,11 +269,17 @@ def write_result(
     return Delivered(result.item, item.file, files, record, provenance)
 
 
-def durable_folder(folder: Path) -> None:
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for each in reversed(missing):
-        sync_folder(each.parent)
+def _check_ours(record: Path, item: FileItem, result: JobResult) -> None:
+    """Return if the record's place is free, or has one of the same request for the same input."""
+    if not os.path.lexists(record):
+        return
+    found = Translation.read(record)
+    wanted = item.asked or None, result.provenance.input_sha256
+    if found is None or (found.asked_sha256 or None, found.input_sha256) != wanted:
+        raise AlreadyExists(
+            f"{record} exists already, and is no record of this result",
+            hint="choose another --out, or add --force",
+        )
 
 
 def finished(items: Sequence[FileItem], out: Path) -> Iterator[Delivered]:

@@ -531,7 +531,7 @@ class Pool:
         with self._changed:
             worker.gone = True
             for queued in reversed(worker.work.values()):
-                if self._closed or queued.future.done():
+                if self._closed or queued.future.done() or queued.number not in self._work:
                     self._work.pop(queued.number, None)
                     continue
                 queued.deaths += worker.blamed
@@ -564,8 +564,23 @@ class Pool:
                 for number in cancelled:
                     worker.pipe.send((number, None, None))
                 for queued in share:
-                    work = pack(queued.trajectory.portable())
-                    worker.pipe.send((queued.number, work, queued.control.remaining_s()))
+                    try:
+                        work = pack(queued.trajectory.portable())
+                        worker.pipe.send((queued.number, work, queued.control.remaining_s()))
+                    except OSError:
+                        raise
+                    except Exception as error:  # noqa: BLE001 - e.g. no memory for it: the others are given
+                        self._give_up(worker, queued, error)
+
+    def _give_up(self, worker: Worker, queued: _Queued, error: Exception) -> None:
+        """Answer work that cannot be sent to a worker, unless that has ended and `_do_again` has seen to it."""
+        with self._changed:
+            if worker.gone:
+                return
+            worker.work.pop(queued.number, None)
+            self._work.pop(queued.number, None)
+            self._changed.notify_all()
+        queued.answer(error)
 
     def _share(self, place: int, worker: Worker) -> Sequence[_Queued]:
         """What a worker is to begin, by fair share: the one that has least takes first, and leaves some for others."""

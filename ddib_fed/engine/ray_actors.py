@@ -25,6 +25,7 @@ from ddib_fed.engine.executors import (
     Worker,
     pack,
     packed_end,
+    portable,
     serve,
     start_process,
     unpack,
@@ -193,7 +194,10 @@ class _Relay:
         try:
             if under_way:
                 for ended in self._ray.wait(under_way, timeout=LOOK_S / 4)[0]:
-                    content = self._ray.get(ended)
+                    try:
+                        content = self._ray.get(ended)
+                    except errors.RayTaskError as error:
+                        content = pack(portable(error.cause if error.cause is not None else error))
                     with self._lock:
                         number = self._work.pop(ended)
                     self._say("end", number, content)
@@ -204,7 +208,7 @@ class _Relay:
                 looks = self._actor.news.options(concurrency_group="looks").remote()
                 with suppress(errors.GetTimeoutError):  # the network is slow, say
                     self._say("steps", *self._ray.get(looks, timeout=LOOK_S))
-        except errors.RayActorError as error:
+        except Exception as error:  # noqa: BLE001 - without this thread nothing would be said any more
             self._say("lost", f"ended: {_first_line(error)}")
             os._exit(0)
 

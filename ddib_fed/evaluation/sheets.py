@@ -93,7 +93,7 @@ def contact_sheet(
 
 def save_sheet(path: Path, stages: Sequence[Stage], **how: Any) -> None:
     """Write a sheet; arguments as of `contact_sheet`."""
-    write_file(path, contact_sheet(stages, **how))
+    write_file(path, contact_sheet(stages, **how), private=True)
 
 
 def to_pixels(pictures: Pictures) -> NDArray[np.uint8]:

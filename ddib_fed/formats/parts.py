@@ -2,6 +2,7 @@
 
 DIR/NAME.parts/items/0001.png     pixels of plane 1, nothing else: what is translated like any other file
 DIR/NAME.parts/results/0001.png   its translation, with its record 0001.json
+DIR/NAME.parts/output/...         files of the output until all are written
 DIR/NAME.nii.gz, DIR/NAME.json    the output, its record last; then the parts are removed
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 
 from ddib_fed.engine.record import DOUBTFUL_BELOW, Part, Translation, WrittenFile
 from ddib_fed.errors import AlreadyExists, InputError, ItemNotFound, JobFailed, PictureMisfit, UsageError
-from ddib_fed.files import has_sha256, read_json, sync_folder, write_file, write_json
+from ddib_fed.files import has_sha256, make_private_folders, read_json, sync_folder, write_file, write_json
 from ddib_fed.formats.study import Assembled, ItemResult, Origin, Study, StudyResults, grey_copy
 
 FORMAT = 1
@@ -133,8 +134,9 @@ def check_outputs(origin: Origin, out: Path, *, force: bool) -> None:
         raise UsageError(
             f"the results would lie among the input's files in {out}", hint="another --out folder"
         )
-    begun = (out / f"{origin.name}.parts").exists()  # by an interrupted run, which has looked before it began
     record = out / f"{origin.name}.json"
+    # By an interrupted run, which has looked before it began; one that wrote its record has ended.
+    begun = (out / f"{origin.name}.parts").exists() and not record.exists()
     for path in (*(out / name for name in (*origin.outputs, *origin.beside)), record):
         for each in (path, *path.parents):
             if out in each.parents and each.exists() and each.resolve() in {given, *given.parents}:
@@ -154,7 +156,7 @@ def check_outputs(origin: Origin, out: Path, *, force: bool) -> None:
 
 
 def _write_items(study: Study, folder: Path) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private_folders(folder)
     paths = []
     for at, content in zip(study.sent, study.items(), strict=True):
         suffix = ".npy" if content.startswith(b"\x93NUMPY") else ".png"
@@ -251,16 +253,22 @@ def write_outputs(
     why: Sequence[str] = (),
     doubtful_below: float = DOUBTFUL_BELOW,
 ) -> WrittenStudy:
-    """Put results together, and write each file of the output whole or not at all, and the record last."""
+    """Put results together, and write the output: all its files aside, then into their places, and the record last."""
     with _named(study):
         translated = StudyResults.of(results)
         made = study.assemble(translated)
     provenance, report = _record(study, translated, made, why or [""] * len(results), doubtful_below)
-    path, files = out / f"{study.name}.json", {out / name: content for name, content in made.files.items()}
+    path, files = out / f"{study.name}.json", tuple(out / name for name in made.files)
+    parts = out / f"{study.name}.parts"
+    staged = parts / "output"
+    shutil.rmtree(staged, ignore_errors=True)
+    for name, content in made.files.items():
+        make_private_folders((staged / name).parent)
+        write_file(staged / name, content, private=True)
     path.unlink(missing_ok=True)
-    for file, content in files.items():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_file(file, content)
+    for name in made.files:
+        make_private_folders((out / name).parent)
+        (staged / name).replace(out / name)
     # A series of an earlier run may have had more slices, and another output a mask.
     for name in (*study.outputs, *study.origin.beside):
         for earlier in [out / name, *(out / name).glob("[0-9]*.dcm")]:
@@ -268,8 +276,11 @@ def write_outputs(
                 earlier.unlink()
     for folder in {parent for file in files for parent in file.parents if parent.is_relative_to(out)}:
         sync_folder(folder)
-    write_json(path, {**provenance.stored(), "study": report})
-    return WrittenStudy(study.given, tuple(files), path, provenance, report, made.said)
+    write_json(path, {**provenance.stored(), "study": report}, private=True)
+    shutil.rmtree(staged, ignore_errors=True)
+    with suppress(OSError):  # items are kept in it
+        parts.rmdir()
+    return WrittenStudy(study.given, files, path, provenance, report, made.said)
 
 
 def _record(

@@ -34,6 +34,7 @@ from ddib_fed.errors import (
     InputError,
     ItemNotFound,
     PictureMisfit,
+    UsageError,
 )
 from ddib_fed.formats.geotiff import GeoTiffStudy, read_geotiff
 from ddib_fed.formats.parts import INTENSITY, WrittenStudy
@@ -139,12 +140,13 @@ class PageJob(RunProgress):
         check_names(run.items, what.out)
         try:
             run.read()
+        except InputError as error:
+            if isinstance(error, UsageError) or run.total < 2 or not run.left_out:
+                raise
+        else:
             self.items, self.files = len(run.items) + sum(each.items for each in self.studies), run.total
             self.now = "sending the pictures to your institution's node"
             run.translate()
-        except InputError:
-            if run.total < 2 or not run.left_out:
-                raise
         self._check_stopped()
         run.require_translated()
         failed = [

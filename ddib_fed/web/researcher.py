@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from starlette.applications import Starlette
-from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from ddib_fed.client.client import Client
 from ddib_fed.client.connection import PATIENCE_S, OnWait
@@ -234,14 +234,14 @@ class Researcher:
         if len(done.outputs) == 1:
             return FileResponse(done.outputs[0], filename=done.outputs[0].name)
         series = done.outputs[0].parent
-        return _archive(done.outputs, series, "-".join(series.relative_to(job.out).parts), self.folder)
+        return _archive(done.outputs, series, "-".join(series.relative_to(job.out).parts), job.out)
 
     def download_all(self, request: Request) -> Response:
         job = self._job(request)
         outputs = job.outputs()
         if not outputs:
             raise ItemNotFound("there are no results yet")
-        return _archive(outputs, job.out, job.out.name, self.folder)
+        return _archive(outputs, job.out, job.out.name, job.out)
 
     def _job(self, request: Request) -> PageJob:
         number = request.path_params["job"]
@@ -261,14 +261,31 @@ def _part(request: Request) -> Part:
 
 
 def _archive(paths: Sequence[Path], root: Path, name: str, folder: Path) -> Response:
-    """One file of these, which are not compressed again, in a temporary folder."""
-    made = folder / f"{secrets.token_hex(8)}.zip"
-    with zipfile.ZipFile(made, "w") as archive:
-        for path in paths:
-            if path.is_file():
-                archive.write(path, path.relative_to(root.parent))
-    remove = BackgroundTask(made.unlink)
-    return FileResponse(made, filename=f"{name}.zip", background=remove)
+    """One file of these, which are not compressed again; it is hidden in the folder until it is sent."""
+    made = folder / f".{secrets.token_hex(8)}.zip"
+    try:
+        made.touch(mode=0o600)
+        with zipfile.ZipFile(made, "w") as archive:
+            for path in paths:
+                if path.is_file():
+                    archive.write(path, path.relative_to(root.parent))
+    except BaseException:
+        made.unlink(missing_ok=True)
+        raise
+    return _SentOnce(made, filename=f"{name}.zip")
+
+
+class _SentOnce(FileResponse):
+    """A file that is removed when it is sent, or cannot be."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._remove()
+
+    def _remove(self) -> None:
+        Path(self.path).unlink(missing_ok=True)
 
 
 def _file(each: Upload) -> dict[str, Any]:

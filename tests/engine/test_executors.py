@@ -416,6 +416,22 @@ def test_a_caller_that_cancels_waits_for_no_worker(scene):
     assert futures[1].result(10).x.shape == (1, 2)
 
 
+def test_work_that_cannot_be_sent_is_answered_and_stops_no_other(scene, monkeypatch):
+    def short(value):
+        if value.leg.flow == "large":
+            raise MemoryError("no memory for it")
+        return pack(value)
+
+    monkeypatch.setattr(executors, "pack", short)
+    stage = scene(1)
+    large, small = (stage.submit(flow=flow) for flow in ("large", "small"))
+    with pytest.raises(MemoryError):
+        large.result(10)
+    worker = stage.worker(0)
+    worker.finish(worker.given()[0])
+    assert small.result(10).x.shape == (1, 2)
+
+
 def test_noise_that_is_drawn_here_is_refused_by_a_worker(scene):
     work = Trajectory("decode", noise(4), Leg(SolverSettings(solver="ddim", eta=1.0)), draw=lambda *_: None)
     with pytest.raises(SettingsInvalid, match="draws noise"):

@@ -156,6 +156,9 @@ def test_a_series_of_fewer_slices_leaves_none_of_the_earlier(tmp_path):
     written = write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out)
     (out / "mr" / "series-1" / "notes.txt").write_text("mine")
     assert len(written.files) == 4
+    assert {path.stat().st_mode & 0o777 for path in (*written.files, written.record)} == {0o600}
+    assert {path.stat().st_mode & 0o777 for path in (out, out / "mr", out / "mr" / "series-1")} == {0o700}
+    assert not list(out.rglob("*.parts"))
     paths[3].unlink()
     write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out)
     assert sorted(path.name for path in (out / "mr" / "series-1").iterdir()) == [
@@ -193,7 +196,7 @@ def test_an_output_that_was_interrupted_needs_no_force(series, tmp_path, monkeyp
     """The disk was full between the slices and the record; a folder of somebody else still needs it."""
     out = tmp_path / "out"
 
-    def full(path, figures):
+    def full(path, figures, **how):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     with monkeypatch.context() as patched:
@@ -206,5 +209,28 @@ def test_an_output_that_was_interrupted_needs_no_force(series, tmp_path, monkeyp
     translate_study(series, out, node, asked=ASKED)
     assert not node.calls
     assert finished(series.origin, out) is not None
+    with pytest.raises(AlreadyExists):
+        check_outputs(series.origin, out, force=False)
+
+
+def test_an_earlier_output_stays_whole_until_the_new_one_is(series, tmp_path, monkeypatch):
+    """With --force on a disk that gets full in between; and what a killed run left opens no way around --force."""
+    out = tmp_path / "out"
+    earlier = translate_study(series, out, Node(), asked=ASKED)
+    before = {path: path.stat().st_ino for path in (*earlier.files, earlier.record)}
+    write = parts_module.write_file
+
+    def full(path, data, **how):
+        if path.name == "0003.dcm":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, data, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(parts_module, "write_file", full)
+        with pytest.raises(OSError, match="No space"):
+            translate_study(series, out, Node(), asked=ASKED, force=True)
+    assert {path: path.stat().st_ino for path in before} == before
+    assert finished(series.origin, out) is not None
+    assert (out / "mr" / "series-1.parts").exists()
     with pytest.raises(AlreadyExists):
         check_outputs(series.origin, out, force=False)

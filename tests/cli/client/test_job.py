@@ -112,11 +112,12 @@ def test_fetching_goes_on_after_the_client_died_before_acknowledging(ddib, north
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["scan.json", "scan.npy"]
 
 
-def test_fetching_does_not_overwrite_what_is_not_its_own(ddib, north, submitted, tmp_path):
+@pytest.mark.parametrize("name", ["scan.npy", "scan.json"])
+def test_fetching_does_not_overwrite_what_is_not_its_own(name, ddib, north, submitted, tmp_path):
     """Other content under the name: refused, and not acknowledged; --force replaces it."""
-    (tmp_path / "out" / "scan.npy").write_bytes(b"mine")
+    (tmp_path / "out" / name).write_bytes(b"mine")
     assert ddib("job", "fetch", submitted, "--out", tmp_path / "out") == ExitCode.CONFLICT
-    assert (tmp_path / "out" / "scan.npy").read_bytes() == b"mine"
+    assert (tmp_path / "out" / name).read_bytes() == b"mine"
     assert not north.service.jobs[submitted].delivered
     assert ddib("job", "fetch", submitted, "--out", tmp_path / "out", "--force") == 0
 
