@@ -380,7 +380,8 @@ def measure(*, folder: Path, data: Path | None, skip_bad: bool, seed: int, devic
     from ddib_fed.training.sources import shipped_name
     from ddib_fed.training.tune import put_allowances
 
-    found, why = None, None
+    found: Allowances | None = None
+    why: InputError | None = None
     try:
         with bar("encoding") as show, torch_threads(options.usual_threads()):
             found = put_allowances(
@@ -406,14 +407,16 @@ def measure(*, folder: Path, data: Path | None, skip_bad: bool, seed: int, devic
         raise why
     structure = bundle.manifest.structure
     thresholds = None if structure is None else structure.model_dump()
-    bounds = (
-        {"gate": found.digest(), "bounds": measured(found)} if found else {"gate": why.detail if why else ""}
-    )
+    problem = why.detail if why else None
+    bounds = {"gate": found.digest(), "bounds": measured(found)} if found else {"gate": problem or ""}
     text = {**bounds, "thresholds": _text(thresholds), "digest": bundle.digest}
-    emit(
-        {"digest": bundle.digest, "gate": found.figures() if found else None, "thresholds": thresholds},
-        lambda: lines(text),
-    )
+    said = {
+        "digest": bundle.digest,
+        "gate": found.figures() if found else None,
+        "gate_problem": problem,
+        "thresholds": thresholds,
+    }
+    emit(said, lambda: lines(text))
 
 
 def measured(allowances: Allowances) -> str:
