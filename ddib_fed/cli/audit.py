@@ -93,7 +93,7 @@ def show(
         options.refuse_idle(idle, "does not go with --anchors", hint="leave it out")
         _show_anchors(config, own, path, peer, out)
         return
-    wanted = LineFilter((), job, peer, None if since is None else parse_since(since))
+    wanted = LineFilter(job, peer, None if since is None else parse_since(since))
     if out is not None:
         options.refuse_idle(("limit", "follows"), "does not go with --out", hint="leave it out")
         _write_lines(own, path, wanted, out)

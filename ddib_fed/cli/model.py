@@ -13,7 +13,7 @@ from ddib_fed.cli.options import open_model, option
 from ddib_fed.cli.output import emit, figures, lines, outcome, print_table
 from ddib_fed.cli.sampling import interpolate, sample
 from ddib_fed.cli.train import train
-from ddib_fed.errors import AlreadyExists
+from ddib_fed.errors import AlreadyExists, InputError
 from ddib_fed.terminal import bar, say
 
 if TYPE_CHECKING:
@@ -359,45 +359,64 @@ def tuned_figures(tuned: Tuned) -> dict[str, str]:
 @model.command()
 @FOLDER
 @DATA
+@option("--skip-bad", "Leave out pictures of --data that cannot be read.")
 @options.SEED
 @DEVICE
 @options.OUTCOME
-def measure(*, folder: Path, data: Path | None, seed: int, device: str) -> None:
+def measure(*, folder: Path, data: Path | None, skip_bad: bool, seed: int, device: str) -> None:
     """Measure what a model's own latents and pictures look like, for the gate and for the marks of doubt.
 
     Latents of held-out pictures set bounds, which are written into gate.json beside the weights: a latent beyond them
     is encoded again before it leaves, and refused if the two differ. A model without thresholds of structure, such as
     an imported one, gets them if --data names pictures: translations that agree with their source no better than
     unrelated pictures do are marked as doubtful. The thresholds are in the manifest, so the model's digest changes
-    then. Training does both by itself where at least 40 pictures are held out. MODEL is the bundle's folder.
+    then. Bounds need at least 40 pictures, and a model without classes that is not distilled; where they cannot be
+    measured but thresholds can, the reason is said. Training does both by itself where at least 40 pictures are held
+    out. MODEL is the bundle's folder.
     """
     from ddib_fed.evaluation.structure import put_thresholds
     from ddib_fed.models.bundle import load_bundle
     from ddib_fed.networks.placement import torch_threads
+    from ddib_fed.training.sources import shipped_name
     from ddib_fed.training.tune import put_allowances
 
-    with bar("encoding") as show, torch_threads(options.usual_threads()):
-        found = put_allowances(
-            folder,
-            data,
-            command=_noted("measure MODEL", data, seed),
-            device=device,
-            seed=seed,
-            tell=lambda done, total: show(done, total, ""),
-        )
+    found: Allowances | None = None
+    why: InputError | None = None
+    try:
+        with bar("encoding") as show, torch_threads(options.usual_threads()):
+            found = put_allowances(
+                folder,
+                data,
+                command=_noted(f"measure MODEL{' --skip-bad' if skip_bad else ''}", data, seed),
+                device=device,
+                seed=seed,
+                skip_bad=skip_bad,
+                tell=lambda done, total: show(done, total, ""),
+            )
+    except InputError as error:
+        why = error
     bundle = load_bundle(folder)
-    if bundle.manifest.structure is None and data is not None:
+    made = bundle.manifest
+    lacks = made.structure is None and (made.sample_kind, made.role) == ("picture", "generator")
+    if lacks and data is not None and shipped_name(made, data) is None:
         with bar("looking at files") as show:
-            bundle = put_thresholds(folder, data, progress=lambda done, total: show(done, total, ""))
+            bundle = put_thresholds(
+                folder, data, skip_bad=skip_bad, progress=lambda done, total: show(done, total, "")
+            )
+    elif why is not None:
+        raise why
     structure = bundle.manifest.structure
     thresholds = None if structure is None else structure.model_dump()
-    text = {
-        "gate": found.digest(),
-        "bounds": measured(found),
-        "thresholds": _text(thresholds),
+    problem = why.detail if why else None
+    bounds = {"gate": found.digest(), "bounds": measured(found)} if found else {"gate": problem or ""}
+    text = {**bounds, "thresholds": _text(thresholds), "digest": bundle.digest}
+    said = {
         "digest": bundle.digest,
+        "gate": found.figures() if found else None,
+        "gate_problem": problem,
+        "thresholds": thresholds,
     }
-    emit({"digest": bundle.digest, "gate": found.figures(), "thresholds": thresholds}, lambda: lines(text))
+    emit(said, lambda: lines(text))
 
 
 def measured(allowances: Allowances) -> str:

@@ -296,7 +296,7 @@ class PublicLevels:
         require(
             steps > 0,
             f"respacing {self.respacing!r} keeps some of the diffusion steps, and the model has none of its own",
-            "say how many, for example --diffusion-steps 4000",
+            'say how many, for example --flags "--diffusion_steps 4000"',
         )
         return len(space_timesteps(steps, self.respacing))
 
@@ -383,7 +383,7 @@ def _check_own(schedule: DiscreteSchedule, levels: PublicLevels) -> None:
     require(
         levels.diffusion_steps in (0, schedule.steps),
         f"the model was trained with {schedule.steps} diffusion steps, not with {levels.diffusion_steps}",
-        "leave --diffusion-steps out; --timestep-respacing takes fewer of them",
+        "leave --diffusion_steps out of --flags; --timestep_respacing takes fewer of them",
         steps=schedule.steps,
     )
     if not levels.noise_schedule:
@@ -400,7 +400,7 @@ def _check_own(schedule: DiscreteSchedule, levels: PublicLevels) -> None:
     require(
         same,
         f"the model was trained on the noise schedule {schedule.name}, not on {levels.noise_schedule}",
-        "leave --noise-schedule out",
+        "leave --noise_schedule out of --flags",
         schedule=schedule.name,
     )
 
@@ -412,5 +412,5 @@ def _check_range(schedule: Schedule, table: DiscreteSchedule) -> None:
         data <= schedule.lambda_max + MAX_BEYOND and noise >= schedule.lambda_min - MAX_BEYOND,
         f"{table.steps} {table.name} steps go from lambda {data:.1f} to {noise:.1f}; the model was trained "
         f"from {schedule.lambda_max:.1f} to {schedule.lambda_min:.1f}",
-        "use --noise-schedule linear, or train a model on these steps: ddib model train --help",
+        '--flags "--noise_schedule linear", or train a model on these steps: ddib model train --help',
     )

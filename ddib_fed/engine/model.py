@@ -259,7 +259,7 @@ def check_guidance(model: DomainModel, guidance: Guidance) -> None:
     if guidance.clip and model.is_picture and model.manifest.normalisation != Normalisation():
         raise SettingsInvalid(
             f"predictions of {name} cannot be clipped: its units are not those of [-1, 1]",
-            hint="--no-clip leaves them as they are",
+            hint='--flags "--clip_denoised False" leaves them as they are',
             facts={"field": "clip"},
         )
 
@@ -290,7 +290,7 @@ def check_label(model: DomainModel, label: Labels, guidance: Guidance = UNGUIDED
         if guidance.scale is not None:
             raise SettingsInvalid(
                 f"guidance {guidance.scale:g} needs a class, and none is given for {manifest.name}",
-                hint="--target-class CLASS (to draw: --class CLASS), or leave --guidance out",
+                hint="--target-class CLASS, or leave --guidance out",
             )
         must = manifest.num_classes is not None and manifest.null_class is None
         if must or guidance.classifier_scale is not None:
@@ -328,7 +328,7 @@ def check_decoding(
     if settings.ancestral and why:
         raise SettingsInvalid(
             f"{model.manifest.name} {why}, which the step of DDPM here leaves out",
-            hint="use --eta 1 instead of --ddpm",
+            hint='--flags "--eta 1" instead of --use_ddpm True',
         )
 
 

@@ -416,7 +416,8 @@ def refuse_doubtful(calibration: Calibration) -> None:
 
 def take_out_of_use(config: NodeConfig, signed: SignedCalibration, *, forget: bool) -> None:
     """Stop using a calibration; with `forget` its file is removed, and the peer may propose it again."""
-    (other,) = signed.calibration.institutions - {config.node.institution} or {config.node.institution}
+    own = config.node.institution
+    other = next(iter(signed.calibration.institutions - {own}), own)
     _note(config, "calibration_removed", signed, other, forgotten=int(forget))
     store = CalibrationStore(config.paths.calibrations)
     (store.remove if forget else store.deactivate)(signed.sha256)

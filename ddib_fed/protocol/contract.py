@@ -399,13 +399,13 @@ def check_offered(asked: Guidance, terms: GuidanceTerms | None, of: str) -> None
                 f"{of} allows {option} up to {most:g}, not {scale:g}", hint=remedy, facts=facts
             )
     if asked.clip and not terms.clip:
-        raise _not_offered("--clip", of)
+        raise _not_offered("--clip_denoised of --flags", of)
 
 
 _LACKS = {
     "--guidance": "its model has no null class, or its policy allows no guidance",
     "--classifier-scale": "its node hosts no classifier, or its policy allows none",
-    "--clip": "its model's units are not those of [-1, 1]",
+    "--clip_denoised of --flags": "its model's units are not those of [-1, 1]",
 }
 
 

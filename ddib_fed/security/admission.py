@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import grpc
 from cryptography import x509
@@ -189,6 +189,10 @@ class _Refused:
     values: dict[str, str] = field(default_factory=dict)
 
 
+_Due: TypeAlias = tuple[tuple[str, str], _Refused, int, dict[str, str]]
+"""A line to write: its key, its entry, how often, and its values."""
+
+
 class Refusals:
     """Records refusals, those of an identity for one reason as one line in `INTERVAL_S`."""
 
@@ -213,25 +217,34 @@ class Refusals:
             entry = self._refused.setdefault(key, _Refused(self._clock() - INTERVAL_S))
             entry.unwritten += 1
             entry.values = {"identity": identity, "address": address, "what": what, "detail": detail}
-            self._write_due({key: entry}, everything=False)
+            due = self._take_due({key: entry}, everything=False)
+        self._write(due)
 
     def flush(self, *, everything: bool = False) -> None:
         """Write what was merged and is due, and forget who has not been refused lately."""
         with self._lock:
-            self._write_due(dict(self._refused), everything=everything)
+            due = self._take_due(dict(self._refused), everything=everything)
+        self._write(due)
 
-    def _write_due(self, entries: Mapping[tuple[str, str], _Refused], *, everything: bool) -> None:
-        now = self._clock()
+    def _take_due(self, entries: Mapping[tuple[str, str], _Refused], *, everything: bool) -> list[_Due]:
+        now, due = self._clock(), list[_Due]()
         for key, entry in entries.items():
             if not everything and now - entry.written_at < INTERVAL_S:
                 continue
             if not entry.unwritten:
                 del self._refused[key]
                 continue
-            entry.written_at = now
+            due.append((key, entry, entry.unwritten, entry.values))
+            entry.written_at, entry.unwritten = now, 0
+        return due
+
+    def _write(self, due: list[_Due]) -> None:
+        """Write lines, without the lock: each waits for the disk. What cannot be written is counted again."""
+        for key, entry, times, values in due:
             try:
                 if self._audit is not None:
-                    self._audit.write("refused", reason=key[1], times=entry.unwritten, **entry.values)
-                entry.unwritten = 0
+                    self._audit.write("refused", reason=key[1], times=times, **values)
             except OSError:
                 log.exception("a refusal could not be written to the audit log")
+                with self._lock:
+                    self._refused.setdefault(key, entry).unwritten += times

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -67,7 +66,6 @@ class AuditLine:
 class LineFilter:
     """Which lines; an empty value asks for any."""
 
-    acts: tuple[str, ...] = ()
     job: str = ""
     peer: str = ""
     since: datetime | None = None
@@ -76,8 +74,6 @@ class LineFilter:
         record = entry.record
         if not record:
             return True
-        if self.acts and not any(fnmatchcase(str(record.get("act")), each) for each in self.acts):
-            return False
         if self.job and not any(str(record.get(key, "")).startswith(self.job) for key in _JOBS):
             return False
         if self.peer and not any(_is_of(record.get(key), self.peer) for key in _PEERS):

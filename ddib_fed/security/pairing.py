@@ -236,8 +236,11 @@ class _Line:
         return parts
 
     def _in_time(self, act: Callable[[A], T], argument: A) -> T:
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise _Broken("it did not answer in time")
         try:
-            self._connection.settimeout(max(1e-3, self._until - time.monotonic()))
+            self._connection.settimeout(left)
             return act(argument)
         except TimeoutError as error:
             raise _Broken("it did not answer in time") from error
@@ -324,8 +327,8 @@ def dial(address: str, code: str, node: PairingNode, *, proxy: Proxy | None = No
             serves = presented_certificate(Way(address, proxy, _LOOK_TLS_S), split_address(address)[0])
             raise PeerUnreachable(
                 f"nobody pairs at {address}: {'a node serves there' if serves is not None else error}",
-                hint="the other operator runs `ddib pair --listen` (beside a node: --at HOST:PORT with another port); "
-                "host and port are those that it shows",
+                hint="the other operator runs `ddib pair --listen` (beside a node: `ddib pair --listen HOST:PORT` with "
+                "another port); host and port are those that it shows",
             ) from error
         proof = b""
         with suppress(_Broken):

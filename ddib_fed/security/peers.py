@@ -516,6 +516,11 @@ class PeerStore:
             unchanged = content.to_bytes()
             yield content
             if (changed := content.to_bytes()) != unchanged:
+                if len(changed) > MAX_TRUST_BYTES:
+                    raise InputError(
+                        f"{self.file} would have {len(changed)} bytes, and at most {MAX_TRUST_BYTES} are read",
+                        hint="first take something out of it: ddib peer remove, or ddib pki withdraw --undo",
+                    )
                 before()
                 write_file(self.file, changed, private=True)
         finally:

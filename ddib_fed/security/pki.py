@@ -475,10 +475,6 @@ def check_issued(
     Raises:
         Unauthenticated: It may not, or nobody would accept it from us.
     """
-    if len(roots) > MAX_ROOTS:
-        raise Unauthenticated(
-            f"{what} comes with {len(roots)} roots; at most {MAX_ROOTS} can be trusted at once"
-        )
     if known and not set(known) & set(roots):
         raise Unauthenticated(
             f"{what} has none of the roots that are trusted here",
@@ -489,6 +485,14 @@ def check_issued(
     if expected is not None and identity != expected:
         raise Unauthenticated(f"{what} is for {identity}, not {expected}")
     return identity
+
+
+def check_few(roots: tuple[x509.Certificate, ...], what: str) -> None:
+    """Return if so many roots that come from outside can be trusted at once; Unauthenticated otherwise."""
+    if len(roots) > MAX_ROOTS:
+        raise Unauthenticated(
+            f"{what} comes with {len(roots)} roots; at most {MAX_ROOTS} can be trusted at once"
+        )
 
 
 # Requests: how a node or client on another machine gets its first certificate, without its key travelling
@@ -566,7 +570,7 @@ def install(
 
     Raises:
         InputError: It is not of this form.
-        Unauthenticated: As of `check_issued`.
+        Unauthenticated: As of `check_issued` and `check_few`.
         FileMissing: The folder has no key for it.
     """
     leaf, *given = parse_certificates(pem, "the signed certificate", hint="ddib pki issue writes one")
@@ -578,6 +582,7 @@ def install(
             "the institution's root is missing",
             hint="append it to the certificate's file: cat leaf.pem ca.pem > signed.pem",
         )
+    check_few(tuple(given), "the certificate")
     identity = check_issued(leaf, roots, now=now or datetime.now(UTC), known=known, expected=expected)
     for path in (folder / PENDING_KEY, folder / "leaf.key"):
         for key in load_keys(read_private(path), path) if path.exists() else ():

@@ -22,6 +22,7 @@ from ddib_fed.security.pki import (
     RECOVERY,
     TlsCredentials,
     certificate_pem,
+    check_few,
     check_issued,
     load_identity,
     load_recovery,
@@ -99,6 +100,7 @@ def renew_through(
         recovery = parse_certificates(answer.recovery.encode(), what)[0] if answer.recovery else None
     except InputError as exc:
         raise MessageInvalid(exc.detail) from exc
+    check_few(roots, what)
     recovered = Identity(own.institution, "recovery", own.name)
     for each, expected in ((certificate, own), (recovery, recovered)):
         if each is None:

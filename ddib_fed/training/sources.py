@@ -521,7 +521,9 @@ class OwnSamples:
         return np.concatenate([part[rng.permutation(len(part))] for part in (self.held_out, self.train)])
 
 
-def own_samples(manifest: Manifest, which: Path | str | None, train: int, held_out: int) -> OwnSamples:
+def own_samples(
+    manifest: Manifest, which: Path | str | None, train: int, held_out: int, *, skip_bad: bool = False
+) -> OwnSamples:
     """At most so many samples of a model's domain, evenly spaced: those that ship, a folder's, or those of a file."""
     name = shipped_name(manifest, which)
     if manifest.sample_kind == "point":
@@ -535,7 +537,7 @@ def own_samples(manifest: Manifest, which: Path | str | None, train: int, held_o
     if name is not None:
         shipped = load_shipped(name)
         return OwnSamples(name, spaced(shipped.train, train), spaced(shipped.held_out, held_out))
-    source = folder_source(as_trained(manifest, Path(str(which))), say=lambda _: None)
+    source = folder_source(as_trained(manifest, Path(str(which)), skip_bad=skip_bad), say=lambda _: None)
     parts = spaced(source.train, train), spaced(source.held_out, held_out)
     return OwnSamples(str(which), *map(expand, parts))
 

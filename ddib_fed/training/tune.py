@@ -375,6 +375,7 @@ def put_allowances(
     command: str = "",
     device: str = "cpu",
     seed: int = 0,
+    skip_bad: bool = False,
     tell: Told | None = None,
 ) -> Allowances:
     """Measure what the latents of the bundle in `folder` look like, and write it beside its weights."""
@@ -383,7 +384,8 @@ def put_allowances(
     samples = None
     why = unmeasurable(model, GATE_PICTURES)
     if not why:
-        samples = own_samples(bundle.manifest, data, GATE_PICTURES, GATE_PICTURES).mixed()[:GATE_PICTURES]
+        own = own_samples(bundle.manifest, data, GATE_PICTURES, GATE_PICTURES, skip_bad=skip_bad)
+        samples = own.mixed()[:GATE_PICTURES]
         why = unmeasurable(model, len(samples))
     if samples is None or why:
         raise InputError(

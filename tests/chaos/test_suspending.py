@@ -52,7 +52,7 @@ def test_a_live_stream_ends_and_its_job_waits_until_the_peer_is_resumed(
             node.kill()
             restart(node)
             refused(pair, client)
-            ddib("peer", "resume", other, "--config", node.config_path)
+            ddib("peer", "suspend", "--undo", other, "--config", node.config_path)
             for _ in client.watch(job.job_id):
                 pass
             assert client.get(job.job_id).state == "FINISHED"

@@ -17,7 +17,7 @@ from ddib_fed.client.payload import payload
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.formats.opening import open_paths
-from ddib_fed.formats.recognition import Format, format_of_content, is_study, recognise
+from ddib_fed.formats.recognition import Format, format_of_content, recognise
 from ddib_fed.formats.study import Options
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import DICOM, NIFTI, only
@@ -31,7 +31,7 @@ def test_studies_and_plain_files_are_told_apart(tmp_path):
     found = open_paths(paths, Options())
     assert [study.name for study in found.studies] == ["standard", "CT_small"]
     assert found.plain == (tmp_path / "plain.png", tmp_path / "folder")
-    assert [is_study(path) for path in paths] == [True, False, True, False]
+    assert [bool(recognise([path]).studies) for path in paths] == [True, False, True, False]
 
 
 def test_studies_that_differ_in_their_suffix_alone_are_named_by_it(tmp_path):

@@ -310,7 +310,7 @@ def test_both_kinds_of_guidance_at_once_are_refused():
         (Guidance(classifier_scale=2.5), OFFER, PolicyDenied, "max_classifier_scale"),
         (Guidance(1.0), None, SettingsInvalid, "--guidance"),
         (Guidance(classifier_scale=1.0), GuidanceTerms(4.0), SettingsInvalid, "--classifier-scale"),
-        (Guidance(clip=True), GuidanceTerms(4.0), SettingsInvalid, "--clip"),
+        (Guidance(clip=True), GuidanceTerms(4.0), SettingsInvalid, "--clip_denoised of --flags"),
     ],
 )
 def test_guidance_that_is_not_offered_is_refused_by_name(asked, terms, error, said):

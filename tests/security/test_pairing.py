@@ -17,6 +17,7 @@ from spake2 import SPAKE2_A, SPAKE2_B
 from ddib_fed.errors import (
     DdibError,
     DeadlineExceeded,
+    InputError,
     PeerUnreachable,
     PolicyDenied,
     Unauthenticated,
@@ -111,6 +112,32 @@ def waiting(south: Side) -> Iterator[Waiting]:
     made = Waiting(south)
     yield made
     made.close()
+
+
+def test_a_side_that_keeps_sending_is_left_in_time() -> None:
+    """The limit is of the whole exchange, not of each piece of it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        line, done = pairing._Line(ours, 0.3), threading.Event()
+
+        def act() -> None:
+            raise InputError("no")
+
+        def drip() -> None:
+            with suppress(OSError):
+                while not done.wait(0.001):
+                    theirs.sendall(b"\x00\x00\x00\x00")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        begun = time.monotonic()
+        try:
+            with pytest.raises(InputError):
+                line.tell(act)  # it waits until the other side is gone, or its time is up
+        finally:
+            done.set()
+            thread.join()
+    assert time.monotonic() - begun < 2
 
 
 def test_every_new_code_is_read_as_it_was_shown() -> None:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from ddib_fed.cli.model import model
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import BundleInvalid, InputError
+from ddib_fed.errors import BundleInvalid, DdibError, InputError
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.sidecars import Allowances
@@ -70,9 +70,17 @@ def test_a_file_of_other_weights_is_replaced(small, tmp_path):
 
 
 def test_what_cannot_be_measured_is_refused_with_its_cause(small, tmp_path):
-    """Nothing is written."""
+    """Nothing is written if thresholds are not either; a picture that cannot be read is left out on request."""
+    few = folder_of(tmp_path / "few", 30)
+    (few / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(DdibError):
+        ddib("measure", small, "--data", few)
+    assert load_bundle(small).manifest.structure is None
+    said = ddib("measure", small, "--data", few, "--skip-bad")
+    assert "40 pictures are needed" in said
+    assert load_bundle(small).manifest.structure is not None
     with pytest.raises(InputError, match="40 pictures are needed"):
-        ddib("measure", small, "--data", folder_of(tmp_path / "few", 30))
+        ddib("measure", small, "--data", few, "--skip-bad")
     assert not (small / Allowances.file).exists()
     save_bundle(tmp_path / "points", manifest(), state())
     with pytest.raises(InputError, match="points of every set are encoded again"):

@@ -151,7 +151,7 @@ def test_the_holders_of_a_suspended_institution_are_refused(scene: Scene) -> Non
             with pytest.raises(grpc.RpcError) as refused:
                 check(b"", timeout=10)
         finally:
-            ddib("peer", "resume", "north.example", "--config", scene.south.config_path)
+            ddib("peer", "suspend", "--undo", "north.example", "--config", scene.south.config_path)
         assert from_rpc_error(refused.value, "target south.example").reason == "PEER_SUSPENDED"
         assert told(check(b"", timeout=10)).status == HealthCheckResponse.SERVING
 
