@@ -140,11 +140,11 @@ def calibrate(
     from ddib_fed.cli import calibrate_making as making
 
     if peer is not None:
-        making.agree(making.Making(**given), peer, config_path, existing=existing, yes=yes)
+        making.agree(making.CalibrateOptions(**given), peer, config_path, existing=existing, yes=yes)
     elif evaluate is not None:
-        making.evaluate(making.Making(**given), evaluate, local, evaluations=evaluations)
+        making.evaluate(making.CalibrateOptions(**given), evaluate, local, evaluations=evaluations)
     elif local is not None:
-        making.make(making.Making(**given), local, epsilon=epsilon, out=out)
+        making.make(making.CalibrateOptions(**given), local, epsilon=epsilon, out=out)
 
 
 @calibrate.command(

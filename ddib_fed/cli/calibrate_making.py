@@ -54,7 +54,7 @@ EVALUATED = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Making:
+class CalibrateOptions:
     """What a calibration is to be made of; `pictures` are this side's and, in one process, the target's."""
 
     kind: Kind
@@ -100,7 +100,12 @@ class _LocalTarget:
 
 
 def _fitted(
-    asked: Making, command: str, bundle: Bundle, own: CalibratedSide, to: tuple[str, str], target: _Target
+    asked: CalibrateOptions,
+    command: str,
+    bundle: Bundle,
+    own: CalibratedSide,
+    to: tuple[str, str],
+    target: _Target,
 ) -> Calibration:
     """A calibration from anchors, or from own pictures and the target's aggregate; `to`: institution and domain."""
     units = bundle.manifest.normalisation.plain
@@ -126,7 +131,7 @@ def _fitted(
         return calibrating.from_aggregate(pictures, units, aggregate, wanted(aggregate.units_sha256))
 
 
-def make(asked: Making, local: tuple[str, str], *, epsilon: float, out: Path) -> None:
+def make(asked: CalibrateOptions, local: tuple[str, str], *, epsilon: float, out: Path) -> None:
     """`--local`: make a calibration of two models, write it, and print what is known of it."""
     if out.exists():
         raise AlreadyExists(f"{out} exists", hint="name another file with --out, or remove this one")
@@ -172,7 +177,9 @@ def two_folders(pictures: tuple[str, ...]) -> tuple[str | None, str | None]:
     return pictures[0], pictures[1]
 
 
-def agree(asked: Making, peer_name: str, config_path: Path, *, existing: Path | None, yes: bool) -> None:
+def agree(
+    asked: CalibrateOptions, peer_name: str, config_path: Path, *, existing: Path | None, yes: bool
+) -> None:
     """`--peer`: fetch the peer's aggregate, fit with own pictures, show, ask, sign, send and store."""
     from ddib_fed.node.calibration_peer import CalibrationPeer
     from ddib_fed.node.calibrations import allow, require_role, send
@@ -232,7 +239,7 @@ def agree(asked: Making, peer_name: str, config_path: Path, *, existing: Path | 
     )
 
 
-def _existing(file: Path, asked: Making, own: CalibratedSide, to: tuple[str, str]) -> Calibration:
+def _existing(file: Path, asked: CalibrateOptions, own: CalibratedSide, to: tuple[str, str]) -> Calibration:
     """The map of a calibration in a file, proposed with the figures that it has; the peer checks its own units."""
     from ddib_fed.node.calibrations import refuse_doubtful
 
@@ -253,7 +260,7 @@ def _existing(file: Path, asked: Making, own: CalibratedSide, to: tuple[str, str
     return found.model_copy(update={"source": own, "target": target, "made": made, "expires": ends})
 
 
-def evaluate(asked: Making, file: Path, local: tuple[str, str] | None, *, evaluations: int) -> None:
+def evaluate(asked: CalibrateOptions, file: Path, local: tuple[str, str] | None, *, evaluations: int) -> None:
     """`--evaluate`: print what is known of a calibration, from pictures that it was not fitted to."""
     calibration, anchors = read_calibration(file), asked.anchors
     source, target = _models(calibration, local)

@@ -384,10 +384,11 @@ def check_offered(asked: Guidance, terms: GuidanceTerms | None, of: str) -> None
     """Return if the target `of`, INSTITUTION/DOMAIN, offers the guidance of a request."""
     terms = terms or NO_GUIDANCE
     kinds = (
-        ("--guidance", "max_guidance", asked.scale, terms.max_guidance),
-        ("--classifier-scale", "max_classifier_scale", asked.classifier_scale, terms.max_classifier_scale),
+        ("--guidance", asked.scale, terms.max_guidance),
+        ("--classifier-scale", asked.classifier_scale, terms.max_classifier_scale),
     )
-    for option, policy, scale, most in kinds:
+    policy = "max_guidance"  # bounds both
+    for option, scale, most in kinds:
         if scale is not None and most == 0:
             raise _not_offered(option, of)
         if scale is not None and not scale <= most:
