@@ -154,11 +154,11 @@ class PageJob(RunProgress):
         ]
         if failed and run.total == 1:
             raise failed[0][1]
-        for label, error in failed:
-            told = self._renamed(f"{error.detail} [{error.reason}]").removeprefix(f"{label}: ")
+        for label, why in failed:
+            told = self._renamed(f"{why.detail} [{why.reason}]").removeprefix(f"{label}: ")
             self.missing.append(f"{label}: {told}")
         if failed:
-            steps = dict.fromkeys(_step(error) for _, error in failed)
+            steps = dict.fromkeys(_step(why) for _, why in failed)
             raise FilesLeftOut(
                 f"{len(failed):,} of {run.total:,} were not translated", hint="; ".join([*steps][:MOST_STEPS])
             )

@@ -307,7 +307,7 @@ def test_both_kinds_of_guidance_at_once_are_refused():
     ("asked", "terms", "error", "said"),
     [
         (Guidance(4.001), OFFER, PolicyDenied, "max_guidance"),
-        (Guidance(classifier_scale=2.5), OFFER, PolicyDenied, "max_classifier_scale"),
+        (Guidance(classifier_scale=2.5), OFFER, PolicyDenied, "max_guidance"),
         (Guidance(1.0), None, SettingsInvalid, "--guidance"),
         (Guidance(classifier_scale=1.0), GuidanceTerms(4.0), SettingsInvalid, "--classifier-scale"),
         (Guidance(clip=True), GuidanceTerms(4.0), SettingsInvalid, "--clip_denoised of --flags"),
