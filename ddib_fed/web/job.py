@@ -140,8 +140,10 @@ class PageJob(RunProgress):
         check_names(run.items, what.out)
         try:
             run.read()
-        except InputError as error:
-            if isinstance(error, UsageError) or run.total < 2 or not run.left_out:
+        except UsageError:
+            raise
+        except InputError:
+            if run.total < 2 or not run.left_out:
                 raise
         else:
             self.items, self.files = len(run.items) + sum(each.items for each in self.studies), run.total

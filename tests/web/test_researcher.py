@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import re
@@ -12,7 +13,16 @@ import zipfile
 import numpy as np
 import pytest
 
-from ddib_fed.errors import DdibError, ExtraMissing, PeerUnreachable, QueueFull, all_errors
+from ddib_fed.client import files
+from ddib_fed.errors import (
+    DdibError,
+    ExtraMissing,
+    FileMissing,
+    PeerUnreachable,
+    QueueFull,
+    SettingsInvalid,
+    all_errors,
+)
 from ddib_fed.hints import step_in_words
 from tests.client.scripted_source import TARGET, npy, points
 
@@ -120,6 +130,38 @@ def test_an_item_that_fails_does_not_take_the_others_with_it(browser, finished, 
     assert "drop a picture like those that your node's model was trained on" in value["error"]["hint"]
     (folder,) = (tmp_path / "out").iterdir()
     assert (folder / "b.npy").exists()
+
+
+def test_a_request_that_the_node_refuses_is_told_although_files_were_left_out(
+    browser, finished, north, monkeypatch
+):
+    """What was left out is not all that is wrong."""
+    north.script.refuse["SubmitJob"] = SettingsInvalid("no such quality")
+    drop(browser, "a.npy", "b.npy")
+    read = files.payload
+
+    def gone(path):
+        if path.stem == "b":
+            raise FileMissing("there is no b.npy")
+        return read(path)
+
+    monkeypatch.setattr(files, "payload", gone)
+    (*_, (_, value)) = finished(target=TARGET)
+    assert value["error"]["reason"] == "SETTINGS_INVALID"
+
+
+def test_a_download_that_cannot_be_built_leaves_nothing(browser, finished, tmp_path, monkeypatch):
+    drop(browser, "scan.npy")
+    finished(target=TARGET)
+    (folder,) = (tmp_path / "out").iterdir()
+    before = sorted(folder.iterdir())
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "write", full)
+    assert browser.get("/jobs/1/all.zip").status_code >= 400
+    assert sorted(folder.iterdir()) == before
 
 
 @pytest.mark.parametrize(
