@@ -61,7 +61,7 @@ POINTS = "translate points.npy --source moons --target checkerboards --evaluatio
         (f"{PICTURES} --classifier-scale 3", "--classifier MODEL"),
         (f"{PICTURES} --guidance 3", "no class for none"),
         ("translate in --source dropped --target dropped --evaluations 3 --guidance 3", "--target-class"),
-        ("model sample dropped --n 1 --evaluations 3 --guidance 3", "--class"),
+        ("model sample dropped --n 1 --evaluations 3 --guidance 3", "--target-class"),
     ],
 )
 def test_guidance_without_what_it_needs_is_refused(refused, line, named):
