@@ -312,7 +312,7 @@ def _array(picture: Picture, rule: PictureRule, *, clip: bool) -> Array:
     plan = _plan(rule, Geometry(*picture.pixels.shape[:2]))
     out = np.full((rule.channels, rule.height, rule.width), -1.0, dtype=np.float32)
     for channel, plane in enumerate(_planes(picture.pixels, rule.channels)):
-        image = _pillow(plane if plane.dtype == np.uint8 else _unit(plane, rule, clip=clip))
+        image = _pillow(plane) if plane.dtype == np.uint8 else _unit_image(plane, rule, clip=clip)
         for _ in range(plan.halvings):
             image = _resize(image, image.height // 2, image.width // 2, box=True)
         scaled: Pixels = np.asarray(_resize(image, plan.height, plan.width))
@@ -466,6 +466,17 @@ def _unit(plane: Pixels, rule: PictureRule, *, clip: bool) -> Array:
     unit *= np.float32(2 / (rule.high - rule.low))
     unit -= np.float32(1)
     return np.clip(unit, -1.0, 1.0, out=unit) if clip else unit
+
+
+def _unit_image(plane: Pixels, rule: PictureRule, *, clip: bool) -> Any:
+    """The same as Pillow's, made block by block: a large plane is never there twice."""
+    from PIL import Image
+
+    image, done = Image.new("F", plane.shape[::-1]), 0
+    for block in _blocks(plane[..., None]):
+        image.paste(_pillow(_unit(block[..., 0], rule, clip=clip)), (0, done))
+        done += len(block)
+    return image
 
 
 def _pillow(plane: Pixels) -> Any:
