@@ -44,7 +44,7 @@ class Spool:
         return job_id
 
     def new_file(self, job_id: str, item: int, part: str) -> GrowingFile:
-        """A file that is written as it comes; `sync` makes it durable."""
+        """A new file, written while its bytes arrive; `sync` makes it durable."""
         name = _new_name(item, part)
         return GrowingFile(name, self._path(job_id, name), self._count)
 

@@ -78,7 +78,7 @@ class RunOptions:
         profile: Whose node translates.
         request: What is asked of it.
         out: Folder of the results.
-        progress: Opens the client, and is told what happens.
+        progress: Opens the client and receives the progress.
         force: Translate everything again, and overwrite what is there.
         skip_bad: Leave out what cannot be translated, instead of doing nothing.
         doubtful_below: PSNR of a round trip in dB below which a result is marked.

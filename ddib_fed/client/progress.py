@@ -1,4 +1,4 @@
-"""Opens the client of a command or a page, and is told how its run goes; what is shown is the caller's."""
+"""Callbacks of a run of files: they open its client and receive its progress. The command and page override them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Counted = Callable[[int, int], None]
 
 
 class RunProgress:
-    """Opens the client of a run, and is told in the run's thread what happens. This one shows nothing."""
+    """Opens the client of a run, and receives its progress in the thread of the run. This base class shows nothing."""
 
     done = 0
     """Results that are on the disk."""

@@ -99,7 +99,7 @@ def open_world(device: str) -> Iterator[World]:
     size, rank = started_together()[0], int(os.environ.get("RANK", "0"))
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
-        raise SettingsInvalid("there is no CUDA device that torch can use", hint="--device cpu")
+        raise SettingsInvalid("torch finds no usable CUDA device", hint="--device cpu")
     local = int(os.environ.get("LOCAL_RANK", "0"))
     place = torch.device("cuda", local) if cuda and device != "cpu" else torch.device("cpu")
     if size == 1:

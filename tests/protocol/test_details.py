@@ -291,7 +291,7 @@ def test_a_range_without_end_takes_no_memory() -> None:
     assert len(refused_items({"refused_0": "A:0-999999999", "refused_1": "B:5-999999999"})) <= MOST_ITEMS
 
 
-# The words of the installed gRPC by which causes of one status are told apart, each from a real call
+# Error texts of the installed gRPC, each from a real call; they distinguish causes that share one status.
 
 DESCRIBE = "/ddib_fed.v1.DecodingService/DescribeDomain"
 DECODE = "/ddib_fed.v1.DecodingService/Decode"
