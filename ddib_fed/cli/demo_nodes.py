@@ -288,8 +288,8 @@ class Pair:
         self, files: Sequence[Path], out: Path, *, shown: str, evaluations: int, cycle: bool = True
     ) -> list[Delivered]:
         """Translate like `ddib translate`, with --cycle --keep-latents or without both, through the client."""
-        from ddib_fed.cli.progress import ConsoleProgress
-        from ddib_fed.client.client import JobRequest
+        from ddib_fed.cli.folder_report import ConsoleProgress
+        from ddib_fed.client.client import job_header
         from ddib_fed.client.files import find_items
         from ddib_fed.client.folder_run import FolderRun, RunOptions
         from ddib_fed.client.profile import Profile
@@ -297,8 +297,8 @@ class Pair:
 
         more = " --cycle --keep-latents" if cycle else ""
         show(f"ddib translate {shown} --to {self.to} --out {out}{more} --profile {self.profile}")
-        request = JobRequest(self.to, Settings(evaluations=evaluations), cycle=cycle, keep_latent=cycle)
-        options = RunOptions(Profile.load(self.profile), request, out, ConsoleProgress())
+        header = job_header(self.to, Settings(evaluations=evaluations), cycle=cycle, keep_latent=cycle)
+        options = RunOptions(Profile.load(self.profile), header, out, ConsoleProgress())
         run = FolderRun(options, find_items(files)[0])
         run.read()
         run.translate()
