@@ -118,9 +118,9 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     classifier. Settings are inferred from the tensors' shapes; the rest comes from --flags, or the public defaults.
     Every setting is listed with its origin; a flag that contradicts the shapes is refused.
 
-    A folder is a diffusers pipeline of pixels as `save_pretrained` writes it: unet/ (UNet2DModel) or transformer/
-    (DiT), and scheduler/. A setting that cannot be computed exactly is refused by its key, and so is a pipeline with
-    more than a pixel network: an autoencoder, a text encoder, a LoRA.
+    A folder is a diffusers pipeline of pixels as `save_pretrained` writes it: unet/ (UNet2DModel) and scheduler/. A
+    setting that cannot be computed exactly is refused by its key, and so is a pipeline with more than a pixel network:
+    an autoencoder, a text encoder, a LoRA.
     """
     from ddib_fed.models.bundle import save_bundle
     from ddib_fed.models.weights import Imported
@@ -171,8 +171,7 @@ def _read_checkpoint(path: Path, given: dict[str, Any]) -> Imported | Bundle:
         options.refuse_idle(idle, "does not go with a diffusers pipeline", hint="leave it out")
         return import_diffusers(path, **names, **settings)
     if given["synthetic"]:
-        from ddib_fed.models.import_flags import parse_flags
-        from ddib_fed.models.import_guided import import_synthetic
+        from ddib_fed.models.import_guided import import_synthetic, parse_flags
 
         idle = ("classifier", "fit", "soften_sigma")
         options.refuse_idle(idle, "does not go with --synthetic", hint="leave it out")

@@ -42,7 +42,7 @@ def take_settings(
         chosen = Settings(solver, 0, evaluations, grid).of_quality(quality)
         return SolverSettings(chosen.solver, chosen.order, chosen.evaluations, chosen.grid), False, None
     from ddib_fed.diffusion.grids import PublicLevels
-    from ddib_fed.models.import_flags import parse_sampling
+    from ddib_fed.models.import_guided import parse_sampling
 
     if quality is not None or grid != "default" or (_is_given("solver") and solver != "ddim"):
         raise UsageError(

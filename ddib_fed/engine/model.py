@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddib_fed.diffusion import bridge
+from ddib_fed.diffusion import plans
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, on_device
 from ddib_fed.diffusion.grids import Frame
 from ddib_fed.diffusion.guidance import (
@@ -154,7 +154,7 @@ class DomainModel:
         return on_device(torch.from_numpy(samples.copy()), self.device)
 
     def softened(self, x: Tensor, sigma: float, noise: Array | None) -> Tensor:
-        return bridge.soften(x, sigma, None if noise is None else self.tensor(noise))
+        return plans.soften(x, sigma, None if noise is None else self.tensor(noise))
 
     def into_basis(self, x: Tensor, calibration: ChannelMap | None) -> Tensor:
         return x if calibration is None else rotated(x, self._rotation(calibration).to(x.dtype))

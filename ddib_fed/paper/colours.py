@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.data.points import to_npy
 from ddib_fed.data.shipped import package_folder
-from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.diffusion.plans import SolverSettings, check_settings, plan
+from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.arrays import Counter
 from ddib_fed.engine.local_party import POINTS_TOGETHER
 from ddib_fed.engine.model import DomainModel

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control, Leg

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.diffusion.bridge import decode
-from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.plans import SolverSettings, decode
 from ddib_fed.engine.model import DomainModel, check_decoding, check_encoding
 from ddib_fed.engine.record import Guidance
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
