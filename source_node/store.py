@@ -30,7 +30,7 @@ from ddib_fed.errors import (
     RequestIdConflict,
     StateConflict,
 )
-from ddib_fed.node.interceptors import within_share
+from ddib_fed.node.server import within_share
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.security.audit import AuditLog, Value
 from ddib_fed.store import Transaction

@@ -20,7 +20,6 @@ from ddib_fed.engine.model import check_decoding
 from ddib_fed.errors import ContractUnknown, MessageInvalid, PolicyDenied, SettingsInvalid
 from ddib_fed.latent import Latent
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM, NodeConfig
-from ddib_fed.node.interceptors import Pace, caller
 from ddib_fed.node.policy import (
     Charge,
     Work,
@@ -29,7 +28,8 @@ from ddib_fed.node.policy import (
     evaluations_of,
     peer_charges,
 )
-from ddib_fed.node.role import NodeContext, solver_settings
+from ddib_fed.node.role import NodeContext, RoleService, solver_settings
+from ddib_fed.node.server import Pace, caller
 from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.contract import (
     PROTOCOL,
@@ -343,7 +343,7 @@ def _work_digest(header: decoding_pb2.DecodeHeader) -> bytes:
     return hashlib.sha256(work.SerializeToString(deterministic=True)).digest()
 
 
-class TargetService:
+class TargetService(RoleService):
     """The target role in one node."""
 
     service_names = ("ddib_fed.v1.DecodingService", "ddib_fed.v1.CalibrationService")
@@ -356,23 +356,11 @@ class TargetService:
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(self._servicer, server)
         calibration_pb2_grpc.add_CalibrationServiceServicer_to_server(self._calibrations, server)
 
-    def start(self) -> None:
-        """Nothing waits at a target: it keeps no jobs."""
-
     def jobs(self) -> Mapping[str, int]:
         return {"decoding": self._servicer.calls.active}
 
     def drain(self, timeout_s: float) -> None:
         self._servicer.calls.wait_idle(timeout_s)
-
-    def peers_changed(self) -> None:
-        """The calls of removed peers are ended by the interceptor."""
-
-    def close(self) -> None:
-        """Open calls are ended by the server."""
-
-    def release(self) -> None:
-        """It holds nothing."""
 
 
 class _TargetRole:
