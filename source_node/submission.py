@@ -316,13 +316,11 @@ class Submissions:
     def _commit(self, staging: Staging, charges: Sequence[Charge]) -> tuple[StoredJob, bool]:
         """Charge, then accept: a job that is on the disk was paid for, also if the node is killed here."""
         self._node.quotas.charge(charges)
-        repeated = True
         try:
-            job, repeated = staging.commit()
+            return staging.commit()
         finally:
-            if repeated:  # or not accepted at all
+            if not staging.kept:  # the job is not on the disk, or was accepted before
                 self._node.quotas.refund(charges)
-        return job, repeated
 
     def _charges(self, owner: str, request: JobHeader, samples: int) -> Sequence[Charge]:
         shape, evaluations = self._node.engine.model.sample_shape, request.solver.evaluations

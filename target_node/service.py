@@ -6,7 +6,6 @@ that and calibrations are on its disk.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import threading
 from collections import OrderedDict
@@ -22,7 +21,6 @@ from ddib_fed.latent import Latent
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM, NodeConfig
 from ddib_fed.node.policy import (
     Charge,
-    Work,
     check_settings,
     check_softening,
     evaluations_of,
@@ -300,18 +298,15 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     def _on_items(
         self, header: decoding_pb2.DecodeHeader, receipt: Receipt
     ) -> Callable[[Sequence[Arrived]], int]:
-        """Quota and audit of what has come; the same latent again for the same request is not charged again."""
-        peer, asked = caller(), _work_digest(header)
+        """Quota and audit of what has come."""
+        peer = caller()
         with self._lock:
             turn = self._turns.setdefault(peer.institution, threading.Lock())
 
-        def work(arrived: Arrived) -> Work:
-            charges = self._charges(peer.institution, header, arrived.latent)
-            return charges, (header.request_id, arrived.item, arrived.latent.sha256, asked)
-
         def on_items(arrived: Sequence[Arrived]) -> int:
             with turn:  # of all streams of a peer one waits for the disk: peers are in line, not streams
-                count = self._node.quotas.charge_each([work(each) for each in arrived])
+                charges = [self._charges(peer.institution, header, each.latent) for each in arrived]
+                count = self._node.quotas.charge_each(charges)
                 taken = [arrived[place] for place in range(count)]
                 write_lines(self._node, "latent_received", [receipt.line(each) for each in taken])
             self._node.metrics.latent_bytes.labels("in").inc(sum(each.latent.size_bytes for each in taken))
@@ -334,13 +329,6 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         yield from stream(decoding_pb2.DecodeResponse, "result", header, translated.file)
         if translated.round_trip is not None:
             yield from translated.round_trip.stream(decoding_pb2.DecodeResponse)
-
-
-def _work_digest(header: decoding_pb2.DecodeHeader) -> bytes:
-    """What decides whether a latent that comes again for the same request is the same work."""
-    work = decoding_pb2.DecodeHeader.FromString(header.SerializeToString())
-    work.ClearField("items")
-    return hashlib.sha256(work.SerializeToString(deterministic=True)).digest()
 
 
 class TargetService(RoleService):
