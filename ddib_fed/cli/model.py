@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.help import group
-from ddib_fed.cli.options import open_model, option
-from ddib_fed.cli.output import emit, figures, lines, outcome, print_table
+from ddib_fed.cli.options import group, open_model, option
 from ddib_fed.cli.sampling import interpolate, sample
 from ddib_fed.cli.train import train
 from ddib_fed.errors import AlreadyExists, InputError
-from ddib_fed.terminal import bar, say
+from ddib_fed.terminal import bar, emit, figures, lines, outcome, print_table, say
 
 if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle

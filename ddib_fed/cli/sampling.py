@@ -10,12 +10,10 @@ import click
 from click.core import ParameterSource
 
 from ddib_fed.cli import options
-from ddib_fed.cli.help import command
-from ddib_fed.cli.options import Classes, open_model, refuse_overwriting, usual_threads
-from ddib_fed.cli.output import emit, lines
+from ddib_fed.cli.options import Classes, command, open_model, refuse_overwriting, usual_threads
 from ddib_fed.errors import UsageError
 from ddib_fed.protocol.messages import Settings
-from ddib_fed.terminal import bar
+from ddib_fed.terminal import bar, emit, lines
 
 if TYPE_CHECKING:
     from ddib_fed.diffusion.grids import PublicLevels
@@ -116,8 +114,8 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
     """
     from ddib_fed.engine.arrays import ArraySettings
     from ddib_fed.engine.local_party import open_party
+    from ddib_fed.engine.record import Guidance
     from ddib_fed.evaluation.draws import draw_pictures, draw_points
-    from ddib_fed.guidance import Guidance
 
     refuse_overwriting(out, force=force)
     bundle = open_model(which)

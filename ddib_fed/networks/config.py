@@ -9,9 +9,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from ddib_fed.networks.classifier import NoisyClassifier
 from ddib_fed.networks.mlp import ResidualMLP, SyntheticModel
-from ddib_fed.networks.unet import UNet
+from ddib_fed.networks.unet import NoisyClassifier, UNet
 
 
 class _Frozen(BaseModel):
