@@ -12,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ddib_fed.cli.output import emit, print_table
 from ddib_fed.client.client import ENDED, Client, open_client, state_of, target_of, waiting_line
 from ddib_fed.client.files import FileItem
 from ddib_fed.client.folder_run import FolderRun, RunProgress
@@ -21,7 +20,7 @@ from ddib_fed.client.results import Delivered
 from ddib_fed.engine.record import Part, Translation, fitted_line, tiles_in
 from ddib_fed.errors import DdibError, DiskFull, ExhaustedError, InputError
 from ddib_fed.files import is_disk_full
-from ddib_fed.terminal import bar, drawing, say
+from ddib_fed.terminal import bar, drawing, emit, print_table, say
 from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:

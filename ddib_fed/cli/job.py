@@ -15,8 +15,7 @@ from google.protobuf.message import Message
 
 from ddib_fed.cli import options
 from ddib_fed.cli.folder_report import ConsoleProgress, report_run
-from ddib_fed.cli.help import command, group
-from ddib_fed.cli.output import emit, moment, print_ids, print_table, size
+from ddib_fed.cli.options import command, group
 from ddib_fed.cli.translate import load_credentials, refuse_points
 from ddib_fed.client.client import (
     ENDED,
@@ -45,7 +44,7 @@ from ddib_fed.names import nearest
 from ddib_fed.protocol.details import TOLERATED_S, described
 from ddib_fed.security.diagnosis import diagnose, own_validity
 from ddib_fed.security.pki import load_identity, root_warning
-from ddib_fed.terminal import is_aside, say, say_document
+from ddib_fed.terminal import emit, is_aside, moment, print_ids, print_table, say, say_document, size
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 

@@ -28,7 +28,7 @@ from opentelemetry.trace import Span, SpanKind
 from ddib_fed.client.connection import BUSY_PATIENCE_S, PATIENCE_S, Connection, OnWait
 from ddib_fed.client.files import SUFFIXES, Origin, Payload, payloads
 from ddib_fed.client.profile import Profile
-from ddib_fed.engine.record import Part, Translation
+from ddib_fed.engine.record import UNGUIDED, Guidance, Part, Translation
 from ddib_fed.errors import (
     Cancelled,
     ChunkCorrupt,
@@ -43,7 +43,6 @@ from ddib_fed.errors import (
     PeerUnreachable,
     UsageError,
 )
-from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.protocol.contract import PROTOCOL, guidance_to_pb
 from ddib_fed.protocol.details import is_number, status_of
 from ddib_fed.protocol.messages import Settings, enum_members, from_message, provenance_record, settings_to_pb

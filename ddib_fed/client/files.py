@@ -26,6 +26,7 @@ from ddib_fed.errors import (
     PointsUnreadable,
     UsageError,
     error_class,
+    next_steps,
 )
 from ddib_fed.formats.recognition import (
     DICOM_SUFFIX,
@@ -40,7 +41,6 @@ from ddib_fed.formats.recognition import (
     format_of_content,
     recognise,
 )
-from ddib_fed.hints import next_steps
 from ddib_fed.names import names_apart
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb

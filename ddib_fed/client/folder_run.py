@@ -71,9 +71,9 @@ from ddib_fed.errors import (
     UnavailableError,
     UsageError,
     error_class,
+    next_steps,
 )
 from ddib_fed.files import make_private_folders
-from ddib_fed.hints import next_steps
 from ddib_fed.names import nearest
 from ddib_fed.protocol.details import is_number, refused_items
 from ddib_fed.terminal import bar

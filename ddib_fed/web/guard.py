@@ -32,9 +32,8 @@ from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ddib_fed.errors import DdibError, InternalError, NotFoundError, UsageError
+from ddib_fed.errors import DdibError, InternalError, NotFoundError, UsageError, step_in_words
 from ddib_fed.files import write_file
-from ddib_fed.hints import step_in_words
 from ddib_fed.pages import render
 from ddib_fed.terminal import explained, say
 

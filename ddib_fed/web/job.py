@@ -32,6 +32,7 @@ from ddib_fed.errors import (
     ItemNotFound,
     PictureMisfit,
     UsageError,
+    step_in_words,
 )
 from ddib_fed.formats.geotiff import GeoTiffStudy, read_geotiff
 from ddib_fed.formats.intensity import AUTO, IntensityRule
@@ -39,7 +40,6 @@ from ddib_fed.formats.nifti import PLANES
 from ddib_fed.formats.parts import INTENSITY, WrittenStudy
 from ddib_fed.formats.pictures import PictureStudy, read_picture
 from ddib_fed.formats.study import Options, Origin, Study
-from ddib_fed.hints import step_in_words
 from ddib_fed.protocol.messages import QUALITIES, Settings
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.web.guard import error_values
