@@ -223,14 +223,6 @@ def test_acknowledges_with_the_digest_of_the_translation(alice, north):
     assert [result.item for result in alice.fetch(job.job_id)] == [1]
 
 
-def test_deleting_whose_answer_was_lost_is_done(alice, north):
-    """The second try finds no job: that is what was wanted."""
-    job = alice.submit([npy(points())], TARGET)
-    north.script.lose_answer["DeleteJob"] = 1
-    alice.delete(job.job_id)
-    assert not north.service.jobs
-
-
 def test_translates_in_one_call(alice, north):
     """Submit, watch, fetch, acknowledge: results in the order of the files."""
     seen = []

@@ -100,7 +100,7 @@ def test_the_page_makes_the_same_pictures_in_one_process_and_through_two_nodes(p
     try:
         pair.start()
         ddib(*federated[1:])
-        offered = json.loads(ddib("domains", "--format", "json", "--profile", pair.profile))["targets"][0]
+        offered = json.loads(ddib("domains", "--format", "json", "--profile", pair.profile))["domains"][0]
     finally:
         pair.stop()
     assert offered["guidance"]["max_classifier_scale"] == 10

@@ -230,11 +230,11 @@ def test_detached_jobs_are_attached_to(translate, north, written, few_files, cap
 
 
 def test_a_second_run_into_the_folder_is_refused_at_once(translate, north, tmp_path, capsys):
-    """It names the process that is at work; when that has ended, however it did, the folder is free."""
+    """When the other has ended, however it did, the folder is free."""
     with locked(tmp_path / "out"):
         assert translate() == ExitCode.CONFLICT
     said = capsys.readouterr().err
-    assert f"another command is writing to {tmp_path / 'out'} (process " in said
+    assert f"another command is writing to {tmp_path / 'out'}" in said
     assert not north.script.calls
     assert translate() == 0
 
