@@ -256,16 +256,25 @@ def _part(request: Request) -> Part:
 
 def _archive(paths: Sequence[Path], root: Path, name: str, folder: Path) -> Response:
     """One file of these, which are not compressed again; it has no name in the folder, and goes when it is sent."""
-    made = tempfile.TemporaryFile(dir=folder)
-    with zipfile.ZipFile(made, "w") as archive:
-        for path in paths:
-            if path.is_file():
-                archive.write(path, path.relative_to(root.parent))
-    made.seek(0)
+    made = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed when it is sent
+
+    def parts() -> Iterator[bytes]:
+        with made:
+            while part := made.read(ARCHIVE_CHUNK):
+                yield part
+
+    try:
+        with zipfile.ZipFile(made, "w") as archive:
+            for path in paths:
+                if path.is_file():
+                    archive.write(path, path.relative_to(root.parent))
+        made.seek(0)
+    except BaseException:
+        made.close()
+        raise
     called = re.sub(r"[^\w.()-]", "_", name, flags=re.ASCII)
     headers = {"content-disposition": f'attachment; filename="{called}.zip"'}
-    parts = iter(lambda: made.read(ARCHIVE_CHUNK), b"")
-    return StreamingResponse(parts, media_type="application/zip", headers=headers)
+    return StreamingResponse(parts(), media_type="application/zip", headers=headers)
 
 
 def _file(each: Upload) -> dict[str, Any]:
