@@ -39,7 +39,7 @@ class Operated(Protocol):
     def status(self) -> pb.StatusResponse: ...
     def reload(self) -> list[str]: ...
     def request_drain(self) -> int: ...
-    def resize(self, workers: int) -> pb.WorkersResponse: ...
+    def workers(self) -> pb.WorkersResponse: ...
 
 
 class AdminServicer(rpc.AdminServiceServicer):
@@ -62,7 +62,7 @@ class AdminServicer(rpc.AdminServiceServicer):
         return pb.DrainResponse(running_jobs=self._node.request_drain())
 
     def Workers(self, request: pb.WorkersRequest, context: grpc.ServicerContext) -> pb.WorkersResponse:
-        answer = self._node.resize(request.count)
+        answer = self._node.workers()
         answer.problem = _line(answer.problem)
         return answer
 
@@ -151,8 +151,8 @@ class AdminClient:
     def drain(self) -> int:
         return int(self._call(lambda node: node.Drain, pb.DrainRequest()).running_jobs)
 
-    def workers(self, count: int = 0) -> pb.WorkersResponse:
-        return self._call(lambda node: node.Workers, pb.WorkersRequest(count=count))
+    def workers(self) -> pb.WorkersResponse:
+        return self._call(lambda node: node.Workers, pb.WorkersRequest())
 
     def _call(self, method: Callable[[rpc.AdminServiceStub], Callable[..., R]], request: Message) -> R:
         opened = grpc.secure_channel(

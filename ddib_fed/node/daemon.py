@@ -319,12 +319,8 @@ class Daemon:
         self.node.audit.write("reload", changes=changes, policy=self.node.policy_sha256)
         return [*changes, f"peers: {', '.join(sorted(p.institution for p in self.peers.list())) or 'none'}"]
 
-    def resize(self, workers: int) -> pb.WorkersResponse:
-        """Have so many workers; 0 changes nothing. Who there is."""
+    def workers(self) -> pb.WorkersResponse:
         engine = self.node.running_engine
-        if workers:
-            self.node.audit.write("workers", count=workers)
-            engine.resize(workers)
         if engine.pool is None:
             return pb.WorkersResponse(executor="inline")
         counters = engine.pool.counters

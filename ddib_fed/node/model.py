@@ -15,9 +15,8 @@ import torch
 from ddib_fed.data.decoding import ImageLimits
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.engine.budget import Recipe
-from ddib_fed.engine.executors import Pool, process_pool
+from ddib_fed.engine.executors import Pool, process_pool, ray_pool
 from ddib_fed.engine.local_party import ServingParty
-from ddib_fed.engine.ray_actors import ray_pool
 from ddib_fed.errors import (
     BundleInvalid,
     Cancelled,

@@ -125,10 +125,8 @@ class DrainResponse(_message.Message):
     def __init__(self, running_jobs: _Optional[int] = ...) -> None: ...
 
 class WorkersRequest(_message.Message):
-    __slots__ = ("count",)
-    COUNT_FIELD_NUMBER: _ClassVar[int]
-    count: int
-    def __init__(self, count: _Optional[int] = ...) -> None: ...
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class WorkersResponse(_message.Message):
     __slots__ = ("executor", "wanted", "ready", "replaced", "problem")

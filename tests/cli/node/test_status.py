@@ -45,9 +45,9 @@ class Operated:
     def request_drain(self) -> int:
         return 2
 
-    def resize(self, count: int) -> pb.WorkersResponse:
+    def workers(self) -> pb.WorkersResponse:
         return pb.WorkersResponse(
-            executor="processes", wanted=count or 2, ready=["0 on cpu, process 71"], replaced=4,
+            executor="processes", wanted=2, ready=["0 on cpu, process 71"], replaced=4,
             problem="a worker process cannot be started: no memory",
         )  # fmt: skip
 
