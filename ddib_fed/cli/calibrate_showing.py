@@ -6,8 +6,8 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from ddib_fed.cli.output import lines, number, size
 from ddib_fed.errors import Cancelled, UsageError
+from ddib_fed.terminal import lines, number, size
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
@@ -53,7 +53,7 @@ def show_calibration(calibration: Calibration) -> None:
 def how_jobs_use(calibration: Calibration, config: NodeConfig) -> tuple[str, ...]:
     """What a source does, once both have signed, so that its jobs use it: lines for its operator."""
     from ddib_fed.calibration.record import fits
-    from ddib_fed.node.model import load_hosted
+    from ddib_fed.node.role import load_hosted
     from ddib_fed.training.config import SHIPPED
 
     short, target, path = calibration.sha256.hex()[:12], calibration.target.institution, config.path

@@ -38,8 +38,8 @@ from ddib_fed.engine.party import (
     TranslatedItem,
     translate,
 )
+from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import DdibError, ShapeMismatch
-from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.models.units import ChannelMap
 

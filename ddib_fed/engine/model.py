@@ -26,8 +26,8 @@ from ddib_fed.diffusion.guidance import (
 from ddib_fed.diffusion.plans import SOLVERS, Plan, SolverSettings, plan
 from ddib_fed.diffusion.solvers import Recurrence, recurrence_of
 from ddib_fed.engine.party import Array, Labels
+from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import BundleInvalid, NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
-from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import check_guide
 from ddib_fed.models.units import ChannelMap, Normalisation

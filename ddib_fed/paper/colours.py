@@ -31,7 +31,7 @@ from ddib_fed.evaluation.metrics import cycle_error, sliced_w2
 from ddib_fed.files import model_folder, write_file, write_json
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.networks.placement import torch_threads
-from ddib_fed.processes import require_alone
+from ddib_fed.terminal import require_alone
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train
 

@@ -32,6 +32,7 @@ from ddib_fed.engine.party import (
     ToTranslate,
     translate,
 )
+from ddib_fed.engine.record import Guidance
 from ddib_fed.engine.stack import Trajectory
 from ddib_fed.errors import (
     Cancelled,
@@ -43,7 +44,6 @@ from ddib_fed.errors import (
     SettingsInvalid,
     ShapeMismatch,
 )
-from ddib_fed.guidance import Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import make_bundle
 from ddib_fed.models.sidecars import Tuned
