@@ -324,7 +324,7 @@ class Pair:
 
     def _agree(self, kind: str) -> Calibration:
         """Calibrate the source to what the target published, and sign it at both, as their operators do."""
-        from ddib_fed.calibration.signed import CalibrationStore
+        from ddib_fed.calibration.record import CalibrationStore
         from ddib_fed.node.config import NodeConfig
 
         source, target = self.source, self.target

@@ -125,6 +125,10 @@ class Figure(_Frozen):
     low: Number
     high: Number
 
+    def __str__(self) -> str:
+        interval = "" if self.low == self.high else f" ({self.low:.3g} to {self.high:.3g})"
+        return f"{self.value:.3g}{interval}"
+
 
 class Reading(_Frozen):
     """What is read from latents of one kind."""

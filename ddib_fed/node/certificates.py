@@ -44,7 +44,7 @@ from ddib_fed.security.pki import (
     load_recovery,
     root_warning,
 )
-from ddib_fed.security.renewal import Clock, is_due, renew_through, utc_now
+from ddib_fed.security.tls import is_due, renew_through
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
 
@@ -126,7 +126,7 @@ def certificate_status(config: NodeConfig, *, now: datetime | None = None) -> li
 
 def renew_node(config: NodeConfig, *, now: datetime | None = None) -> TlsCredentials:
     """Renew a node's certificate in the way that its configuration and folder provide."""
-    folder, moment, identity = config.paths.pki, now or utc_now(), config.identity
+    folder, moment, identity = config.paths.pki, now or datetime.now(UTC), config.identity
     if has_authority(folder):
         authority = own_authority(config)
         life = identity.life("node")
@@ -178,7 +178,7 @@ def _run_command(command: tuple[str, ...], folder: Path, now: datetime) -> TlsCr
 
 def recover_at_start(config: NodeConfig, *, now: datetime | None = None) -> str | None:
     """Renew an expired or due certificate before the port is bound; what was done."""
-    moment, folder = now or utc_now(), config.paths.pki
+    moment, folder = now or datetime.now(UTC), config.paths.pki
     if has_authority(folder):  # it signs for others too, also while the node's own certificate is valid
         own_authority(config)
         if not (folder / "leaf.pem").exists():
@@ -207,7 +207,7 @@ class RenewalThread:
         self,
         config: NodeConfig,
         *,
-        clock: Clock = utc_now,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_tick: Callable[[], object] = lambda: None,
         interval_s: float = CHECK_INTERVAL_S,
     ) -> None:
@@ -290,7 +290,7 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
         quotas: Quotas,
         peers: PeerStore,
         *,
-        clock: Clock = utc_now,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._peers = peers
         self._folder = config.paths.pki

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from typing import Protocol
 
 import grpc
 
-from ddib_fed.calibration.record import units_digest
-from ddib_fed.calibration.signed import CalibrationStore
+from ddib_fed.calibration.record import CalibrationStore, units_digest
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.softening import Softener, load_key
@@ -24,11 +24,13 @@ from ddib_fed.node.policy import Quotas, offered_guidance, policy_digest
 from ddib_fed.node.probes import Metrics
 from ddib_fed.protocol.contract import REFUSE, ContractSide, GuidanceTerms
 from ddib_fed.protocol.messages import Settings, settings_to_pb
-from ddib_fed.security.audit import AuditLog
+from ddib_fed.security.audit import AuditLog, Value
 from ddib_fed.security.peers import PeerStore
 from ddib_fed.telemetry import OFF, Tracing
 from ddib_fed.terminal import say
 from ddib_fed.v1 import common_pb2
+
+log = logging.getLogger(__name__)
 
 
 class PeerProblems:
@@ -108,6 +110,14 @@ class NodeContext:
 
     def drain(self) -> None:
         self._draining.set()
+
+    def write_audit(self, act: str, lines: Sequence[Mapping[str, Value]]) -> None:
+        """Write lines of the audit log, without which the act is refused."""
+        try:
+            self.audit.write_each(act, lines)
+        except OSError as error:
+            log.exception("the audit log cannot be written: %s is refused", act)
+            raise NotReady("the audit log cannot be written", retry_after_s=30) from error
 
     def side(self) -> ContractSide:
         """This node's half of a contract."""
