@@ -23,9 +23,9 @@ from ddib_fed.errors import (
     QuotaSpent,
 )
 from ddib_fed.node.calibrations import check_proposal, line_of, served_aggregate
-from ddib_fed.node.interceptors import caller
 from ddib_fed.node.policy import Charge
 from ddib_fed.node.role import NodeContext
+from ddib_fed.node.server import caller
 from ddib_fed.v1 import calibration_pb2 as pb
 from ddib_fed.v1 import calibration_pb2_grpc
 

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.help import group
-from ddib_fed.cli.options import open_model, option, usual_threads
-from ddib_fed.cli.output import emit, lines, moment, outcome, print_table, size
+from ddib_fed.cli.options import group, open_model, option, usual_threads
 from ddib_fed.errors import (
     AlreadyExists,
     CalibrationKindDenied,
@@ -25,7 +23,7 @@ from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.names import is_domain, is_institution
-from ddib_fed.terminal import console, say
+from ddib_fed.terminal import console, emit, lines, moment, outcome, print_table, say, size
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import (
@@ -229,7 +227,7 @@ def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path
     """`--peer`: fetch the peer's aggregate, fit with own pictures, show, ask, sign, send and store."""
     from ddib_fed.node import calibrations
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.node.model import load_hosted
+    from ddib_fed.node.role import load_hosted
     from ddib_fed.training.calibrating import make_calibration, side
 
     institution, _, domain = peer_name.partition("/")
@@ -343,7 +341,7 @@ def publish(
     from ddib_fed.calibration.aggregate import DELTA
     from ddib_fed.node import calibrations
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.node.model import load_hosted
+    from ddib_fed.node.role import load_hosted
     from ddib_fed.training.calibrating import count_pictures
 
     config = NodeConfig.load(config_path)
@@ -636,7 +634,7 @@ def _effect(calibration: Calibration) -> dict[str, str]:
 def how_jobs_use(calibration: Calibration, config: NodeConfig) -> tuple[str, ...]:
     """What a source does, once both have signed, so that its jobs use it: lines for its operator."""
     from ddib_fed.calibration.record import misfit
-    from ddib_fed.node.model import load_hosted
+    from ddib_fed.node.role import load_hosted
     from ddib_fed.training.config import SHIPPED
 
     short, target, path = calibration.sha256.hex()[:12], calibration.target.institution, config.path

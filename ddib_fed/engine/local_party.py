@@ -20,8 +20,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ddib_fed.diffusion.bridge import OnStep, integrate
 from ddib_fed.diffusion.denoiser import on_device
+from ddib_fed.diffusion.solvers import OnStep, integrate
 from ddib_fed.engine.batcher import Batcher, Executor
 from ddib_fed.engine.budget import Recipe
 from ddib_fed.engine.executors import Pool
@@ -297,14 +297,6 @@ class ServingParty(LocalParty):
     @property
     def problem(self) -> str | None:
         return None if self.pool is None else self.pool.problem
-
-    def resize(self, workers: int) -> None:
-        if self.pool is None:
-            raise SettingsInvalid(
-                "the engine of this node runs in the node itself, and has no workers",
-                hint='executor = "processes" or "ray" in [engine] of node.toml, and a restart',
-            )
-        self.pool.resize(workers)
 
     @property
     def counters(self) -> Mapping[str, int]:

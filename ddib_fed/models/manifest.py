@@ -1,7 +1,7 @@
 """The manifest of a bundle: the validated fields of manifest.json, and their digest.
 
 A field that this release does not know is refused; so is a size that no model of ours could have,
-before anything is allocated. Optional fields are omitted where they are empty, from file and digest.
+before anything is allocated.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
@@ -22,7 +22,6 @@ from ddib_fed.models.units import Normalisation
 from ddib_fed.names import check_domain
 from ddib_fed.networks.config import (
     ClassifierConfig,
-    DiffusersDiTConfig,
     DiffusersUNetConfig,
     MlpConfig,
     NetworkConfig,
@@ -55,17 +54,6 @@ class DifferentialPrivacy(_Frozen):
             f"{self.accountant}: {self.steps} steps, noise multiplier {self.noise_multiplier:.4g}, clip {self.clip:g}, "
             f"sampling rate {self.sampling_rate:.4g}, {self.draws} draws of a sample"
         )
-
-
-OMITTED = {
-    "schedule": ("beta_start", "beta_end"),
-    "network": ("flow_map",),
-    "picture": ("intensity", "slices", "tiles"),
-    "structure": ("agreement",),
-}
-"""Of parts of the manifest, what is left out where it is empty."""
-OMITTED_WHOLE = ("role", "picture", "classes", "data", "structure", "distilled", "differential_privacy")
-"""What is left out at its default."""
 
 
 class PictureFormat(_Frozen):
@@ -183,9 +171,8 @@ class Manifest(_Frozen):
         else:
             pooled = isinstance(network, ClassifierConfig) and network.pool == "attention"
             spectral = isinstance(network, UNetConfig) and network.spectral
-            fixed = "attention pooling" if pooled else "a spectral network" if spectral else "a transformer"
-            of_one_size = pooled or spectral or isinstance(network, DiffusersDiTConfig)
-            if of_one_size and set(shape[1:]) != {network.image_size}:
+            fixed = "attention pooling" if pooled else "a spectral network"
+            if (pooled or spectral) and set(shape[1:]) != {network.image_size}:
                 yield f"{fixed} is for {network.image_size} pixels alone, not for {shape}"
             if spectral and (self.parameterisation, self.time_input) != ("v", "scaled-lambda"):
                 yield "a spectral network predicts v and receives scaled-lambda"
@@ -221,7 +208,7 @@ class Manifest(_Frozen):
     @property
     def num_classes(self) -> int | None:
         """Number of classes that the network is conditioned on or classifies; None without."""
-        if isinstance(self.network, UNetConfig | DiffusersUNetConfig | DiffusersDiTConfig):
+        if isinstance(self.network, UNetConfig | DiffusersUNetConfig):
             return self.network.num_classes
         return self.network.out_channels if isinstance(self.network, ClassifierConfig) else None
 
@@ -237,31 +224,14 @@ class Manifest(_Frozen):
     def null_class(self) -> int | None:
         """The index of the null class (classifier-free guidance); None if there is none."""
         network = self.network
-        guided = isinstance(network, DiffusersDiTConfig) or (
-            isinstance(network, UNetConfig) and network.class_dropout
-        )
-        return self.num_classes if guided else None
-
-    def fields(self) -> dict[str, Any]:
-        """The content of manifest.json without the digest, as JSON values."""
-        fields = self.model_dump(mode="json")
-        fields["normalisation"] = self.normalisation.fields()
-        for part, names in OMITTED.items():
-            if fields[part] is not None:
-                found = fields[part].items()
-                fields[part] = {
-                    k: v for k, v in found if k not in names or (v is not None and v is not False)
-                }
-        for name in OMITTED_WHOLE:
-            if getattr(self, name) == type(self).model_fields[name].default:
-                del fields[name]
-        return fields
-
-    def canonical(self) -> bytes:
-        return json.dumps(self.fields(), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        dropped = isinstance(network, UNetConfig) and network.class_dropout
+        return self.num_classes if dropped else None
 
     def digest(self) -> str:
-        return hashlib.sha256(self.canonical()).hexdigest()
+        """SHA-256, hex, of the fields as canonical JSON."""
+        fields = self.model_dump(mode="json")
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_guide(generator: Manifest, classifier: Manifest) -> None:

@@ -60,9 +60,8 @@ from ddib_fed.models.units import Normalisation
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.certificates import own_credentials
 from ddib_fed.node.config import PolicySection
-from ddib_fed.node.model import load_hosted
 from ddib_fed.node.policy import check_use
-from ddib_fed.node.role import NodeContext
+from ddib_fed.node.role import NodeContext, load_hosted
 from ddib_fed.protocol.contract import PROTOCOL, CalibrationTerms, ContractSide
 from ddib_fed.protocol.details import at_fault, checking_answers, failure_of_peer, status_of
 from ddib_fed.protocol.messages import from_message

@@ -12,15 +12,15 @@ import numpy as np
 from ddib_fed.data.fitting import fit_picture
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.gate import Softener, load_key
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.party import Leg, ToEncode
-from ddib_fed.engine.softening import Softener, load_key
 from ddib_fed.errors import DdibError
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.units import ChannelMap
-from ddib_fed.node.model import limits_of
+from ddib_fed.node.role import limits_of
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.security import pki
 from tests.e2e.harness import Node, Pair
