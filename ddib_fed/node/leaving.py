@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.calibration.signed import CalibrationStore
+from ddib_fed.calibration.record import CalibrationStore
 from ddib_fed.errors import DdibError
 from ddib_fed.models.bundle import parse_manifest, read_beside
 from ddib_fed.models.catalogue import MANIFEST_FILE
