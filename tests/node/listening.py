@@ -71,7 +71,7 @@ class Echo(decoding_pb2_grpc.DecodingServiceServicer):
                 yield pb.DecodeResponse(progress=pb.DecodeProgress(item=number, stage=str(caller())))
                 if self.much:
                     self.before_much()
-                    yield pb.DecodeResponse(chunk=self.much)
+                    yield pb.DecodeResponse(data=self.much)
         finally:
             self.ended.set()
 
