@@ -15,7 +15,8 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 from ddib_fed.engine.party import Control
 from ddib_fed.errors import (
@@ -38,14 +39,12 @@ from ddib_fed.files import is_disk_full
 from ddib_fed.node.interceptors import within_share
 from ddib_fed.node.logs import fields
 from ddib_fed.node.role import NodeContext
-from ddib_fed.protocol.messages import ItemState, JobState
+from ddib_fed.protocol.messages import JobState
 from ddib_fed.v1.common_pb2 import ErrorDetail
 from source_node.events import EventHub
-from source_node.intake import rows_about
-from source_node.pipeline import JobPipeline
-from source_node.records import PENDING_ITEMS, DueJob, ItemCounts, StoredJob, error_record
-from source_node.remote import FIRST_PAUSE_S, LONGEST_PAUSE_S, CircuitBreaker, Remotes
-from source_node.store import JobStore
+from source_node.pipeline import JobPipeline, error_record, rows_about
+from source_node.remote import Remotes
+from source_node.store import PENDING_ITEMS, DueJob, ItemCounts, JobStore, StoredJob
 from source_node.submission import trace_key
 
 log = logging.getLogger(__name__)
@@ -55,8 +54,7 @@ def log_end(
     job: StoredJob, state: JobState, progress: ItemCounts, now: float, reason: str = "", detail: str = ""
 ) -> None:
     """Log that a job has ended; file names are not known here, and never in the log."""
-    failed = progress.count(ItemState.FAILED)
-    translated = progress.done - failed
+    failed, translated = progress.failed, progress.done - progress.failed
     request, client = job.request, job.owner.rpartition("/")[2]
     seconds = max(0.0, now - job.accepted)
     why = f": {reason} {detail}".rstrip() if reason else ""
@@ -86,10 +84,84 @@ def log_end(
     )
 
 
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 10.0
 PASSING = (PeerSuspended, Unauthenticated)
 """Refusals that pass: an operator resumes the peer, or a certificate that has expired is renewed."""
 ABSENT = (PeerUnreachable, NotReady, Draining)
 """Errors of a peer that takes no job at all now."""
+
+
+@dataclass(slots=True)
+class _Peer:
+    """What is known of one."""
+
+    answers: bool = False
+    trying: str = ""
+    not_before: float = 0.0
+    pause_s: float = FIRST_PAUSE_S
+    reason: str = ""
+
+
+class CircuitBreaker:
+    """Which peers answer, and when an absent one is tried again; safe to use from any thread."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._peers: dict[str, _Peer] = {}
+
+    def may_try(self, institution: str) -> bool:
+        """Whether a job for it may be taken up: it answers, or nobody tries and the pause is over."""
+        with self._lock:
+            peer = self._peers.get(institution)
+            if peer is None or peer.answers:
+                return True
+            return not peer.trying and self._clock() >= peer.not_before
+
+    def begin(self, institution: str, job_id: str) -> None:
+        """A job was taken up; where nothing is known, it is the one that tries."""
+        with self._lock:
+            peer = self._peers.setdefault(institution, _Peer())
+            if not peer.answers and not peer.trying:
+                peer.trying = job_id
+
+    def answered(self, institution: str) -> bool:
+        """It did; whether that is news."""
+        with self._lock:
+            peer = self._peers.setdefault(institution, _Peer())
+            news = not peer.answers
+            self._peers[institution] = _Peer(answers=True)
+            return news
+
+    def failed(self, institution: str, reason: str, at_least_s: float = 0.0) -> bool:
+        """It did not; whether that is news. The next try is after a pause that grows."""
+        with self._lock:
+            peer = self._peers.setdefault(institution, _Peer())
+            news = not peer.reason
+            pause = max(at_least_s, peer.pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
+            peer.answers, peer.trying, peer.reason = False, "", reason
+            peer.not_before = self._clock() + pause
+            peer.pause_s = min(2 * peer.pause_s, LONGEST_PAUSE_S)
+            return news
+
+    def end(self, institution: str, job_id: str) -> None:
+        """A job is over, whatever it met; if it was the one that tried, another may."""
+        with self._lock:
+            peer = self._peers.get(institution)
+            if peer is not None and peer.trying == job_id:
+                peer.trying = ""
+
+    def reason(self, institution: str) -> str:
+        """Why it is away; empty when it is not, as far as is known."""
+        with self._lock:
+            peer = self._peers.get(institution)
+            return "" if peer is None else peer.reason
+
+    @property
+    def away(self) -> Collection[str]:
+        with self._lock:
+            return {name for name, peer in self._peers.items() if peer.reason}
 
 
 class RetryPauses:
@@ -296,16 +368,8 @@ class JobRunner:
             peer=target,
             evaluations=request.solver.evaluations,
         ) as span:
-            JobPipeline(
-                self._node,
-                self._store,
-                self._events,
-                self._remotes,
-                job,
-                control,
-                lambda: self._reached(target),
-                span,
-            ).run(left)
+            pipeline = JobPipeline(self._node, self._store, self._events, self._remotes, job, control, span)
+            pipeline.run(left, lambda: self._reached(target))
         self._node.peer_problems.answered(target)
 
     def _reached(self, target: str) -> None:
@@ -385,7 +449,7 @@ class JobRunner:
         """Finished when at least one item came through; failed, with the first item's error, when none did."""
         self._retry_pauses.end(job.job_id)
         progress = self._store.progress(job.job_id)
-        if progress.count(ItemState.FAILED) < progress.items:
+        if progress.failed < progress.items:
             self._store.finish(job.job_id, JobState.FINISHED)
             self._announce(job, JobState.FINISHED, "")
         else:

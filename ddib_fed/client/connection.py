@@ -26,6 +26,7 @@ from ddib_fed.errors import (
     DdibError,
     ExhaustedError,
     MessageInvalid,
+    PeerUnreachable,
     UnavailableError,
 )
 from ddib_fed.protocol.details import from_rpc_error
@@ -194,7 +195,7 @@ class Connection:
     def invoke(self, attempt: Attempt[T]) -> T:
         try:
             return attempt(self.stub())
-        except ValueError as error:  # what gRPC raises for a closed channel
+        except PeerUnreachable as error:  # the channel was closed
             if not self.aborted:
                 raise
             raise Cancelled("the connection was ended", hop=self.hop) from error

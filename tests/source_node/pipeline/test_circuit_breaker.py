@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from source_node.remote import CircuitBreaker
+from source_node.runner import CircuitBreaker
 from tests.source_node.jobs.job_examples import Clock
 
 
