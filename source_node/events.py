@@ -17,7 +17,7 @@ from typing import Any, Final
 from opentelemetry.trace import Span
 
 from ddib_fed.errors import DeadlineExceeded
-from ddib_fed.node.probes import Metrics
+from ddib_fed.node.admin import Metrics
 from ddib_fed.protocol.messages import Event, JobState
 from ddib_fed.telemetry import MOST_ITEMS, OFF, Tracing
 

@@ -50,9 +50,8 @@ from ddib_fed.errors import (
 from ddib_fed.evaluation.samples import Given, SampleFile, samples_of
 from ddib_fed.latent import Latent
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM
-from ddib_fed.node.model import MEDIA_TYPES, limits_of, rule_of_side
 from ddib_fed.node.policy import check_evaluations, check_softening, policy_digest
-from ddib_fed.node.role import NodeContext, solver_settings
+from ddib_fed.node.role import MEDIA_TYPES, NodeContext, limits_of, rule_of_side, solver_settings
 from ddib_fed.protocol.contract import guidance_from_pb
 from ddib_fed.protocol.details import to_detail
 from ddib_fed.protocol.latent import ApprovedLatent, approve

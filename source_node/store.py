@@ -273,12 +273,12 @@ class JobStore:
         files: Sequence[tuple[int, SpoolFile]],
         *,
         new: bool,
-        begins: Callable[[], object],
+        mark: Callable[[bool], object],
     ) -> tuple[str, bool]:
         """Queue a job whose files are on the disk; its id, and whether the request had been accepted before.
 
-        `new` is False for a request that is accepted only as the repetition that it was when it began. The files are
-        the store's once `begins` was called: those of a write that is given up are removed.
+        `new` is False for a request that is accepted only as the repetition that it was when it began. `mark` is
+        called with whether the files are kept: their rows are on the disk, or may be.
         """
         content, now = _content_digest(request, items), self.now()
         request = JobHeader.FromString(request.SerializeToString())
@@ -307,8 +307,8 @@ class JobStore:
                     hint="submit it again with a new request id",
                     facts={"job": "deleted while the request came again"},
                 )
-            begins()
-            db.undo.append(lambda: self.spool.remove_job(job_id))
+            mark(True)
+            db.undo.append(lambda: mark(False))
             db.execute(
                 "INSERT INTO jobs"
                 " (job_id, owner, request_id, content, request, target, state, created, deadline, expires)"
@@ -428,7 +428,7 @@ class JobStore:
             if state is not None or provenance is not None:
                 _update_item(db, job_id, item, state or before, provenance=provenance, error=error)
 
-        return self._store.write(write)
+        return self._store.write(write, size_bytes=sum(len(file.data) for file in files))
 
     # End
 

@@ -39,8 +39,6 @@ from ddib_fed.errors import (
 from ddib_fed.evaluation.samples import Samples, samples_of
 from ddib_fed.node.calibrations import usable_calibration
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM, LimitsSection, NodeConfig
-from ddib_fed.node.interceptors import READ_AHEAD, Pace, Slots, caller, within_share
-from ddib_fed.node.model import MEDIA_FORMATS, limits_of
 from ddib_fed.node.policy import (
     Charge,
     check_settings,
@@ -48,7 +46,8 @@ from ddib_fed.node.policy import (
     client_charges,
     evaluations_of,
 )
-from ddib_fed.node.role import NodeContext, settings_message, solver_settings
+from ddib_fed.node.role import MEDIA_FORMATS, NodeContext, limits_of, settings_message, solver_settings
+from ddib_fed.node.server import READ_AHEAD, Pace, Slots, caller, within_share
 from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.contract import (
     MAX_CLASS_NAME,
@@ -294,12 +293,13 @@ class Staging:
         self._incoming: GrowingFile | None = None
         self._items: list[StoredItem] = []
         self._files: list[tuple[int, SpoolFile]] = []
-        self._given_over = False
+        self.kept = False
+        """Whether the job is on the disk, or may be."""
 
     def close(self) -> None:
         """Nothing more comes; what was not accepted goes."""
         self._close_file()
-        if not self._given_over:
+        if not self.kept:
             self._spool.remove_job(self._job_id)
         self._receiving.count(self.owner, -self._staged)
 
@@ -375,12 +375,12 @@ class Staging:
             self._items,
             self._files,
             new=not self.accepted_before,
-            begins=self._give_over,
+            mark=self._mark,
         )
         return self._store.get(job_id), repeated
 
-    def _give_over(self) -> None:
-        self._given_over = True
+    def _mark(self, kept: bool) -> None:
+        self.kept = kept
 
 
 DESCRIBE_TIMEOUT_S = 3.0
@@ -461,13 +461,11 @@ class Submissions:
     def _commit(self, staging: Staging, charges: Sequence[Charge]) -> tuple[StoredJob, bool]:
         """Charge, then accept: a job that is on the disk was paid for, also if the node is killed here."""
         self._node.quotas.charge(charges)
-        repeated = True
         try:
-            job, repeated = staging.commit()
+            return staging.commit()
         finally:
-            if repeated:  # or not accepted at all
+            if not staging.kept:  # the job is not on the disk, or was accepted before
                 self._node.quotas.refund(charges)
-        return job, repeated
 
     def _charges(self, owner: str, request: JobHeader, samples: int) -> Sequence[Charge]:
         shape, evaluations = self._node.engine.model.sample_shape, request.solver.evaluations

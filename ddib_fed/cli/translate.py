@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.folder_report import print_submitted, report_run, write_pages
+from ddib_fed.cli.folder_report import ConsoleProgress, print_submitted, report_run, write_pages
 from ddib_fed.cli.options import command
-from ddib_fed.cli.progress import ConsoleProgress
-from ddib_fed.client.client import Client, JobRequest
+from ddib_fed.client.client import Client, job_header, split_target
 from ddib_fed.client.files import FileItem, check_names
-from ddib_fed.client.folder_run import FolderRun, RunOptions
-from ddib_fed.client.inputs import open_run
-from ddib_fed.client.payload import split_target
+from ddib_fed.client.folder_run import FolderRun, RunOptions, open_run
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import Domains
 from ddib_fed.engine.record import Guidance
 from ddib_fed.errors import DomainNotFound, UsageError
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.terminal import print_ids, say
+from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
     from ddib_fed.client.in_process import InProcess
@@ -106,7 +105,7 @@ def load_credentials(given: tuple[Path, Path] | None) -> Credentials | None:
 
 
 def refuse_points(client: Client) -> None:
-    if client.domains().sample_kind == "point":
+    if client.domains(own_alone=True).sample_kind == common_pb2.SAMPLE_KIND_POINT:
         hint = "leave --credentials out; docs/formats.md says which results hold them"
         raise UsageError("--credentials: points hold no content credentials", hint=hint)
 
@@ -205,30 +204,27 @@ def translate(
     With --source and --target instead of --to, two models of this process do the same, without nodes.
     """
     pair, target = _where_to(target, source_model, target_model, given)
-    request = _request(target, given)
-    _refuse_idle_options(request, pairs, detach=detach, alone=pair is not None)
+    header = _header(target, given)
+    _refuse_idle_options(header, pairs, detach=detach, alone=pair is not None)
     profile = Profile.load(profile_path) if pair is None else pair.profile
-    run_options = RunOptions(
-        profile,
-        request,
-        out,
-        ConsoleProgress(pair),
-        force,
-        skip_bad,
-        doubtful_below,
-        load_credentials(credentials),
-    )
+    signer, progress = load_credentials(credentials), ConsoleProgress(pair)
+    run_options = RunOptions(profile, header, out, progress, force, skip_bad, doubtful_below, signer)
     if pairs is None:
-        run = open_run(files, given, run_options, detach=detach)
+        if detach and given["tile"] == "auto":
+            given["tile"] = "none"  # a picture in tiles is put together when its items are there
+        run = open_run(files, given, run_options, partial(say, err=True))
         if run.studies is None:
             why, hint = "is for DICOM, NIfTI, GeoTIFF and pictures in tiles", "leave it out"
             options.refuse_idle(("intensity", "slices"), why, hint=hint)
+        elif detach:
+            raise UsageError(
+                f"--detach: {run.studies.origins[0].given} is put together when its items are there",
+                hint="leave --detach out; after an interruption the same command resumes",
+            )
     else:
-        with run_options.progress.opened(profile) as client:
+        with progress.opened(profile) as client:
             domains = client.domains()
-        run = FolderRun(
-            run_options, _paired_items(files, domains, target, pairs=pairs, labels=labels, limit=limit)
-        )
+        run = FolderRun(run_options, _paired_items(files, domains, target, pairs, labels, limit))
         check_names(run.items, out)
     if run_options.credentials is not None:
         _check_marked(run)
@@ -247,7 +243,7 @@ def translate(
         if quiet:
             print_ids([each.job_id for each in run.submitted])
         else:
-            print_submitted(run.submitted, target, out, profile_path)
+            print_submitted(run, profile_path)
     run.conclude()
 
 
@@ -273,9 +269,8 @@ def _where_to(
 
 def _paired_items(
     files: Sequence[Path],
-    domains: Domains,
+    domains: pb.ListDomainsResponse,
     target: str,
-    *,
     pairs: str,
     labels: Path | None,
     limit: int | None,
@@ -289,7 +284,7 @@ def _paired_items(
         )
     own = options.Classes(f"{domains.institution}/{domains.domain}", domains.classes, domains.class_names)
     institution, _ = split_target(target)
-    other = next((each for each in domains.targets if each.institution == institution), None)
+    other = next((each for each in domains.domains if each.institution == institution), None)
     if other is None or not other.domain:
         raise DomainNotFound(
             f"{target} is not ready, so its classes are not known" if other else f"{institution} is no peer",
@@ -298,7 +293,7 @@ def _paired_items(
     # A model without classes may be guided by a classifier.
     count = other.classes or other.guidance.classifier_classes
     kit = importlib.import_module("ddib_fed.paper.imagenet")  # the layers keep what is the paper's above
-    numbers = options.parse_pairs(pairs, own, options.Classes(other.target, count, other.class_names))
+    numbers = options.parse_pairs(pairs, own, options.Classes(target, count, other.class_names))
     return [
         FileItem(
             kit.translated_name(each.source, each.ordinal, each.target).removesuffix(".PNG"),
@@ -311,33 +306,23 @@ def _paired_items(
     ]
 
 
-def _request(target: str, given: dict[str, Any]) -> JobRequest:
+def _header(target: str, given: dict[str, Any]) -> pb.JobHeader:
     """The request that the options make; of two models in one process the solver was looked at before."""
-    asked = given.get("settings")
+    asked, depth, encoder = given.get("settings"), given["depth"], given["encoder"]
     if asked is None:
-        names = ("solver", "evaluations", "grid")
-        solver, evaluations, grid = (given[name] for name in names)
-        settings = Settings(solver, 0, evaluations, grid, given["depth"], given["encoder"])
+        settings = Settings(given["solver"], 0, given["evaluations"], given["grid"], depth, encoder)
         settings = settings.of_quality(given["quality"])
     else:
-        chosen = (asked.solver, asked.order, asked.evaluations, asked.grid)
-        settings = Settings(*chosen, given["depth"], given["encoder"])
-    return JobRequest(
-        target,
-        settings,
-        cycle=given["cycle"],
-        keep_latent=given["keep_latent"],
-        source_class=given["source_class"],
-        target_class=given["target_class"],
-        guidance=Guidance(given["guidance"], given["classifier_scale"], clip=given.get("clip", False)),
-        no_calibration=given["no_calibration"],
-    )
+        settings = Settings(asked.solver, asked.order, asked.evaluations, asked.grid, depth, encoder)
+    names = ("cycle", "keep_latent", "source_class", "target_class", "no_calibration")
+    guidance = Guidance(given["guidance"], given["classifier_scale"], clip=given.get("clip", False))
+    return job_header(target, settings, guidance=guidance, **{name: given[name] for name in names})
 
 
-def _refuse_idle_options(request: JobRequest, pairs: str | None, *, detach: bool, alone: bool) -> None:
+def _refuse_idle_options(header: pb.JobHeader, pairs: str | None, *, detach: bool, alone: bool) -> None:
     if pairs is None:
         options.refuse_idle(("labels", "limit"), "is for classes", hint="add --pairs 260:261, or omit it")
-    if not request.cycle:
+    if not header.cycle:
         options.refuse_idle(("doubtful_below",), "is a bound on round trips", hint="add --cycle")
     if detach:
         of_results = ("doubtful_below", "credentials")

@@ -52,7 +52,7 @@ def test_domains_as_text_and_json(ddib, capsys):
     assert TARGET in shown
     assert "PEER_UNREACHABLE" in shown
     assert ddib("domains", "--format", "json") == 0
-    assert json.loads(capsys.readouterr().out)["targets"][0]["status"] == "ready"
+    assert json.loads(capsys.readouterr().out)["domains"][0]["status"] == "ready"
 
 
 def test_fetches_under_the_names_of_the_submission(ddib, submitted, tmp_path):
@@ -150,7 +150,7 @@ def test_list_and_show(ddib, north, submitted, capsys):
     assert ddib("job", "show", submitted) == 0
     assert "LATENT_NOT_GAUSSIAN" in capsys.readouterr().out
     assert ddib("job", "show", submitted, "--format", "json") == 0
-    assert json.loads(capsys.readouterr().out)["items"][0]["failure"]["institution"] == "south.example"
+    assert json.loads(capsys.readouterr().out)["items"][0]["error"]["institution"] == "south.example"
 
 
 def test_cancel_then_delete(ddib, north, submitted, capsys):
