@@ -15,8 +15,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from ddib_fed.engine.party import Control
 from ddib_fed.errors import (
@@ -54,33 +53,26 @@ def log_end(
     job: StoredJob, state: JobState, progress: ItemCounts, now: float, reason: str = "", detail: str = ""
 ) -> None:
     """Log that a job has ended; file names are not known here, and never in the log."""
-    failed, translated = progress.failed, progress.done - progress.failed
-    request, client = job.request, job.owner.rpartition("/")[2]
-    seconds = max(0.0, now - job.accepted)
-    why = f": {reason} {detail}".rstrip() if reason else ""
+    failed, request, client = progress.failed, job.request, job.owner.rpartition("/")[2]
+    told: dict[str, str | float] = {
+        "job": job.job_id,
+        "state": state.lower(),
+        "client": client,
+        "target": f"{request.target_institution}/{request.target_domain}",
+        "items": progress.items,
+        "translated": progress.done - failed,
+        "failed": failed,
+        "seconds": round(max(0.0, now - job.accepted), 3),
+        "reason": reason,
+    }
     log.info(
-        "job %s %s after %.1f s: %d of %d items of %s to %s/%s%s%s",
-        job.job_id,
-        state.lower(),
-        seconds,
-        translated,
-        progress.items,
-        client,
-        request.target_institution,
-        request.target_domain,
-        f", {failed} failed" if failed else "",
-        why,
-        extra=fields(
-            job=job.job_id,
-            state=state.lower(),
-            client=client,
-            target=f"{request.target_institution}/{request.target_domain}",
-            items=progress.items,
-            translated=translated,
-            failed=failed,
-            seconds=round(seconds, 3),
-            reason=reason,
-        ),
+        "job %(job)s %(state)s after %(seconds).1f s: %(translated)d of %(items)d items of %(client)s to %(target)s%(why)s",
+        {
+            **told,
+            "why": (f", {failed} failed" if failed else "")
+            + (f": {reason} {detail}".rstrip() if reason else ""),
+        },
+        extra=fields(**told),
     )
 
 
@@ -92,92 +84,64 @@ ABSENT = (PeerUnreachable, NotReady, Draining)
 """Errors of a peer that takes no job at all now."""
 
 
-@dataclass(slots=True)
-class _Peer:
-    """What is known of one."""
+class RetryPauses:
+    """Pauses between the tries of a job or of a peer, which grow while nothing moves."""
 
-    answers: bool = False
-    trying: str = ""
-    not_before: float = 0.0
-    pause_s: float = FIRST_PAUSE_S
-    reason: str = ""
+    def __init__(self) -> None:
+        self._next: dict[str, float] = {}
+
+    def next(self, key: str) -> float:
+        """Seconds until the next try, with jitter; twice as long each time."""
+        pause = self._next.get(key, FIRST_PAUSE_S)
+        self._next[key] = min(2 * pause, LONGEST_PAUSE_S)
+        return pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+
+    def end(self, key: str) -> None:
+        self._next.pop(key, None)
 
 
 class CircuitBreaker:
-    """Which peers answer, and when an absent one is tried again; safe to use from any thread."""
+    """Which peers answer, and when one that is not known to is tried, by one job; safe to use from any thread."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._peers: dict[str, _Peer] = {}
+        self._answering: set[str] = set()
+        self._not_before: dict[str, float] = {}
+        self._reasons: dict[str, str] = {}
+        self._pauses = RetryPauses()
 
     def may_try(self, institution: str) -> bool:
-        """Whether a job for it may be taken up: it answers, or nobody tries and the pause is over."""
-        with self._lock:
-            peer = self._peers.get(institution)
-            if peer is None or peer.answers:
-                return True
-            return not peer.trying and self._clock() >= peer.not_before
+        return institution in self._answering or self._clock() >= self._not_before.get(institution, 0.0)
 
-    def begin(self, institution: str, job_id: str) -> None:
-        """A job was taken up; where nothing is known, it is the one that tries."""
+    def begin(self, institution: str) -> None:
+        """A job was taken up; where the peer is not known to answer, others wait for what it finds."""
         with self._lock:
-            peer = self._peers.setdefault(institution, _Peer())
-            if not peer.answers and not peer.trying:
-                peer.trying = job_id
+            if institution not in self._answering:
+                self._not_before[institution] = self._clock() + LONGEST_PAUSE_S
 
     def answered(self, institution: str) -> bool:
         """It did; whether that is news."""
         with self._lock:
-            peer = self._peers.setdefault(institution, _Peer())
-            news = not peer.answers
-            self._peers[institution] = _Peer(answers=True)
+            news = institution not in self._answering
+            self._answering.add(institution)
+            self._reasons.pop(institution, None)
+            self._pauses.end(institution)
             return news
 
     def failed(self, institution: str, reason: str, at_least_s: float = 0.0) -> bool:
         """It did not; whether that is news. The next try is after a pause that grows."""
         with self._lock:
-            peer = self._peers.setdefault(institution, _Peer())
-            news = not peer.reason
-            pause = max(at_least_s, peer.pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
-            peer.answers, peer.trying, peer.reason = False, "", reason
-            peer.not_before = self._clock() + pause
-            peer.pause_s = min(2 * peer.pause_s, LONGEST_PAUSE_S)
+            news = institution not in self._reasons
+            self._answering.discard(institution)
+            self._reasons[institution] = reason
+            pause = max(at_least_s, self._pauses.next(institution))
+            self._not_before[institution] = self._clock() + pause
             return news
-
-    def end(self, institution: str, job_id: str) -> None:
-        """A job is over, whatever it met; if it was the one that tried, another may."""
-        with self._lock:
-            peer = self._peers.get(institution)
-            if peer is not None and peer.trying == job_id:
-                peer.trying = ""
 
     def reason(self, institution: str) -> str:
         """Why it is away; empty when it is not, as far as is known."""
-        with self._lock:
-            peer = self._peers.get(institution)
-            return "" if peer is None else peer.reason
-
-    @property
-    def away(self) -> Collection[str]:
-        with self._lock:
-            return {name for name, peer in self._peers.items() if peer.reason}
-
-
-class RetryPauses:
-    """Pauses between the tries of each job, which grow while nothing moves."""
-
-    def __init__(self) -> None:
-        self._next: dict[str, float] = {}
-
-    def next(self, job_id: str) -> float:
-        """Seconds until the next try, with jitter; twice as long each time."""
-        pause = self._next.get(job_id, FIRST_PAUSE_S)
-        self._next[job_id] = min(2 * pause, LONGEST_PAUSE_S)
-        return pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
-
-    def end(self, job_id: str) -> None:
-        self._next.pop(job_id, None)
+        return self._reasons.get(institution, "")
 
 
 # Of a peer that did not answer: a worker is held as long.
@@ -216,9 +180,8 @@ class JobRunner:
         for thread in self._threads:
             thread.start()
 
-    @property
-    def away(self) -> Collection[str]:
-        return self._circuit.away
+    def is_away(self, institution: str) -> bool:
+        return bool(self._circuit.reason(institution))
 
     def accepted(self, job: StoredJob) -> None:
         """A job was accepted; an event says at once if it has to wait."""
@@ -264,7 +227,6 @@ class JobRunner:
         except Exception:
             # The store itself failed (disk full, for one): the job is put back once it can be.
             log.exception("job %s could not be brought to an end; it is tried again", job.job_id)
-        self._circuit.end(job.request.target_institution, job.job_id)
         with self._wake:
             if (
                 self._running.get(job.job_id, (None, None))[1] is control
@@ -303,7 +265,7 @@ class JobRunner:
             return None
         control = Control(time.monotonic() + job.deadline - self._store.now())
         self._running[job.job_id] = chosen, control
-        self._circuit.begin(chosen.target, job.job_id)
+        self._circuit.begin(chosen.target)
         return job, control
 
     def _choose(self, due: Sequence[DueJob]) -> DueJob | None:

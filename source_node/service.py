@@ -127,7 +127,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self._events = events
         self._remotes = remotes
         self._runner = runner
-        self._submissions = Submissions(node, store, remotes, away=lambda: runner.away)
+        self._submissions = Submissions(node, store, remotes, is_away=runner.is_away)
         self._listings = threading.BoundedSemaphore(MAX_LISTINGS)
 
     def ListDomains(

@@ -246,11 +246,10 @@ class JobStore:
 
     # Receive
 
-    def open_jobs(self) -> Sequence[sqlite3.Row]:
-        """Owner, target, state and `not_before` of each job that has not ended."""
-        return self.read(
-            "SELECT owner, target, state, not_before FROM jobs WHERE state IN (?, ?)", OPEN_STATES
-        )
+    def open_jobs(self) -> Sequence[tuple[str, str]]:
+        """Owner and target of each job that has not ended."""
+        rows = self.read("SELECT owner, target FROM jobs WHERE state IN (?, ?)", OPEN_STATES)
+        return [(row["owner"], row["target"]) for row in rows]
 
     def spool_bytes(self, owner: str) -> int:
         """Of the files of a client's jobs."""

@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -60,7 +60,7 @@ from ddib_fed.protocol.contract import (
     require_protocol,
 )
 from ddib_fed.protocol.details import refused_facts
-from ddib_fed.protocol.messages import ItemState, JobState
+from ddib_fed.protocol.messages import ItemState
 from ddib_fed.protocol.streams import Announced, assemble, first_header, open_file
 from ddib_fed.security.identity import Identity
 from ddib_fed.v1 import common_pb2, translation_pb2
@@ -231,17 +231,17 @@ class Receiving:
     def __init__(self, store: JobStore) -> None:
         self.store = store
         self._lock = threading.Lock()
-        self._places: Counter[tuple[str, bool]] = Counter()
+        self._places: Counter[tuple[str, str]] = Counter()
         self._bytes: Counter[str] = Counter()
 
     @contextmanager
-    def stage(self, owner: str, request: JobHeader, away: Collection[str] = ()) -> Iterator[Staging]:
+    def stage(self, owner: str, request: JobHeader) -> Iterator[Staging]:
         """Receive a job: ``with receiving.stage(...) as staging: staging.receive(...); staging.commit()``."""
-        key = owner, request.target_institution in away
+        key = owner, request.target_institution
         repeats = self.store.was_accepted(owner, request.request_id)
         if not repeats:
             with self._lock:
-                self._require_place(key, away)
+                self._require_place(*key)
                 self._places[key] += 1
         try:
             with closing(Staging(self, owner, request, repeats=repeats)) as staging:
@@ -251,26 +251,17 @@ class Receiving:
                 with self._lock:
                     self._places[key] -= 1
 
-    def _require_place(self, key: tuple[str, bool], away: Collection[str]) -> None:
-        """Jobs whose peer is away wait in places of their own."""
-        (owner, waits), now = key, self.store.now()
-        taken = self._places + Counter(
-            (
-                row["owner"],
-                row["state"] == JobState.QUEUED and (row["target"] in away or row["not_before"] > now),
+    def _require_place(self, owner: str, target: str) -> None:
+        """Each peer has places of its own: jobs that wait for one take none of another's."""
+        taken = self._places + Counter(self.store.open_jobs())
+        of_all = sum(count for (_, other), count in taken.items() if other == target)
+        most, own = self.store.limits.max_open_jobs, taken[owner, target]
+        if of_all >= most or not within_share(own, most - of_all, most):
+            raise QueueFull(
+                f"{of_all} jobs for {target} are open, {own} of them of {owner}",
+                facts={"limit_jobs": most, "jobs": of_all, "jobs_of_client": own},
+                retry_after_s=QUEUE_FULL_S,
             )
-            for row in self.store.open_jobs()
-        )
-        of_all = sum(count for (_, other), count in taken.items() if other == waits)
-        most, own = self.store.limits.max_open_jobs, taken[key]
-        if of_all < most and within_share(own, most - of_all, most):
-            return
-        what = "wait for their peers" if waits else "are open"
-        raise QueueFull(
-            f"{of_all} jobs {what}, {own} of them of {owner}",
-            facts={"limit_jobs": most, "jobs": of_all, "jobs_of_client": own},
-            retry_after_s=QUEUE_FULL_S,
-        )
 
     def count(self, owner: str, change: int = 0) -> int:
         """Count bytes of a client's jobs that are being received; how many there are now."""
@@ -397,11 +388,11 @@ class Submissions:
     """Jobs on their way in."""
 
     def __init__(
-        self, node: NodeContext, store: JobStore, remotes: Remotes, *, away: Callable[[], Collection[str]]
+        self, node: NodeContext, store: JobStore, remotes: Remotes, *, is_away: Callable[[str], bool]
     ) -> None:
         self._node = node
         self._remotes = remotes
-        self._away = away
+        self._is_away = is_away
         self._receiving = Receiving(store)
         self._uploads = Slots(MAX_UPLOADS_PER_CLIENT, MAX_UPLOADS)
 
@@ -418,7 +409,7 @@ class Submissions:
             self._check_target(request)
             self._node.tracing.remember(trace_key(owner, request), trace)
             leg_map(calibration_of(self._node, request), self._node.engine.model.manifest)
-            with self._uploads.taken(owner), self._receiving.stage(owner, request, self._away()) as staging:
+            with self._uploads.taken(owner), self._receiving.stage(owner, request) as staging:
                 charged = not staging.accepted_before
                 if charged:  # an item has a sample at least
                     self._node.quotas.require(self._charges(owner, request, request.items))
@@ -482,7 +473,7 @@ class Submissions:
             known = ", ".join(sorted(peer.institution for peer in self._node.peers.list()))
             error.facts.update(institution=request.target_institution[:200], known=known[:200])
             raise
-        if request.target_institution in self._away():
+        if self._is_away(request.target_institution):
             return
         try:
             side, guidance = remote.describe(DESCRIBE_TIMEOUT_S)
