@@ -66,7 +66,8 @@ def log_end(
         "reason": reason,
     }
     log.info(
-        "job %(job)s %(state)s after %(seconds).1f s: %(translated)d of %(items)d items of %(client)s to %(target)s%(why)s",
+        "job %(job)s %(state)s after %(seconds).1f s: %(translated)d of %(items)d items of %(client)s to %(target)s"
+        "%(why)s",
         {
             **told,
             "why": (f", {failed} failed" if failed else "")
