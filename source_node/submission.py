@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from opentelemetry.trace import Span
 
-from ddib_fed.calibration.record import Calibration, Place, fits, leg_map
+from ddib_fed.calibration.record import Calibration, Place, leg_map, misfit
 from ddib_fed.engine.model import check_decoding, check_encoding, check_given
 from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import (
@@ -90,7 +90,7 @@ def _active(node: NodeContext, target: Place) -> Calibration | None:
     active = [stored for stored in held if stored.state(now) == "active"]
     ended = [stored for stored in held if stored.state(now) == "expired"]
     manifest = node.running_engine.model.manifest
-    fitting = [stored for stored in active if fits(stored.calibration, manifest)]
+    fitting = [stored for stored in active if not misfit(stored.calibration, manifest)]
     stored = next(iter((*fitting, *active, *ended)), None)
     if stored is None:
         return None

@@ -11,7 +11,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from cryptography import x509
@@ -38,7 +38,7 @@ from ddib_fed.security.pki import (
     load_recovery,
     root_warning,
 )
-from ddib_fed.security.renewal import Clock, is_due, renew_through, utc_now
+from ddib_fed.security.tls import is_due, renew_through
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
 
@@ -82,7 +82,7 @@ def _require_own(config: NodeConfig, what: str, found: object, expected: object)
 
 def certificate_status(config: NodeConfig, *, now: datetime | None = None) -> list[str]:
     """The state of the node's certificate at a start: a line, and warnings if the operator should act."""
-    moment, folder, issuer = now or utc_now(), config.paths.pki, config.identity.issuer
+    moment, folder, issuer = now or datetime.now(UTC), config.paths.pki, config.identity.issuer
     authority = own_authority(config) if has_authority(folder) else None
     if authority is not None and not (folder / "leaf.pem").exists():
         return [f"{config.node.name} of {config.node.institution}, whose certificate is made at the start"]
@@ -108,7 +108,7 @@ def certificate_status(config: NodeConfig, *, now: datetime | None = None) -> li
 
 def renew_node(config: NodeConfig, *, now: datetime | None = None) -> TlsCredentials:
     """Renew a node's certificate with the root in its folder, or through the issuer that its configuration names."""
-    folder, moment, issuer = config.paths.pki, now or utc_now(), config.identity.issuer
+    folder, moment, issuer = config.paths.pki, now or datetime.now(UTC), config.identity.issuer
     if has_authority(folder):
         life = config.identity.life("node")
         return issue_to_folder(
@@ -128,7 +128,7 @@ def renew_node(config: NodeConfig, *, now: datetime | None = None) -> TlsCredent
 
 def recover_at_start(config: NodeConfig, *, now: datetime | None = None) -> str | None:
     """Renew an expired or due certificate before the port is bound; what was done."""
-    moment, folder = now or utc_now(), config.paths.pki
+    moment, folder = now or datetime.now(UTC), config.paths.pki
     if has_authority(folder):  # it signs for others too, also while the node's own certificate is valid
         own_authority(config)
         if not (folder / "leaf.pem").exists():
@@ -156,7 +156,7 @@ class RenewalThread:
         self,
         config: NodeConfig,
         *,
-        clock: Clock = utc_now,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_tick: Callable[[], object] = lambda: None,
         interval_s: float = CHECK_INTERVAL_S,
     ) -> None:
@@ -239,7 +239,7 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
         quotas: Quotas,
         peers: PeerStore,
         *,
-        clock: Clock = utc_now,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._peers = peers
         self._folder = config.paths.pki

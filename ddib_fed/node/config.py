@@ -462,12 +462,12 @@ def render_node_toml(
 
 def _line(key: str, info: FieldInfo, said: Mapping[str, Any]) -> str:
     value = said.get(key, info.examples[0] if info.examples else info.default)
-    line = f"{'' if key in said else '# '}{key} = {_toml(value)}"
+    line = f"{'' if key in said else '# '}{key} = {toml_text(value)}"
     return f"{line:31} # {info.description}\n"
 
 
-def _toml(value: Any) -> str:
+def toml_text(value: Any) -> str:
     if isinstance(value, Mapping):
-        pairs = ", ".join(f"{_toml(key)} = {_toml(each)}" for key, each in value.items())
+        pairs = ", ".join(f"{toml_text(key)} = {toml_text(each)}" for key, each in value.items())
         return f"{{ {pairs} }}" if pairs else "{}"
     return json.dumps(value, ensure_ascii=False)

@@ -39,7 +39,7 @@ from ddib_fed.security.pki import (
     read_request,
     sign_request,
 )
-from ddib_fed.security.renewal import renew_through
+from ddib_fed.security.tls import renew_through
 from ddib_fed.store import NodeStore
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
