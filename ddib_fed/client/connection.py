@@ -20,7 +20,7 @@ import grpc
 from google.protobuf.message import Message
 
 from ddib_fed.client.profile import Profile, renew_client
-from ddib_fed.errors import Cancelled, DdibError, ExhaustedError, UnavailableError
+from ddib_fed.errors import Cancelled, DdibError, ExhaustedError, PeerUnreachable, UnavailableError
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import tls
 from ddib_fed.security.diagnosis import explained, may_pass
@@ -180,7 +180,7 @@ class Connection:
     def invoke(self, attempt: Attempt[T]) -> T:
         try:
             return attempt(self.stub())
-        except ValueError as error:  # what gRPC raises for a closed channel
+        except PeerUnreachable as error:  # the channel was closed
             if not self.aborted:
                 raise
             raise Cancelled("the connection was ended", hop=self.hop) from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from ddib_fed.client.client import ENDED, Client
 from ddib_fed.errors import DdibError, ExhaustedError, UnavailableError
 from ddib_fed.protocol.messages import Settings
-from ddib_fed.security.audit_reading import verify
+from ddib_fed.security.audit import lines_of, verify
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.audit_rows import records
 from tests.e2e.harness import Node, Pair, moons, wait_until
@@ -128,7 +128,7 @@ def check_disk(pair: Pair, requests: set[str]) -> None:
         found = Counter(row[0] for row in database.execute("SELECT request_id FROM jobs"))
     assert found == Counter(requests)
     for node in (pair.north, pair.south):
-        assert verify(node.config.paths.store).ok, f"{node.institution}: the audit chain is broken"
+        assert verify(lines_of(node.config.paths.store)).ok, f"{node.institution}: the audit chain is broken"
     check_lines(pair)
 
 

@@ -13,7 +13,7 @@ import pytest
 from ddib_fed.client.client import ENDED, Client, state_of
 from ddib_fed.errors import DdibError, JobNotFound, QueueFull
 from ddib_fed.protocol.messages import Settings
-from ddib_fed.security.audit_reading import verify
+from ddib_fed.security.audit import lines_of, verify
 from tests.e2e import clocks
 from tests.e2e.harness import Node, Pair, ddib, moons, wait_until
 from tests.e2e.processes import PLANT
@@ -46,7 +46,7 @@ def check_finished_once(pair: Pair, client: Client, job_id: str, items: int) -> 
     assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()
     assert [j.job_id for j in client.list()].count(job_id) == 1
-    assert verify(pair.north.config.paths.store).ok
+    assert verify(lines_of(pair.north.config.paths.store)).ok
 
 
 @pytest.mark.parametrize(("victim", "stage"), [("north", "encode"), ("south", "decode"), ("north", "decode")])
