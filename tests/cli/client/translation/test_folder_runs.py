@@ -163,7 +163,7 @@ def interrupt_at(north, method, count):
     north.script.on_call = interrupt
 
 
-@pytest.mark.parametrize("method", ["SubmitJob", "WatchJob", "FetchResults", "AcknowledgeItems"])
+@pytest.mark.parametrize("method", ["SubmitJob", "FetchResults", "AcknowledgeItems"])
 def test_after_ctrl_c_the_same_command_computes_nothing_twice(
     north, translate, written, few_files, capsys, method
 ):
