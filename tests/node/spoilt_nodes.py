@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import socket
 import sqlite3
@@ -140,12 +139,6 @@ def newer_database(node: Node) -> None:
     with sqlite3.connect(node.state / "node.sqlite") as made:
         made.execute("PRAGMA user_version = 99")
     made.close()
-
-
-def held_database(node: Node) -> None:
-    file = (node.state / "node.sqlite.lock").open("w")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    node.held.append(file)
 
 
 def others_key(name: str):

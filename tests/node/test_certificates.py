@@ -15,7 +15,7 @@ from ddib_fed.client.profile import Profile, render_client_toml, renew_client
 from ddib_fed.errors import ConfigError, MessageInvalid, NotReady, PolicyDenied, QuotaSpent, Unauthenticated
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.certificates import (
-    CHECK_INTERVAL_S,
+    LONGEST_PAUSE,
     IdentityServicer,
     RenewalThread,
     certificate_status,
@@ -309,7 +309,7 @@ def test_a_thread_renews_and_clears_its_problem(issuer: NodeConfig) -> None:
     (issuer.paths.pki / "ca.key").write_bytes(good)
     thread.look()
     assert thread.problem is not None, "it was tried a moment ago"
-    now[0] += timedelta(seconds=CHECK_INTERVAL_S)
+    now[0] += LONGEST_PAUSE
     thread.look()
     assert thread.problem is None
     assert pki.load_identity(issuer.paths.pki).not_after > first.not_after
