@@ -49,7 +49,7 @@ JITTER: Final = 0.05
 CHECK_INTERVAL_S: Final = 10.0
 LONGEST_PAUSE: Final = timedelta(minutes=2)
 TRIES_PER_LIFE: Final = 20
-"""At least so often, in the time of a certificate's life, is a renewal that failed tried again, and at most after `LONGEST_PAUSE`."""
+"""A renewal that failed is tried again so often in the time of a certificate's life, and after `LONGEST_PAUSE`."""
 _BY_HAND: Final = "ddib pki request, have it signed by the issuer, then ddib pki install"
 RENEWALS_PER_DAY: Final = 256
 """Of one identity, by hand or otherwise; each is a line of the audit log."""
