@@ -158,13 +158,6 @@ def refusal(call) -> DdibError:
     return from_rpc_error(error.value, HOP)
 
 
-def test_a_probe_is_told_of_the_node_and_of_each_service(node: Listening, client) -> None:
-    """By anybody's certificate of an admitted institution: this is what a load balancer or grpc_health_probe asks."""
-    node.health.set(SERVICE, NOT_SERVING)
-    assert client.Check(HealthCheckRequest(), timeout=5).status == SERVING
-    assert client.Check(HealthCheckRequest(service=SERVICE), timeout=5).status == NOT_SERVING
-
-
 def test_nothing_is_kept_of_who_asked(node: Listening, north: Institution) -> None:
     """Names that are not served are not found; nobody may watch, which would hold a thread and keep the name."""
     request = HealthCheckRequest(service="a name")
