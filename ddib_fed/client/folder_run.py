@@ -160,7 +160,7 @@ class RunProgress:
                     f"{name} {job.error.facts[name]}" for name in names if name in job.error.facts
                 )
                 self.say(
-                    f"target {target_of(job)}: {QuotaSpent.sentence} ({told}); the job waits there for more"
+                    f"target {target_of(job.request)}: {QuotaSpent.sentence} ({told}); the job waits there for more"
                 )
 
         return on_event
@@ -421,7 +421,7 @@ class FolderRun:
         options, known = self.options, {item.name: item for item in self.items}
         covered: set[FileItem] = set()
         found = unfinished(self.items, options.out)
-        ids = {job.request_id: job.job_id for job in client.list(MOST_JOBS)} if found else {}
+        ids = {job.request.request_id: job.job_id for job in client.list(MOST_JOBS)} if found else {}
         for job in found:
             current = [known.get(item.name) for item in job.items]
             changed = frozenset(n for n, item in enumerate(job.items) if current[n] not in {None, item})
@@ -546,7 +546,7 @@ class FolderRun:
                 self.results[item.name] = result
             view = client.get(job_id)
         if not job.without:
-            JobFile(view.request_id, target_of(view), job.items).remove(options.out)
+            JobFile(view.request.request_id, target_of(view.request), job.items).remove(options.out)
         state = state_of(view).lower()
         progress.job_ended(job_id, state)
         again = self._undone(job, view) if job.earlier else []

@@ -207,7 +207,7 @@ def test_a_flipped_bit_on_the_way_costs_a_try_and_no_job(north, method, directio
 def test_fetching_goes_on_with_the_rest_after_a_break(alice, north):
     """What was whole before the break is not asked for again."""
     job = alice.submit([npy(points(start=n)) for n in range(3)], TARGET)
-    north.script.break_fetch_after = [4]
+    north.script.break_fetch_after = [1]
     results = list(alice.fetch(job.job_id))
     assert [result.item for result in results] == [0, 1, 2]
     assert [list(request.items) for request in north.script.seen("FetchResults")] == [[0, 1, 2], [1, 2]]
