@@ -9,7 +9,6 @@ from enum import StrEnum
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
 
 from ddib_fed.diffusion.grids import PublicLevels
 from ddib_fed.diffusion.plans import SolverSettings
@@ -37,19 +36,6 @@ class Piece:
 class Fault:
     reason: str
     facts: Mapping[str, str]
-
-
-class Terms(BaseModel):
-    low: float
-    high: float
-    bits: int = 8
-
-
-class Figures(BaseModel):
-    size_rule: str
-    terms: Terms
-    cycle_psnr: float | None = None
-    structure_doubtful: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -92,13 +78,6 @@ VALUES = {
         item_count=st.integers(0, 99),
         created=NUMBERS,
         items=st.lists(PIECES, max_size=3).map(tuple),
-    ),
-    translation_pb2.PictureFigures: st.builds(
-        Figures,
-        size_rule=TEXT,
-        terms=st.builds(Terms, low=NUMBERS, high=NUMBERS, bits=st.integers(0, 99)),
-        cycle_psnr=st.none() | NUMBERS,
-        structure_doubtful=st.none() | st.booleans(),
     ),
     translation_pb2.Provenance: st.builds(
         Digests,
