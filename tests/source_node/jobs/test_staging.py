@@ -29,7 +29,7 @@ from tests.source_node.jobs.job_examples import (
 def test_an_accepted_job_is_queued_with_its_items(store, clock):
     """As it was asked for."""
     asked = header(
-        cycle=True, solver=SolverSettings(solver="rk4", evaluations=96, grid="karras"), deadline_s=7
+        cycle=True, solver=SolverSettings(solver="ddim", evaluations=96, grid="integer"), deadline_s=7
     )
     with Receiving(store).stage(ALICE, asked) as staging:
         add(staging, b"one")
