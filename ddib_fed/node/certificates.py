@@ -11,7 +11,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from cryptography import x509
@@ -82,7 +82,7 @@ def _require_own(config: NodeConfig, what: str, found: object, expected: object)
 
 def certificate_status(config: NodeConfig, *, now: datetime | None = None) -> list[str]:
     """The state of the node's certificate at a start: a line, and warnings if the operator should act."""
-    moment, folder, issuer = now or utc_now(), config.paths.pki, config.identity.issuer
+    moment, folder, issuer = now or datetime.now(UTC), config.paths.pki, config.identity.issuer
     authority = own_authority(config) if has_authority(folder) else None
     if authority is not None and not (folder / "leaf.pem").exists():
         return [f"{config.node.name} of {config.node.institution}, whose certificate is made at the start"]
