@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -17,7 +18,7 @@ from ddib_fed.client.files import FileItem
 from ddib_fed.client.folder_run import FolderRun, RunProgress
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Delivered
-from ddib_fed.engine.record import Part, Translation, fitted_line, tiles_in
+from ddib_fed.engine.record import Part, fitted_line, tiles_in
 from ddib_fed.errors import DdibError, DiskFull, ExhaustedError, InputError
 from ddib_fed.files import is_disk_full
 from ddib_fed.terminal import bar, drawing, emit, print_table, say
@@ -123,15 +124,14 @@ class ConsoleProgress(RunProgress):
             self._progress.update(self._steps, description=what, completed=event.step, total=steps)
 
     def _say_event(self, event: pb.WatchJobResponse) -> None:
-        now = self._clock()
-        if not (event.state in ENDED and not self._total) and now - self._said < SAID_EVERY_S:
+        now, ended = self._clock(), event.state in ENDED and not self._total
+        if not ended and now - self._said < SAID_EVERY_S:
             return
         self._said = now
         counts = f"{event.items_done:,} of {event.items:,} items done" if event.items else "begins"
         if self._total:
             counts += f"; {self.done:,} of {self._total:,} files written"
-        state = state_of(event).lower()
-        line = f"job {self._job_id}: {state}, {counts}" if self._job_id else f"{state}, {counts}"
+        line = f"job {self._job_id}: {state_of(event).lower()}, {counts}"
         if line != self._counts:
             self._counts = line
             say(line, err=True)
@@ -191,10 +191,7 @@ def _write(
     first = files[0].record
     target = f"{first.target_institution}/{first.target_domain}".lstrip("/")
     results = ShownFiles(target, run.total, files, tuple(missing))
-    if len(files) < _SLOW:
-        write_results(page, sheet, results)
-        return
-    with bar("drawing the page") as show:
+    with bar("drawing the page") if len(files) >= _SLOW else nullcontext(lambda *_: None) as show:
         write_results(page, sheet, results, on_drawn=lambda done, total: show(done, total, ""))
 
 
@@ -203,18 +200,15 @@ def _places(run: FolderRun) -> tuple[Path, Path]:
     from ddib_fed.pages import GENERATOR
 
     taken = {path.name for each in run.delivered for path in each.files.values()}
-    count = 0
-    while True:
-        more = f"-{count}" if count else ""
+    for more in itertools.chain([""], map("-{}".format, itertools.count(1))):
         page, sheet = (run.options.out / name.replace(".", f"{more}.") for name in (PAGE, SHEET))
+        ours = not sheet.exists()
         if page.exists():
             with page.open("rb") as file:
                 ours = f'content="{GENERATOR}"'.encode() in file.read(500)
-        else:
-            ours = not sheet.exists()
         if ours and not {page.name, sheet.name} & taken:
-            return page, sheet
-        count += 1
+            break
+    return page, sheet
 
 
 def print_submitted(run: FolderRun, profile: Path | None) -> None:
@@ -276,11 +270,33 @@ def _where(run: FolderRun) -> str:
 
 
 def _as_json(run: FolderRun, page: Path | None) -> dict[str, Any]:
+    """What was asked and made; of each result its files and, as `record`, what is known of it."""
     jobs = [{"job_id": job.job_id, "state": state_of(job)} for job in run.jobs]
     bad = {
         name: [{"file": each.path, "reason": each.reason, "why": each.why} for each in found]
         for name, found in (("left_out", run.left_out), ("failed", run.failed))
     }
+    items = [
+        {
+            "item": each.item,
+            "file": each.file,
+            **{part.value: each.files.get(part) for part in Part},
+            "provenance": each.record,
+            "record": each.provenance,
+        }
+        for each in run.delivered
+    ]
+    studies = [
+        {
+            "input": each.given,
+            "files": list(each.files),
+            "provenance": each.record,
+            "record": each.provenance,
+            "study": each.report,
+            "refused": each.refused,
+        }
+        for each in run.written
+    ]
     return {
         **(jobs[0] if len(jobs) == 1 else {}),
         "target": target_of(run.options.header),
@@ -291,42 +307,8 @@ def _as_json(run: FolderRun, page: Path | None) -> dict[str, Any]:
         "page": page,
         **bad,
         "not_submitted": run.not_submitted,
-        "items": [_item_as_json(each) for each in run.delivered],
-        "studies": [_study_as_json(each) for each in run.written],
-    }
-
-
-def _item_as_json(item: Delivered) -> dict[str, object]:
-    provenance = item.provenance
-    return {
-        "item": item.item,
-        "job_id": provenance.job_id,
-        "file": item.file,
-        **{part.value: item.files.get(part) for part in Part},
-        "provenance": item.record,
-        "samples": provenance.samples,
-        "cycle": provenance.cycle,
-        "picture": provenance.picture,
-        "doubtful": provenance.doubtful,
-        "doubts": provenance.doubts,
-        "seconds": sum(provenance.seconds.values()),
-    }
-
-
-def _study_as_json(each: WrittenStudy) -> dict[str, object]:
-    return {
-        "input": each.given,
-        "kind": each.kind,
-        "files": list(each.files),
-        "provenance": each.record,
-        "planes": each.report["planes"],
-        "items": each.items,
-        "refused": each.refused,
-        "picture": each.provenance.picture,
-        "flicker": each.report.get("flicker"),
-        "seams": each.report.get("seams"),
-        "doubtful": each.provenance.doubtful,
-        "warnings": each.report["warnings"],
+        "items": items,
+        "studies": studies,
     }
 
 
@@ -365,38 +347,41 @@ def _some(files: Sequence[str]) -> str:
 
 
 def _print_results(delivered: Sequence[Delivered]) -> None:
-    records = [item.provenance for item in delivered]
-    with_cycle = any(r.cycle or (r.picture and r.picture.cycle_psnr is not None) for r in records)
-    columns: list[tuple[str, Callable[[Translation], str]]]
+    """A table of the results; a column without any value is left out."""
+    names = [
+        "file",
+        ">pixels",
+        ">edges",
+        ">cycle dB",
+        "",
+        ">samples",
+        ">cycle median",
+        ">cycle p99",
+        ">cycle max",
+    ]
+    rows = []
+    for item in delivered:
+        record, picture, cycle = item.provenance, item.provenance.picture, item.provenance.cycle
+        fitted = f" at {picture.fitted_width}x{picture.fitted_height}" if picture and picture.lost else ""
+        rows.append(
+            [
+                item.file,
+                f"{picture.width}x{picture.height}{fitted}" if picture else "",
+                _figure(picture and picture.edge_correlation),
+                _figure(picture and picture.cycle_psnr, ".1f"),
+                "doubtful" if record.doubtful else "",
+                f"{record.samples:,}" if picture is None else "",
+                *(
+                    _figure(value)
+                    for value in ((cycle.median, cycle.p99, cycle.max) if cycle else [None] * 3)
+                ),
+                f"{sum(record.seconds.values()):.1f}",
+            ]
+        )
+    kept = [at for at, values in enumerate(zip(*rows, strict=True)) if any(values)]
+    columns = [*names, ">seconds"]
+    print_table("", [columns[at] for at in kept], [[row[at] for at in kept] for row in rows])
 
-    def of_picture(name: str, form: str = ".3g") -> Callable[[Translation], str]:
-        return lambda record: _figure(getattr(record.picture, name, None), form)
 
-    def of_cycle(name: str) -> Callable[[Translation], str]:
-        return lambda record: _figure(getattr(record.cycle, name, None))
-
-    if any(record.picture for record in records):
-        columns = [(">pixels", _pixels), (">edges", of_picture("edge_correlation"))]
-        if with_cycle:
-            columns.append((">cycle dB", of_picture("cycle_psnr", ".1f")))
-        if any(record.doubts is not None for record in records):
-            columns.append(("", lambda r: "doubtful" if r.doubtful else ""))
-    else:
-        columns = [(">samples", lambda r: f"{r.samples:,}")]
-        if with_cycle:
-            columns += [(f">cycle {name}", of_cycle(name)) for name in ("median", "p99", "max")]
-    columns.append((">seconds", lambda r: f"{sum(r.seconds.values()):.1f}"))
-    rows = [[item.file, *(cell(item.provenance) for _, cell in columns)] for item in delivered]
-    print_table("", ["file", *(name for name, _ in columns)], rows)
-
-
-def _pixels(record: Translation) -> str:
-    picture = record.picture
-    if picture is None:
-        return "-"
-    fitted = f" at {picture.fitted_width}x{picture.fitted_height}" if picture.lost else ""
-    return f"{picture.width}x{picture.height}{fitted}"
-
-
-def _figure(value: float | None, form: str = ".3g") -> str:
-    return "-" if value is None else format(value, form)
+def _figure(value: Any, form: str = ".3g") -> str:
+    return "" if value is None else format(value, form)

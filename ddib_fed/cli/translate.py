@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,15 +21,13 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.engine.record import Guidance
 from ddib_fed.errors import DomainNotFound, UsageError
 from ddib_fed.protocol.messages import Settings
-from ddib_fed.terminal import print_ids, say
+from ddib_fed.terminal import print_ids, require_alone, say
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
     from ddib_fed.client.in_process import InProcess
-    from ddib_fed.engine.local_party import LocalParty
     from ddib_fed.formats.credentials import Credentials
-    from ddib_fed.models.bundle import Bundle
 
 OF_PICTURES = ("soften", "calibration", "scene", "classifier", "batch", "dtype")
 ALONE = (*OF_PICTURES, "seed", "device", "flags")
@@ -41,8 +40,8 @@ def _open_in_process(source: str, target: str, given: dict[str, Any]) -> InProce
     options.refuse_idle(OF_NODES, "is for nodes", hint="omit it, or translate --to INSTITUTION/DOMAIN")
     from ddib_fed.cli.sampling import take_settings
     from ddib_fed.client.in_process import InProcess, ProcessOptions
+    from ddib_fed.engine.local_party import open_party
     from ddib_fed.models.bundle import open_bundle
-    from ddib_fed.terminal import require_alone
 
     require_alone("a translation without nodes")
     bundles = open_bundle(source), open_bundle(target)
@@ -51,49 +50,29 @@ def _open_in_process(source: str, target: str, given: dict[str, Any]) -> InProce
     if public and pictures:  # the public code neither softens nor leaves values unclipped
         given["soften"] = 0.0 if given["soften"] is None else given["soften"]
         clip = True if clip is None else clip
-    softened = bundles[0].manifest.soften_sigma if given["soften"] is None else given["soften"]
     if not pictures:
-        softened = 0.0
-        options.refuse_idle(
-            OF_PICTURES, f"is for pictures, and {source} is a model of points", hint="omit it"
-        )
-    if not softened and not solver.stochastic:
-        options.refuse_idle(
-            ("seed",),
-            "sets the noise of softening and of --flags, and there is neither",
-            hint="omit --seed; --soften-sigma 0.05, or --flags with --eta 0.5, draws noise",
-        )
-    if given["classifier"] is None:
-        hint = "add --classifier MODEL"
-        options.refuse_idle(("classifier_scale",), "weighs --classifier, which is not given", hint=hint)
-    elif given["classifier_scale"] is None:
-        given["classifier_scale"] = 1.0
+        why = f"is for pictures, and {source} is a model of points"
+        options.refuse_idle(OF_PICTURES, why, hint="omit it")
+    softened = bundles[0].manifest.soften_sigma if given["soften"] is None else given["soften"]
+    if not (pictures and softened) and not solver.stochastic:
+        why = "sets the noise of softening and of --flags, and there is neither"
+        hint = "omit --seed; --soften-sigma 0.05, or --flags with --eta 0.5, draws noise"
+        options.refuse_idle(("seed",), why, hint=hint)
+    guide, given["classifier_scale"] = options.take_classifier(given)
     given |= {"settings": solver, "clip": bool(clip)}
-    calibration = options.read_given(given["calibration"])
-    parties = _parties(bundles, given, together=given["batch"] if pictures else 0)
-    return InProcess(*parties, ProcessOptions(given["soften"], given["seed"], calibration, solver))
-
-
-def _parties(
-    bundles: tuple[Bundle, Bundle], given: dict[str, Any], *, together: int
-) -> tuple[LocalParty, LocalParty]:
-    from ddib_fed.cli.options import usual_threads
-    from ddib_fed.engine.local_party import open_party
-    from ddib_fed.models.bundle import open_bundle
-
-    classifier = None if given["classifier"] is None else open_bundle(given["classifier"])
-    made: dict[str, LocalParty] = {}
-    for bundle in bundles:
-        if bundle.digest not in made:
-            made[bundle.digest] = open_party(
-                bundle if given["scene"] is None else bundle.of_scenes(*given["scene"]),
-                given["device"],
-                given["dtype"],
-                classifier=classifier,
-                together=together,
-                threads=usual_threads(),
-            )
-    return made[bundles[0].digest], made[bundles[1].digest]
+    here = ProcessOptions(given["soften"], given["seed"], options.read_given(given["calibration"]), solver)
+    parties = [
+        open_party(
+            each if given["scene"] is None else each.of_scenes(*given["scene"]),
+            given["device"],
+            given["dtype"],
+            classifier=guide,
+            together=given["batch"] if pictures else 0,
+            threads=options.usual_threads(),
+        )
+        for each in {bundle.digest: bundle for bundle in bundles}.values()  # one model may be both
+    ]
+    return InProcess(parties[0], parties[-1], here)
 
 
 def load_credentials(given: tuple[Path, Path] | None) -> Credentials | None:
@@ -118,7 +97,7 @@ def _check_marked(run: FolderRun) -> None:
             f"--credentials: what {studies[0].given} becomes holds no content credentials",
             hint="leave --credentials out; docs/formats.md says which results hold them",
         )
-    if run.items and all(item.path.suffix.lower() == ".npy" for item in run.items):
+    if all(item.path.suffix.lower() == ".npy" for item in run.items):
         with run.options.progress.opened(run.options.profile) as client:
             refuse_points(client)
     if studies:
@@ -205,7 +184,7 @@ def translate(
     """
     pair, target = _where_to(target, source_model, target_model, given)
     header = _header(target, given)
-    _refuse_idle_options(header, pairs, detach=detach, alone=pair is not None)
+    _refuse_idle(header, pairs, detach=detach)
     profile = Profile.load(profile_path) if pair is None else pair.profile
     signer, progress = load_credentials(credentials), ConsoleProgress(pair)
     run_options = RunOptions(profile, header, out, progress, force, skip_bad, doubtful_below, signer)
@@ -214,8 +193,8 @@ def translate(
             given["tile"] = "none"  # a picture in tiles is put together when its items are there
         run = open_run(files, given, run_options, partial(say, err=True))
         if run.studies is None:
-            why, hint = "is for DICOM, NIfTI, GeoTIFF and pictures in tiles", "leave it out"
-            options.refuse_idle(("intensity", "slices"), why, hint=hint)
+            why = "is for DICOM, NIfTI, GeoTIFF and pictures in tiles"
+            options.refuse_idle(("intensity", "slices"), why, hint="leave it out")
         elif detach:
             raise UsageError(
                 f"--detach: {run.studies.origins[0].given} is put together when its items are there",
@@ -308,24 +287,27 @@ def _paired_items(
 
 def _header(target: str, given: dict[str, Any]) -> pb.JobHeader:
     """The request that the options make; of two models in one process the solver was looked at before."""
-    asked, depth, encoder = given.get("settings"), given["depth"], given["encoder"]
+    asked = given.get("settings")
     if asked is None:
-        settings = Settings(given["solver"], 0, given["evaluations"], given["grid"], depth, encoder)
-        settings = settings.of_quality(given["quality"])
+        settings = Settings(given["solver"], 0, given["evaluations"], given["grid"]).of_quality(
+            given["quality"]
+        )
     else:
-        settings = Settings(asked.solver, asked.order, asked.evaluations, asked.grid, depth, encoder)
+        settings = Settings(asked.solver, asked.order, asked.evaluations, asked.grid)
+    settings = replace(settings, depth=given["depth"], encoder=given["encoder"])
     names = ("cycle", "keep_latent", "source_class", "target_class", "no_calibration")
     guidance = Guidance(given["guidance"], given["classifier_scale"], clip=given.get("clip", False))
     return job_header(target, settings, guidance=guidance, **{name: given[name] for name in names})
 
 
-def _refuse_idle_options(header: pb.JobHeader, pairs: str | None, *, detach: bool, alone: bool) -> None:
+def _refuse_idle(header: pb.JobHeader, pairs: str | None, *, detach: bool) -> None:
     if pairs is None:
         options.refuse_idle(("labels", "limit"), "is for classes", hint="add --pairs 260:261, or omit it")
     if not header.cycle:
         options.refuse_idle(("doubtful_below",), "is a bound on round trips", hint="add --cycle")
     if detach:
-        of_results = ("doubtful_below", "credentials")
-        options.refuse_idle(of_results, "applies only to fetched results", hint="give it to `ddib job fetch`")
-    elif not alone:
-        options.refuse_idle(("quiet",), "prints the id of a job that was only submitted", hint="add --detach")
+        of_results, hint = ("doubtful_below", "credentials"), "give it to `ddib job fetch`"
+        options.refuse_idle(of_results, "applies only to fetched results", hint=hint)
+    else:
+        why = "prints the id of a job that was only submitted"
+        options.refuse_idle(("quiet",), why, hint="add --detach")

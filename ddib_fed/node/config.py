@@ -189,7 +189,7 @@ class LimitsSection(Section):
     max_pixels: int = key(89_000_000, "of one picture", ge=1)
     max_items_per_job: int = key(1_000, "files of a job", ge=1, le=100_000)
     max_evaluations: int = key(2_000, "network evaluations of one leg, at most 10000", ge=1, le=10_000)
-    max_open_jobs: int = key(64, "source: unfinished jobs, and as many that wait for a peer", ge=1)
+    max_open_jobs: int = key(64, "source: unfinished jobs for one peer", ge=1)
     max_spool_bytes: int = key(
         4 << 30, "source: files of jobs; one client has five eighths of them, and of open jobs", ge=1
     )
@@ -462,12 +462,12 @@ def render_node_toml(
 
 def _line(key: str, info: FieldInfo, said: Mapping[str, Any]) -> str:
     value = said.get(key, info.examples[0] if info.examples else info.default)
-    line = f"{'' if key in said else '# '}{key} = {_toml(value)}"
+    line = f"{'' if key in said else '# '}{key} = {toml_text(value)}"
     return f"{line:31} # {info.description}\n"
 
 
-def _toml(value: Any) -> str:
+def toml_text(value: Any) -> str:
     if isinstance(value, Mapping):
-        pairs = ", ".join(f"{_toml(key)} = {_toml(each)}" for key, each in value.items())
+        pairs = ", ".join(f"{toml_text(key)} = {toml_text(each)}" for key, each in value.items())
         return f"{{ {pairs} }}" if pairs else "{}"
     return json.dumps(value, ensure_ascii=False)

@@ -72,4 +72,4 @@ def test_the_record_and_the_terminal_say_why(tmp_path, capsys):
     assert "coast.png" in shown.err
     with sentences_aside():
         report_run(run)
-    assert json.loads(capsys.readouterr().out)["items"][0]["doubts"] == ["structure"]
+    assert json.loads(capsys.readouterr().out)["items"][0]["record"]["doubts"] == ["structure"]
