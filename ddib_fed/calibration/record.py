@@ -241,8 +241,7 @@ def units_digest(units: Normalisation) -> str:
 def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | None:
     """The map for `Leg.calibration`: that of a rotation; None where the model's own units have it, or there is none.
 
-    Raises:
-        CalibrationModel: The source's model cannot encode under the calibration, or without one, as it is trained now.
+    CalibrationModel if the source's model cannot encode under the calibration, or without one, as it is trained now.
     """
     held = source.normalisation.calibrated
     if calibration is not None and calibration.kind in RETRAINED:
@@ -361,12 +360,7 @@ class SignedCalibration(_Section):
         return "active" if self.complete else "proposed"
 
     def sign(self, side: Side, credentials: TlsCredentials, *, now: datetime) -> SignedCalibration:
-        """The same with the signature of this node, whose institution is that side.
-
-        Raises:
-            CalibrationForeign: The side is of another institution.
-            CalibrationExpired: It has ended.
-        """
+        """The same with the signature of this node, whose institution is that side."""
         identity, named = credentials.identity, self.calibration.side(side).institution
         if identity.institution != named:
             raise CalibrationForeign(f"{identity} cannot sign as the {side}, which is {named or 'unnamed'}")
@@ -385,12 +379,7 @@ class SignedCalibration(_Section):
 
         Args:
             pins: For each institution known here, its own roots.
-            now: The time, with a time zone.
             withdrawn: Identities that are refused whatever their certificates say.
-
-        Raises:
-            CalibrationExpired: It has ended.
-            CalibrationUnsigned, CalibrationSigner, CalibrationAltered: As of `verify_side`.
         """
         self.refuse_expired(now)
         for side in SIDES:

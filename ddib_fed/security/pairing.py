@@ -108,11 +108,7 @@ def new_code() -> str:
 
 
 def parse_code(text: str) -> str:
-    """A code as it was typed, in the form of `new_code`; spaces, dots and dashes between the digits do not matter.
-
-    Raises:
-        UsageError: It is no code, or a digit is wrong.
-    """
+    """A code as it was typed, in the form of `new_code`; UsageError if it is none, or a digit is wrong."""
     digits = re.sub(r"[ .-]", "", text)
     if not re.fullmatch(rf"[0-9]{{{DIGITS + 1}}}", digits):
         raise UsageError(

@@ -81,10 +81,7 @@ class Peer:
         return ", ".join(self.fingerprints)
 
     def still_vouches_for(self, earlier: Peer) -> bool:
-        """Whether a connection that was made by an earlier entry may go on under this one.
-
-        It may when it leads to the same node, and each root by which it may have been verified is pinned still.
-        """
+        """Whether a connection of an earlier entry may go on: same node, each root that may have verified it pinned."""
         return self.identity == earlier.identity and set(earlier.roots) <= set(self.roots)
 
     def fields(self) -> dict[str, Any]:
@@ -101,11 +98,7 @@ class Peer:
 
 
 def parse_peer(data: bytes, what: str) -> Peer:
-    """Read a peer file strictly: only the known fields, all checked, alone and together, before any is used.
-
-    Raises:
-        InputError: It is not a peer file, or its parts do not fit together; the text begins with `what`.
-    """
+    """Read a peer file strictly, all of it checked before any is used; an InputError's text begins with `what`."""
     try:
         return _peer_of(json.loads(data, object_pairs_hook=_once))
     except (DdibError, ValueError, RecursionError) as exc:
@@ -328,11 +321,7 @@ class PeerStore:
         self._built_of: tuple[object, object] = (None, None)
 
     def snapshot(self, *, anew: bool = False) -> Snapshot:
-        """The current snapshot: the same object until a file changes. Costs one stat for each file.
-
-        Raises:
-            DdibError: A file cannot be read, and never could since the store was made.
-        """
+        """The current snapshot: the same object until a file changes. Costs one stat for each file."""
         with self._lock:
             trust = self._trust.current(anew=anew)
             roots = self._roots.current(anew=anew)
@@ -372,12 +361,7 @@ class PeerStore:
         return f"put {self.file} back from a copy of the state folder, or correct it"
 
     def get(self, institution: str) -> Peer:
-        """One admitted peer that is neither suspended nor withdrawn.
-
-        Raises:
-            PeerNotFound: It is not admitted, or its node is withdrawn.
-            PeerSuspended: It is suspended.
-        """
+        """One admitted peer that is neither suspended nor withdrawn; PeerSuspended or PeerNotFound."""
         snapshot = self.snapshot()
         peer = _admitted(snapshot.peers, institution)
         if peer.identity in snapshot.withdrawn:

@@ -282,12 +282,7 @@ def issue_leaf(
     now: datetime | None = None,
     lifetime: timedelta | None = None,
 ) -> x509.Certificate:
-    """A certificate for one identity of the authority's institution: one URI, one DNS name.
-
-    Raises:
-        InputError: `name` is no DNS label.
-        Unauthenticated: The root has expired.
-    """
+    """A certificate for one identity of the authority's institution: one URI, one DNS name."""
     identity, start = Identity(authority.institution, role, name), now or datetime.now(UTC)
     authority.check(start)
     end = min(start + (lifetime or LIFETIMES[role]), authority.certificate.not_valid_after_utc)
@@ -367,14 +362,7 @@ def issue_client(
     lifetime: timedelta | None = None,
     before: Callable[[Identity], object] = lambda _: None,
 ) -> TlsCredentials:
-    """Create a client's key and leaf in its own folder, issued on this machine, for `ddib init client`.
-
-    `before` is called with the identity before it gets a certificate; what it raises prevents that.
-
-    Raises:
-        FileMissing: `issuer_folder` does not issue.
-        AlreadyExists: `client_folder` already has an identity.
-    """
+    """Make a client's key and leaf in its own folder, on the issuer's machine; what `before` raises prevents it."""
     if (client_folder / "leaf.key").exists():
         raise AlreadyExists(f"{client_folder} already has an identity", hint="choose another folder")
     authority = load_authority(issuer_folder)
@@ -566,13 +554,7 @@ def sign_request(
 def install(
     folder: Path, pem: bytes, *, expected: Identity | None = None, now: datetime | None = None
 ) -> Identity:
-    """Put a signed certificate in place, where the key of the request is; it is checked like one from a stranger.
-
-    Raises:
-        InputError: It is not of this form.
-        Unauthenticated: As of `check_issued` and `check_few`.
-        FileMissing: The folder has no key for it.
-    """
+    """Put a signed certificate in place, where the key of the request is; it is checked like one from a stranger."""
     leaf, *given = parse_certificates(pem, "the signed certificate", hint="ddib pki issue writes one")
     path = folder / "roots.pem"
     known = _read_roots(folder, read_small(path)) if path.exists() else ()

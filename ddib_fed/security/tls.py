@@ -221,13 +221,7 @@ class PeerChannels:
             self._own = load_identity(pki_folder)
 
     def get(self, institution: str) -> CheckedChannel:
-        """The channel to a peer, for the next call; do not keep it.
-
-        Raises:
-            PeerNotFound: It is not admitted, or its node is withdrawn here.
-            PeerSuspended: It is suspended here.
-            InputError: The own certificate cannot be used, and never could.
-        """
+        """The channel to a peer, for the next call; do not keep it. PeerNotFound or PeerSuspended for none."""
         with self._lock:
             self._close_stale()
             peer = self._peers.get(institution)
@@ -369,14 +363,9 @@ def renew_through(
 
 
 def probe_tls12(host: str, port: int) -> None:
-    """Raise if a server answers a client that supports at most TLS 1.2.
+    """Raise ConfigError if a server answers a client that supports at most TLS 1.2.
 
-    The server's first record is checked, not the end of the handshake, which would fail for lack of a client
-    certificate and look like a refusal.
-
-    Raises:
-        ConfigError: It answers.
-        PeerUnreachable: There is no connection.
+    Its first record counts: the end of the handshake would fail for want of a client certificate, like a refusal.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False

@@ -91,15 +91,6 @@ def test_a_cut_shows_against_the_anchors_that_the_peer_wrote_out(pair, tmp_path,
     assert "its end was cut off" in told.err
 
 
-def test_anchors_go_to_stdout_and_no_file_is_overwritten(pair, tmp_path, capsys):
-    """As JSON, for scripts."""
-    export = ["audit", "show", "--anchors", "--config", str(pair["south"]), "--peer", "north.example"]
-    assert run(export) == 0
-    assert len(json.loads(capsys.readouterr().out)["anchors"]) == 10
-    (tmp_path / "there").write_text("")
-    assert run([*export, "--out", str(tmp_path / "there")]) == ExitCode.CONFLICT
-
-
 def test_a_peer_whose_log_contradicts_itself_is_named(pair, tmp_path, capsys):
     """Exit 10; the file is written all the same, for its operator."""
     log = NodeConfig.load(pair["north"]).paths.store

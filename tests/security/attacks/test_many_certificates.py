@@ -11,13 +11,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2 import HealthCheckRequest
 
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import pki, tls
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
 from tests.conftest import Evidence
-from tests.e2e.harness import Node, Pair, ddib
+from tests.e2e.harness import Node, Pair
 from tests.node.listening import Requests
 from tests.security.attacks.raw_http2 import HEALTH, WATCH, WINDOW, Raw, message
 from tests.security.attacks.watch import Watch, healthy
@@ -138,22 +138,6 @@ def test_certificates_of_one_institution_take_neither_threads_nor_streams_nor_me
     assert watch.grown_mb < MOST_MB, f"{watch.grown_mb:.0f} MB"
     assert watch.worst_s < (WORST_S if request.config.getoption("--long") else BUSY_WORST_S)
     assert healthy(scene.south)
-
-
-def test_the_holders_of_a_suspended_institution_are_refused(scene: Scene) -> None:
-    """Health is not answered either, and is again once the institution is resumed."""
-    told = HealthCheckResponse.FromString
-    with scene.channel(scene.holders[0]) as channel:
-        check = channel.unary_unary(HEALTH)
-        assert told(check(b"", timeout=10)).status == HealthCheckResponse.SERVING
-        ddib("peer", "suspend", "north.example", "--config", scene.south.config_path)
-        try:
-            with pytest.raises(grpc.RpcError) as refused:
-                check(b"", timeout=10)
-        finally:
-            ddib("peer", "suspend", "--undo", "north.example", "--config", scene.south.config_path)
-        assert from_rpc_error(refused.value, "target south.example").reason == "PEER_SUSPENDED"
-        assert told(check(b"", timeout=10)).status == HealthCheckResponse.SERVING
 
 
 def test_a_call_whose_request_does_not_come_is_ended_and_told_why(scene: Scene) -> None:

@@ -267,19 +267,4 @@ def weights_in_low_bytes() -> None:
     _change_files(change)
 
 
-OF_SOURCE = (
-    pixels_in_low_bytes,
-    pixels_in_lowest_bits,
-    latent_with_picture,
-    permuted_picture,
-    pixels_behind_chunks,
-    picture_in_metadata,
-    squeezed_picture_in_metadata,
-    exif_in_metadata,
-    dicom_in_metadata,
-    description_in_contract,
-    seed_in_request_id,
-    noise_in_metadata,
-    key_in_metadata,
-)
 OF_TARGET = (weights_behind_translations, weights_in_low_bytes)
