@@ -42,7 +42,7 @@ from ddib_fed.protocol.contract import (
     require_protocol,
 )
 from ddib_fed.protocol.messages import from_message, to_message
-from ddib_fed.protocol.streams import file_header, stream
+from ddib_fed.protocol.streams import file_header, first_header, stream
 from ddib_fed.telemetry import MOST_ITEMS, takes_entries, trace_of
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
 from target_node.calibration import CalibrationServicer
@@ -52,11 +52,10 @@ from target_node.stream import (
     DecodedFile,
     DecodeStream,
     Receipt,
-    Weighing,
     control_of,
     label_of,
     latents_of,
-    stream_header,
+    weight_of,
 )
 
 # Each picture is an item of its own, with its own result, quota and record.
@@ -229,9 +228,9 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         limits, receipts = self._node.config.limits, list[Receipt]()
         pace = Pace(limits.stall_s, between_s=limits.idle_s, busy=lambda: any(each.owes for each in receipts))
         pace.begin(0)  # the header stalls, it is not idle
-        with ReadAhead(request_iterator, AHEAD_BYTES, "upload", weigh=Weighing()) as ahead:
+        with ReadAhead(request_iterator, AHEAD_BYTES, "upload", weigh=weight_of) as ahead:
             messages = pace.each(ahead)
-            header = stream_header(messages)
+            header = first_header(messages, "Decode")
             pace.end()
             peer = caller().institution
             contract = self._agreed.get(header.contract_sha256, peer)

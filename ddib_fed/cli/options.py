@@ -282,6 +282,16 @@ def refuse_idle(names: Collection[str], why: str, *, hint: str) -> None:
             raise UsageError(f"{param.opts[0]} {why}", hint=hint)
 
 
+def take_classifier(given: Mapping[str, Any]) -> tuple[Bundle | None, float | None]:
+    """The model of --classifier, and its weight, 1 where none is given."""
+    if given["classifier"] is None:
+        why = "weighs --classifier, which is not given"
+        refuse_idle(("classifier_scale",), why, hint="add --classifier MODEL")
+        return None, None
+    weight = given["classifier_scale"]
+    return open_model(given["classifier"]), 1.0 if weight is None else weight
+
+
 def refuse_both_ways(*, resume: bool, force: bool) -> None:
     if resume and force:
         raise UsageError("--resume continues a run, --force starts it again", hint="omit one of them")

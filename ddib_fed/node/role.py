@@ -21,10 +21,9 @@ from ddib_fed.data.decoding import ImageLimits
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.budget import Recipe
-from ddib_fed.engine.executors import Pool, process_pool
+from ddib_fed.engine.executors import Pool, process_pool, ray_pool
 from ddib_fed.engine.gate import Softener, load_key
 from ddib_fed.engine.local_party import ServingParty
-from ddib_fed.engine.ray_actors import ray_pool
 from ddib_fed.errors import (
     BundleInvalid,
     Cancelled,
