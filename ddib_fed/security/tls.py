@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +29,7 @@ from ddib_fed.files import write_file
 from ddib_fed.protocol.addresses import Proxy
 from ddib_fed.protocol.calls import CheckedChannel
 from ddib_fed.protocol.details import from_rpc_error
-from ddib_fed.security.diagnosis import explained
+from ddib_fed.security.diagnosis import diagnose, explained
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import Peer, PeerStore
 from ddib_fed.security.pki import (
@@ -252,8 +253,8 @@ class PeerChannels:
         peer = self._peers.snapshot().peers.get(institution)
         if peer is None:
             return error
-        return explained(
-            error,
+        look = partial(
+            diagnose,
             peer.address,
             server_name=peer.identity.dns_name,
             pki_folder=self._pki_folder,
@@ -261,6 +262,7 @@ class PeerChannels:
             proxy=self._proxy,
             timeout_s=timeout_s,
         )
+        return explained(error, look)
 
     def refresh(self) -> None:
         """Close the channels that the peers' entries no longer allow; `get` does so too."""
@@ -337,10 +339,8 @@ def renew_through(
             stub = identity_pb2_grpc.IdentityServiceStub(opened)
             answer = stub.Renew(request, timeout=RENEWAL_TIMEOUT_S)
         except grpc.RpcError as error:
-            found = from_rpc_error(error, hop)
-            raise explained(
-                found, address, server_name=server_name, pki_folder=folder, proxy=proxy
-            ) from error
+            look = partial(diagnose, address, server_name=server_name, pki_folder=folder, proxy=proxy)
+            raise explained(from_rpc_error(error, hop), look) from error
     what, own = "the issuer's answer", current.identity
     try:
         roots = parse_certificates(answer.roots.encode(), what)

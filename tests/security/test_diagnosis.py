@@ -91,9 +91,13 @@ def test_a_call_that_failed_although_the_connection_works_keeps_its_error(
         "pki_folder": north.pki,
         "roots_pem": certificate_pem(south.root),
     }
-    assert explained(lost, node.address, **arguments) is lost
+
+    def look() -> Diagnosis:
+        return diagnose(node.address, **arguments)
+
+    assert explained(lost, look) is lost
     node.close()
-    found = explained(lost, node.address, **arguments)
+    found = explained(lost, look)
     assert (found.facts["cause"], found.hop) == ("nothing-listens", "target south.example")
     answered = PeerUnreachable("as it said", incident="abc")
-    assert explained(answered, node.address, **arguments) is answered
+    assert explained(answered, look) is answered
