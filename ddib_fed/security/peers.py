@@ -383,7 +383,11 @@ class PeerStore:
         replace: bool = False,
         peers: Mapping[str, Peer] | None = None,
     ) -> None:
-        """Return if `add` would admit a peer beside these, by default the admitted ones; errors as there."""
+        """Return if a peer may be admitted beside these, by default the admitted ones.
+
+        Each of its new roots must have been compared out of band (PolicyDenied), and another entry for its institution
+        gives way only to `replace` (AlreadyExists).
+        """
         peers = self.snapshot().peers if peers is None else peers
         name = peer.institution
         if name == self._institution:
@@ -428,13 +432,7 @@ class PeerStore:
         replace: bool = False,
         before: Callable[[], object] = lambda: None,
     ) -> bool:
-        """Admit a peer; each of its new roots must have been compared out of band. It stays suspended if it was.
-
-        Raises:
-            PolicyDenied: A new root's fingerprint is not among `fingerprints`, one of these is of no root of
-                the peer, or the peer is this institution, or its name looks like that of another.
-            AlreadyExists: Another entry for the institution exists, and `replace` is false.
-        """
+        """Admit a peer, as `judge` allows; it stays suspended if it was."""
         with self._editing(before) as trust:
             self.judge(peer, fingerprints=fingerprints, replace=replace, peers=trust.peers)
             changed = trust.peers.get(peer.institution) != peer

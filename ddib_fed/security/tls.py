@@ -84,10 +84,6 @@ class ServerCredentials:
 
     gRPC asks for them for every connection, before it is authenticated: after a look at the files there is a time
     without one, so that a flood of connections costs a bounded share.
-
-    Raises:
-        FileMissing: The node has no certificate yet.
-        InputError: Its files cannot be used.
     """
 
     def __init__(self, pki_folder: Path, peers: PeerStore) -> None:
@@ -167,16 +163,10 @@ def channel(
     proxy: Proxy | None = None,
     options: Sequence[tuple[str, int | str]] = (),
 ) -> CheckedChannel:
-    """A channel to one server, with the own certificate as it is now; its answers are checked.
+    """A channel to one server, with the own certificate as it is now, or `credentials`; its answers are checked.
 
-    Args:
-        own: Whether the server is of the own institution.
-        roots_pem: Those that may vouch for the server; by default the own ones.
-        credentials: To show, instead of those in the folder.
-
-    Raises:
-        FileMissing: The folder has no certificate.
-        InputError: Its files cannot be used.
+    `own` says that the server is of the own institution; `roots_pem` are those that may vouch for it, by default the
+    own ones.
     """
     mine = credentials or load_identity(pki_folder)
     shown = grpc.ssl_channel_credentials(roots_pem or mine.roots_pem, mine.key_pem, mine.cert_chain_pem)
@@ -315,12 +305,7 @@ def renew_through(
     """Get a new certificate for a new key from the institution's issuer, and install both.
 
     A node whose certificate has expired asks with the one for recovery that came with it. The answer is checked before
-    it replaces the working certificate.
-
-    Raises:
-        Unauthenticated: The answer is not a certificate for this identity.
-        MessageInvalid: The answer cannot be read.
-        DdibError: As the issuer says, or PeerUnreachable.
+    it replaces the working certificate: Unauthenticated or MessageInvalid if it is none for this identity.
     """
     current, key, moment = load_identity(folder), new_key(), now or datetime.now(UTC)
     asking = load_recovery(folder) if moment >= current.not_after else None

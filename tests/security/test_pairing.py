@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from spake2 import SPAKE2_A, SPAKE2_B
@@ -26,7 +25,7 @@ from ddib_fed.errors import (
 from ddib_fed.security import pairing
 from ddib_fed.security.pairing import MAGIC, MAX_FRAME, PairedPeer, dial, listen, new_code, parse_code
 from ddib_fed.security.peers import Peer
-from tests.cli.client.answers import listening, tls
+from tests.cli.client.answers import listening
 from tests.node.institutions import Institution
 
 CODE, OTHER = "482-173-063", "111-222-335"
@@ -351,14 +350,3 @@ def test_a_message_without_a_proof_tests_no_code(north: Side, waiting: Waiting) 
             stranger.recv(1)
     dial(waiting.address, CODE, north)
     assert waiting.result.result(20).mutual
-
-
-def test_a_node_that_serves_is_told_from_one_that_pairs(north: Side, tmp_path: Path) -> None:
-    """It speaks TLS: another port is needed."""
-    folder = Institution("south.example", tmp_path).pki
-    with (
-        listening(tls(folder / "leaf.pem", folder / "leaf.key")) as address,
-        pytest.raises(PeerUnreachable, match="a node serves") as caught,
-    ):
-        dial(address, CODE, north)
-    assert "--listen" in caught.value.hint

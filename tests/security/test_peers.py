@@ -328,21 +328,6 @@ def test_reload_says_what_changed(north: Institution, south: Institution) -> Non
     assert not_read.startswith("not read: ")
 
 
-def test_a_suspended_caller_reads_why_and_is_served_again_later(node: Listening, north: Institution) -> None:
-    """On the connection that it has; what the operator wrote stays on this node."""
-    with node.stub(north) as stub:
-        stub.DescribeDomain(ASK, timeout=5)
-        node.south.store.suspend("north.example", reason="secret matter")
-        with pytest.raises(grpc.RpcError) as error:
-            stub.DescribeDomain(ASK, timeout=5)
-        found = from_rpc_error(error.value, HOP)
-        assert type(found) is PeerSuspended
-        assert found.facts == {"peer": "north.example", "by": "west.example"}
-        assert "secret" not in str(error.value.trailing_metadata()) + error.value.details()
-        node.south.store.resume("north.example")
-        stub.DescribeDomain(ASK, timeout=5)
-
-
 def test_a_withdrawn_caller_is_refused_also_while_the_store_is_damaged(
     node: Listening, north: Institution
 ) -> None:

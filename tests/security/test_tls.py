@@ -62,14 +62,6 @@ def test_tls_12_is_refused(node: Listening, north: Institution) -> None:
         context.wrap_socket(raw, server_hostname="node-1.south.example")
 
 
-def test_plaintext_is_refused(node: Listening) -> None:
-    """There is no insecure mode."""
-    channel = grpc.insecure_channel(node.address, options=tls.CHANNEL_OPTIONS)
-    with channel, pytest.raises(grpc.RpcError) as error:
-        decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ASK, timeout=5)
-    assert error.value.code() is grpc.StatusCode.UNAVAILABLE
-
-
 def test_a_server_with_another_root_or_name_gets_no_call(node: Listening, north: Institution) -> None:
     """The channel to a peer trusts that peer's root and no other, not even the own, and for one node alone."""
     assert refused(node, north, roots_pem=certificate_pem(north.root)) is grpc.StatusCode.UNAVAILABLE

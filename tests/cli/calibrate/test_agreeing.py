@@ -10,7 +10,6 @@ import pytest
 from ddib_fed.calibration.record import Effect
 from ddib_fed.errors import (
     CalibrationIneffective,
-    CalibrationKindDenied,
     CalibrationUnknown,
     StateConflict,
     UsageError,
@@ -124,16 +123,6 @@ def test_epsilon_of_groups_is_for_a_group(both) -> None:
     assert "epsilon 1, delta 1e-05 for each group" in said
     sent = json.loads((both.folder / "south" / "state" / "aggregate.json").read_bytes())
     assert (sent["counted"], sent["unit"]) == (210, "group")
-
-
-def test_a_kind_that_is_not_allowed_is_refused_before_anything_crosses(both) -> None:
-    """By north's own policy; the hint names the line."""
-    text = both.north.read_text()
-    none = both.north.with_name("none.toml")
-    none.write_text(text.replace('calibration = ["rotation"]', "calibration = []"))
-    with pytest.raises(CalibrationKindDenied) as refused:
-        run("--peer", TO, "--yes", "--config", none)
-    assert '[policy] calibration = ["rotation"]' in refused.value.hint
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from click.testing import CliRunner
 
 from ddib_fed.cli.peer import peer
 from ddib_fed.errors import (
-    AlreadyExists,
     PeerNotFound,
     PolicyDenied,
     Unauthenticated,
@@ -103,15 +102,6 @@ def test_two_commands_a_side_admit_each_other(north: Path, south: Path) -> None:
         "fingerprints": [fingerprint],
         "suspended": "",
     }
-
-
-def test_an_exported_file_holds_no_secret_and_is_not_overwritten(north: Path) -> None:
-    """It goes by mail."""
-    exported(north, "north.peer")
-    assert "PRIVATE" not in Path("north.peer").read_text()
-    with pytest.raises(AlreadyExists):
-        run("export", "--config", north, "--out", "north.peer")
-    run("export", "--config", north, "--out", "north.peer", "--force")
 
 
 def test_without_a_terminal_a_fingerprint_is_needed(north: Path, south: Path) -> None:

@@ -99,7 +99,7 @@ FILES_BESIDE = 64
 THREADS_MORE = 32
 
 
-@pytest.mark.parametrize("held", ["held", "closed at once"])
+@pytest.mark.parametrize("held", ["held", pytest.param("closed at once", marks=pytest.mark.long)])
 def test_a_flood_of_connections_delays_no_caller(
     tmp_path: Path, held: str, amount: Callable[[int, int], int], evidence: Evidence
 ) -> None:

@@ -24,8 +24,7 @@ from ddib_fed.protocol.messages import Settings
 from ddib_fed.security import pki
 from tests.e2e.harness import Node, Pair
 from tests.e2e.processes import PLANT
-from tests.formats.dicom.files import words_of, write_series
-from tests.node.picture_examples import SECRET, Files, noise, save_pictures_model, to_bits, write_files
+from tests.node.picture_examples import SECRET, Files, save_pictures_model, write_files
 from tests.security.tap.relay import Tap, tap_between
 from tests.security.tap.search import Traffic
 from tests.security.tap.secrets import Secrets
@@ -33,8 +32,6 @@ from tests.security.tap.secrets import Secrets
 EVALUATIONS = 12
 DEEP = PictureFormat(low=-1000.0, high=2000.0, bits=16)
 TARGET = "south.example/relief"
-PIXEL_DATA = b"\xe0\x7f\x10\x00"
-"""Tag of the element of a DICOM file that holds its pixels, the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +106,6 @@ class Bench:
         for node in (self.pair.north, self.pair.south):
             found.weights(node.institution, node.config.paths.bundle / "model.safetensors")
             add_keys(found, node)
-        for path in sorted(self.series.iterdir()) if self.series.is_dir() else ():
-            add_header(found, path)
         for name, text in (
             ("metadata", SECRET),
             ("client", "client/alice"),
@@ -118,17 +113,6 @@ class Bench:
         ):
             found.word(name, text)
         return found
-
-    @property
-    def series(self) -> Path:
-        """A DICOM series beside the files, whose headers are full of names; see `write_dicom`."""
-        return self.files.folder / "series"
-
-    def write_dicom(self) -> dict[str, np.ndarray]:
-        """The series: its slices (H, W) uint8 by the names of its files."""
-        planes = np.stack([to_bits(noise(seed=seed), np.uint8) for seed in (5, 6)])
-        paths = write_series(self.series, planes.astype(int), PatientName=SECRET, PatientID=f"{SECRET}-id")
-        return {path.name: plane for path, plane in zip(paths, planes, strict=True)}
 
     @property
     def softener(self) -> Softener:
@@ -176,14 +160,6 @@ class Bench:
         """End both nodes and the tap."""
         self.pair.stop()
         self.tap.close()
-
-
-def add_header(found: Secrets, path: Path) -> None:
-    """Every text of a DICOM header, and the header's own bytes."""
-    for word in words_of(path):
-        found.word(f"DICOM {path.name}: {word}", word)
-    content = path.read_bytes()
-    found.long.add(f"DICOM header of {path.name}", content[: content.rindex(PIXEL_DATA)])
 
 
 def add_keys(found: Secrets, node: Node) -> None:
