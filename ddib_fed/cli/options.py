@@ -259,18 +259,8 @@ def read_given(path: Path | None) -> Calibration | None:
     return None if path is None else read_calibration(path)
 
 
-SOLVERS = ("unipc", "ddim", "rk4", "alf", "flow-map")
-GRIDS = ("default", "uniform-lambda", "karras", "integer", "learned")
-
-
-class GridName(click.Choice[str]):
-    """One of the grids, or `integer:T`, which the node checks."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """See click.ParamType."""
-        if isinstance(value, str) and re.fullmatch(r"integer:[0-9]{1,5}", value):
-            return value
-        return super().convert(value, param, ctx)
+SOLVERS = ("unipc", "ddim", "flow-map")
+GRIDS = ("default", "uniform-lambda", "integer", "learned")
 
 
 def refuse_idle(names: Collection[str], why: str, *, hint: str) -> None:
@@ -417,9 +407,9 @@ SOLVER = option(
 )
 GRID = option(
     "--grid",
-    "Grid of the steps; integer:T uses those of the linear schedule of T steps, learned those that `ddib model tune` "
-    "found for each model, whose numbers of evaluations `ddib model show` lists.",
-    GridName(GRIDS),
+    "Grid of the steps; learned are those that `ddib model tune` found for each model, whose numbers of evaluations "
+    "`ddib model show` lists.",
+    GRIDS,
     default="default",
 )
 QUALITY = option(

@@ -282,7 +282,7 @@ def pair(
     they admitted, and both fingerprints. Read the code out to somebody whose voice you know; --fingerprint admits no
     other root.
     """
-    from ddib_fed.node.admitting import PairOptions, pair_dialling, pair_listening
+    from ddib_fed.node.admitting import pair as pair_nodes
 
     if listens and code is not None:
         raise UsageError("--listen shows a code, and takes none", hint="ddib pair --listen [HOST:PORT]")
@@ -292,11 +292,14 @@ def pair(
             hint=f"ddib pair {address or 'HOST:PORT'} CODE",
         )
     config, _store = _open(config_path)
-    settings = PairOptions(fingerprints, replace=replace, unconstrained_root=unconstrained_root)
-    if address is None or code is None:
-        paired = pair_listening(config, at=address, options=settings)
-    else:
-        paired = pair_dialling(config, address, code, options=settings)
+    paired = pair_nodes(
+        config,
+        None if address is None or code is None else (address, code),
+        at=address if listens else None,
+        fingerprints=fingerprints,
+        replace=replace,
+        unconstrained_root=unconstrained_root,
+    )
     other, more = paired.other, with_config(config_path)
     say_next(
         [

@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from ddib_fed.errors import ConfigError, PeerNotFound, PeerSuspended
+from ddib_fed.errors import ConfigError, PeerNotFound, PeerSuspended, PeerUnreachable
 from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.security import pki, tls
 from ddib_fed.security.peers import Peer
@@ -162,7 +162,7 @@ def channels(node: Listening, north: Institution):
 def works(channel: grpc.Channel) -> bool:
     try:
         decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ASK, timeout=5)
-    except (grpc.RpcError, ValueError):  # gRPC's answer to a call on a closed channel
+    except (grpc.RpcError, PeerUnreachable):
         return False
     return True
 
