@@ -24,13 +24,12 @@ from cryptography import x509
 from ddib_fed.errors import DdibError, PeerUnreachable, Unauthenticated
 from ddib_fed.protocol.addresses import Proxy, TunnelRefused, split_address
 from ddib_fed.security.identity import read_certificates
-from ddib_fed.security.pki import CLOCK_SKEW, TlsCredentials, is_root_of, load_identity, parse_certificates
+from ddib_fed.security.pki import CLOCK_SKEW, TlsCredentials, load_identity
 from ddib_fed.terminal import escape
 
 TIMEOUT_S: Final = 5.0
 _GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 _SETTINGS_FRAME: Final = 4
-_SECOND_LOOK_S: Final = 2.0
 # From OpenSSL's x509_vfy.h.
 _NOT_YET_VALID, _EXPIRED, _HOSTNAME_MISMATCH, _PERMITTED_VIOLATION = 9, 10, 62, 47
 _MAX_NAME: Final = 80
@@ -85,13 +84,12 @@ CAUSES: Final[dict[str, tuple[str, str]]] = {
         f"nc {{host}} {{port}} shows what answers; {_COMPARE}. A proxy is used only where the configuration names it",
     ),
     "tls-version": ("what answers at {address} does not speak TLS 1.3", f"{{look}}: a middlebox? {_COMPARE}"),
-    "tls-inspection": (
-        "{detail} made a certificate for {name}, not the institution: TLS is opened between here and {address}",
-        "{look}; ask this network's operators to pass {address} uninspected. No setting accepts another root",
-    ),
     "wrong-root": (
         "the certificate of {name} does not come from the root pinned here ({detail})",
-        f"{{look}}: its root was replaced, or another server has its place. {_NEW_FILE}",
+        (
+            "{look}: another server has its place, a gateway opens TLS on the way (this network's operators must pass "
+            f"{{address}} uninspected; no setting accepts another root), or its root was replaced. {_NEW_FILE}"
+        ),
     ),
     "wrong-server": ("another server than {name} answers at {address}: {detail}", f"{{look}}; {_COMPARE}"),
     "not-valid": (
@@ -294,12 +292,9 @@ class _Attempt:
 
     def _distrust(self, error: ssl.SSLCertVerificationError) -> Diagnosis:
         """The certificate is not accepted: whose is it?"""
-        shown, now = (
-            presented_certificate(self.way, self.server_name),
-            f"here it is {_moment(datetime.now(UTC))}",
-        )
-        uris, names = _names(shown)
-        is_for = ", ".join(short(name) for name in [*uris, *names][:3]) or "nobody"
+        shown = presented_certificate(self.way, self.server_name)
+        names, now = _names(shown), f"here it is {_moment(datetime.now(UTC))}"
+        is_for = ", ".join(short(name) for name in names[:3]) or "nobody"
         issuer = "" if shown is None else short(shown.issuer.rfc4514_string())
         if error.verify_code == _EXPIRED:
             when = f" at {_moment(shown.not_valid_after_utc)}" if shown else ""
@@ -309,30 +304,14 @@ class _Attempt:
             return self._found("not-valid", f"is not valid yet{made}; {now}")
         if error.verify_code in {_HOSTNAME_MISMATCH, _PERMITTED_VIOLATION}:
             return self._found("wrong-server", f"its certificate is for {is_for}")
-        if shown is not None and self._inspects(shown):
-            return self._found("tls-inspection", issuer)
-        if shown is None or self._names_the_institution(uris):
-            return self._found("wrong-root", error.verify_message)
+        institution = f"spiffe://{self.server_name.partition('.')[2]}/"
+        own = {self.server_name, split_address(self.way.address)[0]}
+        if shown is None or any(name in own or name.startswith(institution) for name in names):
+            return self._found("wrong-root", f"{error.verify_message}; issued by {issuer or 'nobody'}")
         return self._found("wrong-server", f"its certificate is for {is_for}, issued by {issuer}")
-
-    def _names_the_institution(self, uris: list[str]) -> bool:
-        return any(uri.startswith(f"spiffe://{self.server_name.partition('.')[2]}/") for uri in uris)
-
-    def _inspects(self, shown: x509.Certificate) -> bool:
-        """Whether it names the node, and an authority made it that is neither pinned nor the institution's."""
-        uris, names = _names(shown)
-        host, institution = split_address(self.way.address)[0], self.server_name.partition(".")[2]
-        if not (self._names_the_institution(uris) or self.server_name in names or host in names):
-            return False
-        pinned = {root.subject for root in parse_certificates(self.roots_pem, "the pinned roots")}
-        return shown.issuer not in pinned and not is_root_of(shown.issuer, institution)
 
     def _no_handshake(self, error: OSError) -> Diagnosis:
         if re.search(r"PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL", str(error)):
-            way = replace(self.way, timeout_s=min(self.way.timeout_s, _SECOND_LOOK_S))
-            shown = presented_certificate(way, self.server_name)
-            if shown is not None and self._inspects(shown):
-                return self._found("tls-inspection", short(shown.issuer.rfc4514_string()))
             return self._found("tls-version")
         if isinstance(error, ssl.SSLEOFError) or not isinstance(error, ssl.SSLError):
             return self._found("closed")
@@ -377,16 +356,13 @@ def presented_certificate(way: Way, server_name: str) -> x509.Certificate | None
         return None
 
 
-def _names(shown: x509.Certificate | None) -> tuple[list[str], list[str]]:
-    if shown is None:
-        return [], []
+def _names(shown: x509.Certificate | None) -> list[str]:
     try:
-        found = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
-        return [], []
-    dns = found.get_values_for_type(x509.DNSName)
-    addresses = [str(each) for each in found.get_values_for_type(x509.IPAddress)]
-    return found.get_values_for_type(x509.UniformResourceIdentifier), [*dns, *addresses]
+        extensions = () if shown is None else tuple(shown.extensions)
+    except ValueError:
+        return []
+    found = [each.value for each in extensions if isinstance(each.value, x509.SubjectAlternativeName)]
+    return [str(name.value) for names in found for name in names]
 
 
 def short(text: str) -> str:

@@ -56,7 +56,6 @@ MAX_REQUEST_BYTES: Final = 8 << 10
 MAX_ROOTS: Final = 2
 RECOVERY: Final = "recovery.pem"
 PENDING_KEY: Final = "request.key"
-_ROOT_NAME: Final = "ddib-fed root "
 _KEY_HINT: Final = "put the file back from a copy of the state folder"
 _NEW_ROOT: Final = (
     "move state/pki away, then ddib pki init and ddib peer export; each peer: ddib peer add --force"
@@ -187,7 +186,7 @@ def new_authority(institution: str, *, now: datetime | None = None) -> Authority
     name = x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, institution[:64]),
-            x509.NameAttribute(NameOID.COMMON_NAME, f"{_ROOT_NAME}{ski.digest.hex()[:16]}"),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"ddib-fed root {ski.digest.hex()[:16]}"),
         ]
     )
     trees = [x509.UniformResourceIdentifier(institution), x509.DNSName(institution)]
@@ -242,13 +241,6 @@ def root_warning(institution: str, ends: datetime, now: datetime) -> str:
         f"the root of {institution} {when} {ends:%Y-%m-%d %H:%M} UTC, and with it every certificate of {institution}; "
         f"its operator makes a new one: {_NEW_ROOT}"
     )
-
-
-def is_root_of(name: x509.Name, institution: str) -> bool:
-    """Whether it is a name that `new_authority` gives the roots of an institution."""
-    organisations = [each.value for each in name.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
-    names = [str(each.value) for each in name.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    return organisations == [institution[:64]] and len(names) == 1 and names[0].startswith(_ROOT_NAME)
 
 
 def _root_institution(certificate: x509.Certificate) -> str:

@@ -209,7 +209,7 @@ SETUPS = {
     "tls-1.2": Setup(_tls_12, "connection", "[tls-version]"),
     "not-grpc": Setup(_not_grpc, "connection", "[wrong-server]"),
     "impostor": Setup(_impostor, "connection", "[wrong-root]"),
-    "inspection": Setup(_inspected, "connection", "[tls-inspection]"),
+    "inspection": Setup(_inspected, "connection", "issued by CN=Example Web Gateway"),
     "wrong-name": Setup(_wrong_name, "connection", "[wrong-server]"),
     "expired": Setup(_expired, "connection", "[not-valid]"),
     "own-expired": Setup(_own_expired, "certificate", "[own-certificate]"),
