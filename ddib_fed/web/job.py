@@ -404,7 +404,7 @@ def _map(
     for part, pixels in ((Part.SOURCE, study.pixels.numbers), (Part.TRANSLATION, made)):
         step = -(-max(pixels.shape[:2]) // MAP_SIDE)
         reduced = pixels[::step, ::step]
-        contents[part] = encode_png(shown(reduced, own_window(reduced)))
+        contents[part] = encode_png(shown(reduced))
     files = _written(folder / str(number) / "map", contents)
     return ShownResult(label, files, written.provenance, study=number, plane=1)
 
