@@ -327,6 +327,11 @@ class SourceService(RoleService):
         self._closed = threading.Event()
         self._janitor = threading.Thread(target=self._clean, name="janitor", daemon=True)
 
+    @classmethod
+    def check(cls, config: NodeConfig) -> str:
+        check_private_folder(config.paths.spool)
+        return "keeps jobs"
+
     def register(self, server: grpc.Server) -> None:
         translation_pb2_grpc.add_TranslationServiceServicer_to_server(self._servicer, server)
 
@@ -364,17 +369,4 @@ class SourceService(RoleService):
             self._closed.wait(EXPIRE_EVERY_S)
 
 
-class _SourceRole:
-    """What `node.role.find_roles` finds."""
-
-    name = "source"
-
-    def check(self, config: NodeConfig) -> str:
-        check_private_folder(config.paths.spool)
-        return "keeps jobs"
-
-    def open(self, node: NodeContext) -> SourceService:
-        return SourceService(node)
-
-
-ROLE = _SourceRole()
+ROLE = SourceService

@@ -37,7 +37,6 @@ from ddib_fed.errors import (
     Difference,
     ExhaustedError,
     JobFailed,
-    JobNotFound,
     MessageInvalid,
     PeerFault,
     PeerUnreachable,
@@ -459,19 +458,8 @@ class Client(Connection):
         Raises:
             JobNotFound: This client has no such job.
         """
-        tries = 0
-
-        def attempt(stub: TranslationServiceStub) -> pb.DeleteJobResponse:
-            nonlocal tries
-            tries += 1
-            return stub.DeleteJob(pb.DeleteJobRequest(job_id=job_id), timeout=CALL_S)
-
-        try:
-            self.call(attempt)
-        except JobNotFound:
-            # The answer to an earlier try was lost: the job is already removed.
-            if tries == 1:
-                raise
+        request = pb.DeleteJobRequest(job_id=job_id)
+        self.call(lambda stub: stub.DeleteJob(request, timeout=CALL_S))
 
     def translate(
         self,

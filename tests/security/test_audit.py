@@ -204,17 +204,6 @@ def test_a_command_does_not_act_without_its_line(path: Path, monkeypatch: pytest
         note(path, "peer_added")
 
 
-def test_a_log_that_cannot_be_written_is_a_problem_until_it_can(log: AuditLog, monkeypatch) -> None:
-    """For the node's state; the caller must not act."""
-    with monkeypatch.context() as patched:
-        audit_rows.full_disk(patched)
-        with pytest.raises(OSError, match="full"):
-            log.write("latent_sent", item=10)
-    assert "cannot be written" in (log.problem or "")
-    log.write("latent_sent", item=11)
-    assert log.problem is None
-
-
 def test_a_full_disk_is_no_tampering(log: AuditLog, path: Path) -> None:
     """Of one transaction: a line, a write that fails, another line, and then the disk; no line of it is there."""
     log.write("latent_sent", item=1)
