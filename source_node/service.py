@@ -27,8 +27,8 @@ from ddib_fed.errors import (
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.role import NodeContext, RoleService, solver_settings
-from ddib_fed.protocol.contract import LAST_MOMENT, SAMPLE_KINDS, guidance_from_pb
-from ddib_fed.protocol.messages import JobState, provenance_message, to_message
+from ddib_fed.protocol.contract import LAST_MOMENT, guidance_from_pb
+from ddib_fed.protocol.messages import JobState, provenance_message
 from ddib_fed.protocol.streams import stream_file
 from ddib_fed.security import tls
 from ddib_fed.telemetry import named, trace_of
@@ -120,7 +120,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         answer = translation_pb2.ListDomainsResponse(
             institution=own.institution,
             domain=own.domain,
-            sample_kind=SAMPLE_KINDS[own.sample_kind],
+            sample_kind=own.sample_kind,
             sample_shape=own.sample_shape,
             classes=own.classes,
             class_names=own.class_names,
@@ -268,16 +268,15 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             self._node.peer_problems.answered(institution)
             answer.status = "ready"
             answer.domain = side.domain
-            answer.sample_kind = SAMPLE_KINDS[side.sample_kind]
+            answer.sample_kind = side.sample_kind
             answer.sample_shape.extend(side.sample_shape)
             answer.classes = side.classes
             answer.class_names.extend(side.class_names)
             answer.size_rule = side.size_rule
             terms = active_terms(self._node, (side.institution, side.domain))
             if terms is not None:
-                answer.calibration.CopyFrom(to_message(terms, common_pb2.CalibrationTerms))
-            if guidance is not None:
-                answer.guidance.CopyFrom(to_message(guidance, common_pb2.GuidanceTerms))
+                answer.calibration.CopyFrom(terms)
+            answer.guidance.CopyFrom(guidance)
         answer.latency_ms = round(1000 * (time.perf_counter() - started))
         return answer
 
