@@ -29,7 +29,7 @@ from ddib_fed.files import write_file
 from ddib_fed.protocol.addresses import Proxy
 from ddib_fed.protocol.calls import CheckedChannel
 from ddib_fed.protocol.details import from_rpc_error
-from ddib_fed.security.diagnosis import diagnose, explained
+from ddib_fed.security.diagnosis import TIMEOUT_S, Diagnosis, diagnose, explained
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import Peer, PeerStore
 from ddib_fed.security.pki import (
@@ -238,13 +238,10 @@ class PeerChannels:
             self._open[institution] = _Open(peer, own.cert_chain_pem, made)
             return made
 
-    def explained(self, institution: str, error: DdibError, timeout_s: float) -> DdibError:
-        """A failed call's error, with the cause where a connection to the peer fails now; see `diagnosis.explained`."""
-        peer = self._peers.snapshot().peers.get(institution)
-        if peer is None:
-            return error
-        look = partial(
-            diagnose,
+    def diagnosis(self, institution: str, timeout_s: float = TIMEOUT_S) -> Diagnosis:
+        """What a connection to an admitted peer finds now."""
+        peer = self._peers.snapshot().peers[institution]
+        return diagnose(
             peer.address,
             server_name=peer.identity.dns_name,
             pki_folder=self._pki_folder,
@@ -252,7 +249,12 @@ class PeerChannels:
             proxy=self._proxy,
             timeout_s=timeout_s,
         )
-        return explained(error, look)
+
+    def explained(self, institution: str, error: DdibError, timeout_s: float) -> DdibError:
+        """A failed call's error, with the cause where a connection to the peer fails now; see `diagnosis.explained`."""
+        if institution not in self._peers.snapshot().peers:
+            return error
+        return explained(error, lambda: self.diagnosis(institution, timeout_s))
 
     def refresh(self) -> None:
         """Close the channels that the peers' entries no longer allow; `get` does so too."""
