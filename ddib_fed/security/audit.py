@@ -29,9 +29,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddib_fed.errors import ChunkCorrupt, ConfigError, DiskFull, InputError
 from ddib_fed.files import parse_json, read_small
-from ddib_fed.protocol.latent import Anchor
 from ddib_fed.security.identity import Identity
 from ddib_fed.store import NodeStore, Transaction
+from ddib_fed.v1.common_pb2 import AuditHead
 
 log = logging.getLogger(__name__)
 
@@ -270,7 +270,7 @@ class Exchanged:
     sent_bytes: int = 0
     received_items: int = 0
     received_bytes: int = 0
-    anchor: Anchor | None = None
+    anchor: AuditHead | None = None
 
     def sent(self, size_bytes: int) -> None:
         self.sent_items += 1
@@ -291,14 +291,14 @@ class Exchanged:
         }
 
 
-def anchor_values(anchor: Anchor | None) -> dict[str, str | int]:
+def anchor_values(anchor: AuditHead | None) -> dict[str, str | int]:
     """An anchor of a peer as values of a line; none for a peer that sent none."""
-    return {} if anchor is None else {"peer_lines": anchor.lines, "peer_head": anchor.sha256}
+    return {} if anchor is None else {"peer_lines": anchor.lines, "peer_head": anchor.sha256.hex()}
 
 
-def anchor_of(head: Head) -> Anchor:
+def anchor_of(head: Head) -> AuditHead:
     """The end of this log as it is sent to a peer; the log must have a line."""
-    return Anchor(head.n + 1, head.sha256)
+    return AuditHead(lines=head.n + 1, sha256=bytes.fromhex(head.sha256))
 
 
 # Reading. It changes nothing, and what is not a line of the log is shown as such

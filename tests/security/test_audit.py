@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from ddib_fed.errors import ChunkCorrupt, ConfigError, InputError
-from ddib_fed.protocol.latent import Anchor
 from ddib_fed.security.audit import (
     EMPTY,
     FIRST,
@@ -39,6 +38,7 @@ from ddib_fed.security.audit import (
 from ddib_fed.security.audit import verify as verify_lines
 from ddib_fed.security.identity import Identity
 from ddib_fed.store import NodeStore, Transaction
+from ddib_fed.v1.common_pb2 import AuditHead
 from tests import audit_rows
 from tests.audit_rows import append, cut, edit, lines, opened, put, records
 
@@ -372,7 +372,11 @@ def test_a_peer_whose_log_goes_back_contradicts_itself_here(path: Path) -> None:
 
     def hears(count: int) -> str:
         with opened(path, clock=lambda: now) as log:
-            log.write("receipt", peer="south.example", **anchor_values(Anchor(count, f"{count:064x}")))
+            log.write(
+                "receipt",
+                peer="south.example",
+                **anchor_values(AuditHead(lines=count, sha256=count.to_bytes(32, "big"))),
+            )
         return held_of(path, "south.example")[1]
 
     assert hears(50) == ""

@@ -9,7 +9,7 @@ import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
-from ddib_fed.node.admin import AdminServicer, serve_admin
+from ddib_fed.node.admin import operator_service
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security.peers import PeerStore
@@ -30,10 +30,8 @@ def node(north):
     config = NodeConfig.load(north)
     store = PeerStore(config.paths.state, config.node.institution)
     store.snapshot()
-    servicer = AdminServicer(SimpleNamespace(reload=lambda: list(store.reload())))
-    server = serve_admin(config.paths.admin_socket, servicer, [])
-    yield store
-    server.stop(None).wait()
+    with operator_service(config, SimpleNamespace(reload=lambda: list(store.reload()))):
+        yield store
 
 
 def test_withdrawing_says_from_when_the_node_obeys(north, node, capsys):
