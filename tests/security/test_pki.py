@@ -300,3 +300,11 @@ def test_a_running_node_goes_on_with_the_last_good_key_and_says_so(keyed: Instit
     assert "chmod 600" in (credentials.problem or "")
     (keyed.pki / "leaf.key").chmod(0o600)
     assert credentials.problem is None
+
+
+def test_a_certificate_for_another_key_is_not_installed(north: Institution, tmp_path: Path) -> None:
+    """What was signed for one folder is no use in another."""
+    pem = signed(north, tmp_path / "two")
+    make_request(tmp_path / "three", NODE_2)
+    with pytest.raises(FileMissing, match="has no key for"):
+        install(tmp_path / "three", pem)
