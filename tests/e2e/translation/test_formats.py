@@ -123,7 +123,7 @@ def hospital() -> Iterator[Hospital]:
             pair.stop()
             tap.close()
         yield Hospital(
-            pair, given, folder / "out", slices, said, again, header_secrets(given), Traffic(tap.connections)
+            pair, given, folder / "out", slices, said, again, header_secrets(given), Traffic(tap.calls)
         )
 
 
