@@ -174,7 +174,7 @@ def test_on_a_terminal_the_fingerprint_is_shown_and_asked_about(
 
 
 def test_a_node_that_is_admitted_already_is_not_asked_about(north: Path, south: Path) -> None:
-    """So that a unit may start with `serve --peer FILE`; any other content of the file is asked about."""
+    """Any other content of its file is asked about."""
     fingerprint = exported(north, "north.peer")
     run("add", "north.peer", "--fingerprint", fingerprint, "--config", south)
     config = NodeConfig.load(south)
