@@ -38,6 +38,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import RETRY_AFTER_S, is_disk_full
 from ddib_fed.node.connections import InboundGuard, file_limit, most_connections, server_options
+from ddib_fed.node.logs import Repeated
 from ddib_fed.protocol.addresses import split_address
 from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.details import DETAIL_KEY, time_entry, to_detail
@@ -256,8 +257,8 @@ class CallInterceptor(Interceptor):
         self._open = {True: Slots(OPEN_OF_ONE, UNLIMITED), False: Slots(OPEN_OF_OTHERS, UNLIMITED)}
         self._lock = threading.Lock()
         self._open_calls: set[OpenCall] = set()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="open-calls", daemon=True)
+        self._looking = Repeated("open-calls", self._end_late_calls, lambda: LOOK_EVERY_S)
+        self.start, self.stop = self._looking.start, self._looking.stop
 
     def intercept_service(
         self,
@@ -412,16 +413,6 @@ class CallInterceptor(Interceptor):
         with self._lock:
             return list(self._open_calls)
 
-    def start(self) -> None:
-        """Begin to end the calls of callers that do nothing."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End, and wait for it when it was started."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
     def sweep(self) -> int:
         """Cancel calls of callers that are no longer admitted, idle streams included; returns how many."""
         cancelled = 0
@@ -437,18 +428,14 @@ class CallInterceptor(Interceptor):
                 cancelled += 1
         return cancelled
 
-    def _run(self) -> None:
+    def _end_late_calls(self) -> None:
         """End the calls whose caller does not do its part in time."""
-        while not self._stop.wait(LOOK_EVERY_S):
-            ended: Counter[tuple[str, str, str]] = Counter()
-            for call in self.open_calls:
-                try:
-                    if (fault := call.end_if_late(time.monotonic())) is not None:
-                        ended[call.account, call.method, fault] += 1
-                except Exception:  # the thread must outlive any failure
-                    log.exception("a call that waits for its caller could not be ended")
-            for (account, method, fault), times in ended.items():
-                log.info("%s: ended %d calls of %s: %s", account, times, method, fault)
+        ended: Counter[tuple[str, str, str]] = Counter()
+        for call in self.open_calls:
+            if (fault := call.end_if_late(time.monotonic())) is not None:
+                ended[call.account, call.method, fault] += 1
+        for (account, method, fault), times in ended.items():
+            log.info("%s: ended %d calls of %s: %s", account, times, method, fault)
 
 
 def _is_grpcs_own(error: Exception, context: Any) -> bool:
