@@ -179,15 +179,13 @@ class Bundle:
         self,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        *,
-        compiling: bool = False,
     ) -> Denoiser:
         """Its network as a function that predicts v, of tiles where samples are scenes (see `over_samples`); it
         computes in `dtype`, inputs and outputs keep their own.
         """
         self._must_be("generator")
         network = self.network(dtype, device)
-        run = placed(network, compiling=compiling)
+        run = placed(network)
         return Denoiser(network, self.manifest.parameterisation, self.manifest.time_input, run)
 
     def over_samples(self, denoiser: Denoiser) -> Denoiser:
