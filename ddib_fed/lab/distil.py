@@ -32,7 +32,8 @@ from ddib_fed.errors import SettingsInvalid, ShapeMismatch
 from ddib_fed.lab.config import DistilConfig
 from ddib_fed.models.bundle import Bundle, open_bundle
 from ddib_fed.models.manifest import Distilled, DistilledError, Manifest, carried_domain
-from ddib_fed.networks.config import MlpConfig, UNetConfig, build_network, network_with
+from ddib_fed.networks.build import build_network, network_with
+from ddib_fed.networks.config import MlpConfig, UNetConfig
 from ddib_fed.networks.spectrum import SpectralFrame, spectrum_of
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.objective import LambdaSampler

@@ -49,7 +49,8 @@ from ddib_fed.models.catalogue import (
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.sidecars import Allowances, PrivacyReport, Sidecar, Tuned
 from ddib_fed.names import nearest
-from ddib_fed.networks.config import AnyConfig, network_shapes, network_with
+from ddib_fed.networks.build import network_shapes, network_with
+from ddib_fed.networks.config import AnyConfig
 from ddib_fed.networks.placement import placed
 
 Beside = TypeVar("Beside", bound=Sidecar)

@@ -40,7 +40,8 @@ from ddib_fed.files import write_file
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.units import Normalisation
-from ddib_fed.networks.config import ClassifierConfig, UNetConfig, build_network, network_with
+from ddib_fed.networks.build import build_network, network_with
+from ddib_fed.networks.config import ClassifierConfig, UNetConfig
 from ddib_fed.networks.spectrum import Moments
 from ddib_fed.networks.unet import UNet
 from ddib_fed.training.config import TrainConfig

@@ -29,7 +29,8 @@ from ddib_fed.diffusion.schedule import DiscreteSchedule, ScheduleConfig, schedu
 from ddib_fed.errors import FileMissing, InputError
 from ddib_fed.evaluation import metrics, plots
 from ddib_fed.models.units import Normalisation
-from ddib_fed.networks.config import MlpConfig, SyntheticConfig, build_network
+from ddib_fed.networks.build import build_network
+from ddib_fed.networks.config import MlpConfig, SyntheticConfig
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.objective import LambdaSampler, PointBatch, make_batch, make_step_batch
 from ddib_fed.training.trainer import Piece, Trainer

@@ -17,7 +17,8 @@ from ddib_fed.lab.distil import PathPool, Starts, Teacher, asked, open_starts
 from ddib_fed.models.bundle import load_bundle, make_bundle, pretrained, save_bundle
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.units import Normalisation
-from ddib_fed.networks.config import MlpConfig, UNetConfig, build_network
+from ddib_fed.networks.build import build_network
+from ddib_fed.networks.config import MlpConfig, UNetConfig
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.pictures import open_start
 from ddib_fed.training.run import train

@@ -6,7 +6,8 @@ import torch
 
 from ddib_fed.models.bundle import Bundle, make_bundle
 from ddib_fed.models.manifest import Distilled, DistilledError, Manifest
-from ddib_fed.networks.config import MlpConfig, UNetConfig, build_network
+from ddib_fed.networks.build import build_network
+from ddib_fed.networks.config import MlpConfig, UNetConfig
 
 SMALL_UNET = {
     "image_size": 8, "model_channels": 32, "out_channels": 3, "num_res_blocks": 1, "channel_mult": (1,),

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ddib_fed.diffusion.denoiser import LAMBDA_SCALE
-from ddib_fed.networks.config import MlpConfig, UNetConfig, build_network
+from ddib_fed.networks.build import build_network
+from ddib_fed.networks.config import MlpConfig, UNetConfig
 from ddib_fed.networks.spectrum import Spectrum
 
 UNET = {

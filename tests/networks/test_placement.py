@@ -8,6 +8,7 @@ import torch
 
 from ddib_fed.diffusion.denoiser import network_times, run_plain
 from ddib_fed.models.bundle import pretrained
+from ddib_fed.networks.config import UNetConfig
 from ddib_fed.networks.mlp import ResidualMLP
 from ddib_fed.networks.placement import MOST_LEVELS, Remembering
 from ddib_fed.networks.unet import UNet
@@ -96,7 +97,8 @@ def test_what_is_remembered_is_bounded_and_few_pictures_are_answered_as_many_are
     assert len(run._levels) == MOST_LEVELS
     settings = {"image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 1}
     settings["attention_resolutions"] = ()
-    run = Remembering(shaken(UNet(**settings, num_res_blocks=1, channel_mult=(1,), norm_groups=8)))
+    config = UNetConfig(**settings, num_res_blocks=1, channel_mult=(1,), norm_groups=8)
+    run = Remembering(shaken(UNet(config)))
     x = torch.randn(3, 1, 8, 8)
     whole = run(x, torch.tensor([0.5]), None, {})
     alone = torch.cat([run(row[None], torch.tensor([0.5]), None, {}) for row in x])

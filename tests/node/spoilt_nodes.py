@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ddib_fed.models.bundle import save_bundle
 from ddib_fed.models.manifest import Manifest, PictureFormat
-from ddib_fed.networks.config import ClassifierConfig, network_shapes
+from ddib_fed.networks.build import network_shapes
+from ddib_fed.networks.config import ClassifierConfig
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security import pki
 from ddib_fed.security.peers import begin_node
