@@ -376,7 +376,10 @@ def latents_along(
     found: Latents = {}
     for depth in (*depths, 1.0):
         laid = model.plan(SolverSettings(evaluations=evaluations, depth=depth), sigma)
-        ends = [integrate(laid.encoder(part, model.condition(None, len(part))), denoiser) for part in parts]
+        ends = [
+            integrate(laid.encoder(part, model.condition(model.class_rows(None, len(part)))), denoiser)
+            for part in parts
+        ]
         found[depth] = torch.cat(ends).numpy()
     return found
 
@@ -421,7 +424,9 @@ def _losses(model: DomainModel, x: Tensor, seed: int) -> NDArray[np.float64]:
         for rows in torch.split(torch.arange(len(x)), _together(model)):
             with torch.no_grad():
                 v = denoiser(
-                    level.alpha * x[rows] + level.sigma * noise, level, model.condition(None, len(rows))
+                    level.alpha * x[rows] + level.sigma * noise,
+                    level,
+                    model.condition(model.class_rows(None, len(rows))),
                 )
             wrong = v - (level.alpha * noise - level.sigma * x[rows])
             total[rows] += wrong.double().flatten(1).square().mean(1)
@@ -459,7 +464,7 @@ def copies_of(model: DomainModel, train: Array, held_out: Array, attack: Attack)
 def _decoded(model: DomainModel, latents: Tensor) -> Array:
     laid = model.plan(DECODING)
     ends = [
-        integrate(laid.decoder(part, model.condition(None, len(part))), model.denoiser())
+        integrate(laid.decoder(part, model.condition(model.class_rows(None, len(part)))), model.denoiser())
         for part in torch.split(latents, _together(model))
     ]
     return model.denormalise(torch.cat(ends).numpy())

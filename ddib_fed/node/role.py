@@ -310,10 +310,8 @@ def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
         "device": section.device,
         "threads": section.threads,
         "dtype": section.dtype,
-        "compiling": section.compile,
         "merge_rows": TRIAL_ROWS if trial else 0,
         "merge_pixels": section.merge_pixels or (TRIAL_PIXELS if trial else 0),
-        "costs": None if trial else config.paths.costs,
     }
     try:
         if section.executor == "inline":
