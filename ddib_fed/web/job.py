@@ -178,14 +178,14 @@ class PageJob(RunProgress):
             run.translate()
         self._check_stopped()
         run.require_translated()
-        failed = [(each, each.as_error(options.profile.hop)) for each in run.left_out + run.failed]
+        failed = run.left_out + run.failed
         if failed and run.total == 1:
-            raise failed[0][1]
-        for each, _ in failed:
+            raise failed[0].error
+        for each in failed:
             label = each.path.relative_to(self._dropped)
             self.missing.append(f"{label}: {each.why.removeprefix(f'{label}: ')} [{each.reason}]")
         if failed:
-            steps = dict.fromkeys(_step(why) for _, why in failed)
+            steps = dict.fromkeys(_step(each.error) for each in failed)
             raise FilesLeftOut(
                 f"{len(failed):,} of {run.total:,} were not translated", hint="; ".join([*steps][:MOST_STEPS])
             )

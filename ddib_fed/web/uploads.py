@@ -242,9 +242,8 @@ def recognise(path: Path, label: str) -> tuple[bool, tuple[str, ...]]:
             with _ONE_AT_A_TIME:
                 return False, open_paths([path], Options()).studies[0].warnings
         for bad in read_items([FileItem(path.stem, label, path=path)], lambda _: "", decode=True)[1]:
-            error = bad.as_error("client")
-            error.detail = f"{path}: {bad.why}"
-            raise error
+            bad.error.detail = f"{path}: {bad.why}"
+            raise bad.error
         return True, ()
 
 
