@@ -15,10 +15,9 @@ import torch
 
 from ddib_fed.data.shipped import ShippedPictures, cut_head, cut_map, load_shipped, shipped_clusters
 from ddib_fed.engine.local_party import LocalParty, open_party
-from ddib_fed.evaluation import bootstrap, features, metrics
+from ddib_fed.evaluation import features, judgement, metrics
 from ddib_fed.evaluation.features import Features
-from ddib_fed.evaluation.metrics import Pictures, compare, psnr, whiteness
-from ddib_fed.evaluation.structure import structure
+from ddib_fed.evaluation.metrics import Pictures, compare, psnr, structure, whiteness
 from ddib_fed.models.bundle import Bundle, load_bundle, pretrained
 from ddib_fed.models.manifest import StructureThresholds
 
@@ -84,8 +83,8 @@ class Directed:
         return shipped_clusters(self.source_name)
 
     @cached_property
-    def drawn(self) -> bootstrap.Resamples:
-        return bootstrap.resample(len(self.test[0]), self.clusters)
+    def drawn(self) -> judgement.Resamples:
+        return judgement.resample(len(self.test[0]), self.clusters)
 
     @cached_property
     def unpaired(self) -> tuple[Pictures, Pictures]:
@@ -96,8 +95,8 @@ class Directed:
         return features.features(thinned(self.pictures[1].train, DOMAIN_PICTURES))
 
     @cached_property
-    def truth_distance(self) -> bootstrap.Interval:
-        found = bootstrap.feature_distances(features.features(self.test[1]), self.real, self.drawn)
+    def truth_distance(self) -> judgement.Interval:
+        found = judgement.feature_distances(features.features(self.test[1]), self.real, self.drawn)
         return found["frechet_early"]
 
     @property
@@ -117,7 +116,7 @@ class Directed:
         cut = cut_map(target.map, side, target.detail) if target.map else cut_head(target.name, side)
         return cut("train")
 
-    def paired(self, translated: Pictures) -> dict[str, bootstrap.Interval]:
+    def paired(self, translated: Pictures) -> dict[str, judgement.Interval]:
         """psnr, ssim and partner of translations of all test pictures."""
         truth = self.test[1]
         same = compare(translated, truth)
@@ -135,7 +134,7 @@ class Directed:
         found: dict[str, Any] = {
             **self.paired(translated),
             "edge_correlation": drawn.mean(structure(x, translated).edge_correlation),
-            **bootstrap.feature_distances(features.features(translated), self.real, drawn),
+            **judgement.feature_distances(features.features(translated), self.real, drawn),
         }
         if back is not None:
             found["cycle_psnr"] = drawn.mean(psnr(back, x))

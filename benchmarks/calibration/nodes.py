@@ -30,8 +30,7 @@ from benchmarks.calibration.directed import DIRECTIONS, OUT, Directed
 from ddib_fed.cli.demo_nodes import Pair, run_command
 from ddib_fed.cli.demo_parts import PlacePictures, read_unit
 from ddib_fed.engine.record import Translation
-from ddib_fed.evaluation.bootstrap import Resamples, resample
-from ddib_fed.evaluation.judgement import HistogramMatch
+from ddib_fed.evaluation.judgement import HistogramMatch, Resamples, resample
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.files import write_json
 

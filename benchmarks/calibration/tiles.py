@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from benchmarks.calibration.directed import OUT
-from ddib_fed.data.decoding import Picture
 from ddib_fed.data.fitting import PictureRule, from_array, to_array
+from ddib_fed.data.pictures import Picture
 from ddib_fed.data.shipped import cut_scene
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings, translate_array
@@ -35,7 +35,7 @@ def fitted(x: Pictures, model: str) -> Made:
     source, target = (open_party(open_bundle(name)) for name in (model, "relief"))
     rule = PictureRule(3, SIDE, SIDE)
     pixels = np.rint((x[0].transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
-    small, size = to_array(Picture(pixels, 8, "PNG"), rule)
+    small, size = to_array(Picture(pixels, "PNG"), rule)
     found = translate_array(small[None], source, target, ASKED)
     assert found.back is not None
     there, back = (

@@ -25,7 +25,7 @@ from ddib_fed.data.shipped import ShippedPictures, available, load_shipped, ship
 from ddib_fed.data.synthetic import sample
 from ddib_fed.engine.record import Part, Translation
 from ddib_fed.errors import install_command
-from ddib_fed.evaluation import plots
+from ddib_fed.evaluation import sheets
 from ddib_fed.evaluation.judgement import HistogramMatch, cross_fitted_colour_map, random_pictures
 from ddib_fed.evaluation.metrics import (
     NEAREST,
@@ -106,7 +106,7 @@ def translate_points(pair: Pair, points: int) -> DemoPart:
         f"{number(found.figures['sliced_w2'])} (floor {number(found.figures['sliced_w2_floor'])})"
     )
     titles = ("source", "latent", "target", "returned")
-    plots.clouds([*zip(titles, clouds, strict=True)], drawn, caption=caption)
+    sheets.clouds([*zip(titles, clouds, strict=True)], drawn, caption=caption)
     return found
 
 

@@ -25,9 +25,9 @@ from ddib_fed.client.folder_run import FolderRun, RunOptions
 from ddib_fed.client.in_process import InProcess, ProcessOptions
 from ddib_fed.client.progress import RunProgress
 from ddib_fed.data import folder as folders
-from ddib_fed.data.fitting import PictureRule, to_array
+from ddib_fed.data.fitting import PictureRule, read_fitted, to_array
 from ddib_fed.data.folder import Entry, Folder, require_outside
-from ddib_fed.data.pictures import read_fitted, read_image
+from ddib_fed.data.pictures import read_image
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.engine.record import Part, fitted_line
 from ddib_fed.errors import AlreadyExists, ExtraMissing, UsageError

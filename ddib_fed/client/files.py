@@ -196,8 +196,7 @@ def _check_name(item: FileItem) -> None:
 
 
 def _check_picture(item: Payload) -> None:
-    from ddib_fed.data.decoding import ImageLimits
-    from ddib_fed.data.pictures import decode_image
+    from ddib_fed.data.pictures import ImageLimits, decode_image
 
     try:
         decode_image(item.read(), ImageLimits(max_bytes=item.size_bytes + 1))

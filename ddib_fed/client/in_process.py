@@ -30,7 +30,7 @@ from ddib_fed.client.views import (
     Submitted,
     TargetDomain,
 )
-from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings, check_translation, item_of

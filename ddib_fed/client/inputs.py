@@ -11,7 +11,7 @@ from ddib_fed.client.folder_run import FolderRun, RunOptions
 from ddib_fed.client.views import Domains
 from ddib_fed.engine.record import MOST_TILES
 from ddib_fed.errors import UsageError
-from ddib_fed.formats.recognition import TAKEN, Recognised, files_below, recognise
+from ddib_fed.formats.recognition import TAKEN, Recognised, files_below, is_larger, recognise
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -74,8 +74,6 @@ def open_studies(
         of_pictures = of_maps if source.tiles and not detach else None
     most = MOST_TILES if auto else None
     if of_pictures is not None and found.plain:
-        from ddib_fed.formats.pictures import is_larger
-
         tile = of_pictures
         found = recognise(files, options.out, lambda path: is_larger(path, tile, most))
     if not found.studies:
@@ -99,8 +97,6 @@ def _tile(text: str) -> tuple[int, int] | None:
 
 def _any_picture(found: Recognised) -> bool:
     """Whether a plain file might be larger than a model, which is then asked for its size."""
-    from ddib_fed.formats.pictures import is_larger
-
     files: Iterable[Path] = (
         file for path in found.plain for file in (files_below(path, None).files if path.is_dir() else (path,))
     )

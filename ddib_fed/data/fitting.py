@@ -5,15 +5,17 @@ A picture is never copied whole: its planes are converted one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import Picture, Pixels, rows_of
-from ddib_fed.errors import KindMismatch, PictureMisfit, SettingsInvalid, ShapeMismatch
+from ddib_fed.data.pictures import Geometry, ImageLimits, Picture, Pixels, cost_of, read_image, rows_of
+from ddib_fed.data.points import explain, name_file
+from ddib_fed.errors import PictureMisfit, SettingsInvalid, ShapeMismatch
 
 Problem = Literal["type", "scale", "unit", "window", "colour"]
 
@@ -104,47 +106,6 @@ def _is_coloured(pixels: Pixels, width: float) -> bool:
     spread = (np.ptp(block.astype(np.float32), axis=2) for block in _blocks(pixels))
     count = sum(int(np.count_nonzero(each > width / 32)) for each in spread)
     return bool(count > FEW * pixels.shape[0] * pixels.shape[1])
-
-
-def explain(facts: Mapping[str, str], name: str = "the file") -> tuple[str, str]:
-    """The problem with a file and its remedy, from the facts of a `PictureMisfit` or `KindMismatch`."""
-    if not {"holds", "takes"} <= facts.keys() or facts.get("problem", "type") not in _REASONS:
-        return "", ""
-    takes = facts["takes"]
-    why, how = _REASONS.get(facts.get("problem", ""), ("", _OTHER_KIND.get(takes, _POINTS)))
-    detail = f"{name} holds {facts['holds']}; {facts.get('model', 'the model')} takes {takes}"
-    return detail + (why and f": {why}"), how.format(takes=takes, fits=facts.get("fits", ""))
-
-
-def name_misfit(error: PictureMisfit | KindMismatch, name: str) -> PictureMisfit | KindMismatch:
-    detail, hint = explain(error.facts, name)
-    return type(error)(detail or f"{name}: {error.detail}", hint=hint or error.hint, facts=error.facts)
-
-
-_POINTS: Final = "`ddib domains` lists who takes pictures; a .npy of points is (N, D)"
-_OTHER_KIND: Final = {
-    "pictures": "`ddib domains` lists who takes points; a picture of this shape is saved as (H, W, 1)"
-}
-_OTHER_SCALE: Final = (
-    "its values are of another scale",
-    "bring its values to {takes}, or use a model trained with --range {fits}",
-)
-_REASONS: Final[Mapping[str, tuple[str, str]]] = {
-    "type": (
-        "its type cannot hold these values",
-        "save it in the model's own units, or use a model trained with --range {fits}",
-    ),
-    "scale": _OTHER_SCALE,
-    "unit": _OTHER_SCALE,
-    "window": (
-        "too many of its values lie outside of that",
-        "use a model trained with --range {fits}, or clip it first if that is meant",
-    ),
-    "colour": (
-        "its colours would be lost",
-        "make it grey if that is meant, or use a model trained with --set channels=3",
-    ),
-}
 
 
 def _problem(dtype: np.dtype[np.generic], low: float, high: float, use: Use) -> Problem | None:
@@ -249,20 +210,12 @@ class PictureRule:
         return (self.high - self.low) / self.top, self.low
 
 
-class Geometry(NamedTuple):
-    """The original's height and width, upright, in pixels."""
-
-    height: int
-    width: int
-
-
 @dataclass(frozen=True, slots=True)
 class Fitted:
     samples: Array
     original: Array
     geometry: Geometry
     use: Use
-    read: Callable[[], Picture]
 
 
 class _Plan(NamedTuple):
@@ -299,7 +252,23 @@ def fit_picture(picture: Picture, rule: PictureRule, *, windows: bool = False, g
     use = check_fit(picture, rule, windows=windows, grey=grey)
     samples, geometry = to_array(picture, rule)
     original = _array(picture, rule, clip=False) if use.clipped else samples
-    return Fitted(samples, original, geometry, use, lambda: picture)
+    return Fitted(samples, original, geometry, use)
+
+
+def read_fitted(
+    path: Path,
+    rule: PictureRule,
+    limits: ImageLimits | None = None,
+    *,
+    windows: bool = False,
+    grey: bool = False,
+) -> Fitted:
+    """The picture in a file, converted for a model; arguments as of `read_image` and `fit_picture`."""
+    picture = read_image(path, limits)
+    try:
+        return fit_picture(picture, rule, windows=windows, grey=grey)
+    except PictureMisfit as error:
+        raise name_file(error, str(path)) from error
 
 
 def to_array(picture: Picture, rule: PictureRule) -> tuple[Array, Geometry]:
@@ -342,15 +311,24 @@ def from_array(x: Array, rule: PictureRule, geometry: Geometry | None = None) ->
         )
     slope, intercept = (np.float32(part) for part in rule.output_scale)
     scale, low = np.float32((rule.high - rule.low) / 2), np.float32(rule.low)
-    model, size = np.asarray(x, dtype=np.float32).clip(-1.0, 1.0), _size_of(rule, geometry)
-    if geometry is not None:
-        model = model[(slice(None), *_plan(rule, geometry).place)]
-    pixels: Pixels = np.empty((*size, rule.channels), dtype=np.uint8 if rule.bits == 8 else np.uint16)
-    for channel, plane in enumerate(model):
-        for start, stop, band in rows_of(_resize(_pillow(plane), *size)):
-            raw = (band.clip(-1.0, 1.0) + np.float32(1)) * scale + low
-            pixels[start:stop, :, channel] = np.rint((raw - intercept) / slope).clip(0, rule.top)
+    kind = np.uint8 if rule.bits == 8 else np.uint16
+    pixels: Pixels = np.empty((*_size_of(rule, geometry), rule.channels), dtype=kind)
+    for channel, start, stop, band in _restored(x, rule, geometry):
+        raw = (band + np.float32(1)) * scale + low
+        pixels[start:stop, :, channel] = np.rint((raw - intercept) / slope).clip(0, rule.top)
     return pixels
+
+
+def _restored(
+    x: Array, rule: PictureRule, geometry: Geometry | None
+) -> Iterator[tuple[int, int, int, Array]]:
+    """(channel, start, stop, these rows) of a model's array with the fit undone, in [-1, 1]."""
+    if geometry is not None:
+        x = x[(slice(None), *_plan(rule, geometry).place)]
+    size = _size_of(rule, geometry)
+    for channel, plane in enumerate(np.asarray(x, dtype=np.float32).clip(-1.0, 1.0)):
+        for start, stop, band in rows_of(_resize(_pillow(plane), *size)):
+            yield channel, start, stop, band.clip(-1.0, 1.0)
 
 
 def fitted_size(rule: PictureRule, geometry: Geometry) -> tuple[int, int] | None:
@@ -373,15 +351,33 @@ def own_size_mse(x: Array, rule: PictureRule, picture: Picture) -> float:
     )
     given = list(_planes(picture.pixels[top : top + height, left : left + width], rule.channels))
     total = 0.0
-    for channel, plane in enumerate(x[(slice(None), *plan.place)].clip(-1.0, 1.0).astype(np.float32)):
+    for channel, start, stop, band in _restored(x, rule, geometry):
         wanted = given[min(channel, len(given) - 1)]
-        for start, stop, band in rows_of(_resize(_pillow(plane), height, width)):
-            gap = band.clip(-1.0, 1.0) - _unit(wanted[start:stop], rule, clip=False)
-            total += float(np.square(gap, dtype=np.float64).sum())
+        gap = band - _unit(wanted[start:stop], rule, clip=False)
+        total += float(np.square(gap, dtype=np.float64).sum())
     return total / (rule.channels * height * width)
 
 
-def input_bytes(geometry: Geometry, itemsize: int, rule: PictureRule) -> int:
+FIXED: Final = 32 << 20
+"""Of a large picture: what decoders keep for themselves."""
+
+
+def memory_of(content: bytes, limits: ImageLimits, rule: PictureRule) -> int:
+    """Upper bound of the memory to read this file and write a picture of its size, in bytes; without the file."""
+    cost = cost_of(content, limits)
+    lying = Geometry(cost.geometry.width, cost.geometry.height)
+    after = max(
+        max(cost.pixels + _input_bytes(way, cost.itemsize, rule), output_bytes(way, rule))
+        for way in (cost.geometry, lying)
+    )
+    return fixed_bytes(cost.geometry) + max(cost.decoding, after)
+
+
+def fixed_bytes(geometry: Geometry) -> int:
+    return min(FIXED, (1 << 20) + 64 * geometry.height * geometry.width)
+
+
+def _input_bytes(geometry: Geometry, itemsize: int, rule: PictureRule) -> int:
     """Bytes that `to_array` needs at most in addition to the picture, of which `itemsize` is that of its numbers."""
     plan = _plan(rule, geometry)
     first = (geometry.height // 2, geometry.width // 2) if plan.halvings else (plan.height, plan.width)

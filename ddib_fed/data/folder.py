@@ -18,16 +18,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import ImageLimits, Picture
-from ddib_fed.data.fitting import TYPE_RANGES, PictureRule, check_numbers, fit_picture
-from ddib_fed.data.pictures import (
-    decode_image,
-    image_format,
-    name_file,
-    read_content,
-    read_fitted,
-    read_image,
-)
+from ddib_fed.data.fitting import TYPE_RANGES, PictureRule, check_numbers, fit_picture, read_fitted
+from ddib_fed.data.pictures import ImageLimits, Picture, decode_image, image_format, read_content, read_image
+from ddib_fed.data.points import name_file
 from ddib_fed.errors import (
     DdibError,
     FileMissing,

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddib_fed.data.decoding import ImageLimits
-from ddib_fed.data.fitting import from_array
-from ddib_fed.data.pictures import encode_png, read_fitted
+from ddib_fed.data.fitting import from_array, read_fitted
+from ddib_fed.data.pictures import ImageLimits, encode_png
 from ddib_fed.data.points import to_npy
 from ddib_fed.data.synthetic import DOMAINS
 from ddib_fed.engine.arrays import (
@@ -30,7 +29,7 @@ from ddib_fed.engine.arrays import (
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.party import ToDecode
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.evaluation import plots
+from ddib_fed.evaluation import sheets
 from ddib_fed.evaluation.metrics import distances_to_domain, picture_rule
 from ddib_fed.evaluation.sheets import Stage, save_sheet
 from ddib_fed.files import write_file, write_json
@@ -72,7 +71,7 @@ def draw_points(
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "samples.npy", to_npy(decoded.samples))
     write_file(folder / "latent.npy", to_npy(noise.numpy()))
-    plots.clouds([("latent", noise.numpy()), ("samples", cloud)], folder / "samples.png", heat=True)
+    sheets.clouds([("latent", noise.numpy()), ("samples", cloud)], folder / "samples.png", heat=True)
     write_json(folder / "report.json", report)
     return report
 

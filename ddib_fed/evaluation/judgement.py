@@ -1,22 +1,105 @@
 """All figures of a set of translations, each beside what it must be compared with, and the tables that show them.
 
-A figure that cannot be computed from the inputs is left out. Intervals are bootstrap intervals over pictures.
+A figure that cannot be computed from the inputs is left out. Intervals are bootstrap intervals over pictures: how far a
+figure would move with other pictures of the same kind.
+
+resample    draw as many clusters of pictures as there are, with replacement; a picture without a cluster is its own
+mean        sum_i c_i x_i / sum_i c_i, c_i being how often picture i was drawn; 2.5 % and 97.5 % quantiles of draws
+distance    the same quantiles, shifted by the mean of the draws less the figure: a set with repeats has fewer
+            different pictures, so its Frechet distance is too large in every draw
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.evaluation import bootstrap, features, metrics
-from ddib_fed.evaluation.metrics import Pictures, to_channels
-from ddib_fed.evaluation.structure import Thresholds, doubtful, structure
+from ddib_fed.evaluation import features, metrics
+from ddib_fed.evaluation.metrics import Pictures, doubtful, structure, to_channels
 from ddib_fed.models.units import monomials
+
+if TYPE_CHECKING:
+    from ddib_fed.models.manifest import StructureThresholds
+
+DRAWS = 1_000
+DISTANCE_DRAWS = 250
+"""Of `DRAWS`, for distances: each needs the eigenvalues of a covariance."""
+LEVEL = 0.95
+SEED = 62
+MOST_COUNTS = 50_000_000
+"""Numbers that are kept: with more clusters than 50,000 there are fewer draws."""
+
+
+Interval = dict[str, float]
+"""The "value" of a figure, and "low" and "high": the interval that holds it with a probability of `LEVEL`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resamples:
+    """Draws of one set of pictures, made by `resample`."""
+
+    clusters: NDArray[np.int64] = field(repr=False)
+    counts: NDArray[np.float32] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.clusters)
+
+    def means(self, values: ArrayLike) -> NDArray[np.float64]:
+        """The mean of the figures (N,) of each draw, (draws,)."""
+        each = np.asarray(values, np.float64)
+        if each.shape != self.clusters.shape:
+            raise ShapeMismatch(f"{len(self)} pictures have no figures of shape {each.shape}")
+        groups = self.counts.shape[1]
+        sums = np.bincount(self.clusters, each, groups)
+        sizes = np.bincount(self.clusters, minlength=groups).astype(np.float64)
+        found: NDArray[np.float64] = (self.counts @ sums) / (self.counts @ sizes)
+        return found
+
+    def mean(self, values: ArrayLike) -> Interval:
+        draws = self.means(values)
+        return _interval(float(np.asarray(values, np.float64).mean()), draws)
+
+    def weights(self, draws: int) -> NDArray[np.float64]:
+        return self.counts[:draws, self.clusters].astype(np.float64)
+
+
+def resample(
+    count: int, clusters: Sequence[Any] | NDArray[Any] | None = None, *, draws: int = DRAWS, seed: int = SEED
+) -> Resamples:
+    labels = np.arange(count) if clusters is None else np.asarray(clusters)
+    if count < 1 or labels.shape != (count,):
+        raise ShapeMismatch(f"{count} pictures have no clusters of shape {labels.shape}")
+    _, numbers = np.unique(labels, return_inverse=True)
+    groups = int(numbers.max()) + 1
+    draws = min(draws, max(DISTANCE_DRAWS, MOST_COUNTS // groups))
+    counts = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1.0 / groups), size=draws)
+    return Resamples(numbers.astype(np.int64), counts.astype(np.float32))
+
+
+def feature_distances(
+    judged: features.Features, real: features.Features, drawn: Resamples
+) -> dict[str, Interval]:
+    """The four distances of `features.distances` with their intervals; the judged pictures are drawn, the real stay."""
+    if len(judged) != len(drawn):
+        raise ShapeMismatch(f"{len(drawn)} pictures were drawn, {len(judged)} are judged")
+    weights = drawn.weights(DISTANCE_DRAWS)
+    weights = weights[(weights > 0).sum(axis=1) > 1]  # a draw of one picture alone has no covariance
+    draws = features.distances(judged, real, weights)
+    return {
+        name: _interval(float(value[0]), draws[name], shift=True)
+        for name, value in features.distances(judged, real).items()
+    }
+
+
+def _interval(value: float, draws: NDArray[np.float64], *, shift: bool = False) -> Interval:
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - (draws.mean() - value) * shift
+    return {"value": value, "low": float(low), "high": float(high)}
+
 
 QUANTILES = 1025
 MOST_PIXELS = 2_000_000
@@ -127,7 +210,7 @@ def judge(
     truth: Pictures | None = None,
     back: Pictures | None = None,
     domain: Pictures | None = None,
-    thresholds: Thresholds | None = None,
+    thresholds: StructureThresholds | None = None,
     recorded: Mapping[str, metrics.Figures] | None = None,
     marks: Sequence[bool | None] = (),
     clusters: NDArray[Any] | None = None,
@@ -153,7 +236,7 @@ def judge(
         "measured": the figures that are not from records; "count", "shape", "clusters", "doubtful", "thresholds".
     """
     count, shape = len(translated), translated.shape[1:]
-    drawn = bootstrap.resample(count, clusters)
+    drawn = resample(count, clusters)
     on_step("pairs")
     measured: dict[str, metrics.Figures] = {}
     chance: dict[str, float] = {}
@@ -216,7 +299,7 @@ def _features(
     judged: Mapping[str, Pictures],
     domain: Pictures,
     ways: dict[str, dict[str, Any]],
-    drawn: bootstrap.Resamples,
+    drawn: Resamples,
     on_step: OnStep,
 ) -> None:
     """Put distances to the target domain, and retrieval by features, into `ways`."""
@@ -228,7 +311,7 @@ def _features(
         made[name] = features.features(stack)
     on_step("intervals of the distances")
     for name, found in made.items():
-        ways.setdefault(name, {}).update(bootstrap.feature_distances(found, real, drawn))
+        ways.setdefault(name, {}).update(feature_distances(found, real, drawn))
         if "truth" in made and name != "truth":
             hits = metrics.hits_by_features(found.joined, made["truth"].joined)
             ways[name]["partner_features"] = drawn.mean(hits)
@@ -290,7 +373,7 @@ class FigureTable:
 
 def tables(report: Figures) -> list[FigureTable]:
     over = f"{report['count']} pictures" if report["clusters"] is None else f"{report['clusters']} clusters"
-    brackets = f"In brackets: {bootstrap.LEVEL:.0%} of bootstrap draws of the {over}."
+    brackets = f"In brackets: {LEVEL:.0%} of bootstrap draws of the {over}."
     made = []
     for title, columns, note in _OF_WAYS:
         rows = [

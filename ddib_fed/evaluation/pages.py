@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import ImageLimits
 from ddib_fed.data.fitting import PictureRule, file_range, to_array
-from ddib_fed.data.pictures import encode_png, read_image
+from ddib_fed.data.pictures import ImageLimits, encode_png, read_image
 from ddib_fed.engine.record import PictureFigures, Translation, fitted_line
 from ddib_fed.errors import DdibError
 from ddib_fed.evaluation.metrics import WHITE_RATIO, Pictures
@@ -27,8 +26,8 @@ from ddib_fed.evaluation.sheets import CELL, Stage, save_sheet, to_pixels
 from ddib_fed.pages import beside, write_page
 
 if TYPE_CHECKING:
+    from ddib_fed.evaluation.features import SampleVerdict
     from ddib_fed.evaluation.judgement import Figures, FigureTable
-    from ddib_fed.evaluation.sample_verdict import SampleVerdict
     from ddib_fed.evaluation.translations import Translations
     from ddib_fed.models.manifest import Manifest
 
@@ -348,7 +347,7 @@ class SideFound:
 
     @property
     def sample_verdict(self) -> SampleVerdict | None:
-        from ddib_fed.evaluation.sample_verdict import SampleVerdict
+        from ddib_fed.evaluation.features import SampleVerdict
 
         return SampleVerdict.of_figures(self.manifest.training.figures)
 

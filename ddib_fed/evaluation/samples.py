@@ -17,34 +17,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import ImageLimits, Picture
 from ddib_fed.data.fitting import (
-    Geometry,
     PictureRule,
     check_type,
     fit_picture,
     fitted_size,
+    fixed_bytes,
     from_array,
+    memory_of,
     output_bytes,
     own_size_mse,
     to_array,
 )
-from ddib_fed.data.pictures import (
-    cost_of,
-    decode_image,
-    encode_png,
-    fixed_bytes,
-    memory_of,
-    picture_for_points,
-    refuse_picture,
-)
-from ddib_fed.data.points import parse_npy, read_header, to_npy
+from ddib_fed.data.pictures import Geometry, ImageLimits, Picture, cost_of, decode_image, encode_png
+from ddib_fed.data.points import parse_npy, picture_for_points, read_header, refuse_picture, to_npy
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Decoded
 from ddib_fed.engine.record import KEPT_SMALL, CycleError, PictureFigures
 from ddib_fed.errors import ChunkCorrupt, DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
-from ddib_fed.evaluation.metrics import cycle_error, mse, picture_rule, to_psnr
-from ddib_fed.evaluation.structure import doubtful, expected, structure
+from ddib_fed.evaluation.metrics import cycle_error, doubtful, expected, mse, picture_rule, structure, to_psnr
 from ddib_fed.files import parse_json
 from ddib_fed.models.units import ChannelMap
 
@@ -210,7 +201,8 @@ class PictureSamples:
     def read(self, content: bytes, size_rule: str) -> Given:
         """The samples in a client's file, and the part of its record that is known before it is translated."""
         rule = self._rule
-        fitted = fit_picture(decode_image(content, self._limits), rule)
+        picture = decode_image(content, self._limits)
+        fitted = fit_picture(picture, rule)
         check_size(fitted.geometry, rule, size_rule)
         size, (slope, intercept) = fitted_size(rule, fitted.geometry), rule.output_scale
         figures = PictureFigures(
@@ -219,7 +211,7 @@ class PictureSamples:
             size_rule=size_rule,
             fitted_height=size[0] if size else None,
             fitted_width=size[1] if size else None,
-            fit_psnr=_own_size_error(fitted.samples, rule, fitted.read())["cycle_psnr"] if size else None,
+            fit_psnr=_own_size_error(fitted.samples, rule, picture)["cycle_psnr"] if size else None,
             source_low=rule.low,
             source_high=rule.high,
             back_slope=slope,

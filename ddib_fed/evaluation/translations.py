@@ -12,20 +12,22 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import Picture
-from ddib_fed.data.fitting import OWN_RANGES, PictureRule, file_range, fit_picture, name_misfit, to_array
+from ddib_fed.data.fitting import OWN_RANGES, PictureRule, file_range, fit_picture, to_array
 from ddib_fed.data.folder import SUFFIXES
-from ddib_fed.data.pictures import name_file, read_image
+from ddib_fed.data.pictures import Picture, read_image
+from ddib_fed.data.points import name_file
 from ddib_fed.engine.record import Part, PictureFigures, Translation
 from ddib_fed.errors import FileMissing, InputError, PictureMisfit, UsageError
 from ddib_fed.evaluation.judgement import Figures, OnStep, judge
 from ddib_fed.evaluation.metrics import Pictures, to_channels, whiteness
-from ddib_fed.evaluation.structure import Thresholds
+
+if TYPE_CHECKING:
+    from ddib_fed.models.manifest import StructureThresholds
 
 OnRead = Callable[[int, int], None]
 Span = tuple[float, float]
@@ -128,7 +130,7 @@ def _original(picture: Picture, path: Path, rule: PictureRule) -> NDArray[np.flo
         return fit_picture(picture, rule).original
     except PictureMisfit as error:
         error.facts["model"] = f"--range {rule.low:g}:{rule.high:g}"
-        found = name_misfit(error, str(path))
+        found = name_file(error, str(path))
         found.hint = f"--range {error.facts['fits']}, or bring the file to the units of the others"
         raise found from error
 
@@ -261,7 +263,7 @@ def _latents(found: Sequence[FoundPicture], notes: list[str]) -> NDArray[np.floa
 def evaluate_folder(
     folder: Path,
     *,
-    thresholds: Thresholds | None = None,
+    thresholds: StructureThresholds | None = None,
     by_folder: bool = False,
     on_step: OnStep = lambda _: None,
     **reading: Any,

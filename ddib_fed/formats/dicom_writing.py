@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ddib_fed.data.decoding import Pixels
+from ddib_fed.data.pictures import Pixels
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError
 from ddib_fed.formats.dicom import (
     Series,

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import MOST_PADDING, Pixels
+from ddib_fed.data.pictures import MOST_PADDING, Pixels
 from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable, extra
 from ddib_fed.formats.intensity import chosen_rule, is_empty, item_bytes, measure_seams
 from ddib_fed.formats.study import MAX_BYTES, Assembled, Options, Origin, Study, StudyResults, require_size

@@ -14,8 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import Pixels
-from ddib_fed.data.pictures import encode_png
+from ddib_fed.data.pictures import Pixels, encode_png
 from ddib_fed.errors import ImageUnreadable, UsageError
 
 AUTO: Final = "auto"

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import Pixels
+from ddib_fed.data.pictures import Pixels
 from ddib_fed.errors import FileMissing, ImageUnreadable
 from ddib_fed.formats.intensity import chosen_rule
 from ddib_fed.formats.recognition import COPY, beginning_of

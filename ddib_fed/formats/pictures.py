@@ -14,22 +14,23 @@ from typing import Any, Final
 
 import numpy as np
 
-from ddib_fed.data.decoding import (
+from ddib_fed.data.pictures import (
     ORIENTATION,
     ImageLimits,
     Pixels,
+    decode_image,
+    encode_png,
     faults_as_unreadable,
     open_pillow,
     pillow_pixels,
+    read_content,
     too_many_frames,
     upright,
 )
-from ddib_fed.data.pictures import cost_of, decode_image, encode_png, image_format, read_content
-from ddib_fed.engine.record import tiles_in
-from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable
+from ddib_fed.errors import FileMissing, ImageUnreadable
 from ddib_fed.formats.geotiff import TileGrid, Tiles
 from ddib_fed.formats.intensity import AUTO, IntensityRule
-from ddib_fed.formats.recognition import PICTURES
+from ddib_fed.formats.recognition import PICTURES, tile_of
 from ddib_fed.formats.study import Assembled, Options, Origin, Study, StudyResults
 
 _LOSSLESS: Final[dict[str, dict[str, Any]]] = {
@@ -100,27 +101,6 @@ def picture_origin(path: Path, options: Options, within: str = "") -> Origin:
     )
 
 
-def is_larger(path: Path, tile: tuple[int, int], most: int | None) -> bool:
-    """Whether a picture that a node takes is sent in tiles instead, by its header; `most` as `Options.most_tiles`."""
-    try:
-        content = read_content(path, ImageLimits())
-        if image_format(content) is None:
-            return False
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is over the limits the node says more
-            size = cost_of(content, ImageLimits()).geometry
-    except DdibError:  # whoever reads it says what is wrong
-        return False
-    return _tile_of(size.height, size.width, tile, most) is not None
-
-
-def _tile_of(
-    height: int, width: int, tile: tuple[int, int] | None, most: int | None
-) -> tuple[int, int] | None:
-    count = 0 if tile is None else tiles_in(height, width, tile)
-    return tile if 0 < count <= (most or count) else None
-
-
 def read_picture(origin: Origin, options: Options) -> PictureStudy:
     path = origin.given
     if not path.exists():
@@ -136,7 +116,7 @@ def read_picture(origin: Origin, options: Options) -> PictureStudy:
     rule = IntensityRule("values") if options.intensity == AUTO else IntensityRule.parse(options.intensity)
     intensity = rule.on(pixels)
     height, width = pixels.shape[:2]
-    tile = _tile_of(height, width, options.picture_tile, options.most_tiles)
+    tile = tile_of(height, width, options.picture_tile, options.most_tiles)
     grid = TileGrid.of(height, width, tile)
     numbers, record = intensity.numbers(pixels), intensity.record(pixels)
     if len(grid) > 1:

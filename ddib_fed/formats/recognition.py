@@ -10,6 +10,7 @@ import io
 import os
 import shlex
 import struct
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from ddib_fed.errors import ImageUnreadable
+from ddib_fed.engine.record import tiles_in
+from ddib_fed.errors import DdibError, ImageUnreadable
 
 HIDDEN: Final = "hidden"
 TAKEN: Final = {
@@ -253,6 +255,30 @@ def is_georeferenced(path: Path) -> bool:
             return bool(GEOTAGS & _tags(file))
     except OSError:
         return False
+
+
+def is_larger(path: Path, tile: tuple[int, int], most: int | None) -> bool:
+    """Whether a picture that a node takes is sent in tiles instead, by its header; `most` as `Options.most_tiles`."""
+    from ddib_fed.data.pictures import ImageLimits, cost_of, image_format, read_content
+
+    try:
+        content = read_content(path, ImageLimits())
+        if image_format(content) is None:
+            return False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is over the limits the node says more
+            size = cost_of(content, ImageLimits()).geometry
+    except DdibError:  # whoever reads it says what is wrong
+        return False
+    return tile_of(size.height, size.width, tile, most) is not None
+
+
+def tile_of(
+    height: int, width: int, tile: tuple[int, int] | None, most: int | None
+) -> tuple[int, int] | None:
+    """The size of the tiles of a picture; None where it is sent whole."""
+    count = 0 if tile is None else tiles_in(height, width, tile)
+    return tile if 0 < count <= (most or count) else None
 
 
 def _tags(file: BinaryIO) -> set[int]:

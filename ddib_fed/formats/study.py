@@ -17,8 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import Pixels
-from ddib_fed.data.pictures import decode_image
+from ddib_fed.data.pictures import Pixels, decode_image
 from ddib_fed.engine.record import Translation
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError, ItemNotFound
 from ddib_fed.formats.intensity import AUTO, IntensityRule, is_empty, item_bytes, measure_flicker

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import torch
 
-from ddib_fed.data.decoding import ImageLimits
 from ddib_fed.data.fitting import PictureRule
+from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.engine.budget import Recipe
 from ddib_fed.engine.executors import Pool, process_pool
 from ddib_fed.engine.local_party import ServingParty

@@ -33,14 +33,13 @@ from ddib_fed.calibration.aggregate import (
 from ddib_fed.calibration.fit import MOST_PICTURES, Proposal, propose
 from ddib_fed.calibration.fit import colour_distance as sliced_distance
 from ddib_fed.calibration.record import CalibratedSide, Calibration, Kind, Making, units_digest
-from ddib_fed.data.fitting import PictureRule
+from ddib_fed.data.fitting import PictureRule, read_fitted
 from ddib_fed.data.folder import load, picture_files, range_check, scan
-from ddib_fed.data.pictures import read_fitted
 from ddib_fed.data.shipped import SHIPPED, available, load_shipped, shipped_clusters
 from ddib_fed.engine.arrays import PLAIN, ArraySettings, Stages, translate_array
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError, ShapeMismatch, UsageError
-from ddib_fed.evaluation.bootstrap import Resamples, resample
+from ddib_fed.evaluation.judgement import Resamples, resample
 from ddib_fed.evaluation.metrics import NEAREST, Pictures, hits_by_pixels, picture_rule, psnr, ssim, whiteness
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import Manifest, carried_domain

@@ -35,11 +35,11 @@ from ddib_fed.errors import (
     SettingsInvalid,
 )
 from ddib_fed.evaluation import metrics
-from ddib_fed.evaluation.sample_verdict import FEWEST, SAMPLES, judge_samples
-from ddib_fed.evaluation.structure import Thresholds, calibrate_by_chance
+from ddib_fed.evaluation.features import FEWEST, SAMPLES, judge_samples
+from ddib_fed.evaluation.metrics import calibrate_by_chance
 from ddib_fed.files import write_file
 from ddib_fed.models.bundle import Bundle, load_bundle
-from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.manifest import Manifest, StructureThresholds
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import ClassifierConfig, UNetConfig, build_network, network_with
 from ddib_fed.networks.spectrum import Moments
@@ -507,7 +507,7 @@ class PictureTask:
             trainer.notes.append(found.sentence(trainer.step))
 
 
-def thresholds(source: PictureSource, units: Normalisation) -> Thresholds | None:
+def thresholds(source: PictureSource, units: Normalisation) -> StructureThresholds | None:
     """What a translation must keep of a picture, from pairs of held-out and training pictures at the network's size."""
     pair = (middle(part, source.shape[1:]) for part in (source.held_out, source.train))
     return calibrate_by_chance(*pair, units=units)

@@ -21,13 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ddib_fed.data import synthetic
-from ddib_fed.data.pictures import name_file, refuse_picture
-from ddib_fed.data.points import parse_npy
+from ddib_fed.data.points import name_file, parse_npy, refuse_picture
 from ddib_fed.diffusion.bridge import decode
 from ddib_fed.diffusion.denoiser import Denoiser, on_device
 from ddib_fed.diffusion.schedule import DiscreteSchedule, ScheduleConfig, schedule_from_config
 from ddib_fed.errors import FileMissing, InputError
-from ddib_fed.evaluation import metrics, plots
+from ddib_fed.evaluation import metrics, sheets
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import MlpConfig, SyntheticConfig, build_network
 from ddib_fed.training.config import TrainConfig
@@ -125,9 +124,9 @@ class PointTask:
             "sliced_w2_floor": round(floor, 5),
         }
         above = [
-            plots.Panel(title, points, "heatmap") for title, points in (("data", real), ("model", drawn))
+            sheets.Panel(title, points, "heatmap") for title, points in (("data", real), ("model", drawn))
         ]
-        plots.draw_rows([[*above, plots.Panel("by angle of the latent", drawn)]], folder / "samples.png")
+        sheets.draw_rows([[*above, sheets.Panel("by angle of the latent", drawn)]], folder / "samples.png")
         return ""
 
     def manifest(self) -> dict[str, Any]:

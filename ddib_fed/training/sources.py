@@ -20,10 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data import folder as folders
-from ddib_fed.data.decoding import Picture
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.folder import Entry, Folder, Progress, Survey, expand
-from ddib_fed.data.pictures import decode_image
+from ddib_fed.data.pictures import Picture, decode_image
 from ddib_fed.data.shipped import SHIPPED, load_shipped
 from ddib_fed.data.synthetic import draw
 from ddib_fed.errors import (

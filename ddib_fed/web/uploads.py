@@ -22,9 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.client.payload import MAX_ITEM_BYTES, payload
-from ddib_fed.data.decoding import Pixels
-from ddib_fed.data.pictures import FEW_COLUMNS, encode_png, image_format, read_image
-from ddib_fed.data.points import MAGIC, parse_npy, read_header
+from ddib_fed.data.pictures import Pixels, encode_png, image_format, read_image
+from ddib_fed.data.points import FEW_COLUMNS, MAGIC, parse_npy, read_header
 from ddib_fed.errors import (
     DdibError,
     DiskFull,

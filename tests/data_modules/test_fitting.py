@@ -6,15 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ddib_fed.data.decoding import Picture
 from ddib_fed.data.fitting import Geometry, PictureRule, from_array, to_array
+from ddib_fed.data.pictures import Picture
 from tests.data_modules.picture_examples import noise
 
 sides = st.integers(1, 24)
 
 
 def picture(pixels: np.ndarray) -> Picture:
-    return Picture(pixels, 8 * pixels.dtype.itemsize, "PNG")
+    return Picture(pixels, "PNG")
 
 
 def there_and_back(pixels: np.ndarray, rule: PictureRule) -> np.ndarray:

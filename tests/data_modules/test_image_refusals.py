@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ddib_fed.data.decoding import ImageLimits
-from ddib_fed.data.pictures import decode_image, encode_png
+from ddib_fed.data.pictures import ImageLimits, decode_image, encode_png
 from ddib_fed.errors import DdibError, ImageTooLarge, ImageUnreadable
 from tests.data_modules.picture_examples import (
     chunk,

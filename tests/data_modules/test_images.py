@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from ddib_fed.data.decoding import ImageLimits
-from ddib_fed.data.pictures import decode_image, encode_png, read_image
+from ddib_fed.data.pictures import ImageLimits, decode_image, encode_png, read_image
 from ddib_fed.errors import ImageTooLarge
 from tests.data_modules.picture_examples import (
     chunk,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ddib_fed.data.decoding import Picture
 from ddib_fed.data.fitting import PictureRule, check_numbers, fit_picture
+from ddib_fed.data.pictures import Picture
 from ddib_fed.errors import PictureMisfit
 
 BYTES, WORDS, CT, BRAIN, TWELVE, UNIT, UPTAKE = (
@@ -15,7 +15,7 @@ BYTES, WORDS, CT, BRAIN, TWELVE, UNIT, UPTAKE = (
 def picture(pixels) -> Picture:
     pixels = np.asarray(pixels)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    return Picture(pixels, 8 * pixels.dtype.itemsize, "TIFF")
+    return Picture(pixels, "TIFF")
 
 
 def photo(dtype="uint8", seed=0) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 
 from ddib_fed.errors import ExtraMissing
 from ddib_fed.evaluation import features
-from ddib_fed.evaluation.bootstrap import feature_distances, resample
+from ddib_fed.evaluation.judgement import feature_distances, resample
 from tests.runs.picture_folders import blocks
 from tests.runs.tiny_models import pictures
 

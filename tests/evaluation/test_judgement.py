@@ -12,8 +12,8 @@ from ddib_fed.evaluation.judgement import (
     tables,
     worst_first,
 )
-from ddib_fed.evaluation.metrics import mse
-from ddib_fed.evaluation.structure import calibrate_by_chance
+from ddib_fed.evaluation.metrics import calibrate_by_chance, mse
+from ddib_fed.models.units import Normalisation
 from tests.runs.picture_folders import blocks
 from tests.runs.tiny_models import pictures
 
@@ -23,7 +23,9 @@ def whole():
     """Truth is the negative; the translation is nearly that."""
     source = blocks(12)
     truth = -source
-    thresholds = calibrate_by_chance(source, blocks(12, seed=5)).model_copy(update={"edge_correlation": 0.99})
+    thresholds = calibrate_by_chance(source, blocks(12, seed=5), units=Normalisation()).model_copy(
+        update={"edge_correlation": 0.99}
+    )
     return judge(
         np.clip(0.8 * truth + 0.1 * blocks(12, seed=1), -1, 1),
         source=source,

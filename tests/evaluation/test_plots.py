@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from ddib_fed.evaluation import plots
+from ddib_fed.evaluation import sheets
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def size_of(path):
 
 
 def test_a_translation_has_four_panels_in_a_row(cloud, tmp_path):
-    plots.clouds([("x", cloud)] * 4, tmp_path / "translation.png", caption="moons → rings")
+    sheets.clouds([("x", cloud)] * 4, tmp_path / "translation.png", caption="moons → rings")
     width, height = size_of(tmp_path / "translation.png")
     assert 3 < width / height < 4
 
@@ -28,13 +28,13 @@ def test_a_translation_has_four_panels_in_a_row(cloud, tmp_path):
 @pytest.mark.parametrize("title", ["$\\frac$", "a$b$c", "x\u202ey\x1b\n"])
 def test_a_title_is_text_and_no_formula(title, cloud, tmp_path):
     """A bundle's name may hold anything; matplotlib would set dollars as mathematics, or raise."""
-    plots.draw_rows([[plots.Panel(title, cloud)]], tmp_path / "cloud.png", caption=title)
-    plots.draw_rows([[plots.Panel("-", cloud)]], tmp_path / "one.png", caption="-")
+    sheets.draw_rows([[sheets.Panel(title, cloud)]], tmp_path / "cloud.png", caption=title)
+    sheets.draw_rows([[sheets.Panel("-", cloud)]], tmp_path / "one.png", caption="-")
     assert size_of(tmp_path / "cloud.png") == size_of(tmp_path / "one.png")
 
 
 def test_a_loss_curve_is_drawn_with_and_without_held_out_points(tmp_path):
     curve = [(step, 1 / step) for step in range(1, 50)]
-    plots.loss_curve(curve, tmp_path / "a.png")
-    plots.loss_curve(curve, tmp_path / "b.png", held_out=curve[::10])
+    sheets.loss_curve(curve, tmp_path / "a.png")
+    sheets.loss_curve(curve, tmp_path / "b.png", held_out=curve[::10])
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()

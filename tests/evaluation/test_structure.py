@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.data.shipped import load_shipped
-from ddib_fed.evaluation.structure import (
+from ddib_fed.evaluation.metrics import (
     doubtful,
     expected,
     structure,

@@ -29,8 +29,8 @@ from ddib_fed.client.results import Delivered
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.data.shipped import SHIPPED, ShippedPictures, load_shipped
 from ddib_fed.engine.record import LatentFigures, Part, PictureFigures, SolverUsed, Translation
+from ddib_fed.evaluation.metrics import structure
 from ddib_fed.evaluation.sheets import to_pixels
-from ddib_fed.evaluation.structure import structure
 from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap
 

@@ -23,8 +23,8 @@ import pytest
 from PIL import Image
 
 from ddib_fed.client.client import Client
-from ddib_fed.data.fitting import PictureRule
-from ddib_fed.data.pictures import decode_image, memory_of
+from ddib_fed.data.fitting import PictureRule, memory_of
+from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import ImageTooLarge, PictureMisfit
 from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.model import SMALL, limits_of
