@@ -73,6 +73,13 @@ def is_institution(text: str) -> bool:
     return named and len(last) >= 2 and len(text) <= MAX_DNS_NAME
 
 
+def check_institution(text: str) -> str:
+    """The name itself."""
+    if not is_institution(text):
+        raise ValueError(f"{text!a} is no institution: a DNS name in lower case, e.g. north.example")
+    return text
+
+
 def readable(name: str) -> str:
     """A DNS name with the letters beyond ASCII that its labels stand for."""
 

@@ -17,7 +17,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
@@ -32,10 +32,10 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from ddib_fed.errors import DdibError, extra
-from ddib_fed.toml_files import Institution
+from ddib_fed.names import check_institution
 from ddib_fed.version import __version__
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class TelemetrySettings(BaseModel):
 class NodeTelemetry(TelemetrySettings):
     """To the institution's own OpenTelemetry collector; needs the packages of the extra otel."""
 
-    peers: tuple[Institution, ...] = Field(
+    peers: tuple[Annotated[str, AfterValidator(check_institution)], ...] = Field(
         (),
         description="trace ids go to and come from these, where they list this institution too",
         examples=[["south.example"]],

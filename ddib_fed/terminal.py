@@ -6,21 +6,37 @@ line and cannot control the terminal.
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
 import io
+import json
 import os
 import shlex
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from datetime import timedelta
+from datetime import UTC, date, datetime, timedelta
+from enum import Enum
 from functools import cache
-from typing import IO, TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final, Literal
 
-from ddib_fed.errors import ConfigError, DdibError, DiskFull, InputError, InternalError
+from ddib_fed.errors import (
+    ConfigError,
+    DdibError,
+    DiskFull,
+    InputError,
+    InternalError,
+    KindMismatch,
+    PeerFault,
+    PictureMisfit,
+    UsageError,
+    next_step,
+)
 from ddib_fed.files import is_disk_full
 
 if TYPE_CHECKING:
@@ -269,3 +285,194 @@ def _look(error: OSError) -> str:
 
 def as_config_error(error: OSError, what: str) -> ConfigError:
     return ConfigError(f"{error.filename or what}: {error.strerror or error}", hint=_look(error))
+
+
+def show_error(error: DdibError) -> None:
+    say_labelled("error: ", f"{error.detail}  [{error.reason}]")
+    if error.hop:
+        say_labelled("  at:   ", error.hop)
+    # Whose facts are in the sentence and the hint.
+    said = (
+        isinstance(error, PictureMisfit | KindMismatch | PeerFault)
+        or {"found", "last", "picture"} & error.facts.keys()
+    )
+    facts = "" if said else ", ".join(f"{key} {value}" for key, value in error.facts.items())
+    if facts:
+        say_labelled(f"  {error.says} says: " if error.says else "  more: ", facts)
+    if error.incident:
+        say_labelled("  incident: ", error.incident)
+    if error.differences:  # of two contracts
+        rows = [[each.field, each.source, each.target, each.remedy] for each in error.differences]
+        print_table("", ["field", "source", "target", "what to do"], rows, err=True)
+    step = next_step(error)
+    if error.retry_after_s:
+        step = (
+            f"{step} (after {error.retry_after_s:.0f} s)"
+            if step
+            else f"again after {error.retry_after_s:.0f} s"
+        )
+    if step:
+        say_labelled("  try:  ", step)
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False
+) -> None:
+    """A small table; a column is to the right with ">" before its name, and is not wrapped with "!"."""
+    from rich import box
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    table = Table(
+        title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
+    )
+    for column in columns:
+        table.add_column(
+            column.lstrip(">!"),
+            justify="right" if column.startswith(">") else "left",
+            no_wrap=column.startswith("!"),
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*row)
+    target = console(stderr=err)
+    if any(column.startswith("!") for column in columns):
+        anywhere = target.options.update(width=1 << 16)
+        target.width = max(target.width, Measurement.get(target, anywhere, table).minimum)
+    target.print(table, crop=False)
+
+
+def lines(pairs: Mapping[str, str]) -> None:
+    width = max(map(len, pairs))
+    for name, value in pairs.items():
+        say(f"{name:<{width}}  {value}")
+
+
+def print_json(value: object) -> None:
+    say_document(json.dumps(plain(value), indent=2, sort_keys=False))
+
+
+def emit(value: object, text: Callable[[], object] | None = None) -> None:
+    """The result of a command with `options.OUTCOME`: one JSON document if that is asked for, else its own lines."""
+    if is_aside():
+        print_json(value)
+    elif text is not None:
+        text()
+
+
+def outcome(**values: object) -> None:
+    emit(values)
+
+
+def print_ids(ids: Iterable[str], output_format: str = "text") -> None:
+    """Names or ids alone: one a line, or a JSON list."""
+    if output_format == "json":
+        print_json(list(ids))
+        return
+    listed = list(ids)
+    emit(listed, lambda: say(*listed) if listed else None)
+
+
+def moment(unix_s: float) -> str | None:
+    """A time for scripts: ISO 8601 in UTC, e.g. 2026-11-26T17:40:00Z; None for 0, which means not yet or unknown."""
+    try:
+        return f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%dT%H:%M:%SZ}" if unix_s else None
+    except (OverflowError, OSError, ValueError):
+        return None
+
+
+def figures(value: object) -> dict[str, Any]:
+    found: dict[str, Any] = plain(value)
+    return found
+
+
+def plain(value: object) -> Any:
+    """Dataclasses, pydantic models, enums, bytes (as hex), paths and tuples as JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if hasattr(value, "model_dump"):  # pydantic is not imported for commands that do not need it
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, datetime):
+        return moment(value.timestamp())
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+TORCHRUN = "WORLD_SIZE"
+STARTERS = {
+    TORCHRUN: "torchrun",
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpiexec",
+    "MV2_COMM_WORLD_SIZE": "mpirun_rsh",
+    "SLURM_STEP_NUM_TASKS": "srun",
+}
+"""Where each starter says how many processes there are; torchrun's word counts where there are several.
+
+An allocation of Slurm may have more tasks than the step that this process belongs to: the step's count is meant.
+"""
+PR_SET_PDEATHSIG: Final = 1
+
+
+def started_together() -> tuple[int, str]:
+    """How many processes were started together, and by what; 1 and nothing for one alone."""
+    for variable, starter in STARTERS.items():
+        text = os.environ.get(variable, "")
+        if text.isdecimal():
+            return (int(text), starter) if int(text) > 1 else (1, "")
+    return 1, ""
+
+
+def processes_here() -> int:
+    """How many of them run on this machine."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(text)) if text.isdecimal() else started_together()[0]
+
+
+def end_with_parent() -> None:
+    """On Linux, have the kernel kill this process as soon as its parent has ended; elsewhere nothing happens."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def require_alone(what: str) -> None:
+    """Return in a process that is alone."""
+    count, starter = started_together()
+    if count > 1:
+        raise UsageError(
+            f"{what} runs in one process, and {starter} started {count}",
+            hint=f"the same command without {starter}; `ddib model train` shares its work among processes",
+        )
+
+
+def require_torchrun(what: str) -> None:
+    """Return in a process that is alone, or one of several that torchrun started and that know of each other."""
+    count, starter = started_together()
+    if count > 1 and starter != STARTERS[TORCHRUN]:
+        raise UsageError(
+            f"{what} shares its work among processes of torchrun alone, and {starter} started {count}",
+            hint=f"torchrun --nproc-per-node {count} --no-python ddib model train ... --out DIR",
+        )

@@ -13,6 +13,7 @@ from opentelemetry.trace import Span
 
 from ddib_fed.calibration.record import Calibration, Place, fits, leg_map
 from ddib_fed.engine.model import check_decoding, check_encoding, check_given
+from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import (
     CalibrationRefused,
     ContractMismatch,
@@ -31,7 +32,6 @@ from ddib_fed.errors import (
     SettingsInvalid,
 )
 from ddib_fed.evaluation.samples import Samples, samples_of
-from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.node.calibrations import usable_calibration
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM, LimitsSection, NodeConfig
 from ddib_fed.node.interceptors import READ_AHEAD, Pace, Slots, caller

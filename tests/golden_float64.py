@@ -11,11 +11,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ddib_fed.diffusion.bridge import decode, encode
 from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.grids import PublicLevels, space_timesteps
 from ddib_fed.diffusion.guidance import Classifier, ClassifierGuided, Clipped
-from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.plans import SolverSettings, decode, encode
 from ddib_fed.diffusion.schedule import DiscreteSchedule, discrete_schedule
 from ddib_fed.networks.config import build_network
 from ddib_fed.networks.mlp import SyntheticModel

@@ -24,12 +24,19 @@ def test_a_missing_package_is_an_error_with_the_command(monkeypatch):
 
 def test_networks_of_diffusers_name_their_extra(monkeypatch):
     """A bundle with one can be read without the library, and not computed."""
-    from ddib_fed.networks.config import DiffusersDiTConfig, build_network
+    from ddib_fed.networks.config import DiffusersUNetConfig, build_network
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "diffusers"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "diffusers", None)
     monkeypatch.delitem(sys.modules, "ddib_fed.networks.diffusers", raising=False)
     with pytest.raises(ExtraMissing) as caught:
-        build_network(DiffusersDiTConfig(in_channels=1, out_channels=1))
+        build_network(
+            DiffusersUNetConfig(
+                image_size=8,
+                block_out_channels=(32,),
+                down_block_types=("DownBlock2D",),
+                up_block_types=("UpBlock2D",),
+            )
+        )
     assert shlex.split(caught.value.hint)[1:] == ["-m", "pip", "install", "diffusers"]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from ddib_fed.data.synthetic import DOMAINS, draw, sample
-from ddib_fed.diffusion.bridge import decode, encode
 from ddib_fed.diffusion.gaussianity import check, measure
+from ddib_fed.diffusion.plans import decode, encode
 from ddib_fed.evaluation.metrics import POOL_SEED, domain_sliced_w2_floor, sliced_w2
 from ddib_fed.files import write_json
 from ddib_fed.models.bundle import pretrained

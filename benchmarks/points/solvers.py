@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from ddib_fed.data.synthetic import sample
-from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings, plan
+from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.evaluation.metrics import cycle_error
 from ddib_fed.files import write_json
 from ddib_fed.models.bundle import Bundle, pretrained

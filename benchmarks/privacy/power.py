@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.privacy.usual import PARTS, encoded, honest_rows
 from ddib_fed.data.shipped import load_shipped
 from ddib_fed.data.synthetic import draw
-from ddib_fed.diffusion.bridge import soften
+from ddib_fed.diffusion.plans import soften
 from ddib_fed.engine.gate import Made, pass_latent
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Leg

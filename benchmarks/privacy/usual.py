@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddib_fed.data.synthetic import DOMAINS, draw
-from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.gate import FILE, SIZES, Samples, SetFigures, bounds, set_figures
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.files import write_json

@@ -16,8 +16,8 @@ from itertools import cycle, islice
 import torch
 
 from benchmarks.speed.shared.harness import Form, Report, interleaved, main, ratio
-from ddib_fed.diffusion.bridge import OnStep
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.solvers import OnStep
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.budget import Recipe
 from ddib_fed.engine.local_party import submit_ranges

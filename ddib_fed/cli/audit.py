@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.help import group
-from ddib_fed.cli.options import option
-from ddib_fed.cli.output import emit, outcome, print_json
+from ddib_fed.cli.options import group, option
 from ddib_fed.errors import AlreadyExists, ChunkCorrupt, FileMissing, UsageError
 from ddib_fed.files import write_file
-from ddib_fed.terminal import is_aside, say, say_document
+from ddib_fed.terminal import emit, is_aside, outcome, print_json, say, say_document
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig

@@ -11,11 +11,9 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.calibrate_showing import confirmed, how_jobs_use, show_calibration, side_name
-from ddib_fed.cli.help import group
-from ddib_fed.cli.options import option
-from ddib_fed.cli.output import emit, moment, outcome, print_table
+from ddib_fed.cli.options import group, option
 from ddib_fed.errors import RefusedError, UsageError
-from ddib_fed.terminal import console, say
+from ddib_fed.terminal import console, emit, moment, outcome, print_table, say
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.signed import CalibrationStore, Side, SignedCalibration

@@ -25,7 +25,6 @@ from ddib_fed.calibration.record import (
 from ddib_fed.cli import options
 from ddib_fed.cli.calibrate_showing import confirmed, how_jobs_use, interval, show_calibration
 from ddib_fed.cli.options import open_model, usual_threads
-from ddib_fed.cli.output import emit, number, outcome, print_table
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.shipped import SHIPPED
 from ddib_fed.diffusion.plans import SolverSettings
@@ -45,7 +44,7 @@ from ddib_fed.models.catalogue import shipped_names
 from ddib_fed.models.units import Normalisation
 from ddib_fed.names import is_domain, is_institution
 from ddib_fed.networks.placement import torch_threads
-from ddib_fed.terminal import bar, console, say
+from ddib_fed.terminal import bar, console, emit, number, outcome, print_table, say
 from ddib_fed.training import calibrating
 from ddib_fed.training.sources import spaced
 

@@ -6,8 +6,8 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from ddib_fed.cli.output import lines, number, size
 from ddib_fed.errors import Cancelled, UsageError
+from ddib_fed.terminal import lines, number, size
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration

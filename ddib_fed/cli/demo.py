@@ -16,7 +16,7 @@ from types import FrameType
 import click
 
 from ddib_fed.cli.demo_nodes import CALIBRATION, DemoPart, Pair, still_runs
-from ddib_fed.cli.help import command
+from ddib_fed.cli.options import command
 from ddib_fed.errors import AlreadyExists, OutOfBounds, StateConflict
 from ddib_fed.files import write_json
 from ddib_fed.terminal import NODE_EXTRA, say

@@ -21,9 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ddib_fed.cli.output import number, print_table
 from ddib_fed.errors import CalibrationIneffective, Cancelled, InternalError, NotReady, UnavailableError
-from ddib_fed.terminal import console, say
+from ddib_fed.terminal import console, number, print_table, say
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from ddib_fed.calibration.record import Calibration
 from ddib_fed.cli.demo_nodes import CALIBRATION, Bound, DemoPart, Pair
-from ddib_fed.cli.output import number, print_table, size
 from ddib_fed.client.results import Delivered
 from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.data.shipped import ShippedPictures, available, load_shipped, shipped_domain
@@ -46,7 +45,7 @@ from ddib_fed.evaluation.metrics import (
 )
 from ddib_fed.evaluation.sheets import Stage, save_sheet, to_pixels
 from ddib_fed.models.catalogue import shipped_names
-from ddib_fed.terminal import say
+from ddib_fed.terminal import number, print_table, say, size
 
 POINTS = ("moons", "checkerboards")
 PICTURES = ("satellite", "relief")

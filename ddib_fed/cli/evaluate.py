@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.help import command
-from ddib_fed.cli.options import option
-from ddib_fed.cli.output import emit, number, print_table
+from ddib_fed.cli.options import command, option
 from ddib_fed.errors import AlreadyExists
-from ddib_fed.terminal import bar, say
+from ddib_fed.terminal import bar, emit, number, print_table, say
 
 if TYPE_CHECKING:
     from ddib_fed.evaluation.judgement import Figures

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddib_fed.cli.output import emit, number, print_table
 from ddib_fed.client.views import Submitted
 from ddib_fed.engine.record import Part, Translation, fitted_line, tiles_in
 from ddib_fed.errors import DiskFull, InputError
 from ddib_fed.files import is_disk_full
-from ddib_fed.terminal import bar, say
+from ddib_fed.terminal import bar, emit, number, print_table, say
 
 if TYPE_CHECKING:
     from ddib_fed.client.folder_run import FolderRun

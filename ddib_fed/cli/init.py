@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ddib_fed.cli import options
-from ddib_fed.cli.help import group, say_next, with_config
-from ddib_fed.cli.options import option
-from ddib_fed.cli.output import outcome
+from ddib_fed.cli.options import group, option, say_next, with_config
 from ddib_fed.client.profile import FILE_NAME, FOLDER, candidates, render_client_toml
 from ddib_fed.errors import AlreadyExists, InputError, UsageError
 from ddib_fed.files import check_private_folder, write_file
 from ddib_fed.names import NODE_FILE, is_institution, is_label
 from ddib_fed.protocol.addresses import is_every_address, is_loopback, split_address
-from ddib_fed.terminal import say
+from ddib_fed.terminal import outcome, say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig, Role

@@ -13,8 +13,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.folder_report import report_run
-from ddib_fed.cli.help import command, group
-from ddib_fed.cli.output import emit, figures, moment, plain, print_ids, print_table, size
+from ddib_fed.cli.options import command, group
 from ddib_fed.cli.progress import ConsoleProgress
 from ddib_fed.cli.translate import load_credentials, refuse_points
 from ddib_fed.client.client import Client, JobRequest
@@ -37,7 +36,18 @@ from ddib_fed.protocol.details import TOLERATED_S, described
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.security.diagnosis import diagnose, own_validity
 from ddib_fed.security.pki import load_identity, root_warning
-from ddib_fed.terminal import is_aside, say, say_document
+from ddib_fed.terminal import (
+    emit,
+    figures,
+    is_aside,
+    moment,
+    plain,
+    print_ids,
+    print_table,
+    say,
+    say_document,
+    size,
+)
 
 STEPS = ("profile", "certificate", "connection", "service", "clock")
 MOST_CLASSES = 12

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import click
 
-from ddib_fed.cli.help import WIDEST, Group, command
+from ddib_fed.cli.options import WIDEST, Group, command
 from ddib_fed.errors import ExitCode
 from ddib_fed.terminal import escape, explained, relay, say
 from ddib_fed.version import __version__
@@ -100,7 +100,7 @@ class _Ddib(Group):
             "model",
             "train",
         ]:  # which several processes of torchrun share
-            from ddib_fed.processes import require_alone
+            from ddib_fed.terminal import require_alone
 
             require_alone(f"ddib {args[0]}")
         return super().resolve_command(ctx, args)
@@ -165,7 +165,7 @@ def run(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
     except Exception as error:  # noqa: BLE001 - this is the edge: anything becomes a message and a code
-        from ddib_fed.cli.output import show_error
+        from ddib_fed.terminal import show_error
 
         found = explained(error)
         show_error(found)

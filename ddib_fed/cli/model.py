@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.help import group
-from ddib_fed.cli.options import open_model, option
-from ddib_fed.cli.output import emit, figures, lines, outcome, print_table
+from ddib_fed.cli.options import group, open_model, option
 from ddib_fed.cli.sampling import interpolate, sample
 from ddib_fed.cli.train import train
 from ddib_fed.errors import AlreadyExists, InputError
-from ddib_fed.terminal import bar, say
+from ddib_fed.terminal import bar, emit, figures, lines, outcome, print_table, say
 
 if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
@@ -120,9 +118,9 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     classifier. Settings are inferred from the tensors' shapes; the rest comes from --flags, or the public defaults.
     Every setting is listed with its origin; a flag that contradicts the shapes is refused.
 
-    A folder is a diffusers pipeline of pixels as `save_pretrained` writes it: unet/ (UNet2DModel) or transformer/
-    (DiT), and scheduler/. A setting that cannot be computed exactly is refused by its key, and so is a pipeline with
-    more than a pixel network: an autoencoder, a text encoder, a LoRA.
+    A folder is a diffusers pipeline of pixels as `save_pretrained` writes it: unet/ (UNet2DModel) and scheduler/. A
+    setting that cannot be computed exactly is refused by its key, and so is a pipeline with more than a pixel network:
+    an autoencoder, a text encoder, a LoRA.
     """
     from ddib_fed.models.bundle import save_bundle
     from ddib_fed.models.weights import Imported
@@ -173,8 +171,7 @@ def _read_checkpoint(path: Path, given: dict[str, Any]) -> Imported | Bundle:
         options.refuse_idle(idle, "does not go with a diffusers pipeline", hint="leave it out")
         return import_diffusers(path, **names, **settings)
     if given["synthetic"]:
-        from ddib_fed.models.import_flags import parse_flags
-        from ddib_fed.models.import_guided import import_synthetic
+        from ddib_fed.models.import_guided import import_synthetic, parse_flags
 
         idle = ("classifier", "fit", "soften_sigma")
         options.refuse_idle(idle, "does not go with --synthetic", hint="leave it out")

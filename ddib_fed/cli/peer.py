@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.help import command, group, say_next, with_config
-from ddib_fed.cli.options import option
-from ddib_fed.cli.output import emit, outcome, print_table
+from ddib_fed.cli.options import command, group, option, say_next, with_config
 from ddib_fed.errors import PeerUnreachable, UsageError
-from ddib_fed.terminal import say
+from ddib_fed.terminal import emit, outcome, print_table, say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.help import group, say_next, with_config
-from ddib_fed.cli.options import option
-from ddib_fed.cli.output import emit, outcome
+from ddib_fed.cli.options import group, option, say_next, with_config
 from ddib_fed.errors import Cancelled, InputError, PolicyDenied
 from ddib_fed.files import read_small, write_file
-from ddib_fed.terminal import say
+from ddib_fed.terminal import emit, outcome, say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig

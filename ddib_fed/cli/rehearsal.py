@@ -38,8 +38,8 @@ from ddib_fed.evaluation.samples import in_numbers
 from ddib_fed.evaluation.translations import latent_figures
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.names import names_apart
-from ddib_fed.processes import require_alone
 from ddib_fed.protocol.messages import Event, Settings
+from ddib_fed.terminal import require_alone
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import RUN_FOLDER, read_progress, train
 from ddib_fed.training.sources import name_of

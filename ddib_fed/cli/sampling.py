@@ -10,12 +10,10 @@ import click
 from click.core import ParameterSource
 
 from ddib_fed.cli import options
-from ddib_fed.cli.help import command
-from ddib_fed.cli.options import Classes, open_model, refuse_overwriting, usual_threads
-from ddib_fed.cli.output import emit, lines
+from ddib_fed.cli.options import Classes, command, open_model, refuse_overwriting, usual_threads
 from ddib_fed.errors import UsageError
 from ddib_fed.protocol.messages import Settings
-from ddib_fed.terminal import bar
+from ddib_fed.terminal import bar, emit, lines
 
 if TYPE_CHECKING:
     from ddib_fed.diffusion.grids import PublicLevels
@@ -44,7 +42,7 @@ def take_settings(
         chosen = Settings(solver, 0, evaluations, grid).of_quality(quality)
         return SolverSettings(chosen.solver, chosen.order, chosen.evaluations, chosen.grid), False, None
     from ddib_fed.diffusion.grids import PublicLevels
-    from ddib_fed.models.import_flags import parse_sampling
+    from ddib_fed.models.import_guided import parse_sampling
 
     if quality is not None or grid != "default" or (_is_given("solver") and solver != "ddim"):
         raise UsageError(
@@ -116,8 +114,8 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
     """
     from ddib_fed.engine.arrays import ArraySettings
     from ddib_fed.engine.local_party import open_party
+    from ddib_fed.engine.record import Guidance
     from ddib_fed.evaluation.draws import draw_pictures, draw_points
-    from ddib_fed.guidance import Guidance
 
     refuse_overwriting(out, force=force)
     bundle = open_model(which)

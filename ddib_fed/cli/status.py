@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.help import command, with_config
-from ddib_fed.cli.output import emit, moment, outcome
+from ddib_fed.cli.options import command, with_config
 from ddib_fed.errors import AlreadyExists
-from ddib_fed.terminal import say
+from ddib_fed.terminal import emit, moment, outcome, say
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message

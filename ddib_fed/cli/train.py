@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.help import command
-from ddib_fed.cli.options import CALIBRATION, Decorator, read_given, with_options
-from ddib_fed.cli.output import lines, outcome
+from ddib_fed.cli.options import CALIBRATION, Decorator, command, read_given, with_options
 from ddib_fed.errors import UsageError
-from ddib_fed.terminal import bars, say
+from ddib_fed.terminal import bars, lines, outcome, say
 from ddib_fed.training.config import PRESETS, TrainConfig, checked, option_kinds, options_of, seconds
 from ddib_fed.training.config import option as flag
 

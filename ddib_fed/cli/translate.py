@@ -11,8 +11,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.folder_report import print_submitted, report_run, write_pages
-from ddib_fed.cli.help import command
-from ddib_fed.cli.output import print_ids
+from ddib_fed.cli.options import command
 from ddib_fed.cli.progress import ConsoleProgress
 from ddib_fed.client.client import Client, JobRequest
 from ddib_fed.client.files import FileItem, check_names
@@ -21,10 +20,10 @@ from ddib_fed.client.inputs import open_run
 from ddib_fed.client.payload import split_target
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Domains
+from ddib_fed.engine.record import Guidance
 from ddib_fed.errors import DomainNotFound, UsageError
-from ddib_fed.guidance import Guidance
 from ddib_fed.protocol.messages import Settings
-from ddib_fed.terminal import say
+from ddib_fed.terminal import print_ids, say
 
 if TYPE_CHECKING:
     from ddib_fed.client.in_process import InProcess
@@ -44,7 +43,7 @@ def _open_in_process(source: str, target: str, given: dict[str, Any]) -> InProce
     from ddib_fed.cli.sampling import take_settings
     from ddib_fed.client.in_process import InProcess, ProcessOptions
     from ddib_fed.models.bundle import open_bundle
-    from ddib_fed.processes import require_alone
+    from ddib_fed.terminal import require_alone
 
     require_alone("a translation without nodes")
     bundles = open_bundle(source), open_bundle(target)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddib_fed.cli import options
-from ddib_fed.cli.help import command
+from ddib_fed.cli.options import command
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import STATE_PREFIX
 from ddib_fed.terminal import say

@@ -38,8 +38,8 @@ from ddib_fed.client.views import (
     job_view,
     require_finished,
 )
+from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import ChunkCorrupt, DdibError, JobNotFound, MessageInvalid, PeerUnreachable
-from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.protocol.contract import PROTOCOL, guidance_to_pb
 from ddib_fed.protocol.details import status_of
 from ddib_fed.protocol.messages import Event, ItemState, JobState, Settings, settings_to_pb

@@ -24,9 +24,9 @@ from ddib_fed.errors import (
     InputError,
     UsageError,
     error_class,
+    next_steps,
 )
 from ddib_fed.formats.recognition import TAKEN, files_below, format_of
-from ddib_fed.hints import next_steps
 from ddib_fed.names import names_apart
 
 MOST_LISTED = 1000

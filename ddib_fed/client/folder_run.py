@@ -49,8 +49,8 @@ from ddib_fed.errors import (
     PeerNotFound,
     UsageError,
     error_class,
+    next_steps,
 )
-from ddib_fed.hints import next_steps
 from ddib_fed.names import nearest
 from ddib_fed.protocol.messages import ItemState, JobState
 

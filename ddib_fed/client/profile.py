@@ -14,11 +14,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, PrivateAttr, field_validator
 
 from ddib_fed.errors import ConfigError, FileMissing, Unauthenticated
+from ddib_fed.files import load_toml
 from ddib_fed.protocol.addresses import Proxy, ProxyUrl, split_address
 from ddib_fed.security.pki import load_identity
 from ddib_fed.security.renewal import is_due, renew_through, utc_now
 from ddib_fed.telemetry import TelemetrySettings
-from ddib_fed.toml_files import load_toml
 
 FILE_NAME = "client.toml"
 FOLDER = "client"

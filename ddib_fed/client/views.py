@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ddib_fed.engine.record import Part, Translation
+from ddib_fed.engine.record import UNGUIDED, Guidance, Part, Translation
 from ddib_fed.errors import (
     Cancelled,
     DdibError,
@@ -16,7 +16,6 @@ from ddib_fed.errors import (
     PeerFault,
     error_class,
 )
-from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.protocol.contract import NO_GUIDANCE, CalibrationTerms, GuidanceTerms, guidance_from_pb
 from ddib_fed.protocol.messages import (
     Event,

@@ -1,19 +1,23 @@
 """Settings of an integration, checked and laid on a schedule: which solver, which grid, how many evaluations.
 
-The rule: `evaluations` is what one leg costs, exactly; what cannot be had exactly is refused.
+The rule: `evaluations` is what one leg costs, exactly; what cannot be had exactly is refused. With them the two legs
+of the bridge (Su et al., Dual Diffusion Implicit Bridges, arXiv 2203.08382, algorithm 1):
+
+    z = ODESolve(x; v_A, data -> noise),   y = ODESolve(z; v_B, noise -> data)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ddib_fed.diffusion import solvers
-from ddib_fed.diffusion.denoiser import Condition
+from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.grids import (
     LEARNED_GRID,
     Frame,
@@ -27,7 +31,7 @@ from ddib_fed.diffusion.grids import (
     require,
 )
 from ddib_fed.diffusion.schedule import Schedule
-from ddib_fed.diffusion.solvers import Draw, Solver
+from ddib_fed.diffusion.solvers import Draw, OnStep, Solver, integrate
 from ddib_fed.errors import SettingsInvalid
 
 MAX_EVALUATIONS = 10_000
@@ -110,6 +114,9 @@ class SolverSettings:
 
     def described(self) -> dict[str, Any]:
         return asdict(check_settings(self))
+
+
+DEFAULT_SETTINGS = SolverSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,3 +294,72 @@ def check_settings(settings: SolverSettings) -> SolverSettings:
         "--solver ddim",
     )
     return replace(settings, order=order)
+
+
+def soften(x: Tensor, soften_sigma: float, noise: Tensor | None) -> Tensor:
+    """Diffuse x forward to the noise level sigma / alpha = `soften_sigma`: alpha x + sigma noise, shape of x."""
+    if soften_sigma == 0.0:
+        return x
+    require(0.0 < soften_sigma <= 1.0, f"soften_sigma {soften_sigma} is outside [0, 1]")
+    if noise is None or noise.shape != x.shape:
+        raise SettingsInvalid("softening needs noise of the shape of what is softened")
+    alpha = 1.0 / math.hypot(1.0, soften_sigma)
+    return alpha * x + (alpha * soften_sigma) * noise
+
+
+def encode(
+    x: Tensor,
+    denoiser: Denoiser,
+    schedule: Schedule,
+    settings: SolverSettings = DEFAULT_SETTINGS,
+    *,
+    cond: Condition = None,
+    on_step: OnStep | None = None,
+    soften_sigma: float = 0.0,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """The latent of x (N, *sample_shape), data normalised as the model's training data; its shape and dtype.
+
+    Softened before by `noise`, standard normal of the shape of x, where `soften_sigma` is above 0. Errors as of `plan`.
+    """
+    steps = plan(settings, schedule, soften_sigma=soften_sigma)
+    solver = steps.encoder(soften(x, soften_sigma, noise), cond)
+    return integrate(solver, denoiser, on_step=on_step, evaluations=steps.evaluations)
+
+
+def decode(
+    z: Tensor,
+    denoiser: Denoiser,
+    schedule: Schedule,
+    settings: SolverSettings = DEFAULT_SETTINGS,
+    *,
+    cond: Condition = None,
+    on_step: OnStep | None = None,
+    draw: Draw | None = None,
+) -> Tensor:
+    """The sample whose latent, of that depth, is z (N, *sample_shape); errors as of `plan`.
+
+    With `eta` above 0, or as DDPM, one of its samples: `draw` gives the noise of each step, and must be there.
+    """
+    steps = plan(settings, schedule)
+    solver = steps.decoder(z, cond, draw)
+    return integrate(solver, denoiser, on_step=on_step, evaluations=steps.evaluations)
+
+
+# Nearer to 0 or pi than this the formula divides by nothing, or the way round is not determined.
+SMALLEST_ANGLE = 1e-4
+
+
+def interpolate(start: Tensor, end: Tensor, weights: Sequence[float]) -> Tensor:
+    """Latents on the way from `start` to `end` (*sample_shape), not zero, on the sphere: (number of weights, ...).
+
+    `weights` say where on the way, each in [0, 1]; 0 gives `start`, 1 gives `end`.
+    """
+    first, last = (each.double() / each.double().norm() for each in (start, end))
+    # atan2 of the two halves keeps its digits where acos of a product near 1 loses them (Kahan).
+    theta = 2.0 * math.atan2(float((first - last).norm()), float((first + last).norm()))
+    shares = [(1.0 - w, w) for w in weights]
+    if SMALLEST_ANGLE < theta < math.pi - SMALLEST_ANGLE:
+        whole = math.sin(theta)
+        shares = [(math.sin(a * theta) / whole, math.sin(b * theta) / whole) for a, b in shares]
+    return torch.stack([a * start + b * end for a, b in shares])

@@ -20,15 +20,42 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ddib_fed.diffusion.denoiser import Condition, LevelTable, Query
+from ddib_fed.diffusion.denoiser import Condition, Denoiser, LevelTable, Query
 from ddib_fed.diffusion.grids import Frame, LevelGrid
 from ddib_fed.diffusion.schedule import Level
 
 # Standard normal noise of the shape of x for a step, by the step's number from 0.
 Draw = Callable[[int], Tensor]
 Solver = Generator[Query, Tensor, Tensor]
+# Told (evaluations done, evaluations in all) after each evaluation.
+OnStep = Callable[[int, int], None]
 # One step's weights of an integral: of v at the nodes, newest first.
 Weights = tuple[float, ...]
+
+
+def integrate(
+    solver: Solver, denoiser: Denoiser, *, on_step: OnStep | None = None, evaluations: int = 0
+) -> Tensor:
+    """Drive one solver with one network to its end, without gradients; what the solver returns.
+
+    Args:
+        solver: A fresh generator of `Query`; it is closed in any case.
+        denoiser: Answers the queries.
+        on_step: Called after each evaluation with (done, `evaluations`); what it raises ends the integration.
+        evaluations: How many there will be, for `on_step`.
+    """
+    with torch.no_grad(), closing(solver):
+        try:
+            query, done = next(solver), 0
+            while True:
+                v = denoiser(query.x, query.level, query.cond, query.to)
+                done += 1
+                if on_step is not None:
+                    on_step(done, evaluations)
+                query = solver.send(v)
+        except StopIteration as stop:
+            result: Tensor = stop.value
+            return result
 
 
 def ddim(x: Tensor, grid: LevelGrid, *, cond: Condition = None) -> Solver:

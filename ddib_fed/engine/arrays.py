@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from ddib_fed.data.synthetic import normals, uniforms
-from ddib_fed.diffusion.bridge import interpolate
-from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.plans import SolverSettings, interpolate
 from ddib_fed.engine.local_party import LocalParty, only
 from ddib_fed.engine.model import (
     DomainModel,
@@ -39,8 +38,8 @@ from ddib_fed.engine.party import (
     TranslatedItem,
     translate,
 )
+from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import DdibError, ShapeMismatch
-from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.models.units import ChannelMap
 

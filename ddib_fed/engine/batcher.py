@@ -22,7 +22,7 @@ from typing import Protocol
 
 import torch
 
-from ddib_fed.diffusion.bridge import OnStep
+from ddib_fed.diffusion.solvers import OnStep
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control
 from ddib_fed.engine.stack import Driven, End, Member, Stack, Trajectory, stack_of

@@ -25,10 +25,10 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.model import DTYPES, DomainModel, pixels
 from ddib_fed.engine.party import Leg
+from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.engine.stack import Trajectory
 from ddib_fed.errors import ConfigError, NotReady
 from ddib_fed.files import read_json, write_json
-from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.bundle import Bundle, device_problem
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol
 
 import torch
 
-from ddib_fed.diffusion.bridge import OnStep
+from ddib_fed.diffusion.solvers import OnStep
 from ddib_fed.engine.batcher import Scheduler
 from ddib_fed.engine.budget import Recipe
 from ddib_fed.engine.party import Control

@@ -20,8 +20,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ddib_fed.diffusion.bridge import OnStep, integrate
 from ddib_fed.diffusion.denoiser import on_device
+from ddib_fed.diffusion.solvers import OnStep, integrate
 from ddib_fed.engine.batcher import Batcher, Executor
 from ddib_fed.engine.budget import Recipe
 from ddib_fed.engine.executors import Pool

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddib_fed.diffusion import bridge
+from ddib_fed.diffusion import plans
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, on_device
 from ddib_fed.diffusion.grids import Frame
 from ddib_fed.diffusion.guidance import (
@@ -26,8 +26,8 @@ from ddib_fed.diffusion.guidance import (
 from ddib_fed.diffusion.plans import SOLVERS, Plan, SolverSettings, plan
 from ddib_fed.diffusion.solvers import Recurrence, recurrence_of
 from ddib_fed.engine.party import Array, Labels
+from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import BundleInvalid, NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
-from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import check_guide
 from ddib_fed.models.units import ChannelMap, Normalisation
@@ -154,7 +154,7 @@ class DomainModel:
         return on_device(torch.from_numpy(samples.copy()), self.device)
 
     def softened(self, x: Tensor, sigma: float, noise: Array | None) -> Tensor:
-        return bridge.soften(x, sigma, None if noise is None else self.tensor(noise))
+        return plans.soften(x, sigma, None if noise is None else self.tensor(noise))
 
     def into_basis(self, x: Tensor, calibration: ChannelMap | None) -> Tensor:
         return x if calibration is None else rotated(x, self._rotation(calibration).to(x.dtype))

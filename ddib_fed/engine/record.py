@@ -7,15 +7,17 @@ client writes it as JSON beside the translation.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ddib_fed.errors import SettingsInvalid
 from ddib_fed.files import parse_json
-from ddib_fed.guidance import UNGUIDED, Guidance
 
 FORMAT = 2
 DOUBTFUL_BELOW = 30.0
@@ -38,6 +40,33 @@ class Part(StrEnum):
 
 def file_name(name: str, part: str, suffix: str) -> str:
     return f"{name}{suffix}" if part == Part.TRANSLATION else f"{name}.{part}{suffix}"
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """Guidance of decoding, numbers alone: the classifier belongs to the party that decodes."""
+
+    scale: float | None = None
+    classifier_scale: float | None = None
+    clip: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("guidance", self.scale), ("classifier_scale", self.classifier_scale)):
+            if value is not None and not math.isfinite(value):
+                raise SettingsInvalid(f"{name} {value} is not a finite number", facts={"field": name})
+        if self.scale is not None and self.classifier_scale is not None:
+            raise SettingsInvalid("guidance is by a classifier or free of one, not both", hint="choose one")
+
+    @property
+    def steers(self) -> bool:
+        return self.scale is not None or self.classifier_scale is not None
+
+    @property
+    def predictions(self) -> int:
+        return 2 if self.classifier_scale is not None or self.scale not in {None, 0.0, 1.0} else 1
+
+
+UNGUIDED = Guidance()
 
 
 class _Section(BaseModel):

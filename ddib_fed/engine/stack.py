@@ -19,13 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddib_fed.diffusion.bridge import OnStep
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, LevelTable, Places, Query, on_device
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.diffusion.solvers import Recurrence, Solver, table_of
+from ddib_fed.diffusion.solvers import OnStep, Recurrence, Solver, table_of
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control, Leg, RowDraw, Stage
-from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.engine.record import UNGUIDED, Guidance
 
 
 class End(NamedTuple):

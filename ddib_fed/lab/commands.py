@@ -8,14 +8,12 @@ from typing import Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.help import command, group
 from ddib_fed.cli.model import attacked_lines, distilled_lines
-from ddib_fed.cli.options import open_model, usual_threads
-from ddib_fed.cli.output import lines, outcome, print_json
+from ddib_fed.cli.options import command, group, open_model, usual_threads
 from ddib_fed.cli.train import FORCE, OUT, RESUME, SET, given, run, train_options, trained
 from ddib_fed.errors import UsageError
 from ddib_fed.lab.config import DistilConfig, PrivateTrainConfig
-from ddib_fed.terminal import say
+from ddib_fed.terminal import lines, outcome, print_json, say
 from ddib_fed.training.config import checked, options_of, seconds
 
 

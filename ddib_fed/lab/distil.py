@@ -24,11 +24,11 @@ from ddib_fed.data import synthetic
 from ddib_fed.data.folder import expand, require_outside
 from ddib_fed.data.synthetic import UNIFORMS_PER_POINT, uniforms
 from ddib_fed.diffusion import solvers
-from ddib_fed.diffusion.bridge import decode, integrate, soften
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, network_times
 from ddib_fed.diffusion.grids import LevelGrid, grid_of
-from ddib_fed.diffusion.plans import FLOW_MAP, SolverSettings, plan
+from ddib_fed.diffusion.plans import FLOW_MAP, SolverSettings, decode, plan, soften
 from ddib_fed.diffusion.schedule import Schedule
+from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.errors import SettingsInvalid, ShapeMismatch
 from ddib_fed.lab.config import DistilConfig
 from ddib_fed.models.bundle import Bundle, open_bundle

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ddib_fed.data.shipped import load_shipped
-from ddib_fed.diffusion.bridge import integrate, soften
-from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.plans import SolverSettings, soften
+from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import InputError, ShapeMismatch
 from ddib_fed.evaluation import judgement, metrics

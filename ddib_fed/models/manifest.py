@@ -22,7 +22,6 @@ from ddib_fed.models.units import Normalisation
 from ddib_fed.names import check_domain
 from ddib_fed.networks.config import (
     ClassifierConfig,
-    DiffusersDiTConfig,
     DiffusersUNetConfig,
     MlpConfig,
     NetworkConfig,
@@ -183,9 +182,8 @@ class Manifest(_Frozen):
         else:
             pooled = isinstance(network, ClassifierConfig) and network.pool == "attention"
             spectral = isinstance(network, UNetConfig) and network.spectral
-            fixed = "attention pooling" if pooled else "a spectral network" if spectral else "a transformer"
-            of_one_size = pooled or spectral or isinstance(network, DiffusersDiTConfig)
-            if of_one_size and set(shape[1:]) != {network.image_size}:
+            fixed = "attention pooling" if pooled else "a spectral network"
+            if (pooled or spectral) and set(shape[1:]) != {network.image_size}:
                 yield f"{fixed} is for {network.image_size} pixels alone, not for {shape}"
             if spectral and (self.parameterisation, self.time_input) != ("v", "scaled-lambda"):
                 yield "a spectral network predicts v and receives scaled-lambda"
@@ -221,7 +219,7 @@ class Manifest(_Frozen):
     @property
     def num_classes(self) -> int | None:
         """Number of classes that the network is conditioned on or classifies; None without."""
-        if isinstance(self.network, UNetConfig | DiffusersUNetConfig | DiffusersDiTConfig):
+        if isinstance(self.network, UNetConfig | DiffusersUNetConfig):
             return self.network.num_classes
         return self.network.out_channels if isinstance(self.network, ClassifierConfig) else None
 
@@ -237,10 +235,8 @@ class Manifest(_Frozen):
     def null_class(self) -> int | None:
         """The index of the null class (classifier-free guidance); None if there is none."""
         network = self.network
-        guided = isinstance(network, DiffusersDiTConfig) or (
-            isinstance(network, UNetConfig) and network.class_dropout
-        )
-        return self.num_classes if guided else None
+        dropped = isinstance(network, UNetConfig) and network.class_dropout
+        return self.num_classes if dropped else None
 
     def fields(self) -> dict[str, Any]:
         """The content of manifest.json without the digest, as JSON values."""

@@ -9,9 +9,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from ddib_fed.networks.classifier import NoisyClassifier
 from ddib_fed.networks.mlp import ResidualMLP, SyntheticModel
-from ddib_fed.networks.unet import UNet
+from ddib_fed.networks.unet import NoisyClassifier, UNet
 
 
 class _Frozen(BaseModel):
@@ -140,8 +139,6 @@ Width = Annotated[int, Field(ge=4, le=8192)]
 DownKind = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
 UpKind = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
 Resampling = Literal["conv", "resnet"]
-MAX_POSITIONS = 1 << 25
-"""Numbers in the embeddings of a transformer's positions, which are computed before weights are read."""
 
 
 class DiffusersUNetConfig(_Frozen):
@@ -205,58 +202,14 @@ class DiffusersUNetConfig(_Frozen):
         return self
 
 
-class DiffusersDiTConfig(_Frozen):
-    """Arguments of a `DiTTransformer2DModel` of diffusers on pixels (Peebles and Xie, arXiv 2212.09748)."""
-
-    kind: Literal["diffusers-dit"] = "diffusers-dit"
-    image_size: int = Field(default=32, ge=1, le=4096)
-    in_channels: int = Field(default=4, ge=1, le=64)
-    out_channels: int = Field(ge=1, le=128)
-    patch_size: int = Field(default=2, ge=1, le=64)
-    num_layers: int = Field(default=28, ge=1, le=256)
-    num_attention_heads: int = Field(default=16, ge=1, le=256)
-    attention_head_dim: int = Field(default=72, ge=1, le=1024)
-    attention_bias: bool = True
-    activation_fn: Literal["gelu", "gelu-approximate", "geglu", "swiglu"] = "gelu-approximate"
-    norm_elementwise_affine: bool = False
-    norm_eps: float = Field(default=1e-5, gt=0.0, le=1.0)
-    num_embeds_ada_norm: int = Field(default=1000, ge=1, le=100_000)
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-
-    @property
-    def num_classes(self) -> int:
-        return self.num_embeds_ada_norm
-
-    @property
-    def divisor(self) -> int:
-        return self.patch_size
-
-    @model_validator(mode="after")
-    def _is_a_transformer(self) -> DiffusersDiTConfig:
-        _check_out_channels(self)
-        if self.image_size % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
-        width = self.num_attention_heads * self.attention_head_dim
-        if width % 4:
-            raise ValueError(f"{width} channels do not divide by 4, which embeddings of positions need")
-        positions = (self.image_size // self.patch_size) ** 2 * width
-        if positions > MAX_POSITIONS:
-            raise ValueError(
-                f"{positions:,} numbers in the embeddings of positions are over {MAX_POSITIONS:,}"
-            )
-        return self
-
-
-def _check_out_channels(config: UNetConfig | DiffusersUNetConfig | DiffusersDiTConfig) -> None:
+def _check_out_channels(config: UNetConfig | DiffusersUNetConfig) -> None:
     if config.out_channels not in (config.in_channels, 2 * config.in_channels):
         raise ValueError(
             f"out_channels {config.out_channels} is neither in_channels {config.in_channels} nor twice that"
         )
 
 
-AnyConfig = (
-    MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig | DiffusersUNetConfig | DiffusersDiTConfig
-)
+AnyConfig = MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig | DiffusersUNetConfig
 NetworkConfig = Annotated[AnyConfig, Field(discriminator="kind")]
 
 
@@ -273,9 +226,9 @@ def build_network(config: AnyConfig) -> nn.Module:
     if config.kind in _BUILDERS:
         return _BUILDERS[config.kind](**arguments)
     # It loads a large library, which need not be installed.
-    from ddib_fed.networks.diffusers import diffusers_dit, diffusers_unet
+    from ddib_fed.networks.diffusers import diffusers_unet
 
-    return (diffusers_unet if config.kind == "diffusers-unet" else diffusers_dit)(**arguments)
+    return diffusers_unet(**arguments)
 
 
 def network_shapes(config: AnyConfig) -> dict[str, Tensor]:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from ddib_fed.errors import extra
 
 with extra("diffusers", "diffusers", "networks of diffusers need the diffusers library"):
-    from diffusers.models.embeddings import PatchEmbed, Timesteps
-    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+    from diffusers.models.embeddings import Timesteps
     from diffusers.models.unets.unet_2d import UNet2DModel
 
 
@@ -24,21 +23,8 @@ class DiffusersUNet(UNet2DModel):  # type: ignore[misc]
     def forward(
         self, x: Tensor, times: Tensor, rows: Tensor | None = None, y: Tensor | None = None
     ) -> Tensor:
-        return cast("Tensor", super().forward(x, _of_rows(x, times, rows), y, return_dict=False)[0])
-
-
-class DiffusersDiT(DiTTransformer2DModel):  # type: ignore[misc]
-    """`DiTTransformer2DModel` on pixels: predicts eps, x0 or v of pictures, as its weights were trained."""
-
-    to = nn.Module.to  # the library's logs a warning whenever a dtype is given
-
-    def forward(
-        self, x: Tensor, times: Tensor, rows: Tensor | None = None, y: Tensor | None = None
-    ) -> Tensor:
-        if y is None:
-            raise ValueError("this network needs classes")
-        out = super().forward(x, _of_rows(x, times, rows), y, return_dict=False)
-        return cast("Tensor", out[0])
+        own = times.expand(len(x)) if rows is None else times.index_select(0, rows)
+        return cast("Tensor", super().forward(x, own, y, return_dict=False)[0])
 
 
 class ExactTimesteps(Timesteps):  # type: ignore[misc]
@@ -60,27 +46,6 @@ class ExactTimesteps(Timesteps):  # type: ignore[misc]
 def diffusers_unet(*, image_size: int, mid_block: bool, **arguments: Any) -> DiffusersUNet:
     middle = "UNetMidBlock2D" if mid_block else None
     network = DiffusersUNet(sample_size=image_size, mid_block_type=middle, **arguments)
-    network.time_proj = _exact(network.time_proj)
+    of = network.time_proj
+    network.time_proj = ExactTimesteps(of.num_channels, of.flip_sin_to_cos, of.downscale_freq_shift, of.scale)
     return network
-
-
-def diffusers_dit(*, image_size: int, **arguments: Any) -> DiffusersDiT:
-    network = DiffusersDiT(sample_size=image_size, **arguments)
-    for block in network.transformer_blocks:
-        block.norm1.emb.time_proj = _exact(block.norm1.emb.time_proj)
-    # The positions are not weights: on the meta device they would have no values.
-    patch = arguments["patch_size"]
-    with torch.device("cpu"):
-        positions = PatchEmbed(image_size, image_size, patch, 1, network.inner_dim).pos_embed
-    network.pos_embed.register_buffer("pos_embed", positions, persistent=False)
-    return network
-
-
-def _of_rows(x: Tensor, times: Tensor, rows: Tensor | None) -> Tensor:
-    return times.expand(len(x)) if rows is None else times.index_select(0, rows)
-
-
-def _exact(timesteps: Timesteps) -> ExactTimesteps:
-    return ExactTimesteps(
-        timesteps.num_channels, timesteps.flip_sin_to_cos, timesteps.downscale_freq_shift, timesteps.scale
-    )

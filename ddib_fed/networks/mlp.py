@@ -14,17 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ddib_fed.networks.layers import (
-    Embedded,
-    GroupNorm32,
-    Kept,
-    activated,
-    joined,
-    remembered,
-    spread,
-    timestep_embedding,
-    zeroed,
-)
+from ddib_fed.networks.placement import Kept, remembered, spread
+from ddib_fed.networks.unet import Embedded, GroupNorm32, activated, joined, timestep_embedding, zeroed
 
 # Rows computed together on a CPU without gradients: the activations of 1,024 x 160 floats stay in a core's cache.
 INFERENCE_ROWS = 1024

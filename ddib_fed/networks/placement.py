@@ -12,17 +12,21 @@ import logging
 import sys
 import threading
 from collections import deque
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ddib_fed.diffusion.denoiser import Run, kind_of, on_device, run_plain
-from ddib_fed.networks.layers import Kept
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Kept = dict[Hashable, Any]
+"""What a network with fixed weights derived from one level (or pair of levels) alone, by who made it."""
 
 CALLS_AHEAD = 2
 """Calls that the host may be ahead of a CUDA device: else it would queue whole trajectories, report progress too early,
@@ -35,6 +39,19 @@ FEW_ROWS = 2
 """Rows of the calls that a channels-last copy answers."""
 MOST_COPIED = 16_000_000
 """Parameters of a network that is copied: 64 MB. In larger ones convolutions are not small."""
+
+
+def spread(embedding: Tensor, rows: Tensor | None) -> Tensor:
+    return embedding if rows is None else embedding.index_select(0, rows)
+
+
+def remembered(kept: Kept | None, key: Hashable, make: Callable[[], T]) -> T:
+    """What `make` gives; kept under `key`, and made once, where there is something to keep it in."""
+    if kept is None:
+        return make()
+    if key not in kept:
+        kept[key] = make()
+    return cast("T", kept[key])
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ddib_fed.diffusion.denoiser import LAMBDA_SCALE, Condition, Denoiser, Places, network_times, on_device
 from ddib_fed.diffusion.grids import Scale
 from ddib_fed.diffusion.guidance import Wrapped, rotated
-from ddib_fed.networks.layers import Kept, remembered, spread
+from ddib_fed.networks.placement import Kept, remembered, spread
 
 LEAST_VARIANCE = 1e-8
 

@@ -1,35 +1,350 @@
-"""The UNet of ADM (Dhariwal, Nichol, Diffusion Models Beat GANs, arXiv 2105.05233): from (x_t, t, class) to eps.
+"""The UNet of ADM (Dhariwal, Nichol, Diffusion Models Beat GANs, arXiv 2105.05233) and the classifier that guides it.
 
-emb = W_2 silu(W_1 features(t)) + E[y];   h = up(middle(down(x)), skips);   out = conv(silu(norm(h)))
+    emb = W_2 silu(W_1 features(t)) + E[y];   h = up(middle(down(x)), skips);   out = conv(silu(norm(h)))
+    p(y | x_t) = softmax(pool(middle(down(x_t, t))))
+
+Names and shapes in the state dict are those of the public checkpoints; the computation is our own.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ddib_fed.networks.layers import (
-    BlockSettings,
-    Embedded,
-    GroupNorm32,
-    Kept,
-    Timed,
-    TimeEmbed,
-    activated,
-    descend,
-    middle,
-    remembered,
-    spread,
-    without_autocast,
-    zeroed,
-)
+from ddib_fed.networks.placement import Kept, remembered, spread
 from ddib_fed.networks.spectrum import Spectrum
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoidal features of guided-diffusion: [cos(t w_k), sin(t w_k)], w_k = max_period^(-k / (dim // 2))."""
+    dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
+    half = dim // 2
+    exponent = torch.arange(half, dtype=dtype, device=t.device) * (-math.log(max_period) / half)
+    angle = t.to(dtype)[:, None] * torch.exp(exponent)[None]
+    features = torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1)
+    return functional.pad(features, (0, dim % 2))
+
+
+class Embedded:
+    """The embedding of the levels of a batch on its way through a network's blocks."""
+
+    __slots__ = ("emb", "kept", "rows")
+
+    def __init__(self, emb: Tensor, rows: Tensor | None = None, kept: Kept | None = None) -> None:
+        self.emb = emb
+        self.rows = rows
+        self.kept = kept
+
+    @property
+    def shared(self) -> bool:
+        return self.rows is None and len(self.emb) == 1
+
+    def through(self, layer: nn.Module) -> Tensor:
+        return cast("Tensor", remembered(self.kept, layer, lambda: layer(self.emb)))
+
+
+class GroupNorm32(nn.GroupNorm):
+    """Group normalisation, over 32 groups as a rule: statistics in float32 at least, rounded once to the
+    input's dtype."""
+
+    def __init__(self, channels: int, groups: int = 32) -> None:
+        super().__init__(groups, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scaled(x, self.weight, self.bias)
+
+    def scaled(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Normalise x (N, channels, ...) with other weights and biases than its own, (channels,) or (N, channels)."""
+        # Kernels for half precision accumulate in float32, on a GPU without a copy of x in it; those of the CPU take
+        # 2 to 3 times as long as a copy and the kernel of float32. Not functional.group_norm: that refuses one row of
+        # 32 channels, groups of one number, which are the bias.
+        dtype = torch.promote_types(x.dtype, torch.float32) if x.device.type == "cpu" else x.dtype
+        wide, groups = x.to(dtype), self.num_groups
+        if weight.ndim == 2:
+            # The rows as channels of one row: the kernel then scales and shifts each by its own, in the same pass.
+            wide, groups = wide.reshape(1, -1, *x.shape[2:]), groups * len(x)
+        normal = torch.group_norm(
+            wide, groups, weight.to(dtype).reshape(-1), bias.to(dtype).reshape(-1), self.eps
+        )
+        return normal.to(x.dtype).view(x.shape)
+
+    def modulated(self, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and biases with which `scaled` computes norm(x) (1 + scale) + shift; all (K, channels)."""
+        wide = torch.promote_types(scale.dtype, torch.float32)
+        gain = 1.0 + scale.to(wide)
+        return self.weight * gain, self.bias * gain + shift
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    # torch knows no autocast, not even none, for tensors without values.
+    lowered = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if lowered else nullcontext()
+
+
+def activated(x: Tensor) -> Tensor:
+    return functional.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def joined(x: Tensor, branch: Tensor) -> Tensor:
+    return x + branch if torch.is_grad_enabled() else branch.add_(x)
+
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv1d, nn.Conv2d)
+_FEW = 64
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSettings:
+    emb_channels: int
+    dropout: float
+    scale_shift: bool
+    head_channels: int
+    new_order: bool
+    conv_resample: bool
+    resblock_updown: bool
+    groups: int = 32
+
+    def residual(self, channels: int, out_channels: int | None = None, *, resample: str = "") -> ResBlock:
+        """A residual block of these settings; arguments as of `ResBlock`."""
+        return ResBlock(
+            channels,
+            self.emb_channels,
+            self.dropout,
+            out_channels,
+            scale_shift=self.scale_shift,
+            resample=resample,
+            groups=self.groups,
+        )
+
+    def attention(self, channels: int, heads: int) -> AttentionBlock:
+        """An attention block of these settings with `heads` heads, unless their width is given."""
+        if self.head_channels != -1:
+            heads = channels // self.head_channels
+        return AttentionBlock(channels, heads, new_order=self.new_order, groups=self.groups)
+
+    def down(self, channels: int) -> nn.Module:
+        """The layer that halves height and width."""
+        if self.resblock_updown:
+            return self.residual(channels, resample="down")
+        return Downsample(channels, learned=self.conv_resample)
+
+    def up(self, channels: int) -> nn.Module:
+        """The layer that doubles height and width."""
+        if self.resblock_updown:
+            return self.residual(channels, resample="up")
+        return Upsample(channels, learned=self.conv_resample)
+
+
+@dataclass(slots=True)
+class Descent:
+    """The down path, from pictures to the coarsest features."""
+
+    blocks: nn.ModuleList
+    widths: list[int] = field(default_factory=list)
+    factor: int = 1
+
+
+def descend(
+    settings: BlockSettings,
+    in_channels: int,
+    widths: Sequence[int],
+    num_res_blocks: int,
+    attention: Sequence[int],
+    heads: int,
+) -> Descent:
+    channels = widths[0]
+    way = Descent(nn.ModuleList([Timed(nn.Conv2d(in_channels, channels, 3, padding=1))]), [channels])
+    for level, width in enumerate(widths):
+        for _ in range(num_res_blocks):
+            layers: list[nn.Module] = [settings.residual(channels, width)]
+            channels = width
+            if way.factor in attention:
+                layers.append(settings.attention(channels, heads))
+            way.blocks.append(Timed(*layers))
+            way.widths.append(channels)
+        if level < len(widths) - 1:
+            way.blocks.append(Timed(settings.down(channels)))
+            way.widths.append(channels)
+            way.factor *= 2
+    return way
+
+
+def middle(settings: BlockSettings, channels: int, heads: int) -> Timed:
+    return Timed(
+        settings.residual(channels), settings.attention(channels, heads), settings.residual(channels)
+    )
+
+
+class TimeEmbed(nn.Sequential):
+    """From times to their embeddings: two linear layers on `timestep_embedding`.
+
+    A flow map adds that of a `span`: of the time asked to, and of the difference; 0 at first.
+    """
+
+    def __init__(self, channels: int, *, span: bool = False) -> None:
+        first = nn.Linear((1 + span) * channels, 4 * channels)
+        last = nn.Linear(4 * channels, 4 * channels)
+        super().__init__(first, nn.SiLU(), zeroed(last) if span else last)
+        self.channels = channels
+
+    def forward(self, times: Tensor, to: Tensor | None = None) -> Tensor:
+        """Embed times (K,), or spans from them to `to` (K,): (K, 4 channels)."""
+        told = (times,) if to is None else (to, to - times)
+        emb = torch.cat([timestep_embedding(part, self.channels) for part in told], dim=1)
+        emb = emb.to(next(self.parameters()).dtype)
+        for layer in self:
+            emb = layer(emb)
+        return emb
+
+
+class Timed(nn.Sequential):
+    """Layers in sequence; those that depend on the time receive its embedding."""
+
+    def forward(self, x: Tensor, embedded: Embedded) -> Tensor:  # type: ignore[override]
+        for layer in self:
+            x = layer(x, embedded) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class Upsample(nn.Module):
+    """Doubles height and width by repetition, with a convolution after it when `learned`."""
+
+    def __init__(self, channels: int, *, learned: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if learned else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
+
+
+class Downsample(nn.Module):
+    """Halves height and width by a convolution of stride 2 when `learned`, else by the mean of four."""
+
+    def __init__(self, channels: int, *, learned: bool = False) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if learned else nn.AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.op(x)
+        return out
+
+
+class ResBlock(nn.Module):
+    """skip(x) + out_layers(in_layers(x), time); with `resample`, both branches double or halve height and width."""
+
+    def __init__(
+        self,
+        channels: int,
+        emb_channels: int,
+        dropout: float,
+        out_channels: int | None = None,
+        *,
+        scale_shift: bool = False,
+        resample: str = "",
+        groups: int = 32,
+    ) -> None:
+        super().__init__()
+        width = out_channels or channels
+        self.scale_shift = scale_shift
+        self.resamples = bool(resample)
+        self.in_layers = nn.Sequential(
+            GroupNorm32(channels, groups), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1)
+        )
+        self.h_upd, self.x_upd = _resampler(channels, resample), _resampler(channels, resample)
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(emb_channels, 2 * width if scale_shift else width)
+        )
+        last = zeroed(nn.Conv2d(width, width, 3, padding=1))
+        self.out_layers = nn.Sequential(GroupNorm32(width, groups), nn.SiLU(), nn.Dropout(dropout), last)
+        self.skip_connection = nn.Identity() if width == channels else nn.Conv2d(channels, width, 1)
+
+    def forward(self, x: Tensor, embedded: Embedded) -> Tensor:
+        """Pass x (N, C, H, W) through the block, at the embedded levels."""
+        norm, _, enter = self.in_layers
+        h = activated(norm(x))
+        if self.resamples:
+            h, x = self.h_upd(h), self.x_upd(x)
+        h = self._modulated(enter(h), embedded)
+        _, _, *rest = self.out_layers
+        h = activated(h)
+        for layer in rest:
+            h = layer(h)
+        return joined(self.skip_connection(x), h)
+
+    def _modulated(self, h: Tensor, embedded: Embedded) -> Tensor:
+        """The second normalisation, with the time before or after it; h (N, C, H, W) is this block's own."""
+        norm = cast("GroupNorm32", self.out_layers[0])
+        factors = embedded.through(self.emb_layers)
+        if not self.scale_shift:
+            return cast("Tensor", norm(joined(spread(factors, embedded.rows)[:, :, None, None], h)))
+        # Scale and shift go into the normalisation's weights instead of over all pixels.
+        made = remembered(embedded.kept, norm, lambda: norm.modulated(*factors.chunk(2, dim=1)))
+        weight, bias = (part[0] if embedded.shared else spread(part, embedded.rows) for part in made)
+        return norm.scaled(h, weight, bias)
+
+
+def _resampler(channels: int, resample: str) -> nn.Module:
+    if not resample:
+        return nn.Identity()
+    return Upsample(channels) if resample == "up" else Downsample(channels)
+
+
+class AttentionBlock(nn.Module):
+    """x + proj_out(attention(qkv(norm(x)))) over all positions of a picture."""
+
+    def __init__(self, channels: int, heads: int, *, new_order: bool = False, groups: int = 32) -> None:
+        super().__init__()
+        self.heads = heads
+        self.new_order = new_order
+        self.norm = GroupNorm32(channels, groups)
+        # Convolutions of length 1 in name and shape, as in checkpoints; computed as linear layers.
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, channels, height, width = x.shape
+        # (N, T, C): a view where the memory is channels-last.
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        qkv = pointwise(self.qkv, tokens)
+        if self.new_order:
+            qkv = qkv.reshape(count, -1, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
+        else:
+            qkv = qkv.reshape(count, -1, self.heads, 3, channels // self.heads).permute(3, 0, 2, 1, 4)
+        query, key, value = qkv.unbind(0)
+        seen = attention(query, key, value)
+        out = pointwise(self.proj_out, seen.transpose(1, 2).reshape(count, -1, channels))
+        return x + out.transpose(1, 2).reshape(count, channels, height, width)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(query key^T / sqrt(D)) value, each (N, heads, T, D)."""
+    few = query.shape[2] <= _FEW and query.device.type == "cpu"
+    if not (few and query.requires_grad and torch.is_grad_enabled()):
+        return functional.scaled_dot_product_attention(query, key, value)
+    products = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2))
+    return torch.matmul(torch.softmax(products, dim=-1).to(value.dtype), value)
+
+
+def pointwise(layer: nn.Conv1d, tokens: Tensor) -> Tensor:
+    return functional.linear(tokens, layer.weight.squeeze(-1), layer.bias)
+
+
+def zeroed(layer: Layer) -> Layer:
+    """`layer` with weights and bias 0: a residual branch that starts as zero."""
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
 
 SMALL_SPECTRUM = 4_096
 """Numbers of a picture whose terms of many levels may be remembered: 100 kB a level."""
@@ -176,3 +491,111 @@ class UNet(nn.Module):
         if self.checkpointing and torch.is_grad_enabled():
             return cast("Tensor", checkpoint(block, h, embedded, use_reentrant=False))
         return cast("Tensor", block(h, embedded))
+
+
+HIDDEN = 2048
+POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
+
+
+class AttentionPool(nn.Module):
+    """Attention pooling (after CLIP): the mean position attends to all positions and itself."""
+
+    def __init__(self, places: int, channels: int, head_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.heads = channels // head_channels
+        self.positional_embedding = nn.Parameter(torch.randn(channels, places + 1) / channels**0.5)
+        self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
+        self.c_proj = nn.Conv1d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From (N, C, H, W) with H x W = places to (N, out_channels)."""
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+        tokens = tokens + self.positional_embedding.T.to(x.dtype)
+        count, _, channels = tokens.shape
+        # Only the mean is a query; the outputs of other positions are not used.
+        query, key, value = (
+            functional.linear(asked, weight, bias).reshape(count, -1, self.heads, channels // self.heads)
+            for asked, weight, bias in zip(
+                (tokens[:, :1], tokens, tokens),
+                self.qkv_proj.weight.squeeze(-1).chunk(3),
+                cast("Tensor", self.qkv_proj.bias).chunk(3),
+                strict=True,
+            )
+        )
+        seen = functional.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        )
+        return pointwise(self.c_proj, seen.transpose(1, 2).reshape(count, 1, channels))[:, 0]
+
+
+class NoisyClassifier(nn.Module):
+    """Class logits of noisy pictures; arguments as of `UNet`, except these."""
+
+    def __init__(
+        self,
+        image_size: int,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Sequence[int],
+        dropout: float = 0.0,
+        channel_mult: Sequence[float] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
+        pool: str = "adaptive",
+    ) -> None:
+        super().__init__()
+        self.checkpointing = False
+        self.by_block = pool.startswith("spatial")
+        emb_channels = 4 * model_channels
+        widths = [int(mult * model_channels) for mult in channel_mult]
+        settings = BlockSettings(
+            emb_channels,
+            dropout,
+            use_scale_shift_norm,
+            num_head_channels,
+            use_new_attention_order,
+            conv_resample,
+            resblock_updown,
+        )
+        self.time_embed = TimeEmbed(model_channels)
+        way = descend(settings, in_channels, widths, num_res_blocks, attention_resolutions, num_heads)
+        self.input_blocks = way.blocks
+        self.middle_block = middle(settings, widths[-1], num_heads)
+        last, features = widths[-1], sum(way.widths) + widths[-1]
+        if pool == "attention":
+            places = (image_size // way.factor) ** 2
+            head = AttentionPool(places, last, num_head_channels, out_channels)
+            self.out = nn.Sequential(GroupNorm32(last), nn.SiLU(), head)
+        elif pool == "adaptive":
+            leave = zeroed(nn.Conv2d(last, out_channels, 1))
+            mean = nn.AdaptiveAvgPool2d((1, 1))
+            self.out = nn.Sequential(GroupNorm32(last), nn.SiLU(), mean, leave, nn.Flatten())
+        elif pool == "spatial":
+            self.out = nn.Sequential(nn.Linear(features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, out_channels))
+        elif pool == "spatial_v2":
+            self.out = nn.Sequential(
+                nn.Linear(features, HIDDEN), GroupNorm32(HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, out_channels)
+            )
+        else:
+            raise ValueError(f"there is no pool {pool!r}: {', '.join(POOLS)}")
+
+    def forward(self, x: Tensor, times: Tensor, rows: Tensor | None = None) -> Tensor:
+        embedded = Embedded(self.time_embed(times), rows)
+        h = x
+        means = []
+        for block in (*self.input_blocks, self.middle_block):
+            if self.checkpointing and torch.is_grad_enabled():
+                h = cast("Tensor", checkpoint(block, h, embedded, use_reentrant=False))
+            else:
+                h = block(h, embedded)
+            if self.by_block:
+                means.append(h.mean(dim=(2, 3)))
+        out: Tensor = self.out(torch.cat(means, dim=-1) if self.by_block else h)
+        return out

@@ -17,8 +17,7 @@ from ddib_fed.errors import ConfigError, ExitCode, UsageError
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE
 from ddib_fed.node.config import NodeConfig, Role
 from ddib_fed.node.logs import JsonFormatter, TextFormatter, route, silence_grpc
-from ddib_fed.processes import require_alone
-from ddib_fed.terminal import explained, relay, say, say_document, say_labelled
+from ddib_fed.terminal import explained, relay, require_alone, say, say_document, say_labelled
 
 if TYPE_CHECKING:
     from ddib_fed.node.startup import StepResult

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -27,9 +27,11 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from ddib_fed.errors import DdibError
+from ddib_fed.files import load_toml, parse_toml
 from ddib_fed.names import (
     CONFIG_VARIABLE,
     check_domain,
+    check_institution,
     is_domain,
     is_institution,
     is_label,
@@ -38,7 +40,6 @@ from ddib_fed.names import (
 from ddib_fed.protocol.addresses import Proxy, ProxyUrl, is_every_address, is_loopback, split_address
 from ddib_fed.protocol.contract import MAX_GUIDANCE, CalibrationKind
 from ddib_fed.telemetry import NodeTelemetry
-from ddib_fed.toml_files import Institution, checked, load_toml, parse_toml
 from ddib_fed.training.config import SHIPPED, TrainConfig, fields_of
 from ddib_fed.training.config import checked as checked_config
 
@@ -97,6 +98,17 @@ def _loopback(value: str) -> None:
         raise ValueError("http.listen is unencrypted and therefore only for 127.0.0.1, ::1 or localhost")
 
 
+def checked(check: Callable[[str], object]) -> AfterValidator:
+    """For a field of which a function raises ValueError when it is wrong."""
+
+    def value_of(value: str) -> str:
+        check(value)
+        return value
+
+    return AfterValidator(value_of)
+
+
+Institution = Annotated[str, AfterValidator(check_institution)]
 Listen = Annotated[str, checked(partial(split_address, bound=True))]
 
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import DiskFull, NotReady, PeerUnknown, PolicyDenied, QuotaSpent
 from ddib_fed.files import canonical_json
-from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.node.config import EVERY, NodeConfig, PolicySection, Use
 from ddib_fed.protocol.contract import NO_GUIDANCE, GuidanceTerms
 from ddib_fed.security.identity import Identity

@@ -15,8 +15,8 @@ import grpc
 from ddib_fed.calibration.record import units_digest
 from ddib_fed.calibration.signed import CalibrationStore
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.gate import Softener, load_key
 from ddib_fed.engine.local_party import ServingParty
-from ddib_fed.engine.softening import Softener, load_key
 from ddib_fed.errors import ConfigError, DdibError, Draining, NotReady, SettingsInvalid
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model import DecodingMemory, side_of, size_rule_of

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from ddib_fed.calibration.signed import CalibrationStore
-from ddib_fed.engine.softening import check_key
+from ddib_fed.engine.gate import check_key
 from ddib_fed.errors import ConfigError, DdibError, ExhaustedError
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.admin import answers, check_alone, check_socket

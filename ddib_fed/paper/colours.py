@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.data.points import to_npy
 from ddib_fed.data.shipped import package_folder
-from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.diffusion.plans import SolverSettings, check_settings, plan
+from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.arrays import Counter
 from ddib_fed.engine.local_party import POINTS_TOGETHER
 from ddib_fed.engine.model import DomainModel
@@ -31,7 +31,7 @@ from ddib_fed.evaluation.metrics import cycle_error, sliced_w2
 from ddib_fed.files import model_folder, write_file, write_json
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.networks.placement import torch_threads
-from ddib_fed.processes import require_alone
+from ddib_fed.terminal import require_alone
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train
 

@@ -9,10 +9,8 @@ from pathlib import Path
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.help import command
-from ddib_fed.cli.options import refuse_overwriting, usual_threads
-from ddib_fed.cli.output import lines, outcome
-from ddib_fed.terminal import bars, say
+from ddib_fed.cli.options import command, refuse_overwriting, usual_threads
+from ddib_fed.terminal import bars, lines, outcome, say
 
 
 @command()

@@ -11,9 +11,9 @@ import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Final, Literal, get_args
 
+from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import ContractMismatch, Difference, PolicyDenied, SettingsInvalid
 from ddib_fed.files import Value, canonical_json, require
-from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.names import DOMAIN_RULE, is_domain, is_institution
 from ddib_fed.protocol.messages import from_message
 from ddib_fed.v1 import common_pb2, decoding_pb2

@@ -22,9 +22,8 @@ from torch.nn import functional
 from ddib_fed.calibration.record import RETRAINED, read_calibration, units_digest
 from ddib_fed.data.folder import expand
 from ddib_fed.data.synthetic import uniforms
-from ddib_fed.diffusion.bridge import decode
 from ddib_fed.diffusion.denoiser import Denoiser, TimeInput, on_device
-from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.plans import SolverSettings, decode
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import (
     BundleInvalid,

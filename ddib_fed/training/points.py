@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from ddib_fed.data import synthetic
 from ddib_fed.data.points import name_file, parse_npy, refuse_picture
-from ddib_fed.diffusion.bridge import decode
 from ddib_fed.diffusion.denoiser import Denoiser, on_device
+from ddib_fed.diffusion.plans import decode
 from ddib_fed.diffusion.schedule import DiscreteSchedule, ScheduleConfig, schedule_from_config
 from ddib_fed.errors import FileMissing, InputError
 from ddib_fed.evaluation import metrics, sheets

@@ -27,7 +27,7 @@ from torch import Tensor, distributed, nn
 from ddib_fed.errors import DdibError, MemoryExhausted, SettingsInvalid
 from ddib_fed.models.manifest import DifferentialPrivacy
 from ddib_fed.networks.placement import keep_freed_memory
-from ddib_fed.processes import end_with_parent, processes_here, require_torchrun, started_together
+from ddib_fed.terminal import end_with_parent, processes_here, require_torchrun, started_together
 from ddib_fed.training.config import RunPlan, TrainConfig, learning_rate
 
 T = TypeVar("T")

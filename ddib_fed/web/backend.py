@@ -11,10 +11,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddib_fed.engine.record import Part, Translation
-from ddib_fed.errors import DdibError, UsageError
+from ddib_fed.errors import DdibError, UsageError, step_in_words
 from ddib_fed.formats.intensity import AUTO, IntensityRule
 from ddib_fed.formats.nifti import PLANES
-from ddib_fed.hints import step_in_words
 from ddib_fed.protocol.messages import QUALITIES, Event
 
 DOUBTS = {

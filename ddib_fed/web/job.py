@@ -35,13 +35,13 @@ from ddib_fed.errors import (
     ItemNotFound,
     PictureMisfit,
     UsageError,
+    step_in_words,
 )
 from ddib_fed.formats.geotiff import GeoTiffStudy, read_geotiff
 from ddib_fed.formats.parts import INTENSITY, WrittenStudy
 from ddib_fed.formats.pictures import PictureStudy, read_picture
 from ddib_fed.formats.recognition import is_dicom
 from ddib_fed.formats.study import Options, Origin, Studies, Study
-from ddib_fed.hints import step_in_words
 from ddib_fed.protocol.messages import Event, Settings
 from ddib_fed.web.backend import (
     DroppedSource,

@@ -8,8 +8,8 @@ import re
 import click
 import pytest
 
-from ddib_fed.cli.help import FOLDED_FROM
 from ddib_fed.cli.main import run
+from ddib_fed.cli.options import FOLDED_FROM
 from ddib_fed.errors import ExitCode
 from tests.cli.reference import commands
 
@@ -40,7 +40,7 @@ def test_every_command_answers_scripts_in_json():
 
 @pytest.mark.parametrize(("name", "command"), OF_DDIB, ids=_ids(OF_DDIB))
 def test_help_fits_a_screen(name, command):
-    """An option that is for few belongs into `RARE` of `cli/help.py`."""
+    """An option that is for few belongs into `RARE` of `cli/options.py`."""
     context = click.Context(
         command, info_name=name, terminal_width=COLUMNS, help_option_names=["-h", "--help"]
     )

@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 import pytest
 
-from ddib_fed.cli.help import with_config
 from ddib_fed.cli.main import cli, run
+from ddib_fed.cli.options import with_config
 from ddib_fed.errors import DiskFull
 from ddib_fed.node.command import node_command
 from ddib_fed.node.config import NodeConfig

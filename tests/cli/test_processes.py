@@ -13,7 +13,7 @@ from ddib_fed.cli.main import run
 from ddib_fed.errors import UsageError
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.paper.colours import transfer
-from ddib_fed.processes import require_alone
+from ddib_fed.terminal import require_alone
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train
 from tests.runs.picture_folders import blocks, write

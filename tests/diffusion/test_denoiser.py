@@ -7,10 +7,9 @@ import math
 import pytest
 import torch
 
-from ddib_fed.diffusion.bridge import decode, encode
 from ddib_fed.diffusion.denoiser import Denoiser, LevelTable, Places
 from ddib_fed.diffusion.guidance import Rotated
-from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.plans import SolverSettings, decode, encode
 from ddib_fed.diffusion.schedule import CosineSchedule, Level, LinearSchedule
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.networks.mlp import ResidualMLP, SyntheticModel

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddib_fed.diffusion.bridge import encode
 from ddib_fed.diffusion.gaussianity import LatentStatistics, check, examine, measure
+from ddib_fed.diffusion.plans import encode
 from ddib_fed.errors import LatentNotGaussian
 
 

@@ -8,10 +8,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ddib_fed.diffusion.bridge import decode, encode
 from ddib_fed.diffusion.denoiser import Denoiser, LevelTable, Places, x0_from_v
 from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided, Clipped, Tiled, starts
-from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.plans import SolverSettings, decode, encode
 from ddib_fed.diffusion.schedule import CosineSchedule, Level
 from ddib_fed.errors import SettingsInvalid
 from tests.diffusion.gaussian_data import merged

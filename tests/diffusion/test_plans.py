@@ -8,11 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddib_fed.diffusion.bridge import decode, encode, integrate
 from ddib_fed.diffusion.grids import LearnedLegs, LearnedSteps, PublicLevels, make_grid
-from ddib_fed.diffusion.plans import SolverSettings, check_settings, plan
+from ddib_fed.diffusion.plans import SolverSettings, check_settings, decode, encode, plan
 from ddib_fed.diffusion.schedule import CosineSchedule, LinearSchedule, discrete_schedule
-from ddib_fed.diffusion.solvers import unipc
+from ddib_fed.diffusion.solvers import integrate, unipc
 from ddib_fed.errors import SettingsInvalid
 from tests.diffusion.gaussian_data import gaussian_denoiser
 

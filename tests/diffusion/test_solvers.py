@@ -9,12 +9,11 @@ import torch
 
 from ddib_fed.data.synthetic import sample
 from ddib_fed.diffusion import solvers
-from ddib_fed.diffusion.bridge import decode, integrate
 from ddib_fed.diffusion.denoiser import x0_from_v
 from ddib_fed.diffusion.grids import PublicLevels, make_grid
-from ddib_fed.diffusion.plans import SOLVERS, SolverSettings, plan
+from ddib_fed.diffusion.plans import SOLVERS, SolverSettings, decode, plan
 from ddib_fed.diffusion.schedule import LinearSchedule, discrete_schedule
-from ddib_fed.diffusion.solvers import recurrence_of
+from ddib_fed.diffusion.solvers import integrate, recurrence_of
 from ddib_fed.models.bundle import pretrained
 from tests.diffusion.gaussian_data import (
     COVARIANCE,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ddib_fed.diffusion import bridge
+from ddib_fed.diffusion import plans
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings, draw_samples, interpolate_pictures, translate_array
 from ddib_fed.engine.batcher import Batcher
@@ -61,9 +61,9 @@ def test_batches_do_not_show(north, south):
 def test_the_source_softens_by_its_own_level_unless_told(north, south, monkeypatch):
     """The models' manifests hold 0.02 and 0.1; on the way back nothing is softened."""
     softened = []
-    plain = bridge.soften
+    plain = plans.soften
     monkeypatch.setattr(
-        bridge, "soften", lambda x, sigma, noise: softened.append(sigma) or plain(x, sigma, noise)
+        plans, "soften", lambda x, sigma, noise: softened.append(sigma) or plain(x, sigma, noise)
     )
     translate_array(pictures(1), north, south, ArraySettings(FEW, cycle=True))
     translate_array(pictures(1), north, south, ArraySettings(FEW, cycle=True, soften=0.05))

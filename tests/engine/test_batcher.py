@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control, Leg
+from ddib_fed.engine.record import Guidance
 from ddib_fed.engine.stack import End, Trajectory
 from ddib_fed.errors import Cancelled, DeadlineExceeded, Draining
-from ddib_fed.guidance import Guidance
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.units import ChannelMap
 from tests.runs.tiny_models import tiny, tiny_classifier

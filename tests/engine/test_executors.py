@@ -18,8 +18,8 @@ import time
 import pytest
 import torch
 
-from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine import executors
 from ddib_fed.engine.budget import Recipe
 from ddib_fed.engine.executors import Pool, Worker, pack, process_pool, unpack

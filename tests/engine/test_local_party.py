@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.plans import ENCODERS, SolverSettings
-from ddib_fed.diffusion.solvers import unipc
+from ddib_fed.diffusion.solvers import integrate, unipc
 from ddib_fed.engine.arrays import ArraySettings, draw_samples, interpolate_pictures, translate_array
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.local_party import LocalParty, ServingParty, open_party
@@ -33,6 +32,7 @@ from ddib_fed.engine.party import (
     ToTranslate,
     translate,
 )
+from ddib_fed.engine.record import Guidance
 from ddib_fed.engine.stack import Trajectory
 from ddib_fed.errors import (
     Cancelled,
@@ -44,7 +44,6 @@ from ddib_fed.errors import (
     SettingsInvalid,
     ShapeMismatch,
 )
-from ddib_fed.guidance import Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import make_bundle
 from ddib_fed.models.sidecars import Tuned

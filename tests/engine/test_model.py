@@ -11,8 +11,8 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings, draw_samples, translate_array
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.engine.model import DomainModel, check_guidance, check_label
+from ddib_fed.engine.record import Guidance
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
-from ddib_fed.guidance import Guidance
 from ddib_fed.models.units import Normalisation
 from tests.runs.tiny_models import pictures, tiny, tiny_classifier
 

@@ -11,8 +11,8 @@ import torch
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.batcher import Scheduler
 from ddib_fed.engine.party import Control, Leg
+from ddib_fed.engine.record import Guidance
 from ddib_fed.engine.stack import Member, Trajectory
-from ddib_fed.guidance import Guidance
 
 SETTINGS = SolverSettings()
 numbers = iter(range(1_000_000))

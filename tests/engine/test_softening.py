@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.engine.softening import KEY_BYTES, Softener, load_key, standard_normal
+from ddib_fed.engine.gate import KEY_BYTES, Softener, load_key, standard_normal
 from ddib_fed.errors import ConfigError
 
 MODEL = "ab" * 32

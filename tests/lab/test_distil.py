@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.diffusion.bridge import decode
-from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.plans import SolverSettings, decode
 from ddib_fed.engine.model import DomainModel, check_decoding, check_encoding
+from ddib_fed.engine.record import Guidance
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
-from ddib_fed.guidance import Guidance
 from ddib_fed.lab.config import DistilConfig
 from ddib_fed.lab.distil import PathPool, Starts, Teacher, asked, open_starts
 from ddib_fed.models.bundle import load_bundle, make_bundle, pretrained, save_bundle

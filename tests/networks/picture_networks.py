@@ -6,9 +6,8 @@ import torch
 
 from ddib_fed.models.manifest import Manifest, PictureFormat
 from ddib_fed.models.units import Normalisation
-from ddib_fed.networks.classifier import NoisyClassifier
 from ddib_fed.networks.config import ClassifierConfig, UNetConfig
-from ddib_fed.networks.unet import UNet
+from ddib_fed.networks.unet import NoisyClassifier, UNet
 
 TINY = UNetConfig(
     image_size=16,

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings, plan
+from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.models.bundle import pretrained
-from ddib_fed.networks.layers import GroupNorm32, TimeEmbed, attention, timestep_embedding
+from ddib_fed.networks.unet import GroupNorm32, TimeEmbed, attention, timestep_embedding
 
 HALF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 """Types, and their largest relative rounding error."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.guidance import Rotated, rotated
 from ddib_fed.diffusion.schedule import CosineSchedule
-from ddib_fed.diffusion.solvers import unipc
+from ddib_fed.diffusion.solvers import integrate, unipc
 from ddib_fed.networks.spectrum import SpectralFrame
 from tests.networks.picture_networks import unet
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddib_fed.diffusion import bridge
+from ddib_fed.diffusion import plans
 from ddib_fed.diffusion.denoiser import LAMBDA_SCALE, Denoiser
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
@@ -73,7 +73,7 @@ def test_a_network_that_answers_nothing_encodes_gaussian_pictures_to_noise():
     schedule, settings = schedule_from_config(ScheduleConfig()), SolverSettings(evaluations=24)
     found = {}
     for name, made in (("spectral", network), ("plain", plain)):
-        latent = bridge.encode(x0, Denoiser(made, "v", "scaled-lambda"), schedule, settings)
+        latent = plans.encode(x0, Denoiser(made, "v", "scaled-lambda"), schedule, settings)
         found[name] = cosines(latent).var(0)
     assert torch.allclose(found["spectral"], torch.ones(1, SIZE, SIZE), atol=0.1)
     assert float(found["plain"].max()) > 5.0

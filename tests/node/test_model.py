@@ -14,7 +14,7 @@ from PIL import Image
 from ddib_fed.data.fitting import Geometry, fit_picture, from_array
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.softening import Softener
+from ddib_fed.engine.gate import Softener
 from ddib_fed.errors import (
     Cancelled,
     ConfigError,

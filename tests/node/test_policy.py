@@ -11,6 +11,7 @@ from types import MappingProxyType
 import pytest
 
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.record import Guidance
 from ddib_fed.errors import (
     ConfigError,
     NotReady,
@@ -20,7 +21,6 @@ from ddib_fed.errors import (
     QuotaSpent,
     RefusedError,
 )
-from ddib_fed.guidance import Guidance
 from ddib_fed.node.config import NodeConfig, PolicySection
 from ddib_fed.node.policy import (
     AHEAD,

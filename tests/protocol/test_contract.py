@@ -7,8 +7,8 @@ from typing import get_args
 import pytest
 
 from ddib_fed.calibration.record import KINDS, Kind
+from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import ContractMismatch, DdibError, MessageInvalid, PolicyDenied, SettingsInvalid
-from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.protocol.check import check
 from ddib_fed.protocol.contract import (
     CALIBRATION_KINDS,

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 
 from ddib_fed import files as private_files
-from ddib_fed.engine.softening import load_key
+from ddib_fed.engine.gate import load_key
 from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, InputError, PolicyDenied, Unauthenticated
 from ddib_fed.files import read_private
 from ddib_fed.security import pki

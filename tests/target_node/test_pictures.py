@@ -9,7 +9,7 @@ import pytest
 
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.engine.party import Control
-from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.protocol.contract import Contract, ContractLimits, GuidanceTerms, PictureTerms, guidance_to_pb

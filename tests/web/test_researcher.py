@@ -22,8 +22,8 @@ from ddib_fed.errors import (
     QueueFull,
     SettingsInvalid,
     all_errors,
+    step_in_words,
 )
-from ddib_fed.hints import step_in_words
 from tests.client.scripted_source import TARGET, npy, points
 
 

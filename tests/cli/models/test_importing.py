@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from ddib_fed.cli.model import model
 from ddib_fed.engine.model import DomainModel
+from ddib_fed.engine.record import Guidance
 from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, UsageError
-from ddib_fed.guidance import Guidance
 from ddib_fed.models.bundle import load_bundle
 from tests.models.importers.test_guided import FLAGS, HALF, SMALL, random_state
 

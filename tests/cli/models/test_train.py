@@ -10,8 +10,8 @@ from ddib_fed.cli.model import model
 from ddib_fed.cli.train import try_
 from ddib_fed.data.shipped import SHIPPED
 from ddib_fed.engine.model import DomainModel
+from ddib_fed.engine.record import Guidance
 from ddib_fed.errors import ImageUnreadable, UsageError
-from ddib_fed.guidance import Guidance
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import config as presets
 from ddib_fed.training.config import SOFTEN_SIGMA

@@ -20,11 +20,10 @@ from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine import arrays
 from ddib_fed.engine.arrays import ArraySettings, translate_array
+from ddib_fed.engine.gate import Softener
 from ddib_fed.engine.local_party import open_party
-from ddib_fed.engine.record import Part, Translation, file_name
-from ddib_fed.engine.softening import Softener
+from ddib_fed.engine.record import UNGUIDED, Guidance, Part, Translation, file_name
 from ddib_fed.errors import CalibrationModel
-from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.bundle import Bundle, make_bundle, pretrained
 from ddib_fed.models.manifest import StructureThresholds
 from ddib_fed.models.sidecars import Tuned

@@ -12,9 +12,9 @@ import numpy as np
 from ddib_fed.data.fitting import fit_picture
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.gate import Softener, load_key
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.party import Leg, ToEncode
-from ddib_fed.engine.softening import Softener, load_key
 from ddib_fed.errors import DdibError
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.models.bundle import load_bundle

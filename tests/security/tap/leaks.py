@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.diffusion import gaussianity
-from ddib_fed.engine.softening import Softener
+from ddib_fed.engine.gate import Softener
 from ddib_fed.evaluation import samples
 from ddib_fed.latent import Latent
 from ddib_fed.protocol.streams import ChunkFrame

@@ -14,9 +14,9 @@ import pytest
 
 from ddib_fed.data.shipped import load_shipped
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.gate import Softener
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.party import Leg, ToEncode
-from ddib_fed.engine.softening import Softener
 from ddib_fed.errors import LatentNotGaussian
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import pretrained

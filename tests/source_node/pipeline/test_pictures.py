@@ -14,8 +14,7 @@ from PIL import Image
 
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.data.points import to_npy
-from ddib_fed.engine.record import guidance_used
-from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.engine.record import UNGUIDED, Guidance, guidance_used
 from ddib_fed.latent import Latent
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.protocol.contract import (
