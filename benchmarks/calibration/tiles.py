@@ -21,7 +21,7 @@ from ddib_fed.engine.arrays import ArraySettings, translate_array
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.evaluation.metrics import Pictures, compare, psnr
 from ddib_fed.files import write_json
-from ddib_fed.formats.geotiff import TileGrid, blend, cut
+from ddib_fed.formats.tiles import TileGrid, blend
 from ddib_fed.models.bundle import open_bundle
 
 STRIPE, ROWS, SIDE, TOGETHER = 3, (200, 456), 32, 64
@@ -49,7 +49,9 @@ def averaged(x: Pictures, model: str) -> Made:
     """Tiles that overlap by half, each translated by itself."""
     source, target = (open_party(open_bundle(name), together=TOGETHER) for name in (model, "relief"))
     grid = TileGrid.of(*x.shape[2:], (SIDE, SIDE))
-    tiles = np.stack([tile.transpose(2, 0, 1) for tile in cut(x[0].transpose(1, 2, 0), grid)])
+    tiles = np.stack(
+        [tile.transpose(2, 0, 1) for tile in (x[0].transpose(1, 2, 0)[w] for w in grid.windows())]
+    )
     found = translate_array(np.ascontiguousarray(tiles), source, target, ASKED)
     assert found.back is not None
     there, back = (

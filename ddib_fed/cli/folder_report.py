@@ -204,7 +204,6 @@ def _study_as_json(each: WrittenStudy) -> dict[str, object]:
         "refused": each.refused,
         "picture": each.provenance.picture,
         "flicker": each.report.get("flicker"),
-        "seams": each.report.get("seams"),
         "doubtful": each.provenance.doubtful,
         "warnings": each.report["warnings"],
     }

@@ -26,12 +26,11 @@ MEDIA_TYPES: Final = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image
 MADE_BY_A_MODEL: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """IPTC's term for a picture that a trained model made."""
 _MAKER: Final = {"name": "ddib-fed", "version": __version__}
-_OFFLINE: Final = {
+OFFLINE: Final = {
     "builder": {"thumbnail": {"enabled": False}},
     "verify": {"ocsp_fetch": False, "remote_manifest_fetch": False},
 }
 """No smaller copy of the picture beside it, and nothing from the network."""
-_SCAN, _APP11 = 0xDA, 0xEB
 _CURVES: Final = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
 _TRIAL: Final = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c6360000000020001"
@@ -73,9 +72,18 @@ class Credentials:
 
 
 def mark(content: bytes, suffix: str, record: Translation, credentials: Credentials) -> bytes:
+    """The file with a statement of its own; no file name, and nothing of the source picture."""
     if suffix.lower() not in MEDIA_TYPES:
         raise InputError(f"content credentials are written into PNG and JPEG, not {suffix}", hop="client")
-    return _sign(content, suffix, _manifest(record, suffix), credentials)
+    about = (
+        f"Translated from {record.source_institution}/{record.source_domain} to "
+        f"{record.target_institution}/{record.target_domain}"
+    )
+    models = {
+        name: getattr(record, name)
+        for name in ("source_model_sha256", "target_model_sha256", "contract_sha256")
+    }
+    return _sign(content, suffix, _statement(about, models, suffix), credentials)
 
 
 def _sign(content: bytes, suffix: str, manifest: dict[str, Any], credentials: Credentials) -> bytes:
@@ -84,7 +92,7 @@ def _sign(content: bytes, suffix: str, manifest: dict[str, Any], credentials: Cr
         info = package.C2paSignerInfo(
             credentials.algorithm.encode(), credentials.chain.encode(), credentials.key.encode(), None
         )
-        with package.Signer.from_info(info) as signer, package.Context.from_dict(_OFFLINE) as context:
+        with package.Signer.from_info(info) as signer, package.Context.from_dict(OFFLINE) as context:
             builder = package.Builder(json.dumps(manifest), context)
             out = io.BytesIO()
             builder.sign(signer, MEDIA_TYPES[suffix.lower()], io.BytesIO(content), out)
@@ -93,22 +101,6 @@ def _sign(content: bytes, suffix: str, manifest: dict[str, Any], credentials: Cr
             f"content credentials were refused: {error}"[:400], hop="client", hint=_HOW
         ) from error
     return out.getvalue()
-
-
-def read_mark(content: bytes, suffix: str) -> dict[str, Any] | None:
-    """The statement inside a PNG or JPEG as C2PA's JSON; None without one."""
-    package = _c2pa()
-    try:
-        with (
-            package.Context.from_dict(_OFFLINE) as context,
-            package.Reader(MEDIA_TYPES[suffix.lower()], io.BytesIO(content), context=context) as reader,
-        ):
-            found: dict[str, Any] = json.loads(reader.json())
-    except package.C2paError as error:
-        if "ManifestNotFound" in str(error):
-            return None
-        raise InputError(f"content credentials cannot be read: {error}"[:400], hop="client") from error
-    return found
 
 
 def _c2pa() -> Any:
@@ -123,20 +115,6 @@ def _algorithm(key: object) -> str | None:
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return "ed25519"
     return "ps256" if isinstance(key, rsa.RSAPrivateKey) else None
-
-
-def _manifest(record: Translation, suffix: str) -> dict[str, Any]:
-    """The statement; no file name, and nothing of the source picture."""
-    about = (
-        f"Translated from {record.source_institution}/{record.source_domain} to "
-        f"{record.target_institution}/{record.target_domain}"
-    )
-    models = {
-        "source_model_sha256": record.source_model_sha256,
-        "target_model_sha256": record.target_model_sha256,
-        "contract_sha256": record.contract_sha256,
-    }
-    return _statement(about, models, suffix)
 
 
 def _statement(about: str, models: dict[str, str], suffix: str) -> dict[str, Any]:

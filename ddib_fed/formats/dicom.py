@@ -55,9 +55,15 @@ SORTED_BY: Final = (
 """Attributes by which files are sorted into series and checked before any is read whole: many are in memory at once."""
 
 
+Members = list[tuple[Path, Any]]
+"""Path and header (`SORTED_BY`) of each file of a series."""
+_OF_THE_STANDARD: Final = "1.2.840.10008."
+COPIES: Final = "copies of other DICOM files"
+"""What further files of the same picture, byte for byte, are counted as."""
+
+
 @dataclass(frozen=True, slots=True)
 class Series:
-    called: str
     headers: tuple[Any, ...]
     paths: tuple[Path, ...]
     warnings: tuple[str, ...]
@@ -118,13 +124,11 @@ def _dataset(path: Path, **how: Any) -> Any:
     return dataset
 
 
-def readable(
-    members: Sequence[tuple[Path, Any]],
-) -> tuple[list[tuple[Path, Any]], list[tuple[Path, DdibError]]]:
-    """The slices whose pixels can be read, and why others cannot; all where none can, or there is but one."""
-    good: list[tuple[Path, Any]] = []
+def readable(members: Members) -> tuple[Members, list[tuple[Path, DdibError]]]:
+    """The slices whose pixels can be read, and why others cannot."""
+    good: Members = []
     bad: list[tuple[Path, DdibError]] = []
-    for path, header in members if len(members) > 1 else ():
+    for path, header in members:
         try:
             _check(path, header)
             _slice(path)
@@ -132,10 +136,10 @@ def readable(
             bad.append((path, error.kept()))
         else:
             good.append((path, header))
-    return (good, bad) if good else ([*members], [])
+    return good, bad
 
 
-def read_series(called: str, headers: Sequence[tuple[Path, Any]]) -> tuple[Series, NDArray[Any]]:
+def read_series(called: str, headers: Members) -> tuple[Series, NDArray[Any]]:
     """The slices of one series, and their values (N, H, W, C): uint8 colours, or float32 in units of the modality.
 
     More is brighter, and padding has the least value of all slices.
@@ -180,20 +184,20 @@ def read_series(called: str, headers: Sequence[tuple[Path, Any]]) -> tuple[Serie
         for at, where in padded.items():
             values[at][where] = least
     read = tuple(read_header(path) for path in paths)
-    return Series(called, read, paths, tuple(_warnings(called, sorted_by))), values
+    return Series(read, paths, tuple(_warnings(called, sorted_by))), values
 
 
-def in_space(headers: Sequence[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
+def in_space(headers: Members) -> Members:
     """Slices along the normal of their plane (PS3.3 C.7.6.2.1.1), else by instance number, else by name."""
+    parallel = is_parallel([header for _, header in headers])
+    places = {path: position(header) for path, header in headers}
 
-    def number(entry: tuple[Path, Any]) -> tuple[int, str]:
-        return int(entry[1].get("InstanceNumber", None) or 0), str(entry[0])
+    def order(entry: tuple[Path, Any]) -> tuple[float, int, str]:
+        path, header = entry
+        place = round(places[path] or 0.0, 4) if parallel and None not in places.values() else 0.0
+        return place, int(header.get("InstanceNumber", None) or 0), str(path)
 
-    places = [position(header) for _, header in headers]
-    if any(place is None for place in places) or not is_parallel([header for _, header in headers]):
-        return sorted(headers, key=number)
-    order = sorted(range(len(headers)), key=lambda at: (round(places[at] or 0.0, 4), number(headers[at])))
-    return [headers[at] for at in order]
+    return sorted(headers, key=order)
 
 
 def position(header: Any) -> float | None:
@@ -345,13 +349,6 @@ def _faults(path: Path) -> Iterator[None]:
         ) from error
 
 
-Members = list[tuple[Path, Any]]
-"""Path and header (`SORTED_BY`) of each file of a series."""
-_OF_THE_STANDARD: Final = "1.2.840.10008."
-COPIES: Final = "copies of other DICOM files"
-"""What further files of the same picture, byte for byte, are counted as."""
-
-
 @dataclass(frozen=True, slots=True)
 class SortedFiles:
     """DICOM files by what they are."""
@@ -359,15 +356,6 @@ class SortedFiles:
     series: Mapping[str, Members]
     unreadable: tuple[tuple[Path, DdibError], ...]
     others: Counter[str]
-
-
-@dataclass(frozen=True, slots=True)
-class SeriesName:
-    """What the results of a series are called."""
-
-    name: str
-    also: tuple[str, ...]
-    uid_sha256: str
 
 
 def is_directory_file(path: Path) -> bool:
@@ -438,24 +426,21 @@ def _without_pixels(path: Path, header: Any) -> tuple[str, ImageUnreadable]:
     return kind, ImageUnreadable(ends, hop="client", hint=COPY)
 
 
-def names_of(series: Mapping[str, Members], root: Path | None) -> Iterator[tuple[SeriesName, Members]]:
-    """A name for the results of each series."""
+def names_of(series: Mapping[str, Members], root: Path | None) -> dict[str, str]:
+    """A name for the results of each series, by its UID."""
     alone = root is None and sum(map(len, series.values())) == 1
-    digests = {uid: hashlib.sha256(uid.encode()).hexdigest() for uid in series}
-    plain = {}
+    names = {}
     for uid, members in series.items():
         common = Path(os.path.commonpath([path.absolute().parent for path, _ in members]))
         below = () if root is None else common.relative_to(root.absolute()).parts
+        number = uid_sha256(uid)[:8]
         with quiet(), suppress(TypeError, ValueError, OverflowError):
-            plain[uid] = str(int(members[0][1].get("SeriesNumber", None)))
-        place = (
-            safe_name((root or common).resolve().name),
-            *below,
-            f"series-{plain.get(uid, digests[uid][:8])}",
-        )
-        plain[uid] = safe_name(members[0][0].stem) if alone else "/".join(place)
-    alike = Counter(plain.values())
-    for uid, members in series.items():
-        both = plain[uid], f"{plain[uid]}-{digests[uid][:8]}"
-        name, other = both if alike[plain[uid]] == 1 else both[::-1]
-        yield SeriesName(name, (other,), digests[uid]), members
+            number = str(int(members[0][1].get("SeriesNumber", None)))
+        place = safe_name((root or common).resolve().name), *below, f"series-{number}"
+        names[uid] = safe_name(members[0][0].stem) if alone else "/".join(place)
+    alike = Counter(names.values())
+    return {uid: name if alike[name] == 1 else f"{name}-{uid_sha256(uid)[:8]}" for uid, name in names.items()}
+
+
+def uid_sha256(uid: str) -> str:
+    return hashlib.sha256(uid.encode()).hexdigest()

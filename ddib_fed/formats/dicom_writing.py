@@ -21,8 +21,9 @@ from typing import Any, Final
 import numpy as np
 
 from ddib_fed.data.pictures import Pixels
-from ddib_fed.errors import DdibError, ImageUnreadable, InputError
+from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.formats.dicom import (
+    Members,
     Series,
     names_of,
     pydicom,
@@ -30,9 +31,10 @@ from ddib_fed.formats.dicom import (
     read_series,
     readable,
     sort_files,
+    uid_sha256,
 )
 from ddib_fed.formats.intensity import PERCENTILES, chosen_rule
-from ddib_fed.formats.study import Assembled, Options, Origin, Slices, Study, StudyResults, Unread
+from ddib_fed.formats.study import Assembled, Bad, Options, Origin, Slices, Study, StudyResults, Unread
 from ddib_fed.version import __version__
 
 MAKER: Final = "ddib-fed"
@@ -225,7 +227,7 @@ class DicomStudy(Study):
 
     def assemble(self, translated: StudyResults) -> Assembled:
         stack = self.pixels.stack(translated)
-        report, said = self.pixels.report(translated, stack)
+        report, said = self.pixels.summary(translated, stack)
         contents = derived_series(self.series, stack, translated, range(self.planes))
         files = {f"{self.name}/{at + 1:04}.dcm": content for at, content in enumerate(contents)}
         header = self.series.headers[0]
@@ -244,50 +246,38 @@ class DicomStudy(Study):
         return Assembled(files, report, said)
 
 
-@dataclass(frozen=True, slots=True)
-class FoundSeries:
-    unread: tuple[Unread, ...]
-    unreadable: tuple[tuple[Path, DdibError], ...]
-    others: Counter[str]
-
-
-def find_dicom(given: Path, files: Iterable[Path], root: Path | None, options: Options) -> FoundSeries:
-    """The series among some files; the folder of a series' results has its name."""
+def find_dicom(
+    given: Path, files: Iterable[Path], root: Path | None, options: Options
+) -> tuple[list[Unread], Bad, Counter[str]]:
+    """The series among some files, what cannot be read, and how many others."""
     found = sort_files(files)
     if not found.series and not found.unreadable:
         raise ImageUnreadable(f"{given} holds no DICOM pictures", hop="client", hint="ls, or dcmdump FILE")
-    unread: list[Unread] = []
-    unreadable = [*found.unreadable]
-    for called, members in names_of(found.series, root):
-        good, bad = readable(members)
-        unreadable += bad
-        origin = Origin(
-            given,
-            called.name,
-            (called.name,),
-            tuple(path for path, _ in good),
-            options.settings("intensity"),
-            label=f"{given}: {called.name}" if len(found.series) > 1 else "",
-            also=called.also,
-            series_sha256=called.uid_sha256,
-        )
-        unread.append(Unread(origin, partial(read_dicom, good, options)))
-    return FoundSeries(tuple(unread), tuple(unreadable), found.others)
-
-
-def read_dicom(members: Sequence[tuple[Path, Any]], options: Options, origin: Origin) -> DicomStudy:
-    called = origin.called
-    series, values = read_series(called, members)
-    odd = series.without_units
-    try:
-        rule = chosen_rule(options.intensity, values, series.modality, of_model=options.of_model)
-        if odd and (rule.name == "hu" or len(odd) < len(series.paths)):
-            raise InputError(
-                f"{called}: {len(odd)} of {len(series.paths)} slices are in no Hounsfield units: {odd[0]}",
-                hop="client",
-                hint=f"export it again with its rescale, or send numbers without units: --intensity {PERCENTILES}",
+    unread, bad = list[Unread](), [*found.unreadable]
+    for uid, name in names_of(found.series, root).items():
+        good, unreadable = readable(found.series[uid])
+        bad += unreadable
+        if good:
+            origin = Origin(
+                given,
+                name,
+                (name,),
+                tuple(path for path, _ in good),
+                options.settings("intensity"),
+                label=f"{given}: {name}" if len(found.series) > 1 else "",
+                series_sha256=uid_sha256(uid),
             )
-        slices = Slices.of(values, rule)
-    except ImageUnreadable as error:
-        raise ImageUnreadable(f"{called}: {error.detail}", hop="client", hint=error.hint) from error
-    return DicomStudy(origin, slices, series)
+            unread.append(Unread(origin, partial(read_dicom, good, options)))
+    return unread, bad, found.others
+
+
+def read_dicom(members: Members, options: Options, origin: Origin) -> DicomStudy:
+    series, values = read_series(origin.called, members)
+    odd = series.without_units
+    rule = chosen_rule(options.intensity, values, series.modality, of_model=options.of_model)
+    if odd and (rule.name == "hu" or len(odd) < len(series.paths)):
+        raise InputError(
+            f"{len(odd)} of {len(series.paths)} slices are in no Hounsfield units: {odd[0]}",
+            hint=f"export it again with its rescale, or send numbers without units: --intensity {PERCENTILES}",
+        )
+    return DicomStudy(origin, Slices.of(values, rule), series)

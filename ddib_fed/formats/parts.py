@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from ddib_fed.engine.record import DOUBTFUL_BELOW, Part, Translation, WrittenFile
-from ddib_fed.errors import AlreadyExists, InputError, ItemNotFound, JobFailed, PictureMisfit, UsageError
+from ddib_fed.errors import AlreadyExists, JobFailed, PictureMisfit, UsageError
 from ddib_fed.files import has_sha256, make_private_folders, read_json, sync_folder, write_file, write_json
-from ddib_fed.formats.study import Assembled, ItemResult, Origin, Study, StudyResults, grey_copy
+from ddib_fed.formats.study import Assembled, ItemResult, Origin, Study, StudyResults, grey_copy, naming
 
 FORMAT = 1
 """Of the section `study` of a record."""
@@ -111,21 +111,19 @@ def translate_study(
 
 def finished_study(origin: Origin, out: Path, *, asked: str) -> WrittenStudy | None:
     """The output of a study that is on the disk already; None if it is not, or is that of something else."""
-    digest = ""
-    for path in (out / f"{name}.json" for name in (origin.name, *origin.also)):
-        record, report = Translation.read(path), (read_json(path) or {}).get("study")
-        if record is None or not isinstance(report, dict) or report.get("format") != FORMAT:
-            continue
-        if (record.asked_sha256, report["options"]) != (asked, dict(origin.settings)):
-            continue
-        digest = digest or origin.sha256()
-        files = {path.parent / name: written for name, written in report["files"].items()}
-        if record.input_sha256 != digest or not files:
-            continue
-        if all(has_sha256(file, written) for file, written in files.items()):
-            said = ("was translated by an earlier run; --force translates it again",)
-            return WrittenStudy(origin.given, tuple(files), path, record, report, said)
-    return None
+    path = out / f"{origin.name}.json"
+    record, report = Translation.read(path), (read_json(path) or {}).get("study")
+    if record is None or not isinstance(report, dict) or report.get("format") != FORMAT:
+        return None
+    if (record.asked_sha256, report["options"]) != (asked, dict(origin.settings)):
+        return None
+    files = {path.parent / name: written for name, written in report["files"].items()}
+    if not files or record.input_sha256 != origin.sha256():
+        return None
+    if not all(has_sha256(file, written) for file, written in files.items()):
+        return None
+    said = ("was translated by an earlier run; --force translates it again",)
+    return WrittenStudy(origin.given, tuple(files), path, record, report, said)
 
 
 def check_outputs(origin: Origin, out: Path, *, force: bool) -> None:
@@ -209,23 +207,13 @@ def _numbers(planes: Sequence[int]) -> str:
 
 
 @contextmanager
-def _named(study: Study) -> Iterator[None]:
-    try:
-        yield
-    except (InputError, ItemNotFound, JobFailed) as error:
-        error.detail = f"{study.origin.called}: {error.detail}"
-        error.args = (error.detail,)
-        raise
-
-
-@contextmanager
 def _in_the_studys_words(study: Study) -> Iterator[None]:
     """Inside, an error about the items is one about the study; of those that do not fit the model, with what would."""
     called = study.origin.called
     try:
         yield
     except JobFailed:
-        with _named(study):
+        with naming(study.origin):
             raise
     except PictureMisfit as error:
         if error.facts.get("problem") == "colour":
@@ -254,7 +242,7 @@ def write_outputs(
     doubtful_below: float = DOUBTFUL_BELOW,
 ) -> WrittenStudy:
     """Put results together, and write the output: all its files aside, then into their places, and the record last."""
-    with _named(study):
+    with naming(study.origin):
         translated = StudyResults.of(results)
         made = study.assemble(translated)
     provenance, report = _record(study, translated, made, why or [""] * len(results), doubtful_below)

@@ -388,7 +388,7 @@ def _look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progr
 
 def _look_at_study(at: int, planes: _Planes, config: TrainConfig) -> _Seen:
     from ddib_fed.formats.dicom_writing import DicomStudy
-    from ddib_fed.formats.geotiff import GeoTiffStudy
+    from ddib_fed.formats.tiles import GeoTiffStudy
 
     study: Study = planes.studies[at]
     check = folders.range_check(_range_of(study.rule, config.range))
@@ -408,7 +408,7 @@ def _look_at_study(at: int, planes: _Planes, config: TrainConfig) -> _Seen:
         examination = str(header.get("StudyInstanceUID") or "")
         subject = str(header.get("PatientID") or examination), examination, str(at)
     if isinstance(study, GeoTiffStudy):
-        windows, size = list(study.pixels.grid.windows()), study.pixels.grid.tile
+        windows, size = study.pixels.grid.windows(), study.pixels.grid.tile
         tiles = [(windows[n][0].start, windows[n][1].start, *size) for n in study.sent]
     empty, kind = study.planes - len(study.sent), study.kind.removeprefix("cloud-optimised ")
     return _Seen(kind, study.rule, study.warnings, subject, tuple(entries), empty, tuple(tiles))

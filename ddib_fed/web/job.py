@@ -37,11 +37,10 @@ from ddib_fed.errors import (
     UsageError,
     step_in_words,
 )
-from ddib_fed.formats.geotiff import GeoTiffStudy, read_geotiff
 from ddib_fed.formats.parts import INTENSITY, WrittenStudy
-from ddib_fed.formats.pictures import PictureStudy, read_picture
 from ddib_fed.formats.recognition import is_dicom
 from ddib_fed.formats.study import Options, Origin, Studies, Study
+from ddib_fed.formats.tiles import GeoTiffStudy, PictureStudy, read_geotiff, read_picture
 from ddib_fed.protocol.messages import Event, Settings
 from ddib_fed.web.backend import (
     DroppedSource,

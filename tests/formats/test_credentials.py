@@ -11,9 +11,9 @@ from PIL import Image
 
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.errors import ConfigError, InputError
-from ddib_fed.formats.credentials import MADE_BY_A_MODEL, Credentials, mark, read_mark
+from ddib_fed.formats.credentials import MADE_BY_A_MODEL, Credentials, mark
 from tests.formats.echoes import record
-from tests.formats.signers import write_signer
+from tests.formats.signers import read_mark, write_signer
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 30, 3)).astype(np.uint8)
 PNG = encode_png(PIXELS)

@@ -61,12 +61,10 @@ def test_doubtful_ones_come_first_and_the_worst_of_them_first_of_all() -> None:
 @pytest.mark.parametrize(
     ("report", "words"),
     [
-        ({"flicker": None, "seams": None}, ()),
+        ({"flicker": None}, ()),
         ({"flicker": {"ratio": None}}, ()),
         ({"flicker": {"ratio": 1.1}}, ("no more than the source",)),
         ({"flicker": {"ratio": 2.44}}, ("2.4 times as much",)),
-        ({"seams": {"source": 1.3, "translation": 1.4}}, ("no seams",)),
-        ({"seams": {"source": 1.0, "translation": 1.9}}, ("look for seams",)),
     ],
 )
 def test_measures_are_said_in_plain_words(report: dict, words: tuple[str, ...]) -> None:

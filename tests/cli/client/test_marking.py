@@ -12,11 +12,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from ddib_fed.cli.main import run
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ExitCode
-from ddib_fed.formats.credentials import read_mark
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import NORTH, TARGET, SourceNodeDouble
-from tests.formats.signers import write_signer
+from tests.formats.signers import read_mark, write_signer
 
 pytestmark = pytest.mark.slow
 NAMES = ("a", "b")

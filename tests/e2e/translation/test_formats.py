@@ -17,13 +17,12 @@ import rasterio
 
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.engine.record import Translation
-from ddib_fed.formats.credentials import read_mark
 from ddib_fed.models.bundle import amend_bundle
 from ddib_fed.models.manifest import PictureFormat
 from tests.e2e.harness import Pair, ddib, find_any
 from tests.formats.dicom.files import words_of, write_series
 from tests.formats.maps import WHERE, write_map
-from tests.formats.signers import write_signer
+from tests.formats.signers import read_mark, write_signer
 from tests.security.tap.relay import Tap
 from tests.security.tap.search import Place, Traffic, look
 from tests.security.tap.secrets import Secrets

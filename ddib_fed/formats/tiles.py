@@ -1,7 +1,8 @@
-"""GeoTIFF and COG: a map in overlapping tiles of the model's size, and a map of the same georeference out.
+"""Pictures and maps in overlapping tiles of the model's size: JPEG 2000, WebP and BMP, GeoTIFF and COG.
 
-Of the input's header only the reference system, the transform, control points or polynomials, and the mask go into
-the output.
+A picture becomes a PNG; a map becomes one of the same georeference, and of the input's header only the reference
+system, the transform, control points or polynomials, and the mask go into it. Where nothing was translated the result
+is background, and a mask says so.
 """
 
 from __future__ import annotations
@@ -19,13 +20,37 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.pictures import MOST_PADDING, Pixels
-from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable, extra
-from ddib_fed.formats.intensity import chosen_rule, is_empty, item_bytes, measure_seams
-from ddib_fed.formats.study import MAX_BYTES, Assembled, Options, Origin, Study, StudyResults, require_size
+from ddib_fed.data.pictures import (
+    MOST_PADDING,
+    ORIENTATION,
+    ImageLimits,
+    Pixels,
+    decode_image,
+    encode_png,
+    faults_as_unreadable,
+    open_pillow,
+    pillow_pixels,
+    read_content,
+    too_many_frames,
+    upright,
+)
+from ddib_fed.errors import DdibError, ImageUnreadable, extra
+from ddib_fed.formats.intensity import AUTO, IntensityRule, chosen_rule, is_empty
+from ddib_fed.formats.recognition import PICTURES, tile_of
+from ddib_fed.formats.study import (
+    MAX_BYTES,
+    Assembled,
+    Options,
+    Origin,
+    Planes,
+    Study,
+    StudyResults,
+    require_size,
+)
 from ddib_fed.version import __version__
 
 Floats = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -53,35 +78,37 @@ class TileGrid:
     def __len__(self) -> int:
         return len(self.rows) * len(self.columns)
 
-    def windows(self) -> Iterator[tuple[slice, slice]]:
+    def windows(self) -> list[tuple[slice, slice]]:
         """Each tile's place, row by row."""
-        for top in self.rows:
-            for left in self.columns:
-                yield slice(top, top + self.tile[0]), slice(left, left + self.tile[1])
-
-    @property
-    def edges(self) -> tuple[list[int], list[int]]:
-        """Rows and columns within the picture at which a tile begins or ends."""
-        rows, columns = (
-            sorted({line for start in starts for line in (start, start + size) if 0 < line < whole})
-            for starts, size, whole in (
-                (self.rows, self.tile[0], self.height),
-                (self.columns, self.tile[1], self.width),
-            )
-        )
-        return rows, columns
+        height, width = self.tile
+        return [
+            (slice(top, top + height), slice(left, left + width))
+            for top in self.rows
+            for left in self.columns
+        ]
 
 
-def cut(picture: NDArray[Any], grid: TileGrid) -> list[NDArray[Any]]:
-    return [picture[window] for window in grid.windows()]
+def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
+    if tile >= length:
+        return (0,)
+    step = max(1, tile - overlap)
+    count = 1 + -(-(length - tile) // step)
+    return tuple(round(i * (length - tile) / (count - 1)) for i in range(count))
 
 
 def blend(
     tiles: Sequence[NDArray[Any] | None], grid: TileGrid, channels: int, *, background: float = 0.0
-) -> tuple[Floats, NDArray[np.bool_]]:
+) -> tuple[Floats, Mask]:
+    """(H, W, C) of the tiles that are there, weighted by a raised sine over what they share; and where any is."""
+    sides = []
+    for size, starts in zip(grid.tile, (grid.rows, grid.columns), strict=True):
+        shared = max((before + size - after for before, after in pairwise(starts)), default=0)
+        shared = min(shared, size // 2 or 1)
+        edge = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5
+        sides.append(np.sin(np.pi / 2 * np.clip(edge / max(shared, 0.5), 0, 1)) ** 2)
+    window = (sides[0][:, None] * sides[1][None, :])[:, :, None].astype(np.float32)
     total = np.zeros((grid.height, grid.width, channels), dtype=np.float32)
     weight = np.zeros((grid.height, grid.width, 1), dtype=np.float32)
-    window = _weights(grid)
     for place, tile in zip(grid.windows(), tiles, strict=True):
         if tile is not None:
             total[place] += window * tile.astype(np.float32)
@@ -91,43 +118,34 @@ def blend(
 
 
 @dataclass(frozen=True, slots=True)
-class Tiles:
-    numbers: Pixels
+class Tiles(Planes):
+    """A picture (H, W, C) in the numbers that a model takes."""
+
     grid: TileGrid
-    sent: tuple[int, ...]
-    intensity: dict[str, Any]
-    rule: str
 
     @classmethod
     def of(
-        cls,
-        numbers: Pixels,
-        grid: TileGrid,
-        intensity: dict[str, Any],
-        rule: str,
-        valid: NDArray[np.bool_] | None = None,
+        cls, numbers: Pixels, grid: TileGrid, intensity: dict[str, Any], rule: str, valid: Mask | None = None
     ) -> Tiles:
         """The tiles that show something: not those of one value, nor those without data by `valid` (H, W)."""
         width = max(float(np.ptp(numbers)), 1e-9)
-        sent = tuple(
-            at
-            for at, (tile, window) in enumerate(zip(cut(numbers, grid), grid.windows(), strict=True))
-            if (valid is None or valid[window].any()) and not is_empty(tile, float(tile.min()), width * 1e-3)
-        )
-        return cls(numbers, grid, sent, intensity, rule)
+        sent = []
+        for at, window in enumerate(grid.windows()):
+            tile = numbers[window]
+            has_data = valid is None or valid[window].any()
+            if has_data and not is_empty(tile, float(tile.min()), width * 1e-3):
+                sent.append(at)
+        if not sent:
+            raise ImageUnreadable("it shows nothing: all its pixels are alike or without data")
+        return cls(numbers, tuple(sent), intensity, rule, grid)
 
-    def __len__(self) -> int:
-        return len(self.grid)
-
-    def items(self) -> Iterator[bytes]:
-        """Each tile as a file of pixels."""
-        tiles = cut(self.numbers, self.grid)
-        for at in self.sent:
-            yield item_bytes(tiles[at])
+    @property
+    def places(self) -> list[tuple[slice, slice]]:
+        return self.grid.windows()
 
     def together(
         self, planes: Sequence[Pixels | None], channels: int, background: float
-    ) -> tuple[Floats, NDArray[np.bool_]]:
+    ) -> tuple[Floats, Mask]:
         """What came of the tiles that were sent, as `blend` gives it."""
         tiles: list[Pixels | None] = [None] * len(self.grid)
         for at, plane in zip(self.sent, planes, strict=True):
@@ -136,24 +154,11 @@ class Tiles:
                 tiles[at] = plane
         return blend(tiles, self.grid, channels, background=background)
 
-    def report(self, translated: StudyResults, made: Floats) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Sections of the provenance, and lines for the person; `made` is the picture of the results."""
-        seams = measure_seams(self.numbers, made, *self.grid.edges)
-        report = {
-            "intensity": self.intensity,
-            "output": translated.record(),
-            "tiles": {
-                "count": len(self.grid),
-                "size": list(self.grid.tile),
-                "overlap": self.grid.overlap,
-                "sent": len(self.sent),
-                "refused": [
-                    at for at, plane in zip(self.sent, translated.planes, strict=True) if plane is None
-                ],
-            },
-            "seams": None if seams is None else seams.record,
-        }
-        return report, () if seams is None else (seams.line,)
+    def result(self, translated: StudyResults) -> tuple[Pixels, Mask, dict[str, Any]]:
+        """The picture of the results, where it was translated, and the sections of the provenance."""
+        blended, covered = self.together(translated.planes, translated.channels, translated.background)
+        size = {"size": list(self.grid.tile), "overlap": self.grid.overlap}
+        return _rounded(blended, translated.dtype), covered, self.report(translated, "tiles", **size)
 
     def figures(self, translated: StudyResults) -> tuple[dict[str, float], Floats | None]:
         """The size, and the round trip at it, as fields of a record; and the picture that came back, in its numbers."""
@@ -174,29 +179,82 @@ class Tiles:
         return figures, back
 
 
-def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
-    if tile >= length:
-        return (0,)
-    step = max(1, tile - overlap)
-    count = 1 + -(-(length - tile) // step)
-    return tuple(round(i * (length - tile) / (count - 1)) for i in range(count))
+def _rounded(picture: Floats, dtype: np.dtype[Any]) -> Pixels:
+    return np.rint(picture).clip(0, np.iinfo(dtype).max).astype(dtype)
 
 
-def _weights(grid: TileGrid) -> Floats:
-    """(H, W, 1) of a tile: a raised sine over what tiles share."""
-    sides = []
-    for size, starts in zip(grid.tile, (grid.rows, grid.columns), strict=True):
-        shared = max((before + size - after for before, after in pairwise(starts)), default=0)
-        shared = min(shared, size // 2 or 1)
-        edge = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5
-        sides.append(np.sin(np.pi / 2 * np.clip(edge / max(shared, 0.5), 0, 1)) ** 2)
-    window: Floats = (sides[0][:, None] * sides[1][None, :])[:, :, None].astype(np.float32)
-    return window
+@dataclass(frozen=True, slots=True)
+class PictureStudy(Study):
+    """A picture of a format that nodes do not take, or one that is larger than a model of parts of pictures."""
+
+    pixels: Tiles
+    format: str
+
+    @property
+    def kind(self) -> str:
+        kind = {"JPEG2000": "JPEG 2000", "WEBP": "WebP", "PNG": "picture"}.get(self.format, self.format)
+        return kind if self.planes == 1 else f"{kind} in tiles"
+
+    def assemble(self, translated: StudyResults) -> Assembled:
+        """The picture of the results, with its mask and with what came back."""
+        made, covered, report = self.pixels.result(translated)
+        figures, back = self.pixels.figures(translated)
+        said, files = list[str](), {self.outputs[0]: encode_png(made)}
+        if not covered.all():
+            files[f"{self.name}.mask.png"] = encode_png(covered[..., None].astype(np.uint8) * np.uint8(255))
+            share = 100 * float(1 - covered.mean())
+            said.append(f"{share:.1f} % of it was not translated and is background: {self.name}.mask.png")
+        if back is not None and self.planes > 1:
+            returned = next(plane for plane in translated.returned if plane is not None)
+            files[f"{self.name}.returned.png"] = encode_png(_rounded(back, returned.dtype))
+        return Assembled(files, report, tuple(said), figures if self.planes > 1 else {})
+
+
+def picture_origin(path: Path, options: Options, within: str = "") -> Origin:
+    """What the study of a picture is made from; results lie below the folder `within`."""
+    settings = options.settings("intensity", "picture_tile", "most_tiles")
+    beside = (".mask.png", ".returned.png")
+    return Origin.of_file(path, settings, suffix=path.suffix, within=within, results=(".png",), beside=beside)
+
+
+def read_picture(origin: Origin, options: Options) -> PictureStudy:
+    path, limits = origin.given, ImageLimits()
+    kind = PICTURES.get(path.suffix.lower(), "PNG")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=UserWarning)
+        content = read_content(path, limits)
+        pixels = decode_image(content).pixels if kind == "PNG" else _pixels(content, kind, limits)
+    rule = IntensityRule("values") if options.intensity == AUTO else IntensityRule.parse(options.intensity)
+    intensity = rule.on(pixels)
+    height, width = pixels.shape[:2]
+    grid = TileGrid.of(height, width, tile_of(height, width, options.picture_tile, options.most_tiles))
+    numbers, record = intensity.numbers(pixels), intensity.record(pixels)
+    if len(grid) > 1:
+        return PictureStudy(origin, Tiles.of(numbers, grid, record, rule.text), kind)
+    return PictureStudy(origin, Tiles(numbers, (0,), record, rule.text, grid), kind)
+
+
+def _pixels(content: bytes, kind: str, limits: ImageLimits) -> Pixels:
+    with faults_as_unreadable(kind):
+        image = open_pillow(content, kind)
+        limits.check_size(image.height, image.width)
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1:
+            raise too_many_frames(f"the {kind}", frames)
+        at = content.find(b"\xff\x4f\xff\x51")  # the header of a JPEG 2000 codestream
+        bits = (content[at + 42] & 0x7F) + 1 if at >= 0 and len(content) > at + 42 else 8
+        if kind == "JPEG2000" and image.mode not in {"L", "I;16"} and bits > 8:
+            raise ImageUnreadable(
+                f"it has {bits} bits in several channels, which cannot be read exactly here",
+                hint="convert it to a 16-bit PNG or TIFF first",
+            )
+        orientation = image.getexif().get(ORIENTATION, 1)
+        return upright(pillow_pixels(image, "white"), orientation)
 
 
 MAX_PIXELS: Final = 1 << 28
 MAX_TILE: Final = 1 << 26
-"""Bytes of a tile that are let pass however small the map is."""
+"""Bytes of a tile of a file that are let pass however small the map is."""
 _BLOCK: Final = 512
 
 
@@ -214,17 +272,14 @@ class Georeference(NamedTuple):
 class GeoTiffStudy(Study):
     pixels: Tiles
     georeference: Georeference
-    valid: NDArray[np.bool_]
+    valid: Mask
 
     @property
     def kind(self) -> str:
         return "cloud-optimised GeoTIFF" if self.georeference.cog else "GeoTIFF"
 
     def assemble(self, translated: StudyResults) -> Assembled:
-        blended, covered = self.pixels.together(translated.planes, translated.channels, translated.background)
-        top = 255 if translated.bits == 8 else 65535
-        made = np.rint(blended).clip(0, top).astype(np.uint8 if translated.bits == 8 else np.uint16)
-        report, said = self.pixels.report(translated, blended)
+        made, covered, report = self.pixels.result(translated)
         where, (height, width) = self.georeference, self.valid.shape
         report["geometry"] = {
             "height": height,
@@ -235,9 +290,9 @@ class GeoTiffStudy(Study):
             "rational_polynomials": where.rpcs is not None,
         }
         content = self._file(made, self.valid & covered, translated)
-        return Assembled({self.outputs[0]: content}, report, said, self.pixels.figures(translated)[0])
+        return Assembled({self.outputs[0]: content}, report, (), self.pixels.figures(translated)[0])
 
-    def _file(self, made: Pixels, valid: NDArray[np.bool_], translated: StudyResults) -> bytes:
+    def _file(self, made: Pixels, valid: Mask, translated: StudyResults) -> bytes:
         """The map with a header of its own, tiled and deflated; a COG where the input is one."""
         rasterio, where = _rasterio(), self.georeference
         height, width, bands = made.shape
@@ -276,21 +331,13 @@ def geotiff_origin(path: Path, options: Options, within: str = "") -> Origin:
 
 
 def read_geotiff(origin: Origin, options: Options) -> GeoTiffStudy:
-    path = origin.given
-    if not path.exists():
-        raise FileMissing(f"there is no {path}", hop="client")
-    try:
-        values, valid, where, units = _read(path)
-        rule = chosen_rule(options.intensity, values, of_model=options.of_model)
-        seen = values if valid.all() else values[valid]
-        intensity = rule.on(seen)
-        numbers = intensity.numbers(values)
-    except ImageUnreadable as error:
-        raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
+    values, valid, where, units = _read(origin.given)
+    rule = chosen_rule(options.intensity, values, of_model=options.of_model)
+    seen = values if valid.all() else values[valid]
+    intensity = rule.on(seen)
     grid = TileGrid.of(valid.shape[0], valid.shape[1], options.tile)
-    tiles = Tiles.of(numbers, grid, intensity.record(seen) | units, rule.text, valid)
-    if not tiles.sent:
-        raise ImageUnreadable(f"{path} shows nothing: all its pixels are alike or without data", hop="client")
+    record = intensity.record(seen) | units
+    tiles = Tiles.of(intensity.numbers(values), grid, record, rule.text, valid)
     return GeoTiffStudy(origin, tiles, where, valid)
 
 
@@ -308,7 +355,7 @@ def _rasterio() -> Any:
     return rasterio
 
 
-def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference, dict[str, list[float]]]:
+def _read(path: Path) -> tuple[NDArray[Any], Mask, Georeference, dict[str, list[float]]]:
     """Values (H, W, C) with holes filled, where there are data (H, W), the georeference, and how values were stored."""
     rasterio, given = _rasterio(), shlex.quote(str(path))
     interp = rasterio.enums.ColorInterp
@@ -318,39 +365,27 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference, di
             band for band, what in zip(file.indexes, file.colorinterp, strict=True) if what != interp.alpha
         ]
         scales, offsets = ([of_all[band - 1] for band in bands] for of_all in (file.scales, file.offsets))
-        units = {"scales": scales, "offsets": offsets}
-        stored = units == {"scales": [1.0] * len(bands), "offsets": [0.0] * len(bands)}
+        stored = set(scales) <= {1.0} and set(offsets) <= {0.0}
         pixel = len(bands) * (kind.itemsize if stored else 8)
         rows, columns = file.block_shapes[0]
-        for wrong, what, how in (
-            (
-                file.subdatasets,
-                f"it holds {len(file.subdatasets)} maps, one is expected",
-                f"tiffsplit {given}",
-            ),
-            (
-                len(bands) not in {1, 3} or kind.kind == "c",
-                f"it has {len(bands)} bands of {kind}; one band, or red, green and blue, are translated",
-                f"rio stack {given} --bidx 1,2,3 -o rgb.tif",
-            ),
-            (
-                height * width > MAX_PIXELS or height * width * pixel > MAX_BYTES,
-                f"{height} x {width} pixels of {pixel} bytes; {MAX_PIXELS} pixels and {MAX_BYTES} bytes are the limit",
-                f"gdal_retile.py -ps 8192 8192 -targetDir {shlex.quote(path.stem)} {given}",
-            ),
-            (  # GDAL reads a tile whole
-                rows * columns * pixel > MAX_TILE and rows * columns > MOST_PADDING * height * width,
-                f"its tiles have {rows} x {columns} pixels, the whole map {height} x {width}",
-                f"gdal_translate {given} {shlex.quote(f'{path.stem}-strips.tif')}",
-            ),
-            (
-                file.colorinterp[0] == interp.palette,
-                "its colours are a palette",
-                f"gdal_translate -expand rgb {given} rgb.tif",
-            ),
-        ):
-            if wrong:
-                raise ImageUnreadable(what, hint=how)
+        what = how = ""
+        if file.subdatasets:
+            what, how = f"it holds {len(file.subdatasets)} maps, one is expected", f"tiffsplit {given}"
+        elif len(bands) not in {1, 3} or kind.kind == "c":
+            what = f"it has {len(bands)} bands of {kind}; one band, or red, green and blue, are translated"
+            how = f"rio stack {given} --bidx 1,2,3 -o rgb.tif"
+        elif height * width > MAX_PIXELS or height * width * pixel > MAX_BYTES:
+            limits = f"{MAX_PIXELS} pixels and {MAX_BYTES} bytes are the limit"
+            what = f"{height} x {width} pixels of {pixel} bytes; {limits}"
+            how = f"gdal_retile.py -ps 8192 8192 -targetDir {shlex.quote(path.stem)} {given}"
+        elif rows * columns * pixel > MAX_TILE and rows * columns > MOST_PADDING * height * width:
+            # GDAL reads a tile whole.
+            what = f"its tiles have {rows} x {columns} pixels, the whole map {height} x {width}"
+            how = f"gdal_translate {given} {shlex.quote(f'{path.stem}-strips.tif')}"
+        elif file.colorinterp[0] == interp.palette:
+            what, how = "its colours are a palette", f"gdal_translate -expand rgb {given} rgb.tif"
+        if what:
+            raise ImageUnreadable(what, hint=how)
         valid = file.dataset_mask() > 0
         values = file.read(bands)
         if values.dtype.kind == "f":
@@ -363,10 +398,11 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference, di
         transform = None if file.transform.is_identity else file.transform
         where = Georeference(file.crs, transform, file.gcps, file.rpcs, cog)
     values = np.ascontiguousarray(values.transpose(1, 2, 0))
+    units = {"scales": scales, "offsets": offsets}
     return values if stored else values * scales + offsets, valid, where, units
 
 
-def _filled(rasterio: Any, band: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
+def _filled(rasterio: Any, band: NDArray[Any], valid: Mask) -> NDArray[Any]:
     # GDAL fills in 32-bit floats, which have small steps around zero alone.
     mean = band[valid].mean(dtype=np.float64)
     clean = np.where(valid, band - mean, 0).astype(np.float32)
