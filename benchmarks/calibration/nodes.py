@@ -16,7 +16,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,8 +27,9 @@ import numpy as np
 import torch
 
 from benchmarks.calibration.directed import DIRECTIONS, OUT, Directed
-from ddib_fed.cli.demo_nodes import Pair, run_command
-from ddib_fed.cli.demo_parts import PlacePictures, read_unit
+from ddib_fed.calibration.record import Calibration
+from ddib_fed.cli.demo import Pair, run_command
+from ddib_fed.cli.demo_figures import ChosenPictures
 from ddib_fed.engine.record import Translation
 from ddib_fed.evaluation.judgement import HistogramMatch, Resamples, resample
 from ddib_fed.evaluation.metrics import Pictures
@@ -115,75 +116,64 @@ def between_nodes(folder: Path, directed: Directed, kind: str, steps: int) -> No
     """All commands; what they leave is below the folder."""
     kinds = '["rotation"]' if kind == "rotation" else '["rotation", "colour-map"]'
     settings = (
-        ("policy", "calibration", "[]", kinds),
-        ("policy", "least_depth", "1.0", f"{LEAST_DEPTH:g}"),
-        ("engine", "threads", "0", "1"),
+        ("calibration", "[]", kinds),
+        ("least_depth", "1.0", f"{LEAST_DEPTH:g}"),
+        ("threads", "0", "1"),
     )
     domains = (directed.source_name, directed.target_name)
-    pair = Pair.of(folder, INSTITUTIONS, domains, PERSON, settings=settings)
-    files = PlacePictures(tuple(range(len(directed.test[0]))), *directed.test).write(folder / "in")
+    pair = Pair(folder, INSTITUTIONS, domains, PERSON)
+    chosen_of(directed).write(folder / "in")
     crossed: dict[str, Any] = {}
-    with pair.running():
-        _translate(pair, files, PLAIN)
-        with _timed("publish"):
-            pair.publish()
-        crossed["rotation"] = _agree(pair, "rotation")
+    try:
+        pair.start(settings)
+        _translate(pair, PLAIN)
+        crossed["rotation"] = _agree("rotation", pair.calibrate)
         for run in ROTATION if kind == "rotation" else BESIDE:
-            _translate(pair, files, run)
+            _translate(pair, run)
         if kind == "colour-map":
-            crossed["colour-map"] = _agree(pair, "colour-map")
+            crossed["colour-map"] = _agree("colour-map", pair.agree)
             _retrain(pair, crossed["colour-map"]["sha256"], steps)
             for run in COLOUR_MAP:
-                _translate(pair, files, run)
+                _translate(pair, run)
+    finally:
+        pair.stop()
     write_json(folder / CROSSED, crossed)
 
 
-def _translate(pair: Pair, files: list[Path], run: Run) -> None:
-    words = ["--to", pair.to, "--out", pair.out / run.name, "--keep-latents", "--profile", pair.profile]
+def chosen_of(directed: Some) -> ChosenPictures:
+    return ChosenPictures(tuple(range(len(directed.test[0]))), *directed.test)
+
+
+def _translate(pair: Pair, run: Run) -> None:
+    words = ["--keep-latents"]
     words += ["--cycle"] if run.cycle else []
     words += ["--depth", f"{run.depth:g}"] if run.depth < 1 else []
     with _timed(run.name):
-        run_command(_brief, "translate", *files, *words)
+        pair.translate(pair.out / "in", pair.out / run.name, *words)
 
 
-def _agree(pair: Pair, kind: str) -> dict[str, Any]:
-    """`ddib calibrate --peer`; what it reports: digest, state, bytes that crossed, the calibration."""
+def _agree(kind: str, calibrate: Callable[[str], Calibration]) -> dict[str, Any]:
+    """The digest and the calibration that both have signed."""
     with _timed(f"calibrate {kind}"):
-        printed = run_command(
-            _brief, "calibrate", "--peer", pair.to, "--kind", kind, "--pictures", pair.source.domain, "--yes",
-            "--config", pair.source.config_path, "--format", "json",
-        )  # fmt: skip
-    found: dict[str, Any] = json.loads(printed[printed.index("{\n") :])
-    if found["state"] != "signed":
-        raise SystemExit(f"the target has not signed: {found['state']}")
-    return found
+        made = calibrate(kind)
+    return {"sha256": made.sha256.hex(), "calibration": made.model_dump(mode="json", exclude_none=True)}
 
 
 def _retrain(pair: Pair, sha256: str, steps: int) -> None:
     """The source's model again, on its pictures mapped by what both signed; its node then serves it."""
     source = pair.source
     file = source.folder / "colours.json"
-    run_command(_brief, "calibrate", "show", sha256[:12], "--out", file, "--config", source.config_path)
+    run_command("calibrate", "show", sha256[:12], "--out", file, "--config", source.config_path)
     with _timed("train"):
         run_command(
-            _brief, "model", "train", "--domain", source.domain, "--init", source.folder / "model",
+            "model", "train", "--domain", source.domain, "--init", source.folder / "model",
             "--calibration", file, "--out", source.folder / "mapped", "--steps", str(steps), "--batch", str(BATCH),
             "--set", "precision=bfloat16",
         )  # fmt: skip
     source.stop()
-    source.configure(_brief, "model", "bundle", '"model"', '"mapped"')
-    source.start(_brief)
+    source.configure("bundle", '"model"', '"mapped"')
+    source.start()
     source.wait_ready()
-
-
-def _brief(command: str) -> None:
-    """A command with its many files as one pattern."""
-    words = command.split(" ")
-    files = [word for word in words if word.endswith(".png")]
-    if files:
-        words = [word for word in words if word not in files[1:]]
-        words[words.index(files[0])] = str(Path(files[0]).parent / "*.png")
-    print("$", " ".join(words), flush=True)
 
 
 @contextmanager
@@ -211,12 +201,13 @@ def measured(folder: Path, directed: Some) -> dict[str, Any]:
 
 def _figures(folder: Path, directed: Some) -> dict[str, Any]:
     """Of one job: of its files, as `Directed.figures` has them, and of its records."""
-    names = [f"{row:03}" for row in range(len(directed.test[0]))]
+    chosen = chosen_of(directed)
+    names = chosen.names
     cycle = (folder / f"{names[0]}.returned.png").is_file()
     records = [Translation.read(folder / f"{name}.json") for name in names]
-    translated = np.stack([read_unit(folder / f"{name}.png") for name in names])
+    translated = chosen.read(folder)
     latent = np.concatenate([np.load(folder / f"{name}.latent.npy") for name in names]).astype(np.float32)
-    back = np.stack([read_unit(folder / f"{name}.returned.png") for name in names]) if cycle else None
+    back = chosen.read(folder, ".returned.png") if cycle else None
     each = {
         "latent_std": [record.latent.std for record in records],
         "latent_correlation": [record.latent.correlation for record in records],

@@ -2,7 +2,7 @@
 
     python -m benchmarks.calibration.tiles      writes docs/benchmarks/calibration/tiles.json; one thread, two minutes
 
-Tiles are cut and averaged by `ddib_fed.formats.geotiff`, as `ddib translate` does it between nodes.
+Tiles are cut and averaged by `ddib_fed.formats.tiles`, as `ddib translate` does it between nodes.
 """
 
 from __future__ import annotations

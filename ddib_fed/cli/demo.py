@@ -1,46 +1,260 @@
-"""`ddib demo`: institutions in a folder, real nodes, and points and then pictures there and back through the client."""
+"""`ddib demo`: institutions in a folder, real nodes, and points and then pictures there and back.
+
+Everything runs through the commands that users have, and each is printed so that it can be pasted. Nodes that were
+started are always stopped, unless they are to be kept.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
+import json
+import re
 import shlex
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-import click
-
-from ddib_fed.cli.demo_nodes import CALIBRATION, DemoPart, Pair, still_runs
-from ddib_fed.cli.options import command
-from ddib_fed.errors import AlreadyExists, OutOfBounds, StateConflict
+from ddib_fed.cli.options import command, option
+from ddib_fed.errors import (
+    AlreadyExists,
+    CalibrationIneffective,
+    Cancelled,
+    InternalError,
+    NotReady,
+    OutOfBounds,
+    StateConflict,
+    UnavailableError,
+)
 from ddib_fed.files import write_json
-from ddib_fed.terminal import NODE_EXTRA, say
+from ddib_fed.terminal import NODE_EXTRA, console, say
+
+if TYPE_CHECKING:
+    from ddib_fed.calibration.record import Calibration
+    from ddib_fed.cli.demo_figures import DemoPart
 
 MARKER = ".ddib-demo"
 NODES = ("north", "south", "east", "west")
 MADE_HERE = (*NODES, "translated", "points.npy",
              "translation.png", "pictures", "pictures.png", "report.json")  # fmt: skip
-REPORT = "report.json"
 POINTS = 10_000
+PICTURES = 16
+START_S = 120.0
+STOP_S = 15.0
+LOG_TAIL = 20
+DRAWS = 3
+"""Of the noise of what is published for a calibration: about one in a hundred supports none."""
+
+
+def run_command(*words: str | Path) -> str:
+    """Run a `ddib` command in this process, and show it; what it prints on stdout."""
+    from ddib_fed.cli.main import cli
+
+    typed = [str(word) for word in words]
+    show(f"ddib {shlex.join(typed)}")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        cli.main(args=typed, prog_name="ddib", standalone_mode=False)
+    return printed.getvalue()
+
+
+def show(line: str) -> None:
+    say(f"$ {line}", style="dim")
+
+
+def free_ports(count: int) -> tuple[int, ...]:
+    """Ports of loopback that are free now; all are held until all are found, so no two are the same."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return tuple(int(probe.getsockname()[1]) for probe in probes)
+
+
+@dataclass(slots=True)
+class Institution:
+    """One institution: its folder with node.toml and model, and its node's process while it runs."""
+
+    name: str
+    role: str
+    domain: str
+    folder: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def config_path(self) -> Path:
+        return self.folder / "node.toml"
+
+    def set_up(self, *further: str) -> str:
+        """Make its node with a copy of the shipped model; its fingerprint."""
+        printed = run_command(
+            "init", "node", "--institution", self.name, "--role", self.role, "--model", self.domain,
+            "--address", f"localhost:{self.port}", "--out", self.folder, *further,
+        )  # fmt: skip
+        return next(word for word in printed.split() if word.startswith("SHA256:"))
+
+    def configure(self, key: str, default: str, value: str) -> None:
+        """Replace a value of node.toml, which its node reads when it starts."""
+        text, found = re.subn(
+            rf"^(?:# )?{key} = {re.escape(default)}(?= |$)",
+            f"{key} = {value}",
+            self.config_path.read_text(encoding="utf-8"),
+            flags=re.MULTILINE,
+        )
+        if found != 1:
+            raise InternalError(f"{self.config_path} has {found} lines {key} = {default}")
+        self.config_path.write_text(text, encoding="utf-8")
+        show(f"# {self.config_path}: {key} = {value}")
+
+    def start(self) -> None:
+        """Start its node in a separate session: Ctrl-C reaches only the demo, which then stops it in order."""
+        show(f"ddib-{self.role}-node serve --config {shlex.quote(str(self.config_path))} &")
+        words = ["-P", "-m", f"{self.role}_node", "serve", "--config", str(self.config_path)]
+        with (self.folder / "node.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def wait_ready(self) -> None:
+        """Return once the node reports on its socket that it serves."""
+        deadline = time.monotonic() + START_S
+        while node_state(self.config_path) != "serving":
+            code = None if self.process is None else self.process.poll()
+            if code is not None or time.monotonic() > deadline:
+                log = self.folder / "node.log"
+                tail = "\n    ".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL:])
+                what = f"was not ready after {START_S:.0f} s" if code is None else f"ended with {code}"
+                raise NotReady(
+                    f"the node of {self.name} {what}; the end of {log}:\n    {tail}",
+                    hop=f"{self.role} {self.name}",
+                    hint=f"ddib-{self.role}-node check --config {shlex.quote(str(self.config_path))}",
+                )
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL if necessary."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Pair:
+    """Two institutions in folders that are named by their first labels, and a client of the first."""
+
+    def __init__(self, out: Path, names: tuple[str, str], domains: tuple[str, str], person: str) -> None:
+        self.out, self.person = out, person
+        ports = free_ports(2)
+        self.source = Institution(names[0], "source", domains[0], out / names[0].partition(".")[0], ports[0])
+        self.target = Institution(names[1], "target", domains[1], out / names[1].partition(".")[0], ports[1])
+        self.both = self.source, self.target
+        self.to = f"{self.target.name}/{self.target.domain}"
+        self.profile = self.source.folder / person / "client.toml"
+
+    def start(self, settings: Sequence[tuple[str, str, str]] = ()) -> None:
+        """Set up both nodes, let them admit each other, and serve; `settings` as `configure` takes them."""
+        prints = self.source.set_up("--client", self.person), self.target.set_up()
+        for here, there, fingerprint in zip(self.both, self.both[::-1], prints[::-1], strict=True):
+            file = there.folder / f"{there.name}.peer"
+            run_command("peer", "add", file, "--config", here.config_path, "--fingerprint", fingerprint)
+        for institution in self.both:
+            for setting in settings:
+                institution.configure(*setting)
+            institution.start()
+        with console(stderr=True).status("the nodes load and warm up their models"):
+            for institution in self.both:
+                institution.wait_ready()
+
+    def stop(self) -> None:
+        for institution in self.both:
+            institution.stop()
+
+    def translate(self, files: Path, out: Path, *further: str) -> None:
+        run_command("translate", files, "--to", self.to, "--out", out, *further, "--profile", self.profile)
+
+    def calibrate(self, kind: str) -> Calibration:
+        """Publish, and agree on a calibration; where the published noise does not support one, publish again."""
+        for draw in range(1, DRAWS + 1):
+            again = ("--force",) if draw > 1 else ()
+            words = ("--pictures", self.target.domain, "--yes", *again)
+            published = run_command("calibrate", "publish", *words, "--config", self.target.config_path)
+            say(*published.splitlines())
+            try:
+                return self.agree(kind)
+            except CalibrationIneffective as error:
+                if draw == DRAWS:
+                    raise
+                say(f"refused: {error.detail}", "the noise is drawn once more: these pictures are public")
+        raise AssertionError
+
+    def agree(self, kind: str) -> Calibration:
+        """Calibrate the source to what the target published, and sign it at both, as their operators do."""
+        from ddib_fed.calibration.record import Calibration
+
+        source, target = self.source.config_path, self.target.config_path
+        words = ("--kind", kind, "--pictures", self.source.domain, "--yes", "--format", "json")
+        found = json.loads(run_command("calibrate", "--peer", self.to, *words, "--config", source))
+        name = found["sha256"][:12]
+        run_command("calibrate", "accept", name, "--yes", "--config", target)
+        say(*run_command("calibrate", "send", name, "--config", source).splitlines())
+        return Calibration.model_validate(found["calibration"])
+
+    def say_what_to_try(self, files: Path) -> None:
+        """Addresses of the nodes that were kept, and commands for them."""
+        for institution in self.both:
+            pid = institution.process.pid if institution.process is not None else "-"
+            say(
+                f"{institution.name} ({institution.role} node) listens on 127.0.0.1:{institution.port}, pid {pid}"
+            )
+        profile = f"--profile {shlex.quote(str(self.profile))}"
+        configs = [shlex.quote(str(each.config_path)) for each in self.both]
+        again = f"--out again-{self.source.domain} --cycle {profile}"
+        say(
+            "try:",
+            f"  ddib domains {profile}",
+            f"  ddib translate {shlex.quote(str(files))} --to {self.to} {again}",
+            f"  ddib status --config {configs[0]}",
+            f"  ddib drain --config {configs[0]}; ddib drain --config {configs[1]}   # stop both",
+        )
+
+
+def node_state(config_path: Path) -> str:
+    """What the node of a configuration answers on its socket; empty where none answers."""
+    from ddib_fed.node.admin import AdminClient
+    from ddib_fed.node.config import NodeConfig
+
+    if not config_path.is_file():
+        return ""
+    try:
+        return AdminClient(NodeConfig.load(config_path)).status().state
+    except UnavailableError:
+        return ""
 
 
 @command()
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+@option(
+    "--out DIR",
+    "Folder for all output; the folder of an earlier demo is replaced.",
     default=Path("ddib-demo"),
-    show_default=True,
-    metavar="DIR",
-    help="Folder for all output; the folder of an earlier demo is replaced.",
 )
-@click.option(
-    "--keep", is_flag=True, help="Leave the nodes running; print their addresses and commands to try next."
-)
+@option("--keep", "Leave the nodes running; print their addresses and commands to try next.")
 def demo(out: Path, keep: bool) -> None:
     """Two institutions on this machine translate there and back.
 
@@ -49,52 +263,62 @@ def demo(out: Path, keep: bool) -> None:
     have agreed on one. Each pair is set up by the same commands that the README shows; two nodes are
     started and translate over mutual TLS; what happened at each hop is printed. Writes DIR/translation.png,
     DIR/pictures.png and DIR/report.json. Exits non-zero if a figure is out of bounds.
-
-    The pictures need the packages of the extra `data` and models of both domains; without them only the points
-    are translated, and the report states what is missing.
     """
-    demonstrate(out, keep=keep)
-
-
-def demonstrate(
-    out: Path, *, keep: bool = False, points: int = POINTS, models: Mapping[str, Path] | None = None
-) -> None:
-    """Run the demo, with `models` by domain instead of the shipped ones."""
     for package in sorted(NODE_EXTRA):
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(package, name=package)
-    from ddib_fed.cli import demo_parts
+    demonstrate(out, keep=keep)
+
+
+def demonstrate(out: Path, *, keep: bool = False, points: int = POINTS) -> None:
+    from ddib_fed.cli import demo_figures
+    from ddib_fed.data.shipped import load_shipped
 
     started = time.perf_counter()
+    shipped = load_shipped("satellite"), load_shipped("relief")
     prepare(out)
-    given, outcomes = models or {}, []
-    kept: list[tuple[Pair, str]] = []
-    with sigterm_as_ctrl_c(), contextlib.ExitStack() as failed:
+    with_points = Pair(out, ("north.example", "south.example"), ("moons", "checkerboards"), "alice")
+    with_pictures = Pair(out, ("east.example", "west.example"), ("satellite", "relief"), "bob")
+    # SIGTERM is treated like Ctrl-C, so that the nodes are stopped.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    cycle = ("--cycle", "--keep-latents")
+    try:
         say("", "Points: moons of north.example become checkerboards of south.example, and return", "")
-        pair = Pair.of(out, ("north.example", "south.example"), demo_parts.POINTS, "alice", models=given)
-        failed.callback(pair.stop)
-        with pair.running(keep=keep):
-            kept.append((pair, str(out / "points.npy")))
-            outcomes.append(demo_parts.translate_points(pair, points))
-        outcomes[-1].show()
+        with_points.start()
+        sent = demo_figures.draw_points(out / "points.npy", with_points.source.domain, points)
+        with_points.translate(sent, out / "translated", *cycle)
+        parts = [demo_figures.measure_points(sent, out / "translated", "alice", out / "translation.png")]
+        parts[0].show()
+        if not keep:
+            with_points.stop()
         say("", "Pictures: satellite of east.example become relief of west.example, and return", "")
-        skipped = demo_parts.missing(given)
-        if skipped is None:
-            allowed = ("policy", "calibration", "[]", f'["{CALIBRATION}"]')
-            institutions = ("east.example", "west.example")
-            pair = Pair.of(out, institutions, demo_parts.PICTURES, "bob", models=given, settings=(allowed,))
-            failed.callback(pair.stop)
-            with pair.running(keep=keep):
-                kept.append((pair, f"{out / 'pictures' / 'in'}/*.png"))
-                outcomes.append(demo_parts.translate_pictures(pair))
-            outcomes[-1].show()
-        else:
-            say(f"left out: {skipped.figures['skipped']}; {skipped.figures['command']}")
-            outcomes.append(skipped)
-        finish(out / REPORT, outcomes, time.perf_counter() - started)
-        failed.pop_all()
-    for pair, files in kept if keep else ():
-        pair.say_what_to_try(files)
+        with_pictures.start([("calibration", "[]", '["rotation"]')])
+        folder = out / "pictures"
+        chosen = demo_figures.ChosenPictures.evenly(*shipped, PICTURES)
+        chosen.write(folder / "in")
+        with_pictures.translate(folder / "in", folder / "translated", *cycle)
+        album = demo_figures.Album.load(chosen, folder / "translated")
+        album.tell_hops("bob")
+        calibration = with_pictures.calibrate("rotation")
+        with_pictures.translate(folder / "in", folder / "calibrated")
+        calibrated = chosen.read(folder / "calibrated")
+        parts.append(album.measure(calibration, calibrated, shipped[1].train))
+        album.draw(calibration, calibrated, out / "pictures.png")
+        parts[1].show()
+        finish(out / "report.json", parts, time.perf_counter() - started)
+    except BaseException as error:
+        with_points.stop()
+        with_pictures.stop()
+        if isinstance(error, Cancelled):
+            raise Cancelled("interrupted; the demo's nodes are stopped", hint="ddib demo") from error
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if keep:
+        with_points.say_what_to_try(sent)
+        with_pictures.say_what_to_try(folder / "in")
+    else:
+        with_pictures.stop()
 
 
 def prepare(out: Path) -> None:
@@ -102,7 +326,7 @@ def prepare(out: Path) -> None:
     if out.exists() and any(out.iterdir()) and not (out / MARKER).is_file():
         raise AlreadyExists(f"{out} is not empty and was not made by a demo", hint="ddib demo --out ANOTHER")
     for name in NODES:
-        if still_runs(config := out / name / "node.toml"):
+        if node_state(config := out / name / "node.toml"):
             raise StateConflict(
                 f"a node of an earlier demo still runs in {out / name}",
                 hint=f"ddib drain --config {shlex.quote(str(config))}",
@@ -114,28 +338,12 @@ def prepare(out: Path) -> None:
     (out / MARKER).write_text("made by `ddib demo`, which empties this folder when it runs again\n")
 
 
-@contextlib.contextmanager
-def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, so that the nodes are stopped."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        signal.raise_signal(signal.SIGINT)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def finish(report: Path, outcomes: Sequence[DemoPart], seconds: float) -> None:
+def finish(report: Path, parts: Sequence[DemoPart], seconds: float) -> None:
     """Write the figures and bounds of all parts as JSON, and check the bounds."""
-    bounds = [bound for outcome in outcomes for bound in outcome.bounds]
-    figures = {outcome.name: outcome.figures for outcome in outcomes}
-    write_json(
-        report, {"seconds": round(seconds, 3), **figures, "bounds": [asdict(bound) for bound in bounds]}
-    )
+    bounds = [bound for part in parts for bound in part.bounds]
+    figures: dict[str, Any] = {part.name: part.figures for part in parts}
+    held = [{**asdict(bound), "ok": bound.ok} for bound in bounds]
+    write_json(report, {"seconds": round(seconds, 3), **figures, "bounds": held})
     say(str(report))
     if wrong := [bound.name for bound in bounds if not bound.ok]:
         raise OutOfBounds(f"out of bounds: {', '.join(wrong)}", hint=f"see {report}")
