@@ -21,7 +21,6 @@ from numpy.typing import ArrayLike, NDArray
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation import features, metrics
 from ddib_fed.evaluation.metrics import Pictures, doubtful, structure, to_channels
-from ddib_fed.models.units import monomials
 
 if TYPE_CHECKING:
     from ddib_fed.models.manifest import StructureThresholds
@@ -107,7 +106,7 @@ MOST_PIXELS = 2_000_000
 
 
 def baselines(
-    source: Pictures | None, truth: Pictures | None, domain: Pictures | None, *, count: int, channels: int
+    source: Pictures | None, domain: Pictures | None, *, count: int, channels: int
 ) -> dict[str, Pictures]:
     """The translations without a model that can be computed, by name."""
     found: dict[str, Pictures] = {}
@@ -118,8 +117,6 @@ def baselines(
     if domain is not None:
         mean = domain.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
         found |= {"mean": np.repeat(mean, count, axis=0), "random": random_pictures(domain, count)}
-    if source is not None and truth is not None and count >= FEWEST_PICTURES:
-        found["colour_map"] = cross_fitted_colour_map(source, truth)
     return found
 
 
@@ -130,6 +127,8 @@ def random_pictures(target: Pictures, count: int, *, seed: int = 0) -> Pictures:
 
 @dataclass(frozen=True, slots=True)
 class HistogramMatch:
+    """Brings each channel of pictures to the target's distribution."""
+
     source: NDArray[np.float64] = field(repr=False)
     target: NDArray[np.float64] = field(repr=False)
 
@@ -155,39 +154,6 @@ class HistogramMatch:
             rank = np.interp(given[:, channel], steps, (low + high) / 2)
             out[:, channel] = np.interp(rank, shares, after)
         return out
-
-
-@dataclass(frozen=True, slots=True)
-class ColourMap:
-    """A quadratic map from a pixel's channels to the other domain's, made by `fit` from true pairs."""
-
-    weights: NDArray[np.float64] = field(repr=False)
-    channels: int
-
-    @staticmethod
-    def fit(source: Pictures, target: Pictures) -> ColourMap:
-        """Least squares over the pixels of pairs (N, C, H, W) and (N, C', H, W)."""
-        if len(source) != len(target) or source.shape[2:] != target.shape[2:] or 0 in source.shape:
-            raise ShapeMismatch(f"pictures {source.shape} and {target.shape} are no pairs")
-        weights, *_ = np.linalg.lstsq(monomials(_pixels(source)), _pixels(target), rcond=None)
-        return ColourMap(np.asarray(weights, np.float64), source.shape[1])
-
-    def __call__(self, pictures: Pictures) -> Pictures:
-        given = to_channels(pictures, self.channels)
-        pixels = given.transpose(0, 2, 3, 1).reshape(-1, self.channels)
-        mapped = np.clip(monomials(pixels.astype(np.float64)) @ self.weights, -1.0, 1.0)
-        shape = (len(given), *given.shape[2:], self.weights.shape[1])
-        return np.ascontiguousarray(mapped.reshape(shape).transpose(0, 3, 1, 2), dtype=np.float32)
-
-
-def cross_fitted_colour_map(source: Pictures, target: Pictures) -> Pictures:
-    """The quadratic colour map if only the test part is paired: each half is mapped by a fit to the other."""
-    if len(source) < 2:
-        raise ShapeMismatch(f"two halves need at least two pairs, not {len(source)}")
-    half = len(source) // 2
-    first = ColourMap.fit(source[half:], target[half:])(source[:half])
-    second = ColourMap.fit(source[:half], target[:half])(source[half:])
-    return np.concatenate([first, second])
 
 
 def _pixels(pictures: Pictures) -> NDArray[np.float64]:
@@ -254,7 +220,7 @@ def judge(
     on_step("baselines")
     # They are clipped like a file's values; the references are not.
     within = None if source is None else np.clip(source, -1.0, 1.0)
-    stacks = {"translated": translated, **baselines(within, truth, domain, count=count, channels=shape[0])}
+    stacks = {"translated": translated, **baselines(within, domain, count=count, channels=shape[0])}
     ways: dict[str, dict[str, Any]] = {name: {} for name in stacks}
     if truth is not None:
         for name, stack in stacks.items():
@@ -271,7 +237,7 @@ def judge(
     if domain is not None and min(count, len(domain)) >= FEWEST_PICTURES:
         if truth is not None:
             judged["truth"] = np.clip(truth, -1.0, 1.0)
-        _features(judged, domain, ways, drawn, on_step)
+        _add_features(ways, judged, domain, drawn, on_step)
     columns = {**(recorded or {}), **measured}
     rows: list[Figures] = [
         dict(zip(columns, values, strict=True))
@@ -295,10 +261,10 @@ def judge(
     }
 
 
-def _features(
+def _add_features(
+    ways: dict[str, dict[str, Any]],
     judged: Mapping[str, Pictures],
     domain: Pictures,
-    ways: dict[str, dict[str, Any]],
     drawn: Resamples,
     on_step: OnStep,
 ) -> None:
@@ -327,7 +293,6 @@ TITLES: Final = {
     "histogram": "histogram match, unpaired",
     "mean": "mean picture of the domain",
     "random": "random picture of the domain",
-    "colour_map": "quadratic colour map, fitted on half of these pairs",
     "truth": "the truth itself",
     "chance": "by chance",
     "floor": "real pictures among themselves",
@@ -383,22 +348,20 @@ def tables(report: Figures) -> list[FigureTable]:
         ]
         if any(name != TITLES["chance"] for name, *_ in rows):
             made.append(FigureTable(title, ("", *columns.values()), tuple(rows), f"{note} {brackets}"))
-    spread = report["spread"]
-    if known := [key for key in _OF_PICTURES if key in spread]:
+    spread = {key: one for key in _OF_PICTURES if (one := report["spread"].get(key)) is not None}
+    if spread:
         rows = [
-            (
-                _OF_PICTURES[key],
-                one["median"],
-                _ranged({**one, "value": one["mean"]}),
-                one["min"],
-                one["chance"],
-            )
-            for key in known
-            for one in (spread[key],)
+            (title, one["median"], _ranged({**one, "value": one["mean"]}), one["min"], one["chance"])
+            for key, one in spread.items()
+            for title in [_OF_PICTURES[key]]
         ]
         note = "A good round trip does not show that structure was kept."
-        if (marked := report["doubtful"]) is not None:
-            note = f"Doubtful: {marked} of {report['count']}.{_least(report['thresholds'])} {note}"
+        if report["thresholds"] is not None:
+            edges, shared = (report["thresholds"][key] for key in STRUCTURE)
+            least = f"Edge correlation below {edges:.2f} or mutual information below {shared:.2f} bits"
+            note = f"{least} is doubtful. {note}"
+        if report["doubtful"] is not None:
+            note = f"Doubtful: {report['doubtful']} of {report['count']}. {note}"
         columns_ = ("", "median", "mean", "worst", "by chance")
         made.insert(1, FigureTable("Round trip and structure", columns_, tuple(rows), note))
     if (latent := report.get("latent")) is not None:
@@ -416,13 +379,6 @@ def _ranged(found: Figures | None) -> Cell:
     if found is None or "low" not in found:
         return None if found is None else float(found["value"])
     return f"{found['value']:.3g} [{found['low']:.3g}, {found['high']:.3g}]"
-
-
-def _least(thresholds: Figures | None) -> str:
-    if thresholds is None:
-        return ""
-    edges, shared = (thresholds[key] for key in STRUCTURE)
-    return f" Edge correlation below {edges:.2f} or mutual information below {shared:.2f} bits is doubtful."
 
 
 RANKED: Final = ("cycle_psnr", "psnr", "ssim", "edge_correlation", "mutual_information")

@@ -84,16 +84,12 @@ def by_name(folder: Path) -> dict[str, Path]:
     return found
 
 
-@dataclass(slots=True)
-class Reader:
+class _Reader:
     """Brings files to one size and to [-1, 1]; counts those that had another size."""
 
-    height: int
-    width: int
-    total: int
-    on_read: OnRead | None = None
-    done: int = 0
-    resized: int = 0
+    def __init__(self, height: int, width: int, total: int, on_read: OnRead | None) -> None:
+        self.size, self._total, self._on_read = (height, width), total, on_read
+        self.done = self.resized = 0
 
     def stack(self, paths: Sequence[Path], span: Span | None, scales: Sequence[Span] = ()) -> Pictures:
         """The pictures in files, (N, C, H, W); raw values outside of the span lie beyond [-1, 1]."""
@@ -106,12 +102,12 @@ class Reader:
                     f"{path} holds {picture.pixels.dtype}, which has no range of its own",
                     hint="name the raw values that are black and white: --range LOW:HIGH",
                 )
-            rule = PictureRule(picture.pixels.shape[2], self.height, self.width, "resize", *found, 8)
+            rule = PictureRule(picture.pixels.shape[2], *self.size, "resize", *found, 8)
             arrays.append(_original(picture, path, rule) if scale == _RAW else to_array(picture, rule)[0])
             self.done += 1
-            self.resized += picture.pixels.shape[:2] != (self.height, self.width)
-            if self.on_read is not None:
-                self.on_read(self.done, self.total)
+            self.resized += picture.pixels.shape[:2] != self.size
+            if self._on_read is not None:
+                self._on_read(self.done, self._total)
         channels = max(len(array) for array in arrays)
         return np.concatenate([to_channels(array[None], channels) for array in arrays])
 
@@ -163,16 +159,13 @@ def read_translations(
     """Read a folder of translations with sources, truths, latents, and other pictures of the target domain."""
     found = find_pictures(folder)
     pictures = [each.picture for each in found]
-    height, width = read_picture(found[0].translated).pixels.shape[:2]
     notes: list[str] = []
     paths = {
         "translated": [each.translated for each in found],
-        "source": _recorded(found, Part.SOURCE, "source", notes)
-        if source is None
-        else _matched(found, source),
-        "truth": [] if truth is None else _matched(found, truth),
+        "source": _matched(found, source) if source else _recorded(found, Part.SOURCE, "source", notes),
+        "truth": _matched(found, truth) if truth else [],
         "back": _recorded(found, Part.RETURNED, "back", notes),
-        "domain": [] if domain is None else _thinned(domain),
+        "domain": _thinned(domain) if domain else [],
     }
     own, theirs = (
         span or (ranges[0] if len(set(ranges)) == 1 else None)
@@ -193,7 +186,8 @@ def read_translations(
         notes.append(
             "back: the records do not say what its numbers mean, so its error is that of the records"
         )
-    reader = Reader(size or height, size or width, sum(map(len, paths.values())), on_read)
+    height, width = (size, size) if size else read_picture(found[0].translated).pixels.shape[:2]
+    reader = _Reader(height, width, sum(map(len, paths.values())), on_read)
     stacks = {
         kind: reader.stack(chosen, spans[kind], scales.get(kind, ()))
         for kind, chosen in paths.items()
@@ -201,23 +195,16 @@ def read_translations(
     }
     if reader.resized:
         notes.append(
-            f"{reader.resized} of {reader.done} files had another size and were brought to {reader.height} x "
-            f"{reader.width}"
+            f"{reader.resized} of {reader.done} files had another size and were brought to {height} x {width}"
         )
-    translated = stacks["translated"]
-    channels = {"truth": translated.shape[1], "domain": translated.shape[1]}
-    channels["back"] = stacks["source"].shape[1] if "source" in stacks else 0
-    for kind, count in channels.items():
-        if kind in stacks and count:
-            stacks[kind] = to_channels(stacks[kind], count)
+    for kind, like in (("truth", "translated"), ("domain", "translated"), ("back", "source")):
+        if kind in stacks and like in stacks:
+            stacks[kind] = to_channels(stacks[kind], stacks[like].shape[1])
     return Translations(
         names=tuple(each.name for each in found),
         records=tuple(each.record for each in found),
-        translated=translated,
-        source=stacks.get("source"),
-        truth=stacks.get("truth"),
-        back=stacks.get("back"),
-        domain=stacks.get("domain"),
+        translated=stacks["translated"],
+        **{kind: stacks.get(kind) for kind in ("source", "truth", "back", "domain")},
         latents=_latents(found, notes),
         notes=tuple(notes),
     )
@@ -304,9 +291,8 @@ def evaluate_folder(
             for (kind, sha256), count in named.items()
         ),
     ]
-    report["latent"] = (
-        latent_figures(found.latents) if found.latents is not None else _of_records(found.records)
-    )
+    kept = found.latents
+    report["latent"] = _of_records(found.records) if kept is None else latent_figures(kept)
     report["pictures"] = [
         {"name": name, **row} for name, row in zip(found.names, report["pictures"], strict=True)
     ]

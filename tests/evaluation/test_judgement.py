@@ -3,11 +3,8 @@
 import numpy as np
 import pytest
 
-from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation.judgement import (
-    ColourMap,
     HistogramMatch,
-    cross_fitted_colour_map,
     judge,
     tables,
     worst_first,
@@ -38,11 +35,11 @@ def whole():
 
 
 @pytest.mark.slow
-def test_the_translation_beats_what_knows_nothing_and_not_the_fitted_map(whole):
+def test_the_translation_beats_what_knows_nothing(whole):
     psnr = {name: found["psnr"]["value"] for name, found in whole["ways"].items() if "psnr" in found}
     own = psnr.pop("translated")
-    assert set(psnr) == {"source", "histogram", "mean", "random", "colour_map"}
-    assert psnr.pop("colour_map") > own > max(psnr.values())
+    assert set(psnr) == {"source", "histogram", "mean", "random"}
+    assert own > max(psnr.values())
 
 
 def test_partners_are_found_and_chance_stands_beside(whole):
@@ -108,24 +105,6 @@ def test_a_value_that_half_the_pixels_have_goes_to_the_middle_of_the_lower_half(
     target = pictures(40, seed=3)
     mapped = HistogramMatch.fit(source, target)(source[:1])
     assert mapped == pytest.approx(np.full_like(mapped, np.quantile(target, 0.25)), abs=0.01)
-
-
-def test_a_quadratic_colour_map_is_recovered():
-    source = pictures(6, channels=3)
-    red, green, blue = source.transpose(1, 0, 2, 3)
-    target = np.stack([0.5 * red * green, 0.3 * blue**2 - 0.1, 0.4 * green - 0.4 * red], axis=1)
-    assert mse(ColourMap.fit(source, target)(source), target).max() < 1e-10
-    with pytest.raises(ShapeMismatch):
-        ColourMap.fit(pictures(3), pictures(4))
-
-
-def test_the_cross_fitted_map_never_sees_the_picture_that_it_maps():
-    """Halves under different maps: each is mapped by the other's."""
-    source = pictures(8)
-    target = np.concatenate([source[:4] * 0.5, source[4:] * -0.5])
-    mapped = cross_fitted_colour_map(source, target)
-    assert mapped[:4] == pytest.approx(source[:4] * -0.5, abs=1e-5)
-    assert mapped[4:] == pytest.approx(source[4:] * 0.5, abs=1e-5)
 
 
 def row(cycle, edges, **more):
