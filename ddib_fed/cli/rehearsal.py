@@ -119,7 +119,7 @@ def _look(letter: str, path: Path, test: Path | None, wanted: Rehearsal, show: O
         progress=lambda done, total: show("looking", done, total, str(path)),
     )
     train, held_out = folders.split(folder.entries, wanted.config.held_out)
-    lines = folders.survey(folder).lines()
+    lines = folders.survey(folder).lines
     lines += [f"{bad}: {reason}" for bad, reason in folder.bad]
     if test is not None:
         held_out = folders.scan(test, skip_bad=skip, check=check).entries

@@ -216,17 +216,14 @@ def _bad_files(root: Path, bad: list[tuple[Path, DdibError]], good: int) -> Ddib
     first = name_file(first, str(path))
     if root.is_file():
         return first
-    listed = [f"  {path}: {error.detail}" for path, error in bad[:MAX_LISTED]]
-    more = [f"  and {len(bad) - MAX_LISTED} more"] if len(bad) > MAX_LISTED else []
-    detail = "\n".join(
-        [f"{len(bad)} of {len(bad) + good} pictures below {root} cannot be used:", *listed, *more]
-    )
+    lines = [f"{len(bad)} of {len(bad) + good} pictures below {root} cannot be used:"]
+    lines += [f"  {path}: {error.detail}" for path, error in bad[:MAX_LISTED]]
+    lines += [f"  and {len(bad) - MAX_LISTED} more"] if len(bad) > MAX_LISTED else []
     if all(isinstance(error, PictureMisfit) for _, error in bad):
         others = "; or leave them out with --skip-bad" if good else ""
-        return PictureMisfit(detail, hint=f"{first.hint}{others}", facts=first.facts)
-    return ImageUnreadable(
-        detail, hint="repair or remove them, or leave them out with --skip-bad", facts={"bad": len(bad)}
-    )
+        return PictureMisfit("\n".join(lines), hint=f"{first.hint}{others}", facts=first.facts)
+    hint = "repair or remove them, or leave them out with --skip-bad"
+    return ImageUnreadable("\n".join(lines), hint=hint, facts={"bad": len(bad)})
 
 
 SAMPLE_PICTURES = 200
@@ -239,20 +236,16 @@ _VALUES = re.compile(rf"({_NUMBER}):({_NUMBER})")
 _PERCENTILES = re.compile(r"p(\d+(?:\.\d+)?):p(\d+(?:\.\d+)?)")
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(NamedTuple):
     """How many pictures of a folder have which channels and types, and lines for the person."""
 
     channels: Mapping[int, int]
     dtypes: Mapping[str, int]
-    said: tuple[str, ...]
+    lines: list[str]
 
     @property
     def pictures(self) -> int:
         return sum(self.channels.values())
-
-    def lines(self) -> list[str]:
-        return [*self.said]
 
 
 class Range(NamedTuple):
@@ -266,27 +259,27 @@ class Range(NamedTuple):
 def survey(folder: Folder, limits: ImageLimits | None = None) -> Survey:
     """Counts, sizes, types, values and duplicates of a folder; percentiles come from a sample of its pictures."""
     looks = [e.looks for e in folder.entries]
-    sizes = Counter((k.height, k.width) for k in looks).most_common()
-    channels, labels = Counter(k.channels for k in looks), Counter(e.label for e in folder.entries)
-    dtypes, formats = (Counter(getattr(k, name) for k in looks) for name in ("dtype", "format"))
-    modes = Counter({{1: "grey", 3: "RGB"}[c]: n for c, n in sorted(channels.items())})
+    sizes = [f"{n} of {h} x {w}" for (h, w), n in Counter((k.height, k.width) for k in looks).most_common()]
+    channels, dtypes = Counter(k.channels for k in looks), Counter(k.dtype for k in looks)
+    kinds = {"grey": channels[1], "RGB": channels[3], **dtypes, **Counter(k.format for k in looks)}
     values = ", ".join(f"{v:g}" for v in np.percentile(sample(folder.entries, limits), [1, 50, 99]))
-    said = [
+    more = f" and {len(sizes) - 5} other sizes" if len(sizes) > 5 else ""
+    lines = [
         f"{len(looks)} pictures, {len(folder.bad)} left out",
-        f"height x width: {', '.join(f'{n} of {h} x {w}' for (h, w), n in sizes[:5])}"
-        + (f" and {len(sizes) - 5} other sizes" if len(sizes) > 5 else ""),
-        "; ".join(", ".join(f"{n} {name}" for name, n in each.items()) for each in (modes, dtypes, formats)),
+        f"height x width: {', '.join(sizes[:5])}{more}",
+        ", ".join(f"{n} {name}" for name, n in kinds.items() if n),
         f"values {min(k.low for k in looks):g} to {max(k.high for k in looks):g}; percentiles 1, 50, 99: {values}",
     ]
     if folder.classes:
-        said.append("classes: " + ", ".join(f"{name} ({labels[name]})" for name in folder.classes))
+        labels = Counter(e.label for e in folder.entries)
+        lines.append("classes: " + ", ".join(f"{name} ({labels[name]})" for name in folder.classes))
     digests = Counter(e.digest for e in folder.entries)
     if again := len(looks) - len(digests):
         first = next(e.path for e in folder.entries if digests[e.digest] > 1)
-        said.append(f"{again} duplicates, the first of {first}")
+        lines.append(f"{again} duplicates, the first of {first}")
     if blank := [e.path for e in folder.entries if e.looks.low == e.looks.high]:
-        said.append(f"{len(blank)} of one value throughout, the first {blank[0]}")
-    return Survey(channels, dtypes, tuple(said))
+        lines.append(f"{len(blank)} of one value throughout, the first {blank[0]}")
+    return Survey(channels, dtypes, lines)
 
 
 def sample(entries: Sequence[Entry], limits: ImageLimits | None = None) -> NDArray[np.float32]:
@@ -302,21 +295,20 @@ def sample(entries: Sequence[Entry], limits: ImageLimits | None = None) -> NDArr
 def choose_range(folder: Folder, spec: str = "type", limits: ImageLimits | None = None) -> Range:
     """The range of `--range`, with warnings of its unused and clipped shares, from a sample of the values."""
     spec, values = spec.strip(), sample(folder.entries, limits)
+    hint = "--range LOW:HIGH (as -1000:2000), p1:p99, or type"
     if spec == "type":
         low, high = _type_range(folder)
     elif found := _PERCENTILES.fullmatch(spec):
         shares = [float(p) for p in found.groups()]
         if not 0 <= shares[0] < shares[1] <= 100:
-            raise SettingsInvalid(f"the percentiles of {spec} do not rise from 0 to 100")
+            raise SettingsInvalid(f"the percentiles of {spec} do not rise from 0 to 100", hint=hint)
         low, high = (float(v) for v in np.percentile(values, shares))
     elif found := _VALUES.fullmatch(spec):
         low, high = float(found[1]), float(found[2])
     else:
-        raise SettingsInvalid(
-            f"{spec!r} is no range", hint="--range LOW:HIGH (as -1000:2000), p1:p99, or type"
-        )
+        raise SettingsInvalid(f"{spec!r} is no range", hint=hint)
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise SettingsInvalid(f"the range {spec} is {low:g} to {high:g}, which is empty")
+        raise SettingsInvalid(f"the range {spec} is {low:g} to {high:g}, which is empty", hint=hint)
     warnings = []
     first, last = (float(v) for v in np.percentile(values, [0.1, 99.9]))
     used = max(0.0, min(last, high) - max(first, low)) / (high - low)
@@ -335,15 +327,14 @@ def choose_range(folder: Folder, spec: str = "type", limits: ImageLimits | None 
 
 def _type_range(folder: Folder) -> tuple[float, float]:
     found = sorted({e.looks.dtype for e in folder.entries})
+    hint = "give --range LOW:HIGH or --range p1:p99"
     if len(found) > 1:
+        types = ", ".join(found)
         raise SettingsInvalid(
-            f"the pictures are of several types ({', '.join(found)}), which have no range in common",
-            hint="give --range LOW:HIGH, or convert them to one type",
+            f"the pictures are of several types ({types}), which have no range in common", hint=hint
         )
     if found[0] not in TYPE_RANGES:
-        raise SettingsInvalid(
-            f"{found[0]} has no range of its own", hint="give --range LOW:HIGH or --range p1:p99"
-        )
+        raise SettingsInvalid(f"{found[0]} has no range of its own", hint=hint)
     return TYPE_RANGES[found[0]]
 
 
@@ -359,10 +350,12 @@ def split(entries: Sequence[Entry], share: float = 0.1) -> tuple[tuple[Entry, ..
     """(training part, held-out part), by the pixels' digests."""
     if not 0 <= share < 1:
         raise SettingsInvalid(f"a held-out share of {share} is not from 0 to below 1")
-    ranks = {
-        e.digest: int(hashlib.sha256(b"held-out" + e.digest.encode()).hexdigest()[:16], 16) for e in entries
-    }
-    held = {digest for digest, rank in ranks.items() if rank < share * 2**64}
+
+    def rank(digest: str) -> int:
+        return int(hashlib.sha256(b"held-out" + digest.encode()).hexdigest()[:16], 16)
+
+    ranks = {e.digest: rank(e.digest) for e in entries}
+    held = {digest for digest, at in ranks.items() if at < share * 2**64}
     if share > 0 and len(ranks) > 1:
         by_rank = sorted(ranks, key=ranks.__getitem__)
         held = (held | {by_rank[0]}) - {by_rank[-1]}

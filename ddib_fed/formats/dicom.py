@@ -13,7 +13,6 @@ import logging
 import os
 import shlex
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,10 +27,6 @@ from ddib_fed.errors import DdibError, ImageUnreadable, InputError
 from ddib_fed.formats.recognition import COPY, beginning_of, is_dicom
 from ddib_fed.formats.study import safe_name
 
-MAX_UNPACKED: Final = 1 << 27
-"""Bytes of a deflated file once it is unpacked: those of 8,000 x 8,000 pixels of 16 bits."""
-_PREFIX: Final = 144
-"""Bytes in front of a file's meta information: preamble, mark, and the element that says its length (PS3.10 7.1)."""
 MAX_VALUES: Final = 1 << 29
 """Values of a series at most, which then takes 2 GiB as float32."""
 ODD_GAP: Final = 0.1
@@ -41,17 +36,11 @@ OFTEN_BURNT_IN: Final = frozenset({"US", "XA", "RF", "SC", "OT", "ES", "XC", "GM
 _PICTURES: Final = frozenset(
     {"MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
 )
-_GROUPS: Final = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-_OF_A_FRAME: Final = frozenset({
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
-    "RescaleSlope", "RescaleIntercept", "RescaleType",
-})  # fmt: skip
-"""What an enhanced file says of a frame in functional groups (PS3.3 C.7.6.16), and any other at the top."""
-SORTED_BY: Final = (
+SORTED_BY: Final = [
     "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber",
     "ImagePositionPatient", "ImageOrientationPatient", "BurnedInAnnotation", "RecognizableVisualFeatures",
-    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", *_GROUPS,
-)  # fmt: skip
+    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated",
+]  # fmt: skip
 """Attributes by which files are sorted into series and checked before any is read whole: many are in memory at once."""
 
 
@@ -89,39 +78,14 @@ def pydicom() -> Any:
     return package
 
 
-def read_header(path: Path, attributes: Sequence[str] | None = None) -> Any:
+def read_header(path: Path, attributes: list[str] | None = None) -> Any:
     """The dataset of a file, without pixels."""
-    with _faults(path), quiet():
-        only = None if attributes is None else list(attributes)
-        return _dataset(path, stop_before_pixels=True, specific_tags=only)
-
-
-def _dataset(path: Path, **how: Any) -> Any:
-    """The dataset of a file; what functional groups say of its first frame stands at the top."""
     package = pydicom()
-    meta = package.filereader.read_file_meta_info(path)
-    if meta.get("TransferSyntaxUID") == package.uid.DeflatedExplicitVRLittleEndian:
-        packed = path.read_bytes()[_PREFIX + meta.FileMetaInformationGroupLength :]
-        content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, MAX_UNPACKED + 1)
-        if len(content) > MAX_UNPACKED:
-            raise ImageUnreadable(
-                f"{path} unpacks to more than {MAX_UNPACKED} bytes",
-                hop="client",
-                hint="leave it out: pictures are smaller",
-            )
-        dataset = package.dcmread(io.BytesIO(content), force=True, **how)
-        meta.TransferSyntaxUID = package.uid.ExplicitVRLittleEndian
-        dataset.file_meta = meta
-    else:
-        dataset = package.dcmread(path, **how)
-    for groups in _GROUPS:
-        for macro in (element for group in (dataset.get(groups) or ())[:1] for element in group):
-            items = macro.value if macro.VR == "SQ" else ()
-            for element in items[0] if items else ():
-                if element.keyword in _OF_A_FRAME:
-                    dataset[element.tag] = element
-        dataset.pop(groups, None)  # of a film they are larger than all else
-    return dataset
+    with _faults(path), quiet():
+        syntax = package.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
+        if syntax == package.uid.DeflatedExplicitVRLittleEndian:  # which may unpack to gigabytes
+            raise ImageUnreadable(f"{path} is deflated", hop="client", hint="dcmconv +te IN OUT   (of dcmtk)")
+        return package.dcmread(path, stop_before_pixels=True, specific_tags=attributes)
 
 
 def readable(members: Members) -> tuple[Members, list[tuple[Path, DdibError]]]:
@@ -225,8 +189,8 @@ def _check(path: Path, header: Any) -> None:
     if "Rows" not in header or "Columns" not in header:
         what = f"is {header.get('SOPClassUID', 'a DICOM file')} without pixels"
         how = "leave it out: a series of pictures is expected"
-    elif frames > 1:
-        what = f"has {frames} frames; a series of single pictures is expected"
+    elif frames > 1 or "Enhanced" in pydicom().uid.UID(str(header.get("SOPClassUID", ""))).name:
+        what = f"has {frames} frames; a series of plain single pictures is expected"
         how = "split it into single frames first, e.g. by emf2sf of dcm4che"
     elif kind not in _PICTURES or bits not in {8, 16}:
         what = f"holds {kind or 'no photometric interpretation'} of {bits} bits, which is not translated"
@@ -240,7 +204,7 @@ def _slice(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_] | None, bool]:
     """The pixels (H, W, C) of one file, which of them (H, W) are padding, and whether more is darker."""
     package = pydicom()
     with _faults(path), quiet():
-        dataset = _dataset(path)
+        dataset = package.dcmread(path)
         if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
             _require_size(path, dataset)
         pixels = package.pixels.pixel_array(dataset)

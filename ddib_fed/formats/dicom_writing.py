@@ -61,7 +61,7 @@ KEPT: Final = frozenset({
 _KEPT_GROUPS: Final = frozenset({0x0010, 0x0012, 0x0038})
 """The patient, the trial with its marks of de-identification, and the visit."""
 _Class = tuple[str, dict[str, str]]
-# The class of a grey result by that of its source, also an enhanced one, and what it must say of an acquisition (PS3.3
+# The class of a grey result by that of its source, and what it must say of an acquisition (PS3.3
 # C.8.3.1, C.8.2.1): "RM" is a sequence that is none of the standard's, and an empty value one that is not known.
 _CLASSES: Final[dict[str, _Class]] = {
     "MR Image Storage": ("MRImageStorage", {
@@ -120,7 +120,7 @@ def _kept(source: Any, *, colours: bool) -> Any:
             kept.add(deepcopy(element))
     kept.remove_private_tags()
     uids = pydicom().uid
-    name = uids.UID(source.SOPClassUID).name.removeprefix("Legacy Converted ").removeprefix("Enhanced ")
+    name = uids.UID(source.SOPClassUID).name
     kind, asked = _CLASSES.get("" if colours else name, _OTHER_CLASS)
     kept.SOPClassUID = getattr(uids, kind)
     for keyword, value in asked.items():

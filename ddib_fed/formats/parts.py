@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 from ddib_fed.engine.record import DOUBTFUL_BELOW, Part, Translation, WrittenFile
 from ddib_fed.errors import AlreadyExists, JobFailed, PictureMisfit, UsageError
 from ddib_fed.files import has_sha256, make_private_folders, read_json, sync_folder, write_file, write_json
-from ddib_fed.formats.study import Assembled, ItemResult, Origin, Study, StudyResults, grey_copy, naming
+from ddib_fed.formats.study import Assembled, ItemResult, Origin, Study, StudyResults, naming
 
 FORMAT = 1
 """Of the section `study` of a record."""
@@ -99,8 +99,11 @@ def translate_study(
     results = [None if force else _result(item, folder, asked) for item in items]
     refused: Mapping[Path, str] = {}
     if left := [item for item, result in zip(items, results, strict=True) if result is None]:
-        with _in_the_studys_words(study):
-            refused = translate(left, folder)
+        with naming(study.origin):
+            try:
+                refused = translate(left, folder)
+            except PictureMisfit as error:
+                raise _misfit(study, error) from error
         results = [_result(item, folder, asked) for item in items]
     if missing := [at for at, result in enumerate(results) if result is None]:
         _check_missing(study, items, missing, refused)
@@ -206,32 +209,22 @@ def _numbers(planes: Sequence[int]) -> str:
     return ", ".join(str(at + 1) for at in planes[:8]) + (", ..." if len(planes) > 8 else "")
 
 
-@contextmanager
-def _in_the_studys_words(study: Study) -> Iterator[None]:
-    """Inside, an error about the items is one about the study; of those that do not fit the model, with what would."""
-    called = study.origin.called
-    try:
-        yield
-    except JobFailed:
-        with naming(study.origin):
-            raise
-    except PictureMisfit as error:
-        if error.facts.get("problem") == "colour":
-            raise PictureMisfit(
-                f"{called}: it is in colour, and the model takes grey pictures",
-                hop=error.hop,
-                hint=f"make a grey copy if that is meant, and translate that: {grey_copy(study)}",
-                facts=error.facts,
-            ) from error
-        taken = error.facts.get("range", "0:255")
+def _misfit(study: Study, error: PictureMisfit) -> PictureMisfit:
+    """The error about items that do not fit the model as one about their study, with what would fit."""
+    facts, called = error.facts, study.origin.called
+    if facts.get("problem") == "colour":
+        detail = f"{called}: it is in colour, and the model takes grey pictures"
+        hint = "make a grey copy if that is meant, and translate that"
+    else:
+        taken = facts.get("range", "0:255")
         rule = f"{'window:40,400' if '(CT)' in study.kind else 'percentile:0.5,99.5'}@{taken}"
-        raise PictureMisfit(
-            f"{called}: its slices hold {error.facts.get('holds', 'other numbers')}; the model takes "
-            f"{error.facts.get('takes', taken)}",
-            hop=error.hop,
-            hint=f"the same command with --intensity={rule} (docs/formats.md)",
-            facts={**error.facts, INTENSITY: rule},
-        ) from error
+        holds, takes = facts.get("holds", "other numbers"), facts.get("takes", taken)
+        detail = f"{called}: its slices hold {holds}; the model takes {takes}"
+        hint, facts = (
+            f"the same command with --intensity={rule} (docs/formats.md)",
+            {**facts, INTENSITY: rule},
+        )
+    return PictureMisfit(detail, hop=error.hop, hint=hint, facts=facts)
 
 
 def write_outputs(
@@ -283,8 +276,12 @@ def _record(
     written = {name: WrittenFile(file=name, sha256=sha256) for name, sha256 in digests.items()}
     first = next(iter(written))
     main = WrittenFile(file=Path(study.name).name) if "/" in first else written[first]
-    kinds = (Part.RETURNED.value, MASK)
-    others = {kind: each for kind in kinds for name, each in written.items() if f".{kind}." in name}
+    others = {
+        kind: each
+        for kind in (Part.RETURNED.value, MASK)
+        for name, each in written.items()
+        if f".{kind}." in name
+    }
     stages = sorted({stage for record in records for stage in record.seconds})
     provenance = translated.first.model_copy(
         update={
@@ -295,7 +292,7 @@ def _record(
             "samples": len(records),
             "wire_bytes": sum(record.wire_bytes for record in records),
             "seconds": {stage: sum(r.seconds.get(stage, 0.0) for r in records) for stage in stages},
-            "doubtful": _any([record.doubtful for record in records]),
+            "doubtful": _any(record.doubtful for record in records),
             "doubts": tuple(sorted({doubt for record in records for doubt in record.doubts or ()})),
         }
     ).with_(picture=_figures(records) | dict(made.figures))
@@ -336,7 +333,7 @@ def _figures(records: Sequence[Translation]) -> dict[str, Any]:
     pictures = [record.picture for record in records if record.picture is not None]
     figures: dict[str, Any] = {
         "clipped": sum(each.clipped for each in pictures),
-        "structure_doubtful": _any([each.structure_doubtful for each in pictures]),
+        "structure_doubtful": _any(each.structure_doubtful for each in pictures),
     }
     for name, how in _OVER_ITEMS.items():
         found = [value for each in pictures if (value := getattr(each, name)) is not None]
@@ -344,7 +341,7 @@ def _figures(records: Sequence[Translation]) -> dict[str, Any]:
     return figures
 
 
-def _any(found: Sequence[bool | None]) -> bool | None:
+def _any(found: Iterable[bool | None]) -> bool | None:
     known = [each for each in found if each is not None]
     return any(known) if known else None
 

@@ -6,7 +6,6 @@ The rule: an item holds pixels, their type and their shape, and no value of the 
 from __future__ import annotations
 
 import hashlib
-import shlex
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -367,19 +366,6 @@ class Choice:
     studies: Studies = field(default_factory=Studies)
     plain: tuple[Path, ...] = ()
     ignored: Counter[str] = field(default_factory=Counter)
-
-
-def grey_copy(study: Study) -> str:
-    """How a grey copy of a coloured study is made."""
-    path = study.given
-    if study.kind.startswith("DICOM"):
-        return "a viewer of DICOM files exports it as MONOCHROME2"
-    given, made = (
-        shlex.quote(str(each)) for each in (path, path.with_name(f"{path.stem}-grey{path.suffix}"))
-    )
-    if "GeoTIFF" in study.kind:
-        return f"gdal_translate -b 1 {given} {made}   (its first band)"
-    return f"magick {given} -colorspace Gray {made}"
 
 
 def require_size(plane: Pixels, size: tuple[int, int]) -> None:

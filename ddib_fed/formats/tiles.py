@@ -1,4 +1,4 @@
-"""Pictures and maps in overlapping tiles of the model's size: JPEG 2000, WebP and BMP, GeoTIFF and COG.
+"""Pictures and maps in overlapping tiles of the model's size: JPEG 2000, WebP and BMP, and GeoTIFF.
 
 A picture becomes a PNG; a map becomes one of the same georeference, and of the input's header only the reference
 system, the transform, control points or polynomials, and the mask go into it. Where nothing was translated the result
@@ -265,7 +265,6 @@ class Georeference(NamedTuple):
     transform: Any
     gcps: tuple[Any, Any]
     rpcs: Any
-    cog: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +275,7 @@ class GeoTiffStudy(Study):
 
     @property
     def kind(self) -> str:
-        return "cloud-optimised GeoTIFF" if self.georeference.cog else "GeoTIFF"
+        return "GeoTIFF"
 
     def assemble(self, translated: StudyResults) -> Assembled:
         made, covered, report = self.pixels.result(translated)
@@ -293,15 +292,15 @@ class GeoTiffStudy(Study):
         return Assembled({self.outputs[0]: content}, report, (), self.pixels.figures(translated)[0])
 
     def _file(self, made: Pixels, valid: Mask, translated: StudyResults) -> bytes:
-        """The map with a header of its own, tiled and deflated; a COG where the input is one."""
+        """The map with a header of its own, tiled and deflated."""
         rasterio, where = _rasterio(), self.georeference
         height, width, bands = made.shape
         profile: dict[str, Any] = {
             "driver": "GTiff", "height": height, "width": width, "count": bands, "dtype": made.dtype.name,
             "crs": where.crs, "compress": "deflate", "photometric": "rgb" if bands == 3 else "minisblack",
+            "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK,
         }  # fmt: skip
         profile |= {} if where.transform is None else {"transform": where.transform}
-        profile |= {} if where.cog else {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK}
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), _quiet(), rasterio.io.MemoryFile() as memory:
             with memory.open(**profile) as out:
                 out.write(made.transpose(2, 0, 1))
@@ -318,11 +317,7 @@ class GeoTiffStudy(Study):
                     TIFFTAG_SOFTWARE=f"ddib-fed {__version__}",
                     TIFFTAG_IMAGEDESCRIPTION=f"Synthetic: translated from {translated.source} to {translated.target}",
                 )
-            if not where.cog:
-                return bytes(memory.read())
-            with rasterio.io.MemoryFile() as optimised:
-                rasterio.shutil.copy(memory.name, optimised.name, driver="COG", compress="deflate")
-                return bytes(optimised.read())
+            return bytes(memory.read())
 
 
 def geotiff_origin(path: Path, options: Options, within: str = "") -> Origin:
@@ -351,7 +346,6 @@ def _rasterio() -> Any:
         import rasterio
         import rasterio.fill
         import rasterio.io
-        import rasterio.shutil
     return rasterio
 
 
@@ -394,9 +388,8 @@ def _read(path: Path) -> tuple[NDArray[Any], Mask, Georeference, dict[str, list[
             raise ImageUnreadable("none of its pixels has data")
         if not valid.all():
             values = np.stack([_filled(rasterio, band, valid) for band in values])
-        cog = file.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG"
         transform = None if file.transform.is_identity else file.transform
-        where = Georeference(file.crs, transform, file.gcps, file.rpcs, cog)
+        where = Georeference(file.crs, transform, file.gcps, file.rpcs)
     values = np.ascontiguousarray(values.transpose(1, 2, 0))
     units = {"scales": scales, "offsets": offsets}
     return values if stored else values * scales + offsets, valid, where, units

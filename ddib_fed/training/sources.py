@@ -231,7 +231,7 @@ def folder_source(config: TrainConfig, *, say: Say, progress: Progress | None = 
         bits=8 if set(facts.dtypes) == {"uint8"} else 16,
     )
     bad = (f"{path}: {reason}" for path, reason in folder.bad)
-    for line in (*facts.lines(), *bad, *looked.lines, *chosen.warnings, *_doubts(facts, rule)):
+    for line in (*facts.lines, *bad, *looked.lines, *chosen.warnings, *_doubts(facts, rule)):
         say(line)
     train, held_out = looked.split(config.held_out)
     if not held_out or not train:
@@ -410,7 +410,7 @@ def _look_at_study(at: int, planes: _Planes, config: TrainConfig) -> _Seen:
     if isinstance(study, GeoTiffStudy):
         windows, size = study.pixels.grid.windows(), study.pixels.grid.tile
         tiles = [(windows[n][0].start, windows[n][1].start, *size) for n in study.sent]
-    empty, kind = study.planes - len(study.sent), study.kind.removeprefix("cloud-optimised ")
+    empty, kind = study.planes - len(study.sent), study.kind
     return _Seen(kind, study.rule, study.warnings, subject, tuple(entries), empty, tuple(tiles))
 
 
