@@ -127,26 +127,19 @@ def read_series(called: str, headers: Members) -> tuple[Series, NDArray[Any]]:
         )
     paths, sorted_by = zip(*ordered, strict=True)
     values: NDArray[Any] = np.empty(0)
-    padded: dict[int, NDArray[np.bool_]] = {}
     inverted: list[int] = []
-    least, most = np.inf, -np.inf
     for at, path in enumerate(paths):
-        found, padding, dark_is_more = _slice(path)
+        found, dark_is_more = _slice(path)
         if not at:
             values = np.empty((len(paths), rows, columns, samples), dtype=found.dtype)
         values[at] = found
-        shown = found if padding is None else found[~padding]
-        if shown.size:
-            least, most = min(least, float(shown.min())), max(most, float(shown.max()))
-        if padding is not None:
-            padded[at] = padding
-        if dark_is_more:
-            inverted.append(at)
-    if least <= most:  # not all of it is padding
+        inverted += [at] if dark_is_more else []
+    if values.dtype.kind == "f":
+        least, most = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
         for at in inverted:
             values[at] = least + most - values[at]
-        for at, where in padded.items():
-            values[at][where] = least
+        for plane in values:  # padding is NaN until here
+            plane[np.isnan(plane)] = 0 if np.isnan(least) else least
     read = tuple(read_header(path) for path in paths)
     return Series(read, paths, tuple(_warnings(called, sorted_by))), values
 
@@ -190,8 +183,8 @@ def _check(path: Path, header: Any) -> None:
         what = f"is {header.get('SOPClassUID', 'a DICOM file')} without pixels"
         how = "leave it out: a series of pictures is expected"
     elif frames > 1 or "Enhanced" in pydicom().uid.UID(str(header.get("SOPClassUID", ""))).name:
-        what = f"has {frames} frames; a series of plain single pictures is expected"
-        how = "split it into single frames first, e.g. by emf2sf of dcm4che"
+        what = f"has {frames} frames" if frames > 1 else "is an enhanced file"
+        how = "make a series of plain single pictures of it first, e.g. by emf2sf of dcm4che"
     elif kind not in _PICTURES or bits not in {8, 16}:
         what = f"holds {kind or 'no photometric interpretation'} of {bits} bits, which is not translated"
         how = "MONOCHROME1, MONOCHROME2, RGB and YBR of 8 or 16 bits are"
@@ -200,8 +193,8 @@ def _check(path: Path, header: Any) -> None:
     raise ImageUnreadable(f"{path} {what}", hop="client", hint=how)
 
 
-def _slice(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_] | None, bool]:
-    """The pixels (H, W, C) of one file, which of them (H, W) are padding, and whether more is darker."""
+def _slice(path: Path) -> tuple[NDArray[Any], bool]:
+    """The pixels (H, W, C) of one file, NaN where they are padding, and whether more is darker."""
     package = pydicom()
     with _faults(path), quiet():
         dataset = package.dcmread(path)
@@ -213,21 +206,20 @@ def _slice(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_] | None, bool]:
                 raise ImageUnreadable(
                     f"{path} holds colours of {pixels.dtype}, 8 bits are read", hop="client"
                 )
-            return np.ascontiguousarray(pixels), None, False
-        padding = None
+            return np.ascontiguousarray(pixels), False
+        # By the modality's table or rescale (PS3.3 C.11.1); without either the stored numbers themselves.
+        if dataset.get("ModalityLUTSequence"):
+            values = package.pixels.apply_modality_lut(pixels, dataset).astype(np.float32)
+        else:
+            slope, intercept = (dataset.get(f"Rescale{part}") for part in ("Slope", "Intercept"))
+            values = pixels * (1.0 if slope is None else float(slope)) + float(intercept or 0)
+            values = values.astype(np.float32)
         if (first := dataset.get("PixelPaddingValue")) is not None:
             last = dataset.get("PixelPaddingRangeLimit")
             ends = np.array([int(first), int(first if last is None else last)])
             ends = ends.astype(f"{pixels.dtype.kind}2")
-            padding = (pixels >= ends.min()) & (pixels <= ends.max())
-        # By the modality's table or rescale (PS3.3 C.11.1); without either the stored numbers themselves.
-        if dataset.get("ModalityLUTSequence"):
-            values = package.pixels.apply_modality_lut(pixels, dataset)
-        else:
-            slope, intercept = (dataset.get(f"Rescale{part}") for part in ("Slope", "Intercept"))
-            values = pixels * (1.0 if slope is None else float(slope)) + float(intercept or 0)
-    inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
-    return values.astype(np.float32)[:, :, None], padding, inverted
+            values[(pixels >= ends.min()) & (pixels <= ends.max())] = np.nan
+    return values[:, :, None], dataset.PhotometricInterpretation == "MONOCHROME1"
 
 
 def _require_size(path: Path, dataset: Any) -> None:
@@ -339,27 +331,21 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
     others: Counter[str] = Counter()
     with quiet():  # values are read when they are asked for
         for path in paths:
-            if not is_dicom(path):
-                what, how = beginning_of(path)
-                why = f"{path} does not begin as DICOM files do: it {what}"
-                unreadable.append((path, ImageUnreadable(why, hop="client", hint=how)))
-                continue
             try:
-                header = read_header(path, SORTED_BY)
+                header = _sorted_header(path)
             except ImageUnreadable as error:
                 unreadable.append((path, error.kept()))
                 continue
-            if "Rows" not in header:
-                kind, incomplete = _without_pixels(path, header)
-                others += Counter([kind] if kind else [])
-                unreadable += [] if kind else [(path, incomplete)]
-            elif header.get("SOPClassUID") and header.get("SOPInstanceUID"):
+            if "Rows" in header:
                 pictures.setdefault(str(header.SOPInstanceUID), []).append((path, header))
+            elif kind := _class_without_pixels(header):
+                others[kind] += 1
             else:
-                why = (
-                    f"{path} has no SOP Instance UID, or no SOP Class UID, so nothing can be derived from it"
+                what = (
+                    pydicom().uid.UID(str(header.get("SOPClassUID") or "a DICOM file of no known class")).name
                 )
-                unreadable.append((path, ImageUnreadable(why, hop="client", hint="export it again")))
+                ends = f"{path} is {what}, and ends before its pixels: it is not complete"
+                unreadable.append((path, ImageUnreadable(ends, hop="client", hint=COPY)))
     series: dict[str, Members] = {}
     for (path, header), *more in pictures.values():
         others[COPIES] += len(more)
@@ -376,18 +362,29 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
     return SortedFiles(series, tuple(unreadable), +others)
 
 
-def _without_pixels(path: Path, header: Any) -> tuple[str, ImageUnreadable]:
-    """The class of a file that is no picture, in words; empty where it is one, or unknown, with the error."""
+def _sorted_header(path: Path) -> Any:
+    """The attributes by which a file is sorted; of a picture with its identity."""
+    if not is_dicom(path):
+        what, how = beginning_of(path)
+        raise ImageUnreadable(f"{path} does not begin as DICOM files do: it {what}", hop="client", hint=how)
+    header = read_header(path, SORTED_BY)
+    if "Rows" in header and not (header.get("SOPClassUID") and header.get("SOPInstanceUID")):
+        why = "has no SOP Instance UID, or no SOP Class UID, so nothing can be derived from it"
+        raise ImageUnreadable(f"{path} {why}", hop="client", hint="export it again")
+    return header
+
+
+def _class_without_pixels(header: Any) -> str:
+    """The class of a file that is no picture, in words; empty where it is one, or unknown."""
     uids = pydicom().uid
     found = {str(header.file_meta.get("MediaStorageSOPClassUID", "")), str(header.get("SOPClassUID", ""))}
-    uid, kind = uids.UID(max(found)), ""
-    if len(found) == 1 and uid and not uid.startswith(_OF_THE_STANDARD):
-        kind = "DICOM file of a private class without pixels"
-    elif len(found) == 1 and uid.type == "SOP Class" and "Image" not in uid.name:
-        kind = f"DICOM {uid.name.removesuffix(' Storage')}"
-    what = uids.UID(str(header.get("SOPClassUID") or uid)).name if uid else "a DICOM file of no known class"
-    ends = f"{path} is {what}, and ends before its pixels: it is not complete"
-    return kind, ImageUnreadable(ends, hop="client", hint=COPY)
+    uid = uids.UID(max(found))
+    if len(found) > 1 or not uid:
+        return ""
+    if not uid.startswith(_OF_THE_STANDARD):
+        return "DICOM file of a private class without pixels"
+    is_other = uid.type == "SOP Class" and "Image" not in uid.name
+    return f"DICOM {uid.name.removesuffix(' Storage')}" if is_other else ""
 
 
 def names_of(series: Mapping[str, Members], root: Path | None) -> dict[str, str]:

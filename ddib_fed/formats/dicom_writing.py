@@ -183,7 +183,7 @@ def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, houns
     number = pydicom().valuerep.DSfloat
     colours = pixels.shape[2] == 3
     if colours:
-        if translated.bits == 16:
+        if pixels.dtype == np.uint16:
             pixels = (pixels >> 8).astype(np.uint8)
         dataset.PlanarConfiguration = 0
     bits = 8 if colours else 16
@@ -203,7 +203,7 @@ def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, houns
         dataset.RescaleIntercept = number(translated.intercept, auto_format=True)
         dataset.RescaleType = "HU" if hounsfield else "US"
     low = translated.intercept if low is None else low
-    high = low + slope * (2**translated.bits - 1) if high is None else high
+    high = low + slope * np.iinfo(translated.dtype).max if high is None else high
     dataset.WindowCenter = number((low + high) / 2, auto_format=True)
     dataset.WindowWidth = number(max(high - low, 1), auto_format=True)
 

@@ -49,7 +49,7 @@ class NiftiStudy(Study):
         """The volume of the results, as the input lies in its file."""
         stack = self.pixels.stack(translated)
         report, said = self.pixels.summary(translated, stack)
-        files = {self.outputs[0]: self._file(self._volume(translated.scaled(stack)), translated)}
+        files = {self.origin.outputs[0]: self._file(self._volume(translated.scaled(stack)), translated)}
         if missing := self.pixels.missing(translated):
             there = np.zeros_like(stack[..., :1], dtype=np.uint8)
             there[sorted({*self.sent} - {*missing})] = 1
@@ -101,7 +101,7 @@ class NiftiStudy(Study):
             header.set_intent("vector")
         header["descrip"] = f"SYNTHETIC {translated.target} ddib-fed {__version__}"[:79]
         content = nibabel.Nifti1Image.to_bytes(made) if kind is nibabel.Nifti1Image else made.to_bytes()
-        return gzip.compress(content, mtime=0) if self.outputs[0].endswith(".gz") else content
+        return gzip.compress(content, mtime=0) if self.origin.outputs[0].endswith(".gz") else content
 
 
 def nifti_origin(path: Path, options: Options, within: str = "") -> Origin:

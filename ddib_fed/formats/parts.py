@@ -251,7 +251,7 @@ def write_outputs(
         make_private_folders((out / name).parent)
         (staged / name).replace(out / name)
     # A series of an earlier run may have had more slices, and another output a mask.
-    for name in (*study.outputs, *study.origin.beside):
+    for name in (*study.origin.outputs, *study.origin.beside):
         for earlier in [out / name, *(out / name).glob("[0-9]*.dcm")]:
             if earlier.is_file() and earlier not in files:
                 earlier.unlink()
@@ -261,7 +261,7 @@ def write_outputs(
     shutil.rmtree(staged, ignore_errors=True)
     with suppress(OSError):  # items are kept in it
         parts.rmdir()
-    return WrittenStudy(study.given, files, path, provenance, report, made.said)
+    return WrittenStudy(study.origin.given, files, path, provenance, report, made.said)
 
 
 def _record(
@@ -285,7 +285,7 @@ def _record(
     stages = sorted({stage for record in records for stage in record.seconds})
     provenance = translated.first.model_copy(
         update={
-            "input": study.given.name,
+            "input": study.origin.given.name,
             "files": {Part.TRANSLATION.value: main, **others},
             "input_sha256": study.origin.sha256(),
             "latent_sha256": "",

@@ -147,16 +147,18 @@ class ItemResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StudyResults:
-    """The results of a study's items, in order."""
+    """The results of a study's items, in order; in the target's units they are `slope * number + intercept`."""
 
     planes: tuple[Pixels | None, ...]
     records: tuple[Translation | None, ...]
-    returned: tuple[Pixels | None, ...] = ()
-    slope: float = 1.0
-    intercept: float = 0.0
-    bits: int = 8
-    low: float | None = None
-    high: float | None = None
+    returned: tuple[Pixels | None, ...]
+    first: Translation
+    slope: float
+    intercept: float
+    low: float | None
+    high: float | None
+    dtype: np.dtype[Any]
+    channels: int
 
     @classmethod
     def of(cls, results: Sequence[ItemResult | None]) -> StudyResults:
@@ -166,28 +168,17 @@ class StudyResults:
         planes = tuple(None if each is None else pixels(each.png) for each in results)
         returned = tuple(None if each is None else pixels(each.returned) for each in results)
         records = tuple(None if each is None else each.record for each in results)
-        pictures = [each.picture for each in records if each is not None and each.picture is not None]
-        if not pictures:
+        made = [record for record in records if record is not None and record.picture is not None]
+        if not made:
             raise ItemNotFound("no plane was translated", hint="ddib job show JOB")
-        first = pictures[0]
         looks = {(each.dtype, each.shape[2]) for each in planes if each is not None}
-        terms = {(*each.output_scale, each.low, each.high) for each in pictures}
+        terms = {(*p.output_scale, p.low, p.high) for record in made if (p := record.picture) is not None}
         if len(looks) != 1 or len(terms) != 1:
             raise InputError(
                 "the planes are translations to different models, so they make no one picture",
                 hint="the same command with --force: all planes by the models of today",
             )
-        ((dtype, _),) = looks
-        bits = 8 * dtype.itemsize
-        return cls(planes, records, returned, *first.output_scale, bits, first.low, first.high)
-
-    @property
-    def first(self) -> Translation:
-        return next(each for each in self.records if each is not None)
-
-    @property
-    def channels(self) -> int:
-        return int(next(each for each in self.planes if each is not None).shape[2])
+        return cls(planes, records, returned, made[0], *terms.pop(), *looks.pop())
 
     @property
     def target(self) -> str:
@@ -196,10 +187,6 @@ class StudyResults:
     @property
     def source(self) -> str:
         return f"{self.first.source_institution}/{self.first.source_domain}"
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
 
     @property
     def background(self) -> int:
@@ -224,7 +211,7 @@ class StudyResults:
         return {
             "slope": self.slope,
             "intercept": self.intercept,
-            "bits": self.bits,
+            "bits": 8 * self.dtype.itemsize,
             "low": self.low,
             "high": self.high,
             "raw": "slope * number + intercept, in units of the target domain",
@@ -295,18 +282,6 @@ class Study(ABC):
     @property
     def name(self) -> str:
         return self.origin.name
-
-    @property
-    def given(self) -> Path:
-        return self.origin.given
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return self.origin.outputs
-
-    @property
-    def rule(self) -> str:
-        return self.pixels.rule
 
     @property
     def sent(self) -> tuple[int, ...]:

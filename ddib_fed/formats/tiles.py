@@ -199,7 +199,7 @@ class PictureStudy(Study):
         """The picture of the results, with its mask and with what came back."""
         made, covered, report = self.pixels.result(translated)
         figures, back = self.pixels.figures(translated)
-        said, files = list[str](), {self.outputs[0]: encode_png(made)}
+        said, files = list[str](), {self.origin.outputs[0]: encode_png(made)}
         if not covered.all():
             files[f"{self.name}.mask.png"] = encode_png(covered[..., None].astype(np.uint8) * np.uint8(255))
             share = 100 * float(1 - covered.mean())
@@ -289,7 +289,7 @@ class GeoTiffStudy(Study):
             "rational_polynomials": where.rpcs is not None,
         }
         content = self._file(made, self.valid & covered, translated)
-        return Assembled({self.outputs[0]: content}, report, (), self.pixels.figures(translated)[0])
+        return Assembled({self.origin.outputs[0]: content}, report, (), self.pixels.figures(translated)[0])
 
     def _file(self, made: Pixels, valid: Mask, translated: StudyResults) -> bytes:
         """The map with a header of its own, tiled and deflated."""

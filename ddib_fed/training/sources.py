@@ -391,7 +391,7 @@ def _look_at_study(at: int, planes: _Planes, config: TrainConfig) -> _Seen:
     from ddib_fed.formats.tiles import GeoTiffStudy
 
     study: Study = planes.studies[at]
-    check = folders.range_check(_range_of(study.rule, config.range))
+    check = folders.range_check(_range_of(study.pixels.rule, config.range))
     classes = None if config.classes == "given" else config.classes
     label = folders.label_of(study.origin.inputs[0], Path(str(config.images)), classes)
     entries = []
@@ -401,7 +401,7 @@ def _look_at_study(at: int, planes: _Planes, config: TrainConfig) -> _Seen:
             check(picture)
         digest, looks = folders.describe(picture)
         looks = replace(looks, format=f"planes of a {study.kind}")
-        entries.append(Entry(study.given, label, digest, looks, partial(planes.read, at, plane)))
+        entries.append(Entry(study.origin.given, label, digest, looks, partial(planes.read, at, plane)))
     subject, tiles = ("", "", str(at)), []
     if isinstance(study, DicomStudy):
         header = study.series.headers[0]
@@ -411,7 +411,7 @@ def _look_at_study(at: int, planes: _Planes, config: TrainConfig) -> _Seen:
         windows, size = study.pixels.grid.windows(), study.pixels.grid.tile
         tiles = [(windows[n][0].start, windows[n][1].start, *size) for n in study.sent]
     empty, kind = study.planes - len(study.sent), study.kind
-    return _Seen(kind, study.rule, study.warnings, subject, tuple(entries), empty, tuple(tiles))
+    return _Seen(kind, study.pixels.rule, study.warnings, subject, tuple(entries), empty, tuple(tiles))
 
 
 def _by_subject(looked: _Looked, seen: list[_Seen]) -> _Looked:

@@ -14,7 +14,7 @@ from tests.formats.echoes import NIFTI, echo, only, require_pixels_alone, result
 
 
 def output(tmp_path, study, translated):
-    (name,) = study.outputs
+    (name,) = study.origin.outputs
     path = tmp_path / name
     path.write_bytes(study.assemble(translated).files[name])
     return nibabel.load(path)

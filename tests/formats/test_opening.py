@@ -38,7 +38,7 @@ def test_studies_that_differ_in_their_suffix_alone_are_named_by_it(tmp_path):
     (tmp_path / "head.nii.gz").write_bytes((NIFTI / "standard.nii.gz").read_bytes())
     (tmp_path / "head.nii").write_bytes((NIFTI / "anatomical.nii").read_bytes())
     found = open_paths([tmp_path], Options())
-    assert [(each.name, each.outputs) for each in found.studies] == [
+    assert [(each.name, each.origin.outputs) for each in found.studies] == [
         ("head-nii", ("head-nii.nii",)),
         ("head-nii-gz", ("head-nii-gz.nii.gz",)),
     ]
