@@ -261,7 +261,6 @@ def _found(side: _Side, model: Bundle, out: Path) -> SideFound:
     return SideFound(
         side.folder.root,
         side.lines,
-        len(side.train),
         model.manifest,
         out / side.letter,
         (run_folder / "loss.png").read_bytes(),

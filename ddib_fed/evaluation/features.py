@@ -2,14 +2,12 @@
 
 features   EfficientNet-Lite0's output after 5 and after 11 blocks, its mean over the picture: 40 and 112 numbers
 Frechet    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of their means and covariances
-kernel     unbiased MMD^2 with k(x, y) = (x . y / D + 1)^3 (Binkowski et al., 2018), each number centred and
-           divided by its deviation over the real set: unscaled, some numbers are a thousand times others
 
 The verdict says whether a model's samples are of its domain: their distance from held-out pictures, beside two others.
 
-distance    unbiased MMD^2 with the same kernel of n samples from the held-out pictures, on the 112 numbers of the late
-            blocks, each in deviations of the held-out pictures and cut off at 4: else one that hardly moves over them
-            is all of it
+distance    unbiased MMD^2 with k(x, y) = (x . y / D + 1)^3 (Binkowski et al., 2018) of n samples from the held-out
+            pictures, on the 112 numbers of the late blocks, each in deviations of the held-out pictures and cut off
+            at 4: else one that hardly moves over them is all of it
 usual       the median of the same distance of n training pictures, over random choices of them: above 0 where
             held-out pictures are another region or another year
 floor       its 95 % quantile
@@ -46,7 +44,6 @@ BLOCKS = (5, 11)
 BATCH = 32
 FLOOR_SPLITS = 4
 FEATURE_SEED = 20230329
-_EPSILON = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +56,6 @@ class Features:
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> Features:
         return Features(self.early[rows], self.late[rows])
-
-    @property
-    def joined(self) -> Matrix:
-        return np.concatenate([self.early, self.late], axis=1)
 
 
 def features(pictures: Pictures) -> Features:
@@ -80,7 +73,7 @@ def features(pictures: Pictures) -> Features:
 
 
 def distances(judged: Features, real: Features, weights: Matrix | None = None) -> dict[str, Matrix]:
-    """All four distances of pictures to real ones, each (R,), for each row of weights (R, N) such as draws."""
+    """Both distances of pictures to real ones, each (R,), for each row of weights (R, N) such as draws."""
     found = {}
     for part in ("early", "late"):
         first, second = getattr(judged, part), getattr(real, part)
@@ -90,7 +83,6 @@ def distances(judged: Features, real: Features, weights: Matrix | None = None) -
             )
         rows = np.ones((1, len(first))) if weights is None else weights
         found[f"frechet_{part}"] = frechet(first, second, rows)
-        found[f"kernel_{part}"] = kernel_distance(first, second, rows)
     return found
 
 
@@ -121,22 +113,6 @@ def frechet(judged: Matrix, real: Matrix, weights: Matrix) -> Matrix:
         shared = np.sqrt(np.maximum(np.linalg.eigvalsh(square), 0.0)).sum()
         found[i] += np.square(rows).sum() - 2.0 * shared
     return np.maximum(found, 0.0)
-
-
-def kernel_distance(judged: Matrix, real: Matrix, weights: Matrix) -> Matrix:
-    """Unbiased squared MMD of weighted (N, D) from the real (M, D), without pairs of a picture with itself."""
-    centre, scale = real.mean(axis=0), real.std(axis=0) + _EPSILON
-    first, second = (judged - centre) / scale, (real - centre) / scale
-    within, across, other = (
-        cubic_kernel(a, b) for a, b in ((first, first), (first, second), (second, second))
-    )
-    np.fill_diagonal(within, 0.0)
-    total = weights.sum(axis=1)
-    own = np.einsum("ri,ij,rj->r", weights, within, weights, optimize=True)
-    apart = (other.sum() - np.trace(other)) / (len(second) * (len(second) - 1))
-    between = weights @ across.mean(axis=1) / total
-    found: Matrix = own / (total**2 - np.square(weights).sum(axis=1)) + apart - 2.0 * between
-    return found
 
 
 def cubic_kernel(a: Matrix, b: Matrix) -> Matrix:

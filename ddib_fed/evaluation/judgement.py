@@ -83,7 +83,7 @@ def resample(
 def feature_distances(
     judged: features.Features, real: features.Features, drawn: Resamples
 ) -> dict[str, Interval]:
-    """The four distances of `features.distances` with their intervals; the judged pictures are drawn, the real stay."""
+    """The distances of `features.distances` with their intervals; the judged pictures are drawn, the real stay."""
     if len(judged) != len(drawn):
         raise ShapeMismatch(f"{len(drawn)} pictures were drawn, {len(judged)} are judged")
     weights = drawn.weights(DISTANCE_DRAWS)
@@ -233,11 +233,12 @@ def judge(
         for name, stack in judged.items():
             ways[name]["partner_pixels"] = drawn.mean(metrics.hits_by_pixels(stack, truth))
         share = min(1.0, metrics.NEAREST / count)
-        ways["chance"] = {key: {"value": share} for key in ("partner_pixels", "partner_features")}
+        ways["chance"] = {"partner_pixels": {"value": share}}
     if domain is not None and min(count, len(domain)) >= FEWEST_PICTURES:
         if truth is not None:
             judged["truth"] = np.clip(truth, -1.0, 1.0)
-        _add_features(ways, judged, domain, drawn, on_step)
+        distances = _feature_distances(judged, domain, drawn, on_step)
+        ways |= {name: ways.get(name, {}) | found for name, found in distances.items()}
     columns = {**(recorded or {}), **measured}
     rows: list[Figures] = [
         dict(zip(columns, values, strict=True))
@@ -261,27 +262,17 @@ def judge(
     }
 
 
-def _add_features(
-    ways: dict[str, dict[str, Any]],
-    judged: Mapping[str, Pictures],
-    domain: Pictures,
-    drawn: Resamples,
-    on_step: OnStep,
-) -> None:
-    """Put distances to the target domain, and retrieval by features, into `ways`."""
+def _feature_distances(
+    judged: Mapping[str, Pictures], domain: Pictures, drawn: Resamples, on_step: OnStep
+) -> dict[str, dict[str, Interval]]:
     on_step("features of the target domain")
     real = features.features(domain)
-    made: dict[str, features.Features] = {}
+    found = {}
     for name, stack in judged.items():
         on_step(f"features: {name}")
-        made[name] = features.features(stack)
-    on_step("intervals of the distances")
-    for name, found in made.items():
-        ways.setdefault(name, {}).update(feature_distances(found, real, drawn))
-        if "truth" in made and name != "truth":
-            hits = metrics.hits_by_features(found.joined, made["truth"].joined)
-            ways[name]["partner_features"] = drawn.mean(hits)
-    ways["floor"] = {key: {"value": value} for key, value in features.floor(real, len(drawn)).items()}
+        found[name] = feature_distances(features.features(stack), real, drawn)
+    floor = features.floor(real, len(drawn))
+    return {**found, "floor": {key: {"value": value} for key, value in floor.items()}}
 
 
 Cell = str | float | None
@@ -305,18 +296,13 @@ _OF_WAYS: Final = (
     ),
     (
         f"True partner among the {metrics.NEAREST} nearest",
-        {"partner_pixels": "by pixels", "partner_features": "by features"},
-        "By the MSE of pictures less their mean, and by features of an ImageNet classifier.",
+        {"partner_pixels": "share"},
+        "By the MSE of pictures less their mean.",
     ),
     (
         "Feature distance to the target domain",
-        {
-            "frechet_early": "Frechet, block 5",
-            "frechet_late": "Frechet, block 11",
-            "kernel_early": "kernel, block 5",
-            "kernel_late": "kernel, block 11",
-        },
-        f"On {features.NAME}; not the published FID or KID. Of few pictures the Frechet distance is too large.",
+        {"frechet_early": "Frechet, block 5", "frechet_late": "Frechet, block 11"},
+        f"On {features.NAME}; not the published FID. Of few pictures the distance is too large.",
     ),
 )
 _OF_PICTURES: Final = {

@@ -144,18 +144,6 @@ def hits_by_pixels(translated: Pictures, truth: Pictures, *, nearest: int = NEAR
     return ranks(_flat(translated), _flat(truth)) < nearest
 
 
-def hits_by_features(
-    translated: NDArray[np.floating], truth: NDArray[np.floating], *, nearest: int = NEAREST
-) -> NDArray[np.bool_]:
-    """Of each picture whether its partner is among the nearest, (N,)."""
-    if translated.shape != truth.shape or translated.ndim != 2 or 0 in translated.shape:
-        raise ShapeMismatch(
-            f"features (N, D) of one shape are expected, not {translated.shape} and {truth.shape}"
-        )
-    centre, scale = truth.mean(axis=0), truth.std(axis=0) + _EPSILON
-    return ranks((translated - centre) / scale, (truth - centre) / scale) < nearest
-
-
 def ranks(asked: NDArray[np.floating], answers: NDArray[np.floating]) -> NDArray[np.int64]:
     """Number of candidates (N, D) at least as near to query i (N, D) as candidate i, without itself; (N,)."""
     a, b = np.asarray(asked, np.float64), np.asarray(answers, np.float64)

@@ -23,7 +23,7 @@ from ddib_fed.engine.record import PictureFigures, Translation, fitted_line
 from ddib_fed.errors import DdibError
 from ddib_fed.evaluation.features import SampleVerdict
 from ddib_fed.evaluation.judgement import Figures, FigureTable, tables, worst_first
-from ddib_fed.evaluation.metrics import WHITE_RATIO, Pictures
+from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.sheets import CELL, Stage, save_sheet, to_pixels
 from ddib_fed.pages import beside, write_page
 
@@ -310,9 +310,7 @@ def write_report_page(
     )
 
 
-FEW_PICTURES = 1000
 POOR_CYCLE_DB = 30.0
-STD_BOUNDS = (0.97, 1.03)
 RISEN = 1.05
 NEAR = 0.5
 MORE_TIME = "The same command with more --time trains on from here."
@@ -324,7 +322,6 @@ class SideFound:
 
     folder: Path
     lines: tuple[str, ...]
-    pictures: int
     manifest: Manifest
     bundle: Path
     loss_chart: bytes
@@ -372,8 +369,6 @@ class SideFound:
                 f"samples lie nearer to training pictures ({near:.4f}) than new pictures do ({usual:.4f}): "
                 "the model repeats its pictures. Add pictures, or train for less time."
             )
-        if self.pictures < FEW_PICTURES:
-            yield f"{self.pictures} training pictures are few; every further one helps."
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,26 +396,12 @@ class WayFound:
                 f"the round trip reaches {cycle['median']:.1f} dB: try more --evaluations, a smaller --soften-sigma, "
                 "or a longer training."
             )
-        if (latent := report.get("latent")) is not None:
-            low, high = STD_BOUNDS
-            if not low <= latent["std"] <= high or latent["ratio"] > WHITE_RATIO:
-                yield (
-                    f"latents have a standard deviation of {latent['std']:.3f} and {latent['ratio']:.2f} times the "
-                    "patch correlation of noise, so they still show the picture: train for longer, or --soften-sigma "
-                    "more."
-                )
         chance = None if edges is None else edges["chance"]
         if edges is not None and chance is not None and edges["median"] < 2.0 * max(chance, 0.05):
             yield (
                 f"edges agree by {edges['median']:.2f}, those of pictures that do not belong together by {chance:.2f}: "
                 "hardly any structure is kept. Start both models from one public bundle (ddib model train --init), "
                 "train for longer, or try ddib translate --depth 0.6, which reveals more of the picture."
-            )
-        distances = [report["ways"].get(name, {}).get("frechet_early") for name in ("translated", "source")]
-        if None not in distances and (near := distances[0]["value"]) >= (usual := distances[1]["value"]):
-            yield (
-                f"translations are no nearer to the target domain than their sources are ({near:.3g} and {usual:.3g}): "
-                "the target's model needs more training."
             )
 
 

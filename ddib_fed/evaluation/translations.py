@@ -3,7 +3,7 @@
 A folder written by `ddib translate` has a record beside each picture (NAME.json), which names the files; in any other
 folder every picture is a translation. Sources and truths are found by name: the same path below their folder, whatever
 the suffix. Figures are measured from the files where possible, else a record's figure is used (the model's own cycle,
-before rounding; the latent, which is in no file).
+before rounding; statistics of the latent).
 """
 
 from __future__ import annotations
@@ -142,7 +142,6 @@ class Translations:
     truth: Pictures | None = field(repr=False)
     back: Pictures | None = field(repr=False)
     domain: Pictures | None = field(repr=False)
-    latents: NDArray[np.float32] | None = field(repr=False)
     notes: tuple[str, ...]
 
 
@@ -205,7 +204,6 @@ def read_translations(
         records=tuple(each.record for each in found),
         translated=stacks["translated"],
         **{kind: stacks.get(kind) for kind in ("source", "truth", "back", "domain")},
-        latents=_latents(found, notes),
         notes=tuple(notes),
     )
 
@@ -233,18 +231,6 @@ def _thinned(folder: Path) -> list[Path]:
     if not paths:
         raise FileMissing(f"{folder} holds no picture")
     return [paths[i] for i in np.linspace(0, len(paths) - 1, min(DOMAIN_PICTURES, len(paths))).astype(int)]
-
-
-def _latents(found: Sequence[FoundPicture], notes: list[str]) -> NDArray[np.float32] | None:
-    latents = [np.load(path, allow_pickle=False) for path in _recorded(found, Part.LATENT, "latent", notes)]
-    # A node's latent has a batch dimension of one.
-    latents = [latent[0] if latent.ndim == 4 and len(latent) == 1 else latent for latent in latents]
-    if not latents:
-        return None
-    if len({latent.shape for latent in latents}) != 1 or latents[0].ndim != 3:
-        notes.append("latents: they have several shapes, so they were left out")
-        return None
-    return np.stack(latents).astype(np.float32)
 
 
 def evaluate_folder(
@@ -291,8 +277,7 @@ def evaluate_folder(
             for (kind, sha256), count in named.items()
         ),
     ]
-    kept = found.latents
-    report["latent"] = _of_records(found.records) if kept is None else latent_figures(kept)
+    report["latent"] = _of_records(found.records)
     report["pictures"] = [
         {"name": name, **row} for name, row in zip(found.names, report["pictures"], strict=True)
     ]
@@ -308,7 +293,6 @@ def latent_figures(latents: NDArray[np.float32]) -> Figures:
         **asdict(measured.latent),
         "noise_correlation": measured.noise.correlation,
         "ratio": measured.ratio,
-        "from": "files",
     }
 
 
@@ -325,7 +309,6 @@ def _of_records(records: Sequence[Translation]) -> Figures | None:
         # Of one picture's few patches: comparable with another picture's, not with zero.
         "kurtosis": float(np.median(kurtosis)),
         "correlation": float(np.median(correlation)),
-        "from": "records",
     }
 
 

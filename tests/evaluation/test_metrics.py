@@ -11,7 +11,6 @@ from ddib_fed.evaluation.metrics import (
     MOST_PSNR,
     WHITE_RATIO,
     compare,
-    hits_by_features,
     hits_by_pixels,
     mse,
     nearest,
@@ -72,15 +71,6 @@ def test_a_constant_finds_nothing_among_equals():
     """Every truth is as far from it as every other: a tie counts against."""
     truth = np.eye(16, dtype=np.float32).reshape(16, 1, 4, 4)
     assert not hits_by_pixels(np.zeros_like(truth), truth).any()
-
-
-def test_features_count_alike_whatever_their_scale():
-    """The first number is large and says nothing; the second one tells the pictures apart."""
-    rng = np.random.default_rng(0)
-    told = np.arange(30.0)
-    truth = np.stack([1e6 * rng.normal(size=30), told], axis=1)
-    asked = np.stack([truth[:, 0] + 1e4 * rng.normal(size=30), told], axis=1)
-    assert hits_by_features(asked, truth, nearest=2).all()
 
 
 def test_the_nearest_training_picture_is_found():
