@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ddib_fed.diffusion.grids import space_timesteps
+from ddib_fed.diffusion.schedule import space_timesteps
 from ddib_fed.networks.mlp import SyntheticModel
 from tests import golden
 

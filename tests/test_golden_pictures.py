@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ddib_fed.diffusion.grids import space_timesteps
+from ddib_fed.diffusion.schedule import space_timesteps
 from ddib_fed.networks.unet import NoisyClassifier, UNet
 from tests import golden
 from tests.test_golden import alpha_bars

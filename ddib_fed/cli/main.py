@@ -54,7 +54,7 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         ),
         "calibrate": (
             "ddib_fed.cli.calibrate",
-            "Agree with a peer on how two domains correspond; evaluate such a calibration.",
+            "Agree with a peer on how two domains correspond.",
         ),
         "status": ("ddib_fed.cli.status", "Show the state of the node on this machine."),
         "reload": (
@@ -65,7 +65,7 @@ SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "ddib_fed.cli.status",
             "Drain the node: accept no more work, finish running work, and exit.",
         ),
-        "audit": ("ddib_fed.cli.audit", "Read, follow, export and verify the node's audit log."),
+        "audit": ("ddib_fed.cli.audit", "Read and verify the node's audit log."),
     },
     "Work with models, without nodes": {
         "try": (

@@ -259,18 +259,8 @@ def read_given(path: Path | None) -> Calibration | None:
     return None if path is None else read_calibration(path)
 
 
-SOLVERS = ("unipc", "ddim", "rk4", "alf", "flow-map")
-GRIDS = ("default", "uniform-lambda", "karras", "integer", "learned")
-
-
-class GridName(click.Choice[str]):
-    """One of the grids, or `integer:T`, which the node checks."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """See click.ParamType."""
-        if isinstance(value, str) and re.fullmatch(r"integer:[0-9]{1,5}", value):
-            return value
-        return super().convert(value, param, ctx)
+SOLVERS = ("unipc", "ddim", "flow-map")
+GRIDS = ("default", "uniform-lambda", "integer", "learned")
 
 
 def refuse_idle(names: Collection[str], why: str, *, hint: str) -> None:
@@ -280,6 +270,16 @@ def refuse_idle(names: Collection[str], why: str, *, hint: str) -> None:
         named = param.name in names
         if named and context is not None and context.get_parameter_source(str(param.name)) is _GIVEN:
             raise UsageError(f"{param.opts[0]} {why}", hint=hint)
+
+
+def take_classifier(given: Mapping[str, Any]) -> tuple[Bundle | None, float | None]:
+    """The model of --classifier, and its weight, 1 where none is given."""
+    if given["classifier"] is None:
+        why = "weighs --classifier, which is not given"
+        refuse_idle(("classifier_scale",), why, hint="add --classifier MODEL")
+        return None, None
+    weight = given["classifier_scale"]
+    return open_model(given["classifier"]), 1.0 if weight is None else weight
 
 
 def refuse_both_ways(*, resume: bool, force: bool) -> None:
@@ -407,9 +407,9 @@ SOLVER = option(
 )
 GRID = option(
     "--grid",
-    "Grid of the steps; integer:T uses those of the linear schedule of T steps, learned those that `ddib model tune` "
-    "found for each model, whose numbers of evaluations `ddib model show` lists.",
-    GridName(GRIDS),
+    "Grid of the steps; learned are those that `ddib model tune` found for each model, whose numbers of evaluations "
+    "`ddib model show` lists.",
+    GRIDS,
     default="default",
 )
 QUALITY = option(

@@ -12,29 +12,19 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from ddib_fed.client.profile import Profile, renew_client
-from ddib_fed.client.views import MEDIA, PARTS, JobResult, ResultFile
-from ddib_fed.engine.record import Part, Translation
-from ddib_fed.errors import (
-    Cancelled,
-    ChunkCorrupt,
-    DdibError,
-    ExhaustedError,
-    MessageInvalid,
-    UnavailableError,
-)
+from ddib_fed.errors import Cancelled, DdibError, ExhaustedError, PeerUnreachable, UnavailableError
 from ddib_fed.protocol.details import from_rpc_error
-from ddib_fed.protocol.messages import provenance_record
-from ddib_fed.protocol.streams import Announced, assemble, open_file
 from ddib_fed.security import tls
 from ddib_fed.security.diagnosis import explained, may_pass
 from ddib_fed.security.pki import load_identity
-from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1 import translation_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -105,32 +95,31 @@ class Patience:
 
 
 class Connection:
-    def __init__(self, profile: Profile, *, patience_s: float, busy_s: float, on_wait: OnWait | None) -> None:
-        self.profile = profile
-        self.hop = profile.hop
-        self._patience_s = patience_s
-        self._busy_s = busy_s
-        self._on_wait = on_wait
+    """The calls of `client.Client`, which documents the arguments."""
+
+    def __init__(self, profile: Profile, *, patience_s: float, on_wait: OnWait | None) -> None:
+        self.profile, self.hop = profile, profile.hop
+        self.reached = False
+        """Whether the node has answered."""
+        self.clock_s: float | None = None
+        """Seconds by which the node's clock is ahead of this one's, by the last call; None where it did not say."""
+        self._patience_s, self._on_wait = patience_s, on_wait
+        self._busy_s = BUSY_PATIENCE_S if patience_s > 0 else 0.0
         self._channel: grpc.Channel | None = None
         self._retired: grpc.Channel | None = None
         self._lock = threading.Lock()
         self._aborted = threading.Event()
-        self.reached = False
-        """Whether the node has answered."""
-        self._looked = -math.inf
+        self._looked = self._diagnosed = -math.inf
         self._expires = math.inf
-        self._diagnosed = -math.inf
-        self.clock_s: float | None = None
-        """Seconds by which the node's clock is ahead of this one's, by the last call; None where it did not say."""
 
     @property
     def aborted(self) -> bool:
         return self._aborted.is_set()
 
     def abort(self) -> None:
-        """Abort running calls and make every later call fail; for use from another thread."""
+        """Abort running calls, which then raise Cancelled, as does every later call; callable from any thread."""
         self._aborted.set()
-        self.close()
+        self.drop()
 
     def stub(self) -> translation_pb2_grpc.TranslationServiceStub:
         """The service over the current channel, which has a certificate that is not due for renewal if that works."""
@@ -151,9 +140,6 @@ class Connection:
         except (DdibError, OSError) as error:
             log.warning("the certificate in %s could not be renewed: %s", self.profile.pki_folder, error)
 
-    def call_s(self, most_s: float) -> float:
-        return max(1.0, min(most_s, self._expires - time.time()))
-
     def channel(self) -> grpc.Channel:
         with self._lock:
             if self.aborted:
@@ -170,7 +156,7 @@ class Connection:
                 )
             return self._channel
 
-    def close(self) -> None:
+    def drop(self) -> None:
         """Close the channel; the next use creates another."""
         with self._lock:
             for channel in (self._channel, self._retired):
@@ -194,10 +180,20 @@ class Connection:
     def invoke(self, attempt: Attempt[T]) -> T:
         try:
             return attempt(self.stub())
-        except ValueError as error:  # what gRPC raises for a closed channel
+        except PeerUnreachable as error:  # the channel was closed
             if not self.aborted:
                 raise
             raise Cancelled("the connection was ended", hop=self.hop) from error
+
+    @contextmanager
+    def streaming(self, method: str, request: Message, most_s: float, **how: Any) -> Iterator[Any]:
+        """The answers of a call, which is ended with the block."""
+        timeout = max(1.0, min(most_s, self._expires - time.time()))
+        call = self.invoke(lambda stub: getattr(stub, method)(request, timeout=timeout, **how))
+        try:
+            yield call
+        finally:
+            call.cancel()
 
     def call(self, attempt: Attempt[T], *, while_busy: bool = True) -> T:
         """Make an idempotent call, retrying until it succeeds or patience ends."""
@@ -221,10 +217,10 @@ class Connection:
             raise self.explained(failure) from error
         finally:
             if not isinstance(found, ExhaustedError):
-                self.close()
+                self.drop()
 
     def explained(self, failure: DdibError) -> DdibError:
-        """A failure with the cause of the failed connection, where that is what it is; see `trust.diagnosis`."""
+        """A failure with the cause of the failed connection, where that is what it is."""
         self._diagnosed = time.monotonic()
         return explained(
             failure,
@@ -242,49 +238,3 @@ class Connection:
         if "cause" in found.facts and not may_pass(found.facts["cause"]):
             raise found
         return failure
-
-
-MAX_PART_BYTES = 1 << 30
-
-
-def collect(
-    messages: Iterable[pb.FetchResultsResponse],
-    job_id: str,
-    wanted: Collection[int],
-    parts: frozenset[Part],
-    max_bytes: int = MAX_PART_BYTES,
-) -> Iterator[JobResult]:
-    """Each result as soon as its last part is complete; every part was announced, and is what was asked for.
-
-    Raises:
-        ChunkCorrupt: The bytes differ from what was announced, or a result lacks a part.
-        MessageInvalid: A part is not expected here.
-    """
-    due, files = set(wanted), dict[Part, ResultFile]()
-    now: tuple[int, Translation] | None = None
-
-    def opened(header: pb.ResultHeader) -> Announced:
-        nonlocal now
-        item, part = header.item, PARTS.get(header.part)
-        if item not in due or (now is not None and now[0] != item):
-            raise MessageInvalid(f"a part of item {item} is not expected here")
-        if part is None or part not in parts or part in files:
-            raise MessageInvalid(f"{part or header.part} of item {item} is not expected here")
-        if now is None:
-            if not header.HasField("provenance"):
-                raise MessageInvalid(f"item {item} came without provenance")
-            if header.provenance.job_id != job_id:
-                raise MessageInvalid(f"item {item} says that it is of another job")
-            now = item, provenance_record(header.provenance)
-        return open_file(header.file, max_bytes=max_bytes, accepted=MEDIA)
-
-    for whole in assemble(messages, {"result": opened}):
-        file = whole.header.file
-        files[PARTS[whole.header.part]] = ResultFile(MEDIA[file.media_type], bytes(whole.data), file.sha256)
-        if parts <= files.keys() and now is not None:
-            yield JobResult(now[0], files, now[1])
-            due.discard(now[0])
-            now, files = None, {}
-    if now is not None:
-        missing = ", ".join(sorted(parts - files.keys()))
-        raise ChunkCorrupt(f"item {now[0]} came without its {missing}")

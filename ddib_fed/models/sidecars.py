@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ddib_fed.diffusion.grids import Coordinates, LearnedLegs, LearnedSteps, Stage
+from ddib_fed.diffusion.schedule import Coordinates, LearnedLegs, LearnedSteps, Stage
 from ddib_fed.errors import BundleInvalid
 from ddib_fed.models.catalogue import STEPS_FILE
 
@@ -116,6 +116,10 @@ class Figure(_Frozen):
     value: Finite
     low: Finite
     high: Finite
+
+    def __str__(self) -> str:
+        interval = "" if self.low == self.high else f" ({self.low:.3g} to {self.high:.3g})"
+        return f"{self.value:.3g}{interval}"
 
 
 class Reading(_Frozen):

@@ -16,8 +16,8 @@ from ddib_fed.client.results import write_result
 from ddib_fed.data.pictures import read_image
 from ddib_fed.data.points import to_npy
 from ddib_fed.data.synthetic import sample
-from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.schedule import make_grid
 from ddib_fed.engine import arrays
 from ddib_fed.engine.arrays import ArraySettings, translate_array
 from ddib_fed.engine.gate import Softener
@@ -358,7 +358,7 @@ def test_a_latent_that_is_no_noise_is_refused_by_both(tmp_path, open_nodes) -> N
     mine = client.submit(paths, client.target, Settings(evaluations=EVALUATIONS)).job_id
     assert [result.item for result in client.results(mine)] == [1]
     job = nodes.ended(nodes.submit(*paths, solver=common_pb2.SolverSettings(evaluations=EVALUATIONS)))
-    refused = client.get(mine).items[0].failure
+    refused = client.get(mine).items[0].error
     assert refused is not None
     assert refused.reason == job.items[0].error.reason == "LATENT_NOT_GAUSSIAN"
     assert dict(refused.facts) == dict(job.items[0].error.facts)
