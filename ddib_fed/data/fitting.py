@@ -61,10 +61,10 @@ NOTHING: Final = Use(0.0, 0.0, 0, 0.0, 0.0, 0.0)
 """Of a picture that was not decoded."""
 
 
-def measure_use(pixels: Pixels, low: float, high: float) -> Use:
-    """How the values of pixels (H, W, C), of any real type, lie in the range from `low` to `high`."""
+def check_numbers(picture: Picture, low: float, high: float, *, windows: bool = False) -> Use:
+    """How the values of a picture, of any real type, lie in the range of a model whose units they are."""
+    pixels, width = picture.pixels, high - low
     least, most = float(pixels.min()), float(pixels.max())
-    width = high - low
     slack = 1e-6 * width  # 255.00001 is a rounding of 255
     clipped = far = 0
     if least < low - slack or most > high + slack:
@@ -73,15 +73,10 @@ def measure_use(pixels: Pixels, low: float, high: float) -> Use:
             clipped += int(np.count_nonzero((block < low - slack) | (block > high + slack)))
             far += int(np.count_nonzero((block < low - reach) | (block > high + reach)))
     used = max(0.0, min(most, high) - max(least, low)) / width
-    return Use(least, most, clipped, clipped / pixels.size, far / pixels.size, used)
-
-
-def check_numbers(picture: Picture, low: float, high: float, *, windows: bool = False) -> Use:
-    """How the values of a picture lie in the range of a model whose units they are."""
-    use = measure_use(picture.pixels, low, high)
-    problem = _problem(picture.pixels.dtype, low, high, use)
+    use = Use(least, most, clipped, clipped / pixels.size, far / pixels.size, used)
+    problem = _problem(pixels.dtype, low, high, use)
     if problem is not None and not (windows and problem == "window"):
-        raise _misfit(picture.pixels.shape[2], picture.pixels.dtype, problem, low, high, use)
+        raise _misfit(pixels.shape[2], pixels.dtype, problem, low, high, use)
     return use
 
 
@@ -94,18 +89,14 @@ def check_type(dtype: str, channels: int, low: float, high: float) -> None:
 def check_fit(picture: Picture, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Use:
     """How the values of a picture lie in the range of a model whose units they are; arguments as of `fit_picture`."""
     use = check_numbers(picture, rule.low, rule.high, windows=windows)
-    if rule.channels == 1 and not grey and _is_coloured(picture.pixels, rule.high - rule.low):
-        raise _misfit(3, picture.pixels.dtype, "colour", rule.low, rule.high, use)
+    if rule.channels == 1 and not grey and picture.pixels.shape[2] == 3:
+        # Whether more than a few pixels have channels that differ by a 32nd of the range's width.
+        least = (rule.high - rule.low) / 32
+        spread = (np.ptp(block.astype(np.float32), axis=2) for block in _blocks(picture.pixels))
+        count = sum(int(np.count_nonzero(each > least)) for each in spread)
+        if count > FEW * picture.pixels.shape[0] * picture.pixels.shape[1]:
+            raise _misfit(3, picture.pixels.dtype, "colour", rule.low, rule.high, use)
     return use
-
-
-def _is_coloured(pixels: Pixels, width: float) -> bool:
-    """Whether more than `FEW` of the pixels (H, W, C) have channels that differ by a 32nd of a range's width."""
-    if pixels.shape[2] == 1:
-        return False
-    spread = (np.ptp(block.astype(np.float32), axis=2) for block in _blocks(pixels))
-    count = sum(int(np.count_nonzero(each > width / 32)) for each in spread)
-    return bool(count > FEW * pixels.shape[0] * pixels.shape[1])
 
 
 def _problem(dtype: np.dtype[np.generic], low: float, high: float, use: Use) -> Problem | None:
@@ -187,15 +178,9 @@ class PictureRule:
     bits: int = 8
 
     def __post_init__(self) -> None:
-        wrong = (
-            self.channels not in {1, 3}
-            or self.height < 1
-            or self.width < 1
-            or self.fit not in {"pad", "crop", "resize"}
-            or self.bits not in {8, 16}
-            or not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high)
-        )
-        if wrong:
+        sized = self.channels in {1, 3} and min(self.height, self.width) >= 1 and self.bits in {8, 16}
+        ranged = np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high
+        if not (sized and ranged and self.fit in {"pad", "crop", "resize"}):
             raise SettingsInvalid(f"no such rule for pictures: {self}")
 
     @property
@@ -255,16 +240,9 @@ def fit_picture(picture: Picture, rule: PictureRule, *, windows: bool = False, g
     return Fitted(samples, original, geometry, use)
 
 
-def read_fitted(
-    path: Path,
-    rule: PictureRule,
-    limits: ImageLimits | None = None,
-    *,
-    windows: bool = False,
-    grey: bool = False,
-) -> Fitted:
+def read_fitted(path: Path, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Fitted:
     """The picture in a file, converted for a model; arguments as of `read_image` and `fit_picture`."""
-    picture = read_image(path, limits)
+    picture = read_image(path)
     try:
         return fit_picture(picture, rule, windows=windows, grey=grey)
     except PictureMisfit as error:

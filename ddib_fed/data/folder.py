@@ -61,8 +61,8 @@ class Entry:
     looks: Looks
     read: Callable[[], Picture] | None = None
 
-    def picture(self, limits: ImageLimits | None = None) -> Picture:
-        return self.read() if self.read is not None else read_image(self.path, limits)
+    def picture(self) -> Picture:
+        return self.read() if self.read is not None else read_image(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +95,11 @@ def scan(
     root: Path,
     *,
     classes: Classes = None,
-    limits: ImageLimits | None = None,
     skip_bad: bool = False,
     check: Check | None = None,
     progress: Progress | None = None,
 ) -> Folder:
     """Every picture below a folder, decoded once."""
-    limits = limits or ImageLimits()
     require_one_domain(root)
     paths = list(_files(root))
     entries: list[Entry] = []
@@ -112,7 +110,7 @@ def scan(
             if path.suffix.lower() not in SUFFIXES | OTHER_SUFFIXES and not _begins_like_one(path):
                 ignored += 1
             else:
-                picture = decode_image(read_content(path, limits), limits)
+                picture = decode_image(read_content(path, ImageLimits()))
                 if check is not None:
                     check(picture)
                 entries.append(Entry(path, label_of(path, root, classes), *describe(picture)))
@@ -256,13 +254,13 @@ class Range(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def survey(folder: Folder, limits: ImageLimits | None = None) -> Survey:
+def survey(folder: Folder) -> Survey:
     """Counts, sizes, types, values and duplicates of a folder; percentiles come from a sample of its pictures."""
     looks = [e.looks for e in folder.entries]
     sizes = [f"{n} of {h} x {w}" for (h, w), n in Counter((k.height, k.width) for k in looks).most_common()]
     channels, dtypes = Counter(k.channels for k in looks), Counter(k.dtype for k in looks)
     kinds = {"grey": channels[1], "RGB": channels[3], **dtypes, **Counter(k.format for k in looks)}
-    values = ", ".join(f"{v:g}" for v in np.percentile(sample(folder.entries, limits), [1, 50, 99]))
+    values = ", ".join(f"{v:g}" for v in np.percentile(sample(folder.entries), [1, 50, 99]))
     more = f" and {len(sizes) - 5} other sizes" if len(sizes) > 5 else ""
     lines = [
         f"{len(looks)} pictures, {len(folder.bad)} left out",
@@ -282,19 +280,19 @@ def survey(folder: Folder, limits: ImageLimits | None = None) -> Survey:
     return Survey(channels, dtypes, lines)
 
 
-def sample(entries: Sequence[Entry], limits: ImageLimits | None = None) -> NDArray[np.float32]:
+def sample(entries: Sequence[Entry]) -> NDArray[np.float32]:
     """(n,) float32: values of at most 200 pictures at equal steps, at most 20,000 of each; the same each time."""
     chosen = entries[:: -(-len(entries) // SAMPLE_PICTURES)]
     values = []
     for entry in chosen:
-        flat = entry.picture(limits).pixels.reshape(-1)
+        flat = entry.picture().pixels.reshape(-1)
         values.append(flat[:: -(-flat.size // SAMPLE_PIXELS)].astype(np.float32))
     return np.concatenate(values)
 
 
-def choose_range(folder: Folder, spec: str = "type", limits: ImageLimits | None = None) -> Range:
+def choose_range(folder: Folder, spec: str = "type") -> Range:
     """The range of `--range`, with warnings of its unused and clipped shares, from a sample of the values."""
-    spec, values = spec.strip(), sample(folder.entries, limits)
+    spec, values = spec.strip(), sample(folder.entries)
     hint = "--range LOW:HIGH (as -1000:2000), p1:p99, or type"
     if spec == "type":
         low, high = _type_range(folder)
@@ -388,7 +386,6 @@ def load(
     entries: Sequence[Entry],
     rule: PictureRule,
     *,
-    limits: ImageLimits | None = None,
     compact: bool = False,
     progress: Progress | None = None,
 ) -> NDArray[Any]:
@@ -397,7 +394,7 @@ def load(
     out = np.empty((len(entries), rule.channels, rule.height, rule.width), dtype=kind)
     for i, entry in enumerate(entries):
         fitted = (
-            read_fitted(entry.path, rule, limits, windows=True, grey=True)
+            read_fitted(entry.path, rule, windows=True, grey=True)
             if entry.read is None
             else fit_picture(entry.read(), rule, windows=True, grey=True)
         )

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,6 @@ from ddib_fed.errors import (
 )
 
 Pixels = NDArray[Any]
-Background = Literal["white", "black"]
 FORMATS = ("PNG", "JPEG", "TIFF", "NPY")
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 ORIENTATION = 274
@@ -119,9 +118,7 @@ def image_format(content: bytes) -> str | None:
     return next((name for magic, name in _MAGICS if content.startswith(magic)), None)
 
 
-def decode_image(
-    content: bytes, limits: ImageLimits | None = None, *, background: Background = "white"
-) -> Picture:
+def decode_image(content: bytes, limits: ImageLimits | None = None) -> Picture:
     """The one picture in the bytes of a PNG, JPEG, TIFF or .npy."""
     limits = limits or ImageLimits()
     limits.check_bytes(len(content))
@@ -130,22 +127,22 @@ def decode_image(
         raise _unaccepted(content, kind, limits)
     with faults_as_unreadable(kind):
         if kind == "PNG":
-            pixels = _png_pixels(content, limits, background)
+            pixels = _png_pixels(content, limits)
         elif kind == "JPEG":
             pixels = _jpeg_pixels(content, limits)
         elif kind == "TIFF":
-            pixels = _tiff_pixels(content, limits, background)
+            pixels = _tiff_pixels(content, limits)
         else:
             refuse_points(content)
             pixels = _npy_pixels(content, limits)
     return Picture(pixels if pixels.flags.writeable else pixels.copy(), kind)
 
 
-def read_image(path: Path, limits: ImageLimits | None = None, *, background: Background = "white") -> Picture:
+def read_image(path: Path, limits: ImageLimits | None = None) -> Picture:
     """The picture in a file; see `decode_image`."""
     content = read_content(path, limits or ImageLimits())
     try:
-        return decode_image(content, limits, background=background)
+        return decode_image(content, limits)
     except (KindMismatch, ImageTooLarge) as error:
         raise name_file(error, str(path)) from error
 
@@ -255,16 +252,15 @@ def settle(pixels: Pixels) -> Pixels:
     return pixels
 
 
-def flatten(pixels: Pixels, background: str) -> Pixels:
-    """Colours over a background: (c a + b (max - a)) / max, rounded to the nearest whole number."""
+def flatten(pixels: Pixels) -> Pixels:
+    """Colours over white: (c a + max (max - a)) / max, rounded to the nearest whole number."""
     top = int(np.iinfo(pixels.dtype).max)
-    behind = top if background == "white" else 0
     out = np.empty((*pixels.shape[:2], pixels.shape[2] - 1), dtype=pixels.dtype)
     # The wide numbers of a large picture would be eight times its size.
     for start, stop in bands(*pixels.shape[:2]):
         wide = pixels[start:stop].astype(np.uint64)
         colour, alpha = wide[..., :-1], wide[..., -1:]
-        out[start:stop] = (colour * alpha + behind * (top - alpha) + top // 2) // top
+        out[start:stop] = (colour * alpha + top * (top - alpha) + top // 2) // top
     return out
 
 
@@ -293,7 +289,7 @@ def open_pillow(content: bytes, format_name: str) -> Any:
         ) from error
 
 
-def pillow_pixels(image: Any, background: str) -> Pixels:
+def pillow_pixels(image: Any) -> Pixels:
     """(H, W, C) pixels of any of Pillow's modes, C 1 or 3; palettes and other colour spaces become RGB."""
     if "transparency" in image.info and image.mode not in {"LA", "RGBA", "PA"}:
         # A colour, or entries of the palette, that count as transparent.
@@ -303,14 +299,14 @@ def pillow_pixels(image: Any, background: str) -> Pixels:
         image.mode not in {"L", "LA", "RGB", "RGBA", "I", "F"} and not image.mode.startswith("I;16")
     ):
         image = image.convert(wanted or "RGB")
-    return pixels_of(image, background if image.mode in {"LA", "RGBA"} else None)
+    return pixels_of(image, flat=image.mode in {"LA", "RGBA"})
 
 
-def pixels_of(image: Any, background: str | None = None) -> Pixels:
+def pixels_of(image: Any, *, flat: bool = False) -> Pixels:
     """(H, W, C) of a Pillow image, read by bands: numpy's conversion needs three times the memory."""
     pixels: Pixels | None = None
     for start, stop, rows in rows_of(image):
-        band = np.atleast_3d(rows) if background is None else flatten(rows, background)
+        band = flatten(rows) if flat else np.atleast_3d(rows)
         if pixels is None:
             pixels = np.empty((image.height, *band.shape[1:]), dtype=band.dtype)
         pixels[start:stop] = band
@@ -341,7 +337,7 @@ def _unpacked_as(image: Any, raw_mode: str) -> Any:
     return image
 
 
-def _png_pixels(content: bytes, limits: ImageLimits, background: str) -> Pixels:
+def _png_pixels(content: bytes, limits: ImageLimits) -> Pixels:
     """(H, W, C) pixels of a PNG, 8 or 16 bit."""
     kept: list[bytes | memoryview] = [PNG_MAGIC]
     orientation: object = 1
@@ -363,7 +359,7 @@ def _png_pixels(content: bytes, limits: ImageLimits, background: str) -> Pixels:
     if _ANOTHER_PNG.match(content, end):
         raise too_many_frames("the PNG")
     plain = b"".join(kept)
-    pixels = _png16(plain, colour) if depth == 16 else pillow_pixels(open_pillow(plain, "PNG"), background)
+    pixels = _png16(plain, colour) if depth == 16 else pillow_pixels(open_pillow(plain, "PNG"))
     if key:
         if len(key) != 2 * pixels.shape[2]:
             raise ImageUnreadable("the PNG's transparent colour has the wrong length")
@@ -371,9 +367,9 @@ def _png_pixels(content: bytes, limits: ImageLimits, background: str) -> Pixels:
         hidden = np.frombuffer(key, dtype=">u2").astype(np.uint32) * top // (2**depth - 1)
         for start, stop in bands(height, width):
             band = pixels[start:stop]
-            band[(band == hidden).all(axis=2)] = top if background == "white" else 0
+            band[(band == hidden).all(axis=2)] = top
     if pixels.shape[2] in {2, 4}:
-        pixels = flatten(pixels, background)
+        pixels = flatten(pixels)
     return upright(pixels, orientation)
 
 
@@ -438,7 +434,7 @@ def _jpeg_pixels(content: bytes, limits: ImageLimits) -> Pixels:
     if _ANOTHER_JPEG.search(content, _jpeg_scan(content)):
         raise too_many_frames("the JPEG")
     orientation = image.getexif().get(ORIENTATION, 1)
-    return upright(pillow_pixels(image, "white"), orientation)
+    return upright(pillow_pixels(image), orientation)
 
 
 def _jpeg_scan(content: bytes) -> int:
@@ -486,7 +482,7 @@ def _npy_header(content: bytes) -> tuple[Header, int, bool]:
     return header, start, planes_first
 
 
-def _tiff_pixels(content: bytes, limits: ImageLimits, background: str) -> Pixels:
+def _tiff_pixels(content: bytes, limits: ImageLimits) -> Pixels:
     """(H, W, C) pixels of a TIFF of one page."""
     import tifffile
 
@@ -509,13 +505,13 @@ def _tiff_pixels(content: bytes, limits: ImageLimits, background: str) -> Pixels
             tag = page.tags.get(ORIENTATION)
             pixels = upright(_by_tifffile(page), 1 if tag is None else tag.value)
         else:
-            pixels = _by_pillow(content, page, background, plain=plain)
+            pixels = _by_pillow(content, page, plain=plain)
     if pixels.shape[2] in {2, 4}:
         if pixels.dtype.name not in {"uint8", "uint16"}:
             raise ImageUnreadable(
                 f"a TIFF with transparency of type {pixels.dtype}", hint="save it without alpha"
             )
-        pixels = flatten(pixels, background)
+        pixels = flatten(pixels)
     return settle(pixels)
 
 
@@ -592,18 +588,18 @@ def _by_tifffile(page: Any) -> Pixels:
     return array
 
 
-def _by_pillow(content: bytes, page: Any, background: str, *, plain: bool) -> Pixels:
+def _by_pillow(content: bytes, page: Any, *, plain: bool) -> Pixels:
     """(H, W, C) by libtiff, upright: Pillow turns TIFFs itself; raises where Pillow would lose bits."""
     _silence_libtiff()
     samples, kind = page.samplesperpixel, page.dtype.name
     if kind in {"uint8", "bool"}:
-        return pillow_pixels(open_pillow(content, "TIFF"), background)
+        return pillow_pixels(open_pillow(content, "TIFF"))
     exact = plain and page.planarconfig != _SEPARATE and page.photometric != _WHITE_IS_ZERO
     if exact and kind == "uint16" and samples in {3, 4}:
         return sixteen_bits(content, "TIFF", "RGB" if samples == 3 else "RGBA", byte_order=sys.byteorder)
     if not exact or samples != 1 or kind not in {"uint16", "int16", "float32"}:
         raise _refused(page)
-    return pillow_pixels(open_pillow(content, "TIFF"), background).astype(kind)
+    return pillow_pixels(open_pillow(content, "TIFF")).astype(kind)
 
 
 @functools.cache

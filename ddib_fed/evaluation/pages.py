@@ -77,16 +77,13 @@ class ShownFile:
     def drawn(self, side: int) -> Drawn:
         """Its pictures, each with the longer side at most `side` pixels."""
         figures, back = self.figures, self.figures.back_scale
-        span = figures.source_range if back is not None else None
-        found: Drawn = {}
-        if self.source is not None:
-            found["source"] = preview(self.source, side, span=figures.source_range)
-        found["translated"] = preview(
-            self.translated, side, span=figures.target_range, scale=figures.output_scale
-        )
-        if self.returned is not None:
-            found["returned"] = preview(self.returned, side, span=span, scale=back or (1.0, 0.0))
-        return found
+        given, made = figures.source_range, figures.target_range
+        files = {
+            "source": (self.source, given, (1.0, 0.0)),
+            "translated": (self.translated, made, figures.output_scale),
+            "returned": (self.returned, given if back else None, back or (1.0, 0.0)),
+        }
+        return {kind: preview(path, side, span, scale) for kind, (path, span, scale) in files.items() if path}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +112,21 @@ def write_results(
         if number in chosen:
             on_sheet.append((each, drawn))
         fitted = f" at {figures.fitted_width}x{figures.fitted_height}" if figures.lost else ""
-        rows.append({
-            "name": each.name,
-            "address": beside(each.translated.relative_to(page.parent).as_posix()),
-            "mark": f"doubtful: {doubts_of(each.record)}" if each.record.doubtful else "",
-            "pictures": [_cell(drawn.get(kind), f"{each.name}, {kind}") for kind in kinds],
-            "figures": [f"{figures.width}x{figures.height}{fitted}", *(getattr(figures, key) for key in keys)],
-        })  # fmt: skip
+        values = [f"{figures.width}x{figures.height}{fitted}", *(getattr(figures, key) for key in keys)]
+        address = beside(each.translated.relative_to(page.parent).as_posix())
+        mark = f"doubtful: {doubts_of(each.record)}" if each.record.doubtful else ""
+        rows.append(_row(each.name, {kind: drawn.get(kind) for kind in kinds}, values, mark, address))
         if on_drawn is not None:
             on_drawn(number + 1, len(files))
-    _write_sheet(sheet, sorted(on_sheet, key=lambda found: found[0].name), kinds, results)
+    on_sheet.sort(key=lambda found: found[0].name)
+    evenly = f" {len(on_sheet)} of {len(files):,} are shown, spread evenly from worst to best."
+    save_sheet(
+        sheet,
+        [Stage(kind, np.stack([squared(drawn.get(kind), CELL) for _, drawn in on_sheet])) for kind in kinds],
+        names=[Path(each.name).name for each, _ in on_sheet],
+        doubtful=[bool(each.record.doubtful) for each, _ in on_sheet],
+        caption=f"To {results.target}. {verdict(results)}{evenly if len(on_sheet) < len(files) else ''}",
+    )
     missing = FigureTable("Not translated", ("file", "why"), tuple(results.missing), kind="text")
     write_page(
         page,
@@ -139,6 +141,20 @@ def write_results(
         left_out=0,
         provenance=provenance([each.record for each in results.files]),
     )
+
+
+def _row(
+    name: str, drawn: Drawn, figures: Sequence[object], mark: str = "", address: str = ""
+) -> dict[str, Any]:
+    """A picture's row on a page; each of its pictures as a file, what it is, and its width there."""
+    cells: list[tuple[bytes, str, int] | None] = []
+    for kind, pixels in drawn.items():
+        if pixels is None:
+            cells.append(None)
+        else:
+            width = max(1, round(SHOWN * pixels.shape[1] / max(pixels.shape[:2])))
+            cells.append((encoded(pixels), f"{name}, {kind}", width))
+    return {"name": name, "address": address, "mark": mark, "pictures": cells, "figures": figures}
 
 
 def doubts_of(record: Translation) -> str:
@@ -203,26 +219,8 @@ def provenance(records: Sequence[Translation]) -> list[tuple[str, str]]:
     return rows
 
 
-def _write_sheet(
-    path: Path, chosen: Sequence[tuple[ShownFile, Drawn]], kinds: Sequence[str], results: ShownFiles
-) -> None:
-    stages = [
-        Stage(kind, np.stack([squared(drawn.get(kind), CELL) for _, drawn in chosen])) for kind in kinds
-    ]
-    total, some = len(results.files), ""
-    if len(chosen) < total:
-        some = f" {len(chosen)} of {total:,} are shown, spread evenly from worst to best."
-    save_sheet(
-        path,
-        stages,
-        names=[Path(each.name).name for each, _ in chosen],
-        doubtful=[bool(each.record.doubtful) for each, _ in chosen],
-        caption=f"To {results.target}. {verdict(results)}{some}",
-    )
-
-
 def preview(
-    path: Path, side: int, *, span: tuple[float, float] | None, scale: tuple[float, float] = (1.0, 0.0)
+    path: Path, side: int, span: tuple[float, float] | None, scale: tuple[float, float] = (1.0, 0.0)
 ) -> Preview | None:
     """The picture in a file, its longer side at most `side`; None if it cannot be drawn."""
     try:
@@ -247,13 +245,6 @@ def encoded(pixels: Preview) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=88)
     return file.getvalue()
-
-
-def _cell(pixels: Preview | None, text: str) -> tuple[bytes, str, int] | None:
-    """The picture as a file, what it is, and its width on the page."""
-    if pixels is None:
-        return None
-    return encoded(pixels), text, max(1, round(SHOWN * pixels.shape[1] / max(pixels.shape[:2])))
 
 
 def squared(pixels: Preview | None, side: int) -> Pictures:
@@ -293,16 +284,12 @@ def write_report_page(
         sheet="",
         columns=["file", "mark", *stacks, *(COLUMNS[key] for key in keys)],
         rows=[
-            {
-                "name": row["name"],
-                "address": "",
-                "mark": "doubtful" if row.get("doubtful") else "",
-                "pictures": [
-                    _cell(pixels[where[row["name"]]], f"{row['name']}, {kind}")
-                    for kind, pixels in stacks.items()
-                ],
-                "figures": [row[key] for key in keys],
-            }
+            _row(
+                row["name"],
+                {kind: pixels[where[row["name"]]] for kind, pixels in stacks.items()},
+                [row[key] for key in keys],
+                "doubtful" if row.get("doubtful") else "",
+            )
             for row in rows[:most_rows]
         ],
         left_out=max(0, len(rows) - most_rows),

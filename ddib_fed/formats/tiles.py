@@ -249,7 +249,7 @@ def _pixels(content: bytes, kind: str, limits: ImageLimits) -> Pixels:
                 hint="convert it to a 16-bit PNG or TIFF first",
             )
         orientation = image.getexif().get(ORIENTATION, 1)
-        return upright(pillow_pixels(image, "white"), orientation)
+        return upright(pillow_pixels(image), orientation)
 
 
 MAX_PIXELS: Final = 1 << 28

@@ -96,20 +96,6 @@ def test_a_range_of_hounsfield_units_is_inverted_by_the_scale():
     np.testing.assert_allclose(numbers * slope + intercept, pixels.clip(-1000, 2000), atol=slope / 2 + 1e-3)
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "bits", "scale"),
-    [
-        (0, 255, 8, (1, 0)),
-        (0, 4095, 16, (1, 0)),
-        (0, 1, 8, (1 / 255, 0)),
-        (-1, 1, 16, (2 / 65535, -1)),
-    ],
-)
-def test_raw_values_go_out_when_the_type_holds_them(low, high, bits, scale):
-    """Otherwise 0 is the low end and the type's largest number the high end."""
-    assert PictureRule(1, 4, 4, "pad", low, high, bits).output_scale == pytest.approx(scale)
-
-
 def test_rgb_becomes_grey_by_luma_and_grey_becomes_rgb_by_repetition():
     """0.299 R + 0.587 G + 0.114 B, in every type."""
     for dtype in ("uint8", "uint16"):

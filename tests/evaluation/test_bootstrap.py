@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 
-from ddib_fed.errors import ExtraMissing
 from ddib_fed.evaluation import features
 from ddib_fed.evaluation.judgement import feature_distances, resample
 from tests.runs.picture_folders import blocks
@@ -73,18 +70,6 @@ def test_the_network_tells_squares_from_noise() -> None:
     near, far = features.distances(squares, more), features.distances(squares, noise)
     assert all(far[name] > 2 * near[name] for name in near)
     assert features.features(np.repeat(grey[:2], 3, axis=1)).late == pytest.approx(squares.late[:2], abs=1e-5)
-
-
-def test_the_floor_is_between_halves_of_the_same_set() -> None:
-    real = features.Features(cloud(400, dim=4), cloud(400, seed=1))
-    assert features.floor(real, 50)["frechet_early"] > features.floor(real, 1000)["frechet_early"]
-
-
-def test_without_the_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)  # importing it fails
-    features._network.cache_clear()
-    with pytest.raises(ExtraMissing, match="ImageNet classifier"):
-        features.features(pictures(1))
 
 
 def test_the_interval_of_a_distance_holds_what_other_pictures_give() -> None:

@@ -21,7 +21,6 @@ from ddib_fed.evaluation.pages import (
     WayFound,
     advice,
     preview,
-    provenance,
     verdict,
     write_results,
 )
@@ -98,17 +97,6 @@ def test_sixteen_bits_are_drawn_in_the_range_of_the_record(tmp_path):
     assert preview(path, 96, span=(-1000.0, 3095.0), scale=(1.0, -1000.0)).min() == 255
 
 
-def test_provenance_counts_where_records_differ():
-    """One value alone stands for all."""
-    records = [
-        Translation(job_id=job, source_institution="north", source_domain="d") for job in ("a", "a", "b")
-    ]
-    rows = dict(provenance(records))
-    assert rows["jobs"] == "a (2), b (1)"
-    assert rows["source"] == "north/d"
-    assert "calibration" not in rows
-
-
 def side(name="cats", **figures):
     manifest = tiny(name).manifest.model_copy(update={"training": Training(figures=figures)})
     return SideFound(Path(name), (), manifest, Path("out"), b"", b"", None, (0.5, 0.4, 0.405))
@@ -155,7 +143,3 @@ def test_each_piece_of_advice_follows_from_its_figure(sides, ways, said):
     found = advice(sides, ways, ())
     assert said in found[0]
     assert len(found) == 2
-
-
-def test_pictures_in_both_folders_come_first():
-    assert "a.png and b.png" in advice(GOOD, WAYS, ["a.png and b.png"])[0]

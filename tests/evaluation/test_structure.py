@@ -29,12 +29,6 @@ def test_an_inverted_contrast_keeps_all_structure():
     assert (kept.mutual_information > 2).all()
 
 
-def test_another_picture_keeps_none():
-    kept, other = structure(smooth(8), -smooth(8)), structure(smooth(8), smooth(8, seed=1))
-    assert np.abs(other.edge_correlation).mean() < 0.35
-    assert other.mutual_information.mean() < kept.mutual_information.mean() - 1
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("domains", [("satellite", "relief"), ("relief", "satellite")])
 def test_shipped_thresholds_catch_lost_pictures_and_leave_true_ones(domains):
@@ -58,7 +52,7 @@ def rotation_between(domains) -> tuple[ChannelMap, tuple[Normalisation, Normalis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("domains", [("satellite", "relief"), ("relief", "satellite")])
+@pytest.mark.parametrize("domains", [("satellite", "relief")])
 def test_land_and_sea_exchanged_is_marked_under_a_calibration_and_true_partners_are_not(domains):
     """True test pictures with each colour put on the other side of the picture's mean: coasts stay where they are."""
     source, target = (load_shipped(name).test for name in domains)

@@ -1,7 +1,5 @@
 """Folders of translations, read with what belongs to them."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -44,29 +42,6 @@ def test_records_say_which_files_are_translations(tmp_path):
     assert found.names == ("x", "y")
     assert found.back == pytest.approx(blocks(3)[[1, 1]], abs=0.01)
     assert found.source is None
-
-
-def test_a_record_of_the_nodes_is_understood(tmp_path):
-    write(tmp_path, blocks(2), names=["scan", "scan.returned"])
-    contents = {
-        "format": 2,
-        "input": "scan.tif",
-        "files": {
-            "translation": {"file": "scan.png", "sha256": ""},
-            "returned": {"file": "scan.returned.png", "sha256": ""},
-        },
-        "latent": {"mean": 0.01, "std": 0.99, "kurtosis": 0.0, "correlation": 0.1, "count": 256},
-        "picture": {"cycle_psnr": 41.5, "cycle_mse": 0.0003, "edge_correlation": 0.7, "mutual_information": 1.1,
-                    "slope": 0.5, "intercept": -10.0},
-        "doubtful": True,
-    }  # fmt: skip
-    (tmp_path / "scan.json").write_text(json.dumps(contents))
-    [item] = find_pictures(tmp_path)
-    assert item.picture.cycle_psnr == 41.5
-    assert item.record.doubtful is True
-    assert item.picture.output_scale == (0.5, -10.0)
-    assert item.record.latent.std == 0.99
-    assert item.files == {"returned": tmp_path / "scan.returned.png"}
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/etc/passwd", 7])

@@ -17,7 +17,7 @@ from tests.formats.dicom.files import write_series
 from tests.formats.echoes import DICOM
 
 VALUES = np.random.default_rng(0).integers(0, 2000, (3, 12, 10))
-CUT = (132, 140, 200, 400, 700, 1000, 1100, 1400, 2000, 3000)
+CUT = (132, 400, 1100, 3000)
 """Bytes of `CT_small.dcm` that end before its number of rows, in all parts of its header."""
 
 
