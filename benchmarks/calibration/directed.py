@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddib_fed.data.shipped import ShippedPictures, cut_head, cut_map, load_shipped, shipped_clusters
+from ddib_fed.data import shipped
+from ddib_fed.data.shipped import ShippedPictures, cut_head, cut_map, load_shipped
 from ddib_fed.engine.local_party import LocalParty, open_party
 from ddib_fed.evaluation import features, judgement, metrics
 from ddib_fed.evaluation.features import Features
@@ -44,6 +45,35 @@ UNPAIRED_PICTURES = 4_000
 
 def thinned(pictures: Pictures, most: int) -> Pictures:
     return pictures[:: -(-len(pictures) // most)]
+
+
+NEIGHBOURS = 4
+"""Adjacent test slices of the head, of 1 mm, that count as one in intervals."""
+
+
+def shipped_clusters(name: str) -> np.ndarray:
+    """A number for each test picture, (N,), the same for neighbours.
+
+    Of a map for crops that overlap, also through others; of the head for `NEIGHBOURS` adjacent slices of a slab.
+    """
+    if shipped.shipped_domain(name).map:
+        from scipy.sparse import csgraph
+
+        places = np.array(
+            [
+                p
+                for stripe in shipped.stripes_of("source", "test")
+                for p in shipped.coasts_in(stripe, shipped.TEST_STEP)
+            ]
+        )
+        overlapping = (np.abs(places[:, None] - places[None]) < shipped.CROP).all(axis=2)
+        return np.asarray(csgraph.connected_components(overlapping)[1], np.int64)
+    blocks = [
+        (at, n // NEIGHBOURS)
+        for at, slab in enumerate(shipped.slabs_of("source", "test"))
+        for n in range(len(slab))
+    ]
+    return np.unique(blocks, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 @dataclass

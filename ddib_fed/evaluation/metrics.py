@@ -206,7 +206,7 @@ def cycle_error(original: Points, returned: Points) -> dict[str, float]:
     }
 
 
-def sliced_w2(a: Points, b: Points, *, projections: int = PROJECTIONS) -> float:
+def sliced_w2(a: Points, b: Points) -> float:
     """Sliced 2-Wasserstein distance between the clouds (N, D) and (M, D)."""
     if a.ndim != 2 or b.ndim != 2 or a.shape[1:] != b.shape[1:] or 0 in a.shape or 0 in b.shape:
         raise ShapeMismatch(f"two clouds (N, D) with the same D are expected, not {a.shape} and {b.shape}")
@@ -215,13 +215,13 @@ def sliced_w2(a: Points, b: Points, *, projections: int = PROJECTIONS) -> float:
     for seed, points in enumerate((a, b), start=PROJECTION_SEED + 1):
         chosen = np.random.default_rng(seed).permutation(len(points))[:count]
         thinned.append(np.asarray(points if len(points) == count else points[chosen], np.float64).T)
-    directions = np.random.default_rng(PROJECTION_SEED).normal(size=(projections, a.shape[1]))
+    directions = np.random.default_rng(PROJECTION_SEED).normal(size=(PROJECTIONS, a.shape[1]))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     total = 0.0
-    for start in range(0, projections, 32):
+    for start in range(0, PROJECTIONS, 32):
         first, second = (np.sort(directions[start : start + 32] @ each, axis=1) for each in thinned)
         total += float(np.square(first - second).sum())
-    return float(np.sqrt(total / (projections * count)))
+    return float(np.sqrt(total / (PROJECTIONS * count)))
 
 
 def sliced_w2_floor(pool: Points, count: int) -> float:

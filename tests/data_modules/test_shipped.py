@@ -24,7 +24,7 @@ def few_sheets():
 @pytest.mark.slow
 def test_no_stripe_has_two_owners_and_no_crop_leaves_its_stripe() -> None:
     owned = [
-        set(shipped._stripes(side, part))
+        set(shipped.stripes_of(side, part))
         for side, part in (
             ("source", "train"),
             ("source", "held_out"),
@@ -35,7 +35,7 @@ def test_no_stripe_has_two_owners_and_no_crop_leaves_its_stripe() -> None:
     ]
     assert sum(map(len, owned)) == len(set.union(*owned)) == shipped.MAP_SIZE[0] // shipped.STRIPE
     for stripe in owned[4]:
-        for _, x in shipped._places(stripe, shipped.TEST_STEP):
+        for _, x in shipped.coasts_in(stripe, shipped.TEST_STEP):
             assert stripe * shipped.STRIPE <= x <= (stripe + 1) * shipped.STRIPE - shipped.CROP
 
 
@@ -59,4 +59,3 @@ def test_unknown_domains_and_missing_packages_are_named(monkeypatch: pytest.Monk
     with pytest.raises(ExtraMissing, match="nilearn") as missing:
         shipped.load_shipped("brain-t1")
     assert "pip install nilearn" in missing.value.hint
-    assert not shipped.available("satellite")
