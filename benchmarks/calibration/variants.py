@@ -18,7 +18,7 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings, translate_array
 from ddib_fed.engine.local_party import LocalParty, only, open_party
 from ddib_fed.engine.party import Leg, ToDecode
-from ddib_fed.evaluation.judgement import HistogramMatch
+from ddib_fed.evaluation.judgement import histogram_match
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import load_bundle
@@ -70,8 +70,7 @@ def through(
 
 def histogram(directed: Directed, settings: SolverSettings) -> Made:
     del settings
-    own, target = directed.unpaired
-    return Made(HistogramMatch.fit(own, target)(directed.test[0]))
+    return Made(histogram_match(directed.test[0], *directed.unpaired))
 
 
 def colour_map(count: int) -> Callable[[Directed, SolverSettings], Made]:

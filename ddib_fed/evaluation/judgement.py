@@ -113,7 +113,7 @@ def baselines(
     if source is not None:
         found["source"] = to_channels(source, channels)
     if source is not None and domain is not None:
-        found["histogram"] = HistogramMatch.fit(source, domain)(source)
+        found["histogram"] = histogram_match(source, source, domain)
     if domain is not None:
         mean = domain.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
         found |= {"mean": np.repeat(mean, count, axis=0), "random": random_pictures(domain, count)}
@@ -125,40 +125,24 @@ def random_pictures(target: Pictures, count: int, *, seed: int = 0) -> Pictures:
     return target[rng.choice(len(target), count, replace=count > len(target))]
 
 
-@dataclass(frozen=True, slots=True)
-class HistogramMatch:
-    """Brings each channel of pictures to the target's distribution."""
-
-    source: NDArray[np.float64] = field(repr=False)
-    target: NDArray[np.float64] = field(repr=False)
-
-    @staticmethod
-    def fit(source: Pictures, target: Pictures) -> HistogramMatch:
-        """Fit to two unpaired sets of pictures (N, C, H, W) and (M, C', H', W')."""
-        channels = target.shape[1]
-        shares = np.linspace(0.0, 1.0, QUANTILES)
-        return HistogramMatch(
-            np.quantile(_pixels(to_channels(source, channels)), shares, axis=0).T,
-            np.quantile(_pixels(to_channels(target, channels)), shares, axis=0).T,
+def histogram_match(pictures: Pictures, source: Pictures, target: Pictures) -> Pictures:
+    """Pictures each channel of which is brought from the distribution of `source` to that of `target`, unpaired."""
+    channels, shares = target.shape[1], np.linspace(0.0, 1.0, QUANTILES)
+    given, known = to_channels(pictures, channels), to_channels(source, channels)
+    out = np.empty_like(given)
+    for channel in range(channels):
+        values = (stack[:, channel].reshape(-1) for stack in (known, target))
+        before, after = (
+            np.quantile(all_of_it[:: -(-len(all_of_it) // MOST_PIXELS)].astype(np.float64), shares)
+            for all_of_it in values
         )
-
-    def __call__(self, pictures: Pictures) -> Pictures:
-        given = to_channels(pictures, len(self.source))
-        out = np.empty_like(given)
-        shares = np.linspace(0.0, 1.0, QUANTILES)
-        for channel, (before, after) in enumerate(zip(self.source, self.target, strict=True)):
-            # A value of many pixels gets the middle of its ranks.
-            steps = np.unique(before)
-            low = shares[np.searchsorted(before, steps, side="left")]
-            high = shares[np.searchsorted(before, steps, side="right") - 1]
-            rank = np.interp(given[:, channel], steps, (low + high) / 2)
-            out[:, channel] = np.interp(rank, shares, after)
-        return out
-
-
-def _pixels(pictures: Pictures) -> NDArray[np.float64]:
-    pixels = pictures.transpose(0, 2, 3, 1).reshape(-1, pictures.shape[1])
-    return pixels[:: -(-len(pixels) // MOST_PIXELS)].astype(np.float64)
+        # A value of many pixels gets the middle of its ranks.
+        steps = np.unique(before)
+        low = shares[np.searchsorted(before, steps, side="left")]
+        high = shares[np.searchsorted(before, steps, side="right") - 1]
+        rank = np.interp(given[:, channel], steps, (low + high) / 2)
+        out[:, channel] = np.interp(rank, shares, after)
+    return out
 
 
 Figures = dict[str, Any]
@@ -183,10 +167,7 @@ def judge(
     """All figures of translations (N, C, H, W) in [-1, 1], as JSON values.
 
     Args:
-        translated: The translations.
-        source: What was translated.
-        truth: The true translations.
-        back: The translations translated back.
+        translated, source, truth, back: Corresponding pictures.
         domain: Other pictures of the target domain, (M, C, H, W).
         thresholds: Of structure; with less a picture is doubtful.
         recorded: Figures of each picture, (N,), that count where the pictures do not show them.
@@ -194,9 +175,9 @@ def judge(
         clusters: A label for each picture, (N,): intervals draw whole clusters.
 
     Returns:
-        "ways": of the translations and of each baseline, by name, the mean of each figure with its interval;
-        "spread": of each figure of the translations its spread and interval; "pictures": the figures of each picture;
-        "measured": the figures that are not from records; "count", "shape", "clusters", "doubtful", "thresholds".
+        "ways": of the translations and of each baseline the mean of each figure with its interval; "spread": of each
+        figure of the translations its spread and interval; "pictures": the figures of each picture; "measured": the
+        figures that are not from records; "count", "shape", "clusters", "doubtful", "thresholds".
     """
     count, shape = len(translated), translated.shape[1:]
     drawn = resample(count, clusters)

@@ -152,15 +152,13 @@ def chosen_rule(
         return IntensityRule.parse("values" if values.dtype == np.uint8 else usual)
     rule = IntensityRule.parse(text)
     if rule.name == "hu" and modality != "CT":
-        other = PERCENTILES if modality else "values, if its numbers are Hounsfield units"
-        if of_model:
-            raise ImageUnreadable(
-                f"the source's model was trained on CT in Hounsfield units, this is {modality or 'no DICOM'}",
-                hop="client",
-                hint="a source of that kind (ddib domains)" if modality else f"--intensity {other}",
-            )
-        raise UsageError(
-            f"--intensity hu is for CT, this is {modality or 'no DICOM'}", hint=f"--intensity {other}"
+        this, other = modality or "no DICOM", "values, if its numbers are Hounsfield units"
+        hint = f"--intensity {PERCENTILES if modality else other}"
+        if not of_model:
+            raise UsageError(f"--intensity hu is for CT, this is {this}", hint=hint)
+        raise ImageUnreadable(
+            f"the source's model was trained on CT in Hounsfield units, this is {this}",
+            hint="a source of that kind (ddib domains)" if modality else hint,
         )
     return rule
 

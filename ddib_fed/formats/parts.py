@@ -80,18 +80,8 @@ def translate_study(
 ) -> WrittenStudy:
     """Translate the items of a study that have no result yet, and write its output (`finished_study` first).
 
-    Args:
-        study: What is translated.
-        out: Where its output goes, under the study's names.
-        translate: Translates items into a folder.
-        asked: Digest of the request.
-        force: Translate all items again, and overwrite what is there.
-        doubtful_below: PSNR of a round trip in dB below which a result is marked.
-
-    Raises:
-        AlreadyExists: Something else is in the place of the output.
-        JobFailed: Planes have no result although they were not refused, or all were refused.
-        PictureMisfit: The numbers of the study are not those of the model; the hint names a rule that fits.
+    `translate` makes files of items in a folder; `asked` is the digest of the request. A misfit's hint names a rule of
+    intensity that fits the model. Planes that no node refused are never written as background.
     """
     check_outputs(study.origin, out, force=force)
     parts = out / f"{study.name}.parts"
@@ -191,18 +181,13 @@ def _check_missing(
     planes = [study.sent[at] for at in kept or missing]
     what = f"{study.origin.called}: {len(planes)} of {len(items)} planes were not translated ({_numbers(planes)})"
     if kept:
-        raise JobFailed(
-            f"{what}, although no node refused them, so no {study.kind} was written; the others are kept",
-            hop="client",
-            hint="the same command again",
-        )
+        why = "although no node refused them, so no output was written; the others are kept"
+        raise JobFailed(f"{what}, {why}", hop="client", hint="the same command again")
     if len(missing) == len(items):
         reasons = "; ".join(dict.fromkeys(why for why in refused.values() if why))
-        raise JobFailed(
-            f"{what}: every one was refused ({reasons}), so no {study.kind} was written",
-            hop="client",
-            hint="ddib job list, ddib job show JOB: the reason of each",
-        )
+        why = f"every one was refused ({reasons}), so no output was written"
+        hint = "ddib job list, ddib job show JOB: the reason of each"
+        raise JobFailed(f"{what}: {why}", hop="client", hint=hint)
 
 
 def _numbers(planes: Sequence[int]) -> str:

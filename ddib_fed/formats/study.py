@@ -206,17 +206,6 @@ class StudyResults:
         raw: Pixels = numbers.astype(np.float32) * np.float32(self.slope) + np.float32(self.intercept)
         return raw
 
-    def record(self) -> dict[str, Any]:
-        """The scale of the output, for the provenance."""
-        return {
-            "slope": self.slope,
-            "intercept": self.intercept,
-            "bits": 8 * self.dtype.itemsize,
-            "low": self.low,
-            "high": self.high,
-            "raw": "slope * number + intercept, in units of the target domain",
-        }
-
     def stack(self, sent: Sequence[int], count: int, size: tuple[int, int]) -> Pixels:
         """All planes (N, H, W, C), with background where none was sent or translated."""
         stack = np.full((count, *size, self.channels), self.background, dtype=self.dtype)
@@ -255,7 +244,12 @@ class Planes(ABC):
     def report(self, translated: StudyResults, called: str, **more: Any) -> dict[str, Any]:
         """Sections of the provenance, the counts of planes among them."""
         counts = {"count": len(self.places), "sent": len(self.sent), "refused": self.missing(translated)}
-        return {"intensity": self.intensity, "output": translated.record(), called: {**counts, **more}}
+        output = {name: getattr(translated, name) for name in ("slope", "intercept", "low", "high")}
+        output |= {
+            "bits": 8 * translated.dtype.itemsize,
+            "raw": "slope * number + intercept, in the target's units",
+        }
+        return {"intensity": self.intensity, "output": output, called: {**counts, **more}}
 
 
 @dataclass(frozen=True, slots=True)

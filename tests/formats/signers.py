@@ -13,14 +13,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ddib_fed.formats.credentials import MEDIA_TYPES, OFFLINE
+from ddib_fed.formats.credentials import OFFLINE, PNG
 
 
-def read_mark(content: bytes, suffix: str) -> dict | None:
-    """The statement inside a PNG or JPEG as C2PA's JSON; None without one."""
+def read_mark(content: bytes) -> dict | None:
+    """The statement inside a PNG as C2PA's JSON; None without one."""
     with c2pa.Context.from_dict(OFFLINE) as context:
         try:
-            with c2pa.Reader(MEDIA_TYPES[suffix], io.BytesIO(content), context=context) as reader:
+            with c2pa.Reader(PNG, io.BytesIO(content), context=context) as reader:
                 return json.loads(reader.json())
         except c2pa.C2paError as error:
             if "ManifestNotFound" not in str(error):

@@ -218,7 +218,7 @@ def test_no_value_of_a_header_is_in_the_nodes_state(hospital: Hospital) -> None:
 def test_a_picture_carries_content_credentials(hospital: Hospital) -> None:
     """The record's digest is that of the file as it lies there."""
     content = (hospital.out / "plain.png").read_bytes()
-    found = read_mark(content, ".png")
+    found = read_mark(content)
     assert found is not None
     assert found["validation_state"] == "Valid"
     import hashlib
