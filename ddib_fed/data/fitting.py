@@ -57,10 +57,6 @@ class Use:
     used: float
 
 
-NOTHING: Final = Use(0.0, 0.0, 0, 0.0, 0.0, 0.0)
-"""Of a picture that was not decoded."""
-
-
 def check_numbers(picture: Picture, low: float, high: float, *, windows: bool = False) -> Use:
     """How the values of a picture, of any real type, lie in the range of a model whose units they are."""
     pixels, width = picture.pixels, high - low
@@ -78,12 +74,6 @@ def check_numbers(picture: Picture, low: float, high: float, *, windows: bool = 
     if problem is not None and not (windows and problem == "window"):
         raise _misfit(pixels.shape[2], pixels.dtype, problem, low, high, use)
     return use
-
-
-def check_type(dtype: str, channels: int, low: float, high: float) -> None:
-    """Return if numbers of a type can be in the units of a range, whatever they are."""
-    if _problem(np.dtype(dtype), low, high, NOTHING) == "type":
-        raise _misfit(channels, np.dtype(dtype), "type", low, high, NOTHING)
 
 
 def check_fit(picture: Picture, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Use:
@@ -127,10 +117,9 @@ def _misfit(
     channels: int, dtype: np.dtype[np.generic], problem: Problem, low: float, high: float, use: Use
 ) -> PictureMisfit:
     least, most = _own_range(dtype, problem, use)
-    held = "" if use is NOTHING else f" from {use.low:g} to {use.high:g}"
     facts = {
         "problem": problem,
-        "holds": f"{'RGB' if channels == 3 else 'grey'} {dtype.name}{held}",
+        "holds": f"{'RGB' if channels == 3 else 'grey'} {dtype.name} from {use.low:g} to {use.high:g}",
         "takes": "grey pictures" if problem == "colour" else f"{low:g} to {high:g}",
         "fits": f"{least:g}:{most:g}",
         "range": f"{low:g}:{high:g}",

@@ -623,21 +623,19 @@ def _refused(page: Any) -> ImageUnreadable:
 
 
 class PictureCost(NamedTuple):
-    """What a header says: memory needs in bytes, for decoding and of the pixels; size, and the numbers of a pixel."""
+    """What a header says: memory needs in bytes, for decoding, of the pixels and of one number; and the size."""
 
     decoding: int
     pixels: int
     itemsize: int
     geometry: Geometry
-    dtype: str
-    channels: int
 
 
 def cost_of(content: bytes, limits: ImageLimits) -> PictureCost:
     """Memory needed for decoding, from the header: of Pillow's picture (4 bytes a pixel but for grey), of the pixels as
     read, and of the copy in which they are flat or upright.
     """
-    kind, extra, dtype = image_format(content) or "", 0, ""
+    kind, extra = image_format(content) or "", 0
     height, width, most, flat, itemsize = 1, 1, 0, 0, 1
     with faults_as_unreadable(kind):
         if kind == "PNG":
@@ -649,10 +647,10 @@ def cost_of(content: bytes, limits: ImageLimits) -> PictureCost:
             converted = 4 if colour == _PALETTE else 0  # to another of Pillow's pictures
             read = samples * itemsize if itemsize == 2 else flat
             most = max(held + converted + read, read + flat)
-            extra, dtype = len(content), f"uint{8 * itemsize}"
+            extra = len(content)
         elif kind == "JPEG":
             image = open_pillow(content, "JPEG")
-            height, width, samples, dtype = image.height, image.width, len(image.getbands()), "uint8"
+            height, width, samples = image.height, image.width, len(image.getbands())
             held, flat = (1, 1) if samples == 1 else (4, 3)
             converted = 4 if samples == 4 else 0  # CMYK to another of Pillow's pictures
             # A progressive JPEG is decoded from its coefficients, of two bytes each.
@@ -670,6 +668,4 @@ def cost_of(content: bytes, limits: ImageLimits) -> PictureCost:
             most = 2 * flat
     limits.check_size(height, width)
     count = height * width
-    return PictureCost(
-        count * most + extra, count * flat, itemsize, Geometry(height, width), dtype, flat // itemsize
-    )
+    return PictureCost(count * most + extra, count * flat, itemsize, Geometry(height, width))

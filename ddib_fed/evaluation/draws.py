@@ -71,7 +71,7 @@ def draw_points(
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "samples.npy", to_npy(decoded.samples))
     write_file(folder / "latent.npy", to_npy(noise.numpy()))
-    sheets.clouds([("latent", noise.numpy()), ("samples", cloud)], folder / "samples.png", heat=True)
+    sheets.clouds([("latent", noise.numpy()), ("samples", cloud)], folder / "samples.png")
     write_json(folder / "report.json", report)
     return report
 

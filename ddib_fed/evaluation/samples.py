@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from ddib_fed.data.fitting import (
     PictureRule,
-    check_type,
     fit_picture,
     fitted_size,
     fixed_bytes,
@@ -29,7 +28,7 @@ from ddib_fed.data.fitting import (
     own_size_mse,
     to_array,
 )
-from ddib_fed.data.pictures import Geometry, ImageLimits, Picture, cost_of, decode_image, encode_png
+from ddib_fed.data.pictures import Geometry, ImageLimits, Picture, decode_image, encode_png
 from ddib_fed.data.points import parse_npy, picture_for_points, read_header, refuse_picture, to_npy
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Decoded
@@ -133,9 +132,6 @@ class PointSamples:
     def again(self, data: bytes, size_rule: str) -> Given | None:  # noqa: ARG002
         return Given.from_bytes(data, self.rule)
 
-    def check_header(self, content: bytes, size_rule: str) -> None:
-        del content, size_rule
-
     def memory(self, content: bytes) -> int:
         try:
             numbers = math.prod(read_header(content)[0].shape)
@@ -231,14 +227,6 @@ class PictureSamples:
             return None
         check_size(given.geometry, self._rule, size_rule)
         return dataclasses.replace(given, picture=given.picture.model_copy(update={"size_rule": size_rule}))
-
-    def check_header(self, content: bytes, size_rule: str) -> None:
-        """Return unless the header of a file shows that `read` will refuse it."""
-        cost, rule = cost_of(content, self._limits), self._rule
-        if cost.dtype:
-            check_type(cost.dtype, cost.channels, rule.low, rule.high)
-        if cost.geometry != (rule.width, rule.height):  # lying on its side
-            check_size(cost.geometry, rule, size_rule)
 
     def memory(self, content: bytes) -> int:
         """Bytes that reading takes at most beside the file, by its header; 0 for what `read` will refuse."""

@@ -12,7 +12,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,51 +137,30 @@ def _cut(text: str, room: int) -> str:
 
 
 Points = NDArray[np.floating]
-Kind = Literal["scatter", "heatmap"]
 
 LIMIT = 3.0
 """Half the side of every panel, in standard deviations of the data."""
-BINS = 120
 PANEL_INCHES = 2.6
 DPI = 150
 DARK = "#3c3c46"
 FRAME = "#d4d4dc"
 
 
-@dataclass(frozen=True, slots=True)
-class Panel:
-    title: str
-    points: Points
-    kind: Kind = "scatter"
-
-
-def draw_rows(rows: Sequence[Sequence[Panel]], path: Path, *, caption: str = "") -> None:
+def clouds(named: Sequence[tuple[str, Points]], path: Path, *, caption: str = "") -> None:
+    """The stages of a translation, each point keeping its colour."""
     from matplotlib.figure import Figure
 
-    columns = max(len(row) for row in rows)
     foot = 0.3 if caption else 0.08
-    height = len(rows) * (PANEL_INCHES + 0.3) + foot
-    figure = Figure(figsize=(columns * (PANEL_INCHES + 0.1) + 0.1, height), dpi=DPI, facecolor="white")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    figure.subplots_adjust(
-        left=0.01, right=0.99, top=1 - 0.28 / height, bottom=foot / height, wspace=0.05, hspace=0.06
-    )
-    for line, row in zip(axes, rows, strict=True):
-        for axis, panel in zip(line, row, strict=False):
-            _draw(axis, panel)
-        for axis in line[len(row) :]:
-            axis.set_axis_off()
+    height = PANEL_INCHES + 0.3 + foot
+    figure = Figure(figsize=(len(named) * (PANEL_INCHES + 0.1) + 0.1, height), dpi=DPI, facecolor="white")
+    axes = figure.subplots(1, len(named), squeeze=False)[0]
+    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.28 / height, bottom=foot / height, wspace=0.05)
+    for axis, (title, points) in zip(axes, named, strict=True):
+        _draw(axis, title, np.asarray(points, np.float64)[:, :2])
     if caption:
         style: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8, "parse_math": False}
         figure.text(0.5, 0.09 / height, escape(caption), color=DARK, **style)
     _save(figure, path)
-
-
-def clouds(named: Sequence[tuple[str, Points]], path: Path, *, heat: bool = False, caption: str = "") -> None:
-    """The stages of a translation, each point keeping its colour, and with `heat` a heat map beneath each."""
-    rows = [[Panel(title, points) for title, points in named]]
-    rows += [[Panel("", points, "heatmap") for _, points in named]] if heat else []
-    draw_rows(rows, path, caption=caption)
 
 
 Curve = Sequence[tuple[int, float]]
@@ -220,22 +199,15 @@ def _save(figure: Figure, path: Path) -> None:
     write_file(path, buffer.getvalue())
 
 
-def _draw(axis: Axes, panel: Panel) -> None:
-    points = np.asarray(panel.points, np.float64)[:, :2]
+def _draw(axis: Axes, title: str, points: NDArray[np.float64]) -> None:
     if points.shape[1] == 1:  # over the index
         points = np.stack([np.linspace(-LIMIT, LIMIT, len(points)), points[:, 0]], axis=1)
-    if panel.kind == "heatmap":
-        edges = np.linspace(-LIMIT, LIMIT, BINS + 1)
-        counts, _, _ = np.histogram2d(points[:, 0], points[:, 1], bins=[edges, edges])
-        extent = (-LIMIT, LIMIT, -LIMIT, LIMIT)
-        axis.imshow(counts.T, origin="lower", extent=extent, cmap="viridis", interpolation="nearest")
-    else:
-        # A fixed shuffle: otherwise the last colours cover the others where clouds are dense.
-        order = np.random.default_rng(0).permutation(len(points))
-        size = float(np.clip(12_000 / len(points), 0.25, 9))
-        style: dict[str, Any] = {"cmap": "rainbow", "s": size, "linewidths": 0, "vmin": 0}
-        axis.scatter(points[order, 0], points[order, 1], c=order, vmax=max(1, len(points) - 1), **style)
+    # A fixed shuffle: otherwise the last colours cover the others where clouds are dense.
+    order = np.random.default_rng(0).permutation(len(points))
+    size = float(np.clip(12_000 / len(points), 0.25, 9))
+    style: dict[str, Any] = {"cmap": "rainbow", "s": size, "linewidths": 0, "vmin": 0}
+    axis.scatter(points[order, 0], points[order, 1], c=order, vmax=max(1, len(points) - 1), **style)
     axis.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", xticks=[], yticks=[])
-    axis.set_title(escape(panel.title), fontsize=10, color=DARK, pad=4, parse_math=False)
+    axis.set_title(escape(title), fontsize=10, color=DARK, pad=4, parse_math=False)
     for spine in axis.spines.values():
         spine.set(color=FRAME, linewidth=0.8)

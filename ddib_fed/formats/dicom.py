@@ -314,16 +314,6 @@ class SortedFiles:
     others: Counter[str]
 
 
-def is_directory_file(path: Path) -> bool:
-    """Whether a file is a DICOMDIR, by name or by content."""
-    if not path.is_file() or not is_dicom(path):
-        return False
-    if path.name.upper().startswith("DICOMDIR"):
-        return True
-    directory = pydicom().uid.MediaStorageDirectoryStorage
-    return bool(read_header(path).file_meta.get("MediaStorageSOPClassUID") == directory)
-
-
 def sort_files(paths: Iterable[Path]) -> SortedFiles:
     """Look into the header of each file."""
     pictures: dict[str, Members] = {}

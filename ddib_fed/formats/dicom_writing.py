@@ -252,7 +252,8 @@ def find_dicom(
     """The series among some files, what cannot be read, and how many others."""
     found = sort_files(files)
     if not found.series and not found.unreadable:
-        raise ImageUnreadable(f"{given} holds no DICOM pictures", hop="client", hint="ls, or dcmdump FILE")
+        hint = "dcmdump FILE; in place of a DICOMDIR name its folder"
+        raise ImageUnreadable(f"{given} holds no DICOM pictures", hop="client", hint=hint)
     unread, bad = list[Unread](), [*found.unreadable]
     for uid, name in names_of(found.series, root).items():
         good, unreadable = readable(found.series[uid])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,8 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from ddib_fed.errors import DdibError, ImageUnreadable, UsageError
-from ddib_fed.formats.dicom import is_directory_file
+from ddib_fed.errors import DdibError, UsageError
 from ddib_fed.formats.dicom_writing import find_dicom
 from ddib_fed.formats.nifti import nifti_origin, read_nifti
 from ddib_fed.formats.recognition import Format, Recognised, recognise
@@ -57,12 +55,6 @@ def open_recognised(found: Recognised, options: Options, *, bad: Bad | None = No
                 unread.append(Unread(origin_of(path, chosen, sighting.within), reader))
             elif sighting.files:
                 take_series(path, sighting.files, path)
-            elif is_directory_file(path):
-                raise ImageUnreadable(
-                    f"{path} is a DICOMDIR, a list of files, and not read",
-                    hop="client",
-                    hint=f"name its folder: {shlex.quote(str(path.parent))}",
-                )
             else:
                 slices.append(path)
     if slices:

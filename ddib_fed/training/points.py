@@ -123,10 +123,8 @@ class PointTask:
             "sliced_w2": round(metrics.sliced_w2(drawn, real), 5),
             "sliced_w2_floor": round(floor, 5),
         }
-        above = [
-            sheets.Panel(title, points, "heatmap") for title, points in (("data", real), ("model", drawn))
-        ]
-        sheets.draw_rows([[*above, sheets.Panel("by angle of the latent", drawn)]], folder / "samples.png")
+        named = [("data", real), ("model, by angle of the latent", drawn)]
+        sheets.clouds(named, folder / "samples.png")
         return ""
 
     def manifest(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddib_fed.evaluation.sheets import DOUBT, Panel, Stage, clouds, contact_sheet, draw_rows, to_pixels
+from ddib_fed.evaluation.sheets import DOUBT, Stage, clouds, contact_sheet, to_pixels
 from tests.runs.tiny_models import pictures
 
 
@@ -76,6 +76,6 @@ def test_a_translation_has_four_panels_in_a_row(cloud, tmp_path):
 @pytest.mark.parametrize("title", ["$\\frac$", "a$b$c", "x\u202ey\x1b\n"])
 def test_a_title_is_text_and_no_formula(title, cloud, tmp_path):
     """A bundle's name may hold anything; matplotlib would set dollars as mathematics, or raise."""
-    draw_rows([[Panel(title, cloud)]], tmp_path / "cloud.png", caption=title)
-    draw_rows([[Panel("-", cloud)]], tmp_path / "one.png", caption="-")
+    clouds([(title, cloud)], tmp_path / "cloud.png", caption=title)
+    clouds([("-", cloud)], tmp_path / "one.png", caption="-")
     assert size_of(tmp_path / "cloud.png") == size_of(tmp_path / "one.png")
