@@ -24,9 +24,9 @@ from ddib_fed.client.files import FileItem
 from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
 from ddib_fed.client.in_process import InProcess, ProcessOptions
 from ddib_fed.data import folder as folders
-from ddib_fed.data.fitting import PictureRule, to_array
+from ddib_fed.data.fitting import PictureRule, read_fitted, to_array
 from ddib_fed.data.folder import Entry, Folder, require_outside
-from ddib_fed.data.pictures import read_fitted, read_image
+from ddib_fed.data.pictures import read_image
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.engine.record import Part, fitted_line
 from ddib_fed.errors import AlreadyExists, ExtraMissing, UsageError
@@ -142,7 +142,7 @@ def _look(letter: str, path: Path, test: Path | None, wanted: Rehearsal, show: O
         progress=lambda done, total: show("looking", done, total, str(path)),
     )
     train, held_out = folders.split(folder.entries, wanted.config.held_out)
-    lines = [*folders.survey(folder).lines(), *(f"{bad}: {reason}" for bad, reason in folder.bad)]
+    lines = [*folders.survey(folder).lines, *(f"{bad}: {reason}" for bad, reason in folder.bad)]
     if test is not None:
         held_out = folders.scan(test, skip_bad=skip, check=check).entries
     held_out = tuple(sorted(held_out, key=lambda entry: entry.digest))[: wanted.pictures]
@@ -246,7 +246,6 @@ def _found(side: _Side, model: Bundle, out: Path) -> SideFound:
     return SideFound(
         side.folder.root,
         side.lines,
-        len(side.train),
         model.manifest,
         out / side.letter,
         (run_folder / "loss.png").read_bytes(),
