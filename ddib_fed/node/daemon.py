@@ -38,7 +38,7 @@ from ddib_fed.node.admin import (
     operator_service,
 )
 from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.calibrations import overview, unusable_with
+from ddib_fed.node.calibrations import overview
 from ddib_fed.node.certificates import IdentityServicer, RenewalThread, certificate_status, recover_at_start
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.connections import (
@@ -232,8 +232,6 @@ def _model(config: NodeConfig) -> Iterator[str]:
     guided = "" if model.classifier is None else f", guided by {model.classifier.digest[:12]}"
     what = f"{manifest.sample_kind} {shape}, {model.bundle.digest[:12]}, {model.device}{guided}"
     yield f"{config.model.domain}: {what}"
-    if "source" in config.node.roles:
-        yield from unusable_with(config, CalibrationStore(config.paths.calibrations), manifest)
 
 
 STEPS: Final[dict[str, Callable[[NodeConfig], Iterable[str]]]] = {

@@ -45,7 +45,6 @@ from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.details import DETAIL_KEY, time_entry, to_detail
 from ddib_fed.security.admission import (
     Admission,
-    Audit,
     AuthContext,
     Authoriser,
     Refusals,
@@ -54,6 +53,7 @@ from ddib_fed.security.admission import (
     parse_message,
     presented_certificate,
 )
+from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import PeerStore
 
@@ -231,7 +231,7 @@ class CallInterceptor(Interceptor):
         peers: PeerStore | None = None,
         policy: Authoriser | None = None,
         *,
-        audit: Audit | None = None,
+        audit: AuditLog | None = None,
         guard: InboundGuard | None = None,
         clock: Callable[[], float] = time.time,
         on_outcome: Callable[[str, str], object] = lambda *_: None,

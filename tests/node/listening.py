@@ -19,7 +19,6 @@ from ddib_fed.node.policy import Policy
 from ddib_fed.node.server import RESERVED_THREADS, CallInterceptor, caller, health_handler
 from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.protocol.details import from_rpc_error
-from ddib_fed.protocol.messages import to_message
 from ddib_fed.security import tls
 from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
@@ -30,8 +29,8 @@ from tests.protocol.examples import LIMITS, side
 
 def described() -> pb.DescribeDomainResponse:
     """A description that passes the checks."""
-    own = to_message(side(), pb.ContractSide)
-    limits = to_message(LIMITS, pb.ContractLimits)
+    own = side()
+    limits = LIMITS
     return pb.DescribeDomainResponse(protocol=PROTOCOL, side=own, limits=limits)
 
 

@@ -21,7 +21,6 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.security.peers import Peer
 from tests import audit_rows
 from tests.e2e.harness import free_port
-from tests.security.connect_proxy import proxying
 
 
 @pytest.fixture
@@ -130,18 +129,6 @@ def test_another_port_is_named_where_the_node_has_its_own(two, listening, capsys
         assert not there[1].endswith(f":{port}")
         assert run(["pair", there[1], code, "--config", str(north)]) == 0
         thread.join(10)
-    assert ended == [0]
-
-
-def test_the_proxy_of_the_configuration_leads_to_the_other_side(two, listening) -> None:
-    """As it leads to peers; `serve --pair-with` takes the same way."""
-    north, south = two
-    code, thread, ended = listening(south)
-    with proxying() as proxy:
-        north.write_text(north.read_text().replace("[node]", f'[node]\nproxy = "{proxy.url}"', 1))
-        assert run(["pair", address(south), code, "--config", str(north)]) == 0
-        assert proxy.asked == [address(south)]
-    thread.join(10)
     assert ended == [0]
 
 
