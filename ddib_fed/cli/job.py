@@ -283,11 +283,10 @@ def watch(job_id: str, profile_path: Path | None) -> None:
         explaining_interruption(client, job_id),
     ):
         progress.begin(job_id, [])
-        on_event = progress.watching(client, job_id)
         for event in client.watch(job_id):
             if is_aside():
                 say_document(json.dumps(values_of(event)))
-            on_event(event)
+            progress.event(event)
         view = client.get(job_id)
     say(f"job {job_id} is {state_of(view).lower()}")
     require_finished(view, client.hop)
