@@ -214,4 +214,4 @@ def test_a_node_says_of_itself_what_its_manifest_and_policy_say(tmp_path, classe
     node.config = config.model_copy(
         update={"policy": config.policy.model_copy(update={"size_rule": "refuse"})}
     )
-    assert node.side() == changed(said, size_rule="refuse")
+    assert node.side().size_rule == "refuse"
