@@ -367,8 +367,11 @@ def _sorted_header(path: Path) -> Any:
 def _class_without_pixels(header: Any) -> str:
     """The class of a file that is no picture, in words; empty where it is one, or unknown."""
     uids = pydicom().uid
-    found = {str(header.file_meta.get("MediaStorageSOPClassUID", "")), str(header.get("SOPClassUID", ""))}
+    of_file = str(header.file_meta.get("MediaStorageSOPClassUID", ""))
+    found = {of_file, str(header.get("SOPClassUID", ""))}
     uid = uids.UID(max(found))
+    if of_file == uids.MediaStorageDirectoryStorage:
+        return "DICOMDIR"
     if len(found) > 1 or not uid:
         return ""
     if not uid.startswith(_OF_THE_STANDARD):

@@ -125,16 +125,6 @@ def test_duplicates_fall_on_one_side_and_no_side_is_empty(found, share):
         assert held_out
 
 
-def test_a_picture_stays_on_its_side_when_others_are_added():
-    """Only the few that keep a part from being empty may move; the share is about what was asked."""
-    entries = entries_of([f"{i:08x}" for i in range(1_000)])
-    training, held_out = split(entries, 0.1)
-    assert 70 <= len(held_out) <= 130
-    again, held_again = split(entries[:500], 0.1)
-    assert set(again) <= set(training)
-    assert set(held_again) <= set(held_out)
-
-
 def test_pictures_of_many_sizes_are_loaded_into_one_array(tmp_path):
     """In [-1, 1], in the order of the entries; compact ones are the same within half a level."""
     put(tmp_path / "1.png", encode_png(noise(40, 30, 3)))

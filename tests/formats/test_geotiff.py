@@ -58,15 +58,6 @@ def test_holes_are_filled_for_the_model_and_stay_holes(tmp_path):
     np.testing.assert_array_equal(valid, mask > 0)
 
 
-def test_a_band_of_transparency_becomes_the_mask(tmp_path):
-    alpha = np.where(ROWS < 30, 0, 255).astype(np.uint8)
-    path = write_map(tmp_path / "map.tif", np.stack([*SMOOTH, alpha]), photometric="rgb", alpha="yes")
-    study = only(path)
-    assert study.pixels.numbers.shape == (90, 131, 3)
-    _, _, valid, _ = opened(study.assemble(echo(study)).files["map.tif"])
-    np.testing.assert_array_equal(valid, alpha > 0)
-
-
 def test_scale_and_offset_of_a_band_are_applied(tmp_path):
     """A map of depths, stored as positive numbers with a negative scale, and without data where 9999 is stored."""
     stored = (10 * ROWS + COLUMNS).astype(np.int16)[None]
