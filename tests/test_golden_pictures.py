@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from ddib_fed.diffusion.schedule import space_timesteps
+from ddib_fed.networks.config import ClassifierConfig, UNetConfig
 from ddib_fed.networks.unet import NoisyClassifier, UNet
 from tests import golden
 from tests.test_golden import alpha_bars
@@ -120,7 +121,7 @@ def write_golden(path: Path, changes) -> None:
     config = {**CONFIG, **changes}
     torch.manual_seed(3)
     channels = config["in_channels"]
-    network = UNet(
+    described = UNetConfig(
         image_size=32,
         in_channels=channels,
         model_channels=32,
@@ -133,14 +134,17 @@ def write_golden(path: Path, changes) -> None:
             for key in config
             if key.startswith(("num_res", "num_head", "use_new", "use_scale", "resb"))
         },
-    ).eval()
+    )
+    network = UNet(described).eval()
     tensors = {f"model.{key}": value for key, value in random_state(network).items()}
     classifier = None
     if "classifier" in config:
-        classifier = NoisyClassifier(
-            32, 3, 32, 5, 1, (4,), channel_mult=(2, 3, 4), num_head_channels=64, use_scale_shift_norm=True,
+        described = ClassifierConfig(
+            image_size=32, in_channels=3, model_channels=32, out_channels=5, num_res_blocks=1,
+            attention_resolutions=(4,), channel_mult=(2, 3, 4), num_head_channels=64, use_scale_shift_norm=True,
             resblock_updown=True, pool=config["classifier"]["classifier_pool"],
-        ).eval()  # fmt: skip
+        )  # fmt: skip
+        classifier = NoisyClassifier(described).eval()
         tensors |= {f"classifier.{key}": value for key, value in random_state(classifier).items()}
     book = Textbook(network, classifier, config)
     io = textbook_outputs(book, torch.randn(2, channels, 16, 16).tanh())

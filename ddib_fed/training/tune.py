@@ -178,7 +178,7 @@ class TuningLeg:
         for done, x in enumerate(starts):
             tell(done, len(starts) + 1)
             labels = None if classes is None else drawn.integers(0, classes, len(x)).tolist()
-            cond = None if labels is None else model.condition(labels, len(x))
+            cond = None if labels is None else model.condition(labels)
             end = self._reference(x, cond, REFERENCE)
             if not bool(torch.isfinite(end).all()):
                 raise NotFinite(

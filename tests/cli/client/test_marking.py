@@ -7,12 +7,10 @@ import json
 
 import numpy as np
 import pytest
-from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ddib_fed.cli.main import run
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ExitCode
-from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import NORTH, TARGET, SourceNodeDouble
 from tests.formats.signers import read_mark, write_signer
@@ -89,14 +87,7 @@ def test_fetched_results_are_marked(translate, north, signer, marked, tmp_path, 
     )  # this double says that it has points
     assert "points hold no content credentials" in capsys.readouterr().err
     north.script.listed = pb.ListDomainsResponse(
-        institution=NORTH, domain="scans", sample_kind=common_pb2.SAMPLE_KIND_PICTURE, sample_shape=[8, 9, 1]
+        institution=NORTH, domain="scans", sample_kind="picture", sample_shape=[8, 9, 1]
     )
     assert run(["job", "fetch", job, *place, *signer]) == 0
     assert marked() == ["a", "b"]
-
-
-def test_a_certificate_that_c2pa_rejects_is_found_before_anything_is_sent(translate, north, tmp_path, capsys):
-    words = ["--credentials", *map(str, write_signer(tmp_path, ExtendedKeyUsageOID.CLIENT_AUTH))]
-    assert translate(*words) == ExitCode.BAD_INPUT
-    assert "content credentials were refused" in capsys.readouterr().err
-    assert not north.script.calls
