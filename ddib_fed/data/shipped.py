@@ -1,6 +1,7 @@
-"""Coronal slices and cortical sheets of the head template in `nilearn`; the T2 contrast is simulated.
+"""The picture domains that come in packages: crops of maps of the earth, and slices and sheets of a head template.
 
-The head is cut into slabs with gaps of `GAP` slices between them; a slab belongs to one side or to the test.
+The head is cut into slabs with gaps of `GAP` slices between them; a slab belongs to one side or to the test. Its T2
+contrast is simulated. The maps are cut in stripes, each of which has one owner.
 """
 
 from __future__ import annotations
