@@ -8,16 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddib_fed.data.fitting import PictureRule
-from ddib_fed.data.folder import (
-    Entry,
-    Looks,
-    class_numbers,
-    expand,
-    load,
-    scan,
-    split,
-    two_sides,
-)
+from ddib_fed.data.folder import Entry, Looks, class_numbers, expand, load, scan, split, two_sides
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ImageUnreadable, UsageError
 from tests.data_modules.picture_examples import noise, npy_of, saved, tiff_of
@@ -46,18 +37,10 @@ def test_pictures_of_every_format_are_found_in_the_order_of_their_paths(tmp_path
     put(tmp_path / "a.tif", tiff_of(noise(4, 5, 1, "uint16")))
     put(tmp_path / "c.npy", npy_of(noise(4, 5, 1, "float32")[..., 0]))
     found = scan(tmp_path)
-    assert [e.path.relative_to(tmp_path).as_posix() for e in found.entries] == [
-        "a.tif",
-        "b/2.jpeg",
-        "b/deep/1.PNG",
-        "c.npy",
-    ]
-    assert [(e.looks.format, e.looks.dtype, e.looks.channels) for e in found.entries] == [
-        ("TIFF", "uint16", 1),
-        ("JPEG", "uint8", 3),
-        ("PNG", "uint8", 3),
-        ("NPY", "float32", 1),
-    ]
+    paths = [e.path.relative_to(tmp_path).as_posix() for e in found.entries]
+    assert paths == ["a.tif", "b/2.jpeg", "b/deep/1.PNG", "c.npy"]
+    looks = [f"{e.looks.format} {e.looks.dtype} {e.looks.channels}" for e in found.entries]
+    assert looks == ["TIFF uint16 1", "JPEG uint8 3", "PNG uint8 3", "NPY float32 1"]
     assert (found.bad, found.classes, found.ignored) == ((), (), 0)
 
 

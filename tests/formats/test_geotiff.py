@@ -22,12 +22,7 @@ SMOOTH = np.stack([100 + 80 * np.sin(ROWS / 17), 120 + 60 * np.cos(COLUMNS / 11)
 
 def opened(content):
     with MemoryFile(content) as memory, memory.open() as file:
-        return (
-            file.profile,
-            file.read(),
-            file.dataset_mask() > 0,
-            {**file.tags(), **file.tags(ns="IMAGE_STRUCTURE")},
-        )
+        return file.profile, file.read(), file.dataset_mask() > 0, file.tags()
 
 
 def test_a_map_comes_back_where_it_was(tmp_path):
