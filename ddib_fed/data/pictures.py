@@ -30,7 +30,7 @@ from ddib_fed.errors import (
     FileMissing,
     ImageTooLarge,
     ImageUnreadable,
-    KindMismatch,
+    InputError,
     PointsUnreadable,
     ShapeMismatch,
 )
@@ -139,11 +139,11 @@ def decode_image(content: bytes, limits: ImageLimits | None = None) -> Picture:
 
 
 def read_image(path: Path, limits: ImageLimits | None = None) -> Picture:
-    """The picture in a file; see `decode_image`."""
+    """The picture in a file; see `decode_image`. Errors name the file."""
     content = read_content(path, limits or ImageLimits())
     try:
         return decode_image(content, limits)
-    except (KindMismatch, ImageTooLarge) as error:
+    except InputError as error:
         raise name_file(error, str(path)) from error
 
 
