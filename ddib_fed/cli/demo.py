@@ -67,7 +67,7 @@ def run_command(*words: str | Path) -> str:
 
 
 def show(line: str) -> None:
-    say(f"$ {line}", style="dim")
+    say(f"$ {line}", dim=True)
 
 
 def free_ports(count: int) -> tuple[int, ...]:
@@ -94,11 +94,11 @@ class Institution:
     def config_path(self) -> Path:
         return self.folder / "node.toml"
 
-    def set_up(self, *further: str) -> str:
+    def set_up(self) -> str:
         """Make its node with a copy of the shipped model; its fingerprint."""
         printed = run_command(
             "init", "node", "--institution", self.name, "--role", self.role, "--model", self.domain,
-            "--address", f"localhost:{self.port}", "--out", self.folder, *further,
+            "--address", f"localhost:{self.port}", "--out", self.folder,
         )  # fmt: skip
         return next(word for word in printed.split() if word.startswith("SHA256:"))
 
@@ -159,18 +159,18 @@ class Institution:
 class Pair:
     """Two institutions in folders that are named by their first labels, and a client of the first."""
 
-    def __init__(self, out: Path, names: tuple[str, str], domains: tuple[str, str], person: str) -> None:
-        self.out, self.person = out, person
+    def __init__(self, out: Path, names: tuple[str, str], domains: tuple[str, str]) -> None:
+        self.out = out
         ports = free_ports(2)
         self.source = Institution(names[0], "source", domains[0], out / names[0].partition(".")[0], ports[0])
         self.target = Institution(names[1], "target", domains[1], out / names[1].partition(".")[0], ports[1])
         self.both = self.source, self.target
         self.to = f"{self.target.name}/{self.target.domain}"
-        self.profile = self.source.folder / person / "client.toml"
+        self.profile = self.source.folder / "client" / "client.toml"
 
     def start(self, settings: Sequence[tuple[str, str, str]] = ()) -> None:
         """Set up both nodes, let them admit each other, and serve; `settings` as `configure` takes them."""
-        prints = self.source.set_up("--client", self.person), self.target.set_up()
+        prints = [institution.set_up() for institution in self.both]
         for here, there, fingerprint in zip(self.both, self.both[::-1], prints[::-1], strict=True):
             file = there.folder / f"{there.name}.peer"
             run_command("peer", "add", file, "--config", here.config_path, "--fingerprint", fingerprint)
@@ -277,8 +277,8 @@ def demonstrate(out: Path, *, keep: bool = False, points: int = POINTS) -> None:
     started = time.perf_counter()
     shipped = load_shipped("satellite"), load_shipped("relief")
     prepare(out)
-    with_points = Pair(out, ("north.example", "south.example"), ("moons", "checkerboards"), "alice")
-    with_pictures = Pair(out, ("east.example", "west.example"), ("satellite", "relief"), "bob")
+    with_points = Pair(out, ("north.example", "south.example"), ("moons", "checkerboards"))
+    with_pictures = Pair(out, ("east.example", "west.example"), ("satellite", "relief"))
     # SIGTERM is treated like Ctrl-C, so that the nodes are stopped.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     cycle = ("--cycle", "--keep-latents")
@@ -287,7 +287,7 @@ def demonstrate(out: Path, *, keep: bool = False, points: int = POINTS) -> None:
         with_points.start()
         sent = demo_figures.draw_points(out / "points.npy", with_points.source.domain, points)
         with_points.translate(sent, out / "translated", *cycle)
-        parts = [demo_figures.measure_points(sent, out / "translated", "alice", out / "translation.png")]
+        parts = [demo_figures.measure_points(sent, out / "translated", out / "translation.png")]
         parts[0].show()
         if not keep:
             with_points.stop()
@@ -298,7 +298,7 @@ def demonstrate(out: Path, *, keep: bool = False, points: int = POINTS) -> None:
         chosen.write(folder / "in")
         with_pictures.translate(folder / "in", folder / "translated", *cycle)
         album = demo_figures.Album.load(chosen, folder / "translated")
-        album.tell_hops("bob")
+        album.tell_hops()
         calibration = with_pictures.calibrate("rotation")
         with_pictures.translate(folder / "in", folder / "calibrated")
         calibrated = chosen.read(folder / "calibrated")

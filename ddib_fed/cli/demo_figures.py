@@ -72,14 +72,14 @@ def draw_points(path: Path, domain: str, count: int) -> Path:
     return path
 
 
-def measure_points(sent: Path, folder: Path, person: str, drawn: Path) -> DemoPart:
+def measure_points(sent: Path, folder: Path, drawn: Path) -> DemoPart:
     """Compare the files that the client wrote with what it sent and with the target's domain, and draw them."""
     stages = {"source": np.load(sent)}
     for stage, suffix in (("latent", ".latent.npy"), ("target", ".npy"), ("returned", ".returned.npy")):
         stages[stage] = np.load(folder / f"{sent.stem}{suffix}", allow_pickle=False)
     source, latent, target, returned = stages.values()
     record = _record(folder / f"{sent.stem}.json")
-    _tell_hops(person, [record], sent.stat().st_size, latent.nbytes, folder)
+    _tell_hops([record], sent.stat().st_size, latent.nbytes, folder)
     cycle, count = metrics.cycle_error(source, returned), min(len(target), metrics.SLICED_POINTS)
     floor = metrics.domain_sliced_w2_floor(record.target_domain, count)
     distance = metrics.sliced_w2(target, metrics.reference_points(record.target_domain, count))
@@ -114,9 +114,7 @@ def _record(path: Path) -> Translation:
     return record
 
 
-def _tell_hops(
-    person: str, records: Sequence[Translation], sent_bytes: int, latent_bytes: int, folder: Path
-) -> None:
+def _tell_hops(records: Sequence[Translation], sent_bytes: int, latent_bytes: int, folder: Path) -> None:
     """Each hop and who could see it."""
     first = records[0]
     source, target = (name.partition(".")[0] for name in (first.source_institution, first.target_institution))
@@ -126,13 +124,13 @@ def _tell_hops(
     soften = "soften, " if first.soften_sigma else ""
     count = f"{len(records)} {'file' if len(records) == 1 else 'files'}, under numbers"
     rows = [
-        [f"{person} > {source}", count, size(sent_bytes), "", source],
+        [f"client > {source}", count, size(sent_bytes), "", source],
         [source, f"{soften}encode: {steps} evaluations", "", seconds.get("encode", ""), source],
         [f"{source} > {target}", "latents", size(latent_bytes), "", "both"],
         [target, f"decode, encode: 2 x {steps}", "", seconds.get("remote", ""), target],
         [f"{target} > {source}", "translations and their latents", size(back), "", "both"],
         [source, f"decode: {steps}, compare", "", seconds.get("return", ""), source],
-        [f"{source} > {person}", "translations, returns, latents", size(fetched), "", source],
+        [f"{source} > client", "translations, returns, latents", size(fetched), "", source],
     ]
     print_table("What happened at each hop", ["hop", "what", ">bytes", ">seconds", "seen by"], rows)
     say(
@@ -204,9 +202,9 @@ class Album:
         latent = np.concatenate(latents).astype(np.float32)
         return cls(chosen, folder, records, latent, chosen.read(folder), chosen.read(folder, ".returned.png"))
 
-    def tell_hops(self, person: str) -> None:
+    def tell_hops(self) -> None:
         sent = sum(len(encode_png(pixels)) for pixels in to_pixels(self.chosen.source))
-        _tell_hops(person, self.records, sent, self.latent.nbytes, self.folder)
+        _tell_hops(self.records, sent, self.latent.nbytes, self.folder)
 
     def measure(self, calibration: Calibration, calibrated: Pictures, unpaired: Pictures) -> DemoPart:
         """Compare with what was sent and with the truth: round trip, chance, noise, calibrated or not."""

@@ -18,17 +18,14 @@ if TYPE_CHECKING:
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
-def _span(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, float] | None:
+def _span(text: str) -> tuple[float, float]:
     """Two rising numbers."""
-    if value is None:
-        return None
     try:
-        low, high = (float(part) for part in value.split(":"))
+        low, high = (float(part) for part in text.split(":"))
     except ValueError as error:
-        text = f"{value!r} is not LOW:HIGH, such as -1000:2000"
-        raise click.BadParameter(text, ctx, param) from error
+        raise ValueError(f"{text!r} is not LOW:HIGH, such as -1000:2000") from error
     if not low < high < float("inf") or low == float("-inf"):
-        raise click.BadParameter(f"{value!r} is empty", ctx, param)
+        raise ValueError(f"{text!r} is empty")
     return low, high
 
 
@@ -54,7 +51,7 @@ def _span(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @option(
     "span --range LOW:HIGH",
     "Raw values of black and white; default: the models' if the records have them, else those of the files' type.",
-    callback=_span,
+    callback=options.read_by(_span),
 )
 @option("--out FILE", "Also write an HTML page, with the pictures, the worst first.")
 @options.OUTCOME

@@ -38,11 +38,9 @@ from ddib_fed.security.diagnosis import diagnose, own_validity
 from ddib_fed.security.pki import load_identity, root_warning
 from ddib_fed.terminal import (
     emit,
-    figures,
     is_aside,
     moment,
     plain,
-    print_ids,
     print_table,
     say,
     say_document,
@@ -130,21 +128,17 @@ def _findings(profile_path: Path | None) -> Iterator[str]:
 
 
 @command()
-@options.QUIET
 @options.OUTCOME
 @options.PROFILE
-def domains(quiet: bool, profile_path: Path | None) -> None:
+def domains(profile_path: Path | None) -> None:
     """List the available target domains, and whether each is ready."""
     with open_client(profile_path) as client:
         found = client.domains()
-    if quiet:
-        print_ids([each.target for each in found.targets if each.domain])
-        return
-    targets = [{"target": each.target, **figures(each)} for each in found.targets]
+    targets = [{"target": each.target, **plain(each)} for each in found.targets]
     for values in targets:
         if values["calibration"] is not None:
             values["calibration"]["expires"] = moment(values["calibration"]["expires"])
-    emit({**figures(found), "targets": targets}, lambda: _say_domains(found))
+    emit({**plain(found), "targets": targets}, lambda: _say_domains(found))
 
 
 def _say_domains(found: Domains) -> None:
@@ -198,19 +192,15 @@ def job() -> None:
 @click.option(
     "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="At most this many."
 )
-@options.QUIET
 @options.OUTCOME
 @options.PROFILE
-def list_(limit: int, quiet: bool, profile_path: Path | None) -> None:
+def list_(limit: int, profile_path: Path | None) -> None:
     """List this client's jobs, newest first, and how many of their items are done.
 
     The first characters of a job's id are enough wherever a command takes a JOB.
     """
     with open_client(profile_path) as client:
         jobs = client.list(limit)
-    if quiet:
-        print_ids([each.job_id for each in jobs])
-        return
 
     def show() -> None:
         if not jobs:
@@ -229,7 +219,7 @@ def list_(limit: int, quiet: bool, profile_path: Path | None) -> None:
 def job_values(view: JobView) -> dict[str, object]:
     """A job as JSON values, with its times in ISO 8601."""
     times = {name: moment(getattr(view, name)) for name in ("created", "finished", "expires")}
-    return {**figures(view), **times}
+    return {**plain(view), **times}
 
 
 @job.command()
@@ -304,7 +294,6 @@ def watch(job_id: str, profile_path: Path | None) -> None:
 @options.JOB_ID
 @options.OUT_RESULTS
 @options.FORCE
-@options.DOUBTFUL
 @options.CREDENTIALS
 @options.OUTCOME
 @options.PROFILE
@@ -312,7 +301,6 @@ def fetch(
     job_id: str,
     out: Path,
     force: bool,
-    doubtful_below: float,
     credentials: tuple[Path, Path] | None,
     profile_path: Path | None,
 ) -> None:
@@ -330,10 +318,6 @@ def fetch(
         if signer is not None:
             refuse_points(client)
         view = client.get(job_id)
-        if not view.cycle:
-            options.refuse_idle(
-                ("doubtful_below",), "is a bound on round trips, and the job has none", hint="leave it out"
-            )
         names = JobFile.load(out, view.request_id)
         results = write_results(
             client,
@@ -342,7 +326,6 @@ def fetch(
             names.items if names else (),
             out,
             force=force,
-            doubtful_below=doubtful_below,
             credentials=signer,
         )
         delivered = {str(each.record): each for each in results}
@@ -352,9 +335,7 @@ def fetch(
             names.remove(out)
     if not delivered and view.state is JobState.FINISHED:
         say(f"job {job_id}: nothing left to fetch at the node", err=True)
-    what = RunOptions(
-        client.profile, JobRequest(view.target), out, RunProgress(), doubtful_below=doubtful_below
-    )
+    what = RunOptions(client.profile, JobRequest(view.target), out, RunProgress())
     report_run(FolderRun(what, total=len(view.items), results=delivered, jobs=[view]))
     if not view.state.ended:
         raise StateConflict(

@@ -12,7 +12,8 @@ from ddib_fed.cli.options import group, open_model, option
 from ddib_fed.cli.sampling import interpolate, sample
 from ddib_fed.cli.train import train
 from ddib_fed.errors import AlreadyExists, InputError
-from ddib_fed.terminal import bar, emit, figures, lines, outcome, print_table, say
+from ddib_fed.names import check_domain
+from ddib_fed.terminal import bar, emit, lines, outcome, plain, print_table, say
 
 if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
@@ -40,10 +41,11 @@ for each in (train, sample, interpolate):
     model.add_command(each)
 
 
-@model.command("list", epilog="\b\nExamples:\n  ddib model list\n  ddib model list -q")
-@options.QUIET
+@model.command(
+    "list",
+)
 @options.OUTCOME
-def list_(*, quiet: bool) -> None:
+def list_() -> None:
     """List the models that ship with the package.
 
     The name of a shipped model can be given wherever a command says that MODEL may be a shipped one; for tune and
@@ -53,10 +55,6 @@ def list_(*, quiet: bool) -> None:
     from ddib_fed.models.catalogue import shipped_models
 
     found = shipped_models()
-    if quiet:
-        names = [each.name for each in found]
-        emit(names, lambda: say(*names))
-        return
     columns = ["!name", "domain", "!samples", ">parameters", ">MB", "learned steps", "!digest"]
     rows = [
         [
@@ -70,7 +68,7 @@ def list_(*, quiet: bool) -> None:
         ]
         for each in found
     ]
-    emit([figures(each) for each in found], lambda: print_table("", columns, rows))
+    emit(found, lambda: print_table("", columns, rows))
 
 
 @model.command(epilog="\b\nExample:\n  ddib model get satellite --out models/satellite")
@@ -84,7 +82,7 @@ def get(*, name: str, out: Path, force: bool) -> None:
 
     made = copy_shipped(name, out, overwrite=force)
     say(f"{out}: {made.name}, {made.size_bytes / 1e6:.1f} MB, digest {made.digest[:SHOWN_DIGEST]}")
-    outcome(out=out, **figures(made))
+    outcome(out=out, **plain(made))
 
 
 @model.command("import")
@@ -97,7 +95,9 @@ def get(*, name: str, out: Path, force: bool) -> None:
 )
 @option("--classifier", "The checkpoint is a noisy classifier, for guidance.")
 @option("--synthetic", "The checkpoint is a state dict of the public DDIB code's 2-D network.")
-@option("--domain NAME", "Domain name in the bundle.", default="imported", callback=options.domain_name)
+@option(
+    "--domain NAME", "Domain name in the bundle.", default="imported", callback=options.read_by(check_domain)
+)
 @option("--name NAME", "Model name in the bundle; default: the file's name.", default="")
 @option(
     "--fit",

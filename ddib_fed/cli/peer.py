@@ -101,16 +101,11 @@ def _admitted(other: Peer) -> None:
 
 @peer.command(name="list")
 @options.CONFIG
-@options.QUIET
 @options.OUTCOME
-def list_(config_path: Path, quiet: bool) -> None:
+def list_(config_path: Path) -> None:
     """List the peers that are admitted here."""
     _config, store = _open(config_path)
     peers, suspended = store.list(), store.snapshot().suspended
-    names = [entry.institution for entry in peers]
-    if quiet:
-        emit(names, lambda: say(*names) if names else None)
-        return
     values = [
         {
             "institution": entry.institution,

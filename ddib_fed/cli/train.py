@@ -163,23 +163,16 @@ def summary(bundle: Bundle) -> str:
     return f"{text}, digest {bundle.digest[:16]}"
 
 
-def _duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    try:
-        return None if value is None else float(seconds(value))
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
-
-
 @command("try")
 @click.argument("a", type=click.Path(file_okay=False, path_type=Path))
 @click.argument("b", type=click.Path(file_okay=False, path_type=Path), required=False)
 @options.option(
     "time_s --time TIME",
     "Time for the whole run, with what a finished one took before; default without --steps: 2 hours.",
-    callback=_duration,
+    callback=options.read_by(seconds),
 )
 @options.option("--steps N", "Optimiser steps of each model, instead of --time.", click.IntRange(1))
-@train_options(("size", "preset", "fit", "range", "flip", "colours", "batch", "skip_bad", "seed", "device"))
+@train_options(("size", "preset", "fit", "range", "flip", "batch", "skip_bad", "seed", "device"))
 @options.option(
     "soften --soften-sigma SIGMA",
     "Noise level to which pictures are diffused before encoding.",

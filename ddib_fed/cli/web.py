@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     "--out DIR", "Folder for the results; each translation gets a folder in it.", default=Path("ddib-web")
 )
 @options.PORT
-@options.BROWSER
 @options.PROFILE
-def web(out: Path, port: int, browser: bool, profile_path: Path | None) -> None:
+def web(out: Path, port: int, profile_path: Path | None) -> None:
     """Translate in the browser: drop pictures, watch, compare, download.
 
     A DICOM series, a NIfTI volume or a GeoTIFF becomes one of its own kind, and volumes are scrolled slice by slice.
@@ -39,7 +38,7 @@ def web(out: Path, port: int, browser: bool, profile_path: Path | None) -> None:
     with temporary_folder() as folder:
         page = Researcher(profile, folder, out)
         say(f"results go to {out.resolve()}")
-        serve(page.app(), port=port, command="ddib web", folder=folder, browser=browser, on_stop=page.close)
+        serve(page.app(), port=port, command="ddib web", folder=folder, on_stop=page.close)
     for each in page.jobs.values():
         _say_unfetched(each, f"--profile {shlex.quote(str(profile.path))}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -17,7 +16,7 @@ from ddib_fed.errors import ConfigError, ExitCode, UsageError
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE
 from ddib_fed.node.config import NodeConfig, Role
 from ddib_fed.node.logs import JsonFormatter, TextFormatter, route, silence_grpc
-from ddib_fed.terminal import explained, relay, require_alone, say, say_document, say_labelled
+from ddib_fed.terminal import explained, print_json, relay, require_alone, say, say_labelled
 
 if TYPE_CHECKING:
     from ddib_fed.node.startup import StepResult
@@ -130,7 +129,7 @@ def node_command(role: Role | None) -> click.Group:
 
         findings = startup.check(_load(path, role))
         if output_format == "json":
-            say_document(json.dumps([_values(finding) for finding in findings], indent=2))
+            print_json([_values(finding) for finding in findings])
         else:
             for finding in findings:
                 _show(finding)

@@ -168,12 +168,9 @@ class TrainConfig(BaseModel):
     flip: bool = says(False, "Mirror half of them, left to right.", SEEN)
     crop: bool = by_set(False, SEEN)
     """Cut random windows, from pictures an eighth larger."""
-    colours: Colours = says(
-        "rgb",
-        "What the network's channels are. opponent (lightness, blue against red, green against both) pairs hues "
-        "with hues where light and dark are exchanged. Both sides must use the same.",
-        SEEN,
-    )
+    colours: Colours = by_set("rgb", SEEN)
+    """What the network's channels are. opponent (lightness, blue against red, green against both) pairs hues with hues
+    where light and dark are exchanged. Both sides must use the same."""
     microbatch: int = Field(PRESET, ge=1)
     """How many samples at once; halved when memory runs out."""
     ema: float = by_set(PRESET, ANY, ge=0, lt=1)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import hmac
 import inspect
+import os
 import secrets
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import webbrowser
@@ -231,7 +233,6 @@ def serve(
     port: int,
     command: str,
     folder: Path,
-    browser: bool,
     on_stop: Callable[[], None] = lambda: None,
 ) -> None:
     with listening(port) as opened:
@@ -257,7 +258,8 @@ def serve(
         say("open this link; it works once, on this machine only:")
         say(f"  {session.link}")
         say("stop with Ctrl-C")
-        if browser:
+        # Over SSH there is no browser, or one that takes the terminal.
+        if sys.stdout.isatty() and "SSH_CONNECTION" not in os.environ:
             open_in_browser(session.link, folder)
         with _ending_as_ctrl_c():
             Server(config).run([opened])

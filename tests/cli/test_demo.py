@@ -73,7 +73,7 @@ def test_figures_come_from_the_files_and_not_from_what_the_nodes_say(tmp_path):
         target_domain="checkerboards", wire_bytes=48_000, cycle=exact, samples=2_000,
     )  # fmt: skip
     write_record(out, "points", record)
-    found = measure_points(sent, out, "alice", tmp_path / "translation.png")
+    found = measure_points(sent, out, tmp_path / "translation.png")
     with pytest.raises(OutOfBounds, match=r"cycle\.median, cycle\.mean, cycle\.p99$") as caught:
         finish(tmp_path / "report.json", [found], 1.5)
     assert caught.value.exit_code == ExitCode.OUT_OF_BOUNDS
@@ -194,9 +194,9 @@ def test_the_sheet_shows_every_stage_of_every_picture_and_the_hops_are_told(stud
     for stage in (studio.chosen.source, translated, studio.chosen.truth):
         row = to_pixels(stage)[0, 0].repeat(3, axis=0)  # the first line of the first picture
         assert any(row.tobytes() in line.tobytes() for line in sheet)
-    album.tell_hops("bob")
+    album.tell_hops()
     told = " ".join(capsys.readouterr().out.split())
-    assert "bob > east 6 files, under numbers" in told
+    assert "client > east 6 files, under numbers" in told
     assert "east > west latents 72.0 KiB" in told  # 6 x 3 x 32 x 32 x 4 bytes
     assert "west decode, encode: 2 x 32 12.0 west" in told
     assert "invertible encoding" in told

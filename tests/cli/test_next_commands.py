@@ -63,9 +63,6 @@ def test_what_init_prints_next_can_be_pasted(place: Path, capsys: pytest.Capture
     assert make_node(place) == 0
     node = next_commands(capsys.readouterr().out)
     assert {value(words, "--config") for words in node if "--config" in words} == {str(place / "node.toml")}
-    assert [value(words, "--node-config") for words in node if "--node-config" in words] == [
-        str(place / "node.toml")
-    ]
     client = ["--institution", "north.example", "--address", "localhost:7443", "--name", "bob"]
     assert run(["init", "client", *client, "--out", str(place / "bob")]) == 0
     issue, install, doctor, domains = next_commands(capsys.readouterr().out)

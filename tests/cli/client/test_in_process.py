@@ -246,7 +246,6 @@ def test_points_come_back(place):
         (("in",), UsageError),
         (("in", "--source", "north"), UsageError),
         (("in", *PAIR, "--to", "a.example/b"), UsageError),
-        (("in", *PAIR, "--labels", "in"), UsageError),
         (("in", *PAIR, "--pairs", "0:1"), UsageError),
         (("in", *PAIR, "--detach"), UsageError),
         (("in", *PAIR, "--device", "abacus"), SettingsInvalid),

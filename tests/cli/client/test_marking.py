@@ -92,8 +92,8 @@ def test_results_of_an_earlier_run_get_them_with_force(translate, signer, marked
 
 
 def test_fetched_results_are_marked(translate, north, signer, marked, tmp_path, capsys):
-    assert translate("--detach", "--quiet") == 0
-    (job,) = capsys.readouterr().out.split()
+    assert translate("--detach") == 0
+    job = capsys.readouterr().out.split()[1]
     place = ["--out", str(tmp_path / "out"), "--profile", str(north.profile_path)]
     assert (
         run(["job", "fetch", job, *place, *signer]) == ExitCode.USAGE

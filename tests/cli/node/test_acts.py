@@ -91,7 +91,7 @@ def test_certificates_that_are_issued_have_their_line(north: Path) -> None:
     client = ["--institution", "north.example", "--address", "localhost:1", "--name", "bob"]
     assert run(["init", "client", *client, "--out", "bob"]) == 0
     assert run(["pki", "issue", "bob/bob.csr", "--out", "bob.pem", "--yes", *config]) == 0
-    assert run(["init", "client", "--node-config", str(north), "--name", "carol", "--out", "carol"]) == 0
+    assert run(["init", "client", "--config", str(north), "--name", "carol", "--out", "carol"]) == 0
     made = [(each["act"], each["identity"].rpartition("/")[2]) for each in records(north)]
     assert made == [("certificate_issued", name) for name in ("bob", "carol")]
     (leaf,) = (pki.parse_certificates(Path("bob.pem").read_bytes(), "bob")[:1],)

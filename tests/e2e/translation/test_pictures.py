@@ -139,13 +139,6 @@ def test_the_record_says_what_was_done(studio: Studio) -> None:
     assert record["samples"] == 1
 
 
-def test_pictures_below_the_threshold_are_marked(studio: Studio, tmp_path: Path, capsys) -> None:
-    """In the record and in the table."""
-    shown = studio.translate("--cycle", "--doubtful-below", 100, out=tmp_path)
-    assert shown.count("doubtful") >= 4
-    assert json.loads((tmp_path / "Ada-npy.json").read_text())["doubtful"] is True
-
-
 def test_the_same_request_softens_with_the_same_noise(studio: Studio, tmp_path: Path) -> None:
     """Although the picture was softened, its latent is the same to 1e-5, and so is the result."""
     studio.translate("--keep-latents", out=tmp_path)
