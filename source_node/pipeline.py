@@ -36,11 +36,10 @@ from ddib_fed.engine.record import LatentFigures
 from ddib_fed.errors import ContractUnknown, DdibError, InputError, LatentNotGaussian, StateConflict
 from ddib_fed.evaluation.samples import samples_of
 from ddib_fed.models.units import ChannelMap
+from ddib_fed.node.admin import Metrics
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM
-from ddib_fed.node.model import MEDIA_TYPES, limits_of, rule_of_side
 from ddib_fed.node.policy import check_evaluations, check_softening, policy_digest
-from ddib_fed.node.probes import Metrics
-from ddib_fed.node.role import NodeContext, solver_settings
+from ddib_fed.node.role import MEDIA_TYPES, NodeContext, limits_of, rule_of_side, solver_settings
 from ddib_fed.protocol.contract import guidance_from_pb
 from ddib_fed.protocol.latent import ApprovedLatent, approve
 from ddib_fed.protocol.messages import ItemState, JobState

@@ -35,9 +35,9 @@ from ddib_fed.errors import (
     UnavailableError,
 )
 from ddib_fed.files import is_disk_full
-from ddib_fed.node.interceptors import within_share
 from ddib_fed.node.logs import fields
 from ddib_fed.node.role import NodeContext
+from ddib_fed.node.server import within_share
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.v1.common_pb2 import ErrorDetail
 from source_node.events import EventHub

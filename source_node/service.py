@@ -26,7 +26,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.role import NodeContext, solver_settings
+from ddib_fed.node.role import NodeContext, RoleService, solver_settings
 from ddib_fed.protocol.contract import LAST_MOMENT, SAMPLE_KINDS, guidance_from_pb
 from ddib_fed.protocol.messages import JobState, enum_members, provenance_message, to_message
 from ddib_fed.protocol.streams import stream_file
@@ -336,7 +336,7 @@ def _require_once(items: Sequence[int]) -> None:
         raise MessageInvalid("an item is named twice", facts={"field": "items"})
 
 
-class SourceService:
+class SourceService(RoleService):
     """The source role in one node."""
 
     service_names = ("ddib_fed.v1.TranslationService",)

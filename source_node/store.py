@@ -30,7 +30,7 @@ from ddib_fed.errors import (
     RequestIdConflict,
     StateConflict,
 )
-from ddib_fed.node.interceptors import within_share
+from ddib_fed.node.server import within_share
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.security.audit import AuditLog, Value
 from ddib_fed.store import Transaction
@@ -573,12 +573,12 @@ class Staging:
         self._incoming: GrowingFile | None = None
         self._items: list[StoredItem] = []
         self._files: list[tuple[int, SpoolFile]] = []
-        self._kept = False
+        self.kept = False
 
     def leave(self) -> None:
         """Nothing more comes; what was not accepted goes."""
         self._close()
-        if not self._kept:
+        if not self.kept:
             self._store.spool.remove_job(self._job_id)
         self._store.share(self.owner, -self._staged)
 
@@ -669,7 +669,7 @@ class Staging:
                 new=not self.accepted_before,
             )
         except OSError:
-            self._kept = True  # the rows may be on the disk: the next start compares
+            self.kept = True  # the rows may be on the disk: the next start compares
             raise
-        self._kept = not repeated
+        self.kept = not repeated
         return self._store.get(job_id), repeated

@@ -34,8 +34,6 @@ from ddib_fed.errors import (
 from ddib_fed.evaluation.samples import Samples, samples_of
 from ddib_fed.node.calibrations import usable_calibration
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM, LimitsSection, NodeConfig
-from ddib_fed.node.interceptors import READ_AHEAD, Pace, Slots, caller
-from ddib_fed.node.model import MEDIA_FORMATS, limits_of
 from ddib_fed.node.policy import (
     Charge,
     check_settings,
@@ -43,7 +41,8 @@ from ddib_fed.node.policy import (
     client_charges,
     evaluations_of,
 )
-from ddib_fed.node.role import NodeContext, settings_message, solver_settings
+from ddib_fed.node.role import MEDIA_FORMATS, NodeContext, limits_of, settings_message, solver_settings
+from ddib_fed.node.server import READ_AHEAD, Pace, Slots, caller
 from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.contract import (
     MAX_CLASS_NAME,
@@ -317,13 +316,11 @@ class Submissions:
     def _commit(self, staging: Staging, charges: Sequence[Charge]) -> tuple[StoredJob, bool]:
         """Charge, then accept: a job that is on the disk was paid for, also if the node is killed here."""
         self._node.quotas.charge(charges)
-        repeated = True
         try:
-            job, repeated = staging.commit()
+            return staging.commit()
         finally:
-            if repeated:  # or not accepted at all
+            if not staging.kept:  # the job is not on the disk, or was accepted before
                 self._node.quotas.refund(charges)
-        return job, repeated
 
     def _charges(self, owner: str, request: JobHeader, samples: int) -> Sequence[Charge]:
         shape, evaluations = self._node.engine.model.sample_shape, request.solver.evaluations

@@ -29,9 +29,9 @@ from ddib_fed.errors import (
     QuotaSpent,
 )
 from ddib_fed.node.calibrations import check_proposal, served_aggregate, usable_calibration
-from ddib_fed.node.interceptors import caller
 from ddib_fed.node.policy import Charge
 from ddib_fed.node.role import NodeContext
+from ddib_fed.node.server import caller
 from ddib_fed.protocol.contract import Contract
 from ddib_fed.v1 import calibration_pb2 as pb
 from ddib_fed.v1 import calibration_pb2_grpc

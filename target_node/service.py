@@ -6,7 +6,6 @@ that and calibrations are on its disk.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import threading
 from collections import OrderedDict
@@ -20,16 +19,15 @@ from ddib_fed.engine.model import check_decoding
 from ddib_fed.errors import ContractUnknown, MessageInvalid, PolicyDenied, SettingsInvalid
 from ddib_fed.latent import Latent
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM, NodeConfig
-from ddib_fed.node.interceptors import Pace, caller
 from ddib_fed.node.policy import (
     Charge,
-    Work,
     check_settings,
     check_softening,
     evaluations_of,
     peer_charges,
 )
-from ddib_fed.node.role import NodeContext, solver_settings
+from ddib_fed.node.role import NodeContext, RoleService, solver_settings
+from ddib_fed.node.server import Pace, caller
 from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.contract import (
     PROTOCOL,
@@ -300,18 +298,15 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     def _on_items(
         self, header: decoding_pb2.DecodeHeader, receipt: Receipt
     ) -> Callable[[Sequence[Arrived]], int]:
-        """Quota and audit of what has come; the same latent again for the same request is not charged again."""
-        peer, asked = caller(), _work_digest(header)
+        """Quota and audit of what has come."""
+        peer = caller()
         with self._lock:
             turn = self._turns.setdefault(peer.institution, threading.Lock())
 
-        def work(arrived: Arrived) -> Work:
-            charges = self._charges(peer.institution, header, arrived.latent)
-            return charges, (header.request_id, arrived.item, arrived.latent.sha256, asked)
-
         def on_items(arrived: Sequence[Arrived]) -> int:
             with turn:  # of all streams of a peer one waits for the disk: peers are in line, not streams
-                count = self._node.quotas.charge_each([work(each) for each in arrived])
+                charges = [self._charges(peer.institution, header, each.latent) for each in arrived]
+                count = self._node.quotas.charge_each(charges)
                 taken = [arrived[place] for place in range(count)]
                 write_lines(self._node, "latent_received", [receipt.line(each) for each in taken])
             self._node.metrics.latent_bytes.labels("in").inc(sum(each.latent.size_bytes for each in taken))
@@ -336,14 +331,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             yield from translated.round_trip.stream(decoding_pb2.DecodeResponse)
 
 
-def _work_digest(header: decoding_pb2.DecodeHeader) -> bytes:
-    """What decides whether a latent that comes again for the same request is the same work."""
-    work = decoding_pb2.DecodeHeader.FromString(header.SerializeToString())
-    work.ClearField("items")
-    return hashlib.sha256(work.SerializeToString(deterministic=True)).digest()
-
-
-class TargetService:
+class TargetService(RoleService):
     """The target role in one node."""
 
     service_names = ("ddib_fed.v1.DecodingService", "ddib_fed.v1.CalibrationService")
@@ -356,23 +344,11 @@ class TargetService:
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(self._servicer, server)
         calibration_pb2_grpc.add_CalibrationServiceServicer_to_server(self._calibrations, server)
 
-    def start(self) -> None:
-        """Nothing waits at a target: it keeps no jobs."""
-
     def jobs(self) -> Mapping[str, int]:
         return {"decoding": self._servicer.calls.active}
 
     def drain(self, timeout_s: float) -> None:
         self._servicer.calls.wait_idle(timeout_s)
-
-    def peers_changed(self) -> None:
-        """The calls of removed peers are ended by the interceptor."""
-
-    def close(self) -> None:
-        """Open calls are ended by the server."""
-
-    def release(self) -> None:
-        """It holds nothing."""
 
 
 class _TargetRole:

@@ -27,9 +27,9 @@ from ddib_fed.engine.party import Control, Decoded, Failed, Leg, Stage, ToDecode
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian, MessageInvalid
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.latent import Latent
-from ddib_fed.node.interceptors import Pace
 from ddib_fed.node.logs import fields
 from ddib_fed.node.role import NodeContext, solver_settings
+from ddib_fed.node.server import Pace
 from ddib_fed.protocol.contract import Contract, guidance_from_pb
 from ddib_fed.protocol.details import refused_facts
 from ddib_fed.protocol.latent import Anchor, ApprovedLatent, LatentOpener, approve

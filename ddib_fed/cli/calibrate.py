@@ -189,7 +189,7 @@ def publish(
     from ddib_fed.calibration.aggregate import DELTA
     from ddib_fed.node import calibrations
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.node.model import load_hosted
+    from ddib_fed.node.role import load_hosted
     from ddib_fed.training.calibrating import count_pictures
 
     config = NodeConfig.load(config_path)

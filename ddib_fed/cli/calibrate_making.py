@@ -183,7 +183,7 @@ def agree(
     from ddib_fed.node.calibration_peer import CalibrationPeer
     from ddib_fed.node.calibrations import allow, require_role, send
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.node.model import load_hosted
+    from ddib_fed.node.role import load_hosted
 
     institution, _, domain = peer_name.partition("/")
     if not is_institution(institution) or not is_domain(domain):

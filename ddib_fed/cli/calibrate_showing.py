@@ -53,7 +53,7 @@ def show_calibration(calibration: Calibration) -> None:
 def how_jobs_use(calibration: Calibration, config: NodeConfig) -> tuple[str, ...]:
     """What a source does, once both have signed, so that its jobs use it: lines for its operator."""
     from ddib_fed.calibration.record import fits
-    from ddib_fed.node.model import load_hosted
+    from ddib_fed.node.role import load_hosted
     from ddib_fed.training.config import SHIPPED
 
     short, target, path = calibration.sha256.hex()[:12], calibration.target.institution, config.path

@@ -46,10 +46,8 @@ def status(config_path: Path, leaving: Path | None) -> None:
     if leaving is not None:
         _write_leaving(config_path, leaving)
         return
-    client = _client(config_path)
-    answer, workers = client.status(), client.workers()
-    values = {**_values(answer), "workers": _values(workers)}
-    emit(values, lambda: _show(answer, workers, with_config(config_path)))
+    answer = _client(config_path).status()
+    emit(_values(answer), lambda: _show(answer, with_config(config_path)))
 
 
 _TIMES = frozenset({"certificate_expires", "root_expires", "failed", "expires"})
@@ -89,7 +87,7 @@ def _write_leaving(config_path: Path, path: Path) -> None:
     outcome(written=path, problems=problems)
 
 
-def _show(answer: admin_pb2.StatusResponse, workers: admin_pb2.WorkersResponse, more: str) -> None:
+def _show(answer: admin_pb2.StatusResponse, more: str) -> None:
     """Print it; `more` is what the commands that are named need to be about this node."""
     from ddib_fed.cli.job import when
     from ddib_fed.security.pki import root_warning
@@ -110,6 +108,7 @@ def _show(answer: admin_pb2.StatusResponse, workers: admin_pb2.WorkersResponse, 
             f"model        {model.domain}: {model.kind} {shape}, {model.parameters:,} parameters, {model.device}, "
             f"{model.sha256[:12]}"
         )
+    workers = answer.workers
     if workers.executor == "inline":
         say("workers      inline: the node computes in its own process")
     else:

@@ -298,14 +298,6 @@ class ServingParty(LocalParty):
     def problem(self) -> str | None:
         return None if self.pool is None else self.pool.problem
 
-    def resize(self, workers: int) -> None:
-        if self.pool is None:
-            raise SettingsInvalid(
-                "the engine of this node runs in the node itself, and has no workers",
-                hint='executor = "processes" or "ray" in [engine] of node.toml, and a restart',
-            )
-        self.pool.resize(workers)
-
     @property
     def counters(self) -> Mapping[str, int]:
         return self.executor.counters

@@ -95,16 +95,6 @@ def misfits(network: AnyConfig, state: Mapping[str, Tensor]) -> Iterator[tuple[s
             yield key, "it holds NaN or infinity"
 
 
-def read_weights(data: bytes, source: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, float32 on the CPU."""
-    try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise invalid(source, WEIGHTS_FILE, "", "it is not a safetensors file") from error
-    # One by one, to avoid a second copy of all.
-    return {key: tensors.pop(key).float() for key in list(tensors)}
-
-
 def read_file(folder: Path | Traversable, name: str, max_bytes: int, source: str) -> bytes:
     """One file of a bundle, read once."""
     try:
@@ -117,9 +107,8 @@ def read_file(folder: Path | Traversable, name: str, max_bytes: int, source: str
             f"there is no model bundle in {source}", hint="train one: ddib model train"
         ) from error
     except OSError as error:
-        look = (
-            f"namei -l {shlex.quote(str(folder / name))} shows each folder of the path and who may read there"
-        )
+        place = shlex.quote(str(folder / name))
+        look = f"namei -l {place} shows each folder of the path and who may read there"
         raise invalid(source, name, "", f"it cannot be read: {error.strerror}", hint=look) from error
     if len(data) > max_bytes:
         raise invalid(source, name, "", f"it is larger than {max_bytes} bytes")
@@ -160,16 +149,8 @@ BESIDE = (Tuned.file, Allowances.file, PrivacyReport.file)
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A verified model.
-
-    Attributes:
-        manifest: Its description.
-        state: Its weights, float32 on the CPU.
-        digest: SHA-256, hex, of the canonical manifest, which names the weights' digest.
-        tile: Height and width of the pictures that the network takes, where the samples are larger scenes; else None.
-        tuned: Its learned steps; None where none were learned.
-        allowances: What its own latents look like; None where that was not measured.
-        privacy: What attacks on it found; None where there were none.
+    """A verified model; `state` is float32 on the CPU. `digest` is that of the manifest, which names the weights'.
+    `tile` is the size of the pictures that the network takes, where the samples are larger scenes.
     """
 
     manifest: Manifest
@@ -202,9 +183,8 @@ class Bundle:
         *,
         compiling: bool = False,
     ) -> Denoiser:
-        """Its network as a function that predicts v, of tiles where samples are scenes (see `over_samples`).
-
-        It computes in `dtype`, inputs and outputs keep their own.
+        """Its network as a function that predicts v, of tiles where samples are scenes (see `over_samples`); it
+        computes in `dtype`, inputs and outputs keep their own.
         """
         self._must_be("generator")
         network = self.network(dtype, device)
@@ -250,16 +230,9 @@ def make_bundle(manifest: Manifest, state: Mapping[str, Tensor], *, source: str 
 def save_bundle(
     path: Path, manifest: Manifest, state: Mapping[str, Tensor], *, overwrite: bool = False
 ) -> Bundle:
-    """Write a bundle, whole or not at all.
+    """Write a bundle into a folder, which appears whole or not at all, and return it as `load_bundle` reads it.
 
-    Args:
-        path: The folder to create, with its parents.
-        manifest: Its `weights_sha256` and `parameters` are replaced by those of `state`.
-        state: The network's state dict; its dtypes are kept (float16 halves the file).
-        overwrite: Replace an existing bundle.
-
-    Returns:
-        The bundle as `load_bundle` reads it.
+    The manifest's `weights_sha256` and `parameters` are replaced by those of `state`, whose dtypes are kept.
 
     Raises:
         AlreadyExists: The folder is there and `overwrite` is not set.
@@ -299,7 +272,9 @@ def _bundle(manifest: Manifest, tensors: Mapping[str, Tensor], weights_sha256: s
 
 
 def manifest_text(manifest: Manifest) -> bytes:
-    return (json.dumps({"digest": manifest.digest(), **manifest.fields()}, indent=2) + "\n").encode()
+    return (
+        json.dumps({"digest": manifest.digest(), **manifest.model_dump(mode="json")}, indent=2) + "\n"
+    ).encode()
 
 
 def amend_bundle(path: Path, **fields: Any) -> Bundle:
@@ -325,11 +300,7 @@ def _replace(folder: Path, name: str, content: bytes) -> None:
 
 
 def load_bundle(path: Path, *, without: Collection[str] = ()) -> Bundle:
-    """Read and verify the bundle in folder `path`.
-
-    Args:
-        path: The folder.
-        without: Files of `BESIDE` that are not read, for whoever replaces them.
+    """Read and verify the bundle in folder `path`; files of `BESIDE` that are named in `without` are not read.
 
     Raises:
         ModelNotFound: There is no bundle.
@@ -346,7 +317,12 @@ def read_bundle(folder: Path | Traversable, source: str, *, without: Collection[
         raise invalid(
             source, WEIGHTS_FILE, "weights_sha256", "the weights are not those that the manifest names"
         )
-    state = read_weights(weights, source)
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(weights)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise invalid(source, WEIGHTS_FILE, "", "it is not a safetensors file") from error
+    # One by one, to avoid a second copy of all.
+    state = {key: tensors.pop(key).float() for key in list(tensors)}
     for key, problem in misfits(manifest.network, state):
         raise invalid(source, WEIGHTS_FILE, key, problem)
 

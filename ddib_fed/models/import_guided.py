@@ -24,7 +24,7 @@ from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.models.bundle import Bundle, make_bundle, misfits
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
-from ddib_fed.models.weights import Fact, Imported, import_note, read_checkpoint, read_tensors
+from ddib_fed.models.weights import Fact, Imported, import_note, read_tensors
 from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
 
 PictureConfig = UNetConfig | ClassifierConfig
@@ -496,7 +496,7 @@ def import_synthetic(
     """A bundle of the public code's 2-D checkpoint (`SyntheticModel`)."""
     schedule = ScheduleConfig(noise_schedule, diffusion_steps, rescale_timesteps)
     schedule_from_config(schedule)
-    state, source = read_checkpoint(path).state, str(path)
+    state, source = read_tensors(path).state, str(path)
     for key in (ENTER, "out.2.weight"):
         if key not in state or state[key].ndim != 2:
             raise refused(source, key, "the tensor is missing or has another number of dimensions")

@@ -1,7 +1,7 @@
 """The manifest of a bundle: the validated fields of manifest.json, and their digest.
 
 A field that this release does not know is refused; so is a size that no model of ours could have,
-before anything is allocated. Optional fields are omitted where they are empty, from file and digest.
+before anything is allocated.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
@@ -54,17 +54,6 @@ class DifferentialPrivacy(_Frozen):
             f"{self.accountant}: {self.steps} steps, noise multiplier {self.noise_multiplier:.4g}, clip {self.clip:g}, "
             f"sampling rate {self.sampling_rate:.4g}, {self.draws} draws of a sample"
         )
-
-
-OMITTED = {
-    "schedule": ("beta_start", "beta_end"),
-    "network": ("flow_map",),
-    "picture": ("intensity", "slices", "tiles"),
-    "structure": ("agreement",),
-}
-"""Of parts of the manifest, what is left out where it is empty."""
-OMITTED_WHOLE = ("role", "picture", "classes", "data", "structure", "distilled", "differential_privacy")
-"""What is left out at its default."""
 
 
 class PictureFormat(_Frozen):
@@ -238,26 +227,11 @@ class Manifest(_Frozen):
         dropped = isinstance(network, UNetConfig) and network.class_dropout
         return self.num_classes if dropped else None
 
-    def fields(self) -> dict[str, Any]:
-        """The content of manifest.json without the digest, as JSON values."""
-        fields = self.model_dump(mode="json")
-        fields["normalisation"] = self.normalisation.fields()
-        for part, names in OMITTED.items():
-            if fields[part] is not None:
-                found = fields[part].items()
-                fields[part] = {
-                    k: v for k, v in found if k not in names or (v is not None and v is not False)
-                }
-        for name in OMITTED_WHOLE:
-            if getattr(self, name) == type(self).model_fields[name].default:
-                del fields[name]
-        return fields
-
-    def canonical(self) -> bytes:
-        return json.dumps(self.fields(), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
     def digest(self) -> str:
-        return hashlib.sha256(self.canonical()).hexdigest()
+        """SHA-256, hex, of the fields as canonical JSON."""
+        fields = self.model_dump(mode="json")
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_guide(generator: Manifest, classifier: Manifest) -> None:

@@ -18,7 +18,6 @@ from ddib_fed.diffusion.grids import Coordinates, LearnedLegs, LearnedSteps, Sta
 from ddib_fed.errors import BundleInvalid
 from ddib_fed.models.catalogue import STEPS_FILE
 
-MAX_FIGURES = 64
 Finite = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False)]
 
@@ -67,7 +66,7 @@ class Sidecar(_Frozen):
 class PictureAllowances(_Frozen):
     """Between which numbers the figures of one picture's latent may lie."""
 
-    names: tuple[Annotated[str, Field(max_length=40)], ...] = Field(min_length=1, max_length=MAX_FIGURES)
+    names: tuple[Annotated[str, Field(max_length=40)], ...] = Field(min_length=1, max_length=64)
     low: tuple[Finite, ...]
     high: tuple[Finite, ...]
 
@@ -104,33 +103,26 @@ class Allowances(Sidecar):
 
     def figures(self) -> dict[str, Any]:
         """JSON values for people: what was measured, and not the numbers that a latent is held against."""
-        return {
-            "digest": self.digest(),
-            "measured": self.measured,
-            "checked": self.checked,
-            "beyond": self.beyond,
-            "soften_sigma": self.soften_sigma,
-            "command": self.command,
-        }
+        shown = {"measured", "checked", "beyond", "soften_sigma", "command"}
+        return {"digest": self.digest(), **self.model_dump(mode="json", include=shown)}
 
 
-Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Short = Annotated[str, Field(max_length=64)]
 
 
 class Figure(_Frozen):
     """A figure with its 95 % interval over samples."""
 
-    value: Number
-    low: Number
-    high: Number
+    value: Finite
+    low: Finite
+    high: Finite
 
 
 class Reading(_Frozen):
     """What is read from latents of one kind."""
 
-    soften_sigma: Number
-    depth: Number
+    soften_sigma: Finite
+    depth: Finite
     encoder: Short
     correlation: Figure
     found_by_correlation: Figure
@@ -144,7 +136,7 @@ class Reading(_Frozen):
 class Membership(_Frozen):
     """How well training samples are distinguished from others: areas under the curve, 0.5 for a guess."""
 
-    soften_sigma: Number
+    soften_sigma: Finite
     members: int = Field(ge=1)
     others: int = Field(ge=1)
     norm: Figure
@@ -170,7 +162,7 @@ class PrivacyReport(Sidecar):
     calibration: Short = ""
     known: int = Field(ge=1)
     attacked: int = Field(ge=1)
-    surrogate_s: Number = 0.0
+    surrogate_s: Finite = 0.0
     readings: tuple[Reading, ...] = Field(max_length=64)
     membership: tuple[Membership, ...] = Field(default=(), max_length=8)
     copies: Copies | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -261,13 +261,6 @@ class Normalisation(BaseModel):
         found = {len(part) for part in (self.mean, self.std) if isinstance(part, tuple)}
         found |= {3} if self.colours != "rgb" else set()
         return found | (set() if self.calibrated is None else {self.calibrated.channels})
-
-    def fields(self) -> dict[str, Any]:
-        """JSON values; what earlier releases did not have is left out at its default, so that digests stay."""
-        found = self.model_dump(mode="json", exclude_none=True)
-        if self.colours == "rgb":
-            del found["colours"]
-        return found
 
     def apply(self, raw: Floats) -> Floats:
         """From raw data (N, D) or (N, C, H, W), any float dtype, to the network's units: float32."""

@@ -1,36 +1,294 @@
-"""The operator's service on a Unix socket of mode 0600, and the small client that `ddib status` uses."""
+"""The operator's side of a node: a service on a Unix socket, metrics and probes on loopback, and what is watched.
+
+What changed is in the audit log, and what is wrong in the node's state, within `certificates.CHECK_INTERVAL_S`. Probes
+and metrics show only counts and states, and labels never hold content.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import math
 import os
 import shlex
+import shutil
 import socket as socketlib
-from collections.abc import Callable
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import Message
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler
 
-from ddib_fed.errors import ConfigError, PeerUnreachable, UnavailableError
-from ddib_fed.files import check_private_folder
+from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable, UnavailableError
+from ddib_fed.files import check_private_folder, is_disk_full
 from ddib_fed.node.config import MAX_SOCKET_PATH, NodeConfig
-from ddib_fed.node.connections import HANDSHAKE_TIMEOUT_S
+from ddib_fed.node.connections import server_options
+from ddib_fed.protocol.addresses import split_address
 from ddib_fed.protocol.calls import CheckedChannel
 from ddib_fed.protocol.details import from_rpc_error, status_of
+from ddib_fed.security.audit import AuditLog, Value
+from ddib_fed.security.peers import PeerStore, trust_changes
+from ddib_fed.security.pki import fingerprint, load_identity
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import admin_pb2_grpc as rpc
 
-CALL_TIMEOUT_S = 10.0
-LONGEST_LINE = 4_000
+log = logging.getLogger(__name__)
+
+CALL_TIMEOUT_S: Final = 10.0
+LONGEST_LINE: Final = 4_000
 """As admin.proto says; longer lines are cut."""
-# Silent connections may hold only a few of the node's open files, for a short time.
-OPTIONS = (
-    ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_S * 1000),
-    ("grpc.max_allowed_incoming_connections", 32),
-)
+MOST_CALLERS: Final = 32
+"""Connections to the socket: silent ones may hold only a few of the node's open files, for a short time."""
+# A connection to the probes holds a thread and an open file: beyond so many the oldest is ended, so that silent or slow
+# ones cannot block a probe. prometheus_client's own server bounds neither number nor time.
+MOST_CONNECTIONS: Final = 16
+LONGEST_S: Final = 5.0
+LEAST_FREE_BYTES: Final = 8 << 20
+"""Below it the node is degraded: half of what a start asks for, room for the databases of the jobs that it has."""
+PROBE_BYTES: Final = 64 << 10
+LOOK_EVERY_S: Final = 2.0
+_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 R = TypeVar("R")
+
+
+# Metrics and probes
+
+
+class Metrics:
+    """One registry per node, so that two nodes in one process do not share counters."""
+
+    def __init__(self) -> None:
+        self.registry = of = CollectorRegistry()
+        method, item, stage = ["method", "status"], ["stage", "outcome"], ["stage"]
+        self.requests = Counter("ddib_requests", "Calls by method and status.", method, registry=of)
+        self.items = Counter("ddib_items", "Items by stage and outcome.", item, registry=of)
+        self.samples = Counter("ddib_samples", "Samples by stage.", stage, registry=of)
+        self.latent_bytes = Counter(
+            "ddib_latent_bytes", "Bytes of latents by direction.", ["direction"], registry=of
+        )
+        self.seconds = Histogram(
+            "ddib_stage_seconds", "Seconds an item spends in a stage.", stage, registry=of, buckets=_BUCKETS
+        )
+        self.streams = Gauge("ddib_active_streams", "Streams that are open now.", registry=of)
+        self.ready = Gauge("ddib_ready", "1 when the model is loaded and warm.", registry=of)
+        expires = "Unix time at which the {} ends; 0 while it cannot be read."
+        self.certificate_expires = Gauge(
+            "ddib_certificate_expires_timestamp_seconds", expires.format("node's certificate"), registry=of
+        )
+        self.root_expires = Gauge(
+            "ddib_root_expires_timestamp_seconds",
+            expires.format("root of the node's certificate"),
+            registry=of,
+        )
+
+
+class ProbeServer(ThreadingHTTPServer):
+    """Plain HTTP for probes of the same machine, on a thread of its own."""
+
+    daemon_threads = True
+
+    def __init__(self, listen: str, state: Callable[[], str], metrics: Metrics) -> None:
+        address = split_address(listen, bound=True)
+        self.address_family = socketlib.AF_INET6 if ":" in address[0] else socketlib.AF_INET
+        self._open: deque[Any] = deque()
+        try:
+            super().__init__(address, _handler(state, metrics))
+        except OSError as error:
+            raise ConfigError(
+                f"http.listen = {listen!r} cannot be bound: {error.strerror}", hint="choose another port"
+            ) from error
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name="http", daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self) -> str:
+        host, port = self.server_address[:2]
+        return f"{host!s}:{port}"
+
+    def close(self) -> None:
+        """Stop answering."""
+        self.shutdown()
+        self.server_close()
+        self._thread.join()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.append(request)
+        if len(self._open) > MOST_CONNECTIONS:
+            with suppress(OSError):  # it may have ended
+                self._open.popleft().shutdown(socketlib.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):
+            log.error("a probe could not be answered", exc_info=sys.exc_info())
+
+
+def _handler(state: Callable[[], str], metrics: Metrics) -> type[MetricsHandler]:
+    class Handler(MetricsHandler):
+        registry = metrics.registry
+        timeout = LONGEST_S
+
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                super().do_GET()
+                return
+            code, line = 404, "/healthz, /readyz or /metrics"
+            if self.path == "/healthz":
+                code, line = 200, "ok"
+            elif self.path == "/readyz":
+                line = state()
+                code = 200 if line == "serving" else 503
+            body = f"{line}\n".encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "text/plain; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    return Handler
+
+
+# What is watched
+
+
+class DiskWatch:
+    """Whether a node can write: it says so before a job finds out, and again when there is room.
+
+    A file is written and removed in each folder, at most every `LOOK_EVERY_S`: that also finds a full quota, a
+    read-only mount and a broken disk, which the number of free bytes does not show. Safe to use from any thread.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = tuple(dict.fromkeys(folders))
+        self._lock = threading.Lock()
+        self._next_look = -math.inf
+        self._problem: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the node cannot write, with the folder; None while it can."""
+        with self._lock:
+            if time.monotonic() >= self._next_look:
+                self._next_look = time.monotonic() + LOOK_EVERY_S
+                self._problem = next(filter(None, map(_disk_problem, self._folders)), None)
+            return self._problem
+
+
+def _disk_problem(folder: Path) -> str | None:
+    if not folder.is_dir():  # made when it is first needed
+        return None
+    path, free = folder / ".room", 0
+    try:
+        free = shutil.disk_usage(folder).free
+        if free >= LEAST_FREE_BYTES:
+            with open(
+                path, "wb", buffering=0, opener=lambda name, flags: os.open(name, flags, 0o600)
+            ) as file:
+                file.write(bytes(PROBE_BYTES))
+            return None
+    except OSError as error:
+        if not is_disk_full(error):
+            return f"{folder} cannot be written: {error.strerror or error}"
+        free = 0
+    finally:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+    room = f"{free >> 10} KiB left, {LEAST_FREE_BYTES >> 20} MiB needed"
+    return f"the disk of {folder} is full ({room}); df -h {shlex.quote(str(folder))}"
+
+
+class Watch:
+    """Writes to the audit log each change of whom a running node trusts, whoever made it, and finds what is wrong.
+
+    The commands write what an operator did. A file that somebody put into the state folder by hand has no such line.
+    """
+
+    def __init__(
+        self,
+        audit: AuditLog,
+        peers: PeerStore,
+        pki_folder: Path,
+        *,
+        problem: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._audit, self._peers, self._pki_folder = audit, peers, pki_folder
+        self._problem = problem
+        self._snapshot = peers.snapshot()
+        self._certificate = self._own_certificate()
+        self._said: str | None = None
+        self._started = False
+        # Both the renewal thread and the operator's reload look: an older result must not overwrite a newer.
+        self._lock = threading.Lock()
+
+    def look(self) -> None:
+        """Check once; a problem is logged when it begins and when it ends."""
+        with self._lock:
+            problem = self._problem()
+            try:
+                self._write_changes()
+            except OSError as error:  # what changed is written at the next look
+                problem = problem or f"the audit log cannot be written: {error}"
+            problem = problem or self._audit.look()
+            if problem and problem != self._said:
+                log.error("degraded: %s", problem)
+            elif self._said and not problem:
+                log.info("no longer degraded: %s", self._said)
+            self._said = problem
+
+    def _write_changes(self) -> None:
+        snapshot = self._peers.snapshot()
+        changes = trust_changes(self._snapshot, snapshot)
+        if changes:
+            self._audit.write("trust_changed", changes=changes)
+        for change in changes:
+            log.info("%s", change)
+        self._snapshot = snapshot
+        certificate = self._own_certificate()
+        if certificate is not None and certificate != self._certificate:
+            self._audit.write("certificate_changed", certificate=certificate[0], until=certificate[1])
+            self._certificate = certificate
+
+    def _own_certificate(self) -> tuple[str, str] | None:
+        """Its fingerprint and its end; None while it cannot be read, which the node's health says."""
+        try:
+            own = load_identity(self._pki_folder)
+        except (DdibError, OSError):
+            return None
+        return fingerprint(own.certificate), own.not_after.isoformat()
+
+    def started(self, **values: Value) -> None:
+        """Write the line of a start, with whom the node trusts now; `trust` is a digest over all of it."""
+        snapshot = self._snapshot
+        self._audit.write(
+            "node_started",
+            **values,
+            peers=sorted(snapshot.peers),
+            suspended=sorted(snapshot.suspended),
+            withdrawn=len(snapshot.withdrawn),
+            certificate=self._certificate[0] if self._certificate else "",
+            trust=hashlib.sha256("\n".join(sorted(snapshot.described())).encode()).hexdigest(),
+        )
+        self._started = True
+
+    def stopped(self, **values: Value) -> None:
+        """Write the line of a stop, if there was one of a start."""
+        if self._started:
+            try:
+                self._audit.write("node_stopped", **values)
+            except OSError:
+                log.exception("the stop could not be written to the audit log")
+
+
+# The operator's service
 
 
 class Operated(Protocol):
@@ -39,7 +297,6 @@ class Operated(Protocol):
     def status(self) -> pb.StatusResponse: ...
     def reload(self) -> list[str]: ...
     def request_drain(self) -> int: ...
-    def resize(self, workers: int) -> pb.WorkersResponse: ...
 
 
 class AdminServicer(rpc.AdminServiceServicer):
@@ -50,7 +307,7 @@ class AdminServicer(rpc.AdminServiceServicer):
 
     def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusResponse:
         answer = self._node.status()
-        answer.state = _line(answer.state)
+        answer.state, answer.workers.problem = _line(answer.state), _line(answer.workers.problem)
         for peer in answer.peers:
             peer.problem = _line(peer.problem)
         return answer
@@ -60,11 +317,6 @@ class AdminServicer(rpc.AdminServiceServicer):
 
     def Drain(self, request: pb.DrainRequest, context: grpc.ServicerContext) -> pb.DrainResponse:
         return pb.DrainResponse(running_jobs=self._node.request_drain())
-
-    def Workers(self, request: pb.WorkersRequest, context: grpc.ServicerContext) -> pb.WorkersResponse:
-        answer = self._node.resize(request.count)
-        answer.problem = _line(answer.problem)
-        return answer
 
 
 def _line(text: str) -> str:
@@ -79,7 +331,7 @@ def serve_admin(
     socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     socket.unlink(missing_ok=True)
     pool = ThreadPoolExecutor(2, thread_name_prefix="admin")
-    server = grpc.server(pool, interceptors=interceptors, options=OPTIONS)
+    server = grpc.server(pool, interceptors=interceptors, options=server_options(MOST_CALLERS))
     rpc.add_AdminServiceServicer_to_server(servicer, server)
     before = os.umask(0o177)
     try:
@@ -100,7 +352,7 @@ def stop_admin(server: grpc.Server, socket: Path) -> None:
 
 
 def check_alone(socket: Path) -> None:
-    """Whether the operator's service could be started on `socket`."""
+    """Return if the operator's service could be started on `socket`."""
     check_socket(socket)
     if answers(socket):
         raise ConfigError(
@@ -110,7 +362,7 @@ def check_alone(socket: Path) -> None:
 
 
 def check_socket(socket: Path) -> None:
-    """Whether `socket` can be the operator's."""
+    """Return if `socket` can be the operator's."""
     if len(os.fsencode(socket)) > MAX_SOCKET_PATH:
         raise ConfigError(
             f"the operator's socket {socket} has a path of more than {MAX_SOCKET_PATH} bytes",
@@ -132,7 +384,7 @@ class AdminClient:
 
     def __init__(self, config: NodeConfig) -> None:
         self._socket = config.paths.admin_socket
-        self._name = f"{config.node.name}.{config.node.institution}"
+        self._name = f"node {config.node.name}.{config.node.institution}"
         self._serve = f"{config.command} serve --config {shlex.quote(str(config.path))}"
 
     def status(self) -> pb.StatusResponse:
@@ -151,9 +403,6 @@ class AdminClient:
     def drain(self) -> int:
         return int(self._call(lambda node: node.Drain, pb.DrainRequest()).running_jobs)
 
-    def workers(self, count: int = 0) -> pb.WorkersResponse:
-        return self._call(lambda node: node.Workers, pb.WorkersRequest(count=count))
-
     def _call(self, method: Callable[[rpc.AdminServiceStub], Callable[..., R]], request: Message) -> R:
         opened = grpc.secure_channel(
             f"unix:{self._socket}",
@@ -161,16 +410,16 @@ class AdminClient:
             options=(("grpc.enable_http_proxy", 0),),
         )
         try:
-            with CheckedChannel(opened, f"node {self._name}", own=True) as channel:
+            with CheckedChannel(opened, self._name, own=True) as channel:
                 return method(rpc.AdminServiceStub(channel))(request, timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as error:
-            if status_of(error) is not grpc.StatusCode.UNAVAILABLE:
-                failure = from_rpc_error(error, f"node {self._name}")
-                if isinstance(failure, PeerUnreachable):
-                    failure.hint = "it runs, but did not answer: repeat the command, then check its log"
-                raise failure from error
-            raise PeerUnreachable(
-                f"no node answers on {self._socket}",
-                hop=f"node {self._name}",
-                hint=f"is it running, and are you its user? start it with: {self._serve}",
-            ) from error
+            if status_of(error) is grpc.StatusCode.UNAVAILABLE:
+                raise PeerUnreachable(
+                    f"no node answers on {self._socket}",
+                    hop=self._name,
+                    hint=f"is it running, and are you its user? start it with: {self._serve}",
+                ) from error
+            failure = from_rpc_error(error, self._name)
+            if isinstance(failure, PeerUnreachable):
+                failure.hint = "it runs, but did not answer: repeat the command, then check its log"
+            raise failure from error

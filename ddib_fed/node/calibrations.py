@@ -40,8 +40,7 @@ from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibration_peer import CalibrationPeer
 from ddib_fed.node.certificates import own_credentials
 from ddib_fed.node.config import PolicySection
-from ddib_fed.node.model import load_hosted
-from ddib_fed.node.role import NodeContext
+from ddib_fed.node.role import NodeContext, load_hosted
 from ddib_fed.security.audit import note, parsed
 from ddib_fed.security.audit_reading import lines_of
 from ddib_fed.security.identity import Identity

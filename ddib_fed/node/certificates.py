@@ -23,8 +23,8 @@ from cryptography import x509
 
 from ddib_fed.errors import ConfigError, DdibError, MessageInvalid, NotReady, Unauthenticated
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.interceptors import caller
 from ddib_fed.node.policy import Charge, Quotas
+from ddib_fed.node.server import caller
 from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import UNREADABLE, Identity
 from ddib_fed.security.peers import PeerStore

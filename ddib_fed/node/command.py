@@ -15,11 +15,11 @@ import click
 from ddib_fed.errors import ConfigError, ExitCode, UsageError
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE
 from ddib_fed.node.config import NodeConfig, Role
-from ddib_fed.node.logs import JsonFormatter, TextFormatter, route, silence_grpc
+from ddib_fed.node.logs import set_up_logging, silence_grpc
 from ddib_fed.terminal import explained, print_json, relay, require_alone, say, say_labelled
 
 if TYPE_CHECKING:
-    from ddib_fed.node.startup import StepResult
+    from ddib_fed.node.daemon import StepResult
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +37,6 @@ CONFIG = click.option(
     metavar="FILE",
     help="The node's configuration, as `ddib init node` writes it; default: $DDIB_CONFIG, or ./node.toml.",
 )
-
-
-def set_up_logging(config: NodeConfig) -> None:
-    """Log to stderr as the configuration says."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if config.log.format == "json" else TextFormatter())
-    route(handler, config.log.level)
 
 
 def node_command(role: Role | None) -> click.Group:
@@ -67,9 +60,7 @@ def node_command(role: Role | None) -> click.Group:
         use several processes: torchrun --nproc-per-node 2 -m source_node train --config node.toml (for a target node:
         -m target_node).
         """
-        from ddib_fed.node.role import train_node
-
-        train_node(_load(path, role), force=force)
+        _train(_load(path, role), force=force)
 
     @group.command()
     @CONFIG
@@ -95,7 +86,7 @@ def node_command(role: Role | None) -> click.Group:
         require_alone("serving")
         silence_grpc()
         config = _load(path, role)
-        set_up_logging(config)
+        set_up_logging(config.log.level, config.log.format)
         try:
             _admit(config, peer_files, pair=pair, pair_with=pair_with)
             from ddib_fed.node import daemon  # imports grpc
@@ -125,15 +116,15 @@ def node_command(role: Role | None) -> click.Group:
         """Check whether the node could serve: run each step of a start, changing nothing."""
         require_alone("checking a node")
         silence_grpc()
-        from ddib_fed.node import startup  # imports grpc
+        from ddib_fed.node import daemon  # imports grpc
 
-        findings = startup.check(_load(path, role))
+        findings = daemon.check(_load(path, role))
         if output_format == "json":
             print_json([_values(finding) for finding in findings])
         else:
             for finding in findings:
                 _show(finding)
-        wrong = [finding.step for finding in findings if not finding.ok]
+        wrong = [finding.step for finding in findings if finding.problem is not None]
         if wrong:
             raise ConfigError(
                 f"the node cannot serve yet: {', '.join(wrong)}",
@@ -143,22 +134,59 @@ def node_command(role: Role | None) -> click.Group:
     return group
 
 
+def _load(path: Path, role: Role | None) -> NodeConfig:
+    config = NodeConfig.load(path)
+    if role is not None and role not in config.node.roles:
+        raise ConfigError(
+            f"{path} is for the role {', '.join(config.node.roles)}, not {role}",
+            hint=f"ddib-{config.node.roles[0]}-node, or add {role!r} to node.roles",
+        )
+    return config
+
+
+def _train(config: NodeConfig, *, force: bool) -> None:
+    from ddib_fed.data.synthetic import DOMAINS
+    from ddib_fed.training.config import SHIPPED
+    from ddib_fed.training.run import train_at_terminal
+
+    if not config.train.names_data and config.model.domain not in {*DOMAINS, *SHIPPED}:
+        raise ConfigError(
+            f"{config.path} does not say what to train on",
+            hint='write images = "FOLDER" (pictures) or data = "points.npy" under [train]',
+        )
+    settings = config.train.config(
+        config.folder,
+        config.model.domain,
+        name=config.model.bundle_domain or config.model.domain,
+        threads=config.engine.threads or 1,
+        command=f"{config.command} train --config node.toml",
+    )
+    bundle = train_at_terminal(settings, config.paths.bundle, resume=not force, force=force)
+    if bundle is not None:
+        say(
+            f"model of {config.model.domain}: {bundle.manifest.parameters:,} parameters, digest {bundle.digest[:12]}, "
+            f"in {config.paths.bundle}",
+            f"next: {config.command} serve --config {shlex.quote(str(config.path))}",
+            err=True,
+        )
+
+
 def _admit(
     config: NodeConfig, files: tuple[Path, ...], *, pair: bool, pair_with: tuple[str, str] | None
 ) -> None:
     """Admit the peers that the command names, before the node starts."""
-    if files:
-        from ddib_fed.node.admitting import admit
-
-        for file in files:
-            log.info("admitted %s", admit(config, file).identity)
+    if not (files or pair or pair_with):
+        return
     if pair and pair_with:
         raise UsageError("one side waits with --pair, the other comes with --pair-with")
-    if pair or pair_with:
-        from ddib_fed.node.admitting import pair_dialling, pair_listening
+    from ddib_fed.node.admitting import admit, pair_dialling, pair_listening
 
+    admitted = [admit(config, file) for file in files]
+    if pair or pair_with:
         paired = pair_dialling(config, *pair_with) if pair_with else pair_listening(config)
-        log.info("admitted %s", paired.other.identity)
+        admitted.append(paired.other)
+    for other in admitted:
+        log.info("admitted %s", other.identity)
 
 
 def _values(finding: StepResult) -> dict[str, object]:
@@ -166,12 +194,11 @@ def _values(finding: StepResult) -> dict[str, object]:
     problem = finding.problem
     return {
         "step": finding.step,
-        "ok": finding.ok,
+        "ok": problem is None,
         "found": finding.text or None,
         "warnings": list(finding.warnings),
-        "problem": None
-        if problem is None
-        else {"reason": problem.reason, "detail": problem.detail, "try": problem.hint or None},
+        "problem": problem
+        and {"reason": problem.reason, "detail": problem.detail, "try": problem.hint or None},
     }
 
 
@@ -186,16 +213,6 @@ def _show(finding: StepResult) -> None:
     if finding.problem.hint:
         first, *rest = finding.problem.hint.split("\n")
         say(f"{'':12} try: {first}", *(f"{'':17} {line.strip()}" for line in rest))
-
-
-def _load(path: Path, role: Role | None) -> NodeConfig:
-    config = NodeConfig.load(path)
-    if role is not None and role not in config.node.roles:
-        raise ConfigError(
-            f"{path} is for the role {', '.join(config.node.roles)}, not {role}",
-            hint=f"ddib-{config.node.roles[0]}-node, or add {role!r} to node.roles",
-        )
-    return config
 
 
 def run(group: Callable[..., object]) -> None:

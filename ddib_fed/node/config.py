@@ -260,6 +260,14 @@ class EngineSection(Section):
         24, "source: jobs worked on at once, of one client two thirds; small ones fill a batch", ge=1, le=64
     )
 
+    @model_validator(mode="after")
+    def _knows_its_cluster(self) -> EngineSection:
+        if self.executor == "ray" and not self.ray_address:
+            raise ValueError(
+                'executor = "ray" needs ray_address = "HOST:6379"; "local" starts a cluster here'
+            )
+        return self
+
 
 class PolicySection(Section):
     """What peers and own clients may do beyond the protocol."""

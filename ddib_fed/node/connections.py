@@ -91,11 +91,11 @@ def most_connections(limit: int) -> int:
     return min(MOST_CONNECTIONS, limit // 2)
 
 
-def options(limit: int) -> tuple[tuple[str, int], ...]:
-    """Server options for gRPC: a cap on all connections, and a timeout for handshakes."""
+def server_options(most: int) -> tuple[tuple[str, int], ...]:
+    """Options of a gRPC server: a cap on all connections, and a timeout for handshakes."""
     return (
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_S * 1000),
-        ("grpc.max_allowed_incoming_connections", most_connections(limit)),
+        ("grpc.max_allowed_incoming_connections", most),
     )
 
 

@@ -1,4 +1,4 @@
-"""Runs a node: bind, load, warm up, serve, drain, exit.
+"""Runs a node: check, bind, load, warm up, serve, watch, drain, exit.
 
 The start order suits the operator: bad configuration and keys fail at once, the port is bound before the model
 is loaded (so a second node on the port is noticed early), and Health says SERVING only once the model is warm.
@@ -6,47 +6,249 @@ is loaded (so a second node on the port is noticed early), and Health says SERVI
 
 from __future__ import annotations
 
+import errno
 import logging
 import queue
+import shlex
+import shutil
 import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import FrameType
+from typing import Final
 
-from ddib_fed.engine.local_party import ServingParty
-from ddib_fed.errors import DdibError
+from ddib_fed.calibration.signed import CalibrationStore
+from ddib_fed.engine.gate import check_key
+from ddib_fed.errors import ConfigError, DdibError, ExhaustedError
+from ddib_fed.files import check_private_folder
 from ddib_fed.networks.placement import share_heaps
-from ddib_fed.node import startup
-from ddib_fed.node.admin import AdminServicer, serve_admin, stop_admin
+from ddib_fed.node.admin import (
+    AdminServicer,
+    DiskWatch,
+    Metrics,
+    ProbeServer,
+    Watch,
+    answers,
+    check_alone,
+    check_socket,
+    serve_admin,
+    stop_admin,
+)
 from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.calibrations import overview
-from ddib_fed.node.certificates import IdentityServicer, RenewalThread, recover_at_start
+from ddib_fed.node.calibrations import overview, unusable_with
+from ddib_fed.node.certificates import IdentityServicer, RenewalThread, certificate_status, recover_at_start
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.connections import InboundGuard, file_limit, most_connections, raise_file_limit
-from ddib_fed.node.interceptors import CallInterceptor
-from ddib_fed.node.model import open_engine
+from ddib_fed.node.connections import (
+    InboundGuard,
+    attainable_files,
+    few_files,
+    file_limit,
+    most_connections,
+    raise_file_limit,
+)
 from ddib_fed.node.policy import Policy
-from ddib_fed.node.probes import Metrics, ProbeServer
-from ddib_fed.node.role import NodeContext, RoleService, find_roles
-from ddib_fed.node.server import NodeServer, probe_own_port
-from ddib_fed.node.watch import DiskWatch, Watch
-from ddib_fed.protocol.addresses import split_address
+from ddib_fed.node.role import NodeContext, RoleService, find_roles, open_engine
+from ddib_fed.node.server import CallInterceptor, NodeServer, check_bindable
+from ddib_fed.protocol.addresses import is_every_address, split_address
 from ddib_fed.security import tls
 from ddib_fed.security.audit import AuditLog
-from ddib_fed.security.pki import has_authority, load_identity
-from ddib_fed.store import NodeStore
+from ddib_fed.security.pki import has_authority, load_identity, root_warning
+from ddib_fed.store import NodeStore, rehearse
 from ddib_fed.telemetry import open_tracing
+from ddib_fed.terminal import as_config_error, explained
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
 from ddib_fed.version import __version__
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 1.0
+MIN_FREE_BYTES: Final = 16 << 20
+"""Space that a start itself needs: databases, an audit line, a socket."""
+LOOK_S: Final = 1.0
 """How often the thread that serves looks whether the node is to end, if nothing wakes it."""
+_HELD: Final = ", in use while this node runs"
+
+
+# The steps of a start: `check` runs all of them, `serve` stops at the first that fails. A step changes nothing, and
+# yields what there is, then its warnings. What a start then does for real uses the same code as the step.
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The result of one step of a start: what there is with warnings, or a problem."""
+
+    step: str
+    text: str = ""
+    warnings: tuple[str, ...] = ()
+    problem: DdibError | None = None
+
+
+def check(config: NodeConfig) -> list[StepResult]:
+    """Run every step of a start, also after failures; what this node itself holds while it runs is none."""
+    findings = []
+    for name in STEPS:
+        try:
+            findings.append(_take(name, config))
+        except Exception as error:  # noqa: BLE001 - a step that breaks must not hide what the others find
+            findings.append(StepResult(name, problem=explained(error)))
+    return findings
+
+
+def begin(config: NodeConfig) -> tuple[str, ...]:
+    """Run the checks that precede a start; returns the warnings, for the log."""
+    check_alone(config.paths.admin_socket)
+    found = [_take(name, config) for name in STEPS if name not in _FOR_REAL]
+    return tuple(warning for each in found for warning in each.warnings)
+
+
+def _take(name: str, config: NodeConfig) -> StepResult:
+    try:
+        text, *warnings = STEPS[name](config)
+    except OSError as error:
+        raise as_config_error(error, name) from error
+    return StepResult(name, text, tuple(warnings))
+
+
+def _state(config: NodeConfig) -> Iterator[str]:
+    paths = config.paths
+    for folder in (paths.state, paths.pki):
+        check_private_folder(folder)
+    existing = next(place for place in (paths.state, *paths.state.parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if free < MIN_FREE_BYTES:
+        raise ExhaustedError(
+            f"the disk of {paths.state} has {free >> 10} KiB left; a start needs {MIN_FREE_BYTES >> 20} MiB",
+            hint=f"df -h {shlex.quote(str(existing))}",
+        )
+    yield str(paths.state)
+    for place in (config.folder, config.path):
+        if place.exists() and place.stat().st_mode & 0o002:
+            yield f"everybody may write {place}: chmod o-w {shlex.quote(str(place))}"
+
+
+def _peers(config: NodeConfig) -> Iterator[str]:
+    found, proxy = peer_store(config).list(), config.proxy
+    peers = ", ".join(f"{peer.institution} at {peer.address}" for peer in found)
+    through = f", through the proxy {proxy.address}" if proxy is not None else ""
+    yield (peers or "none admitted yet: ddib peer add") + through
+    for peer in found:
+        until = max(root.not_valid_after_utc for root in peer.roots)
+        if warning := root_warning(peer.institution, until, datetime.now(UTC)):
+            yield warning
+
+
+def _calibrations(config: NodeConfig) -> Iterator[str]:
+    store = CalibrationStore(config.paths.calibrations)
+    found = overview(config, store, peer_store(config))
+    states = Counter(each.state for each in found)
+    yield ", ".join(f"{count} {state}" for state, count in states.items()) or "none"
+    for each in found:
+        if each.warning:
+            yield f"{each.sha256[:12]} ({each.source} to {each.target}): {each.warning}"
+    for problem in store.problems():
+        yield f"not read: {problem}"
+
+
+def _store(config: NodeConfig) -> Iterator[str]:
+    if answers(config.paths.admin_socket):
+        yield f"{config.paths.store}{_HELD}"
+    else:
+        jobs, lines = rehearse(config.paths.store)
+        yield f"{config.paths.store}: {jobs} jobs, {lines} lines of the audit log"
+
+
+def _listen(config: NodeConfig) -> Iterator[str]:
+    yield _bindable(config, config.node.listen, "node.listen")
+    if config.not_dialled:
+        yield config.not_dialled
+
+
+def _bindable(config: NodeConfig, listen: str, setting: str) -> str:
+    """The address, if it is free; if it is in use while this node runs, that it is held."""
+    try:
+        check_bindable(listen, setting)
+    except ConfigError as error:
+        busy = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
+        if not (busy and answers(config.paths.admin_socket)):
+            raise
+        return f"{listen}{_HELD}"
+    return listen
+
+
+def _operator(config: NodeConfig) -> Iterator[str]:
+    socket = config.paths.admin_socket
+    check_socket(socket)
+    yield f"{socket}{_HELD if answers(socket) else ''}"
+
+
+def _http(config: NodeConfig) -> Iterator[str]:
+    if config.http.listen is None:
+        yield "off"
+        return
+    yield _bindable(config, config.http.listen, "http.listen")
+    port = split_address(config.http.listen, bound=True)[1]
+    if port and port == split_address(config.node.listen, bound=True)[1]:
+        hint = "choose another port for http.listen"
+        raise ConfigError(f"http.listen and node.listen are both port {port}", hint=hint)
+
+
+def _telemetry(config: NodeConfig) -> Iterator[str]:
+    if config.telemetry.endpoint is None:
+        yield "off"
+        return
+    open_tracing(config.telemetry, institution=config.node.institution, what="check").close()
+    shared = ", ".join(config.telemetry.peers)
+    yield f"to {config.telemetry.endpoint}" + (f", traces shared with {shared}" if shared else "")
+
+
+def _files(config: NodeConfig) -> Iterator[str]:  # noqa: ARG001 - a step's signature
+    limit = attainable_files()
+    yield f"{limit} may be open, {most_connections(limit)} of them connections"
+    yield from few_files(limit)
+
+
+def _roles(config: NodeConfig) -> Iterator[str]:
+    if answers(config.paths.admin_socket):
+        yield f"{', '.join(config.node.roles)}{_HELD}"
+    else:
+        yield ", ".join(f"{role.name} ({role.check(config)})" for role in find_roles(config.node.roles))
+
+
+def _model(config: NodeConfig) -> Iterator[str]:
+    engine = open_engine(config, trial=True)
+    engine.close()
+    model, manifest = engine.model, engine.model.manifest
+    if manifest.sample_kind == "picture":
+        check_key(config.paths.softening_key)
+    shape = "x".join(map(str, manifest.sample_shape))
+    guided = "" if model.classifier is None else f", guided by {model.classifier.digest[:12]}"
+    what = f"{manifest.sample_kind} {shape}, {model.bundle.digest[:12]}, {model.device}{guided}"
+    yield f"{config.model.domain}: {what}"
+    if "source" in config.node.roles:
+        yield from unusable_with(config, CalibrationStore(config.paths.calibrations), manifest)
+
+
+STEPS: Final[dict[str, Callable[[NodeConfig], Iterable[str]]]] = {
+    "state": _state,
+    "identity": certificate_status,
+    "peers": _peers,
+    "calibrations": _calibrations,
+    "store": _store,
+    "listen": _listen,
+    "operator": _operator,
+    "http": _http,
+    "telemetry": _telemetry,
+    "files": _files,
+    "roles": _roles,
+    "model": _model,
+}
+_FOR_REAL: Final = frozenset({"store", "roles", "model"})
+"""Steps that a start does for real afterwards."""
 
 
 class _StopNow(BaseException):
@@ -63,76 +265,74 @@ class Daemon:
         self._signals: list[int] = []
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._loading = False
-        self._engine: ServingParty | None = None
         self._drain_asked = threading.Event()
+        self._last_jobs: Counter[str] = Counter()
+        self._released = False
         paths = config.paths
-        for warning in startup.begin(config):
+        for warning in begin(config):
             log.warning("%s", warning)
         paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         if report := recover_at_start(config):
             log.info("%s", report)
-        self.peers = peer_store(config)
-        metrics = Metrics()
-        tracing = open_tracing(
-            config.telemetry,
-            institution=config.node.institution,
-            what="+".join(config.node.roles),
-            peers=config.telemetry.peers,
-        )
-        self.node = NodeContext(config, self.peers, AuditLog(NodeStore(paths.store)), metrics, tracing)
-        self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
-        self._last_jobs: Counter[str] = Counter()
-        self._released = False
-        self._disk = DiskWatch((paths.state, paths.spool))
-        try:
-            self.server = self._server()
-        except BaseException:
-            for role in self.roles:
-                role.close()
-                role.release()
-            self.node.audit.store.close()
-            raise
-        self._renewal = RenewalThread(config, on_tick=self._watch.look)
+        with ExitStack() as undo:  # of a start that fails
+            self.peers = peer_store(config)
+            self._credentials = tls.ServerCredentials(paths.pki, self.peers)
+            tracing = open_tracing(
+                config.telemetry,
+                institution=config.node.institution,
+                what="+".join(config.node.roles),
+                peers=config.telemetry.peers,
+            )
+            undo.callback(tracing.close)
+            store = NodeStore(paths.store)
+            undo.callback(store.close)
+            self.node = NodeContext(config, self.peers, AuditLog(store), Metrics(), tracing)
+            self.roles: list[RoleService] = []
+            for role in find_roles(config.node.roles):
+                opened = role.open(self.node)
+                undo.callback(opened.release)
+                undo.callback(opened.close)
+                self.roles.append(opened)
+            self._disk = DiskWatch((paths.state, paths.spool))
+            self._watch = Watch(
+                self.node.audit,
+                self.peers,
+                paths.pki,
+                problem=lambda: self._disk.problem or self._credentials.problem,
+            )
+            self._renewal = RenewalThread(config, on_tick=self._look)
+            self._guard = InboundGuard(most_connections(file_limit()))
+            self._open_port()
+            undo.pop_all()
 
-    def _server(self) -> NodeServer:
-        config = self.config
-        self._guard = InboundGuard(most_connections(file_limit()))
-        self._credentials = tls.ServerCredentials(config.paths.pki, self.peers)
-        institution = config.node.institution
-        issuer = has_authority(config.paths.pki)
-        policy = Policy(
-            institution=institution, roles=config.node.roles, issuer=issuer, section=config.policy
-        )
+    def _open_port(self) -> None:
+        config, limits = self.config, self.config.limits
+        institution, issuer = config.node.institution, has_authority(config.paths.pki)
         self._calls = CallInterceptor(
             institution,
             self.peers,
-            policy,
-            on_outcome=self._count,
+            Policy(institution=institution, roles=config.node.roles, issuer=issuer, section=config.policy),
             audit=self.node.audit,
-            on_called=self._guard.called,
-            on_admitted=self._guard.admitted,
-            request_s=config.limits.request_s,
-            idle_s=config.limits.idle_s,
-            max_streams=config.limits.max_streams,
+            guard=self._guard,
+            on_outcome=self._count,
+            request_s=limits.request_s,
+            idle_s=limits.idle_s,
+            max_streams=limits.max_streams,
         )
-        self._watch = Watch(
-            self.node, self._credentials, self._disk, self._calls.refusals, self._peers_changed
-        )
-        server = NodeServer(
+        self.server = NodeServer(
             config.node.listen,
             self._credentials.grpc,
             [self._calls],
-            max_streams=config.limits.max_streams,
+            max_streams=limits.max_streams,
             on_crowd=self._guard.end,
         )
         for role in self.roles:
-            role.register(server.grpc)
-            server.add_services(role.service_names)
+            role.register(self.server.grpc)
+            self.server.add_services(role.service_names)
         if issuer:
             identity_pb2_grpc.add_IdentityServiceServicer_to_server(
-                IdentityServicer(config, self.node.audit, self.node.quotas, self.peers), server.grpc
+                IdentityServicer(config, self.node.audit, self.node.quotas, self.peers), self.server.grpc
             )
-        return server
 
     def _count(self, method: str, status: str) -> None:
         self.node.metrics.requests.labels(method.rpartition("/")[2], status).inc()
@@ -162,7 +362,8 @@ class Daemon:
 
     def _serve(self) -> None:
         self.server.start()
-        probe_own_port(self.server.port, split_address(self.config.node.listen, bound=True)[0])
+        host = split_address(self.config.node.listen, bound=True)[0]
+        tls.probe_tls12("127.0.0.1" if is_every_address(host) else host, self.server.port)
         self._guard.start(self.server.port)
         self._calls.start()
         self._load()
@@ -183,7 +384,6 @@ class Daemon:
         if self.stopping:
             engine.close()
             return
-        self._engine = engine
         self.node.set_engine(engine)
         self._watch.started(
             version=__version__,
@@ -261,9 +461,10 @@ class Daemon:
         for role in self.roles:
             role.release()
         self.node.quotas.close()
-        if self._engine is not None:
-            self._engine.close()
+        if self.node.loaded:
+            self.node.running_engine.close()
         self.node.tracing.close()
+        self._calls.refusals.flush(everything=True)
         by = "signal" if self._signals else "drain" if self._drain_asked.is_set() else "failure"
         self._watch.stopped(by=by, at_once=self._stop_now)
         self.node.audit.store.close()
@@ -289,10 +490,14 @@ class Daemon:
             return 0.0
         return found.timestamp()
 
-    def _peers_changed(self) -> int:
+    def _look(self) -> int:
+        """End what belongs to peers that are no longer admitted, and look at what is watched; how many calls ended."""
         for role in self.roles:
             role.peers_changed()
-        return self._calls.sweep()
+        ended = self._calls.sweep()
+        self._calls.refusals.flush()
+        self._watch.look()
+        return ended
 
     def state(self) -> str:
         """loading, serving, draining, or degraded with the reason."""
@@ -312,29 +517,10 @@ class Daemon:
     def reload(self) -> list[str]:
         """Read peers, withdrawals and certificates again."""
         changes = [*self.peers.reload()]
-        ended = self._peers_changed()
-        if ended:
+        if ended := self._look():
             changes.append(f"ended {ended} calls of peers that are no longer admitted")
-        self._watch.look()
         self.node.audit.write("reload", changes=changes, policy=self.node.policy_sha256)
         return [*changes, f"peers: {', '.join(sorted(p.institution for p in self.peers.list())) or 'none'}"]
-
-    def resize(self, workers: int) -> pb.WorkersResponse:
-        """Have so many workers; 0 changes nothing. Who there is."""
-        engine = self.node.running_engine
-        if workers:
-            self.node.audit.write("workers", count=workers)
-            engine.resize(workers)
-        if engine.pool is None:
-            return pb.WorkersResponse(executor="inline")
-        counters = engine.pool.counters
-        return pb.WorkersResponse(
-            executor=self.config.engine.executor,
-            wanted=counters["wanted"],
-            ready=engine.pool.workers(),
-            replaced=counters["replaced"],
-            problem=engine.problem or "",
-        )
 
     def status(self) -> pb.StatusResponse:
         """What `ddib status` shows."""
@@ -351,15 +537,24 @@ class Daemon:
             certificate_expires=self._expires("not_after"),
             root_expires=self._expires("root_not_after"),
             active_streams=self._calls.streams.active,
+            jobs=self._jobs(),
+            calibrations=overview(self.config, self.node.calibrations, self.peers),
+            workers=pb.WorkersStatus(executor=self.config.engine.executor),
         )
         if self.node.loaded:
-            bundle = self.node.running_engine.model.bundle
+            engine = self.node.running_engine
+            bundle = engine.model.bundle
             answer.model.domain = self.config.model.domain
             answer.model.kind = bundle.manifest.sample_kind
             answer.model.sample_shape.extend(bundle.manifest.sample_shape)
             answer.model.sha256 = bundle.digest
             answer.model.parameters = bundle.manifest.parameters
-            answer.model.device = self.node.running_engine.place
+            answer.model.device = engine.place
+            if engine.pool is not None:
+                counters = engine.pool.counters
+                answer.workers.wanted, answer.workers.replaced = counters["wanted"], counters["replaced"]
+                answer.workers.ready.extend(engine.pool.workers())
+                answer.workers.problem = engine.problem or ""
         suspended = self.peers.snapshot().suspended
         for peer in self.peers.list():
             failed, problem = self.node.peer_problems.of(peer.institution)
@@ -372,8 +567,6 @@ class Daemon:
                 failed=failed,
                 suspended=suspended.get(peer.institution, ""),
             )
-        answer.jobs.update(self._jobs())
-        answer.calibrations.extend(overview(self.config, self.node.calibrations, self.peers))
         return answer
 
 

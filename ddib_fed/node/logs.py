@@ -22,15 +22,19 @@ OWN: Final = ("ddib_fed", "source_node", "target_node")
 # Their errors are also raised as exceptions, without the picture's metadata.
 READERS: Final = ("PIL", "tifffile")
 
-FIELDS: Final = "fields"
-"""Attribute of a record: values that a JSON line has beside the message, by name."""
-
 
 def silence_grpc() -> None:
     """Turn off the C core's own log and its traces, which hold messages; before the first import of grpc."""
     os.environ["GRPC_VERBOSITY"] = "NONE"
     for name in ("GRPC_TRACE", "GRPC_STACKTRACE_MINLOGLEVEL"):
         os.environ.pop(name, None)
+
+
+def set_up_logging(level: str, output_format: str) -> None:
+    """Log to stderr, as "text" or "json"."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if output_format == "json" else TextFormatter())
+    route(handler, level)
 
 
 def route(handler: logging.Handler, level: str) -> None:
@@ -63,7 +67,8 @@ def _uncaught_in_thread(hook: threading.ExceptHookArgs) -> None:
 
 
 def fields(**values: str | float) -> dict[str, dict[str, str | float]]:
-    return {FIELDS: values}
+    """The `extra` of a record: values that a JSON line has beside the message, by name."""
+    return {"fields": values}
 
 
 class TextFormatter(logging.Formatter):
@@ -76,10 +81,7 @@ class TextFormatter(logging.Formatter):
         return escape(super().formatMessage(record))
 
     def formatException(self, ei: logging._SysExcInfoType) -> str:  # noqa: N802 - logging's name
-        return _indented(super().formatException(ei))
-
-    def formatStack(self, stack_info: str) -> str:  # noqa: N802 - logging's name
-        return _indented(super().formatStack(stack_info))
+        return "\n".join(f"    {escape(line)}" for line in super().formatException(ei).split("\n"))
 
 
 class JsonFormatter(logging.Formatter):
@@ -87,16 +89,12 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, object] = {
+            **getattr(record, "fields", {}),
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
-        entry = {**getattr(record, FIELDS, {}), **entry}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry)
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {escape(line)}" for line in text.split("\n"))

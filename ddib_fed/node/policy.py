@@ -12,12 +12,10 @@ import logging
 import math
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import DiskFull, NotReady, PeerUnknown, PolicyDenied, QuotaSpent
@@ -202,10 +200,6 @@ def offered_guidance(model: DomainModel, policy: PolicySection) -> GuidanceTerms
 DAY_S: Final = 24 * 3600.0
 AHEAD: Final = 10_000
 """Parts of a limit of which one may be on the disk and not be spent: at most so many writes of an account a day."""
-REPEATS: Final = 10
-"""One of so many parts of a limit is free for work that is asked for again."""
-MAX_KNOWN: Final = 10_000
-"""Pieces of work that are remembered of each account, about 250 bytes each; beyond it the oldest is forgotten."""
 RETRY_S: Final = 30.0
 
 
@@ -221,8 +215,7 @@ def evaluations_of(
     return samples * math.prod(sample_shape[1:]) * evaluations * (guidance.predictions + round_trip)
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(NamedTuple):
     """An amount against one quota, with its limit; 0 for none."""
 
     quota: str
@@ -248,17 +241,11 @@ def client_charges(policy: PolicySection, client: str, evaluations: int) -> tupl
 
 @dataclass(slots=True)
 class _Account:
-    """A day of one quota; `written` is what the disk says, `paid` what each known piece of work was charged."""
+    """A day of one quota; `written` is what the disk says."""
 
     since: float
     spent: int = 0
     written: int = 0
-    repeated: int = 0
-    paid: OrderedDict[Hashable, int] = field(default_factory=OrderedDict)
-
-
-Work = tuple[Sequence[Charge], Hashable]
-"""A piece of work: what is charged for it, and its name, by which it is known when it is asked for again, or None."""
 
 
 class Quotas:
@@ -271,34 +258,27 @@ class Quotas:
         rows = [] if store is None else store.read("SELECT quota, who, since, spent FROM quotas")
         self._accounts = {(quota, who): _Account(since, spent, spent) for quota, who, since, spent in rows}
 
-    def charge(self, charges: Sequence[Charge], work: Hashable = None) -> None:
-        self.charge_each([(charges, work)])
+    def charge(self, charges: Sequence[Charge]) -> None:
+        self.charge_each([charges])
 
-    def charge_each(self, works: Sequence[Work]) -> int:
-        """Charge pieces of work in their order, as many as fit, with at most one write; returns how many fit."""
-        spent: list[tuple[Charge, _Account, Hashable]] = []
-        fit = 0
+    def charge_each(self, works: Sequence[Sequence[Charge]]) -> int:
+        """Charge pieces of work in their order, as many as fit, with at most one write; returns how many fit.
+
+        Of a piece all charges are booked or none. Nothing is booked before it is on the disk.
+        """
         with self._lock:
-            for charges, work in works:
+            booked: dict[tuple[str, str], Charge] = {}
+            fit = 0
+            for charges in works:
                 try:
-                    spent += self._spend(charges, work)
+                    sums = [self._added(charge, booked) for charge in charges if charge.limit]
                 except QuotaSpent:
                     if not fit:
                         raise
                     break
+                booked.update({(charge.quota, charge.who): charge for charge in sums})
                 fit += 1
-            try:
-                self._write_ahead(spent)
-            except (OSError, DiskFull) as error:
-                for charge, account, _ in spent:
-                    account.spent -= charge.amount
-                log.exception("what was used of quotas cannot be written")
-                raise NotReady("the use of quotas cannot be recorded", retry_after_s=RETRY_S) from error
-            for charge, account, work in spent:
-                if work is not None:
-                    account.paid[work] = charge.amount
-                    if len(account.paid) > MAX_KNOWN:
-                        account.paid.popitem(last=False)
+            self._book(list(booked.values()))
         return fit
 
     def refund(self, charges: Sequence[Charge]) -> None:
@@ -313,48 +293,23 @@ class Quotas:
         with self._lock:
             for charge in charges:
                 if charge.limit:
-                    self._require(charge, self._of(charge))
+                    self._added(charge, {})
 
     def close(self) -> None:
         """Write what was spent exactly; logged where it cannot be written."""
         with self._lock:
-            for account in self._accounts.values():
-                account.written = account.spent
-            with suppress(OSError, DiskFull):
-                self._write()
+            try:
+                self._write([(*key, each.since, each.spent) for key, each in self._accounts.items()])
+            except (OSError, DiskFull):
+                log.exception("what was used of quotas cannot be written exactly")
 
-    def _spend(self, charges: Sequence[Charge], work: Hashable) -> list[tuple[Charge, _Account, Hashable]]:
-        """Count a piece of work, all of its charges or none; returns those that are no repetition."""
-        new, repeated = [], []
-        for charge in charges:
-            if not charge.limit:
-                continue
-            account = self._of(charge)
-            known = work is not None and charge.amount <= account.paid.get(work, -1)
-            if known and account.repeated + charge.amount <= charge.limit // REPEATS:
-                repeated.append((charge, account))
-            else:
-                self._require(charge, account)
-                new.append((charge, account, work))
-        for charge, account in repeated:
-            account.repeated += charge.amount
-        for charge, account, _ in new:
-            account.spent += charge.amount
-        return new
-
-    def _of(self, charge: Charge) -> _Account:
-        """The account, of today."""
-        key, now = (charge.quota, charge.who), self._clock()
-        account = self._accounts.get(key)
-        if account is None or now - account.since >= DAY_S:
-            account = self._accounts[key] = _Account(now)
-        account.since = min(account.since, now)  # the clock was set back: no day is longer than a day
-        return account
-
-    def _require(self, charge: Charge, account: _Account) -> None:
-        left = max(0, charge.limit - account.spent)
+    def _added(self, charge: Charge, booked: Mapping[tuple[str, str], Charge]) -> Charge:
+        """The charge with what was booked of its account before; QuotaSpent if it does not fit."""
+        account, earlier = self._of(charge), booked.get((charge.quota, charge.who))
+        before = 0 if earlier is None else earlier.amount
+        left = max(0, charge.limit - account.spent - before)
         if charge.amount <= left:
-            return
+            return charge._replace(amount=before + charge.amount)
         renews = account.since + DAY_S
         when = datetime.fromtimestamp(renews, UTC).isoformat(timespec="seconds")
         asked = f"{charge.who} asks for {charge.amount:,} of {charge.quota}"
@@ -369,29 +324,43 @@ class Quotas:
             retry_after_s=max(1.0, renews - self._clock()),
         )
 
-    def _write_ahead(self, spent: Sequence[tuple[Charge, _Account, Hashable]]) -> None:
-        """Write when an account has spent more than is on the disk; then each has a part of its limit in advance."""
-        if all(account.spent <= account.written for _, account, _ in spent):
-            return
-        before = [(account, account.written) for _, account, _ in spent]
-        for charge, account, _ in spent:
-            account.written = max(account.written, account.spent + charge.limit // AHEAD)
-        try:
-            self._write()
-        except (OSError, DiskFull):
-            for account, written in reversed(before):
-                account.written = written
-            raise
+    def _of(self, charge: Charge) -> _Account:
+        """The account, of today."""
+        key, now = (charge.quota, charge.who), self._clock()
+        account = self._accounts.get(key)
+        if account is None or now - account.since >= DAY_S:
+            account = self._accounts[key] = _Account(now)
+        account.since = min(account.since, now)  # the clock was set back: no day is longer than a day
+        return account
 
-    def _write(self) -> None:
-        if self._store is None:
-            return
+    def _book(self, charges: Sequence[Charge]) -> None:
+        """Book charges. An account that spent more than is on the disk is written first, a part of its limit ahead."""
+        ahead: dict[tuple[str, str], int] = {}
+        for charge in charges:
+            account = self._of(charge)
+            spent = account.spent + charge.amount
+            if spent > account.written:
+                ahead[charge.quota, charge.who] = spent + charge.limit // AHEAD
+        try:
+            if ahead:
+                self._write([(*key, self._accounts[key].since, written) for key, written in ahead.items()])
+        except (OSError, DiskFull) as error:
+            log.exception("what was used of quotas cannot be written")
+            raise NotReady("the use of quotas cannot be recorded", retry_after_s=RETRY_S) from error
+        for charge in charges:
+            account = self._of(charge)
+            account.spent += charge.amount
+            account.written = ahead.get((charge.quota, charge.who), account.written)
+
+    def _write(self, rows: Sequence[tuple[str, str, float, int]]) -> None:
+        """Write these accounts, and forget those whose day is over."""
         today = self._clock() - DAY_S
         self._accounts = {key: each for key, each in self._accounts.items() if each.since > today}
-        rows = [(*key, each.since, each.written) for key, each in self._accounts.items()]
+        if self._store is None:
+            return
 
         def replace(transaction: Transaction) -> None:
-            transaction.execute("DELETE FROM quotas")
-            transaction.executemany("INSERT INTO quotas VALUES (?, ?, ?, ?)", rows)
+            transaction.execute("DELETE FROM quotas WHERE since <= ?", (today,))
+            transaction.executemany("INSERT OR REPLACE INTO quotas VALUES (?, ?, ?, ?)", rows)
 
         self._store.write(replace).result()

@@ -1,45 +1,88 @@
-"""What the roles of a node share: its context, the interface of a role, and how the settings of a leg are read."""
+"""What the roles of a node share: their interface, the model that they serve, its memory, and settings of a leg."""
 
 from __future__ import annotations
 
-import shlex
+import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 import grpc
+import torch
 
 from ddib_fed.calibration.record import units_digest
 from ddib_fed.calibration.signed import CalibrationStore
+from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.fitting import PictureRule
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.budget import Recipe
+from ddib_fed.engine.executors import Pool, process_pool
 from ddib_fed.engine.gate import Softener, load_key
 from ddib_fed.engine.local_party import ServingParty
-from ddib_fed.errors import ConfigError, DdibError, Draining, NotReady, SettingsInvalid
-from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.model import DecodingMemory, side_of, size_rule_of
+from ddib_fed.engine.ray_actors import ray_pool
+from ddib_fed.errors import (
+    BundleInvalid,
+    Cancelled,
+    ConfigError,
+    DdibError,
+    Draining,
+    ImageTooLarge,
+    MemoryExhausted,
+    NotReady,
+    SettingsInvalid,
+)
+from ddib_fed.evaluation.metrics import picture_rule
+from ddib_fed.models.bundle import Bundle, load_bundle
+from ddib_fed.models.manifest import PictureFormat, check_guide
+from ddib_fed.names import size_from
+from ddib_fed.node.admin import Metrics
+from ddib_fed.node.config import LimitsSection, NodeConfig
 from ddib_fed.node.policy import Quotas, offered_guidance, policy_digest
-from ddib_fed.node.probes import Metrics
-from ddib_fed.protocol.contract import REFUSE, ContractSide, GuidanceTerms
+from ddib_fed.protocol.contract import (
+    HIGHEST_TERMINAL_LAMBDA,
+    MAX_CLASS_NAMES,
+    REFUSE,
+    VALUE_RANGES,
+    ContractSide,
+    GuidanceTerms,
+    PictureTerms,
+    is_class_name,
+)
 from ddib_fed.protocol.messages import Settings, settings_to_pb
 from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.peers import PeerStore
 from ddib_fed.telemetry import OFF, Tracing
-from ddib_fed.terminal import say
 from ddib_fed.v1 import common_pb2
+
+MIB: Final = 1 << 20
+SMALL: Final = 4
+"""Small files share a quarter of the budget in addition to it."""
+LOOK_S: Final = 0.5
+"""How often a waiting file looks whether its call has ended."""
+TRIAL_ROWS, TRIAL_PIXELS = 2_048, 65_536
+"""Sizes of calls where nobody looks which are best."""
+MEDIA_FORMATS: Final = {
+    common_pb2.MEDIA_TYPE_NPY: "NPY",
+    common_pb2.MEDIA_TYPE_PNG: "PNG",
+    common_pb2.MEDIA_TYPE_JPEG: "JPEG",
+    common_pb2.MEDIA_TYPE_TIFF: "TIFF",
+}
+MEDIA_TYPES: Final = {name: media for media, name in MEDIA_FORMATS.items()}
 
 
 class PeerProblems:
     """The last failure of each peer since its last success; safe to use from any thread."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._last: dict[str, tuple[float, str]] = {}
 
     def failed(self, institution: str, error: DdibError) -> None:
-        self._last[institution] = self._clock(), f"{error.detail} [{error.reason}]"
+        self._last[institution] = time.time(), f"{error.detail} [{error.reason}]"
 
     def answered(self, institution: str) -> None:
         self._last.pop(institution, None)
@@ -48,32 +91,31 @@ class PeerProblems:
         return self._last.get(institution, (0.0, ""))
 
 
-@dataclass(slots=True)
 class NodeContext:
     """State shared by the services of one node."""
 
-    config: NodeConfig
-    peers: PeerStore
-    audit: AuditLog
-    metrics: Metrics
-    tracing: Tracing = OFF
-    decoding: DecodingMemory = field(init=False)
-    calibrations: CalibrationStore = field(init=False)
-    peer_problems: PeerProblems = field(default_factory=PeerProblems)
-    quotas: Quotas = field(init=False)
-    _engine: ServingParty | None = None
-    _softener: Softener | None = None
-    _draining: threading.Event = field(default_factory=threading.Event)
-
-    def __post_init__(self) -> None:
-        self.decoding = DecodingMemory(self.config.limits.decode_memory_mib << 20)
-        self.calibrations = CalibrationStore(self.config.paths.calibrations)
-        self.quotas = Quotas(self.audit.store)
+    def __init__(
+        self,
+        config: NodeConfig,
+        peers: PeerStore,
+        audit: AuditLog,
+        metrics: Metrics,
+        tracing: Tracing = OFF,
+    ) -> None:
+        self.config, self.peers, self.audit = config, peers, audit
+        self.metrics, self.tracing = metrics, tracing
+        self.decoding = DecodingMemory(config.limits.decode_memory_mib * MIB)
+        self.calibrations = CalibrationStore(config.paths.calibrations)
+        self.peer_problems = PeerProblems()
+        self.quotas = Quotas(audit.store)
+        self._engine: ServingParty | None = None
+        self._softener: Softener | None = None
+        self._draining = threading.Event()
 
     @property
     def engine(self) -> ServingParty:
         """The warm engine."""
-        if self._draining.is_set():
+        if self.draining:
             raise Draining(retry_after_s=30)
         return self.running_engine
 
@@ -83,10 +125,6 @@ class NodeContext:
         if self._engine is None:
             raise NotReady(retry_after_s=5)
         return self._engine
-
-    @property
-    def draining(self) -> bool:
-        return self._draining.is_set()
 
     @property
     def loaded(self) -> bool:
@@ -106,13 +144,37 @@ class NodeContext:
             raise NotReady(retry_after_s=5)
         return self._softener
 
+    @property
+    def draining(self) -> bool:
+        return self._draining.is_set()
+
     def drain(self) -> None:
         self._draining.set()
 
     def side(self) -> ContractSide:
         """This node's half of a contract."""
         bundle = self.running_engine.model.bundle
-        return side_of(bundle, self.config)
+        manifest, picture, names = bundle.manifest, None, bundle.manifest.classes
+        if manifest.sample_kind == "picture":
+            form = manifest.picture or PictureFormat()
+            picture = PictureTerms(form.low, form.high, form.bits)
+        usual, *others = VALUE_RANGES[manifest.sample_kind]
+        named = len(names) <= MAX_CLASS_NAMES and all(map(is_class_name, names))
+        return ContractSide(
+            institution=self.config.node.institution,
+            domain=self.config.model.domain,
+            sample_kind=manifest.sample_kind,
+            sample_shape=tuple(manifest.sample_shape),
+            model_sha256=bytes.fromhex(bundle.digest),
+            terminal_lambda=bundle.schedule.lambda_min,
+            initial_lambda=bundle.schedule.lambda_max,
+            classes=manifest.num_classes or 0,
+            size_rule=self.size_rule,
+            value_range=usual if manifest.normalisation.colours == "rgb" else others[0],
+            soften_sigma=manifest.soften_sigma,
+            picture=picture,
+            class_names=tuple(names) if named else (),
+        )
 
     def guidance(self) -> GuidanceTerms | None:
         return offered_guidance(self.running_engine.model, self.config.policy)
@@ -132,12 +194,15 @@ class NodeContext:
 
     @property
     def size_rule(self) -> str:
+        """How pictures are fitted to the model's size, as a contract names it."""
         manifest = self.running_engine.model.bundle.manifest
-        return size_rule_of(manifest, allowed=self.config.policy.size_rule)
+        if manifest.sample_kind != "picture":
+            return "none"
+        return REFUSE if self.config.policy.size_rule == REFUSE else picture_rule(manifest).fit
 
 
-class RoleService(Protocol):
-    """A running role of one node."""
+class RoleService:
+    """A running role of one node; what a role does not need, it leaves as it is here."""
 
     service_names: tuple[str, ...]
 
@@ -149,12 +214,13 @@ class RoleService(Protocol):
 
     def jobs(self) -> Mapping[str, int]:
         """Work by state, for the operator."""
+        return {}
 
     def drain(self, timeout_s: float) -> None:
         """Return when running work is finished, or after the time."""
 
     def peers_changed(self) -> None:
-        """End what belongs to removed peers."""
+        """End what belongs to removed peers, beside their calls."""
 
     def close(self) -> None:
         """Stop at once; unfinished work continues at the next start. Calls may still be answered."""
@@ -180,33 +246,213 @@ def find_roles(names: Iterable[str]) -> list[Role]:
     return [import_module(f"{name}_node.service").ROLE for name in names]
 
 
-def train_node(config: NodeConfig, *, force: bool = False) -> None:
-    """Train into the bundle that node.toml names, resuming an unfinished run of the same settings."""
-    from ddib_fed.data.synthetic import DOMAINS
-    from ddib_fed.training.config import SHIPPED
-    from ddib_fed.training.run import train_at_terminal
+# The model
 
-    if not config.train.names_data and config.model.domain not in {*DOMAINS, *SHIPPED}:
+
+def load_hosted(config: NodeConfig) -> Bundle:
+    """The verified bundle that node.toml names."""
+    place = config.paths.bundle
+    bundle = load_bundle(place)
+    expected, named = config.model.bundle_domain or config.model.domain, bundle.manifest.domain
+    if named != expected:
         raise ConfigError(
-            f"{config.path} does not say what to train on",
-            hint='write images = "FOLDER" (pictures) or data = "points.npy" under [train]',
+            f"the bundle {place} is of the domain {named!a}, and {config.path} says {expected!a}",
+            hint=f"put the model of {expected} there; or, where it is that model under another name, write "
+            f'bundle_domain = "{named}" into [model] of {config.path}',
         )
-    settings = config.train.config(
-        config.folder,
-        config.model.domain,
-        name=config.model.bundle_domain or config.model.domain,
-        threads=config.engine.threads or 1,
-        command=f"{config.command} train --config node.toml",
+    terminal = bundle.schedule.lambda_min
+    if bundle.manifest.role == "generator" and terminal > HIGHEST_TERMINAL_LAMBDA:
+        raise BundleInvalid(
+            f"the schedule of {place} ends at lambda {terminal:.2f}, and each contract needs "
+            f"{HIGHEST_TERMINAL_LAMBDA} or less",
+            hint="train it with a schedule that ends in noise, e.g. the default one",
+        )
+    if config.model.scene is None:
+        return bundle
+    try:
+        return bundle.of_scenes(*size_from(config.model.scene))
+    except SettingsInvalid as error:
+        raise ConfigError(
+            f"scene = {config.model.scene!a} in [model] of {config.path} cannot be used: {error.detail}",
+            hint=error.hint,
+        ) from error
+
+
+def load_classifier(config: NodeConfig, bundle: Bundle) -> Bundle | None:
+    """The verified classifier that node.toml names for guiding the model; None where it names none."""
+    place = config.paths.classifier
+    if place is None:
+        return None
+    classifier = load_bundle(place)
+    hint = (
+        f"name another folder as [model] classifier in {config.path}, or leave it out; "
+        "ddib model show FOLDER says what one is"
     )
-    bundle = train_at_terminal(settings, config.paths.bundle, resume=not force, force=force)
-    if bundle is None:
-        return
-    say(
-        f"model of {config.model.domain}: {bundle.manifest.parameters:,} parameters, digest {bundle.digest[:12]}, "
-        f"in {config.paths.bundle}",
-        f"next: {config.command} serve --config {shlex.quote(str(config.path))}",
-        err=True,
-    )
+    if classifier.manifest.role != "classifier":
+        raise ConfigError(f"{place} is a {classifier.manifest.role}, not a classifier", hint=hint)
+    try:
+        check_guide(bundle.manifest, classifier.manifest)
+    except SettingsInvalid as error:
+        raise ConfigError(f"{place} cannot guide {config.paths.bundle}: {error.detail}", hint=hint) from error
+    return classifier
+
+
+def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
+    """Load and warm up the model of a node, here or in its workers."""
+    section = config.engine
+    bundle = load_hosted(config)
+    classifier = load_classifier(config, bundle)
+    options: dict[str, Any] = {
+        "device": section.device,
+        "threads": section.threads,
+        "dtype": section.dtype,
+        "compiling": section.compile,
+        "merge_rows": TRIAL_ROWS if trial else 0,
+        "merge_pixels": section.merge_pixels or (TRIAL_PIXELS if trial else 0),
+        "costs": None if trial else config.paths.costs,
+    }
+    try:
+        if section.executor == "inline":
+            return ServingParty(bundle, classifier=classifier, **options)
+        recipe = Recipe(bundle, classifier, **options)
+        if section.executor == "processes":
+            pool: Pool = process_pool(recipe, workers=section.workers)
+        else:
+            pool = ray_pool(recipe, address=section.ray_address, workers=section.workers)
+        return ServingParty(bundle, classifier=classifier, threads=section.threads, pool=pool)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise MemoryExhausted(
+            f"the model {config.paths.bundle} does not fit into the memory of {section.device}",
+            hint="a smaller engine.merge_pixels, or another engine.device",
+        ) from error
+    except RuntimeError as error:  # what torch raises for an operation that a device or dtype lacks
+        raise ConfigError(
+            f"the model {config.paths.bundle} cannot run on engine.device = {section.device!a} in "
+            f"engine.dtype = {section.dtype!a}: {str(error).partition(chr(10))[0]}",
+            hint='engine.dtype = "float32", or another engine.device',
+        ) from error
+
+
+def limits_of(section: LimitsSection) -> ImageLimits:
+    """The limits on a client's picture, from node.toml."""
+    return ImageLimits(max_bytes=section.max_item_bytes, max_pixels=section.max_pixels)
+
+
+def rule_of_side(side: ContractSide) -> PictureRule | None:
+    """How the other side's pictures become files; its fit is not known here. None for points."""
+    if side.picture is None:
+        return None
+    channels, height, width = side.sample_shape
+    terms = side.picture
+    return PictureRule(channels, height, width, "resize", terms.low, terms.high, terms.bits)
+
+
+# Memory for decoding
+
+
+@dataclass(slots=True, eq=False)
+class _File:
+    client: str
+    size_bytes: int
+    is_small: bool
+    has_memory: bool = False
+
+
+class DecodingMemory:
+    """What the decoding of pictures may take at once, shared by a node's threads.
+
+    Small files have a quarter of the budget beside it, so that they do not wait for large ones. Clients take turns,
+    and one client has at most `of_one` files decoded at once.
+    """
+
+    def __init__(self, total_bytes: int, of_one: int = max(1, (os.cpu_count() or 1) // 2)) -> None:
+        self._total, self._of_one = total_bytes, of_one
+        self._small = total_bytes // SMALL
+        self._free = {True: self._small, False: total_bytes}
+        self._waiting: list[_File] = []
+        """In the order of their turns."""
+        self._running: Counter[str] = Counter()
+        self._changed = threading.Condition()
+
+    @property
+    def taken_bytes(self) -> int:
+        return self._small + self._total - sum(self._free.values())
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @contextmanager
+    def file(
+        self,
+        client: str,
+        size_bytes: int,
+        load: Callable[[], bytes],
+        cost: Callable[[bytes], int],
+        *,
+        ended: Callable[[], bool] = lambda: False,
+        too_large: type[DdibError] = ImageTooLarge,
+    ) -> Iterator[bytes]:
+        """A file's content, with its memory reserved while it is used."""
+        with self.work(client, size_bytes, ended=ended, too_large=too_large):
+            need = size_bytes + cost(load())
+        with self.work(client, need, ended=ended, too_large=too_large):
+            yield load()
+
+    @contextmanager
+    def work(
+        self,
+        client: str,
+        size_bytes: int,
+        *,
+        ended: Callable[[], bool] = lambda: False,
+        too_large: type[DdibError] = ImageTooLarge,
+    ) -> Iterator[None]:
+        """Reserve memory."""
+        if size_bytes > self._total:
+            raise too_large(
+                f"it takes {size_bytes // MIB} MiB of memory to decode, {self._total // MIB} are the limit",
+                hint="make the picture smaller, or let the node's operator raise limits.decode_memory_mib",
+                facts={"memory_mib": size_bytes // MIB, "limit_mib": self._total // MIB},
+            )
+        file = _File(client, size_bytes, is_small=size_bytes <= self._small)
+        with self._changed:
+            self._waiting.append(file)
+            self._hand_out()
+            while not (file.has_memory or ended()):
+                self._changed.wait(LOOK_S)
+            if not file.has_memory:
+                self._waiting.remove(file)
+                self._hand_out()
+                raise Cancelled("the call has ended for which a file was to be decoded")
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free[file.is_small] += size_bytes
+                self._running[client] -= 1
+                self._running += Counter()  # forgets clients that have none
+                self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Give memory to the next file of each part, for as long as it fits: nobody overtakes it."""
+        for is_small in (True, False):
+            while file := next((each for each in self._waiting if self._is_next(each, is_small)), None):
+                if file.size_bytes > self._free[is_small]:
+                    break
+                self._free[is_small] -= file.size_bytes
+                file.has_memory = True
+                self._running[file.client] += 1
+                self._waiting.remove(file)
+                # The client's next turn is after those of all others.
+                self._waiting.sort(key=lambda each: each.client == file.client)
+        self._changed.notify_all()
+
+    def _is_next(self, file: _File, is_small: bool) -> bool:
+        return file.is_small == is_small and self._running[file.client] < self._of_one
+
+
+# The settings of a leg
 
 
 def solver_settings(like: Settings | common_pb2.SolverSettings) -> SolverSettings:

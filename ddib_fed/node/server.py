@@ -1,41 +1,117 @@
-"""A gRPC server with mutual TLS, health states and bounded threads.
+"""The node's one port: mutual TLS, health, bounded threads, and the one interceptor of its calls.
 
-Streams are capped below the number of threads, so that unary calls and Health always find one free.
+The interceptor authorises a call before its message is parsed, and again while its stream runs; it bounds the call,
+parses its messages, and answers a failure with the fixed sentence of the error's class alone. Streams are capped below
+the number of threads, so that unary calls and Health always find one free.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
+import secrets
 import socket
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, ParamSpec, TypeVar
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar, cast
 
 import grpc
 from grpc_health.v1 import health, health_pb2
 
-from ddib_fed.errors import ConfigError
-from ddib_fed.node import connections
+from ddib_fed.errors import (
+    Cancelled,
+    ConfigError,
+    DdibError,
+    DeadlineExceeded,
+    DiskFull,
+    InternalError,
+    MessageInvalid,
+    RefusedError,
+    TooManyStreams,
+)
+from ddib_fed.files import RETRY_AFTER_S, is_disk_full
+from ddib_fed.node.connections import InboundGuard, file_limit, most_connections, server_options
 from ddib_fed.protocol.addresses import split_address
-from ddib_fed.security import tls
+from ddib_fed.protocol.calls import ReadAhead
+from ddib_fed.protocol.details import DETAIL_KEY, time_entry, to_detail
+from ddib_fed.protocol.streams import frame_deserialiser, frame_serialiser
+from ddib_fed.security.admission import (
+    Admission,
+    Audit,
+    AuthContext,
+    Authoriser,
+    Refusals,
+    Verifier,
+    claimed_identity,
+    parse_message,
+    presented_certificate,
+)
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.peers import PeerStore
+
+log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:  # the stubs make generic what cannot be subscripted at run time
+    Handler = grpc.RpcMethodHandler[Any, Any]
+    Interceptor = grpc.ServerInterceptor[Any, Any]
+else:
+    Handler = grpc.RpcMethodHandler
+    Interceptor = grpc.ServerInterceptor
+P = ParamSpec("P")
+T = TypeVar("T")
+
+HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
+MAX_HEALTH_BYTES: Final = 1 << 10
+MAX_STREAMS: Final = 64
+# Calls whose request has not arrived: each holds a thread of the reserve for unary calls, which is larger
+# (`RESERVED_THREADS`). One person may have as many clients as a node works on jobs, and so many of the places.
+MAX_WAITING_OF_ONE: Final = 16
+MAX_WAITING: Final = 24
+# The same for those who may ask for health and nothing else, all certificates of an institution together: it issues as
+# many as it likes. What of a request has arrived is in memory, up to 4 MiB of each.
+MAX_WAITING_OTHERS_OF_ONE: Final = 4
+MAX_WAITING_OTHERS: Final = 8
+REQUEST_S: Final = 20.0
+"""A request is one small message: what servers give a client for its headers."""
+IDLE_S: Final = 300.0
+LOOK_EVERY_S: Final = 1.0
+CHECK_EVERY_S: Final = 0.01
+"""Header, chunks and trailer of an object come within it: their caller is checked once."""
+# A call is open until its caller has taken the answer, and takes some memory: far more than callers need that do.
+OPEN_OF_ONE: Final = 512
+OPEN_OF_OTHERS: Final = 64
+UNLIMITED: Final = 1 << 40
+SHARE: Final = 2
+"""A caller may hold at most this many times the number of free places."""
+KEPT: Final = 16
+"""One of so many places is kept for callers that hold none."""
+SLOWEST_BYTES_PER_S: Final = 64 << 10
+"""An announced object may take as long as its bytes at this rate: half of what a client itself waits for."""
+READ_AHEAD: Final = 4
+"""Messages that are read before they are asked for: reading does not wait for each one's digest."""
 
 # Threads beyond the streams' cap: for unary calls, Health, and calls that are refused at once. Of these at most
-# `interceptors.MAX_WAITING` + `MAX_WAITING_OTHERS` wait for a caller's request.
-RESERVED_THREADS = 40
-MAX_MESSAGE_BYTES = 4 << 20
+# `MAX_WAITING` + `MAX_WAITING_OTHERS` wait for a caller's request.
+RESERVED_THREADS: Final = 40
+MOST_WAITING: Final = 1_024
+"""Calls of one connection that wait for a thread; more come only from callers that take calls back as they make them,
+because HTTP/2 limits how many are open at once (`MORE_OPEN_CALLS`)."""
 # Open calls of one connection beyond twice the streams' cap. gRPC's default is no limit; each call takes some memory.
-MORE_OPEN_CALLS = 64
-# Longer than the longest stream (a job's day), so that an idle connection is rebuilt but no stream is cut.
-MAX_CONNECTION_AGE_S = 3600
-CONNECTION_GRACE_S = 24 * 3600
-
+MORE_OPEN_CALLS: Final = 64
+MAX_MESSAGE_BYTES: Final = 4 << 20
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_S * 1000),
-    ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_S * 1000),
+    # An idle connection is rebuilt; the grace is longer than the longest stream (a job's day), so that none is cut.
+    ("grpc.max_connection_age_ms", 3_600_000),
+    ("grpc.max_connection_age_grace_ms", 24 * 3_600_000),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -43,12 +119,398 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
 )
 
-MOST_WAITING: Final = 1_024
-"""Calls of one connection that wait for a thread; more come only from callers that take calls back as they make them,
-because HTTP/2 limits how many are open at once (`MORE_OPEN_CALLS`)."""
+_CALLER: ContextVar[Admission] = ContextVar("caller")
 
-P = ParamSpec("P")
-T = TypeVar("T")
+
+def caller() -> Identity:
+    """The identity that the call of this thread was authorised for."""
+    return _CALLER.get().identity
+
+
+def within_share(taken: int, free: int, total: int) -> bool:
+    return free > 0 and (taken == 0 or taken < SHARE * (free - total // KEPT))
+
+
+class Slots:
+    """Counts running work, in total and per identity, and refuses excess at once with TooManyStreams."""
+
+    def __init__(self, per_identity: int, total: int) -> None:
+        self._per_identity = per_identity
+        self._total = total
+        self._lock = threading.Lock()
+        self._taken: Counter[str] = Counter()
+
+    @property
+    def active(self) -> int:
+        with self._lock:
+            return self._taken.total()
+
+    def take(self, identity: str) -> None:
+        with self._lock:
+            own, all_taken = self._taken[identity], self._taken.total()
+            free = self._total - all_taken
+            if own >= self._per_identity or not within_share(own, free, self._total):
+                limit = own if free else self._total
+                detail = f"{identity} has {own} of the {all_taken} calls that are open"
+                raise TooManyStreams(detail, facts={"limit": limit}, retry_after_s=1.0)
+            self._taken[identity] += 1
+
+    def release(self, identity: str) -> None:
+        with self._lock:
+            self._taken[identity] -= 1
+            self._taken += Counter()  # forgets identities that have none
+
+    @contextmanager
+    def taken(self, identity: str) -> Iterator[None]:
+        self.take(identity)
+        try:
+            yield
+        finally:
+            self.release(identity)
+
+
+class OpenCall:
+    """One call, until its caller has taken all of the answer."""
+
+    def __init__(
+        self, context: grpc.ServicerContext, method: str, admission: Admission | None, idle_s: float
+    ) -> None:
+        self.context, self.method, self.admission = context, method, admission
+        self.account = "" if admission is None else admission.account
+        self.is_known = admission is None or admission.is_known
+        self._idle_s = idle_s
+        self._next_check = time.monotonic() + CHECK_EVERY_S
+        self._wait: tuple[float, str] | None = None
+        """Until when the caller has to do its part, and what it has not done then."""
+
+    def check(self) -> None:
+        """Return while the caller is admitted; looks at most every `CHECK_EVERY_S`."""
+        if self.admission is not None and time.monotonic() >= self._next_check:
+            self.admission.check()
+            self._next_check = time.monotonic() + CHECK_EVERY_S
+
+    @contextmanager
+    def waiting_for_request(self, request_s: float) -> Iterator[None]:
+        fault = f"the caller did not send its request within {request_s:g} s"
+        self._wait = time.monotonic() + request_s, fault
+        try:
+            yield
+        finally:
+            self._wait = None
+
+    def waits_for_reader(self) -> None:
+        fault = f"the caller took nothing of the answers for {self._idle_s:g} s"
+        self._wait = time.monotonic() + self._idle_s, fault
+
+    def answers(self, messages: Iterable[T]) -> Iterator[T]:
+        """The messages, for as long as the caller is admitted and takes them."""
+        iterator = iter(messages)
+        try:
+            for message in iterator:
+                self.check()
+                self.waits_for_reader()
+                yield message
+                self._wait = None
+        finally:
+            self._wait = None
+            if (close := getattr(iterator, "close", None)) is not None:
+                close()
+
+    def end_if_late(self, now: float) -> str | None:
+        """End the call if its caller has not done its part in time; what it has not done."""
+        wait = self._wait
+        if wait is None or now < wait[0]:
+            return None
+        self._wait = None
+        call: Any = self.context._rpc_event.call  # type: ignore[attr-defined]  # noqa: SLF001
+        call.cancel(grpc.StatusCode[DeadlineExceeded.status].value[0], wait[1])
+        return wait[1]
+
+
+class CallInterceptor(Interceptor):
+    """Every failure becomes a status, a fixed sentence and an `ErrorDetail`; every caller is authorised and bounded.
+
+    Without `peers` and `policy` (the operator's socket, which only one user can open) nobody is authorised.
+    """
+
+    def __init__(
+        self,
+        institution: str,
+        peers: PeerStore | None = None,
+        policy: Authoriser | None = None,
+        *,
+        audit: Audit | None = None,
+        guard: InboundGuard | None = None,
+        clock: Callable[[], float] = time.time,
+        on_outcome: Callable[[str, str], object] = lambda *_: None,
+        request_s: float = REQUEST_S,
+        idle_s: float = IDLE_S,
+        max_streams: int = MAX_STREAMS,
+        max_streams_of_one: int | None = None,
+    ) -> None:
+        self._institution, self._policy, self._clock = institution, policy, clock
+        self._on_outcome, self._guard = on_outcome, guard
+        self._request_s, self._idle_s = request_s, idle_s
+        self._verifier = None if peers is None else Verifier(peers, self._now)
+        self.refusals = Refusals(audit)
+        self.streams = Slots(max_streams_of_one or max_streams, max_streams)
+        # Of callers that are known, and of all others.
+        self.waiting = {
+            True: Slots(MAX_WAITING_OF_ONE, MAX_WAITING),
+            False: Slots(MAX_WAITING_OTHERS_OF_ONE, MAX_WAITING_OTHERS),
+        }
+        self._open = {True: Slots(OPEN_OF_ONE, UNLIMITED), False: Slots(OPEN_OF_OTHERS, UNLIMITED)}
+        self._lock = threading.Lock()
+        self._open_calls: set[OpenCall] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="open-calls", daemon=True)
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """See grpc.ServerInterceptor."""
+        handler: Any = continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        streams = bool(handler.request_streaming or handler.response_streaming)
+        deserialiser = frame_deserialiser(handler.request_deserializer)
+        most = MAX_HEALTH_BYTES if method.startswith(HEALTH_PREFIX) else MAX_MESSAGE_BYTES
+
+        def parse(data: bytes) -> Any:
+            if len(data) > most:
+                raise MessageInvalid("a request for health is larger than any name of a service")
+            return parse_message(data, deserialiser)
+
+        def request_of(call: OpenCall, raw: Iterator[bytes]) -> Any:
+            return (
+                self._messages(call, raw, parse)
+                if handler.request_streaming
+                else parse(self._message(call, raw))
+            )
+
+        def one(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            with self._mapping_errors(context, method), self._opened(context, method, streams) as call:
+                return inner(request_of(call, raw), context)
+
+        def many(raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+            with self._mapping_errors(context, method), self._opened(context, method, streams) as call:
+                yield from call.answers(inner(request_of(call, raw), context))
+
+        serialiser = frame_serialiser(handler.response_serializer)
+        made: Handler = (
+            grpc.stream_stream_rpc_method_handler(many, None, serialiser)
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler(one, None, serialiser)
+        )
+        return made
+
+    # Errors
+
+    @contextmanager
+    def _mapping_errors(self, context: Any, method: str) -> Iterator[None]:
+        outcome = "CANCELLED"
+        try:
+            yield
+            if context.is_active():
+                outcome = getattr(context.code(), "name", "OK")
+            self._end_with(context)
+        except Exception as error:
+            if _is_grpcs_own(error, context):
+                outcome = getattr(context.code(), "name", outcome)
+                raise
+            if isinstance(error, DdibError):
+                failure = error
+            elif is_disk_full(error):
+                failure = DiskFull(f"{error}", retry_after_s=RETRY_AFTER_S)
+            else:
+                failure = InternalError()
+            outcome = failure.status
+            self._abort(context, method, failure, error)
+        finally:
+            self._on_outcome(method, outcome)
+
+    def _end_with(self, context: Any, *entries: tuple[str, str | bytes]) -> None:
+        """The call's trailing metadata: what the servicer set, these entries, and the time."""
+        before = context.trailing_metadata() or ()
+        context.set_trailing_metadata((*before, *entries, time_entry(self._clock())))
+
+    def _abort(self, context: Any, method: str, failure: DdibError, error: Exception) -> NoReturn:
+        incident = failure.incident or secrets.token_hex(6)
+        institution = failure.hop.rpartition(" ")[2] or self._institution
+        sentence = failure.said_by(institution)
+        if failure.status == InternalError.status:
+            sentence = f"{InternalError.sentence}, incident {incident}"
+            log.error("%s failed, incident %s", method, incident, exc_info=error)
+        else:
+            log.info("%s: %s: %s (incident %s)", method, failure.reason, failure.detail, incident)
+        self._end_with(context, (DETAIL_KEY, to_detail(failure, institution, incident).SerializeToString()))
+        context.abort(grpc.StatusCode[failure.status], sentence)
+        raise AssertionError  # abort has raised
+
+    # Callers
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
+
+    @contextmanager
+    def _opened(self, context: grpc.ServicerContext, method: str, streams: bool) -> Iterator[OpenCall]:
+        """Context while a call of an admitted caller runs."""
+        if self._verifier is None:
+            yield OpenCall(context, method, None, self._idle_s)
+            return
+        admission = self._admit(context, method, self._verifier)
+        _CALLER.set(admission)
+        call = OpenCall(context, method, admission, self._idle_s)
+        try:
+            self._open[call.is_known].take(call.account)
+            with self._lock:
+                self._open_calls.add(call)
+            try:
+                with self.streams.taken(call.account) if streams else nullcontext():
+                    yield call
+            finally:
+                call.waits_for_reader()
+                if not context.add_callback(lambda: self._over(call)):
+                    self._over(call)
+        except RefusedError as error:  # by the servicer: a policy, a latent
+            self.refusals.record(context, method, error, identity=admission.identity.uri)
+            raise
+
+    def _admit(self, context: grpc.ServicerContext, method: str, verifier: Verifier) -> Admission:
+        self._on_message(context)
+        pem = b""
+        try:
+            pem = presented_certificate(cast("AuthContext", context.auth_context()))
+            admission = Admission(pem, method, verifier, cast("Authoriser", self._policy))
+        except RefusedError as error:
+            self.refusals.record(context, method, error, identity=claimed_identity(pem))
+            raise
+        if admission.is_known and self._guard is not None:
+            self._guard.admitted(context.peer(), admission.account)
+        return admission
+
+    def _on_message(self, context: grpc.ServicerContext) -> None:
+        if self._guard is not None:
+            self._guard.called(context.peer())
+
+    def _over(self, call: OpenCall) -> None:
+        with self._lock:
+            self._open_calls.discard(call)
+        self._open[call.is_known].release(call.account)
+
+    def _message(self, call: OpenCall, raw: Iterator[bytes]) -> bytes:
+        """The request of a unary call; it may never arrive: the number of waiting calls and their time are bounded."""
+        waiting = self.waiting[call.is_known]
+        with waiting.taken(call.account), call.waiting_for_request(self._request_s):
+            message = next(raw, None)
+        if message is None:
+            raise MessageInvalid("the call ended without its message")
+        return message
+
+    def _messages(self, call: OpenCall, raw: Iterator[bytes], parse: Callable[[bytes], Any]) -> Iterator[Any]:
+        for data in raw:
+            call.check()
+            self._on_message(call.context)
+            yield parse(data)
+        if not call.context.is_active():
+            raise Cancelled("the caller went away in the middle of its stream")
+
+    # Open calls
+
+    @property
+    def open_calls(self) -> list[OpenCall]:
+        with self._lock:
+            return list(self._open_calls)
+
+    def start(self) -> None:
+        """Begin to end the calls of callers that do nothing."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, and wait for it when it was started."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def sweep(self) -> int:
+        """Cancel calls of callers that are no longer admitted, idle streams included; returns how many."""
+        cancelled = 0
+        for call in self.open_calls:
+            if call.admission is None:
+                continue
+            try:
+                call.admission.check()
+            except RefusedError as error:
+                uri = call.admission.identity.uri
+                self.refusals.record(call.context, "a running call", error, identity=uri)
+                call.context.cancel()  # type: ignore[no-untyped-call]  # untyped in the stubs
+                cancelled += 1
+        return cancelled
+
+    def _run(self) -> None:
+        """End the calls whose caller does not do its part in time."""
+        while not self._stop.wait(LOOK_EVERY_S):
+            ended: Counter[tuple[str, str, str]] = Counter()
+            for call in self.open_calls:
+                try:
+                    if (fault := call.end_if_late(time.monotonic())) is not None:
+                        ended[call.account, call.method, fault] += 1
+                except Exception:  # the thread must outlive any failure
+                    log.exception("a call that waits for its caller could not be ended")
+            for (account, method, fault), times in ended.items():
+                log.info("%s: ended %d calls of %s: %s", account, times, method, fault)
+
+
+def _is_grpcs_own(error: Exception, context: Any) -> bool:
+    if error.args:  # gRPC's own have no text; a text must not be sent
+        return False
+    if type(error) is grpc.RpcError:
+        return not context.is_active()
+    return type(error) is Exception and context.code() is not None
+
+
+class Pace:
+    """How long the next message of a stream may take: inside an announced object, and between objects.
+
+    Between objects the receiver may be `busy` with what came: that time is not the sender's.
+    """
+
+    def __init__(self, stall_s: float, *, between_s: float, busy: Callable[[], bool] = lambda: False) -> None:
+        self._stall_s, self._between_s, self._busy = stall_s, between_s, busy
+        self._until: float | None = None
+        self._worked = False
+
+    def begin(self, size_bytes: int) -> None:
+        self._until = time.monotonic() + self._stall_s + size_bytes / SLOWEST_BYTES_PER_S
+
+    def end(self) -> None:
+        self._until = None
+
+    def wait_s(self) -> float:
+        """Seconds for the next message."""
+        if self._until is None:
+            self._worked = self._busy()
+            return self._between_s
+        return max(0.0, min(self._stall_s, self._until - time.monotonic()))
+
+    def late(self) -> None:
+        """The time for the next message is over: return if it begins anew."""
+        if self._until is not None:
+            what, facts = "stalled in the middle of its stream", {"stall_s": f"{self._stall_s:g}"}
+        # Where an answer went out within this time, the sender has had only a part of it.
+        elif not (self._worked or self._busy()):
+            what, facts = "kept its stream open and sent nothing", {"idle_s": f"{self._between_s:g}"}
+        else:
+            return
+        raise DeadlineExceeded(f"the sender {what}", hint="the same command again", facts=facts)
+
+    def each(self, ahead: ReadAhead[T]) -> Iterator[T]:
+        """The messages of a stream that is read ahead."""
+        return ahead.each(self.wait_s, self.late)
 
 
 class NodeServer:
@@ -58,33 +520,30 @@ class NodeServer:
         self,
         listen: str,
         credentials: grpc.ServerCredentials,
-        interceptors: Sequence[grpc.ServerInterceptor[Any, Any]],
+        interceptors: Sequence[Interceptor],
         *,
         max_streams: int,
         on_crowd: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._threads = max_streams + RESERVED_THREADS
         self._pool = FairPool(self._threads, on_crowd)
-        bounds = (
-            ("grpc.max_concurrent_streams", 2 * max_streams + MORE_OPEN_CALLS),
-            *connections.options(connections.file_limit()),
-        )
-        self.grpc = grpc.server(self._pool, interceptors=list(interceptors), options=(*OPTIONS, *bounds))
+        open_calls = ("grpc.max_concurrent_streams", 2 * max_streams + MORE_OPEN_CALLS)
+        options = (*OPTIONS, open_calls, *server_options(most_connections(file_limit())))
+        self.grpc = grpc.server(self._pool, interceptors=list(interceptors), options=options)
         self._health = health.HealthServicer()
         self._services: list[str] = [""]
         self.set_serving(serving=False)
         self.grpc.add_generic_rpc_handlers([health_handler(self._health)])
         host, port = split_address(listen, bound=True)
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        where = f"[{host}]" if ":" in host else host
         try:
-            bound = self.grpc.add_secure_port(where, credentials)
+            self.port = self.grpc.add_secure_port(f"{where}:{port}", credentials)
         except RuntimeError as error:
             raise ConfigError(
                 f"node.listen = {listen!r} cannot be bound",
                 hint="another process has the port: stop it, or choose another port in node.toml",
             ) from error
-        self.address = f"{'[' + host + ']' if ':' in host else host}:{bound}"
-        self.port = bound
+        self.address = f"{where}:{self.port}"
 
     def add_services(self, names: Sequence[str]) -> None:
         self._services.extend(names)
@@ -129,10 +588,6 @@ def health_handler(servicer: health.HealthServicer) -> grpc.GenericRpcHandler[An
     return grpc.method_handlers_generic_handler(health.SERVICE_NAME, {"Check": check})
 
 
-def probe_own_port(port: int, host: str) -> None:
-    tls.probe_tls12("127.0.0.1" if host in {"0.0.0.0", "::", ""} else host, port)  # noqa: S104 - compared, not bound
-
-
 class FairPool(ThreadPoolExecutor):
     """Threads for calls, taken in turn by the connections whose calls wait: none waits behind all calls of another.
 
@@ -144,44 +599,31 @@ class FairPool(ThreadPoolExecutor):
         super().__init__(threads, thread_name_prefix="rpc")
         self._on_crowd = on_crowd
         self._lock = threading.Lock()
-        self._waiting: dict[str, deque[tuple[Future[Any], Callable[[], Any]]]] = {}
+        self._waiting: dict[str, deque[Callable[[], Any]]] = {}
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run a function when its connection's turn comes; what is of no call has a turn of its own."""
-        future: Future[T] = Future()
+        """Run a function when its connection's turn comes; what is of no call has a turn of its own.
+
+        The future is done when one more function has run, which may be another one: gRPC only counts them.
+        """
         caller = _connection(args)
         with self._lock:
             waiting = self._waiting.setdefault(caller, deque())
-            waiting.append((future, lambda: fn(*args, **kwargs)))
+            waiting.append(partial(fn, *args, **kwargs))
             crowded = bool(caller) and len(waiting) > MOST_WAITING
-        super().submit(self._run_next)
+        future = super().submit(self._run_next)
         if crowded:
             self._on_crowd(caller)
         return future
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """As of every executor."""
-        with self._lock:
-            waiting = [each for queue in self._waiting.values() for each in queue] if cancel_futures else []
-        for future, _ in waiting:
-            future.cancel()
-        super().shutdown(wait, cancel_futures=cancel_futures)
-
-    def _run_next(self) -> None:
+    def _run_next(self) -> Any:
         with self._lock:  # the first connection in the order of turns, which then is the last
             caller = next(iter(self._waiting))
             waiting = self._waiting.pop(caller)
-            future, run = waiting.popleft()
+            run = waiting.popleft()
             if waiting:
                 self._waiting[caller] = waiting
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            result = run()
-        except BaseException as error:  # noqa: BLE001 - the future's business, as in every executor
-            future.set_exception(error)
-        else:
-            future.set_result(result)
+        return run()
 
 
 def _connection(args: tuple[Any, ...]) -> str:

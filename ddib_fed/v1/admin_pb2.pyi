@@ -12,7 +12,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("institution", "name", "roles", "version", "state", "listen", "address", "model", "peers", "jobs", "uptime_s", "certificate_expires", "active_streams", "calibrations", "root_expires")
+    __slots__ = ("institution", "name", "roles", "version", "state", "listen", "address", "model", "peers", "jobs", "uptime_s", "certificate_expires", "active_streams", "calibrations", "root_expires", "workers")
     class JobsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,7 @@ class StatusResponse(_message.Message):
     ACTIVE_STREAMS_FIELD_NUMBER: _ClassVar[int]
     CALIBRATIONS_FIELD_NUMBER: _ClassVar[int]
     ROOT_EXPIRES_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
     institution: str
     name: str
     roles: _containers.RepeatedScalarFieldContainer[str]
@@ -50,7 +51,8 @@ class StatusResponse(_message.Message):
     active_streams: int
     calibrations: _containers.RepeatedCompositeFieldContainer[CalibrationStatus]
     root_expires: float
-    def __init__(self, institution: _Optional[str] = ..., name: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., listen: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[_Union[ModelStatus, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., jobs: _Optional[_Mapping[str, int]] = ..., uptime_s: _Optional[float] = ..., certificate_expires: _Optional[float] = ..., active_streams: _Optional[int] = ..., calibrations: _Optional[_Iterable[_Union[CalibrationStatus, _Mapping]]] = ..., root_expires: _Optional[float] = ...) -> None: ...
+    workers: WorkersStatus
+    def __init__(self, institution: _Optional[str] = ..., name: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., listen: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[_Union[ModelStatus, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., jobs: _Optional[_Mapping[str, int]] = ..., uptime_s: _Optional[float] = ..., certificate_expires: _Optional[float] = ..., active_streams: _Optional[int] = ..., calibrations: _Optional[_Iterable[_Union[CalibrationStatus, _Mapping]]] = ..., root_expires: _Optional[float] = ..., workers: _Optional[_Union[WorkersStatus, _Mapping]] = ...) -> None: ...
 
 class CalibrationStatus(_message.Message):
     __slots__ = ("sha256", "kind", "source", "target", "state", "expires", "warning")
@@ -124,13 +126,7 @@ class DrainResponse(_message.Message):
     running_jobs: int
     def __init__(self, running_jobs: _Optional[int] = ...) -> None: ...
 
-class WorkersRequest(_message.Message):
-    __slots__ = ("count",)
-    COUNT_FIELD_NUMBER: _ClassVar[int]
-    count: int
-    def __init__(self, count: _Optional[int] = ...) -> None: ...
-
-class WorkersResponse(_message.Message):
+class WorkersStatus(_message.Message):
     __slots__ = ("executor", "wanted", "ready", "replaced", "problem")
     EXECUTOR_FIELD_NUMBER: _ClassVar[int]
     WANTED_FIELD_NUMBER: _ClassVar[int]

@@ -49,11 +49,6 @@ class AdminServiceStub:
                 request_serializer=ddib__fed_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
                 response_deserializer=ddib__fed_dot_v1_dot_admin__pb2.DrainResponse.FromString,
                 _registered_method=True)
-        self.Workers = channel.unary_unary(
-                '/ddib_fed.v1.AdminService/Workers',
-                request_serializer=ddib__fed_dot_v1_dot_admin__pb2.WorkersRequest.SerializeToString,
-                response_deserializer=ddib__fed_dot_v1_dot_admin__pb2.WorkersResponse.FromString,
-                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -79,13 +74,6 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Workers(self, request, context):
-        """Who computes for the node, and how many there are to be from now on; those that are too many finish what they have.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -103,11 +91,6 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=ddib__fed_dot_v1_dot_admin__pb2.DrainRequest.FromString,
                     response_serializer=ddib__fed_dot_v1_dot_admin__pb2.DrainResponse.SerializeToString,
-            ),
-            'Workers': grpc.unary_unary_rpc_method_handler(
-                    servicer.Workers,
-                    request_deserializer=ddib__fed_dot_v1_dot_admin__pb2.WorkersRequest.FromString,
-                    response_serializer=ddib__fed_dot_v1_dot_admin__pb2.WorkersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -191,33 +174,6 @@ class AdminService:
             '/ddib_fed.v1.AdminService/Drain',
             ddib__fed_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
             ddib__fed_dot_v1_dot_admin__pb2.DrainResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Workers(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/ddib_fed.v1.AdminService/Workers',
-            ddib__fed_dot_v1_dot_admin__pb2.WorkersRequest.SerializeToString,
-            ddib__fed_dot_v1_dot_admin__pb2.WorkersResponse.FromString,
             options,
             channel_credentials,
             insecure,

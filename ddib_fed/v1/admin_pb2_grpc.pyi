@@ -36,8 +36,6 @@ class AdminServiceStub:
     """Read peers, withdrawals and certificates again, and end the calls that are no longer allowed. node.toml needs a restart."""
     Drain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]
     """Stop taking work, finish what runs, then exit 0."""
-    Workers: _grpc.UnaryUnaryMultiCallable[_admin_pb2.WorkersRequest, _admin_pb2.WorkersResponse]
-    """Who computes for the node, and how many there are to be from now on; those that are too many finish what they have."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -47,8 +45,6 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Read peers, withdrawals and certificates again, and end the calls that are no longer allowed. node.toml needs a restart."""
     Drain: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]  # type: ignore[assignment]
     """Stop taking work, finish what runs, then exit 0."""
-    Workers: _aio.UnaryUnaryMultiCallable[_admin_pb2.WorkersRequest, _admin_pb2.WorkersResponse]  # type: ignore[assignment]
-    """Who computes for the node, and how many there are to be from now on; those that are too many finish what they have."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -73,13 +69,5 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.DrainResponse, _abc.Awaitable[_admin_pb2.DrainResponse]]:
         """Stop taking work, finish what runs, then exit 0."""
-
-    @_abc_1.abstractmethod
-    def Workers(
-        self,
-        request: _admin_pb2.WorkersRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_admin_pb2.WorkersResponse, _abc.Awaitable[_admin_pb2.WorkersResponse]]:
-        """Who computes for the node, and how many there are to be from now on; those that are too many finish what they have."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -18,7 +18,7 @@ import numpy as np
 from ddib_fed.cli.init import make_client, make_node
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.errors import DdibError, ItemsTooMany, JobNotFound
-from ddib_fed.node.interceptors import CallInterceptor
+from ddib_fed.node.server import CallInterceptor
 from ddib_fed.protocol.streams import assemble, file_header, open_file, stream
 from ddib_fed.security.pki import load_identity
 from ddib_fed.v1 import common_pb2

@@ -13,7 +13,7 @@ import grpc
 import pytest
 import yaml
 
-from ddib_fed.node.probes import Metrics
+from ddib_fed.node.admin import Metrics
 
 FOLDER = Path(__file__).parents[2] / "docs" / "deploy" / "monitoring"
 PROMTOOL = shutil.which("promtool")

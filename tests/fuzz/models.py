@@ -17,7 +17,7 @@ from ddib_fed.models.bundle import (
     save_bundle,
 )
 from ddib_fed.models.sidecars import Tuned
-from ddib_fed.models.weights import read_checkpoint, read_safetensors
+from ddib_fed.models.weights import read_tensors
 from tests.fuzz.target import Target, as_file
 from tests.models import examples as models
 
@@ -53,13 +53,13 @@ def _weights() -> list[bytes]:
 def checkpoint_safetensors(data: bytes) -> None:
     """A safetensors file that is imported."""
     with as_file(data, "model.safetensors") as path:
-        read_safetensors(path)
+        read_tensors(path)
 
 
 def checkpoint_pickle(data: bytes) -> None:
     """A checkpoint of somebody else's, which is a pickle: read with weights alone."""
     with as_file(data, "model.pt") as path:
-        read_checkpoint(path)
+        read_tensors(path)
 
 
 def _checkpoints() -> list[bytes]:

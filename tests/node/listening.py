@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health
 
 from ddib_fed.errors import DdibError
-from ddib_fed.node.interceptors import CallInterceptor, caller
 from ddib_fed.node.policy import Policy
-from ddib_fed.node.server import RESERVED_THREADS, health_handler
+from ddib_fed.node.server import RESERVED_THREADS, CallInterceptor, caller, health_handler
 from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.protocol.messages import to_message
@@ -103,7 +103,7 @@ class Audit(list):
 class Listening:
     """South's server: north is admitted."""
 
-    def __init__(self, south: Institution, *, streams: tuple[int, int] = (4, 2), **limits: float) -> None:
+    def __init__(self, south: Institution, *, streams: tuple[int, int] = (4, 2), **options: Any) -> None:
         self.south = south
         self.echo, self.outcomes, self.audit = Echo(), Outcomes(), Audit()
         self.now = lambda: datetime.now(UTC)
@@ -119,7 +119,7 @@ class Listening:
             on_outcome=self.outcomes,
             max_streams=streams[0],
             max_streams_of_one=streams[1],
-            **limits,
+            **options,
         )
         threads = ThreadPoolExecutor(streams[0] + RESERVED_THREADS)
         self.server = grpc.server(threads, interceptors=(self.calls,))

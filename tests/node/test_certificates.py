@@ -24,8 +24,8 @@ from ddib_fed.node.certificates import (
     renew_node,
 )
 from ddib_fed.node.config import NodeConfig, render_node_toml
-from ddib_fed.node.interceptors import CallInterceptor
 from ddib_fed.node.policy import Charge, Policy, Quotas
+from ddib_fed.node.server import CallInterceptor
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import pki, tls
 from ddib_fed.security.audit import AuditLog

@@ -42,9 +42,8 @@ class Guarded(Listening):
     """South's server with a guard that the test lets look, and whom its interceptor tells of each caller."""
 
     def __init__(self, south: Institution, *, most: int) -> None:
-        super().__init__(south)
         self.guard = InboundGuard(most, per_address=4)
-        self.calls._on_admitted = self.guard.admitted
+        super().__init__(south, guard=self.guard)
         self.guard._port = self.port
         self.strangers: list[socket.socket] = []
 

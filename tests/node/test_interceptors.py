@@ -31,8 +31,8 @@ from ddib_fed.errors import (
     Unauthenticated,
     UnknownFields,
 )
-from ddib_fed.node import interceptors
-from ddib_fed.node.interceptors import CHECK_EVERY_S, MAX_WAITING_OF_ONE, Pace, Slots
+from ddib_fed.node import server
+from ddib_fed.node.server import CHECK_EVERY_S, MAX_WAITING_OF_ONE, Pace, Slots
 from ddib_fed.protocol.details import clock_difference, from_rpc_error
 from ddib_fed.security import pki
 from ddib_fed.security.admission import presented_certificate
@@ -389,7 +389,7 @@ def test_a_call_without_its_request_is_ended_with_the_reason(listen, north: Inst
     assert (error.code(), error.details()) == (
         grpc.StatusCode.DEADLINE_EXCEEDED, "the caller did not send its request within 1.5 s",
     )  # fmt: skip
-    wait_until(lambda: node.calls._waiting.active == 0)
+    wait_until(lambda: node.calls.waiting[True].active == 0)
 
 
 @pytest.mark.slow
@@ -437,7 +437,7 @@ def test_a_caller_that_takes_no_answers_can_have_so_many_calls_open(
     listen, north: Institution, monkeypatch
 ) -> None:
     """Over all its connections; the excess is refused, which it hears, and another caller is served."""
-    monkeypatch.setattr(interceptors, "OPEN_OF_ONE", 20)
+    monkeypatch.setattr(server, "OPEN_OF_ONE", 20)
     node = listen(idle_s=30.0)
     with ExitStack() as held:
         for _ in range(3):

@@ -25,7 +25,6 @@ from ddib_fed.node.config import NodeConfig, PolicySection
 from ddib_fed.node.policy import (
     AHEAD,
     DAY_S,
-    REPEATS,
     Charge,
     Policy,
     Quotas,
@@ -302,19 +301,6 @@ def test_a_day_begins_with_the_first_charge_and_each_has_its_own(clock) -> None:
         quotas.charge(charge(1, who="west.example"))
 
 
-def test_the_same_work_again_is_free_up_to_a_tenth_of_the_limit(clock) -> None:
-    """A crash of the peer costs it nothing; sending one latent for ever costs what it costs here."""
-    quotas = Quotas(None, clock=clock)
-    work = "request", 0, b"digest"
-    quotas.charge(charge(50, 1_000), work)
-    free = 1_000 // REPEATS // 50
-    for _ in range(free):
-        quotas.charge(charge(50, 1_000), work)
-    assert spend_all(quotas, 1_000) == 950
-    with pytest.raises(QuotaSpent):
-        quotas.charge(charge(50, 1_000), work)
-
-
 def test_a_restart_gives_nothing_back_and_an_orderly_one_takes_nothing(store, clock) -> None:
     """The exact count is written when the node ends."""
     quotas = Quotas(store, clock=clock)
@@ -352,16 +338,14 @@ while True:
 
 
 def test_works_are_charged_in_their_order_as_many_as_fit_with_one_write(store, clock) -> None:
-    """A small one does not pass a large one that has no room; repeats among them are free to a tenth."""
+    """A small one does not pass a large one that has no room."""
     quotas = Quotas(store, clock=clock)
-    works = [(charge(amount), name) for name, amount in enumerate((8, 40, 30, 30, 1))]
-    assert quotas.charge_each(works) == 3
+    assert quotas.charge_each([charge(amount) for amount in (8, 40, 30, 30, 1)]) == 3
     assert store.commits == 1
-    assert quotas.charge_each([works[0], works[4]]) == 2
     with pytest.raises(QuotaSpent) as spent:
-        quotas.charge_each(works[3:])
-    assert spent.value.facts["left"] == "21", "8, 40, 30 and 1 were charged, and 8 again was free"
-    quotas.charge(charge(21))
+        quotas.charge_each([charge(30), charge(1)])
+    assert spent.value.facts["left"] == "22"
+    quotas.charge(charge(22))
 
 
 def test_a_full_disk_books_nothing_and_asks_to_come_back(store, clock, monkeypatch) -> None:
@@ -376,7 +360,7 @@ def test_a_full_disk_books_nothing_and_asks_to_come_back(store, clock, monkeypat
         with pytest.raises(NotReady) as refused:
             quotas.charge(charge(100))
         with pytest.raises(NotReady):
-            quotas.charge_each([(charge(60), "a"), (charge(40), "b")])
+            quotas.charge_each([charge(60), charge(40)])
     assert refused.value.retry_after_s
     quotas.charge(charge(100))
 

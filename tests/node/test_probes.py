@@ -12,7 +12,7 @@ from urllib.error import HTTPError
 
 import pytest
 
-from ddib_fed.node.probes import LONGEST_S, MOST_CONNECTIONS, Metrics, ProbeServer
+from ddib_fed.node.admin import LONGEST_S, MOST_CONNECTIONS, Metrics, ProbeServer
 
 
 class State:

@@ -13,9 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from ddib_fed.errors import DdibError, MessageInvalid, PeerSuspended
-from ddib_fed.node.interceptors import CallInterceptor
 from ddib_fed.node.policy import Policy
-from ddib_fed.node.server import MOST_WAITING, RESERVED_THREADS, FairPool, NodeServer
+from ddib_fed.node.server import MOST_WAITING, RESERVED_THREADS, CallInterceptor, FairPool, NodeServer
 from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import pki, tls

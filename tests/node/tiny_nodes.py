@@ -17,8 +17,8 @@ from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import MlpConfig
 from ddib_fed.networks.mlp import ResidualMLP
+from ddib_fed.node.admin import Metrics
 from ddib_fed.node.config import NodeConfig, render_node_toml
-from ddib_fed.node.probes import Metrics
 from ddib_fed.node.role import NodeContext
 from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.peers import begin_trust

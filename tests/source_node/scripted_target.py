@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.latent import Latent
-from ddib_fed.node.interceptors import CallInterceptor
+from ddib_fed.node.server import CallInterceptor
 from ddib_fed.protocol.contract import (
     PROTOCOL,
     CalibrationTerms,

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 import grpc
 
 from ddib_fed.client.profile import Profile
-from ddib_fed.node.interceptors import CallInterceptor
 from ddib_fed.node.policy import Policy
-from ddib_fed.node.server import NodeServer
+from ddib_fed.node.server import CallInterceptor, NodeServer
 from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.protocol.streams import file_header, stream

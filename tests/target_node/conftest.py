@@ -8,9 +8,8 @@ from contextlib import contextmanager
 import grpc
 import pytest
 
-from ddib_fed.node.interceptors import CallInterceptor
 from ddib_fed.node.policy import Policy
-from ddib_fed.node.server import NodeServer
+from ddib_fed.node.server import CallInterceptor, NodeServer
 from ddib_fed.protocol.contract import PROTOCOL, Contract, ContractSide
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.protocol.messages import from_message, to_message

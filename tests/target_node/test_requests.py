@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from ddib_fed.node.interceptors import Pace
+from ddib_fed.node.server import Pace
 from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.contract import Contract, ContractLimits
 from ddib_fed.protocol.streams import MAX_CHUNK

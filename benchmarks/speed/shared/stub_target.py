@@ -8,9 +8,8 @@ from typing import Self
 
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.party import Decoded, Failed, Leg, ToDecode
-from ddib_fed.node.interceptors import CallInterceptor
 from ddib_fed.node.policy import Policy
-from ddib_fed.node.server import NodeServer
+from ddib_fed.node.server import CallInterceptor, NodeServer
 from ddib_fed.security import tls
 from target_node import service
 from target_node.service import TargetService

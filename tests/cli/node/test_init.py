@@ -10,7 +10,7 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.errors import ExitCode
 from ddib_fed.models.bundle import load_bundle, pretrained, save_bundle
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.model import load_hosted
+from ddib_fed.node.role import load_hosted
 from ddib_fed.security.peers import parse_peer
 from ddib_fed.security.pki import load_identity
 from tests.node.tiny_nodes import manifest, state

@@ -27,6 +27,12 @@ def answer() -> pb.StatusResponse:
         sha256="ab" * 32, kind="rotation", source="north.example/photos", target="south.example/maps",
         state="active", expires=1.9e9, warning="it ends at 2030-03-17, in 3 days",
     )  # fmt: skip
+    status.workers.CopyFrom(
+        pb.WorkersStatus(
+            executor="processes", wanted=2, ready=["0 on cpu, process 71"], replaced=4,
+            problem="a worker process cannot be started: no memory",
+        )
+    )  # fmt: skip
     return status
 
 
@@ -44,12 +50,6 @@ class Operated:
 
     def request_drain(self) -> int:
         return 2
-
-    def resize(self, count: int) -> pb.WorkersResponse:
-        return pb.WorkersResponse(
-            executor="processes", wanted=count or 2, ready=["0 on cpu, process 71"], replaced=4,
-            problem="a worker process cannot be started: no memory",
-        )  # fmt: skip
 
 
 @pytest.fixture

@@ -27,7 +27,9 @@ def pair(fresh_pair: Pair) -> Pair:
 
 
 def workers(node: Node) -> list[int]:
-    return [int(re.search(r"process (\d+)", line)[1]) for line in AdminClient(node.config).workers().ready]
+    return [
+        int(re.search(r"process (\d+)", line)[1]) for line in AdminClient(node.config).status().workers.ready
+    ]
 
 
 def lives(process: int) -> bool:
@@ -50,7 +52,7 @@ def test_a_job_outlives_its_worker_and_its_node(pair: Pair) -> None:
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: workers(north) not in ([], [first]), what="another worker")
         (second,) = workers(north)
-        assert AdminClient(north.config).workers().replaced == 1
+        assert AdminClient(north.config).status().workers.replaced == 1
         north.kill()
         wait_until(lambda: not lives(second), seconds=10, what="the worker's end")
         north.start()

@@ -11,7 +11,7 @@ import torch
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.import_guided import import_guided, parse_flags, settle
-from ddib_fed.models.weights import read_checkpoint
+from ddib_fed.models.weights import read_tensors
 from ddib_fed.networks.config import ClassifierConfig, UNetConfig, build_network, network_shapes
 from tests import golden
 
@@ -253,7 +253,7 @@ def test_an_optimisers_state_is_refused_with_a_hint_at_the_weights(name, tmp_pat
     parameter = torch.nn.Parameter(torch.zeros(1))
     content = torch.optim.AdamW([parameter]).state_dict() if name == "other.pt" else {"a": torch.zeros(1)}
     with pytest.raises(BundleInvalid, match="optimiser") as caught:
-        read_checkpoint(saved(tmp_path, content, name))
+        read_tensors(saved(tmp_path, content, name))
     assert "ema_0.9999" in caught.value.hint
 
 

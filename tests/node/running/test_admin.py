@@ -10,7 +10,7 @@ import pytest
 
 from ddib_fed.errors import ConfigError, PeerUnreachable
 from ddib_fed.node.admin import AdminClient, AdminServicer, serve_admin, stop_admin
-from ddib_fed.node.interceptors import CallInterceptor
+from ddib_fed.node.server import CallInterceptor
 from ddib_fed.v1 import admin_pb2 as pb
 from tests.node.tiny_nodes import make_config
 
@@ -24,7 +24,6 @@ class Node:
     """What the daemon gives to the servicer."""
 
     def __init__(self) -> None:
-        self.failure: Exception | None = None
         self.answer = pb.StatusResponse(state="serving")
         self.changes = ["added peer south.example"]
 
@@ -32,14 +31,7 @@ class Node:
         return self.answer
 
     def reload(self) -> list[str]:
-        if self.failure is not None:
-            raise self.failure
         return self.changes
-
-    def resize(self, count: int) -> pb.WorkersResponse:
-        if self.failure is not None:
-            raise self.failure
-        return pb.WorkersResponse(executor="processes", wanted=count, problem="x" * 10_000)
 
     def serve(self, config):
         servicer = AdminServicer(self)

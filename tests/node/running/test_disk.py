@@ -7,8 +7,7 @@ import urllib.request
 
 import pytest
 
-from ddib_fed.node.admin import AdminClient
-from ddib_fed.node.watch import DiskWatch
+from ddib_fed.node.admin import AdminClient, DiskWatch
 from tests.e2e.harness import free_port
 from tests.node.running.test_daemon import Running, ready
 from tests.small_disks import small_disk
@@ -30,7 +29,7 @@ def test_a_folder_that_cannot_be_written_is_a_problem_too(tmp_path, monkeypatch)
     def broken(*_arguments, **_options) -> int:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("ddib_fed.node.watch.os.open", broken)
+    monkeypatch.setattr("ddib_fed.node.admin.os.open", broken)
     assert DiskWatch((tmp_path,)).problem == f"{tmp_path} cannot be written: Read-only file system"
 
 

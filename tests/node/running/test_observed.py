@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.node.watch import Observed
+from ddib_fed.node.admin import Watch
 from ddib_fed.security.audit import AuditLog
 from ddib_fed.store import NodeStore
 from tests import audit_rows
@@ -25,17 +25,20 @@ def test_a_peer_that_is_suspended_or_resumed_by_hand_is_written_down(tmp_path: P
     north, south = (Institution(f"{name}.example", tmp_path / name) for name in ("north", "south"))
     south.admit(north)
     log = open_log()
-    observed = Observed(log, south.store, south.pki)
-    free = observed.summary()
+    observed = Watch(log, south.store, south.pki)
+    observed.started()
     path = south.store.file
     resumed = path.read_bytes()
     path.write_bytes(resumed.replace(b'"suspended": {}', b'"suspended": {"north.example": "audit"}'))
     observed.look()
-    held = observed.summary()
+    observed.started()
     path.write_bytes(resumed)
     observed.look()
     observed.look()
-    changes = [record["changes"] for record in audit_rows.records(log.store.path)]
+    observed.started()
+    records = audit_rows.records(log.store.path)
+    changes = [record["changes"] for record in records if "changes" in record]
     assert changes == [["added suspended north.example"], ["removed suspended north.example"]]
+    free, held, again = (record for record in records if record["act"] == "node_started")
     assert (free["suspended"], held["suspended"]) == ([], ["north.example"])
-    assert held["trust"] != free["trust"] == observed.summary()["trust"]
+    assert held["trust"] != free["trust"] == again["trust"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import ConfigError, ExhaustedError
-from ddib_fed.node import startup
+from ddib_fed.node import daemon
 from ddib_fed.node.command import node_command, run
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.daemon import Daemon
@@ -32,9 +32,7 @@ def node(tmp_path: Path):
 def problems(node: Node) -> dict[str, str]:
     """What `check` finds wrong, with what to do; that it changes nothing is looked at each time."""
     before = node.tree()
-    found = {
-        f.step: f"{f.problem.detail} | {f.problem.hint}" for f in startup.check(node.config) if f.problem
-    }
+    found = {f.step: f"{f.problem.detail} | {f.problem.hint}" for f in daemon.check(node.config) if f.problem}
     assert node.tree() == before
     return found
 
@@ -53,7 +51,7 @@ def test_a_node_that_is_in_order_passes_and_is_left_as_it_is(node: Node) -> None
     """Each step says what there is; the database, the key and the sockets are made by a start, not by a check."""
     assert problems(node) == {}
     assert not (node.state / "node.sqlite").exists()
-    assert [finding.step for finding in startup.check(node.config)] == list(startup.STEPS)
+    assert [finding.step for finding in daemon.check(node.config)] == list(daemon.STEPS)
 
 
 @pytest.mark.slow
@@ -63,12 +61,12 @@ def test_a_running_node_passes_its_own_check(tmp_path: Path) -> None:
     config.path.write_text(config.path.read_text().replace("127.0.0.1:0", f"127.0.0.1:{free_port()}"))
     config = NodeConfig.load(config.path)
     running = Running(config).serving()
-    findings = startup.check(config)
-    assert [(found.step, found.problem) for found in findings if not found.ok] == []
+    findings = daemon.check(config)
+    assert [(found.step, found.problem) for found in findings if found.problem] == []
     held = [found.step for found in findings if "in use while this node runs" in found.text]
     assert held == ["store", "listen", "operator", "roles"]
     with pytest.raises(ConfigError, match="another node is running"):
-        startup.begin(config)
+        daemon.begin(config)
     running.end()
 
 
@@ -114,7 +112,7 @@ def test_what_a_start_survives_is_a_warning(node: Node, caplog) -> None:
     node.leaf(0, issues=False)
     node.edit("127.0.0.1:0", "0.0.0.0:0")
     assert problems(node) == {}
-    warned = [text for finding in startup.check(node.config) for text in finding.warnings]
+    warned = [text for finding in daemon.check(node.config) for text in finding.warnings]
     assert len(warned) == 2
     started = Daemon(node.config)
     for role in started.roles:
@@ -127,9 +125,9 @@ def test_what_a_start_survives_is_a_warning(node: Node, caplog) -> None:
 def test_a_full_disk_is_found_before_the_start(node: Node, monkeypatch) -> None:
     """By what is left of it; a node that starts there would fail at its first write."""
     usage = shutil.disk_usage(node.folder)
-    monkeypatch.setattr(startup.shutil, "disk_usage", lambda _: usage._replace(free=4096))
+    monkeypatch.setattr(daemon.shutil, "disk_usage", lambda _: usage._replace(free=4096))
     with pytest.raises(ExhaustedError, match="4 KiB left"):
-        startup.begin(node.config)
+        daemon.begin(node.config)
 
 
 def test_a_state_folder_of_another_user_is_refused(node: Node, monkeypatch) -> None:
@@ -140,7 +138,7 @@ def test_a_state_folder_of_another_user_is_refused(node: Node, monkeypatch) -> N
     else:
         monkeypatch.setattr(os, "geteuid", lambda: somebody)
     with pytest.raises(ConfigError, match="belongs to the user") as failed:
-        startup.begin(node.config)
+        daemon.begin(node.config)
     assert f"chown {os.geteuid()} {node.state}" in failed.value.hint
 
 

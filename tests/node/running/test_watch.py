@@ -56,19 +56,19 @@ def test_files_that_somebody_changed_by_hand_are_written_down(
     config: NodeConfig, running: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A peer that no command admitted, its removal, a withdrawal, another certificate: each at the next look."""
-    caplog.set_level(logging.INFO, logger="ddib_fed.node.watch")
+    caplog.set_level(logging.INFO, logger="ddib_fed.node.admin")
     north = make_institution(tmp_path / "north", "north.example")
-    watch = running.daemon._watch
+    look = running.daemon._look
     store = peer_store(config)
     store.add(north.peer(), fingerprints=north.peer().fingerprints)
-    watch.look()
+    look()
     store.remove("north.example")
-    watch.look()
+    look()
     store.withdraw(Identity("south.example", "client", "bob"))
-    watch.look()
+    look()
     renewed = pki.issue_to_folder(pki.load_authority(config.paths.pki), config.paths.pki, "node", "node-1")
-    watch.look()
-    watch.look()
+    look()
+    look()
     changes = [change for record in of_act(config, "trust_changed") for change in record["changes"]]
     fingerprint = pki.fingerprint(north.root)
     assert changes == [
@@ -78,7 +78,7 @@ def test_files_that_somebody_changed_by_hand_are_written_down(
         f"removed root {fingerprint} of north.example",
         "added withdrawn spiffe://south.example/client/bob",
     ]
-    logged = [record.getMessage() for record in caplog.records if record.name.endswith("watch")]
+    logged = [record.getMessage() for record in caplog.records if record.name.endswith("admin")]
     assert logged == changes
     (changed,) = of_act(config, "certificate_changed")
     leaf = pki.parse_certificates(renewed.cert_chain_pem, "leaf")[0]
@@ -90,11 +90,11 @@ def test_a_log_that_is_cut_while_the_node_runs_makes_it_degraded(
 ) -> None:
     """Within the time of its check, without a call; with what to do; and the log no longer verifies."""
     AdminClient(config).reload()
-    running.daemon._watch.look()
+    running.daemon._look()
     path = config.paths.store
     audit_rows.cut(path, 1)
     assert AdminClient(config).status().state == "serving"
-    running.daemon._watch.look()
+    running.daemon._look()
     state = AdminClient(config).status().state
     assert state.startswith("degraded: the audit log ")
     assert "was cut while the node ran" in state

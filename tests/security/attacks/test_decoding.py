@@ -27,7 +27,7 @@ from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.pictures import decode_image, memory_of
 from ddib_fed.errors import ImageTooLarge, PictureMisfit
 from ddib_fed.node.config import LimitsSection
-from ddib_fed.node.model import SMALL, limits_of
+from ddib_fed.node.role import SMALL, limits_of
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.protocol.streams import file_header, stream

@@ -20,7 +20,7 @@ from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.units import ChannelMap
-from ddib_fed.node.model import limits_of
+from ddib_fed.node.role import limits_of
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.security import pki
 from tests.e2e.harness import Node, Pair
