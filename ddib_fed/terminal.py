@@ -172,6 +172,33 @@ def lines(pairs: Mapping[str, str]) -> None:
         say(f"{name:<{width}}  {value}")
 
 
+def listed(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
+    """A line for each of some JSON values, and one for each object of a list; what is empty is left out."""
+    rows: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            rows |= {f"{prefix}{key} {place}": _text(each) for place, each in enumerate(value, 1)}
+        elif value not in _EMPTY and key not in _FOR_PROGRAMS:
+            rows[f"{prefix}{key}"] = _text(value)
+    return rows
+
+
+_EMPTY: tuple[object, ...] = (None, "", [], {})
+_FOR_PROGRAMS = {"format_version", "lams"}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        rest = {key: each for key, each in value.items() if each not in _EMPTY and key not in _FOR_PROGRAMS}
+        middle, said = next((key for key in ("value", "mean") if key in rest), ""), []
+        if middle and {"low", "high"} <= rest.keys():  # a figure with its interval
+            said = [f"{rest.pop(middle):.3g} ({rest.pop('low'):.3g} to {rest.pop('high'):.3g})"]
+        return ", ".join([*said, *(f"{key} {_text(each)}" for key, each in rest.items())])
+    if isinstance(value, list):
+        return " ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def console(*, stderr: bool = False) -> Console:
     """A rich console that shows text as it is: without markup, links or emoji codes, and escaped."""
     from rich.console import Console  # which takes a while to import

@@ -13,12 +13,11 @@ from ddib_fed.cli.sampling import interpolate, sample
 from ddib_fed.cli.train import train
 from ddib_fed.errors import AlreadyExists, InputError
 from ddib_fed.names import check_domain
-from ddib_fed.terminal import bar, emit, lines, outcome, plain, print_table, say
+from ddib_fed.terminal import bar, emit, lines, listed, outcome, plain, print_table, say
 
 if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
-    from ddib_fed.models.manifest import DifferentialPrivacy, Distilled
-    from ddib_fed.models.sidecars import Allowances, Figure, PrivacyReport, Reading, Tuned
+    from ddib_fed.models.sidecars import Allowances
     from ddib_fed.models.weights import Imported
 
 SHOWN_DIGEST = 12
@@ -118,9 +117,9 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     classifier. Settings are inferred from the tensors' shapes; the rest comes from --flags, or the public defaults.
     Every setting is listed with its origin; a flag that contradicts the shapes is refused.
 
-    A folder is a diffusers pipeline of pixels as `save_pretrained` writes it: unet/ (UNet2DModel) and scheduler/. A
-    setting that cannot be computed exactly is refused by its key, and so is a pipeline with more than a pixel network:
-    an autoencoder, a text encoder, a LoRA.
+    A folder is a diffusers pipeline of pixels as `save_pretrained` writes it: unet/ (UNet2DModel) or transformer/
+    (DiT), and scheduler/. A setting that cannot be computed exactly is refused by its key, and so is a pipeline with
+    more than a pixel network: an autoencoder, a text encoder, a LoRA.
     """
     from ddib_fed.models.bundle import save_bundle
     from ddib_fed.models.weights import Imported
@@ -129,33 +128,25 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
         raise AlreadyExists(f"{out} exists", hint="choose another folder, or --force")
     found = _read_checkpoint(checkpoint, given)
     saved = save_bundle(out, found.manifest, found.state, overwrite=force)
-    imported = found if isinstance(found, Imported) else None
-    warnings = imported.warnings if imported else () if given["flags"] else (_of_synthetic(saved),)
-    for warning in warnings:
+    values: dict[str, Any] = {"bundle": out, "digest": saved.digest, "parameters": saved.manifest.parameters}
+    if isinstance(found, Imported):
+        values |= {"settings": found.facts, "ignored": found.ignored, "remarks": found.remarks}
+        values["warnings"] = found.warnings
+    elif not given["flags"]:
+        steps = f"{saved.manifest.schedule.name}, {saved.manifest.schedule.steps} steps"
+        warning = f"without --flags these are the public defaults, which no tensor confirms: {steps}"
+        values["warnings"] = (warning,)
+    for warning in values.get("warnings", ()):
         say(f"warning: {warning}", err=True)
-    facts, ignored, remarks = (
-        (imported.facts, imported.ignored, imported.remarks) if imported else ((), {}, ())
-    )
-    values = {
-        "bundle": out,
-        "digest": saved.digest,
-        "parameters": saved.manifest.parameters,
-        "settings": [{"key": fact.key, "value": fact.value, "basis": fact.basis} for fact in facts],
-        "ignored": ignored,
-        "remarks": remarks,
-        "warnings": warnings,
-    }
-    said = [
-        f"{key if imported and imported.of_files else f'--{key}'} is not used: {why}"
-        for key, why in ignored.items()
-    ]
-    said += [*remarks, f"{out}: {saved.manifest.parameters:,} parameters, digest {saved.digest[:16]}"]
 
     def text() -> None:
-        width = max((len(fact.value) for fact in facts), default=0)
-        if facts:
-            lines({fact.key: f"{fact.value:<{width}}  {fact.basis}" for fact in facts})
-        say(*said)
+        if isinstance(found, Imported):
+            width = max((len(fact.value) for fact in found.facts), default=0)
+            if found.facts:
+                lines({fact.key: f"{fact.value:<{width}}  {fact.basis}" for fact in found.facts})
+            dashes = "" if found.of_files else "--"
+            say(*(f"{dashes}{key} is not used: {why}" for key, why in found.ignored.items()), *found.remarks)
+        say(f"{out}: {saved.manifest.parameters:,} parameters, digest {saved.digest[:16]}")
 
     emit(values, text)
 
@@ -181,14 +172,6 @@ def _read_checkpoint(path: Path, given: dict[str, Any]) -> Imported | Bundle:
     from ddib_fed.models.import_guided import import_guided
 
     return import_guided(path, flags=given["flags"], classifier=given["classifier"], **names, **settings)
-
-
-def _of_synthetic(saved: Bundle) -> str:
-    schedule = saved.manifest.schedule
-    return (
-        "without --flags these are the public defaults, which no tensor confirms: "
-        f"{schedule.name}, {schedule.steps} steps"
-    )
 
 
 @model.command()
@@ -245,38 +228,24 @@ def _shown(bundle: Bundle) -> dict[str, str]:
     from ddib_fed.evaluation.sample_verdict import SampleVerdict
 
     made, values = bundle.manifest, bundle.manifest.model_dump(mode="json")
-    training = values.pop("training")
-    del values["distilled"]
-    if made.differential_privacy is not None:
-        values["differential_privacy"] = protection(made.differential_privacy)
-    shown = {"digest": bundle.digest}
-    shown |= {key: _text(value) for key, value in values.items() if value not in (None, "", [])}
-    shown["sample_shape"] = " x ".join(map(str, made.sample_shape))
-    if made.distilled is not None:
-        shown |= distilled_lines(made.distilled)
-    shown |= {f"training {key}": _text(value) for key, value in training.items()}
+    parts = [(name, values.pop(name)) for name in ("training", "distilled")]
+    shown = {
+        "digest": bundle.digest,
+        **listed("", values),
+        "sample_shape": " x ".join(map(str, made.sample_shape)),
+    }
+    for name, part in parts:
+        shown |= listed(f"{name} ", part or {})
     if bundle.tuned is not None:
-        shown |= {"steps": bundle.tuned.digest(), **tuned_figures(bundle.tuned)}
+        shown |= listed("", bundle.tuned.values())
     if (verdict := SampleVerdict.of_figures(made.training.figures)) is not None:
         shown["samples"] = verdict.sentence(made.training.steps)
     if bundle.allowances is not None:
         shown["gate"] = measured(bundle.allowances)
-    elif made.sample_kind == "picture":
-        shown["gate"] = "fixed bounds alone"
     else:
-        shown["gate"] = "fixed bounds, and points of each set are encoded again"
-    if bundle.privacy is not None:
-        shown |= {f"privacy, {key}": text for key, text in attacked_lines(bundle.privacy)}
-    return shown
-
-
-def _text(value: object) -> str:
-    if isinstance(value, dict):
-        said = {key: item for key, item in value.items() if item not in (None, "", [])}
-        return ", ".join(f"{key} {_text(item)}" for key, item in said.items())
-    if isinstance(value, list):
-        return " ".join(map(_text, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        also = "" if made.sample_kind == "picture" else ", and points of each set are encoded again"
+        shown["gate"] = f"fixed bounds{also or ' alone'}"
+    return shown | ({} if bundle.privacy is None else listed("privacy ", bundle.privacy.values()))
 
 
 @model.command()
@@ -332,25 +301,12 @@ def tune(
             device=device,
             say=lambda what, done, total: show(done, total, what),
         )
-    emit(tuned.values(), lambda: lines({"steps": tuned.digest(), **tuned_figures(tuned)}))
+    emit(tuned.values(), lambda: lines({"steps": tuned.digest(), **listed("", tuned.values())}))
 
 
 def _noted(words: str, data: Path | None, seed: int) -> str:
     """The command as it is kept beside the weights: without paths."""
     return f"ddib model {words}{' --data PATH' if data else ''}{f' --seed {seed}' if seed else ''}"
-
-
-def tuned_figures(tuned: Tuned) -> dict[str, str]:
-    """The error of each leg's learned steps, by stage and number of evaluations."""
-    found = {}
-    for leg in tuned.legs:
-        error, before, full = leg.error, leg.default_error, leg.yardstick_error
-        softened = f", softened {leg.sigma:g}" if leg.sigma else ""
-        found[f"{leg.stage} in {leg.evaluations}{softened}"] = (
-            f"error mean {error.mean:.1e} ({error.low:.1e} to {error.high:.1e}), median {error.median:.1e}, p99 "
-            f"{error.p99:.1e}; default at {leg.evaluations}: {before.mean:.1e}, at {leg.yardstick}: {full.mean:.1e}"
-        )
-    return found
 
 
 @model.command()
@@ -406,7 +362,7 @@ def measure(*, folder: Path, data: Path | None, skip_bad: bool, seed: int, devic
     thresholds = None if structure is None else structure.model_dump()
     problem = why.detail if why else None
     bounds = {"gate": found.digest(), "bounds": measured(found)} if found else {"gate": problem or ""}
-    text = {**bounds, "thresholds": _text(thresholds), "digest": bundle.digest}
+    text = {**bounds, **listed("", {"thresholds": thresholds, "digest": bundle.digest})}
     said = {
         "digest": bundle.digest,
         "gate": found.figures() if found else None,
@@ -422,58 +378,3 @@ def measured(allowances: Allowances) -> str:
         f"measured on {allowances.measured} latents; of {allowances.checked} others {allowances.beyond} are beyond, "
         "and would be encoded again"
     )
-
-
-def protection(spent: DifferentialPrivacy) -> str:
-    start = f"; not counting what its initial weights {spent.initial[:16]} spent" if spent.initial else ""
-    return f"{spent}{start}. Not covered: pictures that are translated, several samples of one person, normalisation"
-
-
-def distilled_lines(found: Distilled) -> dict[str, str]:
-    """What a distilled model was made from and how accurate it is, line by line."""
-    rows = {
-        "distilled from": f"{found.teacher_name}, digest {found.teacher[:16]}",
-        "errors": f"on the grid {found.grid}: distances from its {found.solver} with {found.evaluations} evaluations, "
-        f"in deviations of the data: median, and what 95 % of {found.samples:,} held-out samples stay below",
-    }
-    for error in found.errors:
-        plural = "evaluation" if error.evaluations == 1 else "evaluations"
-        rows[f"{error.evaluations} {plural}"] = (
-            f"encode {error.encode:g}, {error.encode_p95:g}; decode {error.decode:g}, {error.decode_p95:g}; "
-            f"there and back {error.round_trip:g}"
-        )
-    return rows
-
-
-def attacked_lines(found: PrivacyReport) -> list[tuple[str, str]]:
-    """A line for each kind of latent and each attack."""
-    rows = [("attacked", f"{found.attacked} latents, of as many candidates; {found.known} samples known")]
-    for each in found.readings:
-        softened = f"softened {each.soften_sigma:g}" if each.soften_sigma else "not softened"
-        rows.append((f"{each.encoder}, depth {each.depth:g}, {softened}", _read(each, found.sample_kind)))
-    for told in found.membership:
-        said = f"area under the curve by the latent's norm {_number(told.norm)}, by the loss {_number(told.loss)}"
-        rows.append((f"membership, softened {told.soften_sigma:g}", said))
-    if found.copies is not None:
-        near, held_out = found.copies.samples.value, found.copies.held_out.value
-        said = (
-            f"nearest at {near:.2f} of the distance from the mean picture, held-out pictures at {held_out:.2f}; "
-            f"{found.copies.near.value:.0%} nearer than 99 in 100 held-out pictures"
-        )
-        rows.append(("training pictures drawn again", said))
-    return rows
-
-
-def _read(each: Reading, kind: str) -> str:
-    unit = "dB" if kind == "picture" else "deviations off"
-    said = (
-        f"correlation {_number(each.correlation)}, found by it {_number(each.found_by_correlation)}; {each.surrogate} "
-        f"reads {_number(each.read)} {unit}, found {_number(each.found_by_reading)}"
-    )
-    if each.model_read is None or each.found_by_model is None:
-        return said
-    return f"{said}; a model of the attacker {_number(each.model_read)} {unit}, found {_number(each.found_by_model)}"
-
-
-def _number(figure: Figure) -> str:
-    return f"{figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f})"

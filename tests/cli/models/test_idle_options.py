@@ -58,7 +58,6 @@ POINTS = "translate points.npy --source moons --target checkerboards --evaluatio
     ("line", "named"),
     [
         (f"{PICTURES} --classifier-scale 3", "--classifier MODEL"),
-        (f"{PICTURES} --guidance 3", "no class for none"),
         ("translate in --source dropped --target dropped --evaluations 3 --guidance 3", "--target-class"),
         ("model sample dropped --n 1 --evaluations 3 --guidance 3", "--target-class"),
     ],

@@ -2,36 +2,22 @@
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 from ddib_fed.cli import train as training
 from ddib_fed.cli.model import model
-from ddib_fed.cli.train import try_
 from ddib_fed.data.shipped import SHIPPED
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.record import Guidance
 from ddib_fed.errors import ImageUnreadable, UsageError
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import config as presets
-from ddib_fed.training.config import SOFTEN_SIGMA
 from tests.training.examples import blobs
 
 SMALL = (
     *("--size", 8, "--set", "model_channels=32", "--set", "channel_mult=1"),
     *("--set", "num_res_blocks=1", "--batch", 8, "--steps", 2),
 )
-
-
-@pytest.fixture
-def ddib():
-    """Run a command of a group; errors of ours come out as they are."""
-
-    def call(group, *arguments):
-        arguments = [str(a) for a in arguments]
-        return CliRunner().invoke(group, arguments, catch_exceptions=False, standalone_mode=False)
-
-    return call
 
 
 @pytest.fixture
@@ -129,20 +115,8 @@ def test_a_classifier_is_trained_for_a_model_and_guides_it(ddib, folder, tmp_pat
     network = tuple(f"--set={each}" for each in ("model_channels=32", "channel_mult=1", "num_res_blocks=1"))
     made_for = ("train", "--images", folder, "--for", tmp_path / "m", *network, "--batch", 8, "--steps", 3)
     result = ddib(model, *made_for, "--out", tmp_path / "c")
-    assert "held-out loss" in result.output
+    assert "held_out_loss" in result.output
     model_bundle, guide = (load_bundle(tmp_path / name) for name in "mc")
     assert (guide.manifest.role, guide.manifest.classes) == ("classifier", ("even", "odd"))
     assert guide.manifest.normalisation == model_bundle.manifest.normalisation
     assert DomainModel(model_bundle, classifier=guide).denoiser(Guidance(classifier_scale=1.0)) is not None
-
-
-def test_a_model_among_its_pictures_is_refused_at_once(ddib, folder):
-    with pytest.raises(UsageError, match="lies among"):
-        ddib(model, "train", "--images", folder, "--out", folder / "m", *SMALL)
-
-
-def test_the_softening_that_the_help_names_is_the_default():
-    """The commands do not import what has it."""
-    found = {parameter.name: parameter for parameter in try_.params + training.train.params}
-    assert found["soften"].default == SOFTEN_SIGMA
-    assert f"Default: {SOFTEN_SIGMA:g}." in found["soften_sigma"].help
