@@ -23,9 +23,8 @@ from ddib_fed.protocol.messages import Settings
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
-    from ddib_fed.client.client import Client
+    from ddib_fed.client.client import Client, JobResult
     from ddib_fed.client.in_process import ProcessOptions
-    from ddib_fed.client.views import JobResult
     from ddib_fed.engine.local_party import LocalParty
     from ddib_fed.engine.model import DomainModel
     from ddib_fed.models.bundle import Bundle

@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -32,7 +32,9 @@ Read = Callable[..., Rows]
 SCHEMA: Final = 9
 """Counts the changes of `_TABLES`; a database of another number is refused."""
 MOST_WRITES: Final = 256
-"""In one transaction: how long a single write may wait for others."""
+MOST_BYTES: Final = 32 << 20
+"""In one transaction, of writes and of the files that they bring: how long a write waits for others, and how much
+memory waits with it."""
 BUSY_MS: Final = 10_000
 """A command that writes to the audit log waits at most so long for the node's transaction, and the node for it."""
 _DISK_ERRORS: Final = {
@@ -116,6 +118,7 @@ class Transaction:
 @dataclass(slots=True, eq=False)
 class _Write(Generic[T]):
     function: Callable[[Transaction], T]
+    size_bytes: int
     future: Future[T] = field(default_factory=Future)
     result: T | None = None
     error: BaseException | None = None
@@ -124,9 +127,7 @@ class _Write(Generic[T]):
 
     def finish(self) -> None:
         for act in self.afterwards if self.error is None else self.undo:
-            with suppress(
-                Exception
-            ):  # the write is decided, and the thread must live; a start removes what is left
+            with suppress(Exception):  # the write is decided; a start removes what is left
                 act()
         if self.error is not None:
             self.future.set_exception(self.error)
@@ -168,25 +169,22 @@ class NodeStore:
         connection.row_factory = sqlite3.Row
         connection.text_factory = lambda text: text.decode("utf-8", "replace")
         try:
-            for pragma in (
-                f"busy_timeout = {BUSY_MS}",
-                "journal_mode = WAL",
-                "synchronous = FULL",
-                "foreign_keys = ON",
-            ):
-                connection.execute(f"PRAGMA {pragma}")
-            self._require_schema(connection)
-            for table in checked:
-                self._require_whole(connection, table)
-        except sqlite3.DatabaseError as error:
+            self._prepare(connection, checked)
+        except BaseException as error:
             connection.close()
-            raise self._unusable(error) from error
-        except BaseException:
-            connection.close()
+            if isinstance(error, sqlite3.DatabaseError):
+                raise self._unusable(error) from error
             raise
         return connection
 
-    def _require_schema(self, connection: sqlite3.Connection) -> None:
+    def _prepare(self, connection: sqlite3.Connection, checked: Sequence[str]) -> None:
+        for setting in (
+            f"busy_timeout = {BUSY_MS}",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+        ):
+            connection.execute(f"PRAGMA {setting}")
         if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
             connection.execute("BEGIN IMMEDIATE")
             if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
@@ -199,27 +197,20 @@ class NodeStore:
                 f"{self._called} has schema {version}, of another release; this one knows {SCHEMA}",
                 hint="use that release, or set another [node] state folder",
             )
-
-    def _require_whole(self, connection: sqlite3.Connection, table: str) -> None:
-        answer = connection.execute(f"PRAGMA quick_check({table})").fetchone()[0]
-        if answer != "ok":
-            raise self._damaged(answer)
+        for table in checked:
+            answer = connection.execute(f"PRAGMA quick_check({table})").fetchone()[0]
+            if answer != "ok":
+                raise sqlite3.DatabaseError(answer)
 
     def _unusable(self, error: sqlite3.DatabaseError) -> DdibError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        """Why the database cannot be opened."""
+        code, what = _code_of(error), f"the database {self._called}"
         if code == sqlite3.SQLITE_FULL:
-            return DiskFull(
-                f"the disk of the database {self._called} is full", hint=f"df -h {self._called.parent}"
-            )
+            return DiskFull(f"the disk of {what} is full", hint=f"df -h {self._called.parent}")
         if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-            return ConfigError(
-                f"another program holds the database {self._called}", hint=f"fuser -v {self._called}"
-            )
-        return self._damaged(str(error))
-
-    def _damaged(self, detail: str) -> ConfigError:
+            return ConfigError(f"another program holds {what}", hint=f"fuser -v {self._called}")
         return ConfigError(
-            f"the database {self._called} cannot be used: {detail}",
+            f"{what} cannot be used: {error}",
             hint="restore it from a backup, or move it away: its jobs and its audit log are then lost",
         )
 
@@ -242,13 +233,13 @@ class NodeStore:
 
     # Write
 
-    def write(self, function: Callable[[Transaction], T]) -> Future[T]:
+    def write(self, function: Callable[[Transaction], T], *, size_bytes: int = 0) -> Future[T]:
         """Queue a write. Its future has what the function returned, when that is on the disk, or what it raised.
 
-        The future's errors, beside the function's own: DiskFull; OSError for a disk that fails or a database that was
-        replaced.
+        `size_bytes` is what it holds in memory until then. The future's errors, beside the function's own: DiskFull;
+        OSError for a disk that fails or a database that was replaced.
         """
-        write: _Write[T] = _Write(function)
+        write: _Write[T] = _Write(function, size_bytes)
         with self._changed:
             if self._closed:
                 raise Draining("the store is closed")
@@ -279,10 +270,17 @@ class NodeStore:
                 write.finish()
 
     def _next(self) -> list[_Write[Any]]:
-        """What waits, up to the limit; empty when the store is closed and nothing waits."""
+        """What waits, up to the limits; empty when the store is closed and nothing waits."""
+        group: list[_Write[Any]] = []
+        size_bytes = 0
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
-            return [self._waiting.popleft() for _ in range(min(MOST_WRITES, len(self._waiting)))]
+            while self._waiting and len(group) < MOST_WRITES:
+                size_bytes += self._waiting[0].size_bytes
+                if group and size_bytes > MOST_BYTES:
+                    break
+                group.append(self._waiting.popleft())
+        return group
 
     def _commit(self, group: Sequence[_Write[Any]]) -> None:
         self._require_same_file()
@@ -300,7 +298,7 @@ class NodeStore:
             db.execute("COMMIT")
         except BaseException as error:
             # But for a full disk the rows may be on it, and the files that they name stay: the next start compares.
-            full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+            full = _code_of(error) == sqlite3.SQLITE_FULL
             for write in group:
                 write.undo = write.undo if full or write.error else ()
             self._roll_back()
@@ -366,19 +364,17 @@ class NodeStore:
 
 def rehearse(path: Path) -> tuple[int, int]:
     """Open a copy of the database as a start would, so that nothing here is changed; its jobs and audit lines."""
-    lock = path.with_name(path.name + ".lock")
-    for file in (path, lock):
-        check_private_file(file)
-    with tempfile.TemporaryDirectory(prefix="ddib-check-") as folder, ExitStack() as held:
-        with suppress(FileNotFoundError):
-            guard = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-            held.callback(os.close, guard)
-            _take(guard, path, fcntl.LOCK_SH)  # beside another check; no node starts while it is copied
-        for suffix in ("", "-wal"):
-            if path.with_name(path.name + suffix).exists():
-                shutil.copyfile(path.with_name(path.name + suffix), Path(folder) / (path.name + suffix))
-        held.close()
-        with closing(NodeStore(Path(folder) / path.name, called=path)) as copy:
+    check_private_file(path)
+    with tempfile.TemporaryDirectory(prefix="ddib-check-") as folder:
+        lock = _lock_file(path, fcntl.LOCK_SH)  # beside another check; no node starts while it is copied
+        try:
+            for name in (path.name, f"{path.name}-wal"):
+                if path.with_name(name).exists():
+                    shutil.copyfile(path.with_name(name), Path(folder, name))
+        finally:
+            if lock >= 0:
+                os.close(lock)
+        with closing(NodeStore(Path(folder, path.name), called=path)) as copy:
             row = copy.read("SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM audit)")[0]
             return int(row[0]), int(row[1])
 
@@ -403,13 +399,18 @@ def _said(error: BaseException) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
+def _code_of(error: BaseException) -> int:
+    """SQLite's primary code of an error."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
 @contextmanager
 def _failing_disk_as_os_error() -> Iterator[None]:
     """A failing disk is a DiskFull or an OSError, which passes; other errors of SQLite are bugs."""
     try:
         yield
     except sqlite3.DatabaseError as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        code = _code_of(error)
         if code == sqlite3.SQLITE_FULL:
             raise DiskFull("the disk of the database is full", retry_after_s=RETRY_AFTER_S) from error
         if code in _DISK_ERRORS:
@@ -423,24 +424,21 @@ def _failing_disk_as_os_error() -> Iterator[None]:
         raise
 
 
-def _lock_file(path: Path) -> int:
-    """A lock that goes when the process goes, however it goes."""
+def _lock_file(path: Path, kind: int = fcntl.LOCK_EX) -> int:
+    """A lock that goes when the process goes, however it goes; a shared one makes no file, and is -1 without one."""
     name = path.with_name(path.name + ".lock")
     check_private_file(name)
+    if kind == fcntl.LOCK_SH and not name.exists():
+        return -1
     descriptor = os.open(name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
-        _take(descriptor, path, fcntl.LOCK_EX)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _take(descriptor: int, path: Path, kind: int) -> None:
-    try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    except BaseException as error:
+        os.close(descriptor)
+        if not isinstance(error, BlockingIOError):
+            raise
         raise ConfigError(
             f"another node is running on {path.parent}",
             hint="ddib status, or give this node a state folder of its own",
         ) from error
+    return descriptor

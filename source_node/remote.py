@@ -293,6 +293,8 @@ class DecodeCall:
                 break
             if message.WhichOneof("message") == "progress":
                 progress = message.progress
+                if message.data:
+                    raise MessageInvalid("progress with bytes")
                 if progress.steps > MAX_EVALUATIONS or progress.step > progress.steps > 0:
                     raise MessageInvalid(f"step {progress.step} of {progress.steps}")
                 # Anything else is only a sign of life.

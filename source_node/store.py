@@ -428,7 +428,7 @@ class JobStore:
             if state is not None or provenance is not None:
                 update_item(db, job_id, item, state or before, provenance=provenance, error=error)
 
-        return self._store.write(write)
+        return self._store.write(write, size_bytes=sum(len(file.data) for file in files))
 
     # End
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from opentelemetry.trace import Span
 
-from ddib_fed.calibration.record import Calibration, Place, fits, leg_map
+from ddib_fed.calibration.record import Calibration, Place, leg_map, misfit
 from ddib_fed.engine.model import check_decoding, check_encoding, check_given
 from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import (
@@ -56,7 +56,7 @@ from ddib_fed.protocol.contract import (
     require_protocol,
 )
 from ddib_fed.protocol.details import refused_facts
-from ddib_fed.protocol.streams import Announced, assemble, open_file
+from ddib_fed.protocol.streams import Announced, assemble, first_header, open_file
 from ddib_fed.security.identity import Identity
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.v1.translation_pb2 import JobHeader
@@ -94,7 +94,7 @@ def _active(node: NodeContext, target: Place) -> Calibration | None:
     active = [stored for stored in held if stored.state(now) == "active"]
     ended = [stored for stored in held if stored.state(now) == "expired"]
     manifest = node.running_engine.model.manifest
-    fitting = [stored for stored in active if fits(stored.calibration, manifest)]
+    fitting = [stored for stored in active if not misfit(stored.calibration, manifest)]
     stored = next(iter((*fitting, *active, *ended)), None)
     if stored is None:
         return None
@@ -268,7 +268,7 @@ class Submissions:
         pace = Pace(stall_s, between_s=stall_s)
         with ReadAhead(messages, READ_AHEAD, "upload") as ahead:
             requests = pace.each(ahead)
-            owner, request = caller_uri(), _job_header(requests)
+            owner, request = caller_uri(), first_header(requests, "SubmitJob")
             check_request(owner, request, self._node)
             self._check_target(request)
             self._node.tracing.remember(trace_key(owner, request), trace)
@@ -413,10 +413,3 @@ def _first_of(refused: Mapping[int, DdibError]) -> DdibError:
 
 def trace_key(owner: str, request: JobHeader) -> str:
     return f"{owner} {request.request_id}"
-
-
-def _job_header(requests: Iterator[translation_pb2.SubmitJobRequest]) -> JobHeader:
-    first = next(requests, None)
-    if first is None or first.WhichOneof("message") != "header":
-        raise MessageInvalid("the first message of SubmitJob must be its header", facts={"field": "header"})
-    return first.header

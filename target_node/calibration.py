@@ -7,53 +7,39 @@ refusal is in the audit log.
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
 import grpc
 
-from ddib_fed.calibration.record import check_target, plain_units
-from ddib_fed.calibration.signed import Signature, SignedCalibration, parse_calibration
+from ddib_fed.calibration.record import Signature, SignedCalibration, parse_calibration, plain_units
 from ddib_fed.errors import (
     CalibrationForeign,
     CalibrationRefused,
     CalibrationUnknown,
-    ContractMismatch,
-    Difference,
     DomainNotFound,
-    NotReady,
     PolicyDenied,
     QuotaSpent,
 )
-from ddib_fed.node.calibrations import check_proposal, served_aggregate, usable_calibration
+from ddib_fed.node.calibrations import check_proposal, line_of, served_aggregate
 from ddib_fed.node.policy import Charge
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.server import caller
-from ddib_fed.protocol.contract import Contract
 from ddib_fed.v1 import calibration_pb2 as pb
 from ddib_fed.v1 import calibration_pb2_grpc
-
-log = logging.getLogger(__name__)
-
 
 CALLS_PER_DAY: Final = 200
 """Of one peer, to all methods of the service."""
 MAX_WAITING: Final = 8
 """Proposals of one peer that wait for the operator."""
-AUDIT_RETRY_S: Final = 30.0
 
 
 class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
     """See calibration.proto; every method answers for the peer that called it."""
 
-    def __init__(
-        self, node: NodeContext, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> None:
+    def __init__(self, node: NodeContext) -> None:
         self._node = node
-        self._clock = clock
         self._lock = threading.Lock()
 
     def GetAggregate(
@@ -63,7 +49,6 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
         aggregate = served_aggregate(self._node.config, self._node.units_sha256)
         self._audit(
             "aggregate_served",
-            peer=str(caller()),
             aggregate=aggregate.sha256.hex(),
             bytes=len(aggregate.canonical),
             epsilon=aggregate.epsilon,
@@ -79,7 +64,7 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
                 hint=f"[policy] calibration_units = true in {self._node.config.path}, then restart the node",
                 facts={"policy": "calibration_units"},
             )
-        self._audit("units_served", peer=str(caller()), units=self._node.units_sha256)
+        self._audit("units_served", units=self._node.units_sha256)
         return pb.GetUnitsResponse(units=plain_units(self._node.running_engine.model.manifest.normalisation))
 
     def SignCalibration(
@@ -96,7 +81,7 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
             source = Signature.from_pb(request.source)
             answer = self._kept(SignedCalibration(calibration=calibration, source=source))
         except CalibrationRefused as error:
-            self._audit("calibration_refused", peer=str(caller()), reason=error.reason, detail=error.detail)
+            self._audit("calibration_refused", reason=error.reason, detail=error.detail)
             raise
         if answer.target is None:
             return pb.SignCalibrationResponse(state=pb.CALIBRATION_STATE_PENDING)
@@ -104,7 +89,7 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
 
     def _kept(self, proposed: SignedCalibration) -> SignedCalibration:
         """The proposal as it is stored afterwards, with the target's signature if there is one."""
-        node, now, peer = self._node, self._clock(), caller().institution
+        node, now, peer = self._node, datetime.now(UTC), caller().institution
         check_proposal(proposed, node.config, node.units_sha256, node.peers.snapshot(), now=now)
         with self._lock:
             known = node.calibrations.find(proposed.sha256)
@@ -123,13 +108,7 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
                     hint="ddib calibrate list; ddib calibrate accept SHA256, or remove SHA256",
                     facts={"limit": MAX_WAITING},
                 )
-            self._audit(
-                "calibration_proposed",
-                peer=str(caller()),
-                calibration=proposed.sha256.hex(),
-                kind=proposed.calibration.kind,
-                expires=proposed.calibration.expires.isoformat(),
-            )
+            self._audit("calibration_proposed", **line_of(proposed))
             return node.calibrations.add(proposed, now=now)
 
     def _open(self, domain: str) -> None:
@@ -150,41 +129,4 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
             )
 
     def _audit(self, act: str, **values: str | float) -> None:
-        write_lines(self._node, act, [values])
-
-
-def write_lines(node: NodeContext, act: str, lines: Sequence[Mapping[str, str | float]]) -> None:
-    """Lines of the audit log, without which the act is refused."""
-    try:
-        node.audit.write_each(act, lines)
-    except OSError as error:
-        log.exception("the audit log cannot be written: %s is refused", act)
-        raise NotReady("the audit log cannot be written", retry_after_s=AUDIT_RETRY_S) from error
-
-
-def check_calibration(node: NodeContext, contract: Contract) -> None:
-    """Return if latents under the contract's calibration, or without one, are decoded here."""
-    terms = contract.calibration
-    if terms is None:
-        return
-    found = usable_calibration(
-        node,
-        terms.sha256,
-        source=(contract.source.institution, contract.source.domain),
-        target=(contract.target.institution, contract.target.domain),
-        side="target",
-    )
-    if found.terms != terms:
-        raise ContractMismatch(
-            f"{contract.source.institution} proposed the calibration {terms} until {terms.expires}, and both "
-            f"institutions signed {found.terms} until {found.terms.expires}",
-            differences=(
-                Difference(
-                    "calibration",
-                    f"{terms}, {terms.expires}",
-                    f"{found.terms}, {found.terms.expires}",
-                    "Upgrade ddib-fed at the source: it must propose the terms that were signed.",
-                ),
-            ),
-        )
-    check_target(node.running_engine.model.manifest)
+        self._node.write_audit(act, [{"peer": str(caller()), **values}])

@@ -18,6 +18,7 @@ from opentelemetry.trace import Span, SpanKind
 from ddib_fed.engine.model import check_decoding
 from ddib_fed.errors import ContractUnknown, MessageInvalid, PolicyDenied, SettingsInvalid
 from ddib_fed.latent import Latent
+from ddib_fed.node.calibrations import check_decodable
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM, NodeConfig
 from ddib_fed.node.policy import (
     Charge,
@@ -41,21 +42,20 @@ from ddib_fed.protocol.contract import (
     require_protocol,
 )
 from ddib_fed.protocol.messages import from_message, to_message
-from ddib_fed.protocol.streams import file_header, stream
+from ddib_fed.protocol.streams import file_header, first_header, stream
 from ddib_fed.telemetry import MOST_ITEMS, takes_entries, trace_of
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
-from target_node.calibration import CalibrationServicer, check_calibration, write_lines
+from target_node.calibration import CalibrationServicer
 from target_node.stream import (
     AHEAD_BYTES,
     Arrived,
     DecodedFile,
     DecodeStream,
     Receipt,
-    Weighing,
     control_of,
     label_of,
     latents_of,
-    stream_header,
+    weight_of,
 )
 
 # Each picture is an item of its own, with its own result, quota and record.
@@ -206,13 +206,13 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             None if proposed is None else from_message(proposed, CalibrationTerms),
         )
         check_softening(contract.source.soften_sigma, policy)
-        check_calibration(self._node, contract)
+        self._check_calibration(contract)
         if contract.digest not in self._agreed:
             charge = Charge("contracts_per_day", peer.institution, 1, CONTRACTS_PER_DAY)
             self._node.quotas.charge([charge])
             line = {"peer": str(peer), "contract": contract.digest.hex()}
-            write_lines(
-                self._node, "contract_agreed", [line | {"calibration": str(contract.calibration or "")}]
+            self._node.write_audit(
+                "contract_agreed", [line | {"calibration": str(contract.calibration or "")}]
             )
         self._agreed.remember(contract)
         if entries := takes_entries(self._node.tracing, peer.institution):
@@ -228,9 +228,9 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         limits, receipts = self._node.config.limits, list[Receipt]()
         pace = Pace(limits.stall_s, between_s=limits.idle_s, busy=lambda: any(each.owes for each in receipts))
         pace.begin(0)  # the header stalls, it is not idle
-        with ReadAhead(request_iterator, AHEAD_BYTES, "upload", weigh=Weighing()) as ahead:
+        with ReadAhead(request_iterator, AHEAD_BYTES, "upload", weigh=weight_of) as ahead:
             messages = pace.each(ahead)
-            header = stream_header(messages)
+            header = first_header(messages, "Decode")
             pace.end()
             peer = caller().institution
             contract = self._agreed.get(header.contract_sha256, peer)
@@ -275,12 +275,17 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         """Return if this node does what the header of a call asks for."""
         guidance = guidance_from_pb(header.guidance)
         check_header(header, contract, self._node.config)
-        check_calibration(self._node, contract)
+        self._check_calibration(contract)
         check_offered(
             guidance, contract.limits.guidance, f"{contract.target.institution}/{contract.target.domain}"
         )
         model = self._node.running_engine.model
         check_decoding(model, solver_settings(header.solver), label_of(header), guidance)
+
+    def _check_calibration(self, contract: Contract) -> None:
+        if contract.calibration is not None:
+            source, target = ((side.institution, side.domain) for side in (contract.source, contract.target))
+            check_decodable(self._node, contract.calibration, source=source, target=target)
 
     def _charges(self, peer: str, header: decoding_pb2.DecodeHeader, latent: Latent) -> Sequence[Charge]:
         """What a peer is charged for an item."""
@@ -308,7 +313,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 charges = [self._charges(peer.institution, header, each.latent) for each in arrived]
                 count = self._node.quotas.charge_each(charges)
                 taken = [arrived[place] for place in range(count)]
-                write_lines(self._node, "latent_received", [receipt.line(each) for each in taken])
+                self._node.write_audit("latent_received", [receipt.line(each) for each in taken])
             self._node.metrics.latent_bytes.labels("in").inc(sum(each.latent.size_bytes for each in taken))
             self._node.metrics.samples.labels("decode").inc(sum(len(each.latent.data) for each in taken))
             return count

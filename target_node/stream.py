@@ -24,7 +24,7 @@ from ddib_fed.data.pictures import encode_png
 from ddib_fed.data.points import to_npy
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.party import Control, Decoded, Failed, Leg, Stage, ToDecode
-from ddib_fed.errors import DdibError, InputError, LatentNotGaussian, MessageInvalid
+from ddib_fed.errors import DdibError, InputError, LatentNotGaussian
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.latent import Latent
 from ddib_fed.node.logs import fields
@@ -34,7 +34,7 @@ from ddib_fed.protocol.contract import Contract, guidance_from_pb
 from ddib_fed.protocol.details import refused_facts
 from ddib_fed.protocol.latent import Anchor, ApprovedLatent, LatentOpener, approve
 from ddib_fed.protocol.messages import to_message
-from ddib_fed.protocol.streams import MAX_CHUNK, Announced, Assembler
+from ddib_fed.protocol.streams import Announced, Assembler
 from ddib_fed.security.audit import RECEIPT, Exchanged, anchor_of, anchor_values
 from ddib_fed.v1 import common_pb2, decoding_pb2
 
@@ -44,8 +44,6 @@ AHEAD_BYTES: Final = 4 << 20
 """Of a Decode call's messages that are read before they are asked for; as much may have been handed over already."""
 LEAST_WEIGHT: Final = 16 << 10
 """What the smallest message counts: at most 256 of them wait, a batch of small latents and no flood of empty ones."""
-SMALL_BYTES: Final = 64 << 10
-"""Latents up to this size count as what they are."""
 READY: Final = 2
 """Translations of one call that wait to be sent: one is written while another is on the wire."""
 PROGRESS_EVERY_S: Final = 0.1
@@ -69,27 +67,9 @@ class Arrived:
     anchor: Anchor | None = None
 
 
-def stream_header(requests: Iterator[decoding_pb2.DecodeRequest]) -> decoding_pb2.DecodeHeader:
-    """The header, which is the first message of a Decode call."""
-    first = next(requests, None)
-    if first is None or first.WhichOneof("message") != "header":
-        raise MessageInvalid("the first message of Decode must be its header", facts={"field": "header"})
-    return first.header
-
-
-class Weighing:
-    """What each message of a Decode call counts towards `AHEAD_BYTES`, about its size; called in their order."""
-
-    def __init__(self) -> None:
-        self._small = False
-
-    def __call__(self, message: decoding_pb2.DecodeRequest) -> int:
-        kind = message.WhichOneof("message")
-        if kind == "latent":
-            self._small = message.latent.tensor.size_bytes <= SMALL_BYTES
-        if kind != "chunk":
-            return LEAST_WEIGHT
-        return max(LEAST_WEIGHT, len(message.chunk.data)) if self._small else MAX_CHUNK
+def weight_of(message: decoding_pb2.DecodeRequest) -> int:
+    """What a message counts towards `AHEAD_BYTES`."""
+    return max(LEAST_WEIGHT, message.ByteSize())
 
 
 def latents_of(

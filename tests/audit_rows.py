@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.security.audit import AuditLog, Head, Value
-from ddib_fed.security.audit_reading import lines_of
+from ddib_fed.security.audit import AuditLog, Head, Value, lines_of
 from ddib_fed.store import NodeStore
 
 

@@ -6,13 +6,13 @@ import errno
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from ddib_fed.errors import ConfigError, DiskFull
-from ddib_fed.store import SCHEMA, NodeStore, Transaction
+from ddib_fed.store import MOST_BYTES, SCHEMA, NodeStore, Transaction
 from tests import audit_rows
 
 
@@ -48,30 +48,48 @@ def test_the_database_is_private_and_durable(store: NodeStore, path: Path) -> No
     assert [store._writer.execute(f"PRAGMA {name}").fetchone()[0] for name in names] == ["wal", 2, 1]
 
 
-def test_writes_that_wait_are_one_commit_and_each_fails_alone(store: NodeStore) -> None:
-    """What one of them raises is its own, and its rows go."""
+@contextmanager
+def waiting_writes(store: NodeStore) -> Iterator[None]:
+    """Inside, writes wait for one that is held."""
     entered, go = threading.Event(), threading.Event()
 
     def hold(_: Transaction) -> None:
         entered.set()
         assert go.wait(20)
 
+    held = store.write(hold)
+    assert entered.wait(20)
+    yield
+    go.set()
+    held.result(20)
+
+
+def test_writes_that_wait_are_one_commit_and_each_fails_alone(store: NodeStore) -> None:
+    """What one of them raises is its own, and its rows go."""
+
     def broken(db: Transaction) -> None:
         put("broken")(db)
         raise ValueError("wrong")
 
-    held = store.write(hold)
-    assert entered.wait(20)
-    before = store.commits
-    futures = [store.write(put(key)) for key in "abc"]
-    failed = store.write(broken)
-    futures.append(store.write(put("d")))
-    go.set()
-    held.result(20)
+    with waiting_writes(store):
+        before = store.commits
+        futures = [store.write(put(key)) for key in "abc"]
+        failed = store.write(broken)
+        futures.append(store.write(put("d")))
     assert [future.result(20) for future in futures] == ["a", "b", "c", "d"]
     with pytest.raises(ValueError, match="wrong"):
         failed.result(20)
     assert (keys(store), store.commits) == (["a", "b", "c", "d"], before + 1)
+
+
+def test_a_transaction_takes_only_so_many_bytes(store: NodeStore) -> None:
+    """Large files do not wait for one another; one that is larger than the bound is written all the same."""
+    with waiting_writes(store):
+        before = store.commits
+        sizes = (MOST_BYTES // 2, MOST_BYTES // 2, 1, 2 * MOST_BYTES, 0)
+        futures = [store.write(put(str(n)), size_bytes=size) for n, size in enumerate(sizes)]
+    assert [future.result(20) for future in futures] == list("01234")
+    assert store.commits == before + 4
 
 
 def test_a_file_is_on_the_disk_with_its_row_or_goes(store: NodeStore, path: Path) -> None:

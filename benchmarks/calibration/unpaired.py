@@ -104,7 +104,7 @@ def calibrations(
         for kind, path in paths.items():
             command = f"python -m benchmarks.calibration.unpaired --pairs {directed.name} --seeds {seed}"
             wanted = CalibrationRequest(
-                kind, side(units), side(directed.bundles[1].manifest), DAYS, command, seed, force
+                kind, side(units), ("", directed.target_name), DAYS, command, seed, force
             )
             try:
                 made = from_aggregate(own, units.normalisation, published, wanted)

@@ -125,7 +125,7 @@ def agreed(directed: Directed) -> tuple[ChannelMap, dict[str, Any]]:
         aggregate = counted.noised(1.0)
         own, target = (bundle.manifest for bundle in directed.bundles)
         wanted = CalibrationRequest(
-            "rotation", side(own), side(target), days=365, command=COMMAND, force=True
+            "rotation", side(own), ("", target.domain), days=365, command=COMMAND, force=True
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         made = from_aggregate(directed.pictures[0].train, own.normalisation, aggregate, wanted)

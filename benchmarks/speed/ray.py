@@ -23,11 +23,12 @@ from benchmarks.speed.shared.harness import ROOT, SKIPPED, Form, Report, main
 from benchmarks.speed.shared.pools import DOMAIN, MOST_LOST, TOGETHER, measure_pools, recipe
 from benchmarks.speed.shared.two_nodes import EVALUATIONS, configure, png_files
 from ddib_fed.client.client import Client
-from ddib_fed.engine.ray_actors import ray_pool
-from ddib_fed.protocol.messages import ItemState, Settings
+from ddib_fed.engine.executors import ray_pool
+from ddib_fed.protocol.messages import Settings
+from ddib_fed.v1 import translation_pb2 as pb
 from tests.e2e.harness import Pair, free_port
 
-DONE = {ItemState.DECODED, ItemState.DELIVERED}
+DONE = {pb.ITEM_STATE_DECODED, pb.ITEM_STATE_DELIVERED}
 ENVIRONMENT = {
     **os.environ,
     "RAY_USAGE_STATS_ENABLED": "0",

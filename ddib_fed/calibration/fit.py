@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from ddib_fed.calibration.aggregate import Aggregate, Cells, Floats, Numbers, thinned
 from ddib_fed.calibration.record import Effect, Kind
-from ddib_fed.errors import CalibrationIneffective, InputError, ShapeMismatch, extra
+from ddib_fed.errors import CalibrationIneffective, InputError, ShapeMismatch, UsageError, extra
 from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation, monomials
 
@@ -107,19 +107,6 @@ def propose(
     force: bool = False,
 ) -> Proposal:
     """The map of this kind from the source's units to the target's, from the source's pictures and an aggregate."""
-    _check_pictures(pictures, aggregate, kind)
-    generator = np.random.default_rng(seed)
-    units = normalisation.plain.apply(thinned(pictures, MOST_PICTURES))
-    colours = sampled_pixels(units, EACH, generator)
-    target = pseudo_colours(cleaned(aggregate), aggregate.cells, DRAWN, generator)
-    cloud: Numbers = generator.permutation(colours.reshape(-1, colours.shape[2]))
-    found = search(cloud, target, seed=seed)
-    best = found.best.matrix
-    mapped = as_map(best) if kind == "rotation" else fit_colour_map(cloud, target, best)
-    return Proposal(mapped, judged(effect_of(found, mapped, colours, target, seed=seed), force=force))
-
-
-def _check_pictures(pictures: Floats, aggregate: Aggregate, kind: Kind) -> None:
     channels = aggregate.cells.channels
     if pictures.ndim != 4 or len(pictures) < FEWEST_PICTURES:
         raise InputError(
@@ -131,14 +118,29 @@ def _check_pictures(pictures: Floats, aggregate: Aggregate, kind: Kind) -> None:
             f"the aggregate of {aggregate.domain} is of {channels} channels, the pictures have {pictures.shape[1]}",
             hint="both models must be of one number of channels",
         )
-    if kind == "tone":
-        raise InputError(
-            "a tone curve is fitted from anchors: nothing in a histogram of grey tells a contrast from its negative",
-            hint="ddib calibrate --kind tone --anchors A_DIR B_DIR",
+    check_kind(kind, channels, anchored=False)
+    generator = np.random.default_rng(seed)
+    units = normalisation.plain.apply(thinned(pictures, MOST_PICTURES))
+    colours = sampled_pixels(units, EACH, generator)
+    target = pseudo_colours(cleaned(aggregate), aggregate.cells, DRAWN, generator)
+    cloud: Numbers = generator.permutation(colours.reshape(-1, colours.shape[2]))
+    found = search(cloud, target, seed=seed)
+    best = found.best.matrix
+    mapped = as_map(best) if kind == "rotation" else fit_colour_map(cloud, target, best)
+    return Proposal(mapped, judged(effect_of(found, mapped, colours, target, seed=seed), force=force))
+
+
+def check_kind(kind: Kind, channels: int, *, anchored: bool) -> None:
+    """Return if a calibration of this kind can be made for pictures of so many channels."""
+    if kind == "tone" and not anchored:
+        raise UsageError(
+            "a tone is fitted to anchors: nothing in a histogram of grey tells a contrast from its negative",
+            hint="ddib calibrate --kind tone --anchors A_DIR B_DIR; docs/calibration.md",
         )
-    if kind == "colour-map" and channels != 3:
-        raise InputError(
-            "a colour map is for pictures of 3 channels", hint="--kind tone --anchors is for grey pictures"
+    if channels != (1 if kind == "tone" else 3) and (anchored or kind != "rotation"):
+        raise UsageError(
+            f"a {kind} is not for pictures of {channels} channel{'s' * (channels > 1)}",
+            hint="--kind tone --anchors A_DIR B_DIR is for grey pictures, rotation and colour-map for colours",
         )
 
 
@@ -384,7 +386,18 @@ def fit(
     force: bool = False,
 ) -> Proposal:
     """The map of this kind from the source's units to the target's, from anchors (k, C, H, W) of both."""
-    _check_anchors(source, target, kind)
+    if source.shape != target.shape or source.ndim != 4:
+        raise ShapeMismatch(
+            f"anchors of shape {source.shape} have no partners of shape {target.shape}",
+            hint="both folders show the same things, at one size",
+        )
+    if len(source) < FEWEST:
+        raise InputError(
+            f"{len(source)} anchors are too few: one is left out to judge the others' map, so that at least "
+            f"{FEWEST} are needed",
+            hint="add anchors",
+        )
+    check_kind(kind, source.shape[1], anchored=True)
     u, v = (
         side.plain.apply(part).astype(np.float64) for side, part in zip(units, (source, target), strict=True)
     )
@@ -418,26 +431,6 @@ def fit(
         },
     )
     return Proposal(found, judged(effect, force=force))
-
-
-def _check_anchors(source: Floats, target: Floats, kind: Kind) -> None:
-    if source.shape != target.shape or source.ndim != 4:
-        raise ShapeMismatch(
-            f"anchors of shape {source.shape} have no partners of shape {target.shape}",
-            hint="both folders show the same things, at one size",
-        )
-    if len(source) < FEWEST:
-        raise InputError(
-            f"{len(source)} anchors are too few: one is left out to judge the others' map, so that at least "
-            f"{FEWEST} are needed",
-            hint="add anchors",
-        )
-    channels = source.shape[1]
-    if channels != (1 if kind == "tone" else 3):
-        raise InputError(
-            f"a {kind} is not for pictures of {channels} channel{'s' * (channels > 1)}",
-            hint="--kind tone is for grey pictures, rotation and colour-map for colours",
-        )
 
 
 def _squares(one: Floats, other: Floats) -> Numbers:
@@ -536,15 +529,13 @@ def judge(effect: Effect) -> None:
     hint = "calibrate from anchors, or look at the figures and add --force"
     if distance.high >= before.low:
         raise CalibrationIneffective(
-            f"it is not better than none: the distance of the colours is {distance.value:.3g} "
-            f"({distance.low:.3g} to {distance.high:.3g}) with it and {before.value:.3g} ({before.low:.3g} to "
-            f"{before.high:.3g}) without",
+            f"it is not better than none: the distance of the colours is {distance} with it and {before} without",
             hint=hint,
         )
     if margin.low < LEAST_MARGIN:
         raise CalibrationIneffective(
-            f"another optimum, e.g. the mirrored one, is nearly as good: the margin is {margin.value:.3g} "
-            f"({margin.low:.3g} to {margin.high:.3g}), at least {LEAST_MARGIN:g} is needed",
+            f"another optimum, e.g. the mirrored one, is nearly as good: the margin is {margin}, at least "
+            f"{LEAST_MARGIN:g} is needed",
             hint=hint,
         )
 
@@ -558,11 +549,6 @@ def judged(effect: Effect, *, force: bool) -> Effect:
             raise
         return effect.model_copy(update={"forced": True})
     return effect
-
-
-def colour_distance(source: Floats, target: Floats) -> float:
-    """Sliced W2 of colours (N, C) and (M, C)."""
-    return _apart(_along(source), _along(target))
 
 
 def effect_of(found: Search, mapped: ChannelMap, own: Numbers, target: Numbers, *, seed: int = 0) -> Effect:

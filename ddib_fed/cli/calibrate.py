@@ -1,23 +1,41 @@
-"""`ddib calibrate`: agrees with a peer on how two domains correspond; the calibrations of this node."""
+"""`ddib calibrate`: agrees with a peer on how two domains correspond, and shows those of this node."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from datetime import UTC, datetime
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.calibrate_showing import confirmed, how_jobs_use, show_calibration, side_name
-from ddib_fed.cli.options import group, option
-from ddib_fed.errors import RefusedError, UsageError
-from ddib_fed.terminal import console, emit, moment, outcome, print_table, say
+from ddib_fed.cli.options import group, open_model, option, usual_threads
+from ddib_fed.errors import (
+    AlreadyExists,
+    CalibrationKindDenied,
+    Cancelled,
+    InputError,
+    RefusedError,
+    ShapeMismatch,
+    UsageError,
+)
+from ddib_fed.names import is_domain, is_institution
+from ddib_fed.terminal import console, emit, lines, moment, outcome, print_table, say, size
 
 if TYPE_CHECKING:
-    from ddib_fed.calibration.signed import CalibrationStore, Side, SignedCalibration
+    from ddib_fed.calibration.record import (
+        CalibratedSide,
+        Calibration,
+        CalibrationStore,
+        Kind,
+        Side,
+        SignedCalibration,
+    )
     from ddib_fed.node.config import NodeConfig
+    from ddib_fed.training.calibrating import CalibrationRequest
 
 NAME = click.argument("name", metavar="DIGEST")
 YES = option("--yes", "Do not ask; what would leave is still shown.")
@@ -28,13 +46,37 @@ EPSILON = option(
     click.FloatRange(0.01, 8),
     default=1.0,
 )
-WAYS = ("peer", "evaluate", "local")
-_IDLE = {
-    "peer": ("epsilon", "evaluations", "out"),
-    "evaluate": ("kind", "epsilon", "days", "out", "existing", "yes", "config_path"),
-    "local": ("evaluations", "existing", "yes", "config_path"),
-}
-"""Options that say nothing of a way to use this command."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What a calibration is to be made of; `pictures` are this side's and, in one process, the target's."""
+
+    kind: Kind
+    pictures: tuple[str, ...]
+    anchors: tuple[Path, Path] | None
+    days: int
+    seed: int
+    force: bool
+
+    def request(self, command: str, own: CalibratedSide, to: tuple[str, str]) -> CalibrationRequest:
+        from ddib_fed.training.calibrating import CalibrationRequest
+
+        command = f"ddib calibrate {command} --kind {self.kind} --seed {self.seed}"
+        command += "" if self.anchors is None else " --anchors"
+        return CalibrationRequest(self.kind, own, to, self.days, command, self.seed, self.force)
+
+    @property
+    def two_folders(self) -> tuple[str | None, str | None]:
+        """What --pictures names of A and of B."""
+        if not self.pictures:
+            return None, None
+        if len(self.pictures) != 2:
+            raise UsageError(
+                f"--pictures is given {len(self.pictures)} times; it names A's pictures and then B's",
+                hint="--pictures A_FOLDER --pictures B_FOLDER",
+            )
+        return self.pictures[0], self.pictures[1]
 
 
 @group(invoke_without_command=True)
@@ -47,11 +89,6 @@ _IDLE = {
     "--local A B",
     "Calibrate model A to model B in this process. Each is a model that ships, by name, or a model's folder.",
     nargs=2,
-)
-@option(
-    "--evaluate FILE",
-    "Measure a calibration: with --local between these two models, without it between the models that ship for its two "
-    "domains.",
 )
 @option(
     "--kind",
@@ -70,13 +107,12 @@ _IDLE = {
 @option(
     "--anchors A_DIR B_DIR",
     "Pictures of the same things in both domains, by the same file names: a phantom, a travelling subject, a public "
-    "area. The calibration is fitted to them; with --evaluate they are its truth.",
+    "area. The calibration is fitted to them.",
     click.Path(file_okay=False, path_type=Path),
     nargs=2,
 )
 @EPSILON
 @option("--days N", "Days until the calibration expires.", click.IntRange(1, 3650), default=180)
-@options.EVALUATIONS
 @options.SEED
 @option(
     "--out FILE",
@@ -99,16 +135,14 @@ def calibrate(
     *,
     peer: str | None,
     local: tuple[str, str] | None,
-    evaluate: Path | None,
     epsilon: float,
-    evaluations: int,
     out: Path,
     existing: Path | None,
     yes: bool,
     config_path: Path,
     **given: Any,
 ) -> None:
-    """Agree with a peer on how two domains correspond; evaluate such a calibration.
+    """Agree with a peer on how two domains correspond.
 
     Without a calibration the bridge pairs light with light and what varies most with what varies most. A calibration
     says which values correspond. It is a file of a few numbers, and it expires.
@@ -116,33 +150,158 @@ def calibrate(
     A calibration that is no better than none, or whose best solution is hardly better than another one, is refused
     with its figures; --force uses it anyway.
     """
-    ways = [name for name in WAYS if context.params.get(name)]
     if (command := context.invoked_subcommand) is not None:
-        if ways:
+        if peer or local:
             hint = f"ddib calibrate {command} --help"
-            raise UsageError(f"--{ways[0]} does not belong before {command}", hint=hint)
+            raise UsageError(f"--{'peer' if peer else 'local'} does not belong before {command}", hint=hint)
         return
-    if not ways:
+    if bool(peer) == bool(local):
         raise UsageError(
-            "nothing to calibrate is named",
-            hint="ddib calibrate --peer INSTITUTION/DOMAIN, --local A B, or --evaluate FILE; ddib calibrate --help",
+            "one of --peer and --local is needed",
+            hint="ddib calibrate --peer INSTITUTION/DOMAIN, or --local A B; ddib calibrate --help",
         )
-    named = {"pictures": given["pictures"], "anchors": given["anchors"], "from": existing}
-    sources = [f"--{name}" for name, value in named.items() if value]
-    for wrong in ([f"--{way}" for way in ways] if peer else [], sources if peer else []):
-        if len(wrong) > 1:
-            raise UsageError(f"{wrong[0]} and {wrong[1]} contradict each other", hint="leave one of them out")
-    if peer and len(given["pictures"]) > 1:
-        raise UsageError("--peer takes one --pictures: this node's own", hint="leave the other one out")
-    options.refuse_idle(_IDLE[ways[0]], f"is not for --{ways[0]}", hint="leave it out; ddib calibrate --help")
-    from ddib_fed.cli import calibrate_making as making
-
+    asked, hint = _Options(**given), "leave it out; ddib calibrate --help"
     if peer is not None:
-        making.agree(making.CalibrateOptions(**given), peer, config_path, existing=existing, yes=yes)
-    elif evaluate is not None:
-        making.evaluate(making.CalibrateOptions(**given), evaluate, local, evaluations=evaluations)
+        options.refuse_idle(("epsilon", "out"), "is not for --peer", hint=hint)
+        named = {"pictures": asked.pictures, "anchors": asked.anchors, "from": existing}
+        if len(sources := [f"--{name}" for name, value in named.items() if value]) > 1:
+            raise UsageError(
+                f"{sources[0]} and {sources[1]} contradict each other", hint="leave one of them out"
+            )
+        if len(asked.pictures) > 1:
+            raise UsageError("--peer takes one --pictures: this node's own", hint="leave the other one out")
+        _agree(asked, peer, config_path, existing=existing, yes=yes)
     elif local is not None:
-        making.make(making.CalibrateOptions(**given), local, epsilon=epsilon, out=out)
+        options.refuse_idle(("existing", "yes", "config_path"), "is not for --local", hint=hint)
+        _make(asked, local, epsilon=epsilon, out=out)
+
+
+# The ways of `ddib calibrate` itself
+
+
+def _make(asked: _Options, local: tuple[str, str], *, epsilon: float, out: Path) -> None:
+    """`--local`: make a calibration of two models, write it, and print what is known of it."""
+    from ddib_fed.calibration.record import RETRAINED, write_calibration
+    from ddib_fed.data.shipped import SHIPPED
+    from ddib_fed.networks.placement import torch_threads
+    from ddib_fed.training import calibrating
+
+    if out.exists():
+        raise AlreadyExists(f"{out} exists", hint="name another file with --out, or remove this one")
+    own, others = asked.two_folders
+    if asked.anchors is not None:
+        idle = ("pictures", "epsilon")
+        options.refuse_idle(idle, "is for aggregates, not for --anchors", hint="leave it out")
+    source, target = (open_model(name) for name in local)
+    first, second = source.manifest, target.manifest
+    if first.sample_shape != second.sample_shape:
+        raise ShapeMismatch(
+            f"{first.name} is of {first.sample_shape}, {second.name} of {second.sample_shape}",
+            hint="a calibration is for two models of one size and number of channels",
+        )
+    command = f"--local {shlex.join((first.domain, second.domain))}"
+    command += "" if asked.anchors is not None else f" --epsilon {epsilon:g}"
+    request = asked.request(command, calibrating.side(first), ("", second.domain))
+    there = calibrating.LocalTarget(target, others, epsilon, asked.seed)
+    with torch_threads(usual_threads()):
+        found = calibrating.make_calibration(request, source, there, pictures=own, folders=asked.anchors)
+    write_calibration(found, out)
+    model, other = map(shlex.quote, local)
+    file, domain = shlex.quote(str(out)), found.source.domain
+    following = (
+        f"ddib translate PICTURES --source {model} --target {other} --calibration {file} --out calibrated"
+    )
+    if found.kind in RETRAINED:
+        trained = f"--domain {domain}" if domain in SHIPPED and model == domain else "--images PICTURES"
+        more = f"--calibration {file} --steps 600 --out {shlex.quote(domain)}-calibrated"
+        following = f"ddib model train {trained} --init {model} {more}"
+
+    def text() -> None:
+        show_calibration(found)
+        say(f"written      {out}", "next:", f"  {following}")
+
+    emit(found, text)
+
+
+def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path | None, yes: bool) -> None:
+    """`--peer`: fetch the peer's aggregate, fit with own pictures, show, ask, sign, send and store."""
+    from ddib_fed.node import calibrations
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.node.role import load_hosted
+    from ddib_fed.training.calibrating import make_calibration, side
+
+    institution, _, domain = peer_name.partition("/")
+    if not is_institution(institution) or not is_domain(domain):
+        raise UsageError(
+            f"{peer_name!a} is not INSTITUTION/DOMAIN",
+            hint="e.g. --peer south.example/relief; ddib peer list",
+        )
+    config = NodeConfig.load(config_path)
+    calibrations.require_role(config, "source", "ddib calibrate --peer")
+    if existing is None and asked.kind not in config.policy.calibration:
+        raise CalibrationKindDenied(
+            f"policy.calibration of {config.path} does not list {asked.kind}",
+            hint=f"{calibrations.allow(asked.kind, config.policy)} in {config.path}, then restart the node",
+        )
+    bundle, pictures = load_hosted(config), next(iter(asked.pictures), config.train.pictures(config.folder))
+    own = side(bundle.manifest, config.node.institution).model_copy(update={"domain": config.model.domain})
+    with calibrations.CalibrationPeer(config, institution, domain) as peer:
+        if existing is not None:
+            made = _existing(existing, asked, own, (institution, domain))
+        else:
+            request = asked.request(f"--peer {peer_name}", own, (institution, domain))
+            which = None if pictures is None else str(pictures)
+            made = make_calibration(request, bundle, peer, pictures=which, folders=asked.anchors)
+        show_calibration(made)
+        say(
+            f"would leave  {len(made.canonical)} bytes of calibration with the numbers and figures above, and this "
+            f"node's signature and certificate, to {institution}; no picture and no part of one",
+            err=True,
+        )
+        _confirm("Sign this calibration and send it?", yes=yes)
+        signed = calibrations.send(config, made, peer, now=datetime.now(UTC))
+    short = signed.short
+    say(f"crossed      {', '.join(f'{name} {count} bytes' for name, count in peer.crossed.items())}")
+    if signed.complete:
+        say(f"agreed       both institutions have signed {short}", *how_jobs_use(signed.calibration, config))
+    else:
+        say(
+            f"proposed     {short} waits for the operator of {institution}, who runs there:",
+            f"  ddib calibrate accept {short} --config node.toml",
+            "then, here:",
+            f"  ddib calibrate send {short} --config {shlex.quote(str(config.path))}",
+        )
+    outcome(
+        sha256=signed.sha256,
+        state="signed" if signed.complete else "pending",
+        crossed=peer.crossed,
+        calibration=made.model_dump(mode="json", exclude_none=True),
+    )
+
+
+def _existing(file: Path, asked: _Options, own: CalibratedSide, to: tuple[str, str]) -> Calibration:
+    """The map of a calibration in a file, proposed with the figures that it has; the peer checks its own units."""
+    from ddib_fed.calibration.record import read_calibration
+    from ddib_fed.node.calibrations import refuse_doubtful
+
+    found = read_calibration(file)
+    if found.source.units_sha256 != own.units_sha256:
+        raise InputError(
+            f"{file} was made for a model of other units than that of this node",
+            hint="make one for this model, or leave out --from",
+        )
+    if not asked.force:
+        refuse_doubtful(found)
+    made = found.made
+    if found.target.institution != to[0]:
+        nothing = {"aggregate_sha256": "", "crossed_bytes": 0, "epsilon": None, "delta": None}
+        made = made.model_copy(update=nothing)
+    target = found.target.model_copy(update={"institution": to[0], "domain": to[1]})
+    ends = datetime.now(UTC).replace(microsecond=0) + timedelta(days=asked.days)
+    return found.model_copy(update={"source": own, "target": target, "made": made, "expires": ends})
+
+
+# The commands of the group
 
 
 @calibrate.command(
@@ -156,12 +315,6 @@ def calibrate(
     "else the domain that ships under the model's domain.",
 )
 @EPSILON
-@option(
-    "--limit N",
-    "Count at most this many pictures or groups, evenly spaced by their names.",
-    click.IntRange(200, 1_000_000),
-    default=4_000,
-)
 @option(
     "--group-by folder|PATTERN",
     "What is protected as one: all pictures of one first folder below FOLDER, or of one name that a regular expression "
@@ -177,7 +330,6 @@ def publish(
     config_path: Path,
     pictures: str | None,
     epsilon: float,
-    limit: int,
     group_by: str | None,
     force: bool,
     yes: bool,
@@ -198,13 +350,13 @@ def publish(
     bundle = load_hosted(config)
     which = pictures or config.train.pictures(config.folder)
     with console(stderr=True).status("counting pictures"):
-        counted = count_pictures(bundle, which, epsilon=epsilon, at_most=limit, group_by=group_by)
+        counted = count_pictures(bundle, which, epsilon=epsilon, group_by=group_by)
     aggregate = replace(counted, domain=config.model.domain).noised(epsilon, DELTA)
     say(*aggregate.describe().split("\n"), *counted.notes)
     if before := calibrations.publications(config):
         together = calibrations.total_privacy([*before, aggregate])
         say(f"together     {together}, with what was published before")
-    confirmed("May admitted peers have this?", yes=yes)
+    _confirm("May admitted peers have this?", yes=yes)
     calibrations.publish(config, aggregate, again=force)
     say(f"published    {config.paths.aggregate}; the noise was drawn once, every peer gets the same bytes")
     if not config.policy.calibration:
@@ -216,7 +368,7 @@ def publish(
 
 
 def _open(config_path: Path) -> tuple[NodeConfig, CalibrationStore]:
-    from ddib_fed.calibration.signed import CalibrationStore
+    from ddib_fed.calibration.record import CalibrationStore
     from ddib_fed.node.config import NodeConfig
 
     config = NodeConfig.load(config_path)
@@ -245,7 +397,7 @@ def accept(config_path: Path, name: str, force: bool, yes: bool) -> None:
     show_calibration(stored.calibration)
     if not force:
         calibrations.refuse_doubtful(stored.calibration)
-    confirmed("Sign this calibration?", yes=yes)
+    _confirm("Sign this calibration?", yes=yes)
     signed = calibrations.accept(config, stored, now=datetime.now(UTC), force=force)
     source = signed.calibration.source.institution
     say(
@@ -265,14 +417,14 @@ def accept(config_path: Path, name: str, force: bool, yes: bool) -> None:
 def send(config_path: Path, name: str) -> None:
     """Send a proposed calibration to its target again, and store the target's signature when it comes."""
     from ddib_fed.node import calibrations
-    from ddib_fed.node.calibration_peer import CalibrationPeer
 
     config, store = _open(config_path)
     calibration = store.named(name).calibration
     calibrations.require_role(config, "source", "ddib calibrate send")
-    with CalibrationPeer(config, calibration.target.institution, calibration.target.domain) as peer:
+    target, domain = calibration.target.place
+    with calibrations.CalibrationPeer(config, target, domain) as peer:
         signed = calibrations.send(config, calibration, peer, now=datetime.now(UTC))
-    short, target = signed.short, calibration.target.institution
+    short = signed.short
     if signed.complete:
         say(f"agreed       both institutions have signed {short}", *how_jobs_use(signed.calibration, config))
     else:
@@ -288,37 +440,26 @@ def list_(config_path: Path) -> None:
     from ddib_fed.node.calibrations import publications, total_privacy
 
     config, store = _open(config_path)
-    now, published = datetime.now(UTC), publications(config)
-    found = [_row(stored, now) for stored in store.list()]
+    found, published = _rows(config, store), publications(config)
 
     def text() -> None:
-        columns = ["!calibration", "kind", "from, to", "state", "expires"]
-        rows = [
-            [
-                row["sha256"][:12],
-                row["kind"],
-                f"{row['source']} to {row['target']}",
-                row["state"],
-                row["expires"][:10],
-            ]
-            for row in found
-        ]
-        if rows:
+        if found:
+            columns = ["!calibration", "kind", "from, to", "state", "expires"]
+            rows = [
+                [row["sha256"][:12], row["kind"], f"{row['source']} to {row['target']}", row["state"],
+                 row["expires"][:10]]
+                for row in found
+            ]  # fmt: skip
             print_table("", columns, rows)
+            say(*(f"{row['sha256'][:12]}: {row['warning']}" for row in found if row["warning"]))
         else:
             say("no calibrations yet: ddib calibrate --peer INSTITUTION/DOMAIN")
         if published:
             rows = [
-                [
-                    each.sha256[:12],
-                    each.time[:10],
-                    f"{each.counted} {each.unit}s",
-                    f"{each.epsilon:g}",
-                    f"{each.delta:g}",
-                    ", ".join(each.peers) or "none",
-                ]
+                [each.sha256[:12], each.time[:10], f"{each.counted} {each.unit}s", f"{each.epsilon:g}",
+                 f"{each.delta:g}", ", ".join(each.peers) or "none"]
                 for each in published
-            ]
+            ]  # fmt: skip
             say()
             columns = ["!aggregate", "published", "over", ">epsilon", ">delta", "peers that have it"]
             print_table("", columns, rows)
@@ -329,16 +470,22 @@ def list_(config_path: Path) -> None:
         say(f"not read: {problem}", err=True)
 
 
-def _row(stored: SignedCalibration, now: datetime) -> dict[str, str]:
-    calibration = stored.calibration
-    return {
-        "sha256": stored.sha256.hex(),
-        "kind": calibration.kind,
-        "source": side_name(calibration.source),
-        "target": side_name(calibration.target),
-        "state": stored.state(now),
-        "expires": moment(calibration.expires.timestamp()) or "",
-    }
+def _rows(config: NodeConfig, store: CalibrationStore) -> list[dict[str, str]]:
+    from ddib_fed.node.admitting import peer_store
+    from ddib_fed.node.calibrations import overview
+
+    return [
+        {
+            "sha256": each.sha256,
+            "kind": each.kind,
+            "source": each.source,
+            "target": each.target,
+            "state": each.state,
+            "expires": moment(each.expires) or "",
+            "warning": each.warning,
+        }
+        for each in overview(config, store, peer_store(config), inactive=True)
+    ]
 
 
 @calibrate.command(
@@ -354,19 +501,19 @@ def _row(stored: SignedCalibration, now: datetime) -> dict[str, str]:
 )
 def show(config_path: Path, name: str, out: Path | None) -> None:
     """Show a calibration of this node, and verify its signatures."""
-    from ddib_fed.calibration.signed import SIDES
-    from ddib_fed.files import write_file
+    from ddib_fed.calibration.record import SIDES, write_calibration
     from ddib_fed.node.calibrations import publications, total_privacy
 
     config, store = _open(config_path)
-    stored, now = store.named(name), datetime.now(UTC)
+    stored = store.named(name)
     if out is not None:
-        write_file(out, stored.model_dump_json(indent=2, exclude_none=True).encode() + b"\n", overwrite=False)
-    checked = {side: _checked(config, stored, side, now) for side in SIDES}
+        write_calibration(stored, out)
+    row = next(each for each in _rows(config, store) if each["sha256"] == stored.sha256.hex())
+    checked = {side: _checked(config, stored, side) for side in SIDES}
 
     def text() -> None:
         show_calibration(stored.calibration)
-        say(f"state        {stored.state(now)}, here since {stored.added:%Y-%m-%d %H:%M} UTC")
+        say(f"state        {row['state']}, here since {stored.added:%Y-%m-%d %H:%M} UTC")
         if published := publications(config):
             say(f"published    {total_privacy(published)}")
         for side, said in checked.items():
@@ -375,21 +522,19 @@ def show(config_path: Path, name: str, out: Path | None) -> None:
             say(f"written      {out}")
 
     content = stored.calibration.model_dump(mode="json", exclude_none=True)
-    emit({**_row(stored, now), "signatures": checked, "calibration": content}, text)
+    emit({**row, "signatures": checked, "calibration": content}, text)
 
 
-def _checked(config: NodeConfig, signed: SignedCalibration, side: Side, now: datetime) -> str:
+def _checked(config: NodeConfig, signed: SignedCalibration, side: Side) -> str:
     """Who signed for a side and when, or what is wrong with the signature."""
     from ddib_fed.node.admitting import peer_store
 
-    peers = peer_store(config).snapshot()
+    peers, signature = peer_store(config).snapshot(), signed.signature(side)
     try:
-        signer = signed.verify_side(side, pins=peers.pins, withdrawn=peers.withdrawn, now=now)
+        signer = signed.verify_side(side, pins=peers.pins, withdrawn=peers.withdrawn, now=datetime.now(UTC))
     except RefusedError as error:
         return f"{error.detail}  [{error.reason}]"
-    signature = signed.source if side == "source" else signed.target
-    assert signature is not None
-    return f"{signer}, {signature.moment:%Y-%m-%d %H:%M} UTC"
+    return f"{signer}, {signature.moment:%Y-%m-%d %H:%M} UTC" if signature is not None else ""
 
 
 @calibrate.command(short_help="Stop using one.")
@@ -406,7 +551,103 @@ def remove(config_path: Path, name: str) -> None:
 
     config, store = _open(config_path)
     stored = store.named(name)
-    forget = stored.state(datetime.now(UTC)) == "inactive"
+    forget = not stored.active
     calibrations.take_out_of_use(config, stored, forget=forget)
     say(f"{stored.short} is deleted" if forget else f"{stored.short} is no longer used, without a restart")
     outcome(removed=stored.sha256, deleted=forget)
+
+
+# What is shown and asked
+
+
+def _confirm(question: str, *, yes: bool) -> None:
+    """Return if the operator agrees."""
+    if yes:
+        return
+    from ddib_fed.node.admitting import confirm
+
+    if not sys.stdin.isatty():
+        raise UsageError("there is no terminal to ask on", hint="look at what is shown above, then add --yes")
+    if not confirm(question):
+        raise Cancelled("not confirmed; nothing left and nothing was signed", hint="the same command again")
+
+
+def show_calibration(calibration: Calibration) -> None:
+    """What it is, how it was made, and what it does, a line each on stdout."""
+    made, effect = calibration.made, calibration.effect
+    text = {
+        "calibration": f"{calibration.kind}, {calibration.source} to {calibration.target}",
+        "made from": _made_from(calibration),
+        **_effect(calibration),
+    }
+    if made.crossed_bytes:
+        where = "" if calibration.target.institution else "nothing in one process; between nodes "
+        text["crosses"] = f"{where}{size(made.crossed_bytes)} of aggregate, once"
+        if made.epsilon is not None and made.delta is not None:
+            noise = f"epsilon {made.epsilon:g}, delta {made.delta:g} for each {made.target_unit}"
+            text["crosses"] += f", with noise: {noise}"
+    else:
+        text["crosses"] = "nothing but the calibration itself"
+    text["expires"] = f"{calibration.expires:%Y-%m-%d}"
+    text["sha256"] = calibration.sha256.hex()
+    if effect.forced:
+        text["forced"] = "its figures were refused, and --force took it"
+    lines(text)
+
+
+def _made_from(calibration: Calibration) -> str:
+    made = calibration.made
+    if made.method == "anchors":
+        return f"{made.anchors} anchors, pictures of the same things in both domains"
+    theirs = f"an aggregate over {made.target_pictures} {made.target_unit}s"
+    if not made.aggregate_sha256:
+        return (
+            f"a file: {made.source_pictures} pictures and {theirs}, which was not {calibration.target.institution}'s; "
+            "the figures are of those"
+        )
+    return f"{made.source_pictures} pictures of the source, and {theirs} of the target"
+
+
+def _effect(calibration: Calibration) -> dict[str, str]:
+    """What its figures are, in words; further ones by their names."""
+    effect = calibration.effect
+    before, after = effect.distance_before, effect.distance
+    if calibration.made.method == "anchors":
+        text = {
+            "error": f"{before} without it, {after} with it: mean squared, each anchor by a map of the others",
+            "gain": f"{effect.margin} of the error goes",
+        }
+    else:
+        text = {
+            "distance": f"{before} without it, {after} with it: of the source's colours to the target's",
+            "margin": f"{effect.margin} of the distance without it: so much farther is the next best one",
+        }
+    shown = dict(effect.figures)
+    if {"anchors_psnr", "anchors_psnr_without"} <= shown.keys():
+        with_it, without = shown.pop("anchors_psnr"), shown.pop("anchors_psnr_without")
+        text["PSNR"] = f"{without} dB without it, {with_it} dB with it: of the anchors, by the map alone"
+    if "undone_psnr" in shown:
+        text["undone"] = f"{shown.pop('undone_psnr')} dB: pictures mapped and mapped back"
+    return text | {name: str(figure) for name, figure in shown.items()}
+
+
+def how_jobs_use(calibration: Calibration, config: NodeConfig) -> tuple[str, ...]:
+    """What a source does, once both have signed, so that its jobs use it: lines for its operator."""
+    from ddib_fed.calibration.record import misfit
+    from ddib_fed.node.role import load_hosted
+    from ddib_fed.training.config import SHIPPED
+
+    short, target, path = calibration.sha256.hex()[:12], calibration.target.institution, config.path
+    if not misfit(calibration, load_hosted(config).manifest):
+        return (f"jobs to {target} use it from now on; ddib translate --no-calibration leaves it out",)
+    model = config.paths.bundle
+    named = config.train.pictures(config.folder) or "PICTURES"
+    own = f"--domain {named}" if named in SHIPPED else f"--images {shlex.quote(str(named))}"
+    trained = config.folder / f"{model.name}-{short}"
+    file, start, made = (shlex.quote(str(each)) for each in (config.folder / f"{short}.json", model, trained))
+    return (
+        f"jobs to {target} use it once this node's model is trained with it:",
+        f"  ddib calibrate show {short} --out {file} --config {shlex.quote(str(path))}",
+        f"  ddib model train {own} --init {start} --calibration {file} --out {made}",
+        f'then [model] bundle = "{trained.name}" in {path}, and restart the node',
+    )

@@ -1,23 +1,32 @@
-"""What a run has translated: sentences and a table for people, one JSON document for scripts, and the page."""
+"""Shows how the jobs of a run go, and what it has translated: on the terminal, as JSON for scripts, and as a page."""
 
 from __future__ import annotations
 
+import itertools
 import shlex
+import sys
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
-from ddib_fed.client.views import Submitted
-from ddib_fed.engine.record import Part, Translation, fitted_line, tiles_in
-from ddib_fed.errors import DiskFull, InputError
+from ddib_fed.client.client import ENDED, Client, open_client, state_of, target_of, waiting_line
+from ddib_fed.client.files import FileItem
+from ddib_fed.client.folder_run import FolderRun, RunProgress
+from ddib_fed.client.profile import Profile
+from ddib_fed.client.results import Delivered
+from ddib_fed.engine.record import Part, fitted_line, tiles_in
+from ddib_fed.errors import DdibError, DiskFull, ExhaustedError, InputError
 from ddib_fed.files import is_disk_full
-from ddib_fed.terminal import bar, emit, number, print_table, say
+from ddib_fed.terminal import bar, drawing, emit, print_table, say
+from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
-    from ddib_fed.client.folder_run import FolderRun
-    from ddib_fed.client.results import Delivered
     from ddib_fed.formats.parts import WrittenStudy
+    from ddib_fed.formats.study import Origin, Study
 
 PAGE, SHEET = "report.html", "sheet.png"
 FEWEST = 2
@@ -26,6 +35,115 @@ _SLOW = 50
 """Pictures from which drawing has a bar of its own."""
 MOST_ROWS = 40
 """Results that are listed one by one; of more the page has the table."""
+STAGES = {
+    "encode": "encoding",
+    "send": "sending",
+    "decode": "decoding at the target",
+    "return": "returning",
+    "done": "done",
+    "failed": "failed",
+    "wait": "waiting for the target",
+}
+SAID_EVERY_S = 30.0
+"""How often a line is written without a terminal: a log of a day has 3,000."""
+
+
+class ConsoleProgress(RunProgress):
+    """Two bars: items of the job, and steps of the item that moved last; or lines. A context manager."""
+
+    def __init__(
+        self,
+        client: Client | None = None,
+        *,
+        show: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(client)
+        self._draws = show and sys.stderr.isatty()
+        self._says = show and not self._draws
+        self._clock = clock
+
+    def __enter__(self) -> Self:
+        self._waits = self._total = 0
+        self._said = self._clock()
+        self._job_id = self._counts = ""
+        self._names: Sequence[str] = ()
+        self._progress = drawing("{task.description:<32}", transient=True, disable=not self._draws)
+        self._progress.start()
+        self._items = self._progress.add_task("items", total=None)
+        self._steps = self._progress.add_task("waiting for the node", total=None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    @contextmanager
+    def opened(self, profile: Profile) -> Iterator[Client]:
+        with self, open_client(profile, on_wait=self.wait, client=self.client) as client:
+            yield client
+
+    def say(self, line: str) -> None:
+        self._progress.console.print(line)
+
+    def study(self, number: int, origin: Origin, study: Study | None) -> None:
+        del number, origin
+        for warning in study.warnings if study is not None else ():
+            say(f"warning: {warning}", err=True)
+
+    def whole(self, total: int, done: int) -> None:
+        self._total = total
+        self._progress.update(self._items, total=total, completed=done)
+
+    def begin(self, job_id: str, names: Sequence[str]) -> None:
+        self._job_id, self._names = job_id, names
+
+    def written(self, item: FileItem, result: Delivered) -> None:
+        del item, result
+        self._progress.update(self._items, completed=self.done)
+
+    def submitted(self, job_id: str, items: int) -> None:
+        if self._says:
+            say(f"job {job_id}: submitted, {items:,} item{'s' * (items != 1)}", err=True)
+
+    def job_ended(self, job_id: str, state: str) -> None:
+        if self._says:
+            say(f"job {job_id}: {state}; {self.done:,} of {self._total:,} files written", err=True)
+
+    def event(self, event: pb.WatchJobResponse) -> None:
+        self._waits = 0
+        if self._says:
+            self._say_event(event)
+        if not self._total:
+            self._progress.update(self._items, completed=event.items_done, total=event.items or None)
+        if event.stage:
+            name = self._names[event.item] if event.item < len(self._names) else f"item {event.item}"
+            what = f"{name}: {STAGES.get(event.stage, event.stage)}"[:60]
+            steps = event.steps or None
+            self._progress.update(self._steps, description=what, completed=event.step, total=steps)
+
+    def _say_event(self, event: pb.WatchJobResponse) -> None:
+        now, ended = self._clock(), event.state in ENDED and not self._total
+        if not ended and now - self._said < SAID_EVERY_S:
+            return
+        self._said = now
+        counts = f"{event.items_done:,} of {event.items:,} items done" if event.items else "begins"
+        if self._total:
+            counts += f"; {self.done:,} of {self._total:,} files written"
+        line = f"job {self._job_id}: {state_of(event).lower()}, {counts}"
+        if line != self._counts:
+            self._counts = line
+            say(line, err=True)
+
+    def wait(self, error: DdibError, delay_s: float) -> None:
+        """Report once per outage that the node is away, from the second try on, or that it is busy, at once."""
+        self._waits += 1
+        busy = isinstance(error, ExhaustedError)
+        if self._waits == (1 if busy else 2):
+            self.say(waiting_line(error, delay_s))
+        what = "node is busy" if busy else "node is away"
+        self._progress.update(self._steps, description=f"{what}, again in {delay_s:.0f} s", total=None)
 
 
 def write_pages(run: FolderRun) -> Path | None:
@@ -73,10 +191,7 @@ def _write(
     first = files[0].record
     target = f"{first.target_institution}/{first.target_domain}".lstrip("/")
     results = ShownFiles(target, run.total, files, tuple(missing))
-    if len(files) < _SLOW:
-        write_results(page, sheet, results)
-        return
-    with bar("drawing the page") as show:
+    with bar("drawing the page") if len(files) >= _SLOW else nullcontext(lambda *_: None) as show:
         write_results(page, sheet, results, on_drawn=lambda done, total: show(done, total, ""))
 
 
@@ -85,34 +200,30 @@ def _places(run: FolderRun) -> tuple[Path, Path]:
     from ddib_fed.pages import GENERATOR
 
     taken = {path.name for each in run.delivered for path in each.files.values()}
-    count = 0
-    while True:
-        more = f"-{count}" if count else ""
+    for more in itertools.chain([""], map("-{}".format, itertools.count(1))):
         page, sheet = (run.options.out / name.replace(".", f"{more}.") for name in (PAGE, SHEET))
+        ours = not sheet.exists()
         if page.exists():
             with page.open("rb") as file:
                 ours = f'content="{GENERATOR}"'.encode() in file.read(500)
-        else:
-            ours = not sheet.exists()
         if ours and not {page.name, sheet.name} & taken:
-            return page, sheet
-        count += 1
+            break
+    return page, sheet
 
 
-def print_submitted(jobs: Sequence[Submitted], target: str, out: Path, profile: Path | None) -> None:
-    listed = [
-        {"job_id": j.job_id, "request_id": j.request_id, "state": j.state, "target": target} for j in jobs
-    ]
+def print_submitted(run: FolderRun, profile: Path | None) -> None:
+    target, out = target_of(run.options.header), shlex.quote(str(run.options.out))
+    jobs = [{"job_id": job.job_id, "state": state_of(job), "target": target} for job in run.submitted]
     more = f" --profile {shlex.quote(str(profile))}" if profile is not None else ""
 
     def show() -> None:
         for job in jobs:
-            pasted = shlex.quote(job.job_id)
-            say(f"job {job.job_id} is {job.state.lower()} (to {target})")
+            pasted = shlex.quote(job["job_id"])
+            say(f"job {job['job_id']} is {job['state'].lower()} (to {target})")
             say(f"  watch: ddib job watch {pasted}{more}")
-            say(f"  fetch: ddib job fetch {pasted} --out {shlex.quote(str(out))}{more}")
+            say(f"  fetch: ddib job fetch {pasted} --out {out}{more}")
 
-    emit(listed[0] if len(listed) == 1 else {"target": target, "jobs": listed}, show)
+    emit(jobs[0] if len(jobs) == 1 else {"target": target, "jobs": jobs}, show)
 
 
 def report_run(run: FolderRun, page: Path | None = None) -> None:
@@ -159,54 +270,45 @@ def _where(run: FolderRun) -> str:
 
 
 def _as_json(run: FolderRun, page: Path | None) -> dict[str, Any]:
-    jobs = [{"job_id": job.job_id, "state": job.state} for job in run.jobs]
+    """What was asked and made; of each result its files and, as `record`, what is known of it."""
+    jobs = [{"job_id": job.job_id, "state": state_of(job)} for job in run.jobs]
+    bad = {
+        name: [{"file": each.path, "reason": each.reason, "why": each.why} for each in found]
+        for name, found in (("left_out", run.left_out), ("failed", run.failed))
+    }
+    items = [
+        {
+            "item": each.item,
+            "file": each.file,
+            **{part.value: each.files.get(part) for part in Part},
+            "provenance": each.record,
+            "record": each.provenance,
+        }
+        for each in run.delivered
+    ]
+    studies = [
+        {
+            "input": each.given,
+            "files": list(each.files),
+            "provenance": each.record,
+            "record": each.provenance,
+            "study": each.report,
+            "refused": each.refused,
+        }
+        for each in run.written
+    ]
     return {
         **(jobs[0] if len(jobs) == 1 else {}),
-        "target": run.options.request.target,
+        "target": target_of(run.options.header),
         "out": run.options.out,
         "files": run.total,
         "earlier": run.earlier,
         "jobs": jobs,
         "page": page,
-        "left_out": [each.as_json() for each in run.left_out],
-        "failed": [each.as_json() for each in run.failed],
+        **bad,
         "not_submitted": run.not_submitted,
-        "items": [_item_as_json(each) for each in run.delivered],
-        "studies": [_study_as_json(each) for each in run.written],
-    }
-
-
-def _item_as_json(item: Delivered) -> dict[str, object]:
-    provenance = item.provenance
-    return {
-        "item": item.item,
-        "job_id": provenance.job_id,
-        "file": item.file,
-        **{part.value: item.files.get(part) for part in Part},
-        "provenance": item.record,
-        "samples": provenance.samples,
-        "cycle": provenance.cycle,
-        "picture": provenance.picture,
-        "doubtful": provenance.doubtful,
-        "doubts": provenance.doubts,
-        "seconds": sum(provenance.seconds.values()),
-    }
-
-
-def _study_as_json(each: WrittenStudy) -> dict[str, object]:
-    return {
-        "input": each.given,
-        "kind": each.kind,
-        "files": list(each.files),
-        "provenance": each.record,
-        "planes": each.report["planes"],
-        "items": each.items,
-        "refused": each.refused,
-        "picture": each.provenance.picture,
-        "flicker": each.report.get("flicker"),
-        "seams": each.report.get("seams"),
-        "doubtful": each.provenance.doubtful,
-        "warnings": each.report["warnings"],
+        "items": items,
+        "studies": studies,
     }
 
 
@@ -245,36 +347,41 @@ def _some(files: Sequence[str]) -> str:
 
 
 def _print_results(delivered: Sequence[Delivered]) -> None:
-    records = [item.provenance for item in delivered]
-    pictures = any(record.picture for record in records)
-    cycle = any(r.cycle or (r.picture and r.picture.cycle_psnr is not None) for r in records)
-    marked = any(record.doubts is not None for record in records)
-    if pictures:
-        columns = ["file", ">pixels", ">edges", *([">cycle dB"] if cycle else []), *([""] if marked else [])]
-    else:
-        columns = ["file", ">samples", *([">cycle median", ">cycle p99", ">cycle max"] if cycle else [])]
+    """A table of the results; a column without any value is left out."""
+    names = [
+        "file",
+        ">pixels",
+        ">edges",
+        ">cycle dB",
+        "",
+        ">samples",
+        ">cycle median",
+        ">cycle p99",
+        ">cycle max",
+    ]
     rows = []
     for item in delivered:
-        made = _picture_cells if pictures else _point_cells
-        cells = made(item.provenance, cycle=cycle, marked=marked)
-        rows.append([item.file, *cells, f"{sum(item.provenance.seconds.values()):.1f}"])
-    print_table("", [*columns, ">seconds"], rows)
+        record, picture, cycle = item.provenance, item.provenance.picture, item.provenance.cycle
+        fitted = f" at {picture.fitted_width}x{picture.fitted_height}" if picture and picture.lost else ""
+        rows.append(
+            [
+                item.file,
+                f"{picture.width}x{picture.height}{fitted}" if picture else "",
+                _figure(picture and picture.edge_correlation),
+                _figure(picture and picture.cycle_psnr, ".1f"),
+                "doubtful" if record.doubtful else "",
+                f"{record.samples:,}" if picture is None else "",
+                *(
+                    _figure(value)
+                    for value in ((cycle.median, cycle.p99, cycle.max) if cycle else [None] * 3)
+                ),
+                f"{sum(record.seconds.values()):.1f}",
+            ]
+        )
+    kept = [at for at, values in enumerate(zip(*rows, strict=True)) if any(values)]
+    columns = [*names, ">seconds"]
+    print_table("", [columns[at] for at in kept], [[row[at] for at in kept] for row in rows])
 
 
-def _picture_cells(record: Translation, *, cycle: bool, marked: bool) -> list[str]:
-    picture, cells = record.picture, ["-", "-"]
-    if picture is not None:
-        at = f" at {picture.fitted_width}x{picture.fitted_height}" if picture.lost else ""
-        edges = "-" if picture.edge_correlation is None else number(picture.edge_correlation)
-        cells = [f"{picture.width}x{picture.height}{at}", edges]
-    if cycle:
-        psnr = picture.cycle_psnr if picture is not None else None
-        cells.append("-" if psnr is None else f"{psnr:.1f}")
-    return [*cells, *(["doubtful" if record.doubtful else ""] if marked else [])]
-
-
-def _point_cells(record: Translation, *, cycle: bool, marked: bool) -> list[str]:
-    del marked  # points have no bounds
-    error = record.cycle
-    figures = [number(error.median), number(error.p99), number(error.max)] if error else ["-"] * 3
-    return [f"{record.samples:,}", *(figures if cycle else [])]
+def _figure(value: Any, form: str = ".3g") -> str:
+    return "" if value is None else format(value, form)

@@ -3,53 +3,69 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
+from google.protobuf.message import Message
 
 from ddib_fed.cli import options
-from ddib_fed.cli.folder_report import report_run
+from ddib_fed.cli.folder_report import ConsoleProgress, report_run
 from ddib_fed.cli.options import command, group
-from ddib_fed.cli.progress import ConsoleProgress
 from ddib_fed.cli.translate import load_credentials, refuse_points
-from ddib_fed.client.client import Client, JobRequest
-from ddib_fed.client.folder_run import FolderRun, RunOptions
-from ddib_fed.client.profile import Profile
-from ddib_fed.client.progress import RunProgress, explaining_interruption, open_client
-from ddib_fed.client.results import JobFile, locked, records_of, write_results
-from ddib_fed.client.views import Domains, Failure, JobView, TargetDomain, require_finished
-from ddib_fed.errors import (
-    ConfigError,
-    DdibError,
-    ItemNotFound,
-    JobNotFound,
-    StateConflict,
-    Unauthenticated,
-    UsageError,
+from ddib_fed.client.client import (
+    ENDED,
+    explaining_interruption,
+    failure_text,
+    job_header,
+    open_client,
+    require_finished,
+    state_of,
+    target_of,
 )
-from ddib_fed.names import nearest
+from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
+from ddib_fed.client.profile import Profile
+from ddib_fed.client.results import JobFile, locked, records_of, write_results
+from ddib_fed.errors import ConfigError, DdibError, ItemNotFound, StateConflict, Unauthenticated
 from ddib_fed.protocol.details import TOLERATED_S, described
-from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.security.diagnosis import diagnose, own_validity
 from ddib_fed.security.pki import load_identity, root_warning
-from ddib_fed.terminal import (
-    emit,
-    is_aside,
-    moment,
-    plain,
-    print_table,
-    say,
-    say_document,
-    size,
-)
+from ddib_fed.terminal import emit, is_aside, moment, print_table, say, say_document, size
+from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import translation_pb2 as pb
 
 STEPS = ("profile", "certificate", "connection", "service", "clock")
 MOST_CLASSES = 12
 """Classes that are listed by name."""
+_TIMES = frozenset({"created", "finished", "expires"})
+
+
+def values_of(message: Message) -> dict[str, Any]:
+    """A message as JSON values: enums by their own part of the name, bytes in hex, times in ISO 8601."""
+
+    def value_of(field: Any, value: Any) -> Any:
+        if field.enum_type is not None:
+            return field.enum_type.values_by_number[value].name.split("_", 2)[2]
+        if field.name in _TIMES:
+            return moment(value)
+        if isinstance(value, Message):
+            return values_of(value)
+        return value.hex() if isinstance(value, bytes) else value
+
+    found: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            found[field.name] = dict(value)
+        elif field.is_repeated:
+            found[field.name] = [value_of(field, each) for each in value]
+        else:
+            absent = field.has_presence and not message.HasField(field.name)
+            found[field.name] = None if absent else value_of(field, value)
+    return found
 
 
 @command()
@@ -62,20 +78,18 @@ def doctor(profile_path: Path | None) -> None:
     the node.
     """
     findings: list[dict[str, object]] = []
-    failure: DdibError | None = None
     found = _findings(profile_path)
-    for what in STEPS:
-        try:
+    try:
+        for what in STEPS:
             findings.append({"step": what, "ok": True, "finding": next(found)})
             say(f"ok    {what:<12} {findings[-1]['finding']}")
-        except DdibError as error:
-            findings.append({"step": what, "ok": False, "finding": error.detail})
-            say(f"FAIL  {what}")
-            failure = error
-            break
-    emit(findings)
-    if failure is not None:
-        raise failure
+    except DdibError as error:
+        what = STEPS[len(findings)]
+        findings.append({"step": what, "ok": False, "finding": error.detail})
+        say(f"FAIL  {what}")
+        raise
+    finally:
+        emit(findings)
 
 
 def _findings(profile_path: Path | None) -> Iterator[str]:
@@ -115,8 +129,8 @@ def _findings(profile_path: Path | None) -> Iterator[str]:
     except DdibError as error:
         error.hint = error.hint or "ask the operator of the node: its log says why"
         raise
-    targets = ", ".join(f"{d.target} {d.status}" for d in served.targets) or "no targets yet"
-    yield f"{served.institution}/{served.domain}; {targets}"
+    targets = [f"{each.institution}/{each.domain or '?'} {each.status}" for each in served.domains]
+    yield f"{served.institution}/{served.domain}; {', '.join(targets) or 'no targets yet'}"
 
     if abs(ahead_s) >= TOLERATED_S:  # certificates and deadlines depend on both clocks
         raise ConfigError(
@@ -134,39 +148,27 @@ def domains(profile_path: Path | None) -> None:
     """List the available target domains, and whether each is ready."""
     with open_client(profile_path) as client:
         found = client.domains()
-    targets = [{"target": each.target, **plain(each)} for each in found.targets]
-    for values in targets:
-        if values["calibration"] is not None:
-            values["calibration"]["expires"] = moment(values["calibration"]["expires"])
-    emit({**plain(found), "targets": targets}, lambda: _say_domains(found))
+    emit(values_of(found), lambda: _say_domains(found))
 
 
-def _say_domains(found: Domains) -> None:
+def _say_domains(found: pb.ListDomainsResponse) -> None:
     say(f"from {found.institution}/{found.domain} ({_kind(found)}) to:")
-    if not found.targets:
+    if not found.domains:
         say("none yet: the node's operator admits peers with `ddib peer add`")
         return
     columns = ["!--to", "!samples", "classes", "guidance", "calibration", "status", ">ms"]
     rows = []
-    for each in found.targets:
-        limits = (
-            ("guidance", each.guidance.max_guidance),
-            ("classifier-scale", each.guidance.max_classifier_scale),
-        )
-        names, terms = each.class_names, each.calibration
+    for each in found.domains:
+        guidance, terms, names = each.guidance, each.calibration, each.class_names
+        scales = {"guidance": guidance.max_guidance, "classifier-scale": guidance.max_classifier_scale}
         numbers = f"0 to {each.classes - 1}" if each.classes else "-"
-        until = (
-            "-"
-            if terms is None
-            else f"{terms.kind} until {datetime.fromtimestamp(terms.expires, UTC):%Y-%m-%d}"
-        )
         rows.append(
             [
-                each.target if each.domain else f"{each.institution}/?",
+                f"{each.institution}/{each.domain or '?'}",
                 _kind(each) if each.sample_shape else "-",
                 ", ".join(names) if 0 < len(names) <= MOST_CLASSES else numbers,
-                ", ".join(f"--{name} {most:g}" for name, most in limits if most) or "-",
-                until,
+                ", ".join(f"--{name} {most:g}" for name, most in scales.items() if most) or "-",
+                f"{terms.kind} until {(moment(terms.expires) or '')[:10]}" if terms.kind else "-",
                 each.status,
                 str(each.latency_ms),
             ]
@@ -175,8 +177,9 @@ def _say_domains(found: Domains) -> None:
     print_table("", [columns[at] for at in kept], [[row[at] for at in kept] for row in rows])
 
 
-def _kind(each: Domains | TargetDomain) -> str:
-    return f"{each.sample_kind} {'x'.join(map(str, each.sample_shape))}"
+def _kind(each: pb.ListDomainsResponse | pb.Domain) -> str:
+    kind = common_pb2.SampleKind.Name(each.sample_kind).removeprefix("SAMPLE_KIND_").lower()
+    return f"{kind} {'x'.join(map(str, each.sample_shape))}"
 
 
 @group()
@@ -195,31 +198,21 @@ def job() -> None:
 @options.OUTCOME
 @options.PROFILE
 def list_(limit: int, profile_path: Path | None) -> None:
-    """List this client's jobs, newest first, and how many of their items are done.
-
-    The first characters of a job's id are enough wherever a command takes a JOB.
-    """
+    """List this client's jobs, newest first, and how many of their items are done."""
     with open_client(profile_path) as client:
         jobs = client.list(limit)
 
     def show() -> None:
-        if not jobs:
+        rows = []
+        for each in jobs:
+            done = f"{each.items_done}/{each.item_count}" if each.item_count else "-"
+            rows.append([each.job_id, state_of(each).lower(), done, target_of(each), when(each.created)])
+        if rows:
+            print_table("", ["!job", "state", ">items", "to", "!created"], rows)
+        else:
             say("no jobs", err=True)
-            return
-        done = [f"{j.items_done}/{j.item_count}" if j.item_count else "-" for j in jobs]
-        rows = [
-            [j.job_id, j.state.lower(), count, j.target, when(j.created)]
-            for j, count in zip(jobs, done, strict=True)
-        ]
-        print_table("", ["!job", "state", ">items", "to", "!created"], rows)
 
-    emit([job_values(each) for each in jobs], show)
-
-
-def job_values(view: JobView) -> dict[str, object]:
-    """A job as JSON values, with its times in ISO 8601."""
-    times = {name: moment(getattr(view, name)) for name in ("created", "finished", "expires")}
-    return {**plain(view), **times}
+    emit([values_of(each) for each in jobs], show)
 
 
 @job.command()
@@ -229,40 +222,41 @@ def job_values(view: JobView) -> dict[str, object]:
 def show(job_id: str, profile_path: Path | None) -> None:
     """Show a job, its items, and why it failed, if it did."""
     with open_client(profile_path) as client:
-        view = client.get(job_named(client, job_id))
-    emit(job_values(view), lambda: _show_job(view))
+        view = client.get(job_id)
+    emit(values_of(view), lambda: _show_job(view))
 
 
-def _show_job(view: JobView) -> None:
-    settings = view.settings
-    say(f"job      {view.job_id}  {view.state.lower()}")
-    whose = f", class {view.target_class}" if view.target_class else ""
-    scales = (("guidance", view.guidance.scale), ("classifier scale", view.guidance.classifier_scale))
-    guided = "".join(f", {name} {scale:g}" for name, scale in scales if scale is not None)
-    say(f"to       {view.target}{whose}{guided}{', clipped' if view.guidance.clip else ''}")
+def _show_job(view: pb.Job) -> None:
+    solver, guidance = view.solver, view.guidance
     asked = {
-        f"encoder {settings.encoder}": settings.encoder != "ode",
+        f"class {view.target_class}": bool(view.target_class),
+        f"guidance {guidance.guidance:g}": guidance.HasField("guidance"),
+        f"classifier scale {guidance.classifier_scale:g}": guidance.HasField("classifier_scale"),
+        "clipped": guidance.clip,
+        f"encoder {solver.encoder}": solver.encoder not in {"", "ode"},
         "cycle": view.cycle,
         "latent kept": view.keep_latent,
         "no calibration": view.no_calibration,
     }
-    say(
-        f"solver   {settings.solver}, order {settings.order or 'default'}, {settings.evaluations} evaluations, "
-        f"grid {settings.grid}{''.join(f', {what}' for what, there in asked.items() if there)}"
-    )
+    say(f"job      {view.job_id}  {state_of(view).lower()}")
+    say(f"to       {target_of(view)}{''.join(f', {what}' for what, there in asked.items() if there)}")
+    order, evaluations = solver.order or "default", solver.evaluations
+    say(f"solver   {solver.solver}, order {order}, {evaluations} evaluations, grid {solver.grid}")
     say(f"created  {when(view.created)}   finished {when(view.finished)}   expires {when(view.expires)}")
-    if view.failure is not None:
-        what = "failed " if view.state.ended else "waits  "
-        say(f"{what}  {_told(view.failure)}")
+    if view.HasField("error"):
+        say(f"{'failed ' if view.state in ENDED else 'waits  '}  {_told(view.error)}")
     rows = [
-        [str(i.index), i.state.lower(), size(i.size_bytes), (i.failure and _told(i.failure)) or ""]
-        for i in view.items
+        [str(each.index), state_of(each).lower(), size(each.size_bytes), _told(each.error)]
+        for each in view.items
     ]
     print_table("", [">item", "state", ">size", "failure"], rows)
 
 
-def _told(failure: Failure) -> str:
-    return f"{failure.text} ({failure.reason}){f' at {failure.institution}' if failure.institution else ''}"
+def _told(failure: common_pb2.ErrorDetail) -> str:
+    if not failure.reason:
+        return ""
+    at = f" at {failure.institution}" if failure.institution else ""
+    return f"{failure_text(failure)} ({failure.reason}){at}"
 
 
 @job.command()
@@ -277,16 +271,16 @@ def watch(job_id: str, profile_path: Path | None) -> None:
     with (
         ConsoleProgress(show=not is_aside()) as progress,
         open_client(profile_path, on_wait=progress.wait) as client,
-        explaining_interruption(client, job_id := job_named(client, job_id)),
+        explaining_interruption(client, job_id),
     ):
         progress.begin(job_id, [])
         on_event = progress.watching(client, job_id)
         for event in client.watch(job_id):
             if is_aside():
-                say_document(json.dumps(plain(event)))
+                say_document(json.dumps(values_of(event)))
             on_event(event)
         view = client.get(job_id)
-    say(f"job {job_id} is {view.state.lower()}")
+    say(f"job {job_id} is {state_of(view).lower()}")
     require_finished(view, client.hop)
 
 
@@ -309,49 +303,47 @@ def fetch(
     They are written, acknowledged, and then removed at the node, so that a result is fetched to one folder. Names come
     from the folder that the job was submitted for; otherwise items are named item-0000 and so on.
     """
-    signer = load_credentials(credentials)
+    how: dict[str, Any] = {
+        "force": force,
+        "credentials": load_credentials(credentials),
+    }
     with (
         open_client(profile_path) as client,
-        explaining_interruption(client, job_id := job_named(client, job_id), out),
+        explaining_interruption(client, job_id, out),
         locked(out),
     ):
-        if signer is not None:
+        if credentials is not None:
             refuse_points(client)
         view = client.get(job_id)
-        names = JobFile.load(out, view.request_id)
-        results = write_results(
-            client,
-            job_id,
-            client.fetch(job_id),
-            names.items if names else (),
-            out,
-            force=force,
-            credentials=signer,
-        )
+        path = JobFile(view.request_id, "", ()).path(out)
+        names = JobFile.read(path) if path.exists() else None
+        items = names.items if names is not None else ()
+        results = write_results(client, job_id, client.fetch(job_id), items, out, **how)
         delivered = {str(each.record): each for each in results}
         view = client.get(job_id)
-        open_items = [i for i in view.items if i.state not in {ItemState.DELIVERED, ItemState.FAILED}]
-        if names is not None and view.state.ended and not open_items:
-            names.remove(out)
-    if not delivered and view.state is JobState.FINISHED:
+    counted = {state: sum(each.state == state for each in view.items) for state in pb.ItemState.values()}
+    here, total = records_of(job_id, out), counted[pb.ITEM_STATE_DELIVERED]
+    missing = len(view.items) - total - counted[pb.ITEM_STATE_FAILED]
+    if view.state in ENDED and not missing:
+        path.unlink(missing_ok=True)
+    if not delivered and view.state == pb.JOB_STATE_FINISHED:
         say(f"job {job_id}: nothing left to fetch at the node", err=True)
-    what = RunOptions(client.profile, JobRequest(view.target), out, RunProgress())
+    what = RunOptions(client.profile, job_header(target_of(view)), out, RunProgress())
     report_run(FolderRun(what, total=len(view.items), results=delivered, jobs=[view]))
-    if not view.state.ended:
+    job, place = shlex.quote(job_id), shlex.quote(str(out))
+    if view.state not in ENDED:
         raise StateConflict(
-            f"job {job_id} is {view.state.lower()}: {len(open_items)} items are not ready yet",
-            hint=f"ddib job watch {shlex.quote(job_id)}\n"
-            f"ddib job fetch {shlex.quote(job_id)} --out {shlex.quote(str(out))}",
+            f"job {job_id} is {state_of(view).lower()}: {missing} items are not ready yet",
+            hint=f"ddib job watch {job}\nddib job fetch {job} --out {place}",
             hop=client.hop,
         )
     require_finished(view, client.hop)
-    here, total = records_of(job_id, out), sum(i.state is ItemState.DELIVERED for i in view.items)
     if here < total:
-        again = f"ddib translate FILES --to {shlex.quote(view.target)} --out {shlex.quote(str(out))}"
+        again = f"ddib translate FILES --to {shlex.quote(target_of(view))} --out {place}"
         raise ItemNotFound(
             f"{total - here} of {total} results of job {job_id} were fetched before, not to {out}, and the node then "
             "removed them",
-            hint=f"grep -rl --include='*.json' {shlex.quote(job_id)} ~  # finds their records; or again: {again}",
+            hint=f"grep -rl --include='*.json' {job} ~  # finds their records; or again: {again}",
             hop=client.hop,
         )
 
@@ -363,8 +355,7 @@ def fetch(
 def cancel(job_id: str, profile_path: Path | None) -> None:
     """Stop a job at its next step. Finished items can still be fetched."""
     with open_client(profile_path) as client:
-        job_id = job_named(client, job_id)
-        state = client.cancel(job_id)
+        state = state_of(client.cancel(job_id))
     emit({"job_id": job_id, "state": state}, lambda: say(f"job {job_id} is {state.lower()}"))
 
 
@@ -375,36 +366,8 @@ def cancel(job_id: str, profile_path: Path | None) -> None:
 def delete(job_id: str, profile_path: Path | None) -> None:
     """Remove an ended job and all its data at the node."""
     with open_client(profile_path) as client:
-        job_id = job_named(client, job_id)
         client.delete(job_id)
     emit({"job_id": job_id, "deleted": True}, lambda: say(f"job {job_id} is deleted"))
-
-
-_WHOLE = re.compile(r"[0-9a-f]{32}")
-LOOKED_AT = 1000
-"""Newest jobs among which a beginning is looked for: as many as a node lists."""
-NAMED = 10
-
-
-def job_named(client: Client, text: str) -> str:
-    """The id of the job whose id is `text` or begins with it; a whole id is not looked up."""
-    if _WHOLE.fullmatch(text):
-        return text
-    known = [job.job_id for job in client.list(LOOKED_AT)]
-    found = [text] if text in known else [each for each in known if text and each.startswith(text)]
-    if not found:
-        close = nearest(text, known)
-        raise JobNotFound(
-            f"no job of this client begins with {text[:64]!a}",
-            hop=client.hop,
-            hint=f"did you mean {close}? `ddib job list` lists the jobs" if close else "ddib job list",
-        )
-    if len(found) > 1:
-        more = ", ..." if len(found) > NAMED else ""
-        raise UsageError(
-            f"{len(found)} jobs begin with {text[:64]!a}", hint=f"one of {', '.join(found[:NAMED])}{more}"
-        )
-    return found[0]
 
 
 def when(unix_s: float) -> str:

@@ -37,11 +37,11 @@ SECTIONS: Mapping[str, Sequence[tuple[str, str, str]]] = {
         ("pair", "cli.peer",
          "Admit another institution's node, and be admitted there, with a code read out by telephone."),
         ("calibrate", "cli.calibrate",
-         "Agree with a peer on how two domains correspond; evaluate such a calibration."),
+         "Agree with a peer on how two domains correspond."),
         ("status", "cli.status", "Show the state of the node on this machine."),
         ("reload", "cli.status", "Make the node re-read its peers, withdrawals and certificates."),
         ("drain", "cli.status", "Drain the node: accept no more work, finish running work, and exit."),
-        ("audit", "cli.audit", "Read, follow, export and verify the node's audit log."),
+        ("audit", "cli.audit", "Read and verify the node's audit log."),
     ),
     "Work with models, without nodes": (
         ("try", "cli.train:try_",

@@ -219,6 +219,16 @@ def open_model(which: str) -> Bundle:
     return open_bundle(which)
 
 
+def take_classifier(given: Mapping[str, Any]) -> tuple[Bundle | None, float | None]:
+    """The model of --classifier, and its weight, 1 where none is given."""
+    if given["classifier"] is None:
+        why = "weighs --classifier, which is not given"
+        refuse_idle(("classifier_scale",), why, hint="add --classifier MODEL")
+        return None, None
+    weight = given["classifier_scale"]
+    return open_model(given["classifier"]), 1.0 if weight is None else weight
+
+
 def read_given(path: Path | None) -> Calibration | None:
     """The calibration in the file of --calibration; None without."""
     from ddib_fed.calibration.record import read_calibration

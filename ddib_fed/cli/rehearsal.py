@@ -19,11 +19,10 @@ import torch
 
 from ddib_fed.calibration.record import Calibration
 from ddib_fed.cli.folder_report import SHEET, write_pages
-from ddib_fed.client.client import JobRequest
+from ddib_fed.client.client import job_header
 from ddib_fed.client.files import FileItem
-from ddib_fed.client.folder_run import FolderRun, RunOptions
+from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
 from ddib_fed.client.in_process import InProcess, ProcessOptions
-from ddib_fed.client.progress import RunProgress
 from ddib_fed.data import folder as folders
 from ddib_fed.data.fitting import PictureRule, to_array
 from ddib_fed.data.folder import Entry, Folder, require_outside
@@ -38,11 +37,12 @@ from ddib_fed.evaluation.samples import in_numbers
 from ddib_fed.evaluation.translations import latent_figures
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.names import names_apart
-from ddib_fed.protocol.messages import Event, Settings
+from ddib_fed.protocol.messages import Settings
 from ddib_fed.terminal import require_alone
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import RUN_FOLDER, read_progress, train
 from ddib_fed.training.sources import name_of
+from ddib_fed.v1 import translation_pb2 as pb
 
 # Of the time that is given, this goes to training; the rest to looking, translating and judging.
 TRAINING_SHARE = 0.9
@@ -182,14 +182,14 @@ def _translate(
     own, other = (open_party(model, device, threads=config.threads) for model in models)
     client = InProcess(own, other, ProcessOptions(seed=config.seed, calibration=agreed))
     settings = Settings(evaluations=wanted.evaluations)
-    request = JobRequest(client.target, settings, cycle=True, keep_latent=True)
+    header = job_header(client.target, settings, cycle=True, keep_latent=True)
     names = [entry.path.relative_to(source.held_root).as_posix() for entry in source.held_out]
     items = [
         FileItem(name, file, path=entry.path)
         for name, file, entry in zip(names_apart(names), names, source.held_out, strict=True)
     ]
     progress = _StepProgress(client, functools.partial(show, f"translating {title}"))
-    options = RunOptions(client.profile, request, out, progress, skip_bad=True)
+    options = RunOptions(client.profile, header, out, progress, skip_bad=True)
     run = FolderRun(options, items)
     run.read()
     try:
@@ -222,7 +222,7 @@ class _StepProgress(RunProgress):
         super().__init__(client)
         self._show = show
 
-    def event(self, event: Event) -> None:
+    def event(self, event: pb.WatchJobResponse) -> None:
         if event.steps:
             self._show(event.step, event.steps, f"{event.items_done} of {event.items} pictures")
 

@@ -18,7 +18,6 @@ from ddib_fed.terminal import bar, emit, lines
 if TYPE_CHECKING:
     from ddib_fed.diffusion.grids import PublicLevels
     from ddib_fed.diffusion.plans import SolverSettings
-    from ddib_fed.models.bundle import Bundle
     from ddib_fed.models.manifest import Manifest
 
 FRAMES = 9
@@ -119,38 +118,40 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
 
     refuse_overwriting(out, force=force)
     bundle = open_model(which)
+    pictures = bundle.manifest.sample_kind == "picture"
     settings, public, clip = take_settings(given, [bundle.manifest])
-    if bundle.manifest.sample_kind != "picture":
-        options.refuse_idle(
-            _OF_PICTURES, f"is for pictures, and {which} is a model of points", hint="leave it out"
-        )
-        asked = ArraySettings(settings, guidance=Guidance(clip=bool(clip)), seed=seed)
-        party = open_party(bundle, threads=usual_threads())
-        with bar("sampling") as show:
-            report = draw_points(party, count or 10_000, asked, out, on_progress=_counting(show))
-        cloud = report["target_cloud"]
-        near = f"{cloud['sliced_w2']:.4f} (floor {cloud['sliced_w2_floor']:.4f})" if cloud else ""
-        lines({"points": str(out / "samples.npy"), **({"sliced-W2": near} if cloud else {})})
-        emit({"out": out, "samples": report["points"], "digest": bundle.digest, "target_cloud": cloud})
-        return
-    classifier, weight = _guide(given)
-    guidance = Guidance(given["guidance"], weight, clip=public if clip is None else clip)
+    if not pictures:
+        why = f"is for pictures, and {which} is a model of points"
+        options.refuse_idle(_OF_PICTURES, why, hint="leave it out")
+    classifier, weight = options.take_classifier(given)
+    owner = bundle.manifest
+    if owner.num_classes is None and classifier is not None:
+        owner = classifier.manifest  # whose classes guide a model without
     party = open_party(
         bundle,
         given["device"],
         given["dtype"],
         classifier=classifier,
-        together=given["batch"],
+        together=given["batch"] if pictures else 0,
         threads=usual_threads(),
     )
-    label = _class(
-        given["target_class"], bundle.manifest, None if classifier is None else classifier.manifest
+    asked = ArraySettings(
+        settings,
+        target_class=_class(given["target_class"], owner),
+        guidance=Guidance(given["guidance"], weight, clip=(public and pictures) if clip is None else clip),
+        seed=seed,
     )
-    asked = ArraySettings(settings, target_class=label, guidance=guidance, seed=seed)
     with bar("sampling") as show:
-        report = draw_pictures(party, count or 64, asked, out, on_progress=_counting(show))
-    lines({"pictures": str(report["count"]), "sheet": str(out / "sheet.png"), "written": str(out)})
-    emit({"out": out, "samples": report["count"], "digest": bundle.digest, **report})
+        draw, usual = (draw_pictures, 64) if pictures else (draw_points, 10_000)
+        report = draw(party, count or usual, asked, out, on_progress=_counting(show))
+    if pictures:
+        lines({"pictures": str(report["count"]), "sheet": str(out / "sheet.png"), "written": str(out)})
+        emit({"out": out, "samples": report["count"], "digest": bundle.digest, **report})
+        return
+    cloud = report["target_cloud"]
+    near = f"{cloud['sliced_w2']:.4f} (floor {cloud['sliced_w2_floor']:.4f})" if cloud else ""
+    lines({"points": str(out / "samples.npy"), **({"sliced-W2": near} if cloud else {})})
+    emit({"out": out, "samples": report["points"], "digest": bundle.digest, "target_cloud": cloud})
 
 
 @command()
@@ -203,20 +204,8 @@ def interpolate(
     emit({"out": out, "frames": FRAMES, "sheet": out / "sheet.png"})
 
 
-def _guide(given: dict[str, Any]) -> tuple[Bundle | None, float | None]:
-    if given["classifier"] is None:
-        options.refuse_idle(
-            ("classifier_scale",), "weighs --classifier, which is not given", hint="add --classifier MODEL"
-        )
-        return None, None
-    weight = given["classifier_scale"]
-    return open_model(given["classifier"]), 1.0 if weight is None else weight
-
-
-def _class(text: str, manifest: Manifest, guide: Manifest | None = None) -> int | None:
-    """The number of a class of a model, or of the classifier that guides one without classes."""
-    owner = manifest if manifest.num_classes is not None or guide is None else guide
-    return Classes(owner.name, owner.num_classes or 0, owner.classes).number(text) if text else None
+def _class(text: str, manifest: Manifest) -> int | None:
+    return Classes(manifest.name, manifest.num_classes or 0, manifest.classes).number(text) if text else None
 
 
 def _counting(show: Callable[[int, int, str], None]) -> Callable[[int, int], None]:

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.folder_report import print_submitted, report_run, write_pages
+from ddib_fed.cli.folder_report import ConsoleProgress, print_submitted, report_run, write_pages
 from ddib_fed.cli.options import command
-from ddib_fed.cli.progress import ConsoleProgress
-from ddib_fed.client.client import Client, JobRequest
+from ddib_fed.client.client import Client, job_header, split_target
 from ddib_fed.client.files import FileItem, check_names
-from ddib_fed.client.folder_run import FolderRun, RunOptions
-from ddib_fed.client.inputs import open_run
-from ddib_fed.client.payload import split_target
+from ddib_fed.client.folder_run import FolderRun, RunOptions, open_run
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import Domains
 from ddib_fed.engine.record import Guidance
 from ddib_fed.errors import DomainNotFound, UsageError
 from ddib_fed.protocol.messages import Settings
-from ddib_fed.terminal import say
+from ddib_fed.terminal import require_alone, say
+from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
     from ddib_fed.client.in_process import InProcess
-    from ddib_fed.engine.local_party import LocalParty
     from ddib_fed.formats.credentials import Credentials
-    from ddib_fed.models.bundle import Bundle
 
 OF_PICTURES = ("soften", "calibration", "scene", "classifier", "batch", "dtype")
 ALONE = (*OF_PICTURES, "seed", "device", "flags")
@@ -42,8 +40,8 @@ def _open_in_process(source: str, target: str, given: dict[str, Any]) -> InProce
     options.refuse_idle(OF_NODES, "is for nodes", hint="omit it, or translate --to INSTITUTION/DOMAIN")
     from ddib_fed.cli.sampling import take_settings
     from ddib_fed.client.in_process import InProcess, ProcessOptions
+    from ddib_fed.engine.local_party import open_party
     from ddib_fed.models.bundle import open_bundle
-    from ddib_fed.terminal import require_alone
 
     require_alone("a translation without nodes")
     bundles = open_bundle(source), open_bundle(target)
@@ -52,49 +50,29 @@ def _open_in_process(source: str, target: str, given: dict[str, Any]) -> InProce
     if public and pictures:  # the public code neither softens nor leaves values unclipped
         given["soften"] = 0.0 if given["soften"] is None else given["soften"]
         clip = True if clip is None else clip
-    softened = bundles[0].manifest.soften_sigma if given["soften"] is None else given["soften"]
     if not pictures:
-        softened = 0.0
-        options.refuse_idle(
-            OF_PICTURES, f"is for pictures, and {source} is a model of points", hint="omit it"
-        )
-    if not softened and not solver.stochastic:
-        options.refuse_idle(
-            ("seed",),
-            "sets the noise of softening and of --flags, and there is neither",
-            hint="omit --seed; --soften-sigma 0.05, or --flags with --eta 0.5, draws noise",
-        )
-    if given["classifier"] is None:
-        hint = "add --classifier MODEL"
-        options.refuse_idle(("classifier_scale",), "weighs --classifier, which is not given", hint=hint)
-    elif given["classifier_scale"] is None:
-        given["classifier_scale"] = 1.0
+        why = f"is for pictures, and {source} is a model of points"
+        options.refuse_idle(OF_PICTURES, why, hint="omit it")
+    softened = bundles[0].manifest.soften_sigma if given["soften"] is None else given["soften"]
+    if not (pictures and softened) and not solver.stochastic:
+        why = "sets the noise of softening and of --flags, and there is neither"
+        hint = "omit --seed; --soften-sigma 0.05, or --flags with --eta 0.5, draws noise"
+        options.refuse_idle(("seed",), why, hint=hint)
+    guide, given["classifier_scale"] = options.take_classifier(given)
     given |= {"settings": solver, "clip": bool(clip)}
-    calibration = options.read_given(given["calibration"])
-    parties = _parties(bundles, given, together=given["batch"] if pictures else 0)
-    return InProcess(*parties, ProcessOptions(given["soften"], given["seed"], calibration, solver))
-
-
-def _parties(
-    bundles: tuple[Bundle, Bundle], given: dict[str, Any], *, together: int
-) -> tuple[LocalParty, LocalParty]:
-    from ddib_fed.cli.options import usual_threads
-    from ddib_fed.engine.local_party import open_party
-    from ddib_fed.models.bundle import open_bundle
-
-    classifier = None if given["classifier"] is None else open_bundle(given["classifier"])
-    made: dict[str, LocalParty] = {}
-    for bundle in bundles:
-        if bundle.digest not in made:
-            made[bundle.digest] = open_party(
-                bundle if given["scene"] is None else bundle.of_scenes(*given["scene"]),
-                given["device"],
-                given["dtype"],
-                classifier=classifier,
-                together=together,
-                threads=usual_threads(),
-            )
-    return made[bundles[0].digest], made[bundles[1].digest]
+    here = ProcessOptions(given["soften"], given["seed"], options.read_given(given["calibration"]), solver)
+    parties = [
+        open_party(
+            each if given["scene"] is None else each.of_scenes(*given["scene"]),
+            given["device"],
+            given["dtype"],
+            classifier=guide,
+            together=given["batch"] if pictures else 0,
+            threads=options.usual_threads(),
+        )
+        for each in {bundle.digest: bundle for bundle in bundles}.values()  # one model may be both
+    ]
+    return InProcess(parties[0], parties[-1], here)
 
 
 def load_credentials(given: tuple[Path, Path] | None) -> Credentials | None:
@@ -106,7 +84,7 @@ def load_credentials(given: tuple[Path, Path] | None) -> Credentials | None:
 
 
 def refuse_points(client: Client) -> None:
-    if client.domains().sample_kind == "point":
+    if client.domains(own_alone=True).sample_kind == common_pb2.SAMPLE_KIND_POINT:
         hint = "leave --credentials out; docs/formats.md says which results hold them"
         raise UsageError("--credentials: points hold no content credentials", hint=hint)
 
@@ -119,7 +97,7 @@ def _check_marked(run: FolderRun) -> None:
             f"--credentials: what {studies[0].given} becomes holds no content credentials",
             hint="leave --credentials out; docs/formats.md says which results hold them",
         )
-    if run.items and all(item.path.suffix.lower() == ".npy" for item in run.items):
+    if all(item.path.suffix.lower() == ".npy" for item in run.items):
         with run.options.progress.opened(run.options.profile) as client:
             refuse_points(client)
     if studies:
@@ -194,27 +172,27 @@ def translate(
     it; results have the public code's names and the models' size.
     """
     pair, target = _where_to(target, source_model, target_model, given)
-    request = _request(target, given)
-    _refuse_idle_options(pairs, detach=detach)
+    header = _header(target, given)
+    _refuse_idle(pairs, detach=detach)
     profile = Profile.load(profile_path) if pair is None else pair.profile
-    run_options = RunOptions(
-        profile,
-        request,
-        out,
-        ConsoleProgress(pair),
-        force,
-        skip_bad,
-        credentials=load_credentials(credentials),
-    )
+    signer, progress = load_credentials(credentials), ConsoleProgress(pair)
+    run_options = RunOptions(profile, header, out, progress, force, skip_bad, credentials=signer)
     if pairs is None:
-        run = open_run(files, given, run_options, detach=detach)
+        if detach and given["tile"] == "auto":
+            given["tile"] = "none"  # a picture in tiles is put together when its items are there
+        run = open_run(files, given, run_options, partial(say, err=True))
         if run.studies is None:
-            why, hint = "is for DICOM, NIfTI, GeoTIFF and pictures in tiles", "leave it out"
-            options.refuse_idle(("intensity", "slices"), why, hint=hint)
+            why = "is for DICOM, NIfTI, GeoTIFF and pictures in tiles"
+            options.refuse_idle(("intensity", "slices"), why, hint="leave it out")
+        elif detach:
+            raise UsageError(
+                f"--detach: {run.studies.origins[0].given} is put together when its items are there",
+                hint="leave --detach out; after an interruption the same command resumes",
+            )
     else:
-        with run_options.progress.opened(profile) as client:
+        with progress.opened(profile) as client:
             domains = client.domains()
-        run = FolderRun(run_options, _paired_items(files, domains, target, pairs=pairs, limit=limit))
+        run = FolderRun(run_options, _paired_items(files, domains, target, pairs, limit))
         check_names(run.items, out)
     if run_options.credentials is not None:
         _check_marked(run)
@@ -230,7 +208,7 @@ def translate(
         report_run(run, page)
     else:
         run.submit()
-        print_submitted(run.submitted, target, out, profile_path)
+        print_submitted(run, profile_path)
     run.conclude()
 
 
@@ -256,9 +234,8 @@ def _where_to(
 
 def _paired_items(
     files: Sequence[Path],
-    domains: Domains,
+    domains: pb.ListDomainsResponse,
     target: str,
-    *,
     pairs: str,
     limit: int | None,
 ) -> list[FileItem]:
@@ -271,7 +248,7 @@ def _paired_items(
         )
     own = options.Classes(f"{domains.institution}/{domains.domain}", domains.classes, domains.class_names)
     institution, _ = split_target(target)
-    other = next((each for each in domains.targets if each.institution == institution), None)
+    other = next((each for each in domains.domains if each.institution == institution), None)
     if other is None or not other.domain:
         raise DomainNotFound(
             f"{target} is not ready, so its classes are not known" if other else f"{institution} is no peer",
@@ -280,7 +257,7 @@ def _paired_items(
     # A model without classes may be guided by a classifier.
     count = other.classes or other.guidance.classifier_classes
     kit = importlib.import_module("ddib_fed.paper.imagenet")  # the layers keep what is the paper's above
-    numbers = options.parse_pairs(pairs, own, options.Classes(other.target, count, other.class_names))
+    numbers = options.parse_pairs(pairs, own, options.Classes(target, count, other.class_names))
     return [
         FileItem(
             kit.translated_name(each.source, each.ordinal, each.target).removesuffix(".PNG"),
@@ -293,30 +270,22 @@ def _paired_items(
     ]
 
 
-def _request(target: str, given: dict[str, Any]) -> JobRequest:
+def _header(target: str, given: dict[str, Any]) -> pb.JobHeader:
     """The request that the options make; of two models in one process the solver was looked at before."""
     asked = given.get("settings")
     if asked is None:
-        names = ("solver", "evaluations", "grid")
-        solver, evaluations, grid = (given[name] for name in names)
-        settings = Settings(solver, 0, evaluations, grid, given["depth"], given["encoder"])
-        settings = settings.of_quality(given["quality"])
+        settings = Settings(given["solver"], 0, given["evaluations"], given["grid"]).of_quality(
+            given["quality"]
+        )
     else:
-        chosen = (asked.solver, asked.order, asked.evaluations, asked.grid)
-        settings = Settings(*chosen, given["depth"], given["encoder"])
-    return JobRequest(
-        target,
-        settings,
-        cycle=given["cycle"],
-        keep_latent=given["keep_latent"],
-        source_class=given["source_class"],
-        target_class=given["target_class"],
-        guidance=Guidance(given["guidance"], given["classifier_scale"], clip=given.get("clip", False)),
-        no_calibration=given["no_calibration"],
-    )
+        settings = Settings(asked.solver, asked.order, asked.evaluations, asked.grid)
+    settings = replace(settings, depth=given["depth"], encoder=given["encoder"])
+    names = ("cycle", "keep_latent", "source_class", "target_class", "no_calibration")
+    guidance = Guidance(given["guidance"], given["classifier_scale"], clip=given.get("clip", False))
+    return job_header(target, settings, guidance=guidance, **{name: given[name] for name in names})
 
 
-def _refuse_idle_options(pairs: str | None, *, detach: bool) -> None:
+def _refuse_idle(pairs: str | None, *, detach: bool) -> None:
     if pairs is None:
         options.refuse_idle(("limit",), "is for classes", hint="add --pairs 260:261, or omit it")
     if detach:

@@ -4,134 +4,228 @@
         for result in client.translate([Path("points.npy")], "south.example/checkerboards", cycle=True):
             print(result.provenance.cycle)
 
-Importable without torch. Every method raises `ddib_fed.errors.DdibError` with the hop at which it failed, and
-nothing of gRPC.
+Jobs, events and domains are the messages of translation.proto. Importable without torch. Every method raises
+`ddib_fed.errors.DdibError` with the hop at which it failed, and nothing of gRPC.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import shlex
+import signal
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Self
 
 import grpc
 from opentelemetry.trace import Span, SpanKind
 
-from ddib_fed.client.connection import BUSY_PATIENCE_S, PATIENCE_S, Connection, OnWait, collect
-from ddib_fed.client.payload import Payload, name_item, payloads, send_job, split_target
+from ddib_fed.client.connection import BUSY_PATIENCE_S, PATIENCE_S, Connection, OnWait
+from ddib_fed.client.files import SUFFIXES, Origin, Payload, payloads
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import (
-    JOB_STATES,
-    Domains,
-    JobResult,
-    JobView,
-    Submitted,
-    domains_view,
-    event_view,
-    job_view,
-    require_finished,
+from ddib_fed.engine.record import UNGUIDED, Guidance, Part, Translation
+from ddib_fed.errors import (
+    Cancelled,
+    ChunkCorrupt,
+    DdibError,
+    DeadlineExceeded,
+    Difference,
+    ExhaustedError,
+    JobFailed,
+    JobNotFound,
+    MessageInvalid,
+    PeerFault,
+    PeerUnreachable,
+    UsageError,
 )
-from ddib_fed.engine.record import UNGUIDED, Guidance
-from ddib_fed.errors import ChunkCorrupt, DdibError, JobNotFound, MessageInvalid, PeerUnreachable
 from ddib_fed.protocol.contract import PROTOCOL, guidance_to_pb
-from ddib_fed.protocol.details import status_of
-from ddib_fed.protocol.messages import Event, ItemState, JobState, Settings, settings_to_pb
+from ddib_fed.protocol.details import is_number, status_of
+from ddib_fed.protocol.messages import Settings, enum_members, from_message, provenance_record, settings_to_pb
+from ddib_fed.protocol.streams import Announced, assemble, open_file, stream
 from ddib_fed.telemetry import Tracing, open_tracing, trace_entries
+from ddib_fed.terminal import say
+from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
 
-
-@dataclass(frozen=True, slots=True)
-class JobRequest:
-    """What is asked of a job, apart from its files.
-
-    Attributes:
-        target: `INSTITUTION/DOMAIN`.
-        settings: Solver of the ODE.
-        cycle: Translate back too, and report the error of each item.
-        keep_latent: Keep the latents for fetching.
-        deadline_s: Seconds until the job fails; by default the node's.
-        source_class: Name or index of the class that the items are of, where the node's model has classes.
-        target_class: Name or index of the class that they become, where the target has classes.
-        guidance: How the target guides decoding towards the class.
-        classes: (source class, target class) of each item, instead of one of each for all.
-        model_size: Whether pictures come back at the models' size, each with the picture as the source's model saw
-            it (`Part.SOURCE`).
-        no_calibration: Leave out the calibration that is active for the target.
-    """
-
-    target: str
-    settings: Settings = field(default_factory=Settings)
-    cycle: bool = False
-    keep_latent: bool = False
-    deadline_s: float | None = None
-    source_class: str = ""
-    target_class: str = ""
-    guidance: Guidance = UNGUIDED
-    classes: Sequence[tuple[str, str]] = ()
-    model_size: bool = False
-    no_calibration: bool = False
-
-    def header(self, items: int, request_id: str) -> pb.JobHeader:
-        institution, domain = split_target(self.target)
-        return pb.JobHeader(
-            protocol=PROTOCOL,
-            request_id=request_id,
-            target_institution=institution,
-            target_domain=domain,
-            solver=settings_to_pb(self.settings),
-            cycle=self.cycle,
-            keep_latent=self.keep_latent,
-            items=items,
-            deadline_s=int(self.deadline_s or 0),
-            source_class=self.source_class,
-            target_class=self.target_class,
-            guidance=guidance_to_pb(self.guidance),
-            item_classes=[
-                pb.ItemClasses(source_class=own, target_class=other) for own, other in self.classes
-            ],
-            model_size=self.model_size,
-            no_calibration=self.no_calibration,
-        )
-
-    def digest(self, institution: str, classes: Sequence[tuple[str, str]] = ()) -> str:
-        """SHA-256, hex, of all that decides what a file of these classes becomes; the deadline does not."""
-        asked = asdict(replace(self, classes=classes, deadline_s=None)) | {"institution": institution}
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
-ItemSource = str | Path | bytes | Payload
 CALL_S = 30.0
 """For a call with one answer."""
 WATCH_CALL_S = 300.0
 FETCH_CALL_S = 3600.0
 FETCH_EVERY_S = 0.5
 """Results of a running job are fetched at most this often: a call for each would cost more than what it carries."""
+SLOWEST_BYTES_PER_S = 128 * 1024
+"""A submission may take as long as its bytes take on a slow line, and the node its time to answer."""
+MAX_PART_BYTES = 1 << 30
+PARTS = enum_members(Part, pb.ResultPart.DESCRIPTOR)
+ENDED = frozenset({pb.JOB_STATE_FINISHED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED})
+WITHOUT_RESULT = frozenset({pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED})
+RESUMES = "to resume: the same command again"
+"""The line of a hint above the command that goes on."""
 
 
-def _watch(request: pb.WatchJobRequest, limit_s: float, stub: TranslationServiceStub) -> Any:
-    return stub.WatchJob(request, timeout=limit_s)
+def split_target(target: str) -> tuple[str, str]:
+    """`INSTITUTION/DOMAIN` in two."""
+    institution, slash, domain = target.partition("/")
+    if not slash or not institution or not domain or "/" in domain:
+        raise UsageError(
+            f"{target!r} is no target: INSTITUTION/DOMAIN is expected, e.g. south.example/checkerboards",
+            hop="client",
+            hint="ddib domains",
+        )
+    return institution, domain
 
 
-def _fetch_results(
-    request: pb.FetchResultsRequest, limit_s: float, trace: Span, stub: TranslationServiceStub
-) -> Any:
-    return stub.FetchResults(request, timeout=limit_s, **trace_entries(trace))
+def job_header(
+    target: str, settings: Settings | None = None, *, guidance: Guidance = UNGUIDED, **fields: Any
+) -> pb.JobHeader:
+    """What is asked of a job: its target, `INSTITUTION/DOMAIN`, and other fields of the message, such as `cycle`."""
+    institution, domain = split_target(target)
+    return pb.JobHeader(
+        protocol=PROTOCOL,
+        target_institution=institution,
+        target_domain=domain,
+        solver=settings_to_pb(settings or Settings()),
+        guidance=guidance_to_pb(guidance),
+        **fields,
+    )
 
 
-@contextmanager
-def _ended(call: Any) -> Iterator[Any]:
-    try:
-        yield call
-    finally:
-        call.cancel()
+def target_of(job: pb.JobHeader | pb.Job) -> str:
+    return f"{job.target_institution}/{job.target_domain}"
+
+
+def state_of(
+    message: pb.Job | pb.Item | pb.SubmitJobResponse | pb.CancelJobResponse | pb.WatchJobResponse,
+) -> str:
+    """The name of a state, such as FINISHED."""
+    kind = pb.ItemState if isinstance(message, pb.Item) else pb.JobState
+    return kind.Name(message.state).partition("_STATE_")[2]
+
+
+def failure_text(failure: common_pb2.ErrorDetail) -> str:
+    """What failed, in words of the picture, or whose fault it is, or the last cause of a job whose time was up."""
+    facts, peer = failure.facts, failure.facts.get("peer") or failure.institution
+    if failure.reason == DeadlineExceeded.reason and "deadline_s" in facts:
+        last = f"; last: {facts['last']}" if "last" in facts else ""
+        done = facts.get("items_done", "some")
+        return f"the deadline of {facts['deadline_s']} s passed, {done} items were done{last}"
+    if "picture" in facts:
+        return f"{facts['picture']}, and the source's model has not learned such pictures"
+    if "found" not in facts:
+        return failure.sentence
+    if failure.reason == PeerFault.reason:
+        return f"{peer} answered with what cannot be used: {facts['found']}"
+    return f"{peer}: {facts['found']}"
+
+
+def require_finished(job: pb.Job, hop: str) -> pb.Job:
+    """The given job, if all its items were translated.
+
+    Raises:
+        JobFailed: It, or an item, failed.
+        Cancelled: It was cancelled.
+    """
+    if job.state == pb.JOB_STATE_CANCELLED:
+        raise Cancelled(f"job {job.job_id} was cancelled", hop=hop)
+    bad = [item for item in job.items if item.state == pb.ITEM_STATE_FAILED]
+    if job.state != pb.JOB_STATE_FAILED and not bad:
+        return job
+    what = f"{len(bad)} of {len(job.items)} items of job {job.job_id}" if bad else f"job {job.job_id}"
+    hint = f"ddib job show {job.job_id}" if hop else ""  # in one process nothing is kept
+    failure = job.error if job.HasField("error") or not bad else bad[0].error
+    if not failure.reason:
+        raise JobFailed(f"{what} failed", hop=hop, hint=hint)
+    further = bool(failure.institution) and failure.institution != hop.rpartition(" ")[2]
+    error = JobFailed(
+        f"{what} failed: {failure_text(failure)} ({failure.reason})",
+        hint=hint,
+        hop=f"{hop} -> {failure.institution}" if further else hop,
+        facts=dict(failure.facts),
+        differences=tuple(from_message(each, Difference) for each in failure.differences),
+        incident=failure.incident,
+    )
+    error.says = failure.institution if further and failure.reason != PeerFault.reason else ""
+    raise error
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFile:
+    suffix: str
+    data: bytes
+    sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """All files of one item, each verified against its announced digest, and their provenance."""
+
+    item: int
+    files: Mapping[Part, ResultFile]
+    provenance: Translation
+
+    @property
+    def translation(self) -> ResultFile:
+        return self.files[Part.TRANSLATION]
+
+
+def collect(
+    messages: Iterable[pb.FetchResultsResponse],
+    job_id: str,
+    wanted: Collection[int],
+    parts: frozenset[Part],
+    max_bytes: int = MAX_PART_BYTES,
+) -> Iterator[JobResult]:
+    """Each result as soon as its last part is complete; every part was announced, and is what was asked for.
+
+    Raises:
+        ChunkCorrupt: The bytes differ from what was announced, or a result lacks a part.
+        MessageInvalid: A part is not expected here.
+    """
+    due, files = set(wanted), dict[Part, ResultFile]()
+    now: tuple[int, Translation] | None = None
+
+    def opened(header: pb.ResultHeader) -> Announced:
+        nonlocal now
+        item, part = header.item, PARTS.get(header.part)
+        if item not in due or (now is not None and now[0] != item):
+            raise MessageInvalid(f"a part of item {item} is not expected here")
+        if part is None or part not in parts or part in files:
+            raise MessageInvalid(f"{part or header.part} of item {item} is not expected here")
+        if now is None:
+            if not header.HasField("provenance"):
+                raise MessageInvalid(f"item {item} came without provenance")
+            if header.provenance.job_id != job_id:
+                raise MessageInvalid(f"item {item} says that it is of another job")
+            now = item, provenance_record(header.provenance)
+        return open_file(header.file, max_bytes=max_bytes, accepted=SUFFIXES)
+
+    for whole in assemble(messages, {"result": opened}):
+        file = whole.header.file
+        files[PARTS[whole.header.part]] = ResultFile(
+            SUFFIXES[file.media_type], bytes(whole.data), file.sha256
+        )
+        if parts <= files.keys() and now is not None:
+            yield JobResult(now[0], files, now[1])
+            due.discard(now[0])
+            now, files = None, {}
+    if now is not None:
+        missing = ", ".join(sorted(parts - files.keys()))
+        raise ChunkCorrupt(f"item {now[0]} came without its {missing}")
+
+
+def _expected_parts(job: pb.Job) -> frozenset[Part]:
+    asked = {Part.RETURNED: job.cycle, Part.LATENT: job.keep_latent, Part.SOURCE: job.model_size}
+    return frozenset({Part.TRANSLATION, *(part for part, wanted in asked.items() if wanted)})
+
+
+def _ready(job: pb.Job) -> list[int]:
+    return [item.index for item in job.items if item.state == pb.ITEM_STATE_DECODED]
 
 
 class Client:
@@ -163,6 +257,7 @@ class Client:
     ) -> None:
         if busy_s is None:
             busy_s = BUSY_PATIENCE_S if patience_s > 0 else 0.0
+        self.profile, self.hop = profile, profile.hop
         self._connection = Connection(profile, patience_s=patience_s, busy_s=busy_s, on_wait=on_wait)
         self._tracing = tracing or open_tracing(
             profile.telemetry, institution=profile.institution, what="client"
@@ -193,11 +288,6 @@ class Client:
         self._tracing.close()
 
     @property
-    def hop(self) -> str:
-        """What the node is called in errors."""
-        return self._connection.hop
-
-    @property
     def clock_s(self) -> float | None:
         """Seconds by which the node's clock is ahead of this machine's, by the last call; None where it did not say."""
         return self._connection.clock_s
@@ -210,44 +300,30 @@ class Client:
     def aborted(self) -> bool:
         return self._connection.aborted
 
-    @property
-    def profile(self) -> Profile:
-        return self._connection.profile
-
-    def domains(self, *, own_alone: bool = False) -> Domains:
+    def domains(self, *, own_alone: bool = False) -> pb.ListDomainsResponse:
         """The node's own domain and those it can translate to; or its own alone, for which it asks no peer."""
         request = pb.ListDomainsRequest(own_alone=own_alone)
-        return domains_view(self._connection.call(lambda stub: stub.ListDomains(request, timeout=CALL_S)))
+        return self._connection.call(lambda stub: stub.ListDomains(request, timeout=CALL_S))
 
     def submit(
         self,
-        files: Iterable[ItemSource],
+        files: Iterable[Origin],
         target: str,
         settings: Settings | None = None,
-        *,
-        request_id: str | None = None,
-        while_busy: bool = True,
-        **options: Any,
-    ) -> Submitted:
-        """As `send`, of files (paths, bytes or payloads) and the fields of a `JobRequest`."""
-        request = JobRequest(target, settings or Settings(), **options)
-        return self.send(payloads(files), request, request_id=request_id, while_busy=while_busy)
+        **fields: Any,
+    ) -> pb.SubmitJobResponse:
+        """As `send`, of files (paths, bytes or payloads) and the arguments of `job_header`."""
+        return self.send(payloads(files), job_header(target, settings, **fields))
 
     def send(
-        self,
-        items: Sequence[Payload],
-        request: JobRequest,
-        *,
-        request_id: str | None = None,
-        while_busy: bool = True,
-    ) -> Submitted:
+        self, items: Sequence[Payload], header: pb.JobHeader, *, while_busy: bool = True
+    ) -> pb.SubmitJobResponse:
         """Submit a job; returns once it is on the node's disk.
 
         Args:
             items: The files of the job.
-            request: What is asked.
-            request_id: A UUID; the same id with the same content is the same job. Made when missing, and kept
-                over the tries of this call, so that a job is never submitted twice.
+            header: What is asked. Its request id, a UUID, is made when missing; the same id with the same content is
+                the same job, so that a job is never submitted twice by the tries of this call.
             while_busy: Whether a node that refuses because a limit is reached is waited for, as long as `busy_s` says.
 
         Raises:
@@ -255,54 +331,50 @@ class Client:
             PictureMisfit, KindMismatch: An item is not in the units, or not of the kind, of the node's model.
             InputError: An item or the target cannot be used; an item is named.
         """
-        header = request.header(len(items), request_id or str(uuid.uuid4()))
+        header.items, header.request_id = len(items), header.request_id or str(uuid.uuid4())
         try:
             with self._tracing.span(
                 "submit", kind=SpanKind.CLIENT, peer=header.target_institution, items=len(items)
             ) as span:
                 answer = self._connection.call(
-                    lambda stub: send_job(stub, header, items, span), while_busy=while_busy
+                    lambda stub: _send_once(stub, header, items, span), while_busy=while_busy
                 )
             self._tracing.remember(answer.job_id, span)
         except DdibError as error:
             name_item(error, items)
             raise
-        return Submitted(
-            answer.job_id, header.request_id, JOB_STATES[answer.state], repeated=answer.repeated_request
-        )
+        return answer
 
-    def watch(self, job_id: str, after: int = 0) -> Iterator[Event]:
+    def watch(self, job_id: str, after: int = 0) -> Iterator[pb.WatchJobResponse]:
         """Events of a job after a sequence number, until it has ended; survives a restart of the node."""
         connection, last = self._connection, after
         patience = connection.patience()
         while True:
             request = pb.WatchJobRequest(job_id=job_id, after_sequence=last)
             try:
-                limit_s = connection.call_s(WATCH_CALL_S)
-                with _ended(connection.invoke(partial(_watch, request, limit_s))) as call:
-                    for message in call:
+                with connection.streaming("WatchJob", request, WATCH_CALL_S) as events:
+                    for event in events:
                         connection.reached = True
-                        if message.sequence <= last:
+                        if event.sequence <= last:
                             continue
                         patience.progress()
-                        last = message.sequence
-                        event = event_view(message)
+                        last = event.sequence
                         yield event
-                        if event.state.ended:
+                        if event.state in ENDED:
                             return
             except grpc.RpcError as error:
                 # Only this client's time limit for one call has passed: not a failure; make the next call.
                 if status_of(error) is not grpc.StatusCode.DEADLINE_EXCEEDED:
                     connection.give_way(patience, error)
                 continue
-            if self.get(job_id).state.ended:
+            if self.get(job_id).state in ENDED:
                 return
             patience.wait(
                 PeerUnreachable(f"the events of job {job_id} ended before the job did", hop=self.hop)
             )
             connection.close()
 
-    def get(self, job_id: str) -> JobView:
+    def get(self, job_id: str) -> pb.Job:
         """A job with its items.
 
         Raises:
@@ -310,16 +382,15 @@ class Client:
             MessageInvalid: The node answers with what the protocol does not allow.
         """
         request = pb.GetJobRequest(job_id=job_id)
-        job = job_view(self._connection.call(lambda stub: stub.GetJob(request, timeout=CALL_S)).job)
+        job = self._connection.call(lambda stub: stub.GetJob(request, timeout=CALL_S)).job
         if job.job_id != job_id:
             raise MessageInvalid("the node answered with another job than the requested one", hop=self.hop)
         return job
 
-    def list(self, limit: int = 100) -> tuple[JobView, ...]:
+    def list(self, limit: int = 100) -> Sequence[pb.Job]:
         """This client's jobs, newest first, without their items."""
         request = pb.ListJobsRequest(limit=limit)
-        answer = self._connection.call(lambda stub: stub.ListJobs(request, timeout=CALL_S))
-        return tuple(job_view(job) for job in answer.jobs)
+        return self._connection.call(lambda stub: stub.ListJobs(request, timeout=CALL_S)).jobs
 
     def fetch(self, job_id: str, items: Sequence[int] | None = None) -> Iterator[JobResult]:
         """Results, each complete and of the announced digests; continues with the rest after a restart of the node.
@@ -331,20 +402,20 @@ class Client:
             MessageInvalid: The node sends something that was not requested.
         """
         job = self.get(job_id)
-        yield from self._fetch(job, job.ready if items is None else items)
+        yield from self._fetch(job, _ready(job) if items is None else items)
 
-    def _fetch(self, job: JobView, items: Iterable[int]) -> Iterator[JobResult]:
+    def _fetch(self, job: pb.Job, items: Iterable[int]) -> Iterator[JobResult]:
         connection, due = self._connection, sorted(set(items))
         patience, parent = connection.patience(), self._tracing.recall(job.job_id)
+        parts = _expected_parts(job)
         while due:
             request = pb.FetchResultsRequest(job_id=job.job_id, items=due)
             try:
                 span = self._tracing.span("deliver", kind=SpanKind.CLIENT, parent=parent, items=len(due))
                 with span as trace:
-                    limit_s = connection.call_s(FETCH_CALL_S)
-                    attempt = partial(_fetch_results, request, limit_s, trace)
-                    with _ended(connection.invoke(attempt)) as call:
-                        for result in collect(call, job.job_id, due, job.expected_parts):
+                    how = trace_entries(trace)
+                    with connection.streaming("FetchResults", request, FETCH_CALL_S, **how) as messages:
+                        for result in collect(messages, job.job_id, due, parts):
                             patience.progress()
                             due.remove(result.item)
                             yield result
@@ -357,12 +428,14 @@ class Client:
                 if due:
                     raise ChunkCorrupt(f"items {due} of job {job.job_id} did not come", hop=self.hop)
 
-    def results(self, job_id: str, *, on_event: Callable[[Event], None] | None = None) -> Iterator[JobResult]:
+    def results(
+        self, job_id: str, *, on_event: Callable[[pb.WatchJobResponse], None] | None = None
+    ) -> Iterator[JobResult]:
         """Watch a job to its end, and fetch each result while the others are being made; see `fetch` and `watch`.
 
         Results that were acknowledged before do not come again. How the job ended is to be asked for (`get`).
         """
-        job: JobView | None = None
+        job: pb.Job | None = None
         given: set[int] = set()
         ready: list[int] = []
         fetched = time.monotonic()
@@ -377,13 +450,13 @@ class Client:
                     # Asked for when first needed: a short job is over before, and has one round trip fewer.
                     job = self.get(job_id)
                     # The events of a job that was watched before come again, and so do its delivered items.
-                    given.update(i.index for i in job.items if i.state is ItemState.DELIVERED)
+                    given.update(i.index for i in job.items if i.state == pb.ITEM_STATE_DELIVERED)
                 due = [item for item in ready if item not in given]
                 given.update(due)
                 yield from self._fetch(job, due)
                 ready = []
         ended = self.get(job_id)
-        yield from self._fetch(ended, [item for item in ended.ready if item not in given])
+        yield from self._fetch(ended, [item for item in _ready(ended) if item not in given])
 
     def acknowledge(self, job_id: str, results: Iterable[tuple[int, bytes]]) -> int:
         """Acknowledge stored results, so that the node removes them; returns how many items are still to be delivered.
@@ -393,13 +466,12 @@ class Client:
             results: Item number and SHA-256 of the translation that was written."""
         items = [pb.Acknowledgement(item=item, sha256=sha256) for item, sha256 in results]
         request = pb.AcknowledgeItemsRequest(job_id=job_id, items=items)
-        answer = self._connection.call(lambda stub: stub.AcknowledgeItems(request, timeout=CALL_S))
-        return int(answer.remaining)
+        return self._connection.call(lambda stub: stub.AcknowledgeItems(request, timeout=CALL_S)).remaining
 
-    def cancel(self, job_id: str) -> JobState:
+    def cancel(self, job_id: str) -> pb.CancelJobResponse:
         """Stop a job at the solver's next step; its state afterwards."""
         request = pb.CancelJobRequest(job_id=job_id)
-        return JOB_STATES[self._connection.call(lambda stub: stub.CancelJob(request, timeout=CALL_S)).state]
+        return self._connection.call(lambda stub: stub.CancelJob(request, timeout=CALL_S))
 
     def delete(self, job_id: str) -> None:
         """Remove an ended job and all its data at the node.
@@ -423,17 +495,17 @@ class Client:
 
     def translate(
         self,
-        files: Iterable[ItemSource],
+        files: Iterable[Origin],
         target: str,
         settings: Settings | None = None,
         *,
-        on_event: Callable[[Event], None] | None = None,
+        on_event: Callable[[pb.WatchJobResponse], None] | None = None,
         acknowledge: bool = True,
-        **options: Any,
+        **fields: Any,
     ) -> tuple[JobResult, ...]:
         """Submit, watch, fetch and acknowledge; the results, in the order of the files.
 
-        `options` are the other fields of `JobRequest`. With `acknowledge=False` the node keeps the results until they
+        `fields` are other arguments of `job_header`. With `acknowledge=False` the node keeps the results until they
         expire, for callers that write them.
 
         Raises:
@@ -441,19 +513,122 @@ class Client:
             Cancelled: The job was cancelled.
             DdibError: An input cannot be used, or the node refuses or cannot be reached.
         """
-        job = self.submit(files, target, settings, **options)
+        job = self.submit(files, target, settings, **fields)
         fetched = list(self.results(job.job_id, on_event=on_event))
-        self.require_finished(job.job_id)
+        require_finished(self.get(job.job_id), self.hop)
         results = tuple(sorted(fetched, key=lambda result: result.item))
         if acknowledge:
             self.acknowledge(job.job_id, [(r.item, r.translation.sha256) for r in results])
         return results
 
-    def require_finished(self, job_id: str) -> JobView:
-        """The job, once all its items are translated.
 
-        Raises:
-            JobFailed: It, or an item, failed.
-            Cancelled: It was cancelled.
-        """
-        return require_finished(self.get(job_id), self.hop)
+def _send_once(
+    stub: TranslationServiceStub, header: pb.JobHeader, items: Sequence[Payload], trace: Span
+) -> pb.SubmitJobResponse:
+    """One try of SubmitJob; an item that cannot be read ends it with its own error."""
+    unread: list[Exception] = []
+
+    def messages() -> Iterator[pb.SubmitJobRequest]:
+        yield pb.SubmitJobRequest(header=header)
+        try:
+            for item in items:
+                yield from stream(pb.SubmitJobRequest, "item", item.header(), memoryview(item.read()))
+        except (DdibError, OSError) as error:
+            unread.append(error)
+            raise
+
+    timeout_s = CALL_S + sum(item.size_bytes for item in items) / SLOWEST_BYTES_PER_S
+    try:
+        return stub.SubmitJob(messages(), timeout=timeout_s, **trace_entries(trace))
+    except grpc.RpcError:
+        for error in unread:
+            raise error from None
+        raise
+
+
+def name_item(error: DdibError, items: Sequence[Payload]) -> None:
+    """The error with the file's name, if the node named the item, and with what does not fit."""
+    number = error.facts.get("item", "")
+    if not (is_number(number) and int(number) < len(items)):
+        return
+    # Only for an error: it imports numpy, a third of what a client loads.
+    from ddib_fed.data.pictures import name_file
+
+    origin = items[int(number)].origin
+    found = name_file(error, f"item {number}" if isinstance(origin, bytes) else str(origin))
+    error.detail, error.hint = found.detail, found.hint
+    error.args = (error.detail,)
+
+
+def waiting_line(error: DdibError, delay_s: float) -> str:
+    again = f"trying again in {delay_s:.1f} s" if isinstance(error, ExhaustedError) else "trying again"
+    return f"{error.hop or 'the node'}: {error.detail}; {again}"
+
+
+@contextmanager
+def open_client(
+    profile: Profile | Path | None,
+    *,
+    on_wait: OnWait | None = None,
+    patience_s: float = PATIENCE_S,
+    client: Client | None = None,
+) -> Iterator[Client]:
+    """A client for one command, or the given one; the first Ctrl-C, or SIGTERM of a batch system, ends its calls."""
+    if client is None:
+        found = profile if isinstance(profile, Profile) else Profile.load(profile)
+        client = Client(found, patience_s=patience_s, on_wait=on_wait or _say_first())
+    with client, _interruptible(client):
+        yield client
+
+
+def _say_first() -> OnWait:
+    said = False
+
+    def on_wait(error: DdibError, delay_s: float) -> None:
+        nonlocal said
+        if not said:
+            say(waiting_line(error, delay_s), err=True)
+        said = True
+
+    return on_wait
+
+
+@contextmanager
+def _interruptible(client: Client) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del frame
+        signal.signal(number, before[signal.Signals(number)])
+        threading.Thread(target=client.abort, daemon=True).start()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with explaining_interruption(client):
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def explaining_interruption(client: Client, job_id: str = "", out: Path | None = None) -> Iterator[None]:
+    """Turn Ctrl-C into an error with what goes on at the node, and the commands to watch, fetch or cancel it."""
+    try:
+        yield
+    except DdibError as error:
+        if not client.aborted or (isinstance(error, Cancelled) and error.hint):
+            raise
+        # The id comes from the node, and these lines are meant to be pasted.
+        job, more = shlex.quote(job_id), f" --profile {shlex.quote(str(client.profile.path))}"
+        if not client.keeps_jobs:
+            said, hint = "interrupted", ""
+        elif job_id:
+            said = f"interrupted; job {job_id} continues at the source node"
+            fetch = f"ddib job fetch {job} --out {shlex.quote(str(out or 'DIR'))}{more}"
+            hint = f"ddib job watch {job}{more}\n{fetch}\nto stop it:\nddib job cancel {job}{more}"
+        else:
+            said, hint = "interrupted: the node may have accepted a job", f"ddib job list{more}"
+        raise Cancelled(said, hint=hint, hop=client.hop) from error

@@ -12,29 +12,19 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from ddib_fed.client.profile import Profile, renew_client
-from ddib_fed.client.views import MEDIA, PARTS, JobResult, ResultFile
-from ddib_fed.engine.record import Part, Translation
-from ddib_fed.errors import (
-    Cancelled,
-    ChunkCorrupt,
-    DdibError,
-    ExhaustedError,
-    MessageInvalid,
-    UnavailableError,
-)
+from ddib_fed.errors import Cancelled, DdibError, ExhaustedError, UnavailableError
 from ddib_fed.protocol.details import from_rpc_error
-from ddib_fed.protocol.messages import provenance_record
-from ddib_fed.protocol.streams import Announced, assemble, open_file
 from ddib_fed.security import tls
 from ddib_fed.security.diagnosis import explained, may_pass
 from ddib_fed.security.pki import load_identity
-from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1 import translation_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -151,9 +141,6 @@ class Connection:
         except (DdibError, OSError) as error:
             log.warning("the certificate in %s could not be renewed: %s", self.profile.pki_folder, error)
 
-    def call_s(self, most_s: float) -> float:
-        return max(1.0, min(most_s, self._expires - time.time()))
-
     def channel(self) -> grpc.Channel:
         with self._lock:
             if self.aborted:
@@ -199,6 +186,16 @@ class Connection:
                 raise
             raise Cancelled("the connection was ended", hop=self.hop) from error
 
+    @contextmanager
+    def streaming(self, method: str, request: Message, most_s: float, **how: Any) -> Iterator[Any]:
+        """The answers of a call, which is ended with the block."""
+        timeout = max(1.0, min(most_s, self._expires - time.time()))
+        call = self.invoke(lambda stub: getattr(stub, method)(request, timeout=timeout, **how))
+        try:
+            yield call
+        finally:
+            call.cancel()
+
     def call(self, attempt: Attempt[T], *, while_busy: bool = True) -> T:
         """Make an idempotent call, retrying until it succeeds or patience ends."""
         patience = self.patience(while_busy=while_busy)
@@ -242,49 +239,3 @@ class Connection:
         if "cause" in found.facts and not may_pass(found.facts["cause"]):
             raise found
         return failure
-
-
-MAX_PART_BYTES = 1 << 30
-
-
-def collect(
-    messages: Iterable[pb.FetchResultsResponse],
-    job_id: str,
-    wanted: Collection[int],
-    parts: frozenset[Part],
-    max_bytes: int = MAX_PART_BYTES,
-) -> Iterator[JobResult]:
-    """Each result as soon as its last part is complete; every part was announced, and is what was asked for.
-
-    Raises:
-        ChunkCorrupt: The bytes differ from what was announced, or a result lacks a part.
-        MessageInvalid: A part is not expected here.
-    """
-    due, files = set(wanted), dict[Part, ResultFile]()
-    now: tuple[int, Translation] | None = None
-
-    def opened(header: pb.ResultHeader) -> Announced:
-        nonlocal now
-        item, part = header.item, PARTS.get(header.part)
-        if item not in due or (now is not None and now[0] != item):
-            raise MessageInvalid(f"a part of item {item} is not expected here")
-        if part is None or part not in parts or part in files:
-            raise MessageInvalid(f"{part or header.part} of item {item} is not expected here")
-        if now is None:
-            if not header.HasField("provenance"):
-                raise MessageInvalid(f"item {item} came without provenance")
-            if header.provenance.job_id != job_id:
-                raise MessageInvalid(f"item {item} says that it is of another job")
-            now = item, provenance_record(header.provenance)
-        return open_file(header.file, max_bytes=max_bytes, accepted=MEDIA)
-
-    for whole in assemble(messages, {"result": opened}):
-        file = whole.header.file
-        files[PARTS[whole.header.part]] = ResultFile(MEDIA[file.media_type], bytes(whole.data), file.sha256)
-        if parts <= files.keys() and now is not None:
-            yield JobResult(now[0], files, now[1])
-            due.discard(now[0])
-            now, files = None, {}
-    if now is not None:
-        missing = ", ".join(sorted(parts - files.keys()))
-        raise ChunkCorrupt(f"item {now[0]} came without its {missing}")

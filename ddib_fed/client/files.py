@@ -1,38 +1,171 @@
-"""The files of a run: which they are, what their results are called, and what each holds.
+"""The files of a command: which they are, what their results are called, and what each holds.
 
-Every file is read once before anything is submitted, and only its digest stays in memory. All bad files are named at
-once.
+Every file is read once before anything is submitted, and only its digest stays in memory; it is read again for every
+try. All bad files are named at once. File names stay here: an item is a number, a media type, a size and a digest. So
+do headers of DICOM, NIfTI and georeferenced TIFFs: `payload` is the only way to an item, and refuses them.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ddib_fed.client.client import JobRequest
-from ddib_fed.client.payload import Payload, payload
-from ddib_fed.client.views import Media
-from ddib_fed.engine.record import Part, file_name
+from ddib_fed.engine.record import MOST_TILES, Part, file_name
 from ddib_fed.errors import (
     DdibError,
     FileMissing,
     FilesLeftOut,
     ImageUnreadable,
     InputError,
+    PointsUnreadable,
     UsageError,
     error_class,
     next_steps,
 )
-from ddib_fed.formats.recognition import TAKEN, files_below, format_of
+from ddib_fed.formats.recognition import (
+    DICOM_SUFFIX,
+    OPENINGS,
+    TAKEN,
+    Format,
+    Recognised,
+    beginning,
+    beginning_of,
+    files_below,
+    format_of,
+    format_of_content,
+    recognise,
+)
 from ddib_fed.names import names_apart
+from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import translation_pb2 as pb
 
+if TYPE_CHECKING:
+    from ddib_fed.formats.study import Studies
+
+MAX_ITEM_BYTES = 1 << 30
+"""The client's limit on one item; the node's own limit is usually lower, and in its refusal."""
 MOST_LISTED = 1000
 """Bad files that an error names."""
 MOST_NAME = 255 - 18
 """Bytes of a file's name, less those of the hidden name under which it is written."""
+LEAST_TILE = 8
+"""Pixels of a tile's side."""
+SUFFIXES = {
+    common_pb2.MEDIA_TYPE_NPY: ".npy",
+    common_pb2.MEDIA_TYPE_PNG: ".png",
+    common_pb2.MEDIA_TYPE_JPEG: ".jpg",
+    common_pb2.MEDIA_TYPE_TIFF: ".tif",
+}
+"""Of files by their media type."""
+_MEDIA = {suffix: media for media, suffix in SUFFIXES.items()}
+_NPY = "numpy.save writes such a file: points (N, D), or one picture (H, W) or (H, W, C)"
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """An item of a job."""
+
+    suffix: str
+    size_bytes: int
+    sha256: bytes
+    origin: Path | bytes
+
+    def read(self) -> bytes:
+        """The bytes, unchanged since the first read."""
+        data = self.origin if isinstance(self.origin, bytes) else self.origin.read_bytes()
+        if len(data) != self.size_bytes or hashlib.sha256(data).digest() != self.sha256:
+            raise InputError(
+                f"{self.origin!s} changed while it was being sent", hint="the same command again"
+            )
+        return data
+
+    def header(self) -> common_pb2.FileHeader:
+        return common_pb2.FileHeader(
+            media_type=_MEDIA[self.suffix], size_bytes=self.size_bytes, sha256=self.sha256
+        )
+
+
+Origin = str | Path | bytes | Payload
+
+
+def payload(origin: Origin) -> Payload:
+    """Read one item and determine its type."""
+    if isinstance(origin, Payload):
+        return origin
+    if isinstance(origin, bytes):
+        suffix = next((each for each in _MEDIA if origin.startswith(OPENINGS[each])), ".npy")
+        return _checked(suffix, origin, origin)
+    path = Path(origin)
+    _require_file(path)
+    if kind := format_of(path):
+        raise _kept_here(str(path), kind)
+    suffix = path.suffix.lower()
+    if suffix not in TAKEN:
+        what, how = beginning_of(path)
+        why = f"has no suffix that says what it is; known are {', '.join(sorted(TAKEN))}"
+        if suffix == DICOM_SUFFIX:
+            why = "does not begin as a DICOM file does"
+        raise InputError(f"{path} {why}: it {what}", hop="client", hint=how)
+    return _checked(TAKEN[suffix], path, path.read_bytes())
+
+
+def payloads(origins: Iterable[Origin]) -> list[Payload]:
+    """Read each item of a job, in order."""
+    items = []
+    for number, origin in enumerate(origins):
+        try:
+            items.append(payload(origin))
+        except DdibError as error:
+            error.facts["item"] = str(number)
+            raise
+    return items
+
+
+def _require_file(path: Path) -> None:
+    why, hint = "", ""
+    kind: type[DdibError] = InputError
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+        why, hint = f"{path} cannot be read", f"ls -ld {shlex.quote(str(path))}"
+    elif path.is_dir():
+        why, hint = f"{path} is a folder, files are expected", f"{path}/*.png or {path}/*.npy"
+    elif not path.exists():
+        why, kind = f"there is no {path}", FileMissing
+    elif (size := path.stat().st_size) > MAX_ITEM_BYTES:
+        why = f"{path} has {size} bytes; at most {MAX_ITEM_BYTES} go into one item"
+    if why:
+        raise kind(why, hop="client", hint=hint)
+
+
+def _checked(suffix: str, origin: Path | bytes, data: bytes) -> Payload:
+    name = "an item" if isinstance(origin, bytes) else str(origin)
+    if not data.startswith(OPENINGS[suffix]):
+        what, how = beginning(data, Path("FILE") if isinstance(origin, bytes) else origin)
+        unreadable = PointsUnreadable if suffix == ".npy" else ImageUnreadable
+        raise unreadable(
+            f"{name} does not begin as a {suffix} file does: it {what}",
+            hop="client",
+            hint=_NPY if suffix == ".npy" else how,
+        )
+    if kind := format_of_content(data):
+        raise _kept_here(name, kind)
+    return Payload(suffix, len(data), hashlib.sha256(data).digest(), origin)
+
+
+def _kept_here(name: str, kind: Format) -> InputError:
+    """The error about a file of which pixels alone may leave."""
+    file = "FILE" if name == "an item" else shlex.quote(name)
+    return InputError(
+        f"{name} is a {kind}: its header stays on this machine, and it is not sent as it is",
+        hop="client",
+        hint=f"ddib translate {file} --to INSTITUTION/DOMAIN --out DIR   (sends pixels alone)",
+        facts={"format": kind.name},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +189,17 @@ class FileItem:
     classes: tuple[str, str] | None = field(default=None, compare=False)
     payload: Payload | None = field(default=None, compare=False)
 
-    def file_name(self, part: Part, media: Media) -> str:
+    def file_name(self, part: Part, suffix: str) -> str:
         if self.source and part in {Part.SOURCE, Part.TRANSLATION}:
             return f"{self.source if part is Part.SOURCE else self.name}.PNG"
-        return file_name(self.name, part, media)
+        return file_name(self.name, part, suffix)
 
     def file_names(self) -> Iterator[tuple[str, bool]]:
         """Every possible file name of its results, and whether other items may share the file."""
         yield f"{self.name}.json", False
         for part in Part:
-            for media in Media:
-                yield self.file_name(part, media), bool(self.source) and part is Part.SOURCE
+            for suffix in _MEDIA:
+                yield self.file_name(part, suffix), bool(self.source) and part is Part.SOURCE
 
 
 def find_items(
@@ -94,11 +227,10 @@ def find_items(
     ]
     longer = [f"{i.file} as {i.name}" for i in items if i.name != i.file.removesuffix(Path(i.file).suffix)]
     clash = f"named by their suffix too, as results would clash: {', '.join(longer)}" if longer else ""
-    return items, [line for line in (ignored_line(ignored), clash) if line]
+    return items, [line for line in (_ignored_line(ignored), clash) if line]
 
 
-def ignored_line(ignored: Counter[str]) -> str:
-    """What was left out below folders, for people; empty for nothing."""
+def _ignored_line(ignored: Counter[str]) -> str:
     count = ignored.total()
     kinds = ", ".join(f"{number:,} {kind}" for kind, number in ignored.most_common(6))
     return f"ignored {count:,} other file{'s' * (count != 1)} ({kinds})" if count else ""
@@ -120,29 +252,151 @@ def _below(root: Path, out: Path | None, ignored: Counter[str]) -> list[Path]:
 
 
 def check_names(items: Sequence[FileItem], out: Path) -> None:
+    """Return if no result of an item would replace that of another."""
     owner: dict[str, FileItem] = {}
     for item in items:
         for name, is_shared in item.file_names():
             first = owner.setdefault(name, item)
             if first is not item and not (is_shared and first.path == item.path):
-                apart = (
-                    "" if first.path.parent == item.path.parent else "give their common parent folder, or "
-                )
                 raise UsageError(
                     f"{first.path} and {item.path} would both be written to {out / name}",
-                    hint=f"{apart}rename one of them",
+                    hint="give their common parent folder, or rename one of them",
                 )
 
 
 @dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a command was given: plain files, studies of the field's formats, and what cannot be read."""
+
+    items: list[FileItem]
+    studies: Studies | None = None
+    left_out: Sequence[LeftOut] = ()
+
+
+def open_inputs(
+    files: Sequence[Path],
+    out: Path,
+    reading: Mapping[str, Any],
+    own_domain: Callable[[], pb.ListDomainsResponse],
+    say: Callable[[str], object],
+) -> Inputs:
+    """Find what is to be translated; none of it is read yet.
+
+    Args:
+        files: Files and folders.
+        out: Folder of the results, which is left out.
+        reading: The options `intensity`, `slices` and `tile`.
+        own_domain: Asks the node for its own model, which says how volumes, maps and larger pictures are read.
+        say: Is told what was ignored, and which options differ from what the model was trained with.
+    """
+    from ddib_fed.formats.intensity import AUTO, IntensityRule
+
+    if reading["intensity"] != AUTO:
+        IntensityRule.parse(reading["intensity"])  # before the node is asked
+    found, auto, source = recognise(files, out), reading["tile"] == "auto", None
+    of_maps = of_pictures = _tile(reading["tile"])
+    if any(not each.is_picture for each in found.studies) or (auto and _any_picture(found)):
+        source = own_domain()
+    if auto and source is not None and len(source.sample_shape) == 3:
+        of_maps = (source.sample_shape[1], source.sample_shape[2])
+        of_pictures = of_maps if source.tiles else None
+    most = MOST_TILES if auto else None
+    if of_pictures is not None and found.plain:
+        from ddib_fed.formats.pictures import is_larger
+
+        tile = of_pictures
+        found = recognise(files, out, lambda path: is_larger(path, tile, most))
+    left_out: list[LeftOut] = []
+    studies, taken, without = None, list[str](), list[Path]()
+    if found.studies:
+        from ddib_fed.formats.opening import open_recognised
+        from ddib_fed.formats.study import Options
+
+        intensity, slices, own_rule = reading["intensity"], "axial", ""
+        if source is not None:
+            intensity, own_rule = _intensity(intensity, source, say), source.intensity
+            slices = _slices(reading["slices"], source, say)
+        bad: list[tuple[Path, DdibError]] = []
+        options = Options(intensity, slices, of_maps, of_pictures, most, own_rule)
+        choice = open_recognised(found, options, bad=bad)
+        if line := _ignored_line(choice.ignored):
+            say(line)
+        files, studies = choice.plain, choice.studies
+        left_out = [LeftOut.of(path, error) for path, error in bad]
+        for origin in studies.origins:
+            taken += [*origin.outputs, *origin.beside, f"{origin.name}.json"]
+            without += origin.inputs
+    items: list[FileItem] = []
+    if files:
+        items, lines = find_items(files, out, taken=taken, without=without)
+        check_names(items, out)
+        for line in lines:
+            say(line)
+    return Inputs(items, studies, left_out)
+
+
+def _tile(text: str) -> tuple[int, int] | None:
+    if text in {"auto", "none"}:
+        return None
+    if not text.isdecimal() or not LEAST_TILE <= int(text) <= 65536:
+        raise UsageError(f"--tile {text!r} is no size", hint="--tile 256, --tile auto or --tile none")
+    return int(text), int(text)
+
+
+def _any_picture(found: Recognised) -> bool:
+    """Whether a file might be larger than a model, which is then asked for its size."""
+    from ddib_fed.formats.pictures import is_larger
+
+    files = (
+        file for path in found.plain for file in (files_below(path, None).files if path.is_dir() else (path,))
+    )
+    return any(each.is_picture for each in found.studies) or any(
+        path.suffix.lower() in TAKEN and is_larger(path, (LEAST_TILE, LEAST_TILE), None) for path in files
+    )
+
+
+def _intensity(asked: str, source: pb.ListDomainsResponse, say: Callable[[str], object]) -> str:
+    """The rule that was asked for; as the source's model says it, where it was trained with the same."""
+    from ddib_fed.formats.intensity import AUTO, IntensityRule
+
+    if not source.intensity or asked == AUTO:
+        return asked
+    rule, own = IntensityRule.parse(asked), IntensityRule.parse(source.intensity)
+    if rule == own:
+        return source.intensity
+    model = f"the model of {source.institution}/{source.domain}"
+    if own.name == "hu" and rule.name != "values":
+        raise UsageError(
+            f"{model} was trained in Hounsfield units, and --intensity {asked} sends other numbers",
+            hint="leave --intensity out; --intensity values, if the file's own numbers are Hounsfield units",
+        )
+    say(f"warning: --intensity {asked}: {model} was trained with {source.intensity}")
+    return asked
+
+
+def _slices(asked: str, source: pb.ListDomainsResponse, say: Callable[[str], object]) -> str:
+    """The plane that was asked for, or the one that the source's model was trained with."""
+    if asked == "auto":
+        return source.slices or "axial"
+    if source.slices not in {"", asked}:
+        model = f"the model of {source.institution}/{source.domain}"
+        say(f"warning: --slices {asked}: {model} was trained on {source.slices} slices")
+    return asked
+
+
+@dataclass(frozen=True, slots=True)
 class LeftOut:
+    """A file that cannot be translated, and why."""
+
     path: Path
     reason: str
     why: str
     error: DdibError | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, path: Path, error: DdibError) -> LeftOut:
+    def of(cls, path: Path, error: DdibError | OSError) -> LeftOut:
+        if isinstance(error, OSError):
+            error = InputError(f"{path} cannot be read: {error.strerror or error}", hop="client")
         why = error.detail.replace(f"{path}: ", "").replace(f"{path} ", "").strip()
         return cls(path, error.reason, why, error.kept())
 
@@ -152,35 +406,29 @@ class LeftOut:
     def line(self) -> str:
         return f"{self.path}: {self.why}  [{self.reason}]"
 
-    def as_json(self) -> dict[str, object]:
-        return {"file": self.path, "reason": self.reason, "why": self.why}
-
 
 def read_items(
     items: Sequence[FileItem],
-    request: JobRequest,
-    institution: str,
+    digest: Callable[[tuple[str, str] | None], str],
     *,
     decode: bool = False,
     on_read: Callable[[int, int], None] | None = None,
 ) -> tuple[list[FileItem], list[LeftOut]]:
-    """Read each file; those that can be sent, with their digests, and the bad ones."""
+    """Read each file; those that can be sent, with their digests, and the bad ones.
+
+    `digest` is that of the request for an item of some classes.
+    """
     read: list[FileItem] = []
     bad: list[LeftOut] = []
     for number, item in enumerate(items):
         try:
             _check_name(item)
             found = payload(item.path)
-            if decode and found.media is not Media.NPY:
+            if decode and found.suffix != ".npy":
                 _check_picture(found)
-        except DdibError as error:
+            read.append(replace(item, sha256=found.sha256.hex(), asked=digest(item.classes), payload=found))
+        except (DdibError, OSError) as error:
             bad.append(LeftOut.of(item.path, error))
-        except OSError as error:
-            why = f"{item.path} cannot be read: {error.strerror or error}"
-            bad.append(LeftOut.of(item.path, InputError(why, hop="client")))
-        else:
-            asked = request.digest(institution, (item.classes,) if item.classes else ())
-            read.append(replace(item, sha256=found.sha256.hex(), asked=asked, payload=found))
         if on_read is not None:
             on_read(number + 1, len(items))
     return read, bad
@@ -218,7 +466,7 @@ def refused(bad: Sequence[LeftOut], total: int, state: str) -> DdibError:
     first = errors[0].hint if len(bad) == 1 else ""
     more = f"without {'it' if len(bad) == 1 else 'them'}: the same command with --skip-bad"
     # What else the errors say of one file does not hold for all.
-    return kind(detail, hint=f"{first}\n{more}" if first else more, hop=errors[0].hop)
+    return kind(detail, hint=f"{first}\n{more}".lstrip(), hop=errors[0].hop)
 
 
 def left_out(found: Sequence[LeftOut], total: int, state: str) -> FilesLeftOut:
@@ -230,8 +478,8 @@ def left_out(found: Sequence[LeftOut], total: int, state: str) -> FilesLeftOut:
     )
 
 
-def listed(found: Iterable[LeftOut]) -> str:
+def listed(found: Sequence[LeftOut]) -> str:
     """Lines that name files."""
-    lines = [f"  {each.line()}" for each in found]
-    more = [f"  and {len(lines) - MOST_LISTED:,} more"] if len(lines) > MOST_LISTED else []
-    return "\n".join([*lines[:MOST_LISTED], *more])
+    lines = [f"  {each.line()}" for each in found[:MOST_LISTED]]
+    more = [f"  and {len(found) - MOST_LISTED:,} more"] if len(found) > MOST_LISTED else []
+    return "\n".join([*lines, *more])

@@ -6,22 +6,43 @@ computed twice after an interruption: the next run finds the job by that id.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
 import shutil
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ddib_fed.client.client import Client, JobRequest
-from ddib_fed.client.files import FileItem, LeftOut, find_items, left_out, listed, read_items, refused
-from ddib_fed.client.payload import refused_items
+from google.protobuf.json_format import MessageToDict
+
+from ddib_fed.client.client import (
+    RESUMES,
+    WITHOUT_RESULT,
+    Client,
+    explaining_interruption,
+    failure_text,
+    open_client,
+    require_finished,
+    state_of,
+    target_of,
+)
+from ddib_fed.client.files import (
+    FileItem,
+    LeftOut,
+    find_items,
+    left_out,
+    listed,
+    open_inputs,
+    read_items,
+    refused,
+)
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.progress import RunProgress, explaining_interruption
 from ddib_fed.client.results import (
     Delivered,
     JobFile,
@@ -32,13 +53,12 @@ from ddib_fed.client.results import (
     unfinished,
     write_results,
 )
-from ddib_fed.client.views import JobView, Submitted, require_finished
 from ddib_fed.engine.record import DOUBTFUL_BELOW
 from ddib_fed.errors import (
     AlreadyExists,
     Cancelled,
     DdibError,
-    DiskFull,
+    DeadlineExceeded,
     DomainNotFound,
     ExhaustedError,
     ExtraMissing,
@@ -47,17 +67,22 @@ from ddib_fed.errors import (
     ItemsTooMany,
     JobFailed,
     PeerNotFound,
+    QuotaSpent,
+    UnavailableError,
     UsageError,
     error_class,
     next_steps,
 )
+from ddib_fed.files import make_private_folders
 from ddib_fed.names import nearest
-from ddib_fed.protocol.messages import ItemState, JobState
+from ddib_fed.protocol.details import is_number, refused_items
+from ddib_fed.terminal import bar
+from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
     from ddib_fed.formats.credentials import Credentials
     from ddib_fed.formats.parts import WrittenStudy
-    from ddib_fed.formats.study import Origin, Studies
+    from ddib_fed.formats.study import Origin, Studies, Study
 
 JOB_FILES = 250
 """Files of a job: its result is sooner complete, and less is sent again if the node refuses one of them."""
@@ -66,8 +91,79 @@ AHEAD = 2
 """Jobs at the node at once: it computes one while the next is sent."""
 MOST_JOBS = 1000
 """As many as a node lists."""
-RESUMES = "to resume: the same command again"
-"""The line of a hint above the command that goes on."""
+
+
+class RunProgress:
+    """Opens the client of a run, and receives its progress in the thread of the run. This base class shows nothing."""
+
+    done = 0
+    """Results that are on the disk."""
+    stopped = False
+    """Whether no further job is to be submitted."""
+
+    def __init__(self, client: Client | None = None) -> None:
+        self.client = client
+
+    @contextmanager
+    def opened(self, profile: Profile) -> Iterator[Client]:
+        with open_client(profile, client=self.client) as client:
+            yield client
+
+    @contextmanager
+    def counted(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """A function that is called with (done, total) while files are read."""
+        with bar(what) as show:
+            yield lambda done, total: show(done, total, "")
+
+    def say(self, line: str) -> None:
+        """Show a sentence."""
+
+    def study(self, number: int, origin: Origin, study: Study | None) -> None:
+        """A study can be translated; None for one that an earlier run has finished."""
+
+    def parts(self, number: int, paths: Sequence[Path]) -> None:
+        """From now on jobs are of these items of a study."""
+
+    def study_written(self, number: int, written: WrittenStudy, study: Study | None) -> None:
+        """The output of a study is on the disk; None for one that an earlier run has finished."""
+
+    def whole(self, total: int, done: int) -> None:
+        """So many files are translated, and so many of them are on the disk already."""
+
+    def submitted(self, job_id: str, items: int) -> None:
+        """The node has accepted a job."""
+
+    def begin(self, job_id: str, names: Sequence[str]) -> None:
+        """From now on events are of this job, whose items have these names."""
+
+    def event(self, event: pb.WatchJobResponse) -> None:
+        """Something happened in the job."""
+
+    def written(self, item: FileItem, result: Delivered) -> None:
+        """A result is on the disk."""
+
+    def job_ended(self, job_id: str, state: str) -> None:
+        """A job has ended, and its results are written."""
+
+    def watching(self, client: Client, job_id: str) -> Callable[[pb.WatchJobResponse], None]:
+        """`event`, which says once what is left of a quota that the job waits for, and until when."""
+        said = False
+
+        def on_event(event: pb.WatchJobResponse) -> None:
+            nonlocal said
+            self.event(event)
+            if event.stage == "wait" and event.reason == QuotaSpent.reason and not said:
+                said = True
+                job = client.get(job_id)
+                names = ("quota", "limit", "left", "asked", "renews")
+                told = ", ".join(
+                    f"{name} {job.error.facts[name]}" for name in names if name in job.error.facts
+                )
+                self.say(
+                    f"target {target_of(job)}: {QuotaSpent.sentence} ({told}); the job waits there for more"
+                )
+
+        return on_event
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +172,7 @@ class RunOptions:
 
     Attributes:
         profile: Whose node translates.
-        request: What is asked of it.
+        header: What is asked of it.
         out: Folder of the results.
         progress: Opens the client and receives the progress.
         force: Translate everything again, and overwrite what is there.
@@ -86,7 +182,7 @@ class RunOptions:
     """
 
     profile: Profile
-    request: JobRequest
+    header: pb.JobHeader
     out: Path
     progress: RunProgress
     force: bool = False
@@ -94,9 +190,22 @@ class RunOptions:
     doubtful_below: float = DOUBTFUL_BELOW
     credentials: Credentials | None = None
 
-    @property
-    def digest(self) -> str:
-        return self.request.digest(self.profile.institution)
+    def digest(self, classes: tuple[str, str] | None = None) -> str:
+        """SHA-256, hex, of all that decides what a file of these classes becomes; the deadline does not."""
+        header = self.with_classes([classes] if classes else [])
+        for name in ("request_id", "items", "deadline_s"):
+            header.ClearField(name)
+        asked = MessageToDict(header) | {"institution": self.profile.institution}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    def with_classes(self, classes: Sequence[tuple[str, str]]) -> pb.JobHeader:
+        """The header of a job whose items have classes of their own; these keep the models' size."""
+        header = pb.JobHeader()
+        header.CopyFrom(self.header)
+        header.model_size = bool(classes)
+        for own, other in classes:
+            header.item_classes.add(source_class=own, target_class=other)
+        return header
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +252,8 @@ class FolderRun:
     earlier: int = 0
     results: dict[str, Delivered] = field(default_factory=dict)
     written: list[WrittenStudy] = field(default_factory=list)
-    jobs: list[JobView] = field(default_factory=list)
-    submitted: list[Submitted] = field(default_factory=list)
+    jobs: list[pb.Job] = field(default_factory=list)
+    submitted: list[pb.SubmitJobResponse] = field(default_factory=list)
     _inputs: list[Path] = field(default_factory=list)
     _readable: list[tuple[int, WrittenStudy | None]] = field(default_factory=list)
     """The studies that can be translated, or are by an earlier run."""
@@ -174,21 +283,18 @@ class FolderRun:
                 self._look_at(at, origin)
             except (UsageError, AlreadyExists, Cancelled):
                 raise
-            except DdibError as error:
+            except (DdibError, OSError) as error:
                 self.left_out.append(LeftOut.of(origin.given, error))
-            except OSError as error:
-                why = InputError(f"{origin.given} cannot be read: {error.strerror or error}", hop="client")
-                self.left_out.append(LeftOut.of(origin.given, why))
         if not options.skip_bad:
             for each in self.left_out:
                 if isinstance(each.error, ExtraMissing):
                     raise each.error  # one command repairs it for all files
-        what = self.items, options.request, options.profile.institution
+        digest = cache(options.digest)
         if len(self.items) > JOB_FILES:
             with progress.counted("reading files") as show:
-                self.items, bad = read_items(*what, decode=True, on_read=show)
+                self.items, bad = read_items(self.items, digest, decode=True, on_read=show)
         else:
-            self.items, bad = read_items(*what)
+            self.items, bad = read_items(self.items, digest)
         self.left_out += bad
         if self.left_out and not (options.skip_bad and (self.items or self._readable)):
             raise refused(self.left_out, self.total, "nothing was submitted")
@@ -199,7 +305,7 @@ class FolderRun:
 
         assert self.studies is not None
         force, out = self.options.force, self.options.out
-        earlier = None if force else finished_study(origin, out, asked=self.options.digest)
+        earlier = None if force else finished_study(origin, out, asked=self.options.digest())
         if earlier is None:
             check_outputs(origin, out, force=force)
         self.options.progress.study(len(self._readable), origin, None if earlier else self.studies[at])
@@ -221,20 +327,18 @@ class FolderRun:
 
         assert self.studies is not None
         options = self.options
+        study, written = None, earlier
         try:
-            study = None if earlier is not None else self.studies[at]
-            written = (
-                earlier
-                if study is None
-                else translate_study(
+            if written is None:
+                study = self.studies[at]
+                written = translate_study(
                     study,
                     options.out,
                     partial(self._translate_parts, client, number),
-                    asked=options.digest,
+                    asked=options.digest(),
                     force=options.force,
                     doubtful_below=options.doubtful_below,
                 )
-            )
         except (JobFailed, InputError) as error:
             if isinstance(error, UsageError) or not (options.skip_bad or isinstance(error, JobFailed)):
                 raise
@@ -242,7 +346,6 @@ class FolderRun:
             if not options.skip_bad:
                 self._errors.append(error)
             return
-        assert written is not None
         if earlier is not None:  # a run may have been killed between its record and the end of the parts
             shutil.rmtree(earlier.record.with_suffix(".parts"), ignore_errors=True)
         self.written.append(written)
@@ -315,36 +418,39 @@ class FolderRun:
 
     def _attach(self, client: Client) -> set[FileItem]:
         """Take over the unfinished jobs in the folder; the items that they translate."""
-        out, profile = self.options.out, shlex.quote(str(client.profile.path))
-        known = {item: item for item in self.items}
+        options, known = self.options, {item.name: item for item in self.items}
         covered: set[FileItem] = set()
-        found = unfinished(self.items, out)
+        found = unfinished(self.items, options.out)
         ids = {job.request_id: job.job_id for job in client.list(MOST_JOBS)} if found else {}
-        for job_file, changed in found:
-            items, job_id = job_file.items, ids.get(job_file.request_id, "")
-            if job_id:
+        for job in found:
+            current = [known.get(item.name) for item in job.items]
+            changed = frozenset(n for n, item in enumerate(job.items) if current[n] not in {None, item})
+            without_result = all(item.name not in self.results for item in job.items)
+            if job_id := ids.get(job.request_id, ""):
                 if changed:
-                    self.options.progress.say(
+                    profile = shlex.quote(str(client.profile.path))
+                    options.progress.say(
                         f"job {job_id} also translates {len(changed):,} files that have changed since; when it has "
                         f"ended, remove those results: ddib job delete {shlex.quote(job_id)} --profile {profile}"
                     )
-                self._pending.append(_JobInRun(items, job_id=job_id, without=changed, earlier=True))
-            elif all(item in known and item.name not in self.results for item in items):
+                self._pending.append(_JobInRun(job.items, job_id=job_id, without=changed, earlier=True))
+            elif current == [*job.items] and without_result:
                 # Its answer may have been lost: the same id is the same job. Of a job that had results nothing can be
                 # on its way; the node has removed it since, and what is missing is submitted anew.
-                self._waiting.append(_JobInRun(tuple(known[item] for item in items), job_file.request_id))
+                self._waiting.append(_JobInRun(tuple(item for item in current if item), job.request_id))
             else:
-                job_file.remove(out)
+                job.remove(options.out)
                 continue
-            covered |= {item for n, item in enumerate(items) if n not in changed}
+            covered |= {item for n, item in enumerate(job.items) if n not in changed}
         return {item for item in covered if item.name not in self.results}
 
     @property
     def _at_its_end(self) -> bool:
         """Whether nothing more is submitted: it was stopped, or a job ended without any result, as the next would."""
+        with_result = {pb.ITEM_STATE_DECODED, pb.ITEM_STATE_DELIVERED}
         return self.options.progress.stopped or any(
-            job.state in {JobState.FAILED, JobState.CANCELLED}
-            and not any(item.state in {ItemState.DECODED, ItemState.DELIVERED} for item in job.items)
+            job.state in WITHOUT_RESULT
+            and not any(item.state in with_result for item in job.items)
             and not (self.options.skip_bad and _failed_by_items(job))
             for job in self.jobs
         )
@@ -378,29 +484,32 @@ class FolderRun:
             self._pending.append(replace(job, job_id=submitted.job_id))
         return True
 
-    def _send(self, client: Client, job: _JobInRun, *, while_busy: bool) -> Submitted:
-        request_id = job.request_id or str(uuid.uuid4())
-        classes = tuple(item.classes for item in job.items if item.classes is not None)
-        request = replace(self.options.request, classes=classes, model_size=bool(classes))
-        payloads = [item.payload for item in job.items if item.payload is not None]
+    def _send(self, client: Client, job: _JobInRun, *, while_busy: bool) -> pb.SubmitJobResponse:
+        out = self.options.out
+        header = self.options.with_classes([item.classes for item in job.items if item.classes is not None])
+        header.request_id = job.request_id or str(uuid.uuid4())
+        names, target = JobFile(header.request_id, target_of(header), job.items), target_of(header)
+        make_private_folders(out)
+        names.save(out)
         try:
-            with JobFile(request_id, request.target, job.items).kept(self.options.out):
-                return client.send(payloads, request, request_id=request_id, while_busy=while_busy)
-        except DdibError as error:
+            payloads = [item.payload for item in job.items if item.payload is not None]
+            return client.send(payloads, header, while_busy=while_busy)
+        except (UnavailableError, DeadlineExceeded, Cancelled):
+            raise  # the node may have accepted the job although its answer was lost
+        except Exception as error:
+            names.remove(out)
             if isinstance(error, DomainNotFound | PeerNotFound):
                 with suppress(DdibError):
-                    known = [each.target for each in client.domains().targets if each.domain]
-                    if request.target not in known and (close := nearest(request.target, known)):
+                    known = [f"{each.institution}/{each.domain}" for each in client.domains().domains]
+                    if target not in known and (close := nearest(target, known)):
                         error.hint = f"did you mean {close}? `ddib domains` lists the targets"
-            if not client.aborted:
-                raise
-            raise Cancelled(
-                "interrupted while submitting: the node may have accepted the job",
-                hint=f"{RESUMES}\nddib job list --profile {shlex.quote(str(client.profile.path))}",
-            ) from error
+            raise
 
     def _without_refused(self, items: Sequence[FileItem], error: InputError) -> tuple[FileItem, ...]:
-        numbers = {n: why for n, why in refused_items(error).items() if n < len(items)}
+        numbers = refused_items(error.facts)
+        if is_number(first_item := error.facts.get("item", "")):
+            numbers.setdefault(int(first_item), error.reason)
+        numbers = {n: why for n, why in numbers.items() if n < len(items)}
         if not numbers:
             raise error
         first, *others = sorted(numbers)
@@ -416,50 +525,48 @@ class FolderRun:
 
     def _receive(self, client: Client, job: _JobInRun) -> None:
         options, known = self.options, {item: item for item in self.items}
-        options.progress.begin(job.job_id, [item.file for item in job.items])
-        with explaining_interruption(client, job.job_id, options.out):
-            results = client.results(job.job_id, on_event=options.progress.watching(client, job.job_id))
+        progress, job_id = options.progress, job.job_id
+        progress.begin(job_id, [item.file for item in job.items])
+        with explaining_interruption(client, job_id, options.out):
             for result in write_results(
                 client,
-                job.job_id,
-                results,
+                job_id,
+                client.results(job_id, on_event=progress.watching(client, job_id)),
                 job.items,
                 options.out,
+                job.without,
                 force=options.force,
                 doubtful_below=options.doubtful_below,
                 credentials=options.credentials,
-                without=job.without,
             ):
                 item = job.items[result.item]
                 if item in known and item.name not in self.results:
-                    options.progress.done += 1
-                    options.progress.written(item, result)
+                    progress.done += 1
+                    progress.written(item, result)
                 self.results[item.name] = result
-            view = client.get(job.job_id)
+            view = client.get(job_id)
         if not job.without:
-            JobFile(view.request_id, view.target, job.items).remove(options.out)
-        options.progress.job_ended(job.job_id, view.state.lower())
+            JobFile(view.request_id, target_of(view), job.items).remove(options.out)
+        state = state_of(view).lower()
+        progress.job_ended(job_id, state)
         again = self._undone(job, view) if job.earlier else []
-        if again and view.state in {JobState.FAILED, JobState.CANCELLED}:
-            options.progress.say(
-                f"job {job.job_id} is {view.state.lower()}: what it left undone is submitted again"
-            )
+        if again and view.state in WITHOUT_RESULT:
+            progress.say(f"job {job_id} is {state}: what it left undone is submitted again")
         else:
             self.jobs.append(view)
         self._waiting.extend(_split(again, self._most_files))
         for each in view.items:
             own = known.get(job.items[each.index])
-            if each.state is ItemState.FAILED and own is not None and own not in again:
-                why = each.failure
-                reason, text = (why.reason, why.text) if why else (JobFailed.reason, JobFailed.sentence)
-                self.failed.append(LeftOut(own.path, reason, text))
+            if each.state == pb.ITEM_STATE_FAILED and own is not None and own not in again:
+                reason = each.error.reason or JobFailed.reason
+                self.failed.append(LeftOut(own.path, reason, failure_text(each.error) or JobFailed.sentence))
 
-    def _undone(self, job: _JobInRun, view: JobView) -> list[FileItem]:
+    def _undone(self, job: _JobInRun, view: pb.Job) -> list[FileItem]:
         """Items of an earlier run's ended job that have no result after all: it was cancelled, or a result was
         removed.
         """
-        failed = {each.index for each in view.items if each.state is ItemState.FAILED}
-        over = {job.items[at] for at in failed} if view.state is JobState.FINISHED else set()
+        failed = {each.index for each in view.items if each.state == pb.ITEM_STATE_FAILED}
+        over = {job.items[at] for at in failed} if view.state == pb.JOB_STATE_FINISHED else set()
         items = [item for item in self.items if item in set(job.items) and item.name not in self.results]
         self._take_finished(items)
         return [item for item in items if item.name not in self.results and item not in over]
@@ -467,19 +574,14 @@ class FolderRun:
     @contextmanager
     def _explained(self, client: Client) -> Iterator[None]:
         try:
-            yield
+            with explaining_interruption(client):
+                yield
         except Cancelled as error:
-            if not client.aborted:
-                raise
-            done, total = self.options.progress.done, len(self.items)
-            error.detail += f"; {done:,} of {total:,} results are complete in {self.options.out}"
-            error.args = (error.detail,)
-            if RESUMES not in error.hint:
+            if client.aborted:
+                done, total = self.options.progress.done, len(self.items)
+                error.detail += f"; {done:,} of {total:,} results are complete in {self.options.out}"
+                error.args = (error.detail,)
                 error.hint = f"{RESUMES}\n{error.hint}".rstrip()
-            raise
-        except DiskFull as error:
-            if error.hop == "client":
-                error.hint += "\nor, for all that is missing: the same command again"
             raise
 
     def conclude(self) -> None:
@@ -514,7 +616,7 @@ class FolderRun:
         unsent = f"{rest:,} of {self.total:,} files {'was' if rest == 1 else 'were'} not submitted"
         bad = [*self.left_out, *self.failed] if self.items else []
         for job in self.jobs:
-            if self.options.skip_bad and (job.state is JobState.FINISHED or _failed_by_items(job)):
+            if self.options.skip_bad and (job.state == pb.JOB_STATE_FINISHED or _failed_by_items(job)):
                 continue
             try:
                 require_finished(job, hop)
@@ -532,5 +634,18 @@ class FolderRun:
             raise JobFailed(unsent, hop="client", hint="the same command again")
 
 
-def _failed_by_items(job: JobView) -> bool:
-    return job.state is JobState.FAILED and all(item.state is ItemState.FAILED for item in job.items)
+def _failed_by_items(job: pb.Job) -> bool:
+    return job.state == pb.JOB_STATE_FAILED and all(i.state == pb.ITEM_STATE_FAILED for i in job.items)
+
+
+def open_run(
+    files: Sequence[Path], reading: Mapping[str, Any], options: RunOptions, say: Callable[[str], object]
+) -> FolderRun:
+    """The run of the files of a command, none of which is read yet; arguments as of `open_inputs`."""
+
+    def own_domain() -> pb.ListDomainsResponse:
+        with options.progress.opened(options.profile) as client:
+            return client.domains(own_alone=True)
+
+    inputs = open_inputs(files, options.out, reading, own_domain, say)
+    return FolderRun(options, inputs.items, inputs.studies, [*inputs.left_out])

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -16,20 +15,9 @@ from typing import Any
 import torch
 
 from ddib_fed.calibration.record import Calibration, map_between
-from ddib_fed.client.client import Client, JobRequest
-from ddib_fed.client.payload import MAX_ITEM_BYTES, Payload, name_item
+from ddib_fed.client.client import Client, JobResult, ResultFile, name_item
+from ddib_fed.client.files import MAX_ITEM_BYTES, Payload
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import (
-    Domains,
-    Failure,
-    ItemView,
-    JobResult,
-    JobView,
-    Media,
-    ResultFile,
-    Submitted,
-    TargetDomain,
-)
 from ddib_fed.data.decoding import ImageLimits
 from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion.plans import SolverSettings
@@ -37,23 +25,19 @@ from ddib_fed.engine.arrays import ArraySettings, check_translation, item_of
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.model import DomainModel, check_given
 from ddib_fed.engine.party import Control, Failed, ToTranslate, TranslatedItem, translate
-from ddib_fed.engine.record import (
-    LatentFigures,
-    Part,
-    SolverUsed,
-    Translation,
-    guidance_used,
-)
+from ddib_fed.engine.record import LatentFigures, Part, SolverUsed, Translation, guidance_used
 from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted, SettingsInvalid
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.evaluation.samples import Given, samples_of
+from ddib_fed.protocol.contract import SAMPLE_KINDS, guidance_from_pb
 from ddib_fed.protocol.details import refused_facts
-from ddib_fed.protocol.messages import Event, ItemState, JobState, Settings
+from ddib_fed.protocol.messages import settings_from_pb
+from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import translation_pb2 as pb
 
 INSTITUTION = "here"
 """What targets are called: `here/relief`."""
 MAX_POINTS = 100_000_000
-_MEDIA = {"NPY": Media.NPY, "PNG": Media.PNG}
 _NOBODY = Profile.model_construct(institution="", name="", source_address="", source_identity="")
 
 
@@ -73,25 +57,19 @@ class ProcessOptions:
     calibration: Calibration | None = None
     settings: SolverSettings = field(default_factory=SolverSettings)
 
-    def solver(self, asked: Settings) -> SolverSettings:
-        names = ("solver", "order", "evaluations", "grid", "depth", "encoder")
-        return replace(self.settings, **{name: getattr(asked, name) for name in names})
+    def solver(self, asked: common_pb2.SolverSettings) -> SolverSettings:
+        return replace(self.settings, **asdict(settings_from_pb(asked)))
 
 
 @dataclass(slots=True)
 class _Job:
     """What was submitted, and what became of it."""
 
-    job_id: str
-    request_id: str
+    view: pb.Job
     items: Sequence[Payload]
-    request: JobRequest
     asked: ArraySettings
-    labels: Sequence[tuple[str, str]]
-    numbers: Sequence[tuple[int | None, int | None]]
-    state: JobState = JobState.QUEUED
-    done: set[int] = field(default_factory=set)
-    failed: dict[int, DdibError] = field(default_factory=dict)
+    classes: Sequence[tuple[str, str]]
+    numbers: Mapping[tuple[str, str], tuple[int | None, int | None]]
 
 
 class InProcess(Client):
@@ -122,11 +100,7 @@ class InProcess(Client):
         self._jobs: dict[str, _Job] = {}
         self._control = Control()
         # Results of an earlier run are known by who asked for them: here by these models and options.
-        self._profile = _NOBODY.model_copy(update={"institution": self.digest})
-
-    @property
-    def profile(self) -> Profile:
-        return self._profile
+        self.profile = _NOBODY.model_copy(update={"institution": self.digest})
 
     @property
     def target(self) -> str:
@@ -155,64 +129,57 @@ class InProcess(Client):
     def aborted(self) -> bool:
         return self._control.cancelled
 
-    def domains(self, *, own_alone: bool = False) -> Domains:  # noqa: ARG002 - there are no peers to ask
-        own, other = self._source.model, self._target.model
-        form = own.manifest.picture
-        target = TargetDomain(
-            INSTITUTION,
-            other.manifest.domain,
-            other.manifest.sample_kind,
-            other.sample_shape,
-            "ready",
-            0,
-            _classes(other),
-            other.manifest.classes,
-        )
-        return Domains(
-            INSTITUTION,
-            own.manifest.domain,
-            own.manifest.sample_kind,
-            own.sample_shape,
-            (target,),
-            _classes(own),
-            own.manifest.classes,
-            (form and form.intensity) or "",
-            (form and form.slices) or "",
+    def domains(self, *, own_alone: bool = False) -> pb.ListDomainsResponse:  # noqa: ARG002 - there are no peers to ask
+        own, form = self._source.model, self._source.model.manifest.picture
+        target = pb.Domain(institution=INSTITUTION, status="ready", **_described(self._target.model))
+        return pb.ListDomainsResponse(
+            institution=INSTITUTION,
+            domains=[target],
+            intensity=(form and form.intensity) or "",
+            slices=(form and form.slices) or "",
             tiles=form is not None and form.tiles and own.bundle.tile is None,
+            **_described(own),
         )
 
     def send(
         self,
         items: Sequence[Payload],
-        request: JobRequest,
+        header: pb.JobHeader,
         *,
-        request_id: str | None = None,
         while_busy: bool = True,  # noqa: ARG002 - this process is never busy
-    ) -> Submitted:
-        labels = request.classes or [(request.source_class, request.target_class)] * len(items)
+    ) -> pb.SubmitJobResponse:
+        classes = [(each.source_class, each.target_class) for each in header.item_classes]
+        classes = classes or [(header.source_class, header.target_class)] * len(items)
         models = self._source.model, self._target.model
-        known = {
-            pair: tuple(_number(model, text) for model, text in zip(models, pair, strict=True))
-            for pair in dict.fromkeys(labels)
+        numbers = {
+            pair: (_number(models[0], pair[0]), _number(models[1], pair[1]))
+            for pair in dict.fromkeys(classes)
         }
         asked = ArraySettings(
-            self._here.solver(request.settings),
-            guidance=request.guidance,
+            self._here.solver(header.solver),
+            guidance=guidance_from_pb(header.guidance),
             soften=self._here.soften,
             seed=self._here.seed,
-            cycle=request.cycle,
+            cycle=header.cycle,
             calibration=self._rotation,
         )
-        for own, other in known.values():
+        for own, other in numbers.values():
             check_translation(
                 self._source, self._target, replace(asked, source_class=own, target_class=other)
             )
-        job_id = str(len(self._jobs) + 1)
-        numbers: Any = [known[pair] for pair in labels]
         self._check_items(items)
-        job = _Job(job_id, request_id or str(uuid.uuid4()), items, request, asked, labels, numbers)
-        self._jobs[job_id] = job
-        return Submitted(job_id, job.request_id, job.state, repeated=False)
+        view = pb.Job(
+            job_id=str(len(self._jobs) + 1),
+            request_id=header.request_id,
+            state=pb.JOB_STATE_QUEUED,
+            target_institution=header.target_institution,
+            target_domain=header.target_domain,
+            items=[pb.Item(index=number, state=pb.ITEM_STATE_RECEIVED) for number in range(len(items))],
+            keep_latent=header.keep_latent,
+            model_size=header.model_size,
+        )
+        self._jobs[view.job_id] = _Job(view, items, asked, classes, numbers)
+        return pb.SubmitJobResponse(job_id=view.job_id, state=view.state)
 
     def _check_items(self, items: Sequence[Payload]) -> None:
         """Return if all can be encoded; otherwise the first one's error, which names the others."""
@@ -230,72 +197,71 @@ class InProcess(Client):
             name_item(first, items)
             raise first
 
-    def get(self, job_id: str) -> JobView:
-        job = self._jobs[job_id]
-        items = []
-        for number, item in enumerate(job.items):
-            error = job.failed.get(number)
-            state = ItemState.DELIVERED if number in job.done else ItemState.RECEIVED
-            failure = None
-            if error is not None:
-                state = ItemState.FAILED
-                failure = Failure(error.reason, error.sentence, facts=dict(error.facts))
-            items.append(ItemView(number, state, item.size_bytes, item.sha256, failure))
-        asked = job.request
-        what = (asked.target, asked.settings, asked.cycle, asked.keep_latent, 0.0, 0.0, 0.0)
-        view = JobView(job_id, job.request_id, job.state, *what, tuple(items), None)
-        return replace(view, model_size=asked.model_size, item_count=len(items), items_done=len(job.done))
+    def get(self, job_id: str) -> pb.Job:
+        return self._jobs[job_id].view
 
-    def list(self, limit: int = 100) -> tuple[JobView, ...]:  # noqa: ARG002 - those of an earlier process are gone
+    def list(self, limit: int = 100) -> Sequence[pb.Job]:  # noqa: ARG002 - those of an earlier process are gone
         return ()
 
     def acknowledge(self, job_id: str, results: Iterable[tuple[int, bytes]]) -> int:  # noqa: ARG002
         return 0
 
-    def results(self, job_id: str, *, on_event: Callable[[Event], None] | None = None) -> Iterator[JobResult]:
+    def results(
+        self, job_id: str, *, on_event: Callable[[pb.WatchJobResponse], None] | None = None
+    ) -> Iterator[JobResult]:
         """Compute a job, and give each result when it is there."""
         job, numbers = self._jobs[job_id], count(1)
-        job.state = JobState.RUNNING
+        view = job.view
+        view.state = pb.JOB_STATE_RUNNING
         given: dict[int, Given] = {}
 
         def tell(item: int, stage: str, step: int = 0, steps: int = 0) -> None:
             if on_event is not None:
-                ended = len(job.done) + len(job.failed)
-                on_event(Event(next(numbers), job.state, item, stage, step, steps, "", ended, len(job.items)))
+                event = pb.WatchJobResponse(item=item, stage=stage, step=step, steps=steps)
+                event.sequence, event.state = next(numbers), view.state
+                event.items_done, event.items = view.items_done, len(job.items)
+                on_event(event)
 
         def items() -> Iterator[ToTranslate]:
             for number, payload in enumerate(job.items):
                 given[number] = self._samples.read(payload.read(), self._size_rule)
-                own, other = job.numbers[number]
+                own, other = job.numbers[job.classes[number]]
                 asked = replace(job.asked, source_class=own, target_class=other)
                 yield item_of(number, given[number].samples, self._source.model, self._target.model, asked)
+
+        def ended(number: int, state: pb.ItemState, stage: str) -> None:
+            view.items[number].state = state
+            view.items_done += 1
+            tell(number, stage)
 
         leg = replace(job.asked.leg(tell), control=self._control)
         try:
             for outcome in translate(self._source, self._target, items(), leg):
                 if isinstance(outcome, Failed):
-                    job.failed[outcome.number] = outcome.error
+                    failure = view.items[outcome.number].error
+                    failure.reason, failure.sentence = outcome.error.reason, outcome.error.sentence
+                    failure.facts.update({key: str(value) for key, value in outcome.error.facts.items()})
                     given.pop(outcome.number, None)
-                    tell(outcome.number, "failed")
+                    ended(outcome.number, pb.ITEM_STATE_FAILED, "failed")
                     continue
                 number = outcome.item.number
                 result = self._result(job, given.pop(number), outcome)
-                job.done.add(number)
-                tell(number, "done")
+                ended(number, pb.ITEM_STATE_DELIVERED, "done")
                 yield result
         except torch.cuda.OutOfMemoryError as error:
             raise MemoryExhausted(
                 "the GPU's memory does not suffice for so many pictures at once",
                 hint="a smaller --batch, or --dtype bfloat16",
             ) from error
-        job.state = JobState.FAILED if job.failed else JobState.FINISHED
+        failed = any(item.state == pb.ITEM_STATE_FAILED for item in view.items)
+        view.state = pb.JOB_STATE_FAILED if failed else pb.JOB_STATE_FINISHED
 
     def _result(self, job: _Job, given: Given, found: TranslatedItem) -> JobResult:
         """The files and the record of an item, as a source node makes them."""
         item, source, target = job.items[found.item.number], self._source.model, self._target.model
-        if job.request.model_size:
+        if job.view.model_size:
             given = given.at_model_size()
-        calibration, labels = self._here.calibration, job.labels[found.item.number]
+        calibration, classes = self._here.calibration, job.classes[found.item.number]
         guide = target.classifier if job.asked.guidance.classifier_scale is not None else None
         record = Translation(
             source_domain=source.manifest.domain,
@@ -306,8 +272,8 @@ class InProcess(Client):
             latent_sha256=found.encoded.latent.sha256.hex(),
             solver=SolverUsed.model_validate(job.asked.settings.described()),
             soften_sigma=source.sigma(job.asked.soften),
-            source_class=labels[0],
-            target_class=labels[1],
+            source_class=classes[0],
+            target_class=classes[1],
             guidance=guidance_used(job.asked.guidance),
             classifier_sha256="" if guide is None else guide.digest,
             calibration_sha256="" if calibration is None else calibration.sha256.hex(),
@@ -317,13 +283,13 @@ class InProcess(Client):
             seconds={"encode": found.encoded.seconds, "decode": found.decoded.seconds},
             picture=given.picture,
         )
-        samples, media = self._samples, _MEDIA[self._samples.format]
+        samples, suffix = self._samples, f".{self._samples.format.lower()}"
         made = {
             Part.TRANSLATION: samples.translation(
                 found.decoded.samples, self._target_rule, given, self._rotation
             )
         }
-        if job.request.model_size:
+        if job.view.model_size:
             made[Part.SOURCE] = samples.source(given)
         if found.back is not None:
             made[Part.RETURNED] = samples.returned(given, found.back)
@@ -331,20 +297,31 @@ class InProcess(Client):
         files = {}
         for part, each in made.items():
             record = record.with_(**each.figures)
-            files[part] = _file(media, each.file)
+            files[part] = _file(suffix, each.file)
         if found.back is not None and given.is_fitted:
             record = record.with_(picture=samples.returned_at_own_size(item.read(), found.back))
-        if job.request.keep_latent:
-            files[Part.LATENT] = _file(Media.NPY, to_npy(found.encoded.latent.data))
+        if job.view.keep_latent:
+            files[Part.LATENT] = _file(".npy", to_npy(found.encoded.latent.data))
         return JobResult(found.item.number, files, record)
 
 
-def _file(media: Media, data: bytes) -> ResultFile:
-    return ResultFile(media, data, hashlib.sha256(data).digest())
+def _file(suffix: str, data: bytes) -> ResultFile:
+    return ResultFile(suffix, data, hashlib.sha256(data).digest())
+
+
+def _described(model: DomainModel) -> dict[str, Any]:
+    """Fields of a domain's message; the classes are the model's, or those of the classifier that guides one without."""
+    manifest, classes = model.manifest, _classes(model)
+    return {
+        "domain": manifest.domain,
+        "sample_kind": SAMPLE_KINDS[manifest.sample_kind],
+        "sample_shape": model.sample_shape,
+        "classes": classes,
+        "class_names": manifest.classes,
+    }
 
 
 def _classes(model: DomainModel) -> int:
-    """Of the model, or of the classifier that guides one without."""
     guide = model.classifier
     return model.manifest.num_classes or (0 if guide is None else guide.manifest.num_classes or 0)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, field_validator
@@ -17,7 +17,7 @@ from ddib_fed.errors import ConfigError, FileMissing, Unauthenticated
 from ddib_fed.files import load_toml
 from ddib_fed.protocol.addresses import Proxy, ProxyUrl, split_address
 from ddib_fed.security.pki import load_identity
-from ddib_fed.security.renewal import is_due, renew_through, utc_now
+from ddib_fed.security.tls import is_due, renew_through
 from ddib_fed.telemetry import TelemetrySettings
 
 FILE_NAME = "client.toml"
@@ -131,7 +131,7 @@ def render_client_toml(**values: str) -> str:
 
 def renew_client(profile: Profile, *, now: datetime | None = None) -> bool:
     """Renew a client's certificate through its source node when two thirds of its life are over."""
-    moment = now or utc_now()
+    moment = now or datetime.now(UTC)
     credentials = load_identity(profile.pki_folder)
     if not is_due(credentials, moment):
         return False

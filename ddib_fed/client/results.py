@@ -6,7 +6,6 @@ on request, and an input never.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import json
@@ -20,20 +19,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddib_fed.client.client import Client
+from ddib_fed.client.client import Client, JobResult
 from ddib_fed.client.files import FileItem
-from ddib_fed.client.views import JobResult
 from ddib_fed.engine.record import DOUBTFUL_BELOW, Part, Translation, WrittenFile
 from ddib_fed.errors import (
     AlreadyExists,
-    Cancelled,
     ChunkCorrupt,
     ConfigError,
-    DeadlineExceeded,
+    DdibError,
     DiskFull,
     InputError,
     StateConflict,
-    UnavailableError,
     UsageError,
 )
 from ddib_fed.files import has_sha256, is_disk_full, make_private_folders, write_file
@@ -113,31 +109,14 @@ class JobFile:
         self.path(out).unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, out: Path, request_id: str) -> JobFile | None:
-        path = cls(request_id, "", ()).path(out)
-        return cls.read(path, otherwise="items get numbers") if path.exists() else None
-
-    @classmethod
-    def read(cls, path: Path, *, otherwise: str = "its job is not attached to any more") -> JobFile:
-        """The content of such a file; `otherwise` is what happens without it."""
+    def read(cls, path: Path) -> JobFile:
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             items = tuple(FileItem(**item) for item in values["items"])
             return cls(values["request_id"], values["target"], items)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} cannot be read", hint=f"remove {path}; {otherwise}") from error
-
-    @contextmanager
-    def kept(self, out: Path) -> Iterator[None]:
-        make_private_folders(out)
-        self.save(out)
-        try:
-            yield
-        except (UnavailableError, DeadlineExceeded, Cancelled):
-            raise  # the node may have accepted the job although its answer was lost
-        except Exception:
-            self.remove(out)
-            raise
+            hint = f"remove {path}; its job is then not attached to any more, and its items get numbers"
+            raise ConfigError(f"{path} cannot be read", hint=hint) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,25 +161,33 @@ def write_results(
     results: Iterable[JobResult],
     items: Sequence[FileItem],
     out: Path,
-    *,
-    force: bool = False,
-    doubtful_below: float = DOUBTFUL_BELOW,
-    credentials: Credentials | None = None,
     without: Collection[int] = (),
+    **how: Any,
 ) -> Iterator[Delivered]:
-    """Write results as they come, and acknowledge items once they are on the disk, some at a time."""
+    """Write results as they come, and acknowledge items once they are on the disk, some at a time.
+
+    Args:
+        client: Whose node has the results.
+        job_id: The job.
+        results: What `client` fetches of it.
+        items: What the job's items are called; others get their number.
+        out: Folder of the results.
+        without: Numbers of items that are left at the node.
+        how: Further arguments of `write_result`.
+    """
     written: list[tuple[int, bytes]] = []
     for result in results:
         if result.item in without:
             continue
+        item = FileItem(f"item-{result.item:04}", f"item-{result.item:04}")
         if result.item < len(items):
             item = items[result.item]
             if result.provenance.input_sha256 != item.sha256:
                 raise ChunkCorrupt(f"item {result.item} is not a translation of {item.file}")
-        else:
-            item = FileItem(f"item-{result.item:04}", f"item-{result.item:04}")
-        with _saying_what_is_left(client, job_id, out):
-            delivered = write_result(result, item, out, doubtful_below, credentials, force=force)
+        try:
+            delivered = write_result(result, item, out, **how)
+        except OSError as error:
+            raise _not_written(error, out, job_id if client.keeps_jobs else "") from error
         written.append((result.item, result.translation.sha256))
         if len(written) >= ACKNOWLEDGED_TOGETHER:
             client.acknowledge(job_id, written)
@@ -210,37 +197,28 @@ def write_results(
         client.acknowledge(job_id, written)
 
 
-@contextlib.contextmanager
-def _saying_what_is_left(client: Client, job_id: str, out: Path) -> Iterator[None]:
-    """Inside, a file that cannot be written ends the command with the one that fetches the rest."""
-    try:
-        yield
-    except OSError as error:
-        full = is_disk_full(error)
-        job, where = shlex.quote(job_id), shlex.quote(str(out))
-        rest, kept = "the same command again", "what was written before is complete"
-        if client.keeps_jobs:
-            rest = f"ddib job fetch {job} --out {where} --profile {shlex.quote(str(client.profile.path))}"
-            kept = f"the node keeps the rest of job {job_id}"
-        first = f"df -h {where}" if full else f"namei -l {shlex.quote(str(error.filename or out))}"
-        raise (DiskFull if full else InputError)(
-            f"{error.filename or out} cannot be written: {error.strerror or error}; {kept}",
-            hop="client",
-            hint=f"{first}, then: {rest}",
-        ) from error
+def _not_written(error: OSError, out: Path, job_id: str) -> DdibError:
+    place, full = error.filename or out, is_disk_full(error)
+    kept = f"the node keeps the rest of job {job_id}" if job_id else "what was written before is complete"
+    first = f"df -h {shlex.quote(str(out))}" if full else f"namei -l {shlex.quote(str(place))}"
+    return (DiskFull if full else InputError)(
+        f"{place} cannot be written: {error.strerror or error}; {kept}",
+        hop="client",
+        hint=f"{first}, then: the same command again",
+    )
 
 
 def write_result(
     result: JobResult,
     item: FileItem,
     out: Path,
+    *,
     doubtful_below: float = DOUBTFUL_BELOW,
     credentials: Credentials | None = None,
-    *,
     force: bool = False,
 ) -> Delivered:
     """Write the files of a result, and its record last: the one place where a result becomes files."""
-    files = {part: out / item.file_name(part, file.media) for part, file in result.files.items()}
+    files = {part: out / item.file_name(part, file.suffix) for part, file in result.files.items()}
     record = out / f"{item.name}.json"
     if not force:
         _check_ours(record, item, result)
@@ -297,16 +275,11 @@ def finished(items: Sequence[FileItem], out: Path) -> Iterator[Delivered]:
             yield Delivered(number, item.file, files, path, record)
 
 
-def unfinished(items: Sequence[FileItem], out: Path) -> list[tuple[JobFile, frozenset[int]]]:
-    """The unfinished jobs in a folder that have one of these items, and which of theirs have changed since."""
-    current = {item.name: item for item in items}
-    found = []
-    for path in sorted(out.glob(f"{STATE_PREFIX}*.json")):
-        job_file = JobFile.read(path)
-        if any(current.get(item.name) == item for item in job_file.items):
-            changed = {n for n, item in enumerate(job_file.items) if current.get(item.name, item) != item}
-            found.append((job_file, frozenset(changed)))
-    return found
+def unfinished(items: Sequence[FileItem], out: Path) -> list[JobFile]:
+    """The unfinished jobs in a folder that have one of these items as it is now."""
+    current = set(items)
+    found = (JobFile.read(path) for path in sorted(out.glob(f"{STATE_PREFIX}*.json")))
+    return [job for job in found if not current.isdisjoint(job.items)]
 
 
 def remove_broken(out: Path, items: Sequence[FileItem]) -> None:

@@ -1,22 +1,28 @@
-"""Workers elsewhere: a `Pool` gives trajectories to processes (or Ray actors), each with a warm model and a batcher.
+"""Workers elsewhere: a `Pool` gives trajectories to processes, or to Ray actors, each with a warm model and a batcher.
 
 The pool and a worker talk over a pipe. A worker takes trajectories while it has less than two calls' rows, the next by
 fair share. When it dies, its trajectories are done again by others, a bounded number of times, and at last each by
 itself: one that kills its workers takes no others with it.
+
+Ray ends a process that does not reach the cluster's head, and its gRPC reads the environment that a node sets for its
+own. So a process beside the node joins the cluster for each actor, and passes on what the pool and the actor say.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import itertools
 import logging
 import multiprocessing
 import os
 import pickle
+import queue
 import signal
+import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -31,7 +37,16 @@ from ddib_fed.engine.batcher import Scheduler
 from ddib_fed.engine.budget import Recipe
 from ddib_fed.engine.party import Control
 from ddib_fed.engine.stack import End, Member, Trajectory
-from ddib_fed.errors import Cancelled, Draining, InternalError, NotReady, SettingsInvalid
+from ddib_fed.errors import (
+    Cancelled,
+    ConfigError,
+    Draining,
+    InternalError,
+    NotReady,
+    SettingsInvalid,
+    missing,
+)
+from ddib_fed.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +61,69 @@ SUSPECT_AFTER: Final = 2
 MOST_DEATHS: Final = 3
 OVERHEAD_ROWS: Final = 8.0
 """What a trajectory costs beside its rows, for fair shares."""
-MOST_WORKERS: Final = 256
 
 # The worker's side
+
+Say = Callable[..., None]
+"""Sends a message to the pool: its kind, and what belongs to it. From any thread."""
+
+
+class Served(Protocol):
+    """What `serve` puts behind a pipe."""
+
+    name: str
+    rows: int
+
+    def take(self, number: int, work: bytes | None, remaining_s: float | None) -> None:
+        """Begin a packed trajectory, with the time that it may take; or, without one, end that of the number."""
+
+    def tell(self) -> None:
+        """Within about `LOOK_S`, say what is new."""
+
+
+def serve(pipe: Connection, make: Callable[..., Served], *args: Any) -> None:
+    """Answer the pool until its end of the pipe closes, or its process ends.
+
+    A message to the worker is the arguments of `take`. Those from it: ("ready", name, rows), ("refused", error),
+    ("steps", *news), ("end", number, packed end or error), ("lost", why).
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a node, which is to drain first
+        signal.signal(number, signal.SIG_IGN)
+    parent, lock = multiprocessing.parent_process(), threading.Lock()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(0)
+
+    def say(*message: Any) -> None:
+        with lock, suppress(OSError):  # the pool closed it
+            pipe.send(message)
+
+    def tell() -> None:
+        while True:
+            served.tell()
+
+    threading.Thread(target=end_with_parent, name="parent-watch", daemon=True).start()
+    try:
+        served = make(say, *args)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the pool raises it
+        say("refused", portable(error))
+        return
+    say("ready", served.name, served.rows)
+    # Takes and tells on two threads: the pool never waits for a worker that waits for the pool.
+    threading.Thread(target=tell, name="tell", daemon=True).start()
+    with suppress(EOFError, OSError):
+        while True:
+            served.take(*pipe.recv())
+    os._exit(0)
 
 
 class WarmModel:
     """A model with its batcher in a worker."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._batcher = recipe.warm()
+    def __init__(self, recipe: bytes, device: str) -> None:
+        self._batcher = replace(unpack(recipe), device=device).warm()
         self._controls: dict[int, Control] = {}
         self._steps: dict[int, tuple[int, int]] = {}
         self._counted = (0, 0)
@@ -64,7 +132,9 @@ class WarmModel:
     def begin(self, number: int, work: bytes, remaining_s: float | None) -> Future[End]:
         control = Control(None if remaining_s is None else time.monotonic() + remaining_s)
         self._controls[number] = control
-        future = self._batcher.submit(unpack(work), control=control, on_step=partial(self._note, number))
+        future: Future[End] = self._batcher.submit(
+            unpack(work), control=control, on_step=partial(self._note, number)
+        )
         future.add_done_callback(lambda _: self._controls.pop(number, None))
         return future
 
@@ -83,68 +153,11 @@ class WarmModel:
         return steps, self._counted[0] - before[0], self._counted[1] - before[1]
 
 
-class Served(Protocol):
-    """What `serve` puts behind a pipe."""
-
-    name: str
-    rows: int
-
-    def take(self, number: int, work: bytes | None, remaining_s: float | None) -> None:
-        """Begin a packed trajectory, with the time that it may take; or, without one, end that of the number."""
-
-    def tell(self) -> None:
-        """Within about `LOOK_S`, say what is new."""
-
-
-Say = Callable[..., None]
-"""Sends a message to the pool: its kind, and what belongs to it. From any thread."""
-
-
-def serve(pipe: Connection, make: Callable[[Say], Served]) -> None:
-    """Answer the pool until its end of the pipe closes, or its process ends.
-
-    A message to the worker is the arguments of `take`. Those from it: ("ready", name, rows), ("refused", error),
-    ("steps", *news), ("end", number, packed end or error), ("lost", why).
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a node, which is to drain first
-        signal.signal(number, signal.SIG_IGN)
-    parent, lock = multiprocessing.parent_process(), threading.Lock()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(0)
-
-    threading.Thread(target=end_with_parent, name="parent-watch", daemon=True).start()
-
-    def say(*message: Any) -> None:
-        with lock, suppress(OSError):  # the pool closed it
-            pipe.send(message)
-
-    try:
-        served = make(say)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the pool raises it
-        say("refused", portable(error))
-        return
-    say("ready", served.name, served.rows)
-
-    def tell() -> None:
-        while True:
-            served.tell()
-
-    # Takes and tells on two threads: the pool never waits for a worker that waits for the pool.
-    threading.Thread(target=tell, name="tell", daemon=True).start()
-    with suppress(EOFError, OSError):
-        while True:
-            served.take(*pipe.recv())
-    os._exit(0)
-
-
 class _Process:
     """`Served` by a model of this process."""
 
     def __init__(self, say: Say, recipe: bytes, device: str) -> None:
-        self._say, self._model = say, WarmModel(replace(unpack(recipe), device=device))
+        self._say, self._model = say, WarmModel(recipe, device)
         self.name, self.rows = f"on {device}, process {os.getpid()}", self._model.rows
 
     def take(self, number: int, work: bytes | None, remaining_s: float | None) -> None:
@@ -157,10 +170,6 @@ class _Process:
     def tell(self) -> None:
         time.sleep(LOOK_S)
         self._say("steps", *self._model.news())
-
-
-def _serve_process(pipe: Connection, recipe: bytes, device: str) -> None:
-    serve(pipe, lambda say: _Process(say, recipe, device))
 
 
 def packed_end(future: Future[End]) -> bytes:
@@ -194,31 +203,6 @@ def portable(error: BaseException) -> Exception:
 
 
 @dataclass(slots=True, eq=False)
-class _Queued(Member):
-    """A trajectory that a pool has taken; the first answer counts."""
-
-    deaths: int = 0
-    """Of workers that had it."""
-    worker: Worker | None = None
-
-    def answer(self, end: End | Exception) -> None:
-        with suppress(InvalidStateError):
-            if isinstance(end, Exception):
-                self.future.set_exception(end)
-            else:
-                self.future.set_result(end)
-
-    def tell(self, done: int, of: int) -> None:
-        """Tell the caller of a new step; what is raised there ends this work alone."""
-        if self.on_step is not None and self.step < done and not self.future.done():
-            self.step = done
-            try:
-                self.on_step(done, of)
-            except Exception as error:  # noqa: BLE001 - any failure goes to the caller's future
-                self.answer(error)
-
-
-@dataclass(slots=True, eq=False)
 class Worker:
     """The pool's end of a worker, and what it was given."""
 
@@ -227,33 +211,43 @@ class Worker:
     name: str = ""
     rows: int = 0
     """How many samples its network calls take best; 0 until it is ready."""
-    work: dict[int, _Queued] = field(default_factory=dict)
-    cancelled: list[int] = field(default_factory=list)
-    """Trajectories that it is still to be told to end."""
+    work: dict[int, Member] = field(default_factory=dict)
+    outbox: queue.SimpleQueue[Member | int | None] = field(default_factory=queue.SimpleQueue)
+    """Trajectories to begin, numbers of those to end, and None after the last."""
     heard: float = field(default_factory=time.monotonic)
-    gone: bool = False
     why: str = ""
     """Of its end."""
     blamed: bool = False
     """Whether its work may have ended it."""
-    giver: threading.Thread | None = None
+    refusal: Exception | None = None
+    threads: list[threading.Thread] = field(default_factory=list)
 
     @property
     def load(self) -> int:
         """Rows that it has."""
-        return sum(queued.cost_rows for queued in self.work.values())
+        return sum(member.cost_rows for member in self.work.values())
 
     @property
-    def suspects(self) -> bool:
-        """Whether it has a trajectory that ended others, which it is to have by itself."""
-        return any(queued.deaths >= SUSPECT_AFTER for queued in self.work.values())
+    def has_room(self) -> bool:
+        """Whether it takes more work: beside a trajectory that ended other workers it takes none."""
+        suspects = any(member.deaths >= SUSPECT_AFTER for member in self.work.values())
+        return not self.work or (self.load < 2 * self.rows and not suspects)
 
 
-def start_process(target: Callable[..., None], *args: Any) -> tuple[Connection, Callable[[], object]]:
-    """A spawned process that is called with its end of a pipe; our end, and what kills it."""
+@dataclass(slots=True)
+class _Place:
+    """Where a worker is, or is to be started."""
+
+    worker: Worker | None = None
+    start_at: float = 0.0
+    pause_s: float = 0.0
+
+
+def start_process(make: Callable[..., Served], *args: Any) -> tuple[Connection, Callable[[], object]]:
+    """A spawned process that serves what `make` makes; our end of its pipe, and what kills it."""
     context = torch.multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=target, args=(theirs, *args), daemon=True)
+    process = context.Process(target=serve, args=(theirs, make, *args), daemon=True)
     process.start()
     theirs.close()
 
@@ -266,6 +260,8 @@ def start_process(target: Callable[..., None], *args: Any) -> tuple[Connection, 
 
 class Pool:
     """An `Executor` whose workers are elsewhere.
+
+    One thread has the workers and their work; callers and the threads of the workers' pipes hand it events.
 
     Args:
         launch: Starts the worker of a number.
@@ -293,316 +289,272 @@ class Pool:
         end: Callable[[], object] = lambda: None,
     ) -> None:
         self._launch, self._what, self._blames, self._end = launch, what, blames, end
-        self._changed = threading.Condition()
         self._scheduler = Scheduler(1, lambda rows: rows + OVERHEAD_ROWS)
-        self._work: dict[int, _Queued] = {}
-        self._workers: dict[int, Worker] = {}
-        """By their places, from 0."""
-        self._places: set[int] = set()
-        self._threads: list[threading.Thread] = []
+        self._places = [_Place() for _ in range(count)]
+        self._least = count if least is None else least
+        self._started: Future[None] = Future()
         self._numbers = itertools.count(1)
-        self._wanted = self._calls = self._evaluated = self._redone = self._replaced = 0
+        self._calls = self._evaluated = self._redone = self._replaced = 0
+        self._lock = threading.Lock()
         self._closed = self._proven = False
-        self._refusal: Exception | None = None
-        self.rows = 1
+        self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._unanswered: set[Member] = set()
+        self.rows, self.width = 1, count
         self.problem: str | None = None
-        self._start_thread(self._watch)
+        self._thread = threading.Thread(target=self._run, name=f"{what} pool", daemon=True)
+        self._thread.start()
         try:
-            self.resize(count)
-            self._wait_until_ready(count if least is None else least, ready_s, remedy)
-        except BaseException:
+            self._started.result(ready_s)
+        except BaseException as error:
+            there = len(self.workers())
             self.close()
-            raise
-
-    @property
-    def width(self) -> int:
-        return max(1, self._wanted)
+            if not isinstance(error, TimeoutError):
+                raise
+            raise NotReady(
+                f"of {self._least} {what}s {there} were ready within {ready_s:.0f} s", hint=remedy
+            ) from None
 
     @property
     def counters(self) -> Mapping[str, int]:
-        with self._changed:
-            return {
-                "calls": self._calls,
-                "rows": self._evaluated,
-                "ready": len(self.workers()),
-                "wanted": self._wanted,
-                "replaced": self._replaced,
-                "redone": self._redone,
-            }
+        return {
+            "calls": self._calls,
+            "rows": self._evaluated,
+            "ready": len(self.workers()),
+            "wanted": self.width,
+            "replaced": self._replaced,
+            "redone": self._redone,
+        }
 
     def workers(self) -> list[str]:
-        return [worker.name for _, worker in sorted(self._workers.items()) if worker.rows]
+        return [worker.name for worker in self._ready()]
 
     def describe(self) -> str:
-        return f"{len(self.workers())} of {self._wanted} {self._what}{'' if self._wanted == 1 else 's'}"
+        return f"{len(self.workers())} of {self.width} {self._what}{'' if self.width == 1 else 's'}"
 
     def submit(
         self, trajectory: Trajectory, *, control: Control | None = None, on_step: OnStep | None = None
     ) -> Future[End]:
-        queued = _Queued(trajectory, control or Control(), on_step, next(self._numbers))
-        refusal = queued.control.error
+        member = Member(trajectory, control or Control(), on_step, next(self._numbers))
+        refusal = member.control.error
         if trajectory.draw is not None:  # it is a function of this process
             refusal = SettingsInvalid(
                 f"decoding that draws noise at each step is not done by a {self._what}",
                 hint='executor = "inline" in [engine] of node.toml, or eta 0',
             )
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise Draining("the engine is closed")
-            if refusal is not None:
-                queued.answer(refusal)
-                return queued.future
-            self._work[queued.number] = queued
-            self._scheduler.add(queued)
-            self._changed.notify_all()
-        return queued.future
+            if refusal is None:
+                self._unanswered.add(member)
+                self._events.put(partial(self._scheduler.add, member))
+        if refusal is not None:
+            member.answer(refusal)
+        return member.future
 
     def together(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def resize(self, count: int) -> None:
-        """Have so many workers from now on; those that are too many finish what they have."""
-        if not 1 <= count <= MOST_WORKERS:
-            raise SettingsInvalid(
-                f"{count} workers; a pool has 1 to {MOST_WORKERS}",
-                hint="[engine] workers in node.toml",
-                facts={"workers": count},
-            )
-        with self._changed:
-            if self._closed:
-                raise Draining("the engine is closed")
-            self._wanted = count
-            for place in set(range(count)) - self._places:
-                self._places.add(place)
-                self._start_thread(self._fill, place)
-            self._changed.notify_all()
-
     def close(self) -> None:
-        with self._changed:
+        with self._lock:
             self._closed = True
-            waiting, workers = list(self._work.values()), list(self._workers.values())
-            self._changed.notify_all()
-        for queued in waiting:
-            queued.answer(Draining("the engine was closed"))
-        for worker in workers:
-            worker.kill()
-        for thread in self._threads:
-            thread.join()
+        self._events.put(lambda: None)
+        self._thread.join()
+        for place in self._places:
+            if place.worker is not None:
+                self._part(place.worker)
         self._end()
 
-    def _wait_until_ready(self, count: int, ready_s: float | None, remedy: str) -> None:
-        with self._changed:
-            there = self._changed.wait_for(lambda: self._refusal or len(self.workers()) >= count, ready_s)
-            if self._refusal is not None:
-                raise self._refusal
-            if not there:
-                raise NotReady(
-                    f"of {count} {self._what}s {len(self.workers())} were ready within {ready_s:.0f} s",
-                    hint=remedy,
-                )
+    # What follows runs on the pool's thread, but for `_hear` and `_send`.
 
-    def _start_thread(self, target: Callable[..., None], *args: Any) -> threading.Thread:
-        thread = threading.Thread(target=target, args=args, name=f"{self._what} pool", daemon=True)
-        self._threads = [*(each for each in self._threads if each.is_alive()), thread]
-        thread.start()
-        return thread
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException:
+            # Without this, callers would wait for their futures for ever.
+            log.exception("the pool failed; nothing more is computed until the node is restarted")
+        finally:
+            with self._lock:
+                self._closed = True
+            closed = Draining("the engine was closed")
+            with suppress(InvalidStateError):
+                self._started.set_exception(closed)
+            for member in list(self._unanswered):
+                member.answer(closed)
 
-    def _watch(self) -> None:
-        """Answer callers whose work was cancelled or is late, and end workers that hang."""
+    def _work(self) -> None:
+        looked = -LOOK_S
         while not self._closed:
-            with self._changed:
-                self._changed.wait(LOOK_S)
-                over = [queued for queued in self._work.values() if queued.control.over]
-                for queued in over:
-                    del self._work[queued.number]
-                    if queued.worker is None:
-                        self._scheduler.remove(queued)
-                    else:
-                        queued.worker.cancelled.append(queued.number)
-                        self._changed.notify_all()
-                hang = [w for w in self._workers.values() if w.rows and time.monotonic() > w.heard + SILENT_S]
-            for queued in over:  # without the lock: callers may submit more
-                queued.answer(queued.control.error or Cancelled())
-            for worker in hang:
+            if time.monotonic() >= looked + LOOK_S:
+                looked = time.monotonic()
+                self._look()
+            with suppress(queue.Empty):
+                self._events.get(timeout=LOOK_S)()
+                while True:
+                    self._events.get_nowait()()
+            # The one that has least takes first, and leaves some for others.
+            while any(self._give(worker) for worker in sorted(self._ready(), key=lambda each: each.load)):
+                pass
+
+    def _ready(self) -> list[Worker]:
+        workers = [place.worker for place in self._places]
+        return [worker for worker in workers if worker is not None and worker.rows]
+
+    def _look(self) -> None:
+        """Answer callers whose work was cancelled or is late, end workers that hang, and start those that are due."""
+        now = time.monotonic()
+        for member in [each for each in self._scheduler if each.control.over]:
+            self._scheduler.remove(member)
+            self._answer(member, member.control.error or Cancelled())
+        for worker in self._ready():
+            for member in [each for each in worker.work.values() if each.control.over]:
+                del worker.work[member.number]
+                worker.outbox.put(member.number)
+                self._answer(member, member.control.error or Cancelled())
+            if now > worker.heard + SILENT_S:
                 log.warning("%s %s gives no sign of life", self._what, worker.name)
                 worker.kill()
+        for place in self._places:
+            if place.worker is None and now >= place.start_at:
+                self._start(place)
 
-    def _stays(self, place: int) -> bool:
-        with self._changed:
-            stays = not self._closed and place < self._wanted
-            if not stays:
-                self._places.discard(place)
-            return stays
+    def _answer(self, member: Member, end: End | Exception) -> None:
+        self._unanswered.discard(member)
+        member.answer(end)
 
-    def _fill(self, place: int) -> None:
-        """What the thread of a place does: start a worker, hear it to its end, and start another."""
-        pause_s = FIRST_PAUSE_S
-        while self._stays(place):
-            try:
-                worker = self._launch(next(self._numbers))
-                with self._changed:
-                    self._workers[place] = worker
-                    if self._closed:
-                        worker.kill()
-                try:
-                    self._hear(place, worker)
-                finally:
-                    with self._changed:
-                        del self._workers[place]
-                    self._do_again(worker)
-                    worker.kill()
-                    if worker.giver is not None:
-                        worker.giver.join()
-                    worker.pipe.close()
-                pause_s = FIRST_PAUSE_S
-            except Exception as error:  # noqa: BLE001 - any failure of a start is reported and tried again
-                self._report(error, pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+    def _start(self, place: _Place) -> None:
+        try:
+            worker = place.worker = self._launch(next(self._numbers))
+        except Exception as error:  # noqa: BLE001 - any failure of a start is reported and tried again
+            self._report(place, error)
+            return
+        for target in (partial(self._hear, place, worker), partial(self._send, worker)):
+            thread = threading.Thread(target=target, name=f"{self._what} pipe", daemon=True)
+            worker.threads.append(thread)
+            thread.start()
 
-    def _report(self, error: Exception, pause_s: float) -> None:
-        with self._changed:
-            if self._closed:
-                return
-            self.problem = f"a {self._what} cannot be started: {error}"
-            if self._proven:
-                log.error("%s; tried again in %.1f s", self.problem, pause_s)
-            else:
-                self._refusal = self._refusal or error
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._closed, pause_s)
+    def _report(self, place: _Place, error: Exception) -> None:
+        place.pause_s = min(2 * place.pause_s, LONGEST_PAUSE_S) if place.pause_s else FIRST_PAUSE_S
+        place.start_at = time.monotonic() + place.pause_s
+        self.problem = f"a {self._what} cannot be started: {error}"
+        if self._proven:
+            log.error("%s; tried again in %.1f s", self.problem, place.pause_s)
+        elif not self._started.done():
+            self._started.set_exception(error)
 
-    def _hear(self, place: int, worker: Worker) -> None:
-        """Take in what a worker says, until it ends or is one too many."""
-        with suppress(EOFError, OSError):
-            while place < self._wanted or worker.work or not worker.rows:
+    def _hear(self, place: _Place, worker: Worker) -> None:
+        """Hand over what a worker says, until it ends."""
+        try:
+            while True:
                 kind, *what = worker.pipe.recv()
-                worker.heard = time.monotonic()
-                if kind == "refused":
-                    raise what[0]
-                if kind == "ready":
-                    self._greet(place, worker, *what)
-                elif kind == "steps":
-                    self._count(worker, *what)
-                elif kind == "end":
-                    self._finish(worker, *what)
-                elif kind == "lost":
-                    worker.blamed, worker.why = True, what[0]
+                if kind == "end":
+                    what = [what[0], unpack(what[1])]
+                self._events.put(partial(self._take, place, worker, kind, *what))
+        except (EOFError, OSError):
+            pass
+        except Exception as error:  # noqa: BLE001 - what cannot be read, e.g. for want of memory
+            worker.refusal = error
+        self._events.put(partial(self._lose, place, worker))
+
+    def _send(self, worker: Worker) -> None:
+        """Send a worker what it is to begin and to end."""
+        while (item := worker.outbox.get()) is not None:
+            try:
+                if isinstance(item, int):
+                    worker.pipe.send((item, None, None))
+                else:
+                    work = pack(item.trajectory.portable())
+                    worker.pipe.send((item.number, work, item.control.remaining_s()))
+            except OSError:  # it has ended, which `_hear` notices
+                return
+            except Exception as error:  # noqa: BLE001 - e.g. no memory for it: the others are sent
+                assert isinstance(item, Member)
+                self._events.put(partial(self._finish, worker, item.number, error))
+
+    def _take(self, place: _Place, worker: Worker, kind: str, *what: Any) -> None:
+        """What a worker said."""
+        worker.heard = time.monotonic()
+        if kind == "ready":
+            worker.name, worker.rows = what
+            place.pause_s = 0.0
+            self._proven, self.problem, self.rows = True, None, worker.rows
+            self._scheduler.resize(worker.rows)
+            log.info("%s %s is ready", self._what, worker.name)
+            if len(self._ready()) >= self._least and not self._started.done():
+                self._started.set_result(None)
+        elif kind == "refused":
+            worker.refusal = what[0]
+            worker.kill()
+        elif kind == "steps":
+            steps, calls, rows = what
+            self._calls += calls
+            self._evaluated += rows
+            for number, (done, of) in steps.items():
+                if number in worker.work:
+                    worker.work[number].tell(done, of)
+        elif kind == "end":
+            self._finish(worker, *what)
+        elif kind == "lost":
+            worker.blamed, worker.why = True, what[0]
+
+    def _finish(self, worker: Worker, number: int, end: End | Exception) -> None:
+        member = worker.work.pop(number, None)
+        if member is None:  # it was cancelled, or the worker has ended
             return
+        if isinstance(end, End):
+            member.tell(end.evaluations, end.evaluations)
+        self._answer(member, end)
+
+    def _lose(self, place: _Place, worker: Worker) -> None:
+        """Give what a worker had to others, and its place to another."""
+        place.worker = None
+        self._part(worker)
         if not worker.rows:
-            raise InternalError(f"a {self._what} ended before it was ready")
-        if self._closed:
+            self._report(place, worker.refusal or InternalError(f"a {self._what} ended before it was ready"))
             return
-        with self._changed:
-            self._replaced += 1
+        self._replaced += 1
         if not worker.why:
             worker.blamed, worker.why = self._blames, "ended"
         log.warning("%s %s %s; its work is done again by another", self._what, worker.name, worker.why)
-
-    def _greet(self, place: int, worker: Worker, name: str, rows: int) -> None:
-        with self._changed:
-            worker.name, worker.rows = name, rows
-            self._proven, self.problem, self.rows = True, None, rows
-            self._scheduler.resize(rows)
-            worker.giver = self._start_thread(self._give, place, worker)
-            self._changed.notify_all()
-        log.info("%s %s is ready", self._what, name)
-
-    def _count(self, worker: Worker, steps: Mapping[int, tuple[int, int]], calls: int, rows: int) -> None:
-        with self._changed:
-            self._calls += calls
-            self._evaluated += rows
-        for number, (done, of) in steps.items():
-            if number in worker.work:
-                worker.work[number].tell(done, of)
-
-    def _finish(self, worker: Worker, number: int, content: bytes) -> None:
-        end = unpack(content)
-        with self._changed:
-            queued = worker.work.pop(number)
-            self._work.pop(number, None)
-            self._changed.notify_all()
-        if isinstance(end, End):
-            queued.tell(end.evaluations, end.evaluations)
-        queued.answer(end)
-
-    def _do_again(self, worker: Worker) -> None:
-        """Give what a worker had to others."""
-        hopeless: list[_Queued] = []
-        with self._changed:
-            worker.gone = True
-            for queued in reversed(worker.work.values()):
-                if self._closed or queued.future.done() or queued.number not in self._work:
-                    self._work.pop(queued.number, None)
-                    continue
-                queued.deaths += worker.blamed
-                queued.worker = None
-                if queued.deaths >= MOST_DEATHS and len(worker.work) == 1:
-                    hopeless.append(self._work.pop(queued.number))
-                else:
-                    self._redone += 1
-                    self._scheduler.add(queued, first=True)
-            self._changed.notify_all()
-        for queued in hopeless:
-            queued.answer(
-                InternalError(
-                    f"{queued.deaths} times a {self._what} {worker.why} while it worked on one trajectory, which is "
-                    "given up: perhaps for want of memory",
-                    hint="a smaller engine.merge_pixels in node.toml needs less; the log says what each said",
-                )
+        members = list(worker.work.values())
+        worker.work.clear()
+        for member in reversed(members):
+            member.deaths += worker.blamed
+            if member.deaths < MOST_DEATHS or len(members) > 1:
+                self._redone += 1
+                self._scheduler.add(member, first=True)
+                continue
+            error = InternalError(
+                f"{member.deaths} times a {self._what} {worker.why} while it worked on one trajectory, which is given "
+                "up: perhaps for want of memory",
+                hint="a smaller engine.merge_pixels in node.toml needs less; the log says what each said",
             )
+            self._answer(member, error)
 
-    def _give(self, place: int, worker: Worker) -> None:
-        """What the thread does that gives a worker its trajectories."""
-        with suppress(OSError):  # it has ended, which `_hear` takes in
-            while True:
-                with self._changed:
-                    while not (share := self._share(place, worker)) and not worker.cancelled:
-                        if self._closed or worker.gone:
-                            return
-                        self._changed.wait()
-                    cancelled, worker.cancelled = worker.cancelled, []
-                for number in cancelled:
-                    worker.pipe.send((number, None, None))
-                for queued in share:
-                    try:
-                        work = pack(queued.trajectory.portable())
-                        worker.pipe.send((queued.number, work, queued.control.remaining_s()))
-                    except OSError:
-                        raise
-                    except Exception as error:  # noqa: BLE001 - e.g. no memory for it: the others are given
-                        self._give_up(worker, queued, error)
+    def _part(self, worker: Worker) -> None:
+        worker.kill()
+        worker.outbox.put(None)
+        for thread in worker.threads:
+            thread.join()
+        worker.pipe.close()
 
-    def _give_up(self, worker: Worker, queued: _Queued, error: Exception) -> None:
-        """Answer work that cannot be sent to a worker, unless that has ended and `_do_again` has seen to it."""
-        with self._changed:
-            if worker.gone:
-                return
-            worker.work.pop(queued.number, None)
-            self._work.pop(queued.number, None)
-            self._changed.notify_all()
-        queued.answer(error)
-
-    def _share(self, place: int, worker: Worker) -> Sequence[_Queued]:
-        """What a worker is to begin, by fair share: the one that has least takes first, and leaves some for others."""
-        if not len(self._scheduler) or place >= self._wanted or worker.gone:
-            return []
-        has, load = bool(worker.work), worker.load
-        others = [w.load for n, w in self._workers.items() if w.rows and n < self._wanted and not w.suspects]
-        if has and (load >= 2 * worker.rows or worker.suspects or load > min(others, default=load)):
-            return []
-        rows = sum(member.cost_rows for member in self._scheduler)
-        most = min(2 * worker.rows - load, worker.rows, -(-rows // self.width))
+    def _give(self, worker: Worker) -> bool:
+        """Give a worker its fair share of what waits; whether it took some."""
+        if not len(self._scheduler) or not worker.has_room:
+            return False
+        waiting = sum(member.cost_rows for member in self._scheduler)
+        most = min(2 * worker.rows - worker.load, worker.rows, -(-waiting // self.width))
         chosen = self._scheduler.choose(max(1, most))
-        share = [self._work[member.number] for member in chosen]
-        if suspects := [queued for queued in share if queued.deaths >= SUSPECT_AFTER]:
-            share = [] if has else suspects[:1]
-        for queued in share:
-            self._scheduler.charge([queued], queued.trajectory.settings.evaluations)
-            self._scheduler.remove(queued)
-            queued.worker, worker.work[queued.number] = worker, queued
-        if share:
-            self._changed.notify_all()  # another has least now
-        return share
+        suspect = next((member for member in chosen if member.deaths >= SUSPECT_AFTER), None)
+        if suspect is not None:
+            if worker.work:
+                return False
+            chosen = [suspect]
+        for member in chosen:
+            self._scheduler.charge([member], member.trajectory.settings.evaluations)
+            self._scheduler.remove(member)
+            worker.work[member.number] = member
+            worker.outbox.put(member)
+        return True
 
 
 def process_pool(recipe: Recipe, *, workers: int = 0) -> Pool:
@@ -612,15 +564,186 @@ def process_pool(recipe: Recipe, *, workers: int = 0) -> Pool:
     if recipe.device in {"auto", "cuda"} and gpus:
         devices = gpus
     elif recipe.device in {"auto", "cpu"}:
-        devices = ["cpu"] * _cores()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        devices = ["cpu"] * (cores or 1)
     packed = pack(replace(recipe, threads=recipe.threads or 1))
     return Pool(
-        lambda number: Worker(*start_process(_serve_process, packed, devices[number % len(devices)])),
+        lambda number: Worker(*start_process(_Process, packed, devices[number % len(devices)])),
         workers or len(devices),
         what="worker process",
         remedy="the node's log has what the process said; free -h and nvidia-smi show what memory is left",
     )
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# Ray actors, on a cluster of the institution's own
+
+LOCAL: Final = "local"
+"""Instead of a cluster's address: one of this machine alone."""
+DIAL_S: Final = 3.0
+READY_S: Final = 300.0
+"""For the first actor: a cluster may have to start a machine for it."""
+LOST_AFTER_S: Final = 10
+LOCAL_STORE_BYTES: Final = 512 << 20
+TOGETHER: Final = 256
+"""Trajectories that an actor may have at once."""
+ENVIRONMENT: Final = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported
+    "RAY_gcs_rpc_server_reconnect_timeout_s": str(LOST_AFTER_S),  # how long the head may not answer
+}
+NOT_FOR_RAY: Final = "GRPC_SSL_CIPHER_SUITES"
+"""Set by `security.tls` for the gRPC of a node, which is another than Ray's."""
+
+
+def ray_pool(recipe: Recipe, *, address: str, workers: int = 0, local_cpus: int = 1) -> Pool:
+    """A pool of actors, at least one of them ready; 0 for one on each GPU, or each core, of the cluster."""
+    if importlib.util.find_spec("ray") is None:
+        otherwise = 'executor = "processes" in [engine] of node.toml'
+        raise missing("ray", "ray", "the executor ray needs Ray", otherwise=otherwise)
+    # The file that remembers costs is on the node's machine: an actor measures for itself.
+    packed = pack(replace(recipe, threads=recipe.threads or 1, costs=None))
+    cluster, leave = start_process(_Cluster, address, max(workers, local_cpus))
+    try:
+        joined, places = _joined(cluster)
+        return Pool(
+            lambda _: Worker(*start_process(_Relay, packed, recipe.device, joined)),
+            workers or max(1, places),
+            what="Ray actor",
+            remedy="the local Ray cluster" if address == LOCAL else f"ray status --address {address}",
+            least=1,
+            ready_s=READY_S,
+            blames=False,  # Ray ends the process of an actor when it loses the cluster
+            end=leave,
+        )
+    except BaseException:
+        leave()
+        raise
+
+
+def _joined(cluster: Connection) -> tuple[str, int]:
+    try:
+        kind, *what = cluster.recv()
+    except EOFError as error:
+        raise InternalError("the process that joins the Ray cluster ended") from error
+    if kind == "refused":
+        raise what[0]
+    return what[0], what[1]
+
+
+def _ray(address: str, cpus: int = 0) -> Any:
+    """Ray, joined to a cluster, or with one of this machine started."""
+    os.environ.update(ENVIRONMENT)
+    os.environ.pop(NOT_FOR_RAY, None)
+    import ray
+
+    options: dict[str, Any] = {"namespace": "ddib-fed"}
+    try:
+        if address == LOCAL:
+            options = {
+                "num_cpus": cpus,
+                "include_dashboard": False,
+                "object_store_memory": LOCAL_STORE_BYTES,
+            }
+        else:
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), DIAL_S).close()
+        ray.init(address=address, log_to_driver=False, logging_level="error", **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise NotReady(
+            f"the Ray cluster at {address} cannot be joined: {_first_line(error)}",
+            hint=f"on this machine: ray status --address {address}; it must be part of the cluster: "
+            f"ray start --address {address} --num-cpus 0",
+            retry_after_s=LOST_AFTER_S,
+        ) from None
+    return ray
+
+
+class _Cluster:
+    """Says a cluster's address and places; a cluster of this machine lives as long as this process."""
+
+    def __init__(self, _: Say, address: str, cpus: int) -> None:
+        ray = _ray(address, cpus)
+        self.name = ray.get_runtime_context().gcs_address if address == LOCAL else address
+        found = ray.cluster_resources()
+        self.rows = int(found.get("GPU", 0) or found.get("CPU", 0))
+
+    def take(self, *_: Any) -> None: ...
+
+    def tell(self) -> None:
+        time.sleep(READY_S)
+
+
+class Actor(WarmModel):
+    """A worker on a cluster."""
+
+    def __init__(self, recipe: bytes, device: str, version: str) -> None:
+        if version != __version__:
+            raise ConfigError(
+                f"the cluster has ddib-fed {__version__}, and the node {version}",
+                hint=f"install ddib-fed {version} with its extras node and ray in the image of the cluster",
+            )
+        super().__init__(recipe, device)
+        self._name = f"on {device} of {socket.gethostname()}, process {os.getpid()}"
+
+    def describe(self) -> tuple[str, int]:
+        return self._name, self.rows
+
+    def run(self, number: int, work: bytes, remaining_s: float | None) -> bytes:
+        future = self.begin(number, work, remaining_s)
+        future.exception()  # waits
+        return packed_end(future)
+
+
+class _Relay:
+    """`Served` by an actor, on a GPU where there are any, else on a core."""
+
+    def __init__(self, say: Say, recipe: bytes, device: str, address: str) -> None:
+        self._say, self._ray = say, _ray(address)
+        on_gpu = device.startswith("cuda") or (device == "auto" and self._ray.cluster_resources().get("GPU"))
+        actor = self._ray.remote(concurrency_groups={"work": TOGETHER, "looks": 1})(Actor)
+        self._actor = actor.options(
+            num_cpus=0 if on_gpu else 1, num_gpus=1 if on_gpu else 0, scheduling_strategy="SPREAD"
+        ).remote(recipe, "cuda" if on_gpu else "cpu", __version__)
+        self._work: dict[Any, int] = {}
+        self._looked = time.monotonic()
+        self._lock = threading.Lock()
+        try:
+            self.name, self.rows = self._ray.get(self._actor.describe.remote())
+        except self._ray.exceptions.RayError as error:
+            last = str(error).strip().rpartition(chr(10))[2]
+            raise NotReady(f"it ended: {last}", retry_after_s=5.0) from None
+
+    def take(self, number: int, work: bytes | None, remaining_s: float | None) -> None:
+        if work is None:
+            self._actor.cancel.options(concurrency_group="looks").remote(number)
+            return
+        run = self._actor.run.options(concurrency_group="work")
+        with self._lock:
+            self._work[run.remote(number, work, remaining_s)] = number
+
+    def tell(self) -> None:
+        errors = self._ray.exceptions
+        with self._lock:
+            under_way = list(self._work)
+        try:
+            if not under_way:
+                time.sleep(LOOK_S / 4)
+            for ended in self._ray.wait(under_way, timeout=LOOK_S / 4)[0] if under_way else ():
+                try:
+                    content = self._ray.get(ended)
+                except errors.RayTaskError as error:
+                    content = pack(portable(error.cause if error.cause is not None else error))
+                with self._lock:
+                    number = self._work.pop(ended)
+                self._say("end", number, content)
+            if time.monotonic() > self._looked + LOOK_S:
+                self._looked = time.monotonic()
+                looks = self._actor.news.options(concurrency_group="looks").remote()
+                with suppress(errors.GetTimeoutError):  # the network is slow, say
+                    self._say("steps", *self._ray.get(looks, timeout=LOOK_S))
+        except Exception as error:  # noqa: BLE001 - without this thread nothing would be said any more
+            self._say("lost", f"ended: {_first_line(error)}")
+            os._exit(0)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -9,8 +9,8 @@ one that joins takes the rows of one that ended, or costs one copy. Trajectories
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import Future, InvalidStateError
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -131,6 +131,8 @@ class Member:
     start: int = 0
     query: Query | None = None
     result: Tensor | Exception | None = None
+    deaths: int = 0
+    """Of workers of a pool that had it."""
     watch: AbstractContextManager[None] = field(default_factory=nullcontext)
 
     def __post_init__(self) -> None:
@@ -159,6 +161,23 @@ class Member:
         if work.recurrence is None:
             self.query = next(work.solver)
         self.kind = self.kind, work.recurrence is None
+
+    def answer(self, end: End | Exception) -> None:
+        """Give the caller the end, or why there is none; the first answer counts."""
+        with suppress(InvalidStateError):
+            if isinstance(end, Exception):
+                self.future.set_exception(end)
+            else:
+                self.future.set_result(end)
+
+    def tell(self, done: int, of: int) -> None:
+        """Tell the caller of a new step; what is raised there ends this trajectory alone."""
+        if self.on_step is not None and self.step < done and not self.future.done():
+            self.step = done
+            try:
+                self.on_step(done, of)
+            except Exception as error:  # noqa: BLE001 - any failure goes to the caller's future
+                self.answer(error)
 
     def state(self) -> Tensor:
         return self.begun.x if self.stack is None else self.stack.rows_of(self.stack.x, self)

@@ -1,7 +1,7 @@
 """Tells by names and first bytes what files and folders are; loads neither numpy nor a package for any format.
 
 The rule: a file that `format_of` knows never leaves as it is. `recognise` finds such files among paths, to be
-translated as studies; where that is not done, `ddib_fed.client.payload` refuses them, by `format_of_content` too.
+translated as studies; where that is not done, `ddib_fed.client.files` refuses them, by `format_of_content` too.
 """
 
 from __future__ import annotations

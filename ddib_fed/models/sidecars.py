@@ -117,6 +117,10 @@ class Figure(_Frozen):
     low: Finite
     high: Finite
 
+    def __str__(self) -> str:
+        interval = "" if self.low == self.high else f" ({self.low:.3g} to {self.high:.3g})"
+        return f"{self.value:.3g}{interval}"
+
 
 class Reading(_Frozen):
     """What is read from latents of one kind."""

@@ -1,4 +1,4 @@
-"""The calibrations of a node: which it uses, and its operator's acts: publish, propose, accept, take out of use.
+"""The calibrations of a node: which it uses, its operator's acts (publish, propose, accept, remove), calls to a target.
 
 Each act is in the node's audit log before it has any effect. A running node sees it at once, because it reads the same
 files.
@@ -7,14 +7,30 @@ files.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast, get_args
 
+import grpc
+from pydantic import ValidationError
+
+from ddib_fed.calibration.aggregate import Aggregate, read_aggregate
 from ddib_fed.calibration.fit import judge
-from ddib_fed.calibration.record import Calibration, Kind, Place, leg_map, units_digest
-from ddib_fed.calibration.signed import RECALIBRATE, CalibrationStore, Side, SignedCalibration
+from ddib_fed.calibration.record import (
+    RECALIBRATE,
+    Calibration,
+    CalibrationStore,
+    Kind,
+    Place,
+    Side,
+    Signature,
+    SignedCalibration,
+    check_target,
+    misfit,
+    units_digest,
+)
+from ddib_fed.data.fitting import Fit, PictureRule
 from ddib_fed.errors import (
     AggregateNotFound,
     AlreadyExists,
@@ -22,41 +38,56 @@ from ddib_fed.errors import (
     CalibrationIneffective,
     CalibrationInvalid,
     CalibrationKindDenied,
-    CalibrationModel,
     CalibrationSigner,
     CalibrationUnits,
     CalibrationUnknown,
     ConfigError,
+    ContractMismatch,
     DdibError,
+    DomainNotFound,
     InputError,
+    MessageInvalid,
+    PeerUnreachable,
     PolicyDenied,
     RefusedError,
+    ShapeMismatch,
     StateConflict,
     Unauthenticated,
 )
 from ddib_fed.files import private_folder, read_small, write_file
 from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.units import Normalisation
 from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.calibration_peer import CalibrationPeer
 from ddib_fed.node.certificates import own_credentials
 from ddib_fed.node.config import PolicySection
+from ddib_fed.node.policy import check_use
 from ddib_fed.node.role import NodeContext, load_hosted
-from ddib_fed.security.audit import note, parsed
-from ddib_fed.security.audit_reading import lines_of
+from ddib_fed.protocol.contract import PROTOCOL, CalibrationTerms, ContractSide
+from ddib_fed.protocol.details import at_fault, checking_answers, failure_of_peer, status_of
+from ddib_fed.protocol.messages import from_message
+from ddib_fed.security.audit import lines_of, note, parsed
+from ddib_fed.security.diagnosis import TIMEOUT_S
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import PeerStore, Snapshot
 from ddib_fed.security.pki import TlsCredentials
-from ddib_fed.v1 import admin_pb2
+from ddib_fed.security.tls import PeerChannels
+from ddib_fed.v1 import admin_pb2, calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
+from ddib_fed.v1 import calibration_pb2 as pb
 
 if TYPE_CHECKING:
-    from ddib_fed.calibration.aggregate import Aggregate
     from ddib_fed.node.config import NodeConfig, Role
+
+R = TypeVar("R")
 
 SOON: Final = timedelta(days=14)
 """A calibration that ends within this time is warned of."""
 LONGEST_LIFE: Final = timedelta(days=731)
 """From now to the end of a calibration that is proposed."""
+CALL_TIMEOUT_S: Final = 20.0
 PUBLISH: Final = "ddib calibrate publish --config node.toml, on the target's node"
+
+
+# Which are used
 
 
 def usable_calibration(
@@ -82,21 +113,7 @@ def check_terms(
     calibration: Calibration, *, source: Place, target: Place, side: Side, units: str, policy: PolicySection
 ) -> None:
     """Return if a calibration is between these domains, in this node's units, and of an allowed kind."""
-    leads = _text(calibration.source.place), _text(calibration.target.place)
-    if leads != (_text(source), _text(target)):
-        raise CalibrationForeign(
-            f"the calibration leads from {leads[0]} to {leads[1]}, not from {_text(source)} to {_text(target)}",
-            hint=RECALIBRATE,
-            facts={"source": leads[0], "target": leads[1]},
-        )
-    own = calibration.side(side)
-    if own.units_sha256 != units:
-        raise CalibrationUnits(
-            f"the calibration was made for a model of {_text(own.place)} with the units {own.units_sha256[:12]}; "
-            f"the model there now has {units[:12]}",
-            hint=RECALIBRATE,
-            facts={"side": side},
-        )
+    calibration.check_between(source, target, {side: units})
     if calibration.kind not in policy.calibration:
         raise CalibrationKindDenied(
             f"a calibration of the kind {calibration.kind}, where policy.calibration allows "
@@ -106,32 +123,44 @@ def check_terms(
         )
 
 
+def check_decodable(node: NodeContext, terms: CalibrationTerms, *, source: Place, target: Place) -> None:
+    """Return if a target decodes latents under a contract's calibration."""
+    found = usable_calibration(node, terms.sha256, source=source, target=target, side="target")
+    if found.terms != terms:
+        raise ContractMismatch(
+            f"{source[0]} proposed the calibration {terms} until {terms.expires}, and both institutions signed "
+            f"{found.terms} until {found.terms.expires}",
+            hint="upgrade ddib-fed at the source: it must propose the terms that were signed",
+        )
+    check_target(node.running_engine.model.manifest)
+
+
 def allow(kind: Kind, policy: PolicySection) -> str:
     kinds = ", ".join(f'"{each}"' for each in (*policy.calibration, kind))
     return f"[policy] calibration = [{kinds}]"
 
 
-def _text(place: Place) -> str:
-    return "/".join(place)
-
-
 def overview(
-    config: NodeConfig, store: CalibrationStore, peers: PeerStore, now: datetime | None = None
+    config: NodeConfig,
+    store: CalibrationStore,
+    peers: PeerStore,
+    now: datetime | None = None,
+    *,
+    inactive: bool = False,
 ) -> list[admin_pb2.CalibrationStatus]:
-    """Each calibration that was not taken out of use, with what its operator should know or do."""
+    """Each calibration, `inactive` ones only if asked for, with what its operator should know or do."""
     moment, snapshot = now or datetime.now(UTC), peers.snapshot()
     found = []
     for signed in store.list():
         calibration, state, warning = signed.calibration, str(signed.state(moment)), ""
         ends, left = f"{calibration.expires:%Y-%m-%d}", calibration.expires - moment
-        if state == "inactive":
+        if state == "inactive" and not inactive:
             continue
         if state == "expired":
             warning = f"it ended at {ends}: ddib calibrate --peer makes a new one"
-        elif state == "proposed":
-            if calibration.target.institution == config.node.institution:
-                warning = f"it waits for you: ddib calibrate accept {signed.short}"
-        else:
+        elif state == "proposed" and calibration.target.institution == config.node.institution:
+            warning = f"it waits for you: ddib calibrate accept {signed.short}"
+        elif state == "active":
             try:
                 signed.verify(pins=snapshot.pins, withdrawn=snapshot.withdrawn, now=moment)
             except RefusedError as error:
@@ -145,8 +174,8 @@ def overview(
             admin_pb2.CalibrationStatus(
                 sha256=signed.sha256.hex(),
                 kind=calibration.kind,
-                source=_text(calibration.source.place),
-                target=_text(calibration.target.place),
+                source=str(calibration.source),
+                target=str(calibration.target),
                 state=state,
                 expires=calibration.expires.timestamp(),
                 warning=warning,
@@ -165,16 +194,11 @@ def unusable_with(
         calibration = signed.calibration
         if signed.state(moment) == "active" and calibration.source.place == own_place(config):
             by_target.setdefault(calibration.target.place, []).append(calibration)
-    problems = ([_misfit(each, source) for each in held] for held in list(by_target.values()) or [[None]])
+    problems = ([misfit(each, source) for each in held] for held in list(by_target.values()) or [[None]])
     return tuple(found[0] for found in problems if all(found))
 
 
-def _misfit(calibration: Calibration | None, source: Manifest) -> str:
-    try:
-        leg_map(calibration, source)
-    except CalibrationModel as error:
-        return f"{error.detail}: {error.hint}"
-    return ""
+# What a target publishes
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,22 +211,21 @@ class Publication:
     unit: str
     epsilon: float
     delta: float
-    peers: tuple[str, ...]
+    peers: list[str] = field(default_factory=list)
 
 
 def publications(config: NodeConfig) -> tuple[Publication, ...]:
     """Every aggregate that this node has published, the oldest first, by its audit log."""
-    path = config.paths.store
-    published: dict[str, dict[str, Any]] = {}
-    peers: dict[str, dict[str, None]] = {}
+    path, found = config.paths.store, dict[str, Publication]()
     try:
         for record in (parsed(line) or {} for line in lines_of(path, '"aggregate_')):
             if record.get("act") == "aggregate_published":
-                names = ("time", "counted", "unit", "epsilon", "delta")
-                published[record["aggregate"]] = {name: record[name] for name in names}
-            elif record.get("act") == "aggregate_served":
-                institution = Identity.parse(record["peer"]).institution
-                peers.setdefault(record["aggregate"], {})[institution] = None
+                sha256, names = record["aggregate"], ("time", "counted", "unit", "epsilon", "delta")
+                found[sha256] = Publication(sha256, *(record[name] for name in names))
+            elif record.get("act") == "aggregate_served" and record["aggregate"] in found:
+                peers = found[record["aggregate"]].peers
+                if (institution := Identity.parse(record["peer"]).institution) not in peers:
+                    peers.append(institution)
     except FileNotFoundError:
         return ()
     except (KeyError, TypeError, DdibError) as error:
@@ -210,10 +233,7 @@ def publications(config: NodeConfig) -> tuple[Publication, ...]:
             f"{path} has a line on an aggregate that cannot be read, so what was published cannot be counted",
             hint=f"ddib audit verify --config {shlex.quote(str(config.path))}",
         ) from error
-    return tuple(
-        Publication(sha256=sha256, peers=tuple(peers.get(sha256, ())), **values)
-        for sha256, values in published.items()
-    )
+    return tuple(found.values())
 
 
 def total_privacy(published: Sequence[Publication | Aggregate]) -> str:
@@ -225,8 +245,6 @@ def total_privacy(published: Sequence[Publication | Aggregate]) -> str:
 
 
 def find_published(config: NodeConfig) -> Aggregate | None:
-    from ddib_fed.calibration.aggregate import read_aggregate
-
     path = config.paths.aggregate
     if not path.exists():
         return None
@@ -278,10 +296,13 @@ def publish(config: NodeConfig, aggregate: Aggregate, *, again: bool = False) ->
     write_file(config.paths.aggregate, aggregate.canonical, private=True)
 
 
+# Proposals
+
+
 def check_proposal(
     signed: SignedCalibration, config: NodeConfig, units_sha256: str, peers: Snapshot, *, now: datetime
-) -> Identity:
-    """The node that proposed a calibration to this target, if the target may sign it."""
+) -> None:
+    """Return if a target may sign what was proposed to it."""
     calibration, institution = signed.calibration, signed.calibration.source.institution
     if institution not in peers.peers:
         raise CalibrationForeign(
@@ -312,7 +333,6 @@ def check_proposal(
             hint="ddib peer list",
             facts={"side": "source"},
         )
-    return signer
 
 
 def _check_making(calibration: Calibration, published: Aggregate | None) -> None:
@@ -320,19 +340,27 @@ def _check_making(calibration: Calibration, published: Aggregate | None) -> None
     made = calibration.made
     if (made.aggregate_sha256, made.crossed_bytes, made.epsilon, made.delta) == ("", 0, None, None):
         return
-    if published is None or made.aggregate_sha256 != published.sha256.hex():
-        there = "none is" if published is None else f"{published.sha256.hex()[:12]} is"
+    stated = (
+        made.aggregate_sha256,
+        made.target_pictures,
+        made.target_unit,
+        made.epsilon,
+        made.delta,
+        made.crossed_bytes,
+    )
+    if published is None or stated != (
+        published.sha256.hex(),
+        published.counted,
+        published.unit,
+        published.epsilon,
+        published.delta,
+        len(published.canonical),
+    ):
+        there = "none" if published is None else published.sha256.hex()[:12]
         raise CalibrationInvalid(
-            f"the calibration was made from the aggregate {made.aggregate_sha256[:12] or 'of no digest'}, and {there} "
-            "published here",
+            f"the calibration states another aggregate than is published here ({there}), or other pictures, bytes, "
+            "epsilon or delta of it",
             hint="the source calibrates again: ddib calibrate --peer INSTITUTION/DOMAIN",
-            facts={"field": "aggregate_sha256"},
-        )
-    stated = made.target_pictures, made.target_unit, made.epsilon, made.delta, made.crossed_bytes
-    counted = published.counted, published.unit
-    if stated != (*counted, published.epsilon, published.delta, len(published.canonical)):
-        raise CalibrationInvalid(
-            "the calibration states other pictures, bytes, epsilon or delta than the aggregate that is published here",
             facts={"field": "made"},
         )
 
@@ -366,7 +394,7 @@ def send(
     if not signed.active:
         raise StateConflict(
             f"the calibration {signed.short} was taken out of use here",
-            hint="ddib calibrate --peer INSTITUTION/DOMAIN makes another one",
+            hint=f"{RECALIBRATE}, for another one",
         )
     if signed.source is None:
         signed = signed.sign("source", _valid_credentials(config, now), now=now)
@@ -401,11 +429,7 @@ def accept(
 
 def refuse_doubtful(calibration: Calibration) -> None:
     """Return if a calibration's figures show that it is right and were not overridden."""
-    try:
-        judge(calibration.effect)
-    except CalibrationIneffective as error:
-        error.hint = "ask for one from anchors; or look at the figures and add --force"
-        raise
+    judge(calibration.effect)
     if calibration.effect.forced:
         raise CalibrationIneffective(
             "the source made it with --force, although its figures were refused",
@@ -429,8 +453,7 @@ def _hosted_units(config: NodeConfig) -> str:
 def _valid_credentials(config: NodeConfig, now: datetime) -> TlsCredentials:
     """The node's certificate and key, if others would accept what they sign now."""
     credentials = own_credentials(config)
-    problem = credentials.problem(now)
-    if problem is not None:
+    if (problem := credentials.problem(now)) is not None:
         raise Unauthenticated(
             f"this node cannot sign: {problem}",
             hint=f"start the node, which renews it: {config.command} serve --config {shlex.quote(str(config.path))}",
@@ -439,13 +462,123 @@ def _valid_credentials(config: NodeConfig, now: datetime) -> TlsCredentials:
 
 
 def _note(config: NodeConfig, act: str, signed: SignedCalibration, peer: str, **more: str | int) -> None:
+    note(config.paths.store, act, peer=peer, **line_of(signed), **more)
+
+
+def line_of(signed: SignedCalibration) -> dict[str, str]:
+    """What a line of the audit log says of a calibration."""
     calibration = signed.calibration
-    note(
-        config.paths.store,
-        act,
-        peer=peer,
-        calibration=signed.sha256.hex(),
-        kind=calibration.kind,
-        expires=calibration.expires.isoformat(),
-        **more,
-    )
+    return {
+        "calibration": signed.sha256.hex(),
+        "kind": calibration.kind,
+        "expires": calibration.expires.isoformat(),
+    }
+
+
+# Calls to a target
+
+
+class CalibrationPeer:
+    """A peer's node, called with this node's certificate, whose answers are checked; a context manager."""
+
+    def __init__(self, config: NodeConfig, institution: str, domain: str) -> None:
+        self._peers = peer_store(config)
+        self._peers.get(institution)
+        check_use(institution, "calibrate", config.policy)
+        self._channels = PeerChannels(config.paths.pki, self._peers, proxy=config.proxy)
+        self._institution, self._domain = institution, domain
+        self.hop = f"target {institution}"
+        self.crossed: dict[str, int] = {}
+        self._channel = self._channels.get(institution)
+        self._stub = calibration_pb2_grpc.CalibrationServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._channels.close()
+
+    def aggregate(self) -> Aggregate:
+        """What the peer's operator published, in the units that its `units_sha256` names."""
+        answer = self._ask(self._stub.GetAggregate, pb.GetAggregateRequest(domain=self._domain))
+        with checking_answers(self.hop):
+            found = read_aggregate(answer.aggregate)
+            self.crossed["aggregate received"] = len(answer.aggregate)
+            if found.canonical != answer.aggregate:
+                raise MessageInvalid("an aggregate that is not canonical")
+            if found.domain != self._domain:
+                raise MessageInvalid(f"an aggregate of {found.domain}, not of {self._domain}")
+        return found
+
+    def units(self) -> Normalisation:
+        """The units of the peer's model, for anchors: mean and deviation of its channels, not noised."""
+        answer = self._ask(self._stub.GetUnits, pb.GetUnitsRequest(domain=self._domain))
+        self.crossed["units received"] = len(answer.units)
+        try:
+            return Normalisation.model_validate_json(answer.units)
+        except ValidationError as error:
+            raise at_fault(MessageInvalid("units that cannot be read"), self.hop) from error
+
+    def picture_rule(self, shape: tuple[int, ...]) -> PictureRule:
+        """How pictures of the peer's domain become the input of its model, from its side of a contract."""
+        request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
+        answer = self._ask(decoding_pb2_grpc.DecodingServiceStub(self._channel).DescribeDomain, request)
+        with checking_answers(self.hop):
+            side = from_message(answer.side, ContractSide)
+        if side.domain != self._domain:
+            raise DomainNotFound(
+                f"{self._institution} serves {side.domain}, not {self._domain}",
+                hop=self.hop,
+                hint=f"ddib calibrate --peer {self._institution}/{side.domain}",
+            )
+        if side.picture is None or side.sample_shape != shape:
+            raise ShapeMismatch(
+                f"the model of {self._institution} is of the shape {side.sample_shape}, the one here of {shape}",
+                hop=self.hop,
+            )
+        # A side that refuses other sizes has no rule of its own.
+        fit = cast("Fit", side.size_rule) if side.size_rule in get_args(Fit) else "resize"
+        channels, height, width = shape
+        picture = side.picture
+        return PictureRule(channels, height, width, fit, picture.low, picture.high, picture.bits)
+
+    def propose(self, proposed: SignedCalibration, *, now: datetime | None = None) -> SignedCalibration:
+        """Send a calibration that this node has signed; it comes back with the peer's signature, if it has one."""
+        assert proposed.source is not None
+        request = pb.SignCalibrationRequest(
+            calibration=proposed.calibration.canonical, source=proposed.source.to_pb()
+        )
+        answer = self._ask(self._stub.SignCalibration, request)
+        self.crossed["calibration sent"] = len(request.calibration)
+        self.crossed["own signature and certificate sent"] = request.source.ByteSize()
+        if answer.state == pb.CALIBRATION_STATE_PENDING:
+            return proposed
+        if answer.state != pb.CALIBRATION_STATE_SIGNED or not answer.HasField("target"):
+            raise at_fault(MessageInvalid("neither a signature nor that it is pending"), self.hop)
+        self.crossed["signature and certificate received"] = answer.target.ByteSize()
+        with checking_answers(self.hop):
+            complete = proposed.model_copy(update={"target": Signature.from_pb(answer.target)})
+        peers = self._peers.snapshot()
+        complete.verify(pins=peers.pins, withdrawn=peers.withdrawn, now=now or datetime.now(UTC))
+        return complete
+
+    def _ask(self, method: Callable[..., R], request: Any) -> R:
+        """Call, and add to a failure the next step that this operator can take or ask for."""
+        try:
+            return method(request, timeout=CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            if status_of(error) is grpc.StatusCode.UNIMPLEMENTED:
+                raise PolicyDenied(
+                    f"{self.hop} does not know calibrations: it is no target",
+                    hop=self.hop,
+                    hint=f"ddib peer test {self._institution}",
+                ) from error
+            found = self._channels.explained(self._institution, failure_of_peer(error, self.hop), TIMEOUT_S)
+            ask = f"ask the operator of {self._institution}"
+            if isinstance(found, AggregateNotFound):
+                found.hint = f"{ask} to run: ddib calibrate publish --config node.toml"
+            elif isinstance(found, PolicyDenied) and "policy" in found.facts:
+                found.hint = f"{ask} for [policy] {found.facts['policy']} in its node.toml"
+            elif isinstance(found, PeerUnreachable) and not found.hint:
+                found.hint = f"ddib peer test {self._institution}"
+            raise found from error

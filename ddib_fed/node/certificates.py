@@ -1,22 +1,17 @@
 """The certificates of a node: the status of its own, its renewal, and the service that issues to its institution.
 
-A certificate is renewed before it expires: with the own root, through the issuer, or by a command. A private key is
-made where it is used and stays there; only a request and a certificate are sent. A node that cannot renew reports it in
-its health while the old certificate is still valid.
+A certificate is renewed before it expires, with the own root or through the issuer. A private key is made where it is
+used and stays there; only a request and a certificate are sent. A node that cannot renew reports it in its health while
+the old certificate is still valid.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import random
-import shlex
-import shutil
-import subprocess
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
@@ -33,7 +28,6 @@ from ddib_fed.security.pki import (
     Authority,
     TlsCredentials,
     certificate_pem,
-    check_issued,
     check_request,
     fingerprint,
     has_authority,
@@ -44,7 +38,7 @@ from ddib_fed.security.pki import (
     load_recovery,
     root_warning,
 )
-from ddib_fed.security.renewal import Clock, is_due, renew_through, utc_now
+from ddib_fed.security.tls import is_due, renew_through
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
 
@@ -53,10 +47,10 @@ log = logging.getLogger(__name__)
 # Up to this share of the lifetime earlier, so that nodes started together do not all renew in the same minute.
 JITTER: Final = 0.05
 CHECK_INTERVAL_S: Final = 10.0
-COMMAND_TIMEOUT_S: Final = 300.0
 LONGEST_PAUSE_S: Final = 600.0
 TRIES_PER_LIFE: Final = 20
 """At least so often, in the time of a certificate's life, is a renewal that failed tried again."""
+_BY_HAND: Final = "ddib pki request, have it signed by the issuer, then ddib pki install"
 RENEWALS_PER_DAY: Final = 256
 """Of one identity, by hand or otherwise; each is a line of the audit log."""
 AUDIT_RETRY_S: Final = 30.0
@@ -66,13 +60,8 @@ AUDIT_RETRY_S: Final = 30.0
 
 
 def own_authority(config: NodeConfig) -> Authority:
-    folder = config.paths.pki
-    authority = load_authority(folder)
-    if authority.institution != config.node.institution:
-        raise ConfigError(
-            f"the root in {folder} is of {authority.institution}, node.toml says {config.node.institution}",
-            hint="ddib pki show",
-        )
+    authority = load_authority(config.paths.pki)
+    _require_own(config, "root", authority.institution, config.node.institution)
     return authority
 
 
@@ -80,105 +69,66 @@ def own_credentials(config: NodeConfig) -> TlsCredentials:
     """The node's certificate and key; they may have expired."""
     credentials = load_identity(config.paths.pki)
     expected = Identity(config.node.institution, "node", config.node.name)
-    if credentials.identity != expected:
-        raise ConfigError(
-            f"the certificate in {config.paths.pki} names {credentials.identity}, node.toml says {expected}",
-            hint="ddib pki show",
-        )
+    _require_own(config, "certificate", credentials.identity, expected)
     return credentials
+
+
+def _require_own(config: NodeConfig, what: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise ConfigError(
+            f"the {what} in {config.paths.pki} is of {found}, node.toml says {expected}", hint="ddib pki show"
+        )
 
 
 def certificate_status(config: NodeConfig, *, now: datetime | None = None) -> list[str]:
     """The state of the node's certificate at a start: a line, and warnings if the operator should act."""
-    moment, folder = now or datetime.now(UTC), config.paths.pki
-    issues, command, issuer = has_authority(folder), config.identity.renew_command, config.identity.issuer
-    if issues:
-        own_authority(config)
-    elif command is not None and shutil.which(command[0]) is None:
-        raise ConfigError(
-            f"identity.renew_command: there is no program {command[0]!a}",
-            hint=f"ls -l {shlex.quote(command[0])}; or correct identity.renew_command in {config.path}",
-        )
-    if issues and not (folder / "leaf.pem").exists():
+    moment, folder, issuer = now or datetime.now(UTC), config.paths.pki, config.identity.issuer
+    authority = own_authority(config) if has_authority(folder) else None
+    if authority is not None and not (folder / "leaf.pem").exists():
         return [f"{config.node.name} of {config.node.institution}, whose certificate is made at the start"]
     credentials = own_credentials(config)
     problem = credentials.problem(moment)
     if problem is None:
-        renewable = issues or command is not None or issuer is not None
-        nothing = "" if renewable else "nothing renews it: set identity.issuer or identity.renew_command"
         text = f"{credentials.identity}, until {credentials.not_after:%Y-%m-%d %H:%M} UTC"
+        nothing = "" if authority or issuer else "nothing renews it: set identity.issuer"
         ends = root_warning(config.node.institution, credentials.root_not_after, moment)
         return [text, *filter(None, (nothing, ends))]
-    if issues:
-        own_authority(config).check(moment)
     recovery = load_recovery(folder) if issuer is not None else None
-    recovers = recovery is not None and recovery.problem(moment) is None
-    if issues or command is not None or recovers:
-        return [str(credentials.identity), f"{problem}; it is renewed at the start"]
-    raise Unauthenticated(
-        f"{problem}, and a start cannot renew it",
-        hint="compare the clock (date -u); else ddib pki request, have it signed by the issuer, then ddib pki install",
-    )
+    if authority is not None:
+        authority.check(moment)
+    elif recovery is None or recovery.problem(moment) is not None:
+        raise Unauthenticated(
+            f"{problem}, and a start cannot renew it", hint=f"compare the clock (date -u); else {_BY_HAND}"
+        )
+    return [str(credentials.identity), f"{problem}; it is renewed at the start"]
 
 
 # Renewal
 
 
 def renew_node(config: NodeConfig, *, now: datetime | None = None) -> TlsCredentials:
-    """Renew a node's certificate in the way that its configuration and folder provide."""
-    folder, moment, identity = config.paths.pki, now or utc_now(), config.identity
+    """Renew a node's certificate with the root in its folder, or through the issuer that its configuration names."""
+    folder, moment, issuer = config.paths.pki, now or datetime.now(UTC), config.identity.issuer
     if has_authority(folder):
-        authority = own_authority(config)
-        life = identity.life("node")
-        return issue_to_folder(authority, folder, "node", config.node.name, now=moment, lifetime=life)
-    if identity.renew_command is not None:
-        return _run_command(identity.renew_command, folder, moment)
-    if identity.issuer is None:
+        life = config.identity.life("node")
+        return issue_to_folder(
+            own_authority(config), folder, "node", config.node.name, now=moment, lifetime=life
+        )
+    if issuer is None:
         raise ConfigError(
-            "the certificate cannot be renewed: no ca.key here, and neither identity.issuer nor "
-            "identity.renew_command in node.toml",
-            hint='add [identity] issuer = "NODE@HOST:PORT", the issuing node of this institution',
+            "the certificate cannot be renewed: no ca.key here, and no identity.issuer in node.toml",
+            hint=f'add [identity] issuer = "NODE@HOST:PORT", the issuing node of this institution; or {_BY_HAND}',
         )
-    name, _at, address = identity.issuer.partition("@")  # its form is the configuration's business
-    issuer = Identity(config.node.institution, "node", name)
+    name, _, address = issuer.partition("@")  # its form is the configuration's business
+    identity = Identity(config.node.institution, "node", name)
     return renew_through(
-        folder, address=address, server_name=issuer.dns_name, hop=f"issuer {issuer}", now=moment
+        folder, address=address, server_name=identity.dns_name, hop=f"issuer {identity}", now=moment
     )
-
-
-def _run_command(command: tuple[str, ...], folder: Path, now: datetime) -> TlsCredentials:
-    """Run the operator's command, which must leave a new leaf.pem, leaf.key and roots.pem in the folder."""
-    what, current = f"identity.renew_command {command[0]!r}", load_identity(folder)
-    environment = {**os.environ, "DDIB_PKI_FOLDER": str(folder)}
-    try:
-        done = subprocess.run(
-            command, env=environment, timeout=COMMAND_TIMEOUT_S, check=False, capture_output=True
-        )
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        raise ConfigError(f"{what} could not be run: {exc}") from exc
-    if done.returncode != 0:
-        text = done.stderr.decode(errors="replace").strip()[-500:]
-        raise ConfigError(f"{what} ended with {done.returncode}: {text}")
-    renewed = load_identity(folder)
-    if is_due(renewed, now):
-        raise ConfigError(f"{what} left no new certificate in {folder}")
-    try:
-        check_issued(
-            renewed.certificate,
-            renewed.roots,
-            now=now,
-            known=current.roots,
-            expected=current.identity,
-            what=f"the certificate that it left in {folder}",
-        )
-    except Unauthenticated as exc:
-        raise ConfigError(f"{what}: {exc.detail}") from exc
-    return renewed
 
 
 def recover_at_start(config: NodeConfig, *, now: datetime | None = None) -> str | None:
     """Renew an expired or due certificate before the port is bound; what was done."""
-    moment, folder = now or utc_now(), config.paths.pki
+    moment, folder = now or datetime.now(UTC), config.paths.pki
     if has_authority(folder):  # it signs for others too, also while the node's own certificate is valid
         own_authority(config)
         if not (folder / "leaf.pem").exists():
@@ -194,8 +144,7 @@ def recover_at_start(config: NodeConfig, *, now: datetime | None = None) -> str 
         if problem is None:
             return f"the certificate could not be renewed: {error.detail}"
         raise Unauthenticated(
-            f"{problem}, and could not be renewed: {error.detail}",
-            hint=error.hint or "ddib pki request, have it signed by the issuer, then ddib pki install",
+            f"{problem}, and could not be renewed: {error.detail}", hint=error.hint or _BY_HAND
         ) from error
     return f"renewed the certificate, good until {renewed.not_after:%Y-%m-%d %H:%M} UTC"
 
@@ -207,7 +156,7 @@ class RenewalThread:
         self,
         config: NodeConfig,
         *,
-        clock: Clock = utc_now,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_tick: Callable[[], object] = lambda: None,
         interval_s: float = CHECK_INTERVAL_S,
     ) -> None:
@@ -261,9 +210,9 @@ class RenewalThread:
 
     def _first_recovery(self) -> bool:
         """Whether to renew early, once: a node just enrolled has no certificate for recovery yet."""
-        folder, identity = self._config.paths.pki, self._config.identity
-        asked, self._asked_early = self._asked_early, True
-        if asked or has_authority(folder) or identity.renew_command is not None or not identity.issuer:
+        folder, asked = self._config.paths.pki, self._asked_early
+        self._asked_early = True
+        if asked or has_authority(folder) or self._config.identity.issuer is None:
             return False
         return load_recovery(folder) is None
 
@@ -290,7 +239,7 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
         quotas: Quotas,
         peers: PeerStore,
         *,
-        clock: Clock = utc_now,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._peers = peers
         self._folder = config.paths.pki

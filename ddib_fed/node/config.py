@@ -16,18 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from pydantic.fields import FieldInfo
 
 from ddib_fed.errors import DdibError
-from ddib_fed.files import load_toml, parse_toml
+from ddib_fed.files import load_toml
 from ddib_fed.names import (
     CONFIG_VARIABLE,
     check_domain,
@@ -40,8 +33,7 @@ from ddib_fed.names import (
 from ddib_fed.protocol.addresses import Proxy, ProxyUrl, is_every_address, is_loopback, split_address
 from ddib_fed.protocol.contract import MAX_GUIDANCE, CalibrationKind
 from ddib_fed.telemetry import NodeTelemetry
-from ddib_fed.training.config import SHIPPED, TrainConfig, fields_of
-from ddib_fed.training.config import checked as checked_config
+from ddib_fed.training.config import SHIPPED, TrainConfig, checked, fields_of
 
 Role = Literal["source", "target"]
 Use = Literal["send", "decode", "calibrate"]
@@ -49,6 +41,7 @@ EVERY: Final = "*"
 """In the tables of peers and clients: every other one; as a target, every target."""
 LEAST_LIFE_S: Final = 60.0
 """A node looks every 10 s whether its certificate is due."""
+MOST_LIFE_S: Final = 366 * 86_400.0
 MAX_POINTS_PER_ITEM: Final = 100_000
 """Seconds of work: a larger set takes several files."""
 MAX_SOCKET_PATH: Final = 100
@@ -57,59 +50,58 @@ _TRAIN_PATHS: Final = frozenset({"data", "images", "init", "calibration"})
 _TRAIN_FIELDS: Final = {
     name.removesuffix("_s"): name for name in fields_of("points", "pictures") if name != "name"
 }
-_TRAIN_HINT: Final = "`ddib model train --help` explains the options"
 
 
-def _label(value: str) -> None:
-    if not is_label(value):
-        raise ValueError("a node's name is one DNS label in lower case, e.g. node-1")
+def where(is_right: Callable[[str], object], otherwise: str = "") -> AfterValidator:
+    """Texts for which a function is true; without a sentence, those for which it raises no ValueError."""
 
-
-def _ray_address(value: str) -> None:
-    if value not in {"", "local"}:
-        split_address(value)
-
-
-def _issuer(value: str) -> None:
-    name, at, address = value.partition("@")
-    if not at or not is_label(name):
-        raise ValueError("an issuer is NODE@HOST:PORT, e.g. node-1@issuer.north.example:7443")
-    split_address(address)
-
-
-def _peer(value: str) -> None:
-    if value != EVERY and not is_institution(value):
-        raise ValueError(f"{value!a} is no institution, e.g. south.example, or {EVERY!r}")
-
-
-def _client(value: str) -> None:
-    if value != EVERY and not is_label(value):
-        raise ValueError(f"{value!a} is no client's name, e.g. alice, or {EVERY!r}")
-
-
-def _target(value: str) -> None:
-    institution, slash, domain = value.partition("/")
-    if value != EVERY and not (is_institution(institution) and bool(slash) == is_domain(domain)):
-        raise ValueError(f"{value!a} is no target, e.g. south.example/relief or south.example")
-
-
-def _loopback(value: str) -> None:
-    if split_address(value, bound=True)[0] not in {"127.0.0.1", "::1", "localhost"}:
-        raise ValueError("http.listen is unencrypted and therefore only for 127.0.0.1, ::1 or localhost")
-
-
-def checked(check: Callable[[str], object]) -> AfterValidator:
-    """For a field of which a function raises ValueError when it is wrong."""
-
-    def value_of(value: str) -> str:
-        check(value)
+    def checked_text(value: str) -> str:
+        if not is_right(value) and otherwise:
+            raise ValueError(f"{value!a} is no {otherwise}")
         return value
 
-    return AfterValidator(value_of)
+    return AfterValidator(checked_text)
+
+
+def _is_issuer(value: str) -> bool:
+    name, at, address = value.partition("@")
+    return bool(at) and is_label(name) and bool(split_address(address))
+
+
+def _is_target(value: str) -> bool:
+    institution, slash, domain = value.partition("/")
+    return value == EVERY or (is_institution(institution) and bool(slash) == is_domain(domain))
+
+
+def _is_of_this_machine(value: str) -> bool:
+    return split_address(value, bound=True)[0] in {"127.0.0.1", "::1", "localhost"}
 
 
 Institution = Annotated[str, AfterValidator(check_institution)]
-Listen = Annotated[str, checked(partial(split_address, bound=True))]
+Domain = Annotated[str, AfterValidator(check_domain)]
+Address = Annotated[str, where(split_address)]
+Listen = Annotated[str, where(partial(split_address, bound=True))]
+Size = Annotated[str, where(size_from)]
+NodeName = Annotated[str, where(is_label, "node's name, which is one DNS label in lower case, e.g. node-1")]
+Issuer = Annotated[
+    str, where(_is_issuer, "issuer, which is NODE@HOST:PORT, e.g. node-1@issuer.north.example:7443")
+]
+RayAddress = Annotated[str, where(lambda value: value in {"", "local"} or split_address(value))]
+PeerName = Annotated[
+    str,
+    where(lambda value: value == EVERY or is_institution(value), 'institution, e.g. south.example, or "*"'),
+]
+ClientName = Annotated[
+    str, where(lambda value: value == EVERY or is_label(value), 'client\'s name, e.g. alice, or "*"')
+]
+Target = Annotated[str, where(_is_target, "target, e.g. south.example/relief or south.example")]
+Loopback = Annotated[
+    str,
+    where(
+        _is_of_this_machine,
+        "address of http.listen: it is unencrypted and only for 127.0.0.1, ::1 or localhost",
+    ),
+]
 
 
 def key(default: Any, description: str, **more: Any) -> Any:
@@ -127,12 +119,12 @@ class NodeSection(Section):
     """Who the node is, where it listens, and how it reaches its peers."""
 
     institution: Institution = Field(description="DNS name of the institution; its certificates carry it")
-    name: Annotated[str, checked(_label)] = key("node-1", "the node's name, one DNS label")
+    name: NodeName = key("node-1", "the node's name, one DNS label")
     roles: tuple[Role, ...] = key(
         ("source",), '"source" encodes for its own clients, "target" decodes for admitted peers', min_length=1
     )
     listen: Listen = Field(description="address and port to bind")
-    address: Annotated[str, checked(split_address)] = Field(description="what clients and peers dial")
+    address: Address = Field(description="what clients and peers dial")
     state: str = key("state", "keys, peers, jobs, audit; keep it private and backed up")
     proxy: ProxyUrl | None = key(
         None,
@@ -147,22 +139,16 @@ class NodeSection(Section):
 class ModelSection(Section):
     """The one model that the node hosts."""
 
-    domain: Annotated[str, AfterValidator(check_domain)] = Field(
-        description="the domain's name, as peers see it"
-    )
+    domain: Domain = Field(description="the domain's name, as peers see it")
     bundle: str = key("model", "manifest.json and model.safetensors; `train` writes them")
     classifier: str | None = key(
-        None,
-        "folder of a classifier of noisy pictures, for requests that are guided by it",
-        examples=["classifier"],
+        None, "folder of a classifier of noisy pictures, for guided requests", examples=["classifier"]
     )
-    scene: Annotated[str, checked(size_from)] | None = key(
-        None,
-        "HEIGHTxWIDTH of pictures, in overlapping tiles of the model's size; both nodes alike",
-        examples=["512x512"],
+    scene: Size | None = key(
+        None, "HEIGHTxWIDTH of pictures, in tiles of the model's size; both nodes alike", examples=["512x512"]
     )
     bundle_domain: str | None = key(
-        None, "what the bundle calls its domain, where that is another name on purpose", examples=["imported"]
+        None, "what the bundle calls its domain, if another name on purpose", examples=["imported"]
     )
 
 
@@ -171,35 +157,29 @@ class TrainSection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    def check(self, domain: str) -> None:
-        """Refuse unknown and contradicting options, as far as that needs no other file."""
-        for key in self.model_extra or {}:
-            if key not in _TRAIN_FIELDS:
-                close = difflib.get_close_matches(key, _TRAIN_FIELDS, n=1, cutoff=0.5)
-                raise ValueError(
-                    f"train.{key}: unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
-                )
-        try:
-            checked_config(TrainConfig, self._given(Path(), domain), _TRAIN_HINT)
-        except DdibError as error:
-            raise ValueError(f"train: {error.detail}; {error.hint}") from error
-
-    def config(self, folder: Path, domain: str, *, name: str, threads: int, command: str) -> TrainConfig:
-        given = {"threads": threads, **self._given(folder, domain), "name": name, "command": command}
-        return checked_config(TrainConfig, given, _TRAIN_HINT)
+    def config(self, folder: Path, domain: str, *, threads: int = 1, **run: str) -> TrainConfig:
+        """The configuration of a run, whose paths start at the folder; ValueError for an unknown key."""
+        given: dict[str, Any] = {} if self.names_data else {"domain": domain}
+        for name, value in self._keys.items():
+            if name not in _TRAIN_FIELDS:
+                close = difflib.get_close_matches(name, _TRAIN_FIELDS, n=1, cutoff=0.5)
+                meant = f"; did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"train.{name}: unknown key{meant}")
+            given[_TRAIN_FIELDS[name]] = folder / value if name in _TRAIN_PATHS else value
+        hint = "`ddib model train --help` explains the options"
+        return checked(TrainConfig, {"threads": threads, **given, **run}, hint)
 
     @property
     def names_data(self) -> bool:
-        return bool((self.model_extra or {}).keys() & {"domain", "data", "images"})
+        return bool(self._keys.keys() & {"domain", "data", "images"})
 
     def pictures(self, folder: Path) -> str | None:
-        found = self.model_extra or {}
-        return str(folder / found["images"]) if found.get("images") else found.get("domain")
+        images, domain = self._keys.get("images"), self._keys.get("domain")
+        return str(folder / images) if images else domain
 
-    def _given(self, folder: Path, domain: str) -> dict[str, Any]:
-        given = {_TRAIN_FIELDS[key]: value for key, value in (self.model_extra or {}).items()}
-        given |= {name: folder / given[name] for name in _TRAIN_PATHS & given.keys()}
-        return given if self.names_data else {"domain": domain, **given}
+    @property
+    def _keys(self) -> dict[str, Any]:
+        return self.model_extra or {}
 
 
 class LimitsSection(Section):
@@ -209,9 +189,7 @@ class LimitsSection(Section):
     max_pixels: int = key(89_000_000, "of one picture", ge=1)
     max_items_per_job: int = key(1_000, "files of a job", ge=1, le=100_000)
     max_evaluations: int = key(2_000, "network evaluations of one leg, at most 10000", ge=1, le=10_000)
-    max_open_jobs: int = key(
-        64, "source: unfinished jobs, and as many that wait for a peer; more are refused for now", ge=1
-    )
+    max_open_jobs: int = key(64, "source: unfinished jobs, and as many that wait for a peer", ge=1)
     max_spool_bytes: int = key(
         4 << 30, "source: files of jobs; one client has five eighths of them, and of open jobs", ge=1
     )
@@ -221,15 +199,10 @@ class LimitsSection(Section):
     stall_s: float = key(60.0, "an upload whose next piece does not come within this is ended", gt=0, le=3600)
     request_s: float = key(20.0, "a call whose request does not come within this is ended", gt=0, le=3600)
     idle_s: float = key(
-        300.0,
-        "a stream whose caller sends and takes nothing, or whose job does not move, is ended",
-        gt=0,
-        le=86_400,
+        300.0, "a stream on which nothing moves for so long is ended, of a caller or a job", gt=0, le=86_400
     )
     result_days: float = key(7.0, "source: results that nobody fetches are removed after this", gt=0)
-    max_streams: int = key(
-        64, "calls that stream at once, five eighths for one caller; each holds a thread", ge=1, le=256
-    )
+    max_streams: int = key(64, "calls that stream at once, five eighths for one caller", ge=1, le=256)
     drain_s: float = key(60.0, "running work has this long after SIGTERM", ge=0)
 
 
@@ -240,9 +213,7 @@ class EngineSection(Section):
         "inline", 'or "processes": one for each GPU or core; or "ray": actors on your own Ray cluster'
     )
     workers: int = key(0, "of processes or ray; 0: one on each GPU, without any on each core", ge=0, le=256)
-    ray_address: Annotated[str, checked(_ray_address)] = key(
-        "", '"HOST:6379", the head of the Ray cluster; "local" starts one on this machine'
-    )
+    ray_address: RayAddress = key("", '"HOST:6379", the head of the Ray cluster; "local" starts one here')
     device: str = key("auto", "cpu, cuda, cuda:1; auto takes a GPU where there is one")
     threads: int = key(
         0, "CPU threads of the network; 0 measures at start and keeps the fastest", ge=0, le=256
@@ -250,18 +221,12 @@ class EngineSection(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = key(
         "float32", "of the network; bfloat16 and float16 (GPUs) are less exact; states stay float32"
     )
-    compile: bool = key(
-        False, "true: by torch.compile, on a GPU as CUDA graphs; the first calls take minutes"
-    )
-    merge_pixels: int = key(
-        0, "pixels of pictures in one network call; 0 measures at the first start what is best", ge=0
-    )
-    running_jobs: int = key(
-        24, "source: jobs worked on at once, of one client two thirds; small ones fill a batch", ge=1, le=64
-    )
+    compile: bool = key(False, "by torch.compile, on a GPU as CUDA graphs; the first calls take minutes")
+    merge_pixels: int = key(0, "pixels in one network call; 0 measures at the first start what is best", ge=0)
+    running_jobs: int = key(24, "source: jobs worked on at once, of one client two thirds", ge=1, le=64)
 
     @model_validator(mode="after")
-    def _knows_its_cluster(self) -> EngineSection:
+    def _has_its_cluster(self) -> EngineSection:
         if self.executor == "ray" and not self.ray_address:
             raise ValueError(
                 'executor = "ray" needs ray_address = "HOST:6379"; "local" starts a cluster here'
@@ -272,10 +237,10 @@ class EngineSection(Section):
 class PolicySection(Section):
     """What peers and own clients may do beyond the protocol."""
 
-    peers: dict[Annotated[str, checked(_peer)], tuple[Use, ...]] = key(
+    peers: dict[PeerName, tuple[Use, ...]] = key(
         {EVERY: ("send", "decode", "calibrate")}, 'what each peer may be used for; "*" is the others'
     )
-    clients: dict[Annotated[str, checked(_client)], tuple[Annotated[str, checked(_target)], ...]] = key(
+    clients: dict[ClientName, tuple[Target, ...]] = key(
         {EVERY: (EVERY,)},
         'where each client may translate to, as { "alice" = ["south.example/relief"] }; "*" is the others',
     )
@@ -287,10 +252,7 @@ class PolicySection(Section):
         1.0, "of a latent, in (0, 1]: less keeps structure, and some of the picture", gt=0, le=1
     )
     least_evaluations: int = key(
-        8,
-        "of a latent that leaves or is decoded here; 0 for any number, flow maps are exempt",
-        ge=0,
-        le=10_000,
+        8, "of a latent that leaves or is decoded; 0 for any number, flow maps are exempt", ge=0, le=10_000
     )
     encoders: tuple[Literal["ode", "mixed"], ...] = key(
         ("ode",), 'also "mixed": latents that show more of the picture'
@@ -308,9 +270,7 @@ class PolicySection(Section):
         "model", 'pictures of other sizes: fitted as the model\'s manifest says, or "refuse"'
     )
     evaluations_per_day: int = key(
-        20_000_000_000,
-        "target: quota of each peer, network evaluations x points or x pixels; 0 for none",
-        ge=0,
+        20_000_000_000, "target: quota of a peer, evaluations x points or x pixels; 0 for none", ge=0
     )
     quotas: dict[Institution, Annotated[int, Field(ge=0)]] = key(
         {}, 'target: the same for single peers, as { "south.example" = 1000000000000 }'
@@ -324,26 +284,20 @@ class PolicySection(Section):
 class IdentitySection(Section):
     """How the node's certificate is renewed, and how long those live that it issues."""
 
-    issuer: Annotated[str, checked(_issuer)] | None = key(
+    issuer: Issuer | None = key(
         None,
         "where another node of the institution issues the certificates",
         examples=["node-1@issuer.north.example:7443"],
-    )
-    renew_command: tuple[str, ...] | None = key(
-        None, "or where a program of yours does", min_length=1, examples=[["/usr/local/bin/renew"]]
     )
     node_life_s: float = key(
         86_400.0,
         "of the certificates that this node issues, at least 60; renewed after two thirds",
         ge=LEAST_LIFE_S,
-        le=366 * 86_400,
+        le=MOST_LIFE_S,
     )
-    client_life_s: float = key(30 * 86_400.0, "the same, of clients", ge=LEAST_LIFE_S, le=366 * 86_400)
+    client_life_s: float = key(30 * 86_400.0, "the same, of clients", ge=LEAST_LIFE_S, le=MOST_LIFE_S)
     recovery_days: float = key(
-        30.0,
-        "a node that renews here may be off for so long and come back by itself; 0 for never",
-        ge=0,
-        le=366,
+        30.0, "a node that renews here may be off so long and come back; 0 for never", ge=0, le=366
     )
 
     def life(self, kind: str) -> timedelta:
@@ -353,7 +307,7 @@ class IdentitySection(Section):
 class HttpSection(Section):
     """Plain HTTP for probes and metrics; loopback only."""
 
-    listen: Annotated[str, checked(_loopback)] | None = key(
+    listen: Loopback | None = key(
         None, "/healthz, /readyz, /metrics; loopback only", examples=["127.0.0.1:9464"]
     )
 
@@ -379,19 +333,10 @@ class NodePaths:
         self.calibrations = state / "calibrations"
         self.aggregate = state / "aggregate.json"
         self.costs = state / "engine.json"
-        self.admin_socket = _socket_path(state)
-
-
-def _socket_path(state: Path) -> Path:
-    plain = state / "admin.sock"
-    if len(str(plain).encode()) <= MAX_SOCKET_PATH:
-        return plain
-    name = hashlib.sha256(str(state).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"ddib-{name}" / "admin.sock"
-
-
-def command_of(roles: tuple[Role, ...]) -> str:
-    return f"ddib-{roles[0]}-node"
+        self.admin_socket = state / "admin.sock"
+        if len(str(self.admin_socket).encode()) > MAX_SOCKET_PATH:
+            name = hashlib.sha256(str(state).encode()).hexdigest()[:16]
+            self.admin_socket = Path(tempfile.gettempdir()) / f"ddib-{name}" / "admin.sock"
 
 
 class NodeConfig(Section):
@@ -411,39 +356,34 @@ class NodeConfig(Section):
 
     @model_validator(mode="after")
     def _trains(self) -> NodeConfig:
-        self.train.check(self.model.domain)
+        try:
+            self.train.config(Path(), self.model.domain)
+        except DdibError as error:
+            raise ValueError(f"train: {error.detail}; {error.hint}") from error
         return self
 
     @classmethod
     def load(cls, path: Path) -> NodeConfig:
         """Read a node.toml."""
-        config = load_toml(
-            path,
-            cls,
-            hint=f"--config FILE or {CONFIG_VARIABLE} names one that is elsewhere; "
-            "a new one: ddib init node --role source --model satellite",
+        hint = (
+            f"--config FILE or {CONFIG_VARIABLE} names one that is elsewhere; "
+            "a new one: ddib init node --role source --model satellite"
         )
-        return config._at(path)  # noqa: SLF001 - its own class
-
-    @classmethod
-    def parse(cls, data: bytes, path: Path) -> NodeConfig:
-        return parse_toml(data, cls, path)._at(path)  # noqa: SLF001 - its own class
-
-    def _at(self, path: Path) -> NodeConfig:
-        self._path = path.resolve()
-        return self
+        config = load_toml(path, cls, hint=hint)
+        config._path = path.resolve()  # noqa: SLF001 - its own class
+        return config
 
     @property
     def path(self) -> Path:
         return self._path
 
     @property
-    def command(self) -> str:
-        return command_of(self.node.roles)
-
-    @property
     def folder(self) -> Path:
         return self._path.parent
+
+    @property
+    def command(self) -> str:
+        return f"ddib-{self.node.roles[0]}-node"
 
     @property
     def not_dialled(self) -> str | None:
@@ -504,7 +444,7 @@ def render_node_toml(
     }
     text = (
         "# A ddib-fed node. Paths are relative to this file.\n"
-        f"# `{command_of(roles)} check --config node.toml` says whether it can be used.\n"
+        f"# `ddib-{roles[0]}-node check --config node.toml` says whether it can be used.\n"
     )
     for section, field in NodeConfig.model_fields.items():
         kind = field.annotation
@@ -522,12 +462,12 @@ def render_node_toml(
 
 def _line(key: str, info: FieldInfo, said: Mapping[str, Any]) -> str:
     value = said.get(key, info.examples[0] if info.examples else info.default)
-    line = f"{'' if key in said else '# '}{key} = {_toml(value)}"
+    line = f"{'' if key in said else '# '}{key} = {toml_text(value)}"
     return f"{line:31} # {info.description}\n"
 
 
-def _toml(value: Any) -> str:
+def toml_text(value: Any) -> str:
     if isinstance(value, Mapping):
-        pairs = ", ".join(f"{_toml(key)} = {_toml(each)}" for key, each in value.items())
+        pairs = ", ".join(f"{toml_text(key)} = {toml_text(each)}" for key, each in value.items())
         return f"{{ {pairs} }}" if pairs else "{}"
     return json.dumps(value, ensure_ascii=False)

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 # TLS and the first frame of HTTP/2 take two round trips; gRPC's default is two minutes.
 HANDSHAKE_TIMEOUT_S: Final = 5
-# The limit is raised to this where allowed; a start warns below it.
+# The limit is raised to this where allowed; a start warns where it is not above the second.
 WANTED_FILES: Final = 65_536
 FEW_FILES: Final = 1_024
 # Many times what clients and peers need. More are closed before their handshake begins.
@@ -54,37 +54,24 @@ UNPROVEN_BYTES: Final = 256 << 10
 PROVEN_BYTES: Final = 16 << 20
 # Offset of tcpi_bytes_received in Linux's struct tcp_info.
 _TCP_RECEIVED: Final = 128
-_OPEN_FILES: Final = (Path("/proc/self/fd"), Path("/dev/fd"))
+_OPEN_FILES: Final = next((place for place in ("/proc/self/fd", "/dev/fd") if Path(place).is_dir()), None)
 
 Peer = tuple[str, int]
 
 
-def attainable_files() -> int:
-    """How many files this process may have open once its limit is raised as far as its hard limit allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(WANTED_FILES, hard)
-    return wanted if soft == resource.RLIM_INFINITY else max(soft, wanted)
-
-
 def raise_file_limit() -> int:
     """Raise this process's limit on open files as far as allowed, and return it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # some systems allow less than they say
-        resource.setrlimit(resource.RLIMIT_NOFILE, (attainable_files(), hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(WANTED_FILES, hard)
+        with suppress(OSError, ValueError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     return file_limit()
 
 
 def file_limit() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return WANTED_FILES if soft == resource.RLIM_INFINITY else soft
-
-
-def few_files(limit: int) -> tuple[str, ...]:
-    """A warning for a low limit, with a remedy; empty otherwise."""
-    if limit > FEW_FILES:
-        return ()
-    what = f"only {limit} files may be open at once, {most_connections(limit)} of them connections"
-    return (f"{what}: raise the hard limit, e.g. LimitNOFILE={WANTED_FILES} in the systemd unit",)
 
 
 def most_connections(limit: int) -> int:
@@ -116,8 +103,7 @@ def _host(text: str) -> str:
 
 
 def _neighbourhood(host: str) -> str:
-    address = ipaddress.ip_address(host)
-    return host if address.version == 4 else str(ipaddress.ip_network((host, 64), strict=False))
+    return str(ipaddress.ip_network((host, 64), strict=False)) if ":" in host else host
 
 
 @dataclass(slots=True)
@@ -150,7 +136,6 @@ class InboundGuard:
         self._per_caller = max(per_address, most // CALLERS)
         self._port = 0
         self._next_look = 0.0
-        self._folder = next((folder for folder in _OPEN_FILES if folder.is_dir()), None)
         self._lock = threading.Lock()
         self._heard: set[Peer | None] = set()
         self._crowds: set[Peer | None] = set()
@@ -175,9 +160,8 @@ class InboundGuard:
 
     def called(self, caller: str) -> None:
         """A call or message arrived, whatever became of it: TLS let it in."""
-        peer = peer_of(caller)
         with self._lock:
-            self._heard.add(peer)
+            self._heard.add(peer_of(caller))
 
     def admitted(self, caller: str, account: str) -> None:
         """A call was authorised: its connection no longer counts for its address, but for the account."""
@@ -215,14 +199,20 @@ class InboundGuard:
                 each.heard_at = received
             endless = received - each.heard_at > (PROVEN_BYTES if each.peer in before else UNPROVEN_BYTES)
             if (endless or each.peer in crowds) and each.end():
-                why = (
-                    "it sends without end, and no call" if endless else "its calls come faster than they end"
-                )
+                why = "it sends without end, and no call" if endless else "its calls come too fast"
                 log.warning("ended a connection from %s: %s", each.peer[0], why)
-        ended: Counter[str] = Counter()
-        for origin, each in self._too_many(present, proven):
-            ended[origin] += each.end()
-        self._say(ended)
+        ended = Counter(origin for origin, each in self._too_many(present, proven) if each.end())
+        self._unsaid += ended
+        if self._unsaid and time.monotonic() - self._said >= SAY_EVERY_S:  # a flood must not fill the log
+            log.warning(
+                "ended %d connections (%s): one address may have %d without an authorised call, one caller %d with one",
+                self._unsaid.total(),
+                ", ".join(f"{count} from {where}" for where, count in self._unsaid.most_common(3)),
+                self._per_address,
+                self._per_caller,
+            )
+            self._said = time.monotonic()
+            self._unsaid.clear()
         return ended.total()
 
     def _too_many(
@@ -248,7 +238,7 @@ class InboundGuard:
     def _refresh(self) -> None:
         """Find the connections of the port among this process's files; new ones are looked up."""
         started, now, found = time.thread_time(), time.monotonic(), dict[int, _Connection | None]()
-        for name in os.listdir(self._folder) if self._folder is not None else ():  # noqa: PTH208 - often
+        for name in os.listdir(_OPEN_FILES) if _OPEN_FILES is not None else ():  # noqa: PTH208 - often
             with suppress(OSError):  # closed since
                 file = os.fstat(int(name))
                 if not stat.S_ISSOCK(file.st_mode):
@@ -267,20 +257,6 @@ class InboundGuard:
                 host, port = end.getpeername()[:2]
                 return _Connection((_host(host), port), now, inode, fd)
         return None
-
-    def _say(self, ended: Counter[str]) -> None:
-        """Log at most once a minute: a flood must not fill the log."""
-        self._unsaid += ended
-        if self._unsaid and time.monotonic() - self._said >= SAY_EVERY_S:
-            log.warning(
-                "ended %d connections (%s): one address may have %d without an authorised call, one caller %d with one",
-                self._unsaid.total(),
-                ", ".join(f"{count} from {where}" for where, count in self._unsaid.most_common(3)),
-                self._per_address,
-                self._per_caller,
-            )
-            self._said = time.monotonic()
-            self._unsaid.clear()
 
 
 def _share(counts: list[int], most: int) -> int:
@@ -311,5 +287,6 @@ def _received(fd: int) -> int:
             found = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_RECEIVED + 8)
         finally:
             borrowed.detach()  # it is gRPC's
-        return int.from_bytes(found[_TCP_RECEIVED:], sys.byteorder) if len(found) == _TCP_RECEIVED + 8 else 0
+        if len(found) == _TCP_RECEIVED + 8:
+            return int.from_bytes(found[_TCP_RECEIVED:], sys.byteorder)
     return 0

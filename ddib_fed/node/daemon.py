@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Final
 
-from ddib_fed.calibration.signed import CalibrationStore
+from ddib_fed.calibration.record import CalibrationStore
 from ddib_fed.engine.gate import check_key
 from ddib_fed.errors import ConfigError, DdibError, ExhaustedError
 from ddib_fed.files import check_private_folder
@@ -44,9 +44,9 @@ from ddib_fed.node.calibrations import overview, unusable_with
 from ddib_fed.node.certificates import IdentityServicer, RenewalThread, certificate_status, recover_at_start
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.connections import (
+    FEW_FILES,
+    WANTED_FILES,
     InboundGuard,
-    attainable_files,
-    few_files,
     file_limit,
     most_connections,
     raise_file_limit,
@@ -207,9 +207,11 @@ def _telemetry(config: NodeConfig) -> Iterator[str]:
 
 
 def _files(config: NodeConfig) -> Iterator[str]:  # noqa: ARG001 - a step's signature
-    limit = attainable_files()
-    yield f"{limit} may be open, {most_connections(limit)} of them connections"
-    yield from few_files(limit)
+    limit = raise_file_limit()  # of this process, as a start does
+    text = f"{limit} may be open, {most_connections(limit)} of them connections"
+    yield text
+    if limit <= FEW_FILES:
+        yield f"only {text}: raise the hard limit, e.g. LimitNOFILE={WANTED_FILES} in the systemd unit"
 
 
 def _roles(config: NodeConfig) -> Iterator[str]:

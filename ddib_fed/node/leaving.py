@@ -10,16 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.calibration.signed import CalibrationStore
+from ddib_fed.calibration.record import CalibrationStore
 from ddib_fed.errors import DdibError
 from ddib_fed.models.bundle import parse_manifest, read_beside
 from ddib_fed.models.catalogue import MANIFEST_FILE
-from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.sidecars import Allowances, Figure, PrivacyReport, Reading
 from ddib_fed.names import size_from
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibrations import overview
-from ddib_fed.node.config import EVERY, NodeConfig
+from ddib_fed.node.config import EVERY, NodeConfig, Section, toml_text
 from ddib_fed.node.policy import uses_of
 from ddib_fed.pages import write_page
 from ddib_fed.security.peers import PeerStore
@@ -28,16 +27,18 @@ from ddib_fed.security.peers import PeerStore
 def write_leaving(config: NodeConfig, path: Path) -> list[str]:
     """Write the page, a file that is there stays; returns what could not be read."""
     problems: list[str] = []
-    manifest = privacy = None
-    bundle, store = config.paths.bundle, peer_store(config)
+    manifest, privacy, shape = None, None, [0]
+    bundle, store, scene = config.paths.bundle, peer_store(config), config.model.scene
     try:
         manifest = parse_manifest((bundle / MANIFEST_FILE).read_bytes(), str(bundle))
+        shape = [*manifest.sample_shape] if scene is None else [manifest.sample_shape[0], *size_from(scene)]
         privacy = read_beside(PrivacyReport, bundle, manifest, str(bundle))
     except (DdibError, OSError) as error:
         problems.append(f"the model {bundle} cannot be read: {error}")
     if store.problem:
         problems.append(store.problem)
     recipients = _recipients(config, store)
+    usual_sigma = None if manifest is None else manifest.soften_sigma
     write_page(
         path,
         "leaving.html",
@@ -52,31 +53,28 @@ def write_leaving(config: NodeConfig, path: Path) -> list[str]:
         recipients=recipients,
         names=lambda what: ", ".join(each["institution"] for each in recipients if what in each["may"]),
         calibrations=overview(config, CalibrationStore(config.paths.calibrations), store),
-        shape=_shape(config, manifest),
+        shape=" x ".join(map(str, shape)),
         usual_is_known=(bundle / Allowances.file).is_file(),
-        settings=_settings(config),
-        readings=[_reading(each, config, manifest) for each in (privacy.readings if privacy else ())],
+        settings=[*_settings("policy", config.policy), *_settings("limits", config.limits, "result_days")],
+        readings=[_reading(each, config, usual_sigma) for each in (privacy.readings if privacy else ())],
         measuring=f"ddib privacy report --model {shlex.quote(str(bundle))} --data HELD_OUT",
+        figure=_figure,
         share=_share,
-        interval=_interval,
-        share_interval=_share_interval,
     )
     return problems
 
 
 def _recipients(config: NodeConfig, store: PeerStore) -> list[dict[str, Any]]:
     """Each admitted peer, and what the policy, suspensions and withdrawals let it have now."""
-    policy, roles = config.policy, config.node.roles
-    snapshot = store.snapshot()
-    suspended, withdrawn = snapshot.suspended, snapshot.withdrawn
+    policy, roles, snapshot = config.policy, config.node.roles, store.snapshot()
     targets = {target.partition("/")[0] for each in policy.clients.values() for target in each}
     found = []
     for peer in store.list():
         barred = ""
-        if peer.identity in withdrawn:
+        if peer.identity in snapshot.withdrawn:
             barred = "its node is withdrawn"
-        elif peer.institution in suspended:
-            barred = f"suspended {suspended[peer.institution]}"
+        elif peer.institution in snapshot.suspended:
+            barred = f"suspended {snapshot.suspended[peer.institution]}"
         uses = () if barred else uses_of(peer.institution, policy)
         allowed = {
             "latents": "source" in roles and "send" in uses and bool({EVERY, peer.institution} & targets),
@@ -90,65 +88,39 @@ def _recipients(config: NodeConfig, store: PeerStore) -> list[dict[str, Any]]:
     return found
 
 
-def _shape(config: NodeConfig, manifest: Manifest | None) -> str:
-    if manifest is None:
-        return ""
-    shape, scene = manifest.sample_shape, config.model.scene
-    return " x ".join(map(str, shape if scene is None else (shape[0], *size_from(scene))))
-
-
-def _settings(config: NodeConfig) -> list[tuple[str, str, str]]:
-    """(setting, value, what it bounds)."""
-    fields = type(config.policy).model_fields
-    rows = [
-        (f"policy.{name}", _setting(value), fields[name].description or "")
-        for name, value in config.policy.model_dump(mode="json").items()
+def _settings(table: str, section: Section, *only: str) -> list[tuple[str, str, str]]:
+    """Each setting with its value as node.toml has it, and what it bounds."""
+    return [
+        (f"{table}.{name}", toml_text(value), type(section).model_fields[name].description or "")
+        for name, value in section.model_dump(mode="json", include=set(only) or None).items()
     ]
-    days = "days for which results that were not fetched are kept"
-    return [*rows, ("limits.result_days", _setting(config.limits.result_days), days)]
 
 
-def _reading(reading: Reading, config: NodeConfig, manifest: Manifest | None) -> tuple[str, ...]:
+def _reading(reading: Reading, config: NodeConfig, usual_sigma: float | None) -> tuple[str, ...]:
     policy = config.policy
     kind = f"depth {reading.depth:g}, {reading.encoder}"
     if reading.soften_sigma:
         kind += f", softened to {reading.soften_sigma:g}"
-    if manifest is not None and reading.soften_sigma != manifest.soften_sigma:
+    if usual_sigma is not None and reading.soften_sigma != usual_sigma:
         kind += "; for comparison, this model softens otherwise"
     elif reading.depth < policy.least_depth or reading.encoder not in policy.encoders:
         kind += "; not allowed here"
     return (
         kind,
-        _share_interval(reading.found_by_correlation),
-        _interval(reading.read),
-        _share_interval(reading.found_by_reading),
-        _interval(reading.model_read),
-        _share_interval(reading.found_by_model),
+        _share(reading.found_by_correlation),
+        _figure(reading.read),
+        _share(reading.found_by_reading),
+        _figure(reading.model_read),
+        _share(reading.found_by_model),
     )
 
 
-def _setting(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    if isinstance(value, dict):
-        return "; ".join(f"{key}: {_setting(each)}" for key, each in value.items()) or "none"
-    return (
-        f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
-    )
-
-
-def _interval(figure: Figure | None) -> str:
-    return "" if figure is None else f"{figure.value:.3g} ({figure.low:.3g} to {figure.high:.3g})"
-
-
-def _share_interval(figure: Figure | None) -> str:
+def _figure(figure: Figure | None, factor: float = 1, unit: str = "") -> str:
     if figure is None:
         return ""
-    within = f" ({100 * figure.low:.3g} to {100 * figure.high:.3g})" if figure.low != figure.high else ""
-    return _share(figure.value) + within
+    within = f" ({factor * figure.low:.3g} to {factor * figure.high:.3g})"
+    return f"{factor * figure.value:.3g}{unit}{within if figure.low != figure.high else ''}"
 
 
-def _share(value: float) -> str:
-    return f"{100 * value:.3g} %"
+def _share(figure: Figure | None) -> str:
+    return _figure(figure, 100, " %")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -15,16 +16,14 @@ from typing import Any, Final, Protocol
 import grpc
 import torch
 
-from ddib_fed.calibration.record import units_digest
-from ddib_fed.calibration.signed import CalibrationStore
+from ddib_fed.calibration.record import CalibrationStore, units_digest
 from ddib_fed.data.decoding import ImageLimits
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.budget import Recipe
-from ddib_fed.engine.executors import Pool, process_pool
+from ddib_fed.engine.executors import Pool, process_pool, ray_pool
 from ddib_fed.engine.gate import Softener, load_key
 from ddib_fed.engine.local_party import ServingParty
-from ddib_fed.engine.ray_actors import ray_pool
 from ddib_fed.errors import (
     BundleInvalid,
     Cancelled,
@@ -54,10 +53,12 @@ from ddib_fed.protocol.contract import (
     is_class_name,
 )
 from ddib_fed.protocol.messages import Settings, settings_to_pb
-from ddib_fed.security.audit import AuditLog
+from ddib_fed.security.audit import AuditLog, Value
 from ddib_fed.security.peers import PeerStore
 from ddib_fed.telemetry import OFF, Tracing
 from ddib_fed.v1 import common_pb2
+
+log = logging.getLogger(__name__)
 
 MIB: Final = 1 << 20
 SMALL: Final = 4
@@ -150,6 +151,14 @@ class NodeContext:
 
     def drain(self) -> None:
         self._draining.set()
+
+    def write_audit(self, act: str, lines: Sequence[Mapping[str, Value]]) -> None:
+        """Write lines of the audit log, without which the act is refused."""
+        try:
+            self.audit.write_each(act, lines)
+        except OSError as error:
+            log.exception("the audit log cannot be written: %s is refused", act)
+            raise NotReady("the audit log cannot be written", retry_after_s=30) from error
 
     def side(self) -> ContractSide:
         """This node's half of a contract."""

@@ -41,7 +41,6 @@ from ddib_fed.node.connections import InboundGuard, file_limit, most_connections
 from ddib_fed.protocol.addresses import split_address
 from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.details import DETAIL_KEY, time_entry, to_detail
-from ddib_fed.protocol.streams import frame_deserialiser, frame_serialiser
 from ddib_fed.security.admission import (
     Admission,
     Audit,
@@ -83,7 +82,7 @@ REQUEST_S: Final = 20.0
 IDLE_S: Final = 300.0
 LOOK_EVERY_S: Final = 1.0
 CHECK_EVERY_S: Final = 0.01
-"""Header, chunks and trailer of an object come within it: their caller is checked once."""
+"""The messages of an object come within it: their caller is checked once."""
 # A call is open until its caller has taken the answer, and takes some memory: far more than callers need that do.
 OPEN_OF_ONE: Final = 512
 OPEN_OF_OTHERS: Final = 64
@@ -277,7 +276,7 @@ class CallInterceptor(Interceptor):
         method = handler_call_details.method
         inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         streams = bool(handler.request_streaming or handler.response_streaming)
-        deserialiser = frame_deserialiser(handler.request_deserializer)
+        deserialiser = handler.request_deserializer
         most = MAX_HEALTH_BYTES if method.startswith(HEALTH_PREFIX) else MAX_MESSAGE_BYTES
 
         def parse(data: bytes) -> Any:
@@ -300,7 +299,7 @@ class CallInterceptor(Interceptor):
             with self._mapping_errors(context, method), self._opened(context, method, streams) as call:
                 yield from call.answers(inner(request_of(call, raw), context))
 
-        serialiser = frame_serialiser(handler.response_serializer)
+        serialiser = handler.response_serializer
         made: Handler = (
             grpc.stream_stream_rpc_method_handler(many, None, serialiser)
             if handler.response_streaming

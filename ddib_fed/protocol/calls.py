@@ -16,7 +16,6 @@ import grpc
 from ddib_fed.errors import InputError, UnknownFields
 from ddib_fed.protocol.check import check
 from ddib_fed.protocol.details import at_fault, clock_difference
-from ddib_fed.protocol.streams import frame_deserialiser, frame_serialiser
 
 STUCK_S: Final = 3.0
 """What was received before a call's end is read at once: a reader that waits for so long after it is stuck."""
@@ -137,13 +136,13 @@ class CheckedChannel(grpc.Channel):
         return _Method(self._channel.unary_unary(*args, **kwargs), self, streams=False)
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
-        return _Method(self._channel.stream_unary(*args, **_framing(kwargs)), self, streams=False)
+        return _Method(self._channel.stream_unary(*args, **kwargs), self, streams=False)
 
     def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return _Method(self._channel.unary_stream(*args, **_framing(kwargs)), self, streams=True)
+        return _Method(self._channel.unary_stream(*args, **kwargs), self, streams=True)
 
     def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return _Method(self._channel.stream_stream(*args, **_framing(kwargs)), self, streams=True)
+        return _Method(self._channel.stream_stream(*args, **kwargs), self, streams=True)
 
     def subscribe(self, *args: Any, **kwargs: Any) -> None:
         self._channel.subscribe(*args, **kwargs)
@@ -159,14 +158,6 @@ class CheckedChannel(grpc.Channel):
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-
-def _framing(options: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **options,
-        "request_serializer": frame_serialiser(options.get("request_serializer")),
-        "response_deserializer": frame_deserialiser(options.get("response_deserializer")),
-    }
 
 
 class _End:

@@ -6,7 +6,7 @@ protos/ddib_fed/v1/limits.proto; what a domain type demands beyond them is check
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -20,8 +20,6 @@ from ddib_fed.files import DIGEST_BYTES
 PACKAGE: Final = "ddib_fed.v1"
 SETTINGS: Final = frozenset({"SolverSettings", "GuidanceSettings"})
 """Messages whose values are the user's choice: a wrong one is `SettingsInvalid`."""
-UNREAD: Final = "Chunk"
-"""`streams.Assembler` checks it."""
 MAX_ITEMS: Final = 16
 _WHOLE: Final = frozenset({FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64})
 _DEFAULTS: Final[Mapping[int, tuple[float, float]]] = {
@@ -58,50 +56,26 @@ def check(message: Any) -> None:
     """
     if not isinstance(message, Message) or message.DESCRIPTOR.file.package != PACKAGE:
         return
-    if has_unknown_fields(message):
+    _check(message)
+
+
+def _check(message: Message) -> None:
+    if len(UnknownFieldSet(message)):
         raise UnknownFields(f"a {message.DESCRIPTOR.name} has fields that this release does not know")
-    _check_fields(message)
-
-
-def has_unknown_fields(message: Message) -> bool:
-    """Whether the message, or one inside it, has a field that its descriptor does not name."""
-    return len(UnknownFieldSet(message)) > 0 or any(
-        has_unknown_fields(inner)
-        for field, value in _listed(message)
-        if field.message_type is not None
-        for inner in _each(field, value)
-        if isinstance(inner, Message)
-    )
-
-
-def _listed(message: Message) -> Sequence[tuple[FieldDescriptor, Any]]:
-    """The fields that are set; of a chunk none, for its data would be copied."""
-    return () if message.DESCRIPTOR.name == UNREAD else message.ListFields()
-
-
-def _each(field: FieldDescriptor, value: Any) -> Iterable[Any]:
-    if not field.is_repeated:
-        return (value,)
-    return value.values() if isinstance(value, Mapping) else value
-
-
-def _check_fields(message: Message) -> None:
-    limits = limits_of(message.DESCRIPTOR)
-    listed = _listed(message)
-    if message.DESCRIPTOR.name != UNREAD:
-        present = {field.number for field, _ in listed}
-        for number, each in limits.items():
-            if each.needed and number not in present:
-                raise _outside(
-                    each, "must be set" if each.required else _range(each, each.field.default_value)
-                )
+    limits, listed = limits_of(message.DESCRIPTOR), message.ListFields()
+    present = {field.number for field, _ in listed}
+    for number, each in limits.items():
+        if each.needed and number not in present:
+            raise _outside(each, "must be set" if each.required else _range(each, each.field.default_value))
     for field, value in listed:
-        each = limits[field.number]
-        if field.is_repeated and len(value) > each.max_items:
-            raise _outside(each, f"must be at most {each.max_items} in number, not {len(value)}")
-        for one in _each(field, value):
+        each, values = limits[field.number], [value]
+        if field.is_repeated:
+            if len(value) > each.max_items:
+                raise _outside(each, f"must be at most {each.max_items} in number, not {len(value)}")
+            values = list(value.values() if isinstance(value, Mapping) else value)
+        for one in values:
             if isinstance(one, Message):
-                _check_fields(one)
+                _check(one)
             # Written so that NaN fails.
             elif not each.low <= (len(one) if isinstance(one, str | bytes) else one) <= each.high:
                 raise _outside(each, _range(each, one))

@@ -47,7 +47,7 @@ from ddib_fed.errors import (
     UnknownFields,
     error_class,
 )
-from ddib_fed.protocol.check import has_unknown_fields
+from ddib_fed.protocol.check import check
 from ddib_fed.protocol.contract import LAST_MOMENT
 from ddib_fed.terminal import escape
 from ddib_fed.v1 import common_pb2 as pb
@@ -124,12 +124,14 @@ def from_detail(data: bytes, hop: str) -> DdibError | None:
         return None
     try:
         detail = pb.ErrorDetail.FromString(data)
-    except DecodeError:
+        check(detail)
+    except UnknownFields as error:
+        error.hop = hop
+        return error
+    except (DecodeError, MessageInvalid):
         return None
     if not detail.reason:
         return None
-    if has_unknown_fields(detail):
-        return UnknownFields("its error has fields that this release does not know", hop=hop)
     kind, reason = error_class(detail.reason), _clean(detail.reason)
     where, called = _clean(detail.institution), institution_of(hop)
     foreign = hop.startswith(("target ", "peer "))
@@ -139,7 +141,7 @@ def from_detail(data: bytes, hop: str) -> DdibError | None:
 
     differences = tuple(
         Difference(_clean(d.field), _clean(d.source), _clean(d.target), said(_clean(d.remedy)))
-        for d in detail.differences[:MAX_DIFFERENCES]
+        for d in detail.differences
     )
     further = bool(where) and where != called and not foreign
     own_words = kind.said_by(where if further else called)[:MAX_TEXT]
@@ -147,10 +149,10 @@ def from_detail(data: bytes, hop: str) -> DdibError | None:
     found = kind(
         sentence,
         hop=f"{hop} -> {where}" if further else hop,
-        facts={_clean(k): _clean(v) for k, v in sorted(detail.facts.items())[:MAX_FACTS]},
+        facts={_clean(k): _clean(v) for k, v in sorted(detail.facts.items())},
         retry_after_s=min(detail.retry_after_ms, MAX_RETRY_AFTER_MS) / 1000 or None,
         differences=differences,
-        incident="".join(c for c in detail.incident[:MAX_INCIDENT] if c.isascii() and c.isalnum()),
+        incident="".join(c for c in detail.incident if c.isascii() and c.isalnum()),
     )
     found.says = called if foreign else where if further and kind is not PeerFault else ""
     return found

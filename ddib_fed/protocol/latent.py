@@ -28,7 +28,7 @@ from ddib_fed.errors import (
 from ddib_fed.latent import ITEM_BYTES, Latent, moments, require_finite, shape_text
 from ddib_fed.protocol.contract import Contract
 from ddib_fed.protocol.messages import from_message, to_message
-from ddib_fed.protocol.streams import CHUNK, Announced, stream
+from ddib_fed.protocol.streams import Announced, stream
 from ddib_fed.v1 import common_pb2, decoding_pb2
 
 if TYPE_CHECKING:
@@ -122,9 +122,9 @@ class ApprovedLatent:
         header.audit.CopyFrom(to_message(anchor, common_pb2.AuditHead))
         return ApprovedLatent(_GUARD, header, self._payload)
 
-    def stream(self, message: type[M], chunk_bytes: int = CHUNK) -> Iterator[M]:
+    def stream(self, message: type[M]) -> Iterator[M]:
         """The messages of a class, `DecodeRequest` or `DecodeResponse`, that carry this latent."""
-        return stream(message, "latent", self._header, self._payload, chunk_bytes)
+        return stream(message, "latent", self._header, self._payload)
 
 
 def approve(latent: Latent, contract: Contract, statistics: Statistics, *, item: int) -> ApprovedLatent:

@@ -4,6 +4,9 @@ It records identities, actions, digests and peers, never the content of a pictur
 changes a row is in the same transaction as the row; any other is on the disk when `write` returns, before the act.
 Before the lines of a transaction the end of the log is compared with what this process saw last: a log that was cut or
 rewritten meanwhile is reported, and the chain goes on from the line in memory, so that `verify` finds the place.
+
+The ends of a peer's log that lie in the own one (anchors) are a file for that peer: a log that was cut, rolled back or
+rewritten after its end went to a peer lacks a line that the peer noted.
 """
 
 from __future__ import annotations
@@ -14,16 +17,20 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, suppress
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
-from ddib_fed.errors import ConfigError, DdibError, DiskFull
-from ddib_fed.files import parse_json
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ddib_fed.errors import ChunkCorrupt, ConfigError, DiskFull, InputError
+from ddib_fed.files import parse_json, read_small
 from ddib_fed.protocol.latent import Anchor
+from ddib_fed.security.identity import Identity
 from ddib_fed.store import NodeStore, Transaction
 
 log = logging.getLogger(__name__)
@@ -36,12 +43,17 @@ CHECKED: Final = 1_000
 """Lines at the end of the log that a start compares with one another."""
 ALTERED: Final = "log_altered"
 """The act of a line that a node writes where it found the log changed behind its back."""
-NOT_DONE: Final = "not_done"
-"""The act of a line that takes an earlier one back: a command wrote down what it then could not do."""
 NEWEST: Final = "SELECT number, line FROM audit ORDER BY number DESC LIMIT "
-
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}\Z")
-_RESERVED = frozenset({"n", "time", "act", "previous"})
+RECEIPT: Final = "receipt"
+"""The act of the line that each of two nodes writes of one call, with the end of the other's log."""
+PAGE: Final = 1000
+"""Rows that are read before any is given on: an open query would keep the node's WAL from being reset."""
+MAX_ANCHORS: Final = 256
+"""Of a file, the newest ones. They vouch for every earlier line, since the lines are a chain."""
+ORDER_SLACK: Final = timedelta(hours=1)
+"""Calls that run side by side bring a peer's ends slightly out of order; by more than this the peer's log went back."""
+_OWN: Final = frozenset({"n", "time", "act", "previous"})
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 Scalar = str | int | float | bool | None
 Value = Scalar | Sequence[str | int]
@@ -60,30 +72,23 @@ EMPTY: Final = Head(-1, FIRST)
 # A line
 
 
-def checked(act: str, values: Mapping[str, Value]) -> dict[str, Value]:
-    """The values of an act's line, long texts cut.
-
-    Raises:
-        ValueError: The act or a key is not a plain lower-case name, or a key is reserved for the log.
-        TypeError: A value is neither a scalar nor a list of strings or integers.
-    """
-    if not _NAME.match(act):
-        raise ValueError(f"{act!r} is no name of an act")
-    return {key: _checked(key, value) for key, value in values.items()}
-
-
-def _checked(key: str, value: Value) -> Value:
-    if not _NAME.match(key) or key in _RESERVED:
-        raise ValueError(f"{key!r} is no name for a value")
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    if isinstance(value, str):
-        return value[:MAX_VALUE]
-    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
-        return [each if isinstance(each, int) else str(each)[:MAX_VALUE] for each in value]
-    raise TypeError(f"{key} is a {type(value).__name__}: the audit log holds no content")
+def checked(values: Mapping[str, Value]) -> dict[str, Value]:
+    """The values of a line, long texts cut; TypeError if one is neither a scalar nor a list of strings or integers."""
+    found: dict[str, Value] = {}
+    for key, value in values.items():
+        if key in _OWN:
+            raise ValueError(f"{key!r} is the log's own")
+        if isinstance(value, str):
+            found[key] = value[:MAX_VALUE]
+        elif isinstance(value, float) and not math.isfinite(value):
+            found[key] = str(value)
+        elif value is None or isinstance(value, bool | int | float):
+            found[key] = value
+        elif isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
+            found[key] = [each if isinstance(each, int) else str(each)[:MAX_VALUE] for each in value]
+        else:
+            raise TypeError(f"{key} is a {type(value).__name__}: the audit log holds no content")
+    return found
 
 
 def encoded(head: Head, time: str, act: str, values: Mapping[str, Value]) -> str:
@@ -169,7 +174,7 @@ class AuditLog:
 
     def append(self, transaction: Transaction, act: str, **values: Value) -> Head:
         """Add a line to a transaction; the head of the log with it."""
-        return self._append(transaction, act, [checked(act, values)])
+        return self._append(transaction, act, [checked(values)])
 
     def write(self, act: str, **values: Value) -> Head:
         """Add a line; on the disk when this returns.
@@ -182,7 +187,7 @@ class AuditLog:
 
     def write_each(self, act: str, each: Sequence[Mapping[str, Value]]) -> Head:
         """As `write`, a line for each of several acts of one kind, all of them or none."""
-        records = [checked(act, values) for values in each]
+        records = [checked(values) for values in each]
         return self._result(lambda transaction: self._append(transaction, act, records))
 
     def look(self) -> str | None:
@@ -250,41 +255,24 @@ class AuditLog:
         return self._add(transaction, head, ALTERED, {"what": what, "lines": head.n + 1})
 
 
-def note(path: Path, act: str, **values: Value) -> AbstractContextManager[object]:
+def note(path: Path, act: str, **values: Value) -> None:
     """Add a line for an operator's command, before the command does what the line says.
-
-    What fails inside the context that is returned gets a line `not_done`.
 
     Raises:
         ConfigError: It cannot be written; the command must not act.
     """
-
-    def write(name: str, **content: Value) -> None:
-        with closing(NodeStore(path, shared=True)) as store:
-            AuditLog(store).write(name, **content)
-
-    def take_back(kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            with suppress(OSError, DdibError):
-                write(NOT_DONE, what=act, **values)
-
     try:
-        write(act, **values)
+        with closing(NodeStore(path, shared=True)) as store:
+            AuditLog(store).write(act, **values)
     except (OSError, DiskFull) as error:
         said = error.detail if isinstance(error, DiskFull) else error.strerror or error
         raise ConfigError(
             f"the audit log in {path} cannot be written, so nothing was done: {said}",
             hint="run this as the node's own user; df shows whether the disk is full",
         ) from error
-    undo = ExitStack()
-    undo.push(take_back)
-    return undo
 
 
 # What two nodes exchanged
-
-RECEIPT: Final = "receipt"
-"""The act of the line that each of two nodes writes of one call, with the end of the other's log."""
 
 
 @dataclass(slots=True)
@@ -327,3 +315,217 @@ def anchor_values(anchor: Anchor | None) -> dict[str, str | int]:
 def anchor_of(head: Head) -> Anchor:
     """The end of this log as it is sent to a peer; the log must have a line."""
     return Anchor(head.n + 1, head.sha256)
+
+
+# Reading. It changes nothing, and what is not a line of the log is shown as such
+
+
+@dataclass(frozen=True, slots=True)
+class AuditLine:
+    """One line of the log: its number from 1, its digest, and its object, which is empty for what is no line."""
+
+    line: int
+    sha256: str
+    record: dict[str, Any]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What the act wrote, without the log's own values."""
+        return {key: value for key, value in self.record.items() if key not in _OWN}
+
+    def is_asked_for(self, *, job: str, peer: str, since: datetime | None) -> bool:
+        """Whether it is of a job or request that begins so, of a peer, not older; an empty value asks for any."""
+        if not self.record:
+            return True
+        jobs = (str(self.record.get(key, "")) for key in ("job", "request"))
+        peers = (str(self.record.get(key, "")) for key in ("peer", "target", "identity"))
+        return (
+            (not job or any(each.startswith(job) for each in jobs))
+            and (not peer or any(institution_of(each) == peer for each in peers))
+            and (since is None or self._time() >= since)
+        )
+
+    def _time(self) -> datetime:
+        try:
+            found = datetime.fromisoformat(str(self.record.get("time")))
+        except ValueError:
+            return datetime.max.replace(tzinfo=UTC)  # rather shown than hidden
+        return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def institution_of(peer: str) -> str:
+    """The institution of a peer that a line names by its URI or by its institution."""
+    return peer.removeprefix("spiffe://").partition("/")[0]
+
+
+def parse_since(text: str, *, now: datetime | None = None) -> datetime:
+    """A moment: how long ago (``30m``, ``2h``, ``7d``), or a date or time of ISO 8601, UTC unless it says otherwise.
+
+    Raises:
+        InputError: It is neither, or before the year 1.
+    """
+    try:
+        if match := re.fullmatch(r"([0-9]{1,6})([smhdw])", text):
+            return (now or datetime.now(UTC)) - timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+        found = datetime.fromisoformat(text)
+    except (ValueError, OverflowError) as error:  # the calendar begins in the year 1
+        raise InputError(
+            f"{text[:40]!a} is no time", hint="how long ago, as 30m, 2h or 7d, or a date as 2026-11-26T14:00"
+        ) from error
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def lines_of(path: Path, text: str = "") -> Iterator[str]:
+    """The lines of a log, or those that have a text in them; the node may run.
+
+    Raises:
+        FileNotFoundError: There is no log.
+        ChunkCorrupt: The database cannot be read.
+    """
+    if not path.exists():
+        raise FileNotFoundError(path)
+    query = "SELECT number, line FROM audit WHERE number > ? AND (? = '' OR instr(line, ?)) ORDER BY number LIMIT ?"
+    seen = 0
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            db.text_factory = lambda found: found.decode("utf-8", "replace")
+            while rows := db.execute(query, (seen, text, text, PAGE)).fetchall():
+                for seen, line in rows:  # noqa: B007 - the next page begins after the last one
+                    yield line
+    except sqlite3.DatabaseError as error:
+        raise ChunkCorrupt(f"{path} cannot be read: {error}", hint="ddib-source-node check") from error
+
+
+def entries(path: Path) -> Iterator[AuditLine]:
+    """The lines of a log, read; raises as `lines_of`."""
+    for number, line in enumerate(lines_of(path), 1):
+        yield AuditLine(number, digest(line), parsed(line) or {})
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The result of reading a whole log."""
+
+    lines: int
+    head: str
+    broken_line: int | None = None
+    problem: str = ""
+    anchors: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return not self.problem
+
+
+Noted = Mapping[int, tuple[str, str]]
+"""By number of line from 0: its digest, and who noted it."""
+
+
+def verify(lines: Iterable[str], *, noted: str | None = None, anchors: Noted | None = None) -> Verified:
+    """Read a whole log and follow its chain.
+
+    A chain detects lines that were changed, removed or inserted. It cannot detect that the end was cut off,
+    or that the whole log was rewritten: for that compare `head` with a copy kept elsewhere, or use the anchors that
+    peers hold.
+    """
+    head, anchors = EMPTY, anchors or {}
+    seen = noted is None or noted == FIRST
+    matched, differs = 0, ""
+    for line in lines:
+        if problem := follows(line, head):
+            return Verified(head.n + 1, head.sha256, broken_line=head.n + 2, problem=problem, anchors=matched)
+        head = Head(head.n + 1, digest(line))
+        seen = seen or noted == head.sha256
+        wanted = anchors.get(head.n)
+        if wanted is not None and wanted[0] == head.sha256:
+            matched += 1
+        elif wanted is not None and not differs:
+            differs = f"line {head.n + 1} is not the one that {wanted[1]}: the log was rewritten"
+    if not seen:
+        differs = "no line of it has the head that was noted"
+    last = max(anchors, default=-1)
+    if last > head.n and not differs:
+        differs = f"it has {head.n + 1} lines, and line {last + 1} is one that {anchors[last][1]}: its end was cut off"
+    return Verified(head.n + 1, head.sha256, problem=differs, anchors=matched)
+
+
+class NotedHead(BaseModel):
+    """One line of the peer's log: its number from 1, its SHA-256, and when it was noted here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lines: Annotated[int, Field(ge=1)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    noted: datetime
+
+
+class AnchorFile(BaseModel):
+    """What one node noted of another's audit log."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["ddib-fed audit anchors 1"] = "ddib-fed audit anchors 1"
+    of: str
+    noted_by: str
+    anchors: tuple[NotedHead, ...]
+
+    def by_line(self) -> Noted:
+        return {
+            each.lines - 1: (each.sha256, f"{self.noted_by} noted on {each.noted:%Y-%m-%d at %H:%M} UTC")
+            for each in self.anchors
+        }
+
+
+def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
+    """A file of anchors that a peer's operator sent.
+
+    Raises:
+        InputError: It is no such file, or about another node's log.
+        FileMissing: There is none.
+    """
+    try:
+        found = AnchorFile.model_validate_json(read_small(path, pipe=True))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"{path} is no file of anchors: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            hint="the peer's operator writes one: ddib audit show --peer INSTITUTION --anchors --out FILE",
+        ) from error
+    if found.of != of.uri:
+        raise InputError(f"{path} is about the log of {found.of!a}, this node is {of}")
+    return found
+
+
+def held_of(path: Path, institution: str) -> tuple[tuple[NotedHead, ...], str]:
+    """The anchors of one peer's log that lie in the own log, and how two of them contradict each other; empty for not.
+
+    Raises:
+        FileNotFoundError: There is no log.
+    """
+    found: dict[int, NotedHead] = {}
+    furthest, contradiction = None, ""
+    for line in lines_of(path, '"peer_head"'):
+        record = parsed(line) or {}
+        if institution_of(str(record.get("peer"))) != institution:
+            continue
+        try:
+            noted = NotedHead(lines=record["peer_lines"], sha256=record["peer_head"], noted=record["time"])
+        except (KeyError, ValidationError):  # a changed line, which `verify` finds
+            continue
+        known = found.setdefault(noted.lines, noted)
+        if known.sha256 != noted.sha256 and not contradiction:
+            contradiction = (
+                f"its line {noted.lines} was one thing on {known.noted:%Y-%m-%d %H:%M} and another on "
+                f"{noted.noted:%Y-%m-%d %H:%M} UTC"
+            )
+        if furthest is None or noted.lines > furthest.lines:
+            furthest = noted
+        elif (
+            noted.lines < furthest.lines and noted.noted - furthest.noted > ORDER_SLACK and not contradiction
+        ):
+            contradiction = (
+                f"it had {furthest.lines} lines on {furthest.noted:%Y-%m-%d %H:%M} and {noted.lines} on "
+                f"{noted.noted:%Y-%m-%d %H:%M} UTC"
+            )
+    newest = sorted(found.values(), key=lambda each: each.lines)[-MAX_ANCHORS:]
+    return tuple(newest), contradiction

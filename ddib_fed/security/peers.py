@@ -156,23 +156,6 @@ def _peer_of(content: Any) -> Peer:
     return Peer(institution, identity, texts[2], tuple(roots))
 
 
-def compare(peer: Peer, fingerprints: Sequence[str], *, pinned: tuple[x509.Certificate, ...]) -> None:
-    """Compare the given fingerprints with the file, before anything else in the file is used."""
-    hint = "compare it with the output of `ddib peer export` there; if it differs, stop"
-    for text in fingerprints:
-        if not any(same_fingerprint(own, text) for own in peer.fingerprints):
-            raise PolicyDenied(
-                f"the root of {peer.institution} was not confirmed: {text} was read out, "
-                f"its file has {peer.fingerprint}",
-                hint=hint,
-            )
-    for root in peer.roots:
-        if root not in pinned and not any(same_fingerprint(fingerprint(root), text) for text in fingerprints):
-            raise PolicyDenied(
-                f"the root of {peer.institution} is {fingerprint(root)}, which was not confirmed", hint=hint
-            )
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
     """Whom this node trusts at one moment; compared by identity.
@@ -298,30 +281,27 @@ def begin_node(state: Path, institution: str, name: str, *, now: datetime | None
 class _Watched(Generic[T]):
     """A file that is read again when it has changed; one that cannot be read keeps its last valid content."""
 
-    def __init__(
-        self, read: Callable[[], bytes], parse: Callable[[bytes], T], clock_ns: Callable[[], int]
-    ) -> None:
-        self._read, self._parse, self._clock_ns = read, parse, clock_ns
+    def __init__(self, path: Path, read: Callable[[], bytes], parse: Callable[[bytes], T]) -> None:
+        self._path, self._read, self._parse = path, read, parse
         self._mark: object = None
         self._data: bytes | None = None
         self._value: T | None = None
         self.problem: str | None = None
 
-    def current(self, path: Path, *, anew: bool = False) -> T:
+    def current(self, *, anew: bool = False) -> T:
         """Its content; the same object until that changes. DdibError if it never could be read."""
         mark, racy = None, True
         with suppress(OSError):
-            found = path.stat()
+            found = self._path.stat()
             mark = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-            racy = abs(self._clock_ns() - found.st_ctime_ns) < _RACY_NS
+            racy = abs(time.time_ns() - found.st_ctime_ns) < _RACY_NS
         if self._value is not None and mark is not None and mark == self._mark and not anew:
             return self._value
         self.problem = None
         try:
             data = self._read()
             if data != self._data or self._value is None:
-                self._value = self._parse(data)
-                self._data = data
+                self._value, self._data = self._parse(data), data
         except DdibError as exc:
             if self._value is None:
                 raise
@@ -333,18 +313,16 @@ class _Watched(Generic[T]):
 class PeerStore:
     """A node's store of trust; safe between threads and processes."""
 
-    def __init__(self, state: Path, institution: str, *, clock_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(self, state: Path, institution: str) -> None:
         self.file = state / TRUST
         self._institution = institution
-        self._roots_file = state / "pki" / "roots.pem"
         self._lock = threading.Lock()
-        self._trust = _Watched(self._read, self._parse, clock_ns)
+        self._trust = _Watched(self.file, self._read, self._parse)
+        roots = state / "pki" / "roots.pem"
         self._roots = _Watched(
-            lambda: read_small(self._roots_file, hint="ddib pki init, or ddib pki install"),
-            lambda data: parse_certificates(
-                data, str(self._roots_file), hint="ddib pki show says what puts it right"
-            ),
-            clock_ns,
+            roots,
+            lambda: read_small(roots, hint="ddib pki init, or ddib pki install"),
+            lambda data: parse_certificates(data, str(roots), hint="ddib pki show says what puts it right"),
         )
         self._snapshot: Snapshot | None = None
         self._built_of: tuple[object, object] = (None, None)
@@ -356,8 +334,8 @@ class PeerStore:
             DdibError: A file cannot be read, and never could since the store was made.
         """
         with self._lock:
-            trust = self._trust.current(self.file, anew=anew)
-            roots = self._roots.current(self._roots_file, anew=anew)
+            trust = self._trust.current(anew=anew)
+            roots = self._roots.current(anew=anew)
             if self._snapshot is None or self._built_of[0] is not trust or self._built_of[1] is not roots:
                 suspended = {name: why for name, why in trust.suspended.items() if name in trust.peers}
                 self._snapshot = Snapshot(self._institution, roots, trust.peers, trust.withdrawn, suspended)
@@ -365,10 +343,20 @@ class PeerStore:
             return self._snapshot
 
     @property
+    def _problems(self) -> list[str]:
+        return [each for each in (self._trust.problem, self._roots.problem) if each]
+
+    @property
     def problem(self) -> str | None:
         """Files that cannot be read, for the node's health; None if there are none."""
         self.snapshot()
-        return "; ".join(filter(None, (self._trust.problem, self._roots.problem))) or None
+        return "; ".join(self._problems) or None
+
+    def reload(self) -> Sequence[str]:
+        """Read everything again, ignoring time stamps; what changed since the last read, and what cannot be read."""
+        before, after = self._snapshot, self.snapshot(anew=True)
+        changed = [] if before is None else trust_changes(before, after)
+        return [*changed, *(f"not read: {each}" for each in self._problems)]
 
     def _read(self) -> bytes:
         return read_private(self.file, hint=self._hint, max_bytes=MAX_TRUST_BYTES)
@@ -382,15 +370,6 @@ class PeerStore:
     @property
     def _hint(self) -> str:
         return f"put {self.file} back from a copy of the state folder, or correct it"
-
-    def reload(self) -> Sequence[str]:
-        """Read everything again, ignoring time stamps; what changed since the last read, and what cannot be read."""
-        before, after = self._snapshot, self.snapshot(anew=True)
-        changed = () if before is None else trust_changes(before, after)
-        return [
-            *changed,
-            *(f"not read: {each}" for each in (self._trust.problem, self._roots.problem) if each),
-        ]
 
     def get(self, institution: str) -> Peer:
         """One admitted peer that is neither suspended nor withdrawn.
@@ -422,23 +401,34 @@ class PeerStore:
     ) -> None:
         """Return if `add` would admit a peer beside these, by default the admitted ones; errors as there."""
         peers = self.snapshot().peers if peers is None else peers
-        if peer.institution == self._institution:
+        name = peer.institution
+        if name == self._institution:
             raise PolicyDenied(
-                f"{peer.institution} is this node's own institution, not a peer",
+                f"{name} is this node's own institution, not a peer",
                 hint="two institutions have two names: ddib init node --institution NAME",
             )
-        for other in sorted({self._institution, *peers} - {peer.institution}):
-            if resembles(peer.institution, other):
+        for other in sorted({self._institution, *peers} - {name}):
+            if resembles(name, other):
                 raise PolicyDenied(
-                    f"{peer.institution} reads as {readable(peer.institution)} and can be mistaken for another name",
+                    f"{name} reads as {readable(name)} and can be mistaken for another name",
                     # Not in the sentence, which pairing sends to the other side.
                     hint=f"compare it with {other}: an institution whose name looks like that needs another one",
                 )
-        known = peers.get(peer.institution)
-        compare(peer, fingerprints, pinned=known.roots if known else ())
+        known = peers.get(name)
+        pinned = {fingerprint(root) for root in known.roots} if known else set()
+        wrong = [text for text in fingerprints if not _among(text, peer.fingerprints)]
+        missing = [
+            text for text in peer.fingerprints if text not in pinned and not _among(text, fingerprints)
+        ]
+        if wrong or missing:
+            raise PolicyDenied(
+                f"the root of {name} was not confirmed: {', '.join(wrong) or 'nothing'} was read out, its file has "
+                f"{peer.fingerprint}",
+                hint="compare it with the output of `ddib peer export` there; if it differs, stop",
+            )
         if known is not None and known != peer and not replace:
             raise AlreadyExists(
-                f"{peer.institution} is already a peer, with other data", hint="ddib peer add --force FILE"
+                f"{name} is already a peer, with other data", hint="ddib peer add --force FILE"
             )
         if known is None and len(peers) >= MAX_PEERS:
             raise PolicyDenied(f"a node has at most {MAX_PEERS} peers", hint="ddib peer remove INSTITUTION")
@@ -478,12 +468,11 @@ class PeerStore:
         self, institution: str, *, reason: str = "", before: Callable[[], object] = lambda: None
     ) -> bool:
         """Refuse a peer, and do not call it, until it is resumed."""
+        since = f"since {datetime.now(UTC).isoformat(timespec='seconds')}"
+        said = f"{since}: {_line(reason)}" if reason else since
         with self._editing(before) as trust:
             _admitted(trust.peers, institution)
-            since = f"since {datetime.now(UTC).isoformat(timespec='seconds')}"
-            changed = institution not in trust.suspended
-            trust.suspended.setdefault(institution, f"{since}: {_line(reason)}" if reason else since)
-        return changed
+            return trust.suspended.setdefault(institution, said) is said
 
     def resume(self, institution: str, *, before: Callable[[], object] = lambda: None) -> bool:
         """Lift a suspension; PeerNotFound if the peer is not admitted."""
@@ -495,11 +484,9 @@ class PeerStore:
         self, identity: Identity, *, comment: str = "", before: Callable[[], object] = lambda: None
     ) -> bool:
         """Refuse an identity although its certificate is valid."""
-        today = date.today().isoformat()  # noqa: DTZ011 - the operator's day
+        said = _line(comment) or f"withdrawn {date.today().isoformat()}"  # noqa: DTZ011 - the operator's day
         with self._editing(before) as trust:
-            changed = identity not in trust.withdrawn
-            trust.withdrawn.setdefault(identity, _line(comment) or f"withdrawn {today}")
-        return changed
+            return trust.withdrawn.setdefault(identity, said) is said
 
     def reinstate(self, identity: Identity, *, before: Callable[[], object] = lambda: None) -> bool:
         """No longer refuse an identity."""
@@ -533,6 +520,10 @@ def _admitted(peers: Mapping[str, Peer], institution: str) -> Peer:
         meant = f"did you mean {close}? `ddib peer list` lists the peers" if close else "ddib peer list"
         raise PeerNotFound(f"{institution} is not a peer of this node", hint=meant)
     return peers[institution]
+
+
+def _among(text: str, fingerprints: Sequence[str]) -> bool:
+    return any(same_fingerprint(text, each) for each in fingerprints)
 
 
 def _line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""A calibration from the pictures of two domains, or from anchors by the same names, and what is measured of it.
+"""Makes a calibration from the pictures of two domains, or from anchors by the same names.
 
 A part of a domain's pictures is held out, by content, for measuring. What a target publishes holds nothing out: which
 files are counted follows from their names alone, so that the content of one cannot change the part of another.
@@ -7,19 +7,17 @@ files are counted follows from their names alone, so that the content of one can
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import torch
-from numpy.typing import ArrayLike, NDArray
 
-from ddib_fed.calibration import fit as anchored
 from ddib_fed.calibration.aggregate import (
     DEFAULT_COUNTED,
+    DELTA,
     Aggregate,
     Cells,
     Counted,
@@ -30,23 +28,26 @@ from ddib_fed.calibration.aggregate import (
     default_cells,
     histogram,
 )
-from ddib_fed.calibration.fit import MOST_PICTURES, Proposal, propose
-from ddib_fed.calibration.fit import colour_distance as sliced_distance
-from ddib_fed.calibration.record import CalibratedSide, Calibration, Kind, Making, units_digest
+from ddib_fed.calibration.fit import MOST_PICTURES, Proposal, check_kind, fit, propose
+from ddib_fed.calibration.record import (
+    CalibratedSide,
+    Calibration,
+    Kind,
+    Making,
+    Place,
+    units_digest,
+)
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.folder import load, picture_files, range_check, scan
 from ddib_fed.data.pictures import read_fitted
-from ddib_fed.data.shipped import SHIPPED, available, load_shipped, shipped_clusters
-from ddib_fed.engine.arrays import PLAIN, ArraySettings, Stages, translate_array
-from ddib_fed.engine.local_party import LocalParty
-from ddib_fed.errors import DdibError, ImageUnreadable, InputError, ShapeMismatch, UsageError
-from ddib_fed.evaluation.bootstrap import Resamples, resample
-from ddib_fed.evaluation.metrics import NEAREST, Pictures, hits_by_pixels, picture_rule, psnr, ssim, whiteness
+from ddib_fed.data.shipped import load_shipped
+from ddib_fed.errors import DdibError, ImageUnreadable, InputError, UsageError
+from ddib_fed.evaluation.metrics import Pictures, picture_rule
 from ddib_fed.models.bundle import Bundle
-from ddib_fed.models.manifest import Manifest, carried_domain
-from ddib_fed.models.sidecars import Figure
-from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.training.sources import OwnSamples, evenly, own_samples, shipped_name, spaced
+from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.units import Normalisation
+from ddib_fed.terminal import console, say
+from ddib_fed.training.sources import OwnSamples, own_samples, shipped_name
 
 MOST_COUNTED = 4_000
 """Of a side, evenly spaced: a histogram of more hardly differs, and they must fit into memory."""
@@ -63,7 +64,6 @@ class Anchors:
     names: tuple[str, ...]
     source: Pictures = field(repr=False)
     target: Pictures = field(repr=False)
-    clusters: NDArray[np.int64] | None = field(default=None, repr=False)
 
 
 def domain_pictures(bundle: Bundle, which: str | None) -> OwnSamples:
@@ -115,8 +115,7 @@ def count_pictures(
 def _left(count: int, there: int, unit: Unit) -> list[str]:
     if count == there:
         return []
-    how = f"evenly spaced by name; ddib calibrate publish --limit {there} counts all"
-    return [f"counted      {count} of {there} {unit}s, {how}"]
+    return [f"counted      {count} of {there} {unit}s, evenly spaced by name"]
 
 
 def _groups(files: Sequence[Path], folder: Path, group_by: str) -> list[tuple[Path, ...]]:
@@ -186,28 +185,48 @@ def anchors_of(rules: tuple[PictureRule, PictureRule], places: tuple[Path, Path]
     return Anchors(names, first, second)
 
 
-def shipped_truth(source: Bundle, target: Bundle, count: int) -> Anchors | None:
-    """Test pictures of two shipped domains that show the same places; None where there are none."""
-    names = carried_domain(source.manifest), carried_domain(target.manifest)
-    if not all(name in SHIPPED and available(str(name)) for name in names):
-        return None
-    if len({SHIPPED[str(name)].package for name in names}) > 1:
-        return None
-    first, second = (load_shipped(str(name)).test for name in names)
-    if len(first) != len(second):
-        return None
-    rows = evenly(len(first), count)
-    clusters = shipped_clusters(str(names[0]))[rows]
-    return Anchors(tuple(f"{row:03}" for row in rows), first[rows], second[rows], clusters)
+# Making
+
+
+class CalibrationTarget(Protocol):
+    """The other side: a peer's node, or a model in this process."""
+
+    def aggregate(self) -> Aggregate: ...
+
+    def units(self) -> Normalisation: ...
+
+    def picture_rule(self, shape: tuple[int, ...]) -> PictureRule: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTarget:
+    """A target's model in this process. Nothing leaves: noise that the seed repeats shows what would."""
+
+    bundle: Bundle
+    pictures: str | None
+    epsilon: float
+    seed: int
+
+    def aggregate(self) -> Aggregate:
+        counted = count_pictures(self.bundle, self.pictures, epsilon=self.epsilon)
+        say(*counted.notes, err=True)
+        # Another stream than the search's.
+        return counted.noised(self.epsilon, DELTA, np.random.default_rng((self.seed, 1)))
+
+    def units(self) -> Normalisation:
+        return self.bundle.manifest.normalisation.plain
+
+    def picture_rule(self, shape: tuple[int, ...]) -> PictureRule:  # noqa: ARG002 - a protocol's signature
+        return picture_rule(self.bundle.manifest)
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationRequest:
-    """What is asked of a calibration."""
+    """What is asked of a calibration; the target's units come with what it gives."""
 
     kind: Kind
     source: CalibratedSide
-    target: CalibratedSide
+    target: Place
     days: int
     command: str
     seed: int = 0
@@ -221,26 +240,28 @@ def side(manifest: Manifest, institution: str = "") -> CalibratedSide:
     )
 
 
-def check_models(source: Manifest, target: Manifest, kind: Kind, *, anchored: bool) -> None:
-    """Return if a calibration of this kind can be made for two models, before any picture is read."""
-    for manifest in (source, target):
-        picture_rule(manifest)
-    if source.sample_shape != target.sample_shape:
-        raise ShapeMismatch(
-            f"{source.name} is of {source.sample_shape}, {target.name} of {target.sample_shape}",
-            hint="a calibration is for two models of one size and number of channels",
-        )
-    channels = source.sample_shape[0]
-    if channels != (1 if kind == "tone" else 3):
-        raise UsageError(
-            f"a {kind} is not for pictures of {channels} channel{'s' * (channels > 1)}, as {source.name} has them",
-            hint="--kind rotation or colour-map" if channels > 1 else "--kind tone --anchors A_DIR B_DIR",
-        )
-    if kind == "tone" and not anchored:
-        raise UsageError(
-            "a tone is fitted to anchors: nothing in a histogram of grey tells a contrast from its negative",
-            hint="--kind tone --anchors A_DIR B_DIR; docs/calibration.md",
-        )
+def make_calibration(
+    request: CalibrationRequest,
+    bundle: Bundle,
+    target: CalibrationTarget,
+    *,
+    pictures: str | None,
+    folders: tuple[Path, Path] | None,
+) -> Calibration:
+    """A calibration from anchors in two folders, or from pictures of the source's domain and the target's aggregate."""
+    manifest = bundle.manifest
+    units = manifest.normalisation.plain
+    check_kind(request.kind, manifest.sample_shape[0], anchored=folders is not None)
+    if folders is not None:
+        theirs = target.units()
+        anchors = anchors_of((picture_rule(manifest), target.picture_rule(manifest.sample_shape)), folders)
+        with console(stderr=True).status(f"fitting the {request.kind} to {len(anchors.names)} anchors"):
+            return from_anchors(anchors, (units, theirs), request)
+    aggregate = target.aggregate()
+    say(*aggregate.describe().split("\n"), err=True)
+    own = domain_pictures(bundle, pictures).train
+    with console(stderr=True).status(f"fitting the {request.kind} to {len(own)} own pictures"):
+        return from_aggregate(own, units, aggregate, request)
 
 
 def from_aggregate(
@@ -251,6 +272,7 @@ def from_aggregate(
     return _recorded(
         found,
         request,
+        aggregate.units_sha256,
         method="aggregates",
         source_pictures=min(len(pictures), MOST_PICTURES),
         target_pictures=aggregate.counted,
@@ -266,183 +288,19 @@ def from_anchors(
     anchors: Anchors, units: tuple[Normalisation, Normalisation], request: CalibrationRequest
 ) -> Calibration:
     """A calibration from pictures of the same things in both domains; nothing crosses for it."""
-    pair = anchors.source, anchors.target
-    found = anchored.fit(*pair, units, request.kind, seed=request.seed, force=request.force)
-    return _recorded(found, request, method="anchors", anchors=len(anchors.names))
+    found = fit(anchors.source, anchors.target, units, request.kind, seed=request.seed, force=request.force)
+    return _recorded(found, request, units_digest(units[1]), method="anchors", anchors=len(anchors.names))
 
 
-def _recorded(found: Proposal, request: CalibrationRequest, **making: Any) -> Calibration:
+def _recorded(found: Proposal, request: CalibrationRequest, units_sha256: str, **making: Any) -> Calibration:
     now = datetime.now(UTC).replace(microsecond=0)
+    institution, domain = request.target
     return Calibration(
         kind=request.kind,
         source=request.source,
-        target=request.target,
+        target=CalibratedSide(institution=institution, domain=domain, units_sha256=units_sha256),
         map=found.map,
         made=Making(command=request.command, created=now, **making),
         effect=found.effect,
         expires=now + timedelta(days=request.days),
     )
-
-
-PIXELS = 16
-"""Taken from each picture: neighbouring pixels say the same."""
-COLOURED = 1_000
-"""Pictures of a side whose colours are compared."""
-DISTANCE_DRAWS = 40
-SEED = 0
-
-OnProgress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """One figure with the calibration, and beside it without."""
-
-    name: str
-    calibrated: Figure
-    without: Figure | None = None
-    gain: Figure | None = None
-    alone: Figure | None = None
-    rising: bool = True
-    judges: bool = False
-
-    @property
-    def verdict(self) -> str:
-        """What the interval of the gain says: better, worse, or no difference; empty where there is none."""
-        if self.gain is None:
-            return ""
-        if self.gain.low <= 0 <= self.gain.high:
-            return "no difference"
-        return "better" if (self.gain.low > 0) == self.rising else "worse"
-
-
-@dataclass(frozen=True, slots=True)
-class Ways:
-    """The parties of a comparison."""
-
-    target: LocalParty
-    calibrated: LocalParty
-    rotation: ChannelMap | None
-    without: LocalParty | None
-
-
-def colour_distance(
-    source: Pictures, target: Pictures, channel_map: ChannelMap, units: tuple[Normalisation, Normalisation]
-) -> Compared:
-    """How far the source's colours are from the target's, in the target's units."""
-    parts = zip(units, (source, target), strict=True)
-    own, other = (_pixels(side.apply(spaced(x, COLOURED))) for side, x in parts)
-    reference = other.reshape(-1, other.shape[2])
-    rng = np.random.default_rng(SEED)
-    draws = [rng.integers(len(own), size=len(own)) for _ in range(DISTANCE_DRAWS)]
-
-    mapped = np.moveaxis(channel_map.apply(np.moveaxis(own, 2, 1)), 1, 2)
-    whole = [_distance(colours, reference) for colours in (mapped, own)]
-    draws_of = np.array(
-        [[_distance(colours[rows], reference) for colours in (mapped, own)] for rows in draws]
-    )
-    return Compared(
-        "distance of colours",
-        _around(whole[0], draws_of[:, 0]),
-        _around(whole[1], draws_of[:, 1]),
-        gain=_around(whole[0] - whole[1], draws_of[:, 0] - draws_of[:, 1]),
-        rising=False,
-    )
-
-
-def there_and_back(
-    pictures: Pictures, ways: Ways, asked: ArraySettings = PLAIN, *, on_progress: OnProgress | None = None
-) -> tuple[Stages, Stages | None]:
-    """Pictures there and back: with the calibration, and without."""
-    parties = [(ways.calibrated, ways.rotation)] + ([] if ways.without is None else [(ways.without, None)])
-    found = []
-    for number, (party, rotation) in enumerate(parties):
-
-        def tell(done: int, total: int, number: int = number) -> None:
-            if on_progress is not None:
-                on_progress(number * total + done, len(parties) * total)
-
-        leg = replace(asked, cycle=True, calibration=rotation)
-        found.append(translate_array(pictures, party, ways.target, leg, on_progress=tell))
-    return found[0], found[1] if len(found) > 1 else None
-
-
-def unpaired(pictures: Pictures, stages: tuple[Stages, Stages | None]) -> list[Compared]:
-    """Whiteness and round trip of translations with and without the calibration."""
-    ratios, backs = [], []
-    for each in filter(None, stages):
-        assert each.back is not None  # `there_and_back` asks for it
-        ratio = whiteness(torch.from_numpy(each.latent)).ratio
-        ratios.append(Figure(value=ratio, low=ratio, high=ratio))
-        backs.append(psnr(each.back, pictures))
-    return [
-        Compared(
-            "latents: patch correlation / noise's",
-            ratios[0],
-            ratios[1] if len(ratios) > 1 else None,
-            rising=False,
-        ),
-        compared("round trip, dB", backs, resample(len(pictures))),
-    ]
-
-
-def paired(stages: tuple[Stages, Stages | None], mapped: Pictures, anchors: Anchors) -> list[Compared]:
-    """PSNR, SSIM and retrieval of translations whose truth is known."""
-    drawn, truth = resample(len(anchors.target), anchors.clusters), anchors.target
-    sets = [each.translated for each in filter(None, stages)]
-    figures: dict[str, Callable[[Pictures, Pictures], ArrayLike]] = {
-        "PSNR, dB": psnr,
-        "SSIM": ssim,
-        f"true partner among the {NEAREST} nearest": hits_by_pixels,
-    }
-    return [
-        compared(
-            name,
-            [of(x, truth) for x in sets],
-            drawn,
-            alone=of(mapped, truth),
-            judges=of is not hits_by_pixels,
-        )
-        for name, of in figures.items()
-    ]
-
-
-def map_alone(
-    pictures: Pictures, channel_map: ChannelMap, units: tuple[Normalisation, Normalisation]
-) -> Pictures:
-    """Pictures (N, C, H, W) in [-1, 1] of the source's domain with their channels mapped, without any network."""
-    own, other = units
-    found: Pictures = np.clip(other.undo(channel_map.apply(own.apply(pictures))), -1.0, 1.0)
-    return found
-
-
-def compared(
-    name: str,
-    values: Sequence[ArrayLike],
-    drawn: Resamples,
-    *,
-    alone: ArrayLike | None = None,
-    judges: bool = False,
-) -> Compared:
-    """Figures of each picture, with the calibration and without if there are two, as means with intervals."""
-    each = [np.asarray(value, np.float64) for value in values]
-    means = [Figure(**drawn.mean(value)) for value in each]
-    gain = Figure(**drawn.mean(each[0] - each[1])) if len(each) > 1 else None
-    beside = None if alone is None else Figure(**drawn.mean(alone))
-    without = means[1] if len(means) > 1 else None
-    return Compared(name, means[0], without, gain=gain, alone=beside, judges=judges)
-
-
-def _pixels(units: NDArray[np.floating]) -> NDArray[np.float64]:
-    flat = units.reshape(*units.shape[:2], -1)
-    places = np.linspace(0, flat.shape[2] - 1, PIXELS).round().astype(int)
-    return np.moveaxis(flat[:, :, places], 1, 2).astype(np.float64)
-
-
-def _around(value: float, draws: NDArray[np.float64]) -> Figure:
-    low, high = np.quantile(draws, [0.025, 0.975]) - (draws.mean() - value)
-    return Figure(value=value, low=float(low), high=float(high))
-
-
-def _distance(colours: NDArray[np.floating], reference: NDArray[np.floating]) -> float:
-    return sliced_distance(colours.reshape(-1, colours.shape[2]), reference)

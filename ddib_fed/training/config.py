@@ -36,27 +36,25 @@ Preset = Mapping[str, Any]
 _TABLES: Final[Mapping[str, Preset]] = tomllib.loads(
     Path(__file__).with_name("presets.toml").read_text("utf-8")
 )
-PRESETS: Final = {name: table for name, table in _TABLES.items() if "size" in table}
-"""Of pictures, by name."""
+PRESETS: Final = {name: table for name, table in _TABLES.items() if "size" in table}  # of pictures
 SHIPPED: Final = ("satellite", "relief", "etopo", "satellite-64", "relief-64", "brain-t1", "brain-t2")
 """As `ddib_fed.data.shipped.SHIPPED`, which needs numpy; a test holds the two together."""
 SOFTEN_SIGMA = 0.05
 """From docs/quality.md: the least noise that makes the maps' latents white by its measure."""
 CALIBRATED_STEPS, CALIBRATED = 600, {"learning_rate": 1e-3, "ema": 0.99}
 """Of a run with a calibration."""
-PRESET: Final[Any] = None
-"""The default of a field that the preset fills in."""
+PRESET: Final[Any] = None  # the default of a field that the preset fills in
 POINTS, PICTURES, MODELS = ("points",), ("pictures",), ("points", "pictures")
 SEEN, ANY = ("pictures", "classifier"), ("points", "pictures", "classifier")
 _LEVELS, _REFERENCE = 256, 1024
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+_LISTS = ("channel_mult", "attention_resolutions")
 
 
 def says(default: Any, text: str, kinds: tuple[str, ...], **limits: Any) -> Any:
     """A field with an option, its help, and the kinds of run that have it."""
-    return Field(
-        default, description=text, json_schema_extra={"kinds": list(kinds), "option": True}, **limits
-    )
+    extra: dict[str, Any] = {"kinds": list(kinds), "option": True}
+    return Field(default, description=text, json_schema_extra=extra, **limits)
 
 
 def by_set(default: Any, kinds: tuple[str, ...], **limits: Any) -> Any:
@@ -83,7 +81,7 @@ class TrainConfig(BaseModel):
     free: ClassVar[frozenset[str]] = frozenset(
         {
             "data", "images", "name", "init", "generator", "calibration", "command", "checkpoint_every", "samples",
-            "dtype", "steps", "time_s", "microbatch", "skip_bad", "soften_sigma", "device",
+            "steps", "time_s", "microbatch", "skip_bad", "soften_sigma", "device",
         }
     )  # fmt: skip
     """Fields that are not in the identity of a run: no weight depends on them, or `run` compares them itself."""
@@ -120,17 +118,15 @@ class TrainConfig(BaseModel):
     batch: int = says(
         PRESET, "Points (2,048) or pictures (the preset's) a step, over all processes.", ANY, ge=1
     )
-    learning_rate: float = by_set(PRESET, ANY, gt=0, allow_inf_nan=False)
-    """Its peak."""
+    learning_rate: float = by_set(PRESET, ANY, gt=0, allow_inf_nan=False)  # its peak
     width: int = by_set(160, POINTS, ge=1, le=4096)
     blocks: int = by_set(4, POINTS, ge=1, le=64)
     noise_schedule: Literal["linear", "cosine"] | None = by_set(None, MODELS)
-    """Default: cosine, linear for the public network, or the initial weights'."""
+    # Default: cosine, linear for the public network, or the initial weights'.
     diffusion_steps: int | None = by_set(None, POINTS, ge=2, le=10_000)
-    """Integer steps of the schedule, as in the public code; default: continuous time, or 4000 for its network."""
+    # Integer steps of the schedule, as in the public code; default: continuous time, or 4000 for its network.
     threads: int = says(1, "Threads of torch; more may be slower.", ANY, ge=1)
-    precision: Literal["float32", "bfloat16"] = by_set("float32", ANY)
-    """Of matrix products."""
+    precision: Literal["float32", "bfloat16"] = by_set("float32", ANY)  # of matrix products
     dtype: Literal["float32", "float16"] = says(
         "float16", "Type of stored weights; default: float32 for points, float16 for pictures.", ANY
     )
@@ -140,10 +136,9 @@ class TrainConfig(BaseModel):
         SEEN,
     )
     size: int | None = says(None, "Height and width for the network.", SEEN, ge=8, le=1024)
-    channels: Literal[1, 3] | None = by_set(None, SEEN)
-    """Grey or RGB; by default what most pictures are."""
+    channels: Literal[1, 3] | None = by_set(None, SEEN)  # by default what most pictures are
+    # Values of its fields; for points public=True chooses the public code's network and objective.
     network: dict[str, Any] = by_set({}, ANY)
-    """Values of its fields; for points public=True chooses the public code's network and objective."""
     fit: Literal["resize", "crop", "pad"] | None = says(
         None, "Fit to the size, undone on output; default: resize. pad suits scans.", SEEN
     )
@@ -163,27 +158,21 @@ class TrainConfig(BaseModel):
         None, "Learn classes, from sub-folders or from the file name up to the first underscore.", SEEN
     )
     skip_bad: bool = says(False, "Leave out files that cannot be read, and list them.", SEEN)
-    held_out: float = by_set(0.1, SEEN, gt=0, lt=0.9)
-    """Share never trained on."""
+    held_out: float = by_set(0.1, SEEN, gt=0, lt=0.9)  # share never trained on
     flip: bool = says(False, "Mirror half of them, left to right.", SEEN)
-    crop: bool = by_set(False, SEEN)
-    """Cut random windows, from pictures an eighth larger."""
+    crop: bool = by_set(False, SEEN)  # cut random windows, from pictures an eighth larger
+    # What the network's channels are. opponent (lightness, blue against red, green against both) pairs hues with hues
+    # where light and dark are exchanged. Both sides must use the same.
     colours: Colours = by_set("rgb", SEEN)
-    """What the network's channels are. opponent (lightness, blue against red, green against both) pairs hues with hues
-    where light and dark are exchanged. Both sides must use the same."""
-    microbatch: int = Field(PRESET, ge=1)
-    """How many samples at once; halved when memory runs out."""
-    ema: float = by_set(PRESET, ANY, ge=0, lt=1)
-    """Decay of the averaged weights."""
-    checkpoint_every: int = by_set(PRESET, ANY, ge=1)
-    """Steps between checkpoints and sample sheets."""
+    microbatch: int = Field(PRESET, ge=1)  # samples at once; halved when memory runs out
+    ema: float = by_set(PRESET, ANY, ge=0, lt=1)  # decay of the averaged weights
+    checkpoint_every: int = by_set(PRESET, ANY, ge=1)  # steps between checkpoints and sample sheets
     device: Literal["cpu", "cuda", "auto"] = says(
         "cpu", "Device to compute on; auto is a GPU if there is one.", ANY
     )
+    # Share of samples without their class, for classifier-free guidance.
     label_dropout: float = by_set(0.0, PICTURES, ge=0, lt=1)
-    """Share of samples without their class, for classifier-free guidance."""
-    predict: Literal["v", "eps"] | None = by_set(None, PICTURES)
-    """What the network predicts; default: v, or as the initial weights."""
+    predict: Literal["v", "eps"] | None = by_set(None, PICTURES)  # default: v, or as the initial weights
     init: Path | None = says(None, "Start from the weights of this bundle, RGB or grey.", PICTURES)
     calibration: Path | None = says(
         None,
@@ -200,18 +189,13 @@ class TrainConfig(BaseModel):
     )
 
     # Of presets.toml and Python alone.
-    decay: Literal["cosine", "none"] = "cosine"
-    """Of the learning rate after the warm-up."""
+    decay: Literal["cosine", "none"] = "cosine"  # of the learning rate after the warm-up
     beta2: float = Field(0.99, gt=0, lt=1)
-    warmup: int = Field(PRESET, ge=0)
-    """Steps over which the rate grows; a fifth of all at most."""
-    clip: float = Field(1.0, ge=0, allow_inf_nan=False)
-    """Largest norm of the gradient; 0 for any."""
-    samples: int = Field(16, ge=1)
-    """Drawn for the figures and the sheet."""
+    warmup: int = Field(PRESET, ge=0)  # steps over which the rate grows; a fifth of all at most
+    clip: float = Field(1.0, ge=0, allow_inf_nan=False)  # largest norm of the gradient; 0 for any
+    samples: int = Field(16, ge=1)  # drawn for the figures and the sheet
     command: str = ""
-    generator: Path | None = None
-    """The model that the classifier is to guide."""
+    generator: Path | None = None  # the model that the classifier is to guide
 
     @model_validator(mode="before")
     @classmethod
@@ -276,8 +260,7 @@ class TrainConfig(BaseModel):
         yield few or named > 1, "give one of: domain, data (points), images (a folder of pictures)"
         yield self.steps is not None and self.time_s is not None, "give either steps or time_s"
         if self.kind == "points":
-            for wrong in self._network_faults():
-                yield True, wrong
+            yield from self._network_faults()
             return
         yield self.kind not in SEEN, f"there is no kind of run {self.kind}"
         yield self.kind == "classifier" and self.classes is None, "a classifier needs classes"
@@ -287,30 +270,29 @@ class TrainConfig(BaseModel):
             "calibration needs init, the model that was trained on the pictures as they are",
         )
         shipped = ("channels", "fit", "skip_bad", "held_out") if self.domain is not None else ()
-        of_folders = ("crop", "range", "intensity", "slices", *shipped)
-        for name in of_folders:
+        for name in ("crop", "range", "intensity", "slices", *shipped):
             idle = self.images is None and self._says(name)
             yield idle, f"{called(type(self), name)} is for a folder of pictures"
 
     def _says(self, name: str) -> bool:
         return bool(getattr(self, name) != type(self).model_fields[name].default)
 
-    def _network_faults(self) -> Iterable[str]:
+    def _network_faults(self) -> Iterable[tuple[bool, str]]:
         """What is wrong with the network of a run on points."""
         fields = {name: value for name, value in self.network.items() if name != "public"}
         if not self.public:
-            for name in fields:
-                yield f"{name} is a field of the networks of pictures, or goes with network=public"
+            foreign = ", ".join(fields)
+            yield bool(fields), f"{foreign}: of the networks of pictures, or goes with network=public"
             return
-        if self._says("width") or self._says("blocks"):
-            yield "width and blocks are not of the public network, which has num_channels and num_res_blocks"
+        resized = self._says("width") or self._says("blocks")
+        yield resized, "the public network has num_channels and num_res_blocks, no width and blocks"
         from ddib_fed.networks.config import SyntheticConfig  # imports torch
 
         try:
             SyntheticConfig.model_validate(fields)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            yield f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            yield True, f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
     @property
     def public(self) -> bool:
@@ -329,8 +311,9 @@ class TrainConfig(BaseModel):
         return 0 if self.public else _divisor(self.batch, _REFERENCE)
 
     @property
-    def learns_from(self) -> str:
-        return "points" if self.kind == "points" else "pictures"
+    def told_classes(self) -> Literal["folders", "prefix"] | None:
+        """What tells the classes of a folder's pictures."""
+        return None if self.classes == "given" else self.classes
 
     @property
     def usual_size(self) -> int:
@@ -422,7 +405,7 @@ def options_of(*kinds: str, config: type[TrainConfig] = TrainConfig) -> list[str
 def checked(config: type[Config], fields: Mapping[str, Any], hint: str, sets: Sequence[str] = ()) -> Config:
     """The config of these fields and of the texts of --set; what is wrong with them is a mistake of the user's."""
     try:
-        return config.model_validate(with_sets(config, fields, sets))
+        return config.model_validate(_with_sets(config, fields, sets))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"][:1]))
@@ -430,7 +413,7 @@ def checked(config: type[Config], fields: Mapping[str, Any], hint: str, sets: Se
         raise UsageError(f"{called(config, where)}: {message}" if where else message, hint=hint) from error
 
 
-def with_sets(config: type[TrainConfig], fields: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+def _with_sets(config: type[TrainConfig], fields: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
     """Fields with those of texts such as ema=0.99 (of the run), channel_mult=1,2,3 (of its network), network=public."""
     found, network = dict(fields), dict(fields.get("network", {}))
     own = fields_of(*ANY, config=config)
@@ -441,13 +424,14 @@ def with_sets(config: type[TrainConfig], fields: Mapping[str, Any], sets: Sequen
         if (name, value) == ("network", "public"):
             network["public"] = True
         elif name in own and name != "network":
-            found[name] = value if _extra(config, name)["option"] else _scalar(value)
+            found[name] = value if _extra(config, name)["option"] else _read(value)
         else:
-            network[name] = _network_value(name, value, own)
+            _require_of_a_network(name, own)
+            network[name] = _read(f"[{value}]" if name in _LISTS or "," in value else value)
     return {**found, "network": network} if network else found
 
 
-def _network_value(name: str, value: str, own: Sequence[str]) -> Any:
+def _require_of_a_network(name: str, own: Sequence[str]) -> None:
     from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig  # imports torch
 
     known = {field for kind in (UNetConfig, ClassifierConfig, SyntheticConfig) for field in kind.model_fields}
@@ -457,20 +441,14 @@ def _network_value(name: str, value: str, own: Sequence[str]) -> Any:
             f"--set {name}: neither a run nor its network has such a field",
             hint=f"did you mean {close[0]}?" if close else f"fields of a run are {', '.join(own)}",
         )
-    parts = [_scalar(part.strip()) for part in value.split(",") if part.strip()]
-    many = name in {"channel_mult", "attention_resolutions"}
-    return parts if many or len(parts) != 1 else parts[0]
 
 
-def _scalar(text: str) -> Any:
-    if text.lower() in {"true", "false"}:
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def _read(text: str) -> Any:
+    """A value as TOML has it; else the text itself, e.g. of a choice."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _divisor(batch: int, most: int) -> int:

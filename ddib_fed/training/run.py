@@ -58,8 +58,6 @@ TIME_SHARE = 0.93
 """Share of a time that is given to steps; the rest goes to records and the last sheet."""
 NEGLIGIBLE = 0.01
 """A share of the steps that are left by which they are not planned anew."""
-CHANGEABLE = ("name", "soften_sigma", "dtype")
-"""Settings that no weight depends on: of a run that is resumed or finished, they become what is asked for now."""
 UNSAVED_S, WRITING_SHARE = 60.0, 50.0
 """Seconds of training that a kill may cost at most, and that in multiples of what writing a checkpoint takes."""
 LOOKS = 20
@@ -201,17 +199,17 @@ class _Run:
         self.state: RunState | None = None
         self.tensors: dict[str, Tensor] = {}
         self.plan = RunPlan(total=1)
-        self.changed = False
-        self.cpu_before = self.seconds_before = 0.0
         self.cpu_started, self.started = time.process_time(), time.monotonic()
 
     @property
     def cpu_seconds(self) -> float:
-        return self.cpu_before + time.process_time() - self.cpu_started
+        before = 0.0 if self.state is None else self.state.cpu_seconds
+        return before + time.process_time() - self.cpu_started
 
     @property
     def seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self.started
+        before = 0.0 if self.state is None else self.state.seconds
+        return before + time.monotonic() - self.started
 
     def settle(self, *, resume: bool, force: bool, lengthen: bool, told: bool) -> None:
         """Begin the run, or find it in its folder; its plan follows from the checkpoint or from what is asked."""
@@ -241,8 +239,6 @@ class _Run:
         settings = self.config.model_dump(mode="json")
         length = {name: settings.pop(name) for name in ("steps", "time_s")}
         now = RunRecord(identity=self.identity, config=settings, **length)
-        if record is not None:
-            self.changed = any(now.config[name] != record.config[name] for name in CHANGEABLE)
         if now != record:
             self.world.decide(lambda: self._write_record(now))
 
@@ -256,7 +252,7 @@ class _Run:
         if made.training.steps < self.plan.total:
             return False
         same = (made.name, made.soften_sigma) == (self.name, self.config.soften_sigma)
-        if (same and not self.changed) or self.state.step != self.plan.total:
+        if same or self.state.step != self.plan.total:
             return True
         self.say("the weights are there; their bundle is written again with what was changed")
         return False
@@ -271,7 +267,6 @@ class _Run:
         if self.state is not None:
             trainer.restore(self.tensors)
             trainer.step, trainer.microbatch = self.state.step, self.state.microbatch
-            self.cpu_before, self.seconds_before = self.state.cpu_seconds, self.state.seconds
             self.say(f"resuming after step {trainer.step} of {trainer.plan.total}")
         return trainer
 
@@ -317,8 +312,9 @@ class _Run:
     def finish(self, trainer: Trainer) -> None:
         """Measure, draw, and move the bundle into its place."""
         config, spent = self.config, self.cpu_seconds
-        dtype = DTYPES[config.dtype]
-        state = {name: value.to("cpu", dtype) for name, value in trainer.ema.state_dict().items()}
+        state = {
+            name: value.to("cpu", DTYPES[config.dtype]) for name, value in trainer.ema.state_dict().items()
+        }
         _Log(self, trainer).draw(last=True)
         self._tell(trainer)
         figures = {
@@ -327,12 +323,11 @@ class _Run:
             "processes": float(self.world.size),
             **trainer.task.figures,
         }
+        steps = trainer.plan.total
         made = Manifest(
             name=self.name,
             domain=self.name,
-            training=Training(
-                command=config.command, seed=config.seed, steps=trainer.plan.total, figures=figures
-            ),
+            training=Training(command=config.command, seed=config.seed, steps=steps, figures=figures),
             created=datetime.now(UTC).date().isoformat(),
             differential_privacy=trainer.spent(),
             **trainer.task.manifest(),
@@ -380,7 +375,7 @@ class _Run:
 
     def _other_run(self) -> StateConflict:
         return StateConflict(
-            f"the run in {self.out} was started with other settings or other {self.config.learns_from}",
+            f"the run in {self.out} was started with other settings or other data",
             hint=f"the settings are in {self.folder / 'run.json'}; --force starts again",
         )
 
@@ -441,10 +436,8 @@ class _Run:
         tensors = {name: value.contiguous() for name, value in trainer.tensors().items()}
         content = save(tensors, {"run": state.model_dump_json()})
         digest = hashlib.sha256(content).hexdigest()
-        for old in self.folder.glob(f"checkpoint-{state.step:08d}-*"):
+        for old in (*self.folder.glob(f"checkpoint-{state.step:08d}-*"), *self.folder.glob(".checkpoint-*")):
             old.unlink()
-        for torn in self.folder.glob(".checkpoint-*"):
-            torn.unlink()
         write_file(self.folder / f"checkpoint-{state.step:08d}-{digest}.safetensors", content, private=True)
         for path in sorted(self.folder.glob("checkpoint-*"))[:-KEPT]:
             path.unlink()
@@ -452,16 +445,15 @@ class _Run:
     def _read_checkpoint(self) -> None:
         """Take the newest checkpoint; all processes of the run read the same one."""
         found = latest_checkpoint(self.folder)
-        step = self.world.decide(lambda: None if found is None else found[0].step)
-        if step != (None if found is None else found[0].step):
+        step = None if found is None else found[0].step
+        if self.world.decide(lambda: step) != step:
             raise SettingsInvalid(
                 "the processes of a run do not see the same folder", hint="--out on a shared disk"
             )
-        if found is None:
-            return
-        if found[0].identity != self.identity:
-            raise self._other_run()
-        self.state, self.tensors = found
+        if found is not None:
+            self.state, self.tensors = found
+            if self.state.identity != self.identity:
+                raise self._other_run()
 
     def _put_bundle(self, manifest: Manifest, state: Mapping[str, Tensor]) -> None:
         """Move the finished bundle in."""
@@ -485,16 +477,15 @@ def latest_checkpoint(folder: Path) -> tuple[RunState, dict[str, Tensor]] | None
         return None
     try:
         content = path.read_bytes()
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        found = RunState.model_validate_json(header["__metadata__"]["run"]), load(content)
+        if hashlib.sha256(content).hexdigest() == path.stem.rpartition("-")[2]:
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            return RunState.model_validate_json(header["__metadata__"]["run"]), load(content)
     except (OSError, ValueError, KeyError, SafetensorError):
-        found, content = None, b""
-    if found is None or hashlib.sha256(content).hexdigest() != path.stem.rpartition("-")[2]:
-        raise BundleInvalid(
-            f"the checkpoint {path} is damaged: its digest is not the one in its name",
-            hint=f"remove {path} to resume from the checkpoint before it",
-        )
-    return found
+        pass
+    raise BundleInvalid(
+        f"the checkpoint {path} is damaged: its digest is not the one in its name",
+        hint=f"remove {path} to resume from the checkpoint before it",
+    )
 
 
 class Row(NamedTuple):
@@ -507,20 +498,24 @@ class Row(NamedTuple):
     seconds: float
     cpu_seconds: float
 
+    def line(self) -> str:
+        held_out = "" if self.held_out is None else f"{self.held_out:.6g}"
+        rest = f"{self.learning_rate:.6g},{self.seconds:.3f},{self.cpu_seconds:.3f}"
+        return f"{self.step},{self.loss:.6g},{held_out},{rest}\n"
+
 
 def read_progress(path: Path) -> list[Row]:
     """The lines of a progress.csv; a torn last line is left out."""
     rows: list[Row] = []
-    if not path.exists():
-        return rows
-    with path.open(encoding="utf-8", newline="") as stream:
-        for fields in list(csv.reader(stream))[1:]:
-            try:
-                step, loss, held_out, *rest = fields
-                number = float(held_out) if held_out else None
-                rows.append(Row(int(step), float(loss), number, *map(float, rest)))
-            except (TypeError, ValueError):
-                break
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as stream:
+            for fields in list(csv.reader(stream))[1:]:
+                try:
+                    step, loss, held_out, *rest = fields
+                    number = float(held_out) if held_out else None
+                    rows.append(Row(int(step), float(loss), number, *map(float, rest)))
+                except (TypeError, ValueError):
+                    break
     return rows
 
 
@@ -530,37 +525,29 @@ class _Log:
     def __init__(self, run: _Run, trainer: Trainer) -> None:
         self._run, self._trainer = run, trainer
         self._file = run.folder / "progress.csv"
-        self.pending: list[Tensor] = []
-        """Losses that were not read yet."""
+        self.pending: list[Tensor] = []  # losses that were not read yet
         self._losses: list[float] = []
         self._smooth, self._read = 0.0, 0
         self._first, self._begun = trainer.step, time.monotonic()
-        self._held_out: float | None = None
-        self._least = float("inf")
         self._said: set[str] = set()
-        if not run.world.leads:
-            return
-        # Lines after the checkpoint that is resumed from are dropped.
-        kept = [row for row in read_progress(self._file) if row.step <= trainer.step]
-        lines = [",".join(Row._fields), *map(_line, kept)]
-        write_file(self._file, ("\n".join(lines) + "\n").encode(), private=True)
-        for row in kept:
-            if row.held_out is not None:
-                self._held_out, self._least = row.held_out, min(row.held_out, self._least)
+        self._held_out: list[float] = []
+        if run.world.leads:
+            # Lines after the checkpoint that is resumed from are dropped.
+            kept = [row for row in read_progress(self._file) if row.step <= trainer.step]
+            lines = [",".join(Row._fields) + "\n", *(row.line() for row in kept)]
+            write_file(self._file, "".join(lines).encode(), private=True)
+            self._held_out = [row.held_out for row in kept if row.held_out is not None]
 
     def read(self) -> None:
         """Read the losses of the last steps."""
-        if not self.pending:
-            return
-        found = torch.stack(self.pending).tolist()
+        found = torch.stack(self.pending).tolist() if self.pending else []
         self.pending.clear()
-        for ago, loss in enumerate(reversed(found)):
+        for ahead, loss in enumerate(found, start=1):
             if not torch.isfinite(torch.tensor(loss)):
                 raise SettingsInvalid(
-                    f"the loss is {loss} after {self._trainer.step - ago} steps",
+                    f"the loss is {loss} after {self._trainer.step - len(found) + ahead} steps",
                     hint="look for outliers, lower the learning rate, or train in float32",
                 )
-        for loss in found:
             self._losses.append(loss)
             self._read += 1
             self._smooth += (loss - self._smooth) / min(50, self._read)
@@ -569,21 +556,20 @@ class _Log:
         """Write a line when one is due, with the held-out loss when `validate`."""
         trainer = self._trainer
         if validate:
-            self._held_out = trainer.held_out_loss()
-            self._least = min(self._least, self._held_out)
-            if self._held_out > RISEN * self._least:
+            self._held_out.append(trainer.held_out_loss())
+            if self._held_out[-1] > RISEN * min(self._held_out):
                 self._say("rising", "overfitting: the held-out loss rises; stop earlier, or add data")
         if validate or trainer.step % LOG_EVERY == 0:
             row = Row(
                 step=trainer.step,
                 loss=sum(self._losses) / len(self._losses),
-                held_out=self._held_out if validate else None,
+                held_out=self._held_out[-1] if validate else None,
                 learning_rate=learning_rate(trainer.config, trainer.plan, trainer.step - 1),
                 seconds=time.monotonic() - self._begun,
                 cpu_seconds=self._run.cpu_seconds,
             )
             with self._file.open("a", encoding="utf-8") as stream:
-                stream.write(f"{_line(row)}\n")
+                stream.write(row.line())
             self._losses.clear()
 
     def draw(self, *, last: bool = False) -> None:
@@ -598,18 +584,13 @@ class _Log:
     def progress(self) -> TrainingProgress:
         step = self._trainer.step
         rate = (step - self._first) / max(1e-9, time.monotonic() - self._begun)
-        return TrainingProgress(step, self._trainer.plan.total, self._smooth, self._held_out, rate)
+        held_out = self._held_out[-1] if self._held_out else None
+        return TrainingProgress(step, self._trainer.plan.total, self._smooth, held_out, rate)
 
     def _say(self, kind: str, text: str) -> None:
         if text and kind not in self._said:
             self._said.add(kind)
             self._trainer.notes.append(text)
-
-
-def _line(row: Row) -> str:
-    held_out = "" if row.held_out is None else f"{row.held_out:.6g}"
-    rest = f"{row.learning_rate:.6g},{row.seconds:.3f},{row.cpu_seconds:.3f}"
-    return f"{row.step},{row.loss:.6g},{held_out},{rest}"
 
 
 def train_at_terminal(config: TrainConfig, out: Path, *, resume: bool, force: bool) -> Bundle | None:
@@ -618,11 +599,8 @@ def train_at_terminal(config: TrainConfig, out: Path, *, resume: bool, force: bo
 
         def on_progress(progress: TrainingProgress) -> None:
             held_out = "" if progress.held_out is None else f"  held out {progress.held_out:.4f}"
-            show(
-                progress.step,
-                progress.steps,
-                f"loss {progress.loss:.4f}{held_out}  {progress.rate:.2g} steps/s",
-            )
+            remark = f"loss {progress.loss:.4f}{held_out}  {progress.rate:.2g} steps/s"
+            show(progress.step, progress.steps, remark)
             stop(progress.step)
 
         done = train(

@@ -1,6 +1,6 @@
 """Finds pictures and points: of a shipped domain, below a folder (pictures, or studies by `ddib_fed.formats`), a file.
 
-Held-out pictures are never trained on, and neither decide the normalisation. Of studies whole patients, or one end of a
+Held-out pictures are never trained on, nor do they decide the normalisation. Of studies whole patients, or one end of a
 map, are held out. Of a header nothing is kept but the name of the rule. No other module of training knows the formats.
 """
 
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,24 +49,26 @@ Pixels = NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.uint16]
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Entries = tuple[Entry, ...]
+Split = Callable[[float], tuple[Entries, Entries]]
+"""(training part, held-out part) of a folder's pictures, by the share that is held out."""
 Say = Callable[[str], None]
 
 MIN_PICTURES = 8
-QUANTUM = 2.0 / 255.0
-"""One step of 8 bits."""
 _MOMENT_PICTURES = 4096
 CROP_ROOM = 8
 """With random windows pictures are kept larger by this part of their size."""
 FEW = 200
 MEMORY_SHARE = 0.7
+SEED = 12_107
+"""Of the points drawn from a synthetic domain, and of the order of other samples."""
 HU_RANGE: Final = "-1000:2000"
 """Hounsfield units that become -1 and 1 where no range is given: from air to dense bone."""
 
 
 @dataclass(frozen=True, slots=True)
 class PictureSource:
-    """Pictures (N, C, H, W) to train on; `quantum` is one step of their numbers in [-1, 1]. With `size` they are
-    larger than the network takes, and windows of that size are cut from them.
+    """Pictures (N, C, H, W) to train on; `quantum` is one step of their numbers in [-1, 1], of 8 bits by default. With
+    `size` they are larger than the network takes, and windows of that size are cut from them.
     """
 
     name: str
@@ -80,7 +81,7 @@ class PictureSource:
     picture: PictureFormat = field(default_factory=PictureFormat)
     note: DataNote | None = None
     size: int | None = None
-    quantum: float = QUANTUM
+    quantum: float = 2.0 / 255.0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -99,24 +100,20 @@ def array_source(
     **further: Any,
 ) -> PictureSource:
     """Pictures that are in memory already; `further` are other attributes of `PictureSource`."""
-    for part, pixels in (("training", train), ("held-out", held_out)):
-        _check_pixels(f"the {part} pictures of {name}", pixels, train.shape[1:])
+    _check_pixels(f"the training pictures of {name}", train, train.shape[1:])
+    _check_pixels(f"the held-out pictures of {name}", held_out, train.shape[1:])
     if len(train) < MIN_PICTURES:
-        raise InputError(
-            f"{name} has {len(train)} training pictures; at least {MIN_PICTURES} are needed",
-            hint="add pictures",
-        )
-    numbers = [
-        None if given is None else np.asarray(given, dtype=np.int64) for given in (labels, held_out_labels)
-    ]
-    for found, pixels in zip(numbers, (train, held_out), strict=True):
-        fits = found is None or (
-            found.shape == (len(pixels),) and 0 <= found.min() <= found.max() < len(classes)
-        )
-        if not fits:
-            raise InputError(
-                f"the labels of {name} are not {len(pixels)} numbers from 0 to {len(classes) - 1}"
-            )
+        problem = f"{name} has {len(train)} training pictures; at least {MIN_PICTURES} are needed"
+        raise InputError(problem, hint="add pictures")
+    numbers = []
+    for given, pixels in ((labels, train), (held_out_labels, held_out)):
+        found = None if given is None else np.asarray(given, dtype=np.int64)
+        if found is not None and (
+            found.shape != (len(pixels),) or not 0 <= found.min() <= found.max() < len(classes)
+        ):
+            problem = f"the labels of {name} are not {len(pixels)} numbers from 0 to {len(classes) - 1}"
+            raise InputError(problem)
+        numbers.append(found)
     digest = hashlib.sha256()
     for array in (train, held_out, *(() if numbers[0] is None else (numbers[0],))):
         digest.update(f"{array.dtype} {array.shape} ".encode())
@@ -127,10 +124,8 @@ def array_source(
 
 def _check_pixels(what: str, pixels: Pixels, shape: tuple[int, ...]) -> None:
     if pixels.ndim != 4 or pixels.shape[1:] != shape or shape[0] not in (1, 3) or len(pixels) == 0:
-        raise ShapeMismatch(
-            f"{what} are {pixels.shape}, not (N, C, H, W) of one size with 1 or 3 channels",
-            hint="one array of pictures, at least one of them",
-        )
+        problem = f"{what} are {pixels.shape}, not (N, C, H, W) of one size with 1 or 3 channels"
+        raise ShapeMismatch(problem, hint="one array of pictures, at least one of them")
     if pixels.dtype not in (np.float32, np.uint8, np.uint16):
         raise InputError(f"{what} are {pixels.dtype}, not float32, uint8 or uint16")
     if pixels.dtype == np.float32:
@@ -196,13 +191,12 @@ def open_source(
     return source
 
 
-@dataclass(frozen=True, slots=True)
-class _Looked:
+class _Looked(NamedTuple):
     """A folder of which every picture was looked at once; of studies `rule` is the rule of intensity."""
 
     folder: Folder
     range: str
-    split: Callable[[float], tuple[Entries, Entries]]
+    split: Split
     lines: tuple[str, ...] = ()
     rule: str | None = None
     slices: str | None = None
@@ -211,13 +205,17 @@ class _Looked:
 
 def folder_source(config: TrainConfig, *, say: Say, progress: Progress | None = None) -> PictureSource:
     """The pictures of `config.images`, decoded, fitted and split."""
-    root = Path(str(config.images))
-    side = config.usual_size + (config.usual_size // CROP_ROOM if config.crop else 0)
-    classes = config.classes if config.classes in {"folders", "prefix"} else None
+    root, size = Path(str(config.images)), config.usual_size
+    side = size + (size // CROP_ROOM if config.crop else 0)
     looked = _look_at_studies(root, config, side, progress)
     if looked is None:
-        check = folders.range_check(config.range)
-        found = folders.scan(root, classes=classes, skip_bad=config.skip_bad, check=check, progress=progress)
+        found = folders.scan(
+            root,
+            classes=config.told_classes,
+            skip_bad=config.skip_bad,
+            check=folders.range_check(config.range),
+            progress=progress,
+        )
         looked = _Looked(found, config.range, partial(folders.split, found.entries))
     folder = looked.folder
     facts = folders.survey(folder)
@@ -237,13 +235,23 @@ def folder_source(config: TrainConfig, *, say: Say, progress: Progress | None = 
     train, held_out = looked.split(config.held_out)
     if not held_out or not train:
         raise InputError(f"the pictures below {root} are all the same", hint="add pictures")
-    _refuse_too_many(len(folder.entries), rule)
+    needed = len(folder.entries) * rule.channels * side * side * (rule.bits // 8)
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > MEMORY_SHARE * there:
+        raise MemoryExhausted(
+            f"{len(folder.entries)} pictures of {side} x {side} need {needed / 2**30:.1f} GiB of memory; this machine "
+            f"has {there / 2**30:.1f}",
+            hint="a smaller --size, or a part of the folder",
+        )
+    labels: list[Labels | None] = [None, None]
+    if config.told_classes is not None:
+        labels = [folders.class_numbers(part, folder.classes) for part in (train, held_out)]
     return array_source(
         name_of(root),
         folders.load(train, rule, compact=True, progress=progress),
         folders.load(held_out, rule, compact=True),
-        labels=folders.class_numbers(train, folder.classes) if classes else None,
-        held_out_labels=folders.class_numbers(held_out, folder.classes) if classes else None,
+        labels=labels[0],
+        held_out_labels=labels[1],
         classes=folder.classes,
         picture=PictureFormat(
             fit=rule.fit,
@@ -255,7 +263,7 @@ def folder_source(config: TrainConfig, *, say: Say, progress: Progress | None = 
             tiles=looked.tiles,
         ),
         note=DataNote(source=f"{len(train)} pictures of a user's folder, {len(held_out)} held out"),
-        size=config.usual_size if config.crop else None,
+        size=size if config.crop else None,
         quantum=0.0 if "float32" in facts.dtypes else 2.0 / (rule.high - rule.low),
     )
 
@@ -269,17 +277,6 @@ def _doubts(facts: Survey, rule: PictureRule) -> Iterable[str]:
         yield f"{others} RGB pictures are made grey, their colours are dropped; --set channels=3 keeps them"
     elif others:
         yield f"{others} grey pictures become RGB of three equal channels"
-
-
-def _refuse_too_many(count: int, rule: PictureRule) -> None:
-    needed = count * rule.channels * rule.height * rule.width * (rule.bits // 8)
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > MEMORY_SHARE * there:
-        raise MemoryExhausted(
-            f"{count} pictures of {rule.height} x {rule.width} need {needed / 2**30:.1f} GiB of memory; this machine "
-            f"has {there / 2**30:.1f}",
-            hint="a smaller --size, or a part of the folder",
-        )
 
 
 def name_of(root: Path) -> str:
@@ -305,8 +302,7 @@ class _Planes:
         return decode_image(self._items[plane])
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
+class _Seen(NamedTuple):
     """What is kept of a study. Its subject is of whom or what it is, from the widest to the narrowest: patient,
     examination, study; compared, and never shown. Tiles of a map are (top, left, height, width) in pixels.
     """
@@ -323,16 +319,15 @@ class _Seen:
 def _look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progress | None) -> _Looked | None:
     """The planes of all studies below a folder, as `ddib translate` sends them; None for a folder of pictures."""
     from ddib_fed.formats.opening import open_recognised
-    from ddib_fed.formats.recognition import Format, recognise
+    from ddib_fed.formats.recognition import PICTURES, TAKEN, Format, files_below, format_of, recognise
     from ddib_fed.formats.study import Options
 
     folders.require_one_domain(root)
     found = recognise([root])
     formats = {each.format for each in found.studies} - {Format.PICTURE}
-    for name, what in (("intensity", "DICOM, NIfTI and GeoTIFF"), ("slices", "NIfTI")):
-        if getattr(config, name) is not None and not (
-            formats if name == "intensity" else formats & {Format.NIFTI}
-        ):
+    for name, takers in (("intensity", formats), ("slices", formats & {Format.NIFTI})):
+        if getattr(config, name) is not None and not takers:
+            what = "NIfTI" if name == "slices" else "DICOM, NIfTI and GeoTIFF"
             raise SettingsInvalid(
                 f"{name} is for {what}, and there is none below {root}",
                 hint=f"a folder of such files, or leave {name} out",
@@ -340,8 +335,11 @@ def _look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progr
     if not formats:
         return None
     _require_one(root, formats, hint="give a folder that holds one of them")
-    if found.plain or any(each.format is Format.PICTURE for each in found.studies):
-        _refuse_pictures(root, formats)
+    if found.plain or len(formats) < len({each.format for each in found.studies}):
+        for path in files_below(root, None).files:
+            if path.suffix.lower() in {*TAKEN, *PICTURES} and format_of(path) in {None, Format.PICTURE}:
+                hint = "move one of them into a folder of its own"
+                _require_one(root, {*formats, f"pictures such as {path.name}"}, hint=hint)
     bad: Bad = []
     kept = replace(found, studies=tuple(each for each in found.studies if each.format in formats))
     options = Options(config.intensity or "auto", config.slices or "axial", (side, side))
@@ -366,25 +364,20 @@ def _look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progr
     _require_one(root, {each.kind for each in seen}, hint="give a folder that holds one of them")
     _require_one(root, {f"intensity {each.rule}" for each in seen}, hint="one rule for all: --intensity RULE")
     first, spec = seen[0], _range_of(seen[0].rule, config.range)
-    lines = list(dict.fromkeys(warning for each in seen for warning in each.warnings))
-    lines.append(
+    if len(seen) == 1 and not first.tiles:
+        raise InputError(
+            f"there is one {first.kind} below {root}; whole ones are held out, because neighbouring slices are nearly "
+            "the same picture",
+            hint="add at least a second one",
+        )
+    held_out, split = _by_subject(seen) if len(seen) > 1 else _by_place(first)
+    counted = (
         f"{len(seen)} x {first.kind}, {len(entries)} planes that show something, {sum(each.empty for each in seen)} "
         f"left out that do not; intensity {first.rule}, range {spec}"
     )
+    lines = (*dict.fromkeys(warning for each in seen for warning in each.warnings), counted, held_out)
     slices = options.slices if formats == {Format.NIFTI} else None
-    split = partial(folders.split, folder.entries)
-    looked = _Looked(folder, spec, split, tuple(lines), first.rule, slices, bool(first.tiles))
-    if len(seen) > 1:
-        return _by_subject(looked, seen)
-    if first.tiles:
-        line = "one end of the map is held out, and tiles that overlap it are left out"
-        split = partial(_split_map, folder.entries, first.tiles)
-        return replace(looked, lines=(*lines, line), split=split)
-    raise InputError(
-        f"there is one {first.kind} below {root}; whole ones are held out, because neighbouring slices are nearly the "
-        "same picture",
-        hint="add at least a second one",
-    )
+    return _Looked(folder, spec, split, lines, first.rule, slices, bool(first.tiles))
 
 
 def _look_at_study(at: int, planes: _Planes, config: TrainConfig) -> _Seen:
@@ -393,8 +386,7 @@ def _look_at_study(at: int, planes: _Planes, config: TrainConfig) -> _Seen:
 
     study: Study = planes.studies[at]
     check = folders.range_check(_range_of(study.rule, config.range))
-    classes = None if config.classes == "given" else config.classes
-    label = folders.label_of(study.origin.inputs[0], Path(str(config.images)), classes)
+    label = folders.label_of(study.origin.inputs[0], Path(str(config.images)), config.told_classes)
     entries = []
     for plane in range(len(study.sent)):
         picture = planes.read(at, plane)
@@ -415,41 +407,44 @@ def _look_at_study(at: int, planes: _Planes, config: TrainConfig) -> _Seen:
     return _Seen(kind, study.rule, study.warnings, subject, tuple(entries), empty, tuple(tiles))
 
 
-def _by_subject(looked: _Looked, seen: list[_Seen]) -> _Looked:
-    """Whole subjects are held out: the widest of patient, examination and study that tells at least two apart."""
+def _by_subject(seen: Sequence[_Seen]) -> tuple[str, Split]:
+    """Whole subjects are held out: the widest of patient, examination and study that tells at least two apart. Which
+    they are follows from their content, and neither part has a picture of the other.
+    """
     level = next(at for at in range(3) if len({each.subject[at] for each in seen}) > 1)
     groups: dict[str, list[Entry]] = {}
     for each in seen:
         groups.setdefault(each.subject[level], []).extend(each.entries)
-    whole = ("patients", "examinations", "files or series")[level]
-    line = f"held out are whole {whole}, of {len(groups)}"
-    members = [tuple(group) for group in groups.values()]
-    return replace(looked, lines=(*looked.lines, line), split=partial(_split_groups, members))
 
-
-def _split_groups(groups: Sequence[Entries], share: float) -> tuple[Entries, Entries]:
-    """(training part, held-out part) of whole groups, by the content of each; neither has a picture of the other."""
-
-    def rank(group: Entries) -> str:
+    def rank(group: list[Entry]) -> str:
         return hashlib.sha256(b"held-out" + folders.folder_digest(group).encode()).hexdigest()
 
-    ranked = sorted(groups, key=rank)
-    count = min(max(1, round(share * len(ranked))), len(ranked) - 1)
-    held, rest = ([entry for group in part for entry in group] for part in (ranked[:count], ranked[count:]))
-    return _apart(rest, held)
+    def split(share: float) -> tuple[Entries, Entries]:
+        ranked = sorted(groups.values(), key=rank)
+        count = min(max(1, round(share * len(ranked))), len(ranked) - 1)
+        rest, held = (
+            [entry for group in part for entry in group] for part in (ranked[count:], ranked[:count])
+        )
+        return _apart(rest, held)
+
+    whole = ("patients", "examinations", "files or series")[level]
+    return f"held out are whole {whole}, of {len(groups)}", split
 
 
-def _split_map(
-    entries: Entries, tiles: Sequence[tuple[int, int, int, int]], share: float
-) -> tuple[Entries, Entries]:
-    """(training part, held-out part): the end of the side along which there are more tiles, without what overlaps."""
-    _, _, height, width = tiles[0]
-    down = max(tile[0] for tile in tiles) * width > max(tile[1] for tile in tiles) * height
-    starts = [tile[0] if down else tile[1] for tile in tiles]
-    edge = sorted(starts, reverse=True)[max(1, round(share * len(starts))) - 1]
-    ends = [start + (height if down else width) for start in starts]
-    rest = [entry for entry, end in zip(entries, ends, strict=True) if end <= edge]
-    return _apart(rest, [entry for entry, start in zip(entries, starts, strict=True) if start >= edge])
+def _by_place(seen: _Seen) -> tuple[str, Split]:
+    """Held out is the end of a map along the side with more tiles; tiles that overlap it are left out."""
+    _, _, height, width = seen.tiles[0]
+    down = max(tile[0] for tile in seen.tiles) * width > max(tile[1] for tile in seen.tiles) * height
+    starts = [tile[0] if down else tile[1] for tile in seen.tiles]
+    length = height if down else width
+
+    def split(share: float) -> tuple[Entries, Entries]:
+        edge = sorted(starts, reverse=True)[max(1, round(share * len(starts))) - 1]
+        placed = list(zip(seen.entries, starts, strict=True))
+        rest = [entry for entry, start in placed if start + length <= edge]
+        return _apart(rest, [entry for entry, start in placed if start >= edge])
+
+    return "one end of the map is held out, and tiles that overlap it are left out", split
 
 
 def _apart(rest: list[Entry], held: list[Entry]) -> tuple[Entries, Entries]:
@@ -488,25 +483,6 @@ def _require_one(root: Path, found: Iterable[str], *, hint: str) -> None:
         )
 
 
-def _refuse_pictures(root: Path, formats: Iterable[str]) -> None:
-    """Refuse pictures among studies: it would not be clear which are meant."""
-    from ddib_fed.formats.recognition import PICTURES, TAKEN, Format, files_below, format_of
-
-    stray = (path for path in files_below(root, None).files if format_of(path) in {None, Format.PICTURE})
-    kinds = Counter(path.suffix.lower() for path in stray)
-    listed = ", ".join(f"{kinds[each]:,} {each}" for each in sorted(TAKEN | PICTURES) if kinds[each])
-    if listed:
-        raise InputError(
-            f"below {root} lie both pictures ({listed}) and another kind ({', '.join(sorted(formats))}), and a model "
-            "is of one",
-            hint="move one of them into a folder of its own",
-        )
-
-
-SEED = 12_107
-"""Of the points drawn from a synthetic domain, and of the order of other samples."""
-
-
 @dataclass(frozen=True, slots=True)
 class OwnSamples:
     """Samples of a finished model's domain (N, *sample_shape), pictures in [-1, 1]; held-out ones by content."""
@@ -535,34 +511,33 @@ def own_samples(
         cut = len(points) * held_out // max(train + held_out, 1)
         return OwnSamples(str(which), points[cut:][:train], points[:cut][:held_out])
     if name is not None:
-        shipped = load_shipped(name)
-        return OwnSamples(name, spaced(shipped.train, train), spaced(shipped.held_out, held_out))
-    source = folder_source(as_trained(manifest, Path(str(which)), skip_bad=skip_bad), say=lambda _: None)
+        source = shipped_source(name)
+    else:
+        source = folder_source(as_trained(manifest, Path(str(which)), skip_bad=skip_bad), say=lambda _: None)
     parts = spaced(source.train, train), spaced(source.held_out, held_out)
-    return OwnSamples(str(which), *map(expand, parts))
+    return OwnSamples(name or str(which), *map(expand, parts))
 
 
 def shipped_name(manifest: Manifest, which: Path | str | None) -> str | None:
     """The shipped domain that is meant for a model; None where a folder or a file is."""
     if which is None:
-        found = carried_domain(manifest)
-        if found is None:
+        which = carried_domain(manifest)
+        if which is None:
             raise UsageError(
                 f"{manifest.name}, of the domain {manifest.domain}, was trained on data that do not ship with this "
                 "package, and none are given",
                 hint="name a folder of pictures of the domain, or a .npy file of its points",
             )
-        which = found
     elif manifest.sample_kind == "point" or str(which) not in SHIPPED:
         return None
     elif Path(which).is_dir():
         raise UsageError(
             f"{which} is a domain that ships, and a folder here", hint=f"./{which} is the folder"
         )
-    if manifest.sample_kind == "picture" and SHIPPED[str(which)].shape != tuple(manifest.sample_shape):
+    shape = tuple(manifest.sample_shape)
+    if manifest.sample_kind == "picture" and SHIPPED[str(which)].shape != shape:
         raise InputError(
-            f"pictures of {which} are {SHIPPED[str(which)].shape}, and {manifest.name} takes "
-            f"{tuple(manifest.sample_shape)}",
+            f"pictures of {which} are {SHIPPED[str(which)].shape}, and {manifest.name} takes {shape}",
             hint="name a folder of the model's own pictures",
         )
     return str(which)

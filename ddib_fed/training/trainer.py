@@ -358,8 +358,7 @@ class Trainer:
         if self.world.device.type == "cuda":
             torch.cuda.empty_cache()
         before, self.microbatch = self.microbatch, max(1, self.microbatch // 2)
-        what = self.config.learns_from
-        self.notes.append(f"out of memory with {before} {what} at once: continuing with {self.microbatch}")
+        self.notes.append(f"out of memory with {before} samples at once: continuing with {self.microbatch}")
 
 
 def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -30,20 +30,6 @@ MEDIA_TYPE_PNG: MediaType
 MEDIA_TYPE_JPEG: MediaType
 MEDIA_TYPE_TIFF: MediaType
 
-class Chunk(_message.Message):
-    __slots__ = ("index", "data")
-    INDEX_FIELD_NUMBER: _ClassVar[int]
-    DATA_FIELD_NUMBER: _ClassVar[int]
-    index: int
-    data: bytes
-    def __init__(self, index: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
-
-class Trailer(_message.Message):
-    __slots__ = ("chunks",)
-    CHUNKS_FIELD_NUMBER: _ClassVar[int]
-    chunks: int
-    def __init__(self, chunks: _Optional[int] = ...) -> None: ...
-
 class TensorHeader(_message.Message):
     __slots__ = ("shape", "size_bytes", "sha256")
     SHAPE_FIELD_NUMBER: _ClassVar[int]

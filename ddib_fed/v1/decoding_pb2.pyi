@@ -101,16 +101,14 @@ class NegotiateContractResponse(_message.Message):
     def __init__(self, contract: _Optional[_Union[Contract, _Mapping]] = ..., sha256: _Optional[bytes] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
-    __slots__ = ("header", "latent", "chunk", "trailer")
+    __slots__ = ("header", "latent", "data")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     LATENT_FIELD_NUMBER: _ClassVar[int]
-    CHUNK_FIELD_NUMBER: _ClassVar[int]
-    TRAILER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
     header: DecodeHeader
     latent: LatentHeader
-    chunk: _common_pb2.Chunk
-    trailer: _common_pb2.Trailer
-    def __init__(self, header: _Optional[_Union[DecodeHeader, _Mapping]] = ..., latent: _Optional[_Union[LatentHeader, _Mapping]] = ..., chunk: _Optional[_Union[_common_pb2.Chunk, _Mapping]] = ..., trailer: _Optional[_Union[_common_pb2.Trailer, _Mapping]] = ...) -> None: ...
+    data: bytes
+    def __init__(self, header: _Optional[_Union[DecodeHeader, _Mapping]] = ..., latent: _Optional[_Union[LatentHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class DecodeHeader(_message.Message):
     __slots__ = ("contract_sha256", "request_id", "solver", "round_trip", "items", "target_class", "guidance")
@@ -143,18 +141,16 @@ class LatentHeader(_message.Message):
     def __init__(self, item: _Optional[int] = ..., tensor: _Optional[_Union[_common_pb2.TensorHeader, _Mapping]] = ..., contract_sha256: _Optional[bytes] = ..., audit: _Optional[_Union[_common_pb2.AuditHead, _Mapping]] = ...) -> None: ...
 
 class DecodeResponse(_message.Message):
-    __slots__ = ("progress", "result", "latent", "chunk", "trailer")
+    __slots__ = ("progress", "result", "latent", "data")
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     LATENT_FIELD_NUMBER: _ClassVar[int]
-    CHUNK_FIELD_NUMBER: _ClassVar[int]
-    TRAILER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
     progress: DecodeProgress
     result: DecodedHeader
     latent: LatentHeader
-    chunk: _common_pb2.Chunk
-    trailer: _common_pb2.Trailer
-    def __init__(self, progress: _Optional[_Union[DecodeProgress, _Mapping]] = ..., result: _Optional[_Union[DecodedHeader, _Mapping]] = ..., latent: _Optional[_Union[LatentHeader, _Mapping]] = ..., chunk: _Optional[_Union[_common_pb2.Chunk, _Mapping]] = ..., trailer: _Optional[_Union[_common_pb2.Trailer, _Mapping]] = ...) -> None: ...
+    data: bytes
+    def __init__(self, progress: _Optional[_Union[DecodeProgress, _Mapping]] = ..., result: _Optional[_Union[DecodedHeader, _Mapping]] = ..., latent: _Optional[_Union[LatentHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class DecodeProgress(_message.Message):
     __slots__ = ("item", "stage", "step", "steps")

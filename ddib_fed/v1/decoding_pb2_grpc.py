@@ -69,8 +69,8 @@ class DecodingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Decode(self, request_iterator, context):
-        """Header, then for each item {latent, chunk..., trailer}; back come {progress}, and for each item
-        {result, chunk..., trailer} and, when round_trip was asked for, {latent, chunk..., trailer}, in the order sent.
+        """Header, then the latent of each item; back come progress, and for each item its result and, when round_trip was
+        asked for, its latent, in the order sent.
         The target MUST send something at least every 10 s, an empty progress if nothing else; a caller that hears nothing
         for 120 s gives the call up and tries again.
         """

@@ -36,8 +36,8 @@ class DecodingServiceStub:
     NegotiateContract: _grpc.UnaryUnaryMultiCallable[_decoding_pb2.NegotiateContractRequest, _decoding_pb2.NegotiateContractResponse]
     """Agree on a contract, or FAILED_PRECONDITION with each differing field."""
     Decode: _grpc.StreamStreamMultiCallable[_decoding_pb2.DecodeRequest, _decoding_pb2.DecodeResponse]
-    """Header, then for each item {latent, chunk..., trailer}; back come {progress}, and for each item
-    {result, chunk..., trailer} and, when round_trip was asked for, {latent, chunk..., trailer}, in the order sent.
+    """Header, then the latent of each item; back come progress, and for each item its result and, when round_trip was
+    asked for, its latent, in the order sent.
     The target MUST send something at least every 10 s, an empty progress if nothing else; a caller that hears nothing
     for 120 s gives the call up and tries again.
     """
@@ -50,8 +50,8 @@ class DecodingServiceAsyncStub(DecodingServiceStub):
     NegotiateContract: _aio.UnaryUnaryMultiCallable[_decoding_pb2.NegotiateContractRequest, _decoding_pb2.NegotiateContractResponse]  # type: ignore[assignment]
     """Agree on a contract, or FAILED_PRECONDITION with each differing field."""
     Decode: _aio.StreamStreamMultiCallable[_decoding_pb2.DecodeRequest, _decoding_pb2.DecodeResponse]  # type: ignore[assignment]
-    """Header, then for each item {latent, chunk..., trailer}; back come {progress}, and for each item
-    {result, chunk..., trailer} and, when round_trip was asked for, {latent, chunk..., trailer}, in the order sent.
+    """Header, then the latent of each item; back come progress, and for each item its result and, when round_trip was
+    asked for, its latent, in the order sent.
     The target MUST send something at least every 10 s, an empty progress if nothing else; a caller that hears nothing
     for 120 s gives the call up and tries again.
     """
@@ -79,8 +79,8 @@ class DecodingServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_decoding_pb2.DecodeRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_decoding_pb2.DecodeResponse], _abc.AsyncIterator[_decoding_pb2.DecodeResponse]]:
-        """Header, then for each item {latent, chunk..., trailer}; back come {progress}, and for each item
-        {result, chunk..., trailer} and, when round_trip was asked for, {latent, chunk..., trailer}, in the order sent.
+        """Header, then the latent of each item; back come progress, and for each item its result and, when round_trip was
+        asked for, its latent, in the order sent.
         The target MUST send something at least every 10 s, an empty progress if nothing else; a caller that hears nothing
         for 120 s gives the call up and tries again.
         """

@@ -109,16 +109,14 @@ class Domain(_message.Message):
     def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., status: _Optional[str] = ..., latency_ms: _Optional[int] = ..., classes: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., size_rule: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceTerms, _Mapping]] = ..., calibration: _Optional[_Union[_common_pb2.CalibrationTerms, _Mapping]] = ...) -> None: ...
 
 class SubmitJobRequest(_message.Message):
-    __slots__ = ("header", "item", "chunk", "trailer")
+    __slots__ = ("header", "item", "data")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     ITEM_FIELD_NUMBER: _ClassVar[int]
-    CHUNK_FIELD_NUMBER: _ClassVar[int]
-    TRAILER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
     header: JobHeader
     item: _common_pb2.FileHeader
-    chunk: _common_pb2.Chunk
-    trailer: _common_pb2.Trailer
-    def __init__(self, header: _Optional[_Union[JobHeader, _Mapping]] = ..., item: _Optional[_Union[_common_pb2.FileHeader, _Mapping]] = ..., chunk: _Optional[_Union[_common_pb2.Chunk, _Mapping]] = ..., trailer: _Optional[_Union[_common_pb2.Trailer, _Mapping]] = ...) -> None: ...
+    data: bytes
+    def __init__(self, header: _Optional[_Union[JobHeader, _Mapping]] = ..., item: _Optional[_Union[_common_pb2.FileHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class JobHeader(_message.Message):
     __slots__ = ("protocol", "request_id", "target_institution", "target_domain", "solver", "cycle", "keep_latent", "items", "deadline_s", "source_class", "target_class", "guidance", "item_classes", "model_size", "no_calibration")
@@ -307,14 +305,12 @@ class FetchResultsRequest(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., items: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class FetchResultsResponse(_message.Message):
-    __slots__ = ("result", "chunk", "trailer")
+    __slots__ = ("result", "data")
     RESULT_FIELD_NUMBER: _ClassVar[int]
-    CHUNK_FIELD_NUMBER: _ClassVar[int]
-    TRAILER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
     result: ResultHeader
-    chunk: _common_pb2.Chunk
-    trailer: _common_pb2.Trailer
-    def __init__(self, result: _Optional[_Union[ResultHeader, _Mapping]] = ..., chunk: _Optional[_Union[_common_pb2.Chunk, _Mapping]] = ..., trailer: _Optional[_Union[_common_pb2.Trailer, _Mapping]] = ...) -> None: ...
+    data: bytes
+    def __init__(self, result: _Optional[_Union[ResultHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class ResultHeader(_message.Message):
     __slots__ = ("item", "part", "file", "provenance")

@@ -92,7 +92,7 @@ class TranslationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SubmitJob(self, request_iterator, context):
-        """Header, then for each item {item, chunk..., trailer}, then half-close. Answered after the job is committed to disk.
+        """Header, then each item, then half-close. Answered after the job is committed to disk.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +125,7 @@ class TranslationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FetchResults(self, request, context):
-        """For each part of each item asked for {result, chunk..., trailer}.
+        """Each part of each item that was asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,7 +34,7 @@ class TranslationServiceStub:
     ListDomains: _grpc.UnaryUnaryMultiCallable[_translation_pb2.ListDomainsRequest, _translation_pb2.ListDomainsResponse]
     """The domains that this node can translate to, and whether each target is ready now."""
     SubmitJob: _grpc.StreamUnaryMultiCallable[_translation_pb2.SubmitJobRequest, _translation_pb2.SubmitJobResponse]
-    """Header, then for each item {item, chunk..., trailer}, then half-close. Answered after the job is committed to disk."""
+    """Header, then each item, then half-close. Answered after the job is committed to disk."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_translation_pb2.WatchJobRequest, _translation_pb2.WatchJobResponse]
     """Events of one job from `after_sequence` on, until the job is finished or the deadline of the call passes."""
     GetJob: _grpc.UnaryUnaryMultiCallable[_translation_pb2.GetJobRequest, _translation_pb2.GetJobResponse]
@@ -42,7 +42,7 @@ class TranslationServiceStub:
     CancelJob: _grpc.UnaryUnaryMultiCallable[_translation_pb2.CancelJobRequest, _translation_pb2.CancelJobResponse]
     """Stops at the solver's next step; items already decoded stay until acknowledged or deleted."""
     FetchResults: _grpc.UnaryStreamMultiCallable[_translation_pb2.FetchResultsRequest, _translation_pb2.FetchResultsResponse]
-    """For each part of each item asked for {result, chunk..., trailer}."""
+    """Each part of each item that was asked for."""
     AcknowledgeItems: _grpc.UnaryUnaryMultiCallable[_translation_pb2.AcknowledgeItemsRequest, _translation_pb2.AcknowledgeItemsResponse]
     """Says that results are safely written; their spool is emptied."""
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_translation_pb2.DeleteJobRequest, _translation_pb2.DeleteJobResponse]
@@ -54,7 +54,7 @@ class TranslationServiceAsyncStub(TranslationServiceStub):
     ListDomains: _aio.UnaryUnaryMultiCallable[_translation_pb2.ListDomainsRequest, _translation_pb2.ListDomainsResponse]  # type: ignore[assignment]
     """The domains that this node can translate to, and whether each target is ready now."""
     SubmitJob: _aio.StreamUnaryMultiCallable[_translation_pb2.SubmitJobRequest, _translation_pb2.SubmitJobResponse]  # type: ignore[assignment]
-    """Header, then for each item {item, chunk..., trailer}, then half-close. Answered after the job is committed to disk."""
+    """Header, then each item, then half-close. Answered after the job is committed to disk."""
     WatchJob: _aio.UnaryStreamMultiCallable[_translation_pb2.WatchJobRequest, _translation_pb2.WatchJobResponse]  # type: ignore[assignment]
     """Events of one job from `after_sequence` on, until the job is finished or the deadline of the call passes."""
     GetJob: _aio.UnaryUnaryMultiCallable[_translation_pb2.GetJobRequest, _translation_pb2.GetJobResponse]  # type: ignore[assignment]
@@ -62,7 +62,7 @@ class TranslationServiceAsyncStub(TranslationServiceStub):
     CancelJob: _aio.UnaryUnaryMultiCallable[_translation_pb2.CancelJobRequest, _translation_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Stops at the solver's next step; items already decoded stay until acknowledged or deleted."""
     FetchResults: _aio.UnaryStreamMultiCallable[_translation_pb2.FetchResultsRequest, _translation_pb2.FetchResultsResponse]  # type: ignore[assignment]
-    """For each part of each item asked for {result, chunk..., trailer}."""
+    """Each part of each item that was asked for."""
     AcknowledgeItems: _aio.UnaryUnaryMultiCallable[_translation_pb2.AcknowledgeItemsRequest, _translation_pb2.AcknowledgeItemsResponse]  # type: ignore[assignment]
     """Says that results are safely written; their spool is emptied."""
     DeleteJob: _aio.UnaryUnaryMultiCallable[_translation_pb2.DeleteJobRequest, _translation_pb2.DeleteJobResponse]  # type: ignore[assignment]
@@ -83,7 +83,7 @@ class TranslationServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_translation_pb2.SubmitJobRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_translation_pb2.SubmitJobResponse, _abc.Awaitable[_translation_pb2.SubmitJobResponse]]:
-        """Header, then for each item {item, chunk..., trailer}, then half-close. Answered after the job is committed to disk."""
+        """Header, then each item, then half-close. Answered after the job is committed to disk."""
 
     @_abc_1.abstractmethod
     def WatchJob(
@@ -121,7 +121,7 @@ class TranslationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _translation_pb2.FetchResultsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_translation_pb2.FetchResultsResponse], _abc.AsyncIterator[_translation_pb2.FetchResultsResponse]]:
-        """For each part of each item asked for {result, chunk..., trailer}."""
+        """Each part of each item that was asked for."""
 
     @_abc_1.abstractmethod
     def AcknowledgeItems(

@@ -34,7 +34,7 @@ from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ddib_fed.errors import DdibError, InternalError, NotFoundError, UsageError
+from ddib_fed.errors import DdibError, InternalError, NotFoundError, UsageError, step_in_words
 from ddib_fed.files import write_file
 from ddib_fed.pages import render
 from ddib_fed.terminal import explained, say
@@ -205,6 +205,16 @@ def error_values(error: DdibError) -> dict[str, str]:
         "hint": error.hint,
         "incident": error.incident,
     }
+
+
+@contextmanager
+def hinted_in_words() -> Iterator[None]:
+    """Errors that leave have the hint of `step_in_words`."""
+    try:
+        yield
+    except DdibError as error:
+        error.hint = step_in_words(error)
+        raise
 
 
 @contextmanager

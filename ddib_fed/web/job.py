@@ -1,4 +1,4 @@
-"""One translation of the page: a run of `ddib translate` that tells the page what happens.
+"""One translation of the page: a run of `ddib translate` of what was dropped, and what the page shows of it.
 
 What cannot be read or translated does not stop the rest: the page shows it, and the error at the end counts it.
 """
@@ -6,26 +6,23 @@ What cannot be read or translated does not stop the rest: the page shows it, and
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddib_fed.client.client import Client, JobRequest
+from ddib_fed.client.client import Client, job_header, waiting_line
 from ddib_fed.client.connection import OnWait
-from ddib_fed.client.files import FileItem, LeftOut, check_names
-from ddib_fed.client.folder_run import FolderRun, RunOptions
-from ddib_fed.client.inputs import open_studies
-from ddib_fed.client.payload import split_target
+from ddib_fed.client.files import FileItem
+from ddib_fed.client.folder_run import RunOptions, RunProgress, open_run
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.progress import Counted, RunProgress, waiting_line
 from ddib_fed.client.results import Delivered
 from ddib_fed.data.pictures import encode_png, read_image
-from ddib_fed.engine.record import Part, PictureFigures
+from ddib_fed.engine.record import Part, PictureFigures, Translation
 from ddib_fed.errors import (
     Cancelled,
     DdibError,
@@ -38,34 +35,94 @@ from ddib_fed.errors import (
     step_in_words,
 )
 from ddib_fed.formats.geotiff import GeoTiffStudy, read_geotiff
+from ddib_fed.formats.intensity import AUTO, IntensityRule
+from ddib_fed.formats.nifti import PLANES
 from ddib_fed.formats.parts import INTENSITY, WrittenStudy
 from ddib_fed.formats.pictures import PictureStudy, read_picture
-from ddib_fed.formats.recognition import is_dicom
-from ddib_fed.formats.study import Options, Origin, Studies, Study
-from ddib_fed.protocol.messages import Event, Settings
-from ddib_fed.web.backend import (
-    DroppedSource,
-    ShownResult,
-    ShownStudy,
-    TranslationRequest,
-    doubts_in_words,
-    event_in_words,
-    figures_in_words,
-    measured_in_words,
-    severity,
-)
+from ddib_fed.formats.study import Options, Origin, Study
+from ddib_fed.protocol.messages import QUALITIES, Settings
+from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.web.guard import error_values
-from ddib_fed.web.uploads import Window, own_window, preview, renamed, shown
+from ddib_fed.web.uploads import DROPPED, Window, own_window, preview, renamed, shown
 
 LOOKED_AT: Final = 12
 """Slices of which the window of a volume is taken."""
 MAP_SIDE: Final = 2048
 """Pixels of the longer side of a map on the page at most."""
-LOOSE: Final = "DICOM files"
-"""What a series is called whose files were dropped without a folder."""
 MOST_STEPS: Final = 3
 """Next steps that are named at most."""
+DOUBTS = {
+    "cycle_psnr": "translated back, it differs visibly from the original",
+    "structure": "its edges or values agree with those of the original no better than an unrelated picture's",
+}
+STAGES = {
+    "encode": "encoding here, at your institution",
+    "send": "sending the latent",
+    "decode": "decoding at the other institution",
+    "return": "checking by translating back",
+    "done": "done",
+    "failed": "failed",
+    "wait": "waiting for the other institution",
+}
+
+STEADY = 1.25
+"""Slice flicker up to this many times the source's is called the same."""
+
+
+class TranslationRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    target: str = Field(min_length=3, max_length=400)
+    quality: str = Field(default="standard", max_length=20)
+    cycle: bool = True
+    target_class: str = Field(default="", max_length=200)
+    slices: str = Field(default=AUTO, max_length=20)
+    intensity: str = Field(default=AUTO, max_length=100)
+
+    @classmethod
+    def parse(cls, body: bytes) -> TranslationRequest:
+        try:
+            found = cls.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "it"
+            raise UsageError(
+                f"the request cannot be used: {where}: {first['msg']}", hint="load the page again"
+            ) from error
+        if found.quality not in QUALITIES:
+            raise UsageError(f"there is no quality {found.quality!r}", hint=f"one of {', '.join(QUALITIES)}")
+        if found.slices not in {AUTO, *PLANES}:
+            raise UsageError(f"there is no plane {found.slices!r}", hint=f"one of {', '.join(PLANES)}")
+        if found.intensity != AUTO:
+            IntensityRule.parse(found.intensity)
+        return found
+
+
 Opener = Callable[[OnWait], AbstractContextManager[Client]]
+
+
+@dataclass(slots=True)
+class ShownStudy:
+    """A series, a volume, a map or a picture of a further format; its output, once it is on the disk.
+
+    `values` are those that the page gets.
+    """
+
+    values: dict[str, Any]
+    outputs: tuple[Path, ...] = ()
+    record: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShownResult:
+    """A picture that is compared on the page."""
+
+    label: str
+    files: Mapping[Part, Path]
+    provenance: Translation
+    outputs: tuple[Path, ...] = ()
+    study: int | None = None
+    plane: int = 0
 
 
 class PageJob(RunProgress):
@@ -80,8 +137,6 @@ class PageJob(RunProgress):
         super().__init__()
         self.number, self.count, self.request, self.out = number, count, request, out
         self._opener = opener
-        self.labels: dict[str, str] = {}
-        """What the person calls the paths of this translation."""
         self.items = self.files = 0
         self.studies: list[ShownStudy] = []
         self.jobs: dict[str, Path] = {}
@@ -90,54 +145,33 @@ class PageJob(RunProgress):
         self.results: list[ShownResult] = []
         self.missing: list[str] = []
         self.error: dict[str, str] | None = None
-        self.ended = self._stopped = False
+        self.ended = False
         self._before = self._moved = self._written = 0
         self._slices: _Slices | None = None
         self._names: Sequence[str] = ()
-        self._sources: dict[Path, DroppedSource] = {}
-        self._loose: frozenset[Path] = frozenset()
-        self._of_study: dict[str, str] = {}
 
-    def translate(self, profile: Profile, sources: Sequence[DroppedSource], views: Path) -> None:
-        """Translate everything that was dropped; every error has a hint for somebody at the page."""
-        self._sources, self._views = {each.path: each for each in sources}, views
-        loose = [each.path for each in sources if each.is_study and each.path.is_file()]
-        self._loose = frozenset(path for path in loose if is_dicom(path))
+    def translate(self, profile: Profile, dropped: Path, views: Path) -> None:
+        """Translate everything below a folder; every error has a hint for somebody at the page."""
+        self._dropped, self._views = dropped, views
         request = self.request
         try:
-            split_target(request.target)
-            asked = JobRequest(
-                request.target,
-                Settings().of_quality(request.quality),
-                cycle=request.cycle,
-                target_class=request.target_class,
+            settings = Settings().of_quality(request.quality)
+            header = job_header(
+                request.target, settings, cycle=request.cycle, target_class=request.target_class
             )
-            self._translate(RunOptions(profile, asked, self.out, self, skip_bad=True))
+            self._translate(RunOptions(profile, header, self.out, self, skip_bad=True))
         except BaseException as error:
             files = [path for path in self.out.rglob("*") if path.is_file()]
             if all(path.parent.name == "items" for path in files):
                 shutil.rmtree(self.out, ignore_errors=True)
             if isinstance(error, DdibError):
                 error.hint = _step(error)
+                renamed(error, dropped)
             raise
 
-    def _translate(self, what: RunOptions) -> None:
-        run, bad = FolderRun(what), list[tuple[Path, Any]]()
+    def _translate(self, options: RunOptions) -> None:
         reading = {"intensity": self.request.intensity, "slices": self.request.slices, "tile": "auto"}
-        choice = open_studies([*self._sources], reading, what, bad=bad)
-        plain = {path: each for path, each in self._sources.items() if not each.is_study}
-        if choice is not None:
-            names = {path: each.name for path, each in plain.items()}  # of pictures that are cut into tiles
-            unread = choice.studies.unread
-            run.studies = Studies([u.renamed(names.get(u.origin.given, u.origin.name)) for u in unread])
-            alike = Counter(origin.given for origin in run.studies.origins)
-            for each in run.studies.origins:
-                called = self._called(each.given)
-                self._of_study[each.name] = called if alike[each.given] == 1 else f"{called}, {each.name}"
-            plain = {path: plain[path] for path in choice.plain if path in plain}
-        run.left_out = [LeftOut.of(path, error) for path, error in bad]
-        run.items = [FileItem(each.name, each.label, path=path) for path, each in plain.items()]
-        check_names(run.items, what.out)
+        run = open_run([self._dropped], reading, options, self.say)
         try:
             run.read()
         except UsageError:
@@ -146,50 +180,42 @@ class PageJob(RunProgress):
             if run.total < 2 or not run.left_out:
                 raise
         else:
-            self.items, self.files = len(run.items) + sum(each.items for each in self.studies), run.total
+            self.items = len(run.items) + sum(each.values["items"] for each in self.studies)
+            self.files = run.total
             self.now = "sending the pictures to your institution's node"
             run.translate()
         self._check_stopped()
         run.require_translated()
-        failed = [
-            (self._called(each.path), each.as_error(what.profile.hop)) for each in run.left_out + run.failed
-        ]
+        failed = [(each, each.as_error(options.profile.hop)) for each in run.left_out + run.failed]
         if failed and run.total == 1:
             raise failed[0][1]
-        for label, why in failed:
-            told = self._renamed(f"{why.detail} [{why.reason}]").removeprefix(f"{label}: ")
-            self.missing.append(f"{label}: {told}")
+        for each, _ in failed:
+            label = each.path.relative_to(self._dropped)
+            self.missing.append(f"{label}: {each.why.removeprefix(f'{label}: ')} [{each.reason}]")
         if failed:
             steps = dict.fromkeys(_step(why) for _, why in failed)
             raise FilesLeftOut(
                 f"{len(failed):,} of {run.total:,} were not translated", hint="; ".join([*steps][:MOST_STEPS])
             )
 
-    def _called(self, path: Path) -> str:
-        if len(self._loose) > 1 and path in self._loose:
-            return LOOSE
-        known = self._sources.get(path)
-        return known.label if known is not None else path.name
-
-    def _renamed(self, text: str) -> str:
-        return renamed(DdibError(text), self.labels).detail
-
-    @property
-    def stopped(self) -> bool:
-        return self._stopped
+    def _called(self, origin: Origin) -> str:
+        """What the person calls it; DICOM files are the series of all that was dropped."""
+        if origin.given == self._dropped:
+            return origin.name.removeprefix(f"{DROPPED}/")
+        return str(origin.given.relative_to(self._dropped))
 
     def stop(self) -> tuple[str, ...]:
         """Have nothing more submitted; the jobs that are at the node now, for being cancelled there."""
-        self._stopped = True
+        self.stopped = True
         self.now = "stopping"
         return tuple(self.running)
 
     def _check_stopped(self) -> None:
-        if self._stopped:
+        if self.stopped:
             raise Cancelled("stopped; what was finished before is here")
 
     @contextmanager
-    def counted(self, what: str) -> Iterator[Counted]:
+    def counted(self, what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: self.say(f"{what}: {done:,} of {total:,}")
 
     @contextmanager
@@ -205,22 +231,32 @@ class PageJob(RunProgress):
         del number
         self._check_stopped()
         if study is not None:
-            word = "slice" if _tiled(study) is None else "tile"
-            label, items = self._of_study[origin.name], len(study.sent)
-            self.studies.append(
-                ShownStudy(label, study.kind, study.planes, items, word, list(study.warnings))
-            )
+            label = self._called(origin)
+            values = {
+                "label": label,
+                "kind": study.kind,
+                "planes": study.planes,
+                "items": len(study.sent),
+                "plane_word": "slice" if _tiled(study) is None else "tile",
+                "warnings": [line.replace(origin.called, label) for line in study.warnings],
+                "said": [],
+                "files": 0,
+            }
+            self.studies.append(ShownStudy(values))
 
     def parts(self, number: int, paths: Sequence[Path]) -> None:
-        self._slices = _Slices(number, self.studies[number], paths, self._views)
+        self._slices = _Slices(number, self.studies[number].values, paths, self._views)
 
     def study_written(self, number: int, written: WrittenStudy, study: Study | None) -> None:
         self._slices, tiled, on_page = None, _tiled(study), self.studies[number]
-        if tiled is not None and (whole := _map(number, on_page.label, tiled, written, self._views)):
+        if tiled is not None and (
+            whole := _map(number, on_page.values["label"], tiled, written, self._views)
+        ):
             self.results.append(whole)
         refused = (written.refused,) if written.refused else ()
-        on_page.said = [*refused, *measured_in_words(written.report), *written.said]
+        said = [*refused, *measured_in_words(written.report), *written.said]
         on_page.record, on_page.outputs = written.record, written.files
+        on_page.values |= {"said": said, "files": len(written.files)}
 
     def submitted(self, job_id: str, items: int) -> None:
         del items
@@ -228,18 +264,18 @@ class PageJob(RunProgress):
         self.running.append(job_id)
         if len(self.running) == 1:
             self.now = "waiting for its turn"
-        if self._stopped and self.client is not None:
+        if self.stopped and self.client is not None:
             self.client.cancel(job_id)
 
     def begin(self, job_id: str, names: Sequence[str]) -> None:
         del job_id
         self._names = names
 
-    def event(self, event: Event) -> None:
+    def event(self, event: pb.WatchJobResponse) -> None:
         self._moved = event.items_done
         name = self._names[event.item] if event.item < len(self._names) else f"item {event.item}"
         if event.stage:
-            self.now = event_in_words(event, name if self._slices is None else self._slices.called(name))
+            self.now = _event_in_words(event, name if self._slices is None else self._slices.called(name))
 
     def written(self, item: FileItem, result: Delivered) -> None:
         self._written += 1
@@ -258,21 +294,17 @@ class PageJob(RunProgress):
 
     def end(self, error: DdibError | None) -> None:
         if error is not None:
-            self.error = error_values(renamed(error, self.labels))
+            self.error = error_values(error)
         self.now, self.ended = "", True
 
-    def file(self, item: int, part: Part) -> Path:
+    def file(self, item: int, part: Part, *, to_keep: bool = False) -> Path:
+        """A file of an item; one that is to be kept lies in the folder of the results, or is as it was given."""
         found = self.results[item] if 0 <= item < len(self.results) else None
         if found is None or part not in found.files:
             raise ItemNotFound(f"item {item} has no {part} yet")
-        return found.files[part]
-
-    def download(self, item: int, part: Part) -> Path:
-        """A file of an item as it lies in the folder of the results, or as it was given."""
-        path = self.file(item, part)
-        if self.results[item].study is not None:
+        if to_keep and found.study is not None:
             raise ItemNotFound(f"item {item} is a part of a volume or map", hint="download the whole")
-        return path
+        return found.files[part]
 
     def together(self, study: int) -> ShownStudy:
         found = self.studies[study] if study < len(self.studies) else None
@@ -297,23 +329,11 @@ class PageJob(RunProgress):
             "written": self._written,
             "now": self.now,
             "ended": self.ended,
-            "stopped": self._stopped,
+            "stopped": self.stopped,
             "error": self.error,
             "job_id": next(iter(self.jobs), ""),
             "missing": list(self.missing),
-            "studies": [
-                {
-                    "label": each.label,
-                    "kind": each.kind,
-                    "planes": each.planes,
-                    "items": each.items,
-                    "plane_word": each.plane_word,
-                    "warnings": [self._renamed(warning) for warning in each.warnings],
-                    "said": list(each.said),
-                    "files": len(each.outputs),
-                }
-                for each in self.studies
-            ],
+            "studies": [dict(each.values) for each in self.studies],
         }
 
     def result(self, item: int) -> dict[str, object]:
@@ -325,7 +345,7 @@ class PageJob(RunProgress):
             "study": found.study,
             "plane": found.plane,
             "doubtful": bool(record.doubtful),
-            "doubts": doubts_in_words(record),
+            "doubts": [DOUBTS.get(each, each) for each in record.doubts or ()],
             "severity": severity(record),
             "figures": figures_in_words(record),
             "parts": sorted(part.value for part in found.files),
@@ -347,7 +367,7 @@ def _tiled(study: Study | None) -> GeoTiffStudy | PictureStudy | None:
 class _Slices:
     """Makes what the page shows of the items of a study: nothing of tiles, which are shown as a whole."""
 
-    def __init__(self, number: int, study: ShownStudy, paths: Sequence[Path], folder: Path) -> None:
+    def __init__(self, number: int, study: Mapping[str, Any], paths: Sequence[Path], folder: Path) -> None:
         self._number, self._study, self._folder = number, study, folder
         self._paths = {path.stem: path for path in paths}
         self.results = paths[0].parents[1] / "results"
@@ -355,13 +375,11 @@ class _Slices:
         self._window = own_window(np.concatenate([read_image(path).pixels.reshape(-1) for path in some]))
 
     def called(self, name: str) -> str:
-        study = self._study
-        return (
-            f"{study.label}, {study.plane_word} {int(Path(name).stem)}" if study.planes > 1 else study.label
-        )
+        study, plane = self._study, int(Path(name).stem)
+        return f"{study['label']}, {study['plane_word']} {plane}" if study["planes"] > 1 else study["label"]
 
     def shown(self, item: FileItem, result: Delivered) -> ShownResult | None:
-        if self._study.plane_word == "tile":
+        if self._study["plane_word"] == "tile":
             return None
         found = {Part.SOURCE: preview(self._paths[item.name], self._window)[0]}
         windows = {Part.TRANSLATION: target_window(result.provenance.picture), Part.RETURNED: None}
@@ -405,3 +423,70 @@ def _written(start: Path, contents: Mapping[Part, bytes]) -> dict[Part, Path]:
     for part, path in files.items():
         path.write_bytes(contents[part])
     return files
+
+
+def measured_in_words(report: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(filter(None, (_flicker(report.get("flicker")), _seams(report.get("seams")))))
+
+
+def _flicker(found: Mapping[str, Any] | None) -> str:
+    ratio = None if found is None else found["ratio"]
+    if ratio is None:
+        return ""
+    if ratio <= STEADY:
+        return "From slice to slice the result changes no more than the source does."
+    return (
+        f"From slice to slice the result changes {ratio:.1f} times as much as the source: each slice is translated "
+        "alone, so look through them before you measure across slices."
+    )
+
+
+def _seams(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    here, there = found["translation"], found["source"]
+    verdict = "no seams to be expected" if here <= STEADY * max(there, 1.0) else "look for seams"
+    steep = f"{here:.2f} times as steep as elsewhere ({there:.2f} in the source)"
+    return f"Where tiles meet, the map is {steep}: {verdict}."
+
+
+def _event_in_words(event: pb.WatchJobResponse, label: str) -> str:
+    step = f", step {event.step} of {event.steps}" if event.steps else ""
+    return f"{label}: {STAGES.get(event.stage, event.stage)}{step}"
+
+
+def severity(record: Translation) -> float:
+    """The higher, the earlier it should be looked at: doubtful ones first, then by the worst round trip."""
+    rank = 1000.0 * len(record.doubts or ())
+    picture = record.picture
+    if picture is not None and picture.cycle_psnr is not None:
+        return rank - picture.cycle_psnr
+    if record.cycle is not None:
+        return rank + min(record.cycle.p99, 999.0)
+    if picture is not None and picture.edge_correlation is not None:
+        return rank - picture.edge_correlation
+    return rank
+
+
+def figures_in_words(record: Translation) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    picture, cycle = record.picture, record.cycle
+    if picture is not None and picture.lost:
+        found.append(("Not at its own size", f"it {picture.lost}"))
+    if picture is not None and picture.cycle_psnr is not None:
+        found.append(("Round trip", f"{picture.cycle_psnr:.1f} dB (higher is better)"))
+    if picture is not None and picture.edge_correlation is not None:
+        found.append(("Edges in common", f"{picture.edge_correlation:.2f} of 1"))
+    if cycle is not None:
+        found.append(("Round trip, median point", f"{cycle.median:.3g} of a standard deviation"))
+        found.append(("Round trip, worst 1 %", f"{cycle.p99:.3g} of a standard deviation"))
+    if picture is not None and picture.width:
+        found.append(("Size", f"{picture.width} × {picture.height} pixels"))
+    if picture is not None and picture.clipped:
+        found.append(("Outside the model's range", f"{picture.clipped:,} values were clipped"))
+    if record.samples > 1:
+        found.append(("Points", f"{record.samples:,}"))
+    solver = record.solver
+    found.append(("Steps", f"{solver.evaluations} each way ({solver.solver})"))
+    found.append(("Time", f"{sum(record.seconds.values()):.1f} s"))
+    return found

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import re
 import secrets
 import shutil
 import threading
@@ -23,14 +25,13 @@ from starlette.types import Receive, Scope, Send
 from ddib_fed.client.client import Client
 from ddib_fed.client.connection import PATIENCE_S, OnWait
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import Domains
 from ddib_fed.engine.record import Part
 from ddib_fed.errors import DdibError, ItemNotFound, JobNotFound, UsageError, error_class
 from ddib_fed.terminal import explained
-from ddib_fed.web.backend import TranslationRequest, hinted_in_words
-from ddib_fed.web.guard import answering, application, page
-from ddib_fed.web.job import PageJob
-from ddib_fed.web.uploads import Upload, Uploads, arranged, numbered, plain_word, preview
+from ddib_fed.v1 import translation_pb2 as pb
+from ddib_fed.web.guard import answering, application, hinted_in_words, page
+from ddib_fed.web.job import PageJob, TranslationRequest
+from ddib_fed.web.uploads import Upload, Uploads, arranged, preview
 
 MAX_JSON: Final = 1 << 20
 """Bytes of a request other than a file."""
@@ -98,11 +99,8 @@ class Researcher:
     def _run(self, job: PageJob, files: Sequence[Upload]) -> None:
         error: DdibError | None = None
         folder = self.folder / f"job-{job.number}"
-        job.labels = {str(each.path): each.label for each in files}
         try:
-            sources = arranged(files, folder)
-            job.labels |= {str(each.path): each.label for each in sources}
-            job.translate(self.profile, sources, folder / "views")
+            job.translate(self.profile, arranged(files, folder), folder / "views")
         except Exception as raised:  # noqa: BLE001 - this is the edge of the thread: anything becomes a message
             error = explained(raised)
         if not job.jobs:
@@ -111,10 +109,13 @@ class Researcher:
         job.end(error)
 
     def _free_folder(self, target: str) -> Path:
-        domain = plain_word(target.rpartition("/")[2], "translated")
-        taken = {each.out for each in self.jobs.values()}
-        paths = (self.out / name for name in numbered(f"{time.strftime('%Y-%m-%d-%H%M%S')}-{domain}"))
-        return next(path for path in paths if path not in taken and not path.exists())
+        domain = re.sub(r"[^A-Za-z0-9._-]+", "_", target.rpartition("/")[2]).strip("._") or "translated"
+        name, taken = (
+            f"{time.strftime('%Y-%m-%d-%H%M%S')}-{domain}",
+            {each.out for each in self.jobs.values()},
+        )
+        names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
+        return next(path for each in names if not (path := self.out / each).exists() and path not in taken)
 
     def app(self) -> Starlette:
         return application(
@@ -225,7 +226,7 @@ class Researcher:
         return Response(content, media_type=media)
 
     def download(self, request: Request) -> Response:
-        path = self._job(request).download(request.path_params["item"], _part(request))
+        path = self._job(request).file(request.path_params["item"], _part(request), to_keep=True)
         return FileResponse(path, filename=path.name)
 
     def download_study(self, request: Request) -> Response:
@@ -293,25 +294,25 @@ def _file(each: Upload) -> dict[str, Any]:
         "file": each.number,
         "label": each.label,
         "size": each.size_bytes,
-        "kind": each.kind,
+        "plain": each.is_plain,
         "warnings": list(each.warnings),
     }
 
 
-def _domains(found: Domains) -> dict[str, Any]:
+def _domains(found: pb.ListDomainsResponse) -> dict[str, Any]:
     return {
-        "own": {"domain": found.domain, "institution": found.institution, "kind": found.sample_kind},
+        "own": {"domain": found.domain, "institution": found.institution},
         "targets": [
             {
-                "target": each.target if each.domain else "",
+                "target": f"{each.institution}/{each.domain}" if each.domain else "",
                 "domain": each.domain,
                 "institution": each.institution,
                 "ready": each.status == "ready",
                 "why": "" if each.status == "ready" else error_class(each.status).sentence,
                 "classes": list(each.class_names) or [str(number) for number in range(each.classes)],
-                "calibration": each.calibration.kind if each.calibration is not None else "",
+                "calibration": each.calibration.kind,
             }
-            for each in found.targets
+            for each in found.domains
         ],
     }
 

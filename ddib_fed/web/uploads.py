@@ -1,4 +1,4 @@
-"""The files that were dropped: kept in a private folder, looked into at once, and arranged for a translation.
+"""The files that were dropped: kept in a private folder and looked into at once; and what a browser shows of a file.
 
 Formats of the field are read by `ddib_fed.formats`, as `ddib translate` reads them later; all else must be a file that
 a node takes as it is. What cannot be sent is refused by name.
@@ -12,19 +12,18 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.client.payload import MAX_ITEM_BYTES, payload
+from ddib_fed.client.files import MAX_ITEM_BYTES, payload
 from ddib_fed.data.decoding import Pixels
 from ddib_fed.data.pictures import FEW_COLUMNS, encode_png, image_format, read_image
-from ddib_fed.data.points import MAGIC, parse_npy, read_header
+from ddib_fed.data.points import parse_npy, read_header
 from ddib_fed.errors import (
     DdibError,
     DiskFull,
@@ -34,13 +33,13 @@ from ddib_fed.errors import (
     KindMismatch,
     UsageError,
 )
-from ddib_fed.files import is_disk_full
+from ddib_fed.files import is_disk_full, make_private_folders
 from ddib_fed.formats.dicom import is_directory_file, read_series, sort_files
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.recognition import Format, format_of
 from ddib_fed.formats.study import Options
 from ddib_fed.terminal import escape
-from ddib_fed.web.backend import DroppedSource, hinted_in_words
+from ddib_fed.web.guard import hinted_in_words
 
 MEDIA: Final = {"PNG": "image/png", "JPEG": "image/jpeg"}
 WINDOW: Final = (0.5, 99.5)
@@ -112,33 +111,26 @@ def density(points: NDArray[Any]) -> NDArray[np.uint8]:
 
 MAX_FILES: Final = 20_000
 MAX_NAME: Final = 400
-_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._ ()+=@,-]+")
-_UNSAFE_WORD: Final = re.compile(r"[^A-Za-z0-9._-]+")
+DROPPED: Final = "dicom"
+"""Name of the folder with the files of a translation; after it are called the results of DICOM files."""
 _DIGITS: Final = re.compile(r"(\d+)")
-_SUFFIXES: Final = (".nii.gz",)
-"""Suffixes of two parts."""
 _ONE_AT_A_TIME: Final = threading.Lock()
 """A volume or a map takes a few times its size while it is read, and files are dropped several at once."""
 
 
-class Kind(StrEnum):
-    """How a file is translated."""
-
-    PLAIN = "plain"
-    """As it is."""
-    SLICE = "slice"
-    """A DICOM file: with the others of its series."""
-    WHOLE = "whole"
-    """A volume, a map, or a picture that nodes do not take: in items of pixels."""
-
-
 @dataclass(frozen=True, slots=True)
 class Upload:
+    """A file that was dropped; plain ones go to the node as they are.
+
+    Attributes:
+        label: Its path in what was dropped, which leads nowhere else.
+    """
+
     number: int
     label: str
     path: Path
     size_bytes: int
-    kind: Kind = Kind.PLAIN
+    is_plain: bool = True
     warnings: tuple[str, ...] = ()
 
 
@@ -152,26 +144,26 @@ class Uploads:
         self._lock = threading.Lock()
 
     async def add(self, label: str, chunks: AsyncIterator[bytes]) -> Upload:
-        shown = escape(label.strip())[:MAX_NAME]
-        leaf = safe_name(shown.rpartition("/")[2])
-        if not leaf:
+        label = safe_label(label)
+        if not label:
             raise UsageError("a file without a name was dropped")
         with self._lock:
             if len(self._files) >= MAX_FILES:
                 raise UsageError(f"{MAX_FILES} files are here already", hint="translate these first")
             number = self._next
             self._next += 1
-        path = self.folder / f"{number:05}" / leaf
+        folder = self.folder / f"{number:05}"
+        path = folder / label
         try:
             size = await _write(path, chunks)
-            kind, warnings = await asyncio.to_thread(recognise, path, Path(shown.partition("/")[0]))
+            is_plain, warnings = await asyncio.to_thread(recognise, path, label)
         except DdibError as error:
-            shutil.rmtree(path.parent, ignore_errors=True)
-            raise renamed(error, {str(path): shown}) from error
+            shutil.rmtree(folder, ignore_errors=True)
+            raise renamed(error, folder) from error
         except BaseException:
-            shutil.rmtree(path.parent, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             raise
-        upload = Upload(number, shown, path, size, kind, warnings)
+        upload = Upload(number, label, path, size, is_plain, warnings)
         with self._lock:
             self._files[number] = upload
         return upload
@@ -185,7 +177,7 @@ class Uploads:
             found = self._files.pop(number, None)
         if found is None:
             raise ItemNotFound(f"there is no file {number}", hint="load the page again")
-        shutil.rmtree(found.path.parent, ignore_errors=True)
+        shutil.rmtree(self.folder / f"{number:05}", ignore_errors=True)
 
     def clear(self) -> None:
         for each in self.list():
@@ -193,10 +185,8 @@ class Uploads:
 
     def take(self) -> tuple[Upload, ...]:
         """All files, which are the caller's from now on."""
-        taken = self.list()
         with self._lock:
-            for each in taken:
-                self._files.pop(each.number, None)
+            taken, self._files = tuple(self._files.values()), {}
         return taken
 
     def put_back(self, files: Sequence[Upload]) -> None:
@@ -211,23 +201,24 @@ def natural(name: str) -> tuple[tuple[int, int | str], ...]:
     )
 
 
-def safe_name(name: str) -> str:
-    return _UNSAFE.sub("_", name).lstrip(". ")[-120:]
+def safe_label(name: str) -> str:
+    """The path that a browser names, without what leads out of a folder, hides a file or does not print."""
+    parts = (part.strip().lstrip(". ") for part in escape(name.strip())[:MAX_NAME].split("/"))
+    return "/".join(part for part in parts if part)
 
 
-def renamed(error: DdibError, labels: dict[str, str]) -> DdibError:
-    """The error with the names that the person knows instead of paths in the private folder."""
-    for path, label in sorted(labels.items(), key=lambda named: -len(named[0])):
-        error.detail = error.detail.replace(path, label)
-        error.hint = error.hint.replace(path, label)
+def renamed(error: DdibError, folder: Path) -> DdibError:
+    """The error with the names that the person knows instead of paths in a private folder."""
+    error.detail = error.detail.replace(f"{folder}/", "").replace(str(folder), "the DICOM files")
+    error.hint = error.hint.replace(f"{folder}/", "")
     error.args = (error.detail,)
     return error
 
 
 async def _write(path: Path, chunks: AsyncIterator[bytes]) -> int:
-    path.parent.mkdir(mode=0o700)
     size = 0
     try:
+        make_private_folders(path.parent)
         with path.open("xb") as file:
             async for chunk in chunks:
                 size += len(chunk)
@@ -244,38 +235,30 @@ async def _write(path: Path, chunks: AsyncIterator[bytes]) -> int:
     return size
 
 
-def recognise(path: Path, called: Path) -> tuple[Kind, tuple[str, ...]]:
-    """What a file is, once it is known that it can be translated, and what a person has to know of it."""
-    if format_of(path) is Format.DICOM and is_directory_file(path):
+def recognise(path: Path, label: str) -> tuple[bool, tuple[str, ...]]:
+    """Whether a file is plain, once it is known that it can be translated; and what a person has to know of it."""
+    kind = format_of(path)
+    if kind is Format.DICOM and is_directory_file(path):
         raise InputError(
             f"{path} lists the files of a folder, and is no picture",
             hop="client",
             hint="drop the whole folder: its pictures are found without the list",
         )
     with hinted_in_words():
-        kind = format_of(path)
         if kind is Format.DICOM:
-            return _dicom(path, called)
+            found = sort_files([path])
+            for _, error in found.unreadable:
+                raise error
+            if not found.series:
+                raise ImageUnreadable(f"{path} holds no picture", hop="client")
+            (headers,) = found.series.values()
+            return False, read_series(label.partition("/")[0], headers)[0].warnings
         if kind is not None:
             with _ONE_AT_A_TIME:
-                return Kind.WHOLE, open_paths([path], Options()).studies[0].warnings
-        payload(path)
-        with path.open("rb") as file:
-            points = file.read(len(MAGIC)) == MAGIC
-        if not points:
+                return False, open_paths([path], Options()).studies[0].warnings
+        if payload(path).suffix != ".npy":
             _require_picture(path)
-        return Kind.PLAIN, ()
-
-
-def _dicom(path: Path, called: Path) -> tuple[Kind, tuple[str, ...]]:
-    """A slice of a series, decoded once."""
-    found = sort_files([path])
-    for _, error in found.unreadable:
-        raise error
-    if not found.series:
-        raise ImageUnreadable(f"{path} holds no picture", hop="client")
-    (headers,) = found.series.values()
-    return Kind.SLICE, read_series(str(called), headers)[0].warnings
+        return True, ()
 
 
 def _require_picture(path: Path) -> None:
@@ -287,80 +270,16 @@ def _require_picture(path: Path) -> None:
         raise
 
 
-def arranged(files: Sequence[Upload], folder: Path) -> tuple[DroppedSource, ...]:
-    """The uploads as `ddib translate` expects them, with a name for the results of each, all different.
-
-    FOLDER/dicom/NAME/...      the DICOM files of one dropped folder, whatever folders are in it
-    FOLDER/dicom/NAME          DICOM files that were dropped without a folder
-    FOLDER/whole/NAME.nii.gz   volumes, maps and pictures that nodes do not take
-    """
-    taken: set[str] = set()
-    found = _series(files, folder / "dicom", taken)
+def arranged(files: Sequence[Upload], folder: Path) -> Path:
+    """The folder that is translated: the files as they lay in what was dropped; of one name they get numbers."""
+    dropped = folder / DROPPED
     for each in files:
-        if each.kind is Kind.SLICE:
-            continue
-        stem, suffix = _parted(each.label.replace("/", "_"))
-        name = _unique(plain_word(stem, "picture"), taken)
-        if each.kind is Kind.PLAIN:
-            found.append(DroppedSource(each.path, name, each.label))
-        else:
-            path = folder / "whole" / f"{name}{suffix}"
-            _link(each.path, path)
-            found.append(DroppedSource(path, name, each.label, is_study=True))
-    return tuple(found)
-
-
-def numbered(name: str) -> Iterator[str]:
-    return itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
-
-
-def _series(files: Sequence[Upload], folder: Path, taken: set[str]) -> list[DroppedSource]:
-    """DICOM files: one `DroppedSource` for each dropped folder, and one for each file without a folder."""
-    found: list[DroppedSource] = []
-    tops: dict[str, Path] = {}
-    slices = [each for each in files if each.kind is Kind.SLICE]
-    for each in sorted(slices, key=lambda each: "/" in each.label):
-        top, _, below = each.label.partition("/")
-        if not below:
-            path = folder / _free(folder, safe_name(top) or "slice")
-            taken |= {folder.name, path.stem.casefold()}  # what the results of such files may be called
-            found.append(DroppedSource(path, path.name, each.label, is_study=True))
-        else:
-            if top not in tops:
-                tops[top] = folder / _unique(plain_word(top, "series"), taken)
-                found.append(DroppedSource(tops[top], tops[top].name, top, is_study=True))
-            *parents, leaf = [safe_name(part) or "_" for part in below.split("/")]
-            place = tops[top].joinpath(*parents)
-            path = place / _free(place, leaf)
-        _link(each.path, path)
-    return found
-
-
-def _parted(name: str) -> tuple[str, str]:
-    for suffix in _SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)], suffix
-    path = Path(name)
-    return path.stem, path.suffix.lower()
-
-
-def plain_word(text: str, otherwise: str) -> str:
-    return _UNSAFE_WORD.sub("_", text).strip("._") or otherwise
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    found = next(each for each in numbered(name) if each.casefold() not in taken)
-    taken.add(found.casefold())
-    return found
-
-
-def _free(folder: Path, name: str) -> str:
-    return next(each for each in numbered(name) if not (folder / each).exists())
-
-
-def _link(path: Path, at: Path) -> None:
-    at.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        os.link(path, at)
-    except OSError:
-        shutil.copyfile(path, at)
+        path = dropped / each.label
+        numbered = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(2))
+        at = next(place for place in itertools.chain([path], numbered) if not place.exists())
+        make_private_folders(at.parent)
+        try:
+            os.link(each.path, at)
+        except OSError:
+            shutil.copyfile(each.path, at)
+    return dropped

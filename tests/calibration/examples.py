@@ -5,8 +5,16 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Making, units_digest
-from ddib_fed.calibration.signed import Side, Signature, SignedCalibration
+from ddib_fed.calibration.record import (
+    CalibratedSide,
+    Calibration,
+    Effect,
+    Making,
+    Side,
+    Signature,
+    SignedCalibration,
+    units_digest,
+)
 from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.security.pki import TlsCredentials

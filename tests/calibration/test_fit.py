@@ -12,9 +12,9 @@ from ddib_fed.calibration.fit import (
     LEAST_SLOPE,
     LEAST_TONE_SLOPE,
     Optimum,
+    RotationCost,
     Search,
     as_map,
-    colour_distance,
     degrees,
     effect_of,
     fit,
@@ -99,7 +99,8 @@ def test_colour_maps_follow_the_transport_and_come_back() -> None:
     bent = colours(600, 3) @ TURN.T
     bent = bent + 0.12 * bent**2
     found = fit_colour_map(source, bent, TURN)
-    assert colour_distance(found.apply(source), bent) < 0.8 * colour_distance(source @ TURN.T, bent)
+    cost = RotationCost(source, bent)
+    assert RotationCost(found.apply(source), bent)(np.eye(3)) < 0.6 * cost(TURN)
     assert np.abs(found.undo(found.apply(source)) - source).max() < 1e-3
 
 
@@ -116,7 +117,7 @@ def test_a_map_that_would_fold_is_drawn_back_to_the_rotation() -> None:
     [
         (19, 3, "rotation", "at least 20"),
         (30, 1, "rotation", "of 3 channels"),
-        (30, 3, "tone", "from anchors"),
+        (30, 3, "tone", "fitted to anchors"),
     ],
 )
 def test_what_cannot_be_fitted_is_said(count: int, channels: int, kind: str, said: str) -> None:

@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.calibration.record import Calibration
-from ddib_fed.calibration.signed import CalibrationStore, SignedCalibration, parse_calibration, parse_signed
+from ddib_fed.calibration.record import (
+    Calibration,
+    CalibrationStore,
+    SignedCalibration,
+    parse_calibration,
+    parse_signed,
+)
 from ddib_fed.errors import (
     CalibrationAltered,
     CalibrationExpired,

@@ -12,10 +12,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ddib_fed.client.client import Client
+from ddib_fed.client.client import ENDED, Client
 from ddib_fed.errors import DdibError, ExhaustedError, UnavailableError
 from ddib_fed.protocol.messages import Settings
-from ddib_fed.security.audit_reading import verify
+from ddib_fed.security.audit import lines_of, verify
+from ddib_fed.v1 import translation_pb2 as pb
 from tests.audit_rows import records
 from tests.e2e.harness import Node, Pair, moons, wait_until
 from tests.e2e.translation.test_translate import npy as npy_of
@@ -106,13 +107,13 @@ def check_books(pair: Pair, feeder: Feeder, *, seconds: float = 300.0, items: in
     with pair.client() as client:
         for job_id in feeder.accepted.values():
             wait_until(
-                lambda job_id=job_id: client.get(job_id).state not in {"QUEUED", "RUNNING"},
+                lambda job_id=job_id: client.get(job_id).state in ENDED,
                 seconds=seconds,
                 what=f"job {job_id}",
             )
             job = client.get(job_id)
             results = Counter(result.item for result in client.fetch(job_id))
-            assert (job.state, results) == ("FINISHED", Counter(range(items))), job
+            assert (job.state, results) == (pb.JOB_STATE_FINISHED, Counter(range(items))), job
         listed = [job.job_id for job in client.list(1_000)]
     if len(feeder.accepted) < 1_000:
         assert sorted(listed) == sorted(feeder.accepted.values())
@@ -127,7 +128,7 @@ def check_disk(pair: Pair, requests: set[str]) -> None:
         found = Counter(row[0] for row in database.execute("SELECT request_id FROM jobs"))
     assert found == Counter(requests)
     for node in (pair.north, pair.south):
-        assert verify(node.config.paths.store).ok, f"{node.institution}: the audit chain is broken"
+        assert verify(lines_of(node.config.paths.store)).ok, f"{node.institution}: the audit chain is broken"
     check_lines(pair)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from ddib_fed.errors import JobNotFound
 from ddib_fed.protocol.messages import Settings
+from ddib_fed.v1 import translation_pb2 as pb
 from tests.chaos import failpoints
 from tests.chaos.load import (
     ITEMS,
@@ -89,7 +90,7 @@ class Visit:
             self.job_id = client.submit(files, STUB_TARGET, Settings(evaluations=8)).job_id
             results = list(client.results(self.job_id))
             assert sorted(result.item for result in results) == list(range(ITEMS))
-            assert client.get(self.job_id).state == "FINISHED"
+            assert client.get(self.job_id).state == pb.JOB_STATE_FINISHED
             # The tiny network's translation of a point is the point: a result is known beforehand.
             sent = {n: hashlib.sha256(file).digest() for n, file in enumerate(files)}
             assert {r.item: r.translation.sha256 for r in results} == sent

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -31,18 +29,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.promise("rotation"), pytest.mark.time
 
 SHORT_LIFE_S, SHORT_RUN_S = 20.0, 40.0
 LONG_LIFE_S, LONG_RUN_S = 60.0, 600.0
-COMMAND = (
-    "import os, pathlib, sys, datetime\n"
-    "from ddib_fed.security import pki\n"
-    "authority = pki.load_authority(pathlib.Path(sys.argv[1]))\n"
-    "life = datetime.timedelta(seconds=float(sys.argv[2]))\n"
-    "folder = pathlib.Path(os.environ['DDIB_PKI_FOLDER'])\n"
-    "pki.issue_to_folder(authority, folder, 'node', 'node-1', lifetime=life)\n"
-)
 
 
 class Rotating:
-    """North with its own root; south's target renews through south's issuer, west's by a command."""
+    """North and west with their own roots; south's target renews through south's issuer."""
 
     def __init__(self, folder: Path, life_s: float) -> None:
         self.life_s = life_s
@@ -52,7 +42,6 @@ class Rotating:
         self.south = self._node("south", "target", "south.example", name="node-2")
         self.west = self._node("west", "target", "west.example")
         self._enrol_south()
-        self._command_west()
         for target in (self.south, self.west):
             admit(self.north, target)
             admit(target, self.north)
@@ -97,17 +86,6 @@ class Rotating:
             '# issuer = "node-1@issuer.north.example:7443"', f'issuer = "node-1@localhost:{self.issuer.port}"'
         )
 
-    def _command_west(self) -> None:
-        """West's root lies elsewhere, and a program signs with it."""
-        root = self.folder / "west-root"
-        root.mkdir(mode=0o700)
-        folder = self.west.config.paths.pki
-        for name in ("ca.key", "ca.pem"):
-            (folder / name).rename(root / name)
-        words = [sys.executable, "-c", COMMAND, str(root), str(self.life_s)]
-        text = ", ".join(json.dumps(word) for word in words)
-        self.west.edit('# renew_command = ["/usr/local/bin/renew"]', f"renew_command = [{text}]")
-
     def _live_shortly(self, node: Node) -> None:
         if self.life_s >= LONG_LIFE_S:
             node.edit("# node_life_s = 86400.0", f"node_life_s = {self.life_s}")
@@ -118,12 +96,8 @@ class Rotating:
     def start(self) -> None:
         """Start every node; those that issue for themselves, and the client, with certificates that live shortly."""
         self.issuer.start()  # where south renews as soon as it is there
-        for node, root in (
-            (self.north, self.north.config.paths.pki),
-            (self.issuer, self.issuer.config.paths.pki),
-            (self.west, self.folder / "west-root"),
-        ):
-            self._issue(root, node.config.paths.pki, "node", "node-1")
+        for node in (self.north, self.issuer, self.west):
+            self._issue(node.config.paths.pki, node.config.paths.pki, "node", "node-1")
         for node in (self.south, self.west, self.north):
             node.start(wait=False)
         for node in self.nodes:
@@ -211,7 +185,7 @@ def roll_over(rotating: Rotating, step: str) -> None:
 
 
 def test_certificates_and_a_root_are_replaced_under_load(rotating: Rotating, amount, evidence) -> None:
-    """Own root, issuer and command, servers and clients, and a new root, under load: no call of the client fails."""
+    """Own root and issuer, servers and clients, and a new root, under load: no call of the client fails."""
     run_s = float(amount(int(SHORT_RUN_S), int(LONG_RUN_S)))
     seen: dict[str, set[str]] = {}
     load, begun = Load(rotating.profile), time.monotonic()
@@ -239,17 +213,15 @@ def test_certificates_and_a_root_are_replaced_under_load(rotating: Rotating, amo
     )
 
 
-@pytest.mark.parametrize("way", ["own root", "command"])
-def test_a_node_that_was_off_for_a_week_comes_back_by_itself(tmp_path: Path, way: str) -> None:
+def test_a_node_that_was_off_for_a_week_comes_back_by_itself(tmp_path: Path) -> None:
     """Its certificate expired long ago; it starts, renews it and serves."""
-    rotating = Rotating(tmp_path, LONG_LIFE_S)
-    node = rotating.north if way == "own root" else rotating.west
-    root = node.config.paths.pki if way == "own root" else tmp_path / "west-root"
+    node = Rotating(tmp_path, LONG_LIFE_S).north
+    root = node.config.paths.pki
     week = datetime.now(UTC) - timedelta(days=8)
-    old = pki.issue_to_folder(pki.load_authority(root), node.config.paths.pki, "node", "node-1", now=week)
+    old = pki.issue_to_folder(pki.load_authority(root), root, "node", "node-1", now=week)
     try:
         node.start()
-        assert pki.load_identity(node.config.paths.pki).cert_chain_pem != old.cert_chain_pem
+        assert pki.load_identity(root).cert_chain_pem != old.cert_chain_pem
         assert "renewed the certificate" in node.log()
     finally:
         node.stop()

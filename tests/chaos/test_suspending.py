@@ -11,6 +11,7 @@ from ddib_fed.client.client import Client
 from ddib_fed.errors import PeerSuspended
 from ddib_fed.node.admin import AdminClient
 from ddib_fed.protocol.messages import Settings
+from ddib_fed.v1 import translation_pb2 as pb
 from tests.chaos.load import STUB_TARGET, check_disk, restart, stub_pair
 from tests.e2e.harness import Node, Pair, ddib, wait_until
 from tests.e2e.operation.test_durability import first_progress
@@ -55,7 +56,7 @@ def test_a_live_stream_ends_and_its_job_waits_until_the_peer_is_resumed(
             ddib("peer", "suspend", "--undo", other, "--config", node.config_path)
             for _ in client.watch(job.job_id):
                 pass
-            assert client.get(job.job_id).state == "FINISHED"
+            assert client.get(job.job_id).state == pb.JOB_STATE_FINISHED
             assert len(list(client.fetch(job.job_id))) == 1
         check_disk(pair, {job.request_id})
         evidence.figure(f"the stream ended {took:.2f} s after the command began")
@@ -71,7 +72,7 @@ def waits(client: Client, job_id: str) -> bool:
 def refused(pair: Pair, client: Client) -> None:
     """A new job is refused at once, with the reason and whose node suspended whom; the list of domains says so too."""
     wait_until(
-        lambda: [each.status for each in client.domains().targets] == ["PEER_SUSPENDED"],
+        lambda: [each.status for each in client.domains().domains] == ["PEER_SUSPENDED"],
         what="nodes that talk to each other",
     )
     with pair.client(patience_s=0) as hasty, pytest.raises(PeerSuspended) as error:

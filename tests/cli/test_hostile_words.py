@@ -16,14 +16,14 @@ from click.testing import CliRunner
 
 from ddib_fed.cli.job import _show_job
 from ddib_fed.cli.main import run as run_ddib
-from ddib_fed.client.views import Failure, ItemView, JobView
 from ddib_fed.errors import PolicyDenied
 from ddib_fed.node.admitting import _ask, peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.logs import JsonFormatter, TextFormatter, fields
-from ddib_fed.protocol.messages import ItemState, JobState, Settings
 from ddib_fed.security.peers import Peer, begin_node
 from ddib_fed.security.pki import certificate_pem
+from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import translation_pb2 as pb
 from tests.cli.node.test_pki import write_config
 from tests.node.institutions import Institution, changed
 
@@ -123,13 +123,14 @@ def test_no_value_before_the_fingerprint_can_hide_or_imitate_it(
 EVIL = "x\n2030-01-01 INFO    ddib_fed.node.daemon: stopped \x1b]0;\x07\u202e"
 
 
-def evil_job() -> JobView:
-    failure = Failure(EVIL, EVIL, EVIL, EVIL)
-    item = ItemView(0, ItemState.FAILED, 1, b"", failure)
-    settings = Settings(EVIL, 0, 1, EVIL)
-    return JobView(
-        EVIL, EVIL, JobState.FAILED, EVIL, settings, False, False, 0.0, 0.0, 0.0, (item,), failure, EVIL, EVIL
-    )
+def evil_job() -> pb.Job:
+    failure = common_pb2.ErrorDetail(reason=EVIL, sentence=EVIL, institution=EVIL, incident=EVIL)
+    item = pb.Item(state=pb.ITEM_STATE_FAILED, error=failure)
+    solver = common_pb2.SolverSettings(solver=EVIL, grid=EVIL)
+    return pb.Job(
+        job_id=EVIL, state=pb.JOB_STATE_FAILED, target_institution=EVIL, target_domain=EVIL, solver=solver,
+        items=[item], error=failure, source_class=EVIL, target_class=EVIL,
+    )  # fmt: skip
 
 
 def test_a_job_that_a_node_describes_is_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.client.payload import payload, payloads
+from ddib_fed.client.files import payload, payloads
 from ddib_fed.errors import InputError
 from tests.client.scripted_source import npy, points
 from tests.formats.tiffs import tiff

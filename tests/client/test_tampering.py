@@ -9,9 +9,14 @@ from tests.client.scripted_source import TARGET, npy, points
 
 
 def flip_a_byte(messages):
-    changed = bytearray(messages[1].chunk.data)
+    changed = bytearray(messages[0].data)
     changed[-1] ^= 1
-    messages[1].chunk.data = bytes(changed)
+    messages[0].data = bytes(changed)
+    return messages
+
+
+def tear(messages):
+    messages[0].data = messages[0].data[:-1]
     return messages
 
 
@@ -39,10 +44,10 @@ def announce_absurdly(messages):
     ("tamper", "error"),
     [
         (flip_a_byte, ChunkCorrupt),
-        (lambda messages: messages[:2], ChunkCorrupt),
-        (lambda messages: messages[:3], ChunkCorrupt),
-        (lambda messages: messages[3:], MessageInvalid),
-        (lambda messages: messages[:3] * 2, MessageInvalid),
+        (tear, MessageInvalid),
+        (lambda messages: messages[:1], ChunkCorrupt),
+        (lambda messages: messages[1:], MessageInvalid),
+        (lambda messages: messages[:1] * 2, MessageInvalid),
         (lambda messages: [], ChunkCorrupt),
         (say_other_job, MessageInvalid),
         (leave_provenance_out, MessageInvalid),

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ddib_fed.calibration.signed import SignedCalibration
-from ddib_fed.client.connection import collect
-from ddib_fed.client.views import JobResult
+from ddib_fed.calibration.record import SignedCalibration
+from ddib_fed.client.client import JobResult, collect
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.record import Part
 from ddib_fed.models.bundle import Bundle

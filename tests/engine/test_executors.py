@@ -22,10 +22,9 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine import executors
 from ddib_fed.engine.budget import Recipe
-from ddib_fed.engine.executors import Pool, Worker, pack, process_pool, unpack
+from ddib_fed.engine.executors import Pool, Worker, pack, process_pool, ray_pool, unpack
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control, Leg
-from ddib_fed.engine.ray_actors import ray_pool
 from ddib_fed.engine.stack import End, Trajectory
 from ddib_fed.errors import (
     BundleInvalid,
@@ -171,7 +170,6 @@ def test_errors_of_the_model_reach_the_caller_as_they_are(executor):
 @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_ends_or_hangs_loses_nothing_and_is_replaced(pool, fate, monkeypatch):
     monkeypatch.setattr(executors, "SILENT_S", 3.0)
-    pool.resize(2)
     until(lambda: pool.counters["ready"] == 2, "two workers")
     before = dict(pool.counters)
     settings = SolverSettings(evaluations=4_800, solver="ddim", grid="uniform-lambda")
@@ -210,22 +208,6 @@ def test_work_that_kills_its_workers_is_given_up(pool):
         deadly.result(2 * PATIENCE_S)
     for other in others:
         check(decoding(5), other)
-
-
-def test_workers_come_and_go_while_they_work(pool):
-    """Three, then one: those that are too many finish what they have."""
-    work = decoding(40, settings=SolverSettings(evaluations=480, solver="ddim"), flow="job")
-    futures = [pool.submit(work) for _ in range(12)]
-    pool.resize(3)
-    until(lambda: pool.counters["ready"] == 3, "a third worker")
-    futures += [pool.submit(work) for _ in range(12)]
-    pool.resize(1)
-    until(lambda: pool.counters["ready"] == 1, "one worker")
-    for future in futures:
-        check(work, future, within=1e-3)
-    for count in (0, 257):
-        with pytest.raises(SettingsInvalid):
-            pool.resize(count)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.client.payload import payload
+from ddib_fed.client.files import payload
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.formats.opening import open_paths

@@ -12,11 +12,16 @@ from typing import Final
 import numpy as np
 
 from ddib_fed.calibration.aggregate import read_aggregate
-from ddib_fed.calibration.record import read_calibration
-from ddib_fed.calibration.signed import Signature, SignedCalibration, parse_calibration, parse_signed
+from ddib_fed.calibration.record import (
+    Signature,
+    SignedCalibration,
+    parse_calibration,
+    parse_signed,
+    read_calibration,
+)
 from ddib_fed.engine.record import Translation
 from ddib_fed.security import pki
-from ddib_fed.security.audit_reading import verify_lines
+from ddib_fed.security.audit import EMPTY, Head, digest, encoded, verify
 from ddib_fed.security.identity import Identity, verify_peer_certificate
 from ddib_fed.security.peers import Peer, Trust, parse_peer
 from ddib_fed.security.pki import (
@@ -126,7 +131,7 @@ def _aggregates() -> list[bytes]:
 
 def audit(data: bytes) -> None:
     """An audit log."""
-    verify_lines(data.decode("utf-8", "replace").split("\n"), None, {})
+    verify(data.decode("utf-8", "replace").split("\n"))
 
 
 def record(data: bytes) -> None:
@@ -136,8 +141,6 @@ def record(data: bytes) -> None:
 
 
 def _audits() -> list[bytes]:
-    from ddib_fed.security.audit import EMPTY, Head, digest, encoded
-
     head, made = EMPTY, list[str]()
     for number in range(3):
         made.append(encoded(head, "2026-01-01T00:00:00+00:00", "act", {"number": number}))

@@ -16,7 +16,7 @@ from ddib_fed.protocol.contract import PROTOCOL, ContractLimits, ContractSide, c
 from ddib_fed.protocol.details import from_detail, to_detail
 from ddib_fed.protocol.latent import LatentOpener
 from ddib_fed.protocol.messages import from_message, to_message
-from ddib_fed.protocol.streams import Announced, Assembler, file_header, frame_deserialiser, open_file, stream
+from ddib_fed.protocol.streams import Announced, Assembler, file_header, open_file, stream
 from ddib_fed.security.admission import parse_message
 from ddib_fed.security.diagnosis import short
 from ddib_fed.telemetry import parse_traceparent, trace_entries
@@ -41,7 +41,7 @@ def message(data: bytes) -> None:
     """A message of any kind, the first byte says which, as an interceptor parses it."""
     if data:
         kind = _STREAMS[data[0] % len(_STREAMS)]
-        found = parse_message(data[1:], frame_deserialiser(kind.FromString))
+        found = parse_message(data[1:], kind.FromString)
         found.SerializeToString()
 
 
@@ -52,14 +52,14 @@ def _messages() -> list[bytes]:
     made = contract()
     samples: list[tuple[int, Any]] = [
         (0, decoding_pb2.DecodeRequest(header=decode)),
-        (0, decoding_pb2.DecodeRequest(chunk=common_pb2.Chunk(index=1, data=b"data"))),
+        (0, decoding_pb2.DecodeRequest(data=b"data")),
         (
             1,
             decoding_pb2.DecodeResponse(
                 progress=decoding_pb2.DecodeProgress(item=1, stage="decode", steps=4)
             ),
         ),
-        (2, translation_pb2.SubmitJobRequest(trailer=common_pb2.Trailer(chunks=3))),
+        (2, translation_pb2.SubmitJobRequest(data=b"x")),
         (4, decoding_pb2.NegotiateContractRequest(source=to_message(made.source, decoding_pb2.ContractSide))),
         (7, _answer()),
     ]
@@ -71,10 +71,8 @@ def assembled(data: bytes) -> None:
     made = contract()
     opener = LatentOpener(made, max_items=4)
     assembler = Assembler({"latent": opener, "result": _open_result})
-    parse = frame_deserialiser(decoding_pb2.DecodeResponse.FromString)
-    assert parse is not None
     for record in _records(data):
-        whole = assembler.feed(parse_message(record, parse))
+        whole = assembler.feed(parse_message(record, decoding_pb2.DecodeResponse.FromString))
         if whole is not None and whole.kind == "latent":
             Latent.from_bytes(whole.data, made.sample_shape, sha256=whole.header.tensor.sha256)
     assembler.end()

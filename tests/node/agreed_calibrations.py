@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ddib_fed.calibration.record import CalibratedSide, units_digest
-from ddib_fed.calibration.signed import SignedCalibration
+from ddib_fed.calibration.record import CalibratedSide, SignedCalibration, units_digest
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.security import pki
 from tests.calibration.examples import calibration, sign

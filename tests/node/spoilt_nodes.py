@@ -165,11 +165,6 @@ def without(*names: str):
     return put
 
 
-def expired_with_a_command_that_is_not_there(node: Node) -> None:
-    node.leaf(-48, issues=False)
-    node.edit('# renew_command = ["/usr/local/bin/renew"]', 'renew_command = ["/nowhere/renew"]')
-
-
 def http(listen: str):
     return lambda node: node.edit('# listen = "127.0.0.1:9464"', f'listen = "{listen}"')
 
@@ -199,7 +194,6 @@ WRONG = {
     "no certificate": (without("leaf.pem", "ca.key", "ca.pem"), "identity", "leaf.pem"),
     "another root's key": (others_key("ca.key"), "identity", "is not the key of ca.pem"),
     "expired": (lambda n: n.leaf(-48, issues=False), "identity", "expired"),
-    "no renew_command": (expired_with_a_command_that_is_not_there, "identity", "/nowhere/renew"),
     "another name": (lambda n: n.edit('name = "node-1"', 'name = "node-2"'), "identity", "node-2"),
     "trust": (lambda n: (n.state / "trust.json").write_text("{"), "peers", "trust.json cannot be used"),
     "http on the node's port": (one_port_for_both, "http", "both port"),

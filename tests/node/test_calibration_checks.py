@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ddib_fed.calibration.signed import SignedCalibration
+from ddib_fed.calibration.record import SignedCalibration
 from ddib_fed.errors import (
     CalibrationExpired,
     CalibrationForeign,

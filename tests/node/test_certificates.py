@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,7 +39,7 @@ from ddib_fed.security.pki import (
     read_request,
     sign_request,
 )
-from ddib_fed.security.renewal import renew_through
+from ddib_fed.security.tls import renew_through
 from ddib_fed.store import NodeStore
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
@@ -183,54 +182,9 @@ def test_a_node_that_cannot_renew_starts_while_its_certificate_is_good(
         recover_at_start(config, now=NOW + 8 * HOUR)
 
 
-def script(tmp_path: Path, body: str) -> str:
-    path = tmp_path / "renew.py"
-    path.write_text(body)
-    return f"renew_command = ['{sys.executable}', '{path}']\n"
-
-
-def test_a_command_can_renew(issuer: NodeConfig, tmp_path: Path) -> None:
-    """It gets the folder, and the files it leaves there are checked."""
-    body = (
-        "import os, pathlib\nfrom ddib_fed.security import pki\n"
-        f"authority = pki.load_authority(pathlib.Path({str(issuer.paths.pki)!r}))\n"
-        "pki.issue_to_folder(authority, pathlib.Path(os.environ['DDIB_PKI_FOLDER']), 'node', 'node-2')\n"
-    )
-    config = second_node(issuer, tmp_path, script(tmp_path, body), age=17 * HOUR)
-    assert renew_node(config).not_after > datetime.now(UTC) + 23 * HOUR
-
-
-@pytest.mark.parametrize(
-    ("issue", "says"),
-    [
-        ("issue_to_folder(authority, folder, 'node', 'node-1')", "node-1"),
-        ("issue_to_folder(authority, folder, 'client', 'node-2')", "client"),
-        (
-            "issue_to_folder(pki.new_authority('north.example'), folder, 'node', 'node-2')",
-            "none of the roots",
-        ),
-    ],
-    ids=["another-node", "a-client", "another-root"],
-)
-def test_what_a_command_left_is_checked_like_an_issuers_answer(
-    issuer: NodeConfig, tmp_path: Path, issue: str, says: str
-) -> None:
-    """Whom it names, and that a root which was trusted before is among its roots."""
-    body = (
-        "import os, pathlib\nfrom ddib_fed.security import pki\n"
-        "folder = pathlib.Path(os.environ['DDIB_PKI_FOLDER'])\n"
-        f"authority = pki.load_authority(pathlib.Path({str(issuer.paths.pki)!r}))\n"
-        "[path.unlink() for path in folder.glob('roots.pem')]\n"
-        f"pki.{issue}\n"
-    )
-    config = second_node(issuer, tmp_path, script(tmp_path, body), age=17 * HOUR)
-    with pytest.raises(ConfigError, match=says):
-        renew_node(config)
-
-
-@pytest.mark.parametrize("extra", ["", 'issuer = "127.0.0.1:7443"\n', "renew_command = ['/none']\n"])
+@pytest.mark.parametrize("extra", ["", 'issuer = "127.0.0.1:7443"\n'])
 def test_a_way_to_renew_that_cannot_work_is_named(issuer: NodeConfig, tmp_path: Path, extra: str) -> None:
-    """None, an address without a name, a command that is not there."""
+    """None, and an address without a name."""
     with pytest.raises(ConfigError, match="identity"):
         renew_node(second_node(issuer, tmp_path, extra, age=17 * HOUR))
 

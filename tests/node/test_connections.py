@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import ssl
 import subprocess
@@ -184,16 +183,13 @@ def test_connections_beyond_half_of_the_files_are_closed_at_once() -> None:
 
 
 def test_the_file_limit_is_raised_as_far_as_it_goes() -> None:
-    """And a start warns where that is not far; the process of the tests is left alone."""
+    """In a process of its own."""
     code = (
-        "import json, resource\n"
-        "from ddib_fed.node.connections import attainable_files, few_files, raise_file_limit\n"
+        "import resource\n"
+        "from ddib_fed.node.connections import raise_file_limit\n"
         "for hard in (2_048, 512):\n"
         "    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))\n"
-        "    warnings = few_files(attainable_files())\n"
-        "    print(json.dumps([raise_file_limit(), *warnings]))\n"
+        "    print(raise_file_limit())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    (most, *none), (limit, warning) = map(json.loads, done.stdout.splitlines())
-    assert (most, none, limit) == (2_048, [], 512)
-    assert "LimitNOFILE=65536" in warning
+    assert done.stdout.split() == ["2048", "512"]

@@ -117,7 +117,7 @@ def test_a_detail_stays_within_what_metadata_can_hold() -> None:
 def test_a_peers_text_cannot_steer_a_terminal() -> None:
     """Escape sequences in facts, in differences, and in the sentence of a reason that nobody knows."""
     detail = pb.ErrorDetail(
-        reason="NEW\x1b[2J", sentence="\x1b]0;owned\x07" + "x" * 5000, incident="a\x1b;b" * 30
+        reason="NEW\x1b[2J", sentence="\x1b]0;owned\x07" + "x" * 190, incident="a\x1b;b" * 10
     )
     detail.facts["\x1b"] = "\x9b31m"
     detail.differences.add(field="\r\n", remedy="\x00")
@@ -146,7 +146,9 @@ def test_a_peers_error_with_an_unknown_field_is_the_peers_fault() -> None:
     newer = to_detail(QueueFull("x"), "south.example", "i").SerializeToString() + b"\xfa\x3f\x01x"
     found = failure_of_peer(Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, ((DETAIL_KEY, newer),)), HOP)
     assert type(found) is PeerFault
-    assert found.detail.startswith("south.example answered with what cannot be used: its error has fields")
+    assert found.detail.startswith(
+        "south.example answered with what cannot be used: a ErrorDetail has fields"
+    )
     assert type(from_detail(newer, "source north.example")) is UnknownFields
 
 
@@ -170,7 +172,14 @@ def test_what_a_node_passes_on_names_who_said_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"\xff\xff", b"", b"x" * (MAX_DETAIL_BYTES + 1)], ids=["garbage", "empty", "large"]
+    "data",
+    [
+        b"\xff\xff",
+        b"",
+        b"x" * (MAX_DETAIL_BYTES + 1),
+        pb.ErrorDetail(reason="QUOTA", sentence="x" * 201).SerializeToString(),
+    ],
+    ids=["garbage", "empty", "large", "a field beyond its bound"],
 )
 def test_a_detail_that_cannot_be_used_is_ignored(data: bytes) -> None:
     """The status decides then."""

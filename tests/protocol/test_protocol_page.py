@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from ddib_fed.protocol.contract import ContractSide
-from ddib_fed.protocol.streams import CHUNK, MAX_CHUNK, MIN_CHUNK
+from ddib_fed.protocol.streams import MAX_CHUNK, MIN_CHUNK
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 
@@ -17,7 +17,6 @@ def test_every_field_of_a_side_is_explained() -> None:
     assert set(re.findall(r"^\| `([a-z_0-9]+)` \|", chapter, re.MULTILINE)) == set(ContractSide.__slots__)
 
 
-def test_the_sizes_of_chunks_are_those_of_the_code() -> None:
+def test_the_sizes_of_pieces_are_those_of_the_code() -> None:
     """Of a receiver, and of this release."""
-    assert f"1 byte to {MAX_CHUNK >> 20} MiB; every chunk but the last at least {MIN_CHUNK >> 10} KiB" in PAGE
-    assert f"This release sends {CHUNK >> 20} MiB" in PAGE
+    assert f"at most {MAX_CHUNK >> 20} MiB, and each but the last at least {MIN_CHUNK >> 10} KiB" in PAGE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.client.views import job_view, require_finished
+from ddib_fed.client.client import require_finished
 from ddib_fed.errors import JobFailed
 from source_node.service import job_message
 from tests.node.tiny_nodes import make_institution
@@ -14,7 +14,7 @@ from tests.source_node.scripted_target import ScriptedTarget
 
 def seen_by_the_client(job) -> str:
     with pytest.raises(JobFailed) as caught:
-        require_finished(job_view(job_message(job)), "source north.example")
+        require_finished(job_message(job), "source north.example")
     return caught.value.detail
 
 

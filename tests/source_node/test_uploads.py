@@ -44,14 +44,14 @@ class Upload:
     def __init__(self, size: int = 3 * MAX_CHUNK) -> None:
         data = npy() + bytes(size)
         header = file_header(common_pb2.MEDIA_TYPE_NPY, data)
-        self._sent = [job_header(1), *stream(pb.SubmitJobRequest, "item", header, data, MAX_CHUNK)]
+        self._sent = [job_header(1), *stream(pb.SubmitJobRequest, "item", header, data)]
         self._go = threading.Event()
         self.held_bytes = 3 * MAX_CHUNK
 
     def __iter__(self):
-        yield from self._sent[:-2]
+        yield from self._sent[:-1]
         self._go.wait(20)
-        yield from self._sent[-2:]
+        yield self._sent[-1]
 
     def end(self) -> None:
         self._go.set()
@@ -134,6 +134,4 @@ def test_results_are_sent_from_the_disk_and_checked_before(open_served) -> None:
 
 def _fetched(served: Served, job_id: str) -> np.ndarray:
     answers = served.ask("FetchResults", pb.FetchResultsRequest(job_id=job_id))
-    return np.frombuffer(
-        b"".join(a.chunk.data for a in answers if a.WhichOneof("message") == "chunk"), np.uint8
-    )
+    return np.frombuffer(b"".join(a.data for a in answers), np.uint8)

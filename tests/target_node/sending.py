@@ -6,7 +6,7 @@ import numpy as np
 
 from ddib_fed.data.points import parse_npy
 from ddib_fed.latent import Latent
-from ddib_fed.protocol.streams import Announced, assemble, stream
+from ddib_fed.protocol.streams import MIN_CHUNK, Announced, assemble, stream
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 
@@ -27,6 +27,12 @@ def sent(contract, points: np.ndarray, item: int = 0) -> list[pb.DecodeRequest]:
     tensor = common_pb2.TensorHeader(shape=points.shape, size_bytes=len(data), sha256=latent.sha256)
     head = pb.LatentHeader(item=item, tensor=tensor, contract_sha256=contract.digest)
     return list(stream(pb.DecodeRequest, "latent", head, data))
+
+
+def torn(contract, item: int = 0) -> pb.DecodeRequest:
+    """The first of the two messages of a latent."""
+    (message,) = sent(contract, np.zeros((10_000, 2), np.float32), item)
+    return pb.DecodeRequest(latent=message.latent, data=message.data[:MIN_CHUNK])
 
 
 def results(messages) -> dict[int, np.ndarray]:

@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Making
-from ddib_fed.calibration.signed import SignedCalibration
+from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Making, SignedCalibration
 from ddib_fed.errors import (
     CalibrationForeign,
     CalibrationInvalid,
@@ -23,7 +22,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import write_file
 from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.node.calibration_peer import CalibrationPeer
+from ddib_fed.node.calibrations import CalibrationPeer
 from ddib_fed.security import pki
 from target_node import calibration as service
 from tests import audit_rows

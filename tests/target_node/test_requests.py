@@ -11,10 +11,9 @@ import pytest
 from ddib_fed.node.server import Pace
 from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.contract import Contract, ContractLimits
-from ddib_fed.protocol.streams import MAX_CHUNK
-from ddib_fed.v1 import common_pb2
+from ddib_fed.protocol.streams import MAX_CHUNK, MIN_CHUNK
 from ddib_fed.v1 import decoding_pb2 as pb
-from target_node.stream import AHEAD_BYTES, LEAST_WEIGHT, Arrived, Weighing, latents_of
+from target_node.stream import AHEAD_BYTES, LEAST_WEIGHT, Arrived, latents_of, weight_of
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until
 from tests.target_node.conftest import side
@@ -43,7 +42,7 @@ class Peer:
 
 
 def reading(peer: Peer) -> ReadAhead[pb.DecodeRequest]:
-    return ReadAhead(iter(peer), AHEAD_BYTES, "upload", weigh=Weighing())
+    return ReadAhead(iter(peer), AHEAD_BYTES, "upload", weigh=weight_of)
 
 
 def groups_of(
@@ -55,14 +54,15 @@ def groups_of(
 
 
 def test_no_latent_waits_for_one_that_is_half_here() -> None:
-    """The second one's header has come, and its peer is silent."""
+    """The beginning of the second one has come, and its peer is silent."""
     more = threading.Event()
 
     def messages() -> Iterator[pb.DecodeRequest]:
-        second = latent(1)
-        yield from (*latent(0), second[0])
+        second = sent(CONTRACT, gaussian(10_000, 1), 1)[0]
+        first, second.data = second.data[:MIN_CHUNK], second.data[MIN_CHUNK:]
+        yield from (*latent(0), pb.DecodeRequest(latent=second.latent, data=first))
         more.wait(5)
-        yield from second[1:]
+        yield pb.DecodeRequest(data=second.data)
 
     with reading(Peer(messages())) as read:
         taken = read.each()
@@ -72,33 +72,18 @@ def test_no_latent_waits_for_one_that_is_half_here() -> None:
         assert [[each.item for each in group] for group in groups] == [[1]]
 
 
-def large() -> Iterator[pb.DecodeRequest]:
-    tensor = common_pb2.TensorHeader(size_bytes=64 << 20)
-    yield pb.DecodeRequest(latent=pb.LatentHeader(tensor=tensor))
-    for index in itertools.count():
-        yield pb.DecodeRequest(chunk=common_pb2.Chunk(index=index, data=bytes(MAX_CHUNK)))
-
-
-def lying() -> Iterator[pb.DecodeRequest]:
-    """Small, it says, and the chunks are the largest that a message may hold."""
-    tensor = common_pb2.TensorHeader(size_bytes=8)
-    yield pb.DecodeRequest(latent=pb.LatentHeader(tensor=tensor))
-    while True:
-        yield pb.DecodeRequest(chunk=common_pb2.Chunk(data=bytes(4_000_000)))
-
-
 @pytest.mark.parametrize(
-    ("messages", "most"),
+    ("message", "most"),
     [
-        (large(), 2 + AHEAD_BYTES // MAX_CHUNK),
-        (lying(), 4),
-        (itertools.repeat(pb.DecodeRequest()), 1 + AHEAD_BYTES // LEAST_WEIGHT),
+        (pb.DecodeRequest(data=bytes(MAX_CHUNK)), 1 + AHEAD_BYTES // MAX_CHUNK),
+        (pb.DecodeRequest(data=bytes(4_000_000)), 3),
+        (pb.DecodeRequest(), 1 + AHEAD_BYTES // LEAST_WEIGHT),
     ],
-    ids=["large latents", "more than was announced", "empty messages"],
+    ids=["large pieces", "the largest messages", "empty messages"],
 )
-def test_only_so_many_bytes_are_read_before_they_are_asked_for(messages, most) -> None:
+def test_only_so_many_bytes_are_read_before_they_are_asked_for(message, most) -> None:
     """Whatever the peer says of them, and however small they are."""
-    peer = Peer(messages)
+    peer = Peer(itertools.repeat(message))
     with reading(peer) as read:
         taken = read.each()
         wait_until(lambda: peer.taken == most)

@@ -30,7 +30,7 @@ from target_node.service import MAX_CONTRACTS
 from tests import audit_rows
 from tests.node.tiny_nodes import gaussian
 from tests.target_node.conftest import asking, side
-from tests.target_node.sending import header, results, sent
+from tests.target_node.sending import header, results, sent, torn
 
 
 def test_latents_come_back_as_translations(target, north) -> None:
@@ -105,15 +105,15 @@ def test_a_latent_that_stalls_half_way_is_given_up_and_a_pause_between_two_is_no
     """Inside an item nothing justifies silence; between two the source may encode for as long as it likes."""
     target, go = open_target(stall_s=1.5), threading.Event()
     contract = target.negotiate(north)
-    first, second = sent(contract, gaussian(300), 0), sent(contract, gaussian(300), 1)
+    (first,), (second,) = sent(contract, gaussian(300), 0), sent(contract, gaussian(300), 1)
 
     def paused():
-        yield from (header(contract), *first)
+        yield from (header(contract), first)
         threading.Event().wait(2.5)
-        yield from second
+        yield second
 
     def stalled():
-        yield from (header(contract), *first, second[0])
+        yield from (header(contract), first, torn(contract, 1))
         go.wait(20)
 
     with target.called_by(north) as stub:
@@ -148,7 +148,7 @@ def test_messages_out_of_order_are_refused(target, north) -> None:
         (latent, MessageInvalid),
         ([header(contract), header(contract)], MessageInvalid),
         ([header(contract), *latent, *latent], MessageInvalid),
-        ([header(contract), *latent[:-1]], ChunkCorrupt),
+        ([header(contract), torn(contract)], ChunkCorrupt),
     ):
         with pytest.raises(error):
             target.decode(north, *messages)

@@ -27,7 +27,7 @@ def test_contradictions_and_unknown_settings_are_refused(wrong):
 
 def test_where_things_lie_and_what_they_are_called_is_not_part_of_a_run():
     base = {"domain": "moons", "steps": 5}
-    free = {"command": "a", "name": "x", "dtype": "float16", "checkpoint_every": 1}
+    free = {"command": "a", "name": "x", "checkpoint_every": 1}
     assert TrainConfig(**base, **free).identity("data") == TrainConfig(**base).identity("data")
     assert TrainConfig(**base).identity("data") != TrainConfig(**base).identity("other data")
     for change in ({"seed": 1}, {"threads": 2}, {"precision": "bfloat16"}, {"width": 8}):

@@ -16,7 +16,7 @@ from ddib_fed.evaluation.sample_verdict import SampleVerdict
 from ddib_fed.evaluation.structure import calibrate_by_chance
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.networks.config import SyntheticConfig
-from ddib_fed.training.run import Row, _line, latest_checkpoint, read_progress, train
+from ddib_fed.training.run import Row, latest_checkpoint, read_progress, train
 from ddib_fed.training.sources import array_source
 from tests.training.examples import TINY_NETWORK, blobs, stop_at, tiny_pictures, tiny_points
 
@@ -69,7 +69,7 @@ def test_what_is_there_is_kept_unless_told_otherwise(small, spots, tmp_path):
     with pytest.raises(AlreadyExists, match="finished"):
         train(config, tmp_path, source=spots)
     assert train(config, tmp_path, source=spots, resume=True).digest == first.digest
-    with pytest.raises(StateConflict, match="other pictures"):
+    with pytest.raises(StateConflict, match="other data"):
         train(config, tmp_path, source=replace(spots, digest="pictures:others"), resume=True)
     again = train(config.model_copy(update={"seed": 1}), tmp_path, source=spots, force=True)
     assert again.manifest.weights_sha256 != first.manifest.weights_sha256
@@ -254,9 +254,6 @@ def test_what_no_weight_depends_on_may_change_without_training(small, spots, tmp
     assert again.manifest.weights_sha256 == first.manifest.weights_sha256
     assert steps == []
     assert any("written again" in text for text in said)
-    half = train(named.model_copy(update={"dtype": "float16"}), tmp_path, source=spots, resume=True)
-    assert half.manifest.weights_sha256 != first.manifest.weights_sha256
-    assert half.manifest.training.steps == 12
 
 
 @pytest.mark.slow
@@ -276,7 +273,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice(tmp_path):
 
 def test_a_torn_line_of_progress_is_dropped(tmp_path):
     path = tmp_path / "progress.csv"
-    path.write_text(f"{','.join(Row._fields)}\n{_line(Row(10, 0.5, None, 1e-3, 1.0, 1.0))}\n20,0.4")
+    path.write_text(f"{','.join(Row._fields)}\n{Row(10, 0.5, None, 1e-3, 1.0, 1.0).line()}20,0.4")
     assert [row.step for row in read_progress(path)] == [10]
 
 

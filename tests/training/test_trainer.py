@@ -64,7 +64,7 @@ def test_when_memory_runs_out_the_microbatch_is_halved_and_the_step_still_taken(
     microbatch, step, loss, *notes = done.stdout.split()
     assert 1 <= int(microbatch) < 1024
     assert (step, float(loss)) == ("2", pytest.approx(1.0, abs=0.1))
-    assert "out of memory with 1024 pictures at once: continuing with 512" in " ".join(notes)
+    assert "out of memory with 1024 samples at once: continuing with 512" in " ".join(notes)
 
 
 def test_an_error_comes_with_the_piece_that_it_is_of():

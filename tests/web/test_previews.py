@@ -9,7 +9,7 @@ import pytest
 
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.engine.record import PictureFigures, Translation
-from ddib_fed.web.backend import doubts_in_words, measured_in_words, severity
+from ddib_fed.web.job import measured_in_words, severity
 from ddib_fed.web.uploads import SIZE, preview
 
 
@@ -54,8 +54,6 @@ def test_doubtful_ones_come_first_and_the_worst_of_them_first_of_all() -> None:
     both = record(29.0, structure_doubtful=True)
     bad, poor, good = record(12.0), record(29.0), record(45.0)
     assert sorted([good, poor, both, bad], key=severity, reverse=True) == [both, bad, poor, good]
-    assert len(doubts_in_words(both)) == 2
-    assert doubts_in_words(good) == []
 
 
 @pytest.mark.parametrize(

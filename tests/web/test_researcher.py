@@ -69,11 +69,11 @@ def test_translates_what_was_dropped(browser, finished, north, tmp_path) -> None
         ["Round trip, median point", "0.0001 of a standard deviation"] in each["figures"] for each in results
     )
     (folder,) = (tmp_path / "out").iterdir()
-    assert {path.name for path in folder.iterdir()} == {
-        f"{name}{end}" for name in ("a_scan", "b_scan") for end in (".npy", ".json", ".returned.npy")
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.*")} == {
+        f"{name}/scan{end}" for name in "ab" for end in (".npy", ".json", ".returned.npy")
     }
-    np.testing.assert_array_equal(np.load(folder / "b_scan.npy"), points(100, start=1) * 2)
-    assert json.loads((folder / "b_scan.json").read_text())["input"] == "b/scan.npy"
+    np.testing.assert_array_equal(np.load(folder / "b" / "scan.npy"), points(100, start=1) * 2)
+    assert json.loads((folder / "b" / "scan.json").read_text())["input"] == "b/scan.npy"
     (job,) = north.service.jobs.values()
     assert job.delivered == {0, 1}
 

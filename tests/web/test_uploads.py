@@ -15,7 +15,7 @@ from ddib_fed.errors import (
     InputError,
 )
 from ddib_fed.web import uploads as module
-from ddib_fed.web.uploads import Kind, Upload, Uploads, arranged, recognise
+from ddib_fed.web.uploads import Upload, Uploads, arranged, recognise
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import DICOM, NIFTI
 from tests.formats.maps import write_map
@@ -49,7 +49,7 @@ def test_a_file_lies_in_the_private_folder_whatever_it_is_called(uploads: Upload
         "scan\0.png",
     ):
         path = add(uploads, label).path
-        assert path.parent.parent == tmp_path
+        assert path.resolve().is_relative_to(tmp_path)
         assert path.read_bytes() == PNG
     assert not (tmp_path.parent / "etc").exists()
 
@@ -83,7 +83,7 @@ def test_a_map_is_never_sent_as_it_is(uploads: Uploads, tmp_path: Path) -> None:
     """Its header would leave with it: it is sent as pixels, and refused where these cannot be read."""
     heights = np.arange(192, dtype=np.uint8).reshape(1, 12, 16)
     content = write_map(tmp_path / "town.tif", heights).read_bytes()
-    assert add(uploads, "town.tif", content).kind is Kind.WHOLE
+    assert not add(uploads, "town.tif", content).is_plain
     with pytest.raises(ImageUnreadable, match=r"ward/map\.tif"):
         add(uploads, "ward/map.tif", tiff({256: 1, 34735: 4}))
     assert [each.label for each in uploads.list()] == ["town.tif"]
@@ -97,100 +97,30 @@ def test_too_large_a_file_is_refused_while_it_comes(uploads: Uploads, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture
-def drop(tmp_path: Path):
-    """Files of some labels and kinds, with their own label as content."""
-
-    def dropped(*named: tuple[str, Kind]) -> list[Upload]:
-        files = []
-        for number, (label, kind) in enumerate(named):
-            path = tmp_path / "uploads" / f"{number:05}" / "file"
-            path.parent.mkdir(parents=True)
-            path.write_text(label)
-            files.append(Upload(number, label, path, 1, kind))
-        return files
-
-    return dropped
-
-
-def test_results_of_files_of_one_name_have_different_names(drop, tmp_path: Path) -> None:
-    """Folders become a part of the name; what is still the same gets a number, also where only case differs."""
-    labels = ["a/scan.png", "b/scan.png", "a_scan.tif", "A/Scan.png", "🦷.png", "…/..png"]
-    files = drop(*((label, Kind.PLAIN) for label in labels))
-    given = arranged(files, tmp_path / "job")
-    assert [each.name for each in given] == [
-        "a_scan",
-        "b_scan",
-        "a_scan-2",
-        "A_Scan-3",
-        "picture",
-        "picture-2",
-    ]
-    assert [each.path for each in given] == [each.path for each in files]
-    assert not (tmp_path / "job").exists()
-
-
-def test_the_slices_of_a_dropped_folder_lie_in_one_folder(drop, tmp_path: Path) -> None:
-    """As they were in it; it is what is translated, under the folder's name."""
-    files = drop(("Ada/one/IM1", Kind.SLICE), ("Ada/two/IM1", Kind.SLICE), ("Ada/plain.png", Kind.PLAIN))
-    series, plain = arranged(files, tmp_path / "job")
-    assert (series.name, series.label, series.is_study) == ("Ada", "Ada", True)
-    assert sorted(str(path.relative_to(series.path)) for path in series.path.rglob("IM*")) == [
-        "one/IM1",
-        "two/IM1",
-    ]
-    assert (series.path / "two" / "IM1").read_text() == "Ada/two/IM1"
-    assert (plain.label, plain.is_study) == ("Ada/plain.png", False)
-
-
-def test_no_name_leads_out_of_the_folder_or_replaces_another(drop, tmp_path: Path) -> None:
-    """Two dropped folders of one name are one; dots are no folders."""
-    labels = ["../../x/IM1", "s/../IM1", "s/.hidden/IM1", "s/IM1", "s/IM1", "s/é/IM1", "s/ü/IM1"]
-    given = arranged(drop(*((label, Kind.SLICE) for label in labels)), tmp_path / "job")
-    placed = [path for path in (tmp_path / "job").rglob("*") if path.is_file()]
-    assert sorted(path.read_text() for path in placed) == sorted(labels)
-    assert not any(part.startswith(".") for path in placed for part in path.relative_to(tmp_path).parts)
-    assert len(given) == 2
-
-
-def test_a_volume_keeps_both_its_suffixes_and_gets_a_name_of_its_own(drop, tmp_path: Path) -> None:
-    """Two patients' volumes of one name are two results; so are a series and a volume of one name."""
-    files = drop(
-        ("ada/T1.nii.gz", Kind.WHOLE),
-        ("eve/T1.nii.gz", Kind.WHOLE),
-        ("T1/IM1", Kind.SLICE),
-        ("T1.NII", Kind.WHOLE),
-    )
-    given = arranged(files, tmp_path / "job")
-    assert [each.path.name for each in given] == ["T1", "ada_T1.nii.gz", "eve_T1.nii.gz", "T1-2.nii"]
-    assert [each.label for each in given] == ["T1", "ada/T1.nii.gz", "eve/T1.nii.gz", "T1.NII"]
-    assert all(each.is_study for each in given)
+def test_what_is_translated_lies_as_it_was_dropped(uploads: Uploads, tmp_path: Path) -> None:
+    """No name leads out of the folder or replaces another; dots and empty names are no folders."""
+    labels = ["a/scan.png", "b/scan.png", "a/scan.png", "../../x/scan.png", "s/.hidden/🦷.png", "s//🦷.png"]
+    for label in labels:
+        add(uploads, label)
+    dropped = arranged(uploads.take(), tmp_path / "job")
+    found = sorted(str(path.relative_to(dropped)) for path in dropped.rglob("*") if path.is_file())
+    assert found == [
+        "a/scan-2.png", "a/scan.png", "b/scan.png", "s/hidden/🦷.png", "s/🦷.png", "x/scan.png",
+    ]  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"job", *(f"{n:05}" for n in range(len(labels)))}
 
 
 VALUES = np.random.default_rng(0).integers(0, 2000, (1, 12, 10))
-FOLDER = Path("Ada")
 
 
 def test_files_of_the_field_are_told_from_plain_ones(tmp_path: Path) -> None:
     """A slice without a suffix, a volume, a map; a TIFF without a georeference is plain."""
-    (tmp_path / "plain.png").write_bytes(encode_png(np.zeros((4, 4, 1), np.uint8)))
+    (tmp_path / "plain.png").write_bytes(PNG)
     write_series(tmp_path / "mr", VALUES)
     write_map(tmp_path / "map.tif", SMOOTH)
-    found = {
-        path.name: recognise(path, FOLDER)[0]
-        for path in (
-            tmp_path / "plain.png",
-            tmp_path / "mr" / "IM001",
-            NIFTI / "standard.nii.gz",
-            tmp_path / "map.tif",
-        )
-    }
-    assert found == {
-        "plain.png": Kind.PLAIN,
-        "IM001": Kind.SLICE,
-        "standard.nii.gz": Kind.WHOLE,
-        "map.tif": Kind.WHOLE,
-    }
+    field = (tmp_path / "mr" / "IM001", NIFTI / "standard.nii.gz", tmp_path / "map.tif")
+    assert recognise(tmp_path / "plain.png", "plain.png")[0]
+    assert not any(recognise(path, path.name)[0] for path in field)
 
 
 def test_what_is_damaged_is_refused_at_once(tmp_path: Path) -> None:
@@ -201,10 +131,10 @@ def test_what_is_damaged_is_refused_at_once(tmp_path: Path) -> None:
         cut = tmp_path / f"cut-{path.name}"
         cut.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
         with pytest.raises(DdibError) as caught:
-            recognise(cut, FOLDER)
+            recognise(cut, cut.name)
         assert cut.name in caught.value.detail
     with pytest.raises(ImageUnreadable, match="holds no picture"):
-        recognise(DICOM / "reportsi.dcm", FOLDER)
+        recognise(DICOM / "reportsi.dcm", "report")
     (tmp_path / "header").write_bytes((DICOM / "CT_small.dcm").read_bytes()[:1000])
     with pytest.raises(ImageUnreadable, match="is not complete"):
-        recognise(tmp_path / "header", FOLDER)
+        recognise(tmp_path / "header", "header")

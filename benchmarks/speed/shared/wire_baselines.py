@@ -15,7 +15,7 @@ import grpc
 
 from ddib_fed.networks.placement import keep_freed_memory, share_heaps
 from ddib_fed.node.server import OPTIONS
-from ddib_fed.protocol.streams import pieces
+from ddib_fed.protocol.streams import MAX_CHUNK
 from ddib_fed.security.peers import Peer
 from ddib_fed.security.pki import certificate_pem
 from ddib_fed.security.tls import CHANNEL_OPTIONS
@@ -92,6 +92,11 @@ class Raw:
 # A gRPC stream
 
 
+def pieces(data: bytes | memoryview) -> Iterator[bytes]:
+    view = memoryview(data)
+    return (bytes(view[at : at + MAX_CHUNK]) for at in range(0, len(view), MAX_CHUNK))
+
+
 def serve_bare(folder: Path, port: Connection, rows_back: int) -> None:
     """Takes chunks over a gRPC stream, keeps none, and sends as much back for each latent as the node does."""
     as_nodes_do()
@@ -103,7 +108,7 @@ def serve_bare(folder: Path, port: Connection, rows_back: int) -> None:
             received += len(chunk)
             if received == LATENT_BYTES:
                 received = 0
-                yield from map(bytes, pieces(back))
+                yield from pieces(back)
 
     handler = grpc.stream_stream_rpc_method_handler(answer)
     server = grpc.server(ThreadPoolExecutor(4), options=OPTIONS)
@@ -129,7 +134,7 @@ class Bare:
     def run(self, items: int) -> float:
         """MiB of latents a second."""
         started = time.perf_counter()
-        chunks = (bytes(piece) for _ in range(items) for piece in pieces(self._data))
+        chunks = (piece for _ in range(items) for piece in pieces(self._data))
         received = sum(map(len, self._move(chunks)))
         assert received == items * self._back_bytes
         return items * LATENT_BYTES / MEBIBYTE / (time.perf_counter() - started)

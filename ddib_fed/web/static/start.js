@@ -75,7 +75,7 @@ async function list() {
   $("count").textContent = files.length
     ? `${files.length} ${files.length === 1 ? "file" : "files"}, ${bytes(total)}` : "No files yet.";
   $("details").hidden = $("clear").hidden = !files.length;
-  $("formats").hidden = files.every((each) => each.kind === "plain");
+  $("formats").hidden = files.every((each) => each.plain);
   const warnings = [...new Set(files.flatMap((each) => each.warnings))];
   $("warnings").replaceChildren(...warnings.map((line) => element("p", { class: "warning" }, `Warning: ${line}`)));
   $("files").replaceChildren(...files.map((each) => {

@@ -8,8 +8,13 @@ from pathlib import Path
 
 from click.testing import CliRunner, Result
 
-from ddib_fed.calibration.record import CalibratedSide, Making, units_digest, write_calibration
-from ddib_fed.calibration.signed import CalibrationStore
+from ddib_fed.calibration.record import (
+    CalibratedSide,
+    CalibrationStore,
+    Making,
+    units_digest,
+    write_calibration,
+)
 from ddib_fed.cli.main import cli
 from ddib_fed.models.units import ChannelMap
 from tests import audit_rows

@@ -123,7 +123,6 @@ def test_what_cannot_be_is_said_before_anything_is_read(desk: Path) -> None:
     for words in (
         ("north", "south", "--pictures", "A"),
         ("north", "south", "--anchors", "A", "B", "--epsilon", "2"),
-        ("north", "south", "--evaluations", "4"),
         ("north", "south", "--config", "node.toml"),
         ("north", "south"),
         ("north", "south", "--kind", "tone", "--anchors", "A", "B"),

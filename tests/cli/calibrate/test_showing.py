@@ -14,12 +14,12 @@ from typing import Any
 import click
 import pytest
 
-from ddib_fed.calibration.record import CalibratedSide
-from ddib_fed.calibration.signed import CalibrationStore, SignedCalibration
-from ddib_fed.cli.calibrate_showing import how_jobs_use
+from ddib_fed.calibration.record import CalibratedSide, CalibrationStore, SignedCalibration
+from ddib_fed.cli.calibrate import how_jobs_use
 from ddib_fed.cli.main import cli
 from ddib_fed.models.units import ChannelMap
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.security.peers import begin_node
 from tests.calibration.examples import UNITS, calibration
 from tests.node.picture_examples import save_pictures_model
 
@@ -69,8 +69,7 @@ def test_a_curve_is_used_by_a_model_trained_with_it(north) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("columns", [80, 40])
-def test_names_in_the_list_are_whole_in_a_narrow_terminal(north, columns) -> None:
+def test_names_in_the_list_are_whole_in_a_narrow_terminal(north) -> None:
     """They can be copied: neither a digest nor a name is broken or cut, whatever the width."""
     names = [("radiology.north-hospital.example", "brain-t1-3-tesla"), ("imaging.south.example", "brain-t2")]
     source, target = (
@@ -78,9 +77,10 @@ def test_names_in_the_list_are_whole_in_a_narrow_terminal(north, columns) -> Non
         for institution, domain in names
     )
     listed = calibration(source=source, target=target)
+    begin_node(north.paths.state, "north.example", "node-1")
     CalibrationStore(north.paths.calibrations).add(SignedCalibration(calibration=listed))
     terminal, its_end = os.openpty()
-    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
     ddib = [sys.executable, "-c", "from ddib_fed.cli.main import main; main()"]
     subprocess.run([*ddib, "calibrate", "list", "--config", north.path], stdout=its_end, check=True)
     shown = os.read(terminal, 1 << 16).decode()

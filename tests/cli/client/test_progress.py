@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddib_fed.cli.progress import SAID_EVERY_S, ConsoleProgress
+from ddib_fed.cli.folder_report import SAID_EVERY_S, ConsoleProgress
 from ddib_fed.client.files import FileItem
 from ddib_fed.client.results import Delivered
 from ddib_fed.engine.record import Translation
-from ddib_fed.protocol.messages import Event, JobState
+from ddib_fed.v1 import translation_pb2 as pb
 
 
-def event(done: int, state: JobState = JobState.RUNNING) -> Event:
-    return Event(sequence=done + 1, state=state, item=done, stage="done", items_done=done, items=10)
+def event(done: int, state: int = pb.JOB_STATE_RUNNING) -> pb.WatchJobResponse:
+    return pb.WatchJobResponse(
+        sequence=done + 1, state=state, item=done, stage="done", items_done=done, items=10
+    )
 
 
 def test_lines_come_now_and_then_with_the_job_first(capsys):
@@ -27,7 +29,7 @@ def test_lines_come_now_and_then_with_the_job_first(capsys):
         now[0] = SAID_EVERY_S
         progress.event(event(9))
         assert capsys.readouterr().err == "job job-1: running, 9 of 10 items done\n"
-        progress.event(event(10, JobState.FINISHED))
+        progress.event(event(10, pb.JOB_STATE_FINISHED))
         assert capsys.readouterr().err == "job job-1: finished, 10 of 10 items done\n"
 
 

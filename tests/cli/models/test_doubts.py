@@ -7,13 +7,11 @@ import json
 import pytest
 
 from ddib_fed.cli.folder_report import report_run
-from ddib_fed.client.client import JobRequest
+from ddib_fed.client.client import JobResult, ResultFile, job_header
 from ddib_fed.client.files import FileItem
-from ddib_fed.client.folder_run import FolderRun, RunOptions
+from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.progress import RunProgress
 from ddib_fed.client.results import write_result
-from ddib_fed.client.views import JobResult, Media, ResultFile
 from ddib_fed.engine.record import Part, PictureFigures, Translation
 from ddib_fed.terminal import sentences_aside
 
@@ -56,15 +54,15 @@ def test_a_picture_is_doubtful_by_its_round_trip_or_by_its_structure(figures, do
 
 
 def test_the_record_and_the_terminal_say_why(tmp_path, capsys):
-    """The file, the reason and the mark, without --cycle and --doubtful-below."""
-    file = ResultFile(Media.PNG, b"png", b"s" * 32)
+    """The file, the reason and the mark, without --cycle."""
+    file = ResultFile(".png", b"png", b"s" * 32)
     result = JobResult(0, {Part.TRANSLATION: file}, said(replace(LOST, cycle_psnr=None)))
-    delivered = write_result(result, FileItem("coast", "coast.png", "00"), tmp_path, 30.0)
+    delivered = write_result(result, FileItem("coast", "coast.png", "00"), tmp_path, doubtful_below=30.0)
     record = json.loads((tmp_path / "coast.json").read_text())
     assert (record["doubtful"], record["doubts"]) == (True, ["structure"])
     assert record["picture"]["least_edge_correlation"] == 0.19
     options = RunOptions(
-        Profile.model_construct(), JobRequest("south.example/relief"), tmp_path, RunProgress()
+        Profile.model_construct(), job_header("south.example/relief"), tmp_path, RunProgress()
     )
     run = FolderRun(options, total=1, results={"coast": delivered})
     report_run(run)
@@ -74,4 +72,4 @@ def test_the_record_and_the_terminal_say_why(tmp_path, capsys):
     assert "coast.png" in shown.err
     with sentences_aside():
         report_run(run)
-    assert json.loads(capsys.readouterr().out)["items"][0]["doubts"] == ["structure"]
+    assert json.loads(capsys.readouterr().out)["items"][0]["record"]["doubts"] == ["structure"]

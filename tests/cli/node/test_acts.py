@@ -11,7 +11,7 @@ from ddib_fed.errors import ExitCode
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security import pki
-from ddib_fed.security.audit_reading import verify
+from ddib_fed.security.audit import lines_of, verify
 from tests import audit_rows
 from tests.cli.node.test_peer import exported, set_up
 
@@ -31,7 +31,7 @@ def south(tmp_path: Path) -> Path:
 
 def records(config: Path) -> list[dict]:
     path = NodeConfig.load(config).paths.store
-    assert not path.exists() or verify(path).ok
+    assert not path.exists() or verify(lines_of(path)).ok
     return audit_rows.records(path)
 
 

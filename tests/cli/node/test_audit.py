@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 
 import pytest
@@ -12,8 +11,7 @@ from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
 from ddib_fed.node.admitting import admit, export_peer
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.security.audit import anchor_of, anchor_values
-from ddib_fed.security.audit_reading import verify
+from ddib_fed.security.audit import anchor_of, anchor_values, lines_of, verify
 from tests import audit_rows
 
 
@@ -42,7 +40,7 @@ def test_a_changed_line_is_named(config_path, log, capsys):
 
 def test_a_log_that_was_cut_shows_by_the_noted_head(config_path, log, capsys):
     """The chain of what is left is whole; the head that was noted is no longer in it. Lines that follow do no harm."""
-    noted = verify(log).head
+    noted = verify(lines_of(log)).head
     command = ["audit", "verify", "--config", str(config_path), "--anchors", noted]
     audit_rows.append(log, "started")
     assert run(command) == 0
@@ -130,45 +128,9 @@ def test_lines_are_shown_for_people_and_for_scripts(config_path, log, capsys):
     assert run(["audit", "show", "--config", str(config_path), "--limit", "2", "--format", "json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["act"] for line in lines] == ["stopped", "peer_suspended"]
-    assert lines[-1]["sha256"] == verify(log).head
+    assert lines[-1]["sha256"] == verify(lines_of(log)).head
 
 
-@pytest.mark.parametrize("name", ["log.csv", "log.jsonl"])
-def test_an_export_comes_with_the_head_that_was_verified(config_path, log, tmp_path, capsys, name):
-    """And with what was asked for, and the digest of the file; nothing is overwritten."""
-    words = [
-        "audit",
-        "show",
-        "--config",
-        str(config_path),
-        "--job",
-        "7f",
-        "--out",
-        str(tmp_path / name),
-    ]
-    assert run(words) == 0
-    head = json.loads((tmp_path / f"{name}.head.json").read_text())
-    assert (head["lines"], head["head"], head["exported"]) == (3, verify(log).head, 1)
-    assert (head["of"], head["asked"]["job"]) == ("spiffe://north.example/node/node-1", "7f")
-    content = (tmp_path / name).read_bytes()
-    assert head["file_sha256"] == hashlib.sha256(content).hexdigest()
-    assert b"latent_sent" in content
-    assert b"stopped" not in content
-    assert verify(log).head in capsys.readouterr().out
-    assert run(words) == ExitCode.CONFLICT
-
-
-def test_a_broken_log_is_not_exported(config_path, log, tmp_path, capsys):
-    """Exit 10 as `verify`, and no file."""
-    audit_rows.edit(log, "UPDATE audit SET line = replace(line, 'latent_sent', 'nothing_sent')")
-    assert (
-        run(["audit", "show", "--config", str(config_path), "--out", str(tmp_path / "x")]) == ExitCode.CORRUPT
-    )
-    assert "line 3" in capsys.readouterr().err
-    assert not (tmp_path / "x").exists()
-
-
-@pytest.mark.parametrize("words", [["show", "-f"], ["show", "--out", "x"]], ids=lambda words: words[1])
-def test_no_log_can_neither_be_shown_nor_exported(config_path, words):
+def test_no_log_cannot_be_shown(config_path):
     """A node that never served."""
-    assert run(["audit", *words, "--config", str(config_path)]) == ExitCode.NOT_FOUND
+    assert run(["audit", "show", "--config", str(config_path)]) == ExitCode.NOT_FOUND

@@ -102,7 +102,7 @@ def test_contracts_that_differ_are_refused_field_by_field(tmp_path: Path) -> Non
             job = client.submit([npy(moons(20))], TARGET)
             for _ in client.watch(job.job_id):
                 pass
-            error = client.get(job.job_id).failure
+            error = client.get(job.job_id).error
         assert error is not None
         assert error.reason == "CONTRACT_MISMATCH"
         assert [(d.field, d.source, d.target) for d in error.differences] == [("sample_shape", "2", "3")]

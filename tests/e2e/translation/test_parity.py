@@ -358,7 +358,7 @@ def test_a_latent_that_is_no_noise_is_refused_by_both(tmp_path, open_nodes) -> N
     mine = client.submit(paths, client.target, Settings(evaluations=EVALUATIONS)).job_id
     assert [result.item for result in client.results(mine)] == [1]
     job = nodes.ended(nodes.submit(*paths, solver=common_pb2.SolverSettings(evaluations=EVALUATIONS)))
-    refused = client.get(mine).items[0].failure
+    refused = client.get(mine).items[0].error
     assert refused is not None
     assert refused.reason == job.items[0].error.reason == "LATENT_NOT_GAUSSIAN"
     assert dict(refused.facts) == dict(job.items[0].error.facts)

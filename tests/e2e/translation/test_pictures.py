@@ -14,6 +14,7 @@ import tifffile
 from PIL import Image
 
 from ddib_fed.cli.main import run
+from ddib_fed.client.client import state_of
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import ImageTooLarge, ImageUnreadable, JobFailed, PictureMisfit, SettingsInvalid
 from ddib_fed.models.manifest import PictureFormat, StructureThresholds
@@ -216,9 +217,8 @@ def test_a_picture_of_another_kind_fails_alone(studio: Studio) -> None:
         for _ in client.watch(job.job_id):
             pass
         found = client.get(job.job_id)
-    assert [item.state for item in found.items] == ["DECODED", "FAILED"]
-    assert found.items[1].failure is not None
-    assert found.items[1].failure.reason == "LATENT_NOT_GAUSSIAN"
+    assert [state_of(item) for item in found.items] == ["DECODED", "FAILED"]
+    assert found.items[1].error.reason == "LATENT_NOT_GAUSSIAN"
 
 
 def test_the_softening_key_is_the_owners_alone(studio: Studio) -> None:

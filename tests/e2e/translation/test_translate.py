@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddib_fed.client.client import state_of
 from ddib_fed.errors import (
     DdibError,
     DomainNotFound,
@@ -133,9 +134,8 @@ def test_points_in_other_units_are_refused_with_the_item(pair: Pair) -> None:
         for _ in client.watch(job.job_id):
             pass
         found = client.get(job.job_id)
-    assert [item.state for item in found.items] == ["FAILED", "DECODED"]
-    assert found.items[0].failure is not None
-    assert found.items[0].failure.reason == "LATENT_NOT_GAUSSIAN"
+    assert [state_of(item) for item in found.items] == ["FAILED", "DECODED"]
+    assert found.items[0].error.reason == "LATENT_NOT_GAUSSIAN"
 
 
 def test_the_logs_hold_no_traceback_and_no_warning(pair: Pair) -> None:

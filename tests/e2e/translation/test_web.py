@@ -117,28 +117,26 @@ def test_everything_is_one_finished_translation(clinic: Clinic) -> None:
     jobs = json.loads(ddib("job", "list", "--profile", clinic.profile, "--format", "json"))
     assert len(jobs) == 6
     assert sum(job["item_count"] for job in jobs) == 9
-    assert {path.name for path in clinic.out.glob("plain_*.png")} == {
-        f"plain_{n}.png" for n in range(LIMIT + 1)
-    }
+    assert {path.name for path in clinic.out.glob("plain/*.png")} == {f"{n}.png" for n in range(LIMIT + 1)}
 
 
 def test_what_was_made_is_downloaded(clinic: Clinic) -> None:
     """A series, a volume, and the archive of all: the files that lie in --out; warned of before."""
-    series = clinic.state["studies"][0]
-    assert series["warnings"][0].startswith("Ada-series: burnt-in text")
+    series = clinic.state["studies"][1]
+    assert series["warnings"][0].startswith("Ada-series/series-1: burnt-in text")
     assert any("slice flicker" in line for line in series["said"])
-    archive = zipfile.ZipFile(io.BytesIO(clinic.page.get(f"jobs/{clinic.job}/studies/0/file")))
+    archive = zipfile.ZipFile(io.BytesIO(clinic.page.get(f"jobs/{clinic.job}/studies/1/file")))
     made = [pydicom.dcmread(io.BytesIO(archive.read(name))) for name in sorted(archive.namelist())]
     assert {(m[0x0008001C].value, str(m.PatientName)) for m in made} == {("YES", SECRET)}
     assert len(made) == len(clinic.slices)
     every = zipfile.ZipFile(io.BytesIO(clinic.page.get(f"jobs/{clinic.job}/all.zip")))
-    volume = clinic.page.get(f"jobs/{clinic.job}/studies/1/file")
+    volume = clinic.page.get(f"jobs/{clinic.job}/studies/0/file")
     assert (
         every.read(f"{clinic.out.name}/Ada-volume.nii")
         == volume
         == (clinic.out / "Ada-volume.nii").read_bytes()
     )
-    assert f"{clinic.out.name}/Ada-series/series-1/0003.dcm" in every.namelist()
+    assert f"{clinic.out.name}/dicom/Ada-series/series-1/0003.dcm" in every.namelist()
 
 
 def test_each_slice_is_shown_beside_its_translation(clinic: Clinic) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.calibration.signed import SignedCalibration
+from ddib_fed.calibration.record import SignedCalibration
 from ddib_fed.errors import CalibrationRefused
 from ddib_fed.models.bundle import make_bundle
 from ddib_fed.models.units import ChannelMap

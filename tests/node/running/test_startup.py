@@ -94,9 +94,9 @@ def test_check_finds_what_serve_ends_with(node: Node, name: str, capsys, monkeyp
         folder_for("node.toml"),
         lambda node: node.edit('domain = "moons"                #', 'domain = "My Moons"   #'),
         http("0.0.0.0:9464"),
-        lambda node: node.edit('# renew_command = ["/usr/local/bin/renew"]', "renew_command = []"),
+        lambda node: node.edit("# recovery_days = 30.0", "recovery_days = -1"),
     ],
-    ids=["toml", "utf-16", "missing", "folder", "domain", "http", "renew_command"],
+    ids=["toml", "utf-16", "missing", "folder", "domain", "http", "recovery"],
 )
 def test_a_configuration_that_cannot_be_used_is_named(node: Node, spoil, capsys, monkeypatch) -> None:
     """By both commands, before anything else."""

@@ -11,7 +11,7 @@ from ddib_fed.node.admin import AdminClient
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security import pki
-from ddib_fed.security.audit_reading import verify
+from ddib_fed.security.audit import lines_of, verify
 from ddib_fed.security.identity import Identity
 from tests import audit_rows
 from tests.node.running.test_daemon import Running, ready
@@ -49,7 +49,7 @@ def test_start_and_stop_have_their_lines(config: NodeConfig) -> None:
     assert (found[0]["model"], found[0]["roles"], found[0]["peers"]) == (model, ["target"], [])
     assert found[1]["by"] == "drain"
     assert found[0]["trust"] == found[2]["trust"]
-    assert verify(config.paths.store).ok
+    assert verify(lines_of(config.paths.store)).ok
 
 
 def test_files_that_somebody_changed_by_hand_are_written_down(
@@ -99,7 +99,7 @@ def test_a_log_that_is_cut_while_the_node_runs_makes_it_degraded(
     assert state.startswith("degraded: the audit log ")
     assert "was cut while the node ran" in state
     assert "ddib audit verify" in state
-    assert not verify(path).ok
+    assert not verify(lines_of(path)).ok
 
 
 def test_a_reload_is_a_line(config: NodeConfig, running: Running) -> None:

@@ -21,8 +21,8 @@ from ddib_fed.diffusion import gaussianity
 from ddib_fed.engine.gate import Softener
 from ddib_fed.evaluation import samples
 from ddib_fed.latent import Latent
-from ddib_fed.protocol.streams import ChunkFrame
-from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
+from ddib_fed.protocol.latent import ApprovedLatent
+from ddib_fed.v1 import decoding_pb2_grpc
 from source_node import pipeline, remote
 from source_node.remote import DecodeCall
 from target_node import stream
@@ -155,20 +155,17 @@ def permuted_picture() -> None:
 
 
 def pixels_behind_chunks() -> None:
-    """A field that the protocol does not have, behind each chunk's data."""
+    """A field that the protocol does not have, behind the data of each message."""
     _watch()
-    honest = ChunkFrame.SerializeToString
+    honest = ApprovedLatent.stream
 
-    def serialise(self: ChunkFrame) -> bytes:
-        return _padded_chunk(self, _grey(PICTURES[-1]).tobytes()) if PICTURES else honest(self)
+    def padded(self: ApprovedLatent, message: type[Any]) -> Iterator[Any]:
+        pixels = _grey(PICTURES[-1]).tobytes()
+        for each in honest(self, message):
+            each.MergeFromString(b"\x7a" + _varint(len(pixels)) + pixels)  # field 15, bytes
+            yield each
 
-    ChunkFrame.SerializeToString = serialise  # type: ignore[method-assign]
-
-
-def _padded_chunk(frame: ChunkFrame, pixels: bytes) -> bytes:
-    chunk = common_pb2.Chunk(index=frame.index, data=bytes(frame.data)).SerializeToString()
-    inner = chunk + b"\x7a" + _varint(len(pixels)) + pixels  # field 15, bytes
-    return bytes([frame.field << 3 | 2]) + _varint(len(inner)) + inner
+    ApprovedLatent.stream = padded  # type: ignore[method-assign]
 
 
 def _varint(number: int) -> bytes:

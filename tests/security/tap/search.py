@@ -9,8 +9,8 @@ import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.unknown_fields import UnknownFieldSet
 
-from ddib_fed.protocol.check import has_unknown_fields
 from ddib_fed.telemetry import TAKES_KEY, TRACE_KEY
 from ddib_fed.v1 import calibration_pb2, decoding_pb2
 from tests.protocol.surface import METADATA
@@ -132,20 +132,20 @@ class Traffic:
             if has_unknown_fields(message):
                 self.unknown.append(where)
             which = message.WhichOneof("message") if "message" in message.DESCRIPTOR.oneofs_by_name else None
-            if which == "chunk":
-                chunks += message.chunk.data
-                self.payload[way] += len(message.chunk.data)
-            elif which == "trailer":
+            if which is not None:  # the one before it is whole
                 self._tensor(where, header, bytes(chunks))
-                yield Place(f"{where}, chunks", bytes(chunks), numbers=True)
+                yield Place(f"{where}, data", bytes(chunks), numbers=True)
                 chunks = bytearray()
-            elif which is not None:
                 header = getattr(message, which)
+            if "data" in message.DESCRIPTOR.fields_by_name:
+                chunks += message.data
+                self.payload[way] += len(message.data)
             for name, value in _leaves(message):
                 texts.setdefault(name, bytearray()).extend(value)
-        yield Place(f"{where}, chunks", bytes(chunks), numbers=True)
+        self._tensor(where, header, bytes(chunks))
+        yield Place(f"{where}, data", bytes(chunks), numbers=True)
         for name, value in texts.items():
-            if not name.endswith("Chunk.data"):
+            if not name.endswith(".data"):
                 yield Place(f"{where}, field {name}", bytes(value), numbers=True)
 
     def _tensor(self, where: str, header: Message | None, data: bytes) -> None:
@@ -188,6 +188,14 @@ def _message_kind(path: str, way: str) -> type[Message] | None:
         return None
     described = SERVICES[service].methods_by_name[method]
     return GetMessageClass(described.input_type if way == "asked" else described.output_type)
+
+
+def has_unknown_fields(message: Message) -> bool:
+    inner = (value for field, value in message.ListFields() if field.message_type is not None)
+    messages = (each for value in inner for each in ([value] if isinstance(value, Message) else value))
+    return len(UnknownFieldSet(message)) > 0 or any(
+        has_unknown_fields(each) for each in messages if isinstance(each, Message)
+    )
 
 
 def _leaves(message: Message) -> Iterator[tuple[str, bytes]]:

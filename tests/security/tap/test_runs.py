@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.calibration.record import leg_map
-from ddib_fed.calibration.signed import CalibrationStore
+from ddib_fed.calibration.record import CalibrationStore, leg_map
 from ddib_fed.data.pictures import read_image
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.local_party import ServingParty

@@ -9,7 +9,6 @@ from ddib_fed.engine.party import Control
 from ddib_fed.errors import DdibError, PeerFault
 from ddib_fed.latent import Latent
 from ddib_fed.security import tls
-from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from source_node.remote import Remotes
 from tests.node.tiny_nodes import gaussian
@@ -51,9 +50,7 @@ def test_a_description_with_a_field_that_nobody_knows_is_refused(remotes, target
     assert refused(remotes.get("south.example").describe).facts["answer"] == "UNKNOWN_FIELDS"
 
 
-@pytest.mark.parametrize(
-    "path", ["", "result", "result.file", "chunk", "trailer", "latent", "latent.tensor", "progress"]
-)
+@pytest.mark.parametrize("path", ["", "result", "result.file", "latent", "latent.tensor", "progress"])
 def test_a_decoded_item_with_a_field_that_nobody_knows_is_refused(remotes, target, path) -> None:
     """In every message of the stream, and in every message inside it."""
     top = path.split(".")[0]
@@ -87,7 +84,7 @@ def test_a_message_over_the_limit_is_not_asked_for_again(source, target) -> None
 
     def oversized(target, header, items, context):
         next(items)
-        yield pb.DecodeResponse(chunk=common_pb2.Chunk(data=bytes(5 << 20)))
+        yield pb.DecodeResponse(data=bytes(5 << 20))
 
     target.decodes = [oversized, oversized, oversized]
     job = source.start().ended(source.submit())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.client.views import job_view, require_finished
+from ddib_fed.client.client import require_finished
 from ddib_fed.errors import ContractMismatch, Difference, JobFailed
 from source_node.service import job_message
 from tests.node.tiny_nodes import npy
@@ -28,7 +28,7 @@ def test_a_lie_is_the_targets_fault(source, target, what) -> None:
     assert (error.reason, error.institution) == ("PEER_FAULT", "south.example")
     assert (error.facts["peer"], error.facts["answer"]) == ("south.example", lie.answer)
     with pytest.raises(JobFailed) as seen:
-        require_finished(job_view(job_message(job)), "source north.example")
+        require_finished(job_message(job), "source north.example")
     assert "south.example answered with" in seen.value.detail
     assert seen.value.hop == "source north.example -> south.example"
     assert seen.value.says == ""  # the finding is our own node's
@@ -55,7 +55,7 @@ def test_advice_of_a_target_is_shown_as_its_words(source, target, capsys) -> Non
     target.negotiation = refuse
     job = source.start().ended(source.submit(npy()))
     with pytest.raises(JobFailed) as seen:
-        require_finished(job_view(job_message(job)), "source north.example")
+        require_finished(job_message(job), "source north.example")
     show_error(seen.value)
     lines = capsys.readouterr().err.splitlines()
     told = [line for line in lines if "evil" in line]

@@ -32,7 +32,7 @@ def refuse_bad(north, bad):
         numbers, number = [], -1
         for message in messages:
             number += message.WhichOneof("message") == "item"
-            if message.WhichOneof("message") == "chunk" and message.chunk.data in bad:
+            if message.WhichOneof("message") == "item" and message.data in bad:
                 numbers.append(number)
         north.script.refuse.clear()
         if numbers:

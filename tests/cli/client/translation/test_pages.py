@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from ddib_fed.cli.folder_report import write_pages
-from ddib_fed.client.client import JobRequest
+from ddib_fed.client.client import job_header
 from ddib_fed.client.files import LeftOut
-from ddib_fed.client.folder_run import FolderRun, RunOptions
+from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.progress import RunProgress
 from ddib_fed.client.results import Delivered
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.engine.record import Part, PictureFigures, Translation
@@ -27,7 +26,7 @@ def run(out, names, *, left_out=()):
         path.write_bytes(encode_png(np.full((8, 8, 1), 20 * number, np.uint8)))
         record = Translation(picture=PictureFigures(cycle_psnr=40.0 - number)).judged()
         delivered[name] = Delivered(number, f"{name}.tif", {Part.TRANSLATION: path}, path, record)
-    options = RunOptions(Profile.model_construct(), JobRequest("south.example/relief"), out, RunProgress())
+    options = RunOptions(Profile.model_construct(), job_header("south.example/relief"), out, RunProgress())
     return FolderRun(options, total=len(names) + len(left_out), results=delivered, left_out=list(left_out))
 
 

@@ -1,0 +1,411 @@
+"""The audit log: what goes in, what tampering shows, what a running node says of it, and what a peer noted of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddib_fed.errors import ChunkCorrupt, ConfigError, InputError
+from ddib_fed.protocol.latent import Anchor
+from ddib_fed.security.audit import (
+    EMPTY,
+    FIRST,
+    MAX_ANCHORS,
+    MAX_VALUE,
+    AnchorFile,
+    AuditLog,
+    Head,
+    Noted,
+    Verified,
+    anchor_of,
+    anchor_values,
+    digest,
+    encoded,
+    entries,
+    held_of,
+    lines_of,
+    note,
+    parse_since,
+    read_anchors,
+)
+from ddib_fed.security.audit import verify as verify_lines
+from ddib_fed.security.identity import Identity
+from ddib_fed.store import NodeStore, Transaction
+from tests import audit_rows
+from tests.audit_rows import append, cut, edit, lines, opened, put, records
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "node.sqlite"
+
+
+def verify(path: Path, *, noted: str | None = None, anchors: Noted | None = None) -> Verified:
+    return verify_lines(lines_of(path), noted=noted, anchors=anchors)
+
+
+@pytest.fixture
+def log(path: Path) -> Iterator[AuditLog]:
+    with closing(NodeStore(path)) as store:
+        yield AuditLog(store, clock=lambda: datetime(2026, 1, 2, tzinfo=UTC))
+
+
+def test_a_line_says_what_when_and_with_whom(log, path) -> None:
+    """And carries its number and the digest of the line before it."""
+    log.write("latent_sent", peer="south.example", latent="ab" * 32, item=3, items=[1, 2], ok=True, why=None)
+    (record,) = records(path)
+    assert record == {
+        "n": 0,
+        "time": "2026-01-02T00:00:00+00:00",
+        "act": "latent_sent",
+        "previous": FIRST,
+        "peer": "south.example",
+        "latent": "ab" * 32,
+        "item": 3,
+        "items": [1, 2],
+        "ok": True,
+        "why": None,
+    }
+    head = log.write("next")
+    assert (records(path)[1]["previous"], log.head) == (digest(lines(path)[0]), head)
+
+
+@pytest.mark.parametrize("value", [b"pixels", {"a": 1}, memoryview(b"x")])
+def test_no_content_can_be_logged(log, value) -> None:
+    """Bytes and structures are refused."""
+    with pytest.raises(TypeError):
+        log.write("act", value=value)
+
+
+def test_long_text_is_cut(log, path) -> None:
+    """A newline in a value is no new line; nothing of a list is left out."""
+    log.write("act", text="a\nb" * 1_000, number=math.inf, changes=["1" * 300, *map(str, range(100))])
+    (record,) = records(path)
+    assert (len(record["text"]), record["number"]) == (MAX_VALUE, "inf")
+    assert record["changes"] == ["1" * MAX_VALUE, *map(str, range(100))]
+
+
+def test_threads_and_commands_share_one_chain(log, path) -> None:
+    """Each act has its line."""
+    threads = [threading.Thread(target=log.write, args=("act",), kwargs={"thread": n}) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    append(path, "command")
+    for thread in threads:
+        thread.join()
+    log.write("node")
+    assert (verify(path).ok, verify(path).lines, log.problem) == (True, 18, None)
+
+
+def chain(head: Head, acts: list[str]) -> list[str]:
+    """Lines that follow `head`, as somebody makes who knows the format."""
+    made = []
+    for act in acts:
+        made.append(encoded(head, "2026-01-01T00:00:00+00:00", act, {}))
+        head = Head(head.n + 1, digest(made[-1]))
+    return made
+
+
+CHANGES = {
+    "changed": (lambda all_: [all_[0], all_[1].replace('"b"', '"c"'), *all_[2:]], 3),
+    "dropped": (lambda all_: [all_[0], *all_[2:]], 2),
+    "exchanged": (lambda all_: [all_[1], all_[0], *all_[2:]], 1),
+    "repeated": (lambda all_: [*all_[:2], all_[1], *all_[2:]], 3),
+    "foreign": (lambda all_: [*all_[:2], "{}", *all_[2:]], 3),
+    "no JSON": (lambda all_: [*all_[:2], "no json", *all_[2:]], 3),
+}
+
+
+@pytest.mark.parametrize(("change", "line"), CHANGES.values(), ids=CHANGES)
+def test_a_changed_log_shows_where(path, change, line) -> None:
+    for name in "abcd":
+        append(path, "act", who=name)
+    put(path, change(lines(path)))
+    found = verify(path)
+    assert (found.ok, found.broken_line) == (False, line)
+    assert found.problem
+
+
+def test_a_cut_end_shows_against_a_noted_head(path) -> None:
+    """The chain alone cannot tell; the head noted elsewhere can."""
+    append(path, "a")
+    append(path, "b")
+    noted = verify(path).head
+    assert verify(path, noted=noted).ok
+    cut(path, 1)
+    assert verify(path).ok
+    assert not verify(path, noted=noted).ok
+
+
+# What somebody with access to the file can do while the node runs
+
+ATTACKS = {
+    "cut": (lambda path: cut(path, 6), "was cut"),
+    "emptied": (lambda path: cut(path, 0), "was cut"),
+    "cut, and grown again": (
+        lambda path: put(path, [*(kept := lines(path)[:6]), *chain(Head(5, digest(kept[-1])), ["act"] * 12)]),
+        "was rewritten",
+    ),
+    "rewritten": (lambda path: put(path, chain(EMPTY, ["latent_sent"] * 40)), "was rewritten"),
+    "grown by foreign lines": (
+        lambda path: edit(path, "INSERT INTO audit (line) VALUES ('{}')"),
+        "has lines that do not follow the others",
+    ),
+}
+
+
+@pytest.mark.parametrize(("attack", "what"), ATTACKS.values(), ids=ATTACKS)
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_running_node_notices_an_altered_log(log: AuditLog, path: Path, attack, what: str, writes) -> None:
+    """At its next line or its periodic check, with the remedy; the chain goes on from the line in memory."""
+    for item in range(10):
+        log.write("latent_sent", item=item)
+    assert log.look() is None
+    held = log.head
+    attack(path)
+    if writes:
+        log.write("latent_sent", item=10)
+    assert what in (log.look() or "")
+    noted = len(lines(path))
+    assert what in (log.look() or "")
+    assert len(lines(path)) == noted
+    assert held.sha256 in (log.problem or "")
+    found = verify(path)
+    assert not found.ok
+    altered = records(path, "log_altered")
+    assert [(each["n"], each["previous"]) for each in altered] == [(held.n + 1, held.sha256)]
+    if writes:
+        assert json.loads(lines(path)[-1])["n"] == held.n + 2
+
+
+def test_a_broken_log_is_a_problem_from_the_start(path: Path) -> None:
+    """A restart alone does not make it good."""
+    for item in range(10):
+        append(path, "latent_sent", item=item)
+    edit(path, "DELETE FROM audit WHERE number = 7")
+    with closing(NodeStore(path)) as store:
+        restarted = AuditLog(store)
+        restarted.write("node_started")
+        assert "broken near its end, after line 6" in (restarted.problem or "")
+
+
+def test_a_command_does_not_act_without_its_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says that nothing was done."""
+    audit_rows.full_disk(monkeypatch)
+    with pytest.raises(ConfigError, match="nothing was done"):
+        note(path, "peer_added")
+
+
+def test_a_log_that_cannot_be_written_is_a_problem_until_it_can(log: AuditLog, monkeypatch) -> None:
+    """For the node's state; the caller must not act."""
+    with monkeypatch.context() as patched:
+        audit_rows.full_disk(patched)
+        with pytest.raises(OSError, match="full"):
+            log.write("latent_sent", item=10)
+    assert "cannot be written" in (log.problem or "")
+    log.write("latent_sent", item=11)
+    assert log.problem is None
+
+
+def test_a_full_disk_is_no_tampering(log: AuditLog, path: Path) -> None:
+    """Of one transaction: a line, a write that fails, another line, and then the disk; no line of it is there."""
+    log.write("latent_sent", item=1)
+    entered, go = threading.Event(), threading.Event()
+
+    def hold(_: Transaction) -> None:
+        entered.set()
+        assert go.wait(20)
+
+    def broken(_: Transaction) -> None:
+        raise ValueError("wrong")
+
+    def to_a_full_disk(transaction: Transaction) -> None:
+        log.append(transaction, "latent_sent", item=3)
+        transaction.written.append(str(path.parent / "missing" / "file"))
+
+    held = log.store.write(hold)
+    assert entered.wait(20)
+    writes = [
+        log.store.write(lambda transaction: log.append(transaction, "latent_sent", item=2)),
+        log.store.write(broken),
+        log.store.write(to_a_full_disk),
+    ]
+    go.set()
+    held.result(20)
+    assert all(write.exception(20) for write in writes)
+    assert "cannot be written" in (log.problem or "")
+    assert log.look() is None  # a look shows that the disk is well again
+    log.write("latent_sent", item=4)
+    assert log.look() is None
+    assert [each["item"] for each in records(path)] == [1, 4]
+
+
+# Reading
+
+NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def read(path: Path) -> Path:
+    """Six acts, one a minute from noon."""
+    times = iter(NOON + timedelta(minutes=n) for n in range(100))
+    alice, west = "spiffe://north.example/client/alice", "spiffe://west.example/node/node-1"
+    with opened(path, clock=lambda: next(times)) as log:
+        log.write("node_started", peers=["south.example"])
+        log.write("job_accepted", job="a1b2", client=alice, target="south.example")
+        log.write("latent_sent", job="a1b2", item=0, peer="south.example")
+        log.write("job_finished", job="a1b2", reason="")
+        log.write("refused", reason="PEER_UNKNOWN", identity=west, times=1)
+        log.write("latent_received", peer=west, request="c3d4")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ({"job": "a1"}, [2, 3, 4]),
+        ({"job": "c3d4"}, [6]),
+        ({"peer": "west.example"}, [5, 6]),
+        ({"peer": "west"}, []),
+        ({"since": NOON + timedelta(minutes=4)}, [5, 6]),
+        ({"peer": "south.example", "since": NOON + timedelta(minutes=2)}, [3]),
+    ],
+)
+def test_lines_are_asked_for_and_what_is_no_line_is_never_left_out(
+    read: Path, asked: dict[str, Any], found: list[int]
+) -> None:
+    """By job, peer and time; all that are given must hold. A broken line could have been any."""
+    edit(read, "INSERT INTO audit (line) VALUES ('rubbish')")
+    wanted = {"job": "", "peer": "", "since": None} | asked
+    assert [entry.line for entry in entries(read) if entry.is_asked_for(**wanted)] == [*found, 7]
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "node.sqlite"
+    file.write_bytes(b"not a database" * 100)
+    with pytest.raises(ChunkCorrupt, match="cannot be read"):
+        verify(file)
+
+
+def test_a_time_is_a_length_or_a_date() -> None:
+    """Of UTC, unless it says otherwise."""
+    assert parse_since("90m", now=NOON) == NOON - timedelta(minutes=90)
+    assert parse_since("7d", now=NOON) == NOON - timedelta(days=7)
+    assert parse_since("2026-11-26") == NOON.replace(hour=0)
+    assert parse_since("2026-11-26T13:30+02:00") == NOON - timedelta(minutes=30)
+    for wrong in ("yesterday", "999999w", "7"):
+        with pytest.raises(InputError):
+            parse_since(wrong)
+
+
+# What a peer noted of a log shows what was done to that log while its node was down
+
+NORTH = Identity("north.example", "node", "node-1")
+SOUTH = Identity("south.example", "node", "node-1")
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> tuple[Path, Path]:
+    return tmp_path / "north.sqlite", tmp_path / "south.sqlite"
+
+
+def exchange(north: Path, south: Path, calls: int) -> None:
+    """North sends latents, and both write what the other says of its log."""
+    with opened(north) as source, opened(south) as target:
+        for item in range(calls):
+            head = source.write("latent_sent", peer=SOUTH.institution, item=item)
+            told = anchor_values(anchor_of(head))
+            answer = target.write("latent_received", peer=NORTH.uri, item=item, **told)
+            source.write("receipt", peer=SOUTH.institution, **anchor_values(anchor_of(answer)))
+
+
+def anchors_of(holder: Path, about: Identity, by: Identity) -> AnchorFile:
+    held, contradiction = held_of(holder, about.institution)
+    assert contradiction == ""
+    return AnchorFile(of=about.uri, noted_by=by.uri, anchors=held)
+
+
+def cut_and_gone_on(path: Path) -> None:
+    """A restart after the cut: the log verifies, and grows past where it was."""
+    cut(path, 9)
+    with opened(path) as log:
+        for _ in range(30):
+            log.write("latent_sent")
+        assert log.problem is None
+
+
+OFFLINE = {
+    "cut": (lambda path: cut(path, 9), "its end was cut off"),
+    "rolled back, and gone on": (cut_and_gone_on, "the log was rewritten"),
+    "started anew": (lambda path: put(path, chain(EMPTY, ["node_started"])), "the log was rewritten"),
+}
+
+
+@pytest.mark.parametrize(("attack", "what"), OFFLINE.values(), ids=OFFLINE)
+@pytest.mark.parametrize("whose", ["source", "target"])
+def test_what_was_done_while_the_node_was_down_shows_against_the_peers_anchors(
+    logs: tuple[Path, Path], attack, what: str, whose: str
+) -> None:
+    """The chain alone is whole; the peer's own log has the lines that are missing, whichever node was attacked."""
+    exchange(*logs, 12)
+    own, holder = logs if whose == "source" else logs[::-1]
+    about, by = (NORTH, SOUTH) if whose == "source" else (SOUTH, NORTH)
+    held = anchors_of(holder, about, by)
+    assert verify(own, anchors=held.by_line()).anchors == len(held.anchors) == 12
+    attack(own)
+    assert verify(own).ok, "the chain does not show it"
+    found = verify(own, anchors=held.by_line())
+    assert not found.ok
+    assert what in found.problem
+    assert by.uri in found.problem
+
+
+def test_a_peer_that_rewrites_its_log_contradicts_itself_here(logs: tuple[Path, Path]) -> None:
+    """The same number of lines, with another digest than it said before."""
+    north, south = logs
+    exchange(north, south, 6)
+    put(south, [])
+    exchange(north, south, 6)
+    assert "was one thing on" in held_of(north, "south.example")[1]
+
+
+def test_a_peer_whose_log_goes_back_contradicts_itself_here(path: Path) -> None:
+    """By more than calls side by side explain."""
+    now = NOON
+
+    def hears(count: int) -> str:
+        with opened(path, clock=lambda: now) as log:
+            log.write("receipt", peer="south.example", **anchor_values(Anchor(count, f"{count:064x}")))
+        return held_of(path, "south.example")[1]
+
+    assert hears(50) == ""
+    now += timedelta(seconds=2)
+    assert hears(48) == "", "an answer of another call that came later"
+    now += timedelta(hours=2)
+    assert "it had 50 lines on 2026-11-26 12:00 and 49 on" in hears(49)
+
+
+def test_a_file_of_anchors_is_for_one_node_and_has_the_newest(
+    tmp_path: Path, logs: tuple[Path, Path]
+) -> None:
+    """The other node of the institution has a log of its own."""
+    exchange(*logs, MAX_ANCHORS + 4)
+    made = anchors_of(logs[1], NORTH, SOUTH)
+    assert (len(made.anchors), made.anchors[-1].lines) == (MAX_ANCHORS, 2 * (MAX_ANCHORS + 4) - 1)
+    file = tmp_path / "for-north.json"
+    file.write_text(made.model_dump_json())
+    assert read_anchors(file, of=NORTH) == made
+    with pytest.raises(InputError, match="about the log of"):
+        read_anchors(file, of=Identity("north.example", "node", "node-2"))
+    for wrong in (b"", b"[]", b'{"format":"2"}', b'{"of":"x","noted_by":"y","anchors":[{"lines":0}]}'):
+        file.write_bytes(wrong)
+        with pytest.raises(InputError, match="no file of anchors"):
+            read_anchors(file, of=NORTH)
