@@ -40,7 +40,7 @@ from ddib_fed.v1 import translation_pb2 as pb
 STEPS = ("profile", "certificate", "connection", "service", "clock")
 MOST_CLASSES = 12
 """Classes that are listed by name."""
-_TIMES = frozenset({"created", "finished", "expires"})
+_TIMES = frozenset({"created", "finished", "failed", "expires", "certificate_expires", "root_expires"})
 
 
 def values_of(message: Message) -> dict[str, Any]:
