@@ -14,7 +14,7 @@ from ddib_fed.training.config import TrainConfig
 from tests.node.tiny_nodes import manifest, state
 from tests.protocol.examples import side
 
-DOMAINS = ["moons", "T1.w_2-x", "9", "d" * 64, "d" * 65, "", "-x", ".x", "a b", "a\n", "é", "a/b", "x" * 101]
+DOMAINS = ["T1.w_2-x", "d" * 64, "d" * 65, "", "-x", "a\n", "é", "a/b"]
 INSTITUTIONS = ["north.example", "a.bc", "a.b", "1.2.3.4", "x-.example", "North.example", "north", "a." * 130 + "bc",
                 "north.123", "north.exam_ple", "north.-ab", "north.example."]  # fmt: skip
 
