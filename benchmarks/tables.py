@@ -205,7 +205,7 @@ def softening() -> Rows:
 def solvers() -> Rows:
     """pair | solver | evaluations | CPU s | cycle median | cycle max | reference mean | reference max
     {source} → {target} | {solver} | {evaluations:,} | {cpu_seconds:.0f} | {cycle[median]:.1e} | {cycle[max]:.1e} | {target_error[mean]:.1e} | {target_error[max]:.1e}"""  # noqa: E501
-    names = ("ddim-4000-integer", "alf-48", "rk4-48", "unipc-24", "unipc-48", "unipc-100")
+    names = ("ddim-4000-integer", "unipc-24", "unipc-48", "unipc-100")
     return [
         read(f"solvers/{pair.name}/{name}") for pair in sorted((JSON / "solvers").iterdir()) for name in names
     ]

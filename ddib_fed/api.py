@@ -277,9 +277,9 @@ def translate(
         target: A model from `load`, its name or folder; with a client INSTITUTION/DOMAIN.
         cycle: Whether to come back, for the error of the round trip.
         evaluations: Network evaluations of each leg.
-        solver: "unipc", "ddim", "rk4", "alf" or "flow-map" (both models distilled).
+        solver: "unipc", "ddim" or "flow-map" (both models distilled).
         order: Of the solver; 0 for its default.
-        grid: "default", "uniform-lambda", "karras", "integer", "integer:T" or "learned" (both models tuned).
+        grid: "default", "uniform-lambda", "integer" or "learned" (both models tuned).
         depth: Fraction of the way to noise, in (0, 1]; below 1 the latent keeps some of the sample.
         quality: "draft", "standard" or "exact", instead of solver, order, evaluations and grid.
         encoder: How the source encodes pictures: "ode" or "mixed"; with "mixed" the latent shows more of the picture,

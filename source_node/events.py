@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import Any, Final
+
+from opentelemetry.trace import Span
 
 from ddib_fed.errors import DeadlineExceeded
+from ddib_fed.node.admin import Metrics
 from ddib_fed.protocol.messages import Event, JobState
+from ddib_fed.telemetry import MOST_ITEMS, OFF, Tracing
 
 MAX_EVENTS = 512
 """Kept of one job; the oldest go first."""
@@ -24,6 +28,9 @@ MAX_JOBS = 128
 POLL_S = 0.25
 """How often a waiting watcher looks whether it is still wanted."""
 _BOOT_BITS = 32
+STEPS_EVERY_S: Final = 0.1
+"""Steps of one stage are published at most this often, whichever item they are of: an event for every step of every
+item in flight costs the node, and each client that watches, more than storing it."""
 
 
 class EventHub:
@@ -118,3 +125,78 @@ class EventHub:
 
 def _last(log: OrderedDict[object, Event] | None) -> Event | None:
     return next(reversed(log.values())) if log else None
+
+
+class StepEvents:
+    """Publishes the events of one running job, and counts them in the metrics; safe to use from any thread."""
+
+    def __init__(
+        self,
+        events: EventHub,
+        metrics: Metrics,
+        job_id: str,
+        items: int,
+        done: int,
+        tracing: Tracing = OFF,
+        trace: Span | None = None,
+    ) -> None:
+        self._events, self._metrics = events, metrics
+        self._tracing, self._trace = tracing, trace
+        self._job_id, self._items, self._done = job_id, items, done
+        self._lock = threading.Lock()
+        self._observed: Counter[str] = Counter()
+        self._ranges: dict[int, int] = {}
+        self._steps: dict[int, dict[tuple[str, int], int]] = {}
+        """Of each item that is being worked on: how far each of its ranges is in each stage."""
+        self._said: dict[str, float] = {}
+
+    def begins(self, item: int, ranges: int) -> None:
+        with self._lock:
+            self._ranges[item], self._steps[item] = ranges, {}
+
+    def step(self, item: int, place: int, stage: str, step: int, steps: int) -> None:
+        """A range has gone so many steps of a stage: the item's steps are those of all its ranges."""
+        now = time.monotonic()
+        with self._lock:
+            so_far = self._steps.get(item)
+            if so_far is None:  # it has ended
+                return
+            so_far[stage, place] = step
+            # Called on the engine's thread for every step: the ranges are added up only for what is published.
+            said = now - self._said.get(stage, float("-inf")) < STEPS_EVERY_S
+            if said and not (step == steps and self._items == 1):
+                return
+            of_all = self._ranges[item] * steps
+            done = min(of_all, sum(value for (name, _), value in so_far.items() if name == stage))
+            if said and done < of_all:
+                return
+            self._said[stage] = now
+        self._events.publish(self._job_id, JobState.RUNNING, item=item, stage=stage, step=done, steps=of_all)
+
+    def observe(self, stage: str, seconds: float, samples: int) -> None:
+        """Some samples have gone through a stage of the own model."""
+        self._metrics.seconds.labels(stage).observe(seconds)
+        self._metrics.samples.labels(stage).inc(samples)
+        with self._lock:
+            self._observed[stage] += 1
+            seen = self._observed[stage]
+        if seen <= MOST_ITEMS:
+            self._tracing.record(stage, seconds, parent=self._trace, samples=samples)
+
+    def ends(self, item: int, reason: str = "") -> None:
+        """An item is translated, or has failed for a reason."""
+        stage, end = ("encode", "failed") if reason else ("decode", "ok")
+        self._metrics.items.labels(stage, end).inc()
+        with self._lock:
+            self._done += 1
+            self._steps.pop(item, None)
+            self._ranges.pop(item, None)
+            self._events.publish(
+                self._job_id,
+                JobState.RUNNING,
+                item=item,
+                stage="failed" if reason else "done",
+                reason=reason,
+                items_done=self._done,
+                items=self._items,
+            )

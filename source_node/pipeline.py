@@ -1,27 +1,30 @@
 """One job's items through `engine.party.translate`: the node's own model, the peer, and what is kept of each item.
 
 `JobPipeline` is the node's model as a `Party` that stores each latent before it leaves and sends a stored one again;
-`RemoteParty` is the peer. Nothing waits for the disk but what must: a latent, before it is sent. Memory holds some
-batches of samples, whatever the job's size.
+`RemoteParty` is the peer. Items are decoded samples, large sets of points in ranges of rows. Nothing waits for the disk
+but what must: a latent, before it is sent. Memory holds some batches of samples, whatever the job's size.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing
-from dataclasses import asdict, replace
-from typing import Any, Final
+from contextlib import AbstractContextManager, closing
+from dataclasses import asdict, dataclass, field, replace
+from typing import Final
 
+import numpy as np
+import torch
 from opentelemetry.trace import Span
 
 from ddib_fed.calibration.record import leg_map
 from ddib_fed.data.points import to_npy
+from ddib_fed.diffusion import gaussianity
+from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.engine.party import (
+    Array,
     Control,
     Decoded,
     Encoded,
@@ -29,40 +32,152 @@ from ddib_fed.engine.party import (
     Leg,
     ToDecode,
     ToEncode,
+    ToTranslate,
     TranslatedItem,
     translate,
 )
-from ddib_fed.engine.record import LatentFigures
-from ddib_fed.errors import ContractUnknown, DdibError, InputError, LatentNotGaussian, StateConflict
-from ddib_fed.evaluation.samples import samples_of
-from ddib_fed.models.units import ChannelMap
-from ddib_fed.node.admin import Metrics
+from ddib_fed.engine.record import LatentFigures, Translation
+from ddib_fed.errors import (
+    ChunkCorrupt,
+    ContractUnknown,
+    DdibError,
+    InputError,
+    ItemNotFound,
+    LatentNotGaussian,
+    PointsTooMany,
+    StateConflict,
+)
+from ddib_fed.evaluation.samples import Given, SampleFile, samples_of
+from ddib_fed.latent import Latent
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM
 from ddib_fed.node.policy import check_evaluations, check_softening, policy_digest
 from ddib_fed.node.role import MEDIA_TYPES, NodeContext, limits_of, rule_of_side, solver_settings
 from ddib_fed.protocol.contract import guidance_from_pb
+from ddib_fed.protocol.details import to_detail
 from ddib_fed.protocol.latent import ApprovedLatent, approve
-from ddib_fed.protocol.messages import ItemState, JobState
+from ddib_fed.protocol.messages import ItemState
 from ddib_fed.security.audit import RECEIPT, Exchanged, anchor_of
-from ddib_fed.telemetry import MOST_ITEMS, OFF, Tracing
-from source_node.events import EventHub
-from source_node.intake import Intake, ItemWork, Numbers, rows_about
-from source_node.records import PENDING_ITEMS, NewFile, SpoolPart, StoredItem, StoredJob, error_record
-from source_node.remote import Remotes
-from source_node.remote_party import RemoteParty
-from source_node.store import JobStore
-from source_node.submission import calibration_of, check_allowed
+from ddib_fed.v1 import common_pb2
+from source_node.events import EventHub, StepEvents
+from source_node.remote import RemoteParty, Remotes
+from source_node.spool import NewFile, SpoolPart
+from source_node.store import PENDING_ITEMS, JobStore, StoredItem, StoredJob, classes_of
+from source_node.submission import calibration_of, check_allowed, own_classes, target_classes
 
 log = logging.getLogger(__name__)
 
+RANGE_ROWS = 2_048
+"""Points of a range. Not the engine's own measure: a restart, or another engine, must find the same ranges."""
+MOST_POINTS = 10_000_000
+"""Of an item, whatever node.toml says (`LimitsSection`)."""
+ITEM_ERRORS = (InputError, LatentNotGaussian, ChunkCorrupt)
+"""What is wrong with one item and no other."""
 MOST_WRITES: Final = 32
 """Results of one job that wait for the disk at once: enough for a batch to be made durable together."""
 MOST_WRITE_BYTES: Final = 8 << 20
 """Of the same; a single larger result goes."""
 TRY_AGAIN_S: Final = 0.1
-STEPS_EVERY_S: Final = 0.1
-"""Steps of one stage are published at most this often, whichever item they are of: an event for every step of every
-item in flight costs the node, and each client that watches, more than storing it."""
+
+
+class Numbers:
+    """Numbers of the ranges of a job's items."""
+
+    def __init__(self, items: Sequence[StoredItem], sample_shape: Sequence[int]) -> None:
+        self._stride = 1
+        if len(sample_shape) == 1:  # a picture is one row
+            # A number takes at least a byte.
+            most = max((item.size_bytes // sample_shape[0] for item in items), default=1)
+            self._stride = max(1, -(-min(most, MOST_POINTS) // RANGE_ROWS))
+
+    def of(self, item: int, place: int) -> int:
+        return item * self._stride + place
+
+    def split(self, number: int) -> tuple[int, int]:
+        """The item, and the place of the range in it."""
+        return divmod(number, self._stride)
+
+
+def rows_about(items: int, size_bytes: int, sample_shape: Sequence[int]) -> int:
+    return items if len(sample_shape) > 1 else size_bytes // (4 * sample_shape[0])
+
+
+def woven(parts: Sequence[Array]) -> Array:
+    """The rows of all ranges in the order of the item: a range is every n-th row."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+    for place, part in enumerate(parts):
+        whole[place :: len(parts)] = part
+    return whole
+
+
+@dataclass(slots=True)
+class ItemWork:
+    """An item between its input and its result."""
+
+    item: StoredItem
+    given: Given
+    record: Translation
+    made: Mapping[int, Encoded]
+    """Latents of ranges that were made before an interruption."""
+    encoded: dict[int, Encoded] = field(default_factory=dict)
+    found: dict[int, TranslatedItem] = field(default_factory=dict)
+
+    @property
+    def ranges(self) -> int:
+        return -(-len(self.given.samples) // RANGE_ROWS)
+
+    @property
+    def stored(self) -> bool:
+        """Whether the item's whole latent was made before."""
+        return bool(self.made) and self.item.state == ItemState.ENCODED
+
+    def samples(self, place: int) -> Array:
+        return np.ascontiguousarray(self.given.samples[place :: self.ranges])
+
+    def whole_latent(self) -> tuple[Latent, LatentStatistics] | None:
+        """The item's latent and its statistics, once those of all ranges are there."""
+        if len(self.encoded) < self.ranges:
+            return None
+        if self.ranges == 1:
+            return self.encoded[0].latent, self.encoded[0].statistics
+        latent = Latent.from_array(woven([self.encoded[place].latent.data for place in range(self.ranges)]))
+        return latent, measured(latent)
+
+    def translated(self) -> tuple[Decoded, Decoded | None] | None:
+        """What the target decoded and, for a cycle, what came back, once all ranges are there."""
+        if len(self.found) < self.ranges:
+            return None
+        found = [self.found[place] for place in range(self.ranges)]
+        back = [each.back for each in found if each.back is not None]
+        return _joined([each.decoded for each in found]), _joined(back) if back else None
+
+
+def measured(latent: Latent) -> LatentStatistics:
+    return gaussianity.measure(torch.from_numpy(np.array(latent.data)))
+
+
+def _joined(parts: Sequence[Decoded]) -> Decoded:
+    """Ranges, decoded, as one item; what only a single range has (its latent again) is left out."""
+    if len(parts) == 1:
+        return parts[0]
+    normalised = [part.normalised for part in parts if part.normalised is not None]
+    return replace(
+        parts[0],
+        samples=woven([part.samples for part in parts]),
+        normalised=woven(normalised) if normalised else None,
+        seconds=sum(part.seconds for part in parts),
+        again=None,
+        wire_bytes=sum(part.wire_bytes for part in parts),
+    )
+
+
+def error_record(error: DdibError) -> common_pb2.ErrorDetail:
+    """An error as it is kept and sent to the client, without the text of an exception."""
+    institution = error.hop.rpartition(" ")[2] if error.hop.startswith("target ") else ""
+    detail = to_detail(error, institution, error.incident)
+    detail.ClearField("retry_after_ms")
+    return detail
 
 
 class JobPipeline:
@@ -76,92 +191,194 @@ class JobPipeline:
         remotes: Remotes,
         job: StoredJob,
         control: Control,
-        on_answer: Callable[[], object] = lambda: None,
         trace: Span | None = None,
     ) -> None:
-        self._node, self._trace = node, trace
-        self._config = node.config
-        self._on_answer = on_answer
+        self._node, self._trace, self._control = node, trace, control
         self._engine = node.running_engine
-        self._store = store
-        self._remotes = remotes
-        self._job = job
-        self._control = control
+        self._store, self._remotes, self._job = store, remotes, job
         self._samples = samples_of(self._engine.model, limits_of(node.config.limits), MAX_POINTS_PER_ITEM)
         self._numbers = Numbers(job.items, self._engine.model.sample_shape)
-        self._progress = StepEvents(events, node.metrics, job, self._numbers, node.tracing, trace)
+        done = sum(item.state not in PENDING_ITEMS for item in job.items)
+        self._progress = StepEvents(
+            events, node.metrics, job.job_id, len(job.items), done, node.tracing, trace
+        )
         self._work: dict[int, ItemWork] = {}
         self._storing: dict[int, Future[None]] = {}
         """Latents on their way to the disk."""
         self._writing: deque[tuple[Future[None], int]] = deque()
         """Results on their way to the disk, with their sizes."""
 
-    def run(self, items: Sequence[StoredItem]) -> None:
-        """Take the items as far as they go; returns when everything is on the disk."""
-        request, policy = self._job.request, self._config.policy
-        check_allowed(self._job.owner, request, self._config)
-        self._peer = self._node.peers.get(request.target_institution)
+    def run(self, items: Sequence[StoredItem], on_answer: Callable[[], object] = lambda: None) -> None:
+        """Take the items as far as they go; returns when everything is on the disk. `on_answer`: the peer is there."""
+        node, job, request, config = self._node, self._job, self._job.request, self._node.config
+        check_allowed(job.owner, request, config)
+        self._peer = node.peers.get(request.target_institution)
         remote = self._remotes.get(request.target_institution)
-        calibration = calibration_of(self._node, request)
-        contract = self._contract = remote.negotiate(
-            self._node.side(),
-            request.target_domain,
-            self._control,
-            None if calibration is None else calibration.terms,
-        )
-        self._on_answer()
-        check_softening(contract.source.soften_sigma, policy)
+        calibration = calibration_of(node, request)
+        terms = None if calibration is None else calibration.terms
+        contract = remote.negotiate(node.side(), request.target_domain, self._control, terms)
+        self._contract = contract
+        on_answer()
+        check_softening(contract.source.soften_sigma, config.policy)
         floor = contract.limits.min_evaluations
         check_evaluations(solver_settings(request.solver), floor, where=contract.target.institution)
-        digest = policy_digest(self._config)
-        self._intake = Intake(
-            self._node, self._store, self._job, self._samples, contract, self._numbers, digest
-        )
+        self._policy_sha256 = policy_digest(config)
         target = RemoteParty(
             remote,
             contract,
-            request_id=self._job.job_id,
+            request_id=job.job_id,
             read=lambda file, count: self._samples.answer(file, rule_of_side(contract.target), count),
             release=self._release,
             receipt=self._receipt,
             batch_rows=max(1, self._engine.window // 2),
-            tracing=self._node.tracing,
+            tracing=node.tracing,
             trace=self._trace,
         )
-        self._rotation: ChannelMap | None = leg_map(calibration, self._engine.model.bundle.manifest)
-        shape = self._engine.model.sample_shape
+        self._rotation = leg_map(calibration, self._engine.model.bundle.manifest)
         leg = Leg(
             solver_settings(request.solver),
             guidance_from_pb(request.guidance),
             round_trip=request.cycle,
             control=self._control,
-            on_step=self._progress.step,
+            on_step=self._on_step,
             calibration=self._rotation,
-            flow=self._job.job_id,
-            owner=self._job.owner,
-            stream_rows=rows_about(len(items), sum(item.size_bytes for item in items), shape),
-            least_evaluations=max(policy.least_evaluations, floor),
+            flow=job.job_id,
+            owner=job.owner,
+            stream_rows=rows_about(
+                len(items), sum(item.size_bytes for item in items), self._engine.model.sample_shape
+            ),
+            least_evaluations=max(config.policy.least_evaluations, floor),
         )
-        given = self._intake.each(items, self._begin, self._fail_item)
-        with closing(translate(self, target, given, leg)) as outcomes:
+        with closing(translate(self, target, self._given(items), leg)) as outcomes:
             for outcome in outcomes:
                 self._take(outcome, target)
         self._wait_for_writes(0)
 
-    def _begin(self, work: ItemWork) -> None:
-        self._work[work.item.index] = work
-        self._progress.begins(work.item.index, len(work.ranges))
-
     def _place(self, number: int) -> tuple[ItemWork | None, int]:
-        return self._work.get(self._numbers.item(number)), self._numbers.place(number)
+        item, place = self._numbers.split(number)
+        return self._work.get(item), place
+
+    def _on_step(self, number: int, stage: str, step: int, steps: int) -> None:
+        self._progress.step(*self._numbers.split(number), stage, step, steps)
+
+    # What the client sent
+
+    def _given(self, items: Sequence[StoredItem]) -> Iterator[ToTranslate]:
+        """The ranges of the items, as they are needed; those of one class of the target behind one another."""
+        contract, request = self._contract, self._job.request
+        own = own_classes(self._node, request)
+        other = target_classes(contract.target, contract.limits.guidance, request)
+        labels = {item.index: other[classes_of(request, item.index)[1]] for item in items}
+        groups = list(dict.fromkeys(labels.values()))
+
+        def noise(picture: Array) -> Array:
+            return self._node.softener.for_picture(picture, contract.target.institution)
+
+        for item in sorted(items, key=lambda each: groups.index(labels[each.index])):
+            try:
+                work = self._begin(item)
+            except ITEM_ERRORS as error:
+                self._fail_item(item.index, error)
+                continue
+            self._work[item.index] = work
+            self._progress.begins(item.index, work.ranges)
+            label = own[classes_of(request, item.index)[0]]
+            for place in range(work.ranges):
+                number = self._numbers.of(item.index, place)
+                yield ToTranslate(number, work.samples(place), label, labels[item.index], noise)
+
+    def _begin(self, item: StoredItem) -> ItemWork:
+        contract, record = self._contract, Translation.parse(item.provenance) if item.provenance else None
+        made = self._made(item, record)
+        if record is None or not made:
+            given = self._input(item, contract.size_rule)
+            record = Translation(input_sha256=item.sha256.hex(), samples=len(given.samples))
+        else:
+            # By the rule with which it was encoded, whatever the policy says by now.
+            given = self._input(item, record.picture.size_rule if record.picture is not None else "none")
+        if (rows := len(given.samples)) > (most := contract.limits.max_samples_per_item):
+            raise PointsTooMany(
+                f"{rows} samples, and the peer takes {most} in one item",
+                facts={"points": rows, "limit_points": most},
+            )
+        offered, terms = contract.limits.guidance, contract.calibration
+        guided = self._job.request.guidance.HasField("classifier_scale") and offered is not None
+        record = record.with_(
+            source_institution=contract.source.institution,
+            source_domain=contract.source.domain,
+            target_institution=contract.target.institution,
+            target_domain=contract.target.domain,
+            contract_sha256=contract.digest.hex(),
+            source_model_sha256=contract.source.model_sha256.hex(),
+            target_model_sha256=contract.target.model_sha256.hex(),
+            classifier_sha256=offered.classifier_sha256.hex() if guided and offered else "",
+            soften_sigma=contract.source.soften_sigma,
+            policy_sha256=self._policy_sha256,
+            calibration_sha256="" if terms is None else terms.sha256.hex(),
+            calibration_kind="" if terms is None else terms.kind,
+            picture=given.picture,
+        )
+        return ItemWork(item, given, record, made)
+
+    def _made(self, item: StoredItem, record: Translation | None) -> Mapping[int, Encoded]:
+        """The latents of ranges that were made before, to be sent as they are; all of them of an encoded item."""
+        if record is None:
+            return {}
+        job_id, made, lost = self._job.job_id, dict[int, Encoded](), ""
+        contract, terms = self._contract, self._contract.calibration
+        now = contract.source.model_sha256.hex(), "" if terms is None else terms.sha256.hex()
+        if (record.source_model_sha256, record.calibration_sha256) != now:
+            lost = "the model or the calibration was replaced"
+        else:
+            places = [
+                place for part, place in self._store.parts(job_id, item.index) if part == SpoolPart.ENCODED
+            ]
+            for place in places:
+                try:
+                    data = self._store.read_part(job_id, item.index, SpoolPart.ENCODED, place)
+                    latent = Latent.from_bytes(data, self._engine.model.sample_shape)
+                except (ChunkCorrupt, ItemNotFound) as error:
+                    lost = error.detail
+                else:
+                    made[place] = Encoded(self._numbers.of(item.index, place), latent, measured(latent), 0.0)
+        if lost and (item.state == ItemState.ENCODED or not made):
+            made = {}
+            self._store.keep(job_id, item.index, state=ItemState.RECEIVED).result()
+        if lost:
+            log.info("item %d of job %s is encoded again: %s", item.index, job_id, lost)
+        return made
+
+    def _input(self, item: StoredItem, size_rule: str) -> Given:
+        """The item's samples: as they were decoded when the job was submitted, by any model of the same rule."""
+        job_id, given = self._job.job_id, None
+        try:
+            decoded = self._store.read_part(job_id, item.index, SpoolPart.DECODED)
+            given = self._samples.again(decoded, size_rule)
+        except (ChunkCorrupt, ItemNotFound) as error:
+            log.info("item %d of job %s is decoded again: %s", item.index, job_id, error.detail)
+        if given is None:
+            with self._file(item) as content:
+                given = self._samples.read(content, size_rule)
+            data = given.to_bytes(self._samples.rule)
+            file = NewFile(SpoolPart.DECODED, data, common_pb2.MEDIA_TYPE_UNSPECIFIED)
+            self._store.keep(job_id, item.index, file).result()
+        return given.at_model_size() if self._job.request.model_size else given
+
+    def _file(self, item: StoredItem) -> AbstractContextManager[bytes]:
+        """What the client sent, while the memory that it takes when it is decoded is reserved."""
+        return self._node.decoding.file(
+            self._job.owner,
+            item.size_bytes,
+            lambda: self._store.read_part(self._job.job_id, item.index, SpoolPart.INPUT),
+            self._samples.memory,
+        )
 
     # What the own model does
 
     def known(self, item: ToEncode) -> Encoded | None:
         """The latent that was made for a range before an interruption."""
         work, place = self._place(item.number)
-        made = None if work is None else work.made.get(place)
-        return None if made is None else Encoded(item.number, *made, 0.0)
+        return None if work is None else work.made.get(place)
 
     def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:
         """The latents of ranges: those that were stored before, and new ones, given to the store."""
@@ -181,12 +398,12 @@ class JobPipeline:
         if place not in work.made:
             self._progress.observe("encode", encoded.seconds, len(encoded.latent.data))
             files.append(NewFile(SpoolPart.ENCODED, encoded.latent.to_bytes(), range=place))
-        if not work.stored and (whole := work.whole_latent) is not None:
+        if not work.stored and (whole := work.whole_latent()) is not None:
             state, (latent, statistics) = ItemState.ENCODED, whole
             work.record = work.record.with_(
                 latent_sha256=latent.sha256.hex(),
                 latent=LatentFigures(**asdict(statistics)),
-                seconds={"encode": work.encode_seconds},
+                seconds={"encode": sum(each.seconds for each in work.encoded.values())},
             )
             if self._job.request.keep_latent:
                 files.append(NewFile(SpoolPart.LATENT, to_npy(latent.data)))
@@ -199,7 +416,7 @@ class JobPipeline:
         """Decode the latents that a cycle returns; progress is reported as the stage "return"."""
 
         def on_step(number: int, _: str, step: int, steps: int) -> None:
-            self._progress.step(number, "return", step, steps)
+            self._on_step(number, "return", step, steps)
 
         for outcome in self._engine.decode_each(latents, replace(leg, on_step=on_step)):
             if isinstance(outcome, Decoded):
@@ -278,7 +495,7 @@ class JobPipeline:
             self._fail_item(index, outcome.error)
             return
         work.found[place] = outcome
-        if (found := work.translated) is None:
+        if (found := work.translated()) is None:
             return
         try:
             files, record = self._result(work, *found)
@@ -289,37 +506,37 @@ class JobPipeline:
         size = sum(len(file.data) for file in files)
         self._wait_for_writes(size)
         del self._work[index]
-        future = self._store.keep(self._job.job_id, index, *files, state=ItemState.DECODED, provenance=record)
+        future = self._store.keep(
+            self._job.job_id, index, *files, state=ItemState.DECODED, provenance=record.stored()
+        )
         self._writing.append((future, size))
-        future.add_done_callback(lambda done: None if done.exception() else self._progress.finished(index))
+        future.add_done_callback(lambda done: None if done.exception() else self._progress.ends(index))
 
     def _result(
         self, work: ItemWork, there: Decoded, back: Decoded | None
-    ) -> tuple[list[NewFile], Mapping[str, Any]]:
+    ) -> tuple[list[NewFile], Translation]:
         """The files and the record of a translation."""
         files: list[NewFile] = []
+        samples, given, rule = self._samples, work.given, rule_of_side(self._contract.target)
         record = work.record.with_(seconds={"remote": there.seconds}, wire_bytes=there.wire_bytes)
-        given, rule = work.given, rule_of_side(self._contract.target)
-        made: dict[SpoolPart, Callable[[], Any]] = {
-            SpoolPart.TRANSLATION: lambda: self._samples.translation(
-                there.samples, rule, given, self._rotation
-            )
+        made: dict[SpoolPart, Callable[[], SampleFile]] = {
+            SpoolPart.TRANSLATION: lambda: samples.translation(there.samples, rule, given, self._rotation)
         }
         if given.model_size:
-            made[SpoolPart.SOURCE] = lambda: self._samples.source(given)
+            made[SpoolPart.SOURCE] = lambda: samples.source(given)
         if back is not None:
-            made[SpoolPart.RETURNED] = lambda: self._samples.returned(given, back)
+            made[SpoolPart.RETURNED] = lambda: samples.returned(given, back)
         for part, make in made.items():
-            with self._node.decoding.work(self._job.owner, self._samples.output_memory(given)):
+            with self._node.decoding.work(self._job.owner, samples.output_memory(given)):
                 result = make()
-            files.append(NewFile(part, result.file, MEDIA_TYPES[self._samples.format]))
+            files.append(NewFile(part, result.file, MEDIA_TYPES[samples.format]))
             record = record.with_(**result.figures)
         if back is not None:
             record = record.with_(seconds={"return": back.seconds})
             if given.is_fitted:  # against the picture as it was sent
-                with self._intake.file(work.item) as content:
-                    record = record.with_(picture=self._samples.returned_at_own_size(content, back))
-        return files, record.stored()
+                with self._file(work.item) as content:
+                    record = record.with_(picture=samples.returned_at_own_size(content, back))
+        return files, record
 
     def _wait_for_writes(self, more: int) -> None:
         """Until there is room for a result of so many bytes; with 0, until all are on the disk."""
@@ -335,88 +552,4 @@ class JobPipeline:
     def _fail_item(self, index: int, error: DdibError) -> None:
         self._work.pop(index, None)
         self._store.keep(self._job.job_id, index, state=ItemState.FAILED, error=error_record(error)).result()
-        self._progress.failed(index, error.reason)
-
-
-class StepEvents:
-    """Publishes the events of one job, and counts them in the metrics; safe to use from any thread."""
-
-    def __init__(
-        self,
-        events: EventHub,
-        metrics: Metrics,
-        job: StoredJob,
-        numbers: Numbers,
-        tracing: Tracing = OFF,
-        trace: Span | None = None,
-    ) -> None:
-        self._events = events
-        self._metrics = metrics
-        self._job = job
-        self._numbers = numbers
-        self._tracing, self._trace = tracing, trace
-        self._observed: Counter[str] = Counter()
-        self._lock = threading.Lock()
-        self._done = sum(item.state not in PENDING_ITEMS for item in job.items)
-        self._ranges: dict[int, int] = {}
-        self._steps: dict[int, dict[tuple[str, int], int]] = {}
-        """Of each item that is being worked on: how far each of its ranges is in each stage."""
-        self._said: dict[str, float] = {}
-
-    def begins(self, item: int, ranges: int) -> None:
-        with self._lock:
-            self._ranges[item], self._steps[item] = ranges, {}
-
-    def step(self, number: int, stage: str, step: int, steps: int) -> None:
-        """A range has gone so many steps of a stage: the item's steps are those of all its ranges."""
-        item, now = self._numbers.item(number), time.monotonic()
-        with self._lock:
-            so_far = self._steps.get(item)
-            if so_far is None:  # it has ended
-                return
-            so_far[stage, self._numbers.place(number)] = step
-            # Called on the engine's thread for every step: the ranges are added up only for what is published.
-            said = now - self._said.get(stage, float("-inf")) < STEPS_EVERY_S
-            if said and not (step == steps and len(self._job.items) == 1):
-                return
-            of_all = self._ranges[item] * steps
-            done = min(of_all, sum(value for (name, _), value in so_far.items() if name == stage))
-            if said and done < of_all:
-                return
-            self._said[stage] = now
-        self._events.publish(
-            self._job.job_id, JobState.RUNNING, item=item, stage=stage, step=done, steps=of_all
-        )
-
-    def observe(self, stage: str, seconds: float, samples: int) -> None:
-        """Some samples have gone through a stage of the own model."""
-        self._metrics.seconds.labels(stage).observe(seconds)
-        self._metrics.samples.labels(stage).inc(samples)
-        with self._lock:
-            self._observed[stage] += 1
-            seen = self._observed[stage]
-        if seen <= MOST_ITEMS:
-            self._tracing.record(stage, seconds, parent=self._trace, samples=samples)
-
-    def finished(self, item: int) -> None:
-        self._metrics.items.labels("decode", "ok").inc()
-        self._end(item, "done")
-
-    def failed(self, item: int, reason: str) -> None:
-        self._metrics.items.labels("encode", "failed").inc()
-        self._end(item, "failed", reason)
-
-    def _end(self, item: int, stage: str, reason: str = "") -> None:
-        with self._lock:
-            self._done += 1
-            self._steps.pop(item, None)
-            self._ranges.pop(item, None)
-            self._events.publish(
-                self._job.job_id,
-                JobState.RUNNING,
-                item=item,
-                stage=stage,
-                reason=reason,
-                items_done=self._done,
-                items=len(self._job.items),
-            )
+        self._progress.ends(index, error.reason)

@@ -1,23 +1,40 @@
-"""An admitted peer: what it says of itself, the contract with it, and Decode calls to it.
+"""An admitted peer: what it says of itself, the contract with it, and its model as a `Party` over Decode calls.
 
-Nothing that a peer says is believed: each answer is checked before it is used. Latents of a call go out as they come
-and translations come back as they are ready.
+Nothing that a peer says is believed: each answer is checked before it is used. A call carries many latents of one
+class, which go out while the next ones are encoded. An item that the peer refuses ends its call, when the peer has
+answered what it had begun by then; the items that have no answer yet go into the next one as they are. A call that has
+had nothing to do for a while is ended too.
 """
 
 from __future__ import annotations
 
-import random
+import itertools
+import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, Self
 
 import grpc
-from opentelemetry.trace import Span
+import torch
+from opentelemetry.trace import Span, SpanKind
 
-from ddib_fed.engine.party import Control
+from ddib_fed.engine.gate import pass_latent
+from ddib_fed.engine.party import (
+    Array,
+    Control,
+    Decoded,
+    Encoded,
+    Failed,
+    Labels,
+    Leg,
+    Stage,
+    ToDecode,
+    ToEncode,
+)
 from ddib_fed.errors import (
     Cancelled,
     ChunkCorrupt,
@@ -25,10 +42,16 @@ from ddib_fed.errors import (
     DeadlineExceeded,
     DomainNotFound,
     InputError,
+    InternalError,
+    LatentNotGaussian,
     MessageInvalid,
+    PeerFault,
     PeerUnreachable,
+    PolicyDenied,
+    error_class,
 )
-from ddib_fed.protocol.calls import ReadAhead
+from ddib_fed.latent import Latent
+from ddib_fed.node.role import settings_message
 from ddib_fed.protocol.contract import (
     MAX_EVALUATIONS,
     PROTOCOL,
@@ -38,16 +61,26 @@ from ddib_fed.protocol.contract import (
     ContractSide,
     GuidanceTerms,
     confirm,
+    guidance_to_pb,
     require_protocol,
 )
-from ddib_fed.protocol.details import at_fault, checking_answers, failure_of_peer
+from ddib_fed.protocol.details import (
+    FACT,
+    at_fault,
+    checking_answers,
+    failure_of_peer,
+    is_number,
+    refused_items,
+)
 from ddib_fed.protocol.latent import ApprovedLatent, LatentOpener, anchor_from_pb
 from ddib_fed.protocol.messages import from_message, to_message
 from ddib_fed.protocol.streams import Announced, Assembler, Whole, open_file
 from ddib_fed.security import tls
 from ddib_fed.security.audit import Exchanged
-from ddib_fed.telemetry import is_taken, trace_entries
+from ddib_fed.telemetry import OFF, Tracing, is_taken, named, trace_entries
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
+
+log = logging.getLogger(__name__)
 
 UNARY_TIMEOUT_S: Final = 10.0
 SILENCE_S: Final = 120.0
@@ -56,18 +89,23 @@ MAX_SECONDS: Final = 1e7
 """Beyond it, what a peer says of its own speed is not believed (and not recorded)."""
 ANSWERS: Final = {"point": common_pb2.MEDIA_TYPE_NPY, "picture": common_pb2.MEDIA_TYPE_PNG}
 """What a translation comes back as."""
-APPROVED_AHEAD: Final = 1
-"""Latents that are fit to leave and wait for the wire."""
-STAGES: Final = frozenset({"decode", "encode"})
-FIRST_PAUSE_S: Final = 0.5
-LONGEST_PAUSE_S: Final = 10.0
+STAGES: Final[Mapping[str, Stage]] = {"decode": "decode", "encode": "encode"}
+# Latents that wait for the wire, in batches, and at least some: the next batch is whole when the wire is free.
+WAITING_BATCHES: Final = 1
+FEW_WAITING: Final = 2
+# Latents without an answer: a batch that the peer computes, one that waits for it there, one on the way.
+UNANSWERED_BATCHES: Final = 3
+FEW_UNANSWERED: Final = 4
+IDLE_S: Final = 60.0
+"""A call that has nothing to send and waits for nothing ends, and the next latent begins another: a source that
+computes for long is not idle in the eyes of its peer (`idle_s` in its [limits], 300 s unless it was changed)."""
+POLL_S: Final = 0.2
+"""How often a blocked stage looks whether it should still wait."""
+REFUSALS: Final = (InputError, LatentNotGaussian, PeerFault)
+"""What may be wrong with an item and no other."""
 
-
-class Described(NamedTuple):
-    """What a peer says of itself: its half of a contract, what guidance it offers."""
-
-    side: ContractSide
-    guidance: GuidanceTerms | None
+Release = Callable[[Sequence[ToDecode]], Sequence[ApprovedLatent]]
+"""Makes latents fit to leave; those of items that were given up are left out."""
 
 
 class Remote:
@@ -78,27 +116,25 @@ class Remote:
     ) -> None:
         self.institution = institution
         self.hop = f"target {institution}"
+        self.max_file_bytes = max_file_bytes
         self._stub = decoding_pb2_grpc.DecodingServiceStub(channel)
-        self._max_file_bytes = max_file_bytes
         self._silence_s = silence_s
         self.takes_traces = False
 
-    def describe(self, timeout_s: float = UNARY_TIMEOUT_S) -> Described:
-        """What the peer decodes to."""
+    def describe(self, timeout_s: float = UNARY_TIMEOUT_S) -> tuple[ContractSide, GuidanceTerms | None]:
+        """What the peer decodes to: its half of a contract, and what guidance it offers."""
         request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
         try:
             answer = self._stub.DescribeDomain(request, timeout=timeout_s)
         except grpc.RpcError as error:
             raise failure(error, self.hop) from error
-        except ValueError as error:
-            raise self._closed() from error
         require_protocol(PROTOCOL, answer.protocol, self.hop)
         with checking_answers(self.hop):
             limits = from_message(answer.limits, ContractLimits)
             side = from_message(answer.side, ContractSide)
             if side.institution != self.institution:
                 raise MessageInvalid(f"its node calls itself {side.institution}")
-        return Described(side, limits.guidance)
+        return side, limits.guidance
 
     def negotiate(
         self,
@@ -116,10 +152,7 @@ class Remote:
         answer = self._propose(request, control)
         with checking_answers(self.hop):
             contract = confirm(
-                answer,
-                source=own,
-                target_institution=self.institution,
-                calibration=calibration,
+                answer, source=own, target_institution=self.institution, calibration=calibration
             )
         if contract.target.domain != domain:
             raise DomainNotFound(
@@ -139,15 +172,13 @@ class Remote:
             call = self._stub.NegotiateContract.future(request, timeout=timeout)
             with control.interrupting(call.cancel):
                 answer: decoding_pb2.NegotiateContractResponse = call.result()
-                self.takes_traces = is_taken(call.trailing_metadata())
-                return answer
         except grpc.FutureCancelledError as error:
             control.check()
-            raise self._closed() from error
+            raise PeerUnreachable(f"the channel to {self.hop} was closed", hop=self.hop) from error
         except grpc.RpcError as error:
             raise failure(error, self.hop, control) from error
-        except ValueError as error:
-            raise self._closed() from error
+        self.takes_traces = is_taken(call.trailing_metadata())
+        return answer
 
     def decode(
         self,
@@ -158,123 +189,82 @@ class Remote:
         trace: Span | None = None,
     ) -> DecodeCall:
         """Send latents as they come, None after the last, and read translations as they come."""
-        call = DecodeCall(
-            contract,
-            header,
-            max_file_bytes=self._max_file_bytes,
-            silence_s=self._silence_s,
-            control=control,
-            hop=self.hop,
-        )
+        call = DecodeCall(contract, header, control, max_file_bytes=self.max_file_bytes, hop=self.hop)
         beside = trace_entries(trace if self.takes_traces else None)
         requests = call.requests(header, latents)
-        try:
-            call.answers = self._stub.Decode(requests, timeout=control.remaining_s(), **beside)
-        except ValueError as error:
-            raise self._closed() from error
+        call.answers = self._stub.Decode(requests, timeout=control.remaining_s(), **beside)
+        call.answers.silence_s = self._silence_s
         return call
-
-    def _closed(self) -> PeerUnreachable:
-        return PeerUnreachable(f"the channel to {self.hop} was closed", hop=self.hop)
-
-
-# One call
-
-
-class Returned(NamedTuple):
-    """The latent of a translation: its bytes, of the digest that the peer announced, and otherwise unchecked."""
-
-    data: memoryview
-    sha256: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class PeerAnswer:
-    """One item from the peer: the translation's file, and its latent's bytes when that was asked for; unchecked."""
+    """One item from the peer: the translation's file, and its latent when that was asked for; unchecked."""
 
     item: int
     file: bytes
     seconds: float
-    sent_bytes: int
-    round_trip: Returned | None
+    crossed: int
+    """Bytes, both ways."""
+    latent: Whole | None
 
 
 class DecodeCall:
     """One Decode call, open for as long as its context: iterate over what comes back; `cancel` from any thread."""
 
-    answers: grpc.CallIterator[decoding_pb2.DecodeResponse]
+    answers: Any
 
     def __init__(
         self,
         contract: Contract,
         header: decoding_pb2.DecodeHeader,
+        control: Control,
         *,
         max_file_bytes: int,
-        silence_s: float,
-        control: Control,
         hop: str,
     ) -> None:
         self.exchanged = Exchanged()
-        self._contract = contract
-        self._round_trip = header.round_trip
-        self._max_file_bytes = max_file_bytes
-        self._control = control
-        self._hop = hop
+        self._contract, self._control, self._hop = contract, control, hop
+        self._round_trip, self._max_file_bytes = header.round_trip, max_file_bytes
         self._unanswered: dict[int, int] = {}
         """Sizes of the latents that have gone out; filled on gRPC's thread, emptied on the reader's."""
         self._all_sent = False
-        self._result: tuple[decoding_pb2.DecodedHeader, bytes] | None = None
+        self._result: Whole | None = None
         self._latent_opener = LatentOpener(contract, max_items=header.items)
         self._assembler = Assembler({"result": self._open_result, "latent": self._open_latent})
-        self._silence_s = silence_s
-        self._waits_since: float | None = None
-        self._over = threading.Event()
-        self._gave_up = False
-        self._exits = ExitStack()
+        self._interrupting: AbstractContextManager[None] = control.interrupting(self.cancel)
 
     def __enter__(self) -> Self:
-        listener = threading.Thread(target=self._listen, name="listener", daemon=True)
-        listener.start()
-        self._exits.callback(self.cancel)
-        self._exits.callback(listener.join)
-        self._exits.callback(self._over.set)
-        self._exits.enter_context(self._control.interrupting(self.cancel))
+        self._interrupting.__enter__()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._exits.close()
+        self._interrupting.__exit__(None, None, None)
+        self.cancel()
 
     def cancel(self) -> None:
-        self.answers.cancel()  # type: ignore[no-untyped-call]
+        self.answers.cancel()
 
     def requests(
         self, header: decoding_pb2.DecodeHeader, latents: Iterable[ApprovedLatent | None]
     ) -> Iterator[decoding_pb2.DecodeRequest]:
         """The call's messages, from latents that end with None when they are all."""
         yield decoding_pb2.DecodeRequest(header=header)
-        with ReadAhead(latents, APPROVED_AHEAD, "approve") as ahead:
-            for latent in ahead.each():
-                if latent is None:
-                    self._all_sent = True
-                    return
-                self._unanswered[latent.item] = latent.size_bytes
-                self.exchanged.sent(latent.size_bytes)
-                yield from latent.stream(decoding_pb2.DecodeRequest)
-
-    def _listen(self) -> None:
-        """End the call when the peer was silent for too long: a node that hangs keeps its connection alive."""
-        while not self._over.wait(min(1.0, self._silence_s / 4)):
-            since = self._waits_since
-            if since is not None and time.monotonic() - since > self._silence_s:
-                self._gave_up = True
-                self.cancel()
+        for latent in latents:
+            if latent is None:
+                self._all_sent = True
                 return
+            self._unanswered[latent.item] = latent.size_bytes
+            self.exchanged.sent(latent.size_bytes)
+            yield from latent.stream(decoding_pb2.DecodeRequest)
 
     def __iter__(self) -> Iterator[decoding_pb2.DecodeProgress | PeerAnswer]:
         try:
-            yield from self._read()
+            for message in self.answers:
+                yield from self._read(message)
+            self._assembler.end()
         except grpc.RpcError as error:
-            if self._gave_up:
+            if self.answers.gave_up:
                 self._control.check()
                 raise PeerUnreachable(f"{self._hop} sent nothing for too long", hop=self._hop) from error
             raise failure(error, self._hop, self._control) from error
@@ -283,29 +273,21 @@ class DecodeCall:
         if self._result is not None or self._unanswered or not self._all_sent:
             raise at_fault(MessageInvalid("the stream ended before its last result"), self._hop)
 
-    def _read(self) -> Iterator[decoding_pb2.DecodeProgress | PeerAnswer]:
-        answers = iter(self.answers)
-        while True:
-            self._waits_since = time.monotonic()  # only the time that is spent waiting for a message counts
-            message = next(answers, None)
-            self._waits_since = None
-            if message is None:
-                break
-            if message.WhichOneof("message") == "progress":
-                progress = message.progress
-                if message.data:
-                    raise MessageInvalid("progress with bytes")
-                if progress.steps > MAX_EVALUATIONS or progress.step > progress.steps > 0:
-                    raise MessageInvalid(f"step {progress.step} of {progress.steps}")
-                # Anything else is only a sign of life.
-                if progress.steps and progress.item in self._unanswered and progress.stage in STAGES:
-                    yield progress
-                continue
-            whole = self._assembler.feed(message)
-            answer = self._take(whole) if whole is not None else None
-            if answer is not None:
-                yield answer
-        self._assembler.end()
+    def _read(
+        self, message: decoding_pb2.DecodeResponse
+    ) -> Iterator[decoding_pb2.DecodeProgress | PeerAnswer]:
+        if message.WhichOneof("message") != "progress":
+            if (whole := self._assembler.feed(message)) is not None:
+                yield from self._take(whole)
+            return
+        progress = message.progress
+        if message.data:
+            raise MessageInvalid("progress with bytes")
+        if progress.steps > MAX_EVALUATIONS or progress.step > progress.steps > 0:
+            raise MessageInvalid(f"step {progress.step} of {progress.steps}")
+        # Anything else is only a sign of life.
+        if progress.steps and progress.item in self._unanswered and progress.stage in STAGES:
+            yield progress
 
     def _open_result(self, header: decoding_pb2.DecodedHeader) -> Announced:
         if header.item not in self._unanswered:
@@ -318,26 +300,24 @@ class DecodeCall:
 
     def _open_latent(self, header: decoding_pb2.LatentHeader) -> Announced:
         """The peer's own limits are in the contract: what was sent bounds what may come back."""
-        if self._result is None or header.item != self._result[0].item:
+        if self._result is None or header.item != self._result.header.item:
             raise MessageInvalid("a latent without its result")
         if (size := header.tensor.size_bytes) != (sent := self._unanswered[header.item]):
             raise MessageInvalid(f"a latent of {size} bytes for one of {sent}")
         return self._latent_opener(header)
 
-    def _take(self, whole: Whole) -> PeerAnswer | None:
+    def _take(self, whole: Whole) -> Iterator[PeerAnswer]:
         """A finished item, once its last part is there."""
-        latent = None
-        if whole.kind == "result":
-            self._result = whole.header, bytes(whole.data)
-            if self._round_trip:
-                return None
-        else:
-            latent = Returned(whole.data, whole.header.tensor.sha256)
-        assert self._result is not None
-        (header, file), self._result = self._result, None
-        self.exchanged.received(len(file) + (0 if latent is None else len(latent.data)))
+        if whole.kind == "result" and self._round_trip:
+            self._result = whole
+            return
+        result, latent = (whole, None) if self._result is None else (self._result, whole)
+        self._result = None
+        header, file = result.header, bytes(result.data)
+        received = len(file) + (0 if latent is None else len(latent.data))
+        self.exchanged.received(received)
         seconds = header.seconds if header.seconds < MAX_SECONDS else 0.0
-        return PeerAnswer(header.item, file, seconds, self._unanswered.pop(header.item), latent)
+        yield PeerAnswer(header.item, file, seconds, self._unanswered.pop(header.item) + received, latent)
 
 
 def failure(error: grpc.RpcError, hop: str, control: Control | None = None) -> DdibError:
@@ -352,9 +332,6 @@ def failure(error: grpc.RpcError, hop: str, control: Control | None = None) -> D
     if isinstance(found, Cancelled | DeadlineExceeded):
         return PeerUnreachable(f"{hop} gave the call up, or did not answer in time ({found.reason})", hop=hop)
     return found
-
-
-# All peers
 
 
 class Remotes:
@@ -390,73 +367,305 @@ class Remotes:
         self._channels.close()
 
 
-@dataclass(slots=True)
-class _Peer:
-    """What is known of one."""
-
-    answers: bool = False
-    trying: str = ""
-    not_before: float = 0.0
-    pause_s: float = FIRST_PAUSE_S
-    reason: str = ""
+class _Stopped(Exception):  # noqa: N818 - a signal between threads, no error
+    """The call, or all of them, ended before the latents did."""
 
 
-class CircuitBreaker:
-    """Which peers answer, and when an absent one is tried again; safe to use from any thread."""
+class LatentWindow:
+    """Latents between the encoder and the peer, bounded: those that wait for the wire, and those without an answer.
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._peers: dict[str, _Peer] = {}
+    A context manager; inside, the encoder runs on a thread of its own. Its error, or that of what makes latents fit to
+    leave, is kept for whoever reads the answers.
+    """
 
-    def may_try(self, institution: str) -> bool:
-        """Whether a job for it may be taken up: it answers, or nobody tries and the pause is over."""
-        with self._lock:
-            peer = self._peers.get(institution)
-            if peer is None or peer.answers:
-                return True
-            return not peer.trying and self._clock() >= peer.not_before
+    def __init__(self, latents: Iterable[ToDecode], control: Control, batch_rows: int, idle_s: float) -> None:
+        self._latents = latents
+        self._control = control
+        self._batch_rows = batch_rows
+        self._idle_s = idle_s
+        self._changed = threading.Condition()
+        self._waiting: deque[ToDecode | None] = deque()
+        """None after the last one."""
+        self._unanswered: dict[int, ToDecode] = {}
+        self._stopped = False
+        self._number = 0
+        """Of the call that may take latents."""
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._fill, name="encode", daemon=True)
+        self.call: DecodeCall | None = None
 
-    def begin(self, institution: str, job_id: str) -> None:
-        """A job was taken up; where nothing is known, it is the one that tries."""
-        with self._lock:
-            peer = self._peers.setdefault(institution, _Peer())
-            if not peer.answers and not peer.trying:
-                peer.trying = job_id
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
 
-    def answered(self, institution: str) -> bool:
-        """It did; whether that is news."""
-        with self._lock:
-            peer = self._peers.setdefault(institution, _Peer())
-            news = not peer.answers
-            self._peers[institution] = _Peer(answers=True)
-            return news
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop()
+        self._thread.join()
 
-    def failed(self, institution: str, reason: str, at_least_s: float = 0.0) -> bool:
-        """It did not; whether that is news. The next try is after a pause that grows."""
-        with self._lock:
-            peer = self._peers.setdefault(institution, _Peer())
-            news = not peer.reason
-            pause = max(at_least_s, peer.pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
-            peer.answers, peer.trying, peer.reason = False, "", reason
-            peer.not_before = self._clock() + pause
-            peer.pause_s = min(2 * peer.pause_s, LONGEST_PAUSE_S)
-            return news
+    def _stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
 
-    def end(self, institution: str, job_id: str) -> None:
-        """A job is over, whatever it met; if it was the one that tried, another may."""
-        with self._lock:
-            peer = self._peers.get(institution)
-            if peer is not None and peer.trying == job_id:
-                peer.trying = ""
+    def _fill(self) -> None:
+        try:
+            for latent in itertools.chain(self._latents, [None]):
+                with self._changed:
+                    while _full(self._waiting, FEW_WAITING, WAITING_BATCHES * self._batch_rows):
+                        self._wait()
+                    self._check()
+                    self._waiting.append(latent)
+                    self._changed.notify_all()
+        except _Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised again on the thread that reads the answers
+            self._fail(error)
+        finally:
+            if isinstance(self._latents, Generator):
+                self._latents.close()
 
-    def reason(self, institution: str) -> str:
-        """Why it is away; empty when it is not, as far as is known."""
-        with self._lock:
-            peer = self._peers.get(institution)
-            return "" if peer is None else peer.reason
+    def _fail(self, error: BaseException) -> None:
+        """End the stream with an error, whichever thread met it; the first one stays."""
+        self._error = self._error or error
+        self._stop()
+        if (call := self.call) is not None:
+            call.cancel()
 
-    @property
-    def away(self) -> Collection[str]:
-        with self._lock:
-            return {name for name, peer in self._peers.items() if peer.reason}
+    def first(self) -> ToDecode | None:
+        """The first latent without an answer; None when all have one. Waits until that is known."""
+        with self._changed:
+            while not (self._stopped or self._unanswered or self._waiting):
+                self._wait()
+            if not self._stopped:
+                return next(iter(self._unanswered.values()), None) or self._waiting[0]
+        if self._error is not None:
+            raise self._error
+        return None
+
+    def sending(self, release: Release, label: Labels, most: int) -> Iterator[ApprovedLatent | None]:
+        """What a new call sends, read on gRPC's thread: latents, unanswered ones first, and None after the last.
+
+        Without None the call was broken off.
+        """
+        with self._changed:  # at once, not when the first is asked for: the call is ended by its number
+            self._number += 1
+            number, again = self._number, list(self._unanswered.values())
+
+        def latents() -> Iterator[ApprovedLatent | None]:
+            left, taken = most - len(again), again
+            try:
+                while True:
+                    approved = release(taken) if taken else []
+                    for each in {latent.number for latent in taken} - {each.item for each in approved}:
+                        self.answered(each)
+                    yield from approved
+                    if not left or not (taken := self._take(number, label, left)):
+                        break
+                    left -= len(taken)
+            except (_Stopped, Cancelled, DeadlineExceeded):
+                return
+            except Exception as error:  # noqa: BLE001 - raised again for whoever reads the answers
+                self._fail(error)
+                return
+            yield None
+
+        return latents()
+
+    def _take(self, number: int, label: Labels, most: int) -> list[ToDecode]:
+        """The next latents for a call, at most `most`, once there are some and the peer has few enough."""
+        with self._changed:
+            idle = time.monotonic() + self._idle_s
+            while self._number == number and (not self._waiting or self._is_full()):
+                if self._waiting and not self._fits(label):
+                    return []
+                if self._waiting or self._unanswered:
+                    idle = time.monotonic() + self._idle_s
+                elif time.monotonic() > idle:
+                    return []
+                self._wait()
+            if self._number != number:
+                raise _Stopped
+            taken: list[ToDecode] = []
+            while len(taken) < most and self._waiting and not self._is_full() and self._fits(label):
+                latent = self._waiting.popleft()
+                assert latent is not None
+                taken.append(latent)
+                self._unanswered[latent.number] = latent
+            self._changed.notify_all()
+            return taken
+
+    def answered(self, number: int) -> ToDecode | None:
+        """The latent that has its answer now; None when there was none without."""
+        with self._changed:
+            self._changed.notify_all()
+            return self._unanswered.pop(number, None)
+
+    def end_call(self) -> None:
+        """The call is over: its sender takes no more latents."""
+        with self._changed:
+            self.call = None
+            self._number += 1
+            self._changed.notify_all()
+
+    def cause(self, found: DdibError) -> BaseException:
+        """What ended a call that failed with `found`: what this side met, or what the control says, else `found`."""
+        if isinstance(found, DeadlineExceeded) and isinstance(self._error, DeadlineExceeded | None):
+            return found  # it says what the call waited for
+        if self._error is not None:
+            return self._error
+        try:
+            self._control.check()
+        except DdibError as error:
+            return error
+        return found
+
+    def _is_full(self) -> bool:
+        return _full(self._unanswered.values(), FEW_UNANSWERED, UNANSWERED_BATCHES * self._batch_rows)
+
+    def _fits(self, label: Labels) -> bool:
+        following = self._waiting[0]
+        return following is not None and following.label == label
+
+    def _wait(self) -> None:
+        self._check()
+        self._changed.wait(POLL_S)
+
+    def _check(self) -> None:
+        self._control.check()
+        if self._stopped:
+            raise _Stopped
+
+
+def _full(latents: Collection[ToDecode | None], few: int, most_rows: int) -> bool:
+    """Whether there are enough latents, however small, and enough rows of them."""
+    return len(latents) >= few and sum(len(each.latent.data) for each in latents if each) >= most_rows
+
+
+def refused_in(error: DdibError, window: LatentWindow) -> list[Failed]:
+    """The items without an answer that a peer's error names: its own, and others that were refused in the same call."""
+    number = error.facts.get("item", "")
+    reasons = refused_items(error.facts) | ({int(number): error.reason} if is_number(number) else {})
+    due = [item for item in sorted(reasons) if window.answered(item) is not None]
+    error.facts = {key: text for key, text in error.facts.items() if not key.startswith(FACT)}
+    return [Failed(item, error if str(item) == number else _like(error, item, reasons[item])) for item in due]
+
+
+def _like(error: DdibError, item: int, reason: str) -> DdibError:
+    """Another item's refusal, as the peer said it with the first one's."""
+    kind = error_class(reason)
+    other = (kind if issubclass(kind, REFUSALS) else InternalError)(
+        hop=error.hop, facts={"item": item}, incident=error.incident
+    )
+    other.says = error.says
+    return other
+
+
+class RemoteParty:
+    """The model of an admitted peer, for one job."""
+
+    def __init__(
+        self,
+        remote: Remote,
+        contract: Contract,
+        *,
+        request_id: str,
+        read: Callable[[bytes, int], Array],
+        release: Release,
+        receipt: Callable[[Exchanged], object],
+        batch_rows: int,
+        idle_s: float = IDLE_S,
+        tracing: Tracing = OFF,
+        trace: Span | None = None,
+    ) -> None:
+        self._tracing, self._trace = tracing, trace
+        self._receipt = receipt
+        self._batch_rows = batch_rows
+        self._idle_s = idle_s
+        self._remote = remote
+        self._contract = contract
+        self._request_id = request_id
+        self._read = read
+        self._release = release
+
+    def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:  # noqa: ARG002
+        raise PolicyDenied(f"{self._remote.institution} encodes for its own clients alone")
+
+    def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
+        control, peer = leg.control or Control(), self._remote.institution
+        with LatentWindow(latents, control, self._batch_rows, self._idle_s) as window:
+            while (first := window.first()) is not None:
+                with self._tracing.span("wire", kind=SpanKind.CLIENT, parent=self._trace, peer=peer) as span:
+                    yield from self._one_call(first.label, window, leg, control, span)
+
+    def _one_call(
+        self, label: Labels, window: LatentWindow, leg: Leg, control: Control, span: Span
+    ) -> Iterator[Decoded | Failed]:
+        most = self._contract.limits.max_items_per_stream
+        header = decoding_pb2.DecodeHeader(
+            contract_sha256=self._contract.digest,
+            request_id=self._request_id,
+            solver=settings_message(leg.settings),
+            round_trip=leg.round_trip,
+            items=most,
+            target_class=label if isinstance(label, int) else None,
+            guidance=guidance_to_pb(leg.guidance),
+        )
+        trace = span if self._tracing.shares_with(self._remote.institution) else None
+        sending = window.sending(self._release, label, most)
+        call = window.call = self._remote.decode(self._contract, header, sending, control, trace)
+        try:
+            with call:
+                yield from self._answers(call, window, leg)
+        except REFUSALS as error:
+            # A refusal of items ends those items; what is wrong with the stream itself names none.
+            failed = refused_in(error, window)
+            if not failed:
+                raise window.cause(error) from None
+            yield from failed
+        except DdibError as error:
+            raise window.cause(error) from None
+        finally:
+            window.end_call()
+            exchanged = call.exchanged
+            self._receipt(exchanged)
+            span.set_attributes(
+                named(
+                    items_sent=exchanged.sent_items,
+                    bytes_sent=exchanged.sent_bytes,
+                    items_received=exchanged.received_items,
+                    bytes_received=exchanged.received_bytes,
+                )
+            )
+
+    def _answers(self, call: DecodeCall, window: LatentWindow, leg: Leg) -> Iterator[Decoded | Failed]:
+        for answer in call:
+            if isinstance(answer, decoding_pb2.DecodeProgress):
+                if leg.on_step is not None:
+                    leg.on_step(answer.item, STAGES[answer.stage], answer.step, answer.steps)
+                continue
+            sent = window.answered(answer.item)
+            assert sent is not None  # the call takes answers to what it sent
+            yield self._outcome(answer, sent, leg)
+
+    def _outcome(self, answer: PeerAnswer, sent: ToDecode, leg: Leg) -> Decoded | Failed:
+        """What an answer holds; what cannot be used ends its item and no other."""
+        count = len(sent.latent.data)
+        try:
+            samples = self._read(answer.file, count)
+            again = None if answer.latent is None else self._again(answer.latent, count, leg)
+        except (InputError, LatentNotGaussian) as error:
+            return Failed(answer.item, self.unusable(error))
+        return Decoded(answer.item, samples, None, answer.seconds, again, answer.crossed)
+
+    def unusable(self, error: DdibError) -> PeerFault:
+        """What is said of an answer that cannot be used: the fault is the peer's, not the client's."""
+        fault = at_fault(error, self._remote.hop)
+        log.warning("request %s: %s", self._request_id, fault.detail)
+        return fault
+
+    def _again(self, returned: Whole, count: int, leg: Leg) -> Encoded:
+        header = returned.header
+        latent = Latent.from_bytes(returned.data, self._contract.sample_shape, sha256=header.tensor.sha256)
+        if len(latent.data) != count:
+            raise MessageInvalid(f"a latent of {len(latent.data)} samples for one of {count}")
+        return Encoded(header.item, latent, pass_latent(torch.from_numpy(latent.data.copy()), leg), 0.0)

@@ -15,7 +15,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from ddib_fed.engine.party import Control
 from ddib_fed.errors import (
@@ -38,14 +38,12 @@ from ddib_fed.files import is_disk_full
 from ddib_fed.node.logs import fields
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.server import within_share
-from ddib_fed.protocol.messages import ItemState, JobState
+from ddib_fed.protocol.messages import JobState
 from ddib_fed.v1.common_pb2 import ErrorDetail
 from source_node.events import EventHub
-from source_node.intake import rows_about
-from source_node.pipeline import JobPipeline
-from source_node.records import PENDING_ITEMS, DueJob, ItemCounts, StoredJob, error_record
-from source_node.remote import FIRST_PAUSE_S, LONGEST_PAUSE_S, CircuitBreaker, Remotes
-from source_node.store import JobStore
+from source_node.pipeline import JobPipeline, error_record, rows_about
+from source_node.remote import Remotes
+from source_node.store import PENDING_ITEMS, DueJob, ItemCounts, JobStore, StoredJob
 from source_node.submission import trace_key
 
 log = logging.getLogger(__name__)
@@ -55,37 +53,32 @@ def log_end(
     job: StoredJob, state: JobState, progress: ItemCounts, now: float, reason: str = "", detail: str = ""
 ) -> None:
     """Log that a job has ended; file names are not known here, and never in the log."""
-    failed = progress.count(ItemState.FAILED)
-    translated = progress.done - failed
-    request, client = job.request, job.owner.rpartition("/")[2]
-    seconds = max(0.0, now - job.accepted)
-    why = f": {reason} {detail}".rstrip() if reason else ""
+    failed, request, client = progress.failed, job.request, job.owner.rpartition("/")[2]
+    told: dict[str, str | float] = {
+        "job": job.job_id,
+        "state": state.lower(),
+        "client": client,
+        "target": f"{request.target_institution}/{request.target_domain}",
+        "items": progress.items,
+        "translated": progress.done - failed,
+        "failed": failed,
+        "seconds": round(max(0.0, now - job.accepted), 3),
+        "reason": reason,
+    }
     log.info(
-        "job %s %s after %.1f s: %d of %d items of %s to %s/%s%s%s",
-        job.job_id,
-        state.lower(),
-        seconds,
-        translated,
-        progress.items,
-        client,
-        request.target_institution,
-        request.target_domain,
-        f", {failed} failed" if failed else "",
-        why,
-        extra=fields(
-            job=job.job_id,
-            state=state.lower(),
-            client=client,
-            target=f"{request.target_institution}/{request.target_domain}",
-            items=progress.items,
-            translated=translated,
-            failed=failed,
-            seconds=round(seconds, 3),
-            reason=reason,
-        ),
+        "job %(job)s %(state)s after %(seconds).1f s: %(translated)d of %(items)d items of %(client)s to %(target)s"
+        "%(why)s",
+        {
+            **told,
+            "why": (f", {failed} failed" if failed else "")
+            + (f": {reason} {detail}".rstrip() if reason else ""),
+        },
+        extra=fields(**told),
     )
 
 
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 10.0
 PASSING = (PeerSuspended, Unauthenticated)
 """Refusals that pass: an operator resumes the peer, or a certificate that has expired is renewed."""
 ABSENT = (PeerUnreachable, NotReady, Draining)
@@ -93,19 +86,63 @@ ABSENT = (PeerUnreachable, NotReady, Draining)
 
 
 class RetryPauses:
-    """Pauses between the tries of each job, which grow while nothing moves."""
+    """Pauses between the tries of a job or of a peer, which grow while nothing moves."""
 
     def __init__(self) -> None:
         self._next: dict[str, float] = {}
 
-    def next(self, job_id: str) -> float:
+    def next(self, key: str) -> float:
         """Seconds until the next try, with jitter; twice as long each time."""
-        pause = self._next.get(job_id, FIRST_PAUSE_S)
-        self._next[job_id] = min(2 * pause, LONGEST_PAUSE_S)
+        pause = self._next.get(key, FIRST_PAUSE_S)
+        self._next[key] = min(2 * pause, LONGEST_PAUSE_S)
         return pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
 
-    def end(self, job_id: str) -> None:
-        self._next.pop(job_id, None)
+    def end(self, key: str) -> None:
+        self._next.pop(key, None)
+
+
+class CircuitBreaker:
+    """Which peers answer, and when one that is not known to is tried, by one job; safe to use from any thread."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._answering: set[str] = set()
+        self._not_before: dict[str, float] = {}
+        self._reasons: dict[str, str] = {}
+        self._pauses = RetryPauses()
+
+    def may_try(self, institution: str) -> bool:
+        return institution in self._answering or self._clock() >= self._not_before.get(institution, 0.0)
+
+    def begin(self, institution: str) -> None:
+        """A job was taken up; where the peer is not known to answer, others wait for what it finds."""
+        with self._lock:
+            if institution not in self._answering:
+                self._not_before[institution] = self._clock() + LONGEST_PAUSE_S
+
+    def answered(self, institution: str) -> bool:
+        """It did; whether that is news."""
+        with self._lock:
+            news = institution not in self._answering
+            self._answering.add(institution)
+            self._reasons.pop(institution, None)
+            self._pauses.end(institution)
+            return news
+
+    def failed(self, institution: str, reason: str, at_least_s: float = 0.0) -> bool:
+        """It did not; whether that is news. The next try is after a pause that grows."""
+        with self._lock:
+            news = institution not in self._reasons
+            self._answering.discard(institution)
+            self._reasons[institution] = reason
+            pause = max(at_least_s, self._pauses.next(institution))
+            self._not_before[institution] = self._clock() + pause
+            return news
+
+    def reason(self, institution: str) -> str:
+        """Why it is away; empty when it is not, as far as is known."""
+        return self._reasons.get(institution, "")
 
 
 # Of a peer that did not answer: a worker is held as long.
@@ -144,9 +181,8 @@ class JobRunner:
         for thread in self._threads:
             thread.start()
 
-    @property
-    def away(self) -> Collection[str]:
-        return self._circuit.away
+    def is_away(self, institution: str) -> bool:
+        return bool(self._circuit.reason(institution))
 
     def accepted(self, job: StoredJob) -> None:
         """A job was accepted; an event says at once if it has to wait."""
@@ -192,7 +228,6 @@ class JobRunner:
         except Exception:
             # The store itself failed (disk full, for one): the job is put back once it can be.
             log.exception("job %s could not be brought to an end; it is tried again", job.job_id)
-        self._circuit.end(job.request.target_institution, job.job_id)
         with self._wake:
             if (
                 self._running.get(job.job_id, (None, None))[1] is control
@@ -231,7 +266,7 @@ class JobRunner:
             return None
         control = Control(time.monotonic() + job.deadline - self._store.now())
         self._running[job.job_id] = chosen, control
-        self._circuit.begin(chosen.target, job.job_id)
+        self._circuit.begin(chosen.target)
         return job, control
 
     def _choose(self, due: Sequence[DueJob]) -> DueJob | None:
@@ -296,16 +331,8 @@ class JobRunner:
             peer=target,
             evaluations=request.solver.evaluations,
         ) as span:
-            JobPipeline(
-                self._node,
-                self._store,
-                self._events,
-                self._remotes,
-                job,
-                control,
-                lambda: self._reached(target),
-                span,
-            ).run(left)
+            pipeline = JobPipeline(self._node, self._store, self._events, self._remotes, job, control, span)
+            pipeline.run(left, lambda: self._reached(target))
         self._node.peer_problems.answered(target)
 
     def _reached(self, target: str) -> None:
@@ -385,7 +412,7 @@ class JobRunner:
         """Finished when at least one item came through; failed, with the first item's error, when none did."""
         self._retry_pauses.end(job.job_id)
         progress = self._store.progress(job.job_id)
-        if progress.count(ItemState.FAILED) < progress.items:
+        if progress.failed < progress.items:
             self._store.finish(job.job_id, JobState.FINISHED)
             self._announce(job, JobState.FINISHED, "")
         else:

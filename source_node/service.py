@@ -34,18 +34,10 @@ from ddib_fed.security import tls
 from ddib_fed.telemetry import named, trace_of
 from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
 from source_node.events import EventHub
-from source_node.records import (
-    PENDING_ITEMS,
-    ItemCounts,
-    JobLimits,
-    SpoolPart,
-    StoredItem,
-    StoredJob,
-    classes_of,
-)
 from source_node.remote import Remotes
 from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner, log_end
-from source_node.store import JobStore
+from source_node.spool import SpoolPart
+from source_node.store import PENDING_ITEMS, ItemCounts, JobStore, StoredItem, StoredJob, classes_of
 from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, active_terms, caller_uri, trace_key
 
 PARTS = tuple(enum_members(SpoolPart, translation_pb2.ResultPart.DESCRIPTOR).values())
@@ -135,7 +127,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self._events = events
         self._remotes = remotes
         self._runner = runner
-        self._submissions = Submissions(node, store, remotes, away=lambda: runner.away)
+        self._submissions = Submissions(node, store, remotes, is_away=runner.is_away)
         self._listings = threading.BoundedSemaphore(MAX_LISTINGS)
 
     def ListDomains(
@@ -284,7 +276,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         started = time.perf_counter()
         answer = translation_pb2.Domain(institution=institution)
         try:
-            peer = self._remotes.get(institution).describe(DESCRIBE_TIMEOUT_S)
+            side, guidance = self._remotes.get(institution).describe(DESCRIBE_TIMEOUT_S)
         except DdibError as error:
             error = self._remotes.explained(institution, error, DIAGNOSE_TIMEOUT_S)
             self._node.peer_problems.failed(institution, error)
@@ -292,7 +284,6 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             answer.status = f"{error.reason} ({cause})" if cause else error.reason
         else:
             self._node.peer_problems.answered(institution)
-            side = peer.side
             answer.status = "ready"
             answer.domain = side.domain
             answer.sample_kind = SAMPLE_KINDS[side.sample_kind]
@@ -303,8 +294,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             terms = active_terms(self._node, (side.institution, side.domain))
             if terms is not None:
                 answer.calibration.CopyFrom(to_message(terms, common_pb2.CalibrationTerms))
-            if peer.guidance is not None:
-                answer.guidance.CopyFrom(to_message(peer.guidance, common_pb2.GuidanceTerms))
+            if guidance is not None:
+                answer.guidance.CopyFrom(to_message(guidance, common_pb2.GuidanceTerms))
         answer.latency_ms = round(1000 * (time.perf_counter() - started))
         return answer
 
@@ -343,17 +334,8 @@ class SourceService(RoleService):
 
     def __init__(self, node: NodeContext) -> None:
         self._node = node
-        paths, limits = node.config.paths, node.config.limits
-        self._store = JobStore(
-            node.audit,
-            paths.spool,
-            JobLimits(
-                max_open_jobs=limits.max_open_jobs,
-                max_spool_bytes=limits.max_spool_bytes,
-                max_staged_bytes=limits.max_spool_bytes // 2,
-                retention_s=limits.result_days * 86_400,
-            ),
-        )
+        paths = node.config.paths
+        self._store = JobStore(node.audit, paths.spool, node.config.limits)
         self._events = EventHub(self._store.boot)
         self._remotes = Remotes(
             tls.PeerChannels(paths.pki, node.peers, proxy=node.config.proxy),

@@ -11,17 +11,55 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from enum import StrEnum
 from io import BufferedReader
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from ddib_fed.errors import DiskFull, ItemNotFound
 from ddib_fed.files import RETRY_AFTER_S, check_private_folder, is_disk_full, sync_folder
 from ddib_fed.store import Transaction, sync_files
+from ddib_fed.v1 import common_pb2
 
 T = TypeVar("T")
+
+
+class SpoolPart(StrEnum):
+    """A file of an item in the spool; of the encoded latent, one for each range. A client fetches the last four."""
+
+    INPUT = "input"
+    DECODED = "decoded"
+    ENCODED = "encoded"
+    TRANSLATION = "translation"
+    RETURNED = "returned"
+    LATENT = "latent"
+    SOURCE = "source"
+
+
+class SpoolFile(NamedTuple):
+    """A row of `parts`: a file in the spool, how large it is, and the digest it was written with."""
+
+    part: SpoolPart
+    range: int
+    file: str
+    media_type: int
+    size_bytes: int
+    sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """A file of an item to keep; takes the place of one of the same part and range."""
+
+    part: SpoolPart
+    data: bytes
+    media_type: int = common_pb2.MEDIA_TYPE_NPY
+    range: int = 0
+
+
 _JOB = re.compile(r"[0-9a-f]{32}\Z")
 _FILE = re.compile(r"[0-9]{1,9}\.[a-z_]{1,32}-[0-9a-f]{16}\Z")
 
@@ -45,27 +83,23 @@ class Spool:
 
     def new_file(self, job_id: str, item: int, part: str) -> GrowingFile:
         """A new file, written while its bytes arrive; `sync` makes it durable."""
-        name = _new_name(item, part)
+        name = f"{item:d}.{part}-{secrets.token_hex(8)}"
         return GrowingFile(name, self._path(job_id, name), self._count)
 
     def sync(self, job_id: str, files: Iterable[str]) -> None:
         """Bring files of a new job to the disk, and the names of all of its files."""
-        with _NamingAFullDisk():
+        with _naming_a_full_disk():
             sync_files([self._path(job_id, file) for file in files])
             sync_folder(self._folder)
 
     def put(self, transaction: Transaction, job_id: str, item: int, part: str, data: bytes) -> str:
         """Write a new file, which is on the disk with the transaction; its name."""
-        name = _new_name(item, part)
-        path = self._path(job_id, name)
-        transaction.undo.append(lambda: self.remove(job_id, [name]))
-        file = GrowingFile(name, path, self._count)
-        try:
+        file = self.new_file(job_id, item, part)
+        transaction.undo.append(lambda: self.remove(job_id, [file.name]))
+        with closing(file):
             file.write(data)
-        finally:
-            file.close()
-        transaction.written.append(path)
-        return name
+        transaction.written.append(self._path(job_id, file.name))
+        return file.name
 
     def open(self, job_id: str, file: str) -> BufferedReader:
         """A file, for reading."""
@@ -133,13 +167,13 @@ class GrowingFile:
         self.size_bytes = 0
         self._count = count
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with _NamingAFullDisk():
+        with _naming_a_full_disk():
             self._file = os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0)
 
     def write(self, data: bytes | memoryview, /) -> None:
         """Append."""
         left = memoryview(data)
-        with _NamingAFullDisk():
+        with _naming_a_full_disk():
             while left:
                 written = self._file.write(left) or 0
                 self.size_bytes += written
@@ -150,21 +184,18 @@ class GrowingFile:
         self._file.close()
 
 
-class _NamingAFullDisk:
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None and is_disk_full(error):
+@contextmanager
+def _naming_a_full_disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
             raise DiskFull("the disk of the spool is full", retry_after_s=RETRY_AFTER_S) from error
+        raise
 
 
 def _names(folder: str) -> Sequence[str]:
     return [os.path.join(folder, name) for name in os.listdir(folder)] if os.path.isdir(folder) else []
-
-
-def _new_name(item: int, part: str) -> str:
-    return f"{item:d}.{part}-{secrets.token_hex(8)}"
 
 
 def _checked(pattern: re.Pattern[str], name: str) -> str:
@@ -190,7 +221,8 @@ class Reserve:
             return
         with suppress(OSError):
             try:
-                self._write()
+                with open(self._path, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                    file.write(bytes(RESERVE_BYTES))
             except OSError:
                 os.truncate(self._path, self._size() // 2)
                 raise
@@ -211,12 +243,3 @@ class Reserve:
         with suppress(OSError):
             return self._path.stat().st_size
         return 0
-
-    def _write(self) -> None:
-        file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            left = memoryview(bytes(RESERVE_BYTES))
-            while left:
-                left = left[os.write(file, left) :]
-        finally:
-            os.close(file)

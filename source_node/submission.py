@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -29,6 +33,7 @@ from ddib_fed.errors import (
     PictureMisfit,
     PointsTooMany,
     PolicyDenied,
+    QueueFull,
     SettingsInvalid,
 )
 from ddib_fed.evaluation.samples import Samples, samples_of
@@ -42,13 +47,12 @@ from ddib_fed.node.policy import (
     evaluations_of,
 )
 from ddib_fed.node.role import MEDIA_FORMATS, NodeContext, limits_of, settings_message, solver_settings
-from ddib_fed.node.server import READ_AHEAD, Pace, Slots, caller
+from ddib_fed.node.server import READ_AHEAD, Pace, Slots, caller, within_share
 from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.contract import (
     MAX_CLASS_NAME,
     PROTOCOL,
     CalibrationTerms,
-    Contract,
     ContractSide,
     GuidanceTerms,
     check_offered,
@@ -56,13 +60,14 @@ from ddib_fed.protocol.contract import (
     require_protocol,
 )
 from ddib_fed.protocol.details import refused_facts
+from ddib_fed.protocol.messages import ItemState
 from ddib_fed.protocol.streams import Announced, assemble, first_header, open_file
 from ddib_fed.security.identity import Identity
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.v1.translation_pb2 import JobHeader
-from source_node.records import JOB_DEADLINE_S, StoredItem, StoredJob
-from source_node.remote import Described, Remotes
-from source_node.store import JobStore, Staging
+from source_node.remote import Remotes
+from source_node.spool import GrowingFile, SpoolFile, SpoolPart
+from source_node.store import JOB_DEADLINE_S, JobStore, StoredItem, StoredJob
 
 
 def calibration_of(node: NodeContext, request: JobHeader) -> Calibration | None:
@@ -77,15 +82,6 @@ def active_terms(node: NodeContext, target: Place) -> CalibrationTerms | None:
     except CalibrationRefused:
         return None
     return None if found is None else found.terms
-
-
-def recorded(contract: Contract) -> dict[str, str]:
-    """What an item's record says of the contract's calibration: digest in hex and kind, empty for none."""
-    terms = contract.calibration
-    return {
-        "calibration_sha256": "" if terms is None else terms.sha256.hex(),
-        "calibration_kind": "" if terms is None else terms.kind,
-    }
 
 
 def _active(node: NodeContext, target: Place) -> Calibration | None:
@@ -199,16 +195,6 @@ def check_allowed(owner: str, request: JobHeader, config: NodeConfig) -> None:
     check_settings(settings, policy, where=config.node.institution)
 
 
-def check_peer(request: JobHeader, peer: Described) -> None:
-    """Refuse at once what can never work with the peer as it is now."""
-    if peer.side.domain != request.target_domain:
-        raise DomainNotFound(
-            f"{request.target_institution} serves {peer.side.domain}, not {request.target_domain}",
-            facts={"asked": request.target_domain[:100], "served": peer.side.domain},
-        )
-    target_classes(peer.side, peer.guidance, request)
-
-
 def _check_fields(header: JobHeader, limits: LimitsSection) -> None:
     """What the header alone says."""
     require_protocol(header.protocol, PROTOCOL)
@@ -239,10 +225,160 @@ def _check_fields(header: JobHeader, limits: LimitsSection) -> None:
         )
 
 
+class Receiving:
+    """The jobs that are being received: their places among the open ones, and their bytes in the spool."""
+
+    def __init__(self, store: JobStore) -> None:
+        self.store = store
+        self._lock = threading.Lock()
+        self._places: Counter[tuple[str, str]] = Counter()
+        self._bytes: Counter[str] = Counter()
+
+    @contextmanager
+    def stage(self, owner: str, request: JobHeader) -> Iterator[Staging]:
+        """Receive a job: ``with receiving.stage(...) as staging: staging.receive(...); staging.commit()``."""
+        key = owner, request.target_institution
+        repeats = self.store.was_accepted(owner, request.request_id)
+        if not repeats:
+            with self._lock:
+                self._require_place(*key)
+                self._places[key] += 1
+        try:
+            with closing(Staging(self, owner, request, repeats=repeats)) as staging:
+                yield staging
+        finally:
+            if not repeats:
+                with self._lock:
+                    self._places[key] -= 1
+
+    def _require_place(self, owner: str, target: str) -> None:
+        """Each peer has places of its own: jobs that wait for one take none of another's."""
+        taken = self._places + Counter(self.store.open_jobs())
+        of_all = sum(count for (_, other), count in taken.items() if other == target)
+        most, own = self.store.limits.max_open_jobs, taken[owner, target]
+        if of_all >= most or not within_share(own, most - of_all, most):
+            raise QueueFull(
+                f"{of_all} jobs for {target} are open, {own} of them of {owner}",
+                facts={"limit_jobs": most, "jobs": of_all, "jobs_of_client": own},
+                retry_after_s=QUEUE_FULL_S,
+            )
+
+    def count(self, owner: str, change: int = 0) -> int:
+        """Count bytes of a client's jobs that are being received; how many there are now."""
+        with self._lock:
+            self._bytes[owner] += change
+            return self._bytes[owner] if self._bytes[owner] > 0 else self._bytes.pop(owner)
+
+
+class Staging:
+    """A job that is being received, used from one thread; made by `Receiving.stage`."""
+
+    def __init__(self, receiving: Receiving, owner: str, request: JobHeader, *, repeats: bool) -> None:
+        self.owner = owner
+        self.accepted_before = repeats
+        self._receiving, self._store, self._spool = receiving, receiving.store, receiving.store.spool
+        self._request = request
+        self._job_id = self._spool.new_job()
+        self._held = self._store.spool_bytes(owner)
+        self._staged = 0
+        self._incoming: GrowingFile | None = None
+        self._items: list[StoredItem] = []
+        self._files: list[tuple[int, SpoolFile]] = []
+        self.kept = False
+        """Whether the job is on the disk, or may be."""
+
+    def close(self) -> None:
+        """Nothing more comes; what was not accepted goes."""
+        self._close_file()
+        if not self.kept:
+            self._spool.remove_job(self._job_id)
+        self._receiving.count(self.owner, -self._staged)
+
+    def receive(self, size_bytes: int) -> Staging:
+        """A file on the disk for the next item, a `Sink`; `keep` it once it is whole."""
+        self._require_room(size_bytes)
+        self._close_file()
+        self._incoming = self._spool.new_file(self._job_id, len(self._items), SpoolPart.INPUT)
+        return self
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        assert self._incoming is not None
+        self._take(len(data))
+        self._incoming.write(data)
+
+    def keep(self, media_type: int, sha256: bytes) -> StoredItem:
+        """What was received last is the next item, whole and of this digest; on the disk after `commit`."""
+        file = self._incoming
+        assert file is not None
+        self._close_file()
+        item = StoredItem(len(self._items), ItemState.RECEIVED, media_type, file.size_bytes, sha256)
+        row = SpoolFile(SpoolPart.INPUT, 0, file.name, media_type, file.size_bytes, sha256)
+        self._items.append(item)
+        self._files.append((item.index, row))
+        return item
+
+    def keep_decoded(self, data: bytes) -> None:
+        """Keep the samples of the item that was kept last, so that it is not decoded again."""
+        index = len(self._items) - 1
+        self._take(len(data))
+        with closing(self._spool.new_file(self._job_id, index, SpoolPart.DECODED)) as file:
+            file.write(data)
+        digest = hashlib.sha256(data).digest()
+        self._files.append((index, SpoolFile(SpoolPart.DECODED, 0, file.name, 0, len(data), digest)))
+
+    def read(self, item: int) -> bytes:
+        name = next(row.file for index, row in self._files if index == item and row.part == SpoolPart.INPUT)
+        return self._spool.read(self._job_id, name)
+
+    def _take(self, size_bytes: int) -> None:
+        self._require_room(size_bytes)
+        self._staged += size_bytes
+        self._receiving.count(self.owner, size_bytes)
+
+    def _require_room(self, size_bytes: int) -> None:
+        most, used = self._store.limits.max_spool_bytes, self._spool.used_bytes
+        own = self._held + self._receiving.count(self.owner)
+        for what, full, limit in (
+            ("the spool is full", used + size_bytes > most, most),
+            ("this client has its share of the spool", not within_share(own, most - used, most), own),
+        ):
+            if full:
+                raise QueueFull(what, facts={"limit_bytes": limit}, retry_after_s=QUEUE_FULL_S)
+
+    def _close_file(self) -> None:
+        if self._incoming is not None:
+            self._incoming.close()
+            self._incoming = None
+
+    def commit(self) -> tuple[StoredJob, bool]:
+        """Accept the job; the job, and whether this request had been accepted before."""
+        if not self._items:
+            raise MessageInvalid("a job without items", facts={"field": "items"})
+        if not self.accepted_before:
+            # Samples that a power cut takes are decoded again.
+            self._spool.sync(
+                self._job_id, [row.file for _, row in self._files if row.part == SpoolPart.INPUT]
+            )
+        job_id, repeated = self._store.insert(
+            self._job_id,
+            self.owner,
+            self._request,
+            self._items,
+            self._files,
+            new=not self.accepted_before,
+            mark=self._mark,
+        )
+        return self._store.get(job_id), repeated
+
+    def _mark(self, kept: bool) -> None:
+        self.kept = kept
+
+
 DESCRIBE_TIMEOUT_S = 3.0
 # Jobs that are being received at once: gRPC holds up to 25 MiB of each, however slowly it is read (docs/operating.md).
 MAX_UPLOADS = 24
 MAX_UPLOADS_PER_CLIENT = 16
+QUEUE_FULL_S = 30.0
 # A refused job costs its owner nothing; for so long its other items are decoded, to name all that are refused.
 REFUSED_S = 10.0
 Requests = Iterator[translation_pb2.SubmitJobRequest]
@@ -252,12 +388,12 @@ class Submissions:
     """Jobs on their way in."""
 
     def __init__(
-        self, node: NodeContext, store: JobStore, remotes: Remotes, *, away: Callable[[], Collection[str]]
+        self, node: NodeContext, store: JobStore, remotes: Remotes, *, is_away: Callable[[str], bool]
     ) -> None:
         self._node = node
-        self._store = store
         self._remotes = remotes
-        self._away = away
+        self._is_away = is_away
+        self._receiving = Receiving(store)
         self._uploads = Slots(MAX_UPLOADS_PER_CLIENT, MAX_UPLOADS)
 
     def receive(
@@ -273,7 +409,7 @@ class Submissions:
             self._check_target(request)
             self._node.tracing.remember(trace_key(owner, request), trace)
             leg_map(calibration_of(self._node, request), self._node.engine.model.manifest)
-            with self._uploads.taken(owner), self._store.stage(owner, request, self._away()) as staging:
+            with self._uploads.taken(owner), self._receiving.stage(owner, request) as staging:
                 charged = not staging.accepted_before
                 if charged:  # an item has a sample at least
                     self._node.quotas.require(self._charges(owner, request, request.items))
@@ -337,15 +473,20 @@ class Submissions:
             known = ", ".join(sorted(peer.institution for peer in self._node.peers.list()))
             error.facts.update(institution=request.target_institution[:200], known=known[:200])
             raise
-        if request.target_institution in self._away():
+        if self._is_away(request.target_institution):
             return
         try:
-            peer = remote.describe(DESCRIBE_TIMEOUT_S)
+            side, guidance = remote.describe(DESCRIBE_TIMEOUT_S)
         except (ContractMismatch, PeerSuspended):
             raise
         except DdibError:
             return
-        check_peer(request, peer)
+        if side.domain != request.target_domain:
+            raise DomainNotFound(
+                f"{request.target_institution} serves {side.domain}, not {request.target_domain}",
+                facts={"asked": request.target_domain[:100], "served": side.domain},
+            )
+        target_classes(side, guidance, request)
 
     def _opener(
         self, max_items: int, staging: Staging, pace: Pace

@@ -16,9 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
-from ddib_fed.diffusion.grids import LevelGrid, ddib_compat_grids
 from ddib_fed.diffusion.guidance import Classifier, ClassifierGuided, Clipped
-from ddib_fed.diffusion.schedule import Level, discrete_schedule
+from ddib_fed.diffusion.schedule import Level, LevelGrid, ddib_compat_grids, discrete_schedule
 from ddib_fed.diffusion.solvers import ddim, integrate
 from ddib_fed.networks.config import ClassifierConfig, UNetConfig, build_network
 from ddib_fed.networks.mlp import SyntheticModel

@@ -12,10 +12,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Denoiser
-from ddib_fed.diffusion.grids import PublicLevels, space_timesteps
 from ddib_fed.diffusion.guidance import Classifier, ClassifierGuided, Clipped
 from ddib_fed.diffusion.plans import SolverSettings, decode, encode
-from ddib_fed.diffusion.schedule import DiscreteSchedule, discrete_schedule
+from ddib_fed.diffusion.schedule import DiscreteSchedule, PublicLevels, discrete_schedule, space_timesteps
 from ddib_fed.networks.config import build_network
 from ddib_fed.networks.mlp import SyntheticModel
 from ddib_fed.training.objective import make_step_batch

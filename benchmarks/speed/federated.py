@@ -22,7 +22,7 @@ from benchmarks.speed.shared.two_nodes import (
     two_nodes,
 )
 from ddib_fed.data.synthetic import sample
-from source_node.intake import RANGE_ROWS
+from source_node.pipeline import RANGE_ROWS
 
 BATCHES = 16, 32, 64
 """Pictures of a network call in both processes; the fastest of them is the baseline."""

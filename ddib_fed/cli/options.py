@@ -362,27 +362,17 @@ EVALUATIONS = option(
 SOLVER = option(
     "--solver",
     "Solver of the ODE; flow-map takes 1 to 8 evaluations of a model from `ddib model distil`.",
-    ("unipc", "ddim", "rk4", "alf", "flow-map"),
+    ("unipc", "ddim", "flow-map"),
     default="unipc",
 )
 
 
-def _grid(name: str) -> str:
-    if not re.fullmatch(r"default|uniform-lambda|karras|integer|learned|integer:[0-9]{1,5}", name):
-        raise ValueError(
-            f"{name!r} is no grid: default, uniform-lambda, karras, integer, integer:T or learned"
-        )
-    return name
-
-
 GRID = option(
-    "--grid NAME",
-    "Grid of the steps: default, uniform-lambda, karras, integer, learned, or integer:T. integer:T uses those of the "
-    "linear schedule of T steps, learned those that `ddib model tune` found for each model, whose numbers of "
-    "evaluations `ddib model show` lists.",
-    str,
+    "--grid",
+    "Grid of the steps; learned are those that `ddib model tune` found for each model, whose numbers of evaluations "
+    "`ddib model show` lists.",
+    ("default", "uniform-lambda", "integer", "learned"),
     default="default",
-    callback=read_by(_grid),
 )
 QUALITY = option(
     "--quality",

@@ -300,7 +300,7 @@ def pair(
     they admitted, and both fingerprints. Read the code out to somebody whose voice you know; --fingerprint admits no
     other root.
     """
-    from ddib_fed.node.admitting import PairOptions, pair_dialling, pair_listening
+    from ddib_fed.node.admitting import pair as pair_nodes
     from ddib_fed.node.config import NodeConfig
 
     if listens and code is not None:
@@ -308,13 +308,16 @@ def pair(
     if not listens and address is None:
         raise UsageError("give --listen, or the address and the code that the other side shows")
     config = NodeConfig.load(config_path)
-    settings = PairOptions(fingerprints, replace=replace, unconstrained_root=unconstrained_root)
-    if listens:
-        paired = pair_listening(config, at=address, options=settings)
-    elif address is None or code is None:
+    if not listens and code is None:
         raise UsageError("the code is missing", hint=f"ddib pair {address} CODE, as the other side shows it")
-    else:
-        paired = pair_dialling(config, address, code, options=settings)
+    paired = pair_nodes(
+        config,
+        None if listens or address is None or code is None else (address, code),
+        at=address if listens else None,
+        fingerprints=fingerprints,
+        replace=replace,
+        unconstrained_root=unconstrained_root,
+    )
     other, more = paired.other, with_config(config_path)
     say_next(
         [

@@ -68,45 +68,68 @@ class Rehearsal:
 
 @dataclass(frozen=True, slots=True)
 class _Side:
+    """A folder of pictures, what is said of it, and which of its pictures train a model or are held out."""
+
     letter: str
+    name: str
     folder: Folder
     lines: tuple[str, ...]
     train: tuple[Entry, ...]
     held_root: Path
     held_out: tuple[Entry, ...]
-    name: str
 
 
 def rehearse(
     wanted: Rehearsal,
     *,
     force: bool = False,
-    say: Callable[[str], None] | None = None,
-    on_progress: OnProgress | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    on_progress: OnProgress = lambda *_: None,
 ) -> Path:
     """Do what of a rehearsal is not done, and write its page."""
     require_alone("a rehearsal")
-    tell = say or (lambda _text: None)
-    show = on_progress or (lambda _what, _done, _total, _remark: None)
     for folder in (wanted.a, wanted.b, wanted.test_a, wanted.test_b):
         if folder is not None:
             require_outside(wanted.out, folder)
-    a = _look("a", wanted.a, wanted.test_a, wanted, show)
-    b = _look("b", wanted.b, wanted.test_b, wanted, show)
+    a = _look("a", wanted.a, wanted.test_a, wanted, on_progress)
+    b = _look("b", wanted.b, wanted.test_b, wanted, on_progress)
     shared = [f"{mine} and {theirs}" for mine, theirs in folders.shared(a.folder.entries, b.folder.entries)]
     for side in (a, b):
         for line in side.lines:
-            tell(f"{side.name}: {line}")
+            say(f"{side.name}: {line}")
     if shared:
-        tell(f"{len(shared)} pictures are in both folders; the first: {shared[0]}")
-    config = wanted.config.model_copy(update={"channels": wanted.config.channels or _channels(a, b)})
-    models = [_train(side, (a, b), config, wanted, show, tell, force=force) for side in (a, b)]
-    ways = (
-        _translate(a, b, (models[0], models[1]), config, wanted, show),
-        _translate(b, a, (models[1], models[0]), config, wanted, show),
+        say(f"{len(shared)} pictures are in both folders; the first: {shared[0]}")
+    coloured = any(
+        2 * sum(each.looks.channels == 3 for each in side.folder.entries) > len(side.folder.entries)
+        for side in (a, b)
     )
-    found = [_found(side, model, wanted.out) for side, model in zip((a, b), models, strict=True)]
-    write_rehearsal(wanted.out / PAGE, (found[0], found[1]), ways, shared)
+    config = wanted.config.model_copy(
+        update={
+            "channels": wanted.config.channels or (3 if coloured else 1),
+            "time_s": None if wanted.time_s is None else TRAINING_SHARE * wanted.time_s / 2,
+        }
+    )
+
+    def trained(side: _Side) -> Bundle:
+        name = f"{side.name}-{side.letter}" if a.name == b.name else side.name
+        fields = config.model_dump() | {"images": side.folder.root, "name": name}
+        return train(
+            TrainConfig.model_validate(fields),
+            wanted.out / side.letter,
+            lambda p: on_progress(f"training {side.name}", p.step, p.steps, f"loss {p.loss:.4f}"),
+            resume=not force,
+            force=force,
+            lengthen=not force,
+            say=lambda text: say(f"{side.name}: {text}"),
+        )
+
+    models = trained(a), trained(b)
+    ways = (
+        _translate(a, b, models, config, wanted, on_progress),
+        _translate(b, a, models[::-1], config, wanted, on_progress),
+    )
+    found = _found(a, models[0], wanted.out), _found(b, models[1], wanted.out)
+    write_rehearsal(wanted.out / PAGE, found, ways, shared)
     return wanted.out / PAGE
 
 
@@ -119,48 +142,11 @@ def _look(letter: str, path: Path, test: Path | None, wanted: Rehearsal, show: O
         progress=lambda done, total: show("looking", done, total, str(path)),
     )
     train, held_out = folders.split(folder.entries, wanted.config.held_out)
-    lines = folders.survey(folder).lines()
-    lines += [f"{bad}: {reason}" for bad, reason in folder.bad]
+    lines = [*folders.survey(folder).lines(), *(f"{bad}: {reason}" for bad, reason in folder.bad)]
     if test is not None:
         held_out = folders.scan(test, skip_bad=skip, check=check).entries
     held_out = tuple(sorted(held_out, key=lambda entry: entry.digest))[: wanted.pictures]
-    return _Side(letter, folder, tuple(lines), train, test or path, held_out, name_of(path))
-
-
-def _channels(a: _Side, b: _Side) -> int:
-    coloured = [sum(e.looks.channels == 3 for e in side.folder.entries) for side in (a, b)]
-    return 3 if any(2 * n > len(s.folder.entries) for n, s in zip(coloured, (a, b), strict=True)) else 1
-
-
-def _train(
-    side: _Side,
-    both: tuple[_Side, _Side],
-    config: TrainConfig,
-    wanted: Rehearsal,
-    show: OnProgress,
-    say: Callable[[str], None],
-    *,
-    force: bool,
-) -> Bundle:
-    alike = both[0].name == both[1].name
-    time_s = None if wanted.time_s is None else TRAINING_SHARE * wanted.time_s / 2
-    config = TrainConfig.model_validate(
-        config.model_dump()
-        | {
-            "images": side.folder.root,
-            "name": f"{side.name}-{side.letter}" if alike else side.name,
-            "time_s": time_s,
-        }
-    )
-    return train(
-        config,
-        wanted.out / side.letter,
-        lambda p: show(f"training {side.name}", p.step, p.steps, f"loss {p.loss:.4f}"),
-        resume=not force,
-        force=force,
-        lengthen=not force,
-        say=lambda text: say(f"{side.name}: {text}"),
-    )
+    return _Side(letter, name_of(path), folder, tuple(lines), train, test or path, held_out)
 
 
 def _translate(
@@ -173,16 +159,13 @@ def _translate(
 ) -> WayFound:
     out = wanted.out / f"{source.letter}-to-{target.letter}"
     domains = models[0].manifest.domain, models[1].manifest.domain
-    title = " to ".join(domains)
-    agreed = wanted.calibration
+    title, agreed = " to ".join(domains), wanted.calibration
     if agreed is not None and domains != (agreed.source.domain, agreed.target.domain):
         agreed = None
     on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    device = "cuda:0" if on_gpu else "cpu"
-    own, other = (open_party(model, device, threads=config.threads) for model in models)
+    own, other = (open_party(each, "cuda:0" if on_gpu else "cpu", threads=config.threads) for each in models)
     client = InProcess(own, other, ProcessOptions(seed=config.seed, calibration=agreed))
-    settings = Settings(evaluations=wanted.evaluations)
-    header = job_header(client.target, settings, cycle=True, keep_latent=True)
+    header = job_header(client.target, Settings(evaluations=wanted.evaluations), cycle=True, keep_latent=True)
     names = [entry.path.relative_to(source.held_root).as_posix() for entry in source.held_out]
     items = [
         FileItem(name, file, path=entry.path)
@@ -190,26 +173,28 @@ def _translate(
     ]
     progress = _StepProgress(client, functools.partial(show, f"translating {title}"))
     options = RunOptions(client.profile, header, out, progress, skip_bad=True)
-    run = FolderRun(options, items)
-    run.read()
-    try:
-        run.translate()
-    except AlreadyExists:  # of other models or settings: the folder is the rehearsal's own
-        shutil.rmtree(out)
+    for again in (False, True):
         run = FolderRun(options, items)
         run.read()
-        run.translate()
+        try:
+            run.translate()
+            break
+        except AlreadyExists:  # of other models or settings: the folder is the rehearsal's own
+            if again:
+                raise
+            shutil.rmtree(out)
     page = write_pages(run)
     refused = [*run.left_out, *run.failed]
+    first = f"; the first, {refused[0].line()}" if refused else ""
     if not run.delivered:
-        why = f"none of {len(refused)} pictures could be translated; the first, {refused[0].line()}"
-        return WayFound(title, out, {}, None, (f"Refused, as a node would refuse it: {why}",))
+        why = (
+            f"Refused, as a node would refuse it: none of {len(refused)} pictures could be translated{first}"
+        )
+        return WayFound(title, out, {}, None, (why,))
     report, notes = _judge(run, models, target)
     if refused:
-        notes.append(
-            f"Refused, as a node would refuse them: {len(refused)} of {len(names)} pictures; the first, "
-            f"{refused[0].line()}"
-        )
+        count = f"{len(refused)} of {len(names)} pictures"
+        notes.append(f"Refused, as a node would refuse them: {count}{first}")
     if fitted := fitted_line([(each.file, each.provenance) for each in run.delivered]):
         notes.insert(0, f"{fitted}.")
     if agreed is not None:

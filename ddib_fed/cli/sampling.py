@@ -16,8 +16,8 @@ from ddib_fed.protocol.messages import Settings
 from ddib_fed.terminal import bar, emit, lines
 
 if TYPE_CHECKING:
-    from ddib_fed.diffusion.grids import PublicLevels
     from ddib_fed.diffusion.plans import SolverSettings
+    from ddib_fed.diffusion.schedule import PublicLevels
     from ddib_fed.models.manifest import Manifest
 
 FRAMES = 9
@@ -40,7 +40,7 @@ def take_settings(
     if line is None:
         chosen = Settings(solver, 0, evaluations, grid).of_quality(quality)
         return SolverSettings(chosen.solver, chosen.order, chosen.evaluations, chosen.grid), False, None
-    from ddib_fed.diffusion.grids import PublicLevels
+    from ddib_fed.diffusion.schedule import PublicLevels
     from ddib_fed.models.import_guided import parse_sampling
 
     if quality is not None or grid != "default" or (_is_given("solver") and solver != "ddim"):

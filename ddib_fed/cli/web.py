@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,11 +32,12 @@ def web(out: Path, port: int, profile_path: Path | None) -> None:
     Dropped files stay in a private temporary folder that is removed at the end; results go to DIR. Towards the node it
     is `ddib translate`: the same profile, certificate and checks.
     """
-    from ddib_fed.web.guard import serve, temporary_folder
+    from ddib_fed.web.guard import serve
     from ddib_fed.web.researcher import Researcher
 
     profile = Profile.load(profile_path)
-    with temporary_folder() as folder:
+    with tempfile.TemporaryDirectory(prefix="ddib-web-") as name:
+        folder = Path(name)
         page = Researcher(profile, folder, out)
         say(f"results go to {out.resolve()}")
         serve(page.app(), port=port, command="ddib web", folder=folder, on_stop=page.close)

@@ -25,7 +25,7 @@ from typing import Any, Self
 import grpc
 from opentelemetry.trace import Span, SpanKind
 
-from ddib_fed.client.connection import BUSY_PATIENCE_S, PATIENCE_S, Connection, OnWait
+from ddib_fed.client.connection import PATIENCE_S, Connection, OnWait
 from ddib_fed.client.files import SUFFIXES, Origin, Payload, payloads
 from ddib_fed.client.profile import Profile
 from ddib_fed.engine.record import UNGUIDED, Guidance, Part, Translation
@@ -228,7 +228,7 @@ def _ready(job: pb.Job) -> list[int]:
     return [item.index for item in job.items if item.state == pb.ITEM_STATE_DECODED]
 
 
-class Client:
+class Client(Connection):
     """A connection to the source node of the client's own institution; a context manager, for one thread.
 
     Every method raises `DdibError` where the node refuses or cannot be reached.
@@ -236,9 +236,8 @@ class Client:
     Args:
         profile: Who the client is and where its node is.
         patience_s: How long a node that was reached before may be away before a call gives up; submitting, watching
-            and fetching continue where they stopped once it is back.
-        busy_s: How long the node may refuse because a limit is reached (`TOO_MANY_STREAMS`, `QUEUE_FULL`); each try is
-            made when the node says. None for 10 minutes, or 0 without patience.
+            and fetching continue where they stopped once it is back. A node that refuses because a limit is reached
+            (`TOO_MANY_STREAMS`, `QUEUE_FULL`) is tried again when it says, for 10 minutes; without patience not at all.
         on_wait: Called with the failure and the seconds until the next try whenever a call waits for the node.
         tracing: Records its calls; by default what the profile's `[telemetry]` says.
     """
@@ -251,14 +250,10 @@ class Client:
         profile: Profile,
         *,
         patience_s: float = PATIENCE_S,
-        busy_s: float | None = None,
         on_wait: OnWait | None = None,
         tracing: Tracing | None = None,
     ) -> None:
-        if busy_s is None:
-            busy_s = BUSY_PATIENCE_S if patience_s > 0 else 0.0
-        self.profile, self.hop = profile, profile.hop
-        self._connection = Connection(profile, patience_s=patience_s, busy_s=busy_s, on_wait=on_wait)
+        super().__init__(profile, patience_s=patience_s, on_wait=on_wait)
         self._tracing = tracing or open_tracing(
             profile.telemetry, institution=profile.institution, what="client"
         )
@@ -278,32 +273,19 @@ class Client:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:
-            if kind is None and self._connection.reached:
-                self._connection.renew()
+            if kind is None and self.reached:
+                self.renew()
         finally:
             self.close()
 
     def close(self) -> None:
-        self._connection.close()
+        self.drop()
         self._tracing.close()
-
-    @property
-    def clock_s(self) -> float | None:
-        """Seconds by which the node's clock is ahead of this machine's, by the last call; None where it did not say."""
-        return self._connection.clock_s
-
-    def abort(self) -> None:
-        """Abort running calls, which then raise Cancelled, as does every later call; callable from any thread."""
-        self._connection.abort()
-
-    @property
-    def aborted(self) -> bool:
-        return self._connection.aborted
 
     def domains(self, *, own_alone: bool = False) -> pb.ListDomainsResponse:
         """The node's own domain and those it can translate to; or its own alone, for which it asks no peer."""
         request = pb.ListDomainsRequest(own_alone=own_alone)
-        return self._connection.call(lambda stub: stub.ListDomains(request, timeout=CALL_S))
+        return self.call(lambda stub: stub.ListDomains(request, timeout=CALL_S))
 
     def submit(
         self,
@@ -336,9 +318,7 @@ class Client:
             with self._tracing.span(
                 "submit", kind=SpanKind.CLIENT, peer=header.target_institution, items=len(items)
             ) as span:
-                answer = self._connection.call(
-                    lambda stub: _send_once(stub, header, items, span), while_busy=while_busy
-                )
+                answer = self.call(lambda stub: _send_once(stub, header, items, span), while_busy=while_busy)
             self._tracing.remember(answer.job_id, span)
         except DdibError as error:
             name_item(error, items)
@@ -347,14 +327,14 @@ class Client:
 
     def watch(self, job_id: str, after: int = 0) -> Iterator[pb.WatchJobResponse]:
         """Events of a job after a sequence number, until it has ended; survives a restart of the node."""
-        connection, last = self._connection, after
-        patience = connection.patience()
+        last = after
+        patience = self.patience()
         while True:
             request = pb.WatchJobRequest(job_id=job_id, after_sequence=last)
             try:
-                with connection.streaming("WatchJob", request, WATCH_CALL_S) as events:
+                with self.streaming("WatchJob", request, WATCH_CALL_S) as events:
                     for event in events:
-                        connection.reached = True
+                        self.reached = True
                         if event.sequence <= last:
                             continue
                         patience.progress()
@@ -365,14 +345,14 @@ class Client:
             except grpc.RpcError as error:
                 # Only this client's time limit for one call has passed: not a failure; make the next call.
                 if status_of(error) is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                    connection.give_way(patience, error)
+                    self.give_way(patience, error)
                 continue
             if self.get(job_id).state in ENDED:
                 return
             patience.wait(
                 PeerUnreachable(f"the events of job {job_id} ended before the job did", hop=self.hop)
             )
-            connection.close()
+            self.drop()
 
     def get(self, job_id: str) -> pb.Job:
         """A job with its items.
@@ -382,7 +362,7 @@ class Client:
             MessageInvalid: The node answers with what the protocol does not allow.
         """
         request = pb.GetJobRequest(job_id=job_id)
-        job = self._connection.call(lambda stub: stub.GetJob(request, timeout=CALL_S)).job
+        job = self.call(lambda stub: stub.GetJob(request, timeout=CALL_S)).job
         if job.job_id != job_id:
             raise MessageInvalid("the node answered with another job than the requested one", hop=self.hop)
         return job
@@ -390,7 +370,7 @@ class Client:
     def list(self, limit: int = 100) -> Sequence[pb.Job]:
         """This client's jobs, newest first, without their items."""
         request = pb.ListJobsRequest(limit=limit)
-        return self._connection.call(lambda stub: stub.ListJobs(request, timeout=CALL_S)).jobs
+        return self.call(lambda stub: stub.ListJobs(request, timeout=CALL_S)).jobs
 
     def fetch(self, job_id: str, items: Sequence[int] | None = None) -> Iterator[JobResult]:
         """Results, each complete and of the announced digests; continues with the rest after a restart of the node.
@@ -405,8 +385,8 @@ class Client:
         yield from self._fetch(job, _ready(job) if items is None else items)
 
     def _fetch(self, job: pb.Job, items: Iterable[int]) -> Iterator[JobResult]:
-        connection, due = self._connection, sorted(set(items))
-        patience, parent = connection.patience(), self._tracing.recall(job.job_id)
+        due = sorted(set(items))
+        patience, parent = self.patience(), self._tracing.recall(job.job_id)
         parts = _expected_parts(job)
         while due:
             request = pb.FetchResultsRequest(job_id=job.job_id, items=due)
@@ -414,13 +394,13 @@ class Client:
                 span = self._tracing.span("deliver", kind=SpanKind.CLIENT, parent=parent, items=len(due))
                 with span as trace:
                     how = trace_entries(trace)
-                    with connection.streaming("FetchResults", request, FETCH_CALL_S, **how) as messages:
+                    with self.streaming("FetchResults", request, FETCH_CALL_S, **how) as messages:
                         for result in collect(messages, job.job_id, due, parts):
                             patience.progress()
                             due.remove(result.item)
                             yield result
             except grpc.RpcError as error:
-                connection.give_way(patience, error)
+                self.give_way(patience, error)
             except DdibError as error:
                 error.hop = error.hop or self.hop
                 raise
@@ -466,12 +446,12 @@ class Client:
             results: Item number and SHA-256 of the translation that was written."""
         items = [pb.Acknowledgement(item=item, sha256=sha256) for item, sha256 in results]
         request = pb.AcknowledgeItemsRequest(job_id=job_id, items=items)
-        return self._connection.call(lambda stub: stub.AcknowledgeItems(request, timeout=CALL_S)).remaining
+        return self.call(lambda stub: stub.AcknowledgeItems(request, timeout=CALL_S)).remaining
 
     def cancel(self, job_id: str) -> pb.CancelJobResponse:
         """Stop a job at the solver's next step; its state afterwards."""
         request = pb.CancelJobRequest(job_id=job_id)
-        return self._connection.call(lambda stub: stub.CancelJob(request, timeout=CALL_S))
+        return self.call(lambda stub: stub.CancelJob(request, timeout=CALL_S))
 
     def delete(self, job_id: str) -> None:
         """Remove an ended job and all its data at the node.
@@ -487,7 +467,7 @@ class Client:
             return stub.DeleteJob(pb.DeleteJobRequest(job_id=job_id), timeout=CALL_S)
 
         try:
-            self._connection.call(attempt)
+            self.call(attempt)
         except JobNotFound:
             # The answer to an earlier try was lost: the job is already removed.
             if tries == 1:
@@ -500,13 +480,11 @@ class Client:
         settings: Settings | None = None,
         *,
         on_event: Callable[[pb.WatchJobResponse], None] | None = None,
-        acknowledge: bool = True,
         **fields: Any,
     ) -> tuple[JobResult, ...]:
         """Submit, watch, fetch and acknowledge; the results, in the order of the files.
 
-        `fields` are other arguments of `job_header`. With `acknowledge=False` the node keeps the results until they
-        expire, for callers that write them.
+        `fields` are other arguments of `job_header`.
 
         Raises:
             JobFailed: The job or one of its items failed; finished items can still be fetched.
@@ -517,8 +495,7 @@ class Client:
         fetched = list(self.results(job.job_id, on_event=on_event))
         require_finished(self.get(job.job_id), self.hop)
         results = tuple(sorted(fetched, key=lambda result: result.item))
-        if acknowledge:
-            self.acknowledge(job.job_id, [(r.item, r.translation.sha256) for r in results])
+        self.acknowledge(job.job_id, [(r.item, r.translation.sha256) for r in results])
         return results
 
 

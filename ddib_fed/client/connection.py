@@ -20,7 +20,7 @@ import grpc
 from google.protobuf.message import Message
 
 from ddib_fed.client.profile import Profile, renew_client
-from ddib_fed.errors import Cancelled, DdibError, ExhaustedError, UnavailableError
+from ddib_fed.errors import Cancelled, DdibError, ExhaustedError, PeerUnreachable, UnavailableError
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import tls
 from ddib_fed.security.diagnosis import explained, may_pass
@@ -95,32 +95,31 @@ class Patience:
 
 
 class Connection:
-    def __init__(self, profile: Profile, *, patience_s: float, busy_s: float, on_wait: OnWait | None) -> None:
-        self.profile = profile
-        self.hop = profile.hop
-        self._patience_s = patience_s
-        self._busy_s = busy_s
-        self._on_wait = on_wait
+    """The calls of `client.Client`, which documents the arguments."""
+
+    def __init__(self, profile: Profile, *, patience_s: float, on_wait: OnWait | None) -> None:
+        self.profile, self.hop = profile, profile.hop
+        self.reached = False
+        """Whether the node has answered."""
+        self.clock_s: float | None = None
+        """Seconds by which the node's clock is ahead of this one's, by the last call; None where it did not say."""
+        self._patience_s, self._on_wait = patience_s, on_wait
+        self._busy_s = BUSY_PATIENCE_S if patience_s > 0 else 0.0
         self._channel: grpc.Channel | None = None
         self._retired: grpc.Channel | None = None
         self._lock = threading.Lock()
         self._aborted = threading.Event()
-        self.reached = False
-        """Whether the node has answered."""
-        self._looked = -math.inf
+        self._looked = self._diagnosed = -math.inf
         self._expires = math.inf
-        self._diagnosed = -math.inf
-        self.clock_s: float | None = None
-        """Seconds by which the node's clock is ahead of this one's, by the last call; None where it did not say."""
 
     @property
     def aborted(self) -> bool:
         return self._aborted.is_set()
 
     def abort(self) -> None:
-        """Abort running calls and make every later call fail; for use from another thread."""
+        """Abort running calls, which then raise Cancelled, as does every later call; callable from any thread."""
         self._aborted.set()
-        self.close()
+        self.drop()
 
     def stub(self) -> translation_pb2_grpc.TranslationServiceStub:
         """The service over the current channel, which has a certificate that is not due for renewal if that works."""
@@ -157,7 +156,7 @@ class Connection:
                 )
             return self._channel
 
-    def close(self) -> None:
+    def drop(self) -> None:
         """Close the channel; the next use creates another."""
         with self._lock:
             for channel in (self._channel, self._retired):
@@ -181,7 +180,7 @@ class Connection:
     def invoke(self, attempt: Attempt[T]) -> T:
         try:
             return attempt(self.stub())
-        except ValueError as error:  # what gRPC raises for a closed channel
+        except PeerUnreachable as error:  # the channel was closed
             if not self.aborted:
                 raise
             raise Cancelled("the connection was ended", hop=self.hop) from error
@@ -218,10 +217,10 @@ class Connection:
             raise self.explained(failure) from error
         finally:
             if not isinstance(found, ExhaustedError):
-                self.close()
+                self.drop()
 
     def explained(self, failure: DdibError) -> DdibError:
-        """A failure with the cause of the failed connection, where that is what it is; see `trust.diagnosis`."""
+        """A failure with the cause of the failed connection, where that is what it is."""
         self._diagnosed = time.monotonic()
         return explained(
             failure,

@@ -189,6 +189,10 @@ class FileItem:
     classes: tuple[str, str] | None = field(default=None, compare=False)
     payload: Payload | None = field(default=None, compare=False)
 
+    @property
+    def size_bytes(self) -> int:
+        return 0 if self.payload is None else self.payload.size_bytes
+
     def file_name(self, part: Part, suffix: str) -> str:
         if self.source and part in {Part.SOURCE, Part.TRANSLATION}:
             return f"{self.source if part is Part.SOURCE else self.name}.PNG"

@@ -208,32 +208,6 @@ class RunOptions:
         return header
 
 
-@dataclass(frozen=True, slots=True)
-class _JobInRun:
-    """Items of one job; one without an id is to be submitted, under an earlier run's request id if it has one."""
-
-    items: tuple[FileItem, ...]
-    request_id: str = ""
-    job_id: str = ""
-    without: frozenset[int] = frozenset()
-    earlier: bool = False
-
-
-def _split(items: Sequence[FileItem], most_files: int) -> list[_JobInRun]:
-    """Jobs of at most so many files, and of at most `JOB_BYTES` unless one file alone has more."""
-    jobs: list[_JobInRun] = []
-    current: list[FileItem] = []
-    size = 0
-    for item in items:
-        more = item.payload.size_bytes if item.payload is not None else 0
-        if current and (len(current) >= most_files or size + more > JOB_BYTES):
-            jobs.append(_JobInRun(tuple(current)))
-            current, size = [], 0
-        current.append(item)
-        size += more
-    return [*jobs, _JobInRun(tuple(current))] if current else jobs
-
-
 @dataclass(slots=True, eq=False)
 class FolderRun:
     """The files of one command on their way into a folder, and what became of each.
@@ -258,8 +232,9 @@ class FolderRun:
     _readable: list[tuple[int, WrittenStudy | None]] = field(default_factory=list)
     """The studies that can be translated, or are by an earlier run."""
     _errors: list[DdibError] = field(default_factory=list)
-    _pending: deque[_JobInRun] = field(default_factory=deque)
-    _waiting: deque[_JobInRun] = field(default_factory=deque)
+    _pending: deque[tuple[str, Sequence[FileItem]]] = field(default_factory=deque)
+    """Jobs at the node."""
+    _waiting: deque[FileItem] = field(default_factory=deque)
     _most_files: int = JOB_FILES
 
     @property
@@ -270,7 +245,7 @@ class FolderRun:
 
     @property
     def not_submitted(self) -> list[Path]:
-        return [item.path for job in self._waiting for item in job.items]
+        return [item.path for item in self._waiting]
 
     def read(self) -> None:
         """Read every study and every file; nothing is sent if one is bad, unless bad ones are left out."""
@@ -374,75 +349,58 @@ class FolderRun:
 
     def _translate_items(self, client: Client) -> None:
         with self._explained(client):
-            self._prepare(client)
+            for job_id, job in self._begin(client).items():
+                self._receive(client, job_id, job.items, earlier=True)
             while self._pending or self._waiting:
                 while self._waiting and len(self._pending) < AHEAD and not self._at_its_end:
-                    if not self._submit_next(client):
+                    if not self._submit_next(client, patiently=not self._pending):
                         break
                 if not self._pending:
                     break
-                self._receive(client, self._pending[0])
-                self._pending.popleft()
+                self._receive(client, *self._pending.popleft())
 
     def submit(self) -> None:
         """Only submit what is neither on the disk nor in an unfinished job."""
         options = self.options
         with locked(options.out), options.progress.opened(options.profile) as client, self._explained(client):
-            self._prepare(client)
+            self._begin(client)
             while self._waiting:
                 self._submit_next(client, patiently=True)
 
-    def _prepare(self, client: Client) -> None:
-        options = self.options
+    def _begin(self, client: Client) -> dict[str, JobFile]:
+        """Plan what is neither on the disk nor in an unfinished job of an earlier run; these jobs by their ids."""
+        options, progress = self.options, self.options.progress
         remove_broken(options.out, self.items)
         if not options.force:
             self._take_finished(self.items)
         self.earlier = len(self.results)
-        covered = self._attach(client)
-        missing = [item for item in self.items if item.name not in self.results and item not in covered]
-        check_free(missing, self._inputs, options.out, force=options.force)
-        self._waiting.extend(_split(missing, self._most_files))
-        options.progress.done = self.earlier
-        options.progress.whole(len(self.items), self.earlier)
-        if self.earlier or covered:
-            jobs = f", {len(covered):,} are in unfinished jobs" if covered else ""
+        jobs: dict[str, JobFile] = {}
+        if found := unfinished(self.items, options.out):
+            ids = {job.request_id: job.job_id for job in client.list(MOST_JOBS)}
+            for job in found:
+                if job.request_id in ids:
+                    jobs[ids[job.request_id]] = job
+                else:  # the node has not accepted it, or removed it since
+                    job.remove(options.out)
+        under_way = {item for job in jobs.values() for item in job.items}
+        left = [item for item in self.items if item.name not in self.results]
+        self._waiting = deque(item for item in left if item not in under_way)
+        check_free(self._waiting, self._inputs, options.out, force=options.force)
+        progress.done = self.earlier
+        progress.whole(len(self.items), self.earlier)
+        if self.earlier or jobs:
+            covered = len(left) - len(self._waiting)
+            told = f", {covered:,} are in unfinished jobs" if covered else ""
             marks = "; --force puts content credentials into them too" if options.credentials else ""
-            options.progress.say(
-                f"{self.earlier:,} of {len(self.items):,} files are translated already{jobs}; "
-                f"{len(missing):,} are left{marks}"
+            progress.say(
+                f"{self.earlier:,} of {len(self.items):,} files are translated already{told}; "
+                f"{len(self._waiting):,} are left{marks}"
             )
+        return jobs
 
     def _take_finished(self, items: Sequence[FileItem]) -> None:
         for result in finished(items, self.options.out):
             self.results[items[result.item].name] = result
-
-    def _attach(self, client: Client) -> set[FileItem]:
-        """Take over the unfinished jobs in the folder; the items that they translate."""
-        options, known = self.options, {item.name: item for item in self.items}
-        covered: set[FileItem] = set()
-        found = unfinished(self.items, options.out)
-        ids = {job.request_id: job.job_id for job in client.list(MOST_JOBS)} if found else {}
-        for job in found:
-            current = [known.get(item.name) for item in job.items]
-            changed = frozenset(n for n, item in enumerate(job.items) if current[n] not in {None, item})
-            without_result = all(item.name not in self.results for item in job.items)
-            if job_id := ids.get(job.request_id, ""):
-                if changed:
-                    profile = shlex.quote(str(client.profile.path))
-                    options.progress.say(
-                        f"job {job_id} also translates {len(changed):,} files that have changed since; when it has "
-                        f"ended, remove those results: ddib job delete {shlex.quote(job_id)} --profile {profile}"
-                    )
-                self._pending.append(_JobInRun(job.items, job_id=job_id, without=changed, earlier=True))
-            elif current == [*job.items] and without_result:
-                # Its answer may have been lost: the same id is the same job. Of a job that had results nothing can be
-                # on its way; the node has removed it since, and what is missing is submitted anew.
-                self._waiting.append(_JobInRun(tuple(item for item in current if item), job.request_id))
-            else:
-                job.remove(options.out)
-                continue
-            covered |= {item for n, item in enumerate(job.items) if n not in changed}
-        return {item for item in covered if item.name not in self.results}
 
     @property
     def _at_its_end(self) -> bool:
@@ -455,44 +413,47 @@ class FolderRun:
             for job in self.jobs
         )
 
-    def _submit_next(self, client: Client, *, patiently: bool = False) -> bool:
-        """Submit the next job; false if the node is busy and there are results to be fetched meanwhile."""
-        job = self._waiting.popleft()
-        if not job.request_id and len(job.items) > self._most_files:
-            self._waiting.extendleft(reversed(_split(job.items, self._most_files)))
-            return True
-        waits = patiently or not self._pending
+    def _submit_next(self, client: Client, *, patiently: bool) -> bool:
+        """Submit the next job; false if the node is busy and is not waited for."""
+        items: list[FileItem] = []
+        size = 0
+        while self._waiting and len(items) < self._most_files:
+            size += self._waiting[0].size_bytes
+            if items and size > JOB_BYTES:
+                break
+            items.append(self._waiting.popleft())
+        again: Sequence[FileItem] = ()
         try:
-            submitted = self._send(client, job, while_busy=waits)
+            submitted = self._send(client, items, while_busy=patiently)
         except ItemsTooMany as error:
             limit = int(error.facts.get("limit_items", "0") or 0)
-            if not 0 < limit < len(job.items):
+            if not 0 < limit < len(items):
                 raise
-            self._most_files = limit
-            self._waiting.appendleft(_JobInRun(job.items))
+            self._most_files, again = limit, items
         except ExhaustedError:
-            if waits:
+            if patiently:
                 raise
-            self._waiting.appendleft(job)
+            again = items
             return False
         except InputError as error:
-            if rest := self._without_refused(job.items, error):
-                self._waiting.appendleft(_JobInRun(rest))
+            again = self._without_refused(items, error)
         else:
-            self.options.progress.submitted(submitted.job_id, len(job.items))
+            self.options.progress.submitted(submitted.job_id, len(items))
             self.submitted.append(submitted)
-            self._pending.append(replace(job, job_id=submitted.job_id))
+            self._pending.append((submitted.job_id, items))
+        finally:
+            self._waiting.extendleft(reversed(again))
         return True
 
-    def _send(self, client: Client, job: _JobInRun, *, while_busy: bool) -> pb.SubmitJobResponse:
+    def _send(self, client: Client, items: Sequence[FileItem], *, while_busy: bool) -> pb.SubmitJobResponse:
         out = self.options.out
-        header = self.options.with_classes([item.classes for item in job.items if item.classes is not None])
-        header.request_id = job.request_id or str(uuid.uuid4())
-        names, target = JobFile(header.request_id, target_of(header), job.items), target_of(header)
+        header = self.options.with_classes([item.classes for item in items if item.classes is not None])
+        header.request_id, target = str(uuid.uuid4()), target_of(header)
+        names = JobFile(header.request_id, target, tuple(items))
         make_private_folders(out)
         names.save(out)
         try:
-            payloads = [item.payload for item in job.items if item.payload is not None]
+            payloads = [item.payload for item in items if item.payload is not None]
             return client.send(payloads, header, while_busy=while_busy)
         except (UnavailableError, DeadlineExceeded, Cancelled):
             raise  # the node may have accepted the job although its answer was lost
@@ -523,53 +484,53 @@ class FolderRun:
         self.left_out += bad
         return tuple(item for n, item in enumerate(items) if n not in numbers)
 
-    def _receive(self, client: Client, job: _JobInRun) -> None:
-        options, known = self.options, {item: item for item in self.items}
-        progress, job_id = options.progress, job.job_id
-        progress.begin(job_id, [item.file for item in job.items])
+    def _receive(
+        self, client: Client, job_id: str, items: Sequence[FileItem], *, earlier: bool = False
+    ) -> None:
+        """Write the results of a job as they come; of an earlier run's job what it left undone is planned again."""
+        options, progress = self.options, self.options.progress
+        known, names = {item: item for item in self.items}, {item.name for item in self.items}
+        changed = {n for n, item in enumerate(items) if item not in known and item.name in names}
+        if changed:
+            delete = (
+                f"ddib job delete {shlex.quote(job_id)} --profile {shlex.quote(str(client.profile.path))}"
+            )
+            progress.say(
+                f"job {job_id} also translates {len(changed):,} files that have changed since; when it has ended, "
+                f"remove those results: {delete}"
+            )
+        progress.begin(job_id, [item.file for item in items])
+        how = {"force": options.force, "doubtful_below": options.doubtful_below}
         with explaining_interruption(client, job_id, options.out):
+            results = client.results(job_id, on_event=progress.watching(client, job_id))
             for result in write_results(
-                client,
-                job_id,
-                client.results(job_id, on_event=progress.watching(client, job_id)),
-                job.items,
-                options.out,
-                job.without,
-                force=options.force,
-                doubtful_below=options.doubtful_below,
-                credentials=options.credentials,
+                client, job_id, results, items, options.out, changed, credentials=options.credentials, **how
             ):
-                item = job.items[result.item]
+                item = items[result.item]
                 if item in known and item.name not in self.results:
                     progress.done += 1
                     progress.written(item, result)
                 self.results[item.name] = result
             view = client.get(job_id)
-        if not job.without:
-            JobFile(view.request_id, target_of(view), job.items).remove(options.out)
+        if not changed:
+            JobFile(view.request_id, "", ()).remove(options.out)
         state = state_of(view).lower()
         progress.job_ended(job_id, state)
-        again = self._undone(job, view) if job.earlier else []
-        if again and view.state in WITHOUT_RESULT:
-            progress.say(f"job {job_id} is {state}: what it left undone is submitted again")
-        else:
-            self.jobs.append(view)
-        self._waiting.extend(_split(again, self._most_files))
-        for each in view.items:
-            own = known.get(job.items[each.index])
-            if each.state == pb.ITEM_STATE_FAILED and own is not None and own not in again:
+        own = [(each, known[item]) for each, item in zip(view.items, items, strict=False) if item in known]
+        if earlier:
+            without = [item for _, item in own if item.name not in self.results]
+            self._take_finished(without)
+            if view.state in WITHOUT_RESULT:
+                progress.say(f"job {job_id} is {state}: what it left undone is submitted again")
+                self._waiting.extend(item for item in without if item.name not in self.results)
+                return
+        self.jobs.append(view)
+        for each, item in own:
+            if each.state == pb.ITEM_STATE_FAILED:
                 reason = each.error.reason or JobFailed.reason
-                self.failed.append(LeftOut(own.path, reason, failure_text(each.error) or JobFailed.sentence))
-
-    def _undone(self, job: _JobInRun, view: pb.Job) -> list[FileItem]:
-        """Items of an earlier run's ended job that have no result after all: it was cancelled, or a result was
-        removed.
-        """
-        failed = {each.index for each in view.items if each.state == pb.ITEM_STATE_FAILED}
-        over = {job.items[at] for at in failed} if view.state == pb.JOB_STATE_FINISHED else set()
-        items = [item for item in self.items if item in set(job.items) and item.name not in self.results]
-        self._take_finished(items)
-        return [item for item in items if item.name not in self.results and item not in over]
+                self.failed.append(LeftOut(item.path, reason, failure_text(each.error) or JobFailed.sentence))
+            elif earlier and item.name not in self.results:  # its result was removed
+                self._waiting.append(item)
 
     @contextmanager
     def _explained(self, client: Client) -> Iterator[None]:
@@ -585,19 +546,16 @@ class FolderRun:
             raise
 
     def conclude(self) -> None:
+        """Raise what the command ends with, where not everything was translated."""
         errors = list(self._errors)
         try:
             self.require_translated()
         except JobFailed as error:
             errors.append(error.kept())
-        missing = [*self.left_out, *self.failed] if self.options.skip_bad else []
-        if missing:
-            detached = self.submitted and not self.jobs
-            state = (
-                "the others are submitted or translated"
-                if detached
-                else f"the others are in {self.options.out}"
-            )
+        if self.options.skip_bad and (missing := [*self.left_out, *self.failed]):
+            state = f"the others are in {self.options.out}"
+            if self.submitted and not self.jobs:
+                state = "the others are submitted or translated"
             errors.append(left_out(missing, self.total, state))
         if partly := [f"{each.given}: {each.refused}" for each in self.written if each.refused]:
             hint = "the records name each item; what was refused is not in the results"

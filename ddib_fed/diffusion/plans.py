@@ -18,19 +18,19 @@ from torch import Tensor
 
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
-from ddib_fed.diffusion.grids import (
+from ddib_fed.diffusion.schedule import (
+    GRIDS,
     LEARNED_GRID,
     Frame,
     LearnedLegs,
     LearnedSteps,
     LevelGrid,
     PublicLevels,
-    check_grid,
+    Schedule,
     make_grid,
     public_grids,
     require,
 )
-from ddib_fed.diffusion.schedule import Schedule
 from ddib_fed.diffusion.solvers import Draw, OnStep, Solver, integrate
 from ddib_fed.errors import SettingsInvalid
 
@@ -50,8 +50,6 @@ class SolverSpec:
     start: Callable[..., Solver]
     orders: tuple[int, ...]
     """The last is the default."""
-    evaluations_per_step: int = 1
-    evaluations_at_start: int = 0
     distilled: bool = False
 
 
@@ -60,8 +58,6 @@ SOLVERS: Mapping[str, SolverSpec] = {
     for spec in (
         SolverSpec("unipc", solvers.unipc, (2, 3)),
         SolverSpec("ddim", solvers.ddim, (1,)),
-        SolverSpec("rk4", solvers.rk4, (4,), evaluations_per_step=4),
-        SolverSpec("alf", solvers.alf, (2,), evaluations_at_start=1),
         SolverSpec(FLOW_MAP, solvers.flow_map, (1,), distilled=True),
     )
 }
@@ -77,7 +73,7 @@ class SolverSettings:
         solver: A name in `SOLVERS`.
         order: One of the solver's orders; 0 for its default.
         evaluations: Network evaluations of one leg, 1 to 10,000.
-        grid: A name in `GRIDS`, "integer:T", "learned" for the steps that the model's bundle holds (with unipc, whose
+        grid: A name in `GRIDS`, "learned" for the steps that the model's bundle holds (with unipc, whose
             order they bring), or "ddib" (with ddim) for the public code's levels.
         depth: Fraction of the schedule's angle phi, from its data end to its noise end, at which encoding stops
             and decoding starts; 1 for the whole way. A latent of less depth still holds some of the picture.
@@ -150,9 +146,9 @@ class Plan:
                 "decoding with eta above 0, or as DDPM, draws noise, and there is none here",
                 hint="use eta 0, or `ddib translate --source` in one process",
             )
-        eta = 1.0 if self.settings.ancestral else self.settings.eta
         large = self.settings.ancestral
-        return solvers.stochastic_ddim(z, self.decode_grid, eta=eta, draw=draw, large=large, cond=cond)
+        eta = 1.0 if large else self.settings.eta
+        return solvers.ddim(z, self.decode_grid, eta=eta, draw=draw, large=large, cond=cond)
 
     def _start(self, x: Tensor, grid: LevelGrid, cond: Condition, frame: Frame | None, leg: int) -> Solver:
         if self.learned is not None:
@@ -178,9 +174,8 @@ def plan(
         learned: The model's learned steps, for the grid "learned".
 
     Raises:
-        SettingsInvalid: Unknown names, an order out of range, evaluations out of range or not divisible by
-            what a step costs, a grid that the schedule or solver cannot have, a depth outside (0, 1], or
-            softening or depth where the grid has neither, or steps that were not learned.
+        SettingsInvalid: Unknown names, an order or evaluations out of range, a grid that the schedule or solver cannot
+            have, a depth outside (0, 1], softening or depth where the grid has neither, or steps that were not learned.
     """
     settings = check_settings(settings)
     require(0.0 <= soften_sigma <= 1.0, f"soften_sigma {soften_sigma} is outside [0, 1]")
@@ -200,13 +195,11 @@ def plan(
         start = data if softened is None else min(data, softened)
         grids = encode.grid(schedule, start, noise), decode.grid(schedule, data, noise).reversed()
         return Plan(settings, *grids, (encode, decode))
-    n = _intervals(settings)
+    n = settings.evaluations
     grid = make_grid(schedule, settings.grid, n, lambda_min=end)
-    own = (
-        grid
-        if softened is None
-        else make_grid(schedule, settings.grid, n, lambda_max=softened, lambda_min=end)
-    )
+    own = grid
+    if softened is not None:
+        own = make_grid(schedule, settings.grid, n, lambda_max=softened, lambda_min=end)
     return Plan(settings, own, grid.reversed())
 
 
@@ -232,11 +225,6 @@ def lambda_at(schedule: Schedule, depth: float) -> float:
     return -math.log(math.tan(data + depth * (noise - data)))
 
 
-def _intervals(settings: SolverSettings) -> int:
-    spec = SOLVERS[settings.solver]
-    return (settings.evaluations - spec.evaluations_at_start) // spec.evaluations_per_step
-
-
 def check_settings(settings: SolverSettings) -> SolverSettings:
     """`settings` with the order filled in, or SettingsInvalid; needs no model."""
     name, count = settings.solver, settings.evaluations
@@ -246,24 +234,15 @@ def check_settings(settings: SolverSettings) -> SolverSettings:
         raise SettingsInvalid(
             f"there is no solver {name!r}", hint=f"solvers: {', '.join(SOLVERS)}", facts={"solver": name[:40]}
         )
-    order, each = settings.order or spec.orders[-1], spec.evaluations_per_step
-    least = spec.evaluations_at_start + each
+    order = settings.order or spec.orders[-1]
     orders = ", ".join(map(str, spec.orders))
     require(order in spec.orders, f"{name} has no order {order}", f"orders of {name}: {orders}", order=order)
     require(
-        least <= count <= MAX_EVALUATIONS,
-        f"{count} evaluations a leg; {name} takes {least} to {MAX_EVALUATIONS}",
+        1 <= count <= MAX_EVALUATIONS,
+        f"{count} evaluations a leg; {name} takes 1 to {MAX_EVALUATIONS}",
         "change the number of steps",
         evaluations=count,
-        minimum=least,
         maximum=MAX_EVALUATIONS,
-    )
-    require(
-        (count - spec.evaluations_at_start) % each == 0,
-        f"{count} evaluations do not divide by the {each} of one step of {name}",
-        f"use {count - count % each} evaluations",
-        evaluations=count,
-        divisor=each,
     )
     if learned:
         require(name == "unipc", f"the grid learned is of unipc, not of {name}", "leave --solver out with it")
@@ -278,7 +257,13 @@ def check_settings(settings: SolverSettings) -> SolverSettings:
         both = settings.ancestral and settings.eta > 0.0
         require(not both, "DDPM has a variance of its own, and no eta", "give one of the two")
     else:
-        check_grid(settings.grid, _intervals(settings))
+        there_are = f"grids: {', '.join((*GRIDS, LEARNED_GRID))}"
+        require(
+            settings.grid in GRIDS,
+            f"there is no grid {settings.grid[:40]!r}",
+            there_are,
+            grid=settings.grid[:40],
+        )
     require(
         public or (settings.levels == OWN_LEVELS and not settings.ancestral),
         "noise schedule, diffusion steps, respacing and DDPM are of the public code's levels",

@@ -7,14 +7,19 @@ noise rate B(t) = -log alpha_t^2, and its inverse. From it follow, without cance
 
 and backwards B = log(1 + exp(-2 lambda)) (Kingma et al., Variational Diffusion Models, arXiv 2107.00630, section 3).
 Tables and levels are float64; only the network rounds.
+
+A grid is where between data and noise a solver steps, made from a schedule, a name and a number of intervals: levels
+from the data end to the noise end, lambda strictly falling. Decoding uses the same grid reversed, except of the public
+DDIB code, whose two directions use different ends: `ddib_compat_grids`.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,11 +31,17 @@ from ddib_fed.errors import SettingsInvalid
 LAMBDA_MAX = 5.3
 MOST_STEPS = 1_000_000
 """Of a discrete schedule: its table takes 8 bytes each, and a manifest from elsewhere may name any number."""
-# Of schedules that reach alpha = 0: the prior is N(0, I) within exp(2 lambda) in relative variance.
+# Of tables that reach alpha = 0: the prior is N(0, I) within exp(2 lambda) in relative variance.
 ZERO_TERMINAL_LAMBDA_MIN = -8.0
-SCHEDULES = ("linear", "cosine", "zero-terminal-snr")
-# On integer steps alone: betas whose square roots are evenly spaced, as latent diffusion has them.
+# The last two on integer steps alone; betas whose square roots are evenly spaced are those of latent diffusion.
 SCALED_LINEAR = "scaled-linear"
+SCHEDULES = ("linear", "cosine", "zero-terminal-snr", SCALED_LINEAR)
+
+
+def require(holds: bool, why: str, hint: str = "", **facts: str | float) -> None:
+    """Refuse settings for a reason, unless a condition holds."""
+    if not holds:
+        raise SettingsInvalid(why, hint=hint, facts=facts)
 
 
 class Level(NamedTuple):
@@ -64,7 +75,7 @@ class ScheduleConfig:
     """Names a schedule; part of a bundle's manifest.
 
     Attributes:
-        name: One of `SCHEDULES`, or `SCALED_LINEAR`.
+        name: One of `SCHEDULES`.
         steps: Number of integer steps of a discrete schedule; None for continuous time in [0, 1].
         rescale_timesteps: Discrete only: the network receives 1000 / steps times the step.
         lambda_min: Continuous only: noise end of the usable range; None for the schedule's own.
@@ -180,26 +191,6 @@ class CosineSchedule(_Continuous):
         return angle / (math.pi / 2.0) * (1.0 + self.offset) - self.offset
 
 
-class ZeroTerminalSchedule(_Continuous):
-    """The linear schedule shifted and scaled in alpha to reach alpha_1 = 0 (arXiv 2305.08891, algorithm 1)."""
-
-    name = "zero-terminal-snr"
-    least = ZERO_TERMINAL_LAMBDA_MIN
-
-    def __init__(self, lambda_min: float | None = None, lambda_max: float | None = None) -> None:
-        super().__init__(lambda_min, lambda_max)
-        self._linear = LinearSchedule()
-        self._alpha_1 = float(self._linear.alpha(torch.ones((), dtype=torch.float64)))
-
-    def rate(self, t: Tensor) -> Tensor:
-        shifted = (torch.exp(-0.5 * self._linear.rate(t)) - self._alpha_1) / (1.0 - self._alpha_1)
-        return -2.0 * torch.log(shifted.clamp_min(0.0))
-
-    def t_of_rate(self, rate: Tensor) -> Tensor:
-        alpha = torch.exp(-0.5 * rate) * (1.0 - self._alpha_1) + self._alpha_1
-        return self._linear.t_of_rate(-2.0 * torch.log(alpha))
-
-
 class DiscreteSchedule(Schedule):
     """T integer steps with alpha_bar_i = prod_{j <= i} (1 - beta_j); between them t is interpolated in lambda."""
 
@@ -245,14 +236,14 @@ class DiscreteSchedule(Schedule):
 
 
 def linear_betas(steps: int) -> Tensor:
-    """Ho et al.'s betas 1e-4 to 0.02 of 1,000 steps, rescaled to `steps` (more than 20): (steps,) float64."""
-    if steps <= 20:
-        why = f": its last beta would be {20 / steps:.2f}" if steps > 0 else ""
-        raise SettingsInvalid(
-            f"the linear schedule cannot be rescaled to {steps} steps{why}",
-            hint="use at least 21 steps, or a respaced schedule",
-            facts={"steps": steps, "minimum": 21},
-        )
+    """Ho et al.'s betas 1e-4 to 0.02 of 1,000 steps, rescaled to `steps`: (steps,) float64."""
+    require(
+        steps > 20,
+        f"the linear schedule cannot be rescaled to {steps} steps: its last beta would reach 1",
+        "use at least 21 steps, or a respaced schedule",
+        steps=steps,
+        minimum=21,
+    )
     scale = 1000.0 / steps
     return torch.linspace(scale * 1e-4, scale * 0.02, steps, dtype=torch.float64)
 
@@ -274,8 +265,8 @@ def zero_terminal_betas(betas: Tensor) -> Tensor:
 def _between(ends: tuple[float, float], steps: int, *, power: float = 1.0) -> Tensor:
     """Betas whose 1 / `power`-th powers are evenly spaced from one end to the other: (steps,) float64."""
     first, last = ends
-    if not 0.0 < first < last < 1.0 or steps < 2:
-        raise SettingsInvalid(f"there is no schedule of {steps} betas from {first} to {last}")
+    fits = 0.0 < first < last < 1.0 and steps >= 2
+    require(fits, f"there is no schedule of {steps} betas from {first} to {last}")
     roots = torch.linspace(first ** (1 / power), last ** (1 / power), steps, dtype=torch.float64)
     return roots**power
 
@@ -288,11 +279,8 @@ def discrete_schedule(
     ends: tuple[float, float] | None = None,
 ) -> DiscreteSchedule:
     """The named schedule on `steps` integer steps, as guided-diffusion makes them, or between the betas in `ends`."""
-    if steps > MOST_STEPS:
-        raise SettingsInvalid(
-            f"a schedule has at most {MOST_STEPS:,} steps, not {steps:,}",
-            facts={"steps": steps, "maximum": MOST_STEPS},
-        )
+    too_many = f"a schedule has at most {MOST_STEPS:,} steps, not {steps:,}"
+    require(steps <= MOST_STEPS, too_many, steps=steps, maximum=MOST_STEPS)
     if name in {"linear", "zero-terminal-snr"}:
         betas = _between(ends, steps) if ends else linear_betas(steps)
         betas = betas if name == "linear" else zero_terminal_betas(betas)
@@ -305,31 +293,29 @@ def discrete_schedule(
     return DiscreteSchedule(betas, name=name, time_scale=1000.0 / steps if rescale_timesteps else 1.0)
 
 
-_CONTINUOUS: dict[str, type[_Continuous]] = {
-    kind.name: kind for kind in (LinearSchedule, CosineSchedule, ZeroTerminalSchedule)
-}
+_CONTINUOUS: dict[str, type[_Continuous]] = {kind.name: kind for kind in (LinearSchedule, CosineSchedule)}
 
 
 def schedule_from_config(config: ScheduleConfig) -> Schedule:
     """The schedule that `config` names."""
     if config.steps is not None:
-        if config.lambda_min is not None or config.lambda_max is not None:
-            raise SettingsInvalid(
-                "lambda_min and lambda_max are of continuous schedules; a discrete one has its table"
-            )
-        if (config.beta_start is None) != (config.beta_end is None):
-            raise SettingsInvalid("beta_start and beta_end go together")
+        no_ends = config.lambda_min is None and config.lambda_max is None
+        require(
+            no_ends, "lambda_min and lambda_max are of continuous schedules; a discrete one has its table"
+        )
+        both = (config.beta_start is None) == (config.beta_end is None)
+        require(both, "beta_start and beta_end go together")
         return discrete_schedule(
             config.name, config.steps, rescale_timesteps=config.rescale_timesteps, ends=config.ends
         )
-    if config.beta_start is not None or config.beta_end is not None:
-        raise SettingsInvalid("beta_start and beta_end are of discrete schedules")
+    no_betas = config.beta_start is None and config.beta_end is None
+    require(no_betas, "beta_start and beta_end are of discrete schedules")
     if config.name not in _CONTINUOUS:
         raise _unknown(config.name)
     schedule = _CONTINUOUS[config.name](config.lambda_min, config.lambda_max)
     low, high = schedule.lambda_min, schedule.lambda_max
-    if not (math.isfinite(high) and -20.0 <= low < high <= 20.0):
-        raise SettingsInvalid(f"the range of lambda [{low}, {high}] is empty or outside [-20, 20]")
+    fits = math.isfinite(high) and -20.0 <= low < high <= 20.0
+    require(fits, f"the range of lambda [{low}, {high}] is empty or outside [-20, 20]")
     return schedule
 
 
@@ -338,4 +324,332 @@ def _unknown(name: str, steps: str = "") -> SettingsInvalid:
         f"there is no schedule {name!r}{steps}",
         hint=f"schedules: {', '.join(SCHEDULES)}",
         facts={"schedule": name[:40]},
+    )
+
+
+# Grids
+
+# Density of nodes in lambda that was measured best: FLOOR + 1 / (1 + ((lambda - CENTRE) / WIDTH)^2).
+FLOOR, CENTRE, WIDTH = 0.12, 1.2, 1.6
+# Below this many steps the rescaled linear schedule makes single steps of beta > 0.4; 1,000 steps are respaced instead.
+MIN_RESCALED_STEPS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class LevelGrid:
+    """Levels to step through."""
+
+    levels: tuple[Level, ...]
+
+    def __len__(self) -> int:
+        return len(self.levels) - 1
+
+    def reversed(self) -> LevelGrid:
+        return LevelGrid(self.levels[::-1])
+
+    @property
+    def phis(self) -> tuple[float, ...]:
+        return tuple(level.phi for level in self.levels)
+
+
+def make_grid(
+    schedule: Schedule, name: str, n: int, *, lambda_max: float | None = None, lambda_min: float | None = None
+) -> LevelGrid:
+    """The named grid of `n` intervals, at least 1, on the usable range of `schedule`, from data to noise.
+
+    Args:
+        schedule: Gives the range and the network times.
+        name: One of `GRIDS`.
+        n: Intervals.
+        lambda_max: Start at this lambda instead of the schedule's data end (after softening).
+        lambda_min: End at this lambda instead of the schedule's noise end (partial depth). The integer grid
+            cannot: what is left of its steps would be fewer than `n`.
+
+    Raises:
+        SettingsInvalid: An unknown name, an `n` that the grid cannot have, or ends that the grid cannot reach.
+    """
+    require(n >= 1, f"a grid of {n} intervals", "use at least one interval")
+    require(name in GRIDS, f"there is no grid {name[:40]!r}", f"grids: {', '.join(GRIDS)}", grid=name[:40])
+    if name == "integer":
+        whole = "the grid integer steps to the schedule's end; it has no partial depth"
+        require(lambda_min is None, whole, "use depth 1, or the grid default", grid=name)
+        return _integer_grid(schedule, n, lambda_max)
+    start = schedule.lambda_max if lambda_max is None else min(lambda_max, schedule.lambda_max)
+    end = schedule.lambda_min if lambda_min is None else max(lambda_min, schedule.lambda_min)
+    require(
+        end < start,
+        f"a grid cannot start at lambda {start:.2f} and end at {end:.2f}: nothing is left between",
+        "soften less, or go deeper",
+    )
+    even = torch.linspace(start, end, n + 1, dtype=torch.float64)
+    lams = even if name == "uniform-lambda" else _dense_middle(start, end, n)
+    lams[0], lams[-1] = start, end
+    return LevelGrid(schedule.levels(lams))
+
+
+GRIDS = ("default", "uniform-lambda", "integer")
+
+
+def _dense_middle(start: float, end: float, n: int) -> Tensor:
+    """Equal shares of the density's integral FLOOR lambda + WIDTH atan((lambda - CENTRE) / WIDTH), by bisection."""
+
+    def mass(lam: Tensor) -> Tensor:
+        return FLOOR * lam + WIDTH * torch.atan((lam - CENTRE) / WIDTH)
+
+    ends = mass(torch.tensor([start, end], dtype=torch.float64)).tolist()
+    wanted = torch.linspace(ends[0], ends[1], n + 1, dtype=torch.float64)
+    low, high = torch.full_like(wanted, end), torch.full_like(wanted, start)
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        below = mass(middle) < wanted
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return 0.5 * (low + high)
+
+
+def _integer_grid(schedule: Schedule, n: int, lambda_max: float | None) -> LevelGrid:
+    """Integer steps: the baseline's grid."""
+    if isinstance(schedule, DiscreteSchedule):
+        require(
+            n < schedule.steps,
+            f"{n} evaluations need {n + 1} levels; the schedule has {schedule.steps}",
+            f"use at most {schedule.steps - 1} evaluations on the integer grid",
+            evaluations=n,
+            maximum=schedule.steps - 1,
+        )
+        levels = schedule.at_steps(space_timesteps(schedule.steps, [n + 1]))
+    else:
+        table = discrete_schedule("linear", n if n >= MIN_RESCALED_STEPS else 1000)
+        # One evaluation must still end in noise: respacing to a single step would keep the one nearest to the data.
+        steps = space_timesteps(table.steps, [n]) if n > 1 else [table.steps - 1]
+        lams = [level.lam for level in table.at_steps(steps)]
+        # From about 4,000 steps step 0 lies beyond the usable end: the data then stand just before it.
+        first = max(schedule.lambda_max, lams[0] + 1e-3)
+        levels = schedule.levels(torch.tensor([first, *lams], dtype=torch.float64))
+    if lambda_max is not None and lambda_max < levels[0].lam:
+        levels = (schedule.level(lambda_max), *(level for level in levels if level.lam < lambda_max))
+    return LevelGrid(levels)
+
+
+# Learned steps
+
+LEARNED_GRID = "learned"
+Coordinates = Literal["angle", "spectrum"]
+"""In which a leg is integrated: x itself over the angle phi, or whitened pictures over lambda (`Frame`)."""
+Stage = Literal["encode", "decode"]
+Scale = float | Tensor
+# How far an end of learned steps may lie from that of the leg, in lambda; a fortieth of the smallest step in use.
+END_TOLERANCE = 1e-3
+TUNE = "ddib model tune MODEL --evaluations"
+
+
+class Frame(Protocol):
+    """Other coordinates of the state, integrated over lambda, in which the linear part of the ODE stands still."""
+
+    def enter(self, x: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
+        """The state of x (N, *sample_shape), its shape."""
+
+    def leave(self, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
+        """The x of a state, its shape."""
+
+    def slope(self, v: Tensor, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
+        """The derivative of a state by lambda, from v at the x that it stands for; its shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedSteps:
+    """The steps of one leg.
+
+    Attributes:
+        stage: The direction that they were learned for.
+        evaluations: Intervals, and network evaluations.
+        sigma: Of encoding, the noise level to which data are softened before; 0 for none.
+        order: Of unipc, 1 to 5.
+        coordinates: In which it integrates.
+        lams: lambda of each level, strictly falling: from data to noise, also of decoding.
+    """
+
+    stage: Stage
+    evaluations: int
+    sigma: float
+    order: int
+    coordinates: Coordinates
+    lams: tuple[float, ...]
+
+    def grid(self, schedule: Schedule, start: float, end: float) -> LevelGrid:
+        """The grid from data to noise, its ends set to lambda `start` and `end` exactly."""
+        first, last = self.lams[0], self.lams[-1]
+        require(
+            abs(first - start) <= END_TOLERANCE and abs(last - end) <= END_TOLERANCE,
+            f"the learned steps go from lambda {first:.3f} to {last:.3f}, the model from {start:.3f} to {end:.3f}",
+            f"{TUNE} {self.evaluations} learns them again",
+        )
+        return LevelGrid(tuple(schedule.level(lam) for lam in (start, *self.lams[1:-1], end)))
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedLegs:
+    """All that a model has learned."""
+
+    model: str = "this model"
+    legs: tuple[LearnedSteps, ...] = ()
+
+    def find(self, stage: Stage, evaluations: int, sigma: float = 0.0) -> LearnedSteps:
+        counts = sorted({leg.evaluations for leg in self.legs})
+        if evaluations not in counts:
+            tune = f"on the model's node: {TUNE} {evaluations}"
+            raise SettingsInvalid(
+                f"{self.model} has learned steps of {_listed(counts)} evaluations, not of {evaluations}",
+                hint=f"--evaluations {counts[0]}, or {tune}" if counts else f"--grid default, or {tune}",
+                facts={"evaluations": evaluations, "learned": _listed(counts)},
+            )
+        legs = [leg for leg in self.legs if leg.evaluations == evaluations]
+        for leg in legs:
+            if leg.stage == stage and math.isclose(leg.sigma, sigma, rel_tol=1e-6):
+                return leg
+        reverse = next((leg for leg in legs if leg.stage == "decode"), None)
+        if stage == "encode" and sigma == 0.0 and reverse is not None:
+            return reverse
+        levels = sorted({leg.sigma for leg in legs if leg.stage == stage})
+        raise SettingsInvalid(
+            f"{self.model} has learned to {stage} from softening {_listed(levels)}, not from {sigma:g}",
+            hint=f"leave --soften-sigma out, or {TUNE} {evaluations} --soften-sigma {sigma:g}",
+            facts={"soften_sigma": sigma, "learned": _listed(levels)},
+        )
+
+
+def _listed(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values) or "no"
+
+
+# The public code's levels
+
+# How far beyond the range of lambda in which a network was trained a table may reach; linear tables reach 0.9.
+MAX_BEYOND = 1.0
+MAX_STEPS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class PublicLevels:
+    """The public code's options of the same names."""
+
+    noise_schedule: str = ""
+    diffusion_steps: int = 0
+    respacing: str = ""
+
+    def kept(self, schedule: Schedule) -> int:
+        """How many steps the respacing keeps: evaluations of a leg."""
+        steps = self.diffusion_steps or (schedule.steps if isinstance(schedule, DiscreteSchedule) else 0)
+        require(
+            steps > 0,
+            f"respacing {self.respacing!r} keeps some of the diffusion steps, and the model has none of its own",
+            'say how many, for example --flags "--diffusion_steps 4000"',
+        )
+        return len(space_timesteps(steps, self.respacing))
+
+
+def space_timesteps(steps: int, sections: list[int] | str) -> list[int]:
+    """Which of `steps` integer steps remain after respacing, ascending, as guided-diffusion chooses them."""
+    if isinstance(sections, str):
+        if sections.startswith("ddim"):
+            return _strided(steps, _number(sections.removeprefix("ddim"), sections))
+        sections = [_number(part, sections) for part in sections.split(",")] if sections else [steps]
+    size, extra = divmod(steps, len(sections))
+    chosen: list[int] = []
+    start = 0
+    for index, count in enumerate(sections):
+        length = size + (index < extra)
+        fits = 1 <= count <= length
+        require(fits, f"cannot keep {count} steps of a section of {length}", f"keep 1 to {length} of it")
+        stride = (length - 1) / (count - 1) if count > 1 else 1.0
+        # Added up, not multiplied: the public code's rounding.
+        position = 0.0
+        for _ in range(count):
+            chosen.append(start + round(position))
+            position += stride
+        start += length
+    return sorted(set(chosen))
+
+
+def _strided(steps: int, wanted: int) -> list[int]:
+    by_count = {len(range(0, steps, stride)): stride for stride in range(max(1, steps - 1), 0, -1)}
+    if wanted in by_count:
+        return list(range(0, steps, by_count[wanted]))
+    near = min(by_count, key=lambda count: (abs(count - wanted), count))
+    raise SettingsInvalid(
+        f"no constant stride leaves exactly {wanted} of {steps} steps",
+        hint=f"ddim{near} is the nearest that one leaves",
+    )
+
+
+def _number(text: str, whole: str) -> int:
+    why = f"respacing {whole!r} is not of the form '100', '10,20' or 'ddim100'"
+    require(text.strip().isdecimal(), why, "ddim50, for example")
+    return int(text)
+
+
+def ddib_compat_grids(
+    schedule: DiscreteSchedule, respacing: list[int] | str = "", *, own: Schedule | None = None
+) -> tuple[LevelGrid, LevelGrid]:
+    """The public code's levels: (encode, decode), which are not each other's reverse."""
+    inner = schedule.at_steps(space_timesteps(schedule.steps, respacing))
+    if own is not None:
+        inner = tuple(level._replace(t=own.level(level.lam).t) for level in inner)
+    noise, data = Level(0.0, 1.0, inner[-1].t), Level(1.0, 0.0, inner[0].t)
+    return LevelGrid((*inner, noise)), LevelGrid((*inner[::-1], data))
+
+
+def public_grids(schedule: Schedule, levels: PublicLevels, evaluations: int) -> tuple[LevelGrid, LevelGrid]:
+    """The public code's levels for a model: (encode, decode), as in `ddib_compat_grids`."""
+    asked = levels.diffusion_steps
+    require(0 <= asked <= MAX_STEPS, f"{asked} diffusion steps are outside 1 to {MAX_STEPS}")
+    if isinstance(schedule, DiscreteSchedule):
+        _check_own(schedule, levels)
+        table, own = schedule, None
+    else:
+        table = discrete_schedule(levels.noise_schedule or "linear", levels.diffusion_steps or evaluations)
+        own = schedule
+        # Without a T the table is a rescaled linear one, which is followed as it is.
+        if levels.noise_schedule or levels.diffusion_steps:
+            _check_range(schedule, table)
+    grids = ddib_compat_grids(table, levels.respacing or [evaluations], own=own)
+    kept = len(grids[0])
+    require(
+        kept == evaluations,
+        f"respacing {levels.respacing!r} of {table.steps} steps keeps {kept}, not {evaluations}",
+        f"--evaluations {kept}, or leave --evaluations out",
+        evaluations=evaluations,
+        kept=kept,
+    )
+    return grids
+
+
+def _check_own(schedule: DiscreteSchedule, levels: PublicLevels) -> None:
+    """Return when what was asked repeats the model's own steps, or leaves them open."""
+    require(
+        levels.diffusion_steps in (0, schedule.steps),
+        f"the model was trained with {schedule.steps} diffusion steps, not with {levels.diffusion_steps}",
+        "leave --diffusion_steps out of --flags; --timestep_respacing takes fewer of them",
+        steps=schedule.steps,
+    )
+    name = levels.noise_schedule
+    same = name in {"", "linear", "cosine"}
+    if same and name:
+        betas = discrete_schedule(name, schedule.steps).betas
+        same = torch.allclose(betas, schedule.betas, rtol=1e-9, atol=0.0)
+    require(
+        same,
+        f"the model was trained on the noise schedule {schedule.name}, not on {name}",
+        "leave --noise_schedule out of --flags",
+        schedule=schedule.name,
+    )
+
+
+def _check_range(schedule: Schedule, table: DiscreteSchedule) -> None:
+    """Return when a table's levels lie where the network was trained, or near it."""
+    data, noise = (level.lam for level in table.at_steps([0, table.steps - 1]))
+    require(
+        data <= schedule.lambda_max + MAX_BEYOND and noise >= schedule.lambda_min - MAX_BEYOND,
+        f"{table.steps} {table.name} steps go from lambda {data:.1f} to {noise:.1f}; the model was trained "
+        f"from {schedule.lambda_max:.1f} to {schedule.lambda_min:.1f}",
+        '--flags "--noise_schedule linear", or train a model on these steps: ddib model train --help',
     )

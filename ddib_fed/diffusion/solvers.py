@@ -20,13 +20,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ddib_fed.diffusion.denoiser import Condition, Denoiser, LevelTable, Query
-from ddib_fed.diffusion.grids import Frame, LevelGrid
-from ddib_fed.diffusion.schedule import Level
+from ddib_fed.diffusion.denoiser import Condition, LevelTable, Query
+from ddib_fed.diffusion.schedule import Frame, Level, LevelGrid
 
 # Standard normal noise of the shape of x for a step, by the step's number from 0.
 Draw = Callable[[int], Tensor]
 Solver = Generator[Query, Tensor, Tensor]
+# Answers queries: v at (x, level, condition), or the mean velocity to another level.
+Velocity = Callable[[Tensor, Level, Condition, Level | None], Tensor]
 # Told (evaluations done, evaluations in all) after each evaluation.
 OnStep = Callable[[int, int], None]
 # One step's weights of an integral: of v at the nodes, newest first.
@@ -34,7 +35,7 @@ Weights = tuple[float, ...]
 
 
 def integrate(
-    solver: Solver, denoiser: Denoiser, *, on_step: OnStep | None = None, evaluations: int = 0
+    solver: Solver, denoiser: Velocity, *, on_step: OnStep | None = None, evaluations: int = 0
 ) -> Tensor:
     """Drive one solver with one network to its end, without gradients; what the solver returns.
 
@@ -58,51 +59,26 @@ def integrate(
             return result
 
 
-def ddim(x: Tensor, grid: LevelGrid, *, cond: Condition = None) -> Solver:
-    """DDIM (Song et al., arXiv 2010.02502, (12) with eta = 0), order 1: x0 and eps are held over a step.
+def ddim(
+    x: Tensor,
+    grid: LevelGrid,
+    *,
+    eta: float = 0.0,
+    draw: Draw | None = None,
+    large: bool = False,
+    cond: Condition = None,
+) -> Solver:
+    """DDIM (Song et al., arXiv 2010.02502, (12) and (16)), order 1: x0 and eps are held over a step.
 
-    alpha_s x0 + sigma_s eps = cos(h) x + sin(h) v with h = phi_s - phi_t.
+    From level t to s: alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z with z ~ N(0, I) and
+    c = eta (sigma_s / sigma_t) sqrt(1 - alpha_t^2 / alpha_s^2). With eta 0 it follows the ODE, both ways; with more it
+    goes from noise to data, and eta 1 is DDPM. Where sigma_s is 0 there is no noise.
 
     Args:
         x: Start (N, *sample_shape).
         grid: Levels to walk; one evaluation an interval.
-        cond: Handed through to the network.
-
-    Returns:
-        x at the last level.
-    """
-    x = x.clone()
-    for level, h in zip(grid.levels, _steps(grid), strict=False):
-        v = yield Query(x, level, cond)
-        x.mul_(math.cos(h)).add_(v, alpha=math.sin(h))
-    return x
-
-
-def flow_map(x: Tensor, grid: LevelGrid, *, cond: Condition = None) -> Solver:
-    """Steps of a network that knows the mean of v over an interval: x_s = x_t + (phi_s - phi_t) u(x_t, t, s).
-
-    Its error is the network's alone (Geng et al., MeanFlow, arXiv 2505.13447, (12)). Arguments as in `ddim`.
-    """
-    x = x.clone()
-    for (level, following), h in zip(pairwise(grid.levels), _steps(grid), strict=True):
-        u = yield Query(x, level, cond, following)
-        x.add_(u, alpha=h)
-    return x
-
-
-def stochastic_ddim(
-    x: Tensor, grid: LevelGrid, *, eta: float, draw: Draw, large: bool = False, cond: Condition = None
-) -> Solver:
-    """DDIM with eta > 0 (Song et al., arXiv 2010.02502, (12) and (16)), from noise to data; eta 1 is DDPM.
-
-    From level t to the less noisy s: alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z with z ~ N(0, I) and
-    c = eta (sigma_s / sigma_t) sqrt(1 - alpha_t^2 / alpha_s^2). Where sigma_s is 0 there is no noise.
-
-    Args:
-        x: Start (N, *sample_shape).
-        grid: Levels to walk, sigma falling; one evaluation an interval.
-        eta: Above 0, at most 1.
-        draw: Gives z; it is moved to the device and dtype of x.
+        eta: In [0, 1].
+        draw: Gives z, where eta is above 0; it is moved to the device and dtype of x.
         large: Scale z by sqrt(beta) = sqrt(1 - alpha_t^2 / alpha_s^2) instead of c, but where sigma_s is 0: Ho et
             al.'s larger variance (arXiv 2006.11239, section 3.2), the public code's default for DDPM.
         cond: Handed through to the network.
@@ -113,33 +89,29 @@ def stochastic_ddim(
     x = x.clone()
     for index, (here, following) in enumerate(pairwise(grid.levels)):
         v = yield Query(x, here, cond)
-        rest, noise = _split(here, following, eta, large=large)
+        rest, noise = following.sigma, 0.0
+        if eta > 0.0:
+            root = math.sqrt(max(0.0, 1.0 - (here.alpha / following.alpha) ** 2))
+            fresh = eta * following.sigma / here.sigma * root
+            rest = math.sqrt(max(0.0, following.sigma**2 - fresh**2))
+            noise = root if large and following.sigma > 0.0 else fresh
         weight_x = following.alpha * here.alpha + rest * here.sigma
         weight_v = rest * here.alpha - following.alpha * here.sigma
         x.mul_(weight_x).add_(v, alpha=weight_v)
-        if noise > 0.0:
+        if noise > 0.0 and draw is not None:
             x.add_(draw(index).to(x), alpha=noise)
     return x
 
 
-def _split(here: Level, following: Level, eta: float, *, large: bool) -> tuple[float, float]:
-    beta = max(0.0, 1.0 - (here.alpha / following.alpha) ** 2)
-    fresh = eta * following.sigma / here.sigma * math.sqrt(beta)
-    rest = math.sqrt(max(0.0, following.sigma**2 - fresh**2))
-    return rest, math.sqrt(beta) if large and following.sigma > 0.0 else fresh
+def flow_map(x: Tensor, grid: LevelGrid, *, cond: Condition = None) -> Solver:
+    """Steps of a network that knows the mean of v over an interval: x_s = x_t + (phi_s - phi_t) u(x_t, t, s).
 
-
-def rk4(x: Tensor, grid: LevelGrid, *, cond: Condition = None) -> Solver:
-    """The classical Runge-Kutta rule of order 4; four evaluations an interval. Arguments as in `ddim`."""
+    Its error is the network's alone (Geng et al., MeanFlow, arXiv 2505.13447, (12)). Arguments as in `ddim`.
+    """
     x = x.clone()
-    for (level, following), middle, h in zip(pairwise(grid.levels), grid.middles, _steps(grid), strict=True):
-        total = yield Query(x, level, cond)
-        v = yield Query(torch.add(x, total, alpha=h / 2), middle, cond)
-        total = torch.add(total, v, alpha=2.0)
-        v = yield Query(torch.add(x, v, alpha=h / 2), middle, cond)
-        total.add_(v, alpha=2.0)
-        v = yield Query(torch.add(x, v, alpha=h), following, cond)
-        x.add_(total.add_(v), alpha=h / 6)
+    for level, following in pairwise(grid.levels):
+        u = yield Query(x, level, cond, following)
+        x.add_(u, alpha=following.phi - level.phi)
     return x
 
 
@@ -206,49 +178,6 @@ def integral_weights(nodes: tuple[float, ...], start: float, end: float) -> Weig
     return tuple((h * solved).tolist())
 
 
-def alf(x: Tensor, grid: LevelGrid, *, cond: Condition = None) -> Solver:
-    """Asynchronous leapfrog, its auxiliary velocity started by one evaluation and dropped at the end.
-
-    One evaluation an interval and one for the start. Arguments as in `ddim`.
-    """
-    x, _ = yield from alf_pair(x, grid, cond=cond)
-    return x
-
-
-def alf_pair(
-    x: Tensor, grid: LevelGrid, *, aux: Tensor | None = None, cond: Condition = None
-) -> Generator[Query, Tensor, tuple[Tensor, Tensor]]:
-    """Asynchronous leapfrog (Zhuang et al., arXiv 2102.04668), order 2, algebraically reversible in (x, aux).
-
-    x' = x + aux h/2;   aux = 2 v(x', middle) - aux;   x = x' + aux h/2. Walking the reversed grid from what
-    was returned gives (x, aux) back to rounding. The auxiliary is as large as x and reveals as much: it stays
-    in the node.
-
-    Args:
-        x: Start (N, *sample_shape).
-        grid: Levels to walk; one evaluation an interval.
-        aux: Velocity at the start; None evaluates the network there first.
-        cond: Handed through to the network.
-
-    Returns:
-        x and aux at the last level.
-    """
-    x = x.clone()
-    aux = (yield Query(x, grid.levels[0], cond)) if aux is None else aux.clone()
-    for middle, h in zip(grid.middles, _steps(grid), strict=True):
-        x.add_(aux, alpha=h / 2)
-        v = yield Query(x, middle, cond)
-        aux = v.mul_(2.0).sub_(aux)
-        x.add_(aux, alpha=h / 2)
-    return x, aux
-
-
-def _steps(grid: LevelGrid) -> list[float]:
-    return [end - start for start, end in pairwise(grid.phis)]
-
-
-LONGEST_WINDOW = 6
-"""Velocities that are kept at most; a solver that needs more, or all of them, is no recurrence here."""
 MOST_EVALUATIONS = 512
 """Reading a solver takes time with the square of its evaluations: 1 ms for 48, 50 ms for 500."""
 TINY = 1e-9
@@ -256,7 +185,7 @@ TINY = 1e-9
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recurrence:
-    """A solver on one grid; each tuple has an entry for each evaluation.
+    """A solver on one grid: x_(i+1) = s_i x_i + sum_j c_ij v_(i-j). Each tuple has an entry for each evaluation.
 
     Attributes:
         levels: Where the network is asked.
@@ -277,7 +206,7 @@ class Recurrence:
 
 
 def recurrence_of(start: Callable[[Tensor], Solver], evaluations: int) -> Recurrence | None:
-    """The recurrence that a solver follows; None for one that follows none.
+    """The recurrence that a deterministic solver of x follows; None for more evaluations than are read.
 
     The solver is run on unit vectors: its start is the first one, its answers are the others. Each point that it asks
     for, and its end, then shows how much of the start and of each velocity is in it.
@@ -289,30 +218,20 @@ def recurrence_of(start: Callable[[Tensor], Solver], evaluations: int) -> Recurr
     if evaluations > MOST_EVALUATIONS:
         return None
     units = torch.eye(evaluations + 1, dtype=torch.float64)[:, None]
-    solver = start(units[0])
     queries: list[Query] = []
     found: list[Tensor] = []
-    with torch.no_grad(), closing(solver):
-        try:
-            query = next(solver)
-            for unit in units[1:]:
-                queries.append(query)
-                found.append(query.x[0].clone())
-                query = solver.send(unit.clone())
-        except StopIteration as stop:
-            found.append(stop.value[0])
-    if len(found) != evaluations + 1 or not torch.equal(found[0], units[0, 0]):
-        return None
+
+    def asked(x: Tensor, level: Level, cond: Condition, to: Level | None) -> Tensor:
+        queries.append(Query(x, level, cond, to))
+        found.append(x[0].clone())
+        return units[len(queries)].clone()
+
+    found.append(integrate(start(units[0]), asked)[0])
     points = torch.stack(found)
-    if bool((points[:-1, 0].abs() < TINY).any()):
-        return None
     scales = points[1:, 0] / points[:-1, 0]
     steps = points[1:, 1:] - scales[:, None] * points[:-1, 1:]
     behind = torch.arange(evaluations)[:, None] - torch.arange(evaluations)
-    used = behind[steps.abs() > TINY]
-    window = 1 + int(used.max()) if len(used) else 1
-    if window > LONGEST_WINDOW:
-        return None
+    window = 1 + int(behind[steps.abs() > TINY].max())
     weights = tuple(
         tuple(float(steps[i, i - j]) if j <= i else 0.0 for j in range(window)) for i in range(evaluations)
     )

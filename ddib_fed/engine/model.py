@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ddib_fed.diffusion import plans
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, on_device
-from ddib_fed.diffusion.grids import Frame
 from ddib_fed.diffusion.guidance import (
     Classifier,
     ClassifierFree,
@@ -24,6 +23,7 @@ from ddib_fed.diffusion.guidance import (
     rotated,
 )
 from ddib_fed.diffusion.plans import SOLVERS, Plan, SolverSettings, plan
+from ddib_fed.diffusion.schedule import Frame
 from ddib_fed.diffusion.solvers import Recurrence, recurrence_of
 from ddib_fed.engine.party import Array, Labels
 from ddib_fed.engine.record import UNGUIDED, Guidance

@@ -25,9 +25,8 @@ from ddib_fed.data.folder import expand, require_outside
 from ddib_fed.data.synthetic import UNIFORMS_PER_POINT, uniforms
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, network_times
-from ddib_fed.diffusion.grids import LevelGrid, grid_of
 from ddib_fed.diffusion.plans import FLOW_MAP, SolverSettings, decode, plan, soften
-from ddib_fed.diffusion.schedule import Schedule
+from ddib_fed.diffusion.schedule import LevelGrid, Schedule
 from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.errors import SettingsInvalid, ShapeMismatch
 from ddib_fed.lab.config import DistilConfig
@@ -445,7 +444,7 @@ class Teacher:
         places = (np.arange(1, n) + JITTER * (jitter.numpy() - 0.5)) / n
         inner = np.interp(start + (1.0 - start) * places, mass, lams)
         nodes = torch.from_numpy(np.concatenate([[first], inner, [self.schedule.lambda_min]]))
-        return grid_of(self.schedule, self.schedule.levels(nodes))
+        return LevelGrid(self.schedule.levels(nodes))
 
     def _walk(self, x: Tensor, grid: LevelGrid, labels: Tensor | None) -> Course:
         """Integrate, and keep every state at which the network was asked, and its answer."""

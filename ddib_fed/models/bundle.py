@@ -28,9 +28,8 @@ from torch import Tensor, nn
 
 from ddib_fed.data.synthetic import domain_name
 from ddib_fed.diffusion.denoiser import Denoiser
-from ddib_fed.diffusion.grids import LearnedLegs
 from ddib_fed.diffusion.guidance import Classifier, Tiled, starts
-from ddib_fed.diffusion.schedule import Schedule, schedule_from_config
+from ddib_fed.diffusion.schedule import LearnedLegs, Schedule, schedule_from_config
 from ddib_fed.errors import (
     AlreadyExists,
     BundleInvalid,

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ddib_fed.diffusion.grids import Coordinates, LearnedLegs, LearnedSteps, Stage
+from ddib_fed.diffusion.schedule import Coordinates, LearnedLegs, LearnedSteps, Stage
 from ddib_fed.errors import BundleInvalid
 from ddib_fed.models.catalogue import STEPS_FILE
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ddib_fed.diffusion.denoiser import LAMBDA_SCALE, Condition, Denoiser, Places, network_times, on_device
-from ddib_fed.diffusion.grids import Scale
 from ddib_fed.diffusion.guidance import Wrapped, rotated
+from ddib_fed.diffusion.schedule import Scale
 from ddib_fed.networks.placement import Kept, remembered, spread
 
 LEAST_VARIANCE = 1e-8

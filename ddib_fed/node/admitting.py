@@ -7,7 +7,6 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -63,17 +62,16 @@ def admit(
     """Admit another institution's node after its root's fingerprint was compared; the audit log has it first."""
     content = read_small(file, hint="ddib peer export writes it, on the other side", pipe=True)
     other = parse_peer(content, str(file))
-    if not unconstrained_root:
-        require_name_constraints(other)
-    warn_of_letters(other)
+    _require_name_constraints(other, unconstrained_root=unconstrained_root)
+    _warn_of_letters(other)
     if not fingerprints and peer_store(config).snapshot().peers.get(other.institution) != other:
         command = shlex.join(["ddib", "peer", "add", str(file), "--config", str(config.path)])
         fingerprints = _ask(other, f"{command} --fingerprint SHA256:...")
-    admit_peer(config, other, fingerprints, replace=replace)
+    _admit(config, other, fingerprints, replace=replace)
     return other
 
 
-def warn_of_letters(other: Peer) -> None:
+def _warn_of_letters(other: Peer) -> None:
     """Show a name with letters beyond ASCII as it is read."""
     if (read := readable(other.institution)) != other.institution:
         say(
@@ -83,33 +81,25 @@ def warn_of_letters(other: Peer) -> None:
         )
 
 
-def require_name_constraints(other: Peer) -> None:
+def _require_name_constraints(other: Peer, *, unconstrained_root: bool) -> None:
     """Refuse a peer whose root may issue certificates of any name."""
-    if not all(name_constraints(root) for root in other.roots):
+    if not (unconstrained_root or all(name_constraints(root) for root in other.roots)):
         raise PolicyDenied(
             f"the root of {other.institution} has no name constraints",
             hint="this is so for a general CA; to accept it, add --unconstrained-root",
         )
 
 
-def admit_peer(
-    config: NodeConfig, other: Peer, fingerprints: Sequence[str], *, replace: bool = False
-) -> None:
+def _admit(config: NodeConfig, other: Peer, fingerprints: Sequence[str], *, replace: bool) -> None:
     """Admit a node whose fingerprints were compared; the audit log has it first."""
     store = peer_store(config)
-    replaced = other.institution in store.snapshot().peers
+    act = "peer_replaced" if other.institution in store.snapshot().peers else "peer_added"
+    who = {"peer": other.institution, "identity": other.identity.uri, "address": other.address}
     store.add(
         other,
         fingerprints=fingerprints,
         replace=replace,
-        before=lambda: note(
-            config.paths.store,
-            "peer_replaced" if replaced else "peer_added",
-            peer=other.institution,
-            identity=other.identity.uri,
-            address=other.address,
-            roots=list(other.fingerprints),
-        ),
+        before=lambda: note(config.paths.store, act, **who, roots=list(other.fingerprints)),
     )
 
 
@@ -138,45 +128,55 @@ def confirm(question: str) -> bool:
 # By a code, which stands in for the comparison of fingerprints
 
 
-@dataclass(frozen=True, slots=True)
-class PairOptions:
-    """Whom the operator is ready to admit."""
+class _OwnNode:
+    """This node as a party of the exchange, and whom its operator is ready to admit."""
 
-    fingerprints: tuple[str, ...] = ()
-    replace: bool = False
-    unconstrained_root: bool = False
-
-
-class _Here:
-    """This node as a party of the exchange."""
-
-    def __init__(self, config: NodeConfig, options: PairOptions) -> None:
-        self._config, self._options = config, options
+    def __init__(
+        self, config: NodeConfig, fingerprints: Sequence[str], *, replace: bool, unconstrained_root: bool
+    ) -> None:
+        self._config, self._fingerprints = config, fingerprints
+        self._replace, self._unconstrained_root = replace, unconstrained_root
         self.peer = own_peer(config)
         self.own = self.peer.to_bytes()
 
     def judge(self, other: Peer) -> None:
-        options = self._options
-        if not options.unconstrained_root:
-            require_name_constraints(other)
-        peer_store(self._config).judge(
-            other, fingerprints=options.fingerprints or other.fingerprints, replace=options.replace
-        )
+        _require_name_constraints(other, unconstrained_root=self._unconstrained_root)
+        fingerprints = self._fingerprints or other.fingerprints
+        peer_store(self._config).judge(other, fingerprints=fingerprints, replace=self._replace)
 
     def admit(self, other: Peer) -> None:
-        admit_peer(self._config, other, other.fingerprints, replace=self._options.replace)
+        _admit(self._config, other, other.fingerprints, replace=self._replace)
 
 
-def pair_listening(
-    config: NodeConfig, *, at: str | None = None, options: PairOptions = PairOptions()
+def pair(
+    config: NodeConfig,
+    dialled: tuple[str, str] | None = None,
+    *,
+    at: str | None = None,
+    fingerprints: Sequence[str] = (),
+    replace: bool = False,
+    unconstrained_root: bool = False,
 ) -> PairedPeer:
-    """Show a code, wait for the other side to come with it, and admit that side."""
-    here, code = _Here(config, options), new_code()
+    """Admit the node at an address with the code that it shows; or show a code, wait for a node, and admit that."""
+    if dialled is not None:
+        address, code = dialled[0], parse_code(dialled[1])
+        try:
+            split_address(address)
+        except ValueError as error:
+            hint = "ddib pair HOST:PORT CODE, as the other side shows both"
+            raise UsageError(str(error), hint=hint) from error
+    node = _OwnNode(config, fingerprints, replace=replace, unconstrained_root=unconstrained_root)
+    paired = _listen(config, node, at) if dialled is None else dial(address, code, node, proxy=config.proxy)
+    _show(config, node.peer, paired)
+    return paired
+
+
+def _listen(config: NodeConfig, node: _OwnNode, at: str | None) -> PairedPeer:
+    code, shown = new_code(), config.node.address
     with _bound(config, at) as listener:
         port = listener.getsockname()[1]
-        shown = f"{_in_address(split_address(config.node.address)[0])}:{port}"
-        if at is None and split_address(config.node.listen, bound=True)[1] == port:
-            shown = config.node.address
+        if at is not None or split_address(config.node.listen, bound=True)[1] != port:
+            shown = f"{_in_address(split_address(config.node.address)[0])}:{port}"
         say(
             f"{config.node.institution} waits for one try in the next {CODE_LIFE_S / 60:.0f} minutes. "
             "Read this code out by telephone:",
@@ -185,29 +185,11 @@ def pair_listening(
             "",
             f"there:       ddib pair {shown} {code}",
         )
-        paired = listen(
-            listener,
-            code,
-            here,
-            on_stranger=lambda whence, why: say(f"a connection from {whence} had no code: {why}", err=True),
-        )
-    _show(config, here.peer, paired)
-    return paired
 
+        def on_stranger(whence: str, why: str) -> None:
+            say(f"a connection from {whence} had no code: {why}", err=True)
 
-def pair_dialling(
-    config: NodeConfig, address: str, code: str, *, options: PairOptions = PairOptions()
-) -> PairedPeer:
-    """Connect to the side that waits, prove the code, and admit that side."""
-    try:
-        split_address(address)
-    except ValueError as error:
-        raise UsageError(str(error), hint="ddib pair HOST:PORT CODE, as the other side shows both") from error
-    checked = parse_code(code)
-    here = _Here(config, options)
-    paired = dial(address, checked, here, proxy=config.proxy)
-    _show(config, here.peer, paired)
-    return paired
+        return listen(listener, code, node, on_stranger=on_stranger)
 
 
 def _in_address(host: str) -> str:
@@ -216,15 +198,14 @@ def _in_address(host: str) -> str:
 
 def _bound(config: NodeConfig, at: str | None) -> socket.socket:
     where = at or config.node.listen
+    host, port = split_address(where, bound=True)
     try:
         check_bindable(where, "node.listen" if at is None else "--listen")
     except ConfigError as error:
         if at is None:
-            host = split_address(config.node.listen, bound=True)[0]
             again = f"ddib pair --listen {_in_address(host)}:PORT --config {shlex.quote(str(config.path))}"
             error.hint = f"the node runs? then another port that the other side reaches: {again}"
         raise
-    host, port = split_address(where, bound=True)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=8)
 
@@ -233,7 +214,7 @@ def _show(config: NodeConfig, own: Peer, paired: PairedPeer) -> None:
     """Whom this node admitted, and the two fingerprints, for whoever wants to compare them all the same."""
     other = paired.other
     say(f"admitted     {other.identity} at {other.address}")
-    warn_of_letters(other)
+    _warn_of_letters(other)
     say(*(f"theirs       {text}" for text in other.fingerprints))
     say(*(f"ours         {text}" for text in own.fingerprints))
     if not paired.mutual:

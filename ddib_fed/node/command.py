@@ -179,12 +179,11 @@ def _admit(
         return
     if pair and pair_with:
         raise UsageError("one side waits with --pair, the other comes with --pair-with")
-    from ddib_fed.node.admitting import admit, pair_dialling, pair_listening
+    from ddib_fed.node import admitting
 
-    admitted = [admit(config, file) for file in files]
+    admitted = [admitting.admit(config, file) for file in files]
     if pair or pair_with:
-        paired = pair_dialling(config, *pair_with) if pair_with else pair_listening(config)
-        admitted.append(paired.other)
+        admitted.append(admitting.pair(config, pair_with).other)
     for other in admitted:
         log.info("admitted %s", other.identity)
 

@@ -189,7 +189,7 @@ class LimitsSection(Section):
     max_pixels: int = key(89_000_000, "of one picture", ge=1)
     max_items_per_job: int = key(1_000, "files of a job", ge=1, le=100_000)
     max_evaluations: int = key(2_000, "network evaluations of one leg, at most 10000", ge=1, le=10_000)
-    max_open_jobs: int = key(64, "source: unfinished jobs, and as many that wait for a peer", ge=1)
+    max_open_jobs: int = key(64, "source: unfinished jobs for one peer", ge=1)
     max_spool_bytes: int = key(
         4 << 30, "source: files of jobs; one client has five eighths of them, and of open jobs", ge=1
     )

@@ -5,6 +5,7 @@ Every channel of this package is wrapped.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -13,7 +14,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 import grpc
 
-from ddib_fed.errors import InputError, UnknownFields
+from ddib_fed.errors import InputError, PeerUnreachable, UnknownFields
 from ddib_fed.protocol.check import check
 from ddib_fed.protocol.details import at_fault, clock_difference
 
@@ -30,13 +31,16 @@ class _Call:
     def __init__(self, call: Any, channel: CheckedChannel) -> None:
         self._call = call
         self._channel = channel
-        self.ended_at: float | None = None
+        self.silence_s = math.inf
+        """A reader that waits for longer cancels the call: a node that hangs keeps its connection alive."""
+        self.gave_up = False
+        self._waits_since = self._ended_at = math.inf
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
-        self.ended_at = None
+        self._waits_since, self._ended_at = time.monotonic(), math.inf
         self._channel.watch(self)
         try:
             answer = next(self._call)
@@ -47,8 +51,13 @@ class _Call:
     def is_stuck(self, now: float) -> bool:
         if self._call.is_active():
             return False
-        self.ended_at = self.ended_at or now
-        return now - self.ended_at > STUCK_S
+        self._ended_at = min(self._ended_at, now)
+        return now - self._ended_at > STUCK_S
+
+    def end_silence(self, now: float) -> None:
+        if now - self._waits_since > self.silence_s and not self.gave_up:
+            self.gave_up = True
+            self._call.cancel()
 
     def result(self, timeout: float | None = None) -> Any:
         return self._channel.checked(self._call.result(timeout))
@@ -73,25 +82,32 @@ class _Method:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._streams:
-            return _Call(self._method(*args, **kwargs), self._channel)
-        answer, call = self._method.with_call(*args, **kwargs)
+            return _Call(self._open(self._method, *args, **kwargs), self._channel)
+        answer, call = self._open(self._method.with_call, *args, **kwargs)
         self._channel.clock_s = clock_difference(call.trailing_metadata())
         return self._channel.checked(answer)
 
     def future(self, *args: Any, **kwargs: Any) -> _Call:
-        return _Call(self._method.future(*args, **kwargs), self._channel)
+        return _Call(self._open(self._method.future, *args, **kwargs), self._channel)
+
+    def _open(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        except ValueError as error:  # what gRPC raises for a closed channel
+            hop = self._channel.hop
+            raise PeerUnreachable(f"the channel to {hop} was closed", hop=hop) from error
 
 
 class CheckedChannel(grpc.Channel):
     """A channel whose answers are checked.
 
-    gRPC 1.85 may end a stream without waking its reader. While calls are read, a thread looks for such a reader, and
-    closes the channel, which wakes it: `broken` from then on.
+    While calls are read, a thread cancels those whose peer is silent for too long. gRPC 1.85 may end a stream without
+    waking its reader: for such a reader the thread closes the channel, which wakes it, and which is `broken` then.
     """
 
     def __init__(self, channel: grpc.Channel, hop: str, *, own: bool) -> None:
         self._channel = channel
-        self._hop, self._own = hop, own
+        self.hop, self._own = hop, own
         self._readers: set[_Call] = set()  # its methods are atomic
         self._watching = threading.Lock()
         self.broken = False
@@ -110,6 +126,8 @@ class CheckedChannel(grpc.Channel):
         while True:
             time.sleep(LOOK_EVERY_S)
             readers, now = list(self._readers), time.monotonic()
+            for reader in readers:
+                reader.end_silence(now)
             if any(reader.is_stuck(now) for reader in readers):
                 self.broken = True
                 self._channel.close()
@@ -125,8 +143,8 @@ class CheckedChannel(grpc.Channel):
             check(answer)
         except InputError as error:
             if not self._own:
-                raise at_fault(error, self._hop) from error
-            error.hop = self._hop
+                raise at_fault(error, self.hop) from error
+            error.hop = self.hop
             if isinstance(error, UnknownFields):
                 error.hint = "ddib --version on both machines: the releases may differ"
             raise

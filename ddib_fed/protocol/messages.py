@@ -167,10 +167,10 @@ class Settings:
     """Solver settings, for both nodes.
 
     Attributes:
-        solver: ``unipc``, ``ddim``, ``rk4``, ``alf`` or ``flow-map``.
+        solver: ``unipc``, ``ddim`` or ``flow-map``.
         order: 1 to 4 if the solver has orders, 0 for its default.
         evaluations: Network evaluations of one leg, 1 to 10,000.
-        grid: ``default``, ``uniform-lambda``, ``karras``, ``integer``, ``integer:T``, or ``learned`` for the steps that
+        grid: ``default``, ``uniform-lambda``, ``integer``, or ``learned`` for the steps that
             each node's own model was tuned to.
         depth: Fraction of the path to noise, in (0, 1]; below 1 the latent keeps some of the picture, and
             both nodes' policies must allow it.

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ddib_fed.diffusion.denoiser import Parameterisation, TimeInput, network_times, on_device
-from ddib_fed.diffusion.grids import make_grid
-from ddib_fed.diffusion.schedule import DiscreteSchedule, Schedule
+from ddib_fed.diffusion.schedule import DiscreteSchedule, Schedule, make_grid
 
 _TABLE = 4096
 

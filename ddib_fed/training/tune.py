@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Condition, LevelTable, Places
-from ddib_fed.diffusion.grids import Coordinates, LearnedSteps, Stage, make_grid
 from ddib_fed.diffusion.plans import SolverSettings, learned_solver, plan, soften
+from ddib_fed.diffusion.schedule import Coordinates, LearnedSteps, Stage, make_grid
 from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.gate import measure_allowances, unmeasurable
 from ddib_fed.engine.model import DomainModel

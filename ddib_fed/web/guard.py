@@ -13,7 +13,6 @@ import secrets
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import webbrowser
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ddib_fed.errors import DdibError, InternalError, NotFoundError, UsageError, step_in_words
 from ddib_fed.files import write_file
@@ -57,6 +57,10 @@ _READS: Final = frozenset({"GET", "HEAD"})
 STATIC: Final = Path(__file__).parent / "static"
 STOP_S: Final = 2
 """Seconds that open answers, such as the progress of a job, have to end."""
+REQUEST_S: Final = 10.0
+"""How long a connection may take until the head of its next request is there."""
+MOST_CONNECTIONS: Final = 64
+"""A browser opens six; any process of this machine can connect, also without the link."""
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -217,12 +221,6 @@ def hinted_in_words() -> Iterator[None]:
         raise
 
 
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="ddib-web-") as name:
-        yield Path(name)
-
-
 def listening(port: int) -> socket.socket:
     opened = socket.socket()
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -237,14 +235,26 @@ def listening(port: int) -> socket.socket:
     return opened
 
 
-def serve(
-    app: ASGIApp,
-    *,
-    port: int,
-    command: str,
-    folder: Path,
-    on_stop: Callable[[], None] = lambda: None,
-) -> None:
+class _Connection(H11Protocol):
+    """One of a bounded number, which is ended where no request comes: uvicorn itself waits for the first for ever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expected = self.loop.call_later(REQUEST_S, self._end_without_request)
+        if len(self.connections) > MOST_CONNECTIONS:
+            transport.close()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._expected.cancel()
+        self._expected = self.loop.call_later(REQUEST_S, self._end_without_request)
+
+    def _end_without_request(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
+def serve(app: ASGIApp, *, port: int, command: str, folder: Path, on_stop: Callable[[], None]) -> None:
     with listening(port) as opened:
         session = Session(opened.getsockname()[1], command)
 
@@ -259,15 +269,13 @@ def serve(
             access_log=False,
             lifespan="off",
             ws="none",
-            http="h11",
+            http=_Connection,
             loop="asyncio",
             proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=STOP_S,
         )
-        say("open this link; it works once, on this machine only:")
-        say(f"  {session.link}")
-        say("stop with Ctrl-C")
+        say("open this link; it works once, on this machine only:", f"  {session.link}", "stop with Ctrl-C")
         # Over SSH there is no browser, or one that takes the terminal.
         if sys.stdout.isatty() and "SSH_CONNECTION" not in os.environ:
             open_in_browser(session.link, folder)

@@ -31,15 +31,15 @@ def _source(path: str) -> Owner:
     return load
 
 
-STAGING = _source("source_node.store.Staging")
+STAGING = _source("source_node.submission.Staging")
 DISK = _source("ddib_fed.store")
 NODE = _source("ddib_fed.store.NodeStore")
 SPOOL = _source("source_node.spool.Spool")
 STORE = _source("source_node.store.JobStore")
 REMOTE = _source("source_node.remote.Remote")
-PARTY = _source("source_node.remote_party.RemoteParty")
+PARTY = _source("source_node.remote.RemoteParty")
 PIPELINE = _source("source_node.pipeline.JobPipeline")
-EVENTS = _source("source_node.pipeline.StepEvents")
+EVENTS = _source("source_node.events.StepEvents")
 RUNNER = _source("source_node.runner.JobRunner")
 SERVICE = _source("source_node.service.TranslationServicer")
 LATENT = _source("ddib_fed.protocol.latent.ApprovedLatent")
@@ -66,7 +66,7 @@ SOURCE_POINTS: dict[str, tuple[Owner, str, str]] = {
     "latent sent": (LATENT, "stream", "end"),
     "answer received": (PARTY, "_outcome", "after"),
     "result made, not stored": (PIPELINE, "_result", "after"),
-    "result stored": (EVENTS, "finished", "before"),
+    "result stored": (EVENTS, "ends", "before"),
     "files of a finished step not yet removed": (SPOOL, "remove", "before"),
     "job about to end": (STORE, "finish", "before"),
     "job ended": (STORE, "finish", "after"),

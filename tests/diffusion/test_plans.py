@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from ddib_fed.diffusion.grids import LearnedLegs, LearnedSteps, PublicLevels, make_grid
-from ddib_fed.diffusion.plans import SolverSettings, check_settings, decode, encode, plan
-from ddib_fed.diffusion.schedule import CosineSchedule, LinearSchedule, discrete_schedule
+from ddib_fed.diffusion.plans import SolverSettings, check_settings, decode, encode, interpolate, plan, soften
+from ddib_fed.diffusion.schedule import (
+    CosineSchedule,
+    LearnedLegs,
+    LearnedSteps,
+    LinearSchedule,
+    PublicLevels,
+    ScheduleConfig,
+    discrete_schedule,
+    make_grid,
+    schedule_from_config,
+)
 from ddib_fed.diffusion.solvers import integrate, unipc
 from ddib_fed.errors import SettingsInvalid
-from tests.diffusion.gaussian_data import gaussian_denoiser
+from tests.diffusion.gaussian_data import gaussian_denoiser, gaussian_map, gaussian_samples
 
 SCHEDULE = LinearSchedule()
+START, END = SCHEDULE.level(SCHEDULE.lambda_max), SCHEDULE.level(SCHEDULE.lambda_min)
 LEVELS = PublicLevels("linear", 1000, "ddim250")
 
 
-@pytest.mark.parametrize(
-    ("settings", "intervals"),
-    [
-        (SolverSettings("unipc", 3, 48), 48),
-        (SolverSettings("rk4", 4, 400, "integer:100"), 100),
-        (SolverSettings("alf", 2, 48), 47),
-    ],
-)
-def test_evaluations_become_intervals(settings, intervals):
-    """rk4 spends four an interval, alf one before the first; an order that is not given is the solver's default."""
-    assert len(plan(settings, SCHEDULE).encode_grid) == intervals
-    assert plan(replace(settings, order=0), SCHEDULE).settings.order == settings.order
+def test_an_order_that_is_not_given_is_the_solvers_default():
+    laid = plan(SolverSettings("unipc", 0, 48), SCHEDULE)
+    assert (laid.settings.order, len(laid.encode_grid), laid.evaluations) == (3, 48, 48)
 
 
 @pytest.mark.parametrize(
@@ -38,12 +40,9 @@ def test_evaluations_become_intervals(settings, intervals):
     [
         (SolverSettings("euler"), "no solver"),
         (SolverSettings("unipc", 5), "no order 5"),
-        (SolverSettings("rk4", 4, 50), "do not divide by the 4"),
-        (SolverSettings("alf", 2, 1), "alf takes 2 to"),
         (SolverSettings("unipc", 3, 10_001), "unipc takes 1 to"),
         (SolverSettings("unipc", 3, 48, "fibonacci"), "no grid"),
         (SolverSettings("unipc", 3, 48, "ddib"), "for ddim alone"),
-        (SolverSettings("unipc", 3, 48, "integer:47"), "cannot be respaced"),
         (SolverSettings(depth=0.0), "outside"),
         (SolverSettings(depth=float("nan")), "outside"),
         (SolverSettings("ddim", 1, 48, "integer", 0.5), "no partial depth"),
@@ -183,3 +182,104 @@ def test_steps_that_were_not_learned_are_refused():
     white = LearnedLegs("south", (steps("decode", coordinates="spectrum"),))
     with pytest.raises(SettingsInvalid, match="whitened by its spectrum"):
         plan(LEARNED, SCHEDULE, learned=white).decoder(torch.zeros(1, 2))
+
+
+# The legs
+
+
+class StoppedError(Exception):
+    """What a caller raises to stop."""
+
+
+def test_closes_the_solver_when_stopped():
+    """What a progress callback raises ends the integration and comes through."""
+    solver = plan(SolverSettings(), SCHEDULE).encoder(gaussian_samples(4, START))
+
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        integrate(solver, gaussian_denoiser(), on_step=stop)
+    assert inspect.getgeneratorstate(solver) == inspect.GEN_CLOSED
+    assert torch.is_grad_enabled()
+
+
+# Every schedule, each with both inputs of the time and with all that a network may predict.
+WAYS = [
+    ("linear", None, False, "lambda", "eps"),
+    ("linear", 1000, False, "timestep", "x0"),
+    ("linear", 1000, True, "timestep", "v"),
+    ("cosine", None, False, "timestep", "v"),
+    ("cosine", 1000, False, "lambda", "eps"),
+    ("cosine", 1000, True, "timestep", "eps"),
+    ("zero-terminal-snr", 1000, False, "timestep", "v"),
+    ("zero-terminal-snr", 1000, True, "lambda", "x0"),
+]
+
+
+@pytest.mark.parametrize(("name", "steps", "rescale_timesteps", "time_input", "predicts"), WAYS)
+def test_both_directions_are_exact_for_every_schedule_network_and_time_input(
+    name, steps, rescale_timesteps, time_input, predicts
+):
+    """The closed form within the solver's own error, whatever is predicted and in whichever unit the time is given."""
+    schedule = schedule_from_config(ScheduleConfig(name, steps, rescale_timesteps))
+    denoiser = gaussian_denoiser(predicts, time_input=time_input, schedule=schedule)
+    start, end = schedule.level(schedule.lambda_max), schedule.level(schedule.lambda_min)
+    x, z = gaussian_samples(64, start), gaussian_samples(64, end, seed=1)
+    for evaluations, encoding, decoding in ((48, 1.5e-4, 3.5e-5), (100, 7.5e-6, 2e-6)):
+        settings = SolverSettings(evaluations=evaluations)
+        found = encode(x, denoiser, schedule, settings) - gaussian_map(x, start, end)
+        assert float(found.abs().max()) <= encoding
+        found = decode(z, denoiser, schedule, settings) - gaussian_map(z, end, start)
+        assert float(found.abs().max()) <= decoding
+
+
+def test_softened_encoding_follows_the_exact_map_from_there():
+    """The ODE takes over at the softened level."""
+    x = gaussian_samples(50, SCHEDULE.level(20.0))
+    noise = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    z = encode(x, gaussian_denoiser(), SCHEDULE, soften_sigma=0.02, noise=noise)
+    level = plan(SolverSettings(), SCHEDULE, soften_sigma=0.02).encode_grid.levels[0]
+    assert torch.allclose(z, gaussian_map(soften(x, 0.02, noise), level, END), atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "noise"), [(0.02, None), (0.02, torch.ones(3, 2)), (2.0, torch.ones(4, 2))]
+)
+def test_refuses_softening_without_its_noise(sigma, noise):
+    """Noise of the right shape, and a level in [0, 1]."""
+    with pytest.raises(SettingsInvalid):
+        soften(torch.ones(4, 2), sigma, noise)
+
+
+def test_a_partly_deep_latent_is_exact_and_decodes_back():
+    """Encoding ends at the depth's level, and decoding starts there."""
+    x = gaussian_samples(50, START)
+    deep = plan(SolverSettings(depth=0.4), SCHEDULE).encode_grid.levels[-1]
+    z = encode(x, gaussian_denoiser(), SCHEDULE, SolverSettings(depth=0.4))
+    assert torch.allclose(z, gaussian_map(x, START, deep), atol=1e-4)
+    assert torch.allclose(decode(z, gaussian_denoiser(), SCHEDULE, SolverSettings(depth=0.4)), x, atol=1e-4)
+
+
+# Between two latents
+
+
+@pytest.fixture
+def pair():
+    noise = torch.Generator().manual_seed(3)
+    return torch.randn(3, 16, 16, generator=noise), torch.randn(3, 16, 16, generator=noise)
+
+
+def test_the_ends_are_the_latents_themselves_and_the_way_keeps_the_spread_of_noise(pair):
+    found = interpolate(*pair, [0.0, 1.0, 0.5])
+    assert torch.equal(found[0], pair[0])
+    assert torch.equal(found[1], pair[1])
+    assert found[2].std().item() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("factor", [2.0, -1.0], ids=["parallel", "opposite"])
+def test_latents_on_one_line_are_joined_by_it(pair, factor):
+    """Where the sphere gives no way, or none of its own, the result is still finite."""
+    found = interpolate(pair[0], factor * pair[0], [0.25])
+    assert torch.allclose(found[0], (0.75 + 0.25 * factor) * pair[0])

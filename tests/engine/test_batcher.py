@@ -80,9 +80,8 @@ def test_requests_that_join_at_any_step_with_any_solver_give_what_each_gives_alo
         ("encode", SolverSettings(evaluations=12), 1),
         ("decode", SolverSettings(evaluations=9), 3),
         ("decode", SolverSettings(order=2, evaluations=7), 2),
-        ("encode", SolverSettings("rk4", evaluations=8), 5),
+        ("encode", SolverSettings(evaluations=8), 5),
         ("decode", SolverSettings("ddim", evaluations=6), 1),
-        ("decode", SolverSettings("alf", evaluations=7), 4),
     ]
     work = [Trajectory(stage, points(rows, rows), Leg(settings)) for stage, settings, rows in asked]
     found: dict[int, Future[End]] = {}
@@ -250,7 +249,6 @@ HOW = {
     "classifier-free, clipped": Leg(FEW, Guidance(scale=2.0, clip=True)),
     "by a classifier": Leg(FEW, Guidance(classifier_scale=1.0)),
     "stochastic": Leg(SolverSettings("ddim", 1, 2, eta=1.0)),
-    "rk4": Leg(SolverSettings("rk4", 0, 8)),
 }
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.plans import ENCODERS, SolverSettings
+from ddib_fed.diffusion.schedule import make_grid
 from ddib_fed.diffusion.solvers import integrate, unipc
 from ddib_fed.engine.arrays import ArraySettings, draw_samples, interpolate_pictures, translate_array
 from ddib_fed.engine.batcher import Batcher
@@ -177,7 +177,7 @@ def test_samples_that_are_not_finite_fail_in_their_round_trip_alone() -> None:
     party = open_party(tiny_bundle(answer=3e38))
     beside = LocalParty(party.model, Batcher(party.model, rows=100))
     latents = [ToDecode(n, Latent.from_array(gaussian(20, n))) for n in range(3)]
-    settings = SolverSettings(solver="rk4", evaluations=40)
+    settings = SolverSettings(evaluations=40)
     for each in (beside, party):
         outcomes = list(each.decode_each(latents, Leg(settings, round_trip=True)))
         assert [type(outcome.error) for outcome in outcomes] == [NotFinite] * 3
@@ -474,7 +474,7 @@ def tuned(bundle, name="uniform-lambda"):
 def learned():
     return [
         open_party(tuned(tiny(name, seed=seed, channels=3, spectral=True, soften_sigma=0.1), grid))
-        for name, seed, grid in (("north", 1, "uniform-lambda"), ("south", 2, "karras"))
+        for name, seed, grid in (("north", 1, "uniform-lambda"), ("south", 2, "default"))
     ]
 
 
@@ -482,7 +482,7 @@ def test_each_side_follows_the_learned_steps_of_its_own_model(learned):
     """The latent decoded by hand along the target's steps is the translation; under a calibration all is rotated."""
     x, model, calibration = 0.9 * pictures(2, channels=3), learned[1].model, turned()
     found = translate_array(x, *learned, ArraySettings(LEARNED, cycle=True))
-    grid = make_grid(model.bundle.schedule, "karras", 6).reversed()
+    grid = make_grid(model.bundle.schedule, "default", 6).reversed()
     solver = unipc(torch.from_numpy(found.latent.copy()), grid, order=2, frame=model.frame())
     by_hand = model.denormalise(integrate(solver, model.denoiser()).numpy())
     assert np.allclose(found.translated, np.clip(by_hand, -1, 1), atol=1e-5)

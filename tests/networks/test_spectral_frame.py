@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from ddib_fed.diffusion.denoiser import Denoiser
-from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.guidance import Rotated, rotated
-from ddib_fed.diffusion.schedule import CosineSchedule
+from ddib_fed.diffusion.schedule import CosineSchedule, make_grid
 from ddib_fed.diffusion.solvers import integrate, unipc
 from ddib_fed.networks.spectrum import SpectralFrame
 from tests.networks.picture_networks import unet

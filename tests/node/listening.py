@@ -21,8 +21,8 @@ from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.protocol.messages import to_message
 from ddib_fed.security import tls
 from ddib_fed.security.pki import certificate_pem
-from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
+from ddib_fed.v1 import decoding_pb2_grpc
 from tests.node.institutions import Institution
 from tests.protocol.examples import LIMITS, side
 
@@ -71,7 +71,7 @@ class Echo(decoding_pb2_grpc.DecodingServiceServicer):
                 yield pb.DecodeResponse(progress=pb.DecodeProgress(item=number, stage=str(caller())))
                 if self.much:
                     self.before_much()
-                    yield pb.DecodeResponse(chunk=common_pb2.Chunk(data=self.much))
+                    yield pb.DecodeResponse(data=self.much)
         finally:
             self.ended.set()
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from ddib_fed.diffusion.grids import PublicLevels
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.schedule import PublicLevels
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.node.role import settings_message, solver_settings
 from ddib_fed.protocol.contract import ContractLimits, ContractSide, GuidanceTerms, PictureTerms
@@ -201,5 +201,5 @@ def test_a_quality_is_one_of_three_settings():
     with pytest.raises(SettingsInvalid, match="no quality 'best'"):
         asked.of_quality("best")
     with pytest.raises(SettingsInvalid, match="chooses grid itself") as refused:
-        Settings(grid="karras").of_quality("exact")
+        Settings(grid="integer").of_quality("exact")
     assert refused.value.hint == "leave --grid or --quality out"

@@ -12,10 +12,9 @@ from ddib_fed.protocol.contract import ContractLimits
 from ddib_fed.security import tls
 from ddib_fed.v1.common_pb2 import SolverSettings
 from source_node.events import EventHub
-from source_node.records import StoredJob
 from source_node.remote import Remotes
 from source_node.runner import JobRunner
-from source_node.store import JobStore
+from source_node.store import JobStore, StoredJob
 from tests.node.tiny_nodes import make_config, make_context, make_institution, npy, tiny_engine
 from tests.source_node.jobs import job_examples
 from tests.source_node.scripted_target import ScriptedTarget

@@ -87,7 +87,7 @@ def test_one_client_has_a_share_of_what_is_being_received(open_served) -> None:
     wait_until(lambda: staged_bytes(served) == first.held_bytes)
     with pytest.raises(QueueFull) as caught:
         served.submit(npy() + bytes(2 * MAX_CHUNK))
-    assert caught.value.facts["limit_bytes"] == str(4 * MAX_CHUNK)
+    assert caught.value.facts["limit_bytes"] == str(5 * MAX_CHUNK)
     first.end()
     thread.join()
     assert served.submit(npy())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.diffusion.grids import LearnedSteps, make_grid
+from ddib_fed.diffusion.schedule import LearnedSteps, make_grid
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import InputError, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, pretrained, save_bundle

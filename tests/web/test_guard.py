@@ -124,15 +124,6 @@ def test_every_answer_has_the_policy(opened: TestClient, session: Session, path:
     assert headers["x-content-type-options"] == "nosniff"
 
 
-def test_the_folder_is_private_and_goes() -> None:
-    """Nobody else may read it, and nothing of it stays."""
-    with guard.temporary_folder() as folder:
-        assert folder.stat().st_mode & 0o777 == 0o700
-        (folder / "x").mkdir()
-        (folder / "x" / "scan.png").write_bytes(b"x")
-    assert not folder.exists()
-
-
 def test_it_listens_on_loopback_alone() -> None:
     """A port that is taken is an error that names it."""
     with guard.listening(0) as opened:
@@ -201,3 +192,19 @@ def test_it_serves_until_it_is_stopped(served: Serving) -> None:
         urllib.request.urlopen(served.link, timeout=60)
     served.end()
     assert served.stopped.is_set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [b"", b"GET / HT"])
+def test_a_connection_without_a_request_is_ended(monkeypatch, request, sent) -> None:
+    """Otherwise any process of the machine could hold all that the server may open."""
+    monkeypatch.setattr(guard, "REQUEST_S", 0.2)
+    monkeypatch.setattr(guard, "MOST_CONNECTIONS", 3)
+    served = request.getfixturevalue("served")
+    held = [socket.create_connection(served.address, timeout=10) for _ in range(4)]
+    held[0].sendall(sent)
+    assert [each.recv(1) for each in (held[3], *held[:3])] == [b""] * 4
+    with urllib.request.urlopen(served.link, timeout=60) as answer:
+        assert b"Continue" in answer.read()
+    for each in held:
+        each.close()

@@ -255,7 +255,7 @@ def test_points_come_back(place):
         (("in", "--source", "classy", "--target", "classy", "--pairs", "0:1,0:1"), InputError),
         (("in/a.png", "--source", "moons", "--target", "moons"), InputError),
         (("in/a.png", "--source", "north", "--target", "satellite"), ShapeMismatch),
-        (("in", "--source", "north", "--target", "south", "--solver", "rk4", "--evaluations", "47"), SettingsInvalid),
+        (("in", "--source", "north", "--target", "south", "--solver", "flow-map"), SettingsInvalid),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_before_anything_is_translated(place, words, error):

@@ -98,7 +98,7 @@ def test_evaluations_are_what_the_respacing_keeps(ddib, there, tmp_path, flags, 
     [
         ("--diffusion_steps 4000", (), SettingsInvalid, "trained with 1000 diffusion steps"),
         ("--timestep_respacing ddim50", ("--evaluations", 48), SettingsInvalid, "keeps 50, not 48"),
-        ("--eta 0.5", ("--solver", "rk4"), UsageError, "omit|ddim"),
+        ("--eta 0.5", ("--solver", "flow-map"), UsageError, "omit|ddim"),
         ("--use_ddpm True --eta 0.5", (), SettingsInvalid, "variance of its own"),
     ],
     ids=str,

@@ -16,8 +16,8 @@ from ddib_fed.client.results import write_result
 from ddib_fed.data.pictures import read_image
 from ddib_fed.data.points import to_npy
 from ddib_fed.data.synthetic import sample
-from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.schedule import make_grid
 from ddib_fed.engine import arrays
 from ddib_fed.engine.arrays import ArraySettings, translate_array
 from ddib_fed.engine.gate import Softener

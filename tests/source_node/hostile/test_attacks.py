@@ -6,19 +6,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
 from ddib_fed.errors import DiskFull, QueueFull, QuotaSpent
-from source_node.store import Staging
+from source_node.submission import Receiving, Staging
 from tests.node.tiny_nodes import make_institution, npy
 from tests.source_node.conftest import wait_until
 from tests.source_node.jobs.job_examples import ALICE, BOB, LIMITS, add, close_jobs, header, open_jobs, submit
 from tests.source_node.scripted_target import fail, hang
 from tests.source_node.served import Served, job_header
-
-AWAY = {"gone.example"}
 
 
 def again_and_again(submit_one: Callable[[], object]) -> None:
@@ -66,7 +63,7 @@ def test_one_client_cannot_have_all_workers(open_source, target) -> None:
 
 def test_one_client_cannot_fill_the_queue(tmp_path) -> None:
     """She has two thirds of it alone; there is a place for whoever comes."""
-    store = open_jobs(tmp_path, replace(LIMITS, max_open_jobs=12))
+    store = open_jobs(tmp_path, LIMITS.model_copy(update={"max_open_jobs": 12}))
     with pytest.raises(QueueFull) as full:
         again_and_again(lambda: submit(store))
     assert full.value.facts == {"limit_jobs": "12", "jobs": "8", "jobs_of_client": "8"}
@@ -76,15 +73,15 @@ def test_one_client_cannot_fill_the_queue(tmp_path) -> None:
 
 
 def test_jobs_that_wait_for_a_peer_take_no_place_of_those_that_can_run(tmp_path) -> None:
-    """They have as many places of their own, of which a client has a share as well."""
-    store = open_jobs(tmp_path, replace(LIMITS, max_open_jobs=12))
+    """Each peer has places of its own, of which a client has a share."""
+    store = open_jobs(tmp_path, LIMITS.model_copy(update={"max_open_jobs": 12}))
 
     def send(owner: str, institution: str) -> None:
-        with store.stage(owner, header(target_institution=institution), AWAY) as staging:
+        with Receiving(store).stage(owner, header(target_institution=institution)) as staging:
             add(staging, b"points")
             staging.commit()
 
-    with pytest.raises(QueueFull, match="wait for their peers"):
+    with pytest.raises(QueueFull, match="are open"):
         again_and_again(lambda: send(ALICE, "gone.example"))
     send(BOB, "gone.example")
     for owner in (ALICE, BOB):
@@ -94,7 +91,7 @@ def test_jobs_that_wait_for_a_peer_take_no_place_of_those_that_can_run(tmp_path)
 
 def test_one_client_cannot_fill_the_spool(tmp_path) -> None:
     """Files of jobs that nobody fetches count as well."""
-    store = open_jobs(tmp_path, replace(LIMITS, max_open_jobs=64, max_spool_bytes=9_000))
+    store = open_jobs(tmp_path, LIMITS.model_copy(update={"max_open_jobs": 64, "max_spool_bytes": 9_000}))
     with pytest.raises(QueueFull, match="share of the spool"):
         again_and_again(lambda: submit(store, bytes(1_000)))
     submit(store, bytes(1_000), owner=BOB)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from source_node.records import JobLimits
+from ddib_fed.node.config import LimitsSection
 from source_node.store import JobStore
 from tests.source_node.jobs.job_examples import LIMITS, Clock, close_jobs, open_jobs
 
@@ -17,7 +17,7 @@ def open_store(tmp_path, clock):
     """Opens the one store of the test, again and again; the last is closed."""
     opened: list[JobStore] = []
 
-    def open_again(limits: JobLimits = LIMITS) -> JobStore:
+    def open_again(limits: LimitsSection = LIMITS) -> JobStore:
         while opened:
             close_jobs(opened.pop())
         opened.append(open_jobs(tmp_path, limits, clock=clock))

@@ -6,18 +6,21 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from ddib_fed.node.config import LimitsSection
 from ddib_fed.protocol.messages import ItemState
 from ddib_fed.security.audit import AuditLog
 from ddib_fed.store import NodeStore
 from ddib_fed.v1.common_pb2 import ErrorDetail
 from ddib_fed.v1.translation_pb2 import JobHeader
-from source_node.records import JobLimits, NewFile, SpoolPart, StoredItem, StoredJob
-from source_node.store import JobStore, Staging
+from source_node.spool import NewFile, SpoolPart
+from source_node.store import JobStore, StoredItem, StoredJob
+from source_node.submission import Receiving, Staging
 
 ALICE = "spiffe://north.example/client/alice"
 BOB = "spiffe://north.example/client/bob"
 NPY = 1
-LIMITS = JobLimits(max_open_jobs=16, max_spool_bytes=1 << 20, retention_s=100.0, default_deadline_s=50)
+RETENTION_S = 100.0
+LIMITS = LimitsSection(max_open_jobs=16, max_spool_bytes=1 << 20, result_days=RETENTION_S / 86_400)
 
 
 class Clock:
@@ -30,7 +33,7 @@ class Clock:
         return self.now
 
 
-def open_jobs(folder: Path, limits: JobLimits = LIMITS, **options) -> JobStore:
+def open_jobs(folder: Path, limits: LimitsSection = LIMITS, **options) -> JobStore:
     """The store of a node whose state lies in a folder."""
     return JobStore(AuditLog(NodeStore(folder / "node.sqlite")), folder / "spool", limits, **options)
 
@@ -57,7 +60,7 @@ def add(staging: Staging, data: bytes) -> StoredItem:
 
 def submit(store: JobStore, *files: bytes, owner: str = ALICE, **changes) -> StoredJob:
     """A job of these files, `changes` to its request."""
-    with store.stage(owner, header(**changes)) as staging:
+    with Receiving(store).stage(owner, header(**changes)) as staging:
         for data in files or (b"points",):
             add(staging, data)
         return staging.commit()[0]

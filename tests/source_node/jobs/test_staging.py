@@ -1,5 +1,6 @@
 """How a job is accepted: once, whole, and only when there is room."""
 
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from ddib_fed.errors import (
 )
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.v1.common_pb2 import SolverSettings
-from source_node.records import SpoolPart
+from source_node.spool import SpoolPart
+from source_node.submission import Receiving
 from tests.source_node.jobs.job_examples import (
     ALICE,
     LIMITS,
@@ -28,9 +30,9 @@ from tests.source_node.jobs.job_examples import (
 def test_an_accepted_job_is_queued_with_its_items(store, clock):
     """As it was asked for."""
     asked = header(
-        cycle=True, solver=SolverSettings(solver="rk4", evaluations=96, grid="karras"), deadline_s=7
+        cycle=True, solver=SolverSettings(solver="ddim", evaluations=96, grid="integer"), deadline_s=7
     )
-    with store.stage(ALICE, asked) as staging:
+    with Receiving(store).stage(ALICE, asked) as staging:
         add(staging, b"one")
         add(staging, b"three")
         job, repeated = staging.commit()
@@ -45,14 +47,14 @@ def test_an_accepted_job_is_queued_with_its_items(store, clock):
 
 def test_a_job_that_was_not_committed_leaves_nothing(store, tmp_path):
     """The client went away in the middle."""
-    with store.stage(ALICE, header()) as staging:
+    with Receiving(store).stage(ALICE, header()) as staging:
         add(staging, b"points")
     assert (store.list(ALICE), files(tmp_path), store.spool.used_bytes) == ((), set(), 0)
 
 
 def test_a_job_without_items_is_refused(store):
     """There is nothing to do."""
-    with store.stage(ALICE, header()) as staging, pytest.raises(MessageInvalid):
+    with Receiving(store).stage(ALICE, header()) as staging, pytest.raises(MessageInvalid):
         staging.commit()
 
 
@@ -60,7 +62,7 @@ def test_the_same_request_is_the_same_job(store, tmp_path):
     """However often it comes; nothing is stored twice."""
     request = header().request_id
     first = submit(store, b"points", request_id=request)
-    with store.stage(ALICE, header(request_id=request)) as staging:
+    with Receiving(store).stage(ALICE, header(request_id=request)) as staging:
         add(staging, b"points")
         second, repeated = staging.commit()
     assert (second, repeated) == (first, True)
@@ -94,8 +96,8 @@ def test_the_same_request_at_once_is_accepted_once(store, tmp_path):
     """A client that lost patience sends it again while the first is still arriving."""
     request = header().request_id
     with (
-        store.stage(ALICE, header(request_id=request)) as first,
-        store.stage(ALICE, header(request_id=request)) as second,
+        Receiving(store).stage(ALICE, header(request_id=request)) as first,
+        Receiving(store).stage(ALICE, header(request_id=request)) as second,
     ):
         add(first, b"points")
         add(second, b"points")
@@ -108,8 +110,8 @@ def test_the_same_request_accepted_meanwhile_leaves_one_set_of_files(store, tmp_
     """A repeated request that arrives while the files of the first are synced leaves no second job in the spool."""
     request, fsync, answers = header().request_id, os.fsync, []
     with (
-        store.stage(ALICE, header(request_id=request)) as first,
-        store.stage(ALICE, header(request_id=request)) as second,
+        Receiving(store).stage(ALICE, header(request_id=request)) as first,
+        Receiving(store).stage(ALICE, header(request_id=request)) as second,
     ):
         add(first, b"points")
         add(second, b"points")
@@ -128,9 +130,9 @@ def test_the_same_request_accepted_meanwhile_leaves_one_set_of_files(store, tmp_
 
 def test_a_full_queue_refuses_before_anything_is_received(open_store):
     """And says when to come again."""
-    store = open_store(replace(LIMITS, max_open_jobs=1))
+    store = open_store(LIMITS.model_copy(update={"max_open_jobs": 1}))
     submit(store)
-    with pytest.raises(QueueFull) as caught, store.stage(ALICE, header()):
+    with pytest.raises(QueueFull) as caught, Receiving(store).stage(ALICE, header()):
         pytest.fail("it was let in")
     assert caught.value.retry_after_s == 30.0
     assert caught.value.facts == {"limit_jobs": "1", "jobs": "1", "jobs_of_client": "1"}
@@ -138,12 +140,12 @@ def test_a_full_queue_refuses_before_anything_is_received(open_store):
 
 def test_a_job_that_was_deleted_while_its_request_came_again_is_not_replaced(open_store, tmp_path):
     """The request was let in without a place, and uncharged: it must not become a job; nothing of it stays."""
-    store = open_store(replace(LIMITS, max_open_jobs=1))
+    store = open_store(LIMITS.model_copy(update={"max_open_jobs": 1}))
     request = header().request_id
     first = running(store, request_id=request)
     store.finish(first.job_id, "FAILED")
     other = submit(store)  # the one place is taken
-    with store.stage(ALICE, header(request_id=request)) as staging:
+    with Receiving(store).stage(ALICE, header(request_id=request)) as staging:
         add(staging, b"points")
         store.delete(first.job_id, ALICE)
         with pytest.raises(RequestIdConflict, match="was deleted") as caught:
@@ -161,8 +163,22 @@ def test_an_input_is_on_the_disk_before_its_job_is_accepted(store, monkeypatch):
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noting)
-    with store.stage(ALICE, header()) as staging:
+    with Receiving(store).stage(ALICE, header()) as staging:
         add(staging, b"points")
         assert "0.input" not in synced
         staging.commit()
     assert "0.input" in synced
+
+
+def test_a_job_whose_write_never_began_leaves_no_file(store, tmp_path, monkeypatch):
+    """The database was replaced, or another program held it: there are no rows that could name the files."""
+    before = files(tmp_path)
+
+    def replaced() -> None:
+        raise OSError(errno.ESTALE, "replaced")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._store, "_require_same_file", replaced)
+        with pytest.raises(OSError, match="replaced"):
+            submit(store)
+    assert (files(tmp_path), store.spool.used_bytes) == (before, 0)

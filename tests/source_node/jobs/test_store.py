@@ -17,13 +17,13 @@ from ddib_fed.errors import (
 )
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.v1.common_pb2 import ErrorDetail
-from source_node.records import NewFile, SpoolPart
+from source_node.spool import NewFile, SpoolPart
 from source_node.store import JobStore
 from tests import audit_rows
 from tests.source_node.jobs.job_examples import (
     ALICE,
     BOB,
-    LIMITS,
+    RETENTION_S,
     Clock,
     claim,
     close_jobs,
@@ -80,7 +80,7 @@ def test_a_killed_nodes_jobs_go_on(store, open_store):
     job = running(store, b"one", b"two")
     encode(store, job)
     again = open_store()
-    assert again.release_running() == ()
+    assert again.release_running() == []
     claimed = claim(again)
     assert [item.state for item in claimed.items] == [ItemState.ENCODED, ItemState.RECEIVED]
     assert again.read_part(job.job_id, 0, SpoolPart.ENCODED) == b"latent"
@@ -271,7 +271,7 @@ def test_results_that_nobody_fetches_expire_and_open_jobs_do_not(store, clock, t
     decode(store, job)
     clock.now += 500
     store.finish(job.job_id, "FINISHED")
-    clock.now += LIMITS.retention_s - 1
+    clock.now += RETENTION_S - 1
     assert store.expire() == 0
     clock.now += 1
     assert store.expire() == 1
@@ -372,7 +372,7 @@ def test_a_restart_under_another_clock_neither_ends_nor_prolongs_jobs(
     ended = running(store)
     decode(store, ended)
     store.finish(ended.job_id, "FINISHED")
-    waiting = submit(store)
+    waiting = submit(store, deadline_s=50)
     clock.now += 40
     close_jobs(store)
     set_clock(monkeypatch, after_s)
@@ -381,8 +381,8 @@ def test_a_restart_under_another_clock_neither_ends_nor_prolongs_jobs(
     assert again.expire() == 0
     assert again.read_part(ended.job_id, 0, SpoolPart.TRANSLATION) == b"translation"
     assert [due.overdue for due in again.due()] == [False]
-    assert again.get(waiting.job_id).deadline - again.now() == LIMITS.default_deadline_s - 40
+    assert again.get(waiting.job_id).deadline - again.now() == 10
     clock.now += 10
     assert [due.overdue for due in again.due()] == [True]
-    clock.now += LIMITS.retention_s - 50
+    clock.now += RETENTION_S - 50
     assert again.expire() == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from source_node.remote import CircuitBreaker
+from source_node.runner import CircuitBreaker
 from tests.source_node.jobs.job_examples import Clock
 
 
@@ -18,12 +18,17 @@ def test_no_job_asks_before_the_time_that_the_peer_named() -> None:
 
 
 def test_one_job_at_a_time_tries_a_peer_that_is_away() -> None:
-    """The others wait for what it finds, also when it ends without a word."""
+    """The others wait for what it finds, for a while."""
     clock = Clock()
     reach = CircuitBreaker(clock=clock)
-    reach.begin("south.example", "first")
+    reach.begin("south.example")
     assert not reach.may_try("south.example")
-    reach.end("south.example", "another")
+    assert reach.answered("south.example")
+    assert reach.may_try("south.example")
+    assert reach.failed("south.example", "NOT_READY")
+    clock.now += 10
+    reach.begin("south.example")
+    clock.now += 9
     assert not reach.may_try("south.example")
-    reach.end("south.example", "first")
+    clock.now += 1
     assert reach.may_try("south.example")

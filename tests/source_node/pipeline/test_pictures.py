@@ -26,8 +26,10 @@ from ddib_fed.protocol.contract import (
 )
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
-from source_node.records import SpoolPart, StoredJob
 from source_node.service import record_of
+from source_node.spool import SpoolPart
+from source_node.store import StoredJob
+from source_node.submission import Receiving
 from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes, to_bits
 from tests.node.tiny_nodes import make_institution
 from tests.protocol.examples import picture_side
@@ -76,7 +78,7 @@ class Scans(Source):
         changes["guidance"] = guidance_to_pb(guidance)
         changes["item_classes"] = [pb.ItemClasses(source_class=own, target_class=to) for own, to in classes]
         asked = header(request_id=str(uuid.uuid4()), deadline_s=60, **fields, **changes)
-        with self.store.stage(ALICE, asked) as staging:
+        with Receiving(self.store).stage(ALICE, asked) as staging:
             for _ in range(pictures):
                 data = picture or scan()
                 staging.receive(len(data)).write(data)

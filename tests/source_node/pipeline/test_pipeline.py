@@ -14,8 +14,7 @@ from ddib_fed.errors import LatentNotGaussian
 from ddib_fed.latent import Latent
 from ddib_fed.protocol.details import refused_facts
 from ddib_fed.protocol.messages import ItemState
-from source_node.records import SpoolPart
-from source_node.spool import Spool
+from source_node.spool import Spool, SpoolPart
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
 from tests.source_node.conftest import LARGE_LIMITS, SOLVER, wait_until
 from tests.source_node.scripted_target import hang, instead, refuse

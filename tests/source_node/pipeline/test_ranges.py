@@ -11,8 +11,9 @@ from ddib_fed.data.points import parse_npy, to_npy
 from ddib_fed.errors import LatentNotGaussian
 from ddib_fed.latent import Latent
 from ddib_fed.protocol.messages import ItemState
-from source_node.intake import Numbers
-from source_node.records import SpoolPart, StoredItem
+from source_node.pipeline import Numbers
+from source_node.spool import SpoolPart
+from source_node.store import StoredItem
 from tests.node.tiny_nodes import gaussian, npy
 from tests.source_node.conftest import LARGE_LIMITS, SOLVER, wait_until
 from tests.source_node.scripted_target import refuse
