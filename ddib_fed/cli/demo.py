@@ -218,20 +218,16 @@ class Pair:
 
     def say_what_to_try(self, files: Path) -> None:
         """Addresses of the nodes that were kept, and commands for them."""
-        for institution in self.both:
-            pid = institution.process.pid if institution.process is not None else "-"
-            say(
-                f"{institution.name} ({institution.role} node) listens on 127.0.0.1:{institution.port}, pid {pid}"
-            )
+        for each in self.both:
+            say(f"{each.name} ({each.role} node) listens on 127.0.0.1:{each.port}")
         profile = f"--profile {shlex.quote(str(self.profile))}"
-        configs = [shlex.quote(str(each.config_path)) for each in self.both]
-        again = f"--out again-{self.source.domain} --cycle {profile}"
+        drains = [f"ddib drain --config {shlex.quote(str(each.config_path))}" for each in self.both]
         say(
             "try:",
             f"  ddib domains {profile}",
-            f"  ddib translate {shlex.quote(str(files))} --to {self.to} {again}",
-            f"  ddib status --config {configs[0]}",
-            f"  ddib drain --config {configs[0]}; ddib drain --config {configs[1]}   # stop both",
+            f"  ddib translate {shlex.quote(str(files))} --to {self.to} --out again-{self.source.domain} {profile}",
+            f"  ddib status --config {shlex.quote(str(self.source.config_path))}",
+            f"  {'; '.join(drains)}   # stop both",
         )
 
 
@@ -261,7 +257,7 @@ def demo(out: Path, keep: bool) -> None:
     First points: north.example has moons, south.example checkerboards. Then pictures: east.example has satellite
     pictures, west.example relief maps; they are translated once without a calibration, and again after the two nodes
     have agreed on one. Each pair is set up by the same commands that the README shows; two nodes are
-    started and translate over mutual TLS; what happened at each hop is printed. Writes DIR/translation.png,
+    started and translate over mutual TLS. Writes DIR/translation.png,
     DIR/pictures.png and DIR/report.json. Exits non-zero if a figure is out of bounds.
     """
     for package in sorted(NODE_EXTRA):
@@ -297,13 +293,12 @@ def demonstrate(out: Path, *, keep: bool = False, points: int = POINTS) -> None:
         chosen = demo_figures.ChosenPictures.evenly(*shipped, PICTURES)
         chosen.write(folder / "in")
         with_pictures.translate(folder / "in", folder / "translated", *cycle)
-        album = demo_figures.Album.load(chosen, folder / "translated")
-        album.tell_hops()
         calibration = with_pictures.calibrate("rotation")
         with_pictures.translate(folder / "in", folder / "calibrated")
-        calibrated = chosen.read(folder / "calibrated")
-        parts.append(album.measure(calibration, calibrated, shipped[1].train))
-        album.draw(calibration, calibrated, out / "pictures.png")
+        measured = demo_figures.measure_pictures(
+            chosen, folder, calibration, shipped[1].train, out / "pictures.png"
+        )
+        parts.append(measured)
         parts[1].show()
         finish(out / "report.json", parts, time.perf_counter() - started)
     except BaseException as error:
