@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import click
 
-from ddib_fed.cli.options import WIDEST, Group, command
+from ddib_fed.cli.options import WIDEST, Group
 from ddib_fed.errors import ExitCode
 from ddib_fed.terminal import escape, explained, relay, require_alone, say, show_error
 from ddib_fed.version import __version__
@@ -27,7 +27,6 @@ SECTIONS: Mapping[str, Sequence[tuple[str, str, str]]] = {
         ("domains", "cli.job", "List the available target domains, and whether each is ready."),
         ("job", "cli.job", "Watch, fetch, cancel and delete jobs; `ddib translate --detach` submits them."),
         ("doctor", "cli.job", "Check the client's profile, its connection to the source node, and both clocks."),
-        ("completion", "cli.main", "Print the script that lets a shell complete commands and options."),
         ("demo", "cli.demo", "Two institutions on this machine translate there and back."),
     ),
     "Run a node": (
@@ -94,27 +93,6 @@ def cli() -> None:
 
     A latent is an invertible encoding of the picture: treat it as the picture.
     """
-
-
-@command(
-    epilog="\b\nTo have it in every new shell:\n"
-    "  bash  echo 'eval \"$(ddib completion bash)\"' >> ~/.bashrc\n"
-    "  zsh   echo 'eval \"$(ddib completion zsh)\"' >> ~/.zshrc\n"
-    "  fish  ddib completion fish > ~/.config/fish/completions/ddib.fish"
-)
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
-    """Print the script that lets a shell complete commands and options.
-
-    Bash must be 4.4 or newer.
-    """
-    from click.shell_completion import get_completion_class
-
-    kind = get_completion_class(shell)
-    assert kind is not None
-    made = kind(cli, {}, "ddib", "_DDIB_COMPLETE")
-    # Not `source()`, which for bash starts the bash that is installed here and warns of its version.
-    say(*(made.source_template % made.source_vars()).rstrip("\n").split("\n"))
 
 
 def run(args: Sequence[str] | None = None) -> int:
