@@ -15,21 +15,10 @@ from ddib_fed.files import (
     canonical_json,
     check_private_file,
     check_private_folder,
-    private_folder,
     read_small,
     sync_each,
     write_file,
 )
-
-
-def test_new_folders_are_private_down_the_path(tmp_path: Path) -> None:
-    """Also those in between, whatever the umask."""
-    before = os.umask(0)
-    try:
-        private_folder(tmp_path / "state" / "pki")
-    finally:
-        os.umask(before)
-    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("state", "state/pki")] == [0o700, 0o700]
 
 
 def test_a_file_is_not_overwritten_unasked(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def init() -> None:
 )
 @option(
     "--institution NAME",
-    "DNS name of the institution, in lower case. Default: the host of --address, else this machine's domain.",
+    "DNS name of the institution, in lower case. Default: the host of --address, else this machine's under .internal.",
 )
 @option("--role", "What the node does.", ("source", "target", "both"), required=True)
 @option(
@@ -349,19 +349,14 @@ def client(
 def institution_here(address: str | None, node_name: str) -> tuple[str, str]:
     """A name for the institution, and where it comes from: the host of an address, or this machine's name."""
     try:
-        dialled = "" if address is None else split_address(address, bound=True)[0].lower().rstrip(".")
+        dialled = "" if address is None else split_address(address, bound=True)[0].lower()
     except ValueError:
         dialled = ""  # the address itself is refused later
     dialled = dialled.removeprefix(f"{node_name}.")
     if is_institution(dialled) and not is_loopback(dialled):
         return dialled, "the host of --address"
-    host = re.sub(r"[^a-z0-9.-]", "-", socket.gethostname().lower()).strip("-.")
-    label, _, domain = host.partition(".")
-    for found in (domain, host):
-        if is_institution(found) and not host.startswith("localhost"):
-            return found, "from this machine's name"
     # A top-level domain for private use, which is never delegated.
-    return f"{label if is_label(label) else 'node'}.internal", "from this machine's name"
+    return f"{_label(socket.gethostname().partition('.')[0], 'node')}.internal", "from this machine's name"
 
 
 def person_here() -> str:
@@ -370,5 +365,9 @@ def person_here() -> str:
         name = getpass.getuser()
     except (OSError, KeyError):
         name = ""
-    label = re.sub(r"[^a-z0-9-]", "-", name.lower())[:63].strip("-")
-    return label if is_label(label) else "client-1"
+    return _label(name, "client-1")
+
+
+def _label(text: str, otherwise: str) -> str:
+    label = re.sub(r"[^a-z0-9-]", "-", text.lower())[:63].strip("-")
+    return label if is_label(label) else otherwise

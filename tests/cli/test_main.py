@@ -141,13 +141,6 @@ def test_a_client_that_runs_a_command_of_a_node_is_told_a_command_that_works(fai
     assert {Requirement(each) for each in words[3:]} == {each for each in wanted if each.name in absent}
 
 
-def test_ctrl_c_ends_with_its_own_code(failing, capsys):
-    """12, as for a cancelled job."""
-    failing(KeyboardInterrupt())
-    assert run(["domains"]) == ExitCode.CANCELLED
-    assert "interrupted" in capsys.readouterr().err
-
-
 INTERRUPTED = """
 import os, runpy, signal, sys
 class AtOnce:

@@ -9,7 +9,7 @@ from ddib_fed.cli.model import model
 from ddib_fed.data.shipped import SHIPPED
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.record import Guidance
-from ddib_fed.errors import ImageUnreadable, UsageError
+from ddib_fed.errors import ImageUnreadable
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import config as presets
 from tests.training.examples import blobs
@@ -87,17 +87,6 @@ def test_random_windows_are_cut_from_larger_pictures_of_16_bit_grey(ddib, tmp_pa
     made = load_bundle(tmp_path / "m").manifest
     assert made.sample_shape == (1, 8, 8)
     assert (made.picture.low, made.picture.high, made.picture.bits) == (-1000, 1550, 16)
-
-
-def test_options_that_do_not_go_together_are_refused(ddib, tmp_path):
-    for options, said in (
-        (("--domain", "moons", "--flip"), "--flip is for pictures"),
-        (("--images", "x", "--domain", "relief"), "give one of: domain"),
-        (("--images", "x", "--set", "label_dropout=0.1"), "needs classes"),
-    ):
-        with pytest.raises(UsageError, match=said):
-            ddib(model, "train", *options, "--out", tmp_path / "m")
-    assert not (tmp_path / "m").exists()
 
 
 def test_names_that_the_command_line_knows_without_importing_are_the_real_ones():

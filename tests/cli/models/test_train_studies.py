@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from ddib_fed.cli.model import model
 from ddib_fed.data.fitting import PictureRule, fit_picture
 from ddib_fed.data.pictures import decode_image, encode_png
-from ddib_fed.errors import InputError, SettingsInvalid
+from ddib_fed.errors import InputError
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import Options
 from ddib_fed.models.bundle import load_bundle
@@ -190,16 +190,6 @@ def test_pictures_among_series_are_refused(ddib, given):
     (given / "look.png").write_bytes(encode_png(np.arange(64, dtype=np.uint8).reshape(8, 8, 1)))
     with pytest.raises(InputError, match=r"not of one kind.*DICOM file; pictures such as look.png"):
         ddib("--skip-bad")
-
-
-def test_a_rule_for_volumes_is_refused_for_pictures(ddib, given):
-    for number in range(9):
-        (given / f"{number}.png").write_bytes(
-            encode_png(smooth(8, 8, seed=number).astype(np.uint8)[..., None])
-        )
-    for option in (("--intensity", "hu"), ("--slices", "coronal")):
-        with pytest.raises(SettingsInvalid, match="there is none below"):
-            ddib(*option)
 
 
 def test_nothing_of_a_header_is_in_the_bundle(ddib, given, tmp_path):
