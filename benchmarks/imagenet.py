@@ -37,7 +37,8 @@ FLAGS = (
 SMALL_FLAGS = (
     "--attention_resolutions 16 --class_cond True --diffusion_steps 1000 --image_size 32 --learn_sigma True "
     "--noise_schedule linear --num_channels 32 --num_head_channels 16 --num_res_blocks 1 --resblock_updown True "
-    "--channel_mult 1,2 --use_fp16 True --use_scale_shift_norm True"
+    "--channel_mult 1,2 --use_fp16 True --use_scale_shift_norm True --classifier_width 64 --classifier_depth 1 "
+    "--classifier_attention_resolutions 16"
 )
 
 

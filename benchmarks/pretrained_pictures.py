@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 from ddib_fed.data.shipped import SHIPPED
+from ddib_fed.evaluation.structure import calibrate_by_chance
 from ddib_fed.models.bundle import amend_bundle, load_bundle
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.pictures import thresholds
 from ddib_fed.training.run import TrainingProgress, train
 from ddib_fed.training.sources import shipped_source
 
@@ -83,7 +83,9 @@ def main() -> int:
     for domain in asked.domain:
         if asked.thresholds:
             units = load_bundle(asked.out / domain).manifest.normalisation
-            found = amend_bundle(asked.out / domain, structure=thresholds(shipped_source(domain), units))
+            pictures = shipped_source(domain)
+            structure = calibrate_by_chance(pictures.held_out, pictures.train, units=units)
+            found = amend_bundle(asked.out / domain, structure=structure)
             print(f"{domain}: {found.manifest.structure}")
             continue
         started = time.process_time()

@@ -72,7 +72,7 @@ from ddib_fed.protocol.details import (
     is_number,
     refused_items,
 )
-from ddib_fed.protocol.latent import ApprovedLatent, LatentOpener, anchor_from_pb
+from ddib_fed.protocol.latent import ApprovedLatent, LatentOpener, audit_head
 from ddib_fed.protocol.messages import from_message, to_message
 from ddib_fed.protocol.streams import Announced, Assembler, Whole, open_file
 from ddib_fed.security import tls
@@ -294,7 +294,7 @@ class DecodeCall:
             raise MessageInvalid(f"a result for item {header.item}, which is not due")
         if self._result is not None:
             raise MessageInvalid("two results where a latent was due")
-        self.exchanged.anchor = anchor_from_pb(header) or self.exchanged.anchor
+        self.exchanged.anchor = audit_head(header) or self.exchanged.anchor
         kind = self._contract.target.sample_kind
         return open_file(header.file, max_bytes=self._max_file_bytes, accepted={ANSWERS[kind]})
 

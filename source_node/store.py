@@ -44,7 +44,8 @@ PENDING_ITEMS: Final = (ItemState.RECEIVED, ItemState.ENCODED)
 """Items that are still to be worked on."""
 CANCELLED_ERROR: Final = ErrorDetail(reason="CANCELLED", sentence="cancelled")
 KEPT: Final = frozenset({SpoolPart.INPUT, SpoolPart.DECODED})
-RESULTS: Final = frozenset({SpoolPart.TRANSLATION, SpoolPart.RETURNED, SpoolPart.LATENT, SpoolPart.SOURCE})
+RESULTS: Final = SpoolPart.TRANSLATION, SpoolPart.RETURNED, SpoolPart.LATENT, SpoolPart.SOURCE
+"""What a client fetches, in this order."""
 ALL: Final = frozenset(SpoolPart)
 
 # From a state to another: the part that must be in the spool first, and what the spool drops afterwards.
@@ -53,7 +54,7 @@ TRANSITIONS: Final[Mapping[tuple[ItemState, ItemState], tuple[SpoolPart | None, 
     (ItemState.RECEIVED, ItemState.RECEIVED): (None, ALL - KEPT),
     (ItemState.RECEIVED, ItemState.ENCODED): (SpoolPart.ENCODED, frozenset()),
     (ItemState.ENCODED, ItemState.RECEIVED): (None, ALL - KEPT),
-    (ItemState.ENCODED, ItemState.DECODED): (SpoolPart.TRANSLATION, ALL - RESULTS),
+    (ItemState.ENCODED, ItemState.DECODED): (SpoolPart.TRANSLATION, ALL.difference(RESULTS)),
     (ItemState.DECODED, ItemState.DELIVERED): (None, ALL),
     (ItemState.RECEIVED, ItemState.FAILED): (None, ALL),
     (ItemState.ENCODED, ItemState.FAILED): (None, ALL),

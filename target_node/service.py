@@ -345,6 +345,11 @@ class TargetService(RoleService):
         self._servicer = DecodingServicer(node)
         self._calibrations = CalibrationServicer(node)
 
+    @classmethod
+    def check(cls, config: NodeConfig) -> str:
+        del config
+        return "keeps no pictures"
+
     def register(self, server: grpc.Server) -> None:
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(self._servicer, server)
         calibration_pb2_grpc.add_CalibrationServiceServicer_to_server(self._calibrations, server)
@@ -356,17 +361,4 @@ class TargetService(RoleService):
         self._servicer.calls.wait_idle(timeout_s)
 
 
-class _TargetRole:
-    """What `node.role.find_roles` finds."""
-
-    name = "target"
-
-    def check(self, config: NodeConfig) -> str:
-        del config
-        return "keeps no pictures"
-
-    def open(self, node: NodeContext) -> TargetService:
-        return TargetService(node)
-
-
-ROLE = _TargetRole()
+ROLE = TargetService

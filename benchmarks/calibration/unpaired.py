@@ -28,12 +28,12 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings, translate_array
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.errors import CalibrationIneffective
+from ddib_fed.evaluation.structure import calibrate_by_chance
 from ddib_fed.files import write_json
 from ddib_fed.models.bundle import CALIBRATION_FILE, amend_bundle, load_bundle
 from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.training.calibrating import CalibrationRequest, from_aggregate, side
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.pictures import thresholds
 from ddib_fed.training.run import TrainingProgress, train
 from ddib_fed.training.sources import shipped_source
 
@@ -123,7 +123,9 @@ def ship(folder: Path, source: str, target: str) -> None:
     for file in (MANIFEST_FILE, WEIGHTS_FILE):
         shutil.copyfile(folder / file, out / file)
     units = load_bundle(out).manifest.normalisation
-    amend_bundle(out, name=out.name, structure=thresholds(shipped_source(source), units))
+    pictures = shipped_source(source)
+    structure = calibrate_by_chance(pictures.held_out, pictures.train, units=units)
+    amend_bundle(out, name=out.name, structure=structure)
     shutil.copyfile(path_of(folder, "colour-map"), out / CALIBRATION_FILE)
 
 

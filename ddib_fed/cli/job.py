@@ -206,7 +206,9 @@ def list_(limit: int, profile_path: Path | None) -> None:
         rows = []
         for each in jobs:
             done = f"{each.items_done}/{each.item_count}" if each.item_count else "-"
-            rows.append([each.job_id, state_of(each).lower(), done, target_of(each), when(each.created)])
+            rows.append(
+                [each.job_id, state_of(each).lower(), done, target_of(each.request), when(each.created)]
+            )
         if rows:
             print_table("", ["!job", "state", ">items", "to", "!created"], rows)
         else:
@@ -227,19 +229,19 @@ def show(job_id: str, profile_path: Path | None) -> None:
 
 
 def _show_job(view: pb.Job) -> None:
-    solver, guidance = view.solver, view.guidance
+    request, solver, guidance = view.request, view.request.solver, view.request.guidance
     asked = {
-        f"class {view.target_class}": bool(view.target_class),
+        f"class {request.target_class}": bool(request.target_class),
         f"guidance {guidance.guidance:g}": guidance.HasField("guidance"),
         f"classifier scale {guidance.classifier_scale:g}": guidance.HasField("classifier_scale"),
         "clipped": guidance.clip,
         f"encoder {solver.encoder}": solver.encoder not in {"", "ode"},
-        "cycle": view.cycle,
-        "latent kept": view.keep_latent,
-        "no calibration": view.no_calibration,
+        "cycle": request.cycle,
+        "latent kept": request.keep_latent,
+        "no calibration": request.no_calibration,
     }
     say(f"job      {view.job_id}  {state_of(view).lower()}")
-    say(f"to       {target_of(view)}{''.join(f', {what}' for what, there in asked.items() if there)}")
+    say(f"to       {target_of(view.request)}{''.join(f', {what}' for what, there in asked.items() if there)}")
     order, evaluations = solver.order or "default", solver.evaluations
     say(f"solver   {solver.solver}, order {order}, {evaluations} evaluations, grid {solver.grid}")
     say(f"created  {when(view.created)}   finished {when(view.finished)}   expires {when(view.expires)}")
@@ -315,7 +317,7 @@ def fetch(
         if credentials is not None:
             refuse_points(client)
         view = client.get(job_id)
-        path = JobFile(view.request_id, "", ()).path(out)
+        path = JobFile(view.request.request_id, "", ()).path(out)
         names = JobFile.read(path) if path.exists() else None
         items = names.items if names is not None else ()
         results = write_results(client, job_id, client.fetch(job_id), items, out, **how)
@@ -328,7 +330,7 @@ def fetch(
         path.unlink(missing_ok=True)
     if not delivered and view.state == pb.JOB_STATE_FINISHED:
         say(f"job {job_id}: nothing left to fetch at the node", err=True)
-    what = RunOptions(client.profile, job_header(target_of(view)), out, RunProgress())
+    what = RunOptions(client.profile, job_header(target_of(view.request)), out, RunProgress())
     report_run(FolderRun(what, total=len(view.items), results=delivered, jobs=[view]))
     job, place = shlex.quote(job_id), shlex.quote(str(out))
     if view.state not in ENDED:
@@ -339,7 +341,7 @@ def fetch(
         )
     require_finished(view, client.hop)
     if here < total:
-        again = f"ddib translate FILES --to {shlex.quote(target_of(view))} --out {place}"
+        again = f"ddib translate FILES --to {shlex.quote(target_of(view.request))} --out {place}"
         raise ItemNotFound(
             f"{total - here} of {total} results of job {job_id} were fetched before, not to {out}, and the node then "
             "removed them",

@@ -114,8 +114,8 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     """Make a bundle of a public checkpoint. Pickles are read with weights_only=True.
 
     CHECKPOINT is a file with a UNet of guided-diffusion (or of the public DDIB code), or with --classifier its noisy
-    classifier. Settings are inferred from the tensors' shapes; the rest comes from --flags, or the public defaults.
-    Every setting is listed with its origin; a flag that contradicts the shapes is refused.
+    classifier. Its network is that of --flags, with the public defaults for the rest. Every setting is listed with
+    its origin; a file with other tensors is refused.
 
     A folder is a diffusers pipeline of pixels as `save_pretrained` writes it: unet/ (UNet2DModel) or transformer/
     (DiT), and scheduler/. A setting that cannot be computed exactly is refused by its key, and so is a pipeline with

@@ -37,7 +37,6 @@ from ddib_fed.errors import (
     Difference,
     ExhaustedError,
     JobFailed,
-    JobNotFound,
     MessageInvalid,
     PeerFault,
     PeerUnreachable,
@@ -96,7 +95,7 @@ def job_header(
     )
 
 
-def target_of(job: pb.JobHeader | pb.Job) -> str:
+def target_of(job: pb.JobHeader) -> str:
     return f"{job.target_institution}/{job.target_domain}"
 
 
@@ -219,7 +218,7 @@ def collect(
         raise ChunkCorrupt(f"item {now[0]} came without its {missing}")
 
 
-def _expected_parts(job: pb.Job) -> frozenset[Part]:
+def _expected_parts(job: pb.JobHeader) -> frozenset[Part]:
     asked = {Part.RETURNED: job.cycle, Part.LATENT: job.keep_latent, Part.SOURCE: job.model_size}
     return frozenset({Part.TRANSLATION, *(part for part, wanted in asked.items() if wanted)})
 
@@ -387,7 +386,7 @@ class Client(Connection):
     def _fetch(self, job: pb.Job, items: Iterable[int]) -> Iterator[JobResult]:
         due = sorted(set(items))
         patience, parent = self.patience(), self._tracing.recall(job.job_id)
-        parts = _expected_parts(job)
+        parts = _expected_parts(job.request)
         while due:
             request = pb.FetchResultsRequest(job_id=job.job_id, items=due)
             try:
@@ -459,19 +458,8 @@ class Client(Connection):
         Raises:
             JobNotFound: This client has no such job.
         """
-        tries = 0
-
-        def attempt(stub: TranslationServiceStub) -> pb.DeleteJobResponse:
-            nonlocal tries
-            tries += 1
-            return stub.DeleteJob(pb.DeleteJobRequest(job_id=job_id), timeout=CALL_S)
-
-        try:
-            self.call(attempt)
-        except JobNotFound:
-            # The answer to an earlier try was lost: the job is already removed.
-            if tries == 1:
-                raise
+        request = pb.DeleteJobRequest(job_id=job_id)
+        self.call(lambda stub: stub.DeleteJob(request, timeout=CALL_S))
 
     def translate(
         self,

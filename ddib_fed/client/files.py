@@ -293,9 +293,9 @@ def open_inputs(
         own_domain: Asks the node for its own model, which says how volumes, maps and larger pictures are read.
         say: Is told what was ignored, and which options differ from what the model was trained with.
     """
-    from ddib_fed.formats.intensity import AUTO, IntensityRule
+    if reading["intensity"] != "auto":
+        from ddib_fed.formats.intensity import IntensityRule
 
-    if reading["intensity"] != AUTO:
         IntensityRule.parse(reading["intensity"])  # before the node is asked
     found, auto, source = recognise(files, out), reading["tile"] == "auto", None
     of_maps = of_pictures = _tile(reading["tile"])
@@ -349,14 +349,16 @@ def _tile(text: str) -> tuple[int, int] | None:
 
 def _any_picture(found: Recognised) -> bool:
     """Whether a file might be larger than a model, which is then asked for its size."""
+    if any(each.is_picture for each in found.studies):
+        return True
+    given = (files_below(path, None).files if path.is_dir() else (path,) for path in found.plain)
+    paths = [path for below in given for path in below if path.suffix.lower() in TAKEN]
+    arrays = [path for path in paths if path.suffix.lower() == ".npy"]
+    if len(arrays) < len(paths):
+        return True
     from ddib_fed.formats.pictures import is_larger
 
-    files = (
-        file for path in found.plain for file in (files_below(path, None).files if path.is_dir() else (path,))
-    )
-    return any(each.is_picture for each in found.studies) or any(
-        path.suffix.lower() in TAKEN and is_larger(path, (LEAST_TILE, LEAST_TILE), None) for path in files
-    )
+    return any(is_larger(path, (LEAST_TILE, LEAST_TILE), None) for path in arrays)
 
 
 def _intensity(asked: str, source: pb.ListDomainsResponse, say: Callable[[str], object]) -> str:

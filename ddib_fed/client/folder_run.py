@@ -160,7 +160,7 @@ class RunProgress:
                     f"{name} {job.error.facts[name]}" for name in names if name in job.error.facts
                 )
                 self.say(
-                    f"target {target_of(job)}: {QuotaSpent.sentence} ({told}); the job waits there for more"
+                    f"target {target_of(job.request)}: {QuotaSpent.sentence} ({told}); the job waits there for more"
                 )
 
         return on_event
@@ -376,7 +376,7 @@ class FolderRun:
         self.earlier = len(self.results)
         jobs: dict[str, JobFile] = {}
         if found := unfinished(self.items, options.out):
-            ids = {job.request_id: job.job_id for job in client.list(MOST_JOBS)}
+            ids = {job.request.request_id: job.job_id for job in client.list(MOST_JOBS)}
             for job in found:
                 if job.request_id in ids:
                     jobs[ids[job.request_id]] = job
@@ -513,7 +513,7 @@ class FolderRun:
                 self.results[item.name] = result
             view = client.get(job_id)
         if not changed:
-            JobFile(view.request_id, "", ()).remove(options.out)
+            JobFile(view.request.request_id, "", ()).remove(options.out)
         state = state_of(view).lower()
         progress.job_ended(job_id, state)
         own = [(each, known[item]) for each, item in zip(view.items, items, strict=False) if item in known]

@@ -170,13 +170,9 @@ class InProcess(Client):
         self._check_items(items)
         view = pb.Job(
             job_id=str(len(self._jobs) + 1),
-            request_id=header.request_id,
+            request=header,
             state=pb.JOB_STATE_QUEUED,
-            target_institution=header.target_institution,
-            target_domain=header.target_domain,
             items=[pb.Item(index=number, state=pb.ITEM_STATE_RECEIVED) for number in range(len(items))],
-            keep_latent=header.keep_latent,
-            model_size=header.model_size,
         )
         self._jobs[view.job_id] = _Job(view, items, asked, classes, numbers)
         return pb.SubmitJobResponse(job_id=view.job_id, state=view.state)
@@ -259,7 +255,7 @@ class InProcess(Client):
     def _result(self, job: _Job, given: Given, found: TranslatedItem) -> JobResult:
         """The files and the record of an item, as a source node makes them."""
         item, source, target = job.items[found.item.number], self._source.model, self._target.model
-        if job.view.model_size:
+        if job.view.request.model_size:
             given = given.at_model_size()
         calibration, classes = self._here.calibration, job.classes[found.item.number]
         guide = target.classifier if job.asked.guidance.classifier_scale is not None else None
@@ -289,7 +285,7 @@ class InProcess(Client):
                 found.decoded.samples, self._target_rule, given, self._rotation
             )
         }
-        if job.view.model_size:
+        if job.view.request.model_size:
             made[Part.SOURCE] = samples.source(given)
         if found.back is not None:
             made[Part.RETURNED] = samples.returned(given, found.back)
@@ -300,7 +296,7 @@ class InProcess(Client):
             files[part] = _file(suffix, each.file)
         if found.back is not None and given.is_fitted:
             record = record.with_(picture=samples.returned_at_own_size(item.read(), found.back))
-        if job.view.keep_latent:
+        if job.view.request.keep_latent:
             files[Part.LATENT] = _file(".npy", to_npy(found.encoded.latent.data))
         return JobResult(found.item.number, files, record)
 

@@ -20,15 +20,13 @@ from PIL import Image
 from ddib_fed.errors import DomainNotFound, missing
 
 
-def package_folder(
-    package: str, module: str, *, needed_by: str = "data", what: str = "these pictures come inside"
-) -> Path:
+def package_folder(package: str, module: str, *, needed_by: str = "data") -> Path:
     try:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise missing(needed_by, package, f"{what} {package}, which is not installed")
+        raise missing(needed_by, package, f"these pictures come inside {package}, which is not installed")
     return Path(next(iter(spec.submodule_search_locations)))
 
 

@@ -390,6 +390,7 @@ class Batcher:
 
     def _turn(self, chosen: Sequence[Member]) -> None:
         """Evaluate the network once for all chosen and advance each by one step."""
+        started = time.perf_counter()
         try:
             stack = stack_of(chosen, self._last)
             velocity = stack.evaluate()
@@ -402,8 +403,10 @@ class Batcher:
         self._last = stack
         self._calls += 1
         self._evaluated += len(velocity)
+        each = (time.perf_counter() - started) / len(velocity)
         for member in chosen:
             member.step += 1
+            member.seconds += each * member.rows
             evaluations = member.begun.evaluations
             try:
                 if member.on_step is not None:
@@ -415,7 +418,7 @@ class Batcher:
 
     def _end(self, member: Member, x: torch.Tensor) -> None:
         self._scheduler.remove(member)
-        member.future.set_result(End(x, member.step))
+        member.future.set_result(End(x, member.step, member.seconds))
         member.close()
 
     def _fail(self, member: Member, error: Exception) -> None:

@@ -176,7 +176,7 @@ def packed_end(future: Future[End]) -> bytes:
     if (error := future.exception()) is not None:
         return pack(portable(error))
     end = future.result()
-    return pack(End(end.x.cpu(), end.evaluations))
+    return pack(end._replace(x=end.x.cpu()))
 
 
 def pack(value: Any) -> bytes:

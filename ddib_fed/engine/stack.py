@@ -28,10 +28,14 @@ from ddib_fed.engine.record import UNGUIDED, Guidance
 
 
 class End(NamedTuple):
-    """Where a trajectory ends, (N, *sample_shape), and after how many network evaluations."""
+    """Where a trajectory ends, (N, *sample_shape), after how many network evaluations, and in which time.
+
+    What is integrated at the same time shares the time by its rows, so that the seconds of all add up.
+    """
 
     x: Tensor
     evaluations: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,6 +135,7 @@ class Member:
     start: int = 0
     query: Query | None = None
     result: Tensor | Exception | None = None
+    seconds: float = 0.0
     deaths: int = 0
     """Of workers of a pool that had it."""
     watch: AbstractContextManager[None] = field(default_factory=nullcontext)

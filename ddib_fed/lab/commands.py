@@ -96,10 +96,7 @@ def train_private(*, out: Path, sets: tuple[str, ...], resume: bool, force: bool
     run(config, out, resume=resume, force=force)
 
 
-_NAMES = (
-    "domain", "data", "images", "classes", "skip_bad", "name", "steps", "time_s", "seed", "batch", "device", "threads",
-    "dtype",
-)  # fmt: skip
+_NAMES = ("domain", "data", "name", "steps", "time_s", "seed", "batch", "device", "threads", "dtype")
 
 
 @command()
@@ -113,10 +110,10 @@ _NAMES = (
 def distil(
     *, teacher: str, out: Path, sets: tuple[str, ...], resume: bool, force: bool, **settings: Any
 ) -> None:
-    """Distil a model into one that encodes and decodes in 1, 2, 4 or 8 evaluations.
+    """Distil a model of points into one that encodes and decodes in 1, 2, 4 or 8 evaluations.
 
-    It needs the model and samples of its domain, and nothing of another party: --data or --images, or nothing for a
-    model of a domain that packages carry. The new model follows the ODE of the old one; its manifest names that and the
+    It needs the model and points of its domain, and nothing of another party: --data, or nothing for a model of a
+    domain that packages carry. The new model follows the ODE of the old one; its manifest names that and the
     measured error. Both models distilled, use --solver flow-map --evaluations 8; other solvers work with it too.
 
     MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.

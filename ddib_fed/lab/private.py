@@ -43,7 +43,7 @@ from ddib_fed.training.pictures import COLUMNS, DROP, LEVEL, PictureTask
 from ddib_fed.training.points import PointTask
 from ddib_fed.training.run import OnScan, Opened, RunState, Say, open_run
 from ddib_fed.training.sources import PictureSource
-from ddib_fed.training.trainer import Task, Trainer, World, part_of
+from ddib_fed.training.trainer import Task, Trainer, World
 
 ACCOUNTANT = "prv"
 """Needs less noise than `rdp`."""
@@ -74,53 +74,34 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-class PrivacyLedger:
-    """What the steps of a run spend: the least noise with which all of them spend at most `epsilon`, to 0.01 of it."""
+def least_noise(*, epsilon: float, delta: float, rate: float, steps: int) -> float:
+    """The least noise multiplier with which so many steps spend at most `epsilon`, to 0.01 of it."""
+    from opacus.accountants.utils import get_noise_multiplier
 
-    def __init__(self, *, epsilon: float, delta: float, rate: float, steps: int) -> None:
-        require_opacus()
-        from opacus.accountants import create_accountant
-        from opacus.accountants.utils import get_noise_multiplier
-
-        self.delta, self.rate = delta, rate
-        self._accountant = create_accountant(ACCOUNTANT)
-        try:
-            with _quiet():
-                self.noise: float = get_noise_multiplier(
+    try:
+        with _quiet():
+            return float(
+                get_noise_multiplier(
                     target_epsilon=epsilon,
                     target_delta=delta,
                     sample_rate=rate,
                     steps=steps,
                     accountant=ACCOUNTANT,
                 )
-        except ValueError as error:
-            raise SettingsInvalid(
-                f"no noise is enough for epsilon {epsilon:g} at delta {delta:g}", hint="a larger --epsilon"
-            ) from error
+            )
+    except ValueError as error:
+        problem = f"no noise is enough for epsilon {epsilon:g} at delta {delta:g}"
+        raise SettingsInvalid(problem, hint="a larger --epsilon") from error
 
-    @property
-    def steps(self) -> int:
-        return int(sum(steps for _, _, steps in self._accountant.history))
 
-    def count(self) -> None:
-        self._accountant.step(noise_multiplier=self.noise, sample_rate=self.rate)
+def spent_epsilon(*, noise: float, delta: float, rate: float, steps: int) -> float:
+    """Epsilon of so many steps."""
+    from opacus.accountants import create_accountant
 
-    def spent(self) -> float:
-        """Epsilon of the steps so far; 0 before the first step."""
-        if not self._accountant.history:
-            return 0.0
-        with _quiet():
-            return float(self._accountant.get_epsilon(self.delta))
-
-    def tensor(self) -> Tensor:
-        return torch.tensor(self._accountant.history, dtype=torch.float64).reshape(-1, 3)
-
-    def restore(self, history: Tensor) -> None:
-        """Take a history that was stored; what follows has the noise of its last step."""
-        rows = history.tolist()
-        self._accountant.history = [(noise, rate, int(steps)) for noise, rate, steps in rows]
-        if rows:
-            self.noise = rows[-1][0]
+    accountant = create_accountant(ACCOUNTANT)
+    accountant.history = [(noise, rate, steps)]
+    with _quiet():
+        return float(accountant.get_epsilon(delta))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +143,6 @@ def key_of_run(folder: Path, *, begun: bool) -> RunKey:
     key = RunKey(secrets.token_bytes(KEY_BYTES))
     write_file(path, key.secret, private=True)
     return key
-
-
-def forget_key(folder: Path) -> None:
-    (folder / KEY_FILE).unlink(missing_ok=True)
 
 
 class Draws(NamedTuple):
@@ -289,29 +266,30 @@ class PrivateTrainer(Trainer):
         self._private, self._key, self._initial = task, key, initial
         self._each = SampleGradients(self.network)
         self._samples = len(task.source.train)
-        delta, rate = DELTA_SHARE / self._samples, config.batch / self._samples
-        self.ledger = PrivacyLedger(epsilon=config.epsilon, delta=delta, rate=rate, steps=plan.total)
+        self.delta, self.rate = DELTA_SHARE / self._samples, config.batch / self._samples
+        self.noise = least_noise(epsilon=config.epsilon, delta=self.delta, rate=self.rate, steps=plan.total)
         self.planned = (
-            f"{plan.total} steps with noise multiplier {self.ledger.noise:.4g} and sampling rate {rate:.4g} spend at "
-            f"most epsilon {config.epsilon:g} at delta {delta:g}"
+            f"{plan.total} steps with noise multiplier {self.noise:.4g} and sampling rate {self.rate:.4g} spend at "
+            f"most epsilon {config.epsilon:g} at delta {self.delta:g}"
         )
         self._last_loss = torch.zeros((), dtype=torch.float64)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {**super().tensors(), "privacy.history": self.ledger.tensor()}
+        return {**super().tensors(), "privacy.noise": torch.tensor(self.noise, dtype=torch.float64)}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         super().restore(tensors)
-        self.ledger.restore(part_of(tensors, "privacy")["history"])
+        self.noise = float(tensors["privacy.noise"])
 
     def spent(self) -> DifferentialPrivacy:
+        epsilon = spent_epsilon(noise=self.noise, delta=self.delta, rate=self.rate, steps=self.step)
         return DifferentialPrivacy(
-            epsilon=self.ledger.spent(),
-            delta=self.ledger.delta,
-            noise_multiplier=self.ledger.noise,
+            epsilon=epsilon,
+            delta=self.delta,
+            noise_multiplier=self.noise,
             clip=CLIP,
-            sampling_rate=self.ledger.rate,
-            steps=self.ledger.steps,
+            sampling_rate=self.rate,
+            steps=self.step,
             draws=DRAWS,
             accountant=ACCOUNTANT,
             initial=self._initial,
@@ -320,7 +298,7 @@ class PrivateTrainer(Trainer):
     def _accumulate(self) -> Tensor:
         sums = [torch.zeros_like(parameter) for parameter in self._parameters]
         losses = [torch.zeros(0, device=self.world.device)]
-        chosen = self._key.chosen(self.step, self._samples, self.ledger.rate)
+        chosen = self._key.chosen(self.step, self._samples, self.rate)
         if len(chosen):
             draws = self._private.draws(self.step, chosen, self._key)
             for part in draws.parts(min(self.microbatch, self._each.at_once), self.world.device):
@@ -329,31 +307,16 @@ class PrivateTrainer(Trainer):
                 losses.append(found)
         for number, (parameter, total) in enumerate(zip(self._parameters, sums, strict=True)):
             drawn = self._key.normals(f"noise {number}", self.step, tuple(total.shape))
-            noise = torch.from_numpy(self.ledger.noise * CLIP * drawn).to(total.device, total.dtype)
+            noise = torch.from_numpy(self.noise * CLIP * drawn).to(total.device, total.dtype)
             parameter.grad = (total + noise) / self.config.batch
         return torch.cat(losses)
 
     def _bound_gradient(self) -> None: ...
 
     def _loss(self, losses: Tensor) -> Tensor:
-        self.ledger.count()
         if len(losses):
             self._last_loss = losses.double().mean()
         return self._last_loss
-
-
-def require_private(config: PrivateTrainConfig, samples: int, processes: int) -> None:
-    """Return if a run can be private."""
-    if processes > 1:
-        raise SettingsInvalid(
-            "a run with differential privacy has one process: samples are drawn and noised once",
-            hint="start it without torchrun",
-        )
-    if config.batch > samples:
-        raise SettingsInvalid(
-            f"a step takes {config.batch} of {samples} training samples on average, which are too few",
-            hint=f"--batch {max(1, samples // 10)}",
-        )
 
 
 def open_private(
@@ -365,7 +328,16 @@ def open_private(
 ) -> Opened:
     require_opacus()  # before anything is read
     opened = open_run(config, source, out, say, on_scan, (PrivatePoints, PrivatePictures))
-    require_private(config, opened.samples, int(os.environ.get("WORLD_SIZE", "1")))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SettingsInvalid(
+            "a run with differential privacy has one process: samples are drawn and noised once",
+            hint="start it without torchrun",
+        )
+    if config.batch > opened.samples:
+        raise SettingsInvalid(
+            f"a step takes {config.batch} of {opened.samples} training samples on average, which are too few",
+            hint=f"--batch {max(1, opened.samples // 10)}",
+        )
 
     def trainer(task: Task, world: World, plan: RunPlan, run: Path, state: RunState | None) -> Trainer:
         assert isinstance(task, PrivatePoints | PrivatePictures)
@@ -377,4 +349,4 @@ def open_private(
             say(f"differential privacy: {found.planned}")
         return found
 
-    return replace(opened, trainer=trainer, after=forget_key)
+    return replace(opened, trainer=trainer, after=lambda run: (run / KEY_FILE).unlink(missing_ok=True))

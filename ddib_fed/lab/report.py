@@ -34,17 +34,36 @@ from ddib_fed.training.run import train
 from ddib_fed.training.sources import array_source, own_samples, spaced
 
 Array = NDArray[np.float32]
-
 Numbers = NDArray[np.floating]
-TINY = 1e-9
 Inverse = Callable[[Array], Array]
 """From latents (N, C, H, W) to pictures of that shape."""
+Latents = dict[float, Array]
+"""By depth, each (N, *sample_shape)."""
+Say = Callable[[str], None]
+TINY = 1e-9
 FEWEST_SAMPLES = 16
 PENALTIES = (0.01, 0.1, 1.0, 10.0)
 """Of a regression, as multiples of the mean square of what it sees."""
 SET_ASIDE = 8
 """One pair in so many chooses penalties and the inverter."""
 WIDTH, BLOCKS, BATCH, RATE = 24, (1, 2, 4), 24, 2e-3
+WIDTHS = (0.3, 1.0, 3.0)
+"""Of the kernel, in deviations of the latents."""
+MOST_POINTS = 1_500
+"""Pairs of points that are fitted to; the time grows with their cube."""
+SAMPLES = 256
+"""That the attacker knows; half as many are attacked."""
+FEWEST = 32
+DEPTHS = (0.85, 0.7, 0.5)
+STEPS = 150
+"""Of the training of a convolutional inverter."""
+DECODING = SolverSettings(evaluations=24)
+DRAWS = 400
+LEVELS = (2.0, 1.0, 0.0, -1.0)
+"""Lambda at which the loss is taken."""
+NOISES = 2
+"""Draws of noise at each."""
+SEED = 41
 
 
 class Inverter(NamedTuple):
@@ -64,6 +83,13 @@ def fit_inverter(latents: Array, originals: Array, *, steps: int = 300, seed: in
     return min(found, key=lambda each: _error(each.inverse, held))
 
 
+def fit_point_inverter(latents: Array, originals: Array) -> Inverter:
+    """Kernel ridge regression of points on their latents, each (N, D)."""
+    fitted, held = _set_aside(latents[:MOST_POINTS], originals[:MOST_POINTS], 2)
+    choices = product(WIDTHS, (1e-6, 1e-3, 1e-1))
+    return Inverter("kernel ridge", _best([_kernel_ridge(*fitted, *choice) for choice in choices], held))
+
+
 def _set_aside(
     latents: Array, originals: Array, ndim: int
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
@@ -80,6 +106,23 @@ def _error(inverse: Inverse, pairs: tuple[Array, Array]) -> float:
 
 def _best(candidates: list[Inverse], pairs: tuple[Array, Array]) -> Inverse:
     return min(candidates, key=lambda inverse: _error(inverse, pairs))
+
+
+def _kernel_ridge(latents: Array, originals: Array, width: float, penalty: float) -> Inverse:
+    scale = width * float(latents.std())
+    own, x = torch.from_numpy(latents).double() / scale, torch.from_numpy(originals).double()
+    centre = x.mean(0)
+
+    def kernel(given: Tensor) -> Tensor:
+        return torch.exp(-torch.cdist(given, own).square() / 2)
+
+    dual = torch.linalg.solve(kernel(own) + penalty * torch.eye(len(own), dtype=own.dtype), x - centre)
+
+    def inverse(given: Array) -> Array:
+        found: Array = (kernel(torch.from_numpy(given).double() / scale) @ dual + centre).float().numpy()
+        return found
+
+    return inverse
 
 
 def _by_frequency(latents: Array, originals: Array, penalty: float) -> Inverse:
@@ -152,40 +195,6 @@ def _network(latents: Array, originals: Array, first: Inverse, steps: int, seed:
     return inverse
 
 
-WIDTHS = (0.3, 1.0, 3.0)
-"""Of the kernel, in deviations of the latents."""
-MOST_POINTS = 1_500
-"""Pairs of points that are fitted to; the time grows with their cube."""
-
-
-def fit_point_inverter(latents: Array, originals: Array) -> Inverter:
-    """Kernel ridge regression of points on their latents, each (N, D)."""
-    fitted, held = _set_aside(latents[:MOST_POINTS], originals[:MOST_POINTS], 2)
-    candidates = [
-        _kernel_ridge(*fitted, width, penalty) for width in WIDTHS for penalty in (1e-6, 1e-3, 1e-1)
-    ]
-    return Inverter("kernel ridge", _best(candidates, held))
-
-
-def _kernel_ridge(latents: Array, originals: Array, width: float, penalty: float) -> Inverse:
-    scale = width * float(latents.std())
-    own = torch.from_numpy(latents).double() / scale
-    x = torch.from_numpy(originals).double()
-    centre = x.mean(0)
-
-    def kernel(given: Tensor) -> Tensor:
-        return torch.exp(-torch.cdist(given, own).square() / 2)
-
-    eye = torch.eye(len(own), dtype=own.dtype)
-    dual = torch.linalg.solve(kernel(own) + penalty * eye, x - centre)
-
-    def inverse(given: Array) -> Array:
-        found: Array = (kernel(torch.from_numpy(given).double() / scale) @ dual + centre).float().numpy()
-        return found
-
-    return inverse
-
-
 def correlation_matrix(latents: Numbers, originals: Numbers) -> NDArray[np.float64]:
     """Correlation of the numbers of each latent with those of each sample, (N, M); 0 for one that is constant."""
     if latents.shape[1:] != originals.shape[1:]:
@@ -211,24 +220,6 @@ def area(inside: Numbers, outside: Numbers) -> float:
     ordered = np.sort(outside.ravel())
     below, upto = (np.searchsorted(ordered, inside.ravel(), side=side) for side in ("left", "right"))
     return float((below + upto).mean() / 2 / ordered.size)
-
-
-Latents = dict[float, Array]
-"""By depth, each (N, *sample_shape)."""
-Say = Callable[[str], None]
-SAMPLES = 256
-"""That the attacker knows; half as many are attacked."""
-FEWEST = 32
-DEPTHS = (0.85, 0.7, 0.5)
-STEPS = 150
-"""Of the training of a convolutional inverter."""
-DECODING = SolverSettings(evaluations=24)
-DRAWS = 400
-LEVELS = (2.0, 1.0, 0.0, -1.0)
-"""Lambda at which the loss is taken."""
-NOISES = 2
-"""Draws of noise at each."""
-SEED = 41
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,9 +385,7 @@ def membership_of(
     model: DomainModel, members: Array, others: Array, attack: Attack
 ) -> tuple[Membership, ...]:
     """How well training samples are distinguished from others, by the norm of the latent and by the model's loss."""
-    own = model.manifest.soften_sigma
-    chosen = spaced(members, len(others))
-    found = []
+    own, chosen, found = model.manifest.soften_sigma, spaced(members, len(others)), []
     for sigma in (own, 0.0) if own else (0.0,):
         attack.say(f"membership, softened {sigma:g}")
         norms, losses = [], []
@@ -411,11 +400,17 @@ def membership_of(
                 soften_sigma=sigma,
                 members=len(chosen),
                 others=len(others),
-                norm=_area(norms[0], norms[1]),
-                loss=_area(losses[0], losses[1]),
+                norm=_figure(_told_apart(*norms), *norms),
+                loss=_figure(_told_apart(*losses), *losses),
             )
         )
     return tuple(found)
+
+
+def _told_apart(inside: Numbers, outside: Numbers) -> Callable[[Numbers, Numbers], float]:
+    """The area under the curve, whichever way these tell."""
+    sign = 1.0 if area(inside, outside) >= 0.5 else -1.0
+    return lambda own, other: area(sign * own, sign * other)
 
 
 def _losses(model: DomainModel, x: Tensor, seed: int) -> NDArray[np.float64]:
@@ -434,24 +429,12 @@ def _losses(model: DomainModel, x: Tensor, seed: int) -> NDArray[np.float64]:
     return found
 
 
-def _area(inside: NDArray[np.floating], outside: NDArray[np.floating]) -> Figure:
-    """The area under the curve, whichever way it tells, with its interval over samples of both sides."""
-    value = area(inside, outside)
-    sign = 1.0 if value >= 0.5 else -1.0
+def _figure(statistic: Callable[..., float], *samples: Numbers) -> Figure:
+    """A statistic of sets of samples, with its interval over samples of each."""
     rng = np.random.default_rng(0)
-    drawn = [area(*(sign * rng.choice(each, len(each)) for each in (inside, outside))) for _ in range(DRAWS)]
-    return _figure(max(value, 1.0 - value), drawn)
-
-
-def _median(values: NDArray[np.float64]) -> Figure:
-    rng = np.random.default_rng(0)
-    drawn = [float(np.median(rng.choice(values, len(values)))) for _ in range(DRAWS)]
-    return _figure(float(np.median(values)), drawn)
-
-
-def _figure(value: float, drawn: Sequence[float]) -> Figure:
+    drawn = [statistic(*(rng.choice(each, len(each)) for each in samples)) for _ in range(DRAWS)]
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return Figure(value=value, low=float(low), high=float(high))
+    return Figure(value=float(statistic(*samples)), low=float(low), high=float(high))
 
 
 def copies_of(model: DomainModel, train: Array, held_out: Array, attack: Attack) -> Copies | None:
@@ -467,8 +450,8 @@ def copies_of(model: DomainModel, train: Array, held_out: Array, attack: Attack)
     near = samples < np.quantile(others, 0.01)
     return Copies(
         drawn=count,
-        samples=_median(samples),
-        held_out=_median(others),
+        samples=_figure(np.median, samples),
+        held_out=_figure(np.median, others),
         near=Figure(**bootstrap.resample(count).mean(near)),
     )
 

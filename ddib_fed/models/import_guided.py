@@ -1,18 +1,16 @@
 """Imports checkpoints of guided-diffusion and of the public DDIB code: UNets, noisy classifiers and 2-D networks.
 
-A network is inferred by trial: of the configurations that the first tensors allow, the one whose network has exactly
-the tensors of the file. What shapes leave open comes from the flags that it was trained with (the README's
-MODEL_FLAGS), or the defaults of guided_diffusion/script_util.py. Each setting is listed with its origin; a flag that
-contradicts the shapes is refused, and so is one that the public code does not have.
+A picture network is that of the flags that it was trained with (the README's MODEL_FLAGS), or of the defaults of
+guided_diffusion/script_util.py, and the file must have exactly its tensors. Each setting is listed with its origin; a
+flag that the public code does not have is refused, one that describes no weights is listed as not used.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,51 +25,64 @@ from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
 from ddib_fed.models.weights import Fact, Imported, import_note, read_tensors
 from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
 
-PictureConfig = UNetConfig | ClassifierConfig
-Value = str | int | float | bool | tuple[int, ...] | tuple[float, ...]
-Kinds = Mapping[str, Callable[[str], Value]]
+Value = str | int | float | bool | tuple[int | float, ...]
+Table = Mapping[str, Value]
+"""Flags with the public code's defaults, whose types are those of the values."""
 
-
-def _flag(text: str) -> bool:
-    word = text.lower()
-    if word not in {"yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"}:
-        raise ValueError(text)
-    return word in {"yes", "true", "t", "y", "1"}
-
-
-def _whole_numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(",") if part)
-
-
-BOTH: Kinds = {
-    **dict.fromkeys(("image_size", "diffusion_steps", "in_channels"), int),
-    "noise_schedule": str,
-    "rescale_timesteps": _flag,
+BOTH: Table = {
+    "image_size": 64,
+    "in_channels": 3,
+    "channel_mult": (),  # by the size of the pictures
+    "diffusion_steps": 1000,
+    "noise_schedule": "linear",
+    "rescale_timesteps": False,
 }
-MODEL: Kinds = {
-    **dict.fromkeys(("num_channels", "num_res_blocks", "num_heads", "num_heads_upsample"), int),
-    **dict.fromkeys(("num_head_channels", "num_classes"), int),
-    "attention_resolutions": _whole_numbers,
-    "channel_mult": _numbers,
-    "dropout": float,
-    **dict.fromkeys(("class_cond", "learn_sigma", "predict_xstart", "use_scale_shift_norm"), _flag),
-    **dict.fromkeys(("resblock_updown", "use_new_attention_order"), _flag),
+MODEL: Table = {
+    "num_channels": 128,
+    "num_res_blocks": 2,
+    "num_heads": 4,
+    "num_heads_upsample": -1,
+    "num_head_channels": -1,
+    "attention_resolutions": (16, 8),
+    "num_classes": 1000,
+    "class_cond": False,
+    "learn_sigma": False,
+    "use_scale_shift_norm": True,
+    "resblock_updown": False,
+    "use_new_attention_order": False,
+    "dropout": 0.0,
+    "predict_xstart": False,
 }
-CLASSIFIER: Kinds = {
-    **dict.fromkeys(("out_channels", "classifier_width", "classifier_depth"), int),
-    "classifier_attention_resolutions": _whole_numbers,
-    **dict.fromkeys(("classifier_use_scale_shift_norm", "classifier_resblock_updown"), _flag),
-    "classifier_pool": str,
+CLASSIFIER: Table = {
+    "out_channels": 1000,
+    "classifier_width": 128,
+    "classifier_depth": 2,
+    "classifier_attention_resolutions": (32, 16, 8),
+    "classifier_use_scale_shift_norm": True,
+    "classifier_resblock_updown": True,
+    "classifier_pool": "attention",
 }
-SAMPLING: Kinds = {
-    "diffusion_steps": int,
-    **dict.fromkeys(("noise_schedule", "timestep_respacing"), str),
-    "eta": float,
-    **dict.fromkeys(("use_ddpm", "use_ddim", "clip_denoised"), _flag),
+SAMPLING: Table = {
+    "diffusion_steps": 1000,
+    "noise_schedule": "linear",
+    "timestep_respacing": "",
+    "eta": 0.0,
+    "use_ddpm": False,
+    "use_ddim": True,
+    "clip_denoised": True,
+}
+UNCONFIRMED = frozenset({
+    "image_size", "diffusion_steps", "noise_schedule", "rescale_timesteps", "num_heads", "num_heads_upsample",
+    "num_head_channels", "use_new_attention_order", "dropout", "predict_xstart",
+})  # fmt: skip
+"""Settings that no tensor tells."""
+CLASSIFIER_HEAD_CHANNELS = 64
+"""Classifiers are always built with heads of so many channels."""
+CHANNEL_MULT: Mapping[int, tuple[float, ...]] = {
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    128: (1, 1, 2, 3, 4),
+    64: (1, 2, 3, 4),
 }
 ELSEWHERE = (
     "use_fp16", "classifier_use_fp16", "batch_size", "num_samples", "classifier_scale", "source", "target",
@@ -82,26 +93,6 @@ ELSEWHERE = (
 )  # fmt: skip
 """Flags of the public scripts that do not describe weights."""
 UPSAMPLERS = ("large_size", "small_size")
-DEFAULTS: Mapping[str, Value] = {
-    "num_heads": 4,
-    "num_heads_upsample": -1,
-    "num_head_channels": -1,
-    "dropout": 0.0,
-    "use_new_attention_order": False,
-    "diffusion_steps": 1000,
-    "noise_schedule": "linear",
-    "predict_xstart": False,
-    "rescale_timesteps": False,
-}
-DEFAULT_SIZE, DEFAULT_CLASSIFIER_DEPTH = 64, 2
-CLASSIFIER_HEAD_CHANNELS = 64
-"""Classifiers are always built with heads of so many channels."""
-CHANNEL_MULT: Mapping[tuple[float, ...], int] = {
-    (0.5, 1, 1, 2, 2, 4, 4): 512,
-    (1, 1, 2, 2, 4, 4): 256,
-    (1, 1, 2, 3, 4): 128,
-}
-"""Sizes of pictures by the multipliers that the public code has for them."""
 
 
 class Flags(NamedTuple):
@@ -168,10 +159,18 @@ def _pairs(line: str) -> Iterator[tuple[str, str]]:
         yield key.replace("-", "_"), value
 
 
-def _value(key: str, text: str, parse: Callable[[str], Value]) -> Value:
+def _value(key: str, text: str, default: Value) -> Value:
+    """The value in `text`, of the type of the flag's default."""
     try:
-        return parse(text)
-    except ValueError as error:
+        if isinstance(default, bool):
+            return {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}[
+                text.lower()
+            ]
+        if isinstance(default, tuple):
+            parts = (part.strip() for part in text.split(",") if part)
+            return tuple(float(part) if "." in part else int(part) for part in parts)
+        return type(default)(text)
+    except (ValueError, KeyError) as error:
         hint = "write it as for the public code"
         raise SettingsInvalid(
             f"the flag --{key} cannot be {text!r}", hint=hint, facts={"field": key}
@@ -196,11 +195,7 @@ def written(value: Value) -> str:
 
 
 ENTER = "input_blocks.0.0.weight"
-FIRST = "input_blocks.1.0.in_layers.2.weight"
-TIME = "time_embed.0.weight"
 LABELS = "label_emb.weight"
-POSITIONS = "out.2.positional_embedding"
-SHAPES = "shapes"
 FAMILIES = {
     r"adaLN_modulation": "a diffusion transformer (DiT or SiT), which works on latents",
     r"^(?:model\.diffusion_model|first_stage_model|cond_stage_model)\.": "a checkpoint of latent diffusion (Stable "
@@ -228,8 +223,6 @@ def import_guided(
     given = parse_flags(flags, classifier=classifier)
     checkpoint = read_tensors(path)
     settled = settle(checkpoint.state, given, classifier=classifier, source=str(path))
-    for key, problem in misfits(settled.network, checkpoint.state):  # values that are not finite
-        raise refused(str(path), key, problem)
     taken = [f"{fact.key} {fact.value}" for fact in settled.facts if fact.basis == "public default"]
     trust = (
         f"without --flags these settings are public defaults, not confirmed by tensors: {', '.join(taken)}; where the "
@@ -257,61 +250,99 @@ def import_guided(
 
 
 class Settled(NamedTuple):
-    network: PictureConfig
+    network: UNetConfig | ClassifierConfig
     parameterisation: Parameterisation
     schedule: ScheduleConfig
     facts: tuple[Fact, ...]
 
 
 def settle(state: Mapping[str, Tensor], flags: Flags, *, classifier: bool, source: str) -> Settled:
-    """Infer the network of `state` from names and shapes alone, and the rest from flags."""
-    inferred = infer(state, flags, source)
-    if isinstance(inferred, ClassifierConfig) != classifier:
+    """The network of the flags and the public defaults, after the check that `state` has its tensors."""
+    _require_public_code(state, source)
+    if classifier == any(key.startswith("output_blocks.") for key in state):
         what, hint = "a classifier", "add --classifier"
         if classifier:
             what, hint = "a model that makes pictures", "leave --classifier out"
         raise SettingsInvalid(f"{source}: by its tensors it is {what}", hint=hint)
-    size, basis = _image_size(inferred, flags)
-    facts = [Fact("image_size", str(size), basis)]
-    seen = _told_by_shapes(inferred, size)
-    facts += [Fact(key, written(value), SHAPES) for key, value in seen.items()]
-    _refuse_contradiction(inferred, flags, {**seen, "image_size": size}, size)
-
-    def flag(key: str) -> Any:
-        """The value of a flag, or its public default."""
-        value, basis = (
-            (flags.given[key], "--flags") if key in flags.given else (DEFAULTS[key], "public default")
-        )
-        facts.append(Fact(key, written(value), basis))
-        return value
-
-    fields: dict[str, Any] = {"image_size": size, "num_head_channels": CLASSIFIER_HEAD_CHANNELS}
-    if classifier:
-        facts.append(Fact("num_head_channels", str(CLASSIFIER_HEAD_CHANNELS), "public default"))
-    else:
-        fields["num_head_channels"] = by_width = flag("num_head_channels")
-        unless = ("num_heads", "num_heads_upsample") if by_width == -1 else ()
-        fields |= {key: flag(key) for key in (*unless, "use_new_attention_order", "dropout")}
-    name, steps, rescaled = map(flag, ("noise_schedule", "diffusion_steps", "rescale_timesteps"))
-    if name not in {"linear", "cosine"}:
-        problem = f"the public code has no noise_schedule {name!r}"
+    told: dict[str, Any] = {**BOTH, **(CLASSIFIER if classifier else MODEL)}
+    told["in_channels"] = state[ENTER].shape[1]
+    if LABELS in state:
+        told["num_classes"] = len(state[LABELS])
+    told |= flags.given
+    told["channel_mult"] = told["channel_mult"] or CHANNEL_MULT.get(told["image_size"], CHANNEL_MULT[64])
+    if told.get("num_head_channels", -1) != -1:  # heads by their width, not by their number
+        told = {key: value for key, value in told.items() if not key.startswith("num_heads")}
+    facts = []
+    for key, value in told.items():
+        basis = "public default" if key in UNCONFIRMED else "public default, as in the tensors"
+        facts.append(Fact(key, written(value), "--flags" if key in flags.given else basis))
+    if told["noise_schedule"] not in {"linear", "cosine"}:
+        problem = f"the public code has no noise_schedule {told['noise_schedule']!r}"
         raise SettingsInvalid(problem, hint="linear or cosine", facts={"field": "noise_schedule"})
-    schedule = ScheduleConfig(name, steps, rescaled)
+    schedule = ScheduleConfig(told["noise_schedule"], told["diffusion_steps"], told["rescale_timesteps"])
     schedule_from_config(schedule)
     try:
-        network = type(inferred).model_validate({**inferred.model_dump(), **fields})
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]["msg"]
+        network = (_classifier if classifier else _unet)(told)
+    except (ValidationError, ZeroDivisionError) as error:
+        problem = str(error)
+        if isinstance(error, ValidationError):
+            problem = error.errors(include_url=False, include_input=False)[0]["msg"]
         raise SettingsInvalid(
             f"{source}: no network has these settings: {problem.removeprefix('Value error, ')}",
             hint="say by --flags what the list of public defaults has wrong, e.g. --num_head_channels 64",
         ) from error
-    predicts_x0 = not classifier and flag("predict_xstart")
+    if network.image_size % network.divisor:
+        raise SettingsInvalid(
+            f"image_size {network.image_size} does not divide by {network.divisor}, as its levels need",
+            hint="say the size that it was trained for by --flags '--image_size N'",
+            facts={"field": "image_size"},
+        )
+    for key, problem in misfits(network, state):
+        raise BundleInvalid(
+            f"{source}: {key}: {problem}",
+            hint="the file does not hold the network of these flags: say by --flags what it was trained with, as in "
+            "the public README's MODEL_FLAGS",
+            facts={"field": key[:100]},
+        )
+    predicts_x0 = not classifier and told["predict_xstart"]
     return Settled(network, "x0" if predicts_x0 else "eps", schedule, tuple(facts))
 
 
-def infer(state: Mapping[str, Tensor], flags: Flags, source: str) -> PictureConfig:
-    """The configuration whose network has the tensors of `state`; image size and heads are no more than possible."""
+def _unet(told: Mapping[str, Any]) -> UNetConfig:
+    same = (
+        "image_size", "in_channels", "channel_mult", "num_res_blocks", "num_heads", "num_heads_upsample",
+        "num_head_channels", "use_scale_shift_norm", "resblock_updown", "use_new_attention_order", "dropout",
+    )  # fmt: skip
+    return UNetConfig.model_validate(
+        {
+            **{key: told[key] for key in same if key in told},
+            "model_channels": told["num_channels"],
+            "out_channels": told["in_channels"] * (2 if told["learn_sigma"] else 1),
+            "attention_resolutions": [told["image_size"] // at for at in told["attention_resolutions"]],
+            "num_classes": told["num_classes"] if told["class_cond"] else None,
+        }
+    )
+
+
+def _classifier(told: Mapping[str, Any]) -> ClassifierConfig:
+    at = [told["image_size"] // each for each in told["classifier_attention_resolutions"]]
+    return ClassifierConfig(
+        image_size=told["image_size"],
+        in_channels=told["in_channels"],
+        model_channels=told["classifier_width"],
+        out_channels=told["out_channels"],
+        num_res_blocks=told["classifier_depth"],
+        channel_mult=told["channel_mult"],
+        attention_resolutions=tuple(at),
+        num_head_channels=CLASSIFIER_HEAD_CHANNELS,
+        use_scale_shift_norm=told["classifier_use_scale_shift_norm"],
+        resblock_updown=told["classifier_resblock_updown"],
+        pool=told["classifier_pool"],
+    )
+
+
+def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
+    """Return if the tensors are those of a picture network of the public code; others are named."""
     if ENTER in state and state[ENTER].ndim == 2:
         problem = f"{source}: it is the public code's network for points"
         raise BundleInvalid(problem, hint="import it with --synthetic", facts={"field": ENTER})
@@ -324,154 +355,11 @@ def infer(state: Mapping[str, Tensor], flags: Flags, source: str) -> PictureConf
                 "config.json and the scheduler, a UNet2DModel of pixels",
                 facts={"field": key[:100]},
             )
-    for key, ndim in ((ENTER, 4), (TIME, 2), (FIRST, 4)):
-        if key not in state or state[key].ndim != ndim:
-            raise refused(source, key, "the tensor is missing or has another number of dimensions")
+    if ENTER not in state or state[ENTER].ndim != 4:
+        raise refused(source, ENTER, "the tensor is missing or has another number of dimensions")
     if (channels := state[ENTER].shape[1]) not in {1, 3}:
         problem = f"it takes {channels} channels, pictures have 1 (grey) or 3 (colour)"
         raise refused(source, ENTER, f"{problem}; upsamplers and latent models are others")
-    bare = {key: tensor.to("meta") for key, tensor in state.items()}
-    tried = [(config, list(misfits(config, bare))) for config in _candidates(bare)]
-    if not tried:
-        raise refused(source, "input_blocks", "its blocks are no levels of equally many residual blocks")
-    fitting = [config for config, wrong in tried if not wrong]
-    if not fitting:
-        raise refused(source, *min((wrong for _, wrong in tried), key=len)[0])
-    size = flags.given.get("image_size")
-    if POSITIONS in state and isinstance(size, int):
-        fitting = [config for config in fitting if config.image_size == size] or fitting
-    depth = flags.given.get("classifier_depth", DEFAULT_CLASSIFIER_DEPTH)
-    chosen = [config for config in fitting if len(fitting) == 1 or config.num_res_blocks == depth]
-    if not chosen:
-        depths = " or ".join(str(config.num_res_blocks) for config in fitting)
-        raise SettingsInvalid(
-            f"the shapes leave open whether each level has {depths} residual blocks",
-            hint="say it by --flags '--classifier_depth N'",
-            facts={"field": "classifier_depth"},
-        )
-    return chosen[0]
-
-
-def _candidates(state: Mapping[str, Tensor]) -> Iterator[PictureConfig]:
-    """A configuration for each way to divide the blocks of the down path into levels."""
-    count = 1 + max(int(key.split(".")[1]) for key in state if re.match(r"input_blocks\.\d+\.", key))
-    channels = state[TIME].shape[1]
-    classifier = not any(key.startswith("output_blocks.") for key in state)
-    for depth in range(1, count):
-        levels, rest = divmod(count, depth + 1)
-        firsts = [f"input_blocks.{1 + level * (depth + 1)}" for level in range(levels)]
-        widths = [len(state.get(f"{first}.0.in_layers.2.weight", ())) for first in firsts]
-        if rest or not all(widths):
-            continue
-        change = f"input_blocks.{depth + 1}.0"
-        resampled = f"{change}.in_layers.2.weight" in state
-        projection = state.get("input_blocks.1.0.emb_layers.1.weight")
-        fields: dict[str, Any] = {
-            "image_size": 2 ** (levels - 1),
-            "in_channels": state[ENTER].shape[1],
-            "model_channels": channels,
-            "num_res_blocks": depth,
-            "num_head_channels": 1,
-            "attention_resolutions": tuple(
-                2**level for level, first in enumerate(firsts) if f"{first}.1.qkv.weight" in state
-            ),
-            "channel_mult": tuple(_multiplier(width, channels) for width in widths),
-            "conv_resample": levels == 1 or f"{change}.op.weight" in state or resampled,
-            "use_scale_shift_norm": projection is not None and len(projection) == 2 * len(state[FIRST]),
-            "resblock_updown": levels > 1 and resampled,
-        }
-        if classifier:
-            if POSITIONS in state:
-                fields["image_size"] *= math.isqrt(state[POSITIONS].shape[-1] - 1)
-            head, fields["pool"] = _head(state)
-        else:
-            head = "out.2.weight"
-            fields["num_classes"] = len(state[LABELS]) if LABELS in state else None
-        try:
-            fields["out_channels"] = len(state[head])
-            yield (ClassifierConfig if classifier else UNetConfig).model_validate(fields)
-        except (KeyError, ValidationError):
-            continue
-
-
-def _multiplier(width: int, channels: int) -> float:
-    found = width / channels
-    return found if int(found * channels) == width else math.nextafter(found, math.inf)
-
-
-def _head(state: Mapping[str, Tensor]) -> tuple[str, str]:
-    """The tensor with a row for each class of a classifier, and how it pools."""
-    if POSITIONS in state:
-        return "out.2.c_proj.weight", "attention"
-    if "out.0.weight" in state and state["out.0.weight"].ndim == 1:
-        return "out.3.weight", "adaptive"
-    return ("out.3.weight", "spatial_v2") if "out.1.weight" in state else ("out.2.weight", "spatial")
-
-
-def _image_size(found: PictureConfig, flags: Flags) -> tuple[int, str]:
-    """Size of the pictures, and its origin: the table of positions, a flag, the usual multipliers, or the default."""
-    size, basis = flags.given.get("image_size"), "--flags"
-    if isinstance(found, ClassifierConfig) and found.pool == "attention":
-        size, basis = found.image_size, SHAPES
-    elif not isinstance(size, int):
-        size, basis = CHANNEL_MULT.get(found.channel_mult, DEFAULT_SIZE), "public default"
-    if size < found.divisor or size % found.divisor:
-        raise SettingsInvalid(
-            f"image_size {size} does not divide by {found.divisor}, as the model's {len(found.channel_mult)} "
-            "levels need",
-            hint="say the size that it was trained for by --flags '--image_size N'",
-            facts={"field": "image_size"},
-        )
-    return size, basis
-
-
-def _told_by_shapes(found: PictureConfig, size: int) -> dict[str, Value]:
-    """The flags that shapes tell."""
-    told: dict[str, Value] = {"in_channels": found.in_channels, "channel_mult": found.channel_mult}
-    prefix = ""
-    if isinstance(found, ClassifierConfig):
-        prefix = "classifier_"
-        told |= {
-            "out_channels": found.out_channels,
-            "classifier_width": found.model_channels,
-            "classifier_depth": found.num_res_blocks,
-            "classifier_pool": found.pool,
-        }
-    else:
-        told |= {
-            "num_channels": found.model_channels,
-            "num_res_blocks": found.num_res_blocks,
-            "class_cond": found.num_classes is not None,
-            "learn_sigma": found.out_channels == 2 * found.in_channels,
-        }
-        if found.num_classes is not None:
-            told["num_classes"] = found.num_classes
-    told[f"{prefix}use_scale_shift_norm"] = found.use_scale_shift_norm
-    if len(found.channel_mult) > 1:
-        told[f"{prefix}resblock_updown"] = found.resblock_updown
-    factors = sorted(found.attention_resolutions, reverse=True)
-    told[f"{prefix}attention_resolutions"] = tuple(size // factor for factor in factors)
-    return told
-
-
-def _refuse_contradiction(found: PictureConfig, flags: Flags, told: Mapping[str, Value], size: int) -> None:
-    """Refuse the first flag that contradicts the shapes."""
-    levels = {size // 2**level for level in range(len(found.channel_mult))}
-
-    def meant(key: str, value: Value) -> object:
-        if not isinstance(value, tuple):
-            return value
-        if key.endswith("attention_resolutions"):  # resolutions that no level has are without effect
-            return levels & set(value)
-        return tuple(int(part * found.model_channels) for part in value)
-
-    for key, value in flags.given.items():
-        if key in told and meant(key, told[key]) != meant(key, value):
-            raise SettingsInvalid(
-                f"the flag --{key} {written(value)} contradicts the tensors, which say {written(told[key])}",
-                hint="correct the flag, or leave it out: what shapes tell is inferred",
-                facts={"field": key},
-            )
 
 
 def refused(source: str, key: str, problem: str) -> BundleInvalid:

@@ -203,7 +203,7 @@ class Manifest(_Frozen):
 
     @property
     def is_flow_map(self) -> bool:
-        return isinstance(self.network, MlpConfig | UNetConfig) and self.network.flow_map
+        return isinstance(self.network, MlpConfig) and self.network.flow_map
 
     @property
     def num_classes(self) -> int | None:

@@ -100,7 +100,6 @@ class UNetConfig(_PictureNetwork):
     norm_groups: Literal[1, 2, 4, 8, 16, 32] = 32
     global_mean: bool = False
     spectral: bool = False
-    flow_map: bool = False
 
     @property
     def divisor(self) -> int:

@@ -38,38 +38,28 @@ class Spectrum(nn.Module):
         self.log_variance.copy_(variance.clamp_min(LEAST_VARIANCE).log().half())
 
     def ask(
-        self,
-        x: Tensor,
-        times: Tensor,
-        rows: Tensor | None = None,
-        to: Tensor | None = None,
-        kept: Kept | None = None,
+        self, x: Tensor, times: Tensor, rows: Tensor | None = None, kept: Kept | None = None
     ) -> LinearEstimate:
         """The network's inputs for x at its levels."""
         if x.shape[1:] != self.mean.shape:
             raise ValueError(f"pictures {tuple(x.shape[1:])} for a spectrum of {tuple(self.mean.shape)}")
         wide = torch.promote_types(x.dtype, torch.float32)
-        terms = remembered(kept, self, lambda: self._terms(times, to, wide)).of(rows)
+        terms = remembered(kept, self, lambda: self._terms(times, wide)).of(rows)
         residual = cosines(x.to(wide) - terms.at)
         inputs = pictures(residual[:, None] * terms.inputs).flatten(1, 2)
         return LinearEstimate(inputs.to(x.dtype), residual, terms)
 
-    def _terms(self, times: Tensor, to: Tensor | None, wide: torch.dtype) -> Terms:
-        """What holds for every picture at times (K,), asked to levels `to` (K,), of dtype `wide`."""
+    def _terms(self, times: Tensor, wide: torch.dtype) -> Terms:
+        """What holds for every picture at times (K,), of dtype `wide`."""
         alpha, sigma = _scales(times, wide)
         mean, variance = self.mean.to(wide), self.log_variance.to(wide).exp()
         power = alpha.square() * variance + sigma.square()
-        if to is None:
-            gain, drift = alpha * sigma * (1.0 - variance) / power, -sigma
-            left = (variance / power).sqrt()
-        else:
-            gain, drift, left = _mean_terms(_angles(times), _angles(to), variance)
         return Terms(
             at=alpha * mean,
             inputs=torch.stack([power.rsqrt(), alpha * variance / power], dim=1),
-            gain=gain,
-            drift=drift * mean,
-            left=left.clamp_max(1.0),
+            gain=alpha * sigma * (1.0 - variance) / power,
+            drift=-sigma * mean,
+            left=(variance / power).sqrt().clamp_max(1.0),
         )
 
 
@@ -115,27 +105,6 @@ def _scales(times: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     lam = times.double() / LAMBDA_SCALE
     alpha, sigma = (torch.sigmoid(sign * 2 * lam).sqrt().to(dtype)[:, None, None, None] for sign in (1, -1))
     return alpha, sigma
-
-
-def _angles(times: Tensor) -> Tensor:
-    return torch.atan(torch.exp(-times.double() / LAMBDA_SCALE))[:, None, None, None]
-
-
-def _mean_terms(start: Tensor, end: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What multiplies r, m and the network's output between two angles, without cancellation at equal ones."""
-    dtype, delta, middle = variance.dtype, end - start, start + end
-    spreads = [
-        (phi.cos().square().to(dtype) * variance + phi.sin().square().to(dtype)) for phi in (start, end)
-    ]
-    here, there = (spread.sqrt() for spread in spreads)
-    change = (middle.sin() * torch.sinc(delta / math.pi)).to(dtype) * (1.0 - variance)
-    drift = (-(middle / 2).sin() * torch.sinc(delta / (2 * math.pi))).to(dtype)
-    root = variance.sqrt()
-    across = (start.cos() * end.cos()).to(dtype) * variance + (start.sin() * end.sin()).to(dtype)
-    turned = torch.atan2(root * delta.sin().to(dtype), across)
-    still = (delta == 0.0).to(variance.device)
-    turn = torch.where(still, root / spreads[0], turned / torch.where(still, 1.0, delta).to(dtype))
-    return change / (here * (here + there)), drift, there * turn
 
 
 class Moments:

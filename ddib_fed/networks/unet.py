@@ -184,22 +184,15 @@ def middle(settings: BlockSettings, channels: int, heads: int) -> Timed:
 
 
 class TimeEmbed(nn.Sequential):
-    """From times to their embeddings: two linear layers on `timestep_embedding`.
+    """From times to their embeddings: two linear layers on `timestep_embedding`."""
 
-    A flow map adds that of a `span`: of the time asked to, and of the difference; 0 at first.
-    """
-
-    def __init__(self, channels: int, *, span: bool = False) -> None:
-        first = nn.Linear((1 + span) * channels, 4 * channels)
-        last = nn.Linear(4 * channels, 4 * channels)
-        super().__init__(first, nn.SiLU(), zeroed(last) if span else last)
+    def __init__(self, channels: int) -> None:
+        super().__init__(nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels))
         self.channels = channels
 
-    def forward(self, times: Tensor, to: Tensor | None = None) -> Tensor:
-        """Embed times (K,), or spans from them to `to` (K,): (K, 4 channels)."""
-        told = (times,) if to is None else (to, to - times)
-        emb = torch.cat([timestep_embedding(part, self.channels) for part in told], dim=1)
-        emb = emb.to(next(self.parameters()).dtype)
+    def forward(self, times: Tensor) -> Tensor:
+        """Embed times (K,): (K, 4 channels)."""
+        emb = timestep_embedding(times, self.channels).to(next(self.parameters()).dtype)
         for layer in self:
             emb = layer(emb)
         return emb
@@ -379,7 +372,6 @@ class UNet(nn.Module):
         norm_groups: int = 32,
         global_mean: bool = False,
         spectral: bool = False,
-        flow_map: bool = False,
     ) -> None:
         super().__init__()
         self.image_size = image_size
@@ -387,7 +379,6 @@ class UNet(nn.Module):
         self.num_classes = num_classes
         self.patch = patch
         self.global_mean = global_mean
-        self.flow_map = flow_map
         self.checkpointing = False
         self.spectrum = Spectrum(in_channels, image_size) if spectral else None
         self.remembers_tables = self.spectrum is None or self.spectrum.mean.numel() <= SMALL_SPECTRUM
@@ -404,7 +395,6 @@ class UNet(nn.Module):
             norm_groups,
         )
         self.time_embed = TimeEmbed(model_channels)
-        self.span_embed = TimeEmbed(model_channels, span=True) if flow_map else None
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes + class_dropout, emb_channels)
         entering = in_channels * (patch**2 * (1 + spectral) + global_mean)
@@ -436,17 +426,16 @@ class UNet(nn.Module):
         times: Tensor,
         rows: Tensor | None = None,
         y: Tensor | None = None,
-        to: Tensor | None = None,
         kept: Kept | None = None,
     ) -> Tensor:
         if (y is None) != (self.num_classes is None):
             raise ValueError("classes are given if and only if the network has classes")
-        embedded = self._embedded(times, rows, y, to, kept)
+        embedded = self._embedded(times, rows, y, kept)
         if self.spectrum is None:
             return self._predict(x, embedded)
         # The linear estimate keeps its digits where autocast has the layers in half precision.
         with without_autocast(x.device.type):
-            asked = self.spectrum.ask(x, times, rows, to, kept)
+            asked = self.spectrum.ask(x, times, rows, kept)
         found = self._predict(asked.inputs, embedded)
         found = found.to(torch.promote_types(found.dtype, x.dtype))
         channels = x.shape[1]
@@ -456,15 +445,9 @@ class UNet(nn.Module):
             return answer
         return torch.cat([answer, found[:, channels:]], dim=1)  # a learned variance
 
-    def _embedded(
-        self, times: Tensor, rows: Tensor | None, y: Tensor | None, to: Tensor | None, kept: Kept | None
-    ) -> Embedded:
-        emb = remembered(kept, self.time_embed, lambda: self._of_times(times, to))
+    def _embedded(self, times: Tensor, rows: Tensor | None, y: Tensor | None, kept: Kept | None) -> Embedded:
+        emb = remembered(kept, self.time_embed, lambda: self.time_embed(times))
         return Embedded(emb, rows, kept) if y is None else Embedded(spread(emb, rows) + self.label_emb(y))
-
-    def _of_times(self, times: Tensor, to: Tensor | None) -> Tensor:
-        emb: Tensor = self.time_embed(times)
-        return emb if self.span_embed is None else emb + self.span_embed(times, times if to is None else to)
 
     def _predict(self, x: Tensor, embedded: Embedded) -> Tensor:
         """The output of the layers for x (N, in_channels, H, W); of a spectrum, (N, 2 in_channels, H, W)."""

@@ -27,7 +27,6 @@ from ddib_fed.calibration.record import (
     Signature,
     SignedCalibration,
     check_target,
-    misfit,
     units_digest,
 )
 from ddib_fed.data.fitting import Fit, PictureRule
@@ -55,7 +54,6 @@ from ddib_fed.errors import (
     Unauthenticated,
 )
 from ddib_fed.files import private_folder, read_small, write_file
-from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.units import Normalisation
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.certificates import own_credentials
@@ -103,17 +101,15 @@ def usable_calibration(
             facts={"calibration": sha256.hex()},
         )
     policy, peers = node.config.policy, node.peers.snapshot()
-    check_terms(
-        found.calibration, source=source, target=target, side=side, units=node.units_sha256, policy=policy
-    )
+    check_terms(found.calibration, (source, target), side, node.units_sha256, policy)
     return found.verify(pins=peers.pins, withdrawn=peers.withdrawn, now=now or datetime.now(UTC))
 
 
 def check_terms(
-    calibration: Calibration, *, source: Place, target: Place, side: Side, units: str, policy: PolicySection
+    calibration: Calibration, places: tuple[Place, Place], side: Side, units: str, policy: PolicySection
 ) -> None:
     """Return if a calibration is between these domains, in this node's units, and of an allowed kind."""
-    calibration.check_between(source, target, {side: units})
+    calibration.check_between(*places, {side: units})
     if calibration.kind not in policy.calibration:
         raise CalibrationKindDenied(
             f"a calibration of the kind {calibration.kind}, where policy.calibration allows "
@@ -182,20 +178,6 @@ def overview(
             )
         )
     return found
-
-
-def unusable_with(
-    config: NodeConfig, store: CalibrationStore, source: Manifest, now: datetime | None = None
-) -> tuple[str, ...]:
-    """Why a source node refuses jobs with its model: a line for each target, or one for want of a calibration."""
-    moment = now or datetime.now(UTC)
-    by_target: dict[Place, list[Calibration | None]] = {}
-    for signed in store.list():
-        calibration = signed.calibration
-        if signed.state(moment) == "active" and calibration.source.place == own_place(config):
-            by_target.setdefault(calibration.target.place, []).append(calibration)
-    problems = ([misfit(each, source) for each in held] for held in list(by_target.values()) or [[None]])
-    return tuple(found[0] for found in problems if all(found))
 
 
 # What a target publishes
@@ -310,14 +292,8 @@ def check_proposal(
             hint="ddib peer list",
             facts={"source": institution},
         )
-    check_terms(
-        calibration,
-        source=calibration.source.place,
-        target=own_place(config),
-        side="target",
-        units=units_sha256,
-        policy=config.policy,
-    )
+    places = calibration.source.place, own_place(config)
+    check_terms(calibration, places, "target", units_sha256, config.policy)
     signed.refuse_expired(now)
     if calibration.expires > now + LONGEST_LIFE:
         raise CalibrationInvalid(
@@ -381,14 +357,8 @@ def send(
     config: NodeConfig, calibration: Calibration, peer: CalibrationPeer, *, now: datetime
 ) -> SignedCalibration:
     """Sign a calibration as the source, store it, and send it; stored again with the target's signature if it came."""
-    check_terms(
-        calibration,
-        source=own_place(config),
-        target=calibration.target.place,
-        side="source",
-        units=_hosted_units(config),
-        policy=config.policy,
-    )
+    places = own_place(config), calibration.target.place
+    check_terms(calibration, places, "source", _hosted_units(config), config.policy)
     store, target = CalibrationStore(config.paths.calibrations), calibration.target.institution
     signed = store.find(calibration.sha256) or SignedCalibration(calibration=calibration)
     if not signed.active:

@@ -47,9 +47,9 @@ log = logging.getLogger(__name__)
 # Up to this share of the lifetime earlier, so that nodes started together do not all renew in the same minute.
 JITTER: Final = 0.05
 CHECK_INTERVAL_S: Final = 10.0
-LONGEST_PAUSE_S: Final = 600.0
+LONGEST_PAUSE: Final = timedelta(minutes=2)
 TRIES_PER_LIFE: Final = 20
-"""At least so often, in the time of a certificate's life, is a renewal that failed tried again."""
+"""A renewal that failed is tried again so often in the time of a certificate's life, and after `LONGEST_PAUSE`."""
 _BY_HAND: Final = "ddib pki request, have it signed by the issuer, then ddib pki install"
 RENEWALS_PER_DAY: Final = 256
 """Of one identity, by hand or otherwise; each is a line of the audit log."""
@@ -167,8 +167,7 @@ class RenewalThread:
         self._jitter = random.uniform(0.0, JITTER)  # noqa: S311 - spreads load, keeps no secret
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
-        self._asked_early = False
-        self._failures = 0
+        self._has_looked = False
         self._failed_at: datetime | None = None
         self.problem: str | None = None
 
@@ -186,16 +185,16 @@ class RenewalThread:
             self._stop.wait(self._interval_s)
 
     def look(self) -> None:
-        """Renew if it is due; a failure becomes `problem`, and pauses between tries double."""
+        """Renew if it is due; a failure becomes `problem`, and is tried again after a pause."""
         try:
             self._on_tick()
             own, now = load_identity(self._config.paths.pki), self._clock()
-            if not (is_due(own, now, jitter=self._jitter) or self._first_recovery()):
+            if not (is_due(own, now, jitter=self._jitter) or self._needs_recovery()):
                 self.problem = None
-            elif not self._pauses(own, now):
-                self._failures, self._failed_at = self._failures + 1, now  # unless it succeeds
+            elif not self._failed_lately(own, now):
+                self._failed_at = now  # unless it succeeds
                 renewed = renew_node(self._config, now=now)
-                self._failures, self._failed_at, self.problem = 0, None, None
+                self._failed_at = self.problem = None
                 log.info("renewed the certificate, good until %s", renewed.not_after)
                 if warning := root_warning(self._config.node.institution, renewed.root_not_after, now):
                     log.warning("%s", warning)
@@ -208,22 +207,15 @@ class RenewalThread:
                 )
             self.problem = f"renewal: {error}"
 
-    def _first_recovery(self) -> bool:
+    def _needs_recovery(self) -> bool:
         """Whether to renew early, once: a node just enrolled has no certificate for recovery yet."""
-        folder, asked = self._config.paths.pki, self._asked_early
-        self._asked_early = True
-        if asked or has_authority(folder) or self._config.identity.issuer is None:
-            return False
-        return load_recovery(folder) is None
+        folder, issuer, first = self._config.paths.pki, self._config.identity.issuer, not self._has_looked
+        self._has_looked = True
+        return first and issuer is not None and not has_authority(folder) and load_recovery(folder) is None
 
-    def _pauses(self, own: TlsCredentials, now: datetime) -> bool:
-        """Whether a failure is too recent: at least `TRIES_PER_LIFE` tries fit into the life of a certificate."""
-        if self._failed_at is None:
-            return False
-        life = (own.not_after - own.not_before).total_seconds()
-        longest = max(self._interval_s, min(LONGEST_PAUSE_S, life / TRIES_PER_LIFE))
-        pause = min(longest, self._interval_s * 2.0 ** min(self._failures - 1, 16))
-        return 0 <= (now - self._failed_at).total_seconds() < pause
+    def _failed_lately(self, own: TlsCredentials, now: datetime) -> bool:
+        pause = min(LONGEST_PAUSE, (own.not_after - own.not_before) / TRIES_PER_LIFE)
+        return self._failed_at is not None and timedelta(0) <= now - self._failed_at < pause
 
 
 # Issuing to others of the institution

@@ -16,7 +16,7 @@ from ddib_fed.errors import ConfigError, ExitCode, UsageError
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE
 from ddib_fed.node.config import NodeConfig, Role
 from ddib_fed.node.logs import set_up_logging, silence_grpc
-from ddib_fed.terminal import explained, print_json, relay, require_alone, say, say_labelled
+from ddib_fed.terminal import explained, relay, require_alone, say, say_labelled
 
 if TYPE_CHECKING:
     from ddib_fed.node.daemon import StepResult
@@ -104,26 +104,15 @@ def node_command(role: Role | None) -> click.Group:
 
     @group.command()
     @CONFIG
-    @click.option(
-        "--format",
-        "output_format",
-        type=click.Choice(["text", "json"]),
-        default="text",
-        show_default=True,
-        help="Output for people, or one JSON document for scripts.",
-    )
-    def check(path: Path, output_format: str) -> None:
+    def check(path: Path) -> None:
         """Check whether the node could serve: run each step of a start, changing nothing."""
         require_alone("checking a node")
         silence_grpc()
         from ddib_fed.node import daemon  # imports grpc
 
         findings = daemon.check(_load(path, role))
-        if output_format == "json":
-            print_json([_values(finding) for finding in findings])
-        else:
-            for finding in findings:
-                _show(finding)
+        for finding in findings:
+            _show(finding)
         wrong = [finding.step for finding in findings if finding.problem is not None]
         if wrong:
             raise ConfigError(
@@ -186,19 +175,6 @@ def _admit(
         admitted.append(admitting.pair(config, pair_with).other)
     for other in admitted:
         log.info("admitted %s", other.identity)
-
-
-def _values(finding: StepResult) -> dict[str, object]:
-    """One step of a start as JSON values."""
-    problem = finding.problem
-    return {
-        "step": finding.step,
-        "ok": problem is None,
-        "found": finding.text or None,
-        "warnings": list(finding.warnings),
-        "problem": problem
-        and {"reason": problem.reason, "detail": problem.detail, "try": problem.hint or None},
-    }
 
 
 def _show(finding: StepResult) -> None:

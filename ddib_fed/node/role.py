@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib import import_module
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import grpc
 import torch
@@ -211,9 +211,17 @@ class NodeContext:
 
 
 class RoleService:
-    """A running role of one node; what a role does not need, it leaves as it is here."""
+    """A running role of one node, not started yet; what a role does not need, it leaves as it is here."""
 
     service_names: tuple[str, ...]
+
+    def __init__(self, node: NodeContext) -> None:
+        self._node = node
+
+    @classmethod
+    def check(cls, config: NodeConfig) -> str:
+        """What a start would find, as a short text; changes nothing."""
+        raise NotImplementedError
 
     def register(self, server: grpc.Server) -> None:
         """Add the servicers; called before the model is loaded."""
@@ -238,19 +246,7 @@ class RoleService:
         """Close files and databases; no call is answered any more."""
 
 
-class Role(Protocol):
-    """The `ROLE` of a package SOURCE_OR_TARGET_node.service."""
-
-    name: str
-
-    def check(self, config: NodeConfig) -> str:
-        """What `open` would find, as a short text; changes nothing."""
-
-    def open(self, node: NodeContext) -> RoleService:
-        """The role in this node, not started yet."""
-
-
-def find_roles(names: Iterable[str]) -> list[Role]:
+def find_roles(names: Iterable[str]) -> list[type[RoleService]]:
     """The roles of these names; their packages stand above this one, which therefore imports none of them."""
     return [import_module(f"{name}_node.service").ROLE for name in names]
 

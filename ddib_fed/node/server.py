@@ -43,7 +43,6 @@ from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.details import DETAIL_KEY, time_entry, to_detail
 from ddib_fed.security.admission import (
     Admission,
-    Audit,
     AuthContext,
     Authoriser,
     Refusals,
@@ -52,6 +51,7 @@ from ddib_fed.security.admission import (
     parse_message,
     presented_certificate,
 )
+from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import PeerStore
 
@@ -66,8 +66,6 @@ else:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
-MAX_HEALTH_BYTES: Final = 1 << 10
 MAX_STREAMS: Final = 64
 # Calls whose request has not arrived: each holds a thread of the reserve for unary calls, which is larger
 # (`RESERVED_THREADS`). One person may have as many clients as a node works on jobs, and so many of the places.
@@ -188,18 +186,15 @@ class OpenCall:
             self.admission.check()
             self._next_check = time.monotonic() + CHECK_EVERY_S
 
-    @contextmanager
-    def waiting_for_request(self, request_s: float) -> Iterator[None]:
-        fault = f"the caller did not send its request within {request_s:g} s"
-        self._wait = time.monotonic() + request_s, fault
-        try:
-            yield
-        finally:
-            self._wait = None
+    def wait_for(self, seconds: float, what: str) -> None:
+        """From now on the caller has so long to do its part; `what` it has not done then."""
+        self._wait = time.monotonic() + seconds, f"the caller {what} {seconds:g} s"
 
-    def waits_for_reader(self) -> None:
-        fault = f"the caller took nothing of the answers for {self._idle_s:g} s"
-        self._wait = time.monotonic() + self._idle_s, fault
+    def wait_for_reader(self) -> None:
+        self.wait_for(self._idle_s, "took nothing of the answers for")
+
+    def wait_no_more(self) -> None:
+        self._wait = None
 
     def answers(self, messages: Iterable[T]) -> Iterator[T]:
         """The messages, for as long as the caller is admitted and takes them."""
@@ -207,11 +202,11 @@ class OpenCall:
         try:
             for message in iterator:
                 self.check()
-                self.waits_for_reader()
+                self.wait_for_reader()
                 yield message
-                self._wait = None
+                self.wait_no_more()
         finally:
-            self._wait = None
+            self.wait_no_more()
             if (close := getattr(iterator, "close", None)) is not None:
                 close()
 
@@ -238,7 +233,7 @@ class CallInterceptor(Interceptor):
         peers: PeerStore | None = None,
         policy: Authoriser | None = None,
         *,
-        audit: Audit | None = None,
+        audit: AuditLog | None = None,
         guard: InboundGuard | None = None,
         clock: Callable[[], float] = time.time,
         on_outcome: Callable[[str, str], object] = lambda *_: None,
@@ -276,20 +271,13 @@ class CallInterceptor(Interceptor):
         method = handler_call_details.method
         inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         streams = bool(handler.request_streaming or handler.response_streaming)
-        deserialiser = handler.request_deserializer
-        most = MAX_HEALTH_BYTES if method.startswith(HEALTH_PREFIX) else MAX_MESSAGE_BYTES
 
-        def parse(data: bytes) -> Any:
-            if len(data) > most:
-                raise MessageInvalid("a request for health is larger than any name of a service")
-            return parse_message(data, deserialiser)
+        parse = partial(parse_message, deserialiser=handler.request_deserializer)
 
         def request_of(call: OpenCall, raw: Iterator[bytes]) -> Any:
-            return (
-                self._messages(call, raw, parse)
-                if handler.request_streaming
-                else parse(self._message(call, raw))
-            )
+            if handler.request_streaming:
+                return self._messages(call, raw, parse)
+            return parse(self._message(call, raw))
 
         def one(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
             with self._mapping_errors(context, method), self._opened(context, method, streams) as call:
@@ -299,13 +287,9 @@ class CallInterceptor(Interceptor):
             with self._mapping_errors(context, method), self._opened(context, method, streams) as call:
                 yield from call.answers(inner(request_of(call, raw), context))
 
-        serialiser = handler.response_serializer
-        made: Handler = (
-            grpc.stream_stream_rpc_method_handler(many, None, serialiser)
-            if handler.response_streaming
-            else grpc.stream_unary_rpc_method_handler(one, None, serialiser)
-        )
-        return made
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(many, None, handler.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(one, None, handler.response_serializer)
 
     # Errors
 
@@ -372,7 +356,7 @@ class CallInterceptor(Interceptor):
                 with self.streams.taken(call.account) if streams else nullcontext():
                     yield call
             finally:
-                call.waits_for_reader()
+                call.wait_for_reader()
                 if not context.add_callback(lambda: self._over(call)):
                     self._over(call)
         except RefusedError as error:  # by the servicer: a policy, a latent
@@ -403,9 +387,12 @@ class CallInterceptor(Interceptor):
 
     def _message(self, call: OpenCall, raw: Iterator[bytes]) -> bytes:
         """The request of a unary call; it may never arrive: the number of waiting calls and their time are bounded."""
-        waiting = self.waiting[call.is_known]
-        with waiting.taken(call.account), call.waiting_for_request(self._request_s):
-            message = next(raw, None)
+        with self.waiting[call.is_known].taken(call.account):
+            call.wait_for(self._request_s, "did not send its request within")
+            try:
+                message = next(raw, None)
+            finally:
+                call.wait_no_more()
         if message is None:
             raise MessageInvalid("the call ended without its message")
         return message
@@ -644,9 +631,8 @@ def check_bindable(listen: str, setting: str) -> None:
         "node.address is what others dial"
     )
     remedies = {
-        errno.EADDRINUSE: f"another process has the port (ss -ltnp 'sport = :{port}'): stop it, or choose another "
-        f"{setting}",
-        errno.EACCES: f"ports below 1024 need a privilege: choose a {setting} above, or "
+        errno.EADDRINUSE: f"another process has the port (ss -ltnp 'sport = :{port}'): stop it, or choose another",
+        errno.EACCES: "ports below 1024 need a privilege: choose one above, or "
         "AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit",
     }
     try:
@@ -662,7 +648,7 @@ def check_bindable(listen: str, setting: str) -> None:
                 probe.listen(1)
         except OSError as error:
             problems.append(error)
-    busy = [problem for problem in problems if problem.errno == errno.EADDRINUSE]
+    busy = [error for error in problems if error.errno == errno.EADDRINUSE]
     if busy or len(problems) == len(found):
         worst = (busy or problems)[0]
         hint = remedies.get(worst.errno or 0, elsewhere)

@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.data.points import to_npy
-from ddib_fed.data.shipped import package_folder
-from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.diffusion.plans import SolverSettings, check_settings, plan
 from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.arrays import Counter
@@ -33,7 +29,7 @@ from ddib_fed.models.bundle import Bundle
 from ddib_fed.networks.placement import torch_threads
 from ddib_fed.terminal import require_alone
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.run import train
+from ddib_fed.training.run import TrainingProgress, train
 
 Floats = NDArray[np.float64]
 OnProgress = Callable[[str, int, int, str], None]
@@ -51,26 +47,6 @@ MIN_POINTS, MAX_POINTS = 65_536, 400_000
 JUDGED, COMPARED = 5_000, 10_000
 _JUDGED_SEED, _COMPARED_SEED, _POINTS_SEED = 5, 11, 20_220_316
 
-_FLICKR: Final = "{0}.jpg by {1} (flickr.com/photos/{1}/{2}), CC BY 2.0, as carried by scikit-learn"
-PACKAGED: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "sklearn:china": ("datasets/images/china.jpg", _FLICKR.format("china", "danielbuechele", 6061409035)),
-        "sklearn:flower": ("datasets/images/flower.jpg", _FLICKR.format("flower", "vultilion", 6056698931)),
-        **{
-            f"skimage:{name}": (f"data/{file}", f"{credit}, as carried by scikit-image")
-            for name, file, credit in (
-                ("astronaut", "astronaut.png", "Eileen Collins by NASA, public domain"),
-                ("coffee", "coffee.png", "Coffee by Rachel Michetti (Pikolo Espresso Bar), CC0"),
-                ("chelsea", "chelsea.png", "Chelsea the cat by Stefan van der Walt, CC0"),
-                ("rocket", "rocket.jpg", "Falcon 9 by SpaceX, public domain"),
-                ("retina", "retina.jpg", "Retina by Mikael Häggström, CC0"),
-                ("hubble", "hubble_deep_field.jpg", "Hubble eXtreme Deep Field by NASA, public domain"),
-            )
-        },
-    }
-)
-"""Photographs that packages carry: the file below the package, and the credit."""
-
 
 @dataclass(frozen=True, slots=True)
 class Photograph:
@@ -80,7 +56,6 @@ class Photograph:
     colours: NDArray[Any]
     index: NDArray[np.int32]
     counts: NDArray[np.int64]
-    credit: str = ""
 
     @property
     def top(self) -> int:
@@ -113,27 +88,15 @@ class Photograph:
         return self.unit(self.colours[chosen] + (rng.random((count, 3)) - 0.5))
 
 
-def open_photograph(which: str) -> Photograph:
-    """The photograph that a name of `PACKAGED` or a path stands for."""
-    if re.match(r"(sklearn|skimage):", which):
-        if which not in PACKAGED:
-            known = ", ".join(PACKAGED)
-            raise FileMissing(f"there is no packaged photograph {which!r}", hint=f"there are: {known}")
-        package, _, name = which.partition(":")
-        file, credit = PACKAGED[which]
-        wheel = {"sklearn": "scikit-learn", "skimage": "scikit-image"}[package]
-        path = package_folder(wheel, package, needed_by="colours", what=f"{which} comes with") / file
-        if not path.is_file():
-            raise FileMissing(f"{path} is not there: this release of the package does not carry it")
-        return photograph(name, read_image(path).pixels, credit)
-    path = Path(which)
+def open_photograph(path: Path) -> Photograph:
+    """The photograph in a file."""
     if not path.is_file():
-        raise FileMissing(f"there is no file {path}", hint=f"a path, or one of: {', '.join(PACKAGED)}")
+        raise FileMissing(f"there is no file {path}", hint="name a picture: PNG, JPEG or TIFF")
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", path.stem).strip("-.") or "picture"
     return photograph(name, read_image(path).pixels)
 
 
-def photograph(name: str, pixels: NDArray[Any], credit: str = "") -> Photograph:
+def photograph(name: str, pixels: NDArray[Any]) -> Photograph:
     """A photograph of pixels (H, W, 3), of 8 or 16 bits and with colours that fill a volume."""
     if pixels.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)}:
         raise InputError(
@@ -155,7 +118,7 @@ def photograph(name: str, pixels: NDArray[Any], credit: str = "") -> Photograph:
             hint="choose a photograph",
         )
     index = places.reshape(pixels.shape[:2]).astype(np.int32)
-    return Photograph(name, colours, index, counts.astype(np.int64), credit)
+    return Photograph(name, colours, index, counts.astype(np.int64))
 
 
 def _grey(name: str, why: str) -> InputError:
@@ -186,16 +149,8 @@ def transfer(
         raise UsageError(f"both pictures are called {content.name}", hint="rename one of them")
     settings = SolverSettings(evaluations=evaluations)
     check_settings(settings)
-    config = TrainConfig(
-        kind="points",
-        data=Path(),
-        seed=seed,
-        steps=steps,
-        width=width,
-        threads=threads,
-        samples=2_000,
-        command=command,
-    )
+    fields: dict[str, Any] = {"seed": seed, "steps": steps, "width": width, "threads": threads}
+    config = TrainConfig(kind="points", data=Path(), samples=2_000, command=command, **fields)
     photos = content, reference
     models = [
         model_of(photo, config, out, resume=resume, force=force, on_progress=on_progress) for photo in photos
@@ -203,33 +158,35 @@ def transfer(
     own, other = (DomainModel(bundle) for bundle in models)
     name = f"{content.name}-to-{reference.name}.png"
 
-    def tell(done: int, total: int) -> None:
-        on_progress(f"colouring {content.name}", done, total, "")
-
-    def moved(rgb: Floats, path: tuple[DomainModel, ...], smooth: float = SMOOTH) -> Floats:
+    def moved(rgb: Floats, first: DomainModel, second: DomainModel) -> Floats:
         with torch_threads(threads):
-            return _moved(rgb, path, settings, smooth, tell)
+            return _moved(
+                rgb,
+                first,
+                second,
+                settings,
+                lambda done, total: on_progress(f"colouring {content.name}", done, total, ""),
+            )
 
-    rgb = moved(content.rgb(), (own, other))
+    rgb = moved(content.rgb(), own, other)
     write_file(out / name, encode_png(content.paint(rgb)))
-    cells = content.points(JUDGED, _JUDGED_SEED)
     colours = content.rgb()[content.drawn(JUDGED, _JUDGED_SEED)]
-    back = moved(moved(colours, (own, other)), (other, own))
+    back = moved(moved(colours, own, other), other, own)
     chosen = content.drawn(COMPARED, _COMPARED_SEED)
     goal, again = (reference.rgb()[reference.drawn(COMPARED, _COMPARED_SEED + turn)] for turn in (0, 1))
-    beyond = (np.abs(rgb) > 1 + 1 / 255).any(axis=1)
     report: dict[str, Any] = {
         "picture": name,
         "solver": asdict(settings),
         "smooth": SMOOTH,
-        "photographs": [_described(*each) for each in zip(photos, models, strict=True)],
+        "photographs": [
+            {"name": photo.name, "colours": len(photo.colours), "model": made.digest}
+            for photo, made in zip(photos, models, strict=True)
+        ],
         "colours": {
             "ddib": sliced_w2(np.clip(rgb, -1, 1)[chosen], goal),
             "content": sliced_w2(content.rgb()[chosen], goal),
             "floor": sliced_w2(again, goal),
         },
-        "outside": float(content.counts[beyond].sum() / content.counts.sum()),
-        "latent": asdict(measure(torch.from_numpy(moved(cells, (own,), 0.0)))),
         "round_trip": dict(cycle_error(127.5 * colours, 127.5 * back)),
     }
     write_json(out / "report.json", report)
@@ -240,9 +197,8 @@ def model_of(
     photo: Photograph, config: TrainConfig, out: Path, *, resume: bool, force: bool, on_progress: OnProgress
 ) -> Bundle:
     """The model of a photograph's colours, trained or found in `out`."""
-    content = to_npy(
-        photo.points(int(np.clip(photo.index.size, MIN_POINTS, MAX_POINTS)), _POINTS_SEED).astype(np.float32)
-    )
+    count = int(np.clip(photo.index.size, MIN_POINTS, MAX_POINTS))
+    content = to_npy(photo.points(count, _POINTS_SEED).astype(np.float32))
     label = f"{photo.name[:60]}-{hashlib.sha256(content).hexdigest()[:8]}"
     folder = out / "models" / label
     out.mkdir(parents=True, exist_ok=True)
@@ -250,15 +206,12 @@ def model_of(
     points = folder.with_name(f"{label}.npy")
     write_file(points, content, private=True)
     config = config.model_copy(update={"data": points, "name": f"colours-{label}"})
-    what = f"training {photo.name}"
+
+    def tell(progress: TrainingProgress) -> None:
+        on_progress(f"training {photo.name}", progress.step, progress.steps, f"loss {progress.loss:.4f}")
+
     try:
-        return train(
-            config,
-            folder,
-            lambda p: on_progress(what, p.step, p.steps, f"loss {p.loss:.4f}"),
-            resume=resume,
-            force=force,
-        )
+        return train(config, folder, tell, resume=resume, force=force)
     finally:
         # It can be made again from the picture, bit for bit.
         points.unlink(missing_ok=True)
@@ -266,43 +219,21 @@ def model_of(
 
 def _moved(
     points: Floats,
-    path: tuple[DomainModel, ...],
+    first: DomainModel,
+    second: DomainModel,
     settings: SolverSettings,
-    smooth: float,
     on_step: Callable[[int, int], None],
 ) -> Floats:
-    """Points (N, 3) encoded by the first model: the latents; with a second, decoded by it: the colours."""
-    plans = [plan(settings, model.bundle.schedule, soften_sigma=smooth) for model in path]
-    plans = [replace(each, decode_grid=each.encode_grid.reversed()) for each in plans]
-    x = path[0].normalise(points.astype(np.float32))
-    shrink = float(1.0 / np.hypot(1.0, smooth))
+    """Points (N, 3) encoded by the first model and decoded by the second."""
+    there, back = (plan(settings, model.bundle.schedule, soften_sigma=SMOOTH) for model in (first, second))
+    back = replace(back, decode_grid=back.encode_grid.reversed())
+    x = first.normalise(points.astype(np.float32))
+    shrink = float(1.0 / np.hypot(1.0, SMOOTH))
     starts = range(0, len(x), POINTS_TOGETHER)
-    tell = Counter(settings.evaluations * len(path) * len(starts), on_step)
+    tell = Counter(settings.evaluations * 2 * len(starts), on_step)
     found = []
     for start in starts:
-        part = path[0].tensor(x[start : start + POINTS_TOGETHER]) * shrink
-        state = integrate(plans[0].encoder(part), path[0].plain, on_step=tell)
-        if len(path) > 1:
-            state = integrate(plans[1].decoder(state), path[1].plain, on_step=tell) / shrink
-        found.append(state.numpy())
-    ends = np.concatenate(found)
-    return (ends if len(path) == 1 else path[1].denormalise(ends)).astype(np.float64)
-
-
-def _described(photo: Photograph, bundle: Bundle) -> dict[str, Any]:
-    height, width = photo.index.shape
-    training = bundle.manifest.training
-    return {
-        "name": photo.name,
-        "height": height,
-        "width": width,
-        "bits": 8 if photo.top == 255 else 16,
-        "colours": len(photo.colours),
-        "credit": photo.credit,
-        "model": {
-            "digest": bundle.digest,
-            "parameters": bundle.manifest.parameters,
-            "steps": training.steps,
-            **training.figures,
-        },
-    }
+        part = first.tensor(x[start : start + POINTS_TOGETHER]) * shrink
+        latent = integrate(there.encoder(part), first.plain, on_step=tell)
+        found.append((integrate(back.decoder(latent), second.plain, on_step=tell) / shrink).numpy())
+    return second.denormalise(np.concatenate(found)).astype(np.float64)

@@ -14,8 +14,8 @@ from ddib_fed.terminal import bars, lines, outcome, say
 
 
 @command()
-@click.argument("content")
-@click.argument("reference")
+@click.argument("content", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("reference", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--steps",
     type=click.IntRange(1),
@@ -37,8 +37,8 @@ from ddib_fed.terminal import bars, lines, outcome, say
 @options.OUTCOME
 def colours(
     *,
-    content: str,
-    reference: str,
+    content: Path,
+    reference: Path,
     steps: int,
     evaluations: int,
     seed: int,
@@ -47,9 +47,6 @@ def colours(
     force: bool,
 ) -> None:
     """Give one photograph the colours of another.
-
-    CONTENT and REFERENCE are picture files, or photographs that packages carry: sklearn:china, sklearn:flower,
-    skimage:astronaut, skimage:coffee, skimage:chelsea, skimage:rocket, skimage:retina, skimage:hubble.
 
     Trains one small model for each photograph and writes CONTENT-to-REFERENCE.png at full size, the models, and
     report.json.
@@ -73,18 +70,14 @@ def colours(
             force=force,
             on_progress=show,
         )
-    found, latent, trip = report["colours"], report["latent"], report["round_trip"]
+    found, trip = report["colours"], report["round_trip"]
     lines(
         {
             "picture": report["picture"],
             "colours": f"sliced-W2 to the reference {found['ddib']:.3f} (content unchanged {found['content']:.3f}, "
             f"floor {found['floor']:.3f})",
-            "latent": f"mean {latent['mean']:+.3f}, std {latent['std']:.3f}, kurtosis {latent['kurtosis']:+.3f}",
             "round trip": f"median {trip['median']:.2f} levels, 99 % within {trip['p99']:.1f}",
         }
     )
-    for photo in photos:
-        if photo.credit:
-            say(f"credit: {photo.credit}; colours changed")
     say(f"written: {out}")
     outcome(out=out, **report)

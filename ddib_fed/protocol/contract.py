@@ -9,14 +9,17 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import ContractMismatch, Difference, PolicyDenied, SettingsInvalid
 from ddib_fed.files import Value, canonical_json, require
 from ddib_fed.names import DOMAIN_RULE, is_domain, is_institution
 from ddib_fed.protocol.messages import from_message
-from ddib_fed.v1 import common_pb2, decoding_pb2
+from ddib_fed.v1 import common_pb2
+
+if TYPE_CHECKING:
+    from ddib_fed.v1 import decoding_pb2
 
 PROTOCOL: Final = 1
 """The version of the protocol that this release speaks, its only one."""

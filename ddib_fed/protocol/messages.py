@@ -217,21 +217,6 @@ QUALITIES: Final[Mapping[str, Settings]] = MappingProxyType(
 """What a quality stands for; steps.json of a model says what its draft reaches."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """An event of a job; `sequence` increases, also across restarts of the node."""
-
-    sequence: int
-    state: JobState
-    item: int = 0
-    stage: str = ""
-    step: int = 0
-    steps: int = 0
-    reason: str = ""
-    items_done: int = 0
-    items: int = 0
-
-
 def settings_to_pb(settings: Settings) -> common_pb2.SolverSettings:
     return to_message(settings, common_pb2.SolverSettings)
 

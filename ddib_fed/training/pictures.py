@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
@@ -35,38 +31,33 @@ from ddib_fed.errors import (
 )
 from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.sample_verdict import FEWEST, SAMPLES, judge_samples
-from ddib_fed.evaluation.structure import Thresholds, calibrate_by_chance
-from ddib_fed.files import write_file
+from ddib_fed.evaluation.sheets import Stage, save_sheet
+from ddib_fed.evaluation.structure import calibrate_by_chance
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.units import Normalisation
-from ddib_fed.networks.config import ClassifierConfig, UNetConfig, build_network, network_with
+from ddib_fed.networks.config import ClassifierConfig, UNetConfig
 from ddib_fed.networks.spectrum import Moments
 from ddib_fed.networks.unet import UNet
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.objective import LambdaSampler, Question, ask
 from ddib_fed.training.sources import PictureSource, normalisation
-from ddib_fed.training.trainer import Piece, Trainer
+from ddib_fed.training.trainer import Piece, Task, Trainer
 
 Floats = NDArray[np.float32]
 Network = TypeVar("Network", UNetConfig, ClassifierConfig)
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """What a run begins with; `digest` is of the bundles and the calibration that it starts from."""
 
     network: UNetConfig | ClassifierConfig
     schedule: ScheduleConfig
-    parameterisation: Any
-    time_input: TimeInput
+    parameterisation: Any = "v"
+    time_input: TimeInput = "scaled-lambda"
     bundle: Bundle | None = None
     normal: Normalisation | None = None
     digest: str = ""
-
-    @property
-    def classifies(self) -> bool:
-        return isinstance(self.network, ClassifierConfig)
 
 
 def open_start(config: TrainConfig, source: PictureSource) -> Start:
@@ -83,43 +74,30 @@ def open_start(config: TrainConfig, source: PictureSource) -> Start:
     }
     if config.init is None:
         network = _network(UNetConfig, config, {}, follows)
-        schedule = ScheduleConfig(name=config.noise_schedule or "cosine")
-        return Start(network, schedule, config.predict or "v", "scaled-lambda")
+        return Start(network, ScheduleConfig(name=config.noise_schedule or "cosine"), config.predict or "v")
     bundle = load_bundle(config.init)
     made = bundle.manifest
     if not isinstance(made.network, UNetConfig):
-        raise BundleInvalid(
-            f"{config.init} holds a network of kind {made.network.kind}",
-            hint="start from a bundle of pictures",
-        )
-    if made.is_flow_map:
-        raise BundleInvalid(
-            f"{config.init} is distilled, and training would unlearn its steps",
-            hint="start from the model that it was distilled from, and distil the new one",
-        )
+        problem = f"{config.init} holds a network of kind {made.network.kind}"
+        raise BundleInvalid(problem, hint="start from a bundle of pictures")
     if made.parameterisation == "x0":
         raise SettingsInvalid("weights that predict x0 cannot be trained on", hint="eps or v")
     fields = made.network.model_dump()
     asked: dict[str, tuple[object, object]] = {
         "predict": (config.predict, made.parameterisation),
         "noise_schedule": (config.noise_schedule, made.schedule.name),
-        **{
-            key: (tuple(value) if isinstance(value, list) else value, fields.get(key))
-            for key, value in config.network.items()
-        },
     }
+    for key, value in config.network.items():
+        asked[key] = tuple(value) if isinstance(value, list) else value, fields.get(key)
     for key, (wanted, has) in asked.items():
         if wanted is not None and wanted != has:
-            raise SettingsInvalid(
-                f"{key} is {has} in the initial weights, not {wanted}", hint=f"leave {key} out"
-            )
+            problem = f"{key} is {has} in the initial weights, not {wanted}"
+            raise SettingsInvalid(problem, hint=f"leave {key} out")
     network = _network(UNetConfig, config, fields, follows)
     normal, digest = None, bundle.digest
     if config.calibration is not None:
-        normal = _calibrated_units(config, made)
-        assert normal.calibrated is not None
-        map_json = normal.calibrated.model_dump_json(exclude_none=True)
-        digest += f" {hashlib.sha256(map_json.encode()).hexdigest()}"
+        normal, map_digest = _calibrated_units(config, config.calibration, made)
+        digest += f" {map_digest}"
     return Start(network, made.schedule, made.parameterisation, made.time_input, bundle, normal, digest)
 
 
@@ -129,7 +107,7 @@ def _classifier_start(config: TrainConfig, source: PictureSource) -> Start:
     follows = {"image_size": height, "in_channels": channels, "out_channels": len(source.classes)}
     network = _network(ClassifierConfig, config, {}, follows)
     if config.generator is None:
-        return Start(network, ScheduleConfig(name=config.noise_schedule or "cosine"), "v", "scaled-lambda")
+        return Start(network, ScheduleConfig(name=config.noise_schedule or "cosine"))
     bundle = load_bundle(config.generator)
     made = bundle.manifest
     facts: dict[str, tuple[object, object]] = {"sample_shape": (made.sample_shape, source.shape)}
@@ -139,13 +117,10 @@ def _classifier_start(config: TrainConfig, source: PictureSource) -> Start:
         facts["classes"] = made.num_classes, len(source.classes)
     for name, (wanted, has) in facts.items():
         if wanted != has:
-            raise SettingsInvalid(
-                f"the model to be guided has {name} {wanted}, the pictures {has}",
-                hint="train on the same pictures",
-            )
-    return Start(
-        network, made.schedule, "v", made.time_input, normal=made.normalisation, digest=bundle.digest
-    )
+            problem = f"the model to be guided has {name} {wanted}, the pictures {has}"
+            raise SettingsInvalid(problem, hint="train on the same pictures")
+    units = made.normalisation
+    return Start(network, made.schedule, "v", made.time_input, normal=units, digest=bundle.digest)
 
 
 def _network(
@@ -164,9 +139,8 @@ def _network(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the network"
-        raise SettingsInvalid(
-            f"{where}: {first['msg'].removeprefix('Value error, ')}", hint=f"see {kind.__name__}"
-        ) from error
+        problem = f"{where}: {first['msg'].removeprefix('Value error, ')}"
+        raise SettingsInvalid(problem, hint=f"see {kind.__name__}") from error
     if network.image_size % network.divisor:
         raise SettingsInvalid(
             f"pictures of {network.image_size} pixels do not divide by {network.divisor}, as the network needs",
@@ -175,49 +149,33 @@ def _network(
     return network
 
 
-def _calibrated_units(config: TrainConfig, made: Manifest) -> Normalisation:
-    """From pictures in [-1, 1] to the units of the model that they are translated to."""
-    assert config.calibration is not None
-    found = read_calibration(config.calibration)
+def _calibrated_units(config: TrainConfig, path: Path, made: Manifest) -> tuple[Normalisation, str]:
+    """From pictures in [-1, 1] to the units of the model that they are translated to, and the map's digest."""
+    found, units = read_calibration(path), units_digest(made.normalisation)
     if found.kind not in RETRAINED:
         raise SettingsInvalid(
-            f"{config.calibration} is a {found.kind}, for which no model is trained: the one there is works with it",
-            hint=f"ddib translate --source A --target B --calibration {shlex.quote(str(config.calibration))}",
+            f"{path} is a {found.kind}, for which no model is trained: the one there is works with it",
+            hint=f"ddib translate --source A --target B --calibration {shlex.quote(str(path))}",
         )
     if found.expired():
-        raise CalibrationExpired(
-            f"{config.calibration} ended on {found.expires:%Y-%m-%d}", hint="make it anew: ddib calibrate"
-        )
+        problem = f"{path} ended on {found.expires:%Y-%m-%d}"
+        raise CalibrationExpired(problem, hint="make it anew: ddib calibrate")
     if found.source.domain not in {made.domain, made.name, config.name, config.domain}:
         raise CalibrationForeign(
-            f"{config.calibration} maps pictures of {found.source.domain}, and {config.init} is of {made.domain}",
+            f"{path} maps pictures of {found.source.domain}, and {config.init} is of {made.domain}",
             hint=f"--init with the model of {found.source.domain}",
         )
-    if found.source.units_sha256 != units_digest(made.normalisation):
-        whose = "the target's" if found.target.units_sha256 == units_digest(made.normalisation) else "other"
+    if found.source.units_sha256 != units:
+        whose = "the target's" if found.target.units_sha256 == units else "other"
         raise CalibrationUnits(
-            f"{config.calibration} maps from units that {config.init} does not have: those are {whose}",
+            f"{path} maps from units that {config.init} does not have: those are {whose}",
             hint="--init with the model that the calibration was made with, on the side that it maps from",
         )
     if config.colours not in ("rgb", made.normalisation.colours):
-        raise SettingsInvalid(
-            f"colours is {made.normalisation.colours} in the initial weights, not {config.colours}",
-            hint="leave colours out",
-        )
-    return made.normalisation.model_copy(update={"calibrated": found.map})
-
-
-def new_network(start: Start, seed: int) -> nn.Module:
-    """The network of a run with its first weights, a function of start and seed; torch's generator is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = build_network(start.network)
-    if start.bundle is not None:
-        fresh = network.state_dict()
-        network.load_state_dict(
-            {name: _fitted(name, start.bundle.state.get(name), want) for name, want in fresh.items()}
-        )
-    return channels_last(network).train()
+        problem = f"colours is {made.normalisation.colours} in the initial weights, not {config.colours}"
+        raise SettingsInvalid(problem, hint="leave colours out")
+    digest = hashlib.sha256(found.map.model_dump_json(exclude_none=True).encode()).hexdigest()
+    return made.normalisation.model_copy(update={"calibrated": found.map}), digest
 
 
 def _fitted(name: str, have: Tensor | None, want: Tensor) -> Tensor:
@@ -256,6 +214,13 @@ class Samples(NamedTuple):
     x0: Tensor
     eps: Tensor
     labels: Tensor | None
+
+    def on(self, device: torch.device) -> Samples:
+        x0, eps = (on_device(part, device) for part in (self.x0, self.eps))
+        return Samples(x0, eps, None if self.labels is None else on_device(self.labels, device))
+
+    def part(self, rows: slice) -> Samples:
+        return Samples(self.x0[rows], self.eps[rows], None if self.labels is None else self.labels[rows])
 
 
 class Batches:
@@ -344,7 +309,6 @@ def middle(pixels: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
 
 _SAMPLE_SEED = 4_711
 _COARSE, _FINE = SolverSettings(evaluations=16), SolverSettings(evaluations=32)
-_GAP, _SHOWN = 2, 192
 NEAR = 0.6
 """A sample is suspiciously near to training pictures when held-out pictures are so many times farther away."""
 NEAR_AMONG = 20_000
@@ -354,20 +318,26 @@ MEASURED_PICTURES, MEASURED_NUMBERS = 8_192, 1 << 28
 _MEASURED_AT_ONCE = 64
 
 
-class PictureTask:
+class PictureTask(Task):
     def __init__(self, config: TrainConfig, source: PictureSource, start: Start) -> None:
-        self.config, self.source, self.start = config, source, start
-        self.figures: dict[str, float] = {}
+        super().__init__(config, start.network)
+        self.source, self.start = source, start
+        self.classifies = isinstance(start.network, ClassifierConfig)
         self.normal = start.normal or normalisation(config, source)
         self._schedule = schedule_from_config(start.schedule)
         self._lambdas = LambdaSampler(self._schedule)
         self._batches = Batches(config, source, self.normal)
 
     def initial_network(self) -> nn.Module:
-        network = new_network(self.start, self.config.seed)
+        network = super().initial_network()
+        if self.start.bundle is not None:
+            fresh, have = network.state_dict(), self.start.bundle.state
+            network.load_state_dict(
+                {name: _fitted(name, have.get(name), want) for name, want in fresh.items()}
+            )
         if isinstance(network, UNet) and network.spectrum is not None:
             self.measure_spectrum(network)
-        return network
+        return channels_last(network)
 
     def measure_spectrum(self, network: UNet) -> None:
         """Measure the first training pictures, as a step would have them."""
@@ -381,11 +351,10 @@ class PictureTask:
         network.spectrum.measure(found)
 
     def averaged(self, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
-        return channels_last(network_with(self.start.network, state, device=device))
+        return channels_last(super().averaged(state, device))
 
     def fetch(self, piece: Piece, device: torch.device) -> Samples:
-        found = self._batches.take(piece.step, piece.first, piece.stop - piece.first)
-        return Samples(*(None if part is None else on_device(part, device) for part in found))  # type: ignore[arg-type]
+        return self._batches.take(piece.step, piece.first, piece.stop - piece.first).on(device)
 
     def loss(self, network: nn.Module, piece: Piece, samples: Samples) -> tuple[Tensor, Tensor]:
         lams = self._lambdas(self._batches.levels(piece.step))
@@ -401,18 +370,17 @@ class PictureTask:
         losses = []
         for first in range(0, count, at_once):
             part = slice(first, first + at_once)
-            piece = Samples(*(None if each is None else each[part] for each in samples))  # type: ignore[arg-type]
-            losses.append(self._losses(network, piece, lams[part]).cpu())
+            losses.append(self._losses(network, samples.part(part), lams[part]).cpu())
         return float(torch.cat(losses).double().mean())
 
     def aside(self) -> Floats | None:
-        if self.start.classifies:
+        if self.classifies:
             return None
         held_out = middle(self.source.held_out, self.source.shape[1:])
         return expand(held_out[np.random.default_rng(self.config.seed).permutation(len(held_out))])
 
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
-        if self.start.classifies:
+        if self.classifies:
             return ""
         config, size = self.config, self.source.shape[1:]
         real, others = self.reference_pictures()
@@ -420,17 +388,24 @@ class PictureTask:
         count = max(config.samples, SAMPLES if judged else 0)
         drawn = self._draw(trainer.averaged(), count, trainer.microbatch, _FINE if last else _COARSE)
         shown = drawn[: config.samples]
-        draw_sheet(shown, folder / "samples.png")
+        save_sheet(folder / "samples.png", [Stage("samples", shown)])
         if last:
-            draw_sheet(expand(middle(self.source.held_out[: config.samples], size)), folder / "held-out.png")
-        near = nearness(self.source, shown, flip=config.flip)
+            held_out = expand(middle(self.source.held_out[: config.samples], size))
+            save_sheet(folder / "held-out.png", [Stage("held out", held_out)])
+        own, fresh = nearness(self.source, shown, flip=config.flip)
         self.figures = {
-            "nearest_training_picture": round(near.samples, 5),
-            "nearest_training_picture_held_out": round(near.held_out, 5),
+            "nearest_training_picture": round(own, 5),
+            "nearest_training_picture_held_out": round(fresh, 5),
         }
         if judged:
             self._judge(trainer, drawn, expand(middle(real, size)), expand(middle(others, size)))
-        return near.warning
+        ratio = own / max(fresh, 1e-6)
+        if ratio >= NEAR:
+            return ""
+        return (
+            f"overfitting: samples are {1 / max(ratio, 1e-3):.1f} times nearer to training pictures than held-out "
+            "pictures are; stop earlier, add pictures, or use --flip and --set crop=true"
+        )
 
     def reference_pictures(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Two sets of the domain's pictures; samples and thresholds of structure are compared with these."""
@@ -439,12 +414,12 @@ class PictureTask:
     def manifest(self) -> dict[str, Any]:
         config, source, start = self.config, self.source, self.start
         real, others = (middle(each, source.shape[1:]) for each in self.reference_pictures())
-        measured = not start.classifies and len(real) > 0 and len(others) > 0
+        measured = not self.classifies and len(real) > 0 and len(others) > 0
         return {
-            "role": "classifier" if start.classifies else "generator",
+            "role": "classifier" if self.classifies else "generator",
             "sample_kind": "picture",
             "sample_shape": source.shape,
-            "network": start.network,
+            "network": self.network,
             "parameterisation": start.parameterisation,
             "time_input": start.time_input,
             "schedule": start.schedule,
@@ -460,15 +435,13 @@ class PictureTask:
         return ask(self._schedule, self.start.parameterisation, self.start.time_input, x0, eps, lams)
 
     def _losses(self, network: nn.Module, samples: Samples, lams: Tensor) -> Tensor:
-        device = next(network.parameters()).device
-        x0, eps = (on_device(part, device) for part in (samples.x0, samples.eps))
+        x0, eps, labels = samples.on(next(network.parameters()).device)
         question = self.ask(x0, eps, lams)
-        labels = None if samples.labels is None else on_device(samples.labels, device)
-        extra = {} if labels is None or self.start.classifies else {"y": labels}
+        extra = {} if labels is None or self.classifies else {"y": labels}
         x = question.x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             answer = network(x, question.times, **extra)
-        if labels is not None and self.start.classifies:
+        if labels is not None and self.classifies:
             return functional.cross_entropy(answer.float(), labels, reduction="none")
         losses: Tensor = (answer.float() - question.target).square().mean((1, 2, 3))
         return losses
@@ -506,53 +479,14 @@ class PictureTask:
             trainer.notes.append(found.sentence(trainer.step))
 
 
-def thresholds(source: PictureSource, units: Normalisation) -> Thresholds | None:
-    """What a translation must keep of a picture, from pairs of held-out and training pictures at the network's size."""
-    pair = (middle(part, source.shape[1:]) for part in (source.held_out, source.train))
-    return calibrate_by_chance(*pair, units=units)
-
-
-class Nearness(NamedTuple):
-    """How far pictures are from the nearest training picture, in units of how far from the mean one; medians."""
-
-    samples: float
-    held_out: float
-
-    @property
-    def warning(self) -> str:
-        """What is to be said about it, or nothing."""
-        ratio = self.samples / max(self.held_out, 1e-6)
-        if ratio >= NEAR:
-            return ""
-        return (
-            f"overfitting: samples are {1 / max(ratio, 1e-3):.1f} times nearer to training pictures than held-out "
-            "pictures are; stop earlier, add pictures, or use --flip and --set crop=true"
-        )
-
-
-def nearness(source: PictureSource, drawn: Floats, *, flip: bool) -> Nearness:
-    """Distances of drawn pictures, and of held-out ones, to the nearest training picture."""
+def nearness(source: PictureSource, drawn: Floats, *, flip: bool) -> tuple[float, float]:
+    """How far drawn pictures, and held-out ones, are from the nearest training picture, in units of how far from the
+    mean one; medians.
+    """
     own = middle(source.train[:: max(1, len(source.train) // NEAR_AMONG)], drawn.shape[2:])
     train = metrics.reduced(expand(own))
     if flip:
         train = np.concatenate([train, metrics.reduced(expand(own[..., ::-1]))])
-    held_out = metrics.reduced(expand(middle(source.held_out[:256], drawn.shape[2:])))
-    found = (metrics.nearest(some, train) for some in (metrics.reduced(drawn), held_out))
-    return Nearness(*(float(np.median(each)) for each in found))
-
-
-def draw_sheet(pictures: Floats, path: Path) -> None:
-    """A PNG of pictures (N, C, H, W) in [-1, 1], in rows, small ones enlarged."""
-    count, channels, height, width = pictures.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    sheet = np.full((rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, channels), 255, np.uint8)
-    for place, picture in enumerate(pictures):
-        top, left = place // columns * (height + _GAP), place % columns * (width + _GAP)
-        pixels = np.rint((picture.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
-        sheet[top : top + height, left : left + width] = pixels
-    image = Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
-    scale = max(1, round(_SHOWN / max(height, width) / 2))
-    buffer = io.BytesIO()
-    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(buffer, "PNG")
-    write_file(path, buffer.getvalue())
+    held_out = expand(middle(source.held_out[:256], drawn.shape[2:]))
+    first, second = (metrics.nearest(metrics.reduced(some), train) for some in (drawn, held_out))
+    return float(np.median(first)), float(np.median(second))

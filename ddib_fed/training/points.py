@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,10 +28,10 @@ from ddib_fed.diffusion.schedule import DiscreteSchedule, ScheduleConfig, schedu
 from ddib_fed.errors import FileMissing, InputError
 from ddib_fed.evaluation import metrics, plots
 from ddib_fed.models.units import Normalisation
-from ddib_fed.networks.config import MlpConfig, SyntheticConfig, build_network
+from ddib_fed.networks.config import MlpConfig, SyntheticConfig
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.objective import LambdaSampler, PointBatch, make_batch, make_step_batch
-from ddib_fed.training.trainer import Piece, Trainer
+from ddib_fed.training.trainer import Piece, Task, Trainer
 
 Floats = NDArray[np.float32]
 
@@ -46,8 +45,7 @@ _SPLIT_SEED = 7_130_211
 _SAMPLE_SEED = 4_711
 
 
-@dataclass(frozen=True, slots=True)
-class PointSource:
+class PointSource(NamedTuple):
     """Normalised points to train on."""
 
     dim: int
@@ -59,23 +57,19 @@ class PointSource:
     train: Floats
 
 
-class PointTask:
+class PointTask(Task):
     def __init__(self, config: TrainConfig, source: PointSource) -> None:
-        self.config, self.source = config, source
-        self.figures: dict[str, float] = {}
-        self._schedule = schedule_from_config(_schedule(config))
+        dim, fields = source.dim, {name: config.network[name] for name in config.network if name != "public"}
+        if config.public:
+            super().__init__(config, SyntheticConfig(in_channels=dim, out_channels=dim, **fields))
+        else:
+            super().__init__(config, MlpConfig(dim=dim, width=config.width, blocks=config.blocks))
+        self.source = source
+        self._levels = ScheduleConfig(name=str(config.noise_schedule), steps=config.diffusion_steps)
+        self._schedule = schedule_from_config(self._levels)
         self._lambdas = LambdaSampler(self._schedule)
+        self._columns = DATA_COLUMNS + 2 * math.ceil(dim / 2) + 1
         self._held_out = self._held_out_batch()
-
-    def initial_network(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
-            return build_network(self._network()).train()
-
-    def averaged(self, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
-        network = build_network(self._network()).to(device)
-        network.load_state_dict(state)
-        return network
 
     def fetch(self, piece: Piece, device: torch.device) -> PointBatch:
         config = self.config
@@ -101,9 +95,6 @@ class PointTask:
         answer = network(batch.x.to(device), batch.times.to(device), batch.rows.to(device)).cpu()
         return float(torch.mean((answer - batch.target) ** 2))
 
-    def aside(self) -> None:
-        """None: nothing is measured of the latents of points."""
-
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
         if not last:
             return ""
@@ -120,37 +111,24 @@ class PointTask:
             floor = metrics.domain_sliced_w2_floor(config.domain, count)
         else:
             floor = metrics.sliced_w2_floor(real, min(count, len(real)))
-        self.figures = {
-            "sliced_w2": round(metrics.sliced_w2(drawn, real), 5),
-            "sliced_w2_floor": round(floor, 5),
-        }
-        above = [
+        distance = metrics.sliced_w2(drawn, real)
+        self.figures = {"sliced_w2": round(distance, 5), "sliced_w2_floor": round(floor, 5)}
+        panels = [
             plots.Panel(title, points, "heatmap") for title, points in (("data", real), ("model", drawn))
         ]
-        plots.draw_rows([[*above, plots.Panel("by angle of the latent", drawn)]], folder / "samples.png")
+        plots.draw_rows([[*panels, plots.Panel("by angle of the latent", drawn)]], folder / "samples.png")
         return ""
 
     def manifest(self) -> dict[str, Any]:
-        mlp = not self.config.public
+        public = self.config.public
         return {
             "sample_shape": (self.source.dim,),
-            "network": self._network(),
-            "parameterisation": "v" if mlp else "eps",
-            "time_input": "lambda" if mlp else "timestep",
-            "schedule": _schedule(self.config),
+            "network": self.network,
+            "parameterisation": "eps" if public else "v",
+            "time_input": "timestep" if public else "lambda",
+            "schedule": self._levels,
             "normalisation": Normalisation(mean=self.source.mean, std=self.source.std),
         }
-
-    @property
-    def _columns(self) -> int:
-        return DATA_COLUMNS + 2 * math.ceil(self.source.dim / 2) + 1
-
-    def _network(self) -> MlpConfig | SyntheticConfig:
-        config, dim = self.config, self.source.dim
-        if not config.public:
-            return MlpConfig(dim=dim, width=config.width, blocks=config.blocks)
-        fields = {name: value for name, value in config.network.items() if name != "public"}
-        return SyntheticConfig(in_channels=dim, out_channels=dim, **fields)
 
     def _held_out_batch(self) -> PointBatch:
         """Held-out points with their questions, with plain targets where there are too few for a posterior."""
@@ -184,18 +162,19 @@ class PointTask:
         return make_batch(points, noise, lams, reference=reference, first=piece.first)
 
 
-def _schedule(config: TrainConfig) -> ScheduleConfig:
-    return ScheduleConfig(name=str(config.noise_schedule), steps=config.diffusion_steps)
-
-
 def open_points(config: TrainConfig) -> PointSource:
     """The points that `config` names."""
     if config.domain is not None:
-        name = synthetic.domain_name(config.domain)
-        held_out = synthetic.draw(name, config.batch, _HELD_OUT_SEED, step=config.seed)
-        take = partial(synthetic.from_uniforms, name)
-        return PointSource(2, 0.0, 1.0, f"domain:{name}", take, held_out, held_out[:0])
+        return domain_source(config.domain, config.batch, _HELD_OUT_SEED, step=config.seed)
     return points_source(Path(str(config.data)), config.batch)
+
+
+def domain_source(domain: str, held_out_points: int, seed: int, *, step: int = 0) -> PointSource:
+    """Points of a synthetic domain, without end."""
+    name = synthetic.domain_name(domain)
+    held_out = synthetic.draw(name, held_out_points, seed, step=step)
+    take = partial(synthetic.from_uniforms, name)
+    return PointSource(2, 0.0, 1.0, f"domain:{name}", take, held_out, held_out[:0])
 
 
 def points_source(path: Path, held_out_points: int) -> PointSource:
@@ -203,9 +182,8 @@ def points_source(path: Path, held_out_points: int) -> PointSource:
     raw = read_points(path)
     wide = raw.astype(np.float64)
     if len(raw) < MIN_POINTS:
-        raise InputError(
-            f"{path} holds {len(raw)} points; training needs at least {MIN_POINTS}", hint="add points"
-        )
+        problem = f"{path} holds {len(raw)} points; training needs at least {MIN_POINTS}"
+        raise InputError(problem, hint="add points")
     spread = wide.std(axis=0)
     constant = np.flatnonzero(spread <= 1e-6 * max(float(spread.max()), float(np.abs(raw).max()) * 1e-6))
     if len(constant):

@@ -392,7 +392,7 @@ class _Run:
         if config.time_s is not None or told:
             cost = measure(config, self.opened.task, self.world)
             if told:
-                self.say(f"{config.preset}: {cost}")
+                self.say(f"{config.preset}: {cost.told}")
             self.config = config.model_copy(update={"microbatch": min(cost.microbatch, config.batch)})
             if config.time_s is not None:
                 total = max(1, int(config.time_s * TIME_SHARE / cost.seconds))

@@ -11,13 +11,13 @@ import importlib
 import os
 import resource
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,19 +26,17 @@ from torch import Tensor, distributed, nn
 
 from ddib_fed.errors import DdibError, MemoryExhausted, SettingsInvalid
 from ddib_fed.models.manifest import DifferentialPrivacy
+from ddib_fed.networks.config import AnyConfig, build_network, network_with
 from ddib_fed.networks.placement import keep_freed_memory
 from ddib_fed.terminal import end_with_parent, processes_here, require_torchrun, started_together
 from ddib_fed.training.config import RunPlan, TrainConfig, learning_rate
 
 T = TypeVar("T")
-_BUCKET = 16 << 20
-"""Numbers that are summed in one message."""
 _PROBE_STEPS, _PROBE_S = 12, 3.0
 """At most so many steps, in about so many seconds, measure the cost of a step before the first."""
 
 
-@dataclass(frozen=True, slots=True)
-class World:
+class World(NamedTuple):
     """One process of a run. Process 0 decides and writes."""
 
     rank: int
@@ -53,14 +51,13 @@ class World:
         return range(total * self.rank // self.size, total * (self.rank + 1) // self.size)
 
     def add(self, tensors: list[Tensor]) -> None:
-        """Sum tensors over all processes, in place, in few messages."""
+        """Sum tensors over all processes, in place, in one message."""
         if self.size == 1:
             return
-        for bucket in _buckets(tensors):
-            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            distributed.all_reduce(flat)
-            for tensor, part in zip(bucket, torch.split(flat, [t.numel() for t in bucket]), strict=True):
-                tensor.copy_(part.view_as(tensor))
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        distributed.all_reduce(flat)
+        for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
     def decide(self, choose: Callable[[], T]) -> T:
         """What process 0's `choose` gives, or raises, in every process."""
@@ -77,19 +74,6 @@ class World:
             kind, detail, hint = shared[1]
             raise kind(detail, hint=hint)
         return shared[0]  # type: ignore[no-any-return]
-
-
-def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    bucket: list[Tensor] = []
-    numbers = 0
-    for tensor in tensors:
-        if bucket and numbers + tensor.numel() > _BUCKET:
-            yield bucket
-            bucket, numbers = [], 0
-        bucket.append(tensor)
-        numbers += tensor.numel()
-    if bucket:
-        yield bucket
 
 
 @contextmanager
@@ -195,38 +179,46 @@ def _thread_pays(device: torch.device, threads: int) -> bool:
     return free > threads * processes_here()
 
 
-class Task(Protocol):
+class Task(ABC):
     """What is learned: data, network and loss, for one config."""
 
-    figures: dict[str, float]
-
-    @property
-    def config(self) -> TrainConfig:
-        """The run."""
+    def __init__(self, config: TrainConfig, network: AnyConfig) -> None:
+        self.config, self.network = config, network
+        self.figures: dict[str, float] = {}
 
     def initial_network(self) -> nn.Module:
-        """A network with its first weights, in training mode, on the CPU."""
+        """A network with its first weights, in training mode, on the CPU; torch's own generator is left alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            return build_network(self.network).train()
 
-    def averaged(self, state: dict[str, Tensor], device: torch.device) -> nn.Module:
+    def averaged(self, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
         """A network of its own with the averaged weights."""
+        return network_with(self.network, state, device=device)
 
+    @abstractmethod
     def fetch(self, piece: Piece, device: torch.device) -> Any:
         """Rows of a step's batch on the device; a function of seed and piece, called on a thread of its own."""
 
+    @abstractmethod
     def loss(self, network: nn.Module, piece: Piece, samples: Any) -> tuple[Tensor, Tensor]:
         """The piece's share of the batch's loss, to be differentiated, and the losses of its samples (n,)."""
 
+    @abstractmethod
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
         """The loss on samples that are never trained on, always with the same noise."""
 
-    def aside(self) -> NDArray[np.float32] | None:
-        """Pictures (N, C, H, W) in [-1, 1] that are never trained on, for the gate's bounds; None for none."""
-
+    @abstractmethod
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
         """Draw what the averaged weights make into samples.png; what is to be said about it, or nothing."""
 
+    @abstractmethod
     def manifest(self) -> dict[str, Any]:
         """The fields of the bundle's manifest that follow from the task."""
+
+    def aside(self) -> NDArray[np.float32] | None:
+        """Pictures (N, C, H, W) in [-1, 1] that are never trained on, for the gate's bounds; None for none."""
+        return None
 
 
 class Trainer:
@@ -367,18 +359,12 @@ def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 
-@dataclass(frozen=True, slots=True)
-class StepCost:
-    """What a step costs on this machine."""
+class StepCost(NamedTuple):
+    """What a step costs on this machine; `told` says it to people."""
 
-    parameters: int
     seconds: float
-    memory: int
     microbatch: int
-
-    def __str__(self) -> str:
-        size = f"{self.parameters:,} parameters, {self.memory / 2**30:.1f} GiB of memory"
-        return f"{size}, {self.seconds:.3g} s a step, {self.microbatch} pictures at once"
+    told: str
 
 
 def measure(config: TrainConfig, task: Callable[[TrainConfig], Task], world: World) -> StepCost:
@@ -396,11 +382,12 @@ def measure(config: TrainConfig, task: Callable[[TrainConfig], Task], world: Wor
     trial.close()
     seconds = (time.monotonic() - begun) / count * config.batch / small
     parameters = sum(parameter.numel() for parameter in trial.network.parameters())
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if world.device.type == "cuda":
         memory = int(torch.cuda.max_memory_allocated(world.device))
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return StepCost(parameters, seconds, memory, trial.microbatch)
+    size = f"{parameters:,} parameters, {memory / 2**30:.1f} GiB of memory"
+    told = f"{size}, {seconds:.3g} s a step, {trial.microbatch} pictures at once"
+    return StepCost(seconds, trial.microbatch, told)
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -213,64 +213,42 @@ class GetJobResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "request_id", "state", "target_institution", "target_domain", "solver", "cycle", "keep_latent", "created", "finished", "expires", "items", "error", "source_class", "target_class", "guidance", "model_size", "no_calibration", "item_count", "items_done")
+    __slots__ = ("job_id", "request", "state", "created", "finished", "expires", "items", "error", "item_count", "items_done")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
-    TARGET_INSTITUTION_FIELD_NUMBER: _ClassVar[int]
-    TARGET_DOMAIN_FIELD_NUMBER: _ClassVar[int]
-    SOLVER_FIELD_NUMBER: _ClassVar[int]
-    CYCLE_FIELD_NUMBER: _ClassVar[int]
-    KEEP_LATENT_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
-    SOURCE_CLASS_FIELD_NUMBER: _ClassVar[int]
-    TARGET_CLASS_FIELD_NUMBER: _ClassVar[int]
-    GUIDANCE_FIELD_NUMBER: _ClassVar[int]
-    MODEL_SIZE_FIELD_NUMBER: _ClassVar[int]
-    NO_CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     ITEM_COUNT_FIELD_NUMBER: _ClassVar[int]
     ITEMS_DONE_FIELD_NUMBER: _ClassVar[int]
     job_id: str
-    request_id: str
+    request: JobHeader
     state: JobState
-    target_institution: str
-    target_domain: str
-    solver: _common_pb2.SolverSettings
-    cycle: bool
-    keep_latent: bool
     created: float
     finished: float
     expires: float
     items: _containers.RepeatedCompositeFieldContainer[Item]
     error: _common_pb2.ErrorDetail
-    source_class: str
-    target_class: str
-    guidance: _common_pb2.GuidanceSettings
-    model_size: bool
-    no_calibration: bool
     item_count: int
     items_done: int
-    def __init__(self, job_id: _Optional[str] = ..., request_id: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., cycle: _Optional[bool] = ..., keep_latent: _Optional[bool] = ..., created: _Optional[float] = ..., finished: _Optional[float] = ..., expires: _Optional[float] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., model_size: _Optional[bool] = ..., no_calibration: _Optional[bool] = ..., item_count: _Optional[int] = ..., items_done: _Optional[int] = ...) -> None: ...
+    def __init__(self, job_id: _Optional[str] = ..., request: _Optional[_Union[JobHeader, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., created: _Optional[float] = ..., finished: _Optional[float] = ..., expires: _Optional[float] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ..., item_count: _Optional[int] = ..., items_done: _Optional[int] = ...) -> None: ...
 
 class Item(_message.Message):
-    __slots__ = ("index", "state", "size_bytes", "sha256", "error", "classes")
+    __slots__ = ("index", "state", "size_bytes", "sha256", "error")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
-    CLASSES_FIELD_NUMBER: _ClassVar[int]
     index: int
     state: ItemState
     size_bytes: int
     sha256: bytes
     error: _common_pb2.ErrorDetail
-    classes: ItemClasses
-    def __init__(self, index: _Optional[int] = ..., state: _Optional[_Union[ItemState, str]] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ..., classes: _Optional[_Union[ItemClasses, _Mapping]] = ...) -> None: ...
+    def __init__(self, index: _Optional[int] = ..., state: _Optional[_Union[ItemState, str]] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ...) -> None: ...
 
 class ListJobsRequest(_message.Message):
     __slots__ = ("limit",)

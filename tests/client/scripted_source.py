@@ -178,10 +178,10 @@ class ScriptedSource(rpc.TranslationServiceServicer):
 
     def _view(self, job_id: str, job: StoredJob) -> pb.Job:
         header = job.header
-        view = pb.Job(job_id=job_id, request_id=header.request_id, state=job.state, solver=header.solver,
-                      target_institution=header.target_institution, target_domain=header.target_domain,
-                      cycle=header.cycle, keep_latent=header.keep_latent, created=1e9, item_count=len(job.inputs),
-                      items_done=len(job.inputs))  # fmt: skip
+        count = len(job.inputs)
+        view = pb.Job(
+            job_id=job_id, request=header, state=job.state, created=1e9, item_count=count, items_done=count
+        )
         for index, data in enumerate(job.inputs):
             item = view.items.add(index=index, size_bytes=len(data), sha256=hashlib.sha256(data).digest())
             item.state = pb.ITEM_STATE_DELIVERED if index in job.delivered else pb.ITEM_STATE_DECODED

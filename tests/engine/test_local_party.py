@@ -48,10 +48,10 @@ from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import make_bundle
 from ddib_fed.models.sidecars import Tuned
 from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.networks.config import UNetConfig
+from ddib_fed.networks.config import MlpConfig
 from ddib_fed.networks.spectrum import cosines, spectrum_of
 from ddib_fed.networks.spectrum import pictures as from_cosines
-from tests.models.distilled_bundles import SMALL_UNET, distilled
+from tests.models.distilled_bundles import distilled
 from tests.models.test_tuned import leg as tuned_leg
 from tests.node.tiny_nodes import decode, encode, gaussian, tiny_bundle, tiny_engine
 from tests.runs.tiny_models import pictures, tiny
@@ -504,10 +504,9 @@ def test_learned_steps_that_a_model_does_not_have_are_refused(learned):
 @pytest.mark.parametrize("kind", ["learned", "distilled"])
 def test_further_solvers_are_merged_with_other_work(learned, kind):
     """Whitened steps, and steps of a flow map of several lengths: each ends where it ends alone."""
-    network = UNetConfig(**SMALL_UNET, flow_map=True)
     model, first = learned[0].model, LEARNED
     if kind == "distilled":
-        model, first = DomainModel(distilled(network, (3, 8, 8), time_input="scaled-lambda")), FLOW_MAP
+        model, first = DomainModel(distilled(MlpConfig(width=8, blocks=1, flow_map=True))), FLOW_MAP
     batcher = Batcher(model, rows=64)
     settings = [first, replace(first, evaluations=2) if kind == "distilled" else first, SETTINGS]
     generator = torch.Generator().manual_seed(1)
@@ -522,16 +521,12 @@ def test_further_solvers_are_merged_with_other_work(learned, kind):
 
 
 def test_what_a_step_of_a_distilled_model_does_not_know_is_refused():
-    """Another encoder, clipping, and a scene of several tiles are no part of the ODE that was distilled."""
-    network = UNetConfig(**SMALL_UNET, flow_map=True)
-    model = DomainModel(distilled(network, (3, 8, 8), time_input="scaled-lambda"))
+    """Another encoder and clipping are no part of the ODE that was distilled."""
+    model = DomainModel(distilled(MlpConfig(width=8, blocks=1, flow_map=True)))
     check_encoding(model, FLOW_MAP, None)
     check_decoding(model, FLOW_MAP, None)
     with pytest.raises(SettingsInvalid, match="the encoder mixed is no part of it"):
         check_encoding(model, replace(FLOW_MAP, encoder="mixed"), None)
     with pytest.raises(SettingsInvalid, match="clipping is no part of it"):
         check_decoding(model, FLOW_MAP, None, Guidance(clip=True))
-    scenes = DomainModel(model.bundle.of_scenes(16, 16))
-    with pytest.raises(SettingsInvalid, match="a scene of several tiles is no part of it"):
-        check_decoding(scenes, FLOW_MAP, None)
-    check_decoding(scenes, SolverSettings(), None)
+    check_decoding(model, SolverSettings(), None, Guidance(clip=True))

@@ -6,12 +6,8 @@ import torch
 
 from ddib_fed.models.bundle import Bundle, make_bundle
 from ddib_fed.models.manifest import Distilled, DistilledError, Manifest
-from ddib_fed.networks.config import MlpConfig, UNetConfig, build_network
+from ddib_fed.networks.config import MlpConfig, build_network
 
-SMALL_UNET = {
-    "image_size": 8, "model_channels": 32, "out_channels": 3, "num_res_blocks": 1, "channel_mult": (1,),
-    "norm_groups": 8, "spectral": True,
-}  # fmt: skip
 ERROR = DistilledError(evaluations=8, encode=0.1, encode_p95=0.2, decode=0.1, decode_p95=0.2, round_trip=0.1)
 DISTILLED = Distilled(
     teacher="0" * 64,
@@ -24,16 +20,13 @@ DISTILLED = Distilled(
 )
 
 
-def distilled(
-    network: MlpConfig | UNetConfig, shape: tuple[int, ...], *, std: float = 0.1, **fields
-) -> Bundle:
-    """A flow map with random weights; with `std` 0 it answers 0."""
+def distilled(network: MlpConfig, *, std: float = 0.1, **fields) -> Bundle:
+    """A flow map of points with random weights; with `std` 0 it answers 0."""
     torch.manual_seed(0)
     module = build_network(network)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(std=std)
-    kind = "point" if len(shape) == 1 else "picture"
     named = {"name": "own", "domain": "own", **fields}
-    manifest = Manifest(sample_kind=kind, sample_shape=shape, network=network, distilled=DISTILLED, **named)
+    manifest = Manifest(sample_shape=(network.dim,), network=network, distilled=DISTILLED, **named)
     return make_bundle(manifest, module.state_dict())

@@ -17,7 +17,7 @@ from ddib_fed.errors import (
     StateConflict,
     UsageError,
 )
-from ddib_fed.paper.colours import PACKAGED, open_photograph, photograph, transfer
+from ddib_fed.paper.colours import open_photograph, photograph, transfer
 
 
 def noise(dtype=np.uint8, size=(20, 30, 3)):
@@ -67,24 +67,17 @@ def test_a_picture_without_colours_is_refused_with_the_reason(pixels, said):
     assert caught.value.hint
 
 
-def test_files_and_packaged_photographs_are_opened_or_named(tmp_path):
+def test_files_are_opened_or_named(tmp_path):
     pixels = noise(np.uint16)
     (tmp_path / "my photo (1).png").write_bytes(encode_png(pixels))
-    photo = open_photograph(str(tmp_path / "my photo (1).png"))
-    assert (photo.name, photo.top, photo.credit) == ("my-photo-1", 65_535, "")
+    photo = open_photograph(tmp_path / "my photo (1).png")
+    assert (photo.name, photo.top) == ("my-photo-1", 65_535)
     assert np.array_equal(photo.paint(photo.rgb()), pixels)
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(ImageUnreadable):
-        open_photograph(str(tmp_path / "a.png"))
-    for which in (str(tmp_path / "b.png"), "sklearn:moon"):
-        with pytest.raises(FileMissing) as caught:
-            open_photograph(which)
-        assert "sklearn:china" in caught.value.hint
-    china = open_photograph("sklearn:china")
-    assert china.index.shape == (427, 640)
-    assert "CC BY 2.0" in china.credit
-    assert "danielbuechele" in china.credit
-    assert all(credit for _, credit in PACKAGED.values())
+        open_photograph(tmp_path / "a.png")
+    with pytest.raises(FileMissing, match=r"b\.png"):
+        open_photograph(tmp_path / "b.png")
 
 
 def cloud(seed, mean, spread, size=(24, 36)):
@@ -118,7 +111,6 @@ def test_the_picture_has_its_own_size_and_the_colours_of_the_other(made):
     assert np.abs(got.reshape(-1, 3).std(axis=0) - want.std(axis=0)).max() < 6
     assert report["colours"]["ddib"] < 0.2 * report["colours"]["content"]
     assert report["round_trip"]["median"] < 1
-    assert report["latent"]["std"] == pytest.approx(1, abs=0.15)
     assert json.loads((out / "report.json").read_text()) == report
 
 
@@ -143,7 +135,7 @@ def test_models_are_used_again_by_the_same_pixels_and_settings_alone(photos, mad
     with pytest.raises(StateConflict):
         transfer(*photos, out, **QUICK, seed=1, resume=True)
     again = transfer(*photos, out, **QUICK, resume=True)
-    assert again["photographs"][0]["model"]["digest"] == report["photographs"][0]["model"]["digest"]
+    assert again["photographs"] == report["photographs"]
     with pytest.raises(UsageError):
         transfer(photos[0], photos[0], out, **QUICK)
 
@@ -155,7 +147,10 @@ def test_the_command_gives_a_16_bit_picture_other_colours_and_names_a_grey_one(t
     (tmp_path / "a.png").write_bytes(encode_png(deep))
     (tmp_path / "b.png").write_bytes(encode_png(PIXELS["cold"]))
     (tmp_path / "grey.png").write_bytes(encode_png(np.repeat(PIXELS["warm"][:, :, :1], 3, axis=2)))
-    assert run(["colours", str(tmp_path / "grey.png"), "sklearn:china", "--out", str(tmp_path / "o")]) == 3
+    assert (
+        run(["colours", str(tmp_path / "grey.png"), str(tmp_path / "b.png"), "--out", str(tmp_path / "o")])
+        == 3
+    )
     assert "line" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
     call = ["colours", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--out", str(tmp_path / "o")]

@@ -9,7 +9,6 @@ from enum import StrEnum
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
 
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import PublicLevels
@@ -39,24 +38,11 @@ class Fault:
     facts: Mapping[str, str]
 
 
-class Terms(BaseModel):
-    low: float
-    high: float
-    bits: int = 8
-
-
-class Figures(BaseModel):
-    size_rule: str
-    terms: Terms
-    cycle_psnr: float | None = None
-    structure_doubtful: bool | None = None
-
-
 @dataclass(frozen=True)
 class Work:
     job_id: str
     state: State
-    cycle: bool
+    item_count: int
     created: float
     items: tuple[Piece, ...]
 
@@ -89,16 +75,9 @@ VALUES = {
         Work,
         job_id=TEXT,
         state=st.sampled_from(State),
-        cycle=st.booleans(),
+        item_count=st.integers(0, 99),
         created=NUMBERS,
         items=st.lists(PIECES, max_size=3).map(tuple),
-    ),
-    translation_pb2.PictureFigures: st.builds(
-        Figures,
-        size_rule=TEXT,
-        terms=st.builds(Terms, low=NUMBERS, high=NUMBERS, bits=st.integers(0, 99)),
-        cycle_psnr=st.none() | NUMBERS,
-        structure_doubtful=st.none() | st.booleans(),
     ),
     translation_pb2.Provenance: st.builds(
         Digests,
@@ -139,8 +118,8 @@ def test_a_field_that_the_message_lacks_is_not_dropped_in_silence():
         to_message(Own("a"), translation_pb2.Job)
     with pytest.raises(TypeError, match="owner"):
         from_message(translation_pb2.Job(job_id="a"), Own)
-    sent = to_message(Own("a", "you"), translation_pb2.Job, local=("owner",), source_class="cat")
-    assert (sent.job_id, sent.source_class) == ("a", "cat")
+    sent = to_message(Own("a", "you"), translation_pb2.Job, local=("owner",), item_count=3)
+    assert (sent.job_id, sent.item_count) == ("a", 3)
     assert from_message(sent, Own, local=("owner",)) == Own("a")
     assert from_message(sent, Own, owner="they") == Own("a", "they")
 

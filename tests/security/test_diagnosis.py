@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,6 @@ import pytest
 from ddib_fed.errors import PeerUnreachable
 from ddib_fed.security.diagnosis import Diagnosis, diagnose, explained, may_pass
 from ddib_fed.security.pki import certificate_pem
-from tests.cli.client.answers import listening
 from tests.node.institutions import Institution
 from tests.node.listening import Listening
 
@@ -61,26 +60,6 @@ def test_a_name_server_that_does_not_answer_is_no_missing_host(
     assert not may_pass("name-not-found")
 
 
-def _end(connection: socket.socket) -> None:
-    connection.shutdown(socket.SHUT_WR)
-    connection.recv(4096)
-
-
-def _http(connection: socket.socket) -> None:
-    connection.recv(4096)
-    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-
-@pytest.mark.parametrize(("answer", "cause"), [(_end, "closed"), (_http, "not-tls")])
-def test_what_answers_without_tls_is_named(
-    north: Institution, south: Institution, answer: Callable[[socket.socket], None], cause: str
-) -> None:
-    """A relay whose far end does not listen, and a web server; neither steers a terminal."""
-    with listening(answer) as address:
-        found = look(address, north, south)
-    assert (found.cause, found.text.isprintable()) == (cause, True)
-
-
 def test_a_call_that_failed_although_the_connection_works_keeps_its_error(
     node: Listening, north: Institution, south: Institution
 ) -> None:
@@ -91,9 +70,13 @@ def test_a_call_that_failed_although_the_connection_works_keeps_its_error(
         "pki_folder": north.pki,
         "roots_pem": certificate_pem(south.root),
     }
-    assert explained(lost, node.address, **arguments) is lost
+
+    def look() -> Diagnosis:
+        return diagnose(node.address, **arguments)
+
+    assert explained(lost, look) is lost
     node.close()
-    found = explained(lost, node.address, **arguments)
+    found = explained(lost, look)
     assert (found.facts["cause"], found.hop) == ("nothing-listens", "target south.example")
     answered = PeerUnreachable("as it said", incident="abc")
-    assert explained(answered, node.address, **arguments) is answered
+    assert explained(answered, look) is answered

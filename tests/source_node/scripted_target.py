@@ -22,7 +22,7 @@ from ddib_fed.protocol.contract import (
     ContractSide,
     agree,
 )
-from ddib_fed.protocol.latent import Anchor, LatentOpener, approve
+from ddib_fed.protocol.latent import LatentOpener, approve
 from ddib_fed.protocol.messages import from_message, to_message
 from ddib_fed.protocol.streams import assemble, file_header, stream
 from ddib_fed.security import tls
@@ -60,7 +60,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         self.media_type: int = common_pb2.MEDIA_TYPE_NPY
         self.headers: list[pb.DecodeHeader] = []
         self.latents: list[tuple[int, Latent]] = []
-        self.anchors: dict[int, Anchor | None] = {}
+        self.anchors: dict[int, common_pb2.AuditHead | None] = {}
         self.answered = 0
         self.seen: list[dict[int, bytes]] = []
         self.asked = threading.Event()

@@ -47,7 +47,7 @@ def test_steps_of_a_distilled_model_need_one(target, north, institutions, tmp_pa
     with pytest.raises(SettingsInvalid) as refused:
         target.decode(north, header(target.negotiate(north), solver=solver))
     assert (refused.value.facts["solver"], refused.value.facts["needs"]) == ("flow-map", "ddib model distil")
-    own = distilled(MlpConfig(width=8, blocks=1, flow_map=True), (2,), std=0.0, domain="moons")
+    own = distilled(MlpConfig(width=8, blocks=1, flow_map=True), std=0.0, domain="moons")
     engine = ServingParty(own, device="cpu", threads=1)
     other = Target(tmp_path / "distilled", institutions["south"], engine)
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 
@@ -84,29 +82,6 @@ def test_a_round_trip_ends_at_the_latent_that_came_alone_or_beside_others(engine
     np.testing.assert_allclose(*tensors, atol=1e-4)
     came = next(latents(1))[1].data.ravel()
     assert np.abs(tensors[0] - came).mean() < 0.002
-
-
-@pytest.mark.slow
-def test_guidance_of_one_call_is_not_that_of_another_beside_it(dropped):
-    """Two calls at once, guided and not: each gives the pictures that it gives alone."""
-    alone = {scale: decoded(dropped, 3, guidance=Guidance(scale)) for scale in (None, 4.0)}
-    with ThreadPoolExecutor(2) as pool:
-        beside = dict(
-            zip(
-                alone,
-                pool.map(lambda scale: decoded(dropped, 3, guidance=Guidance(scale)), alone),
-                strict=True,
-            )
-        )
-    for scale, items in alone.items():
-        for one, other in zip(items, beside[scale], strict=True):
-            assert distance(one, other) <= 2
-    assert min(map(distance, alone[None], alone[4.0])) > 200
-
-
-def distance(one: DecodedFile, other: DecodedFile) -> int:
-    pixels = [decode_image(item.file).pixels.astype(int) for item in (one, other)]
-    return int(np.abs(pixels[0] - pixels[1]).max())
 
 
 def test_a_node_offers_the_guidance_that_its_model_and_its_policy_allow(tmp_path, engine, dropped):

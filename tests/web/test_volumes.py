@@ -72,7 +72,7 @@ def test_a_series_and_a_volume_come_back_as_they_went(drop, finished, browser, n
     head, series = state["studies"]
     assert (series["label"], series["kind"], series["files"]) == ("Ada/series-1", "DICOM series (MR)", 4)
     assert series["warnings"][0].startswith("Ada/series-1: burnt-in text")
-    assert any("From slice to slice" in line for line in series["said"])
+    assert any("slice flicker" in line for line in series["said"])
     assert (head["label"], head["planes"], head["items"]) == ("head.nii.gz", 5, 3)
     made = zipfile.ZipFile(io.BytesIO(browser.get("/jobs/1/studies/1/file").content))
     slices = [pydicom.dcmread(io.BytesIO(made.read(name))) for name in sorted(made.namelist())]
@@ -126,7 +126,6 @@ def test_a_map_is_shown_whole(drop, finished, browser, north, tmp_path: Path) ->
     state, (only,) = ended(told), [value for name, value in told if name == "result"]
     assert (state["studies"][0]["plane_word"], state["written"]) == ("tile", state["items"])
     assert state["items"] > 4
-    assert any("Where tiles meet" in line for line in state["studies"][0]["said"])
     assert (only["label"], only["study"]) == ("map.tif", 0)
     source = decode_image(browser.get("/jobs/1/0/source/view").content).pixels
     np.testing.assert_array_equal(source, SMOOTH.transpose(1, 2, 0))

@@ -31,17 +31,6 @@ def named(given, out=None):
     return [each.file for each in find_items(given, out)[0]]
 
 
-def test_below_a_folder_paths_are_kept(scans):
-    """In one order on every machine."""
-    assert named([scans]) == ["a.TIF", "b.png", "sub/c.jpeg", "sub/deep/d.v2.npy"]
-    (said,) = find_items([scans])[1]
-    assert sorted(said.partition(" (")[2].rstrip(")").split(", ")) == [
-        "1 .txt",
-        "1 hidden",
-        "1 without suffix",
-    ]
-
-
 def test_pipes_are_ignored_and_dead_links_are_not(scans):
     """Reading a pipe could wait for ever; a dead link is a file that somebody misses."""
     os.mkfifo(scans / "pipe.png")

@@ -7,7 +7,6 @@ import json
 
 import numpy as np
 import pytest
-from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ddib_fed.cli.main import run
 from ddib_fed.data.pictures import encode_png
@@ -104,10 +103,3 @@ def test_fetched_results_are_marked(translate, north, signer, marked, tmp_path, 
     )
     assert run(["job", "fetch", job, *place, *signer]) == 0
     assert marked() == ["a", "b"]
-
-
-def test_a_certificate_that_c2pa_rejects_is_found_before_anything_is_sent(translate, north, tmp_path, capsys):
-    words = ["--credentials", *map(str, write_signer(tmp_path, ExtendedKeyUsageOID.CLIENT_AUTH))]
-    assert translate(*words) == ExitCode.BAD_INPUT
-    assert "content credentials were refused" in capsys.readouterr().err
-    assert not north.script.calls

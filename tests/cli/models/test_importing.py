@@ -12,6 +12,7 @@ from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.record import Guidance
 from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, UsageError
 from ddib_fed.models.bundle import load_bundle
+from ddib_fed.networks.config import UNetConfig, network_shapes
 from tests.models.importers.test_guided import FLAGS, HALF, SMALL, random_state
 
 
@@ -28,7 +29,7 @@ def test_a_checkpoint_becomes_a_bundle_and_every_setting_is_shown(ddib, checkpoi
         model, "import", checkpoint, "--out", out, "--flags", FLAGS, "--domain", "dogs", "--name", "ADM"
     ).output
     rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.strip()}
-    assert rows["num_channels"] == ["32", "shapes"]
+    assert rows["num_channels"] == ["32", "--flags"]
     assert rows["num_head_channels"] == ["16", "--flags"]
     assert rows["noise_schedule"] == ["linear", "public", "default"]
     assert "--use_fp16 is not used" in said
@@ -78,7 +79,7 @@ def test_options_of_different_kinds_of_file_are_a_usage_error(ddib, arguments, n
 
 def test_nothing_is_written_over_or_half(ddib, checkpoint, tmp_path):
     """A folder that is there stays, a refused import leaves none."""
-    with pytest.raises(SettingsInvalid):
+    with pytest.raises(BundleInvalid):
         ddib(model, "import", checkpoint, "--out", tmp_path / "m", "--flags", "--num_channels 64")
     assert not (tmp_path / "m").exists()
     ddib(model, "import", checkpoint, "--out", tmp_path / "m", "--flags", FLAGS)
@@ -107,11 +108,18 @@ def test_a_diffusers_folder_becomes_a_bundle(ddib, tmp_path):
 
 def test_public_defaults_alone_are_a_warning_everywhere(ddib, checkpoint, tmp_path):
     """On the terminal, in JSON and in the manifest's record; with --flags there is none."""
-    said = ddib(model, "import", checkpoint, "--out", tmp_path / "m")
+    usual = UNetConfig(
+        image_size=64, model_channels=128, out_channels=3, num_res_blocks=2, num_heads=4, attention_resolutions=(4, 8),
+        channel_mult=(1, 2, 3, 4), use_scale_shift_norm=True,
+    )  # fmt: skip
+    torch.save(
+        {key: torch.zeros(value.shape) for key, value in network_shapes(usual).items()}, tmp_path / "u.pt"
+    )
+    said = ddib(model, "import", tmp_path / "u.pt", "--out", tmp_path / "m")
     assert "warning: without --flags" in said.stderr
     assert "num_heads" in said.stderr
     warned = json.loads(
-        ddib(model, "import", checkpoint, "--out", tmp_path / "j", "--format", "json").stdout
+        ddib(model, "import", tmp_path / "u.pt", "--out", tmp_path / "j", "--format", "json").stdout
     )["warnings"]
     assert "noise_schedule" in warned[0]
     assert warned[0] in load_bundle(tmp_path / "m").manifest.data.note
@@ -133,3 +141,11 @@ def test_files_of_other_models_are_named(ddib, tmp_path, tensor, named):
         ddib(model, "import", tmp_path / "x.pt", "--out", tmp_path / "m")
     assert named in f"{caught.value.detail} {caught.value.hint}"
     assert not (tmp_path / "m").exists()
+
+
+def test_a_tensor_under_two_names_is_refused(ddib, checkpoint, tmp_path):
+    """With and without the prefix of a wrapper: one of the two won before, in silence."""
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save({**state, "module.out.2.bias": state["out.2.bias"] + 1.0}, tmp_path / "twice.pt")
+    with pytest.raises(BundleInvalid, match=r"out\.2\.bias.*two"):
+        ddib(model, "import", tmp_path / "twice.pt", "--out", tmp_path / "m")

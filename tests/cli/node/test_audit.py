@@ -91,33 +91,6 @@ def test_a_cut_shows_against_the_anchors_that_the_peer_wrote_out(pair, tmp_path,
     assert "its end was cut off" in told.err
 
 
-def test_anchors_go_to_stdout_and_no_file_is_overwritten(pair, tmp_path, capsys):
-    """As JSON, for scripts."""
-    export = ["audit", "show", "--anchors", "--config", str(pair["south"]), "--peer", "north.example"]
-    assert run(export) == 0
-    assert len(json.loads(capsys.readouterr().out)["anchors"]) == 10
-    (tmp_path / "there").write_text("")
-    assert run([*export, "--out", str(tmp_path / "there")]) == ExitCode.CONFLICT
-
-
-def test_a_peer_whose_log_contradicts_itself_is_named(pair, tmp_path, capsys):
-    """Exit 10; the file is written all the same, for its operator."""
-    log = NodeConfig.load(pair["north"]).paths.store
-    audit_rows.append(log, "receipt", peer="south.example", peer_lines=2, peer_head="00" * 32)
-    export = ["audit", "show", "--anchors", "--config", str(pair["north"]), "--peer", "south.example"]
-    assert run([*export, "--out", str(tmp_path / "held.json")]) == ExitCode.CORRUPT
-    assert "the log of south.example was rewritten or went back" in capsys.readouterr().err
-    assert (tmp_path / "held.json").exists()
-
-
-def test_a_peer_of_whose_log_nothing_is_known_is_not_found(pair, capsys):
-    """Before the first latent, and one that is not admitted."""
-    audit_rows.put(NodeConfig.load(pair["north"]).paths.store, [])
-    for peer in ("south.example", "west.example"):
-        export = ["audit", "show", "--anchors", "--config", str(pair["north"]), "--peer", peer]
-        assert run(export) == ExitCode.NOT_FOUND
-
-
 def test_lines_are_shown_for_people_and_for_scripts(config_path, log, capsys):
     """Number, time, act and values; as JSON one object a line."""
     audit_rows.append(log, "peer_suspended", peer="south.example", reason='until "Friday"')

@@ -168,13 +168,6 @@ def test_a_map_below_a_folder_comes_out(hospital: Hospital) -> None:
     assert (hospital.out / "ward" / "Ada-map.json").exists()
 
 
-def test_the_same_command_again_asks_for_nothing(hospital: Hospital) -> None:
-    """All three were there."""
-    assert hospital.again.count("was translated by an earlier run") == 3
-    submitted = [call for call in hospital.traffic.calls if call.path.endswith("/SubmitJob")]
-    assert len(submitted) == 4  # with the plain picture
-
-
 def test_the_provenance_says_how_it_was_made(hospital: Hospital) -> None:
     """Rule and plane, which are those of the source's model, flicker, each slice's own record; parts are gone."""
     for name, kind, count in (

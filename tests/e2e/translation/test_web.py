@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import http.cookiejar
-import io
 import json
 import tempfile
 import urllib.request
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +13,9 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import numpy as np
-import pydicom
 import pytest
 
-from ddib_fed.data.pictures import decode_image, encode_png
+from ddib_fed.data.pictures import encode_png
 from tests.e2e.harness import Pair, ddib
 from tests.e2e.translation.test_formats import SECRET, head, header_secrets, write_volume
 from tests.formats.dicom.files import write_series
@@ -118,46 +115,6 @@ def test_everything_is_one_finished_translation(clinic: Clinic) -> None:
     assert len(jobs) == 6
     assert sum(job["item_count"] for job in jobs) == 9
     assert {path.name for path in clinic.out.glob("plain/*.png")} == {f"{n}.png" for n in range(LIMIT + 1)}
-
-
-def test_what_was_made_is_downloaded(clinic: Clinic) -> None:
-    """A series, a volume, and the archive of all: the files that lie in --out; warned of before."""
-    series = clinic.state["studies"][1]
-    assert series["warnings"][0].startswith("Ada-series/series-1: burnt-in text")
-    assert any("slice flicker" in line for line in series["said"])
-    archive = zipfile.ZipFile(io.BytesIO(clinic.page.get(f"jobs/{clinic.job}/studies/1/file")))
-    made = [pydicom.dcmread(io.BytesIO(archive.read(name))) for name in sorted(archive.namelist())]
-    assert {(m[0x0008001C].value, str(m.PatientName)) for m in made} == {("YES", SECRET)}
-    assert len(made) == len(clinic.slices)
-    every = zipfile.ZipFile(io.BytesIO(clinic.page.get(f"jobs/{clinic.job}/all.zip")))
-    volume = clinic.page.get(f"jobs/{clinic.job}/studies/0/file")
-    assert (
-        every.read(f"{clinic.out.name}/Ada-volume.nii")
-        == volume
-        == (clinic.out / "Ada-volume.nii").read_bytes()
-    )
-    assert f"{clinic.out.name}/dicom/Ada-series/series-1/0003.dcm" in every.namelist()
-
-
-def test_each_slice_is_shown_beside_its_translation(clinic: Clinic) -> None:
-    """After its parts are removed."""
-    assert not list(clinic.out.rglob("*.parts"))
-    for item in range(6):
-        source, translation = (
-            decode_image(clinic.page.get(f"jobs/{clinic.job}/{item}/{part}/view")).pixels
-            for part in ("source", "translation")
-        )
-        assert source.shape == translation.shape == (80, 80, 1)
-        assert np.corrcoef(source.ravel() > 0, translation.ravel() > 25)[0, 1] > 0.8
-
-
-def test_a_rule_that_does_not_fit_is_answered_with_one_that_does(clinic: Clinic) -> None:
-    """By the node's word, in those of the page; nothing is computed, and the files can be used again."""
-    clinic.page.drop(clinic.given / "Ada-volume.nii")
-    _, state = clinic.page.translate(intensity="values", slices="coronal")
-    assert state["error"]["reason"] == "PICTURE_MISFIT"
-    assert state["error"]["hint"].endswith("set the rule of intensity to percentile:0.5,99.5@0:255")
-    assert [each["label"] for each in json.loads(clinic.page.get("files"))] == ["Ada-volume.nii"]
 
 
 def test_no_value_of_a_header_left_the_client(clinic: Clinic) -> None:

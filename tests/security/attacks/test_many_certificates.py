@@ -5,20 +5,18 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import pytest
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import pki, tls
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
 from tests.conftest import Evidence
-from tests.e2e.harness import Node, Pair, ddib
-from tests.node.listening import Requests
+from tests.e2e.harness import Node, Pair
 from tests.security.attacks.raw_http2 import HEALTH, WATCH, WINDOW, Raw, message
 from tests.security.attacks.watch import Watch, healthy
 
@@ -31,7 +29,6 @@ BUSY_WORST_S = 20.0
 """In `make test`, where other tests have the same cores; what is attacked here stopped a node for good."""
 EACH = 16
 """Calls of one identity."""
-NAME_BYTES = 3 << 20
 REQUEST_S = 2.0
 
 
@@ -97,23 +94,10 @@ def by_frames(path: str, *, asked: bool = True, window: int = WINDOW) -> Attack:
     return attack
 
 
-def names(scene: Scene, holder: Path, _: ExitStack) -> None:
-    """Watches of names of megabytes, each another and taken back once it is answered."""
-    with scene.channel(holder) as channel:
-        for number in range(6):
-            name = f"{holder.name}-{number}-".ljust(NAME_BYTES, "x")
-            request = HealthCheckRequest(service=name).SerializeToString()
-            watching = channel.unary_stream(WATCH)(request, timeout=10)
-            with suppress(grpc.RpcError):
-                next(watching)
-            watching.cancel()
-
-
 ATTACKS: dict[str, Attack] = {
     "calls without a request": by_frames(HEALTH, asked=False),
     "watches": by_frames(WATCH),
     "answers that are not taken": by_frames(HEALTH, window=0),
-    "names": names,
 }
 
 
@@ -138,30 +122,3 @@ def test_certificates_of_one_institution_take_neither_threads_nor_streams_nor_me
     assert watch.grown_mb < MOST_MB, f"{watch.grown_mb:.0f} MB"
     assert watch.worst_s < (WORST_S if request.config.getoption("--long") else BUSY_WORST_S)
     assert healthy(scene.south)
-
-
-def test_the_holders_of_a_suspended_institution_are_refused(scene: Scene) -> None:
-    """Health is not answered either, and is again once the institution is resumed."""
-    told = HealthCheckResponse.FromString
-    with scene.channel(scene.holders[0]) as channel:
-        check = channel.unary_unary(HEALTH)
-        assert told(check(b"", timeout=10)).status == HealthCheckResponse.SERVING
-        ddib("peer", "suspend", "north.example", "--config", scene.south.config_path)
-        try:
-            with pytest.raises(grpc.RpcError) as refused:
-                check(b"", timeout=10)
-        finally:
-            ddib("peer", "suspend", "--undo", "north.example", "--config", scene.south.config_path)
-        assert from_rpc_error(refused.value, "target south.example").reason == "PEER_SUSPENDED"
-        assert told(check(b"", timeout=10)).status == HealthCheckResponse.SERVING
-
-
-def test_a_call_whose_request_does_not_come_is_ended_and_told_why(scene: Scene) -> None:
-    """After `request_s`, also of the admitted node."""
-    silence = Requests()
-    with scene.channel(scene.north.config.paths.pki) as channel:
-        with pytest.raises(grpc.RpcError) as ended:
-            channel.stream_unary(HEALTH)(silence, timeout=REQUEST_S + 15)
-        silence.close()
-    assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert ended.value.details() == "the caller did not send its request within 2 s"

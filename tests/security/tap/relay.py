@@ -1,4 +1,7 @@
-"""A relay between two nodes that keeps every decrypted byte, connection by connection."""
+"""A relay between two nodes that keeps every decrypted byte, connection by connection.
+
+Its keys and roots are its own; both operators were made to admit them beside the true ones.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,11 @@ import ssl
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from ddib_fed.security import pki
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.peers import Peer, PeerStore, begin_node
+from tests.e2e.harness import Pair
 
 POLL_S = 0.5
 """At most so long after a connection was shut down a reader notices."""
@@ -139,3 +147,26 @@ class _End:
                 except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
                     pass
             select.select([], [self.socket], [], POLL_S)
+
+
+def tap_between(pair: Pair, folder: Path) -> Tap:
+    """From now on north reaches south through a tap; neither must run yet."""
+    roots = {
+        node.institution: begin_node(folder / node.institution, node.institution, "node-1").certificate
+        for node in (pair.north, pair.south)
+    }
+    tap = Tap(
+        pair.south.port,
+        folder / pair.south.institution / "pki",
+        folder / pair.north.institution / "pki",
+        source_roots=pair.north.config.paths.pki / "roots.pem",
+    )
+    for node, other, port in ((pair.north, pair.south, tap.port), (pair.south, pair.north, pair.north.port)):
+        true = pki.parse_certificates((other.config.paths.pki / "ca.pem").read_bytes(), "ca.pem")[0]
+        both = (true, roots[other.institution])
+        name = Identity(other.institution, "node", "node-1")
+        peer = Peer(other.institution, name, f"localhost:{port}", both)
+        PeerStore(node.config.paths.state, node.institution).add(
+            peer, fingerprints=[pki.fingerprint(root) for root in both], replace=True
+        )
+    return tap
