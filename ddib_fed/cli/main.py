@@ -47,7 +47,7 @@ SECTIONS: Mapping[str, Sequence[tuple[str, str, str]]] = {
          "Train on two folders of pictures, translate held-out pictures both ways, and write one page."),
         ("model", "cli.model", "List, copy, train, sample, show and import models."),
         ("colours", "paper.commands", "Give one photograph the colours of another."),
-        ("evaluate", "cli.evaluate", "Evaluate a folder of translated pictures against references."),
+        ("evaluate", "cli.model", "Evaluate a folder of translated pictures against references."),
         ("privacy", "lab.commands",
          "Attack a model's own latents and samples; train with differential privacy."),
     ),

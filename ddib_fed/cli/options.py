@@ -256,15 +256,14 @@ CALIBRATION = option(
     "Pictures: translate under this calibration (`ddib calibrate --local` makes one), or that of a shipped model, by "
     "its name.",
 )
-DTYPE = click.option(
+DTYPE = option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Pictures: dtype of the networks; the integrated state stays float32. At 48 evaluations of the shipped "
+    "Pictures: dtype of the networks; the integrated state stays float32. At 48 evaluations of the shipped "
     "satellite model the solver's own error is 4e-3 in a decoded picture and 3e-4 in a latent (root mean square, of "
     "deviation 1); bfloat16 adds 5e-3 and 1e-2, float16 1e-4 and 7e-4. On a CPU with instructions for it bfloat16 is "
     "faster from about 4 pictures at once; float16 is for GPUs.",
+    ("float32", "bfloat16", "float16"),
+    default="float32",
 )
 DEVICE = option("--device NAME", "Pictures: cpu, cuda or cuda:1.", default="cpu")
 CLASSIFIER = option("--classifier MODEL", "Pictures: bundle of the classifier for guidance to a class.")

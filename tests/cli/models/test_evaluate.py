@@ -5,7 +5,7 @@ import json
 import click
 import pytest
 
-from ddib_fed.cli.evaluate import evaluate
+from ddib_fed.cli.model import evaluate
 from ddib_fed.errors import AlreadyExists, FileMissing
 from tests.runs.picture_folders import blocks, record, write
 
