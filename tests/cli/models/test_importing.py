@@ -42,19 +42,8 @@ def test_a_checkpoint_becomes_a_bundle_and_every_setting_is_shown(ddib, checkpoi
 def test_a_classifier_fits_the_model_that_it_guides(ddib, checkpoint, tmp_path):
     """Imported with the flags of the same line."""
     torch.save(random_state(HALF), tmp_path / "classifier.pt")
-    ddib(
-        model,
-        "import",
-        checkpoint,
-        "--out",
-        tmp_path / "m",
-        "--flags",
-        FLAGS,
-        "--fit",
-        "resize",
-        "--soften-sigma",
-        "0.02",
-    )
+    softened = ("--fit", "resize", "--soften-sigma", "0.02")
+    ddib(model, "import", checkpoint, "--out", tmp_path / "m", "--flags", FLAGS, *softened)
     ddib(
         model, "import", tmp_path / "classifier.pt", "--out", tmp_path / "c", "--classifier", "--flags", FLAGS
     )

@@ -57,18 +57,8 @@ def test_the_public_network_is_trained_sampled_exported_and_imported(ddib, tmp_p
     assert "--num_channels 32 --num_res_blocks 1" in said
     assert "--diffusion_steps 200 --noise_schedule cosine" in said
     file = tmp_path / "log2D0" / "model000000.pt"
-    ddib(
-        model,
-        "import",
-        "--synthetic",
-        file,
-        "--flags",
-        "--diffusion_steps 200 --noise_schedule cosine",
-        "--domain",
-        "moons",
-        "--out",
-        again,
-    )
+    flags = ("--flags", "--diffusion_steps 200 --noise_schedule cosine")
+    ddib(model, "import", "--synthetic", file, *flags, "--domain", "moons", "--out", again)
     made, read = load_bundle(out), load_bundle(again)
     assert read.manifest.network == made.manifest.network.model_copy(update={"dropout": 0.0})
     assert read.manifest.schedule == made.manifest.schedule

@@ -33,7 +33,7 @@ def folder(tmp_path):
 @pytest.mark.slow
 def test_a_folder_becomes_a_bundle_with_its_classes_and_its_rule(ddib, folder, tmp_path):
     out = tmp_path / "m"
-    options = (
+    options = [
         "--classes",
         "folders",
         "--set",
@@ -43,7 +43,7 @@ def test_a_folder_becomes_a_bundle_with_its_classes_and_its_rule(ddib, folder, t
         "--range",
         "0:200",
         "--flip",
-    )
+    ]
     result = ddib(model, "train", "--images", folder, "--out", out, *SMALL, *options)
     made = load_bundle(out).manifest
     assert (made.domain, made.sample_shape, made.classes) == ("scans", (3, 8, 8), ("even", "odd"))
@@ -71,19 +71,8 @@ def test_random_windows_are_cut_from_larger_pictures_of_16_bit_grey(ddib, tmp_pa
     folder.mkdir()
     for number, pixels in enumerate(blobs(12, channels=1, size=20)):
         np.save(folder / f"{number}.npy", pixels[0].astype(np.int16) * 10 - 1000)
-    ddib(
-        model,
-        "train",
-        "--images",
-        folder,
-        "--out",
-        tmp_path / "m",
-        *SMALL,
-        "--range",
-        "-1000:1550",
-        "--set",
-        "crop=true",
-    )
+    options = ("--range", "-1000:1550", "--set", "crop=true")
+    ddib(model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL, *options)
     made = load_bundle(tmp_path / "m").manifest
     assert made.sample_shape == (1, 8, 8)
     assert (made.picture.low, made.picture.high, made.picture.bits) == (-1000, 1550, 16)

@@ -38,7 +38,7 @@ def test_a_node_gets_a_configuration_and_its_certificate(init_node, tmp_path, ca
         "ddib-source-node serve",
         "--pair",
         "--peer OTHER.peer",
-        "ddib init client",
+        "init client",
     ):
         assert command in shown
 
@@ -168,17 +168,8 @@ def test_a_client_elsewhere_asks_with_a_request(init_node, tmp_path, capsys):
     """The key stays on the client's machine: request, issue, install, by the commands that are printed."""
     init_node()
     bob, north = tmp_path / "bob", str(tmp_path / "north" / "node.toml")
-    words = [
-        "--institution",
-        "north.example",
-        "--address",
-        "localhost:7443",
-        "--name",
-        "bob",
-        "--out",
-        str(bob),
-    ]
-    assert run(["init", "client", *words]) == 0
+    words = ["--institution", "north.example", "--address", "localhost:7443", "--name", "bob", "--out"]
+    assert run(["init", "client", *words, str(bob)]) == 0
     shown = capsys.readouterr().out
     assert "ddib pki issue bob.csr" in shown
     assert f"ddib pki install bob.pem --profile {bob / 'client.toml'}" in shown
