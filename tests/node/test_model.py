@@ -29,7 +29,7 @@ from tests.node.picture_examples import (
     save_pictures_model,
 )
 from tests.node.tiny_nodes import make_config, make_context
-from tests.protocol.examples import changed, picture_side
+from tests.protocol.examples import picture_side
 from tests.source_node.conftest import wait_until
 
 
