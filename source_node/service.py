@@ -26,6 +26,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.logs import Repeated
 from ddib_fed.node.role import NodeContext, RoleService, solver_settings
 from ddib_fed.protocol.contract import LAST_MOMENT, guidance_from_pb
 from ddib_fed.protocol.messages import JobState, provenance_message
@@ -324,8 +325,8 @@ class SourceService(RoleService):
         )
         self._runner = JobRunner(node, self._store, self._events, self._remotes)
         self._servicer = TranslationServicer(node, self._store, self._events, self._remotes, self._runner)
-        self._closed = threading.Event()
-        self._janitor = threading.Thread(target=self._clean, name="janitor", daemon=True)
+        # A full disk, for one, is emptied here.
+        self._janitor = Repeated("janitor", self._store.expire, lambda: EXPIRE_EVERY_S)
 
     @classmethod
     def check(cls, config: NodeConfig) -> str:
@@ -349,24 +350,13 @@ class SourceService(RoleService):
         self._remotes.refresh()
 
     def close(self) -> None:
-        self._closed.set()
         self._events.close()
         self._runner.close()
         self._remotes.close()
 
     def release(self) -> None:
-        if self._janitor.is_alive():
-            self._janitor.join(timeout=10)
+        self._janitor.stop()
         self._store.close()
-
-    def _clean(self) -> None:
-        while not self._closed.is_set():
-            try:
-                self._store.expire()
-            except Exception:
-                # A full disk, for one: it is emptied here, so this thread must live.
-                log.exception("what nobody fetched could not be removed now")
-            self._closed.wait(EXPIRE_EVERY_S)
 
 
 ROLE = SourceService

@@ -136,7 +136,7 @@ def _look(letter: str, path: Path, test: Path | None, wanted: Rehearsal, show: O
         progress=lambda done, total: show("looking", done, total, str(path)),
     )
     train, held_out = folders.split(folder.entries, wanted.config.held_out)
-    lines = [*folders.survey(folder).lines(), *(f"{bad}: {reason}" for bad, reason in folder.bad)]
+    lines = [*folders.survey(folder).lines, *(f"{bad}: {reason}" for bad, reason in folder.bad)]
     if test is not None:
         held_out = folders.scan(test, skip_bad=skip, check=check).entries
     held_out = tuple(sorted(held_out, key=lambda entry: entry.digest))[: wanted.pictures]
@@ -226,7 +226,6 @@ def _found(side: _Side, model: Bundle, out: Path) -> SideFound:
     return SideFound(
         side.folder.root,
         side.lines,
-        len(side.train),
         model.manifest,
         out / side.letter,
         (run_folder / "loss.png").read_bytes(),

@@ -43,7 +43,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.protocol.contract import PROTOCOL, guidance_to_pb
 from ddib_fed.protocol.details import from_detail, is_number, status_of
-from ddib_fed.protocol.messages import Settings, enum_members, provenance_record, settings_to_pb
+from ddib_fed.protocol.messages import Settings, provenance_record, settings_to_pb
 from ddib_fed.protocol.streams import Announced, assemble, open_file, stream
 from ddib_fed.telemetry import Tracing, open_tracing, trace_entries
 from ddib_fed.terminal import say
@@ -60,7 +60,7 @@ FETCH_EVERY_S = 0.5
 SLOWEST_BYTES_PER_S = 128 * 1024
 """A submission may take as long as its bytes take on a slow line, and the node its time to answer."""
 MAX_PART_BYTES = 1 << 30
-PARTS = enum_members(Part, pb.ResultPart.DESCRIPTOR)
+PARTS = {pb.ResultPart.Value(f"RESULT_PART_{part.name}"): part for part in Part}
 ENDED = frozenset({pb.JOB_STATE_FINISHED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED})
 WITHOUT_RESULT = frozenset({pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED})
 RESUMES = "to resume: the same command again"
@@ -515,7 +515,7 @@ def name_item(error: DdibError, items: Sequence[Payload]) -> None:
     if not (is_number(number) and int(number) < len(items)):
         return
     # Only for an error: it imports numpy, a third of what a client loads.
-    from ddib_fed.data.pictures import name_file
+    from ddib_fed.data.points import name_file
 
     origin = items[int(number)].origin
     found = name_file(error, f"item {number}" if isinstance(origin, bytes) else str(origin))

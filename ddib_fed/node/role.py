@@ -17,8 +17,8 @@ import grpc
 import torch
 
 from ddib_fed.calibration.record import CalibrationStore, units_digest
-from ddib_fed.data.decoding import ImageLimits
 from ddib_fed.data.fitting import PictureRule
+from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.budget import Recipe
 from ddib_fed.engine.executors import Pool, process_pool, ray_pool
@@ -310,10 +310,8 @@ def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
         "device": section.device,
         "threads": section.threads,
         "dtype": section.dtype,
-        "compiling": section.compile,
         "merge_rows": TRIAL_ROWS if trial else 0,
         "merge_pixels": section.merge_pixels or (TRIAL_PIXELS if trial else 0),
-        "costs": None if trial else config.paths.costs,
     }
     try:
         if section.executor == "inline":

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 import webbrowser
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -233,9 +235,7 @@ class _Connection(H11Protocol):
             self.transport.close()
 
 
-def serve(
-    app: ASGIApp, *, port: int, command: str, folder: Path, browser: bool, on_stop: Callable[[], None]
-) -> None:
+def serve(app: ASGIApp, *, port: int, command: str, folder: Path, on_stop: Callable[[], None]) -> None:
     with listening(port) as opened:
         session = Session(opened.getsockname()[1], command)
 
@@ -257,7 +257,8 @@ def serve(
             timeout_graceful_shutdown=STOP_S,
         )
         say("open this link; it works once, on this machine only:", f"  {session.link}", "stop with Ctrl-C")
-        if browser:
+        # Over SSH there is no browser, or one that takes the terminal.
+        if sys.stdout.isatty() and "SSH_CONNECTION" not in os.environ:
             open_in_browser(session.link, folder)
         with suppress(KeyboardInterrupt):
             if threading.current_thread() is threading.main_thread():

@@ -43,9 +43,7 @@ class Target:
             south.name,
             self.node.peers,
             policy,
-            request_s=limits.request_s,
-            idle_s=limits.idle_s,
-            max_streams=8,
+            limits=limits.model_copy(update={"max_streams": 8}),
         )
         credentials = tls.ServerCredentials(south.pki, self.node.peers).grpc
         self.server = NodeServer("127.0.0.1:0", credentials, [self.calls], max_streams=8)

@@ -153,15 +153,6 @@ def test_cancel_then_delete(ddib, north, submitted, capsys):
     assert not north.service.jobs
 
 
-def test_a_detached_job_answers_with_its_id_alone(ddib, north, scan, tmp_path, capsys):
-    """What a script keeps: `job=$(ddib translate ... --detach -q)`."""
-    words = ("translate", scan, "--to", TARGET, "--out", tmp_path / "out")
-    assert ddib(*words, "--detach", "-q") == 0
-    assert capsys.readouterr().out.split() == list(north.service.jobs)
-    assert ddib(*words, "-q") == ExitCode.USAGE
-    assert "--detach" in capsys.readouterr().err
-
-
 def test_a_misspelt_target_is_corrected(ddib, north, scan, tmp_path, capsys):
     """The node says that it knows none; the client, which one was meant."""
     north.script.refuse["SubmitJob"] = DomainNotFound()

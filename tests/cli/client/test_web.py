@@ -25,7 +25,7 @@ def test_nothing_of_what_was_dropped_stays(tmp_path: Path, end: signal.Signals) 
     node = SourceNodeDouble(tmp_path)
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    command = [sys.executable, "-u", "-c", CODE, "web", "--profile", str(node.profile_path), "--no-browser"]
+    command = [sys.executable, "-u", "-c", CODE, "web", "--profile", str(node.profile_path)]
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(Path.cwd())}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
