@@ -52,7 +52,7 @@ from ddib_fed.latent import Latent
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM
 from ddib_fed.node.policy import check_evaluations, check_softening, policy_digest
 from ddib_fed.node.role import MEDIA_TYPES, NodeContext, limits_of, rule_of_side, solver_settings
-from ddib_fed.protocol.contract import guidance_from_pb
+from ddib_fed.protocol.contract import calibration_text, guidance_from_pb
 from ddib_fed.protocol.details import to_detail
 from ddib_fed.protocol.latent import ApprovedLatent, approve
 from ddib_fed.protocol.messages import ItemState
@@ -302,7 +302,7 @@ class JobPipeline:
                 facts={"points": rows, "limit_points": most},
             )
         offered, terms = contract.limits.guidance, contract.calibration
-        guided = self._job.request.guidance.HasField("classifier_scale") and offered is not None
+        guided = self._job.request.guidance.HasField("classifier_scale")
         record = record.with_(
             source_institution=contract.source.institution,
             source_domain=contract.source.domain,
@@ -311,7 +311,7 @@ class JobPipeline:
             contract_sha256=contract.digest.hex(),
             source_model_sha256=contract.source.model_sha256.hex(),
             target_model_sha256=contract.target.model_sha256.hex(),
-            classifier_sha256=offered.classifier_sha256.hex() if guided and offered else "",
+            classifier_sha256=offered.classifier_sha256.hex() if guided else "",
             soften_sigma=contract.source.soften_sigma,
             policy_sha256=self._policy_sha256,
             calibration_sha256="" if terms is None else terms.sha256.hex(),
@@ -444,7 +444,7 @@ class JobPipeline:
             "job": self._job.job_id,
             "peer": peer,
             "contract": contract.digest.hex(),
-            "calibration": str(contract.calibration or ""),
+            "calibration": calibration_text(contract.calibration),
         }
         head = self._node.audit.write_each(
             "latent_sent",

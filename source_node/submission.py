@@ -52,11 +52,10 @@ from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.contract import (
     MAX_CLASS_NAME,
     PROTOCOL,
-    CalibrationTerms,
-    ContractSide,
-    GuidanceTerms,
     check_offered,
+    class_index,
     guidance_from_pb,
+    place_of,
     require_protocol,
 )
 from ddib_fed.protocol.details import refused_facts
@@ -64,6 +63,8 @@ from ddib_fed.protocol.messages import ItemState
 from ddib_fed.protocol.streams import Announced, assemble, first_header, open_file
 from ddib_fed.security.identity import Identity
 from ddib_fed.v1 import common_pb2, translation_pb2
+from ddib_fed.v1.common_pb2 import CalibrationTerms, GuidanceTerms
+from ddib_fed.v1.decoding_pb2 import ContractSide
 from ddib_fed.v1.translation_pb2 import JobHeader
 from source_node.remote import Remotes
 from source_node.spool import GrowingFile, SpoolFile, SpoolPart
@@ -104,30 +105,28 @@ def _active(node: NodeContext, target: Place) -> Calibration | None:
 MAX_LISTED = 200
 
 
-def class_index(side: ContractSide, asked: str, classes: int | None = None) -> int | None:
+def _asked_class(side: ContractSide, asked: str, classes: int | None = None) -> int | None:
     """The index of a class of one side; None when none was asked for."""
     if not asked:
         return None
-    index = side.class_index(asked, classes)
+    index = class_index(side, asked, classes)
     if index is None:
         names = ", ".join(side.class_names)
         facts: dict[str, str | int] = {
             "class": asked[:MAX_CLASS_NAME],
-            "of": f"{side.institution}/{side.domain}",
+            "of": place_of(side),
             "classes": names[:MAX_LISTED] if names else side.classes if classes is None else classes,
         }
-        raise SettingsInvalid(f"{side.institution}/{side.domain} has no class {asked!r}", facts=facts)
+        raise SettingsInvalid(f"{place_of(side)} has no class {asked!r}", facts=facts)
     return index
 
 
-def decoded_class(
-    side: ContractSide, terms: GuidanceTerms | None, asked: str, guidance: Guidance
-) -> int | None:
+def decoded_class(side: ContractSide, terms: GuidanceTerms, asked: str, guidance: Guidance) -> int | None:
     """The index of the class that a side is to decode to, so guided; None when none was asked for."""
-    of = f"{side.institution}/{side.domain}"
+    of = place_of(side)
     check_offered(guidance, terms, of)
-    by_classifier = guidance.classifier_scale is not None and terms is not None
-    index = class_index(side, asked, terms.classifier_classes if by_classifier and terms else None)
+    classes = None if guidance.classifier_scale is None else terms.classifier_classes
+    index = _asked_class(side, asked, classes)
     if index is None and guidance.steers:
         remedy = "--target-class CLASS (for a cycle --source-class too), or --pairs"
         raise SettingsInvalid(
@@ -165,9 +164,7 @@ def own_classes(node: NodeContext, request: JobHeader) -> dict[str, int | None]:
     return found
 
 
-def target_classes(
-    side: ContractSide, terms: GuidanceTerms | None, request: JobHeader
-) -> dict[str, int | None]:
+def target_classes(side: ContractSide, terms: GuidanceTerms, request: JobHeader) -> dict[str, int | None]:
     guidance = guidance_from_pb(request.guidance)
     asked = dict.fromkeys(other for _, other in _class_pairs(request))
     return {each: decoded_class(side, terms, each, guidance) for each in asked}
@@ -517,15 +514,13 @@ class Submissions:
         """Everything that encoding would refuse, before the job is accepted; how many samples it has."""
         samples, size_rule = self._samples(), self._node.size_rule
 
-        def cost(content: bytes) -> int:
-            samples.check_header(content, size_rule)
-            return samples.memory(content)
-
         def load() -> bytes:
             return staging.read(item.index)
 
         try:
-            with self._node.decoding.file(staging.owner, item.size_bytes, load, cost, ended=ended) as content:
+            with self._node.decoding.file(
+                staging.owner, item.size_bytes, load, samples.memory, ended=ended
+            ) as content:
                 given = samples.read(content, size_rule)
                 check_given(self._node.engine.model, given.samples)
                 staging.keep_decoded(given.to_bytes(samples.rule))
@@ -541,8 +536,7 @@ class Submissions:
     def _of_item(self, number: int, error: DdibError) -> DdibError:
         error.facts["item"] = str(number)
         if isinstance(error, PictureMisfit | KindMismatch):
-            side = self._node.side()
-            error.facts["model"] = f"{side.institution}/{side.domain}"
+            error.facts["model"] = place_of(self._node.side())
         return error
 
 

@@ -12,7 +12,8 @@ from ddib_fed.errors import ExtraMissing
 
 def test_networks_of_diffusers_name_their_extra(monkeypatch):
     """A bundle with one can be read without the library, and not computed."""
-    from ddib_fed.networks.config import DiffusersUNetConfig, build_network
+    from ddib_fed.networks.build import build_network
+    from ddib_fed.networks.config import DiffusersUNetConfig
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "diffusers"]:
         monkeypatch.delitem(sys.modules, name)

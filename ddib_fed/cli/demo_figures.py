@@ -20,7 +20,7 @@ from ddib_fed.data.shipped import ShippedPictures, shipped_domain
 from ddib_fed.data.synthetic import sample
 from ddib_fed.engine.record import Translation
 from ddib_fed.errors import InternalError
-from ddib_fed.evaluation import metrics, plots
+from ddib_fed.evaluation import metrics, sheets
 from ddib_fed.evaluation.judgement import random_pictures
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.sheets import Stage, save_sheet, to_pixels
@@ -100,7 +100,7 @@ def measure_points(sent: Path, folder: Path, drawn: Path) -> DemoPart:
     title = f"{len(source):,} points, {record.solver.evaluations} evaluations a leg"
     error = f"cycle error median {number(cycle['median'])}, p99 {number(cycle['p99'])}"
     caption = f"{title}; {error}; sliced-W2 {number(distance)} (floor {number(floor)})"
-    plots.clouds([*stages.items()], drawn, caption=caption)
+    sheets.clouds([*stages.items()], drawn, caption=caption)
     tell_what_crossed([record], latent.nbytes)
     return DemoPart("points", title, figures, bounds)
 

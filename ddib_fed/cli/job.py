@@ -178,8 +178,7 @@ def _say_domains(found: pb.ListDomainsResponse) -> None:
 
 
 def _kind(each: pb.ListDomainsResponse | pb.Domain) -> str:
-    kind = common_pb2.SampleKind.Name(each.sample_kind).removeprefix("SAMPLE_KIND_").lower()
-    return f"{kind} {'x'.join(map(str, each.sample_shape))}"
+    return f"{each.sample_kind or 'unknown'} {'x'.join(map(str, each.sample_shape))}"
 
 
 @group()

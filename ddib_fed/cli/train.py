@@ -133,7 +133,7 @@ def run(config: TrainConfig, out: Path, *, resume: bool, force: bool) -> Bundle 
 
 def trained(bundle: Bundle, out: Path) -> dict[str, object]:
     """A new bundle as JSON values."""
-    from ddib_fed.evaluation.sample_verdict import SampleVerdict
+    from ddib_fed.evaluation.features import SampleVerdict
 
     made = bundle.manifest
     verdict = SampleVerdict.of_figures(made.training.figures)

@@ -22,7 +22,6 @@ from ddib_fed.engine.record import Guidance
 from ddib_fed.errors import DomainNotFound, UsageError
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.terminal import require_alone, say
-from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def load_credentials(given: tuple[Path, Path] | None) -> Credentials | None:
 
 
 def refuse_points(client: Client) -> None:
-    if client.domains(own_alone=True).sample_kind == common_pb2.SAMPLE_KIND_POINT:
+    if client.domains(own_alone=True).sample_kind == "point":
         hint = "leave --credentials out; docs/formats.md says which results hold them"
         raise UsageError("--credentials: points hold no content credentials", hint=hint)
 

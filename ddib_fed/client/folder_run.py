@@ -339,7 +339,7 @@ class FolderRun:
             run._translate_items(client)
         if not run.results:
             for each in run.left_out:
-                raise each.as_error(own.profile.hop)
+                raise each.error
         try:
             run.require_translated()
         except Cancelled as error:
@@ -527,8 +527,8 @@ class FolderRun:
         self.jobs.append(view)
         for each, item in own:
             if each.state == pb.ITEM_STATE_FAILED:
-                reason = each.error.reason or JobFailed.reason
-                self.failed.append(LeftOut(item.path, reason, failure_text(each.error) or JobFailed.sentence))
+                kind = error_class(each.error.reason) if each.error.reason else JobFailed
+                self.failed.append(LeftOut(item.path, kind(failure_text(each.error), hop=client.hop)))
             elif earlier and item.name not in self.results:  # its result was removed
                 self._waiting.append(item)
 
@@ -584,7 +584,7 @@ class FolderRun:
                 hints = [error.hint, "the rest: the same command again" if rest else ""]
                 if bad:
                     others = f"without {'it' if len(bad) == 1 else 'them'}: the same command with --skip-bad"
-                    steps = next_steps(each.as_error(hop) for each in bad)
+                    steps = next_steps(each.error for each in bad)
                     hints = [steps, others if len(bad) < self.total else "", *hints]
                 error.hint = "\n".join(filter(None, hints))
                 raise
@@ -605,5 +605,4 @@ def open_run(
         with options.progress.opened(options.profile) as client:
             return client.domains(own_alone=True)
 
-    inputs = open_inputs(files, options.out, reading, own_domain, say)
-    return FolderRun(options, inputs.items, inputs.studies, [*inputs.left_out])
+    return FolderRun(options, *open_inputs(files, options.out, reading, own_domain, say))

@@ -102,7 +102,7 @@ class Trajectory:
         laid, x, cond = (
             model.plan(settings, sigma),
             on_device(self.x, model.device),
-            model.condition_of(self.label),
+            model.condition(self.label),
         )
         frame = None if laid.learned is None else model.frame(self.leg.calibration)
         if encoding:

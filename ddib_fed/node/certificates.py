@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -18,6 +17,7 @@ from cryptography import x509
 
 from ddib_fed.errors import ConfigError, DdibError, MessageInvalid, NotReady, Unauthenticated
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.logs import Repeated
 from ddib_fed.node.policy import Charge, Quotas
 from ddib_fed.node.server import caller
 from ddib_fed.security.audit import AuditLog
@@ -163,33 +163,20 @@ class RenewalThread:
         self._config = config
         self._clock = clock
         self._on_tick = on_tick
-        self._interval_s = interval_s
         self._jitter = random.uniform(0.0, JITTER)  # noqa: S311 - spreads load, keeps no secret
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
         self._has_looked = False
+        looking = Repeated("renewal", self.look, lambda: interval_s)
+        self.start, self.stop = looking.start, looking.stop
         self._failed_at: datetime | None = None
         self.problem: str | None = None
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self.look()
-            self._stop.wait(self._interval_s)
-
     def look(self) -> None:
         """Renew if it is due; a failure becomes `problem`, and is tried again after a pause."""
+        first, self._has_looked = not self._has_looked, True
         try:
             self._on_tick()
             own, now = load_identity(self._config.paths.pki), self._clock()
-            if not (is_due(own, now, jitter=self._jitter) or self._needs_recovery()):
+            if not (is_due(own, now, jitter=self._jitter) or (first and self._needs_recovery())):
                 self.problem = None
             elif not self._failed_lately(own, now):
                 self._failed_at = now  # unless it succeeds
@@ -208,10 +195,9 @@ class RenewalThread:
             self.problem = f"renewal: {error}"
 
     def _needs_recovery(self) -> bool:
-        """Whether to renew early, once: a node just enrolled has no certificate for recovery yet."""
-        folder, issuer, first = self._config.paths.pki, self._config.identity.issuer, not self._has_looked
-        self._has_looked = True
-        return first and issuer is not None and not has_authority(folder) and load_recovery(folder) is None
+        """Whether to renew early: a node just enrolled has no certificate for recovery yet."""
+        folder, issuer = self._config.paths.pki, self._config.identity.issuer
+        return issuer is not None and not has_authority(folder) and load_recovery(folder) is None
 
     def _failed_lately(self, own: TlsCredentials, now: datetime) -> bool:
         pause = min(LONGEST_PAUSE, (own.not_after - own.not_before) / TRIES_PER_LIFE)

@@ -221,8 +221,7 @@ class EngineSection(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = key(
         "float32", "of the network; bfloat16 and float16 (GPUs) are less exact; states stay float32"
     )
-    compile: bool = key(False, "by torch.compile, on a GPU as CUDA graphs; the first calls take minutes")
-    merge_pixels: int = key(0, "pixels in one network call; 0 measures at the first start what is best", ge=0)
+    merge_pixels: int = key(0, "pixels in one network call; 0 measures at each start what is best", ge=0)
     running_jobs: int = key(24, "source: jobs worked on at once, of one client two thirds", ge=1, le=64)
 
     @model_validator(mode="after")
@@ -332,7 +331,6 @@ class NodePaths:
         self.softening_key = state / "softening.key"
         self.calibrations = state / "calibrations"
         self.aggregate = state / "aggregate.json"
-        self.costs = state / "engine.json"
         self.admin_socket = state / "admin.sock"
         if len(str(self.admin_socket).encode()) > MAX_SOCKET_PATH:
             name = hashlib.sha256(str(state).encode()).hexdigest()[:16]

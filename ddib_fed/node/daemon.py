@@ -310,9 +310,7 @@ class Daemon:
             audit=self.node.audit,
             guard=self._guard,
             on_outcome=lambda method, status: requests.labels(method.rpartition("/")[2], status).inc(),
-            request_s=limits.request_s,
-            idle_s=limits.idle_s,
-            max_streams=limits.max_streams,
+            limits=limits,
         )
         self.server = NodeServer(
             config.node.listen,

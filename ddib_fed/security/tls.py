@@ -45,6 +45,7 @@ from ddib_fed.security.pki import (
 )
 
 if TYPE_CHECKING:
+    from ddib_fed.security.diagnosis import Diagnosis
     from ddib_fed.security.peers import Peer, PeerStore
 
 log = logging.getLogger(__name__)
@@ -238,23 +239,27 @@ class PeerChannels:
             self._open[institution] = _Open(peer, own.cert_chain_pem, made)
             return made
 
-    def explained(self, institution: str, error: DdibError, timeout_s: float) -> DdibError:
-        """A failed call's error, with the cause where a connection to the peer fails now; see `diagnosis.explained`."""
-        from ddib_fed.security.diagnosis import diagnose, explained
+    def diagnosis(self, institution: str, timeout_s: float | None = None) -> Diagnosis:
+        """What a connection to an admitted peer finds now."""
+        from ddib_fed.security.diagnosis import TIMEOUT_S, diagnose
 
-        peer = self._peers.snapshot().peers.get(institution)
-        if peer is None:
-            return error
-        look = partial(
-            diagnose,
+        peer = self._peers.snapshot().peers[institution]
+        return diagnose(
             peer.address,
             server_name=peer.identity.dns_name,
             pki_folder=self._pki_folder,
             roots_pem=certificate_pem(*peer.roots),
             proxy=self._proxy,
-            timeout_s=timeout_s,
+            timeout_s=TIMEOUT_S if timeout_s is None else timeout_s,
         )
-        return explained(error, look)
+
+    def explained(self, institution: str, error: DdibError, timeout_s: float) -> DdibError:
+        """A failed call's error, with the cause where a connection to the peer fails now; see `diagnosis.explained`."""
+        from ddib_fed.security.diagnosis import explained
+
+        if institution not in self._peers.snapshot().peers:
+            return error
+        return explained(error, lambda: self.diagnosis(institution, timeout_s))
 
     def refresh(self) -> None:
         """Close the channels that the peers' entries no longer allow; `get` does so too."""

@@ -72,7 +72,7 @@ class ListDomainsResponse(_message.Message):
     SLICES_FIELD_NUMBER: _ClassVar[int]
     institution: str
     domain: str
-    sample_kind: _common_pb2.SampleKind
+    sample_kind: str
     sample_shape: _containers.RepeatedScalarFieldContainer[int]
     domains: _containers.RepeatedCompositeFieldContainer[Domain]
     classes: int
@@ -80,7 +80,7 @@ class ListDomainsResponse(_message.Message):
     tiles: bool
     intensity: str
     slices: str
-    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., domains: _Optional[_Iterable[_Union[Domain, _Mapping]]] = ..., classes: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., tiles: _Optional[bool] = ..., intensity: _Optional[str] = ..., slices: _Optional[str] = ...) -> None: ...
+    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[str] = ..., sample_shape: _Optional[_Iterable[int]] = ..., domains: _Optional[_Iterable[_Union[Domain, _Mapping]]] = ..., classes: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., tiles: _Optional[bool] = ..., intensity: _Optional[str] = ..., slices: _Optional[str] = ...) -> None: ...
 
 class Domain(_message.Message):
     __slots__ = ("institution", "domain", "sample_kind", "sample_shape", "status", "latency_ms", "classes", "class_names", "size_rule", "guidance", "calibration")
@@ -97,7 +97,7 @@ class Domain(_message.Message):
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     institution: str
     domain: str
-    sample_kind: _common_pb2.SampleKind
+    sample_kind: str
     sample_shape: _containers.RepeatedScalarFieldContainer[int]
     status: str
     latency_ms: int
@@ -106,7 +106,7 @@ class Domain(_message.Message):
     size_rule: str
     guidance: _common_pb2.GuidanceTerms
     calibration: _common_pb2.CalibrationTerms
-    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., status: _Optional[str] = ..., latency_ms: _Optional[int] = ..., classes: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., size_rule: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceTerms, _Mapping]] = ..., calibration: _Optional[_Union[_common_pb2.CalibrationTerms, _Mapping]] = ...) -> None: ...
+    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[str] = ..., sample_shape: _Optional[_Iterable[int]] = ..., status: _Optional[str] = ..., latency_ms: _Optional[int] = ..., classes: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., size_rule: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceTerms, _Mapping]] = ..., calibration: _Optional[_Union[_common_pb2.CalibrationTerms, _Mapping]] = ...) -> None: ...
 
 class SubmitJobRequest(_message.Message):
     __slots__ = ("header", "item", "data")

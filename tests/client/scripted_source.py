@@ -115,11 +115,11 @@ class ScriptedSource(rpc.TranslationServiceServicer):
         self._begin("ListDomains", request, context)
         if self.script.listed is not None:
             return self.script.listed
-        there = pb.Domain(institution=SOUTH, domain="checkerboards", sample_kind=common_pb2.SAMPLE_KIND_POINT,
+        there = pb.Domain(institution=SOUTH, domain="checkerboards", sample_kind="point",
                           sample_shape=[2], status="ready", latency_ms=3)  # fmt: skip
         away = pb.Domain(institution="west.example", status="PEER_UNREACHABLE")
         return pb.ListDomainsResponse(
-            institution=NORTH, domain="moons", sample_kind=common_pb2.SAMPLE_KIND_POINT, sample_shape=[2],
+            institution=NORTH, domain="moons", sample_kind="point", sample_shape=[2],
             domains=[there, away],
         )  # fmt: skip
 

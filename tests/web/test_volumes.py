@@ -113,12 +113,11 @@ def test_slices_are_shown_by_their_place_after_the_parts_are_gone(
 
 def test_a_map_is_shown_whole(drop, finished, browser, north, tmp_path: Path) -> None:
     """Its tiles are counted; then there is one result, of the map's size; and the map keeps its place on the earth."""
-    from ddib_fed.v1 import common_pb2
 
     north.script.listed = pb.ListDomainsResponse(
         institution="north.example",
         domain="aerial",
-        sample_kind=common_pb2.SAMPLE_KIND_PICTURE,
+        sample_kind="picture",
         sample_shape=[3, 64, 64],
     )
     drop(write_map(tmp_path / "map.tif", SMOOTH))
@@ -217,7 +216,7 @@ def test_a_picture_larger_than_a_model_of_parts_is_one_file_in_tiles(
     north.script.listed = pb.ListDomainsResponse(
         institution="north.example",
         domain="maps",
-        sample_kind="SAMPLE_KIND_PICTURE",
+        sample_kind="picture",
         sample_shape=[3, 8, 8],
         tiles=True,
     )

@@ -100,7 +100,7 @@ def clinic() -> Iterator[Clinic]:
                     page.drop(path)
                 job, state = page.translate(slices="coronal")
                 (out,) = (folder / "out").iterdir()
-                yield Clinic(page, given, out, slices, job, state, Traffic(tap.connections), pair.profile)
+                yield Clinic(page, given, out, slices, job, state, Traffic(tap.calls), pair.profile)
         finally:
             pair.stop()
             tap.close()

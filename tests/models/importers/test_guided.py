@@ -12,7 +12,8 @@ from ddib_fed.errors import BundleInvalid, DdibError, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.import_guided import import_guided, parse_flags, settle
 from ddib_fed.models.weights import read_tensors
-from ddib_fed.networks.config import ClassifierConfig, UNetConfig, build_network, network_shapes
+from ddib_fed.networks.build import build_network, network_shapes
+from ddib_fed.networks.config import ClassifierConfig, UNetConfig
 from tests import golden
 
 ADM = "--learn_sigma True --resblock_updown True --use_fp16 True --use_scale_shift_norm True"
