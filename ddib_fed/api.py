@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ddib_fed.data.decoding import ImageLimits
-from ddib_fed.data.pictures import decode_image, encode_png, image_format, read_content
+from ddib_fed.data.pictures import ImageLimits, decode_image, encode_png, image_format, read_content
 from ddib_fed.data.points import parse_npy
 from ddib_fed.engine.record import Guidance, Part, Translation
 from ddib_fed.errors import DdibError, UsageError, extra

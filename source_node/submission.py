@@ -514,15 +514,13 @@ class Submissions:
         """Everything that encoding would refuse, before the job is accepted; how many samples it has."""
         samples, size_rule = self._samples(), self._node.size_rule
 
-        def cost(content: bytes) -> int:
-            samples.check_header(content, size_rule)
-            return samples.memory(content)
-
         def load() -> bytes:
             return staging.read(item.index)
 
         try:
-            with self._node.decoding.file(staging.owner, item.size_bytes, load, cost, ended=ended) as content:
+            with self._node.decoding.file(
+                staging.owner, item.size_bytes, load, samples.memory, ended=ended
+            ) as content:
                 given = samples.read(content, size_rule)
                 check_given(self._node.engine.model, given.samples)
                 staging.keep_decoded(given.to_bytes(samples.rule))

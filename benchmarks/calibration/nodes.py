@@ -31,8 +31,7 @@ from ddib_fed.calibration.record import Calibration
 from ddib_fed.cli.demo import Pair, run_command
 from ddib_fed.cli.demo_figures import ChosenPictures
 from ddib_fed.engine.record import Translation
-from ddib_fed.evaluation.bootstrap import Resamples, resample
-from ddib_fed.evaluation.judgement import HistogramMatch
+from ddib_fed.evaluation.judgement import Resamples, histogram_match, resample
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.files import write_json
 
@@ -187,7 +186,7 @@ def _timed(what: str) -> Iterator[None]:
 
 def measured(folder: Path, directed: Some) -> dict[str, Any]:
     """Figures of each job whose results are there, of histogram matching and of what crossed."""
-    matched = HistogramMatch.fit(*directed.unpaired)(directed.test[0])
+    matched = histogram_match(directed.test[0], *directed.unpaired)
     return {
         "source": directed.source_name,
         "target": directed.target_name,

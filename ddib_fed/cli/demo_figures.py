@@ -20,7 +20,7 @@ from ddib_fed.data.shipped import ShippedPictures, shipped_domain
 from ddib_fed.data.synthetic import sample
 from ddib_fed.engine.record import Translation
 from ddib_fed.errors import InternalError
-from ddib_fed.evaluation import metrics, plots
+from ddib_fed.evaluation import metrics, sheets
 from ddib_fed.evaluation.judgement import random_pictures
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.sheets import Stage, save_sheet, to_pixels
@@ -103,7 +103,7 @@ def measure_points(sent: Path, folder: Path, person: str, drawn: Path) -> DemoPa
         f"{title}; cycle error median {number(cycle['median'])}, p99 {number(cycle['p99'])}; sliced-W2 "
         f"{number(distance)} (floor {number(floor)})"
     )
-    plots.clouds([*stages.items()], drawn, caption=caption)
+    sheets.clouds([*stages.items()], drawn, caption=caption)
     return DemoPart("points", title, figures, bounds)
 
 

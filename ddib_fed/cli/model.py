@@ -242,7 +242,7 @@ def show(*, which: str) -> None:
 
 def _shown(bundle: Bundle) -> dict[str, str]:
     """What `ddib model show` says of a model, line by line."""
-    from ddib_fed.evaluation.sample_verdict import SampleVerdict
+    from ddib_fed.evaluation.features import SampleVerdict
 
     made, values = bundle.manifest, bundle.manifest.model_dump(mode="json")
     training = values.pop("training")
@@ -371,7 +371,7 @@ def measure(*, folder: Path, data: Path | None, skip_bad: bool, seed: int, devic
     measured but thresholds can, the reason is said. Training does both by itself where at least 40 pictures are held
     out. MODEL is the bundle's folder.
     """
-    from ddib_fed.evaluation.structure import put_thresholds
+    from ddib_fed.evaluation.metrics import put_thresholds
     from ddib_fed.models.bundle import load_bundle
     from ddib_fed.networks.placement import torch_threads
     from ddib_fed.training.sources import shipped_name

@@ -132,7 +132,7 @@ def run(config: TrainConfig, out: Path, *, resume: bool, force: bool) -> Bundle 
 
 def trained(bundle: Bundle, out: Path) -> dict[str, object]:
     """A new bundle as JSON values."""
-    from ddib_fed.evaluation.sample_verdict import SampleVerdict
+    from ddib_fed.evaluation.features import SampleVerdict
 
     made = bundle.manifest
     verdict = SampleVerdict.of_figures(made.training.figures)
@@ -149,7 +149,7 @@ def trained(bundle: Bundle, out: Path) -> dict[str, object]:
 
 def summary(bundle: Bundle) -> str:
     """A line about the new bundle."""
-    from ddib_fed.evaluation.sample_verdict import SampleVerdict
+    from ddib_fed.evaluation.features import SampleVerdict
 
     figures = bundle.manifest.training.figures
     text = f"{bundle.manifest.parameters:,} parameters"

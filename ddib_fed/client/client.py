@@ -517,7 +517,7 @@ def name_item(error: DdibError, items: Sequence[Payload]) -> None:
     if not (is_number(number) and int(number) < len(items)):
         return
     # Only for an error: it imports numpy, a third of what a client loads.
-    from ddib_fed.data.pictures import name_file
+    from ddib_fed.data.points import name_file
 
     origin = items[int(number)].origin
     found = name_file(error, f"item {number}" if isinstance(origin, bytes) else str(origin))

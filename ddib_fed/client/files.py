@@ -296,7 +296,7 @@ def open_inputs(
         of_pictures = of_maps if source.tiles else None
     most = MOST_TILES if auto else None
     if of_pictures is not None and found.plain:
-        from ddib_fed.formats.pictures import is_larger
+        from ddib_fed.formats.recognition import is_larger
 
         tile = of_pictures
         found = recognise(files, out, lambda path: is_larger(path, tile, most))
@@ -346,7 +346,7 @@ def _any_picture(found: Recognised) -> bool:
     arrays = [path for path in paths if path.suffix.lower() == ".npy"]
     if len(arrays) < len(paths):
         return True
-    from ddib_fed.formats.pictures import is_larger
+    from ddib_fed.formats.recognition import is_larger
 
     return any(is_larger(path, (LEAST_TILE, LEAST_TILE), None) for path in arrays)
 
@@ -442,8 +442,7 @@ def _check_name(item: FileItem) -> None:
 
 
 def _check_picture(item: Payload) -> None:
-    from ddib_fed.data.decoding import ImageLimits
-    from ddib_fed.data.pictures import decode_image
+    from ddib_fed.data.pictures import ImageLimits, decode_image
 
     try:
         decode_image(item.read(), ImageLimits(max_bytes=item.size_bytes + 1))

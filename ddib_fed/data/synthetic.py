@@ -7,17 +7,15 @@ over all coordinates) is that of the population, in closed form, so it does not 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.errors import DomainNotFound, SettingsInvalid
+from ddib_fed.errors import DomainNotFound
 
 Array = NDArray[np.float64]
-Order = Literal["topology", "shuffled"]
 
 MOONS_NOISE = 0.05
 WIDTH = 0.5
@@ -39,7 +37,7 @@ class PointDomain:
         return ((raw - self.mean) / self.std).astype(np.float32)
 
 
-def shares(n: int, groups: int, rng: np.random.Generator) -> list[int]:
+def _shares(n: int, groups: int, rng: np.random.Generator) -> list[int]:
     extra = set(rng.permutation(groups)[: n % groups].tolist())
     return [n // groups + (k in extra) for k in range(groups)]
 
@@ -51,7 +49,7 @@ def _moons_at(inner: NDArray[np.bool_], t: Array) -> Array:
 
 
 def _moons_ordered(n: int, rng: np.random.Generator) -> Array:
-    outer, inner = shares(n, 2, rng)
+    outer, inner = _shares(n, 2, rng)
     t = np.concatenate([np.linspace(0, math.pi, outer), np.linspace(0, math.pi, inner)])
     clean = _moons_at(np.arange(n) >= outer, t)
     return clean + rng.normal(scale=MOONS_NOISE, size=(n, 2))
@@ -78,18 +76,10 @@ class _Shape:
     """Three bands of a width around three outlines; `outline` turns a place in [0, 1) into a point at radius 1."""
 
     def __init__(
-        self,
-        radii: tuple[float, ...],
-        centres: tuple[float, ...],
-        edges: int,
-        outline: Callable[[Array], Array],
+        self, radii: Sequence[float], centres: Sequence[float], edges: int, outline: Callable[[Array], Array]
     ) -> None:
-        self.radii, self.centres, self.edges, self.outline = (
-            np.array(radii),
-            np.array(centres),
-            edges,
-            outline,
-        )
+        self.radii, self.centres = np.array(radii), np.array(centres)
+        self.edges, self.outline = edges, outline
 
     def domain(self, name: str, second_moment: float) -> PointDomain:
         radial = float(np.mean(np.square(self.radii))) + WIDTH**2 / 12
@@ -105,7 +95,7 @@ class _Shape:
 
     def ordered(self, n: int, rng: np.random.Generator) -> Array:
         groups = len(self.radii) * self.edges
-        counts = shares(n, groups, rng)
+        counts = _shares(n, groups, rng)
         along = [(k % self.edges + np.sort(rng.random(count))) / self.edges for k, count in enumerate(counts)]
         which = np.repeat(np.arange(groups) // self.edges, counts)
         return self.place(which, np.concatenate(along), rng.random(n))
@@ -170,16 +160,10 @@ def domain(name_or_index: str | int) -> PointDomain:
     return _BY_NAME[domain_name(name_or_index)]
 
 
-def sample(name_or_index: str | int, n: int, seed: int, *, order: Order = "topology") -> NDArray[np.float32]:
-    """Points (n, 2), float32, of zero mean and unit standard deviation as a population."""
+def sample(name_or_index: str | int, n: int, seed: int) -> NDArray[np.float32]:
+    """Points (n, 2), float32, along the shape; of zero mean and unit standard deviation as a population."""
     chosen = domain(name_or_index)
-    if n < 1 or seed < 0:
-        raise SettingsInvalid(f"cannot draw {n} points with seed {seed}: n >= 1 and seed >= 0 are needed")
-    if order not in ("topology", "shuffled"):
-        raise SettingsInvalid(f"no such order of points: {order!r}", hint="choose topology or shuffled")
-    rng = np.random.default_rng(seed)
-    points = chosen.normalise(chosen.ordered(n, rng))
-    return points[rng.permutation(n)] if order == "shuffled" else points
+    return chosen.normalise(chosen.ordered(n, np.random.default_rng(seed)))
 
 
 def uniforms(seed: int, step: int, n: int, columns: int, *, first: int = 0) -> Array:

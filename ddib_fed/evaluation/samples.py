@@ -17,34 +17,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import ImageLimits, Picture
 from ddib_fed.data.fitting import (
-    Geometry,
     PictureRule,
-    check_type,
     fit_picture,
     fitted_size,
+    fixed_bytes,
     from_array,
+    memory_of,
     output_bytes,
     own_size_mse,
     to_array,
 )
-from ddib_fed.data.pictures import (
-    cost_of,
-    decode_image,
-    encode_png,
-    fixed_bytes,
-    memory_of,
-    picture_for_points,
-    refuse_picture,
-)
-from ddib_fed.data.points import parse_npy, read_header, to_npy
+from ddib_fed.data.pictures import Geometry, ImageLimits, Picture, decode_image, encode_png
+from ddib_fed.data.points import parse_npy, picture_for_points, read_header, refuse_picture, to_npy
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Decoded
 from ddib_fed.engine.record import KEPT_SMALL, CycleError, PictureFigures
 from ddib_fed.errors import ChunkCorrupt, DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
-from ddib_fed.evaluation.metrics import cycle_error, mse, picture_rule, to_psnr
-from ddib_fed.evaluation.structure import doubtful, expected, structure
+from ddib_fed.evaluation.metrics import cycle_error, doubtful, expected, mse, picture_rule, structure, to_psnr
 from ddib_fed.files import parse_json
 from ddib_fed.models.units import ChannelMap
 
@@ -142,9 +132,6 @@ class PointSamples:
     def again(self, data: bytes, size_rule: str) -> Given | None:  # noqa: ARG002
         return Given.from_bytes(data, self.rule)
 
-    def check_header(self, content: bytes, size_rule: str) -> None:
-        del content, size_rule
-
     def memory(self, content: bytes) -> int:
         try:
             numbers = math.prod(read_header(content)[0].shape)
@@ -210,7 +197,8 @@ class PictureSamples:
     def read(self, content: bytes, size_rule: str) -> Given:
         """The samples in a client's file, and the part of its record that is known before it is translated."""
         rule = self._rule
-        fitted = fit_picture(decode_image(content, self._limits), rule)
+        picture = decode_image(content, self._limits)
+        fitted = fit_picture(picture, rule)
         check_size(fitted.geometry, rule, size_rule)
         size, (slope, intercept) = fitted_size(rule, fitted.geometry), rule.output_scale
         figures = PictureFigures(
@@ -219,7 +207,7 @@ class PictureSamples:
             size_rule=size_rule,
             fitted_height=size[0] if size else None,
             fitted_width=size[1] if size else None,
-            fit_psnr=_own_size_error(fitted.samples, rule, fitted.read())["cycle_psnr"] if size else None,
+            fit_psnr=_own_size_error(fitted.samples, rule, picture)["cycle_psnr"] if size else None,
             source_low=rule.low,
             source_high=rule.high,
             back_slope=slope,
@@ -239,14 +227,6 @@ class PictureSamples:
             return None
         check_size(given.geometry, self._rule, size_rule)
         return dataclasses.replace(given, picture=given.picture.model_copy(update={"size_rule": size_rule}))
-
-    def check_header(self, content: bytes, size_rule: str) -> None:
-        """Return unless the header of a file shows that `read` will refuse it."""
-        cost, rule = cost_of(content, self._limits), self._rule
-        if cost.dtype:
-            check_type(cost.dtype, cost.channels, rule.low, rule.high)
-        if cost.geometry != (rule.width, rule.height):  # lying on its side
-            check_size(cost.geometry, rule, size_rule)
 
     def memory(self, content: bytes) -> int:
         """Bytes that reading takes at most beside the file, by its header; 0 for what `read` will refuse."""

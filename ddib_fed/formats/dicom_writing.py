@@ -20,9 +20,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from ddib_fed.data.decoding import Pixels
-from ddib_fed.errors import DdibError, ImageUnreadable, InputError
+from ddib_fed.data.pictures import Pixels
+from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.formats.dicom import (
+    Members,
     Series,
     names_of,
     pydicom,
@@ -30,9 +31,10 @@ from ddib_fed.formats.dicom import (
     read_series,
     readable,
     sort_files,
+    uid_sha256,
 )
 from ddib_fed.formats.intensity import PERCENTILES, chosen_rule
-from ddib_fed.formats.study import Assembled, Options, Origin, Slices, Study, StudyResults, Unread
+from ddib_fed.formats.study import Assembled, Bad, Options, Origin, Slices, Study, StudyResults, Unread
 from ddib_fed.version import __version__
 
 MAKER: Final = "ddib-fed"
@@ -59,7 +61,7 @@ KEPT: Final = frozenset({
 _KEPT_GROUPS: Final = frozenset({0x0010, 0x0012, 0x0038})
 """The patient, the trial with its marks of de-identification, and the visit."""
 _Class = tuple[str, dict[str, str]]
-# The class of a grey result by that of its source, also an enhanced one, and what it must say of an acquisition (PS3.3
+# The class of a grey result by that of its source, and what it must say of an acquisition (PS3.3
 # C.8.3.1, C.8.2.1): "RM" is a sequence that is none of the standard's, and an empty value one that is not known.
 _CLASSES: Final[dict[str, _Class]] = {
     "MR Image Storage": ("MRImageStorage", {
@@ -118,7 +120,7 @@ def _kept(source: Any, *, colours: bool) -> Any:
             kept.add(deepcopy(element))
     kept.remove_private_tags()
     uids = pydicom().uid
-    name = uids.UID(source.SOPClassUID).name.removeprefix("Legacy Converted ").removeprefix("Enhanced ")
+    name = uids.UID(source.SOPClassUID).name
     kind, asked = _CLASSES.get("" if colours else name, _OTHER_CLASS)
     kept.SOPClassUID = getattr(uids, kind)
     for keyword, value in asked.items():
@@ -181,7 +183,7 @@ def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, houns
     number = pydicom().valuerep.DSfloat
     colours = pixels.shape[2] == 3
     if colours:
-        if translated.bits == 16:
+        if pixels.dtype == np.uint16:
             pixels = (pixels >> 8).astype(np.uint8)
         dataset.PlanarConfiguration = 0
     bits = 8 if colours else 16
@@ -201,7 +203,7 @@ def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, houns
         dataset.RescaleIntercept = number(translated.intercept, auto_format=True)
         dataset.RescaleType = "HU" if hounsfield else "US"
     low = translated.intercept if low is None else low
-    high = low + slope * (2**translated.bits - 1) if high is None else high
+    high = low + slope * np.iinfo(translated.dtype).max if high is None else high
     dataset.WindowCenter = number((low + high) / 2, auto_format=True)
     dataset.WindowWidth = number(max(high - low, 1), auto_format=True)
 
@@ -225,7 +227,7 @@ class DicomStudy(Study):
 
     def assemble(self, translated: StudyResults) -> Assembled:
         stack = self.pixels.stack(translated)
-        report, said = self.pixels.report(translated, stack)
+        report, said = self.pixels.summary(translated, stack)
         contents = derived_series(self.series, stack, translated, range(self.planes))
         files = {f"{self.name}/{at + 1:04}.dcm": content for at, content in enumerate(contents)}
         header = self.series.headers[0]
@@ -244,50 +246,39 @@ class DicomStudy(Study):
         return Assembled(files, report, said)
 
 
-@dataclass(frozen=True, slots=True)
-class FoundSeries:
-    unread: tuple[Unread, ...]
-    unreadable: tuple[tuple[Path, DdibError], ...]
-    others: Counter[str]
-
-
-def find_dicom(given: Path, files: Iterable[Path], root: Path | None, options: Options) -> FoundSeries:
-    """The series among some files; the folder of a series' results has its name."""
+def find_dicom(
+    given: Path, files: Iterable[Path], root: Path | None, options: Options
+) -> tuple[list[Unread], Bad, Counter[str]]:
+    """The series among some files, what cannot be read, and how many others."""
     found = sort_files(files)
     if not found.series and not found.unreadable:
-        raise ImageUnreadable(f"{given} holds no DICOM pictures", hop="client", hint="ls, or dcmdump FILE")
-    unread: list[Unread] = []
-    unreadable = [*found.unreadable]
-    for called, members in names_of(found.series, root):
-        good, bad = readable(members)
-        unreadable += bad
-        origin = Origin(
-            given,
-            called.name,
-            (called.name,),
-            tuple(path for path, _ in good),
-            options.settings("intensity"),
-            label=f"{given}: {called.name}" if len(found.series) > 1 else "",
-            also=called.also,
-            series_sha256=called.uid_sha256,
-        )
-        unread.append(Unread(origin, partial(read_dicom, good, options)))
-    return FoundSeries(tuple(unread), tuple(unreadable), found.others)
-
-
-def read_dicom(members: Sequence[tuple[Path, Any]], options: Options, origin: Origin) -> DicomStudy:
-    called = origin.called
-    series, values = read_series(called, members)
-    odd = series.without_units
-    try:
-        rule = chosen_rule(options.intensity, values, series.modality, of_model=options.of_model)
-        if odd and (rule.name == "hu" or len(odd) < len(series.paths)):
-            raise InputError(
-                f"{called}: {len(odd)} of {len(series.paths)} slices are in no Hounsfield units: {odd[0]}",
-                hop="client",
-                hint=f"export it again with its rescale, or send numbers without units: --intensity {PERCENTILES}",
+        hint = "dcmdump FILE; in place of a DICOMDIR name its folder"
+        raise ImageUnreadable(f"{given} holds no DICOM pictures", hop="client", hint=hint)
+    unread, bad = list[Unread](), [*found.unreadable]
+    for uid, name in names_of(found.series, root).items():
+        good, unreadable = readable(found.series[uid])
+        bad += unreadable
+        if good:
+            origin = Origin(
+                given,
+                name,
+                (name,),
+                tuple(path for path, _ in good),
+                options.settings("intensity"),
+                label=f"{given}: {name}" if len(found.series) > 1 else "",
+                series_sha256=uid_sha256(uid),
             )
-        slices = Slices.of(values, rule)
-    except ImageUnreadable as error:
-        raise ImageUnreadable(f"{called}: {error.detail}", hop="client", hint=error.hint) from error
-    return DicomStudy(origin, slices, series)
+            unread.append(Unread(origin, partial(read_dicom, good, options)))
+    return unread, bad, found.others
+
+
+def read_dicom(members: Members, options: Options, origin: Origin) -> DicomStudy:
+    series, values = read_series(origin.called, members)
+    odd = series.without_units
+    rule = chosen_rule(options.intensity, values, series.modality, of_model=options.of_model)
+    if odd and (rule.name == "hu" or len(odd) < len(series.paths)):
+        raise InputError(
+            f"{len(odd)} of {len(series.paths)} slices are in no Hounsfield units: {odd[0]}",
+            hint=f"export it again with its rescale, or send numbers without units: --intensity {PERCENTILES}",
+        )
+    return DicomStudy(origin, Slices.of(values, rule), series)

@@ -17,8 +17,8 @@ import grpc
 import torch
 
 from ddib_fed.calibration.record import CalibrationStore, units_digest
-from ddib_fed.data.decoding import ImageLimits
 from ddib_fed.data.fitting import PictureRule
+from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.budget import Recipe
 from ddib_fed.engine.executors import Pool, process_pool, ray_pool

@@ -37,9 +37,8 @@ from ddib_fed.calibration.record import (
     Place,
     units_digest,
 )
-from ddib_fed.data.fitting import PictureRule
+from ddib_fed.data.fitting import PictureRule, read_fitted
 from ddib_fed.data.folder import load, picture_files, range_check, scan
-from ddib_fed.data.pictures import read_fitted
 from ddib_fed.data.shipped import load_shipped
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError, UsageError
 from ddib_fed.evaluation.metrics import Pictures, picture_rule

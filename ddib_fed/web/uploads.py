@@ -21,9 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.client.files import MAX_ITEM_BYTES, FileItem, read_items
-from ddib_fed.data.decoding import Pixels
-from ddib_fed.data.pictures import FEW_COLUMNS, encode_png, image_format, read_image
-from ddib_fed.data.points import parse_npy, read_header
+from ddib_fed.data.pictures import Pixels, encode_png, image_format, read_image
+from ddib_fed.data.points import FEW_COLUMNS, parse_npy, read_header
 from ddib_fed.errors import (
     DdibError,
     DiskFull,
@@ -33,7 +32,7 @@ from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.files import is_disk_full, make_private_folders
-from ddib_fed.formats.dicom import is_directory_file, read_series, sort_files
+from ddib_fed.formats.dicom import read_series, sort_files
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.recognition import Format, format_of
 from ddib_fed.formats.study import Options
@@ -223,19 +222,14 @@ async def _write(path: Path, chunks: AsyncIterator[bytes]) -> int:
 def recognise(path: Path, label: str) -> tuple[bool, tuple[str, ...]]:
     """Whether a file is plain, once it is known that it can be translated; and what a person has to know of it."""
     kind = format_of(path)
-    if kind is Format.DICOM and is_directory_file(path):
-        raise InputError(
-            f"{path} lists the files of a folder, and is no picture",
-            hop="client",
-            hint="drop the whole folder: its pictures are found without the list",
-        )
     with hinted_in_words():
         if kind is Format.DICOM:
             found = sort_files([path])
             for _, error in found.unreadable:
                 raise error
             if not found.series:
-                raise ImageUnreadable(f"{path} holds no picture", hop="client")
+                hint = "in place of a DICOMDIR drop its folder"
+                raise ImageUnreadable(f"{path} holds no picture", hop="client", hint=hint)
             (headers,) = found.series.values()
             return False, read_series(label.partition("/")[0], headers)[0].warnings
         if kind is not None:

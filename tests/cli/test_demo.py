@@ -19,8 +19,8 @@ from ddib_fed.data.shipped import SHIPPED, ShippedPictures, load_shipped
 from ddib_fed.data.synthetic import sample
 from ddib_fed.engine.record import CycleError, SolverUsed, Translation
 from ddib_fed.errors import AlreadyExists, ExitCode, NotReady, OutOfBounds
+from ddib_fed.evaluation.metrics import structure
 from ddib_fed.evaluation.sheets import to_pixels
-from ddib_fed.evaluation.structure import structure
 from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap
 

@@ -93,14 +93,6 @@ def test_classes_come_from_the_first_sub_folder(tmp_path):
     assert class_numbers(found.entries, found.classes).tolist() == [0, 0, 1]
 
 
-@pytest.mark.slow
-def test_classes_come_from_the_name_up_to_an_underscore(tmp_path):
-    """As the public code has it."""
-    put_pictures(tmp_path, "dog_1.png", "x/cat_b_2.png")
-    found = scan(tmp_path, classes="prefix")
-    assert ([e.label for e in found.entries], found.classes) == (["dog", "cat"], ("cat", "dog"))
-
-
 def test_two_domains_under_one_root_are_told_apart(tmp_path):
     """trainA and trainB are not mixed; each is a folder as any other."""
     put_pictures(tmp_path, "trainA/1.png", "trainB/1.png", "testA/2.png")

@@ -13,9 +13,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from ddib_fed.data.decoding import ImageLimits
-from ddib_fed.data.fitting import PictureRule
-from ddib_fed.data.pictures import cost_of, decode_image, memory_of
+from ddib_fed.data.fitting import PictureRule, memory_of
+from ddib_fed.data.pictures import ImageLimits, cost_of, decode_image
 from ddib_fed.errors import ImageTooLarge
 from tests.data_modules.picture_examples import chunk, deep_png, tiff_of
 
@@ -27,9 +26,10 @@ import numpy
 import tifffile
 from PIL import JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 from ddib_fed.data import pictures as images
-from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.data.fitting import PictureRule, from_array, to_array
-from ddib_fed.data.pictures import FIXED, cost_of, memory_of
+from ddib_fed.data.pictures import cost_of
+from ddib_fed.data.fitting import FIXED, memory_of
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10

@@ -107,13 +107,6 @@ def test_too_many_points_are_refused_by_the_header_alone(points):
     assert caught.value.facts == {"points": str(points), "limit_points": "1000"}
 
 
-def test_too_many_bytes_are_refused_before_they_are_looked_at():
-    """Whatever they are."""
-    with pytest.raises(PointsTooMany) as caught:
-        parse(b"x" * 11, max_bytes=10)
-    assert caught.value.facts == {"size_bytes": "11", "limit_bytes": "10"}
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
 def test_what_is_not_finite_in_float32_is_refused(value):
     """Also a double that is too large for it; the error counts."""

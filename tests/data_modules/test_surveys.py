@@ -30,7 +30,7 @@ def test_a_survey_counts_what_is_there(tmp_path):
     (tmp_path / "dog_3.png").write_bytes(b"")
     found = survey(scan(tmp_path, classes="prefix", skip_bad=True))
     assert (found.channels, found.dtypes) == ({1: 1, 3: 3}, {"uint8": 3, "uint16": 1})
-    text = "\n".join(found.lines())
+    text = "\n".join(found.lines)
     for part in (
         "4 pictures, 1 left out",
         "3 of 4 x 6",

@@ -62,20 +62,6 @@ def test_rings_hold_equally_many_points_within_their_width_each_going_round(name
         assert np.all(np.diff(angle) <= 1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "radii", "centres"),
-    [("concentric-squares", (1, 2, 3), (0, 0, 0)), ("parallel-squares", (1, 1, 1), (-3, 0, 3))],
-)
-def test_squares_have_four_edges_of_equally_many_points_within_their_width(name, radii, centres):
-    points = raw(name, synthetic.sample(name, 2_400, 0)).reshape(3, 4, 200, 2)
-    for square, radius, centre in zip(points, radii, centres, strict=True):
-        local = square - [centre, 0]
-        gap = np.abs(local).max(axis=2) - radius
-        assert np.abs(gap).max() <= synthetic.WIDTH / 2 + 1e-6
-        assert local[0, :, 1].min() > 0 > local[2, :, 1].max()
-        assert local[1, :, 0].min() > 0 > local[3, :, 0].max()
-
-
 def test_a_point_is_a_function_of_seed_step_and_sample():
     """Neither the batch nor what was drawn before changes it."""
     whole = synthetic.draw("moons", 64, 7, step=3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.evaluation.sample_verdict import SampleVerdict, judge_samples, textures
+from ddib_fed.evaluation.features import SampleVerdict, judge_samples, textures
 
 
 def rings(count: int, seed: int) -> np.ndarray:

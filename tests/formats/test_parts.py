@@ -21,7 +21,7 @@ from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.parts import check_outputs, finished_study, translate_study, write_outputs
 from ddib_fed.formats.study import Options
 from tests.formats.dicom.files import write_series
-from tests.formats.echoes import ASKED, DICOM, NIFTI, only, record, results
+from tests.formats.echoes import ASKED, NIFTI, only, record, results
 
 VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
 
@@ -124,20 +124,6 @@ def test_a_rule_that_does_not_fit_the_model_is_answered_with_one_that_does(tmp_p
     with pytest.raises(PictureMisfit, match="ct: its slices hold grey int16") as caught:
         translate_study(only(tmp_path / "ct"), tmp_path / "out", refuse, asked=ASKED)
     assert "--intensity=window:40,400@0:4095" in caught.value.hint
-
-
-def test_colours_for_a_grey_model_are_answered_with_a_grey_copy(tmp_path):
-    """Another rule of intensity would end in the same refusal."""
-
-    def refuse(items, results):
-        raise PictureMisfit("item 0", facts={"problem": "colour", "takes": "grey pictures", "range": "0:255"})
-
-    (tmp_path / "scan").mkdir()
-    (tmp_path / "scan" / "a.dcm").write_bytes((DICOM / "examples_rgb_color.dcm").read_bytes())
-    with pytest.raises(PictureMisfit, match="scan: it is in colour, and the model takes grey") as caught:
-        translate_study(only(tmp_path / "scan"), tmp_path / "out", refuse, asked=ASKED)
-    assert "--intensity" not in caught.value.hint
-    assert "make a grey copy" in caught.value.hint
 
 
 @pytest.mark.parametrize("of_files", [False, True])

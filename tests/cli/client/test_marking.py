@@ -11,10 +11,9 @@ import pytest
 from ddib_fed.cli.main import run
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ExitCode
-from ddib_fed.formats.credentials import read_mark
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import NORTH, TARGET, SourceNodeDouble
-from tests.formats.signers import write_signer
+from tests.formats.signers import read_mark, write_signer
 
 pytestmark = pytest.mark.slow
 NAMES = ("a", "b")
@@ -59,7 +58,7 @@ def marked(tmp_path):
         for name in NAMES:
             content = (tmp_path / "out" / f"{name}.png").read_bytes()
             record = json.loads((tmp_path / "out" / f"{name}.json").read_text())
-            if (held := read_mark(content, ".png")) is not None:
+            if (held := read_mark(content)) is not None:
                 assert held["validation_state"] == "Valid"
                 assert record["files"]["translation"]["sha256"] == hashlib.sha256(content).hexdigest()
                 found.append(name)
@@ -72,7 +71,7 @@ def test_each_result_is_marked_as_it_is_written(translate, north, signer, marked
     """Not after the last job: what is acknowledged is complete."""
     seen = []
     north.script.on_acknowledge = lambda request: seen.append(
-        read_mark((tmp_path / "out" / "a.png").read_bytes(), ".png") is not None
+        read_mark((tmp_path / "out" / "a.png").read_bytes()) is not None
     )
     assert translate(*signer) == 0
     assert seen == [True]

@@ -13,7 +13,8 @@ from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.record import Guidance
 from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, UsageError
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.networks.config import UNetConfig, network_shapes
+from ddib_fed.networks.build import network_shapes
+from ddib_fed.networks.config import UNetConfig
 from tests.models.importers.test_guided import FLAGS, HALF, SMALL, random_state
 
 

@@ -17,13 +17,12 @@ import rasterio
 
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.engine.record import Translation
-from ddib_fed.formats.credentials import read_mark
 from ddib_fed.models.bundle import amend_bundle
 from ddib_fed.models.manifest import PictureFormat
 from tests.e2e.harness import Pair, ddib, find_any
 from tests.formats.dicom.files import words_of, write_series
 from tests.formats.maps import WHERE, write_map
-from tests.formats.signers import write_signer
+from tests.formats.signers import read_mark, write_signer
 from tests.security.tap.relay import Tap
 from tests.security.tap.search import Place, Traffic, look
 from tests.security.tap.secrets import Secrets
@@ -212,7 +211,7 @@ def test_no_value_of_a_header_is_in_the_nodes_state(hospital: Hospital) -> None:
 def test_a_picture_carries_content_credentials(hospital: Hospital) -> None:
     """The record's digest is that of the file as it lies there."""
     content = (hospital.out / "plain.png").read_bytes()
-    found = read_mark(content, ".png")
+    found = read_mark(content)
     assert found is not None
     assert found["validation_state"] == "Valid"
     import hashlib
