@@ -37,7 +37,7 @@ from ddib_fed.telemetry import named, trace_of
 from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
 from source_node.events import EventHub
 from source_node.remote import Remotes
-from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner, log_end
+from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner
 from source_node.store import PENDING_ITEMS, RESULTS, ItemCounts, JobStore, StoredItem, StoredJob, classes_of
 from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, active_terms, caller_uri, trace_key
 
@@ -154,7 +154,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             target = job.request.target_institution
             span.set_attributes(named(job=job.job_id, items=len(job.items), peer=target, repeated=repeated))
         if not repeated:
-            self._tell(job.job_id)
+            self.runner.publish(job.job_id, job.state)
             self.runner.accepted(job)
         return translation_pb2.SubmitJobResponse(
             job_id=job.job_id, state=f"JOB_STATE_{job.state.name}", repeated_request=repeated
@@ -165,7 +165,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     ) -> Iterator[translation_pb2.WatchJobResponse]:
         job = self.store.head(request.job_id, caller_uri())
         if self.events.last(job.job_id) is None:  # not since the node was started
-            self._tell(job.job_id)
+            self.runner.publish(job.job_id, job.state)
         yield from self.events.subscribe(
             job.job_id,
             request.after_sequence,
@@ -202,11 +202,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         before = self.store.head(request.job_id, caller_uri())
         state = self.store.cancel(request.job_id, caller_uri())
         self.runner.cancel(request.job_id)
-        if state == JobState.CANCELLED:
-            self.events.publish(request.job_id, state)
-            if not before.state.ended:
-                progress = self.store.progress(request.job_id)
-                log_end(before, state, progress, self.store.now(), Cancelled.reason)
+        if state == JobState.CANCELLED and not before.state.ended:
+            self.runner.announce(before, state, Cancelled.reason)
         return translation_pb2.CancelJobResponse(state=f"JOB_STATE_{state.name}")
 
     def FetchResults(
@@ -245,11 +242,6 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         tracing = self.node.tracing
         parent = trace_of(context.invocation_metadata(), tracing, self.node.config.node.institution)
         return tracing.span(name, kind=SpanKind.SERVER, parent=parent or tracing.recall(otherwise))
-
-    def _tell(self, job_id: str) -> None:
-        """Publish a job's state; one that has ended meanwhile keeps its last event."""
-        state, progress = self.store.head(job_id).state, self.store.progress(job_id)
-        self.events.publish(job_id, state, items_done=progress.done, items=progress.items)
 
     # What a client gets
 

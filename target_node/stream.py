@@ -236,7 +236,6 @@ class DecodeStream:
         *,
         end_input: Callable[[], object] = lambda: None,
         owner: str = "",
-        weight: float = 1.0,
     ) -> None:
         self._engine = engine
         self._contract, self._label = contract, label_of(header)
@@ -258,7 +257,6 @@ class DecodeStream:
             on_step=self._on_step,
             flow=header.request_id,
             owner=owner,
-            weight=weight,
             least_evaluations=contract.limits.min_evaluations,
         )
 
