@@ -193,25 +193,14 @@ class Fitted:
 
 
 class _Plan(NamedTuple):
-    """Halved, then scaled to (height, width); its window at (top, left) meets the array at (to_top, to_left)."""
+    """Halved, then scaled to (height, width); its window, of (rows, columns), is put to a place in the array."""
 
     halvings: int
     height: int
     width: int
-    top: int
-    left: int
-    to_top: int
-    to_left: int
-    rows: int
-    columns: int
-
-    @property
-    def window(self) -> tuple[slice, slice]:
-        return slice(self.top, self.top + self.rows), slice(self.left, self.left + self.columns)
-
-    @property
-    def place(self) -> tuple[slice, slice]:
-        return slice(self.to_top, self.to_top + self.rows), slice(self.to_left, self.to_left + self.columns)
+    window: tuple[slice, slice]
+    place: tuple[slice, slice]
+    size: tuple[int, int]
 
 
 def fit_picture(picture: Picture, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Fitted:
@@ -312,8 +301,8 @@ def own_size_mse(x: Array, rule: PictureRule, picture: Picture) -> float:
     top, left = (
         min(round(at * whole / scaled), whole - part)
         for at, whole, scaled, part in (
-            (plan.top, geometry.height, plan.height, height),
-            (plan.left, geometry.width, plan.width, width),
+            (plan.window[0].start, geometry.height, plan.height, height),
+            (plan.window[1].start, geometry.width, plan.width, width),
         )
     )
     given = list(_planes(picture.pixels[top : top + height, left : left + width], rule.channels))
@@ -356,7 +345,7 @@ def output_bytes(geometry: Geometry, rule: PictureRule) -> int:
     """Bytes needed at most to make a PNG of this size from a model's array, or to compare one with the picture."""
     plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
     numbers = height * width * rule.channels * rule.bits // 8
-    plane = _resize_bytes((plan.rows, plan.columns), (height, width), 4)
+    plane = _resize_bytes(plan.size, (height, width), 4)
     copied = height * width * (4 if rule.channels == 3 else 1) if rule.bits == 8 else numbers
     return numbers + max(plane, copied)
 
@@ -369,21 +358,26 @@ def _resize_bytes(size: tuple[int, int], wanted: tuple[int, int], itemsize: int)
 
 
 def _plan(rule: PictureRule, geometry: Geometry) -> _Plan:
-    h, w = geometry.height, geometry.width
+    (h, w), model = geometry, (rule.height, rule.width)
     if rule.fit == "pad":
         scale = min(1.0, rule.height / h, rule.width / w)
-        height, width = (min(a, max(1, round(b * scale))) for a, b in ((rule.height, h), (rule.width, w)))
-        to_top, to_left = (rule.height - height) // 2, (rule.width - width) // 2
-        return _Plan(_halvings(h, w, height, width), height, width, 0, 0, to_top, to_left, height, width)
-    halvings = _halvings(h, w, rule.height, rule.width)
+        height, width = (min(a, max(1, round(b * scale))) for a, b in zip(model, (h, w), strict=True))
+        place = _part((rule.height - height) // 2, (rule.width - width) // 2, height, width)
+        halvings = _halvings(h, w, height, width)
+        return _Plan(halvings, height, width, _part(0, 0, height, width), place, (height, width))
+    halvings = _halvings(h, w, *model)
     if rule.fit == "resize":
-        return _Plan(halvings, rule.height, rule.width, 0, 0, 0, 0, rule.height, rule.width)
+        return _Plan(halvings, *model, _part(0, 0, *model), _part(0, 0, *model), model)
     # As in the public loader, the scale is that of the halved picture, whose odd last row or column is gone.
     h, w = h >> halvings, w >> halvings
     scale = max(rule.height / h, rule.width / w)
     height, width = max(rule.height, round(h * scale)), max(rule.width, round(w * scale))
-    top, left = (height - rule.height) // 2, (width - rule.width) // 2
-    return _Plan(halvings, height, width, top, left, 0, 0, rule.height, rule.width)
+    window = _part((height - rule.height) // 2, (width - rule.width) // 2, *model)
+    return _Plan(halvings, height, width, window, _part(0, 0, *model), model)
+
+
+def _part(top: int, left: int, height: int, width: int) -> tuple[slice, slice]:
+    return slice(top, top + height), slice(left, left + width)
 
 
 def _halvings(h: int, w: int, height: int, width: int) -> int:
@@ -399,8 +393,8 @@ def _size_of(rule: PictureRule, geometry: Geometry | None) -> tuple[int, int]:
         return rule.height, rule.width
     plan = _plan(rule, geometry)
     return (
-        max(1, round(plan.rows * geometry.height / plan.height)),
-        max(1, round(plan.columns * geometry.width / plan.width)),
+        max(1, round(plan.size[0] * geometry.height / plan.height)),
+        max(1, round(plan.size[1] * geometry.width / plan.width)),
     )
 
 

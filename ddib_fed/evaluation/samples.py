@@ -135,12 +135,7 @@ class PointSamples:
 
 
 class PictureSamples:
-    """Pictures, one a file, PNG out.
-
-    Attributes:
-        format: Of the files that are written.
-        formats: That are read.
-    """
+    """Pictures, one a file of `formats` in and PNG out; `rule` is what `read` depends on beside the file."""
 
     format: str = "PNG"
 
@@ -206,13 +201,11 @@ class PictureSamples:
         own: Any = "resize" if given.picture.size_rule == REFUSE else given.picture.size_rule
         file = _png(samples, in_numbers(dataclasses.replace(rule, fit=own)), given.geometry)
         kept = structure(given.original, samples.clip(-1.0, 1.0), expected(self._manifest, rotation))
-        slope, intercept = rule.output_scale
         figures: dict[str, float | None] = {
             "low": rule.low,
             "high": rule.high,
             "bits": rule.bits,
-            "slope": slope,
-            "intercept": intercept,
+            **dict(zip(("slope", "intercept"), rule.output_scale, strict=True)),
             "edge_correlation": float(kept.edge_correlation[0]),
             "mutual_information": float(kept.mutual_information[0]),
         }

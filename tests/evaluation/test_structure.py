@@ -74,13 +74,3 @@ def test_land_and_sea_exchanged_is_marked_under_a_calibration_and_true_partners_
     assert marked["exchanged"] > 0.95
     assert marked["true"] < 0.15
     assert marked["lost"] > 0.9
-
-
-def test_a_model_trained_with_a_map_or_a_rotated_leg_expects_its_colours():
-    swap = ChannelMap(rotation=((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)))
-    own = pretrained("satellite").manifest
-    held = own.model_copy(update={"normalisation": own.normalisation.model_copy(update={"calibrated": swap})})
-    x = smooth(3, channels=3)
-    assert expected(own, None) is None
-    for found in (expected(own, swap), expected(held, None)):
-        assert found(x) == pytest.approx(swap.apply(own.normalisation.apply(x)), abs=1e-5)

@@ -137,15 +137,6 @@ def test_an_input_is_never_replaced(north, scan, tmp_path, capsys):
     assert "would replace the input" in capsys.readouterr().err
 
 
-def test_results_are_not_overwritten_unless_asked(translate, scan, north, tmp_path):
-    """Another request for the same name is refused before anything is sent; with --force it goes through."""
-    assert translate(scan) == 0
-    calls = len(north.script.calls)
-    assert translate(scan, "--evaluations", 24) == ExitCode.CONFLICT
-    assert len(north.script.calls) == calls
-    assert translate(scan, "--evaluations", 24, "--force") == 0
-
-
 def test_a_refused_job_leaves_nothing_behind(translate, scan, north, tmp_path):
     """No names of a job that never was, and no folder that this command made for it."""
     north.script.refuse["SubmitJob"] = InternalError()
