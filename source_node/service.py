@@ -26,9 +26,10 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.logs import Repeated
 from ddib_fed.node.role import NodeContext, RoleService, solver_settings
-from ddib_fed.protocol.contract import LAST_MOMENT, SAMPLE_KINDS, guidance_from_pb
-from ddib_fed.protocol.messages import JobState, provenance_message, to_message
+from ddib_fed.protocol.contract import LAST_MOMENT, guidance_from_pb
+from ddib_fed.protocol.messages import JobState, provenance_message
 from ddib_fed.protocol.streams import stream_file
 from ddib_fed.security import tls
 from ddib_fed.telemetry import named, trace_of
@@ -120,7 +121,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         answer = translation_pb2.ListDomainsResponse(
             institution=own.institution,
             domain=own.domain,
-            sample_kind=SAMPLE_KINDS[own.sample_kind],
+            sample_kind=own.sample_kind,
             sample_shape=own.sample_shape,
             classes=own.classes,
             class_names=own.class_names,
@@ -268,16 +269,15 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             self._node.peer_problems.answered(institution)
             answer.status = "ready"
             answer.domain = side.domain
-            answer.sample_kind = SAMPLE_KINDS[side.sample_kind]
+            answer.sample_kind = side.sample_kind
             answer.sample_shape.extend(side.sample_shape)
             answer.classes = side.classes
             answer.class_names.extend(side.class_names)
             answer.size_rule = side.size_rule
             terms = active_terms(self._node, (side.institution, side.domain))
             if terms is not None:
-                answer.calibration.CopyFrom(to_message(terms, common_pb2.CalibrationTerms))
-            if guidance is not None:
-                answer.guidance.CopyFrom(to_message(guidance, common_pb2.GuidanceTerms))
+                answer.calibration.CopyFrom(terms)
+            answer.guidance.CopyFrom(guidance)
         answer.latency_ms = round(1000 * (time.perf_counter() - started))
         return answer
 
@@ -325,8 +325,8 @@ class SourceService(RoleService):
         )
         self._runner = JobRunner(node, self._store, self._events, self._remotes)
         self._servicer = TranslationServicer(node, self._store, self._events, self._remotes, self._runner)
-        self._closed = threading.Event()
-        self._janitor = threading.Thread(target=self._clean, name="janitor", daemon=True)
+        # A full disk, for one, is emptied here.
+        self._janitor = Repeated("janitor", self._store.expire, lambda: EXPIRE_EVERY_S)
 
     @classmethod
     def check(cls, config: NodeConfig) -> str:
@@ -350,24 +350,13 @@ class SourceService(RoleService):
         self._remotes.refresh()
 
     def close(self) -> None:
-        self._closed.set()
         self._events.close()
         self._runner.close()
         self._remotes.close()
 
     def release(self) -> None:
-        if self._janitor.is_alive():
-            self._janitor.join(timeout=10)
+        self._janitor.stop()
         self._store.close()
-
-    def _clean(self) -> None:
-        while not self._closed.is_set():
-            try:
-                self._store.expire()
-            except Exception:
-                # A full disk, for one: it is emptied here, so this thread must live.
-                log.exception("what nobody fetched could not be removed now")
-            self._closed.wait(EXPIRE_EVERY_S)
 
 
 ROLE = SourceService

@@ -53,7 +53,6 @@ from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.names import is_domain, is_institution
-from ddib_fed.protocol.contract import CalibrationTerms
 from ddib_fed.security.identity import (
     MAX_CERTIFICATE_BYTES,
     Identity,
@@ -63,6 +62,7 @@ from ddib_fed.security.identity import (
 )
 from ddib_fed.security.pki import CLOCK_SKEW, TlsCredentials
 from ddib_fed.v1 import calibration_pb2 as pb
+from ddib_fed.v1.common_pb2 import CalibrationTerms
 
 Kind = Literal["rotation", "tone", "colour-map"]
 """What the map is: an orthogonal change of the channels, a curve of grey, a map of colours."""
@@ -173,7 +173,7 @@ class Calibration(_Section):
 
     @property
     def terms(self) -> CalibrationTerms:
-        return CalibrationTerms(self.sha256, self.kind, int(self.expires.timestamp()))
+        return CalibrationTerms(sha256=self.sha256, kind=self.kind, expires=int(self.expires.timestamp()))
 
     @property
     def institutions(self) -> frozenset[str]:

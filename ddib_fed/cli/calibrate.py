@@ -441,26 +441,24 @@ def list_(config_path: Path) -> None:
     found, published = _rows(config, store), publications(config)
 
     def text() -> None:
+        calibrations = [
+            [each["sha256"][:12], each["kind"], f"{each['source']} to {each['target']}", each["state"],
+             each["expires"][:10]]
+            for each in found
+        ]  # fmt: skip
         if found:
-            columns = ["!calibration", "kind", "from, to", "state", "expires"]
-            rows = [
-                [row["sha256"][:12], row["kind"], f"{row['source']} to {row['target']}", row["state"],
-                 row["expires"][:10]]
-                for row in found
-            ]  # fmt: skip
-            print_table("", columns, rows)
-            say(*(f"{row['sha256'][:12]}: {row['warning']}" for row in found if row["warning"]))
+            print_table("", ["!calibration", "kind", "from, to", "state", "expires"], calibrations)
         else:
             say("no calibrations yet: ddib calibrate --peer INSTITUTION/DOMAIN")
+        say(*(f"{each['sha256'][:12]}: {each['warning']}" for each in found if each["warning"]))
+        aggregates = [
+            [each.sha256[:12], each.time[:10], f"{each.counted} {each.unit}s", f"{each.epsilon:g}",
+             f"{each.delta:g}", ", ".join(each.peers) or "none"]
+            for each in published
+        ]  # fmt: skip
         if published:
-            rows = [
-                [each.sha256[:12], each.time[:10], f"{each.counted} {each.unit}s", f"{each.epsilon:g}",
-                 f"{each.delta:g}", ", ".join(each.peers) or "none"]
-                for each in published
-            ]  # fmt: skip
-            say()
             columns = ["!aggregate", "published", "over", ">epsilon", ">delta", "peers that have it"]
-            print_table("", columns, rows)
+            print_table("", columns, aggregates)
             say(f"together     {total_privacy(published)}, also if the peers compare what they have")
 
     emit({"calibrations": found, "published": published}, text)
@@ -472,17 +470,11 @@ def _rows(config: NodeConfig, store: CalibrationStore) -> list[dict[str, str]]:
     from ddib_fed.node.admitting import peer_store
     from ddib_fed.node.calibrations import overview
 
+    found = overview(config, store, peer_store(config), inactive=True)
+    names = [field.name for field in found[0].DESCRIPTOR.fields] if found else []
     return [
-        {
-            "sha256": each.sha256,
-            "kind": each.kind,
-            "source": each.source,
-            "target": each.target,
-            "state": each.state,
-            "expires": moment(each.expires) or "",
-            "warning": each.warning,
-        }
-        for each in overview(config, store, peer_store(config), inactive=True)
+        {name: getattr(each, name) for name in names} | {"expires": moment(each.expires) or ""}
+        for each in found
     ]
 
 
@@ -500,7 +492,6 @@ def _rows(config: NodeConfig, store: CalibrationStore) -> list[dict[str, str]]:
 def show(config_path: Path, name: str, out: Path | None) -> None:
     """Show a calibration of this node, and verify its signatures."""
     from ddib_fed.calibration.record import SIDES, write_calibration
-    from ddib_fed.node.calibrations import publications, total_privacy
 
     config, store = _open(config_path)
     stored = store.named(name)
@@ -512,8 +503,6 @@ def show(config_path: Path, name: str, out: Path | None) -> None:
     def text() -> None:
         show_calibration(stored.calibration)
         say(f"state        {row['state']}, here since {stored.added:%Y-%m-%d %H:%M} UTC")
-        if published := publications(config):
-            say(f"published    {total_privacy(published)}")
         for side, said in checked.items():
             say(f"signed       {side}: {said}")
         if out is not None:

@@ -15,7 +15,6 @@ from ddib_fed.terminal import emit, outcome, print_table, say
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.security.peers import Peer, PeerStore
-    from ddib_fed.v1 import decoding_pb2
 
 INSTITUTION = click.argument("institution")
 FINGERPRINT = option(
@@ -130,65 +129,45 @@ def list_(config_path: Path) -> None:
 @INSTITUTION
 def test(config_path: Path, institution: str) -> None:
     """Connect to a peer, and name the cause if that fails."""
-    from ddib_fed.protocol.details import described
-    from ddib_fed.security.diagnosis import diagnose
-    from ddib_fed.security.pki import certificate_pem
+    import grpc
+
+    from ddib_fed.protocol.contract import PROTOCOL
+    from ddib_fed.protocol.details import described, failure_of_peer, status_of
+    from ddib_fed.security.tls import PeerChannels
+    from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
 
     config, store = _open(config_path)
-    entry = store.get(institution)
-    finding = diagnose(
-        entry.address,
-        server_name=entry.identity.dns_name,
-        pki_folder=config.paths.pki,
-        roots_pem=certificate_pem(*entry.roots),
-        proxy=config.proxy,
-    )
-    if not finding.ok:
-        raise finding.as_error(f"target {institution}")
-    side, clock = _describe(config, store, institution)
-    decoding, said = None, "none: it is a source node only"
-    if side is not None:
+    store.get(institution)
+    channels = PeerChannels(config.paths.pki, store, proxy=config.proxy)
+    decoding, said, clock = None, "none: it is a source node only", None
+    try:
+        finding = channels.diagnosis(institution)
+        if not finding.ok:
+            raise finding.as_error(f"target {institution}")
+        channel = channels.get(institution)
+        request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
+        side = decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(request, timeout=10).side
         decoding = {"domain": side.domain[:100], "sample_shape": list(side.sample_shape)[:5]}
-        said = f"{decoding['domain']!a}, samples of shape {decoding['sample_shape']}"
+        said, clock = f"{decoding['domain']!a}, samples of shape {decoding['sample_shape']}", channel.clock_s
+    except grpc.RpcError as error:
+        if status_of(error) is not grpc.StatusCode.UNIMPLEMENTED:
+            failure = failure_of_peer(error, f"target {institution}")
+            if failure.reason == "PEER_UNKNOWN":
+                name = config.node.name
+                failure.hint = (
+                    f"that node has not admitted {name}: ddib peer export here, ddib peer add there"
+                )
+            elif isinstance(failure, PeerUnreachable):  # whose hint would be this command
+                failure.hint = "repeat the command, then check that node's log"
+            raise failure from error
+    finally:
+        channels.close()
     text = [f"connection   {finding.text}", f"decoding     {said}"]
     text += [] if clock is None else [f"clock        that node's is {described(clock)}"]
     values = {
         "institution": institution, "connection": finding.text, "decoding": decoding, "clock_s": clock
     }  # fmt: skip
     emit(values, lambda: say(*text))
-
-
-def _describe(
-    config: NodeConfig, store: PeerStore, institution: str
-) -> tuple[decoding_pb2.ContractSide | None, float | None]:
-    """The domain that the peer decodes to, None for a peer that is only a source; how far its clock is ahead in s."""
-    import grpc
-
-    from ddib_fed.protocol.contract import PROTOCOL
-    from ddib_fed.protocol.details import failure_of_peer, status_of
-    from ddib_fed.security.tls import PeerChannels
-    from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
-
-    channels = PeerChannels(config.paths.pki, store, proxy=config.proxy)
-    try:
-        channel = channels.get(institution)
-        request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
-        answer = decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(request, timeout=10)
-    except grpc.RpcError as error:
-        if status_of(error) is grpc.StatusCode.UNIMPLEMENTED:
-            return None, None
-        failure = failure_of_peer(error, f"target {institution}")
-        if failure.reason == "PEER_UNKNOWN":
-            failure.hint = (
-                f"that node has not admitted {config.node.name}: ddib peer export here, ddib peer add there"
-            )
-        elif isinstance(failure, PeerUnreachable):  # whose hint would be this command
-            failure.hint = "repeat the command, then check that node's log"
-        raise failure from error
-    else:
-        return answer.side, channel.clock_s
-    finally:
-        channels.close()
 
 
 @peer.command()

@@ -18,7 +18,7 @@ from ddib_fed.calibration.record import Calibration, map_between
 from ddib_fed.client.client import Client, JobResult, ResultFile, name_item
 from ddib_fed.client.files import MAX_ITEM_BYTES, Payload
 from ddib_fed.client.profile import Profile
-from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings, check_translation, item_of
@@ -29,7 +29,7 @@ from ddib_fed.engine.record import LatentFigures, Part, SolverUsed, Translation,
 from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted, SettingsInvalid
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.evaluation.samples import Given, samples_of
-from ddib_fed.protocol.contract import SAMPLE_KINDS, guidance_from_pb
+from ddib_fed.protocol.contract import guidance_from_pb
 from ddib_fed.protocol.details import refused_facts
 from ddib_fed.protocol.messages import settings_from_pb
 from ddib_fed.v1 import common_pb2
@@ -310,7 +310,7 @@ def _described(model: DomainModel) -> dict[str, Any]:
     manifest, classes = model.manifest, _classes(model)
     return {
         "domain": manifest.domain,
-        "sample_kind": SAMPLE_KINDS[manifest.sample_kind],
+        "sample_kind": manifest.sample_kind,
         "sample_shape": model.sample_shape,
         "classes": classes,
         "class_names": manifest.classes,

@@ -216,10 +216,10 @@ def write_result(
     for part, path in files.items():
         data = result.files[part].data
         if part is Part.TRANSLATION and credentials is not None:
-            from ddib_fed.formats.credentials import MEDIA_TYPES, mark
+            from ddib_fed.formats.credentials import mark
 
-            if path.suffix.lower() in MEDIA_TYPES:
-                data = mark(data, path.suffix, result.provenance, credentials)
+            if path.suffix.lower() == ".png":
+                data = mark(data, result.provenance, credentials)
         write_file(path, data, private=True)
         written[part.value] = WrittenFile(file=path.name, sha256=hashlib.sha256(data).hexdigest())
     provenance = result.provenance.with_(

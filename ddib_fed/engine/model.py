@@ -224,7 +224,7 @@ def check_given(model: DomainModel, samples: Array) -> None:
     if model.is_picture and max(-low, high) > FARTHEST:
         raise PictureMisfit(
             f"pictures from {low:g} to {high:g} are not in [-1, 1]",
-            hint="ddib_fed.data.pictures.read_fitted brings a file into [-1, 1]",
+            hint="ddib_fed.data.fitting.read_fitted brings a file into [-1, 1]",
             facts={"holds": f"{low:g} to {high:g}", "takes": "-1 to 1"},
         )
 

@@ -23,7 +23,7 @@ from ddib_fed.diffusion.plans import SolverSettings, soften
 from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import InputError, ShapeMismatch
-from ddib_fed.evaluation import bootstrap, metrics
+from ddib_fed.evaluation import judgement, metrics
 from ddib_fed.evaluation.metrics import compare
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import carried_domain
@@ -330,7 +330,7 @@ def _reading(
 ) -> dict[str, Any]:
     """What is read from attacked latents, by whoever has known ones, each with their samples."""
     (latents, truth), (seen, originals) = attacked, (known[0], model.normalise(known[1]))
-    drawn = bootstrap.resample(len(truth))
+    drawn = judgement.resample(len(truth))
     found = correlation_matrix(latents, model.normalise(truth))
     inverter = (
         fit_inverter(seen, originals, steps=STEPS, seed=seed)
@@ -457,7 +457,7 @@ def copies_of(model: DomainModel, train: Array, held_out: Array, attack: Attack)
         drawn=count,
         samples=_figure(np.median, samples),
         held_out=_figure(np.median, others),
-        near=Figure(**bootstrap.resample(count).mean(near)),
+        near=Figure(**judgement.resample(count).mean(near)),
     )
 
 

@@ -28,7 +28,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 
 from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable, UnavailableError
 from ddib_fed.files import check_private_folder
-from ddib_fed.node.config import MAX_SOCKET_PATH, NodeConfig
+from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.connections import server_options
 from ddib_fed.node.server import CallInterceptor
 from ddib_fed.protocol.addresses import split_address
@@ -302,7 +302,7 @@ def operator_service(config: NodeConfig, node: Operated) -> Iterator[None]:
         server.add_secure_port(f"unix:{socket}", grpc.local_server_credentials(grpc.LocalConnectionType.UDS))
     except RuntimeError as error:
         raise ConfigError(
-            f"the operator's socket {socket} cannot be bound", hint="a shorter [node] state path"
+            f"the operator's socket {socket} cannot be bound", hint="a shorter [node] state path, or TMPDIR"
         ) from error
     finally:
         os.umask(before)
@@ -326,11 +326,6 @@ def check_alone(socket: Path) -> None:
 
 def check_socket(socket: Path) -> None:
     """Return if `socket` can be the operator's."""
-    if len(os.fsencode(socket)) > MAX_SOCKET_PATH:
-        raise ConfigError(
-            f"the operator's socket {socket} has a path of more than {MAX_SOCKET_PATH} bytes",
-            hint="a shorter [node] state path, or a shorter TMPDIR",
-        )
     check_private_folder(socket.parent)
     if socket.exists() and not socket.is_socket():
         raise ConfigError(f"{socket} is no socket", hint=f"move {socket} away")

@@ -60,16 +60,15 @@ from ddib_fed.node.certificates import own_credentials
 from ddib_fed.node.config import PolicySection
 from ddib_fed.node.policy import check_use
 from ddib_fed.node.role import NodeContext, load_hosted
-from ddib_fed.protocol.contract import PROTOCOL, CalibrationTerms, ContractSide
+from ddib_fed.protocol.contract import PROTOCOL, calibration_text, check_side
 from ddib_fed.protocol.details import at_fault, checking_answers, failure_of_peer, status_of
-from ddib_fed.protocol.messages import from_message
 from ddib_fed.security.audit import lines_of, note, parsed
 from ddib_fed.security.diagnosis import TIMEOUT_S
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import PeerStore, Snapshot
 from ddib_fed.security.pki import TlsCredentials
 from ddib_fed.security.tls import PeerChannels
-from ddib_fed.v1 import admin_pb2, calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
+from ddib_fed.v1 import admin_pb2, calibration_pb2_grpc, common_pb2, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import calibration_pb2 as pb
 
 if TYPE_CHECKING:
@@ -119,13 +118,15 @@ def check_terms(
         )
 
 
-def check_decodable(node: NodeContext, terms: CalibrationTerms, *, source: Place, target: Place) -> None:
+def check_decodable(
+    node: NodeContext, terms: common_pb2.CalibrationTerms, *, source: Place, target: Place
+) -> None:
     """Return if a target decodes latents under a contract's calibration."""
     found = usable_calibration(node, terms.sha256, source=source, target=target, side="target")
     if found.terms != terms:
         raise ContractMismatch(
-            f"{source[0]} proposed the calibration {terms} until {terms.expires}, and both institutions signed "
-            f"{found.terms} until {found.terms.expires}",
+            f"{source[0]} proposed the calibration {calibration_text(terms)} until {terms.expires}, and both "
+            f"institutions signed {calibration_text(found.terms)} until {found.terms.expires}",
             hint="upgrade ddib-fed at the source: it must propose the terms that were signed",
         )
     check_target(node.running_engine.model.manifest)
@@ -494,16 +495,16 @@ class CalibrationPeer:
         request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
         answer = self._ask(decoding_pb2_grpc.DecodingServiceStub(self._channel).DescribeDomain, request)
         with checking_answers(self.hop):
-            side = from_message(answer.side, ContractSide)
+            side = check_side(answer.side)
         if side.domain != self._domain:
             raise DomainNotFound(
                 f"{self._institution} serves {side.domain}, not {self._domain}",
                 hop=self.hop,
                 hint=f"ddib calibrate --peer {self._institution}/{side.domain}",
             )
-        if side.picture is None or side.sample_shape != shape:
+        if not side.HasField("picture") or tuple(side.sample_shape) != shape:
             raise ShapeMismatch(
-                f"the model of {self._institution} is of the shape {side.sample_shape}, the one here of {shape}",
+                f"the model of {self._institution} is of the shape {tuple(side.sample_shape)}, the one here of {shape}",
                 hop=self.hop,
             )
         # A side that refuses other sizes has no rule of its own.

@@ -310,9 +310,7 @@ class Daemon:
             audit=self.node.audit,
             guard=self._guard,
             on_outcome=lambda method, status: requests.labels(method.rpartition("/")[2], status).inc(),
-            request_s=limits.request_s,
-            idle_s=limits.idle_s,
-            max_streams=limits.max_streams,
+            limits=limits,
         )
         self.server = NodeServer(
             config.node.listen,
@@ -326,7 +324,7 @@ class Daemon:
             self.server.add_services(role.service_names)
         if issuer:
             identity_pb2_grpc.add_IdentityServiceServicer_to_server(
-                IdentityServicer(config, self.node.audit, self.node.quotas, self.peers), self.server.grpc
+                IdentityServicer(self.node), self.server.grpc
             )
 
     def run(self) -> int:

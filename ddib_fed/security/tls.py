@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 from cryptography import x509
@@ -29,9 +29,7 @@ from ddib_fed.files import write_file
 from ddib_fed.protocol.addresses import Proxy
 from ddib_fed.protocol.calls import CheckedChannel
 from ddib_fed.protocol.details import from_rpc_error
-from ddib_fed.security.diagnosis import diagnose, explained
 from ddib_fed.security.identity import Identity
-from ddib_fed.security.peers import Peer, PeerStore
 from ddib_fed.security.pki import (
     CLOCK_SKEW,
     RECOVERY,
@@ -45,7 +43,10 @@ from ddib_fed.security.pki import (
     parse_certificates,
     write_identity,
 )
-from ddib_fed.v1 import identity_pb2, identity_pb2_grpc
+
+if TYPE_CHECKING:
+    from ddib_fed.security.diagnosis import Diagnosis
+    from ddib_fed.security.peers import Peer, PeerStore
 
 log = logging.getLogger(__name__)
 
@@ -238,21 +239,27 @@ class PeerChannels:
             self._open[institution] = _Open(peer, own.cert_chain_pem, made)
             return made
 
-    def explained(self, institution: str, error: DdibError, timeout_s: float) -> DdibError:
-        """A failed call's error, with the cause where a connection to the peer fails now; see `diagnosis.explained`."""
-        peer = self._peers.snapshot().peers.get(institution)
-        if peer is None:
-            return error
-        look = partial(
-            diagnose,
+    def diagnosis(self, institution: str, timeout_s: float | None = None) -> Diagnosis:
+        """What a connection to an admitted peer finds now."""
+        from ddib_fed.security.diagnosis import TIMEOUT_S, diagnose
+
+        peer = self._peers.snapshot().peers[institution]
+        return diagnose(
             peer.address,
             server_name=peer.identity.dns_name,
             pki_folder=self._pki_folder,
             roots_pem=certificate_pem(*peer.roots),
             proxy=self._proxy,
-            timeout_s=timeout_s,
+            timeout_s=TIMEOUT_S if timeout_s is None else timeout_s,
         )
-        return explained(error, look)
+
+    def explained(self, institution: str, error: DdibError, timeout_s: float) -> DdibError:
+        """A failed call's error, with the cause where a connection to the peer fails now; see `diagnosis.explained`."""
+        from ddib_fed.security.diagnosis import explained
+
+        if institution not in self._peers.snapshot().peers:
+            return error
+        return explained(error, lambda: self.diagnosis(institution, timeout_s))
 
     def refresh(self) -> None:
         """Close the channels that the peers' entries no longer allow; `get` does so too."""
@@ -307,6 +314,9 @@ def renew_through(
     A node whose certificate has expired asks with the one for recovery that came with it. The answer is checked before
     it replaces the working certificate: Unauthenticated or MessageInvalid if it is none for this identity.
     """
+    from ddib_fed.security.diagnosis import diagnose, explained
+    from ddib_fed.v1 import identity_pb2, identity_pb2_grpc
+
     current, key, moment = load_identity(folder), new_key(), now or datetime.now(UTC)
     asking = load_recovery(folder) if moment >= current.not_after else None
     csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())

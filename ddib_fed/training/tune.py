@@ -33,7 +33,7 @@ from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.gate import measure_allowances, unmeasurable
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import InputError, NotFinite, SettingsInvalid
-from ddib_fed.evaluation.bootstrap import resample
+from ddib_fed.evaluation.judgement import resample
 from ddib_fed.models.bundle import load_bundle, put_beside
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.sidecars import LEAST_STEP, MAX_LEARNED, Allowances, Errors, Tuned, TunedLeg

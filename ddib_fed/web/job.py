@@ -34,11 +34,10 @@ from ddib_fed.errors import (
     UsageError,
     step_in_words,
 )
-from ddib_fed.formats.geotiff import GeoTiffStudy, read_geotiff
 from ddib_fed.formats.intensity import AUTO, IntensityRule
 from ddib_fed.formats.parts import INTENSITY, WrittenStudy
-from ddib_fed.formats.pictures import PictureStudy, read_picture
 from ddib_fed.formats.study import Options, Origin, Study
+from ddib_fed.formats.tiles import GeoTiffStudy, PictureStudy, read_geotiff, read_picture
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.web.guard import error_values
@@ -178,14 +177,14 @@ class PageJob(RunProgress):
             run.translate()
         self._check_stopped()
         run.require_translated()
-        failed = [(each, each.as_error(options.profile.hop)) for each in run.left_out + run.failed]
+        failed = run.left_out + run.failed
         if failed and run.total == 1:
-            raise failed[0][1]
-        for each, _ in failed:
+            raise failed[0].error
+        for each in failed:
             label = each.path.relative_to(self._dropped)
             self.missing.append(f"{label}: {each.why.removeprefix(f'{label}: ')} [{each.reason}]")
         if failed:
-            steps = dict.fromkeys(_step(why) for _, why in failed)
+            steps = dict.fromkeys(_step(each.error) for each in failed)
             raise FilesLeftOut(
                 f"{len(failed):,} of {run.total:,} were not translated", hint="; ".join([*steps][:MOST_STEPS])
             )
@@ -404,7 +403,7 @@ def _map(
     for part, pixels in ((Part.SOURCE, study.pixels.numbers), (Part.TRANSLATION, made)):
         step = -(-max(pixels.shape[:2]) // MAP_SIDE)
         reduced = pixels[::step, ::step]
-        contents[part] = encode_png(shown(reduced, own_window(reduced)))
+        contents[part] = encode_png(shown(reduced))
     files = _written(folder / str(number) / "map", contents)
     return ShownResult(label, files, written.provenance, study=number, plane=1)
 

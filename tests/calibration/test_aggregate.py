@@ -110,3 +110,8 @@ def test_few_pictures_and_large_epsilons_are_refused() -> None:
         made(epsilon=10.0)
     with pytest.raises(ValidationError):
         default_cells(2, 200)
+
+
+def test_ten_pictures_of_one_patient_have_more_than_ten_times_epsilon() -> None:
+    """As docs/calibration.md says: at the same delta, the noise hides a move ten times as far only within 14.4."""
+    assert noise_sigma(100, 14.43, 1e-5) == pytest.approx(noise_sigma(1000, 1.0, 1e-5), rel=1e-3)

@@ -222,3 +222,11 @@ def test_no_gain_or_a_near_mirror_is_refused_with_its_figures(distance, margin, 
     with pytest.raises(CalibrationIneffective, match=says) as refused:
         judge(effect(distance, margin))
     assert "anchors" in refused.value.hint
+
+
+@pytest.mark.slow
+def test_it_finds_the_turn_of_the_colours() -> None:
+    found = search(colours(1000, 2), colours(2000, 3) @ TURN.T, starts=60)
+    assert degrees(found.best.matrix, TURN) < 8
+    assert degrees(found.other.matrix, found.best.matrix) > 30
+    assert found.other.cost > 4 * found.best.cost

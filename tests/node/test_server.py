@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from ddib_fed.errors import DdibError, PeerSuspended
+from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.server import MOST_WAITING, RESERVED_THREADS, CallInterceptor, FairPool, NodeServer
 from ddib_fed.protocol.contract import PROTOCOL
@@ -51,7 +52,11 @@ class Served:
         policy = Policy(institution="south.example", roles=("target",), issuer=False)
         self.interceptors = [
             CallInterceptor(
-                "south.example", store, policy, max_streams=2 * streams, max_streams_of_one=streams
+                "south.example",
+                store,
+                policy,
+                limits=LimitsSection(max_streams=2 * streams),
+                max_streams_of_one=streams,
             )
         ]
         self.server = self.listen("127.0.0.1:0", streams)

@@ -25,7 +25,7 @@ from ddib_fed.latent import Latent, moments
 from ddib_fed.protocol.latent import ApprovedLatent, LatentOpener, approve, open_tensor
 from ddib_fed.protocol.streams import assemble
 from ddib_fed.v1 import common_pb2, decoding_pb2
-from tests.protocol.examples import LIMITS, Whiteness, contract, latent, picture_side
+from tests.protocol.examples import Whiteness, contract, latent, limits_of, picture_side
 
 CONTRACT = contract()
 
@@ -220,7 +220,7 @@ def test_a_picture_over_the_limit_is_an_image_too_large():
         **{name: getattr(picture_side(), name) for name in ("sample_kind", "sample_shape", "value_range")},
         size_rule="crop",
         picture=picture_side().picture,
-        limits=LIMITS.__class__(8, 1, 1 << 20, 1_000),
+        limits=limits_of(8, 1, 1 << 20, 1_000),
     )
     tensor = common_pb2.TensorHeader(shape=[2, 3, 8, 8], size_bytes=1_536, sha256=bytes(32))
     with pytest.raises(ImageTooLarge):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,68 +14,37 @@ from tests.node.institutions import Institution
 from tests.node.listening import Listening
 
 
-@pytest.fixture
-def north(tmp_path: Path) -> Institution:
-    return Institution("north.example", tmp_path / "north")
+def look(address: str, north: Institution, south: Institution) -> Diagnosis:
+    roots = certificate_pem(south.root)
+    return diagnose(address, server_name="node-1.south.example", pki_folder=north.pki, roots_pem=roots)
 
 
 @pytest.fixture
-def south(tmp_path: Path, north: Institution) -> Institution:
-    made = Institution("south.example", tmp_path / "south")
-    made.admit(north)
-    return made
+def pair(tmp_path: Path) -> tuple[Institution, Institution]:
+    north, south = (Institution(f"{name}.example", tmp_path / name) for name in ("north", "south"))
+    south.admit(north)
+    return north, south
 
 
-@pytest.fixture
-def node(south: Institution) -> Iterator[Listening]:
-    listening = Listening(south)
-    yield listening
-    listening.close()
-
-
-def look(address: str, north: Institution, south: Institution, **overrides) -> Diagnosis:
-    arguments = {
-        "server_name": "node-1.south.example",
-        "pki_folder": north.pki,
-        "roots_pem": certificate_pem(south.root),
-    } | overrides
-    finding = diagnose(address, **arguments)
-    assert finding.ok == (finding.cause == "ok")
-    assert finding.ok or finding.remedy
-    return finding
-
-
-def test_a_name_server_that_does_not_answer_is_no_missing_host(
-    north: Institution, south: Institution, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_server_that_does_not_answer_is_no_missing_host(pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may answer in a moment, and a name that does not exist will not."""
 
     def away(*_arguments: object, **_keywords: object) -> None:
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", away)
-    finding = look("south.example:7443", north, south)
-    assert (finding.cause, may_pass(finding.cause)) == ("no-connection", True)
+    finding = look("south.example:7443", *pair)
+    assert (finding.cause, finding.ok, bool(finding.remedy)) == ("no-connection", False, True)
+    assert may_pass(finding.cause)
     assert not may_pass("name-not-found")
 
 
-def test_a_call_that_failed_although_the_connection_works_keeps_its_error(
-    node: Listening, north: Institution, south: Institution
-) -> None:
+def test_a_call_that_failed_although_the_connection_works_keeps_its_error(pair) -> None:
     """Nothing is invented; and an answer with an incident needs no diagnosis."""
-    lost = PeerUnreachable("the connection broke off", hop="target south.example")
-    arguments = {
-        "server_name": "node-1.south.example",
-        "pki_folder": north.pki,
-        "roots_pem": certificate_pem(south.root),
-    }
-
-    def look() -> Diagnosis:
-        return diagnose(node.address, **arguments)
-
-    assert explained(lost, look) is lost
+    lost, node = PeerUnreachable("the connection broke off", hop="target south.example"), Listening(pair[1])
+    assert explained(lost, lambda: look(node.address, *pair)) is lost
     node.close()
-    found = explained(lost, look)
-    assert (found.facts["cause"], found.hop) == ("nothing-listens", "target south.example")
-    answered = PeerUnreachable("as it said", incident="abc")
-    assert explained(answered, look) is answered
+    found = explained(lost, lambda: look(node.address, *pair))
+    assert (found.facts["cause"], found.hop) == ("nothing-listens", lost.hop)
+    answered = PeerUnreachable("it said so", incident="3f2a")
+    assert explained(answered, lambda: look(node.address, *pair)) is answered

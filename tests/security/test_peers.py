@@ -370,3 +370,12 @@ def test_a_call_ends_when_its_institution_names_another_node(north: Institution,
     south.store.add(other, fingerprints=[], replace=True)
     with pytest.raises(PeerUnknown):
         call.check()
+
+
+def test_a_peer_that_is_removed_is_not_suspended_when_it_is_admitted_again(admitted: Institution) -> None:
+    """The operator who admits it again has just compared its fingerprint."""
+    admitted.store.suspend("south.example")
+    (peer,) = admitted.store.list()
+    admitted.store.remove("south.example")
+    admitted.store.add(peer, fingerprints=peer.fingerprints)
+    assert admitted.store.get("south.example") == peer

@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 
 from ddib_fed import files as private_files
 from ddib_fed.engine.gate import load_key
-from ddib_fed.errors import AlreadyExists, ConfigError, InputError, PolicyDenied, Unauthenticated
+from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, InputError, PolicyDenied, Unauthenticated
 from ddib_fed.files import read_private
 from ddib_fed.security import pki
 from ddib_fed.security.identity import Identity
@@ -300,3 +300,11 @@ def test_a_running_node_goes_on_with_the_last_good_key_and_says_so(keyed: Instit
     assert "chmod 600" in (credentials.problem or "")
     (keyed.pki / "leaf.key").chmod(0o600)
     assert credentials.problem is None
+
+
+def test_a_certificate_for_another_key_is_not_installed(north: Institution, tmp_path: Path) -> None:
+    """What was signed for one folder is no use in another."""
+    pem = signed(north, tmp_path / "two")
+    make_request(tmp_path / "three", NODE_2)
+    with pytest.raises(FileMissing, match="has no key for"):
+        install(tmp_path / "three", pem)

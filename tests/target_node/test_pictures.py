@@ -10,20 +10,24 @@ from ddib_fed.engine.party import Control
 from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.protocol.contract import Contract, ContractLimits, GuidanceTerms, PictureTerms, guidance_to_pb
+from ddib_fed.protocol.contract import agree, guidance_to_pb
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from target_node.service import DecodingServicer
 from target_node.stream import Arrived, DecodedFile, DecodeStream
 from tests.node.institutions import Institution
 from tests.node.picture_examples import SIZE, chunks, pictures_engine
 from tests.node.tiny_nodes import make_config, make_context
-from tests.protocol.examples import picture_side
+from tests.protocol.examples import PictureTerms, limits_of, offer, picture_side
 
-SIDE = {"sample_shape": (1, SIZE, SIZE), "picture": PictureTerms(0.0, 65535.0, 16), "classes": 2}
-CONTRACT = Contract(
+SIDE = {
+    "sample_shape": (1, SIZE, SIZE),
+    "picture": PictureTerms(low=0.0, high=65535.0, bits=16),
+    "classes": 2,
+}
+CONTRACT = agree(
     picture_side(**SIDE),
     picture_side(**{**SIDE, "institution": "south.example"}),
-    ContractLimits(100, 1, 4 * SIZE * SIZE, 100),
+    limits_of(100, 1, 4 * SIZE * SIZE, 100),
 )
 
 
@@ -89,11 +93,11 @@ def test_a_node_offers_the_guidance_that_its_model_and_its_policy_allow(tmp_path
     south = Institution("south.example", tmp_path / "state")
     config = make_config(tmp_path, "south.example", "target", domain="relief")
     offering = make_context(config, south, engine)
-    assert offering.guidance() is None
+    assert offering.guidance() == offer(0.0)
     offering.set_engine(dropped)
-    assert offering.guidance() == GuidanceTerms(10.0)
-    assert DecodingServicer(offering).limits().guidance == GuidanceTerms(10.0)
+    assert offering.guidance() == offer(10.0)
+    assert DecodingServicer(offering).limits().guidance == offer(10.0)
     strict = config.model_copy(update={"policy": config.policy.model_copy(update={"max_guidance": 0.0})})
     offering.config = strict
-    assert offering.guidance() is None
+    assert offering.guidance() == offer(0.0)
     offering.audit.store.close()

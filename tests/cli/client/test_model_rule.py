@@ -13,7 +13,6 @@ from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import Options
-from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import NORTH, TARGET, SourceNodeDouble
 from tests.formats.dicom.files import write_series
@@ -38,7 +37,7 @@ def trained(north):
         north.script.listed = pb.ListDomainsResponse(
             institution=NORTH,
             domain="brain",
-            sample_kind=common_pb2.SAMPLE_KIND_PICTURE,
+            sample_kind="picture",
             sample_shape=[1, 8, 8],
             intensity=intensity,
             slices=slices,

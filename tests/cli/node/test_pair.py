@@ -166,17 +166,17 @@ def test_serve_pairs_before_it_serves(two, monkeypatch, caplog) -> None:
     monkeypatch.setattr(admitting, "listen", lambda *given, **more: shown.set() or listens(*given, **more))
     caplog.set_level(logging.INFO, logger="ddib_fed.node.command")
     thread = threading.Thread(
-        target=command._admit, args=(south, ()), kwargs={"pair": True, "pair_with": None}
+        target=command._pair, args=(south,), kwargs={"shows_code": True, "dialled": None}
     )
     thread.start()
     assert shown.wait(10)
-    command._admit(north, (), pair=False, pair_with=(south.node.address, codes[0]))
+    command._pair(north, shows_code=False, dialled=(south.node.address, codes[0]))
     thread.join(10)
     assert {record.getMessage() for record in caplog.records} == {
         "admitted spiffe://north.example/node/node-1",
         "admitted spiffe://south.example/node/node-1",
     }
     with pytest.raises(UsageError):
-        command._admit(north, (), pair=True, pair_with=(south.node.address, codes[0]))
+        command._pair(north, shows_code=True, dialled=(south.node.address, codes[0]))
     with pytest.raises(UsageError, match="host:port"):
-        command._admit(north, (), pair=False, pair_with=("south.example", codes[0]))
+        command._pair(north, shows_code=False, dialled=("south.example", codes[0]))

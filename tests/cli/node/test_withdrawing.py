@@ -93,3 +93,16 @@ def test_a_node_that_cannot_read_the_new_list_makes_the_command_fail(north, node
     monkeypatch.setattr(node, "reload", lambda: ["not read: state/trust.json cannot be read"])
     assert run(["pki", "withdraw", ALICE, "--config", str(north)]) == ExitCode.BAD_INPUT
     assert "does not obey it" in capsys.readouterr().err
+
+
+def test_no_certificate_is_signed_for_who_is_withdrawn(north, tmp_path, capsys):
+    """Neither from a request nor by `ddib init client`."""
+    client = ["--institution", "north.example", "--address", "localhost:1", "--name", "alice"]
+    assert run(["init", "client", *client, "--out", str(tmp_path / "a")]) == 0
+    run(["pki", "withdraw", ALICE, "--config", str(north)])
+    for words in (
+        ["pki", "issue", str(tmp_path / "a" / "alice.csr"), "--yes", "--config", str(north)],
+        ["init", "client", "--node-config", str(north), "--name", "alice"],
+    ):
+        assert run([*words, "--out", str(tmp_path / "out")]) == ExitCode.REFUSED
+        assert "is withdrawn in" in capsys.readouterr().err

@@ -89,8 +89,8 @@ class Bench:
             return True
 
     def kept(self, since: int = 0) -> Traffic:
-        """What crossed on the connections from the given one on; the nodes that made them must have ended."""
-        return Traffic(self.tap.connections[since:])
+        """What crossed in the calls from the given one on; the nodes that made them must have ended."""
+        return Traffic(self.tap.calls[since:])
 
     def secrets(self) -> Secrets:
         """Everything of these files, models and keys."""

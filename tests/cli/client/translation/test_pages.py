@@ -13,6 +13,7 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Delivered
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.engine.record import Part, PictureFigures, Translation
+from ddib_fed.errors import ImageUnreadable
 
 
 def run(out, names, *, left_out=()):
@@ -34,7 +35,7 @@ def there(out):
 
 def test_two_pictures_have_a_page_and_a_sheet(tmp_path):
     """With what was left out; the same command writes the same two again."""
-    bad = LeftOut(tmp_path / "bad.tif", "IMAGE_UNREADABLE", "is empty")
+    bad = LeftOut(tmp_path / "bad.tif", ImageUnreadable("is empty"))
     found = run(tmp_path, ["a", "sub/b"], left_out=[bad])
     for _ in range(2):
         assert write_pages(found) == tmp_path / "report.html"
