@@ -66,16 +66,6 @@ def test_weights_divide_the_time() -> None:
     assert turns["heavy"] == pytest.approx(3 * turns["light"], rel=0.02)
 
 
-def test_who_comes_later_saved_nothing_up() -> None:
-    """And does not pay for the time before it came."""
-    queue = flows(running(60, "first"))
-    for _ in range(100):
-        turn(queue)
-    queue.add(running(60, "second"))
-    turns = [turn(queue)[0].flow for _ in range(10)]
-    assert Counter(turns) == {"first": 5, "second": 5}
-
-
 def test_who_needs_another_network_is_not_merged() -> None:
     """Another guidance, another calibration, or classes where the first has none."""
     plain = [running(1) for _ in range(2)]

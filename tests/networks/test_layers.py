@@ -62,9 +62,3 @@ def test_attention_and_its_gradient_are_torchs_own(positions):
         seen.backward(towards)
         found.append([seen.detach(), *(part.grad for part in asked)])
     assert all(torch.allclose(ours, theirs, atol=1e-12) for ours, theirs in zip(*found, strict=True))
-
-
-def test_attention_keeps_its_type_under_autocast():
-    query = torch.randn(1, 2, 4, 8, dtype=torch.bfloat16, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert attention(query, query, query).dtype == torch.bfloat16
