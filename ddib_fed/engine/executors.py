@@ -142,23 +142,23 @@ class WarmModel:
         return steps, self._counted[0] - before[0], self._counted[1] - before[1]
 
 
-class _Process:
+class _Process(WarmModel):
     """A model of this process."""
 
     def __init__(self, say: Say, recipe: bytes, device: str) -> None:
-        self._say, self._model = say, WarmModel(recipe, device)
-        self.name, self.rows = f"on {device}, process {os.getpid()}", self._model.rows
+        super().__init__(recipe, device)
+        self._say, self.name = say, f"on {device}, process {os.getpid()}"
 
     def take(self, number: int, work: bytes | None, remaining_s: float | None) -> None:
         if work is None:
-            self._model.cancel(number)
+            self.cancel(number)
         else:
-            future = self._model.begin(number, work, remaining_s)
+            future = self.begin(number, work, remaining_s)
             future.add_done_callback(lambda done: self._say("end", number, packed_end(done)))
 
     def tell(self) -> None:
         time.sleep(LOOK_S)
-        self._say("steps", *self._model.news())
+        self._say("steps", *self.news())
 
 
 def packed_end(future: Future[End]) -> bytes:

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import ArraySettings, draw_samples, translate_array
+from ddib_fed.engine.arrays import ArraySettings, draw_samples
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.engine.model import DomainModel, check_guidance, check_label
 from ddib_fed.engine.record import Guidance
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.models.units import Normalisation
+from tests.engine.stages import translate_array
 from tests.runs.tiny_models import pictures, tiny, tiny_classifier
 
 FEW = SolverSettings("unipc", 3, 6)
