@@ -145,10 +145,7 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
         "remarks": remarks,
         "warnings": warnings,
     }
-    said = [
-        f"{key if imported and imported.of_files else f'--{key}'} is not used: {why}"
-        for key, why in ignored.items()
-    ]
+    said = [f"--{key} is not used: {why}" for key, why in ignored.items()]
     said += [*remarks, f"{out}: {saved.manifest.parameters:,} parameters, digest {saved.digest[:16]}"]
 
     def text() -> None:
@@ -171,13 +168,11 @@ def _read_checkpoint(path: Path, given: dict[str, Any]) -> Imported | Bundle:
         options.refuse_idle(idle, "does not go with a diffusers pipeline", hint="leave it out")
         return import_diffusers(path, **names, **settings)
     if given["synthetic"]:
-        from ddib_fed.models.import_guided import import_synthetic, parse_flags
+        from ddib_fed.models.import_guided import import_synthetic
 
         idle = ("classifier", "fit", "soften_sigma")
         options.refuse_idle(idle, "does not go with --synthetic", hint="leave it out")
-        flags: dict[str, Any] = dict(parse_flags(given["flags"]).given)
-        known = ("noise_schedule", "diffusion_steps", "rescale_timesteps", "predict_xstart")
-        return import_synthetic(path, **names, **{key: flags[key] for key in known if key in flags})
+        return import_synthetic(path, flags=given["flags"], **names)
     from ddib_fed.models.import_guided import import_guided
 
     return import_guided(path, flags=given["flags"], classifier=given["classifier"], **names, **settings)
@@ -466,13 +461,10 @@ def attacked_lines(found: PrivacyReport) -> list[tuple[str, str]]:
 
 def _read(each: Reading, kind: str) -> str:
     unit = "dB" if kind == "picture" else "deviations off"
-    said = (
+    return (
         f"correlation {_number(each.correlation)}, found by it {_number(each.found_by_correlation)}; {each.surrogate} "
         f"reads {_number(each.read)} {unit}, found {_number(each.found_by_reading)}"
     )
-    if each.model_read is None or each.found_by_model is None:
-        return said
-    return f"{said}; a model of the attacker {_number(each.model_read)} {unit}, found {_number(each.found_by_model)}"
 
 
 def _number(figure: Figure) -> str:
