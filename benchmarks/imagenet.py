@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.networks.config import ClassifierConfig, UNetConfig, build_network
+from ddib_fed.networks.build import build_network
+from ddib_fed.networks.config import ClassifierConfig, UNetConfig
 
 # The public README's MODEL_FLAGS for the class-conditional model of 256 x 256 pixels.
 FLAGS = (

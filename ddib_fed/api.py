@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ddib_fed.data.decoding import ImageLimits
-from ddib_fed.data.pictures import decode_image, encode_png, image_format, read_content
+from ddib_fed.data.pictures import ImageLimits, decode_image, encode_png, image_format, read_content
 from ddib_fed.data.points import parse_npy
 from ddib_fed.engine.record import Guidance, Part, Translation
 from ddib_fed.errors import DdibError, UsageError, extra
@@ -24,7 +23,6 @@ from ddib_fed.protocol.messages import Settings
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
     from ddib_fed.client.client import Client, JobResult
-    from ddib_fed.client.in_process import ProcessOptions
     from ddib_fed.engine.local_party import LocalParty
     from ddib_fed.engine.model import DomainModel
     from ddib_fed.models.bundle import Bundle
@@ -36,10 +34,6 @@ Given = Image.Image | NDArray[Any] | str | Path
 
 def contents(samples: Given | Sequence[Given]) -> list[bytes]:
     """The file of each sample: PNG for PIL pictures, .npy for arrays, a path's own bytes.
-
-    Args:
-        samples: One sample or a list of them. An array is one sample: (H, W) or (H, W, C) for a picture of raw values,
-            (N, D) for a set of points.
 
     Raises:
         FileMissing, ImageUnreadable, ImageTooLarge: A path cannot be read.
@@ -93,7 +87,7 @@ class Model:
         self.party, self._opener = party, opener
 
     def of_scene(self, height: int, width: int) -> Model:
-        """The same for pictures of that size in overlapping tiles, as `load` makes it with `scene`; errors likewise."""
+        """The same for pictures of that size in overlapping tiles, as `load` makes it with `scene`."""
         return Model(self._opener(self.party.model.bundle.of_scenes(height, width)), self._opener)
 
     @property
@@ -214,13 +208,13 @@ class TranslatedSample:
         return write_result(self.result, item, out).files[Part.TRANSLATION]
 
     def __repr__(self) -> str:
-        record = self.record
-        size = " x ".join(map(str, self.array.shape[: 1 if record.picture is None else 2]))
-        parts = [f"{size} {'points' if record.picture is None else 'picture'}"]
-        if record.picture is not None and record.picture.lost:
-            parts.append(record.picture.lost)
-        if record.picture is not None and record.picture.cycle_psnr is not None:
-            parts.append(f"round trip {record.picture.cycle_psnr:.1f} dB")
+        record, picture = self.record, self.record.picture
+        size = " x ".join(map(str, self.array.shape[: 1 if picture is None else 2]))
+        parts = [f"{size} {'points' if picture is None else 'picture'}"]
+        if picture is not None and picture.lost:
+            parts.append(picture.lost)
+        if picture is not None and picture.cycle_psnr is not None:
+            parts.append(f"round trip {picture.cycle_psnr:.1f} dB")
         if record.cycle is not None:
             parts.append(f"cycle error median {record.cycle.median:.1e}")
         if record.doubtful:
@@ -305,7 +299,7 @@ def translate(
         JobFailed: A latent is not Gaussian, for one.
     """
     files = contents(samples)
-    asked = Settings(solver, order, evaluations, grid, depth, encoder).of_quality(quality)
+    settings = Settings(solver, order, evaluations, grid, depth, encoder).of_quality(quality)
     from ddib_fed.client.client import Client
 
     before, after = ("" if each is None else str(each) for each in (source_class, target_class))
@@ -317,20 +311,16 @@ def translate(
         "guidance": Guidance(guidance, classifier_scale),
         "on_event": None if on_progress is None else lambda event: on_progress(event.items_done, event.items),
     }
+    of_one_process = {"soften_sigma": soften_sigma, "seed": seed or None, "calibration": calibration}
     if isinstance(source, Client):
-        for name, idle in (
-            ("soften_sigma", soften_sigma),
-            ("seed", seed or None),
-            ("calibration", calibration),
-        ):
-            if idle is not None:
-                raise UsageError(f"{name} has no effect between nodes", hint=f"leave {name} out")
+        for name in (name for name, value in of_one_process.items() if value is not None):
+            raise UsageError(f"{name} has no effect between nodes", hint=f"leave {name} out")
         if not isinstance(target, str):
             raise UsageError(
                 "between nodes the target is a text",
                 hint='for example "west.example/relief"; client.domains() lists them',
             )
-        results = source.translate(files, target, asked, no_calibration=no_calibration, **request)
+        results = source.translate(files, target, settings, no_calibration=no_calibration, **request)
         return [TranslatedSample(each) for each in results]
     if no_calibration:
         raise UsageError(
@@ -338,40 +328,25 @@ def translate(
         )
     with extra("node", "torch", "translating in this process needs torch, which is not installed"):
         from ddib_fed.calibration.record import read_calibration
-        from ddib_fed.client.in_process import ProcessOptions
+        from ddib_fed.client.in_process import InProcess, ProcessOptions
 
     if isinstance(calibration, str | Path):
         calibration = read_calibration(Path(calibration))
+    here = ProcessOptions(soften_sigma, seed, calibration)
     models = [each if isinstance(each, Model) else load(each) for each in (source, target)]
-    return [
-        TranslatedSample(each)
-        for each in _here(files, models, ProcessOptions(soften_sigma, seed, calibration), asked, request)
-    ]
-
-
-def _here(
-    files: Sequence[bytes],
-    models: Sequence[Model],
-    here: ProcessOptions,
-    settings: Settings,
-    request: dict[str, Any],
-) -> Iterator[JobResult]:
-    """Through models of this process: each picture at its own size in tiles, or fitted; those of one size together."""
-    from ddib_fed.client.in_process import InProcess
-
+    # Each picture at its own size in tiles, or fitted; those of one size together.
     sizes: dict[tuple[int, int] | None, list[int]] = {}
     for number, content in enumerate(files):
         with _naming([number]):
-            scene = _scene_of(models[0].party.model, content, settings)
-        sizes.setdefault(scene, []).append(number)
-    found: dict[int, JobResult] = {}
+            sizes.setdefault(_scene_of(models[0].party.model, content, settings), []).append(number)
+    found: dict[int, TranslatedSample] = {}
     for scene, numbers in sizes.items():
-        source, target = ((each if scene is None else each.of_scene(*scene)).party for each in models)
         with _naming(numbers):
-            client = InProcess(source, target, here)
+            parties = [(each if scene is None else each.of_scene(*scene)).party for each in models]
+            client = InProcess(parties[0], parties[1], here)
             made = client.translate([files[n] for n in numbers], client.target, settings, **request)
-        found |= {numbers[each.item]: each for each in made}
-    return (found[number] for number in range(len(files)))
+        found |= {numbers[each.item]: TranslatedSample(each) for each in made}
+    return [found[number] for number in range(len(files))]
 
 
 def _scene_of(model: DomainModel, content: bytes, settings: Settings) -> tuple[int, int] | None:

@@ -337,7 +337,7 @@ class NodeStore:
             self._replaced = (
                 f"the database {self.path} was replaced or removed while the node ran, and nothing is written any "
                 "more: keep the file, find out who can write to it, compare it with a peer's anchors (ddib audit "
-                "verify --anchor FILE), then restart the node"
+                "verify --anchors FILE), then restart the node"
             )
         if self._replaced:
             raise OSError(errno.ESTALE, self._replaced)
@@ -366,14 +366,9 @@ def rehearse(path: Path) -> tuple[int, int]:
     """Open a copy of the database as a start would, so that nothing here is changed; its jobs and audit lines."""
     check_private_file(path)
     with tempfile.TemporaryDirectory(prefix="ddib-check-") as folder:
-        lock = _lock_file(path, fcntl.LOCK_SH)  # beside another check; no node starts while it is copied
-        try:
-            for name in (path.name, f"{path.name}-wal"):
-                if path.with_name(name).exists():
-                    shutil.copyfile(path.with_name(name), Path(folder, name))
-        finally:
-            if lock >= 0:
-                os.close(lock)
+        for name in (path.name, f"{path.name}-wal"):
+            if path.with_name(name).exists():
+                shutil.copyfile(path.with_name(name), Path(folder, name))
         with closing(NodeStore(Path(folder, path.name), called=path)) as copy:
             row = copy.read("SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM audit)")[0]
             return int(row[0]), int(row[1])
@@ -424,19 +419,15 @@ def _failing_disk_as_os_error() -> Iterator[None]:
         raise
 
 
-def _lock_file(path: Path, kind: int = fcntl.LOCK_EX) -> int:
-    """A lock that goes when the process goes, however it goes; a shared one makes no file, and is -1 without one."""
+def _lock_file(path: Path) -> int:
+    """A lock that goes when the process goes, however it goes."""
     name = path.with_name(path.name + ".lock")
     check_private_file(name)
-    if kind == fcntl.LOCK_SH and not name.exists():
-        return -1
     descriptor = os.open(name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BaseException as error:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
         os.close(descriptor)
-        if not isinstance(error, BlockingIOError):
-            raise
         raise ConfigError(
             f"another node is running on {path.parent}",
             hint="ddib status, or give this node a state folder of its own",

@@ -18,8 +18,10 @@ from opentelemetry.trace import Span
 
 from ddib_fed.errors import DeadlineExceeded
 from ddib_fed.node.admin import Metrics
-from ddib_fed.protocol.messages import Event, JobState
+from ddib_fed.protocol.messages import JobState
 from ddib_fed.telemetry import MOST_ITEMS, OFF, Tracing
+from ddib_fed.v1 import translation_pb2 as pb
+from ddib_fed.v1.translation_pb2 import WatchJobResponse
 
 MAX_EVENTS = 512
 """Kept of one job; the oldest go first."""
@@ -28,6 +30,7 @@ MAX_JOBS = 128
 POLL_S = 0.25
 """How often a waiting watcher looks whether it is still wanted."""
 _BOOT_BITS = 32
+_ENDED = frozenset({pb.JOB_STATE_FINISHED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED})
 STEPS_EVERY_S: Final = 0.1
 """Steps of one stage are published at most this often, whichever item they are of: an event for every step of every
 item in flight costs the node, and each client that watches, more than storing it."""
@@ -38,12 +41,12 @@ class EventHub:
 
     def __init__(self, boot: int) -> None:
         self._next = (boot << _BOOT_BITS) + 1
-        self._logs: OrderedDict[str, OrderedDict[object, Event]] = OrderedDict()
+        self._logs: OrderedDict[str, OrderedDict[object, WatchJobResponse]] = OrderedDict()
         self._changed = threading.Condition()
         self._closed = False
 
-    def publish(self, job_id: str, state: JobState, **values: Any) -> Event:
-        """Tell the watchers of a job something, fields of `Event`; the event, or the last one of a job that has ended.
+    def publish(self, job_id: str, state: JobState, **values: Any) -> WatchJobResponse:
+        """Tell the watchers of a job something, fields of the message; the event, or the last one of a job that ended.
 
         An event without `items` has the numbers of items of the one before it.
         """
@@ -52,10 +55,10 @@ class EventHub:
             self._logs.move_to_end(job_id)
             last = _last(log)
             if last is not None:
-                if last.state.ended and not state.ended:
+                if last.state in _ENDED and not state.ended:
                     return last
                 values = {"items_done": last.items_done, "items": last.items} | values
-            event = Event(self._next, state, **values)
+            event = WatchJobResponse(sequence=self._next, state=f"JOB_STATE_{state}", **values)
             self._next += 1
             key = (event.item, event.stage) if event.steps else event.sequence
             log.pop(key, None)
@@ -67,7 +70,7 @@ class EventHub:
             self._changed.notify_all()
         return event
 
-    def last(self, job_id: str) -> Event | None:
+    def last(self, job_id: str) -> WatchJobResponse | None:
         """The newest event of a job, or None when none is kept (none yet, or not since the node started)."""
         with self._changed:
             return _last(self._logs.get(job_id))
@@ -80,20 +83,20 @@ class EventHub:
         timeout_s: float | None = None,
         idle_s: float | None = None,
         stop: Callable[[], bool] = lambda: False,
-    ) -> Iterator[Event]:
+    ) -> Iterator[WatchJobResponse]:
         """The events of a job as they come, until its last one."""
         end = None if timeout_s is None else time.monotonic() + timeout_s
         seen = after_sequence
         while True:
             newer = self._wait(job_id, seen, end, stop, idle_s)
             yield from newer
-            if not newer or newer[-1].state.ended:
+            if not newer or newer[-1].state in _ENDED:
                 return
             seen = newer[-1].sequence
 
     def _wait(
         self, job_id: str, seen: int, end: float | None, stop: Callable[[], bool], idle_s: float | None
-    ) -> Sequence[Event]:
+    ) -> Sequence[WatchJobResponse]:
         """What is newer than seen; empty when nothing more will come or is wanted."""
         idle = None if idle_s is None else time.monotonic() + idle_s
         with self._changed:
@@ -105,7 +108,7 @@ class EventHub:
                     return list(newer)[::-1]
                 now = time.monotonic()
                 left = POLL_S if end is None else min(POLL_S, end - now)
-                if left <= 0 or (last is not None and last.state.ended):
+                if left <= 0 or (last is not None and last.state in _ENDED):
                     return ()
                 if idle is not None and now >= idle:
                     raise DeadlineExceeded(
@@ -123,7 +126,7 @@ class EventHub:
             self._changed.notify_all()
 
 
-def _last(log: OrderedDict[object, Event] | None) -> Event | None:
+def _last(log: OrderedDict[object, WatchJobResponse] | None) -> WatchJobResponse | None:
     return next(reversed(log.values())) if log else None
 
 

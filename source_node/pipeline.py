@@ -52,7 +52,7 @@ from ddib_fed.latent import Latent
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM
 from ddib_fed.node.policy import check_evaluations, check_softening, policy_digest
 from ddib_fed.node.role import MEDIA_TYPES, NodeContext, limits_of, rule_of_side, solver_settings
-from ddib_fed.protocol.contract import guidance_from_pb
+from ddib_fed.protocol.contract import calibration_text, guidance_from_pb
 from ddib_fed.protocol.details import to_detail
 from ddib_fed.protocol.latent import ApprovedLatent, approve
 from ddib_fed.protocol.messages import ItemState
@@ -302,7 +302,7 @@ class JobPipeline:
                 facts={"points": rows, "limit_points": most},
             )
         offered, terms = contract.limits.guidance, contract.calibration
-        guided = self._job.request.guidance.HasField("classifier_scale") and offered is not None
+        guided = self._job.request.guidance.HasField("classifier_scale")
         record = record.with_(
             source_institution=contract.source.institution,
             source_domain=contract.source.domain,
@@ -311,7 +311,7 @@ class JobPipeline:
             contract_sha256=contract.digest.hex(),
             source_model_sha256=contract.source.model_sha256.hex(),
             target_model_sha256=contract.target.model_sha256.hex(),
-            classifier_sha256=offered.classifier_sha256.hex() if guided and offered else "",
+            classifier_sha256=offered.classifier_sha256.hex() if guided else "",
             soften_sigma=contract.source.soften_sigma,
             policy_sha256=self._policy_sha256,
             calibration_sha256="" if terms is None else terms.sha256.hex(),
@@ -349,19 +349,8 @@ class JobPipeline:
         return made
 
     def _input(self, item: StoredItem, size_rule: str) -> Given:
-        """The item's samples: as they were decoded when the job was submitted, by any model of the same rule."""
-        job_id, given = self._job.job_id, None
-        try:
-            decoded = self._store.read_part(job_id, item.index, SpoolPart.DECODED)
-            given = self._samples.again(decoded, size_rule)
-        except (ChunkCorrupt, ItemNotFound) as error:
-            log.info("item %d of job %s is decoded again: %s", item.index, job_id, error.detail)
-        if given is None:
-            with self._file(item) as content:
-                given = self._samples.read(content, size_rule)
-            data = given.to_bytes(self._samples.rule)
-            file = NewFile(SpoolPart.DECODED, data, common_pb2.MEDIA_TYPE_UNSPECIFIED)
-            self._store.keep(job_id, item.index, file).result()
+        with self._file(item) as content:
+            given = self._samples.read(content, size_rule)
         return given.at_model_size() if self._job.request.model_size else given
 
     def _file(self, item: StoredItem) -> AbstractContextManager[bytes]:
@@ -444,7 +433,7 @@ class JobPipeline:
             "job": self._job.job_id,
             "peer": peer,
             "contract": contract.digest.hex(),
-            "calibration": str(contract.calibration or ""),
+            "calibration": calibration_text(contract.calibration),
         }
         head = self._node.audit.write_each(
             "latent_sent",

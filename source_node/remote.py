@@ -55,11 +55,9 @@ from ddib_fed.node.role import settings_message
 from ddib_fed.protocol.contract import (
     MAX_EVALUATIONS,
     PROTOCOL,
-    CalibrationTerms,
     Contract,
-    ContractLimits,
-    ContractSide,
-    GuidanceTerms,
+    check_limits,
+    check_side,
     confirm,
     guidance_to_pb,
     require_protocol,
@@ -72,13 +70,13 @@ from ddib_fed.protocol.details import (
     is_number,
     refused_items,
 )
-from ddib_fed.protocol.latent import ApprovedLatent, LatentOpener, anchor_from_pb
-from ddib_fed.protocol.messages import from_message, to_message
+from ddib_fed.protocol.latent import ApprovedLatent, LatentOpener, audit_head
 from ddib_fed.protocol.streams import Announced, Assembler, Whole, open_file
 from ddib_fed.security import tls
 from ddib_fed.security.audit import Exchanged
 from ddib_fed.telemetry import OFF, Tracing, is_taken, named, trace_entries
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
+from ddib_fed.v1.decoding_pb2 import ContractSide
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +119,9 @@ class Remote:
         self._silence_s = silence_s
         self.takes_traces = False
 
-    def describe(self, timeout_s: float = UNARY_TIMEOUT_S) -> tuple[ContractSide, GuidanceTerms | None]:
+    def describe(
+        self, timeout_s: float = UNARY_TIMEOUT_S
+    ) -> tuple[decoding_pb2.ContractSide, common_pb2.GuidanceTerms]:
         """What the peer decodes to: its half of a contract, and what guidance it offers."""
         request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
         try:
@@ -130,8 +130,7 @@ class Remote:
             raise failure(error, self.hop) from error
         require_protocol(PROTOCOL, answer.protocol, self.hop)
         with checking_answers(self.hop):
-            limits = from_message(answer.limits, ContractLimits)
-            side = from_message(answer.side, ContractSide)
+            limits, side = check_limits(answer.limits), check_side(answer.side)
             if side.institution != self.institution:
                 raise MessageInvalid(f"its node calls itself {side.institution}")
         return side, limits.guidance
@@ -141,13 +140,11 @@ class Remote:
         own: ContractSide,
         domain: str,
         control: Control,
-        calibration: CalibrationTerms | None = None,
+        calibration: common_pb2.CalibrationTerms | None = None,
     ) -> Contract:
         """Agree with the peer, believing nothing that was not computed here."""
         request = decoding_pb2.NegotiateContractRequest(
-            protocol=PROTOCOL,
-            source=to_message(own, decoding_pb2.ContractSide),
-            calibration=None if calibration is None else to_message(calibration, common_pb2.CalibrationTerms),
+            protocol=PROTOCOL, source=own, calibration=calibration
         )
         answer = self._propose(request, control)
         with checking_answers(self.hop):
@@ -294,7 +291,7 @@ class DecodeCall:
             raise MessageInvalid(f"a result for item {header.item}, which is not due")
         if self._result is not None:
             raise MessageInvalid("two results where a latent was due")
-        self.exchanged.anchor = anchor_from_pb(header) or self.exchanged.anchor
+        self.exchanged.anchor = audit_head(header) or self.exchanged.anchor
         kind = self._contract.target.sample_kind
         return open_file(header.file, max_bytes=self._max_file_bytes, accepted={ANSWERS[kind]})
 

@@ -26,9 +26,10 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.logs import Repeated
 from ddib_fed.node.role import NodeContext, RoleService, solver_settings
-from ddib_fed.protocol.contract import LAST_MOMENT, SAMPLE_KINDS, guidance_from_pb
-from ddib_fed.protocol.messages import JobState, enum_members, provenance_message, to_message
+from ddib_fed.protocol.contract import LAST_MOMENT, guidance_from_pb
+from ddib_fed.protocol.messages import JobState, provenance_message
 from ddib_fed.protocol.streams import stream_file
 from ddib_fed.security import tls
 from ddib_fed.telemetry import named, trace_of
@@ -36,55 +37,38 @@ from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
 from source_node.events import EventHub
 from source_node.remote import Remotes
 from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner, log_end
-from source_node.spool import SpoolPart
-from source_node.store import PENDING_ITEMS, ItemCounts, JobStore, StoredItem, StoredJob, classes_of
+from source_node.store import PENDING_ITEMS, RESULTS, ItemCounts, JobStore, StoredItem, StoredJob, classes_of
 from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, active_terms, caller_uri, trace_key
-
-PARTS = tuple(enum_members(SpoolPart, translation_pb2.ResultPart.DESCRIPTOR).values())
-"""The files that a client fetches."""
 
 
 def job_message(
     job: StoredJob, progress: ItemCounts | None = None, *, expires: float = 0.0
 ) -> translation_pb2.Job:
     """A job with its items; or without them, but with how many there are, from `progress`. `expires` is Unix time."""
-    done = sum(item.state not in PENDING_ITEMS for item in job.items) if progress is None else progress.done
-    request = job.request
-    return translation_pb2.Job(
+    message = translation_pb2.Job(
         job_id=job.job_id,
-        request_id=request.request_id,
+        request=job.request,
         state=f"JOB_STATE_{job.state.name}",
-        target_institution=request.target_institution,
-        target_domain=request.target_domain,
-        solver=request.solver,
-        cycle=request.cycle,
-        keep_latent=request.keep_latent,
-        source_class=request.source_class,
-        target_class=request.target_class,
-        guidance=request.guidance if request.HasField("guidance") else None,
-        model_size=request.model_size,
-        no_calibration=request.no_calibration,
         created=job.created,
         finished=job.finished,
         expires=min(expires, LAST_MOMENT),  # `result_days` has no upper limit
-        items=[item_message(job, item) for item in job.items],
-        item_count=len(job.items) if progress is None else progress.items,
-        items_done=done,
         error=job.error,
     )
-
-
-def item_message(job: StoredJob, item: StoredItem) -> translation_pb2.Item:
-    """One item of a job."""
-    own, other = classes_of(job.request, item.index)
-    classes = translation_pb2.ItemClasses(source_class=own, target_class=other)
-    return to_message(
-        item,
-        translation_pb2.Item,
-        local=("media_type", "provenance"),
-        error=item.error,
-        classes=classes if job.request.item_classes else None,
-    )
+    if progress is None:
+        message.item_count = len(job.items)
+        message.items_done = sum(item.state not in PENDING_ITEMS for item in job.items)
+        for item in job.items:
+            message.items.add(
+                index=item.index,
+                state=f"ITEM_STATE_{item.state}",
+                size_bytes=item.size_bytes,
+                sha256=item.sha256,
+                error=item.error,
+            )
+    else:
+        message.item_count, message.items_done = progress.items, progress.done
+        message.request.ClearField("item_classes")
+    return message
 
 
 def record_of(job: StoredJob, item: StoredItem) -> Translation:
@@ -137,7 +121,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         answer = translation_pb2.ListDomainsResponse(
             institution=own.institution,
             domain=own.domain,
-            sample_kind=SAMPLE_KINDS[own.sample_kind],
+            sample_kind=own.sample_kind,
             sample_shape=own.sample_shape,
             classes=own.classes,
             class_names=own.class_names,
@@ -184,13 +168,12 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         job = self._store.head(request.job_id, caller_uri())
         if self._events.last(job.job_id) is None:  # not since the node was started
             self._tell(job.job_id)
-        for event in self._events.subscribe(
+        yield from self._events.subscribe(
             job.job_id,
             request.after_sequence,
             idle_s=self._node.config.limits.idle_s,
             stop=lambda: not context.is_active(),
-        ):
-            yield to_message(event, translation_pb2.WatchJobResponse)
+        )
 
     def GetJob(
         self, request: translation_pb2.GetJobRequest, context: grpc.ServicerContext
@@ -286,16 +269,15 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             self._node.peer_problems.answered(institution)
             answer.status = "ready"
             answer.domain = side.domain
-            answer.sample_kind = SAMPLE_KINDS[side.sample_kind]
+            answer.sample_kind = side.sample_kind
             answer.sample_shape.extend(side.sample_shape)
             answer.classes = side.classes
             answer.class_names.extend(side.class_names)
             answer.size_rule = side.size_rule
             terms = active_terms(self._node, (side.institution, side.domain))
             if terms is not None:
-                answer.calibration.CopyFrom(to_message(terms, common_pb2.CalibrationTerms))
-            if guidance is not None:
-                answer.guidance.CopyFrom(to_message(guidance, common_pb2.GuidanceTerms))
+                answer.calibration.CopyFrom(terms)
+            answer.guidance.CopyFrom(guidance)
         answer.latency_ms = round(1000 * (time.perf_counter() - started))
         return answer
 
@@ -303,7 +285,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         item = self._store.item(job.job_id, index)
         provenance: translation_pb2.Provenance | None = provenance_message(record_of(job, item))
         kept = self._store.parts(job.job_id, index)
-        for part in [part for part in PARTS if (part, 0) in kept]:
+        for part in [part for part in RESULTS if (part, 0) in kept]:
             record = kept[part, 0]
             header = translation_pb2.ResultHeader(
                 item=index,
@@ -343,8 +325,13 @@ class SourceService(RoleService):
         )
         self._runner = JobRunner(node, self._store, self._events, self._remotes)
         self._servicer = TranslationServicer(node, self._store, self._events, self._remotes, self._runner)
-        self._closed = threading.Event()
-        self._janitor = threading.Thread(target=self._clean, name="janitor", daemon=True)
+        # A full disk, for one, is emptied here.
+        self._janitor = Repeated("janitor", self._store.expire, lambda: EXPIRE_EVERY_S)
+
+    @classmethod
+    def check(cls, config: NodeConfig) -> str:
+        check_private_folder(config.paths.spool)
+        return "keeps jobs"
 
     def register(self, server: grpc.Server) -> None:
         translation_pb2_grpc.add_TranslationServiceServicer_to_server(self._servicer, server)
@@ -363,37 +350,13 @@ class SourceService(RoleService):
         self._remotes.refresh()
 
     def close(self) -> None:
-        self._closed.set()
         self._events.close()
         self._runner.close()
         self._remotes.close()
 
     def release(self) -> None:
-        if self._janitor.is_alive():
-            self._janitor.join(timeout=10)
+        self._janitor.stop()
         self._store.close()
 
-    def _clean(self) -> None:
-        while not self._closed.is_set():
-            try:
-                self._store.expire()
-            except Exception:
-                # A full disk, for one: it is emptied here, so this thread must live.
-                log.exception("what nobody fetched could not be removed now")
-            self._closed.wait(EXPIRE_EVERY_S)
 
-
-class _SourceRole:
-    """What `node.role.find_roles` finds."""
-
-    name = "source"
-
-    def check(self, config: NodeConfig) -> str:
-        check_private_folder(config.paths.spool)
-        return "keeps jobs"
-
-    def open(self, node: NodeContext) -> SourceService:
-        return SourceService(node)
-
-
-ROLE = _SourceRole()
+ROLE = SourceService

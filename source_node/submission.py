@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import threading
 import time
@@ -52,11 +51,10 @@ from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.contract import (
     MAX_CLASS_NAME,
     PROTOCOL,
-    CalibrationTerms,
-    ContractSide,
-    GuidanceTerms,
     check_offered,
+    class_index,
     guidance_from_pb,
+    place_of,
     require_protocol,
 )
 from ddib_fed.protocol.details import refused_facts
@@ -64,6 +62,8 @@ from ddib_fed.protocol.messages import ItemState
 from ddib_fed.protocol.streams import Announced, assemble, first_header, open_file
 from ddib_fed.security.identity import Identity
 from ddib_fed.v1 import common_pb2, translation_pb2
+from ddib_fed.v1.common_pb2 import CalibrationTerms, GuidanceTerms
+from ddib_fed.v1.decoding_pb2 import ContractSide
 from ddib_fed.v1.translation_pb2 import JobHeader
 from source_node.remote import Remotes
 from source_node.spool import GrowingFile, SpoolFile, SpoolPart
@@ -104,30 +104,28 @@ def _active(node: NodeContext, target: Place) -> Calibration | None:
 MAX_LISTED = 200
 
 
-def class_index(side: ContractSide, asked: str, classes: int | None = None) -> int | None:
+def _asked_class(side: ContractSide, asked: str, classes: int | None = None) -> int | None:
     """The index of a class of one side; None when none was asked for."""
     if not asked:
         return None
-    index = side.class_index(asked, classes)
+    index = class_index(side, asked, classes)
     if index is None:
         names = ", ".join(side.class_names)
         facts: dict[str, str | int] = {
             "class": asked[:MAX_CLASS_NAME],
-            "of": f"{side.institution}/{side.domain}",
+            "of": place_of(side),
             "classes": names[:MAX_LISTED] if names else side.classes if classes is None else classes,
         }
-        raise SettingsInvalid(f"{side.institution}/{side.domain} has no class {asked!r}", facts=facts)
+        raise SettingsInvalid(f"{place_of(side)} has no class {asked!r}", facts=facts)
     return index
 
 
-def decoded_class(
-    side: ContractSide, terms: GuidanceTerms | None, asked: str, guidance: Guidance
-) -> int | None:
+def decoded_class(side: ContractSide, terms: GuidanceTerms, asked: str, guidance: Guidance) -> int | None:
     """The index of the class that a side is to decode to, so guided; None when none was asked for."""
-    of = f"{side.institution}/{side.domain}"
+    of = place_of(side)
     check_offered(guidance, terms, of)
-    by_classifier = guidance.classifier_scale is not None and terms is not None
-    index = class_index(side, asked, terms.classifier_classes if by_classifier and terms else None)
+    classes = None if guidance.classifier_scale is None else terms.classifier_classes
+    index = _asked_class(side, asked, classes)
     if index is None and guidance.steers:
         remedy = "--target-class CLASS (for a cycle --source-class too), or --pairs"
         raise SettingsInvalid(
@@ -165,9 +163,7 @@ def own_classes(node: NodeContext, request: JobHeader) -> dict[str, int | None]:
     return found
 
 
-def target_classes(
-    side: ContractSide, terms: GuidanceTerms | None, request: JobHeader
-) -> dict[str, int | None]:
+def target_classes(side: ContractSide, terms: GuidanceTerms, request: JobHeader) -> dict[str, int | None]:
     guidance = guidance_from_pb(request.guidance)
     asked = dict.fromkeys(other for _, other in _class_pairs(request))
     return {each: decoded_class(side, terms, each, guidance) for each in asked}
@@ -283,7 +279,7 @@ class Staging:
         self._staged = 0
         self._incoming: GrowingFile | None = None
         self._items: list[StoredItem] = []
-        self._files: list[tuple[int, SpoolFile]] = []
+        self._files: list[SpoolFile] = []
         self.kept = False
         """Whether the job is on the disk, or may be."""
 
@@ -312,23 +308,12 @@ class Staging:
         assert file is not None
         self._close_file()
         item = StoredItem(len(self._items), ItemState.RECEIVED, media_type, file.size_bytes, sha256)
-        row = SpoolFile(SpoolPart.INPUT, 0, file.name, media_type, file.size_bytes, sha256)
         self._items.append(item)
-        self._files.append((item.index, row))
+        self._files.append(SpoolFile(SpoolPart.INPUT, 0, file.name, media_type, file.size_bytes, sha256))
         return item
 
-    def keep_decoded(self, data: bytes) -> None:
-        """Keep the samples of the item that was kept last, so that it is not decoded again."""
-        index = len(self._items) - 1
-        self._take(len(data))
-        with closing(self._spool.new_file(self._job_id, index, SpoolPart.DECODED)) as file:
-            file.write(data)
-        digest = hashlib.sha256(data).digest()
-        self._files.append((index, SpoolFile(SpoolPart.DECODED, 0, file.name, 0, len(data), digest)))
-
     def read(self, item: int) -> bytes:
-        name = next(row.file for index, row in self._files if index == item and row.part == SpoolPart.INPUT)
-        return self._spool.read(self._job_id, name)
+        return self._spool.read(self._job_id, self._files[item].file)
 
     def _take(self, size_bytes: int) -> None:
         self._require_room(size_bytes)
@@ -355,10 +340,7 @@ class Staging:
         if not self._items:
             raise MessageInvalid("a job without items", facts={"field": "items"})
         if not self.accepted_before:
-            # Samples that a power cut takes are decoded again.
-            self._spool.sync(
-                self._job_id, [row.file for _, row in self._files if row.part == SpoolPart.INPUT]
-            )
+            self._spool.sync(self._job_id, [row.file for row in self._files])
         job_id, repeated = self._store.insert(
             self._job_id,
             self.owner,
@@ -517,19 +499,16 @@ class Submissions:
         """Everything that encoding would refuse, before the job is accepted; how many samples it has."""
         samples, size_rule = self._samples(), self._node.size_rule
 
-        def cost(content: bytes) -> int:
-            samples.check_header(content, size_rule)
-            return samples.memory(content)
-
         def load() -> bytes:
             return staging.read(item.index)
 
         try:
-            with self._node.decoding.file(staging.owner, item.size_bytes, load, cost, ended=ended) as content:
-                given = samples.read(content, size_rule)
-                check_given(self._node.engine.model, given.samples)
-                staging.keep_decoded(given.to_bytes(samples.rule))
-                return len(given.samples)
+            with self._node.decoding.file(
+                staging.owner, item.size_bytes, load, samples.memory, ended=ended
+            ) as content:
+                given = samples.read(content, size_rule).samples
+                check_given(self._node.engine.model, given)
+                return len(given)
         except InputError as error:
             self._of_item(item.index, error)
             raise
@@ -541,8 +520,7 @@ class Submissions:
     def _of_item(self, number: int, error: DdibError) -> DdibError:
         error.facts["item"] = str(number)
         if isinstance(error, PictureMisfit | KindMismatch):
-            side = self._node.side()
-            error.facts["model"] = f"{side.institution}/{side.domain}"
+            error.facts["model"] = place_of(self._node.side())
         return error
 
 

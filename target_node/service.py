@@ -32,16 +32,14 @@ from ddib_fed.node.server import Pace, caller
 from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.contract import (
     PROTOCOL,
-    CalibrationTerms,
     Contract,
-    ContractLimits,
-    ContractSide,
     agree,
+    calibration_text,
     check_offered,
     guidance_from_pb,
+    place_of,
     require_protocol,
 )
-from ddib_fed.protocol.messages import from_message, to_message
 from ddib_fed.protocol.streams import file_header, first_header, stream
 from ddib_fed.telemetry import MOST_ITEMS, takes_entries, trace_of
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
@@ -161,11 +159,11 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         self._lock = threading.Lock()
         self.calls = RunningCalls()
 
-    def limits(self) -> ContractLimits:
+    def limits(self) -> decoding_pb2.ContractLimits:
         """What a contract with this node allows, as it is with one of its models."""
         limits, shape = self._node.config.limits, self._node.running_engine.model.sample_shape
         samples = MAX_POINTS_PER_ITEM if len(shape) == 1 else PICTURES_PER_ITEM
-        return ContractLimits(
+        return decoding_pb2.ContractLimits(
             max_items_per_stream=limits.max_items_per_job,
             max_samples_per_item=samples,
             max_latent_bytes=samples * math.prod(shape) * 4,
@@ -181,8 +179,8 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         require_protocol(request.protocol, PROTOCOL)
         return decoding_pb2.DescribeDomainResponse(
             protocol=PROTOCOL,
-            side=to_message(self._node.side(), decoding_pb2.ContractSide),
-            limits=to_message(self.limits(), decoding_pb2.ContractLimits),
+            side=self._node.side(),
+            limits=self.limits(),
         )
 
     def NegotiateContract(
@@ -191,20 +189,15 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         _ = self._node.engine
         require_protocol(request.protocol, PROTOCOL)
         policy = self._node.config.policy
-        source = from_message(request.source, ContractSide)
+        source = request.source
         peer = caller()
         if source.institution != peer.institution:
             raise PolicyDenied(
                 f"{peer} proposed a contract for {source.institution}",
                 facts={"institution": source.institution},
             )
-        proposed = request.calibration if request.HasField("calibration") else None
-        contract = agree(
-            source,
-            self._node.side(),
-            self.limits(),
-            None if proposed is None else from_message(proposed, CalibrationTerms),
-        )
+        calibration = request.calibration if request.HasField("calibration") else None
+        contract = agree(source, self._node.side(), self.limits(), calibration)
         check_softening(contract.source.soften_sigma, policy)
         self._check_calibration(contract)
         if contract.digest not in self._agreed:
@@ -212,14 +205,12 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             self._node.quotas.charge([charge])
             line = {"peer": str(peer), "contract": contract.digest.hex()}
             self._node.write_audit(
-                "contract_agreed", [line | {"calibration": str(contract.calibration or "")}]
+                "contract_agreed", [line | {"calibration": calibration_text(contract.calibration)}]
             )
         self._agreed.remember(contract)
         if entries := takes_entries(self._node.tracing, peer.institution):
             context.set_trailing_metadata(entries)
-        return decoding_pb2.NegotiateContractResponse(
-            contract=to_message(contract, decoding_pb2.Contract), sha256=contract.digest
-        )
+        return decoding_pb2.NegotiateContractResponse(contract=contract.message, sha256=contract.digest)
 
     def Decode(
         self, request_iterator: Iterator[decoding_pb2.DecodeRequest], context: grpc.ServicerContext
@@ -276,9 +267,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         guidance = guidance_from_pb(header.guidance)
         check_header(header, contract, self._node.config)
         self._check_calibration(contract)
-        check_offered(
-            guidance, contract.limits.guidance, f"{contract.target.institution}/{contract.target.domain}"
-        )
+        check_offered(guidance, contract.limits.guidance, place_of(contract.target))
         model = self._node.running_engine.model
         check_decoding(model, solver_settings(header.solver), label_of(header), guidance)
 
@@ -345,6 +334,11 @@ class TargetService(RoleService):
         self._servicer = DecodingServicer(node)
         self._calibrations = CalibrationServicer(node)
 
+    @classmethod
+    def check(cls, config: NodeConfig) -> str:
+        del config
+        return "keeps no pictures"
+
     def register(self, server: grpc.Server) -> None:
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(self._servicer, server)
         calibration_pb2_grpc.add_CalibrationServiceServicer_to_server(self._calibrations, server)
@@ -356,17 +350,4 @@ class TargetService(RoleService):
         self._servicer.calls.wait_idle(timeout_s)
 
 
-class _TargetRole:
-    """What `node.role.find_roles` finds."""
-
-    name = "target"
-
-    def check(self, config: NodeConfig) -> str:
-        del config
-        return "keeps no pictures"
-
-    def open(self, node: NodeContext) -> TargetService:
-        return TargetService(node)
-
-
-ROLE = _TargetRole()
+ROLE = TargetService

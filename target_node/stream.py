@@ -32,8 +32,7 @@ from ddib_fed.node.role import NodeContext, solver_settings
 from ddib_fed.node.server import Pace
 from ddib_fed.protocol.contract import Contract, guidance_from_pb
 from ddib_fed.protocol.details import refused_facts
-from ddib_fed.protocol.latent import Anchor, ApprovedLatent, LatentOpener, approve
-from ddib_fed.protocol.messages import to_message
+from ddib_fed.protocol.latent import ApprovedLatent, LatentOpener, approve
 from ddib_fed.protocol.streams import Announced, Assembler
 from ddib_fed.security.audit import RECEIPT, Exchanged, anchor_of, anchor_values
 from ddib_fed.v1 import common_pb2, decoding_pb2
@@ -64,7 +63,7 @@ class Arrived:
 
     item: int
     latent: Latent
-    anchor: Anchor | None = None
+    anchor: common_pb2.AuditHead | None = None
 
 
 def weight_of(message: decoding_pb2.DecodeRequest) -> int:
@@ -77,7 +76,7 @@ def latents_of(
     contract: Contract,
     max_items: int,
     pace: Pace,
-    on_latent: Callable[[int, Anchor | None], object] = lambda *_: None,
+    on_latent: Callable[[int, common_pb2.AuditHead | None], object] = lambda *_: None,
     *,
     ready: Callable[[], bool] = lambda: False,
     most_rows: int = 1,
@@ -181,7 +180,7 @@ class Receipt:
         """Whether a latent that came has no answer yet."""
         return self.exchanged.received_items > self.exchanged.sent_items
 
-    def received(self, size_bytes: int, anchor: Anchor | None) -> None:
+    def received(self, size_bytes: int, anchor: common_pb2.AuditHead | None) -> None:
         self.exchanged.received(size_bytes)
         self.exchanged.anchor = anchor or self.exchanged.anchor
 
@@ -197,7 +196,7 @@ class Receipt:
         }
 
     def own_anchor(self) -> common_pb2.AuditHead:
-        return to_message(anchor_of(self._node.audit.head), common_pb2.AuditHead)
+        return anchor_of(self._node.audit.head)
 
 
 # What goes back

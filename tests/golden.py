@@ -19,7 +19,8 @@ from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.guidance import Classifier, ClassifierGuided, Clipped
 from ddib_fed.diffusion.schedule import Level, LevelGrid, ddib_compat_grids, discrete_schedule
 from ddib_fed.diffusion.solvers import ddim, integrate
-from ddib_fed.networks.config import ClassifierConfig, UNetConfig, build_network
+from ddib_fed.networks.build import build_network
+from ddib_fed.networks.config import ClassifierConfig, UNetConfig
 from ddib_fed.networks.mlp import SyntheticModel
 from tests import golden_float64
 

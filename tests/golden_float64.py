@@ -15,7 +15,7 @@ from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.guidance import Classifier, ClassifierGuided, Clipped
 from ddib_fed.diffusion.plans import SolverSettings, decode, encode
 from ddib_fed.diffusion.schedule import DiscreteSchedule, PublicLevels, discrete_schedule, space_timesteps
-from ddib_fed.networks.config import build_network
+from ddib_fed.networks.build import build_network
 from ddib_fed.networks.mlp import SyntheticModel
 from ddib_fed.training.objective import make_step_batch
 

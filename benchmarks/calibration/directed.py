@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddib_fed.data.shipped import ShippedPictures, cut_head, cut_map, load_shipped, shipped_clusters
+from ddib_fed.data import shipped
+from ddib_fed.data.shipped import ShippedPictures, cut_head, cut_map, load_shipped
 from ddib_fed.engine.local_party import LocalParty, open_party
-from ddib_fed.evaluation import bootstrap, features, metrics
+from ddib_fed.evaluation import features, judgement, metrics
 from ddib_fed.evaluation.features import Features
-from ddib_fed.evaluation.metrics import Pictures, compare, psnr, whiteness
-from ddib_fed.evaluation.structure import structure
+from ddib_fed.evaluation.metrics import Pictures, compare, psnr, structure, whiteness
 from ddib_fed.models.bundle import Bundle, load_bundle, pretrained
 from ddib_fed.models.manifest import StructureThresholds
 
@@ -45,6 +45,35 @@ UNPAIRED_PICTURES = 4_000
 
 def thinned(pictures: Pictures, most: int) -> Pictures:
     return pictures[:: -(-len(pictures) // most)]
+
+
+NEIGHBOURS = 4
+"""Adjacent test slices of the head, of 1 mm, that count as one in intervals."""
+
+
+def shipped_clusters(name: str) -> np.ndarray:
+    """A number for each test picture, (N,), the same for neighbours.
+
+    Of a map for crops that overlap, also through others; of the head for `NEIGHBOURS` adjacent slices of a slab.
+    """
+    if shipped.shipped_domain(name).map:
+        from scipy.sparse import csgraph
+
+        places = np.array(
+            [
+                p
+                for stripe in shipped.stripes_of("source", "test")
+                for p in shipped.coasts_in(stripe, shipped.TEST_STEP)
+            ]
+        )
+        overlapping = (np.abs(places[:, None] - places[None]) < shipped.CROP).all(axis=2)
+        return np.asarray(csgraph.connected_components(overlapping)[1], np.int64)
+    blocks = [
+        (at, n // NEIGHBOURS)
+        for at, slab in enumerate(shipped.slabs_of("source", "test"))
+        for n in range(len(slab))
+    ]
+    return np.unique(blocks, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 @dataclass
@@ -84,8 +113,8 @@ class Directed:
         return shipped_clusters(self.source_name)
 
     @cached_property
-    def drawn(self) -> bootstrap.Resamples:
-        return bootstrap.resample(len(self.test[0]), self.clusters)
+    def drawn(self) -> judgement.Resamples:
+        return judgement.resample(len(self.test[0]), self.clusters)
 
     @cached_property
     def unpaired(self) -> tuple[Pictures, Pictures]:
@@ -96,8 +125,8 @@ class Directed:
         return features.features(thinned(self.pictures[1].train, DOMAIN_PICTURES))
 
     @cached_property
-    def truth_distance(self) -> bootstrap.Interval:
-        found = bootstrap.feature_distances(features.features(self.test[1]), self.real, self.drawn)
+    def truth_distance(self) -> judgement.Interval:
+        found = judgement.feature_distances(features.features(self.test[1]), self.real, self.drawn)
         return found["frechet_early"]
 
     @property
@@ -114,10 +143,11 @@ class Directed:
     @cached_property
     def _partners(self) -> np.ndarray:
         side, target = self.pictures[0].domain.side, self.pictures[1].domain
-        cut = cut_map(target.map, side, target.detail) if target.map else cut_head(target.name, side)
-        return cut("train")
+        if target.map:
+            return cut_map(target.map, side, "train", target.detail)
+        return cut_head(target.name, side, "train")
 
-    def paired(self, translated: Pictures) -> dict[str, bootstrap.Interval]:
+    def paired(self, translated: Pictures) -> dict[str, judgement.Interval]:
         """psnr, ssim and partner of translations of all test pictures."""
         truth = self.test[1]
         same = compare(translated, truth)
@@ -135,7 +165,7 @@ class Directed:
         found: dict[str, Any] = {
             **self.paired(translated),
             "edge_correlation": drawn.mean(structure(x, translated).edge_correlation),
-            **bootstrap.feature_distances(features.features(translated), self.real, drawn),
+            **judgement.feature_distances(features.features(translated), self.real, drawn),
         }
         if back is not None:
             found["cycle_psnr"] = drawn.mean(psnr(back, x))

@@ -31,14 +31,12 @@ from ddib_fed.calibration.record import Calibration
 from ddib_fed.cli.demo import Pair, run_command
 from ddib_fed.cli.demo_figures import ChosenPictures
 from ddib_fed.engine.record import Translation
-from ddib_fed.evaluation.bootstrap import Resamples, resample
-from ddib_fed.evaluation.judgement import HistogramMatch
+from ddib_fed.evaluation.judgement import Resamples, histogram_match, resample
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.files import write_json
 
 FOLDER = OUT / "nodes"
 INSTITUTIONS = ("east.example", "west.example")
-PERSON = "bob"
 LEAST_DEPTH = 0.7
 BATCH = 32
 CROSSED = "crossed.json"
@@ -122,7 +120,7 @@ def between_nodes(folder: Path, directed: Directed, kind: str, steps: int) -> No
         ("threads", "0", "1"),
     )
     domains = (directed.source_name, directed.target_name)
-    pair = Pair(folder, INSTITUTIONS, domains, PERSON)
+    pair = Pair(folder, INSTITUTIONS, domains)
     chosen_of(directed).write(folder / "in")
     crossed: dict[str, Any] = {}
     try:
@@ -187,7 +185,7 @@ def _timed(what: str) -> Iterator[None]:
 
 def measured(folder: Path, directed: Some) -> dict[str, Any]:
     """Figures of each job whose results are there, of histogram matching and of what crossed."""
-    matched = HistogramMatch.fit(*directed.unpaired)(directed.test[0])
+    matched = histogram_match(directed.test[0], *directed.unpaired)
     return {
         "source": directed.source_name,
         "target": directed.target_name,

@@ -2,7 +2,7 @@
 
     python -m benchmarks.calibration.tiles      writes docs/benchmarks/calibration/tiles.json; one thread, two minutes
 
-Tiles are cut and averaged by `ddib_fed.formats.geotiff`, as `ddib translate` does it between nodes.
+Tiles are cut and averaged by `ddib_fed.formats.tiles`, as `ddib translate` does it between nodes.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from benchmarks.calibration.directed import OUT
-from ddib_fed.data.decoding import Picture
 from ddib_fed.data.fitting import PictureRule, from_array, to_array
+from ddib_fed.data.pictures import Picture
 from ddib_fed.data.shipped import cut_scene
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings, translate_array
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.evaluation.metrics import Pictures, compare, psnr
 from ddib_fed.files import write_json
-from ddib_fed.formats.geotiff import TileGrid, blend, cut
+from ddib_fed.formats.tiles import TileGrid, blend
 from ddib_fed.models.bundle import open_bundle
 
 STRIPE, ROWS, SIDE, TOGETHER = 3, (200, 456), 32, 64
@@ -35,7 +35,7 @@ def fitted(x: Pictures, model: str) -> Made:
     source, target = (open_party(open_bundle(name)) for name in (model, "relief"))
     rule = PictureRule(3, SIDE, SIDE)
     pixels = np.rint((x[0].transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
-    small, size = to_array(Picture(pixels, 8, "PNG"), rule)
+    small, size = to_array(Picture(pixels, "PNG"), rule)
     found = translate_array(small[None], source, target, ASKED)
     assert found.back is not None
     there, back = (
@@ -49,7 +49,9 @@ def averaged(x: Pictures, model: str) -> Made:
     """Tiles that overlap by half, each translated by itself."""
     source, target = (open_party(open_bundle(name), together=TOGETHER) for name in (model, "relief"))
     grid = TileGrid.of(*x.shape[2:], (SIDE, SIDE))
-    tiles = np.stack([tile.transpose(2, 0, 1) for tile in cut(x[0].transpose(1, 2, 0), grid)])
+    tiles = np.stack(
+        [tile.transpose(2, 0, 1) for tile in (x[0].transpose(1, 2, 0)[w] for w in grid.windows())]
+    )
     found = translate_array(np.ascontiguousarray(tiles), source, target, ASKED)
     assert found.back is not None
     there, back = (

@@ -18,11 +18,11 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings, translate_array
 from ddib_fed.engine.local_party import LocalParty, only, open_party
 from ddib_fed.engine.party import Leg, ToDecode
-from ddib_fed.evaluation.judgement import ColourMap, HistogramMatch
+from ddib_fed.evaluation.judgement import histogram_match
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.models.units import ChannelMap
+from ddib_fed.models.units import ChannelMap, monomials
 from ddib_fed.training.calibrating import CalibrationRequest, from_aggregate, side
 
 DRAWS_OF_PAIRS = 5
@@ -70,8 +70,7 @@ def through(
 
 def histogram(directed: Directed, settings: SolverSettings) -> Made:
     del settings
-    own, target = directed.unpaired
-    return Made(HistogramMatch.fit(own, target)(directed.test[0]))
+    return Made(histogram_match(directed.test[0], *directed.unpaired))
 
 
 def colour_map(count: int) -> Callable[[Directed, SolverSettings], Made]:
@@ -79,12 +78,22 @@ def colour_map(count: int) -> Callable[[Directed, SolverSettings], Made]:
 
     def make(directed: Directed, settings: SolverSettings) -> Made:
         del settings
-        maps = [
-            ColourMap.fit(*directed.pairs(count, seed))(directed.test[0]) for seed in range(DRAWS_OF_PAIRS)
-        ]
+        shown = directed.test[0]
+        maps = []
+        for seed in range(DRAWS_OF_PAIRS):
+            before, after = (flat(stack) for stack in directed.pairs(count, seed))
+            weights, *_ = np.linalg.lstsq(monomials(before), after, rcond=None)
+            mapped = np.clip(monomials(flat(shown)) @ weights, -1.0, 1.0)
+            shape = (len(shown), *shown.shape[2:], after.shape[1])
+            maps.append(np.ascontiguousarray(mapped.reshape(shape).transpose(0, 3, 1, 2), dtype=np.float32))
         return Made(maps[0], repeats=tuple(maps[1:]), notes={"draws": DRAWS_OF_PAIRS})
 
     return make
+
+
+def flat(pictures: Pictures) -> np.ndarray:
+    """The pixels of pictures (N, C, H, W), (pixels, C) float64."""
+    return pictures.transpose(0, 2, 3, 1).reshape(-1, pictures.shape[1]).astype(np.float64)
 
 
 def units(directed: Directed) -> tuple[Any, Any]:

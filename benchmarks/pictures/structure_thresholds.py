@@ -28,8 +28,7 @@ from benchmarks.calibration.variants import agreed, bridged, colours, procrustes
 from ddib_fed.calibration.fit import as_map
 from ddib_fed.calibration.record import read_calibration
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.evaluation.metrics import Pictures
-from ddib_fed.evaluation.structure import Expected, agreement, doubtful, structure
+from ddib_fed.evaluation.metrics import Expected, Pictures, agreement, doubtful, structure
 from ddib_fed.files import write_json
 from ddib_fed.models.units import ChannelMap
 

@@ -38,10 +38,11 @@ from benchmarks.speed.shared.wire_baselines import (
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.engine.party import Control
 from ddib_fed.latent import Latent, moments
-from ddib_fed.protocol.contract import Contract, ContractSide
+from ddib_fed.protocol.contract import Contract
 from ddib_fed.protocol.latent import ApprovedLatent, approve
 from ddib_fed.security import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2
+from ddib_fed.v1.decoding_pb2 import ContractSide
 from source_node.remote import PeerAnswer, Remote, Remotes
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_institution
@@ -132,6 +133,8 @@ def side(institution: str) -> ContractSide:
         domain="moons",
         sample_kind="point",
         sample_shape=(2,),
+        size_rule="none",
+        value_range="unit-std",
         model_sha256=bytes(32),
         terminal_lambda=-5.0,
         initial_lambda=5.0,

@@ -89,10 +89,8 @@ class Cells(BaseModel):
 class Aggregate(BaseModel):
     """What the target publishes: a mean over `counted` units, noised for replacing one of them.
 
-    Attributes:
-        units_sha256: Digest of the units of the target's model.
-        sigma: Deviation of the noise on each cell's share, at least what epsilon and delta demand.
-        counts: Noised shares in multiples of QUANTUM, in the order of `Cells.shape`, the last index fastest.
+    `sigma` is the deviation of the noise on each share, `counts` the shares in multiples of QUANTUM, in the order of
+    `Cells.shape`, the last index fastest.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -126,17 +124,15 @@ class Aggregate(BaseModel):
 
     def describe(self) -> str:
         """What would leave, in a few lines for the operator."""
-        cells = self.cells
-        of = f"in each of {cells.channels} channels" if cells.channels > 1 else "of grey"
-        lines = (
-            f"aggregate of {self.domain}: {cells.count} whole numbers, {len(self.canonical)} bytes",
-            f"  one histogram of pixel values ({cells.bins} intervals {of}), the mean over {self.counted} {self.unit}s",
-            "  no picture, no pixel and no position is in it",
-            f"  noise of deviation {self.sigma:.2g} on each share",
-            f"  epsilon {self.epsilon:g}, delta {self.delta:g} for each {self.unit}",
-            f"  sha256 {self.sha256.hex()}",
+        return (
+            f"aggregate of {self.domain}: {self.cells.count} whole numbers, {len(self.canonical)} bytes\n"
+            f"  one histogram of pixel values ({self.cells.bins} intervals of each channel), the mean over "
+            f"{self.counted} {self.unit}s\n"
+            "  no picture, no pixel and no position is in it\n"
+            f"  noise of deviation {self.sigma:.2g} on each share\n"
+            f"  epsilon {self.epsilon:g}, delta {self.delta:g} for each {self.unit}\n"
+            f"  sha256 {self.sha256.hex()}"
         )
-        return "\n".join(lines)
 
     @model_validator(mode="after")
     def _fits(self) -> Aggregate:

@@ -53,7 +53,6 @@ from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.names import is_domain, is_institution
-from ddib_fed.protocol.contract import CalibrationTerms
 from ddib_fed.security.identity import (
     MAX_CERTIFICATE_BYTES,
     Identity,
@@ -63,6 +62,7 @@ from ddib_fed.security.identity import (
 )
 from ddib_fed.security.pki import CLOCK_SKEW, TlsCredentials
 from ddib_fed.v1 import calibration_pb2 as pb
+from ddib_fed.v1.common_pb2 import CalibrationTerms
 
 Kind = Literal["rotation", "tone", "colour-map"]
 """What the map is: an orthogonal change of the channels, a curve of grey, a map of colours."""
@@ -120,25 +120,18 @@ def place_name(place: Place) -> str:
 
 
 class Making(_Section):
-    """How a calibration was made, and what crossed for it.
-
-    Attributes:
-        target_pictures: That the target's aggregate is taken over, or groups of them; `target_unit` says which.
-        aggregate_sha256: Of the aggregate that crossed; empty where none did, for a map that was brought in a file.
-        crossed_bytes: Bytes that crossed before the calibration itself; in one process, that would have.
-        epsilon, delta: Of one of the target's units; None where nothing noised crossed.
-        command: The command that repeats it, without names of files and folders: the other institution reads it.
-    """
+    """How a calibration was made, and what crossed for it, or would have, in one process."""
 
     method: Literal["aggregates", "anchors"]
     source_pictures: int = Field(default=0, ge=0)
-    target_pictures: int = Field(default=0, ge=0)
+    target_pictures: int = Field(default=0, ge=0)  # or groups of them
     target_unit: Literal["picture", "group"] = "picture"
     anchors: int = Field(default=0, ge=0)
     aggregate_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
-    crossed_bytes: int = Field(default=0, ge=0)
-    epsilon: float | None = Field(default=None, gt=0)
+    crossed_bytes: int = Field(default=0, ge=0)  # before the calibration itself
+    epsilon: float | None = Field(default=None, gt=0)  # of one of the target's units
     delta: float | None = Field(default=None, gt=0, lt=1)
+    # That repeats it, without names of files and folders: the other institution reads it.
     command: str = Field(default="", max_length=2000, pattern=r"^[ -~]*$")
     created: AwareDatetime
 
@@ -180,7 +173,7 @@ class Calibration(_Section):
 
     @property
     def terms(self) -> CalibrationTerms:
-        return CalibrationTerms(self.sha256, self.kind, int(self.expires.timestamp()))
+        return CalibrationTerms(sha256=self.sha256, kind=self.kind, expires=int(self.expires.timestamp()))
 
     @property
     def institutions(self) -> frozenset[str]:
@@ -241,8 +234,7 @@ def units_digest(units: Normalisation) -> str:
 def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | None:
     """The map for `Leg.calibration`: that of a rotation; None where the model's own units have it, or there is none.
 
-    Raises:
-        CalibrationModel: The source's model cannot encode under the calibration, or without one, as it is trained now.
+    CalibrationModel if the source's model cannot encode under the calibration, or without one, as it is trained now.
     """
     held = source.normalisation.calibrated
     if calibration is not None and calibration.kind in RETRAINED:
@@ -346,7 +338,7 @@ class SignedCalibration(_Section):
 
     @property
     def complete(self) -> bool:
-        """Whether both sides have signed; says nothing of whether the signatures are good."""
+        """Whether both sides have signed; the signatures may be bad."""
         return self.source is not None and self.target is not None
 
     def signature(self, side: Side) -> Signature | None:
@@ -361,12 +353,7 @@ class SignedCalibration(_Section):
         return "active" if self.complete else "proposed"
 
     def sign(self, side: Side, credentials: TlsCredentials, *, now: datetime) -> SignedCalibration:
-        """The same with the signature of this node, whose institution is that side.
-
-        Raises:
-            CalibrationForeign: The side is of another institution.
-            CalibrationExpired: It has ended.
-        """
+        """The same with the signature of this node, whose institution is that side."""
         identity, named = credentials.identity, self.calibration.side(side).institution
         if identity.institution != named:
             raise CalibrationForeign(f"{identity} cannot sign as the {side}, which is {named or 'unnamed'}")
@@ -385,12 +372,7 @@ class SignedCalibration(_Section):
 
         Args:
             pins: For each institution known here, its own roots.
-            now: The time, with a time zone.
             withdrawn: Identities that are refused whatever their certificates say.
-
-        Raises:
-            CalibrationExpired: It has ended.
-            CalibrationUnsigned, CalibrationSigner, CalibrationAltered: As of `verify_side`.
         """
         self.refuse_expired(now)
         for side in SIDES:
@@ -400,14 +382,7 @@ class SignedCalibration(_Section):
     def verify_side(
         self, side: Side, *, pins: Pins, now: datetime, withdrawn: Container[Identity] = ()
     ) -> Identity:
-        """The node that signed for one side; arguments as of `verify`.
-
-        Raises:
-            CalibrationUnsigned: The signature is missing.
-            CalibrationSigner: The signer is no node of the institution, its root is not pinned here (e.g. the peer was
-                removed), it is withdrawn, its certificate was not valid when it signed, or it signed in the future.
-            CalibrationAltered: The signature is not one over this content.
-        """
+        """The node that signed for one side; arguments as of `verify`; CalibrationRefused, of a kind for each cause."""
         signature, institution = self.signature(side), self.calibration.side(side).institution
 
         def refused(kind: type[CalibrationRefused], why: str, hint: str = RECALIBRATE) -> CalibrationRefused:

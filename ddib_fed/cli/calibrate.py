@@ -206,19 +206,17 @@ def _make(asked: _Options, local: tuple[str, str], *, epsilon: float, out: Path)
     with torch_threads(usual_threads()):
         found = calibrating.make_calibration(request, source, there, pictures=own, folders=asked.anchors)
     write_calibration(found, out)
-    model, other = map(shlex.quote, local)
-    file, domain = shlex.quote(str(out)), found.source.domain
-    following = (
-        f"ddib translate PICTURES --source {model} --target {other} --calibration {file} --out calibrated"
-    )
+    model, other = local
+    following = ["translate", "PICTURES", "--source", model, "--target", other, "--calibration", str(out)]
+    following += ["--out", "calibrated"]
     if found.kind in RETRAINED:
-        trained = f"--domain {domain}" if domain in SHIPPED and model == domain else "--images PICTURES"
-        more = f"--calibration {file} --steps 600 --out {shlex.quote(domain)}-calibrated"
-        following = f"ddib model train {trained} --init {model} {more}"
+        data = ["--domain", model] if model in SHIPPED else ["--images", "PICTURES"]
+        following = ["model", "train", *data, "--init", model, "--calibration", str(out), "--steps", "600"]
+        following += ["--out", f"{found.source.domain}-calibrated"]
 
     def text() -> None:
         show_calibration(found)
-        say(f"written      {out}", "next:", f"  {following}")
+        say(f"written      {out}", "next:", f"  ddib {shlex.join(following)}")
 
     emit(found, text)
 
@@ -443,26 +441,24 @@ def list_(config_path: Path) -> None:
     found, published = _rows(config, store), publications(config)
 
     def text() -> None:
+        calibrations = [
+            [each["sha256"][:12], each["kind"], f"{each['source']} to {each['target']}", each["state"],
+             each["expires"][:10]]
+            for each in found
+        ]  # fmt: skip
         if found:
-            columns = ["!calibration", "kind", "from, to", "state", "expires"]
-            rows = [
-                [row["sha256"][:12], row["kind"], f"{row['source']} to {row['target']}", row["state"],
-                 row["expires"][:10]]
-                for row in found
-            ]  # fmt: skip
-            print_table("", columns, rows)
-            say(*(f"{row['sha256'][:12]}: {row['warning']}" for row in found if row["warning"]))
+            print_table("", ["!calibration", "kind", "from, to", "state", "expires"], calibrations)
         else:
             say("no calibrations yet: ddib calibrate --peer INSTITUTION/DOMAIN")
+        say(*(f"{each['sha256'][:12]}: {each['warning']}" for each in found if each["warning"]))
+        aggregates = [
+            [each.sha256[:12], each.time[:10], f"{each.counted} {each.unit}s", f"{each.epsilon:g}",
+             f"{each.delta:g}", ", ".join(each.peers) or "none"]
+            for each in published
+        ]  # fmt: skip
         if published:
-            rows = [
-                [each.sha256[:12], each.time[:10], f"{each.counted} {each.unit}s", f"{each.epsilon:g}",
-                 f"{each.delta:g}", ", ".join(each.peers) or "none"]
-                for each in published
-            ]  # fmt: skip
-            say()
             columns = ["!aggregate", "published", "over", ">epsilon", ">delta", "peers that have it"]
-            print_table("", columns, rows)
+            print_table("", columns, aggregates)
             say(f"together     {total_privacy(published)}, also if the peers compare what they have")
 
     emit({"calibrations": found, "published": published}, text)
@@ -474,17 +470,11 @@ def _rows(config: NodeConfig, store: CalibrationStore) -> list[dict[str, str]]:
     from ddib_fed.node.admitting import peer_store
     from ddib_fed.node.calibrations import overview
 
+    found = overview(config, store, peer_store(config), inactive=True)
+    names = [field.name for field in found[0].DESCRIPTOR.fields] if found else []
     return [
-        {
-            "sha256": each.sha256,
-            "kind": each.kind,
-            "source": each.source,
-            "target": each.target,
-            "state": each.state,
-            "expires": moment(each.expires) or "",
-            "warning": each.warning,
-        }
-        for each in overview(config, store, peer_store(config), inactive=True)
+        {name: getattr(each, name) for name in names} | {"expires": moment(each.expires) or ""}
+        for each in found
     ]
 
 
@@ -502,7 +492,6 @@ def _rows(config: NodeConfig, store: CalibrationStore) -> list[dict[str, str]]:
 def show(config_path: Path, name: str, out: Path | None) -> None:
     """Show a calibration of this node, and verify its signatures."""
     from ddib_fed.calibration.record import SIDES, write_calibration
-    from ddib_fed.node.calibrations import publications, total_privacy
 
     config, store = _open(config_path)
     stored = store.named(name)
@@ -514,8 +503,6 @@ def show(config_path: Path, name: str, out: Path | None) -> None:
     def text() -> None:
         show_calibration(stored.calibration)
         say(f"state        {row['state']}, here since {stored.added:%Y-%m-%d %H:%M} UTC")
-        if published := publications(config):
-            say(f"published    {total_privacy(published)}")
         for side, said in checked.items():
             say(f"signed       {side}: {said}")
         if out is not None:
@@ -575,60 +562,33 @@ def _confirm(question: str, *, yes: bool) -> None:
 def show_calibration(calibration: Calibration) -> None:
     """What it is, how it was made, and what it does, a line each on stdout."""
     made, effect = calibration.made, calibration.effect
-    text = {
-        "calibration": f"{calibration.kind}, {calibration.source} to {calibration.target}",
-        "made from": _made_from(calibration),
-        **_effect(calibration),
-    }
+    anchored = made.method == "anchors"
+    theirs = f"an aggregate over {made.target_pictures} {made.target_unit}s of the target"
+    if not made.aggregate_sha256:
+        theirs = f"one that was not {calibration.target.institution}'s; the figures are of those"
+    crossed = "nothing but the calibration itself"
     if made.crossed_bytes:
         where = "" if calibration.target.institution else "nothing in one process; between nodes "
-        text["crosses"] = f"{where}{size(made.crossed_bytes)} of aggregate, once"
-        if made.epsilon is not None and made.delta is not None:
-            noise = f"epsilon {made.epsilon:g}, delta {made.delta:g} for each {made.target_unit}"
-            text["crosses"] += f", with noise: {noise}"
-    else:
-        text["crosses"] = "nothing but the calibration itself"
-    text["expires"] = f"{calibration.expires:%Y-%m-%d}"
-    text["sha256"] = calibration.sha256.hex()
-    if effect.forced:
-        text["forced"] = "its figures were refused, and --force took it"
-    lines(text)
-
-
-def _made_from(calibration: Calibration) -> str:
-    made = calibration.made
-    if made.method == "anchors":
-        return f"{made.anchors} anchors, pictures of the same things in both domains"
-    theirs = f"an aggregate over {made.target_pictures} {made.target_unit}s"
-    if not made.aggregate_sha256:
-        return (
-            f"a file: {made.source_pictures} pictures and {theirs}, which was not {calibration.target.institution}'s; "
-            "the figures are of those"
-        )
-    return f"{made.source_pictures} pictures of the source, and {theirs} of the target"
-
-
-def _effect(calibration: Calibration) -> dict[str, str]:
-    """What its figures are, in words; further ones by their names."""
-    effect = calibration.effect
+        crossed = f"{where}{size(made.crossed_bytes)} of aggregate, once"
+    if made.epsilon is not None and made.delta is not None:
+        crossed += f", with noise: epsilon {made.epsilon:g}, delta {made.delta:g} for each {made.target_unit}"
     before, after = effect.distance_before, effect.distance
-    if calibration.made.method == "anchors":
-        text = {
-            "error": f"{before} without it, {after} with it: mean squared, each anchor by a map of the others",
-            "gain": f"{effect.margin} of the error goes",
+    of = "mean squared, each anchor by a map of the others" if anchored else "of the colours to the target's"
+    lines(
+        {
+            "calibration": f"{calibration.kind}, {calibration.source} to {calibration.target}",
+            "made from": f"{made.anchors} anchors, pictures of the same things in both domains"
+            if anchored
+            else f"{made.source_pictures} pictures of the source, and {theirs}",
+            "error" if anchored else "distance": f"{before} without it, {after} with it: {of}",
+            "gain" if anchored else "margin": f"{effect.margin}, as a share of that without it",
+            **{name: str(figure) for name, figure in effect.figures.items()},
+            "crosses": crossed,
+            "expires": f"{calibration.expires:%Y-%m-%d}",
+            "sha256": calibration.sha256.hex(),
+            **({"forced": "its figures were refused, and --force took it"} if effect.forced else {}),
         }
-    else:
-        text = {
-            "distance": f"{before} without it, {after} with it: of the source's colours to the target's",
-            "margin": f"{effect.margin} of the distance without it: so much farther is the next best one",
-        }
-    shown = dict(effect.figures)
-    if {"anchors_psnr", "anchors_psnr_without"} <= shown.keys():
-        with_it, without = shown.pop("anchors_psnr"), shown.pop("anchors_psnr_without")
-        text["PSNR"] = f"{without} dB without it, {with_it} dB with it: of the anchors, by the map alone"
-    if "undone_psnr" in shown:
-        text["undone"] = f"{shown.pop('undone_psnr')} dB: pictures mapped and mapped back"
-    return text | {name: str(figure) for name, figure in shown.items()}
+    )
 
 
 def how_jobs_use(calibration: Calibration, config: NodeConfig) -> tuple[str, ...]:
@@ -640,14 +600,14 @@ def how_jobs_use(calibration: Calibration, config: NodeConfig) -> tuple[str, ...
     short, target, path = calibration.sha256.hex()[:12], calibration.target.institution, config.path
     if not misfit(calibration, load_hosted(config).manifest):
         return (f"jobs to {target} use it from now on; ddib translate --no-calibration leaves it out",)
-    model = config.paths.bundle
-    named = config.train.pictures(config.folder) or "PICTURES"
-    own = f"--domain {named}" if named in SHIPPED else f"--images {shlex.quote(str(named))}"
+    file, model = config.folder / f"{short}.json", config.paths.bundle
+    images = config.train.pictures(config.folder) or "PICTURES"
+    which = "--domain" if images in SHIPPED else "--images"
     trained = config.folder / f"{model.name}-{short}"
-    file, start, made = (shlex.quote(str(each)) for each in (config.folder / f"{short}.json", model, trained))
+    train = ["--init", str(model), "--calibration", str(file), "--out", str(trained)]
     return (
         f"jobs to {target} use it once this node's model is trained with it:",
-        f"  ddib calibrate show {short} --out {file} --config {shlex.quote(str(path))}",
-        f"  ddib model train {own} --init {start} --calibration {file} --out {made}",
+        f"  ddib calibrate show {short} {shlex.join(['--out', str(file), '--config', str(path)])}",
+        f"  ddib model train {shlex.join([which, str(images), *train])}",
         f'then [model] bundle = "{trained.name}" in {path}, and restart the node',
     )

@@ -15,7 +15,6 @@ from ddib_fed.terminal import emit, outcome, print_table, say
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.security.peers import Peer, PeerStore
-    from ddib_fed.v1 import decoding_pb2
 
 INSTITUTION = click.argument("institution")
 FINGERPRINT = option(
@@ -51,9 +50,8 @@ def export(config_path: Path, out: Path | None, force: bool) -> None:
     It contains no secret: the root's certificate, this node's name and its address.
     """
     from ddib_fed.node.admitting import export_peer
-    from ddib_fed.node.config import NodeConfig
 
-    config = NodeConfig.load(config_path)
+    config, _store = _open(config_path)
     path = out or Path(f"{config.node.institution}.peer")
     own = export_peer(config, path, force=force)
     say(
@@ -63,13 +61,16 @@ def export(config_path: Path, out: Path | None, force: bool) -> None:
     if config.not_dialled:
         say(f"warning: {config.not_dialled}; correct {config_path} and export again", err=True)
     say("send the file; read the fingerprint out to the other operator by another way, e.g. by telephone")
-    outcome(
-        written=path,
-        identity=own.identity.uri,
-        address=own.address,
-        fingerprints=own.fingerprints,
-        warning=config.not_dialled or None,
-    )
+    outcome(written=path, warning=config.not_dialled or None, **_entry(own))
+
+
+def _entry(other: Peer) -> dict[str, object]:
+    return {
+        "institution": other.institution,
+        "identity": other.identity.uri,
+        "address": other.address,
+        "fingerprints": other.fingerprints,
+    }
 
 
 @peer.command(epilog="\b\nExample:\n  ddib peer add south.peer --fingerprint SHA256:12:34:...")
@@ -84,63 +85,42 @@ def add(
 ) -> None:
     """Admit another institution's node, after comparing its root's fingerprint with the one read out."""
     from ddib_fed.node.admitting import admit
-    from ddib_fed.node.config import NodeConfig
 
-    config = NodeConfig.load(config_path)
+    config, _store = _open(config_path)
     other = admit(config, file, fingerprints, replace=replace, unconstrained_root=unconstrained_root)
     say(
         f"admitted {other.identity} at {other.address}",
         f"next: ddib peer test {other.institution}{with_config(config_path)}",
     )
-    _admitted(other)
-
-
-def _admitted(other: Peer) -> None:
-    outcome(admitted=other.institution, identity=other.identity.uri, address=other.address)
+    outcome(admitted=other.institution, **_entry(other))
 
 
 @peer.command(name="list")
 @options.CONFIG
-@options.QUIET
 @options.OUTCOME
-def list_(config_path: Path, quiet: bool) -> None:
+def list_(config_path: Path) -> None:
     """List the peers that are admitted here."""
     _config, store = _open(config_path)
     peers, suspended = store.list(), store.snapshot().suspended
-    names = [entry.institution for entry in peers]
-    if quiet:
-        emit(names, lambda: say(*names) if names else None)
-        return
-    values = [
-        {
-            "institution": entry.institution,
-            "identity": entry.identity.uri,
-            "address": entry.address,
-            "fingerprints": entry.fingerprints,
-            "suspended": suspended.get(entry.institution, ""),
-        }
-        for entry in peers
-    ]
-    rows = [
-        [
-            entry.institution,
-            "suspended" if entry.institution in suspended else "admitted",
-            entry.address,
-            entry.identity.uri,
-            entry.fingerprint,
-        ]
-        for entry in peers
-    ]
 
     def text() -> None:
-        if not rows:
+        if not peers:
             say("no peers yet: ddib peer add FILE")
             return
+        rows = [
+            [
+                each.institution,
+                "suspended" if each.institution in suspended else "admitted",
+                each.address,
+                each.identity.uri,
+                each.fingerprint,
+            ]
+            for each in peers
+        ]
         print_table("", ["peer", "state", "address", "identity", "root"], rows)
-        for name, why in sorted(suspended.items()):
-            say(f"{name} is suspended {why}")
+        say(*(f"{name} is suspended {why}" for name, why in sorted(suspended.items())))
 
-    emit(values, text)
+    emit([{**_entry(each), "suspended": suspended.get(each.institution, "")} for each in peers], text)
 
 
 @peer.command()
@@ -149,68 +129,45 @@ def list_(config_path: Path, quiet: bool) -> None:
 @INSTITUTION
 def test(config_path: Path, institution: str) -> None:
     """Connect to a peer, and name the cause if that fails."""
-    from ddib_fed.protocol.details import described
-    from ddib_fed.security.diagnosis import diagnose
-    from ddib_fed.security.pki import certificate_pem
+    import grpc
+
+    from ddib_fed.protocol.contract import PROTOCOL
+    from ddib_fed.protocol.details import described, failure_of_peer, status_of
+    from ddib_fed.security.tls import PeerChannels
+    from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
 
     config, store = _open(config_path)
-    entry = store.get(institution)
-    finding = diagnose(
-        entry.address,
-        server_name=entry.identity.dns_name,
-        pki_folder=config.paths.pki,
-        roots_pem=certificate_pem(*entry.roots),
-        proxy=config.proxy,
-    )
-    if not finding.ok:
-        raise finding.as_error(f"target {institution}")
-    side, clock = _describe(config, store, institution)
-    decoding, said = None, "none: it is a source node only"
-    if side is not None:
+    store.get(institution)
+    channels = PeerChannels(config.paths.pki, store, proxy=config.proxy)
+    decoding, said, clock = None, "none: it is a source node only", None
+    try:
+        finding = channels.diagnosis(institution)
+        if not finding.ok:
+            raise finding.as_error(f"target {institution}")
+        channel = channels.get(institution)
+        request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
+        side = decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(request, timeout=10).side
         decoding = {"domain": side.domain[:100], "sample_shape": list(side.sample_shape)[:5]}
-        said = f"{side.domain[:100]!a}, samples of shape {list(side.sample_shape)[:5]}"
+        said, clock = f"{decoding['domain']!a}, samples of shape {decoding['sample_shape']}", channel.clock_s
+    except grpc.RpcError as error:
+        if status_of(error) is not grpc.StatusCode.UNIMPLEMENTED:
+            failure = failure_of_peer(error, f"target {institution}")
+            if failure.reason == "PEER_UNKNOWN":
+                name = config.node.name
+                failure.hint = (
+                    f"that node has not admitted {name}: ddib peer export here, ddib peer add there"
+                )
+            elif isinstance(failure, PeerUnreachable):  # whose hint would be this command
+                failure.hint = "repeat the command, then check that node's log"
+            raise failure from error
+    finally:
+        channels.close()
     text = [f"connection   {finding.text}", f"decoding     {said}"]
     text += [] if clock is None else [f"clock        that node's is {described(clock)}"]
     values = {
         "institution": institution, "connection": finding.text, "decoding": decoding, "clock_s": clock
     }  # fmt: skip
     emit(values, lambda: say(*text))
-
-
-def _describe(
-    config: NodeConfig, store: PeerStore, institution: str
-) -> tuple[decoding_pb2.ContractSide | None, float | None]:
-    """The domain that the peer decodes to, None for a peer that is only a source; how far its clock is ahead in s."""
-    import grpc
-
-    from ddib_fed.protocol.contract import PROTOCOL
-    from ddib_fed.protocol.details import failure_of_peer, status_of
-    from ddib_fed.security.tls import PeerChannels
-    from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
-
-    channels = PeerChannels(config.paths.pki, store, proxy=config.proxy)
-    try:
-        channel = channels.get(institution)
-        request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
-        answer = decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(request, timeout=10)
-    except grpc.RpcError as error:
-        if status_of(error) is grpc.StatusCode.UNIMPLEMENTED:
-            return None, None
-        failure = failure_of_peer(error, f"target {institution}")
-        if failure.reason == "PEER_UNKNOWN":
-            failure.hint = (
-                f"TLS knows our root, but that node has not admitted {config.node.name}: "
-                "ddib peer export here, ddib peer add there"
-            )
-        elif isinstance(failure, PeerUnreachable):  # whose hint would be this command
-            failure.hint = (
-                "the handshake succeeded but the call failed: repeat the command, then check that node's log"
-            )
-        raise failure from error
-    else:
-        return answer.side, channel.clock_s
-    finally:
-        channels.close()
 
 
 @peer.command()
@@ -227,22 +184,22 @@ def suspend(config_path: Path, institution: str, reason: str, undo: bool) -> Non
     from ddib_fed.security.audit import note
 
     config, store = _open(config_path)
-    log = config.paths.store
+    log, running = config.paths.store, None
     if undo:
         options.refuse_idle(("reason",), "is for a suspension", hint="leave it out")
         changed = store.resume(institution, before=lambda: note(log, "peer_resumed", peer=institution))
-        said, otherwise = "is resumed", "was not suspended: nothing is changed"
-        done = "it is admitted again; jobs that waited for it continue within half a minute"
+        say(
+            f"{institution} is resumed" if changed else f"{institution} was not suspended: nothing is changed"
+        )
     else:
         changed = store.suspend(
             institution,
             reason=reason,
             before=lambda: note(log, "peer_suspended", peer=institution, reason=reason),
         )
-        said, otherwise = "is suspended", "was suspended already"
-        done = "running calls with it are ended"
-    say(f"{institution} {said if changed else otherwise}")
-    running = _apply(config, done) if changed or not undo else None
+        say(f"{institution} is suspended" if changed else f"{institution} was suspended already")
+    if changed or not undo:
+        running = _apply(config)
     outcome(institution=institution, suspended=not undo, changed=changed, node_running=running)
 
 
@@ -257,17 +214,16 @@ def remove(config_path: Path, institution: str) -> None:
     config, store = _open(config_path)
     store.remove(institution, before=lambda: note(config.paths.store, "peer_removed", peer=institution))
     say(f"removed {institution}")
-    running = _apply(config, "it is refused from now on, and running calls with it are ended")
-    outcome(removed=institution, node_running=running)
+    outcome(removed=institution, node_running=_apply(config))
 
 
-def _apply(config: NodeConfig, done: str) -> bool:
+def _apply(config: NodeConfig) -> bool:
     """Apply the change in the running node, if one runs, and say so; a stopped node applies it when it starts."""
     from ddib_fed.node.admin import AdminClient
 
     running = AdminClient(config).reload_if_running() is not None
     say(
-        f"the running node has applied it: {done}"
+        "the running node has applied it"
         if running
         else "no node runs on this state folder now; it is applied when one starts"
     )
@@ -306,18 +262,18 @@ def pair(
     other root.
     """
     from ddib_fed.node.admitting import pair as pair_nodes
-    from ddib_fed.node.config import NodeConfig
 
     if listens and code is not None:
         raise UsageError("--listen shows a code, and takes none", hint="ddib pair --listen [HOST:PORT]")
-    if not listens and address is None:
-        raise UsageError("give --listen, or the address and the code that the other side shows")
-    config = NodeConfig.load(config_path)
-    if not listens and code is None:
-        raise UsageError("the code is missing", hint=f"ddib pair {address} CODE, as the other side shows it")
+    if not listens and (address is None or code is None):
+        raise UsageError(
+            "give --listen, or the address and the code that the other side shows",
+            hint=f"ddib pair {address or 'HOST:PORT'} CODE",
+        )
+    config, _store = _open(config_path)
     paired = pair_nodes(
         config,
-        None if listens or address is None or code is None else (address, code),
+        None if address is None or code is None else (address, code),
         at=address if listens else None,
         fingerprints=fingerprints,
         replace=replace,
@@ -330,4 +286,4 @@ def pair(
             (f"ddib peer test {other.institution}{more}", "once the other node serves too"),
         ]
     )
-    _admitted(other)
+    outcome(admitted=other.institution, **_entry(other))

@@ -105,31 +105,30 @@ def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) ->
     from ddib_fed.security.audit import note
 
     config = _config(config_path)
-    folder = config.paths.pki
-    authority = keys.load_authority(folder)
+    authority = keys.load_authority(config.paths.pki)
     asked = keys.read_request(read_small(request_file, pipe=True))
-    peer_store(config).snapshot().refuse_withdrawn(asked.identity)
-    if not yes and not confirm(
-        f"sign for {asked.identity}? Whoever has this request's key gets this identity"
-    ):
+    identity, uri = asked.identity, asked.identity.uri
+    peer_store(config).snapshot().refuse_withdrawn(identity)
+    if not yes and not confirm(f"sign for {identity}? Whoever has this request's key gets this identity"):
         raise Cancelled("not confirmed; nothing was signed", hint="the same command again")
-    roots = keys.parse_certificates(read_small(folder / "roots.pem"), "roots.pem")
-    path = out or Path(f"{asked.identity.name}.pem")
-    life = config.identity.life(asked.identity.kind)
-    signed = keys.sign_request(authority, asked, roots, lifetime=life)
+    roots = keys.parse_certificates(read_small(config.paths.pki / "roots.pem"), "roots.pem")
+    signed = keys.sign_request(authority, asked, roots, lifetime=config.identity.life(identity.kind))
     leaf = keys.parse_certificates(signed, "what was signed")[0]
+    until, path = leaf.not_valid_after_utc, out or Path(f"{identity.name}.pem")
+    certificate = keys.fingerprint(leaf)
     note(
         config.paths.store,
         "certificate_issued",
-        identity=asked.identity.uri,
-        certificate=keys.fingerprint(leaf),
-        until=leaf.not_valid_after_utc.isoformat(),
+        identity=uri,
+        certificate=certificate,
+        until=until.isoformat(),
     )
     write_file(path, signed, overwrite=False)
-    say(f"wrote {path}, the certificate of {asked.identity}")
-    install = f"ddib pki install {shlex.quote(path.name)}"
-    say_next([(install, f"where the request was made; take {path} there")])
-    outcome(written=path, identity=asked.identity.uri, valid_until=leaf.not_valid_after_utc)
+    say(f"wrote {path}, the certificate of {identity}")
+    say_next(
+        [(f"ddib pki install {shlex.quote(path.name)}", f"where the request was made; take {path} there")]
+    )
+    outcome(written=path, identity=uri, valid_until=until)
 
 
 @pki.command(epilog="\b\nExample:\n  ddib pki install node-2.pem --config node.toml")
@@ -165,16 +164,14 @@ def show(config_path: Path, profile_path: Path | None) -> None:
     own, issuer = keys.load_identity(place), keys.has_authority(place)
     withdrawn = {} if profile_path is not None else peer_store(_config(config_path)).snapshot().withdrawn
     expired = own.not_after <= datetime.now(UTC)
-    roots = [
-        {"fingerprint": keys.fingerprint(root), "valid_until": root.not_valid_after_utc} for root in own.roots
-    ]
+    roots = [(keys.fingerprint(root), root.not_valid_after_utc) for root in own.roots]
     until = "%Y-%m-%d %H:%M UTC"
     text = (
         f"identity     {own.identity.uri}",
         f"role         {own.identity.kind}",
         f"DNS name     {own.identity.dns_name}",
         f"valid until  {own.not_after:{until}}{'  EXPIRED' if expired else ''}",
-        *(f"root         {root['fingerprint']}  until {root['valid_until']:{until}}" for root in roots),
+        *(f"root         {fingerprint}  until {ends:{until}}" for fingerprint, ends in roots),
         f"issues       {'yes: the root key is in this folder' if issuer else 'no'}",
         *(f"withdrawn    {each.uri}  {reason}" for each, reason in withdrawn.items()),
     )
@@ -184,7 +181,7 @@ def show(config_path: Path, profile_path: Path | None) -> None:
         "dns_name": own.identity.dns_name,
         "valid_until": own.not_after,
         "expired": expired,
-        "roots": roots,
+        "roots": [{"fingerprint": fingerprint, "valid_until": ends} for fingerprint, ends in roots],
         "issuer": issuer,
         "withdrawn": [{"identity": each.uri, "reason": reason} for each, reason in withdrawn.items()],
     }
@@ -205,6 +202,7 @@ def withdraw(config_path: Path, reason: str, undo: bool, identity: str) -> None:
     The node refuses its next call and renewals, and issues it no certificate. Each node of the institution has its
     own list: run this on each.
     """
+    from ddib_fed.node.admin import AdminClient
     from ddib_fed.node.admitting import peer_store
     from ddib_fed.security.audit import note
 
@@ -213,13 +211,37 @@ def withdraw(config_path: Path, reason: str, undo: bool, identity: str) -> None:
     if undo:
         options.refuse_idle(("reason",), "is for a withdrawal", hint="leave it out")
         changed = store.reinstate(named, before=lambda: note(log, "identity_reinstated", identity=named.uri))
+        said = "is reinstated" if changed else "was not withdrawn"
     else:
         changed = store.withdraw(
             named,
             comment=reason,
             before=lambda: note(log, "identity_withdrawn", identity=named.uri, comment=reason),
         )
-    _report(config, named, changed=changed, undone=undo)
+        said = "is withdrawn" if changed else "was withdrawn already"
+    lines = AdminClient(config).reload_if_running()
+    if refused := [line for line in lines or () if line.startswith("not read:") and store.file.name in line]:
+        raise InputError(
+            f"the list is written, and the running node does not obey it: {refused[0]}",
+            hint="run this as the node's own user, and let the file belong to that user",
+        )
+    say(f"{named} {said}, in {store.file}")
+    if changed or not undo:
+        say(
+            "no node runs on this state now; it obeys the list from its start"
+            if lines is None
+            else f"the running node {'lets it in again' if undo else 'refuses it from now on, renewals too'}",
+            f"do the same on each other node of {named.institution}: each has a list of its own",
+        )
+    if named.kind == "node" and not undo:
+        say(f"and tell the peers that admitted it: ddib peer remove {named.institution}, there")
+    outcome(
+        identity=named.uri,
+        withdrawn=not undo,
+        changed=changed,
+        file=store.file,
+        node_running=lines is not None,
+    )
 
 
 def _of_institution(config: NodeConfig, text: str) -> Identity:
@@ -240,39 +262,3 @@ def _of_institution(config: NodeConfig, text: str) -> Identity:
             hint=f"to refuse another institution's node: ddib peer remove {named.institution}, or ddib peer suspend",
         )
     return named
-
-
-def _report(config: NodeConfig, identity: Identity, *, changed: bool, undone: bool) -> None:
-    """Make the node on this state read the list; say what was done, when it applies, and where else to run this."""
-    from ddib_fed.node.admin import AdminClient
-    from ddib_fed.security.peers import TRUST
-
-    file, lines = config.paths.state / TRUST, AdminClient(config).reload_if_running()
-    running = lines is not None
-    if refused := [line for line in lines or () if line.startswith("not read:") and TRUST in line]:
-        raise InputError(
-            f"the list is written, and the running node does not obey it: {refused[0]}",
-            hint="run this as the node's own user, and let the file belong to that user",
-        )
-    done = "reinstated" if undone else "withdrawn"
-    if not changed and undone:
-        say(f"{identity} was not withdrawn, in {file}: nothing is changed")
-    else:
-        say(f"{identity} is {done} in {file}" if changed else f"{identity} was {done} already, in {file}")
-        if not running:
-            say("no node runs on this state now; it obeys the list from its start")
-        elif undone:
-            say("the running node lets it in again")
-        else:
-            say("the running node refuses it from now on, renewals too; its open calls are ended")
-        say(f"do the same on each other node of {identity.institution}: each has a list of its own")
-        if not undone and identity.kind == "node":
-            say(f"and tell the peers that admitted it: ddib peer remove {identity.institution}, there")
-    outcome(
-        identity=identity.uri,
-        withdrawn=not undone,
-        changed=changed,
-        file=file,
-        node_running=running,
-        obeyed="now" if running else "at start",
-    )

@@ -10,11 +10,10 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ddib_fed.calibration.record import Calibration
@@ -24,17 +23,13 @@ from ddib_fed.client.files import FileItem
 from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
 from ddib_fed.client.in_process import InProcess, ProcessOptions
 from ddib_fed.data import folder as folders
-from ddib_fed.data.fitting import PictureRule, to_array
 from ddib_fed.data.folder import Entry, Folder, require_outside
-from ddib_fed.data.pictures import read_fitted, read_image
 from ddib_fed.engine.local_party import open_party
-from ddib_fed.engine.record import Part, fitted_line
-from ddib_fed.errors import AlreadyExists, ExtraMissing, UsageError
-from ddib_fed.evaluation.judgement import Figures, judge
-from ddib_fed.evaluation.metrics import Pictures, picture_rule
+from ddib_fed.engine.record import fitted_line
+from ddib_fed.errors import AlreadyExists, DdibError, UsageError
+from ddib_fed.evaluation.judgement import Figures
 from ddib_fed.evaluation.pages import SideFound, WayFound, write_rehearsal
-from ddib_fed.evaluation.samples import in_numbers
-from ddib_fed.evaluation.translations import latent_figures
+from ddib_fed.evaluation.translations import evaluate_folder
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.names import names_apart
 from ddib_fed.protocol.messages import Settings
@@ -46,7 +41,6 @@ from ddib_fed.v1 import translation_pb2 as pb
 
 # Of the time that is given, this goes to training; the rest to looking, translating and judging.
 TRAINING_SHARE = 0.9
-DOMAIN_PICTURES = 1000
 PAGE = "index.html"
 OnProgress = Callable[[str, int, int, str], None]
 """Told (what is being done, done, in all, remark)."""
@@ -141,7 +135,7 @@ def _look(letter: str, path: Path, test: Path | None, wanted: Rehearsal, show: O
         progress=lambda done, total: show("looking", done, total, str(path)),
     )
     train, held_out = folders.split(folder.entries, wanted.config.held_out)
-    lines = [*folders.survey(folder).lines(), *(f"{bad}: {reason}" for bad, reason in folder.bad)]
+    lines = [*folders.survey(folder).lines, *(f"{bad}: {reason}" for bad, reason in folder.bad)]
     if test is not None:
         held_out = folders.scan(test, skip_bad=skip, check=check).entries
     held_out = tuple(sorted(held_out, key=lambda entry: entry.digest))[: wanted.pictures]
@@ -190,14 +184,12 @@ def _translate(
             f"Refused, as a node would refuse it: none of {len(refused)} pictures could be translated{first}"
         )
         return WayFound(title, out, {}, None, (why,))
-    report, notes = _judge(run, models, target)
+    report, notes = _judge(out, source, target, models[0])
     if refused:
         count = f"{len(refused)} of {len(names)} pictures"
         notes.append(f"Refused, as a node would refuse them: {count}{first}")
     if fitted := fitted_line([(each.file, each.provenance) for each in run.delivered]):
         notes.insert(0, f"{fitted}.")
-    if agreed is not None:
-        notes.insert(0, f"Under the {agreed.kind} calibration {agreed.sha256.hex()[:12]}.")
     return WayFound(title, out, report, (out / SHEET).read_bytes() if page else None, tuple(notes))
 
 
@@ -211,32 +203,20 @@ class _StepProgress(RunProgress):
             self._show(event.step, event.steps, f"{event.items_done} of {event.items} pictures")
 
 
-def _judge(run: FolderRun, models: tuple[Bundle, Bundle], target: _Side) -> tuple[Figures, list[str]]:
-    own, theirs = (picture_rule(model.manifest) for model in models)
-    paths = {item.file: item.path for item in run.items}
-    delivered = run.delivered
-
-    def stack(part: Part, rule: PictureRule) -> Pictures:
-        files = [each.files[part] for each in delivered]
-        return np.stack([to_array(read_image(path), in_numbers(rule))[0] for path in files])
-
-    given: dict[str, Any] = {
-        "source": np.stack([read_fitted(paths[each.file], own).original for each in delivered]),
-        "back": stack(Part.RETURNED, own),
-        "thresholds": models[0].manifest.structure,
+def _judge(out: Path, source: _Side, target: _Side, model: Bundle) -> tuple[Figures, list[str]]:
+    """The report of `ddib evaluate` on a folder of translations, at the size of the models, and notes on it."""
+    reading: dict[str, Any] = {
+        "source": source.held_root,
+        "size": model.manifest.sample_shape[1],
+        "thresholds": model.manifest.structure,
     }
-    # In the files the source's fit is undone, on whatever side they are.
-    translated = stack(Part.TRANSLATION, replace(theirs, fit=own.fit))
-    domain = folders.load(target.train[:DOMAIN_PICTURES], theirs)
     notes = []
     try:
-        report = judge(translated, domain=domain, **given)
-    except ExtraMissing as error:
+        report, _ = evaluate_folder(out, domain=target.folder.root, **reading)
+    except DdibError as error:
         notes.append(f"Not measured: the distance to the target domain. {error.detail}: {error.hint}")
-        report = judge(translated, **given)
-    latents = np.concatenate([np.load(each.files[Part.LATENT]) for each in delivered])
-    report["latent"] = latent_figures(latents)
-    return report, notes
+        report, _ = evaluate_folder(out, **reading)
+    return report, [*notes, *report["notes"]]
 
 
 def _found(side: _Side, model: Bundle, out: Path) -> SideFound:
@@ -245,7 +225,6 @@ def _found(side: _Side, model: Bundle, out: Path) -> SideFound:
     return SideFound(
         side.folder.root,
         side.lines,
-        len(side.train),
         model.manifest,
         out / side.letter,
         (run_folder / "loss.png").read_bytes(),

@@ -5,16 +5,11 @@ from __future__ import annotations
 import shlex
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ddib_fed.cli import options
 from ddib_fed.cli.options import command
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.results import STATE_PREFIX
 from ddib_fed.terminal import say
-
-if TYPE_CHECKING:
-    from ddib_fed.web.job import PageJob
 
 
 @command(epilog="\b\nExample:\n  ddib web --out translated")
@@ -22,9 +17,8 @@ if TYPE_CHECKING:
     "--out DIR", "Folder for the results; each translation gets a folder in it.", default=Path("ddib-web")
 )
 @options.PORT
-@options.BROWSER
 @options.PROFILE
-def web(out: Path, port: int, browser: bool, profile_path: Path | None) -> None:
+def web(out: Path, port: int, profile_path: Path | None) -> None:
     """Translate in the browser: drop pictures, watch, compare, download.
 
     A DICOM series, a NIfTI volume or a GeoTIFF becomes one of its own kind, and volumes are scrolled slice by slice.
@@ -41,17 +35,10 @@ def web(out: Path, port: int, browser: bool, profile_path: Path | None) -> None:
         folder = Path(name)
         page = Researcher(profile, folder, out)
         say(f"results go to {out.resolve()}")
-        serve(page.app(), port=port, command="ddib web", folder=folder, browser=browser, on_stop=page.close)
+        serve(page.app(), port=port, command="ddib web", folder=folder, on_stop=page.close)
+    more = f"--profile {shlex.quote(str(profile.path))}"
     for each in page.jobs.values():
-        _say_unfetched(each, f"--profile {shlex.quote(str(profile.path))}")
-
-
-def _say_unfetched(job: PageJob, profile: str) -> None:
-    waiting = {path.parent for path in job.out.rglob(f"{STATE_PREFIX}*")}
-    known = {job_id: job.jobs[job_id] for job_id in job.running if job.jobs[job_id] in waiting}
-    for job_id, where in known.items():
-        say(f"not fetched yet: {job_id}; it continues at the node", err=True)
-        say(f"  ddib job fetch {shlex.quote(job_id)} --out {shlex.quote(str(where))} {profile}", err=True)
-    for where in sorted(waiting - set(known.values())):
-        say(f"the node may have accepted a job for {where}, whose answer was lost", err=True)
-        say(f"  ddib job list {profile}", err=True)
+        for job_id in each.running:
+            job, place = shlex.quote(job_id), shlex.quote(str(each.jobs[job_id]))
+            say(f"not fetched yet: {job_id}; it continues at the node", err=True)
+            say(f"  ddib job fetch {job} --out {place} {more}", err=True)

@@ -37,7 +37,6 @@ from ddib_fed.errors import (
     Difference,
     ExhaustedError,
     JobFailed,
-    JobNotFound,
     MessageInvalid,
     PeerFault,
     PeerUnreachable,
@@ -45,7 +44,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.protocol.contract import PROTOCOL, guidance_to_pb
 from ddib_fed.protocol.details import is_number, status_of
-from ddib_fed.protocol.messages import Settings, enum_members, from_message, provenance_record, settings_to_pb
+from ddib_fed.protocol.messages import Settings, provenance_record, settings_to_pb
 from ddib_fed.protocol.streams import Announced, assemble, open_file, stream
 from ddib_fed.telemetry import Tracing, open_tracing, trace_entries
 from ddib_fed.terminal import say
@@ -62,7 +61,7 @@ FETCH_EVERY_S = 0.5
 SLOWEST_BYTES_PER_S = 128 * 1024
 """A submission may take as long as its bytes take on a slow line, and the node its time to answer."""
 MAX_PART_BYTES = 1 << 30
-PARTS = enum_members(Part, pb.ResultPart.DESCRIPTOR)
+PARTS = {pb.ResultPart.Value(f"RESULT_PART_{part.name}"): part for part in Part}
 ENDED = frozenset({pb.JOB_STATE_FINISHED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED})
 WITHOUT_RESULT = frozenset({pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED})
 RESUMES = "to resume: the same command again"
@@ -96,7 +95,7 @@ def job_header(
     )
 
 
-def target_of(job: pb.JobHeader | pb.Job) -> str:
+def target_of(job: pb.JobHeader) -> str:
     return f"{job.target_institution}/{job.target_domain}"
 
 
@@ -147,7 +146,9 @@ def require_finished(job: pb.Job, hop: str) -> pb.Job:
         hint=hint,
         hop=f"{hop} -> {failure.institution}" if further else hop,
         facts=dict(failure.facts),
-        differences=tuple(from_message(each, Difference) for each in failure.differences),
+        differences=tuple(
+            Difference(each.field, each.source, each.target, each.remedy) for each in failure.differences
+        ),
         incident=failure.incident,
     )
     error.says = failure.institution if further and failure.reason != PeerFault.reason else ""
@@ -219,7 +220,7 @@ def collect(
         raise ChunkCorrupt(f"item {now[0]} came without its {missing}")
 
 
-def _expected_parts(job: pb.Job) -> frozenset[Part]:
+def _expected_parts(job: pb.JobHeader) -> frozenset[Part]:
     asked = {Part.RETURNED: job.cycle, Part.LATENT: job.keep_latent, Part.SOURCE: job.model_size}
     return frozenset({Part.TRANSLATION, *(part for part, wanted in asked.items() if wanted)})
 
@@ -387,7 +388,7 @@ class Client(Connection):
     def _fetch(self, job: pb.Job, items: Iterable[int]) -> Iterator[JobResult]:
         due = sorted(set(items))
         patience, parent = self.patience(), self._tracing.recall(job.job_id)
-        parts = _expected_parts(job)
+        parts = _expected_parts(job.request)
         while due:
             request = pb.FetchResultsRequest(job_id=job.job_id, items=due)
             try:
@@ -459,19 +460,8 @@ class Client(Connection):
         Raises:
             JobNotFound: This client has no such job.
         """
-        tries = 0
-
-        def attempt(stub: TranslationServiceStub) -> pb.DeleteJobResponse:
-            nonlocal tries
-            tries += 1
-            return stub.DeleteJob(pb.DeleteJobRequest(job_id=job_id), timeout=CALL_S)
-
-        try:
-            self.call(attempt)
-        except JobNotFound:
-            # The answer to an earlier try was lost: the job is already removed.
-            if tries == 1:
-                raise
+        request = pb.DeleteJobRequest(job_id=job_id)
+        self.call(lambda stub: stub.DeleteJob(request, timeout=CALL_S))
 
     def translate(
         self,
@@ -529,7 +519,7 @@ def name_item(error: DdibError, items: Sequence[Payload]) -> None:
     if not (is_number(number) and int(number) < len(items)):
         return
     # Only for an error: it imports numpy, a third of what a client loads.
-    from ddib_fed.data.pictures import name_file
+    from ddib_fed.data.points import name_file
 
     origin = items[int(number)].origin
     found = name_file(error, f"item {number}" if isinstance(origin, bytes) else str(origin))

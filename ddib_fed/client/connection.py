@@ -23,7 +23,6 @@ from ddib_fed.client.profile import Profile, renew_client
 from ddib_fed.errors import Cancelled, DdibError, ExhaustedError, PeerUnreachable, UnavailableError
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import tls
-from ddib_fed.security.diagnosis import explained, may_pass
 from ddib_fed.security.pki import load_identity
 from ddib_fed.v1 import translation_pb2_grpc
 
@@ -221,19 +220,23 @@ class Connection:
 
     def explained(self, failure: DdibError) -> DdibError:
         """A failure with the cause of the failed connection, where that is what it is."""
+        from ddib_fed.security.diagnosis import diagnose, explained
+
         self._diagnosed = time.monotonic()
+        of = self.profile
         return explained(
             failure,
-            self.profile.source_address,
-            server_name=self.profile.source_identity,
-            pki_folder=self.profile.pki_folder,
-            proxy=self.profile.way,
+            lambda: diagnose(
+                of.source_address, server_name=of.source_identity, pki_folder=of.pki_folder, proxy=of.way
+            ),
         )
 
     def _sooner(self, failure: DdibError) -> DdibError:
         """As `explained`, of a node that never answered, once: a wrong address or certificate stays wrong."""
         if self.reached or self._diagnosed > -math.inf:
             return failure
+        from ddib_fed.security.diagnosis import may_pass
+
         found = self.explained(failure)
         if "cause" in found.facts and not may_pass(found.facts["cause"]):
             raise found

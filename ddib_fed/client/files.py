@@ -25,7 +25,6 @@ from ddib_fed.errors import (
     InputError,
     PointsUnreadable,
     UsageError,
-    error_class,
     next_steps,
 )
 from ddib_fed.formats.recognition import (
@@ -268,23 +267,14 @@ def check_names(items: Sequence[FileItem], out: Path) -> None:
                 )
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What a command was given: plain files, studies of the field's formats, and what cannot be read."""
-
-    items: list[FileItem]
-    studies: Studies | None = None
-    left_out: Sequence[LeftOut] = ()
-
-
 def open_inputs(
     files: Sequence[Path],
     out: Path,
     reading: Mapping[str, Any],
     own_domain: Callable[[], pb.ListDomainsResponse],
     say: Callable[[str], object],
-) -> Inputs:
-    """Find what is to be translated; none of it is read yet.
+) -> tuple[list[FileItem], Studies | None, list[LeftOut]]:
+    """Plain files, studies of the field's formats, none of which is read yet, and what cannot be read.
 
     Args:
         files: Files and folders.
@@ -293,9 +283,9 @@ def open_inputs(
         own_domain: Asks the node for its own model, which says how volumes, maps and larger pictures are read.
         say: Is told what was ignored, and which options differ from what the model was trained with.
     """
-    from ddib_fed.formats.intensity import AUTO, IntensityRule
+    if reading["intensity"] != "auto":
+        from ddib_fed.formats.intensity import IntensityRule
 
-    if reading["intensity"] != AUTO:
         IntensityRule.parse(reading["intensity"])  # before the node is asked
     found, auto, source = recognise(files, out), reading["tile"] == "auto", None
     of_maps = of_pictures = _tile(reading["tile"])
@@ -306,7 +296,7 @@ def open_inputs(
         of_pictures = of_maps if source.tiles else None
     most = MOST_TILES if auto else None
     if of_pictures is not None and found.plain:
-        from ddib_fed.formats.pictures import is_larger
+        from ddib_fed.formats.recognition import is_larger
 
         tile = of_pictures
         found = recognise(files, out, lambda path: is_larger(path, tile, most))
@@ -336,7 +326,7 @@ def open_inputs(
         check_names(items, out)
         for line in lines:
             say(line)
-    return Inputs(items, studies, left_out)
+    return items, studies, left_out
 
 
 def _tile(text: str) -> tuple[int, int] | None:
@@ -349,14 +339,16 @@ def _tile(text: str) -> tuple[int, int] | None:
 
 def _any_picture(found: Recognised) -> bool:
     """Whether a file might be larger than a model, which is then asked for its size."""
-    from ddib_fed.formats.pictures import is_larger
+    if any(each.is_picture for each in found.studies):
+        return True
+    given = (files_below(path, None).files if path.is_dir() else (path,) for path in found.plain)
+    paths = [path for below in given for path in below if path.suffix.lower() in TAKEN]
+    arrays = [path for path in paths if path.suffix.lower() == ".npy"]
+    if len(arrays) < len(paths):
+        return True
+    from ddib_fed.formats.recognition import is_larger
 
-    files = (
-        file for path in found.plain for file in (files_below(path, None).files if path.is_dir() else (path,))
-    )
-    return any(each.is_picture for each in found.studies) or any(
-        path.suffix.lower() in TAKEN and is_larger(path, (LEAST_TILE, LEAST_TILE), None) for path in files
-    )
+    return any(is_larger(path, (LEAST_TILE, LEAST_TILE), None) for path in arrays)
 
 
 def _intensity(asked: str, source: pb.ListDomainsResponse, say: Callable[[str], object]) -> str:
@@ -393,19 +385,21 @@ class LeftOut:
     """A file that cannot be translated, and why."""
 
     path: Path
-    reason: str
-    why: str
-    error: DdibError | None = field(default=None, compare=False)
+    error: DdibError
 
     @classmethod
     def of(cls, path: Path, error: DdibError | OSError) -> LeftOut:
         if isinstance(error, OSError):
             error = InputError(f"{path} cannot be read: {error.strerror or error}", hop="client")
-        why = error.detail.replace(f"{path}: ", "").replace(f"{path} ", "").strip()
-        return cls(path, error.reason, why, error.kept())
+        return cls(path, error.kept())
 
-    def as_error(self, hop: str) -> DdibError:
-        return self.error or error_class(self.reason)(self.why, hop=hop)
+    @property
+    def reason(self) -> str:
+        return self.error.reason
+
+    @property
+    def why(self) -> str:
+        return self.error.detail.replace(f"{self.path}: ", "").replace(f"{self.path} ", "").strip()
 
     def line(self) -> str:
         return f"{self.path}: {self.why}  [{self.reason}]"
@@ -448,8 +442,7 @@ def _check_name(item: FileItem) -> None:
 
 
 def _check_picture(item: Payload) -> None:
-    from ddib_fed.data.decoding import ImageLimits
-    from ddib_fed.data.pictures import decode_image
+    from ddib_fed.data.pictures import ImageLimits, decode_image
 
     try:
         decode_image(item.read(), ImageLimits(max_bytes=item.size_bytes + 1))
@@ -461,21 +454,21 @@ def _check_picture(item: Payload) -> None:
 
 def refused(bad: Sequence[LeftOut], total: int, state: str) -> DdibError:
     """The error that names every bad file; of one file alone its own."""
-    errors = [each.as_error("client") for each in bad]
+    first = bad[0].error
     if total == 1:
-        return errors[0]
-    kinds = {type(error) for error in errors}
+        return first
+    kinds = {type(each.error) for each in bad}
     kind = kinds.pop() if len(kinds) == 1 else InputError
     detail = f"{len(bad):,} of {total:,} files cannot be translated; {state}:\n{listed(bad)}"
-    first = errors[0].hint if len(bad) == 1 else ""
+    hint = first.hint if len(bad) == 1 else ""
     more = f"without {'it' if len(bad) == 1 else 'them'}: the same command with --skip-bad"
     # What else the errors say of one file does not hold for all.
-    return kind(detail, hint=f"{first}\n{more}".lstrip(), hop=errors[0].hop)
+    return kind(detail, hint=f"{hint}\n{more}".lstrip(), hop=first.hop)
 
 
 def left_out(found: Sequence[LeftOut], total: int, state: str) -> FilesLeftOut:
     """The error that a command ends with which left out these files; `state` is what became of the others."""
-    steps = next_steps(each.as_error("client") for each in found) or "repair them"
+    steps = next_steps(each.error for each in found) or "repair them"
     return FilesLeftOut(
         f"left out: {len(found):,} of {total:,} files; {state}:\n{listed(found)}",
         hint=f"{steps}\nthen, for what is missing: the same command again",

@@ -67,7 +67,6 @@ from ddib_fed.errors import (
     ItemsTooMany,
     JobFailed,
     PeerNotFound,
-    QuotaSpent,
     UnavailableError,
     UsageError,
     error_class,
@@ -144,26 +143,6 @@ class RunProgress:
 
     def job_ended(self, job_id: str, state: str) -> None:
         """A job has ended, and its results are written."""
-
-    def watching(self, client: Client, job_id: str) -> Callable[[pb.WatchJobResponse], None]:
-        """`event`, which says once what is left of a quota that the job waits for, and until when."""
-        said = False
-
-        def on_event(event: pb.WatchJobResponse) -> None:
-            nonlocal said
-            self.event(event)
-            if event.stage == "wait" and event.reason == QuotaSpent.reason and not said:
-                said = True
-                job = client.get(job_id)
-                names = ("quota", "limit", "left", "asked", "renews")
-                told = ", ".join(
-                    f"{name} {job.error.facts[name]}" for name in names if name in job.error.facts
-                )
-                self.say(
-                    f"target {target_of(job)}: {QuotaSpent.sentence} ({told}); the job waits there for more"
-                )
-
-        return on_event
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +318,7 @@ class FolderRun:
             run._translate_items(client)
         if not run.results:
             for each in run.left_out:
-                raise each.as_error(own.profile.hop)
+                raise each.error
         try:
             run.require_translated()
         except Cancelled as error:
@@ -376,7 +355,7 @@ class FolderRun:
         self.earlier = len(self.results)
         jobs: dict[str, JobFile] = {}
         if found := unfinished(self.items, options.out):
-            ids = {job.request_id: job.job_id for job in client.list(MOST_JOBS)}
+            ids = {job.request.request_id: job.job_id for job in client.list(MOST_JOBS)}
             for job in found:
                 if job.request_id in ids:
                     jobs[ids[job.request_id]] = job
@@ -502,7 +481,7 @@ class FolderRun:
         progress.begin(job_id, [item.file for item in items])
         how = {"force": options.force, "doubtful_below": options.doubtful_below}
         with explaining_interruption(client, job_id, options.out):
-            results = client.results(job_id, on_event=progress.watching(client, job_id))
+            results = client.results(job_id, on_event=progress.event)
             for result in write_results(
                 client, job_id, results, items, options.out, changed, credentials=options.credentials, **how
             ):
@@ -513,7 +492,7 @@ class FolderRun:
                 self.results[item.name] = result
             view = client.get(job_id)
         if not changed:
-            JobFile(view.request_id, "", ()).remove(options.out)
+            JobFile(view.request.request_id, "", ()).remove(options.out)
         state = state_of(view).lower()
         progress.job_ended(job_id, state)
         own = [(each, known[item]) for each, item in zip(view.items, items, strict=False) if item in known]
@@ -527,8 +506,8 @@ class FolderRun:
         self.jobs.append(view)
         for each, item in own:
             if each.state == pb.ITEM_STATE_FAILED:
-                reason = each.error.reason or JobFailed.reason
-                self.failed.append(LeftOut(item.path, reason, failure_text(each.error) or JobFailed.sentence))
+                kind = error_class(each.error.reason) if each.error.reason else JobFailed
+                self.failed.append(LeftOut(item.path, kind(failure_text(each.error), hop=client.hop)))
             elif earlier and item.name not in self.results:  # its result was removed
                 self._waiting.append(item)
 
@@ -584,7 +563,7 @@ class FolderRun:
                 hints = [error.hint, "the rest: the same command again" if rest else ""]
                 if bad:
                     others = f"without {'it' if len(bad) == 1 else 'them'}: the same command with --skip-bad"
-                    steps = next_steps(each.as_error(hop) for each in bad)
+                    steps = next_steps(each.error for each in bad)
                     hints = [steps, others if len(bad) < self.total else "", *hints]
                 error.hint = "\n".join(filter(None, hints))
                 raise
@@ -605,5 +584,4 @@ def open_run(
         with options.progress.opened(options.profile) as client:
             return client.domains(own_alone=True)
 
-    inputs = open_inputs(files, options.out, reading, own_domain, say)
-    return FolderRun(options, inputs.items, inputs.studies, [*inputs.left_out])
+    return FolderRun(options, *open_inputs(files, options.out, reading, own_domain, say))

@@ -18,7 +18,7 @@ from ddib_fed.calibration.record import Calibration, map_between
 from ddib_fed.client.client import Client, JobResult, ResultFile, name_item
 from ddib_fed.client.files import MAX_ITEM_BYTES, Payload
 from ddib_fed.client.profile import Profile
-from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings, check_translation, item_of
@@ -29,7 +29,7 @@ from ddib_fed.engine.record import LatentFigures, Part, SolverUsed, Translation,
 from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted, SettingsInvalid
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.evaluation.samples import Given, samples_of
-from ddib_fed.protocol.contract import SAMPLE_KINDS, guidance_from_pb
+from ddib_fed.protocol.contract import guidance_from_pb
 from ddib_fed.protocol.details import refused_facts
 from ddib_fed.protocol.messages import settings_from_pb
 from ddib_fed.v1 import common_pb2
@@ -170,13 +170,9 @@ class InProcess(Client):
         self._check_items(items)
         view = pb.Job(
             job_id=str(len(self._jobs) + 1),
-            request_id=header.request_id,
+            request=header,
             state=pb.JOB_STATE_QUEUED,
-            target_institution=header.target_institution,
-            target_domain=header.target_domain,
             items=[pb.Item(index=number, state=pb.ITEM_STATE_RECEIVED) for number in range(len(items))],
-            keep_latent=header.keep_latent,
-            model_size=header.model_size,
         )
         self._jobs[view.job_id] = _Job(view, items, asked, classes, numbers)
         return pb.SubmitJobResponse(job_id=view.job_id, state=view.state)
@@ -259,7 +255,7 @@ class InProcess(Client):
     def _result(self, job: _Job, given: Given, found: TranslatedItem) -> JobResult:
         """The files and the record of an item, as a source node makes them."""
         item, source, target = job.items[found.item.number], self._source.model, self._target.model
-        if job.view.model_size:
+        if job.view.request.model_size:
             given = given.at_model_size()
         calibration, classes = self._here.calibration, job.classes[found.item.number]
         guide = target.classifier if job.asked.guidance.classifier_scale is not None else None
@@ -289,7 +285,7 @@ class InProcess(Client):
                 found.decoded.samples, self._target_rule, given, self._rotation
             )
         }
-        if job.view.model_size:
+        if job.view.request.model_size:
             made[Part.SOURCE] = samples.source(given)
         if found.back is not None:
             made[Part.RETURNED] = samples.returned(given, found.back)
@@ -300,7 +296,7 @@ class InProcess(Client):
             files[part] = _file(suffix, each.file)
         if found.back is not None and given.is_fitted:
             record = record.with_(picture=samples.returned_at_own_size(item.read(), found.back))
-        if job.view.keep_latent:
+        if job.view.request.keep_latent:
             files[Part.LATENT] = _file(".npy", to_npy(found.encoded.latent.data))
         return JobResult(found.item.number, files, record)
 
@@ -314,7 +310,7 @@ def _described(model: DomainModel) -> dict[str, Any]:
     manifest, classes = model.manifest, _classes(model)
     return {
         "domain": manifest.domain,
-        "sample_kind": SAMPLE_KINDS[manifest.sample_kind],
+        "sample_kind": manifest.sample_kind,
         "sample_shape": model.sample_shape,
         "classes": classes,
         "class_names": manifest.classes,

@@ -54,8 +54,7 @@ class Profile(BaseModel):
         if not profile.source_identity.endswith("." + profile.institution):
             raise ConfigError(
                 f"{found}: source_identity {profile.source_identity!r} is not of {profile.institution!r}",
-                hint="a client talks to the source node of its own institution, e.g. node-1."
-                + profile.institution,
+                hint=f"a client talks to its own institution's source node, e.g. node-1.{profile.institution}",
             )
         profile._path = found.resolve()  # noqa: SLF001 - its own private attribute
         return profile
@@ -87,16 +86,14 @@ def candidates(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
 
 
 def find_profile(environ: Mapping[str, str] = os.environ) -> Path:
-    """The first profile that exists."""
     places = candidates(environ)
-    for place in places:
-        if place.is_file():
-            return place
-    where = ", ".join(str(place) for place in places)
-    raise FileMissing(
-        f"no client profile found; looked at {where}",
-        hint="--profile FILE names one; ddib init client --help says how one is made",
-    )
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise FileMissing(
+            f"no client profile found; looked at {', '.join(map(str, places))}",
+            hint="--profile FILE names one; ddib init client --help says how one is made",
+        )
+    return found
 
 
 _TEMPLATE = """\

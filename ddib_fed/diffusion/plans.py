@@ -9,7 +9,7 @@ of the bridge (Su et al., Dual Diffusion Implicit Bridges, arXiv 2203.08382, alg
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -44,23 +44,8 @@ FLOW_MAP = "flow-map"
 ENCODERS = ("ode", "mixed")
 
 
-@dataclass(frozen=True, slots=True)
-class SolverSpec:
-    name: str
-    start: Callable[..., Solver]
-    orders: tuple[int, ...]
-    """The last is the default."""
-    distilled: bool = False
-
-
-SOLVERS: Mapping[str, SolverSpec] = {
-    spec.name: spec
-    for spec in (
-        SolverSpec("unipc", solvers.unipc, (2, 3)),
-        SolverSpec("ddim", solvers.ddim, (1,)),
-        SolverSpec(FLOW_MAP, solvers.flow_map, (1,), distilled=True),
-    )
-}
+SOLVERS: Mapping[str, tuple[int, ...]] = {"unipc": (2, 3), "ddim": (1,), FLOW_MAP: (1,)}
+"""The orders of each solver; the last is its default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +138,9 @@ class Plan:
     def _start(self, x: Tensor, grid: LevelGrid, cond: Condition, frame: Frame | None, leg: int) -> Solver:
         if self.learned is not None:
             return learned_solver(self.learned[leg], x, grid, cond, frame)
-        order = {"order": self.settings.order} if self.settings.solver == "unipc" else {}
-        return SOLVERS[self.settings.solver].start(x, grid, cond=cond, **order)
+        if self.settings.solver == "unipc":
+            return solvers.unipc(x, grid, order=self.settings.order, cond=cond)
+        return (solvers.ddim if self.settings.solver == "ddim" else solvers.flow_map)(x, grid, cond=cond)
 
 
 def plan(
@@ -229,14 +215,12 @@ def check_settings(settings: SolverSettings) -> SolverSettings:
     """`settings` with the order filled in, or SettingsInvalid; needs no model."""
     name, count = settings.solver, settings.evaluations
     public, learned = settings.grid == COMPAT_GRID, settings.grid == LEARNED_GRID
-    spec = SOLVERS.get(name)
-    if spec is None:
-        raise SettingsInvalid(
-            f"there is no solver {name!r}", hint=f"solvers: {', '.join(SOLVERS)}", facts={"solver": name[:40]}
-        )
-    order = settings.order or spec.orders[-1]
-    orders = ", ".join(map(str, spec.orders))
-    require(order in spec.orders, f"{name} has no order {order}", f"orders of {name}: {orders}", order=order)
+    there_are = f"solvers: {', '.join(SOLVERS)}"
+    require(name in SOLVERS, f"there is no solver {name!r}", there_are, solver=name[:40])
+    orders = SOLVERS[name]
+    order = settings.order or orders[-1]
+    of_solver = f"orders of {name}: {', '.join(map(str, orders))}"
+    require(order in orders, f"{name} has no order {order}", of_solver, order=order)
     require(
         1 <= count <= MAX_EVALUATIONS,
         f"{count} evaluations a leg; {name} takes 1 to {MAX_EVALUATIONS}",

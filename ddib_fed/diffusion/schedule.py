@@ -110,24 +110,8 @@ class Schedule(ABC):
     lambda_max: float
 
     @abstractmethod
-    def rate(self, t: Tensor) -> Tensor:
-        """B(t) = -log alpha_t^2, float64, shape of t."""
-
-    @abstractmethod
     def t_of_rate(self, rate: Tensor) -> Tensor:
         """The t with B(t) = rate, float64, shape of rate."""
-
-    def alpha(self, t: Tensor) -> Tensor:
-        """alpha_t, float64, shape of t."""
-        return torch.exp(-0.5 * self.rate(t.double()))
-
-    def sigma(self, t: Tensor) -> Tensor:
-        """sigma_t, float64, shape of t."""
-        return torch.sqrt(-torch.expm1(-self.rate(t.double())))
-
-    def lam(self, t: Tensor) -> Tensor:
-        """lambda_t, float64, shape of t; infinite where alpha or sigma is 0."""
-        return -0.5 * torch.log(torch.expm1(self.rate(t.double())))
 
     def t_of_lam(self, lam: Tensor) -> Tensor:
         """The time at which lambda_t = lam, float64, shape of lam."""
@@ -164,10 +148,8 @@ class LinearSchedule(_Continuous):
 
     def __init__(self, lambda_min: float | None = None, lambda_max: float | None = None) -> None:
         super().__init__(lambda_min, lambda_max)
-        self.lambda_min = max(self.lambda_min, float(self.lam(torch.ones((), dtype=torch.float64))))
-
-    def rate(self, t: Tensor) -> Tensor:
-        return self.beta_0 * t + 0.5 * (self.beta_1 - self.beta_0) * t**2
+        last = 0.5 * (self.beta_0 + self.beta_1)  # B(1)
+        self.lambda_min = max(self.lambda_min, -0.5 * math.log(math.expm1(last)))
 
     def t_of_rate(self, rate: Tensor) -> Tensor:
         root = torch.sqrt(self.beta_0**2 + 2.0 * (self.beta_1 - self.beta_0) * rate)
@@ -181,10 +163,6 @@ class CosineSchedule(_Continuous):
     least = -5.0
     offset = 0.008
     _cos_0 = math.cos(offset / (1.0 + offset) * math.pi / 2.0)
-
-    def rate(self, t: Tensor) -> Tensor:
-        angle = (t + self.offset) / (1.0 + self.offset) * (math.pi / 2.0)
-        return -2.0 * torch.log(torch.cos(angle) / self._cos_0)
 
     def t_of_rate(self, rate: Tensor) -> Tensor:
         angle = torch.acos(torch.exp(-0.5 * rate) * self._cos_0)
@@ -204,19 +182,6 @@ class DiscreteSchedule(Schedule):
         self._phis = torch.atan2(torch.sqrt(-torch.expm1(-self._rates)), torch.exp(-0.5 * self._rates))
         self.lambda_max = float(self._lams[0])
         self.lambda_min = max(float(self._lams[-1]), ZERO_TERMINAL_LAMBDA_MIN)
-
-    def rate(self, t: Tensor) -> Tensor:
-        """B at network time t: exact at the integer steps; between them lambda is interpolated."""
-        position = (t.double() / self.time_scale).clamp(0, self.steps - 1)
-        low = position.floor().long().clamp_max(max(self.steps - 2, 0))
-        high = (low + 1).clamp_max(self.steps - 1)
-        weight = position - low
-        in_lam = self._lams[low] + weight * (self._lams[high] - self._lams[low])
-        in_phi = -torch.log(torch.tan(torch.lerp(self._phis[low], self._phis[high], weight)))
-        lam = torch.where(torch.isinf(self._lams[high]), in_phi, in_lam)
-        between = torch.logaddexp(torch.zeros_like(lam), -2.0 * lam)
-        exact = torch.where(weight == 0, self._rates[low], self._rates[high])
-        return torch.where((weight == 0) | (weight == 1), exact, between)
 
     def t_of_rate(self, rate: Tensor) -> Tensor:
         high = torch.searchsorted(self._rates, rate.contiguous()).clamp(1, self.steps - 1)
@@ -250,7 +215,9 @@ def linear_betas(steps: int) -> Tensor:
 
 def cosine_betas(steps: int) -> Tensor:
     """Betas of the cosine alpha_bar at (i + 1) / T over i / T, at most 0.999 (arXiv 2102.09672): (steps,) float64."""
-    rates = CosineSchedule().rate(torch.arange(steps + 1, dtype=torch.float64) / steps)
+    t = torch.arange(steps + 1, dtype=torch.float64) / steps
+    angle = (t + CosineSchedule.offset) / (1.0 + CosineSchedule.offset) * (math.pi / 2.0)
+    rates = -2.0 * torch.log(torch.cos(angle))
     return (-torch.expm1(rates[:-1] - rates[1:])).clamp_max(0.999)
 
 

@@ -1,25 +1,20 @@
 """What a model is made of, and its warming up: the model on its device, with a batcher that knows what calls cost.
 
-How many rows one network call takes best, and what calls of other sizes cost, is measured at the first start and
-remembered. The budget is the smallest batch whose cost per row is within 1 % of the best: larger ones only make others
-wait. The measured seconds are the cost model of fair queueing.
+How many rows one network call takes best, and what calls of other sizes cost, is measured at each start. The budget is
+the smallest batch whose cost per row is within 1 % of the best: larger ones only make others wait. The measured seconds
+are the cost model of fair queueing.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
 
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.batcher import Batcher
@@ -28,7 +23,6 @@ from ddib_fed.engine.party import Leg
 from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.engine.stack import Trajectory
 from ddib_fed.errors import ConfigError, NotReady
-from ddib_fed.files import read_json, write_json
 from ddib_fed.models.bundle import Bundle, device_problem
 
 log = logging.getLogger(__name__)
@@ -47,11 +41,6 @@ LONG_S = 0.25
 MOST_POINTS, MOST_PIXELS = 4_096, 1 << 18
 """The largest batch that is tried on a CPU; a GPU's is `ON_GPU` times as large."""
 ON_GPU = 16
-MOST_REMEMBERED = 64
-_Rows = Annotated[int, Field(ge=1, le=MOST_PIXELS * ON_GPU)]
-_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_COSTS = TypeAdapter(Annotated[dict[_Rows, _Seconds], Field(min_length=1)])
-_WRITING = threading.Lock()
 WARM_UP_ROWS = 4_096
 """Samples of the call with which threads are measured: large enough that a second thread could pay off."""
 
@@ -67,24 +56,16 @@ class Recipe:
     dtype: str = "float32"
     merge_rows: int = 2_048
     merge_pixels: int = 65_536
-    compiling: bool = False
-    costs: Path | None = None
 
     def warm(self) -> Batcher:
-        model = DomainModel(
-            self.bundle,
-            device=_device(self.device),
-            dtype=DTYPES[self.dtype],
-            classifier=self.classifier,
-            compiling=self.compiling,
-        )
+        dtype, classifier = DTYPES[self.dtype], self.classifier
+        model = DomainModel(self.bundle, device=_device(self.device), dtype=dtype, classifier=classifier)
         threads = self.threads or _fastest_threads(model)
         rows, cost = self.merge_rows, None
         if model.is_picture:
             rows = self.merge_pixels and max(1, self.merge_pixels // pixels(model))
         if not rows:
-            key = key_of(model, dtype=self.dtype, threads=threads, compiling=self.compiling)
-            budget = remembered(self.costs, key, lambda: measured(model, threads))
+            budget = measured(model, threads)
             rows, cost = budget.rows, budget.cost
             log.info("a network call takes %d rows, %.3g s", rows, cost(rows))
         batcher = Batcher(
@@ -192,37 +173,12 @@ def sweep(
 def measured(model: DomainModel, threads: int, *, limit_s: float = SWEEP_S) -> Budget:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    # Of one thread its own time: a machine that is busy at this start would be remembered as a slow one.
+    # Of one thread its own time: a machine may be busy at this start.
     clock = time.thread_time if model.device.type == "cpu" and threads == 1 else time.perf_counter
     try:
         return budget_of(sweep(_sizes(model), lambda rows: _call(model, rows), limit_s=limit_s, clock=clock))
     finally:
         torch.set_num_threads(before)
-
-
-def remembered(path: Path | None, key: str, measure: Callable[[], Budget]) -> Budget:
-    """The budget that a file holds under a key, or else a measured one, which is written there."""
-    if path is None:
-        return measure()
-    with suppress(ValidationError):
-        return budget_of(_COSTS.validate_python((read_json(path) or {}).get(key)))
-    found = measure()
-    with _WRITING:
-        every = {**(read_json(path) or {}), key: {str(rows): cost for rows, cost in found.seconds.items()}}
-        try:
-            write_json(path, dict(list(every.items())[-MOST_REMEMBERED:]))
-        except OSError as error:
-            log.warning("what network calls cost is measured again at the next start: %s", error)
-    return found
-
-
-def key_of(model: DomainModel, *, dtype: str, threads: int, compiling: bool) -> str:
-    device = model.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    used = threads if device.type == "cpu" else 0
-    parts = [model.bundle.digest, name, dtype, f"{used} threads", f"torch {torch.__version__}"]
-    parts += ["compiled"] * compiling
-    return ", ".join([*parts, *(f"{side}" for side in model.sample_shape[1:])])
 
 
 def _sizes(model: DomainModel) -> Iterator[int]:
@@ -239,7 +195,7 @@ def _call(model: DomainModel, rows: int) -> Callable[[], None]:
     """A call of the plain network on noise."""
     laid = model.plan(SolverSettings(evaluations=8))
     x = _noise(model, rows)
-    cond = model.condition(0 if model.manifest.num_classes else None, rows)
+    cond = model.condition(model.class_rows(0 if model.manifest.num_classes else None, rows))
     level = laid.decode_grid.levels[4]
     denoiser = model.denoiser()
 

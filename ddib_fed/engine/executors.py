@@ -176,7 +176,7 @@ def packed_end(future: Future[End]) -> bytes:
     if (error := future.exception()) is not None:
         return pack(portable(error))
     end = future.result()
-    return pack(End(end.x.cpu(), end.evaluations))
+    return pack(end._replace(x=end.x.cpu()))
 
 
 def pack(value: Any) -> bytes:
@@ -599,8 +599,7 @@ def ray_pool(recipe: Recipe, *, address: str, workers: int = 0, local_cpus: int 
     if importlib.util.find_spec("ray") is None:
         otherwise = 'executor = "processes" in [engine] of node.toml'
         raise missing("ray", "ray", "the executor ray needs Ray", otherwise=otherwise)
-    # The file that remembers costs is on the node's machine: an actor measures for itself.
-    packed = pack(replace(recipe, threads=recipe.threads or 1, costs=None))
+    packed = pack(replace(recipe, threads=recipe.threads or 1))
     cluster, leave = start_process(_Cluster, address, max(workers, local_cpus))
     try:
         joined, places = _joined(cluster)

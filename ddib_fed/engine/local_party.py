@@ -8,14 +8,13 @@ call takes are integrated together.
 from __future__ import annotations
 
 import math
+import queue
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -51,8 +50,6 @@ ITEM_ERRORS = (InputError, LatentNotGaussian)
 _Item = TypeVar("_Item", ToEncode, ToDecode)
 _Outcome = TypeVar("_Outcome")
 _Given = TypeVar("_Given")
-_First = TypeVar("_First")
-_Second = TypeVar("_Second")
 _Found = TypeVar("_Found", Encoded, Decoded)
 
 
@@ -64,19 +61,10 @@ class Begun(Generic[_Outcome]):
     finish: Callable[[], _Outcome]
 
 
-class Integrated(NamedTuple):
-    x: Tensor
-    seconds: float
-    evaluations: int
-
-
 class LocalParty:
     def __init__(self, model: DomainModel, executor: Executor) -> None:
         self.model = model
         self.executor = executor
-        self._lock = threading.Lock()
-        self._ended = 0.0
-        """When an integration last came to its end."""
 
     def close(self) -> None:
         self.executor.close()
@@ -86,14 +74,10 @@ class LocalParty:
         return 2 * self.executor.rows * self.executor.width
 
     def encode(self, item: ToEncode, leg: Leg) -> Encoded:
-        with self.executor.together():
-            begun = self._begin_encoding(item, leg)
-        return only(begun.finish())
+        return only(next(iter(self.encode_each([item], leg))))
 
     def decode(self, item: ToDecode, leg: Leg) -> Decoded:
-        with self.executor.together():
-            begun = self._begin_decoding(item, leg)
-        return only(begun.finish())
+        return only(next(self.decode_each([item], leg)))
 
     def encode_each(
         self,
@@ -173,8 +157,7 @@ class LocalParty:
         def finish() -> Encoded | Failed:
             found = future.result()
             try:
-                allowances = self._allowances(leg, sigma)
-                made = Made(found.evaluations, x.cpu(), again, allowances, item.samples)
+                made = Made(found.evaluations, x.cpu(), again, self._allowances(leg, sigma), item.samples)
                 return self._encoded(item.number, found, leg, made)
             except ITEM_ERRORS as error:
                 return Failed(item.number, error)
@@ -187,7 +170,7 @@ class LocalParty:
             return None
         return own if math.isclose(own.soften_sigma, sigma) else None
 
-    def _encoded(self, number: int, found: Integrated, leg: Leg, made: Made) -> Encoded:
+    def _encoded(self, number: int, found: End, leg: Leg, made: Made) -> Encoded:
         latent = found.x.cpu()  # on the device a judgement would wait for what is computed there for others
         statistics = pass_latent(latent, leg, made)
         check_samples(self.model, latent.numpy())
@@ -200,9 +183,8 @@ class LocalParty:
             check_samples(model, item.latent.data)
             check_decoding(model, leg.settings, item.label, leg.guidance)
             host = torch.from_numpy(item.latent.data.copy())
-            pass_latent(
-                host, leg
-            )  # before it is on the device, where a judgement would wait for others' work
+            # Judged before it is on the device, where a judgement would wait for others' work.
+            pass_latent(host, leg)
             z = on_device(host, model.device)
             if leg.settings.stochastic and item.draw is None:
                 model.plan(leg.settings).decoder(z)  # says that there is no noise
@@ -217,7 +199,7 @@ class LocalParty:
             own = replace(leg, soften=0.0, settings=replace(leg.settings, encoder="ode"))
             classes = model.class_rows(item.label, len(z))
 
-            def encode_again(found: Integrated) -> Future[Integrated]:
+            def encode_again(found: End) -> Future[End]:
                 if not bool(torch.isfinite(found.x).all()):  # it is refused when the samples are looked at
                     return _done(found)
                 return self._integrate(Trajectory("encode", found.x, own, classes), number, leg)
@@ -239,18 +221,10 @@ class LocalParty:
 
         return Begun(returned, finish)
 
-    def _integrate(self, trajectory: Trajectory, number: int, leg: Leg) -> Future[Integrated]:
+    def _integrate(self, trajectory: Trajectory, number: int, leg: Leg) -> Future[End]:
         on_step, stage = leg.on_step, trajectory.stage
         tell = None if on_step is None else lambda done, of: on_step(number, stage, done, of)
-        started = time.perf_counter()
-
-        def ended(end: End) -> Future[Integrated]:
-            with self._lock:  # none of the seconds that another was given, so that they add up
-                now, last = time.perf_counter(), self._ended
-                self._ended = now
-            return _done(Integrated(end.x, now - max(started, last), end.evaluations))
-
-        return then(submit_ranges(self.executor, trajectory, control=leg.control, on_step=tell), ended)
+        return submit_ranges(self.executor, trajectory, control=leg.control, on_step=tell)
 
 
 def open_party(
@@ -314,30 +288,30 @@ def _rows_of(item: ToEncode | ToDecode) -> int:
     return len(item.samples if isinstance(item, ToEncode) else item.latent.data)
 
 
-def _done(result: _First) -> Future[_First]:
-    future: Future[_First] = Future()
+def _done(result: _Given) -> Future[_Given]:
+    future: Future[_Given] = Future()
     future.set_result(result)
     return future
 
 
-def _over(outcome: _First) -> Begun[_First]:
+def _over(outcome: _Outcome) -> Begun[_Outcome]:
     return Begun(_done(None), lambda: outcome)
 
 
-def then(first: Future[_First], following: Callable[[_First], Future[_Second]]) -> Future[_Second]:
+def then(first: Future[End], following: Callable[[End], Future[End]]) -> Future[End]:
     """What `following` makes of the first's result; no thread waits for it. An error of either is the future's."""
-    whole: Future[_Second] = Future()
+    whole: Future[End] = Future()
 
-    def hand_over(second: Future[_Second]) -> None:
-        if (error := second.exception()) is None:
-            whole.set_result(second.result())
-        else:
-            whole.set_exception(error)
-
-    def go_on(ended: Future[_First]) -> None:
+    def go_on(ended: Future[End]) -> None:
         try:
             following(ended.result()).add_done_callback(hand_over)
         except BaseException as error:  # noqa: BLE001 - only the future can carry it to its caller
+            whole.set_exception(error)
+
+    def hand_over(second: Future[End]) -> None:
+        if (error := second.exception()) is None:
+            whole.set_result(second.result())
+        else:
             whole.set_exception(error)
 
     first.add_done_callback(go_on)
@@ -370,11 +344,11 @@ def submit_ranges(
             last = left == 0
         with suppress(InvalidStateError):  # another range's error came first
             try:
-                end = future.result()
+                future.result()
                 if last:
                     ends = [each.result() for each in futures]
-                    end = End(torch.cat([each.x for each in ends]), min(each.evaluations for each in ends))
-                    whole.set_result(end)
+                    evaluations, seconds = min(e.evaluations for e in ends), sum(e.seconds for e in ends)
+                    whole.set_result(End(torch.cat([each.x for each in ends]), evaluations, seconds))
             except Exception as error:  # noqa: BLE001 - of a range, or no memory for the whole: the only answer
                 whole.set_exception(error)
 
@@ -407,90 +381,66 @@ def flowing(
     outer = control or Control()
     outer.check()
     own = Control(outer.deadline)
-    feeder = _Feeder(items, lambda item: begin(item, own), rows, most, own)
+    window = _Window(most, own)
+    # What is under way, with its rows; at last what ended the items, or None. None wakes the reader, too.
+    under_way: queue.SimpleQueue[tuple[Begun[_Outcome], int] | BaseException | None] = queue.SimpleQueue()
+
+    def feed() -> None:
+        ended: BaseException | None = None
+        try:
+            each = iter(items)
+            try:
+                while not own.cancelled and (item := next(each, None)) is not None:
+                    under_way.put((begin(item, own), rows(item)))
+                    window.add(rows(item))
+            finally:
+                if isinstance(each, Generator):
+                    each.close()
+        except BaseException as error:  # noqa: BLE001 - raised again for the reader
+            ended = error
+        under_way.put(ended)
 
     def interrupt() -> None:
         own.cancel(outer.error)
-        feeder.notify()
+        under_way.put(None)
+        window.add(0)
 
+    feeder = threading.Thread(target=feed, name="feeder", daemon=True)
     with outer.interrupting(interrupt):
-        feeder.thread.start()
+        feeder.start()
         try:
-            while (begun := feeder.first()) is not None:
+            while True:
+                try:
+                    found = under_way.get(timeout=own.remaining_s())
+                except queue.Empty:
+                    own.check()
+                    continue
+                if not isinstance(found, tuple):
+                    own.check()
+                    if found is not None:
+                        raise found
+                    return
+                begun, count = found
+                begun.future.exception()  # an executor fails what is cancelled or late at its next step
+                window.add(-count)
                 yield begun.finish()
         finally:
             interrupt()
             end()
-            feeder.thread.join()
+            feeder.join()
 
 
-class _Feeder(Generic[_Given, _Outcome]):
-    """Takes items and begins them, on its thread, while few enough rows are in flight."""
+class _Window:
+    """The rows in flight; adding some waits until they are fewer than `most`, or the control is cancelled."""
 
-    def __init__(
-        self,
-        items: Iterable[_Given],
-        begin: Callable[[_Given], Begun[_Outcome]],
-        rows: Callable[[_Given], int],
-        most: int,
-        control: Control,
-    ) -> None:
-        self._items, self._begin, self._rows_of = items, begin, rows
+    def __init__(self, most: int, control: Control) -> None:
         self._most, self._control = most, control
         self._changed = threading.Condition()
-        self._begun: deque[tuple[Begun[_Outcome], int]] = deque()
         self._rows = 0
-        self._ended = False
-        self._error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, name="feeder", daemon=True)
 
-    def notify(self) -> None:
+    def add(self, rows: int) -> None:
         with self._changed:
+            self._rows += rows
             self._changed.notify_all()
-
-    def first(self) -> Begun[_Outcome] | None:
-        """The oldest item under way, once it is done; None after the last."""
-        with self._changed:
-            while not (self._begun or self._ended):
-                self._control.check()
-                self._changed.wait(self._control.remaining_s())
-            if not self._begun:
-                self._control.check()
-                if self._error is not None:
-                    raise self._error
-                return None
-            begun, rows = self._begun[0]
-        begun.future.exception()  # an executor fails what is cancelled or late at its next step: it is always answered
-        with self._changed:
-            self._begun.popleft()
-            self._rows -= rows
-            self._changed.notify_all()
-        return begun
-
-    def _run(self) -> None:
-        items = iter(self._items)
-        try:
-            while self._has_room():
-                item = next(items)
-                begun = self._begin(item), self._rows_of(item)
-                with self._changed:
-                    self._begun.append(begun)
-                    self._rows += begun[1]
-                    self._changed.notify_all()
-        except StopIteration:
-            pass
-        except BaseException as error:  # noqa: BLE001 - raised again for the reader
-            self._error = error
-        try:
-            if isinstance(items, Generator):
-                items.close()
-        except BaseException as error:  # noqa: BLE001 - as above
-            self._error = self._error or error
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-
-    def _has_room(self) -> bool:
-        with self._changed:
-            self._changed.wait_for(lambda: self._rows < self._most or self._control.cancelled)
-            return not self._control.cancelled
+            if rows > 0:
+                self._changed.wait_for(lambda: self._rows < self._most or self._control.cancelled)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 
@@ -12,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddib_fed.diffusion import plans
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, on_device
 from ddib_fed.diffusion.guidance import (
     Classifier,
@@ -22,8 +22,8 @@ from ddib_fed.diffusion.guidance import (
     Rotated,
     rotated,
 )
-from ddib_fed.diffusion.plans import SOLVERS, Plan, SolverSettings, plan
-from ddib_fed.diffusion.schedule import Frame
+from ddib_fed.diffusion.plans import FLOW_MAP, Plan, SolverSettings, plan, soften
+from ddib_fed.diffusion.schedule import Frame, require
 from ddib_fed.diffusion.solvers import Recurrence, recurrence_of
 from ddib_fed.engine.party import Array, Labels
 from ddib_fed.engine.record import UNGUIDED, Guidance
@@ -49,7 +49,6 @@ class DomainModel:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        compiling: bool = False,
         classifier: Bundle | None = None,
     ) -> None:
         if bundle.manifest.role != "generator":
@@ -68,15 +67,14 @@ class DomainModel:
         self.sample_shape = tuple(bundle.manifest.sample_shape)
         self.is_picture = bundle.manifest.sample_kind == "picture"
         self.device, self.dtype = torch.device(device), dtype
-        self._compiling = compiling
         self._lock = threading.Lock()
         self._denoiser = lru_cache(MAX_WRAPPED)(self._wrapped)
-        self._plan = lru_cache(MAX_PLANS)(self._make_plan)
-        self._recurrence = lru_cache(MAX_PLANS)(self._make_recurrence)
+        self.plan = lru_cache(MAX_PLANS)(self._plan)
+        self.recurrence = lru_cache(MAX_PLANS)(self._recurrence)
 
     @cached_property
     def plain(self) -> Denoiser:
-        return self.bundle.denoiser(self.dtype, self.device, compiling=self._compiling)
+        return self.bundle.denoiser(self.dtype, self.device)
 
     def denoiser(
         self,
@@ -109,26 +107,18 @@ class DomainModel:
         assert self.classifier is not None  # `check_guidance` was asked before
         return self.classifier.classifier(self.dtype, self.device)
 
-    def plan(self, settings: SolverSettings, soften_sigma: float = 0.0) -> Plan:
-        return self._plan(settings, soften_sigma)
-
-    def _make_plan(self, settings: SolverSettings, soften_sigma: float) -> Plan:
+    def _plan(self, settings: SolverSettings, soften_sigma: float = 0.0) -> Plan:
         bundle = self.bundle
         return plan(settings, bundle.schedule, soften_sigma=soften_sigma, learned=bundle.learned)
 
-    def recurrence(
+    def _recurrence(
         self, settings: SolverSettings, soften_sigma: float, *, encoding: bool
     ) -> Recurrence | None:
         """The recurrence that the solver of a leg follows; None where it follows none."""
-        return None if settings.stochastic else self._recurrence(settings, soften_sigma, encoding)
-
-    def _make_recurrence(
-        self, settings: SolverSettings, soften_sigma: float, encoding: bool
-    ) -> Recurrence | None:
         laid = self.plan(settings, soften_sigma)
         steps = None if laid.learned is None else laid.learned[0 if encoding else 1]
-        if steps is not None and steps.coordinates != "angle":
-            return None  # its numbers differ from frequency to frequency, or from point to point
+        if settings.stochastic or (steps is not None and steps.coordinates != "angle"):
+            return None  # it draws noise, or its numbers differ from frequency to frequency
         return recurrence_of(laid.encoder if encoding else laid.decoder, laid.evaluations)
 
     def frame(self, calibration: ChannelMap | None = None) -> Frame | None:
@@ -154,7 +144,7 @@ class DomainModel:
         return on_device(torch.from_numpy(samples.copy()), self.device)
 
     def softened(self, x: Tensor, sigma: float, noise: Array | None) -> Tensor:
-        return plans.soften(x, sigma, None if noise is None else self.tensor(noise))
+        return soften(x, sigma, None if noise is None else self.tensor(noise))
 
     def into_basis(self, x: Tensor, calibration: ChannelMap | None) -> Tensor:
         return x if calibration is None else rotated(x, self._rotation(calibration).to(x.dtype))
@@ -180,38 +170,37 @@ class DomainModel:
         index = self.manifest.null_class if label is None else label
         return None if index is None else np.broadcast_to(np.asarray(index, dtype=np.int64), (rows,)).copy()
 
-    def condition(self, label: Labels, rows: int, guidance: Guidance = UNGUIDED) -> Condition:
-        return self.condition_of(self.class_rows(label, rows, guidance))
-
-    def condition_of(self, classes: NDArray[np.int64] | None) -> Condition:
-        return None if classes is None else {"y": on_device(torch.from_numpy(classes), self.device)}
+    def condition(self, classes: NDArray[np.int64] | Sequence[int] | None) -> Condition:
+        """What the network is conditioned on, for the class of each sample; None without classes."""
+        return None if classes is None else {"y": on_device(torch.as_tensor(classes), self.device)}
 
     def check_encoder(self, encoder: str, guidance: Guidance = UNGUIDED) -> None:
         """Return when the model can encode so, or decode what comes back to such an encoder."""
         if encoder == "ode":
             return
-        facts = {"field": "encoder"}
-        if guidance.steers:
-            raise SettingsInvalid(
-                f"the encoder {encoder} cannot be guided", hint="leave --encoder out", facts=facts
-            )
-        if spectrum_of(self.plain.network) is None:
-            raise SettingsInvalid(
-                f"{self.manifest.name} has no mean and spectrum of its pictures, which the encoder {encoder} needs",
-                hint="leave --encoder out; ddib model train makes picture models with a spectrum",
-                facts=facts,
-            )
+        require(
+            not guidance.steers,
+            f"the encoder {encoder} cannot be guided",
+            "leave --encoder out",
+            field="encoder",
+        )
+        require(
+            spectrum_of(self.plain.network) is not None,
+            f"{self.manifest.name} has no mean and spectrum of its pictures, which the encoder {encoder} needs",
+            "leave --encoder out; ddib model train makes picture models with a spectrum",
+            field="encoder",
+        )
 
 
 def pixels(model: DomainModel) -> int:
     return math.prod(model.sample_shape[1:])
 
 
-# What a model can be asked for
+# What a model can be asked for: each returns, or raises the error that says why not
 
 
 def check_samples(model: DomainModel, samples: Array) -> None:
-    """Return when `samples` is (N, *sample_shape), N at least 1, and finite."""
+    """Samples are (N, *sample_shape), N at least 1, and finite."""
     shape = model.sample_shape
     if samples.ndim != len(shape) + 1 or samples.shape[1:] != shape or samples.shape[0] == 0:
         expected = f"(N, {', '.join(map(str, shape))})"
@@ -220,8 +209,7 @@ def check_samples(model: DomainModel, samples: Array) -> None:
             hint="both models must be of one sample shape",
             facts={"got": str(tuple(samples.shape)), "expected": expected},
         )
-    if not np.isfinite(samples).all():
-        count = int((~np.isfinite(samples)).sum())
+    if count := int(np.count_nonzero(~np.isfinite(samples))):
         raise NotFinite(
             f"{count} values of {model.manifest.name} are NaN or infinite",
             hint="compute in float32; train the model again if that does not help",
@@ -236,88 +224,82 @@ def check_given(model: DomainModel, samples: Array) -> None:
     if model.is_picture and max(-low, high) > FARTHEST:
         raise PictureMisfit(
             f"pictures from {low:g} to {high:g} are not in [-1, 1]",
-            hint="ddib_fed.data.pictures.read_fitted brings a file into [-1, 1]",
+            hint="ddib_fed.data.fitting.read_fitted brings a file into [-1, 1]",
             facts={"holds": f"{low:g} to {high:g}", "takes": "-1 to 1"},
         )
 
 
 def check_guidance(model: DomainModel, guidance: Guidance) -> None:
-    """Return when the model can be guided so."""
     name = model.manifest.name
-    if guidance.scale is not None and model.manifest.null_class is None:
-        raise SettingsInvalid(
-            f"{name} has no class for none, which classifier-free guidance needs",
-            hint="use a classifier, or train a model with dropped labels",
-            facts={"field": "guidance"},
-        )
-    if guidance.classifier_scale is not None and model.classifier is None:
-        raise SettingsInvalid(
-            f"classifier_scale {guidance.classifier_scale:g} weighs a classifier, and {name} has none",
-            hint="add --classifier MODEL, or leave --classifier-scale out",
-            facts={"field": "classifier_scale"},
-        )
-    if guidance.clip and model.is_picture and model.manifest.normalisation != Normalisation():
-        raise SettingsInvalid(
-            f"predictions of {name} cannot be clipped: its units are not those of [-1, 1]",
-            hint='--flags "--clip_denoised False" leaves them as they are',
-            facts={"field": "clip"},
-        )
+    require(
+        guidance.scale is None or model.manifest.null_class is not None,
+        f"{name} has no class for none, which classifier-free guidance needs",
+        "use a classifier, or train a model with dropped labels",
+        field="guidance",
+    )
+    require(
+        guidance.classifier_scale is None or model.classifier is not None,
+        f"classifier_scale {guidance.classifier_scale} weighs a classifier, and {name} has none",
+        "add --classifier MODEL, or leave --classifier-scale out",
+        field="classifier_scale",
+    )
+    own_units = model.is_picture and model.manifest.normalisation != Normalisation()
+    require(
+        not (guidance.clip and own_units),
+        f"predictions of {name} cannot be clipped: its units are not those of [-1, 1]",
+        '--flags "--clip_denoised False" leaves them as they are',
+        field="clip",
+    )
 
 
 def check_calibration(model: DomainModel, calibration: ChannelMap | None) -> None:
-    """Return when the model can work in the basis of a calibration."""
+    """The model can work in the basis of a calibration."""
     if calibration is None:
         return
-    if not model.is_picture:
-        raise SettingsInvalid(
-            f"{model.manifest.name} is a model of points, and a calibration maps the channels of pictures",
-            hint="leave the calibration out; points are translated without one",
-            facts={"field": "calibration"},
-        )
-    if calibration.channels != model.sample_shape[0]:
-        raise SettingsInvalid(
-            f"the calibration maps {calibration.channels} channels, and pictures of {model.manifest.name} have "
-            f"{model.sample_shape[0]}",
-            hint="ddib model show tells a model's shape; a calibration is for two models of one shape",
-            facts={"field": "calibration"},
-        )
+    name = model.manifest.name
+    require(
+        model.is_picture,
+        f"{name} is a model of points, and a calibration maps the channels of pictures",
+        "leave the calibration out; points are translated without one",
+        field="calibration",
+    )
+    require(
+        calibration.channels == model.sample_shape[0],
+        f"the calibration maps {calibration.channels} channels, and pictures of {name} have {model.sample_shape[0]}",
+        "ddib model show tells a model's shape; a calibration is for two models of one shape",
+        field="calibration",
+    )
 
 
 def check_label(model: DomainModel, label: Labels, guidance: Guidance = UNGUIDED) -> None:
-    """Check that the model, guided like this, accepts this class, these classes, or none."""
+    """The model, guided like this, accepts this class, these classes, or none."""
     manifest, classes = model.manifest, model.classes(guidance)
+    facts: dict[str, str | float] = {"class": "none" if label is None else str(label), "classes": classes}
     if label is None:
-        if guidance.scale is not None:
-            raise SettingsInvalid(
-                f"guidance {guidance.scale:g} needs a class, and none is given for {manifest.name}",
-                hint="--target-class CLASS, or leave --guidance out",
-            )
-        must = manifest.num_classes is not None and manifest.null_class is None
-        if must or guidance.classifier_scale is not None:
-            raise SettingsInvalid(
-                f"{manifest.name} needs a class",
-                hint=f"choose one of 0 to {classes - 1}",
-                facts={"class": "none", "classes": classes},
-            )
+        require(
+            guidance.scale is None,
+            f"guidance {guidance.scale} needs a class, and none is given for {manifest.name}",
+            "--target-class CLASS, or leave --guidance out",
+        )
+        optional = manifest.num_classes is None or manifest.null_class is not None
+        require(
+            optional and guidance.classifier_scale is None,
+            f"{manifest.name} needs a class",
+            hint=f"choose one of 0 to {classes - 1}",
+            **facts,
+        )
         return
+    require(classes > 0, f"{manifest.name} has no classes", hint="leave the class out", **facts)
     found = np.atleast_1d(np.asarray(label, dtype=np.int64))
-    if classes == 0:
-        raise SettingsInvalid(
-            f"{manifest.name} has no classes",
-            hint="leave the class out",
-            facts={"class": str(label), "classes": 0},
-        )
-    if found.size == 0 or found.min() < 0 or found.max() >= classes:
-        raise SettingsInvalid(
-            f"{manifest.name} has the classes 0 to {classes - 1}, not {label}",
-            facts={"class": str(label), "classes": classes},
-        )
+    there = found.size > 0 and found.min() >= 0 and found.max() < classes
+    known = f"{manifest.name} has the classes 0 to {classes - 1}, not {label}"
+    require(there, known, hint="ddib model show lists them", **facts)
 
 
 def check_decoding(
     model: DomainModel, settings: SolverSettings, label: Labels, guidance: Guidance = UNGUIDED
 ) -> None:
-    """Return when a leg from noise to data can be computed so."""
+    """A leg from noise to data can be computed so."""
     model.plan(settings)
     check_steps(model.bundle, replace(settings, encoder="ode"), guidance)
     check_guidance(model, guidance)
@@ -325,17 +307,17 @@ def check_decoding(
     # The public code's DDPM takes another step for learned variances and for classifier guidance.
     why = "is guided by a classifier" if guidance.classifier_scale is not None else ""
     why = "learned its variance" if model.manifest.learns_variance else why
-    if settings.ancestral and why:
-        raise SettingsInvalid(
-            f"{model.manifest.name} {why}, which the step of DDPM here leaves out",
-            hint='--flags "--eta 1" instead of --use_ddpm True',
-        )
+    require(
+        not (settings.ancestral and why),
+        f"{model.manifest.name} {why}, which the step of DDPM here leaves out",
+        '--flags "--eta 1" instead of --use_ddpm True',
+    )
 
 
 def check_encoding(
     model: DomainModel, settings: SolverSettings, label: Labels, soften: float | None = None
 ) -> None:
-    """Return when a leg from data to noise can be computed so."""
+    """A leg from data to noise can be computed so."""
     model.plan(settings.of_the_ode(), model.sigma(soften))
     check_steps(model.bundle, settings, UNGUIDED)
     model.check_encoder(settings.encoder)
@@ -345,27 +327,27 @@ def check_encoding(
 
 
 def check_steps(bundle: Bundle, settings: SolverSettings, guidance: Guidance) -> None:
-    """Return when the model knows the steps of the settings' solver."""
-    spec = SOLVERS.get(settings.solver)
-    if spec is None or not spec.distilled:
+    """The model knows the steps of the settings' solver."""
+    if settings.solver != FLOW_MAP:
         return
-    name = bundle.manifest.name
-    facts = {"field": "solver", "solver": spec.name}
-    if not bundle.manifest.is_flow_map:
-        raise SettingsInvalid(
-            f"{name} was not distilled, and {spec.name} takes steps that only a distilled model knows",
-            hint=f"ddib model distil {name} --out {name}-distilled makes one; or --solver unipc",
-            facts={**facts, "needs": "ddib model distil"},
-        )
+    name, facts = bundle.manifest.name, {"field": "solver", "solver": FLOW_MAP}
+    require(
+        bundle.manifest.is_flow_map,
+        f"{name} was not distilled, and {FLOW_MAP} takes steps that only a distilled model knows",
+        f"ddib model distil {name} --out {name}-distilled makes one; or --solver unipc",
+        **facts,
+        needs="ddib model distil",
+    )
     others = {
         f"the encoder {settings.encoder}": settings.encoder != "ode",
         "guidance": guidance.steers,
         "clipping": guidance.clip,
         "a scene of several tiles": bundle.tile is not None,
     }
-    for what in (what for what, asked in others.items() if asked):
-        raise SettingsInvalid(
-            f"{spec.name} follows the ODE that {name} was distilled on, and {what} is no part of it",
-            hint="--solver unipc, which works with a distilled model too; or leave it out",
-            facts=facts,
+    for what, asked in others.items():
+        require(
+            not asked,
+            f"{FLOW_MAP} follows the ODE that {name} was distilled on, and {what} is no part of it",
+            "--solver unipc, which works with a distilled model too; or leave it out",
+            **facts,
         )

@@ -255,17 +255,13 @@ class Translation(_Section):
 
     @classmethod
     def parse(cls, raw: object) -> Translation | None:
-        """A record; None when it is none. A field that cannot be used counts as not known."""
+        """A record; None when it is none, or cannot be used."""
         if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
             return None
-        values: dict[str, Any] = json.loads(json.dumps(raw))
-        while True:
-            try:
-                return cls.model_validate(values)
-            except ValidationError as error:
-                dropped = [_drop(values, fault["loc"]) for fault in error.errors()]
-                if not all(dropped):
-                    return None
+        try:
+            return cls.model_validate(raw)
+        except ValidationError:
+            return None
 
     @classmethod
     def read(cls, path: Path) -> Translation | None:
@@ -300,13 +296,3 @@ def fitted_line(named: Sequence[tuple[str, Translation]]) -> str:
 
 def _range(low: float | None, high: float | None) -> tuple[float, float] | None:
     return (low, high) if low is not None and high is not None and low < high else None
-
-
-def _drop(values: dict[str, Any], location: tuple[int | str, ...]) -> bool:
-    """Remove the value at a location, or the nearest one around it that is there; whether there was one."""
-    inner: Any = values
-    for key in location[:-1]:
-        if not isinstance(inner.get(key), dict):
-            return inner.pop(key, None) is not None
-        inner = inner[key]
-    return location[-1] in inner and (inner.pop(location[-1]), True)[1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -28,10 +28,14 @@ from ddib_fed.engine.record import UNGUIDED, Guidance
 
 
 class End(NamedTuple):
-    """Where a trajectory ends, (N, *sample_shape), and after how many network evaluations."""
+    """Where a trajectory ends, (N, *sample_shape), after how many network evaluations, and in which time.
+
+    What is integrated at the same time shares the time by its rows, so that the seconds of all add up.
+    """
 
     x: Tensor
     evaluations: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +102,7 @@ class Trajectory:
         laid, x, cond = (
             model.plan(settings, sigma),
             on_device(self.x, model.device),
-            model.condition_of(self.label),
+            model.condition(self.label),
         )
         frame = None if laid.learned is None else model.frame(self.leg.calibration)
         if encoding:
@@ -131,9 +135,9 @@ class Member:
     start: int = 0
     query: Query | None = None
     result: Tensor | Exception | None = None
+    seconds: float = 0.0
     deaths: int = 0
     """Of workers of a pool that had it."""
-    watch: AbstractContextManager[None] = field(default_factory=nullcontext)
 
     def __post_init__(self) -> None:
         trajectory = self.trajectory
@@ -190,8 +194,9 @@ class Member:
             self.state().clone() if self.result is None else self.result
         )  # a view would hold the rows of all
 
-    def close(self) -> None:
-        self.watch.__exit__(None, None, None)
+    def close(self, end: End | Exception) -> None:
+        """Answer, and hold nothing any longer."""
+        self.answer(end)
         self.stack = None
         if self.work is not None:
             self.work.solver.close()

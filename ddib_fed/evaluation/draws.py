@@ -6,6 +6,7 @@ What a folder holds is listed in its report.json, which is written last.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddib_fed.data.decoding import ImageLimits
-from ddib_fed.data.fitting import from_array
-from ddib_fed.data.pictures import encode_png, read_fitted
+from ddib_fed.data.fitting import from_array, read_fitted
+from ddib_fed.data.pictures import Pixels, encode_png
 from ddib_fed.data.points import to_npy
 from ddib_fed.data.synthetic import DOMAINS
 from ddib_fed.engine.arrays import (
@@ -29,8 +29,7 @@ from ddib_fed.engine.arrays import (
 )
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.party import ToDecode
-from ddib_fed.errors import SettingsInvalid
-from ddib_fed.evaluation import plots
+from ddib_fed.evaluation import sheets
 from ddib_fed.evaluation.metrics import distances_to_domain, picture_rule
 from ddib_fed.evaluation.sheets import Stage, save_sheet
 from ddib_fed.files import write_file, write_json
@@ -72,7 +71,7 @@ def draw_points(
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "samples.npy", to_npy(decoded.samples))
     write_file(folder / "latent.npy", to_npy(noise.numpy()))
-    plots.clouds([("latent", noise.numpy()), ("samples", cloud)], folder / "samples.png", heat=True)
+    sheets.clouds([("latent", noise.numpy()), ("samples", cloud)], folder / "samples.png")
     write_json(folder / "report.json", report)
     return report
 
@@ -88,11 +87,9 @@ def draw_pictures(
     """Draw pictures and write each as a PNG, with sheet.png and report.json."""
     samples = draw_samples(party, count, asked, on_progress=on_progress)
     rule = picture_rule(party.model.manifest)
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [f"sample_{number:0{len(str(count - 1))}d}.png" for number in range(count)]
-    for name, sample in zip(names, samples, strict=True):
-        write_file(folder / name, encode_png(from_array(sample, rule)))
-    save_sheet(folder / "sheet.png", [Stage("samples", samples[:SHEET_PICTURES])], caption=_caption(party))
+    sheet = {"stages": [Stage("samples", samples[:SHEET_PICTURES])], "caption": _caption(party)}
+    names = _write(folder, "sample", [from_array(each, rule) for each in samples], sheet)
+    guidance = asked.guidance
     report = {
         "model": _model(party),
         "class": asked.target_class,
@@ -100,9 +97,9 @@ def draw_pictures(
         "seed": asked.seed,
         "settings": asked.settings.described(),
         "guidance": {
-            "scale": asked.guidance.scale,
-            "classifier_scale": asked.guidance.classifier_scale,
-            "clip": asked.guidance.clip,
+            "scale": guidance.scale,
+            "classifier_scale": guidance.classifier_scale,
+            "clip": guidance.clip,
         },
         "output_scale": dict(zip(("slope", "intercept"), rule.output_scale, strict=True)),
         "pictures": names,
@@ -118,31 +115,23 @@ def between(
     asked: ArraySettings,
     folder: Path,
     *,
-    frames: int = 9,
-    limits: ImageLimits | None = None,
+    frames: int,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Decode the latents between those of two pictures, and write each as a PNG, with sheet.png and report.json."""
-    if frames < 2:
-        raise SettingsInvalid(f"{frames} frames; the two ends are two already", hint="use 9, for example")
     own = picture_rule(source.model.manifest)
     theirs = replace(picture_rule(target.model.manifest), fit=own.fit)
-    first, second = (read_fitted(path, own, limits) for path in files)
+    first, second = (read_fitted(path, own) for path in files)
     weights = [number / (frames - 1) for number in range(frames)]
     pair = np.stack([first.samples, second.samples])
     found = interpolate_pictures(pair, source, target, weights, asked, on_progress=on_progress)
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [f"frame_{number:0{len(str(frames - 1))}d}.png" for number in range(frames)]
-    for name, frame in zip(names, found, strict=True):
-        write_file(folder / name, encode_png(from_array(frame, theirs, first.geometry)))
-    titles = [f"{weight:.2f}" for weight in weights]
-    save_sheet(
-        folder / "sheet.png",
-        [Stage("between", found)],
-        names=titles,
-        across=frames,
-        caption=_caption(source, target),
-    )
+    sheet = {
+        "stages": [Stage("between", found)],
+        "names": [f"{weight:.2f}" for weight in weights],
+        "across": frames,
+        "caption": _caption(source, target),
+    }
+    pictures = [from_array(each, theirs, first.geometry) for each in found]
     report = {
         "source": _model(source),
         "target": _model(target),
@@ -152,10 +141,21 @@ def between(
         "depth": asked.settings.depth,
         "seed": asked.seed,
         "settings": replace(asked.settings, depth=1.0).described(),
-        "pictures": names,
+        "pictures": _write(folder, "frame", pictures, sheet),
     }
     write_json(folder / "report.json", report)
     return report
+
+
+def _write(folder: Path, kind: str, pictures: Sequence[Pixels], sheet: Mapping[str, Any]) -> list[str]:
+    """The names of the pictures, written as PNGs with their sheet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    width = len(str(len(pictures) - 1))
+    names = [f"{kind}_{number:0{width}d}.png" for number in range(len(pictures))]
+    for name, picture in zip(names, pictures, strict=True):
+        write_file(folder / name, encode_png(picture))
+    save_sheet(folder / "sheet.png", **sheet)
+    return names
 
 
 def _model(party: LocalParty) -> dict[str, str]:
@@ -166,7 +166,5 @@ def _model(party: LocalParty) -> dict[str, str]:
 def _caption(*parties: LocalParty) -> str:
     manifests = [party.model.manifest for party in parties]
     domains = " to ".join(dict.fromkeys(manifest.domain for manifest in manifests))
-    notes = [
-        manifest.data.note or manifest.data.source for manifest in manifests if manifest.data is not None
-    ]
+    notes = [each.data.note or each.data.source for each in manifests if each.data is not None]
     return ". ".join([domains, *dict.fromkeys(filter(None, notes))])

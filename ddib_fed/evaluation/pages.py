@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,18 +17,17 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import ImageLimits
 from ddib_fed.data.fitting import PictureRule, file_range, to_array
-from ddib_fed.data.pictures import encode_png, read_image
+from ddib_fed.data.pictures import ImageLimits, encode_png, read_image
 from ddib_fed.engine.record import PictureFigures, Translation, fitted_line
 from ddib_fed.errors import DdibError
-from ddib_fed.evaluation.metrics import WHITE_RATIO, Pictures
+from ddib_fed.evaluation.features import SampleVerdict
+from ddib_fed.evaluation.judgement import Figures, FigureTable, tables, worst_first
+from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.sheets import CELL, Stage, save_sheet, to_pixels
 from ddib_fed.pages import beside, write_page
 
 if TYPE_CHECKING:
-    from ddib_fed.evaluation.judgement import Figures, FigureTable
-    from ddib_fed.evaluation.sample_verdict import SampleVerdict
     from ddib_fed.evaluation.translations import Translations
     from ddib_fed.models.manifest import Manifest
 
@@ -78,16 +77,13 @@ class ShownFile:
     def drawn(self, side: int) -> Drawn:
         """Its pictures, each with the longer side at most `side` pixels."""
         figures, back = self.figures, self.figures.back_scale
-        span = figures.source_range if back is not None else None
-        found: Drawn = {}
-        if self.source is not None:
-            found["source"] = preview(self.source, side, span=figures.source_range)
-        found["translated"] = preview(
-            self.translated, side, span=figures.target_range, scale=figures.output_scale
-        )
-        if self.returned is not None:
-            found["returned"] = preview(self.returned, side, span=span, scale=back or (1.0, 0.0))
-        return found
+        given, made = figures.source_range, figures.target_range
+        files = {
+            "source": (self.source, given, (1.0, 0.0)),
+            "translated": (self.translated, made, figures.output_scale),
+            "returned": (self.returned, given if back else None, back or (1.0, 0.0)),
+        }
+        return {kind: preview(path, side, span, scale) for kind, (path, span, scale) in files.items() if path}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +101,8 @@ def write_results(
 ) -> None:
     files = sorted(results.files, key=ShownFile.doubt)
     side = SIDE if len(files) <= MANY else SIDE_OF_MANY
-    kinds = ["translated"]
-    kinds[:0] = ["source"] if any(each.source for each in files) else []
-    kinds += ["returned"] if any(each.returned for each in files) else []
+    given = {"source": any(each.source for each in files), "returned": any(each.returned for each in files)}
+    kinds = [kind for kind in ("source", "translated", "returned") if given.get(kind, True)]
     keys = [key for key in COLUMNS if any(getattr(each.figures, key, None) is not None for each in files)]
     chosen = set(np.linspace(0, len(files) - 1, min(MOST_ON_SHEET, len(files))).astype(int).tolist())
     on_sheet: list[tuple[ShownFile, Drawn]] = []
@@ -117,23 +112,22 @@ def write_results(
         if number in chosen:
             on_sheet.append((each, drawn))
         fitted = f" at {figures.fitted_width}x{figures.fitted_height}" if figures.lost else ""
-        rows.append({
-            "name": each.name,
-            "address": beside(each.translated.relative_to(page.parent).as_posix()),
-            "mark": f"doubtful: {doubts_of(each.record)}" if each.record.doubtful else "",
-            "pictures": [_cell(drawn.get(kind), f"{each.name}, {kind}") for kind in kinds],
-            "figures": [f"{figures.width}x{figures.height}{fitted}", *(getattr(figures, key) for key in keys)],
-        })  # fmt: skip
+        values = [f"{figures.width}x{figures.height}{fitted}", *(getattr(figures, key) for key in keys)]
+        address = beside(each.translated.relative_to(page.parent).as_posix())
+        mark = f"doubtful: {doubts_of(each.record)}" if each.record.doubtful else ""
+        rows.append(_row(each.name, {kind: drawn.get(kind) for kind in kinds}, values, mark, address))
         if on_drawn is not None:
             on_drawn(number + 1, len(files))
-    _write_sheet(sheet, sorted(on_sheet, key=lambda found: found[0].name), kinds, results)
-    missing = {
-        "title": "Not translated",
-        "columns": ("file", "why"),
-        "rows": results.missing,
-        "kind": "text",
-        "note": "",
-    }
+    on_sheet.sort(key=lambda found: found[0].name)
+    evenly = f" {len(on_sheet)} of {len(files):,} are shown, spread evenly from worst to best."
+    save_sheet(
+        sheet,
+        [Stage(kind, np.stack([squared(drawn.get(kind), CELL) for _, drawn in on_sheet])) for kind in kinds],
+        names=[Path(each.name).name for each, _ in on_sheet],
+        doubtful=[bool(each.record.doubtful) for each, _ in on_sheet],
+        caption=f"To {results.target}. {verdict(results)}{evenly if len(on_sheet) < len(files) else ''}",
+    )
+    missing = FigureTable("Not translated", ("file", "why"), tuple(results.missing), kind="text")
     write_page(
         page,
         "pictures.html",
@@ -147,6 +141,20 @@ def write_results(
         left_out=0,
         provenance=provenance([each.record for each in results.files]),
     )
+
+
+def _row(
+    name: str, drawn: Drawn, figures: Sequence[object], mark: str = "", address: str = ""
+) -> dict[str, Any]:
+    """A picture's row on a page; each of its pictures as a file, what it is, and its width there."""
+    cells: list[tuple[bytes, str, int] | None] = []
+    for kind, pixels in drawn.items():
+        if pixels is None:
+            cells.append(None)
+        else:
+            width = max(1, round(SHOWN * pixels.shape[1] / max(pixels.shape[:2])))
+            cells.append((encoded(pixels), f"{name}, {kind}", width))
+    return {"name": name, "address": address, "mark": mark, "pictures": cells, "figures": figures}
 
 
 def doubts_of(record: Translation) -> str:
@@ -211,26 +219,8 @@ def provenance(records: Sequence[Translation]) -> list[tuple[str, str]]:
     return rows
 
 
-def _write_sheet(
-    path: Path, chosen: Sequence[tuple[ShownFile, Drawn]], kinds: Sequence[str], results: ShownFiles
-) -> None:
-    stages = [
-        Stage(kind, np.stack([squared(drawn.get(kind), CELL) for _, drawn in chosen])) for kind in kinds
-    ]
-    total, some = len(results.files), ""
-    if len(chosen) < total:
-        some = f" {len(chosen)} of {total:,} are shown, spread evenly from worst to best."
-    save_sheet(
-        path,
-        stages,
-        names=[Path(each.name).name for each, _ in chosen],
-        doubtful=[bool(each.record.doubtful) for each, _ in chosen],
-        caption=f"To {results.target}. {verdict(results)}{some}",
-    )
-
-
 def preview(
-    path: Path, side: int, *, span: tuple[float, float] | None, scale: tuple[float, float] = (1.0, 0.0)
+    path: Path, side: int, span: tuple[float, float] | None, scale: tuple[float, float] = (1.0, 0.0)
 ) -> Preview | None:
     """The picture in a file, its longer side at most `side`; None if it cannot be drawn."""
     try:
@@ -257,13 +247,6 @@ def encoded(pixels: Preview) -> bytes:
     return file.getvalue()
 
 
-def _cell(pixels: Preview | None, text: str) -> tuple[bytes, str, int] | None:
-    """The picture as a file, what it is, and its width on the page."""
-    if pixels is None:
-        return None
-    return encoded(pixels), text, max(1, round(SHOWN * pixels.shape[1] / max(pixels.shape[:2])))
-
-
 def squared(pixels: Preview | None, side: int) -> Pictures:
     """A preview in the middle of a white square, (3, side, side) in [-1, 1]; it is cut to every n-th pixel to fit."""
     square = np.ones((3, side, side), np.float32)
@@ -283,8 +266,6 @@ def write_report_page(
     path: Path, title: str, report: Figures, found: Translations, *, most_rows: int = MOST_ROWS
 ) -> None:
     """Write the page of an evaluation: the worst come first, and the page states how many it leaves out."""
-    from ddib_fed.evaluation.judgement import tables, worst_first
-
     stacks = {
         kind: to_pixels(stack)
         for kind in ("source", "translated", "truth", "back")
@@ -303,16 +284,12 @@ def write_report_page(
         sheet="",
         columns=["file", "mark", *stacks, *(COLUMNS[key] for key in keys)],
         rows=[
-            {
-                "name": row["name"],
-                "address": "",
-                "mark": "doubtful" if row.get("doubtful") else "",
-                "pictures": [
-                    _cell(pixels[where[row["name"]]], f"{row['name']}, {kind}")
-                    for kind, pixels in stacks.items()
-                ],
-                "figures": [row[key] for key in keys],
-            }
+            _row(
+                row["name"],
+                {kind: pixels[where[row["name"]]] for kind, pixels in stacks.items()},
+                [row[key] for key in keys],
+                "doubtful" if row.get("doubtful") else "",
+            )
             for row in rows[:most_rows]
         ],
         left_out=max(0, len(rows) - most_rows),
@@ -320,9 +297,7 @@ def write_report_page(
     )
 
 
-FEW_PICTURES = 1000
 POOR_CYCLE_DB = 30.0
-STD_BOUNDS = (0.97, 1.03)
 RISEN = 1.05
 NEAR = 0.5
 MORE_TIME = "The same command with more --time trains on from here."
@@ -334,7 +309,6 @@ class SideFound:
 
     folder: Path
     lines: tuple[str, ...]
-    pictures: int
     manifest: Manifest
     bundle: Path
     loss_chart: bytes
@@ -347,14 +321,8 @@ class SideFound:
         return self.manifest.domain
 
     @property
-    def sample_verdict(self) -> SampleVerdict | None:
-        from ddib_fed.evaluation.sample_verdict import SampleVerdict
-
-        return SampleVerdict.of_figures(self.manifest.training.figures)
-
-    @property
     def verdict(self) -> str:
-        if (found := self.sample_verdict) is None:
+        if (found := SampleVerdict.of_figures(self.manifest.training.figures)) is None:
             return "Too few pictures were held out to judge the samples."
         return found.sentence(self.manifest.training.steps)
 
@@ -369,6 +337,26 @@ class SideFound:
             *((key.replace("_", " "), value) for key, value in manifest.training.figures.items()),
         ]
 
+    def advice(self) -> Iterator[str]:
+        figures, losses = self.manifest.training.figures, self.held_out_losses
+        found = SampleVerdict.of_figures(figures)
+        if found is not None and found.level in {"not yet", "near"}:
+            yield f"{self.verdict}. {MORE_TIME}"
+        if losses and losses[-1] > RISEN * min(losses):
+            yield (
+                f"the held-out loss rose from {min(losses):.4f} to {losses[-1]:.4f}: the model begins to learn its "
+                "pictures by heart. Train for less time, add pictures, or use --flip where mirrored pictures are "
+                "possible."
+            )
+        elif losses and losses[-1] <= min(losses):
+            yield f"the held-out loss ({losses[-1]:.4f}) was still falling. {MORE_TIME}"
+        near, usual = (figures.get(f"nearest_training_picture{part}") for part in ("", "_held_out"))
+        if near is not None and usual is not None and near < NEAR * usual:
+            yield (
+                f"samples lie nearer to training pictures ({near:.4f}) than new pictures do ({usual:.4f}): "
+                "the model repeats its pictures. Add pictures, or train for less time."
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class WayFound:
@@ -382,18 +370,34 @@ class WayFound:
 
     @property
     def tables(self) -> list[FigureTable]:
-        from ddib_fed.evaluation.judgement import tables
-
         return tables(self.report) if self.report else []
+
+    def advice(self) -> Iterator[str]:
+        if self.sheet is None:
+            yield "no held-out picture has a latent that a node would let pass: train for longer."
+            return
+        report = self.report
+        cycle, edges = (report["spread"].get(key) for key in ("cycle_psnr", "edge_correlation"))
+        if cycle is not None and cycle["median"] < POOR_CYCLE_DB:
+            yield (
+                f"the round trip reaches {cycle['median']:.1f} dB: try more --evaluations, a smaller --soften-sigma, "
+                "or a longer training."
+            )
+        chance = None if edges is None else edges["chance"]
+        if edges is not None and chance is not None and edges["median"] < 2.0 * max(chance, 0.05):
+            yield (
+                f"edges agree by {edges['median']:.2f}, those of pictures that do not belong together by {chance:.2f}: "
+                "hardly any structure is kept. Start both models from one public bundle (ddib model train --init), "
+                "train for longer, or try ddib translate --depth 0.6, which reveals more of the picture."
+            )
 
 
 def write_rehearsal(
     path: Path, sides: tuple[SideFound, SideFound], ways: tuple[WayFound, WayFound], shared: Sequence[str]
 ) -> None:
     title = f"Rehearsal of {' and '.join(side.domain for side in sides)}"
-    write_page(
-        path, "rehearsal.html", title=title, advice=advice(sides, ways, shared), ways=ways, sides=sides
-    )
+    said = advice(sides, ways, shared)
+    write_page(path, "rehearsal.html", title=title, advice=said, ways=ways, sides=sides)
 
 
 def advice(
@@ -406,75 +410,11 @@ def advice(
             f"{len(shared)} pictures are in both folders ({shared[0]}, for one): take them out of one. "
             "Two institutions would share none, so this rehearsal is too kind."
         )
-    found += [f"{side.domain}: {said}" for side in sides for said in _of_side(side)]
-    found += [f"{way.title}: {said}" for way in ways for said in _of_way(way)]
-    if not found:
-        found.append("Nothing stands out. More training time is what usually helps next.")
+    found += [f"{side.domain}: {said}" for side in sides for said in side.advice()]
+    found += [f"{way.title}: {said}" for way in ways for said in way.advice()]
     first, second = (shlex.quote(str(side.bundle)) for side in sides)
-    found.append(
-        f"Both models can be used as they are: ddib translate FOLDER --source {first} --target {second} --out DIR "
-        "marks pictures that keep no more structure than unrelated ones share. A node serves a model by `bundle` "
-        "under [model] in its node.toml."
+    usable = (
+        f"Both models can be used as they are: ddib translate FOLDER --source {first} --target {second} --out DIR. A "
+        "node serves a model by `bundle` under [model] in its node.toml."
     )
-    return found
-
-
-def _of_side(side: SideFound) -> list[str]:
-    figures, losses, found = side.manifest.training.figures, side.held_out_losses, []
-    if side.sample_verdict is not None and side.sample_verdict.level in {"not yet", "near"}:
-        found.append(f"{side.verdict}. {MORE_TIME}")
-    if losses and losses[-1] > RISEN * min(losses):
-        found.append(
-            f"the held-out loss rose from {min(losses):.4f} to {losses[-1]:.4f}: the model begins to learn its "
-            "pictures by heart. Train for less time, add pictures, or use --flip where mirrored pictures are possible."
-        )
-    elif losses and losses[-1] <= min(losses):
-        found.append(f"the held-out loss ({losses[-1]:.4f}) was still falling. {MORE_TIME}")
-    near, usual = (figures.get(f"nearest_training_picture{part}") for part in ("", "_held_out"))
-    if near is not None and usual is not None and near < NEAR * usual:
-        found.append(
-            f"samples lie nearer to training pictures ({near:.4f}) than new pictures do ({usual:.4f}): "
-            "the model repeats its pictures. Add pictures, or train for less time."
-        )
-    if side.pictures < FEW_PICTURES:
-        found.append(f"{side.pictures} training pictures are few; every further one helps.")
-    return found
-
-
-def _of_way(way: WayFound) -> list[str]:
-    if way.sheet is None:
-        return [
-            "no held-out picture has a latent that a node would let pass: train for longer, or try more --evaluations."
-        ]
-    report, found = way.report, []
-    cycle, edges = (report["spread"].get(key) for key in ("cycle_psnr", "edge_correlation"))
-    if cycle is not None and cycle["median"] < POOR_CYCLE_DB:
-        found.append(
-            f"the round trip reaches {cycle['median']:.1f} dB: try more --evaluations, a smaller --soften-sigma, or "
-            "a longer training."
-        )
-    if (latent := report.get("latent")) is not None:
-        low, high = STD_BOUNDS
-        if not low <= latent["std"] <= high or latent["ratio"] > WHITE_RATIO:
-            found.append(
-                f"latents have a standard deviation of {latent['std']:.3f} and {latent['ratio']:.2f} times the patch "
-                "correlation of noise, so they still show the picture: train for longer, or --soften-sigma more."
-            )
-    if (
-        edges is not None
-        and edges["chance"] is not None
-        and edges["median"] < 2.0 * max(edges["chance"], 0.05)
-    ):
-        found.append(
-            f"edges agree by {edges['median']:.2f}, those of pictures that do not belong together by "
-            f"{edges['chance']:.2f}: hardly any structure is kept. Start both models from one public bundle (ddib "
-            "model train --init), train for longer, or try ddib translate --depth 0.6, which reveals more of the "
-            "picture."
-        )
-    distances = [report["ways"].get(name, {}).get("frechet_early") for name in ("translated", "source")]
-    if None not in distances and distances[0]["value"] >= distances[1]["value"]:
-        found.append(
-            "translations are no nearer to the target domain than their sources are "
-            f"({distances[0]['value']:.3g} and {distances[1]['value']:.3g}): the target's model needs more training."
-        )
-    return found
+    return [*(found or ["Nothing stands out. More training time is what usually helps next."]), usable]

@@ -1,13 +1,11 @@
 """Files as samples of a model, and what came back as files: the same for a source node and for one process.
 
-Points and pictures differ here and nowhere else. No metadata survives: output files are written from pixels. A source
-node decodes a file once, when its job is submitted; `Given.to_bytes` lies in the spool beside it from then on.
+Points and pictures differ here and nowhere else. No metadata survives: output files are written from pixels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,35 +15,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import ImageLimits, Picture
 from ddib_fed.data.fitting import (
-    Geometry,
     PictureRule,
-    check_type,
     fit_picture,
     fitted_size,
+    fixed_bytes,
     from_array,
+    memory_of,
     output_bytes,
     own_size_mse,
     to_array,
 )
-from ddib_fed.data.pictures import (
-    cost_of,
-    decode_image,
-    encode_png,
-    fixed_bytes,
-    memory_of,
-    picture_for_points,
-    refuse_picture,
-)
-from ddib_fed.data.points import parse_npy, read_header, to_npy
+from ddib_fed.data.pictures import Geometry, ImageLimits, Picture, decode_image, encode_png
+from ddib_fed.data.points import parse_npy, picture_for_points, read_header, refuse_picture, to_npy
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Decoded
 from ddib_fed.engine.record import KEPT_SMALL, CycleError, PictureFigures
-from ddib_fed.errors import ChunkCorrupt, DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
-from ddib_fed.evaluation.metrics import cycle_error, mse, picture_rule, to_psnr
-from ddib_fed.evaluation.structure import doubtful, expected, structure
-from ddib_fed.files import parse_json
+from ddib_fed.errors import DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
+from ddib_fed.evaluation.metrics import cycle_error, doubtful, expected, mse, picture_rule, structure, to_psnr
 from ddib_fed.models.units import ChannelMap
 
 Array = NDArray[np.float32]
@@ -79,35 +66,6 @@ class Given:
         picture = None if self.picture is None else self.picture.model_copy(update=KEPT_SMALL)
         return dataclasses.replace(self, picture=picture, model_size=True)
 
-    def to_bytes(self, rule: str) -> bytes:
-        """For the spool: a line of JSON, then the arrays, float32, little-endian."""
-        arrays = [self.samples] if self.original is self.samples else [self.samples, self.original]
-        header = {
-            "rule": rule,
-            "shape": self.samples.shape,
-            "arrays": len(arrays),
-            "picture": None if self.picture is None else self.picture.model_dump(exclude_none=True),
-        }
-        return b"".join(
-            [json.dumps(header).encode(), b"\n", *(array.astype("<f4").tobytes() for array in arrays)]
-        )
-
-    @classmethod
-    def from_bytes(cls, data: bytes, rule: str) -> Given | None:
-        """What `to_bytes` made; None when it was made by another rule."""
-        start = data.find(b"\n") + 1
-        try:
-            header = parse_json(data[:start])
-            if header["rule"] != rule:
-                return None
-            shape, picture = tuple(header["shape"]), header["picture"]
-            arrays = np.frombuffer(data, "<f4", offset=start).reshape(header["arrays"], *shape)
-            figures = None if picture is None else PictureFigures.model_validate(picture)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ChunkCorrupt("a decoded file in the spool cannot be read") from error
-        samples = arrays[0].astype(np.float32)
-        return cls(samples, samples if len(arrays) == 1 else arrays[1].astype(np.float32), figures)
-
 
 class SampleFile(NamedTuple):
     """What came back as a file, and what is recorded of it."""
@@ -125,7 +83,6 @@ class PointSamples:
     def __init__(self, model: DomainModel, max_bytes: int, max_points: int) -> None:
         self._model, self._dim = model, model.sample_shape[0]
         self._max_bytes, self._max_points = max_bytes, max_points
-        self.rule = f"points {self._dim}"
 
     def refusal(self, given: str) -> DdibError:
         if given:
@@ -138,12 +95,6 @@ class PointSamples:
         refuse_picture(content, self._dim)
         points = self._parse(content)
         return Given(points, points)
-
-    def again(self, data: bytes, size_rule: str) -> Given | None:  # noqa: ARG002
-        return Given.from_bytes(data, self.rule)
-
-    def check_header(self, content: bytes, size_rule: str) -> None:
-        del content, size_rule
 
     def memory(self, content: bytes) -> int:
         try:
@@ -184,13 +135,7 @@ class PointSamples:
 
 
 class PictureSamples:
-    """Pictures, one a file, PNG out.
-
-    Attributes:
-        format: Of the files that are written.
-        formats: That are read.
-        rule: What the result of `read` depends on beside the file.
-    """
+    """Pictures, one a file of `formats` in and PNG out; `rule` is what `read` depends on beside the file."""
 
     format: str = "PNG"
 
@@ -198,7 +143,6 @@ class PictureSamples:
         self._manifest = model.bundle.manifest
         self._rule, self._limits = picture_rule(self._manifest), limits
         self.formats = frozenset(limits.formats)
-        self.rule = json.dumps(dataclasses.asdict(self._rule))
 
     def refusal(self, given: str) -> DdibError:
         """The error for a file of a format that is not accepted."""
@@ -210,7 +154,8 @@ class PictureSamples:
     def read(self, content: bytes, size_rule: str) -> Given:
         """The samples in a client's file, and the part of its record that is known before it is translated."""
         rule = self._rule
-        fitted = fit_picture(decode_image(content, self._limits), rule)
+        picture = decode_image(content, self._limits)
+        fitted = fit_picture(picture, rule)
         check_size(fitted.geometry, rule, size_rule)
         size, (slope, intercept) = fitted_size(rule, fitted.geometry), rule.output_scale
         figures = PictureFigures(
@@ -219,7 +164,7 @@ class PictureSamples:
             size_rule=size_rule,
             fitted_height=size[0] if size else None,
             fitted_width=size[1] if size else None,
-            fit_psnr=_own_size_error(fitted.samples, rule, fitted.read())["cycle_psnr"] if size else None,
+            fit_psnr=_own_size_error(fitted.samples, rule, picture)["cycle_psnr"] if size else None,
             source_low=rule.low,
             source_high=rule.high,
             back_slope=slope,
@@ -231,22 +176,6 @@ class PictureSamples:
         samples = fitted.samples[None]
         original = samples if fitted.original is fitted.samples else fitted.original[None]
         return Given(samples, original, figures)
-
-    def again(self, data: bytes, size_rule: str) -> Given | None:
-        """As `read`, from `Given.to_bytes`; None where the model takes other samples now."""
-        given = Given.from_bytes(data, self.rule)
-        if given is None or given.picture is None:
-            return None
-        check_size(given.geometry, self._rule, size_rule)
-        return dataclasses.replace(given, picture=given.picture.model_copy(update={"size_rule": size_rule}))
-
-    def check_header(self, content: bytes, size_rule: str) -> None:
-        """Return unless the header of a file shows that `read` will refuse it."""
-        cost, rule = cost_of(content, self._limits), self._rule
-        if cost.dtype:
-            check_type(cost.dtype, cost.channels, rule.low, rule.high)
-        if cost.geometry != (rule.width, rule.height):  # lying on its side
-            check_size(cost.geometry, rule, size_rule)
 
     def memory(self, content: bytes) -> int:
         """Bytes that reading takes at most beside the file, by its header; 0 for what `read` will refuse."""
@@ -272,13 +201,11 @@ class PictureSamples:
         own: Any = "resize" if given.picture.size_rule == REFUSE else given.picture.size_rule
         file = _png(samples, in_numbers(dataclasses.replace(rule, fit=own)), given.geometry)
         kept = structure(given.original, samples.clip(-1.0, 1.0), expected(self._manifest, rotation))
-        slope, intercept = rule.output_scale
         figures: dict[str, float | None] = {
             "low": rule.low,
             "high": rule.high,
             "bits": rule.bits,
-            "slope": slope,
-            "intercept": intercept,
+            **dict(zip(("slope", "intercept"), rule.output_scale, strict=True)),
             "edge_correlation": float(kept.edge_correlation[0]),
             "mutual_information": float(kept.mutual_information[0]),
         }

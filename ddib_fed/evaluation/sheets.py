@@ -1,7 +1,9 @@
-"""Contact sheets: one row for each stage, one column for each picture.
+"""Contact sheets of pictures, and plots of point clouds and of training figures.
 
-Pixels are shown unchanged. Small pictures are enlarged by an integer factor, each pixel becoming a square,
-and nothing is stretched, smoothed or sorted by how good it looks.
+A sheet has one row for each stage and one column for each picture. Its pixels are shown unchanged: small pictures are
+enlarged by an integer factor, and nothing is stretched, smoothed or sorted by how good it looks. All panels of a plot
+share limits, size of dots and colours (rainbow by index), so that two plots can be compared side by side; no pyplot,
+hence no state between calls.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from ddib_fed.files import write_file
 from ddib_fed.terminal import escape
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from PIL.ImageDraw import ImageDraw
 
 ACROSS = 8
@@ -130,3 +134,80 @@ def _cut(text: str, room: int) -> str:
     while text and _text_width(f"{text}…") > room:
         text = text[:-1]
     return f"{text}…"
+
+
+Points = NDArray[np.floating]
+
+LIMIT = 3.0
+"""Half the side of every panel, in standard deviations of the data."""
+PANEL_INCHES = 2.6
+DPI = 150
+DARK = "#3c3c46"
+FRAME = "#d4d4dc"
+
+
+def clouds(named: Sequence[tuple[str, Points]], path: Path, *, caption: str = "") -> None:
+    """The stages of a translation, each point keeping its colour."""
+    from matplotlib.figure import Figure
+
+    foot = 0.3 if caption else 0.08
+    height = PANEL_INCHES + 0.3 + foot
+    figure = Figure(figsize=(len(named) * (PANEL_INCHES + 0.1) + 0.1, height), dpi=DPI, facecolor="white")
+    axes = figure.subplots(1, len(named), squeeze=False)[0]
+    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.28 / height, bottom=foot / height, wspace=0.05)
+    for axis, (title, points) in zip(axes, named, strict=True):
+        _draw(axis, title, np.asarray(points, np.float64)[:, :2])
+    if caption:
+        style: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8, "parse_math": False}
+        figure.text(0.5, 0.09 / height, escape(caption), color=DARK, **style)
+    _save(figure, path)
+
+
+Curve = Sequence[tuple[int, float]]
+
+
+def loss_curve(training: Curve, path: Path, *, held_out: Curve = ()) -> None:
+    """The training loss as (step, loss) and, if given, the held-out loss."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
+    figure = Figure(figsize=(6, 3.4), dpi=DPI, facecolor="white", layout="constrained")
+    axis = figure.subplots()
+    for label, curve, colour in (("training", training, "#8fa8f0"), ("held out", held_out, "#d33f6a")):
+        if curve:
+            axis.plot(*zip(*curve, strict=True), color=colour, linewidth=1.2, label=label)
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_xlabel("step", color=DARK, fontsize=9)
+    axis.set_ylabel("mean squared error of v", color=DARK, fontsize=9)
+    axis.legend(frameon=False, fontsize=8, labelcolor=DARK)
+    axis.grid(color=FRAME, linewidth=0.5, which="both", alpha=0.6)
+    axis.tick_params(colors=DARK, labelsize=8)
+    for name, spine in axis.spines.items():
+        spine.set_visible(name in ("left", "bottom"))
+        spine.set_color(FRAME)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
+    write_file(path, buffer.getvalue())
+
+
+def _draw(axis: Axes, title: str, points: NDArray[np.float64]) -> None:
+    if points.shape[1] == 1:  # over the index
+        points = np.stack([np.linspace(-LIMIT, LIMIT, len(points)), points[:, 0]], axis=1)
+    # A fixed shuffle: otherwise the last colours cover the others where clouds are dense.
+    order = np.random.default_rng(0).permutation(len(points))
+    size = float(np.clip(12_000 / len(points), 0.25, 9))
+    style: dict[str, Any] = {"cmap": "rainbow", "s": size, "linewidths": 0, "vmin": 0}
+    axis.scatter(points[order, 0], points[order, 1], c=order, vmax=max(1, len(points) - 1), **style)
+    axis.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", xticks=[], yticks=[])
+    axis.set_title(escape(title), fontsize=10, color=DARK, pad=4, parse_math=False)
+    for spine in axis.spines.values():
+        spine.set(color=FRAME, linewidth=0.8)

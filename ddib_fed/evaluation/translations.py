@@ -3,7 +3,7 @@
 A folder written by `ddib translate` has a record beside each picture (NAME.json), which names the files; in any other
 folder every picture is a translation. Sources and truths are found by name: the same path below their folder, whatever
 the suffix. Figures are measured from the files where possible, else a record's figure is used (the model's own cycle,
-before rounding; the latent, which is in no file).
+before rounding; statistics of the latent).
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import Picture
-from ddib_fed.data.fitting import OWN_RANGES, PictureRule, file_range, fit_picture, name_misfit, to_array
+from ddib_fed.data.fitting import OWN_RANGES, PictureRule, file_range, fit_picture, to_array
 from ddib_fed.data.folder import SUFFIXES
-from ddib_fed.data.pictures import name_file, read_image
+from ddib_fed.data.pictures import Picture, read_image
+from ddib_fed.data.points import name_file
 from ddib_fed.engine.record import Part, PictureFigures, Translation
-from ddib_fed.errors import FileMissing, InputError, PictureMisfit, UsageError
-from ddib_fed.evaluation.judgement import Figures, OnStep, judge
+from ddib_fed.errors import FileMissing, PictureMisfit, UsageError
+from ddib_fed.evaluation.judgement import Figures, judge
 from ddib_fed.evaluation.metrics import Pictures, to_channels, whiteness
-from ddib_fed.evaluation.structure import Thresholds
 
 OnRead = Callable[[int, int], None]
 Span = tuple[float, float]
@@ -82,44 +81,32 @@ def by_name(folder: Path) -> dict[str, Path]:
     return found
 
 
-@dataclass(slots=True)
-class Reader:
+class _Reader:
     """Brings files to one size and to [-1, 1]; counts those that had another size."""
 
-    height: int
-    width: int
-    total: int
-    on_read: OnRead | None = None
-    done: int = 0
-    resized: int = 0
+    def __init__(self, height: int, width: int, total: int, on_read: OnRead | None) -> None:
+        self.size, self._total, self._on_read = (height, width), total, on_read
+        self.done = self.resized = 0
 
     def stack(self, paths: Sequence[Path], span: Span | None, scales: Sequence[Span] = ()) -> Pictures:
         """The pictures in files, (N, C, H, W); raw values outside of the span lie beyond [-1, 1]."""
         arrays: list[NDArray[np.float32]] = []
         for path, scale in zip(paths, scales or [_RAW] * len(paths), strict=True):
-            picture = read_picture(path)
+            picture = read_image(path)
             found = file_range(picture.pixels, span, scale)
             if found is None:
                 raise UsageError(
                     f"{path} holds {picture.pixels.dtype}, which has no range of its own",
                     hint="name the raw values that are black and white: --range LOW:HIGH",
                 )
-            rule = PictureRule(picture.pixels.shape[2], self.height, self.width, "resize", *found, 8)
+            rule = PictureRule(picture.pixels.shape[2], *self.size, "resize", *found, 8)
             arrays.append(_original(picture, path, rule) if scale == _RAW else to_array(picture, rule)[0])
             self.done += 1
-            self.resized += picture.pixels.shape[:2] != (self.height, self.width)
-            if self.on_read is not None:
-                self.on_read(self.done, self.total)
+            self.resized += picture.pixels.shape[:2] != self.size
+            if self._on_read is not None:
+                self._on_read(self.done, self._total)
         channels = max(len(array) for array in arrays)
         return np.concatenate([to_channels(array[None], channels) for array in arrays])
-
-
-def read_picture(path: Path) -> Picture:
-    """The picture in a file; errors as `read_image`, with the file's name."""
-    try:
-        return read_image(path)
-    except InputError as error:
-        raise name_file(error, str(path)) from error
 
 
 def _original(picture: Picture, path: Path, rule: PictureRule) -> NDArray[np.float32]:
@@ -128,7 +115,7 @@ def _original(picture: Picture, path: Path, rule: PictureRule) -> NDArray[np.flo
         return fit_picture(picture, rule).original
     except PictureMisfit as error:
         error.facts["model"] = f"--range {rule.low:g}:{rule.high:g}"
-        found = name_misfit(error, str(path))
+        found = name_file(error, str(path))
         found.hint = f"--range {error.facts['fits']}, or bring the file to the units of the others"
         raise found from error
 
@@ -144,7 +131,6 @@ class Translations:
     truth: Pictures | None = field(repr=False)
     back: Pictures | None = field(repr=False)
     domain: Pictures | None = field(repr=False)
-    latents: NDArray[np.float32] | None = field(repr=False)
     notes: tuple[str, ...]
 
 
@@ -161,16 +147,13 @@ def read_translations(
     """Read a folder of translations with sources, truths, latents, and other pictures of the target domain."""
     found = find_pictures(folder)
     pictures = [each.picture for each in found]
-    height, width = read_picture(found[0].translated).pixels.shape[:2]
     notes: list[str] = []
     paths = {
         "translated": [each.translated for each in found],
-        "source": _recorded(found, Part.SOURCE, "source", notes)
-        if source is None
-        else _matched(found, source),
-        "truth": [] if truth is None else _matched(found, truth),
+        "source": _matched(found, source) if source else _recorded(found, Part.SOURCE, "source", notes),
+        "truth": _matched(found, truth) if truth else [],
         "back": _recorded(found, Part.RETURNED, "back", notes),
-        "domain": [] if domain is None else _thinned(domain),
+        "domain": _thinned(domain) if domain else [],
     }
     own, theirs = (
         span or (ranges[0] if len(set(ranges)) == 1 else None)
@@ -191,7 +174,8 @@ def read_translations(
         notes.append(
             "back: the records do not say what its numbers mean, so its error is that of the records"
         )
-    reader = Reader(size or height, size or width, sum(map(len, paths.values())), on_read)
+    height, width = (size, size) if size else read_image(found[0].translated).pixels.shape[:2]
+    reader = _Reader(height, width, sum(map(len, paths.values())), on_read)
     stacks = {
         kind: reader.stack(chosen, spans[kind], scales.get(kind, ()))
         for kind, chosen in paths.items()
@@ -199,24 +183,16 @@ def read_translations(
     }
     if reader.resized:
         notes.append(
-            f"{reader.resized} of {reader.done} files had another size and were brought to {reader.height} x "
-            f"{reader.width}"
+            f"{reader.resized} of {reader.done} files had another size and were brought to {height} x {width}"
         )
-    translated = stacks["translated"]
-    channels = {"truth": translated.shape[1], "domain": translated.shape[1]}
-    channels["back"] = stacks["source"].shape[1] if "source" in stacks else 0
-    for kind, count in channels.items():
-        if kind in stacks and count:
-            stacks[kind] = to_channels(stacks[kind], count)
+    for kind, like in (("truth", "translated"), ("domain", "translated"), ("back", "source")):
+        if kind in stacks and like in stacks:
+            stacks[kind] = to_channels(stacks[kind], stacks[like].shape[1])
     return Translations(
         names=tuple(each.name for each in found),
         records=tuple(each.record for each in found),
-        translated=translated,
-        source=stacks.get("source"),
-        truth=stacks.get("truth"),
-        back=stacks.get("back"),
-        domain=stacks.get("domain"),
-        latents=_latents(found, notes),
+        translated=stacks["translated"],
+        **{kind: stacks.get(kind) for kind in ("source", "truth", "back", "domain")},
         notes=tuple(notes),
     )
 
@@ -246,33 +222,12 @@ def _thinned(folder: Path) -> list[Path]:
     return [paths[i] for i in np.linspace(0, len(paths) - 1, min(DOMAIN_PICTURES, len(paths))).astype(int)]
 
 
-def _latents(found: Sequence[FoundPicture], notes: list[str]) -> NDArray[np.float32] | None:
-    latents = [np.load(path, allow_pickle=False) for path in _recorded(found, Part.LATENT, "latent", notes)]
-    # A node's latent has a batch dimension of one.
-    latents = [latent[0] if latent.ndim == 4 and len(latent) == 1 else latent for latent in latents]
-    if not latents:
-        return None
-    if len({latent.shape for latent in latents}) != 1 or latents[0].ndim != 3:
-        notes.append("latents: they have several shapes, so they were left out")
-        return None
-    return np.stack(latents).astype(np.float32)
-
-
-def evaluate_folder(
-    folder: Path,
-    *,
-    thresholds: Thresholds | None = None,
-    by_folder: bool = False,
-    on_step: OnStep = lambda _: None,
-    **reading: Any,
-) -> tuple[Figures, Translations]:
-    """The report on a folder of translations as JSON values, and its pictures.
+def evaluate_folder(folder: Path, *, by_folder: bool = False, **reading: Any) -> tuple[Figures, Translations]:
+    """The report on a folder of translations as JSON values, and its pictures; the marks in the records count.
 
     Args:
         folder: The folder.
-        thresholds: Of structure; without them the marks in the records count.
         by_folder: Intervals draw whole folders of pictures.
-        on_step: Called with what is computed next.
         reading: Arguments of `read_translations`.
     """
     found = read_translations(folder, **reading)
@@ -286,11 +241,9 @@ def evaluate_folder(
         truth=found.truth,
         back=found.back,
         domain=found.domain,
-        thresholds=thresholds,
         recorded={key: np.array(values, np.float64) for key, values in figures.items() if None not in values},
         marks=[record.doubtful for record in found.records],
         clusters=np.array([str(PurePosixPath(name).parent) for name in found.names]) if by_folder else None,
-        on_step=on_step,
     )
     named = Counter(
         (r.calibration_kind, r.calibration_sha256[:12]) for r in found.records if r.calibration_sha256
@@ -302,9 +255,7 @@ def evaluate_folder(
             for (kind, sha256), count in named.items()
         ),
     ]
-    report["latent"] = (
-        latent_figures(found.latents) if found.latents is not None else _of_records(found.records)
-    )
+    report["latent"] = _of_records(found.records)
     report["pictures"] = [
         {"name": name, **row} for name, row in zip(found.names, report["pictures"], strict=True)
     ]
@@ -320,7 +271,6 @@ def latent_figures(latents: NDArray[np.float32]) -> Figures:
         **asdict(measured.latent),
         "noise_correlation": measured.noise.correlation,
         "ratio": measured.ratio,
-        "from": "files",
     }
 
 
@@ -337,7 +287,6 @@ def _of_records(records: Sequence[Translation]) -> Figures | None:
         # Of one picture's few patches: comparable with another picture's, not with zero.
         "kurtosis": float(np.median(kurtosis)),
         "correlation": float(np.median(correlation)),
-        "from": "records",
     }
 
 

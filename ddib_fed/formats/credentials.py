@@ -1,4 +1,4 @@
-"""Content credentials (C2PA) in PNG and JPEG files: a signed statement inside the file that a model made it.
+"""Content credentials (C2PA) in PNG files: a signed statement inside the file that a model made it.
 
 The EU's AI Act asks for a mark that machines can read (Article 50(2)). Nothing is asked of the network: no time stamp
 authority, no remote manifest. The certificate must be one for content credentials (C2PA 2.1, 14.5): its extended key
@@ -13,31 +13,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.engine.record import Translation
 from ddib_fed.errors import ConfigError, InputError, extra
 from ddib_fed.files import read_private, read_small
 from ddib_fed.version import __version__
 
-MEDIA_TYPES: Final = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+PNG: Final = "image/png"
 MADE_BY_A_MODEL: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """IPTC's term for a picture that a trained model made."""
 _MAKER: Final = {"name": "ddib-fed", "version": __version__}
-_OFFLINE: Final = {
+OFFLINE: Final = {
     "builder": {"thumbnail": {"enabled": False}},
     "verify": {"ocsp_fetch": False, "remote_manifest_fetch": False},
 }
 """No smaller copy of the picture beside it, and nothing from the network."""
-_SCAN, _APP11 = 0xDA, 0xEB
 _CURVES: Final = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
-_TRIAL: Final = bytes.fromhex(
-    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c6360000000020001"
-    "48afa4710000000049454e44ae426082"
-)
-"""A grey PNG of one pixel: signing it shows whether a certificate is accepted."""
 _HOW: Final = "docs/formats.md says which certificate is needed and how to make one for a trial"
 
 
@@ -62,53 +58,46 @@ class Credentials:
             raise ConfigError(
                 f"{key} holds no plain private key in PEM: {error}", hop="client", hint=_HOW
             ) from error
-        algorithm = _algorithm(loaded)
+        algorithm = "ps256" if isinstance(loaded, rsa.RSAPrivateKey) else None
+        if isinstance(loaded, ec.EllipticCurvePrivateKey):
+            algorithm = _CURVES.get(loaded.curve.name)
+        elif isinstance(loaded, ed25519.Ed25519PrivateKey):
+            algorithm = "ed25519"
         if algorithm is None:
             raise ConfigError(
                 f"{key}: C2PA signs with ECDSA (P-256, P-384, P-521), Ed25519 or RSA", hop="client", hint=_HOW
             )
         found = cls(chain.decode("ascii", "replace"), secret.decode("ascii", "replace"), algorithm)
-        _sign(_TRIAL, ".png", _statement("A trial of the certificate", {}, ".png"), found)
+        # Signing a picture shows whether a certificate is accepted.
+        _sign(encode_png(np.zeros((1, 1, 1), np.uint8)), _statement("A trial of the certificate", {}), found)
         return found
 
 
-def mark(content: bytes, suffix: str, record: Translation, credentials: Credentials) -> bytes:
-    if suffix.lower() not in MEDIA_TYPES:
-        raise InputError(f"content credentials are written into PNG and JPEG, not {suffix}", hop="client")
-    return _sign(content, suffix, _manifest(record, suffix), credentials)
+def mark(content: bytes, record: Translation, credentials: Credentials) -> bytes:
+    """The PNG with a statement of its own; no file name, and nothing of the source picture."""
+    about = (
+        f"Translated from {record.source_institution}/{record.source_domain} to "
+        f"{record.target_institution}/{record.target_domain}"
+    )
+    names = ("source_model_sha256", "target_model_sha256", "contract_sha256")
+    return _sign(content, _statement(about, {name: getattr(record, name) for name in names}), credentials)
 
 
-def _sign(content: bytes, suffix: str, manifest: dict[str, Any], credentials: Credentials) -> bytes:
+def _sign(content: bytes, manifest: dict[str, Any], credentials: Credentials) -> bytes:
     package = _c2pa()
     try:
         info = package.C2paSignerInfo(
             credentials.algorithm.encode(), credentials.chain.encode(), credentials.key.encode(), None
         )
-        with package.Signer.from_info(info) as signer, package.Context.from_dict(_OFFLINE) as context:
+        with package.Signer.from_info(info) as signer, package.Context.from_dict(OFFLINE) as context:
             builder = package.Builder(json.dumps(manifest), context)
             out = io.BytesIO()
-            builder.sign(signer, MEDIA_TYPES[suffix.lower()], io.BytesIO(content), out)
+            builder.sign(signer, PNG, io.BytesIO(content), out)
     except package.C2paError as error:
         raise InputError(
             f"content credentials were refused: {error}"[:400], hop="client", hint=_HOW
         ) from error
     return out.getvalue()
-
-
-def read_mark(content: bytes, suffix: str) -> dict[str, Any] | None:
-    """The statement inside a PNG or JPEG as C2PA's JSON; None without one."""
-    package = _c2pa()
-    try:
-        with (
-            package.Context.from_dict(_OFFLINE) as context,
-            package.Reader(MEDIA_TYPES[suffix.lower()], io.BytesIO(content), context=context) as reader,
-        ):
-            found: dict[str, Any] = json.loads(reader.json())
-    except package.C2paError as error:
-        if "ManifestNotFound" in str(error):
-            return None
-        raise InputError(f"content credentials cannot be read: {error}"[:400], hop="client") from error
-    return found
 
 
 def _c2pa() -> Any:
@@ -117,29 +106,7 @@ def _c2pa() -> Any:
     return c2pa
 
 
-def _algorithm(key: object) -> str | None:
-    if isinstance(key, ec.EllipticCurvePrivateKey):
-        return _CURVES.get(key.curve.name)
-    if isinstance(key, ed25519.Ed25519PrivateKey):
-        return "ed25519"
-    return "ps256" if isinstance(key, rsa.RSAPrivateKey) else None
-
-
-def _manifest(record: Translation, suffix: str) -> dict[str, Any]:
-    """The statement; no file name, and nothing of the source picture."""
-    about = (
-        f"Translated from {record.source_institution}/{record.source_domain} to "
-        f"{record.target_institution}/{record.target_domain}"
-    )
-    models = {
-        "source_model_sha256": record.source_model_sha256,
-        "target_model_sha256": record.target_model_sha256,
-        "contract_sha256": record.contract_sha256,
-    }
-    return _statement(about, models, suffix)
-
-
-def _statement(about: str, models: dict[str, str], suffix: str) -> dict[str, Any]:
+def _statement(about: str, models: dict[str, str]) -> dict[str, Any]:
     created = {
         "action": "c2pa.created",
         "digitalSourceType": MADE_BY_A_MODEL,
@@ -148,7 +115,7 @@ def _statement(about: str, models: dict[str, str], suffix: str) -> dict[str, Any
     }
     return {
         "claim_generator_info": [_MAKER],
-        "format": MEDIA_TYPES[suffix.lower()],
+        "format": PNG,
         "title": "synthetic picture",
         "assertions": [
             {"label": "c2pa.actions", "data": {"actions": [created]}},

@@ -13,7 +13,6 @@ import logging
 import os
 import shlex
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,10 +27,6 @@ from ddib_fed.errors import DdibError, ImageUnreadable, InputError
 from ddib_fed.formats.recognition import COPY, beginning_of, is_dicom
 from ddib_fed.formats.study import safe_name
 
-MAX_UNPACKED: Final = 1 << 27
-"""Bytes of a deflated file once it is unpacked: those of 8,000 x 8,000 pixels of 16 bits."""
-_PREFIX: Final = 144
-"""Bytes in front of a file's meta information: preamble, mark, and the element that says its length (PS3.10 7.1)."""
 MAX_VALUES: Final = 1 << 29
 """Values of a series at most, which then takes 2 GiB as float32."""
 ODD_GAP: Final = 0.1
@@ -41,23 +36,23 @@ OFTEN_BURNT_IN: Final = frozenset({"US", "XA", "RF", "SC", "OT", "ES", "XC", "GM
 _PICTURES: Final = frozenset(
     {"MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
 )
-_GROUPS: Final = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-_OF_A_FRAME: Final = frozenset({
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
-    "RescaleSlope", "RescaleIntercept", "RescaleType",
-})  # fmt: skip
-"""What an enhanced file says of a frame in functional groups (PS3.3 C.7.6.16), and any other at the top."""
-SORTED_BY: Final = (
+SORTED_BY: Final = [
     "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber",
     "ImagePositionPatient", "ImageOrientationPatient", "BurnedInAnnotation", "RecognizableVisualFeatures",
-    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", *_GROUPS,
-)  # fmt: skip
+    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated",
+]  # fmt: skip
 """Attributes by which files are sorted into series and checked before any is read whole: many are in memory at once."""
+
+
+Members = list[tuple[Path, Any]]
+"""Path and header (`SORTED_BY`) of each file of a series."""
+_OF_THE_STANDARD: Final = "1.2.840.10008."
+COPIES: Final = "copies of other DICOM files"
+"""What further files of the same picture, byte for byte, are counted as."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    called: str
     headers: tuple[Any, ...]
     paths: tuple[Path, ...]
     warnings: tuple[str, ...]
@@ -83,48 +78,21 @@ def pydicom() -> Any:
     return package
 
 
-def read_header(path: Path, attributes: Sequence[str] | None = None) -> Any:
+def read_header(path: Path, attributes: list[str] | None = None) -> Any:
     """The dataset of a file, without pixels."""
-    with _faults(path), quiet():
-        only = None if attributes is None else list(attributes)
-        return _dataset(path, stop_before_pixels=True, specific_tags=only)
-
-
-def _dataset(path: Path, **how: Any) -> Any:
-    """The dataset of a file; what functional groups say of its first frame stands at the top."""
     package = pydicom()
-    meta = package.filereader.read_file_meta_info(path)
-    if meta.get("TransferSyntaxUID") == package.uid.DeflatedExplicitVRLittleEndian:
-        packed = path.read_bytes()[_PREFIX + meta.FileMetaInformationGroupLength :]
-        content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, MAX_UNPACKED + 1)
-        if len(content) > MAX_UNPACKED:
-            raise ImageUnreadable(
-                f"{path} unpacks to more than {MAX_UNPACKED} bytes",
-                hop="client",
-                hint="leave it out: pictures are smaller",
-            )
-        dataset = package.dcmread(io.BytesIO(content), force=True, **how)
-        meta.TransferSyntaxUID = package.uid.ExplicitVRLittleEndian
-        dataset.file_meta = meta
-    else:
-        dataset = package.dcmread(path, **how)
-    for groups in _GROUPS:
-        for macro in (element for group in (dataset.get(groups) or ())[:1] for element in group):
-            items = macro.value if macro.VR == "SQ" else ()
-            for element in items[0] if items else ():
-                if element.keyword in _OF_A_FRAME:
-                    dataset[element.tag] = element
-        dataset.pop(groups, None)  # of a film they are larger than all else
-    return dataset
+    with _faults(path), quiet():
+        syntax = package.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
+        if syntax == package.uid.DeflatedExplicitVRLittleEndian:  # which may unpack to gigabytes
+            raise ImageUnreadable(f"{path} is deflated", hop="client", hint="dcmconv +te IN OUT   (of dcmtk)")
+        return package.dcmread(path, stop_before_pixels=True, specific_tags=attributes)
 
 
-def readable(
-    members: Sequence[tuple[Path, Any]],
-) -> tuple[list[tuple[Path, Any]], list[tuple[Path, DdibError]]]:
-    """The slices whose pixels can be read, and why others cannot; all where none can, or there is but one."""
-    good: list[tuple[Path, Any]] = []
+def readable(members: Members) -> tuple[Members, list[tuple[Path, DdibError]]]:
+    """The slices whose pixels can be read, and why others cannot."""
+    good: Members = []
     bad: list[tuple[Path, DdibError]] = []
-    for path, header in members if len(members) > 1 else ():
+    for path, header in members:
         try:
             _check(path, header)
             _slice(path)
@@ -132,10 +100,10 @@ def readable(
             bad.append((path, error.kept()))
         else:
             good.append((path, header))
-    return (good, bad) if good else ([*members], [])
+    return good, bad
 
 
-def read_series(called: str, headers: Sequence[tuple[Path, Any]]) -> tuple[Series, NDArray[Any]]:
+def read_series(called: str, headers: Members) -> tuple[Series, NDArray[Any]]:
     """The slices of one series, and their values (N, H, W, C): uint8 colours, or float32 in units of the modality.
 
     More is brighter, and padding has the least value of all slices.
@@ -159,59 +127,56 @@ def read_series(called: str, headers: Sequence[tuple[Path, Any]]) -> tuple[Serie
         )
     paths, sorted_by = zip(*ordered, strict=True)
     values: NDArray[Any] = np.empty(0)
-    padded: dict[int, NDArray[np.bool_]] = {}
     inverted: list[int] = []
-    least, most = np.inf, -np.inf
     for at, path in enumerate(paths):
-        found, padding, dark_is_more = _slice(path)
+        found, dark_is_more = _slice(path)
         if not at:
             values = np.empty((len(paths), rows, columns, samples), dtype=found.dtype)
         values[at] = found
-        shown = found if padding is None else found[~padding]
-        if shown.size:
-            least, most = min(least, float(shown.min())), max(most, float(shown.max()))
-        if padding is not None:
-            padded[at] = padding
-        if dark_is_more:
-            inverted.append(at)
-    if least <= most:  # not all of it is padding
+        inverted += [at] if dark_is_more else []
+    if values.dtype.kind == "f":
+        least, most = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
         for at in inverted:
             values[at] = least + most - values[at]
-        for at, where in padded.items():
-            values[at][where] = least
+        for plane in values:  # padding is NaN until here
+            plane[np.isnan(plane)] = 0 if np.isnan(least) else least
     read = tuple(read_header(path) for path in paths)
-    return Series(called, read, paths, tuple(_warnings(called, sorted_by))), values
+    return Series(read, paths, tuple(_warnings(called, sorted_by))), values
 
 
-def in_space(headers: Sequence[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
+def in_space(headers: Members) -> Members:
     """Slices along the normal of their plane (PS3.3 C.7.6.2.1.1), else by instance number, else by name."""
+    parallel = is_parallel([header for _, header in headers])
+    places = {path: position(header) for path, header in headers}
 
-    def number(entry: tuple[Path, Any]) -> tuple[int, str]:
-        return int(entry[1].get("InstanceNumber", None) or 0), str(entry[0])
+    def order(entry: tuple[Path, Any]) -> tuple[float, int, str]:
+        path, header = entry
+        place = round(places[path] or 0.0, 4) if parallel and None not in places.values() else 0.0
+        return place, int(header.get("InstanceNumber", None) or 0), str(path)
 
-    places = [position(header) for _, header in headers]
-    if any(place is None for place in places) or not is_parallel([header for _, header in headers]):
-        return sorted(headers, key=number)
-    order = sorted(range(len(headers)), key=lambda at: (round(places[at] or 0.0, 4), number(headers[at])))
-    return [headers[at] for at in order]
+    return sorted(headers, key=order)
+
+
+def _floats(header: Any, keyword: str, count: int) -> NDArray[np.float64] | None:
+    found = header.get(keyword)
+    return np.array([float(v) for v in found]) if found and len(found) == count else None
 
 
 def position(header: Any) -> float | None:
     """Distance of a slice from the origin along its normal, mm; None where the header does not say."""
-    directions, corner = header.get("ImageOrientationPatient"), header.get("ImagePositionPatient")
-    if not directions or not corner or len(directions) != 6 or len(corner) != 3:
+    directions, corner = (
+        _floats(header, "ImageOrientationPatient", 6),
+        _floats(header, "ImagePositionPatient", 3),
+    )
+    if directions is None or corner is None:
         return None
-    across, down = (np.array([float(v) for v in directions[i : i + 3]]) for i in (0, 3))
-    return float(np.cross(across, down) @ np.array([float(v) for v in corner]))
+    return float(np.cross(directions[:3], directions[3:]) @ corner)
 
 
 def is_parallel(headers: Sequence[Any]) -> bool:
-    """Whether all slices have the same direction, or none says any."""
-    found = [header.get("ImageOrientationPatient") for header in headers]
-    if any(each is None or len(each) != 6 for each in found):
-        return True
-    directions = np.array([[float(v) for v in each] for each in found])
-    return bool(np.abs(directions - directions[0]).max() < 1e-3)
+    """Whether all slices have the same direction, or one says none."""
+    found = [_floats(header, "ImageOrientationPatient", 6) for header in headers]
+    return any(each is None for each in found) or bool(np.ptp(np.array(found), axis=0).max() < 1e-3)
 
 
 def _check(path: Path, header: Any) -> None:
@@ -221,9 +186,9 @@ def _check(path: Path, header: Any) -> None:
     if "Rows" not in header or "Columns" not in header:
         what = f"is {header.get('SOPClassUID', 'a DICOM file')} without pixels"
         how = "leave it out: a series of pictures is expected"
-    elif frames > 1:
-        what = f"has {frames} frames; a series of single pictures is expected"
-        how = "split it into single frames first, e.g. by emf2sf of dcm4che"
+    elif frames > 1 or "Enhanced" in pydicom().uid.UID(str(header.get("SOPClassUID", ""))).name:
+        what = f"has {frames} frames" if frames > 1 else "is an enhanced file"
+        how = "make a series of plain single pictures of it first, e.g. by emf2sf of dcm4che"
     elif kind not in _PICTURES or bits not in {8, 16}:
         what = f"holds {kind or 'no photometric interpretation'} of {bits} bits, which is not translated"
         how = "MONOCHROME1, MONOCHROME2, RGB and YBR of 8 or 16 bits are"
@@ -232,11 +197,11 @@ def _check(path: Path, header: Any) -> None:
     raise ImageUnreadable(f"{path} {what}", hop="client", hint=how)
 
 
-def _slice(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_] | None, bool]:
-    """The pixels (H, W, C) of one file, which of them (H, W) are padding, and whether more is darker."""
+def _slice(path: Path) -> tuple[NDArray[Any], bool]:
+    """The pixels (H, W, C) of one file, NaN where they are padding, and whether more is darker."""
     package = pydicom()
     with _faults(path), quiet():
-        dataset = _dataset(path)
+        dataset = package.dcmread(path)
         if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
             _require_size(path, dataset)
         pixels = package.pixels.pixel_array(dataset)
@@ -245,21 +210,20 @@ def _slice(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_] | None, bool]:
                 raise ImageUnreadable(
                     f"{path} holds colours of {pixels.dtype}, 8 bits are read", hop="client"
                 )
-            return np.ascontiguousarray(pixels), None, False
-        padding = None
+            return np.ascontiguousarray(pixels), False
+        # By the modality's table or rescale (PS3.3 C.11.1); without either the stored numbers themselves.
+        if dataset.get("ModalityLUTSequence"):
+            values = package.pixels.apply_modality_lut(pixels, dataset).astype(np.float32)
+        else:
+            slope, intercept = (dataset.get(f"Rescale{part}") for part in ("Slope", "Intercept"))
+            values = pixels * (1.0 if slope is None else float(slope)) + float(intercept or 0)
+            values = values.astype(np.float32)
         if (first := dataset.get("PixelPaddingValue")) is not None:
             last = dataset.get("PixelPaddingRangeLimit")
             ends = np.array([int(first), int(first if last is None else last)])
             ends = ends.astype(f"{pixels.dtype.kind}2")
-            padding = (pixels >= ends.min()) & (pixels <= ends.max())
-        # By the modality's table or rescale (PS3.3 C.11.1); without either the stored numbers themselves.
-        if dataset.get("ModalityLUTSequence"):
-            values = package.pixels.apply_modality_lut(pixels, dataset)
-        else:
-            slope, intercept = (dataset.get(f"Rescale{part}") for part in ("Slope", "Intercept"))
-            values = pixels * (1.0 if slope is None else float(slope)) + float(intercept or 0)
-    inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
-    return values.astype(np.float32)[:, :, None], padding, inverted
+            values[(pixels >= ends.min()) & (pixels <= ends.max())] = np.nan
+    return values[:, :, None], dataset.PhotometricInterpretation == "MONOCHROME1"
 
 
 def _require_size(path: Path, dataset: Any) -> None:
@@ -345,13 +309,6 @@ def _faults(path: Path) -> Iterator[None]:
         ) from error
 
 
-Members = list[tuple[Path, Any]]
-"""Path and header (`SORTED_BY`) of each file of a series."""
-_OF_THE_STANDARD: Final = "1.2.840.10008."
-COPIES: Final = "copies of other DICOM files"
-"""What further files of the same picture, byte for byte, are counted as."""
-
-
 @dataclass(frozen=True, slots=True)
 class SortedFiles:
     """DICOM files by what they are."""
@@ -361,25 +318,6 @@ class SortedFiles:
     others: Counter[str]
 
 
-@dataclass(frozen=True, slots=True)
-class SeriesName:
-    """What the results of a series are called."""
-
-    name: str
-    also: tuple[str, ...]
-    uid_sha256: str
-
-
-def is_directory_file(path: Path) -> bool:
-    """Whether a file is a DICOMDIR, by name or by content."""
-    if not path.is_file() or not is_dicom(path):
-        return False
-    if path.name.upper().startswith("DICOMDIR"):
-        return True
-    directory = pydicom().uid.MediaStorageDirectoryStorage
-    return bool(read_header(path).file_meta.get("MediaStorageSOPClassUID") == directory)
-
-
 def sort_files(paths: Iterable[Path]) -> SortedFiles:
     """Look into the header of each file."""
     pictures: dict[str, Members] = {}
@@ -387,27 +325,21 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
     others: Counter[str] = Counter()
     with quiet():  # values are read when they are asked for
         for path in paths:
-            if not is_dicom(path):
-                what, how = beginning_of(path)
-                why = f"{path} does not begin as DICOM files do: it {what}"
-                unreadable.append((path, ImageUnreadable(why, hop="client", hint=how)))
-                continue
             try:
-                header = read_header(path, SORTED_BY)
+                header = _sorted_header(path)
             except ImageUnreadable as error:
                 unreadable.append((path, error.kept()))
                 continue
-            if "Rows" not in header:
-                kind, incomplete = _without_pixels(path, header)
-                others += Counter([kind] if kind else [])
-                unreadable += [] if kind else [(path, incomplete)]
-            elif header.get("SOPClassUID") and header.get("SOPInstanceUID"):
+            if "Rows" in header:
                 pictures.setdefault(str(header.SOPInstanceUID), []).append((path, header))
+            elif kind := _class_without_pixels(header):
+                others[kind] += 1
             else:
-                why = (
-                    f"{path} has no SOP Instance UID, or no SOP Class UID, so nothing can be derived from it"
+                what = (
+                    pydicom().uid.UID(str(header.get("SOPClassUID") or "a DICOM file of no known class")).name
                 )
-                unreadable.append((path, ImageUnreadable(why, hop="client", hint="export it again")))
+                ends = f"{path} is {what}, and ends before its pixels: it is not complete"
+                unreadable.append((path, ImageUnreadable(ends, hop="client", hint=COPY)))
     series: dict[str, Members] = {}
     for (path, header), *more in pictures.values():
         others[COPIES] += len(more)
@@ -424,38 +356,49 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
     return SortedFiles(series, tuple(unreadable), +others)
 
 
-def _without_pixels(path: Path, header: Any) -> tuple[str, ImageUnreadable]:
-    """The class of a file that is no picture, in words; empty where it is one, or unknown, with the error."""
+def _sorted_header(path: Path) -> Any:
+    """The attributes by which a file is sorted; of a picture with its identity."""
+    if not is_dicom(path):
+        what, how = beginning_of(path)
+        raise ImageUnreadable(f"{path} does not begin as DICOM files do: it {what}", hop="client", hint=how)
+    header = read_header(path, SORTED_BY)
+    if "Rows" in header and not (header.get("SOPClassUID") and header.get("SOPInstanceUID")):
+        why = "has no SOP Instance UID, or no SOP Class UID, so nothing can be derived from it"
+        raise ImageUnreadable(f"{path} {why}", hop="client", hint="export it again")
+    return header
+
+
+def _class_without_pixels(header: Any) -> str:
+    """The class of a file that is no picture, in words; empty where it is one, or unknown."""
     uids = pydicom().uid
-    found = {str(header.file_meta.get("MediaStorageSOPClassUID", "")), str(header.get("SOPClassUID", ""))}
-    uid, kind = uids.UID(max(found)), ""
-    if len(found) == 1 and uid and not uid.startswith(_OF_THE_STANDARD):
-        kind = "DICOM file of a private class without pixels"
-    elif len(found) == 1 and uid.type == "SOP Class" and "Image" not in uid.name:
-        kind = f"DICOM {uid.name.removesuffix(' Storage')}"
-    what = uids.UID(str(header.get("SOPClassUID") or uid)).name if uid else "a DICOM file of no known class"
-    ends = f"{path} is {what}, and ends before its pixels: it is not complete"
-    return kind, ImageUnreadable(ends, hop="client", hint=COPY)
+    of_file = str(header.file_meta.get("MediaStorageSOPClassUID", ""))
+    found = {of_file, str(header.get("SOPClassUID", ""))}
+    uid = uids.UID(max(found))
+    if of_file == uids.MediaStorageDirectoryStorage:
+        return "DICOMDIR"
+    if len(found) > 1 or not uid:
+        return ""
+    if not uid.startswith(_OF_THE_STANDARD):
+        return "DICOM file of a private class without pixels"
+    is_other = uid.type == "SOP Class" and "Image" not in uid.name
+    return f"DICOM {uid.name.removesuffix(' Storage')}" if is_other else ""
 
 
-def names_of(series: Mapping[str, Members], root: Path | None) -> Iterator[tuple[SeriesName, Members]]:
-    """A name for the results of each series."""
+def names_of(series: Mapping[str, Members], root: Path | None) -> dict[str, str]:
+    """A name for the results of each series, by its UID."""
     alone = root is None and sum(map(len, series.values())) == 1
-    digests = {uid: hashlib.sha256(uid.encode()).hexdigest() for uid in series}
-    plain = {}
+    names = {}
     for uid, members in series.items():
         common = Path(os.path.commonpath([path.absolute().parent for path, _ in members]))
         below = () if root is None else common.relative_to(root.absolute()).parts
+        number = uid_sha256(uid)[:8]
         with quiet(), suppress(TypeError, ValueError, OverflowError):
-            plain[uid] = str(int(members[0][1].get("SeriesNumber", None)))
-        place = (
-            safe_name((root or common).resolve().name),
-            *below,
-            f"series-{plain.get(uid, digests[uid][:8])}",
-        )
-        plain[uid] = safe_name(members[0][0].stem) if alone else "/".join(place)
-    alike = Counter(plain.values())
-    for uid, members in series.items():
-        both = plain[uid], f"{plain[uid]}-{digests[uid][:8]}"
-        name, other = both if alike[plain[uid]] == 1 else both[::-1]
-        yield SeriesName(name, (other,), digests[uid]), members
+            number = str(int(members[0][1].get("SeriesNumber", None)))
+        place = safe_name((root or common).resolve().name), *below, f"series-{number}"
+        names[uid] = safe_name(members[0][0].stem) if alone else "/".join(place)
+    alike = Counter(names.values())
+    return {uid: name if alike[name] == 1 else f"{name}-{uid_sha256(uid)[:8]}" for uid, name in names.items()}
+
+
+def uid_sha256(uid: str) -> str:
+    return hashlib.sha256(uid.encode()).hexdigest()

@@ -10,7 +10,7 @@ import hashlib
 import io
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,9 +20,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from ddib_fed.data.decoding import Pixels
-from ddib_fed.errors import DdibError, ImageUnreadable, InputError
+from ddib_fed.data.pictures import Pixels
+from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.formats.dicom import (
+    Members,
     Series,
     names_of,
     pydicom,
@@ -30,9 +31,10 @@ from ddib_fed.formats.dicom import (
     read_series,
     readable,
     sort_files,
+    uid_sha256,
 )
 from ddib_fed.formats.intensity import PERCENTILES, chosen_rule
-from ddib_fed.formats.study import Assembled, Options, Origin, Slices, Study, StudyResults, Unread
+from ddib_fed.formats.study import Assembled, Bad, Options, Origin, Slices, Study, StudyResults, Unread
 from ddib_fed.version import __version__
 
 MAKER: Final = "ddib-fed"
@@ -59,7 +61,7 @@ KEPT: Final = frozenset({
 _KEPT_GROUPS: Final = frozenset({0x0010, 0x0012, 0x0038})
 """The patient, the trial with its marks of de-identification, and the visit."""
 _Class = tuple[str, dict[str, str]]
-# The class of a grey result by that of its source, also an enhanced one, and what it must say of an acquisition (PS3.3
+# The class of a grey result by that of its source, and what it must say of an acquisition (PS3.3
 # C.8.3.1, C.8.2.1): "RM" is a sequence that is none of the standard's, and an empty value one that is not known.
 _CLASSES: Final[dict[str, _Class]] = {
     "MR Image Storage": ("MRImageStorage", {
@@ -74,9 +76,7 @@ _EQUIPMENT: Final = (
 )  # fmt: skip
 
 
-def derived_series(
-    series: Series, stack: Pixels, translated: StudyResults, slices: Sequence[int]
-) -> list[bytes]:
+def derived_series(series: Series, stack: Pixels, translated: StudyResults) -> list[bytes]:
     now = datetime.now().astimezone()
     parts = [r.latent_sha256 + r.target_model_sha256 for r in translated.records if r is not None]
     recipe = hashlib.sha256(" ".join([translated.target, *parts]).encode()).hexdigest()
@@ -84,8 +84,7 @@ def derived_series(
     hounsfield = hounsfield and translated.low is not None and translated.low <= -500
     made = []
     with quiet():
-        for at in slices:
-            source, pixels = series.headers[at], stack[at]
+        for source, pixels in zip(series.headers, stack, strict=True):
             dataset = _kept(source, colours=pixels.shape[2] == 3)
             _identify(dataset, source, recipe, now, translated)
             _attribute(dataset, source, translated, now)
@@ -106,10 +105,6 @@ def _file(dataset: Any) -> bytes:
     return file.getvalue()
 
 
-def new_uid(source: str, recipe: str) -> str:
-    return f"2.25.{uuid.uuid5(_SPACE, f'{source} {recipe}').int}"
-
-
 def _kept(source: Any, *, colours: bool) -> Any:
     """A copy of what the source's header says that is true of the result, too; nothing private."""
     kept = pydicom().Dataset()
@@ -118,7 +113,7 @@ def _kept(source: Any, *, colours: bool) -> Any:
             kept.add(deepcopy(element))
     kept.remove_private_tags()
     uids = pydicom().uid
-    name = uids.UID(source.SOPClassUID).name.removeprefix("Legacy Converted ").removeprefix("Enhanced ")
+    name = uids.UID(source.SOPClassUID).name
     kind, asked = _CLASSES.get("" if colours else name, _OTHER_CLASS)
     kept.SOPClassUID = getattr(uids, kind)
     for keyword, value in asked.items():
@@ -129,9 +124,9 @@ def _kept(source: Any, *, colours: bool) -> Any:
 
 def _identify(dataset: Any, source: Any, recipe: str, now: datetime, translated: StudyResults) -> None:
     """New UIDs, times, and the marks of a synthetic, derived picture."""
-    dataset.SOPInstanceUID, dataset.SeriesInstanceUID = (
-        new_uid(str(source[name].value), recipe) for name in ("SOPInstanceUID", "SeriesInstanceUID")
-    )
+    for name in ("SOPInstanceUID", "SeriesInstanceUID"):
+        number = uuid.uuid5(_SPACE, f"{source[name].value} {recipe}").int
+        setattr(dataset, name, f"2.25.{number}")
     dataset.SeriesNumber = SERIES_OFFSET + int(source.get("SeriesNumber", None) or 0)
     dataset.SeriesDescription = f"SYNTHETIC {translated.target}"[:64]
     third = [str(value) for value in source.get("ImageType", ())][2:3]  # of MR it names the contrast
@@ -181,7 +176,7 @@ def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, houns
     number = pydicom().valuerep.DSfloat
     colours = pixels.shape[2] == 3
     if colours:
-        if translated.bits == 16:
+        if pixels.dtype == np.uint16:
             pixels = (pixels >> 8).astype(np.uint8)
         dataset.PlanarConfiguration = 0
     bits = 8 if colours else 16
@@ -201,7 +196,7 @@ def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, houns
         dataset.RescaleIntercept = number(translated.intercept, auto_format=True)
         dataset.RescaleType = "HU" if hounsfield else "US"
     low = translated.intercept if low is None else low
-    high = low + slope * (2**translated.bits - 1) if high is None else high
+    high = low + slope * np.iinfo(translated.dtype).max if high is None else high
     dataset.WindowCenter = number((low + high) / 2, auto_format=True)
     dataset.WindowWidth = number(max(high - low, 1), auto_format=True)
 
@@ -225,8 +220,8 @@ class DicomStudy(Study):
 
     def assemble(self, translated: StudyResults) -> Assembled:
         stack = self.pixels.stack(translated)
-        report, said = self.pixels.report(translated, stack)
-        contents = derived_series(self.series, stack, translated, range(self.planes))
+        report, said = self.pixels.summary(translated, stack)
+        contents = derived_series(self.series, stack, translated)
         files = {f"{self.name}/{at + 1:04}.dcm": content for at, content in enumerate(contents)}
         header = self.series.headers[0]
         spacing = header.get("PixelSpacing")
@@ -244,50 +239,39 @@ class DicomStudy(Study):
         return Assembled(files, report, said)
 
 
-@dataclass(frozen=True, slots=True)
-class FoundSeries:
-    unread: tuple[Unread, ...]
-    unreadable: tuple[tuple[Path, DdibError], ...]
-    others: Counter[str]
-
-
-def find_dicom(given: Path, files: Iterable[Path], root: Path | None, options: Options) -> FoundSeries:
-    """The series among some files; the folder of a series' results has its name."""
+def find_dicom(
+    given: Path, files: Iterable[Path], root: Path | None, options: Options
+) -> tuple[list[Unread], Bad, Counter[str]]:
+    """The series among some files, what cannot be read, and how many others."""
     found = sort_files(files)
     if not found.series and not found.unreadable:
-        raise ImageUnreadable(f"{given} holds no DICOM pictures", hop="client", hint="ls, or dcmdump FILE")
-    unread: list[Unread] = []
-    unreadable = [*found.unreadable]
-    for called, members in names_of(found.series, root):
-        good, bad = readable(members)
-        unreadable += bad
-        origin = Origin(
-            given,
-            called.name,
-            (called.name,),
-            tuple(path for path, _ in good),
-            options.settings("intensity"),
-            label=f"{given}: {called.name}" if len(found.series) > 1 else "",
-            also=called.also,
-            series_sha256=called.uid_sha256,
-        )
-        unread.append(Unread(origin, partial(read_dicom, good, options)))
-    return FoundSeries(tuple(unread), tuple(unreadable), found.others)
-
-
-def read_dicom(members: Sequence[tuple[Path, Any]], options: Options, origin: Origin) -> DicomStudy:
-    called = origin.called
-    series, values = read_series(called, members)
-    odd = series.without_units
-    try:
-        rule = chosen_rule(options.intensity, values, series.modality, of_model=options.of_model)
-        if odd and (rule.name == "hu" or len(odd) < len(series.paths)):
-            raise InputError(
-                f"{called}: {len(odd)} of {len(series.paths)} slices are in no Hounsfield units: {odd[0]}",
-                hop="client",
-                hint=f"export it again with its rescale, or send numbers without units: --intensity {PERCENTILES}",
+        hint = "dcmdump FILE; in place of a DICOMDIR name its folder"
+        raise ImageUnreadable(f"{given} holds no DICOM pictures", hop="client", hint=hint)
+    unread, bad = list[Unread](), [*found.unreadable]
+    for uid, name in names_of(found.series, root).items():
+        good, unreadable = readable(found.series[uid])
+        bad += unreadable
+        if good:
+            origin = Origin(
+                given,
+                name,
+                (name,),
+                tuple(path for path, _ in good),
+                options.settings("intensity"),
+                label=f"{given}: {name}" if len(found.series) > 1 else "",
+                series_sha256=uid_sha256(uid),
             )
-        slices = Slices.of(values, rule)
-    except ImageUnreadable as error:
-        raise ImageUnreadable(f"{called}: {error.detail}", hop="client", hint=error.hint) from error
-    return DicomStudy(origin, slices, series)
+            unread.append(Unread(origin, partial(read_dicom, good, options)))
+    return unread, bad, found.others
+
+
+def read_dicom(members: Members, options: Options, origin: Origin) -> DicomStudy:
+    series, values = read_series(origin.called, members)
+    odd = series.without_units
+    rule = chosen_rule(options.intensity, values, series.modality, of_model=options.of_model)
+    if odd and (rule.name == "hu" or len(odd) < len(series.paths)):
+        raise InputError(
+            f"{len(odd)} of {len(series.paths)} slices are in no Hounsfield units: {odd[0]}",
+            hint=f"export it again with its rescale, or send numbers without units: --intensity {PERCENTILES}",
+        )
+    return DicomStudy(origin, Slices.of(values, rule), series)

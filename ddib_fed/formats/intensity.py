@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import Pixels
-from ddib_fed.data.pictures import encode_png
+from ddib_fed.data.pictures import Pixels, encode_png
 from ddib_fed.errors import ImageUnreadable, UsageError
 
 AUTO: Final = "auto"
@@ -60,19 +58,17 @@ class IntensityRule:
             float(found[a] or found[b] or 0) for a, b in (("centre", "least"), ("width", "most"))
         )
         low, high = float(found["low"] or 0.0), float(found["high"] or 255.0)
-        as_is = name in {"values", "hu"}
-        for wrong, what, example in (
-            (as_is and found["low"] is not None, f"{name} leaves the values as they are", name),
-            (name == "window" and second <= 0, "a width is above 0", "window:40,400"),
-            (
-                name == "percentile" and not 0 <= first < second <= 100,
-                "percentiles are 0 to 100, ascending",
-                PERCENTILES,
-            ),
-            (low >= high, "the range is empty", f"{PERCENTILES}@0:255"),
-        ):
-            if wrong:
-                raise UsageError(f"--intensity {text}: {what}", hint=f"--intensity {example}")
+        what = ""
+        if name in {"values", "hu"} and found["low"] is not None:
+            what, example = f"{name} leaves the values as they are", name
+        elif name == "window" and second <= 0:
+            what, example = "a width is above 0", "window:40,400"
+        elif name == "percentile" and not 0 <= first < second <= 100:
+            what, example = "percentiles are 0 to 100, ascending", PERCENTILES
+        elif low >= high:
+            what, example = "the range is empty", f"{PERCENTILES}@0:255"
+        if what:
+            raise UsageError(f"--intensity {text}: {what}", hint=f"--intensity {example}")
         return cls(name, first, second, low, high)
 
     @property
@@ -123,9 +119,9 @@ class Intensity:
         wide = np.result_type(values.dtype, np.float32).type
         share = (values.astype(wide) - wide(self.black)) / wide(self.white - self.black)
         scaled = np.nan_to_num(share, nan=0.0).clip(0.0, 1.0) * wide(self.high - self.low) + wide(self.low)
-        kind = _kind(self.low, self.high)
-        made: Pixels = scaled.astype(np.float32) if kind is None else np.rint(scaled).astype(kind)
-        return made
+        whole = self.low >= 0 and self.low.is_integer() and self.high.is_integer() and self.high <= 65535
+        made: Pixels = scaled.astype(np.float32)
+        return np.rint(scaled).astype(np.uint8 if self.high <= 255 else np.uint16) if whole else made
 
     def record(self, values: NDArray[Any]) -> dict[str, Any]:
         """What the provenance says: the rule, its numbers, how much was clipped, and the way back."""
@@ -145,30 +141,24 @@ class Intensity:
         }
 
 
-def auto_rule(values: NDArray[Any], modality: str = "") -> IntensityRule:
-    """The rule for `--intensity auto`: bytes as they are, Hounsfield units for CT, percentiles for all else."""
-    if values.dtype == np.uint8:
-        return IntensityRule("values")
-    return IntensityRule("hu") if modality == "CT" else IntensityRule.parse(PERCENTILES)
-
-
 def chosen_rule(
     text: str, values: NDArray[Any], modality: str = "", *, of_model: bool = False
 ) -> IntensityRule:
-    """The rule that was asked for, or that the source's model was trained with."""
+    """The rule that was asked for, or of the source's model; for `auto` bytes stay, CT is in Hounsfield units, and all
+    else goes by percentiles.
+    """
     if text == AUTO:
-        return auto_rule(values, modality)
+        usual = "hu" if modality == "CT" else PERCENTILES
+        return IntensityRule.parse("values" if values.dtype == np.uint8 else usual)
     rule = IntensityRule.parse(text)
     if rule.name == "hu" and modality != "CT":
-        other = PERCENTILES if modality else "values, if its numbers are Hounsfield units"
-        if of_model:
-            raise ImageUnreadable(
-                f"the source's model was trained on CT in Hounsfield units, this is {modality or 'no DICOM'}",
-                hop="client",
-                hint="a source of that kind (ddib domains)" if modality else f"--intensity {other}",
-            )
-        raise UsageError(
-            f"--intensity hu is for CT, this is {modality or 'no DICOM'}", hint=f"--intensity {other}"
+        this, other = modality or "no DICOM", "values, if its numbers are Hounsfield units"
+        hint = f"--intensity {PERCENTILES if modality else other}"
+        if not of_model:
+            raise UsageError(f"--intensity hu is for CT, this is {this}", hint=hint)
+        raise ImageUnreadable(
+            f"the source's model was trained on CT in Hounsfield units, this is {this}",
+            hint="a source of that kind (ddib domains)" if modality else hint,
         )
     return rule
 
@@ -185,14 +175,6 @@ def item_bytes(numbers: Pixels) -> bytes:
 def is_empty(numbers: Pixels, background: float, width: float) -> bool:
     differs = np.abs(numbers.astype(np.float32) - np.float32(background)) > EMPTY * width
     return bool(np.count_nonzero(differs) < LEAST_CONTENT * numbers.size)
-
-
-def _kind(low: float, high: float) -> type[np.unsignedinteger[Any]] | None:
-    if not (low >= 0 and low.is_integer() and high.is_integer()):
-        return None
-    if high <= 255:
-        return np.uint8
-    return np.uint16 if high <= 65535 else None
 
 
 def _narrowed(values: NDArray[Any]) -> Pixels:
@@ -217,69 +199,3 @@ def _narrowed(values: NDArray[Any]) -> Pixels:
             hint=f"--intensity {PERCENTILES}",
         )
     return made
-
-
-class Measurement(NamedTuple):
-    """A measurement of a whole study: for its record, and in one line for the person."""
-
-    record: dict[str, Any]
-    line: str
-
-
-def measure_flicker(source: NDArray[Any], translation: NDArray[Any]) -> Measurement | None:
-    """How much neighbouring slices differ beyond a steady change; None for fewer than three slices."""
-    if len(source) < 3:
-        return None
-    (first, first_mean), (second, second_mean) = (_flicker(each) for each in (source, translation))
-    ratio = second / first if first > 0 else None
-    record = {
-        "source": round(first, 6),
-        "translation": round(second, 6),
-        "brightness_source": round(first_mean, 6),
-        "brightness_translation": round(second_mean, 6),
-        "ratio": None if ratio is None else round(ratio, 4),
-    }
-    times = "" if ratio is None else f" ({ratio:.2f} times)"
-    return Measurement(
-        record, f"slice flicker {100 * second:.2f} % of the range, {100 * first:.2f} % in the source{times}"
-    )
-
-
-def _flicker(volume: NDArray[Any]) -> tuple[float, float]:
-    """Flicker of a volume (N, ...) and of its slices' means, as shares of its range."""
-    width = float(volume.max()) - float(volume.min())
-    if width <= 0:
-        return 0.0, 0.0
-    total, means = 0.0, []
-    for before, here, after in zip(volume[:-2], volume[1:-1], volume[2:], strict=True):
-        bend = here.astype(np.float32) - (before.astype(np.float32) + after.astype(np.float32)) / 2
-        total += float(np.abs(bend).mean())
-        means.append(abs(float(bend.mean())))
-    return total / (len(volume) - 2) / width, float(np.mean(means)) / width
-
-
-def measure_seams(
-    source: NDArray[Any], translation: NDArray[Any], rows: Sequence[int], columns: Sequence[int]
-) -> Measurement | None:
-    """How much steeper a picture is where tiles begin and end; None where there is but one tile."""
-    edges = len(rows) + len(columns)
-    if not edges:
-        return None
-    first, second = (_steepness(each, rows, columns) for each in (source, translation))
-    return Measurement(
-        {"source": round(first, 4), "translation": round(second, 4), "edges": edges},
-        f"seam energy {second:.3f} at {edges} edges of tiles, {first:.3f} in the source "
-        "(1: no steeper than elsewhere)",
-    )
-
-
-def _steepness(picture: NDArray[Any], rows: Sequence[int], columns: Sequence[int]) -> float:
-    """Mean difference across the given lines over that across all others."""
-    at: list[float] = []
-    elsewhere: list[float] = []
-    for axis, lines in ((0, rows), (1, columns)):
-        steps = np.abs(np.diff(picture.astype(np.float32), axis=axis)).mean(axis=(1 - axis, 2))
-        chosen = np.isin(np.arange(1, len(steps) + 1), lines)
-        at, elsewhere = [*at, *steps[chosen]], [*elsewhere, *steps[~chosen]]
-    usual = float(np.mean(elsewhere)) if elsewhere else 0.0
-    return float(np.mean(at)) / usual if at and usual else 1.0

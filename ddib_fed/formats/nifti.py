@@ -10,15 +10,15 @@ import gzip
 import math
 import shlex
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import Pixels
-from ddib_fed.errors import FileMissing, ImageUnreadable
+from ddib_fed.data.pictures import Pixels
+from ddib_fed.errors import ImageUnreadable
 from ddib_fed.formats.intensity import chosen_rule
 from ddib_fed.formats.recognition import COPY, beginning_of
 from ddib_fed.formats.study import MAX_BYTES, Assembled, Options, Origin, Slices, Study, StudyResults
@@ -48,16 +48,13 @@ class NiftiStudy(Study):
     def assemble(self, translated: StudyResults) -> Assembled:
         """The volume of the results, as the input lies in its file."""
         stack = self.pixels.stack(translated)
-        report, said = self.pixels.report(translated, stack)
-        files = {self.outputs[0]: self._file(self._volume(stack, translated), translated)}
-        if self.pixels.missing(translated):
+        report, said = self.pixels.summary(translated, stack)
+        files = {self.origin.outputs[0]: self._file(self._volume(translated.scaled(stack)), translated)}
+        if missing := self.pixels.missing(translated):
             there = np.zeros_like(stack[..., :1], dtype=np.uint8)
-            there[
-                [at for at, plane in zip(self.sent, translated.planes, strict=True) if plane is not None]
-            ] = 1
-            mask = replace(translated, slope=1.0, intercept=0.0, planes=(there[0],))
+            there[sorted({*self.sent} - {*missing})] = 1
             (name,) = self.origin.beside
-            files[name] = self._file(self._volume(there, mask), mask)
+            files[name] = self._file(self._volume(there), translated)
             said = (*said, f"slices that were not translated are 0 in {name}")
         report["geometry"] = {
             "plane": self.plane,
@@ -68,7 +65,8 @@ class NiftiStudy(Study):
         }
         return Assembled(files, report, said)
 
-    def _volume(self, stack: Pixels, translated: StudyResults) -> Pixels:
+    def _volume(self, stack: Pixels) -> Pixels:
+        """Slices (N, H, W, C) as the input lies in its file."""
         image, (through, across, up) = self.image, PLANES[self.plane]
         orientation, four = _orientation(image), (*image.shape, 1, 1)[:4]
         shape = [0, 0, 0]  # in canonical orientation
@@ -79,9 +77,9 @@ class NiftiStudy(Study):
         canonical = ordered.transpose(axes[0], axes[1], axes[2], 0, 4)
         orientations = _nibabel().orientations
         back = orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), orientation)
-        volume = translated.scaled(orientations.apply_orientation(canonical, back))
+        volume: Pixels = orientations.apply_orientation(canonical, back)
         # Colours are one more axis, as the 5th of NIfTI for vectors.
-        return volume.reshape(image.shape if translated.channels == 1 else (*volume.shape[:4], 3))
+        return volume.reshape(image.shape if volume.shape[4] == 1 else (*volume.shape[:4], 3))
 
     def _file(self, volume: Pixels, translated: StudyResults) -> bytes:
         """The volume with a header of its own."""
@@ -103,7 +101,7 @@ class NiftiStudy(Study):
             header.set_intent("vector")
         header["descrip"] = f"SYNTHETIC {translated.target} ddib-fed {__version__}"[:79]
         content = nibabel.Nifti1Image.to_bytes(made) if kind is nibabel.Nifti1Image else made.to_bytes()
-        return gzip.compress(content, mtime=0) if self.outputs[0].endswith(".gz") else content
+        return gzip.compress(content, mtime=0) if self.origin.outputs[0].endswith(".gz") else content
 
 
 def nifti_origin(path: Path, options: Options, within: str = "") -> Origin:
@@ -115,15 +113,12 @@ def nifti_origin(path: Path, options: Options, within: str = "") -> Origin:
 
 def read_nifti(origin: Origin, options: Options) -> NiftiStudy:
     path = origin.given
-    if not path.exists():
-        raise FileMissing(f"there is no {path}", hop="client")
     image = _opened(path)
     kind = image.get_data_dtype()
     if len(image.shape) not in {2, 3, 4} or kind.fields or kind.kind == "c":
         raise ImageUnreadable(
-            f"{path} holds {'colours' if kind.fields else kind} of {len(image.shape)} axes; slices, volumes and time "
+            f"it holds {'colours' if kind.fields else kind} of {len(image.shape)} axes; slices, volumes and time "
             "series of real numbers are translated",
-            hop="client",
             hint="write its parts (channels, real and imaginary, times) as volumes, e.g. by nibabel; or leave it out",
         )
     stored = (image.dataobj.slope, image.dataobj.inter) == (1.0, 0.0)
@@ -131,31 +126,24 @@ def read_nifti(origin: Origin, options: Options) -> NiftiStudy:
     size = math.prod(image.shape) * wide.itemsize
     if size > MAX_BYTES:
         raise ImageUnreadable(
-            f"{path}: its values take {size} bytes, {MAX_BYTES} are the limit",
-            hop="client",
+            f"its values take {size} bytes, {MAX_BYTES} are the limit",
             hint=f"cut it into parts, e.g. by fslsplit {shlex.quote(str(path))}",
         )
     try:
         values = np.asanyarray(image.dataobj, dtype=wide)
     except Exception as error:  # nibabel raises any exception on damaged files
-        raise ImageUnreadable(
-            f"{path} cannot be read: {_one_line(error)}", hop="client", hint=COPY
-        ) from error
+        raise ImageUnreadable(f"it cannot be read: {_one_line(error)}", hint=COPY) from error
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    try:
-        orientation, plane = _orientation(image), options.slices
-        if len(image.shape) == 2:
-            plane = next(name for name, axes in PLANES.items() if axes[0] == int(orientation[2][0]))
-        rule = chosen_rule(options.intensity, values, of_model=options.of_model)
-        canonical = _nibabel().apply_orientation(values.reshape((*image.shape, 1, 1)[:4]), orientation)
-        through, across, up = PLANES[plane]
-        ordered = canonical.transpose(3, through, up, across)[:, :, ::-1]
-        values = ordered.reshape(-1, *ordered.shape[2:], 1)
-        del canonical, ordered  # of a large volume one copy is enough
-        slices = Slices.of(values, rule)
-    except ImageUnreadable as error:
-        raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
-    return NiftiStudy(origin, slices, image, plane)
+    orientation, plane = _orientation(image), options.slices
+    if len(image.shape) == 2:
+        plane = next(name for name, axes in PLANES.items() if axes[0] == int(orientation[2][0]))
+    rule = chosen_rule(options.intensity, values, of_model=options.of_model)
+    canonical = _nibabel().apply_orientation(values.reshape((*image.shape, 1, 1)[:4]), orientation)
+    through, across, up = PLANES[plane]
+    ordered = canonical.transpose(3, through, up, across)[:, :, ::-1]
+    values = ordered.reshape(-1, *ordered.shape[2:], 1)
+    del canonical, ordered  # of a large volume one copy is enough
+    return NiftiStudy(origin, Slices.of(values, rule), image, plane)
 
 
 def _one_line(error: Exception) -> str:
@@ -175,10 +163,10 @@ def _opened(path: Path) -> Any:
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
         what, how = beginning_of(path)
         raise ImageUnreadable(
-            f"{path} cannot be read as NIfTI: it {what} ({_one_line(error)})", hop="client", hint=how
+            f"it cannot be read as NIfTI: it {what} ({_one_line(error)})", hint=how
         ) from error
     if not isinstance(image, nibabel.Nifti1Image):
-        raise ImageUnreadable(f"{path} is {type(image).__name__}, no NIfTI", hop="client")
+        raise ImageUnreadable(f"it is {type(image).__name__}, no NIfTI")
     return image
 
 
@@ -189,5 +177,5 @@ def _orientation(image: Any) -> NDArray[Any]:
     found: NDArray[Any] = _nibabel().io_orientation(affine) if finite else np.full((3, 2), np.nan)
     if np.isnan(found).any():
         why = "an axis is all zero" if finite else "it is not finite"
-        raise ImageUnreadable(f"its affine has no orientation: {why}", hop="client", hint=_NO_PLACE)
+        raise ImageUnreadable(f"its affine has no orientation: {why}", hint=_NO_PLACE)
     return found

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from ddib_fed.errors import DdibError, ImageUnreadable, UsageError
-from ddib_fed.formats.dicom import is_directory_file
-from ddib_fed.formats.dicom_writing import FoundSeries, find_dicom
-from ddib_fed.formats.geotiff import geotiff_origin, read_geotiff
+from ddib_fed.errors import DdibError, UsageError
+from ddib_fed.formats.dicom_writing import find_dicom
 from ddib_fed.formats.nifti import nifti_origin, read_nifti
-from ddib_fed.formats.pictures import picture_origin, read_picture
-from ddib_fed.formats.recognition import Format, Recognised, Sighting, recognise
+from ddib_fed.formats.recognition import Format, Recognised, recognise
 from ddib_fed.formats.study import Bad, Choice, Options, Origin, Studies, Study, Unread
+from ddib_fed.formats.tiles import geotiff_origin, picture_origin, read_geotiff, read_picture
 
-_FORMATS: Final[
-    dict[Format, tuple[Callable[[Path, Options, str], Origin], Callable[[Origin, Options], Study]]]
-] = {
+_FORMATS: Final[dict[Format, tuple[Callable[[Path, Options, str], Origin], Callable[..., Study]]]] = {
     Format.NIFTI: (nifti_origin, read_nifti),
     Format.PICTURE: (picture_origin, read_picture),
     Format.LARGER: (picture_origin, read_picture),
@@ -41,35 +37,30 @@ def open_recognised(found: Recognised, options: Options, *, bad: Bad | None = No
     ignored = Counter(found.ignored)
     trained = options.as_trained()  # pictures of any format are in the model's own numbers
 
-    def take(series: FoundSeries) -> None:
-        unread.extend(series.unread)
-        ignored.update(series.others)
-        _set_aside(series.unreadable, bad)
+    def take_series(given: Path, files: Sequence[Path], root: Path | None) -> None:
+        series, unreadable, others = find_dicom(given, files, root, trained)
+        unread.extend(series)
+        ignored.update(others)
+        for path, error in unreadable:
+            with _collected(path, bad):
+                raise error
 
     for sighting in found.studies:
-        with _collected(sighting.path, bad):
+        path = sighting.path
+        with _collected(path, bad):
             if sighting.format is not Format.DICOM:
-                unread.append(_of_file(sighting, options if sighting.is_picture else trained))
+                origin_of, read = _FORMATS[sighting.format]
+                chosen = options if sighting.is_picture else trained
+                reader = partial(read, options=chosen)
+                unread.append(Unread(origin_of(path, chosen, sighting.within), reader))
             elif sighting.files:
-                take(find_dicom(sighting.path, sighting.files, sighting.path, trained))
-            elif is_directory_file(sighting.path):
-                raise ImageUnreadable(
-                    f"{sighting.path} is a DICOMDIR, a list of files, and not read",
-                    hop="client",
-                    hint=f"name its folder: {shlex.quote(str(sighting.path.parent))}",
-                )
+                take_series(path, sighting.files, path)
             else:
-                slices.append(sighting.path)
+                slices.append(path)
     if slices:
         with _collected(slices[0], bad):
-            take(find_dicom(slices[0], slices, None, trained))
-    named = _named_apart(unread)
-    return Choice(Studies(named), found.plain, ignored)
-
-
-def _of_file(sighting: Sighting, options: Options) -> Unread:
-    origin_of, read = _FORMATS[sighting.format]
-    return Unread(origin_of(sighting.path, options, sighting.within), lambda origin: read(origin, options))
+            take_series(slices[0], slices, None)
+    return Choice(Studies(_named_apart(unread)), found.plain, ignored)
 
 
 @contextmanager
@@ -85,15 +76,8 @@ def _collected(path: Path, bad: Bad | None) -> Iterator[None]:
         bad.append((path, error.kept()))
 
 
-def _set_aside(found: Sequence[tuple[Path, DdibError]], bad: Bad | None) -> None:
-    for path, error in found:
-        with _collected(path, bad):
-            raise error
-
-
 def _named_apart(unread: Sequence[Unread]) -> list[Unread]:
     """The same with different names for all results: of files that differ in their suffix alone with the suffix."""
-
     times = Counter(each.origin.name.casefold() for each in unread)
     named = []
     for each in unread:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from ddib_fed.engine.record import DOUBTFUL_BELOW, Part, Translation, WrittenFile
-from ddib_fed.errors import AlreadyExists, InputError, ItemNotFound, JobFailed, PictureMisfit, UsageError
+from ddib_fed.errors import AlreadyExists, JobFailed, PictureMisfit, UsageError
 from ddib_fed.files import has_sha256, make_private_folders, read_json, sync_folder, write_file, write_json
-from ddib_fed.formats.study import Assembled, ItemResult, Origin, Study, StudyResults, grey_copy
+from ddib_fed.formats.study import Assembled, ItemResult, Origin, Study, StudyResults, naming
 
 FORMAT = 1
 """Of the section `study` of a record."""
@@ -80,18 +80,8 @@ def translate_study(
 ) -> WrittenStudy:
     """Translate the items of a study that have no result yet, and write its output (`finished_study` first).
 
-    Args:
-        study: What is translated.
-        out: Where its output goes, under the study's names.
-        translate: Translates items into a folder.
-        asked: Digest of the request.
-        force: Translate all items again, and overwrite what is there.
-        doubtful_below: PSNR of a round trip in dB below which a result is marked.
-
-    Raises:
-        AlreadyExists: Something else is in the place of the output.
-        JobFailed: Planes have no result although they were not refused, or all were refused.
-        PictureMisfit: The numbers of the study are not those of the model; the hint names a rule that fits.
+    `translate` makes files of items in a folder; `asked` is the digest of the request. A misfit's hint names a rule of
+    intensity that fits the model. Planes that no node refused are never written as background.
     """
     check_outputs(study.origin, out, force=force)
     parts = out / f"{study.name}.parts"
@@ -99,8 +89,11 @@ def translate_study(
     results = [None if force else _result(item, folder, asked) for item in items]
     refused: Mapping[Path, str] = {}
     if left := [item for item, result in zip(items, results, strict=True) if result is None]:
-        with _in_the_studys_words(study):
-            refused = translate(left, folder)
+        with naming(study.origin):
+            try:
+                refused = translate(left, folder)
+            except PictureMisfit as error:
+                raise _misfit(study, error) from error
         results = [_result(item, folder, asked) for item in items]
     if missing := [at for at, result in enumerate(results) if result is None]:
         _check_missing(study, items, missing, refused)
@@ -111,21 +104,19 @@ def translate_study(
 
 def finished_study(origin: Origin, out: Path, *, asked: str) -> WrittenStudy | None:
     """The output of a study that is on the disk already; None if it is not, or is that of something else."""
-    digest = ""
-    for path in (out / f"{name}.json" for name in (origin.name, *origin.also)):
-        record, report = Translation.read(path), (read_json(path) or {}).get("study")
-        if record is None or not isinstance(report, dict) or report.get("format") != FORMAT:
-            continue
-        if (record.asked_sha256, report["options"]) != (asked, dict(origin.settings)):
-            continue
-        digest = digest or origin.sha256()
-        files = {path.parent / name: written for name, written in report["files"].items()}
-        if record.input_sha256 != digest or not files:
-            continue
-        if all(has_sha256(file, written) for file, written in files.items()):
-            said = ("was translated by an earlier run; --force translates it again",)
-            return WrittenStudy(origin.given, tuple(files), path, record, report, said)
-    return None
+    path = out / f"{origin.name}.json"
+    record, report = Translation.read(path), (read_json(path) or {}).get("study")
+    if record is None or not isinstance(report, dict) or report.get("format") != FORMAT:
+        return None
+    if (record.asked_sha256, report["options"]) != (asked, dict(origin.settings)):
+        return None
+    files = {path.parent / name: written for name, written in report["files"].items()}
+    if not files or record.input_sha256 != origin.sha256():
+        return None
+    if not all(has_sha256(file, written) for file, written in files.items()):
+        return None
+    said = ("was translated by an earlier run; --force translates it again",)
+    return WrittenStudy(origin.given, tuple(files), path, record, report, said)
 
 
 def check_outputs(origin: Origin, out: Path, *, force: bool) -> None:
@@ -190,60 +181,35 @@ def _check_missing(
     planes = [study.sent[at] for at in kept or missing]
     what = f"{study.origin.called}: {len(planes)} of {len(items)} planes were not translated ({_numbers(planes)})"
     if kept:
-        raise JobFailed(
-            f"{what}, although no node refused them, so no {study.kind} was written; the others are kept",
-            hop="client",
-            hint="the same command again",
-        )
+        why = "although no node refused them, so no output was written; the others are kept"
+        raise JobFailed(f"{what}, {why}", hop="client", hint="the same command again")
     if len(missing) == len(items):
         reasons = "; ".join(dict.fromkeys(why for why in refused.values() if why))
-        raise JobFailed(
-            f"{what}: every one was refused ({reasons}), so no {study.kind} was written",
-            hop="client",
-            hint="ddib job list, ddib job show JOB: the reason of each",
-        )
+        why = f"every one was refused ({reasons}), so no output was written"
+        hint = "ddib job list, ddib job show JOB: the reason of each"
+        raise JobFailed(f"{what}: {why}", hop="client", hint=hint)
 
 
 def _numbers(planes: Sequence[int]) -> str:
     return ", ".join(str(at + 1) for at in planes[:8]) + (", ..." if len(planes) > 8 else "")
 
 
-@contextmanager
-def _named(study: Study) -> Iterator[None]:
-    try:
-        yield
-    except (InputError, ItemNotFound, JobFailed) as error:
-        error.detail = f"{study.origin.called}: {error.detail}"
-        error.args = (error.detail,)
-        raise
-
-
-@contextmanager
-def _in_the_studys_words(study: Study) -> Iterator[None]:
-    """Inside, an error about the items is one about the study; of those that do not fit the model, with what would."""
-    called = study.origin.called
-    try:
-        yield
-    except JobFailed:
-        with _named(study):
-            raise
-    except PictureMisfit as error:
-        if error.facts.get("problem") == "colour":
-            raise PictureMisfit(
-                f"{called}: it is in colour, and the model takes grey pictures",
-                hop=error.hop,
-                hint=f"make a grey copy if that is meant, and translate that: {grey_copy(study)}",
-                facts=error.facts,
-            ) from error
-        taken = error.facts.get("range", "0:255")
+def _misfit(study: Study, error: PictureMisfit) -> PictureMisfit:
+    """The error about items that do not fit the model as one about their study, with what would fit."""
+    facts, called = error.facts, study.origin.called
+    if facts.get("problem") == "colour":
+        detail = f"{called}: it is in colour, and the model takes grey pictures"
+        hint = "make a grey copy if that is meant, and translate that"
+    else:
+        taken = facts.get("range", "0:255")
         rule = f"{'window:40,400' if '(CT)' in study.kind else 'percentile:0.5,99.5'}@{taken}"
-        raise PictureMisfit(
-            f"{called}: its slices hold {error.facts.get('holds', 'other numbers')}; the model takes "
-            f"{error.facts.get('takes', taken)}",
-            hop=error.hop,
-            hint=f"the same command with --intensity={rule} (docs/formats.md)",
-            facts={**error.facts, INTENSITY: rule},
-        ) from error
+        holds, takes = facts.get("holds", "other numbers"), facts.get("takes", taken)
+        detail = f"{called}: its slices hold {holds}; the model takes {takes}"
+        hint, facts = (
+            f"the same command with --intensity={rule} (docs/formats.md)",
+            {**facts, INTENSITY: rule},
+        )
+    return PictureMisfit(detail, hop=error.hop, hint=hint, facts=facts)
 
 
 def write_outputs(
@@ -254,7 +220,7 @@ def write_outputs(
     doubtful_below: float = DOUBTFUL_BELOW,
 ) -> WrittenStudy:
     """Put results together, and write the output: all its files aside, then into their places, and the record last."""
-    with _named(study):
+    with naming(study.origin):
         translated = StudyResults.of(results)
         made = study.assemble(translated)
     provenance, report = _record(study, translated, made, why or [""] * len(results), doubtful_below)
@@ -270,7 +236,7 @@ def write_outputs(
         make_private_folders((out / name).parent)
         (staged / name).replace(out / name)
     # A series of an earlier run may have had more slices, and another output a mask.
-    for name in (*study.outputs, *study.origin.beside):
+    for name in (*study.origin.outputs, *study.origin.beside):
         for earlier in [out / name, *(out / name).glob("[0-9]*.dcm")]:
             if earlier.is_file() and earlier not in files:
                 earlier.unlink()
@@ -280,7 +246,7 @@ def write_outputs(
     shutil.rmtree(staged, ignore_errors=True)
     with suppress(OSError):  # items are kept in it
         parts.rmdir()
-    return WrittenStudy(study.given, files, path, provenance, report, made.said)
+    return WrittenStudy(study.origin.given, files, path, provenance, report, made.said)
 
 
 def _record(
@@ -295,19 +261,23 @@ def _record(
     written = {name: WrittenFile(file=name, sha256=sha256) for name, sha256 in digests.items()}
     first = next(iter(written))
     main = WrittenFile(file=Path(study.name).name) if "/" in first else written[first]
-    kinds = (Part.RETURNED.value, MASK)
-    others = {kind: each for kind in kinds for name, each in written.items() if f".{kind}." in name}
+    others = {
+        kind: each
+        for kind in (Part.RETURNED.value, MASK)
+        for name, each in written.items()
+        if f".{kind}." in name
+    }
     stages = sorted({stage for record in records for stage in record.seconds})
     provenance = translated.first.model_copy(
         update={
-            "input": study.given.name,
+            "input": study.origin.given.name,
             "files": {Part.TRANSLATION.value: main, **others},
             "input_sha256": study.origin.sha256(),
             "latent_sha256": "",
             "samples": len(records),
             "wire_bytes": sum(record.wire_bytes for record in records),
             "seconds": {stage: sum(r.seconds.get(stage, 0.0) for r in records) for stage in stages},
-            "doubtful": _any([record.doubtful for record in records]),
+            "doubtful": _any(record.doubtful for record in records),
             "doubts": tuple(sorted({doubt for record in records for doubt in record.doubts or ()})),
         }
     ).with_(picture=_figures(records) | dict(made.figures))
@@ -348,7 +318,7 @@ def _figures(records: Sequence[Translation]) -> dict[str, Any]:
     pictures = [record.picture for record in records if record.picture is not None]
     figures: dict[str, Any] = {
         "clipped": sum(each.clipped for each in pictures),
-        "structure_doubtful": _any([each.structure_doubtful for each in pictures]),
+        "structure_doubtful": _any(each.structure_doubtful for each in pictures),
     }
     for name, how in _OVER_ITEMS.items():
         found = [value for each in pictures if (value := getattr(each, name)) is not None]
@@ -356,7 +326,7 @@ def _figures(records: Sequence[Translation]) -> dict[str, Any]:
     return figures
 
 
-def _any(found: Sequence[bool | None]) -> bool | None:
+def _any(found: Iterable[bool | None]) -> bool | None:
     known = [each for each in found if each is not None]
     return any(known) if known else None
 

@@ -10,6 +10,7 @@ import io
 import os
 import shlex
 import struct
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,17 +18,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from ddib_fed.errors import ImageUnreadable
+from ddib_fed.engine.record import tiles_in
+from ddib_fed.errors import DdibError, ImageUnreadable
 
 HIDDEN: Final = "hidden"
 TAKEN: Final = {
-    ".npy": ".npy",
-    ".png": ".png",
-    ".jpg": ".jpg",
-    ".jpeg": ".jpg",
-    ".tif": ".tif",
-    ".tiff": ".tif",
-}
+    ".npy": ".npy", ".png": ".png", ".jpg": ".jpg", ".jpeg": ".jpg", ".tif": ".tif", ".tiff": ".tif",
+}  # fmt: skip
 """Suffixes of files that a node takes as they are, and the usual suffix of their kind."""
 DICOM_SUFFIX: Final = ".dcm"
 NIFTI_SUFFIXES: Final = (".nii", ".nii.gz")
@@ -119,7 +116,9 @@ def _below(folder: Path, out: Path | None, kind_of: Callable[[Path], Format | No
     """What lies below a folder; a folder without a study is left as it is."""
     below = files_below(folder, out)
     kinds = {path: kind_of(path) for path in below.files}
-    dicom = tuple(path for path, kind in kinds.items() if kind is Format.DICOM and not _is_directory(path))
+    dicom = tuple(
+        path for path, kind in kinds.items() if kind is Format.DICOM and path.name[:8] != "DICOMDIR"
+    )
     if len(dicom) > MAX_DICOM_FILES:
         raise ImageUnreadable(f"{folder} has more than {MAX_DICOM_FILES} DICOM files", hop="client")
     studies = [
@@ -172,7 +171,7 @@ def format_of(path: Path) -> Format | None:
     """The format of a file of which pixels alone leave; None for any other file, and for what cannot be opened."""
     if is_nifti(path):
         return Format.NIFTI
-    if is_picture(path):
+    if path.suffix.lower() in PICTURES:
         return Format.PICTURE
     if is_georeferenced(path):
         return Format.MAP
@@ -187,35 +186,35 @@ def format_of_content(content: bytes) -> Format | None:
 
 
 def beginning(content: bytes, path: Path) -> tuple[str, str]:
-    """What a file is by its first bytes (352 are enough), in words, and what helps where it should be
-    something else.
-    """
+    """What a file is by its first bytes (352 are enough), and what helps where it should be something else."""
     found = next((suffix for suffix, openings in OPENINGS.items() if content.startswith(openings)), "")
     if content[_PREAMBLE : _PREAMBLE + 4] == b"DICM":
         found = DICOM_SUFFIX
     elif content[344:348] == b"n+1\0" or content[4:8] == b"n+2\0":
         found = ".nii"
-    if found:
-        given, stem = shlex.quote(str(path)), path.with_suffix("")
-        if found in {".gz", ".zip"} and not is_nifti(path):
-            how = f"gzip -dk {given}" if found == ".gz" else f"unzip {given} -d {shlex.quote(str(stem))}"
-            return f"is a {found} file", how
-        right = (
-            f"{path}.gz" if found == ".gz" else (stem if path.suffix == ".gz" else path).with_suffix(found)
+    given, bare = shlex.quote(str(path)), path.with_suffix("") if path.suffix == ".gz" else path
+    if found in {".gz", ".zip"} and not is_nifti(path):
+        how = (
+            f"gzip -dk {given}"
+            if found == ".gz"
+            else f"unzip {given} -d {shlex.quote(str(path.with_suffix('')))}"
         )
-        return f"is a {found} file", f"mv -n {given} {shlex.quote(str(right))}"
-    if not content:
-        return "is empty", COPY
+        return f"is a {found} file", how
+    if found:
+        right = f"{path}.gz" if found == ".gz" else str(bare.with_suffix(found))
+        return f"is a {found} file", f"mv -n {given} {shlex.quote(right)}"
     if content.startswith(_BARE_DICOM):
-        whole = path.with_name(f"{path.stem}-whole{DICOM_SUFFIX}")
-        how = f"dcmconv {shlex.quote(str(path))} {shlex.quote(str(whole))}"
-        return "is DICOM without the beginning that files have", f"{how}   (dcmtk writes it)"
+        whole = shlex.quote(str(path.with_name(f"{path.stem}-whole{DICOM_SUFFIX}")))
+        return (
+            "is DICOM without the beginning that files have",
+            f"dcmconv {given} {whole}   (dcmtk writes it)",
+        )
     if content.lstrip()[:1] == b"<":
         return (
             "is a web page or other text with tags",
-            "open it in a browser: a page to log in is often saved instead",
+            "open it in a browser: a page to log in is often saved",
         )
-    return "begins as no known format does", COPY
+    return ("begins as no known format does" if content else "is empty"), COPY
 
 
 def beginning_of(path: Path) -> tuple[str, str]:
@@ -227,10 +226,6 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(NIFTI_SUFFIXES)
 
 
-def is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURES
-
-
 def is_dicom(path: Path) -> bool:
     """Whether a file begins as DICOM files do (PS3.10 7.1)."""
     try:
@@ -238,10 +233,6 @@ def is_dicom(path: Path) -> bool:
             return file.read(_PREAMBLE + 4)[_PREAMBLE:] == b"DICM"
     except OSError:
         return False
-
-
-def _is_directory(path: Path) -> bool:
-    return path.name.startswith("DICOMDIR")
 
 
 def is_georeferenced(path: Path) -> bool:
@@ -255,13 +246,35 @@ def is_georeferenced(path: Path) -> bool:
         return False
 
 
+def is_larger(path: Path, tile: tuple[int, int], most: int | None) -> bool:
+    """Whether a picture that a node takes is sent in tiles instead, by its header; `most` as `Options.most_tiles`."""
+    from ddib_fed.data.pictures import ImageLimits, cost_of, image_format, read_content
+
+    try:
+        content = read_content(path, ImageLimits())
+        if image_format(content) is None:
+            return False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is over the limits the node says more
+            size = cost_of(content, ImageLimits()).geometry
+    except DdibError:  # whoever reads it says what is wrong
+        return False
+    return tile_of(size.height, size.width, tile, most) is not None
+
+
+def tile_of(
+    height: int, width: int, tile: tuple[int, int] | None, most: int | None
+) -> tuple[int, int] | None:
+    """The size of the tiles of a picture; None where it is sent whole."""
+    count = 0 if tile is None else tiles_in(height, width, tile)
+    return tile if 0 < count <= (most or count) else None
+
+
 def _tags(file: BinaryIO) -> set[int]:
     """The tags of a TIFF's pages, as far as they can be read; empty for anything else."""
     opening = file.read(16)
     order = {b"II": "<", b"MM": ">"}.get(opening[:2])
-    if order is None or len(opening) < 16:
-        return set()
-    (version,) = struct.unpack_from(f"{order}H", opening, 2)
+    version = struct.unpack_from(f"{order}H", opening, 2)[0] if order and len(opening) == 16 else 0
     if version not in {42, 43}:
         return set()
     # A page is the number of its tags, the tags, and where the next page is; 43 is BigTIFF.

@@ -6,25 +6,35 @@ The rule: an item holds pixels, their type and their shape, and no value of the 
 from __future__ import annotations
 
 import hashlib
-import shlex
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol, overload
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.decoding import Pixels
-from ddib_fed.data.pictures import decode_image
+from ddib_fed.data.pictures import Pixels, decode_image
 from ddib_fed.engine.record import Translation
-from ddib_fed.errors import DdibError, ImageUnreadable, InputError, ItemNotFound
-from ddib_fed.formats.intensity import AUTO, IntensityRule, is_empty, item_bytes, measure_flicker
+from ddib_fed.errors import (
+    DdibError,
+    ExtraMissing,
+    FileMissing,
+    ImageUnreadable,
+    InputError,
+    ItemNotFound,
+    JobFailed,
+    UsageError,
+)
+from ddib_fed.formats.intensity import AUTO, IntensityRule, is_empty, item_bytes
 
 Bad = list[tuple[Path, DdibError]]
 """What cannot be read, and why."""
+MAX_BYTES: Final = 3 << 29
+"""Of the values of a volume or a map as they are read; about three times as much is in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +47,6 @@ class Origin:
     inputs: tuple[Path, ...]
     settings: Mapping[str, Any]
     label: str = ""
-    also: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     suffix: str = ""
     series_sha256: str = ""
@@ -55,17 +64,14 @@ class Origin:
     ) -> Origin:
         """Of a file that becomes a file of the same kind."""
         called = within + safe_name(path.name[: len(path.name) - len(suffix)])
-        outputs, others = (
-            tuple(f"{called}{each}" for each in names) for names in (results or (suffix,), beside)
-        )
+        outputs = tuple(called + each for each in results or (suffix,))
+        others = tuple(called + each for each in beside)
         return cls(path, called, outputs, (path,), settings, beside=others, suffix=suffix)
 
     def renamed(self, name: str) -> Origin:
         """The same, whose results are called otherwise."""
-        outputs, beside = (
-            tuple(name + each.removeprefix(self.name) for each in names)
-            for names in (self.outputs, self.beside)
-        )
+        outputs = tuple(name + each.removeprefix(self.name) for each in self.outputs)
+        beside = tuple(name + each.removeprefix(self.name) for each in self.beside)
         return replace(self, name=name, outputs=outputs, beside=beside)
 
     @property
@@ -78,9 +84,9 @@ class Origin:
         for path in self.inputs:
             with path.open("rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-        return (
-            digests[0] if len(digests) == 1 else hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
-        )
+        if len(digests) == 1:
+            return digests[0]
+        return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
 
 
 def safe_name(text: str) -> str:
@@ -88,8 +94,16 @@ def safe_name(text: str) -> str:
     return kept or "study"
 
 
-MAX_BYTES: Final = 3 << 29
-"""Of the values of a volume or a map as they are read; about three times as much is in memory at once."""
+@contextmanager
+def naming(origin: Origin) -> Iterator[None]:
+    """Inside, an error about what a study holds or became names it; a wrong option is about no study."""
+    try:
+        yield
+    except (InputError, ItemNotFound, JobFailed) as error:
+        if origin.called not in error.detail and not isinstance(error, UsageError | ExtraMissing):
+            error.detail, error.hop = f"{origin.called}: {error.detail}", error.hop or "client"
+            error.args = (error.detail,)
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,47 +147,38 @@ class ItemResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StudyResults:
-    """The results of a study's items, in order."""
+    """The results of a study's items, in order; in the target's units they are `slope * number + intercept`."""
 
     planes: tuple[Pixels | None, ...]
     records: tuple[Translation | None, ...]
-    returned: tuple[Pixels | None, ...] = ()
-    slope: float = 1.0
-    intercept: float = 0.0
-    bits: int = 8
-    low: float | None = None
-    high: float | None = None
+    returned: tuple[Pixels | None, ...]
+    first: Translation
+    slope: float
+    intercept: float
+    low: float | None
+    high: float | None
+    dtype: np.dtype[Any]
+    channels: int
 
     @classmethod
     def of(cls, results: Sequence[ItemResult | None]) -> StudyResults:
-        planes = tuple(None if each is None else decode_image(each.png).pixels for each in results)
+        def pixels(png: bytes | None) -> Pixels | None:
+            return None if png is None else decode_image(png).pixels
+
+        planes = tuple(None if each is None else pixels(each.png) for each in results)
+        returned = tuple(None if each is None else pixels(each.returned) for each in results)
         records = tuple(None if each is None else each.record for each in results)
-        returned = tuple(
-            None if each is None or each.returned is None else decode_image(each.returned).pixels
-            for each in results
-        )
-        pictures = [each.picture for each in records if each is not None and each.picture is not None]
-        if not pictures:
+        made = [record for record in records if record is not None and record.picture is not None]
+        if not made:
             raise ItemNotFound("no plane was translated", hint="ddib job show JOB")
-        first = pictures[0]
-        depth = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16}
         looks = {(each.dtype, each.shape[2]) for each in planes if each is not None}
-        terms = {(*each.output_scale, each.low, each.high) for each in pictures}
+        terms = {(*p.output_scale, p.low, p.high) for record in made if (p := record.picture) is not None}
         if len(looks) != 1 or len(terms) != 1:
             raise InputError(
                 "the planes are translations to different models, so they make no one picture",
                 hint="the same command with --force: all planes by the models of today",
             )
-        ((dtype, _),) = looks
-        return cls(planes, records, returned, *first.output_scale, depth[dtype], first.low, first.high)
-
-    @property
-    def first(self) -> Translation:
-        return next(each for each in self.records if each is not None)
-
-    @property
-    def channels(self) -> int:
-        return int(next(each for each in self.planes if each is not None).shape[2])
+        return cls(planes, records, returned, made[0], *terms.pop(), *looks.pop())
 
     @property
     def target(self) -> str:
@@ -188,8 +193,7 @@ class StudyResults:
         """The number that stands for the low end of the target's range."""
         if self.low is None:
             return 0
-        top = 255 if self.bits == 8 else 65535
-        return int(np.clip(round((self.low - self.intercept) / self.slope), 0, top))
+        return int(np.clip(round((self.low - self.intercept) / self.slope), 0, np.iinfo(self.dtype).max))
 
     @property
     def plain(self) -> bool:
@@ -202,21 +206,9 @@ class StudyResults:
         raw: Pixels = numbers.astype(np.float32) * np.float32(self.slope) + np.float32(self.intercept)
         return raw
 
-    def record(self) -> dict[str, Any]:
-        """The scale of the output, for the provenance."""
-        return {
-            "slope": self.slope,
-            "intercept": self.intercept,
-            "bits": self.bits,
-            "low": self.low,
-            "high": self.high,
-            "raw": "slope * number + intercept, in units of the target domain",
-        }
-
     def stack(self, sent: Sequence[int], count: int, size: tuple[int, int]) -> Pixels:
         """All planes (N, H, W, C), with background where none was sent or translated."""
-        dtype = np.uint8 if self.bits == 8 else np.uint16
-        stack = np.full((count, *size, self.channels), self.background, dtype=dtype)
+        stack = np.full((count, *size, self.channels), self.background, dtype=self.dtype)
         for at, plane in zip(sent, self.planes, strict=True):
             if plane is not None:
                 require_size(plane, size)
@@ -224,22 +216,40 @@ class StudyResults:
         return stack
 
 
-class Planes(Protocol):
-    """The numbers that a model takes, in items: `Slices` of a volume, or `Tiles` of a picture."""
+@dataclass(frozen=True, slots=True)
+class Planes(ABC):
+    """A study in the numbers that a model takes, in planes: the slices of a volume, or the tiles of a picture."""
+
+    numbers: Pixels
+    sent: tuple[int, ...]
+    """The plane of each item."""
+    intensity: Mapping[str, Any]
+    rule: str
+    """The rule that made the numbers, as `IntensityRule.parse` takes it."""
 
     @property
-    def sent(self) -> tuple[int, ...]:
-        """The plane of each item."""
-
-    @property
-    def rule(self) -> str:
-        """The rule of intensity that made its numbers, as `IntensityRule.parse` takes it."""
-
-    def __len__(self) -> int:
-        """How many planes there are, empty ones included."""
+    @abstractmethod
+    def places(self) -> Sequence[Any]:
+        """Where in the numbers each plane lies, empty ones included."""
 
     def items(self) -> Iterator[bytes]:
         """The content of each item, in order."""
+        places = self.places
+        for at in self.sent:
+            yield item_bytes(self.numbers[places[at]])
+
+    def missing(self, translated: StudyResults) -> list[int]:
+        return [at for at, plane in zip(self.sent, translated.planes, strict=True) if plane is None]
+
+    def report(self, translated: StudyResults, called: str, **more: Any) -> dict[str, Any]:
+        """Sections of the provenance, the counts of planes among them."""
+        counts = {"count": len(self.places), "sent": len(self.sent), "refused": self.missing(translated)}
+        output = {name: getattr(translated, name) for name in ("slope", "intercept", "low", "high")}
+        output |= {
+            "bits": 8 * translated.dtype.itemsize,
+            "raw": "slope * number + intercept, in the target's units",
+        }
+        return {"intensity": self.intensity, "output": output, called: {**counts, **more}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,24 +278,12 @@ class Study(ABC):
         return self.origin.name
 
     @property
-    def given(self) -> Path:
-        return self.origin.given
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return self.origin.outputs
-
-    @property
-    def rule(self) -> str:
-        return self.pixels.rule
-
-    @property
     def sent(self) -> tuple[int, ...]:
         return self.pixels.sent
 
     @property
     def planes(self) -> int:
-        return len(self.pixels)
+        return len(self.pixels.places)
 
     def items(self) -> Iterator[bytes]:
         return self.pixels.items()
@@ -302,7 +300,7 @@ class Unread:
         return self if name == self.origin.name else replace(self, origin=self.origin.renamed(name))
 
 
-class Studies(Sequence[Study]):
+class Studies:
     """Studies, each of which is read when it is asked for; the last one alone is kept, so that memory holds one."""
 
     def __init__(self, unread: Sequence[Unread] = ()) -> None:
@@ -312,19 +310,17 @@ class Studies(Sequence[Study]):
     def __len__(self) -> int:
         return len(self.unread)
 
-    @overload
-    def __getitem__(self, at: int) -> Study: ...
+    def __iter__(self) -> Iterator[Study]:
+        return map(self.__getitem__, range(len(self)))
 
-    @overload
-    def __getitem__(self, at: slice) -> Studies: ...
-
-    def __getitem__(self, at: int | slice) -> Study | Studies:
-        if isinstance(at, slice):
-            return Studies(self.unread[at])
+    def __getitem__(self, at: int) -> Study:
         unread = self.unread[at]
         if self._kept is None or self._kept[0] != at:
             self._kept = None
-            self._kept = at, unread.reader(unread.origin)
+            if not unread.origin.given.exists():
+                raise FileMissing(f"there is no {unread.origin.given}", hop="client")
+            with naming(unread.origin):
+                self._kept = at, unread.reader(unread.origin)
         return self._kept[1]
 
     @property
@@ -341,19 +337,6 @@ class Choice:
     ignored: Counter[str] = field(default_factory=Counter)
 
 
-def grey_copy(study: Study) -> str:
-    """How a grey copy of a coloured study is made."""
-    path = study.given
-    if study.kind.startswith("DICOM"):
-        return "a viewer of DICOM files exports it as MONOCHROME2"
-    given, made = (
-        shlex.quote(str(each)) for each in (path, path.with_name(f"{path.stem}-grey{path.suffix}"))
-    )
-    if "GeoTIFF" in study.kind:
-        return f"gdal_translate -b 1 {given} {made}   (its first band)"
-    return f"magick {given} -colorspace Gray {made}"
-
-
 def require_size(plane: Pixels, size: tuple[int, int]) -> None:
     """Return if a result (H, W, C) is of the size that was sent."""
     if plane.shape[:2] != size:
@@ -365,13 +348,8 @@ def require_size(plane: Pixels, size: tuple[int, int]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Slices:
-    """A volume in the numbers that a model takes."""
-
-    numbers: Pixels
-    sent: tuple[int, ...]
-    intensity: dict[str, Any]
-    rule: str
+class Slices(Planes):
+    """A volume (N, H, W, C) in the numbers that a model takes."""
 
     @classmethod
     def of(cls, values: NDArray[Any], rule: IntensityRule) -> Slices:
@@ -388,39 +366,40 @@ class Slices:
         return cls(numbers, sent, intensity.record(values), rule.text)
 
     @property
-    def size(self) -> tuple[int, int]:
-        return int(self.numbers.shape[1]), int(self.numbers.shape[2])
-
-    def items(self) -> Iterator[bytes]:
-        for at in self.sent:
-            yield item_bytes(self.numbers[at])
-
-    def __len__(self) -> int:
-        return len(self.numbers)
+    def places(self) -> range:
+        return range(len(self.numbers))
 
     def stack(self, translated: StudyResults) -> Pixels:
-        return translated.stack(self.sent, len(self.numbers), self.size)
+        return translated.stack(self.sent, len(self.numbers), self.numbers.shape[1:3])
 
-    def missing(self, translated: StudyResults) -> list[int]:
-        return [at for at, plane in zip(self.sent, translated.planes, strict=True) if plane is None]
-
-    def report(self, translated: StudyResults, stack: Pixels) -> tuple[dict[str, Any], tuple[str, ...]]:
+    def summary(self, translated: StudyResults, stack: Pixels) -> tuple[dict[str, Any], tuple[str, ...]]:
         """Sections of the provenance, and lines for the person."""
-        empty = sorted(set(range(len(self.numbers))) - set(self.sent))
-        first, last = self.sent[0], self.sent[-1] + 1
-        flicker = measure_flicker(self.numbers[first:last], stack[first:last])
-        report = {
-            "intensity": self.intensity,
-            "output": translated.record(),
-            "slices": {
-                "count": len(self.numbers),
-                "sent": len(self.sent),
-                "empty": empty,
-                "refused": self.missing(translated),
-            },
-            "flicker": None if flicker is None else flicker.record,
-        }
-        said = [] if flicker is None else [flicker.line]
+        empty = sorted({*self.places} - {*self.sent})
+        shown = slice(self.sent[0], self.sent[-1] + 1)
+        found = flicker(self.numbers[shown], stack[shown])
+        said = []
+        if found is not None:
+            here, there, times = found["translation"], found["source"], found["ratio"]
+            ratio = "" if times is None else f" ({times:.2f} times)"
+            said.append(f"slice flicker {here:.2%} of the range, {there:.2%} in the source{ratio}")
         if empty:
             said.append(f"{len(empty)} of {len(self.numbers)} slices are background and were not sent")
-        return report, tuple(said)
+        return {**self.report(translated, "slices", empty=empty), "flicker": found}, tuple(said)
+
+
+def flicker(source: NDArray[Any], translation: NDArray[Any]) -> dict[str, float | None] | None:
+    """How much neighbouring slices differ beyond a steady change; None for fewer than three slices.
+
+    The mean of |v[z] - (v[z-1] + v[z+1]) / 2| of a volume (N, ...), as a share of its range.
+    """
+    if len(source) < 3:
+        return None
+    found = []
+    for volume in (source, translation):
+        width, total = float(volume.max()) - float(volume.min()), 0.0
+        for before, here, after in zip(volume[:-2], volume[1:-1], volume[2:], strict=True):
+            bend = here.astype(np.float32) - (before.astype(np.float32) + after.astype(np.float32)) / 2
+            total += float(np.abs(bend).mean())
+        found.append(total / (len(volume) - 2) / width if width > 0 else 0.0)
+    ratio = round(found[1] / found[0], 4) if found[0] > 0 else None
+    return {"source": round(found[0], 6), "translation": round(found[1], 6), "ratio": ratio}

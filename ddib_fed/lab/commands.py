@@ -8,12 +8,11 @@ from typing import Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.model import attacked_lines, distilled_lines
 from ddib_fed.cli.options import command, group, open_model, usual_threads
 from ddib_fed.cli.train import FORCE, OUT, RESUME, SET, given, run, train_options, trained
 from ddib_fed.errors import UsageError
 from ddib_fed.lab.config import DistilConfig, PrivateTrainConfig
-from ddib_fed.terminal import emit, lines, outcome, say
+from ddib_fed.terminal import emit, lines, listed, outcome, say
 from ddib_fed.training.config import checked, options_of
 
 
@@ -57,7 +56,7 @@ def report(*, which: str, data: tuple[Path, ...], seed: int) -> None:
         found = privacy_report(open_model(which), attack)
     if shipped_name(which) is None:
         put_beside(Path(which), found)
-    emit(found.values(), lambda: lines(dict(attacked_lines(found))))
+    emit(found.values(), lambda: lines(listed("", found.values())))
 
 
 @privacy.command("train")
@@ -103,6 +102,6 @@ def distil(
     done = run(config, out, resume=resume, force=force)
     if done is None or done.manifest.distilled is None:
         return
-    lines(distilled_lines(done.manifest.distilled))
+    lines(listed("", done.manifest.distilled.model_dump(mode="json")))
     say(f"{out}: {done.manifest.parameters:,} parameters, digest {done.digest[:16]}")
     outcome(**trained(done, out), distilled=done.manifest.distilled)

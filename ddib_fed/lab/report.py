@@ -22,7 +22,7 @@ from ddib_fed.diffusion.plans import SolverSettings, soften
 from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import InputError
-from ddib_fed.evaluation import bootstrap, metrics
+from ddib_fed.evaluation import judgement, metrics
 from ddib_fed.evaluation.metrics import compare
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import carried_domain
@@ -282,7 +282,7 @@ def _reading(
 ) -> dict[str, Any]:
     """What is read from attacked latents, by whoever has known ones, each with their samples."""
     (latents, truth), (seen, originals) = attacked, (known[0], model.normalise(known[1]))
-    drawn = bootstrap.resample(len(truth))
+    drawn = judgement.resample(len(truth))
     found = correlation_matrix(latents, model.normalise(truth))
     inverter = (
         fit_inverter(seen, originals, steps=STEPS, seed=seed)
@@ -324,7 +324,10 @@ def latents_along(
     found: Latents = {}
     for depth in (*depths, 1.0):
         laid = model.plan(SolverSettings(evaluations=evaluations, depth=depth), sigma)
-        ends = [integrate(laid.encoder(part, model.condition(None, len(part))), denoiser) for part in parts]
+        ends = [
+            integrate(laid.encoder(part, model.condition(model.class_rows(None, len(part)))), denoiser)
+            for part in parts
+        ]
         found[depth] = torch.cat(ends).numpy()
     return found
 
@@ -369,7 +372,9 @@ def _losses(model: DomainModel, x: Tensor, seed: int) -> NDArray[np.float64]:
         for rows in torch.split(torch.arange(len(x)), _together(model)):
             with torch.no_grad():
                 v = denoiser(
-                    level.alpha * x[rows] + level.sigma * noise, level, model.condition(None, len(rows))
+                    level.alpha * x[rows] + level.sigma * noise,
+                    level,
+                    model.condition(model.class_rows(None, len(rows))),
                 )
             wrong = v - (level.alpha * noise - level.sigma * x[rows])
             total[rows] += wrong.double().flatten(1).square().mean(1)
@@ -400,14 +405,14 @@ def copies_of(model: DomainModel, train: Array, held_out: Array, attack: Attack)
         drawn=count,
         samples=_figure(np.median, samples),
         held_out=_figure(np.median, others),
-        near=Figure(**bootstrap.resample(count).mean(near)),
+        near=Figure(**judgement.resample(count).mean(near)),
     )
 
 
 def _decoded(model: DomainModel, latents: Tensor) -> Array:
     laid = model.plan(DECODING)
     ends = [
-        integrate(laid.decoder(part, model.condition(None, len(part))), model.denoiser())
+        integrate(laid.decoder(part, model.condition(model.class_rows(None, len(part)))), model.denoiser())
         for part in torch.split(latents, _together(model))
     ]
     return model.denormalise(torch.cat(ends).numpy())

@@ -49,7 +49,8 @@ from ddib_fed.models.catalogue import (
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.sidecars import Allowances, PrivacyReport, Sidecar, Tuned
 from ddib_fed.names import nearest
-from ddib_fed.networks.config import AnyConfig, network_shapes, network_with
+from ddib_fed.networks.build import network_shapes, network_with
+from ddib_fed.networks.config import AnyConfig
 from ddib_fed.networks.placement import placed
 
 Beside = TypeVar("Beside", bound=Sidecar)
@@ -170,15 +171,13 @@ class Bundle:
         self,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        *,
-        compiling: bool = False,
     ) -> Denoiser:
         """Its network as a function that predicts v, of tiles where samples are scenes (see `over_samples`); it
         computes in `dtype`, inputs and outputs keep their own.
         """
         self._must_be("generator")
         network = self.network(dtype, device)
-        run = placed(network, compiling=compiling)
+        run = placed(network)
         return Denoiser(network, self.manifest.parameterisation, self.manifest.time_input, run)
 
     def over_samples(self, denoiser: Denoiser) -> Denoiser:

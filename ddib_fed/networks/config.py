@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor, nn
-
-from ddib_fed.networks.mlp import ResidualMLP, SyntheticModel
-from ddib_fed.networks.unet import NoisyClassifier, UNet
 
 
 class _Frozen(BaseModel):
@@ -40,8 +34,8 @@ class SyntheticConfig(_Frozen):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
 
 
-class _PictureNetwork(_Frozen):
-    """Arguments that the UNet and the classifier share, under the names of the public constructors."""
+class PictureNetwork(_Frozen):
+    """What the UNet and the classifier share, under the names of the public constructors."""
 
     image_size: int = Field(ge=1, le=4096)
     in_channels: int = Field(default=3, ge=1, le=64)
@@ -68,8 +62,13 @@ class _PictureNetwork(_Frozen):
     def divisor(self) -> int:
         return int(2 ** (len(self.channel_mult) - 1))
 
+    @property
+    def groups(self) -> int:
+        """Of each normalisation."""
+        return 32
+
     @model_validator(mode="after")
-    def _divides(self) -> _PictureNetwork:
+    def _divides(self) -> PictureNetwork:
         if any(width < 32 or width % 32 for width in self.widths):
             raise ValueError(f"each level needs a multiple of 32 channels; these have {self.widths}")
         if self.num_head_channels == 0:
@@ -89,8 +88,8 @@ class _PictureNetwork(_Frozen):
                 raise ValueError(f"attention on {width} channels does not divide by {part}")
 
 
-class UNetConfig(_PictureNetwork):
-    """Arguments of `UNet`, under the public code's names."""
+class UNetConfig(PictureNetwork):
+    """What `UNet` is made of."""
 
     kind: Literal["unet"] = "unet"
     num_classes: int | None = Field(default=None, ge=1, le=100_000)
@@ -104,6 +103,10 @@ class UNetConfig(_PictureNetwork):
     @property
     def divisor(self) -> int:
         return self.patch * super().divisor
+
+    @property
+    def groups(self) -> int:
+        return self.norm_groups
 
     @model_validator(mode="after")
     def _is_a_unet(self) -> UNetConfig:
@@ -119,8 +122,8 @@ class UNetConfig(_PictureNetwork):
         return self
 
 
-class ClassifierConfig(_PictureNetwork):
-    """Arguments of `NoisyClassifier`, under the public code's names; as in `UNetConfig`, except these."""
+class ClassifierConfig(PictureNetwork):
+    """What `NoisyClassifier` is made of."""
 
     kind: Literal["classifier"] = "classifier"
     pool: Literal["adaptive", "attention", "spatial", "spatial_v2"] = "adaptive"
@@ -210,43 +213,3 @@ def _check_out_channels(config: UNetConfig | DiffusersUNetConfig) -> None:
 
 AnyConfig = MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig | DiffusersUNetConfig
 NetworkConfig = Annotated[AnyConfig, Field(discriminator="kind")]
-
-
-_BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
-    "mlp": ResidualMLP,
-    "synthetic": SyntheticModel,
-    "unet": UNet,
-    "classifier": NoisyClassifier,
-}
-
-
-def build_network(config: AnyConfig) -> nn.Module:
-    arguments = config.model_dump(exclude={"kind"})
-    if config.kind in _BUILDERS:
-        return _BUILDERS[config.kind](**arguments)
-    # It loads a large library, which need not be installed.
-    from ddib_fed.networks.diffusers import diffusers_unet
-
-    return diffusers_unet(**arguments)
-
-
-def network_shapes(config: AnyConfig) -> dict[str, Tensor]:
-    with torch.device("meta"):
-        return build_network(config).state_dict()
-
-
-def network_with(
-    config: AnyConfig,
-    state: Mapping[str, Tensor],
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-) -> nn.Module:
-    """The network that `config` describes with its own copy of `state`, which fits; made without a second copy."""
-    if isinstance(config, MlpConfig):
-        network = build_network(config)  # its frequencies are not in the state
-    else:
-        with torch.device("meta"):
-            network = build_network(config)
-    own = {key: value.to(device=device, dtype=dtype, copy=True) for key, value in state.items()}
-    network.load_state_dict(own, assign=True)
-    return network.to(device=device, dtype=dtype)

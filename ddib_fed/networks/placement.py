@@ -1,4 +1,4 @@
-"""Runs a network for inference where it lies: remembers what depends on a level alone, or compiles it.
+"""Runs a network for inference where it lies, and remembers what depends on a level alone.
 
 Every leg on one grid asks at the same levels. The embeddings of the times, the scales and shifts that blocks make of
 them, and the terms of a spectrum are computed at a level's first call and kept.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import logging
 import sys
 import threading
 from collections import deque
@@ -21,8 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from ddib_fed.diffusion.denoiser import Run, kind_of, on_device, run_plain
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Kept = dict[Hashable, Any]
@@ -121,31 +118,6 @@ class Remembering:
             return self._for_few
 
 
-class Compiled:
-    """A `Run` through torch.compile: on CUDA as graphs, whose replay launches all kernels at once."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self._eager: Run = Remembering(network)
-        self._compiled = torch.compile(network, mode="reduce-overhead")
-        self._usable = True
-
-    def __call__(self, x: Tensor, times: Tensor, rows: Tensor | None, extra: Mapping[str, Tensor]) -> Tensor:
-        if torch.is_grad_enabled() or not self._usable:
-            return self._eager(x, times, rows, extra)
-        to = {"to": on_device(extra["to"], x.device)} if "to" in extra else {}
-        if x.device.type == "cuda":
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        try:
-            out: Tensor = self._compiled(x, on_device(times, x.device), rows=rows, **{**extra, **to})
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever torch's compilers raise
-            log.warning("the network runs without torch.compile: %s: %s", type(error).__name__, error)
-            self._usable = False
-            return self._eager(x, times, rows, extra)
-        return out.clone()  # the next call writes to it
-
-
 class Paced:
     """A `Run` on a CUDA device that waits first for the call that was queued `CALLS_AHEAD` calls before."""
 
@@ -163,9 +135,9 @@ class Paced:
         return answer
 
 
-def placed(network: nn.Module, *, compiling: bool = False) -> Run:
+def placed(network: nn.Module) -> Run:
     """How to run `network`, which lies where it computes, in its dtype, with weights that do not change."""
-    run: Run = Compiled(network) if compiling else Remembering(network)
+    run: Run = Remembering(network)
     device = kind_of(network)[1]
     if device.type == "cpu":
         keep_freed_memory()

@@ -9,10 +9,9 @@ Names and shapes in the state dict are those of the public checkpoints; the comp
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import TypeVar, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ddib_fed.networks.placement import Kept, remembered, spread
 from ddib_fed.networks.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    from ddib_fed.networks.config import ClassifierConfig, PictureNetwork, UNetConfig
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
@@ -101,46 +103,25 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv1d, nn.Conv2d)
 _FEW = 64
 
 
-@dataclass(frozen=True, slots=True)
-class BlockSettings:
-    emb_channels: int
-    dropout: float
-    scale_shift: bool
-    head_channels: int
-    new_order: bool
-    conv_resample: bool
-    resblock_updown: bool
-    groups: int = 32
+def residual(
+    config: PictureNetwork, channels: int, out_channels: int | None = None, *, resample: str = ""
+) -> ResBlock:
+    return ResBlock(
+        channels,
+        4 * config.model_channels,
+        config.dropout,
+        out_channels,
+        scale_shift=config.use_scale_shift_norm,
+        resample=resample,
+        groups=config.groups,
+    )
 
-    def residual(self, channels: int, out_channels: int | None = None, *, resample: str = "") -> ResBlock:
-        """A residual block of these settings; arguments as of `ResBlock`."""
-        return ResBlock(
-            channels,
-            self.emb_channels,
-            self.dropout,
-            out_channels,
-            scale_shift=self.scale_shift,
-            resample=resample,
-            groups=self.groups,
-        )
 
-    def attention(self, channels: int, heads: int) -> AttentionBlock:
-        """An attention block of these settings with `heads` heads, unless their width is given."""
-        if self.head_channels != -1:
-            heads = channels // self.head_channels
-        return AttentionBlock(channels, heads, new_order=self.new_order, groups=self.groups)
-
-    def down(self, channels: int) -> nn.Module:
-        """The layer that halves height and width."""
-        if self.resblock_updown:
-            return self.residual(channels, resample="down")
-        return Downsample(channels, learned=self.conv_resample)
-
-    def up(self, channels: int) -> nn.Module:
-        """The layer that doubles height and width."""
-        if self.resblock_updown:
-            return self.residual(channels, resample="up")
-        return Upsample(channels, learned=self.conv_resample)
+def attending(config: PictureNetwork, channels: int, heads: int) -> AttentionBlock:
+    """An attention block with `heads` heads, unless their width is given."""
+    if config.num_head_channels != -1:
+        heads = channels // config.num_head_channels
+    return AttentionBlock(channels, heads, new_order=config.use_new_attention_order, groups=config.groups)
 
 
 @dataclass(slots=True)
@@ -148,39 +129,35 @@ class Descent:
     """The down path, from pictures to the coarsest features."""
 
     blocks: nn.ModuleList
-    widths: list[int] = field(default_factory=list)
+    widths: list[int]
     factor: int = 1
 
 
-def descend(
-    settings: BlockSettings,
-    in_channels: int,
-    widths: Sequence[int],
-    num_res_blocks: int,
-    attention: Sequence[int],
-    heads: int,
-) -> Descent:
-    channels = widths[0]
+def descend(config: PictureNetwork, in_channels: int) -> Descent:
+    channels = config.widths[0]
     way = Descent(nn.ModuleList([Timed(nn.Conv2d(in_channels, channels, 3, padding=1))]), [channels])
-    for level, width in enumerate(widths):
-        for _ in range(num_res_blocks):
-            layers: list[nn.Module] = [settings.residual(channels, width)]
+    for level, width in enumerate(config.widths):
+        for _ in range(config.num_res_blocks):
+            layers: list[nn.Module] = [residual(config, channels, width)]
             channels = width
-            if way.factor in attention:
-                layers.append(settings.attention(channels, heads))
+            if way.factor in config.attention_resolutions:
+                layers.append(attending(config, channels, config.num_heads))
             way.blocks.append(Timed(*layers))
             way.widths.append(channels)
-        if level < len(widths) - 1:
-            way.blocks.append(Timed(settings.down(channels)))
+        if level < len(config.widths) - 1:
+            learned = Downsample(channels, learned=config.conv_resample)
+            way.blocks.append(
+                Timed(residual(config, channels, resample="down") if config.resblock_updown else learned)
+            )
             way.widths.append(channels)
             way.factor *= 2
     return way
 
 
-def middle(settings: BlockSettings, channels: int, heads: int) -> Timed:
-    return Timed(
-        settings.residual(channels), settings.attention(channels, heads), settings.residual(channels)
-    )
+def middle(config: PictureNetwork) -> Timed:
+    channels = config.widths[-1]
+    attends = attending(config, channels, config.num_heads)
+    return Timed(residual(config, channels), attends, residual(config, channels))
 
 
 class TimeEmbed(nn.Sequential):
@@ -349,75 +326,42 @@ class UNet(nn.Module):
     remembers = True
     """Whether calls may keep what they derive from times alone; see `kept` of `forward`."""
 
-    def __init__(
-        self,
-        image_size: int,
-        in_channels: int,
-        model_channels: int,
-        out_channels: int,
-        num_res_blocks: int,
-        attention_resolutions: Sequence[int],
-        dropout: float = 0.0,
-        channel_mult: Sequence[float] = (1, 2, 4, 8),
-        conv_resample: bool = True,
-        num_classes: int | None = None,
-        num_heads: int = 1,
-        num_head_channels: int = -1,
-        num_heads_upsample: int = -1,
-        use_scale_shift_norm: bool = False,
-        resblock_updown: bool = False,
-        use_new_attention_order: bool = False,
-        patch: int = 1,
-        class_dropout: bool = False,
-        norm_groups: int = 32,
-        global_mean: bool = False,
-        spectral: bool = False,
-    ) -> None:
+    def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        self.image_size = image_size
-        self.in_channels = in_channels
-        self.num_classes = num_classes
-        self.patch = patch
-        self.global_mean = global_mean
+        self.image_size, self.in_channels = config.image_size, config.in_channels
+        self.num_classes, self.patch = config.num_classes, config.patch
+        self.global_mean = config.global_mean
         self.checkpointing = False
-        self.spectrum = Spectrum(in_channels, image_size) if spectral else None
+        self.spectrum = Spectrum(self.in_channels, self.image_size) if config.spectral else None
         self.remembers_tables = self.spectrum is None or self.spectrum.mean.numel() <= SMALL_SPECTRUM
-        emb_channels = 4 * model_channels
-        widths = [int(mult * model_channels) for mult in channel_mult]
-        settings = BlockSettings(
-            emb_channels,
-            dropout,
-            use_scale_shift_norm,
-            num_head_channels,
-            use_new_attention_order,
-            conv_resample,
-            resblock_updown,
-            norm_groups,
-        )
-        self.time_embed = TimeEmbed(model_channels)
-        if num_classes is not None:
-            self.label_emb = nn.Embedding(num_classes + class_dropout, emb_channels)
-        entering = in_channels * (patch**2 * (1 + spectral) + global_mean)
-        way = descend(settings, entering, widths, num_res_blocks, attention_resolutions, num_heads)
+        self.time_embed = TimeEmbed(config.model_channels)
+        if config.num_classes is not None:
+            self.label_emb = nn.Embedding(
+                config.num_classes + config.class_dropout, 4 * config.model_channels
+            )
+        way = descend(config, self.in_channels * (self.patch**2 * (1 + config.spectral) + self.global_mean))
         self.input_blocks = way.blocks
-        self.middle_block = middle(settings, widths[-1], num_heads)
-        heads = num_heads if num_heads_upsample == -1 else num_heads_upsample
+        self.middle_block = middle(config)
+        heads = config.num_heads if config.num_heads_upsample == -1 else config.num_heads_upsample
         self.output_blocks = nn.ModuleList()
-        channels, skips, factor = widths[-1], list(way.widths), way.factor
-        for level, width in reversed(list(enumerate(widths))):
-            for index in range(num_res_blocks + 1):
-                layers: list[nn.Module] = [settings.residual(channels + skips.pop(), width)]
+        channels, skips, factor = config.widths[-1], list(way.widths), way.factor
+        for level, width in reversed(list(enumerate(config.widths))):
+            for index in range(config.num_res_blocks + 1):
+                layers: list[nn.Module] = [residual(config, channels + skips.pop(), width)]
                 channels = width
-                if factor in attention_resolutions:
-                    layers.append(settings.attention(channels, heads))
-                if level and index == num_res_blocks:
-                    layers.append(settings.up(channels))
+                if factor in config.attention_resolutions:
+                    layers.append(attending(config, channels, heads))
+                if level and index == config.num_res_blocks:
+                    learned = Upsample(channels, learned=config.conv_resample)
+                    layers.append(
+                        residual(config, channels, resample="up") if config.resblock_updown else learned
+                    )
                     factor //= 2
                 self.output_blocks.append(Timed(*layers))
         self.out = nn.Sequential(
-            GroupNorm32(channels, norm_groups),
+            GroupNorm32(channels, config.groups),
             nn.SiLU(),
-            zeroed(nn.Conv2d(channels, out_channels * patch**2, 3, padding=1)),
+            zeroed(nn.Conv2d(channels, config.out_channels * self.patch**2, 3, padding=1)),
         )
 
     def forward(
@@ -477,7 +421,6 @@ class UNet(nn.Module):
 
 
 HIDDEN = 2048
-POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
 
 
 class AttentionPool(nn.Module):
@@ -513,61 +456,31 @@ class AttentionPool(nn.Module):
 
 
 class NoisyClassifier(nn.Module):
-    """Class logits of noisy pictures; arguments as of `UNet`, except these."""
+    """Class logits of noisy pictures."""
 
-    def __init__(
-        self,
-        image_size: int,
-        in_channels: int,
-        model_channels: int,
-        out_channels: int,
-        num_res_blocks: int,
-        attention_resolutions: Sequence[int],
-        dropout: float = 0.0,
-        channel_mult: Sequence[float] = (1, 2, 4, 8),
-        conv_resample: bool = True,
-        num_heads: int = 1,
-        num_head_channels: int = -1,
-        use_scale_shift_norm: bool = False,
-        resblock_updown: bool = False,
-        use_new_attention_order: bool = False,
-        pool: str = "adaptive",
-    ) -> None:
+    def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
         self.checkpointing = False
-        self.by_block = pool.startswith("spatial")
-        emb_channels = 4 * model_channels
-        widths = [int(mult * model_channels) for mult in channel_mult]
-        settings = BlockSettings(
-            emb_channels,
-            dropout,
-            use_scale_shift_norm,
-            num_head_channels,
-            use_new_attention_order,
-            conv_resample,
-            resblock_updown,
-        )
-        self.time_embed = TimeEmbed(model_channels)
-        way = descend(settings, in_channels, widths, num_res_blocks, attention_resolutions, num_heads)
+        self.by_block = config.pool.startswith("spatial")
+        self.time_embed = TimeEmbed(config.model_channels)
+        way = descend(config, config.in_channels)
         self.input_blocks = way.blocks
-        self.middle_block = middle(settings, widths[-1], num_heads)
-        last, features = widths[-1], sum(way.widths) + widths[-1]
-        if pool == "attention":
-            places = (image_size // way.factor) ** 2
-            head = AttentionPool(places, last, num_head_channels, out_channels)
+        self.middle_block = middle(config)
+        last, classes = config.widths[-1], config.out_channels
+        features = sum(way.widths) + last
+        if config.pool == "attention":
+            places = (config.image_size // way.factor) ** 2
+            head = AttentionPool(places, last, config.num_head_channels, classes)
             self.out = nn.Sequential(GroupNorm32(last), nn.SiLU(), head)
-        elif pool == "adaptive":
-            leave = zeroed(nn.Conv2d(last, out_channels, 1))
+        elif config.pool == "adaptive":
+            leave = zeroed(nn.Conv2d(last, classes, 1))
             mean = nn.AdaptiveAvgPool2d((1, 1))
             self.out = nn.Sequential(GroupNorm32(last), nn.SiLU(), mean, leave, nn.Flatten())
-        elif pool == "spatial":
-            self.out = nn.Sequential(nn.Linear(features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, out_channels))
-        elif pool == "spatial_v2":
-            self.out = nn.Sequential(
-                nn.Linear(features, HIDDEN), GroupNorm32(HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, out_channels)
-            )
+        elif config.pool == "spatial":
+            self.out = nn.Sequential(nn.Linear(features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes))
         else:
-            raise ValueError(f"there is no pool {pool!r}: {', '.join(POOLS)}")
+            enter, leave_by = nn.Linear(features, HIDDEN), nn.Linear(HIDDEN, classes)
+            self.out = nn.Sequential(enter, GroupNorm32(HIDDEN), nn.SiLU(), leave_by)
 
     def forward(self, x: Tensor, times: Tensor, rows: Tensor | None = None) -> Tensor:
         embedded = Embedded(self.time_embed(times), rows)

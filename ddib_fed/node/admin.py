@@ -8,30 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 import shlex
 import shutil
 import socket as socketlib
 import sys
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 import grpc
 from google.protobuf.message import Message
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler
 
 from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable, UnavailableError
-from ddib_fed.files import check_private_folder, is_disk_full
-from ddib_fed.node.config import MAX_SOCKET_PATH, NodeConfig
+from ddib_fed.files import check_private_folder
+from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.connections import server_options
+from ddib_fed.node.server import CallInterceptor
 from ddib_fed.protocol.addresses import split_address
 from ddib_fed.protocol.calls import CheckedChannel
 from ddib_fed.protocol.details import from_rpc_error, status_of
@@ -54,10 +53,7 @@ MOST_CONNECTIONS: Final = 16
 LONGEST_S: Final = 5.0
 LEAST_FREE_BYTES: Final = 8 << 20
 """Below it the node is degraded: half of what a start asks for, room for the databases of the jobs that it has."""
-PROBE_BYTES: Final = 64 << 10
-LOOK_EVERY_S: Final = 2.0
 _BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
-R = TypeVar("R")
 
 
 # Metrics and probes
@@ -160,50 +156,17 @@ def _handler(state: Callable[[], str], metrics: Metrics) -> type[MetricsHandler]
 # What is watched
 
 
-class DiskWatch:
-    """Whether a node can write: it says so before a job finds out, and again when there is room.
-
-    A file is written and removed in each folder, at most every `LOOK_EVERY_S`: that also finds a full quota, a
-    read-only mount and a broken disk, which the number of free bytes does not show. Safe to use from any thread.
-    """
-
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self._folders = tuple(dict.fromkeys(folders))
-        self._lock = threading.Lock()
-        self._next_look = -math.inf
-        self._problem: str | None = None
-
-    @property
-    def problem(self) -> str | None:
-        """Why the node cannot write, with the folder; None while it can."""
-        with self._lock:
-            if time.monotonic() >= self._next_look:
-                self._next_look = time.monotonic() + LOOK_EVERY_S
-                self._problem = next(filter(None, map(_disk_problem, self._folders)), None)
-            return self._problem
-
-
-def _disk_problem(folder: Path) -> str | None:
-    if not folder.is_dir():  # made when it is first needed
-        return None
-    path, free = folder / ".room", 0
-    try:
-        free = shutil.disk_usage(folder).free
-        if free >= LEAST_FREE_BYTES:
-            with open(
-                path, "wb", buffering=0, opener=lambda name, flags: os.open(name, flags, 0o600)
-            ) as file:
-                file.write(bytes(PROBE_BYTES))
-            return None
-    except OSError as error:
-        if not is_disk_full(error):
-            return f"{folder} cannot be written: {error.strerror or error}"
-        free = 0
-    finally:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-    room = f"{free >> 10} KiB left, {LEAST_FREE_BYTES >> 20} MiB needed"
-    return f"the disk of {folder} is full ({room}); df -h {shlex.quote(str(folder))}"
+def disk_problem(folders: Iterable[Path]) -> str | None:
+    """The first folder whose disk is full; None while there is room. A disk that fails is the store's problem."""
+    for folder in folders:
+        try:
+            free = shutil.disk_usage(folder).free
+        except OSError:  # it is made when it is first needed
+            continue
+        if free < LEAST_FREE_BYTES:
+            room = f"{free >> 10} KiB left, {LEAST_FREE_BYTES >> 20} MiB needed"
+            return f"the disk of {folder} is full ({room}); df -h {shlex.quote(str(folder))}"
+    return None
 
 
 class Watch:
@@ -299,9 +262,7 @@ class Operated(Protocol):
     def request_drain(self) -> int: ...
 
 
-class AdminServicer(rpc.AdminServiceServicer):
-    """Answers for a node: the daemon."""
-
+class _Servicer(rpc.AdminServiceServicer):
     def __init__(self, node: Operated) -> None:
         self._node = node
 
@@ -323,32 +284,34 @@ def _line(text: str) -> str:
     return text if len(text) <= LONGEST_LINE else text[: LONGEST_LINE - 4] + " ..."
 
 
-def serve_admin(
-    socket: Path, servicer: AdminServicer, interceptors: list[grpc.ServerInterceptor[Any, Any]]
-) -> grpc.Server:
-    """Start the operator's service on `socket`, which only this user can open."""
+@contextmanager
+def operator_service(config: NodeConfig, node: Operated) -> Iterator[None]:
+    """Inside, the operator is answered on the node's socket, which only this user can open."""
+    socket = config.paths.admin_socket
     check_alone(socket)
     socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     socket.unlink(missing_ok=True)
-    pool = ThreadPoolExecutor(2, thread_name_prefix="admin")
-    server = grpc.server(pool, interceptors=interceptors, options=server_options(MOST_CALLERS))
-    rpc.add_AdminServiceServicer_to_server(servicer, server)
+    server = grpc.server(
+        ThreadPoolExecutor(2, thread_name_prefix="admin"),
+        interceptors=[CallInterceptor(config.node.institution)],
+        options=server_options(MOST_CALLERS),
+    )
+    rpc.add_AdminServiceServicer_to_server(_Servicer(node), server)
     before = os.umask(0o177)
     try:
         server.add_secure_port(f"unix:{socket}", grpc.local_server_credentials(grpc.LocalConnectionType.UDS))
     except RuntimeError as error:
         raise ConfigError(
-            f"the operator's socket {socket} cannot be bound", hint="a shorter [node] state path"
+            f"the operator's socket {socket} cannot be bound", hint="a shorter [node] state path, or TMPDIR"
         ) from error
     finally:
         os.umask(before)
     server.start()
-    return server
-
-
-def stop_admin(server: grpc.Server, socket: Path) -> None:
-    server.stop(None).wait()
-    socket.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        server.stop(None).wait()
+        socket.unlink(missing_ok=True)
 
 
 def check_alone(socket: Path) -> None:
@@ -363,11 +326,6 @@ def check_alone(socket: Path) -> None:
 
 def check_socket(socket: Path) -> None:
     """Return if `socket` can be the operator's."""
-    if len(os.fsencode(socket)) > MAX_SOCKET_PATH:
-        raise ConfigError(
-            f"the operator's socket {socket} has a path of more than {MAX_SOCKET_PATH} bytes",
-            hint="a shorter [node] state path, or a shorter TMPDIR",
-        )
     check_private_folder(socket.parent)
     if socket.exists() and not socket.is_socket():
         raise ConfigError(f"{socket} is no socket", hint=f"move {socket} away")
@@ -388,10 +346,11 @@ class AdminClient:
         self._serve = f"{config.command} serve --config {shlex.quote(str(config.path))}"
 
     def status(self) -> pb.StatusResponse:
-        return self._call(lambda node: node.Status, pb.StatusRequest())
+        answer: pb.StatusResponse = self._call("Status", pb.StatusRequest())
+        return answer
 
     def reload(self) -> list[str]:
-        return list(self._call(lambda node: node.Reload, pb.ReloadRequest()).changes)
+        return list(self._call("Reload", pb.ReloadRequest()).changes)
 
     def reload_if_running(self) -> list[str] | None:
         """As `reload`, for a change that a stopped node reads at its start; None if no node answers."""
@@ -401,9 +360,9 @@ class AdminClient:
             return None
 
     def drain(self) -> int:
-        return int(self._call(lambda node: node.Drain, pb.DrainRequest()).running_jobs)
+        return int(self._call("Drain", pb.DrainRequest()).running_jobs)
 
-    def _call(self, method: Callable[[rpc.AdminServiceStub], Callable[..., R]], request: Message) -> R:
+    def _call(self, method: str, request: Message) -> Any:
         opened = grpc.secure_channel(
             f"unix:{self._socket}",
             grpc.local_channel_credentials(grpc.LocalConnectionType.UDS),
@@ -411,7 +370,7 @@ class AdminClient:
         )
         try:
             with CheckedChannel(opened, self._name, own=True) as channel:
-                return method(rpc.AdminServiceStub(channel))(request, timeout=CALL_TIMEOUT_S)
+                return getattr(rpc.AdminServiceStub(channel), method)(request, timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as error:
             if status_of(error) is grpc.StatusCode.UNAVAILABLE:
                 raise PeerUnreachable(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, PolicyDenied, UsageError
+from ddib_fed.errors import AlreadyExists, ConfigError, PolicyDenied, UsageError
 from ddib_fed.files import read_small, write_file
 from ddib_fed.names import readable
 from ddib_fed.node.config import NodeConfig
@@ -39,10 +39,6 @@ def own_peer(config: NodeConfig) -> Peer:
 def export_peer(config: NodeConfig, path: Path, *, force: bool = False) -> Peer:
     """Write the file that other institutions add; it holds no secret."""
     own = own_peer(config)
-    if not path.parent.is_dir():
-        raise FileMissing(
-            f"no such folder: {path.parent}", hint=shlex.join(["mkdir", "-p", str(path.parent)])
-        )
     try:
         write_file(path, own.to_bytes(), overwrite=force)
     except AlreadyExists as error:

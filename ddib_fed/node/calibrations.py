@@ -27,7 +27,6 @@ from ddib_fed.calibration.record import (
     Signature,
     SignedCalibration,
     check_target,
-    misfit,
     units_digest,
 )
 from ddib_fed.data.fitting import Fit, PictureRule
@@ -55,23 +54,21 @@ from ddib_fed.errors import (
     Unauthenticated,
 )
 from ddib_fed.files import private_folder, read_small, write_file
-from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.units import Normalisation
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.certificates import own_credentials
 from ddib_fed.node.config import PolicySection
 from ddib_fed.node.policy import check_use
 from ddib_fed.node.role import NodeContext, load_hosted
-from ddib_fed.protocol.contract import PROTOCOL, CalibrationTerms, ContractSide
+from ddib_fed.protocol.contract import PROTOCOL, calibration_text, check_side
 from ddib_fed.protocol.details import at_fault, checking_answers, failure_of_peer, status_of
-from ddib_fed.protocol.messages import from_message
 from ddib_fed.security.audit import lines_of, note, parsed
 from ddib_fed.security.diagnosis import TIMEOUT_S
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import PeerStore, Snapshot
 from ddib_fed.security.pki import TlsCredentials
 from ddib_fed.security.tls import PeerChannels
-from ddib_fed.v1 import admin_pb2, calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
+from ddib_fed.v1 import admin_pb2, calibration_pb2_grpc, common_pb2, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import calibration_pb2 as pb
 
 if TYPE_CHECKING:
@@ -103,17 +100,15 @@ def usable_calibration(
             facts={"calibration": sha256.hex()},
         )
     policy, peers = node.config.policy, node.peers.snapshot()
-    check_terms(
-        found.calibration, source=source, target=target, side=side, units=node.units_sha256, policy=policy
-    )
+    check_terms(found.calibration, (source, target), side, node.units_sha256, policy)
     return found.verify(pins=peers.pins, withdrawn=peers.withdrawn, now=now or datetime.now(UTC))
 
 
 def check_terms(
-    calibration: Calibration, *, source: Place, target: Place, side: Side, units: str, policy: PolicySection
+    calibration: Calibration, places: tuple[Place, Place], side: Side, units: str, policy: PolicySection
 ) -> None:
     """Return if a calibration is between these domains, in this node's units, and of an allowed kind."""
-    calibration.check_between(source, target, {side: units})
+    calibration.check_between(*places, {side: units})
     if calibration.kind not in policy.calibration:
         raise CalibrationKindDenied(
             f"a calibration of the kind {calibration.kind}, where policy.calibration allows "
@@ -123,13 +118,15 @@ def check_terms(
         )
 
 
-def check_decodable(node: NodeContext, terms: CalibrationTerms, *, source: Place, target: Place) -> None:
+def check_decodable(
+    node: NodeContext, terms: common_pb2.CalibrationTerms, *, source: Place, target: Place
+) -> None:
     """Return if a target decodes latents under a contract's calibration."""
     found = usable_calibration(node, terms.sha256, source=source, target=target, side="target")
     if found.terms != terms:
         raise ContractMismatch(
-            f"{source[0]} proposed the calibration {terms} until {terms.expires}, and both institutions signed "
-            f"{found.terms} until {found.terms.expires}",
+            f"{source[0]} proposed the calibration {calibration_text(terms)} until {terms.expires}, and both "
+            f"institutions signed {calibration_text(found.terms)} until {found.terms.expires}",
             hint="upgrade ddib-fed at the source: it must propose the terms that were signed",
         )
     check_target(node.running_engine.model.manifest)
@@ -182,20 +179,6 @@ def overview(
             )
         )
     return found
-
-
-def unusable_with(
-    config: NodeConfig, store: CalibrationStore, source: Manifest, now: datetime | None = None
-) -> tuple[str, ...]:
-    """Why a source node refuses jobs with its model: a line for each target, or one for want of a calibration."""
-    moment = now or datetime.now(UTC)
-    by_target: dict[Place, list[Calibration | None]] = {}
-    for signed in store.list():
-        calibration = signed.calibration
-        if signed.state(moment) == "active" and calibration.source.place == own_place(config):
-            by_target.setdefault(calibration.target.place, []).append(calibration)
-    problems = ([misfit(each, source) for each in held] for held in list(by_target.values()) or [[None]])
-    return tuple(found[0] for found in problems if all(found))
 
 
 # What a target publishes
@@ -310,14 +293,8 @@ def check_proposal(
             hint="ddib peer list",
             facts={"source": institution},
         )
-    check_terms(
-        calibration,
-        source=calibration.source.place,
-        target=own_place(config),
-        side="target",
-        units=units_sha256,
-        policy=config.policy,
-    )
+    places = calibration.source.place, own_place(config)
+    check_terms(calibration, places, "target", units_sha256, config.policy)
     signed.refuse_expired(now)
     if calibration.expires > now + LONGEST_LIFE:
         raise CalibrationInvalid(
@@ -381,14 +358,8 @@ def send(
     config: NodeConfig, calibration: Calibration, peer: CalibrationPeer, *, now: datetime
 ) -> SignedCalibration:
     """Sign a calibration as the source, store it, and send it; stored again with the target's signature if it came."""
-    check_terms(
-        calibration,
-        source=own_place(config),
-        target=calibration.target.place,
-        side="source",
-        units=_hosted_units(config),
-        policy=config.policy,
-    )
+    places = own_place(config), calibration.target.place
+    check_terms(calibration, places, "source", _hosted_units(config), config.policy)
     store, target = CalibrationStore(config.paths.calibrations), calibration.target.institution
     signed = store.find(calibration.sha256) or SignedCalibration(calibration=calibration)
     if not signed.active:
@@ -524,16 +495,16 @@ class CalibrationPeer:
         request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
         answer = self._ask(decoding_pb2_grpc.DecodingServiceStub(self._channel).DescribeDomain, request)
         with checking_answers(self.hop):
-            side = from_message(answer.side, ContractSide)
+            side = check_side(answer.side)
         if side.domain != self._domain:
             raise DomainNotFound(
                 f"{self._institution} serves {side.domain}, not {self._domain}",
                 hop=self.hop,
                 hint=f"ddib calibrate --peer {self._institution}/{side.domain}",
             )
-        if side.picture is None or side.sample_shape != shape:
+        if not side.HasField("picture") or tuple(side.sample_shape) != shape:
             raise ShapeMismatch(
-                f"the model of {self._institution} is of the shape {side.sample_shape}, the one here of {shape}",
+                f"the model of {self._institution} is of the shape {tuple(side.sample_shape)}, the one here of {shape}",
                 hop=self.hop,
             )
         # A side that refuses other sizes has no rule of its own.

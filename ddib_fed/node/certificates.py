@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -18,11 +17,11 @@ from cryptography import x509
 
 from ddib_fed.errors import ConfigError, DdibError, MessageInvalid, NotReady, Unauthenticated
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.policy import Charge, Quotas
+from ddib_fed.node.logs import Repeated
+from ddib_fed.node.policy import Charge
+from ddib_fed.node.role import NodeContext
 from ddib_fed.node.server import caller
-from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import UNREADABLE, Identity
-from ddib_fed.security.peers import PeerStore
 from ddib_fed.security.pki import (
     MAX_REQUEST_BYTES,
     Authority,
@@ -47,13 +46,12 @@ log = logging.getLogger(__name__)
 # Up to this share of the lifetime earlier, so that nodes started together do not all renew in the same minute.
 JITTER: Final = 0.05
 CHECK_INTERVAL_S: Final = 10.0
-LONGEST_PAUSE_S: Final = 600.0
+LONGEST_PAUSE: Final = timedelta(minutes=2)
 TRIES_PER_LIFE: Final = 20
-"""At least so often, in the time of a certificate's life, is a renewal that failed tried again."""
+"""A renewal that failed is tried again so often in the time of a certificate's life, and after `LONGEST_PAUSE`."""
 _BY_HAND: Final = "ddib pki request, have it signed by the issuer, then ddib pki install"
 RENEWALS_PER_DAY: Final = 256
 """Of one identity, by hand or otherwise; each is a line of the audit log."""
-AUDIT_RETRY_S: Final = 30.0
 
 
 # The status of the own certificate
@@ -163,39 +161,25 @@ class RenewalThread:
         self._config = config
         self._clock = clock
         self._on_tick = on_tick
-        self._interval_s = interval_s
         self._jitter = random.uniform(0.0, JITTER)  # noqa: S311 - spreads load, keeps no secret
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
-        self._asked_early = False
-        self._failures = 0
+        self._has_looked = False
+        looking = Repeated("renewal", self.look, lambda: interval_s)
+        self.start, self.stop = looking.start, looking.stop
         self._failed_at: datetime | None = None
         self.problem: str | None = None
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self.look()
-            self._stop.wait(self._interval_s)
-
     def look(self) -> None:
-        """Renew if it is due; a failure becomes `problem`, and pauses between tries double."""
+        """Renew if it is due; a failure becomes `problem`, and is tried again after a pause."""
+        first, self._has_looked = not self._has_looked, True
         try:
             self._on_tick()
             own, now = load_identity(self._config.paths.pki), self._clock()
-            if not (is_due(own, now, jitter=self._jitter) or self._first_recovery()):
+            if not (is_due(own, now, jitter=self._jitter) or (first and self._needs_recovery())):
                 self.problem = None
-            elif not self._pauses(own, now):
-                self._failures, self._failed_at = self._failures + 1, now  # unless it succeeds
+            elif not self._failed_lately(own, now):
+                self._failed_at = now  # unless it succeeds
                 renewed = renew_node(self._config, now=now)
-                self._failures, self._failed_at, self.problem = 0, None, None
+                self._failed_at = self.problem = None
                 log.info("renewed the certificate, good until %s", renewed.not_after)
                 if warning := root_warning(self._config.node.institution, renewed.root_not_after, now):
                     log.warning("%s", warning)
@@ -208,22 +192,14 @@ class RenewalThread:
                 )
             self.problem = f"renewal: {error}"
 
-    def _first_recovery(self) -> bool:
-        """Whether to renew early, once: a node just enrolled has no certificate for recovery yet."""
-        folder, asked = self._config.paths.pki, self._asked_early
-        self._asked_early = True
-        if asked or has_authority(folder) or self._config.identity.issuer is None:
-            return False
-        return load_recovery(folder) is None
+    def _needs_recovery(self) -> bool:
+        """Whether to renew early: a node just enrolled has no certificate for recovery yet."""
+        folder, issuer = self._config.paths.pki, self._config.identity.issuer
+        return issuer is not None and not has_authority(folder) and load_recovery(folder) is None
 
-    def _pauses(self, own: TlsCredentials, now: datetime) -> bool:
-        """Whether a failure is too recent: at least `TRIES_PER_LIFE` tries fit into the life of a certificate."""
-        if self._failed_at is None:
-            return False
-        life = (own.not_after - own.not_before).total_seconds()
-        longest = max(self._interval_s, min(LONGEST_PAUSE_S, life / TRIES_PER_LIFE))
-        pause = min(longest, self._interval_s * 2.0 ** min(self._failures - 1, 16))
-        return 0 <= (now - self._failed_at).total_seconds() < pause
+    def _failed_lately(self, own: TlsCredentials, now: datetime) -> bool:
+        pause = min(LONGEST_PAUSE, (own.not_after - own.not_before) / TRIES_PER_LIFE)
+        return self._failed_at is not None and timedelta(0) <= now - self._failed_at < pause
 
 
 # Issuing to others of the institution
@@ -233,24 +209,13 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
     """Renews the certificates of the institution's own nodes and clients."""
 
     def __init__(
-        self,
-        config: NodeConfig,
-        audit: AuditLog,
-        quotas: Quotas,
-        peers: PeerStore,
-        *,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        self, node: NodeContext, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
-        self._peers = peers
-        self._folder = config.paths.pki
-        self._audit = audit
-        self._quotas = quotas
-        self._life = config.identity.life
-        self.recovery = timedelta(days=config.identity.recovery_days)
-        self._clock = clock
+        self._node, self._clock = node, clock
+        self.recovery = timedelta(days=node.config.identity.recovery_days)
 
     def Renew(self, request: pb.RenewRequest, context: Any) -> pb.RenewResponse:
-        data = request.certificate_request
+        data, folder, quotas = request.certificate_request, self._node.config.paths.pki, self._node.quotas
         if not 0 < len(data) <= MAX_REQUEST_BYTES:
             raise MessageInvalid(
                 "a certificate request has 1 to 8192 bytes", facts={"max_bytes": MAX_REQUEST_BYTES}
@@ -259,32 +224,32 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
             key = check_request(x509.load_der_x509_csr(data))
         except (*UNREADABLE, Unauthenticated) as exc:
             raise MessageInvalid("the certificate request cannot be used") from exc
-        identity, authority = caller(), load_authority(self._folder)
+        identity, authority = caller(), load_authority(folder)
         if identity.kind == "recovery":  # the node whose leaf has expired
             identity = Identity(identity.institution, "node", identity.name)
-            self._peers.snapshot().refuse_withdrawn(identity)
-        life, now = self._life(identity.kind), self._clock()
+            self._node.peers.snapshot().refuse_withdrawn(identity)
+        life, now = self._node.config.identity.life(identity.kind), self._clock()
         allowed = RENEWALS_PER_DAY + TRIES_PER_LIFE * int(timedelta(days=1) / life)
         charges = [Charge("renewals_per_day", identity.uri, 1, allowed)]
-        self._quotas.charge(charges)
+        quotas.charge(charges)
         certificate = issue_leaf(
             authority, identity.kind, identity.name, public_key=key, now=now, lifetime=life
         )
+        line = {
+            "identity": identity.uri,
+            "certificate": fingerprint(certificate),
+            "until": certificate.not_valid_after_utc.isoformat(),
+            "by": "renewal",
+        }
         try:
-            self._audit.write(  # before it is given out
-                "certificate_issued",
-                identity=identity.uri,
-                certificate=fingerprint(certificate),
-                until=certificate.not_valid_after_utc.isoformat(),
-                by="renewal",
-            )
-        except OSError as error:
-            self._quotas.refund(charges)
-            raise NotReady("the audit log cannot be written", retry_after_s=AUDIT_RETRY_S) from error
+            self._node.write_audit("certificate_issued", [line])  # before it is given out
+        except NotReady:
+            quotas.refund(charges)
+            raise
         log.info("renewed %s, asked by %s: %s", identity, caller(), fingerprint(certificate))
         answer = pb.RenewResponse(
             certificate=certificate_pem(certificate).decode(),
-            roots=load_identity(self._folder).roots_pem.decode(),
+            roots=load_identity(folder).roots_pem.decode(),
         )
         if identity.kind == "node" and self.recovery:
             recovery = issue_leaf(

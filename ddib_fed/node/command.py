@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -17,7 +16,7 @@ from ddib_fed.errors import ConfigError, ExitCode, UsageError
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE
 from ddib_fed.node.config import NodeConfig, Role
 from ddib_fed.node.logs import set_up_logging, silence_grpc
-from ddib_fed.terminal import explained, relay, require_alone, say, say_document, say_labelled
+from ddib_fed.terminal import explained, relay, require_alone, say, say_labelled
 
 if TYPE_CHECKING:
     from ddib_fed.node.daemon import StepResult
@@ -65,14 +64,6 @@ def node_command(role: Role | None) -> click.Group:
 
     @group.command()
     @CONFIG
-    @click.option(
-        "--peer",
-        "peer_files",
-        multiple=True,
-        type=click.Path(dir_okay=False, path_type=Path),
-        metavar="FILE",
-        help="Admit the node of this peer file first, as `ddib peer add` does; asks, unless it is admitted already.",
-    )
     @click.option("--pair", is_flag=True, help="Pair first, as `ddib pair --listen` does.")
     @click.option(
         "--pair-with",
@@ -80,16 +71,15 @@ def node_command(role: Role | None) -> click.Group:
         metavar="HOST:PORT CODE",
         help="Pair first, as `ddib pair HOST:PORT CODE` does.",
     )
-    def serve(
-        path: Path, peer_files: tuple[Path, ...], pair: bool, pair_with: tuple[str, str] | None
-    ) -> None:
+    def serve(path: Path, pair: bool, pair_with: tuple[str, str] | None) -> None:
         """Serve until SIGTERM, which drains and exits 0; a second one stops at once."""
         require_alone("serving")
         silence_grpc()
         config = _load(path, role)
         set_up_logging(config.log.level, config.log.format)
         try:
-            _admit(config, peer_files, pair=pair, pair_with=pair_with)
+            if pair or pair_with:
+                _pair(config, shows_code=pair, dialled=pair_with)
             from ddib_fed.node import daemon  # imports grpc
 
             sys.exit(daemon.serve(config))
@@ -105,26 +95,15 @@ def node_command(role: Role | None) -> click.Group:
 
     @group.command()
     @CONFIG
-    @click.option(
-        "--format",
-        "output_format",
-        type=click.Choice(["text", "json"]),
-        default="text",
-        show_default=True,
-        help="Output for people, or one JSON document for scripts.",
-    )
-    def check(path: Path, output_format: str) -> None:
+    def check(path: Path) -> None:
         """Check whether the node could serve: run each step of a start, changing nothing."""
         require_alone("checking a node")
         silence_grpc()
         from ddib_fed.node import daemon  # imports grpc
 
         findings = daemon.check(_load(path, role))
-        if output_format == "json":
-            say_document(json.dumps([_values(finding) for finding in findings], indent=2))
-        else:
-            for finding in findings:
-                _show(finding)
+        for finding in findings:
+            _show(finding)
         wrong = [finding.step for finding in findings if finding.problem is not None]
         if wrong:
             raise ConfigError(
@@ -172,34 +151,13 @@ def _train(config: NodeConfig, *, force: bool) -> None:
         )
 
 
-def _admit(
-    config: NodeConfig, files: tuple[Path, ...], *, pair: bool, pair_with: tuple[str, str] | None
-) -> None:
-    """Admit the peers that the command names, before the node starts."""
-    if not (files or pair or pair_with):
-        return
-    if pair and pair_with:
+def _pair(config: NodeConfig, *, shows_code: bool, dialled: tuple[str, str] | None) -> None:
+    """Pair before the node starts."""
+    if shows_code and dialled:
         raise UsageError("one side waits with --pair, the other comes with --pair-with")
     from ddib_fed.node import admitting
 
-    admitted = [admitting.admit(config, file) for file in files]
-    if pair or pair_with:
-        admitted.append(admitting.pair(config, pair_with).other)
-    for other in admitted:
-        log.info("admitted %s", other.identity)
-
-
-def _values(finding: StepResult) -> dict[str, object]:
-    """One step of a start as JSON values."""
-    problem = finding.problem
-    return {
-        "step": finding.step,
-        "ok": problem is None,
-        "found": finding.text or None,
-        "warnings": list(finding.warnings),
-        "problem": problem
-        and {"reason": problem.reason, "detail": problem.detail, "try": problem.hint or None},
-    }
+    log.info("admitted %s", admitting.pair(config, dialled).other.identity)
 
 
 def _show(finding: StepResult) -> None:

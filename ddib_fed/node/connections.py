@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
+from ddib_fed.node.logs import Repeated
+
 log = logging.getLogger(__name__)
 
 # TLS and the first frame of HTTP/2 take two round trips; gRPC's default is two minutes.
@@ -143,18 +145,17 @@ class InboundGuard:
         self._known: dict[int, _Connection | None] = {}
         self._said = -SAY_EVERY_S
         self._unsaid: Counter[str] = Counter()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="inbound", daemon=True)
+        self._looking = Repeated("inbound", self.look, self._pause_s)
 
     def start(self, port: int) -> None:
         self._port = port
-        self._thread.start()
+        self._looking.start()
 
     def stop(self) -> None:
-        """End, and wait for it when it was started."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._looking.stop()
+
+    def _pause_s(self) -> float:
+        return max(LOOK_EVERY_S, self._next_look - time.monotonic())
 
     # What gRPC's threads report; `caller` is its name of the other end.
 
@@ -173,13 +174,6 @@ class InboundGuard:
         """End the connection at the next look, also if its calls were authorised."""
         with self._lock:
             self._crowds.add(peer_of(caller))
-
-    def _run(self) -> None:
-        while not self._stop.wait(max(LOOK_EVERY_S, self._next_look - time.monotonic())):
-            try:
-                self.look()
-            except Exception:  # the guard must outlive any failure
-                log.exception("the node's connections could not be counted")
 
     def look(self) -> int:
         """Check once; returns how many connections were ended for their number."""

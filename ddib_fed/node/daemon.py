@@ -28,19 +28,17 @@ from ddib_fed.errors import ConfigError, DdibError, ExhaustedError
 from ddib_fed.files import check_private_folder
 from ddib_fed.networks.placement import share_heaps
 from ddib_fed.node.admin import (
-    AdminServicer,
-    DiskWatch,
     Metrics,
     ProbeServer,
     Watch,
     answers,
     check_alone,
     check_socket,
-    serve_admin,
-    stop_admin,
+    disk_problem,
+    operator_service,
 )
 from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.calibrations import overview, unusable_with
+from ddib_fed.node.calibrations import overview
 from ddib_fed.node.certificates import IdentityServicer, RenewalThread, certificate_status, recover_at_start
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.connections import (
@@ -218,7 +216,10 @@ def _roles(config: NodeConfig) -> Iterator[str]:
     if answers(config.paths.admin_socket):
         yield f"{', '.join(config.node.roles)}{_HELD}"
     else:
-        yield ", ".join(f"{role.name} ({role.check(config)})" for role in find_roles(config.node.roles))
+        names = config.node.roles
+        yield ", ".join(
+            f"{name} ({role.check(config)})" for name, role in zip(names, find_roles(names), strict=True)
+        )
 
 
 def _model(config: NodeConfig) -> Iterator[str]:
@@ -231,8 +232,6 @@ def _model(config: NodeConfig) -> Iterator[str]:
     guided = "" if model.classifier is None else f", guided by {model.classifier.digest[:12]}"
     what = f"{manifest.sample_kind} {shape}, {model.bundle.digest[:12]}, {model.device}{guided}"
     yield f"{config.model.domain}: {what}"
-    if "source" in config.node.roles:
-        yield from unusable_with(config, CalibrationStore(config.paths.calibrations), manifest)
 
 
 STEPS: Final[dict[str, Callable[[NodeConfig], Iterable[str]]]] = {
@@ -268,8 +267,7 @@ class Daemon:
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._loading = False
         self._drain_asked = threading.Event()
-        self._last_jobs: Counter[str] = Counter()
-        self._released = False
+        self._last_jobs: Counter[str] | None = None
         paths = config.paths
         for warning in begin(config):
             log.warning("%s", warning)
@@ -291,17 +289,11 @@ class Daemon:
             self.node = NodeContext(config, self.peers, AuditLog(store), Metrics(), tracing)
             self.roles: list[RoleService] = []
             for role in find_roles(config.node.roles):
-                opened = role.open(self.node)
+                opened = role(self.node)
                 undo.callback(opened.release)
                 undo.callback(opened.close)
                 self.roles.append(opened)
-            self._disk = DiskWatch((paths.state, paths.spool))
-            self._watch = Watch(
-                self.node.audit,
-                self.peers,
-                paths.pki,
-                problem=lambda: self._disk.problem or self._credentials.problem,
-            )
+            self._watch = Watch(self.node.audit, self.peers, paths.pki, problem=self._problem)
             self._renewal = RenewalThread(config, on_tick=self._look)
             self._guard = InboundGuard(most_connections(file_limit()))
             self._open_port()
@@ -310,16 +302,15 @@ class Daemon:
     def _open_port(self) -> None:
         config, limits = self.config, self.config.limits
         institution, issuer = config.node.institution, has_authority(config.paths.pki)
+        requests = self.node.metrics.requests
         self._calls = CallInterceptor(
             institution,
             self.peers,
             Policy(institution=institution, roles=config.node.roles, issuer=issuer, section=config.policy),
             audit=self.node.audit,
             guard=self._guard,
-            on_outcome=self._count,
-            request_s=limits.request_s,
-            idle_s=limits.idle_s,
-            max_streams=limits.max_streams,
+            on_outcome=lambda method, status: requests.labels(method.rpartition("/")[2], status).inc(),
+            limits=limits,
         )
         self.server = NodeServer(
             config.node.listen,
@@ -333,11 +324,8 @@ class Daemon:
             self.server.add_services(role.service_names)
         if issuer:
             identity_pb2_grpc.add_IdentityServiceServicer_to_server(
-                IdentityServicer(config, self.node.audit, self.node.quotas, self.peers), self.server.grpc
+                IdentityServicer(self.node), self.server.grpc
             )
-
-    def _count(self, method: str, status: str) -> None:
-        self.node.metrics.requests.labels(method.rpartition("/")[2], status).inc()
 
     def run(self) -> int:
         """Serve until told to stop; 0 after an orderly end."""
@@ -349,11 +337,7 @@ class Daemon:
         config = self.config
         with ExitStack() as after:  # probes and the operator are answered to the end
             try:
-                servicer = AdminServicer(self)
-                admin = serve_admin(
-                    config.paths.admin_socket, servicer, [CallInterceptor(config.node.institution)]
-                )
-                after.callback(stop_admin, admin, config.paths.admin_socket)
+                after.enter_context(operator_service(config, self))
                 if config.http.listen:
                     after.callback(ProbeServer(config.http.listen, self.state, metrics).close)
                 with suppress(_StopNow):
@@ -458,8 +442,7 @@ class Daemon:
         self._guard.stop()
         self._calls.stop()
         self._renewal.stop()
-        self._jobs()
-        self._released = True
+        self._last_jobs = self._jobs()
         for role in self.roles:
             role.release()
         self.node.quotas.close()
@@ -474,15 +457,12 @@ class Daemon:
 
     def _jobs(self) -> Counter[str]:
         """Work of all roles by state; what it was last, once their stores are closed."""
-        if not self._released:
-            found: Counter[str] = Counter()
-            try:
-                for role in self.roles:
-                    found.update(role.jobs())
-                self._last_jobs = found
-            except Exception:  # also a store that is released meanwhile: the operator is answered to the end
-                log.exception("the jobs could not be counted")
-        return self._last_jobs
+        if self._last_jobs is not None:
+            return self._last_jobs
+        found: Counter[str] = Counter()
+        for role in self.roles:
+            found.update(role.jobs())
+        return found
 
     def _expires(self, which: str) -> float:
         """When the own certificate (`not_after`) or its root (`root_not_after`) ends; 0 while it cannot be read."""
@@ -508,13 +488,17 @@ class Daemon:
         if not self.server.serving:  # the operator and /readyz see what Health says
             return "draining" if self.stopping else "loading"
         problem = (
-            self._disk.problem
-            or self._credentials.problem
+            self._problem()
             or self.node.audit.problem
             or self._renewal.problem
             or self.node.running_engine.problem
         )
         return f"degraded: {problem}" if problem else "serving"
+
+    def _problem(self) -> str | None:
+        """What is wrong with the disk or the certificates."""
+        paths = self.config.paths
+        return disk_problem((paths.state, paths.spool)) or self._credentials.problem
 
     def reload(self) -> list[str]:
         """Read peers, withdrawals and certificates again."""

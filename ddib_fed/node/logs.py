@@ -1,5 +1,7 @@
 """The log of a node, as text or JSON lines, with warnings, uncaught exceptions and silence of gRPC's C core.
 
+A thread that must outlive its failures (`Repeated`) writes them here.
+
 Imports no grpc: its own log has to be turned off before.
 """
 
@@ -11,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final
 
@@ -64,6 +67,32 @@ def _uncaught_in_thread(hook: threading.ExceptHookArgs) -> None:
         name = hook.thread.name if hook.thread is not None else "?"
         trace = (hook.exc_type, hook.exc_value, hook.exc_traceback)
         log.error("thread %s ended by an exception", name, exc_info=trace)
+
+
+class Repeated:
+    """Calls a function on a thread of its own until it is stopped; what the function raises is logged."""
+
+    def __init__(self, name: str, act: Callable[[], object], pause_s: Callable[[], float]) -> None:
+        self._act, self._pause_s = act, pause_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, and wait for it when it was started."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._act()
+            except Exception:  # the thread must outlive any failure
+                log.exception("%s failed, and is tried again", self._thread.name)
+            self._stop.wait(self._pause_s())
 
 
 def fields(**values: str | float) -> dict[str, dict[str, str | float]]:

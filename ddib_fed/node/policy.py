@@ -21,10 +21,10 @@ from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import DiskFull, NotReady, PeerUnknown, PolicyDenied, QuotaSpent
 from ddib_fed.files import canonical_json
 from ddib_fed.node.config import EVERY, NodeConfig, PolicySection, Use
-from ddib_fed.protocol.contract import NO_GUIDANCE, GuidanceTerms
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import Snapshot
 from ddib_fed.store import NodeStore, Transaction
+from ddib_fed.v1.common_pb2 import GuidanceTerms
 
 if TYPE_CHECKING:
     from ddib_fed.diffusion.plans import SolverSettings
@@ -182,17 +182,16 @@ def check_evaluations(settings: SolverSettings, least: int, *, where: str) -> No
         )
 
 
-def offered_guidance(model: DomainModel, policy: PolicySection) -> GuidanceTerms | None:
-    """The guidance that a node offers for decoding with a model; None for none."""
+def offered_guidance(model: DomainModel, policy: PolicySection) -> GuidanceTerms:
+    """The guidance that a node offers for decoding with a model."""
     guide, units = model.classifier if policy.max_guidance > 0 else None, model.manifest.normalisation
-    terms = GuidanceTerms(
+    return GuidanceTerms(
         max_guidance=0.0 if model.manifest.null_class is None else policy.max_guidance,
         max_classifier_scale=0.0 if guide is None else policy.max_guidance,
         classifier_sha256=b"" if guide is None else bytes.fromhex(guide.digest),
         classifier_classes=0 if guide is None else guide.manifest.num_classes or 0,
         clip=model.is_picture and units == type(units)(),  # those of [-1, 1]
     )
-    return None if terms == NO_GUIDANCE else terms
 
 
 # Quotas

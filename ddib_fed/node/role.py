@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib import import_module
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import grpc
 import torch
 
 from ddib_fed.calibration.record import CalibrationStore, units_digest
-from ddib_fed.data.decoding import ImageLimits
 from ddib_fed.data.fitting import PictureRule
+from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.budget import Recipe
 from ddib_fed.engine.executors import Pool, process_pool, ray_pool
@@ -47,9 +47,6 @@ from ddib_fed.protocol.contract import (
     MAX_CLASS_NAMES,
     REFUSE,
     VALUE_RANGES,
-    ContractSide,
-    GuidanceTerms,
-    PictureTerms,
     is_class_name,
 )
 from ddib_fed.protocol.messages import Settings, settings_to_pb
@@ -57,6 +54,8 @@ from ddib_fed.security.audit import AuditLog, Value
 from ddib_fed.security.peers import PeerStore
 from ddib_fed.telemetry import OFF, Tracing
 from ddib_fed.v1 import common_pb2
+from ddib_fed.v1.common_pb2 import GuidanceTerms, PictureTerms
+from ddib_fed.v1.decoding_pb2 import ContractSide
 
 log = logging.getLogger(__name__)
 
@@ -166,14 +165,14 @@ class NodeContext:
         manifest, picture, names = bundle.manifest, None, bundle.manifest.classes
         if manifest.sample_kind == "picture":
             form = manifest.picture or PictureFormat()
-            picture = PictureTerms(form.low, form.high, form.bits)
+            picture = PictureTerms(low=form.low, high=form.high, bits=form.bits)
         usual, *others = VALUE_RANGES[manifest.sample_kind]
         named = len(names) <= MAX_CLASS_NAMES and all(map(is_class_name, names))
         return ContractSide(
             institution=self.config.node.institution,
             domain=self.config.model.domain,
             sample_kind=manifest.sample_kind,
-            sample_shape=tuple(manifest.sample_shape),
+            sample_shape=manifest.sample_shape,
             model_sha256=bytes.fromhex(bundle.digest),
             terminal_lambda=bundle.schedule.lambda_min,
             initial_lambda=bundle.schedule.lambda_max,
@@ -182,10 +181,10 @@ class NodeContext:
             value_range=usual if manifest.normalisation.colours == "rgb" else others[0],
             soften_sigma=manifest.soften_sigma,
             picture=picture,
-            class_names=tuple(names) if named else (),
+            class_names=names if named else (),
         )
 
-    def guidance(self) -> GuidanceTerms | None:
+    def guidance(self) -> GuidanceTerms:
         return offered_guidance(self.running_engine.model, self.config.policy)
 
     @property
@@ -211,9 +210,17 @@ class NodeContext:
 
 
 class RoleService:
-    """A running role of one node; what a role does not need, it leaves as it is here."""
+    """A running role of one node, not started yet; what a role does not need, it leaves as it is here."""
 
     service_names: tuple[str, ...]
+
+    def __init__(self, node: NodeContext) -> None:
+        self._node = node
+
+    @classmethod
+    def check(cls, config: NodeConfig) -> str:
+        """What a start would find, as a short text; changes nothing."""
+        raise NotImplementedError
 
     def register(self, server: grpc.Server) -> None:
         """Add the servicers; called before the model is loaded."""
@@ -238,19 +245,7 @@ class RoleService:
         """Close files and databases; no call is answered any more."""
 
 
-class Role(Protocol):
-    """The `ROLE` of a package SOURCE_OR_TARGET_node.service."""
-
-    name: str
-
-    def check(self, config: NodeConfig) -> str:
-        """What `open` would find, as a short text; changes nothing."""
-
-    def open(self, node: NodeContext) -> RoleService:
-        """The role in this node, not started yet."""
-
-
-def find_roles(names: Iterable[str]) -> list[Role]:
+def find_roles(names: Iterable[str]) -> list[type[RoleService]]:
     """The roles of these names; their packages stand above this one, which therefore imports none of them."""
     return [import_module(f"{name}_node.service").ROLE for name in names]
 
@@ -315,10 +310,8 @@ def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
         "device": section.device,
         "threads": section.threads,
         "dtype": section.dtype,
-        "compiling": section.compile,
         "merge_rows": TRIAL_ROWS if trial else 0,
         "merge_pixels": section.merge_pixels or (TRIAL_PIXELS if trial else 0),
-        "costs": None if trial else config.paths.costs,
     }
     try:
         if section.executor == "inline":
@@ -349,7 +342,7 @@ def limits_of(section: LimitsSection) -> ImageLimits:
 
 def rule_of_side(side: ContractSide) -> PictureRule | None:
     """How the other side's pictures become files; its fit is not known here. None for points."""
-    if side.picture is None:
+    if not side.HasField("picture"):
         return None
     channels, height, width = side.sample_shape
     terms = side.picture

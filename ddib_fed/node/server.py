@@ -37,13 +37,14 @@ from ddib_fed.errors import (
     TooManyStreams,
 )
 from ddib_fed.files import RETRY_AFTER_S, is_disk_full
+from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.connections import InboundGuard, file_limit, most_connections, server_options
+from ddib_fed.node.logs import Repeated
 from ddib_fed.protocol.addresses import split_address
 from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.details import DETAIL_KEY, time_entry, to_detail
 from ddib_fed.security.admission import (
     Admission,
-    Audit,
     AuthContext,
     Authoriser,
     Refusals,
@@ -52,6 +53,7 @@ from ddib_fed.security.admission import (
     parse_message,
     presented_certificate,
 )
+from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import PeerStore
 
@@ -66,9 +68,6 @@ else:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
-MAX_HEALTH_BYTES: Final = 1 << 10
-MAX_STREAMS: Final = 64
 # Calls whose request has not arrived: each holds a thread of the reserve for unary calls, which is larger
 # (`RESERVED_THREADS`). One person may have as many clients as a node works on jobs, and so many of the places.
 MAX_WAITING_OF_ONE: Final = 16
@@ -77,9 +76,6 @@ MAX_WAITING: Final = 24
 # many as it likes. What of a request has arrived is in memory, up to 4 MiB of each.
 MAX_WAITING_OTHERS_OF_ONE: Final = 4
 MAX_WAITING_OTHERS: Final = 8
-REQUEST_S: Final = 20.0
-"""A request is one small message: what servers give a client for its headers."""
-IDLE_S: Final = 300.0
 LOOK_EVERY_S: Final = 1.0
 CHECK_EVERY_S: Final = 0.01
 """The messages of an object come within it: their caller is checked once."""
@@ -188,18 +184,15 @@ class OpenCall:
             self.admission.check()
             self._next_check = time.monotonic() + CHECK_EVERY_S
 
-    @contextmanager
-    def waiting_for_request(self, request_s: float) -> Iterator[None]:
-        fault = f"the caller did not send its request within {request_s:g} s"
-        self._wait = time.monotonic() + request_s, fault
-        try:
-            yield
-        finally:
-            self._wait = None
+    def wait_for(self, seconds: float, what: str) -> None:
+        """From now on the caller has so long to do its part; `what` it has not done then."""
+        self._wait = time.monotonic() + seconds, f"the caller {what} {seconds:g} s"
 
-    def waits_for_reader(self) -> None:
-        fault = f"the caller took nothing of the answers for {self._idle_s:g} s"
-        self._wait = time.monotonic() + self._idle_s, fault
+    def wait_for_reader(self) -> None:
+        self.wait_for(self._idle_s, "took nothing of the answers for")
+
+    def wait_no_more(self) -> None:
+        self._wait = None
 
     def answers(self, messages: Iterable[T]) -> Iterator[T]:
         """The messages, for as long as the caller is admitted and takes them."""
@@ -207,11 +200,11 @@ class OpenCall:
         try:
             for message in iterator:
                 self.check()
-                self.waits_for_reader()
+                self.wait_for_reader()
                 yield message
-                self._wait = None
+                self.wait_no_more()
         finally:
-            self._wait = None
+            self.wait_no_more()
             if (close := getattr(iterator, "close", None)) is not None:
                 close()
 
@@ -238,21 +231,19 @@ class CallInterceptor(Interceptor):
         peers: PeerStore | None = None,
         policy: Authoriser | None = None,
         *,
-        audit: Audit | None = None,
+        audit: AuditLog | None = None,
         guard: InboundGuard | None = None,
         clock: Callable[[], float] = time.time,
         on_outcome: Callable[[str, str], object] = lambda *_: None,
-        request_s: float = REQUEST_S,
-        idle_s: float = IDLE_S,
-        max_streams: int = MAX_STREAMS,
+        limits: LimitsSection | None = None,
         max_streams_of_one: int | None = None,
     ) -> None:
         self._institution, self._policy, self._clock = institution, policy, clock
         self._on_outcome, self._guard = on_outcome, guard
-        self._request_s, self._idle_s = request_s, idle_s
+        self._limits = limits = limits or LimitsSection()
         self._verifier = None if peers is None else Verifier(peers, self._now)
         self.refusals = Refusals(audit)
-        self.streams = Slots(max_streams_of_one or max_streams, max_streams)
+        self.streams = Slots(max_streams_of_one or limits.max_streams, limits.max_streams)
         # Of callers that are known, and of all others.
         self.waiting = {
             True: Slots(MAX_WAITING_OF_ONE, MAX_WAITING),
@@ -261,8 +252,8 @@ class CallInterceptor(Interceptor):
         self._open = {True: Slots(OPEN_OF_ONE, UNLIMITED), False: Slots(OPEN_OF_OTHERS, UNLIMITED)}
         self._lock = threading.Lock()
         self._open_calls: set[OpenCall] = set()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="open-calls", daemon=True)
+        self._looking = Repeated("open-calls", self._end_late_calls, lambda: LOOK_EVERY_S)
+        self.start, self.stop = self._looking.start, self._looking.stop
 
     def intercept_service(
         self,
@@ -276,20 +267,12 @@ class CallInterceptor(Interceptor):
         method = handler_call_details.method
         inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         streams = bool(handler.request_streaming or handler.response_streaming)
-        deserialiser = handler.request_deserializer
-        most = MAX_HEALTH_BYTES if method.startswith(HEALTH_PREFIX) else MAX_MESSAGE_BYTES
-
-        def parse(data: bytes) -> Any:
-            if len(data) > most:
-                raise MessageInvalid("a request for health is larger than any name of a service")
-            return parse_message(data, deserialiser)
+        parse = partial(parse_message, deserialiser=handler.request_deserializer)
 
         def request_of(call: OpenCall, raw: Iterator[bytes]) -> Any:
-            return (
-                self._messages(call, raw, parse)
-                if handler.request_streaming
-                else parse(self._message(call, raw))
-            )
+            if handler.request_streaming:
+                return self._messages(call, raw, parse)
+            return parse(self._message(call, raw))
 
         def one(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
             with self._mapping_errors(context, method), self._opened(context, method, streams) as call:
@@ -299,13 +282,9 @@ class CallInterceptor(Interceptor):
             with self._mapping_errors(context, method), self._opened(context, method, streams) as call:
                 yield from call.answers(inner(request_of(call, raw), context))
 
-        serialiser = handler.response_serializer
-        made: Handler = (
-            grpc.stream_stream_rpc_method_handler(many, None, serialiser)
-            if handler.response_streaming
-            else grpc.stream_unary_rpc_method_handler(one, None, serialiser)
-        )
-        return made
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(many, None, handler.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(one, None, handler.response_serializer)
 
     # Errors
 
@@ -359,11 +338,11 @@ class CallInterceptor(Interceptor):
     def _opened(self, context: grpc.ServicerContext, method: str, streams: bool) -> Iterator[OpenCall]:
         """Context while a call of an admitted caller runs."""
         if self._verifier is None:
-            yield OpenCall(context, method, None, self._idle_s)
+            yield OpenCall(context, method, None, self._limits.idle_s)
             return
         admission = self._admit(context, method, self._verifier)
         _CALLER.set(admission)
-        call = OpenCall(context, method, admission, self._idle_s)
+        call = OpenCall(context, method, admission, self._limits.idle_s)
         try:
             self._open[call.is_known].take(call.account)
             with self._lock:
@@ -372,7 +351,7 @@ class CallInterceptor(Interceptor):
                 with self.streams.taken(call.account) if streams else nullcontext():
                     yield call
             finally:
-                call.waits_for_reader()
+                call.wait_for_reader()
                 if not context.add_callback(lambda: self._over(call)):
                     self._over(call)
         except RefusedError as error:  # by the servicer: a policy, a latent
@@ -403,9 +382,12 @@ class CallInterceptor(Interceptor):
 
     def _message(self, call: OpenCall, raw: Iterator[bytes]) -> bytes:
         """The request of a unary call; it may never arrive: the number of waiting calls and their time are bounded."""
-        waiting = self.waiting[call.is_known]
-        with waiting.taken(call.account), call.waiting_for_request(self._request_s):
-            message = next(raw, None)
+        with self.waiting[call.is_known].taken(call.account):
+            call.wait_for(self._limits.request_s, "did not send its request within")
+            try:
+                message = next(raw, None)
+            finally:
+                call.wait_no_more()
         if message is None:
             raise MessageInvalid("the call ended without its message")
         return message
@@ -425,16 +407,6 @@ class CallInterceptor(Interceptor):
         with self._lock:
             return list(self._open_calls)
 
-    def start(self) -> None:
-        """Begin to end the calls of callers that do nothing."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End, and wait for it when it was started."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
     def sweep(self) -> int:
         """Cancel calls of callers that are no longer admitted, idle streams included; returns how many."""
         cancelled = 0
@@ -450,18 +422,14 @@ class CallInterceptor(Interceptor):
                 cancelled += 1
         return cancelled
 
-    def _run(self) -> None:
+    def _end_late_calls(self) -> None:
         """End the calls whose caller does not do its part in time."""
-        while not self._stop.wait(LOOK_EVERY_S):
-            ended: Counter[tuple[str, str, str]] = Counter()
-            for call in self.open_calls:
-                try:
-                    if (fault := call.end_if_late(time.monotonic())) is not None:
-                        ended[call.account, call.method, fault] += 1
-                except Exception:  # the thread must outlive any failure
-                    log.exception("a call that waits for its caller could not be ended")
-            for (account, method, fault), times in ended.items():
-                log.info("%s: ended %d calls of %s: %s", account, times, method, fault)
+        ended: Counter[tuple[str, str, str]] = Counter()
+        for call in self.open_calls:
+            if (fault := call.end_if_late(time.monotonic())) is not None:
+                ended[call.account, call.method, fault] += 1
+        for (account, method, fault), times in ended.items():
+            log.info("%s: ended %d calls of %s: %s", account, times, method, fault)
 
 
 def _is_grpcs_own(error: Exception, context: Any) -> bool:
@@ -644,9 +612,8 @@ def check_bindable(listen: str, setting: str) -> None:
         "node.address is what others dial"
     )
     remedies = {
-        errno.EADDRINUSE: f"another process has the port (ss -ltnp 'sport = :{port}'): stop it, or choose another "
-        f"{setting}",
-        errno.EACCES: f"ports below 1024 need a privilege: choose a {setting} above, or "
+        errno.EADDRINUSE: f"another process has the port (ss -ltnp 'sport = :{port}'): stop it, or choose another",
+        errno.EACCES: "ports below 1024 need a privilege: choose one above, or "
         "AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit",
     }
     try:
@@ -662,7 +629,7 @@ def check_bindable(listen: str, setting: str) -> None:
                 probe.listen(1)
         except OSError as error:
             problems.append(error)
-    busy = [problem for problem in problems if problem.errno == errno.EADDRINUSE]
+    busy = [error for error in problems if error.errno == errno.EADDRINUSE]
     if busy or len(problems) == len(found):
         worst = (busy or problems)[0]
         hint = remedies.get(worst.errno or 0, elsewhere)

@@ -1,22 +1,26 @@
 """The contract under which latents move: both sides' descriptions, the target's limits, and how the two sides agree.
 
-Bounds of single fields are options in protos/, which `check` applies to every received message. The types here check
-what those cannot say, where they are made; `MessageInvalid.facts["field"]` names the field.
+Sides, limits and terms are the messages themselves. Bounds of single fields are options in protos/, which `check`
+applies to every received message; what those cannot say is checked here, where a contract is made of them.
+`MessageInvalid.facts["field"]` names the field.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Iterable
 from typing import Any, Final, Literal, get_args
+
+from google.protobuf.message import Message
 
 from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import ContractMismatch, Difference, PolicyDenied, SettingsInvalid
 from ddib_fed.files import Value, canonical_json, require
 from ddib_fed.names import DOMAIN_RULE, is_domain, is_institution
-from ddib_fed.protocol.messages import from_message
 from ddib_fed.v1 import common_pb2, decoding_pb2
+from ddib_fed.v1.common_pb2 import CalibrationTerms, GuidanceTerms
+from ddib_fed.v1.decoding_pb2 import ContractLimits, ContractSide
 
 PROTOCOL: Final = 1
 """The version of the protocol that this release speaks, its only one."""
@@ -34,7 +38,6 @@ MAX_CLASS_NAMES = 10_000
 MAX_CLASS_NAME = 64
 CalibrationKind = Literal["rotation", "tone", "colour-map"]
 CALIBRATION_KINDS: Final[tuple[str, ...]] = get_args(CalibrationKind)
-SAMPLE_KINDS = {"point": common_pb2.SAMPLE_KIND_POINT, "picture": common_pb2.SAMPLE_KIND_PICTURE}
 RANKS = {"point": 1, "picture": 3}
 VALUE_RANGES = {"point": ("unit-std",), "picture": ("minus-one-to-one", "minus-one-to-one-opponent")}
 """Value ranges of a sample, before a model normalises them; the first of each kind is the usual one."""
@@ -43,149 +46,79 @@ REFUSE = "refuse"
 SIZE_RULES = {"point": ("none",), "picture": ("resize", "crop", "pad", REFUSE)}
 
 
-@dataclass(frozen=True, slots=True)
-class CalibrationTerms:
-    """The calibration under which a source encodes; the fields are those of the message of this name."""
-
-    sha256: bytes
-    kind: str
-    expires: int
-
-    def __post_init__(self) -> None:
-        kinds = ", ".join(CALIBRATION_KINDS)
-        require(self.kind in CALIBRATION_KINDS, "calibration.kind", f"must be one of {kinds}")
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.sha256.hex()}"
-
-
-@dataclass(frozen=True, slots=True)
-class GuidanceTerms:
-    """The guidance that a target offers; the fields are those of the message of this name."""
-
-    max_guidance: float = 0.0
-    max_classifier_scale: float = 0.0
-    classifier_sha256: bytes = b""
-    classifier_classes: int = 0
-    clip: bool = False
-
-    def __post_init__(self) -> None:
-        offered = self.max_classifier_scale > 0
-        require(
-            bool(self.classifier_sha256) == offered, "classifier_sha256", "must be that of the classifier"
-        )
-        require(
-            (self.classifier_classes > 0) == offered, "classifier_classes", "must be those of the classifier"
-        )
-
-
-NO_GUIDANCE = GuidanceTerms()
-
-
-@dataclass(frozen=True, slots=True)
-class PictureTerms:
-    """The values in a picture's file; the fields are those of the message of this name."""
-
-    low: float
-    high: float
-    bits: int
-
-    def __post_init__(self) -> None:
-        require(self.low < self.high, "picture.high", "must be above picture.low")
-        require(self.bits in {8, 16}, "picture.bits", "must be 8 or 16")
-
-
-@dataclass(frozen=True, slots=True)
-class ContractSide:
-    """One side's half of a contract; the fields are those of the message of this name."""
-
-    institution: str
-    domain: str
-    sample_kind: str
-    sample_shape: tuple[int, ...]
-    model_sha256: bytes
-    terminal_lambda: float
-    initial_lambda: float
-    classes: int = 0
-    size_rule: str = "none"
-    value_range: str = "unit-std"
-    soften_sigma: float = 0.0
-    picture: PictureTerms | None = None
-    class_names: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        kind, shape, names = self.sample_kind, self.sample_shape, self.class_names
-        require(is_institution(self.institution), "institution", "must be a DNS name in lower case")
-        require(is_domain(self.domain), "domain", f"must be {DOMAIN_RULE}")
-        require(kind in RANKS, "sample_kind", "must be point or picture")
-        require(len(shape) == RANKS[kind], "sample_shape", f"must have {RANKS[kind]} numbers")
-        require(math.prod(shape) <= MAX_SAMPLE_NUMBERS, "sample_shape", "is too large")
-        for name, allowed in (("size_rule", SIZE_RULES[kind]), ("value_range", VALUE_RANGES[kind])):
-            require(getattr(self, name) in allowed, name, f"must be {' or '.join(allowed)} for a {kind}")
-        is_picture = kind == "picture"
-        require(is_picture or self.soften_sigma == 0, "soften_sigma", "must be 0 for points")
-        require(
-            (self.picture is not None) == is_picture, "picture", "must be set for pictures, and only there"
-        )
-        require(len(names) in {0, self.classes}, "class_names", "must be none, or one for each class")
-        printable = f"must be 1 to {MAX_CLASS_NAME} printable ASCII characters each"
-        require(all(map(is_class_name, names)), "class_names", printable)
-
-    def __str__(self) -> str:
-        return f"{self.institution}/{self.domain}"
-
-    def class_index(self, asked: str, classes: int | None = None) -> int | None:
-        """The class of a name or of a decimal index of `classes` (the side's own without); None if there is none."""
-        if asked in self.class_names:
-            return self.class_names.index(asked)
-        if not (asked.isascii() and asked.isdecimal() and len(asked) < 10):
-            return None
-        return int(asked) if int(asked) < (self.classes if classes is None else classes) else None
+def check_side(side: ContractSide) -> ContractSide:
+    """One side's half of a contract, if its fields fit together."""
+    kind, names = side.sample_kind, side.class_names
+    require(is_institution(side.institution), "institution", "must be a DNS name in lower case")
+    require(is_domain(side.domain), "domain", f"must be {DOMAIN_RULE}")
+    require(kind in RANKS, "sample_kind", "must be point or picture")
+    require(len(side.sample_shape) == RANKS[kind], "sample_shape", f"must have {RANKS[kind]} numbers")
+    require(math.prod(side.sample_shape) <= MAX_SAMPLE_NUMBERS, "sample_shape", "is too large")
+    for name, allowed in (("size_rule", SIZE_RULES[kind]), ("value_range", VALUE_RANGES[kind])):
+        require(getattr(side, name) in allowed, name, f"must be {' or '.join(allowed)} for a {kind}")
+    is_picture, picture = kind == "picture", side.picture
+    require(is_picture or side.soften_sigma == 0, "soften_sigma", "must be 0 for points")
+    require(side.HasField("picture") == is_picture, "picture", "must be set for pictures, and only there")
+    require(not is_picture or picture.low < picture.high, "picture.high", "must be above picture.low")
+    require(not is_picture or picture.bits in {8, 16}, "picture.bits", "must be 8 or 16")
+    require(len(names) in {0, side.classes}, "class_names", "must be none, or one for each class")
+    printable = f"must be 1 to {MAX_CLASS_NAME} printable ASCII characters each"
+    require(all(map(is_class_name, names)), "class_names", printable)
+    return side
 
 
 def is_class_name(name: str) -> bool:
     return 1 <= len(name) <= MAX_CLASS_NAME and name.isascii() and name.isprintable()
 
 
-@dataclass(frozen=True, slots=True)
-class ContractLimits:
-    """The target's limits; the fields are those of the message of this name."""
-
-    max_items_per_stream: int
-    max_samples_per_item: int
-    max_latent_bytes: int
-    max_evaluations: int
-    guidance: GuidanceTerms | None = None
-    min_evaluations: int = 0
-
-    def __post_init__(self) -> None:
-        within = self.min_evaluations <= self.max_evaluations
-        require(within, "min_evaluations", "must be at most max_evaluations")
+def class_index(side: ContractSide, asked: str, classes: int | None = None) -> int | None:
+    """The class of a name or of a decimal index of `classes` (the side's own without); None if there is none."""
+    if asked in side.class_names:
+        return list(side.class_names).index(asked)
+    if not (asked.isascii() and asked.isdecimal() and len(asked) < 10):
+        return None
+    return int(asked) if int(asked) < (side.classes if classes is None else classes) else None
 
 
-@dataclass(frozen=True, slots=True)
+def check_limits(limits: ContractLimits) -> ContractLimits:
+    """The target's limits, if they fit together."""
+    within, terms = limits.min_evaluations <= limits.max_evaluations, limits.guidance
+    require(within, "min_evaluations", "must be at most max_evaluations")
+    offered = terms.max_classifier_scale > 0
+    require(bool(terms.classifier_sha256) == offered, "classifier_sha256", "must be that of the classifier")
+    require(
+        (terms.classifier_classes > 0) == offered, "classifier_classes", "must be those of the classifier"
+    )
+    return limits
+
+
+def place_of(side: ContractSide) -> str:
+    return f"{side.institution}/{side.domain}"
+
+
+def calibration_text(terms: CalibrationTerms | None) -> str:
+    """Kind and digest; empty for none."""
+    return "" if terms is None else f"{terms.kind} {terms.sha256.hex()}"
+
+
 class Contract:
     """The agreement of both sides; every latent carries its `digest`, SHA-256 over the canonical JSON, 32 bytes.
 
     The limits are the target's; the source encodes under the calibration, or None.
     """
 
-    source: ContractSide
-    target: ContractSide
-    limits: ContractLimits
-    calibration: CalibrationTerms | None = None
-    digest: bytes = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, message: decoding_pb2.Contract) -> None:
+        self.message = message
+        self.source, self.target = check_side(message.source), check_side(message.target)
+        self.limits = check_limits(message.limits)
+        self.calibration = message.calibration if message.HasField("calibration") else None
         if self.calibration is not None:
             require(self.source.sample_kind == "picture", "calibration", "is for pictures alone")
-        # Once: every latent carries it, and is recorded with it.
-        object.__setattr__(self, "digest", hashlib.sha256(self.canonical()).digest())
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
+            kinds = ", ".join(CALIBRATION_KINDS)
+            require(self.calibration.kind in CALIBRATION_KINDS, "calibration.kind", f"must be one of {kinds}")
+        self.sample_shape = tuple(self.target.sample_shape)
         """Shape of one sample, the same on both sides."""
-        return self.target.sample_shape
+        self.digest = hashlib.sha256(self.canonical()).digest()
 
     @property
     def size_rule(self) -> str:
@@ -194,18 +127,21 @@ class Contract:
 
     def canonical(self) -> bytes:
         """The canonical JSON that both sides hash; docs/protocol.md has an example."""
-        return canonical_json({**_hashed(self), "protocol": PROTOCOL})
+        return canonical_json({**_hashed(self.message), "protocol": PROTOCOL})
 
 
-def _hashed(terms: Any) -> Any:
-    """A contract, or a part of it, as it enters the digest."""
-    if is_dataclass(terms):
-        return {each.name: _hashed(getattr(terms, each.name)) for each in fields(terms) if each.init}
-    if isinstance(terms, bytes):
-        return terms.hex()
-    if isinstance(terms, bool):
-        return int(terms)
-    found: Value = {} if terms is None else terms
+def _hashed(message: Message) -> dict[str, Value]:
+    """A contract, or a part of it, as it enters the digest: every field, an absent message as an empty one."""
+    found: dict[str, Value] = {}
+    for field in message.DESCRIPTOR.fields:
+        value: Any = getattr(message, field.name)
+        if field.message_type is not None:
+            found[field.name] = _hashed(value) if message.HasField(field.name) else {}
+        elif field.is_repeated:
+            found[field.name] = list(value)
+        else:
+            is_flag = isinstance(value, bool)
+            found[field.name] = value.hex() if isinstance(value, bytes) else int(value) if is_flag else value
     return found
 
 
@@ -213,9 +149,11 @@ def _hashed(terms: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, tuple):
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Iterable):
         return "x".join(map(str, value))
-    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+    return repr(value).removesuffix(".0")
 
 
 def differences(source: ContractSide, target: ContractSide) -> tuple[Difference, ...]:
@@ -229,7 +167,7 @@ def differences(source: ContractSide, target: ContractSide) -> tuple[Difference,
         ),
         (
             "sample_shape",
-            source.sample_shape == target.sample_shape,
+            list(source.sample_shape) == list(target.sample_shape),
             "Serve models of one shape on both sides; train one of them again at the other's shape.",
         ),
         (
@@ -289,13 +227,15 @@ def agree(
     """The contract between two sides, with the target's limits and the source's calibration.
 
     Raises:
-        MessageInvalid: A calibration of points.
+        MessageInvalid: A field of a side or of the limits contradicts another; a calibration of points.
         ContractMismatch: The sides are incompatible; `differences` names each field, both values and what to do.
     """
-    if found := list(differences(source, target)):
+    if found := list(differences(check_side(source), target)):
         hint = "each difference names what to do about it"
-        raise _mismatch(found, f"{source} and {target}: {{}} differ", hint)
-    return Contract(source, target, limits, calibration)
+        raise _mismatch(found, f"{place_of(source)} and {place_of(target)}: {{}} differ", hint)
+    return Contract(
+        decoding_pb2.Contract(source=source, target=target, limits=limits, calibration=calibration)
+    )
 
 
 def confirm(
@@ -312,35 +252,44 @@ def confirm(
         ContractMismatch: The answer is another source's contract, another institution's, one that the source
             cannot keep, or its digest is not the one computed here.
     """
-    contract = from_message(response.contract, Contract)
+    contract = Contract(response.contract)
     report = "ask its operator to upgrade, and report it."
     answered = (
-        ("source", source, contract.source, f"The target changed the source's side; {report}"),
+        (
+            "source",
+            source == contract.source,
+            place_of(source),
+            place_of(contract.source),
+            f"The target changed the source's side; {report}",
+        ),
         (
             "institution",
+            target_institution == contract.target.institution,
             target_institution,
             contract.target.institution,
             "The node at this address belongs to another institution; correct the peer's address.",
         ),
         (
             "contract_sha256",
+            contract.digest == response.sha256,
             contract.digest.hex(),
             response.sha256.hex(),
             "The two releases write the contract differently; upgrade the older one.",
         ),
         (
             "calibration",
-            calibration,
-            contract.calibration,
+            calibration == contract.calibration,
+            calibration_text(calibration),
+            calibration_text(contract.calibration),
             f"The target changed the calibration that was proposed; {report}",
         ),
     )
     found = [
         *differences(source, contract.target),
         *(
-            Difference(name, str(own or "none"), str(theirs or "none"), remedy)
-            for name, own, theirs, remedy in answered
-            if own != theirs
+            Difference(name, own or "none", theirs or "none", remedy)
+            for name, same, own, theirs, remedy in answered
+            if not same
         ),
     ]
     if found:
@@ -380,9 +329,8 @@ def guidance_from_pb(message: common_pb2.GuidanceSettings) -> Guidance:
     )
 
 
-def check_offered(asked: Guidance, terms: GuidanceTerms | None, of: str) -> None:
+def check_offered(asked: Guidance, terms: GuidanceTerms, of: str) -> None:
     """Return if the target `of`, INSTITUTION/DOMAIN, offers the guidance of a request."""
-    terms = terms or NO_GUIDANCE
     kinds = (
         ("--guidance", asked.scale, terms.max_guidance),
         ("--classifier-scale", asked.classifier_scale, terms.max_classifier_scale),

@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
@@ -27,7 +27,6 @@ from ddib_fed.errors import (
 )
 from ddib_fed.latent import ITEM_BYTES, Latent, moments, require_finite, shape_text
 from ddib_fed.protocol.contract import Contract
-from ddib_fed.protocol.messages import from_message, to_message
 from ddib_fed.protocol.streams import Announced, stream
 from ddib_fed.v1 import common_pb2, decoding_pb2
 
@@ -62,19 +61,13 @@ class Statistics(Protocol):
     def count(self) -> int: ...
 
 
-class Anchor(NamedTuple):
-    """The end of a node's audit log: how many lines it has, and SHA-256 of the last, hex.
+def audit_head(header: decoding_pb2.LatentHeader | decoding_pb2.DecodedHeader) -> common_pb2.AuditHead | None:
+    """The end of the sender's audit log.
 
     The nodes of a contract tell it each other with each latent and its answer. Whoever receives one writes it into its
     own log: neither can then cut, roll back or rewrite its log up to that line without the other being able to show it.
     """
-
-    lines: int
-    sha256: str
-
-
-def anchor_from_pb(header: decoding_pb2.LatentHeader | decoding_pb2.DecodedHeader) -> Anchor | None:
-    return from_message(header.audit, Anchor) if header.HasField("audit") else None
+    return header.audit if header.HasField("audit") else None
 
 
 _GUARD = object()
@@ -116,10 +109,10 @@ class ApprovedLatent:
         """How many bytes will cross."""
         return len(self._payload)
 
-    def recorded(self, anchor: Anchor) -> ApprovedLatent:
+    def recorded(self, anchor: common_pb2.AuditHead) -> ApprovedLatent:
         """The same latent, to be sent with the end of the audit log that has its line."""
         header = deepcopy(self._header)
-        header.audit.CopyFrom(to_message(anchor, common_pb2.AuditHead))
+        header.audit.CopyFrom(anchor)
         return ApprovedLatent(_GUARD, header, self._payload)
 
     def stream(self, message: type[M]) -> Iterator[M]:
@@ -168,7 +161,7 @@ class LatentOpener:
         self._contract = contract
         self._items_left = max_items
         self._last_item = -1
-        self.anchor: Anchor | None = None
+        self.anchor: common_pb2.AuditHead | None = None
 
     def __call__(self, header: decoding_pb2.LatentHeader) -> Announced:
         ours, theirs = self._contract.digest, header.contract_sha256
@@ -183,7 +176,7 @@ class LatentOpener:
         announced = open_tensor(header.tensor, self._contract)
         self._last_item = header.item
         self._items_left -= 1
-        self.anchor = anchor_from_pb(header)
+        self.anchor = audit_head(header)
         return announced
 
 

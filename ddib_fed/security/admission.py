@@ -1,8 +1,4 @@
-"""The admission of a caller, which can be checked again while a stream lives.
-
-An admission is valid for the snapshot and the certificate that it is based on; when
-either changes or expires, it is checked again.
-"""
+"""The admission of a caller, which is checked again when the snapshot or the certificate behind it changes or ends."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
 import grpc
 from cryptography import x509
@@ -21,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from ddib_fed.errors import MessageInvalid, PeerUnknown, RefusedError, Unauthenticated
 from ddib_fed.protocol.check import check
+from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import (
     MAX_CERTIFICATE_BYTES,
     Identity,
@@ -39,7 +36,6 @@ MAX_KEYS: Final = 256
 """Identities and reasons that are counted apart at a time; further ones share a line for each reason."""
 OTHERS: Final = "(others)"
 """Who is named in that line: an admitted institution can make as many identities as it likes."""
-_TLS_VERSION: Final = b"TLSv1.3"
 
 AuthContext = Mapping[str, Sequence[bytes]]
 
@@ -88,11 +84,7 @@ class Verifier:
 
 
 class Admission:
-    """One call's permission.
-
-    Raises:
-        Unauthenticated, PeerUnknown, PolicyDenied: There is none.
-    """
+    """One call's permission; Unauthenticated, PeerUnknown or PolicyDenied if there is none."""
 
     def __init__(self, pem: bytes, method: str, verifier: Verifier, authoriser: Authoriser) -> None:
         self._pem = pem
@@ -116,8 +108,7 @@ class Admission:
     def account(self) -> str:
         """For whom the call counts where one may have a number of them: the identity, if it is known.
 
-        All others of an institution count as one: it issues as many certificates as it likes. Its admitted node does
-        not suffer from them.
+        All others of an institution count as one, since it issues as many certificates as it likes.
         """
         return self.identity.uri if self.is_known else f"{self.identity.institution} beside its node"
 
@@ -131,10 +122,8 @@ class Admission:
 
 def presented_certificate(auth: AuthContext) -> bytes:
     """The certificate that the caller presented over TLS 1.3, else Unauthenticated."""
-    if list(auth.get("transport_security_type", ())) != [b"ssl"]:
-        raise Unauthenticated("the call did not come over TLS")
-    versions = list(auth.get("ssl_tls_version", ()))
-    if versions != [_TLS_VERSION]:
+    found = [list(auth.get(name, ())) for name in ("transport_security_type", "ssl_tls_version")]
+    if found != [[b"ssl"], [b"TLSv1.3"]]:
         raise Unauthenticated("the call did not come over TLS 1.3")
     certificates = list(auth.get("x509_pem_cert", ()))
     if len(certificates) != 1:
@@ -143,10 +132,7 @@ def presented_certificate(auth: AuthContext) -> bytes:
 
 
 def claimed_identity(pem: bytes) -> str:
-    """The identity that a certificate claims, for the record of a refusal; empty if it claims none.
-
-    It may be a lie: TLS has verified that one of the admitted roots signed it, not that it was this institution's.
-    """
+    """The identity that a certificate claims, maybe falsely, for the record of a refusal; empty if it claims none."""
     if len(pem) > MAX_CERTIFICATE_BYTES:
         return ""
     try:
@@ -156,13 +142,7 @@ def claimed_identity(pem: bytes) -> str:
 
 
 def parse_message(data: bytes, deserialiser: Callable[[bytes], Any] | None) -> Any:
-    """Parse what an authorised caller sent.
-
-    Raises:
-        MessageInvalid: It cannot be parsed, or a value is outside its limits.
-        SettingsInvalid: A solver's setting is outside its limits.
-        UnknownFields: It has fields that are not in our version of the message, at any depth.
-    """
+    """Parse what an authorised caller sent; MessageInvalid, SettingsInvalid or UnknownFields if it is not valid."""
     if deserialiser is None:
         return data
     try:
@@ -171,13 +151,6 @@ def parse_message(data: bytes, deserialiser: Callable[[bytes], Any] | None) -> A
         raise MessageInvalid("a message cannot be parsed") from exc
     check(message)
     return message
-
-
-class Audit(Protocol):
-    """Where refusals are recorded; see `audit.AuditLog`."""
-
-    def write(self, act: str, **values: str | int) -> object:
-        """Add a line."""
 
 
 @dataclass(slots=True)
@@ -189,14 +162,10 @@ class _Refused:
     values: dict[str, str] = field(default_factory=dict)
 
 
-_Due: TypeAlias = tuple[tuple[str, str], _Refused, int, dict[str, str]]
-"""A line to write: its key, its entry, how often, and its values."""
-
-
 class Refusals:
     """Records refusals, those of an identity for one reason as one line in `INTERVAL_S`."""
 
-    def __init__(self, audit: Audit | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, audit: AuditLog | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._audit = audit
         self._clock = clock
         self._lock = threading.Lock()
@@ -217,34 +186,30 @@ class Refusals:
             entry = self._refused.setdefault(key, _Refused(self._clock() - INTERVAL_S))
             entry.unwritten += 1
             entry.values = {"identity": identity, "address": address, "what": what, "detail": detail}
-            due = self._take_due({key: entry}, everything=False)
-        self._write(due)
+        self._write(key)
 
     def flush(self, *, everything: bool = False) -> None:
         """Write what was merged and is due, and forget who has not been refused lately."""
         with self._lock:
-            due = self._take_due(dict(self._refused), everything=everything)
-        self._write(due)
+            keys = list(self._refused)
+        for key in keys:
+            self._write(key, anyway=everything)
 
-    def _take_due(self, entries: Mapping[tuple[str, str], _Refused], *, everything: bool) -> list[_Due]:
-        now, due = self._clock(), list[_Due]()
-        for key, entry in entries.items():
-            if not everything and now - entry.written_at < INTERVAL_S:
-                continue
+    def _write(self, key: tuple[str, str], *, anyway: bool = False) -> None:
+        """Write what is due of one entry, without the lock: it waits for the disk."""
+        with self._lock:
+            entry, now = self._refused.get(key), self._clock()
+            if entry is None or (now - entry.written_at < INTERVAL_S and not anyway):
+                return
             if not entry.unwritten:
                 del self._refused[key]
-                continue
-            due.append((key, entry, entry.unwritten, entry.values))
+                return
+            times, values = entry.unwritten, entry.values
             entry.written_at, entry.unwritten = now, 0
-        return due
-
-    def _write(self, due: list[_Due]) -> None:
-        """Write lines, without the lock: each waits for the disk. What cannot be written is counted again."""
-        for key, entry, times, values in due:
-            try:
-                if self._audit is not None:
-                    self._audit.write("refused", reason=key[1], times=times, **values)
-            except OSError:
-                log.exception("a refusal could not be written to the audit log")
-                with self._lock:
-                    self._refused.setdefault(key, entry).unwritten += times
+        try:
+            if self._audit is not None:
+                self._audit.write("refused", reason=key[1], times=times, **values)
+        except OSError:
+            log.exception("a refusal could not be written to the audit log")
+            with self._lock:
+                self._refused.setdefault(key, entry).unwritten += times

@@ -29,9 +29,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddib_fed.errors import ChunkCorrupt, ConfigError, DiskFull, InputError
 from ddib_fed.files import parse_json, read_small
-from ddib_fed.protocol.latent import Anchor
 from ddib_fed.security.identity import Identity
 from ddib_fed.store import NodeStore, Transaction
+from ddib_fed.v1.common_pb2 import AuditHead
 
 log = logging.getLogger(__name__)
 
@@ -159,11 +159,7 @@ class AuditLog:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with the log, with the remedy, for the node's health; None if nothing is.
-
-        A log that was altered stays a problem for as long as this process runs; one that cannot be written is a problem
-        until something is written.
-        """
+        """What is wrong with the log, with the remedy: it was altered, or cannot be written until it can again."""
         return self._altered or self.store.problem
 
     @property
@@ -177,12 +173,7 @@ class AuditLog:
         return self._append(transaction, act, [checked(values)])
 
     def write(self, act: str, **values: Value) -> Head:
-        """Add a line; on the disk when this returns.
-
-        Raises:
-            ValueError, TypeError: As `checked`.
-            OSError: The line could not be written; the caller must not perform the act.
-        """
+        """Add a line, on the disk when this returns; OSError if it could not be: the caller must not act."""
         return self.write_each(act, [values])
 
     def write_each(self, act: str, each: Sequence[Mapping[str, Value]]) -> Head:
@@ -249,18 +240,14 @@ class AuditLog:
         self._altered = (
             f"the audit log in {self.store.path} {what} while the node ran: it should end with line {head.n + 1}, "
             f"SHA-256 {head.sha256}; keep a copy, find out who can write to it, compare it with a peer's anchors "
-            "(ddib audit verify --anchor FILE), and begin a new one: drain the node, move the database away and restart"
+            "(ddib audit verify --anchors FILE), and begin a new one: drain the node, move the database away, restart"
         )
         log.error("%s", self._altered)
         return self._add(transaction, head, ALTERED, {"what": what, "lines": head.n + 1})
 
 
 def note(path: Path, act: str, **values: Value) -> None:
-    """Add a line for an operator's command, before the command does what the line says.
-
-    Raises:
-        ConfigError: It cannot be written; the command must not act.
-    """
+    """Add a line for an operator's command, before the command acts; ConfigError if it cannot be written."""
     try:
         with closing(NodeStore(path, shared=True)) as store:
             AuditLog(store).write(act, **values)
@@ -277,16 +264,13 @@ def note(path: Path, act: str, **values: Value) -> None:
 
 @dataclass(slots=True)
 class Exchanged:
-    """What one call exchanged, without headers and framing, and the end of the peer's audit log that came with it.
-
-    A source sends latents, a target translations; a latent that a round trip returns belongs to its translation.
-    """
+    """What one call exchanged, without headers and framing, and the end of the peer's audit log that came with it."""
 
     sent_items: int = 0
     sent_bytes: int = 0
     received_items: int = 0
     received_bytes: int = 0
-    anchor: Anchor | None = None
+    anchor: AuditHead | None = None
 
     def sent(self, size_bytes: int) -> None:
         self.sent_items += 1
@@ -307,14 +291,14 @@ class Exchanged:
         }
 
 
-def anchor_values(anchor: Anchor | None) -> dict[str, str | int]:
+def anchor_values(anchor: AuditHead | None) -> dict[str, str | int]:
     """An anchor of a peer as values of a line; none for a peer that sent none."""
-    return {} if anchor is None else {"peer_lines": anchor.lines, "peer_head": anchor.sha256}
+    return {} if anchor is None else {"peer_lines": anchor.lines, "peer_head": anchor.sha256.hex()}
 
 
-def anchor_of(head: Head) -> Anchor:
+def anchor_of(head: Head) -> AuditHead:
     """The end of this log as it is sent to a peer; the log must have a line."""
-    return Anchor(head.n + 1, head.sha256)
+    return AuditHead(lines=head.n + 1, sha256=bytes.fromhex(head.sha256))
 
 
 # Reading. It changes nothing, and what is not a line of the log is shown as such
@@ -359,11 +343,7 @@ def institution_of(peer: str) -> str:
 
 
 def parse_since(text: str, *, now: datetime | None = None) -> datetime:
-    """A moment: how long ago (``30m``, ``2h``, ``7d``), or a date or time of ISO 8601, UTC unless it says otherwise.
-
-    Raises:
-        InputError: It is neither, or before the year 1.
-    """
+    """A moment: how long ago (``30m``, ``2h``, ``7d``), or a date or time of ISO 8601, UTC unless it says otherwise."""
     try:
         if match := re.fullmatch(r"([0-9]{1,6})([smhdw])", text):
             return (now or datetime.now(UTC)) - timedelta(seconds=int(match[1]) * _UNITS[match[2]])
@@ -376,12 +356,7 @@ def parse_since(text: str, *, now: datetime | None = None) -> datetime:
 
 
 def lines_of(path: Path, text: str = "") -> Iterator[str]:
-    """The lines of a log, or those that have a text in them; the node may run.
-
-    Raises:
-        FileNotFoundError: There is no log.
-        ChunkCorrupt: The database cannot be read.
-    """
+    """The lines of a log, or those that have a text in them; FileNotFoundError without a log."""
     if not path.exists():
         raise FileNotFoundError(path)
     query = "SELECT number, line FROM audit WHERE number > ? AND (? = '' OR instr(line, ?)) ORDER BY number LIMIT ?"
@@ -477,12 +452,7 @@ class AnchorFile(BaseModel):
 
 
 def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
-    """A file of anchors that a peer's operator sent.
-
-    Raises:
-        InputError: It is no such file, or about another node's log.
-        FileMissing: There is none.
-    """
+    """A file of anchors that a peer's operator sent; InputError if it is none, or about another node's log."""
     try:
         found = AnchorFile.model_validate_json(read_small(path, pipe=True))
     except ValidationError as error:
@@ -497,11 +467,7 @@ def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
 
 
 def held_of(path: Path, institution: str) -> tuple[tuple[NotedHead, ...], str]:
-    """The anchors of one peer's log that lie in the own log, and how two of them contradict each other; empty for not.
-
-    Raises:
-        FileNotFoundError: There is no log.
-    """
+    """The anchors of one peer's log that lie in the own log, and how two contradict each other; empty for not."""
     found: dict[int, NotedHead] = {}
     furthest, contradiction = None, ""
     for line in lines_of(path, '"peer_head"'):

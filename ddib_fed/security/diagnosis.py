@@ -12,6 +12,7 @@ import shlex
 import socket
 import ssl
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,14 +23,13 @@ from cryptography import x509
 
 from ddib_fed.errors import DdibError, PeerUnreachable, Unauthenticated
 from ddib_fed.protocol.addresses import Proxy, TunnelRefused, split_address
-from ddib_fed.security.identity import UNREADABLE
-from ddib_fed.security.pki import CLOCK_SKEW, TlsCredentials, is_root_of, load_identity, parse_certificates
+from ddib_fed.security.identity import read_certificates
+from ddib_fed.security.pki import CLOCK_SKEW, TlsCredentials, load_identity
 from ddib_fed.terminal import escape
 
 TIMEOUT_S: Final = 5.0
 _GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 _SETTINGS_FRAME: Final = 4
-_SECOND_LOOK_S: Final = 2.0
 # From OpenSSL's x509_vfy.h.
 _NOT_YET_VALID, _EXPIRED, _HOSTNAME_MISMATCH, _PERMITTED_VIOLATION = 9, 10, 62, 47
 _MAX_NAME: Final = 80
@@ -84,13 +84,12 @@ CAUSES: Final[dict[str, tuple[str, str]]] = {
         f"nc {{host}} {{port}} shows what answers; {_COMPARE}. A proxy is used only where the configuration names it",
     ),
     "tls-version": ("what answers at {address} does not speak TLS 1.3", f"{{look}}: a middlebox? {_COMPARE}"),
-    "tls-inspection": (
-        "{detail} made a certificate for {name}, not the institution: TLS is opened between here and {address}",
-        "{look}; ask this network's operators to pass {address} uninspected. No setting accepts another root",
-    ),
     "wrong-root": (
         "the certificate of {name} does not come from the root pinned here ({detail})",
-        f"{{look}}: its root was replaced, or another server has its place. {_NEW_FILE}",
+        (
+            "{look}: another server has its place, a gateway opens TLS on the way (this network's operators must pass "
+            f"{{address}} uninspected; no setting accepts another root), or its root was replaced. {_NEW_FILE}"
+        ),
     ),
     "wrong-server": ("another server than {name} answers at {address}: {detail}", f"{{look}}; {_COMPARE}"),
     "not-valid": (
@@ -141,34 +140,18 @@ def may_pass(cause: str) -> bool:
     return cause in _PASSING
 
 
-def explained(
-    error: DdibError,
-    address: str,
-    *,
-    server_name: str,
-    pki_folder: Path,
-    roots_pem: bytes | None = None,
-    proxy: Proxy | None = None,
-    timeout_s: float = TIMEOUT_S,
-) -> DdibError:
-    """The cause of a failed call in place of gRPC's word for it, where a connection fails now.
+def explained(error: DdibError, look: Callable[[], Diagnosis]) -> DdibError:
+    """The cause of a failed call in place of gRPC's word for it, where a connection fails now too.
 
     Else `error` itself, which then says that a connection works. A node that answered with an error (which has an
-    incident) needs no diagnosis. Arguments as of `diagnose`.
+    incident) needs no diagnosis.
     """
     if not isinstance(error, PeerUnreachable) or error.incident:
         return error
-    found = diagnose(
-        address,
-        server_name=server_name,
-        pki_folder=pki_folder,
-        roots_pem=roots_pem,
-        proxy=proxy,
-        timeout_s=timeout_s,
-    )
+    found = look()
     if not found.ok:
         return found.as_error(error.hop)
-    error.detail = f"{error.detail}; a connection to {address} works now"
+    error.detail = f"{error.detail}; a connection works now"
     error.args = (error.detail,)
     return error
 
@@ -202,15 +185,12 @@ def diagnose(
 def own_validity(own: TlsCredentials) -> Diagnosis | None:
     """What is wrong now with the dates of the own certificate."""
     now = datetime.now(UTC)
-    if own.not_after <= now:
-        what = f"expired at {_moment(own.not_after)}"
-    elif own.not_before - CLOCK_SKEW > now:
-        what = f"begins at {_moment(own.not_before)}"
-    else:
+    if own.not_before - CLOCK_SKEW <= now < own.not_after:
         return None
-    return Diagnosis.of(
-        "own-certificate", f"({own.identity}) {what}; here it is {_moment(now)}", own=own.identity
-    )
+    what = "expired at" if own.not_after <= now else "begins at"
+    when = own.not_after if own.not_after <= now else own.not_before
+    said = f"({own.identity}) {what} {_moment(when)}; here it is {_moment(now)}"
+    return Diagnosis.of("own-certificate", said, own=own.identity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,14 +204,8 @@ class Way:
     @property
     def words(self) -> dict[str, object]:
         host, port = split_address(self.address)
-        proxy = self.proxy.address if self.proxy else ""
-        return {
-            "address": self.address,
-            "host": host,
-            "port": port,
-            "proxy": proxy,
-            "timeout": f"{self.timeout_s:.0f}",
-        }
+        proxy, timeout = self.proxy.address if self.proxy else "", f"{self.timeout_s:.0f}"
+        return {"address": self.address, "host": host, "port": port, "proxy": proxy, "timeout": timeout}
 
     def connect(self) -> socket.socket:
         if self.proxy is not None:
@@ -318,46 +292,26 @@ class _Attempt:
 
     def _distrust(self, error: ssl.SSLCertVerificationError) -> Diagnosis:
         """The certificate is not accepted: whose is it?"""
-        shown, now = presented_certificate(self.way, self.server_name), datetime.now(UTC)
-        uris, names = _names(shown)
-        is_for = ", ".join(short(name) for name in [*uris, *names][:3]) or "nobody"
+        shown = presented_certificate(self.way, self.server_name)
+        names, now = _names(shown), f"here it is {_moment(datetime.now(UTC))}"
+        is_for = ", ".join(short(name) for name in names[:3]) or "nobody"
+        issuer = "" if shown is None else short(shown.issuer.rfc4514_string())
         if error.verify_code == _EXPIRED:
             when = f" at {_moment(shown.not_valid_after_utc)}" if shown else ""
-            return self._found("not-valid", f"has expired{when}; here it is {_moment(now)}")
+            return self._found("not-valid", f"has expired{when}; {now}")
         if error.verify_code == _NOT_YET_VALID:
-            made = (
-                ""
-                if shown is None
-                else f": it was made at {_moment(shown.not_valid_before_utc + CLOCK_SKEW)}"
-            )
-            return self._found("not-valid", f"is not valid yet{made}; here it is {_moment(now)}")
+            made = f": it was made at {_moment(shown.not_valid_before_utc + CLOCK_SKEW)}" if shown else ""
+            return self._found("not-valid", f"is not valid yet{made}; {now}")
         if error.verify_code in {_HOSTNAME_MISMATCH, _PERMITTED_VIOLATION}:
             return self._found("wrong-server", f"its certificate is for {is_for}")
-        if shown is not None and self._inspects(shown):
-            return self._found("tls-inspection", short(shown.issuer.rfc4514_string()))
-        if shown is None or self._names_the_institution(uris):
-            return self._found("wrong-root", error.verify_message)
-        issuer = short(shown.issuer.rfc4514_string())
+        institution = f"spiffe://{self.server_name.partition('.')[2]}/"
+        own = {self.server_name, split_address(self.way.address)[0]}
+        if shown is None or any(name in own or name.startswith(institution) for name in names):
+            return self._found("wrong-root", f"{error.verify_message}; issued by {issuer or 'nobody'}")
         return self._found("wrong-server", f"its certificate is for {is_for}, issued by {issuer}")
-
-    def _names_the_institution(self, uris: list[str]) -> bool:
-        return any(uri.startswith(f"spiffe://{self.server_name.partition('.')[2]}/") for uri in uris)
-
-    def _inspects(self, shown: x509.Certificate) -> bool:
-        """Whether it names the node, and an authority made it that is neither pinned nor the institution's."""
-        uris, names = _names(shown)
-        host, institution = split_address(self.way.address)[0], self.server_name.partition(".")[2]
-        if not (self._names_the_institution(uris) or self.server_name in names or host in names):
-            return False
-        pinned = {root.subject for root in parse_certificates(self.roots_pem, "the pinned roots")}
-        return shown.issuer not in pinned and not is_root_of(shown.issuer, institution)
 
     def _no_handshake(self, error: OSError) -> Diagnosis:
         if re.search(r"PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL", str(error)):
-            way = replace(self.way, timeout_s=min(self.way.timeout_s, _SECOND_LOOK_S))
-            shown = presented_certificate(way, self.server_name)
-            if shown is not None and self._inspects(shown):
-                return self._found("tls-inspection", short(shown.issuer.rfc4514_string()))
             return self._found("tls-version")
         if isinstance(error, ssl.SSLEOFError) or not isinstance(error, ssl.SSLError):
             return self._found("closed")
@@ -396,29 +350,19 @@ def presented_certificate(way: Way, server_name: str) -> x509.Certificate | None
             found = tls.getpeercert(binary_form=True)
         if not found:
             return None
-        shown = x509.load_der_x509_certificate(found)
         # Whatever cannot be read is found here, and not by whoever shows it.
-        _ = (
-            shown.not_valid_before_utc,
-            shown.not_valid_after_utc,
-            shown.extensions,
-            shown.issuer.rfc4514_string(),
-        )
-    except (OSError, TunnelRefused, *UNREADABLE):
+        return read_certificates(ssl.DER_cert_to_PEM_cert(found).encode())[0]
+    except (OSError, TunnelRefused, ValueError):
         return None
-    return shown
 
 
-def _names(shown: x509.Certificate | None) -> tuple[list[str], list[str]]:
-    if shown is None:
-        return [], []
+def _names(shown: x509.Certificate | None) -> list[str]:
     try:
-        found = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
-        return [], []
-    dns = found.get_values_for_type(x509.DNSName)
-    addresses = [str(each) for each in found.get_values_for_type(x509.IPAddress)]
-    return found.get_values_for_type(x509.UniformResourceIdentifier), [*dns, *addresses]
+        extensions = () if shown is None else tuple(shown.extensions)
+    except ValueError:
+        return []
+    found = [each.value for each in extensions if isinstance(each.value, x509.SubjectAlternativeName)]
+    return [str(name.value) for names in found for name in names]
 
 
 def short(text: str) -> str:

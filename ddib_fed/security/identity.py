@@ -64,11 +64,7 @@ def check_institution(institution: str) -> str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Identity:
-    """The identity of a node or client; independent of any version.
-
-    Raises:
-        InputError: A part is malformed, or the whole DNS name is too long.
-    """
+    """The identity of a node or client; InputError if a part is malformed, or the whole DNS name is too long."""
 
     institution: str
     kind: Kind
@@ -99,11 +95,7 @@ class Identity:
 
     @classmethod
     def parse(cls, uri: str) -> Identity:
-        """Read a URI strictly: no other scheme, case, port, escape, query or path.
-
-        Raises:
-            InputError: It is not such a URI.
-        """
+        """Read a URI strictly: no other scheme, case, port, escape, query or path."""
         match = _URI.fullmatch(uri) if len(uri) <= MAX_DNS_NAME + len("spiffe:///recovery/") else None
         if match is None:
             raise InputError("an identity has the form spiffe://INSTITUTION/node/NAME or /client/NAME")
@@ -111,12 +103,7 @@ class Identity:
 
 
 def verify_peer_certificate(pem: bytes, *, pins: Pins, now: datetime) -> Identity:
-    """The identity that a certificate proves.
-
-    Raises:
-        Unauthenticated: This institution's root would not have issued it, or it has expired.
-        PeerUnknown: No root is pinned for the institution that it names.
-    """
+    """The identity that a certificate proves; Unauthenticated, or PeerUnknown where no root is pinned for it."""
     # 1. exactly one certificate of a reasonable size
     if len(pem) > MAX_CERTIFICATE_BYTES:
         raise Unauthenticated(f"the certificate is larger than {MAX_CERTIFICATE_BYTES} bytes")

@@ -108,11 +108,7 @@ def new_code() -> str:
 
 
 def parse_code(text: str) -> str:
-    """A code as it was typed, in the form of `new_code`; spaces, dots and dashes between the digits do not matter.
-
-    Raises:
-        UsageError: It is no code, or a digit is wrong.
-    """
+    """A code as it was typed, in the form of `new_code`; UsageError if it is none, or a digit is wrong."""
     digits = re.sub(r"[ .-]", "", text)
     if not re.fullmatch(rf"[0-9]{{{DIGITS + 1}}}", digits):
         raise UsageError(
@@ -200,8 +196,7 @@ class _Line:
     def tell(self, act: Callable[[], T]) -> T:
         """Do something, and tell the other side that it succeeded, or why this side refuses.
 
-        After a refusal wait until the other side has read it: closing at once could discard it. A side that is gone by
-        then is noticed where its own word is read.
+        After a refusal wait until the other side has read it: closing at once could discard it.
         """
         try:
             done = act()
@@ -259,14 +254,9 @@ def listen(
     life_s: float = CODE_LIFE_S,
     on_stranger: Callable[[str, str], object] = lambda _host, _why: None,
 ) -> PairedPeer:
-    """Wait for the side that has the code, for one attempt.
+    """Wait for the side that has the code, for one attempt; DdibError, and nobody admitted here, if it fails.
 
-    Raises:
-        DeadlineExceeded: Nobody came.
-        Unauthenticated: Somebody came with another code; this one is used up.
-        PolicyDenied: The other side refuses this node.
-        DdibError: This side refuses the other.
-        PeerUnreachable: The connection broke in the middle; nobody was admitted.
+    Unauthenticated says that somebody came with another code, and this one is used up.
     """
     until = time.monotonic() + life_s
     while (left := until - time.monotonic()) > 0:
@@ -299,14 +289,7 @@ def listen(
 
 
 def dial(address: str, code: str, node: PairingNode, *, proxy: Proxy | None = None) -> PairedPeer:
-    """Connect to the side that listens, once.
-
-    Raises:
-        PeerUnreachable: There is no connection, nobody pairs there, or it broke; nobody was admitted here.
-        Unauthenticated: The other side has another code.
-        PolicyDenied: The other side refuses this node.
-        DdibError: This side refuses the other.
-    """
+    """Connect to the side that listens, once; DdibError, and nobody admitted here, if it fails."""
     way = Way(address, proxy, STRANGER_S)
     try:
         connection = way.connect()

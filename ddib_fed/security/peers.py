@@ -81,10 +81,7 @@ class Peer:
         return ", ".join(self.fingerprints)
 
     def still_vouches_for(self, earlier: Peer) -> bool:
-        """Whether a connection that was made by an earlier entry may go on under this one.
-
-        It may when it leads to the same node, and each root by which it may have been verified is pinned still.
-        """
+        """Whether a connection of an earlier entry may go on: same node, each root that may have verified it pinned."""
         return self.identity == earlier.identity and set(earlier.roots) <= set(self.roots)
 
     def fields(self) -> dict[str, Any]:
@@ -101,11 +98,7 @@ class Peer:
 
 
 def parse_peer(data: bytes, what: str) -> Peer:
-    """Read a peer file strictly: only the known fields, all checked, alone and together, before any is used.
-
-    Raises:
-        InputError: It is not a peer file, or its parts do not fit together; the text begins with `what`.
-    """
+    """Read a peer file strictly, all of it checked before any is used; an InputError's text begins with `what`."""
     try:
         return _peer_of(json.loads(data, object_pairs_hook=_once))
     except (DdibError, ValueError, RecursionError) as exc:
@@ -328,11 +321,7 @@ class PeerStore:
         self._built_of: tuple[object, object] = (None, None)
 
     def snapshot(self, *, anew: bool = False) -> Snapshot:
-        """The current snapshot: the same object until a file changes. Costs one stat for each file.
-
-        Raises:
-            DdibError: A file cannot be read, and never could since the store was made.
-        """
+        """The current snapshot: the same object until a file changes. Costs one stat for each file."""
         with self._lock:
             trust = self._trust.current(anew=anew)
             roots = self._roots.current(anew=anew)
@@ -372,12 +361,7 @@ class PeerStore:
         return f"put {self.file} back from a copy of the state folder, or correct it"
 
     def get(self, institution: str) -> Peer:
-        """One admitted peer that is neither suspended nor withdrawn.
-
-        Raises:
-            PeerNotFound: It is not admitted, or its node is withdrawn.
-            PeerSuspended: It is suspended.
-        """
+        """One admitted peer that is neither suspended nor withdrawn; PeerSuspended or PeerNotFound."""
         snapshot = self.snapshot()
         peer = _admitted(snapshot.peers, institution)
         if peer.identity in snapshot.withdrawn:
@@ -399,7 +383,11 @@ class PeerStore:
         replace: bool = False,
         peers: Mapping[str, Peer] | None = None,
     ) -> None:
-        """Return if `add` would admit a peer beside these, by default the admitted ones; errors as there."""
+        """Return if a peer may be admitted beside these, by default the admitted ones.
+
+        Each of its new roots must have been compared out of band (PolicyDenied), and another entry for its institution
+        gives way only to `replace` (AlreadyExists).
+        """
         peers = self.snapshot().peers if peers is None else peers
         name = peer.institution
         if name == self._institution:
@@ -444,13 +432,7 @@ class PeerStore:
         replace: bool = False,
         before: Callable[[], object] = lambda: None,
     ) -> bool:
-        """Admit a peer; each of its new roots must have been compared out of band. It stays suspended if it was.
-
-        Raises:
-            PolicyDenied: A new root's fingerprint is not among `fingerprints`, one of these is of no root of
-                the peer, or the peer is this institution, or its name looks like that of another.
-            AlreadyExists: Another entry for the institution exists, and `replace` is false.
-        """
+        """Admit a peer, as `judge` allows; it stays suspended if it was."""
         with self._editing(before) as trust:
             self.judge(peer, fingerprints=fingerprints, replace=replace, peers=trust.peers)
             changed = trust.peers.get(peer.institution) != peer

@@ -56,7 +56,6 @@ MAX_REQUEST_BYTES: Final = 8 << 10
 MAX_ROOTS: Final = 2
 RECOVERY: Final = "recovery.pem"
 PENDING_KEY: Final = "request.key"
-_ROOT_NAME: Final = "ddib-fed root "
 _KEY_HINT: Final = "put the file back from a copy of the state folder"
 _NEW_ROOT: Final = (
     "move state/pki away, then ddib pki init and ddib peer export; each peer: ddib peer add --force"
@@ -73,20 +72,14 @@ class Authority:
 
     def check(self, now: datetime) -> None:
         """Return if the root can still issue; Unauthenticated if it has expired."""
-        ends = self.certificate.not_valid_after_utc
-        if ends <= now:
-            raise Unauthenticated(
-                f"the root of {self.institution} expired at {ends:%Y-%m-%d %H:%M} UTC: nothing more can be issued",
-                hint=_NEW_ROOT,
-            )
+        if self.certificate.not_valid_after_utc <= now:
+            why = root_warning(self.institution, self.certificate.not_valid_after_utc, now)
+            raise Unauthenticated(f"nothing more can be issued: {why}", hint=_NEW_ROOT)
 
 
 @dataclass(frozen=True, slots=True)
 class TlsCredentials:
-    """What TLS needs, read from a folder and checked to belong together: leaf, key (PKCS #8), own roots.
-
-    The leaf may have expired; `problem` says so.
-    """
+    """What TLS needs, read from a folder and checked to belong together; the leaf may have expired, see `problem`."""
 
     certificate: x509.Certificate
     key_pem: bytes = field(repr=False)
@@ -163,17 +156,15 @@ def parse_certificates(pem: bytes, what: str, *, hint: str = "") -> tuple[x509.C
 def load_keys(pem: bytes, path: Path, *, hint: str = _KEY_HINT) -> list[ec.EllipticCurvePrivateKey]:
     """Each private key in a PEM text, at least one; InputError names `path` and what puts it right."""
     end = b"-----END PRIVATE KEY-----"
-    keys: list[ec.EllipticCurvePrivateKey] = []
-    for block in pem.split(end)[:-1]:
-        try:
-            key = serialization.load_pem_private_key(block + end, password=None)
-        except (ValueError, TypeError) as exc:
-            raise InputError(f"{path} has an unreadable key", hint=hint) from exc
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise InputError(f"{path} has a key that is not an elliptic curve key", hint=hint)
-        keys.append(key)
-    if not keys:
-        raise InputError(f"{path} has no private key in PEM (PKCS #8)", hint=hint)
+    try:
+        found = [
+            serialization.load_pem_private_key(block + end, password=None) for block in pem.split(end)[:-1]
+        ]
+    except (ValueError, TypeError) as exc:
+        raise InputError(f"{path} has an unreadable key", hint=hint) from exc
+    keys = [key for key in found if isinstance(key, ec.EllipticCurvePrivateKey)]
+    if not keys or len(keys) < len(found):
+        raise InputError(f"{path} has not only private keys on an elliptic curve in PEM (PKCS #8)", hint=hint)
     return keys
 
 
@@ -195,17 +186,15 @@ def new_authority(institution: str, *, now: datetime | None = None) -> Authority
     name = x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, institution[:64]),
-            x509.NameAttribute(NameOID.COMMON_NAME, f"{_ROOT_NAME}{ski.digest.hex()[:16]}"),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"ddib-fed root {ski.digest.hex()[:16]}"),
         ]
     )
-    permitted = [x509.UniformResourceIdentifier(institution), x509.DNSName(institution)]
+    trees = [x509.UniformResourceIdentifier(institution), x509.DNSName(institution)]
     certificate = (
         _builder(name, name, public, start - CLOCK_SKEW, start + ROOT_LIFETIME)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(
-            x509.NameConstraints(permitted_subtrees=permitted, excluded_subtrees=None), critical=True
-        )
-        .add_extension(_key_usage(sign_certificates=True), critical=True)
+        .add_extension(x509.NameConstraints(trees, excluded_subtrees=None), critical=True)
+        .add_extension(_key_usage("key_cert_sign", "crl_sign"), critical=True)
         .add_extension(ski, critical=False)
         .sign(key, hashes.SHA256())
     )
@@ -222,9 +211,9 @@ def create_institution(folder: Path, institution: str, *, now: datetime | None =
             )
     authority = new_authority(institution, now=now)
     private_folder(folder)
-    write_file(folder / "ca.key", _key_pem(authority.key), private=True, overwrite=False)
-    write_file(folder / "ca.pem", certificate_pem(authority.certificate), private=True, overwrite=False)
-    write_file(folder / "roots.pem", certificate_pem(authority.certificate), private=True, overwrite=False)
+    root = certificate_pem(authority.certificate)
+    for name, content in (("ca.key", _key_pem(authority.key)), ("ca.pem", root), ("roots.pem", root)):
+        write_file(folder / name, content, private=True, overwrite=False)
     return authority
 
 
@@ -254,20 +243,13 @@ def root_warning(institution: str, ends: datetime, now: datetime) -> str:
     )
 
 
-def is_root_of(name: x509.Name, institution: str) -> bool:
-    """Whether it is a name that `new_authority` gives the roots of an institution."""
-    organisations = [each.value for each in name.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
-    names = [str(each.value) for each in name.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    return organisations == [institution[:64]] and len(names) == 1 and names[0].startswith(_ROOT_NAME)
-
-
 def _root_institution(certificate: x509.Certificate) -> str:
     constraints = name_constraints(certificate)
     trees = constraints.permitted_subtrees or [] if constraints else []
-    uris = [tree for tree in trees if isinstance(tree, x509.UniformResourceIdentifier)]
+    uris = [tree.value for tree in trees if isinstance(tree, x509.UniformResourceIdentifier)]
     if len(uris) != 1:
         raise InputError("the root is not constrained to one institution: it was not made by ddib pki init")
-    return check_institution(uris[0].value)
+    return check_institution(uris[0])
 
 
 # Leaves
@@ -282,12 +264,7 @@ def issue_leaf(
     now: datetime | None = None,
     lifetime: timedelta | None = None,
 ) -> x509.Certificate:
-    """A certificate for one identity of the authority's institution: one URI, one DNS name.
-
-    Raises:
-        InputError: `name` is no DNS label.
-        Unauthenticated: The root has expired.
-    """
+    """A certificate for one identity of the authority's institution: one URI, one DNS name."""
     identity, start = Identity(authority.institution, role, name), now or datetime.now(UTC)
     authority.check(start)
     end = min(start + (lifetime or LIFETIMES[role]), authority.certificate.not_valid_after_utc)
@@ -298,7 +275,7 @@ def issue_leaf(
     return (
         _builder(_subject(identity), authority.certificate.subject, public_key, start - CLOCK_SKEW, end)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(sign_certificates=False), critical=True)
+        .add_extension(_key_usage("digital_signature"), critical=True)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         .add_extension(_names(identity), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
@@ -324,18 +301,10 @@ def _builder(
     return builder.serial_number(x509.random_serial_number()).not_valid_before(start).not_valid_after(end)
 
 
-def _key_usage(*, sign_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not sign_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=sign_certificates,
-        crl_sign=sign_certificates,
-        encipher_only=False,
-        decipher_only=False,
-    )
+def _key_usage(*usages: str) -> x509.KeyUsage:
+    every = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
+             "key_cert_sign", "crl_sign", "encipher_only", "decipher_only")  # fmt: skip
+    return x509.KeyUsage(**{name: name in usages for name in every})
 
 
 def issue_to_folder(
@@ -367,14 +336,7 @@ def issue_client(
     lifetime: timedelta | None = None,
     before: Callable[[Identity], object] = lambda _: None,
 ) -> TlsCredentials:
-    """Create a client's key and leaf in its own folder, issued on this machine, for `ddib init client`.
-
-    `before` is called with the identity before it gets a certificate; what it raises prevents that.
-
-    Raises:
-        FileMissing: `issuer_folder` does not issue.
-        AlreadyExists: `client_folder` already has an identity.
-    """
+    """Make a client's key and leaf in its own folder, on the issuer's machine; what `before` raises prevents it."""
     if (client_folder / "leaf.key").exists():
         raise AlreadyExists(f"{client_folder} already has an identity", hint="choose another folder")
     authority = load_authority(issuer_folder)
@@ -466,14 +428,9 @@ def check_issued(
     expected: Identity | None = None,
     what: str = "the certificate",
 ) -> Identity:
-    """The identity of a certificate that may be put in place with these roots.
+    """The identity of a certificate that may be put in place with these roots, else Unauthenticated.
 
-    Args:
-        known: The roots that are trusted already; one of them must be among `roots`.
-        expected: Whose it must be.
-
-    Raises:
-        Unauthenticated: It may not, or nobody would accept it from us.
+    One of the roots that are `known` already must be among them, and the identity be the `expected` one.
     """
     if known and not set(known) & set(roots):
         raise Unauthenticated(
@@ -488,11 +445,9 @@ def check_issued(
 
 
 def check_few(roots: tuple[x509.Certificate, ...], what: str) -> None:
-    """Return if so many roots that come from outside can be trusted at once; Unauthenticated otherwise."""
+    """Return if so many roots that come from outside can be trusted at once."""
     if len(roots) > MAX_ROOTS:
-        raise Unauthenticated(
-            f"{what} comes with {len(roots)} roots; at most {MAX_ROOTS} can be trusted at once"
-        )
+        raise Unauthenticated(f"{what} comes with {len(roots)} roots, and at most {MAX_ROOTS} can be trusted")
 
 
 # Requests: how a node or client on another machine gets its first certificate, without its key travelling
@@ -566,13 +521,7 @@ def sign_request(
 def install(
     folder: Path, pem: bytes, *, expected: Identity | None = None, now: datetime | None = None
 ) -> Identity:
-    """Put a signed certificate in place, where the key of the request is; it is checked like one from a stranger.
-
-    Raises:
-        InputError: It is not of this form.
-        Unauthenticated: As of `check_issued` and `check_few`.
-        FileMissing: The folder has no key for it.
-    """
+    """Put a signed certificate in place, where the key of the request is; it is checked like one from a stranger."""
     leaf, *given = parse_certificates(pem, "the signed certificate", hint="ddib pki issue writes one")
     path = folder / "roots.pem"
     known = _read_roots(folder, read_small(path)) if path.exists() else ()

@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 from cryptography import x509
@@ -28,9 +29,7 @@ from ddib_fed.files import write_file
 from ddib_fed.protocol.addresses import Proxy
 from ddib_fed.protocol.calls import CheckedChannel
 from ddib_fed.protocol.details import from_rpc_error
-from ddib_fed.security.diagnosis import explained
 from ddib_fed.security.identity import Identity
-from ddib_fed.security.peers import Peer, PeerStore
 from ddib_fed.security.pki import (
     CLOCK_SKEW,
     RECOVERY,
@@ -44,7 +43,10 @@ from ddib_fed.security.pki import (
     parse_certificates,
     write_identity,
 )
-from ddib_fed.v1 import identity_pb2, identity_pb2_grpc
+
+if TYPE_CHECKING:
+    from ddib_fed.security.diagnosis import Diagnosis
+    from ddib_fed.security.peers import Peer, PeerStore
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +85,6 @@ class ServerCredentials:
 
     gRPC asks for them for every connection, before it is authenticated: after a look at the files there is a time
     without one, so that a flood of connections costs a bounded share.
-
-    Raises:
-        FileMissing: The node has no certificate yet.
-        InputError: Its files cannot be used.
     """
 
     def __init__(self, pki_folder: Path, peers: PeerStore) -> None:
@@ -166,16 +164,10 @@ def channel(
     proxy: Proxy | None = None,
     options: Sequence[tuple[str, int | str]] = (),
 ) -> CheckedChannel:
-    """A channel to one server, with the own certificate as it is now; its answers are checked.
+    """A channel to one server, with the own certificate as it is now, or `credentials`; its answers are checked.
 
-    Args:
-        own: Whether the server is of the own institution.
-        roots_pem: Those that may vouch for the server; by default the own ones.
-        credentials: To show, instead of those in the folder.
-
-    Raises:
-        FileMissing: The folder has no certificate.
-        InputError: Its files cannot be used.
+    `own` says that the server is of the own institution; `roots_pem` are those that may vouch for it, by default the
+    own ones.
     """
     mine = credentials or load_identity(pki_folder)
     shown = grpc.ssl_channel_credentials(roots_pem or mine.roots_pem, mine.key_pem, mine.cert_chain_pem)
@@ -221,13 +213,7 @@ class PeerChannels:
             self._own = load_identity(pki_folder)
 
     def get(self, institution: str) -> CheckedChannel:
-        """The channel to a peer, for the next call; do not keep it.
-
-        Raises:
-            PeerNotFound: It is not admitted, or its node is withdrawn here.
-            PeerSuspended: It is suspended here.
-            InputError: The own certificate cannot be used, and never could.
-        """
+        """The channel to a peer, for the next call; do not keep it. PeerNotFound or PeerSuspended for none."""
         with self._lock:
             self._close_stale()
             peer = self._peers.get(institution)
@@ -253,20 +239,27 @@ class PeerChannels:
             self._open[institution] = _Open(peer, own.cert_chain_pem, made)
             return made
 
-    def explained(self, institution: str, error: DdibError, timeout_s: float) -> DdibError:
-        """A failed call's error, with the cause where a connection to the peer fails now; see `diagnosis.explained`."""
-        peer = self._peers.snapshot().peers.get(institution)
-        if peer is None:
-            return error
-        return explained(
-            error,
+    def diagnosis(self, institution: str, timeout_s: float | None = None) -> Diagnosis:
+        """What a connection to an admitted peer finds now."""
+        from ddib_fed.security.diagnosis import TIMEOUT_S, diagnose
+
+        peer = self._peers.snapshot().peers[institution]
+        return diagnose(
             peer.address,
             server_name=peer.identity.dns_name,
             pki_folder=self._pki_folder,
             roots_pem=certificate_pem(*peer.roots),
             proxy=self._proxy,
-            timeout_s=timeout_s,
+            timeout_s=TIMEOUT_S if timeout_s is None else timeout_s,
         )
+
+    def explained(self, institution: str, error: DdibError, timeout_s: float) -> DdibError:
+        """A failed call's error, with the cause where a connection to the peer fails now; see `diagnosis.explained`."""
+        from ddib_fed.security.diagnosis import explained
+
+        if institution not in self._peers.snapshot().peers:
+            return error
+        return explained(error, lambda: self.diagnosis(institution, timeout_s))
 
     def refresh(self) -> None:
         """Close the channels that the peers' entries no longer allow; `get` does so too."""
@@ -319,13 +312,11 @@ def renew_through(
     """Get a new certificate for a new key from the institution's issuer, and install both.
 
     A node whose certificate has expired asks with the one for recovery that came with it. The answer is checked before
-    it replaces the working certificate.
-
-    Raises:
-        Unauthenticated: The answer is not a certificate for this identity.
-        MessageInvalid: The answer cannot be read.
-        DdibError: As the issuer says, or PeerUnreachable.
+    it replaces the working certificate: Unauthenticated or MessageInvalid if it is none for this identity.
     """
+    from ddib_fed.security.diagnosis import diagnose, explained
+    from ddib_fed.v1 import identity_pb2, identity_pb2_grpc
+
     current, key, moment = load_identity(folder), new_key(), now or datetime.now(UTC)
     asking = load_recovery(folder) if moment >= current.not_after else None
     csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
@@ -343,10 +334,8 @@ def renew_through(
             stub = identity_pb2_grpc.IdentityServiceStub(opened)
             answer = stub.Renew(request, timeout=RENEWAL_TIMEOUT_S)
         except grpc.RpcError as error:
-            found = from_rpc_error(error, hop)
-            raise explained(
-                found, address, server_name=server_name, pki_folder=folder, proxy=proxy
-            ) from error
+            look = partial(diagnose, address, server_name=server_name, pki_folder=folder, proxy=proxy)
+            raise explained(from_rpc_error(error, hop), look) from error
     what, own = "the issuer's answer", current.identity
     try:
         roots = parse_certificates(answer.roots.encode(), what)
@@ -369,14 +358,9 @@ def renew_through(
 
 
 def probe_tls12(host: str, port: int) -> None:
-    """Raise if a server answers a client that supports at most TLS 1.2.
+    """Raise ConfigError if a server answers a client that supports at most TLS 1.2.
 
-    The server's first record is checked, not the end of the handshake, which would fail for lack of a client
-    certificate and look like a refusal.
-
-    Raises:
-        ConfigError: It answers.
-        PeerUnreachable: There is no connection.
+    Its first record counts: the end of the handshake would fail for want of a client certificate, like a refusal.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False

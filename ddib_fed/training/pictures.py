@@ -30,9 +30,9 @@ from ddib_fed.errors import (
     SettingsInvalid,
 )
 from ddib_fed.evaluation import metrics
-from ddib_fed.evaluation.sample_verdict import FEWEST, SAMPLES, judge_samples
+from ddib_fed.evaluation.features import FEWEST, SAMPLES, judge_samples
+from ddib_fed.evaluation.metrics import calibrate_by_chance
 from ddib_fed.evaluation.sheets import Stage, save_sheet
-from ddib_fed.evaluation.structure import calibrate_by_chance
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.units import Normalisation

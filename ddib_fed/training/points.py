@@ -20,13 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ddib_fed.data import synthetic
-from ddib_fed.data.pictures import name_file, refuse_picture
-from ddib_fed.data.points import parse_npy
+from ddib_fed.data.points import name_file, parse_npy, refuse_picture
 from ddib_fed.diffusion.denoiser import Denoiser, on_device
 from ddib_fed.diffusion.plans import decode
 from ddib_fed.diffusion.schedule import DiscreteSchedule, ScheduleConfig, schedule_from_config
 from ddib_fed.errors import FileMissing, InputError
-from ddib_fed.evaluation import metrics, plots
+from ddib_fed.evaluation import metrics, sheets
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import MlpConfig, SyntheticConfig
 from ddib_fed.training.config import TrainConfig
@@ -113,10 +112,7 @@ class PointTask(Task):
             floor = metrics.sliced_w2_floor(real, min(count, len(real)))
         distance = metrics.sliced_w2(drawn, real)
         self.figures = {"sliced_w2": round(distance, 5), "sliced_w2_floor": round(floor, 5)}
-        panels = [
-            plots.Panel(title, points, "heatmap") for title, points in (("data", real), ("model", drawn))
-        ]
-        plots.draw_rows([[*panels, plots.Panel("by angle of the latent", drawn)]], folder / "samples.png")
+        sheets.clouds([("data", real), ("model, by angle of the latent", drawn)], folder / "samples.png")
         return ""
 
     def manifest(self) -> dict[str, Any]:

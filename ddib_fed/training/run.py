@@ -36,7 +36,7 @@ from ddib_fed.data.synthetic import domain_name
 from ddib_fed.engine.gate import measure_allowances, unmeasurable
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, StateConflict
-from ddib_fed.evaluation import plots
+from ddib_fed.evaluation import sheets
 from ddib_fed.files import model_folder, sync_folder, write_file
 from ddib_fed.models.bundle import BESIDE, Bundle, load_bundle, put_beside, save_bundle
 from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
@@ -558,7 +558,7 @@ class _Log:
         rows = read_progress(self._file)
         if rows and (last or trainer.config.kind != "points"):
             held_out = [(row.step, row.held_out) for row in rows if row.held_out is not None]
-            plots.loss_curve([(row.step, row.loss) for row in rows], folder / "loss.png", held_out=held_out)
+            sheets.loss_curve([(row.step, row.loss) for row in rows], folder / "loss.png", held_out=held_out)
         warning = trainer.task.show(trainer, folder, last=last)
         if warning and not self._warned:
             trainer.notes.append(warning)

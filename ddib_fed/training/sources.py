@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data import folder as folders
-from ddib_fed.data.decoding import Picture
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.folder import Entry, Folder, Progress, Survey, expand
-from ddib_fed.data.pictures import decode_image
+from ddib_fed.data.pictures import Picture, decode_image
 from ddib_fed.data.shipped import SHIPPED, load_shipped
 from ddib_fed.data.synthetic import draw
 from ddib_fed.errors import (
@@ -195,7 +194,7 @@ def folder_source(config: TrainConfig, *, say: Say, progress: Progress | None = 
         bits=8 if set(facts.dtypes) == {"uint8"} else 16,
     )
     bad = (f"{path}: {reason}" for path, reason in folder.bad)
-    for line in (*facts.lines(), *bad, *looked.lines, *chosen.warnings, *_doubts(facts, rule)):
+    for line in (*facts.lines, *bad, *looked.lines, *chosen.warnings, *_doubts(facts, rule)):
         say(line)
     train, held_out = looked.split(config.held_out)
     if not held_out or not train:
@@ -342,9 +341,9 @@ def _look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progr
 
 def _look_at_study(study: Study, at: int, read: Read, config: TrainConfig) -> _Seen:
     from ddib_fed.formats.dicom_writing import DicomStudy
-    from ddib_fed.formats.geotiff import GeoTiffStudy
+    from ddib_fed.formats.tiles import GeoTiffStudy
 
-    check = folders.range_check(_range_of(study.rule, config.range))
+    check = folders.range_check(_range_of(study.pixels.rule, config.range))
     label = folders.label_of(study.origin.inputs[0], Path(str(config.images)), config.told_classes)
     entries = []
     for plane in range(len(study.sent)):
@@ -353,17 +352,17 @@ def _look_at_study(study: Study, at: int, read: Read, config: TrainConfig) -> _S
             check(picture)
         digest, looks = folders.describe(picture)
         looks = replace(looks, format=f"planes of a {study.kind}")
-        entries.append(Entry(study.given, label, digest, looks, partial(read, at, plane)))
+        entries.append(Entry(study.origin.given, label, digest, looks, partial(read, at, plane)))
     subject, tiles = ("", "", str(at)), []
     if isinstance(study, DicomStudy):
         header = study.series.headers[0]
         examination = str(header.get("StudyInstanceUID") or "")
         subject = str(header.get("PatientID") or examination), examination, str(at)
     if isinstance(study, GeoTiffStudy):
-        windows, size = list(study.pixels.grid.windows()), study.pixels.grid.tile
+        windows, size = study.pixels.grid.windows(), study.pixels.grid.tile
         tiles = [(windows[n][0].start, windows[n][1].start, *size) for n in study.sent]
-    empty, kind = study.planes - len(study.sent), study.kind.removeprefix("cloud-optimised ")
-    return _Seen(kind, study.rule, study.warnings, subject, tuple(entries), empty, tuple(tiles))
+    empty, kind = study.planes - len(study.sent), study.kind
+    return _Seen(kind, study.pixels.rule, study.warnings, subject, tuple(entries), empty, tuple(tiles))
 
 
 def _by_subject(seen: Sequence[_Seen]) -> tuple[str, Split]:

@@ -25,7 +25,8 @@ from torch import Tensor, distributed, nn
 
 from ddib_fed.errors import DdibError, MemoryExhausted, SettingsInvalid
 from ddib_fed.models.manifest import DifferentialPrivacy
-from ddib_fed.networks.config import AnyConfig, build_network, network_with
+from ddib_fed.networks.build import build_network, network_with
+from ddib_fed.networks.config import AnyConfig
 from ddib_fed.networks.placement import keep_freed_memory
 from ddib_fed.terminal import end_with_parent, processes_here, require_torchrun, started_together
 from ddib_fed.training.config import RunPlan, TrainConfig, learning_rate

@@ -33,7 +33,7 @@ from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.gate import measure_allowances, unmeasurable
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import InputError, NotFinite, SettingsInvalid
-from ddib_fed.evaluation.bootstrap import resample
+from ddib_fed.evaluation.judgement import resample
 from ddib_fed.models.bundle import load_bundle, put_beside
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.sidecars import LEAST_STEP, MAX_LEARNED, Allowances, Errors, Tuned, TunedLeg
@@ -161,7 +161,7 @@ class TuningLeg:
         for done, x in enumerate(starts):
             tell(done, len(starts) + 1)
             labels = None if classes is None else drawn.integers(0, classes, len(x)).tolist()
-            cond = None if labels is None else model.condition(labels, len(x))
+            cond = None if labels is None else model.condition(labels)
             end = self._reference(x, cond, REFERENCE)
             if not bool(torch.isfinite(end).all()):
                 problem = f"{model.manifest.name}: the reference of {stage} is not finite"

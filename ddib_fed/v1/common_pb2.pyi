@@ -8,12 +8,6 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class SampleKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    SAMPLE_KIND_UNSPECIFIED: _ClassVar[SampleKind]
-    SAMPLE_KIND_POINT: _ClassVar[SampleKind]
-    SAMPLE_KIND_PICTURE: _ClassVar[SampleKind]
-
 class MediaType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     MEDIA_TYPE_UNSPECIFIED: _ClassVar[MediaType]
@@ -21,9 +15,6 @@ class MediaType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MEDIA_TYPE_PNG: _ClassVar[MediaType]
     MEDIA_TYPE_JPEG: _ClassVar[MediaType]
     MEDIA_TYPE_TIFF: _ClassVar[MediaType]
-SAMPLE_KIND_UNSPECIFIED: SampleKind
-SAMPLE_KIND_POINT: SampleKind
-SAMPLE_KIND_PICTURE: SampleKind
 MEDIA_TYPE_UNSPECIFIED: MediaType
 MEDIA_TYPE_NPY: MediaType
 MEDIA_TYPE_PNG: MediaType

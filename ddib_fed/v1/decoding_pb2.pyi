@@ -41,7 +41,7 @@ class ContractSide(_message.Message):
     CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
     institution: str
     domain: str
-    sample_kind: _common_pb2.SampleKind
+    sample_kind: str
     sample_shape: _containers.RepeatedScalarFieldContainer[int]
     model_sha256: bytes
     terminal_lambda: float
@@ -52,7 +52,7 @@ class ContractSide(_message.Message):
     soften_sigma: float
     picture: _common_pb2.PictureTerms
     class_names: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., model_sha256: _Optional[bytes] = ..., terminal_lambda: _Optional[float] = ..., initial_lambda: _Optional[float] = ..., classes: _Optional[int] = ..., size_rule: _Optional[str] = ..., value_range: _Optional[str] = ..., soften_sigma: _Optional[float] = ..., picture: _Optional[_Union[_common_pb2.PictureTerms, _Mapping]] = ..., class_names: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[str] = ..., sample_shape: _Optional[_Iterable[int]] = ..., model_sha256: _Optional[bytes] = ..., terminal_lambda: _Optional[float] = ..., initial_lambda: _Optional[float] = ..., classes: _Optional[int] = ..., size_rule: _Optional[str] = ..., value_range: _Optional[str] = ..., soften_sigma: _Optional[float] = ..., picture: _Optional[_Union[_common_pb2.PictureTerms, _Mapping]] = ..., class_names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ContractLimits(_message.Message):
     __slots__ = ("max_items_per_stream", "max_samples_per_item", "max_latent_bytes", "max_evaluations", "guidance", "min_evaluations")

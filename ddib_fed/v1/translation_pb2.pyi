@@ -72,7 +72,7 @@ class ListDomainsResponse(_message.Message):
     SLICES_FIELD_NUMBER: _ClassVar[int]
     institution: str
     domain: str
-    sample_kind: _common_pb2.SampleKind
+    sample_kind: str
     sample_shape: _containers.RepeatedScalarFieldContainer[int]
     domains: _containers.RepeatedCompositeFieldContainer[Domain]
     classes: int
@@ -80,7 +80,7 @@ class ListDomainsResponse(_message.Message):
     tiles: bool
     intensity: str
     slices: str
-    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., domains: _Optional[_Iterable[_Union[Domain, _Mapping]]] = ..., classes: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., tiles: _Optional[bool] = ..., intensity: _Optional[str] = ..., slices: _Optional[str] = ...) -> None: ...
+    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[str] = ..., sample_shape: _Optional[_Iterable[int]] = ..., domains: _Optional[_Iterable[_Union[Domain, _Mapping]]] = ..., classes: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., tiles: _Optional[bool] = ..., intensity: _Optional[str] = ..., slices: _Optional[str] = ...) -> None: ...
 
 class Domain(_message.Message):
     __slots__ = ("institution", "domain", "sample_kind", "sample_shape", "status", "latency_ms", "classes", "class_names", "size_rule", "guidance", "calibration")
@@ -97,7 +97,7 @@ class Domain(_message.Message):
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     institution: str
     domain: str
-    sample_kind: _common_pb2.SampleKind
+    sample_kind: str
     sample_shape: _containers.RepeatedScalarFieldContainer[int]
     status: str
     latency_ms: int
@@ -106,7 +106,7 @@ class Domain(_message.Message):
     size_rule: str
     guidance: _common_pb2.GuidanceTerms
     calibration: _common_pb2.CalibrationTerms
-    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., status: _Optional[str] = ..., latency_ms: _Optional[int] = ..., classes: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., size_rule: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceTerms, _Mapping]] = ..., calibration: _Optional[_Union[_common_pb2.CalibrationTerms, _Mapping]] = ...) -> None: ...
+    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[str] = ..., sample_shape: _Optional[_Iterable[int]] = ..., status: _Optional[str] = ..., latency_ms: _Optional[int] = ..., classes: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., size_rule: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceTerms, _Mapping]] = ..., calibration: _Optional[_Union[_common_pb2.CalibrationTerms, _Mapping]] = ...) -> None: ...
 
 class SubmitJobRequest(_message.Message):
     __slots__ = ("header", "item", "data")
@@ -213,64 +213,42 @@ class GetJobResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "request_id", "state", "target_institution", "target_domain", "solver", "cycle", "keep_latent", "created", "finished", "expires", "items", "error", "source_class", "target_class", "guidance", "model_size", "no_calibration", "item_count", "items_done")
+    __slots__ = ("job_id", "request", "state", "created", "finished", "expires", "items", "error", "item_count", "items_done")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
-    TARGET_INSTITUTION_FIELD_NUMBER: _ClassVar[int]
-    TARGET_DOMAIN_FIELD_NUMBER: _ClassVar[int]
-    SOLVER_FIELD_NUMBER: _ClassVar[int]
-    CYCLE_FIELD_NUMBER: _ClassVar[int]
-    KEEP_LATENT_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
-    SOURCE_CLASS_FIELD_NUMBER: _ClassVar[int]
-    TARGET_CLASS_FIELD_NUMBER: _ClassVar[int]
-    GUIDANCE_FIELD_NUMBER: _ClassVar[int]
-    MODEL_SIZE_FIELD_NUMBER: _ClassVar[int]
-    NO_CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     ITEM_COUNT_FIELD_NUMBER: _ClassVar[int]
     ITEMS_DONE_FIELD_NUMBER: _ClassVar[int]
     job_id: str
-    request_id: str
+    request: JobHeader
     state: JobState
-    target_institution: str
-    target_domain: str
-    solver: _common_pb2.SolverSettings
-    cycle: bool
-    keep_latent: bool
     created: float
     finished: float
     expires: float
     items: _containers.RepeatedCompositeFieldContainer[Item]
     error: _common_pb2.ErrorDetail
-    source_class: str
-    target_class: str
-    guidance: _common_pb2.GuidanceSettings
-    model_size: bool
-    no_calibration: bool
     item_count: int
     items_done: int
-    def __init__(self, job_id: _Optional[str] = ..., request_id: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., cycle: _Optional[bool] = ..., keep_latent: _Optional[bool] = ..., created: _Optional[float] = ..., finished: _Optional[float] = ..., expires: _Optional[float] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., model_size: _Optional[bool] = ..., no_calibration: _Optional[bool] = ..., item_count: _Optional[int] = ..., items_done: _Optional[int] = ...) -> None: ...
+    def __init__(self, job_id: _Optional[str] = ..., request: _Optional[_Union[JobHeader, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., created: _Optional[float] = ..., finished: _Optional[float] = ..., expires: _Optional[float] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ..., item_count: _Optional[int] = ..., items_done: _Optional[int] = ...) -> None: ...
 
 class Item(_message.Message):
-    __slots__ = ("index", "state", "size_bytes", "sha256", "error", "classes")
+    __slots__ = ("index", "state", "size_bytes", "sha256", "error")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
-    CLASSES_FIELD_NUMBER: _ClassVar[int]
     index: int
     state: ItemState
     size_bytes: int
     sha256: bytes
     error: _common_pb2.ErrorDetail
-    classes: ItemClasses
-    def __init__(self, index: _Optional[int] = ..., state: _Optional[_Union[ItemState, str]] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ..., classes: _Optional[_Union[ItemClasses, _Mapping]] = ...) -> None: ...
+    def __init__(self, index: _Optional[int] = ..., state: _Optional[_Union[ItemState, str]] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ...) -> None: ...
 
 class ListJobsRequest(_message.Message):
     __slots__ = ("limit",)
@@ -363,11 +341,11 @@ class Provenance(_message.Message):
     source_domain: str
     target_institution: str
     target_domain: str
-    contract_sha256: bytes
-    source_model_sha256: bytes
-    target_model_sha256: bytes
-    input_sha256: bytes
-    latent_sha256: bytes
+    contract_sha256: str
+    source_model_sha256: str
+    target_model_sha256: str
+    input_sha256: str
+    latent_sha256: str
     solver: _common_pb2.SolverSettings
     soften_sigma: float
     latent: _common_pb2.LatentStatistics
@@ -379,18 +357,20 @@ class Provenance(_message.Message):
     source_class: str
     target_class: str
     guidance: _common_pb2.GuidanceSettings
-    classifier_sha256: bytes
-    calibration_sha256: bytes
+    classifier_sha256: str
+    calibration_sha256: str
     calibration_kind: str
-    policy_sha256: bytes
-    def __init__(self, job_id: _Optional[str] = ..., source_institution: _Optional[str] = ..., source_domain: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., contract_sha256: _Optional[bytes] = ..., source_model_sha256: _Optional[bytes] = ..., target_model_sha256: _Optional[bytes] = ..., input_sha256: _Optional[bytes] = ..., latent_sha256: _Optional[bytes] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., soften_sigma: _Optional[float] = ..., latent: _Optional[_Union[_common_pb2.LatentStatistics, _Mapping]] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[_Mapping[str, float]] = ..., cycle: _Optional[_Union[CycleError, _Mapping]] = ..., samples: _Optional[int] = ..., picture: _Optional[_Union[PictureFigures, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., classifier_sha256: _Optional[bytes] = ..., calibration_sha256: _Optional[bytes] = ..., calibration_kind: _Optional[str] = ..., policy_sha256: _Optional[bytes] = ...) -> None: ...
+    policy_sha256: str
+    def __init__(self, job_id: _Optional[str] = ..., source_institution: _Optional[str] = ..., source_domain: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., contract_sha256: _Optional[str] = ..., source_model_sha256: _Optional[str] = ..., target_model_sha256: _Optional[str] = ..., input_sha256: _Optional[str] = ..., latent_sha256: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., soften_sigma: _Optional[float] = ..., latent: _Optional[_Union[_common_pb2.LatentStatistics, _Mapping]] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[_Mapping[str, float]] = ..., cycle: _Optional[_Union[CycleError, _Mapping]] = ..., samples: _Optional[int] = ..., picture: _Optional[_Union[PictureFigures, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., classifier_sha256: _Optional[str] = ..., calibration_sha256: _Optional[str] = ..., calibration_kind: _Optional[str] = ..., policy_sha256: _Optional[str] = ...) -> None: ...
 
 class PictureFigures(_message.Message):
-    __slots__ = ("height", "width", "size_rule", "terms", "cycle_mse", "cycle_psnr", "edge_correlation", "mutual_information", "slope", "intercept", "least_edge_correlation", "least_mutual_information", "structure_doubtful", "clipped", "source_low", "source_high", "back_slope", "back_intercept", "outside", "used", "agreement", "least_agreement", "fitted_height", "fitted_width", "fit_psnr")
+    __slots__ = ("height", "width", "size_rule", "low", "high", "bits", "cycle_mse", "cycle_psnr", "edge_correlation", "mutual_information", "slope", "intercept", "least_edge_correlation", "least_mutual_information", "structure_doubtful", "clipped", "source_low", "source_high", "back_slope", "back_intercept", "outside", "used", "agreement", "least_agreement", "fitted_height", "fitted_width", "fit_psnr")
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     SIZE_RULE_FIELD_NUMBER: _ClassVar[int]
-    TERMS_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    BITS_FIELD_NUMBER: _ClassVar[int]
     CYCLE_MSE_FIELD_NUMBER: _ClassVar[int]
     CYCLE_PSNR_FIELD_NUMBER: _ClassVar[int]
     EDGE_CORRELATION_FIELD_NUMBER: _ClassVar[int]
@@ -415,7 +395,9 @@ class PictureFigures(_message.Message):
     height: int
     width: int
     size_rule: str
-    terms: _common_pb2.PictureTerms
+    low: float
+    high: float
+    bits: int
     cycle_mse: float
     cycle_psnr: float
     edge_correlation: float
@@ -437,7 +419,7 @@ class PictureFigures(_message.Message):
     fitted_height: int
     fitted_width: int
     fit_psnr: float
-    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., size_rule: _Optional[str] = ..., terms: _Optional[_Union[_common_pb2.PictureTerms, _Mapping]] = ..., cycle_mse: _Optional[float] = ..., cycle_psnr: _Optional[float] = ..., edge_correlation: _Optional[float] = ..., mutual_information: _Optional[float] = ..., slope: _Optional[float] = ..., intercept: _Optional[float] = ..., least_edge_correlation: _Optional[float] = ..., least_mutual_information: _Optional[float] = ..., structure_doubtful: _Optional[bool] = ..., clipped: _Optional[int] = ..., source_low: _Optional[float] = ..., source_high: _Optional[float] = ..., back_slope: _Optional[float] = ..., back_intercept: _Optional[float] = ..., outside: _Optional[float] = ..., used: _Optional[float] = ..., agreement: _Optional[float] = ..., least_agreement: _Optional[float] = ..., fitted_height: _Optional[int] = ..., fitted_width: _Optional[int] = ..., fit_psnr: _Optional[float] = ...) -> None: ...
+    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., size_rule: _Optional[str] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., bits: _Optional[int] = ..., cycle_mse: _Optional[float] = ..., cycle_psnr: _Optional[float] = ..., edge_correlation: _Optional[float] = ..., mutual_information: _Optional[float] = ..., slope: _Optional[float] = ..., intercept: _Optional[float] = ..., least_edge_correlation: _Optional[float] = ..., least_mutual_information: _Optional[float] = ..., structure_doubtful: _Optional[bool] = ..., clipped: _Optional[int] = ..., source_low: _Optional[float] = ..., source_high: _Optional[float] = ..., back_slope: _Optional[float] = ..., back_intercept: _Optional[float] = ..., outside: _Optional[float] = ..., used: _Optional[float] = ..., agreement: _Optional[float] = ..., least_agreement: _Optional[float] = ..., fitted_height: _Optional[int] = ..., fitted_width: _Optional[int] = ..., fit_psnr: _Optional[float] = ...) -> None: ...
 
 class CycleError(_message.Message):
     __slots__ = ("median", "mean", "p99", "max")

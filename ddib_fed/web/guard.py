@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import inspect
+import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 import webbrowser
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import wraps
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request, cookie_parser
+from starlette.requests import Request, cookie_parser
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
@@ -59,8 +57,6 @@ REQUEST_S: Final = 10.0
 """How long a connection may take until the head of its next request is there."""
 MOST_CONNECTIONS: Final = 64
 """A browser opens six; any process of this machine can connect, also without the link."""
-
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(slots=True)
@@ -168,28 +164,15 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
 
 
 def application(routes: Sequence[BaseRoute]) -> Starlette:
-    return Starlette(routes=[*routes, Mount("/static", StaticFiles(directory=STATIC))])
+    """An application whose errors are answers, as `error_values`."""
+    return Starlette(
+        routes=[*routes, Mount("/static", StaticFiles(directory=STATIC))],
+        exception_handlers=dict.fromkeys((DdibError, OSError, Exception), _error_answer),
+    )
 
 
-def answering(handler: Callable[[Request], Response | Awaitable[Response]]) -> Handler:
-    """A handler whose errors are answers, as `error_values`; it runs in a thread where it is no coroutine."""
-
-    @wraps(handler)
-    async def guarded(request: Request) -> Response:
-        try:
-            if inspect.iscoroutinefunction(handler):
-                found: Response = await handler(request)
-                return found
-            return await asyncio.to_thread(handler, request)  # type: ignore[arg-type]
-        except (HTTPException, ClientDisconnect):
-            raise
-        except Exception as raised:  # noqa: BLE001 - this is the edge: anything becomes a message
-            return _error_answer(request, explained(raised))
-
-    return guarded
-
-
-def _error_answer(request: Request, error: DdibError) -> Response:
+def _error_answer(request: Request, raised: Exception) -> Response:
+    error = explained(raised)
     found = error_values(error)
     status = 404 if isinstance(error, NotFoundError) else 500 if isinstance(error, InternalError) else 400
     if "text/html" not in request.headers.get("accept", ""):
@@ -252,9 +235,7 @@ class _Connection(H11Protocol):
             self.transport.close()
 
 
-def serve(
-    app: ASGIApp, *, port: int, command: str, folder: Path, browser: bool, on_stop: Callable[[], None]
-) -> None:
+def serve(app: ASGIApp, *, port: int, command: str, folder: Path, on_stop: Callable[[], None]) -> None:
     with listening(port) as opened:
         session = Session(opened.getsockname()[1], command)
 
@@ -276,30 +257,15 @@ def serve(
             timeout_graceful_shutdown=STOP_S,
         )
         say("open this link; it works once, on this machine only:", f"  {session.link}", "stop with Ctrl-C")
-        if browser:
+        # Over SSH there is no browser, or one that takes the terminal.
+        if sys.stdout.isatty() and "SSH_CONNECTION" not in os.environ:
             open_in_browser(session.link, folder)
-        with _ending_as_ctrl_c():
+        with suppress(KeyboardInterrupt):
+            if threading.current_thread() is threading.main_thread():
+                # A closed terminal and SIGTERM end it as Ctrl-C does, without an error: folders are removed.
+                for number in (signal.SIGTERM, signal.SIGHUP):
+                    signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
             Server(config).run([opened])
-
-
-@contextmanager
-def _ending_as_ctrl_c() -> Iterator[None]:
-    """A closed terminal and SIGTERM end what is inside as Ctrl-C does, without an error: folders are removed."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        signal.raise_signal(signal.SIGINT)
-
-    with suppress(KeyboardInterrupt):
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def open_in_browser(link: str, folder: Path) -> None:

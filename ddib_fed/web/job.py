@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -34,13 +34,11 @@ from ddib_fed.errors import (
     UsageError,
     step_in_words,
 )
-from ddib_fed.formats.geotiff import GeoTiffStudy, read_geotiff
 from ddib_fed.formats.intensity import AUTO, IntensityRule
-from ddib_fed.formats.nifti import PLANES
 from ddib_fed.formats.parts import INTENSITY, WrittenStudy
-from ddib_fed.formats.pictures import PictureStudy, read_picture
 from ddib_fed.formats.study import Options, Origin, Study
-from ddib_fed.protocol.messages import QUALITIES, Settings
+from ddib_fed.formats.tiles import GeoTiffStudy, PictureStudy, read_geotiff, read_picture
+from ddib_fed.protocol.messages import Settings
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.web.guard import error_values
 from ddib_fed.web.uploads import DROPPED, Window, own_window, preview, renamed, shown
@@ -65,18 +63,15 @@ STAGES = {
     "wait": "waiting for the other institution",
 }
 
-STEADY = 1.25
-"""Slice flicker up to this many times the source's is called the same."""
-
 
 class TranslationRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     target: str = Field(min_length=3, max_length=400)
-    quality: str = Field(default="standard", max_length=20)
+    quality: Literal["draft", "standard", "exact"] = "standard"
     cycle: bool = True
     target_class: str = Field(default="", max_length=200)
-    slices: str = Field(default=AUTO, max_length=20)
+    slices: Literal["auto", "axial", "coronal", "sagittal"] = "auto"
     intensity: str = Field(default=AUTO, max_length=100)
 
     @classmethod
@@ -89,10 +84,6 @@ class TranslationRequest(BaseModel):
             raise UsageError(
                 f"the request cannot be used: {where}: {first['msg']}", hint="load the page again"
             ) from error
-        if found.quality not in QUALITIES:
-            raise UsageError(f"there is no quality {found.quality!r}", hint=f"one of {', '.join(QUALITIES)}")
-        if found.slices not in {AUTO, *PLANES}:
-            raise UsageError(f"there is no plane {found.slices!r}", hint=f"one of {', '.join(PLANES)}")
         if found.intensity != AUTO:
             IntensityRule.parse(found.intensity)
         return found
@@ -186,14 +177,14 @@ class PageJob(RunProgress):
             run.translate()
         self._check_stopped()
         run.require_translated()
-        failed = [(each, each.as_error(options.profile.hop)) for each in run.left_out + run.failed]
+        failed = run.left_out + run.failed
         if failed and run.total == 1:
-            raise failed[0][1]
-        for each, _ in failed:
+            raise failed[0].error
+        for each in failed:
             label = each.path.relative_to(self._dropped)
             self.missing.append(f"{label}: {each.why.removeprefix(f'{label}: ')} [{each.reason}]")
         if failed:
-            steps = dict.fromkeys(_step(why) for _, why in failed)
+            steps = dict.fromkeys(_step(each.error) for each in failed)
             raise FilesLeftOut(
                 f"{len(failed):,} of {run.total:,} were not translated", hint="; ".join([*steps][:MOST_STEPS])
             )
@@ -254,7 +245,7 @@ class PageJob(RunProgress):
         ):
             self.results.append(whole)
         refused = (written.refused,) if written.refused else ()
-        said = [*refused, *measured_in_words(written.report), *written.said]
+        said = [*refused, *written.said]
         on_page.record, on_page.outputs = written.record, written.files
         on_page.values |= {"said": said, "files": len(written.files)}
 
@@ -412,7 +403,7 @@ def _map(
     for part, pixels in ((Part.SOURCE, study.pixels.numbers), (Part.TRANSLATION, made)):
         step = -(-max(pixels.shape[:2]) // MAP_SIDE)
         reduced = pixels[::step, ::step]
-        contents[part] = encode_png(shown(reduced, own_window(reduced)))
+        contents[part] = encode_png(shown(reduced))
     files = _written(folder / str(number) / "map", contents)
     return ShownResult(label, files, written.provenance, study=number, plane=1)
 
@@ -425,31 +416,6 @@ def _written(start: Path, contents: Mapping[Part, bytes]) -> dict[Part, Path]:
     return files
 
 
-def measured_in_words(report: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(filter(None, (_flicker(report.get("flicker")), _seams(report.get("seams")))))
-
-
-def _flicker(found: Mapping[str, Any] | None) -> str:
-    ratio = None if found is None else found["ratio"]
-    if ratio is None:
-        return ""
-    if ratio <= STEADY:
-        return "From slice to slice the result changes no more than the source does."
-    return (
-        f"From slice to slice the result changes {ratio:.1f} times as much as the source: each slice is translated "
-        "alone, so look through them before you measure across slices."
-    )
-
-
-def _seams(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return ""
-    here, there = found["translation"], found["source"]
-    verdict = "no seams to be expected" if here <= STEADY * max(there, 1.0) else "look for seams"
-    steep = f"{here:.2f} times as steep as elsewhere ({there:.2f} in the source)"
-    return f"Where tiles meet, the map is {steep}: {verdict}."
-
-
 def _event_in_words(event: pb.WatchJobResponse, label: str) -> str:
     step = f", step {event.step} of {event.steps}" if event.steps else ""
     return f"{label}: {STAGES.get(event.stage, event.stage)}{step}"
@@ -457,36 +423,35 @@ def _event_in_words(event: pb.WatchJobResponse, label: str) -> str:
 
 def severity(record: Translation) -> float:
     """The higher, the earlier it should be looked at: doubtful ones first, then by the worst round trip."""
-    rank = 1000.0 * len(record.doubts or ())
-    picture = record.picture
+    picture, cycle = record.picture, record.cycle
+    figure = 0.0
     if picture is not None and picture.cycle_psnr is not None:
-        return rank - picture.cycle_psnr
-    if record.cycle is not None:
-        return rank + min(record.cycle.p99, 999.0)
-    if picture is not None and picture.edge_correlation is not None:
-        return rank - picture.edge_correlation
-    return rank
+        figure = -picture.cycle_psnr
+    elif cycle is not None:
+        figure = min(cycle.p99, 999.0)
+    elif picture is not None:
+        figure = -(picture.edge_correlation or 0.0)
+    return 1000.0 * len(record.doubts or ()) + figure
 
 
 def figures_in_words(record: Translation) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
-    picture, cycle = record.picture, record.cycle
-    if picture is not None and picture.lost:
-        found.append(("Not at its own size", f"it {picture.lost}"))
-    if picture is not None and picture.cycle_psnr is not None:
-        found.append(("Round trip", f"{picture.cycle_psnr:.1f} dB (higher is better)"))
-    if picture is not None and picture.edge_correlation is not None:
-        found.append(("Edges in common", f"{picture.edge_correlation:.2f} of 1"))
-    if cycle is not None:
+    if (picture := record.picture) is not None:
+        if picture.lost:
+            found.append(("Not at its own size", f"it {picture.lost}"))
+        if picture.cycle_psnr is not None:
+            found.append(("Round trip", f"{picture.cycle_psnr:.1f} dB (higher is better)"))
+        if picture.edge_correlation is not None:
+            found.append(("Edges in common", f"{picture.edge_correlation:.2f} of 1"))
+        if picture.width:
+            found.append(("Size", f"{picture.width} × {picture.height} pixels"))
+        if picture.clipped:
+            found.append(("Outside the model's range", f"{picture.clipped:,} values were clipped"))
+    if (cycle := record.cycle) is not None:
         found.append(("Round trip, median point", f"{cycle.median:.3g} of a standard deviation"))
         found.append(("Round trip, worst 1 %", f"{cycle.p99:.3g} of a standard deviation"))
-    if picture is not None and picture.width:
-        found.append(("Size", f"{picture.width} × {picture.height} pixels"))
-    if picture is not None and picture.clipped:
-        found.append(("Outside the model's range", f"{picture.clipped:,} values were clipped"))
     if record.samples > 1:
         found.append(("Points", f"{record.samples:,}"))
-    solver = record.solver
-    found.append(("Steps", f"{solver.evaluations} each way ({solver.solver})"))
+    found.append(("Steps", f"{record.solver.evaluations} each way ({record.solver.solver})"))
     found.append(("Time", f"{sum(record.seconds.values()):.1f} s"))
     return found

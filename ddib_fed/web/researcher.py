@@ -6,8 +6,8 @@ import asyncio
 import itertools
 import json
 import re
-import secrets
 import shutil
+import tempfile
 import threading
 import time
 import zipfile
@@ -20,7 +20,6 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from ddib_fed.client.client import Client
 from ddib_fed.client.connection import PATIENCE_S, OnWait
@@ -29,7 +28,7 @@ from ddib_fed.engine.record import Part
 from ddib_fed.errors import DdibError, ItemNotFound, JobNotFound, UsageError, error_class
 from ddib_fed.terminal import explained
 from ddib_fed.v1 import translation_pb2 as pb
-from ddib_fed.web.guard import answering, application, hinted_in_words, page
+from ddib_fed.web.guard import application, hinted_in_words, page
 from ddib_fed.web.job import PageJob, TranslationRequest
 from ddib_fed.web.uploads import Upload, Uploads, arranged, preview
 
@@ -37,7 +36,7 @@ MAX_JSON: Final = 1 << 20
 """Bytes of a request other than a file."""
 EVERY_S: Final = 0.25
 """How often a change of a job is looked for and told to the page."""
-KEEP_ALIVE_S: Final = 15.0
+ARCHIVE_CHUNK: Final = 1 << 20
 STOP_S: Final = 2.0
 """How long running translations have to write the result that they have, when the server stops."""
 
@@ -110,30 +109,28 @@ class Researcher:
 
     def _free_folder(self, target: str) -> Path:
         domain = re.sub(r"[^A-Za-z0-9._-]+", "_", target.rpartition("/")[2]).strip("._") or "translated"
-        name, taken = (
-            f"{time.strftime('%Y-%m-%d-%H%M%S')}-{domain}",
-            {each.out for each in self.jobs.values()},
-        )
+        name = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{domain}"
+        taken = {each.out for each in self.jobs.values()}
         names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
         return next(path for each in names if not (path := self.out / each).exists() and path not in taken)
 
     def app(self) -> Starlette:
         return application(
             [
-                Route("/", answering(self.start_page)),
-                Route("/domains", answering(self.domains)),
-                Route("/files", answering(self.files)),
-                Route("/files", answering(self.add_file), methods=["POST"]),
-                Route("/files", answering(self.clear_files), methods=["DELETE"]),
-                Route("/files/{file:int}", answering(self.remove_file), methods=["DELETE"]),
-                Route("/jobs", answering(self.start_job), methods=["POST"]),
-                Route("/jobs/{job:int}", answering(self.job_page)),
-                Route("/jobs/{job:int}/events", answering(self.events)),
-                Route("/jobs/{job:int}/cancel", answering(self.cancel), methods=["POST"]),
-                Route("/jobs/{job:int}/all.zip", answering(self.download_all)),
-                Route("/jobs/{job:int}/studies/{study:int}/file", answering(self.download_study)),
-                Route("/jobs/{job:int}/{item:int}/{part}/view", answering(self.view)),
-                Route("/jobs/{job:int}/{item:int}/{part}/file", answering(self.download)),
+                Route("/", self.start_page),
+                Route("/domains", self.domains),
+                Route("/files", self.files),
+                Route("/files", self.add_file, methods=["POST"]),
+                Route("/files", self.clear_files, methods=["DELETE"]),
+                Route("/files/{file:int}", self.remove_file, methods=["DELETE"]),
+                Route("/jobs", self.start_job, methods=["POST"]),
+                Route("/jobs/{job:int}", self.job_page),
+                Route("/jobs/{job:int}/events", self.events),
+                Route("/jobs/{job:int}/cancel", self.cancel, methods=["POST"]),
+                Route("/jobs/{job:int}/all.zip", self.download_all),
+                Route("/jobs/{job:int}/studies/{study:int}/file", self.download_study),
+                Route("/jobs/{job:int}/{item:int}/{part}/view", self.view),
+                Route("/jobs/{job:int}/{item:int}/{part}/file", self.download),
             ]
         )
 
@@ -188,18 +185,14 @@ class Researcher:
         return StreamingResponse(self._events(self._job(request)), media_type="text/event-stream")
 
     async def _events(self, job: PageJob) -> AsyncIterator[str]:
-        told, quiet_s = 0, 0.0
+        told = 0
         last: dict[str, object] = {}
         while not self.closing:
             state = job.progress()
             if state == last and told == len(job.results):
-                quiet_s += EVERY_S
-                if quiet_s >= KEEP_ALIVE_S:
-                    quiet_s = 0.0
-                    yield ": still here\n\n"
                 await asyncio.sleep(EVERY_S)
                 continue
-            last, quiet_s = state, 0.0
+            last = state
             yield _event("progress", state)  # first: a result is of one of the volumes in it
             while told < len(job.results):
                 yield _event("result", job.result(told))
@@ -262,31 +255,26 @@ def _part(request: Request) -> Part:
 
 
 def _archive(paths: Sequence[Path], root: Path, name: str, folder: Path) -> Response:
-    """One file of these, which are not compressed again; it is hidden in the folder until it is sent."""
-    made = folder / f".{secrets.token_hex(8)}.zip"
+    """One file of these, which are not compressed again; it has no name in the folder, and goes when it is sent."""
+    made = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed when it is sent
+
+    def parts() -> Iterator[bytes]:
+        with made:
+            while part := made.read(ARCHIVE_CHUNK):
+                yield part
+
     try:
-        made.touch(mode=0o600)
         with zipfile.ZipFile(made, "w") as archive:
             for path in paths:
                 if path.is_file():
                     archive.write(path, path.relative_to(root.parent))
+        made.seek(0)
     except BaseException:
-        made.unlink(missing_ok=True)
+        made.close()
         raise
-    return _SentOnce(made, filename=f"{name}.zip")
-
-
-class _SentOnce(FileResponse):
-    """A file that is removed when it is sent, or cannot be."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._remove()
-
-    def _remove(self) -> None:
-        Path(self.path).unlink(missing_ok=True)
+    called = re.sub(r"[^\w.()-]", "_", name, flags=re.ASCII)
+    headers = {"content-disposition": f'attachment; filename="{called}.zip"'}
+    return StreamingResponse(parts(), media_type="application/zip", headers=headers)
 
 
 def _file(each: Upload) -> dict[str, Any]:

@@ -20,21 +20,19 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.client.files import MAX_ITEM_BYTES, payload
-from ddib_fed.data.decoding import Pixels
-from ddib_fed.data.pictures import FEW_COLUMNS, encode_png, image_format, read_image
-from ddib_fed.data.points import parse_npy, read_header
+from ddib_fed.client.files import MAX_ITEM_BYTES, FileItem, read_items
+from ddib_fed.data.pictures import Pixels, encode_png, image_format, read_image
+from ddib_fed.data.points import FEW_COLUMNS, parse_npy, read_header
 from ddib_fed.errors import (
     DdibError,
     DiskFull,
     ImageUnreadable,
     InputError,
     ItemNotFound,
-    KindMismatch,
     UsageError,
 )
 from ddib_fed.files import is_disk_full, make_private_folders
-from ddib_fed.formats.dicom import is_directory_file, read_series, sort_files
+from ddib_fed.formats.dicom import read_series, sort_files
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.recognition import Format, format_of
 from ddib_fed.formats.study import Options
@@ -60,45 +58,31 @@ def preview(path: Path, window: Window | None = None) -> tuple[bytes, str]:
     kind = image_format(content)
     if kind == "JPEG" or (kind == "PNG" and b"\x00" < content[_PNG_BITS_AT : _PNG_BITS_AT + 1] <= b"\x08"):
         return content, MEDIA[kind]
-    pixels = density(_points(content)) if kind == "NPY" and _is_points(content) else _of_picture(path, window)
+    shape = read_header(content)[0].shape if kind == "NPY" else ()
+    if len(shape) == 2 and shape[1] <= FEW_COLUMNS:
+        pixels = density(parse_npy(content, max_bytes=len(content), max_points=MAX_POINTS))
+    else:
+        pixels = shown(read_image(path).pixels, window)
     return encode_png(pixels), MEDIA["PNG"]
 
 
-def _is_points(content: bytes) -> bool:
-    shape = read_header(content)[0].shape
-    return len(shape) == 2 and shape[1] <= FEW_COLUMNS
-
-
-def _points(content: bytes) -> NDArray[Any]:
-    return parse_npy(content, max_bytes=len(content), max_points=MAX_POINTS)
-
-
-def _of_picture(path: Path, window: Window | None) -> NDArray[np.uint8]:
-    pixels = read_image(path).pixels
-    return shown(pixels, window or own_window(pixels))
-
-
 def own_window(values: Pixels) -> Window:
-    """The numbers between which the middle 99 % of some values lie; those of 8 bits have all."""
-    if values.dtype == np.uint8:
-        return 0.0, 255.0
+    """The numbers between which the middle 99 % of some values lie."""
     low, high = np.percentile(values, WINDOW)
     return float(low), float(high)
 
 
-def shown(values: Pixels, window: Window) -> NDArray[np.uint8]:
+def shown(values: Pixels, window: Window | None = None) -> NDArray[np.uint8]:
     """Pixels (H, W, C) as 8 bits, the window's numbers black and white; those of 8 bits are as they are."""
     if values.dtype == np.uint8:
         return np.asarray(values, np.uint8)
-    low, high = window
+    low, high = window or own_window(values)
     scaled = (values.astype(np.float64) - low) / max(high - low, 1e-12)
     return np.asarray(np.clip(scaled, 0.0, 1.0) * 255.0 + 0.5, np.uint8)
 
 
 def density(points: NDArray[Any]) -> NDArray[np.uint8]:
     """A drawing (SIZE, SIZE, 1) of the first two coordinates of points (N, D): the darker, the more points."""
-    if points.ndim != 2 or points.shape[0] == 0 or points.shape[1] == 0:
-        raise KindMismatch(f"an array of shape {points.shape} is no set of points")
     across = points[:, 0].astype(np.float64)
     up = points[:, min(1, points.shape[1] - 1)].astype(np.float64)
     half = max(float(np.ptp(across)), float(np.ptp(up)), 1e-9) / 2 * _SPREAD
@@ -238,36 +222,23 @@ async def _write(path: Path, chunks: AsyncIterator[bytes]) -> int:
 def recognise(path: Path, label: str) -> tuple[bool, tuple[str, ...]]:
     """Whether a file is plain, once it is known that it can be translated; and what a person has to know of it."""
     kind = format_of(path)
-    if kind is Format.DICOM and is_directory_file(path):
-        raise InputError(
-            f"{path} lists the files of a folder, and is no picture",
-            hop="client",
-            hint="drop the whole folder: its pictures are found without the list",
-        )
     with hinted_in_words():
         if kind is Format.DICOM:
             found = sort_files([path])
             for _, error in found.unreadable:
                 raise error
             if not found.series:
-                raise ImageUnreadable(f"{path} holds no picture", hop="client")
+                hint = "in place of a DICOMDIR drop its folder"
+                raise ImageUnreadable(f"{path} holds no picture", hop="client", hint=hint)
             (headers,) = found.series.values()
             return False, read_series(label.partition("/")[0], headers)[0].warnings
         if kind is not None:
             with _ONE_AT_A_TIME:
                 return False, open_paths([path], Options()).studies[0].warnings
-        if payload(path).suffix != ".npy":
-            _require_picture(path)
+        for bad in read_items([FileItem(path.stem, label, path=path)], lambda _: "", decode=True)[1]:
+            bad.error.detail = f"{path}: {bad.why}"
+            raise bad.error
         return True, ()
-
-
-def _require_picture(path: Path) -> None:
-    try:
-        read_image(path)
-    except DdibError as error:
-        if str(path) not in error.detail:
-            error.detail = f"{path}: {error.detail}"
-        raise
 
 
 def arranged(files: Sequence[Upload], folder: Path) -> Path:

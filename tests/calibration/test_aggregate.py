@@ -55,11 +55,6 @@ def test_the_noise_spends_exactly_epsilon_and_delta() -> None:
         assert ratio < math.sqrt(2 * math.log(1.25 / 1e-5)) / epsilon
 
 
-def test_ten_pictures_of_one_patient_have_more_than_ten_times_epsilon() -> None:
-    """As docs/calibration.md says: at the same delta, the noise hides a move ten times as far only within 14.4."""
-    assert noise_sigma(100, 14.43, 1e-5) == pytest.approx(noise_sigma(1000, 1.0, 1e-5), rel=1e-3)
-
-
 def test_the_noise_that_is_added_has_the_stated_deviation() -> None:
     exact = histogram(UNITS.apply(pictures()), default_cells(3, 200))
     found = made()
@@ -78,19 +73,6 @@ def test_an_aggregate_comes_back_from_its_json() -> None:
     assert back == sent
     assert back.sha256 == sent.sha256
     assert len(made().canonical) < MAX_BYTES
-
-
-def test_the_operator_reads_what_would_leave() -> None:
-    found = made(epsilon=0.5)
-    said = found.describe()
-    for part in (
-        "216 whole numbers",
-        f"{len(found.canonical)} bytes",
-        "200 pictures",
-        "epsilon 0.5",
-        "1e-05",
-    ):
-        assert part in said
 
 
 @pytest.mark.parametrize(
@@ -128,3 +110,8 @@ def test_few_pictures_and_large_epsilons_are_refused() -> None:
         made(epsilon=10.0)
     with pytest.raises(ValidationError):
         default_cells(2, 200)
+
+
+def test_ten_pictures_of_one_patient_have_more_than_ten_times_epsilon() -> None:
+    """As docs/calibration.md says: at the same delta, the noise hides a move ten times as far only within 14.4."""
+    assert noise_sigma(100, 14.43, 1e-5) == pytest.approx(noise_sigma(1000, 1.0, 1e-5), rel=1e-3)

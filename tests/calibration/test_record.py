@@ -16,7 +16,6 @@ from ddib_fed.calibration.record import (
     write_calibration,
 )
 from ddib_fed.errors import (
-    AlreadyExists,
     CalibrationForeign,
     CalibrationInvalid,
     CalibrationModel,
@@ -38,14 +37,6 @@ def test_the_digest_is_the_same_after_a_file(tmp_path: Path) -> None:
     signed = {"calibration": AGREED.model_dump(mode="json"), "source": {"signature": "x"}}
     (tmp_path / "signed.json").write_text(json.dumps(signed))
     assert read_calibration(tmp_path / "signed.json") == AGREED
-
-
-def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
-    """A calibration may be the only copy of what two institutions agreed on."""
-    (tmp_path / "c.json").write_text("kept")
-    with pytest.raises(AlreadyExists):
-        write_calibration(AGREED, tmp_path / "c.json")
-    assert (tmp_path / "c.json").read_text() == "kept"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +21,7 @@ from ddib_fed.security import pki
 from ddib_fed.security.pki import fingerprint, parse_certificates
 from tests.audit_rows import records
 from tests.chaos import short_lives
-from tests.e2e.harness import Node, admit, ddib, wait_until
+from tests.e2e.harness import Node, admit, ddib
 from tests.e2e.processes import PLANT
 from tests.node.tiny_nodes import npy, save_model
 
@@ -48,7 +48,7 @@ class Rotating:
         ddib(
             "init",
             "client",
-            "--node-config",
+            "--config",
             self.north.config_path,
             "--name",
             "alice",
@@ -211,33 +211,3 @@ def test_certificates_and_a_root_are_replaced_under_load(rotating: Rotating, amo
         f"{load.calls} translations in {run_s:.0f} s with lives of {rotating.life_s:.0f} s, 0 failed; "
         f"{len(load.waits)} calls were tried again; renewals {renewals}"
     )
-
-
-def test_a_node_that_was_off_for_a_week_comes_back_by_itself(tmp_path: Path) -> None:
-    """Its certificate expired long ago; it starts, renews it and serves."""
-    node = Rotating(tmp_path, LONG_LIFE_S).north
-    root = node.config.paths.pki
-    week = datetime.now(UTC) - timedelta(days=8)
-    old = pki.issue_to_folder(pki.load_authority(root), root, "node", "node-1", now=week)
-    try:
-        node.start()
-        assert pki.load_identity(root).cert_chain_pem != old.cert_chain_pem
-        assert "renewed the certificate" in node.log()
-    finally:
-        node.stop()
-
-
-def test_a_running_node_replaces_what_expired_while_it_slept(tmp_path: Path) -> None:
-    """A machine that was suspended for a week: the certificate expired under the running node."""
-    rotating = Rotating(tmp_path, LONG_LIFE_S)
-    node = rotating.north
-    try:
-        node.start()
-        folder = node.config.paths.pki
-        week = datetime.now(UTC) - timedelta(days=8)
-        pki.issue_to_folder(pki.load_authority(folder), folder, "node", "node-1", now=week)
-        wait_until(
-            lambda: pki.load_identity(folder).not_after > datetime.now(UTC), seconds=30, what="a renewal"
-        )
-    finally:
-        node.stop()

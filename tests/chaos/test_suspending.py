@@ -58,7 +58,7 @@ def test_a_live_stream_ends_and_its_job_waits_until_the_peer_is_resumed(
                 pass
             assert client.get(job.job_id).state == pb.JOB_STATE_FINISHED
             assert len(list(client.fetch(job.job_id))) == 1
-        check_disk(pair, {job.request_id})
+        check_disk(pair, {job.request.request_id})
         evidence.figure(f"the stream ended {took:.2f} s after the command began")
         assert took < amount(BUSY_ENDS_WITHIN_S, ENDS_WITHIN_S)
     finally:

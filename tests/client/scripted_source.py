@@ -115,11 +115,11 @@ class ScriptedSource(rpc.TranslationServiceServicer):
         self._begin("ListDomains", request, context)
         if self.script.listed is not None:
             return self.script.listed
-        there = pb.Domain(institution=SOUTH, domain="checkerboards", sample_kind=common_pb2.SAMPLE_KIND_POINT,
+        there = pb.Domain(institution=SOUTH, domain="checkerboards", sample_kind="point",
                           sample_shape=[2], status="ready", latency_ms=3)  # fmt: skip
         away = pb.Domain(institution="west.example", status="PEER_UNREACHABLE")
         return pb.ListDomainsResponse(
-            institution=NORTH, domain="moons", sample_kind=common_pb2.SAMPLE_KIND_POINT, sample_shape=[2],
+            institution=NORTH, domain="moons", sample_kind="point", sample_shape=[2],
             domains=[there, away],
         )  # fmt: skip
 
@@ -178,10 +178,10 @@ class ScriptedSource(rpc.TranslationServiceServicer):
 
     def _view(self, job_id: str, job: StoredJob) -> pb.Job:
         header = job.header
-        view = pb.Job(job_id=job_id, request_id=header.request_id, state=job.state, solver=header.solver,
-                      target_institution=header.target_institution, target_domain=header.target_domain,
-                      cycle=header.cycle, keep_latent=header.keep_latent, created=1e9, item_count=len(job.inputs),
-                      items_done=len(job.inputs))  # fmt: skip
+        count = len(job.inputs)
+        view = pb.Job(
+            job_id=job_id, request=header, state=job.state, created=1e9, item_count=count, items_done=count
+        )
         for index, data in enumerate(job.inputs):
             item = view.items.add(index=index, size_bytes=len(data), sha256=hashlib.sha256(data).digest())
             item.state = pb.ITEM_STATE_DELIVERED if index in job.delivered else pb.ITEM_STATE_DECODED
@@ -239,7 +239,7 @@ class ScriptedSource(rpc.TranslationServiceServicer):
         made.ClearField("cycle")
         made.picture.CopyFrom(pb.PictureFigures(height=pixels.shape[0], width=pixels.shape[1], slope=1.0,
                                                 edge_correlation=0.9))  # fmt: skip
-        made.picture.terms.CopyFrom(common_pb2.PictureTerms(low=0, high=255, bits=8))
+        made.picture.low, made.picture.high, made.picture.bits = 0, 255, 8
         for number, (part, shown) in enumerate(parts.items()):
             data = encode_png(shown)
             header = pb.ResultHeader(item=item, part=pb.ResultPart.Name(part))
@@ -252,9 +252,9 @@ class ScriptedSource(rpc.TranslationServiceServicer):
     def _provenance(self, job_id: str, job: StoredJob, item: int) -> pb.Provenance:
         data = job.inputs[item]
         made = pb.Provenance(job_id=job_id, source_institution=NORTH, source_domain="moons",
-                             target_institution=SOUTH, target_domain="checkerboards", contract_sha256=b"c" * 32,
-                             input_sha256=hashlib.sha256(data).digest(), latent_sha256=b"l" * 32,
-                             source_model_sha256=b"s" * 32, target_model_sha256=b"t" * 32,
+                             target_institution=SOUTH, target_domain="checkerboards", contract_sha256="c" * 64,
+                             input_sha256=hashlib.sha256(data).hexdigest(), latent_sha256="1" * 64,
+                             source_model_sha256="2" * 64, target_model_sha256="3" * 64,
                              latent=common_pb2.LatentStatistics(std=1.0, count=len(data) // 4),
                              solver=job.header.solver, wire_bytes=2 * len(data), samples=len(data) // 8,
                              seconds={"encode": 1.0, "remote": 2.0})  # fmt: skip

@@ -64,14 +64,6 @@ def test_the_current_folder_comes_before_the_home(tmp_path, monkeypatch):
     assert find_profile(environ).resolve() == here / "client.toml"
 
 
-def test_no_profile_names_the_places_and_the_command(tmp_path, monkeypatch):
-    """Somebody new learns what to type."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileMissing, match=r"client\.toml") as caught:
-        find_profile({"XDG_CONFIG_HOME": str(tmp_path)})
-    assert "ddib init client" in caught.value.hint
-
-
 def test_the_page_of_commands_lists_every_key():
     """In docs/troubleshooting.md, and no other."""
     page = (Path(__file__).parents[2] / "docs" / "troubleshooting.md").read_text()

@@ -1,20 +1,19 @@
 """A picture of any size becomes the model's array, and comes back at its own size."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ddib_fed.data.decoding import Picture
 from ddib_fed.data.fitting import Geometry, PictureRule, from_array, to_array
+from ddib_fed.data.pictures import Picture
 from tests.data_modules.picture_examples import noise
 
 sides = st.integers(1, 24)
 
 
 def picture(pixels: np.ndarray) -> Picture:
-    return Picture(pixels, 8 * pixels.dtype.itemsize, "PNG")
+    return Picture(pixels, "PNG")
 
 
 def there_and_back(pixels: np.ndarray, rule: PictureRule) -> np.ndarray:
@@ -45,14 +44,6 @@ def test_a_padded_picture_comes_back_to_the_bit(dtype, channels, height, width, 
     back = there_and_back(pixels, rule)
     assert back.dtype == pixels.dtype
     np.testing.assert_array_equal(back, pixels)
-
-
-@pytest.mark.parametrize("fit", ["pad", "resize"])
-@given(original=st.tuples(sides, sides), model=st.tuples(sides, sides))
-def test_a_picture_comes_back_at_its_own_size(fit, original, model):
-    """Of any size, by any model's size."""
-    back = there_and_back(noise(*original, 3), PictureRule(3, *model, fit))
-    assert back.shape == (*original, 3)
 
 
 @given(original=st.tuples(sides, sides), model=st.tuples(sides, sides))
@@ -94,20 +85,6 @@ def test_a_range_of_hounsfield_units_is_inverted_by_the_scale():
     numbers = there_and_back(pixels, rule)
     assert numbers.dtype == np.uint16
     np.testing.assert_allclose(numbers * slope + intercept, pixels.clip(-1000, 2000), atol=slope / 2 + 1e-3)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "bits", "scale"),
-    [
-        (0, 255, 8, (1, 0)),
-        (0, 4095, 16, (1, 0)),
-        (0, 1, 8, (1 / 255, 0)),
-        (-1, 1, 16, (2 / 65535, -1)),
-    ],
-)
-def test_raw_values_go_out_when_the_type_holds_them(low, high, bits, scale):
-    """Otherwise 0 is the low end and the type's largest number the high end."""
-    assert PictureRule(1, 4, 4, "pad", low, high, bits).output_scale == pytest.approx(scale)
 
 
 def test_rgb_becomes_grey_by_luma_and_grey_becomes_rgb_by_repetition():

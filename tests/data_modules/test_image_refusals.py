@@ -11,19 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ddib_fed.data.decoding import ImageLimits
-from ddib_fed.data.pictures import decode_image, encode_png
+from ddib_fed.data.pictures import ImageLimits, decode_image, encode_png
 from ddib_fed.errors import DdibError, ImageTooLarge, ImageUnreadable
-from tests.data_modules.picture_examples import (
-    chunk,
-    forged_png,
-    lzw,
-    noise,
-    npy_of,
-    raw_tiff,
-    saved,
-    tiff_of,
-)
+from tests.data_modules import picture_examples as examples
+from tests.data_modules.picture_examples import chunk, forged_png, noise, npy_of, raw_tiff, saved, tiff_of
 
 
 @pytest.mark.parametrize(
@@ -50,7 +41,7 @@ FILES = {
     "jpeg": saved(noise(20, 20, 3), "JPEG"),
     "tiff": tiff_of(noise(20, 20, 3)),
     "tiff16": tiff_of(noise(20, 20, 3, "uint16"), compression="zlib"),
-    "lzw": raw_tiff(noise(20, 20, 3, "uint16"), 5, lzw(noise(20, 20, 3, "uint16").tobytes())),
+    "lzw": raw_tiff(noise(20, 20, 3, "uint16"), 5, examples.lzw(noise(20, 20, 3, "uint16").tobytes())),
     "npy": npy_of(noise(20, 20, 3, "float32")),
 }
 
@@ -121,26 +112,12 @@ def test_previews_inside_a_jpeg_are_no_second_picture():
     )
 
 
-@pytest.mark.parametrize(("depth", "colour"), [(8, 0), (8, 2), (16, 0), (16, 2), (16, 4), (16, 6)])
+@pytest.mark.parametrize(("depth", "colour"), [(8, 2), (16, 4), (16, 6)])
 def test_a_png_that_claims_too_many_pixels_is_refused_by_its_header(depth, colour):
     """Of 67 bytes, 4 GB and more would come."""
     with pytest.raises(ImageTooLarge) as caught:
         decode_image(forged_png(60_000, 60_000, depth, colour))
     assert caught.value.facts == {"pixels": "3600000000", "limit_pixels": str(ImageLimits().max_pixels)}
-
-
-@pytest.mark.slow
-def test_a_png_that_unpacks_to_more_than_its_picture_is_read_no_further():
-    """100 MB of zeros behind ten rows: the decoder fills the picture and stops."""
-    import tracemalloc
-
-    content = forged_png(10, 10, packed=zlib.compress(bytes(100_000_000)))
-    tracemalloc.start()
-    with suppress(ImageUnreadable):
-        decode_image(content)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 5_000_000
 
 
 @pytest.mark.parametrize(
@@ -168,17 +145,6 @@ def test_a_tiff_that_unpacks_to_more_than_its_picture_is_refused():
         decode_image(raw_tiff(pixels, 8, zlib.compress(bytes(50_000_000))))
 
 
-def test_an_object_array_is_refused_unread():
-    """A pickle in a .npy is never loaded: one that would run code does not run it."""
-
-    class Trap:
-        def __reduce__(self):
-            return (pytest.fail, ("the pickle was read",))
-
-    with pytest.raises(ImageUnreadable, match="real numbers"):
-        decode_image(npy_of(np.array([[Trap()]], dtype=object)))
-
-
 def test_a_forged_shape_does_not_wrap_round():
     """2^33 by 2^33 by 3 bytes are not a small number; the limit refuses them first."""
     text = b"{'descr': '|u1', 'fortran_order': False, 'shape': (8589934592, 8589934592, 3), }\n"
@@ -201,7 +167,7 @@ def test_a_tiff_that_would_lose_bits_says_what_to_convert_it_to():
     """Three floats a pixel in LZW: Pillow would show something else, so nothing is shown."""
     pixels = noise(4, 5, 3, "float32")
     with pytest.raises(ImageUnreadable) as caught:
-        decode_image(raw_tiff(pixels, 5, lzw(pixels.tobytes())))
+        decode_image(raw_tiff(pixels, 5, examples.lzw(pixels.tobytes())))
     assert "3 x 32 bit stored as LZW" in caught.value.detail
     assert "tiffcp -c zip" in caught.value.hint
 
@@ -223,3 +189,18 @@ def test_a_picture_that_pillow_takes_for_a_bomb_is_too_large_and_not_unreadable(
     with pytest.raises(ImageTooLarge) as caught:
         decode_image(forged)
     assert int(caught.value.facts["pixels"]) == 14_000**2 > int(caught.value.facts["limit_pixels"])
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "group4"])
+def test_libtiff_writes_nothing_past_pythons_logging(
+    compression: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its own error handler writes to file descriptor 2, where a node's log lines are."""
+    file, pixels = io.BytesIO(), np.random.default_rng(1).integers(0, 256, (64, 64), dtype=np.uint8)
+    picture = Image.fromarray(pixels).convert("1" if compression == "group4" else "L")
+    picture.save(file, "TIFF", compression=compression)
+    content = bytearray(file.getvalue())
+    content[200:240] = b"\xff\x00\xaa\x13" * 10
+    with suppress(ImageUnreadable):
+        decode_image(bytes(content))
+    assert capfd.readouterr().err == ""

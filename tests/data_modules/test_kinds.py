@@ -5,7 +5,8 @@ import io
 import numpy as np
 import pytest
 
-from ddib_fed.data.pictures import decode_image, refuse_picture, refuse_points
+from ddib_fed.data.pictures import decode_image
+from ddib_fed.data.points import refuse_picture, refuse_points
 from ddib_fed.errors import KindMismatch
 
 

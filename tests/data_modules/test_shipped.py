@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from ddib_fed.data import shipped
-from ddib_fed.errors import DomainNotFound, ExtraMissing
 
 pictures_of = cache(shipped.load_shipped)
 PARTS = ("train", "held_out", "test")
@@ -24,7 +23,7 @@ def few_sheets():
 @pytest.mark.slow
 def test_no_stripe_has_two_owners_and_no_crop_leaves_its_stripe() -> None:
     owned = [
-        set(shipped._stripes(side, part))
+        set(shipped.stripes_of(side, part))
         for side, part in (
             ("source", "train"),
             ("source", "held_out"),
@@ -35,7 +34,7 @@ def test_no_stripe_has_two_owners_and_no_crop_leaves_its_stripe() -> None:
     ]
     assert sum(map(len, owned)) == len(set.union(*owned)) == shipped.MAP_SIZE[0] // shipped.STRIPE
     for stripe in owned[4]:
-        for _, x in shipped._places(stripe, shipped.TEST_STEP):
+        for _, x in shipped.coasts_in(stripe, shipped.TEST_STEP):
             assert stripe * shipped.STRIPE <= x <= (stripe + 1) * shipped.STRIPE - shipped.CROP
 
 
@@ -48,41 +47,3 @@ def test_a_sheet_sees_its_own_slab_alone() -> None:
     sheets = [shipped._sheet(others, slab, np.random.default_rng(seed)) for seed in (1, 2)]
     assert np.allclose(sheets[0], shipped._sheet(volume, slab, np.random.default_rng(1)), atol=1e-4)
     assert not np.allclose(sheets[0], sheets[1], atol=0.1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["relief-64", "etopo", "brain-t2"])
-def test_pictures_have_the_stated_form(name: str) -> None:
-    pictures = pictures_of(name)
-    for part in PARTS:
-        array = getattr(pictures, part)
-        assert array.dtype == np.float32
-        assert array.shape[1:] == pictures.domain.shape
-        assert array.min() >= -1.0
-        assert array.max() <= 1.0
-        assert array.std(axis=(1, 2, 3)).mean() > 0.05
-
-
-def test_unknown_domains_and_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DomainNotFound, match="'brain'") as unknown:
-        shipped.load_shipped("brain")
-    assert "brain-t1" in unknown.value.hint
-    monkeypatch.setattr(shipped.importlib.util, "find_spec", lambda _: None)
-    shipped._volume.cache_clear()
-    with pytest.raises(ExtraMissing, match="nilearn") as missing:
-        shipped.load_shipped("brain-t1")
-    assert "pip install nilearn" in missing.value.hint
-    assert not shipped.available("satellite")
-
-
-@pytest.mark.slow
-def test_crops_of_different_clusters_do_not_overlap() -> None:
-    labels = shipped.shipped_clusters("relief")
-    places = np.array(
-        [p for stripe in shipped._stripes("source", "test") for p in shipped._places(stripe, 16)]
-    )
-    assert len(labels) == len(places)
-    assert len(set(labels)) > 10
-    apart = labels[:, None] != labels[None]
-    assert (np.abs(places[:, None] - places[None]).max(axis=2) >= shipped.CROP)[apart].all()
-    assert np.array_equal(labels, shipped.shipped_clusters("satellite"))

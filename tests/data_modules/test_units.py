@@ -3,29 +3,21 @@
 import numpy as np
 import pytest
 
-from ddib_fed.data.decoding import Picture
 from ddib_fed.data.fitting import PictureRule, check_numbers, fit_picture
+from ddib_fed.data.pictures import Picture
 from ddib_fed.errors import PictureMisfit
 
-BYTES, WORDS, CT, BRAIN, TWELVE, UNIT, UPTAKE = (
-    (0.0, 255.0), (0.0, 65535.0), (-1000.0, 2000.0), (0.0, 80.0), (0.0, 4095.0), (0.0, 1.0), (0.0, 20.0),
-)  # fmt: skip
+BYTES, WORDS, CT, BRAIN, UPTAKE = (0.0, 255.0), (0.0, 65535.0), (-1000.0, 2000.0), (0.0, 80.0), (0.0, 20.0)
 
 
 def picture(pixels) -> Picture:
     pixels = np.asarray(pixels)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    return Picture(pixels, 8 * pixels.dtype.itemsize, "TIFF")
+    return Picture(pixels, "TIFF")
 
 
 def photo(dtype="uint8", seed=0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (32, 32)).astype(dtype)
-
-
-def night() -> np.ndarray:
-    dark = np.zeros((32, 32), np.uint16)
-    dark[:2, :2] = 200
-    return dark
 
 
 def slice_of_a_body(dtype="int16", padding=-3024) -> np.ndarray:
@@ -39,20 +31,14 @@ def slice_of_a_body(dtype="int16", padding=-3024) -> np.ndarray:
 FITS = {
     "8 bits": (photo(), BYTES),
     "8 bits in a 16-bit file": (photo("uint16"), BYTES),
-    "16 bits": (photo("uint16") * 257, WORDS),
-    "12 bits": (photo("uint16") * 16, TWELVE),
     "Hounsfield": (slice_of_a_body(), CT),
     "a window of the brain": (slice_of_a_body(), BRAIN),
-    "an empty slice": (np.zeros((32, 32), np.float32), CT),
     "faint uptake": (photo("float32") / 300, UPTAKE),
 }
 MISFITS = {
     "16 bits": (photo("uint16") * 257, BYTES, "scale", "0:65535"),
     "8 bits for 16": (photo(), WORDS, "type", "0:255"),
-    "stored numbers for Hounsfield": (photo("uint16") * 8, CT, "type", "0:4095"),
     "floats of [0, 1] for 8 bits": (photo("float32") / 255, BYTES, "unit", "0:1"),
-    "floats of [-1, 1] for Hounsfield": (photo("float32") / 128 - 1, CT, "unit", "-1:1"),
-    "8 bits for [0, 1]": (photo(), UNIT, "scale", "0:255"),
     "Hounsfield for 8 bits": (slice_of_a_body(), BYTES, "scale", "-3024:3071"),
     "12 bits for 8": (photo("uint16") * 16, BYTES, "scale", "0:4095"),
 }

@@ -62,17 +62,6 @@ def test_only_the_nodes_port_is_published(services) -> None:
     assert services["prometheus"]["network_mode"] == "service:node"
 
 
-def test_podman_starts_it_without_root(services) -> None:
-    """No pod, which refuses user namespaces; no limit on files above the host's; callers keep their addresses; and
-    podman-restart.service, which looks for `always`, starts it after a reboot."""
-    assert yaml.safe_load(COMPOSE)["x-podman"] == {"in_pod": False}
-    node = services["node"]
-    assert "nofile" not in node["ulimits"]
-    assert node["network_mode"] == "${DDIB_NETWORK:-pasta}"
-    assert node["userns_mode"].startswith("${DDIB_USERNS:-keep-id:")
-    assert node["restart"] == "always"
-
-
 def test_a_node_may_finish_before_it_is_killed(services) -> None:
     """The grace period is longer than it drains."""
     assert float(services["node"]["stop_grace_period"].rstrip("s")) > LimitsSection().drain_s

@@ -47,7 +47,13 @@ class GaussianNetwork(nn.Module):
     def _scales(self, times: Tensor) -> tuple[Tensor, Tensor]:
         if self.schedule is None:
             return torch.sigmoid(2 * times).sqrt(), torch.sigmoid(-2 * times).sqrt()
-        return self.schedule.alpha(times), self.schedule.sigma(times)
+        low = torch.full_like(times, self.schedule.lambda_min)
+        high = torch.full_like(times, self.schedule.lambda_max)
+        for _ in range(80):  # by bisection: times grow with noise
+            middle = 0.5 * (low + high)
+            noisier = self.schedule.t_of_lam(middle) > times
+            low, high = torch.where(noisier, middle, low), torch.where(noisier, high, middle)
+        return torch.sigmoid(2 * high).sqrt(), torch.sigmoid(-2 * high).sqrt()
 
 
 def gaussian_denoiser(

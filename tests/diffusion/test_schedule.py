@@ -36,22 +36,28 @@ EVERY = [
 
 
 @pytest.mark.parametrize("config", EVERY, ids=str)
-def test_is_variance_preserving(config):
-    """alpha^2 + sigma^2 is 1 at every time."""
+def test_levels_are_variance_preserving_and_times_grow_with_noise(config):
     schedule = schedule_from_config(config)
-    t = torch.linspace(0.0, (config.steps or 2) - 1, 501, dtype=torch.float64)
-    assert torch.allclose(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, torch.ones_like(t), atol=1e-12)
+    levels = schedule.levels(
+        torch.linspace(schedule.lambda_max, schedule.lambda_min, 301, dtype=torch.float64)
+    )
+    assert all(abs(level.alpha**2 + level.sigma**2 - 1.0) < 1e-12 for level in levels)
+    assert (torch.tensor([level.t for level in levels]).diff() > 0).all()
 
 
-@pytest.mark.parametrize("config", EVERY, ids=str)
-def test_time_of_lambda_inverts_lambda_of_time(config):
-    """Within the usable range the network's time gives lambda back."""
-    schedule = schedule_from_config(config)
-    low = schedule.lambda_min
-    if config.steps and config.name == "zero-terminal-snr":
-        low = float(schedule.lam(torch.tensor(config.steps - 2.0)))
-    lam = torch.linspace(low, schedule.lambda_max, 301, dtype=torch.float64)[1:-1]
-    assert torch.allclose(schedule.lam(schedule.t_of_lam(lam)), lam, atol=1e-7)
+def test_times_are_those_of_the_papers_formulas():
+    """alpha_bar at the network's time gives the level's alpha back; of a table, at its integer steps."""
+    linear, cosine = (schedule_from_config(ScheduleConfig(name)) for name in ("linear", "cosine"))
+    for lam in (4.0, 0.0, -3.0):
+        level = linear.level(lam)
+        bar = math.exp(-0.1 * level.t - 0.5 * 19.9 * level.t**2)
+        assert math.sqrt(bar) == pytest.approx(level.alpha, rel=1e-9)
+        level = cosine.level(lam)
+        angles = [(t + 0.008) / 1.008 * math.pi / 2 for t in (level.t, 0.0)]
+        assert math.cos(angles[0]) / math.cos(angles[1]) == pytest.approx(level.alpha, rel=1e-9)
+    table = discrete_schedule("linear", 100, rescale_timesteps=True)
+    for level in table.at_steps([0, 37, 98]):
+        assert table.level(level.lam).t == pytest.approx(level.t, abs=1e-6)
 
 
 @pytest.mark.parametrize(("name", "least"), [("linear", -5.025), ("cosine", -5.0)])

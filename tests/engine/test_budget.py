@@ -1,13 +1,11 @@
-"""The size of a network call: the smallest that costs little more a row than the best, measured once."""
+"""The size of a network call: the smallest that costs little more a row than the best, measured."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 import torch
 
-from ddib_fed.engine.budget import Budget, Recipe, budget_of, key_of, measured, remembered, sweep
+from ddib_fed.engine.budget import Recipe, budget_of, measured, sweep
 from ddib_fed.engine.model import DomainModel
 from tests.node.tiny_nodes import tiny_bundle
 from tests.runs.tiny_models import tiny
@@ -56,52 +54,12 @@ def test_a_sweep_ends_in_time_and_before_memory_does() -> None:
         Machine(0.1, 0.1, most=0).sweep()
 
 
-def test_a_budget_is_measured_once_for_each_place_and_model(tmp_path) -> None:
-    """A file that cannot be used is no obstacle."""
-    path, measurements = tmp_path / "engine.json", []
-
-    def measure() -> Budget:
-        measurements.append(1)
-        return budget_of({1: 1.0, 2: 1.1})
-
-    assert remembered(path, "here", measure).rows == 2
-    assert remembered(path, "here", measure) == Budget(2, {1: 1.0, 2: 1.1})
-    assert len(measurements) == 1
-    remembered(path, "there", measure)
-    assert len(measurements) == 2
-    damages = [
-        5,
-        {},
-        {"x": 1},
-        {"0": 1.0},
-        {"1": None},
-        {"1": -1.0},
-        {"1": float("nan")},
-        {"1000000000": 1e-9},
-    ]
-    for number, damaged in enumerate(["{", "[1]", *(json.dumps({"here": each}) for each in damages)], 3):
-        path.write_text(damaged)
-        assert remembered(path, "here", measure).rows == 2
-        assert len(measurements) == number, damaged
-    assert remembered(tmp_path / "nowhere" / "engine.json", "here", measure).rows == 2
-    assert remembered(None, "here", measure).rows == 2
-
-
 @pytest.mark.parametrize("bundle", [tiny_bundle(), tiny(num_classes=3)], ids=["points", "pictures"])
-def test_a_model_is_measured_where_it_works(bundle, tmp_path) -> None:
-    """A recipe without a size measures one; the batcher uses it and the file keeps it."""
-    model = DomainModel(bundle)
-    budget = measured(model, 1, limit_s=0.05)
+def test_a_model_is_measured_where_it_works(bundle) -> None:
+    """A recipe without a size measures one, and the batcher uses it."""
+    budget = measured(DomainModel(bundle), 1, limit_s=0.05)
     assert budget.rows in budget.seconds
     assert all(cost > 0 for cost in budget.seconds.values())
-    path = tmp_path / "engine.json"
-    told = {"merge_rows": 0, "merge_pixels": 0, "device": "cpu", "threads": 1}
-    warm = Recipe(bundle, costs=path, **told).warm()
+    warm = Recipe(bundle, merge_rows=0, merge_pixels=0, device="cpu", threads=1).warm()
     warm.close()
-    (kept,) = json.loads(path.read_text()).values()
-    assert str(warm.rows) in kept
-    key = key_of(model, dtype="float32", threads=1, compiling=False)
-    path.write_text(json.dumps({key: {"1": None}}))
-    Recipe(bundle, costs=path, **told).warm().close()
-    assert json.loads(path.read_text()).keys() == {key}
-    assert key != key_of(model, dtype="bfloat16", threads=1, compiling=False)
+    assert warm.rows >= 1

@@ -368,7 +368,7 @@ def test_guidance_is_inside_the_rotation():
     model = DomainModel(tiny(channels=3, num_classes=3, class_dropout=True))
     guidance, calibration = Guidance(scale=2.0, clip=True), turned()
     x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    level, label = next(model.plan(FEW).decoder(x)).level, model.condition(1, 1, guidance)
+    level, label = next(model.plan(FEW).decoder(x)).level, model.condition(model.class_rows(1, 1, guidance))
     with torch.no_grad():
         plain = model.denoiser(guidance)(model.out_of_basis(x, calibration), level, label)
         found = model.denoiser(guidance, calibration)(x, level, label)

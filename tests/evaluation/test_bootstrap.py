@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 
-from ddib_fed.errors import ExtraMissing
 from ddib_fed.evaluation import features
-from ddib_fed.evaluation.bootstrap import feature_distances, resample
+from ddib_fed.evaluation.judgement import feature_distances, resample
 from tests.runs.picture_folders import blocks
 from tests.runs.tiny_models import pictures
 
@@ -36,13 +33,6 @@ def test_most_intervals_hold_the_mean_of_clustered_pictures() -> None:
     assert held[1] <= 32
 
 
-def test_clusters_of_different_sizes_give_the_mean_over_pictures() -> None:
-    """A draw of a large cluster weighs more than one of a small cluster."""
-    drawn = resample(5, ["a", "a", "a", "a", "b"], draws=500)
-    means = drawn.means([1.0, 1.0, 1.0, 1.0, 0.0])
-    assert set(np.round(np.unique(means), 6)) == {0.0, 0.8, 1.0}
-
-
 def cloud(
     count: int, *, seed: int = 0, shift: float = 0.0, scale: float = 1.0, dim: int = 6
 ) -> features.Matrix:
@@ -54,20 +44,6 @@ def test_the_frechet_distance_of_normal_clouds_is_the_formulas() -> None:
     first, second, once = cloud(5_000), cloud(5_000, seed=1, shift=0.5, scale=2.0), np.ones((1, 5_000))
     assert features.frechet(first, second, once)[0] == pytest.approx(6 * 0.25 + 6 * 1.0, rel=0.05)
     assert features.frechet(first, first, once)[0] == pytest.approx(0.0, abs=1e-9)
-
-
-def test_the_kernel_distance_is_the_mean_over_pairs_that_are_not_the_same() -> None:
-    a, b = cloud(4), cloud(3, seed=1)
-    found = features.kernel_distance(a, b, np.ones((1, 4)))[0]
-    a, b = (a - b.mean(axis=0)) / b.std(axis=0), (b - b.mean(axis=0)) / b.std(axis=0)
-
-    def k(x: features.Matrix, y: features.Matrix) -> float:
-        return float((x @ y / 6 + 1) ** 3)
-
-    within = np.mean([k(x, y) for i, x in enumerate(a) for j, y in enumerate(a) if i != j])
-    other = np.mean([k(x, y) for i, x in enumerate(b) for j, y in enumerate(b) if i != j])
-    between = np.mean([k(x, y) for x in a for y in b])
-    assert found == pytest.approx(within + other - 2 * between)
 
 
 def test_a_draw_with_repeats_has_the_frechet_distance_of_the_repeated_rows() -> None:
@@ -86,22 +62,7 @@ def test_the_network_tells_squares_from_noise() -> None:
     noise = features.features(pictures(12, size=32))
     near, far = features.distances(squares, more), features.distances(squares, noise)
     assert all(far[name] > 2 * near[name] for name in near)
-    assert features.features(np.repeat(grey[:2], 3, axis=1)).joined == pytest.approx(
-        squares.joined[:2], abs=1e-5
-    )
-
-
-def test_the_floor_is_between_halves_of_the_same_set() -> None:
-    real = features.Features(cloud(400, dim=4), cloud(400, seed=1))
-    assert features.floor(real, 50)["frechet_early"] > features.floor(real, 1000)["frechet_early"]
-    assert features.floor(real, 50)["kernel_late"] == pytest.approx(0.0, abs=0.05)
-
-
-def test_without_the_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)  # importing it fails
-    features._network.cache_clear()
-    with pytest.raises(ExtraMissing, match="ImageNet classifier"):
-        features.features(pictures(1))
+    assert features.features(np.repeat(grey[:2], 3, axis=1)).late == pytest.approx(squares.late[:2], abs=1e-5)
 
 
 def test_the_interval_of_a_distance_holds_what_other_pictures_give() -> None:

@@ -11,7 +11,6 @@ from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import open_party
-from ddib_fed.errors import SettingsInvalid
 from ddib_fed.evaluation.draws import between, draw_pictures
 from tests.runs.tiny_models import tiny
 
@@ -43,5 +42,3 @@ def test_frames_between_two_pictures_have_the_first_ones_size(side, tmp_path):
     assert [read_image(tmp_path / "out" / name).pixels.shape for name in report["pictures"]] == [
         (12, 10, 1)
     ] * 3
-    with pytest.raises(SettingsInvalid):
-        between((paths[0], paths[1]), side, side, ArraySettings(FEW), tmp_path / "out", frames=1)

@@ -5,25 +5,21 @@ import pytest
 import torch
 
 from ddib_fed.data import synthetic
-from ddib_fed.errors import ShapeMismatch, UsageError
+from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.metrics import (
     MOST_PSNR,
     WHITE_RATIO,
     compare,
-    hits_by_features,
     hits_by_pixels,
     mse,
     nearest,
     noise_statistics,
-    picture_rule,
     psnr,
     to_channels,
     whiteness,
 )
-from ddib_fed.models.bundle import pretrained
-from ddib_fed.models.manifest import PictureFormat
-from tests.runs.tiny_models import pictures, tiny
+from tests.runs.tiny_models import pictures
 
 
 def test_a_constant_gap_has_the_psnr_of_its_square():
@@ -39,25 +35,10 @@ def test_equal_pictures_have_a_finite_psnr_and_an_ssim_of_one():
     assert paired.ssim == pytest.approx([1.0, 1.0, 1.0])
 
 
-@pytest.mark.parametrize("other", [(3, 1, 8, 8), (2, 1, 8, 9), (0, 1, 8, 8)])
-def test_stacks_of_other_shapes_are_refused(other):
-    with pytest.raises(ShapeMismatch):
-        mse(pictures(2), np.zeros(other, np.float32))
-
-
 def test_grey_is_repeated_and_colour_is_weighted():
     colour = np.stack([np.full((4, 4), level, np.float32) for level in (1.0, 0.0, -1.0)])[None]
     assert to_channels(colour, 1) == pytest.approx(np.full((1, 1, 4, 4), 0.299 - 0.114), abs=1e-6)
     assert (to_channels(pictures(2), 3) == pictures(2)).all()
-
-
-def test_the_rule_of_a_model_is_its_manifests():
-    form = PictureFormat(fit="pad", low=-1000, high=2000, bits=16)
-    rule = picture_rule(tiny(picture=form, channels=3).manifest)
-    assert (rule.channels, rule.height, rule.width) == (3, 8, 8)
-    assert (rule.fit, rule.low, rule.high, rule.bits) == ("pad", -1000, 2000, 16)
-    with pytest.raises(UsageError, match="points"):
-        picture_rule(pretrained("moons").manifest)
 
 
 def test_a_noisy_copy_finds_its_partner_and_a_stranger_does_not():
@@ -66,21 +47,6 @@ def test_a_noisy_copy_finds_its_partner_and_a_stranger_does_not():
     assert hits_by_pixels(pictures(40, seed=2), truth).mean() < 0.4
     shift = np.linspace(-0.8, 0.8, 40, dtype=np.float32)[:, None, None, None]
     assert hits_by_pixels(0.2 * truth + shift, 0.2 * truth, nearest=1).all()  # brightness does not decide
-
-
-def test_a_constant_finds_nothing_among_equals():
-    """Every truth is as far from it as every other: a tie counts against."""
-    truth = np.eye(16, dtype=np.float32).reshape(16, 1, 4, 4)
-    assert not hits_by_pixels(np.zeros_like(truth), truth).any()
-
-
-def test_features_count_alike_whatever_their_scale():
-    """The first number is large and says nothing; the second one tells the pictures apart."""
-    rng = np.random.default_rng(0)
-    told = np.arange(30.0)
-    truth = np.stack([1e6 * rng.normal(size=30), told], axis=1)
-    asked = np.stack([truth[:, 0] + 1e4 * rng.normal(size=30), told], axis=1)
-    assert hits_by_features(asked, truth, nearest=2).all()
 
 
 def test_the_nearest_training_picture_is_found():

@@ -1,11 +1,13 @@
 """Sheets show the very pixels, in their places."""
 
 import io
+import struct
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from ddib_fed.evaluation.sheets import DOUBT, Stage, contact_sheet, to_pixels
+from ddib_fed.evaluation.sheets import DOUBT, Stage, clouds, contact_sheet, to_pixels
 from tests.runs.tiny_models import pictures
 
 
@@ -54,10 +56,26 @@ def test_a_doubtful_picture_is_framed():
     assert 96 < right - left < 104
 
 
-def test_names_and_captions_are_one_line_each():
-    """A line break in a file's name would be written over the picture below it."""
-    blank = flat(1, 1)
-    kept = [contact_sheet([Stage(t, blank)], names=[t], caption=t) for t in ("a\\nb\\u202e", "a\nb\u202e")]
-    escaped, steering = (opened(png) for png in kept)
-    assert steering.shape[1] == escaped.shape[1]
-    assert np.array_equal(steering[:60], escaped[:60])
+@pytest.fixture
+def cloud():
+    return np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+
+
+def size_of(path):
+    content = path.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", content[16:24])
+
+
+def test_a_translation_has_four_panels_in_a_row(cloud, tmp_path):
+    clouds([("x", cloud)] * 4, tmp_path / "translation.png", caption="moons → rings")
+    width, height = size_of(tmp_path / "translation.png")
+    assert 3 < width / height < 4
+
+
+@pytest.mark.parametrize("title", ["$\\frac$", "a$b$c", "x\u202ey\x1b\n"])
+def test_a_title_is_text_and_no_formula(title, cloud, tmp_path):
+    """A bundle's name may hold anything; matplotlib would set dollars as mathematics, or raise."""
+    clouds([(title, cloud)], tmp_path / "cloud.png", caption=title)
+    clouds([("-", cloud)], tmp_path / "one.png", caption="-")
+    assert size_of(tmp_path / "cloud.png") == size_of(tmp_path / "one.png")

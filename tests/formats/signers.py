@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import io
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import c2pa
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from ddib_fed.formats.credentials import OFFLINE, PNG
+
+
+def read_mark(content: bytes) -> dict | None:
+    """The statement inside a PNG as C2PA's JSON; None without one."""
+    with c2pa.Context.from_dict(OFFLINE) as context:
+        try:
+            with c2pa.Reader(PNG, io.BytesIO(content), context=context) as reader:
+                return json.loads(reader.json())
+        except c2pa.C2paError as error:
+            if "ManifestNotFound" not in str(error):
+                raise
+            return None
 
 
 def write_signer(folder: Path, usage=ExtendedKeyUsageOID.EMAIL_PROTECTION) -> tuple[Path, Path]:

@@ -10,18 +10,13 @@ import pytest
 
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.engine.record import Translation
-from ddib_fed.errors import (
-    AlreadyExists,
-    JobFailed,
-    PictureMisfit,
-    UsageError,
-)
+from ddib_fed.errors import AlreadyExists, JobFailed, PictureMisfit, UsageError
 from ddib_fed.formats import parts as parts_module
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.parts import check_outputs, finished_study, translate_study, write_outputs
 from ddib_fed.formats.study import Options
 from tests.formats.dicom.files import write_series
-from tests.formats.echoes import ASKED, DICOM, NIFTI, only, record, results
+from tests.formats.echoes import ASKED, NIFTI, only, record, results
 
 VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
 
@@ -126,20 +121,6 @@ def test_a_rule_that_does_not_fit_the_model_is_answered_with_one_that_does(tmp_p
     assert "--intensity=window:40,400@0:4095" in caught.value.hint
 
 
-def test_colours_for_a_grey_model_are_answered_with_a_grey_copy(tmp_path):
-    """Another rule of intensity would end in the same refusal."""
-
-    def refuse(items, results):
-        raise PictureMisfit("item 0", facts={"problem": "colour", "takes": "grey pictures", "range": "0:255"})
-
-    (tmp_path / "scan").mkdir()
-    (tmp_path / "scan" / "a.dcm").write_bytes((DICOM / "examples_rgb_color.dcm").read_bytes())
-    with pytest.raises(PictureMisfit, match="scan: it is in colour, and the model takes grey") as caught:
-        translate_study(only(tmp_path / "scan"), tmp_path / "out", refuse, asked=ASKED)
-    assert "--intensity" not in caught.value.hint
-    assert "make a grey copy" in caught.value.hint
-
-
 @pytest.mark.parametrize("of_files", [False, True])
 def test_the_input_is_never_replaced(of_files, tmp_path):
     """--out beside it, also with --force, and when the folder's files were named one by one."""
@@ -147,26 +128,6 @@ def test_the_input_is_never_replaced(of_files, tmp_path):
     (study,) = open_paths(paths if of_files else [tmp_path / "ct"], Options()).studies
     with pytest.raises(UsageError, match="replace the input"):
         check_outputs(study.origin, tmp_path, force=True)
-
-
-def test_a_series_of_fewer_slices_leaves_none_of_the_earlier(tmp_path):
-    """Only files that an earlier run wrote are removed."""
-    paths = write_series(tmp_path / "mr", VALUES)
-    out = tmp_path / "out"
-    written = write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out)
-    (out / "mr" / "series-1" / "notes.txt").write_text("mine")
-    assert len(written.files) == 4
-    assert {path.stat().st_mode & 0o777 for path in (*written.files, written.record)} == {0o600}
-    assert {path.stat().st_mode & 0o777 for path in (out, out / "mr", out / "mr" / "series-1")} == {0o700}
-    assert not list(out.rglob("*.parts"))
-    paths[3].unlink()
-    write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out)
-    assert sorted(path.name for path in (out / "mr" / "series-1").iterdir()) == [
-        "0001.dcm",
-        "0002.dcm",
-        "0003.dcm",
-        "notes.txt",
-    ]
 
 
 def test_output_of_the_same_request_is_known_again(tmp_path):
@@ -234,3 +195,23 @@ def test_an_earlier_output_stays_whole_until_the_new_one_is(series, tmp_path, mo
     assert (out / "mr" / "series-1.parts").exists()
     with pytest.raises(AlreadyExists):
         check_outputs(series.origin, out, force=False)
+
+
+def test_a_series_of_fewer_slices_leaves_none_of_the_earlier(tmp_path):
+    """Only files that an earlier run wrote are removed."""
+    paths = write_series(tmp_path / "mr", VALUES)
+    out = tmp_path / "out"
+    written = write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out)
+    (out / "mr" / "series-1" / "notes.txt").write_text("mine")
+    assert len(written.files) == 4
+    assert {path.stat().st_mode & 0o777 for path in (*written.files, written.record)} == {0o600}
+    assert {path.stat().st_mode & 0o777 for path in (out, out / "mr", out / "mr" / "series-1")} == {0o700}
+    assert not list(out.rglob("*.parts"))
+    paths[3].unlink()
+    write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out)
+    assert sorted(path.name for path in (out / "mr" / "series-1").iterdir()) == [
+        "0001.dcm",
+        "0002.dcm",
+        "0003.dcm",
+        "notes.txt",
+    ]

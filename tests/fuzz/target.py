@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from ddib_fed.data.decoding import ImageLimits
+from ddib_fed.data.pictures import ImageLimits
 
 LIMITS: Final = ImageLimits(max_bytes=1 << 20, max_pixels=64 * 64)
 MOST: Final = 1 << 16

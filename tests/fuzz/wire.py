@@ -12,10 +12,9 @@ from google.protobuf.message import Message
 from ddib_fed.errors import MessageInvalid, PeerUnreachable
 from ddib_fed.latent import Latent
 from ddib_fed.protocol.addresses import TunnelRefused, read_answer
-from ddib_fed.protocol.contract import PROTOCOL, ContractLimits, ContractSide, confirm
+from ddib_fed.protocol.contract import PROTOCOL, check_limits, check_side, confirm
 from ddib_fed.protocol.details import from_detail, to_detail
 from ddib_fed.protocol.latent import LatentOpener
-from ddib_fed.protocol.messages import from_message, to_message
 from ddib_fed.protocol.streams import Announced, Assembler, file_header, open_file, stream
 from ddib_fed.security.admission import parse_message
 from ddib_fed.security.diagnosis import short
@@ -60,7 +59,7 @@ def _messages() -> list[bytes]:
             ),
         ),
         (2, translation_pb2.SubmitJobRequest(data=b"x")),
-        (4, decoding_pb2.NegotiateContractRequest(source=to_message(made.source, decoding_pb2.ContractSide))),
+        (4, decoding_pb2.NegotiateContractRequest(source=made.source)),
         (7, _answer()),
     ]
     return [bytes([number]) + each.SerializeToString() for number, each in samples]
@@ -114,24 +113,22 @@ def agreed(data: bytes) -> None:
 
 def _answer() -> Message:
     made = contract()
-    return decoding_pb2.NegotiateContractResponse(
-        contract=to_message(made, decoding_pb2.Contract), sha256=made.digest
-    )
+    return decoding_pb2.NegotiateContractResponse(contract=made.message, sha256=made.digest)
 
 
 def described(data: bytes) -> None:
     """A peer's half of a contract."""
     answer = parse_message(data, decoding_pb2.DescribeDomainResponse.FromString)
-    from_message(answer.side, ContractSide)
-    from_message(answer.limits, ContractLimits)
+    check_side(answer.side)
+    check_limits(answer.limits)
 
 
 def _description() -> bytes:
     made = contract()
     return decoding_pb2.DescribeDomainResponse(
         protocol=PROTOCOL,
-        side=to_message(made.target, decoding_pb2.ContractSide),
-        limits=to_message(made.limits, decoding_pb2.ContractLimits),
+        side=made.target,
+        limits=made.limits,
     ).SerializeToString()
 
 

@@ -31,7 +31,8 @@ from ddib_fed.lab.private import (
     spent_epsilon,
 )
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.networks.config import MlpConfig, UNetConfig, build_network
+from ddib_fed.networks.build import build_network
+from ddib_fed.networks.config import MlpConfig, UNetConfig
 from ddib_fed.training.run import latest_checkpoint, train
 from tests.training.examples import TINY_NETWORK, spots_source, stop_at
 

@@ -6,7 +6,8 @@ import torch
 
 from ddib_fed.models.bundle import Bundle, make_bundle
 from ddib_fed.models.manifest import Distilled, DistilledError, Manifest
-from ddib_fed.networks.config import MlpConfig, build_network
+from ddib_fed.networks.build import build_network
+from ddib_fed.networks.config import MlpConfig
 
 ERROR = DistilledError(evaluations=8, encode=0.1, encode_p95=0.2, decode=0.1, decode_p95=0.2, round_trip=0.1)
 DISTILLED = Distilled(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.networks.config import MlpConfig, SyntheticConfig, build_network
+from ddib_fed.networks.build import build_network
+from ddib_fed.networks.config import MlpConfig, SyntheticConfig
 
 SMALL = MlpConfig(width=16, blocks=1, embedding=8, features=4)
 

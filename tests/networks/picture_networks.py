@@ -30,11 +30,11 @@ TINY_CLASSIFIER = ClassifierConfig(
 
 
 def unet(**changes) -> UNet:
-    return filled(UNet(**TINY.model_copy(update=changes).model_dump(exclude={"kind"})))
+    return filled(UNet(TINY.model_copy(update=changes)))
 
 
 def classifier(**changes) -> NoisyClassifier:
-    return filled(NoisyClassifier(**TINY_CLASSIFIER.model_copy(update=changes).model_dump(exclude={"kind"})))
+    return filled(NoisyClassifier(TINY_CLASSIFIER.model_copy(update=changes)))
 
 
 def filled(network):

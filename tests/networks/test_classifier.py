@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ddib_fed.networks.config import ClassifierConfig, network_shapes
+from ddib_fed.networks.build import network_shapes
+from ddib_fed.networks.config import ClassifierConfig
 from ddib_fed.networks.unet import AttentionPool
 from tests.networks.picture_networks import classifier, filled
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddib_fed.networks.config import (
-    DiffusersUNetConfig,
-    MlpConfig,
-    SyntheticConfig,
-    build_network,
-)
+from ddib_fed.networks.build import build_network
+from ddib_fed.networks.config import DiffusersUNetConfig, MlpConfig, SyntheticConfig
 from tests.networks.picture_networks import classifier, filled, unet
 
 STEP = 1e-5

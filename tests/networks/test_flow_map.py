@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddib_fed.networks.config import MlpConfig, build_network
+from ddib_fed.networks.build import build_network
+from ddib_fed.networks.config import MlpConfig
 
 TIMES, ROWS = torch.tensor([-4.0, 3.0]), torch.tensor([0, 1, 1, 0])
 

@@ -2,15 +2,15 @@
 
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 import torch
 
 from ddib_fed.diffusion.denoiser import network_times, run_plain
 from ddib_fed.models.bundle import pretrained
+from ddib_fed.networks.config import UNetConfig
 from ddib_fed.networks.mlp import ResidualMLP
-from ddib_fed.networks.placement import MOST_LEVELS, Remembering, placed
+from ddib_fed.networks.placement import MOST_LEVELS, Remembering
 from ddib_fed.networks.unet import UNet
 from tests.diffusion.gaussian_data import merged
 
@@ -35,31 +35,6 @@ def _no_gradients():
 @pytest.fixture
 def points():
     return shaken(ResidualMLP(width=16, blocks=2, embedding=8, features=8))
-
-
-@pytest.mark.slow
-def test_a_compiled_network_answers_as_the_network(points):
-    """An answer is not overwritten by the next."""
-    run, plain = placed(points, compiling=True), partial(run_plain, points)
-    times, rows = torch.tensor([0.7, -2.0, 1.1]), torch.tensor([2, 0, 1, 1, 0])
-    questions = [(torch.randn(5, 2), times, rows, {}) for _ in range(2)]
-    answers = [run(*question) for question in questions]
-    assert run._usable
-    for question, answer in zip(questions, answers, strict=True):
-        torch.testing.assert_close(answer, plain(*question), atol=1e-5, rtol=1e-5)
-
-
-def test_a_network_that_cannot_be_compiled_is_called(points, monkeypatch, caplog):
-    def failing(*_, **__):
-        raise RuntimeError("no compiler")
-
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: failing)
-    run, question = placed(points, compiling=True), (torch.randn(3, 2), torch.tensor([0.7]), None, {})
-    for _ in range(2):
-        torch.testing.assert_close(run(*question), run_plain(points, *question))
-    assert [record.getMessage() for record in caplog.records] == [
-        "the network runs without torch.compile: RuntimeError: no compiler"
-    ]
 
 
 @pytest.mark.parametrize("domain", ["moons", "satellite"])
@@ -122,7 +97,8 @@ def test_what_is_remembered_is_bounded_and_few_pictures_are_answered_as_many_are
     assert len(run._levels) == MOST_LEVELS
     settings = {"image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 1}
     settings["attention_resolutions"] = ()
-    run = Remembering(shaken(UNet(**settings, num_res_blocks=1, channel_mult=(1,), norm_groups=8)))
+    config = UNetConfig(**settings, num_res_blocks=1, channel_mult=(1,), norm_groups=8)
+    run = Remembering(shaken(UNet(config)))
     x = torch.randn(3, 1, 8, 8)
     whole = run(x, torch.tensor([0.5]), None, {})
     alone = torch.cat([run(row[None], torch.tensor([0.5]), None, {}) for row in x])

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ddib_fed.networks.config import UNetConfig, network_shapes
+from ddib_fed.networks.build import network_shapes
+from ddib_fed.networks.config import UNetConfig
 from tests.networks.picture_networks import filled, unet
 
 DATA = Path(__file__).parent.parent / "data"

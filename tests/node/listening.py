@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health
 
 from ddib_fed.errors import DdibError
+from ddib_fed.node.config import LimitsSection
+from ddib_fed.node.connections import InboundGuard
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.server import RESERVED_THREADS, CallInterceptor, caller, health_handler
 from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.protocol.details import from_rpc_error
-from ddib_fed.protocol.messages import to_message
 from ddib_fed.security import tls
 from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
@@ -29,8 +29,8 @@ from tests.protocol.examples import LIMITS, side
 
 def described() -> pb.DescribeDomainResponse:
     """A description that passes the checks."""
-    own = to_message(side(), pb.ContractSide)
-    limits = to_message(LIMITS, pb.ContractLimits)
+    own = side()
+    limits = LIMITS
     return pb.DescribeDomainResponse(protocol=PROTOCOL, side=own, limits=limits)
 
 
@@ -103,7 +103,14 @@ class Audit(list):
 class Listening:
     """South's server: north is admitted."""
 
-    def __init__(self, south: Institution, *, streams: tuple[int, int] = (4, 2), **options: Any) -> None:
+    def __init__(
+        self,
+        south: Institution,
+        *,
+        guard: InboundGuard | None = None,
+        idle_s: float = 300.0,
+        request_s: float = 20.0,
+    ) -> None:
         self.south = south
         self.echo, self.outcomes, self.audit = Echo(), Outcomes(), Audit()
         self.now = lambda: datetime.now(UTC)
@@ -117,11 +124,11 @@ class Listening:
             audit=self.audit,
             clock=lambda: self.now().timestamp(),
             on_outcome=self.outcomes,
-            max_streams=streams[0],
-            max_streams_of_one=streams[1],
-            **options,
+            guard=guard,
+            limits=LimitsSection(max_streams=4, idle_s=idle_s, request_s=request_s),
+            max_streams_of_one=2,
         )
-        threads = ThreadPoolExecutor(streams[0] + RESERVED_THREADS)
+        threads = ThreadPoolExecutor(4 + RESERVED_THREADS)
         self.server = grpc.server(threads, interceptors=(self.calls,))
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(self.echo, self.server)
         self.health = health.HealthServicer()

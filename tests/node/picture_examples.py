@@ -16,7 +16,8 @@ from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.models.bundle import make_bundle, save_bundle
 from ddib_fed.models.manifest import Manifest, PictureFormat
 from ddib_fed.models.units import Normalisation
-from ddib_fed.networks.config import UNetConfig, build_network
+from ddib_fed.networks.build import build_network
+from ddib_fed.networks.config import UNetConfig
 
 SIZE = 16
 SECRET = "Lovelace-1815"

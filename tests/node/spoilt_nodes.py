@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import socket
 import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from ddib_fed.models.bundle import save_bundle
-from ddib_fed.models.manifest import Manifest, PictureFormat
-from ddib_fed.networks.config import ClassifierConfig, network_shapes
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security import pki
 from ddib_fed.security.peers import begin_node
@@ -81,37 +77,6 @@ def other_domain(node: Node) -> None:
     node.edit('domain = "moons"                #', 'domain = "checkerboards"     #')
 
 
-def classifier(node: Node) -> None:
-    network = ClassifierConfig(
-        image_size=8, in_channels=1, model_channels=32, out_channels=2, num_res_blocks=1, channel_mult=(1.0,)
-    )
-    import torch
-
-    state = {name: torch.zeros(there.shape) for name, there in network_shapes(network).items()}
-    manifest = Manifest(
-        name="c", domain="moons", role="classifier", sample_kind="picture", sample_shape=(1, 8, 8),
-        network=network, value_range=(-1.0, 1.0), picture=PictureFormat(),
-    )  # fmt: skip
-    save_bundle(node.folder / "model", manifest, state, overwrite=True)
-
-
-def damaged_weights(node: Node) -> None:
-    path = node.folder / "model" / "model.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-
-
-def file_for(name: str):
-    def put(node: Node) -> None:
-        path = node.folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        path.write_text("x")
-
-    return put
-
-
 def folder_for(name: str):
     def put(node: Node) -> None:
         (node.folder / name).unlink(missing_ok=True)
@@ -128,10 +93,6 @@ def mode(name: str, bits: int):
     return put
 
 
-def device(name: str):
-    return lambda node: node.edit('# device = "auto"', f'device = "{name}"')
-
-
 def damaged_database(node: Node) -> None:
     (node.state / "node.sqlite").write_bytes(b"garbage " * 999)
 
@@ -140,12 +101,6 @@ def newer_database(node: Node) -> None:
     with sqlite3.connect(node.state / "node.sqlite") as made:
         made.execute("PRAGMA user_version = 99")
     made.close()
-
-
-def held_database(node: Node) -> None:
-    file = (node.state / "node.sqlite.lock").open("w")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    node.held.append(file)
 
 
 def others_key(name: str):
@@ -182,13 +137,9 @@ def classified(folder: str):
 WRONG = {
     "no classifier there": (classified("nowhere"), "model", "nowhere"),
     "bundle of another domain": (other_domain, "model", "bundle_domain"),
-    "classifier": (classifier, "model", "only a generator"),
-    "damaged weights": (damaged_weights, "model", "weights"),
-    "cuda without CUDA": (device("cuda:7"), "model", "engine.device = 'cuda:7'"),
     "port in use": (lambda n: n.edit("127.0.0.1:0", n.listening()), "listen", "ss -ltnp"),
     "state 0777": (mode("state", 0o777), "state", "chmod 700"),
     "spool 0777": (mode("state/spool", 0o777), "roles", "chmod 700"),
-    "state is a file": (file_for("state"), "state", "is no folder"),
     "damaged database": (damaged_database, "store", "node.sqlite cannot be used"),
     "newer database": (newer_database, "store", "another release"),
     "no certificate": (without("leaf.pem", "ca.key", "ca.pem"), "identity", "leaf.pem"),

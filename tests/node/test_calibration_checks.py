@@ -91,10 +91,11 @@ def test_a_calibration_is_not_used_when_its_conditions_have_ended(node) -> None:
 )
 def test_terms_that_differ_are_refused(changes, error, says) -> None:
     """Names, units of the own model, kind."""
-    terms = {"source": NORTH, "target": SOUTH, "side": "target", "units": UNITS, "policy": ALLOWED}
-    check_terms(calibration(), **terms)
+    terms = {"source": NORTH, "target": SOUTH, "units": UNITS, "policy": ALLOWED} | changes
+    places = terms["source"], terms["target"]
+    check_terms(calibration(), (NORTH, SOUTH), "target", UNITS, ALLOWED)
     with pytest.raises(error, match=says) as refused:
-        check_terms(calibration(), **terms | changes)
+        check_terms(calibration(), places, "target", terms["units"], terms["policy"])
     assert refused.value.hint
 
 

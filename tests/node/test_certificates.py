@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ddib_fed.client.profile import Profile, render_client_toml, renew_client
 from ddib_fed.errors import ConfigError, MessageInvalid, NotReady, PolicyDenied, QuotaSpent, Unauthenticated
+from ddib_fed.node.admin import Metrics
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.certificates import (
-    CHECK_INTERVAL_S,
+    LONGEST_PAUSE,
     IdentityServicer,
     RenewalThread,
     certificate_status,
@@ -24,6 +25,7 @@ from ddib_fed.node.certificates import (
 )
 from ddib_fed.node.config import NodeConfig, render_node_toml
 from ddib_fed.node.policy import Charge, Policy, Quotas
+from ddib_fed.node.role import NodeContext
 from ddib_fed.node.server import CallInterceptor
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import pki, tls
@@ -74,8 +76,9 @@ class Server:
         interceptors = (CallInterceptor("north.example", peers, policy),)
         self.grpc = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
         audit = AuditLog(NodeStore(config.paths.store, shared=True))
-        self.quotas = Quotas(audit.store)
-        self.servicer = IdentityServicer(config, audit, self.quotas, peers, clock=self._clock)
+        node = NodeContext(config, peers, audit, Metrics())
+        self.quotas = node.quotas
+        self.servicer = IdentityServicer(node, clock=self._clock)
         identity_pb2_grpc.add_IdentityServiceServicer_to_server(self.servicer, self.grpc)
         self.credentials = tls.ServerCredentials(config.paths.pki, peers)
         self.port = self.grpc.add_secure_port("127.0.0.1:0", self.credentials.grpc)
@@ -160,18 +163,6 @@ def test_a_root_of_another_institution_is_noticed_before_it_issues(tmp_path: Pat
         recover_at_start(config)
 
 
-def test_a_node_renews_through_the_issuer(issuer: NodeConfig, server: Server, tmp_path: Path) -> None:
-    """Asked with the certificate that is still good; its key never leaves."""
-    extra = f'issuer = "node-1@{server.address}"\n'
-    config = second_node(issuer, tmp_path, extra, age=17 * HOUR)
-    before = pki.load_identity(config.paths.pki)
-    assert "renewed" in (recover_at_start(config) or "")
-    after = pki.load_identity(config.paths.pki)
-    assert after.identity == before.identity
-    assert after.not_after > before.not_after
-    assert after.key_pem != before.key_pem
-
-
 def test_a_node_that_cannot_renew_starts_while_its_certificate_is_good(
     issuer: NodeConfig, tmp_path: Path
 ) -> None:
@@ -248,17 +239,6 @@ def test_a_request_that_cannot_be_used_is_refused(
         renew(issuer.paths.pki, server, request_bytes)
 
 
-def test_a_second_root_reaches_a_client_with_its_renewal(
-    issuer: NodeConfig, server: Server, tmp_path: Path
-) -> None:
-    """Both roots come along, and the one that was trusted vouches for the other."""
-    profile = client(issuer, server, tmp_path / "alice", age=timedelta(days=21))
-    roots = issuer.paths.pki / "roots.pem"
-    roots.write_bytes(roots.read_bytes() + certificate_pem(new_authority("north.example").certificate))
-    assert renew_client(profile)
-    assert (profile.pki_folder / "roots.pem").read_bytes() == roots.read_bytes()
-
-
 class Stranger(identity_pb2_grpc.IdentityServiceServicer):
     """An issuer that is the institution's, and answers with what another root signed, or with nothing."""
 
@@ -309,7 +289,7 @@ def test_a_thread_renews_and_clears_its_problem(issuer: NodeConfig) -> None:
     (issuer.paths.pki / "ca.key").write_bytes(good)
     thread.look()
     assert thread.problem is not None, "it was tried a moment ago"
-    now[0] += timedelta(seconds=CHECK_INTERVAL_S)
+    now[0] += LONGEST_PAUSE
     thread.look()
     assert thread.problem is None
     assert pki.load_identity(issuer.paths.pki).not_after > first.not_after
@@ -430,30 +410,6 @@ def test_a_node_just_enrolled_asks_once_for_what_it_needs_to_recover(
     for _ in range(3):
         thread.look()
     assert len(asked) == 1
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        "/ddib_fed.v1.TranslationService/SubmitJob",
-        "/ddib_fed.v1.DecodingService/Decode",
-        "/ddib_fed.v1.CalibrationService/GetUnits",
-        "/grpc.health.v1.Health/Check",
-    ],
-)
-def test_a_certificate_for_recovery_is_good_for_nothing_else(issuer: NodeConfig, method: str) -> None:
-    """No call but Renew, at no node; nor is another institution's taken for it."""
-    policy = Policy(institution="north.example", roles=("source", "target"), issuer=True)
-    paths = issuer.paths
-    peers = PeerStore(paths.state, "north.example").snapshot()
-    own = Identity("north.example", "recovery", "node-2")
-    with pytest.raises(PolicyDenied):
-        policy.authorise(own, method, peers)
-    policy.authorise(own, "/ddib_fed.v1.IdentityService/Renew", peers)
-    with pytest.raises(PolicyDenied):
-        policy.authorise(
-            Identity("south.example", "recovery", "node-2"), "/ddib_fed.v1.IdentityService/Renew", peers
-        )
 
 
 def test_no_file_asks_for_a_certificate_for_recovery(tmp_path: Path) -> None:

@@ -309,23 +309,6 @@ def test_streams_of_one_identity_are_capped_and_unary_calls_go_on(
         list(stub.Decode(iter([pb.DecodeRequest()]), timeout=5))
 
 
-def test_streams_are_capped_in_all(north: Institution, tmp_path: Path) -> None:
-    """Two peers share the total."""
-    south, west = (
-        Institution("south.example", tmp_path / "south"),
-        Institution("west.example", tmp_path / "west"),
-    )
-    south.admit(north)
-    south.admit(west)
-    node = Listening(south, streams=(3, 2))
-    with node.stub(north) as one, node.stub(west) as other:
-        streams = [*open_streams(one, 2), *open_streams(other, 1)]
-        assert too_many(other).facts == {"limit": "3"}
-        one.DescribeDomain(ASK, timeout=5)
-        close_streams(streams)
-    node.close()
-
-
 def test_a_cancelled_stream_gives_its_place_back(node: Listening, north: Institution) -> None:
     """When its handler has ended, not before."""
     with node.stub(north) as stub:

@@ -86,14 +86,6 @@ def test_a_target_sends_translations(tmp_path: Path) -> None:
     assert "mean and deviation of the channels of its training data, without noise" in text
 
 
-@pytest.mark.parametrize(("role", "what"), [("source", "latents"), ("target", "translations")])
-def test_without_a_peer_nothing_leaves(tmp_path: Path, role: str, what: str) -> None:
-    """Said in plain words."""
-    text = said(make(tmp_path, role, admitted=()))
-    assert f"No {what} leave: no peer is admitted." in text
-    assert "No peer is admitted. Under" in text
-
-
 def test_recipients_are_those_of_the_policy(tmp_path: Path) -> None:
     """A peer that may only send is no recipient of latents, and one that may only be sent to does not decode here."""
     config = make(

@@ -12,7 +12,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from ddib_fed.errors import DdibError, MessageInvalid, PeerSuspended
+from ddib_fed.errors import DdibError, PeerSuspended
+from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.server import MOST_WAITING, RESERVED_THREADS, CallInterceptor, FairPool, NodeServer
 from ddib_fed.protocol.contract import PROTOCOL
@@ -51,7 +52,11 @@ class Served:
         policy = Policy(institution="south.example", roles=("target",), issuer=False)
         self.interceptors = [
             CallInterceptor(
-                "south.example", store, policy, max_streams=2 * streams, max_streams_of_one=streams
+                "south.example",
+                store,
+                policy,
+                limits=LimitsSection(max_streams=2 * streams),
+                max_streams_of_one=streams,
             )
         ]
         self.server = self.listen("127.0.0.1:0", streams)
@@ -158,13 +163,6 @@ def refusal(call) -> DdibError:
     return from_rpc_error(error.value, HOP)
 
 
-def test_a_probe_is_told_of_the_node_and_of_each_service(node: Listening, client) -> None:
-    """By anybody's certificate of an admitted institution: this is what a load balancer or grpc_health_probe asks."""
-    node.health.set(SERVICE, NOT_SERVING)
-    assert client.Check(HealthCheckRequest(), timeout=5).status == SERVING
-    assert client.Check(HealthCheckRequest(service=SERVICE), timeout=5).status == NOT_SERVING
-
-
 def test_nothing_is_kept_of_who_asked(node: Listening, north: Institution) -> None:
     """Names that are not served are not found; nobody may watch, which would hold a thread and keep the name."""
     request = HealthCheckRequest(service="a name")
@@ -177,12 +175,6 @@ def test_nothing_is_kept_of_who_asked(node: Listening, north: Institution) -> No
                 list(stub.Watch(request, timeout=5))
         assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
         assert watched.value.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
-def test_a_long_name_is_refused_before_it_is_parsed(client) -> None:
-    """No service has a name of a kilobyte."""
-    request = HealthCheckRequest(service="x" * 2_000)
-    assert type(refusal(lambda: client.Check(request, timeout=5))) is MessageInvalid
 
 
 def test_a_suspended_institution_is_not_answered(node: Listening, client) -> None:

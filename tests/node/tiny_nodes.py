@@ -14,7 +14,6 @@ from ddib_fed.engine.party import Decoded, Encoded, Leg, ToDecode, ToEncode
 from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import Bundle, make_bundle, save_bundle
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import MlpConfig
 from ddib_fed.networks.mlp import ResidualMLP
 from ddib_fed.node.admin import Metrics
@@ -98,20 +97,3 @@ def make_context(config: NodeConfig, institution: Institution, engine: ServingPa
 
 def save_model(config: NodeConfig, name: str = "tiny") -> Bundle:
     return save_bundle(config.paths.bundle, manifest(name), state())
-
-
-__all__ = [
-    "Normalisation",
-    "decode",
-    "encode",
-    "gaussian",
-    "make_config",
-    "make_context",
-    "make_institution",
-    "manifest",
-    "npy",
-    "save_model",
-    "state",
-    "tiny_bundle",
-    "tiny_engine",
-]

@@ -1,24 +1,44 @@
 """Sides, limits and latents that the wire's tests share."""
 
+from typing import Any
+
 import numpy as np
 
 from ddib_fed.latent import Latent
-from ddib_fed.protocol.contract import (
-    CalibrationTerms,
-    Contract,
-    ContractLimits,
-    ContractSide,
-    PictureTerms,
-    agree,
-)
-
-LIMITS = ContractLimits(
-    max_items_per_stream=8, max_samples_per_item=100_000, max_latent_bytes=2 << 20, max_evaluations=1_000
-)
+from ddib_fed.protocol.contract import Contract, agree
+from ddib_fed.v1.common_pb2 import CalibrationTerms, GuidanceTerms, PictureTerms
+from ddib_fed.v1.decoding_pb2 import ContractLimits, ContractSide
 
 
-TERMS = CalibrationTerms(bytes(range(32)), "rotation", 1_798_761_600)
+def limits_of(items: int, samples: int, size_bytes: int, evaluations: int) -> ContractLimits:
+    return ContractLimits(
+        max_items_per_stream=items,
+        max_samples_per_item=samples,
+        max_latent_bytes=size_bytes,
+        max_evaluations=evaluations,
+    )
+
+
+LIMITS = limits_of(8, 100_000, 2 << 20, 1_000)
+TERMS = CalibrationTerms(sha256=bytes(range(32)), kind="rotation", expires=1_798_761_600)
 """Until the first day of 2027."""
+
+
+def changed(message: Any, **fields: Any) -> Any:
+    """A copy with other fields."""
+    return type(message)(**{**{field.name: value for field, value in message.ListFields()}, **fields})
+
+
+def offer(
+    scale: float, classifier: float = 0.0, sha256: bytes = b"", classes: int = 0, *, clip: bool = False
+) -> GuidanceTerms:
+    return GuidanceTerms(
+        max_guidance=scale,
+        max_classifier_scale=classifier,
+        classifier_sha256=sha256,
+        classifier_classes=classes,
+        clip=clip,
+    )
 
 
 def side(**changes) -> ContractSide:
@@ -29,6 +49,8 @@ def side(**changes) -> ContractSide:
         "sample_kind": "point",
         "sample_shape": (2,),
         "model_sha256": bytes(range(32)),
+        "size_rule": "none",
+        "value_range": "unit-std",
         "terminal_lambda": -5.0,
         "initial_lambda": 5.3,
     }
@@ -43,7 +65,7 @@ def picture_side(**changes) -> ContractSide:
         "value_range": "minus-one-to-one",
         "size_rule": "crop",
         "soften_sigma": 0.02,
-        "picture": PictureTerms(0.0, 255.0, 8),
+        "picture": PictureTerms(low=0.0, high=255.0, bits=8),
     }
     return side(**{**fields, **changes})
 

@@ -13,12 +13,6 @@ from tests.node.institutions import Institution
 from tests.node.listening import Listening
 
 
-def test_the_elements_come_in_order():
-    """All of them."""
-    with ReadAhead(range(100), 3, "ahead") as ahead:
-        assert list(ahead.each()) == list(range(100))
-
-
 def test_the_next_element_is_made_while_one_is_used():
     """And not the one after the next."""
     made, second = [], threading.Event()

@@ -110,7 +110,7 @@ def test_no_evaluations_are_no_setting() -> None:
 def test_unknown_fields_are_refused_at_any_depth() -> None:
     answer = translation_pb2.GetJobResponse(job=filled(MESSAGES["Job"]))
     check(answer)
-    answer.job.solver.MergeFromString(b"\xfa\x07\x03pix")
+    answer.job.request.solver.MergeFromString(b"\xfa\x07\x03pix")
     with pytest.raises(UnknownFields):
         check(answer)
 

@@ -16,7 +16,6 @@ from ddib_fed.errors import (
     ImageUnreadable,
     InternalError,
     MessageInvalid,
-    NotFoundError,
     PeerFault,
     PeerUnreachable,
     PolicyDenied,
@@ -281,20 +280,6 @@ def test_all_are_named_in_one_answer(refused: dict[int, str]) -> None:
     assert all(len(text) <= MAX_TEXT for text in facts.values())
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", {}),
-        ("Z:x,-1,5-,-5,9-5,1-2-3,99999999999,,:,²", {}),
-        ("4", {}),
-        ("B:6-7,9", {6: "B", 7: "B", 9: "B"}),
-    ],
-)
-def test_words_that_are_none_are_passed_over(text: str, expected: dict[int, str]) -> None:
-    """Of a node that is not ours."""
-    assert refused_items({"refused_0": text}) == expected
-
-
 def test_a_range_without_end_takes_no_memory() -> None:
     """No job has so many items."""
     assert len(refused_items({"refused_0": "A:0-999999999", "refused_1": "B:5-999999999"})) <= MOST_ITEMS
@@ -353,31 +338,3 @@ def test_an_answer_over_the_limit_is_final(node, north) -> None:
 def test_an_answer_that_is_no_message_is_final(node, north) -> None:
     """It is INTERNAL, as a stream that was reset."""
     assert type(failure(node, north, DESCRIBE, ASK, response_deserializer=refuse)) is MessageInvalid
-
-
-def test_messages_that_cannot_be_made_here_are_our_bug(node, north) -> None:
-    """A stream's, whose making fails on gRPC's thread, and a call's."""
-
-    def broken() -> Iterator[bytes]:
-        raise ValueError
-        yield b""
-
-    assert type(failure(node, north, DECODE, broken())) is InternalError
-    assert type(failure(node, north, DECODE, iter([b""]), request_serializer=refuse)) is InternalError
-    assert type(failure(node, north, DESCRIBE, b"", request_serializer=refuse)) is InternalError
-
-
-def test_a_call_that_the_node_does_not_offer_is_final(node, north) -> None:
-    """Another role's, or another release's."""
-    assert type(failure(node, north, "/ddib_fed.v1.TranslationService/GetJob", b"")) is NotFoundError
-
-
-def test_a_node_that_stops_under_a_call_is_unreachable(node, north) -> None:
-    """A server that stops hard ends its calls with CANCELLED, and nobody here has cancelled."""
-
-    def endless() -> Iterator[bytes]:
-        yield b""
-        node.server.stop(None)
-        node.echo.ended.wait(10)
-
-    assert type(failure(node, north, DECODE, endless())) is PeerUnreachable

@@ -25,7 +25,7 @@ from ddib_fed.latent import Latent, moments
 from ddib_fed.protocol.latent import ApprovedLatent, LatentOpener, approve, open_tensor
 from ddib_fed.protocol.streams import assemble
 from ddib_fed.v1 import common_pb2, decoding_pb2
-from tests.protocol.examples import LIMITS, Whiteness, contract, latent, picture_side
+from tests.protocol.examples import Whiteness, contract, latent, limits_of, picture_side
 
 CONTRACT = contract()
 
@@ -91,23 +91,6 @@ def test_received_bytes_must_be_finite(value):
     assert caught.value.facts["count"] == "1"
 
 
-def test_a_received_latent_cannot_be_written_to():
-    """Its digest stays true."""
-    received = Latent.from_bytes(bytes(8), (2,))
-    with pytest.raises(ValueError, match="read-only"):
-        received.data[0, 0] = 1
-
-
-def test_numbers_whose_squares_are_too_large_are_finite():
-    """They are read a second time; one that is not is still found beside them."""
-    array = np.full((70_000, 2), 1e30, np.float32)
-    Latent.from_bytes(array.tobytes(), (2,))
-    array[69_999, 1] = np.inf
-    with pytest.raises(NotFinite) as caught:
-        Latent.from_bytes(array.tobytes(), (2,))
-    assert caught.value.facts["count"] == "1"
-
-
 # The egress guard
 
 
@@ -153,20 +136,6 @@ def test_only_the_guarded_module_makes_latent_headers():
     ]
     assert [path.relative_to(root).as_posix() for path in sources] == ["protocol/latent.py"]
     assert len(re.findall(r"LatentHeader\(", sources[0].read_text(encoding="utf-8"))) == 1
-
-
-def test_the_guard_refuses_another_shape():
-    """Three numbers a point where two were agreed."""
-    made = Latent.from_array(np.zeros((5, 3), dtype=np.float32))
-    with pytest.raises(ShapeMismatch):
-        approve(made, CONTRACT, Whiteness(made), item=0)
-
-
-def test_the_guard_refuses_more_samples_than_agreed():
-    """The target's limit."""
-    few = contract(limits=LIMITS.__class__(8, 9, 1 << 20, 1_000))
-    with pytest.raises(PointsTooMany):
-        approve(latent(10), few, Whiteness(latent(10)), item=0)
 
 
 def test_the_guard_refuses_what_is_not_finite():
@@ -251,7 +220,7 @@ def test_a_picture_over_the_limit_is_an_image_too_large():
         **{name: getattr(picture_side(), name) for name in ("sample_kind", "sample_shape", "value_range")},
         size_rule="crop",
         picture=picture_side().picture,
-        limits=LIMITS.__class__(8, 1, 1 << 20, 1_000),
+        limits=limits_of(8, 1, 1 << 20, 1_000),
     )
     tensor = common_pb2.TensorHeader(shape=[2, 3, 8, 8], size_bytes=1_536, sha256=bytes(32))
     with pytest.raises(ImageTooLarge):

@@ -8,7 +8,8 @@ import torch
 from ddib_fed.models.bundle import Bundle, make_bundle
 from ddib_fed.models.manifest import Manifest, PictureFormat, StructureThresholds
 from ddib_fed.models.units import Normalisation
-from ddib_fed.networks.config import ClassifierConfig, UNetConfig, build_network
+from ddib_fed.networks.build import build_network
+from ddib_fed.networks.config import ClassifierConfig, UNetConfig
 
 PLAIN, EIGHT_BITS = Normalisation(), PictureFormat()
 

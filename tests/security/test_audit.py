@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from ddib_fed.errors import ChunkCorrupt, ConfigError, InputError
-from ddib_fed.protocol.latent import Anchor
 from ddib_fed.security.audit import (
     EMPTY,
     FIRST,
@@ -39,6 +38,7 @@ from ddib_fed.security.audit import (
 from ddib_fed.security.audit import verify as verify_lines
 from ddib_fed.security.identity import Identity
 from ddib_fed.store import NodeStore, Transaction
+from ddib_fed.v1.common_pb2 import AuditHead
 from tests import audit_rows
 from tests.audit_rows import append, cut, edit, lines, opened, put, records
 
@@ -202,17 +202,6 @@ def test_a_command_does_not_act_without_its_line(path: Path, monkeypatch: pytest
     audit_rows.full_disk(monkeypatch)
     with pytest.raises(ConfigError, match="nothing was done"):
         note(path, "peer_added")
-
-
-def test_a_log_that_cannot_be_written_is_a_problem_until_it_can(log: AuditLog, monkeypatch) -> None:
-    """For the node's state; the caller must not act."""
-    with monkeypatch.context() as patched:
-        audit_rows.full_disk(patched)
-        with pytest.raises(OSError, match="full"):
-            log.write("latent_sent", item=10)
-    assert "cannot be written" in (log.problem or "")
-    log.write("latent_sent", item=11)
-    assert log.problem is None
 
 
 def test_a_full_disk_is_no_tampering(log: AuditLog, path: Path) -> None:
@@ -383,7 +372,11 @@ def test_a_peer_whose_log_goes_back_contradicts_itself_here(path: Path) -> None:
 
     def hears(count: int) -> str:
         with opened(path, clock=lambda: now) as log:
-            log.write("receipt", peer="south.example", **anchor_values(Anchor(count, f"{count:064x}")))
+            log.write(
+                "receipt",
+                peer="south.example",
+                **anchor_values(AuditHead(lines=count, sha256=count.to_bytes(32, "big"))),
+            )
         return held_of(path, "south.example")[1]
 
     assert hears(50) == ""

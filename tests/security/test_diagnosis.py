@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,89 +10,41 @@ import pytest
 from ddib_fed.errors import PeerUnreachable
 from ddib_fed.security.diagnosis import Diagnosis, diagnose, explained, may_pass
 from ddib_fed.security.pki import certificate_pem
-from tests.cli.client.answers import listening
 from tests.node.institutions import Institution
 from tests.node.listening import Listening
 
 
-@pytest.fixture
-def north(tmp_path: Path) -> Institution:
-    return Institution("north.example", tmp_path / "north")
+def look(address: str, north: Institution, south: Institution) -> Diagnosis:
+    roots = certificate_pem(south.root)
+    return diagnose(address, server_name="node-1.south.example", pki_folder=north.pki, roots_pem=roots)
 
 
 @pytest.fixture
-def south(tmp_path: Path, north: Institution) -> Institution:
-    made = Institution("south.example", tmp_path / "south")
-    made.admit(north)
-    return made
+def pair(tmp_path: Path) -> tuple[Institution, Institution]:
+    north, south = (Institution(f"{name}.example", tmp_path / name) for name in ("north", "south"))
+    south.admit(north)
+    return north, south
 
 
-@pytest.fixture
-def node(south: Institution) -> Iterator[Listening]:
-    listening = Listening(south)
-    yield listening
-    listening.close()
-
-
-def look(address: str, north: Institution, south: Institution, **overrides) -> Diagnosis:
-    arguments = {
-        "server_name": "node-1.south.example",
-        "pki_folder": north.pki,
-        "roots_pem": certificate_pem(south.root),
-    } | overrides
-    finding = diagnose(address, **arguments)
-    assert finding.ok == (finding.cause == "ok")
-    assert finding.ok or finding.remedy
-    return finding
-
-
-def test_a_name_server_that_does_not_answer_is_no_missing_host(
-    north: Institution, south: Institution, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_server_that_does_not_answer_is_no_missing_host(pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may answer in a moment, and a name that does not exist will not."""
 
     def away(*_arguments: object, **_keywords: object) -> None:
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", away)
-    finding = look("south.example:7443", north, south)
-    assert (finding.cause, may_pass(finding.cause)) == ("no-connection", True)
+    finding = look("south.example:7443", *pair)
+    assert (finding.cause, finding.ok, bool(finding.remedy)) == ("no-connection", False, True)
+    assert may_pass(finding.cause)
     assert not may_pass("name-not-found")
 
 
-def _end(connection: socket.socket) -> None:
-    connection.shutdown(socket.SHUT_WR)
-    connection.recv(4096)
-
-
-def _http(connection: socket.socket) -> None:
-    connection.recv(4096)
-    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-
-@pytest.mark.parametrize(("answer", "cause"), [(_end, "closed"), (_http, "not-tls")])
-def test_what_answers_without_tls_is_named(
-    north: Institution, south: Institution, answer: Callable[[socket.socket], None], cause: str
-) -> None:
-    """A relay whose far end does not listen, and a web server; neither steers a terminal."""
-    with listening(answer) as address:
-        found = look(address, north, south)
-    assert (found.cause, found.text.isprintable()) == (cause, True)
-
-
-def test_a_call_that_failed_although_the_connection_works_keeps_its_error(
-    node: Listening, north: Institution, south: Institution
-) -> None:
+def test_a_call_that_failed_although_the_connection_works_keeps_its_error(pair) -> None:
     """Nothing is invented; and an answer with an incident needs no diagnosis."""
-    lost = PeerUnreachable("the connection broke off", hop="target south.example")
-    arguments = {
-        "server_name": "node-1.south.example",
-        "pki_folder": north.pki,
-        "roots_pem": certificate_pem(south.root),
-    }
-    assert explained(lost, node.address, **arguments) is lost
+    lost, node = PeerUnreachable("the connection broke off", hop="target south.example"), Listening(pair[1])
+    assert explained(lost, lambda: look(node.address, *pair)) is lost
     node.close()
-    found = explained(lost, node.address, **arguments)
-    assert (found.facts["cause"], found.hop) == ("nothing-listens", "target south.example")
-    answered = PeerUnreachable("as it said", incident="abc")
-    assert explained(answered, node.address, **arguments) is answered
+    found = explained(lost, lambda: look(node.address, *pair))
+    assert (found.facts["cause"], found.hop) == ("nothing-listens", lost.hop)
+    answered = PeerUnreachable("it said so", incident="3f2a")
+    assert explained(answered, lambda: look(node.address, *pair)) is answered

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from spake2 import SPAKE2_A, SPAKE2_B
@@ -23,13 +22,11 @@ from ddib_fed.errors import (
     Unauthenticated,
     UsageError,
 )
-from ddib_fed.protocol.addresses import Proxy
 from ddib_fed.security import pairing
 from ddib_fed.security.pairing import MAGIC, MAX_FRAME, PairedPeer, dial, listen, new_code, parse_code
 from ddib_fed.security.peers import Peer
-from tests.cli.client.answers import listening, tls
+from tests.cli.client.answers import listening
 from tests.node.institutions import Institution
-from tests.security.connect_proxy import proxying
 
 CODE, OTHER = "482-173-063", "111-222-335"
 
@@ -210,17 +207,6 @@ def test_what_one_side_refuses_neither_admits(north: Side, south: Side, waiting:
     assert north.admitted == south.admitted == []
 
 
-def test_a_dialler_that_cannot_write_leaves_the_listener_in_doubt(
-    north: Side, south: Side, waiting: Waiting
-) -> None:
-    """The listener has admitted it by then, and says that it does not know of the other way."""
-    north.fails = PolicyDenied("the disk is full")
-    with pytest.raises(PolicyDenied):
-        dial(waiting.address, CODE, north)
-    assert not waiting.result.result(20).mutual
-    assert south.admitted == ["north.example"]
-
-
 # What stands between the two sides.
 
 Change = Callable[[str, int, bytes], bytes]
@@ -350,23 +336,6 @@ def test_connections_without_a_code_use_nothing_up(
     assert south.admitted == ["north.example"]
 
 
-def test_the_configured_proxy_leads_to_the_side_that_waits(north: Side, waiting: Waiting) -> None:
-    """What it carries is sealed or proves nothing; one that opens no tunnel is named."""
-    with (
-        proxying(answer="403 Forbidden") as closed,
-        pytest.raises(PeerUnreachable, match="answered 403") as caught,
-    ):
-        dial(waiting.address, CODE, north, proxy=Proxy(closed.address))
-    assert "ddib pair --listen" not in caught.value.hint
-    with proxying() as proxy:
-        dial(waiting.address, CODE, north, proxy=Proxy(proxy.address))
-        assert proxy.asked == [waiting.address]
-        assert waiting.result.result(
-            20
-        ).mutual  # while the proxy is there: the dialler's last word is on its way
-        assert b"CERTIFICATE" not in proxy.carried
-
-
 def test_a_message_without_a_proof_tests_no_code(north: Side, waiting: Waiting) -> None:
     """Whoever leaves before the proof has learned nothing: the listener shows its own only after it."""
     host, port = waiting.address.split(":")
@@ -381,14 +350,3 @@ def test_a_message_without_a_proof_tests_no_code(north: Side, waiting: Waiting) 
             stranger.recv(1)
     dial(waiting.address, CODE, north)
     assert waiting.result.result(20).mutual
-
-
-def test_a_node_that_serves_is_told_from_one_that_pairs(north: Side, tmp_path: Path) -> None:
-    """It speaks TLS: another port is needed."""
-    folder = Institution("south.example", tmp_path).pki
-    with (
-        listening(tls(folder / "leaf.pem", folder / "leaf.key")) as address,
-        pytest.raises(PeerUnreachable, match="a node serves") as caught,
-    ):
-        dial(address, CODE, north)
-    assert "--listen" in caught.value.hint

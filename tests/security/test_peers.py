@@ -31,9 +31,8 @@ from ddib_fed.security.admission import Admission, Verifier
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import MAX_REASON, Peer, parse_peer
 from ddib_fed.security.pki import certificate_pem, issue_leaf, new_key
-from ddib_fed.v1 import decoding_pb2 as pb
 from tests.node.institutions import NOW, Institution, changed, forge, names
-from tests.node.listening import ASK, DESCRIBE, HOP, Listening, Requests
+from tests.node.listening import ASK, DESCRIBE, HOP, Listening
 
 ALICE = Identity("north.example", "client", "alice")
 
@@ -219,15 +218,6 @@ def test_a_suspension_is_on_the_disk_and_ends_when_it_is_lifted(admitted: Instit
     assert admitted.store.get("south.example") == moved
 
 
-def test_a_peer_that_is_removed_is_not_suspended_when_it_is_admitted_again(admitted: Institution) -> None:
-    """The operator who admits it again has just compared its fingerprint."""
-    admitted.store.suspend("south.example")
-    (peer,) = admitted.store.list()
-    admitted.store.remove("south.example")
-    admitted.store.add(peer, fingerprints=peer.fingerprints)
-    assert admitted.store.get("south.example") == peer
-
-
 @pytest.mark.parametrize("reason", ["two\nlines", "x" * (MAX_REASON + 1)])
 def test_a_reason_is_one_line(admitted: Institution, reason: str) -> None:
     """Nothing is written otherwise."""
@@ -338,37 +328,6 @@ def test_reload_says_what_changed(north: Institution, south: Institution) -> Non
     assert not_read.startswith("not read: ")
 
 
-def test_a_suspended_caller_reads_why_and_is_served_again_later(node: Listening, north: Institution) -> None:
-    """On the connection that it has; what the operator wrote stays on this node."""
-    with node.stub(north) as stub:
-        stub.DescribeDomain(ASK, timeout=5)
-        node.south.store.suspend("north.example", reason="secret matter")
-        with pytest.raises(grpc.RpcError) as error:
-            stub.DescribeDomain(ASK, timeout=5)
-        found = from_rpc_error(error.value, HOP)
-        assert type(found) is PeerSuspended
-        assert found.facts == {"peer": "north.example", "by": "west.example"}
-        assert "secret" not in str(error.value.trailing_metadata()) + error.value.details()
-        node.south.store.resume("north.example")
-        stub.DescribeDomain(ASK, timeout=5)
-
-
-def test_a_suspended_callers_idle_stream_is_ended(node: Listening, north: Institution) -> None:
-    """Nothing is sent in either direction; it ends, and the refusal is in the audit log."""
-    requests = Requests()
-    with node.stub(north) as stub:
-        call = stub.Decode(requests, timeout=10)
-        requests.send(pb.DecodeRequest())
-        next(call)
-        node.south.store.suspend("north.example")
-        assert node.calls.sweep() == 1
-        with pytest.raises(grpc.RpcError):
-            next(call)
-    assert node.echo.ended.wait(10)
-    assert [(act, line["reason"]) for act, line in node.audit] == [("refused", "PEER_SUSPENDED")]
-    requests.close()
-
-
 def test_a_withdrawn_caller_is_refused_also_while_the_store_is_damaged(
     node: Listening, north: Institution
 ) -> None:
@@ -411,3 +370,12 @@ def test_a_call_ends_when_its_institution_names_another_node(north: Institution,
     south.store.add(other, fingerprints=[], replace=True)
     with pytest.raises(PeerUnknown):
         call.check()
+
+
+def test_a_peer_that_is_removed_is_not_suspended_when_it_is_admitted_again(admitted: Institution) -> None:
+    """The operator who admits it again has just compared its fingerprint."""
+    admitted.store.suspend("south.example")
+    (peer,) = admitted.store.list()
+    admitted.store.remove("south.example")
+    admitted.store.add(peer, fingerprints=peer.fingerprints)
+    assert admitted.store.get("south.example") == peer

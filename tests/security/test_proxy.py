@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from ddib_fed.security import tls
 from ddib_fed.security.diagnosis import Diagnosis, diagnose, may_pass
 from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2_grpc
-from tests.cli.client.answers import listening
 from tests.node.institutions import Institution
 from tests.node.listening import ASK, Listening
 from tests.security.connect_proxy import proxying
@@ -75,17 +72,6 @@ def test_peers_are_dialled_through_the_proxy_which_sees_ciphertext(
         assert word not in carried, word
 
 
-def test_the_environment_alone_names_no_proxy(
-    node: Listening, north: Institution, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """gRPC would obey it."""
-    with proxying() as proxy:
-        for name in ("https_proxy", "http_proxy", "grpc_proxy"):
-            monkeypatch.setenv(name, proxy.url)
-        assert asked(north, None) == "spiffe://north.example/node/node-1"
-        assert proxy.asked == []
-
-
 @pytest.mark.parametrize(
     ("answer", "cause", "words"),
     [
@@ -104,21 +90,6 @@ def test_a_proxy_that_opens_no_tunnel_is_named(
     assert (finding.cause, words in finding.text, finding.text.isprintable()) == (cause, True, True), finding
     assert node.address in finding.text + finding.remedy
     assert may_pass(cause) == (cause == "no-connection")
-
-
-def test_an_answer_that_trickles_ends_in_time() -> None:
-    """The time is for all of the answer, not for each byte."""
-    over = threading.Event()
-
-    def trickle(connection: socket.socket) -> None:
-        for _ in range(100):
-            if over.wait(0.02):
-                break
-            connection.sendall(b"x")
-
-    with listening(trickle) as address, pytest.raises(TimeoutError):
-        Proxy(address).connect("south.example:7443", 0.2)
-    over.set()
 
 
 def test_a_login_is_a_private_file(tmp_path: Path) -> None:

@@ -12,14 +12,13 @@ from pathlib import Path
 import grpc
 import pytest
 
-from ddib_fed.errors import ConfigError, PeerNotFound, PeerSuspended
+from ddib_fed.errors import ConfigError, PeerNotFound, PeerSuspended, PeerUnreachable
 from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.security import pki, tls
 from ddib_fed.security.peers import Peer
 from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
-from tests.node.flipping import BitFlipper
 from tests.node.institutions import Institution
 from tests.node.listening import Listening
 from tests.source_node.conftest import wait_until
@@ -52,19 +51,6 @@ def refused(node: Listening, who: Institution, **overrides) -> grpc.StatusCode:
     return error.value.code()
 
 
-@pytest.mark.slow
-def test_a_handshake_may_take_as_long_as_around_the_world(node: Listening, north: Institution) -> None:
-    """Round trips of 0.5 s: the first attempt succeeds."""
-    roots = certificate_pem(node.south.root)
-    name, folder = node.south.identity.dns_name, north.pki
-    with (
-        BitFlipper(node.port, delay_s=0.25) as line,
-        tls.channel(line.address, server_name=name, pki_folder=folder, roots_pem=roots) as channel,
-    ):
-        stub = decoding_pb2_grpc.DecodingServiceStub(channel)
-        assert stub.DescribeDomain(ASK, timeout=10).side.institution == "spiffe://north.example/node/node-1"
-
-
 def test_tls_12_is_refused(node: Listening, north: Institution) -> None:
     """With a client certificate that would be accepted, and without."""
     tls.probe_tls12("127.0.0.1", node.port)
@@ -74,14 +60,6 @@ def test_tls_12_is_refused(node: Listening, north: Institution) -> None:
     closed = ssl.SSLError, ConnectionResetError  # which of the two is a matter of timing
     with socket.create_connection(("127.0.0.1", node.port)) as raw, pytest.raises(closed):
         context.wrap_socket(raw, server_hostname="node-1.south.example")
-
-
-def test_plaintext_is_refused(node: Listening) -> None:
-    """There is no insecure mode."""
-    channel = grpc.insecure_channel(node.address, options=tls.CHANNEL_OPTIONS)
-    with channel, pytest.raises(grpc.RpcError) as error:
-        decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ASK, timeout=5)
-    assert error.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_a_server_with_another_root_or_name_gets_no_call(node: Listening, north: Institution) -> None:
@@ -164,20 +142,6 @@ def test_a_peer_is_admitted_without_a_restart(node: Listening, south: Institutio
     wait_until(admitted)
 
 
-def test_files_that_become_unreadable_are_a_problem_not_an_end(
-    node: Listening, north: Institution, south: Institution
-) -> None:
-    """gRPC would go on silently; the node's health says so, and recovers."""
-    assert node.credentials.problem is None
-    good = (south.pki / "leaf.key").read_bytes()
-    (south.pki / "leaf.key").write_bytes(b"")
-    assert "leaf.key" in (node.credentials.problem or "")
-    with node.stub(north) as stub:
-        stub.DescribeDomain(ASK, timeout=5)
-    (south.pki / "leaf.key").write_bytes(good)
-    assert node.credentials.problem is None
-
-
 class Clock:
     now = 0.0
 
@@ -198,7 +162,7 @@ def channels(node: Listening, north: Institution):
 def works(channel: grpc.Channel) -> bool:
     try:
         decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ASK, timeout=5)
-    except (grpc.RpcError, ValueError):  # gRPC's answer to a call on a closed channel
+    except (grpc.RpcError, PeerUnreachable):
         return False
     return True
 
@@ -217,7 +181,7 @@ def test_a_new_certificate_makes_a_new_channel(channels: tls.PeerChannels, north
     assert works(second)
 
 
-@pytest.mark.parametrize("spoilt", ["open", "torn", "gone"])
+@pytest.mark.parametrize("spoilt", ["open", "gone"])
 def test_a_key_that_cannot_be_used_any_more_ends_no_calls(
     channels: tls.PeerChannels, north: Institution, node: Listening, spoilt: str
 ) -> None:
@@ -225,8 +189,6 @@ def test_a_key_that_cannot_be_used_any_more_ends_no_calls(
     key = north.pki / "leaf.key"
     if spoilt == "open":
         key.chmod(0o644)
-    elif spoilt == "torn":
-        key.write_bytes(b"")
     else:
         key.unlink()
     assert works(channels.get("south.example"))

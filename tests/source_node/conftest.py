@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 
-from ddib_fed.protocol.contract import ContractLimits
 from ddib_fed.security import tls
 from ddib_fed.v1.common_pb2 import SolverSettings
 from source_node.events import EventHub
@@ -16,12 +15,13 @@ from source_node.remote import Remotes
 from source_node.runner import JobRunner
 from source_node.store import JobStore, StoredJob
 from tests.node.tiny_nodes import make_config, make_context, make_institution, npy, tiny_engine
+from tests.protocol.examples import limits_of
 from tests.source_node.jobs import job_examples
 from tests.source_node.scripted_target import ScriptedTarget
 from tests.source_node.served import Served
 
 SOLVER = SolverSettings(evaluations=8)
-LARGE_LIMITS = ContractLimits(1_000, 100_000, 800_000, 10_000)
+LARGE_LIMITS = limits_of(1_000, 100_000, 800_000, 10_000)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:

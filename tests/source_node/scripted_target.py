@@ -14,23 +14,17 @@ from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.latent import Latent
 from ddib_fed.node.server import CallInterceptor
-from ddib_fed.protocol.contract import (
-    PROTOCOL,
-    CalibrationTerms,
-    Contract,
-    ContractLimits,
-    ContractSide,
-    agree,
-)
-from ddib_fed.protocol.latent import Anchor, LatentOpener, approve
-from ddib_fed.protocol.messages import from_message, to_message
+from ddib_fed.protocol.contract import PROTOCOL, Contract, agree
+from ddib_fed.protocol.latent import LatentOpener, approve
 from ddib_fed.protocol.streams import assemble, file_header, stream
 from ddib_fed.security import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
+from ddib_fed.v1.decoding_pb2 import ContractSide
 from tests.node.institutions import Institution
+from tests.protocol.examples import limits_of
 
-LIMITS = ContractLimits(100, 10_000, 80_000, 10_000)
+LIMITS = limits_of(100, 10_000, 80_000, 10_000)
 Items = Iterator[tuple[int, Latent]]
 Responses = Iterator[pb.DecodeResponse]
 Behaviour = Callable[["ScriptedTarget", pb.DecodeHeader, Items, grpc.ServicerContext], Responses]
@@ -38,8 +32,8 @@ Behaviour = Callable[["ScriptedTarget", pb.DecodeHeader, Items, grpc.ServicerCon
 
 def side(institution: str, domain: str = "checkerboards") -> ContractSide:
     return ContractSide(
-        institution=institution, domain=domain, sample_kind="point", sample_shape=(2,),
-        model_sha256=bytes(32), terminal_lambda=-5.0, initial_lambda=5.0,
+        institution=institution, domain=domain, sample_kind="point", sample_shape=(2,), size_rule="none",
+        value_range="unit-std", model_sha256=bytes(32), terminal_lambda=-5.0, initial_lambda=5.0,
     )  # fmt: skip
 
 
@@ -60,7 +54,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         self.media_type: int = common_pb2.MEDIA_TYPE_NPY
         self.headers: list[pb.DecodeHeader] = []
         self.latents: list[tuple[int, Latent]] = []
-        self.anchors: dict[int, Anchor | None] = {}
+        self.anchors: dict[int, common_pb2.AuditHead | None] = {}
         self.answered = 0
         self.seen: list[dict[int, bytes]] = []
         self.asked = threading.Event()
@@ -83,21 +77,15 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
 
     def DescribeDomain(self, request, context):
         self.negotiation()
-        own = to_message(self._side(), pb.ContractSide)
-        limits = to_message(self.limits, pb.ContractLimits)
-        answer = pb.DescribeDomainResponse(protocol=self.protocol, side=own, limits=limits)
+        answer = pb.DescribeDomainResponse(protocol=self.protocol, side=self._side(), limits=self.limits)
         self.forge(answer)
         return answer
 
     def NegotiateContract(self, request, context):
         self.negotiation()
-        source = from_message(request.source, ContractSide)
-        proposed = request.calibration if request.HasField("calibration") else None
-        terms = None if proposed is None else from_message(proposed, CalibrationTerms)
-        self.contract = agree(source, self._side(), self.limits, terms)
-        answer = pb.NegotiateContractResponse(
-            contract=to_message(self.contract, pb.Contract), sha256=self.contract.digest
-        )
+        terms = request.calibration if request.HasField("calibration") else None
+        self.contract = agree(request.source, self._side(), self.limits, terms)
+        answer = pb.NegotiateContractResponse(contract=self.contract.message, sha256=self.contract.digest)
         self.forge(answer)
         return answer
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import grpc
 
 from ddib_fed.client.profile import Profile
+from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.server import CallInterceptor, NodeServer
 from ddib_fed.protocol.contract import PROTOCOL
@@ -32,7 +33,11 @@ class Served:
         policy = Policy(institution="north.example", roles=("source",), issuer=False)
         interceptors = [
             CallInterceptor(
-                "north.example", self.node.peers, policy, max_streams=8, max_streams_of_one=per_identity
+                "north.example",
+                self.node.peers,
+                policy,
+                limits=LimitsSection(max_streams=8),
+                max_streams_of_one=per_identity,
             )
         ]
         credentials = tls.ServerCredentials(north.pki, self.node.peers).grpc

@@ -72,7 +72,7 @@ def test_items_are_encoded_under_the_active_calibration(source, target, signed) 
     records = [record_of(job, job.items[0]) for job in jobs]
     assert [record.calibration_sha256 for record in records] == [signed.sha256.hex(), ""]
     assert [record.calibration_kind for record in records] == ["rotation", ""]
-    assert [job_message(job).no_calibration for job in jobs] == [False, True]
+    assert [job_message(job).request.no_calibration for job in jobs] == [False, True]
     assert target.contract.calibration is None
     lines = audit_rows.records(source.config.paths.store)
     sent = [line["calibration"] for line in lines if line["act"] == "latent_sent"]

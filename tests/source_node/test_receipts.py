@@ -62,6 +62,6 @@ def test_each_latent_goes_with_the_end_of_the_log_that_has_its_line(
     lines = audit_rows.lines(source.config.paths.store)
     assert len(target.anchors) == 3
     for item, anchor in target.anchors.items():
-        assert digest(lines[anchor.lines - 1]) == anchor.sha256
+        assert digest(lines[anchor.lines - 1]) == anchor.sha256.hex()
         before = [json.loads(line) for line in lines[: anchor.lines]]
         assert item in {record["item"] for record in before if record["act"] == "latent_sent"}

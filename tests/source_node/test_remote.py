@@ -18,13 +18,13 @@ from ddib_fed.errors import (
     PeerUnreachable,
 )
 from ddib_fed.latent import Latent
-from ddib_fed.protocol.contract import ContractSide
 from ddib_fed.protocol.latent import approve
 from ddib_fed.security import tls
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from source_node.remote import PeerAnswer, Remotes
 from tests.node.tiny_nodes import gaussian
+from tests.protocol.examples import changed
 from tests.source_node.scripted_target import hang, honest, side
 
 FILE = to_npy(gaussian(40))
@@ -142,11 +142,7 @@ def test_negotiation_believes_nothing(remotes, target) -> None:
     with pytest.raises(DomainNotFound) as other:
         remote.negotiate(OWN, "moons", Control())
     assert other.value.facts["served"] == "checkerboards"
-    wide = ContractSide(**{**_fields(OWN), "sample_shape": (3,)})
+    wide = changed(OWN, sample_shape=(3,))
     with pytest.raises(ContractMismatch) as differs:
         remote.negotiate(wide, "checkerboards", Control())
     assert [d.field for d in differs.value.differences] == ["sample_shape"]
-
-
-def _fields(contract_side: ContractSide) -> dict:
-    return {name: getattr(contract_side, name) for name in contract_side.__dataclass_fields__}

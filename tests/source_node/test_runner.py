@@ -7,10 +7,9 @@ import logging
 import pytest
 
 from ddib_fed.errors import DiskFull, NotReady, PeerSuspended, PolicyDenied, QuotaSpent, Unauthenticated
-from ddib_fed.protocol.contract import ContractLimits
 from source_node.runner import LARGE_JOBS
 from tests.node.tiny_nodes import npy
-from tests.source_node.conftest import wait_until
+from tests.source_node.conftest import LARGE_LIMITS, wait_until
 from tests.source_node.jobs.job_examples import ALICE, BOB
 from tests.source_node.scripted_target import fail, hang
 
@@ -139,7 +138,7 @@ OF_ONE_CLIENT = 4
 @pytest.mark.slow
 def test_a_few_large_jobs_run_at_once_and_small_ones_beside_them(source, target) -> None:
     """Large ones would only share the engine; a small one behind them is not kept waiting."""
-    target.limits = ContractLimits(1_000, 100_000, 800_000, 10_000)
+    target.limits = LARGE_LIMITS
     target.decodes = [hang] * (LARGE_JOBS + 1)
     large = [source.submit(npy(5_000, seed=n)) for n in range(LARGE_JOBS + 1)]
     small = source.submit(npy(10))

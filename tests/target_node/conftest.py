@@ -10,13 +10,13 @@ import pytest
 
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.server import CallInterceptor, NodeServer
-from ddib_fed.protocol.contract import PROTOCOL, Contract, ContractSide
+from ddib_fed.protocol.contract import PROTOCOL, Contract
 from ddib_fed.protocol.details import from_rpc_error
-from ddib_fed.protocol.messages import from_message, to_message
 from ddib_fed.security import tls
 from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
+from ddib_fed.v1.decoding_pb2 import ContractSide
 from target_node.service import TargetService
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_config, make_context, make_institution, tiny_engine
@@ -24,8 +24,8 @@ from tests.node.tiny_nodes import make_config, make_context, make_institution, t
 
 def side(institution: str, domain: str = "moons") -> ContractSide:
     return ContractSide(
-        institution=institution, domain=domain, sample_kind="point", sample_shape=(2,),
-        model_sha256=bytes(32), terminal_lambda=-5.0, initial_lambda=5.0,
+        institution=institution, domain=domain, sample_kind="point", sample_shape=(2,), size_rule="none",
+        value_range="unit-std", model_sha256=bytes(32), terminal_lambda=-5.0, initial_lambda=5.0,
     )  # fmt: skip
 
 
@@ -43,9 +43,7 @@ class Target:
             south.name,
             self.node.peers,
             policy,
-            request_s=limits.request_s,
-            idle_s=limits.idle_s,
-            max_streams=8,
+            limits=limits.model_copy(update={"max_streams": 8}),
         )
         credentials = tls.ServerCredentials(south.pki, self.node.peers).grpc
         self.server = NodeServer("127.0.0.1:0", credentials, [self.calls], max_streams=8)
@@ -65,10 +63,10 @@ class Target:
     def negotiate(self, who: Institution, domain: str = "moons", protocol: int = PROTOCOL) -> Contract:
         request = pb.NegotiateContractRequest(
             protocol=protocol,
-            source=to_message(side(who.name, domain), pb.ContractSide),
+            source=side(who.name, domain),
         )
         with self.called_by(who) as stub:
-            return from_message(asking(stub.NegotiateContract, request).contract, Contract)
+            return Contract(asking(stub.NegotiateContract, request).contract)
 
     def decode(self, who: Institution, *messages: pb.DecodeRequest) -> list[pb.DecodeResponse]:
         with self.called_by(who) as stub:

@@ -10,17 +10,18 @@ import pytest
 
 from ddib_fed.node.server import Pace
 from ddib_fed.protocol.calls import ReadAhead
-from ddib_fed.protocol.contract import Contract, ContractLimits
+from ddib_fed.protocol.contract import agree
 from ddib_fed.protocol.streams import MAX_CHUNK, MIN_CHUNK
 from ddib_fed.v1 import decoding_pb2 as pb
 from target_node.stream import AHEAD_BYTES, LEAST_WEIGHT, Arrived, latents_of, weight_of
 from tests.node.tiny_nodes import gaussian
+from tests.protocol.examples import limits_of
 from tests.source_node.conftest import wait_until
 from tests.target_node.conftest import side
 from tests.target_node.sending import sent
 
-LIMITS = ContractLimits(1_000, 10_000, 80_000, 10_000)
-CONTRACT = Contract(side("north.example"), side("south.example"), LIMITS)
+LIMITS = limits_of(1_000, 10_000, 80_000, 10_000)
+CONTRACT = agree(side("north.example"), side("south.example"), LIMITS)
 
 
 def latent(number: int, points: int = 1) -> list[pb.DecodeRequest]:

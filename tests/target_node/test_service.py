@@ -23,7 +23,6 @@ from ddib_fed.errors import (
 from ddib_fed.latent import Latent
 from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.protocol.latent import approve
-from ddib_fed.protocol.messages import to_message
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from target_node.service import MAX_CONTRACTS
@@ -59,9 +58,7 @@ def test_nothing_of_a_latent_or_a_translation_stays(target, north) -> None:
 
 def test_nobody_agrees_for_another(target, north) -> None:
     """The source's side of a contract must be the caller's own."""
-    request = pb.NegotiateContractRequest(
-        protocol=PROTOCOL, source=to_message(side("west.example"), pb.ContractSide)
-    )
+    request = pb.NegotiateContractRequest(protocol=PROTOCOL, source=side("west.example"))
     with target.called_by(north) as stub, pytest.raises(PolicyDenied):
         asking(stub.NegotiateContract, request)
 

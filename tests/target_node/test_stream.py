@@ -14,17 +14,18 @@ from ddib_fed.errors import (
     LatentNotGaussian,
 )
 from ddib_fed.latent import Latent
-from ddib_fed.protocol.contract import Contract, ContractLimits
+from ddib_fed.protocol.contract import agree
 from ddib_fed.v1 import decoding_pb2
 from ddib_fed.v1.common_pb2 import SolverSettings
 from target_node import stream
 from target_node.stream import Arrived, DecodedFile, DecodeStream
 from tests.node.tiny_nodes import gaussian, tiny_bundle
+from tests.protocol.examples import limits_of
 from tests.source_node.conftest import wait_until
 from tests.target_node.conftest import side
 
-LIMITS = ContractLimits(100, 10_000, 80_000, 10_000)
-CONTRACT = Contract(side("north.example"), side("south.example"), LIMITS)
+LIMITS = limits_of(100, 10_000, 80_000, 10_000)
+CONTRACT = agree(side("north.example"), side("south.example"), LIMITS)
 
 
 def latents(*sizes: int):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, StateConflict
-from ddib_fed.evaluation.sample_verdict import SampleVerdict
-from ddib_fed.evaluation.structure import calibrate_by_chance
+from ddib_fed.evaluation.features import SampleVerdict
+from ddib_fed.evaluation.metrics import calibrate_by_chance
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.networks.config import SyntheticConfig
 from ddib_fed.training.run import Row, latest_checkpoint, read_progress, train

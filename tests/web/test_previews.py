@@ -9,7 +9,7 @@ import pytest
 
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.engine.record import PictureFigures, Translation
-from ddib_fed.web.job import measured_in_words, severity
+from ddib_fed.web.job import severity
 from ddib_fed.web.uploads import SIZE, preview
 
 
@@ -54,21 +54,3 @@ def test_doubtful_ones_come_first_and_the_worst_of_them_first_of_all() -> None:
     both = record(29.0, structure_doubtful=True)
     bad, poor, good = record(12.0), record(29.0), record(45.0)
     assert sorted([good, poor, both, bad], key=severity, reverse=True) == [both, bad, poor, good]
-
-
-@pytest.mark.parametrize(
-    ("report", "words"),
-    [
-        ({"flicker": None, "seams": None}, ()),
-        ({"flicker": {"ratio": None}}, ()),
-        ({"flicker": {"ratio": 1.1}}, ("no more than the source",)),
-        ({"flicker": {"ratio": 2.44}}, ("2.4 times as much",)),
-        ({"seams": {"source": 1.3, "translation": 1.4}}, ("no seams",)),
-        ({"seams": {"source": 1.0, "translation": 1.9}}, ("look for seams",)),
-    ],
-)
-def test_measures_are_said_in_plain_words(report: dict, words: tuple[str, ...]) -> None:
-    """A figure, and what to make of it."""
-    said = measured_in_words(report)
-    assert len(said) == len(words)
-    assert all(word in line for word, line in zip(words, said, strict=True))

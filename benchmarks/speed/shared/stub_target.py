@@ -8,6 +8,7 @@ from typing import Self
 
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.party import Decoded, Failed, Leg, ToDecode
+from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.server import CallInterceptor, NodeServer
 from ddib_fed.security import tls
@@ -50,7 +51,7 @@ class StubTarget:
                 node.peers,
                 Policy(institution=south.name, roles=("target",), issuer=False),
                 audit=node.audit,
-                max_streams=8,
+                limits=LimitsSection(max_streams=8),
             ),
         ]
         credentials = tls.ServerCredentials(south.pki, node.peers).grpc

@@ -9,11 +9,8 @@ import pytest
 
 from ddib_fed.calibration.record import Effect
 from ddib_fed.errors import (
-    AlreadyExists,
     CalibrationIneffective,
-    CalibrationKindDenied,
     CalibrationUnknown,
-    PolicyDenied,
     StateConflict,
     UsageError,
 )
@@ -90,22 +87,6 @@ def test_nothing_leaves_unless_it_is_confirmed(both) -> None:
         run("accept", sha256[:12], "--config", both.south)
 
 
-def test_an_aggregate_is_published_once(both) -> None:
-    """It says what would leave; a second draw must be asked for; peers get what is published, byte for byte."""
-    pictures = write(both.folder / "pictures", blocks(260))
-    named = both.south.with_name("named.toml")
-    named.write_text(both.south.read_text().replace("[train]", f'[train]\nimages = "{pictures}"\nsize = 16'))
-    said = run("publish", "--yes", "--config", named)
-    assert "no picture, no pixel and no position" in said
-    assert "epsilon 1, delta 1e-05" in said
-    first = (both.folder / "south" / "state" / "aggregate.json").read_bytes()
-    with pytest.raises(AlreadyExists, match="costs epsilon again"):
-        run("publish", "--pictures", pictures, "--yes", "--config", both.south)
-    run("publish", "--pictures", pictures, "--force", "--yes", "--config", both.south)
-    assert (both.folder / "south" / "state" / "aggregate.json").read_bytes() != first
-    assert both.acts("south") == ["aggregate_published"] * 2
-
-
 def test_what_is_published_adds_up_and_names_the_peers_that_have_it(both) -> None:
     """By the audit log; a file that is not usable changes neither the number of pictures nor anything else."""
     pictures = write(both.folder / "some", blocks(260))
@@ -142,24 +123,6 @@ def test_epsilon_of_groups_is_for_a_group(both) -> None:
     assert "epsilon 1, delta 1e-05 for each group" in said
     sent = json.loads((both.folder / "south" / "state" / "aggregate.json").read_bytes())
     assert (sent["counted"], sent["unit"]) == (210, "group")
-
-
-def test_a_kind_that_is_not_allowed_is_refused_before_anything_crosses(both) -> None:
-    """By north's own policy; the hint names the line."""
-    text = both.north.read_text()
-    none = both.north.with_name("none.toml")
-    none.write_text(text.replace('calibration = ["rotation"]', "calibration = []"))
-    with pytest.raises(CalibrationKindDenied) as refused:
-        run("--peer", TO, "--yes", "--config", none)
-    assert '[policy] calibration = ["rotation"]' in refused.value.hint
-
-
-def test_commands_of_one_role_are_refused_at_the_other(both) -> None:
-    """North has no aggregate to publish, south proposes nothing."""
-    with pytest.raises(PolicyDenied, match="is for a target"):
-        run("publish", "--yes", "--config", both.north)
-    with pytest.raises(PolicyDenied, match="is for a source"):
-        run("--peer", TO, "--yes", "--config", both.south)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from ddib_fed.calibration import aggregate as aggregates
-from ddib_fed.errors import CalibrationIneffective
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.security import pki
 from tests.cli.calibrate.operators import TO, Operators, printed, run
@@ -89,20 +88,6 @@ def _secrets(both: Operators, pictures: dict[str, np.ndarray], folders: dict[str
             found += raw_windows(pixels.tobytes(), count=4) + raw_windows(file.read_bytes(), count=4)
         found += weight_windows(both.folder / at / "model", count=100)
     return found
-
-
-def test_pictures_that_do_not_tell_the_mirrored_map_propose_nothing(tapped) -> None:
-    """Both maps of symmetrical pictures fit alike: refused with the margin before anything is signed or sent."""
-    both, tap = tapped
-    folders = [
-        write(both.folder / name, blocks(260, seed=seed)) for seed, name in enumerate(("own", "others"))
-    ]
-    run("publish", "--pictures", folders[1], "--yes", "--config", both.south)
-    with pytest.raises(CalibrationIneffective):
-        run("--peer", TO, "--pictures", folders[0], "--yes", "--config", both.north)
-    tap.close()
-    assert b"effect" not in bytes(tap.to_target)
-    assert both.stored("north").list() == both.stored("south").list() == ()
 
 
 def test_anchors_cross_nothing_but_the_calibration(tapped) -> None:

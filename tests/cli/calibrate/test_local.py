@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from ddib_fed.calibration.record import read_calibration
 from ddib_fed.cli.main import cli
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import AlreadyExists, CalibrationIneffective, InputError, ShapeMismatch, UsageError
+from ddib_fed.errors import AlreadyExists, CalibrationIneffective, ShapeMismatch, UsageError
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import save_bundle
 from ddib_fed.models.units import Normalisation
@@ -61,23 +61,12 @@ def test_anchors_give_a_rotation_and_the_next_command(desk: Path) -> None:
     assert (found.made.method, found.made.anchors, found.made.crossed_bytes) == ("anchors", 6, 0)
     assert (found.expires - found.made.created).days == 30
     assert found.made.command == "ddib calibrate --local north south --kind rotation --seed 0 --anchors"
-    assert "crosses      nothing but the calibration itself" in shown
+    assert "nothing but the calibration itself" in shown
     assert "ddib translate PICTURES --source north --target south --calibration swap.json" in shown
     before = (desk / "swap.json").read_bytes()
     _, raised = run("north", "south", "--anchors", "A", "B", "--out", "swap.json")
     assert isinstance(raised, AlreadyExists)
     assert (desk / "swap.json").read_bytes() == before
-
-
-def test_a_colour_map_names_the_training_that_it_needs(desk: Path) -> None:
-    """The source's model has to be trained with it before it translates."""
-    x = coloured(6, 1)
-    write(desk / "A", x)
-    write(desk / "B", 0.5 * x[:, [2, 0, 1]])
-    shown, raised = run("north", "south", "--kind", "colour-map", "--anchors", "A", "B")
-    assert raised is None, shown
-    assert read_calibration(desk / "calibration.json").map.quadratic is not None
-    assert "ddib model train --images PICTURES --init north --calibration calibration.json" in shown
 
 
 def test_anchors_that_are_no_pairs_are_refused_unless_forced(desk: Path) -> None:
@@ -135,11 +124,3 @@ def test_what_cannot_be_is_said_before_anything_is_read(desk: Path) -> None:
         assert raised.hint
     _, raised = run("north", "t1")
     assert isinstance(raised, ShapeMismatch)
-
-
-def test_few_pictures_are_no_aggregate(desk: Path) -> None:
-    """They would need so much noise that nothing is left."""
-    write(desk / "A", pictures(6, channels=3))
-    _, raised = run("north", "south", "--pictures", "A", "--pictures", "A")
-    assert isinstance(raised, InputError)
-    assert "anchors" in raised.hint

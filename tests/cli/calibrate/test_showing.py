@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shlex
-import struct
-import subprocess
-import sys
-import termios
 from typing import Any
 
 import click
 import pytest
 
-from ddib_fed.calibration.record import CalibratedSide, CalibrationStore, SignedCalibration
 from ddib_fed.cli.calibrate import how_jobs_use
 from ddib_fed.cli.main import cli
 from ddib_fed.models.units import ChannelMap
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.security.peers import begin_node
-from tests.calibration.examples import UNITS, calibration
+from tests.calibration.examples import calibration
 from tests.node.picture_examples import save_pictures_model
 
 CURVE = ChannelMap(quadratic=((0.5, -1.0, 0.1),))
@@ -66,25 +58,3 @@ def test_a_curve_is_used_by_a_model_trained_with_it(north) -> None:
         assert north.folder / f"{short}.json" in parsed(line).values()
     assert f"--init {north.folder / 'model'} " in train
     assert f'bundle = "model-{short}" in {north.path}' in then
-
-
-@pytest.mark.slow
-def test_names_in_the_list_are_whole_in_a_narrow_terminal(north) -> None:
-    """They can be copied: neither a digest nor a name is broken or cut, whatever the width."""
-    names = [("radiology.north-hospital.example", "brain-t1-3-tesla"), ("imaging.south.example", "brain-t2")]
-    source, target = (
-        CalibratedSide(institution=institution, domain=domain, units_sha256=UNITS)
-        for institution, domain in names
-    )
-    listed = calibration(source=source, target=target)
-    begin_node(north.paths.state, "north.example", "node-1")
-    CalibrationStore(north.paths.calibrations).add(SignedCalibration(calibration=listed))
-    terminal, its_end = os.openpty()
-    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
-    ddib = [sys.executable, "-c", "from ddib_fed.cli.main import main; main()"]
-    subprocess.run([*ddib, "calibrate", "list", "--config", north.path], stdout=its_end, check=True)
-    shown = os.read(terminal, 1 << 16).decode()
-    os.close(its_end)
-    os.close(terminal)
-    for whole in (listed.sha256.hex()[:12], *map("/".join, names)):
-        assert whole in shown

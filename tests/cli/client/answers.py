@@ -6,7 +6,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 Answer = Callable[[socket.socket], None]
@@ -45,23 +45,6 @@ def listening(answer: Answer) -> Iterator[str]:
         acceptor.join(5)
 
 
-@contextmanager
-def dropping() -> Iterator[str]:
-    """An address whose connection requests are dropped, as by a firewall: the listener's queue is full."""
-    with ExitStack() as held:
-        listener = held.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        while True:
-            waiting = held.enter_context(socket.socket())
-            waiting.settimeout(0.5)
-            try:
-                waiting.connect(listener.getsockname())
-            except TimeoutError:
-                break
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-
-
 def tls(chain: Path, key: Path, *, newest: ssl.TLSVersion | None = None) -> Answer:
     """A TLS server without HTTP/2."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -75,13 +58,3 @@ def tls(chain: Path, key: Path, *, newest: ssl.TLSVersion | None = None) -> Answ
             channel.sendall(b"HTTP/1.1 400\r\n\r\n")
 
     return answer
-
-
-def ssh(connection: socket.socket) -> None:
-    connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
-    connection.recv(4096)
-
-
-def silent(connection: socket.socket) -> None:
-    while connection.recv(4096):
-        pass

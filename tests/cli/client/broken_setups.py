@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.x509.oid import NameOID
-
 from ddib_fed.errors import NotReady
 from ddib_fed.security import pki
-from ddib_fed.security.pki import Authority, certificate_pem, new_key
+from ddib_fed.security.pki import Authority, certificate_pem
 from tests.cli.client.answers import (
     Answer,
-    dropping,
     listening,
-    silent,
-    ssh,
     tls,
 )
 from tests.client.scripted_source import NORTH, SourceNodeDouble
-from tests.node.institutions import Institution, forge, names
+from tests.node.institutions import Institution
 from tests.security.connect_proxy import proxying
 
 NOW = datetime.now(UTC)
@@ -70,66 +62,9 @@ def _nothing_listens(world: World) -> None:
     world.node.stop()
 
 
-def _no_such_name(world: World) -> None:
-    world.dial("nowhere.invalid:7443")
-
-
-def _firewall(world: World) -> None:
-    world.dial(world._stack.enter_context(dropping()))
-
-
-def _tls_12(world: World) -> None:
-    folder = world.node.pki
-    world.in_its_place(tls(folder / "leaf.pem", folder / "leaf.key", newest=ssl.TLSVersion.TLSv1_2))
-
-
-def _not_grpc(world: World) -> None:
-    world.in_its_place(tls(world.node.pki / "leaf.pem", world.node.pki / "leaf.key"))
-
-
 def _impostor(world: World) -> None:
     folder = world.stranger().pki
     world.in_its_place(tls(folder / "leaf.pem", folder / "leaf.key"))
-
-
-def _authority(common_name: str) -> Authority:
-    """A CA that is no institution's, e.g. of a box that opens TLS."""
-    key = new_key()
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-    root = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW - SOON)
-        .not_valid_after(NOW + OLD)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    return Authority(common_name, root, key)
-
-
-def _served(
-    world: World,
-    authority: Authority,
-    dns_names: list[x509.GeneralName],
-    *,
-    newest: ssl.TLSVersion | None = None,
-) -> None:
-    key, folder = new_key(), world.folder
-    leaf = forge(authority, dns_names, start=NOW - SOON, end=NOW + OLD, subject_key=key.public_key())
-    (folder / "other.pem").write_bytes(leaf)
-    (folder / "other.key").write_bytes(pki._key_pem(key))
-    world.in_its_place(tls(folder / "other.pem", folder / "other.key", newest=newest))
-
-
-def _inspected(world: World) -> None:
-    _served(world, _authority("Example Web Gateway"), names(NORTH)[1:])
-
-
-def _wrong_name(world: World) -> None:
-    world.restart(name="node-2")
 
 
 def _expired(world: World) -> None:
@@ -146,10 +81,6 @@ def _refused(world: World) -> None:
     world.node.start()
 
 
-def _no_key(world: World) -> None:
-    (world.client_pki / "leaf.key").unlink()
-
-
 def _somebody_elses_profile(world: World) -> None:
     world.profile.write_text(world.profile.read_text().replace('"alice"', '"bob"'))
 
@@ -164,12 +95,6 @@ def _through(world: World, address: str) -> None:
 
 def _proxy(answer: str) -> Callable[[World], None]:
     return lambda world: _through(world, world._stack.enter_context(proxying(answer=answer)).address)
-
-
-def _proxy_off(world: World) -> None:
-    with listening(silent) as address:
-        pass
-    _through(world, address)
 
 
 def _loading(world: World) -> None:
@@ -194,27 +119,13 @@ class Setup:
             yield world.profile
 
 
-def _place(answer: Answer) -> Callable[[World], None]:
-    return lambda world: world.in_its_place(answer)
-
-
 SETUPS = {
     "nothing-listens": Setup(_nothing_listens, "connection", "[nothing-listens]", True),
-    "no-such-name": Setup(_no_such_name, "connection", "[name-not-found]"),
-    "firewall": Setup(_firewall, "connection", "[timeout]", True),
-    "silent": Setup(_place(silent), "connection", "[timeout]", True),
-    "proxy-off": Setup(_proxy_off, "connection", "[proxy-unreachable]", True),
     "proxy-407": Setup(_proxy("407 Proxy Authentication Required"), "connection", "[proxy-refused]"),
-    "ssh": Setup(_place(ssh), "connection", "[not-tls]"),
-    "tls-1.2": Setup(_tls_12, "connection", "[tls-version]"),
-    "not-grpc": Setup(_not_grpc, "connection", "[wrong-server]"),
     "impostor": Setup(_impostor, "connection", "[wrong-root]"),
-    "inspection": Setup(_inspected, "connection", "[tls-inspection]"),
-    "wrong-name": Setup(_wrong_name, "connection", "[wrong-server]"),
     "expired": Setup(_expired, "connection", "[not-valid]"),
     "own-expired": Setup(_own_expired, "certificate", "[own-certificate]"),
     "refused": Setup(_refused, "connection", "[refused-us]"),
-    "no-key": Setup(_no_key, "certificate", "leaf.key"),
     "other-profile": Setup(_somebody_elses_profile, "certificate", "client/alice"),
     "loading": Setup(_loading, "service", "[NOT_READY]"),
     "clock": Setup(_clock, "clock", "60 minutes ahead of this machine's"),

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ddib_fed.cli.main import run
-from ddib_fed.errors import ExitCode, NotReady, PeerUnknown, PeerUnreachable, Unauthenticated
+from ddib_fed.errors import ExitCode, NotReady, Unauthenticated
 from tests.client.scripted_source import SourceNodeDouble
 
 
@@ -31,13 +31,7 @@ def test_all_is_well(north, capsys):
     ]  # fmt: skip
 
 
-def test_nothing_listens_is_not_now(north):
-    """Exit 9, for scripts that try again; the causes are in test_broken_setups.py."""
-    north.stop()
-    assert doctor(north.profile_path) == ExitCode.UNAVAILABLE
-
-
-@pytest.mark.parametrize("kind", [Unauthenticated, PeerUnreachable, NotReady, PeerUnknown])
+@pytest.mark.parametrize("kind", [Unauthenticated, NotReady])
 def test_what_the_node_refuses_does_not_lead_back_to_the_doctor(north, capsys, kind):
     """The last step that it has: somebody else knows more."""
     north.script.refuse["ListDomains"] = kind()

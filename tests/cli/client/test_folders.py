@@ -7,7 +7,6 @@ import os
 import pytest
 
 from ddib_fed.client.files import find_items
-from tests.formats.tiffs import tiff
 
 
 @pytest.fixture
@@ -31,17 +30,6 @@ def named(given, out=None):
     return [each.file for each in find_items(given, out)[0]]
 
 
-def test_below_a_folder_paths_are_kept(scans):
-    """In one order on every machine."""
-    assert named([scans]) == ["a.TIF", "b.png", "sub/c.jpeg", "sub/deep/d.v2.npy"]
-    (said,) = find_items([scans])[1]
-    assert sorted(said.partition(" (")[2].rstrip(")").split(", ")) == [
-        "1 .txt",
-        "1 hidden",
-        "1 without suffix",
-    ]
-
-
 def test_pipes_are_ignored_and_dead_links_are_not(scans):
     """Reading a pipe could wait for ever; a dead link is a file that somebody misses."""
     os.mkfifo(scans / "pipe.png")
@@ -49,12 +37,3 @@ def test_pipes_are_ignored_and_dead_links_are_not(scans):
     items, (said,) = find_items([scans])
     assert "dead.png" in [each.file for each in items]
     assert "1 .png" in said
-
-
-def test_studies_below_a_folder_are_left_out_as_they_are_translated_apart(scans):
-    (scans / "map.tif").write_bytes(tiff({256: 1, 34735: 4}))
-    (scans / "sub" / "head.nii.gz").write_bytes(b"")
-    (scans / "IM001").write_bytes(b"\0" * 128 + b"DICM")
-    items, (said,) = find_items([scans])
-    assert "map.tif" not in [each.file for each in items]
-    assert said.startswith("ignored 3 other files")

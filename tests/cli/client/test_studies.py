@@ -48,16 +48,6 @@ def test_maps_below_a_folder_are_sent_as_numbers(translate, north, tmp_path):
     assert {path.parent.name for path in (tmp_path / "out").rglob("*.parts")} == {"out", "ward"}
 
 
-def test_items_are_sent_as_pixels(translate, tmp_path):
-    """What the node is given is PNG, and holds no name; that this double takes no pictures ends the command."""
-    write_series(tmp_path / "Ada-series", VALUES)
-    code, calls = translate(tmp_path / "Ada-series")
-    assert code != 0
-    assert not any(b"Ada" in request.SerializeToString() for _, request in calls)
-    items = sorted((tmp_path / "out" / "Ada-series" / "series-1.parts" / "items").iterdir())
-    assert [item.name for item in items] == ["0001.png", "0002.png", "0003.png", "0004.png"]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("state", "said"), [(pb.JOB_STATE_CANCELLED, "was cancelled"), (pb.JOB_STATE_FAILED, "failed")]

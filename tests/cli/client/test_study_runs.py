@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-import json
 import sys
 
 import numpy as np
 import pytest
 
 from ddib_fed.cli.main import run
-from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import ExitCode, PictureMisfit
-from ddib_fed.formats.dicom_writing import DicomStudy
-from ddib_fed.protocol.details import refused_facts
+from ddib_fed.errors import ExitCode
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, SourceNodeDouble
 from tests.formats.dicom.files import write_series
@@ -23,11 +18,6 @@ from tests.formats.test_geotiff import SMOOTH
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine")]
 VALUES = np.random.default_rng(0).integers(0, 2000, (3, 12, 10))
-
-
-def in_memory() -> int:
-    gc.collect()
-    return sum(type(each) is DicomStudy for each in gc.get_objects())
 
 
 @pytest.fixture
@@ -96,15 +86,6 @@ def test_a_refused_slice_of_one_series_does_not_stop_the_others(
     assert found == {f"{name}/series-1{more}" for name in "abc" for more in ("", ".json")}
 
 
-def test_one_series_is_in_memory_at_a_time(given, translate, north):
-    """Also after one has failed."""
-    seen, before = [], in_memory()
-    north.script.on_call = lambda called: called == "SubmitJob" and seen.append(in_memory() - before)
-    refuse(north, 0, 1)
-    assert translate(*given) == ExitCode.LEFT_OUT
-    assert seen == [1, 1, 1]
-
-
 def test_a_series_of_which_every_slice_is_refused_does_not_stop_the_others(
     given, translate, north, sent, tmp_path, capsys
 ):
@@ -117,34 +98,6 @@ def test_a_series_of_which_every_slice_is_refused_does_not_stop_the_others(
     assert not (tmp_path / "out" / "b" / "series-1").exists()
     assert translate(*given, "--skip-bad") == ExitCode.LEFT_OUT
     assert "left out: 1 of 3 files" in capsys.readouterr().err
-
-
-def test_force_does_not_replace_the_result_of_another_series(given, translate, tmp_path, capsys):
-    """One of the same number lies in the folder now, and the first is gone: its translation stays."""
-    assert translate(given[0]) == 0
-    before = (tmp_path / "out" / "a" / "series-1" / "0001.dcm").read_bytes()
-    write_series(given[0], VALUES + 7)
-    assert translate(given[0], "--force") == ExitCode.CONFLICT
-    assert "another series" in capsys.readouterr().err
-    assert (tmp_path / "out" / "a" / "series-1" / "0001.dcm").read_bytes() == before
-
-
-def test_what_is_skipped_is_listed_in_the_document(given, translate, north, capsys):
-    """A series whose numbers do not fit; without --skip-bad it ends the command."""
-
-    def misfit(called):
-        north.script.refuse.clear()
-        if called == "SubmitJob" and len(north.script.seen("SubmitJob")) == 2:
-            facts = refused_facts(dict.fromkeys(range(3), "PICTURE_MISFIT"))
-            north.script.refuse["SubmitJob"] = PictureMisfit(facts={"item": "0", **facts})
-
-    north.script.on_call = misfit
-    assert translate(*given, "--skip-bad", "--format", "json") == ExitCode.LEFT_OUT
-    shown = capsys.readouterr()
-    document = json.loads(shown.out)
-    assert [each["input"] for each in document["studies"]] == [str(given[0]), str(given[2])]
-    assert [each["file"] for each in document["left_out"]] == [str(given[1])]
-    assert "its slices hold" in shown.err
 
 
 def test_damaged_files_are_found_before_anything_is_sent(given, translate, sent, tmp_path, capsys):
@@ -175,22 +128,3 @@ def test_a_missing_package_is_named_once(given, translate, sent, monkeypatch, tm
     assert translate(*given, *maps, "--skip-bad") == ExitCode.LEFT_OUT
     assert "left out: 2 of 5 files" in capsys.readouterr().err
     assert sent() == [3, 3, 3]
-
-
-def test_pictures_beside_a_series_are_translated_too(given, translate, sent, tmp_path, capsys):
-    """1,500 pictures and a stray DICOM file are not one series and nothing else."""
-    for number in range(3):
-        (given[0] / f"{number}.png").write_bytes(encode_png(np.full((4, 4, 1), number, np.uint8)))
-    (given[0] / "notes.txt").write_text("")
-    assert translate(given[0]) == 0
-    assert "ignored 1 other file (1 .txt)" in " ".join(capsys.readouterr().err.split())
-    assert sent() == [3, 3]
-    assert (tmp_path / "out" / "2.png").exists()
-    assert (tmp_path / "out" / "a" / "series-1.json").exists()
-
-
-def test_the_same_command_below_the_working_folder_finds_its_own_results(given, translate, sent, tmp_path):
-    """They are no input, and nothing is asked again."""
-    for jobs in ([3, 3, 3], []):
-        assert translate(tmp_path / "given") == 0
-        assert sent() == jobs

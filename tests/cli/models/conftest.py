@@ -1,4 +1,4 @@
-"""Commands that are run where the tests are."""
+"""Runs commands of models in this process."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from click.testing import CliRunner
 
 @pytest.fixture
 def ddib():
-    """Run a command; errors of ours come out as they are."""
+    """Run a command of a group; errors of ours come out as they are."""
 
-    def call(command, *arguments):
+    def call(group, *arguments):
         words = [str(each) for each in arguments]
-        return CliRunner().invoke(command, words, catch_exceptions=False, standalone_mode=False)
+        return CliRunner().invoke(group, words, catch_exceptions=False, standalone_mode=False)
 
     return call

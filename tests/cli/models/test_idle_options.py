@@ -14,6 +14,8 @@ from tests.runs.picture_folders import blocks, write
 from tests.runs.tiny_models import tiny, tiny_classifier
 from tests.training.examples import blobs
 
+FEW = ("--evaluations", "3")
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -56,7 +58,6 @@ POINTS = "translate points.npy --source moons --target checkerboards --evaluatio
     ("line", "named"),
     [
         (f"{PICTURES} --classifier-scale 3", "--classifier MODEL"),
-        (f"{PICTURES} --guidance 3", "no class for none"),
         ("translate in --source dropped --target dropped --evaluations 3 --guidance 3", "--target-class"),
         ("model sample dropped --n 1 --evaluations 3 --guidance 3", "--target-class"),
     ],
@@ -73,7 +74,7 @@ def test_guidance_without_what_it_needs_is_refused(refused, line, named):
         ("model train --domain satellite --steps 1 --set channels=1", "--set channels"),
         ("model train --domain moons --steps 1 --resume --force", "--resume"),
         ("model train --images scans --size 8 --steps 1 --set image_size=16", "image_size"),
-        ("model train --images scans --for dropped --steps 1 --colours opponent", "--colours"),
+        ("model train --images scans --for dropped --steps 1 --set colours=opponent", "colours"),
         ("model import --synthetic points.npy --soften-sigma 0", "--soften-sigma"),
     ],
 )
@@ -83,3 +84,8 @@ def test_training_and_import_refuse_what_they_would_not_use(refused, place, line
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[0]).save(path)
     assert named in refused(line)
+
+
+@pytest.mark.parametrize("option", ["--seed 1", "--soften-sigma 0.1", "--flags x", "--device cpu"])
+def test_what_one_process_alone_can_do_is_refused_between_nodes(refused, option):
+    assert option.split()[0] in refused(f"translate in --to south.example/relief {option}")

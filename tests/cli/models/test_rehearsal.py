@@ -118,22 +118,3 @@ def test_one_folder_may_hold_both_sides_and_what_is_tested(tmp_path):
         (tmp_path / name).mkdir()
     assert sides_of(tmp_path, None) == (tmp_path / "trainA", tmp_path / "trainB", None, tmp_path / "testB")
     assert sides_of(tmp_path, tmp_path / "other") == (tmp_path, tmp_path / "other", None, None)
-
-
-@pytest.mark.long
-def test_a_finished_rehearsal_goes_on_with_more_steps(two):
-    """Both models train on from where they were, and the page says what the folder now holds; fewer are refused."""
-    rehearse(wanted(two))
-    said, steps = [], set()
-    more = replace(wanted(two), config=CONFIG.model_copy(update={"steps": 9}))
-    rehearse(more, say=said.append, on_progress=lambda what, done, *rest: steps.add((what, done)))
-    assert sum("given more: 9 steps instead of 6" in line for line in said) == 2
-    assert min(done for what, done in steps if what == "training bright") == 7
-    assert load_bundle(two / "out" / "b").manifest.training.steps == 9
-    text = (two / "out" / "index.html").read_text(encoding="utf-8")
-    assert "Pictures of bright that were held out" in text
-    parts = set()
-    rehearse(more, on_progress=lambda what, *rest: parts.add(what))
-    assert not any(part.startswith("training") for part in parts)
-    with pytest.raises(StateConflict):
-        rehearse(wanted(two))

@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.cli.main import run
-from ddib_fed.errors import ExitCode
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.security import pki
 from ddib_fed.security.audit import lines_of, verify
 from tests import audit_rows
 from tests.cli.node.test_peer import exported, set_up
@@ -59,43 +57,6 @@ def test_peers_come_change_and_go(north: Path, south: Path) -> None:
     )  # fmt: skip
     assert (replaced["act"], replaced["address"][-4:]) == ("peer_replaced", "7555")
     assert (removed["act"], removed["peer"]) == ("peer_removed", "south.example")
-
-
-def test_what_is_refused_has_no_line(north: Path, south: Path) -> None:
-    """A wrong fingerprint, a peer that is not there, an entry that may not be replaced."""
-    fingerprint = exported(south, "south.peer")
-    wrong = "SHA256:" + ":".join(["00"] * 32)
-    assert add(north, "south.peer", wrong) == ExitCode.REFUSED
-    assert run(["peer", "remove", "south.example", "--config", str(north)]) == ExitCode.NOT_FOUND
-    assert acts(north) == []
-    assert add(north, "south.peer", fingerprint) == 0
-    south.write_text(south.read_text().replace("7443", "7555"))
-    exported(south, "moved.peer")
-    assert add(north, "moved.peer", fingerprint) == ExitCode.CONFLICT
-    assert acts(north) == ["peer_added"]
-
-
-def test_identities_are_withdrawn_and_reinstated(north: Path) -> None:
-    """Once each: a second time changes nothing."""
-    for undo in ([], [], ["--undo"], ["--undo"]):
-        assert run(["pki", "withdraw", ALICE, *undo, "--config", str(north)]) == 0
-    assert [(each["act"], each["identity"]) for each in records(north)] == [
-        ("identity_withdrawn", ALICE),
-        ("identity_reinstated", ALICE),
-    ]
-
-
-def test_certificates_that_are_issued_have_their_line(north: Path) -> None:
-    """By request, and by `ddib init client`."""
-    config = ["--config", str(north)]
-    client = ["--institution", "north.example", "--address", "localhost:1", "--name", "bob"]
-    assert run(["init", "client", *client, "--out", "bob"]) == 0
-    assert run(["pki", "issue", "bob/bob.csr", "--out", "bob.pem", "--yes", *config]) == 0
-    assert run(["init", "client", "--node-config", str(north), "--name", "carol", "--out", "carol"]) == 0
-    made = [(each["act"], each["identity"].rpartition("/")[2]) for each in records(north)]
-    assert made == [("certificate_issued", name) for name in ("bob", "carol")]
-    (leaf,) = (pki.parse_certificates(Path("bob.pem").read_bytes(), "bob")[:1],)
-    assert records(north)[0]["certificate"] == pki.fingerprint(leaf[0])
 
 
 @pytest.mark.parametrize("what", ["add", "remove", "withdraw"])

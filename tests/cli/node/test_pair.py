@@ -16,12 +16,11 @@ from ddib_fed.cli.init import make_node
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode, UsageError
 from ddib_fed.node import admitting, command
-from ddib_fed.node.admitting import admit, export_peer, own_peer, peer_store
+from ddib_fed.node.admitting import own_peer, peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security.peers import Peer
 from tests import audit_rows
 from tests.e2e.harness import free_port
-from tests.security.connect_proxy import proxying
 
 
 @pytest.fixture
@@ -133,18 +132,6 @@ def test_another_port_is_named_where_the_node_has_its_own(two, listening, capsys
     assert ended == [0]
 
 
-def test_the_proxy_of_the_configuration_leads_to_the_other_side(two, listening) -> None:
-    """As it leads to peers; `serve --pair-with` takes the same way."""
-    north, south = two
-    code, thread, ended = listening(south)
-    with proxying() as proxy:
-        north.write_text(north.read_text().replace("[node]", f'[node]\nproxy = "{proxy.url}"', 1))
-        assert run(["pair", address(south), code, "--config", str(north)]) == 0
-        assert proxy.asked == [address(south)]
-    thread.join(10)
-    assert ended == [0]
-
-
 def test_an_entry_is_replaced_only_where_that_is_asked_for(two, listening, capsys) -> None:
     """As with `ddib peer add --force`: a code alone changes nobody's address."""
     north, south = two
@@ -179,29 +166,17 @@ def test_serve_pairs_before_it_serves(two, monkeypatch, caplog) -> None:
     monkeypatch.setattr(admitting, "listen", lambda *given, **more: shown.set() or listens(*given, **more))
     caplog.set_level(logging.INFO, logger="ddib_fed.node.command")
     thread = threading.Thread(
-        target=command._admit, args=(south, ()), kwargs={"pair": True, "pair_with": None}
+        target=command._pair, args=(south,), kwargs={"shows_code": True, "dialled": None}
     )
     thread.start()
     assert shown.wait(10)
-    command._admit(north, (), pair=False, pair_with=(south.node.address, codes[0]))
+    command._pair(north, shows_code=False, dialled=(south.node.address, codes[0]))
     thread.join(10)
     assert {record.getMessage() for record in caplog.records} == {
         "admitted spiffe://north.example/node/node-1",
         "admitted spiffe://south.example/node/node-1",
     }
     with pytest.raises(UsageError):
-        command._admit(north, (), pair=True, pair_with=(south.node.address, codes[0]))
+        command._pair(north, shows_code=True, dialled=(south.node.address, codes[0]))
     with pytest.raises(UsageError, match="host:port"):
-        command._admit(north, (), pair=False, pair_with=("south.example", codes[0]))
-
-
-def test_serve_admits_by_a_file_without_asking_again(two, tmp_path, caplog) -> None:
-    """The very same node; one that is not admitted yet is asked about, on a terminal alone."""
-    north, south = (NodeConfig.load(path) for path in two)
-    own = export_peer(south, tmp_path / "south.peer")
-    with pytest.raises(UsageError, match="read out"):
-        command._admit(north, (tmp_path / "south.peer",), pair=False, pair_with=None)
-    admit(north, tmp_path / "south.peer", own.fingerprints)
-    caplog.set_level(logging.INFO, logger="ddib_fed.node.command")
-    command._admit(north, (tmp_path / "south.peer",), pair=False, pair_with=None)
-    assert caplog.messages == ["admitted spiffe://south.example/node/node-1"]
+        command._pair(north, shows_code=False, dialled=("south.example", codes[0]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,18 +13,15 @@ from click.testing import CliRunner
 
 from ddib_fed.cli.peer import peer
 from ddib_fed.errors import (
-    AlreadyExists,
     PeerNotFound,
-    PeerUnreachable,
     PolicyDenied,
     Unauthenticated,
     UsageError,
 )
-from ddib_fed.node.admitting import admit, own_peer
+from ddib_fed.node.admitting import own_peer
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security.peers import begin_node, parse_peer
 from tests.cli.node.test_pki import write_config
-from tests.node.flipping import BitFlipper
 from tests.node.institutions import Institution
 from tests.node.listening import Listening
 
@@ -75,13 +71,6 @@ def test_a_name_that_looks_like_another_is_not_admitted(
     assert like in refused.value.hint
 
 
-def test_a_name_beyond_ascii_is_shown_as_it_is_read(north: Path, tmp_path: Path) -> None:
-    """One that looks like nobody else's is admitted."""
-    other = set_up(tmp_path / "other", "xn--mnchen-3ya.example")
-    run("export", "--config", other, "--out", tmp_path / "other.peer")
-    assert "reads as münchen.example" in run("add", tmp_path / "other.peer", "--config", north, *told(other))
-
-
 def told(config: Path) -> tuple[str, ...]:
     return ("--fingerprint", own_peer(NodeConfig.load(config)).fingerprint)
 
@@ -113,28 +102,6 @@ def test_two_commands_a_side_admit_each_other(north: Path, south: Path) -> None:
         "fingerprints": [fingerprint],
         "suspended": "",
     }
-
-
-def test_a_peer_file_may_come_through_a_pipe(north: Path, south: Path) -> None:
-    """`ddib peer add <(curl ...)` works, although a node's own files may be no pipe."""
-    fingerprint = exported(north, "north.peer")
-    reader, writer = os.pipe()
-    try:
-        os.write(writer, Path("north.peer").read_bytes())
-        os.close(writer)
-        run("add", f"/dev/fd/{reader}", "--fingerprint", fingerprint, "--config", south)
-    finally:
-        os.close(reader)
-    assert [entry["institution"] for entry in listed(south)] == ["north.example"]
-
-
-def test_an_exported_file_holds_no_secret_and_is_not_overwritten(north: Path) -> None:
-    """It goes by mail."""
-    exported(north, "north.peer")
-    assert "PRIVATE" not in Path("north.peer").read_text()
-    with pytest.raises(AlreadyExists):
-        run("export", "--config", north, "--out", "north.peer")
-    run("export", "--config", north, "--out", "north.peer", "--force")
 
 
 def test_without_a_terminal_a_fingerprint_is_needed(north: Path, south: Path) -> None:
@@ -173,27 +140,6 @@ def test_on_a_terminal_the_fingerprint_is_shown_and_asked_about(
     assert bool(listed(south)) is added
 
 
-def test_a_node_that_is_admitted_already_is_not_asked_about(north: Path, south: Path) -> None:
-    """So that a unit may start with `serve --peer FILE`; any other content of the file is asked about."""
-    fingerprint = exported(north, "north.peer")
-    run("add", "north.peer", "--fingerprint", fingerprint, "--config", south)
-    config = NodeConfig.load(south)
-    assert admit(config, Path("north.peer")).institution == "north.example"
-    Path("north.peer").write_text(Path("north.peer").read_text().replace("127.0.0.1:7443", "moved.example:1"))
-    with pytest.raises(UsageError) as refused:
-        admit(config, Path("north.peer"))
-    assert f"ddib peer add north.peer --config {south} --fingerprint" in refused.value.hint
-
-
-def test_a_fingerprint_that_differs_is_refused(north: Path, south: Path, tmp_path: Path) -> None:
-    """The file was exchanged on the way."""
-    fingerprint = exported(north, "north.peer")
-    exported(set_up(tmp_path / "false", "north.example"), "forged.peer")
-    with pytest.raises(PolicyDenied, match="not confirmed"):
-        run("add", "forged.peer", "--fingerprint", fingerprint, "--config", south)
-    assert listed(south) == []
-
-
 def test_a_root_without_name_constraints_is_accepted_only_when_asked(north: Path, south: Path) -> None:
     """A general CA of the other institution: the operator decides."""
     from ddib_fed.security.pki import certificate_pem, fingerprint
@@ -218,15 +164,6 @@ def test_a_known_peer_is_compared_again(north: Path, south: Path, options: tuple
         run("add", "north.peer", "--fingerprint", "SHA256:00", "--config", south, *options)
     assert fingerprint in refused.value.detail
     run("add", "north.peer", "--fingerprint", fingerprint, "--config", south, *options)
-
-
-def test_a_removed_peer_is_gone(north: Path, south: Path) -> None:
-    """And removing it again says that it is not there."""
-    run("add", "north.peer", "--fingerprint", exported(north, "north.peer"), "--config", south)
-    run("remove", "north.example", "--config", south)
-    assert listed(south) == []
-    with pytest.raises(PeerNotFound):
-        run("remove", "north.example", "--config", south)
 
 
 def test_a_peer_is_suspended_and_resumed(north: Path, south: Path) -> None:
@@ -285,19 +222,6 @@ def test_test_shows_what_the_peer_decodes(north: Path, listening: Listening) -> 
     assert repr(told["decoding"]["domain"]) in said
     assert "clock        that node's is" in said
     assert abs(told["clock_s"]) < 60
-
-
-def test_a_call_that_breaks_after_the_handshake_is_no_internal_error(
-    north: Path, listening: Listening
-) -> None:
-    """A flipped bit in the answer: the peer is unreachable, and the hint does not lead in a circle."""
-    with BitFlipper(listening.port) as wire:
-        add_west(north, listening, wire.address)
-        _admit_north(north, listening)
-        listening.echo.on_describe = lambda: wire.arm("to_client")
-        with pytest.raises(PeerUnreachable, match="broke off") as error:
-            run("test", "west.example", "--config", north)
-    assert "repeat the command" in error.value.hint
 
 
 def test_the_commands_import_nothing_heavy() -> None:

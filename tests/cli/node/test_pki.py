@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from ddib_fed.cli.init import make_client, make_node
 from ddib_fed.cli.pki import pki
-from ddib_fed.errors import AlreadyExists, Cancelled, PolicyDenied
+from ddib_fed.errors import AlreadyExists, Cancelled
 
 
 def write_config(folder: Path, name: str = "node-1", institution: str = "north.example") -> Path:
@@ -75,14 +75,6 @@ def test_signing_asks_first(one: Path, tmp_path: Path) -> None:
     assert Path("node-2.pem").exists()
 
 
-def test_a_request_of_another_institution_is_not_signed(one: Path, tmp_path: Path) -> None:
-    """The wrong file was sent."""
-    other = write_config(tmp_path / "other", "node-2", "south.example")
-    run("request", "--config", other)
-    with pytest.raises(PolicyDenied):
-        run("issue", "node-2.csr", "--config", one, "--yes")
-
-
 def test_a_client_elsewhere_asks_with_its_profile(one: Path, tmp_path: Path) -> None:
     """Its key is made on its own machine."""
     profile = make_client(tmp_path / "bob", name="bob", institution="north.example", address="localhost:1")
@@ -92,11 +84,3 @@ def test_a_client_elsewhere_asks_with_its_profile(one: Path, tmp_path: Path) -> 
     run("issue", "bob.csr", "--config", one, "--yes")
     run("install", "bob.pem", "--profile", profile)
     assert shown("--profile", profile)["role"] == "client"
-
-
-def test_files_are_not_overwritten(one: Path, tmp_path: Path) -> None:
-    """Neither a request nor a certificate."""
-    Path("node-1.csr").write_text("mine")
-    with pytest.raises(AlreadyExists):
-        run("request", "--config", one)
-    assert Path("node-1.csr").read_text() == "mine"

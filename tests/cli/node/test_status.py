@@ -10,7 +10,7 @@ import pytest
 from ddib_fed.cli.init import make_node
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
-from ddib_fed.node.admin import AdminServicer, serve_admin
+from ddib_fed.node.admin import operator_service
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.v1 import admin_pb2 as pb
 
@@ -61,20 +61,16 @@ def config_path(tmp_path):
 
 @pytest.fixture
 def admin(config_path):
-    servicer = AdminServicer(Operated(answer()))
-    server = serve_admin(NodeConfig.load(config_path).paths.admin_socket, servicer, [])
-    yield config_path
-    server.stop(None).wait()
+    with operator_service(NodeConfig.load(config_path), Operated(answer())):
+        yield config_path
 
 
 def test_status_warns_of_a_root_that_ends_soon(config_path, capsys):
     """From 90 days before."""
     ending = answer()
     ending.root_expires = time.time() + 10.5 * 86_400
-    servicer = AdminServicer(Operated(ending))
-    server = serve_admin(NodeConfig.load(config_path).paths.admin_socket, servicer, [])
-    assert run(["status", "--config", str(config_path)]) == 0
-    server.stop(None).wait()
+    with operator_service(NodeConfig.load(config_path), Operated(ending)):
+        assert run(["status", "--config", str(config_path)]) == 0
     assert "warning: the root of north.example ends in 10 days" in capsys.readouterr().out
 
 
@@ -114,9 +110,3 @@ def test_no_node_is_unreachable(config_path, capsys):
     """Exit 9, and how to start it."""
     assert run(["status", "--config", str(config_path)]) == ExitCode.UNAVAILABLE
     assert "serve --config" in capsys.readouterr().err
-
-
-def test_no_configuration_is_not_found(tmp_path, capsys):
-    """Exit 6, and how to write one."""
-    assert run(["status", "--config", str(tmp_path / "none.toml")]) == ExitCode.NOT_FOUND
-    assert "ddib init node" in capsys.readouterr().err

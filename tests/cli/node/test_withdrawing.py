@@ -9,7 +9,7 @@ import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
-from ddib_fed.node.admin import AdminServicer, serve_admin
+from ddib_fed.node.admin import operator_service
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security.peers import PeerStore
@@ -30,10 +30,8 @@ def node(north):
     config = NodeConfig.load(north)
     store = PeerStore(config.paths.state, config.node.institution)
     store.snapshot()
-    servicer = AdminServicer(SimpleNamespace(reload=lambda: list(store.reload())))
-    server = serve_admin(config.paths.admin_socket, servicer, [])
-    yield store
-    server.stop(None).wait()
+    with operator_service(config, SimpleNamespace(reload=lambda: list(store.reload()))):
+        yield store
 
 
 def test_withdrawing_says_from_when_the_node_obeys(north, node, capsys):
@@ -59,21 +57,8 @@ def test_without_a_node_the_list_waits_for_its_start(north, capsys):
         assert run(["pki", "withdraw", ALICE, *undo, *words]) == 0
         found = json.loads(capsys.readouterr().out)
         seen.append((found["withdrawn"], found["changed"]))
-        assert (found["identity"], found["node_running"], found["obeyed"]) == (ALICE, False, "at start")
+        assert (found["identity"], found["node_running"]) == (ALICE, False)
     assert seen == [(True, True), (True, False), (False, True), (False, False)]
-
-
-def test_who_is_withdrawn_is_listed_with_the_comment(north, capsys):
-    """For people and for scripts."""
-    run(["pki", "withdraw", ALICE, "--reason", "Gerät verloren", "--config", str(north)])
-    capsys.readouterr()
-    assert run(["pki", "show", "--config", str(north), "--format", "json"]) == 0
-    found = json.loads(capsys.readouterr().out)["withdrawn"]
-    assert found == [{"identity": ALICE, "reason": "Gerät verloren"}]
-    assert run(["pki", "show", "--config", str(north)]) == 0
-    shown = capsys.readouterr().out
-    assert ALICE in shown
-    assert "Gerät verloren" in shown
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
-from PIL import Image
 
-from ddib_fed.cli.main import run
-from ddib_fed.client.client import state_of
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import ImageTooLarge, ImageUnreadable, JobFailed, PictureMisfit, SettingsInvalid
 from ddib_fed.models.manifest import PictureFormat, StructureThresholds
@@ -22,7 +18,6 @@ from ddib_fed.protocol.messages import Settings
 from tests.e2e.harness import Pair, ddib
 from tests.e2e.translation.test_translate import npy
 from tests.node.picture_examples import (
-    SECRET,
     SIZE,
     Files,
     chunks,
@@ -106,19 +101,6 @@ def test_a_round_trip_is_the_picture_again_in_the_sources_bits(studio: Studio) -
     assert mse == pytest.approx(recorded + rounding, abs=6 * scatter)
 
 
-def test_the_round_trip_of_a_fitted_picture_is_that_of_its_own_size(studio: Studio) -> None:
-    """What the fit lost is in the figure; a picture of the model's size says nothing of it."""
-    for name in ("Ada-tiff", "Ada-npy"):
-        picture = studio.record(name)["picture"]
-        mse = np.mean((studio.files.pixels[name] / 127.5 - 1 - back_of(studio, name)) ** 2)
-        assert picture["cycle_mse"] == pytest.approx(mse, rel=0.01)
-        assert picture["cycle_psnr"] == pytest.approx(
-            picture["fit_psnr"], abs=0.5
-        )  # here nearly all is lost by it
-        assert (picture["fitted_height"], picture["fitted_width"]) == (SIZE, SIZE)
-    assert "fit_psnr" not in studio.record("Ada-png")["picture"]
-
-
 def back_of(studio: Studio, name: str) -> np.ndarray:
     return decode_image((studio.out / f"{name}.returned.png").read_bytes()).pixels[..., 0] / 127.5 - 1
 
@@ -138,13 +120,6 @@ def test_the_record_says_what_was_done(studio: Studio) -> None:
     assert (record["doubtful"], record["doubts"]) == (True, ["cycle_psnr"])  # for what the fit lost
     assert picture["mutual_information"] > 0.5
     assert record["samples"] == 1
-
-
-def test_pictures_below_the_threshold_are_marked(studio: Studio, tmp_path: Path, capsys) -> None:
-    """In the record and in the table."""
-    shown = studio.translate("--cycle", "--doubtful-below", 100, out=tmp_path)
-    assert shown.count("doubtful") >= 4
-    assert json.loads((tmp_path / "Ada-npy.json").read_text())["doubtful"] is True
 
 
 def test_the_same_request_softens_with_the_same_noise(studio: Studio, tmp_path: Path) -> None:
@@ -178,23 +153,6 @@ def test_another_class_is_another_translation(studio: Studio) -> None:
         assert "SETTINGS_INVALID" in failed.value.detail
 
 
-def test_less_depth_keeps_the_picture_in_the_latent_where_both_nodes_allow_it(
-    studio: Studio, tmp_path: Path, capsys
-) -> None:
-    """0.5 is recorded and is half a picture; 0.3 is too little for the target alone, and it says so."""
-    studio.translate("--depth", 0.5, "--keep-latents", out=tmp_path / "half")
-    name = studio.files.paths[0].stem
-    assert json.loads((tmp_path / "half" / f"{name}.json").read_text())["solver"]["depth"] == 0.5
-    assert studio.record(name)["solver"]["depth"] == 1.0
-    latents = [np.load(folder / f"{name}.latent.npy").ravel() for folder in (tmp_path / "half", studio.out)]
-    assert float(np.abs(latents[0] - latents[1]).max()) > 1e-3
-    words = [*studio.files.paths, "--to", TARGET, "--target-class", "ridge", "--out", tmp_path / "less"]
-    command = ["translate", *map(str, words), "--depth", "0.3", "--profile", str(studio.pair.profile)]
-    assert run(command) != 0
-    said = capsys.readouterr().err
-    assert "POLICY_DENIED" in said or "least_depth" in said, said
-
-
 @pytest.mark.parametrize(
     ("content", "error"),
     [
@@ -214,32 +172,3 @@ def test_a_bad_picture_is_named_and_the_node_lives_on(studio: Studio, content: b
             client.submit([good, content], TARGET, target_class="ridge")
         assert caught.value.facts["item"] == "1"
         assert client.translate([good], TARGET, QUICK, target_class="ridge")
-
-
-def test_a_picture_of_another_kind_fails_alone(studio: Studio) -> None:
-    """A black one has no latent of noise: it does not leave, and the others do."""
-    black = png_bytes(np.full((SIZE, SIZE), -1.0))
-    with studio.pair.client() as client:
-        job = client.submit([png_bytes(noise(seed=7)), black], TARGET, QUICK, target_class="ridge")
-        for _ in client.watch(job.job_id):
-            pass
-        found = client.get(job.job_id)
-    assert [state_of(item) for item in found.items] == ["DECODED", "FAILED"]
-    assert found.items[1].error.reason == "LATENT_NOT_GAUSSIAN"
-
-
-def test_the_softening_key_is_the_owners_alone(studio: Studio) -> None:
-    """Made at the first start, on both sides, and not the same."""
-    keys = [node.config.paths.softening_key for node in (studio.pair.north, studio.pair.south)]
-    assert [key.stat().st_mode & 0o777 for key in keys] == [0o600, 0o600]
-    assert keys[0].read_bytes() != keys[1].read_bytes()
-
-
-def test_the_files_that_were_sent_are_what_they_seem(studio: Studio) -> None:
-    """The secrets that are looked for on the wire do lie in the files."""
-    for path in studio.files.paths:
-        if path.suffix != ".npy":
-            assert SECRET.encode() in path.read_bytes()
-    assert tifffile.imread(studio.files.folder / "Ada-tiff.tif").dtype == np.uint16
-    with Image.open(studio.files.folder / "Ada-jpeg.jpg") as jpeg:
-        assert jpeg.getexif()[270] == SECRET

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -60,16 +59,6 @@ def test_translations_lie_in_the_target_domain(pair: Pair) -> None:
     assert distances["sliced_w2"] <= 1.5 * distances["sliced_w2_floor"] + 0.01
 
 
-def test_the_same_request_gives_the_same_result(pair: Pair) -> None:
-    """Alone or beside others, the same input and settings give the same translation to 1e-5."""
-    cloud = npy(moons(100, seed=3))
-    with pair.client() as client:
-        alone = client.translate([cloud], TARGET)[0]
-        beside = client.translate([npy(moons(64, seed=4)), cloud, npy(moons(300, seed=5))], TARGET)[1]
-    first, second = (np.load(io.BytesIO(r.translation.data)) for r in (alone, beside))
-    np.testing.assert_allclose(first, second, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("content", "error"),
     [
@@ -95,18 +84,6 @@ def test_a_bad_file_is_named_and_the_node_lives_on(
         assert client.translate([good], TARGET)[0].translation
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"not numpy at all", pickle.dumps([1, 2])], ids=["empty", "text", "pickle"]
-)
-def test_what_is_no_npy_file_does_not_leave_the_client(pair: Pair, content: bytes) -> None:
-    """The client itself refuses what does not begin as a .npy file; nothing is submitted."""
-    with pair.client() as client:
-        before = len(list(client.list()))
-        with pytest.raises(PointsUnreadable, match="an item"):
-            client.submit([npy(moons(10)), content], TARGET)
-        assert len(list(client.list())) == before
-
-
 def test_what_does_not_exist_is_said_at_once(pair: Pair) -> None:
     """An institution nobody admitted, a domain it does not serve, a solver that is none."""
     good = npy(moons(10))
@@ -117,14 +94,6 @@ def test_what_does_not_exist_is_said_at_once(pair: Pair) -> None:
             client.submit([good], "south.example/moons")
         with pytest.raises(SettingsInvalid):
             client.submit([good], TARGET, Settings(solver="euler"))
-
-
-def test_a_part_of_a_domain_can_be_translated(pair: Pair) -> None:
-    """The first tenth of the points, in order, is a stretch of one moon; its latents fill a part of the plane."""
-    with pair.client() as client:
-        result = client.translate([npy(moons(1_000)[:100])], TARGET)[0]
-    assert result.provenance.latent.std < 0.8
-    assert np.load(io.BytesIO(result.translation.data)).shape == (100, 2)
 
 
 def test_points_in_other_units_are_refused_with_the_item(pair: Pair) -> None:

@@ -77,22 +77,6 @@ def test_hounsfield_units_come_back(ct):
     assert other.RescaleType == "US"
 
 
-def test_what_described_the_old_pixels_is_gone(tmp_path):
-    """Tables, overlays, windows of the display and the icon."""
-    write_series(tmp_path / "mr", VALUES, WindowCenter=77, SmallestImagePixelValue=3, PixelPaddingValue=1,
-                 StationName="ward 7", VOILUTFunction="SIGMOID")  # fmt: skip
-    overlaid = pydicom.dcmread(tmp_path / "mr" / "IM001")
-    overlaid.add_new(0x60000010, "US", 12)
-    overlaid.save_as(tmp_path / "mr" / "IM001")
-    study = only(tmp_path / "mr")
-    (*_, made) = datasets(study.assemble(echo(study)))
-    assert 0x60000010 in study.series.headers[-1]
-    for keyword in ("SmallestImagePixelValue", "PixelPaddingValue", "StationName", "VOILUTFunction"):
-        assert keyword not in made
-    assert not [element for element in made if element.tag.group == 0x6000]
-    assert made.WindowCenter == 127.5
-
-
 OF_THE_ACQUISITION = {
     "EchoTime": 12, "RepetitionTime": 600, "InversionTime": 900, "FlipAngle": 15, "ScanningSequence": "IR",
     "SequenceVariant": "SK", "SequenceName": "tfl3d1", "ProtocolName": "t1_mprage", "MagneticFieldStrength": 3,

@@ -12,13 +12,8 @@ from ddib_fed.errors import BundleInvalid, DdibError, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, make_bundle, save_bundle
 from ddib_fed.models.import_guided import import_guided, import_synthetic, parse_flags, settle
 from ddib_fed.models.weights import read_tensors
-from ddib_fed.networks.config import (
-    ClassifierConfig,
-    SyntheticConfig,
-    UNetConfig,
-    build_network,
-    network_shapes,
-)
+from ddib_fed.networks.build import build_network, network_shapes
+from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
 from tests import golden
 from tests.models.examples import state
 

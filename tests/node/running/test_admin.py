@@ -9,8 +9,7 @@ import stat
 import pytest
 
 from ddib_fed.errors import ConfigError, PeerUnreachable
-from ddib_fed.node.admin import AdminClient, AdminServicer, serve_admin, stop_admin
-from ddib_fed.node.server import CallInterceptor
+from ddib_fed.node.admin import AdminClient, operator_service
 from ddib_fed.v1 import admin_pb2 as pb
 from tests.node.tiny_nodes import make_config
 
@@ -21,7 +20,7 @@ def config(tmp_path):
 
 
 class Node:
-    """What the daemon gives to the servicer."""
+    """What the daemon gives to the service."""
 
     def __init__(self) -> None:
         self.answer = pb.StatusResponse(state="serving")
@@ -33,17 +32,17 @@ class Node:
     def reload(self) -> list[str]:
         return self.changes
 
-    def serve(self, config):
-        servicer = AdminServicer(self)
-        return serve_admin(config.paths.admin_socket, servicer, [CallInterceptor("north.example")])
-
 
 @pytest.fixture
 def node(config):
     made = Node()
-    server = made.serve(config)
-    yield made
-    stop_admin(server, config.paths.admin_socket)
+    with operator_service(config, made):
+        yield made
+
+
+def refused(config, match: str) -> None:
+    with pytest.raises(ConfigError, match=match), operator_service(config, Node()):
+        pass
 
 
 def test_the_socket_is_this_users_alone(node, config) -> None:
@@ -66,8 +65,7 @@ def test_the_operator_is_answered_however_much_is_wrong(node, config) -> None:
 
 def test_a_second_node_is_refused_and_the_first_keeps_its_socket(node, config) -> None:
     """It would otherwise answer in the first one's place."""
-    with pytest.raises(ConfigError, match="another node is running"):
-        Node().serve(config)
+    refused(config, "another node is running")
     assert AdminClient(config).status().state == "serving"
 
 
@@ -78,9 +76,8 @@ def test_a_socket_that_a_kill_left_behind_is_replaced(config) -> None:
     left = socket.socket(socket.AF_UNIX)
     left.bind(str(path))
     left.close()
-    server = Node().serve(config)
-    assert AdminClient(config).status().state == "serving"
-    stop_admin(server, path)
+    with operator_service(config, Node()):
+        assert AdminClient(config).status().state == "serving"
     assert not path.exists()
 
 
@@ -89,8 +86,7 @@ def test_a_folder_that_others_may_write_is_refused(config) -> None:
     folder = config.paths.admin_socket.parent
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o777)
-    with pytest.raises(ConfigError, match="written to by others"):
-        Node().serve(config)
+    refused(config, "written to by others")
 
 
 def test_no_node_is_named_as_such(config) -> None:

@@ -137,21 +137,3 @@ def test_a_store_of_trust_that_cannot_be_read_is_loud(config, caplog) -> None:
     assert running.end() == 0
     said = [record for record in caplog.records if "trust.json" in record.message]
     assert [record.levelname for record in said] == ["ERROR"]
-
-
-def test_status_is_answered_until_the_socket_is_gone(tmp_path, monkeypatch) -> None:
-    """Also after a source has closed its database: with the jobs as they were last."""
-    config = ready(tmp_path / "north", "north.example", "source")
-    client, seen = AdminClient(config), []
-    stop_admin = daemon.stop_admin
-
-    def stop(server, path) -> None:
-        seen.append(client.status())
-        stop_admin(server, path)
-
-    monkeypatch.setattr(daemon, "stop_admin", stop)
-    running = Running(config).serving()
-    before = client.status()
-    assert running.end() == 0
-    assert dict(seen[0].jobs) == dict(before.jobs)
-    assert "queued" in before.jobs

@@ -7,7 +7,7 @@ import urllib.request
 
 import pytest
 
-from ddib_fed.node.admin import AdminClient, DiskWatch
+from ddib_fed.node.admin import AdminClient
 from tests.e2e.harness import free_port
 from tests.node.running.test_daemon import Running, ready
 from tests.small_disks import small_disk
@@ -21,16 +21,6 @@ def readyz(port: int) -> tuple[int, str]:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
-
-
-def test_a_folder_that_cannot_be_written_is_a_problem_too(tmp_path, monkeypatch) -> None:
-    """A broken disk, a read-only mount: the number of free bytes does not show it."""
-
-    def broken(*_arguments, **_options) -> int:
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr("ddib_fed.node.admin.os.open", broken)
-    assert DiskWatch((tmp_path,)).problem == f"{tmp_path} cannot be written: Read-only file system"
 
 
 @pytest.mark.slow

@@ -106,6 +106,3 @@ def test_a_reload_is_a_line(config: NodeConfig, running: Running) -> None:
     """By the operator."""
     AdminClient(config).reload()
     assert len(of_act(config, "reload")) == 1
-
-
-KNOCKS = 20

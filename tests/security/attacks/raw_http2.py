@@ -12,8 +12,7 @@ from typing import Self
 
 from hpack import Encoder
 
-from tests.security.tap.http2 import PREFACE
-
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RESET, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0x0, 0x1, 0x3, 0x4, 0x6, 0x8, 0x9
 END_STREAM, END_HEADERS = 0x1, 0x4
 WINDOW = 0x3FFF_0000

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.security import pki
+from ddib_fed.protocol.contract import PROTOCOL
+from ddib_fed.security import pki, tls
+from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
 from tests.conftest import Evidence
 from tests.e2e.harness import Node, Pair
 from tests.security.attacks.raw_http2 import (
@@ -26,6 +28,8 @@ from tests.security.attacks.raw_http2 import (
     PING,
     RESET,
     SETTINGS,
+    WATCH,
+    WINDOW,
     Raw,
     frame,
     message,
@@ -48,17 +52,23 @@ class Scene:
 
     south: Node
     peer: Path
-    holder: Path
+    holders: list[Path]
+
+    @property
+    def holder(self) -> Path:
+        return self.holders[0]
 
 
 @pytest.fixture(scope="module")
-def scene() -> Iterator[Scene]:
+def scene(amount: Amount) -> Iterator[Scene]:
     with tempfile.TemporaryDirectory(prefix="ddib-attacks-") as name:
         pair = Pair.create(Path(name))
-        pki.issue_client(pair.north.config.paths.pki, Path(name) / "holder", "mallory")
+        holders = [Path(name) / f"holder-{number}" for number in range(amount(6, 64))]
+        for holder in holders:
+            pki.issue_client(pair.north.config.paths.pki, holder, f"mallory-{holder.name}")
         pair.south.start()
         try:
-            yield Scene(pair.south, pair.north.config.paths.pki, Path(name) / "holder")
+            yield Scene(pair.south, pair.north.config.paths.pki, holders)
         finally:
             pair.stop()
 
@@ -164,6 +174,31 @@ def slow_readers(port: int, pki_folder: Path, count: int, seconds: float) -> Non
                 raw.data(number, message(b"\x0a\x04\x08\x01\x10\x04"), end=True)
 
 
+def of_one_institution(path: str, *, asked: bool = True, window: int = WINDOW) -> Attack:
+    """Calls of every holder of a certificate of north's, held open; north's own node is served meanwhile."""
+
+    def run(scene: Scene, _: Amount) -> None:
+        with ExitStack() as held:
+            for holder in scene.holders:
+                raw = held.enter_context(Raw(scene.south.port, holder, window=window))
+                for _number in range(16):
+                    stream = raw.open(path)
+                    if asked:
+                        raw.data(stream, message(b""), end=True)
+                    raw.read()
+            time.sleep(0.5)
+            with tls.channel(
+                f"127.0.0.1:{scene.south.port}",
+                server_name="node-1.south.example",
+                pki_folder=scene.peer,
+                roots_pem=(scene.south.config.paths.pki / "roots.pem").read_bytes(),
+            ) as channel:
+                ask = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
+                decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ask, timeout=10)
+
+    return run
+
+
 Attack = Callable[[Scene, Amount], None]
 
 
@@ -203,6 +238,9 @@ ATTACKS: dict[str, Attack] = {
     ),
     "large headers": by("holder", many_headers, HEALTH, (200, 5_000)),
     "pings": by("holder", pings, HEALTH, (2_000, 100_000)),
+    "64 certificates, calls without a request": of_one_institution(HEALTH, asked=False),
+    "64 certificates, watches": of_one_institution(WATCH),
+    "64 certificates, answers that are not taken": of_one_institution(HEALTH, window=0),
     "slow writers": crowd(slow_writers, 8, 64),
     "slow readers": crowd(slow_readers, 2, 16),
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ddib_fed.data.fitting import fit_picture
-from ddib_fed.data.pictures import decode_image, encode_png
+from ddib_fed.data.pictures import decode_image
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.gate import Softener, load_key
 from ddib_fed.engine.local_party import ServingParty
@@ -19,27 +19,19 @@ from ddib_fed.errors import DdibError
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.models.units import ChannelMap
 from ddib_fed.node.role import limits_of
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.security import pki
 from tests.e2e.harness import Node, Pair
 from tests.e2e.processes import PLANT
-from tests.formats.dicom.files import words_of, write_series
-from tests.node.picture_examples import SECRET, Files, noise, save_pictures_model, to_bits, write_files
-from tests.security.tap.judge import threshold
-from tests.security.tap.relay import Tap
+from tests.node.picture_examples import SECRET, Files, save_pictures_model, write_files
+from tests.security.tap.relay import Tap, tap_between
 from tests.security.tap.search import Traffic
 from tests.security.tap.secrets import Secrets
-from tests.security.tap.third import tap_between
 
 EVALUATIONS = 12
-HONEST = 24
-"""Pictures from whose latents the threshold of correlation comes."""
 DEEP = PictureFormat(low=-1000.0, high=2000.0, bits=16)
 TARGET = "south.example/relief"
-PIXEL_DATA = b"\xe0\x7f\x10\x00"
-"""Tag of the element of a DICOM file that holds its pixels, the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,37 +54,11 @@ class Bench:
     evaluations: int = EVALUATIONS
 
     @classmethod
-    def shipped(cls, folder: Path, pictures: Mapping[str, np.ndarray]) -> Bench:
-        """The shipped models of satellite and relief, and pictures (H, W, C) uint8 as PNG files."""
-        pair = Pair.create(folder, "relief", domain="satellite")
-        tap = tap_between(pair, folder / "tap")
-        (at := folder / "in").mkdir()
-        for name, pixels in pictures.items():
-            (at / f"{name}.png").write_bytes(encode_png(pixels))
-        sizes = {name: pixels.shape[:2] for name, pixels in pictures.items()}
-        return cls(pair, tap, Files(at, sizes, dict(pictures)), 24)
-
-    @classmethod
-    def create(
-        cls, folder: Path, *, classes: tuple[str, ...] = (), form: PictureFormat = DEEP, **policy: str
-    ) -> Bench:
-        """Both nodes with small models of pictures, and the tap; `policy` are lines of both node.toml."""
+    def create(cls, folder: Path) -> Bench:
+        """Both nodes with small models of pictures, and the tap."""
         pair = Pair.create(folder, "relief", domain="scans", pretrained=False)
         save_pictures_model(pair.north.folder / "model", "scans", seed=1)
-        save_pictures_model(
-            pair.south.folder / "model",
-            "relief",
-            seed=2,
-            form=form,
-            classes=classes,
-            class_dropout=bool(classes),
-        )
-        for node in (pair.north, pair.south):
-            for name, value in policy.items():
-                text = node.config_path.read_text().splitlines()
-                lines = [f"{name} = {value}" if line.startswith(f"# {name} = ") else line for line in text]
-                assert lines != text, name
-                node.config_path.write_text("\n".join(lines) + "\n")
+        save_pictures_model(pair.south.folder / "model", "relief", seed=2, form=DEEP)
         tap = tap_between(pair, folder / "tap")
         (folder / "in").mkdir()
         return cls(pair, tap, write_files(folder / "in"))
@@ -123,8 +89,8 @@ class Bench:
             return True
 
     def kept(self, since: int = 0) -> Traffic:
-        """What crossed on the connections from the given one on; the nodes that made them must have ended."""
-        return Traffic(self.tap.connections[since:])
+        """What crossed in the calls from the given one on; the nodes that made them must have ended."""
+        return Traffic(self.tap.calls[since:])
 
     def secrets(self) -> Secrets:
         """Everything of these files, models and keys."""
@@ -140,8 +106,6 @@ class Bench:
         for node in (self.pair.north, self.pair.south):
             found.weights(node.institution, node.config.paths.bundle / "model.safetensors")
             add_keys(found, node)
-        for path in sorted(self.series.iterdir()) if self.series.is_dir() else ():
-            add_header(found, path)
         for name, text in (
             ("metadata", SECRET),
             ("client", "client/alice"),
@@ -149,17 +113,6 @@ class Bench:
         ):
             found.word(name, text)
         return found
-
-    @property
-    def series(self) -> Path:
-        """A DICOM series beside the files, whose headers are full of names; see `write_dicom`."""
-        return self.files.folder / "series"
-
-    def write_dicom(self) -> dict[str, np.ndarray]:
-        """The series: its slices (H, W) uint8 by the names of its files."""
-        planes = np.stack([to_bits(noise(seed=seed), np.uint8) for seed in (5, 6)])
-        paths = write_series(self.series, planes.astype(int), PatientName=SECRET, PatientID=f"{SECRET}-id")
-        return {path.name: plane for path, plane in zip(paths, planes, strict=True)}
 
     @property
     def softener(self) -> Softener:
@@ -183,56 +136,30 @@ class Bench:
         rule = picture_rule(load_bundle(config.paths.bundle).manifest)
         return fit_picture(decode_image(content, limits_of(config.limits)), rule).samples
 
-    def latents(
-        self, *, label: int | None = None, calibration: ChannelMap | None = None
-    ) -> dict[str, np.ndarray]:
+    def latents(self) -> dict[str, np.ndarray]:
         """What north may send of the files: computed again, from the bundle, the files and the node's noise."""
-        shown = {each.path.stem: each.samples for each in self.pictures()}
-        return self.encoded(shown, self.softener, label=label, calibration=calibration)
+        return self.encoded({each.path.stem: each.samples for each in self.pictures()})
 
-    def encoded(
-        self,
-        samples: Mapping[str, np.ndarray],
-        softener: Softener,
-        *,
-        label: int | None = None,
-        calibration: ChannelMap | None = None,
-    ) -> dict[str, np.ndarray]:
-        """Latents (1, C, H, W) by north's model, by name; samples (C, H, W) in [-1, 1]."""
+    def encoded(self, samples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Latents (1, C, H, W) by north's model and noise, by name; samples (C, H, W) in [-1, 1]."""
         party = ServingParty(load_bundle(self.pair.north.config.paths.bundle), device="cpu", threads=1)
-        leg = Leg(SolverSettings(evaluations=self.evaluations), calibration=calibration)
+        leg, softener = Leg(SolverSettings(evaluations=self.evaluations)), self.softener
 
         def soften(picture: np.ndarray) -> np.ndarray:
             return softener.for_picture(picture, "south.example")
 
         try:
             return {
-                name: party.encode(ToEncode(0, each[None], label, soften), leg).latent.data
+                name: party.encode(ToEncode(0, each[None], None, soften), leg).latent.data
                 for name, each in samples.items()
             }
         finally:
             party.close()
 
-    def threshold(self, *, label: int | None = None, calibration: ChannelMap | None = None) -> float:
-        """The correlation that latents of other pictures do not reach with their own, made in the same way."""
-        bundle = load_bundle(self.pair.north.config.paths.bundle)
-        drawn = {str(seed): noise(seed=100 + seed).astype(np.float32)[None] for seed in range(HONEST)}
-        made = self.encoded(drawn, Softener(bytes(32), bundle.digest), label=label, calibration=calibration)
-        units = [bundle.manifest.normalisation.apply(each[None])[0] for each in drawn.values()]
-        return threshold(list(made.values()), units)
-
     def close(self) -> None:
         """End both nodes and the tap."""
         self.pair.stop()
         self.tap.close()
-
-
-def add_header(found: Secrets, path: Path) -> None:
-    """Every text of a DICOM header, and the header's own bytes."""
-    for word in words_of(path):
-        found.word(f"DICOM {path.name}: {word}", word)
-    content = path.read_bytes()
-    found.long.add(f"DICOM header of {path.name}", content[: content.rindex(PIXEL_DATA)])
 
 
 def add_keys(found: Secrets, node: Node) -> None:

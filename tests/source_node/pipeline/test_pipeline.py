@@ -6,7 +6,6 @@ import itertools
 import threading
 import time
 
-import numpy as np
 import pytest
 
 from ddib_fed.data.points import to_npy
@@ -17,7 +16,7 @@ from ddib_fed.protocol.messages import ItemState
 from source_node.spool import Spool, SpoolPart
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
 from tests.source_node.conftest import LARGE_LIMITS, SOLVER, wait_until
-from tests.source_node.scripted_target import hang, instead, refuse
+from tests.source_node.scripted_target import hang, refuse
 
 THREE = [npy(seed=n) for n in range(3)]
 
@@ -65,33 +64,6 @@ def test_what_a_peer_had_taken_behind_a_refusal_is_not_sent_again(source, target
     first, second = job.items[1].error, job.items[3].error
     assert (first.reason, second.reason) == ("LATENT_NOT_GAUSSIAN", "INPUT_INVALID")
     assert (first.facts, second.facts) == ({"item": "1"}, {"item": "3"})
-
-
-def _nan(target, item, latent):
-    yield from target.result(item, to_npy(np.full_like(latent.data, np.nan)))
-
-
-def _fewer(target, item, latent):
-    yield from target.result(item, to_npy(latent.data[:-1]))
-
-
-def _wider(target, item, latent):
-    yield from target.result(item, to_npy(np.zeros((40, 3), np.float32)))
-
-
-def _no_points(target, item, latent):
-    yield from target.result(item, b"\x80\x04K\x01.")
-
-
-@pytest.mark.parametrize("answer", [_nan, _fewer, _wider, _no_points])
-def test_an_answer_that_cannot_be_used_fails_its_item_alone(source, target, answer) -> None:
-    """NaN, another count, another shape, a pickle: the reason is the peer's fault, not the client's input."""
-    target.decodes = [instead(1, answer)]
-    job = source.start().ended(source.submit(*THREE))
-    assert source.states(job) == ["DECODED", "FAILED", "DECODED"]
-    error = job.items[1].error
-    assert (error.reason, error.facts["peer"]) == ("PEER_FAULT", "south.example")
-    assert not source.store.parts(job.job_id, 1)
 
 
 def test_a_peer_that_ends_early_ends_the_job_with_a_reason(source, target) -> None:

@@ -8,15 +8,10 @@ import numpy as np
 import pytest
 
 from ddib_fed.data.points import parse_npy, to_npy
-from ddib_fed.errors import LatentNotGaussian
 from ddib_fed.latent import Latent
-from ddib_fed.protocol.messages import ItemState
-from source_node.pipeline import Numbers
 from source_node.spool import SpoolPart
-from source_node.store import StoredItem
 from tests.node.tiny_nodes import gaussian, npy
 from tests.source_node.conftest import LARGE_LIMITS, SOLVER, wait_until
-from tests.source_node.scripted_target import refuse
 
 
 @pytest.fixture
@@ -78,28 +73,8 @@ def test_ranges_that_were_made_before_a_kill_are_sent_again_as_they_are(
     assert len(kept) > 1
 
 
-@pytest.mark.slow
-def test_a_range_that_the_peer_refuses_ends_its_item_and_no_other(source, target) -> None:
-    """The ranges behind it are not sent, or their answers are left aside; the small item is finished."""
-    target.limits = LARGE_LIMITS
-    numbers = numbers_of(npy(10), npy(9_000))
-    refused = numbers.of(1, 1)
-    target.decodes = [refuse(refused, LatentNotGaussian(facts={"item": refused}))]
-    job = source.start().ended(source.submit(npy(10), npy(9_000, seed=1), npy(10, seed=2), solver=SOLVER))
-    assert source.states(job) == ["DECODED", "FAILED", "DECODED"]
-    assert job.items[1].error.reason == "LATENT_NOT_GAUSSIAN"
-    assert not source.store.parts(job.job_id, 1)
-
-
 def parse(file: bytes) -> np.ndarray:
     return parse_npy(file, max_bytes=1 << 20, max_points=100_000, dim=2)
-
-
-def numbers_of(*files: bytes) -> Numbers:
-    items = [
-        StoredItem(n, ItemState.RECEIVED, 1, len(file), bytes(32), {}, None) for n, file in enumerate(files)
-    ]
-    return Numbers(items, (2,))
 
 
 def source_ranges(source, job_id: str) -> list[bytes]:

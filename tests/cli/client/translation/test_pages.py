@@ -13,8 +13,7 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Delivered
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.engine.record import Part, PictureFigures, Translation
-from ddib_fed.errors import DiskFull
-from tests.small_disks import small_disk
+from ddib_fed.errors import ImageUnreadable
 
 
 def run(out, names, *, left_out=()):
@@ -36,7 +35,7 @@ def there(out):
 
 def test_two_pictures_have_a_page_and_a_sheet(tmp_path):
     """With what was left out; the same command writes the same two again."""
-    bad = LeftOut(tmp_path / "bad.tif", "IMAGE_UNREADABLE", "is empty")
+    bad = LeftOut(tmp_path / "bad.tif", ImageUnreadable("is empty"))
     found = run(tmp_path, ["a", "sub/b"], left_out=[bad])
     for _ in range(2):
         assert write_pages(found) == tmp_path / "report.html"
@@ -56,12 +55,3 @@ def test_files_of_others_are_left_alone(tmp_path, name):
         assert write_pages(found) == tmp_path / "report-1.html"
     assert (tmp_path / name).read_text() == "<html>mine</html>"
     assert (tmp_path / "sheet-1.png").exists()
-
-
-def test_a_full_disk_names_the_page(tmp_path):
-    """And says that the results are complete."""
-    with small_disk(tmp_path / "disk", 1) as disk:
-        found = run(disk.folder, ["a", "b"])
-        disk.fill()
-        with pytest.raises(DiskFull, match="cannot be written: No space left on device; every result is in"):
-            write_pages(found)

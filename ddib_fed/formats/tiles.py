@@ -1,0 +1,420 @@
+"""Pictures and maps in overlapping tiles of the model's size: JPEG 2000, WebP and BMP, and GeoTIFF.
+
+A picture becomes a PNG; a map becomes one of the same georeference, and of the input's header only the reference
+system, the transform, control points or polynomials, and the mask go into it. Where nothing was translated the result
+is background, and a mask says so.
+"""
+
+from __future__ import annotations
+
+import shlex
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.data.pictures import (
+    MOST_PADDING,
+    ORIENTATION,
+    ImageLimits,
+    Pixels,
+    decode_image,
+    encode_png,
+    faults_as_unreadable,
+    open_pillow,
+    pillow_pixels,
+    read_content,
+    too_many_frames,
+    upright,
+)
+from ddib_fed.errors import DdibError, ImageUnreadable, extra
+from ddib_fed.formats.intensity import AUTO, IntensityRule, chosen_rule, is_empty
+from ddib_fed.formats.recognition import PICTURES, tile_of
+from ddib_fed.formats.study import (
+    MAX_BYTES,
+    Assembled,
+    Options,
+    Origin,
+    Planes,
+    Study,
+    StudyResults,
+    require_size,
+)
+from ddib_fed.version import __version__
+
+Floats = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    height: int
+    width: int
+    tile: tuple[int, int]
+    overlap: int
+
+    @classmethod
+    def of(cls, height: int, width: int, tile: tuple[int, int] | None) -> TileGrid:
+        """Tiles that overlap by half their side, or the whole picture."""
+        if tile is None:
+            return cls(height, width, (height, width), 0)
+        return cls(height, width, (min(tile[0], height), min(tile[1], width)), min(tile) // 2)
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        return _starts(self.height, self.tile[0], self.overlap)
+
+    @cached_property
+    def columns(self) -> tuple[int, ...]:
+        return _starts(self.width, self.tile[1], self.overlap)
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+    def windows(self) -> list[tuple[slice, slice]]:
+        """Each tile's place, row by row."""
+        height, width = self.tile
+        return [
+            (slice(top, top + height), slice(left, left + width))
+            for top in self.rows
+            for left in self.columns
+        ]
+
+
+def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
+    if tile >= length:
+        return (0,)
+    step = max(1, tile - overlap)
+    count = 1 + -(-(length - tile) // step)
+    return tuple(round(i * (length - tile) / (count - 1)) for i in range(count))
+
+
+def blend(
+    tiles: Sequence[NDArray[Any] | None], grid: TileGrid, channels: int, *, background: float = 0.0
+) -> tuple[Floats, Mask]:
+    """(H, W, C) of the tiles that are there, weighted by a raised sine over what they share; and where any is."""
+    sides = []
+    for size, starts in zip(grid.tile, (grid.rows, grid.columns), strict=True):
+        shared = max((before + size - after for before, after in pairwise(starts)), default=0)
+        shared = min(shared, size // 2 or 1)
+        edge = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5
+        sides.append(np.sin(np.pi / 2 * np.clip(edge / max(shared, 0.5), 0, 1)) ** 2)
+    window = (sides[0][:, None] * sides[1][None, :])[:, :, None].astype(np.float32)
+    total = np.zeros((grid.height, grid.width, channels), dtype=np.float32)
+    weight = np.zeros((grid.height, grid.width, 1), dtype=np.float32)
+    for place, tile in zip(grid.windows(), tiles, strict=True):
+        if tile is not None:
+            total[place] += window * tile.astype(np.float32)
+            weight[place] += window
+    there = weight > 0
+    return np.where(there, total / np.maximum(weight, 1e-12), np.float32(background)), there[..., 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles(Planes):
+    """A picture (H, W, C) in the numbers that a model takes."""
+
+    grid: TileGrid
+
+    @classmethod
+    def of(
+        cls, numbers: Pixels, grid: TileGrid, intensity: dict[str, Any], rule: str, valid: Mask | None = None
+    ) -> Tiles:
+        """The tiles that show something: not those of one value, nor those without data by `valid` (H, W)."""
+        width = max(float(np.ptp(numbers)), 1e-9)
+        sent = []
+        for at, window in enumerate(grid.windows()):
+            tile = numbers[window]
+            has_data = valid is None or valid[window].any()
+            if has_data and not is_empty(tile, float(tile.min()), width * 1e-3):
+                sent.append(at)
+        if not sent:
+            raise ImageUnreadable("it shows nothing: all its pixels are alike or without data")
+        return cls(numbers, tuple(sent), intensity, rule, grid)
+
+    @property
+    def places(self) -> list[tuple[slice, slice]]:
+        return self.grid.windows()
+
+    def together(
+        self, planes: Sequence[Pixels | None], channels: int, background: float
+    ) -> tuple[Floats, Mask]:
+        """What came of the tiles that were sent, as `blend` gives it."""
+        tiles: list[Pixels | None] = [None] * len(self.grid)
+        for at, plane in zip(self.sent, planes, strict=True):
+            if plane is not None:
+                require_size(plane, self.grid.tile)
+                tiles[at] = plane
+        return blend(tiles, self.grid, channels, background=background)
+
+    def result(self, translated: StudyResults) -> tuple[Pixels, Mask, dict[str, Any]]:
+        """The picture of the results, where it was translated, and the sections of the provenance."""
+        blended, covered = self.together(translated.planes, translated.channels, translated.background)
+        size = {"size": list(self.grid.tile), "overlap": self.grid.overlap}
+        return _rounded(blended, translated.dtype), covered, self.report(translated, "tiles", **size)
+
+    def figures(self, translated: StudyResults) -> tuple[dict[str, float], Floats | None]:
+        """The size, and the round trip at it, as fields of a record; and the picture that came back, in its numbers."""
+        figures: dict[str, float] = {"height": self.grid.height, "width": self.grid.width}
+        picture = translated.first.picture
+        scale = None if picture is None else picture.back_scale
+        span = None if picture is None else picture.source_range
+        channels = next((plane.shape[2] for plane in translated.returned if plane is not None), 0)
+        if scale is None or span is None or not channels:
+            return figures, None
+        back, there = self.together(translated.returned, channels, 0.0)
+        given = self.numbers.astype(np.float32)
+        if channels < given.shape[2]:
+            given = given.mean(2, keepdims=True)
+        gap = (back * scale[0] + scale[1] - given)[there] * (2 / (span[1] - span[0]))
+        mse = float(np.square(gap, dtype=np.float64).mean())
+        figures |= {"cycle_mse": mse, "cycle_psnr": float(min(120.0, 10 * np.log10(4 / max(mse, 4e-12))))}
+        return figures, back
+
+
+def _rounded(picture: Floats, dtype: np.dtype[Any]) -> Pixels:
+    return np.rint(picture).clip(0, np.iinfo(dtype).max).astype(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class PictureStudy(Study):
+    """A picture of a format that nodes do not take, or one that is larger than a model of parts of pictures."""
+
+    pixels: Tiles
+    format: str
+
+    @property
+    def kind(self) -> str:
+        kind = {"JPEG2000": "JPEG 2000", "WEBP": "WebP", "PNG": "picture"}.get(self.format, self.format)
+        return kind if self.planes == 1 else f"{kind} in tiles"
+
+    def assemble(self, translated: StudyResults) -> Assembled:
+        """The picture of the results, with its mask and with what came back."""
+        made, covered, report = self.pixels.result(translated)
+        figures, back = self.pixels.figures(translated)
+        said, files = list[str](), {self.origin.outputs[0]: encode_png(made)}
+        if not covered.all():
+            files[f"{self.name}.mask.png"] = encode_png(covered[..., None].astype(np.uint8) * np.uint8(255))
+            share = 100 * float(1 - covered.mean())
+            said.append(f"{share:.1f} % of it was not translated and is background: {self.name}.mask.png")
+        if back is not None and self.planes > 1:
+            returned = next(plane for plane in translated.returned if plane is not None)
+            files[f"{self.name}.returned.png"] = encode_png(_rounded(back, returned.dtype))
+        return Assembled(files, report, tuple(said), figures if self.planes > 1 else {})
+
+
+def picture_origin(path: Path, options: Options, within: str = "") -> Origin:
+    """What the study of a picture is made from; results lie below the folder `within`."""
+    settings = options.settings("intensity", "picture_tile", "most_tiles")
+    beside = (".mask.png", ".returned.png")
+    return Origin.of_file(path, settings, suffix=path.suffix, within=within, results=(".png",), beside=beside)
+
+
+def read_picture(origin: Origin, options: Options) -> PictureStudy:
+    path, limits = origin.given, ImageLimits()
+    kind = PICTURES.get(path.suffix.lower(), "PNG")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=UserWarning)
+        content = read_content(path, limits)
+        pixels = decode_image(content).pixels if kind == "PNG" else _pixels(content, kind, limits)
+    rule = IntensityRule("values") if options.intensity == AUTO else IntensityRule.parse(options.intensity)
+    intensity = rule.on(pixels)
+    height, width = pixels.shape[:2]
+    grid = TileGrid.of(height, width, tile_of(height, width, options.picture_tile, options.most_tiles))
+    numbers, record = intensity.numbers(pixels), intensity.record(pixels)
+    whole = Tiles(numbers, (0,), record, rule.text, grid)
+    return PictureStudy(origin, Tiles.of(numbers, grid, record, rule.text) if len(grid) > 1 else whole, kind)
+
+
+def _pixels(content: bytes, kind: str, limits: ImageLimits) -> Pixels:
+    with faults_as_unreadable(kind):
+        image = open_pillow(content, kind)
+        limits.check_size(image.height, image.width)
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1:
+            raise too_many_frames(f"the {kind}", frames)
+        at = content.find(b"\xff\x4f\xff\x51")  # the header of a JPEG 2000 codestream
+        bits = (content[at + 42] & 0x7F) + 1 if at >= 0 and len(content) > at + 42 else 8
+        if kind == "JPEG2000" and image.mode not in {"L", "I;16"} and bits > 8:
+            raise ImageUnreadable(
+                f"it has {bits} bits in several channels, which cannot be read exactly here",
+                hint="convert it to a 16-bit PNG or TIFF first",
+            )
+        orientation = image.getexif().get(ORIENTATION, 1)
+        return upright(pillow_pixels(image), orientation)
+
+
+MAX_PIXELS: Final = 1 << 28
+MAX_TILE: Final = 1 << 26
+"""Bytes of a tile of a file that are let pass however small the map is."""
+_BLOCK: Final = 512
+
+
+class Georeference(NamedTuple):
+    """What a map keeps of its file."""
+
+    crs: Any
+    transform: Any
+    gcps: tuple[Any, Any]
+    rpcs: Any
+
+
+@dataclass(frozen=True, slots=True)
+class GeoTiffStudy(Study):
+    pixels: Tiles
+    georeference: Georeference
+    valid: Mask
+
+    @property
+    def kind(self) -> str:
+        return "GeoTIFF"
+
+    def assemble(self, translated: StudyResults) -> Assembled:
+        made, covered, report = self.pixels.result(translated)
+        where, (height, width) = self.georeference, self.valid.shape
+        report["geometry"] = {
+            "height": height, "width": width,
+            "crs": None if where.crs is None else where.crs.to_string(),
+            "transform": None if where.transform is None else list(where.transform)[:6],
+            "control_points": len(where.gcps[0]),
+            "rational_polynomials": where.rpcs is not None,
+        }  # fmt: skip
+        content = self._file(made, self.valid & covered, translated)
+        return Assembled({self.origin.outputs[0]: content}, report, (), self.pixels.figures(translated)[0])
+
+    def _file(self, made: Pixels, valid: Mask, translated: StudyResults) -> bytes:
+        """The map with a header of its own, tiled and deflated."""
+        rasterio, where = _rasterio(), self.georeference
+        height, width, bands = made.shape
+        profile: dict[str, Any] = {
+            "driver": "GTiff", "height": height, "width": width, "count": bands, "dtype": made.dtype.name,
+            "crs": where.crs, "compress": "deflate", "photometric": "rgb" if bands == 3 else "minisblack",
+            "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK,
+        }  # fmt: skip
+        profile |= {} if where.transform is None else {"transform": where.transform}
+        tags = {
+            "SYNTHETIC": "YES",
+            "TIFFTAG_SOFTWARE": f"ddib-fed {__version__}",
+            "TIFFTAG_IMAGEDESCRIPTION": f"Synthetic: translated from {translated.source} to {translated.target}",
+        }
+        with (
+            _guarded(rasterio),
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+            rasterio.io.MemoryFile() as memory,
+        ):
+            with memory.open(**profile) as out:
+                out.write(made.transpose(2, 0, 1))
+                if not valid.all():
+                    out.write_mask(valid)
+                if where.gcps[0]:
+                    out.gcps = where.gcps
+                if where.rpcs is not None:
+                    out.rpcs = where.rpcs
+                if not translated.plain:
+                    out.scales, out.offsets = [translated.slope] * bands, [translated.intercept] * bands
+                out.update_tags(**tags)
+            return bytes(memory.read())
+
+
+def geotiff_origin(path: Path, options: Options, within: str = "") -> Origin:
+    settings = options.settings("intensity", "tile")
+    return Origin.of_file(path, settings, suffix=path.suffix, within=within)
+
+
+def read_geotiff(origin: Origin, options: Options) -> GeoTiffStudy:
+    values, valid, where, units = _read(origin.given)
+    rule = chosen_rule(options.intensity, values, of_model=options.of_model)
+    seen = values if valid.all() else values[valid]
+    intensity = rule.on(seen)
+    grid = TileGrid.of(valid.shape[0], valid.shape[1], options.tile)
+    record = intensity.record(seen) | units
+    tiles = Tiles.of(intensity.numbers(values), grid, record, rule.text, valid)
+    return GeoTiffStudy(origin, tiles, where, valid)
+
+
+def _rasterio() -> Any:
+    with extra(
+        "geotiff",
+        "rasterio",
+        "reading a georeferenced TIFF needs rasterio, which is not installed",
+        otherwise="remove its georeference: `tiffcp` or ImageMagick write a plain TIFF",
+    ):
+        import rasterio
+        import rasterio.fill
+        import rasterio.io
+    return rasterio
+
+
+def _read(path: Path) -> tuple[NDArray[Any], Mask, Georeference, dict[str, list[float]]]:
+    """Values (H, W, C) with holes filled, where there are data (H, W), the georeference, and how values were stored."""
+    rasterio, given = _rasterio(), shlex.quote(str(path))
+    interp = rasterio.enums.ColorInterp
+    with _guarded(rasterio), rasterio.open(path, driver="GTiff") as file:
+        height, width, kind = file.height, file.width, np.dtype(file.dtypes[0])
+        bands = [
+            band for band, what in zip(file.indexes, file.colorinterp, strict=True) if what != interp.alpha
+        ]
+        scales, offsets = ([of_all[band - 1] for band in bands] for of_all in (file.scales, file.offsets))
+        stored = set(scales) <= {1.0} and set(offsets) <= {0.0}
+        pixel = len(bands) * (kind.itemsize if stored else 8)
+        rows, columns = file.block_shapes[0]
+        what = how = ""
+        if file.subdatasets:
+            what, how = f"it holds {len(file.subdatasets)} maps, one is expected", f"tiffsplit {given}"
+        elif len(bands) not in {1, 3} or kind.kind == "c":
+            what = f"it has {len(bands)} bands of {kind}; one band, or red, green and blue, are translated"
+            how = f"rio stack {given} --bidx 1,2,3 -o rgb.tif"
+        elif height * width > MAX_PIXELS or height * width * pixel > MAX_BYTES:
+            limits = f"{MAX_PIXELS} pixels and {MAX_BYTES} bytes are the limit"
+            what = f"{height} x {width} pixels of {pixel} bytes; {limits}"
+            how = f"gdal_retile.py -ps 8192 8192 -targetDir {shlex.quote(path.stem)} {given}"
+        elif rows * columns * pixel > MAX_TILE and rows * columns > MOST_PADDING * height * width:
+            # GDAL reads a tile whole.
+            what = f"its tiles have {rows} x {columns} pixels, the whole map {height} x {width}"
+            how = f"gdal_translate {given} {shlex.quote(f'{path.stem}-strips.tif')}"
+        elif file.colorinterp[0] == interp.palette:
+            what, how = "its colours are a palette", f"gdal_translate -expand rgb {given} rgb.tif"
+        if what:
+            raise ImageUnreadable(what, hint=how)
+        valid = file.dataset_mask() > 0
+        values = file.read(bands)
+        if values.dtype.kind == "f":
+            valid &= np.isfinite(values).all(axis=0)
+        if not valid.any():
+            raise ImageUnreadable("none of its pixels has data")
+        if not valid.all():
+            values = np.stack([_filled(rasterio, band, valid) for band in values])
+        transform = None if file.transform.is_identity else file.transform
+        where = Georeference(file.crs, transform, file.gcps, file.rpcs)
+    values = np.ascontiguousarray(values.transpose(1, 2, 0))
+    units = {"scales": scales, "offsets": offsets}
+    return values if stored else values * scales + offsets, valid, where, units
+
+
+def _filled(rasterio: Any, band: NDArray[Any], valid: Mask) -> NDArray[Any]:
+    # GDAL fills in 32-bit floats, which have small steps around zero alone.
+    mean = band[valid].mean(dtype=np.float64)
+    clean = np.where(valid, band - mean, 0).astype(np.float32)
+    filled = mean + rasterio.fill.fillnodata(clean, mask=valid.astype(np.uint8), max_search_distance=64)
+    made: NDArray[Any] = np.where(valid, band, filled.round() if band.dtype.kind in "iu" else filled)
+    return made.astype(band.dtype)
+
+
+@contextmanager
+def _guarded(rasterio: Any) -> Iterator[None]:
+    """Inside, rasterio's warnings are silent, and its exceptions and GDAL's are ours."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except DdibError:
+        raise
+    except (rasterio.errors.RasterioError, rasterio.errors.RasterioIOError, ValueError, MemoryError) as error:
+        raise ImageUnreadable(f"it cannot be read: {error}"[:300], hint="gdalinfo -checksum FILE") from error
