@@ -31,8 +31,8 @@ _RULE: Final = re.compile(
     rf"percentile:(?P<least>{_NUMBER}),(?P<most>{_NUMBER}))(?:@(?P<low>{_NUMBER}):(?P<high>{_NUMBER}))?"
 )
 _FORMS: Final = (
-    "values, hu, window:CENTRE,WIDTH or percentile:LEAST,MOST, the last two perhaps with @LOW:HIGH; a width is above 0, "
-    "and percentiles ascend from 0 to 100"
+    "values, hu, window:CENTRE,WIDTH or percentile:LEAST,MOST, the last two perhaps with @LOW:HIGH; "
+    "widths are above 0, and percentiles ascend from 0 to 100"
 )
 
 
