@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import threading
 import time
@@ -280,7 +279,7 @@ class Staging:
         self._staged = 0
         self._incoming: GrowingFile | None = None
         self._items: list[StoredItem] = []
-        self._files: list[tuple[int, SpoolFile]] = []
+        self._files: list[SpoolFile] = []
         self.kept = False
         """Whether the job is on the disk, or may be."""
 
@@ -309,23 +308,12 @@ class Staging:
         assert file is not None
         self._close_file()
         item = StoredItem(len(self._items), ItemState.RECEIVED, media_type, file.size_bytes, sha256)
-        row = SpoolFile(SpoolPart.INPUT, 0, file.name, media_type, file.size_bytes, sha256)
         self._items.append(item)
-        self._files.append((item.index, row))
+        self._files.append(SpoolFile(SpoolPart.INPUT, 0, file.name, media_type, file.size_bytes, sha256))
         return item
 
-    def keep_decoded(self, data: bytes) -> None:
-        """Keep the samples of the item that was kept last, so that it is not decoded again."""
-        index = len(self._items) - 1
-        self._take(len(data))
-        with closing(self._spool.new_file(self._job_id, index, SpoolPart.DECODED)) as file:
-            file.write(data)
-        digest = hashlib.sha256(data).digest()
-        self._files.append((index, SpoolFile(SpoolPart.DECODED, 0, file.name, 0, len(data), digest)))
-
     def read(self, item: int) -> bytes:
-        name = next(row.file for index, row in self._files if index == item and row.part == SpoolPart.INPUT)
-        return self._spool.read(self._job_id, name)
+        return self._spool.read(self._job_id, self._files[item].file)
 
     def _take(self, size_bytes: int) -> None:
         self._require_room(size_bytes)
@@ -352,10 +340,7 @@ class Staging:
         if not self._items:
             raise MessageInvalid("a job without items", facts={"field": "items"})
         if not self.accepted_before:
-            # Samples that a power cut takes are decoded again.
-            self._spool.sync(
-                self._job_id, [row.file for _, row in self._files if row.part == SpoolPart.INPUT]
-            )
+            self._spool.sync(self._job_id, [row.file for row in self._files])
         job_id, repeated = self._store.insert(
             self._job_id,
             self.owner,
@@ -521,10 +506,9 @@ class Submissions:
             with self._node.decoding.file(
                 staging.owner, item.size_bytes, load, samples.memory, ended=ended
             ) as content:
-                given = samples.read(content, size_rule)
-                check_given(self._node.engine.model, given.samples)
-                staging.keep_decoded(given.to_bytes(samples.rule))
-                return len(given.samples)
+                given = samples.read(content, size_rule).samples
+                check_given(self._node.engine.model, given)
+                return len(given)
         except InputError as error:
             self._of_item(item.index, error)
             raise

@@ -492,7 +492,6 @@ def _rows(config: NodeConfig, store: CalibrationStore) -> list[dict[str, str]]:
 def show(config_path: Path, name: str, out: Path | None) -> None:
     """Show a calibration of this node, and verify its signatures."""
     from ddib_fed.calibration.record import SIDES, write_calibration
-    from ddib_fed.node.calibrations import publications, total_privacy
 
     config, store = _open(config_path)
     stored = store.named(name)
@@ -504,8 +503,6 @@ def show(config_path: Path, name: str, out: Path | None) -> None:
     def text() -> None:
         show_calibration(stored.calibration)
         say(f"state        {row['state']}, here since {stored.added:%Y-%m-%d %H:%M} UTC")
-        if published := publications(config):
-            say(f"published    {total_privacy(published)}")
         for side, said in checked.items():
             say(f"signed       {side}: {said}")
         if out is not None:

@@ -44,7 +44,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.protocol.contract import PROTOCOL, guidance_to_pb
 from ddib_fed.protocol.details import is_number, status_of
-from ddib_fed.protocol.messages import Settings, enum_members, from_message, provenance_record, settings_to_pb
+from ddib_fed.protocol.messages import Settings, provenance_record, settings_to_pb
 from ddib_fed.protocol.streams import Announced, assemble, open_file, stream
 from ddib_fed.telemetry import Tracing, open_tracing, trace_entries
 from ddib_fed.terminal import say
@@ -61,7 +61,7 @@ FETCH_EVERY_S = 0.5
 SLOWEST_BYTES_PER_S = 128 * 1024
 """A submission may take as long as its bytes take on a slow line, and the node its time to answer."""
 MAX_PART_BYTES = 1 << 30
-PARTS = enum_members(Part, pb.ResultPart.DESCRIPTOR)
+PARTS = {pb.ResultPart.Value(f"RESULT_PART_{part.name}"): part for part in Part}
 ENDED = frozenset({pb.JOB_STATE_FINISHED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED})
 WITHOUT_RESULT = frozenset({pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED})
 RESUMES = "to resume: the same command again"
@@ -146,7 +146,9 @@ def require_finished(job: pb.Job, hop: str) -> pb.Job:
         hint=hint,
         hop=f"{hop} -> {failure.institution}" if further else hop,
         facts=dict(failure.facts),
-        differences=tuple(from_message(each, Difference) for each in failure.differences),
+        differences=tuple(
+            Difference(each.field, each.source, each.target, each.remedy) for each in failure.differences
+        ),
         incident=failure.incident,
     )
     error.says = failure.institution if further and failure.reason != PeerFault.reason else ""

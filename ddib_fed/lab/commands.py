@@ -8,12 +8,11 @@ from typing import Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.model import attacked_lines, distilled_lines
 from ddib_fed.cli.options import command, group, open_model, usual_threads
 from ddib_fed.cli.train import FORCE, OUT, RESUME, SET, given, run, train_options, trained
 from ddib_fed.errors import UsageError
 from ddib_fed.lab.config import DistilConfig, PrivateTrainConfig
-from ddib_fed.terminal import lines, outcome, print_json, say
+from ddib_fed.terminal import emit, lines, listed, outcome, say
 from ddib_fed.training.config import checked, options_of, seconds
 
 
@@ -49,8 +48,8 @@ def privacy() -> None:
 @click.option(
     "--seed", type=click.IntRange(0), default=41, show_default=True, help="Seed of all random draws."
 )
-@options.FORMAT
-def report(*, which: str, data: tuple[Path, ...], time_s: str, seed: int, output_format: str) -> None:
+@options.OUTCOME
+def report(*, which: str, data: tuple[Path, ...], time_s: str, seed: int) -> None:
     """Attack the latents of your own data, and the samples of your model, and print what an attacker gets.
 
     The attacker knows 256 other samples with their latents, like anybody who sent some through your node, and fits
@@ -77,10 +76,7 @@ def report(*, which: str, data: tuple[Path, ...], time_s: str, seed: int, output
         found = privacy_report(open_model(which), attack)
     if shipped_name(which) is None:
         put_beside(Path(which), found)
-    if output_format == "json":
-        print_json(found.values())
-        return
-    lines(dict(attacked_lines(found)))
+    emit(found.values(), lambda: lines(listed("", found.values())))
 
 
 @privacy.command("train")
@@ -128,6 +124,6 @@ def distil(
     )
     if done is None or done.manifest.distilled is None:
         return
-    lines(distilled_lines(done.manifest.distilled))
+    lines(listed("", done.manifest.distilled.model_dump(mode="json")))
     say(f"{out}: {done.manifest.parameters:,} parameters, digest {done.digest[:16]}")
     outcome(**trained(done, out), distilled=done.manifest.distilled)

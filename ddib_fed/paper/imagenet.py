@@ -14,6 +14,8 @@ from typing import NamedTuple
 from ddib_fed.errors import FileMissing, InputError, SettingsInvalid
 
 CLASSES = 1_000
+KIT = "ILSVRC2012_devkit_t12"
+"""Name of the unpacked development kit, which lies beside the folder of pictures."""
 _WNID = re.compile(r"n\d{8}")
 _VALIDATION = re.compile(r"ILSVRC20\d\d_val_(\d{8})\.jpe?g", re.IGNORECASE)
 _PICTURES = frozenset({".jpeg", ".jpg", ".png", ".tif", ".tiff", ".npy"})
@@ -40,19 +42,19 @@ def paired_pictures(
     pairs: Sequence[tuple[int, int]],
     *,
     class_names: Sequence[str] = (),
-    labels: Path | None = None,
     limit: int | None = None,
 ) -> tuple[PairedPicture, ...]:
     """The pictures of some classes, each with its target class, in the order of the pairs.
 
-    Classes are sub-folders called by class names, WordNet ids or numbers; or `labels` is the folder of the kit.
+    Classes are sub-folders called by class names, WordNet ids or numbers; or the kit lies beside the folder.
     """
     below = {p.name: p for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else {}
     known = {name: number for number, name in enumerate(class_names) if name in below}
-    if labels is None and known:
+    labels = folder.absolute().parent / KIT
+    if known:
         by_class = {number: _pictures(below[name].rglob("*"), below[name]) for name, number in known.items()}
     else:
-        by_class = validation_pictures(folder, labels)
+        by_class = validation_pictures(folder, labels if labels.is_dir() else None)
     if empty := [source for source, _ in pairs if not by_class.get(source)]:
         raise FileMissing(f"{folder} has no picture of class {empty[0]}")
     return tuple(
@@ -75,7 +77,7 @@ def validation_pictures(folder: Path, labels: Path | None = None) -> dict[int, l
     elif labels is None or table is None:
         raise FileMissing(
             f"{folder} has no sub-folders, so its classes are known from the kit alone",
-            hint="--labels DIR names the unpacked ILSVRC2012_devkit_t12",
+            hint=f"unpack {KIT} beside it",
         )
     else:
         truth = read_truth(labels, table)
@@ -171,7 +173,7 @@ def _folder_numbers(names: Sequence[str], table: ClassTable | None) -> dict[str,
     if table is None and len(names) != CLASSES:
         raise FileMissing(
             f"{len(names)} sub-folders are called by WordNet ids; their numbers depend on all {CLASSES}",
-            hint="name the kit by --labels DIR, or call the sub-folders by their numbers (260, 261, ...)",
+            hint=f"unpack {KIT} beside their folder, or call the sub-folders by their numbers (260, 261, ...)",
         )
     number = {wnid: i for i, wnid in enumerate(table.wnids if table else sorted(names))}
     if unknown := [n for n in names if n not in number]:

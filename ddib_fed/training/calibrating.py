@@ -1,7 +1,6 @@
 """Makes a calibration from the pictures of two domains, or from anchors by the same names.
 
-A part of a domain's pictures is held out, by content, for measuring. What a target publishes holds nothing out: which
-files are counted follows from their names alone, so that the content of one cannot change the part of another.
+Which files a target counts follows from their names alone, so that the content of one cannot change another's part.
 """
 
 from __future__ import annotations
@@ -46,11 +45,10 @@ from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.units import Normalisation
 from ddib_fed.terminal import console, say
-from ddib_fed.training.sources import OwnSamples, own_samples, shipped_name
+from ddib_fed.training.sources import own_samples, shipped_name
 
 MOST_COUNTED = 4_000
-"""Of a side, evenly spaced: a histogram of more hardly differs, and they must fit into memory."""
-MOST_HELD_OUT = 400
+"""Pictures of the source, evenly spaced: more hardly differ, and they must fit into memory."""
 MOST_NAMED = 3
 MOST_UNREAD = 0.1
 """Share of the chosen files that may be unusable; of more the operator has named a wrong folder."""
@@ -63,12 +61,6 @@ class Anchors:
     names: tuple[str, ...]
     source: Pictures = field(repr=False)
     target: Pictures = field(repr=False)
-
-
-def domain_pictures(bundle: Bundle, which: str | None) -> OwnSamples:
-    """The pictures of a model's domain."""
-    picture_rule(bundle.manifest)
-    return own_samples(bundle.manifest, which, MOST_COUNTED, MOST_HELD_OUT)
 
 
 def count_pictures(
@@ -258,7 +250,8 @@ def make_calibration(
             return from_anchors(anchors, (units, theirs), request)
     aggregate = target.aggregate()
     say(*aggregate.describe().split("\n"), err=True)
-    own = domain_pictures(bundle, pictures).train
+    picture_rule(manifest)
+    own = own_samples(manifest, pictures, MOST_COUNTED, 0).train
     with console(stderr=True).status(f"fitting the {request.kind} to {len(own)} own pictures"):
         return from_aggregate(own, units, aggregate, request)
 

@@ -161,12 +161,9 @@ class TrainConfig(BaseModel):
     held_out: float = by_set(0.1, SEEN, gt=0, lt=0.9)  # share never trained on
     flip: bool = says(False, "Mirror half of them, left to right.", SEEN)
     crop: bool = by_set(False, SEEN)  # cut random windows, from pictures an eighth larger
-    colours: Colours = says(
-        "rgb",
-        "What the network's channels are. opponent (lightness, blue against red, green against both) pairs hues "
-        "with hues where light and dark are exchanged. Both sides must use the same.",
-        SEEN,
-    )
+    # What the network's channels are. opponent (lightness, blue against red, green against both) pairs hues with hues
+    # where light and dark are exchanged. Both sides must use the same.
+    colours: Colours = by_set("rgb", SEEN)
     microbatch: int = Field(PRESET, ge=1)  # samples at once; halved when memory runs out
     ema: float = by_set(PRESET, ANY, ge=0, lt=1)  # decay of the averaged weights
     checkpoint_every: int = by_set(PRESET, ANY, ge=1)  # steps between checkpoints and sample sheets

@@ -50,7 +50,6 @@ TARGET = _source("target_node.service.DecodingServicer")
 SOURCE_POINTS: dict[str, tuple[Owner, str, str]] = {
     "submission begins": (STAGING, "__init__", "after"),
     "item received": (STAGING, "keep", "after"),
-    "item's samples staged": (STAGING, "keep_decoded", "after"),
     "staged files not synced": (SPOOL, "sync", "before"),
     "staged files synced, no row": (SPOOL, "sync", "after"),
     "job accepted, not answered": (STAGING, "commit", "after"),

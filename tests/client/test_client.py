@@ -17,7 +17,6 @@ from ddib_fed.client.files import payload
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import (
     InputError,
-    PeerUnreachable,
     PictureMisfit,
     QueueFull,
     QuotaSpent,
@@ -114,18 +113,6 @@ def test_a_limit_at_any_call_is_waited_for(north, method):
     assert told == [(QueueFull, "source north.example")] * 2
     assert len(north.service.jobs) == 1
     assert len(north.script.seen(method)) >= 3
-
-
-def test_a_node_that_never_answers_is_given_up_soon(north):
-    """Without patience the first failure is raised, naming the hop and the doctor."""
-    north.stop()
-    with (
-        Client(Profile.load(north.profile_path), patience_s=0) as client,
-        pytest.raises(PeerUnreachable) as caught,
-    ):
-        client.domains()
-    assert caught.value.hop == "source north.example"
-    assert (caught.value.facts["cause"], "nc -vz" in caught.value.hint) == ("nothing-listens", True)
 
 
 def test_a_file_that_changes_while_being_sent_is_named(alice, tmp_path):

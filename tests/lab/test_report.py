@@ -109,8 +109,8 @@ def test_the_command_attacks_stores_and_shows(small, points):
     said = run(privacy, "report", *asked)
     after = load_bundle(small)
     assert after.digest == before.digest
-    assert "kernel ridge reads" in said
-    assert "kernel ridge reads" in run(model, "show", small)
+    assert "surrogate kernel ridge, read " in said
+    assert "surrogate kernel ridge, read " in run(model, "show", small)
     assert after.privacy.readings[0].found_by_model is None
     assert after.privacy.command == "ddib privacy report --model MODEL --data PATH --time 0 --seed 41"
     shown = json.loads(run(privacy, "report", *asked, "--format", "json"))

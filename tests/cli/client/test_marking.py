@@ -79,8 +79,8 @@ def test_each_result_is_marked_as_it_is_written(translate, north, signer, marked
 
 
 def test_fetched_results_are_marked(translate, north, signer, marked, tmp_path, capsys):
-    assert translate("--detach", "--quiet") == 0
-    (job,) = capsys.readouterr().out.split()
+    assert translate("--detach") == 0
+    job = capsys.readouterr().out.split()[1]
     place = ["--out", str(tmp_path / "out"), "--profile", str(north.profile_path)]
     assert (
         run(["job", "fetch", job, *place, *signer]) == ExitCode.USAGE
