@@ -16,22 +16,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Client", "DdibError", "Model", "TranslatedSample", "load", "translate"]
 
-_HOMES = {
-    "Client": "ddib_fed.client.client",
-    "DdibError": "ddib_fed.errors",
-    "Model": "ddib_fed.api",
-    "TranslatedSample": "ddib_fed.api",
-    "load": "ddib_fed.api",
-    "translate": "ddib_fed.api",
-}
+_HOMES = {"Client": "ddib_fed.client.client", "DdibError": "ddib_fed.errors"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_HOMES.get(name, "ddib_fed.api")), name)
 
 
 def __dir__() -> list[str]:

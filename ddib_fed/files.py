@@ -11,19 +11,17 @@ import errno
 import hashlib
 import json
 import os
-import pwd
 import secrets
 import shlex
 import shutil
 import stat
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import rfc8785
 
@@ -42,35 +40,6 @@ MANY, SIDE_BY_SIDE = 3, 16
 """Files from which they are synced side by side, and how many at once."""
 
 
-def private_folder(folder: Path) -> Path:
-    """Create `folder` and its missing parents with mode 0700; others lose their rights to one that exists."""
-    for parent in reversed(folder.parents):
-        if not parent.exists():
-            parent.mkdir(mode=0o700, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_mode & 0o077:
-        folder.chmod(0o700)
-    return folder
-
-
-def model_folder(path: Path) -> Path:
-    """Make a folder for weights, of mode 0700; others lose their rights to one that is there. Parents are as usual."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir(mode=0o700, exist_ok=True)
-    with suppress(PermissionError):  # somebody else's folder; the files in it are private all the same
-        path.chmod(0o700)
-    return path
-
-
-def check_private_folder(folder: Path) -> None:
-    """Check that only this user can write to a folder, or that it can be created."""
-    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-    _check_usable(there, folder=True)
-    if there == folder:
-        refuse_open_folder(folder)
-    _check_allowed(there, 0o700)
-
-
 def make_private_folders(folder: Path) -> None:
     """Make a folder and those above it that are missing, each for its owner alone, and their names durable."""
     for each in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
@@ -79,53 +48,57 @@ def make_private_folders(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)  # raises if it is a file
 
 
+def private_folder(folder: Path) -> Path:
+    """As `make_private_folders`; others lose their rights to one that exists."""
+    make_private_folders(folder)
+    if folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)
+    return folder
+
+
+def model_folder(path: Path) -> Path:
+    """As `private_folder`, for weights; in somebody else's folder the files are private all the same."""
+    with suppress(PermissionError):
+        private_folder(path)
+    return path
+
+
+def check_private_folder(folder: Path) -> None:
+    """Check that only this user can write to a folder, or that it can be created."""
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    _check_usable(there, 0o700)
+    if there == folder:
+        refuse_open_folder(folder)
+
+
 def check_private_file(path: Path) -> None:
     """Check that this user can read and write a file, or that it is missing."""
     if os.path.lexists(path):
-        _check_usable(path, folder=False)
-        _check_allowed(path, 0o600)
+        _check_usable(path, 0o600)
 
 
-def _check_usable(path: Path, *, folder: bool) -> None:
+def _check_usable(path: Path, mode: int) -> None:
+    """Check that a path is a folder (mode 0700) or a file (0600) which this user can use so."""
+    name, folder, uid = shlex.quote(str(path)), mode == 0o700, os.geteuid()
     try:
-        mode = path.stat().st_mode
+        found = path.stat()
     except OSError as error:
-        hint = f"namei -l {shlex.quote(str(path))}"
-        raise ConfigError(f"{path} cannot be used: {error.strerror}", hint=hint) from error
-    if not (stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)):
+        raise ConfigError(f"{path} cannot be used: {error.strerror}", hint=f"namei -l {name}") from error
+    if not (stat.S_ISDIR(found.st_mode) if folder else stat.S_ISREG(found.st_mode)):
         raise ConfigError(f"{path} is no {'folder' if folder else 'file'}", hint=f"move {path} away")
-
-
-def _check_allowed(path: Path, mode: int) -> None:
-    wanted = mode >> 6
-    if os.access(path, wanted, effective_ids=os.access in os.supports_effective_ids):
+    if os.access(path, mode >> 6, effective_ids=os.access in os.supports_effective_ids):
         return
-    found, name = path.stat(), shlex.quote(str(path))
-    try:
-        user = pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        user = str(os.geteuid())
-    if found.st_uid != os.geteuid():
-        hint = f"chown {user} {name}"
+    if found.st_uid != uid:
+        hint = f"chown {uid} {name}"
     elif found.st_mode & mode != mode:
         hint = f"chmod {mode:o} {name}"
     else:
         hint = f"findmnt -T {name} shows whether it is mounted read-only"
-    raise ConfigError(f"{path} cannot be read and written by {user}", hint=hint)
+    raise ConfigError(f"{path} cannot be read and written by the user {uid}", hint=hint)
 
 
 def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Inside, an error of the operating system names the file: writing to an open one names none."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 def write_file(path: Path, data: bytes, *, private: bool = False, overwrite: bool = True) -> None:
@@ -133,7 +106,7 @@ def write_file(path: Path, data: bytes, *, private: bool = False, overwrite: boo
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        with naming(path), os.fdopen(os.open(temporary, flags, 0o600 if private else 0o666), "wb") as file:
+        with os.fdopen(os.open(temporary, flags, 0o600 if private else 0o666), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -144,6 +117,9 @@ def write_file(path: Path, data: bytes, *, private: bool = False, overwrite: boo
     except FileExistsError as error:
         hint = f"move {path} away first if it is meant to be replaced"
         raise AlreadyExists(f"{path} exists and is not overwritten", hint=hint) from error
+    except OSError as error:
+        error.filename = error.filename or str(path)  # writing to an open file names none
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -347,31 +323,26 @@ def load_toml(path: Path, model: type[M], *, hint: str) -> M:
     except FileNotFoundError as error:
         raise FileMissing(f"there is no {path}", hint=hint) from error
     except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error.strerror}", hint=f"ls -ld {shlex.quote(str(path))}"
-        ) from error
+        look = f"ls -ld {shlex.quote(str(path))}"
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint=look) from error
     return parse_toml(data, model, path)
 
 
 def parse_toml(data: bytes, model: type[M], path: Path) -> M:
     """As `load_toml`, of the content of a file."""
+    from pydantic import ValidationError
+
+    edit = f"correct {path}"
     if len(data) > MAX_CONFIG_BYTES:
-        raise ConfigError(
-            f"{path} is over {MAX_CONFIG_BYTES} bytes: it is no configuration",
-            hint=f"ls -l {shlex.quote(str(path))}",
-        )
+        raise ConfigError(f"{path} is over {MAX_CONFIG_BYTES} bytes: it is no configuration", hint=edit)
     try:
         values = tomllib.loads(data.decode("utf-8-sig"))  # some editors put a BOM first
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8: {error.reason}", hint="save it as UTF-8 text") from error
     except RecursionError as error:
-        raise ConfigError(f"{path} is nested too deeply", hint=f"correct {path}") from error
+        raise ConfigError(f"{path} is nested too deeply", hint=edit) from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            f"{path} is not valid TOML: {error}", hint=f"correct that line of {path}"
-        ) from error
-    from pydantic import ValidationError
-
+        raise ConfigError(f"{path} is not valid TOML: {error}", hint=edit) from error
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -392,18 +363,10 @@ def _explain(model: type[BaseModel], item: Any) -> str:
 
 
 def _keys_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
-    current: type[BaseModel] | None = model
+    """The keys of the table in which a wrong key stands."""
+    current: Any = model
     for part in location:
         field = current.model_fields.get(str(part)) if current else None
-        current = _model_in(field.annotation) if field else None
+        arms = (field.annotation, *get_args(field.annotation)) if field else ()
+        current = next((arm for arm in arms if hasattr(arm, "model_fields")), None)
     return sorted(current.model_fields) if current else []
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    from pydantic import BaseModel
-
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (Union, UnionType):
-        return next((m for arg in get_args(annotation) if (m := _model_in(arg))), None)
-    return None

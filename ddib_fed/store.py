@@ -337,7 +337,7 @@ class NodeStore:
             self._replaced = (
                 f"the database {self.path} was replaced or removed while the node ran, and nothing is written any "
                 "more: keep the file, find out who can write to it, compare it with a peer's anchors (ddib audit "
-                "verify --anchor FILE), then restart the node"
+                "verify --anchors FILE), then restart the node"
             )
         if self._replaced:
             raise OSError(errno.ESTALE, self._replaced)

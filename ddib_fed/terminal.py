@@ -1,7 +1,7 @@
-"""Prints to the terminal and escapes text from files, peers and nodes; the only way to print.
+"""Prints to the terminal and escapes text from files, peers and nodes; what a process is to whoever started it.
 
 Everything is printed through `say` or `console`, which escape control characters, so that a text makes one
-line and cannot control the terminal.
+line and cannot control the terminal. Results go to stdout, everything else to stderr.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum
-from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, Literal
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from ddib_fed.errors import (
     ConfigError,
@@ -35,6 +34,7 @@ from ddib_fed.errors import (
     PeerFault,
     PictureMisfit,
     UsageError,
+    missing,
     next_step,
 )
 from ddib_fed.files import is_disk_full
@@ -44,17 +44,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, Task, TextColumn
     from rich.text import Text
 
-
 # Without a terminal lines are not wrapped: scripts that read a pipe expect one row on each line.
 PIPE_WIDTH = 240
-
-Style = Literal["plain", "bold", "dim"]
-_STYLES: dict[Style, tuple[str, str]] = {
-    "plain": ("", ""),
-    "bold": ("\x1b[1m", "\x1b[0m"),
-    "dim": ("\x1b[2m", "\x1b[0m"),
-}
-
 _aside: ContextVar[bool] = ContextVar("sentences go to stderr", default=False)
 
 
@@ -67,12 +58,15 @@ def escape(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def say(*lines: str, err: bool = False, style: Style = "plain") -> None:
+def say(*lines: str, err: bool = False, dim: bool = False) -> None:
     """Write a line for each text, escaped, to stdout or stderr; without a text an empty line."""
-    stream = sys.stderr if err or _aside.get() else sys.stdout
-    before, after = _STYLES[style] if stream.isatty() else _STYLES["plain"]
-    encoding = stream.encoding or "utf-8"
-    for line in lines or ("",):
+    _write(sys.stderr if err or is_aside() else sys.stdout, lines or ("",), dim=dim)
+
+
+def _write(stream: IO[str], lines: Iterable[str], *, dim: bool = False) -> None:
+    before, after = ("\x1b[2m", "\x1b[0m") if dim and stream.isatty() else ("", "")
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    for line in lines:
         # A terminal of another encoding shows an escape where it has no letter.
         fits = escape(line).encode(encoding, "backslashreplace").decode(encoding)
         stream.write(f"{before}{fits}{after}\n")
@@ -81,7 +75,7 @@ def say(*lines: str, err: bool = False, style: Style = "plain") -> None:
 
 @contextmanager
 def sentences_aside() -> Iterator[None]:
-    """Inside, what is said goes to stderr, so that stdout holds a document for scripts alone (`say_document`)."""
+    """Inside, what is said goes to stderr, so that stdout holds a document for scripts alone (`print_json`)."""
     before = _aside.set(True)
     try:
         yield
@@ -95,11 +89,7 @@ def is_aside() -> bool:
 
 def say_document(text: str) -> None:
     """Write a document for scripts to stdout, escaped line by line, wherever sentences go."""
-    before = _aside.set(False)
-    try:
-        say(*text.split("\n"))
-    finally:
-        _aside.reset(before)
+    _write(sys.stdout, text.split("\n"))
 
 
 def say_labelled(label: str, text: str) -> None:
@@ -114,205 +104,112 @@ def relay(write: Callable[[IO[str]], object]) -> None:
     say(*written.getvalue().expandtabs(4).rstrip("\n").split("\n"), err=True)
 
 
-@contextmanager
-def importing() -> Iterator[None]:
-    """Inside, Ctrl-C ends the program without a word: Python would show the traceback of whatever is imported."""
-    handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if handled:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    yield
-    if handled:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+# The result of a command: one JSON document for scripts, or lines and tables.
+
+
+def emit(value: object, text: Callable[[], object] | None = None) -> None:
+    """The result of a command with `options.OUTCOME`: one JSON document if that is asked for, else its own lines."""
+    if is_aside():
+        print_json(value)
+    elif text is not None:
+        text()
+
+
+def outcome(**values: object) -> None:
+    emit(values)
+
+
+def print_json(value: object) -> None:
+    say_document(json.dumps(plain(value), indent=2))
+
+
+def plain(value: object) -> Any:
+    """Dataclasses, pydantic models, enums, bytes (as hex), paths and tuples as JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if hasattr(value, "model_dump"):  # pydantic is not imported for commands that do not need it
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, datetime):
+        return moment(value.timestamp())
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def moment(unix_s: float) -> str | None:
+    """A time for scripts: ISO 8601 in UTC, e.g. 2026-11-26T17:40:00Z; None for 0, which means not yet or unknown."""
+    try:
+        return f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%dT%H:%M:%SZ}" if unix_s else None
+    except (OverflowError, OSError, ValueError):
+        return None
+
+
+def number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def lines(pairs: Mapping[str, str]) -> None:
+    width = max(map(len, pairs))
+    for name, value in pairs.items():
+        say(f"{name:<{width}}  {value}")
+
+
+def listed(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
+    """A line for each of some JSON values, and one for each object of a list; what is empty is left out."""
+    rows: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            rows |= {f"{prefix}{key} {place}": _text(each) for place, each in enumerate(value, 1)}
+        elif value not in _EMPTY and key not in _FOR_PROGRAMS:
+            rows[f"{prefix}{key}"] = _text(value)
+    return rows
+
+
+_EMPTY: tuple[object, ...] = (None, "", [], {})
+_FOR_PROGRAMS = {"format_version", "lams"}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        rest = {key: each for key, each in value.items() if each not in _EMPTY and key not in _FOR_PROGRAMS}
+        middle, said = next((key for key in ("value", "mean") if key in rest), ""), []
+        if middle and {"low", "high"} <= rest.keys():  # a figure with its interval
+            said = [f"{rest.pop(middle):.3g} ({rest.pop('low'):.3g} to {rest.pop('high'):.3g})"]
+        return ", ".join([*said, *(f"{key} {_text(each)}" for key, each in rest.items())])
+    if isinstance(value, list):
+        return " ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def console(*, stderr: bool = False) -> Console:
     """A rich console that shows text as it is: without markup, links or emoji codes, and escaped."""
-    stream = sys.stderr if stderr or _aside.get() else sys.stdout
-    width = None if stream.isatty() else PIPE_WIDTH
-    made: Console = _console_class()(file=stream, highlight=False, markup=False, emoji=False, width=width)
-    return made
-
-
-def column(text_format: str) -> TextColumn:
-    made: TextColumn = _column_class()(text_format, markup=False)
-    return made
-
-
-@cache
-def _console_class() -> Any:
-    """The class, made when it is needed: rich takes a while to import."""
-    from rich.console import Console
+    from rich.console import Console  # which takes a while to import
 
     class Plain(Console):
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(escape(text), **options)
 
-    return Plain
-
-
-@cache
-def _column_class() -> Any:
-    from rich.progress import TextColumn
-    from rich.text import Text
-
-    class Plain(TextColumn):
-        def render(self, task: Task) -> Text:
-            return Text(escape(self.text_format.format(task=task)), justify=self.justify)
-
-    return Plain
-
-
-Show = Callable[[int, int, str], None]
-_LINES = 10
-
-
-@contextmanager
-def bar(what: str) -> Iterator[Show]:
-    """A function that shows progress, called with (done, total, remark)."""
-    if sys.stderr.isatty():
-        with _drawn(what) as show:
-            yield show
-    else:
-        yield _Spoken(what)
-
-
-@contextmanager
-def bars() -> Iterator[Callable[[str, int, int, str], None]]:
-    """As `bar`, for one part after the other: called with (what, done, total, remark)."""
-    with ExitStack() as stack:
-        now: dict[str, Show] = {}
-
-        def on_progress(what: str, done: int, total: int, remark: str) -> None:
-            if what not in now:
-                stack.close()
-                now.clear()
-                now[what] = stack.enter_context(bar(what))
-            now[what](done, total, remark)
-
-        yield on_progress
-
-
-@contextmanager
-def _drawn(what: str) -> Iterator[Show]:
-    with drawing("{task.description}", "{task.fields[remark]}", left=True) as progress:
-        task = progress.add_task(what, total=None, remark="")
-        yield lambda done, total, remark: progress.update(task, completed=done, total=total, remark=remark)
-
-
-def drawing(
-    name: str, remark: str = "", *, left: bool = False, transient: bool = False, disable: bool = False
-) -> Progress:
-    """Bars on stderr, drawn by rich, to be entered; texts are escaped."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = [
-        column(name),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        *([column(remark)] if remark else []),
-        TimeElapsedColumn(),
-        *([TimeRemainingColumn()] if left else []),
-    ]
-    return Progress(*columns, console=console(stderr=True), transient=transient, disable=disable)
-
-
-class _Spoken:
-    """Ten lines in all, with the time that the rest takes at the same pace."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._said = 0
-        self._begun: tuple[int, float] | None = None
-
-    def __call__(self, done: int, total: int, remark: str) -> None:
-        if self._begun is None:  # what was done before counts for nothing: a run may go on
-            self._begun = done, time.monotonic()
-        first, since = self._begun
-        tenth = done * _LINES // total
-        if tenth > self._said:
-            self._said = tenth
-            rest = remark
-            if first < done < total:
-                left = (time.monotonic() - since) / (done - first) * (total - done)
-                rest = f"{remark}  {timedelta(seconds=round(left))} left"
-            say(f"{self._what} {done}/{total}  {rest.strip()}".rstrip(), err=True)
-
-
-NODE_EXTRA = {
-    "grpc_health": "grpcio-health-checking",
-    "matplotlib": "matplotlib",
-    "prometheus_client": "prometheus-client",
-    "safetensors": "safetensors",
-    "scipy": "scipy",
-    "skimage": "scikit-image",
-    "spake2": "spake2",
-    "torch": "torch",
-}
-"""What the extra `node` installs, by the name under which it is imported."""
-
-
-def debugging() -> bool:
-    return os.environ.get("DDIB_DEBUG", "") not in {"", "0"}
-
-
-def explained(error: Exception) -> DdibError:
-    """The error itself when it is one of ours, else one that says the same; shows the traceback where one is wanted."""
-    if debugging():
-        say(*"".join(traceback.format_exception(error)).rstrip("\n").split("\n"), err=True)
-    if isinstance(error, DdibError):
-        return error
-    if isinstance(error, ImportError) and (package := NODE_EXTRA.get((error.name or "").partition(".")[0])):
-        from ddib_fed.errors import missing
-
-        return missing("node", package, f"this command needs {package}, which is not installed")
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename is not None else ""
-        kind = DiskFull if is_disk_full(error) else InputError
-        return kind(f"{where}{error.strerror}", hint=_look(error))
-    hint = "" if debugging() else "the same command with DDIB_DEBUG=1 in front shows where it happened"
-    return InternalError(f"unexpected {type(error).__name__}: {error}", hint=hint)
-
-
-def _look(error: OSError) -> str:
-    """What shows why the operating system refused."""
-    if error.filename is None:
-        return "the same command with DDIB_DEBUG=1 in front shows where it happened"
-    place = shlex.quote(str(error.filename))
-    if is_disk_full(error):
-        return f"df -h {place}"
-    return f"namei -l {place} shows each folder of the path and who may write there"
-
-
-def as_config_error(error: OSError, what: str) -> ConfigError:
-    return ConfigError(f"{error.filename or what}: {error.strerror or error}", hint=_look(error))
-
-
-def show_error(error: DdibError) -> None:
-    say_labelled("error: ", f"{error.detail}  [{error.reason}]")
-    if error.hop:
-        say_labelled("  at:   ", error.hop)
-    # Whose facts are in the sentence and the hint.
-    said = (
-        isinstance(error, PictureMisfit | KindMismatch | PeerFault)
-        or {"found", "last", "picture"} & error.facts.keys()
-    )
-    facts = "" if said else ", ".join(f"{key} {value}" for key, value in error.facts.items())
-    if facts:
-        say_labelled(f"  {error.says} says: " if error.says else "  more: ", facts)
-    if error.incident:
-        say_labelled("  incident: ", error.incident)
-    if error.differences:  # of two contracts
-        rows = [[each.field, each.source, each.target, each.remedy] for each in error.differences]
-        print_table("", ["field", "source", "target", "what to do"], rows, err=True)
-    step = next_step(error)
-    if error.retry_after_s:
-        step = (
-            f"{step} (after {error.retry_after_s:.0f} s)"
-            if step
-            else f"again after {error.retry_after_s:.0f} s"
-        )
-    if step:
-        say_labelled("  try:  ", step)
+    stream = sys.stderr if stderr or is_aside() else sys.stdout
+    width = None if stream.isatty() else PIPE_WIDTH
+    return Plain(file=stream, highlight=False, markup=False, emoji=False, width=width)
 
 
 def print_table(
@@ -342,84 +239,158 @@ def print_table(
     target.print(table, crop=False)
 
 
-def lines(pairs: Mapping[str, str]) -> None:
-    width = max(map(len, pairs))
-    for name, value in pairs.items():
-        say(f"{name:<{width}}  {value}")
+# Progress: bars, or ten lines without a terminal.
+
+Show = Callable[[int, int, str], None]
+_LINES = 10
 
 
-def print_json(value: object) -> None:
-    say_document(json.dumps(plain(value), indent=2, sort_keys=False))
-
-
-def emit(value: object, text: Callable[[], object] | None = None) -> None:
-    """The result of a command with `options.OUTCOME`: one JSON document if that is asked for, else its own lines."""
-    if is_aside():
-        print_json(value)
-    elif text is not None:
-        text()
-
-
-def outcome(**values: object) -> None:
-    emit(values)
-
-
-def print_ids(ids: Iterable[str], output_format: str = "text") -> None:
-    """Names or ids alone: one a line, or a JSON list."""
-    if output_format == "json":
-        print_json(list(ids))
+@contextmanager
+def bar(what: str) -> Iterator[Show]:
+    """A function that shows progress, called with (done, total, remark)."""
+    if not sys.stderr.isatty():
+        yield _ten_lines(what)
         return
-    listed = list(ids)
-    emit(listed, lambda: say(*listed) if listed else None)
+    with drawing("{task.description}", "{task.fields[remark]}", left=True) as progress:
+        task = progress.add_task(what, total=None, remark="")
+        yield lambda done, total, remark: progress.update(task, completed=done, total=total, remark=remark)
 
 
-def moment(unix_s: float) -> str | None:
-    """A time for scripts: ISO 8601 in UTC, e.g. 2026-11-26T17:40:00Z; None for 0, which means not yet or unknown."""
-    try:
-        return f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%dT%H:%M:%SZ}" if unix_s else None
-    except (OverflowError, OSError, ValueError):
-        return None
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int, str], None]]:
+    """As `bar`, for one part after the other: called with (what, done, total, remark)."""
+    with ExitStack() as stack:
+        now: dict[str, Show] = {}
+
+        def on_progress(what: str, done: int, total: int, remark: str) -> None:
+            if what not in now:
+                stack.close()
+                now.clear()
+                now[what] = stack.enter_context(bar(what))
+            now[what](done, total, remark)
+
+        yield on_progress
 
 
-def figures(value: object) -> dict[str, Any]:
-    found: dict[str, Any] = plain(value)
-    return found
+def drawing(
+    name: str, remark: str = "", *, left: bool = False, transient: bool = False, disable: bool = False
+) -> Progress:
+    """Bars on stderr, drawn by rich, to be entered; texts are escaped."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = [
+        _text_column(name),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        *([_text_column(remark)] if remark else []),
+        TimeElapsedColumn(),
+        *([TimeRemainingColumn()] if left else []),
+    ]
+    return Progress(*columns, console=console(stderr=True), transient=transient, disable=disable)
 
 
-def plain(value: object) -> Any:
-    """Dataclasses, pydantic models, enums, bytes (as hex), paths and tuples as JSON values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if hasattr(value, "model_dump"):  # pydantic is not imported for commands that do not need it
-        return value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, datetime):
-        return moment(value.timestamp())
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value
+def _text_column(text_format: str) -> TextColumn:
+    from rich.progress import TextColumn
+    from rich.text import Text
+
+    class Plain(TextColumn):
+        def render(self, task: Task) -> Text:
+            return Text(escape(self.text_format.format(task=task)), justify=self.justify)
+
+    return Plain(text_format, markup=False)
 
 
-def number(value: float) -> str:
-    return f"{value:.3g}"
+def _ten_lines(what: str) -> Show:
+    """Ten lines in all, with the time that the rest takes at the same pace."""
+    said, begun = 0, None
+
+    def show(done: int, total: int, remark: str) -> None:
+        nonlocal said, begun
+        # What was done before counts for nothing: a run may go on.
+        first, since = begun = begun or (done, time.monotonic())
+        if done * _LINES // total <= said:
+            return
+        said = done * _LINES // total
+        rest = remark
+        if first < done < total:
+            left = (time.monotonic() - since) / (done - first) * (total - done)
+            rest = f"{remark}  {timedelta(seconds=round(left))} left"
+        say(f"{what} {done}/{total}  {rest.strip()}".rstrip(), err=True)
+
+    return show
 
 
-def size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
+# Errors, as the person at this machine sees them.
 
+NODE_EXTRA = {
+    "grpc_health": "grpcio-health-checking",
+    "matplotlib": "matplotlib",
+    "prometheus_client": "prometheus-client",
+    "safetensors": "safetensors",
+    "scipy": "scipy",
+    "skimage": "scikit-image",
+    "spake2": "spake2",
+    "torch": "torch",
+}
+"""What the extra `node` installs, by the name under which it is imported."""
+_SHOW_WHERE: Final = "the same command with DDIB_DEBUG=1 in front shows where it happened"
+
+
+def explained(error: Exception) -> DdibError:
+    """The error itself when it is one of ours, else one that says the same; shows the traceback where one is wanted."""
+    debugging = os.environ.get("DDIB_DEBUG", "") not in {"", "0"}
+    if debugging:
+        say(*"".join(traceback.format_exception(error)).rstrip("\n").split("\n"), err=True)
+    if isinstance(error, DdibError):
+        return error
+    if isinstance(error, ImportError) and (package := NODE_EXTRA.get((error.name or "").partition(".")[0])):
+        return missing("node", package, f"this command needs {package}, which is not installed")
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        kind = DiskFull if is_disk_full(error) else InputError
+        return kind(f"{where}{error.strerror}", hint=_look(error))
+    hint = "" if debugging else _SHOW_WHERE
+    return InternalError(f"unexpected {type(error).__name__}: {error}", hint=hint)
+
+
+def _look(error: OSError) -> str:
+    """What shows why the operating system refused."""
+    if error.filename is None:
+        return _SHOW_WHERE
+    place = shlex.quote(str(error.filename))
+    if is_disk_full(error):
+        return f"df -h {place}"
+    return f"namei -l {place} shows each folder of the path and who may write there"
+
+
+def as_config_error(error: OSError, what: str) -> ConfigError:
+    return ConfigError(f"{error.filename or what}: {error.strerror or error}", hint=_look(error))
+
+
+def show_error(error: DdibError) -> None:
+    say_labelled("error: ", f"{error.detail}  [{error.reason}]")
+    if error.hop:
+        say_labelled("  at:   ", error.hop)
+    # Whose facts are in the sentence and the hint.
+    said = isinstance(error, PictureMisfit | KindMismatch | PeerFault)
+    if error.facts and not said and not {"found", "last", "picture"} & error.facts.keys():
+        facts = ", ".join(f"{key} {value}" for key, value in error.facts.items())
+        say_labelled(f"  {error.says} says: " if error.says else "  more: ", facts)
+    if error.incident:
+        say_labelled("  incident: ", error.incident)
+    if error.differences:  # of two contracts
+        rows = [[each.field, each.source, each.target, each.remedy] for each in error.differences]
+        print_table("", ["field", "source", "target", "what to do"], rows, err=True)
+    step = next_step(error)
+    if error.retry_after_s:
+        later = f"after {error.retry_after_s:.0f} s"
+        step = f"{step} ({later})" if step else f"again {later}"
+    if step:
+        say_labelled("  try:  ", step)
+
+
+# Processes. What does not share its work among processes refuses several of them before it writes anything: otherwise
+# each would do all of it, and all would write the same files.
 
 TORCHRUN = "WORLD_SIZE"
 STARTERS = {
@@ -451,13 +422,6 @@ def processes_here() -> int:
     return max(1, int(text)) if text.isdecimal() else started_together()[0]
 
 
-def end_with_parent() -> None:
-    """On Linux, have the kernel kill this process as soon as its parent has ended; elsewhere nothing happens."""
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def require_alone(what: str) -> None:
     """Return in a process that is alone."""
     count, starter = started_together()
@@ -476,3 +440,21 @@ def require_torchrun(what: str) -> None:
             f"{what} shares its work among processes of torchrun alone, and {starter} started {count}",
             hint=f"torchrun --nproc-per-node {count} --no-python ddib model train ... --out DIR",
         )
+
+
+def end_with_parent() -> None:
+    """On Linux, have the kernel kill this process as soon as its parent has ended; elsewhere nothing happens."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Inside, Ctrl-C ends the program without a word: Python would show the traceback of whatever is imported."""
+    handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if handled:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    yield
+    if handled:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

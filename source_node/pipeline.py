@@ -349,19 +349,8 @@ class JobPipeline:
         return made
 
     def _input(self, item: StoredItem, size_rule: str) -> Given:
-        """The item's samples: as they were decoded when the job was submitted, by any model of the same rule."""
-        job_id, given = self._job.job_id, None
-        try:
-            decoded = self._store.read_part(job_id, item.index, SpoolPart.DECODED)
-            given = self._samples.again(decoded, size_rule)
-        except (ChunkCorrupt, ItemNotFound) as error:
-            log.info("item %d of job %s is decoded again: %s", item.index, job_id, error.detail)
-        if given is None:
-            with self._file(item) as content:
-                given = self._samples.read(content, size_rule)
-            data = given.to_bytes(self._samples.rule)
-            file = NewFile(SpoolPart.DECODED, data, common_pb2.MEDIA_TYPE_UNSPECIFIED)
-            self._store.keep(job_id, item.index, file).result()
+        with self._file(item) as content:
+            given = self._samples.read(content, size_rule)
         return given.at_model_size() if self._job.request.model_size else given
 
     def _file(self, item: StoredItem) -> AbstractContextManager[bytes]:

@@ -31,7 +31,6 @@ class SpoolPart(StrEnum):
     """A file of an item in the spool; of the encoded latent, one for each range. A client fetches the last four."""
 
     INPUT = "input"
-    DECODED = "decoded"
     ENCODED = "encoded"
     TRANSLATION = "translation"
     RETURNED = "returned"

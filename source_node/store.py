@@ -43,7 +43,6 @@ OPEN_STATES: Final = (JobState.QUEUED, JobState.RUNNING)
 PENDING_ITEMS: Final = (ItemState.RECEIVED, ItemState.ENCODED)
 """Items that are still to be worked on."""
 CANCELLED_ERROR: Final = ErrorDetail(reason="CANCELLED", sentence="cancelled")
-KEPT: Final = frozenset({SpoolPart.INPUT, SpoolPart.DECODED})
 RESULTS: Final = SpoolPart.TRANSLATION, SpoolPart.RETURNED, SpoolPart.LATENT, SpoolPart.SOURCE
 """What a client fetches, in this order."""
 ALL: Final = frozenset(SpoolPart)
@@ -51,9 +50,9 @@ ALL: Final = frozenset(SpoolPart)
 # From a state to another: the part that must be in the spool first, and what the spool drops afterwards.
 # Back to RECEIVED: a latent that cannot be sent any more is made again.
 TRANSITIONS: Final[Mapping[tuple[ItemState, ItemState], tuple[SpoolPart | None, frozenset[SpoolPart]]]] = {
-    (ItemState.RECEIVED, ItemState.RECEIVED): (None, ALL - KEPT),
+    (ItemState.RECEIVED, ItemState.RECEIVED): (None, ALL - {SpoolPart.INPUT}),
     (ItemState.RECEIVED, ItemState.ENCODED): (SpoolPart.ENCODED, frozenset()),
-    (ItemState.ENCODED, ItemState.RECEIVED): (None, ALL - KEPT),
+    (ItemState.ENCODED, ItemState.RECEIVED): (None, ALL - {SpoolPart.INPUT}),
     (ItemState.ENCODED, ItemState.DECODED): (SpoolPart.TRANSLATION, ALL.difference(RESULTS)),
     (ItemState.DECODED, ItemState.DELIVERED): (None, ALL),
     (ItemState.RECEIVED, ItemState.FAILED): (None, ALL),
@@ -270,12 +269,12 @@ class JobStore:
         owner: str,
         request: JobHeader,
         items: Sequence[StoredItem],
-        files: Sequence[tuple[int, SpoolFile]],
+        files: Sequence[SpoolFile],
         *,
         new: bool,
         mark: Callable[[bool], object],
     ) -> tuple[str, bool]:
-        """Queue a job whose files are on the disk; its id, and whether the request had been accepted before.
+        """Queue a job whose files, one an item, are on the disk; its id, and whether the request was accepted before.
 
         `new` is False for a request that is accepted only as the repetition that it was when it began. `mark` is
         called with whether the files are kept: their rows are on the disk, or may be.
@@ -319,7 +318,7 @@ class JobStore:
                 "INSERT INTO items (job_id, item, state, media_type, size_bytes, sha256) VALUES (?, ?, ?, ?, ?, ?)",
                 [(job_id, i.index, i.state, i.media_type, i.size_bytes, i.sha256) for i in items],
             )
-            _insert_parts(db, job_id, files)
+            _insert_parts(db, job_id, enumerate(files))
             self._audit.append(
                 db,
                 "job_accepted",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import threading
 import time
@@ -37,6 +36,7 @@ from ddib_fed.errors import (
     SettingsInvalid,
 )
 from ddib_fed.evaluation.samples import Samples, samples_of
+from ddib_fed.files import require
 from ddib_fed.node.calibrations import usable_calibration
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM, LimitsSection, NodeConfig
 from ddib_fed.node.policy import (
@@ -179,8 +179,8 @@ def check_request(owner: str, request: JobHeader, node: NodeContext) -> None:
     _check_fields(request, node.config.limits)
     request.solver.CopyFrom(settings_message(solver_settings(request.solver)))
     check_allowed(owner, request, node.config)
-    if request.model_size and not node.engine.model.is_picture:
-        raise MessageInvalid("points have no size", facts={"field": "model_size"})
+    is_picture = node.engine.model.is_picture
+    require(is_picture or not request.model_size, "model_size", "must not be set for points")
     own_classes(node, request)
 
 
@@ -199,22 +199,16 @@ def _check_fields(header: JobHeader, limits: LimitsSection) -> None:
         uuid.UUID(header.request_id)
     except ValueError as error:
         raise MessageInvalid("the request id is no UUID", facts={"field": "request_id"}) from error
-    if header.item_classes and (header.source_class or header.target_class):
-        raise MessageInvalid("classes of all items and of each", facts={"field": "item_classes"})
-    if not header.items:
-        raise MessageInvalid("a job without items", facts={"field": "items"})
+    each, of_all = header.item_classes, header.source_class or header.target_class
+    require(not (each and of_all), "item_classes", "must be empty where all items have one class")
+    require(header.items > 0, "items", "must be at least 1")
     if header.items > limits.max_items_per_job:
         raise ItemsTooMany(
             f"a job of {header.items} items",
             facts={"items": header.items, "limit_items": limits.max_items_per_job},
         )
-    if len(header.item_classes) not in {0, header.items}:
-        raise MessageInvalid("classes for none of the items, or for each", facts={"field": "item_classes"})
-    if header.deadline_s > JOB_DEADLINE_S:
-        raise MessageInvalid(
-            f"a deadline of {header.deadline_s} s",
-            facts={"field": "deadline_s", "limit_s": round(JOB_DEADLINE_S)},
-        )
+    require(len(each) in {0, header.items}, "item_classes", "must be none, or one for each item")
+    require(header.deadline_s <= JOB_DEADLINE_S, "deadline_s", f"must be at most {JOB_DEADLINE_S:.0f}")
     if header.solver.evaluations > limits.max_evaluations:
         raise SettingsInvalid(
             f"{header.solver.evaluations} evaluations",
@@ -280,7 +274,7 @@ class Staging:
         self._staged = 0
         self._incoming: GrowingFile | None = None
         self._items: list[StoredItem] = []
-        self._files: list[tuple[int, SpoolFile]] = []
+        self._files: list[SpoolFile] = []
         self.kept = False
         """Whether the job is on the disk, or may be."""
 
@@ -309,23 +303,12 @@ class Staging:
         assert file is not None
         self._close_file()
         item = StoredItem(len(self._items), ItemState.RECEIVED, media_type, file.size_bytes, sha256)
-        row = SpoolFile(SpoolPart.INPUT, 0, file.name, media_type, file.size_bytes, sha256)
         self._items.append(item)
-        self._files.append((item.index, row))
+        self._files.append(SpoolFile(SpoolPart.INPUT, 0, file.name, media_type, file.size_bytes, sha256))
         return item
 
-    def keep_decoded(self, data: bytes) -> None:
-        """Keep the samples of the item that was kept last, so that it is not decoded again."""
-        index = len(self._items) - 1
-        self._take(len(data))
-        with closing(self._spool.new_file(self._job_id, index, SpoolPart.DECODED)) as file:
-            file.write(data)
-        digest = hashlib.sha256(data).digest()
-        self._files.append((index, SpoolFile(SpoolPart.DECODED, 0, file.name, 0, len(data), digest)))
-
     def read(self, item: int) -> bytes:
-        name = next(row.file for index, row in self._files if index == item and row.part == SpoolPart.INPUT)
-        return self._spool.read(self._job_id, name)
+        return self._spool.read(self._job_id, self._files[item].file)
 
     def _take(self, size_bytes: int) -> None:
         self._require_room(size_bytes)
@@ -352,10 +335,7 @@ class Staging:
         if not self._items:
             raise MessageInvalid("a job without items", facts={"field": "items"})
         if not self.accepted_before:
-            # Samples that a power cut takes are decoded again.
-            self._spool.sync(
-                self._job_id, [row.file for _, row in self._files if row.part == SpoolPart.INPUT]
-            )
+            self._spool.sync(self._job_id, [row.file for row in self._files])
         job_id, repeated = self._store.insert(
             self._job_id,
             self.owner,
@@ -521,10 +501,9 @@ class Submissions:
             with self._node.decoding.file(
                 staging.owner, item.size_bytes, load, samples.memory, ended=ended
             ) as content:
-                given = samples.read(content, size_rule)
-                check_given(self._node.engine.model, given.samples)
-                staging.keep_decoded(given.to_bytes(samples.rule))
-                return len(given.samples)
+                given = samples.read(content, size_rule).samples
+                check_given(self._node.engine.model, given)
+                return len(given)
         except InputError as error:
             self._of_item(item.index, error)
             raise

@@ -7,14 +7,14 @@ from pydantic import ValidationError
 
 from ddib_fed.errors import BundleInvalid, InputError, MessageInvalid
 from ddib_fed.models.bundle import make_bundle
-from ddib_fed.names import domain_from, is_domain, is_institution, size_from
+from ddib_fed.names import is_domain, is_institution, size_from
 from ddib_fed.node.config import ModelSection, NodeSection
 from ddib_fed.security.identity import check_institution
 from ddib_fed.training.config import TrainConfig
 from tests.node.tiny_nodes import manifest, state
 from tests.protocol.examples import side
 
-DOMAINS = ["moons", "T1.w_2-x", "9", "d" * 64, "d" * 65, "", "-x", ".x", "a b", "a\n", "é", "a/b", "x" * 101]
+DOMAINS = ["T1.w_2-x", "d" * 64, "d" * 65, "", "-x", "a\n", "é", "a/b"]
 INSTITUTIONS = ["north.example", "a.bc", "a.b", "1.2.3.4", "x-.example", "North.example", "north", "a." * 130 + "bc",
                 "north.123", "north.exam_ple", "north.-ab", "north.example."]  # fmt: skip
 
@@ -56,14 +56,6 @@ def test_an_institution_is_accepted_everywhere_or_nowhere(name: str) -> None:
         "contract": accepts(lambda: side(institution=name), MessageInvalid),
     }
     assert len(set(found.values())) == 1, found
-
-
-def test_a_file_of_any_name_names_a_domain() -> None:
-    """Before, training on `my points.npy` ended after its last step in a ValidationError, and the model was lost."""
-    assert TrainConfig(kind="points", data="my points.npy").label == "my-points"
-    assert TrainConfig(kind="points", data="é.npy").label == "points"
-    for text in ("my points", "..hidden", "x" * 300, "a/b\n"):
-        assert is_domain(domain_from(text))
 
 
 def test_sizes_are_height_by_width() -> None:

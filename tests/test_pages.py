@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ddib_fed.pages import beside, cell, data_uri, render, write_page
+from ddib_fed.pages import beside, render, write_page
 
 EVIL = "<script>alert('1')</script> \"&"
 PNG = b"\x89PNG\r\n\x1a\n..."
@@ -78,11 +78,6 @@ def test_nothing_is_loaded_from_anywhere(make) -> None:
     assert not re.search("https?://", document)
 
 
-def test_cells_are_numbers_or_dashes() -> None:
-    assert "<td>0.123</td><td>–</td><td>12,346</td><td>7</td>" in folder()
-    assert [cell(each) for each in (-1234.5, 999.9, 0)] == ["-1,234", "1e+03", "0"]
-
-
 def test_a_name_that_is_no_text_does_not_stop_the_page(tmp_path) -> None:
     """File names may hold bytes that are no UTF-8, which Python keeps as lone surrogates."""
     write_page(tmp_path / "p.html", "notice.html", title="Größe", text="bad \udcff name", url="", icon=False)
@@ -102,8 +97,3 @@ def test_a_link_leads_to_a_file_beside_the_page_and_nowhere_else() -> None:
     assert beside("a b/ü.png") == "./a%20b/%C3%BC.png"
     assert beside("../secret.png") == beside("/etc/passwd") == ""
     assert beside("javascript:alert(1)").startswith("./javascript%3Aalert")
-
-
-def test_a_jpeg_is_shown_as_one() -> None:
-    """By its first bytes."""
-    assert data_uri(b"\xff\xd8\xff..").startswith("data:image/jpeg;")

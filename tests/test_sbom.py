@@ -26,8 +26,3 @@ def test_a_node_needs_its_packages_and_the_shipped_models_and_no_tools() -> None
 def test_the_client_needs_no_torch() -> None:
     """Without the extra."""
     assert "torch" not in {each["name"] for each in bill(frozenset())["components"]}
-
-
-def test_the_same_installation_gives_the_same_bill() -> None:
-    """Its serial number follows from its content."""
-    assert bill(frozenset({"node"})) == bill(frozenset({"node"}))

@@ -97,17 +97,6 @@ def test_progress_bars_do_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b]" not in terminal.getvalue()
 
 
-def test_bars_are_drawn_in_one_place() -> None:
-    """By rich, through the console that escapes."""
-    drawers = {
-        str(path.relative_to(ROOT))
-        for folder in ("ddib_fed", "source_node", "target_node")
-        for path in (ROOT / folder).rglob("*.py")
-        if re.search(r"\bProgress\(\*|rich\.(?:live|status)|\btqdm\b|click\.progressbar", path.read_text())
-    }
-    assert drawers == {"ddib_fed/terminal.py"}
-
-
 def test_nothing_is_printed_past_it() -> None:
     """A new command is safe because there is no other way to print."""
     others = re.compile(

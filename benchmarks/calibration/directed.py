@@ -143,8 +143,9 @@ class Directed:
     @cached_property
     def _partners(self) -> np.ndarray:
         side, target = self.pictures[0].domain.side, self.pictures[1].domain
-        cut = cut_map(target.map, side, target.detail) if target.map else cut_head(target.name, side)
-        return cut("train")
+        if target.map:
+            return cut_map(target.map, side, "train", target.detail)
+        return cut_head(target.name, side, "train")
 
     def paired(self, translated: Pictures) -> dict[str, judgement.Interval]:
         """psnr, ssim and partner of translations of all test pictures."""

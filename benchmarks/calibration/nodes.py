@@ -37,7 +37,6 @@ from ddib_fed.files import write_json
 
 FOLDER = OUT / "nodes"
 INSTITUTIONS = ("east.example", "west.example")
-PERSON = "bob"
 LEAST_DEPTH = 0.7
 BATCH = 32
 CROSSED = "crossed.json"
@@ -121,7 +120,7 @@ def between_nodes(folder: Path, directed: Directed, kind: str, steps: int) -> No
         ("threads", "0", "1"),
     )
     domains = (directed.source_name, directed.target_name)
-    pair = Pair(folder, INSTITUTIONS, domains, PERSON)
+    pair = Pair(folder, INSTITUTIONS, domains)
     chosen_of(directed).write(folder / "in")
     crossed: dict[str, Any] = {}
     try:

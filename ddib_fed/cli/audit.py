@@ -130,7 +130,7 @@ def _show_anchors(config: NodeConfig, own: Identity, path: Path, institution: st
         write_file(out, made.model_dump_json(indent=1).encode() + b"\n", overwrite=False)
         say(
             f"wrote {out}: {len(held)} ends noted, the last with {held[-1].lines} lines",
-            f"send it to {institution}, for: ddib audit verify --anchor {shlex.quote(out.name)}",
+            f"send it to {institution}, for: ddib audit verify --anchors {shlex.quote(out.name)}",
         )
         outcome(written=out, of=peer.identity.uri, ends=len(held), last_line=held[-1].lines)
     if contradiction:
@@ -142,12 +142,12 @@ def _show_anchors(config: NodeConfig, own: Identity, path: Path, institution: st
 
 @audit.command(
     epilog="\b\nExamples:\n"
-    "  ddib audit verify --config node.toml --anchor 3f5a...\n"
-    "  ddib audit verify --config node.toml --anchor from-south.json"
+    "  ddib audit verify --config node.toml --anchors 3f5a...\n"
+    "  ddib audit verify --config node.toml --anchors from-south.json"
 )
 @options.CONFIG
 @option(
-    "noted --anchor FILE|DIGEST",
+    "noted --anchors FILE|DIGEST",
     "What was noted of this log elsewhere: a head, or what a peer noted (`ddib audit show --anchors` there). The log "
     "must still contain those lines.",
     str,

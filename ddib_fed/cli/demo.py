@@ -67,7 +67,7 @@ def run_command(*words: str | Path) -> str:
 
 
 def show(line: str) -> None:
-    say(f"$ {line}", style="dim")
+    say(f"$ {line}", dim=True)
 
 
 def free_ports(count: int) -> tuple[int, ...]:
@@ -94,11 +94,11 @@ class Institution:
     def config_path(self) -> Path:
         return self.folder / "node.toml"
 
-    def set_up(self, *further: str) -> str:
+    def set_up(self) -> str:
         """Make its node with a copy of the shipped model; its fingerprint."""
         printed = run_command(
             "init", "node", "--institution", self.name, "--role", self.role, "--model", self.domain,
-            "--address", f"localhost:{self.port}", "--out", self.folder, *further,
+            "--address", f"localhost:{self.port}", "--out", self.folder,
         )  # fmt: skip
         return next(word for word in printed.split() if word.startswith("SHA256:"))
 
@@ -159,18 +159,18 @@ class Institution:
 class Pair:
     """Two institutions in folders that are named by their first labels, and a client of the first."""
 
-    def __init__(self, out: Path, names: tuple[str, str], domains: tuple[str, str], person: str) -> None:
-        self.out, self.person = out, person
+    def __init__(self, out: Path, names: tuple[str, str], domains: tuple[str, str]) -> None:
+        self.out = out
         ports = free_ports(2)
         self.source = Institution(names[0], "source", domains[0], out / names[0].partition(".")[0], ports[0])
         self.target = Institution(names[1], "target", domains[1], out / names[1].partition(".")[0], ports[1])
         self.both = self.source, self.target
         self.to = f"{self.target.name}/{self.target.domain}"
-        self.profile = self.source.folder / person / "client.toml"
+        self.profile = self.source.folder / "client" / "client.toml"
 
     def start(self, settings: Sequence[tuple[str, str, str]] = ()) -> None:
         """Set up both nodes, let them admit each other, and serve; `settings` as `configure` takes them."""
-        prints = self.source.set_up("--client", self.person), self.target.set_up()
+        prints = [institution.set_up() for institution in self.both]
         for here, there, fingerprint in zip(self.both, self.both[::-1], prints[::-1], strict=True):
             file = there.folder / f"{there.name}.peer"
             run_command("peer", "add", file, "--config", here.config_path, "--fingerprint", fingerprint)
@@ -218,20 +218,16 @@ class Pair:
 
     def say_what_to_try(self, files: Path) -> None:
         """Addresses of the nodes that were kept, and commands for them."""
-        for institution in self.both:
-            pid = institution.process.pid if institution.process is not None else "-"
-            say(
-                f"{institution.name} ({institution.role} node) listens on 127.0.0.1:{institution.port}, pid {pid}"
-            )
+        for each in self.both:
+            say(f"{each.name} ({each.role} node) listens on 127.0.0.1:{each.port}")
         profile = f"--profile {shlex.quote(str(self.profile))}"
-        configs = [shlex.quote(str(each.config_path)) for each in self.both]
-        again = f"--out again-{self.source.domain} --cycle {profile}"
+        drains = [f"ddib drain --config {shlex.quote(str(each.config_path))}" for each in self.both]
         say(
             "try:",
             f"  ddib domains {profile}",
-            f"  ddib translate {shlex.quote(str(files))} --to {self.to} {again}",
-            f"  ddib status --config {configs[0]}",
-            f"  ddib drain --config {configs[0]}; ddib drain --config {configs[1]}   # stop both",
+            f"  ddib translate {shlex.quote(str(files))} --to {self.to} --out again-{self.source.domain} {profile}",
+            f"  ddib status --config {shlex.quote(str(self.source.config_path))}",
+            f"  {'; '.join(drains)}   # stop both",
         )
 
 
@@ -261,7 +257,7 @@ def demo(out: Path, keep: bool) -> None:
     First points: north.example has moons, south.example checkerboards. Then pictures: east.example has satellite
     pictures, west.example relief maps; they are translated once without a calibration, and again after the two nodes
     have agreed on one. Each pair is set up by the same commands that the README shows; two nodes are
-    started and translate over mutual TLS; what happened at each hop is printed. Writes DIR/translation.png,
+    started and translate over mutual TLS. Writes DIR/translation.png,
     DIR/pictures.png and DIR/report.json. Exits non-zero if a figure is out of bounds.
     """
     for package in sorted(NODE_EXTRA):
@@ -277,8 +273,8 @@ def demonstrate(out: Path, *, keep: bool = False, points: int = POINTS) -> None:
     started = time.perf_counter()
     shipped = load_shipped("satellite"), load_shipped("relief")
     prepare(out)
-    with_points = Pair(out, ("north.example", "south.example"), ("moons", "checkerboards"), "alice")
-    with_pictures = Pair(out, ("east.example", "west.example"), ("satellite", "relief"), "bob")
+    with_points = Pair(out, ("north.example", "south.example"), ("moons", "checkerboards"))
+    with_pictures = Pair(out, ("east.example", "west.example"), ("satellite", "relief"))
     # SIGTERM is treated like Ctrl-C, so that the nodes are stopped.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     cycle = ("--cycle", "--keep-latents")
@@ -287,7 +283,7 @@ def demonstrate(out: Path, *, keep: bool = False, points: int = POINTS) -> None:
         with_points.start()
         sent = demo_figures.draw_points(out / "points.npy", with_points.source.domain, points)
         with_points.translate(sent, out / "translated", *cycle)
-        parts = [demo_figures.measure_points(sent, out / "translated", "alice", out / "translation.png")]
+        parts = [demo_figures.measure_points(sent, out / "translated", out / "translation.png")]
         parts[0].show()
         if not keep:
             with_points.stop()
@@ -297,13 +293,12 @@ def demonstrate(out: Path, *, keep: bool = False, points: int = POINTS) -> None:
         chosen = demo_figures.ChosenPictures.evenly(*shipped, PICTURES)
         chosen.write(folder / "in")
         with_pictures.translate(folder / "in", folder / "translated", *cycle)
-        album = demo_figures.Album.load(chosen, folder / "translated")
-        album.tell_hops("bob")
         calibration = with_pictures.calibrate("rotation")
         with_pictures.translate(folder / "in", folder / "calibrated")
-        calibrated = chosen.read(folder / "calibrated")
-        parts.append(album.measure(calibration, calibrated, shipped[1].train))
-        album.draw(calibration, calibrated, out / "pictures.png")
+        measured = demo_figures.measure_pictures(
+            chosen, folder, calibration, shipped[1].train, out / "pictures.png"
+        )
+        parts.append(measured)
         parts[1].show()
         finish(out / "report.json", parts, time.perf_counter() - started)
     except BaseException as error:

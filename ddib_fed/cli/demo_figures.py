@@ -72,14 +72,13 @@ def draw_points(path: Path, domain: str, count: int) -> Path:
     return path
 
 
-def measure_points(sent: Path, folder: Path, person: str, drawn: Path) -> DemoPart:
+def measure_points(sent: Path, folder: Path, drawn: Path) -> DemoPart:
     """Compare the files that the client wrote with what it sent and with the target's domain, and draw them."""
     stages = {"source": np.load(sent)}
     for stage, suffix in (("latent", ".latent.npy"), ("target", ".npy"), ("returned", ".returned.npy")):
         stages[stage] = np.load(folder / f"{sent.stem}{suffix}", allow_pickle=False)
     source, latent, target, returned = stages.values()
-    record = _record(folder / f"{sent.stem}.json")
-    _tell_hops(person, [record], sent.stat().st_size, latent.nbytes, folder)
+    (record,) = read_records(folder, [sent.stem])
     cycle, count = metrics.cycle_error(source, returned), min(len(target), metrics.SLICED_POINTS)
     floor = metrics.domain_sliced_w2_floor(record.target_domain, count)
     distance = metrics.sliced_w2(target, metrics.reference_points(record.target_domain, count))
@@ -99,53 +98,34 @@ def measure_points(sent: Path, folder: Path, person: str, drawn: Path) -> DemoPa
         Bound("sliced_w2", distance, FLOOR_FACTOR * floor + FLOOR_MARGIN),
     )
     title = f"{len(source):,} points, {record.solver.evaluations} evaluations a leg"
-    caption = (
-        f"{title}; cycle error median {number(cycle['median'])}, p99 {number(cycle['p99'])}; sliced-W2 "
-        f"{number(distance)} (floor {number(floor)})"
-    )
+    error = f"cycle error median {number(cycle['median'])}, p99 {number(cycle['p99'])}"
+    caption = f"{title}; {error}; sliced-W2 {number(distance)} (floor {number(floor)})"
     sheets.clouds([*stages.items()], drawn, caption=caption)
+    tell_what_crossed([record], latent.nbytes)
     return DemoPart("points", title, figures, bounds)
 
 
-def _record(path: Path) -> Translation:
-    record = Translation.read(path)
-    if record is None:
-        raise InternalError(f"{path} is no record of a translation")
-    return record
+def read_records(folder: Path, names: Sequence[str]) -> list[Translation]:
+    found = [Translation.read(folder / f"{name}.json") for name in names]
+    if missing := [name for name, record in zip(names, found, strict=True) if record is None]:
+        raise InternalError(f"{folder / missing[0]}.json is no record of a translation")
+    return [record for record in found if record is not None]
 
 
-def _tell_hops(
-    person: str, records: Sequence[Translation], sent_bytes: int, latent_bytes: int, folder: Path
-) -> None:
-    """Each hop and who could see it."""
+def tell_what_crossed(records: Sequence[Translation], latent_bytes: int) -> None:
+    """Who got what, and what that shows."""
     first = records[0]
     source, target = (name.partition(".")[0] for name in (first.source_institution, first.target_institution))
-    seconds = {stage: f"{sum(r.seconds.get(stage, 0.0) for r in records):.1f}" for stage in first.seconds}
-    back, steps = sum(record.wire_bytes for record in records) - latent_bytes, first.solver.evaluations
-    fetched = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in {".png", ".npy"})
-    soften = "soften, " if first.soften_sigma else ""
-    count = f"{len(records)} {'file' if len(records) == 1 else 'files'}, under numbers"
-    rows = [
-        [f"{person} > {source}", count, size(sent_bytes), "", source],
-        [source, f"{soften}encode: {steps} evaluations", "", seconds.get("encode", ""), source],
-        [f"{source} > {target}", "latents", size(latent_bytes), "", "both"],
-        [target, f"decode, encode: 2 x {steps}", "", seconds.get("remote", ""), target],
-        [f"{target} > {source}", "translations and their latents", size(back), "", "both"],
-        [source, f"decode: {steps}, compare", "", seconds.get("return", ""), source],
-        [f"{source} > {person}", "translations, returns, latents", size(fetched), "", source],
-    ]
-    print_table("What happened at each hop", ["hop", "what", ">bytes", ">seconds", "seen by"], rows)
-    say(
-        f"{target} saw latents, which look like noise, and what it made of them: never a sample of {source}'s."
+    back = sum(record.wire_bytes for record in records) - latent_bytes
+    softened = (
+        f"Before encoding, {source} mixed noise of {number(first.soften_sigma)} times the data's spread into each "
+        "picture, by a secret of its own, so that flat regions become noise too."
     )
-    if first.soften_sigma:
-        say(
-            f"Before encoding, {source} mixed noise of {number(first.soften_sigma)} times the data's spread into each",
-            "picture, by a secret of its own, so that flat regions become noise too.",
-        )
     say(
-        "Neither saw the other's model or training data. But a latent is an invertible encoding for anyone who has,",
-        "or can train, a model like the sender's.",
+        f"{target} got {size(latent_bytes)} of latents, which look like noise, and sent {size(back)} of translations "
+        "and their latents back. Neither saw the other's model or data.",
+        *([softened] if first.soften_sigma else []),
+        "But a latent is an invertible encoding for anyone who has, or can train, a model like the sender's.",
         "",
     )
 
@@ -186,92 +166,66 @@ def read_unit(path: Path) -> Pictures:
     return np.ascontiguousarray(unit.transpose(2, 0, 1))
 
 
-@dataclass(frozen=True, slots=True)
-class Album:
-    """The chosen pictures at each stage without a calibration, from the files that the client wrote."""
+def measure_pictures(
+    chosen: ChosenPictures, folder: Path, calibration: Calibration, unpaired: Pictures, sheet: Path
+) -> DemoPart:
+    """Compare what the client wrote with what it sent and with the truth: round trip, chance, noise, calibrated or not.
 
-    chosen: ChosenPictures = field(repr=False)
-    folder: Path
-    records: tuple[Translation, ...] = field(repr=False)
-    latent: Pictures = field(repr=False)
-    translated: Pictures = field(repr=False)
-    returned: Pictures = field(repr=False)
-
-    @classmethod
-    def load(cls, chosen: ChosenPictures, folder: Path) -> Album:
-        records = tuple(_record(folder / f"{name}.json") for name in chosen.names)
-        latents = [np.load(folder / f"{name}.latent.npy", allow_pickle=False) for name in chosen.names]
-        latent = np.concatenate(latents).astype(np.float32)
-        return cls(chosen, folder, records, latent, chosen.read(folder), chosen.read(folder, ".returned.png"))
-
-    def tell_hops(self, person: str) -> None:
-        sent = sum(len(encode_png(pixels)) for pixels in to_pixels(self.chosen.source))
-        _tell_hops(person, self.records, sent, self.latent.nbytes, self.folder)
-
-    def measure(self, calibration: Calibration, calibrated: Pictures, unpaired: Pictures) -> DemoPart:
-        """Compare with what was sent and with the truth: round trip, chance, noise, calibrated or not."""
-        chosen, first, made = self.chosen, self.records[0], calibration.made
-        truth = chosen.truth
-        cycle = metrics.spread(metrics.to_psnr(metrics.mse(self.returned, chosen.source)))
-        paired = float(metrics.mse(self.translated, truth).mean())
-        after = float(metrics.mse(calibrated, truth).mean())
-        white = metrics.whiteness(torch.from_numpy(self.latent))
-        draws = [random_pictures(unpaired, len(truth), seed=seed) for seed in range(RANDOM_DRAWS)]
-        baselines = {
-            "source": float(metrics.mse(metrics.to_channels(chosen.source, truth.shape[1]), truth).mean()),
-            "random": float(np.mean([metrics.mse(pictures, truth).mean() for pictures in draws])),
-        }
-        figures: dict[str, Any] = {
-            "count": len(self.records),
-            "steps": first.solver.evaluations,
-            "soften_sigma": first.soften_sigma,
-            "cycle_psnr": cycle,
-            "paired_mse": paired,
-            "baseline_mse": baselines,
-            "latent": {
-                "mean": white.latent.mean,
-                "std": white.latent.std,
-                "patch_correlation": white.latent.correlation,
-                "patch_correlation_noise": white.noise.correlation,
-            },
-            "doubtful": sum(bool(record.doubtful) for record in self.records),
-            "wire_bytes": sum(record.wire_bytes for record in self.records),
-            "calibrated": {
-                "sha256": calibration.sha256.hex(),
-                "crossed_bytes": made.crossed_bytes,
-                "epsilon": made.epsilon,
-                "paired_mse": after,
-            },
-        }
-        correlation, most = white.latent.correlation, metrics.WHITE_RATIO * white.noise.correlation
-        bounds = (
-            Bound("pictures.cycle_psnr.median", cycle["median"], PSNR_MEDIAN, "at least"),
-            Bound("pictures.cycle_psnr.min", cycle["min"], PSNR_MIN, "at least"),
-            Bound("pictures.paired_mse", paired, baselines["random"]),
-            Bound("pictures.latent.patch_correlation", correlation, most),
-            Bound("pictures.calibrated.paired_mse", after, paired),
-        )
-        title = f"{len(self.records)} pictures, {first.solver.evaluations} evaluations a leg"
-        return DemoPart("pictures", title, figures, bounds)
-
-    def draw(self, calibration: Calibration, calibrated: Pictures, path: Path) -> None:
-        """Source, translation, calibrated translation, truth and returned picture, one column per picture."""
-        chosen, made, first = self.chosen, calibration.made, self.records[0]
-        stages = (
-            Stage(f"source: {first.source_domain}", chosen.source),
-            Stage(f"{first.target_domain}, uncalibrated", self.translated),
-            Stage(f"{first.target_domain}, calibrated", calibrated),
-            Stage("ground truth", chosen.truth),
-            Stage("back, uncalibrated", self.returned),
-        )
-        domains = (shipped_domain(name) for name in (first.source_domain, first.target_domain))
-        # A note common to both domains is written once.
-        notes = dict.fromkeys(note for domain in domains for note in domain.note.split("; "))
-        caption = (
-            f"Calibrated: a {calibration.kind} of {calibration.map.matrix.size} numbers, found from one histogram of "
-            f"{size(made.crossed_bytes)} with noise (epsilon {number(made.epsilon or 0)}). "
-            f"Red frame: the uncalibrated one is doubtful. {'; '.join(notes)}"
-        )
-        doubtful = [bool(record.doubtful) for record in self.records]
-        names = [str(row) for row in chosen.rows]
-        save_sheet(path, stages, names=names, doubtful=doubtful, caption=caption)
+    `folder` has the results in `translated`, and in `calibrated` those under the calibration.
+    """
+    records = read_records(folder / "translated", chosen.names)
+    latents = [np.load(folder / "translated" / f"{name}.latent.npy") for name in chosen.names]
+    latent = np.concatenate(latents).astype(np.float32)
+    translated, calibrated = chosen.read(folder / "translated"), chosen.read(folder / "calibrated")
+    returned, truth = chosen.read(folder / "translated", ".returned.png"), chosen.truth
+    cycle = metrics.spread(metrics.to_psnr(metrics.mse(returned, chosen.source)))
+    paired, after = (float(metrics.mse(each, truth).mean()) for each in (translated, calibrated))
+    draws = [random_pictures(unpaired, len(truth), seed=seed) for seed in range(RANDOM_DRAWS)]
+    chance = float(np.mean([metrics.mse(pictures, truth).mean() for pictures in draws]))
+    alone = metrics.mse(metrics.to_channels(chosen.source, truth.shape[1]), truth)
+    white = metrics.whiteness(torch.from_numpy(latent))
+    correlation, noise = white.latent.correlation, white.noise.correlation
+    doubtful, made, first = [bool(record.doubtful) for record in records], calibration.made, records[0]
+    figures: dict[str, Any] = {
+        "count": len(records),
+        "steps": first.solver.evaluations,
+        "soften_sigma": first.soften_sigma,
+        "cycle_psnr": cycle,
+        "paired_mse": paired,
+        "baseline_mse": {"source": float(alone.mean()), "random": chance},
+        "latent": {"patch_correlation": correlation, "patch_correlation_noise": noise},
+        "doubtful": sum(doubtful),
+        "wire_bytes": sum(record.wire_bytes for record in records),
+        "calibrated": {
+            "sha256": calibration.sha256.hex(),
+            "crossed_bytes": made.crossed_bytes,
+            "epsilon": made.epsilon,
+            "paired_mse": after,
+        },
+    }
+    bounds = (
+        Bound("pictures.cycle_psnr.median", cycle["median"], PSNR_MEDIAN, "at least"),
+        Bound("pictures.cycle_psnr.min", cycle["min"], PSNR_MIN, "at least"),
+        Bound("pictures.paired_mse", paired, chance),
+        Bound("pictures.latent.patch_correlation", correlation, metrics.WHITE_RATIO * noise),
+        Bound("pictures.calibrated.paired_mse", after, paired),
+    )
+    stages = (
+        Stage(f"source: {first.source_domain}", chosen.source),
+        Stage(f"{first.target_domain}, uncalibrated", translated),
+        Stage(f"{first.target_domain}, calibrated", calibrated),
+        Stage("ground truth", truth),
+        Stage("back, uncalibrated", returned),
+    )
+    domains = (shipped_domain(name) for name in (first.source_domain, first.target_domain))
+    # A note common to both domains is written once.
+    notes = dict.fromkeys(note for domain in domains for note in domain.note.split("; "))
+    caption = (
+        f"Calibrated: a {calibration.kind} of {calibration.map.matrix.size} numbers, found from one histogram of "
+        f"{size(made.crossed_bytes)} with noise (epsilon {number(made.epsilon or 0)}). "
+        f"Red frame: the uncalibrated one is doubtful. {'; '.join(notes)}"
+    )
+    save_sheet(sheet, stages, names=[str(row) for row in chosen.rows], doubtful=doubtful, caption=caption)
+    tell_what_crossed(records, latent.nbytes)
+    title = f"{len(records)} pictures, {first.solver.evaluations} evaluations a leg"
+    return DemoPart("pictures", title, figures, bounds)

@@ -19,7 +19,7 @@ from ddib_fed.client.folder_run import FolderRun, RunProgress
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Delivered
 from ddib_fed.engine.record import Part, fitted_line, tiles_in
-from ddib_fed.errors import DdibError, DiskFull, ExhaustedError, InputError
+from ddib_fed.errors import DdibError, DiskFull, ExhaustedError, InputError, error_class
 from ddib_fed.files import is_disk_full
 from ddib_fed.terminal import bar, drawing, emit, print_table, say
 from ddib_fed.v1 import translation_pb2 as pb
@@ -66,7 +66,7 @@ class ConsoleProgress(RunProgress):
     def __enter__(self) -> Self:
         self._waits = self._total = 0
         self._said = self._clock()
-        self._job_id = self._counts = ""
+        self._job_id = self._counts = self._reason = ""
         self._names: Sequence[str] = ()
         self._progress = drawing("{task.description:<32}", transient=True, disable=not self._draws)
         self._progress.start()
@@ -113,6 +113,9 @@ class ConsoleProgress(RunProgress):
 
     def event(self, event: pb.WatchJobResponse) -> None:
         self._waits = 0
+        if event.stage == "wait" and event.reason != self._reason:
+            self.say(f"job {self._job_id} waits at the node: {error_class(event.reason).sentence}")
+            self._reason = event.reason
         if self._says:
             self._say_event(event)
         if not self._total:

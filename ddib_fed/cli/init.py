@@ -6,9 +6,10 @@ import getpass
 import re
 import shlex
 import socket
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from pydantic import ValidationError
 
 from ddib_fed.cli import options
 from ddib_fed.cli.options import group, option, say_next, with_config
@@ -25,34 +26,22 @@ if TYPE_CHECKING:
 HELP: Final = "ddib init --help"
 LISTEN: Final = "127.0.0.1:7443"
 USUAL_NODE: Final = "node-1"
-ROLES: Mapping[str, tuple[Role, ...]] = {
-    "source": ("source",),
-    "target": ("target",),
-    "both": ("source", "target"),
-}
-OUT_NODE = option(
-    "--out DIR", "Folder for node.toml and its state; default: the current one.", default=Path()
-)
 
 
 def addresses(listen: str | None, address: str | None, example: str) -> tuple[str, str]:
     """The bind address and the dial address of a node; each is derived from the other if it is missing."""
     try:
         host, port = split_address(address or listen or LISTEN, bound=True)
-        if address is None and is_every_address(host):
-            raise UsageError(
-                f"--listen {listen} is every address of this machine, and does not say what peers dial",
-                hint=f"--address HOST:{port}, with a name or address that they reach, e.g. {example}:{port}",
-            )
-        dialled = address or (f"localhost:{port}" if is_loopback(host) else f"{listen}")
-        bound = listen or (f"127.0.0.1:{port}" if is_loopback(host) else f"0.0.0.0:{port}")
+        local = is_loopback(host)
+        dialled = address or (f"localhost:{port}" if local else f"{listen}")
+        bound = listen or (f"127.0.0.1:{port}" if local else f"0.0.0.0:{port}")
         split_address(bound, bound=True)
     except ValueError as error:
         raise InputError(str(error), hint=HELP) from error
     if is_every_address(host) or not port:
         raise InputError(
             f"{dialled} is not an address that clients and peers can dial",
-            hint=f"--address with a name and a port that they reach, e.g. {example}:7443",
+            hint=f"--address HOST:{port or 7443}, with a name or address that they reach, e.g. {example}:7443",
         )
     return bound, dialled
 
@@ -95,8 +84,8 @@ def make_node(
             classifier=None if classifier is None else _place(classifier, out),
             bundle_domain=None if domain in {None, own} else own,
         )
-    except ValueError as error:
-        raise InputError(_first_line(error), hint=HELP) from error
+    except ValidationError as error:
+        raise _refused(error) from error
     check_private_folder(out / "state")
     out.mkdir(parents=True, exist_ok=True)
     # The configuration is written last, so that the command can be repeated after a failure.
@@ -127,6 +116,18 @@ def _place(model: str, out: Path) -> str:
     return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
+def _require_free(*paths: Path) -> None:
+    for path in paths:
+        if path.exists():
+            raise AlreadyExists(f"{path} exists and is not overwritten", hint="another --out folder")
+
+
+def _refused(error: ValidationError) -> InputError:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return InputError(f"{where}: {first['msg'].removeprefix('Value error, ')}", hint=HELP)
+
+
 def make_client(
     out: Path,
     *,
@@ -147,9 +148,8 @@ def make_client(
     node = USUAL_NODE
     if config is not None:
         if "source" not in config.node.roles:
-            raise InputError(
-                f"{config.path} is no source node, and clients talk to source nodes only", hint=HELP
-            )
+            why = f"{config.path} is no source node, and clients talk to source nodes only"
+            raise InputError(why, hint=HELP)
         institution, node = config.node.institution, config.node.name
         address = address or config.node.address
     identity = Identity(institution, "client", name)
@@ -163,8 +163,8 @@ def make_client(
             source_identity=Identity(institution, "node", node).dns_name,
             pki="pki",
         )
-    except ValueError as error:
-        raise InputError(_first_line(error), hint=HELP) from error
+    except ValidationError as error:
+        raise _refused(error) from error
     out.mkdir(parents=True, exist_ok=True)
     if config is not None and pki.has_authority(config.paths.pki):
         peer_store(config).snapshot().refuse_withdrawn(identity)
@@ -182,20 +182,6 @@ def make_client(
     return path
 
 
-def _require_free(*paths: Path) -> None:
-    for path in paths:
-        if path.exists():
-            raise AlreadyExists(f"{path} exists and is not overwritten", hint="another --out folder")
-
-
-def _first_line(error: ValueError) -> str:
-    problems = getattr(error, "errors", None)
-    if problems is None:
-        return str(error)
-    first = problems()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
-
-
 @group()
 def init() -> None:
     """Write a node's configuration or a client's profile.
@@ -211,9 +197,9 @@ def init() -> None:
 )
 @option(
     "--institution NAME",
-    "DNS name of the institution, in lower case. Default: the host of --address, else this machine's domain.",
+    "DNS name of the institution, in lower case. Default: the host of --address, else this machine's under .internal.",
 )
-@option("--role", "What the node does.", tuple(ROLES), required=True)
+@option("--role", "What the node does.", ("source", "target", "both"), required=True)
 @option(
     "--model NAME|DIR",
     "The model that it hosts: a shipped one (satellite, relief, moons, ...), which is copied, or a folder. Without it "
@@ -235,13 +221,8 @@ def init() -> None:
     "Address that clients and peers dial. Default: that of --listen, with localhost if it is loopback. Required if "
     "--listen is 0.0.0.0 or [::].",
 )
-@option(
-    "person --client NAME",
-    "Name of the first client of a source node, and its folder in --out. Default: your own name, in the folder client, "
-    "where `ddib translate` finds it.",
-)
 @option("--no-ca", "Another node of the institution issues certificates: write only the configuration.")
-@OUT_NODE
+@option("--out DIR", "Folder for node.toml and its state; default: the current one.", default=Path())
 @options.OUTCOME
 def node(
     institution: str | None,
@@ -252,22 +233,19 @@ def node(
     name: str,
     listen: str | None,
     address: str | None,
-    person: str | None,
     no_ca: bool,
     out: Path,
 ) -> None:
     """Make a node: a commented node.toml, the institution's CA, the node's certificate, its peer file, a client.
 
     --role and --model suffice for a first try on this machine. A node that others reach needs --address. The name of
-    the institution is in every certificate: choose it before others admit the node.
+    the institution is in every certificate: choose it before others admit the node. The client of a source node is
+    yours, in the folder client, where `ddib translate` finds it.
     """
     from ddib_fed.node.admitting import export_peer
 
     if domain is None and model is None:
         raise UsageError("give --model, or --domain of a model that is trained later", hint=HELP)
-    serves_clients = role != "target" and not no_ca
-    if person is not None and not serves_clients:
-        raise UsageError("--client is for a source node that issues certificates", hint="ddib init client")
     if institution is None:
         institution, whence = institution_here(address, name)
         say(f"institution  {institution}, {whence}; --institution NAME names another")
@@ -275,7 +253,7 @@ def node(
     config = make_node(
         out,
         institution=institution,
-        roles=ROLES[role],
+        roles=("source", "target") if role == "both" else (role,),  # type: ignore[arg-type]
         domain=domain,
         model=model,
         classifier=classifier,
@@ -285,35 +263,36 @@ def node(
         with_ca=not no_ca,
     )
     path = out / NODE_FILE
+    more = with_config(path)
+    serve = f"{config.command} serve{more}"
     say(
         f"wrote        {path}: listens on {bound}, is dialled at {dialled}",
         f"keys         {config.paths.pki}",
     )
-    more = with_config(path)
-    steps = [
-        (f"{config.command} serve{more} --pair", "serve, once the other side has come with the code"),
-        (f"{config.command} serve{more} --pair-with HOST:PORT CODE", "or be the one who comes"),
-        (f"{config.command} serve{more} --peer OTHER.peer", "or with its peer file, and fingerprints"),
-    ]
-    if model is None:
-        steps.insert(0, (f"{config.command} train{more}", "train the model"))
+    steps = []
     if no_ca:
-        steps.insert(0, (f"ddib pki request{more}", "a request for the node that issues"))
-    if serves_clients:
-        named = person or person_here()
-        profile = make_client(out / (person or FOLDER), name=named, config=config)
-        say(f"client       {profile}: {named}")
-        which = "" if profile in candidates({"HOME": ""}) else f" --profile {shlex.quote(str(profile))}"
-        steps.append((f"ddib domains{which}", "see what can be translated to"))
-    if "source" in config.node.roles:
-        client = f"ddib init client --node-config {shlex.quote(str(path))} --name NAME --out NAME"
-        steps.append((client, "a profile for a person"))
+        steps.append((f"ddib pki request{more}", "a request for the node that issues"))
+    if model is None:
+        steps.append((f"{config.command} train{more}", "train the model"))
+    steps += [
+        (f"{serve} --pair", "serve, once the other side has come with the code"),
+        (f"{serve} --pair-with HOST:PORT CODE", "or be the one who comes"),
+        (f"{serve} --peer OTHER.peer", "or with its peer file, and fingerprints"),
+    ]
+    if role != "target":
+        if not no_ca:
+            person = person_here()
+            profile = make_client(out / FOLDER, name=person, config=config)
+            say(f"client       {profile}: {person}")
+            found = profile in candidates({"HOME": ""})
+            which = "" if found else f" --profile {shlex.quote(str(profile))}"
+            steps.append((f"ddib domains{which}", "see what can be translated to"))
+        another = f"ddib init client --config {shlex.quote(str(path))} --name NAME --out NAME"
+        steps.append((another, "a profile for a person"))
     if not no_ca:
-        own = export_peer(config, out / f"{institution}.peer")
-        say(
-            f"peer file    {out / institution}.peer",
-            *(f"fingerprint  {one}" for one in own.fingerprints),
-        )
+        file = out / f"{institution}.peer"
+        prints = export_peer(config, file).fingerprints
+        say(f"peer file    {file}", *(f"fingerprint  {one}" for one in prints))
     say_next(steps)
     outcome(
         config=path, listen=bound, address=dialled, pki=config.paths.pki, next=[step for step, _ in steps]
@@ -322,20 +301,20 @@ def node(
 
 @init.command(
     epilog="\b\nExamples:\n"
-    "  ddib init client --node-config north/node.toml --name alice --out alice\n"
+    "  ddib init client --config north/node.toml --name alice --out alice\n"
     "  ddib init client --institution north.example --address north.example:7443 --name bob --out bob"
 )
-@option("--node-config FILE", "node.toml of the institution's source node, if it is on this machine.")
+@option("config_path --config FILE", "node.toml of the institution's source node, if it is on this machine.")
 @option(
     "--institution NAME",
-    f"Without --node-config: the institution. Its node is taken to be {USUAL_NODE}; client.toml can say another.",
+    f"Without --config: the institution. Its node is taken to be {USUAL_NODE}; client.toml can say another.",
 )
 @option("--address HOST:PORT", "Address at which this client reaches the node, if it differs.")
 @option("--name NAME", "The client's name inside the institution, one DNS label.", required=True)
 @option("--out DIR", "Folder for client.toml, the client's key and its certificate.", required=True)
 @options.OUTCOME
 def client(
-    node_config: Path | None, institution: str | None, address: str | None, name: str, out: Path
+    config_path: Path | None, institution: str | None, address: str | None, name: str, out: Path
 ) -> None:
     """Write a commented client.toml, and make the client's key and certificate.
 
@@ -343,26 +322,26 @@ def client(
     a request for the certificate is written beside it, and the next commands are printed.
     """
     config = None
-    if node_config is not None:
+    if config_path is not None:
         from ddib_fed.node.config import NodeConfig
 
-        options.refuse_idle(("institution",), "is in --node-config already", hint=HELP)
-        config = NodeConfig.load(node_config)
+        options.refuse_idle(("institution",), "is in --config already", hint=HELP)
+        config = NodeConfig.load(config_path)
     elif institution is None or address is None:
-        raise UsageError("give --node-config FILE, or --institution NAME and --address HOST:PORT", hint=HELP)
+        raise UsageError("give --config FILE, or --institution NAME and --address HOST:PORT", hint=HELP)
     path = make_client(out, name=name, config=config, institution=institution or "", address=address)
     say(f"{path} is written; the key is in {out / 'pki'}")
     which, asked = shlex.quote(str(path)), out / f"{name}.csr"
-    steps = [
+    steps = []
+    if asked.exists():
+        steps += [
+            (f"ddib pki issue {asked.name}", f"at the node that issues; take {asked} there"),
+            (f"ddib pki install {name}.pem --profile {which}", "here, with what it wrote"),
+        ]
+    steps += [
         (f"ddib doctor --profile {which}", "check the way to the node"),
         (f"ddib domains --profile {which}", "see what can be translated to"),
     ]
-    if asked.exists():
-        steps = [
-            (f"ddib pki issue {asked.name}", f"at the node that issues; take {asked} there"),
-            (f"ddib pki install {name}.pem --profile {which}", "here, with what it wrote"),
-            *steps,
-        ]
     say_next(steps)
     outcome(profile=path, pki=out / "pki", next=[step for step, _ in steps])
 
@@ -370,19 +349,14 @@ def client(
 def institution_here(address: str | None, node_name: str) -> tuple[str, str]:
     """A name for the institution, and where it comes from: the host of an address, or this machine's name."""
     try:
-        dialled = "" if address is None else split_address(address, bound=True)[0].lower().rstrip(".")
+        dialled = "" if address is None else split_address(address, bound=True)[0].lower()
     except ValueError:
         dialled = ""  # the address itself is refused later
     dialled = dialled.removeprefix(f"{node_name}.")
     if is_institution(dialled) and not is_loopback(dialled):
         return dialled, "the host of --address"
-    host = re.sub(r"[^a-z0-9.-]", "-", socket.gethostname().lower()).strip("-.")
-    label, _, domain = host.partition(".")
-    for found in (domain, host):
-        if is_institution(found) and not host.startswith("localhost"):
-            return found, "from this machine's name"
     # A top-level domain for private use, which is never delegated.
-    return f"{label if is_label(label) else 'node'}.internal", "from this machine's name"
+    return f"{_label(socket.gethostname().partition('.')[0], 'node')}.internal", "from this machine's name"
 
 
 def person_here() -> str:
@@ -391,5 +365,9 @@ def person_here() -> str:
         name = getpass.getuser()
     except (OSError, KeyError):
         name = ""
-    label = re.sub(r"[^a-z0-9-]", "-", name.lower())[:63].strip("-")
-    return label if is_label(label) else "client-1"
+    return _label(name, "client-1")
+
+
+def _label(text: str, otherwise: str) -> str:
+    label = re.sub(r"[^a-z0-9-]", "-", text.lower())[:63].strip("-")
+    return label if is_label(label) else otherwise

@@ -33,14 +33,14 @@ from ddib_fed.errors import ConfigError, DdibError, ItemNotFound, StateConflict,
 from ddib_fed.protocol.details import TOLERATED_S, described
 from ddib_fed.security.diagnosis import diagnose, own_validity
 from ddib_fed.security.pki import load_identity, root_warning
-from ddib_fed.terminal import emit, is_aside, moment, print_ids, print_table, say, say_document, size
+from ddib_fed.terminal import emit, is_aside, moment, print_table, say, say_document, size
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 
 STEPS = ("profile", "certificate", "connection", "service", "clock")
 MOST_CLASSES = 12
 """Classes that are listed by name."""
-_TIMES = frozenset({"created", "finished", "expires"})
+_TIMES = frozenset({"created", "finished", "failed", "expires", "certificate_expires", "root_expires"})
 
 
 def values_of(message: Message) -> dict[str, Any]:
@@ -142,16 +142,12 @@ def _findings(profile_path: Path | None) -> Iterator[str]:
 
 
 @command()
-@options.QUIET
 @options.OUTCOME
 @options.PROFILE
-def domains(quiet: bool, profile_path: Path | None) -> None:
+def domains(profile_path: Path | None) -> None:
     """List the available target domains, and whether each is ready."""
     with open_client(profile_path) as client:
         found = client.domains()
-    if quiet:
-        print_ids([f"{each.institution}/{each.domain}" for each in found.domains if each.domain])
-        return
     emit(values_of(found), lambda: _say_domains(found))
 
 
@@ -198,16 +194,12 @@ def job() -> None:
 @click.option(
     "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="At most this many."
 )
-@options.QUIET
 @options.OUTCOME
 @options.PROFILE
-def list_(limit: int, quiet: bool, profile_path: Path | None) -> None:
+def list_(limit: int, profile_path: Path | None) -> None:
     """List this client's jobs, newest first, and how many of their items are done."""
     with open_client(profile_path) as client:
         jobs = client.list(limit)
-    if quiet:
-        print_ids([each.job_id for each in jobs])
-        return
 
     def show() -> None:
         rows = []
@@ -283,11 +275,10 @@ def watch(job_id: str, profile_path: Path | None) -> None:
         explaining_interruption(client, job_id),
     ):
         progress.begin(job_id, [])
-        on_event = progress.watching(client, job_id)
         for event in client.watch(job_id):
             if is_aside():
                 say_document(json.dumps(values_of(event)))
-            on_event(event)
+            progress.event(event)
         view = client.get(job_id)
     say(f"job {job_id} is {state_of(view).lower()}")
     require_finished(view, client.hop)
@@ -297,7 +288,6 @@ def watch(job_id: str, profile_path: Path | None) -> None:
 @options.JOB_ID
 @options.OUT_RESULTS
 @options.FORCE
-@options.DOUBTFUL
 @options.CREDENTIALS
 @options.OUTCOME
 @options.PROFILE
@@ -305,7 +295,6 @@ def fetch(
     job_id: str,
     out: Path,
     force: bool,
-    doubtful_below: float,
     credentials: tuple[Path, Path] | None,
     profile_path: Path | None,
 ) -> None:
@@ -316,7 +305,6 @@ def fetch(
     """
     how: dict[str, Any] = {
         "force": force,
-        "doubtful_below": doubtful_below,
         "credentials": load_credentials(credentials),
     }
     with (
@@ -327,10 +315,7 @@ def fetch(
         if credentials is not None:
             refuse_points(client)
         view = client.get(job_id)
-        if not view.request.cycle:
-            why = "is a bound on round trips, and the job has none"
-            options.refuse_idle(("doubtful_below",), why, hint="leave it out")
-        path = JobFile(view.request.request_id, "", ()).path(out)
+        path = JobFile(view.request.request_id, ()).path(out)
         names = JobFile.read(path) if path.exists() else None
         items = names.items if names is not None else ()
         results = write_results(client, job_id, client.fetch(job_id), items, out, **how)
@@ -343,9 +328,7 @@ def fetch(
         path.unlink(missing_ok=True)
     if not delivered and view.state == pb.JOB_STATE_FINISHED:
         say(f"job {job_id}: nothing left to fetch at the node", err=True)
-    what = RunOptions(
-        client.profile, job_header(target_of(view.request)), out, RunProgress(), doubtful_below=doubtful_below
-    )
+    what = RunOptions(client.profile, job_header(target_of(view.request)), out, RunProgress())
     report_run(FolderRun(what, total=len(view.items), results=delivered, jobs=[view]))
     job, place = shlex.quote(job_id), shlex.quote(str(out))
     if view.state not in ENDED:

@@ -14,94 +14,61 @@ from typing import NoReturn
 
 import click
 
-from ddib_fed.cli.options import WIDEST, Group, command
+from ddib_fed.cli.options import WIDEST, Group
 from ddib_fed.errors import ExitCode
-from ddib_fed.terminal import escape, explained, relay, say
+from ddib_fed.terminal import escape, explained, relay, require_alone, say, show_error
 from ddib_fed.version import __version__
 
-SECTIONS: Mapping[str, Mapping[str, tuple[str, str]]] = {
-    "Translate": {
-        "translate": ("ddib_fed.cli.translate", "Translate files and folders to another domain."),
-        "web": ("ddib_fed.cli.web", "Translate in the browser: drop pictures, watch, compare, download."),
-        "domains": ("ddib_fed.cli.job", "List the available target domains, and whether each is ready."),
-        "job": (
-            "ddib_fed.cli.job",
-            "Watch, fetch, cancel and delete jobs; `ddib translate --detach` submits them.",
-        ),
-        "doctor": (
-            "ddib_fed.cli.job",
-            "Check the client's profile, its connection to the source node, and both clocks.",
-        ),
-        "completion": (
-            "ddib_fed.cli.main",
-            "Print the script that lets a shell complete commands and options.",
-        ),
-        "demo": ("ddib_fed.cli.demo", "Two institutions on this machine translate there and back."),
-    },
-    "Run a node": {
-        "init": ("ddib_fed.cli.init", "Write a node's configuration or a client's profile."),
-        "pki": (
-            "ddib_fed.cli.pki",
-            "Make the institution's CA; request, issue, install, show and withdraw certificates.",
-        ),
-        "peer": (
-            "ddib_fed.cli.peer",
-            "Export this node's peer file; add, list, test, suspend and remove peers.",
-        ),
-        "pair": (
-            "ddib_fed.cli.peer",
-            "Admit another institution's node, and be admitted there, with a code read out by telephone.",
-        ),
-        "calibrate": (
-            "ddib_fed.cli.calibrate",
-            "Agree with a peer on how two domains correspond.",
-        ),
-        "status": ("ddib_fed.cli.status", "Show the state of the node on this machine."),
-        "reload": (
-            "ddib_fed.cli.status",
-            "Make the node re-read its peers, withdrawals and certificates.",
-        ),
-        "drain": (
-            "ddib_fed.cli.status",
-            "Drain the node: accept no more work, finish running work, and exit.",
-        ),
-        "audit": ("ddib_fed.cli.audit", "Read and verify the node's audit log."),
-    },
-    "Work with models, without nodes": {
-        "try": (
-            "ddib_fed.cli.train:try_",
-            "Train on two folders of pictures, translate held-out pictures both ways, and write one page.",
-        ),
-        "model": ("ddib_fed.cli.model", "List, copy, train, sample, show and import models."),
-        "colours": (
-            "ddib_fed.paper.commands",
-            "Give one photograph the colours of another.",
-        ),
-        "evaluate": (
-            "ddib_fed.cli.evaluate",
-            "Evaluate a folder of translated pictures against references.",
-        ),
-        "privacy": (
-            "ddib_fed.lab.commands",
-            "Attack a model's own latents and samples; train with differential privacy.",
-        ),
-    },
+# fmt: off
+SECTIONS: Mapping[str, Sequence[tuple[str, str, str]]] = {
+    "Translate": (
+        ("translate", "cli.translate", "Translate files and folders to another domain."),
+        ("web", "cli.web", "Translate in the browser: drop pictures, watch, compare, download."),
+        ("domains", "cli.job", "List the available target domains, and whether each is ready."),
+        ("job", "cli.job", "Watch, fetch, cancel and delete jobs; `ddib translate --detach` submits them."),
+        ("doctor", "cli.job", "Check the client's profile, its connection to the source node, and both clocks."),
+        ("demo", "cli.demo", "Two institutions on this machine translate there and back."),
+    ),
+    "Run a node": (
+        ("init", "cli.init", "Write a node's configuration or a client's profile."),
+        ("pki", "cli.pki", "Make the institution's CA; request, issue, install, show and withdraw certificates."),
+        ("peer", "cli.peer", "Export this node's peer file; add, list, test, suspend and remove peers."),
+        ("pair", "cli.peer",
+         "Admit another institution's node, and be admitted there, with a code read out by telephone."),
+        ("calibrate", "cli.calibrate",
+         "Agree with a peer on how two domains correspond."),
+        ("status", "cli.status", "Show the state of the node on this machine."),
+        ("reload", "cli.status", "Make the node re-read its peers, withdrawals and certificates."),
+        ("drain", "cli.status", "Drain the node: accept no more work, finish running work, and exit."),
+        ("audit", "cli.audit", "Read and verify the node's audit log."),
+    ),
+    "Work with models, without nodes": (
+        ("try", "cli.train:try_",
+         "Train on two folders of pictures, translate held-out pictures both ways, and write one page."),
+        ("model", "cli.model", "List, copy, train, sample, show and import models."),
+        ("colours", "paper.commands", "Give one photograph the colours of another."),
+        ("evaluate", "cli.model", "Evaluate a folder of translated pictures against references."),
+        ("privacy", "lab.commands",
+         "Attack a model's own latents and samples; train with differential privacy."),
+    ),
 }
-"""The commands by section of the help: the module (a command has its own name there, or the one after a colon), and the
-first sentence of its help."""
-COMMANDS = {name: place for section in SECTIONS.values() for name, (place, _) in section.items()}
+# fmt: on
+"""The commands by section of the help: name, module (a command has its own name there, or the one after a colon), and
+the first sentence of its help."""
+COMMANDS = {
+    name: f"ddib_fed.{place}" if ":" in place else f"ddib_fed.{place}:{name}"
+    for section in SECTIONS.values()
+    for name, place, _ in section
+}
+TRAINS = ["model", "train"]
+"""The command that several processes of torchrun share."""
 
 
 class _Ddib(Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] in COMMANDS and args[:2] != [
-            "model",
-            "train",
-        ]:  # which several processes of torchrun share
-            from ddib_fed.terminal import require_alone
-
+        if args[0] in COMMANDS and args[:2] != TRAINS:
             require_alone(f"ddib {args[0]}")
         return super().resolve_command(ctx, args)
 
@@ -111,12 +78,12 @@ class _Ddib(Group):
         width = max(map(len, COMMANDS))
         for title, commands in SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl([(name.ljust(width), text) for name, (_, text) in commands.items()])
+                formatter.write_dl([(name.ljust(width), text) for name, _, text in commands])
 
 
 @click.group(
     cls=_Ddib,
-    hooks={name: place if ":" in place else f"{place}:{name}" for name, place in COMMANDS.items()},
+    hooks=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
     epilog="`ddib COMMAND --help` explains a command. Start with `ddib demo`. Exit codes: docs/troubleshooting.md.",
 )
@@ -128,30 +95,10 @@ def cli() -> None:
     """
 
 
-@command(
-    epilog="\b\nTo have it in every new shell:\n"
-    "  bash  echo 'eval \"$(ddib completion bash)\"' >> ~/.bashrc\n"
-    "  zsh   echo 'eval \"$(ddib completion zsh)\"' >> ~/.zshrc\n"
-    "  fish  ddib completion fish > ~/.config/fish/completions/ddib.fish"
-)
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
-    """Print the script that lets a shell complete commands and options.
-
-    Bash must be 4.4 or newer.
-    """
-    from click.shell_completion import get_completion_class
-
-    kind = get_completion_class(shell)
-    assert kind is not None
-    made = kind(cli, {}, "ddib", "_DDIB_COMPLETE")
-    # Not `source()`, which for bash starts the bash that is installed here and warns of its version.
-    say(*(made.source_template % made.source_vars()).rstrip("\n").split("\n"))
-
-
 def run(args: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code; what failed is written to stderr."""
-    _escape_warnings()
+    if logging.lastResort is not None:  # which prints what libraries log, e.g. about a file
+        logging.lastResort.setFormatter(_Escaped())
     try:
         result = cli.main(args=args, prog_name="ddib", standalone_mode=False)
     except click.ClickException as error:
@@ -165,23 +112,15 @@ def run(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
     except Exception as error:  # noqa: BLE001 - this is the edge: anything becomes a message and a code
-        from ddib_fed.terminal import show_error
-
         found = explained(error)
         show_error(found)
         return found.exit_code
     return result if isinstance(result, int) else ExitCode.OK
 
 
-def _escape_warnings() -> None:
-    """Silences library logs, e.g. about a file, that logging's handler of last resort would print."""
-
-    class Escaped(logging.Formatter):
-        def format(self, record: logging.LogRecord) -> str:
-            return escape(super().format(record))
-
-    if logging.lastResort is not None:
-        logging.lastResort.setFormatter(Escaped())
+class _Escaped(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return escape(super().format(record))
 
 
 def main() -> NoReturn:

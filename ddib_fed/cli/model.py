@@ -1,4 +1,7 @@
-"""`ddib model`: list, copy, import, export, show, tune and measure models. Heavy imports wait until a command runs."""
+"""`ddib model`: list, copy, import, export, show, tune and measure models; `ddib evaluate`: how good translations are.
+
+Heavy imports wait until a command runs.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.options import group, open_model, option
+from ddib_fed.cli.options import command, group, open_model, option
 from ddib_fed.cli.sampling import interpolate, sample
 from ddib_fed.cli.train import train
 from ddib_fed.errors import AlreadyExists, InputError
-from ddib_fed.terminal import bar, emit, figures, lines, outcome, print_table, say
+from ddib_fed.names import check_domain
+from ddib_fed.terminal import bar, emit, lines, listed, number, outcome, plain, print_table, say
 
 if TYPE_CHECKING:
+    from ddib_fed.evaluation.judgement import Figures
     from ddib_fed.models.bundle import Bundle
-    from ddib_fed.models.manifest import DifferentialPrivacy, Distilled
-    from ddib_fed.models.sidecars import Allowances, Figure, PrivacyReport, Reading, Tuned
+    from ddib_fed.models.sidecars import Allowances
     from ddib_fed.models.weights import Imported
 
 SHOWN_DIGEST = 12
 NUMBERS = (12, 16, 20)
-FOLDER = click.argument("folder", metavar="MODEL", type=click.Path(file_okay=False, path_type=Path))
+FOLDERS = click.Path(file_okay=False, path_type=Path)
+FOLDER = click.argument("folder", metavar="MODEL", type=FOLDERS)
 DATA = option(
     "--data PATH",
     "Folder of pictures of the model's domain that it was not trained on, or a .npy file of its points; default: the "
@@ -40,10 +45,11 @@ for each in (train, sample, interpolate):
     model.add_command(each)
 
 
-@model.command("list", epilog="\b\nExamples:\n  ddib model list\n  ddib model list -q")
-@options.QUIET
+@model.command(
+    "list",
+)
 @options.OUTCOME
-def list_(*, quiet: bool) -> None:
+def list_() -> None:
     """List the models that ship with the package.
 
     The name of a shipped model can be given wherever a command says that MODEL may be a shipped one; for tune and
@@ -53,10 +59,6 @@ def list_(*, quiet: bool) -> None:
     from ddib_fed.models.catalogue import shipped_models
 
     found = shipped_models()
-    if quiet:
-        names = [each.name for each in found]
-        emit(names, lambda: say(*names))
-        return
     columns = ["!name", "domain", "!samples", ">parameters", ">MB", "learned steps", "!digest"]
     rows = [
         [
@@ -70,7 +72,7 @@ def list_(*, quiet: bool) -> None:
         ]
         for each in found
     ]
-    emit([figures(each) for each in found], lambda: print_table("", columns, rows))
+    emit(found, lambda: print_table("", columns, rows))
 
 
 @model.command(epilog="\b\nExample:\n  ddib model get satellite --out models/satellite")
@@ -84,7 +86,7 @@ def get(*, name: str, out: Path, force: bool) -> None:
 
     made = copy_shipped(name, out, overwrite=force)
     say(f"{out}: {made.name}, {made.size_bytes / 1e6:.1f} MB, digest {made.digest[:SHOWN_DIGEST]}")
-    outcome(out=out, **figures(made))
+    outcome(out=out, **plain(made))
 
 
 @model.command("import")
@@ -97,7 +99,9 @@ def get(*, name: str, out: Path, force: bool) -> None:
 )
 @option("--classifier", "The checkpoint is a noisy classifier, for guidance.")
 @option("--synthetic", "The checkpoint is a state dict of the public DDIB code's 2-D network.")
-@option("--domain NAME", "Domain name in the bundle.", default="imported", callback=options.domain_name)
+@option(
+    "--domain NAME", "Domain name in the bundle.", default="imported", callback=options.read_by(check_domain)
+)
 @option("--name NAME", "Model name in the bundle; default: the file's name.", default="")
 @option(
     "--fit",
@@ -118,9 +122,9 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     classifier. Its network is that of --flags, with the public defaults for the rest. Every setting is listed with
     its origin; a file with other tensors is refused.
 
-    A folder is a diffusers pipeline of pixels as `save_pretrained` writes it: unet/ (UNet2DModel) and scheduler/. A
-    setting that cannot be computed exactly is refused by its key, and so is a pipeline with more than a pixel network:
-    an autoencoder, a text encoder, a LoRA.
+    A folder is a diffusers pipeline of pixels as `save_pretrained` writes it: unet/ (UNet2DModel) or transformer/
+    (DiT), and scheduler/. A setting that cannot be computed exactly is refused by its key, and so is a pipeline with
+    more than a pixel network: an autoencoder, a text encoder, a LoRA.
     """
     from ddib_fed.models.bundle import save_bundle
     from ddib_fed.models.weights import Imported
@@ -129,33 +133,24 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
         raise AlreadyExists(f"{out} exists", hint="choose another folder, or --force")
     found = _read_checkpoint(checkpoint, given)
     saved = save_bundle(out, found.manifest, found.state, overwrite=force)
-    imported = found if isinstance(found, Imported) else None
-    warnings = imported.warnings if imported else () if given["flags"] else (_of_synthetic(saved),)
-    for warning in warnings:
+    values: dict[str, Any] = {"bundle": out, "digest": saved.digest, "parameters": saved.manifest.parameters}
+    if isinstance(found, Imported):
+        values |= {"settings": found.facts, "ignored": found.ignored, "remarks": found.remarks}
+        values["warnings"] = found.warnings
+    elif not given["flags"]:
+        steps = f"{saved.manifest.schedule.name}, {saved.manifest.schedule.steps} steps"
+        warning = f"without --flags these are the public defaults, which no tensor confirms: {steps}"
+        values["warnings"] = (warning,)
+    for warning in values.get("warnings", ()):
         say(f"warning: {warning}", err=True)
-    facts, ignored, remarks = (
-        (imported.facts, imported.ignored, imported.remarks) if imported else ((), {}, ())
-    )
-    values = {
-        "bundle": out,
-        "digest": saved.digest,
-        "parameters": saved.manifest.parameters,
-        "settings": [{"key": fact.key, "value": fact.value, "basis": fact.basis} for fact in facts],
-        "ignored": ignored,
-        "remarks": remarks,
-        "warnings": warnings,
-    }
-    said = [
-        f"{key if imported and imported.of_files else f'--{key}'} is not used: {why}"
-        for key, why in ignored.items()
-    ]
-    said += [*remarks, f"{out}: {saved.manifest.parameters:,} parameters, digest {saved.digest[:16]}"]
 
     def text() -> None:
-        width = max((len(fact.value) for fact in facts), default=0)
-        if facts:
-            lines({fact.key: f"{fact.value:<{width}}  {fact.basis}" for fact in facts})
-        say(*said)
+        if isinstance(found, Imported):
+            width = max((len(fact.value) for fact in found.facts), default=0)
+            if found.facts:
+                lines({fact.key: f"{fact.value:<{width}}  {fact.basis}" for fact in found.facts})
+            say(*(f"--{key} is not used: {why}" for key, why in found.ignored.items()), *found.remarks)
+        say(f"{out}: {saved.manifest.parameters:,} parameters, digest {saved.digest[:16]}")
 
     emit(values, text)
 
@@ -171,24 +166,14 @@ def _read_checkpoint(path: Path, given: dict[str, Any]) -> Imported | Bundle:
         options.refuse_idle(idle, "does not go with a diffusers pipeline", hint="leave it out")
         return import_diffusers(path, **names, **settings)
     if given["synthetic"]:
-        from ddib_fed.models.import_guided import import_synthetic, parse_flags
+        from ddib_fed.models.import_guided import import_synthetic
 
         idle = ("classifier", "fit", "soften_sigma")
         options.refuse_idle(idle, "does not go with --synthetic", hint="leave it out")
-        flags: dict[str, Any] = dict(parse_flags(given["flags"]).given)
-        known = ("noise_schedule", "diffusion_steps", "rescale_timesteps", "predict_xstart")
-        return import_synthetic(path, **names, **{key: flags[key] for key in known if key in flags})
+        return import_synthetic(path, flags=given["flags"], **names)
     from ddib_fed.models.import_guided import import_guided
 
     return import_guided(path, flags=given["flags"], classifier=given["classifier"], **names, **settings)
-
-
-def _of_synthetic(saved: Bundle) -> str:
-    schedule = saved.manifest.schedule
-    return (
-        "without --flags these are the public defaults, which no tensor confirms: "
-        f"{schedule.name}, {schedule.steps} steps"
-    )
 
 
 @model.command()
@@ -245,38 +230,24 @@ def _shown(bundle: Bundle) -> dict[str, str]:
     from ddib_fed.evaluation.features import SampleVerdict
 
     made, values = bundle.manifest, bundle.manifest.model_dump(mode="json")
-    training = values.pop("training")
-    del values["distilled"]
-    if made.differential_privacy is not None:
-        values["differential_privacy"] = protection(made.differential_privacy)
-    shown = {"digest": bundle.digest}
-    shown |= {key: _text(value) for key, value in values.items() if value not in (None, "", [])}
-    shown["sample_shape"] = " x ".join(map(str, made.sample_shape))
-    if made.distilled is not None:
-        shown |= distilled_lines(made.distilled)
-    shown |= {f"training {key}": _text(value) for key, value in training.items()}
+    parts = [(name, values.pop(name)) for name in ("training", "distilled")]
+    shown = {
+        "digest": bundle.digest,
+        **listed("", values),
+        "sample_shape": " x ".join(map(str, made.sample_shape)),
+    }
+    for name, part in parts:
+        shown |= listed(f"{name} ", part or {})
     if bundle.tuned is not None:
-        shown |= {"steps": bundle.tuned.digest(), **tuned_figures(bundle.tuned)}
+        shown |= listed("", bundle.tuned.values())
     if (verdict := SampleVerdict.of_figures(made.training.figures)) is not None:
         shown["samples"] = verdict.sentence(made.training.steps)
     if bundle.allowances is not None:
         shown["gate"] = measured(bundle.allowances)
-    elif made.sample_kind == "picture":
-        shown["gate"] = "fixed bounds alone"
     else:
-        shown["gate"] = "fixed bounds, and points of each set are encoded again"
-    if bundle.privacy is not None:
-        shown |= {f"privacy, {key}": text for key, text in attacked_lines(bundle.privacy)}
-    return shown
-
-
-def _text(value: object) -> str:
-    if isinstance(value, dict):
-        said = {key: item for key, item in value.items() if item not in (None, "", [])}
-        return ", ".join(f"{key} {_text(item)}" for key, item in said.items())
-    if isinstance(value, list):
-        return " ".join(map(_text, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        also = "" if made.sample_kind == "picture" else ", and points of each set are encoded again"
+        shown["gate"] = f"fixed bounds{also or ' alone'}"
+    return shown | ({} if bundle.privacy is None else listed("privacy ", bundle.privacy.values()))
 
 
 @model.command()
@@ -332,25 +303,12 @@ def tune(
             device=device,
             say=lambda what, done, total: show(done, total, what),
         )
-    emit(tuned.values(), lambda: lines({"steps": tuned.digest(), **tuned_figures(tuned)}))
+    emit(tuned.values(), lambda: lines({"steps": tuned.digest(), **listed("", tuned.values())}))
 
 
 def _noted(words: str, data: Path | None, seed: int) -> str:
     """The command as it is kept beside the weights: without paths."""
     return f"ddib model {words}{' --data PATH' if data else ''}{f' --seed {seed}' if seed else ''}"
-
-
-def tuned_figures(tuned: Tuned) -> dict[str, str]:
-    """The error of each leg's learned steps, by stage and number of evaluations."""
-    found = {}
-    for leg in tuned.legs:
-        error, before, full = leg.error, leg.default_error, leg.yardstick_error
-        softened = f", softened {leg.sigma:g}" if leg.sigma else ""
-        found[f"{leg.stage} in {leg.evaluations}{softened}"] = (
-            f"error mean {error.mean:.1e} ({error.low:.1e} to {error.high:.1e}), median {error.median:.1e}, p99 "
-            f"{error.p99:.1e}; default at {leg.evaluations}: {before.mean:.1e}, at {leg.yardstick}: {full.mean:.1e}"
-        )
-    return found
 
 
 @model.command()
@@ -406,7 +364,7 @@ def measure(*, folder: Path, data: Path | None, skip_bad: bool, seed: int, devic
     thresholds = None if structure is None else structure.model_dump()
     problem = why.detail if why else None
     bounds = {"gate": found.digest(), "bounds": measured(found)} if found else {"gate": problem or ""}
-    text = {**bounds, "thresholds": _text(thresholds), "digest": bundle.digest}
+    text = {**bounds, **listed("", {"thresholds": thresholds, "digest": bundle.digest})}
     said = {
         "digest": bundle.digest,
         "gate": found.figures() if found else None,
@@ -424,56 +382,92 @@ def measured(allowances: Allowances) -> str:
     )
 
 
-def protection(spent: DifferentialPrivacy) -> str:
-    start = f"; not counting what its initial weights {spent.initial[:16]} spent" if spent.initial else ""
-    return f"{spent}{start}. Not covered: pictures that are translated, several samples of one person, normalisation"
+def _span(text: str) -> tuple[float, float]:
+    """Two rising numbers."""
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not LOW:HIGH, such as -1000:2000") from error
+    if not low < high < float("inf") or low == float("-inf"):
+        raise ValueError(f"{text!r} is empty")
+    return low, high
 
 
-def distilled_lines(found: Distilled) -> dict[str, str]:
-    """What a distilled model was made from and how accurate it is, line by line."""
-    rows = {
-        "distilled from": f"{found.teacher_name}, digest {found.teacher[:16]}",
-        "errors": f"on the grid {found.grid}: distances from its {found.solver} with {found.evaluations} evaluations, "
-        f"in deviations of the data: median, and what 95 % of {found.samples:,} held-out samples stay below",
-    }
-    for error in found.errors:
-        plural = "evaluation" if error.evaluations == 1 else "evaluations"
-        rows[f"{error.evaluations} {plural}"] = (
-            f"encode {error.encode:g}, {error.encode_p95:g}; decode {error.decode:g}, {error.decode_p95:g}; "
-            f"there and back {error.round_trip:g}"
+@command()
+@click.argument("folder", type=FOLDERS)
+@option("--truth FOLDER", "The true translations, by the same names.", FOLDERS)
+@option("--source FOLDER", "The translated pictures' sources, by the same names.", FOLDERS)
+@option(
+    "--domain FOLDER",
+    "Other pictures of the target domain, for the feature distance and for histogram matching.",
+    FOLDERS,
+)
+@option(
+    "--group-by",
+    "folder: intervals draw whole folders of pictures, such as the slices of one patient, instead of single pictures.",
+    ("folder",),
+)
+@option(
+    "--size PIXELS",
+    "Height and width that all pictures are resized to; default: those of the first translation.",
+    click.IntRange(7, 4096),
+)
+@option(
+    "span --range LOW:HIGH",
+    "Raw values of black and white; default: the models' if the records have them, else those of the files' type.",
+    callback=options.read_by(_span),
+)
+@option("--out FILE", "Also write an HTML page, with the pictures, the worst first.")
+@options.OUTCOME
+@options.FORCE
+def evaluate(
+    folder: Path,
+    truth: Path | None,
+    source: Path | None,
+    domain: Path | None,
+    group_by: str | None,
+    size: int | None,
+    span: tuple[float, float] | None,
+    out: Path | None,
+    force: bool,
+) -> None:
+    """Evaluate a folder of translated pictures against references.
+
+    The folder is the output of `ddib translate`, or any folder of pictures. Everything else is optional; figures that
+    need a missing input are left out. Pictures are matched by their path below their folder, ignoring the suffix. Each
+    mean has its bootstrap interval of 95 % in brackets.
+    """
+    from ddib_fed.evaluation.pages import write_report_page
+    from ddib_fed.evaluation.translations import evaluate_folder
+
+    if out is not None and out.exists() and not force:
+        raise AlreadyExists(f"{out} exists", hint="choose another file, or --force")
+    with bar("reading") as show:
+        report, found = evaluate_folder(
+            folder,
+            source=source,
+            truth=truth,
+            domain=domain,
+            size=size,
+            span=span,
+            by_folder=group_by is not None,
+            on_read=lambda done, total: show(done, total, ""),
         )
-    return rows
+    if out is not None:
+        write_report_page(out, f"Translations in {folder.name}", report, found)
+    emit(report, lambda: _print_evaluation(report))
 
 
-def attacked_lines(found: PrivacyReport) -> list[tuple[str, str]]:
-    """A line for each kind of latent and each attack."""
-    rows = [("attacked", f"{found.attacked} latents, of as many candidates; {found.known} samples known")]
-    for each in found.readings:
-        softened = f"softened {each.soften_sigma:g}" if each.soften_sigma else "not softened"
-        rows.append((f"{each.encoder}, depth {each.depth:g}, {softened}", _read(each, found.sample_kind)))
-    for told in found.membership:
-        said = f"area under the curve by the latent's norm {_number(told.norm)}, by the loss {_number(told.loss)}"
-        rows.append((f"membership, softened {told.soften_sigma:g}", said))
-    if found.copies is not None:
-        near, held_out = found.copies.samples.value, found.copies.held_out.value
-        said = (
-            f"nearest at {near:.2f} of the distance from the mean picture, held-out pictures at {held_out:.2f}; "
-            f"{found.copies.near.value:.0%} nearer than 99 in 100 held-out pictures"
-        )
-        rows.append(("training pictures drawn again", said))
-    return rows
+def _print_evaluation(report: Figures) -> None:
+    from ddib_fed.evaluation.judgement import tables
 
-
-def _read(each: Reading, kind: str) -> str:
-    unit = "dB" if kind == "picture" else "deviations off"
-    said = (
-        f"correlation {_number(each.correlation)}, found by it {_number(each.found_by_correlation)}; {each.surrogate} "
-        f"reads {_number(each.read)} {unit}, found {_number(each.found_by_reading)}"
-    )
-    if each.model_read is None or each.found_by_model is None:
-        return said
-    return f"{said}; a model of the attacker {_number(each.model_read)} {unit}, found {_number(each.found_by_model)}"
-
-
-def _number(figure: Figure) -> str:
-    return f"{figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f})"
+    say(f"{report['count']} pictures, {' x '.join(map(str, report['shape']))}", *report["notes"])
+    for table in tables(report):
+        say()
+        columns = [table.columns[0], *(f">{column}" for column in table.columns[1:])]
+        rows = [
+            [cell if isinstance(cell, str) else "-" if cell is None else number(cell) for cell in row]
+            for row in table.rows
+        ]
+        print_table(table.title, columns, rows)
+        say(table.note)

@@ -1,4 +1,4 @@
-"""Options shared by several commands, each defined once."""
+"""Commands and groups with help that fits a screen, and the options that several commands share, each defined once."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ddib_fed.errors import AlreadyExists, InputError, UsageError
-from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE, check_domain, size_from
+from ddib_fed.errors import AlreadyExists, UsageError
+from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE, size_from
 from ddib_fed.terminal import say, sentences_aside
 
 if TYPE_CHECKING:
@@ -27,55 +27,49 @@ if TYPE_CHECKING:
 
 FOLDED_FROM = 13
 """Options from which on a command's help is folded."""
-PARAGRAPHS = 3
-"""Of a description, in folded help."""
 WIDEST = 100
 """Columns of help, at most."""
 RARE = frozenset(
     {
-        "target_class", "source_class", "pairs", "labels", "guidance", "classifier", "classifier_scale",
-        "limit", "quality", "evaluations", "solver", "grid", "depth", "encoder", "soften", "soften_sigma",
-        "calibration", "generator", "sets", "no_calibration", "deadline", "detach", "quiet", "fit", "range",
-        "classes", "flip", "colours", "intensity", "slices", "tile", "overlap", "keep_parts", "scene",
-        "batch", "init", "seed", "device", "dtype", "preset", "keep_latent", "doubtful_below",
-        "credentials", "flags", "skip_bad", "epsilon", "days", "page", "again", "clip", "compat",
-        "diffusion_steps", "noise_schedule", "timestep_respacing", "eta", "ddpm", "threads",
+        "target_class", "source_class", "pairs", "guidance", "classifier", "classifier_scale", "limit", "quality",
+        "evaluations", "solver", "grid", "depth", "encoder", "soften", "soften_sigma", "calibration", "generator",
+        "sets", "no_calibration", "detach", "fit", "range", "classes", "flip", "intensity", "slices", "tile", "scene",
+        "batch", "init", "seed", "device", "dtype", "preset", "keep_latent", "credentials", "flags", "skip_bad",
+        "epsilon", "days",
     }
 )  # fmt: skip
-"""Parameters that are only named in folded help."""
+"""Parameters that are only named in folded help, which `--help-all` explains."""
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+_KINDS: Mapping[str, Any] = {
+    "FILE": click.Path(dir_okay=False, path_type=Path),
+    "DIR": click.Path(file_okay=False, path_type=Path),
+    "PATH": click.Path(path_type=Path),
+    "N": int,
+}
+"""Types by what stands for the value in the help: `--out DIR` takes a path that is no file."""
+_ALL = "ddib_fed.help_all"
 
 
 class Command(click.Command):
-    """A command with folded help, if it has many options."""
+    """A command that names its rare options in `--help`, if it has many; `--help-all` explains them."""
 
     @property
     def is_folded(self) -> bool:
-        return sum(isinstance(each, click.Option) and not each.hidden for each in self.params) >= FOLDED_FROM
+        return sum(isinstance(each, click.Option) for each in self.params) >= FOLDED_FROM
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         params = super().get_params(ctx)
         return [*params[:-1], _HELP_ALL, params[-1]] if self.is_folded else params
 
-    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write what the command does: where help is folded its first paragraphs, and with `--help-all` all of them."""
-        text = self.help
-        if self.is_folded and not ctx.meta.get(_HELP_ALL_KEY):
-            self.help = "\n\n".join((text or "").split("\n\n")[:PARAGRAPHS])
-        try:
-            super().format_help_text(ctx, formatter)
-        finally:
-            self.help = text
-
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options: all of them, or the everyday ones and the names of the others."""
+        folds = self.is_folded and not ctx.meta.get(_ALL)
         records, folded = [], []
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record is None:
-                continue
-            if self.is_folded and not ctx.meta.get(_HELP_ALL_KEY) and param.name in RARE:
+            if record is not None and folds and param.name in RARE:
                 folded.append(param.opts[0])
-            else:
+            elif record is not None:
                 records.append((re.sub(r"\b(INTEGER|FLOAT)( RANGE)?\b", "N", record[0]), record[1]))
         with formatter.section("Options"):
             formatter.write_dl(records)
@@ -109,14 +103,12 @@ class Group(click.Group):
 
 def _show_all(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     del param
-    if not value or ctx.resilient_parsing:
-        return
-    ctx.meta[_HELP_ALL_KEY] = True
-    click.echo(ctx.get_help(), color=ctx.color)
-    ctx.exit()
+    if value and not ctx.resilient_parsing:
+        ctx.meta[_ALL] = True
+        click.echo(ctx.get_help(), color=ctx.color)
+        ctx.exit()
 
 
-_HELP_ALL_KEY = "ddib_fed.help_all"
 _HELP_ALL = click.Option(
     ["--help-all"],
     is_flag=True,
@@ -135,28 +127,6 @@ def group(**attributes: Any) -> Callable[[Callable[..., Any]], Group]:
     return click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]}, **attributes)
 
 
-def with_config(path: Path) -> str:
-    found = Path(os.environ.get(CONFIG_VARIABLE) or NODE_FILE)
-    return "" if path == found else f" --config {shlex.quote(str(path))}"
-
-
-def say_next(steps: Sequence[tuple[str, str]]) -> None:
-    """Print the next commands, each on a line of its own below its purpose."""
-    say("next:")
-    for command, purpose in steps:
-        say(f"  {purpose}:", f"    {command}")
-
-
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-_KINDS: Mapping[str, Any] = {
-    "FILE": click.Path(dir_okay=False, path_type=Path),
-    "DIR": click.Path(file_okay=False, path_type=Path),
-    "PATH": click.Path(path_type=Path),
-    "N": int,
-}
-"""Types by what stands for the value in the help: `--out DIR` takes a path that is no file."""
-
-
 def option(written: str, text: str, kind: Any = None, **attributes: Any) -> Decorator:
     """An option from how the help writes it, such as `--out DIR`.
 
@@ -170,7 +140,7 @@ def option(written: str, text: str, kind: Any = None, **attributes: Any) -> Deco
         kind = click.Choice(kind)
     if kind is None and not metavar:
         attributes["is_flag"] = True
-    shown = attributes.get("default") not in {None, "", Path()} and (kind or metavar or "/" in written)
+    shown = attributes.get("default") not in {None, "", Path()} and (kind or metavar)
     return click.option(
         *declared,
         type=kind or _KINDS.get(metavar.split("|")[0].removesuffix("..."), None),
@@ -180,58 +150,60 @@ def option(written: str, text: str, kind: Any = None, **attributes: Any) -> Deco
     )
 
 
-SEED = option("--seed N", "All random draws follow from it.", click.IntRange(0), default=0)
-SOFTEN = option(
-    "soften --soften-sigma SIGMA",
-    "Pictures: noise level of softening before encoding; default: each model's own.",
-    click.FloatRange(0, 1),
-)
+def with_options(options: tuple[Decorator, ...]) -> Decorator:
+    """A decorator that adds all of the given options, in their order."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
-class PictureSize(click.ParamType[tuple[int, int]]):
-    """HEIGHTxWIDTH as (height, width)."""
+def read_by(parse: Callable[[str], Any]) -> Callable[..., Any]:
+    """The callback of an option whose text a function reads; its ValueError says what is wrong."""
 
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, tuple):
-            return value
+    def call(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
         try:
-            return size_from(value)
+            return None if value is None else parse(value)
         except ValueError as error:
-            return self.fail(str(error), param, ctx)
+            raise click.BadParameter(str(error), ctx, param) from error
+
+    return call
 
 
-SIZE = option(
-    "scene --size HxW",
-    "Pictures: bring all to this height and width, and translate them so in overlapping tiles by one ODE.",
-    PictureSize(),
-)
-BATCH = option("--batch N", "Pictures: batch size.", click.IntRange(1, 4096), default=16)
-CALIBRATION = option(
-    "--calibration FILE",
-    "Pictures: translate under this calibration (`ddib calibrate --local` makes one), or that of a shipped model, by "
-    "its name.",
-)
-DTYPE = click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Pictures: dtype of the networks; the integrated state stays float32. At 48 evaluations of the shipped "
-    "satellite model the solver's own error is 4e-3 in a decoded picture and 3e-4 in a latent (root mean square, of "
-    "deviation 1); bfloat16 adds 5e-3 and 1e-2, float16 1e-4 and 7e-4. On a CPU with instructions for it bfloat16 is "
-    "faster from about 4 pictures at once; float16 is for GPUs.",
-)
-DEVICE = option("--device NAME", "Pictures: cpu, cuda or cuda:1.", default="cpu")
-CLASSIFIER = option("--classifier MODEL", "Pictures: bundle of the classifier for guidance to a class.")
-FLAGS = option(
-    "--flags FLAGS",
-    "Sample as the public code does with these flags of its own: --diffusion_steps, --noise_schedule, "
-    "--timestep_respacing, --eta, --use_ddpm True for ancestral sampling, --clip_denoised; its others "
-    "have no effect.",
-    str,
-)
+def refuse_idle(names: Collection[str], why: str, *, hint: str) -> None:
+    """Refuse the first option of the running command that was given and would have no effect."""
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return
+    for param in context.command.params:
+        source = context.get_parameter_source(str(param.name))
+        if param.name in names and source is ParameterSource.COMMANDLINE:
+            raise UsageError(f"{param.opts[0]} {why}", hint=hint)
+
+
+def refuse_both_ways(*, resume: bool, force: bool) -> None:
+    if resume and force:
+        raise UsageError("--resume continues a run, --force starts it again", hint="omit one of them")
+
+
+def refuse_overwriting(out: Path, *, force: bool) -> None:
+    if (out / "report.json").exists() and not force:
+        raise AlreadyExists(f"{out} holds results already", hint="choose another folder, or --force")
+
+
+def with_config(path: Path) -> str:
+    found = Path(os.environ.get(CONFIG_VARIABLE) or NODE_FILE)
+    return "" if path == found else f" --config {shlex.quote(str(path))}"
+
+
+def say_next(steps: Sequence[tuple[str, str]]) -> None:
+    """Print the next commands, each on a line of its own below its purpose."""
+    say("next:")
+    for command, purpose in steps:
+        say(f"  {purpose}:", f"    {command}")
 
 
 def usual_threads() -> int:
@@ -247,31 +219,6 @@ def open_model(which: str) -> Bundle:
     return open_bundle(which)
 
 
-def refuse_overwriting(out: Path, *, force: bool) -> None:
-    if (out / "report.json").exists() and not force:
-        raise AlreadyExists(f"{out} holds results already", hint="choose another folder, or --force")
-
-
-def read_given(path: Path | None) -> Calibration | None:
-    """The calibration in the file of --calibration; None without."""
-    from ddib_fed.calibration.record import read_calibration
-
-    return None if path is None else read_calibration(path)
-
-
-SOLVERS = ("unipc", "ddim", "flow-map")
-GRIDS = ("default", "uniform-lambda", "integer", "learned")
-
-
-def refuse_idle(names: Collection[str], why: str, *, hint: str) -> None:
-    """Refuse the first option of the running command that was given and would have no effect."""
-    context = click.get_current_context(silent=True)
-    for param in () if context is None else context.command.params:
-        named = param.name in names
-        if named and context is not None and context.get_parameter_source(str(param.name)) is _GIVEN:
-            raise UsageError(f"{param.opts[0]} {why}", hint=hint)
-
-
 def take_classifier(given: Mapping[str, Any]) -> tuple[Bundle | None, float | None]:
     """The model of --classifier, and its weight, 1 where none is given."""
     if given["classifier"] is None:
@@ -282,23 +229,51 @@ def take_classifier(given: Mapping[str, Any]) -> tuple[Bundle | None, float | No
     return open_model(given["classifier"]), 1.0 if weight is None else weight
 
 
-def refuse_both_ways(*, resume: bool, force: bool) -> None:
-    if resume and force:
-        raise UsageError("--resume continues a run, --force starts it again", hint="omit one of them")
+def read_given(path: Path | None) -> Calibration | None:
+    """The calibration in the file of --calibration; None without."""
+    from ddib_fed.calibration.record import read_calibration
+
+    return None if path is None else read_calibration(path)
 
 
-_GIVEN = ParameterSource.COMMANDLINE
+SEED = option("--seed N", "All random draws follow from it.", click.IntRange(0), default=0)
+SOFTEN = option(
+    "soften --soften-sigma SIGMA",
+    "Pictures: noise level of softening before encoding; default: each model's own.",
+    click.FloatRange(0, 1),
+)
 
 
-def with_options(options: tuple[Decorator, ...]) -> Decorator:
-    """A decorator that adds all of the given options, in their order."""
-
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
+SIZE = option(
+    "scene --size HxW",
+    "Pictures: bring all to this height and width, and translate them so in overlapping tiles by one ODE.",
+    str,
+    callback=read_by(size_from),
+)
+BATCH = option("--batch N", "Pictures: batch size.", click.IntRange(1, 4096), default=16)
+CALIBRATION = option(
+    "--calibration FILE",
+    "Pictures: translate under this calibration (`ddib calibrate --local` makes one), or that of a shipped model, by "
+    "its name.",
+)
+DTYPE = option(
+    "--dtype",
+    "Pictures: dtype of the networks; the integrated state stays float32. At 48 evaluations of the shipped "
+    "satellite model the solver's own error is 4e-3 in a decoded picture and 3e-4 in a latent (root mean square, of "
+    "deviation 1); bfloat16 adds 5e-3 and 1e-2, float16 1e-4 and 7e-4. On a CPU with instructions for it bfloat16 is "
+    "faster from about 4 pictures at once; float16 is for GPUs.",
+    ("float32", "bfloat16", "float16"),
+    default="float32",
+)
+DEVICE = option("--device NAME", "Pictures: cpu, cuda or cuda:1.", default="cpu")
+CLASSIFIER = option("--classifier MODEL", "Pictures: bundle of the classifier for guidance to a class.")
+FLAGS = option(
+    "--flags FLAGS",
+    "Sample as the public code does with these flags of its own: --diffusion_steps, --noise_schedule, "
+    "--timestep_respacing, --eta, --use_ddpm True for ancestral sampling, --clip_denoised; its others "
+    "have no effect.",
+    str,
+)
 
 
 PROFILE = option(
@@ -341,15 +316,6 @@ def parse_pairs(text: str, before: Classes, after: Classes) -> tuple[tuple[int, 
     return found
 
 
-def domain_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """A domain's name as typed."""
-    del ctx
-    try:
-        return check_domain(value)
-    except ValueError as error:
-        raise InputError(f"--{param.name}: {error}") from error
-
-
 CONFIG = option(
     "config_path --config FILE",
     "The node's configuration; default: $DDIB_CONFIG, or ./node.toml.",
@@ -364,7 +330,6 @@ PORT = option(
     default=0,
     show_default=False,
 )
-BROWSER = option("--browser/--no-browser", "Open the link in this machine's browser too.", default=True)
 
 
 def _sentences_aside(ctx: click.Context, param: click.Parameter, value: str) -> None:
@@ -373,20 +338,14 @@ def _sentences_aside(ctx: click.Context, param: click.Parameter, value: str) -> 
         ctx.with_resource(sentences_aside())
 
 
-_FORMATS = ("text", "json")
-FORMAT = option(
-    "output_format --format", "Output for people, or one JSON document for scripts.", _FORMATS, default="text"
-)
 OUTCOME = option(
     "output_format --format",
     "Sentences for people, or one JSON document for scripts (sentences then go to stderr).",
-    _FORMATS,
+    ("text", "json"),
     default="text",
     expose_value=False,
     callback=_sentences_aside,
 )
-QUIET = option("--quiet -q", "Print the names or ids alone, one a line.")
-QUIET_DETACH = option("--quiet -q", "With --detach: print the job's id alone.")
 OUT_RESULTS = option("--out DIR", "Folder for the results; created if missing.", required=True)
 FORCE = option("--force", "Overwrite existing results.")
 SKIP_BAD_FILES = option(
@@ -402,14 +361,16 @@ EVALUATIONS = option(
 SOLVER = option(
     "--solver",
     "Solver of the ODE; flow-map takes 1 to 8 evaluations of a model from `ddib model distil`.",
-    SOLVERS,
+    ("unipc", "ddim", "flow-map"),
     default="unipc",
 )
+
+
 GRID = option(
     "--grid",
     "Grid of the steps; learned are those that `ddib model tune` found for each model, whose numbers of evaluations "
     "`ddib model show` lists.",
-    GRIDS,
+    ("default", "uniform-lambda", "integer", "learned"),
     default="default",
 )
 QUALITY = option(
@@ -460,7 +421,6 @@ PAIRS = option(
     "Translate the classes of a folder to classes of the target (260:261,282:283), under the public code's names.",
     str,
 )
-LABELS = option("--labels DIR", "ImageNet's development kit, if --pairs needs it to determine classes.")
 LIMIT = option("--limit N", "With --pairs: only the first N pictures of each class.", click.IntRange(1))
 ENCODER = option(
     "--encoder",
@@ -471,13 +431,7 @@ ENCODER = option(
 )
 SOLVING = (EVALUATIONS, SOLVER, GRID, QUALITY, DEPTH, ENCODER)
 GUIDING = (GUIDANCE, CLASSIFIER_SCALE)
-PAIRING = (PAIRS, LABELS, LIMIT)
-DOUBTFUL = option(
-    "--doubtful-below DB",
-    "Mark pictures whose round trip has a lower PSNR as doubtful; needs --cycle.",
-    click.FloatRange(0, 120),
-    default=30.0,
-)
+PAIRING = (PAIRS, LIMIT)
 INTENSITY = option(
     "--intensity RULE",
     "How values of volumes and maps become the model's numbers: values, hu, window:CENTRE,WIDTH[@LOW:HIGH] or "

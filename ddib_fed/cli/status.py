@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.job import values_of, when
 from ddib_fed.cli.options import command, with_config
 from ddib_fed.errors import AlreadyExists
-from ddib_fed.terminal import emit, moment, outcome, say
+from ddib_fed.terminal import emit, outcome, say
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
     from ddib_fed.node.admin import AdminClient
     from ddib_fed.v1 import admin_pb2
 
@@ -47,29 +46,7 @@ def status(config_path: Path, leaving: Path | None) -> None:
         _write_leaving(config_path, leaving)
         return
     answer = _client(config_path).status()
-    emit(_values(answer), lambda: _show(answer, with_config(config_path)))
-
-
-_TIMES = frozenset({"certificate_expires", "root_expires", "failed", "expires"})
-"""Fields of the answer that are Unix times."""
-
-
-def _values(message: Message) -> dict[str, Any]:
-    """A message as JSON values: its fields with all their numbers as numbers, and times in ISO 8601."""
-    found: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            found[field.name] = dict(value)
-        elif field.message_type is not None and field.is_repeated:
-            found[field.name] = [_values(each) for each in value]
-        elif field.message_type is not None:
-            found[field.name] = _values(value) if message.HasField(field.name) else None
-        elif field.name in _TIMES:
-            found[field.name] = moment(value)
-        else:
-            found[field.name] = list(value) if field.is_repeated else value
-    return found
+    emit(values_of(answer), lambda: _show(answer, with_config(config_path)))
 
 
 def _write_leaving(config_path: Path, path: Path) -> None:
@@ -89,7 +66,6 @@ def _write_leaving(config_path: Path, path: Path) -> None:
 
 def _show(answer: admin_pb2.StatusResponse, more: str) -> None:
     """Print it; `more` is what the commands that are named need to be about this node."""
-    from ddib_fed.cli.job import when
     from ddib_fed.security.pki import root_warning
 
     say(

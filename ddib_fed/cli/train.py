@@ -18,7 +18,7 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.options import CALIBRATION, Decorator, command, read_given, with_options
 from ddib_fed.errors import UsageError
-from ddib_fed.terminal import bars, lines, outcome, say
+from ddib_fed.terminal import bars, emit, lines, listed, outcome, plain, say
 from ddib_fed.training.config import PRESETS, TrainConfig, checked, option_kinds, options_of, seconds
 from ddib_fed.training.config import option as flag
 
@@ -125,8 +125,9 @@ def run(config: TrainConfig, out: Path, *, resume: bool, force: bool) -> Bundle 
     options.refuse_both_ways(resume=resume, force=force)
     done = train_at_terminal(config, out, resume=resume, force=force)
     if done is not None and done.manifest.distilled is None:
-        say(f"{out}: {summary(done)}", f"samples: {out / 'run' / 'samples.png'}")
-        outcome(**trained(done, out))
+        values = trained(done, out)
+        shown = {**plain(values), "shown in": str(out / "run" / "samples.png")}
+        emit(values, lambda: lines(listed("", shown)))
     return done
 
 
@@ -147,39 +148,16 @@ def trained(bundle: Bundle, out: Path) -> dict[str, object]:
     }
 
 
-def summary(bundle: Bundle) -> str:
-    """A line about the new bundle."""
-    from ddib_fed.evaluation.features import SampleVerdict
-
-    figures = bundle.manifest.training.figures
-    text = f"{bundle.manifest.parameters:,} parameters"
-    if "sliced_w2" in figures:
-        text += f", sliced-W2 {figures['sliced_w2']:.4f} (floor {figures['sliced_w2_floor']:.4f})"
-    if "held_out_loss" in figures and bundle.manifest.sample_kind == "picture":
-        text += f", held-out loss {figures['held_out_loss']:.4f}, {figures['cpu_seconds']:.0f} s of CPU"
-    verdict = SampleVerdict.of_figures(figures)
-    if verdict is not None:
-        text += f", samples {verdict.level}"
-    return f"{text}, digest {bundle.digest[:16]}"
-
-
-def _duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    try:
-        return None if value is None else float(seconds(value))
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
-
-
 @command("try")
 @click.argument("a", type=click.Path(file_okay=False, path_type=Path))
 @click.argument("b", type=click.Path(file_okay=False, path_type=Path), required=False)
 @options.option(
     "time_s --time TIME",
     "Time for the whole run, with what a finished one took before; default without --steps: 2 hours.",
-    callback=_duration,
+    callback=options.read_by(seconds),
 )
 @options.option("--steps N", "Optimiser steps of each model, instead of --time.", click.IntRange(1))
-@train_options(("size", "preset", "fit", "range", "flip", "colours", "batch", "skip_bad", "seed", "device"))
+@train_options(("size", "preset", "fit", "range", "flip", "batch", "skip_bad", "seed", "device"))
 @options.option(
     "soften --soften-sigma SIGMA",
     "Noise level to which pictures are diffused before encoding.",

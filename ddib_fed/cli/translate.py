@@ -21,7 +21,7 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.engine.record import Guidance
 from ddib_fed.errors import DomainNotFound, UsageError
 from ddib_fed.protocol.messages import Settings
-from ddib_fed.terminal import print_ids, require_alone, say
+from ddib_fed.terminal import require_alone, say
 from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 OF_PICTURES = ("soften", "calibration", "scene", "classifier", "batch", "dtype")
 ALONE = (*OF_PICTURES, "seed", "device", "flags")
 """Options of two models in one process, which nodes do not take."""
-OF_NODES = ("no_calibration", "detach", "quiet", "profile_path")
+OF_NODES = ("no_calibration", "detach", "profile_path")
 
 
 def _open_in_process(source: str, target: str, given: dict[str, Any]) -> InProcess:
@@ -120,7 +120,6 @@ def _check_marked(run: FolderRun) -> None:
 @options.with_options(options.GUIDING)
 @options.with_options(options.PAIRING)
 @options.CYCLE
-@options.DOUBTFUL
 @options.with_options(options.SOLVING)
 @options.KEEP_LATENTS
 @options.NO_CALIBRATION
@@ -129,7 +128,6 @@ def _check_marked(run: FolderRun) -> None:
 @options.with_options(options.STUDIES)
 @options.CREDENTIALS
 @options.option("--detach", "Only submit; print the job and how to watch and fetch it.")
-@options.QUIET_DETACH
 @options.OUTCOME
 @options.PROFILE
 @options.SOFTEN
@@ -150,14 +148,11 @@ def translate(
     target_model: str | None,
     out: Path,
     pairs: str | None,
-    labels: Path | None,
     limit: int | None,
-    doubtful_below: float,
     force: bool,
     skip_bad: bool,
     credentials: tuple[Path, Path] | None,
     detach: bool,
-    quiet: bool,
     profile_path: Path | None,
     **given: Any,
 ) -> None:
@@ -166,27 +161,21 @@ def translate(
     A picture (PNG, JPEG, TIFF, .npy) becomes DIR/NAME.png at its own size, points DIR/NAME.npy; DIR/NAME.json beside it
     is its provenance. With --cycle there is DIR/NAME.returned.png too, with --keep-latents DIR/NAME.latent.npy. The
     source node of this institution encodes; only latents go to the other institution. File names stay on this
-    machine, metadata in the institution: the source node gets a PNG, JPEG or TIFF as it is.
+    machine, metadata in the institution: the source node gets a PNG, JPEG or TIFF as it is. With --source and --target
+    instead of --to, two models of this process do the same, without nodes.
 
-    A folder stands for the files below it, whose paths are kept below DIR. Results are written one by one; after an
-    interruption the same command resumes, and --force translates everything again. DIR/report.html shows several
-    pictures.
-
-    A folder of DICOM files, a NIfTI volume, a georeferenced TIFF, JPEG 2000, WebP or BMP becomes one of its
-    own kind, also below a folder; only pixels leave, slice by slice or tile by tile (docs/formats.md).
-
-    With --pairs FILES is one folder: of sub-folders called by class names, numbers or WordNet ids, or ImageNet's
-    validation part with --labels. Results have the public code's names and the models' size: 260_1.PNG,
-    260_1_translated_261.PNG.
-
-    With --source and --target instead of --to, two models of this process do the same, without nodes.
+    A folder stands for the files below it, whose paths are kept below DIR; DICOM, NIfTI, GeoTIFF and others become one
+    of their own kind (docs/formats.md). After an interruption the same command resumes, and --force translates
+    everything again. DIR/report.html shows several pictures. With --pairs FILES is one folder of sub-folders called by
+    class names, numbers or WordNet ids, or ImageNet's validation part with the unpacked ILSVRC2012_devkit_t12 beside
+    it; results have the public code's names and the models' size.
     """
     pair, target = _where_to(target, source_model, target_model, given)
     header = _header(target, given)
-    _refuse_idle(header, pairs, detach=detach)
+    _refuse_idle(pairs, detach=detach)
     profile = Profile.load(profile_path) if pair is None else pair.profile
     signer, progress = load_credentials(credentials), ConsoleProgress(pair)
-    run_options = RunOptions(profile, header, out, progress, force, skip_bad, doubtful_below, signer)
+    run_options = RunOptions(profile, header, out, progress, force, skip_bad, credentials=signer)
     if pairs is None:
         if detach and given["tile"] == "auto":
             given["tile"] = "none"  # a picture in tiles is put together when its items are there
@@ -202,7 +191,7 @@ def translate(
     else:
         with progress.opened(profile) as client:
             domains = client.domains()
-        run = FolderRun(run_options, _paired_items(files, domains, target, pairs, labels, limit))
+        run = FolderRun(run_options, _paired_items(files, domains, target, pairs, limit))
         check_names(run.items, out)
     if run_options.credentials is not None:
         _check_marked(run)
@@ -218,10 +207,7 @@ def translate(
         report_run(run, page)
     else:
         run.submit()
-        if quiet:
-            print_ids([each.job_id for each in run.submitted])
-        else:
-            print_submitted(run, profile_path)
+        print_submitted(run, profile_path)
     run.conclude()
 
 
@@ -250,7 +236,6 @@ def _paired_items(
     domains: pb.ListDomainsResponse,
     target: str,
     pairs: str,
-    labels: Path | None,
     limit: int | None,
 ) -> list[FileItem]:
     taken = ("source_class", "target_class")
@@ -280,7 +265,7 @@ def _paired_items(
             path=each.path,
             classes=(str(each.source), str(each.target)),
         )
-        for each in kit.paired_pictures(files[0], numbers, class_names=own.names, labels=labels, limit=limit)
+        for each in kit.paired_pictures(files[0], numbers, class_names=own.names, limit=limit)
     ]
 
 
@@ -299,14 +284,9 @@ def _header(target: str, given: dict[str, Any]) -> pb.JobHeader:
     return job_header(target, settings, guidance=guidance, **{name: given[name] for name in names})
 
 
-def _refuse_idle(header: pb.JobHeader, pairs: str | None, *, detach: bool) -> None:
+def _refuse_idle(pairs: str | None, *, detach: bool) -> None:
     if pairs is None:
-        options.refuse_idle(("labels", "limit"), "is for classes", hint="add --pairs 260:261, or omit it")
-    if not header.cycle:
-        options.refuse_idle(("doubtful_below",), "is a bound on round trips", hint="add --cycle")
+        options.refuse_idle(("limit",), "is for classes", hint="add --pairs 260:261, or omit it")
     if detach:
-        of_results, hint = ("doubtful_below", "credentials"), "give it to `ddib job fetch`"
-        options.refuse_idle(of_results, "applies only to fetched results", hint=hint)
-    else:
-        why = "prints the id of a job that was only submitted"
-        options.refuse_idle(("quiet",), why, hint="add --detach")
+        hint = "give it to `ddib job fetch`"
+        options.refuse_idle(("credentials",), "applies only to fetched results", hint=hint)

@@ -17,9 +17,8 @@ from ddib_fed.terminal import say
     "--out DIR", "Folder for the results; each translation gets a folder in it.", default=Path("ddib-web")
 )
 @options.PORT
-@options.BROWSER
 @options.PROFILE
-def web(out: Path, port: int, browser: bool, profile_path: Path | None) -> None:
+def web(out: Path, port: int, profile_path: Path | None) -> None:
     """Translate in the browser: drop pictures, watch, compare, download.
 
     A DICOM series, a NIfTI volume or a GeoTIFF becomes one of its own kind, and volumes are scrolled slice by slice.
@@ -36,7 +35,7 @@ def web(out: Path, port: int, browser: bool, profile_path: Path | None) -> None:
         folder = Path(name)
         page = Researcher(profile, folder, out)
         say(f"results go to {out.resolve()}")
-        serve(page.app(), port=port, command="ddib web", folder=folder, browser=browser, on_stop=page.close)
+        serve(page.app(), port=port, command="ddib web", folder=folder, on_stop=page.close)
     more = f"--profile {shlex.quote(str(profile.path))}"
     for each in page.jobs.values():
         for job_id in each.running:

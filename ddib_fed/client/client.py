@@ -34,7 +34,6 @@ from ddib_fed.errors import (
     ChunkCorrupt,
     DdibError,
     DeadlineExceeded,
-    Difference,
     ExhaustedError,
     JobFailed,
     MessageInvalid,
@@ -43,8 +42,8 @@ from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.protocol.contract import PROTOCOL, guidance_to_pb
-from ddib_fed.protocol.details import is_number, status_of
-from ddib_fed.protocol.messages import Settings, enum_members, from_message, provenance_record, settings_to_pb
+from ddib_fed.protocol.details import from_detail, is_number, status_of
+from ddib_fed.protocol.messages import Settings, provenance_record, settings_to_pb
 from ddib_fed.protocol.streams import Announced, assemble, open_file, stream
 from ddib_fed.telemetry import Tracing, open_tracing, trace_entries
 from ddib_fed.terminal import say
@@ -61,7 +60,7 @@ FETCH_EVERY_S = 0.5
 SLOWEST_BYTES_PER_S = 128 * 1024
 """A submission may take as long as its bytes take on a slow line, and the node its time to answer."""
 MAX_PART_BYTES = 1 << 30
-PARTS = enum_members(Part, pb.ResultPart.DESCRIPTOR)
+PARTS = {pb.ResultPart.Value(f"RESULT_PART_{part.name}"): part for part in Part}
 ENDED = frozenset({pb.JOB_STATE_FINISHED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED})
 WITHOUT_RESULT = frozenset({pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED})
 RESUMES = "to resume: the same command again"
@@ -138,18 +137,17 @@ def require_finished(job: pb.Job, hop: str) -> pb.Job:
     what = f"{len(bad)} of {len(job.items)} items of job {job.job_id}" if bad else f"job {job.job_id}"
     hint = f"ddib job show {job.job_id}" if hop else ""  # in one process nothing is kept
     failure = job.error if job.HasField("error") or not bad else bad[0].error
-    if not failure.reason:
-        raise JobFailed(f"{what} failed", hop=hop, hint=hint)
-    further = bool(failure.institution) and failure.institution != hop.rpartition(" ")[2]
+    why = f": {failure_text(failure)} ({failure.reason})" if failure.reason else ""
+    cause = from_detail(failure.SerializeToString(), hop) or JobFailed(hop=hop)
     error = JobFailed(
-        f"{what} failed: {failure_text(failure)} ({failure.reason})",
+        f"{what} failed{why}",
         hint=hint,
-        hop=f"{hop} -> {failure.institution}" if further else hop,
-        facts=dict(failure.facts),
-        differences=tuple(from_message(each, Difference) for each in failure.differences),
-        incident=failure.incident,
+        hop=cause.hop,
+        facts=cause.facts,
+        differences=cause.differences,
+        incident=cause.incident,
     )
-    error.says = failure.institution if further and failure.reason != PeerFault.reason else ""
+    error.says = cause.says
     raise error
 
 

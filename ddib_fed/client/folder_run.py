@@ -67,7 +67,6 @@ from ddib_fed.errors import (
     ItemsTooMany,
     JobFailed,
     PeerNotFound,
-    QuotaSpent,
     UnavailableError,
     UsageError,
     error_class,
@@ -144,26 +143,6 @@ class RunProgress:
 
     def job_ended(self, job_id: str, state: str) -> None:
         """A job has ended, and its results are written."""
-
-    def watching(self, client: Client, job_id: str) -> Callable[[pb.WatchJobResponse], None]:
-        """`event`, which says once what is left of a quota that the job waits for, and until when."""
-        said = False
-
-        def on_event(event: pb.WatchJobResponse) -> None:
-            nonlocal said
-            self.event(event)
-            if event.stage == "wait" and event.reason == QuotaSpent.reason and not said:
-                said = True
-                job = client.get(job_id)
-                names = ("quota", "limit", "left", "asked", "renews")
-                told = ", ".join(
-                    f"{name} {job.error.facts[name]}" for name in names if name in job.error.facts
-                )
-                self.say(
-                    f"target {target_of(job.request)}: {QuotaSpent.sentence} ({told}); the job waits there for more"
-                )
-
-        return on_event
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,7 +428,7 @@ class FolderRun:
         out = self.options.out
         header = self.options.with_classes([item.classes for item in items if item.classes is not None])
         header.request_id, target = str(uuid.uuid4()), target_of(header)
-        names = JobFile(header.request_id, target, tuple(items))
+        names = JobFile(header.request_id, tuple(items))
         make_private_folders(out)
         names.save(out)
         try:
@@ -502,7 +481,7 @@ class FolderRun:
         progress.begin(job_id, [item.file for item in items])
         how = {"force": options.force, "doubtful_below": options.doubtful_below}
         with explaining_interruption(client, job_id, options.out):
-            results = client.results(job_id, on_event=progress.watching(client, job_id))
+            results = client.results(job_id, on_event=progress.event)
             for result in write_results(
                 client, job_id, results, items, options.out, changed, credentials=options.credentials, **how
             ):
@@ -513,7 +492,7 @@ class FolderRun:
                 self.results[item.name] = result
             view = client.get(job_id)
         if not changed:
-            JobFile(view.request.request_id, "", ()).remove(options.out)
+            JobFile(view.request.request_id, ()).remove(options.out)
         state = state_of(view).lower()
         progress.job_ended(job_id, state)
         own = [(each, known[item]) for each, item in zip(view.items, items, strict=False) if item in known]

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.pictures import Geometry, ImageLimits, Picture, Pixels, cost_of, read_image, rows_of
+from ddib_fed.data.pictures import Geometry, ImageLimits, Picture, Pixels, bands, cost_of, read_image, rows_of
 from ddib_fed.data.points import explain, name_file
 from ddib_fed.errors import PictureMisfit, SettingsInvalid, ShapeMismatch
 
@@ -40,7 +40,6 @@ _TOPS: Final = (4095, 16383, 65535)
 _WHOLE: Final = (0.05, 1.0, 1.0)
 _WINDOW: Final = (8.0, 0.5, np.inf)
 _SIGNED_WINDOW: Final = (64.0, 0.95, np.inf)
-_BLOCK: Final = 1 << 18
 LUMA: Final = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey value (ITU-R BT.601), as Pillow has them."""
 
@@ -65,7 +64,8 @@ def check_numbers(picture: Picture, low: float, high: float, *, windows: bool = 
     clipped = far = 0
     if least < low - slack or most > high + slack:
         reach = _allowance(pixels.dtype, low, high, least)[0] * width
-        for block in _blocks(pixels):
+        for start, stop in bands(*pixels.shape[:2]):
+            block = pixels[start:stop]
             clipped += int(np.count_nonzero((block < low - slack) | (block > high + slack)))
             far += int(np.count_nonzero((block < low - reach) | (block > high + reach)))
     used = max(0.0, min(most, high) - max(least, low)) / width
@@ -82,9 +82,10 @@ def check_fit(picture: Picture, rule: PictureRule, *, windows: bool = False, gre
     if rule.channels == 1 and not grey and picture.pixels.shape[2] == 3:
         # Whether more than a few pixels have channels that differ by a 32nd of the range's width.
         least = (rule.high - rule.low) / 32
-        spread = (np.ptp(block.astype(np.float32), axis=2) for block in _blocks(picture.pixels))
-        count = sum(int(np.count_nonzero(each > least)) for each in spread)
-        if count > FEW * picture.pixels.shape[0] * picture.pixels.shape[1]:
+        height, width, _ = picture.pixels.shape
+        blocks = (picture.pixels[start:stop].astype(np.float32) for start, stop in bands(height, width))
+        count = sum(int(np.count_nonzero(np.ptp(block, axis=2) > least)) for block in blocks)
+        if count > FEW * height * width:
             raise _misfit(3, picture.pixels.dtype, "colour", rule.low, rule.high, use)
     return use
 
@@ -141,12 +142,6 @@ def _own_range(dtype: np.dtype[np.generic], problem: Problem, use: Use) -> tuple
     return min(use.low, 0.0), max(use.high, 1.0)
 
 
-def _blocks(pixels: Pixels) -> Iterator[Pixels]:
-    rows = max(1, _BLOCK // max(1, pixels.shape[1] * pixels.shape[2]))
-    for start in range(0, len(pixels), rows):
-        yield pixels[start : start + rows]
-
-
 Array = NDArray[np.float32]
 Fit = Literal["pad", "crop", "resize"]
 
@@ -193,25 +188,14 @@ class Fitted:
 
 
 class _Plan(NamedTuple):
-    """Halved, then scaled to (height, width); its window at (top, left) meets the array at (to_top, to_left)."""
+    """Halved, then scaled to (height, width); its window, of (rows, columns), is put to a place in the array."""
 
     halvings: int
     height: int
     width: int
-    top: int
-    left: int
-    to_top: int
-    to_left: int
-    rows: int
-    columns: int
-
-    @property
-    def window(self) -> tuple[slice, slice]:
-        return slice(self.top, self.top + self.rows), slice(self.left, self.left + self.columns)
-
-    @property
-    def place(self) -> tuple[slice, slice]:
-        return slice(self.to_top, self.to_top + self.rows), slice(self.to_left, self.to_left + self.columns)
+    window: tuple[slice, slice]
+    place: tuple[slice, slice]
+    size: tuple[int, int]
 
 
 def fit_picture(picture: Picture, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Fitted:
@@ -312,8 +296,8 @@ def own_size_mse(x: Array, rule: PictureRule, picture: Picture) -> float:
     top, left = (
         min(round(at * whole / scaled), whole - part)
         for at, whole, scaled, part in (
-            (plan.top, geometry.height, plan.height, height),
-            (plan.left, geometry.width, plan.width, width),
+            (plan.window[0].start, geometry.height, plan.height, height),
+            (plan.window[1].start, geometry.width, plan.width, width),
         )
     )
     given = list(_planes(picture.pixels[top : top + height, left : left + width], rule.channels))
@@ -356,7 +340,7 @@ def output_bytes(geometry: Geometry, rule: PictureRule) -> int:
     """Bytes needed at most to make a PNG of this size from a model's array, or to compare one with the picture."""
     plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
     numbers = height * width * rule.channels * rule.bits // 8
-    plane = _resize_bytes((plan.rows, plan.columns), (height, width), 4)
+    plane = _resize_bytes(plan.size, (height, width), 4)
     copied = height * width * (4 if rule.channels == 3 else 1) if rule.bits == 8 else numbers
     return numbers + max(plane, copied)
 
@@ -369,21 +353,26 @@ def _resize_bytes(size: tuple[int, int], wanted: tuple[int, int], itemsize: int)
 
 
 def _plan(rule: PictureRule, geometry: Geometry) -> _Plan:
-    h, w = geometry.height, geometry.width
+    (h, w), model = geometry, (rule.height, rule.width)
     if rule.fit == "pad":
         scale = min(1.0, rule.height / h, rule.width / w)
-        height, width = (min(a, max(1, round(b * scale))) for a, b in ((rule.height, h), (rule.width, w)))
-        to_top, to_left = (rule.height - height) // 2, (rule.width - width) // 2
-        return _Plan(_halvings(h, w, height, width), height, width, 0, 0, to_top, to_left, height, width)
-    halvings = _halvings(h, w, rule.height, rule.width)
+        height, width = (min(a, max(1, round(b * scale))) for a, b in zip(model, (h, w), strict=True))
+        place = _part((rule.height - height) // 2, (rule.width - width) // 2, height, width)
+        halvings = _halvings(h, w, height, width)
+        return _Plan(halvings, height, width, _part(0, 0, height, width), place, (height, width))
+    halvings = _halvings(h, w, *model)
     if rule.fit == "resize":
-        return _Plan(halvings, rule.height, rule.width, 0, 0, 0, 0, rule.height, rule.width)
+        return _Plan(halvings, *model, _part(0, 0, *model), _part(0, 0, *model), model)
     # As in the public loader, the scale is that of the halved picture, whose odd last row or column is gone.
     h, w = h >> halvings, w >> halvings
     scale = max(rule.height / h, rule.width / w)
     height, width = max(rule.height, round(h * scale)), max(rule.width, round(w * scale))
-    top, left = (height - rule.height) // 2, (width - rule.width) // 2
-    return _Plan(halvings, height, width, top, left, 0, 0, rule.height, rule.width)
+    window = _part((height - rule.height) // 2, (width - rule.width) // 2, *model)
+    return _Plan(halvings, height, width, window, _part(0, 0, *model), model)
+
+
+def _part(top: int, left: int, height: int, width: int) -> tuple[slice, slice]:
+    return slice(top, top + height), slice(left, left + width)
 
 
 def _halvings(h: int, w: int, height: int, width: int) -> int:
@@ -399,8 +388,8 @@ def _size_of(rule: PictureRule, geometry: Geometry | None) -> tuple[int, int]:
         return rule.height, rule.width
     plan = _plan(rule, geometry)
     return (
-        max(1, round(plan.rows * geometry.height / plan.height)),
-        max(1, round(plan.columns * geometry.width / plan.width)),
+        max(1, round(plan.size[0] * geometry.height / plan.height)),
+        max(1, round(plan.size[1] * geometry.width / plan.width)),
     )
 
 
@@ -409,17 +398,15 @@ def _planes(pixels: Pixels, channels: int) -> Iterator[Pixels]:
     if pixels.shape[2] == 1 or channels == 3:
         yield from np.moveaxis(pixels, 2, 0)
         return
-    grey: Pixels = np.empty(pixels.shape[:2], np.uint8 if pixels.dtype == np.uint8 else np.float32)
-    done = 0
-    for block in _blocks(pixels):
-        if block.dtype == np.uint8:
-            from PIL import Image
+    from PIL import Image
 
-            rows = np.asarray(Image.fromarray(np.ascontiguousarray(block)).convert("L"))
+    grey: Pixels = np.empty(pixels.shape[:2], np.uint8 if pixels.dtype == np.uint8 else np.float32)
+    for start, stop in bands(*grey.shape):
+        block = pixels[start:stop]
+        if block.dtype == np.uint8:
+            grey[start:stop] = Image.fromarray(np.ascontiguousarray(block)).convert("L")
         else:
-            rows = block.astype(np.float32) @ np.array(LUMA, np.float32)
-        grey[done : done + len(rows)] = rows
-        done += len(rows)
+            grey[start:stop] = block.astype(np.float32) @ np.array(LUMA, np.float32)
     yield grey
 
 
@@ -435,10 +422,9 @@ def _unit_image(plane: Pixels, rule: PictureRule, *, clip: bool) -> Any:
     """The same as Pillow's, made block by block: a large plane is never there twice."""
     from PIL import Image
 
-    image, done = Image.new("F", plane.shape[::-1]), 0
-    for block in _blocks(plane[..., None]):
-        image.paste(_pillow(_unit(block[..., 0], rule, clip=clip)), (0, done))
-        done += len(block)
+    image = Image.new("F", plane.shape[::-1])
+    for start, stop in bands(*plane.shape):
+        image.paste(_pillow(_unit(plane[start:stop], rule, clip=clip)), (0, start))
     return image
 
 

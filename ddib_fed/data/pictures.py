@@ -30,7 +30,7 @@ from ddib_fed.errors import (
     FileMissing,
     ImageTooLarge,
     ImageUnreadable,
-    KindMismatch,
+    InputError,
     PointsUnreadable,
     ShapeMismatch,
 )
@@ -139,11 +139,11 @@ def decode_image(content: bytes, limits: ImageLimits | None = None) -> Picture:
 
 
 def read_image(path: Path, limits: ImageLimits | None = None) -> Picture:
-    """The picture in a file; see `decode_image`."""
+    """The picture in a file; see `decode_image`. Errors name the file."""
     content = read_content(path, limits or ImageLimits())
     try:
         return decode_image(content, limits)
-    except (KindMismatch, ImageTooLarge) as error:
+    except InputError as error:
         raise name_file(error, str(path)) from error
 
 
@@ -653,16 +653,17 @@ def cost_of(content: bytes, limits: ImageLimits) -> PictureCost:
             height, width, samples = image.height, image.width, len(image.getbands())
             held, flat = (1, 1) if samples == 1 else (4, 3)
             converted = 4 if samples == 4 else 0  # CMYK to another of Pillow's pictures
-            # A progressive JPEG is decoded from its coefficients, of two bytes each.
-            most = max(held + 2 * samples, held + converted + flat, 2 * flat)
+            scan = content[(start := _jpeg_scan(content)) : start + 5]
+            in_one = scan[:2] == b"\xff\xda" and scan[4:] == bytes([samples])
+            # Several scans are decoded from coefficients, of two bytes each.
+            coefficients = 0 if in_one and "progressive" not in image.info else 2 * samples
+            most = max(held + coefficients, held + converted + flat, 2 * flat)
         elif kind == "TIFF":
             height, width, most, flat, itemsize, extra = _tiff_cost(content)
         elif kind == "NPY":
             header, _, planes_first = _npy_header(content)
-            shape, whole = (
-                header.shape if len(header.shape) == 3 else (*header.shape, 1),
-                header.dtype.itemsize,
-            )
+            whole = header.dtype.itemsize
+            shape = header.shape if len(header.shape) == 3 else (*header.shape, 1)
             samples, height, width = shape if planes_first else (shape[2], shape[0], shape[1])
             flat, itemsize = samples * (whole if whole <= 2 else 4), min(whole, 4)
             most = 2 * flat

@@ -54,12 +54,28 @@ def parse_npy(data: bytes, *, max_bytes: int, max_points: int, dim: int | None =
             facts={"size_bytes": len(data), "limit_bytes": max_bytes},
         )
     header, start = read_header(data)
-    _check_shape(header.shape, max_points, dim)
-    size = header.shape[0] * header.shape[1] * header.dtype.itemsize
+    shape, wanted = header.shape, f"(N, {dim or 'D'})"
+    if len(shape) != 2 or min(shape) < 1 or dim not in {None, shape[1]}:
+        text = "x".join(map(str, shape[:8]))[:100] or "none"
+        raise ShapeMismatch(f"the array is {text}, not {wanted}", facts={"shape": text, "expected": wanted})
+    if shape[0] > max_points:
+        raise PointsTooMany(
+            f"{shape[0]} points, {max_points} are the limit",
+            facts={"points": shape[0], "limit_points": max_points},
+        )
+    size = shape[0] * shape[1] * header.dtype.itemsize
     if size != len(data) - start:
         raise _unreadable(f"the header asks for {size} bytes of numbers, there are {len(data) - start}")
     raw = np.frombuffer(data, dtype=header.dtype, offset=start)
-    return _finite(raw.reshape(header.shape, order="F" if header.fortran_order else "C"))
+    with np.errstate(over="ignore", invalid="ignore"):
+        points = np.array(
+            raw.reshape(shape, order="F" if header.fortran_order else "C"), dtype=np.float32, order="C"
+        )
+    if wrong := int(points.size - np.isfinite(points).sum()):
+        raise NotFinite(
+            f"{wrong} of {points.size} values are not finite float32", facts={"not_finite": wrong}
+        )
+    return points
 
 
 def to_npy(points: Array) -> bytes:
@@ -103,29 +119,6 @@ def _parse_header(text: bytes) -> Header:
     if not all(type(n) is int and n >= 0 for n in shape):
         raise _unreadable("its shape is not made of integers from 0")
     return Header(np.dtype(descr), order, shape)
-
-
-def _check_shape(shape: tuple[int, ...], max_points: int, dim: int | None) -> None:
-    wanted = f"(N, {dim or 'D'})"
-    if len(shape) != 2 or min(shape) < 1 or dim not in {None, shape[1]}:
-        text = "x".join(map(str, shape[:8]))[:100] or "none"
-        raise ShapeMismatch(f"the array is {text}, not {wanted}", facts={"shape": text, "expected": wanted})
-    if shape[0] > max_points:
-        raise PointsTooMany(
-            f"{shape[0]} points, {max_points} are the limit",
-            facts={"points": shape[0], "limit_points": max_points},
-        )
-
-
-def _finite(raw: NDArray[Any]) -> Array:
-    with np.errstate(over="ignore", invalid="ignore"):
-        points = np.ascontiguousarray(raw, dtype=np.float32)
-    wrong = int(points.size - np.isfinite(points).sum())
-    if wrong:
-        raise NotFinite(
-            f"{wrong} of {points.size} values are not finite float32", facts={"not_finite": wrong}
-        )
-    return points if points.flags.writeable else points.copy()
 
 
 def _unreadable(why: str, **facts: str) -> PointsUnreadable:

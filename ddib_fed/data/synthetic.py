@@ -25,83 +25,53 @@ UNIFORMS_PER_POINT = 4
 
 @dataclass(frozen=True, slots=True)
 class PointDomain:
-    """One distribution in the plane; `ordered` points follow its shape, `transform` makes points of uniforms (N, 4)."""
+    """One distribution in the plane. `transform` makes points of uniforms (N, 4): the first chooses one of `parts`, or
+    runs across the one that there is, and the second runs along a part.
+    """
 
     name: str
     mean: float
     std: float
-    ordered: Callable[[int, np.random.Generator], Array]
+    parts: int
     transform: Callable[[Array], Array]
 
     def normalise(self, raw: Array) -> NDArray[np.float32]:
         return ((raw - self.mean) / self.std).astype(np.float32)
 
 
-def _shares(n: int, groups: int, rng: np.random.Generator) -> list[int]:
-    extra = set(rng.permutation(groups)[: n % groups].tolist())
-    return [n // groups + (k in extra) for k in range(groups)]
-
-
-def _moons_at(inner: NDArray[np.bool_], t: Array) -> Array:
+def _moons(u: Array) -> Array:
+    inner, t = u[:, 0] < 0.5, math.pi * u[:, 1]
     x = np.where(inner, 1 - np.cos(t), np.cos(t))
     y = np.where(inner, 0.5 - np.sin(t), np.sin(t))
-    return np.stack([x, y], axis=1)
+    return np.stack([x, y], axis=1) + MOONS_NOISE * normals(u[:, 2:4])
 
 
-def _moons_ordered(n: int, rng: np.random.Generator) -> Array:
-    outer, inner = _shares(n, 2, rng)
-    t = np.concatenate([np.linspace(0, math.pi, outer), np.linspace(0, math.pi, inner)])
-    clean = _moons_at(np.arange(n) >= outer, t)
-    return clean + rng.normal(scale=MOONS_NOISE, size=(n, 2))
+def _checkerboards(u: Array) -> Array:
+    x, lower = 4 * u[:, 0] - 2, np.floor(2 * u[:, 1])
+    return np.stack([x, u[:, 2] - 2 * lower + np.floor(x) % 2], axis=1)
 
 
-def _moons_transform(u: Array) -> Array:
-    return _moons_at(u[:, 0] < 0.5, math.pi * u[:, 1]) + MOONS_NOISE * normals(u[:, 2:4])
+def _shapes(
+    name: str,
+    radii: Sequence[float],
+    centres: Sequence[float],
+    outline: Callable[[Array], Array],
+    moment: float,
+) -> PointDomain:
+    """Bands of a width around outlines of these radii and centres; `outline` turns a place in [0, 1) into a point at
+    radius 1, and has this second moment.
+    """
+    sizes, places = np.array(radii), np.array(centres)
 
-
-def _checkerboards_at(x: Array, lower: Array, y: Array) -> Array:
-    return np.stack([x, y - 2 * lower + np.floor(x) % 2], axis=1)
-
-
-def _checkerboards_ordered(n: int, rng: np.random.Generator) -> Array:
-    x = np.sort(rng.uniform(-2, 2, n))[::-1]
-    return _checkerboards_at(x, rng.integers(0, 2, n).astype(np.float64), rng.random(n))
-
-
-def _checkerboards_transform(u: Array) -> Array:
-    return _checkerboards_at(4 * u[:, 0] - 2, np.floor(2 * u[:, 1]), u[:, 2])
-
-
-class _Shape:
-    """Three bands of a width around three outlines; `outline` turns a place in [0, 1) into a point at radius 1."""
-
-    def __init__(
-        self, radii: Sequence[float], centres: Sequence[float], edges: int, outline: Callable[[Array], Array]
-    ) -> None:
-        self.radii, self.centres = np.array(radii), np.array(centres)
-        self.edges, self.outline = edges, outline
-
-    def domain(self, name: str, second_moment: float) -> PointDomain:
-        radial = float(np.mean(np.square(self.radii))) + WIDTH**2 / 12
-        variance = second_moment * radial + float(np.mean(np.square(self.centres))) / 2
-        return PointDomain(name, 0.0, math.sqrt(variance), self.ordered, self.transform)
-
-    def place(self, which: NDArray[np.int64], along: Array, across: Array) -> Array:
-        """Raw points of the shapes `which`, at `along` in [0, 1) of the outline and `across` in [0, 1) of the band."""
-        radius = self.radii[which] + (across - 0.5) * WIDTH
-        points = self.outline(along) * radius[:, None]
-        points[:, 0] += self.centres[which]
+    def transform(u: Array) -> Array:
+        which = (u[:, 0] * len(sizes)).astype(np.int64)
+        points = outline(u[:, 1]) * (sizes[which] + (u[:, 2] - 0.5) * WIDTH)[:, None]
+        points[:, 0] += places[which]
         return points
 
-    def ordered(self, n: int, rng: np.random.Generator) -> Array:
-        groups = len(self.radii) * self.edges
-        counts = _shares(n, groups, rng)
-        along = [(k % self.edges + np.sort(rng.random(count))) / self.edges for k, count in enumerate(counts)]
-        which = np.repeat(np.arange(groups) // self.edges, counts)
-        return self.place(which, np.concatenate(along), rng.random(n))
-
-    def transform(self, u: Array) -> Array:
-        return self.place((u[:, 0] * len(self.radii)).astype(np.int64), u[:, 1], u[:, 2])
+    radial = float(np.mean(np.square(sizes))) + WIDTH**2 / 12
+    variance = moment * radial + float(np.mean(np.square(places))) / 2
+    return PointDomain(name, 0.0, math.sqrt(variance), len(sizes), transform)
 
 
 def _circle(along: Array) -> Array:
@@ -129,16 +99,16 @@ def normals(u: Array) -> Array:
 _MOONS_MEAN = 0.375  # of cos t, sin t, 1 - cos t, 0.5 - sin t over t in [0, pi]
 _MOONS_SECOND = (0.5 + 0.5 + 1.5 + 0.75 - 2 / math.pi) / 4
 _MOONS_STD = math.sqrt(_MOONS_SECOND - _MOONS_MEAN**2 + MOONS_NOISE**2)
-_CENTRED = (0.0, 0.0, 0.0)
+_GROWING, _EQUAL, _CENTRED = (1.0, 2.0, 3.0), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
 _BY_NAME = {
     domain.name: domain
     for domain in (
-        PointDomain("moons", _MOONS_MEAN, _MOONS_STD, _moons_ordered, _moons_transform),
-        PointDomain("checkerboards", 0.0, math.sqrt(4 / 3), _checkerboards_ordered, _checkerboards_transform),
-        _Shape((1.0, 2.0, 3.0), _CENTRED, 1, _circle).domain("concentric-rings", 1 / 2),
-        _Shape((1.0, 2.0, 3.0), _CENTRED, 4, _square).domain("concentric-squares", 2 / 3),
-        _Shape((1.0, 1.0, 1.0), (-2.8, 0.0, 2.8), 1, _circle).domain("parallel-rings", 1 / 2),
-        _Shape((1.0, 1.0, 1.0), (-3.0, 0.0, 3.0), 4, _square).domain("parallel-squares", 2 / 3),
+        PointDomain("moons", _MOONS_MEAN, _MOONS_STD, 2, _moons),
+        PointDomain("checkerboards", 0.0, math.sqrt(4 / 3), 1, _checkerboards),
+        _shapes("concentric-rings", _GROWING, _CENTRED, _circle, 1 / 2),
+        _shapes("concentric-squares", _GROWING, _CENTRED, _square, 2 / 3),
+        _shapes("parallel-rings", _EQUAL, (-2.8, 0.0, 2.8), _circle, 1 / 2),
+        _shapes("parallel-squares", _EQUAL, (-3.0, 0.0, 3.0), _square, 2 / 3),
     )
 }
 DOMAINS: tuple[str, ...] = tuple(_BY_NAME)
@@ -162,8 +132,12 @@ def domain(name_or_index: str | int) -> PointDomain:
 
 def sample(name_or_index: str | int, n: int, seed: int) -> NDArray[np.float32]:
     """Points (n, 2), float32, along the shape; of zero mean and unit standard deviation as a population."""
-    chosen = domain(name_or_index)
-    return chosen.normalise(chosen.ordered(n, np.random.default_rng(seed)))
+    chosen, u = domain(name_or_index), np.random.default_rng(seed).random((n, UNIFORMS_PER_POINT))
+    u[:, 0] = (np.arange(n) + 0.5) / n
+    if chosen.parts > 1:
+        part = np.floor(u[:, 0] * chosen.parts)
+        u[:, 1] = u[np.lexsort((u[:, 1], part)), 1]
+    return chosen.normalise(chosen.transform(u))
 
 
 def uniforms(seed: int, step: int, n: int, columns: int, *, first: int = 0) -> Array:

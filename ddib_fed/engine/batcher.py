@@ -2,13 +2,12 @@
 
 A trajectory that is there when a turn begins may be in that turn's call: trajectories join and leave at any step, each
 row with its own level, class and weights. The `Scheduler` says which run next and which are merged with them, `stack`
-steps them as one. Progress, cancelling and deadlines are looked at before each evaluation.
+steps them as one. Cancelling and deadlines are looked at before each evaluation.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections import OrderedDict, deque
@@ -26,7 +25,7 @@ from ddib_fed.diffusion.solvers import OnStep
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control
 from ddib_fed.engine.stack import Driven, End, Member, Stack, Trajectory, stack_of
-from ddib_fed.errors import Draining
+from ddib_fed.errors import Cancelled, Draining
 from ddib_fed.networks.placement import torch_threads
 
 log = logging.getLogger(__name__)
@@ -34,30 +33,28 @@ log = logging.getLogger(__name__)
 ROWS = 2_048
 Cost = Callable[[int], float]
 """Seconds, or anything in proportion to them, of a network call of so many rows."""
-NEAR = 64.0
-"""Short streams whose times differ by less than so many full calls, about a leg, run in the order of arrival."""
+LOOK_S = 0.01
+"""How often what waits is asked whether it was cancelled or is late; what is stepped is asked before each step."""
 DEARER = 1.25
 """A short stream is not computed in calls that cost more than so many times the least a row."""
 
 
 class Executor(Protocol):
-    """Carries trajectories out: a `Batcher`, or a `Pool` of processes or Ray actors."""
+    """Carries trajectories out: a `Batcher`, or a `Pool` of processes or Ray actors.
+
+    `rows` are how many samples one network call takes best: a larger trajectory is given in ranges of so many. It makes
+    `width` calls at once, `beside` its caller, or else on the caller's thread at the end of `together`. `counters` has
+    the network "calls" made, and the "rows" evaluated in them, since it began.
+    """
 
     @property
-    def rows(self) -> int:
-        """How many samples one network call takes best; a larger trajectory is given in ranges of so many."""
-
+    def rows(self) -> int: ...
     @property
-    def width(self) -> int:
-        """How many network calls it makes at once."""
-
+    def width(self) -> int: ...
     @property
-    def beside(self) -> bool:
-        """Whether it works beside its caller; otherwise what was submitted is computed at the end of `together`."""
-
+    def beside(self) -> bool: ...
     @property
-    def counters(self) -> Mapping[str, int]:
-        """Network "calls" made, and "rows" evaluated in them, since it began."""
+    def counters(self) -> Mapping[str, int]: ...
 
     def submit(
         self, trajectory: Trajectory, *, control: Control | None = None, on_step: OnStep | None = None
@@ -210,8 +207,6 @@ class Scheduler:
         turns = sorted(self._flows(), key=lambda flow: (flow.owner.time, flow.owner.number, flow.time))
         self._now = turns[0].owner.time
         most = min(limit, self._most_rows(turns))
-        if most < limit:
-            turns = self._by_arrival(turns)
         first = turns[0].waiting[0]
         chosen, rows = [first], first.cost_rows
         for member in islice(turns[0].waiting, 1, None):
@@ -232,19 +227,6 @@ class Scheduler:
                     chosen.append(member)
                     rows = total
         return sorted(chosen, key=lambda member: member.number)
-
-    def _by_arrival(self, turns: Sequence[_Flow]) -> list[_Flow]:
-        """Short streams one after another, as one stream of all their rows would go, while their times are near."""
-        near, now = NEAR * self._cost(self.rows), turns[0].owner.time
-        owners = {id(flow.owner): flow.owner.now for flow in turns}
-        return sorted(
-            turns,
-            key=lambda flow: (
-                int((flow.owner.time - now) / near),
-                int((flow.time - owners[id(flow.owner)]) / near),
-                flow.waiting[0].number,
-            ),
-        )
 
     def _most_rows(self, turns: Sequence[_Flow]) -> int:
         streams = [flow.stream_rows for flow in turns]
@@ -278,11 +260,11 @@ class Batcher:
         self._scheduler = Scheduler(rows, self._cost)
         self._inbox: deque[Member] = deque()
         self._wake = threading.Condition()
-        self._closed = self._cancelled = False
+        self._closed = False
         self._submitted = self._calls = self._evaluated = 0
         self._last: Stack | Driven | None = None
-        self._due = math.inf
-        """When the first deadline passes."""
+        self._looked = 0.0
+        """When all that waits was last asked whether it is over."""
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         if beside:
             self._thread.start()
@@ -361,35 +343,29 @@ class Batcher:
                 member.control.check()
                 member.begin(member.trajectory.on(self.model))
             except Exception as error:  # noqa: BLE001 - any failure goes to the caller's future
-                member.future.set_exception(error)
-                member.close()
+                member.close(error)
                 continue
             self._scheduler.add(member)
-            self._expect(member.control)
-            member.watch = member.control.interrupting(self._note_cancellation)
-            member.watch.__enter__()
         return not self._closed and (self.beside or bool(fresh) or len(self._scheduler) > 0)
 
     def _sweep(self) -> None:
-        """Fail what was cancelled or is late, also what only waits."""
-        if not self._cancelled and (self._due == math.inf or time.monotonic() <= self._due):
-            return
-        self._cancelled, self._due = False, math.inf
-        for member in self._scheduler:
-            if (error := member.control.error) is not None:
-                self._fail(member, error)
-            else:
-                self._expect(member.control)
+        """Fail what was cancelled or is late while it waits."""
+        now = time.monotonic()
+        if now >= self._looked + LOOK_S:
+            self._looked = now
+            self._fail_over(list(self._scheduler))
 
-    def _expect(self, control: Control) -> None:
-        if control.deadline is not None:
-            self._due = min(self._due, control.deadline)
-
-    def _note_cancellation(self) -> None:
-        self._cancelled = True
+    def _fail_over(self, members: Sequence[Member]) -> bool:
+        """Fail those whose work is over; whether there were any."""
+        over = [member for member in members if member.control.over]
+        for member in over:
+            self._end(member, member.control.error or Cancelled())
+        return bool(over)
 
     def _turn(self, chosen: Sequence[Member]) -> None:
         """Evaluate the network once for all chosen and advance each by one step."""
+        if self._fail_over(chosen):
+            return  # another choice is made without them
         started = time.perf_counter()
         try:
             stack = stack_of(chosen, self._last)
@@ -398,33 +374,26 @@ class Batcher:
             stack.advance(velocity)
         except Exception as error:  # noqa: BLE001 - out of memory, a broken device: the waiting calls must hear
             for member in chosen:
-                self._fail(member, error)
+                self._end(member, error)
             return
         self._last = stack
         self._calls += 1
         self._evaluated += len(velocity)
         each = (time.perf_counter() - started) / len(velocity)
         for member in chosen:
-            member.step += 1
             member.seconds += each * member.rows
-            evaluations = member.begun.evaluations
             try:
+                member.step += 1
                 if member.on_step is not None:
-                    member.on_step(member.step, evaluations)
-                if member.step == evaluations or member.result is not None:
-                    self._end(member, member.end())
+                    member.on_step(member.step, member.begun.evaluations)
+                if member.step == member.begun.evaluations or member.result is not None:
+                    self._end(member, End(member.end(), member.step, member.seconds))
             except Exception as error:  # noqa: BLE001 - as above
-                self._fail(member, error)
+                self._end(member, error)
 
-    def _end(self, member: Member, x: torch.Tensor) -> None:
+    def _end(self, member: Member, end: End | Exception) -> None:
         self._scheduler.remove(member)
-        member.future.set_result(End(x, member.step, member.seconds))
-        member.close()
-
-    def _fail(self, member: Member, error: Exception) -> None:
-        self._scheduler.remove(member)
-        member.future.set_exception(error)
-        member.close()
+        member.close(end)
 
     def _give_up(self) -> None:
         """Fail what is unfinished."""
@@ -433,5 +402,4 @@ class Batcher:
             self._inbox.clear()
             self._scheduler = Scheduler(self.rows, self._cost)
         for member in waiting:
-            member.future.set_exception(Draining("the engine was closed"))
-            member.close()
+            member.close(Draining("the engine was closed"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -138,7 +138,6 @@ class Member:
     seconds: float = 0.0
     deaths: int = 0
     """Of workers of a pool that had it."""
-    watch: AbstractContextManager[None] = field(default_factory=nullcontext)
 
     def __post_init__(self) -> None:
         trajectory = self.trajectory
@@ -195,8 +194,9 @@ class Member:
             self.state().clone() if self.result is None else self.result
         )  # a view would hold the rows of all
 
-    def close(self) -> None:
-        self.watch.__exit__(None, None, None)
+    def close(self, end: End | Exception) -> None:
+        """Answer, and hold nothing any longer."""
+        self.answer(end)
         self.stack = None
         if self.work is not None:
             self.work.solver.close()

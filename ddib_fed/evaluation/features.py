@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -165,7 +165,6 @@ HALF = 0.5
 """Share of texture that must be told from real pictures for a verdict."""
 CUT = 4.0
 SEED = 20260817
-_FIGURES = ("distance", "usual", "floor", "texture", "to_texture", "count", "held_out")
 Level = Literal["of the domain", "near", "not yet", "unclear"]
 
 
@@ -178,22 +177,18 @@ class SampleVerdict:
     floor: float
     texture: float
     to_texture: float
-    samples: int
-    held_out: int
+    count: float
+    held_out: float
 
     @classmethod
     def of_figures(cls, figures: Mapping[str, float]) -> SampleVerdict | None:
         """The verdict that a manifest's figures of training hold; None where there is none."""
-        found = [value for name in _FIGURES if (value := figures.get(f"samples_{name}")) is not None]
-        if len(found) < len(_FIGURES):
-            return None
-        distance, usual, floor, texture, to_texture, count, held_out = map(float, found)
-        return cls(distance, usual, floor, texture, to_texture, int(count), int(held_out))
+        found = [figures[key] for each in fields(cls) if (key := f"samples_{each.name}") in figures]
+        return cls(*found) if len(found) == len(fields(cls)) else None
 
     def figures(self) -> dict[str, float]:
         """As figures of training in a manifest."""
-        values = zip(_FIGURES, astuple(self), strict=True)
-        return {f"samples_{name}": round(float(value), 5) for name, value in values}
+        return {f"samples_{name}": round(float(value), 5) for name, value in asdict(self).items()}
 
     @property
     def share(self) -> float:
@@ -246,7 +241,7 @@ def judge_samples(
         floor=float(np.quantile(null, QUANTILE)),
         texture=_discrepancy(texture, reference),
         to_texture=_discrepancy(drawn, texture),
-        samples=count,
+        count=count,
         held_out=len(real),
     )
 

@@ -326,7 +326,7 @@ def structure(source: Pictures, translated: Pictures, expects: Expected | None =
     if expects is not None and source.shape == translated.shape:
         agreed = agreement(expects(source), expects.units.apply(translated))
     return Structure(
-        np.array([_correlation(_edges(a), _edges(b)) for a, b in zip(before, after, strict=True)]),
+        np.array([_edge_correlation(a, b) for a, b in zip(before, after, strict=True)]),
         np.array([_mutual_information(a, b) for a, b in zip(before, after, strict=True)]),
         agreed,
     )
@@ -393,33 +393,18 @@ def _luma(pictures: Pictures) -> NDArray[np.float64]:
     return np.asarray(to_channels(pictures, 1)[:, 0], np.float64)
 
 
-def _edges(grey: NDArray[np.float64]) -> NDArray[np.float64]:
-    down, across = np.gradient(grey)
-    edges: NDArray[np.float64] = np.hypot(down, across)
-    return edges
-
-
-def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    first, second = a.ravel() - a.mean(), b.ravel() - b.mean()
+def _edge_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    first, second = (np.hypot(*np.gradient(grey)).ravel() for grey in (a, b))
+    first, second = first - first.mean(), second - second.mean()
     scale = float(np.linalg.norm(first) * np.linalg.norm(second))
     return float(first @ second) / scale if scale > 0 else 0.0
 
 
 def _mutual_information(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    joint = np.zeros((BINS, BINS))
-    np.add.at(joint, (_binned(a), _binned(b)), 1.0)
-    joint /= joint.sum()
+    joint = np.histogram2d(a.ravel(), b.ravel(), bins=BINS)[0] / a.size
     independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
     filled = joint > 0
     return max(0.0, float((joint[filled] * np.log2(joint[filled] / independent[filled])).sum()))
-
-
-def _binned(grey: NDArray[np.float64]) -> NDArray[np.int64]:
-    low, high = float(grey.min()), float(grey.max())
-    if high <= low:
-        return np.zeros(grey.size, np.int64)
-    scaled = (grey.ravel() - low) / (high - low) * BINS
-    return np.minimum(scaled.astype(np.int64), BINS - 1)
 
 
 FEWEST = 8

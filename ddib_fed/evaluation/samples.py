@@ -1,13 +1,11 @@
 """Files as samples of a model, and what came back as files: the same for a source node and for one process.
 
-Points and pictures differ here and nowhere else. No metadata survives: output files are written from pixels. A source
-node decodes a file once, when its job is submitted; `Given.to_bytes` lies in the spool beside it from then on.
+Points and pictures differ here and nowhere else. No metadata survives: output files are written from pixels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,9 +31,8 @@ from ddib_fed.data.points import parse_npy, picture_for_points, read_header, ref
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Decoded
 from ddib_fed.engine.record import KEPT_SMALL, CycleError, PictureFigures
-from ddib_fed.errors import ChunkCorrupt, DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
+from ddib_fed.errors import DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
 from ddib_fed.evaluation.metrics import cycle_error, doubtful, expected, mse, picture_rule, structure, to_psnr
-from ddib_fed.files import parse_json
 from ddib_fed.models.units import ChannelMap
 
 Array = NDArray[np.float32]
@@ -69,35 +66,6 @@ class Given:
         picture = None if self.picture is None else self.picture.model_copy(update=KEPT_SMALL)
         return dataclasses.replace(self, picture=picture, model_size=True)
 
-    def to_bytes(self, rule: str) -> bytes:
-        """For the spool: a line of JSON, then the arrays, float32, little-endian."""
-        arrays = [self.samples] if self.original is self.samples else [self.samples, self.original]
-        header = {
-            "rule": rule,
-            "shape": self.samples.shape,
-            "arrays": len(arrays),
-            "picture": None if self.picture is None else self.picture.model_dump(exclude_none=True),
-        }
-        return b"".join(
-            [json.dumps(header).encode(), b"\n", *(array.astype("<f4").tobytes() for array in arrays)]
-        )
-
-    @classmethod
-    def from_bytes(cls, data: bytes, rule: str) -> Given | None:
-        """What `to_bytes` made; None when it was made by another rule."""
-        start = data.find(b"\n") + 1
-        try:
-            header = parse_json(data[:start])
-            if header["rule"] != rule:
-                return None
-            shape, picture = tuple(header["shape"]), header["picture"]
-            arrays = np.frombuffer(data, "<f4", offset=start).reshape(header["arrays"], *shape)
-            figures = None if picture is None else PictureFigures.model_validate(picture)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ChunkCorrupt("a decoded file in the spool cannot be read") from error
-        samples = arrays[0].astype(np.float32)
-        return cls(samples, samples if len(arrays) == 1 else arrays[1].astype(np.float32), figures)
-
 
 class SampleFile(NamedTuple):
     """What came back as a file, and what is recorded of it."""
@@ -115,7 +83,6 @@ class PointSamples:
     def __init__(self, model: DomainModel, max_bytes: int, max_points: int) -> None:
         self._model, self._dim = model, model.sample_shape[0]
         self._max_bytes, self._max_points = max_bytes, max_points
-        self.rule = f"points {self._dim}"
 
     def refusal(self, given: str) -> DdibError:
         if given:
@@ -128,9 +95,6 @@ class PointSamples:
         refuse_picture(content, self._dim)
         points = self._parse(content)
         return Given(points, points)
-
-    def again(self, data: bytes, size_rule: str) -> Given | None:  # noqa: ARG002
-        return Given.from_bytes(data, self.rule)
 
     def memory(self, content: bytes) -> int:
         try:
@@ -171,13 +135,7 @@ class PointSamples:
 
 
 class PictureSamples:
-    """Pictures, one a file, PNG out.
-
-    Attributes:
-        format: Of the files that are written.
-        formats: That are read.
-        rule: What the result of `read` depends on beside the file.
-    """
+    """Pictures, one a file of `formats` in and PNG out; `rule` is what `read` depends on beside the file."""
 
     format: str = "PNG"
 
@@ -185,7 +143,6 @@ class PictureSamples:
         self._manifest = model.bundle.manifest
         self._rule, self._limits = picture_rule(self._manifest), limits
         self.formats = frozenset(limits.formats)
-        self.rule = json.dumps(dataclasses.asdict(self._rule))
 
     def refusal(self, given: str) -> DdibError:
         """The error for a file of a format that is not accepted."""
@@ -220,14 +177,6 @@ class PictureSamples:
         original = samples if fitted.original is fitted.samples else fitted.original[None]
         return Given(samples, original, figures)
 
-    def again(self, data: bytes, size_rule: str) -> Given | None:
-        """As `read`, from `Given.to_bytes`; None where the model takes other samples now."""
-        given = Given.from_bytes(data, self.rule)
-        if given is None or given.picture is None:
-            return None
-        check_size(given.geometry, self._rule, size_rule)
-        return dataclasses.replace(given, picture=given.picture.model_copy(update={"size_rule": size_rule}))
-
     def memory(self, content: bytes) -> int:
         """Bytes that reading takes at most beside the file, by its header; 0 for what `read` will refuse."""
         return memory_of(content, self._limits, self._rule)
@@ -252,13 +201,11 @@ class PictureSamples:
         own: Any = "resize" if given.picture.size_rule == REFUSE else given.picture.size_rule
         file = _png(samples, in_numbers(dataclasses.replace(rule, fit=own)), given.geometry)
         kept = structure(given.original, samples.clip(-1.0, 1.0), expected(self._manifest, rotation))
-        slope, intercept = rule.output_scale
         figures: dict[str, float | None] = {
             "low": rule.low,
             "high": rule.high,
             "bits": rule.bits,
-            "slope": slope,
-            "intercept": intercept,
+            **dict(zip(("slope", "intercept"), rule.output_scale, strict=True)),
             "edge_correlation": float(kept.edge_correlation[0]),
             "mutual_information": float(kept.mutual_information[0]),
         }

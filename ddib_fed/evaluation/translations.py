@@ -22,7 +22,7 @@ from ddib_fed.data.folder import SUFFIXES
 from ddib_fed.data.pictures import Picture, read_image
 from ddib_fed.data.points import name_file
 from ddib_fed.engine.record import Part, PictureFigures, Translation
-from ddib_fed.errors import FileMissing, InputError, PictureMisfit, UsageError
+from ddib_fed.errors import FileMissing, PictureMisfit, UsageError
 from ddib_fed.evaluation.judgement import Figures, judge
 from ddib_fed.evaluation.metrics import Pictures, to_channels, whiteness
 
@@ -92,7 +92,7 @@ class _Reader:
         """The pictures in files, (N, C, H, W); raw values outside of the span lie beyond [-1, 1]."""
         arrays: list[NDArray[np.float32]] = []
         for path, scale in zip(paths, scales or [_RAW] * len(paths), strict=True):
-            picture = read_picture(path)
+            picture = read_image(path)
             found = file_range(picture.pixels, span, scale)
             if found is None:
                 raise UsageError(
@@ -107,14 +107,6 @@ class _Reader:
                 self._on_read(self.done, self._total)
         channels = max(len(array) for array in arrays)
         return np.concatenate([to_channels(array[None], channels) for array in arrays])
-
-
-def read_picture(path: Path) -> Picture:
-    """The picture in a file; errors as `read_image`, with the file's name."""
-    try:
-        return read_image(path)
-    except InputError as error:
-        raise name_file(error, str(path)) from error
 
 
 def _original(picture: Picture, path: Path, rule: PictureRule) -> NDArray[np.float32]:
@@ -182,7 +174,7 @@ def read_translations(
         notes.append(
             "back: the records do not say what its numbers mean, so its error is that of the records"
         )
-    height, width = (size, size) if size else read_picture(found[0].translated).pixels.shape[:2]
+    height, width = (size, size) if size else read_image(found[0].translated).pixels.shape[:2]
     reader = _Reader(height, width, sum(map(len, paths.values())), on_read)
     stacks = {
         kind: reader.stack(chosen, spans[kind], scales.get(kind, ()))

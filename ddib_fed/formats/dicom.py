@@ -157,22 +157,26 @@ def in_space(headers: Members) -> Members:
     return sorted(headers, key=order)
 
 
+def _floats(header: Any, keyword: str, count: int) -> NDArray[np.float64] | None:
+    found = header.get(keyword)
+    return np.array([float(v) for v in found]) if found and len(found) == count else None
+
+
 def position(header: Any) -> float | None:
     """Distance of a slice from the origin along its normal, mm; None where the header does not say."""
-    directions, corner = header.get("ImageOrientationPatient"), header.get("ImagePositionPatient")
-    if not directions or not corner or len(directions) != 6 or len(corner) != 3:
+    directions, corner = (
+        _floats(header, "ImageOrientationPatient", 6),
+        _floats(header, "ImagePositionPatient", 3),
+    )
+    if directions is None or corner is None:
         return None
-    across, down = (np.array([float(v) for v in directions[i : i + 3]]) for i in (0, 3))
-    return float(np.cross(across, down) @ np.array([float(v) for v in corner]))
+    return float(np.cross(directions[:3], directions[3:]) @ corner)
 
 
 def is_parallel(headers: Sequence[Any]) -> bool:
-    """Whether all slices have the same direction, or none says any."""
-    found = [header.get("ImageOrientationPatient") for header in headers]
-    if any(each is None or len(each) != 6 for each in found):
-        return True
-    directions = np.array([[float(v) for v in each] for each in found])
-    return bool(np.abs(directions - directions[0]).max() < 1e-3)
+    """Whether all slices have the same direction, or one says none."""
+    found = [_floats(header, "ImageOrientationPatient", 6) for header in headers]
+    return any(each is None for each in found) or bool(np.ptp(np.array(found), axis=0).max() < 1e-3)
 
 
 def _check(path: Path, header: Any) -> None:
@@ -367,8 +371,11 @@ def _sorted_header(path: Path) -> Any:
 def _class_without_pixels(header: Any) -> str:
     """The class of a file that is no picture, in words; empty where it is one, or unknown."""
     uids = pydicom().uid
-    found = {str(header.file_meta.get("MediaStorageSOPClassUID", "")), str(header.get("SOPClassUID", ""))}
+    of_file = str(header.file_meta.get("MediaStorageSOPClassUID", ""))
+    found = {of_file, str(header.get("SOPClassUID", ""))}
     uid = uids.UID(max(found))
+    if of_file == uids.MediaStorageDirectoryStorage:
+        return "DICOMDIR"
     if len(found) > 1 or not uid:
         return ""
     if not uid.startswith(_OF_THE_STANDARD):

@@ -10,7 +10,7 @@ import hashlib
 import io
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
@@ -76,9 +76,7 @@ _EQUIPMENT: Final = (
 )  # fmt: skip
 
 
-def derived_series(
-    series: Series, stack: Pixels, translated: StudyResults, slices: Sequence[int]
-) -> list[bytes]:
+def derived_series(series: Series, stack: Pixels, translated: StudyResults) -> list[bytes]:
     now = datetime.now().astimezone()
     parts = [r.latent_sha256 + r.target_model_sha256 for r in translated.records if r is not None]
     recipe = hashlib.sha256(" ".join([translated.target, *parts]).encode()).hexdigest()
@@ -86,8 +84,7 @@ def derived_series(
     hounsfield = hounsfield and translated.low is not None and translated.low <= -500
     made = []
     with quiet():
-        for at in slices:
-            source, pixels = series.headers[at], stack[at]
+        for source, pixels in zip(series.headers, stack, strict=True):
             dataset = _kept(source, colours=pixels.shape[2] == 3)
             _identify(dataset, source, recipe, now, translated)
             _attribute(dataset, source, translated, now)
@@ -106,10 +103,6 @@ def _file(dataset: Any) -> bytes:
     file = io.BytesIO()
     package.dcmwrite(file, dataset, enforce_file_format=True)
     return file.getvalue()
-
-
-def new_uid(source: str, recipe: str) -> str:
-    return f"2.25.{uuid.uuid5(_SPACE, f'{source} {recipe}').int}"
 
 
 def _kept(source: Any, *, colours: bool) -> Any:
@@ -131,9 +124,9 @@ def _kept(source: Any, *, colours: bool) -> Any:
 
 def _identify(dataset: Any, source: Any, recipe: str, now: datetime, translated: StudyResults) -> None:
     """New UIDs, times, and the marks of a synthetic, derived picture."""
-    dataset.SOPInstanceUID, dataset.SeriesInstanceUID = (
-        new_uid(str(source[name].value), recipe) for name in ("SOPInstanceUID", "SeriesInstanceUID")
-    )
+    for name in ("SOPInstanceUID", "SeriesInstanceUID"):
+        number = uuid.uuid5(_SPACE, f"{source[name].value} {recipe}").int
+        setattr(dataset, name, f"2.25.{number}")
     dataset.SeriesNumber = SERIES_OFFSET + int(source.get("SeriesNumber", None) or 0)
     dataset.SeriesDescription = f"SYNTHETIC {translated.target}"[:64]
     third = [str(value) for value in source.get("ImageType", ())][2:3]  # of MR it names the contrast
@@ -228,7 +221,7 @@ class DicomStudy(Study):
     def assemble(self, translated: StudyResults) -> Assembled:
         stack = self.pixels.stack(translated)
         report, said = self.pixels.summary(translated, stack)
-        contents = derived_series(self.series, stack, translated, range(self.planes))
+        contents = derived_series(self.series, stack, translated)
         files = {f"{self.name}/{at + 1:04}.dcm": content for at, content in enumerate(contents)}
         header = self.series.headers[0]
         spacing = header.get("PixelSpacing")

@@ -237,9 +237,11 @@ def is_dicom(path: Path) -> bool:
 
 def is_georeferenced(path: Path) -> bool:
     """Whether a file is a TIFF that says where on the earth it lies, by its tags alone."""
+    if path.suffix.lower() not in TIFF_SUFFIXES or not path.is_file():
+        return False
     try:
         with path.open("rb") as file:
-            return path.suffix.lower() in TIFF_SUFFIXES and bool(GEOTAGS & _tags(file))
+            return bool(GEOTAGS & _tags(file))
     except OSError:
         return False
 

@@ -229,9 +229,8 @@ def read_picture(origin: Origin, options: Options) -> PictureStudy:
     height, width = pixels.shape[:2]
     grid = TileGrid.of(height, width, tile_of(height, width, options.picture_tile, options.most_tiles))
     numbers, record = intensity.numbers(pixels), intensity.record(pixels)
-    if len(grid) > 1:
-        return PictureStudy(origin, Tiles.of(numbers, grid, record, rule.text), kind)
-    return PictureStudy(origin, Tiles(numbers, (0,), record, rule.text, grid), kind)
+    whole = Tiles(numbers, (0,), record, rule.text, grid)
+    return PictureStudy(origin, Tiles.of(numbers, grid, record, rule.text) if len(grid) > 1 else whole, kind)
 
 
 def _pixels(content: bytes, kind: str, limits: ImageLimits) -> Pixels:
@@ -281,13 +280,12 @@ class GeoTiffStudy(Study):
         made, covered, report = self.pixels.result(translated)
         where, (height, width) = self.georeference, self.valid.shape
         report["geometry"] = {
-            "height": height,
-            "width": width,
+            "height": height, "width": width,
             "crs": None if where.crs is None else where.crs.to_string(),
             "transform": None if where.transform is None else list(where.transform)[:6],
             "control_points": len(where.gcps[0]),
             "rational_polynomials": where.rpcs is not None,
-        }
+        }  # fmt: skip
         content = self._file(made, self.valid & covered, translated)
         return Assembled({self.origin.outputs[0]: content}, report, (), self.pixels.figures(translated)[0])
 
@@ -301,7 +299,16 @@ class GeoTiffStudy(Study):
             "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK,
         }  # fmt: skip
         profile |= {} if where.transform is None else {"transform": where.transform}
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), _quiet(), rasterio.io.MemoryFile() as memory:
+        tags = {
+            "SYNTHETIC": "YES",
+            "TIFFTAG_SOFTWARE": f"ddib-fed {__version__}",
+            "TIFFTAG_IMAGEDESCRIPTION": f"Synthetic: translated from {translated.source} to {translated.target}",
+        }
+        with (
+            _guarded(rasterio),
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+            rasterio.io.MemoryFile() as memory,
+        ):
             with memory.open(**profile) as out:
                 out.write(made.transpose(2, 0, 1))
                 if not valid.all():
@@ -312,11 +319,7 @@ class GeoTiffStudy(Study):
                     out.rpcs = where.rpcs
                 if not translated.plain:
                     out.scales, out.offsets = [translated.slope] * bands, [translated.intercept] * bands
-                out.update_tags(
-                    SYNTHETIC="YES",
-                    TIFFTAG_SOFTWARE=f"ddib-fed {__version__}",
-                    TIFFTAG_IMAGEDESCRIPTION=f"Synthetic: translated from {translated.source} to {translated.target}",
-                )
+                out.update_tags(**tags)
             return bytes(memory.read())
 
 
@@ -353,7 +356,7 @@ def _read(path: Path) -> tuple[NDArray[Any], Mask, Georeference, dict[str, list[
     """Values (H, W, C) with holes filled, where there are data (H, W), the georeference, and how values were stored."""
     rasterio, given = _rasterio(), shlex.quote(str(path))
     interp = rasterio.enums.ColorInterp
-    with _faults(rasterio), _quiet(), rasterio.open(path, driver="GTiff") as file:
+    with _guarded(rasterio), rasterio.open(path, driver="GTiff") as file:
         height, width, kind = file.height, file.width, np.dtype(file.dtypes[0])
         bands = [
             band for band, what in zip(file.indexes, file.colorinterp, strict=True) if what != interp.alpha
@@ -405,17 +408,12 @@ def _filled(rasterio: Any, band: NDArray[Any], valid: Mask) -> NDArray[Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
-def _faults(rasterio: Any) -> Iterator[None]:
-    """Maps rasterio's and GDAL's exceptions to ours."""
+def _guarded(rasterio: Any) -> Iterator[None]:
+    """Inside, rasterio's warnings are silent, and its exceptions and GDAL's are ours."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except DdibError:
         raise
     except (rasterio.errors.RasterioError, rasterio.errors.RasterioIOError, ValueError, MemoryError) as error:

@@ -18,11 +18,10 @@ from cryptography import x509
 from ddib_fed.errors import ConfigError, DdibError, MessageInvalid, NotReady, Unauthenticated
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.logs import Repeated
-from ddib_fed.node.policy import Charge, Quotas
+from ddib_fed.node.policy import Charge
+from ddib_fed.node.role import NodeContext
 from ddib_fed.node.server import caller
-from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import UNREADABLE, Identity
-from ddib_fed.security.peers import PeerStore
 from ddib_fed.security.pki import (
     MAX_REQUEST_BYTES,
     Authority,
@@ -53,7 +52,6 @@ TRIES_PER_LIFE: Final = 20
 _BY_HAND: Final = "ddib pki request, have it signed by the issuer, then ddib pki install"
 RENEWALS_PER_DAY: Final = 256
 """Of one identity, by hand or otherwise; each is a line of the audit log."""
-AUDIT_RETRY_S: Final = 30.0
 
 
 # The status of the own certificate
@@ -211,24 +209,13 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
     """Renews the certificates of the institution's own nodes and clients."""
 
     def __init__(
-        self,
-        config: NodeConfig,
-        audit: AuditLog,
-        quotas: Quotas,
-        peers: PeerStore,
-        *,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        self, node: NodeContext, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
-        self._peers = peers
-        self._folder = config.paths.pki
-        self._audit = audit
-        self._quotas = quotas
-        self._life = config.identity.life
-        self.recovery = timedelta(days=config.identity.recovery_days)
-        self._clock = clock
+        self._node, self._clock = node, clock
+        self.recovery = timedelta(days=node.config.identity.recovery_days)
 
     def Renew(self, request: pb.RenewRequest, context: Any) -> pb.RenewResponse:
-        data = request.certificate_request
+        data, folder, quotas = request.certificate_request, self._node.config.paths.pki, self._node.quotas
         if not 0 < len(data) <= MAX_REQUEST_BYTES:
             raise MessageInvalid(
                 "a certificate request has 1 to 8192 bytes", facts={"max_bytes": MAX_REQUEST_BYTES}
@@ -237,32 +224,32 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
             key = check_request(x509.load_der_x509_csr(data))
         except (*UNREADABLE, Unauthenticated) as exc:
             raise MessageInvalid("the certificate request cannot be used") from exc
-        identity, authority = caller(), load_authority(self._folder)
+        identity, authority = caller(), load_authority(folder)
         if identity.kind == "recovery":  # the node whose leaf has expired
             identity = Identity(identity.institution, "node", identity.name)
-            self._peers.snapshot().refuse_withdrawn(identity)
-        life, now = self._life(identity.kind), self._clock()
+            self._node.peers.snapshot().refuse_withdrawn(identity)
+        life, now = self._node.config.identity.life(identity.kind), self._clock()
         allowed = RENEWALS_PER_DAY + TRIES_PER_LIFE * int(timedelta(days=1) / life)
         charges = [Charge("renewals_per_day", identity.uri, 1, allowed)]
-        self._quotas.charge(charges)
+        quotas.charge(charges)
         certificate = issue_leaf(
             authority, identity.kind, identity.name, public_key=key, now=now, lifetime=life
         )
+        line = {
+            "identity": identity.uri,
+            "certificate": fingerprint(certificate),
+            "until": certificate.not_valid_after_utc.isoformat(),
+            "by": "renewal",
+        }
         try:
-            self._audit.write(  # before it is given out
-                "certificate_issued",
-                identity=identity.uri,
-                certificate=fingerprint(certificate),
-                until=certificate.not_valid_after_utc.isoformat(),
-                by="renewal",
-            )
-        except OSError as error:
-            self._quotas.refund(charges)
-            raise NotReady("the audit log cannot be written", retry_after_s=AUDIT_RETRY_S) from error
+            self._node.write_audit("certificate_issued", [line])  # before it is given out
+        except NotReady:
+            quotas.refund(charges)
+            raise
         log.info("renewed %s, asked by %s: %s", identity, caller(), fingerprint(certificate))
         answer = pb.RenewResponse(
             certificate=certificate_pem(certificate).decode(),
-            roots=load_identity(self._folder).roots_pem.decode(),
+            roots=load_identity(folder).roots_pem.decode(),
         )
         if identity.kind == "node" and self.recovery:
             recovery = issue_leaf(

@@ -131,9 +131,7 @@ class NodeSection(Section):
         "HTTP CONNECT proxy to all peers; https_proxy is never looked at",
         examples=["http://proxy.north.example:3128"],
     )
-    proxy_login: str | None = key(
-        None, "a file with USER:PASSWORD for it, mode 600", examples=["proxy.login"]
-    )
+    proxy_login: str | None = key(None, "file with USER:PASSWORD for it, mode 600", examples=["proxy.login"])
 
 
 class ModelSection(Section):
@@ -141,15 +139,9 @@ class ModelSection(Section):
 
     domain: Domain = Field(description="the domain's name, as peers see it")
     bundle: str = key("model", "manifest.json and model.safetensors; `train` writes them")
-    classifier: str | None = key(
-        None, "folder of a classifier of noisy pictures, for guided requests", examples=["classifier"]
-    )
-    scene: Size | None = key(
-        None, "HEIGHTxWIDTH of pictures, in tiles of the model's size; both nodes alike", examples=["512x512"]
-    )
-    bundle_domain: str | None = key(
-        None, "what the bundle calls its domain, if another name on purpose", examples=["imported"]
-    )
+    classifier: str | None = key(None, "folder of a classifier for guided requests", examples=["classifier"])
+    scene: Size | None = key(None, "HEIGHTxWIDTH, in tiles; the same at both nodes", examples=["512x512"])
+    bundle_domain: str | None = key(None, "what the bundle calls it, if otherwise", examples=["imported"])
 
 
 class TrainSection(BaseModel):
@@ -190,17 +182,11 @@ class LimitsSection(Section):
     max_items_per_job: int = key(1_000, "files of a job", ge=1, le=100_000)
     max_evaluations: int = key(2_000, "network evaluations of one leg, at most 10000", ge=1, le=10_000)
     max_open_jobs: int = key(64, "source: unfinished jobs for one peer", ge=1)
-    max_spool_bytes: int = key(
-        4 << 30, "source: files of jobs; one client has five eighths of them, and of open jobs", ge=1
-    )
-    decode_memory_mib: int = key(
-        220, "source: what decoding or writing a picture may take", ge=64, le=1 << 20
-    )
+    max_spool_bytes: int = key(4 << 30, "source: files of jobs; one client has five eighths of them", ge=1)
+    decode_memory_mib: int = key(220, "source: of pictures being decoded or written", ge=64, le=1 << 20)
     stall_s: float = key(60.0, "an upload whose next piece does not come within this is ended", gt=0, le=3600)
     request_s: float = key(20.0, "a call whose request does not come within this is ended", gt=0, le=3600)
-    idle_s: float = key(
-        300.0, "a stream on which nothing moves for so long is ended, of a caller or a job", gt=0, le=86_400
-    )
+    idle_s: float = key(300.0, "a stream on which nothing moves for so long is ended", gt=0, le=86_400)
     result_days: float = key(7.0, "source: results that nobody fetches are removed after this", gt=0)
     max_streams: int = key(64, "calls that stream at once, five eighths for one caller", ge=1, le=256)
     drain_s: float = key(60.0, "running work has this long after SIGTERM", ge=0)
@@ -215,9 +201,7 @@ class EngineSection(Section):
     workers: int = key(0, "of processes or ray; 0: one on each GPU, without any on each core", ge=0, le=256)
     ray_address: RayAddress = key("", '"HOST:6379", the head of the Ray cluster; "local" starts one here')
     device: str = key("auto", "cpu, cuda, cuda:1; auto takes a GPU where there is one")
-    threads: int = key(
-        0, "CPU threads of the network; 0 measures at start and keeps the fastest", ge=0, le=256
-    )
+    threads: int = key(0, "of the network on CPUs; 0 measures at start and keeps the fastest", ge=0, le=256)
     dtype: Literal["float32", "bfloat16", "float16"] = key(
         "float32", "of the network; bfloat16 and float16 (GPUs) are less exact; states stay float32"
     )
@@ -243,41 +227,27 @@ class PolicySection(Section):
         {EVERY: (EVERY,)},
         'where each client may translate to, as { "alice" = ["south.example/relief"] }; "*" is the others',
     )
-    least_soften_sigma: float = key(
-        0.0, "of pictures, sigma / alpha; models say how much they have", ge=0, le=1
-    )
+    least_soften_sigma: float = key(0.0, "of pictures, sigma / alpha; a model's manifest has it", ge=0, le=1)
     round_trip: bool = key(True, "target: encode the output again for a peer that asks for a cycle check")
-    least_depth: float = key(
-        1.0, "of a latent, in (0, 1]: less keeps structure, and some of the picture", gt=0, le=1
-    )
-    least_evaluations: int = key(
-        8, "of a latent that leaves or is decoded; 0 for any number, flow maps are exempt", ge=0, le=10_000
-    )
+    least_depth: float = key(1.0, "of a latent, in (0, 1]: less keeps some of the picture", gt=0, le=1)
+    least_evaluations: int = key(8, "of a latent; 0 for any number, flow maps are exempt", ge=0, le=10_000)
     encoders: tuple[Literal["ode", "mixed"], ...] = key(
         ("ode",), 'also "mixed": latents that show more of the picture'
     )
-    max_guidance: float = key(
-        10.0, "largest --guidance and --classifier-scale; 0 for none", ge=0, le=MAX_GUIDANCE
-    )
+    max_guidance: float = key(10.0, "of --guidance and --classifier-scale; 0 for none", ge=0, le=MAX_GUIDANCE)
     calibration: tuple[CalibrationKind, ...] = key(
         (), 'kinds that peers may agree on: "rotation", "tone", "colour-map"; none by default'
     )
-    calibration_units: bool = key(
-        False, "target: tell peers that have anchors mean and deviation of the channels, not noised"
-    )
+    calibration_units: bool = key(False, "target: peers with anchors get means and deviations, not noised")
     size_rule: Literal["model", "refuse"] = key(
         "model", 'pictures of other sizes: fitted as the model\'s manifest says, or "refuse"'
     )
-    evaluations_per_day: int = key(
-        20_000_000_000, "target: quota of a peer, evaluations x points or x pixels; 0 for none", ge=0
-    )
+    evaluations_per_day: int = key(20_000_000_000, "target: of a peer, x points or pixels; 0: no limit", ge=0)
     quotas: dict[Institution, Annotated[int, Field(ge=0)]] = key(
         {}, 'target: the same for single peers, as { "south.example" = 1000000000000 }'
     )
-    samples_per_day: int = key(0, "target: quota of each peer in points or pictures, 0 for none", ge=0)
-    client_evaluations_per_day: int = key(
-        20_000_000_000, "source: quota of each client, as evaluations_per_day", ge=0
-    )
+    samples_per_day: int = key(0, "target: points or pictures of a peer, 0: no limit", ge=0)
+    client_evaluations_per_day: int = key(20_000_000_000, "source: of a client, as evaluations_per_day", ge=0)
 
 
 class IdentitySection(Section):
@@ -290,14 +260,12 @@ class IdentitySection(Section):
     )
     node_life_s: float = key(
         86_400.0,
-        "of the certificates that this node issues, at least 60; renewed after two thirds",
+        "of certificates issued to nodes, at least 60; renewed after two thirds",
         ge=LEAST_LIFE_S,
         le=MOST_LIFE_S,
     )
     client_life_s: float = key(30 * 86_400.0, "the same, of clients", ge=LEAST_LIFE_S, le=MOST_LIFE_S)
-    recovery_days: float = key(
-        30.0, "a node that renews here may be off so long and come back; 0 for never", ge=0, le=366
-    )
+    recovery_days: float = key(30.0, "a node may be off so long and come back; 0 for never", ge=0, le=366)
 
     def life(self, kind: str) -> timedelta:
         return timedelta(seconds=self.node_life_s if kind == "node" else self.client_life_s)

@@ -324,7 +324,7 @@ class Daemon:
             self.server.add_services(role.service_names)
         if issuer:
             identity_pb2_grpc.add_IdentityServiceServicer_to_server(
-                IdentityServicer(config, self.node.audit, self.node.quotas, self.peers), self.server.grpc
+                IdentityServicer(self.node), self.server.grpc
             )
 
     def run(self) -> int:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 from ddib_fed.errors import FileMissing, InputError, SettingsInvalid
 
 CLASSES = 1_000
+KIT = "ILSVRC2012_devkit_t12"
+"""Name of the unpacked development kit, which lies beside the folder of pictures."""
 _WNID = re.compile(r"n\d{8}")
 _VALIDATION = re.compile(r"ILSVRC20\d\d_val_(\d{8})\.jpe?g", re.IGNORECASE)
 _PICTURES = frozenset({".jpeg", ".jpg", ".png", ".tif", ".tiff", ".npy"})
@@ -40,19 +42,19 @@ def paired_pictures(
     pairs: Sequence[tuple[int, int]],
     *,
     class_names: Sequence[str] = (),
-    labels: Path | None = None,
     limit: int | None = None,
 ) -> tuple[PairedPicture, ...]:
     """The pictures of some classes, each with its target class, in the order of the pairs.
 
-    Classes are sub-folders called by class names, WordNet ids or numbers; or `labels` is the folder of the kit.
+    Classes are sub-folders called by class names, WordNet ids or numbers; or the kit lies beside the folder.
     """
     below = {p.name: p for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else {}
     known = {name: number for number, name in enumerate(class_names) if name in below}
-    if labels is None and known:
+    labels = folder.absolute().parent / KIT
+    if known:
         by_class = {number: _pictures(below[name].rglob("*"), below[name]) for name, number in known.items()}
     else:
-        by_class = validation_pictures(folder, labels)
+        by_class = validation_pictures(folder, labels if labels.is_dir() else None)
     if empty := [source for source, _ in pairs if not by_class.get(source)]:
         raise FileMissing(f"{folder} has no picture of class {empty[0]}")
     return tuple(
@@ -73,14 +75,17 @@ def validation_pictures(folder: Path, labels: Path | None = None) -> dict[int, l
         numbers = _folder_numbers([p.name for p in below], table)
         found = {numbers[each.name]: _pictures(each.iterdir(), each) for each in below}
     elif labels is None or table is None:
-        raise FileMissing(
-            f"{folder} has no sub-folders, so its classes are known from the kit alone",
-            hint="--labels DIR names the unpacked ILSVRC2012_devkit_t12",
-        )
+        problem = f"{folder} has no sub-folders, so its classes are known from the kit alone"
+        raise FileMissing(problem, hint=f"unpack {KIT} beside it")
     else:
         truth = read_truth(labels, table)
         for path in _pictures(folder.iterdir(), folder):
-            found.setdefault(_truth_of(path, truth), []).append(path)
+            number = _VALIDATION.fullmatch(path.name)
+            if not number or not 1 <= int(number[1]) <= len(truth):
+                raise InputError(
+                    f"{path.name} is none of the kit's pictures, ILSVRC2012_val_00000001.JPEG to {len(truth):08}"
+                )
+            found.setdefault(truth[int(number[1]) - 1], []).append(path)
     if not any(found.values()):
         raise FileMissing(f"no pictures in {folder}")
     return found
@@ -116,15 +121,10 @@ def read_truth(folder: Path, table: ClassTable) -> tuple[int, ...]:
     if path is None:
         raise FileMissing(f"no *validation_ground_truth.txt lies below {folder}")
     try:
-        texts = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as text: {error}") from error
-    for line, text in enumerate(texts, start=1):
-        if not text.isdecimal() or int(text) not in table.number_of:
-            raise InputError(
-                f"{path}, line {line}: {text[:40]!r} is none of the kit's {len(table.wnids)} ids"
-            )
-    return tuple(table.number_of[int(text)] for text in texts)
+        return tuple(table.number_of[int(text)] for text in path.read_text(encoding="utf-8").split())
+    except (OSError, ValueError, KeyError) as error:
+        known = len(table.wnids)
+        raise InputError(f"{path} is no list of the kit's {known} ids: {error}") from error
 
 
 def class_pairs(text: str, classes: int = CLASSES) -> tuple[tuple[int, int], ...]:
@@ -162,16 +162,15 @@ def _folder_numbers(names: Sequence[str], table: ClassTable | None) -> dict[str,
         if len(set(numbers.values())) != len(names):
             raise InputError("two sub-folders have the same class number")
         if table and max(numbers.values()) >= len(table.wnids):
-            raise InputError(
-                f"sub-folder {max(numbers.values())}: the classes are 0 to {len(table.wnids) - 1}"
-            )
+            above = max(numbers.values())
+            raise InputError(f"sub-folder {above}: the classes are 0 to {len(table.wnids) - 1}")
         return numbers
     if wrong := [n for n in names if not _WNID.fullmatch(n)]:
         raise InputError(f"the sub-folder {wrong[0]!r} is called neither by a WordNet id nor by a number")
     if table is None and len(names) != CLASSES:
         raise FileMissing(
             f"{len(names)} sub-folders are called by WordNet ids; their numbers depend on all {CLASSES}",
-            hint="name the kit by --labels DIR, or call the sub-folders by their numbers (260, 261, ...)",
+            hint=f"unpack {KIT} beside their folder, or call the sub-folders by their numbers (260, 261, ...)",
         )
     number = {wnid: i for i, wnid in enumerate(table.wnids if table else sorted(names))}
     if unknown := [n for n in names if n not in number]:
@@ -183,14 +182,3 @@ def _pictures(paths: Iterable[Path], root: Path) -> list[Path]:
     """The pictures among paths below a folder, by name; no hidden ones, nor those of hidden folders."""
     found = (p for p in paths if p.suffix.lower() in _PICTURES and p.is_file())
     return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts))
-
-
-def _truth_of(path: Path, truth: Sequence[int]) -> int:
-    found = _VALIDATION.fullmatch(path.name)
-    if not found:
-        raise InputError(
-            f"{path.name} is not called as the validation pictures are: ILSVRC2012_val_00000001.JPEG"
-        )
-    if not 1 <= int(found[1]) <= len(truth):
-        raise InputError(f"{path.name}: the kit knows the classes of pictures 1 to {len(truth)}")
-    return truth[int(found[1]) - 1]

@@ -240,7 +240,7 @@ class AuditLog:
         self._altered = (
             f"the audit log in {self.store.path} {what} while the node ran: it should end with line {head.n + 1}, "
             f"SHA-256 {head.sha256}; keep a copy, find out who can write to it, compare it with a peer's anchors "
-            "(ddib audit verify --anchor FILE), and begin a new one: drain the node, move the database away and restart"
+            "(ddib audit verify --anchors FILE), and begin a new one: drain the node, move the database away, restart"
         )
         log.error("%s", self._altered)
         return self._add(transaction, head, ALTERED, {"what": what, "lines": head.n + 1})

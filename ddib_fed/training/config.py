@@ -39,10 +39,8 @@ _TABLES: Final[Mapping[str, Preset]] = tomllib.loads(
 PRESETS: Final = {name: table for name, table in _TABLES.items() if "size" in table}  # of pictures
 SHIPPED: Final = ("satellite", "relief", "etopo", "satellite-64", "relief-64", "brain-t1", "brain-t2")
 """As `ddib_fed.data.shipped.SHIPPED`, which needs numpy; a test holds the two together."""
-SOFTEN_SIGMA = 0.05
-"""From docs/quality.md: the least noise that makes the maps' latents white by its measure."""
-CALIBRATED_STEPS, CALIBRATED = 600, {"learning_rate": 1e-3, "ema": 0.99}
-"""Of a run with a calibration."""
+SOFTEN_SIGMA = 0.05  # from docs/quality.md: the least noise that makes the maps' latents white by its measure
+CALIBRATED_STEPS, CALIBRATED = 600, {"learning_rate": 1e-3, "ema": 0.99}  # of a run with a calibration
 PRESET: Final[Any] = None  # the default of a field that the preset fills in
 POINTS, PICTURES, MODELS = ("points",), ("pictures",), ("points", "pictures")
 SEEN, ANY = ("pictures", "classifier"), ("points", "pictures", "classifier")
@@ -161,12 +159,9 @@ class TrainConfig(BaseModel):
     held_out: float = by_set(0.1, SEEN, gt=0, lt=0.9)  # share never trained on
     flip: bool = says(False, "Mirror half of them, left to right.", SEEN)
     crop: bool = by_set(False, SEEN)  # cut random windows, from pictures an eighth larger
-    colours: Colours = says(
-        "rgb",
-        "What the network's channels are. opponent (lightness, blue against red, green against both) pairs hues "
-        "with hues where light and dark are exchanged. Both sides must use the same.",
-        SEEN,
-    )
+    # What the network's channels are. opponent (lightness, blue against red, green against both) pairs hues with hues
+    # where light and dark are exchanged. Both sides must use the same.
+    colours: Colours = by_set("rgb", SEEN)
     microbatch: int = Field(PRESET, ge=1)  # samples at once; halved when memory runs out
     ema: float = by_set(PRESET, ANY, ge=0, lt=1)  # decay of the averaged weights
     checkpoint_every: int = by_set(PRESET, ANY, ge=1)  # steps between checkpoints and sample sheets

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 import webbrowser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 import uvicorn
@@ -234,9 +235,7 @@ class _Connection(H11Protocol):
             self.transport.close()
 
 
-def serve(
-    app: ASGIApp, *, port: int, command: str, folder: Path, browser: bool, on_stop: Callable[[], None]
-) -> None:
+def serve(app: ASGIApp, *, port: int, command: str, folder: Path, on_stop: Callable[[], None]) -> None:
     with listening(port) as opened:
         session = Session(opened.getsockname()[1], command)
 
@@ -258,30 +257,15 @@ def serve(
             timeout_graceful_shutdown=STOP_S,
         )
         say("open this link; it works once, on this machine only:", f"  {session.link}", "stop with Ctrl-C")
-        if browser:
+        # Over SSH there is no browser, or one that takes the terminal.
+        if sys.stdout.isatty() and "SSH_CONNECTION" not in os.environ:
             open_in_browser(session.link, folder)
-        with _ending_as_ctrl_c():
+        with suppress(KeyboardInterrupt):
+            if threading.current_thread() is threading.main_thread():
+                # A closed terminal and SIGTERM end it as Ctrl-C does, without an error: folders are removed.
+                for number in (signal.SIGTERM, signal.SIGHUP):
+                    signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
             Server(config).run([opened])
-
-
-@contextmanager
-def _ending_as_ctrl_c() -> Iterator[None]:
-    """A closed terminal and SIGTERM end what is inside as Ctrl-C does, without an error: folders are removed."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        signal.raise_signal(signal.SIGINT)
-
-    with suppress(KeyboardInterrupt):
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def open_in_browser(link: str, folder: Path) -> None:

@@ -50,7 +50,6 @@ TARGET = _source("target_node.service.DecodingServicer")
 SOURCE_POINTS: dict[str, tuple[Owner, str, str]] = {
     "submission begins": (STAGING, "__init__", "after"),
     "item received": (STAGING, "keep", "after"),
-    "item's samples staged": (STAGING, "keep_decoded", "after"),
     "staged files not synced": (SPOOL, "sync", "before"),
     "staged files synced, no row": (SPOOL, "sync", "after"),
     "job accepted, not answered": (STAGING, "commit", "after"),
@@ -70,7 +69,7 @@ SOURCE_POINTS: dict[str, tuple[Owner, str, str]] = {
     "files of a finished step not yet removed": (SPOOL, "remove", "before"),
     "job about to end": (STORE, "finish", "before"),
     "job ended": (STORE, "finish", "after"),
-    "end of the job told": (RUNNER, "_announce", "after"),
+    "end of the job told": (RUNNER, "announce", "after"),
     "results written down, not sent": (STORE, "sending", "after"),
     "result fetched": (SERVICE, "_result", "end"),
     "items about to be delivered": (STORE, "acknowledge", "before"),

@@ -48,7 +48,7 @@ class Rotating:
         ddib(
             "init",
             "client",
-            "--node-config",
+            "--config",
             self.north.config_path,
             "--name",
             "alice",

@@ -23,9 +23,10 @@ HEAD = """\
 Written by `python -m tests.cli.reference` from the commands themselves.
 
 - Results go to stdout, all else to stderr. With `--format json` stdout is one JSON document (`ddib job watch`: one
-  event a line): times are ISO 8601 in UTC, what is not known is `null`. `-q` prints ids or names alone.
-- `--help` explains the everyday options, `--help-all` all of them. The first characters of a job's id or a digest are
-  enough. `ddib completion` writes completions for bash, zsh and fish.
+  event a line): times are ISO 8601 in UTC, what is not known is `null`.
+- `--help` explains the everyday options, `--help-all` all of them. The first characters of a digest are enough.
+  `eval "$(_DDIB_COMPLETE=bash_source ddib)"` completes commands and
+  options in bash, and so with `zsh_source` and `fish_source`.
 - An option without effect is refused by name before anything is written. Existing files are not overwritten without
   `--force`, inputs never. Files are written with mode 0600, in folders of mode 0700.
 - Several processes are supported only in training (`torchrun --nproc-per-node N --no-python ddib model train ...`).

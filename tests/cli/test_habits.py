@@ -17,8 +17,8 @@ SCREEN = 48
 COLUMNS = 100
 WITHOUT_JSON = {
     "ddib demo": "a show for people; what it runs can be run alone",
-    "ddib completion": "prints a script",
     "ddib web": "serves until it is stopped; prints its address",
+    "check": "of a node: says each step; its exit code answers scripts",
     "serve": "runs until it is stopped; [log] format has JSON",
     "train": "of a node: prints nothing on stdout; the bundle's manifest has the figures",
 }

@@ -44,7 +44,7 @@ def test_every_exit_code_is_documented() -> None:
 def test_the_list_of_commands_says_what_their_help_says() -> None:
     """The line in `ddib --help`, which is known without importing the command, is not a second opinion."""
     context = click.Context(cli)
-    for name, (_, text) in (each for section in SECTIONS.values() for each in section.items()):
+    for name, _, text in (each for section in SECTIONS.values() for each in section):
         command = cli.get_command(context, name)
         assert command is not None
         assert command.help

@@ -239,7 +239,7 @@ class ScriptedSource(rpc.TranslationServiceServicer):
         made.ClearField("cycle")
         made.picture.CopyFrom(pb.PictureFigures(height=pixels.shape[0], width=pixels.shape[1], slope=1.0,
                                                 edge_correlation=0.9))  # fmt: skip
-        made.picture.terms.CopyFrom(common_pb2.PictureTerms(low=0, high=255, bits=8))
+        made.picture.low, made.picture.high, made.picture.bits = 0, 255, 8
         for number, (part, shown) in enumerate(parts.items()):
             data = encode_png(shown)
             header = pb.ResultHeader(item=item, part=pb.ResultPart.Name(part))
@@ -252,9 +252,9 @@ class ScriptedSource(rpc.TranslationServiceServicer):
     def _provenance(self, job_id: str, job: StoredJob, item: int) -> pb.Provenance:
         data = job.inputs[item]
         made = pb.Provenance(job_id=job_id, source_institution=NORTH, source_domain="moons",
-                             target_institution=SOUTH, target_domain="checkerboards", contract_sha256=b"c" * 32,
-                             input_sha256=hashlib.sha256(data).digest(), latent_sha256=b"l" * 32,
-                             source_model_sha256=b"s" * 32, target_model_sha256=b"t" * 32,
+                             target_institution=SOUTH, target_domain="checkerboards", contract_sha256="c" * 64,
+                             input_sha256=hashlib.sha256(data).hexdigest(), latent_sha256="1" * 64,
+                             source_model_sha256="2" * 64, target_model_sha256="3" * 64,
                              latent=common_pb2.LatentStatistics(std=1.0, count=len(data) // 4),
                              solver=job.header.solver, wire_bytes=2 * len(data), samples=len(data) // 8,
                              seconds={"encode": 1.0, "remote": 2.0})  # fmt: skip

@@ -59,7 +59,7 @@ def test_fields_that_nobody_knows_are_refused_from_the_own_node_too(alice, north
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("soften_sigma", math.nan), ("wire_bytes", 2**63), ("input_sha256", b"short"), ("samples", 2**60)],
+    [("soften_sigma", math.nan), ("wire_bytes", 2**63), ("input_sha256", "0" * 65), ("samples", 2**60)],
 )
 def test_a_record_that_cannot_be_is_refused(alice, north, job_id, field, value) -> None:
     """It would be written beside the result: NaN is no JSON."""

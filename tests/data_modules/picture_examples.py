@@ -88,11 +88,6 @@ def lzw(content: bytes) -> bytes:
     return int(bits, 2).to_bytes(len(bits) // 8, "big")
 
 
-def packbits(content: bytes) -> bytes:
-    runs = [content[i : i + 128] for i in range(0, len(content), 128)]
-    return b"".join(bytes([len(run) - 1]) + run for run in runs)
-
-
 def raw_tiff(
     pixels: np.ndarray, compression: int, strip: bytes, *, predictor: int = 1, photometric: int | None = None
 ) -> bytes:

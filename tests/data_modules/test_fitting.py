@@ -1,7 +1,6 @@
 """A picture of any size becomes the model's array, and comes back at its own size."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -45,14 +44,6 @@ def test_a_padded_picture_comes_back_to_the_bit(dtype, channels, height, width, 
     back = there_and_back(pixels, rule)
     assert back.dtype == pixels.dtype
     np.testing.assert_array_equal(back, pixels)
-
-
-@pytest.mark.parametrize("fit", ["pad", "resize"])
-@given(original=st.tuples(sides, sides), model=st.tuples(sides, sides))
-def test_a_picture_comes_back_at_its_own_size(fit, original, model):
-    """Of any size, by any model's size."""
-    back = there_and_back(noise(*original, 3), PictureRule(3, *model, fit))
-    assert back.shape == (*original, 3)
 
 
 @given(original=st.tuples(sides, sides), model=st.tuples(sides, sides))

@@ -13,16 +13,8 @@ from PIL import Image
 
 from ddib_fed.data.pictures import ImageLimits, decode_image, encode_png
 from ddib_fed.errors import DdibError, ImageTooLarge, ImageUnreadable
-from tests.data_modules.picture_examples import (
-    chunk,
-    forged_png,
-    lzw,
-    noise,
-    npy_of,
-    raw_tiff,
-    saved,
-    tiff_of,
-)
+from tests.data_modules import picture_examples as examples
+from tests.data_modules.picture_examples import chunk, forged_png, noise, npy_of, raw_tiff, saved, tiff_of
 
 
 @pytest.mark.parametrize(
@@ -49,7 +41,7 @@ FILES = {
     "jpeg": saved(noise(20, 20, 3), "JPEG"),
     "tiff": tiff_of(noise(20, 20, 3)),
     "tiff16": tiff_of(noise(20, 20, 3, "uint16"), compression="zlib"),
-    "lzw": raw_tiff(noise(20, 20, 3, "uint16"), 5, lzw(noise(20, 20, 3, "uint16").tobytes())),
+    "lzw": raw_tiff(noise(20, 20, 3, "uint16"), 5, examples.lzw(noise(20, 20, 3, "uint16").tobytes())),
     "npy": npy_of(noise(20, 20, 3, "float32")),
 }
 
@@ -175,7 +167,7 @@ def test_a_tiff_that_would_lose_bits_says_what_to_convert_it_to():
     """Three floats a pixel in LZW: Pillow would show something else, so nothing is shown."""
     pixels = noise(4, 5, 3, "float32")
     with pytest.raises(ImageUnreadable) as caught:
-        decode_image(raw_tiff(pixels, 5, lzw(pixels.tobytes())))
+        decode_image(raw_tiff(pixels, 5, examples.lzw(pixels.tobytes())))
     assert "3 x 32 bit stored as LZW" in caught.value.detail
     assert "tiffcp -c zip" in caught.value.hint
 

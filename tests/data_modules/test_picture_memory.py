@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 
 from ddib_fed.data.fitting import PictureRule, memory_of
-from ddib_fed.data.pictures import ImageLimits, cost_of, decode_image
+from ddib_fed.data.pictures import ImageLimits, decode_image
 from ddib_fed.errors import ImageTooLarge
 from tests.data_modules.picture_examples import chunk, deep_png, tiff_of
 
@@ -130,12 +130,6 @@ def test_a_thread_of_a_picture_states_what_its_resizing_would_take(height, width
 def _header_only(height: int, width: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b"")
-
-
-def test_a_header_over_the_limits_is_refused_before_it_is_counted() -> None:
-    """As decoding would refuse it."""
-    with pytest.raises(ImageTooLarge):
-        cost_of(_header_only(70_000, 70_000), ImageLimits())
 
 
 def test_a_tile_larger_than_its_picture_is_refused() -> None:

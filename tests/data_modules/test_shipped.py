@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from ddib_fed.data import shipped
-from ddib_fed.errors import DomainNotFound, ExtraMissing
 
 pictures_of = cache(shipped.load_shipped)
 PARTS = ("train", "held_out", "test")
@@ -48,14 +47,3 @@ def test_a_sheet_sees_its_own_slab_alone() -> None:
     sheets = [shipped._sheet(others, slab, np.random.default_rng(seed)) for seed in (1, 2)]
     assert np.allclose(sheets[0], shipped._sheet(volume, slab, np.random.default_rng(1)), atol=1e-4)
     assert not np.allclose(sheets[0], sheets[1], atol=0.1)
-
-
-def test_unknown_domains_and_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DomainNotFound, match="'brain'") as unknown:
-        shipped.load_shipped("brain")
-    assert "brain-t1" in unknown.value.hint
-    monkeypatch.setattr(shipped.importlib.util, "find_spec", lambda _: None)
-    shipped._volume.cache_clear()
-    with pytest.raises(ExtraMissing, match="nilearn") as missing:
-        shipped.load_shipped("brain-t1")
-    assert "pip install nilearn" in missing.value.hint

@@ -181,9 +181,7 @@ class Pair:
         south = Node.create(folder / "south", "target", "south.example", target_domain, pretrained=pretrained)
         admit(north, south)
         admit(south, north)
-        ddib(
-            "init", "client", "--node-config", north.config_path, "--name", "alice", "--out", folder / "alice"
-        )
+        ddib("init", "client", "--config", north.config_path, "--name", "alice", "--out", folder / "alice")
         return cls(north, south, folder / "alice" / "client.toml")
 
     def flipping(self) -> BitFlipper:

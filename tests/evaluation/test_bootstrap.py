@@ -33,13 +33,6 @@ def test_most_intervals_hold_the_mean_of_clustered_pictures() -> None:
     assert held[1] <= 32
 
 
-def test_clusters_of_different_sizes_give_the_mean_over_pictures() -> None:
-    """A draw of a large cluster weighs more than one of a small cluster."""
-    drawn = resample(5, ["a", "a", "a", "a", "b"], draws=500)
-    means = drawn.means([1.0, 1.0, 1.0, 1.0, 0.0])
-    assert set(np.round(np.unique(means), 6)) == {0.0, 0.8, 1.0}
-
-
 def cloud(
     count: int, *, seed: int = 0, shift: float = 0.0, scale: float = 1.0, dim: int = 6
 ) -> features.Matrix:

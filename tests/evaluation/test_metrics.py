@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ddib_fed.data import synthetic
-from ddib_fed.errors import ShapeMismatch, UsageError
+from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.metrics import (
     MOST_PSNR,
@@ -15,14 +15,11 @@ from ddib_fed.evaluation.metrics import (
     mse,
     nearest,
     noise_statistics,
-    picture_rule,
     psnr,
     to_channels,
     whiteness,
 )
-from ddib_fed.models.bundle import pretrained
-from ddib_fed.models.manifest import PictureFormat
-from tests.runs.tiny_models import pictures, tiny
+from tests.runs.tiny_models import pictures
 
 
 def test_a_constant_gap_has_the_psnr_of_its_square():
@@ -42,15 +39,6 @@ def test_grey_is_repeated_and_colour_is_weighted():
     colour = np.stack([np.full((4, 4), level, np.float32) for level in (1.0, 0.0, -1.0)])[None]
     assert to_channels(colour, 1) == pytest.approx(np.full((1, 1, 4, 4), 0.299 - 0.114), abs=1e-6)
     assert (to_channels(pictures(2), 3) == pictures(2)).all()
-
-
-def test_the_rule_of_a_model_is_its_manifests():
-    form = PictureFormat(fit="pad", low=-1000, high=2000, bits=16)
-    rule = picture_rule(tiny(picture=form, channels=3).manifest)
-    assert (rule.channels, rule.height, rule.width) == (3, 8, 8)
-    assert (rule.fit, rule.low, rule.high, rule.bits) == ("pad", -1000, 2000, 16)
-    with pytest.raises(UsageError, match="points"):
-        picture_rule(pretrained("moons").manifest)
 
 
 def test_a_noisy_copy_finds_its_partner_and_a_stranger_does_not():

@@ -20,7 +20,6 @@ from ddib_fed.evaluation.pages import (
     SideFound,
     WayFound,
     advice,
-    preview,
     verdict,
     write_results,
 )
@@ -87,14 +86,6 @@ def test_nothing_is_loaded_and_only_the_known_script_runs(page):
     sources = re.findall(r'src="([^"]{0,30})', page)
     assert len(sources) == 6
     assert all(source.startswith("data:image/") for source in sources)
-
-
-def test_sixteen_bits_are_drawn_in_the_range_of_the_record(tmp_path):
-    """A scan of 0 to 4095 is not black; without a range the type's own counts."""
-    path = picture(tmp_path / "scan.png", 4095, shape=(8, 8, 1), dtype=np.uint16)
-    assert preview(path, 96, span=(0.0, 4095.0)).min() == 255
-    assert preview(path, 96, span=None).max() == 16
-    assert preview(path, 96, span=(-1000.0, 3095.0), scale=(1.0, -1000.0)).min() == 255
 
 
 def side(name="cats", **figures):

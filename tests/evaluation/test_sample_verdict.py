@@ -39,16 +39,6 @@ def test_real_pictures_are_of_the_domain_textures_are_not_and_mixtures_are_near(
     assert foreign.sentence(150).startswith("150 steps:")
 
 
-@pytest.mark.slow
-def test_a_domain_that_is_a_texture_cannot_be_judged():
-    """Its pictures without their phases are as good as its pictures."""
-    rng = np.random.default_rng(5)
-    held_out, train, drawn = (
-        textures(0.3 * np.repeat(rings(1, 6), count, axis=0), rng) for count in (16, 32, 16)
-    )
-    assert judge_samples(drawn, held_out, train).level == "unclear"
-
-
 def test_a_verdict_comes_back_from_a_manifests_figures():
     """Figures of a model without one give none."""
     made = SampleVerdict(0.3, 0.0, 0.01, 0.5, 0.4, 64, 100)

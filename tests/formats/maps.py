@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +17,15 @@ def write_map(
     values: np.ndarray,
     *,
     mask: np.ndarray | None = None,
-    rpcs=None,
     owner: str = OWNER,
     **profile,
 ) -> Path:
     """A GeoTIFF of (bands, H, W)."""
     settings = {"driver": "GTiff", "count": len(values), "height": values.shape[1], "width": values.shape[2],
                 "dtype": values.dtype.name, **WHERE, **profile}  # fmt: skip
-    with warnings.catch_warnings():
-        if rpcs is not None:  # which rasterio does not know yet when it opens the file
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.open(path, "w", **settings) as file:
-            file.write(values)
-            file.update_tags(OWNER=owner)
-            if rpcs is not None:
-                file.rpcs = rpcs
-            if mask is not None:
-                file.write_mask(mask)
+    with rasterio.open(path, "w", **settings) as file:
+        file.write(values)
+        file.update_tags(OWNER=owner)
+        if mask is not None:
+            file.write_mask(mask)
     return path

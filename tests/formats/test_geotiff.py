@@ -22,12 +22,7 @@ SMOOTH = np.stack([100 + 80 * np.sin(ROWS / 17), 120 + 60 * np.cos(COLUMNS / 11)
 
 def opened(content):
     with MemoryFile(content) as memory, memory.open() as file:
-        return (
-            file.profile,
-            file.read(),
-            file.dataset_mask() > 0,
-            {**file.tags(), **file.tags(ns="IMAGE_STRUCTURE")},
-        )
+        return file.profile, file.read(), file.dataset_mask() > 0, file.tags()
 
 
 def test_a_map_comes_back_where_it_was(tmp_path):
@@ -56,15 +51,6 @@ def test_holes_are_filled_for_the_model_and_stay_holes(tmp_path):
     assert study.pixels.numbers[:45, 60:].min() > 0
     _, _, valid, _ = opened(study.assemble(echo(study)).files["map.tif"])
     np.testing.assert_array_equal(valid, mask > 0)
-
-
-def test_a_band_of_transparency_becomes_the_mask(tmp_path):
-    alpha = np.where(ROWS < 30, 0, 255).astype(np.uint8)
-    path = write_map(tmp_path / "map.tif", np.stack([*SMOOTH, alpha]), photometric="rgb", alpha="yes")
-    study = only(path)
-    assert study.pixels.numbers.shape == (90, 131, 3)
-    _, _, valid, _ = opened(study.assemble(echo(study)).files["map.tif"])
-    np.testing.assert_array_equal(valid, alpha > 0)
 
 
 def test_scale_and_offset_of_a_band_are_applied(tmp_path):

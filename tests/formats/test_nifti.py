@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.errors import ImageUnreadable
-from ddib_fed.formats.study import StudyResults, flicker
+from ddib_fed.formats.study import StudyResults
 from tests.formats.echoes import NIFTI, echo, only, require_pixels_alone, results
 
 
@@ -100,22 +100,6 @@ def test_background_is_not_sent_and_refused_slices_are_named():
     assert made.report["slices"]["refused"] == [3]
     assert made.report["flicker"]["ratio"] > 1
     assert any("flicker" in line for line in made.said)
-
-
-def test_a_steady_change_does_not_flicker_and_jumps_do():
-    steady = np.linspace(0, 100, 12)[:, None, None, None] + np.mgrid[0:8, 0:8][1][None, :, :, None]
-    jumping = steady + np.where(np.arange(12) % 2, 10, -10)[:, None, None, None]
-    found = flicker(steady, jumping)
-    assert found["source"] < 1e-6
-    assert found["translation"] == pytest.approx(20 / np.ptp(jumping), abs=1e-6)
-
-
-@pytest.mark.parametrize("content", [b"", b"no volume" * 100, "torn"])
-def test_a_damaged_file_is_named(content, tmp_path):
-    path = tmp_path / "bad.nii"
-    path.write_bytes((NIFTI / "anatomical.nii").read_bytes()[:5000] if content == "torn" else content)
-    with pytest.raises(ImageUnreadable, match=r"bad\.nii"):
-        only(path)
 
 
 def test_what_is_no_volume_of_numbers_is_refused_with_a_hint(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 
 from ddib_fed.client.files import payload
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import ImageUnreadable, InputError
+from ddib_fed.errors import InputError
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.recognition import Format, format_of_content, recognise
 from ddib_fed.formats.study import Options
@@ -101,17 +101,6 @@ def test_one_study_is_in_memory_at_a_time():
     assert studies[1].planes == 7
     assert numbers() is None
     assert not hasattr(only(DICOM / "MR_small.dcm").series, "values")
-
-
-def test_what_cannot_be_read_is_collected_where_that_is_asked(tmp_path):
-    """A damaged header of a series; a missing package is about no file."""
-    (tmp_path / "bad.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 20)
-    bad = []
-    found = open_paths([tmp_path / "bad.dcm", NIFTI / "standard.nii.gz"], Options(), bad=bad)
-    assert [path.name for path, _ in bad] == ["bad.dcm"]
-    assert [study.name for study in found.studies] == ["standard"]
-    with pytest.raises(ImageUnreadable):
-        open_paths([tmp_path / "bad.dcm"], Options())
 
 
 def take(path):

@@ -10,12 +10,7 @@ import pytest
 
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.engine.record import Translation
-from ddib_fed.errors import (
-    AlreadyExists,
-    JobFailed,
-    PictureMisfit,
-    UsageError,
-)
+from ddib_fed.errors import AlreadyExists, JobFailed, PictureMisfit, UsageError
 from ddib_fed.formats import parts as parts_module
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.parts import check_outputs, finished_study, translate_study, write_outputs
@@ -135,26 +130,6 @@ def test_the_input_is_never_replaced(of_files, tmp_path):
         check_outputs(study.origin, tmp_path, force=True)
 
 
-def test_a_series_of_fewer_slices_leaves_none_of_the_earlier(tmp_path):
-    """Only files that an earlier run wrote are removed."""
-    paths = write_series(tmp_path / "mr", VALUES)
-    out = tmp_path / "out"
-    written = write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out)
-    (out / "mr" / "series-1" / "notes.txt").write_text("mine")
-    assert len(written.files) == 4
-    assert {path.stat().st_mode & 0o777 for path in (*written.files, written.record)} == {0o600}
-    assert {path.stat().st_mode & 0o777 for path in (out, out / "mr", out / "mr" / "series-1")} == {0o700}
-    assert not list(out.rglob("*.parts"))
-    paths[3].unlink()
-    write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out)
-    assert sorted(path.name for path in (out / "mr" / "series-1").iterdir()) == [
-        "0001.dcm",
-        "0002.dcm",
-        "0003.dcm",
-        "notes.txt",
-    ]
-
-
 def test_output_of_the_same_request_is_known_again(tmp_path):
     """By the record of a volume below a folder, without its pixels; not for another request, option, input or file."""
     given = tmp_path / "in" / "ward" / "scan.nii"
@@ -220,3 +195,23 @@ def test_an_earlier_output_stays_whole_until_the_new_one_is(series, tmp_path, mo
     assert (out / "mr" / "series-1.parts").exists()
     with pytest.raises(AlreadyExists):
         check_outputs(series.origin, out, force=False)
+
+
+def test_a_series_of_fewer_slices_leaves_none_of_the_earlier(tmp_path):
+    """Only files that an earlier run wrote are removed."""
+    paths = write_series(tmp_path / "mr", VALUES)
+    out = tmp_path / "out"
+    written = write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out)
+    (out / "mr" / "series-1" / "notes.txt").write_text("mine")
+    assert len(written.files) == 4
+    assert {path.stat().st_mode & 0o777 for path in (*written.files, written.record)} == {0o600}
+    assert {path.stat().st_mode & 0o777 for path in (out, out / "mr", out / "mr" / "series-1")} == {0o700}
+    assert not list(out.rglob("*.parts"))
+    paths[3].unlink()
+    write_outputs(only(tmp_path / "mr"), results(only(tmp_path / "mr")), out)
+    assert sorted(path.name for path in (out / "mr" / "series-1").iterdir()) == [
+        "0001.dcm",
+        "0002.dcm",
+        "0003.dcm",
+        "notes.txt",
+    ]

@@ -7,7 +7,6 @@ import io
 import struct
 import subprocess
 import sys
-import warnings
 import zlib
 
 import nibabel
@@ -18,7 +17,7 @@ import rasterio
 from PIL import Image
 
 from tests.formats.echoes import DICOM
-from tests.formats.maps import WHERE, write_map
+from tests.formats.maps import WHERE
 
 READ = """
 import sys; from pathlib import Path
@@ -68,20 +67,6 @@ def wide_volume(path):
     path.write_bytes(content + zeros(1_600_000_000, packer) + packer.flush())
 
 
-def map_of_one_tile(path):
-    """64 x 64 pixels in a tile of 8192 x 8192."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        write_map(
-            path,
-            np.arange(4096.0).reshape(1, 64, 64),
-            tiled=True,
-            blockxsize=8192,
-            blockysize=8192,
-            compress="deflate",
-        )
-
-
 def map_of_wide_numbers(path):
     """Three bands of 64-bit floats, 3.2 GB, none of which the file stores."""
     settings = {"count": 3, "height": 11_585, "width": 11_585, "dtype": "float64", **WHERE}
@@ -97,7 +82,6 @@ def map_of_wide_numbers(path):
     [
         ("a.dcm", jpeg_in_dicom, "holds 8000 x 8000 pixels, its header says 1024 x 256"),
         ("a.nii.gz", wide_volume, "bytes"),
-        ("a.tif", map_of_one_tile, "tiles"),
         ("a.tif", map_of_wide_numbers, "bytes"),
     ],
 )

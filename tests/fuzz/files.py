@@ -1,4 +1,4 @@
-"""Files that clients and peers send: pictures, points, what the spool keeps."""
+"""Files that clients and peers send: pictures, points."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from PIL import Image
 
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.data.points import parse_npy, to_npy
-from ddib_fed.evaluation.samples import Given
 from tests.data_modules import picture_examples as pictures
 from tests.fuzz.target import LIMITS, MOST, Target
 
@@ -50,21 +49,10 @@ def points(data: bytes) -> None:
     parse_npy(data, max_bytes=MOST, max_points=10_000, dim=2)
 
 
-def decoded_file(data: bytes) -> None:
-    """A decoded file of the spool."""
-    Given.from_bytes(data, "points 2")
-
-
-def _given() -> list[bytes]:
-    array = np.zeros((3, 2), np.float32)
-    return [Given(array, array).to_bytes("points 2")]
-
-
 TARGETS: Final[Mapping[str, Target]] = {
     "png": Target(picture, _png),
     "jpeg": Target(picture, _jpeg, slow=True),
     "tiff": Target(picture, _tiff, slow=True),
     "npy-picture": Target(picture, _npy),
     "npy-points": Target(points, lambda: [to_npy(np.zeros((5, 2), np.float32))]),
-    "spool": Target(decoded_file, _given),
 }

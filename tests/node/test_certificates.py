@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ddib_fed.client.profile import Profile, render_client_toml, renew_client
 from ddib_fed.errors import ConfigError, MessageInvalid, NotReady, PolicyDenied, QuotaSpent, Unauthenticated
+from ddib_fed.node.admin import Metrics
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.certificates import (
     LONGEST_PAUSE,
@@ -24,6 +25,7 @@ from ddib_fed.node.certificates import (
 )
 from ddib_fed.node.config import NodeConfig, render_node_toml
 from ddib_fed.node.policy import Charge, Policy, Quotas
+from ddib_fed.node.role import NodeContext
 from ddib_fed.node.server import CallInterceptor
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import pki, tls
@@ -74,8 +76,9 @@ class Server:
         interceptors = (CallInterceptor("north.example", peers, policy),)
         self.grpc = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
         audit = AuditLog(NodeStore(config.paths.store, shared=True))
-        self.quotas = Quotas(audit.store)
-        self.servicer = IdentityServicer(config, audit, self.quotas, peers, clock=self._clock)
+        node = NodeContext(config, peers, audit, Metrics())
+        self.quotas = node.quotas
+        self.servicer = IdentityServicer(node, clock=self._clock)
         identity_pb2_grpc.add_IdentityServiceServicer_to_server(self.servicer, self.grpc)
         self.credentials = tls.ServerCredentials(config.paths.pki, peers)
         self.port = self.grpc.add_secure_port("127.0.0.1:0", self.credentials.grpc)

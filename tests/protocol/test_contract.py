@@ -68,27 +68,6 @@ def test_a_side_outside_the_protocol_names_its_field(make, field, value):
     assert caught.value.facts == {"field": field}
 
 
-@pytest.mark.parametrize(
-    ("message", "field"),
-    [
-        (side(model_sha256=bytes(31)), "model_sha256"),
-        (side(sample_shape=(0,)), "sample_shape"),
-        (side(terminal_lambda=float("nan")), "terminal_lambda"),
-        (side(initial_lambda=1001.0), "initial_lambda"),
-        (side(classes=1_000_001), "classes"),
-        (picture_side(soften_sigma=1.01), "soften_sigma"),
-        (changed(LIMITS, max_latent_bytes=3), "max_latent_bytes"),
-        (changed(LIMITS, max_evaluations=10_001), "max_evaluations"),
-        (changed(LIMITS, guidance=offer(1e300)), "max_guidance"),
-    ],
-)
-def test_a_number_out_of_bounds_is_refused_as_it_arrives(message, field):
-    """The bounds are options in protos/."""
-    with pytest.raises(MessageInvalid) as caught:
-        check(message)
-    assert caught.value.facts == {"field": field}
-
-
 def test_parts_that_contradict_themselves_are_refused():
     for make, field in (
         (lambda: contract(limits=changed(LIMITS, min_evaluations=1_001)), "min_evaluations"),

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import uuid
-
 import pytest
 
-from ddib_fed.errors import DdibError, RequestIdConflict
+from ddib_fed.errors import DdibError
 from ddib_fed.protocol.messages import ItemState
 from ddib_fed.v1 import translation_pb2 as pb
 from tests import audit_rows
 from tests.node.tiny_nodes import npy
-from tests.source_node.conftest import wait_until
 from tests.source_node.jobs.job_examples import ALICE
 from tests.source_node.scripted_target import hang
-from tests.source_node.served import Served, job_header, messages
+from tests.source_node.served import Served
 
 ITEMS = 40
 """More than a list of one line holds."""
@@ -75,25 +72,3 @@ def test_nothing_is_done_that_is_not_written_down(served, target, monkeypatch) -
     assert list(served.node.config.paths.spool.glob(f"{job_id}/*"))
     assert not store.is_cancelled(running)
     assert acknowledge(served, job_id, items) == 0
-
-
-def test_a_job_that_is_deleted_while_it_comes_again_escapes_no_quota(served) -> None:
-    """A small job ends; its request comes again with more items, and the job is deleted before they are there."""
-    request = str(uuid.uuid4())
-    small = served.submit(npy(), request_id=request)
-    served.ask("WatchJob", pb.WatchJobRequest(job_id=small))
-    spent = served.node.quotas._accounts["client_evaluations_per_day", ALICE].spent
-    files = [npy(seed=item) for item in range(3)]
-
-    def sent():
-        first, *rest = messages(files)
-        yield job_header(len(files), request_id=request)
-        yield first
-        wait_until(lambda: len(list(served.node.config.paths.spool.iterdir())) > 1)  # the upload has begun
-        served.ask("DeleteJob", pb.DeleteJobRequest(job_id=small))
-        yield from rest
-
-    with pytest.raises(RequestIdConflict):
-        served.ask("SubmitJob", sent())
-    assert served.service._store.list(ALICE) == ()
-    assert served.node.quotas._accounts["client_evaluations_per_day", ALICE].spent == spent

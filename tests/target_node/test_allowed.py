@@ -5,17 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.errors import (
     LatentNotGaussian,
     PolicyDenied,
-    SettingsInvalid,
 )
-from ddib_fed.networks.config import MlpConfig
 from ddib_fed.v1 import common_pb2
-from tests.models.distilled_bundles import distilled
 from tests.node.tiny_nodes import gaussian
-from tests.target_node.conftest import Target
 from tests.target_node.sending import header, results, sent
 
 
@@ -39,24 +34,3 @@ def test_a_call_for_fewer_evaluations_than_the_policy_demands_is_refused(open_ta
     assert refused.value.facts == {"policy": "least_evaluations", "evaluations": "11", "least": "12"}
     enough = header(contract, solver=common_pb2.SolverSettings(evaluations=12))
     assert results(target.decode(north, enough, *sent(contract, gaussian(30))))
-
-
-def test_steps_of_a_distilled_model_need_one(target, north, institutions, tmp_path) -> None:
-    """A node whose model was not distilled says so; one whose model was takes the steps over the same wire."""
-    solver = common_pb2.SolverSettings(evaluations=2, solver="flow-map")
-    with pytest.raises(SettingsInvalid) as refused:
-        target.decode(north, header(target.negotiate(north), solver=solver))
-    assert (refused.value.facts["solver"], refused.value.facts["needs"]) == ("flow-map", "ddib model distil")
-    own = distilled(MlpConfig(width=8, blocks=1, flow_map=True), std=0.0, domain="moons")
-    engine = ServingParty(own, device="cpu", threads=1)
-    other = Target(tmp_path / "distilled", institutions["south"], engine)
-    try:
-        contract = other.negotiate(north)
-        latents = gaussian(30)
-        (points,) = results(
-            other.decode(north, header(contract, solver=solver), *sent(contract, latents, 0))
-        ).values()
-        np.testing.assert_allclose(points, latents, atol=1e-5)
-    finally:
-        other.close()
-        engine.close()

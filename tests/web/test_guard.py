@@ -149,7 +149,7 @@ class Serving:
             run(server, sockets)
 
         monkeypatch.setattr(uvicorn.Server, "run", remembered)
-        asked = {"port": 0, "command": "ddib web", "folder": folder, "browser": False}
+        asked = {"port": 0, "command": "ddib web", "folder": folder}
         self._thread = threading.Thread(
             target=guard.serve, args=(Starlette(),), kwargs={**asked, "on_stop": self.stopped.set}
         )

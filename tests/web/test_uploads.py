@@ -10,14 +10,13 @@ import pytest
 
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import (
-    DdibError,
     ImageUnreadable,
     InputError,
 )
 from ddib_fed.web import uploads as module
 from ddib_fed.web.uploads import Upload, Uploads, arranged, recognise
 from tests.formats.dicom.files import write_series
-from tests.formats.echoes import DICOM, NIFTI
+from tests.formats.echoes import NIFTI
 from tests.formats.maps import write_map
 from tests.formats.test_geotiff import SMOOTH
 from tests.formats.tiffs import tiff
@@ -121,20 +120,3 @@ def test_files_of_the_field_are_told_from_plain_ones(tmp_path: Path) -> None:
     field = (tmp_path / "mr" / "IM001", NIFTI / "standard.nii.gz", tmp_path / "map.tif")
     assert recognise(tmp_path / "plain.png", "plain.png")[0]
     assert not any(recognise(path, path.name)[0] for path in field)
-
-
-def test_what_is_damaged_is_refused_at_once(tmp_path: Path) -> None:
-    """A slice, a volume, a map cut short; a report without pixels; a slice that ends before its pixels."""
-    write_series(tmp_path / "mr", VALUES)
-    write_map(tmp_path / "map.tif", SMOOTH)
-    for path in (tmp_path / "mr" / "IM001", NIFTI / "standard.nii.gz", tmp_path / "map.tif"):
-        cut = tmp_path / f"cut-{path.name}"
-        cut.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
-        with pytest.raises(DdibError) as caught:
-            recognise(cut, cut.name)
-        assert cut.name in caught.value.detail
-    with pytest.raises(ImageUnreadable, match="holds no picture"):
-        recognise(DICOM / "reportsi.dcm", "report")
-    (tmp_path / "header").write_bytes((DICOM / "CT_small.dcm").read_bytes()[:1000])
-    with pytest.raises(ImageUnreadable, match="is not complete"):
-        recognise(tmp_path / "header", "header")

@@ -69,6 +69,7 @@ def test_a_series_and_a_volume_come_back_as_they_went(drop, finished, browser, n
     assert (state["items"], state["done"], state["written"], state["error"]) == (7, 7, 7, None)
     assert all(len(job.inputs) <= 2 for job in north.service.jobs.values())
     assert len(north.service.jobs) == 4
+    assert not any(b"Ada" in data for job in north.service.jobs.values() for data in job.inputs)
     head, series = state["studies"]
     assert (series["label"], series["kind"], series["files"]) == ("Ada/series-1", "DICOM series (MR)", 4)
     assert series["warnings"][0].startswith("Ada/series-1: burnt-in text")
@@ -206,28 +207,3 @@ def test_several_series_and_loose_files_have_names_to_tell_them_apart(
     (at,) = (number for number, each in enumerate(state["studies"]) if each["planes"] == 2)
     sent = browser.get(f"/jobs/1/studies/{at}/file").headers["content-disposition"]
     assert sent == 'attachment; filename="dicom-series-1.zip"'
-
-
-def test_a_picture_larger_than_a_model_of_parts_is_one_file_in_tiles(
-    drop, finished, north, tmp_path: Path
-) -> None:
-    """Under the name that the person knows; the page shows it whole."""
-    north.script.most_items = 0
-    north.script.listed = pb.ListDomainsResponse(
-        institution="north.example",
-        domain="maps",
-        sample_kind="picture",
-        sample_shape=[3, 8, 8],
-        tiles=True,
-    )
-    pixels = np.random.default_rng(0).integers(0, 255, (16, 20, 3)).astype(np.uint8)
-    (tmp_path / "coast.png").write_bytes(encode_png(pixels))
-    drop(tmp_path / "coast.png")
-    state = ended(finished(target=TARGET))
-    assert state["error"] is None
-    assert (state["here"], state["files"]) == (1, 1)
-    assert [(each["kind"], each["planes"]) for each in state["studies"]] == [("picture in tiles", 12)]
-    (folder,) = (tmp_path / "out").iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["coast.json", "coast.png"]
-    made = decode_image((folder / "coast.png").read_bytes()).pixels
-    assert np.abs(made.astype(int) - (255 - pixels)).max() <= 1

@@ -7,7 +7,6 @@ import os
 import pytest
 
 from ddib_fed.client.files import find_items
-from tests.formats.tiffs import tiff
 
 
 @pytest.fixture
@@ -38,12 +37,3 @@ def test_pipes_are_ignored_and_dead_links_are_not(scans):
     items, (said,) = find_items([scans])
     assert "dead.png" in [each.file for each in items]
     assert "1 .png" in said
-
-
-def test_studies_below_a_folder_are_left_out_as_they_are_translated_apart(scans):
-    (scans / "map.tif").write_bytes(tiff({256: 1, 34735: 4}))
-    (scans / "sub" / "head.nii.gz").write_bytes(b"")
-    (scans / "IM001").write_bytes(b"\0" * 128 + b"DICM")
-    items, (said,) = find_items([scans])
-    assert "map.tif" not in [each.file for each in items]
-    assert said.startswith("ignored 3 other files")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ddib_fed.calibration.record import CalibratedSide, units_digest, write_calibration
 from ddib_fed.cli.main import cli
 from ddib_fed.client.in_process import InProcess
 from ddib_fed.data.pictures import encode_png, read_image
@@ -17,7 +16,6 @@ from ddib_fed.data.shipped import load_shipped
 from ddib_fed.data.synthetic import sample
 from ddib_fed.errors import (
     AlreadyExists,
-    CalibrationForeign,
     Cancelled,
     ExitCode,
     FilesLeftOut,
@@ -30,8 +28,6 @@ from ddib_fed.errors import (
 )
 from ddib_fed.models.bundle import save_bundle
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.models.units import ChannelMap, Normalisation
-from tests.calibration.examples import calibration
 from tests.runs.tiny_models import tiny, tiny_classifier
 
 FEW = ("--evaluations", "3", "--depth", "0.5")
@@ -164,24 +160,6 @@ def test_pictures_larger_than_a_model_of_parts_keep_their_size_in_tiles(place):
     at_once = ("--size", "16x20", "--tile", "none")
     translate("large", "--source", "parts", "--target", "others", *FEW, *at_once, out="scene")
     assert "fitted_height" not in record("a", "scene")["picture"]
-
-
-@pytest.mark.slow
-def test_a_calibration_in_a_file_is_applied_and_named(place):
-    """One of other domains is refused before anything is written."""
-    units = units_digest(Normalisation())
-    sides = {
-        side: CalibratedSide(domain=domain, units_sha256=units)
-        for side, domain in (("source", "north"), ("target", "south"))
-    }
-    made = calibration(**sides, map=ChannelMap(rotation=((-1.0,),)))
-    write_calibration(made, Path("c.json"))
-    translate("in", *PAIR, "--calibration", "c.json")
-    assert record("a")["calibration_sha256"] == made.sha256.hex()
-    assert record("a")["calibration_kind"] == "rotation"
-    with pytest.raises(CalibrationForeign):
-        translate("in", "--source", "south", "--target", "north", *FEW, "--calibration", "c.json", out="back")
-    assert not Path("back").exists()
 
 
 @pytest.mark.slow

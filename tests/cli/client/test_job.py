@@ -153,23 +153,6 @@ def test_cancel_then_delete(ddib, north, submitted, capsys):
     assert not north.service.jobs
 
 
-def test_a_job_that_does_not_exist_is_not_found(ddib, capsys):
-    """Exit 6, the hop, and how to see what there is."""
-    assert ddib("job", "show", "job-none") == ExitCode.NOT_FOUND
-    said = capsys.readouterr().err
-    assert "source north.example" in said
-    assert "ddib job list" in said
-
-
-def test_a_detached_job_answers_with_its_id_alone(ddib, north, scan, tmp_path, capsys):
-    """What a script keeps: `job=$(ddib translate ... --detach -q)`."""
-    words = ("translate", scan, "--to", TARGET, "--out", tmp_path / "out")
-    assert ddib(*words, "--detach", "-q") == 0
-    assert capsys.readouterr().out.split() == list(north.service.jobs)
-    assert ddib(*words, "-q") == ExitCode.USAGE
-    assert "--detach" in capsys.readouterr().err
-
-
 def test_a_misspelt_target_is_corrected(ddib, north, scan, tmp_path, capsys):
     """The node says that it knows none; the client, which one was meant."""
     north.script.refuse["SubmitJob"] = DomainNotFound()

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ddib_fed.cli.folder_report import SAID_EVERY_S, ConsoleProgress
-from ddib_fed.client.files import FileItem
-from ddib_fed.client.results import Delivered
-from ddib_fed.engine.record import Translation
 from ddib_fed.v1 import translation_pb2 as pb
 
 
@@ -31,23 +26,3 @@ def test_lines_come_now_and_then_with_the_job_first(capsys):
         assert capsys.readouterr().err == "job job-1: running, 9 of 10 items done\n"
         progress.event(event(10, pb.JOB_STATE_FINISHED))
         assert capsys.readouterr().err == "job job-1: finished, 10 of 10 items done\n"
-
-
-def test_a_command_of_several_jobs_counts_its_files(capsys):
-    """The job first, then its items, then the files of the command that are on the disk."""
-    now = [0.0]
-    progress = ConsoleProgress(clock=lambda: now[0])
-    with progress:
-        progress.whole(1_500, 250)
-        progress.submitted("job-2", 250)
-        progress.begin("job-2", [])
-        progress.done = 251
-        progress.written(FileItem("a", "a.npy"), Delivered(0, "a.npy", {}, Path("a.json"), Translation()))
-        now[0] = SAID_EVERY_S
-        progress.event(event(3))
-        progress.job_ended("job-2", "finished")
-    assert capsys.readouterr().err.splitlines() == [
-        "job job-2: submitted, 250 items",
-        "job job-2: running, 3 of 10 items done; 251 of 1,500 files written",
-        "job job-2: finished; 251 of 1,500 files written",
-    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
-from ddib_fed.formats.dicom_writing import DicomStudy
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, SourceNodeDouble
 from tests.formats.dicom.files import write_series
@@ -20,11 +18,6 @@ from tests.formats.test_geotiff import SMOOTH
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine")]
 VALUES = np.random.default_rng(0).integers(0, 2000, (3, 12, 10))
-
-
-def in_memory() -> int:
-    gc.collect()
-    return sum(type(each) is DicomStudy for each in gc.get_objects())
 
 
 @pytest.fixture
@@ -91,15 +84,6 @@ def test_a_refused_slice_of_one_series_does_not_stop_the_others(
         assert sent() == jobs
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").glob("*/*")}
     assert found == {f"{name}/series-1{more}" for name in "abc" for more in ("", ".json")}
-
-
-def test_one_series_is_in_memory_at_a_time(given, translate, north):
-    """Also after one has failed."""
-    seen, before = [], in_memory()
-    north.script.on_call = lambda called: called == "SubmitJob" and seen.append(in_memory() - before)
-    refuse(north, 0, 1)
-    assert translate(*given) == ExitCode.LEFT_OUT
-    assert seen == [1, 1, 1]
 
 
 def test_a_series_of_which_every_slice_is_refused_does_not_stop_the_others(

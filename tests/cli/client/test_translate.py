@@ -53,7 +53,7 @@ def test_writes_results_and_provenance(translate, scan, tmp_path, capsys):
     assert record["solver"] == {
         "solver": "ddim", "order": 0, "evaluations": 24, "grid": "default", "depth": 1.0, "encoder": "ode",
     }  # fmt: skip
-    assert record["contract_sha256"] == (b"c" * 32).hex()
+    assert record["contract_sha256"] == "c" * 64
     assert record["cycle"] == {"median": 1e-4, "mean": 2e-4, "p99": 3e-3, "max": 0.5}
     assert len(record["files"]["translation"]["sha256"]) == 64
     shown = capsys.readouterr().out
@@ -137,15 +137,6 @@ def test_an_input_is_never_replaced(north, scan, tmp_path, capsys):
     assert "would replace the input" in capsys.readouterr().err
 
 
-def test_results_are_not_overwritten_unless_asked(translate, scan, north, tmp_path):
-    """Another request for the same name is refused before anything is sent; with --force it goes through."""
-    assert translate(scan) == 0
-    calls = len(north.script.calls)
-    assert translate(scan, "--evaluations", 24) == ExitCode.CONFLICT
-    assert len(north.script.calls) == calls
-    assert translate(scan, "--evaluations", 24, "--force") == 0
-
-
 def test_a_refused_job_leaves_nothing_behind(translate, scan, north, tmp_path):
     """No names of a job that never was, and no folder that this command made for it."""
     north.script.refuse["SubmitJob"] = InternalError()
@@ -157,7 +148,7 @@ def test_a_translation_of_something_else_is_not_written(translate, scan, north, 
     """Provenance must name the digest of what was sent."""
 
     def swap(messages):
-        messages[0].result.provenance.input_sha256 = b"x" * 32
+        messages[0].result.provenance.input_sha256 = "0" * 64
         return messages
 
     north.script.tamper = swap

@@ -19,15 +19,13 @@ CODE = "from ddib_fed.cli.main import main; main()"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "end", [signal.SIGINT, signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("end", [signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_nothing_of_what_was_dropped_stays(tmp_path: Path, end: signal.Signals) -> None:
     """Ctrl-C, SIGTERM and a closed terminal remove the private folder, and are no error."""
     node = SourceNodeDouble(tmp_path)
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    command = [sys.executable, "-u", "-c", CODE, "web", "--profile", str(node.profile_path), "--no-browser"]
+    command = [sys.executable, "-u", "-c", CODE, "web", "--profile", str(node.profile_path)]
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(Path.cwd())}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment

@@ -54,7 +54,7 @@ def test_a_picture_is_doubtful_by_its_round_trip_or_by_its_structure(figures, do
 
 
 def test_the_record_and_the_terminal_say_why(tmp_path, capsys):
-    """The file, the reason and the mark, without --cycle and --doubtful-below."""
+    """The file, the reason and the mark, without --cycle."""
     file = ResultFile(".png", b"png", b"s" * 32)
     result = JobResult(0, {Part.TRANSLATION: file}, said(replace(LOST, cycle_psnr=None)))
     delivered = write_result(result, FileItem("coast", "coast.png", "00"), tmp_path, doubtful_below=30.0)

@@ -4,23 +4,10 @@ import json
 
 import click
 import pytest
-from click.testing import CliRunner
 
-from ddib_fed.cli.evaluate import evaluate
+from ddib_fed.cli.model import evaluate
 from ddib_fed.errors import AlreadyExists, FileMissing
 from tests.runs.picture_folders import blocks, record, write
-
-
-@pytest.fixture
-def ddib():
-    """Run the command; errors of ours come out as they are."""
-
-    def call(*arguments):
-        return CliRunner().invoke(
-            evaluate, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False
-        )
-
-    return call
 
 
 @pytest.fixture
@@ -35,8 +22,8 @@ def folders(tmp_path):
 
 def test_a_table_a_page_and_json_say_the_same(ddib, folders):
     page = folders / "page.html"
-    said = json.loads(ddib(folders / "t", "--truth", folders / "truth", "--format", "json").stdout)
-    text = ddib(folders / "t", "--truth", folders / "truth", "--out", page).stdout
+    said = json.loads(ddib(evaluate, folders / "t", "--truth", folders / "truth", "--format", "json").stdout)
+    text = ddib(evaluate, folders / "t", "--truth", folders / "truth", "--out", page).stdout
     mean = f"{said['ways']['translated']['psnr']['value']:.3g}"
     assert mean in text
     assert mean in page.read_text(encoding="utf-8")
@@ -49,17 +36,17 @@ def test_a_table_a_page_and_json_say_the_same(ddib, folders):
 def test_a_page_is_not_overwritten_unless_told_so(ddib, folders):
     (folders / "page.html").write_text("mine")
     with pytest.raises(AlreadyExists):
-        ddib(folders / "t", "--out", folders / "page.html")
-    ddib(folders / "t", "--out", folders / "page.html", "--force")
+        ddib(evaluate, folders / "t", "--out", folders / "page.html")
+    ddib(evaluate, folders / "t", "--out", folders / "page.html", "--force")
     assert "<h1>" in (folders / "page.html").read_text(encoding="utf-8")
 
 
 def test_a_folder_that_is_not_there_is_named(ddib, folders):
     with pytest.raises(FileMissing, match="nowhere"):
-        ddib(folders / "nowhere")
+        ddib(evaluate, folders / "nowhere")
 
 
-@pytest.mark.parametrize("span", ["5:5", "a:b", "0:inf"])
+@pytest.mark.parametrize("span", ["5:5", "a:b"])
 def test_a_range_is_two_rising_numbers(ddib, folders, span):
     with pytest.raises(click.BadParameter):
-        ddib(folders / "t", "--range", span)
+        ddib(evaluate, folders / "t", "--range", span)

@@ -7,10 +7,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from ddib_fed.cli.main import cli, run
+from ddib_fed.cli.main import cli
 from ddib_fed.errors import SettingsInvalid, UsageError
 from ddib_fed.models.bundle import save_bundle
-from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 from tests.runs.picture_folders import blocks, write
 from tests.runs.tiny_models import tiny, tiny_classifier
 from tests.training.examples import blobs
@@ -59,7 +58,6 @@ POINTS = "translate points.npy --source moons --target checkerboards --evaluatio
     ("line", "named"),
     [
         (f"{PICTURES} --classifier-scale 3", "--classifier MODEL"),
-        (f"{PICTURES} --guidance 3", "no class for none"),
         ("translate in --source dropped --target dropped --evaluations 3 --guidance 3", "--target-class"),
         ("model sample dropped --n 1 --evaluations 3 --guidance 3", "--target-class"),
     ],
@@ -76,7 +74,7 @@ def test_guidance_without_what_it_needs_is_refused(refused, line, named):
         ("model train --domain satellite --steps 1 --set channels=1", "--set channels"),
         ("model train --domain moons --steps 1 --resume --force", "--resume"),
         ("model train --images scans --size 8 --steps 1 --set image_size=16", "image_size"),
-        ("model train --images scans --for dropped --steps 1 --colours opponent", "--colours"),
+        ("model train --images scans --for dropped --steps 1 --set colours=opponent", "colours"),
         ("model import --synthetic points.npy --soften-sigma 0", "--soften-sigma"),
     ],
 )
@@ -91,38 +89,3 @@ def test_training_and_import_refuse_what_they_would_not_use(refused, place, line
 @pytest.mark.parametrize("option", ["--seed 1", "--soften-sigma 0.1", "--flags x", "--device cpu"])
 def test_what_one_process_alone_can_do_is_refused_between_nodes(refused, option):
     assert option.split()[0] in refused(f"translate in --to south.example/relief {option}")
-
-
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (("--doubtful-below", "20"), "--cycle"),
-        (("--cycle", "--detach", "--doubtful-below", "20"), "job fetch"),
-    ],
-)
-def test_translate_refuses_a_bound_that_marks_nothing(tmp_path, capsys, words, named):
-    """Nothing is sent."""
-    north = SourceNodeDouble(tmp_path)
-    try:
-        (tmp_path / "scan.npy").write_bytes(npy(points(10)))
-        place = ("--profile", str(north.profile_path), "--to", TARGET, "--out", str(tmp_path / "out"))
-        assert run(["translate", *place, str(tmp_path / "scan.npy"), *words]) == 2
-        assert not north.script.calls
-    finally:
-        north.stop()
-    assert named in capsys.readouterr().err
-
-
-def test_fetching_takes_no_bound_for_a_job_without_a_round_trip(tmp_path, capsys):
-    """Nothing is fetched, and nothing acknowledged away."""
-    north = SourceNodeDouble(tmp_path)
-    try:
-        (tmp_path / "scan.npy").write_bytes(npy(points(10)))
-        profile, out = ("--profile", str(north.profile_path)), ("--out", str(tmp_path / "out"))
-        assert run(["translate", str(tmp_path / "scan.npy"), "--to", TARGET, *profile, *out, "--detach"]) == 0
-        job = capsys.readouterr().out.split()[1]
-        assert run(["job", "fetch", job, *profile, *out, "--doubtful-below", "20"]) == 2
-        assert not north.script.seen("FetchResults")
-    finally:
-        north.stop()
-    assert "--doubtful-below" in capsys.readouterr().err

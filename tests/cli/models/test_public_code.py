@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 from ddib_fed.cli.model import model
 from ddib_fed.cli.translate import translate
@@ -23,17 +22,6 @@ SMALL = ("--set", "network=public", "--set", "num_channels=32", "--set", "num_re
 PLAIN = ("--flags", "--use_ddim True")
 """The public code's levels and steps, and its defaults."""
 NETWORK = SyntheticConfig(num_channels=32, num_res_blocks=1)
-
-
-@pytest.fixture
-def ddib():
-    """Run a command of a group; errors of ours come out as they are."""
-
-    def call(group, *arguments):
-        arguments = [str(a) for a in arguments]
-        return CliRunner().invoke(group, arguments, catch_exceptions=False, standalone_mode=False)
-
-    return call
 
 
 def public_bundle(path, *, name: str = "linear", steps: int = 1000):
@@ -69,18 +57,8 @@ def test_the_public_network_is_trained_sampled_exported_and_imported(ddib, tmp_p
     assert "--num_channels 32 --num_res_blocks 1" in said
     assert "--diffusion_steps 200 --noise_schedule cosine" in said
     file = tmp_path / "log2D0" / "model000000.pt"
-    ddib(
-        model,
-        "import",
-        "--synthetic",
-        file,
-        "--flags",
-        "--diffusion_steps 200 --noise_schedule cosine",
-        "--domain",
-        "moons",
-        "--out",
-        again,
-    )
+    flags = ("--flags", "--diffusion_steps 200 --noise_schedule cosine")
+    ddib(model, "import", "--synthetic", file, *flags, "--domain", "moons", "--out", again)
     made, read = load_bundle(out), load_bundle(again)
     assert read.manifest.network == made.manifest.network.model_copy(update={"dropout": 0.0})
     assert read.manifest.schedule == made.manifest.schedule
@@ -89,28 +67,11 @@ def test_the_public_network_is_trained_sampled_exported_and_imported(ddib, tmp_p
         ddib(model, "export", out, "--out", file)
 
 
-@pytest.mark.parametrize(
-    ("options", "word"),
-    [
-        (("--set", "num_channels=32"), "network=public"),
-        (("--set", "network=public", "--set", "model_channels=32"), "model_channels"),
-        (("--size", 32), "--size is for pictures"),
-    ],
-    ids=str,
-)
-def test_options_of_another_network_are_refused_before_training(ddib, tmp_path, options, word):
-    with pytest.raises(UsageError, match=word):
-        ddib(model, "train", "--domain", "moons", *options, "--steps", 2, "--out", tmp_path / "m")
-    assert not (tmp_path / "m").exists()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "options", "evaluations"),
     [
         ("--timestep_respacing ddim50", (), 50),
-        ("--timestep_respacing 10,20,30", ("--evaluations", 60), 60),
-        ("--diffusion_steps 1000", (), 1000),
     ],
     ids=str,
 )
@@ -125,10 +86,7 @@ def test_evaluations_are_what_the_respacing_keeps(ddib, there, tmp_path, flags, 
     [
         ("--diffusion_steps 4000", (), SettingsInvalid, "trained with 1000 diffusion steps"),
         ("--timestep_respacing ddim50", ("--evaluations", 48), SettingsInvalid, "keeps 50, not 48"),
-        ("--timestep_respacing ddim300", (), SettingsInvalid, "no constant stride"),
-        ("--etta 0.5", (), SettingsInvalid, "did you mean|no flag --etta"),
         ("--eta 0.5", ("--solver", "flow-map"), UsageError, "omit|ddim"),
-        ("--use_ddpm True --eta 0.5", (), SettingsInvalid, "variance of its own"),
     ],
     ids=str,
 )
@@ -185,10 +143,3 @@ def test_pictures_are_clipped_with_flags_unless_told_otherwise(ddib, tmp_path):
         ddib(model, "sample", tmp_path / "m", *options, "--evaluations", 24, "--n", 2, "--out", out)
         clips.append(json.loads((out / "report.json").read_text())["guidance"]["clip"])
     assert clips == [True, False, False]
-
-
-@pytest.mark.parametrize("which", ["moons", "satellite"])
-def test_other_networks_are_not_exported(ddib, tmp_path, which):
-    with pytest.raises(SettingsInvalid, match="the public code's"):
-        ddib(model, "export", which, "--out", tmp_path / "m.pt")
-    assert not (tmp_path / "m.pt").exists()

@@ -39,18 +39,6 @@ def test_a_command_of_the_page_is_one(line):
     assert parsed.params
 
 
-def test_the_page_has_a_command_for_each_public_script():
-    """Train, sample, translate, there and back, and checkpoints both ways."""
-    named = {" ".join(line.split()[1:3]) for line in COMMANDS}
-    assert named == {
-        "model train",
-        "model sample",
-        "model import",
-        "model export",
-        "translate samples/samples.npy",
-    }
-
-
 def test_every_option_of_the_public_scripts_is_accounted_for():
     """It stands in the table, with what is said instead or that it is not offered."""
     table = " ".join(line.split("|")[1] for line in PAGE.splitlines() if line.startswith("| "))

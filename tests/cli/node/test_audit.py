@@ -41,7 +41,7 @@ def test_a_changed_line_is_named(config_path, log, capsys):
 def test_a_log_that_was_cut_shows_by_the_noted_head(config_path, log, capsys):
     """The chain of what is left is whole; the head that was noted is no longer in it. Lines that follow do no harm."""
     noted = verify(lines_of(log)).head
-    command = ["audit", "verify", "--config", str(config_path), "--anchor", noted]
+    command = ["audit", "verify", "--config", str(config_path), "--anchors", noted]
     audit_rows.append(log, "started")
     assert run(command) == 0
     audit_rows.cut(log, 2)
@@ -76,11 +76,11 @@ def pair(tmp_path):
 
 @pytest.mark.parametrize(("victim", "holder"), [("north", "south"), ("south", "north")])
 def test_a_cut_shows_against_the_anchors_that_the_peer_wrote_out(pair, tmp_path, capsys, victim, holder):
-    """`ddib audit show --anchors` there, `ddib audit verify --anchor` here: whole before the cut, not after it."""
+    """`ddib audit show --anchors` there, `ddib audit verify --anchors` here: whole before the cut, not after it."""
     file, log = tmp_path / "held.json", NodeConfig.load(pair[victim]).paths.store
     export = ["audit", "show", "--anchors", "--config", str(pair[holder]), "--peer", f"{victim}.example"]
     assert run([*export, "--out", str(file)]) == 0
-    command = ["audit", "verify", "--config", str(pair[victim]), "--anchor", str(file)]
+    command = ["audit", "verify", "--config", str(pair[victim]), "--anchors", str(file)]
     assert run(command) == 0
     assert "10 lines that peers noted, all there" in capsys.readouterr().out
     audit_rows.cut(log, 6)

@@ -110,9 +110,3 @@ def test_no_node_is_unreachable(config_path, capsys):
     """Exit 9, and how to start it."""
     assert run(["status", "--config", str(config_path)]) == ExitCode.UNAVAILABLE
     assert "serve --config" in capsys.readouterr().err
-
-
-def test_no_configuration_is_not_found(tmp_path, capsys):
-    """Exit 6, and how to write one."""
-    assert run(["status", "--config", str(tmp_path / "none.toml")]) == ExitCode.NOT_FOUND
-    assert "ddib init node" in capsys.readouterr().err

@@ -184,9 +184,7 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing(fresh_pair: Pair) -> Non
 
 def test_jobs_of_another_client_do_not_exist(pair: Pair, tmp_path) -> None:  # type: ignore[no-untyped-def]
     """Bob cannot see, fetch or cancel what Alice submitted."""
-    ddib(
-        "init", "client", "--node-config", pair.north.config_path, "--name", "bob", "--out", tmp_path / "bob"
-    )
+    ddib("init", "client", "--config", pair.north.config_path, "--name", "bob", "--out", tmp_path / "bob")
     with pair.client() as alice, Client.from_profile(tmp_path / "bob" / "client.toml") as bob:
         job = alice.submit([npy(np.zeros((3, 2), np.float32))], TARGET)
         with pytest.raises(JobNotFound):

@@ -42,15 +42,15 @@ def translate() -> Iterator[Translate]:
         pair = Pair.create(Path(name), "relief", domain="satellite")
 
         def call(*words: object) -> int:
-            given = [
+            given = (
                 "--to",
                 "south.example/relief",
                 "--cycle",
                 "--evaluations",
-                "24",
+                24,
                 "--profile",
                 pair.profile,
-            ]
+            )
             return run(["translate", *map(str, (*words, *given))])
 
         try:
@@ -128,7 +128,5 @@ def test_refused_tiles_are_background_with_the_reason_and_a_mask(
     assert (unit(tmp_path / "out" / "coast.png")[mask == 0] == -1).all()
     said = capsys.readouterr()
     assert f"{len(refused)} of 8 items were refused, and are background" in said.out
-    assert (
-        f"{100 * (mask == 0).mean():.1f} % of it was not translated and is background: coast.mask.png"
-        in said.out
-    )
+    share = 100 * (mask == 0).mean()
+    assert f"{share:.1f} % of it was not translated and is background: coast.mask.png" in said.out

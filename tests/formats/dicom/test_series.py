@@ -85,15 +85,6 @@ def test_monochrome1_is_turned_alike_in_all_slices(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["MR_small.dcm", "MR_small_RLE.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm"]
-)
-def test_encodings_of_one_picture_are_the_same_item(name):
-    """Uncompressed, run lengths, implicit and big endian."""
-    first = list(only(DICOM / "MR_small.dcm").items())
-    assert list(only(DICOM / name).items()) == first
-
-
-@pytest.mark.parametrize(
     ("name", "says"),
     [
         ("rtplan.dcm", "no DICOM pictures"),

@@ -102,7 +102,7 @@ def scene() -> Iterator[Scene]:
         ddib(
             "init",
             "client",
-            "--node-config",
+            "--config",
             pair.north.config_path,
             "--name",
             "mallory",

@@ -84,7 +84,7 @@ def brains(browser: Browser) -> Iterator[Pair]:
 def serving(*words: object) -> Iterator[str]:
     """A `ddib` command that serves a page, as a process; the link that it prints. Ends it with Ctrl-C."""
     code = "from ddib_fed.cli.main import main; main()"
-    command = [sys.executable, "-u", "-c", code, *map(str, words), "--no-browser"]
+    command = [sys.executable, "-u", "-c", code, *map(str, words)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
             assert process.stdout is not None
