@@ -113,7 +113,6 @@ def rehearse(
             lambda p: on_progress(f"training {side.name}", p.step, p.steps, f"loss {p.loss:.4f}"),
             resume=not force,
             force=force,
-            lengthen=not force,
             say=lambda text: say(f"{side.name}: {text}"),
         )
 

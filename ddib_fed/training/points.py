@@ -184,10 +184,8 @@ def points_source(path: Path, held_out_points: int) -> PointSource:
     constant = np.flatnonzero(spread <= 1e-6 * max(float(spread.max()), float(np.abs(raw).max()) * 1e-6))
     if len(constant):
         columns = ", ".join(map(str, constant[:10].tolist()))
-        raise InputError(
-            f"column {columns} of {path} is constant (counting from 0)",
-            hint="leave constant columns out: there is nothing in them to translate",
-        )
+        problem = f"column {columns} of {path} is constant (counting from 0)"
+        raise InputError(problem, hint="leave constant columns out: there is nothing in them to translate")
     mean, std = float(wide.mean()), float(wide.std())
     points = ((wide - mean) / std).astype(np.float32)
     points = points[np.random.default_rng(_SPLIT_SEED).permutation(len(points))]
