@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Final
 
@@ -130,28 +131,23 @@ def _last(log: OrderedDict[object, WatchJobResponse] | None) -> WatchJobResponse
     return next(reversed(log.values())) if log else None
 
 
+@dataclass(slots=True, eq=False)
 class StepEvents:
     """Publishes the events of one running job, and counts them in the metrics; safe to use from any thread."""
 
-    def __init__(
-        self,
-        events: EventHub,
-        metrics: Metrics,
-        job_id: str,
-        items: int,
-        done: int,
-        tracing: Tracing = OFF,
-        trace: Span | None = None,
-    ) -> None:
-        self._events, self._metrics = events, metrics
-        self._tracing, self._trace = tracing, trace
-        self._job_id, self._items, self._done = job_id, items, done
-        self._lock = threading.Lock()
-        self._observed: Counter[str] = Counter()
-        self._ranges: dict[int, int] = {}
-        self._steps: dict[int, dict[tuple[str, int], int]] = {}
-        """Of each item that is being worked on: how far each of its ranges is in each stage."""
-        self._said: dict[str, float] = {}
+    events: EventHub
+    metrics: Metrics
+    job_id: str
+    items: int
+    done: int
+    tracing: Tracing = OFF
+    trace: Span | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _observed: Counter[str] = field(default_factory=Counter)
+    _ranges: dict[int, int] = field(default_factory=dict)
+    _steps: dict[int, dict[tuple[str, int], int]] = field(default_factory=dict)
+    """Of each item that is being worked on: how far each of its ranges is in each stage."""
+    _said: dict[str, float] = field(default_factory=dict)
 
     def begins(self, item: int, ranges: int) -> None:
         with self._lock:
@@ -167,39 +163,39 @@ class StepEvents:
             so_far[stage, place] = step
             # Called on the engine's thread for every step: the ranges are added up only for what is published.
             said = now - self._said.get(stage, float("-inf")) < STEPS_EVERY_S
-            if said and not (step == steps and self._items == 1):
+            if said and not (step == steps and self.items == 1):
                 return
             of_all = self._ranges[item] * steps
             done = min(of_all, sum(value for (name, _), value in so_far.items() if name == stage))
             if said and done < of_all:
                 return
             self._said[stage] = now
-        self._events.publish(self._job_id, JobState.RUNNING, item=item, stage=stage, step=done, steps=of_all)
+        self.events.publish(self.job_id, JobState.RUNNING, item=item, stage=stage, step=done, steps=of_all)
 
     def observe(self, stage: str, seconds: float, samples: int) -> None:
         """Some samples have gone through a stage of the own model."""
-        self._metrics.seconds.labels(stage).observe(seconds)
-        self._metrics.samples.labels(stage).inc(samples)
+        self.metrics.seconds.labels(stage).observe(seconds)
+        self.metrics.samples.labels(stage).inc(samples)
         with self._lock:
             self._observed[stage] += 1
             seen = self._observed[stage]
         if seen <= MOST_ITEMS:
-            self._tracing.record(stage, seconds, parent=self._trace, samples=samples)
+            self.tracing.record(stage, seconds, parent=self.trace, samples=samples)
 
     def ends(self, item: int, reason: str = "") -> None:
         """An item is translated, or has failed for a reason."""
         stage, end = ("encode", "failed") if reason else ("decode", "ok")
-        self._metrics.items.labels(stage, end).inc()
+        self.metrics.items.labels(stage, end).inc()
         with self._lock:
-            self._done += 1
+            self.done += 1
             self._steps.pop(item, None)
             self._ranges.pop(item, None)
-            self._events.publish(
-                self._job_id,
+            self.events.publish(
+                self.job_id,
                 JobState.RUNNING,
                 item=item,
                 stage="failed" if reason else "done",
                 reason=reason,
-                items_done=self._done,
-                items=self._items,
+                items_done=self.done,
+                items=self.items,
             )

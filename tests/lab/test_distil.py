@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddib_fed.diffusion.denoiser import LevelTable, Places
 from ddib_fed.diffusion.plans import SolverSettings, decode
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.lab.config import DistilConfig
@@ -109,7 +110,9 @@ def test_an_answer_takes_its_question_to_another_node_of_its_path():
         assert float((nodes - reached[k]).abs().amax(1).min()) < 1e-5
     assert torch.equal(questions.times == questions.to, u[:, 2] < 0.125)
     assert {-1.0, 1.0} <= set(torch.sign(phi[1] - phi[0]).tolist())
-    still = found.denoiser.evaluate(questions.x[:4], torch.zeros(4), phi[0, :4].cos(), phi[0, :4].sin())
+    table = torch.stack([phi[0, :4].cos(), phi[0, :4].sin(), torch.zeros(4)], dim=1).double()
+    places = Places.by_row(questions.x[:4], LevelTable(table), torch.arange(4))
+    still = found.denoiser.at(questions.x[:4], places)
     assert torch.allclose(questions.target[:4], still, atol=1e-5)
 
 
