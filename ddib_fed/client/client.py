@@ -36,6 +36,7 @@ from ddib_fed.errors import (
     DeadlineExceeded,
     ExhaustedError,
     JobFailed,
+    JobNotFound,
     MessageInvalid,
     PeerFault,
     PeerUnreachable,
@@ -456,8 +457,19 @@ class Client(Connection):
         Raises:
             JobNotFound: This client has no such job.
         """
-        request = pb.DeleteJobRequest(job_id=job_id)
-        self.call(lambda stub: stub.DeleteJob(request, timeout=CALL_S))
+        tries = 0
+
+        def attempt(stub: TranslationServiceStub) -> pb.DeleteJobResponse:
+            nonlocal tries
+            tries += 1
+            return stub.DeleteJob(pb.DeleteJobRequest(job_id=job_id), timeout=CALL_S)
+
+        try:
+            self.call(attempt)
+        except JobNotFound:
+            # The answer to an earlier try was lost: the job is already removed.
+            if tries == 1:
+                raise
 
     def translate(
         self,
