@@ -16,9 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from ddib_fed.evaluation.structure import calibrate_by_chance
-
 from ddib_fed.data.shipped import SHIPPED
+from ddib_fed.evaluation.metrics import calibrate_by_chance
 from ddib_fed.models.bundle import amend_bundle, load_bundle
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import TrainingProgress, train

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.pictures import Geometry, ImageLimits, Picture, Pixels, cost_of, read_image, rows_of
+from ddib_fed.data.pictures import Geometry, ImageLimits, Picture, Pixels, bands, cost_of, read_image, rows_of
 from ddib_fed.data.points import explain, name_file
 from ddib_fed.errors import PictureMisfit, SettingsInvalid, ShapeMismatch
 
@@ -40,7 +40,6 @@ _TOPS: Final = (4095, 16383, 65535)
 _WHOLE: Final = (0.05, 1.0, 1.0)
 _WINDOW: Final = (8.0, 0.5, np.inf)
 _SIGNED_WINDOW: Final = (64.0, 0.95, np.inf)
-_BLOCK: Final = 1 << 18
 LUMA: Final = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey value (ITU-R BT.601), as Pillow has them."""
 
@@ -65,7 +64,8 @@ def check_numbers(picture: Picture, low: float, high: float, *, windows: bool = 
     clipped = far = 0
     if least < low - slack or most > high + slack:
         reach = _allowance(pixels.dtype, low, high, least)[0] * width
-        for block in _blocks(pixels):
+        for start, stop in bands(*pixels.shape[:2]):
+            block = pixels[start:stop]
             clipped += int(np.count_nonzero((block < low - slack) | (block > high + slack)))
             far += int(np.count_nonzero((block < low - reach) | (block > high + reach)))
     used = max(0.0, min(most, high) - max(least, low)) / width
@@ -82,9 +82,10 @@ def check_fit(picture: Picture, rule: PictureRule, *, windows: bool = False, gre
     if rule.channels == 1 and not grey and picture.pixels.shape[2] == 3:
         # Whether more than a few pixels have channels that differ by a 32nd of the range's width.
         least = (rule.high - rule.low) / 32
-        spread = (np.ptp(block.astype(np.float32), axis=2) for block in _blocks(picture.pixels))
-        count = sum(int(np.count_nonzero(each > least)) for each in spread)
-        if count > FEW * picture.pixels.shape[0] * picture.pixels.shape[1]:
+        height, width, _ = picture.pixels.shape
+        blocks = (picture.pixels[start:stop].astype(np.float32) for start, stop in bands(height, width))
+        count = sum(int(np.count_nonzero(np.ptp(block, axis=2) > least)) for block in blocks)
+        if count > FEW * height * width:
             raise _misfit(3, picture.pixels.dtype, "colour", rule.low, rule.high, use)
     return use
 
@@ -139,12 +140,6 @@ def _own_range(dtype: np.dtype[np.generic], problem: Problem, use: Use) -> tuple
     if use.low < use.high:
         return use.low, use.high
     return min(use.low, 0.0), max(use.high, 1.0)
-
-
-def _blocks(pixels: Pixels) -> Iterator[Pixels]:
-    rows = max(1, _BLOCK // max(1, pixels.shape[1] * pixels.shape[2]))
-    for start in range(0, len(pixels), rows):
-        yield pixels[start : start + rows]
 
 
 Array = NDArray[np.float32]
@@ -403,17 +398,15 @@ def _planes(pixels: Pixels, channels: int) -> Iterator[Pixels]:
     if pixels.shape[2] == 1 or channels == 3:
         yield from np.moveaxis(pixels, 2, 0)
         return
-    grey: Pixels = np.empty(pixels.shape[:2], np.uint8 if pixels.dtype == np.uint8 else np.float32)
-    done = 0
-    for block in _blocks(pixels):
-        if block.dtype == np.uint8:
-            from PIL import Image
+    from PIL import Image
 
-            rows = np.asarray(Image.fromarray(np.ascontiguousarray(block)).convert("L"))
+    grey: Pixels = np.empty(pixels.shape[:2], np.uint8 if pixels.dtype == np.uint8 else np.float32)
+    for start, stop in bands(*grey.shape):
+        block = pixels[start:stop]
+        if block.dtype == np.uint8:
+            grey[start:stop] = Image.fromarray(np.ascontiguousarray(block)).convert("L")
         else:
-            rows = block.astype(np.float32) @ np.array(LUMA, np.float32)
-        grey[done : done + len(rows)] = rows
-        done += len(rows)
+            grey[start:stop] = block.astype(np.float32) @ np.array(LUMA, np.float32)
     yield grey
 
 
@@ -429,10 +422,9 @@ def _unit_image(plane: Pixels, rule: PictureRule, *, clip: bool) -> Any:
     """The same as Pillow's, made block by block: a large plane is never there twice."""
     from PIL import Image
 
-    image, done = Image.new("F", plane.shape[::-1]), 0
-    for block in _blocks(plane[..., None]):
-        image.paste(_pillow(_unit(block[..., 0], rule, clip=clip)), (0, done))
-        done += len(block)
+    image = Image.new("F", plane.shape[::-1])
+    for start, stop in bands(*plane.shape):
+        image.paste(_pillow(_unit(plane[start:stop], rule, clip=clip)), (0, start))
     return image
 
 

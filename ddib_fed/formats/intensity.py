@@ -31,7 +31,8 @@ _RULE: Final = re.compile(
     rf"percentile:(?P<least>{_NUMBER}),(?P<most>{_NUMBER}))(?:@(?P<low>{_NUMBER}):(?P<high>{_NUMBER}))?"
 )
 _FORMS: Final = (
-    "values, hu, window:CENTRE,WIDTH or percentile:LEAST,MOST, the last two perhaps with @LOW:HIGH"
+    "values, hu, window:CENTRE,WIDTH or percentile:LEAST,MOST, the last two perhaps with @LOW:HIGH; "
+    "widths are above 0, and percentiles ascend from 0 to 100"
 )
 
 
@@ -49,27 +50,19 @@ class IntensityRule:
     def parse(cls, text: str) -> IntensityRule:
         """The rule in `values`, `hu`, `window:40,400`, `percentile:0.5,99.5` or `percentile:0.5,99.5@0:65535`."""
         found = _RULE.fullmatch(text)
-        if found is None:
-            raise UsageError(
-                f"--intensity {text!r} is no rule", hint=f"--intensity auto, {_FORMS} (docs/formats.md)"
+        if found is not None:
+            name = found["name"].partition(":")[0]
+            first, second = (
+                float(found["centre"] or found["least"] or 0),
+                float(found["width"] or found["most"] or 0),
             )
-        name = found["name"].partition(":")[0]
-        first, second = (
-            float(found[a] or found[b] or 0) for a, b in (("centre", "least"), ("width", "most"))
+            low, high = float(found["low"] or 0.0), float(found["high"] or 255.0)
+            right = {"window": second > 0, "percentile": 0 <= first < second <= 100}
+            if low < high and right.get(name, found["low"] is None):
+                return cls(name, first, second, low, high)
+        raise UsageError(
+            f"--intensity {text!r} is no rule", hint=f"--intensity auto, {_FORMS} (docs/formats.md)"
         )
-        low, high = float(found["low"] or 0.0), float(found["high"] or 255.0)
-        what = ""
-        if name in {"values", "hu"} and found["low"] is not None:
-            what, example = f"{name} leaves the values as they are", name
-        elif name == "window" and second <= 0:
-            what, example = "a width is above 0", "window:40,400"
-        elif name == "percentile" and not 0 <= first < second <= 100:
-            what, example = "percentiles are 0 to 100, ascending", PERCENTILES
-        elif low >= high:
-            what, example = "the range is empty", f"{PERCENTILES}@0:255"
-        if what:
-            raise UsageError(f"--intensity {text}: {what}", hint=f"--intensity {example}")
-        return cls(name, first, second, low, high)
 
     @property
     def text(self) -> str:

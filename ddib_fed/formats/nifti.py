@@ -25,11 +25,11 @@ from ddib_fed.formats.study import MAX_BYTES, Assembled, Options, Origin, Slices
 from ddib_fed.version import __version__
 
 _NO_PLACE: Final = "set its qform or sform to where it lies (fslorient, or set_sform of nibabel)"
-# In canonical orientation (right, anterior, superior): the axis that slices follow, and those across and up a slice.
 _PLACE: Final = (
     "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
     "sform_code", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
+# In canonical orientation (right, anterior, superior): the axis that slices follow, and those across and up a slice.
 PLANES: Final = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
 
 
@@ -84,8 +84,7 @@ class NiftiStudy(Study):
     def _file(self, volume: Pixels, translated: StudyResults) -> bytes:
         """The volume with a header of its own."""
         nibabel = _nibabel()
-        kind = type(self.image)
-        made = kind(np.ascontiguousarray(volume), None)
+        made = type(self.image)(np.ascontiguousarray(volume), None)
         header, given = made.header, self.image.header
         zooms = given.get_zooms()
         header.set_zooms((*zooms, *([1.0] * (volume.ndim - len(zooms))))[: volume.ndim])
@@ -100,7 +99,7 @@ class NiftiStudy(Study):
         if volume.ndim == 5:
             header.set_intent("vector")
         header["descrip"] = f"SYNTHETIC {translated.target} ddib-fed {__version__}"[:79]
-        content = nibabel.Nifti1Image.to_bytes(made) if kind is nibabel.Nifti1Image else made.to_bytes()
+        content: bytes = made.to_bytes()
         return gzip.compress(content, mtime=0) if self.origin.outputs[0].endswith(".gz") else content
 
 
