@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from ddib_fed.engine.record import Part, PictureFigures, Translation
 from ddib_fed.errors import FileMissing, PictureMisfit, UsageError
 from ddib_fed.evaluation.judgement import Figures, judge
 from ddib_fed.evaluation.metrics import Pictures, to_channels, whiteness
+
+if TYPE_CHECKING:
+    from ddib_fed.models.manifest import StructureThresholds
 
 OnRead = Callable[[int, int], None]
 Span = tuple[float, float]
@@ -222,11 +225,14 @@ def _thinned(folder: Path) -> list[Path]:
     return [paths[i] for i in np.linspace(0, len(paths) - 1, min(DOMAIN_PICTURES, len(paths))).astype(int)]
 
 
-def evaluate_folder(folder: Path, *, by_folder: bool = False, **reading: Any) -> tuple[Figures, Translations]:
-    """The report on a folder of translations as JSON values, and its pictures; the marks in the records count.
+def evaluate_folder(
+    folder: Path, *, thresholds: StructureThresholds | None = None, by_folder: bool = False, **reading: Any
+) -> tuple[Figures, Translations]:
+    """The report on a folder of translations as JSON values, and its pictures.
 
     Args:
         folder: The folder.
+        thresholds: Of structure; without them the marks in the records count.
         by_folder: Intervals draw whole folders of pictures.
         reading: Arguments of `read_translations`.
     """
@@ -241,6 +247,7 @@ def evaluate_folder(folder: Path, *, by_folder: bool = False, **reading: Any) ->
         truth=found.truth,
         back=found.back,
         domain=found.domain,
+        thresholds=thresholds,
         recorded={key: np.array(values, np.float64) for key, values in figures.items() if None not in values},
         marks=[record.doubtful for record in found.records],
         clusters=np.array([str(PurePosixPath(name).parent) for name in found.names]) if by_folder else None,
