@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from ddib_fed.data.points import name_file
 from ddib_fed.engine.record import Part, PictureFigures, Translation
 from ddib_fed.errors import FileMissing, PictureMisfit, UsageError
 from ddib_fed.evaluation.judgement import Figures, judge
-from ddib_fed.evaluation.metrics import Pictures, to_channels, whiteness
+from ddib_fed.evaluation.metrics import Pictures, to_channels
 
 if TYPE_CHECKING:
     from ddib_fed.models.manifest import StructureThresholds
@@ -267,18 +267,6 @@ def evaluate_folder(
         {"name": name, **row} for name, row in zip(found.names, report["pictures"], strict=True)
     ]
     return report, found
-
-
-def latent_figures(latents: NDArray[np.float32]) -> Figures:
-    """Joint statistics of latents (N, C, H, W), beside those of noise."""
-    import torch
-
-    measured = whiteness(torch.from_numpy(latents))
-    return {
-        **asdict(measured.latent),
-        "noise_correlation": measured.noise.correlation,
-        "ratio": measured.ratio,
-    }
 
 
 def _of_records(records: Sequence[Translation]) -> Figures | None:
