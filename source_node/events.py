@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Final
 
@@ -80,43 +81,36 @@ class EventHub:
         job_id: str,
         after_sequence: int = 0,
         *,
-        timeout_s: float | None = None,
         idle_s: float | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[WatchJobResponse]:
         """The events of a job as they come, until its last one."""
-        end = None if timeout_s is None else time.monotonic() + timeout_s
         seen = after_sequence
-        while True:
-            newer = self._wait(job_id, seen, end, stop, idle_s)
+        while newer := self._newer(job_id, seen, idle_s, stop):
             yield from newer
-            if not newer or newer[-1].state in _ENDED:
+            if newer[-1].state in _ENDED:
                 return
             seen = newer[-1].sequence
 
-    def _wait(
-        self, job_id: str, seen: int, end: float | None, stop: Callable[[], bool], idle_s: float | None
+    def _newer(
+        self, job_id: str, seen: int, idle_s: float | None, stop: Callable[[], bool]
     ) -> Sequence[WatchJobResponse]:
         """What is newer than seen; empty when nothing more will come or is wanted."""
         idle = None if idle_s is None else time.monotonic() + idle_s
         with self._changed:
             while not (self._closed or stop()):
-                log = self._logs.get(job_id)
-                last = _last(log)
-                if log is not None and last is not None and last.sequence > seen:
-                    newer = takewhile(lambda event: event.sequence > seen, reversed(log.values()))
-                    return list(newer)[::-1]
-                now = time.monotonic()
-                left = POLL_S if end is None else min(POLL_S, end - now)
-                if left <= 0 or (last is not None and last.state in _ENDED):
-                    return ()
-                if idle is not None and now >= idle:
+                log = self._logs.get(job_id, OrderedDict())
+                if newer := list(takewhile(lambda event: event.sequence > seen, reversed(log.values()))):
+                    return newer[::-1]
+                if (last := _last(log)) is not None and last.state in _ENDED:
+                    break
+                if idle is not None and time.monotonic() >= idle:
                     raise DeadlineExceeded(
                         "the job did not move for as long as one call may wait for it",
                         hint="watch it again, after the last event",
                         facts={"idle_s": f"{idle_s:g}"},
                     )
-                self._changed.wait(left)
+                self._changed.wait(POLL_S)
         return ()
 
     def close(self) -> None:
@@ -130,28 +124,23 @@ def _last(log: OrderedDict[object, WatchJobResponse] | None) -> WatchJobResponse
     return next(reversed(log.values())) if log else None
 
 
+@dataclass(slots=True, eq=False)
 class StepEvents:
     """Publishes the events of one running job, and counts them in the metrics; safe to use from any thread."""
 
-    def __init__(
-        self,
-        events: EventHub,
-        metrics: Metrics,
-        job_id: str,
-        items: int,
-        done: int,
-        tracing: Tracing = OFF,
-        trace: Span | None = None,
-    ) -> None:
-        self._events, self._metrics = events, metrics
-        self._tracing, self._trace = tracing, trace
-        self._job_id, self._items, self._done = job_id, items, done
-        self._lock = threading.Lock()
-        self._observed: Counter[str] = Counter()
-        self._ranges: dict[int, int] = {}
-        self._steps: dict[int, dict[tuple[str, int], int]] = {}
-        """Of each item that is being worked on: how far each of its ranges is in each stage."""
-        self._said: dict[str, float] = {}
+    events: EventHub
+    metrics: Metrics
+    job_id: str
+    items: int
+    done: int
+    tracing: Tracing = OFF
+    trace: Span | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _observed: Counter[str] = field(default_factory=Counter)
+    _ranges: dict[int, int] = field(default_factory=dict)
+    _steps: dict[int, dict[tuple[str, int], int]] = field(default_factory=dict)
+    """Of each item that is being worked on: how far each of its ranges is in each stage."""
+    _said: dict[str, float] = field(default_factory=dict)
 
     def begins(self, item: int, ranges: int) -> None:
         with self._lock:
@@ -167,39 +156,39 @@ class StepEvents:
             so_far[stage, place] = step
             # Called on the engine's thread for every step: the ranges are added up only for what is published.
             said = now - self._said.get(stage, float("-inf")) < STEPS_EVERY_S
-            if said and not (step == steps and self._items == 1):
+            if said and not (step == steps and self.items == 1):
                 return
             of_all = self._ranges[item] * steps
             done = min(of_all, sum(value for (name, _), value in so_far.items() if name == stage))
             if said and done < of_all:
                 return
             self._said[stage] = now
-        self._events.publish(self._job_id, JobState.RUNNING, item=item, stage=stage, step=done, steps=of_all)
+        self.events.publish(self.job_id, JobState.RUNNING, item=item, stage=stage, step=done, steps=of_all)
 
     def observe(self, stage: str, seconds: float, samples: int) -> None:
         """Some samples have gone through a stage of the own model."""
-        self._metrics.seconds.labels(stage).observe(seconds)
-        self._metrics.samples.labels(stage).inc(samples)
+        self.metrics.seconds.labels(stage).observe(seconds)
+        self.metrics.samples.labels(stage).inc(samples)
         with self._lock:
             self._observed[stage] += 1
             seen = self._observed[stage]
         if seen <= MOST_ITEMS:
-            self._tracing.record(stage, seconds, parent=self._trace, samples=samples)
+            self.tracing.record(stage, seconds, parent=self.trace, samples=samples)
 
     def ends(self, item: int, reason: str = "") -> None:
         """An item is translated, or has failed for a reason."""
         stage, end = ("encode", "failed") if reason else ("decode", "ok")
-        self._metrics.items.labels(stage, end).inc()
+        self.metrics.items.labels(stage, end).inc()
         with self._lock:
-            self._done += 1
+            self.done += 1
             self._steps.pop(item, None)
             self._ranges.pop(item, None)
-            self._events.publish(
-                self._job_id,
+            self.events.publish(
+                self.job_id,
                 JobState.RUNNING,
                 item=item,
                 stage="failed" if reason else "done",
                 reason=reason,
-                items_done=self._done,
-                items=self._items,
+                items_done=self.done,
+                items=self.items,
             )

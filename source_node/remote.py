@@ -331,37 +331,31 @@ def failure(error: grpc.RpcError, hop: str, control: Control | None = None) -> D
     return found
 
 
+@dataclass(frozen=True, slots=True)
 class Remotes:
     """Every admitted peer, each by its own channel and roots."""
 
-    def __init__(
-        self, channels: tls.PeerChannels, *, max_file_bytes: int, silence_s: float = SILENCE_S
-    ) -> None:
-        self._channels = channels
-        self._max_file_bytes = max_file_bytes
-        self._silence_s = silence_s
+    channels: tls.PeerChannels
+    max_file_bytes: int
+    silence_s: float = SILENCE_S
 
     def get(self, institution: str) -> Remote:
         """The peer, over a channel that matches the certificates as they are now."""
-        return Remote(
-            institution,
-            self._channels.get(institution),
-            max_file_bytes=self._max_file_bytes,
-            silence_s=self._silence_s,
-        )
+        channel = self.channels.get(institution)
+        return Remote(institution, channel, max_file_bytes=self.max_file_bytes, silence_s=self.silence_s)
 
     def explained(self, institution: str, error: DdibError, timeout_s: float) -> DdibError:
         """A failed call's error with the cause of the failed connection, where that is what it is."""
-        found = self._channels.explained(institution, error, timeout_s)
+        found = self.channels.explained(institution, error, timeout_s)
         if "found" in found.facts:
             found.facts["peer"] = institution
         return found
 
     def refresh(self) -> None:
-        self._channels.refresh()
+        self.channels.refresh()
 
     def close(self) -> None:
-        self._channels.close()
+        self.channels.close()
 
 
 class _Stopped(Exception):  # noqa: N818 - a signal between threads, no error
@@ -375,11 +369,10 @@ class LatentWindow:
     leave, is kept for whoever reads the answers.
     """
 
-    def __init__(self, latents: Iterable[ToDecode], control: Control, batch_rows: int, idle_s: float) -> None:
+    def __init__(self, latents: Iterable[ToDecode], control: Control, batch_rows: int) -> None:
         self._latents = latents
         self._control = control
         self._batch_rows = batch_rows
-        self._idle_s = idle_s
         self._changed = threading.Condition()
         self._waiting: deque[ToDecode | None] = deque()
         """None after the last one."""
@@ -471,12 +464,12 @@ class LatentWindow:
     def _take(self, number: int, label: Labels, most: int) -> list[ToDecode]:
         """The next latents for a call, at most `most`, once there are some and the peer has few enough."""
         with self._changed:
-            idle = time.monotonic() + self._idle_s
+            idle = time.monotonic() + IDLE_S
             while self._number == number and (not self._waiting or self._is_full()):
                 if self._waiting and not self._fits(label):
                     return []
                 if self._waiting or self._unanswered:
-                    idle = time.monotonic() + self._idle_s
+                    idle = time.monotonic() + IDLE_S
                 elif time.monotonic() > idle:
                     return []
                 self._wait()
@@ -557,59 +550,47 @@ def _like(error: DdibError, item: int, reason: str) -> DdibError:
     return other
 
 
+@dataclass(slots=True, eq=False)
 class RemoteParty:
     """The model of an admitted peer, for one job."""
 
-    def __init__(
-        self,
-        remote: Remote,
-        contract: Contract,
-        *,
-        request_id: str,
-        read: Callable[[bytes, int], Array],
-        release: Release,
-        receipt: Callable[[Exchanged], object],
-        batch_rows: int,
-        idle_s: float = IDLE_S,
-        tracing: Tracing = OFF,
-        trace: Span | None = None,
-    ) -> None:
-        self._tracing, self._trace = tracing, trace
-        self._receipt = receipt
-        self._batch_rows = batch_rows
-        self._idle_s = idle_s
-        self._remote = remote
-        self._contract = contract
-        self._request_id = request_id
-        self._read = read
-        self._release = release
+    remote: Remote
+    contract: Contract
+    request_id: str
+    read: Callable[[bytes, int], Array]
+    """The samples in an answer's file, of which there must be so many."""
+    release: Release
+    receipt: Callable[[Exchanged], object]
+    batch_rows: int
+    tracing: Tracing = OFF
+    trace: Span | None = None
 
     def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:  # noqa: ARG002
-        raise PolicyDenied(f"{self._remote.institution} encodes for its own clients alone")
+        raise PolicyDenied(f"{self.remote.institution} encodes for its own clients alone")
 
     def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
-        control, peer = leg.control or Control(), self._remote.institution
-        with LatentWindow(latents, control, self._batch_rows, self._idle_s) as window:
+        control, peer = leg.control or Control(), self.remote.institution
+        with LatentWindow(latents, control, self.batch_rows) as window:
             while (first := window.first()) is not None:
-                with self._tracing.span("wire", kind=SpanKind.CLIENT, parent=self._trace, peer=peer) as span:
+                with self.tracing.span("wire", kind=SpanKind.CLIENT, parent=self.trace, peer=peer) as span:
                     yield from self._one_call(first.label, window, leg, control, span)
 
     def _one_call(
         self, label: Labels, window: LatentWindow, leg: Leg, control: Control, span: Span
     ) -> Iterator[Decoded | Failed]:
-        most = self._contract.limits.max_items_per_stream
+        most = self.contract.limits.max_items_per_stream
         header = decoding_pb2.DecodeHeader(
-            contract_sha256=self._contract.digest,
-            request_id=self._request_id,
+            contract_sha256=self.contract.digest,
+            request_id=self.request_id,
             solver=settings_message(leg.settings),
             round_trip=leg.round_trip,
             items=most,
             target_class=label if isinstance(label, int) else None,
             guidance=guidance_to_pb(leg.guidance),
         )
-        trace = span if self._tracing.shares_with(self._remote.institution) else None
-        sending = window.sending(self._release, label, most)
-        call = window.call = self._remote.decode(self._contract, header, sending, control, trace)
+        trace = span if self.tracing.shares_with(self.remote.institution) else None
+        sending = window.sending(self.release, label, most)
+        call = window.call = self.remote.decode(self.contract, header, sending, control, trace)
         try:
             with call:
                 yield from self._answers(call, window, leg)
@@ -624,7 +605,7 @@ class RemoteParty:
         finally:
             window.end_call()
             exchanged = call.exchanged
-            self._receipt(exchanged)
+            self.receipt(exchanged)
             span.set_attributes(
                 named(
                     items_sent=exchanged.sent_items,
@@ -648,7 +629,7 @@ class RemoteParty:
         """What an answer holds; what cannot be used ends its item and no other."""
         count = len(sent.latent.data)
         try:
-            samples = self._read(answer.file, count)
+            samples = self.read(answer.file, count)
             again = None if answer.latent is None else self._again(answer.latent, count, leg)
         except (InputError, LatentNotGaussian) as error:
             return Failed(answer.item, self.unusable(error))
@@ -656,13 +637,13 @@ class RemoteParty:
 
     def unusable(self, error: DdibError) -> PeerFault:
         """What is said of an answer that cannot be used: the fault is the peer's, not the client's."""
-        fault = at_fault(error, self._remote.hop)
-        log.warning("request %s: %s", self._request_id, fault.detail)
+        fault = at_fault(error, self.remote.hop)
+        log.warning("request %s: %s", self.request_id, fault.detail)
         return fault
 
     def _again(self, returned: Whole, count: int, leg: Leg) -> Encoded:
         header = returned.header
-        latent = Latent.from_bytes(returned.data, self._contract.sample_shape, sha256=header.tensor.sha256)
+        latent = Latent.from_bytes(returned.data, self.contract.sample_shape, sha256=header.tensor.sha256)
         if len(latent.data) != count:
             raise MessageInvalid(f"a latent of {len(latent.data)} samples for one of {count}")
         return Encoded(header.item, latent, pass_latent(torch.from_numpy(latent.data.copy()), leg), 0.0)

@@ -49,34 +49,6 @@ from source_node.submission import trace_key
 log = logging.getLogger(__name__)
 
 
-def log_end(
-    job: StoredJob, state: JobState, progress: ItemCounts, now: float, reason: str = "", detail: str = ""
-) -> None:
-    """Log that a job has ended; file names are not known here, and never in the log."""
-    failed, request, client = progress.failed, job.request, job.owner.rpartition("/")[2]
-    told: dict[str, str | float] = {
-        "job": job.job_id,
-        "state": state.lower(),
-        "client": client,
-        "target": f"{request.target_institution}/{request.target_domain}",
-        "items": progress.items,
-        "translated": progress.done - failed,
-        "failed": failed,
-        "seconds": round(max(0.0, now - job.accepted), 3),
-        "reason": reason,
-    }
-    log.info(
-        "job %(job)s %(state)s after %(seconds).1f s: %(translated)d of %(items)d items of %(client)s to %(target)s"
-        "%(why)s",
-        {
-            **told,
-            "why": (f", {failed} failed" if failed else "")
-            + (f": {reason} {detail}".rstrip() if reason else ""),
-        },
-        extra=fields(**told),
-    )
-
-
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
 PASSING = (PeerSuspended, Unauthenticated)
@@ -177,17 +149,18 @@ class JobRunner:
     def start(self) -> None:
         """Take up what a stop or a kill left, then wait for jobs."""
         for job in self._store.release_running():
-            self._announce(job, JobState.CANCELLED, Cancelled.reason)
+            self.announce(job, JobState.CANCELLED, Cancelled.reason)
         for thread in self._threads:
             thread.start()
 
     def is_away(self, institution: str) -> bool:
-        return bool(self._circuit.reason(institution))
+        """Whether jobs for it are accepted unasked; one that has suspended this node is asked, and refuses them."""
+        return self._circuit.reason(institution) not in {"", PeerSuspended.reason}
 
     def accepted(self, job: StoredJob) -> None:
         """A job was accepted; an event says at once if it has to wait."""
         if reason := self._circuit.reason(job.request.target_institution):
-            self._publish(job.job_id, JobState.QUEUED, stage="wait", reason=reason)
+            self.publish(job.job_id, JobState.QUEUED, stage="wait", reason=reason)
         self.wake()
 
     def wake(self) -> None:
@@ -215,26 +188,21 @@ class JobRunner:
             thread.join(timeout=10)
 
     def _run(self) -> None:
-        while self._work_on_next():
-            pass
+        while (taken := self._next()) is not None:
+            self._work_on(*taken)
+            del taken  # an idle thread keeps nothing of a job
 
-    def _work_on_next(self) -> bool:
-        """One job, of which an idle thread keeps nothing; False when closing."""
-        if (taken := self._next()) is None:
-            return False
-        job, control = taken
+    def _work_on(self, job: StoredJob, control: Control) -> None:
         try:
             self._work(job, control)
         except Exception:
             # The store itself failed (disk full, for one): the job is put back once it can be.
             log.exception("job %s could not be brought to an end; it is tried again", job.job_id)
         with self._wake:
-            if (
-                self._running.get(job.job_id, (None, None))[1] is control
-            ):  # put back, it may run on another thread already
+            _, running = self._running.get(job.job_id, (None, None))
+            if running is control:  # put back, it may run on another thread already
                 del self._running[job.job_id]
             self._wake.notify_all()
-        return True
 
     def _next(self) -> tuple[StoredJob, Control] | None:
         """The next job, or None when closing. One idle thread looks; the others wait for it to find something."""
@@ -291,7 +259,7 @@ class JobRunner:
         return rows_about(due.items, due.size_bytes, engine.model.sample_shape) > max(1, engine.window // 2)
 
     def _work(self, job: StoredJob, control: Control) -> None:
-        self._publish(job.job_id, JobState.RUNNING)
+        self.publish(job.job_id, JobState.RUNNING)
         try:
             self._attempt(job, control)
             self._finish_by_items(job)
@@ -363,9 +331,9 @@ class JobRunner:
         if self._store.is_cancelled(job.job_id):  # while it ran: it need not wait for its end
             self._store.cancel(job.job_id, job.owner)
             self._retry_pauses.end(job.job_id)
-            self._announce(job, JobState.CANCELLED, Cancelled.reason)
+            self.announce(job, JobState.CANCELLED, Cancelled.reason)
         else:
-            self._publish(job.job_id, JobState.QUEUED, stage="wait", reason=error.reason)
+            self.publish(job.job_id, JobState.QUEUED, stage="wait", reason=error.reason)
 
     def _note_presence(self, job: StoredJob, error: DdibError) -> None:
         """Note whether the peer answers, as a refusal is; that it does not is published once for all jobs for it."""
@@ -377,7 +345,7 @@ class JobRunner:
         elif self._circuit.failed(target, error.reason, error.retry_after_s or 0.0):
             for other in self._store.waiting_for(target):
                 if other != job.job_id:
-                    self._publish(other, JobState.QUEUED, stage="wait", reason=error.reason)
+                    self.publish(other, JobState.QUEUED, stage="wait", reason=error.reason)
 
     def _has_moved(self, job: StoredJob) -> bool:
         return [item.state for item in job.items] != [
@@ -414,24 +382,43 @@ class JobRunner:
         progress = self._store.progress(job.job_id)
         if progress.failed < progress.items:
             self._store.finish(job.job_id, JobState.FINISHED)
-            self._announce(job, JobState.FINISHED, "")
+            self.announce(job, JobState.FINISHED, "")
         else:
             first = self._store.first_failed(job.job_id)
             error = (first.error if first is not None else None) or error_record(InternalError())
             self._store.finish(job.job_id, JobState.FAILED, error)
-            self._announce(job, JobState.FAILED, error.reason)
+            self.announce(job, JobState.FAILED, error.reason)
 
     def _finish(self, job: StoredJob, state: JobState, error: DdibError) -> None:
         self._retry_pauses.end(job.job_id)
         self._store.finish(job.job_id, state, error_record(error))
-        self._announce(job, state, error.reason, error.detail)
+        self.announce(job, state, error.reason, error.detail)
 
-    def _announce(self, job: StoredJob, state: JobState, reason: str, detail: str = "") -> None:
-        """Publish and log the end of a job."""
-        progress = self._publish(job.job_id, state, reason=reason)
-        log_end(job, state, progress, self._store.now(), reason, detail)
+    def announce(self, job: StoredJob, state: JobState, reason: str, detail: str = "") -> None:
+        """Publish and log the end of a job; file names are not known here, and never in the log."""
+        progress = self.publish(job.job_id, state, reason=reason)
+        request, failed = job.request, progress.failed
+        told: dict[str, str | float] = {
+            "job": job.job_id,
+            "state": state.lower(),
+            "client": job.owner.rpartition("/")[2],
+            "target": f"{request.target_institution}/{request.target_domain}",
+            "items": progress.items,
+            "translated": progress.done - failed,
+            "failed": failed,
+            "seconds": round(max(0.0, self._store.now() - job.accepted), 3),
+            "reason": reason,
+        }
+        left_out = f", {failed} failed" if failed else ""
+        why = f": {reason} {detail}".rstrip() if reason else ""
+        log.info(
+            "job %(job)s %(state)s after %(seconds).1f s: %(translated)d of %(items)d items of %(client)s "
+            "to %(target)s%(why)s",
+            {**told, "why": left_out + why},
+            extra=fields(**told),
+        )
 
-    def _publish(self, job_id: str, state: JobState, *, stage: str = "", reason: str = "") -> ItemCounts:
+    def publish(self, job_id: str, state: JobState, *, stage: str = "", reason: str = "") -> ItemCounts:
         progress = self._store.progress(job_id)
         self._events.publish(
             job_id, state, stage=stage, reason=reason, items_done=progress.done, items=progress.items

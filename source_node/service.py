@@ -11,24 +11,23 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 import grpc
 from opentelemetry.trace import Span, SpanKind
 
-from ddib_fed.engine.record import SolverUsed, Translation, guidance_used
 from ddib_fed.errors import (
     Cancelled,
     DdibError,
     ItemNotFound,
     MessageInvalid,
-    StateConflict,
     TooManyStreams,
 )
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.logs import Repeated
-from ddib_fed.node.role import NodeContext, RoleService, solver_settings
-from ddib_fed.protocol.contract import LAST_MOMENT, guidance_from_pb
+from ddib_fed.node.role import NodeContext, RoleService
+from ddib_fed.protocol.contract import LAST_MOMENT
 from ddib_fed.protocol.messages import JobState, provenance_message
 from ddib_fed.protocol.streams import stream_file
 from ddib_fed.security import tls
@@ -36,8 +35,8 @@ from ddib_fed.telemetry import named, trace_of
 from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
 from source_node.events import EventHub
 from source_node.remote import Remotes
-from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner, log_end
-from source_node.store import PENDING_ITEMS, RESULTS, ItemCounts, JobStore, StoredItem, StoredJob, classes_of
+from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner
+from source_node.store import PENDING_ITEMS, RESULTS, ItemCounts, JobStore, StoredJob
 from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, active_terms, caller_uri, trace_key
 
 
@@ -71,21 +70,6 @@ def job_message(
     return message
 
 
-def record_of(job: StoredJob, item: StoredItem) -> Translation:
-    """How a result came about, as the pipeline stored it."""
-    record, request = Translation.parse(item.provenance), job.request
-    if record is None:
-        raise StateConflict(f"item {item.index} of job {job.job_id} has no record")
-    source_class, target_class = classes_of(request, item.index)
-    return record.with_(
-        job_id=job.job_id,
-        solver=SolverUsed.model_validate(solver_settings(request.solver).described()),
-        source_class=source_class,
-        target_class=target_class,
-        guidance=guidance_used(guidance_from_pb(request.guidance)),
-    )
-
-
 log = logging.getLogger(__name__)
 
 
@@ -95,29 +79,26 @@ EXPIRE_EVERY_S = 60.0
 """Also how much of the time of deadlines a kill may forget."""
 
 
+@dataclass(slots=True, eq=False)
 class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     """See translation.proto."""
 
-    def __init__(
-        self,
-        node: NodeContext,
-        store: JobStore,
-        events: EventHub,
-        remotes: Remotes,
-        runner: JobRunner,
-    ) -> None:
-        self._node = node
-        self._store = store
-        self._events = events
-        self._remotes = remotes
-        self._runner = runner
-        self._submissions = Submissions(node, store, remotes, is_away=runner.is_away)
-        self._listings = threading.BoundedSemaphore(MAX_LISTINGS)
+    node: NodeContext
+    store: JobStore
+    events: EventHub
+    remotes: Remotes
+    runner: JobRunner
+    listings: threading.BoundedSemaphore = field(init=False)
+    submissions: Submissions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.listings = threading.BoundedSemaphore(MAX_LISTINGS)
+        self.submissions = Submissions(self.node, self.store, self.remotes, is_away=self.runner.is_away)
 
     def ListDomains(
         self, request: translation_pb2.ListDomainsRequest, context: grpc.ServicerContext
     ) -> translation_pb2.ListDomainsResponse:
-        own, read = self._node.side(), self._node.running_engine.model.bundle.manifest.picture
+        own, read = self.node.side(), self.node.running_engine.model.bundle.manifest.picture
         answer = translation_pb2.ListDomainsResponse(
             institution=own.institution,
             domain=own.domain,
@@ -127,12 +108,12 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             class_names=own.class_names,
             intensity=(read and read.intensity) or "",
             slices=(read and read.slices) or "",
-            tiles=self._node.translates_in_tiles,
+            tiles=self.node.translates_in_tiles,
         )
         if request.own_alone:
             return answer
-        institutions = sorted(peer.institution for peer in self._node.peers.list())
-        if not self._listings.acquire(blocking=False):
+        institutions = sorted(peer.institution for peer in self.node.peers.list())
+        if not self.listings.acquire(blocking=False):
             raise TooManyStreams(
                 f"{MAX_LISTINGS} calls ask the peers already",
                 facts={"limit": MAX_LISTINGS},
@@ -142,22 +123,22 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             with ThreadPoolExecutor(8, thread_name_prefix="describe") as pool:
                 answer.domains.extend(pool.map(self._domain, institutions))
         finally:
-            self._listings.release()
+            self.listings.release()
         return answer
 
     def SubmitJob(
         self, request_iterator: Iterator[translation_pb2.SubmitJobRequest], context: grpc.ServicerContext
     ) -> translation_pb2.SubmitJobResponse:
-        _ = self._node.engine  # refuses while loading or draining
+        _ = self.node.engine  # refuses while loading or draining
         with self._span("submit", context) as span:
-            job, repeated = self._submissions.receive(
+            job, repeated = self.submissions.receive(
                 request_iterator, span, ended=lambda: not context.is_active()
             )
             target = job.request.target_institution
             span.set_attributes(named(job=job.job_id, items=len(job.items), peer=target, repeated=repeated))
         if not repeated:
-            self._tell(job.job_id)
-            self._runner.accepted(job)
+            self.runner.publish(job.job_id, job.state)
+            self.runner.accepted(job)
         return translation_pb2.SubmitJobResponse(
             job_id=job.job_id, state=f"JOB_STATE_{job.state.name}", repeated_request=repeated
         )
@@ -165,34 +146,34 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     def WatchJob(
         self, request: translation_pb2.WatchJobRequest, context: grpc.ServicerContext
     ) -> Iterator[translation_pb2.WatchJobResponse]:
-        job = self._store.head(request.job_id, caller_uri())
-        if self._events.last(job.job_id) is None:  # not since the node was started
-            self._tell(job.job_id)
-        yield from self._events.subscribe(
+        job = self.store.head(request.job_id, caller_uri())
+        if self.events.last(job.job_id) is None:  # not since the node was started
+            self.runner.publish(job.job_id, job.state)
+        yield from self.events.subscribe(
             job.job_id,
             request.after_sequence,
-            idle_s=self._node.config.limits.idle_s,
+            idle_s=self.node.config.limits.idle_s,
             stop=lambda: not context.is_active(),
         )
 
     def GetJob(
         self, request: translation_pb2.GetJobRequest, context: grpc.ServicerContext
     ) -> translation_pb2.GetJobResponse:
-        job = self._store.get(request.job_id, caller_uri())
-        expires = self._store.unix_time(job.expires)
+        job = self.store.get(request.job_id, caller_uri())
+        expires = self.store.unix_time(job.expires)
         return translation_pb2.GetJobResponse(job=job_message(job, expires=expires))
 
     def ListJobs(
         self, request: translation_pb2.ListJobsRequest, context: grpc.ServicerContext
     ) -> translation_pb2.ListJobsResponse:
-        jobs = self._store.list(caller_uri(), min(request.limit or 100, 1000))
-        progress = self._store.progress_of([job.job_id for job in jobs])
+        jobs = self.store.list(caller_uri(), min(request.limit or 100, 1000))
+        progress = self.store.progress_of([job.job_id for job in jobs])
         return translation_pb2.ListJobsResponse(
             jobs=[
                 job_message(
                     job,
                     progress.get(job.job_id, ItemCounts()),
-                    expires=self._store.unix_time(job.expires),
+                    expires=self.store.unix_time(job.expires),
                 )
                 for job in jobs
             ]
@@ -201,27 +182,24 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     def CancelJob(
         self, request: translation_pb2.CancelJobRequest, context: grpc.ServicerContext
     ) -> translation_pb2.CancelJobResponse:
-        before = self._store.head(request.job_id, caller_uri())
-        state = self._store.cancel(request.job_id, caller_uri())
-        self._runner.cancel(request.job_id)
-        if state == JobState.CANCELLED:
-            self._events.publish(request.job_id, state)
-            if not before.state.ended:
-                progress = self._store.progress(request.job_id)
-                log_end(before, state, progress, self._store.now(), Cancelled.reason)
+        before = self.store.head(request.job_id, caller_uri())
+        state = self.store.cancel(request.job_id, caller_uri())
+        self.runner.cancel(request.job_id)
+        if state == JobState.CANCELLED and not before.state.ended:
+            self.runner.announce(before, state, Cancelled.reason)
         return translation_pb2.CancelJobResponse(state=f"JOB_STATE_{state.name}")
 
     def FetchResults(
         self, request: translation_pb2.FetchResultsRequest, context: grpc.ServicerContext
     ) -> Iterator[translation_pb2.FetchResultsResponse]:
-        job = self._store.head(request.job_id, caller_uri())
-        ready = self._store.ready(job.job_id)
+        job = self.store.head(request.job_id, caller_uri())
+        ready = self.store.ready(job.job_id)
         _require_once(request.items)
         wanted = list(request.items) or ready
         for index in sorted(set(wanted).difference(ready)):
             raise ItemNotFound(f"item {index} of job {job.job_id}", facts={"item": index, "job": job.job_id})
         if wanted:
-            self._store.sending(job.job_id, job.owner, wanted)
+            self.store.sending(job.job_id, job.owner, wanted)
         with self._span("deliver", context, trace_key(job.owner, job.request)) as span:
             span.set_attributes(named(job=job.job_id, items=len(wanted)))
             for index in wanted:
@@ -232,26 +210,21 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     ) -> translation_pb2.AcknowledgeItemsResponse:
         pairs = [(item.item, item.sha256) for item in request.items]
         _require_once([index for index, _ in pairs])
-        remaining = self._store.acknowledge(request.job_id, caller_uri(), pairs)
+        remaining = self.store.acknowledge(request.job_id, caller_uri(), pairs)
         return translation_pb2.AcknowledgeItemsResponse(remaining=remaining)
 
     def DeleteJob(
         self, request: translation_pb2.DeleteJobRequest, context: grpc.ServicerContext
     ) -> translation_pb2.DeleteJobResponse:
-        self._store.delete(request.job_id, caller_uri())
+        self.store.delete(request.job_id, caller_uri())
         return translation_pb2.DeleteJobResponse()
 
     def _span(
         self, name: str, context: grpc.ServicerContext, otherwise: str = ""
     ) -> AbstractContextManager[Span]:
-        tracing = self._node.tracing
-        parent = trace_of(context.invocation_metadata(), tracing, self._node.config.node.institution)
+        tracing = self.node.tracing
+        parent = trace_of(context.invocation_metadata(), tracing, self.node.config.node.institution)
         return tracing.span(name, kind=SpanKind.SERVER, parent=parent or tracing.recall(otherwise))
-
-    def _tell(self, job_id: str) -> None:
-        """Publish a job's state; one that has ended meanwhile keeps its last event."""
-        state, progress = self._store.head(job_id).state, self._store.progress(job_id)
-        self._events.publish(job_id, state, items_done=progress.done, items=progress.items)
 
     # What a client gets
 
@@ -259,14 +232,14 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         started = time.perf_counter()
         answer = translation_pb2.Domain(institution=institution)
         try:
-            side, guidance = self._remotes.get(institution).describe(DESCRIBE_TIMEOUT_S)
+            side, guidance = self.remotes.get(institution).describe(DESCRIBE_TIMEOUT_S)
         except DdibError as error:
-            error = self._remotes.explained(institution, error, DIAGNOSE_TIMEOUT_S)
-            self._node.peer_problems.failed(institution, error)
+            error = self.remotes.explained(institution, error, DIAGNOSE_TIMEOUT_S)
+            self.node.peer_problems.failed(institution, error)
             cause = error.facts.get("cause", "")
             answer.status = f"{error.reason} ({cause})" if cause else error.reason
         else:
-            self._node.peer_problems.answered(institution)
+            self.node.peer_problems.answered(institution)
             answer.status = "ready"
             answer.domain = side.domain
             answer.sample_kind = side.sample_kind
@@ -274,7 +247,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             answer.classes = side.classes
             answer.class_names.extend(side.class_names)
             answer.size_rule = side.size_rule
-            terms = active_terms(self._node, (side.institution, side.domain))
+            terms = active_terms(self.node, (side.institution, side.domain))
             if terms is not None:
                 answer.calibration.CopyFrom(terms)
             answer.guidance.CopyFrom(guidance)
@@ -282,9 +255,9 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         return answer
 
     def _result(self, job: StoredJob, index: int) -> Iterator[translation_pb2.FetchResultsResponse]:
-        item = self._store.item(job.job_id, index)
-        provenance: translation_pb2.Provenance | None = provenance_message(record_of(job, item))
-        kept = self._store.parts(job.job_id, index)
+        item = self.store.item(job.job_id, index)
+        provenance: translation_pb2.Provenance | None = provenance_message(item.provenance)
+        kept = self.store.parts(job.job_id, index)
         for part in [part for part in RESULTS if (part, 0) in kept]:
             record = kept[part, 0]
             header = translation_pb2.ResultHeader(
@@ -298,7 +271,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
                 provenance=provenance,
             )
             provenance = None
-            with self._store.open_part(job.job_id, index, part) as file:
+            with self.store.open_part(job.job_id, index, part) as file:
                 yield from stream_file(
                     translation_pb2.FetchResultsResponse, "result", header, file, record.size_bytes
                 )

@@ -36,6 +36,7 @@ from ddib_fed.errors import (
     SettingsInvalid,
 )
 from ddib_fed.evaluation.samples import Samples, samples_of
+from ddib_fed.files import require
 from ddib_fed.node.calibrations import usable_calibration
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM, LimitsSection, NodeConfig
 from ddib_fed.node.policy import (
@@ -178,8 +179,8 @@ def check_request(owner: str, request: JobHeader, node: NodeContext) -> None:
     _check_fields(request, node.config.limits)
     request.solver.CopyFrom(settings_message(solver_settings(request.solver)))
     check_allowed(owner, request, node.config)
-    if request.model_size and not node.engine.model.is_picture:
-        raise MessageInvalid("points have no size", facts={"field": "model_size"})
+    is_picture = node.engine.model.is_picture
+    require(is_picture or not request.model_size, "model_size", "must not be set for points")
     own_classes(node, request)
 
 
@@ -198,22 +199,16 @@ def _check_fields(header: JobHeader, limits: LimitsSection) -> None:
         uuid.UUID(header.request_id)
     except ValueError as error:
         raise MessageInvalid("the request id is no UUID", facts={"field": "request_id"}) from error
-    if header.item_classes and (header.source_class or header.target_class):
-        raise MessageInvalid("classes of all items and of each", facts={"field": "item_classes"})
-    if not header.items:
-        raise MessageInvalid("a job without items", facts={"field": "items"})
+    each, of_all = header.item_classes, header.source_class or header.target_class
+    require(not (each and of_all), "item_classes", "must be empty where all items have one class")
+    require(header.items > 0, "items", "must be at least 1")
     if header.items > limits.max_items_per_job:
         raise ItemsTooMany(
             f"a job of {header.items} items",
             facts={"items": header.items, "limit_items": limits.max_items_per_job},
         )
-    if len(header.item_classes) not in {0, header.items}:
-        raise MessageInvalid("classes for none of the items, or for each", facts={"field": "item_classes"})
-    if header.deadline_s > JOB_DEADLINE_S:
-        raise MessageInvalid(
-            f"a deadline of {header.deadline_s} s",
-            facts={"field": "deadline_s", "limit_s": round(JOB_DEADLINE_S)},
-        )
+    require(len(each) in {0, header.items}, "item_classes", "must be none, or one for each item")
+    require(header.deadline_s <= JOB_DEADLINE_S, "deadline_s", f"must be at most {JOB_DEADLINE_S:.0f}")
     if header.solver.evaluations > limits.max_evaluations:
         raise SettingsInvalid(
             f"{header.solver.evaluations} evaluations",

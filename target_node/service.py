@@ -16,7 +16,8 @@ import grpc
 from opentelemetry.trace import Span, SpanKind
 
 from ddib_fed.engine.model import check_decoding
-from ddib_fed.errors import ContractUnknown, MessageInvalid, PolicyDenied, SettingsInvalid
+from ddib_fed.errors import ContractUnknown, PolicyDenied, SettingsInvalid
+from ddib_fed.files import require
 from ddib_fed.latent import Latent
 from ddib_fed.node.calibrations import check_decodable
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM, NodeConfig
@@ -100,55 +101,6 @@ class AgreedContracts:
         return contract
 
 
-def check_header(header: decoding_pb2.DecodeHeader, contract: Contract, config: NodeConfig) -> None:
-    """Return if a Decode call may ask for this under its contract and this node's policy."""
-    limits, policy = contract.limits, config.policy
-    if not 1 <= header.items <= limits.max_items_per_stream:
-        raise MessageInvalid(
-            f"{header.items} items in one stream",
-            facts={"items": header.items, "limit_items": limits.max_items_per_stream},
-        )
-    if not header.request_id:
-        raise MessageInvalid("a request id is needed", facts={"field": "request_id"})
-    if header.solver.evaluations > limits.max_evaluations:
-        raise SettingsInvalid(
-            f"{header.solver.evaluations} evaluations",
-            facts={"evaluations": header.solver.evaluations, "limit": limits.max_evaluations},
-        )
-    settings = solver_settings(header.solver)
-    check_settings(settings, policy, where=config.node.institution)
-    if header.round_trip and not policy.round_trip:
-        raise PolicyDenied("round trips are switched off here", facts={"policy": "round_trip"})
-
-
-class RunningCalls:
-    """Counts calls from any thread."""
-
-    def __init__(self) -> None:
-        self._active = 0
-        self._idle = threading.Condition()
-
-    @property
-    def active(self) -> int:
-        return self._active
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Inside, one call more runs."""
-        with self._idle:
-            self._active += 1
-        try:
-            yield
-        finally:
-            with self._idle:
-                self._active -= 1
-                self._idle.notify_all()
-
-    def wait_idle(self, timeout_s: float) -> None:
-        with self._idle:
-            self._idle.wait_for(lambda: not self._active, max(0.0, timeout_s))
-
-
 class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     """See decoding.proto; every method answers for the peer that called it."""
 
@@ -157,7 +109,9 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         self._agreed = AgreedContracts()
         self._turns: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
-        self.calls = RunningCalls()
+        self.active = 0
+        """Running calls of Decode."""
+        self._idle = threading.Condition()
 
     def limits(self) -> decoding_pb2.ContractLimits:
         """What a contract with this node allows, as it is with one of its models."""
@@ -177,20 +131,15 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     ) -> decoding_pb2.DescribeDomainResponse:
         _ = self._node.engine  # refuses while loading or draining
         require_protocol(request.protocol, PROTOCOL)
-        return decoding_pb2.DescribeDomainResponse(
-            protocol=PROTOCOL,
-            side=self._node.side(),
-            limits=self.limits(),
-        )
+        side, limits = self._node.side(), self.limits()
+        return decoding_pb2.DescribeDomainResponse(protocol=PROTOCOL, side=side, limits=limits)
 
     def NegotiateContract(
         self, request: decoding_pb2.NegotiateContractRequest, context: grpc.ServicerContext
     ) -> decoding_pb2.NegotiateContractResponse:
         _ = self._node.engine
         require_protocol(request.protocol, PROTOCOL)
-        policy = self._node.config.policy
-        source = request.source
-        peer = caller()
+        source, peer = request.source, caller()
         if source.institution != peer.institution:
             raise PolicyDenied(
                 f"{peer} proposed a contract for {source.institution}",
@@ -198,7 +147,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             )
         calibration = request.calibration if request.HasField("calibration") else None
         contract = agree(source, self._node.side(), self.limits(), calibration)
-        check_softening(contract.source.soften_sigma, policy)
+        check_softening(source.soften_sigma, self._node.config.policy)
         self._check_calibration(contract)
         if contract.digest not in self._agreed:
             charge = Charge("contracts_per_day", peer.institution, 1, CONTRACTS_PER_DAY)
@@ -246,7 +195,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 end_input=ahead.leave,
                 owner=peer,
             )
-            with self.calls.counted(), receipt, self._span(context, peer, header.request_id) as span:
+            with self._counted(), receipt, self._span(context, peer, header.request_id) as span:
                 for event in decoding.run():
                     if isinstance(event, DecodedFile):
                         if receipt.exchanged.sent_items < MOST_ITEMS:
@@ -262,14 +211,39 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         parent = trace_of(context.invocation_metadata(), tracing, peer)
         return tracing.span("decode", kind=SpanKind.SERVER, parent=parent, peer=peer, job=request_id)
 
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._idle:
+            self.active += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self.active -= 1
+                self._idle.notify_all()
+
+    def wait_idle(self, timeout_s: float) -> None:
+        with self._idle:
+            self._idle.wait_for(lambda: not self.active, max(0.0, timeout_s))
+
     def _check(self, contract: Contract, header: decoding_pb2.DecodeHeader) -> None:
-        """Return if this node does what the header of a call asks for."""
-        guidance = guidance_from_pb(header.guidance)
-        check_header(header, contract, self._node.config)
+        """Return if the contract and this node's policy and model allow what the header of a call asks for."""
+        limits, config, guidance = contract.limits, self._node.config, guidance_from_pb(header.guidance)
+        most, evaluations = limits.max_items_per_stream, header.solver.evaluations
+        require(1 <= header.items <= most, "items", f"must be from 1 to {most}")
+        require(bool(header.request_id), "request_id", "must be set")
+        if evaluations > limits.max_evaluations:
+            raise SettingsInvalid(
+                f"{evaluations} evaluations",
+                facts={"evaluations": evaluations, "limit": limits.max_evaluations},
+            )
+        settings = solver_settings(header.solver)
+        check_settings(settings, config.policy, where=config.node.institution)
+        if header.round_trip and not config.policy.round_trip:
+            raise PolicyDenied("round trips are switched off here", facts={"policy": "round_trip"})
         self._check_calibration(contract)
-        check_offered(guidance, contract.limits.guidance, place_of(contract.target))
-        model = self._node.running_engine.model
-        check_decoding(model, solver_settings(header.solver), label_of(header), guidance)
+        check_offered(guidance, limits.guidance, place_of(contract.target))
+        check_decoding(self._node.running_engine.model, settings, label_of(header), guidance)
 
     def _check_calibration(self, contract: Contract) -> None:
         if contract.calibration is not None:
@@ -344,10 +318,10 @@ class TargetService(RoleService):
         calibration_pb2_grpc.add_CalibrationServiceServicer_to_server(self._calibrations, server)
 
     def jobs(self) -> Mapping[str, int]:
-        return {"decoding": self._servicer.calls.active}
+        return {"decoding": self._servicer.active}
 
     def drain(self, timeout_s: float) -> None:
-        self._servicer.calls.wait_idle(timeout_s)
+        self._servicer.wait_idle(timeout_s)
 
 
 ROLE = TargetService

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import grpc
@@ -133,15 +133,15 @@ def control_of(context: grpc.ServicerContext) -> Control:
 # What is recorded of it
 
 
+@dataclass(slots=True, eq=False)
 class Receipt:
     """Counts as a context; at its end the line is written, however the call ended."""
 
-    def __init__(self, node: NodeContext, peer: str, request_id: str, contract: Contract) -> None:
-        self._node = node
-        self._peer = peer
-        self._request_id = request_id
-        self._contract = contract
-        self.exchanged = Exchanged()
+    node: NodeContext
+    peer: str
+    request_id: str
+    contract: Contract
+    exchanged: Exchanged = field(default_factory=Exchanged)
 
     def __enter__(self) -> None: ...
 
@@ -151,29 +151,29 @@ class Receipt:
             return
         log.info(  # a job of the peer, or what was left of one
             "request %s from %s %s: received %d latents, sent %d translations",
-            self._request_id,
-            institution := self._peer.removeprefix("spiffe://").partition("/")[0],
+            self.request_id,
+            institution := self.peer.removeprefix("spiffe://").partition("/")[0],
             "ended" if exc_info[0] is None else "broke off",
             exchanged.received_items,
             exchanged.sent_items,
             extra=fields(
-                request=self._request_id,
+                request=self.request_id,
                 peer=institution,
                 received=exchanged.received_items,
                 sent=exchanged.sent_items,
             ),
         )
         try:
-            self._node.audit.write(
+            self.node.audit.write(
                 RECEIPT,
-                peer=self._peer,
-                request=self._request_id,
-                contract=self._contract.digest.hex(),
-                policy=self._node.policy_sha256,
+                peer=self.peer,
+                request=self.request_id,
+                contract=self.contract.digest.hex(),
+                policy=self.node.policy_sha256,
                 **exchanged.values(),
             )
         except OSError:
-            log.exception("the receipt of request %s could not be written", self._request_id)
+            log.exception("the receipt of request %s could not be written", self.request_id)
 
     @property
     def owes(self) -> bool:
@@ -187,16 +187,16 @@ class Receipt:
     def line(self, arrived: Arrived) -> dict[str, str | int]:
         """What the log says of a latent that came."""
         return {
-            "peer": self._peer,
-            "request": self._request_id,
+            "peer": self.peer,
+            "request": self.request_id,
             "item": arrived.item,
             "latent": arrived.latent.sha256.hex(),
-            "contract": self._contract.digest.hex(),
+            "contract": self.contract.digest.hex(),
             **anchor_values(arrived.anchor),
         }
 
     def own_anchor(self) -> common_pb2.AuditHead:
-        return anchor_of(self._node.audit.head)
+        return anchor_of(self.node.audit.head)
 
 
 # What goes back
@@ -236,7 +236,6 @@ class DecodeStream:
         *,
         end_input: Callable[[], object] = lambda: None,
         owner: str = "",
-        weight: float = 1.0,
     ) -> None:
         self._engine = engine
         self._contract, self._label = contract, label_of(header)
@@ -258,7 +257,6 @@ class DecodeStream:
             on_step=self._on_step,
             flow=header.request_id,
             owner=owner,
-            weight=weight,
             least_evaluations=contract.limits.min_evaluations,
         )
 

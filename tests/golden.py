@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ddib_fed.diffusion.denoiser import Condition, Denoiser
+from ddib_fed.diffusion.denoiser import Condition, Denoiser, LevelTable, Places
 from ddib_fed.diffusion.guidance import Classifier, ClassifierGuided, Clipped
 from ddib_fed.diffusion.schedule import Level, LevelGrid, ddib_compat_grids, discrete_schedule
 from ddib_fed.diffusion.solvers import ddim, integrate
@@ -243,7 +243,8 @@ def _outputs(model: Model, io: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _step(denoiser: Denoiser, x: Tensor, intervals: Sequence[Sequence[Level]], cond: Condition) -> Tensor:
     starts = torch.tensor([start for start, _ in intervals], dtype=torch.float64)
-    v = denoiser.evaluate(x, starts[:, 2], starts[:, 0], starts[:, 1], cond)
+    table, rows = torch.unique(starts, dim=0, return_inverse=True)
+    v = denoiser.at(x, Places.by_row(x, LevelTable(table), rows), cond)
     h = torch.tensor([end.phi - start.phi for start, end in intervals], dtype=torch.float64)
     h = h.reshape(-1, *(1,) * (x.ndim - 1))
     return (torch.cos(h) * x + torch.sin(h) * v).float()

@@ -18,7 +18,6 @@ def test_networks_of_diffusers_name_their_extra(monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "diffusers"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    monkeypatch.delitem(sys.modules, "ddib_fed.networks.diffusers", raising=False)
     with pytest.raises(ExtraMissing) as caught:
         build_network(
             DiffusersUNetConfig(

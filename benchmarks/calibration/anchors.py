@@ -28,13 +28,14 @@ from benchmarks.calibration.directed import OUT, ROOT, Directed
 from ddib_fed.calibration.fit import fit
 from ddib_fed.calibration.record import CalibratedSide, Calibration, Making, units_digest, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import ArraySettings, translate_array
+from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.evaluation.metrics import psnr
 from ddib_fed.files import write_json
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train
+from tests.engine.stages import translate_array
 
 HEADS = (("brain-t1", "brain-t2"), ("brain-t2", "brain-t1"))
 ANCHORS = 8

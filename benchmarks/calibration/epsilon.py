@@ -29,12 +29,12 @@ from ddib_fed.calibration.fit import (
     DRAWN,
     EACH,
     MOST_PICTURES,
-    cleaned,
     degrees,
     nearest_orthogonal,
     pseudo_colours,
     sampled_pixels,
     search,
+    without_noise,
 )
 from ddib_fed.evaluation.metrics import compare
 from ddib_fed.files import write_json
@@ -103,7 +103,7 @@ def published(
     units, name = directed.bundles[1].manifest.normalisation, directed.target_name
     counted = count_array(target, units, name, epsilon=epsilon, at_most=pictures)
     made = counted.noised(epsilon, generator=generator)
-    return cleaned(made), made.cells, len(made.canonical)
+    return without_noise(made.shares, made.sigma), made.cells, len(made.canonical)
 
 
 def unit_pictures(directed: Directed, side: int, pictures: Floats) -> Floats:

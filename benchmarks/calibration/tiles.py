@@ -17,12 +17,13 @@ from ddib_fed.data.fitting import PictureRule, from_array, to_array
 from ddib_fed.data.pictures import Picture
 from ddib_fed.data.shipped import cut_scene
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import ArraySettings, translate_array
+from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.evaluation.metrics import Pictures, compare, psnr
 from ddib_fed.files import write_json
 from ddib_fed.formats.tiles import TileGrid, blend
 from ddib_fed.models.bundle import open_bundle
+from tests.engine.stages import translate_array
 
 STRIPE, ROWS, SIDE, TOGETHER = 3, (200, 456), 32, 64
 ASKED = ArraySettings(SolverSettings(evaluations=24), cycle=True)

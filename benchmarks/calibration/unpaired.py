@@ -25,7 +25,7 @@ from benchmarks.calibration.directed import DIRECTIONS, OUT, ROOT, Directed
 from ddib_fed.calibration.aggregate import Aggregate, count_array
 from ddib_fed.calibration.record import Calibration, Kind, read_calibration, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import ArraySettings, translate_array
+from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.errors import CalibrationIneffective
 from ddib_fed.evaluation.metrics import calibrate_by_chance
@@ -36,6 +36,7 @@ from ddib_fed.training.calibrating import CalibrationRequest, from_aggregate, si
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import TrainingProgress, train
 from ddib_fed.training.sources import shipped_source
+from tests.engine.stages import translate_array
 
 MADE = ROOT / "build" / "calibrated"
 PRETRAINED = ROOT / "ddib_fed" / "models" / "pretrained"

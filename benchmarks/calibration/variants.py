@@ -15,7 +15,7 @@ from ddib_fed.calibration.aggregate import count_array
 from ddib_fed.calibration.fit import degrees, nearest_orthogonal
 from ddib_fed.calibration.record import read_calibration, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import ArraySettings, translate_array
+from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import LocalParty, only, open_party
 from ddib_fed.engine.party import Leg, ToDecode
 from ddib_fed.evaluation.judgement import histogram_match
@@ -24,6 +24,7 @@ from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.units import ChannelMap, monomials
 from ddib_fed.training.calibrating import CalibrationRequest, from_aggregate, side
+from tests.engine.stages import translate_array
 
 DRAWS_OF_PAIRS = 5
 """Draws of k pairs that a colour map's figures are taken over: a few pairs may be lucky ones."""

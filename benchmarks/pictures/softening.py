@@ -20,11 +20,12 @@ import torch
 
 from ddib_fed.data.shipped import load_shipped
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import ArraySettings, translate_array
+from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.evaluation.metrics import compare, psnr, spread, whiteness
 from ddib_fed.files import write_json
 from ddib_fed.models.bundle import pretrained
+from tests.engine.stages import translate_array
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "pictures"
 PAIRS = {"satellite-relief": ("satellite", "relief"), "brain": ("brain-t1", "brain-t2")}

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -71,12 +71,8 @@ FEWEST = 2
 FREE = 4
 """Anchors from which on the determinant of a rotation is free; one to three pairs are nearer with 1 on maps."""
 ANCHOR_RIDGES = (0.003, 0.03)
-"""Pull towards the rotation, of the linear and of the quadratic numbers.
-
-With a larger one the map folds less, so that the round trip loses less, and the translation is worse: on satellite ->
-relief from 8 pairs 0.003 and 0.03 gave 21.6 dB alone and 15 dB through the inverse, 0.1 and 1 gave 19.8 and 24 dB,
-3 and 30 gave 18.0 and 36 dB.
-"""
+"""Pull towards the rotation, of the linear and of the quadratic numbers. A larger one folds less and translates worse:
+on satellite -> relief from 8 pairs 21.6 dB alone and 15 dB through the inverse; 0.1 and 1 gave 19.8 and 24 dB."""
 
 LEAST_MARGIN: Final = 0.045
 """Of the lower bound of the margin, a share of the distance without a calibration: it lies between the bounds of right
@@ -122,7 +118,9 @@ def propose(
     generator = np.random.default_rng(seed)
     units = normalisation.plain.apply(thinned(pictures, MOST_PICTURES))
     colours = sampled_pixels(units, EACH, generator)
-    target = pseudo_colours(cleaned(aggregate), aggregate.cells, DRAWN, generator)
+    target = pseudo_colours(
+        without_noise(aggregate.shares, aggregate.sigma), aggregate.cells, DRAWN, generator
+    )
     cloud: Numbers = generator.permutation(colours.reshape(-1, colours.shape[2]))
     found = search(cloud, target, seed=seed)
     best = found.best.matrix
@@ -145,10 +143,6 @@ def check_kind(kind: Kind, channels: int, *, anchored: bool) -> None:
 
 
 # Colours of both sides
-
-
-def cleaned(aggregate: Aggregate) -> Numbers:
-    return without_noise(aggregate.shares, aggregate.sigma)
 
 
 def without_noise(shares: Numbers, sigma: float) -> Numbers:
@@ -200,14 +194,12 @@ def sampled_pixels(units: Floats, each: int, generator: np.random.Generator) -> 
 # The rotation of one cloud of colours onto another
 
 
-@dataclass(frozen=True, slots=True)
-class Optimum:
+class Optimum(NamedTuple):
     matrix: Numbers
     cost: float
 
 
-@dataclass(frozen=True, slots=True)
-class Search:
+class Search(NamedTuple):
     best: Optimum
     other: Optimum
 

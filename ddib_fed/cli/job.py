@@ -315,7 +315,7 @@ def fetch(
         if credentials is not None:
             refuse_points(client)
         view = client.get(job_id)
-        path = JobFile(view.request.request_id, "", ()).path(out)
+        path = JobFile(view.request.request_id, ()).path(out)
         names = JobFile.read(path) if path.exists() else None
         items = names.items if names is not None else ()
         results = write_results(client, job_id, client.fetch(job_id), items, out, **how)

@@ -149,8 +149,7 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
             width = max((len(fact.value) for fact in found.facts), default=0)
             if found.facts:
                 lines({fact.key: f"{fact.value:<{width}}  {fact.basis}" for fact in found.facts})
-            dashes = "" if found.of_files else "--"
-            say(*(f"{dashes}{key} is not used: {why}" for key, why in found.ignored.items()), *found.remarks)
+            say(*(f"--{key} is not used: {why}" for key, why in found.ignored.items()), *found.remarks)
         say(f"{out}: {saved.manifest.parameters:,} parameters, digest {saved.digest[:16]}")
 
     emit(values, text)
@@ -167,13 +166,11 @@ def _read_checkpoint(path: Path, given: dict[str, Any]) -> Imported | Bundle:
         options.refuse_idle(idle, "does not go with a diffusers pipeline", hint="leave it out")
         return import_diffusers(path, **names, **settings)
     if given["synthetic"]:
-        from ddib_fed.models.import_guided import import_synthetic, parse_flags
+        from ddib_fed.models.import_guided import import_synthetic
 
         idle = ("classifier", "fit", "soften_sigma")
         options.refuse_idle(idle, "does not go with --synthetic", hint="leave it out")
-        flags: dict[str, Any] = dict(parse_flags(given["flags"]).given)
-        known = ("noise_schedule", "diffusion_steps", "rescale_timesteps", "predict_xstart")
-        return import_synthetic(path, **names, **{key: flags[key] for key in known if key in flags})
+        return import_synthetic(path, flags=given["flags"], **names)
     from ddib_fed.models.import_guided import import_guided
 
     return import_guided(path, flags=given["flags"], classifier=given["classifier"], **names, **settings)

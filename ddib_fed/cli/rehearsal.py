@@ -113,7 +113,6 @@ def rehearse(
             lambda p: on_progress(f"training {side.name}", p.step, p.steps, f"loss {p.loss:.4f}"),
             resume=not force,
             force=force,
-            lengthen=not force,
             say=lambda text: say(f"{side.name}: {text}"),
         )
 
@@ -209,7 +208,6 @@ def _judge(out: Path, source: _Side, target: _Side, model: Bundle) -> tuple[Figu
     reading: dict[str, Any] = {
         "source": source.held_root,
         "size": model.manifest.sample_shape[1],
-        "thresholds": model.manifest.structure,
     }
     notes = []
     try:

@@ -34,16 +34,16 @@ from ddib_fed.errors import (
     ChunkCorrupt,
     DdibError,
     DeadlineExceeded,
-    Difference,
     ExhaustedError,
     JobFailed,
+    JobNotFound,
     MessageInvalid,
     PeerFault,
     PeerUnreachable,
     UsageError,
 )
 from ddib_fed.protocol.contract import PROTOCOL, guidance_to_pb
-from ddib_fed.protocol.details import is_number, status_of
+from ddib_fed.protocol.details import from_detail, is_number, status_of
 from ddib_fed.protocol.messages import Settings, provenance_record, settings_to_pb
 from ddib_fed.protocol.streams import Announced, assemble, open_file, stream
 from ddib_fed.telemetry import Tracing, open_tracing, trace_entries
@@ -138,20 +138,17 @@ def require_finished(job: pb.Job, hop: str) -> pb.Job:
     what = f"{len(bad)} of {len(job.items)} items of job {job.job_id}" if bad else f"job {job.job_id}"
     hint = f"ddib job show {job.job_id}" if hop else ""  # in one process nothing is kept
     failure = job.error if job.HasField("error") or not bad else bad[0].error
-    if not failure.reason:
-        raise JobFailed(f"{what} failed", hop=hop, hint=hint)
-    further = bool(failure.institution) and failure.institution != hop.rpartition(" ")[2]
+    why = f": {failure_text(failure)} ({failure.reason})" if failure.reason else ""
+    cause = from_detail(failure.SerializeToString(), hop) or JobFailed(hop=hop)
     error = JobFailed(
-        f"{what} failed: {failure_text(failure)} ({failure.reason})",
+        f"{what} failed{why}",
         hint=hint,
-        hop=f"{hop} -> {failure.institution}" if further else hop,
-        facts=dict(failure.facts),
-        differences=tuple(
-            Difference(each.field, each.source, each.target, each.remedy) for each in failure.differences
-        ),
-        incident=failure.incident,
+        hop=cause.hop,
+        facts=cause.facts,
+        differences=cause.differences,
+        incident=cause.incident,
     )
-    error.says = failure.institution if further and failure.reason != PeerFault.reason else ""
+    error.says = cause.says
     raise error
 
 
@@ -460,8 +457,19 @@ class Client(Connection):
         Raises:
             JobNotFound: This client has no such job.
         """
-        request = pb.DeleteJobRequest(job_id=job_id)
-        self.call(lambda stub: stub.DeleteJob(request, timeout=CALL_S))
+        tries = 0
+
+        def attempt(stub: TranslationServiceStub) -> pb.DeleteJobResponse:
+            nonlocal tries
+            tries += 1
+            return stub.DeleteJob(pb.DeleteJobRequest(job_id=job_id), timeout=CALL_S)
+
+        try:
+            self.call(attempt)
+        except JobNotFound:
+            # The answer to an earlier try was lost: the job is already removed.
+            if tries == 1:
+                raise
 
     def translate(
         self,

@@ -428,7 +428,7 @@ class FolderRun:
         out = self.options.out
         header = self.options.with_classes([item.classes for item in items if item.classes is not None])
         header.request_id, target = str(uuid.uuid4()), target_of(header)
-        names = JobFile(header.request_id, target, tuple(items))
+        names = JobFile(header.request_id, tuple(items))
         make_private_folders(out)
         names.save(out)
         try:
@@ -492,7 +492,7 @@ class FolderRun:
                 self.results[item.name] = result
             view = client.get(job_id)
         if not changed:
-            JobFile(view.request.request_id, "", ()).remove(options.out)
+            JobFile(view.request.request_id, ()).remove(options.out)
         state = state_of(view).lower()
         progress.job_ended(job_id, state)
         own = [(each, known[item]) for each, item in zip(view.items, items, strict=False) if item in known]

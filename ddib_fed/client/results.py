@@ -75,7 +75,6 @@ class JobFile:
     """The hidden file `DIR/.ddib-job-REQUEST_ID.json`, from before submission until all results are here."""
 
     request_id: str
-    target: str
     items: tuple[FileItem, ...]
 
     def path(self, out: Path) -> Path:
@@ -84,7 +83,7 @@ class JobFile:
     def save(self, out: Path) -> None:
         kept = [field.name for field in fields(FileItem) if field.compare]
         items = [{name: getattr(item, name) for name in kept} for item in self.items]
-        values = {"format": 1, "request_id": self.request_id, "target": self.target, "items": items}
+        values = {"format": 1, "request_id": self.request_id, "items": items}
         write_file(self.path(out), json.dumps(values, indent=1).encode(), private=True)
 
     def remove(self, out: Path) -> None:
@@ -95,7 +94,7 @@ class JobFile:
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             items = tuple(FileItem(**item) for item in values["items"])
-            return cls(values["request_id"], values["target"], items)
+            return cls(values["request_id"], items)
         except (OSError, ValueError, KeyError, TypeError) as error:
             hint = f"remove {path}; its job is then not attached to any more, and its items get numbers"
             raise ConfigError(f"{path} cannot be read", hint=hint) from error

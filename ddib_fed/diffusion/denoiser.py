@@ -246,14 +246,6 @@ class Denoiser:
     def __call__(self, x: Tensor, level: Level, cond: Condition = None, to: Level | None = None) -> Tensor:
         return self.at(x, Places.shared(level, to), cond)
 
-    def evaluate(
-        self, x: Tensor, times: Tensor, alphas: Tensor, sigmas: Tensor, cond: Condition = None
-    ) -> Tensor:
-        """Evaluate v with a level of its own for each row: `times`, `alphas`, `sigmas` are (N,), best in float64."""
-        table = torch.stack([alphas.double(), sigmas.double(), times.double()], dim=1).cpu()
-        table, rows = torch.unique(table, dim=0, return_inverse=True)
-        return self.at(x, Places.by_row(x, LevelTable(table), rows), cond)
-
     def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
         """Evaluate v of x (N, *sample_shape) at `places`: what the other ways to ask come to; a fresh tensor."""
         out = self._network(x, places, cond)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from ddib_fed.engine.model import (
 )
 from ddib_fed.engine.party import (
     Array,
-    Failed,
     Labels,
     Leg,
     Noise,
@@ -35,11 +34,9 @@ from ddib_fed.engine.party import (
     ToDecode,
     ToEncode,
     ToTranslate,
-    TranslatedItem,
-    translate,
 )
 from ddib_fed.engine.record import UNGUIDED, Guidance
-from ddib_fed.errors import DdibError, ShapeMismatch
+from ddib_fed.errors import ShapeMismatch
 from ddib_fed.latent import Latent
 from ddib_fed.models.units import ChannelMap
 
@@ -69,19 +66,7 @@ class ArraySettings:
 PLAIN = ArraySettings()
 
 
-@dataclass(frozen=True, slots=True)
-class Stages:
-    """The stages of a translation; each array (K, *sample_shape), float32, of the K samples that were not refused."""
-
-    rows: tuple[int, ...]
-    latent: Array
-    translated: Array
-    latent_again: Array | None = None
-    back: Array | None = None
-    failed: Mapping[int, DdibError] = field(default_factory=dict)
-
-
-def check_translation(source: LocalParty, target: LocalParty, asked: ArraySettings) -> float:
+def check_translation(source: LocalParty, target: LocalParty, asked: ArraySettings) -> None:
     """Check a translation without computing anything."""
     models = source.model, target.model
     if models[0].sample_shape != models[1].sample_shape:
@@ -98,33 +83,6 @@ def check_translation(source: LocalParty, target: LocalParty, asked: ArraySettin
         back = replace(settings, encoder="ode")
         check_encoding(target.model, back, asked.target_class, 0.0)
         check_decoding(source.model, settings, asked.source_class, guidance)
-    return source.model.sigma(asked.soften)
-
-
-def translate_array(
-    x: Array,
-    source: LocalParty,
-    target: LocalParty,
-    asked: ArraySettings = PLAIN,
-    *,
-    on_progress: OnProgress | None = None,
-    refuse: bool = True,
-) -> Stages:
-    """Translate samples of the source's domain to the target's and, for a cycle, back."""
-    check_translation(source, target, asked)
-    check_given(source.model, x)
-    legs = 4 if asked.cycle else 2
-    tell = Counter(asked.settings.evaluations * legs * turns(source, len(x)), on_progress)
-    done: list[TranslatedItem] = []
-    failed: dict[int, DdibError] = {}
-    for outcome in translate(source, target, _items(x, source.model, target.model, asked), asked.leg(tell)):
-        if isinstance(outcome, Failed):
-            if refuse:
-                raise outcome.error
-            failed[outcome.number] = outcome.error
-        else:
-            done.append(outcome)
-    return _stages(done, x, source.model, target.model, failed, cycle=asked.cycle)
 
 
 def draw_samples(
@@ -167,7 +125,7 @@ def interpolate_pictures(
     leg = replace(asked.leg(tell), round_trip=False)
     items = (
         ToEncode(item.number, item.samples, item.source_class, item.noise)
-        for item in _items(pair, source.model, target.model, asked)
+        for item in items_of(pair, source.model, target.model, asked)
     )
     ends = [torch.from_numpy(only(each).latent.data[0].copy()) for each in source.encode_each(items, leg)]
     between = interpolate(ends[0], ends[1], weights).numpy()
@@ -200,7 +158,9 @@ def turns(party: LocalParty, rows: int) -> int:
     return rows if party.model.is_picture else -(-rows // party.executor.rows)
 
 
-def _items(x: Array, source: DomainModel, target: DomainModel, asked: ArraySettings) -> Iterator[ToTranslate]:
+def items_of(
+    x: Array, source: DomainModel, target: DomainModel, asked: ArraySettings
+) -> Iterator[ToTranslate]:
     if not source.is_picture:
         yield item_of(0, x, source, target, asked)
         return
@@ -221,32 +181,6 @@ def item_of(
     digest = _digest(samples[0], asked.seed)
     draws = picture_draw(target, digest, "there"), picture_draw(source, digest, "back")
     return ToTranslate(number, samples, *classes, _softening(source, digest), *draws)
-
-
-def _stages(
-    done: Sequence[TranslatedItem],
-    x: Array,
-    source: DomainModel,
-    target: DomainModel,
-    failed: Mapping[int, DdibError],
-    *,
-    cycle: bool,
-) -> Stages:
-    def stack(arrays: list[Array]) -> Array:
-        return np.concatenate(arrays) if arrays else np.zeros((0, *source.sample_shape), np.float32)
-
-    rows = tuple(each.item.number for each in done) if source.is_picture else tuple(range(len(x)))
-    cut = clipped if target.is_picture else (lambda samples: samples)
-    again = [each.decoded.again.latent.data for each in done if each.decoded.again is not None]
-    back = [each.back.samples for each in done if each.back is not None]
-    return Stages(
-        rows,
-        stack([each.encoded.latent.data for each in done]),
-        cut(stack([each.decoded.samples for each in done])),
-        stack(again) if cycle else None,
-        cut(stack(back)) if cycle else None,
-        dict(failed),
-    )
 
 
 def _label_of(labels: Labels, row: int) -> int | None:

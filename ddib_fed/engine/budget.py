@@ -24,6 +24,7 @@ from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.engine.stack import Trajectory
 from ddib_fed.errors import ConfigError, NotReady
 from ddib_fed.models.bundle import Bundle, device_problem
+from ddib_fed.networks.placement import torch_threads
 
 log = logging.getLogger(__name__)
 
@@ -171,14 +172,10 @@ def sweep(
 
 
 def measured(model: DomainModel, threads: int, *, limit_s: float = SWEEP_S) -> Budget:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     # Of one thread its own time: a machine may be busy at this start.
     clock = time.thread_time if model.device.type == "cpu" and threads == 1 else time.perf_counter
-    try:
+    with torch_threads(threads):
         return budget_of(sweep(_sizes(model), lambda rows: _call(model, rows), limit_s=limit_s, clock=clock))
-    finally:
-        torch.set_num_threads(before)
 
 
 def _sizes(model: DomainModel) -> Iterator[int]:
@@ -193,10 +190,8 @@ def _sizes(model: DomainModel) -> Iterator[int]:
 
 def _call(model: DomainModel, rows: int) -> Callable[[], None]:
     """A call of the plain network on noise."""
-    laid = model.plan(SolverSettings(evaluations=8))
-    x = _noise(model, rows)
+    x, level = _noise(model, rows), model.bundle.schedule.level(0.0)
     cond = model.condition(model.class_rows(0 if model.manifest.num_classes else None, rows))
-    level = laid.decode_grid.levels[4]
     denoiser = model.denoiser()
 
     def call() -> None:

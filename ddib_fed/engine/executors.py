@@ -28,7 +28,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 
@@ -68,24 +68,13 @@ Say = Callable[..., None]
 """Sends a message to the pool: its kind, and what belongs to it. From any thread."""
 
 
-class Served(Protocol):
-    """What `serve` puts behind a pipe."""
-
-    name: str
-    rows: int
-
-    def take(self, number: int, work: bytes | None, remaining_s: float | None) -> None:
-        """Begin a packed trajectory, with the time that it may take; or, without one, end that of the number."""
-
-    def tell(self) -> None:
-        """Within about `LOOK_S`, say what is new."""
-
-
-def serve(pipe: Connection, make: Callable[..., Served], *args: Any) -> None:
+def serve(pipe: Connection, make: Callable[..., Any], *args: Any) -> None:
     """Answer the pool until its end of the pipe closes, or its process ends.
 
-    A message to the worker is the arguments of `take`. Those from it: ("ready", name, rows), ("refused", error),
-    ("steps", *news), ("end", number, packed end or error), ("lost", why).
+    A message to the worker is the arguments of the `take` of what `make` makes: a number, a packed trajectory to begin
+    or None to end that of the number, and the seconds that it may take. Those from it: ("ready", name, rows),
+    ("refused", error), ("steps", *news), ("end", number, packed end or error), ("lost", why). Its `tell` says within
+    about `LOOK_S` what is new.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a node, which is to drain first
         signal.signal(number, signal.SIG_IGN)
@@ -153,23 +142,23 @@ class WarmModel:
         return steps, self._counted[0] - before[0], self._counted[1] - before[1]
 
 
-class _Process:
-    """`Served` by a model of this process."""
+class _Process(WarmModel):
+    """A model of this process."""
 
     def __init__(self, say: Say, recipe: bytes, device: str) -> None:
-        self._say, self._model = say, WarmModel(recipe, device)
-        self.name, self.rows = f"on {device}, process {os.getpid()}", self._model.rows
+        super().__init__(recipe, device)
+        self._say, self.name = say, f"on {device}, process {os.getpid()}"
 
     def take(self, number: int, work: bytes | None, remaining_s: float | None) -> None:
         if work is None:
-            self._model.cancel(number)
+            self.cancel(number)
         else:
-            future = self._model.begin(number, work, remaining_s)
+            future = self.begin(number, work, remaining_s)
             future.add_done_callback(lambda done: self._say("end", number, packed_end(done)))
 
     def tell(self) -> None:
         time.sleep(LOOK_S)
-        self._say("steps", *self._model.news())
+        self._say("steps", *self.news())
 
 
 def packed_end(future: Future[End]) -> bytes:
@@ -243,7 +232,7 @@ class _Place:
     pause_s: float = 0.0
 
 
-def start_process(make: Callable[..., Served], *args: Any) -> tuple[Connection, Callable[[], object]]:
+def start_process(make: Callable[..., Any], *args: Any) -> tuple[Connection, Callable[[], object]]:
     """A spawned process that serves what `make` makes; our end of its pipe, and what kills it."""
     context = torch.multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -693,7 +682,7 @@ class Actor(WarmModel):
 
 
 class _Relay:
-    """`Served` by an actor, on a GPU where there are any, else on a core."""
+    """A model in an actor, on a GPU where there are any, else on a core."""
 
     def __init__(self, say: Say, recipe: bytes, device: str, address: str) -> None:
         self._say, self._ray = say, _ray(address)

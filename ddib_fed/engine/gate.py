@@ -77,16 +77,12 @@ class Made:
 
 
 def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentStatistics:
-    """Statistics of one item's latent, refused when it is not one that an encoder makes.
+    """Statistics of one item's latent (N, D) of points or (N, C, H, W) of pictures, finite; refused when no encoder
+    makes such a one.
 
     Those of the encoder mixed have wider bounds. Latents of less than the whole depth are not noise, and none is
     refused. Nor is one on a leg that the wire cannot carry (noise in decoding, the public code's respacings): it never
     reaches a node.
-
-    Args:
-        latent: (N, D) of a set of points, or (N, C, H, W) of pictures, finite.
-        leg: On which it was made, or is decoded.
-        made: How it was made, where that is known.
 
     Raises:
         LatentNotGaussian: See `gaussianity.examine`; or the set is none of latents, or the latent is not the one that
@@ -155,14 +151,11 @@ def _suspects(latent: Tensor, leg: Leg, made: Made, statistics: LatentStatistics
     allowed = None if made.allowances is None else made.allowances.pictures
     if allowed is None or allowed.names != NAMES or made.samples is None:
         return []
-    known, pairs = statistics.correlation if len(latent) == 1 else None, (latent, made.samples)
+    known, z, x = statistics.correlation if len(latent) == 1 else None, latent, made.samples
     if leg.calibration is not None:
-        back = torch.from_numpy(leg.calibration.matrix).T
-        known, pairs = (
-            None,
-            (rotated(latent, back.to(latent.dtype)), rotated(made.samples, back.to(latent.dtype))),
-        )
-    profiles = (profile(z, x, correlation=known).numpy() for z, x in zip(*pairs, strict=True))
+        back = torch.from_numpy(leg.calibration.matrix).T.to(latent.dtype)
+        known, z, x = None, rotated(z, back), rotated(x, back)
+    profiles = (profile(*pair, correlation=known).numpy() for pair in zip(z, x, strict=True))
     return [row for row, found in enumerate(profiles) if beyond(found, allowed)]
 
 

@@ -108,25 +108,24 @@ class Leg:
     """What is asked of a party for all items of a stream.
 
     Attributes:
-        settings: Solver and grid, the same both ways. Encoding leaves out what draws noise. Their encoder is of samples
-            that are encoded, and of latents that come back; all else is integrated by the network alone.
+        settings: Solver and grid, the same both ways. Their encoder is of samples that are encoded, and of latents that
+            come back; all else is integrated by the network alone. Encoding leaves out what draws noise.
         guidance: Of decoding.
         soften: Noise level to which items are diffused before they are encoded; None for the model's own.
         round_trip: Whether what was decoded is encoded again, by the same party, and never softened.
         control: Cancelling and deadline; None for neither.
         on_step: Progress.
-        calibration: A rotation of the channels. The party's model works in the rotated basis: latents leave it, and
-            come to it, in that basis; samples are in the units of the data as ever. None for the model's own basis.
+        calibration: A rotation of the channels: latents leave the party, and come to it, in the rotated basis; samples
+            are in the units of the data as ever. None for the model's own basis.
         returning: Whether latents to decode are of samples that the other party encoded again: a cycle's way back.
-        flow: The job or request that the work belongs to, for fairness in a shared engine. Empty: each item is a flow
-            of its own.
-        owner: The peer or client that the flow belongs to. An owner has one share, however many flows. Empty: the flow
-            has a share of its own.
+        flow: The job or request that the work belongs to, for fairness. Empty: each item is a flow of its own.
         weight: Of the owner, above 0: one of weight 2 gets twice the time of one of weight 1.
         stream_rows: Rows of the whole stream, about, where the other party decodes its first latents while later ones
             are encoded: a short stream is then encoded in smaller calls. 0 where it does not.
-        least_evaluations: Fewest network evaluations of a latent that may be given out; 0 for any number. Flow maps,
-            which are trained for few, are not held to it.
+        least_evaluations: Fewest network evaluations of a latent that may be given out; flow maps, which are trained
+            for few, are not held to it.
+        owner: The peer or client that the flow belongs to; it has one share, however many flows. Empty: the flow has
+            a share of its own.
 
     Raises:
         SettingsInvalid: A map that is no rotation: a model needs training for it, and its bundle holds it then.
@@ -157,13 +156,9 @@ class Leg:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ToEncode:
-    """An item to encode.
+    """Samples (N, *sample_shape) float32 in the units of the data, pictures in [-1, 1], with their classes.
 
-    Attributes:
-        number: The caller's, unique in a stream.
-        samples: (N, *sample_shape) float32 in the units of the data; pictures in [-1, 1].
-        label: Class, or classes, that they have.
-        noise: Softens them; needed where they are softened.
+    `number` is the caller's, unique in a stream; `noise` is needed where the samples are softened.
     """
 
     number: int
@@ -174,14 +169,10 @@ class ToEncode:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ToDecode:
-    """A latent to decode.
+    """A latent (N, *sample_shape), and the classes to decode it to.
 
-    Attributes:
-        number: As in `ToEncode`.
-        latent: (N, *sample_shape).
-        label: Class, or classes, to decode to.
-        draw: The noise of each step; needed where the settings draw some.
-        statistics: What the gate of whoever encoded measured; a latent without them leaves for no other institution.
+    `draw` is needed where the settings draw noise. `statistics` are those of the gate of whoever encoded; a latent
+    without them leaves for no other institution.
     """
 
     number: int
@@ -289,13 +280,14 @@ def translate(
     decoded: dict[int, Decoded] = {}
     failed: list[Failed] = []
 
-    def passed(outcomes: Iterable[_Outcome | Failed]) -> Iterator[_Outcome]:
+    def passed(outcomes: Iterable[_Outcome | Failed], kept: dict[int, _Outcome]) -> Iterator[_Outcome]:
         for outcome in outcomes:
             if isinstance(outcome, Failed):
-                for kept in (known, encoded, decoded):
-                    kept.pop(outcome.number, None)
                 failed.append(outcome)
+                for each in (known, encoded, decoded):
+                    each.pop(outcome.number, None)
             else:
+                kept[outcome.number] = outcome
                 yield outcome
 
     def samples() -> Iterator[ToEncode]:
@@ -304,29 +296,25 @@ def translate(
             yield ToEncode(item.number, item.samples, item.source_class, item.noise)
 
     def latents() -> Iterator[ToDecode]:
-        for outcome in passed(source.encode_each(samples(), leg)):
-            encoded[outcome.number] = outcome
+        for outcome in passed(source.encode_each(samples(), leg), encoded):
             item = known[outcome.number]
             yield ToDecode(item.number, outcome.latent, item.target_class, item.forward, outcome.statistics)
 
     def returning() -> Iterator[ToDecode]:
-        for outcome in forward():
+        for outcome in forward:
             assert outcome.again is not None  # the leg asks for it
             item = known[outcome.number]
             yield ToDecode(item.number, outcome.again.latent, item.source_class, item.backward)
 
-    def forward() -> Iterator[Decoded]:
-        for outcome in passed(target.decode_each(latents(), replace(leg, calibration=None))):
-            decoded[outcome.number] = outcome
-            yield outcome
-
-    ends = forward()
+    forward = passed(target.decode_each(latents(), replace(leg, calibration=None)), decoded)
+    ends = forward
     if leg.round_trip:
-        ends = passed(source.decode_each(returning(), replace(leg, round_trip=False, returning=True)))
+        back = replace(leg, round_trip=False, returning=True)
+        ends = passed(source.decode_each(returning(), back), {})
     for end in ends:
         number = end.number
-        back = end if leg.round_trip else None
-        yield TranslatedItem(known.pop(number), encoded.pop(number), decoded.pop(number), back)
+        found = encoded.pop(number), decoded.pop(number), end if leg.round_trip else None
+        yield TranslatedItem(known.pop(number), *found)
         while failed:
             yield failed.pop(0)
     yield from failed

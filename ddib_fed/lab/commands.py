@@ -13,7 +13,7 @@ from ddib_fed.cli.train import FORCE, OUT, RESUME, SET, given, run, train_option
 from ddib_fed.errors import UsageError
 from ddib_fed.lab.config import DistilConfig, PrivateTrainConfig
 from ddib_fed.terminal import emit, lines, listed, outcome, say
-from ddib_fed.training.config import checked, options_of, seconds
+from ddib_fed.training.config import checked, options_of
 
 
 @group()
@@ -22,40 +22,26 @@ def privacy() -> None:
 
 
 @privacy.command()
-@click.option(
-    "--model",
-    "which",
+@options.option(
+    "which --model MODEL",
+    "A bundle's folder, whose privacy.json is written; or the name of a shipped model, which is only attacked.",
+    str,
     required=True,
-    metavar="MODEL",
-    help="A bundle's folder, whose privacy.json is written; or the name of a shipped model, which is only attacked.",
 )
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    multiple=True,
-    help="Folder of pictures of the domain that the model was not trained on, or a .npy file of such points; default: "
+@options.option(
+    "--data PATH",
+    "Folder of pictures of the domain that the model was not trained on, or a .npy file of such points; default: "
     "the domain that ships. A second --data names its training data, for the attacks on membership.",
+    multiple=True,
 )
-@click.option(
-    "--time",
-    "time_s",
-    default="60",
-    show_default=True,
-    metavar="TIME",
-    help="How long the attacker trains a model of their own; 0 for none.",
-)
-@click.option(
-    "--seed", type=click.IntRange(0), default=41, show_default=True, help="Seed of all random draws."
-)
+@options.option("--seed N", "Seed of all random draws.", click.IntRange(0), default=41)
 @options.OUTCOME
-def report(*, which: str, data: tuple[Path, ...], time_s: str, seed: int) -> None:
+def report(*, which: str, data: tuple[Path, ...], seed: int) -> None:
     """Attack the latents of your own data, and the samples of your model, and print what an attacker gets.
 
     The attacker knows 256 other samples with their latents, like anybody who sent some through your node, and fits
-    inverters to them; then trains a model of the domain on these samples and decodes with it. The result is a lower
-    bound: with more samples or more time an attacker recovers more. The figures are written into privacy.json beside
-    the weights; the digest does not change.
+    inverters to them. The result is a lower bound: with more samples an attacker recovers more. The figures are written
+    into privacy.json beside the weights; the digest does not change.
     """
     from ddib_fed.lab.report import Attack, privacy_report
     from ddib_fed.models.bundle import put_beside, shipped_name
@@ -63,15 +49,9 @@ def report(*, which: str, data: tuple[Path, ...], time_s: str, seed: int) -> Non
 
     if len(data) > 2:
         raise UsageError("--data is given more than twice", hint="ddib privacy report --help")
-    try:
-        surrogate_s = 0.0 if time_s == "0" else float(seconds(time_s))
-    except ValueError as error:
-        raise UsageError(f"--time: {error}", hint="ddib privacy report --help") from error
-    words = (
-        f"ddib privacy report --model MODEL{' --data PATH' * len(data)} --time {surrogate_s:g} --seed {seed}"
-    )
+    words = f"report --model MODEL{' --data PATH' * len(data)} --seed {seed}"
     own, training = (*data, None, None)[:2]
-    attack = Attack(own, training, surrogate_s, seed, words, say=lambda what: say(what, err=True))
+    attack = Attack(own, training, seed, f"ddib privacy {words}", say=lambda what: say(what, err=True))
     with torch_threads(usual_threads()):
         found = privacy_report(open_model(which), attack)
     if shipped_name(which) is None:
@@ -118,10 +98,8 @@ def distil(
 
     MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
     """
-    fields = given(settings, teacher=teacher)
-    done = run(
-        checked(DistilConfig, fields, "ddib model distil --help", sets), out, resume=resume, force=force
-    )
+    config = checked(DistilConfig, given(settings, teacher=teacher), "ddib model distil --help", sets)
+    done = run(config, out, resume=resume, force=force)
     if done is None or done.manifest.distilled is None:
         return
     lines(listed("", done.manifest.distilled.model_dump(mode="json")))

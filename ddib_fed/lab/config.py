@@ -40,18 +40,16 @@ class PrivateTrainConfig(TrainConfig):
         yield from super().faults()
         endless = self.kind == "points" and self.domain is not None
         halved = self.precision != "float32"
-        for wrong, what in (
-            (self.kind == "classifier", "a classifier"),
-            (
-                self.time_s is not None,
-                "time_s: the noise follows from the number of steps, so say steps",
-            ),
-            (halved, "precision bfloat16: gradients of single samples are computed in float32"),
-            (endless, "domain: a synthetic domain has no training points to protect, so give data"),
-            (bool(self.network.get("spectral")), "spectral: a spectrum is measured of the pictures"),
-            (bool(self.network.get("dropout")), "dropout: its masks are drawn for the whole batch"),
-        ):
-            yield wrong, f"differential privacy does not go with {what}"
+        wrong = {
+            "a classifier": self.kind == "classifier",
+            "time_s: the noise follows from the number of steps, so say steps": self.time_s is not None,
+            "precision bfloat16: gradients of single samples are computed in float32": halved,
+            "domain: a synthetic domain has no training points to protect, so give data": endless,
+            "spectral: a spectrum is measured of the pictures": bool(self.network.get("spectral")),
+            "dropout: its masks are drawn for the whole batch": bool(self.network.get("dropout")),
+        }
+        for what, is_there in wrong.items():
+            yield is_there, f"differential privacy does not go with {what}"
 
 
 class DistilConfig(TrainConfig):
@@ -63,10 +61,8 @@ class DistilConfig(TrainConfig):
     kind: str = "distilled"
     teacher: str
     """A shipped model by name, or a bundle's folder."""
-    teacher_evaluations: int = Field(24, ge=8, le=1000)
-    """Of a path."""
-    uses: int = Field(PRESET, ge=1)
-    """Steps that ask each batch of paths before it is replaced."""
+    teacher_evaluations: int = Field(24, ge=8, le=1000)  # of a path
+    uses: int = Field(PRESET, ge=1)  # steps that ask each batch of paths before it is replaced
 
     @classmethod
     def usual(cls, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,17 +40,13 @@ _OF_THE_TEACHER = (
     "soften_sigma", "data",
 )  # fmt: skip
 HELD_OUT_POINTS = 20_000
-HELD_OUT = 512
-"""Held-out points whose paths are asked for the held-out loss, at most."""
+HELD_OUT = 512  # held-out points whose paths are asked for the held-out loss, at most
 EVALUATIONS = (1, 2, 4, 8)
-REFERENCE = SolverSettings("unipc", 3, 96)
-"""How the teacher answers: twice the default's evaluations."""
-GRIDS = ("default", "uniform-lambda")
-"""Where steps may end; neither is the better one for every model."""
+REFERENCE = SolverSettings("unipc", 3, 96)  # how the teacher answers: twice the default's evaluations
+GRIDS = ("default", "uniform-lambda")  # where steps may end; neither is the better one for every model
 MEMORY_BYTES, MOST_LIVE = 512 << 20, 8
 """Of the batches of paths that are kept, and how many these are at most."""
-EVEN = 0.6
-"""Share of a path's nodes that are spread evenly over lambda."""
+EVEN = 0.6  # share of a path's nodes that are spread evenly over lambda
 JITTER = 0.5
 """How far nodes are moved, in their distance; two that nearly meet would leave a mean of rounding."""
 STILL = 0.125
@@ -63,7 +59,6 @@ _TABLE = 4097
 def open_distil(
     config: DistilConfig, source: PictureSource | None, out: Path, say: Say | None, on_scan: OnScan | None
 ) -> Opened:
-    """The run with its teacher and its points opened."""
     del source, out, say, on_scan
     teacher = open_bundle(config.teacher)
     made = teacher.manifest
@@ -75,7 +70,6 @@ def open_distil(
 
 
 def check_teacher(manifest: Manifest) -> None:
-    """Return when a model can be distilled."""
     problem = ""
     if not isinstance(manifest.network, MlpConfig):
         problem = f"its network is of kind {manifest.network.kind}, and flow maps are networks of points, of kind mlp"
@@ -105,10 +99,8 @@ def open_starts(config: DistilConfig, teacher: Bundle) -> PointSource:
     else:
         found = points_source(config.data, HELD_OUT_POINTS)
     if (found.dim,) != tuple(manifest.sample_shape):
-        raise ShapeMismatch(
-            f"points of {found.dim} numbers where {manifest.name} takes {tuple(manifest.sample_shape)}",
-            hint="name the samples that it was trained on",
-        )
+        problem = f"points of {found.dim} numbers where {manifest.name} takes {tuple(manifest.sample_shape)}"
+        raise ShapeMismatch(problem, hint="name the samples that it was trained on")
 
     def own(points: NDArray[np.float32]) -> NDArray[np.float32]:
         return manifest.normalisation.apply(points.astype(np.float64) * found.std + found.mean)
@@ -156,7 +148,7 @@ class DistilTask(Task):
         del folder
         if last:
             dtype = DTYPES[self.config.dtype]
-            state = {name: value.to(dtype).float() for name, value in trainer.ema.state_dict().items()}
+            state = {name: value.to(dtype).float() for name, value in trainer.ema.averages.items()}
             network = self.averaged(state, trainer.world.device).eval()
             clean = torch.from_numpy(self.starts.held_out[: self.config.samples])
             self._distilled = measured(self.teacher, network, clean, trainer.world.device)
@@ -205,20 +197,13 @@ def measured(teacher: Bundle, network: nn.Module, clean: Tensor, device: torch.d
                 (decode(own, student, schedule, settings), x),
             )
             apart = torch.stack([(one - other).square().mean(1).sqrt() for one, other in pairs]).double()
-            median, p95 = (
-                [float(f"{value:.4g}") for value in row.tolist()]
-                for row in (apart.median(dim=1).values, apart.quantile(0.95, dim=1))
-            )
-            errors.append(
-                DistilledError(
-                    evaluations=count,
-                    encode=median[0],
-                    encode_p95=p95[0],
-                    decode=median[1],
-                    decode_p95=p95[1],
-                    round_trip=median[2],
-                )
-            )
+            median, p95 = apart.median(dim=1).values, apart.quantile(0.95, dim=1)
+            figures = {
+                "encode": median[0], "encode_p95": p95[0], "decode": median[1], "decode_p95": p95[1],
+                "round_trip": median[2],
+            }  # fmt: skip
+            rounded = {name: float(f"{float(value):.4g}") for name, value in figures.items()}
+            errors.append(DistilledError(evaluations=count, **rounded))
     best = min(GRIDS, key=lambda grid: found[grid][-1].encode + found[grid][-1].decode)
     return Distilled(
         teacher=teacher.digest,
@@ -244,8 +229,6 @@ class Course(NamedTuple):
 
 
 class Questions(NamedTuple):
-    """What a flow map is asked, and what it should answer."""
-
     x: Tensor
     times: Tensor
     to: Tensor

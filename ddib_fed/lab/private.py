@@ -17,7 +17,6 @@ import os
 import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,8 +44,7 @@ from ddib_fed.training.run import OnScan, Opened, RunState, Say, open_run
 from ddib_fed.training.sources import PictureSource
 from ddib_fed.training.trainer import Task, Trainer, World
 
-ACCOUNTANT = "prv"
-"""Needs less noise than `rdp`."""
+ACCOUNTANT = "prv"  # needs less noise than `rdp`
 CLIP = 1.0
 """Norm to which the gradient of each sample is clipped; of ADAM's steps only its ratio to the noise counts."""
 DRAWS = 4
@@ -54,24 +52,9 @@ DRAWS = 4
 DELTA_SHARE = 0.1
 """Delta times the number of training samples: below 1, at which publishing one of them would be allowed."""
 KEY_FILE, KEY_BYTES = "noise.key", 32
-GRADIENT_BYTES = 1 << 28
-"""What the gradients of the samples that are computed together may take."""
+GRADIENT_BYTES = 1 << 28  # what the gradients of the samples that are computed together may take
 _MASKS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _BATCHES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
-
-def require_opacus() -> None:
-    """Return if the extra is installed."""
-    why = "training with differential privacy needs opacus"
-    with extra("dp", "opacus", why, otherwise="train by ddib model train"):
-        import opacus  # noqa: F401
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def least_noise(*, epsilon: float, delta: float, rate: float, steps: int) -> float:
@@ -79,7 +62,7 @@ def least_noise(*, epsilon: float, delta: float, rate: float, steps: int) -> flo
     from opacus.accountants.utils import get_noise_multiplier
 
     try:
-        with _quiet():
+        with warnings.catch_warnings(action="ignore"):
             return float(
                 get_noise_multiplier(
                     target_epsilon=epsilon,
@@ -95,19 +78,16 @@ def least_noise(*, epsilon: float, delta: float, rate: float, steps: int) -> flo
 
 
 def spent_epsilon(*, noise: float, delta: float, rate: float, steps: int) -> float:
-    """Epsilon of so many steps."""
     from opacus.accountants import create_accountant
 
     accountant = create_accountant(ACCOUNTANT)
     accountant.history = [(noise, rate, steps)]
-    with _quiet():
+    with warnings.catch_warnings(action="ignore"):
         return float(accountant.get_epsilon(delta))
 
 
 @dataclass(frozen=True, slots=True)
 class RunKey:
-    """The key of a run."""
-
     secret: bytes = field(repr=False)
 
     def uniforms(self, purpose: str, step: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -118,7 +98,6 @@ class RunKey:
         return (bits.astype(np.float64) * 2.0**-53).reshape(shape)
 
     def normals(self, purpose: str, step: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
-        """Standard normal numbers, likewise."""
         count = math.prod(shape)
         pairs = normals(self.uniforms(purpose, step, ((count + 1) // 2, 2)))
         return pairs.reshape(-1)[:count].reshape(shape)
@@ -154,19 +133,15 @@ class Draws(NamedTuple):
     labels: Tensor | None = None
 
     def parts(self, size: int, device: torch.device) -> Iterator[Draws]:
-        """At most `size` samples at a time, on the device."""
         for first in range(0, len(self.x), size):
             part = (None if field is None else field[first : first + size].to(device) for field in self)
             yield Draws(*part)  # type: ignore[arg-type]
 
 
 class SampleGradients:
-    """Gradients of single samples."""
-
     def __init__(self, network: nn.Module) -> None:
         refuse_layers(network)
-        self._network = network
-        self._buffers = dict(network.named_buffers())
+        self._network, self._buffers = network, dict(network.named_buffers())
         size = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
         self.at_once = max(1, GRADIENT_BYTES // size)
 
@@ -177,11 +152,9 @@ class SampleGradients:
         gradients, losses = each(weights, *draws)
         return list(gradients.values()), losses
 
-    def _loss(
-        self, weights: dict[str, Tensor], x: Tensor, times: Tensor, target: Tensor, labels: Tensor | None
-    ) -> Tensor:
-        extra = {} if labels is None else {"y": labels}
-        answer = functional_call(self._network, (weights, self._buffers), (x, times), extra)
+    def _loss(self, weights: Any, x: Tensor, times: Tensor, target: Tensor, y: Tensor | None) -> Tensor:
+        named = {} if y is None else {"y": y}
+        answer = functional_call(self._network, (weights, self._buffers), (x, times), named)
         loss: Tensor = (answer - target).square().mean()
         return loss
 
@@ -232,14 +205,14 @@ class PrivatePictures(PictureTask):
         """As of `PrivatePoints`."""
         each, shape = np.repeat(chosen, DRAWS), (len(chosen), DRAWS)
         u = key.uniforms("pictures", step, (len(each), COLUMNS))
-        x = self._batches.changed(each, u)
+        x = self.changed(each, u)
         filled = key.uniforms("quantisation", step, x.shape) - 0.5
         x = x + (filled * self.source.quantum).astype(np.float32)
         eps = torch.from_numpy(key.normals("noise of pictures", step, x.shape)).float()
         levels = torch.from_numpy((np.tile(np.arange(DRAWS), len(chosen)) + u[:, LEVEL]) / DRAWS)
         question = self.ask(torch.from_numpy(self.normal.apply(x)), eps, self._lambdas(levels))
         xs, target = (part.reshape(*shape, *part.shape[1:]) for part in (question.x, question.target))
-        labels = self._batches.labels(each, u[:, DROP])
+        labels = self.labels(each, u[:, DROP])
         return Draws(
             xs, question.times.reshape(shape), target, None if labels is None else labels.reshape(shape)
         )
@@ -268,9 +241,9 @@ class PrivateTrainer(Trainer):
         self._samples = len(task.source.train)
         self.delta, self.rate = DELTA_SHARE / self._samples, config.batch / self._samples
         self.noise = least_noise(epsilon=config.epsilon, delta=self.delta, rate=self.rate, steps=plan.total)
-        self.planned = (
-            f"{plan.total} steps with noise multiplier {self.noise:.4g} and sampling rate {self.rate:.4g} spend at "
-            f"most epsilon {config.epsilon:g} at delta {self.delta:g}"
+        self.notes.append(
+            f"differential privacy: {plan.total} steps with noise multiplier {self.noise:.4g} and sampling rate "
+            f"{self.rate:.4g} spend at most epsilon {config.epsilon:g} at delta {self.delta:g}"
         )
         self._last_loss = torch.zeros((), dtype=torch.float64)
 
@@ -326,13 +299,13 @@ def open_private(
     say: Say | None,
     on_scan: OnScan | None,
 ) -> Opened:
-    require_opacus()  # before anything is read
+    why = "training with differential privacy needs opacus"
+    with extra("dp", "opacus", why, otherwise="train by ddib model train"):  # before anything is read
+        import opacus  # noqa: F401
     opened = open_run(config, source, out, say, on_scan, (PrivatePoints, PrivatePictures))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SettingsInvalid(
-            "a run with differential privacy has one process: samples are drawn and noised once",
-            hint="start it without torchrun",
-        )
+        problem = "a run with differential privacy has one process: samples are drawn and noised once"
+        raise SettingsInvalid(problem, hint="start it without torchrun")
     if config.batch > opened.samples:
         raise SettingsInvalid(
             f"a step takes {config.batch} of {opened.samples} training samples on average, which are too few",
@@ -344,9 +317,6 @@ def open_private(
         begun = state is not None and state.step < plan.total
         bundle = task.start.bundle if isinstance(task, PrivatePictures) else None
         initial = "" if bundle is None else bundle.digest
-        found = PrivateTrainer(task, world, plan, key_of_run(run, begun=begun), initial)
-        if say is not None:
-            say(f"differential privacy: {found.planned}")
-        return found
+        return PrivateTrainer(task, world, plan, key_of_run(run, begun=begun), initial)
 
     return replace(opened, trainer=trainer, after=lambda run: (run / KEY_FILE).unlink(missing_ok=True))

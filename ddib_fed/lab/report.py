@@ -1,14 +1,12 @@
 """The privacy report of a bundle: attacks on its owner's own latents and samples, stored beside the weights.
 
-What an attacker reads from latents, by correlation, by surrogate inverters, and by a model of their own; whether a
-sample was among the training data, and whether the model draws these again.
+What an attacker reads from latents, by correlation and by surrogate inverters; whether a sample was among the training
+data, and whether the model draws these again.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,60 +20,47 @@ from ddib_fed.data.shipped import load_shipped
 from ddib_fed.diffusion.plans import SolverSettings, soften
 from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.model import DomainModel
-from ddib_fed.errors import InputError, ShapeMismatch
+from ddib_fed.errors import InputError
 from ddib_fed.evaluation import judgement, metrics
 from ddib_fed.evaluation.metrics import compare
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import carried_domain
 from ddib_fed.models.sidecars import Copies, Figure, Membership, PrivacyReport, Reading
 from ddib_fed.networks.spectrum import cosines, pictures
-from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.run import train
-from ddib_fed.training.sources import array_source, own_samples, spaced
+from ddib_fed.training.sources import own_samples, spaced
 
 Array = NDArray[np.float32]
 Numbers = NDArray[np.floating]
-Inverse = Callable[[Array], Array]
-"""From latents (N, C, H, W) to pictures of that shape."""
-Latents = dict[float, Array]
-"""By depth, each (N, *sample_shape)."""
+Inverse = Callable[[Array], Array]  # from latents (N, C, H, W) to pictures of that shape
+Latents = dict[float, Array]  # by depth, each (N, *sample_shape)
 Say = Callable[[str], None]
 TINY = 1e-9
-FEWEST_SAMPLES = 16
-PENALTIES = (0.01, 0.1, 1.0, 10.0)
-"""Of a regression, as multiples of the mean square of what it sees."""
+PENALTIES = (0.01, 0.1, 1.0, 10.0)  # of a regression, as multiples of the mean square of what it sees
 SET_ASIDE = 8
 """One pair in so many chooses penalties and the inverter."""
 WIDTH, BLOCKS, BATCH, RATE = 24, (1, 2, 4), 24, 2e-3
-WIDTHS = (0.3, 1.0, 3.0)
-"""Of the kernel, in deviations of the latents."""
-MOST_POINTS = 1_500
-"""Pairs of points that are fitted to; the time grows with their cube."""
-SAMPLES = 256
-"""That the attacker knows; half as many are attacked."""
+WIDTHS = (0.3, 1.0, 3.0)  # of the kernel, in deviations of the latents
+MOST_POINTS = 1_500  # pairs of points that are fitted to; the time grows with their cube
+SAMPLES = 256  # that the attacker knows; half as many are attacked
 FEWEST = 32
 DEPTHS = (0.85, 0.7, 0.5)
-STEPS = 150
-"""Of the training of a convolutional inverter."""
+STEPS = 150  # of the training of a convolutional inverter
 DECODING = SolverSettings(evaluations=24)
 DRAWS = 400
-LEVELS = (2.0, 1.0, 0.0, -1.0)
-"""Lambda at which the loss is taken."""
+LEVELS = (2.0, 1.0, 0.0, -1.0)  # lambda at which the loss is taken
 NOISES = 2
 """Draws of noise at each."""
 SEED = 41
 
 
 class Inverter(NamedTuple):
-    """The best of the surrogates."""
-
     name: str
     inverse: Inverse
 
 
 def fit_inverter(latents: Array, originals: Array, *, steps: int = 300, seed: int = 0) -> Inverter:
     """Fit the surrogates to latents and their pictures (N, C, H, W); without `steps` the linear one alone."""
-    fitted, held = _set_aside(latents, originals, 4)
+    fitted, held = _set_aside(latents, originals)
     linear = _best([_by_frequency(*fitted, penalty) for penalty in PENALTIES], held)
     found = [Inverter("frequency", linear)]
     if steps:
@@ -85,17 +70,13 @@ def fit_inverter(latents: Array, originals: Array, *, steps: int = 300, seed: in
 
 def fit_point_inverter(latents: Array, originals: Array) -> Inverter:
     """Kernel ridge regression of points on their latents, each (N, D)."""
-    fitted, held = _set_aside(latents[:MOST_POINTS], originals[:MOST_POINTS], 2)
+    fitted, held = _set_aside(latents[:MOST_POINTS], originals[:MOST_POINTS])
     choices = product(WIDTHS, (1e-6, 1e-3, 1e-1))
     return Inverter("kernel ridge", _best([_kernel_ridge(*fitted, *choice) for choice in choices], held))
 
 
-def _set_aside(
-    latents: Array, originals: Array, ndim: int
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+def _set_aside(latents: Array, originals: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """Pairs to fit to, and those that choose."""
-    if latents.shape != originals.shape or latents.ndim != ndim or len(latents) < FEWEST_SAMPLES:
-        raise ShapeMismatch(f"latents {latents.shape} with samples {originals.shape}")
     aside = np.arange(len(latents)) % SET_ASIDE == SET_ASIDE - 1
     return (latents[~aside], originals[~aside]), (latents[aside], originals[aside])
 
@@ -197,8 +178,6 @@ def _network(latents: Array, originals: Array, first: Inverse, steps: int, seed:
 
 def correlation_matrix(latents: Numbers, originals: Numbers) -> NDArray[np.float64]:
     """Correlation of the numbers of each latent with those of each sample, (N, M); 0 for one that is constant."""
-    if latents.shape[1:] != originals.shape[1:]:
-        raise ShapeMismatch(f"latents {latents.shape} beside samples {originals.shape}")
     flat = [each.reshape(len(each), -1).astype(np.float64) for each in (latents, originals)]
     flat = [each - each.mean(axis=1, keepdims=True) for each in flat]
     unit = [each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), TINY) for each in flat]
@@ -215,29 +194,24 @@ def first_by_correlation(found: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 def area(inside: Numbers, outside: Numbers) -> float:
     """Area under the curve of hits over false alarms: how often a member's score is above a stranger's, ties half."""
-    if 0 in (inside.size, outside.size):
-        raise ShapeMismatch("an area needs scores of members and of strangers")
     ordered = np.sort(outside.ravel())
     below, upto = (np.searchsorted(ordered, inside.ravel(), side=side) for side in ("left", "right"))
     return float((below + upto).mean() / 2 / ordered.size)
 
 
-@dataclass(frozen=True, slots=True)
-class Attack:
+class Attack(NamedTuple):
     """What is attacked, and how hard: `data` the model was not trained on, `training` it was; both may ship."""
 
     data: Path | None = None
     training: Path | None = None
-    surrogate_s: float = 60.0
     seed: int = SEED
     command: str = ""
     samples: int = SAMPLES
     evaluations: int = 24
-    say: Say = field(default=lambda _: None)
+    say: Say = lambda _: None
 
 
 def privacy_report(bundle: Bundle, attack: Attack) -> PrivacyReport:
-    """Attack the latents and samples of a model."""
     model, manifest = DomainModel(bundle), bundle.manifest
     most, few = attack.samples, attack.samples // 2
     shipped = None
@@ -253,10 +227,8 @@ def privacy_report(bundle: Bundle, attack: Attack) -> PrivacyReport:
         known, attacked = every[:cut], every[cut:][:few]
         others = known
     if min(map(len, (known, attacked, others))) < FEWEST:
-        raise InputError(
-            f"{len(attacked) + len(known)} samples are too few for an attack",
-            hint=f"give {3 * FEWEST} or more",
-        )
+        problem = f"{len(attacked) + len(known)} samples are too few for an attack"
+        raise InputError(problem, hint=f"give {3 * FEWEST} or more")
     readings = tuple(_readings(model, known, attacked, attack))
     members = None if shipped is None else shipped.train
     if attack.training is not None:
@@ -269,7 +241,6 @@ def privacy_report(bundle: Bundle, attack: Attack) -> PrivacyReport:
         calibration="" if calibrated is None else "its own map",
         known=len(known),
         attacked=len(attacked),
-        surrogate_s=attack.surrogate_s,
         readings=readings,
         membership=() if members is None else membership_of(model, members, others, attack),
         copies=None if members is None else copies_of(model, members, others, attack),
@@ -279,10 +250,6 @@ def privacy_report(bundle: Bundle, attack: Attack) -> PrivacyReport:
 def _readings(model: DomainModel, known: Array, attacked: Array, attack: Attack) -> Iterator[Reading]:
     """One of each kind of latent: softened and not, of each depth, and of the encoder mixed where it works."""
     own = model.manifest.soften_sigma
-    attacker = None
-    if attack.surrogate_s > 0:
-        attack.say(f"the attacker trains a model of {model.manifest.domain}")
-        attacker = _trained(model, known, attack.surrogate_s, attack.seed)
     for sigma in (own, 0.0) if own else (0.0,):
         for encoder in ("ode", "mixed") if sigma == own and model.frame() is not None else ("ode",):
             attack.say(f"latents of the encoder {encoder}, softened {sigma:g}")
@@ -300,33 +267,13 @@ def _readings(model: DomainModel, known: Array, attacked: Array, attack: Attack)
                 for turn, samples in enumerate((known, attacked))
             ]
             for depth in sorted(latents[0], reverse=True):
-                own_model = attacker if depth == 1.0 else None
                 pairs = (latents[0][depth], known), (latents[1][depth], attacked)
-                found = _reading(model, *pairs, own_model, attack.seed)
+                found = _reading(model, *pairs, attack.seed)
                 yield Reading(soften_sigma=sigma, depth=depth, encoder=encoder, **found)
 
 
-def _trained(model: DomainModel, known: Array, seconds: float, seed: int) -> DomainModel:
-    """The attacker's model of the domain, trained on what he knows for so many seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "model"
-        if model.is_picture:
-            cut = max(8, len(known) // 10)
-            source = array_source("attacker", known[cut:], known[:cut])
-            size = model.sample_shape[-1]
-            config = TrainConfig(kind="pictures", size=size, time_s=seconds, seed=seed, samples=4)
-            return DomainModel(train(config, out, source=source))
-        np.save(Path(folder) / "known.npy", known)
-        points = TrainConfig(kind="points", data=Path(folder) / "known.npy", time_s=seconds, seed=seed)
-        return DomainModel(train(points, out))
-
-
 def _reading(
-    model: DomainModel,
-    known: tuple[Array, Array],
-    attacked: tuple[Array, Array],
-    attacker: DomainModel | None,
-    seed: int,
+    model: DomainModel, known: tuple[Array, Array], attacked: tuple[Array, Array], seed: int
 ) -> dict[str, Any]:
     """What is read from attacked latents, by whoever has known ones, each with their samples."""
     (latents, truth), (seen, originals) = attacked, (known[0], model.normalise(known[1]))
@@ -338,17 +285,13 @@ def _reading(
         else fit_point_inverter(seen, originals)
     )
     quality, hits = _judged(model, model.denormalise(inverter.inverse(latents)), truth)
-    answer: dict[str, Any] = {
+    return {
         "correlation": Figure(**drawn.mean(np.diagonal(found))),
         "found_by_correlation": Figure(**drawn.mean(first_by_correlation(found))),
         "surrogate": inverter.name,
         "read": Figure(**drawn.mean(quality)),
         "found_by_reading": Figure(**drawn.mean(hits)),
     }
-    if attacker is not None:
-        quality, hits = _judged(model, _decoded(attacker, torch.from_numpy(latents)), truth)
-        answer |= {"model_read": Figure(**drawn.mean(quality)), "found_by_model": Figure(**drawn.mean(hits))}
-    return answer
 
 
 def _judged(model: DomainModel, read: Array, truth: Array) -> tuple[np.ndarray, np.ndarray]:
@@ -471,5 +414,4 @@ def _decoded(model: DomainModel, latents: Tensor) -> Array:
 
 
 def _together(model: DomainModel) -> int:
-    """Samples in one network call."""
     return 16 if model.is_picture else 4_096

@@ -96,16 +96,14 @@ def misfits(network: AnyConfig, state: Mapping[str, Tensor]) -> Iterator[tuple[s
 
 
 def read_file(folder: Path | Traversable, name: str, max_bytes: int, source: str) -> bytes:
-    """One file of a bundle, read once."""
     try:
         with (folder / name).open("rb") as file:
             data: bytes = file.read(max_bytes + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
         if name == WEIGHTS_FILE:
             raise invalid(source, WEIGHTS_FILE, "", "the file is missing") from error
-        raise ModelNotFound(
-            f"there is no model bundle in {source}", hint="train one: ddib model train"
-        ) from error
+        problem = f"there is no model bundle in {source}"
+        raise ModelNotFound(problem, hint="train one: ddib model train") from error
     except OSError as error:
         place = shlex.quote(str(folder / name))
         look = f"namei -l {place} shows each folder of the path and who may read there"
@@ -126,21 +124,13 @@ KINDS: Final = ("cpu", "cuda", "mps")
 
 
 def device_problem(name: str) -> str | None:
-    """Why there is no such device here; None if there is."""
+    """Why networks cannot run on a device here; None if they can."""
     try:
-        device = torch.device(name)
-    except RuntimeError:
-        return f"a device is {', '.join(KINDS)} or cuda:N"
-    if device.type not in KINDS:
-        return f"networks run on {', '.join(KINDS)} or cuda:N"
-    if device.type == "mps":
-        return None if torch.backends.mps.is_available() else "torch finds no Metal GPU here"
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and not count:
-        return "torch finds no CUDA GPU here (see nvidia-smi, and whether this torch was built with CUDA)"
-    if device.type == "cuda" and (device.index or 0) >= count:
-        return f"torch sees {count} GPUs here, counted from 0"
-    return None
+        kind = torch.device(name).type
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        return f"torch cannot compute on it here: {str(error).partition(chr(10))[0]}"
+    return None if kind in KINDS else f"networks run on {', '.join(KINDS)} or cuda:N"
 
 
 BESIDE = (Tuned.file, Allowances.file, PrivacyReport.file)
@@ -163,7 +153,6 @@ class Bundle:
 
     @property
     def learned(self) -> LearnedLegs:
-        """Its learned steps, for a plan."""
         name = self.manifest.name
         return LearnedLegs(name) if self.tuned is None else self.tuned.learned(name)
 
@@ -341,8 +330,7 @@ def read_beside(
     return kind.parse(read_file(folder, kind.file, kind.max_bytes, source), manifest.weights_sha256, source)
 
 
-CALIBRATION_FILE = "calibration.json"
-"""Of a shipped model that was trained with one."""
+CALIBRATION_FILE = "calibration.json"  # of a shipped model that was trained with one
 
 
 def pretrained(domain: str) -> Bundle:

@@ -53,7 +53,6 @@ def shipped_models() -> tuple[Listed, ...]:
 
 
 def look(folder: Path | Traversable, source: str) -> Listed:
-    """What the files in a bundle's folder say of it."""
     manifest = _object(folder / MANIFEST_FILE)
     try:
         return Listed(
@@ -67,21 +66,16 @@ def look(folder: Path | Traversable, source: str) -> Listed:
             digest=str(manifest["digest"]),
         )
     except (KeyError, TypeError, ValueError, OSError) as error:
-        raise BundleInvalid(
-            f"{source}: {MANIFEST_FILE} cannot be read", hint="install the package, or copy the model, again"
-        ) from error
+        problem = f"{source}: {MANIFEST_FILE} cannot be read"
+        raise BundleInvalid(problem, hint="install the package, or copy the model, again") from error
 
 
 def require_shipped(name: str) -> str:
     known = shipped_names()
     if name not in known:
-        close = nearest(name, known)
-        raise ModelNotFound(
-            f"no model of {name!r} ships with the package",
-            hint=f"did you mean {close}? There are: {', '.join(known)}"
-            if close
-            else f"there are: {', '.join(known)}",
-        )
+        close = f"did you mean {near}? " if (near := nearest(name, known)) else ""
+        problem = f"no model of {name!r} ships with the package"
+        raise ModelNotFound(problem, hint=f"{close}There are: {', '.join(known)}")
     return name
 
 
@@ -104,9 +98,8 @@ def copy_shipped(name: str, path: Path, *, overwrite: bool = False) -> Listed:
         with (staging / name / WEIGHTS_FILE).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != _object(staging / name / MANIFEST_FILE).get("weights_sha256"):
-            raise BundleInvalid(
-                f"{name}: {WEIGHTS_FILE} was changed after it was written", hint="install the package again"
-            )
+            problem = f"{name}: {WEIGHTS_FILE} was changed after it was written"
+            raise BundleInvalid(problem, hint="install the package again")
         found = look(staging / name, name)
         move_into_place(staging / name, path)
     finally:

@@ -16,7 +16,6 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field, StrictBool, ValidationError, field_validator
 from pydantic_core.core_schema import ValidationInfo
-from safetensors import SafetensorError, safe_open
 
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import SCALED_LINEAR, ScheduleConfig, schedule_from_config
@@ -24,7 +23,7 @@ from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.files import parse_json
 from ddib_fed.models.bundle import misfits
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
-from ddib_fed.models.weights import Fact, Imported, import_note, read_tensors, renamed
+from ddib_fed.models.weights import Imported, import_note, read_tensors, renamed
 from ddib_fed.networks.config import DiffusersUNetConfig
 
 INDEX: Final = "model_index.json"
@@ -34,8 +33,6 @@ MAX_JSON_BYTES: Final = 16 << 20
 _ADAPTER = re.compile(
     r"(?:.*(?<![fp])lora.*|adapter_model.*)\.(?:safetensors|bin|pt|pth)|adapter_config\.json", re.IGNORECASE
 )
-# Tensors of adapters as peft, diffusers, kohya and LyCORIS call them.
-_ADAPTED = re.compile(r"(?:^|[._])(?:lora(?:[._]|$)|hada_w\d|lokr_w\d)", re.IGNORECASE)
 
 
 def import_diffusers(
@@ -46,12 +43,11 @@ def import_diffusers(
     fit: Literal["pad", "crop", "resize"] = "crop",
     soften_sigma: float = 0.0,
 ) -> Imported:
-    """Manifest and weights of the network and the scheduler in a pipeline's folder."""
     above = folder.resolve().parent
     whole = (folder / INDEX).is_file() or not (above / INDEX).is_file()
     if not whole:
         check_pipeline(above)
-    index, remarks = check_pipeline(folder)
+    index = check_pipeline(folder)
     inside = folder / "unet" if (folder / "unet").is_dir() else folder
     config = network_config(_read_json(inside / "config.json"), str(inside / "config.json"))
     places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
@@ -63,8 +59,7 @@ def import_diffusers(
             if whole
             else f"name the whole pipeline: ddib model import {shlex.quote(str(above))}",
         )
-    said = _read_json(place)
-    schedule, prediction = read_schedule(said, str(place))
+    schedule, prediction = read_schedule(_read_json(place), str(place))
     weights = next((inside / each for each in WEIGHTS if (inside / each).is_file()), None)
     if weights is None:
         raise FileMissing(
@@ -103,28 +98,11 @@ def import_diffusers(
         data=DataNote(note=import_note("the folder", warnings)),
         training=Training(command=f"imported from the diffusers folder {folder.resolve().name}"[:2000]),
     )
-    ends = f" of {schedule.beta_start:g} to {schedule.beta_end:g}" if schedule.ends else ""
-    facts = (
-        Fact("network", config.kind, "as the library computes it"),
-        *(
-            Fact(key, ",".join(map(str, value)) if isinstance(value, list) else str(value), "config.json")
-            for key, value in config.model_dump(exclude={"kind"}, mode="json").items()
-        ),
-        Fact("schedule", f"{schedule.name}{ends}, {schedule.steps} steps", place.name),
-        Fact("prediction", prediction, place.name),
-    )
-    ignored = {
-        key: "of sampling, which has its own options here"
-        for key, value in said.items()
-        if key not in SchedulerFile.model_fields
-        and not key.startswith("_")
-        and value not in (None, False, 0, [])
-    }
-    return Imported(manifest, state, facts, ignored, (*remarks, *checkpoint.remarks), warnings)
+    return Imported(manifest, state, (), {}, checkpoint.remarks, warnings)
 
 
-def check_pipeline(folder: Path) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    """The index of a pipeline, empty where there is none, and remarks; raises unless it is one of pixels."""
+def check_pipeline(folder: Path) -> Mapping[str, Any]:
+    """The index of a pipeline, empty where there is none; raises unless it is one of pixels."""
     index = _read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
     components: dict[str, str] = {}
     for path in sorted(folder.glob("*/config.json")):
@@ -136,7 +114,7 @@ def check_pipeline(folder: Path) -> tuple[Mapping[str, Any], tuple[str, ...]]:
         if not name.startswith("_") and isinstance(value, list) and len(value) == 2 and value[1] is not None:
             components[name] = _word(value)
     for path in sorted((*folder.glob("*"), *folder.glob("*/*"))):
-        if _ADAPTER.fullmatch(path.name) or _holds_adapter(path):
+        if _ADAPTER.fullmatch(path.name):
             raise SettingsInvalid(
                 f"{path} is an adapter (LoRA): it changes what the network computes, and is not read",
                 hint="merge it with the library (load_lora_weights, fuse_lora, save_pretrained), or move the file away",
@@ -153,23 +131,11 @@ def check_pipeline(folder: Path) -> tuple[Mapping[str, Any], tuple[str, ...]]:
             hint=f"a pipeline of pixels is read: a {NETWORK} and a scheduler",
             facts={"field": next(iter(others))[:100]},
         )
-    unread = sorted(name for name, kind in components.items() if kind == NETWORK and name != "unet")
-    return index, tuple(f"{name}/ beside the network is not read" for name in unread)
+    return index
 
 
 def _word(value: object) -> str:
     return str(value[-1] if isinstance(value, list) and value else value)[:80]
-
-
-def _holds_adapter(path: Path) -> bool:
-    """Whether a file of safetensors has tensors of an adapter; only its header is read."""
-    if path.suffix.lower() != ".safetensors" or not path.is_file():
-        return False
-    try:
-        with safe_open(path, framework="np") as opened:
-            return any(_ADAPTED.search(name) for name in opened.keys())  # noqa: SIM118 - it is no mapping
-    except (SafetensorError, OSError):
-        return False  # whoever reads it as weights says what is wrong
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
@@ -177,9 +143,8 @@ def _read_json(path: Path) -> Mapping[str, Any]:
         with path.open("rb") as file:
             read = parse_json(file.read(MAX_JSON_BYTES))
     except OSError as error:
-        raise FileMissing(
-            f"there is no file {path}", hint="name the folder of the pipeline, with unet/ in it"
-        ) from error
+        problem = f"there is no file {path}"
+        raise FileMissing(problem, hint="name the folder of the pipeline, with unet/ in it") from error
     except ValueError as error:
         raise BundleInvalid(f"{path}: it is not JSON", hint="copy it again") from error
     if not isinstance(read, dict):
@@ -232,7 +197,6 @@ class SchedulerFile(BaseModel):
 
 
 def read_schedule(source: Mapping[str, Any], where: str) -> tuple[ScheduleConfig, Parameterisation]:
-    """The schedule in a scheduler_config.json, and the prediction type."""
     if source.get("_class_name") not in SCHEDULERS:
         raise _refused_key(where, source, "_class_name", f"only {', '.join(SCHEDULERS)} are read")
     try:

@@ -35,8 +35,6 @@ class _Frozen(BaseModel):
 
 
 class DifferentialPrivacy(_Frozen):
-    """What was spent, and on what."""
-
     unit: Literal["sample"] = "sample"
     epsilon: float = Field(gt=0, le=1e6)
     delta: float = Field(gt=0, lt=1)
@@ -160,7 +158,6 @@ class Manifest(_Frozen):
         return self
 
     def _problems(self) -> Iterator[str]:
-        """What does not fit together."""
         network, shape, points = self.network, self.sample_shape, self.sample_kind == "point"
         if isinstance(network, MlpConfig | SyntheticConfig):
             width = network.dim if isinstance(network, MlpConfig) else network.in_channels
@@ -179,27 +176,19 @@ class Manifest(_Frozen):
             if shape[1] % network.divisor or shape[2] % network.divisor:
                 yield f"height and width of sample_shape {shape} do not divide by {network.divisor}"
         channels = self.normalisation.channels
-        for wrong, said in (
-            (
-                isinstance(network, ClassifierConfig) != (self.role == "classifier"),
-                f"the role {self.role} is not that of a network of kind {network.kind}",
-            ),
-            (
-                self.classes and len(self.classes) != self.num_classes,
-                f"there are {len(self.classes)} names for {self.num_classes or 'no'} classes",
-            ),
-            (points and self.picture is not None, "points have no picture format"),
-            (points and self.structure is not None, "points have no structure thresholds"),
-            (points and self.normalisation.calibrated is not None, "points are not calibrated"),
-            (channels - {shape[0]}, f"the normalisation has another number of channels than {shape[0]}"),
-            (
-                self.is_flow_map != (self.distilled is not None),
-                "a flow map says what it was distilled from, and no other network does",
-            ),
-            (self.is_flow_map and self.parameterisation != "v", "a flow map predicts means of v"),
-        ):
-            if wrong:
-                yield said
+        other_role = isinstance(network, ClassifierConfig) != (self.role == "classifier")
+        miscounted = self.classes and len(self.classes) != self.num_classes
+        unexplained = self.is_flow_map != (self.distilled is not None)
+        pictured = (self.picture, self.structure, self.normalisation.calibrated) != (None, None, None)
+        wrong = {
+            f"the role {self.role} is not that of a network of kind {network.kind}": other_role,
+            f"there are {len(self.classes)} names for {self.num_classes or 'no'} classes": miscounted,
+            "points have no picture format, structure or calibration": points and pictured,
+            f"the normalisation has another number of channels than {shape[0]}": channels - {shape[0]},
+            "a flow map, and no other network, says what it was distilled from": unexplained,
+            "a flow map predicts means of v": self.is_flow_map and self.parameterisation != "v",
+        }
+        yield from (problem for problem, is_there in wrong.items() if is_there)
 
     @property
     def is_flow_map(self) -> bool:
@@ -235,7 +224,6 @@ class Manifest(_Frozen):
 
 
 def check_guide(generator: Manifest, classifier: Manifest) -> None:
-    """Return if `classifier` can guide `generator`."""
     fields = ["sample_shape", "normalisation"]
     if classifier.time_input == "timestep":
         fields += ["schedule"]
@@ -253,8 +241,7 @@ def check_guide(generator: Manifest, classifier: Manifest) -> None:
             )
 
 
-POINT = (2,)
-"""Shape of a sample of a synthetic domain."""
+POINT = (2,)  # shape of a sample of a synthetic domain
 
 
 def data_note(domain: ShippedDomain) -> DataNote:

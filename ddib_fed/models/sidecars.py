@@ -27,8 +27,6 @@ class _Frozen(BaseModel):
 
 
 class Sidecar(_Frozen):
-    """The content of one such file."""
-
     file: ClassVar[str]
     max_bytes: ClassVar[int] = 1 << 18
     again: ClassVar[str]
@@ -123,8 +121,6 @@ class Figure(_Frozen):
 
 
 class Reading(_Frozen):
-    """What is read from latents of one kind."""
-
     soften_sigma: Finite
     depth: Finite
     encoder: Short
@@ -133,8 +129,6 @@ class Reading(_Frozen):
     surrogate: Short
     read: Figure
     found_by_reading: Figure
-    model_read: Figure | None = None
-    found_by_model: Figure | None = None
 
 
 class Membership(_Frozen):
@@ -157,8 +151,6 @@ class Copies(_Frozen):
 
 
 class PrivacyReport(Sidecar):
-    """What attacks on the model found."""
-
     file = "privacy.json"
     again = "attack again with ddib privacy report"
 
@@ -166,18 +158,15 @@ class PrivacyReport(Sidecar):
     calibration: Short = ""
     known: int = Field(ge=1)
     attacked: int = Field(ge=1)
-    surrogate_s: Finite = 0.0
     readings: tuple[Reading, ...] = Field(max_length=64)
     membership: tuple[Membership, ...] = Field(default=(), max_length=8)
     copies: Copies | None = None
 
 
 MAX_LEGS = 64
-MAX_LEARNED = 64
-"""Evaluations of a leg that can be learned; with more the default grid is as good as exact."""
+MAX_LEARNED = 64  # evaluations of a leg that can be learned; with more the default grid is as good as exact
 MAX_LAMBDA = 30.0
-LEAST_STEP = 1e-4
-"""In lambda, between two levels: below, the weights of an order-5 step lose all digits."""
+LEAST_STEP = 1e-4  # in lambda, between two levels: below, the weights of an order-5 step lose all digits
 Small = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
 
 
@@ -222,7 +211,6 @@ class TunedLeg(_Frozen):
         return self.stage, self.sigma, self.evaluations
 
     def steps(self) -> LearnedSteps:
-        """Without the figures."""
         return LearnedSteps(self.stage, self.evaluations, self.sigma, self.order, self.coordinates, self.lams)
 
 

@@ -16,14 +16,11 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 Doubles = npt.NDArray[np.float64]
-FARTHEST = 12.0
-"""No channel of a solution is farther from zero, in deviations."""
+FARTHEST = 12.0  # no channel of a solution is farther from zero, in deviations
 STEPS = 24
-CLOSE = 1e-10
-"""A squared residual at which a solution is left alone."""
+CLOSE = 1e-10  # a squared residual at which a solution is left alone
 MOST_DAMPING = 1e4
-RIDGE = 1e-2
-"""Of the regression's inverse: directions that the regression flattens start at the mean."""
+RIDGE = 1e-2  # of the regression's inverse: directions that the regression flattens start at the mean
 
 
 def solve_quadratic(weights: Doubles, v: Doubles) -> Doubles:
@@ -50,23 +47,8 @@ def _step(linear: Doubles, square: Doubles, u: Doubles, left: Doubles, damping: 
     """(J^T J + l I)^-1 J^T r of u and r (C, N) and l (N,), J the slopes at u: (C, N)."""
     slopes = linear[:, :, None] + 2 * np.tensordot(square, u, 1)
     gradient = (slopes * left[:, None]).sum(0)
-    if len(u) == 1:
-        found: Doubles = gradient / ((slopes**2).sum(0) + damping)
-        return found
-    # By cofactors, which for many systems of three are several times faster than LAPACK.
-    a, b, c = ((slopes[:, i] ** 2).sum(0) + damping for i in range(3))
-    d, e, f = ((slopes[:, i] * slopes[:, j]).sum(0) for i, j in ((0, 1), (0, 2), (1, 2)))
-    ad, bd, cd, dd, ed, fd = (
-        b * c - f * f,
-        a * c - e * e,
-        a * b - d * d,
-        e * f - c * d,
-        d * f - b * e,
-        d * e - a * f,
-    )
-    x, y, z = gradient
-    rows = (ad * x + dd * y + ed * z, dd * x + bd * y + fd * z, ed * x + fd * y + cd * z)
-    solved: Doubles = np.stack(rows) / (a * ad + d * dd + e * ed)
+    normal = np.einsum("ijn,ikn->njk", slopes, slopes) + damping[:, None, None] * np.eye(len(u))
+    solved: Doubles = np.linalg.solve(normal, gradient.T[..., None])[..., 0].T
     return solved
 
 
@@ -153,15 +135,12 @@ def _line(x: Doubles, xs: Doubles, ys: Doubles, *, open_ends: tuple[bool, bool])
 
 
 Row = tuple[FiniteFloat, ...]
-ORTHOGONAL_WITHIN = 1e-5
-"""Largest deviation of R R^T from the identity."""
+ORTHOGONAL_WITHIN = 1e-5  # largest deviation of R R^T from the identity
 LARGEST_COEFFICIENT = 100.0
 MOST_KNOTS = 32
 
 
 class ChannelMap(BaseModel):
-    """One map; exactly one of its kinds."""
-
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rotation: tuple[Row, ...] | None = Field(default=None, max_length=3)
@@ -237,8 +216,7 @@ def monomials(u: Floats) -> Floats:
 Positive = Annotated[FiniteFloat, Field(gt=0.0)]
 Floats = npt.NDArray[np.floating]
 Colours = Literal["rgb", "opponent"]
-BLACK = 0.02
-"""Added to red, green and blue in [0, 1], so that black has a hue, which is grey."""
+BLACK = 0.02  # added to red, green and blue in [0, 1], so that black has a hue, which is grey
 
 
 class Normalisation(BaseModel):

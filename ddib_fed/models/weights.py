@@ -16,21 +16,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
-from ddib_fed.models.bundle import Bundle, make_bundle
+from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.networks.config import SyntheticConfig
 
 # Names under which training scripts keep the state dict, averaged weights first.
 WRAPPERS = (
-    "ema",
-    "ema_state_dict",
-    "model_ema",
-    "ema_model",
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "network",
-)
+    "ema", "ema_state_dict", "model_ema", "ema_model", "state_dict", "model_state_dict", "model", "network",
+)  # fmt: skip
 # What the public training code writes: ema_0.9999_500000.pt, model500000.pt and opt500000.pt.
 _AVERAGED = re.compile(r"ema_(0?\.\d+)_(\d+)\.pt")
 _RAW = re.compile(r"model(\d+)\.pt")
@@ -50,31 +43,25 @@ def read_tensors(path: Path) -> WeightsFile:
     if not path.is_file():
         raise FileMissing(f"there is no file {path}")
     if path.suffix == ".safetensors":
-        under = ""
         try:
             found = safetensors.torch.load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise BundleInvalid(f"{path}: it cannot be read as safetensors", hint="copy it again") from error
     else:
-        found, under = _unpickled(path)
+        found = _unpickled(path)
     averaged, raw = _AVERAGED.fullmatch(path.name), _RAW.fullmatch(path.name)
     remarks = []
     if averaged:
         remarks.append(f"weights averaged over training (rate {averaged[1]}, step {averaged[2]})")
     if raw:
         remarks.append("weights as they were trained; the averaged ones, ema_*.pt beside them, draw better")
-    if under:
-        remarks.append(f"weights found under {under!r}")
-    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in found.values()})
-    if dtypes != ["float32"]:
-        remarks.append(f"{' and '.join(dtypes)} widened to float32")
     plain = renamed(found, lambda key: key.removeprefix("module."), path)  # DataParallel's prefix
     steps = int(averaged[2]) if averaged else int(raw[1]) if raw else 0
     return WeightsFile({key: tensor.float() for key, tensor in plain.items()}, steps, tuple(remarks))
 
 
-def _unpickled(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The state dict in a checkpoint, at most one level down, and its key there."""
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, at most one level down."""
     loaded: Any = None
     if not _OPTIMISER.fullmatch(path.name):
         try:
@@ -91,15 +78,13 @@ def _unpickled(path: Path) -> tuple[dict[str, Tensor], str]:
             hint="the public code writes the weights beside it: ema_0.9999_STEP.pt, or modelSTEP.pt",
         )
     if isinstance(loaded, Mapping):
-        for candidate, name in ((loaded, ""), *((loaded.get(name), name) for name in WRAPPERS)):
+        for candidate in (loaded, *map(loaded.get, WRAPPERS)):
             if not isinstance(candidate, Mapping) or not candidate:
                 continue
             if all(isinstance(k, str) and isinstance(v, Tensor) for k, v in candidate.items()):
-                return dict(candidate), name
-    raise BundleInvalid(
-        f"{path}: it holds no state dict",
-        hint=f"one is looked for at the top and under {', '.join(WRAPPERS)}",
-    )
+                return dict(candidate)
+    problem = f"{path}: it holds no state dict"
+    raise BundleInvalid(problem, hint=f"one is looked for at the top and under {', '.join(WRAPPERS)}")
 
 
 def renamed(found: Mapping[str, Tensor], rename: Callable[[str], str], path: Path) -> dict[str, Tensor]:
@@ -116,8 +101,6 @@ def renamed(found: Mapping[str, Tensor], rename: Callable[[str], str], path: Pat
 
 
 class Fact(NamedTuple):
-    """A setting of an imported model, and its origin."""
-
     key: str
     value: str
     basis: str
@@ -133,14 +116,6 @@ class Imported:
     ignored: Mapping[str, str]
     remarks: tuple[str, ...]
     warnings: tuple[str, ...] = ()
-
-    @property
-    def of_files(self) -> bool:
-        return any(fact.basis == "scheduler_config.json" for fact in self.facts)
-
-    @property
-    def bundle(self) -> Bundle:
-        return make_bundle(self.manifest, self.state, source=self.manifest.name)
 
 
 def import_note(where: str, warnings: tuple[str, ...] = ()) -> str:
@@ -161,10 +136,7 @@ def public_checkpoint(bundle: Bundle) -> tuple[bytes, str]:
             hint="train one: ddib model train --domain moons --set network=public --steps 100000 --out DIR",
         )
     flags = {
-        "num_channels": network.num_channels,
-        "num_res_blocks": network.num_res_blocks,
-        "in_channels": network.in_channels,
-        "dropout": network.dropout,
+        **network.model_dump(exclude={"kind", "out_channels"}),
         "diffusion_steps": schedule.steps,
         "noise_schedule": schedule.name,
         "predict_xstart": manifest.parameterisation == "x0",

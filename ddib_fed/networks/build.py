@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from ddib_fed.errors import extra
 from ddib_fed.networks.config import AnyConfig, ClassifierConfig, MlpConfig, SyntheticConfig, UNetConfig
 from ddib_fed.networks.mlp import ResidualMLP, SyntheticModel
 from ddib_fed.networks.unet import NoisyClassifier, UNet
@@ -22,10 +24,25 @@ def build_network(config: AnyConfig) -> nn.Module:
         return ResidualMLP(**arguments)
     if isinstance(config, SyntheticConfig):
         return SyntheticModel(**arguments)
-    # It loads a large library, which need not be installed.
-    from ddib_fed.networks.diffusers import diffusers_unet
+    return _diffusers_unet(**arguments)
 
-    return diffusers_unet(**arguments)
+
+def _diffusers_unet(*, image_size: int, mid_block: bool, **arguments: Any) -> nn.Module:
+    """`UNet2DModel` of a large library, which need not be installed, called as the networks here."""
+    with extra("diffusers", "diffusers", "networks of diffusers need the diffusers library"):
+        from diffusers.models.unets.unet_2d import UNet2DModel
+
+    class DiffusersUNet(UNet2DModel):  # type: ignore[misc]
+        to = nn.Module.to  # the library's logs a warning whenever a dtype is given
+
+        def forward(
+            self, x: Tensor, times: Tensor, rows: Tensor | None = None, y: Tensor | None = None
+        ) -> Tensor:
+            own = times.expand(len(x)) if rows is None else times.index_select(0, rows)
+            return cast("Tensor", super().forward(x, own, y, return_dict=False)[0])
+
+    middle = "UNetMidBlock2D" if mid_block else None
+    return DiffusersUNet(sample_size=image_size, mid_block_type=middle, **arguments)
 
 
 def network_shapes(config: AnyConfig) -> dict[str, Tensor]:

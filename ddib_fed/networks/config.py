@@ -181,13 +181,6 @@ class DiffusersUNetConfig(_Frozen):
     def divisor(self) -> int:
         return int(2 ** (len(self.block_out_channels) - 1))
 
-    @property
-    def middle_groups(self) -> int | None:
-        """Groups of the normalisation before attention in the middle; None for none."""
-        if self.attn_norm_num_groups is not None:
-            return self.attn_norm_num_groups
-        return self.norm_num_groups if self.resnet_time_scale_shift == "default" else None
-
     @model_validator(mode="after")
     def _is_a_unet(self) -> DiffusersUNetConfig:
         levels = len(self.block_out_channels)

@@ -7,8 +7,6 @@ out = W_out silu(h)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +17,6 @@ from ddib_fed.networks.unet import Embedded, GroupNorm32, activated, joined, tim
 
 # Rows computed together on a CPU without gradients: the activations of 1,024 x 160 floats stay in a core's cache.
 INFERENCE_ROWS = 1024
-# Up to so many rows, the scales and shifts of all blocks are looked up at once: calling the operation costs more.
-FEW_ROWS = 64
 
 
 class LambdaEmbedding(nn.Module):
@@ -62,8 +58,8 @@ class FilmBlock(nn.Module):
         zeroed(self.second)
         zeroed(self.film)
 
-    def forward(self, h: Tensor, embedded: Embedded, film: Sequence[Tensor] = ()) -> Tensor:
-        """Pass h (N, width) through the block, at the embedded levels; `film`: 1 + s and b of each row, if known."""
+    def forward(self, h: Tensor, embedded: Embedded) -> Tensor:
+        """Pass h (N, width) through the block, at the embedded levels."""
         inner = functional.silu(h)
         if embedded.shared and len(h) > len(self.first.weight):
             # One level: scale and shift go into the small weight instead of over all rows.
@@ -72,11 +68,8 @@ class FilmBlock(nn.Module):
                 inner, self.first.weight * gain[:, None], self.first.bias * gain + shift
             )
         else:
-            gain, shift = film or (spread(each, embedded.rows) for each in self.gains(embedded))
-            inner = self.first(inner)
-            # What was looked up for these rows has no other user.
-            own = embedded.rows is not None and not torch.is_grad_enabled()
-            inner = shift.addcmul_(inner, gain) if own else torch.addcmul(shift, inner, gain)
+            gain, shift = (spread(each, embedded.rows) for each in self.gains(embedded))
+            inner = torch.addcmul(shift, self.first(inner), gain)
         return joined(h, self.second(activated(inner)))
 
     def gains(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
@@ -136,22 +129,10 @@ class ResidualMLP(nn.Module):
 
     def _rows(self, x: Tensor, embedded: Embedded) -> Tensor:
         h = self.enter(x)
-        films = self._films(embedded) if embedded.rows is not None and len(x) <= FEW_ROWS else ()
-        for number, block in enumerate(self.blocks):
-            h = block(h, embedded, films[2 * number : 2 * number + 2])
+        for block in self.blocks:
+            h = block(h, embedded)
         out: Tensor = self.leave(activated(h))
         return out
-
-    def _films(self, embedded: Embedded) -> Sequence[Tensor]:
-        """1 + s and b of each block, for each row: 2 blocks tensors (N, width)."""
-        blocks = cast("Sequence[FilmBlock]", self.blocks)
-        gains = remembered(
-            embedded.kept,
-            self,
-            lambda: torch.stack([each for b in blocks for each in b.gains(embedded)]),
-        )
-        assert embedded.rows is not None
-        return gains.index_select(1, embedded.rows).unbind()
 
 
 class _VectorBlock(nn.Module):

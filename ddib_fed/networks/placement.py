@@ -6,7 +6,6 @@ them, and the terms of a spectrum are computed at a level's first call and kept.
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import sys
 import threading
@@ -32,10 +31,6 @@ MOST_LEVELS = 256
 """Levels (or pairs of them) that are remembered: both ways of several grids of 48."""
 MOST_TABLES = 16
 """Tables of levels into which rows of many requests point, that are remembered: each of a few grids together."""
-FEW_ROWS = 2
-"""Rows of the calls that a channels-last copy answers."""
-MOST_COPIED = 16_000_000
-"""Parameters of a network that is copied: 64 MB. In larger ones convolutions are not small."""
 
 
 def spread(embedding: Tensor, rows: Tensor | None) -> Tensor:
@@ -72,20 +67,12 @@ class Remembering:
         self._levels: dict[Hashable, Kept] = {}
         self._tables: dict[Hashable, Kept] = {}
         self._lock = threading.Lock()
-        parameters = list(network.parameters())
-        self._copies = (
-            sum(parameter.numel() for parameter in parameters) <= MOST_COPIED
-            and all(p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters)
-            and any(isinstance(module, nn.Conv2d) for module in network.modules())
-        )
-        self._for_few: nn.Module | None = None
 
     def __call__(self, x: Tensor, times: Tensor, rows: Tensor | None, extra: Mapping[str, Tensor]) -> Tensor:
         alone = rows is None and len(times) == 1
-        if torch.is_grad_enabled():
+        keeps = self._remembers if alone else self._remembers_tables and rows is not None
+        if torch.is_grad_enabled() or not keeps:
             return run_plain(self._network, x, times, rows, extra)
-        if not (self._remembers if alone else self._remembers_tables and rows is not None):
-            return run_plain(self._network_for(len(x)), x, times, rows, extra)
         if alone:
             key = (float(times), *(float(extra[name]) for name in ("to",) if name in extra))
             kept = self._kept(self._levels, key, MOST_LEVELS, times)
@@ -96,7 +83,7 @@ class Remembering:
             to = {"to": on_device(extra["to"], x.device)} if "to" in extra else {}
             kept["placed"] = on_device(times, x.device), to
         placed, to = kept["placed"]
-        return run_plain(self._network_for(len(x)), x, placed, rows, {**extra, **to, "kept": kept})
+        return run_plain(self._network, x, placed, rows, {**extra, **to, "kept": kept})
 
     def _kept(self, cache: dict[Hashable, Kept], key: Hashable, most: int, times: Tensor) -> Kept:
         with self._lock:
@@ -106,16 +93,6 @@ class Remembering:
                 del cache[next(iter(cache))]
             cache[key] = kept
             return kept
-
-    def _network_for(self, rows: int) -> nn.Module:
-        """Small convolutions of one or two pictures on a CPU gain from channels that lie last."""
-        if rows > FEW_ROWS or not self._copies:
-            return self._network
-        with self._lock:
-            if self._for_few is None:
-                copied = copy.deepcopy(self._network)
-                self._for_few = copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            return self._for_few
 
 
 class Paced:

@@ -7,8 +7,8 @@ x = alpha x_0 + sigma eps, r = U^T (x - alpha m) and S = alpha^2 D + sigma^2 the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,14 +44,17 @@ class Spectrum(nn.Module):
         if x.shape[1:] != self.mean.shape:
             raise ValueError(f"pictures {tuple(x.shape[1:])} for a spectrum of {tuple(self.mean.shape)}")
         wide = torch.promote_types(x.dtype, torch.float32)
-        terms = remembered(kept, self, lambda: self._terms(times, wide)).of(rows)
+        terms = Terms(
+            *(spread(term, rows) for term in remembered(kept, self, lambda: self._terms(times, wide)))
+        )
         residual = cosines(x.to(wide) - terms.at)
         inputs = pictures(residual[:, None] * terms.inputs).flatten(1, 2)
         return LinearEstimate(inputs.to(x.dtype), residual, terms)
 
     def _terms(self, times: Tensor, wide: torch.dtype) -> Terms:
         """What holds for every picture at times (K,), of dtype `wide`."""
-        alpha, sigma = _scales(times, wide)
+        lam = times.double()[:, None, None, None] / LAMBDA_SCALE
+        alpha, sigma = (torch.sigmoid(sign * 2 * lam).sqrt().to(wide) for sign in (1, -1))
         mean, variance = self.mean.to(wide), self.log_variance.to(wide).exp()
         power = alpha.square() * variance + sigma.square()
         return Terms(
@@ -63,8 +66,7 @@ class Spectrum(nn.Module):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """What multiplies and shifts pictures at each of K levels; float32 at least."""
 
     at: Tensor
@@ -73,17 +75,8 @@ class Terms:
     drift: Tensor
     left: Tensor
 
-    def of(self, rows: Tensor | None) -> Terms:
-        """Of each of `rows` (N,), as in `layers.spread`."""
-        if rows is None:
-            return self
-        return Terms(
-            *(spread(term, rows) for term in (self.at, self.inputs, self.gain, self.drift, self.left))
-        )
 
-
-@dataclass(frozen=True, slots=True)
-class LinearEstimate:
+class LinearEstimate(NamedTuple):
     """The network's inputs, and the linear estimate that its output corrects."""
 
     inputs: Tensor
@@ -96,15 +89,8 @@ class LinearEstimate:
     def answer(self, found: Tensor) -> Tensor:
         """The prediction of v from the network's output (N, C, H, W)."""
         correction = self.terms.left * cosines(found.to(self.residual.dtype))
-        return (pictures(torch.addcmul(correction, self.terms.gain, self.residual)) + self.terms.drift).to(
-            found.dtype
-        )
-
-
-def _scales(times: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    lam = times.double() / LAMBDA_SCALE
-    alpha, sigma = (torch.sigmoid(sign * 2 * lam).sqrt().to(dtype)[:, None, None, None] for sign in (1, -1))
-    return alpha, sigma
+        v = pictures(torch.addcmul(correction, self.terms.gain, self.residual)) + self.terms.drift
+        return v.to(found.dtype)
 
 
 class Moments:

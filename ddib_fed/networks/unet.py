@@ -100,7 +100,6 @@ def joined(x: Tensor, branch: Tensor) -> Tensor:
 
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv1d, nn.Conv2d)
-_FEW = 64
 
 
 def residual(
@@ -290,18 +289,9 @@ class AttentionBlock(nn.Module):
         else:
             qkv = qkv.reshape(count, -1, self.heads, 3, channels // self.heads).permute(3, 0, 2, 1, 4)
         query, key, value = qkv.unbind(0)
-        seen = attention(query, key, value)
+        seen = functional.scaled_dot_product_attention(query, key, value)
         out = pointwise(self.proj_out, seen.transpose(1, 2).reshape(count, -1, channels))
         return x + out.transpose(1, 2).reshape(count, channels, height, width)
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(query key^T / sqrt(D)) value, each (N, heads, T, D)."""
-    few = query.shape[2] <= _FEW and query.device.type == "cpu"
-    if not (few and query.requires_grad and torch.is_grad_enabled()):
-        return functional.scaled_dot_product_attention(query, key, value)
-    products = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2))
-    return torch.matmul(torch.softmax(products, dim=-1).to(value.dtype), value)
 
 
 def pointwise(layer: nn.Conv1d, tokens: Tensor) -> Tensor:

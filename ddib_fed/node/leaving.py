@@ -110,8 +110,6 @@ def _reading(reading: Reading, config: NodeConfig, usual_sigma: float | None) ->
         _share(reading.found_by_correlation),
         _figure(reading.read),
         _share(reading.found_by_reading),
-        _figure(reading.model_read),
-        _share(reading.found_by_model),
     )
 
 

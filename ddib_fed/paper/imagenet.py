@@ -75,14 +75,17 @@ def validation_pictures(folder: Path, labels: Path | None = None) -> dict[int, l
         numbers = _folder_numbers([p.name for p in below], table)
         found = {numbers[each.name]: _pictures(each.iterdir(), each) for each in below}
     elif labels is None or table is None:
-        raise FileMissing(
-            f"{folder} has no sub-folders, so its classes are known from the kit alone",
-            hint=f"unpack {KIT} beside it",
-        )
+        problem = f"{folder} has no sub-folders, so its classes are known from the kit alone"
+        raise FileMissing(problem, hint=f"unpack {KIT} beside it")
     else:
         truth = read_truth(labels, table)
         for path in _pictures(folder.iterdir(), folder):
-            found.setdefault(_truth_of(path, truth), []).append(path)
+            number = _VALIDATION.fullmatch(path.name)
+            if not number or not 1 <= int(number[1]) <= len(truth):
+                raise InputError(
+                    f"{path.name} is none of the kit's pictures, ILSVRC2012_val_00000001.JPEG to {len(truth):08}"
+                )
+            found.setdefault(truth[int(number[1]) - 1], []).append(path)
     if not any(found.values()):
         raise FileMissing(f"no pictures in {folder}")
     return found
@@ -118,15 +121,10 @@ def read_truth(folder: Path, table: ClassTable) -> tuple[int, ...]:
     if path is None:
         raise FileMissing(f"no *validation_ground_truth.txt lies below {folder}")
     try:
-        texts = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as text: {error}") from error
-    for line, text in enumerate(texts, start=1):
-        if not text.isdecimal() or int(text) not in table.number_of:
-            raise InputError(
-                f"{path}, line {line}: {text[:40]!r} is none of the kit's {len(table.wnids)} ids"
-            )
-    return tuple(table.number_of[int(text)] for text in texts)
+        return tuple(table.number_of[int(text)] for text in path.read_text(encoding="utf-8").split())
+    except (OSError, ValueError, KeyError) as error:
+        known = len(table.wnids)
+        raise InputError(f"{path} is no list of the kit's {known} ids: {error}") from error
 
 
 def class_pairs(text: str, classes: int = CLASSES) -> tuple[tuple[int, int], ...]:
@@ -164,9 +162,8 @@ def _folder_numbers(names: Sequence[str], table: ClassTable | None) -> dict[str,
         if len(set(numbers.values())) != len(names):
             raise InputError("two sub-folders have the same class number")
         if table and max(numbers.values()) >= len(table.wnids):
-            raise InputError(
-                f"sub-folder {max(numbers.values())}: the classes are 0 to {len(table.wnids) - 1}"
-            )
+            above = max(numbers.values())
+            raise InputError(f"sub-folder {above}: the classes are 0 to {len(table.wnids) - 1}")
         return numbers
     if wrong := [n for n in names if not _WNID.fullmatch(n)]:
         raise InputError(f"the sub-folder {wrong[0]!r} is called neither by a WordNet id nor by a number")
@@ -185,14 +182,3 @@ def _pictures(paths: Iterable[Path], root: Path) -> list[Path]:
     """The pictures among paths below a folder, by name; no hidden ones, nor those of hidden folders."""
     found = (p for p in paths if p.suffix.lower() in _PICTURES and p.is_file())
     return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts))
-
-
-def _truth_of(path: Path, truth: Sequence[int]) -> int:
-    found = _VALIDATION.fullmatch(path.name)
-    if not found:
-        raise InputError(
-            f"{path.name} is not called as the validation pictures are: ILSVRC2012_val_00000001.JPEG"
-        )
-    if not 1 <= int(found[1]) <= len(truth):
-        raise InputError(f"{path.name}: the kit knows the classes of pictures 1 to {len(truth)}")
-    return truth[int(found[1]) - 1]

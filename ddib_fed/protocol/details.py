@@ -298,6 +298,7 @@ COUNT: Final = "refused_count"
 MOST_FACTS: Final = 10
 MOST_ITEMS: Final = 100_000
 """Of a job, whatever its node allows; no more are read."""
+_RANGE: Final = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
 
 def refused_facts(refused: Mapping[int, str]) -> dict[str, str]:
@@ -321,9 +322,9 @@ def refused_items(facts: Mapping[str, str]) -> dict[int, str]:
     found: dict[int, str] = {}
     for place in range(MOST_FACTS):
         reason, _, numbers = facts.get(f"{FACT}_{place}", "").partition(":")
-        for part in numbers.split(","):
-            for number in _numbers(part, MOST_ITEMS - len(found)):
-                found[number] = reason
+        for first, last in _RANGE.findall(numbers):
+            most = MOST_ITEMS - len(found)
+            found |= dict.fromkeys(range(int(first), int(last or first) + 1)[:most], reason)
     return found
 
 
@@ -337,11 +338,3 @@ def _ranges(numbers: Iterable[int]) -> Iterator[str]:
     for _, run in groupby(enumerate(numbers), lambda each: each[1] - each[0]):
         first, *rest = (number for _, number in run)
         yield f"{first}-{rest[-1]}" if rest else str(first)
-
-
-def _numbers(part: str, most: int) -> range:
-    first, dash, last = part.partition("-")
-    if not is_number(first) or (dash and not is_number(last)):
-        return range(0)
-    start = int(first)
-    return range(start, min(int(last) + 1 if dash else start + 1, start + most))

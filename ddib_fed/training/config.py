@@ -39,10 +39,8 @@ _TABLES: Final[Mapping[str, Preset]] = tomllib.loads(
 PRESETS: Final = {name: table for name, table in _TABLES.items() if "size" in table}  # of pictures
 SHIPPED: Final = ("satellite", "relief", "etopo", "satellite-64", "relief-64", "brain-t1", "brain-t2")
 """As `ddib_fed.data.shipped.SHIPPED`, which needs numpy; a test holds the two together."""
-SOFTEN_SIGMA = 0.05
-"""From docs/quality.md: the least noise that makes the maps' latents white by its measure."""
-CALIBRATED_STEPS, CALIBRATED = 600, {"learning_rate": 1e-3, "ema": 0.99}
-"""Of a run with a calibration."""
+SOFTEN_SIGMA = 0.05  # from docs/quality.md: the least noise that makes the maps' latents white by its measure
+CALIBRATED_STEPS, CALIBRATED = 600, {"learning_rate": 1e-3, "ema": 0.99}  # of a run with a calibration
 PRESET: Final[Any] = None  # the default of a field that the preset fills in
 POINTS, PICTURES, MODELS = ("points",), ("pictures",), ("points", "pictures")
 SEEN, ANY = ("pictures", "classifier"), ("points", "pictures", "classifier")
@@ -58,7 +56,6 @@ def says(default: Any, text: str, kinds: tuple[str, ...], **limits: Any) -> Any:
 
 
 def by_set(default: Any, kinds: tuple[str, ...], **limits: Any) -> Any:
-    """A field without an option, given by --set."""
     return Field(default, json_schema_extra={"kinds": list(kinds), "option": False}, **limits)
 
 

@@ -5,7 +5,7 @@ With x = alpha x_0 + sigma eps the network learns v = alpha eps - sigma x_0 (arX
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,10 +34,7 @@ class LambdaSampler:
         return torch.lerp(self._lams[low], self._lams[high], weight)
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What the network is asked, and what it should answer."""
-
+class Question(NamedTuple):
     x: Tensor
     times: Tensor
     target: Tensor
@@ -60,10 +57,7 @@ def ask(
     return Question(alpha * x0 + sigma * eps, on_device(times.float(), x0.device), target)
 
 
-@dataclass(frozen=True, slots=True)
-class PointBatch:
-    """One batch of noisy points, and what the network should answer."""
-
+class PointBatch(NamedTuple):
     x: Tensor
     times: Tensor
     rows: Tensor

@@ -61,7 +61,6 @@ class Start(NamedTuple):
 
 
 def open_start(config: TrainConfig, source: PictureSource) -> Start:
-    """The start that `config` asks for."""
     channels, height, _ = source.shape
     if config.kind == "classifier":
         return _classifier_start(config, source)
@@ -129,10 +128,8 @@ def _network(
     """A network of these fields, with those that follow from pictures and run; it fits the size of the pictures."""
     for key, value in follows.items():
         if config.network.get(key, value) != value:
-            raise SettingsInvalid(
-                f"{key} follows from the pictures and the run and is {value}, not {config.network[key]}",
-                hint=f"leave {key} out of the network's fields",
-            )
+            problem = f"{key} follows from the pictures and the run and is {value}, not {config.network[key]}"
+            raise SettingsInvalid(problem, hint=f"leave {key} out of the network's fields")
     default = kind.model_fields["kind"].default
     try:
         network = kind.model_validate({**fields, **config.network, **follows, "kind": default})
@@ -161,10 +158,8 @@ def _calibrated_units(config: TrainConfig, path: Path, made: Manifest) -> tuple[
         problem = f"{path} ended on {found.expires:%Y-%m-%d}"
         raise CalibrationExpired(problem, hint="make it anew: ddib calibrate")
     if found.source.domain not in {made.domain, made.name, config.name, config.domain}:
-        raise CalibrationForeign(
-            f"{path} maps pictures of {found.source.domain}, and {config.init} is of {made.domain}",
-            hint=f"--init with the model of {found.source.domain}",
-        )
+        problem = f"{path} maps pictures of {found.source.domain}, and {config.init} is of {made.domain}"
+        raise CalibrationForeign(problem, hint=f"--init with the model of {found.source.domain}")
     if found.source.units_sha256 != units:
         whose = "the target's" if found.target.units_sha256 == units else "other"
         raise CalibrationUnits(
@@ -203,14 +198,11 @@ def channels_last(network: nn.Module) -> nn.Module:
 COLUMNS = 5
 FLIP, TOP, LEFT, DROP, LEVEL = range(COLUMNS)
 """The uniform numbers of a sample: mirroring, corner of the window, withheld class, noise level."""
-_EPOCH_KEY = 2**63
-"""Added to an epoch's number, so that its order and a step's numbers never share a key."""
+_EPOCH_KEY = 2**63  # added to an epoch's number, so that its order and a step's numbers never share a key
 _HELD_OUT_STEP = 2**62
 
 
 class Samples(NamedTuple):
-    """Some samples of a step, clean, with what belongs to each."""
-
     x0: Tensor
     eps: Tensor
     labels: Tensor | None
@@ -223,86 +215,15 @@ class Samples(NamedTuple):
         return Samples(self.x0[rows], self.eps[rows], None if self.labels is None else self.labels[rows])
 
 
-class Batches:
-    """The samples of a run: each depends on (seed, step, sample) alone."""
-
-    def __init__(self, config: TrainConfig, source: PictureSource, normal: Normalisation) -> None:
-        self._config, self._source, self._normal = config, source, normal
-        self._batch = config.batch
-        self._epoch, self._order = -1, np.empty(0, np.int64)
-
-    def levels(self, step: int) -> Tensor:
-        u = uniforms(self._config.seed, step, self._batch, COLUMNS)[:, LEVEL]
-        return torch.from_numpy((np.arange(self._batch) + u) / self._batch)
-
-    def take(self, step: int, first: int, count: int) -> Samples:
-        """Samples `first` to `first + count` of a step."""
-        u = uniforms(self._config.seed, step, count, COLUMNS, first=first)
-        chosen = self._chosen(step * self._batch + first, count)
-        x0, eps = self._noisy(self.changed(chosen, u), step, first)
-        return Samples(x0, eps, self.labels(chosen, u[:, DROP]))
-
-    def held_out(self, most: int) -> Samples:
-        """The first `most` held-out pictures, always with the same noise."""
-        pixels = middle(self._source.held_out[:most], self._source.shape[1:])
-        x0, eps = self._noisy(expand(pixels), _HELD_OUT_STEP, 0)
-        labels = self._source.held_out_labels
-        given = self._config.classes is not None and labels is not None
-        return Samples(x0, eps, torch.from_numpy(labels[:most]) if given and labels is not None else None)
-
-    def changed(self, chosen: NDArray[np.int64], u: NDArray[np.float64]) -> Floats:
-        """Training pictures in [-1, 1], mirrored and cut as the run has it."""
-        pixels = self._source.train[chosen]
-        if self._source.size is not None:
-            pixels = random_crop(pixels, self._source.size, u[:, [TOP, LEFT]])
-        if self._config.flip:
-            pixels = np.where((u[:, FLIP] < 0.5)[:, None, None, None], pixels[..., ::-1], pixels)
-        return expand(pixels)
-
-    def labels(self, chosen: NDArray[np.int64], u: NDArray[np.float64]) -> Tensor | None:
-        if self._config.classes is None or self._source.labels is None:
-            return None
-        withheld = u < self._config.label_dropout
-        return torch.from_numpy(np.where(withheld, len(self._source.classes), self._source.labels[chosen]))
-
-    def _chosen(self, first: int, count: int) -> NDArray[np.int64]:
-        """Indices of the pictures at places `first` to `first + count` of the endless sequence of epochs."""
-        places = np.arange(first, first + count)
-        total = len(self._source.train)
-        found = np.empty(count, np.int64)
-        for epoch in np.unique(places // total).tolist():
-            if epoch != self._epoch:
-                bits = np.random.Philox(key=np.array([self._config.seed, _EPOCH_KEY + epoch], np.uint64))
-                self._epoch, self._order = epoch, np.random.Generator(bits).permutation(total)
-            here = places // total == epoch
-            found[here] = self._order[places[here] % total]
-        return found
-
-    def _noisy(self, x: Floats, step: int, first: int) -> tuple[Tensor, Tensor]:
-        """Normalised pictures, their quantisation steps filled with noise, and the noise of the diffusion."""
-        eps, filled = np.empty(x.shape, np.float32), np.empty(x.shape, np.float32)
-        for row in range(len(x)):
-            key = np.array([self._config.seed, step], np.uint64)
-            counter = np.array([0, 0, 0, first + row + 1], np.uint64)
-            generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
-            generator.standard_normal(dtype=np.float32, out=eps[row])
-            generator.random(dtype=np.float32, out=filled[row])
-        x = x + (filled - np.float32(0.5)) * np.float32(self._source.quantum)
-        return torch.from_numpy(self._normal.apply(x)), torch.from_numpy(eps)
-
-
 def random_crop(pictures: NDArray[Any], size: int, u: NDArray[np.floating]) -> NDArray[Any]:
     """A square window of each picture (N, C, H, W), its corner by two uniforms; every place is equally likely."""
     free = np.array(pictures.shape[2:]) - size
-    corners = np.floor(u * (free + 1)).astype(np.int64)
-    rows, columns = (corners[:, side, None] + np.arange(size) for side in (0, 1))
-    each = np.arange(len(pictures))[:, None, None]
-    cut: NDArray[Any] = pictures.transpose(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]]
-    return cut.transpose(0, 3, 1, 2)
+    corners = np.floor(u * (free + 1)).astype(np.int64).tolist()
+    windows = zip(pictures, corners, strict=True)
+    return np.stack([each[:, top : top + size, left : left + size] for each, (top, left) in windows])
 
 
 def middle(pixels: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
-    """The middle window of pictures."""
     top, left = ((have - want) // 2 for have, want in zip(pixels.shape[2:], size, strict=True))
     return pixels[:, :, top : top + size[0], left : left + size[1]]
 
@@ -326,7 +247,7 @@ class PictureTask(Task):
         self.normal = start.normal or normalisation(config, source)
         self._schedule = schedule_from_config(start.schedule)
         self._lambdas = LambdaSampler(self._schedule)
-        self._batches = Batches(config, source, self.normal)
+        self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def initial_network(self) -> nn.Module:
         network = super().initial_network()
@@ -346,7 +267,7 @@ class PictureTask(Task):
         most = max(1, MEASURED_NUMBERS // (channels * size**2))
         count = min(len(self.source.train), MEASURED_PICTURES, most)
         for first in range(0, count, _MEASURED_AT_ONCE):
-            found.add(self._batches.take(0, first, min(_MEASURED_AT_ONCE, count - first)).x0)
+            found.add(self.take(0, first, min(_MEASURED_AT_ONCE, count - first)).x0)
         assert network.spectrum is not None
         network.spectrum.measure(found)
 
@@ -354,18 +275,69 @@ class PictureTask(Task):
         return channels_last(super().averaged(state, device))
 
     def fetch(self, piece: Piece, device: torch.device) -> Samples:
-        return self._batches.take(piece.step, piece.first, piece.stop - piece.first).on(device)
+        return self.take(piece.step, piece.first, piece.stop - piece.first).on(device)
+
+    def take(self, step: int, first: int, count: int) -> Samples:
+        """Samples `first` to `first + count` of a step; each depends on (seed, step, sample) alone."""
+        u = uniforms(self.config.seed, step, count, COLUMNS, first=first)
+        chosen = self._chosen(step * self.config.batch + first, count)
+        x0, eps = self._noisy(self.changed(chosen, u), step, first)
+        return Samples(x0, eps, self.labels(chosen, u[:, DROP]))
+
+    def changed(self, chosen: NDArray[np.int64], u: NDArray[np.float64]) -> Floats:
+        """Training pictures in [-1, 1], mirrored and cut as the run has it."""
+        pixels = self.source.train[chosen]
+        if self.source.size is not None:
+            pixels = random_crop(pixels, self.source.size, u[:, [TOP, LEFT]])
+        if self.config.flip:
+            pixels = np.where((u[:, FLIP] < 0.5)[:, None, None, None], pixels[..., ::-1], pixels)
+        return expand(pixels)
+
+    def labels(self, chosen: NDArray[np.int64], u: NDArray[np.float64]) -> Tensor | None:
+        if self.config.classes is None or self.source.labels is None:
+            return None
+        withheld = u < self.config.label_dropout
+        return torch.from_numpy(np.where(withheld, len(self.source.classes), self.source.labels[chosen]))
+
+    def _chosen(self, first: int, count: int) -> NDArray[np.int64]:
+        """Indices of the pictures at places `first` to `first + count` of the endless sequence of epochs."""
+        places = np.arange(first, first + count)
+        total = len(self.source.train)
+        found = np.empty(count, np.int64)
+        for epoch in np.unique(places // total).tolist():
+            if epoch != self._epoch:
+                bits = np.random.Philox(key=np.array([self.config.seed, _EPOCH_KEY + epoch], np.uint64))
+                self._epoch, self._order = epoch, np.random.Generator(bits).permutation(total)
+            here = places // total == epoch
+            found[here] = self._order[places[here] % total]
+        return found
+
+    def _noisy(self, x: Floats, step: int, first: int) -> tuple[Tensor, Tensor]:
+        """Normalised pictures, their quantisation steps filled with noise, and the noise of the diffusion."""
+        eps, filled = np.empty(x.shape, np.float32), np.empty(x.shape, np.float32)
+        for row in range(len(x)):
+            key = np.array([self.config.seed, step], np.uint64)
+            counter = np.array([0, 0, 0, first + row + 1], np.uint64)
+            generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
+            generator.standard_normal(dtype=np.float32, out=eps[row])
+            generator.random(dtype=np.float32, out=filled[row])
+        x = x + (filled - np.float32(0.5)) * np.float32(self.source.quantum)
+        return torch.from_numpy(self.normal.apply(x)), torch.from_numpy(eps)
 
     def loss(self, network: nn.Module, piece: Piece, samples: Samples) -> tuple[Tensor, Tensor]:
-        lams = self._lambdas(self._batches.levels(piece.step))
+        batch = self.config.batch
+        u = uniforms(self.config.seed, piece.step, batch, COLUMNS)[:, LEVEL]
+        lams = self._lambdas(torch.from_numpy((np.arange(batch) + u) / batch))
         # Only dropout asks torch for numbers; its masks are the one thing that the cut of a batch changes.
         torch.manual_seed((self.config.seed * 1_000_003 + piece.step) * 65_537 + piece.first & 2**63 - 1)
         found = self._losses(network, samples, lams[piece.first : piece.stop])
-        return found.sum() / len(lams), found
+        return found.sum() / batch, found
 
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
-        samples = self._batches.held_out(HELD_OUT_PICTURES)
-        count = len(samples.x0)
+        x0, eps = self._noisy(self._held_out(HELD_OUT_PICTURES), _HELD_OUT_STEP, 0)
+        labels, count = self.source.held_out_labels, len(x0)
+        given = self.config.classes is not None and labels is not None
+        samples = Samples(x0, eps, torch.from_numpy(labels[:count]) if given and labels is not None else None)
         lams = self._lambdas((torch.arange(count, dtype=torch.float64) + 0.5) / count)
         losses = []
         for first in range(0, count, at_once):
@@ -376,8 +348,11 @@ class PictureTask(Task):
     def aside(self) -> Floats | None:
         if self.classifies:
             return None
-        held_out = middle(self.source.held_out, self.source.shape[1:])
-        return expand(held_out[np.random.default_rng(self.config.seed).permutation(len(held_out))])
+        held_out = self._held_out()
+        return held_out[np.random.default_rng(self.config.seed).permutation(len(held_out))]
+
+    def _held_out(self, most: int | None = None) -> Floats:
+        return expand(middle(self.source.held_out[:most], self.source.shape[1:]))
 
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
         if self.classifies:
@@ -390,8 +365,7 @@ class PictureTask(Task):
         shown = drawn[: config.samples]
         save_sheet(folder / "samples.png", [Stage("samples", shown)])
         if last:
-            held_out = expand(middle(self.source.held_out[: config.samples], size))
-            save_sheet(folder / "held-out.png", [Stage("held out", held_out)])
+            save_sheet(folder / "held-out.png", [Stage("held out", self._held_out(config.samples))])
         own, fresh = nearness(self.source, shown, flip=config.flip)
         self.figures = {
             "nearest_training_picture": round(own, 5),

@@ -45,8 +45,6 @@ _SAMPLE_SEED = 4_711
 
 
 class PointSource(NamedTuple):
-    """Normalised points to train on."""
-
     dim: int
     mean: float
     std: float
@@ -159,7 +157,6 @@ class PointTask(Task):
 
 
 def open_points(config: TrainConfig) -> PointSource:
-    """The points that `config` names."""
     if config.domain is not None:
         return domain_source(config.domain, config.batch, _HELD_OUT_SEED, step=config.seed)
     return points_source(Path(str(config.data)), config.batch)
@@ -174,7 +171,6 @@ def domain_source(domain: str, held_out_points: int, seed: int, *, step: int = 0
 
 
 def points_source(path: Path, held_out_points: int) -> PointSource:
-    """Points of a user's file."""
     raw = read_points(path)
     wide = raw.astype(np.float64)
     if len(raw) < MIN_POINTS:
@@ -184,10 +180,8 @@ def points_source(path: Path, held_out_points: int) -> PointSource:
     constant = np.flatnonzero(spread <= 1e-6 * max(float(spread.max()), float(np.abs(raw).max()) * 1e-6))
     if len(constant):
         columns = ", ".join(map(str, constant[:10].tolist()))
-        raise InputError(
-            f"column {columns} of {path} is constant (counting from 0)",
-            hint="leave constant columns out: there is nothing in them to translate",
-        )
+        problem = f"column {columns} of {path} is constant (counting from 0)"
+        raise InputError(problem, hint="leave constant columns out: there is nothing in them to translate")
     mean, std = float(wide.mean()), float(wide.std())
     points = ((wide - mean) / std).astype(np.float32)
     points = points[np.random.default_rng(_SPLIT_SEED).permutation(len(points))]

@@ -8,7 +8,6 @@ out/run/progress.csv, loss.png, samples.png     as it goes; no weight depends on
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import importlib
 import json
@@ -54,27 +53,20 @@ RUN_FOLDER = "run"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 KEPT = 2
 """Checkpoints."""
-TIME_SHARE = 0.93
-"""Share of a time that is given to steps; the rest goes to records and the last sheet."""
-NEGLIGIBLE = 0.01
-"""A share of the steps that are left by which they are not planned anew."""
+TIME_SHARE = 0.93  # share of a time that is given to steps; the rest goes to records and the last sheet
+NEGLIGIBLE = 0.01  # a share of the steps that are left by which they are not planned anew
 UNSAVED_S, WRITING_SHARE = 60.0, 50.0
 """Seconds of training that a kill may cost at most, and that in multiples of what writing a checkpoint takes."""
-LOOKS = 20
-"""A run that is to fit a time is saved, and its steps are planned anew, so many times at least."""
+LOOKS = 20  # a run that is to fit a time is saved, and its steps are planned anew, so many times at least
 GATE_PICTURES, GATE_SHARE = 300, 0.05
 """At most so many pictures, and that share of a run's CPU seconds, measure the bounds of the gate."""
 LOG_EVERY = 10
-RISEN = 1.05
-"""A held-out loss so many times its least is said to rise."""
 
 Say = Callable[[str], None]
 OnScan = Callable[[int, int], None]
 
 
 class TrainingProgress(NamedTuple):
-    """How far a run is."""
-
     step: int
     steps: int
     loss: float
@@ -104,9 +96,11 @@ class RunRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     identity: str
-    steps: int | None
-    time_s: float | None
     config: dict[str, Any]
+
+    @property
+    def length(self) -> tuple[int | None, float | None]:
+        return self.config.get("steps"), self.config.get("time_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +114,7 @@ class Opened:
     samples: int = 0
     trainer: Callable[[Task, World, RunPlan, Path, RunState | None], Trainer] | None = None
     """What takes the steps instead of `Trainer`, given the run's folder and the state that it resumes from."""
-    after: Callable[[Path], None] = lambda _: None
-    """Called with the run's folder once the bundle is there."""
+    after: Callable[[Path], None] = lambda _: None  # called with the run's folder once the bundle is there
 
 
 def open_run(
@@ -132,7 +125,6 @@ def open_run(
     on_scan: OnScan | None,
     tasks: tuple[type[PointTask], type[PictureTask]] = (PointTask, PictureTask),
 ) -> Opened:
-    """Read what a run on points or pictures learns from."""
     if config.kind == "points":
         if config.domain is not None:
             config = config.model_copy(update={"domain": domain_name(config.domain)})
@@ -161,16 +153,15 @@ def train(
     source: PictureSource | None = None,
     resume: bool = False,
     force: bool = False,
-    lengthen: bool = False,
     say: Say | None = None,
     on_scan: OnScan | None = None,
 ) -> Bundle:
     """Train a model and write its bundle; under torchrun, together with the other processes.
 
     Args:
-        resume: Continue the run in `out`, if there is one of the same settings and data.
+        resume: Continue the run in `out`, if there is one of the same settings and data; one that is finished too,
+            when more steps or more time are asked for than it had.
         force: Remove what is in `out`, and begin.
-        lengthen: When resuming, accept more steps or time than the run had, also of a finished run.
     """
     with torch_threads(config.threads), torch.random.fork_rng(), open_world(config.device) as world:
         told, say = say is not None, say if world.leads else None
@@ -178,7 +169,7 @@ def train(
         opener = getattr(importlib.import_module(module), name)
         opened: Opened = opener(config, source, out, say, on_scan if world.leads else None)
         run = _Run(opened, out, world, say or (lambda _: None))
-        run.settle(resume=resume, force=force, lengthen=lengthen, told=told)
+        run.settle(resume=resume, force=force, told=told)
         if not world.decide(run.finished):
             with closing(run.trainer()) as trainer:
                 run.follow(trainer, on_progress)
@@ -188,8 +179,6 @@ def train(
 
 
 class _Run:
-    """One run in its folder."""
-
     def __init__(self, opened: Opened, out: Path, world: World, say: Say) -> None:
         self.opened, self.out, self.world, self.say = opened, out, world, say
         self.config: TrainConfig = opened.config
@@ -211,22 +200,23 @@ class _Run:
         before = 0.0 if self.state is None else self.state.seconds
         return before + time.monotonic() - self.started
 
-    def settle(self, *, resume: bool, force: bool, lengthen: bool, told: bool) -> None:
+    def settle(self, *, resume: bool, force: bool, told: bool) -> None:
         """Begin the run, or find it in its folder; its plan follows from the checkpoint or from what is asked."""
-        record = self.world.decide(lambda: self._found(resume=resume, force=force))
+        record, longer = self.world.decide(lambda: self._found(resume=resume, force=force)), None
         if record is not None:
             if record.identity != self.identity:
                 raise self._other_run()
             self._read_checkpoint()
-        longer = self._longer(record, self.state) if lengthen and record and self.state else None
-        if record is not None and longer is None and (self.state is not None or not lengthen):
-            asked = self.config
-            if asked.steps not in (None, record.steps):
+            longer = None if self.state is None else self._longer(record, self.state)
+        asked = self.config.steps, self.config.time_s
+        if record is not None and longer is None and (self.state is not None or asked == (None, None)):
+            steps, time_s = record.length
+            if asked[0] not in (None, steps):
                 raise self._other_run()
-            if asked.time_s not in (None, record.time_s):
-                begun = f"{record.steps} steps" if record.steps else f"{record.time_s:g} s"
+            if asked[1] not in (None, time_s):
+                begun = f"{steps} steps" if steps else f"{time_s:g} s"
                 self.say(f"this run was begun with {begun}; --force starts again with another time")
-            self.config = asked.model_copy(update={"steps": record.steps, "time_s": record.time_s})
+            self.config = self.config.model_copy(update={"steps": steps, "time_s": time_s})
         if self.config.steps is None and self.config.time_s is None:
             self.config = self.config.model_copy(update={"steps": self.config.usual_steps()})
         if self.state is None:
@@ -236,9 +226,7 @@ class _Run:
         else:
             before, self.plan = self.state.plan.total, longer
             self.say(f"given more: {longer.total} steps instead of {before}; the learning rate rises again")
-        settings = self.config.model_dump(mode="json")
-        length = {name: settings.pop(name) for name in ("steps", "time_s")}
-        now = RunRecord(identity=self.identity, config=settings, **length)
+        now = RunRecord(identity=self.identity, config=self.config.model_dump(mode="json"))
         if now != record:
             self.world.decide(lambda: self._write_record(now))
 
@@ -312,9 +300,8 @@ class _Run:
     def finish(self, trainer: Trainer) -> None:
         """Measure, draw, and move the bundle into its place."""
         config, spent = self.config, self.cpu_seconds
-        state = {
-            name: value.to("cpu", DTYPES[config.dtype]) for name, value in trainer.ema.state_dict().items()
-        }
+        dtype = DTYPES[config.dtype]
+        state = {name: value.to("cpu", dtype) for name, value in trainer.ema.averages.items()}
         _Log(self, trainer).draw(last=True)
         self._tell(trainer)
         figures = {
@@ -336,15 +323,13 @@ class _Run:
         held_out = trainer.task.aside()
         if held_out is None:
             return
-        model = DomainModel(load_bundle(self.out))
+        model, chosen = DomainModel(load_bundle(self.out)), held_out[:GATE_PICTURES]
         if why := unmeasurable(model, len(held_out)):
-            self.say(
-                f"the gate's bounds were not measured: {why}; ddib model measure measures with other pictures"
-            )
+            other = "ddib model measure measures with other pictures"
+            self.say(f"the gate's bounds were not measured: {why}; {other}")
             return
-        chosen, within_s = held_out[:GATE_PICTURES], GATE_SHARE * spent
-        found = measure_allowances(model, chosen, command="at the end of training", within_s=within_s)
-        put_beside(self.out, found)
+        how: dict[str, Any] = {"command": "at the end of training", "within_s": GATE_SHARE * spent}
+        put_beside(self.out, measure_allowances(model, chosen, **how))
 
     def _found(self, *, resume: bool, force: bool) -> RunRecord | None:
         """The run to resume, or None when there is none, or none any more."""
@@ -358,19 +343,16 @@ class _Run:
             try:
                 record = RunRecord.model_validate_json(path.read_bytes())
             except ValidationError as error:
-                raise BundleInvalid(
-                    f"{path} cannot be read: {error}", hint="--force starts the run again"
-                ) from error
+                problem = f"{path} cannot be read: {error}"
+                raise BundleInvalid(problem, hint="--force starts the run again") from error
         if resume and record is not None:
             return record
         if (self.out / MANIFEST_FILE).exists():
-            raise AlreadyExists(
-                f"{self.out} holds a finished model", hint="choose another folder, or --force to replace it"
-            )
+            problem = f"{self.out} holds a finished model"
+            raise AlreadyExists(problem, hint="choose another folder, or --force to replace it")
         if record is not None:
-            raise AlreadyExists(
-                f"{self.out} holds an unfinished run", hint="--resume to resume it, --force to start again"
-            )
+            problem = f"{self.out} holds an unfinished run"
+            raise AlreadyExists(problem, hint="--resume to resume it, --force to start again")
         return None
 
     def _other_run(self) -> StateConflict:
@@ -401,7 +383,7 @@ class _Run:
     def _longer(self, record: RunRecord, state: RunState) -> RunPlan | None:
         """The plan with the steps or the time that are asked for now; None if these are not more."""
         asked, total = self.config, self.config.steps or 0
-        if asked.time_s is not None and asked.time_s > (record.time_s or 0.0):
+        if asked.time_s is not None and asked.time_s > (record.length[1] or 0.0):
             total = int(asked.time_s * TIME_SHARE / state.seconds * state.step)
         if total <= state.plan.total:
             return None
@@ -418,7 +400,6 @@ class _Run:
         return plan if abs(steps - ahead) <= NEGLIGIBLE * ahead else plan.renewed(step, step + steps)
 
     def _tell(self, trainer: Trainer) -> None:
-        """Say what the trainer wants said."""
         for note in trainer.notes:
             self.say(note)
         trainer.notes.clear()
@@ -447,16 +428,14 @@ class _Run:
         found = latest_checkpoint(self.folder)
         step = None if found is None else found[0].step
         if self.world.decide(lambda: step) != step:
-            raise SettingsInvalid(
-                "the processes of a run do not see the same folder", hint="--out on a shared disk"
-            )
+            problem = "the processes of a run do not see the same folder"
+            raise SettingsInvalid(problem, hint="--out on a shared disk")
         if found is not None:
             self.state, self.tensors = found
             if self.state.identity != self.identity:
                 raise self._other_run()
 
     def _put_bundle(self, manifest: Manifest, state: Mapping[str, Tensor]) -> None:
-        """Move the finished bundle in."""
         model_folder(self.out)
         staged = self.folder / "bundle"
         weights = save_bundle(staged, manifest, state, overwrite=True).manifest.weights_sha256
@@ -482,15 +461,11 @@ def latest_checkpoint(folder: Path) -> tuple[RunState, dict[str, Tensor]] | None
             return RunState.model_validate_json(header["__metadata__"]["run"]), load(content)
     except (OSError, ValueError, KeyError, SafetensorError):
         pass
-    raise BundleInvalid(
-        f"the checkpoint {path} is damaged: its digest is not the one in its name",
-        hint=f"remove {path} to resume from the checkpoint before it",
-    )
+    problem = f"the checkpoint {path} is damaged: its digest is not the one in its name"
+    raise BundleInvalid(problem, hint=f"remove {path} to resume from the checkpoint before it")
 
 
 class Row(NamedTuple):
-    """One line of progress.csv."""
-
     step: int
     loss: float
     held_out: float | None
@@ -507,15 +482,13 @@ class Row(NamedTuple):
 def read_progress(path: Path) -> list[Row]:
     """The lines of a progress.csv; a torn last line is left out."""
     rows: list[Row] = []
-    if path.exists():
-        with path.open(encoding="utf-8", newline="") as stream:
-            for fields in list(csv.reader(stream))[1:]:
-                try:
-                    step, loss, held_out, *rest = fields
-                    number = float(held_out) if held_out else None
-                    rows.append(Row(int(step), float(loss), number, *map(float, rest)))
-                except (TypeError, ValueError):
-                    break
+    for line in path.read_text("utf-8").splitlines()[1:] if path.exists() else ():
+        try:
+            step, loss, held_out, *rest = line.split(",")
+            number = float(held_out) if held_out else None
+            rows.append(Row(int(step), float(loss), number, *map(float, rest)))
+        except (TypeError, ValueError):
+            break
     return rows
 
 
@@ -529,7 +502,7 @@ class _Log:
         self._losses: list[float] = []
         self._smooth, self._read = 0.0, 0
         self._first, self._begun = trainer.step, time.monotonic()
-        self._said: set[str] = set()
+        self._warned = False
         self._held_out: list[float] = []
         if run.world.leads:
             # Lines after the checkpoint that is resumed from are dropped.
@@ -557,8 +530,6 @@ class _Log:
         trainer = self._trainer
         if validate:
             self._held_out.append(trainer.held_out_loss())
-            if self._held_out[-1] > RISEN * min(self._held_out):
-                self._say("rising", "overfitting: the held-out loss rises; stop earlier, or add data")
         if validate or trainer.step % LOG_EVERY == 0:
             row = Row(
                 step=trainer.step,
@@ -579,18 +550,16 @@ class _Log:
         if rows and (last or trainer.config.kind != "points"):
             held_out = [(row.step, row.held_out) for row in rows if row.held_out is not None]
             sheets.loss_curve([(row.step, row.loss) for row in rows], folder / "loss.png", held_out=held_out)
-        self._say("near", trainer.task.show(trainer, folder, last=last))
+        warning = trainer.task.show(trainer, folder, last=last)
+        if warning and not self._warned:
+            trainer.notes.append(warning)
+            self._warned = True
 
     def progress(self) -> TrainingProgress:
         step = self._trainer.step
         rate = (step - self._first) / max(1e-9, time.monotonic() - self._begun)
         held_out = self._held_out[-1] if self._held_out else None
         return TrainingProgress(step, self._trainer.plan.total, self._smooth, held_out, rate)
-
-    def _say(self, kind: str, text: str) -> None:
-        if text and kind not in self._said:
-            self._said.add(kind)
-            self._trainer.notes.append(text)
 
 
 def train_at_terminal(config: TrainConfig, out: Path, *, resume: bool, force: bool) -> Bundle | None:

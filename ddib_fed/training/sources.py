@@ -30,9 +30,7 @@ from ddib_fed.errors import (
     ImageUnreadable,
     InputError,
     MemoryExhausted,
-    NotFinite,
     SettingsInvalid,
-    ShapeMismatch,
     UsageError,
 )
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, carried_domain, data_note
@@ -58,8 +56,7 @@ CROP_ROOM = 8
 """With random windows pictures are kept larger by this part of their size."""
 FEW = 200
 MEMORY_SHARE = 0.7
-SEED = 12_107
-"""Of the points drawn from a synthetic domain, and of the order of other samples."""
+SEED = 12_107  # of the points drawn from a synthetic domain, and of the order of other samples
 HU_RANGE: Final = "-1000:2000"
 """Hounsfield units that become -1 and 1 where no range is given: from air to dense bone."""
 
@@ -99,44 +96,19 @@ def array_source(
     **further: Any,
 ) -> PictureSource:
     """Pictures that are in memory already; `further` are other attributes of `PictureSource`."""
-    _check_pixels(f"the training pictures of {name}", train, train.shape[1:])
-    _check_pixels(f"the held-out pictures of {name}", held_out, train.shape[1:])
     if len(train) < MIN_PICTURES:
         problem = f"{name} has {len(train)} training pictures; at least {MIN_PICTURES} are needed"
         raise InputError(problem, hint="add pictures")
-    numbers = []
-    for given, pixels in ((labels, train), (held_out_labels, held_out)):
-        found = None if given is None else np.asarray(given, dtype=np.int64)
-        if found is not None and (
-            found.shape != (len(pixels),) or not 0 <= found.min() <= found.max() < len(classes)
-        ):
-            problem = f"the labels of {name} are not {len(pixels)} numbers from 0 to {len(classes) - 1}"
-            raise InputError(problem)
-        numbers.append(found)
+    own, others = (None if x is None else np.asarray(x, np.int64) for x in (labels, held_out_labels))
     digest = hashlib.sha256()
-    for array in (train, held_out, *(() if numbers[0] is None else (numbers[0],))):
+    for array in (train, held_out, *(() if own is None else (own,))):
         digest.update(f"{array.dtype} {array.shape} ".encode())
         digest.update(np.ascontiguousarray(array).data)
     told = f"pictures:{digest.hexdigest()}"
-    return PictureSource(name, train, held_out, told, numbers[0], numbers[1], classes, **further)
-
-
-def _check_pixels(what: str, pixels: Pixels, shape: tuple[int, ...]) -> None:
-    if pixels.ndim != 4 or pixels.shape[1:] != shape or shape[0] not in (1, 3) or len(pixels) == 0:
-        problem = f"{what} are {pixels.shape}, not (N, C, H, W) of one size with 1 or 3 channels"
-        raise ShapeMismatch(problem, hint="one array of pictures, at least one of them")
-    if pixels.dtype not in (np.float32, np.uint8, np.uint16):
-        raise InputError(f"{what} are {pixels.dtype}, not float32, uint8 or uint16")
-    if pixels.dtype == np.float32:
-        low, high = float(pixels.min()), float(pixels.max())
-        if not np.isfinite([low, high]).all():
-            raise NotFinite(f"{what} hold NaN or infinity", hint="clean them")
-        if low < -1.001 or high > 1.001:
-            raise InputError(f"{what} reach from {low:g} to {high:g}", hint="bring them to [-1, 1]")
+    return PictureSource(name, train, held_out, told, own, others, classes, **further)
 
 
 def shipped_source(name: str) -> PictureSource:
-    """The pictures of a shipped domain."""
     pictures = load_shipped(name)
     domain = pictures.domain
     form = PictureFormat(tiles=bool(domain.map))  # crops of a map are parts of it, sheets of a head are whole
@@ -150,10 +122,8 @@ def normalisation(config: TrainConfig, source: PictureSource) -> Normalisation:
     sample = raw.recoloured(expand(source.train[::every]).astype(np.float64))
     mean, std = sample.mean(axis=(0, 2, 3)), sample.std(axis=(0, 2, 3))
     if not (std > 1e-4).all():
-        raise InputError(
-            f"nothing varies in the pictures of {source.name}",
-            hint="check the range: `--range` maps raw values to [-1, 1]",
-        )
+        problem = f"nothing varies in the pictures of {source.name}"
+        raise InputError(problem, hint="check the range: `--range` maps raw values to [-1, 1]")
     means, stds = (tuple(float(f"{value:.5g}") for value in part) for part in (mean, std))
     if len(means) == 1:
         return raw.model_copy(update={"mean": means[0], "std": stds[0]})
@@ -167,13 +137,6 @@ def open_source(
     say: Say | None = None,
     progress: Progress | None = None,
 ) -> PictureSource:
-    """The pictures that `config` names, or those given, checked against it."""
-    named = config.domain is not None or config.images is not None
-    if named == (source is not None):
-        raise SettingsInvalid(
-            "give either a domain or a folder in the settings, or the pictures themselves",
-            hint="one of the three",
-        )
     if source is None and config.domain is not None:
         source = shipped_source(config.domain)
     elif source is None:
@@ -191,15 +154,13 @@ def open_source(
 
 
 class _Looked(NamedTuple):
-    """A folder of which every picture was looked at once; of studies `rule` is the rule of intensity."""
+    """A folder of which every picture was looked at once; `form` says of studies how they become pictures."""
 
     folder: Folder
     range: str
     split: Split
     lines: tuple[str, ...] = ()
-    rule: str | None = None
-    slices: str | None = None
-    tiles: bool = False
+    form: PictureFormat = PictureFormat()
 
 
 def folder_source(config: TrainConfig, *, say: Say, progress: Progress | None = None) -> PictureSource:
@@ -242,6 +203,7 @@ def folder_source(config: TrainConfig, *, say: Say, progress: Progress | None = 
             f"has {there / 2**30:.1f}",
             hint="a smaller --size, or a part of the folder",
         )
+    made = {"fit": rule.fit, "low": rule.low, "high": rule.high, "bits": rule.bits}
     labels: list[Labels | None] = [None, None]
     if config.told_classes is not None:
         labels = [folders.class_numbers(part, folder.classes) for part in (train, held_out)]
@@ -252,15 +214,7 @@ def folder_source(config: TrainConfig, *, say: Say, progress: Progress | None = 
         labels=labels[0],
         held_out_labels=labels[1],
         classes=folder.classes,
-        picture=PictureFormat(
-            fit=rule.fit,
-            low=rule.low,
-            high=rule.high,
-            bits=8 if rule.bits == 8 else 16,
-            intensity=looked.rule,
-            slices=looked.slices,
-            tiles=looked.tiles,
-        ),
+        picture=looked.form.model_copy(update=made),
         note=DataNote(source=f"{len(train)} pictures of a user's folder, {len(held_out)} held out"),
         size=size if config.crop else None,
         quantum=0.0 if "float32" in facts.dtypes else 2.0 / (rule.high - rule.low),
@@ -285,20 +239,8 @@ def name_of(root: Path) -> str:
     return domain_from(name) or "pictures"
 
 
-class _Planes:
-    """The planes of studies, decoded; the items of one study are in memory at a time."""
-
-    def __init__(self, studies: Studies) -> None:
-        self.studies = studies
-        self._at, self._items = -1, list[bytes]()
-
-    def read(self, at: int, plane: int) -> Picture:
-        if at != self._at:
-            self._items = []
-            self._at, self._items = at, list(self.studies[at].items())
-        if plane >= len(self._items):
-            raise ImageUnreadable(f"{self.studies.origins[at].called} was changed while it was read")
-        return decode_image(self._items[plane])
+Read = Callable[[int, int], Picture]
+"""The picture of a study's plane, by the numbers of both."""
 
 
 class _Seen(NamedTuple):
@@ -327,10 +269,8 @@ def _look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progr
     for name, takers in (("intensity", formats), ("slices", formats & {Format.NIFTI})):
         if getattr(config, name) is not None and not takers:
             what = "NIfTI" if name == "slices" else "DICOM, NIfTI and GeoTIFF"
-            raise SettingsInvalid(
-                f"{name} is for {what}, and there is none below {root}",
-                hint=f"a folder of such files, or leave {name} out",
-            )
+            problem = f"{name} is for {what}, and there is none below {root}"
+            raise SettingsInvalid(problem, hint=f"a folder of such files, or leave {name} out")
     if not formats:
         return None
     _require_one(root, formats, hint="give a folder that holds one of them")
@@ -342,22 +282,22 @@ def _look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progr
     bad: Bad = []
     kept = replace(found, studies=tuple(each for each in found.studies if each.format in formats))
     options = Options(config.intensity or "auto", config.slices or "axial", (side, side))
-    planes, seen = _Planes(open_recognised(kept, options, bad=bad).studies), list[_Seen]()
-    count = len(planes.studies)
-    for at in range(count):
-        origin = planes.studies.origins[at]
+    studies, seen = open_recognised(kept, options, bad=bad).studies, list[_Seen]()
+    read = _reader(studies)
+    for at in range(len(studies)):
+        origin = studies.origins[at]
         try:
-            seen.append(_look_at_study(at, planes, config))
+            seen.append(_look_at_study(studies[at], at, read, config))
         except (ExtraMissing, SettingsInvalid, UsageError):
             raise
         except DdibError as error:
             error.detail = error.detail.removeprefix(f"{origin.called}: ")
             bad.append((Path(origin.called), error.kept()))
         except OSError as error:
-            unread = ImageUnreadable(f"it cannot be read: {error.strerror or error}")
-            bad.append((Path(origin.called), unread))
+            why = f"it cannot be read: {error.strerror or error}"
+            bad.append((Path(origin.called), ImageUnreadable(why)))
         if progress:
-            progress(at + 1, count)
+            progress(at + 1, len(studies))
     entries = [entry for each in seen for entry in each.entries]
     folder = folders.as_folder(root, entries, bad, found.ignored.total(), skip_bad=config.skip_bad)
     _require_one(root, {each.kind for each in seen}, hint="give a folder that holds one of them")
@@ -375,25 +315,40 @@ def _look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progr
         f"left out that do not; intensity {first.rule}, range {spec}"
     )
     lines = (*dict.fromkeys(warning for each in seen for warning in each.warnings), counted, held_out)
-    slices = options.slices if formats == {Format.NIFTI} else None
-    return _Looked(folder, spec, split, lines, first.rule, slices, bool(first.tiles))
+    slices = config.slices or "axial" if formats == {Format.NIFTI} else None
+    made = {"intensity": first.rule, "slices": slices, "tiles": bool(first.tiles)}
+    return _Looked(folder, spec, split, lines, PictureFormat.model_validate(made))
 
 
-def _look_at_study(at: int, planes: _Planes, config: TrainConfig) -> _Seen:
+def _reader(studies: Studies) -> Read:
+    """Decodes planes; the items of one study are in memory at a time."""
+    kept: dict[int, list[bytes]] = {}
+
+    def read(at: int, plane: int) -> Picture:
+        if at not in kept:
+            kept.clear()
+            kept[at] = list(studies[at].items())
+        if plane >= len(kept[at]):
+            raise ImageUnreadable(f"{studies.origins[at].called} was changed while it was read")
+        return decode_image(kept[at][plane])
+
+    return read
+
+
+def _look_at_study(study: Study, at: int, read: Read, config: TrainConfig) -> _Seen:
     from ddib_fed.formats.dicom_writing import DicomStudy
     from ddib_fed.formats.tiles import GeoTiffStudy
 
-    study: Study = planes.studies[at]
     check = folders.range_check(_range_of(study.pixels.rule, config.range))
     label = folders.label_of(study.origin.inputs[0], Path(str(config.images)), config.told_classes)
     entries = []
     for plane in range(len(study.sent)):
-        picture = planes.read(at, plane)
+        picture = read(at, plane)
         if check is not None:
             check(picture)
         digest, looks = folders.describe(picture)
         looks = replace(looks, format=f"planes of a {study.kind}")
-        entries.append(Entry(study.origin.given, label, digest, looks, partial(planes.read, at, plane)))
+        entries.append(Entry(study.origin.given, label, digest, looks, partial(read, at, plane)))
     subject, tiles = ("", "", str(at)), []
     if isinstance(study, DicomStudy):
         header = study.series.headers[0]
@@ -450,10 +405,8 @@ def _apart(rest: list[Entry], held: list[Entry]) -> tuple[Entries, Entries]:
     seen = {entry.digest for entry in held}
     train = tuple(entry for entry in rest if entry.digest not in seen)
     if not train:
-        raise InputError(
-            "nothing is left to train on: all is held out, the same, or overlaps what is held out",
-            hint="add data, or for a map train with a smaller --size",
-        )
+        problem = "nothing is left to train on: all is held out, the same, or overlaps what is held out"
+        raise InputError(problem, hint="add data, or for a map train with a smaller --size")
     return train, tuple(held)
 
 
@@ -467,10 +420,8 @@ def _range_of(rule: str, asked: str) -> str:
     with suppress(ValueError):
         if [float(end) for end in asked.split(":")] == [float(end) for end in own.split(":")]:
             return own
-    raise SettingsInvalid(
-        f"the range is {asked}, and intensity {rule} makes numbers from {own.replace(':', ' to ')}",
-        hint=f"leave range out; for other numbers say --intensity {form}@LOW:HIGH",
-    )
+    problem = f"the range is {asked}, and intensity {rule} makes numbers from {own.replace(':', ' to ')}"
+    raise SettingsInvalid(problem, hint=f"leave range out; for other numbers say --intensity {form}@LOW:HIGH")
 
 
 def _require_one(root: Path, found: Iterable[str], *, hint: str) -> None:
@@ -482,13 +433,12 @@ def _require_one(root: Path, found: Iterable[str], *, hint: str) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class OwnSamples:
+class OwnSamples(NamedTuple):
     """Samples of a finished model's domain (N, *sample_shape), pictures in [-1, 1]; held-out ones by content."""
 
     name: str
-    train: Floats = field(repr=False)
-    held_out: Floats = field(repr=False)
+    train: Floats
+    held_out: Floats
 
     def mixed(self) -> Floats:
         """All of them, in an order of their own each: the held-out ones first."""
@@ -530,15 +480,12 @@ def shipped_name(manifest: Manifest, which: Path | str | None) -> str | None:
     elif manifest.sample_kind == "point" or str(which) not in SHIPPED:
         return None
     elif Path(which).is_dir():
-        raise UsageError(
-            f"{which} is a domain that ships, and a folder here", hint=f"./{which} is the folder"
-        )
+        problem = f"{which} is a domain that ships, and a folder here"
+        raise UsageError(problem, hint=f"./{which} is the folder")
     shape = tuple(manifest.sample_shape)
     if manifest.sample_kind == "picture" and SHIPPED[str(which)].shape != shape:
-        raise InputError(
-            f"pictures of {which} are {SHIPPED[str(which)].shape}, and {manifest.name} takes {shape}",
-            hint="name a folder of the model's own pictures",
-        )
+        problem = f"pictures of {which} are {SHIPPED[str(which)].shape}, and {manifest.name} takes {shape}"
+        raise InputError(problem, hint="name a folder of the model's own pictures")
     return str(which)
 
 

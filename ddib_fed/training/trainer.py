@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import resource
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -112,32 +111,21 @@ class Ema:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._averages = {name: value.detach().clone() for name, value in module.state_dict().items()}
-        self._moving = [value for value in self._averages.values() if value.is_floating_point()]
+        self.averages = {name: value.detach().clone() for name, value in module.state_dict().items()}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Take the module's weights after step `step` (from 0) into the averages."""
         kept = min(self.decay, (1 + step) / (10 + step))
         weights = module.state_dict()
-        torch._foreach_lerp_(
-            self._moving, [value for value in weights.values() if value.is_floating_point()], 1.0 - kept
-        )
-        for name, average in self._averages.items():
-            if not average.is_floating_point():
-                average.copy_(weights[name])
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return dict(self._averages)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for name, average in self._averages.items():
-            average.copy_(state[name])
+        moving = [name for name, value in weights.items() if value.is_floating_point()]
+        averages = [self.averages[name] for name in moving]
+        torch._foreach_lerp_(averages, [weights[name] for name in moving], 1.0 - kept)
+        for name in weights.keys() - set(moving):
+            self.averages[name].copy_(weights[name])
 
 
 class Piece(NamedTuple):
-    """Some rows of a step's batch."""
-
     step: int
     first: int
     stop: int
@@ -194,7 +182,6 @@ class Task(ABC):
             return build_network(self.network).train()
 
     def averaged(self, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
-        """A network of its own with the averaged weights."""
         return network_with(self.network, state, device=device)
 
     @abstractmethod
@@ -265,7 +252,7 @@ class Trainer:
         self._prefetch.close()
 
     def averaged(self) -> nn.Module:
-        return self.task.averaged(self.ema.state_dict(), self.world.device)
+        return self.task.averaged(self.ema.averages, self.world.device)
 
     def held_out_loss(self) -> float:
         with torch.no_grad():
@@ -273,31 +260,27 @@ class Trainer:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint must hold, on the CPU."""
-        optimizer = {
-            f"{number}.{name}": value
-            for number, entry in self._optimizer.state_dict()["state"].items()
-            for name, value in entry.items()
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "network": self.network.state_dict(),
+            "ema": self.ema.averages,
         }
-        parts = {"network": self.network.state_dict(), "ema": self.ema.state_dict(), "optimizer": optimizer}
+        for number, parameter in enumerate(self._parameters):
+            parts[f"optimizer.{number}"] = self._optimizer.state.get(parameter, {})
         return {
             f"{part}.{name}": value.cpu() for part, state in parts.items() for name, value in state.items()
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the state that `tensors` gave."""
-        self.network.load_state_dict(part_of(tensors, "network"))
-        self.ema.load_state_dict(part_of(tensors, "ema"))
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in part_of(tensors, "optimizer").items():
-            number, _, name = key.partition(".")
-            state.setdefault(int(number), {})[name] = value
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
-        for parameter, entry in self._optimizer.state.items():
-            for name, value in entry.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
+        self.network.load_state_dict(_part_of(tensors, "network"))
+        for name, average in self.ema.averages.items():
+            average.copy_(tensors[f"ema.{name}"])
+        for number, parameter in enumerate(self._parameters):
+            state = self._optimizer.state[parameter] = _part_of(tensors, f"optimizer.{number}")
+            for name, value in state.items():
+                state[name] = value.to(parameter.device)
+                if value.shape == parameter.shape:
                     # In the memory layout of the parameter, as in a run that was not stopped.
-                    entry[name] = torch.empty_like(parameter).copy_(value)
+                    state[name] = torch.empty_like(parameter).copy_(value)
 
     def _bound_gradient(self) -> None:
         if self.config.clip:
@@ -354,8 +337,7 @@ class Trainer:
         self.notes.append(f"out of memory with {before} samples at once: continuing with {self.microbatch}")
 
 
-def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors of one prefix, without it."""
+def _part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     start = f"{prefix}."
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
@@ -383,11 +365,7 @@ def measure(config: TrainConfig, task: Callable[[TrainConfig], Task], world: Wor
     trial.close()
     seconds = (time.monotonic() - begun) / count * config.batch / small
     parameters = sum(parameter.numel() for parameter in trial.network.parameters())
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if world.device.type == "cuda":
-        memory = int(torch.cuda.max_memory_allocated(world.device))
-    size = f"{parameters:,} parameters, {memory / 2**30:.1f} GiB of memory"
-    told = f"{size}, {seconds:.3g} s a step, {trial.microbatch} pictures at once"
+    told = f"{parameters:,} parameters, {seconds:.3g} s a step, {trial.microbatch} pictures at once"
     return StepCost(seconds, trial.microbatch, told)
 
 

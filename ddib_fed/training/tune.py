@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Condition, LevelTable, Places
 from ddib_fed.diffusion.plans import SolverSettings, learned_solver, plan, soften
-from ddib_fed.diffusion.schedule import Coordinates, LearnedSteps, Stage, make_grid
+from ddib_fed.diffusion.schedule import Coordinates, LearnedSteps, LevelGrid, Stage, make_grid
 from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.gate import measure_allowances, unmeasurable
 from ddib_fed.engine.model import DomainModel
@@ -39,24 +39,17 @@ from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.sidecars import LEAST_STEP, MAX_LEARNED, Allowances, Errors, Tuned, TunedLeg
 from ddib_fed.training.sources import SEED, Floats, own_samples
 
-Told = Callable[[int, int], None]
-"""Told (done, in all)."""
-Say = Callable[[str, int, int], None]
-"""Told (what is being done, done, in all)."""
-YARDSTICK = SolverSettings()
-"""What learned steps are held against: the default solver, grid and number."""
-REFERENCE = 128
-"""Evaluations of a reference leg."""
+Told = Callable[[int, int], None]  # told (done, in all)
+Say = Callable[[str, int, int], None]  # told (what is being done, done, in all)
+YARDSTICK = SolverSettings()  # what learned steps are held against: the default solver, grid and number
+REFERENCE = 128  # evaluations of a reference leg
 GRIDS = ("default", "uniform-lambda")
-TINY = 1e-7
-"""Added to distances: float32 is no nearer."""
+TINY = 1e-7  # added to distances: float32 is no nearer
 FEWEST = 12
-GATE_PICTURES = 300
-"""Pictures that are encoded for the gate's bounds, where there are so many."""
+GATE_PICTURES = 300  # pictures that are encoded for the gate's bounds, where there are so many
 
 
-@dataclass(frozen=True, slots=True)
-class Effort:
+class Effort(NamedTuple):
     """How much is spent on one leg and number: samples of the three sets, orders that are tried, samples of an
     iteration, iterations of each candidate and of the best, and how many candidates are tried.
     """
@@ -103,14 +96,13 @@ def tune_bundle(
     """Learn steps of the bundle in a folder and write them beside its weights; its digest does not change."""
     for number in evaluations:
         if not 2 <= number <= MAX_LEARNED:
-            raise SettingsInvalid(
-                f"{number} evaluations cannot be learned", hint=f"2 to {MAX_LEARNED}; above, --grid default"
-            )
+            problem = f"{number} evaluations cannot be learned"
+            raise SettingsInvalid(problem, hint=f"2 to {MAX_LEARNED}; above, --grid default")
     model = DomainModel(replace(load_bundle(folder), tuned=None), device=device)
     effort = effort or (PICTURES if model.is_picture else POINTS)
     sigma = model.sigma(soften_sigma)
     sets = [model.tensor(model.normalise(each)) for each in _sets(model.manifest, data, effort)]
-    starts = [_softened(x, sigma, seed + SEED - 1 - i) for i, x in enumerate(sets)]
+    starts = [soften(x, sigma, _noise(x, seed + SEED - 1 - i)) for i, x in enumerate(sets)]
     found: list[TunedLeg] = []
     for stage in ("encode", "decode"):
         leg = TuningLeg(model, stage, starts, sigma, seed, partial(say, f"reference of {stage}"))
@@ -119,11 +111,11 @@ def tune_bundle(
         for number in sorted(set(evaluations), reverse=True):
             known.append(learn(leg, number, effort, seed, known, partial(say, f"{stage} in {number}")))
             found.append(leg.measured(known[-1]))
-        # Decoding is learned from latents beside noise: they are what a node decodes.
-        starts, sigma = (
-            [_noise(rows, model.is_picture, seed + SEED + i) for i, rows in enumerate(leg.sets)],
-            0.0,
-        )
+        # Decoding is learned from noise, and in every other row of pictures from a latent: what a node decodes.
+        starts, sigma = [_noise(rows.x, seed + SEED + i) for i, rows in enumerate(leg.sets)], 0.0
+        if model.is_picture:
+            for start, rows in zip(starts, leg.sets, strict=True):
+                start[::2] = rows.end[::2]
     return put_legs(folder, found, command=command)
 
 
@@ -142,25 +134,15 @@ def _sets(manifest: Manifest, data: Path | None, effort: Effort) -> tuple[Floats
     found = own_samples(manifest, data, total, effort.choose + effort.held_out)
     every = found.mixed()
     if len(every) < FEWEST:
-        raise InputError(
-            f"{found.name} has {len(every)} samples; at least {FEWEST} are needed", hint="give more"
-        )
+        problem = f"{found.name} has {len(every)} samples; at least {FEWEST} are needed"
+        raise InputError(problem, hint="give more")
     share = min(1.0, len(every) / total)
     held_out, choose, fit = (max(2, int(share * n)) for n in (effort.held_out, effort.choose, effort.fit))
     return every[choose + held_out :][:fit], every[held_out : held_out + choose], every[:held_out]
 
 
-def _softened(x: Tensor, sigma: float, seed: int) -> Tensor:
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
-    return soften(x, sigma, noise.to(x))
-
-
-def _noise(encoded: Rows, with_latents: bool, seed: int) -> Tensor:
-    """Starts of decoding: N(0, I), and in every other row a latent of pictures."""
-    start = torch.randn(encoded.x.shape, generator=torch.Generator().manual_seed(seed)).to(encoded.x)
-    if with_latents:
-        start[::2] = encoded.end[::2]
-    return start
+def _noise(like: Tensor, seed: int) -> Tensor:
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
 
 
 class TuningLeg:
@@ -181,10 +163,8 @@ class TuningLeg:
             cond = None if labels is None else model.condition(labels)
             end = self._reference(x, cond, REFERENCE)
             if not bool(torch.isfinite(end).all()):
-                raise NotFinite(
-                    f"{model.manifest.name}: the reference of {stage} is not finite",
-                    hint="train the model again",
-                )
+                problem = f"{model.manifest.name}: the reference of {stage} is not finite"
+                raise NotFinite(problem, hint="train the model again")
             self.sets.append(Rows(x, cond, end))
         self.fit, self.choose, self.held_out = self.sets
         half = self._reference(self.choose.x, self.choose.cond, REFERENCE // 2)
@@ -199,17 +179,16 @@ class TuningLeg:
         grid = make_grid(self.schedule, name, evaluations, lambda_max=start)
         lams = tuple(level.lam for level in grid.levels)
         steps = LearnedSteps(self.stage, evaluations, self.sigma, 3, coordinates, lams)
+        return self._walked(steps, grid, x, cond)
+
+    def learned_end(self, steps: LearnedSteps, rows: Rows) -> Tensor:
+        return self._walked(steps, steps.grid(self.schedule, *self.ends), rows.x, rows.cond)
+
+    def _walked(self, steps: LearnedSteps, grid: LevelGrid, x: Tensor, cond: Condition) -> Tensor:
         grid = grid if self.stage == "encode" else grid.reversed()
         return integrate(learned_solver(steps, x, grid, cond, self.frame), self.model.denoiser())
 
-    def learned_end(self, steps: LearnedSteps, rows: Rows) -> Tensor:
-        """Where learned steps take rows."""
-        grid = steps.grid(self.schedule, *self.ends)
-        grid = grid if self.stage == "encode" else grid.reversed()
-        return integrate(learned_solver(steps, rows.x, grid, rows.cond, self.frame), self.model.denoiser())
-
     def default_end(self, settings: SolverSettings, rows: Rows) -> Tensor:
-        """Where named settings take rows."""
         laid = plan(settings, self.schedule, soften_sigma=self.sigma)
         start = laid.encoder if self.stage == "encode" else laid.decoder
         return integrate(start(rows.x, rows.cond), self.model.denoiser())
@@ -241,15 +220,9 @@ class TuningLeg:
         return guess if frame is None else frame.leave(guess, alphas[-1], sigmas[-1])
 
     def measured(self, steps: LearnedSteps) -> TunedLeg:
-        """Steps with their figures on the held-out rows."""
         rows, default = self.held_out, replace(YARDSTICK, evaluations=steps.evaluations)
         return TunedLeg(
-            stage=steps.stage,
-            evaluations=steps.evaluations,
-            sigma=steps.sigma,
-            order=steps.order,
-            coordinates=steps.coordinates,
-            lams=steps.lams,
+            **asdict(steps),
             held_out=len(rows.x),
             error=errors(self.learned_end(steps, rows), rows.end),
             default_error=errors(self.default_end(default, rows), rows.end),
@@ -381,16 +354,16 @@ def put_allowances(
     """Measure what the latents of the bundle in `folder` look like, and write it beside its weights."""
     bundle = load_bundle(folder, without=[Allowances.file])
     model = DomainModel(bundle, device=device)
-    samples = None
-    why = unmeasurable(model, GATE_PICTURES)
+    why, samples = unmeasurable(model, GATE_PICTURES), np.empty(0, np.float32)
     if not why:
         own = own_samples(bundle.manifest, data, GATE_PICTURES, GATE_PICTURES, skip_bad=skip_bad)
         samples = own.mixed()[:GATE_PICTURES]
         why = unmeasurable(model, len(samples))
-    if samples is None or why:
+    if why:
+        name = model.manifest.name
         raise InputError(
-            f"the usual latents of {model.manifest.name} cannot be measured: {why}",
-            hint=f"ddib model show {model.manifest.name} says what the model is; --data names a folder of pictures",
+            f"the usual latents of {name} cannot be measured: {why}",
+            hint=f"ddib model show {name} says what the model is; --data names a folder of pictures",
         )
     found = measure_allowances(model, samples, command=command, seed=seed, tell=tell)
     put_beside(folder, found)

@@ -5,6 +5,7 @@ What cannot be read or translated does not stop the rest: the page shows it, and
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -47,6 +48,8 @@ LOOKED_AT: Final = 12
 """Slices of which the window of a volume is taken."""
 MAP_SIDE: Final = 2048
 """Pixels of the longer side of a map on the page at most."""
+_UNFINISHED: Final = re.compile(r"(^|/)\.|\.parts/")
+"""In the path of a file that is no result."""
 MOST_STEPS: Final = 3
 """Next steps that are named at most."""
 DOUBTS = {
@@ -92,18 +95,6 @@ class TranslationRequest(BaseModel):
 Opener = Callable[[OnWait], AbstractContextManager[Client]]
 
 
-@dataclass(slots=True)
-class ShownStudy:
-    """A series, a volume, a map or a picture of a further format; its output, once it is on the disk.
-
-    `values` are those that the page gets.
-    """
-
-    values: dict[str, Any]
-    outputs: tuple[Path, ...] = ()
-    record: Path | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class ShownResult:
     """A picture that is compared on the page."""
@@ -111,7 +102,6 @@ class ShownResult:
     label: str
     files: Mapping[Part, Path]
     provenance: Translation
-    outputs: tuple[Path, ...] = ()
     study: int | None = None
     plane: int = 0
 
@@ -129,7 +119,10 @@ class PageJob(RunProgress):
         self.number, self.count, self.request, self.out = number, count, request, out
         self._opener = opener
         self.items = self.files = 0
-        self.studies: list[ShownStudy] = []
+        self.studies: list[dict[str, Any]] = []
+        """Series, volumes, maps and pictures of further formats, as the page gets them."""
+        self.joined: dict[int, tuple[Path, ...]] = {}
+        """The files of those that are put together."""
         self.jobs: dict[str, Path] = {}
         self.running: list[str] = []
         self.now = "reading the files"
@@ -137,7 +130,7 @@ class PageJob(RunProgress):
         self.missing: list[str] = []
         self.error: dict[str, str] | None = None
         self.ended = False
-        self._before = self._moved = self._written = 0
+        self._done = self._written = 0
         self._slices: _Slices | None = None
         self._names: Sequence[str] = ()
 
@@ -171,7 +164,7 @@ class PageJob(RunProgress):
             if run.total < 2 or not run.left_out:
                 raise
         else:
-            self.items = len(run.items) + sum(each.values["items"] for each in self.studies)
+            self.items = len(run.items) + sum(each["items"] for each in self.studies)
             self.files = run.total
             self.now = "sending the pictures to your institution's node"
             run.translate()
@@ -223,7 +216,7 @@ class PageJob(RunProgress):
         self._check_stopped()
         if study is not None:
             label = self._called(origin)
-            values = {
+            shown = {
                 "label": label,
                 "kind": study.kind,
                 "planes": study.planes,
@@ -233,21 +226,18 @@ class PageJob(RunProgress):
                 "said": [],
                 "files": 0,
             }
-            self.studies.append(ShownStudy(values))
+            self.studies.append(shown)
 
     def parts(self, number: int, paths: Sequence[Path]) -> None:
-        self._slices = _Slices(number, self.studies[number].values, paths, self._views)
+        self._slices = _Slices(number, self.studies[number], paths, self._views)
 
     def study_written(self, number: int, written: WrittenStudy, study: Study | None) -> None:
         self._slices, tiled, on_page = None, _tiled(study), self.studies[number]
-        if tiled is not None and (
-            whole := _map(number, on_page.values["label"], tiled, written, self._views)
-        ):
+        if tiled is not None and (whole := _map(number, on_page["label"], tiled, written, self._views)):
             self.results.append(whole)
-        refused = (written.refused,) if written.refused else ()
-        said = [*refused, *written.said]
-        on_page.record, on_page.outputs = written.record, written.files
-        on_page.values |= {"said": said, "files": len(written.files)}
+        self.joined[number] = written.files
+        said = [line for line in (written.refused, *written.said) if line]
+        on_page |= {"said": said, "files": len(written.files)}
 
     def submitted(self, job_id: str, items: int) -> None:
         del items
@@ -263,7 +253,7 @@ class PageJob(RunProgress):
         self._names = names
 
     def event(self, event: pb.WatchJobResponse) -> None:
-        self._moved = event.items_done
+        self._done += event.stage in {"done", "failed"}
         name = self._names[event.item] if event.item < len(self._names) else f"item {event.item}"
         if event.stage:
             self.now = _event_in_words(event, name if self._slices is None else self._slices.called(name))
@@ -272,8 +262,7 @@ class PageJob(RunProgress):
         self._written += 1
         if self._slices is None:
             files = {Part.SOURCE: item.path, **result.files}
-            outputs = (*result.files.values(), result.record)
-            self.results.append(ShownResult(item.file, files, result.provenance, outputs))
+            self.results.append(ShownResult(item.file, files, result.provenance))
         elif (on_page := self._slices.shown(item, result)) is not None:
             self.results.append(on_page)
 
@@ -281,7 +270,6 @@ class PageJob(RunProgress):
         del state
         if job_id in self.running:
             self.running.remove(job_id)
-        self._before, self._moved = self._before + len(self._names), 0
 
     def end(self, error: DdibError | None) -> None:
         if error is not None:
@@ -297,26 +285,24 @@ class PageJob(RunProgress):
             raise ItemNotFound(f"item {item} is a part of a volume or map", hint="download the whole")
         return found.files[part]
 
-    def together(self, study: int) -> ShownStudy:
-        found = self.studies[study] if study < len(self.studies) else None
-        if found is None or not found.outputs:
-            raise ItemNotFound(f"volume or map {study} is not put together yet")
-        return found
-
-    def outputs(self) -> list[Path]:
-        """Every file in the folder of the results so far."""
-        own = [path for result in list(self.results) for path in result.outputs]
-        whole = [path for each in self.studies if each.record for path in (*each.outputs, each.record)]
-        return [*own, *whole]
+    def outputs(self, study: int | None = None) -> Sequence[Path]:
+        """The files of a study, or every file in the folder of the results so far."""
+        if study is not None:
+            if study not in self.joined:
+                raise ItemNotFound(f"volume or map {study} is not put together yet")
+            return self.joined[study]
+        found = [path for path in sorted(self.out.rglob("*")) if path.is_file()]
+        if not self.joined and not self._written:
+            raise ItemNotFound("there are no results yet")
+        return [path for path in found if not _UNFINISHED.search(path.relative_to(self.out).as_posix())]
 
     def progress(self) -> dict[str, object]:
         """What the page shows of its progress: one count over all jobs."""
-        together = sum(bool(each.outputs) for each in self.studies)
         return {
-            "done": self._before + self._moved,
+            "done": self._done,
             "items": self.items,
             "files": self.files or self.count,
-            "here": together + sum(result.study is None for result in self.results),
+            "here": len(self.joined) + sum(result.study is None for result in self.results),
             "written": self._written,
             "now": self.now,
             "ended": self.ended,
@@ -324,7 +310,7 @@ class PageJob(RunProgress):
             "error": self.error,
             "job_id": next(iter(self.jobs), ""),
             "missing": list(self.missing),
-            "studies": [dict(each.values) for each in self.studies],
+            "studies": [dict(each) for each in self.studies],
         }
 
     def result(self, item: int) -> dict[str, object]:

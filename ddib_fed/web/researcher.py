@@ -224,18 +224,15 @@ class Researcher:
 
     def download_study(self, request: Request) -> Response:
         job = self._job(request)
-        done = job.together(request.path_params["study"])
-        if len(done.outputs) == 1:
-            return FileResponse(done.outputs[0], filename=done.outputs[0].name)
-        series = done.outputs[0].parent
-        return _archive(done.outputs, series, "-".join(series.relative_to(job.out).parts), job.out)
+        first, *more = outputs = job.outputs(request.path_params["study"])
+        if not more:
+            return FileResponse(first, filename=first.name)
+        series = first.parent
+        return _archive(outputs, series, "-".join(series.relative_to(job.out).parts), job.out)
 
     def download_all(self, request: Request) -> Response:
         job = self._job(request)
-        outputs = job.outputs()
-        if not outputs:
-            raise ItemNotFound("there are no results yet")
-        return _archive(outputs, job.out, job.out.name, job.out)
+        return _archive(job.outputs(), job.out, job.out.name, job.out)
 
     def _job(self, request: Request) -> PageJob:
         number = request.path_params["job"]

@@ -69,7 +69,7 @@ SOURCE_POINTS: dict[str, tuple[Owner, str, str]] = {
     "files of a finished step not yet removed": (SPOOL, "remove", "before"),
     "job about to end": (STORE, "finish", "before"),
     "job ended": (STORE, "finish", "after"),
-    "end of the job told": (RUNNER, "_announce", "after"),
+    "end of the job told": (RUNNER, "announce", "after"),
     "results written down, not sent": (STORE, "sending", "after"),
     "result fetched": (SERVICE, "_result", "end"),
     "items about to be delivered": (STORE, "acknowledge", "before"),

@@ -121,10 +121,10 @@ def evil_job() -> pb.Job:
     failure = common_pb2.ErrorDetail(reason=EVIL, sentence=EVIL, institution=EVIL, incident=EVIL)
     item = pb.Item(state=pb.ITEM_STATE_FAILED, error=failure)
     solver = common_pb2.SolverSettings(solver=EVIL, grid=EVIL)
-    return pb.Job(
-        job_id=EVIL, state=pb.JOB_STATE_FAILED, target_institution=EVIL, target_domain=EVIL, solver=solver,
-        items=[item], error=failure, source_class=EVIL, target_class=EVIL,
-    )  # fmt: skip
+    request = pb.JobHeader(
+        target_institution=EVIL, target_domain=EVIL, solver=solver, source_class=EVIL, target_class=EVIL
+    )
+    return pb.Job(job_id=EVIL, state=pb.JOB_STATE_FAILED, request=request, items=[item], error=failure)
 
 
 def test_a_job_that_a_node_describes_is_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:

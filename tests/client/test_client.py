@@ -25,7 +25,6 @@ from ddib_fed.protocol.messages import Settings
 from ddib_fed.security.pki import issue_to_folder, load_authority
 from tests.client.scripted_source import TARGET, npy, points
 from tests.formats.tiffs import tiff
-from tests.node.flipping import BitFlipper
 
 
 def test_a_notebook_cannot_send_a_map(alice, north, tmp_path):
@@ -133,49 +132,6 @@ def test_watches_from_the_last_event_after_the_stream_broke(alice, north):
     assert [event.sequence for event in events] == [1, 2, 3, 4, 5, 6, 7]
     assert state_of(events[-1]) == "FINISHED"
     assert [request.after_sequence for request in north.script.seen("WatchJob")] == [0, 2, 5]
-
-
-def test_watching_outlives_a_restart_of_the_node(north):
-    """The node is stopped in the middle and comes back on its port: watching goes on where it was."""
-    waits = []
-
-    def back_again(error, delay_s):
-        waits.append(error.reason)
-        if len(waits) == 2:
-            north.start()
-
-    with Client(Profile.load(north.profile_path), patience_s=30, on_wait=back_again) as client:
-        job = client.submit([npy(points())], TARGET)
-        events = client.watch(job.job_id)
-        first = next(events)
-        north.stop()
-        rest = list(events)
-    assert [event.sequence for event in (first, *rest)] == [1, 2, 3, 4]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "direction"),
-    [
-        ("WatchJob", "to_client"),
-        ("FetchResults", "to_client"),
-        ("SubmitJob", "to_server"),
-    ],
-)
-def test_a_flipped_bit_on_the_way_costs_a_try_and_no_job(north, method, direction):
-    """TLS ends the connection, for which gRPC says UNKNOWN or UNAVAILABLE: submitted once, fetched whole."""
-    with BitFlipper(north.port) as wire:
-
-        def flip_once(called):
-            if called == method and not wire.flipped:
-                wire.arm(direction)
-
-        north.script.on_call = flip_once
-        profile = Profile.load(north.profile_path).model_copy(update={"source_address": wire.address})
-        with Client(profile, patience_s=10) as client:
-            results = client.translate([npy(points())] * 2, TARGET)
-    assert [result.item for result in results] == [0, 1]
-    assert (len(north.service.jobs), wire.flipped) == (1, 1)
 
 
 def test_fetching_goes_on_with_the_rest_after_a_break(alice, north):

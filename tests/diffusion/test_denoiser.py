@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from ddib_fed.diffusion.denoiser import Denoiser, LevelTable, Places
-from ddib_fed.diffusion.guidance import Rotated
+from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.plans import SolverSettings, decode, encode
 from ddib_fed.diffusion.schedule import CosineSchedule, Level, LinearSchedule
 from ddib_fed.errors import SettingsInvalid
@@ -66,13 +65,6 @@ def test_merged_requests_get_what_each_gets_alone(name):
         together = merged(denoiser, x, LEVELS, counts)
         alone = torch.cat([denoiser(p, at) for p, at in zip(x.split(counts), LEVELS, strict=True)])
     assert float((together - alone).abs().max()) <= 1e-6 * max(1.0, float(alone.abs().max()))
-
-
-@pytest.mark.parametrize(("predicts", "time"), [("score", "lambda"), ("v", "sigma")])
-def test_refuses_unknown_kinds(predicts, time):
-    """Parameterisations and time inputs that do not exist are named errors."""
-    with pytest.raises(SettingsInvalid):
-        Denoiser(ResidualMLP(width=32, blocks=1), predicts, time)
 
 
 @pytest.mark.parametrize(
@@ -145,26 +137,6 @@ def test_merged_steps_get_what_each_gets_alone(exact):
         exact(part, *pair) for part, *pair in zip(x.split([2, 3, 1]), levels, [None] * 3, to, strict=True)
     ]
     assert torch.allclose(together, torch.cat(alone), atol=1e-6)
-
-
-def test_rows_that_are_chosen_or_doubled_keep_their_targets(exact):
-    """Tiles and classifier-free guidance rearrange the rows of a call."""
-    x = gaussian_samples(3, HALF)
-    table = torch.tensor([HALF, LAST], dtype=torch.float64)
-    to = torch.tensor([FIRST, HALF], dtype=torch.float64)
-    places = Places.by_row(x, LevelTable(table, to), torch.tensor([0, 1, 0]))
-    whole = exact.at(x, places)
-    which = torch.tensor([2, 1])
-    assert torch.allclose(exact.at(x[which], places.chosen(which)), whole[which])
-    assert torch.allclose(exact.at(torch.cat([x, x]), places.twice()), torch.cat([whole, whole]))
-
-
-def test_a_basis_turns_the_means_too(exact):
-    """In a rotated basis the step is the rotated step."""
-    turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]], dtype=torch.float64)
-    x = gaussian_samples(4, LAST)
-    found = Rotated(exact, turn)(x @ turn.T, LAST, None, FIRST)
-    assert torch.allclose(found, exact(x, LAST, None, FIRST) @ turn.T, atol=1e-6)
 
 
 def test_a_network_of_velocities_is_refused():

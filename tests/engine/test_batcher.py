@@ -18,12 +18,10 @@ from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control, Leg
-from ddib_fed.engine.record import Guidance
 from ddib_fed.engine.stack import End, Trajectory
 from ddib_fed.errors import Cancelled, DeadlineExceeded, Draining
 from ddib_fed.models.bundle import pretrained
-from ddib_fed.models.units import ChannelMap
-from tests.runs.tiny_models import tiny, tiny_classifier
+from tests.runs.tiny_models import tiny
 
 SETTINGS = SolverSettings(evaluations=12)
 
@@ -177,18 +175,6 @@ def test_solvers_that_draw_noise_are_merged_too_and_an_error_of_one_is_its_own(m
     torch.testing.assert_close(torch.cat(parts), good.result().x, atol=1e-5, rtol=1e-5)
 
 
-def test_one_failing_trajectory_leaves_the_others_alone(model, batcher) -> None:
-    """A callback that raises ends its own trajectory only."""
-
-    def fail(step: int, steps: int) -> None:
-        raise RuntimeError("boom")
-
-    bad, good = batcher.submit(decoding(4, 1), on_step=fail), batcher.submit(decoding(4, 2))
-    with pytest.raises(RuntimeError, match="boom"):
-        bad.result(10)
-    check(model, decoding(4, 2), good)
-
-
 def test_a_deadline_or_cancelling_ends_that_trajectory_only(model, batcher) -> None:
     """At the next step, also of one that only waits."""
     gate = Gate(batcher)
@@ -239,42 +225,6 @@ def test_a_calling_thread_computes_at_the_end_of_what_it_does_together(model) ->
     with pytest.raises(Draining):
         futures[0].result()
     assert batcher.counters["calls"] == 12
-
-
-TURN = ChannelMap(rotation=((-1.0,),))
-FEW = SolverSettings("unipc", 3, 2)
-HOW = {
-    "plain": Leg(FEW),
-    "rotated": Leg(FEW, calibration=TURN),
-    "classifier-free, clipped": Leg(FEW, Guidance(scale=2.0, clip=True)),
-    "by a classifier": Leg(FEW, Guidance(classifier_scale=1.0)),
-    "stochastic": Leg(SolverSettings("ddim", 1, 2, eta=1.0)),
-}
-
-
-@pytest.mark.parametrize("rows", [(3,), (3, 1)], ids=["one", "merged"])
-@pytest.mark.parametrize("how", HOW)
-def test_no_step_makes_the_host_wait_for_the_device(how, rows):
-    """Nothing of a tensor on it is read on the host: the meta device has nothing to read."""
-    bundle = tiny(num_classes=3, class_dropout=True)
-    classifier = tiny_classifier(3) if how == "by a classifier" else None
-    model = DomainModel(bundle, device="meta", classifier=classifier)
-    batcher = Batcher(model, rows=64, beside=False)
-
-    def drawn(step, rows):
-        return np.zeros((rows.stop - rows.start, 1, 8, 8), np.float32)
-
-    draw = drawn if how == "stochastic" else None
-    with batcher.together():
-        futures = [
-            batcher.submit(
-                Trajectory(
-                    "decode", torch.zeros(count, *model.sample_shape), HOW[how], np.full(count, 1), draw
-                )
-            )
-            for count in rows
-        ]
-    assert [tuple(future.result().x.shape) for future in futures] == [(count, 1, 8, 8) for count in rows]
 
 
 def test_progress_is_told_after_each_step(model, batcher) -> None:

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import ArraySettings, draw_samples, translate_array
+from ddib_fed.engine.arrays import ArraySettings, draw_samples
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.engine.model import DomainModel, check_guidance, check_label
 from ddib_fed.engine.record import Guidance
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.models.units import Normalisation
+from tests.engine.stages import translate_array
 from tests.runs.tiny_models import pictures, tiny, tiny_classifier
 
 FEW = SolverSettings("unipc", 3, 6)
@@ -41,15 +42,6 @@ def test_a_class_changes_the_picture_and_one_can_be_given_to_each(classy):
     for row, label in enumerate((0, 2, 1)):
         assert np.allclose(each[row], drawn(party, label, count=3)[row], atol=1e-4)
     assert np.abs(drawn(party, 0, count=1) - drawn(party, 1, count=1)).max() > 0.01
-
-
-def test_class_to_class_within_one_model(classy):
-    """Source and target are the same network, told different classes."""
-    party, x = open_party(classy), pictures(2)
-    same = translate_array(x, party, party, ArraySettings(FEW, source_class=0, target_class=0))
-    other = translate_array(x, party, party, ArraySettings(FEW, source_class=0, target_class=2))
-    assert np.array_equal(same.latent, other.latent)
-    assert np.abs(same.translated - other.translated).max() > 0.01
 
 
 def test_no_class_is_the_null_class_where_there_is_one(dropped):

@@ -42,23 +42,12 @@ NETWORKS = {
     "points": (MlpConfig(width=16, blocks=2, embedding=8, features=4), (2,)),
     "pictures": (
         UNetConfig(
-            image_size=16,
-            in_channels=3,
-            out_channels=3,
-            model_channels=32,
-            channel_mult=(1, 2),
-            num_res_blocks=1,
-            attention_resolutions=(2,),
-            num_head_channels=32,
-            norm_groups=8,
-            use_scale_shift_norm=True,
-            patch=2,
-            global_mean=True,
-            num_classes=2,
+            image_size=16, out_channels=3, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, norm_groups=8,
+            attention_resolutions=(2,), use_scale_shift_norm=True, patch=2, global_mean=True, num_classes=2,
         ),
         (3, 16, 16),
     ),
-}
+}  # fmt: skip
 
 
 def network_of(name):
@@ -112,12 +101,6 @@ def test_no_sample_counts_for_more_than_the_clip(scale):
     assert float(sums_of(network, planted).norm()) <= CLIP * (1 + 1e-5)
     moved = sums_of(network, draws, planted) - sums_of(network, draws)
     assert float(moved.norm()) <= CLIP * (1 + 1e-3)
-
-
-def test_a_large_sample_counts_for_the_clip():
-    network, one = network_of("points"), draws_of("points", count=1)
-    planted = Draws(one.x, one.times, one.target * 1e6)
-    assert float(sums_of(network, planted).norm()) == pytest.approx(CLIP, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -245,8 +228,6 @@ def test_pictures_have_no_figures_of_training_pictures(tmp_path):
     [
         ({"data": None, "domain": "moons"}, "domain"),
         ({"time_s": 5.0, "steps": None}, "time_s"),
-        ({"precision": "bfloat16"}, "bfloat16"),
-        ({"epsilon": 0.0}, "epsilon"),
         ({"data": None, "images": "x", "network": {"spectral": True}}, "spectral"),
         ({"data": None, "images": "x", "network": {"dropout": 0.1}}, "dropout"),
     ],

@@ -1,4 +1,4 @@
-"""The list of models says what the bundles say; a copy appears whole or not at all."""
+"""The models that ship are whole, small and listed; a copy appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound
 from ddib_fed.files import copy_folder
 from ddib_fed.models import catalogue
-from ddib_fed.models.bundle import load_bundle, open_bundle, pretrained
+from ddib_fed.models.bundle import load_bundle, open_bundle, pretrained, shipped_calibration
 from ddib_fed.models.catalogue import copy_shipped, shipped_folder, shipped_names
+from ddib_fed.models.manifest import DataNote, carried_domain
+from ddib_fed.models.units import Normalisation
 
 
 @pytest.mark.slow
@@ -80,3 +82,29 @@ def test_a_misspelt_name_gets_a_suggestion(take, tmp_path):
         take("sattelite", tmp_path / "x")
     assert "did you mean satellite?" in caught.value.hint
     assert "satellite" in shipped_names()
+
+
+@pytest.mark.parametrize("domain", shipped_names())
+def test_shipped_models_verify_and_are_small(domain):
+    """Each is whole and under 4 MB; a calibration lies beside the model that was trained with it."""
+    bundle = pretrained(domain)
+    assert carried_domain(bundle.manifest) == bundle.manifest.domain
+    assert bundle.manifest.domain == domain.split("-as-")[0]
+    calibrated = bundle.manifest.normalisation.calibrated
+    assert (shipped_calibration(domain) is None) == (calibrated is None)
+    folder = shipped_folder() / domain
+    assert sum(len(entry.read_bytes()) for entry in folder.iterdir()) < 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("moons", {"normalisation": Normalisation(mean=0.1)}),
+        ("relief", {"data": None}),
+        ("relief", {"data": DataNote(source="400 pictures of a user's folder, 40 held out")}),
+        ("relief", {"name": "satellite", "domain": "satellite"}),
+    ],
+)
+def test_a_name_alone_is_no_proof(name: str, changes: dict) -> None:
+    """Units, shape and data have to be those of the domain."""
+    assert carried_domain(pretrained(name).manifest.model_copy(update=changes)) is None

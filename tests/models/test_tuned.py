@@ -72,11 +72,6 @@ def test_tuning_again_replaces_the_same_leg_and_keeps_the_others(saved):
     assert kept == {("decode", 0.0, 4): 4, ("decode", 0.0, 6): 3, ("encode", 0.0, 4): 3}
 
 
-def test_the_steps_of_other_weights_are_refused(saved):
-    """A folder whose weights were exchanged would follow another model's steps."""
-    assert "other weights" in damaged(saved, lambda f: f.update(weights_sha256="0" * 64))
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -10,8 +10,7 @@ from safetensors import safe_open
 
 from ddib_fed.networks.build import network_shapes
 from ddib_fed.networks.config import ClassifierConfig
-from ddib_fed.networks.unet import AttentionPool
-from tests.networks.picture_networks import classifier, filled
+from tests.networks.picture_networks import classifier
 
 FILE = Path(__file__).parent.parent / "data" / "unet_adm_class_guided.safetensors"
 POOLS = ["adaptive", "attention", "spatial", "spatial_v2"]
@@ -48,13 +47,3 @@ def test_rows_do_not_touch_one_another(pool, checkpointing):
     alone = torch.cat([network(x[i : i + 1], times[rows[i] : rows[i] + 1]) for i in range(3)])
     assert together.shape == (3, 3)
     assert torch.allclose(together, alone, atol=1e-4)
-
-
-def test_attention_pool_is_what_the_mean_place_sees():
-    """By the textbook: softmax(q k / sqrt(d)) v over all places, of which the mean's row is kept."""
-    pool, x = filled(AttentionPool(4, 64, 32, 5)), torch.randn(2, 64, 2, 2)
-    tokens = torch.cat([x.flatten(2).mean(-1, keepdim=True), x.flatten(2)], -1) + pool.positional_embedding
-    q, k, v = pool.qkv_proj(tokens).reshape(2, 3, 2, 32, 5).unbind(1)
-    weights = torch.softmax(torch.einsum("nhct,nhcs->nhts", q, k) / 32**0.5, dim=-1)
-    expected = pool.c_proj(torch.einsum("nhts,nhcs->nhct", weights, v).reshape(2, 64, 5))[:, :, 0]
-    assert torch.allclose(pool(x), expected, atol=1e-5)

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from torch.nn import functional
 
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.models.bundle import pretrained
-from ddib_fed.networks.unet import GroupNorm32, TimeEmbed, attention, timestep_embedding
+from ddib_fed.networks.unet import GroupNorm32, TimeEmbed, timestep_embedding
 
 HALF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 """Types, and their largest relative rounding error."""
@@ -47,24 +46,3 @@ def test_normalisation_in_half_precision_has_statistics_in_float32(dtype):
     exact = torch.group_norm(x.double(), 32)
     allowed = torch.finfo(dtype).eps * float(exact.detach().abs().max())
     assert float((norm(x).double() - exact).detach().abs().max()) <= allowed
-
-
-@pytest.mark.parametrize("positions", [3, 65])
-def test_attention_and_its_gradient_are_torchs_own(positions):
-    """Written out where a gradient is needed over few positions, and by the fused kernel: the same to rounding."""
-    generator = torch.Generator().manual_seed(0)
-    parts = [torch.randn(2, 3, positions, 8, generator=generator, dtype=torch.float64) for _ in range(4)]
-    *inputs, towards = parts
-    found = []
-    for attend in (attention, functional.scaled_dot_product_attention):
-        asked = [part.clone().requires_grad_() for part in inputs]
-        seen = attend(*asked)
-        seen.backward(towards)
-        found.append([seen.detach(), *(part.grad for part in asked)])
-    assert all(torch.allclose(ours, theirs, atol=1e-12) for ours, theirs in zip(*found, strict=True))
-
-
-def test_attention_keeps_its_type_under_autocast():
-    query = torch.randn(1, 2, 4, 8, dtype=torch.bfloat16, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert attention(query, query, query).dtype == torch.bfloat16

@@ -93,9 +93,3 @@ def test_rows_have_their_own_levels_and_half_precision_is_rounded_once():
     assert torch.allclose(pointed, alone, atol=1e-4)
     assert rough.dtype == torch.bfloat16
     assert float((rough.float() - pointed).abs().max()) < 0.05 * float(pointed.abs().max())
-
-
-def test_pictures_of_another_size_have_no_spectrum():
-    """The network is for one size then."""
-    with pytest.raises(ValueError, match="spectrum of"):
-        unet(spectral=True)(torch.randn(1, 1, 16, 24), torch.ones(1))

@@ -89,36 +89,6 @@ def test_rows_do_not_touch_one_another(changes):
     assert not torch.allclose(pointed, network(x, times[1 - rows], y=y), atol=1e-2)
 
 
-def test_classes_are_given_if_and_only_if_the_network_has_them():
-    """Too many and too few are refused."""
-    with pytest.raises(ValueError, match="if and only if"):
-        unet(num_classes=3)(picture({}), torch.ones(1))
-    with pytest.raises(ValueError, match="if and only if"):
-        unet()(picture({}), torch.ones(1), y=torch.arange(4))
-
-
-def test_checkpointing_changes_memory_and_no_gradient():
-    """Recomputed activations give the same gradients, and far fewer tensors are kept."""
-    gradients, kept = [], []
-    for checkpointing in (False, True):
-        network, count = unet(num_head_channels=32).train(), [0]
-        network.checkpointing = checkpointing
-
-        def pack(tensor, count=count):
-            count[0] += tensor.numel()
-            return tensor
-
-        torch.manual_seed(0)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = network(picture({}), torch.arange(4.0)).square().mean()
-        kept.append(count[0])
-        loss.backward()
-        gradients.append([parameter.grad for parameter in network.parameters()])
-    assert all(bool(g.abs().sum() > 0) for g in gradients[0])
-    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*gradients, strict=True))
-    assert kept[1] < kept[0] / 3
-
-
 def test_a_network_told_the_global_mean_sees_it_at_the_scale_of_one_pixels_noise():
     network = filled(unet(global_mean=True))
     entering: list[torch.Tensor] = []

@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from ddib_fed.errors import FileMissing, InputError, SettingsInvalid
-from ddib_fed.paper.imagenet import (
-    class_pairs,
-    read_labels,
-    read_truth,
-    validation_pictures,
-)
+from ddib_fed.errors import InputError, SettingsInvalid
+from ddib_fed.paper.imagenet import class_pairs, read_labels, validation_pictures
 
 # The kit's id, WordNet id, name: the order of ids is not that of WordNet ids.
 CLASSES = [
@@ -63,11 +58,6 @@ def test_classes_are_numbered_by_their_sorted_wordnet_ids(kit):
     assert dict(table.number_of) == {1: 2, 2: 1, 3: 0}
 
 
-def test_the_truth_is_told_in_the_numbers_of_models(kit):
-    """Line by line."""
-    assert read_truth(kit, read_labels(kit)) == (0, 2, 2, 1)
-
-
 def test_one_folder_of_pictures_takes_its_classes_from_the_kit(kit, validation):
     """By the number in the name; sorted by class, then by name."""
     found = validation_pictures(validation, kit)
@@ -106,37 +96,6 @@ def test_sub_folders_whose_class_cannot_be_told_are_refused(tmp_path, kit, names
         validation_pictures(filled(tmp_path / "val", *names), kit)
 
 
-@pytest.mark.parametrize("name", ["dog.JPEG", "ILSVRC2012_val_00000005.JPEG", "ILSVRC2012_val_00000000.JPEG"])
-def test_a_picture_that_the_kit_does_not_know_is_refused(validation, kit, name):
-    """Another name, or a number past the last line."""
-    (validation / name).touch()
-    with pytest.raises(InputError, match=name):
-        validation_pictures(validation, kit)
-
-
-def test_missing_parts_are_named(tmp_path, kit, validation):
-    """The kit, its truth, the folder, the pictures."""
-    with pytest.raises(FileMissing, match=r"meta\.mat"):
-        read_labels(tmp_path / "val")
-    with pytest.raises(FileMissing, match="no such folder"):
-        validation_pictures(tmp_path / "nowhere", kit)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileMissing, match="no pictures"):
-        validation_pictures(tmp_path / "empty", kit)
-    next(kit.rglob("*ground_truth.txt")).unlink()
-    with pytest.raises(FileMissing, match="ground_truth"):
-        validation_pictures(validation, kit)
-
-
-@pytest.mark.parametrize("line", ["4", "one"])
-def test_a_truth_that_is_no_id_is_refused(kit, line):
-    """With its line; 4 is a group."""
-    path = next(kit.rglob("*ground_truth.txt"))
-    path.write_text(f"1\n{line}\n")
-    with pytest.raises(InputError, match="line 2"):
-        read_truth(kit, read_labels(kit))
-
-
 @pytest.mark.parametrize(
     "rows",
     [
@@ -151,11 +110,6 @@ def test_a_table_that_does_not_number_its_classes_is_refused(kit, rows):
     savemat(kit / "data" / "meta.mat", {"synsets": table_of([*rows, GROUP])})
     with pytest.raises(InputError):
         read_labels(kit)
-
-
-def test_pairs_of_classes_are_read_from_text():
-    assert class_pairs("260:261, 282:283") == ((260, 261), (282, 283))
-    assert class_pairs("0:0") == ((0, 0),)
 
 
 @pytest.mark.parametrize("text", ["", "260:", "a:b", "260:261,", "-1:2", "1:1000", "1:2,1:2"])

@@ -89,5 +89,3 @@ class Whiteness:
         self.count = figures.get("count", latent.data.size)
         self.mean = figures.get("mean", float(latent.data.mean(dtype=np.float64)))
         self.std = figures.get("std", float(latent.data.std(dtype=np.float64)))
-        self.kurtosis = figures.get("kurtosis", 0.0)
-        self.correlation = figures.get("correlation", 0.01)

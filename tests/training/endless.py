@@ -18,11 +18,7 @@ def said(progress):
 
 config = TrainConfig.model_validate_json(sys.argv[1])
 train(
-    config,
-    Path(sys.argv[2]),
-    said,
-    source=spots_source() if config.kind == "pictures" else None,
-    resume=True,
+    config, Path(sys.argv[2]), said, source=spots_source() if config.kind == "pictures" else None, resume=True
 )
 # A thread of a process group that still runs when the process exits may abort it.
 names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]

@@ -13,10 +13,7 @@ from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ImageUnreadable, InputError, UsageError
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.models.bundle import pretrained
-from ddib_fed.training.calibrating import (
-    anchors_of,
-    count_pictures,
-)
+from ddib_fed.training.calibrating import anchors_of, count_pictures
 from tests.runs.tiny_models import tiny
 
 SIZE = 4
@@ -48,11 +45,7 @@ def replaced(rng: np.random.Generator, other: Path) -> bytes:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "groups", "at_most", "replacements"),
-    [
-        (230, None, 4_000, 25),
-        (667, None, 300, 15),
-        (300, 200, 4_000, 15),
-    ],
+    [(230, None, 4_000, 25), (667, None, 300, 15), (300, 200, 4_000, 15)],
 )
 def test_one_file_moves_the_histogram_by_no_more_than_is_stated(
     tmp_path: Path, files: int, groups: int | None, at_most: int, replacements: int

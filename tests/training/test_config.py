@@ -43,13 +43,6 @@ def test_a_run_is_on_what_it_names_and_called_after_it(tmp_path):
     assert TrainConfig(domain="moons", name="mine").label == "mine"
 
 
-@pytest.mark.parametrize("kind", ["points", "pictures", "classifier"])
-def test_a_run_is_read_as_it_was_written(kind):
-    named = {"domain": "moons"} if kind == "points" else {"classes": "given"}
-    config = TrainConfig(kind=kind, **named)
-    assert TrainConfig.model_validate_json(config.model_dump_json()) == config
-
-
 def test_fields_without_an_option_are_set_by_name():
     """Of the run, or of its network; an unknown one is refused with the nearest."""
     found = checked(

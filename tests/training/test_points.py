@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.data.synthetic import uniforms
-from ddib_fed.errors import (
-    DomainNotFound,
-    InputError,
-    NotFinite,
-    PointsUnreadable,
-    ShapeMismatch,
-)
+from ddib_fed.errors import DomainNotFound, InputError, NotFinite, PointsUnreadable, ShapeMismatch
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.points import open_points, points_source
 

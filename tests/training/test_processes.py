@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training.run import latest_checkpoint, train
 from tests.training.examples import tiny_pictures
 
@@ -73,12 +72,6 @@ def test_two_processes_match_one_and_resume_as_if_nothing_had_been(spots, tmp_pa
         path.unlink()
     assert launch(config, tmp_path / "two") == list(range(11, 21))
     assert (tmp_path / "two" / "model.safetensors").read_bytes() == whole
-
-
-def test_two_processes_agree_on_the_end_of_a_run_that_fits_a_time(tiny, tmp_path):
-    """The leader's clock decides: neither waits for a step of the other."""
-    said = launch(tiny.model_copy(update={"steps": None, "time_s": 2.0}), tmp_path)
-    assert said == list(range(1, load_bundle(tmp_path).manifest.training.steps + 1))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux ends them")

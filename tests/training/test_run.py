@@ -1,17 +1,13 @@
 """A run ends with a bundle and its records, overwrites nothing that it was not told to, and resumes bit for bit."""
 
 import csv
-import json
 import os
-import time
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, StateConflict
-from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.features import SampleVerdict
 from ddib_fed.evaluation.metrics import calibrate_by_chance
 from ddib_fed.models.bundle import load_bundle
@@ -47,22 +43,13 @@ def test_a_run_on_pictures_ends_with_a_bundle_and_its_records(small, spots, tmp_
 
 
 @pytest.mark.slow
-def test_points_of_ones_own_give_a_bundle_with_their_scale(tmp_path):
-    np.save(tmp_path / "cells.npy", np.random.default_rng(0).normal(5, 3, (400, 3)))
-    made = train(tiny_points(domain=None, data=tmp_path / "cells.npy"), tmp_path / "out").manifest
-    assert (made.domain, made.sample_shape) == ("cells", (3,))
-    assert made.normalisation.mean == pytest.approx(5, abs=0.3)
-    assert made.normalisation.std == pytest.approx(3, abs=0.3)
-
-
-@pytest.mark.slow
 def test_what_is_there_is_kept_unless_told_otherwise(small, spots, tmp_path):
     config = small.model_copy(update={"steps": 2})
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path, stop_at(1), source=spots)
     with pytest.raises(AlreadyExists, match="unfinished"):
         train(config, tmp_path, source=spots)
-    for other in ({"seed": 1}, {"steps": 3}, {"batch": 4}):
+    for other in ({"seed": 1}, {"steps": 1}, {"batch": 4}):
         with pytest.raises(StateConflict):
             train(config.model_copy(update=other), tmp_path, source=spots, resume=True)
     first = train(config, tmp_path, source=spots, resume=True)
@@ -83,12 +70,10 @@ def test_what_is_there_is_kept_unless_told_otherwise(small, spots, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {},
-        {"classes": "given", "label_dropout": 0.3},
-        {"network": {**TINY_NETWORK, "dropout": 0.2}},
+        {"classes": "given", "label_dropout": 0.3, "network": {**TINY_NETWORK, "dropout": 0.2}},
         {"kind": "classifier", "classes": "given", "flip": False},
     ],
-    ids=["plain", "classes", "dropout", "classifier"],
+    ids=["generator", "classifier"],
 )
 def test_stopped_between_checkpoints_and_resumed_is_the_run_that_was_not(spots, tmp_path, change):
     """Stopped at step 7 of checkpoints every 5; to the last bit, in weights, averages, optimiser and lines."""
@@ -169,26 +154,24 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_serves(tiny, tmp_
 
 @pytest.mark.slow
 def test_more_steps_begin_where_the_run_ended_and_survive_a_kill(small, spots, tmp_path):
-    """To the last bit, killed on the way or not; meanwhile the shorter bundle stays. Only when told to lengthen."""
+    """To the last bit, killed on the way or not; meanwhile the shorter bundle stays."""
     longer = small.model_copy(update={"steps": 20})
     weights = []
     for name, stops in (("whole", ()), ("halves", (14, 17))):
         out = tmp_path / name
         train(small, out, source=spots)
-        with pytest.raises(StateConflict):
-            train(longer, out, source=spots, resume=True)
         for step in stops:
             with pytest.raises(KeyboardInterrupt):
-                train(longer, out, stop_at(step), source=spots, resume=True, lengthen=True)
+                train(longer, out, stop_at(step), source=spots, resume=True)
             assert load_bundle(out).manifest.training.steps == 12
         seen = []
-        train(longer, out, seen.append, source=spots, resume=True, lengthen=True)
+        train(longer, out, seen.append, source=spots, resume=True)
         assert seen[0].step == (stops[-1] if stops else 12) + 1
         assert load_bundle(out).manifest.training.steps == 20
         weights.append((out / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
     with pytest.raises(StateConflict):
-        train(small, tmp_path / "whole", source=spots, resume=True, lengthen=True)
+        train(small, tmp_path / "whole", source=spots, resume=True)
 
 
 @pytest.mark.slow
@@ -196,7 +179,7 @@ def test_more_time_is_more_steps_and_the_same_time_none(small, spots, tmp_path):
     """The time in all is what is asked for, with what the run took before."""
     timed = small.model_copy(update={"steps": None, "time_s": 0.5})
     first = train(timed, tmp_path, source=spots)
-    assert train(timed, tmp_path, source=spots, resume=True, lengthen=True).digest == first.digest
+    assert train(timed, tmp_path, source=spots, resume=True).digest == first.digest
     more, seen = timed.model_copy(update={"time_s": 600.0}), []
 
     def stop(progress):
@@ -204,38 +187,9 @@ def test_more_time_is_more_steps_and_the_same_time_none(small, spots, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(more, tmp_path, stop, source=spots, resume=True, lengthen=True)
+        train(more, tmp_path, stop, source=spots, resume=True)
     assert seen[0].step == first.manifest.training.steps + 1
     assert seen[0].steps > 10 * seen[0].step
-
-
-@pytest.mark.slow
-def test_a_time_holds_on_a_machine_that_becomes_slower_and_after_a_stop(tmp_path):
-    """Fewer steps than were planned at first, and the rate still falls to nothing without a jump."""
-    timed = tiny_points(steps=None, time_s=4.0, batch=512, checkpoint_every=1_000_000)
-    seen = []
-
-    def slow(progress):
-        seen.append((time.monotonic(), progress.steps))
-        if progress.step > 10:
-            until = time.monotonic() + 6 * (seen[9][0] - seen[0][0]) / 9
-            while time.monotonic() < until:
-                pass
-
-    def stop(progress):
-        slow(progress)
-        if progress.steps != seen[0][1]:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(timed, tmp_path, stop)
-    bundle = train(timed, tmp_path, slow, resume=True)
-    assert bundle.manifest.training.steps < seen[0][1]
-    rows = rows_of(tmp_path)
-    assert latest_checkpoint(tmp_path / "run")[0].seconds < 2 * timed.time_s
-    rates = [float(row["learning_rate"]) for row in rows]
-    assert rates == sorted(rates, reverse=True)
-    assert rates[-1] < 0.2 * timed.learning_rate  # the machine may take very few steps in the time
 
 
 @pytest.mark.slow
@@ -275,15 +229,6 @@ def test_a_torn_line_of_progress_is_dropped(tmp_path):
     path = tmp_path / "progress.csv"
     path.write_text(f"{','.join(Row._fields)}\n{Row(10, 0.5, None, 1e-3, 1.0, 1.0).line()}20,0.4")
     assert [row.step for row in read_progress(path)] == [10]
-
-
-@pytest.mark.slow
-def test_a_short_run_learns_points(tmp_path):
-    """A few seconds of training bring the cloud from far away to within a few floors of the domain."""
-    train(tiny_points(steps=250, batch=512, width=64, blocks=2, samples=2_000), tmp_path)
-    figures = json.loads((tmp_path / "manifest.json").read_text())["training"]["figures"]
-    assert figures["sliced_w2"] < 0.2
-    assert figures["sliced_w2"] > 0.2 * metrics.domain_sliced_w2_floor("moons", 2_000)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import torch
 
 from ddib_fed.training.pictures import PictureTask, open_start
 from ddib_fed.training.points import PointTask, open_points
-from ddib_fed.training.trainer import Piece, Prefetch, Trainer, World
+from ddib_fed.training.trainer import Piece, Trainer, World
 from tests.training.examples import tiny_pictures
 
 CPU = torch.device("cpu")
@@ -65,21 +65,6 @@ def test_when_memory_runs_out_the_microbatch_is_halved_and_the_step_still_taken(
     assert 1 <= int(microbatch) < 1024
     assert (step, float(loss)) == ("2", pytest.approx(1.0, abs=0.1))
     assert "out of memory with 1024 samples at once: continuing with 512" in " ".join(notes)
-
-
-def test_an_error_comes_with_the_piece_that_it_is_of():
-    """Memory that runs out while the next piece is made does not end the step before."""
-
-    def make(piece):
-        if piece == SECOND:
-            raise MemoryError("no room")
-        return piece
-
-    one = Prefetch(make, CPU, ahead=True)
-    assert one.get(FIRST, SECOND) == FIRST
-    with pytest.raises(MemoryError, match="no room"):
-        one.get(SECOND, None)
-    one.close()
 
 
 def test_a_run_ahead_computes_what_a_run_without_it_computes(tiny):

@@ -15,7 +15,7 @@ from ddib_fed.models.bundle import load_bundle, pretrained, save_bundle
 from ddib_fed.training import tune
 from ddib_fed.training.tune import Effort, TuningLeg, learn, tune_bundle
 from tests.models.examples import manifest, state
-from tests.runs.tiny_models import pictures, tiny
+from tests.runs.tiny_models import tiny
 
 LITTLE = Effort(16, 8, 8, (3,), 8, 1, 1, 1)
 
@@ -52,29 +52,6 @@ def test_learning_lowers_the_error_on_rows_that_it_did_not_learn_from():
     figures = leg.measured(steps)
     assert figures.error.median < 0.75 * figures.default_error.median
     assert figures.reference_gap < 0.1 * figures.error.mean
-
-
-def test_decoding_is_learned_from_latents_beside_noise(tmp_path, monkeypatch):
-    """What a node decodes are latents of pictures."""
-    legs = []
-    monkeypatch.setattr(tune, "REFERENCE", 8)
-    monkeypatch.setattr(tune, "_sets", lambda *_: [pictures(n, channels=3) for n in (4, 2, 2)])
-    monkeypatch.setattr(
-        tune,
-        "learn",
-        lambda leg, *_: (
-            legs.append(leg) or LearnedSteps(leg.stage, 2, leg.sigma, 2, "angle", (3.0, 0.0, -3.0))
-        ),
-    )
-    monkeypatch.setattr(TuningLeg, "measured", lambda *_: None)
-    monkeypatch.setattr(tune, "put_legs", lambda *_, **__: None)
-    bundle = tiny(channels=3, spectral=True)
-    save_bundle(tmp_path / "m", bundle.manifest, bundle.state)
-    tune_bundle(tmp_path / "m", (4,), soften_sigma=0.1, say=silent)
-    encode, decode = legs
-    for decoded, encoded in zip(decode.sets, encode.sets, strict=True):
-        torch.testing.assert_close(decoded.x[::2], encoded.end[::2])
-        assert not torch.allclose(decoded.x[1::2], encoded.end[1::2])
 
 
 def test_a_tuned_bundle_translates_with_the_grid_learned(tmp_path, monkeypatch):

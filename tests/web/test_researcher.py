@@ -12,14 +12,11 @@ import zipfile
 import numpy as np
 import pytest
 
-from ddib_fed.client import files
 from ddib_fed.errors import (
     DdibError,
     ExtraMissing,
-    FileMissing,
     PeerUnreachable,
     QueueFull,
-    SettingsInvalid,
     all_errors,
     step_in_words,
 )
@@ -122,24 +119,6 @@ def test_an_item_that_fails_does_not_take_the_others_with_it(browser, finished, 
     assert "drop a picture like those that your node's model was trained on" in value["error"]["hint"]
     (folder,) = (tmp_path / "out").iterdir()
     assert (folder / "b.npy").exists()
-
-
-def test_a_request_that_the_node_refuses_is_told_although_files_were_left_out(
-    browser, finished, north, monkeypatch
-):
-    """What was left out is not all that is wrong."""
-    north.script.refuse["SubmitJob"] = SettingsInvalid("no such quality")
-    drop(browser, "a.npy", "b.npy")
-    read = files.payload
-
-    def gone(path):
-        if path.stem == "b":
-            raise FileMissing("there is no b.npy")
-        return read(path)
-
-    monkeypatch.setattr(files, "payload", gone)
-    (*_, (_, value)) = finished(target=TARGET)
-    assert value["error"]["reason"] == "SETTINGS_INVALID"
 
 
 @pytest.mark.parametrize(

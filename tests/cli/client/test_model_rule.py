@@ -82,21 +82,6 @@ def test_a_volume_is_read_as_the_models_own_were(translate, trained, north, head
     assert "by an earlier run" in capsys.readouterr().out
 
 
-def test_another_rule_and_plane_are_said_before_anything_is_sent(
-    translate, trained, north, head, tmp_path, capsys
-):
-    trained(OWN, "coronal")
-    said = []
-    north.script.on_call = lambda method: (
-        said.append(capsys.readouterr().err) if method == "SubmitJob" else None
-    )
-    assert translate(head, "--intensity", "window:500,1000", "--slices", "sagittal") == 0
-    assert f"--intensity window:500,1000: the model of {NORTH}/brain was trained with {OWN}" in said[0]
-    assert f"--slices sagittal: the model of {NORTH}/brain was trained on coronal slices" in said[0]
-    assert sent(north) == items(head, "window:500,1000", "sagittal")
-    assert options_of(tmp_path / "out") == {"intensity": "window:500,1000", "slices": "sagittal"}
-
-
 def test_a_model_of_hounsfield_units_is_given_no_other_numbers(translate, trained, north, tmp_path, capsys):
     trained("hu")
     values = np.random.default_rng(0).integers(0, 2000, (3, 12, 10))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
@@ -12,7 +10,6 @@ from ddib_fed.errors import ExitCode
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 from tests.formats.dicom.files import write_series
-from tests.formats.echoes import NIFTI
 from tests.formats.maps import OWNER, write_map
 
 VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
@@ -73,25 +70,3 @@ def test_a_job_that_did_not_finish_makes_no_background(state, said, translate, n
     assert len(list((found / "p2" / "series-1").iterdir())) == 4
     assert translate(tmp_path / "scans")[0] == 0
     assert [len(job.inputs) for job in north.service.jobs.values()] == [4, 4, 2]
-
-
-@pytest.mark.slow
-def test_a_volume_and_a_plain_file_are_one_document(translate, north, tmp_path, capsys):
-    """With what was left out of both; the document comes also where the plain file's job is refused."""
-    north.script.pictures = True
-    (given := tmp_path / "given").mkdir()
-    (given / "scan.nii.gz").write_bytes((NIFTI / "standard.nii.gz").read_bytes())
-    (given / "torn.nii").write_bytes((NIFTI / "anatomical.nii").read_bytes()[:5000])
-    (given / "scan-2.npy").write_bytes(npy(points(100)))
-    (given / "empty.npy").write_bytes(b"")
-    assert translate(given, "--format", "json", "--skip-bad")[0] == ExitCode.LEFT_OUT
-    document = json.loads(capsys.readouterr().out)
-    assert [each["input"] for each in document["studies"]] == [str(given / "scan.nii.gz")]
-    assert [each["file"] for each in document["items"]] == ["scan-2.npy"]
-    assert [each["file"] for each in document["left_out"]] == [
-        str(given / "torn.nii"),
-        str(given / "empty.npy"),
-    ]
-    (given / "scan-2.npy").write_bytes(npy(points(50)))
-    assert translate(given, "--format", "json", "--skip-bad")[0] == ExitCode.CONFLICT
-    assert len(json.loads(capsys.readouterr().out)["studies"]) == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from benchmarks.imagenet import SMALL, checkpoint, pictures
 from ddib_fed.cli.model import model
@@ -13,20 +12,10 @@ from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.errors import JobFailed
 
 
-@pytest.fixture
-def ddib(tmp_path, monkeypatch):
-    """Run a command in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(group, *arguments):
-        return CliRunner().invoke(group, arguments, catch_exceptions=False, standalone_mode=False)
-
-    return call
-
-
 @pytest.mark.slow
-def test_classes_are_translated_from_checkpoints_under_the_public_codes_names(ddib, tmp_path):
+def test_classes_are_translated_from_checkpoints_under_the_public_codes_names(ddib, tmp_path, monkeypatch):
     """`python -m benchmarks.imagenet` does the same with networks of the published size."""
+    monkeypatch.chdir(tmp_path)
     checkpoint(SMALL.network, tmp_path / "diffusion.pt", seed=0)
     checkpoint(SMALL.classifier, tmp_path / "classifier.pt", seed=1)
     pictures(tmp_path / "val")

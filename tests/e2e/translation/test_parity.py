@@ -19,7 +19,7 @@ from ddib_fed.data.synthetic import sample
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import make_grid
 from ddib_fed.engine import arrays
-from ddib_fed.engine.arrays import ArraySettings, translate_array
+from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.gate import Softener
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.engine.record import UNGUIDED, Guidance, Part, Translation, file_name
@@ -30,6 +30,7 @@ from ddib_fed.models.units import Normalisation
 from ddib_fed.protocol.messages import Settings, settings_to_pb
 from ddib_fed.v1 import common_pb2
 from tests.e2e.two_nodes import TwoNodes, same_noise
+from tests.engine.stages import translate_array
 from tests.models.test_tuned import leg
 from tests.node.agreed_calibrations import agreed
 from tests.node.picture_examples import SIZE, pictures_model, write_files

@@ -27,15 +27,14 @@ GOOGLE = {
     "norm_eps": 1e-6,
 }
 UNETS = {
-    "plain": TINY,
     "google": GOOGLE,
-    "classes": {**TINY, "num_class_embeds": 5},
     "odd parts": {
         **TINY,
         "block_out_channels": (24, 40),
         "norm_num_groups": 4,
         "time_embedding_dim": 50,
         "center_input_sample": True,
+        "num_class_embeds": 5,
         "mid_block_scale_factor": 2.0,
     },
 }
