@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from ddib_fed.cli.model import tuned_figures
 from ddib_fed.models.sidecars import Tuned
+from ddib_fed.terminal import listed
 from ddib_fed.training.tune import tune_bundle
 
 DOMAINS = (
@@ -57,7 +57,7 @@ def _tell(what: str, done: int, total: int) -> None:
 
 def _show(domain: str, tuned: Tuned, spent: float) -> None:
     print(f"{domain}: {spent:.0f} CPU seconds", flush=True)
-    for name, said in tuned_figures(tuned):
+    for name, said in listed("", tuned.values()).items():
         print(f"  {name}: {said}", flush=True)
 
 
