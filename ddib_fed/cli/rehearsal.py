@@ -208,7 +208,6 @@ def _judge(out: Path, source: _Side, target: _Side, model: Bundle) -> tuple[Figu
     reading: dict[str, Any] = {
         "source": source.held_root,
         "size": model.manifest.sample_shape[1],
-        "thresholds": model.manifest.structure,
     }
     notes = []
     try:
