@@ -154,7 +154,8 @@ class JobRunner:
             thread.start()
 
     def is_away(self, institution: str) -> bool:
-        return bool(self._circuit.reason(institution))
+        """Whether jobs for it are accepted unasked; one that has suspended this node is asked, and refuses them."""
+        return self._circuit.reason(institution) not in {"", PeerSuspended.reason}
 
     def accepted(self, job: StoredJob) -> None:
         """A job was accepted; an event says at once if it has to wait."""

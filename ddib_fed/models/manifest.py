@@ -35,8 +35,6 @@ class _Frozen(BaseModel):
 
 
 class DifferentialPrivacy(_Frozen):
-    """What was spent, and on what."""
-
     unit: Literal["sample"] = "sample"
     epsilon: float = Field(gt=0, le=1e6)
     delta: float = Field(gt=0, lt=1)
@@ -160,7 +158,6 @@ class Manifest(_Frozen):
         return self
 
     def _problems(self) -> Iterator[str]:
-        """What does not fit together."""
         network, shape, points = self.network, self.sample_shape, self.sample_kind == "point"
         if isinstance(network, MlpConfig | SyntheticConfig):
             width = network.dim if isinstance(network, MlpConfig) else network.in_channels
@@ -227,7 +224,6 @@ class Manifest(_Frozen):
 
 
 def check_guide(generator: Manifest, classifier: Manifest) -> None:
-    """Return if `classifier` can guide `generator`."""
     fields = ["sample_shape", "normalisation"]
     if classifier.time_input == "timestep":
         fields += ["schedule"]
