@@ -9,6 +9,7 @@ from ddib_fed.errors import BundleInvalid, InputError, MessageInvalid
 from ddib_fed.models.bundle import make_bundle
 from ddib_fed.names import is_domain, is_institution, size_from
 from ddib_fed.node.config import ModelSection, NodeSection
+from ddib_fed.protocol.contract import check_side
 from ddib_fed.security.identity import check_institution
 from ddib_fed.training.config import TrainConfig
 from tests.node.tiny_nodes import manifest, state
@@ -33,7 +34,7 @@ def test_a_domain_is_accepted_everywhere_or_nowhere(name: str) -> None:
     found = {
         "grammar": is_domain(name),
         "config": accepts(lambda: ModelSection(domain=name), ValidationError),
-        "contract": accepts(lambda: side(domain=name), MessageInvalid),
+        "contract": accepts(lambda: check_side(side(domain=name)), MessageInvalid),
         "bundle": accepts(
             lambda: make_bundle(manifest(domain=name), state()), ValidationError, BundleInvalid
         ),
@@ -53,7 +54,7 @@ def test_an_institution_is_accepted_everywhere_or_nowhere(name: str) -> None:
             ValidationError,
         ),
         "certificates": accepts(lambda: check_institution(name), InputError),
-        "contract": accepts(lambda: side(institution=name), MessageInvalid),
+        "contract": accepts(lambda: check_side(side(institution=name)), MessageInvalid),
     }
     assert len(set(found.values())) == 1, found
 
