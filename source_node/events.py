@@ -81,43 +81,36 @@ class EventHub:
         job_id: str,
         after_sequence: int = 0,
         *,
-        timeout_s: float | None = None,
         idle_s: float | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[WatchJobResponse]:
         """The events of a job as they come, until its last one."""
-        end = None if timeout_s is None else time.monotonic() + timeout_s
         seen = after_sequence
-        while True:
-            newer = self._wait(job_id, seen, end, stop, idle_s)
+        while newer := self._newer(job_id, seen, idle_s, stop):
             yield from newer
-            if not newer or newer[-1].state in _ENDED:
+            if newer[-1].state in _ENDED:
                 return
             seen = newer[-1].sequence
 
-    def _wait(
-        self, job_id: str, seen: int, end: float | None, stop: Callable[[], bool], idle_s: float | None
+    def _newer(
+        self, job_id: str, seen: int, idle_s: float | None, stop: Callable[[], bool]
     ) -> Sequence[WatchJobResponse]:
         """What is newer than seen; empty when nothing more will come or is wanted."""
         idle = None if idle_s is None else time.monotonic() + idle_s
         with self._changed:
             while not (self._closed or stop()):
-                log = self._logs.get(job_id)
-                last = _last(log)
-                if log is not None and last is not None and last.sequence > seen:
-                    newer = takewhile(lambda event: event.sequence > seen, reversed(log.values()))
-                    return list(newer)[::-1]
-                now = time.monotonic()
-                left = POLL_S if end is None else min(POLL_S, end - now)
-                if left <= 0 or (last is not None and last.state in _ENDED):
-                    return ()
-                if idle is not None and now >= idle:
+                log = self._logs.get(job_id, OrderedDict())
+                if newer := list(takewhile(lambda event: event.sequence > seen, reversed(log.values()))):
+                    return newer[::-1]
+                if (last := _last(log)) is not None and last.state in _ENDED:
+                    break
+                if idle is not None and time.monotonic() >= idle:
                     raise DeadlineExceeded(
                         "the job did not move for as long as one call may wait for it",
                         hint="watch it again, after the last event",
                         facts={"idle_s": f"{idle_s:g}"},
                     )
-                self._changed.wait(left)
+                self._changed.wait(POLL_S)
         return ()
 
     def close(self) -> None:

@@ -36,7 +36,7 @@ from ddib_fed.engine.party import (
     TranslatedItem,
     translate,
 )
-from ddib_fed.engine.record import LatentFigures, Translation
+from ddib_fed.engine.record import LatentFigures, SolverUsed, Translation, guidance_used
 from ddib_fed.errors import (
     ChunkCorrupt,
     ContractUnknown,
@@ -302,8 +302,13 @@ class JobPipeline:
                 facts={"points": rows, "limit_points": most},
             )
         offered, terms = contract.limits.guidance, contract.calibration
-        guided = self._job.request.guidance.HasField("classifier_scale")
+        request, (source_class, target_class) = self._job.request, classes_of(self._job.request, item.index)
         record = record.with_(
+            job_id=self._job.job_id,
+            solver=SolverUsed.model_validate(solver_settings(request.solver).described()),
+            source_class=source_class,
+            target_class=target_class,
+            guidance=guidance_used(guidance_from_pb(request.guidance)),
             source_institution=contract.source.institution,
             source_domain=contract.source.domain,
             target_institution=contract.target.institution,
@@ -311,7 +316,9 @@ class JobPipeline:
             contract_sha256=contract.digest.hex(),
             source_model_sha256=contract.source.model_sha256.hex(),
             target_model_sha256=contract.target.model_sha256.hex(),
-            classifier_sha256=offered.classifier_sha256.hex() if guided else "",
+            classifier_sha256=offered.classifier_sha256.hex()
+            if request.guidance.HasField("classifier_scale")
+            else "",
             soften_sigma=contract.source.soften_sigma,
             policy_sha256=self._policy_sha256,
             calibration_sha256="" if terms is None else terms.sha256.hex(),

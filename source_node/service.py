@@ -16,20 +16,18 @@ from dataclasses import dataclass, field
 import grpc
 from opentelemetry.trace import Span, SpanKind
 
-from ddib_fed.engine.record import SolverUsed, Translation, guidance_used
 from ddib_fed.errors import (
     Cancelled,
     DdibError,
     ItemNotFound,
     MessageInvalid,
-    StateConflict,
     TooManyStreams,
 )
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.logs import Repeated
-from ddib_fed.node.role import NodeContext, RoleService, solver_settings
-from ddib_fed.protocol.contract import LAST_MOMENT, guidance_from_pb
+from ddib_fed.node.role import NodeContext, RoleService
+from ddib_fed.protocol.contract import LAST_MOMENT
 from ddib_fed.protocol.messages import JobState, provenance_message
 from ddib_fed.protocol.streams import stream_file
 from ddib_fed.security import tls
@@ -38,7 +36,7 @@ from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
 from source_node.events import EventHub
 from source_node.remote import Remotes
 from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner
-from source_node.store import PENDING_ITEMS, RESULTS, ItemCounts, JobStore, StoredItem, StoredJob, classes_of
+from source_node.store import PENDING_ITEMS, RESULTS, ItemCounts, JobStore, StoredJob
 from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, active_terms, caller_uri, trace_key
 
 
@@ -70,21 +68,6 @@ def job_message(
         message.item_count, message.items_done = progress.items, progress.done
         message.request.ClearField("item_classes")
     return message
-
-
-def record_of(job: StoredJob, item: StoredItem) -> Translation:
-    """How a result came about, as the pipeline stored it."""
-    record, request = Translation.parse(item.provenance), job.request
-    if record is None:
-        raise StateConflict(f"item {item.index} of job {job.job_id} has no record")
-    source_class, target_class = classes_of(request, item.index)
-    return record.with_(
-        job_id=job.job_id,
-        solver=SolverUsed.model_validate(solver_settings(request.solver).described()),
-        source_class=source_class,
-        target_class=target_class,
-        guidance=guidance_used(guidance_from_pb(request.guidance)),
-    )
 
 
 log = logging.getLogger(__name__)
@@ -273,7 +256,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
 
     def _result(self, job: StoredJob, index: int) -> Iterator[translation_pb2.FetchResultsResponse]:
         item = self.store.item(job.job_id, index)
-        provenance: translation_pb2.Provenance | None = provenance_message(record_of(job, item))
+        provenance: translation_pb2.Provenance | None = provenance_message(item.provenance)
         kept = self.store.parts(job.job_id, index)
         for part in [part for part in RESULTS if (part, 0) in kept]:
             record = kept[part, 0]

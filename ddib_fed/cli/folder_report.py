@@ -321,11 +321,9 @@ def _say_fitted(delivered: Sequence[Delivered]) -> None:
         return
     say(line)
     lost = [p for item in delivered if (p := item.provenance.picture) and p.lost]
-    sides = {(p.fitted_height, p.fitted_width) for p in lost}
-    high, wide = next(iter(sides))
-    if len(sides) > 1 or high is None or high != wide:
-        return
-    if tiles := sum(tiles_in(p.height, p.width, (high, high)) for p in lost):
+    high = lost[0].fitted_height
+    if high is not None and {(p.fitted_height, p.fitted_width) for p in lost} == {(high, high)}:
+        tiles = sum(tiles_in(p.height, p.width, (high, high)) for p in lost)
         say(f"  at their own size, in {tiles:,} tiles: --tile {high}")
 
 

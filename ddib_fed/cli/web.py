@@ -35,7 +35,7 @@ def web(out: Path, port: int, profile_path: Path | None) -> None:
         folder = Path(name)
         page = Researcher(profile, folder, out)
         say(f"results go to {out.resolve()}")
-        serve(page.app(), port=port, command="ddib web", folder=folder, on_stop=page.close)
+        serve(page.app(), port=port, folder=folder, on_stop=page.close)
     more = f"--profile {shlex.quote(str(profile.path))}"
     for each in page.jobs.values():
         for job_id in each.running:

@@ -59,7 +59,6 @@ _TABLE = 4097
 def open_distil(
     config: DistilConfig, source: PictureSource | None, out: Path, say: Say | None, on_scan: OnScan | None
 ) -> Opened:
-    """The run with its teacher and its points opened."""
     del source, out, say, on_scan
     teacher = open_bundle(config.teacher)
     made = teacher.manifest
@@ -71,7 +70,6 @@ def open_distil(
 
 
 def check_teacher(manifest: Manifest) -> None:
-    """Return when a model can be distilled."""
     problem = ""
     if not isinstance(manifest.network, MlpConfig):
         problem = f"its network is of kind {manifest.network.kind}, and flow maps are networks of points, of kind mlp"
@@ -231,8 +229,6 @@ class Course(NamedTuple):
 
 
 class Questions(NamedTuple):
-    """What a flow map is asked, and what it should answer."""
-
     x: Tensor
     times: Tensor
     to: Tensor

@@ -78,7 +78,6 @@ def least_noise(*, epsilon: float, delta: float, rate: float, steps: int) -> flo
 
 
 def spent_epsilon(*, noise: float, delta: float, rate: float, steps: int) -> float:
-    """Epsilon of so many steps."""
     from opacus.accountants import create_accountant
 
     accountant = create_accountant(ACCOUNTANT)
@@ -89,8 +88,6 @@ def spent_epsilon(*, noise: float, delta: float, rate: float, steps: int) -> flo
 
 @dataclass(frozen=True, slots=True)
 class RunKey:
-    """The key of a run."""
-
     secret: bytes = field(repr=False)
 
     def uniforms(self, purpose: str, step: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -101,7 +98,6 @@ class RunKey:
         return (bits.astype(np.float64) * 2.0**-53).reshape(shape)
 
     def normals(self, purpose: str, step: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
-        """Standard normal numbers, likewise."""
         count = math.prod(shape)
         pairs = normals(self.uniforms(purpose, step, ((count + 1) // 2, 2)))
         return pairs.reshape(-1)[:count].reshape(shape)
@@ -137,19 +133,15 @@ class Draws(NamedTuple):
     labels: Tensor | None = None
 
     def parts(self, size: int, device: torch.device) -> Iterator[Draws]:
-        """At most `size` samples at a time, on the device."""
         for first in range(0, len(self.x), size):
             part = (None if field is None else field[first : first + size].to(device) for field in self)
             yield Draws(*part)  # type: ignore[arg-type]
 
 
 class SampleGradients:
-    """Gradients of single samples."""
-
     def __init__(self, network: nn.Module) -> None:
         refuse_layers(network)
-        self._network = network
-        self._buffers = dict(network.named_buffers())
+        self._network, self._buffers = network, dict(network.named_buffers())
         size = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
         self.at_once = max(1, GRADIENT_BYTES // size)
 
@@ -160,11 +152,9 @@ class SampleGradients:
         gradients, losses = each(weights, *draws)
         return list(gradients.values()), losses
 
-    def _loss(
-        self, weights: dict[str, Tensor], x: Tensor, times: Tensor, target: Tensor, labels: Tensor | None
-    ) -> Tensor:
-        extra = {} if labels is None else {"y": labels}
-        answer = functional_call(self._network, (weights, self._buffers), (x, times), extra)
+    def _loss(self, weights: Any, x: Tensor, times: Tensor, target: Tensor, y: Tensor | None) -> Tensor:
+        named = {} if y is None else {"y": y}
+        answer = functional_call(self._network, (weights, self._buffers), (x, times), named)
         loss: Tensor = (answer - target).square().mean()
         return loss
 

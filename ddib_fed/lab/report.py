@@ -7,7 +7,6 @@ data, and whether the model draws these again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,8 +54,6 @@ SEED = 41
 
 
 class Inverter(NamedTuple):
-    """The best of the surrogates."""
-
     name: str
     inverse: Inverse
 
@@ -202,8 +199,7 @@ def area(inside: Numbers, outside: Numbers) -> float:
     return float((below + upto).mean() / 2 / ordered.size)
 
 
-@dataclass(frozen=True, slots=True)
-class Attack:
+class Attack(NamedTuple):
     """What is attacked, and how hard: `data` the model was not trained on, `training` it was; both may ship."""
 
     data: Path | None = None
@@ -212,11 +208,10 @@ class Attack:
     command: str = ""
     samples: int = SAMPLES
     evaluations: int = 24
-    say: Say = field(default=lambda _: None)
+    say: Say = lambda _: None
 
 
 def privacy_report(bundle: Bundle, attack: Attack) -> PrivacyReport:
-    """Attack the latents and samples of a model."""
     model, manifest = DomainModel(bundle), bundle.manifest
     most, few = attack.samples, attack.samples // 2
     shipped = None
@@ -419,5 +414,4 @@ def _decoded(model: DomainModel, latents: Tensor) -> Array:
 
 
 def _together(model: DomainModel) -> int:
-    """Samples in one network call."""
     return 16 if model.is_picture else 4_096

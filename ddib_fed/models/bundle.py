@@ -96,7 +96,6 @@ def misfits(network: AnyConfig, state: Mapping[str, Tensor]) -> Iterator[tuple[s
 
 
 def read_file(folder: Path | Traversable, name: str, max_bytes: int, source: str) -> bytes:
-    """One file of a bundle, read once."""
     try:
         with (folder / name).open("rb") as file:
             data: bytes = file.read(max_bytes + 1)
@@ -154,7 +153,6 @@ class Bundle:
 
     @property
     def learned(self) -> LearnedLegs:
-        """Its learned steps, for a plan."""
         name = self.manifest.name
         return LearnedLegs(name) if self.tuned is None else self.tuned.learned(name)
 

@@ -53,7 +53,6 @@ def shipped_models() -> tuple[Listed, ...]:
 
 
 def look(folder: Path | Traversable, source: str) -> Listed:
-    """What the files in a bundle's folder say of it."""
     manifest = _object(folder / MANIFEST_FILE)
     try:
         return Listed(

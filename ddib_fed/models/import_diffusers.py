@@ -43,7 +43,6 @@ def import_diffusers(
     fit: Literal["pad", "crop", "resize"] = "crop",
     soften_sigma: float = 0.0,
 ) -> Imported:
-    """Manifest and weights of the network and the scheduler in a pipeline's folder."""
     above = folder.resolve().parent
     whole = (folder / INDEX).is_file() or not (above / INDEX).is_file()
     if not whole:
@@ -198,7 +197,6 @@ class SchedulerFile(BaseModel):
 
 
 def read_schedule(source: Mapping[str, Any], where: str) -> tuple[ScheduleConfig, Parameterisation]:
-    """The schedule in a scheduler_config.json, and the prediction type."""
     if source.get("_class_name") not in SCHEDULERS:
         raise _refused_key(where, source, "_class_name", f"only {', '.join(SCHEDULERS)} are read")
     try:

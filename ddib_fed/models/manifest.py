@@ -35,8 +35,6 @@ class _Frozen(BaseModel):
 
 
 class DifferentialPrivacy(_Frozen):
-    """What was spent, and on what."""
-
     unit: Literal["sample"] = "sample"
     epsilon: float = Field(gt=0, le=1e6)
     delta: float = Field(gt=0, lt=1)
@@ -47,13 +45,6 @@ class DifferentialPrivacy(_Frozen):
     draws: int = Field(default=1, ge=1)
     accountant: Literal["prv", "rdp"] = "prv"
     initial: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
-
-    def __str__(self) -> str:
-        return (
-            f"epsilon {self.epsilon:.4g} at delta {self.delta:g} for each training {self.unit}, by the accountant "
-            f"{self.accountant}: {self.steps} steps, noise multiplier {self.noise_multiplier:.4g}, clip {self.clip:g}, "
-            f"sampling rate {self.sampling_rate:.4g}, {self.draws} draws of a sample"
-        )
 
 
 class PictureFormat(_Frozen):
@@ -160,7 +151,6 @@ class Manifest(_Frozen):
         return self
 
     def _problems(self) -> Iterator[str]:
-        """What does not fit together."""
         network, shape, points = self.network, self.sample_shape, self.sample_kind == "point"
         if isinstance(network, MlpConfig | SyntheticConfig):
             width = network.dim if isinstance(network, MlpConfig) else network.in_channels
@@ -227,7 +217,6 @@ class Manifest(_Frozen):
 
 
 def check_guide(generator: Manifest, classifier: Manifest) -> None:
-    """Return if `classifier` can guide `generator`."""
     fields = ["sample_shape", "normalisation"]
     if classifier.time_input == "timestep":
         fields += ["schedule"]

@@ -27,8 +27,6 @@ class _Frozen(BaseModel):
 
 
 class Sidecar(_Frozen):
-    """The content of one such file."""
-
     file: ClassVar[str]
     max_bytes: ClassVar[int] = 1 << 18
     again: ClassVar[str]
@@ -123,8 +121,6 @@ class Figure(_Frozen):
 
 
 class Reading(_Frozen):
-    """What is read from latents of one kind."""
-
     soften_sigma: Finite
     depth: Finite
     encoder: Short
@@ -155,8 +151,6 @@ class Copies(_Frozen):
 
 
 class PrivacyReport(Sidecar):
-    """What attacks on the model found."""
-
     file = "privacy.json"
     again = "attack again with ddib privacy report"
 
@@ -217,7 +211,6 @@ class TunedLeg(_Frozen):
         return self.stage, self.sigma, self.evaluations
 
     def steps(self) -> LearnedSteps:
-        """Without the figures."""
         return LearnedSteps(self.stage, self.evaluations, self.sigma, self.order, self.coordinates, self.lams)
 
 

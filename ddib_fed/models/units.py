@@ -141,8 +141,6 @@ MOST_KNOTS = 32
 
 
 class ChannelMap(BaseModel):
-    """One map; exactly one of its kinds."""
-
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rotation: tuple[Row, ...] | None = Field(default=None, max_length=3)

@@ -101,8 +101,6 @@ def renamed(found: Mapping[str, Tensor], rename: Callable[[str], str], path: Pat
 
 
 class Fact(NamedTuple):
-    """A setting of an imported model, and its origin."""
-
     key: str
     value: str
     basis: str

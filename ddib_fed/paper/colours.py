@@ -70,7 +70,6 @@ class Photograph:
         return painted
 
     def drawn(self, count: int, seed: int) -> NDArray[np.int64]:
-        """Numbers of the colours of random pixels."""
         rng = np.random.default_rng(seed)
         return self.index.reshape(-1)[rng.integers(0, self.index.size, count)].astype(np.int64)
 
@@ -84,7 +83,6 @@ class Photograph:
 
 
 def open_photograph(path: Path) -> Photograph:
-    """The photograph in a file."""
     if not path.is_file():
         raise FileMissing(f"there is no file {path}", hint="name a picture: PNG, JPEG or TIFF")
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", path.stem).strip("-.") or "picture"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.v1 import common_pb2, translation_pb2
@@ -112,10 +112,9 @@ _LOCAL: Final = frozenset({"format", "input", "files", "doubtful", "doubts", "as
 """What the client adds to the record."""
 
 
-def provenance_message(record: Translation) -> translation_pb2.Provenance:
-    """The record of a finished translation, for the client."""
-    sent = {name: value for name, value in record.stored().items() if name not in _LOCAL}
-    return translation_pb2.Provenance(**sent)
+def provenance_message(stored: Mapping[str, Any]) -> translation_pb2.Provenance:
+    """The stored record of a finished translation, for the client."""
+    return translation_pb2.Provenance(**{name: stored[name] for name in stored.keys() - _LOCAL})
 
 
 def provenance_record(message: translation_pb2.Provenance) -> Translation:

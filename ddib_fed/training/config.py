@@ -56,7 +56,6 @@ def says(default: Any, text: str, kinds: tuple[str, ...], **limits: Any) -> Any:
 
 
 def by_set(default: Any, kinds: tuple[str, ...], **limits: Any) -> Any:
-    """A field without an option, given by --set."""
     return Field(default, json_schema_extra={"kinds": list(kinds), "option": False}, **limits)
 
 

@@ -35,8 +35,6 @@ class LambdaSampler:
 
 
 class Question(NamedTuple):
-    """What the network is asked, and what it should answer."""
-
     x: Tensor
     times: Tensor
     target: Tensor
@@ -60,8 +58,6 @@ def ask(
 
 
 class PointBatch(NamedTuple):
-    """One batch of noisy points, and what the network should answer."""
-
     x: Tensor
     times: Tensor
     rows: Tensor

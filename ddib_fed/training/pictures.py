@@ -61,7 +61,6 @@ class Start(NamedTuple):
 
 
 def open_start(config: TrainConfig, source: PictureSource) -> Start:
-    """The start that `config` asks for."""
     channels, height, _ = source.shape
     if config.kind == "classifier":
         return _classifier_start(config, source)
@@ -204,8 +203,6 @@ _HELD_OUT_STEP = 2**62
 
 
 class Samples(NamedTuple):
-    """Some samples of a step, clean, with what belongs to each."""
-
     x0: Tensor
     eps: Tensor
     labels: Tensor | None
@@ -227,7 +224,6 @@ def random_crop(pictures: NDArray[Any], size: int, u: NDArray[np.floating]) -> N
 
 
 def middle(pixels: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
-    """The middle window of pictures."""
     top, left = ((have - want) // 2 for have, want in zip(pixels.shape[2:], size, strict=True))
     return pixels[:, :, top : top + size[0], left : left + size[1]]
 

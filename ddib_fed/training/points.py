@@ -45,8 +45,6 @@ _SAMPLE_SEED = 4_711
 
 
 class PointSource(NamedTuple):
-    """Normalised points to train on."""
-
     dim: int
     mean: float
     std: float
@@ -159,7 +157,6 @@ class PointTask(Task):
 
 
 def open_points(config: TrainConfig) -> PointSource:
-    """The points that `config` names."""
     if config.domain is not None:
         return domain_source(config.domain, config.batch, _HELD_OUT_SEED, step=config.seed)
     return points_source(Path(str(config.data)), config.batch)
@@ -174,7 +171,6 @@ def domain_source(domain: str, held_out_points: int, seed: int, *, step: int = 0
 
 
 def points_source(path: Path, held_out_points: int) -> PointSource:
-    """Points of a user's file."""
     raw = read_points(path)
     wide = raw.astype(np.float64)
     if len(raw) < MIN_POINTS:

@@ -67,8 +67,6 @@ OnScan = Callable[[int, int], None]
 
 
 class TrainingProgress(NamedTuple):
-    """How far a run is."""
-
     step: int
     steps: int
     loss: float
@@ -127,7 +125,6 @@ def open_run(
     on_scan: OnScan | None,
     tasks: tuple[type[PointTask], type[PictureTask]] = (PointTask, PictureTask),
 ) -> Opened:
-    """Read what a run on points or pictures learns from."""
     if config.kind == "points":
         if config.domain is not None:
             config = config.model_copy(update={"domain": domain_name(config.domain)})
@@ -182,8 +179,6 @@ def train(
 
 
 class _Run:
-    """One run in its folder."""
-
     def __init__(self, opened: Opened, out: Path, world: World, say: Say) -> None:
         self.opened, self.out, self.world, self.say = opened, out, world, say
         self.config: TrainConfig = opened.config
@@ -405,7 +400,6 @@ class _Run:
         return plan if abs(steps - ahead) <= NEGLIGIBLE * ahead else plan.renewed(step, step + steps)
 
     def _tell(self, trainer: Trainer) -> None:
-        """Say what the trainer wants said."""
         for note in trainer.notes:
             self.say(note)
         trainer.notes.clear()
@@ -442,7 +436,6 @@ class _Run:
                 raise self._other_run()
 
     def _put_bundle(self, manifest: Manifest, state: Mapping[str, Tensor]) -> None:
-        """Move the finished bundle in."""
         model_folder(self.out)
         staged = self.folder / "bundle"
         weights = save_bundle(staged, manifest, state, overwrite=True).manifest.weights_sha256
@@ -473,8 +466,6 @@ def latest_checkpoint(folder: Path) -> tuple[RunState, dict[str, Tensor]] | None
 
 
 class Row(NamedTuple):
-    """One line of progress.csv."""
-
     step: int
     loss: float
     held_out: float | None

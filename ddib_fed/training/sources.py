@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -40,7 +40,7 @@ from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.points import read_points
 
 if TYPE_CHECKING:
-    from ddib_fed.formats.study import Bad, Study
+    from ddib_fed.formats.study import Bad, Studies, Study
 
 Pixels = NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.uint16]
 Floats = NDArray[np.float32]
@@ -109,7 +109,6 @@ def array_source(
 
 
 def shipped_source(name: str) -> PictureSource:
-    """The pictures of a shipped domain."""
     pictures = load_shipped(name)
     domain = pictures.domain
     form = PictureFormat(tiles=bool(domain.map))  # crops of a map are parts of it, sheets of a head are whole
@@ -138,7 +137,6 @@ def open_source(
     say: Say | None = None,
     progress: Progress | None = None,
 ) -> PictureSource:
-    """The pictures that `config` names, or those given, checked against it."""
     if source is None and config.domain is not None:
         source = shipped_source(config.domain)
     elif source is None:
@@ -156,15 +154,13 @@ def open_source(
 
 
 class _Looked(NamedTuple):
-    """A folder of which every picture was looked at once; of studies `rule` is the rule of intensity."""
+    """A folder of which every picture was looked at once; `form` says of studies how they become pictures."""
 
     folder: Folder
     range: str
     split: Split
     lines: tuple[str, ...] = ()
-    rule: str | None = None
-    slices: str | None = None
-    tiles: bool = False
+    form: PictureFormat = PictureFormat()
 
 
 def folder_source(config: TrainConfig, *, say: Say, progress: Progress | None = None) -> PictureSource:
@@ -207,6 +203,7 @@ def folder_source(config: TrainConfig, *, say: Say, progress: Progress | None = 
             f"has {there / 2**30:.1f}",
             hint="a smaller --size, or a part of the folder",
         )
+    made = {"fit": rule.fit, "low": rule.low, "high": rule.high, "bits": rule.bits}
     labels: list[Labels | None] = [None, None]
     if config.told_classes is not None:
         labels = [folders.class_numbers(part, folder.classes) for part in (train, held_out)]
@@ -217,15 +214,7 @@ def folder_source(config: TrainConfig, *, say: Say, progress: Progress | None = 
         labels=labels[0],
         held_out_labels=labels[1],
         classes=folder.classes,
-        picture=PictureFormat(
-            fit=rule.fit,
-            low=rule.low,
-            high=rule.high,
-            bits=8 if rule.bits == 8 else 16,
-            intensity=looked.rule,
-            slices=looked.slices,
-            tiles=looked.tiles,
-        ),
+        picture=looked.form.model_copy(update=made),
         note=DataNote(source=f"{len(train)} pictures of a user's folder, {len(held_out)} held out"),
         size=size if config.crop else None,
         quantum=0.0 if "float32" in facts.dtypes else 2.0 / (rule.high - rule.low),
@@ -294,16 +283,7 @@ def _look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progr
     kept = replace(found, studies=tuple(each for each in found.studies if each.format in formats))
     options = Options(config.intensity or "auto", config.slices or "axial", (side, side))
     studies, seen = open_recognised(kept, options, bad=bad).studies, list[_Seen]()
-
-    @lru_cache(maxsize=1)
-    def items_of(at: int) -> list[bytes]:
-        return list(studies[at].items())
-
-    def read(at: int, plane: int) -> Picture:
-        if plane >= len(items_of(at)):
-            raise ImageUnreadable(f"{studies.origins[at].called} was changed while it was read")
-        return decode_image(items_of(at)[plane])
-
+    read = _reader(studies)
     for at in range(len(studies)):
         origin = studies.origins[at]
         try:
@@ -314,8 +294,8 @@ def _look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progr
             error.detail = error.detail.removeprefix(f"{origin.called}: ")
             bad.append((Path(origin.called), error.kept()))
         except OSError as error:
-            unread = ImageUnreadable(f"it cannot be read: {error.strerror or error}")
-            bad.append((Path(origin.called), unread))
+            why = f"it cannot be read: {error.strerror or error}"
+            bad.append((Path(origin.called), ImageUnreadable(why)))
         if progress:
             progress(at + 1, len(studies))
     entries = [entry for each in seen for entry in each.entries]
@@ -335,8 +315,24 @@ def _look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progr
         f"left out that do not; intensity {first.rule}, range {spec}"
     )
     lines = (*dict.fromkeys(warning for each in seen for warning in each.warnings), counted, held_out)
-    slices = options.slices if formats == {Format.NIFTI} else None
-    return _Looked(folder, spec, split, lines, first.rule, slices, bool(first.tiles))
+    slices = config.slices or "axial" if formats == {Format.NIFTI} else None
+    made = {"intensity": first.rule, "slices": slices, "tiles": bool(first.tiles)}
+    return _Looked(folder, spec, split, lines, PictureFormat.model_validate(made))
+
+
+def _reader(studies: Studies) -> Read:
+    """Decodes planes; the items of one study are in memory at a time."""
+    kept: dict[int, list[bytes]] = {}
+
+    def read(at: int, plane: int) -> Picture:
+        if at not in kept:
+            kept.clear()
+            kept[at] = list(studies[at].items())
+        if plane >= len(kept[at]):
+            raise ImageUnreadable(f"{studies.origins[at].called} was changed while it was read")
+        return decode_image(kept[at][plane])
+
+    return read
 
 
 def _look_at_study(study: Study, at: int, read: Read, config: TrainConfig) -> _Seen:
@@ -437,13 +433,12 @@ def _require_one(root: Path, found: Iterable[str], *, hint: str) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class OwnSamples:
+class OwnSamples(NamedTuple):
     """Samples of a finished model's domain (N, *sample_shape), pictures in [-1, 1]; held-out ones by content."""
 
     name: str
-    train: Floats = field(repr=False)
-    held_out: Floats = field(repr=False)
+    train: Floats
+    held_out: Floats
 
     def mixed(self) -> Floats:
         """All of them, in an order of their own each: the held-out ones first."""

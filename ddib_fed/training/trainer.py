@@ -126,8 +126,6 @@ class Ema:
 
 
 class Piece(NamedTuple):
-    """Some rows of a step's batch."""
-
     step: int
     first: int
     stop: int
@@ -184,7 +182,6 @@ class Task(ABC):
             return build_network(self.network).train()
 
     def averaged(self, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
-        """A network of its own with the averaged weights."""
         return network_with(self.network, state, device=device)
 
     @abstractmethod
@@ -274,7 +271,6 @@ class Trainer:
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the state that `tensors` gave."""
         self.network.load_state_dict(_part_of(tensors, "network"))
         for name, average in self.ema.averages.items():
             average.copy_(tensors[f"ema.{name}"])
@@ -342,7 +338,6 @@ class Trainer:
 
 
 def _part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors of one prefix, without it."""
     start = f"{prefix}."
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -49,8 +49,7 @@ FEWEST = 12
 GATE_PICTURES = 300  # pictures that are encoded for the gate's bounds, where there are so many
 
 
-@dataclass(frozen=True, slots=True)
-class Effort:
+class Effort(NamedTuple):
     """How much is spent on one leg and number: samples of the three sets, orders that are tried, samples of an
     iteration, iterations of each candidate and of the best, and how many candidates are tried.
     """
@@ -183,7 +182,6 @@ class TuningLeg:
         return self._walked(steps, grid, x, cond)
 
     def learned_end(self, steps: LearnedSteps, rows: Rows) -> Tensor:
-        """Where learned steps take rows."""
         return self._walked(steps, steps.grid(self.schedule, *self.ends), rows.x, rows.cond)
 
     def _walked(self, steps: LearnedSteps, grid: LevelGrid, x: Tensor, cond: Condition) -> Tensor:
@@ -191,7 +189,6 @@ class TuningLeg:
         return integrate(learned_solver(steps, x, grid, cond, self.frame), self.model.denoiser())
 
     def default_end(self, settings: SolverSettings, rows: Rows) -> Tensor:
-        """Where named settings take rows."""
         laid = plan(settings, self.schedule, soften_sigma=self.sigma)
         start = laid.encoder if self.stage == "encode" else laid.decoder
         return integrate(start(rows.x, rows.cond), self.model.denoiser())
@@ -223,7 +220,6 @@ class TuningLeg:
         return guess if frame is None else frame.leave(guess, alphas[-1], sigmas[-1])
 
     def measured(self, steps: LearnedSteps) -> TunedLeg:
-        """Steps with their figures on the held-out rows."""
         rows, default = self.held_out, replace(YARDSTICK, evaluations=steps.evaluations)
         return TunedLeg(
             **asdict(steps),

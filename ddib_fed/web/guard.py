@@ -64,7 +64,6 @@ class Session:
     """The secrets of one run of the server."""
 
     port: int
-    command: str
     folder: str = field(default_factory=lambda: secrets.token_urlsafe(12))
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     cookie: str = field(default_factory=lambda: secrets.token_urlsafe(32))
@@ -120,7 +119,7 @@ class Guard:
             return _refused(421, "Another host", "This server answers only under its own address.")
         path = scope["path"]
         if not path.startswith(f"/{session.folder}/"):
-            return _refused(404, "Nothing here", f"Open the link that `{session.command}` printed.")
+            return _refused(404, "Nothing here", "Open the link that `ddib web` printed.")
         if path == f"/{session.folder}/start" and scope["method"] == "GET":
             return self._start(scope, headers)
         if headers.get("sec-fetch-site", "") not in _OWN_SITES:
@@ -131,7 +130,7 @@ class Guard:
             return _refused(
                 403,
                 "No session",
-                f"Open the link that `{session.command}` printed. It works once, in one browser; stop and start the "
+                "Open the link that `ddib web` printed. It works once, in one browser; stop and start the "
                 "command for another one.",
             )
         return None
@@ -143,7 +142,7 @@ class Guard:
             return _refused(
                 403,
                 "The link was used",
-                f"It works once. Stop `{self._session.command}` with Ctrl-C and start it again for a new one.",
+                "It works once. Stop `ddib web` with Ctrl-C and start it again for a new one.",
             )
         answer = page("notice.html", title="ddib", text="", url="./", icon=True)
         answer.set_cookie(
@@ -235,9 +234,9 @@ class _Connection(H11Protocol):
             self.transport.close()
 
 
-def serve(app: ASGIApp, *, port: int, command: str, folder: Path, on_stop: Callable[[], None]) -> None:
+def serve(app: ASGIApp, *, port: int, folder: Path, on_stop: Callable[[], None]) -> None:
     with listening(port) as opened:
-        session = Session(opened.getsockname()[1], command)
+        session = Session(opened.getsockname()[1])
 
         class Server(uvicorn.Server):
             async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -130,7 +130,7 @@ class PageJob(RunProgress):
         self.missing: list[str] = []
         self.error: dict[str, str] | None = None
         self.ended = False
-        self._before = self._moved = self._written = 0
+        self._done = self._written = 0
         self._slices: _Slices | None = None
         self._names: Sequence[str] = ()
 
@@ -253,7 +253,7 @@ class PageJob(RunProgress):
         self._names = names
 
     def event(self, event: pb.WatchJobResponse) -> None:
-        self._moved = event.items_done
+        self._done += event.stage in {"done", "failed"}
         name = self._names[event.item] if event.item < len(self._names) else f"item {event.item}"
         if event.stage:
             self.now = _event_in_words(event, name if self._slices is None else self._slices.called(name))
@@ -270,7 +270,6 @@ class PageJob(RunProgress):
         del state
         if job_id in self.running:
             self.running.remove(job_id)
-        self._before, self._moved = self._before + len(self._names), 0
 
     def end(self, error: DdibError | None) -> None:
         if error is not None:
@@ -300,7 +299,7 @@ class PageJob(RunProgress):
     def progress(self) -> dict[str, object]:
         """What the page shows of its progress: one count over all jobs."""
         return {
-            "done": self._before + self._moved,
+            "done": self._done,
             "items": self.items,
             "files": self.files or self.count,
             "here": len(self.joined) + sum(result.study is None for result in self.results),

@@ -29,7 +29,7 @@ FULL = Translation(
 @pytest.mark.parametrize("record", [FULL, Translation(samples=2)], ids=["full", "empty"])
 def test_a_record_survives_the_wire(record):
     """Numbers that are 0 too, and what is not known."""
-    sent = provenance_message(record)
+    sent = provenance_message(record.stored())
     again = provenance_record(translation_pb2.Provenance.FromString(sent.SerializeToString()))
     if record is FULL:
         assert again.stored() == record.stored()

@@ -26,7 +26,7 @@ OWN = f"http://127.0.0.1:{PORT}"
 
 @pytest.fixture
 def session() -> Session:
-    return Session(PORT, "ddib web")
+    return Session(PORT)
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ class Serving:
             run(server, sockets)
 
         monkeypatch.setattr(uvicorn.Server, "run", remembered)
-        asked = {"port": 0, "command": "ddib web", "folder": folder}
+        asked = {"port": 0, "folder": folder}
         self._thread = threading.Thread(
             target=guard.serve, args=(Starlette(),), kwargs={**asked, "on_stop": self.stopped.set}
         )

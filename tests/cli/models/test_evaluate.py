@@ -2,11 +2,9 @@
 
 import json
 
-import click
 import pytest
 
 from ddib_fed.cli.model import evaluate
-from ddib_fed.errors import AlreadyExists, FileMissing
 from tests.runs.picture_folders import blocks, record, write
 
 
@@ -31,22 +29,3 @@ def test_a_table_a_page_and_json_say_the_same(ddib, folders):
     assert "5 pictures, 1 x 16 x 16" in text
     assert "Translation and truth" in text
     assert "Doubtful: 0 of 5." in text
-
-
-def test_a_page_is_not_overwritten_unless_told_so(ddib, folders):
-    (folders / "page.html").write_text("mine")
-    with pytest.raises(AlreadyExists):
-        ddib(evaluate, folders / "t", "--out", folders / "page.html")
-    ddib(evaluate, folders / "t", "--out", folders / "page.html", "--force")
-    assert "<h1>" in (folders / "page.html").read_text(encoding="utf-8")
-
-
-def test_a_folder_that_is_not_there_is_named(ddib, folders):
-    with pytest.raises(FileMissing, match="nowhere"):
-        ddib(evaluate, folders / "nowhere")
-
-
-@pytest.mark.parametrize("span", ["5:5", "a:b"])
-def test_a_range_is_two_rising_numbers(ddib, folders, span):
-    with pytest.raises(click.BadParameter):
-        ddib(evaluate, folders / "t", "--range", span)

@@ -8,13 +8,11 @@ import pytest
 import torch
 
 from ddib_fed.cli.model import model
-from ddib_fed.engine.model import DomainModel
-from ddib_fed.engine.record import Guidance
-from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, UsageError
+from ddib_fed.errors import AlreadyExists, BundleInvalid, UsageError
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.networks.build import network_shapes
 from ddib_fed.networks.config import UNetConfig
-from tests.models.importers.test_guided import FLAGS, HALF, SMALL, random_state
+from tests.models.importers.test_guided import FLAGS, SMALL, random_state
 
 
 @pytest.fixture
@@ -37,21 +35,6 @@ def test_a_checkpoint_becomes_a_bundle_and_every_setting_is_shown(ddib, checkpoi
     assert "averaged over training (rate 0.9999, step 020000)" in said
     made = load_bundle(out).manifest
     assert (made.domain, made.name, made.network) == ("dogs", "ADM", SMALL)
-
-
-@pytest.mark.slow
-def test_a_classifier_fits_the_model_that_it_guides(ddib, checkpoint, tmp_path):
-    """Imported with the flags of the same line."""
-    torch.save(random_state(HALF), tmp_path / "classifier.pt")
-    softened = ("--fit", "resize", "--soften-sigma", "0.02")
-    ddib(model, "import", checkpoint, "--out", tmp_path / "m", "--flags", FLAGS, *softened)
-    ddib(
-        model, "import", tmp_path / "classifier.pt", "--out", tmp_path / "c", "--classifier", "--flags", FLAGS
-    )
-    guided, guide = load_bundle(tmp_path / "m"), load_bundle(tmp_path / "c")
-    assert guide.manifest.role == "classifier"
-    assert DomainModel(guided, classifier=guide).denoiser(Guidance(classifier_scale=1.0)) is not None
-    assert (guided.manifest.picture.fit, guided.manifest.soften_sigma) == ("resize", 0.02)
 
 
 @pytest.mark.parametrize(
@@ -77,23 +60,6 @@ def test_nothing_is_written_over_or_half(ddib, checkpoint, tmp_path):
         ddib(model, "import", checkpoint, "--out", tmp_path / "m", "--flags", FLAGS)
     ddib(model, "import", checkpoint, "--out", tmp_path / "m", "--flags", FLAGS, "--name", "again", "--force")
     assert load_bundle(tmp_path / "m").manifest.name == "again"
-
-
-@pytest.mark.slow
-def test_a_diffusers_folder_becomes_a_bundle(ddib, tmp_path):
-    """The key that cannot be computed exactly is named."""
-    pytest.importorskip("diffusers")
-    from tests.models.importers import pipelines
-
-    pipelines.unet(pipelines.TINY).save_pretrained(tmp_path / "p" / "unet")
-    (tmp_path / "p" / "scheduler").mkdir()
-    scheduler = tmp_path / "p" / "scheduler" / "scheduler_config.json"
-    scheduler.write_text(json.dumps({"_class_name": "DDPMScheduler"}))
-    ddib(model, "import", tmp_path / "p", "--out", tmp_path / "m")
-    assert load_bundle(tmp_path / "m").manifest.name == "p"
-    scheduler.write_text(json.dumps({"_class_name": "DDPMScheduler", "beta_schedule": "sigmoid"}))
-    with pytest.raises(SettingsInvalid, match="beta_schedule"):
-        ddib(model, "import", tmp_path / "p", "--out", tmp_path / "n")
 
 
 def test_public_defaults_alone_are_a_warning_everywhere(ddib, checkpoint, tmp_path):

@@ -111,28 +111,6 @@ def points(folder, count):
 
 
 @pytest.mark.slow
-def test_noise_follows_from_the_seed_and_the_point_alone(ddib, there, tmp_path, monkeypatch):
-    """The same seed, the same points, however many and in however many parts; another seed, others."""
-    clouds = {}
-    for name, seed, count, together in (("one", 1, 60, 50), ("same", 1, 55, 20), ("other", 2, 20, 50)):
-        monkeypatch.setattr("ddib_fed.engine.local_party.POINTS_TOGETHER", together)
-        given = (
-            points(tmp_path / name, count),
-            "--seed",
-            seed,
-            "--keep-latents",
-            "--out",
-            tmp_path / name / "t",
-        )
-        ddib(translate, *pair(there), "--flags", "--use_ddpm True", "--evaluations", 4, *given)
-        clouds[name] = [np.load(tmp_path / name / "t" / f"points{part}.npy") for part in (".latent", "")]
-    (latent, one), (_, same), (again, other) = (clouds[name] for name in ("one", "same", "other"))
-    assert np.allclose(one[:55], same, atol=1e-4)
-    assert np.allclose(latent[:20], again, atol=1e-5)
-    assert not np.allclose(one[:20], other, atol=1e-2)
-
-
-@pytest.mark.slow
 def test_pictures_are_clipped_with_flags_unless_told_otherwise(ddib, tmp_path):
     """As the public scripts do by default."""
     made = tiny("pictures")

@@ -9,7 +9,6 @@ from ddib_fed.cli.model import model
 from ddib_fed.data.shipped import SHIPPED
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.record import Guidance
-from ddib_fed.errors import ImageUnreadable
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import config as presets
 from tests.training.examples import blobs
@@ -52,17 +51,6 @@ def test_a_folder_becomes_a_bundle_with_its_classes_and_its_rule(ddib, folder, t
     assert "30 pictures, 0 left out" in result.stderr
     assert "parameters" in result.stderr
     assert "s a step" in result.stderr
-
-
-@pytest.mark.slow
-def test_a_damaged_file_is_refused_before_training_or_left_out_when_asked(ddib, folder, tmp_path):
-    (folder / "even" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
-    with pytest.raises(ImageUnreadable, match=r"bad\.png"):
-        ddib(model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL)
-    assert not (tmp_path / "m").exists()
-    result = ddib(model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL, "--skip-bad")
-    assert "bad.png" in result.stderr
-    assert load_bundle(tmp_path / "m").manifest.training.steps == 2
 
 
 @pytest.mark.slow

@@ -81,35 +81,9 @@ def _add_metadata(words: Callable[[], Words]) -> None:
     decoding_pb2_grpc.DecodingServiceStub.__init__ = made
 
 
-def _change_header(change: Callable[[Any], object]) -> None:
-    """Change the header of each Decode call."""
-    honest = DecodeCall.requests
-
-    def requests(self: DecodeCall, header: Any, latents: Any) -> Any:
-        change(header)
-        return honest(self, header, latents)
-
-    DecodeCall.requests = requests  # type: ignore[method-assign]
-
-
-def _change_files(change: Callable[[bytes, np.ndarray], bytes]) -> None:
-    """Send `change(png, samples)` instead of each translation."""
-    honest = stream.DecodeStream._file
-
-    def file(self: Any, decoded: Any) -> tuple[bytes, int]:
-        content, kind = honest(self, decoded)
-        return change(content, decoded.samples), kind
-
-    stream.DecodeStream._file = file  # type: ignore[method-assign]
-
-
 def _grey(picture: np.ndarray) -> np.ndarray:
     """A picture in the model's units as its pixels, uint8."""
     return np.rint((picture * 0.5 + 1) * 127.5).astype(np.uint8)
-
-
-def _weights() -> bytes:
-    return (_folder() / "model" / "model.safetensors").read_bytes()[-8_192:]
 
 
 # Of a source
@@ -196,8 +170,13 @@ def description_in_contract() -> None:
 
 def seed_in_request_id() -> None:
     """The key from which softening noise follows, as the name of the request."""
-    key = _folder() / "state" / "softening.key"
-    _change_header(lambda header: setattr(header, "request_id", key.read_bytes().hex()))
+    key, honest = _folder() / "state" / "softening.key", DecodeCall.requests
+
+    def requests(self: DecodeCall, header: Any, latents: Any) -> Any:
+        header.request_id = key.read_bytes().hex()
+        return honest(self, header, latents)
+
+    DecodeCall.requests = requests  # type: ignore[method-assign]
 
 
 def key_in_metadata() -> None:
@@ -215,4 +194,10 @@ def key_in_metadata() -> None:
 
 def weights_behind_translations() -> None:
     """Weights behind the end of each PNG."""
-    _change_files(lambda content, _: content + _weights())
+    honest = stream.DecodeStream._file
+
+    def file(self: Any, decoded: Any) -> tuple[bytes, int]:
+        content, kind = honest(self, decoded)
+        return content + (_folder() / "model" / "model.safetensors").read_bytes()[-8_192:], kind
+
+    stream.DecodeStream._file = file  # type: ignore[method-assign]

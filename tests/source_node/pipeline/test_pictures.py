@@ -13,13 +13,12 @@ from PIL import Image
 
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.data.points import to_npy
-from ddib_fed.engine.record import UNGUIDED, Guidance, guidance_used
+from ddib_fed.engine.record import UNGUIDED, Guidance, Translation, guidance_used
 from ddib_fed.latent import Latent
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.protocol.contract import guidance_from_pb, guidance_to_pb
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
-from source_node.service import record_of
 from source_node.spool import SpoolPart
 from source_node.store import StoredJob
 from source_node.submission import Receiving
@@ -143,7 +142,7 @@ def test_items_of_several_classes_go_in_one_call_for_each_class_of_the_target(so
     for other in (2, 3):  # the same up to how many rows shared a network call
         np.testing.assert_allclose(latents[other], latents[0], atol=1e-4)
     assert np.abs(latents[1] - latents[0]).max() > 0.01
-    records = [record_of(job, item) for item in job.items]
+    records = [Translation.parse(item.provenance) for item in job.items]
     assert [(record.source_class, record.target_class) for record in records] == list(pairs)
 
 
@@ -156,7 +155,7 @@ def test_guidance_reaches_a_target_that_offers_it(source, targets) -> None:
         job = source.translated(source_class="coast", target_class="delta", guidance=asked)
         assert job.state == "FINISHED"
         assert guidance_from_pb(south.headers[-1].guidance) == asked
-        record = record_of(job, job.items[0])
+        record = Translation.parse(job.items[0].provenance)
         assert record.guidance == guidance_used(asked)
         assert record.classifier_sha256 == (said.hex() if said else "")
     assert source.translated(source_class="coast").state == "FINISHED"
