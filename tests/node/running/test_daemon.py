@@ -110,6 +110,19 @@ def test_a_second_node_on_the_same_state_is_refused(tmp_path) -> None:
         assert first.end() == 0
 
 
+def test_a_start_that_fails_leaves_nothing_open(config, monkeypatch) -> None:
+    """A role that cannot be opened: its database is free for the next start."""
+
+    def broken(node) -> None:
+        raise InputError("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(daemon, "find_roles", lambda names: [broken])
+        with pytest.raises(InputError, match="broken"):
+            Daemon(config)
+    assert Running(config).serving().end() == 0
+
+
 def test_a_node_without_a_model_ends_with_that_reason(config) -> None:
     """The error names the command, and the port is free again."""
     (config.paths.bundle / "manifest.json").unlink()
