@@ -94,15 +94,23 @@ chaos: $(VENV)/.dev  ## The long form of tests/chaos: kills, full disks, broken 
 fuzz: $(VENV)/.fuzz  ## Every parser of bytes from elsewhere under atheris, RUNS executions each (a day); writes docs/benchmarks/trust
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --runs $(RUNS) --seconds $(FUZZ_S)
 
-sbom: $(VENV)/.node  ## dist/ddib-fed.cdx.json: a CycloneDX bill of what a node needs, and of the models that ship
-	$(BIN)/python -m benchmarks.trust.sbom --extra node
+sbom: | $(BIN)/python  ## dist/ddib-fed.cdx.json: a CycloneDX bill of what a node needs
+	rm -rf build/sbom && $(BIN)/python -m venv build/sbom/node && $(BIN)/python -m venv build/sbom/tool
+	build/sbom/node/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt '.[node]'
+	build/sbom/tool/bin/python -m pip --disable-pip-version-check install --quiet 'cyclonedx-bom==7.5.0'
+	mkdir -p dist && build/sbom/tool/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/ddib-fed.cdx.json build/sbom/node
 
 benchmarks: $(VENV)/.dev  ## Measure the solvers again (about two hours; writes docs/benchmarks)
 	$(BIN)/python -m benchmarks.points.solvers
 
-pretrained: $(VENV)/.dev  ## Train the shipped bundles again (points 20 minutes of CPU, pictures an hour)
-	$(BIN)/python -m benchmarks.pretrained
+POINTS := moons checkerboards concentric-rings parallel-squares concentric-squares parallel-rings
+PICTURES := satellite relief etopo brain-t1 brain-t2
+
+pretrained: $(VENV)/.dev  ## Train the shipped bundles again in build/pretrained, and their learned steps (points 20 minutes of CPU, pictures an hour)
+	mkdir -p build/pretrained
+	cd build/pretrained && for each in $(POINTS); do $(abspath $(BIN))/ddib model train --domain $$each --steps 2500 --seed 0 --dtype float16 --out $$each --force || exit 1; done
 	$(BIN)/python -m benchmarks.pretrained_pictures --out build/pretrained
+	for each in $(POINTS) $(PICTURES); do $(BIN)/ddib model tune build/pretrained/$$each --evaluations 12 16 20 || exit 1; done
 
 $(VENV)/.fuzz: $(VENV)/.dev
 	$(PIP) --editable '.[node,fuzz]'

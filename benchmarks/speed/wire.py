@@ -7,9 +7,8 @@ digests and the egress guard. Only the engine is a stub that answers at once. No
 the node's nor those of the baselines: as nodes are run, gRPC's threads and the node's own may use all cores.
 
 The baseline moves the same bytes between this process and a third one by `ssl.SSLSocket`, which neither checks nor
-keeps them; beside it the same with a SHA-256 at the receiver, which the protocol needs. A second baseline is a bare
-gRPC stream of the same bytes in chunks of the same size, without a check, a digest or a buffer: what gRPC itself takes.
-All take turns in one run. Every process keeps freed memory as nodes do.
+keeps them; beside it the same with a SHA-256 at the receiver, which the protocol needs. All take turns in one run.
+Every process keeps freed memory as nodes do.
 """
 
 from __future__ import annotations
@@ -29,10 +28,8 @@ from benchmarks.speed.shared.two_nodes import processor_seconds
 from benchmarks.speed.shared.wire_baselines import (
     LATENT_BYTES,
     MEBIBYTE,
-    Bare,
     Raw,
     as_nodes_do,
-    serve_bare,
     serve_raw,
 )
 from ddib_fed.diffusion.gaussianity import LatentStatistics
@@ -50,7 +47,7 @@ from tests.node.tiny_nodes import make_institution
 POINTS = LATENT_BYTES // (2 * 4)
 # A share of what the raw socket moves; what is bounded.
 LEAST = 0.60
-WHAT = ("Decode call", "bare gRPC stream", "raw TLS socket", "raw TLS socket and SHA-256")
+WHAT = ("Decode call", "raw TLS socket", "raw TLS socket and SHA-256")
 
 
 # The target's node
@@ -165,7 +162,6 @@ def measure_way(
     latent = Latent.from_array(np.random.default_rng(0).standard_normal((POINTS, 2), dtype=np.float32))
     stopping, address, node = started(stack, serve_node, south.folder.parent, rows_back)
     _, port, socket_end = started(stack, serve_raw, south.folder.parent, rows_back)
-    _, bare_port, bare_end = started(stack, serve_bare, south.folder.parent, rows_back)
     assert isinstance(address, str)
     assert isinstance(port, int)
     north.admit(south, address)
@@ -175,17 +171,14 @@ def measure_way(
     federated = Federated(remote, remote.negotiate(side(north.name), "moons", Control()), latent)
     raw = Raw(port, latent.wire(), rows_back)
     stack.callback(raw.close)
-    bare = Bare(south.peer(f"127.0.0.1:{bare_port}"), latent.wire(), rows_back)
-    stack.callback(bare.close)
     items, repeats = form.pick(4, 8), form.pick(6, 9)
-    for each in (federated, raw, bare):
+    for each in (federated, raw):
         each.run(1)  # connections, windows and buffers are there
-    call, stream, plain, hashed = (f"{what}, {label}" for what in WHAT)
+    call, plain, hashed = (f"{what}, {label}" for what in WHAT)
     spent = Spent(items)
     rates = interleaved(
         {
             call: spent.measuring(call, node, lambda: federated.run(items)),
-            stream: spent.measuring(stream, bare_end, lambda: bare.run(items)),
             plain: spent.measuring(plain, socket_end, lambda: raw.run(items)),
             hashed: spent.measuring(hashed, socket_end, lambda: raw.run(items, digest=True)),
         },
@@ -194,9 +187,7 @@ def measure_way(
     stopping.send("stop")
     spent.tell(report)
     report.add_times(rates, "MiB/s")
-    for baseline in (hashed, stream):
-        report.add(f"Decode call / {baseline}", ratio(rates, call, baseline), "")
-    report.add(f"{stream} / raw TLS socket", ratio(rates, stream, plain), "")
+    report.add(f"Decode call / {hashed}", ratio(rates, call, hashed), "")
     if rows_back == 1:
         report.bound("Decode call / raw TLS socket", ratio(rates, call, plain), at_least=LEAST)
 
@@ -206,8 +197,7 @@ def measure(form: Form) -> Report:
     as_nodes_do()
     report = Report(
         f"Latents of {LATENT_BYTES >> 20} MiB from one process to another, none pinned to a core: a Decode call with "
-        "a stub for the engine, a gRPC stream of the same chunks without a check, and a TLS 1.3 socket of the "
-        "standard library that moves the same bytes."
+        "a stub for the engine, and a TLS 1.3 socket of the standard library that moves the same bytes."
     )
     ways = [1] if form.short else [1, POINTS]
     for rows_back in ways:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -186,22 +186,23 @@ def network_times(table: Tensor, time_input: TimeInput) -> Tensor:
 
 
 def v_from_eps(eps: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    return _divide(eps - sigma * x, alpha)
+    return divided(eps - sigma * x, alpha)
 
 
 def v_from_x0(x0: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    return _divide(alpha * x - x0, sigma)
+    return divided(alpha * x - x0, sigma)
 
 
 def x0_from_v(v: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
     return alpha * x - sigma * v
 
 
-def _divide(numerator: Tensor, divisor: float | Tensor) -> Tensor:
+def divided(numerator: Tensor, divisor: float | Tensor) -> Tensor:
+    """The quotient, 0 where the divisor is 0."""
     if isinstance(divisor, Tensor):
         zero = divisor == 0
         return torch.where(zero, torch.zeros_like(numerator), numerator / torch.where(zero, 1.0, divisor))
-    return numerator.div_(divisor) if divisor != 0.0 else numerator.zero_()
+    return numerator / divisor if divisor != 0.0 else torch.zeros_like(numerator)
 
 
 class Denoiser:
@@ -216,9 +217,6 @@ class Denoiser:
         parameterisation: What it predicts: "eps", "x0" or "v". Output channels beyond those of x are ignored.
         time_input: "timestep" (t), "lambda" (log(alpha / sigma)) or "scaled-lambda" (`LAMBDA_SCALE` times that).
         run: How the network is run; None calls it.
-
-    Raises:
-        SettingsInvalid: An unknown parameterisation or time input.
     """
 
     def __init__(
@@ -228,12 +226,6 @@ class Denoiser:
         time_input: TimeInput = "lambda",
         run: Run | None = None,
     ) -> None:
-        if parameterisation not in get_args(Parameterisation):
-            raise SettingsInvalid(f"there is no parameterisation {parameterisation!r}", hint="eps, x0 or v")
-        if time_input not in get_args(TimeInput):
-            raise SettingsInvalid(
-                f"there is no time input {time_input!r}", hint=f"one of {', '.join(get_args(TimeInput))}"
-            )
         self.network = network.eval()
         self.run: Run = run or partial(run_plain, network)
         self.flow_map = bool(getattr(network, "flow_map", False))

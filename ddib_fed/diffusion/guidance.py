@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import product
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from ddib_fed.diffusion.denoiser import (
     Denoiser,
     Places,
     TimeInput,
+    divided,
     kind_of,
     network_times,
     on_device,
@@ -41,8 +41,6 @@ class Classifier:
     """A network that tells the class of noisy data, with how it receives the time."""
 
     def __init__(self, network: nn.Module, time_input: TimeInput = "lambda") -> None:
-        if time_input not in get_args(TimeInput):
-            raise SettingsInvalid(f"there is no time input {time_input!r}", hint="timestep or lambda")
         self.network = network.eval()
         self.time_input = time_input
         self.dtype, self.device = kind_of(network)
@@ -95,7 +93,7 @@ class ClassifierGuided(Wrapped):
         if self.scale == 0.0:
             return v
         gradient = self.classifier.gradient(x, places, cond["y"])
-        return v.sub_(gradient * _over(places.sigma, places.alpha), alpha=self.scale)
+        return v.sub_(divided(gradient * places.sigma, places.alpha), alpha=self.scale)
 
 
 class ClassifierFree(Wrapped):
@@ -132,21 +130,8 @@ class Clipped(Wrapped):
         x0 = x0_from_v(v, x, places.alpha, places.sigma)
         held = x0.clamp(self.low, self.high)
         # From the held x0 alone where it was held: near pure noise x0 is so large that nothing is left of a difference.
-        if not isinstance(
-            places.sigma, Tensor
-        ):  # decided here: a flag on the device would have to be copied there
-            if places.sigma == 0.0:
-                return v
-            return torch.where(x0 == held, v, v_from_x0(held, x, places.alpha, places.sigma))
-        within = (x0 == held) | (places.sigma == 0.0)
-        return torch.where(within, v, v_from_x0(held, x, places.alpha, places.sigma))
-
-
-def _over(numerator: float | Tensor, divisor: float | Tensor) -> float | Tensor:
-    if isinstance(divisor, Tensor):
-        zero = divisor == 0
-        return torch.where(zero, torch.zeros_like(divisor), numerator / torch.where(zero, 1.0, divisor))
-    return numerator / divisor if divisor != 0.0 else 0.0
+        # At sigma = 0, where no solver asks, what was held has v = 0.
+        return torch.where(x0 == held, v, v_from_x0(held, x, places.alpha, places.sigma))
 
 
 def rotated(x: Tensor, rotation: Tensor) -> Tensor:

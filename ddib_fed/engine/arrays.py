@@ -7,14 +7,12 @@ from its row, so it is the same in any batch.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from ddib_fed.data.synthetic import normals, uniforms
 from ddib_fed.diffusion.plans import SolverSettings, interpolate
 from ddib_fed.engine.local_party import LocalParty, only
 from ddib_fed.engine.model import (
@@ -196,20 +194,12 @@ def _digest(picture: Array, seed: int) -> bytes:
     return hashlib.sha256(f"{seed} {little.shape} ".encode() + little.tobytes()).digest()
 
 
-# Apart from the streams that training draws from, whose second number is a step.
-_STREAM = 1 << 62
-_STEPS = 1 << 32
-
-
 def point_draw(seed: int, leg: int, dim: int) -> RowDraw:
     """Noise for points of `dim` coordinates."""
 
     def draw(step: int, rows: slice) -> Array:
-        columns, count = 2 * math.ceil(dim / 2), rows.stop - rows.start
-        u = uniforms(seed, _STREAM + leg * _STEPS + step, count, columns, first=rows.start)
-        pairs = [normals(u[:, i : i + 2]) for i in range(0, columns, 2)]
-        noise: Array = np.concatenate(pairs, axis=1)[:, :dim].astype(np.float32)
-        return noise
+        drawn = np.random.default_rng([seed, leg, step])
+        return drawn.standard_normal((rows.stop, dim), np.float32)[rows.start :]
 
     return draw
 

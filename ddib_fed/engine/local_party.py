@@ -107,14 +107,7 @@ class LocalParty:
         end: Callable[[], object] = lambda: None,
     ) -> Generator[_Outcome, None, None]:
         if self.executor.beside:
-            yield from flowing(
-                items,
-                lambda item, control: begin(item, replace(leg, control=control)),
-                rows=_rows_of,
-                most=self.window,
-                control=leg.control,
-                end=end,
-            )
+            yield from self._flowing(items, leg, begin, end)
             return
         rest = iter(items)
         while True:
@@ -130,6 +123,68 @@ class LocalParty:
                 return
             for begun in group:
                 yield begun.finish()
+
+    def _flowing(
+        self,
+        items: Iterable[_Item],
+        leg: Leg,
+        begin: Callable[[_Item, Leg], Begun[_Outcome]],
+        end: Callable[[], object],
+    ) -> Generator[_Outcome, None, None]:
+        """As `_each`. A thread takes items, begins them while few enough rows are in flight, and closes them.
+
+        `end` is called when the reading ends, by the leg's control or its reader: it must end a wait of `items`.
+        """
+        outer = leg.control or Control()
+        outer.check()
+        own = Control(outer.deadline)
+        window = _Window(self.window, own)
+        # What is under way, with its rows; at last what ended the items, or None. None wakes the reader, too.
+        under_way: queue.SimpleQueue[tuple[Begun[_Outcome], int] | BaseException | None] = queue.SimpleQueue()
+
+        def feed() -> None:
+            ended: BaseException | None = None
+            try:
+                each = iter(items)
+                try:
+                    while not own.cancelled and (item := next(each, None)) is not None:
+                        under_way.put((begin(item, replace(leg, control=own)), _rows_of(item)))
+                        window.add(_rows_of(item))
+                finally:
+                    if isinstance(each, Generator):
+                        each.close()
+            except BaseException as error:  # noqa: BLE001 - raised again for the reader
+                ended = error
+            under_way.put(ended)
+
+        def interrupt() -> None:
+            own.cancel(outer.error)
+            under_way.put(None)
+            window.add(0)
+
+        feeder = threading.Thread(target=feed, name="feeder", daemon=True)
+        with outer.interrupting(interrupt):
+            feeder.start()
+            try:
+                while True:
+                    try:
+                        found = under_way.get(timeout=own.remaining_s())
+                    except queue.Empty:
+                        own.check()
+                        continue
+                    if not isinstance(found, tuple):
+                        own.check()
+                        if found is not None:
+                            raise found
+                        return
+                    begun, count = found
+                    begun.future.exception()  # an executor fails what is cancelled or late at its next step
+                    window.add(-count)
+                    yield begun.finish()
+            finally:
+                interrupt()
+                end()
+                feeder.join()
 
     def _begin_encoding(self, item: ToEncode, leg: Leg) -> Begun[Encoded | Failed]:
         model, sigma = self.model, self.model.sigma(leg.soften)
@@ -357,77 +412,6 @@ def submit_ranges(
     for future in futures:
         future.add_done_callback(one_done)
     return whole
-
-
-def flowing(
-    items: Iterable[_Given],
-    begin: Callable[[_Given, Control], Begun[_Outcome]],
-    *,
-    rows: Callable[[_Given], int],
-    most: int,
-    control: Control | None,
-    end: Callable[[], object] = lambda: None,
-) -> Generator[_Outcome, None, None]:
-    """The outcomes of items, in their order. A thread takes items and begins them while few enough rows are in flight.
-
-    Args:
-        items: Taken, and closed, on the feeding thread.
-        begin: Given an item and a control that ends with the reading.
-        rows: Of an item.
-        most: A further item is begun while fewer rows are in flight.
-        control: Ends the reading, also while it waits.
-        end: Called when the reading ends: it must end a wait of `items`.
-    """
-    outer = control or Control()
-    outer.check()
-    own = Control(outer.deadline)
-    window = _Window(most, own)
-    # What is under way, with its rows; at last what ended the items, or None. None wakes the reader, too.
-    under_way: queue.SimpleQueue[tuple[Begun[_Outcome], int] | BaseException | None] = queue.SimpleQueue()
-
-    def feed() -> None:
-        ended: BaseException | None = None
-        try:
-            each = iter(items)
-            try:
-                while not own.cancelled and (item := next(each, None)) is not None:
-                    under_way.put((begin(item, own), rows(item)))
-                    window.add(rows(item))
-            finally:
-                if isinstance(each, Generator):
-                    each.close()
-        except BaseException as error:  # noqa: BLE001 - raised again for the reader
-            ended = error
-        under_way.put(ended)
-
-    def interrupt() -> None:
-        own.cancel(outer.error)
-        under_way.put(None)
-        window.add(0)
-
-    feeder = threading.Thread(target=feed, name="feeder", daemon=True)
-    with outer.interrupting(interrupt):
-        feeder.start()
-        try:
-            while True:
-                try:
-                    found = under_way.get(timeout=own.remaining_s())
-                except queue.Empty:
-                    own.check()
-                    continue
-                if not isinstance(found, tuple):
-                    own.check()
-                    if found is not None:
-                        raise found
-                    return
-                begun, count = found
-                begun.future.exception()  # an executor fails what is cancelled or late at its next step
-                window.add(-count)
-                yield begun.finish()
-        finally:
-            interrupt()
-            end()
-            feeder.join()
 
 
 class _Window:

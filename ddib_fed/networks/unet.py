@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
@@ -123,34 +122,25 @@ def attending(config: PictureNetwork, channels: int, heads: int) -> AttentionBlo
     return AttentionBlock(channels, heads, new_order=config.use_new_attention_order, groups=config.groups)
 
 
-@dataclass(slots=True)
-class Descent:
-    """The down path, from pictures to the coarsest features."""
-
-    blocks: nn.ModuleList
-    widths: list[int]
-    factor: int = 1
-
-
-def descend(config: PictureNetwork, in_channels: int) -> Descent:
+def descend(config: PictureNetwork, in_channels: int) -> tuple[nn.ModuleList, list[int]]:
+    """The down path, from pictures to the coarsest features, and the channels of each block."""
     channels = config.widths[0]
-    way = Descent(nn.ModuleList([Timed(nn.Conv2d(in_channels, channels, 3, padding=1))]), [channels])
+    blocks, made = nn.ModuleList([Timed(nn.Conv2d(in_channels, channels, 3, padding=1))]), [channels]
     for level, width in enumerate(config.widths):
         for _ in range(config.num_res_blocks):
             layers: list[nn.Module] = [residual(config, channels, width)]
             channels = width
-            if way.factor in config.attention_resolutions:
+            if 2**level in config.attention_resolutions:
                 layers.append(attending(config, channels, config.num_heads))
-            way.blocks.append(Timed(*layers))
-            way.widths.append(channels)
+            blocks.append(Timed(*layers))
+            made.append(channels)
         if level < len(config.widths) - 1:
             learned = Downsample(channels, learned=config.conv_resample)
-            way.blocks.append(
+            blocks.append(
                 Timed(residual(config, channels, resample="down") if config.resblock_updown else learned)
             )
-            way.widths.append(channels)
-            way.factor *= 2
-    return way
+            made.append(channels)
+    return blocks, made
 
 
 def middle(config: PictureNetwork) -> Timed:
@@ -329,24 +319,23 @@ class UNet(nn.Module):
             self.label_emb = nn.Embedding(
                 config.num_classes + config.class_dropout, 4 * config.model_channels
             )
-        way = descend(config, self.in_channels * (self.patch**2 * (1 + config.spectral) + self.global_mean))
-        self.input_blocks = way.blocks
+        entering = self.in_channels * (self.patch**2 * (1 + config.spectral) + self.global_mean)
+        self.input_blocks, skips = descend(config, entering)
         self.middle_block = middle(config)
         heads = config.num_heads if config.num_heads_upsample == -1 else config.num_heads_upsample
         self.output_blocks = nn.ModuleList()
-        channels, skips, factor = config.widths[-1], list(way.widths), way.factor
+        channels = config.widths[-1]
         for level, width in reversed(list(enumerate(config.widths))):
             for index in range(config.num_res_blocks + 1):
                 layers: list[nn.Module] = [residual(config, channels + skips.pop(), width)]
                 channels = width
-                if factor in config.attention_resolutions:
+                if 2**level in config.attention_resolutions:
                     layers.append(attending(config, channels, heads))
                 if level and index == config.num_res_blocks:
                     learned = Upsample(channels, learned=config.conv_resample)
                     layers.append(
                         residual(config, channels, resample="up") if config.resblock_updown else learned
                     )
-                    factor //= 2
                 self.output_blocks.append(Timed(*layers))
         self.out = nn.Sequential(
             GroupNorm32(channels, config.groups),
@@ -453,13 +442,12 @@ class NoisyClassifier(nn.Module):
         self.checkpointing = False
         self.by_block = config.pool.startswith("spatial")
         self.time_embed = TimeEmbed(config.model_channels)
-        way = descend(config, config.in_channels)
-        self.input_blocks = way.blocks
+        self.input_blocks, widths = descend(config, config.in_channels)
         self.middle_block = middle(config)
         last, classes = config.widths[-1], config.out_channels
-        features = sum(way.widths) + last
+        features = sum(widths) + last
         if config.pool == "attention":
-            places = (config.image_size // way.factor) ** 2
+            places = (config.image_size // config.divisor) ** 2
             head = AttentionPool(places, last, config.num_head_channels, classes)
             self.out = nn.Sequential(GroupNorm32(last), nn.SiLU(), head)
         elif config.pool == "adaptive":

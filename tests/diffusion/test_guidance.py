@@ -98,8 +98,6 @@ def test_classifier_guidance_needs_a_class():
     """It cannot steer to nowhere."""
     with pytest.raises(SettingsInvalid, match="class"):
         ClassifierGuided(Denoiser(Unlabelled(), "eps"), Classifier(Bayes()), 1.0)(points(), LEVELS[0])
-    with pytest.raises(SettingsInvalid, match="time input"):
-        Classifier(Bayes(), "clock")
 
 
 @pytest.mark.parametrize(("scale", "calls"), [(0.0, [6]), (1.0, [6]), (3.0, [12])])

@@ -23,7 +23,6 @@ from ddib_fed.engine.local_party import LocalParty, ServingParty, open_party
 from ddib_fed.engine.model import DomainModel, check_decoding, check_encoding
 from ddib_fed.engine.party import (
     Control,
-    Decoded,
     Encoded,
     Failed,
     Leg,
@@ -147,22 +146,6 @@ def test_items_of_any_size_come_in_order_and_as_on_the_calling_thread(beside) ->
         else:
             np.testing.assert_allclose(one.latent.data, other.latent.data, atol=1e-5)
     assert [each.number for each in found[0]] == list(range(5))
-
-
-@pytest.mark.slow
-def test_round_trips_follow_the_decoding_of_each_item() -> None:
-    """Of pictures: samples and latents of each are those of the calling thread."""
-    party = open_party(tiny("south", seed=2), together=2)
-    beside = LocalParty(party.model, Batcher(party.model, rows=2))
-    noise = np.random.default_rng(3).standard_normal((5, 1, 1, 8, 8)).astype(np.float32)
-    items = [ToDecode(n, Latent.from_array(x)) for n, x in enumerate(noise)]
-    found = [list(each.decode_each(items, Leg(SETTINGS, round_trip=True))) for each in (party, beside)]
-    beside.close()
-    for one, other in zip(*found, strict=True):
-        assert isinstance(one, Decoded)
-        np.testing.assert_allclose(one.samples, other.samples, atol=1e-4)
-        np.testing.assert_allclose(one.again.latent.data, other.again.latent.data, atol=1e-3)
-        assert one.again.number == other.again.number == one.number
 
 
 def test_samples_that_are_not_finite_fail_in_their_round_trip_alone() -> None:
@@ -464,16 +447,6 @@ def test_each_side_follows_the_learned_steps_of_its_own_model(learned):
     assert found.back.shape == x.shape
     rotated = translate_array(x, *learned, ArraySettings(LEARNED, calibration=calibration))
     assert np.allclose(rotated.latent, calibration.apply(found.latent), atol=1e-4)
-
-
-def test_learned_steps_that_a_model_does_not_have_are_refused(learned):
-    """Before anything is encoded, by the target's name; whitening is of pictures of the model's own size."""
-    bare = open_party(tiny("south", seed=2, channels=3, spectral=True))
-    with pytest.raises(SettingsInvalid, match="south has learned steps of no evaluations"):
-        translate_array(pictures(1, channels=3), learned[0], bare, ArraySettings(LEARNED))
-    scenes = DomainModel(learned[0].model.bundle.of_scenes(12, 12))
-    with pytest.raises(SettingsInvalid, match="pictures of the model's own size"):
-        Trajectory("decode", torch.zeros(1, 3, 12, 12), Leg(LEARNED)).on(scenes)
 
 
 @pytest.mark.parametrize("kind", ["learned", "distilled"])

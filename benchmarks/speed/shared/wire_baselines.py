@@ -1,4 +1,4 @@
-"""What the wire is measured against: the same bytes over a TLS 1.3 socket, and over a bare gRPC stream."""
+"""What the wire is measured against: the same bytes over a TLS 1.3 socket."""
 
 from __future__ import annotations
 
@@ -6,19 +6,10 @@ import hashlib
 import socket
 import ssl
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import grpc
-
 from ddib_fed.networks.placement import keep_freed_memory, share_heaps
-from ddib_fed.node.server import OPTIONS
-from ddib_fed.protocol.streams import MAX_CHUNK
-from ddib_fed.security.peers import Peer
-from ddib_fed.security.pki import certificate_pem
-from ddib_fed.security.tls import CHANNEL_OPTIONS
 
 LATENT_BYTES = 64 << 20
 PIECE = 1 << 20
@@ -28,9 +19,6 @@ MEBIBYTE = float(1 << 20)
 def as_nodes_do() -> None:
     share_heaps()
     keep_freed_memory()
-
-
-# A socket
 
 
 def serve_raw(folder: Path, port: Connection, rows_back: int) -> None:
@@ -62,7 +50,7 @@ def receive(connection: ssl.SSLSocket, buffer: memoryview) -> None:
 
 
 class Raw:
-    """The sender's half of the first baseline."""
+    """The sender's half of the baseline."""
 
     def __init__(self, port: int, data: memoryview, rows_back: int) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -87,57 +75,3 @@ class Raw:
 
     def close(self) -> None:
         self._socket.close()
-
-
-# A gRPC stream
-
-
-def pieces(data: bytes | memoryview) -> Iterator[bytes]:
-    view = memoryview(data)
-    return (bytes(view[at : at + MAX_CHUNK]) for at in range(0, len(view), MAX_CHUNK))
-
-
-def serve_bare(folder: Path, port: Connection, rows_back: int) -> None:
-    """Takes chunks over a gRPC stream, keeps none, and sends as much back for each latent as the node does."""
-    as_nodes_do()
-    back = bytes(rows_back * 8)
-
-    def answer(chunks: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:  # noqa: ARG001
-        received = 0
-        for chunk in chunks:
-            received += len(chunk)
-            if received == LATENT_BYTES:
-                received = 0
-                yield from pieces(back)
-
-    handler = grpc.stream_stream_rpc_method_handler(answer)
-    server = grpc.server(ThreadPoolExecutor(4), options=OPTIONS)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bare", {"Move": handler}),))
-    leaf = (folder / "state/pki/leaf.key").read_bytes(), (folder / "state/pki/leaf.pem").read_bytes()
-    bound = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([leaf]))
-    server.start()
-    port.send(bound)
-    port.recv()
-
-
-class Bare:
-    """The sender's half of the second baseline."""
-
-    def __init__(self, target: Peer, data: memoryview, rows_back: int) -> None:
-        roots = grpc.ssl_channel_credentials(certificate_pem(*target.roots))
-        name = (("grpc.ssl_target_name_override", target.identity.dns_name),)
-        self._channel = grpc.secure_channel(target.address, roots, options=(*name, *CHANNEL_OPTIONS))
-        self._move = self._channel.stream_stream("/bare/Move")
-        self._data = data
-        self._back_bytes = rows_back * 8
-
-    def run(self, items: int) -> float:
-        """MiB of latents a second."""
-        started = time.perf_counter()
-        chunks = (piece for _ in range(items) for piece in pieces(self._data))
-        received = sum(map(len, self._move(chunks)))
-        assert received == items * self._back_bytes
-        return items * LATENT_BYTES / MEBIBYTE / (time.perf_counter() - started)
-
-    def close(self) -> None:
-        self._channel.close()
