@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.calibration.directed import DIRECTIONS, OUT, ROOT, Directed
 from ddib_fed.calibration.aggregate import Aggregate, count_array
-from ddib_fed.calibration.record import Calibration, Kind, read_calibration, write_calibration
+from ddib_fed.calibration.record import Calibration, read_calibration, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import open_party
@@ -32,6 +32,7 @@ from ddib_fed.evaluation.metrics import calibrate_by_chance
 from ddib_fed.files import write_json
 from ddib_fed.models.bundle import CALIBRATION_FILE, amend_bundle, load_bundle
 from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
+from ddib_fed.protocol.contract import CalibrationKind
 from ddib_fed.training.calibrating import CalibrationRequest, from_aggregate, side
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import TrainingProgress, train
@@ -40,7 +41,7 @@ from tests.engine.stages import translate_array
 
 MADE = ROOT / "build" / "calibrated"
 PRETRAINED = ROOT / "ddib_fed" / "models" / "pretrained"
-KINDS: tuple[Kind, ...] = ("rotation", "colour-map")
+KINDS: tuple[CalibrationKind, ...] = ("rotation", "colour-map")
 DEPTHS = {"rotation": (1.0,), "colour-map": (1.0, 0.7)}
 STEPS, BATCH = 400, 32
 DAYS = 3650
@@ -130,7 +131,7 @@ def ship(folder: Path, source: str, target: str) -> None:
     shutil.copyfile(path_of(folder, "colour-map"), out / CALIBRATION_FILE)
 
 
-def path_of(folder: Path, kind: Kind) -> Path:
+def path_of(folder: Path, kind: CalibrationKind) -> Path:
     return folder.parent / (f"{folder.name}.json" if kind == "colour-map" else f"{folder.name}-{kind}.json")
 
 

@@ -23,10 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ddib_fed.calibration.aggregate import Aggregate, Cells, Floats, Numbers, thinned
-from ddib_fed.calibration.record import Effect, Kind
+from ddib_fed.calibration.record import Effect
 from ddib_fed.errors import CalibrationIneffective, InputError, ShapeMismatch, UsageError, extra
 from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation, monomials
+from ddib_fed.protocol.contract import CalibrationKind
 
 Rows = npt.NDArray[np.int64]
 
@@ -97,7 +98,7 @@ def propose(
     pictures: Floats,
     normalisation: Normalisation,
     aggregate: Aggregate,
-    kind: Kind,
+    kind: CalibrationKind,
     *,
     seed: int = 0,
     force: bool = False,
@@ -128,7 +129,7 @@ def propose(
     return Proposal(mapped, judged(effect_of(found, mapped, colours, target, seed=seed), force=force))
 
 
-def check_kind(kind: Kind, channels: int, *, anchored: bool) -> None:
+def check_kind(kind: CalibrationKind, channels: int, *, anchored: bool) -> None:
     """Return if a calibration of this kind can be made for pictures of so many channels."""
     if kind == "tone" and not anchored:
         raise UsageError(
@@ -372,7 +373,7 @@ def fit(
     source: Floats,
     target: Floats,
     units: tuple[Normalisation, Normalisation],
-    kind: Kind,
+    kind: CalibrationKind,
     *,
     seed: int = 0,
     force: bool = False,

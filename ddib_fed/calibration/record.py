@@ -53,6 +53,7 @@ from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.names import is_domain, is_institution
+from ddib_fed.protocol.contract import CalibrationKind
 from ddib_fed.security.identity import (
     MAX_CERTIFICATE_BYTES,
     Identity,
@@ -64,10 +65,7 @@ from ddib_fed.security.pki import CLOCK_SKEW, TlsCredentials
 from ddib_fed.v1 import calibration_pb2 as pb
 from ddib_fed.v1.common_pb2 import CalibrationTerms
 
-Kind = Literal["rotation", "tone", "colour-map"]
-"""What the map is: an orthogonal change of the channels, a curve of grey, a map of colours."""
-KINDS: Final[tuple[Kind, ...]] = ("rotation", "tone", "colour-map")
-RETRAINED: Final[frozenset[Kind]] = frozenset({"tone", "colour-map"})
+RETRAINED: Final[frozenset[CalibrationKind]] = frozenset({"tone", "colour-map"})
 """Kinds that need the source's model trained on its mapped pictures."""
 Side = Literal["source", "target"]
 SIDES: Final[tuple[Side, Side]] = ("source", "target")
@@ -154,7 +152,7 @@ class Calibration(_Section):
     """What both institutions sign: the source applies the map to its own pictures, it leads to the target's units."""
 
     format: Literal[1] = 1
-    kind: Kind
+    kind: CalibrationKind
     source: CalibratedSide
     target: CalibratedSide
     map: ChannelMap

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
         CalibratedSide,
         Calibration,
         CalibrationStore,
-        Kind,
         Side,
         SignedCalibration,
     )
     from ddib_fed.node.config import NodeConfig
+    from ddib_fed.protocol.contract import CalibrationKind
     from ddib_fed.training.calibrating import CalibrationRequest
 
 NAME = click.argument("name", metavar="DIGEST")
@@ -52,7 +52,7 @@ EPSILON = option(
 class _Options:
     """What a calibration is to be made of; `pictures` are this side's and, in one process, the target's."""
 
-    kind: Kind
+    kind: CalibrationKind
     pictures: tuple[str, ...]
     anchors: tuple[Path, Path] | None
     days: int

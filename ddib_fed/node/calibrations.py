@@ -21,7 +21,6 @@ from ddib_fed.calibration.record import (
     RECALIBRATE,
     Calibration,
     CalibrationStore,
-    Kind,
     Place,
     Side,
     Signature,
@@ -60,7 +59,7 @@ from ddib_fed.node.certificates import own_credentials
 from ddib_fed.node.config import PolicySection
 from ddib_fed.node.policy import check_use
 from ddib_fed.node.role import NodeContext, load_hosted
-from ddib_fed.protocol.contract import PROTOCOL, calibration_text, check_side
+from ddib_fed.protocol.contract import PROTOCOL, CalibrationKind, calibration_text, check_side
 from ddib_fed.protocol.details import at_fault, checking_answers, failure_of_peer, status_of
 from ddib_fed.security.audit import lines_of, note, parsed
 from ddib_fed.security.diagnosis import TIMEOUT_S
@@ -132,7 +131,7 @@ def check_decodable(
     check_target(node.running_engine.model.manifest)
 
 
-def allow(kind: Kind, policy: PolicySection) -> str:
+def allow(kind: CalibrationKind, policy: PolicySection) -> str:
     kinds = ", ".join(f'"{each}"' for each in (*policy.calibration, kind))
     return f"[policy] calibration = [{kinds}]"
 

@@ -31,7 +31,6 @@ from ddib_fed.calibration.fit import MOST_PICTURES, Proposal, check_kind, fit, p
 from ddib_fed.calibration.record import (
     CalibratedSide,
     Calibration,
-    Kind,
     Making,
     Place,
     units_digest,
@@ -44,6 +43,7 @@ from ddib_fed.evaluation.metrics import Pictures, picture_rule
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.units import Normalisation
+from ddib_fed.protocol.contract import CalibrationKind
 from ddib_fed.terminal import console, say
 from ddib_fed.training.sources import own_samples, shipped_name
 
@@ -215,7 +215,7 @@ class LocalTarget:
 class CalibrationRequest:
     """What is asked of a calibration; the target's units come with what it gives."""
 
-    kind: Kind
+    kind: CalibrationKind
     source: CalibratedSide
     target: Place
     days: int

@@ -1,16 +1,13 @@
 """What a side, the limits and a contract may hold, when two sides agree, and what the contract's digest is over."""
 
 import json
-from typing import get_args
 
 import pytest
 
-from ddib_fed.calibration.record import KINDS, Kind
 from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import ContractMismatch, DdibError, MessageInvalid, PolicyDenied, SettingsInvalid
 from ddib_fed.protocol.check import check
 from ddib_fed.protocol.contract import (
-    CALIBRATION_KINDS,
     Contract,
     agree,
     calibration_text,
@@ -239,11 +236,6 @@ def test_an_answer_with_another_calibration_is_refused(other):
         confirmed(contract(sample_kind="picture", calibration=other), **pictures)
     (difference,) = caught.value.differences
     assert (difference.field, difference.source) == ("calibration", calibration_text(TERMS))
-
-
-def test_the_kinds_of_calibrations_are_those_of_the_signed_record():
-    """The wire knows no torch and therefore no record: it has a list of its own."""
-    assert CALIBRATION_KINDS == KINDS == get_args(Kind)
 
 
 # Guidance
