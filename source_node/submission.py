@@ -318,12 +318,11 @@ class Staging:
     def _require_room(self, size_bytes: int) -> None:
         most, used = self._store.limits.max_spool_bytes, self._spool.used_bytes
         own = self._held + self._receiving.count(self.owner)
-        for what, full, limit in (
-            ("the spool is full", used + size_bytes > most, most),
-            ("this client has its share of the spool", not within_share(own, most - used, most), own),
-        ):
-            if full:
-                raise QueueFull(what, facts={"limit_bytes": limit}, retry_after_s=QUEUE_FULL_S)
+        if used + size_bytes > most:
+            raise QueueFull("the spool is full", facts={"limit_bytes": most}, retry_after_s=QUEUE_FULL_S)
+        if not within_share(own, most - used, most):
+            what = "this client has its share of the spool"
+            raise QueueFull(what, facts={"limit_bytes": own}, retry_after_s=QUEUE_FULL_S)
 
     def _close_file(self) -> None:
         if self._incoming is not None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Final, Generic, Self, TypeVar
 
 import grpc
@@ -72,29 +73,29 @@ class _Call:
 grpc.Call.register(_Call)  # type: ignore[attr-defined]  # the stubs do not know that it is an ABC
 
 
+@dataclass(frozen=True, slots=True)
 class _Method:
     """A method of a stub."""
 
-    def __init__(self, method: Any, channel: CheckedChannel, *, streams: bool) -> None:
-        self._method = method
-        self._channel = channel
-        self._streams = streams
+    method: Any
+    channel: CheckedChannel
+    streams: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._streams:
-            return _Call(self._open(self._method, *args, **kwargs), self._channel)
-        answer, call = self._open(self._method.with_call, *args, **kwargs)
-        self._channel.clock_s = clock_difference(call.trailing_metadata())
-        return self._channel.checked(answer)
+        if self.streams:
+            return _Call(self._open(self.method, *args, **kwargs), self.channel)
+        answer, call = self._open(self.method.with_call, *args, **kwargs)
+        self.channel.clock_s = clock_difference(call.trailing_metadata())
+        return self.channel.checked(answer)
 
     def future(self, *args: Any, **kwargs: Any) -> _Call:
-        return _Call(self._open(self._method.future, *args, **kwargs), self._channel)
+        return _Call(self._open(self.method.future, *args, **kwargs), self.channel)
 
     def _open(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
             return call(*args, **kwargs)
         except ValueError as error:  # what gRPC raises for a closed channel
-            hop = self._channel.hop
+            hop = self.channel.hop
             raise PeerUnreachable(f"the channel to {hop} was closed", hop=hop) from error
 
 
