@@ -189,20 +189,18 @@ class Pair:
     def translate(self, files: Path, out: Path, *further: str) -> None:
         run_command("translate", files, "--to", self.to, "--out", out, *further, "--profile", self.profile)
 
-    def calibrate(self, kind: str) -> Calibration:
+    def calibrate(self, kind: str, *, draws: int = DRAWS) -> Calibration:
         """Publish, and agree on a calibration; where the published noise does not support one, publish again."""
-        for draw in range(1, DRAWS + 1):
-            again = ("--force",) if draw > 1 else ()
-            words = ("--pictures", self.target.domain, "--yes", *again)
-            published = run_command("calibrate", "publish", *words, "--config", self.target.config_path)
-            say(*published.splitlines())
-            try:
-                return self.agree(kind)
-            except CalibrationIneffective as error:
-                if draw == DRAWS:
-                    raise
-                say(f"refused: {error.detail}", "the noise is drawn once more: these pictures are public")
-        raise AssertionError
+        again = () if draws == DRAWS else ("--force",)
+        words = ("--pictures", self.target.domain, "--yes", *again, "--config", self.target.config_path)
+        say(*run_command("calibrate", "publish", *words).splitlines())
+        try:
+            return self.agree(kind)
+        except CalibrationIneffective as error:
+            if draws == 1:
+                raise
+            say(f"refused: {error.detail}", "the noise is drawn once more: these pictures are public")
+            return self.calibrate(kind, draws=draws - 1)
 
     def agree(self, kind: str) -> Calibration:
         """Calibrate the source to what the target published, and sign it at both, as their operators do."""

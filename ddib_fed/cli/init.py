@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 HELP: Final = "ddib init --help"
 LISTEN: Final = "127.0.0.1:7443"
 USUAL_NODE: Final = "node-1"
+ROLES: dict[str, tuple[Role, ...]] = {
+    "source": ("source",),
+    "target": ("target",),
+    "both": ("source", "target"),
+}
 
 
 def addresses(listen: str | None, address: str | None, example: str) -> tuple[str, str]:
@@ -199,7 +204,7 @@ def init() -> None:
     "--institution NAME",
     "DNS name of the institution, in lower case. Default: the host of --address, else this machine's under .internal.",
 )
-@option("--role", "What the node does.", ("source", "target", "both"), required=True)
+@option("--role", "What the node does.", tuple(ROLES), required=True)
 @option(
     "--model NAME|DIR",
     "The model that it hosts: a shipped one (satellite, relief, moons, ...), which is copied, or a folder. Without it "
@@ -253,7 +258,7 @@ def node(
     config = make_node(
         out,
         institution=institution,
-        roles=("source", "target") if role == "both" else (role,),  # type: ignore[arg-type]
+        roles=ROLES[role],
         domain=domain,
         model=model,
         classifier=classifier,

@@ -158,7 +158,7 @@ def _translate(
     on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     own, other = (open_party(each, "cuda:0" if on_gpu else "cpu", threads=config.threads) for each in models)
     client = InProcess(own, other, ProcessOptions(seed=config.seed, calibration=agreed))
-    header = job_header(client.target, Settings(evaluations=wanted.evaluations), cycle=True, keep_latent=True)
+    header = job_header(client.target, Settings(evaluations=wanted.evaluations), cycle=True)
     names = [entry.path.relative_to(source.held_root).as_posix() for entry in source.held_out]
     items = [
         FileItem(name, file, path=entry.path)
@@ -205,10 +205,7 @@ class _StepProgress(RunProgress):
 
 def _judge(out: Path, source: _Side, target: _Side, model: Bundle) -> tuple[Figures, list[str]]:
     """The report of `ddib evaluate` on a folder of translations, at the size of the models, and notes on it."""
-    reading: dict[str, Any] = {
-        "source": source.held_root,
-        "size": model.manifest.sample_shape[1],
-    }
+    reading: dict[str, Any] = {"source": source.held_root, "size": model.manifest.sample_shape[1]}
     notes = []
     try:
         report, _ = evaluate_folder(out, domain=target.folder.root, **reading)

@@ -17,7 +17,7 @@ from ddib_fed.data.pictures import Geometry, ImageLimits, Picture, Pixels, bands
 from ddib_fed.data.points import explain, name_file
 from ddib_fed.errors import PictureMisfit, SettingsInvalid, ShapeMismatch
 
-Problem = Literal["type", "scale", "unit", "window", "colour"]
+Problem = Literal["type", "scale", "window", "colour"]
 
 TYPE_RANGES: Final = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "int16": (-32768.0, 32767.0)}
 """The range of each integer type."""
@@ -72,7 +72,7 @@ def check_numbers(picture: Picture, low: float, high: float, *, windows: bool = 
     use = Use(least, most, clipped, clipped / pixels.size, far / pixels.size, used)
     problem = _problem(pixels.dtype, low, high, use)
     if problem is not None and not (windows and problem == "window"):
-        raise _misfit(pixels.shape[2], pixels.dtype, problem, low, high, use)
+        raise _misfit(pixels, problem, low, high, use)
     return use
 
 
@@ -86,7 +86,7 @@ def check_fit(picture: Picture, rule: PictureRule, *, windows: bool = False, gre
         blocks = (picture.pixels[start:stop].astype(np.float32) for start, stop in bands(height, width))
         count = sum(int(np.count_nonzero(np.ptp(block, axis=2) > least)) for block in blocks)
         if count > FEW * height * width:
-            raise _misfit(3, picture.pixels.dtype, "colour", rule.low, rule.high, use)
+            raise _misfit(picture.pixels, "colour", rule.low, rule.high, use)
     return use
 
 
@@ -97,7 +97,7 @@ def _problem(dtype: np.dtype[np.generic], low: float, high: float, use: Use) -> 
     if span is not None and min(span[1], high) - max(span[0], low) < LEAST_HELD * width:
         return "type"
     if span is None and -1 <= use.low < use.high <= 1 and width >= UNIT_WIDTH:
-        return "unit"
+        return "scale"
     _, most_outside, most_beyond = allowance = _allowance(dtype, low, high, use.low)
     beyond = max(low - use.low, use.high - high)
     if use.far <= FEW and use.outside <= most_outside and beyond <= most_beyond * width:
@@ -114,13 +114,12 @@ def _allowance(
     return _SIGNED_WINDOW if least < 0 else _WINDOW
 
 
-def _misfit(
-    channels: int, dtype: np.dtype[np.generic], problem: Problem, low: float, high: float, use: Use
-) -> PictureMisfit:
-    least, most = _own_range(dtype, problem, use)
+def _misfit(pixels: Pixels, problem: Problem, low: float, high: float, use: Use) -> PictureMisfit:
+    least, most = _own_range(pixels.dtype, problem, use)
+    colours = "RGB" if pixels.shape[2] == 3 else "grey"
     facts = {
         "problem": problem,
-        "holds": f"{'RGB' if channels == 3 else 'grey'} {dtype.name} from {use.low:g} to {use.high:g}",
+        "holds": f"{colours} {pixels.dtype.name} from {use.low:g} to {use.high:g}",
         "takes": "grey pictures" if problem == "colour" else f"{low:g} to {high:g}",
         "fits": f"{least:g}:{most:g}",
         "range": f"{low:g}:{high:g}",
@@ -131,7 +130,7 @@ def _misfit(
 
 def _own_range(dtype: np.dtype[np.generic], problem: Problem, use: Use) -> tuple[float, float]:
     """The probable range of a model for such pictures, judging from one picture."""
-    if problem == "unit":
+    if problem == "scale" and dtype.kind == "f" and -1 <= use.low < use.high <= 1:
         return (0.0, 1.0) if use.low >= 0 else (-1.0, 1.0)
     if problem != "window" and dtype == np.uint8:
         return TYPE_RANGES["uint8"]

@@ -182,17 +182,15 @@ def _header(content: bytes) -> Header | None:
         return None
 
 
-_OTHER_SCALE: Final = (
-    "its values are of another scale",
-    "bring its values to {takes}, or use a model trained with --range {fits}",
-)
 _REASONS: Final[Mapping[str, tuple[str, str]]] = {
     "type": (
         "its type cannot hold these values",
         "save it in the model's own units, or use a model trained with --range {fits}",
     ),
-    "scale": _OTHER_SCALE,
-    "unit": _OTHER_SCALE,
+    "scale": (
+        "its values are of another scale",
+        "bring its values to {takes}, or use a model trained with --range {fits}",
+    ),
     "window": (
         "too many of its values lie outside of that",
         "use a model trained with --range {fits}, or clip it first if that is meant",
@@ -224,7 +222,7 @@ def name_file(error: DdibError, name: str) -> DdibError:
     if isinstance(error, PictureMisfit | KindMismatch):
         detail, hint = explain(error.facts, name)
         return type(error)(detail or f"{name}: {error.detail}", hint=hint or error.hint, facts=error.facts)
-    pixels, limit = (str(error.facts.get(key, "")) for key in ("pixels", "limit_pixels"))
+    pixels, limit = (error.facts.get(key, "") for key in ("pixels", "limit_pixels"))
     if isinstance(error, ImageTooLarge) and pixels.isdecimal() and limit.isdecimal():
         path = PurePath(name)
         smaller, most = path.with_name(f"{path.stem}-smaller.png"), shlex.quote(f"{limit}@>")

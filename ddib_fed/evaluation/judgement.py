@@ -325,10 +325,7 @@ def tables(report: Figures) -> list[FigureTable]:
     if (latent := report.get("latent")) is not None:
         keys = ("mean", "std", "kurtosis", "correlation")
         rows = [("latents", *(latent[key] for key in keys))]
-        note = "Correlation of two pixels of a patch of 8 x 8, of the median picture; kept latents are taken together."
-        if "noise_correlation" in latent:
-            rows.append(("true noise", 0.0, 1.0, 0.0, latent["noise_correlation"]))
-            note = "Mean correlation of two pixels of a patch of 8 x 8; few patches make that of true noise large too."
+        note = "Correlation of two pixels of a patch of 8 x 8, of the median picture."
         made.append(FigureTable("Latents", ("", *keys), tuple(rows), note))
     return made
 

@@ -347,8 +347,6 @@ def calibrate_by_chance(
     others: NDArray[Any],
     *,
     units: Normalisation,
-    pairs: int = CHANCE_PAIRS,
-    seed: int = 0,
 ) -> StructureThresholds:
     """Thresholds from unrelated pictures: the level of a translation that lost its picture."""
     from ddib_fed.models.manifest import StructureThresholds
@@ -357,7 +355,7 @@ def calibrate_by_chance(
         raise ShapeMismatch(
             f"pictures of shape {some.shape} make no pairs with those of shape {others.shape}"
         )
-    drawn = np.random.default_rng(seed).integers(0, len(some) * len(others), pairs)
+    drawn = np.random.default_rng(0).integers(0, len(some) * len(others), CHANCE_PAIRS)
     first, second = np.unravel_index(np.unique(drawn), (len(some), len(others)))
     block = max(1, _BLOCK_PIXELS // int(np.prod(some.shape[1:])))
     blocks = []

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,10 @@ from ddib_fed.data.points import name_file
 from ddib_fed.engine.record import Part, PictureFigures, Translation
 from ddib_fed.errors import FileMissing, PictureMisfit, UsageError
 from ddib_fed.evaluation.judgement import Figures, judge
-from ddib_fed.evaluation.metrics import Pictures, to_channels, whiteness
+from ddib_fed.evaluation.metrics import Pictures, to_channels
+
+if TYPE_CHECKING:
+    from ddib_fed.models.manifest import StructureThresholds
 
 OnRead = Callable[[int, int], None]
 Span = tuple[float, float]
@@ -222,11 +225,14 @@ def _thinned(folder: Path) -> list[Path]:
     return [paths[i] for i in np.linspace(0, len(paths) - 1, min(DOMAIN_PICTURES, len(paths))).astype(int)]
 
 
-def evaluate_folder(folder: Path, *, by_folder: bool = False, **reading: Any) -> tuple[Figures, Translations]:
-    """The report on a folder of translations as JSON values, and its pictures; the marks in the records count.
+def evaluate_folder(
+    folder: Path, *, thresholds: StructureThresholds | None = None, by_folder: bool = False, **reading: Any
+) -> tuple[Figures, Translations]:
+    """The report on a folder of translations as JSON values, and its pictures.
 
     Args:
         folder: The folder.
+        thresholds: Of structure; without them the marks in the records count.
         by_folder: Intervals draw whole folders of pictures.
         reading: Arguments of `read_translations`.
     """
@@ -241,6 +247,7 @@ def evaluate_folder(folder: Path, *, by_folder: bool = False, **reading: Any) ->
         truth=found.truth,
         back=found.back,
         domain=found.domain,
+        thresholds=thresholds,
         recorded={key: np.array(values, np.float64) for key, values in figures.items() if None not in values},
         marks=[record.doubtful for record in found.records],
         clusters=np.array([str(PurePosixPath(name).parent) for name in found.names]) if by_folder else None,
@@ -260,18 +267,6 @@ def evaluate_folder(folder: Path, *, by_folder: bool = False, **reading: Any) ->
         {"name": name, **row} for name, row in zip(found.names, report["pictures"], strict=True)
     ]
     return report, found
-
-
-def latent_figures(latents: NDArray[np.float32]) -> Figures:
-    """Joint statistics of latents (N, C, H, W), beside those of noise."""
-    import torch
-
-    measured = whiteness(torch.from_numpy(latents))
-    return {
-        **asdict(measured.latent),
-        "noise_correlation": measured.noise.correlation,
-        "ratio": measured.ratio,
-    }
 
 
 def _of_records(records: Sequence[Translation]) -> Figures | None:

@@ -46,13 +46,6 @@ class DifferentialPrivacy(_Frozen):
     accountant: Literal["prv", "rdp"] = "prv"
     initial: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
-    def __str__(self) -> str:
-        return (
-            f"epsilon {self.epsilon:.4g} at delta {self.delta:g} for each training {self.unit}, by the accountant "
-            f"{self.accountant}: {self.steps} steps, noise multiplier {self.noise_multiplier:.4g}, clip {self.clip:g}, "
-            f"sampling rate {self.sampling_rate:.4g}, {self.draws} draws of a sample"
-        )
-
 
 class PictureFormat(_Frozen):
     """How picture files become the network's pictures, and back."""

@@ -135,29 +135,26 @@ def check_target(client: str, institution: str, domain: str, policy: PolicySecti
         raise _denied("clients", detail, hint, target=target[:200])
 
 
+def _require_least(setting: str, what: str, found: float, least: float, who: str, hint: str) -> None:
+    if found < least:
+        name = setting.removeprefix("least_")
+        detail = f"{what} {found:g}, where {who} demands at least {least:g}"
+        raise _denied(setting, detail, hint, **{name: f"{found:g}", "least": f"{least:g}"})
+
+
 def check_softening(soften_sigma: float, policy: PolicySection) -> None:
     """Return if pictures are softened enough under a contract."""
+    hint = (
+        "a model with more softening (ddib model train --soften-sigma), or a lower policy.least_soften_sigma"
+    )
     least = policy.least_soften_sigma
-    if soften_sigma < least:
-        raise _denied(
-            "least_soften_sigma",
-            f"pictures softened to {soften_sigma:g}, where at least {least:g} is demanded",
-            "a model with more softening (ddib model train --soften-sigma), or a lower policy.least_soften_sigma",
-            soften_sigma=f"{soften_sigma:g}",
-            least=f"{least:g}",
-        )
+    _require_least("least_soften_sigma", "pictures softened to", soften_sigma, least, "the policy", hint)
 
 
 def check_settings(settings: SolverSettings, policy: PolicySection, *, where: str) -> None:
     """Return if latents of these settings are allowed here."""
-    if settings.depth < policy.least_depth:
-        raise _denied(
-            "least_depth",
-            f"a depth of {settings.depth:g} where at least {policy.least_depth:g} is allowed",
-            "omit --depth, or let the operators of both nodes lower policy.least_depth",
-            depth=f"{settings.depth:g}",
-            least=f"{policy.least_depth:g}",
-        )
+    hint = "omit --depth, or let the operators of both nodes lower policy.least_depth"
+    _require_least("least_depth", "a depth of", settings.depth, policy.least_depth, where, hint)
     if settings.encoder not in policy.encoders:
         allowed = ", ".join(policy.encoders) or "none"
         raise _denied(
@@ -172,14 +169,9 @@ def check_settings(settings: SolverSettings, policy: PolicySection, *, where: st
 
 def check_evaluations(settings: SolverSettings, least: int, *, where: str) -> None:
     """Return if latents may be made with so few evaluations."""
-    if settings.solver != "flow-map" and settings.evaluations < least:
-        raise _denied(
-            "least_evaluations",
-            f"{settings.evaluations} evaluations, where {where} demands at least {least}",
-            f"--evaluations {least} or more",
-            evaluations=settings.evaluations,
-            least=least,
-        )
+    if settings.solver != "flow-map":
+        found, hint = settings.evaluations, f"--evaluations {least} or more"
+        _require_least("least_evaluations", "evaluations:", found, least, where, hint)
 
 
 def offered_guidance(model: DomainModel, policy: PolicySection) -> GuidanceTerms:

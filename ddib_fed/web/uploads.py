@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import re
 import shutil
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -97,7 +96,6 @@ MAX_FILES: Final = 20_000
 MAX_NAME: Final = 400
 DROPPED: Final = "dicom"
 """Name of the folder with the files of a translation; after it are called the results of DICOM files."""
-_DIGITS: Final = re.compile(r"(\d+)")
 _ONE_AT_A_TIME: Final = threading.Lock()
 """A volume or a map takes a few times its size while it is read, and files are dropped several at once."""
 
@@ -154,7 +152,7 @@ class Uploads:
 
     def list(self) -> tuple[Upload, ...]:
         with self._lock:
-            return tuple(sorted(self._files.values(), key=lambda each: natural(each.label)))
+            return tuple(sorted(self._files.values(), key=lambda each: each.label.casefold()))
 
     def remove(self, number: int) -> None:
         with self._lock:
@@ -176,13 +174,6 @@ class Uploads:
     def put_back(self, files: Sequence[Upload]) -> None:
         with self._lock:
             self._files.update({each.number: each for each in files})
-
-
-def natural(name: str) -> tuple[tuple[int, int | str], ...]:
-    """A key by which names are sorted with the numbers in them as numbers."""
-    return tuple(
-        (0, int(part)) if part.isdecimal() else (1, part.casefold()) for part in _DIGITS.split(name) if part
-    )
 
 
 def safe_label(name: str) -> str:

@@ -38,7 +38,7 @@ FITS = {
 MISFITS = {
     "16 bits": (photo("uint16") * 257, BYTES, "scale", "0:65535"),
     "8 bits for 16": (photo(), WORDS, "type", "0:255"),
-    "floats of [0, 1] for 8 bits": (photo("float32") / 255, BYTES, "unit", "0:1"),
+    "floats of [0, 1] for 8 bits": (photo("float32") / 255, BYTES, "scale", "0:1"),
     "Hounsfield for 8 bits": (slice_of_a_body(), BYTES, "scale", "-3024:3071"),
     "12 bits for 8": (photo("uint16") * 16, BYTES, "scale", "0:4095"),
 }

@@ -208,7 +208,7 @@ def test_softening_has_a_floor() -> None:
     """Of the contract, which is the models'."""
     policy = PolicySection(least_soften_sigma=0.05)
     check_softening(0.05, policy)
-    with pytest.raises(PolicyDenied, match=r"0\.02, where at least 0\.05"):
+    with pytest.raises(PolicyDenied, match=r"0\.02, where the policy demands at least 0\.05"):
         check_softening(0.02, policy)
 
 

@@ -102,7 +102,7 @@ def test_no_certificate_is_signed_for_who_is_withdrawn(north, tmp_path, capsys):
     run(["pki", "withdraw", ALICE, "--config", str(north)])
     for words in (
         ["pki", "issue", str(tmp_path / "a" / "alice.csr"), "--yes", "--config", str(north)],
-        ["init", "client", "--node-config", str(north), "--name", "alice"],
+        ["init", "client", "--config", str(north), "--name", "alice"],
     ):
         assert run([*words, "--out", str(tmp_path / "out")]) == ExitCode.REFUSED
         assert "is withdrawn in" in capsys.readouterr().err

@@ -55,12 +55,17 @@ def test_start_and_stop_have_their_lines(config: NodeConfig) -> None:
 def test_files_that_somebody_changed_by_hand_are_written_down(
     config: NodeConfig, running: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A peer that no command admitted, its removal, a withdrawal, another certificate: each at the next look."""
+    """A peer admitted, suspended, resumed and removed without a command, a withdrawal, another certificate."""
     caplog.set_level(logging.INFO, logger="ddib_fed.node.admin")
     north = make_institution(tmp_path / "north", "north.example")
     look = running.daemon._look
     store = peer_store(config)
     store.add(north.peer(), fingerprints=north.peer().fingerprints)
+    look()
+    free = store.file.read_bytes()
+    store.file.write_bytes(free.replace(b'"suspended": {}', b'"suspended": {"north.example": "audit"}'))
+    look()
+    store.file.write_bytes(free)
     look()
     store.remove("north.example")
     look()
@@ -74,6 +79,8 @@ def test_files_that_somebody_changed_by_hand_are_written_down(
     assert changes == [
         "added peer north.example: spiffe://north.example/node/node-1 at 127.0.0.1:7443",
         f"added root {fingerprint} of north.example",
+        "added suspended north.example",
+        "removed suspended north.example",
         "removed peer north.example: spiffe://north.example/node/node-1 at 127.0.0.1:7443",
         f"removed root {fingerprint} of north.example",
         "added withdrawn spiffe://south.example/client/bob",
