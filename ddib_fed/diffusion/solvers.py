@@ -16,6 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -239,14 +240,11 @@ def recurrence_of(start: Callable[[Tensor], Solver], evaluations: int) -> Recurr
     return Recurrence(levels, to, tuple(scales.tolist()), weights)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RecurrenceTable:
-    """The numbers of some recurrences, one under the other, E of all their evaluations.
+class RecurrenceTable(NamedTuple):
+    """Some recurrences, one under the other: E evaluations in all.
 
-    Attributes:
-        levels: The levels, and those asked to.
-        starts: The first evaluation of each recurrence.
-        numbers: Scale and weights (1 + window, E) float32, with zeros to the longest window.
+    `starts` are the first evaluations of each; `numbers` are scale and weights (1 + window, E) float32, with zeros to
+    the longest window.
     """
 
     levels: LevelTable
@@ -260,13 +258,13 @@ def table_of(recurrences: tuple[Recurrence, ...], device: torch.device) -> Recur
     window = max(each.window for each in recurrences)
     numbers: list[list[float]] = []
     starts: dict[Recurrence, int] = {}
+    levels: list[Level] = []
+    to: list[Level | None] = []
     for each in recurrences:
         starts[each] = len(numbers)
+        levels += each.levels
+        to += each.to
         for scale, weights in zip(each.scales, each.weights, strict=True):
             numbers.append([scale, *weights, *(0.0,) * (window - len(weights))])
-    levels = LevelTable.of(
-        [level for each in recurrences for level in each.levels],
-        [to for each in recurrences for to in each.to],
-    )
     on_device = torch.tensor(numbers, dtype=torch.float32).T.contiguous().to(device)
-    return RecurrenceTable(levels, starts, on_device)
+    return RecurrenceTable(LevelTable.of(levels, to), starts, on_device)

@@ -248,7 +248,7 @@ class Translation(_Section):
         return self.model_copy(update={"doubtful": bool(doubts), "doubts": tuple(doubts)})
 
     def stored(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude_none=True, exclude_unset=False)
+        return self.model_dump(mode="json", exclude_none=True)
 
     def to_json(self) -> bytes:
         return (json.dumps(self.stored(), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
