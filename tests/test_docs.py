@@ -28,7 +28,6 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    """To files of this repository, and to headings of its pages."""
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
         name, _, anchor = target.partition("#")
         found = (page.parent / name) if name else page
@@ -58,7 +57,6 @@ def test_commands_of_the_pages_exist() -> None:
 
 
 def test_pages_that_the_code_names_are_there() -> None:
-    """In hints, help and comments."""
     for path in CODE:
         for name in re.findall(r"docs/[\w/-]+\.md", path.read_text()):
             assert (ROOT / name).exists(), f"{path.relative_to(ROOT)}: {name}"

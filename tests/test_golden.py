@@ -81,7 +81,6 @@ def changed(folder: Path, *, config=None, **outputs) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(("output", "spoil"), [("eps", float("nan")), ("decoded", 1e-3)])
 def test_ends_one_when_an_output_differs(output, spoil, tmp_path, capsys):
-    """One number off, in any output, is found; so is NaN."""
     value = golden.read_golden(FILE).io[output].clone()
     value[0, 0] += spoil * value.abs().max()
     assert golden.main([str(changed(tmp_path, **{output: value}))]) == 1

@@ -14,7 +14,7 @@ from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Mak
 from ddib_fed.cli import demo as program
 from ddib_fed.cli.demo import MARKER, NODES, demonstrate, finish, node_state, prepare
 from ddib_fed.cli.demo_figures import Bound, ChosenPictures, DemoPart, measure_pictures, measure_points
-from ddib_fed.data.pictures import decode_image, encode_png
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.data.shipped import SHIPPED, ShippedPictures
 from ddib_fed.data.synthetic import sample
 from ddib_fed.engine.record import CycleError, SolverUsed, Translation
@@ -44,7 +44,6 @@ def test_a_folder_of_an_earlier_demo_is_made_anew_and_another_is_refused(tmp_pat
     [(0.9, True, False), (1.0, True, True), (1.1, False, True), (float("nan"), False, False)],
 )
 def test_a_figure_is_held_to_its_bound(value, most, least):
-    """A figure that is no number is out of bounds both ways."""
     assert Bound("figure", value, 1.0).ok is most
     assert Bound("figure", value, 1.0, "at least").ok is least
 
@@ -155,7 +154,6 @@ def test_what_is_sent_is_the_source_exactly_and_nothing_of_the_truth(studio: Stu
 
 
 def test_figures_of_pictures_come_from_the_files(studio: Studio) -> None:
-    """One came back as its opposite, and the others exactly."""
     returned = studio.chosen.source.copy()
     returned[2] *= -1
     found = studio.measured(studio.chosen.truth, returned)
@@ -182,21 +180,6 @@ def test_a_calibration_that_makes_translations_worse_is_out_of_bounds(studio: St
     assert wrong(found) == ["pictures.calibrated.paired_mse"]
     worse = np.square(2 * studio.chosen.truth).mean()
     assert found.figures["calibrated"]["paired_mse"] == pytest.approx(worse, rel=1e-5)
-
-
-@pytest.mark.slow
-def test_the_sheet_shows_every_stage_and_what_crossed_is_told(studio: Studio, capsys) -> None:
-    """Each picture's own pixels, enlarged, are on it; bytes are sums over the pictures."""
-    translated = studio.target.train[:COUNT]
-    studio.measured(translated, studio.chosen.source)
-    sheet = decode_image((studio.folder / "pictures.png").read_bytes()).pixels
-    for stage in (studio.chosen.source, translated, studio.chosen.truth):
-        row = to_pixels(stage)[0, 0].repeat(3, axis=0)  # the first line of the first picture
-        assert any(row.tobytes() in line.tobytes() for line in sheet)
-    told = capsys.readouterr().out
-    assert "west got 72.0 KiB of latents" in told  # 6 x 3 x 32 x 32 x 4 bytes
-    assert "sent 103.8 KiB of translations" in told
-    assert "invertible encoding" in told
 
 
 @pytest.mark.e2e

@@ -42,6 +42,5 @@ def test_warnings_and_exceptions_that_nobody_caught_are_in_the_log() -> None:
 
 
 def test_grpc_says_nothing_whatever_the_environment_asks_for() -> None:
-    """A node's own process; its traces would hold messages."""
     code = "silence_grpc()\nimport grpc\ngrpc.insecure_channel('127.0.0.1:1').close()\n"
     assert said(code, GRPC_TRACE="all", GRPC_VERBOSITY="debug") == ("", "")

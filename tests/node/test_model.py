@@ -65,7 +65,6 @@ def test_a_scene_that_cannot_be_is_refused_with_its_text(tmp_path: Path, scene: 
 
 
 def test_the_executor_ray_needs_an_address(tmp_path):
-    """A local cluster is started only when that is said."""
     with pytest.raises(ConfigError, match='"ray" needs ray_address'):
         make_config(tmp_path / "node", "north.example", "source", executor='"ray"')
     with pytest.raises(ConfigError):
@@ -94,7 +93,6 @@ def test_many_at_once_stay_within_the_budget_and_all_are_served() -> None:
 
 
 def test_what_is_over_the_whole_budget_is_refused_at_once() -> None:
-    """It would wait for ever; the figures are in the facts."""
     memory = DecodingMemory(10 * MIB)
     with pytest.raises(ImageTooLarge) as caught, memory.file("a", MIB, lambda: b"", lambda _: 20 * MIB):
         pass
@@ -151,7 +149,6 @@ def test_a_large_file_is_not_overtaken_for_ever_and_small_ones_do_not_wait_for_i
 
 
 def test_a_client_has_no_more_files_decoded_at_once_than_it_may() -> None:
-    """Small ones would leave others no core."""
     asked = Asked(DecodingMemory(90, of_one=2))
     for number in range(3):
         asked.ask("a", str(number), 5)
@@ -184,7 +181,6 @@ def side(form: PictureFormat):
     ids=["larger", "smaller", "colour", "deeper", "a JPEG", "nothing"],
 )
 def test_an_answer_that_was_not_agreed_is_refused(content, error):
-    """Size, channels, bits, format."""
     with pytest.raises(error):
         read_answer(content, side(PictureFormat()))
 

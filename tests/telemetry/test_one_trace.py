@@ -132,7 +132,6 @@ def test_no_trace_id_crosses_where_one_side_does_not_share(
     tmp_path: Path,
     seen: list[dict[str, str]],
 ) -> None:
-    """Not even sent: each has a trace of its own."""
     client, source, target = translated(nodes, tmp_path, north, south, cycle=False)
     assert client.trace_ids() == source.trace_ids()
     assert not source.trace_ids() & target.trace_ids()
