@@ -135,10 +135,3 @@ def test_ctrl_c_while_a_program_is_imported_shows_no_traceback(program):
     command = [sys.executable, "-c", INTERRUPTED, program]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
-
-
-def test_a_missing_choice_is_listed_without_escapes(capsys):
-    assert run(["init", "node"]) == ExitCode.USAGE
-    said = capsys.readouterr().err
-    assert "    source,\n    target,\n" in said
-    assert "\\t" not in said

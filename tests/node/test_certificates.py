@@ -162,12 +162,6 @@ def test_a_node_that_cannot_renew_starts_while_its_certificate_is_good(
         recover_at_start(config, now=NOW + 8 * HOUR)
 
 
-@pytest.mark.parametrize("extra", ["", 'issuer = "127.0.0.1:7443"\n'])
-def test_a_way_to_renew_that_cannot_work_is_named(issuer: NodeConfig, tmp_path: Path, extra: str) -> None:
-    with pytest.raises(ConfigError, match="identity"):
-        renew_node(second_node(issuer, tmp_path, extra, age=17 * HOUR))
-
-
 def client(issuer: NodeConfig, server: Server, folder: Path, *, age: timedelta) -> Profile:
     folder.mkdir()
     enrolled(issuer, folder / "pki", Identity("north.example", "client", "alice"), now=NOW - age)

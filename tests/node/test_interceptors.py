@@ -202,27 +202,6 @@ def test_a_known_error_arrives_with_its_facts(node: Listening, north: Institutio
     assert found.differences == (replace(difference, remedy='south.example says: "convert it"'),)
 
 
-def test_each_call_has_one_outcome(node: Listening, north: Institution) -> None:
-    """For the metrics: good, refused, failed, and left by the caller."""
-    with node.stub(north) as stub:
-        stub.DescribeDomain(ASK, timeout=5)
-        node.echo.failure = QueueFull("x")
-        with pytest.raises(grpc.RpcError):
-            stub.DescribeDomain(ASK, timeout=5)
-        node.outcomes.wait_for(2)
-        requests = Requests()
-        call = stub.Decode(requests, timeout=10)
-        node.echo.failure = None
-        requests.send(pb.DecodeRequest())
-        next(call)
-        call.cancel()
-        node.outcomes.wait_for(3)
-        requests.close()
-    assert node.outcomes[:2] == [("DescribeDomain", "OK"), ("DescribeDomain", "RESOURCE_EXHAUSTED")]
-    # gRPC may show the servicer the end of the stream before it shows that the caller has gone.
-    assert node.outcomes[2] in {("Decode", "CANCELLED"), ("Decode", "OK")}
-
-
 def test_every_call_ends_with_the_nodes_time(node: Listening, north: Institution) -> None:
     with node.channel(north) as channel:
         decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ASK, timeout=5)
@@ -359,18 +338,6 @@ def test_a_caller_that_takes_nothing_of_its_stream_loses_it(listen, north: Insti
             list(call)
     assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert error.value.details() == "the caller took nothing of the answers for 0.5 s"
-
-
-@pytest.mark.slow
-def test_answers_that_nobody_takes_do_not_stay_in_memory(listen, north: Institution) -> None:
-    """A call with one answer lasts, for gRPC, until that is taken: with a window of 0, never."""
-    node = listen(idle_s=3.0)
-    with Raw(node.port, north.pki, window=0) as raw:
-        for _ in range(10):
-            raw.data(raw.open(HEALTH), message(b""), end=True)
-        wait_until(lambda: (raw.read(), len(node.outcomes))[1] == 10)
-        assert len(node.calls.open_calls) == 10
-        wait_until(lambda: (raw.read(), len(node.calls.open_calls))[1] == 0)
 
 
 def test_a_caller_that_takes_no_answers_can_have_so_many_calls_open(

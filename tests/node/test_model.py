@@ -22,13 +22,11 @@ from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.node.config import NodeConfig, render_node_toml
 from ddib_fed.node.role import MIB, DecodingMemory, load_hosted, rule_of_side
 from ddib_fed.v1.common_pb2 import PictureTerms
-from tests.node.institutions import Institution
 from tests.node.picture_examples import (
     SIZE,
-    pictures_engine,
     save_pictures_model,
 )
-from tests.node.tiny_nodes import make_config, make_context
+from tests.node.tiny_nodes import make_config
 from tests.protocol.examples import picture_side
 from tests.source_node.conftest import wait_until
 
@@ -186,28 +184,3 @@ def test_an_answer_that_was_not_agreed_is_refused(content, error):
 
 
 # The engine
-
-
-@pytest.fixture(scope="module")
-def classes():
-    made = pictures_engine("relief", seed=2, classes=("coast", "ridge"))
-    yield made
-    made.close()
-
-
-def test_a_node_says_of_itself_what_its_manifest_and_policy_say(tmp_path, classes):
-    """The side of the contract: shape, softening, units, classes with their names, and the size rule."""
-    config = make_config(tmp_path, "south.example", "target", domain="relief")
-    node = make_context(config, Institution("south.example", tmp_path / "state"), classes)
-    said = node.side()
-    assert (said.sample_kind, tuple(said.sample_shape), said.soften_sigma) == (
-        "picture",
-        (1, SIZE, SIZE),
-        0.02,
-    )
-    assert (said.classes, tuple(said.class_names)) == (2, ("coast", "ridge"))
-    assert (said.size_rule, said.picture) == ("resize", PictureTerms(low=0.0, high=255.0, bits=8))
-    node.config = config.model_copy(
-        update={"policy": config.policy.model_copy(update={"size_rule": "refuse"})}
-    )
-    assert node.side().size_rule == "refuse"
