@@ -35,7 +35,6 @@ from ddib_fed.errors import (
     UnavailableError,
 )
 from ddib_fed.files import is_disk_full
-from ddib_fed.node.logs import fields
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.server import within_share
 from ddib_fed.protocol.messages import JobState
@@ -427,7 +426,7 @@ class JobRunner:
             "job %(job)s %(state)s after %(seconds).1f s: %(translated)d of %(items)d items of %(client)s "
             "to %(target)s%(why)s",
             {**told, "why": left_out + why},
-            extra=fields(**told),
+            extra={"fields": told},
         )
 
     def publish(self, job_id: str, state: JobState, *, stage: str = "", reason: str = "") -> ItemCounts:

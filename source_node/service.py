@@ -25,7 +25,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.logs import Repeated
+from ddib_fed.node.connections import Repeated
 from ddib_fed.node.role import NodeContext, RoleService
 from ddib_fed.protocol.contract import LAST_MOMENT
 from ddib_fed.protocol.messages import JobState, provenance_message

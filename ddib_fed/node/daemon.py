@@ -26,6 +26,7 @@ from ddib_fed.calibration.record import CalibrationStore
 from ddib_fed.engine.gate import check_key
 from ddib_fed.errors import ConfigError, DdibError, ExhaustedError
 from ddib_fed.files import check_private_folder
+from ddib_fed.names import __version__
 from ddib_fed.networks.placement import share_heaps
 from ddib_fed.node.admin import (
     Metrics,
@@ -61,7 +62,6 @@ from ddib_fed.telemetry import open_tracing
 from ddib_fed.terminal import as_config_error, explained
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
-from ddib_fed.version import __version__
 
 log = logging.getLogger(__name__)
 
