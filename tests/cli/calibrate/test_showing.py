@@ -43,11 +43,6 @@ def parsed(line: str) -> dict[str, Any]:
     return command.make_context(line, words).params
 
 
-def test_a_rotation_is_used_at_once(north) -> None:
-    [line] = how_jobs_use(calibration(), north)
-    assert line.startswith("jobs to south.example use it from now on")
-
-
 def test_a_curve_is_used_by_a_model_trained_with_it(north) -> None:
     """The commands can be pasted: the options are those of `ddib`, the files those of the node."""
     curve = calibration(kind="tone", map=CURVE)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ddib_fed.cli.init import make_client, make_node
+from ddib_fed.cli.init import make_node
 from ddib_fed.cli.pki import pki
 from ddib_fed.errors import AlreadyExists, Cancelled
 
@@ -73,14 +73,3 @@ def test_signing_asks_first(one: Path, tmp_path: Path) -> None:
     assert not Path("node-2.pem").exists()
     run("issue", "node-2.csr", "--config", one, "--yes")
     assert Path("node-2.pem").exists()
-
-
-def test_a_client_elsewhere_asks_with_its_profile(one: Path, tmp_path: Path) -> None:
-    """Its key is made on its own machine."""
-    profile = make_client(tmp_path / "bob", name="bob", institution="north.example", address="localhost:1")
-    (tmp_path / "bob" / "bob.csr").unlink()
-    said = run("request", "--profile", profile).output
-    assert f"ddib pki install bob.pem --profile {profile}" in said
-    run("issue", "bob.csr", "--config", one, "--yes")
-    run("install", "bob.pem", "--profile", profile)
-    assert shown("--profile", profile)["role"] == "client"
