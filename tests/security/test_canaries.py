@@ -17,9 +17,7 @@ from tests.conftest import Evidence
 from tests.e2e.harness import Node, Pair, ddib
 from tests.node.picture_examples import save_pictures_model
 from tests.security.canaries import CANARY, TOLERATED, damaged, whole
-from tests.security.tap.bench import add_keys
-from tests.security.tap.search import Place, look
-from tests.security.tap.secrets import Secrets
+from tests.security.tap.search import Place, Secrets, look
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("secrets")]
 
@@ -85,7 +83,7 @@ def secrets_of(pair: Pair, paths: list[Path], out: Path) -> Secrets:
     for path in out.glob("*.png"):
         found.numbers(f"result {path.name[-14:]}", decode_image(path.read_bytes()).pixels)
     for node in (pair.north, pair.south):
-        add_keys(found, node)
+        found.node(node)
     return found
 
 
@@ -104,8 +102,8 @@ def test_nothing_of_a_patient_is_in_a_log_or_on_a_disk(ward: Ward, evidence: Evi
     """After delivery, of names, EXIF, XMP, ICC, DICOM, pixels, results, latents and keys: no log, spool or database."""
     searched = [place for node in (ward.pair.north, ward.pair.south) for place in places(node)]
     assert {"log.txt", "state/node.sqlite"} <= {place.where for place in searched}
-    windows = sum(len(rows) for kind in (ward.secrets.long, ward.secrets.short) for rows in kind.rows)
-    evidence.cases(windows + len(ward.secrets.words))
+    windows, cases = ward.secrets.size()
+    evidence.cases(cases)
     evidence.figure(f"{windows:,} windows in {sum(len(place.data) for place in searched):,} bytes")
     assert look(searched, ward.secrets) == []
 

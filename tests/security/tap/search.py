@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -106,6 +105,26 @@ class Secrets:
         """Random bytes: a key, a seed."""
         self.short.add(name, secret)
 
+    def node(self, node: Node) -> None:
+        """The weights of a node's model, its private keys as they lie on the disk and as numbers, its softening key."""
+        owner, paths = node.institution, node.config.paths
+        self.weights(owner, paths.bundle / "model.safetensors")
+        for path in sorted(paths.pki.glob("*.key")):
+            pem = path.read_bytes()
+            # The private value in PKCS #8; what follows it is the public key, which every certificate has.
+            self.long.add(f"{owner} {path.name}", b"".join(pem.splitlines()[1:-1])[48:88])
+            for key in pki.load_keys(pem, path):
+                number = key.private_numbers().private_value
+                for order in ("big", "little"):
+                    self.key(f"{owner} {path.name}", number.to_bytes(32, order))
+        if paths.softening_key.exists():
+            self.key(f"{owner} softening key", load_key(paths.softening_key))
+
+    def size(self) -> tuple[int, int]:
+        """Windows, and windows and words."""
+        windows = sum(len(rows) for kind in (self.long, self.short) for rows in kind.rows)
+        return windows, windows + len(self.words)
+
     def word(self, name: str, text: str) -> None:
         """A name or a text."""
         for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
@@ -124,12 +143,7 @@ def _forms(values: np.ndarray) -> Iterator[tuple[str, bytes, int]]:
         for bits in (16, 32, 64):
             for order in "<>":
                 yield f"{order}float{bits}", values.astype(f"{order}f{bits // 8}").tobytes(), bits // 8
-    halves = (
-        torch.from_numpy(np.ascontiguousarray(values, np.float32))
-        .to(torch.bfloat16)
-        .view(torch.int16)
-        .numpy()
-    )
+    halves = torch.from_numpy(np.ascontiguousarray(values, np.float32)).bfloat16().view(torch.int16).numpy()
     for order in "<>":
         yield f"{order}bfloat16", halves.astype(f"{order}i2").tobytes(), 2
 
@@ -263,27 +277,21 @@ class Traffic:
 
     def __init__(self, calls: Sequence[Call]) -> None:
         self.calls = list(calls)
-        self.raw = [
-            Place(f"call {number} {call.path} {way}, whole", getattr(call, way).data)
-            for number, call in enumerate(self.calls)
-            for way in ("asked", "answered")
-        ]
         self.tensors: list[Tensor] = []
-        self.unknown: list[str] = []
-        self.headers: list[Found] = []
-        """Of names that are neither gRPC's nor ours, or longer than the list of metadata says."""
+        self.alien: list[Found] = []
+        """Unknown fields, and headers that are neither gRPC's nor ours, or longer than the list of metadata says."""
         self.payload = {"asked": 0, "answered": 0}
         """Bytes of chunks: of latents on the way out, of files and latents on the way back."""
         self.places = list(self._places())
 
     def _places(self) -> Iterator[Place]:
-        yield from self.raw
         for number, call in enumerate(self.calls):
             for way in ("asked", "answered"):
                 where = f"call {number} {call.path} {way}"
+                yield Place(f"{where}, whole", getattr(call, way).data)
                 for name, value in getattr(call, way).headers:
                     if name not in HEADERS and (name not in OURS or len(value) > METADATA[name].most):
-                        self.headers.append(Found(f"a header {name} of {len(value)} bytes", where))
+                        self.alien.append(Found(f"a header {name} of {len(value)} bytes", where))
                     yield Place(f"{where}, header {name}", value)
                 yield from self._messages(call, way, where)
 
@@ -299,7 +307,7 @@ class Traffic:
                 yield Place(f"{where}, unreadable message", data)
                 continue
             if has_unknown_fields(message):
-                self.unknown.append(where)
+                self.alien.append(Found("an unknown field", where))
             which = message.WhichOneof("message") if "message" in message.DESCRIPTOR.oneofs_by_name else None
             if which is not None:  # the one before it is whole
                 self._tensor(where, header, bytes(chunks))
@@ -324,8 +332,7 @@ class Traffic:
 
     def look(self, secrets: Secrets) -> list[Found]:
         """The secrets that are in it, each once for each place; unknown fields and headers count as one."""
-        fields = [Found("an unknown field", where) for where in self.unknown]
-        return [*fields, *self.headers, *look(self.places, secrets)]
+        return [*self.alien, *look(self.places, secrets)]
 
 
 def look(places: Iterable[Place], secrets: Secrets) -> list[Found]:
@@ -369,26 +376,21 @@ def has_unknown_fields(message: Message) -> bool:
 
 def _leaves(message: Message) -> Iterator[tuple[str, bytes]]:
     """Each field that is no message, with its bytes; numbers as they lie in memory, little-endian."""
-    for field, value in message.ListFields():
-        name = f"{message.DESCRIPTOR.name}.{field.name}"
-        entries = value if field.is_repeated and not hasattr(value, "keys") else [value]
-        for each in entries:
+    for described, value in message.ListFields():
+        name = f"{message.DESCRIPTOR.name}.{described.name}"
+        if hasattr(value, "keys"):  # a map
+            yield name, repr(dict(value)).encode()
+            continue
+        for each in value if described.is_repeated else [value]:
             if isinstance(each, Message):
                 yield from _leaves(each)
-            elif hasattr(each, "keys"):
-                yield name, repr(dict(each)).encode()
+            elif isinstance(each, str | bytes):
+                yield name, each.encode() if isinstance(each, str) else each
             else:
-                yield name, _bytes_of(field, each)
-
-
-def _bytes_of(field: FieldDescriptor, value: object) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        return value.encode()
-    if isinstance(value, float):
-        return np.float64(value).tobytes()
-    return int(value).to_bytes(8, "little")  # type: ignore[call-overload]
+                yield (
+                    name,
+                    np.float64(each).tobytes() if isinstance(each, float) else each.to_bytes(8, "little"),
+                )
 
 
 def _windows_in(data: bytes, windows: Windows) -> list[str]:
