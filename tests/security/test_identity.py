@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 
-from ddib_fed.errors import InputError, PeerUnknown, Unauthenticated
+from ddib_fed.errors import InputError, Unauthenticated
 from ddib_fed.security.identity import (
     Identity,
     Pins,
@@ -60,12 +60,6 @@ def test_a_leaf_of_the_pinned_root_proves_its_identity(kind) -> None:
     both = (new_authority("north.example", now=NOW - HOUR).certificate, NORTH.certificate)
     assert verify_peer_certificate(leaf, pins={"north.example": both}, now=NOW).name == "x-1"
     assert verify(forge(NORTH, HERS, extra=[(STRANGE, False)]))
-
-
-def test_an_institution_that_was_not_admitted_is_unknown() -> None:
-    """A good certificate of a root that nobody pinned."""
-    with pytest.raises(PeerUnknown):
-        verify(forge(new_authority("west.example", now=NOW - HOUR), names("west.example")))
 
 
 @pytest.mark.parametrize(

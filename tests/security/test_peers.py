@@ -154,21 +154,6 @@ def test_a_new_root_needs_its_fingerprint(admitted: Institution, south: Institut
     assert admitted.store.snapshot().pins["south.example"] == (south.root, new)
 
 
-def test_what_raises_before_a_change_prevents_it(admitted: Institution) -> None:
-    """The line of the audit log comes first."""
-
-    def full() -> None:
-        raise OSError("no room for the line")
-
-    written = admitted.store.file.read_bytes()
-    for act in (admitted.store.remove, admitted.store.suspend):
-        with pytest.raises(OSError, match="no room"):
-            act("south.example", before=full)
-    with pytest.raises(OSError, match="no room"):
-        admitted.store.withdraw(ALICE, before=full)
-    assert admitted.store.file.read_bytes() == written
-
-
 def test_a_suspension_is_on_the_disk_and_ends_when_it_is_lifted(admitted: Institution) -> None:
     """Another store of the same folder, as after a restart, knows it; the peer's entry stays as it was."""
     before = admitted.store.list()

@@ -95,3 +95,10 @@ def test_a_port_speaks_tls_13_with_strong_suites_alone(
     )
     evidence.cases(len(OLDER) + len(holes) + len(suites) + len(curves))
     evidence.figure(f"{role}: TLS 1.3 with {', '.join(sorted(suites))}; {', '.join(sorted(curves))}")
+
+
+@pytest.mark.parametrize("role", ["source", "target"])
+def test_a_scanner_without_a_certificate_gets_no_connection(pair: Pair, role: str, tmp_path: Path) -> None:
+    """The handshake ends before anything is said."""
+    found, _ = scanned(pair.north if role == "source" else pair.south, None, tmp_path)
+    assert (found["connectivity_status"], found["scan_result"]) == ("ERROR", None)

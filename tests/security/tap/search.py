@@ -261,15 +261,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A latent that crossed."""
+    """A latent that crossed, float32."""
 
     where: str
-    shape: tuple[int, ...]
-    data: bytes
-
-    def values(self) -> np.ndarray:
-        """Float32, of its shape."""
-        return np.frombuffer(self.data, "<f4").reshape(self.shape)
+    values: np.ndarray
 
 
 class Traffic:
@@ -296,7 +291,11 @@ class Traffic:
                 yield from self._messages(call, way, where)
 
     def _messages(self, call: Call, way: str, where: str) -> Iterator[Place]:
-        kind = _message_kind(call.path, way)
+        service, _, method = call.path.strip("/").partition("/")
+        kind = None
+        if service in SERVICES:
+            described = SERVICES[service].methods_by_name[method]
+            kind = GetMessageClass(described.input_type if way == "asked" else described.output_type)
         texts: dict[str, bytearray] = {}
         chunks = bytearray()
         header: Message | None = None
@@ -327,8 +326,7 @@ class Traffic:
 
     def _tensor(self, where: str, header: Message | None, data: bytes) -> None:
         if isinstance(header, decoding_pb2.LatentHeader):
-            tensor = header.tensor
-            self.tensors.append(Tensor(where, tuple(tensor.shape), data))
+            self.tensors.append(Tensor(where, np.frombuffer(data, "<f4").reshape(header.tensor.shape)))
 
     def look(self, secrets: Secrets) -> list[Found]:
         """The secrets that are in it, each once for each place; unknown fields and headers count as one."""
@@ -356,14 +354,6 @@ def _views(place: Place) -> Iterator[tuple[str, bytes]]:
         if place.numbers and (not how or how.endswith("png")):
             for part, inner in parts(data):
                 yield from unwrapped(inner, f"{how} {part}".strip(), 1)
-
-
-def _message_kind(path: str, way: str) -> type[Message] | None:
-    service, _, method = path.strip("/").partition("/")
-    if service not in SERVICES:
-        return None
-    described = SERVICES[service].methods_by_name[method]
-    return GetMessageClass(described.input_type if way == "asked" else described.output_type)
 
 
 def has_unknown_fields(message: Message) -> bool:
@@ -426,7 +416,7 @@ def judged(
     """What a search for bytes cannot find: latents of which no picture is known, or that have numbers of a picture."""
     found = []
     for tensor in traffic.tensors:
-        values = tensor.values()
+        values = tensor.values
         for name, picture in pictures.items():
             shared = np.isin(values.reshape(-1), picture.astype(np.float32).reshape(-1)).mean()
             if shared > MOST_SHARED:

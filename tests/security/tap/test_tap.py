@@ -176,7 +176,7 @@ def test_the_real_build_leaks_nothing_and_the_tap_sees_what_crosses(bench: Bench
     sent = [tensor for tensor in honest.tensors if tensor.where.endswith("asked")]
     assert len(sent) == len(bench.files.paths)
     for latent in expected.values():
-        assert min(float(np.abs(tensor.values() - latent).max()) for tensor in sent) < 1e-4
+        assert min(float(np.abs(tensor.values - latent).max()) for tensor in sent) < 1e-4
     assert [*searched(honest, secrets, evidence), *judged(honest, secrets.arrays, expected)] == []
 
 
