@@ -153,16 +153,6 @@ def test_acknowledges_with_the_digest_of_the_translation(alice, north):
     assert [result.item for result in alice.fetch(job.job_id)] == [1]
 
 
-def test_translates_in_one_call(alice, north):
-    """Submit, watch, fetch, acknowledge: results in the order of the files."""
-    seen = []
-    results = alice.translate([npy(points(start=n)) for n in range(3)], TARGET, on_event=seen.append)
-    assert [result.item for result in results] == [0, 1, 2]
-    assert state_of(seen[-1]) == "FINISHED"
-    (job,) = north.service.jobs.values()
-    assert job.delivered == {0, 1, 2}
-
-
 @pytest.mark.slow
 def test_the_client_loads_neither_torch_nor_the_science():
     """Imported in a fresh process, also as `ddib_fed.Client`; and `import ddib_fed` loads its version alone."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from ddib_fed.client.files import payload, payloads
+from ddib_fed.client.files import find_items, payload, payloads
 from ddib_fed.errors import InputError
 from tests.client.scripted_source import npy, points
 from tests.formats.tiffs import tiff
@@ -56,3 +58,29 @@ def test_nor_do_such_bytes_leave_without_a_name(content):
 def test_a_plain_tiff_is_an_item(tmp_path):
     (tmp_path / "scan.tif").write_bytes(tiff({256: 1}))
     assert payload(tmp_path / "scan.tif").read() == tiff({256: 1})
+
+
+@pytest.fixture
+def scans(tmp_path):
+    for name in (
+        "b.png",
+        "a.TIF",
+        "sub/c.jpeg",
+        "sub/deep/d.v2.npy",
+        "sub/notes.txt",
+        "README",
+        ".hid/e.png",
+    ):
+        path = tmp_path / "scans" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return tmp_path / "scans"
+
+
+def test_pipes_are_ignored_and_dead_links_are_not(scans):
+    """Reading a pipe could wait for ever; a dead link is a file that somebody misses."""
+    os.mkfifo(scans / "pipe.png")
+    (scans / "dead.png").symlink_to(scans / "gone.png")
+    items, (said,) = find_items([scans])
+    assert "dead.png" in [each.file for each in items]
+    assert "1 .png" in said

@@ -67,12 +67,6 @@ def size_of(path):
     return struct.unpack(">II", content[16:24])
 
 
-def test_a_translation_has_four_panels_in_a_row(cloud, tmp_path):
-    clouds([("x", cloud)] * 4, tmp_path / "translation.png", caption="moons → rings")
-    width, height = size_of(tmp_path / "translation.png")
-    assert 3 < width / height < 4
-
-
 @pytest.mark.parametrize("title", ["$\\frac$", "a$b$c", "x\u202ey\x1b\n"])
 def test_a_title_is_text_and_no_formula(title, cloud, tmp_path):
     """A bundle's name may hold anything; matplotlib would set dollars as mathematics, or raise."""

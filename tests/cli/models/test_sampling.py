@@ -45,13 +45,6 @@ def call(group, *arguments):
     )
 
 
-def test_a_way_between_two_pictures(place, tmp_path):
-    ends = [place / "in" / "0" / f"scan{number}.png" for number in (0, 1)]
-    said = call(model, "interpolate", *ends, "--source", place / "north", *FEW, "--out", tmp_path)
-    assert (tmp_path / "frame_2.png").exists()
-    assert "sheet.png" in said.output
-
-
 def test_samples_of_a_class(place, tmp_path):
     call(
         model, "sample", place / "classy", "--n", "3", "--target-class", "1", *FEW, "--out", tmp_path / "out"
