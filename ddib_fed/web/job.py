@@ -35,9 +35,8 @@ from ddib_fed.errors import (
     UsageError,
     step_in_words,
 )
-from ddib_fed.formats.intensity import AUTO, IntensityRule
 from ddib_fed.formats.parts import INTENSITY, WrittenStudy
-from ddib_fed.formats.study import Options, Origin, Study
+from ddib_fed.formats.study import AUTO, IntensityRule, Options, Origin, Study
 from ddib_fed.formats.tiles import GeoTiffStudy, PictureStudy, read_geotiff, read_picture
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.v1 import translation_pb2 as pb

@@ -7,7 +7,7 @@ import pytest
 
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import ImageUnreadable, UsageError
-from ddib_fed.formats.intensity import IntensityRule, item_bytes
+from ddib_fed.formats.study import IntensityRule, item_bytes
 
 VALUES = np.random.default_rng(0).normal(300, 120, (5, 9, 8, 1))
 

@@ -175,17 +175,6 @@ def served(tmp_path: Path, capsys, monkeypatch) -> Iterator[Serving]:
 
 
 @pytest.mark.slow
-def test_it_serves_until_it_is_stopped(served: Serving) -> None:
-    """The printed link works, and stopping tells the application before it waits for open answers."""
-    with urllib.request.urlopen(served.link, timeout=60) as answer:
-        assert b"Continue" in answer.read()
-    with pytest.raises(urllib.error.HTTPError, match="403"):
-        urllib.request.urlopen(served.link, timeout=60)
-    served.end()
-    assert served.stopped.is_set()
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("sent", [b"", b"GET / HT"])
 def test_a_connection_without_a_request_is_ended(monkeypatch, request, sent) -> None:
     """Otherwise any process of the machine could hold all that the server may open."""

@@ -161,15 +161,6 @@ def test_a_full_queue_is_no_reason_to_leave_results_at_the_node(translate, north
     assert seen[:3] == ["SubmitJob", "SubmitJob", "WatchJob"]
 
 
-def test_a_second_run_asks_the_node_for_nothing(translate, north, written, capsys):
-    """Every result is there, from the same bytes for the same request."""
-    assert translate() == 0
-    calls = len(north.script.calls)
-    assert translate() == 0
-    assert len(north.script.calls) == calls
-    assert "5 of 5 files are translated already; 0 are left" in capsys.readouterr().err
-
-
 def test_what_was_removed_is_translated_again_and_what_changed_needs_force(translate, scans, north, tmp_path):
     """Of changed files and damaged results nothing is done without --force, which translates everything again."""
     assert translate() == 0
