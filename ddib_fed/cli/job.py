@@ -325,26 +325,15 @@ def watch(job_id: str, profile_path: Path | None) -> None:
 @options.OUTCOME
 @options.PROFILE
 def fetch(
-    job_id: str,
-    out: Path,
-    force: bool,
-    credentials: tuple[Path, Path] | None,
-    profile_path: Path | None,
+    job_id: str, out: Path, force: bool, credentials: tuple[Path, Path] | None, profile_path: Path | None
 ) -> None:
     """Fetch the results of a job that are ready.
 
     They are written, acknowledged, and then removed at the node, so that a result is fetched to one folder. Names come
     from the folder that the job was submitted for; otherwise items are named item-0000 and so on.
     """
-    how: dict[str, Any] = {
-        "force": force,
-        "credentials": load_credentials(credentials),
-    }
-    with (
-        open_client(profile_path) as client,
-        explaining_interruption(client, job_id, out),
-        locked(out),
-    ):
+    how: dict[str, Any] = {"force": force, "credentials": load_credentials(credentials)}
+    with open_client(profile_path) as client, explaining_interruption(client, job_id, out), locked(out):
         if credentials is not None:
             refuse_points(client)
         view = client.get(job_id)

@@ -509,13 +509,12 @@ class Studies:
         return tuple(each.origin for each in self.unread)
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """What was made of the paths of a command."""
 
-    studies: Studies = field(default_factory=Studies)
-    plain: tuple[Path, ...] = ()
-    ignored: Counter[str] = field(default_factory=Counter)
+    studies: Studies
+    plain: tuple[Path, ...]
+    ignored: Counter[str]
 
 
 def require_size(plane: Pixels, size: tuple[int, int]) -> None:

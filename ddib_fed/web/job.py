@@ -255,7 +255,9 @@ class PageJob(RunProgress):
         self._done += event.stage in {"done", "failed"}
         name = self._names[event.item] if event.item < len(self._names) else f"item {event.item}"
         if event.stage:
-            self.now = _event_in_words(event, name if self._slices is None else self._slices.called(name))
+            called = name if self._slices is None else self._slices.called(name)
+            step = f", step {event.step} of {event.steps}" if event.steps else ""
+            self.now = f"{called}: {STAGES.get(event.stage, event.stage)}{step}"
 
     def written(self, item: FileItem, result: Delivered) -> None:
         self._written += 1
@@ -399,11 +401,6 @@ def _written(start: Path, contents: Mapping[Part, bytes]) -> dict[Part, Path]:
     for part, path in files.items():
         path.write_bytes(contents[part])
     return files
-
-
-def _event_in_words(event: pb.WatchJobResponse, label: str) -> str:
-    step = f", step {event.step} of {event.steps}" if event.steps else ""
-    return f"{label}: {STAGES.get(event.stage, event.stage)}{step}"
 
 
 def severity(record: Translation) -> float:

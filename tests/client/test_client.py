@@ -15,12 +15,7 @@ import ddib_fed
 from ddib_fed.client.client import Client, state_of
 from ddib_fed.client.files import payload
 from ddib_fed.client.profile import Profile
-from ddib_fed.errors import (
-    InputError,
-    PictureMisfit,
-    QueueFull,
-    QuotaSpent,
-)
+from ddib_fed.errors import InputError, PictureMisfit, QueueFull, QuotaSpent
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.security.pki import issue_to_folder, load_authority
 from tests.client.scripted_source import TARGET, npy, points

@@ -168,8 +168,7 @@ def test_a_survey_counts_what_is_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spec", "low", "high"),
-    [("-1000:2000", -1000, 2000), ("p1:p99", 40.95, 4054.05), ("type", 0, 65535)],
+    ("spec", "low", "high"), [("-1000:2000", -1000, 2000), ("p1:p99", 40.95, 4054.05), ("type", 0, 65535)]
 )
 def test_a_range_is_given_by_values_percentiles_or_the_type(ramp, spec, low, high):
     chosen = choose_range(ramp, spec)

@@ -10,14 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from ddib_fed.errors import (
-    DdibError,
-    ExtraMissing,
-    PeerUnreachable,
-    QueueFull,
-    all_errors,
-    step_in_words,
-)
+from ddib_fed.errors import DdibError, ExtraMissing, PeerUnreachable, QueueFull, all_errors, step_in_words
 from tests.client.scripted_source import TARGET, npy, points
 
 

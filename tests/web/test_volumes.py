@@ -116,10 +116,7 @@ def test_a_map_is_shown_whole(drop, finished, browser, north, tmp_path: Path) ->
     """Its tiles are counted; then there is one result, of the map's size; and the map keeps its place on the earth."""
 
     north.script.listed = pb.ListDomainsResponse(
-        institution="north.example",
-        domain="aerial",
-        sample_kind="picture",
-        sample_shape=[3, 64, 64],
+        institution="north.example", domain="aerial", sample_kind="picture", sample_shape=[3, 64, 64]
     )
     drop(write_map(tmp_path / "map.tif", SMOOTH))
     told = finished(target=TARGET)

@@ -17,18 +17,12 @@ from ddib_fed.client import connection
 from ddib_fed.errors import ExitCode, NotReady, Unauthenticated
 from ddib_fed.security import pki
 from ddib_fed.security.pki import Authority, certificate_pem
-from tests.cli.client.answers import (
-    Answer,
-    listening,
-    tls,
-)
+from tests.cli.client.answers import Answer, listening, tls
 from tests.client.scripted_source import NORTH, SourceNodeDouble
 from tests.node.institutions import Institution
 from tests.security.connect_proxy import proxying
 
 NOW = datetime.now(UTC)
-OLD = timedelta(days=40)
-SOON = timedelta(hours=2)
 
 
 class World:
@@ -55,44 +49,30 @@ class World:
     def in_its_place(self, answer: Answer) -> None:
         self.dial(self._stack.enter_context(listening(answer)))
 
-    def restart(self, *, made: datetime | None = None, name: str = "node-1") -> None:
+    def expire(self) -> None:
         self.node.stop()
-        pki.issue_to_folder(self.authority, self.node.pki, "node", name, now=made)
+        pki.issue_to_folder(self.authority, self.node.pki, "node", "node-1", now=NOW - timedelta(days=3))
         self.node.start()
 
-    def stranger(self, institution: str = NORTH) -> Institution:
+    def expire_own(self) -> None:
+        pki.issue_to_folder(self.authority, self.client_pki, "client", "alice", now=NOW - timedelta(days=40))
+
+    def rename_profile(self) -> None:
+        self.profile.write_text(self.profile.read_text().replace('"alice"', '"bob"'))
+
+    def stranger(self, institution: str) -> Institution:
         return Institution(institution, self.folder / "stranger")
 
 
-def _nothing_listens(world: World) -> None:
-    world.node.stop()
-
-
 def _impostor(world: World) -> None:
-    folder = world.stranger().pki
+    folder = world.stranger(NORTH).pki
     world.in_its_place(tls(folder / "leaf.pem", folder / "leaf.key"))
-
-
-def _expired(world: World) -> None:
-    world.restart(made=NOW - timedelta(days=3))
-
-
-def _own_expired(world: World) -> None:
-    pki.issue_to_folder(world.authority, world.client_pki, "client", "alice", now=NOW - OLD)
 
 
 def _refused(world: World) -> None:
     world.node.stop()
     world.node.client_roots_pem = certificate_pem(world.stranger("west.example").root)
     world.node.start()
-
-
-def _somebody_elses_profile(world: World) -> None:
-    world.profile.write_text(world.profile.read_text().replace('"alice"', '"bob"'))
-
-
-def _clock(world: World) -> None:
-    world.node.ahead_s = 3600.0
 
 
 def _through(world: World, address: str) -> None:
@@ -103,10 +83,6 @@ def _proxy(answer: str) -> Callable[[World], None]:
     return lambda world: _through(world, world._stack.enter_context(proxying(answer=answer)).address)
 
 
-def _loading(world: World) -> None:
-    world.node.script.refuse["ListDomains"] = NotReady()
-
-
 @dataclass(frozen=True)
 class Setup:
     """One broken set-up."""
@@ -114,7 +90,6 @@ class Setup:
     break_it: Callable[[World], None]
     step: str
     says: str
-    passing: bool = False
 
     @contextmanager
     def made(self, folder: Path) -> Iterator[Path]:
@@ -126,15 +101,19 @@ class Setup:
 
 
 SETUPS = {
-    "nothing-listens": Setup(_nothing_listens, "connection", "[nothing-listens]", True),
+    "nothing-listens": Setup(lambda world: world.node.stop(), "connection", "[nothing-listens]"),
     "proxy-407": Setup(_proxy("407 Proxy Authentication Required"), "connection", "[proxy-refused]"),
     "impostor": Setup(_impostor, "connection", "[wrong-root]"),
-    "expired": Setup(_expired, "connection", "[not-valid]"),
-    "own-expired": Setup(_own_expired, "certificate", "[own-certificate]"),
+    "expired": Setup(World.expire, "connection", "[not-valid]"),
+    "own-expired": Setup(World.expire_own, "certificate", "[own-certificate]"),
     "refused": Setup(_refused, "connection", "[refused-us]"),
-    "other-profile": Setup(_somebody_elses_profile, "certificate", "client/alice"),
-    "loading": Setup(_loading, "service", "[NOT_READY]"),
-    "clock": Setup(_clock, "clock", "60 minutes ahead of this machine's"),
+    "other-profile": Setup(World.rename_profile, "certificate", "client/alice"),
+    "loading": Setup(
+        lambda world: world.node.script.refuse.update(ListDomains=NotReady()), "service", "[NOT_READY]"
+    ),
+    "clock": Setup(
+        lambda world: setattr(world.node, "ahead_s", 3600.0), "clock", "60 minutes ahead of this machine's"
+    ),
 }
 """By a short name."""
 

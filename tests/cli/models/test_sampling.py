@@ -11,9 +11,7 @@ from click.testing import CliRunner
 from ddib_fed.cli.model import model
 from ddib_fed.cli.options import Classes, parse_pairs
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import (
-    UsageError,
-)
+from ddib_fed.errors import UsageError
 from ddib_fed.models.bundle import save_bundle
 from tests.runs.tiny_models import tiny, tiny_classifier
 
