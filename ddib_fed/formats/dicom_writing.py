@@ -45,7 +45,7 @@ from ddib_fed.formats.study import (
     Unread,
     chosen_rule,
 )
-from ddib_fed.version import __version__
+from ddib_fed.names import __version__
 
 MAKER: Final = "ddib-fed"
 SERIES_OFFSET: Final = 1000

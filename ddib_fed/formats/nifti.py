@@ -30,7 +30,7 @@ from ddib_fed.formats.study import (
     StudyResults,
     chosen_rule,
 )
-from ddib_fed.version import __version__
+from ddib_fed.names import __version__
 
 _NO_PLACE: Final = "set its qform or sform to where it lies (fslorient, or set_sform of nibabel)"
 _PLACE: Final = (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -11,7 +9,9 @@ from click.testing import CliRunner
 from ddib_fed.cli.model import model
 from ddib_fed.cli.options import Classes, parse_pairs
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import UsageError
+from ddib_fed.errors import (
+    UsageError,
+)
 from ddib_fed.models.bundle import save_bundle
 from tests.runs.tiny_models import tiny, tiny_classifier
 
@@ -43,13 +43,11 @@ def call(group, *arguments):
     )
 
 
-def test_samples_of_a_class(place, tmp_path):
-    call(
-        model, "sample", place / "classy", "--n", "3", "--target-class", "1", *FEW, "--out", tmp_path / "out"
-    )
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert (report["class"], report["count"]) == (1, 3)
-    assert (tmp_path / "out" / "sample_2.png").exists()
+def test_a_way_between_two_pictures(place, tmp_path):
+    ends = [place / "in" / "0" / f"scan{number}.png" for number in (0, 1)]
+    said = call(model, "interpolate", *ends, "--source", place / "north", *FEW, "--out", tmp_path)
+    assert (tmp_path / "frame_2.png").exists()
+    assert "sheet.png" in said.output
 
 
 def test_classes_go_by_number_and_by_name():
