@@ -52,11 +52,7 @@ class ConsoleProgress(RunProgress):
     """Two bars: items of the job, and steps of the item that moved last; or lines. A context manager."""
 
     def __init__(
-        self,
-        client: Client | None = None,
-        *,
-        show: bool = True,
-        clock: Callable[[], float] = time.monotonic,
+        self, client: Client | None = None, *, show: bool = True, clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__(client)
         self._draws = show and sys.stderr.isatty()
