@@ -137,7 +137,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             target = job.request.target_institution
             span.set_attributes(named(job=job.job_id, items=len(job.items), peer=target, repeated=repeated))
         if not repeated:
-            self.runner.publish(job.job_id, job.state)
+            self.runner.publish(job.job_id, self.store.head(job.job_id).state)  # a worker may have claimed it
             self.runner.accepted(job)
         return translation_pb2.SubmitJobResponse(
             job_id=job.job_id, state=f"JOB_STATE_{job.state.name}", repeated_request=repeated

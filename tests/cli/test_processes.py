@@ -67,7 +67,7 @@ def test_functions_refuse_too_whoever_started_the_processes(tmp_path, monkeypatc
         with pytest.raises(UsageError, match="torchrun alone"):
             train(TrainConfig(kind="points", domain="moons", steps=1), tmp_path / "out")
     with pytest.raises(UsageError, match="one process"):
-        transfer(None, None, tmp_path / "out")
+        transfer(None, None, tmp_path / "out", steps=1, evaluations=1)
     monkeypatch.setenv(variable, "1")
     require_alone("this")
     assert not (tmp_path / "out").exists()
