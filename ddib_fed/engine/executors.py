@@ -33,8 +33,7 @@ from typing import Any, Final
 import torch
 
 from ddib_fed.diffusion.solvers import OnStep
-from ddib_fed.engine.batcher import Scheduler
-from ddib_fed.engine.budget import Recipe
+from ddib_fed.engine.batcher import Recipe, Scheduler
 from ddib_fed.engine.party import Control
 from ddib_fed.engine.stack import End, Member, Trajectory
 from ddib_fed.errors import (
@@ -46,7 +45,7 @@ from ddib_fed.errors import (
     SettingsInvalid,
     missing,
 )
-from ddib_fed.version import __version__
+from ddib_fed.names import __version__
 
 log = logging.getLogger(__name__)
 

@@ -71,18 +71,6 @@ def test_time_reversal_gives_the_start_back(name, order):
     assert float((back - x).abs().max()) <= 3 * error(name, order, 200, decoding=False) + 1e-10
 
 
-@pytest.mark.parametrize(("name", "order"), CASES)
-def test_asks_exactly_as_often_as_the_settings_say(name, order):
-    """`evaluations` is what one leg costs."""
-    wanted = 11
-    told = []
-    solver = plan(SolverSettings(name, order, wanted), SCHEDULE).encoder(
-        torch.ones(3, 2, dtype=torch.float64)
-    )
-    integrate(solver, gaussian_denoiser(), on_step=lambda done, _: told.append(done))
-    assert told == list(range(1, wanted + 1))
-
-
 def conditions_of(solver):
     """What the network is conditioned on at each evaluation."""
     found = []

@@ -58,7 +58,6 @@ def test_an_agreed_calibration_is_used_until_it_is_taken_out_of_use(node) -> Non
 
 
 def test_a_calibration_is_not_used_when_its_conditions_have_ended(node) -> None:
-    """It expired, a signature is missing, or the peer was removed."""
     context, held = node
     context.calibrations.add(held)
     with pytest.raises(CalibrationExpired):
@@ -93,7 +92,6 @@ def test_terms_that_differ_are_refused(changes, error, says) -> None:
 
 
 def test_the_operator_sees_what_to_do_about_each_calibration(node) -> None:
-    """Nothing, accept it, make a new one, or why it is refused."""
     context, held = node
     config, store, peers = context.config, context.calibrations, context.peers
     ends = held.calibration.expires

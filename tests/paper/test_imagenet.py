@@ -73,13 +73,6 @@ def filled(root: Path, *names: str) -> Path:
     return root
 
 
-def test_sub_folders_called_by_number_need_no_kit(tmp_path):
-    """260 is class 260."""
-    found = validation_pictures(filled(tmp_path / "val", "260", "9"))
-    names = {number: [f"{path.parent.name}/{path.name}" for path in paths] for number, paths in found.items()}
-    assert names == {9: ["9/a.png", "9/b.JPEG"], 260: ["260/a.png", "260/b.JPEG"]}
-
-
 @pytest.mark.parametrize(
     ("names", "why"),
     [
