@@ -82,6 +82,7 @@ def test_a_calibration_is_not_used_when_its_conditions_have_ended(node) -> None:
     ],
 )
 def test_terms_that_differ_are_refused(changes, error, says) -> None:
+    """Names, units of the own model, kind."""
     terms = {"source": NORTH, "target": SOUTH, "units": UNITS, "policy": ALLOWED} | changes
     places = terms["source"], terms["target"]
     check_terms(calibration(), (NORTH, SOUTH), "target", UNITS, ALLOWED)

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from ddib_fed.cli.init import make_node
 from ddib_fed.cli.main import run
-from ddib_fed.cli.pki import pki
+from ddib_fed.cli.peer import pki
 from ddib_fed.errors import AlreadyExists, Cancelled, ExitCode
 from ddib_fed.node.admin import operator_service
 from ddib_fed.node.admitting import peer_store
