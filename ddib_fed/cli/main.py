@@ -16,8 +16,8 @@ import click
 
 from ddib_fed.cli.options import WIDEST, Group
 from ddib_fed.errors import ExitCode
+from ddib_fed.names import __version__
 from ddib_fed.terminal import escape, explained, relay, require_alone, say, show_error
-from ddib_fed.version import __version__
 
 # fmt: off
 SECTIONS: Mapping[str, Sequence[tuple[str, str, str]]] = {

@@ -45,7 +45,7 @@ from ddib_fed.errors import (
     SettingsInvalid,
     missing,
 )
-from ddib_fed.version import __version__
+from ddib_fed.names import __version__
 
 log = logging.getLogger(__name__)
 

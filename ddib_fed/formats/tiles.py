@@ -47,7 +47,7 @@ from ddib_fed.formats.study import (
     StudyResults,
     require_size,
 )
-from ddib_fed.version import __version__
+from ddib_fed.names import __version__
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]

@@ -65,7 +65,6 @@ def test_an_agreed_calibration_is_used_until_it_is_taken_out_of_use(node) -> Non
 
 
 def test_a_calibration_is_not_used_when_its_conditions_have_ended(node) -> None:
-    """It expired, a signature is missing, or the peer was removed."""
     context, signed = node
     context.calibrations.add(signed)
     with pytest.raises(CalibrationExpired):
@@ -90,7 +89,6 @@ def test_a_calibration_is_not_used_when_its_conditions_have_ended(node) -> None:
     ],
 )
 def test_terms_that_differ_are_refused(changes, error, says) -> None:
-    """Names, units of the own model, kind."""
     terms = {"source": NORTH, "target": SOUTH, "units": UNITS, "policy": ALLOWED} | changes
     places = terms["source"], terms["target"]
     check_terms(calibration(), (NORTH, SOUTH), "target", UNITS, ALLOWED)
@@ -100,7 +98,6 @@ def test_terms_that_differ_are_refused(changes, error, says) -> None:
 
 
 def test_the_operator_sees_what_to_do_about_each_calibration(node) -> None:
-    """Nothing, accept it, make a new one, or why it is refused."""
     context, signed = node
     config, store, peers = context.config, context.calibrations, context.peers
     ends = signed.calibration.expires

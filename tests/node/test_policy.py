@@ -92,7 +92,6 @@ def may(
     ],
 )
 def test_who_may_call_what(method: str, allowed: set[Identity]) -> None:
-    """Everything else is refused."""
     assert {identity for identity in EVERYBODY if may(identity, method)} == allowed
 
 
@@ -107,7 +106,6 @@ def test_nobody_of_a_suspended_institution_may_call_anything() -> None:
 
 
 def test_a_role_that_the_node_does_not_have_is_refused() -> None:
-    """Whoever asks."""
     assert not may(OWN_CLIENT, SUBMIT, roles=("target",))
     assert not may(PEER_NODE, DECODE, roles=("source",))
     assert not may(PEER_NODE, SIGN, roles=("source",))
@@ -124,7 +122,6 @@ def test_another_node_of_an_admitted_institution_is_unknown() -> None:
 
 
 def test_encoders_that_show_more_are_allowed_by_name() -> None:
-    """Without a word the ODE alone."""
     check_settings(SolverSettings(), PolicySection(), where="here")
     check_settings(SolverSettings(encoder="mixed"), PolicySection(encoders=("ode", "mixed")), where="here")
     with pytest.raises(PolicyDenied, match="allows ode") as denied:
@@ -133,7 +130,6 @@ def test_encoders_that_show_more_are_allowed_by_name() -> None:
 
 
 def test_a_peer_has_a_quota_of_its_own_where_the_policy_names_one() -> None:
-    """Any other has that of all; a client has another."""
     policy = PolicySection(
         evaluations_per_day=100, samples_per_day=7, quotas={"south.example": 5}, client_evaluations_per_day=3
     )
@@ -145,13 +141,6 @@ def test_a_peer_has_a_quota_of_its_own_where_the_policy_names_one() -> None:
     assert limits("south.example") == {"evaluations_per_day": 5, "samples_per_day": 7}
     assert limits("west.example") == {"evaluations_per_day": 100, "samples_per_day": 7}
     assert client_charges(policy, "alice", 2)[0].limit == 3
-
-
-def test_quotas_of_evaluations_are_finite_unless_they_are_switched_off() -> None:
-    """Without a word in node.toml."""
-    policy = PolicySection()
-    assert policy.evaluations_per_day > 0
-    assert policy.client_evaluations_per_day > 0
 
 
 def allowed(policy: PolicySection, identity, method: str) -> bool:
@@ -174,7 +163,6 @@ def allowed(policy: PolicySection, identity, method: str) -> bool:
     ],
 )
 def test_a_table_of_peers_denies_what_it_does_not_list(uses, decode: bool, sign: bool) -> None:
-    """An entry of its own counts instead of the star's."""
     policy = PolicySection(peers=uses)
     assert (allowed(policy, PEER_NODE, DECODE), allowed(policy, PEER_NODE, SIGN)) == (decode, sign)
 
@@ -205,7 +193,6 @@ def test_a_table_of_clients_denies_what_it_does_not_list(clients, targets: set[s
 
 
 def test_softening_has_a_floor() -> None:
-    """Of the contract, which is the models'."""
     policy = PolicySection(least_soften_sigma=0.05)
     check_softening(0.05, policy)
     with pytest.raises(PolicyDenied, match=r"0\.02, where the policy demands at least 0\.05"):
@@ -245,7 +232,6 @@ def charge(amount: int, limit: int = 100, who: str = "north.example") -> list[Ch
 
 
 def test_what_does_not_fit_is_refused_and_says_what_is_left_and_when_it_renews(clock) -> None:
-    """Nothing of it was booked: what fits is still taken."""
     quotas = Quotas(None, clock=clock)
     quotas.charge(charge(60))
     with pytest.raises(QuotaSpent) as spent:
@@ -259,7 +245,6 @@ def test_what_does_not_fit_is_refused_and_says_what_is_left_and_when_it_renews(c
 
 
 def test_a_day_begins_with_the_first_charge_and_each_has_its_own(clock) -> None:
-    """A minute before its end nothing is free yet."""
     quotas = Quotas(None, clock=clock)
     quotas.charge(charge(100))
     clock.now += DAY_S / 2
@@ -275,7 +260,6 @@ def test_a_day_begins_with_the_first_charge_and_each_has_its_own(clock) -> None:
 
 
 def test_a_restart_gives_nothing_back_and_an_orderly_one_takes_nothing(store, clock) -> None:
-    """The exact count is written when the node ends."""
     quotas = Quotas(store, clock=clock)
     quotas.charge(charge(123_456, 10**6))
     quotas.close()
@@ -311,7 +295,6 @@ while True:
 
 
 def test_works_are_charged_in_their_order_as_many_as_fit_with_one_write(store, clock) -> None:
-    """A small one does not pass a large one that has no room."""
     quotas = Quotas(store, clock=clock)
     assert quotas.charge_each([charge(amount) for amount in (8, 40, 30, 30, 1)]) == 3
     assert store.commits == 1
@@ -322,7 +305,6 @@ def test_works_are_charged_in_their_order_as_many_as_fit_with_one_write(store, c
 
 
 def test_a_full_disk_books_nothing_and_asks_to_come_back(store, clock, monkeypatch) -> None:
-    """Work whose charge is not on the disk is not begun."""
     quotas = Quotas(store, clock=clock)
 
     def full(*_: object, **__: object) -> None:

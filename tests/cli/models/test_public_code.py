@@ -67,20 +67,6 @@ def test_the_public_network_is_trained_sampled_exported_and_imported(ddib, tmp_p
         ddib(model, "export", out, "--out", file)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("flags", "options", "evaluations"),
-    [
-        ("--timestep_respacing ddim50", (), 50),
-    ],
-    ids=str,
-)
-def test_evaluations_are_what_the_respacing_keeps(ddib, there, tmp_path, flags, options, evaluations):
-    """--evaluations where it is given, else the respacing, else all of --diffusion_steps, else 48."""
-    ddib(translate, points(tmp_path, 4), *pair(there), "--flags", flags, *options, "--out", tmp_path / "t")
-    assert json.loads((tmp_path / "t" / "points.json").read_text())["solver"]["evaluations"] == evaluations
-
-
 @pytest.mark.parametrize(
     ("flags", "options", "error", "word"),
     [
@@ -91,7 +77,6 @@ def test_evaluations_are_what_the_respacing_keeps(ddib, there, tmp_path, flags, 
     ids=str,
 )
 def test_what_contradicts_the_model_or_itself_is_refused(ddib, there, tmp_path, flags, options, error, word):
-    """Nothing is ignored, and nothing is written."""
     with pytest.raises(error, match=word):
         ddib(
             translate, points(tmp_path, 4), *pair(there), "--flags", flags, *options, "--out", tmp_path / "t"
@@ -112,7 +97,6 @@ def points(folder, count):
 
 @pytest.mark.slow
 def test_pictures_are_clipped_with_flags_unless_told_otherwise(ddib, tmp_path):
-    """As the public scripts do by default."""
     made = tiny("pictures")
     save_bundle(tmp_path / "m", made.manifest, made.state)
     clips = []

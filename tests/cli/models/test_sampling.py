@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -50,15 +48,6 @@ def test_a_way_between_two_pictures(place, tmp_path):
     said = call(model, "interpolate", *ends, "--source", place / "north", *FEW, "--out", tmp_path)
     assert (tmp_path / "frame_2.png").exists()
     assert "sheet.png" in said.output
-
-
-def test_samples_of_a_class(place, tmp_path):
-    call(
-        model, "sample", place / "classy", "--n", "3", "--target-class", "1", *FEW, "--out", tmp_path / "out"
-    )
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert (report["class"], report["count"]) == (1, 3)
-    assert (tmp_path / "out" / "sample_2.png").exists()
 
 
 def test_classes_go_by_number_and_by_name():
