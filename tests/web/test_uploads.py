@@ -45,6 +45,7 @@ def test_a_file_lies_in_the_private_folder_whatever_it_is_called(uploads: Upload
         "a\\..\\scan.png",
         "x/.ssh/..scan.png",
         "scan\0.png",
+        f"{'é' * 140}.png",
     ):
         path = add(uploads, label).path
         assert path.resolve().is_relative_to(tmp_path)
@@ -98,12 +99,13 @@ def test_too_large_a_file_is_refused_while_it_comes(uploads: Uploads, tmp_path: 
 def test_what_is_translated_lies_as_it_was_dropped(uploads: Uploads, tmp_path: Path) -> None:
     """No name leads out of the folder or replaces another; dots and empty names are no folders."""
     labels = ["a/scan.png", "b/scan.png", "a/scan.png", "../../x/scan.png", "s/.hidden/🦷.png", "s//🦷.png"]
+    labels += ["a/scan.png/1.png"]  # a folder that is called like a file
     for label in labels:
         add(uploads, label)
     dropped = arranged(uploads.take(), tmp_path / "job")
     found = sorted(str(path.relative_to(dropped)) for path in dropped.rglob("*") if path.is_file())
     assert found == [
-        "a/scan-2.png", "a/scan.png", "b/scan.png", "s/hidden/🦷.png", "s/🦷.png", "x/scan.png",
+        "a/scan-2.png", "a/scan-3.png", "a/scan.png/1.png", "b/scan.png", "s/hidden/🦷.png", "s/🦷.png", "x/scan.png",
     ]  # fmt: skip
     assert {path.name for path in tmp_path.iterdir()} == {"job", *(f"{n:05}" for n in range(len(labels)))}
 
