@@ -58,6 +58,7 @@ def private_folder(folder: Path) -> Path:
 
 def model_folder(path: Path) -> Path:
     """As `private_folder`, for weights; in somebody else's folder the files are private all the same."""
+    make_private_folders(path)
     with suppress(PermissionError):
         private_folder(path)
     return path
