@@ -104,7 +104,6 @@ def evil_job() -> pb.Job:
 
 
 def test_a_job_that_a_node_describes_is_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    """Id, target, solver, classes, failures: each line is one of ours."""
     _show_job(evil_job())
     out = capsys.readouterr().out
     assert out.count(r"x\n2030") >= 5
@@ -130,7 +129,6 @@ def record(message: str, *arguments: object, error: Exception | None = None) -> 
 
 
 def test_no_text_of_a_peer_begins_a_line_of_a_log() -> None:
-    """A job's id with a line break; and an exception's text, below its line."""
     lines = TextFormatter().format(record("job %s fails", EVIL, error=ValueError(EVIL))).split("\n")
     assert lines[0].endswith(
         r"job x\n2030-01-01 INFO    ddib_fed.node.daemon: stopped \x1b]0;\x07\u202e fails"
@@ -141,7 +139,6 @@ def test_no_text_of_a_peer_begins_a_line_of_a_log() -> None:
 
 
 def test_a_log_in_json_has_one_line_a_record_and_is_exact() -> None:
-    """The escapes are JSON's, so that a collector gets what was said."""
     text = JsonFormatter().format(record("job %s fails", EVIL, error=ValueError(EVIL)))
     assert text.isascii()
     assert text.isprintable()
@@ -170,7 +167,6 @@ def said(code: str, *, level: str = "debug", **environment: str) -> tuple[str, s
 
 
 def test_warnings_and_exceptions_that_nobody_caught_are_in_the_log() -> None:
-    """Of the main thread and of another; nothing is written past the log."""
     log, past = said(
         "warnings.warn('careful')\n"
         "thread = threading.Thread(target=lambda: 1 / 0, name='t'); thread.start(); thread.join()\n"

@@ -359,7 +359,6 @@ def test_a_node_that_was_off_for_too_long_is_enrolled_again(issuer: NodeConfig, 
 
 
 def test_a_withdrawn_node_does_not_come_back(issuer: NodeConfig, two: NodeConfig) -> None:
-    """Its key was lost: neither with its leaf nor with the other certificate."""
     off_for(issuer, two, 8 * DAY)
     peer_store(issuer).withdraw(NODE)
     with pytest.raises(Unauthenticated, match="could not be renewed"):

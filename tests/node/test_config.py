@@ -51,7 +51,6 @@ def test_every_commented_setting_can_be_switched_on(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_key_is_named_with_the_right_one(tmp_path: Path) -> None:
-    """An unknown key is refused and the nearest known one is offered."""
     with pytest.raises(ConfigError, match=r"train\.sede.*did you mean 'seed'"):
         NodeConfig.load(write(tmp_path, seed__="sede = "))
 
@@ -75,7 +74,6 @@ def test_a_misspelt_key_is_named_with_the_right_one(tmp_path: Path) -> None:
     ],
 )
 def test_a_value_that_cannot_be_used_is_explained(tmp_path: Path, old: str, new: str, words: str) -> None:
-    """Each bad value is refused with a sentence that says what is wanted."""
     path = write(tmp_path)
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))

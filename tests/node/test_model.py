@@ -136,7 +136,6 @@ class Asked:
 
 
 def test_a_large_file_is_not_overtaken_for_ever_and_small_ones_do_not_wait_for_it() -> None:
-    """Each has memory of its own; among the large ones the clients take turns."""
     asked = Asked(DecodingMemory(90, of_one=1))
     asked.ask("a", "first", 60)
     asked.ask("b", "large", 90)

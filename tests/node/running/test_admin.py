@@ -93,7 +93,6 @@ def test_a_socket_that_a_kill_left_behind_is_replaced(config) -> None:
 
 
 def test_a_folder_that_others_may_write_is_refused(config) -> None:
-    """Under /tmp somebody else could have made it first, and answer there."""
     folder = config.paths.admin_socket.parent
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o777)
@@ -139,7 +138,6 @@ def test_ready_only_when_serving(probes: tuple[ProbeServer, State, Metrics]) -> 
 
 
 def test_metrics_show_what_was_counted(probes: tuple[ProbeServer, State, Metrics]) -> None:
-    """A counter that was moved is in the exposition, under its name and labels."""
     server, _, metrics = probes
     metrics.items.labels("decode", "ok").inc(3)
     assert 'ddib_items_total{outcome="ok",stage="decode"} 3.0' in get(server, "/metrics")[1]
