@@ -7,21 +7,12 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import ConfigError, FileMissing
-from ddib_fed.node.config import (
-    NodeConfig,
-    render_node_toml,
-)
+from ddib_fed.node.config import NodeConfig
+from tests.node.tiny_nodes import node_toml
 
 
 def write(folder: Path, **replace: str) -> Path:
-    text = render_node_toml(
-        institution="north.example",
-        name="node-1",
-        roles=("source",),
-        domain="moons",
-        listen="127.0.0.1:7443",
-        address="localhost:7443",
-    )
+    text = node_toml(listen="127.0.0.1:7443")
     for old, new in replace.items():
         text = text.replace(old.replace("__", " = "), new)
     path = folder / "node.toml"
