@@ -387,7 +387,7 @@ def accept(config_path: Path, name: str, force: bool, yes: bool) -> None:
     if not force:
         calibrations.refuse_doubtful(stored.calibration)
     _confirm("Sign this calibration?", yes=yes)
-    signed = calibrations.accept(config, stored, now=datetime.now(UTC), force=force)
+    signed = calibrations.accept(config, stored, now=datetime.now(UTC))
     source = signed.calibration.source.institution
     say(
         f"signed       {signed.short}; {source} fetches the signature:",

@@ -77,7 +77,6 @@ def test_a_leaf_of_the_pinned_root_proves_its_identity(kind) -> None:
     ],
 )
 def test_a_uri_of_another_form_is_no_identity(uri: str) -> None:
-    """One spelling for each identity."""
     with pytest.raises(InputError):
         Identity.parse(uri)
 
@@ -138,7 +137,6 @@ REFUSED: dict[str, tuple[Callable[[], bytes], x509.Certificate | None, str]] = {
 
 @pytest.mark.parametrize("how", REFUSED)
 def test_every_other_certificate_is_refused(how: str) -> None:
-    """Each for its own reason."""
     make, root, says = REFUSED[how]
     with pytest.raises(Unauthenticated, match=says):
         verify(make(), root)
@@ -161,7 +159,6 @@ def test_name_constraints_are_those_of_rfc_5280(tree: x509.GeneralName, within: 
 
 
 def test_a_root_without_constraints_vouches_for_its_own_institution_only() -> None:
-    """The pin limits what the certificate does not."""
     root = unconstrained()
     assert not name_constraints(root.certificate)
     assert verify(under(root), root.certificate).institution == "north.example"

@@ -64,7 +64,6 @@ def test_a_leaf_has_two_names_its_roles_usage_and_life(north: Institution, kind,
 
 
 def test_a_leaf_does_not_outlive_its_root(north: Institution) -> None:
-    """Issued on the root's last day."""
     late = north.root.not_valid_after_utc - timedelta(hours=1)
     leaf = issue_leaf(north.authority, "client", "x", public_key=new_key().public_key(), now=late)
     assert leaf.not_valid_after_utc == north.root.not_valid_after_utc
@@ -81,7 +80,6 @@ def test_openssl_agrees(north: Institution) -> None:
 
 
 def test_a_root_is_never_overwritten(north: Institution) -> None:
-    """A second init changes nothing."""
     before = {path: path.read_bytes() for path in north.pki.iterdir()}
     with pytest.raises(AlreadyExists):
         pki.create_institution(north.pki, "north.example")
@@ -89,7 +87,6 @@ def test_a_root_is_never_overwritten(north: Institution) -> None:
 
 
 def test_a_key_of_another_certificate_is_noticed(north: Institution, tmp_path: Path) -> None:
-    """Both of the root and of the leaf."""
     other = Institution("south.example", tmp_path / "south")
     for name in ("ca.key", "leaf.key"):
         (north.pki / name).write_bytes((other.pki / name).read_bytes())
@@ -127,7 +124,6 @@ def test_a_crash_while_a_certificate_is_exchanged_leaves_a_pair(
 
 
 def test_a_fingerprint_may_be_typed_loosely() -> None:
-    """Case, colons, spaces and prefix do not count; digits do."""
     for typed in ("sha256:AB:CD", "abcd", "AB CD", " SHA256:ab:cd\n"):
         assert pki.same_fingerprint(typed, "SHA256:ab:cd")
         assert not pki.same_fingerprint(typed, "SHA256:ab:ce")
@@ -137,11 +133,10 @@ TWO = Identity("north.example", "node", "node-2")
 
 
 def signed(north: Institution, folder: Path, identity: Identity = TWO) -> bytes:
-    return sign_request(north.authority, read_request(make_request(folder, identity)), (north.root,))
+    return sign_request(north.authority, *read_request(make_request(folder, identity)), (north.root,))
 
 
 def test_a_second_node_is_enrolled_without_its_key_travelling(north: Institution, tmp_path: Path) -> None:
-    """Request there, issue here, install there."""
     pem = signed(north, tmp_path / "two")
     assert b"PRIVATE" not in pem
     leaf = parse_certificates(pem, "signed")[0]
@@ -153,13 +148,11 @@ def test_a_second_node_is_enrolled_without_its_key_travelling(north: Institution
 
 
 def test_a_request_for_another_institution_is_not_signed(north: Institution, tmp_path: Path) -> None:
-    """The root could not vouch for it anyway."""
     with pytest.raises(PolicyDenied, match=r"south\.example"):
         signed(north, tmp_path, Identity("south.example", "node", "node-1"))
 
 
 def test_a_request_whose_signature_is_wrong_is_not_signed(tmp_path: Path) -> None:
-    """Nobody gets a certificate for a key that they do not hold."""
     der = bytearray(
         x509.load_pem_x509_csr(make_request(tmp_path, TWO)).public_bytes(serialization.Encoding.DER)
     )
@@ -258,7 +251,6 @@ def test_a_running_node_goes_on_with_the_last_good_key_and_says_so(keyed: Instit
 
 
 def test_a_certificate_for_another_key_is_not_installed(north: Institution, tmp_path: Path) -> None:
-    """What was signed for one folder is no use in another."""
     pem = signed(north, tmp_path / "two")
     make_request(tmp_path / "three", TWO)
     with pytest.raises(FileMissing, match="has no key for"):

@@ -76,7 +76,6 @@ def test_ten_thousand_identities_do_not_fill_the_disk(refusals: Refusals, audit:
 
 
 def test_what_could_not_be_written_is_written_later(clock: Clock) -> None:
-    """A full disk loses no count."""
 
     class Full(Audit):
         full = True

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Making, SignedCalibration
+from ddib_fed.calibration.record import CalibratedSide, Calibration, Making, SignedCalibration
 from ddib_fed.errors import (
     CalibrationForeign,
     CalibrationInvalid,
@@ -26,7 +26,7 @@ from ddib_fed.node.calibrations import CalibrationPeer
 from ddib_fed.security import pki
 from target_node import calibration as service
 from tests import audit_rows
-from tests.calibration.examples import UNITS, calibration, figure, make_aggregate, sign
+from tests.calibration.examples import UNITS, calibration, make_aggregate, sign
 from tests.node.tiny_nodes import make_config
 
 ROTATION = '["rotation"]'
@@ -101,14 +101,6 @@ def test_a_proposal_is_signed_by_the_operator_and_stored_by_both(open_pair) -> N
     assert signed.complete
     assert target.node.calibrations.find(signed.sha256).target == signed.target
     assert acts(target) == ["aggregate_served", "calibration_proposed"]
-
-
-def test_no_figures_of_a_peer_make_a_node_sign(open_pair) -> None:
-    """They are the peer's word: the best possible ones are shown to the operator, too."""
-    target, north = open_pair()
-    perfect = Effect(distance_before=figure(9.0), distance=figure(0.02), margin=figure(9.0))
-    assert not north.propose(north.signed(agreed(effect=perfect))).complete
-    assert target.node.calibrations.list()[0].state(datetime.now(UTC)) == "proposed"
 
 
 def test_one_peer_cannot_fill_the_store_for_another(open_pair, institutions, tmp_path) -> None:
