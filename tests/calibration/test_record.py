@@ -134,10 +134,7 @@ def test_a_model_and_a_calibration_that_do_not_belong_together_are_refused(given
     [
         (between(target="east"), CalibrationForeign),
         (between("south", "north"), CalibrationForeign),
-        (
-            calibration(source=side("north"), target=side("south", std=0.5)),
-            CalibrationUnits,
-        ),
+        (calibration(source=side("north"), target=side("south", std=0.5)), CalibrationUnits),
     ],
 )
 def test_a_calibration_of_other_domains_or_units_is_refused(given, error):

@@ -11,12 +11,7 @@ import pytest
 
 from ddib_fed.calibration import aggregate as aggregates
 from ddib_fed.calibration.record import Effect
-from ddib_fed.errors import (
-    CalibrationIneffective,
-    CalibrationUnknown,
-    StateConflict,
-    UsageError,
-)
+from ddib_fed.errors import CalibrationIneffective, CalibrationUnknown, StateConflict, UsageError
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import make_bundle
 from ddib_fed.security import pki

@@ -12,12 +12,7 @@ from click.testing import CliRunner
 
 from ddib_fed.cli.main import run
 from ddib_fed.cli.peer import peer
-from ddib_fed.errors import (
-    PeerNotFound,
-    PolicyDenied,
-    Unauthenticated,
-    UsageError,
-)
+from ddib_fed.errors import PeerNotFound, PolicyDenied, Unauthenticated, UsageError
 from ddib_fed.node.admitting import own_peer, peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security.audit import lines_of, verify
@@ -28,7 +23,7 @@ from tests import audit_rows
 from tests.cli.node.test_pki import write_config
 from tests.node.institutions import Institution
 from tests.node.listening import Listening
-from tests.security.test_identity import unconstrained
+from tests.security.test_pki import unconstrained
 
 
 def typed(*arguments: object, answer: str | None = None) -> str:
