@@ -100,7 +100,7 @@ class _Options:
     nargs=2,
 )
 @EPSILON
-@option("--days N", "Days until the calibration expires.", click.IntRange(1, 3650), default=180)
+@option("--days N", "Days until the calibration expires.", click.IntRange(1, 731), default=180)
 @options.SEED
 @option(
     "--out FILE", "The calibration; an existing file is never overwritten.", default=Path("calibration.json")

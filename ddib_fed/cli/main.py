@@ -23,7 +23,7 @@ from ddib_fed.terminal import escape, explained, relay, require_alone, say, show
 SECTIONS: Mapping[str, Sequence[tuple[str, str, str]]] = {
     "Translate": (
         ("translate", "cli.translate", "Translate files and folders to another domain."),
-        ("web", "cli.web", "Translate in the browser: drop pictures, watch, compare, download."),
+        ("web", "cli.job", "Translate in the browser: drop pictures, watch, compare, download."),
         ("domains", "cli.job", "List the available target domains, and whether each is ready."),
         ("job", "cli.job", "Watch, fetch, cancel and delete jobs; `ddib translate --detach` submits them."),
         ("doctor", "cli.job", "Check the client's profile, its connection to the source node, and both clocks."),

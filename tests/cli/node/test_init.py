@@ -36,7 +36,7 @@ def test_a_node_gets_a_configuration_and_its_certificate(init_node, tmp_path, ca
         "ddib-source-node train",
         "ddib-source-node serve",
         "--pair",
-        "--peer OTHER.peer",
+        "ddib peer add OTHER.peer",
         "init client",
     ):
         assert command in shown
