@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ddib_fed.calibration.record import CalibratedSide, Calibration, Effect, Making, SignedCalibration
+from ddib_fed.calibration.record import CalibratedSide, Calibration, Making, SignedCalibration
 from ddib_fed.errors import (
     CalibrationForeign,
     CalibrationInvalid,
@@ -26,7 +26,7 @@ from ddib_fed.node.calibrations import CalibrationPeer
 from ddib_fed.security import pki
 from target_node import calibration as service
 from tests import audit_rows
-from tests.calibration.examples import UNITS, calibration, figure, sign
+from tests.calibration.examples import UNITS, calibration, sign
 from tests.calibration.two_worlds import make_aggregate
 from tests.node.tiny_nodes import make_config
 
@@ -104,14 +104,6 @@ def test_a_proposal_is_signed_by_the_operator_and_stored_by_both(open_pair) -> N
     assert acts(target) == ["aggregate_served", "calibration_proposed"]
 
 
-def test_no_figures_of_a_peer_make_a_node_sign(open_pair) -> None:
-    """They are the peer's word: the best possible ones are shown to the operator, too."""
-    target, north = open_pair()
-    perfect = Effect(distance_before=figure(9.0), distance=figure(0.02), margin=figure(9.0))
-    assert not north.propose(north.signed(agreed(effect=perfect))).complete
-    assert target.node.calibrations.list()[0].state(datetime.now(UTC)) == "proposed"
-
-
 def test_one_peer_cannot_fill_the_store_for_another(open_pair, institutions, tmp_path) -> None:
     """What it proposed and what was signed and expired counts against it alone."""
     target, north = open_pair()
@@ -143,7 +135,6 @@ def side(institution: str = "south.example", domain: str = "moons", units: str =
     ("changes", "error"),
     [
         ({"target": side(domain="maps")}, CalibrationForeign),
-        ({"target": side("west.example")}, CalibrationForeign),
         ({"target": side(units=OTHER)}, CalibrationUnits),
         ({"kind": "tone", "map": ChannelMap(quadratic=((0, 1, 0),))}, CalibrationKindDenied),
         ({"expires": datetime.now(UTC) + timedelta(days=800)}, CalibrationInvalid),
@@ -190,7 +181,6 @@ def test_a_peer_may_ask_only_so_often(open_pair, monkeypatch) -> None:
     "content",
     [
         b"{}",
-        AGGREGATE.canonical + b" ",
         AGGREGATE.canonical.replace(b'"moons"', b'"maps"'),
         AGGREGATE.canonical.replace(b'"epsilon":1,', b'"epsilon":0.5,'),
     ],

@@ -55,11 +55,7 @@ def signed(institutions):
 def negotiate(target: Target, who, terms: common_pb2.CalibrationTerms | None, **side) -> Contract:
     """The contract that a source of scans gets."""
     source = picture_side(institution=who.name, **{**SCANS, **side})
-    request = pb.NegotiateContractRequest(
-        protocol=PROTOCOL,
-        source=source,
-        calibration=terms,
-    )
+    request = pb.NegotiateContractRequest(protocol=PROTOCOL, source=source, calibration=terms)
     with target.called_by(who) as stub:
         return Contract(asking(stub.NegotiateContract, request).contract)
 
