@@ -7,7 +7,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ddib_fed.version import __version__ as __version__
+from ddib_fed.names import __version__ as __version__
 
 if TYPE_CHECKING:
     from ddib_fed.api import Model, TranslatedSample, load, translate

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePath
 from typing import Final
 
+__version__ = "0.1.0"
 CONFIG_VARIABLE: Final = "DDIB_CONFIG"
 """Of the environment: the node.toml of operators' commands that get no --config."""
 NODE_FILE: Final = "node.toml"

@@ -15,8 +15,8 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ddib_fed.files import write_file
+from ddib_fed.names import __version__
 from ddib_fed.terminal import escape
-from ddib_fed.version import __version__
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 GENERATOR: Final = "ddib-fed"

@@ -366,9 +366,15 @@ def rehearse(path: Path) -> tuple[int, int]:
     """Open a copy of the database as a start would, so that nothing here is changed; its jobs and audit lines."""
     check_private_file(path)
     with tempfile.TemporaryDirectory(prefix="ddib-check-") as folder:
-        for name in (path.name, f"{path.name}-wal"):
-            if path.with_name(name).exists():
-                shutil.copyfile(path.with_name(name), Path(folder, name))
+        used = path.with_name(path.name + ".lock").exists()
+        lock = _lock_file(path, fcntl.LOCK_SH) if used else -1  # no node starts while it is copied
+        try:
+            for name in (path.name, f"{path.name}-wal"):
+                if path.with_name(name).exists():
+                    shutil.copyfile(path.with_name(name), Path(folder, name))
+        finally:
+            if used:
+                os.close(lock)
         with closing(NodeStore(Path(folder, path.name), called=path)) as copy:
             row = copy.read("SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM audit)")[0]
             return int(row[0]), int(row[1])
@@ -419,13 +425,13 @@ def _failing_disk_as_os_error() -> Iterator[None]:
         raise
 
 
-def _lock_file(path: Path) -> int:
+def _lock_file(path: Path, kind: int = fcntl.LOCK_EX) -> int:
     """A lock that goes when the process goes, however it goes."""
     name = path.with_name(path.name + ".lock")
     check_private_file(name)
     descriptor = os.open(name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
         raise ConfigError(

@@ -35,8 +35,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from ddib_fed.errors import DdibError, extra
-from ddib_fed.names import check_institution
-from ddib_fed.version import __version__
+from ddib_fed.names import __version__, check_institution
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor

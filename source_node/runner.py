@@ -37,7 +37,6 @@ from ddib_fed.errors import (
     UnavailableError,
 )
 from ddib_fed.files import is_disk_full
-from ddib_fed.node.logs import fields
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.server import within_share
 from ddib_fed.protocol.messages import ItemState, JobState
@@ -185,24 +184,34 @@ class CircuitBreaker:
         self._clock = clock
         self._lock = threading.Lock()
         self._answering: set[str] = set()
+        self._trying: dict[str, str] = {}
+        """The job that finds out, of each peer that is not known to answer."""
         self._not_before: dict[str, float] = {}
         self._reasons: dict[str, str] = {}
         self._pauses = RetryPauses()
 
     def may_try(self, institution: str) -> bool:
-        return institution in self._answering or self._clock() >= self._not_before.get(institution, 0.0)
+        tried = institution in self._trying or self._clock() < self._not_before.get(institution, 0.0)
+        return institution in self._answering or not tried
 
-    def begin(self, institution: str) -> None:
+    def begin(self, institution: str, job_id: str) -> None:
         """A job was taken up; where the peer is not known to answer, others wait for what it finds."""
         with self._lock:
             if institution not in self._answering:
-                self._not_before[institution] = self._clock() + LONGEST_PAUSE_S
+                self._trying.setdefault(institution, job_id)
+
+    def end(self, institution: str, job_id: str) -> None:
+        """A job is over, whatever it met; if it was the one that tried, another may."""
+        with self._lock:
+            if self._trying.get(institution) == job_id:
+                del self._trying[institution]
 
     def answered(self, institution: str) -> bool:
         """It did; whether that is news."""
         with self._lock:
             news = institution not in self._answering
             self._answering.add(institution)
+            self._trying.pop(institution, None)
             self._reasons.pop(institution, None)
             self._pauses.end(institution)
             return news
@@ -212,6 +221,7 @@ class CircuitBreaker:
         with self._lock:
             news = institution not in self._reasons
             self._answering.discard(institution)
+            self._trying.pop(institution, None)
             self._reasons[institution] = reason
             pause = max(at_least_s, self._pauses.next(institution))
             self._not_before[institution] = self._clock() + pause
@@ -303,6 +313,7 @@ class JobRunner:
         except Exception:
             # The store itself failed (disk full, for one): the job is put back once it can be.
             log.exception("job %s could not be brought to an end; it is tried again", job.job_id)
+        self._circuit.end(job.request.target_institution, job.job_id)
         with self._wake:
             _, running = self._running.get(job.job_id, (None, None))
             if running is control:  # put back, it may run on another thread already
@@ -339,7 +350,7 @@ class JobRunner:
             return None
         control = Control(time.monotonic() + job.deadline - self._store.now())
         self._running[job.job_id] = chosen, control
-        self._circuit.begin(chosen.target)
+        self._circuit.begin(chosen.target, job.job_id)
         return job, control
 
     def _choose(self, due: Sequence[DueJob]) -> DueJob | None:
@@ -521,7 +532,7 @@ class JobRunner:
             "job %(job)s %(state)s after %(seconds).1f s: %(translated)d of %(items)d items of %(client)s "
             "to %(target)s%(why)s",
             {**told, "why": left_out + why},
-            extra=fields(**told),
+            extra={"fields": told},
         )
 
     def publish(self, job_id: str, state: JobState, *, stage: str = "", reason: str = "") -> ItemCounts:

@@ -20,7 +20,7 @@ from opentelemetry.trace import Span, SpanKind
 from ddib_fed.errors import Cancelled, DdibError, ItemNotFound, MessageInvalid, TooManyStreams
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.logs import Repeated
+from ddib_fed.node.connections import Repeated
 from ddib_fed.node.role import NodeContext, RoleService
 from ddib_fed.protocol.contract import LAST_MOMENT
 from ddib_fed.protocol.messages import JobState, provenance_message
@@ -128,7 +128,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             target = job.request.target_institution
             span.set_attributes(named(job=job.job_id, items=len(job.items), peer=target, repeated=repeated))
         if not repeated:
-            self.runner.publish(job.job_id, job.state)
+            self.runner.publish(job.job_id, self.store.head(job.job_id).state)  # a worker may have claimed it
             self.runner.accepted(job)
         return pb.SubmitJobResponse(
             job_id=job.job_id, state=f"JOB_STATE_{job.state.name}", repeated_request=repeated

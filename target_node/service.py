@@ -113,12 +113,13 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         """What a contract with this node allows, as it is with one of its models."""
         limits, shape = self._node.config.limits, self._node.running_engine.model.sample_shape
         samples = MAX_POINTS_PER_ITEM if len(shape) == 1 else PICTURES_PER_ITEM
+        terms = self._node.guidance()
         return pb.ContractLimits(
             max_items_per_stream=limits.max_items_per_job,
             max_samples_per_item=samples,
             max_latent_bytes=samples * math.prod(shape) * 4,
             max_evaluations=limits.max_evaluations,
-            guidance=self._node.guidance(),
+            guidance=terms if terms.ByteSize() else None,  # absent if none is offered
             min_evaluations=min(self._node.config.policy.least_evaluations, limits.max_evaluations),
         )
 

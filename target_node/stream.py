@@ -27,7 +27,6 @@ from ddib_fed.engine.party import Control, Decoded, Failed, Leg, Stage, ToDecode
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.latent import Latent
-from ddib_fed.node.logs import fields
 from ddib_fed.node.role import NodeContext, solver_settings
 from ddib_fed.node.server import Pace
 from ddib_fed.protocol.contract import Contract, guidance_from_pb
@@ -158,12 +157,14 @@ class Receipt:
             "ended" if exc_info[0] is None else "broke off",
             exchanged.received_items,
             exchanged.sent_items,
-            extra=fields(
-                request=self.request_id,
-                peer=institution,
-                received=exchanged.received_items,
-                sent=exchanged.sent_items,
-            ),
+            extra={
+                "fields": {
+                    "request": self.request_id,
+                    "peer": institution,
+                    "received": exchanged.received_items,
+                    "sent": exchanged.sent_items,
+                }
+            },
         )
         try:
             self.node.audit.write(

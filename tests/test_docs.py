@@ -1,9 +1,15 @@
-"""The pages: links lead somewhere, commands exist, tables are those of the JSON."""
+"""The pages: links lead somewhere, commands exist, tables are those of the JSON; and benchmarks can begin.
+
+They run for minutes, so `make test` runs none of them.
+"""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -15,6 +21,8 @@ from ddib_fed.cli.main import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+OURS = ("ddib_fed", "source_node", "target_node", "benchmarks", "tests")
+BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 CODE = sorted(
     path for name in ("ddib_fed", "source_node", "target_node") for path in (ROOT / name).rglob("*.py")
 )
@@ -28,7 +36,6 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    """To files of this repository, and to headings of its pages."""
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
         name, _, anchor = target.partition("#")
         found = (page.parent / name) if name else page
@@ -58,7 +65,6 @@ def test_commands_of_the_pages_exist() -> None:
 
 
 def test_pages_that_the_code_names_are_there() -> None:
-    """In hints, help and comments."""
     for path in CODE:
         for name in re.findall(r"docs/[\w/-]+\.md", path.read_text()):
             assert (ROOT / name).exists(), f"{path.relative_to(ROOT)}: {name}"
@@ -78,3 +84,51 @@ def test_files_and_modules_that_pages_name_are_there() -> None:
     assert len(modules) > 50
     missing = [path for path in (*paths, *modules) if "*" not in path and not list(ROOT.glob(f"{path}*"))]
     assert not missing
+
+
+# Benchmarks
+
+
+def imported(file: Path) -> list[tuple[str, str]]:
+    """(module, name) of every import of our own in a file, also those inside functions."""
+    tree = ast.parse(file.read_text())
+    return [
+        (node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in OURS
+        for alias in node.names
+    ]
+
+
+@pytest.mark.slow
+def test_what_benchmarks_import_exists() -> None:
+    """A name that was moved fails here, not after an hour of measuring."""
+    wanted = {pair: file for file in BENCHMARKS for pair in imported(file)}
+    assert len(wanted) > 100
+    missing = [
+        f"{file.relative_to(ROOT)}: from {module} import {name}"
+        for (module, name), file in wanted.items()
+        if not hasattr(importlib.import_module(module), name) and find_spec(f"{module}.{name}") is None
+    ]
+    assert not missing
+
+
+def runs(module: str) -> bool:
+    """Whether `python -m MODULE` finds something to run."""
+    try:
+        found = find_spec(module)
+        is_package = found is not None and found.submodule_search_locations is not None
+        return found is not None and (not is_package or find_spec(f"{module}.__main__") is not None)
+    except ModuleNotFoundError:
+        return False
+
+
+def test_commands_of_benchmarks_in_the_docs_exist() -> None:
+    """A benchmark that was moved fails here, not for the reader who repeats a figure."""
+    commands = {
+        (path.relative_to(ROOT), module)
+        for path in (*PAGES, ROOT / "Makefile", *BENCHMARKS)
+        for module in re.findall(r"python -m (benchmarks(?:\.[a-z_]+)+)(?![.\w])", path.read_text())
+    }
+    assert len({module for _, module in commands}) > 15
+    assert not [f"{path}: python -m {module}" for path, module in sorted(commands) if not runs(module)]

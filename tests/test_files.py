@@ -22,7 +22,6 @@ from ddib_fed.files import (
 
 
 def test_a_file_is_not_overwritten_unasked(tmp_path: Path) -> None:
-    """And the attempt leaves nothing behind."""
     write_file(tmp_path / "key", b"one", private=True, overwrite=False)
     with pytest.raises(AlreadyExists):
         write_file(tmp_path / "key", b"two", private=True, overwrite=False)
@@ -31,7 +30,6 @@ def test_a_file_is_not_overwritten_unasked(tmp_path: Path) -> None:
 
 
 def test_reading_names_what_is_wrong(tmp_path: Path) -> None:
-    """Missing, a folder, too large."""
     (tmp_path / "large").write_bytes(b"x" * (MAX_SMALL_FILE_BYTES + 1))
     with pytest.raises(FileMissing):
         read_small(tmp_path / "none")
@@ -60,7 +58,6 @@ def test_what_its_own_user_cannot_write_is_named_with_the_command_that_helps(
 
 
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path):
-    """The destination is a folder, so the final rename fails."""
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
     with pytest.raises(OSError, match="taken"):
@@ -70,7 +67,6 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path):
 
 @pytest.mark.parametrize("mask", [0o000, 0o077])
 def test_a_private_file_is_private_and_others_follow_the_umask(tmp_path, mask):
-    """Also when the file before was open to everybody."""
     path = tmp_path / "weights"
     path.touch(mode=0o666)
     before = os.umask(mask)
@@ -120,7 +116,6 @@ def test_each_file_is_brought_to_the_disk_and_one_that_cannot_be_says_why(tmp_pa
 
 @pytest.mark.parametrize("text", [b"[" * 100_000, b"{", b"\xff", "9" * 10_000])
 def test_json_that_cannot_be_read_is_a_value_error(text: bytes | str) -> None:
-    """Also what is nested more deeply than Python can follow."""
     with pytest.raises(ValueError, match=r".+"):
         private_files.parse_json(text)
 
@@ -129,7 +124,6 @@ def test_json_that_cannot_be_read_is_a_value_error(text: bytes | str) -> None:
 
 
 def test_keys_are_sorted_and_nothing_is_spaced():
-    """One text whatever the order in which fields were set."""
     assert canonical_json({"b": [1, 2.5, "x"], "a": {}}) == b'{"a":{},"b":[1,2.5,"x"]}'
 
 
@@ -142,6 +136,5 @@ def test_what_implementations_could_write_differently_is_refused(value):
 
 @pytest.mark.parametrize("value", [None, b"bytes", [None]])
 def test_other_types_are_refused(value):
-    """They have no place in a contract."""
     with pytest.raises(TypeError):
         canonical_json(value)

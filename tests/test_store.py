@@ -65,8 +65,6 @@ def waiting_writes(store: NodeStore) -> Iterator[None]:
 
 
 def test_writes_that_wait_are_one_commit_and_each_fails_alone(store: NodeStore) -> None:
-    """What one of them raises is its own, and its rows go."""
-
     def broken(db: Transaction) -> None:
         put("broken")(db)
         raise ValueError("wrong")
@@ -182,7 +180,6 @@ def test_a_command_writes_beside_the_node_and_no_other_node_does(store: NodeStor
 
 
 def test_another_schema_and_a_damaged_database_are_refused_by_name(path: Path) -> None:
-    """They are not guessed at, nor opened as if they were empty."""
     NodeStore(path).close()
     audit_rows.edit(path, f"PRAGMA user_version = {SCHEMA + 1}")
     with pytest.raises(ConfigError, match="another release"):

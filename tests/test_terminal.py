@@ -25,7 +25,6 @@ STEERING = (
 
 @pytest.mark.parametrize("character", STEERING, ids=ascii)
 def test_what_steers_becomes_an_escape(character: str) -> None:
-    """As Python writes it, between letters that stay."""
     assert escape(f"a{character}b") == f"a{character.encode('unicode_escape').decode()}b"
 
 
@@ -39,7 +38,6 @@ def test_every_text_becomes_printable_and_stays_so(text: str) -> None:
 
 
 def test_letters_of_every_script_stay() -> None:
-    """Names of people and files are theirs."""
     for text in ("Zoë Müller", "北方", "мост", "גשר", "n\u0303", "σ ≤ 0.05", r"C:\new\x1b", "[red]"):
         assert escape(text) == text
 
@@ -53,7 +51,6 @@ def test_a_text_makes_one_line(capsys: pytest.CaptureFixture[str], err: bool) ->
 
 
 def test_a_terminal_of_another_encoding_shows_an_escape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LC_ALL=C: no traceback because of a letter."""
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     say("σ ≤ 1")
@@ -73,7 +70,6 @@ SHOWN = "[red]x[/red] [link=http://x]y[/link] [/] :skull: \\x1b]8;;http://x\\x07
 
 
 def test_tables_show_markup_links_and_emoji_codes_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    """In cells, headings and titles."""
     table = Table(title=HOSTILE)
     table.add_column(HOSTILE)
     table.add_row(HOSTILE)
@@ -98,7 +94,6 @@ def test_progress_bars_do_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_is_printed_past_it() -> None:
-    """A new command is safe because there is no other way to print."""
     others = re.compile(
         r"click\.(?:s?echo|secho|confirm|prompt|style|echo_via_pager)\b|(?<![\w.`])print\(|\bprint_exc|std(?:out|err)\.write"
         r"|\bTextColumn\(|\bConsole\(|error\.show\("

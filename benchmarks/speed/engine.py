@@ -17,8 +17,7 @@ import torch
 from benchmarks.speed.shared.harness import Form, Report, interleaved, main, ratio
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.solvers import OnStep
-from ddib_fed.engine.batcher import Batcher
-from ddib_fed.engine.budget import Recipe
+from ddib_fed.engine.batcher import Batcher, Recipe
 from ddib_fed.engine.local_party import submit_ranges
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control, Leg

@@ -21,8 +21,8 @@ from ddib_fed.terminal import bar, emit, lines, listed, number, outcome, plain, 
 if TYPE_CHECKING:
     from ddib_fed.evaluation.judgement import Figures
     from ddib_fed.models.bundle import Bundle
+    from ddib_fed.models.import_guided import Imported
     from ddib_fed.models.sidecars import Allowances
-    from ddib_fed.models.weights import Imported
 
 SHOWN_DIGEST = 12
 NUMBERS = (12, 16, 20)
@@ -127,7 +127,7 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     more than a pixel network: an autoencoder, a text encoder, a LoRA.
     """
     from ddib_fed.models.bundle import save_bundle
-    from ddib_fed.models.weights import Imported
+    from ddib_fed.models.import_guided import Imported
 
     if out.exists() and not force:
         raise AlreadyExists(f"{out} exists", hint="choose another folder, or --force")
@@ -191,7 +191,7 @@ def export(*, which: str, out: Path, force: bool) -> None:
     `ddib model import --synthetic` reads it back.
     """
     from ddib_fed.files import write_file
-    from ddib_fed.models.weights import public_checkpoint
+    from ddib_fed.models.import_guided import public_checkpoint
 
     if out.exists() and not force:
         raise AlreadyExists(f"{out} exists", hint="choose another file, or --force")

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import on_device
 from ddib_fed.diffusion.solvers import OnStep, integrate
-from ddib_fed.engine.batcher import Batcher, Executor
-from ddib_fed.engine.budget import Recipe
+from ddib_fed.engine.batcher import Batcher, Executor, Recipe
 from ddib_fed.engine.executors import Pool
 from ddib_fed.engine.gate import Made, pass_latent
 from ddib_fed.engine.model import (

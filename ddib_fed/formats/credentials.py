@@ -22,7 +22,7 @@ from ddib_fed.data.pictures import encode_png
 from ddib_fed.engine.record import Translation
 from ddib_fed.errors import ConfigError, InputError, extra
 from ddib_fed.files import read_private, read_small
-from ddib_fed.version import __version__
+from ddib_fed.names import __version__
 
 PNG: Final = "image/png"
 MADE_BY_A_MODEL: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"

@@ -22,8 +22,8 @@ from ddib_fed.diffusion.schedule import SCALED_LINEAR, ScheduleConfig, schedule_
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.files import parse_json
 from ddib_fed.models.bundle import misfits
+from ddib_fed.models.import_guided import Imported, import_note, read_tensors, renamed
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
-from ddib_fed.models.weights import Imported, import_note, read_tensors, renamed
 from ddib_fed.networks.config import DiffusersUNetConfig
 
 INDEX: Final = "model_index.json"

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import socket as socketlib
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -27,8 +28,8 @@ from google.protobuf.message import Message
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler
 
 from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable, UnavailableError
-from ddib_fed.files import check_private_folder
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.files import check_private_folder, is_disk_full
+from ddib_fed.node.config import MAX_SOCKET_PATH, NodeConfig
 from ddib_fed.node.connections import server_options
 from ddib_fed.node.server import CallInterceptor
 from ddib_fed.protocol.addresses import split_address
@@ -52,6 +53,7 @@ MOST_CALLERS: Final = 32
 MOST_CONNECTIONS: Final = 16
 LONGEST_S: Final = 5.0
 LEAST_FREE_BYTES: Final = 8 << 20
+PROBE_BYTES: Final = 1 << 16
 """Below it the node is degraded: half of what a start asks for, room for the databases of the jobs that it has."""
 _BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 
@@ -157,15 +159,25 @@ def _handler(state: Callable[[], str], metrics: Metrics) -> type[MetricsHandler]
 
 
 def disk_problem(folders: Iterable[Path]) -> str | None:
-    """The first folder whose disk is full; None while there is room. A disk that fails is the store's problem."""
+    """What is wrong with the first folder that cannot be written; None while all can.
+
+    A file is written: that also finds a full quota and a read-only mount, which free bytes do not show.
+    """
     for folder in folders:
+        if not folder.is_dir():  # made when it is first needed
+            continue
+        free = 0
         try:
             free = shutil.disk_usage(folder).free
-        except OSError:  # it is made when it is first needed
-            continue
-        if free < LEAST_FREE_BYTES:
-            room = f"{free >> 10} KiB left, {LEAST_FREE_BYTES >> 20} MiB needed"
-            return f"the disk of {folder} is full ({room}); df -h {shlex.quote(str(folder))}"
+            if free >= LEAST_FREE_BYTES:
+                with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+                    probe.write(bytes(PROBE_BYTES))
+                continue
+        except OSError as error:
+            if not is_disk_full(error):
+                return f"{folder} cannot be written: {error.strerror or error}"
+        room = f"{free >> 10} KiB left, {LEAST_FREE_BYTES >> 20} MiB needed"
+        return f"the disk of {folder} is full ({room}); df -h {shlex.quote(str(folder))}"
     return None
 
 
@@ -326,6 +338,11 @@ def check_alone(socket: Path) -> None:
 
 def check_socket(socket: Path) -> None:
     """Return if `socket` can be the operator's."""
+    if len(os.fsencode(socket)) > MAX_SOCKET_PATH:
+        raise ConfigError(
+            f"the operator's socket {socket} has a path of more than {MAX_SOCKET_PATH} bytes",
+            hint="a shorter [node] state path, or a shorter TMPDIR",
+        )
     check_private_folder(socket.parent)
     if socket.exists() and not socket.is_socket():
         raise ConfigError(f"{socket} is no socket", hint=f"move {socket} away")

@@ -17,7 +17,7 @@ from cryptography import x509
 
 from ddib_fed.errors import ConfigError, DdibError, MessageInvalid, NotReady, Unauthenticated
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.logs import Repeated
+from ddib_fed.node.connections import Repeated
 from ddib_fed.node.policy import Charge
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.server import caller

@@ -1,27 +1,37 @@
-"""The commands of a node, `train | serve | check --config node.toml`; each serves all roles that node.toml lists."""
+"""The commands of a node, `train | serve | check --config node.toml`, and its log as text or JSON lines.
+
+Imports no grpc: its own log has to be turned off before.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from ddib_fed.errors import ConfigError, ExitCode, UsageError
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE
 from ddib_fed.node.config import NodeConfig, Role
-from ddib_fed.node.logs import set_up_logging, silence_grpc
-from ddib_fed.terminal import explained, relay, require_alone, say, say_labelled
+from ddib_fed.terminal import escape, explained, relay, require_alone, say, say_labelled
 
 if TYPE_CHECKING:
     from ddib_fed.node.daemon import StepResult
 
 log = logging.getLogger(__name__)
+
+OWN: Final = ("ddib_fed", "source_node", "target_node")
+# Their errors are also raised as exceptions, without the picture's metadata.
+READERS: Final = ("PIL", "tifffile")
 
 _HELP: dict[Role | None, str] = {
     "source": "The source node: encodes pictures of this institution's clients to latents.",
@@ -192,3 +202,78 @@ def run(group: Callable[..., object]) -> None:
         if failure.hint:
             say_labelled("  try:  ", failure.hint)
         sys.exit(int(failure.exit_code))
+
+
+# The log
+
+
+def silence_grpc() -> None:
+    """Turn off the C core's own log and its traces, which hold messages; before the first import of grpc."""
+    os.environ["GRPC_VERBOSITY"] = "NONE"
+    for name in ("GRPC_TRACE", "GRPC_STACKTRACE_MINLOGLEVEL"):
+        os.environ.pop(name, None)
+
+
+def set_up_logging(level: str, output_format: str) -> None:
+    """Log to stderr, as "text" or "json"."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if output_format == "json" else TextFormatter())
+    route(handler, level)
+
+
+def route(handler: logging.Handler, level: str) -> None:
+    """Send logs, warnings and uncaught exceptions to one handler."""
+    own = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(level=max(own, logging.WARNING), handlers=[handler], force=True)
+    for name in OWN:
+        logging.getLogger(name).setLevel(own)
+    for name in READERS:
+        reader = logging.getLogger(name)
+        reader.propagate = False
+        reader.addHandler(logging.NullHandler())
+    logging.captureWarnings(capture=True)
+    sys.excepthook = _uncaught
+    threading.excepthook = _uncaught_in_thread
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    log.critical("the process ends by an exception", exc_info=(kind, error, trace))
+
+
+def _uncaught_in_thread(hook: threading.ExceptHookArgs) -> None:
+    if hook.exc_value is not None and not issubclass(hook.exc_type, SystemExit):
+        name = hook.thread.name if hook.thread is not None else "?"
+        trace = (hook.exc_type, hook.exc_value, hook.exc_traceback)
+        log.error("thread %s ended by an exception", name, exc_info=trace)
+
+
+class TextFormatter(logging.Formatter):
+    """A line for people, and below it the traceback, if there is one."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return escape(super().formatMessage(record))
+
+    def formatException(self, ei: logging._SysExcInfoType) -> str:  # noqa: N802 - logging's name
+        return "\n".join(f"    {escape(line)}" for line in super().formatException(ei).split("\n"))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line, for log collectors; exact, because JSON escapes control characters itself."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, object] = {
+            **getattr(record, "fields", {}),  # the `extra` of a call, beside its message
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)

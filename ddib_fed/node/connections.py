@@ -19,15 +19,13 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
-
-from ddib_fed.node.logs import Repeated
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +104,32 @@ def _host(text: str) -> str:
 
 def _neighbourhood(host: str) -> str:
     return str(ipaddress.ip_network((host, 64), strict=False)) if ":" in host else host
+
+
+class Repeated:
+    """Calls a function on a thread of its own until it is stopped; what the function raises is logged."""
+
+    def __init__(self, name: str, act: Callable[[], object], pause_s: Callable[[], float]) -> None:
+        self._act, self._pause_s = act, pause_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, and wait for it when it was started."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._act()
+            except Exception:  # the thread must outlive any failure
+                log.exception("%s failed, and is tried again", self._thread.name)
+            self._stop.wait(self._pause_s())
 
 
 @dataclass(slots=True)

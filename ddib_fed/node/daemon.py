@@ -26,6 +26,7 @@ from ddib_fed.calibration.record import CalibrationStore
 from ddib_fed.engine.gate import check_key
 from ddib_fed.errors import ConfigError, DdibError, ExhaustedError
 from ddib_fed.files import check_private_folder
+from ddib_fed.names import __version__
 from ddib_fed.networks.placement import share_heaps
 from ddib_fed.node.admin import (
     Metrics,
@@ -61,7 +62,6 @@ from ddib_fed.telemetry import open_tracing
 from ddib_fed.terminal import as_config_error, explained
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
-from ddib_fed.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -267,7 +267,8 @@ class Daemon:
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._loading = False
         self._drain_asked = threading.Event()
-        self._last_jobs: Counter[str] | None = None
+        self._last_jobs: Counter[str] = Counter()
+        self._released = False
         paths = config.paths
         for warning in begin(config):
             log.warning("%s", warning)
@@ -413,10 +414,9 @@ class Daemon:
 
     def request_drain(self) -> int:
         """Drain and exit, as SIGTERM does; returns how many jobs run now."""
-        running = self._jobs()["running"]
         self._drain_asked.set()
         self._woken.put(None)
-        return running
+        return self._jobs()["running"]
 
     def _drain(self) -> None:
         """Health first, so that no new work arrives; then the running work; then the open calls."""
@@ -443,6 +443,7 @@ class Daemon:
         self._calls.stop()
         self._renewal.stop()
         self._last_jobs = self._jobs()
+        self._released = True
         for role in self.roles:
             role.release()
         self.node.quotas.close()
@@ -457,12 +458,12 @@ class Daemon:
 
     def _jobs(self) -> Counter[str]:
         """Work of all roles by state; what it was last, once their stores are closed."""
-        if self._last_jobs is not None:
-            return self._last_jobs
-        found: Counter[str] = Counter()
-        for role in self.roles:
-            found.update(role.jobs())
-        return found
+        if not self._released:
+            try:
+                self._last_jobs = sum((Counter(role.jobs()) for role in self.roles), Counter())
+            except Exception:  # the store failed: the operator is answered, and a stop goes on
+                log.exception("the jobs could not be counted")
+        return self._last_jobs
 
     def _expires(self, which: str) -> float:
         """When the own certificate (`not_after`) or its root (`root_not_after`) ends; 0 while it cannot be read."""

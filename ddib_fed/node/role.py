@@ -20,7 +20,7 @@ from ddib_fed.calibration.record import CalibrationStore, units_digest
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.budget import Recipe
+from ddib_fed.engine.batcher import Recipe
 from ddib_fed.engine.executors import Pool, process_pool, ray_pool
 from ddib_fed.engine.gate import Softener, load_key
 from ddib_fed.engine.local_party import ServingParty

@@ -38,8 +38,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import RETRY_AFTER_S, is_disk_full
 from ddib_fed.node.config import LimitsSection
-from ddib_fed.node.connections import InboundGuard, file_limit, most_connections, server_options
-from ddib_fed.node.logs import Repeated
+from ddib_fed.node.connections import InboundGuard, Repeated, file_limit, most_connections, server_options
 from ddib_fed.protocol.addresses import split_address
 from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.details import DETAIL_KEY, time_entry, to_detail

@@ -9,7 +9,6 @@ import click
 import pytest
 
 from ddib_fed.cli.main import run
-from ddib_fed.cli.options import FOLDED_FROM
 from ddib_fed.errors import ExitCode
 from tests.cli.reference import commands
 
@@ -31,7 +30,6 @@ def _ids(pairs):
 
 
 def test_every_command_answers_scripts_in_json():
-    """Or stands in a table with its reason."""
     for name, command in LEAVES:
         of_node = name.split()[-1] if not name.startswith("ddib ") else name
         has = any(param.name == "output_format" and "--format" in param.opts for param in command.params)
@@ -52,23 +50,6 @@ def test_help_fits_a_screen(name, command):
     assert all(len(line) <= COLUMNS or line.strip() in examples for line in lines)
 
 
-@pytest.mark.parametrize(("name", "command"), OF_DDIB, ids=_ids(OF_DDIB))
-def test_help_names_every_option_and_help_all_explains_it(name, command, capsys):
-    """Folded or not, nothing is hidden."""
-    options = [param for param in command.params if isinstance(param, click.Option) and not param.hidden]
-    words = name.split()[1:]
-    for flag in ("--help", *(["--help-all"] if len(options) >= FOLDED_FROM else [])):
-        assert run([*words, flag]) == 0
-        shown = capsys.readouterr().out
-        assert not [option.opts[0] for option in options if not re.search(rf"{option.opts[0]}\b", shown)], (
-            flag
-        )
-    if len(options) >= FOLDED_FROM:
-        plain = " ".join(shown.split())
-        for option in options:
-            assert " ".join(str(option.help).split())[:25] in plain, option.opts[0]
-
-
 @pytest.mark.parametrize(
     ("words", "meant"),
     [
@@ -81,7 +62,6 @@ def test_help_names_every_option_and_help_all_explains_it(name, command, capsys)
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_what_is_misspelt_gets_a_suggestion(words, meant, capsys):
-    """Commands at every level, options and models."""
     code = run(words)
     captured = capsys.readouterr()
     assert code in {ExitCode.USAGE, ExitCode.NOT_FOUND}

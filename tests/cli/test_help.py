@@ -14,7 +14,6 @@ EVERY = list(commands())
 
 
 def test_every_command_and_option_has_help() -> None:
-    """A first sentence for the command, and a text for each option."""
     for name, command in EVERY:
         assert command.help, f"{name} has no help"
         for parameter in command.params:
@@ -28,13 +27,11 @@ def test_the_document_says_what_the_commands_say() -> None:
 
 
 def test_the_example_of_a_contract_is_that_of_the_code() -> None:
-    """Its canonical JSON and digest, for a second implementation."""
     text = PROTOCOL.read_text(encoding="utf-8")
     assert with_contract(text) == text, "python -m tests.cli.reference"
 
 
 def test_every_exit_code_is_documented() -> None:
-    """The table of docs/troubleshooting.md has each number once."""
     text = DOCUMENT.with_name("troubleshooting.md").read_text(encoding="utf-8")
     assert [int(n) for n in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)] == [
         int(code) for code in ExitCode

@@ -10,17 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
-from click.testing import CliRunner
 
 from ddib_fed.cli.job import _show_job
 from ddib_fed.cli.main import run as run_ddib
-from ddib_fed.errors import PolicyDenied
-from ddib_fed.node.admitting import _ask, peer_store
+from ddib_fed.node.admitting import peer_store
+from ddib_fed.node.command import JsonFormatter, TextFormatter
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.logs import JsonFormatter, TextFormatter
-from ddib_fed.security.peers import Peer, begin_node
+from ddib_fed.security.peers import begin_node
 from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
@@ -28,8 +25,6 @@ from tests.cli.node.test_pki import write_config
 from tests.node.institutions import Institution, changed
 
 GENUINE = "SHA256:" + ":".join(["ab"] * 32)
-# Shows the genuine fingerprint, then begins an OSC sequence, which swallows the lines that follow it.
-HIDING = f"south.example:7442\nfingerprint  {GENUINE}\n\x1b]0;"
 
 
 def north_node(folder: Path) -> Path:
@@ -93,25 +88,6 @@ def test_the_fingerprints_come_last_and_alone(tmp_path: Path, roots: int) -> Non
     asked = "Is this what" if roots == 1 else "Are all 2 of these what the other operator reads out"
     question = next(number for number, line in enumerate(lines) if line.startswith(asked))
     assert south.peer().fingerprint in lines[question - roots : question]
-
-
-def test_no_value_before_the_fingerprint_can_hide_or_imitate_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Should the grammar of addresses let one through: it is escaped on its line, the real fingerprint follows."""
-    attacker = Institution("south.example", tmp_path / "attacker")
-
-    @click.command()
-    def terminal() -> None:
-        monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-        _ask(Peer("south.example", attacker.identity, HIDING, (attacker.root,)), "")
-
-    result = CliRunner().invoke(terminal, input="n\n")
-    lines = result.output.split("\n")
-    assert isinstance(result.exception, PolicyDenied)
-    assert lines.index(attacker.peer().fingerprint) == 3
-    assert not any(line.startswith(("fingerprint  ", GENUINE)) for line in lines)
-    assert "\x1b" not in result.output
 
 
 EVIL = "x\n2030-01-01 INFO    ddib_fed.node.daemon: stopped \x1b]0;\x07\u202e"

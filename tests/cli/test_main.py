@@ -66,7 +66,6 @@ def test_an_error_says_what_where_and_what_next(failing, capsys):
 
 
 def test_contract_differences_are_a_table(failing, capsys):
-    """Each differing field with both values and what to do."""
     differences = (Difference("sample_shape", "[2]", "[3]", "train models of one shape"),)
     failing(ContractMismatch(differences=differences))
     assert run(["domains"]) == ExitCode.CONTRACT
@@ -133,15 +132,6 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 @pytest.mark.parametrize("program", ["ddib_fed", "source_node"])
 def test_ctrl_c_while_a_program_is_imported_shows_no_traceback(program):
-    """It ends by the signal, as programs do that do not handle it."""
     command = [sys.executable, "-c", INTERRUPTED, program]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
-
-
-def test_a_missing_choice_is_listed_without_escapes(capsys):
-    """Click writes tabs."""
-    assert run(["init", "node"]) == ExitCode.USAGE
-    said = capsys.readouterr().err
-    assert "    source,\n    target,\n" in said
-    assert "\\t" not in said

@@ -15,7 +15,6 @@ import pytest
 from ddib_fed.cli.main import cli, run
 from ddib_fed.cli.options import with_config
 from ddib_fed.node.command import node_command
-from ddib_fed.node.config import NodeConfig
 
 
 @pytest.fixture
@@ -49,13 +48,11 @@ def make_node(place: Path, *words: str) -> int:
 def test_the_configuration_is_named_where_the_next_command_would_not_find_it(
     monkeypatch: pytest.MonkeyPatch, variable: str, path: str, words: str
 ) -> None:
-    """It looks at $DDIB_CONFIG, and then at ./node.toml."""
     monkeypatch.setenv("DDIB_CONFIG", variable)
     assert with_config(Path(path)) == words
 
 
 def test_what_init_prints_next_can_be_pasted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """For the node and for a client."""
     assert make_node(place) == 0
     node = next_commands(capsys.readouterr().out)
     assert {value(words, "--config") for words in node if "--config" in words} == {str(place / "node.toml")}
@@ -65,24 +62,6 @@ def test_what_init_prints_next_can_be_pasted(place: Path, capsys: pytest.Capture
     assert issue == ["ddib", "pki", "issue", "bob.csr"]
     assert value(install, "--profile") == str(place / "bob" / "client.toml")
     assert value(doctor, "--profile") == value(domains, "--profile") == str(place / "bob" / "client.toml")
-
-
-def test_a_certificate_is_requested_issued_and_installed_by_the_printed_commands(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """On one machine, where the files are in the current folder as if they had been taken there."""
-    assert make_node(place) == 0
-    second = place.parent / "node 2"
-    assert make_node(second, "--no-ca", "--name", "node-2") == 0
-    monkeypatch.chdir(place.parent)
-    capsys.readouterr()
-    assert run(["pki", "request", "--config", str(second / "node.toml")]) == 0
-    issue, install = next_commands(capsys.readouterr().out)
-    assert run([*issue[1:], "--yes", "--config", str(place / "node.toml")]) == 0
-    assert next_commands(capsys.readouterr().out) == [["ddib", "pki", "install", "node-2.pem"]]
-    assert value(install, "--config") == str(second / "node.toml")
-    assert run(install[1:]) == 0
-    assert (NodeConfig.load(second / "node.toml").paths.pki / "leaf.pem").exists()
 
 
 def tried(shown: str) -> list[str]:

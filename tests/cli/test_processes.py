@@ -1,6 +1,5 @@
 """What is not made for several processes refuses them before it writes anything; training is shared."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -42,23 +41,6 @@ def place(tmp_path):
     return tmp_path
 
 
-def test_what_is_not_shared_is_refused_under_torchrun_and_nothing_is_written(place):
-    """Two real processes each try every kind of command; before, they raced, or each did everything."""
-    out = ["--out", str(place / "out")]
-    folder, model = str(place / "in"), str(place / "model")
-    lines = [
-        ["model", "sample", "moons", "--n", "5", *out],
-        ["colours", f"{folder}/p00.png", f"{folder}/p01.png", "--steps", "2", *out],
-        ["try", folder, folder, "--steps", "1", *out],
-        ["translate", folder, "--source", model, "--target", model, "--evaluations", "3", *out],
-        ["evaluate", folder, "--out", str(place / "out")],
-    ]
-    done = torchrun("-m", "tests.cli.torchrun_lines", json.dumps(lines))
-    assert [json.loads(line) for line in done.stdout.splitlines()] == [[2] * len(lines)] * 2, done.stderr
-    assert not (place / "out").exists()
-    assert done.stderr.count("torchrun started 2") == 2 * len(lines)
-
-
 def test_training_is_shared(place):
     """The documented way, `--no-python` and the command itself: one bundle, said once, and its user's alone."""
     script = Path(sys.executable).with_name("ddib")
@@ -85,7 +67,7 @@ def test_functions_refuse_too_whoever_started_the_processes(tmp_path, monkeypatc
         with pytest.raises(UsageError, match="torchrun alone"):
             train(TrainConfig(kind="points", domain="moons", steps=1), tmp_path / "out")
     with pytest.raises(UsageError, match="one process"):
-        transfer(None, None, tmp_path / "out")
+        transfer(None, None, tmp_path / "out", steps=1, evaluations=1)
     monkeypatch.setenv(variable, "1")
     require_alone("this")
     assert not (tmp_path / "out").exists()

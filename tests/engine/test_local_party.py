@@ -51,7 +51,7 @@ from ddib_fed.networks.config import MlpConfig
 from ddib_fed.networks.spectrum import cosines, spectrum_of
 from ddib_fed.networks.spectrum import pictures as from_cosines
 from tests.engine.stages import translate_array
-from tests.models.distilled_bundles import distilled
+from tests.models.examples import distilled
 from tests.models.test_tuned import leg as tuned_leg
 from tests.node.tiny_nodes import decode, encode, gaussian, tiny_bundle, tiny_engine
 from tests.runs.tiny_models import pictures, tiny
@@ -219,18 +219,6 @@ def test_a_stream_takes_items_ahead_of_its_reader_and_ends_with_it(beside) -> No
     assert len(taken) <= 4
     stream.close()
     assert closed == ["feeder"]
-
-
-def test_an_error_of_the_items_comes_after_those_before_it(beside) -> None:
-    def items():
-        yield from points(1, 2)
-        raise Draining
-
-    came = []
-    with pytest.raises(Draining):
-        came.extend(beside.encode_each(items(), Leg(SETTINGS)))
-    assert len(came) == 0 or [each.number for each in came] == [0, 1]
-    assert not [thread for thread in threading.enumerate() if thread.name == "feeder"]
 
 
 def test_a_deadline_or_cancelling_wakes_a_reader_that_waits_for_an_item(beside) -> None:

@@ -16,7 +16,6 @@ from ddib_fed.models.units import Normalisation
 from ddib_fed.training.points import PointSource
 from ddib_fed.training.run import train
 from tests.models.examples import manifest, state
-from tests.training.examples import stop_at
 
 
 def config(teacher="moons", **fields):
@@ -54,16 +53,6 @@ def test_a_few_steps_are_closer_to_the_teacher_than_its_own_few_steps(distilled)
         for made, solver in ((distilled, "flow-map"), (teacher, "unipc"))
     )
     assert float((own - exact).norm(dim=1).median()) < 0.5 * float((few - exact).norm(dim=1).median())
-
-
-@pytest.mark.slow
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path):
-    """Bit for bit, though its paths are not stored."""
-    whole = train(config(), tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        train(config(), tmp_path / "stopped", stop_at(7))
-    resumed = train(config(), tmp_path / "stopped", resume=True)
-    assert resumed.manifest.weights_sha256 == whole.manifest.weights_sha256
 
 
 def test_a_teacher_that_is_only_called_after_a_domain_needs_its_points(tmp_path):

@@ -142,13 +142,3 @@ def test_a_whitened_picture_is_read():
     inverter = fit_inverter(whiten(known), known, steps=0)
     assert inverter.name == "frequency"
     assert share_left(inverter, whiten(other), other) < 0.01
-
-
-@pytest.mark.slow
-def test_the_network_reads_what_is_not_linear():
-    """Cubes of a picture's numbers; and it is the same for a seed."""
-    known, other = 4 * drawn(96), 4 * drawn(32, seed=1)
-    linear, found, again = (fit_inverter(known**3, known, steps=steps) for steps in (0, 80, 80))
-    assert found.name == "network"
-    assert share_left(found, other**3, other) < 0.8 * share_left(linear, other**3, other)
-    assert np.array_equal(found.inverse(other**3), again.inverse(other**3))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.bundle import Bundle, make_bundle
+from ddib_fed.models.manifest import Distilled, DistilledError, Manifest
 from ddib_fed.networks.build import build_network
 from ddib_fed.networks.config import MlpConfig, SyntheticConfig
 
@@ -19,3 +20,30 @@ def state(network: MlpConfig | SyntheticConfig = SMALL, seed: int = 0) -> dict[s
     made = build_network(network).state_dict()
     generator = torch.Generator().manual_seed(seed)
     return {key: 0.1 * torch.randn(value.shape, generator=generator) for key, value in made.items()}
+
+
+# Bundles of flow maps with random weights, for tests that need no accuracy
+
+
+ERROR = DistilledError(evaluations=8, encode=0.1, encode_p95=0.2, decode=0.1, decode_p95=0.2, round_trip=0.1)
+DISTILLED = Distilled(
+    teacher="0" * 64,
+    teacher_name="own",
+    solver="unipc",
+    evaluations=96,
+    samples=10,
+    grid="default",
+    errors=(ERROR,),
+)
+
+
+def distilled(network: MlpConfig, *, std: float = 0.1, **fields) -> Bundle:
+    """A flow map of points with random weights; with `std` 0 it answers 0."""
+    torch.manual_seed(0)
+    module = build_network(network)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=std)
+    named = {"name": "own", "domain": "own", **fields}
+    manifest = Manifest(sample_shape=(network.dim,), network=network, distilled=DISTILLED, **named)
+    return make_bundle(manifest, module.state_dict())

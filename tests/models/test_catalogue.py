@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound
@@ -14,16 +11,6 @@ from ddib_fed.models.bundle import load_bundle, open_bundle, pretrained, shipped
 from ddib_fed.models.catalogue import copy_shipped, shipped_folder, shipped_names
 from ddib_fed.models.manifest import DataNote, carried_domain
 from ddib_fed.models.units import Normalisation
-
-
-@pytest.mark.slow
-def test_a_list_needs_no_torch():
-    """A client has none."""
-    code = (
-        "import sys; from ddib_fed.cli.main import run; assert run(['model', 'list']) == 0;"
-        "assert not {'torch', 'grpc'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_a_copy_is_whole_and_private(tmp_path):

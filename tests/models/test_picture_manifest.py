@@ -53,10 +53,8 @@ def test_colours_become_opponents_and_come_back():
 REFUSED = [
     (TINY, {"sample_shape": (1, 16, 15)}, "divide"),
     (TINY, {"role": "classifier"}, "role"),
-    (TINY, {"classes": ("a",)}, "classes"),
     (TINY, {"normalisation": Normalisation(mean=(0.0, 1.0))}, "channels"),
     (TINY.model_copy(update={"patch": 4}), {"sample_shape": (1, 16, 20)}, "divide by 8"),
-    (TINY.model_copy(update={"spectral": True}), {"sample_shape": (1, 16, 32)}, "16 pixels alone"),
     (TINY_CLASSIFIER.model_copy(update={"pool": "attention"}), {"sample_shape": (1, 32, 32)}, "pooling"),
     (examples.SMALL, {"sample_shape": (2,), "sample_kind": "point"}, "picture format"),
     (examples.SMALL, {"sample_shape": (2,)}, "sample_shape"),

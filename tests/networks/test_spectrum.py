@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddib_fed.diffusion import plans
 from ddib_fed.diffusion.denoiser import LAMBDA_SCALE, Denoiser
-from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
-from ddib_fed.networks.spectrum import Moments, Spectrum, cosines, pictures
+from ddib_fed.diffusion.guidance import Rotated, rotated
+from ddib_fed.diffusion.schedule import CosineSchedule, make_grid
+from ddib_fed.diffusion.solvers import integrate, unipc
+from ddib_fed.networks.spectrum import Moments, SpectralFrame, Spectrum, cosines, pictures
 from tests.networks.picture_networks import unet
 
 SIZE = 8
@@ -60,26 +60,6 @@ def test_the_question_is_white_and_what_is_left_has_the_stated_size(lam):
     assert float((cosines(seen) * missed).mean(0).abs().max()) < 0.04 * float(variance.max())
 
 
-@pytest.mark.slow
-def test_a_network_that_answers_nothing_encodes_gaussian_pictures_to_noise():
-    """Where one without a spectrum leaves the picture in its latent."""
-    least = {"image_size": SIZE, "channel_mult": (1,), "num_res_blocks": 1, "attention_resolutions": ()}
-    network, plain = unet(**least, spectral=True), unet(**least)
-    for parameter in [*network.out.parameters(), *plain.out.parameters()]:
-        torch.nn.init.zeros_(parameter)
-    spectrum, _, _ = measured()
-    network.spectrum.load_state_dict(spectrum.state_dict())
-    x0, _, _ = gaussian(96, seed=3, white=True)
-    schedule, settings = schedule_from_config(ScheduleConfig()), SolverSettings(evaluations=24)
-    found = {}
-    for name, made in (("spectral", network), ("plain", plain)):
-        latent = plans.encode(x0, Denoiser(made, "v", "scaled-lambda"), schedule, settings)
-        found[name] = cosines(latent).var(0)
-    assert torch.allclose(found["spectral"], torch.ones(1, SIZE, SIZE), atol=0.1)
-    assert float(found["plain"].max()) > 5.0
-    assert float(found["plain"].min()) < 0.1
-
-
 def test_rows_have_their_own_levels_and_half_precision_is_rounded_once():
     """One level a row and pointed-to levels agree; bfloat16 stays within a rounding of float32."""
     network = unet(spectral=True)
@@ -93,3 +73,47 @@ def test_rows_have_their_own_levels_and_half_precision_is_rounded_once():
     assert torch.allclose(pointed, alone, atol=1e-4)
     assert rough.dtype == torch.bfloat16
     assert float((rough.float() - pointed).abs().max()) < 0.05 * float(pointed.abs().max())
+
+
+# Whitened coordinates: they can be left again, and what is linear stands still in them
+
+
+SCHEDULE = CosineSchedule()
+
+
+@pytest.fixture
+def denoiser():
+    """A spectral network of 3 channels whose spectrum falls by five orders."""
+    network = unet(image_size=8, in_channels=3, out_channels=3, spectral=True)
+    frequency = torch.arange(8)[:, None] + torch.arange(8)
+    network.spectrum.log_variance.copy_((4.0 / (1.0 + frequency) ** 5).log().expand(3, 8, 8))
+    network.spectrum.mean.copy_(torch.linspace(-1, 1, 8).expand(3, 8, 8))
+    return Denoiser(network, "v", "scaled-lambda")
+
+
+def noise(seed=0):
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def turn():
+    return torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(5)))[0]
+
+
+def test_it_converges_to_what_unipc_converges_to(denoiser):
+    """Other coordinates of the same ODE."""
+    z = noise()
+    grid = make_grid(SCHEDULE, "uniform-lambda", 96).reversed()
+    framed = integrate(unipc(z, grid, frame=SpectralFrame(denoiser.network.spectrum)), denoiser)
+    plain = integrate(unipc(z, make_grid(SCHEDULE, "uniform-lambda", 384).reversed()), denoiser)
+    assert (framed - plain).abs().max() < 2e-3 * plain.std()
+
+
+def test_a_rotated_leg_is_the_leg_rotated(denoiser):
+    """Under a calibration the frame turns with the channels."""
+    z, rotation = noise(), turn()
+    grid = make_grid(SCHEDULE, "uniform-lambda", 10).reversed()
+    spectrum = denoiser.network.spectrum
+    own = integrate(unipc(z, grid, frame=SpectralFrame(spectrum)), denoiser)
+    turned = unipc(rotated(z, rotation), grid, frame=SpectralFrame(spectrum, rotation))
+    found = integrate(turned, Rotated(denoiser, rotation))
+    assert torch.allclose(found, rotated(own, rotation), atol=1e-4)

@@ -8,9 +8,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from ddib_fed.diffusion.plans import SolverSettings, plan
+from ddib_fed.diffusion.solvers import integrate
+from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.import_guided import parse_flags, settle
 from ddib_fed.networks.build import network_shapes
-from ddib_fed.networks.config import UNetConfig
-from tests.networks.picture_networks import filled, unet
+from ddib_fed.networks.config import ClassifierConfig, UNetConfig
+from ddib_fed.networks.unet import TimeEmbed, timestep_embedding
+from tests.networks.picture_networks import classifier, filled, unet
 
 DATA = Path(__file__).parent.parent / "data"
 VARIANTS = [
@@ -32,6 +37,12 @@ ADM_256 = {
     "resblock_updown": True,
 }
 
+FLAGS_256 = (
+    "--attention_resolutions 32,16,8 --class_cond True --diffusion_steps 1000 --image_size 256 "
+    "--noise_schedule linear --num_channels 256 --num_head_channels 64 --num_res_blocks 2 "
+    "--learn_sigma True --resblock_updown True --use_fp16 True --use_scale_shift_norm True"
+)
+
 
 def picture(changes, rows=4):
     return torch.randn(rows, changes.get("in_channels", 1), 16, 24)
@@ -41,11 +52,15 @@ def classes(changes, rows=4):
     return {"y": torch.arange(rows)} if "num_classes" in changes else {}
 
 
+def public_shapes(part):
+    """Every name and shape of a network that the public code wrote."""
+    with safe_open(DATA / "unet_adm_class_guided.safetensors", "pt") as file:
+        names = [name for name in file.keys() if name.startswith(part)]  # noqa: SIM118 - not a mapping
+        return {name.removeprefix(part): tuple(file.get_slice(name).get_shape()) for name in names}
+
+
 def test_the_public_networks_state_dict_is_unchanged():
     """Every name and shape of a class-conditional network by the public code, and no other."""
-    with safe_open(DATA / "unet_adm_class_guided.safetensors", "pt") as file:
-        names = [name for name in file.keys() if name.startswith("model.")]  # noqa: SIM118 - not a mapping
-        theirs = {name.removeprefix("model."): tuple(file.get_slice(name).get_shape()) for name in names}
     config = UNetConfig(
         image_size=64,
         model_channels=32,
@@ -58,16 +73,20 @@ def test_the_public_networks_state_dict_is_unchanged():
         use_scale_shift_norm=True,
         resblock_updown=True,
     )
-    assert {key: tuple(value.shape) for key, value in network_shapes(config).items()} == theirs
+    found = {key: tuple(value.shape) for key, value in network_shapes(config).items()}
+    assert found == public_shapes("model.")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_classes", "parameters"), [(1000, 553_838_086)])
-def test_the_256_pixel_networks_have_their_published_size(num_classes, parameters):
-    """The public unconditional and class-conditional 256 x 256 networks, built without memory."""
-    shapes = network_shapes(UNetConfig(**ADM_256, num_classes=num_classes))
-    assert sum(value.numel() for value in shapes.values()) == parameters
+def test_the_published_256_pixel_network_has_its_size_and_is_imported_by_the_public_readmes_flags():
+    """The class-conditional one, built without memory."""
+    config = UNetConfig(**ADM_256, num_classes=1000)
+    shapes = network_shapes(config)
+    assert sum(value.numel() for value in shapes.values()) == 553_838_086
     assert all(value.is_meta for value in shapes.values())
+    found = settle(shapes, parse_flags(FLAGS_256), classifier=False, source="it")
+    assert found.network == config
+    assert (found.schedule.name, found.schedule.steps) == ("linear", 1000)
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
@@ -101,3 +120,70 @@ def test_a_network_told_the_global_mean_sees_it_at_the_scale_of_one_pixels_noise
     assert torch.equal(told[:, :1], noise)
     assert torch.allclose(told[:, 1, 0, 0], noise.sum(dim=(1, 2, 3)) / (16 * 24) ** 0.5, atol=1e-4)
     assert 0.7 < told[:, 1, 0, 0].std() < 1.3
+
+
+# The noisy classifier: names of public checkpoints, the four ways to pool, rows of their own
+
+
+def test_the_public_classifiers_state_dict_is_unchanged():
+    """Every name and shape of a classifier by the public code, and no other."""
+    config = ClassifierConfig(
+        image_size=32,
+        model_channels=32,
+        out_channels=10,
+        num_res_blocks=1,
+        attention_resolutions=(4,),
+        channel_mult=(2, 3, 4),
+        num_head_channels=64,
+        use_scale_shift_norm=True,
+        resblock_updown=True,
+        pool="attention",
+    )
+    found = {key: tuple(value.shape) for key, value in network_shapes(config).items()}
+    assert found == public_shapes("classifier.")
+
+
+@pytest.mark.parametrize("pool", ["adaptive", "attention", "spatial", "spatial_v2"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_rows_do_not_touch_one_another_in_a_classifier(pool, checkpointing):
+    """Pointed-to times agree with each row alone, with gradients on or off."""
+    network = classifier(pool=pool)
+    network.checkpointing = checkpointing
+    x, times, rows = torch.randn(3, 1, 16, 16), torch.tensor([0.5, 300.0]), torch.tensor([1, 0, 1])
+    together = network(x, times, rows=rows)
+    alone = torch.cat([network(x[i : i + 1], times[rows[i] : rows[i] + 1]) for i in range(3)])
+    assert together.shape == (3, 3)
+    assert torch.allclose(together, alone, atol=1e-4)
+
+
+# Layers compute what torch's kernels compute, and keep in float32 what half precision would lose
+
+
+HALF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+"""Types, and their largest relative rounding error."""
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_features_of_times_are_made_before_they_are_rounded(dtype):
+    """In bfloat16 the times 999 and 1000 are one number."""
+    embed = TimeEmbed(32).to(dtype)
+    seen = []
+    embed[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    embed(torch.tensor([999.0, 1000.0]))
+    exact = timestep_embedding(torch.tensor([999.0, 1000.0], dtype=torch.float64), 32)
+    assert seen[0].dtype == dtype
+    assert float((seen[0].double() - exact).abs().max().detach()) < 2 * HALF[dtype]
+
+
+@pytest.mark.slow
+def test_a_leg_of_points_in_bfloat16_is_as_exact_as_documented():
+    """docs/operating.md: 2e-3 in the latent, 6e-4 in the sample, of deviation 1; the integrated state is float32."""
+    bundle = pretrained("moons")
+    laid = plan(SolverSettings(), bundle.schedule)
+    exact, rounded = bundle.denoiser(), bundle.denoiser(torch.bfloat16)
+    x = torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
+    for start, bound in ((laid.decoder, 2e-3), (laid.encoder, 5e-3)):
+        ends = [integrate(start(x), each) for each in (exact, rounded)]
+        assert ends[1].dtype == torch.float32
+        error = float((ends[0] - ends[1]).square().mean(1).sqrt().median())
+        assert 1e-6 < error < bound

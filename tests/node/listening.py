@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -29,9 +29,7 @@ from tests.protocol.examples import LIMITS, side
 
 def described() -> pb.DescribeDomainResponse:
     """A description that passes the checks."""
-    own = side()
-    limits = LIMITS
-    return pb.DescribeDomainResponse(protocol=PROTOCOL, side=own, limits=limits)
+    return pb.DescribeDomainResponse(protocol=PROTOCOL, side=side(), limits=LIMITS)
 
 
 ASK = pb.DescribeDomainRequest(protocol=PROTOCOL)
@@ -44,23 +42,16 @@ class Echo(decoding_pb2_grpc.DecodingServiceServicer):
 
     def __init__(self) -> None:
         self.failure: Exception | None = None
-        self.on_describe: Callable[[], object] = lambda: None
         self.ended = threading.Event()
         self.taken = 0
         self.much = b""
-        self.before_much: Callable[[], object] = lambda: None
 
     def DescribeDomain(self, request, context):
-        self.on_describe()
         if self.failure is not None:
             raise self.failure
         answer = described()
         answer.side.institution = str(caller())
         return answer
-
-    def NegotiateContract(self, request, context):
-        context.set_trailing_metadata((("kept", "yes"),))
-        context.abort(grpc.StatusCode.NOT_FOUND, "said by abort")
 
     def Decode(self, request_iterator, context):
         try:
@@ -70,7 +61,6 @@ class Echo(decoding_pb2_grpc.DecodingServiceServicer):
                     raise self.failure
                 yield pb.DecodeResponse(progress=pb.DecodeProgress(item=number, stage=str(caller())))
                 if self.much:
-                    self.before_much()
                     yield pb.DecodeResponse(data=self.much)
         finally:
             self.ended.set()

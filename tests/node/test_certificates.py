@@ -122,7 +122,6 @@ def server(issuer: NodeConfig):
 
 
 def test_the_issuer_renews_itself(issuer: NodeConfig) -> None:
-    """With a new key; the roots stay."""
     before = pki.load_identity(issuer.paths.pki)
     after = renew_node(issuer, now=before.not_before + 17 * HOUR)
     assert after.not_after == before.not_after + 17 * HOUR
@@ -132,20 +131,11 @@ def test_the_issuer_renews_itself(issuer: NodeConfig) -> None:
 
 @pytest.mark.parametrize(("age", "done"), [(HOUR, None), (17 * HOUR, "renewed"), (500 * HOUR, "renewed")])
 def test_an_issuer_recovers_at_start(issuer: NodeConfig, age: timedelta, done: str | None) -> None:
-    """Also after weeks without power."""
     authority = pki.load_authority(issuer.paths.pki)
     pki.issue_to_folder(authority, issuer.paths.pki, "node", "node-1", now=NOW - age)
     report = recover_at_start(issuer)
     assert (report or "").startswith(done or "")
     assert pki.load_identity(issuer.paths.pki).not_after > datetime.now(UTC)
-
-
-def test_an_issuer_without_a_leaf_makes_one(issuer: NodeConfig) -> None:
-    """The root was restored from a backup."""
-    for name in ("leaf.pem", "leaf.key"):
-        (issuer.paths.pki / name).unlink()
-    assert recover_at_start(issuer)
-    assert pki.load_identity(issuer.paths.pki).identity.name == "node-1"
 
 
 def test_a_root_of_another_institution_is_noticed_before_it_issues(tmp_path: Path) -> None:
@@ -166,18 +156,10 @@ def test_a_root_of_another_institution_is_noticed_before_it_issues(tmp_path: Pat
 def test_a_node_that_cannot_renew_starts_while_its_certificate_is_good(
     issuer: NodeConfig, tmp_path: Path
 ) -> None:
-    """And says so; when it has expired it does not start."""
     config = second_node(issuer, tmp_path, "", age=17 * HOUR)
     assert "cannot be renewed" in (recover_at_start(config) or "")
     with pytest.raises(Unauthenticated, match="expired"):
         recover_at_start(config, now=NOW + 8 * HOUR)
-
-
-@pytest.mark.parametrize("extra", ["", 'issuer = "127.0.0.1:7443"\n'])
-def test_a_way_to_renew_that_cannot_work_is_named(issuer: NodeConfig, tmp_path: Path, extra: str) -> None:
-    """None, and an address without a name."""
-    with pytest.raises(ConfigError, match="identity"):
-        renew_node(second_node(issuer, tmp_path, extra, age=17 * HOUR))
 
 
 def client(issuer: NodeConfig, server: Server, folder: Path, *, age: timedelta) -> Profile:
@@ -220,7 +202,6 @@ def der(folder: Path, identity: Identity) -> bytes:
 
 
 def test_only_the_key_of_a_request_is_used(issuer: NodeConfig, server: Server, tmp_path: Path) -> None:
-    """Alice asks to be the node, and gets a certificate for Alice."""
     profile = client(issuer, server, tmp_path / "alice", age=timedelta(days=1))
     answer = renew(
         profile.pki_folder, server, der(tmp_path / "k", Identity("north.example", "node", "node-1"))
@@ -234,7 +215,6 @@ def test_only_the_key_of_a_request_is_used(issuer: NodeConfig, server: Server, t
 def test_a_request_that_cannot_be_used_is_refused(
     issuer: NodeConfig, server: Server, tmp_path: Path, request_bytes: bytes
 ) -> None:
-    """Within its limits."""
     with pytest.raises(MessageInvalid):
         renew(issuer.paths.pki, server, request_bytes)
 
@@ -274,7 +254,6 @@ def test_an_answer_for_another_root_is_not_installed(issuer: NodeConfig) -> None
 
 
 def test_a_thread_renews_and_clears_its_problem(issuer: NodeConfig) -> None:
-    """A key file that was unreadable for a while."""
     ticks: list[int] = []
     now = [datetime.now(UTC)]
     thread = RenewalThread(issuer, clock=lambda: now[0], on_tick=lambda: ticks.append(1))
@@ -326,7 +305,6 @@ def test_an_identity_renews_so_often_in_a_day_and_no_more(
 def test_a_certificate_that_cannot_be_written_down_is_neither_given_nor_counted(
     issuer: NodeConfig, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk of the issuer spends nobody's renewals."""
     folder = tmp_path / "alice"
     enrolled(issuer, folder, Identity("north.example", "client", "alice"))
     audit_rows.full_disk(monkeypatch)
@@ -388,20 +366,9 @@ def test_a_withdrawn_node_does_not_come_back(issuer: NodeConfig, two: NodeConfig
         recover_at_start(two)
 
 
-def test_an_issuer_may_give_no_certificate_for_recovery(
-    issuer: NodeConfig, server: Server, tmp_path: Path
-) -> None:
-    """`recovery_days = 0` in its node.toml."""
-    server.servicer.recovery = timedelta(0)
-    config = second_node(issuer, tmp_path, f'issuer = "node-1@{server.address}"\n', age=17 * HOUR)
-    recover_at_start(config)
-    assert pki.load_recovery(config.paths.pki) is None
-
-
 def test_a_node_just_enrolled_asks_once_for_what_it_needs_to_recover(
     issuer: NodeConfig, server: Server, tmp_path: Path
 ) -> None:
-    """Before its leaf is due; not again where the issuer gives none."""
     asked: list[int] = []
     server.on_renewal = lambda: asked.append(1)
     server.servicer.recovery = timedelta(0)
@@ -413,7 +380,6 @@ def test_a_node_just_enrolled_asks_once_for_what_it_needs_to_recover(
 
 
 def test_no_file_asks_for_a_certificate_for_recovery(tmp_path: Path) -> None:
-    """An operator who signs requests cannot be made to sign one."""
     request = make_request(tmp_path / "x", Identity("north.example", "recovery", "node-2"))
     with pytest.raises(PolicyDenied, match="recovery"):
         read_request(request)

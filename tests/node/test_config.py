@@ -92,7 +92,6 @@ def test_train_takes_options_and_fields_of_set_alike(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_names_the_command_that_writes_one(tmp_path: Path) -> None:
-    """The error of a missing node.toml is the next command."""
     with pytest.raises(FileMissing) as caught:
         NodeConfig.load(tmp_path / "node.toml")
     assert "ddib init node" in caught.value.hint

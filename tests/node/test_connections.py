@@ -12,22 +12,13 @@ from contextlib import ExitStack
 
 import pytest
 
-from ddib_fed.node.connections import HANDSHAKE_TIMEOUT_S, InboundGuard, most_connections
+from ddib_fed.node.connections import HANDSHAKE_TIMEOUT_S, InboundGuard
 from ddib_fed.node.server import NodeServer
-from ddib_fed.protocol.contract import PROTOCOL
-from ddib_fed.security import pki, tls
-from ddib_fed.v1 import decoding_pb2 as pb
+from ddib_fed.security import tls
 from tests.node.institutions import Institution
-from tests.node.listening import Listening
+from tests.node.listening import ASK, Listening
 from tests.security.attacks.raw_http2 import HEALTH
 from tests.source_node.conftest import wait_until
-
-ASK = pb.DescribeDomainRequest(protocol=PROTOCOL)
-
-
-@pytest.fixture
-def north(tmp_path) -> Institution:
-    return Institution("north.example", tmp_path / "north")
 
 
 @pytest.fixture
@@ -89,7 +80,6 @@ def test_of_strangers_of_one_address_the_youngest_stay(crowded: Guarded) -> None
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8 on its loopback")
 def test_a_crowd_ends_no_stranger_of_another_address(crowded: Guarded) -> None:
-    """Although these came first: their handshakes may go on."""
     crowded.crowd(3, "127.0.0.2")
     crowded.crowd(20)
     assert crowded.guard.look() == 15
@@ -123,25 +113,9 @@ def test_a_caller_has_only_its_part_of_all_connections(crowded: Guarded, north: 
         assert set(crowded.guard._proven.values()) == {north.identity.uri, crowded.south.identity.uri}
 
 
-def test_certificates_beside_the_admitted_node_are_strangers(
-    crowded: Guarded, north: Institution, tmp_path
-) -> None:
-    """They may ask for Health, and their connections count for their address all the same."""
-    with ExitStack() as ends:
-        for number in range(6):
-            folder = tmp_path / f"mallory-{number}"
-            pki.issue_client(north.pki, folder, f"mallory-{number}")
-            channel = ends.enter_context(crowded.channel(north, pki_folder=folder))
-            channel.unary_unary(HEALTH)(b"", timeout=5)
-        assert not crowded.guard._proven
-        crowded.crowd(14)
-        assert crowded.guard.look() == 12
-
-
 def test_a_connection_whose_calls_come_too_fast_ends_although_it_was_proven(
     crowded: Guarded, north: Institution
 ) -> None:
-    """At the next look, and no other; its caller may connect again."""
     with crowded.stub(north) as stub:
         stub.DescribeDomain(ASK, timeout=5)
         (friend,) = crowded.guard._proven
@@ -177,13 +151,7 @@ def test_a_handshake_that_is_not_finished_ends_soon(south: Institution, north: I
     server.stop(0)
 
 
-def test_connections_beyond_half_of_the_files_are_closed_at_once() -> None:
-    """Whatever the limit is: the node's own files, peers and jobs need the rest."""
-    assert [most_connections(limit) for limit in (256, 1_024, 65_536)] == [128, 512, 1_024]
-
-
 def test_the_file_limit_is_raised_as_far_as_it_goes() -> None:
-    """In a process of its own."""
     code = (
         "import resource\n"
         "from ddib_fed.node.connections import raise_file_limit\n"

@@ -48,7 +48,6 @@ def said(config: NodeConfig) -> str:
 
 
 def test_a_source_sends_latents(tmp_path: Path) -> None:
-    """To whom, of what size, and that they are the picture."""
     text = said(make(tmp_path, "source"))
     assert "Latents of your clients' pictures or points leave, to south.example." in text
     assert "Treat it as the picture" in text
@@ -61,7 +60,6 @@ def test_a_source_sends_latents(tmp_path: Path) -> None:
 
 
 def test_what_shows_more_is_said(tmp_path: Path) -> None:
-    """Depths, encoders and calibrations that a policy allows."""
     config = make(
         tmp_path, "source", least_depth="0.6", encoders='["ode", "mixed"]', calibration='["rotation"]'
     )
@@ -147,7 +145,6 @@ def test_a_leak_is_shown_if_it_was_measured_on_these_weights(tmp_path: Path, cap
 
 
 def test_no_text_of_a_file_becomes_markup(tmp_path: Path) -> None:
-    """Whoever suspended a peer wrote the reason."""
     config = make(tmp_path, "source")
     peer_store(config).suspend("south.example", reason="<script>alert(1)</script>")
     path = tmp_path / "page.html"

@@ -8,7 +8,7 @@ import sys
 
 SETUP = """
 import logging, sys, threading, warnings
-from ddib_fed.node.logs import route, silence_grpc
+from ddib_fed.node.command import route, silence_grpc
 handler = logging.StreamHandler(sys.stdout)
 handler.setFormatter(logging.Formatter("%(levelname)s %(name)s %(message)s"))
 route(handler, "{level}")
@@ -37,11 +37,10 @@ def test_warnings_and_exceptions_that_nobody_caught_are_in_the_log() -> None:
     )
     assert past == ""
     assert "WARNING py.warnings" in log
-    assert "ERROR ddib_fed.node.logs thread t ended" in log
-    assert "CRITICAL ddib_fed.node.logs" in log
+    assert "ERROR ddib_fed.node.command thread t ended" in log
+    assert "CRITICAL ddib_fed.node.command" in log
 
 
 def test_grpc_says_nothing_whatever_the_environment_asks_for() -> None:
-    """A node's own process; its traces would hold messages."""
     code = "silence_grpc()\nimport grpc\ngrpc.insecure_channel('127.0.0.1:1').close()\n"
     assert said(code, GRPC_TRACE="all", GRPC_VERBOSITY="debug") == ("", "")

@@ -22,13 +22,11 @@ from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.node.config import NodeConfig, render_node_toml
 from ddib_fed.node.role import MIB, DecodingMemory, load_hosted, rule_of_side
 from ddib_fed.v1.common_pb2 import PictureTerms
-from tests.node.institutions import Institution
 from tests.node.picture_examples import (
     SIZE,
-    pictures_engine,
     save_pictures_model,
 )
-from tests.node.tiny_nodes import make_config, make_context
+from tests.node.tiny_nodes import make_config
 from tests.protocol.examples import picture_side
 from tests.source_node.conftest import wait_until
 
@@ -65,7 +63,6 @@ def test_a_scene_that_cannot_be_is_refused_with_its_text(tmp_path: Path, scene: 
 
 
 def test_the_executor_ray_needs_an_address(tmp_path):
-    """A local cluster is started only when that is said."""
     with pytest.raises(ConfigError, match='"ray" needs ray_address'):
         make_config(tmp_path / "node", "north.example", "source", executor='"ray"')
     with pytest.raises(ConfigError):
@@ -94,7 +91,6 @@ def test_many_at_once_stay_within_the_budget_and_all_are_served() -> None:
 
 
 def test_what_is_over_the_whole_budget_is_refused_at_once() -> None:
-    """It would wait for ever; the figures are in the facts."""
     memory = DecodingMemory(10 * MIB)
     with pytest.raises(ImageTooLarge) as caught, memory.file("a", MIB, lambda: b"", lambda _: 20 * MIB):
         pass
@@ -151,7 +147,6 @@ def test_a_large_file_is_not_overtaken_for_ever_and_small_ones_do_not_wait_for_i
 
 
 def test_a_client_has_no_more_files_decoded_at_once_than_it_may() -> None:
-    """Small ones would leave others no core."""
     asked = Asked(DecodingMemory(90, of_one=2))
     for number in range(3):
         asked.ask("a", str(number), 5)
@@ -184,34 +179,8 @@ def side(form: PictureFormat):
     ids=["larger", "smaller", "colour", "deeper", "a JPEG", "nothing"],
 )
 def test_an_answer_that_was_not_agreed_is_refused(content, error):
-    """Size, channels, bits, format."""
     with pytest.raises(error):
         read_answer(content, side(PictureFormat()))
 
 
 # The engine
-
-
-@pytest.fixture(scope="module")
-def classes():
-    made = pictures_engine("relief", seed=2, classes=("coast", "ridge"))
-    yield made
-    made.close()
-
-
-def test_a_node_says_of_itself_what_its_manifest_and_policy_say(tmp_path, classes):
-    """The side of the contract: shape, softening, units, classes with their names, and the size rule."""
-    config = make_config(tmp_path, "south.example", "target", domain="relief")
-    node = make_context(config, Institution("south.example", tmp_path / "state"), classes)
-    said = node.side()
-    assert (said.sample_kind, tuple(said.sample_shape), said.soften_sigma) == (
-        "picture",
-        (1, SIZE, SIZE),
-        0.02,
-    )
-    assert (said.classes, tuple(said.class_names)) == (2, ("coast", "ridge"))
-    assert (said.size_rule, said.picture) == ("resize", PictureTerms(low=0.0, high=255.0, bits=8))
-    node.config = config.model_copy(
-        update={"policy": config.policy.model_copy(update={"size_rule": "refuse"})}
-    )
-    assert node.side().size_rule == "refuse"

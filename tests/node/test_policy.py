@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -67,11 +68,13 @@ WATCH = "/grpc.health.v1.Health/Watch"
 
 
 def may(
-    identity: Identity, method: str, *, roles: tuple[str, ...] = ("source", "target"), issuer: bool = True
+    identity: Identity, method: str, *, roles=("source", "target"), issuer: bool = True, **policy
 ) -> bool:
-    policy = Policy(institution="north.example", roles=roles, issuer=issuer)
+    authoriser = Policy(
+        institution="north.example", roles=roles, issuer=issuer, section=PolicySection(**policy)
+    )
     try:
-        policy.authorise(identity, method, SNAPSHOT)
+        authoriser.authorise(identity, method, SNAPSHOT)
     except RefusedError:
         return False
     return True
@@ -92,7 +95,6 @@ def may(
     ],
 )
 def test_who_may_call_what(method: str, allowed: set[Identity]) -> None:
-    """Everything else is refused."""
     assert {identity for identity in EVERYBODY if may(identity, method)} == allowed
 
 
@@ -107,7 +109,6 @@ def test_nobody_of_a_suspended_institution_may_call_anything() -> None:
 
 
 def test_a_role_that_the_node_does_not_have_is_refused() -> None:
-    """Whoever asks."""
     assert not may(OWN_CLIENT, SUBMIT, roles=("target",))
     assert not may(PEER_NODE, DECODE, roles=("source",))
     assert not may(PEER_NODE, SIGN, roles=("source",))
@@ -124,7 +125,6 @@ def test_another_node_of_an_admitted_institution_is_unknown() -> None:
 
 
 def test_encoders_that_show_more_are_allowed_by_name() -> None:
-    """Without a word the ODE alone."""
     check_settings(SolverSettings(), PolicySection(), where="here")
     check_settings(SolverSettings(encoder="mixed"), PolicySection(encoders=("ode", "mixed")), where="here")
     with pytest.raises(PolicyDenied, match="allows ode") as denied:
@@ -133,7 +133,6 @@ def test_encoders_that_show_more_are_allowed_by_name() -> None:
 
 
 def test_a_peer_has_a_quota_of_its_own_where_the_policy_names_one() -> None:
-    """Any other has that of all; a client has another."""
     policy = PolicySection(
         evaluations_per_day=100, samples_per_day=7, quotas={"south.example": 5}, client_evaluations_per_day=3
     )
@@ -147,44 +146,22 @@ def test_a_peer_has_a_quota_of_its_own_where_the_policy_names_one() -> None:
     assert client_charges(policy, "alice", 2)[0].limit == 3
 
 
-def test_quotas_of_evaluations_are_finite_unless_they_are_switched_off() -> None:
-    """Without a word in node.toml."""
-    policy = PolicySection()
-    assert policy.evaluations_per_day > 0
-    assert policy.client_evaluations_per_day > 0
-
-
-def allowed(policy: PolicySection, identity, method: str) -> bool:
-    authoriser = Policy(institution="north.example", roles=("source", "target"), issuer=False, section=policy)
-    try:
-        authoriser.authorise(identity, method, SNAPSHOT)
-    except PolicyDenied:
-        return False
-    return True
-
-
 @pytest.mark.parametrize(
     ("uses", "decode", "sign"),
     [
-        ({"*": ("send", "decode", "calibrate")}, True, True),
         ({"*": ("decode",), "south.example": ("calibrate",)}, False, True),
         ({}, False, False),
-        ({"south.example": ("decode",)}, True, False),
-        ({"south.example": ("calibrate", "send")}, False, True),
+        ({"south.example": ("decode", "send")}, True, False),
     ],
 )
 def test_a_table_of_peers_denies_what_it_does_not_list(uses, decode: bool, sign: bool) -> None:
-    """An entry of its own counts instead of the star's."""
-    policy = PolicySection(peers=uses)
-    assert (allowed(policy, PEER_NODE, DECODE), allowed(policy, PEER_NODE, SIGN)) == (decode, sign)
+    assert (may(PEER_NODE, DECODE, peers=uses), may(PEER_NODE, SIGN, peers=uses)) == (decode, sign)
 
 
 @pytest.mark.parametrize(
     ("clients", "targets"),
     [
-        ({"*": ("*",)}, {"south.example/relief", "south.example/other", "west.example/relief"}),
         ({}, set()),
-        ({"alice": ()}, set()),
         ({"alice": ("south.example/relief",)}, {"south.example/relief"}),
         ({"alice": (), "*": ("*",)}, set()),
         ({"*": ("west.example/relief",)}, {"west.example/relief"}),
@@ -192,20 +169,16 @@ def test_a_table_of_peers_denies_what_it_does_not_list(uses, decode: bool, sign:
 )
 def test_a_table_of_clients_denies_what_it_does_not_list(clients, targets: set[str]) -> None:
     """Each name by itself, the star for the others; nothing allowed is no call at all."""
-    policy = PolicySection(clients=clients)
     found = set()
     for target in ("south.example/relief", "south.example/other", "west.example/relief"):
-        try:
-            check_target("alice", *target.split("/"), policy)
-        except PolicyDenied:
-            continue
-        found.add(target)
+        with suppress(PolicyDenied):
+            check_target("alice", *target.split("/"), PolicySection(clients=clients))
+            found.add(target)
     assert found == targets
-    assert allowed(policy, OWN_CLIENT, SUBMIT) == bool(targets)
+    assert may(OWN_CLIENT, SUBMIT, clients=clients) == bool(targets)
 
 
 def test_softening_has_a_floor() -> None:
-    """Of the contract, which is the models'."""
     policy = PolicySection(least_soften_sigma=0.05)
     check_softening(0.05, policy)
     with pytest.raises(PolicyDenied, match=r"0\.02, where the policy demands at least 0\.05"):
@@ -221,8 +194,7 @@ def test_what_is_no_policy_is_refused(tmp_path: Path, key: str, value: str) -> N
 
 
 class Clock:
-    def __init__(self) -> None:
-        self.now = 1e9
+    now = 1e9
 
     def __call__(self) -> float:
         return self.now
@@ -245,7 +217,6 @@ def charge(amount: int, limit: int = 100, who: str = "north.example") -> list[Ch
 
 
 def test_what_does_not_fit_is_refused_and_says_what_is_left_and_when_it_renews(clock) -> None:
-    """Nothing of it was booked: what fits is still taken."""
     quotas = Quotas(None, clock=clock)
     quotas.charge(charge(60))
     with pytest.raises(QuotaSpent) as spent:
@@ -259,7 +230,6 @@ def test_what_does_not_fit_is_refused_and_says_what_is_left_and_when_it_renews(c
 
 
 def test_a_day_begins_with_the_first_charge_and_each_has_its_own(clock) -> None:
-    """A minute before its end nothing is free yet."""
     quotas = Quotas(None, clock=clock)
     quotas.charge(charge(100))
     clock.now += DAY_S / 2
@@ -275,7 +245,6 @@ def test_a_day_begins_with_the_first_charge_and_each_has_its_own(clock) -> None:
 
 
 def test_a_restart_gives_nothing_back_and_an_orderly_one_takes_nothing(store, clock) -> None:
-    """The exact count is written when the node ends."""
     quotas = Quotas(store, clock=clock)
     quotas.charge(charge(123_456, 10**6))
     quotas.close()
@@ -311,7 +280,6 @@ while True:
 
 
 def test_works_are_charged_in_their_order_as_many_as_fit_with_one_write(store, clock) -> None:
-    """A small one does not pass a large one that has no room."""
     quotas = Quotas(store, clock=clock)
     assert quotas.charge_each([charge(amount) for amount in (8, 40, 30, 30, 1)]) == 3
     assert store.commits == 1
@@ -322,7 +290,6 @@ def test_works_are_charged_in_their_order_as_many_as_fit_with_one_write(store, c
 
 
 def test_a_full_disk_books_nothing_and_asks_to_come_back(store, clock, monkeypatch) -> None:
-    """Work whose charge is not on the disk is not begun."""
     quotas = Quotas(store, clock=clock)
 
     def full(*_: object, **__: object) -> None:

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from ddib_fed.errors import DdibError, PeerSuspended
-from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.policy import Policy
-from ddib_fed.node.server import MOST_WAITING, RESERVED_THREADS, CallInterceptor, FairPool, NodeServer
-from ddib_fed.protocol.contract import PROTOCOL
-from ddib_fed.protocol.details import from_rpc_error
-from ddib_fed.security import pki, tls
+from ddib_fed.node.server import MOST_WAITING, CallInterceptor, FairPool, NodeServer
+from ddib_fed.security import tls
 from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
 from tests.node.institutions import Institution
-from tests.node.listening import HOP, Listening, Requests, described
+from tests.node.listening import ASK, Listening, Requests, described
 from tests.node.tiny_nodes import make_institution
 from tests.source_node.conftest import wait_until
 
 SERVICE = "ddib_fed.v1.DecodingService"
-STREAMS = 3
 
 
 class Servicer(decoding_pb2_grpc.DecodingServiceServicer):
@@ -43,41 +37,30 @@ class Servicer(decoding_pb2_grpc.DecodingServiceServicer):
 
 
 class Served:
-    def __init__(self, folder, *, streams: int = STREAMS) -> None:
-        self.north = make_institution(folder / "north", "north.example")
-        self.south = make_institution(folder / "south", "south.example")
-        self.south.admit(self.north)
-        store = self.south.store
-        self.credentials = tls.ServerCredentials(self.south.pki, store).grpc
+    """South's node server, and north's channel to it."""
+
+    def __init__(self, folder) -> None:
+        north = make_institution(folder / "north", "north.example")
+        south = make_institution(folder / "south", "south.example")
+        south.admit(north)
         policy = Policy(institution="south.example", roles=("target",), issuer=False)
-        self.interceptors = [
-            CallInterceptor(
-                "south.example",
-                store,
-                policy,
-                limits=LimitsSection(max_streams=2 * streams),
-                max_streams_of_one=streams,
-            )
-        ]
-        self.server = self.listen("127.0.0.1:0", streams)
+        interceptor = CallInterceptor("south.example", south.store, policy)
+        credentials = tls.ServerCredentials(south.pki, south.store).grpc
+        self.server = NodeServer("127.0.0.1:0", credentials, [interceptor], max_streams=6)
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(Servicer(), self.server.grpc)
         self.server.start()
-        roots = certificate_pem(self.south.root)
         self.channel = tls.channel(
             self.server.address,
             server_name="node-1.south.example",
-            pki_folder=self.north.pki,
-            roots_pem=roots,
+            pki_folder=north.pki,
+            roots_pem=certificate_pem(south.root),
         )
         self.stub = decoding_pb2_grpc.DecodingServiceStub(self.channel)
 
-    def listen(self, address: str, streams: int = STREAMS) -> NodeServer:
-        return NodeServer(address, self.credentials, self.interceptors, max_streams=streams)
-
     def health(self, service: str = "") -> str:
-        request = health_pb2.HealthCheckRequest(service=service)
+        request = HealthCheckRequest(service=service)
         answer = health_pb2_grpc.HealthStub(self.channel).Check(request, timeout=10)
-        return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        return HealthCheckResponse.ServingStatus.Name(answer.status)
 
     def close(self) -> None:
         self.channel.close()
@@ -92,7 +75,6 @@ def served(tmp_path):
 
 
 def test_health_is_not_serving_until_told(served) -> None:
-    """For the server and for each service; never SERVING by default."""
     assert served.health() == "NOT_SERVING"
     served.server.add_services([SERVICE])
     assert served.health(SERVICE) == "NOT_SERVING"
@@ -102,28 +84,7 @@ def test_health_is_not_serving_until_told(served) -> None:
     assert {served.health(), served.health(SERVICE)} == {"NOT_SERVING"}
 
 
-def test_unary_calls_and_health_are_answered_while_all_streams_are_taken(served) -> None:
-    """One more stream is refused at once; what is brief finds a thread."""
-    open_streams = []
-    for _ in range(STREAMS):
-        requests = Requests()
-        call = served.stub.Decode(iter(requests), timeout=30)
-        requests.send(pb.DecodeRequest())
-        next(call)
-        open_streams.append((requests, call))
-    with pytest.raises(grpc.RpcError) as refused:
-        next(served.stub.Decode(iter([pb.DecodeRequest()]), timeout=10))
-    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    for _ in range(2 * RESERVED_THREADS):
-        served.stub.DescribeDomain(pb.DescribeDomainRequest(protocol=PROTOCOL), timeout=10)
-        assert served.health() == "NOT_SERVING"
-    for requests, call in open_streams:
-        requests.close()
-        assert not list(call)
-
-
 def test_a_server_that_stops_lets_running_calls_end(served) -> None:
-    """New calls are refused; the open one is answered to its end."""
     requests = Requests()
     call = served.stub.Decode(iter(requests), timeout=30)
     requests.send(pb.DecodeRequest())
@@ -141,26 +102,10 @@ def test_a_server_that_stops_lets_running_calls_end(served) -> None:
 
 def refused(served) -> bool:
     try:
-        served.stub.DescribeDomain(pb.DescribeDomainRequest(protocol=PROTOCOL), timeout=10)
+        served.stub.DescribeDomain(ASK, timeout=10)
     except grpc.RpcError as error:
         return error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
     return False
-
-
-SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
-
-
-@pytest.fixture
-def client(node: Listening, north: Institution, tmp_path: Path) -> Iterator[health_pb2_grpc.HealthStub]:
-    pki.issue_client(north.pki, tmp_path / "alice", "alice")
-    with node.channel(north, pki_folder=tmp_path / "alice") as channel:
-        yield health_pb2_grpc.HealthStub(channel)
-
-
-def refusal(call) -> DdibError:
-    with pytest.raises(grpc.RpcError) as error:
-        call()
-    return from_rpc_error(error.value, HOP)
 
 
 def test_nothing_is_kept_of_who_asked(node: Listening, north: Institution) -> None:
@@ -175,14 +120,6 @@ def test_nothing_is_kept_of_who_asked(node: Listening, north: Institution) -> No
                 list(stub.Watch(request, timeout=5))
         assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
         assert watched.value.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
-def test_a_suspended_institution_is_not_answered(node: Listening, client) -> None:
-    """Until it is resumed."""
-    node.south.store.suspend("north.example")
-    assert type(refusal(lambda: client.Check(HealthCheckRequest(), timeout=5))) is PeerSuspended
-    node.south.store.resume("north.example")
-    assert client.Check(HealthCheckRequest(), timeout=5).status == SERVING
 
 
 def event(peer: str) -> SimpleNamespace:

@@ -211,19 +211,24 @@ def test_a_job_that_waits_says_for_what(tmp_path, institutions, source) -> None:
 
 
 def test_one_job_at_a_time_tries_a_peer_that_is_away() -> None:
-    """The others wait for what it finds, for a while."""
+    """The others wait for what it finds, or for its end."""
     clock = Clock()
     reach = CircuitBreaker(clock=clock)
-    reach.begin("south.example")
+    reach.begin("south.example", "first")
+    reach.begin("south.example", "second")
+    reach.end("south.example", "second")
+    assert not reach.may_try("south.example")
+    reach.end("south.example", "first")
+    assert reach.may_try("south.example")
+    reach.begin("south.example", "third")
     assert not reach.may_try("south.example")
     assert reach.answered("south.example")
     assert reach.may_try("south.example")
     assert reach.failed("south.example", "NOT_READY")
     clock.now += 10
-    reach.begin("south.example")
-    clock.now += 9
+    reach.begin("south.example", "third")
     assert not reach.may_try("south.example")
-    clock.now += 1
+    reach.end("south.example", "third")
     assert reach.may_try("south.example")
 
 

@@ -15,7 +15,6 @@ from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.telemetry import tracing_to
-from source_node import remote
 from target_node import service
 from tests.e2e.two_nodes import TwoNodes
 from tests.node.tiny_nodes import gaussian, tiny_bundle
@@ -132,24 +131,8 @@ def test_no_trace_id_crosses_where_one_side_does_not_share(
     tmp_path: Path,
     seen: list[dict[str, str]],
 ) -> None:
-    """Not even sent: each has a trace of its own."""
     client, source, target = translated(nodes, tmp_path, north, south, cycle=False)
     assert client.trace_ids() == source.trace_ids()
     assert not source.trace_ids() & target.trace_ids()
     assert seen == [{}]
     assert target.named("decode")[0].parent is None
-
-
-def test_a_target_that_is_asked_to_share_by_a_hostile_source_takes_nothing_of_it(
-    nodes: TwoNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is sent in place of a traceparent begins no trace, breaks no call and is in no span."""
-    monkeypatch.setattr(
-        remote,
-        "trace_entries",
-        lambda context: {"metadata": (("traceparent", f"00-{NAME}"), ("tracestate", NAME))},
-    )
-    _, _, target = translated(nodes, tmp_path, ("south.example",), ("north.example",), cycle=False)
-    (decode,) = target.named("decode")
-    assert decode.parent is None
-    assert NAME not in decode.to_json()

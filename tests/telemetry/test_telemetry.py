@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 from pydantic import ValidationError
 
@@ -46,7 +43,6 @@ def test_a_collector_that_is_away_stops_nothing(caplog: pytest.LogCaptureFixture
 
 
 def test_it_is_off_by_default() -> None:
-    """Nothing is recorded or kept, and no trace id is sent."""
     assert opened(None) is OFF
     with OFF.span("anything", a=1) as span:
         assert trace_entries(span) == {}
@@ -63,14 +59,12 @@ def test_it_is_off_by_default() -> None:
     ],
 )
 def test_an_endpoint_that_is_not_allowed(endpoint: str) -> None:
-    """Plain HTTP beyond loopback, other schemes, logins."""
     with pytest.raises(ValidationError, match=r"unencrypted|not the URL|login"):
         TelemetrySettings(endpoint=endpoint)
 
 
 @pytest.mark.parametrize("flags", ["00", "fe"])
 def test_a_traceparent_is_read_and_written_again(flags: str) -> None:
-    """The example of the standard."""
     text = f"{GOOD[:-2]}{flags}"
     assert len(text) == TRACEPARENT_CHARACTERS
     assert trace_entries(parse_traceparent(text)) == {"metadata": ((TRACE_KEY, text),)}
@@ -87,7 +81,6 @@ BAD = [
 
 @pytest.mark.parametrize("text", BAD)
 def test_everything_else_says_nothing(text: str) -> None:
-    """Also what a later version of the standard may allow."""
     assert parse_traceparent(text) is None
     assert trace_of([(TRACE_KEY, text)], ON, "north.example") is None
 
@@ -105,7 +98,6 @@ def test_a_trace_is_taken_from_those_with_whom_it_is_shared() -> None:
 
 
 def test_that_traces_are_taken_is_said_to_those_alone() -> None:
-    """And believed in one form."""
     assert is_taken(takes_entries(ON, "north.example"))
     assert takes_entries(ON, "west.example") == ()
     assert takes_entries(OFF, "north.example") == ()
@@ -114,15 +106,7 @@ def test_that_traces_are_taken_is_said_to_those_alone() -> None:
 
 
 def test_the_list_of_metadata_is_what_the_code_sends() -> None:
-    """Keys and bounds; it is part of tests/data/surface.txt."""
     assert set(METADATA) == {DETAIL_KEY, TIME_KEY, TRACE_KEY, TAKES_KEY}
     assert len(time_entry(LAST_MOMENT)[1]) <= METADATA[TIME_KEY].most
     assert METADATA[TRACE_KEY].most == TRACEPARENT_CHARACTERS
     assert METADATA[DETAIL_KEY].most >= MAX_DETAIL_BYTES
-
-
-def test_the_protocols_page_has_the_same_list() -> None:
-    """Each key once, and no other."""
-    page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
-    table = page.partition("### Metadata")[2].partition("\n\n`ddib-trace`")[0]
-    assert re.findall(r"(?m)^\| `([a-z-]+)` \|", table) == list(METADATA)

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from benchmarks.speed.shared.harness import Form, Report, interleaved, ratio
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.batcher import Batcher, Executor
-from ddib_fed.engine.budget import Recipe
+from ddib_fed.engine.batcher import Batcher, Executor, Recipe
 from ddib_fed.engine.executors import Pool
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Leg

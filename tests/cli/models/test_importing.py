@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ddib_fed.cli.model import model
-from ddib_fed.errors import AlreadyExists, BundleInvalid, UsageError
+from ddib_fed.errors import AlreadyExists, BundleInvalid
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.networks.build import network_shapes
 from ddib_fed.networks.config import UNetConfig
@@ -37,21 +37,7 @@ def test_a_checkpoint_becomes_a_bundle_and_every_setting_is_shown(ddib, checkpoi
     assert (made.domain, made.name, made.network) == ("dogs", "ADM", SMALL)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (("--synthetic", "Y.pt", "--classifier"), "--classifier"),
-        ((".", "--flags", "--image_size 64"), "--flags"),
-    ],
-)
-def test_options_of_different_kinds_of_file_are_a_usage_error(ddib, arguments, named, tmp_path):
-    """Before anything is read."""
-    with pytest.raises(UsageError, match=named):
-        ddib(model, "import", *arguments, "--out", tmp_path / "m")
-
-
 def test_nothing_is_written_over_or_half(ddib, checkpoint, tmp_path):
-    """A folder that is there stays, a refused import leaves none."""
     with pytest.raises(BundleInvalid):
         ddib(model, "import", checkpoint, "--out", tmp_path / "m", "--flags", "--num_channels 64")
     assert not (tmp_path / "m").exists()
@@ -86,12 +72,11 @@ def test_public_defaults_alone_are_a_warning_everywhere(ddib, checkpoint, tmp_pa
 @pytest.mark.parametrize(
     ("tensor", "named"),
     [
-        ("blocks.0.adaLN_modulation.1.weight", "DiT or SiT"),
-        ("model.diffusion_model.input_blocks.0.0.weight", "Stable Diffusion"),
+        ("blocks.0.adaLN_modulation.1.weight", "diffusion transformer"),
+        ("model.diffusion_model.input_blocks.0.0.weight", "latent diffusion"),
     ],
 )
 def test_files_of_other_models_are_named(ddib, tmp_path, tensor, named):
-    """By one tensor that only they have."""
     torch.save({tensor: torch.zeros(4, 4), "x_embedder.proj.bias": torch.zeros(4)}, tmp_path / "x.pt")
     with pytest.raises(BundleInvalid) as caught:
         ddib(model, "import", tmp_path / "x.pt", "--out", tmp_path / "m")

@@ -13,7 +13,6 @@ from ddib_fed.cli.model import model
 from ddib_fed.cli.translate import translate
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import (
-    AlreadyExists,
     BundleInvalid,
     DdibError,
     ExitCode,
@@ -26,18 +25,13 @@ from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.catalogue import shipped_names
 from ddib_fed.models.sidecars import Allowances
 from ddib_fed.training import tune as tuning
-from ddib_fed.training.config import TrainConfig, seconds
-from ddib_fed.training.run import train
-from ddib_fed.training.sources import array_source
+from ddib_fed.training.config import seconds
 from ddib_fed.training.tune import Effort
 from tests.models.examples import manifest, state
 from tests.runs.tiny_models import pictures, tiny
 
-SMALL = ("--steps", "30", "--batch", "64", "--set", "width=16")
-
 
 def test_shipped_models_are_listed_and_copied(tmp_path, capsys):
-    """A table for people, numbers for scripts; a copy can be opened."""
     assert run(["model", "list"]) == 0
     assert "picture 3x32x32" in capsys.readouterr().out
     assert run(["model", "list", "--format", "json"]) == 0
@@ -52,13 +46,6 @@ def test_shipped_models_are_listed_and_copied(tmp_path, capsys):
     assert run([*words, "--force"]) == 0
 
 
-@pytest.mark.slow
-def test_a_domain_by_its_index_is_trained_into_a_bundle(ddib, tmp_path):
-    result = ddib(model, "train", "--domain", "0", "--out", tmp_path / "m", *SMALL)
-    assert "sliced_w2" in result.output
-    assert load_bundle(tmp_path / "m").manifest.domain == "moons"
-
-
 def test_times_are_read_as_people_write_them(ddib, tmp_path):
     for text, value in (("90", 90), ("90s", 90), ("2m", 120), ("1h30m", 5400), ("0.5m", 30)):
         assert seconds(text) == value
@@ -66,16 +53,6 @@ def test_times_are_read_as_people_write_them(ddib, tmp_path):
         with pytest.raises(UsageError, match=r"--time: .*is no time"):
             ddib(model, "train", "--domain", "moons", "--out", tmp_path / "m", "--time", text)
     assert not (tmp_path / "m").exists()
-
-
-def test_a_shipped_model_is_sampled(ddib, tmp_path):
-    ddib(model, "sample", "moons", "--n", "500", "--evaluations", "12", "--out", tmp_path / "s")
-    assert np.load(tmp_path / "s" / "samples.npy").shape == (500, 2)
-    assert (tmp_path / "s" / "samples.png").exists()
-    report = json.loads((tmp_path / "s" / "report.json").read_text())
-    assert report["target_cloud"]["sliced_w2"] < 3 * report["target_cloud"]["sliced_w2_floor"]
-    with pytest.raises(AlreadyExists):
-        ddib(model, "sample", "moons", "--out", tmp_path / "s")
 
 
 def test_a_model_is_shown_as_text_and_as_json(ddib):
@@ -90,7 +67,6 @@ def test_a_model_is_shown_as_text_and_as_json(ddib):
 
 
 def test_a_name_that_is_a_folder_too_is_refused(ddib, tmp_path, monkeypatch):
-    """It would be open which of the two translates."""
     made = tiny("cells")
     save_bundle(tmp_path / "moons", made.manifest, made.state)
     monkeypatch.chdir(tmp_path)
@@ -184,24 +160,3 @@ def test_what_cannot_be_measured_is_refused_with_its_cause(ddib, small, tmp_path
     save_bundle(tmp_path / "points", manifest(), state())
     with pytest.raises(InputError, match="points of every set are encoded again"):
         ddib(model, "measure", tmp_path / "points")
-
-
-def trained(folder: Path, held_out: int):
-    """Two steps; the bundle, and what was said."""
-    said, whole = [], np.round((pictures(100 + held_out, channels=3, size=16) + 1) * 127.5).clip(0, 255)
-    pixels = whole.astype(np.uint8)
-    spots = array_source("spots", pixels[:100], pixels[100:])
-    network = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
-    config = TrainConfig(kind="pictures", network=network, steps=2, batch=4, samples=1)
-    return train(config, folder, source=spots, say=said.append), " ".join(said)
-
-
-@pytest.mark.slow
-def test_training_measures_whatever_its_steps_cost_and_says_why_it_does_not(tmp_path):
-    """The fewest pictures are encoded even of a run of two steps."""
-    made, _ = trained(tmp_path / "m", 80)
-    assert made.allowances is not None
-    assert made.allowances.command == "at the end of training"
-    again, said = trained(tmp_path / "few", 12)
-    assert again.allowances is None
-    assert "40 pictures are needed that the model was not trained on, and there are 12" in said

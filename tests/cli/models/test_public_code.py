@@ -16,10 +16,8 @@ from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.networks.config import SyntheticConfig
 from tests.models.examples import state
-from tests.runs.tiny_models import tiny
 
 SMALL = ("--set", "network=public", "--set", "num_channels=32", "--set", "num_res_blocks=1")
-PLAIN = ("--flags", "--use_ddim True")
 """The public code's levels and steps, and its defaults."""
 NETWORK = SyntheticConfig(num_channels=32, num_res_blocks=1)
 
@@ -67,20 +65,6 @@ def test_the_public_network_is_trained_sampled_exported_and_imported(ddib, tmp_p
         ddib(model, "export", out, "--out", file)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("flags", "options", "evaluations"),
-    [
-        ("--timestep_respacing ddim50", (), 50),
-    ],
-    ids=str,
-)
-def test_evaluations_are_what_the_respacing_keeps(ddib, there, tmp_path, flags, options, evaluations):
-    """--evaluations where it is given, else the respacing, else all of --diffusion_steps, else 48."""
-    ddib(translate, points(tmp_path, 4), *pair(there), "--flags", flags, *options, "--out", tmp_path / "t")
-    assert json.loads((tmp_path / "t" / "points.json").read_text())["solver"]["evaluations"] == evaluations
-
-
 @pytest.mark.parametrize(
     ("flags", "options", "error", "word"),
     [
@@ -91,7 +75,6 @@ def test_evaluations_are_what_the_respacing_keeps(ddib, there, tmp_path, flags, 
     ids=str,
 )
 def test_what_contradicts_the_model_or_itself_is_refused(ddib, there, tmp_path, flags, options, error, word):
-    """Nothing is ignored, and nothing is written."""
     with pytest.raises(error, match=word):
         ddib(
             translate, points(tmp_path, 4), *pair(there), "--flags", flags, *options, "--out", tmp_path / "t"
@@ -108,16 +91,3 @@ def points(folder, count):
     drawn = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
     np.save(folder / "points.npy", drawn[:count])
     return folder / "points.npy"
-
-
-@pytest.mark.slow
-def test_pictures_are_clipped_with_flags_unless_told_otherwise(ddib, tmp_path):
-    """As the public scripts do by default."""
-    made = tiny("pictures")
-    save_bundle(tmp_path / "m", made.manifest, made.state)
-    clips = []
-    for number, options in enumerate([PLAIN, ("--flags", "--clip_denoised False"), ()]):
-        out = tmp_path / str(number)
-        ddib(model, "sample", tmp_path / "m", *options, "--evaluations", 24, "--n", 2, "--out", out)
-        clips.append(json.loads((out / "report.json").read_text())["guidance"]["clip"])
-    assert clips == [True, False, False]

@@ -1,6 +1,5 @@
 """`ddib model train` on pictures: a folder, classes, initial weights; refusals come before any training."""
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -53,21 +52,7 @@ def test_a_folder_becomes_a_bundle_with_its_classes_and_its_rule(ddib, folder, t
     assert "s a step" in result.stderr
 
 
-@pytest.mark.slow
-def test_random_windows_are_cut_from_larger_pictures_of_16_bit_grey(ddib, tmp_path):
-    folder = tmp_path / "grey"
-    folder.mkdir()
-    for number, pixels in enumerate(blobs(12, channels=1, size=20)):
-        np.save(folder / f"{number}.npy", pixels[0].astype(np.int16) * 10 - 1000)
-    options = ("--range", "-1000:1550", "--set", "crop=true")
-    ddib(model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL, *options)
-    made = load_bundle(tmp_path / "m").manifest
-    assert made.sample_shape == (1, 8, 8)
-    assert (made.picture.low, made.picture.high, made.picture.bits) == (-1000, 1550, 16)
-
-
 def test_names_that_the_command_line_knows_without_importing_are_the_real_ones():
-    """And every option of a run is one of the command."""
     assert tuple(SHIPPED) == presets.SHIPPED
     known = [name for name in presets.options_of("points", "pictures") if name != "threads"]
     assert [p.name for p in training.train.params if p.name in known] == known
@@ -76,7 +61,6 @@ def test_names_that_the_command_line_knows_without_importing_are_the_real_ones()
 
 @pytest.mark.slow
 def test_a_classifier_is_trained_for_a_model_and_guides_it(ddib, folder, tmp_path):
-    """It takes the model's units and levels, so that the two fit."""
     ddib(model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL)
     network = tuple(f"--set={each}" for each in ("model_channels=32", "channel_mult=1", "num_res_blocks=1"))
     made_for = ("train", "--images", folder, "--for", tmp_path / "m", *network, "--batch", 8, "--steps", 3)

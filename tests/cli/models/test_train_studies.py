@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from ddib_fed.cli.model import model
 from ddib_fed.data.fitting import PictureRule, fit_picture
-from ddib_fed.data.pictures import decode_image, encode_png
+from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import InputError
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import Options
@@ -162,12 +162,6 @@ def test_the_end_of_a_map_is_held_out_and_no_tile_overlaps_it(given):
     assert {number % 40 for number in held} == set(range(32, 40))
 
 
-def test_one_volume_alone_is_refused(ddib, given):
-    volume(given / "a.nii", 0)
-    with pytest.raises(InputError, match=r"one NIfTI volume below .* whole ones are held out"):
-        ddib("--slices", "coronal")
-
-
 def test_what_is_not_of_one_kind_is_refused(ddib, given, tmp_path):
     ct(given, 0)
     ct(given, 1, Modality="MR")
@@ -182,14 +176,6 @@ def test_what_is_not_of_one_kind_is_refused(ddib, given, tmp_path):
     with pytest.raises(InputError, match=r"intensity percentile:0.5,99.5@0:255; intensity values") as caught:
         ddib(on=tmp_path / "two")
     assert "--intensity RULE" in caught.value.hint
-
-
-def test_pictures_among_series_are_refused(ddib, given):
-    """Also with --skip-bad: they can be read, and either may be meant."""
-    ct(given, 0)
-    (given / "look.png").write_bytes(encode_png(np.arange(64, dtype=np.uint8).reshape(8, 8, 1)))
-    with pytest.raises(InputError, match=r"not of one kind.*DICOM file; pictures such as look.png"):
-        ddib("--skip-bad")
 
 
 def test_nothing_of_a_header_is_in_the_bundle(ddib, given, tmp_path):

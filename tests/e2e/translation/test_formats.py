@@ -20,8 +20,7 @@ from tests.e2e.harness import Pair, ddib
 from tests.formats.dicom.files import words_of, write_series
 from tests.formats.maps import WHERE, write_map
 from tests.security.tap.relay import Tap
-from tests.security.tap.search import Place, Traffic, look
-from tests.security.tap.secrets import Secrets
+from tests.security.tap.search import Place, Secrets, Traffic, look
 
 pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine")]
 

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import functools
-import shlex
 
 import pytest
 import torch
 
 from ddib_fed.errors import BundleInvalid, DdibError, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, make_bundle, save_bundle
-from ddib_fed.models.import_guided import import_guided, import_synthetic, parse_flags, settle
-from ddib_fed.models.weights import read_tensors
+from ddib_fed.models.import_guided import import_guided, import_synthetic, parse_flags, read_tensors
 from ddib_fed.networks.build import build_network, network_shapes
 from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
 from tests import golden
 from tests.models.examples import state
 
 ADM = "--learn_sigma True --resblock_updown True --use_fp16 True --use_scale_shift_norm True"
-# The lines of the public README, for the checkpoints that were published.
-README = {
-    "64": "--attention_resolutions 32,16,8 --class_cond True --diffusion_steps 1000 --dropout 0.1 --image_size 64 "
-    "--noise_schedule cosine --num_channels 192 --num_head_channels 64 --num_res_blocks 3 "
-    "--use_new_attention_order True " + ADM,
-    "256": "--attention_resolutions 32,16,8 --class_cond True --diffusion_steps 1000 --image_size 256 "
-    "--noise_schedule linear --num_channels 256 --num_head_channels 64 --num_res_blocks 2 " + ADM,
-}
 SMALL = UNetConfig(
     image_size=16, model_channels=32, out_channels=6, num_res_blocks=1, attention_resolutions=(2,), num_classes=7,
     channel_mult=(1.0, 2.0), num_head_channels=16, use_scale_shift_norm=True, resblock_updown=True,
@@ -39,24 +29,6 @@ HALF = ClassifierConfig(
     image_size=16, model_channels=64, out_channels=7, num_res_blocks=1, attention_resolutions=(2,),
     channel_mult=(1.0, 2.0), num_head_channels=64, use_scale_shift_norm=True, resblock_updown=True, pool="attention",
 )  # fmt: skip
-
-
-def flag_values(line):
-    """The line as a program would parse it: strings, numbers and truths."""
-    words = shlex.split(line)
-    plain = {"True": True, "False": False}
-    values = {}
-    for key, text in zip(words[::2], words[1::2], strict=True):
-        number = text.replace(".", "", 1).isdigit() and key != "--attention_resolutions"
-        values[key.removeprefix("--")] = plain.get(
-            text, float(text) if "." in text else int(text) if number else text
-        )
-    return values
-
-
-def public_unet(line):
-    values = {"dropout": 0.0, **flag_values(line)}
-    return golden._unet(values, conditional=values.pop("class_cond"))
 
 
 @functools.cache
@@ -73,17 +45,6 @@ def random_state(config, seed=0):
 def saved(tmp_path, content, name="model.pt"):
     torch.save(content, tmp_path / name)
     return tmp_path / name
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("line", README.values(), ids=README)
-def test_the_published_models_are_what_the_public_constructor_makes_of_the_readmes_flags(line):
-    """Shapes alone (no memory), up to 552 million parameters."""
-    config = public_unet(line)
-    found = settle(shapes_of(config), parse_flags(line), classifier=False, source="it")
-    assert found.network == config
-    values = flag_values(line)
-    assert (found.schedule.name, found.schedule.steps) == (values["noise_schedule"], 1000)
 
 
 def test_an_imported_model_computes_what_its_weights_compute(tmp_path):
@@ -104,26 +65,11 @@ def test_an_imported_model_computes_what_its_weights_compute(tmp_path):
     assert any("averaged" in remark for remark in found.remarks)
 
 
-def test_every_setting_is_listed_with_what_it_rests_on(tmp_path):
-    """Once each."""
-    found = import_guided(
-        saved(tmp_path, random_state(SMALL)), flags=FLAGS + " --batch_size 4", domain="cats"
-    )
-    basis = {fact.key: fact.basis for fact in found.facts}
-    assert len(basis) == len(found.facts)
-    assert basis["num_channels"] == basis["image_size"] == basis["num_head_channels"] == "--flags"
-    assert basis["noise_schedule"] == basis["diffusion_steps"] == "public default"
-    assert basis["in_channels"] == "public default, as in the tensors"
-    assert {"batch_size", "use_fp16", "classifier_width"} <= found.ignored.keys()
-
-
 @pytest.mark.parametrize(
     ("right", "wrong", "named"),
     [
         ("--num_channels 32", "--num_channels 64", "time_embed.0.weight"),
-        ("--attention_resolutions 8", "--attention_resolutions 16,8", "input_blocks.1.1.norm.weight"),
         ("--class_cond True", "--class_cond False", "label_emb.weight"),
-        ("--learn_sigma True", "--learn_sigma False", "out.2.weight"),
         ("--channel_mult 1,2", "--channel_mult 1,2,2,2,2,2", "image_size 16 does not divide by 32"),
     ],
 )
@@ -149,7 +95,6 @@ def test_a_classifier_is_imported_as_one_and_nothing_else_is(config, classifier,
         (lambda s: s.pop("middle_block.1.qkv.weight"), "middle_block.1.qkv.weight"),
         (lambda s: s.update({"extra": torch.zeros(1)}), "extra"),
         (lambda s: s.update({"out.2.bias": torch.full((6,), torch.nan)}), "out.2.bias"),
-        (lambda s: s.pop("time_embed.0.weight"), "time_embed.0.weight"),
         (lambda s: s.update({"input_blocks.0.0.weight": torch.zeros(32, 6, 3, 3)}), "6 channels"),
         (lambda s: s.update({"input_blocks.0.0.weight": torch.zeros(32, 2)}), "network for points"),
     ],
@@ -207,10 +152,8 @@ LINE = "--attention_resolutions 32,16,8 --class_cond True --image_size 256 --cha
     [
         LINE,
         f'MODEL_FLAGS="{LINE}"',
-        f'"{LINE}"',
         "--attention_resolutions=32,16,8 --class_cond=yes --image_size=256 --channel_mult=0.5,1",
         f"--image_size 64 {LINE}",
-        f"{LINE} --num_res_blocks ''",
     ],
 )
 def test_a_line_is_read_however_it_was_copied(line):
@@ -237,7 +180,6 @@ def test_flags_of_sampling_training_and_the_other_network_are_set_aside_with_a_r
     ("line", "named", "hinted"),
     [
         ("--image_sizes 256", "--image_sizes", "--image_size?"),
-        ("--image_size", "--image_size", ""),
         ("--image_size big", "--image_size", ""),
         ("--large_size 256 --small_size 64", "--large_size", "upsampler"),
         ("image_size 256", "'image_size'", ""),
@@ -269,40 +211,18 @@ def written(tmp_path, content):
     "wrap",
     [
         lambda s: s,
-        lambda s: {"state_dict": s, "epoch": 3},
         lambda s: {"ema": s, "model": {"other": torch.zeros(1)}},
         lambda s: {f"module.{key}": value for key, value in s.items()},
     ],
 )
 def test_sizes_are_inferred_wherever_the_weights_lie(wrap, tmp_path, weights):
-    """Channels, blocks and coordinates come from the shapes."""
+    """Channels, blocks and coordinates come from the shapes; it predicts eps at 4,000 linear steps."""
     bundle = import_synthetic(written(tmp_path, wrap(weights)), domain="moons")
     assert bundle.manifest.network == NETWORK
     assert all(torch.equal(bundle.state[key], value) for key, value in weights.items())
-
-
-def test_the_imported_model_is_told_integer_steps_and_predicts_eps(tmp_path, weights):
-    """As the public code trained it: eps, 4,000 linear steps."""
-    made = import_synthetic(written(tmp_path, weights), domain="moons").manifest
+    made = bundle.manifest
     assert (made.parameterisation, made.time_input) == ("eps", "timestep")
     assert (made.schedule.name, made.schedule.steps) == ("linear", 4000)
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (lambda s: s.pop("middle_block.1.out_layers.3.bias"), "middle_block.1.out_layers.3.bias"),
-        (lambda s: s.update({"label_emb.weight": torch.zeros(3, 64)}), "label_emb.weight"),
-        (lambda s: s.update({"out.2.bias": torch.full((2,), float("nan"))}), "out.2.bias"),
-        (lambda s: s.pop("input_blocks.0.0.weight"), "input_blocks.0.0.weight"),
-    ],
-)
-def test_weights_of_another_network_of_points_are_refused_by_the_tensor(change, named, tmp_path, weights):
-    """Missing, extra, of another shape, not finite, or of a picture network."""
-    change(weights)
-    with pytest.raises(BundleInvalid) as caught:
-        import_synthetic(written(tmp_path, weights), domain="moons")
-    assert named in caught.value.detail
 
 
 class Payload:

@@ -64,13 +64,11 @@ def test_the_operator_is_answered_however_much_is_wrong(node, config) -> None:
 
 
 def test_a_second_node_is_refused_and_the_first_keeps_its_socket(node, config) -> None:
-    """It would otherwise answer in the first one's place."""
     refused(config, "another node is running")
     assert AdminClient(config).status().state == "serving"
 
 
 def test_a_socket_that_a_kill_left_behind_is_replaced(config) -> None:
-    """Nobody listens on it: the node starts."""
     path = config.paths.admin_socket
     path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
     left = socket.socket(socket.AF_UNIX)
@@ -90,6 +88,5 @@ def test_a_folder_that_others_may_write_is_refused(config) -> None:
 
 
 def test_no_node_is_named_as_such(config) -> None:
-    """With the command that starts it."""
     with pytest.raises(PeerUnreachable, match="no node answers"):
         AdminClient(config).status()

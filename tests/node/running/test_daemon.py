@@ -1,17 +1,29 @@
-"""A node from start to exit: its states, its signals, and nothing left behind however it ends."""
+"""A node from start to exit: its states, its signals, its audit log, and nothing left behind however it ends."""
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import pytest
 
 from ddib_fed.errors import ConfigError, DdibError, InputError
 from ddib_fed.node import daemon
 from ddib_fed.node.admin import AdminClient
+from ddib_fed.node.admitting import peer_store
+from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.daemon import Daemon
+from ddib_fed.security import pki
+from ddib_fed.security.audit import lines_of, verify
+from ddib_fed.security.identity import Identity
+from tests import audit_rows
+from tests.e2e.harness import free_port
 from tests.node.tiny_nodes import make_config, make_institution, save_model
+from tests.small_disks import small_disk
 from tests.source_node.conftest import wait_until
 
 
@@ -87,7 +99,6 @@ def test_health_and_state_tell_the_truth_from_start_to_exit(config, monkeypatch)
 
 
 def test_a_second_signal_stops_in_the_middle_of_loading(config, monkeypatch) -> None:
-    """It does not wait for the model."""
     node, loading = Daemon(config), Loading(monkeypatch)
 
     def twice() -> None:
@@ -124,7 +135,6 @@ def test_a_start_that_fails_leaves_nothing_open(config, monkeypatch) -> None:
 
 
 def test_a_node_without_a_model_ends_with_that_reason(config) -> None:
-    """The error names the command, and the port is free again."""
     (config.paths.bundle / "manifest.json").unlink()
     running = Running(config)
     wait_until(lambda: running.code)
@@ -150,3 +160,116 @@ def test_a_store_of_trust_that_cannot_be_read_is_loud(config, caplog) -> None:
     assert running.end() == 0
     said = [record for record in caplog.records if "trust.json" in record.message]
     assert [record.levelname for record in said] == ["ERROR"]
+
+
+@pytest.mark.slow
+def test_a_node_is_not_ready_while_its_disk_is_full(tmp_path) -> None:
+    """`ddib status` and /readyz name the folder; with room it serves again by itself."""
+    with small_disk(tmp_path / "disk", 64) as disk:
+        config = ready(disk.folder / "north", "north.example", "source")
+        port = free_port()
+        text = config.path.read_text()
+        config.path.write_text(text.replace("[http]", f'[http]\nlisten = "127.0.0.1:{port}"', 1))
+        config = NodeConfig.load(config.path)
+        running = Running(config).serving()
+        try:
+            client = AdminClient(config)
+            disk.fill()
+            wait_until(lambda: client.status().state.startswith("degraded: the disk of "))
+            with pytest.raises(urllib.error.HTTPError) as unready:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5)
+            assert unready.value.code == 503
+            assert str(disk.folder) in unready.value.read().decode()
+            disk.free()
+            wait_until(lambda: client.status().state == "serving")
+        finally:
+            assert running.end() == 0
+
+
+# The audit log
+
+
+@pytest.fixture
+def running(config: NodeConfig):
+    node = Running(config).serving()
+    yield node
+    node.end()
+
+
+def test_start_and_stop_have_their_lines(config: NodeConfig) -> None:
+    for _ in range(2):
+        node = Running(config).serving()
+        model = node.daemon.node.running_engine.model.bundle.digest
+        node.end()
+    found = audit_rows.records(config.paths.store)
+    assert [record["act"] for record in found] == ["node_started", "node_stopped"] * 2
+    assert (found[0]["model"], found[0]["roles"], found[0]["peers"]) == (model, ["target"], [])
+    assert found[1]["by"] == "drain"
+    assert found[0]["trust"] == found[2]["trust"]
+    assert verify(lines_of(config.paths.store)).ok
+
+
+def test_files_that_somebody_changed_by_hand_are_written_down(
+    config: NodeConfig, running: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A peer admitted, suspended, resumed and removed without a command, a withdrawal, another certificate."""
+    caplog.set_level(logging.INFO, logger="ddib_fed.node.admin")
+    north = make_institution(tmp_path / "north", "north.example")
+    look = running.daemon._look
+    store = peer_store(config)
+    store.add(north.peer(), fingerprints=north.peer().fingerprints)
+    look()
+    free = store.file.read_bytes()
+    store.file.write_bytes(free.replace(b'"suspended": {}', b'"suspended": {"north.example": "audit"}'))
+    look()
+    store.file.write_bytes(free)
+    look()
+    store.remove("north.example")
+    look()
+    store.withdraw(Identity("south.example", "client", "bob"))
+    look()
+    renewed = pki.issue_to_folder(pki.load_authority(config.paths.pki), config.paths.pki, "node", "node-1")
+    look()
+    look()
+    changes = [
+        change
+        for record in audit_rows.records(config.paths.store, "trust_changed")
+        for change in record["changes"]
+    ]
+    fingerprint = pki.fingerprint(north.root)
+    assert changes == [
+        "added peer north.example: spiffe://north.example/node/node-1 at 127.0.0.1:7443",
+        f"added root {fingerprint} of north.example",
+        "added suspended north.example",
+        "removed suspended north.example",
+        "removed peer north.example: spiffe://north.example/node/node-1 at 127.0.0.1:7443",
+        f"removed root {fingerprint} of north.example",
+        "added withdrawn spiffe://south.example/client/bob",
+    ]
+    logged = [record.getMessage() for record in caplog.records if record.name.endswith("admin")]
+    assert logged == changes
+    (changed,) = audit_rows.records(config.paths.store, "certificate_changed")
+    leaf = pki.parse_certificates(renewed.cert_chain_pem, "leaf")[0]
+    assert changed["certificate"] == pki.fingerprint(leaf)
+
+
+def test_a_log_that_is_cut_while_the_node_runs_makes_it_degraded(
+    config: NodeConfig, running: Running
+) -> None:
+    """Within the time of its check, without a call; with what to do; and the log no longer verifies."""
+    AdminClient(config).reload()
+    running.daemon._look()
+    path = config.paths.store
+    audit_rows.cut(path, 1)
+    assert AdminClient(config).status().state == "serving"
+    running.daemon._look()
+    state = AdminClient(config).status().state
+    assert state.startswith("degraded: the audit log ")
+    assert "was cut while the node ran" in state
+    assert "ddib audit verify" in state
+    assert not verify(lines_of(path)).ok
+
+
+def test_a_reload_is_a_line(config: NodeConfig, running: Running) -> None:
+    AdminClient(config).reload()
+    assert len(audit_rows.records(config.paths.store, "reload")) == 1

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sqlite3
 import sys
-from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,91 @@ from ddib_fed.node import daemon
 from ddib_fed.node.command import node_command, run
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.daemon import Daemon
+from ddib_fed.security import pki
+from ddib_fed.security.peers import begin_node
+from ddib_fed.security.pki import issue_leaf, new_key
 from tests.e2e.harness import free_port
 from tests.node.running.test_daemon import Running, ready
-from tests.node.spoilt_nodes import WRONG, Node, folder_for, http
+
+
+class Node:
+    """North's source node in a folder, which a test spoils."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        ready(folder, "north.example", "source")
+        self.held: list[object] = []
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    @property
+    def pki(self) -> Path:
+        return self.state / "pki"
+
+    @property
+    def config(self) -> NodeConfig:
+        return NodeConfig.load(self.folder / "node.toml")
+
+    def edit(self, old: str, new: str) -> None:
+        path = self.folder / "node.toml"
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+    def listening(self) -> str:
+        """An address that another process has."""
+        taken = socket.socket()
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        self.held.append(taken)
+        return f"127.0.0.1:{taken.getsockname()[1]}"
+
+    def leaf(self, start_h: float) -> None:
+        """A certificate of 24 hours that begins then, which this node cannot renew."""
+        authority, key = pki.load_authority(self.pki), new_key()
+        begins = datetime.now(UTC) + timedelta(hours=start_h)
+        made = issue_leaf(authority, "node", "node-1", public_key=key.public_key(), now=begins)
+        pki.write_identity(self.pki, certificate=made, key=key, roots=(authority.certificate,))
+        for name in ("ca.key", "ca.pem"):
+            (self.pki / name).unlink()
+
+    def tree(self) -> list[tuple[str, int, int]]:
+        return sorted((str(p), p.lstat().st_mode, p.lstat().st_size) for p in self.folder.rglob("*"))
+
+
+def others_key(node: Node) -> None:
+    elsewhere = node.folder.parent / "elsewhere"
+    begin_node(elsewhere, "north.example", "node-1")
+    shutil.copy(elsewhere / "pki" / "ca.key", node.pki / "ca.key")
+
+
+def one_port_for_both(node: Node) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    node.edit("127.0.0.1:0", address)
+    node.edit('# listen = "127.0.0.1:9464"', f'listen = "{address}"')
+
+
+def other_domain(node: Node) -> None:
+    node.edit('domain = "moons"                #', 'domain = "checkerboards"     #')
+
+
+def damaged_database(node: Node) -> None:
+    (node.state / "node.sqlite").write_bytes(b"garbage " * 999)
+
+
+WRONG = {
+    "bundle of another domain": (other_domain, "model", "bundle_domain"),
+    "port in use": (lambda n: n.edit("127.0.0.1:0", n.listening()), "listen", "ss -ltnp"),
+    "state 0777": (lambda n: n.state.chmod(0o777), "state", "chmod 700"),
+    "damaged database": (damaged_database, "store", "node.sqlite cannot be used"),
+    "another root's key": (others_key, "identity", "is not the key of ca.pem"),
+    "expired": (lambda n: n.leaf(-48), "identity", "expired"),
+    "another name": (lambda n: n.edit('name = "node-1"', 'name = "node-2"'), "identity", "node-2"),
+    "trust": (lambda n: (n.state / "trust.json").write_text("{"), "peers", "trust.json cannot be used"),
+    "http on the node's port": (one_port_for_both, "http", "both port"),
+    "socket is a folder": (lambda n: (n.state / "admin.sock").mkdir(), "operator", "is no socket"),
+}
 
 
 @pytest.fixture
@@ -91,15 +174,11 @@ def test_check_finds_what_serve_ends_with(node: Node, name: str, capsys, monkeyp
         lambda node: (node.folder / "node.toml").write_text("["),
         lambda node: (node.folder / "node.toml").write_bytes(b"\xff\xfe["),
         lambda node: (node.folder / "node.toml").unlink(),
-        folder_for("node.toml"),
-        lambda node: node.edit('domain = "moons"                #', 'domain = "My Moons"   #'),
-        http("0.0.0.0:9464"),
-        lambda node: node.edit("# recovery_days = 30.0", "recovery_days = -1"),
+        lambda node: node.edit('# listen = "127.0.0.1:9464"', 'listen = "0.0.0.0:9464"'),
     ],
-    ids=["toml", "utf-16", "missing", "folder", "domain", "http", "recovery"],
+    ids=["toml", "utf-16", "missing", "http"],
 )
 def test_a_configuration_that_cannot_be_used_is_named(node: Node, spoil, capsys, monkeypatch) -> None:
-    """By both commands, before anything else."""
     spoil(node)
     for verb in ("check", "serve"):
         code, said = typed(node, verb, capsys, monkeypatch)
@@ -108,8 +187,7 @@ def test_a_configuration_that_cannot_be_used_is_named(node: Node, spoil, capsys,
 
 
 def test_what_a_start_survives_is_a_warning(node: Node, caplog) -> None:
-    """Nothing that renews, an address that others cannot dial."""
-    node.leaf(0, issues=False)
+    node.leaf(0)
     node.edit("127.0.0.1:0", "0.0.0.0:0")
     assert problems(node) == {}
     warned = [text for finding in daemon.check(node.config) for text in finding.warnings]
@@ -142,17 +220,10 @@ def test_a_state_folder_of_another_user_is_refused(node: Node, monkeypatch) -> N
     assert f"chown {os.geteuid()} {node.state}" in failed.value.hint
 
 
-@contextmanager
-def left_by_a_kill(node: Node):
-    """A database whose last transactions are in the log that a kill left beside it."""
+def test_a_check_reads_the_database_with_the_log_that_a_kill_left(node: Node) -> None:
+    """On a copy: what is only in the log counts, and neither file is touched."""
     with sqlite3.connect(node.state / "node.sqlite") as made:
         made.execute("PRAGMA journal_mode = WAL")
         made.execute("PRAGMA user_version = 99")
-        yield
-    made.close()
-
-
-def test_a_check_reads_the_database_with_the_log_that_a_kill_left(node: Node) -> None:
-    """On a copy: what is only in the log counts, and neither file is touched."""
-    with left_by_a_kill(node):
         assert "another release" in problems(node)["store"]
+    made.close()
