@@ -13,7 +13,6 @@ from ddib_fed.cli.main import run
 from ddib_fed.client import folder_run
 from ddib_fed.client.results import locked
 from ddib_fed.errors import ExitCode, ItemsTooMany, NotFinite, QueueFull
-from ddib_fed.protocol.details import refused_facts
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, npy, points
 
@@ -72,8 +71,8 @@ def refuse_bad(north, bad):
                 numbers.append(number)
         north.script.refuse.clear()
         if numbers:
-            refused = refused_facts(dict.fromkeys(numbers, "NOT_FINITE"))
-            north.script.refuse["SubmitJob"] = NotFinite(facts={"item": numbers[0], **refused})
+            north.script.refuse["SubmitJob"] = error = NotFinite(facts={"item": numbers[0]})
+            error.refused = dict.fromkeys(numbers, "NOT_FINITE")
         return taken(iter(messages), context)
 
     return submit
