@@ -1,9 +1,10 @@
-"""`ddib doctor`, `ddib domains`, and `ddib job ...`: the single steps of a translation."""
+"""`ddib doctor`, `ddib domains`, `ddib job ...`: the single steps of a translation; and `ddib web`, its page."""
 
 from __future__ import annotations
 
 import json
 import shlex
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -181,6 +182,38 @@ def _kind(each: pb.ListDomainsResponse | pb.Domain) -> str:
     return f"{each.sample_kind or 'unknown'} {'x'.join(map(str, each.sample_shape))}"
 
 
+@command(epilog="\b\nExample:\n  ddib web --out translated")
+@options.option(
+    "--out DIR", "Folder for the results; each translation gets a folder in it.", default=Path("ddib-web")
+)
+@options.PORT
+@options.PROFILE
+def web(out: Path, port: int, profile_path: Path | None) -> None:
+    """Translate in the browser: drop pictures, watch, compare, download.
+
+    A DICOM series, a NIfTI volume or a GeoTIFF becomes one of its own kind, and volumes are scrolled slice by slice.
+
+    The page is served on this machine's loopback only, to the browser that opens the printed link, which works once.
+    Dropped files stay in a private temporary folder that is removed at the end; results go to DIR. Towards the node it
+    is `ddib translate`: the same profile, certificate and checks.
+    """
+    from ddib_fed.web.guard import serve
+    from ddib_fed.web.researcher import Researcher
+
+    profile = Profile.load(profile_path)
+    with tempfile.TemporaryDirectory(prefix="ddib-web-") as name:
+        folder = Path(name)
+        page = Researcher(profile, folder, out)
+        say(f"results go to {out.resolve()}")
+        serve(page.app(), port=port, folder=folder, on_stop=page.close)
+    more = f"--profile {shlex.quote(str(profile.path))}"
+    for each in page.jobs.values():
+        for job_id in each.running:
+            job, place = shlex.quote(job_id), shlex.quote(str(each.jobs[job_id]))
+            say(f"not fetched yet: {job_id}; it continues at the node", err=True)
+            say(f"  ddib job fetch {job} --out {place} {more}", err=True)
+
+
 @group()
 def job() -> None:
     """Watch, fetch, cancel and delete jobs; `ddib translate --detach` submits them.
@@ -292,26 +325,15 @@ def watch(job_id: str, profile_path: Path | None) -> None:
 @options.OUTCOME
 @options.PROFILE
 def fetch(
-    job_id: str,
-    out: Path,
-    force: bool,
-    credentials: tuple[Path, Path] | None,
-    profile_path: Path | None,
+    job_id: str, out: Path, force: bool, credentials: tuple[Path, Path] | None, profile_path: Path | None
 ) -> None:
     """Fetch the results of a job that are ready.
 
     They are written, acknowledged, and then removed at the node, so that a result is fetched to one folder. Names come
     from the folder that the job was submitted for; otherwise items are named item-0000 and so on.
     """
-    how: dict[str, Any] = {
-        "force": force,
-        "credentials": load_credentials(credentials),
-    }
-    with (
-        open_client(profile_path) as client,
-        explaining_interruption(client, job_id, out),
-        locked(out),
-    ):
+    how: dict[str, Any] = {"force": force, "credentials": load_credentials(credentials)}
+    with open_client(profile_path) as client, explaining_interruption(client, job_id, out), locked(out):
         if credentials is not None:
             refuse_points(client)
         view = client.get(job_id)

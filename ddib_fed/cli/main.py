@@ -23,7 +23,7 @@ from ddib_fed.terminal import escape, explained, relay, require_alone, say, show
 SECTIONS: Mapping[str, Sequence[tuple[str, str, str]]] = {
     "Translate": (
         ("translate", "cli.translate", "Translate files and folders to another domain."),
-        ("web", "cli.web", "Translate in the browser: drop pictures, watch, compare, download."),
+        ("web", "cli.job", "Translate in the browser: drop pictures, watch, compare, download."),
         ("domains", "cli.job", "List the available target domains, and whether each is ready."),
         ("job", "cli.job", "Watch, fetch, cancel and delete jobs; `ddib translate --detach` submits them."),
         ("doctor", "cli.job", "Check the client's profile, its connection to the source node, and both clocks."),
@@ -31,7 +31,7 @@ SECTIONS: Mapping[str, Sequence[tuple[str, str, str]]] = {
     ),
     "Run a node": (
         ("init", "cli.init", "Write a node's configuration or a client's profile."),
-        ("pki", "cli.pki", "Make the institution's CA; request, issue, install, show and withdraw certificates."),
+        ("pki", "cli.peer", "Make the institution's CA; request, issue, install, show and withdraw certificates."),
         ("peer", "cli.peer", "Export this node's peer file; add, list, test, suspend and remove peers."),
         ("pair", "cli.peer",
          "Admit another institution's node, and be admitted there, with a code read out by telephone."),

@@ -129,10 +129,7 @@ def rehearse(
 def _look(letter: str, path: Path, test: Path | None, wanted: Rehearsal, show: OnProgress) -> _Side:
     skip, check = wanted.config.skip_bad, folders.range_check(wanted.config.range)
     folder = folders.scan(
-        path,
-        skip_bad=skip,
-        check=check,
-        progress=lambda done, total: show("looking", done, total, str(path)),
+        path, skip_bad=skip, check=check, progress=lambda done, total: show("looking", done, total, str(path))
     )
     train, held_out = folders.split(folder.entries, wanted.config.held_out)
     lines = [*folders.survey(folder).lines, *(f"{bad}: {reason}" for bad, reason in folder.bad)]

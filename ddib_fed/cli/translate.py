@@ -172,7 +172,11 @@ def translate(
     """
     pair, target = _where_to(target, source_model, target_model, given)
     header = _header(target, given)
-    _refuse_idle(pairs, detach=detach)
+    if pairs is None:
+        options.refuse_idle(("limit",), "is for classes", hint="add --pairs 260:261, or omit it")
+    if detach:
+        hint = "give it to `ddib job fetch`"
+        options.refuse_idle(("credentials",), "applies only to fetched results", hint=hint)
     profile = Profile.load(profile_path) if pair is None else pair.profile
     signer, progress = load_credentials(credentials), ConsoleProgress(pair)
     run_options = RunOptions(profile, header, out, progress, force, skip_bad, credentials=signer)
@@ -232,11 +236,7 @@ def _where_to(
 
 
 def _paired_items(
-    files: Sequence[Path],
-    domains: pb.ListDomainsResponse,
-    target: str,
-    pairs: str,
-    limit: int | None,
+    files: Sequence[Path], domains: pb.ListDomainsResponse, target: str, pairs: str, limit: int | None
 ) -> list[FileItem]:
     taken = ("source_class", "target_class")
     options.refuse_idle(taken, "is already set by --pairs", hint="omit one of them")
@@ -282,11 +282,3 @@ def _header(target: str, given: dict[str, Any]) -> pb.JobHeader:
     names = ("cycle", "keep_latent", "source_class", "target_class", "no_calibration")
     guidance = Guidance(given["guidance"], given["classifier_scale"], clip=given.get("clip", False))
     return job_header(target, settings, guidance=guidance, **{name: given[name] for name in names})
-
-
-def _refuse_idle(pairs: str | None, *, detach: bool) -> None:
-    if pairs is None:
-        options.refuse_idle(("limit",), "is for classes", hint="add --pairs 260:261, or omit it")
-    if detach:
-        hint = "give it to `ddib job fetch`"
-        options.refuse_idle(("credentials",), "applies only to fetched results", hint=hint)

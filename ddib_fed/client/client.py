@@ -286,11 +286,7 @@ class Client(Connection):
         return self.call(lambda stub: stub.ListDomains(request, timeout=CALL_S))
 
     def submit(
-        self,
-        files: Iterable[Origin],
-        target: str,
-        settings: Settings | None = None,
-        **fields: Any,
+        self, files: Iterable[Origin], target: str, settings: Settings | None = None, **fields: Any
     ) -> pb.SubmitJobResponse:
         """As `send`, of files (paths, bytes or payloads) and the arguments of `job_header`."""
         return self.send(payloads(files), job_header(target, settings, **fields))

@@ -284,7 +284,7 @@ def open_inputs(
         say: Is told what was ignored, and which options differ from what the model was trained with.
     """
     if reading["intensity"] != "auto":
-        from ddib_fed.formats.intensity import IntensityRule
+        from ddib_fed.formats.study import IntensityRule
 
         IntensityRule.parse(reading["intensity"])  # before the node is asked
     found, auto, source = recognise(files, out), reading["tile"] == "auto", None
@@ -353,7 +353,7 @@ def _any_picture(found: Recognised) -> bool:
 
 def _intensity(asked: str, source: pb.ListDomainsResponse, say: Callable[[str], object]) -> str:
     """The rule that was asked for; as the source's model says it, where it was trained with the same."""
-    from ddib_fed.formats.intensity import AUTO, IntensityRule
+    from ddib_fed.formats.study import AUTO, IntensityRule
 
     if not source.intensity or asked == AUTO:
         return asked

@@ -32,8 +32,8 @@ BYTE_WIDTH: Final = 128.0
 UNIT_WIDTH: Final = 64.0
 """Floats from -1 to 1 are no raw values of a range that is at least so wide; of one to 20 or 50, as of uptake or rain,
 a faint picture has no others."""
-_TOPS: Final = (4095, 16383, 65535)
-"""The largest numbers of 12, 14 and 16 bits, all of which lie in files of 16."""
+_TOPS: Final = {"uint8": (255,), "uint16": (4095, 16383, 65535)}
+"""The largest numbers that files of a type have: those of 12 and 14 bits lie in files of 16, too."""
 # Beyond a range: (widths of it that count as far, part of the values that may lie outside, widths that one value may).
 # A whole scale has nothing outside but what a filter overshoots by and a bright pixel; a window of a longer scale has,
 # and Hounsfield units, which go below zero, lie many widths outside a window of the brain.
@@ -132,10 +132,8 @@ def _own_range(dtype: np.dtype[np.generic], problem: Problem, use: Use) -> tuple
     """The probable range of a model for such pictures, judging from one picture."""
     if problem == "scale" and dtype.kind == "f" and -1 <= use.low < use.high <= 1:
         return (0.0, 1.0) if use.low >= 0 else (-1.0, 1.0)
-    if problem != "window" and dtype == np.uint8:
-        return TYPE_RANGES["uint8"]
-    if problem != "window" and dtype == np.uint16:
-        return 0.0, float(next(top for top in _TOPS if use.high <= top))
+    if problem != "window" and dtype.name in _TOPS:
+        return 0.0, float(next(top for top in _TOPS[dtype.name] if use.high <= top))
     if use.low < use.high:
         return use.low, use.high
     return min(use.low, 0.0), max(use.high, 1.0)

@@ -383,11 +383,7 @@ def class_numbers(entries: Sequence[Entry], classes: Sequence[str]) -> NDArray[n
 
 
 def load(
-    entries: Sequence[Entry],
-    rule: PictureRule,
-    *,
-    compact: bool = False,
-    progress: Progress | None = None,
+    entries: Sequence[Entry], rule: PictureRule, *, compact: bool = False, progress: Progress | None = None
 ) -> NDArray[Any]:
     """The arrays of all entries for a model whose range and channels were chosen for this folder."""
     kind = np.dtype(np.float32) if not compact else np.dtype(np.uint8 if rule.bits == 8 else np.uint16)

@@ -182,23 +182,11 @@ def _header(content: bytes) -> Header | None:
         return None
 
 
-_REASONS: Final[Mapping[str, tuple[str, str]]] = {
-    "type": (
-        "its type cannot hold these values",
-        "save it in the model's own units, or use a model trained with --range {fits}",
-    ),
-    "scale": (
-        "its values are of another scale",
-        "bring its values to {takes}, or use a model trained with --range {fits}",
-    ),
-    "window": (
-        "too many of its values lie outside of that",
-        "use a model trained with --range {fits}, or clip it first if that is meant",
-    ),
-    "colour": (
-        "its colours would be lost",
-        "make it grey if that is meant, or use a model trained with --set channels=3",
-    ),
+_REASONS: Final[Mapping[str, str]] = {
+    "type": "its type cannot hold these values",
+    "scale": "its values are of another scale",
+    "window": "too many of its values lie outside of that",
+    "colour": "its colours would be lost",
 }
 
 
@@ -206,15 +194,17 @@ def explain(facts: Mapping[str, str], name: str = "the file") -> tuple[str, str]
     """The problem with a file and its remedy, from the facts of a `PictureMisfit` or `KindMismatch`."""
     if not {"holds", "takes"} <= facts.keys() or facts.get("problem", "type") not in _REASONS:
         return "", ""
-    takes = facts["takes"]
-    other_kind = (
-        "`ddib domains` lists who takes points; a picture of this shape is saved as (H, W, 1)"
-        if takes == "pictures"
-        else "`ddib domains` lists who takes pictures; a .npy of points is (N, D)"
-    )
-    why, how = _REASONS.get(facts.get("problem", ""), ("", other_kind))
+    takes, problem = facts["takes"], facts.get("problem", "")
+    if problem == "colour":
+        how = "make it grey if that is meant, or use a model trained with --set channels=3"
+    elif problem:
+        how = f"bring its values to {takes}, or use a model trained with --range {facts.get('fits', '')}"
+    elif takes == "pictures":
+        how = "`ddib domains` lists who takes points; a picture of this shape is saved as (H, W, 1)"
+    else:
+        how = "`ddib domains` lists who takes pictures; a .npy of points is (N, D)"
     detail = f"{name} holds {facts['holds']}; {facts.get('model', 'the model')} takes {takes}"
-    return detail + (why and f": {why}"), how.format(takes=takes, fits=facts.get("fits", ""))
+    return f"{detail}: {_REASONS[problem]}" if problem else detail, how
 
 
 def name_file(error: DdibError, name: str) -> DdibError:

@@ -343,10 +343,7 @@ def agreement(wanted: NDArray[np.floating], found: NDArray[np.floating]) -> Figu
 
 
 def calibrate_by_chance(
-    some: NDArray[Any],
-    others: NDArray[Any],
-    *,
-    units: Normalisation,
+    some: NDArray[Any], others: NDArray[Any], *, units: Normalisation
 ) -> StructureThresholds:
     """Thresholds from unrelated pictures: the level of a translation that lost its picture."""
     from ddib_fed.models.manifest import StructureThresholds

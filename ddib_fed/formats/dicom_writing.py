@@ -33,8 +33,18 @@ from ddib_fed.formats.dicom import (
     sort_files,
     uid_sha256,
 )
-from ddib_fed.formats.intensity import PERCENTILES, chosen_rule
-from ddib_fed.formats.study import Assembled, Bad, Options, Origin, Slices, Study, StudyResults, Unread
+from ddib_fed.formats.study import (
+    PERCENTILES,
+    Assembled,
+    Bad,
+    Options,
+    Origin,
+    Slices,
+    Study,
+    StudyResults,
+    Unread,
+    chosen_rule,
+)
 from ddib_fed.names import __version__
 
 MAKER: Final = "ddib-fed"

@@ -19,9 +19,17 @@ from numpy.typing import NDArray
 
 from ddib_fed.data.pictures import Pixels
 from ddib_fed.errors import ImageUnreadable
-from ddib_fed.formats.intensity import chosen_rule
 from ddib_fed.formats.recognition import COPY, beginning_of
-from ddib_fed.formats.study import MAX_BYTES, Assembled, Options, Origin, Slices, Study, StudyResults
+from ddib_fed.formats.study import (
+    MAX_BYTES,
+    Assembled,
+    Options,
+    Origin,
+    Slices,
+    Study,
+    StudyResults,
+    chosen_rule,
+)
 from ddib_fed.names import __version__
 
 _NO_PLACE: Final = "set its qform or sform to where it lies (fslorient, or set_sform of nibabel)"

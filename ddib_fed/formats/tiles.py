@@ -35,16 +35,19 @@ from ddib_fed.data.pictures import (
     upright,
 )
 from ddib_fed.errors import DdibError, ImageUnreadable, extra
-from ddib_fed.formats.intensity import AUTO, IntensityRule, chosen_rule, is_empty
 from ddib_fed.formats.recognition import PICTURES, tile_of
 from ddib_fed.formats.study import (
+    AUTO,
     MAX_BYTES,
     Assembled,
+    IntensityRule,
     Options,
     Origin,
     Planes,
     Study,
     StudyResults,
+    chosen_rule,
+    is_empty,
     require_size,
 )
 from ddib_fed.names import __version__

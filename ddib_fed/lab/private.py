@@ -150,9 +150,7 @@ class SampleGradients:
         weights = {name: value.detach() for name, value in self._network.named_parameters()}
         labels = None if draws.labels is None else 0
         each = vmap(grad_and_value(self._loss), in_dims=(None, 0, 0, 0, labels))
-        with sdpa_kernel(
-            SDPBackend.MATH
-        ):  # torch has no rule to batch the others, and would compute sample by sample
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no rule for vmap
             gradients, losses = each(weights, *draws)
         return list(gradients.values()), losses
 

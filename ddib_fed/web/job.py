@@ -35,9 +35,8 @@ from ddib_fed.errors import (
     UsageError,
     step_in_words,
 )
-from ddib_fed.formats.intensity import AUTO, IntensityRule
 from ddib_fed.formats.parts import INTENSITY, WrittenStudy
-from ddib_fed.formats.study import Options, Origin, Study
+from ddib_fed.formats.study import AUTO, IntensityRule, Options, Origin, Study
 from ddib_fed.formats.tiles import GeoTiffStudy, PictureStudy, read_geotiff, read_picture
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.v1 import translation_pb2 as pb
@@ -256,7 +255,9 @@ class PageJob(RunProgress):
         self._done += event.stage in {"done", "failed"}
         name = self._names[event.item] if event.item < len(self._names) else f"item {event.item}"
         if event.stage:
-            self.now = _event_in_words(event, name if self._slices is None else self._slices.called(name))
+            called = name if self._slices is None else self._slices.called(name)
+            step = f", step {event.step} of {event.steps}" if event.steps else ""
+            self.now = f"{called}: {STAGES.get(event.stage, event.stage)}{step}"
 
     def written(self, item: FileItem, result: Delivered) -> None:
         self._written += 1
@@ -400,11 +401,6 @@ def _written(start: Path, contents: Mapping[Part, bytes]) -> dict[Part, Path]:
     for part, path in files.items():
         path.write_bytes(contents[part])
     return files
-
-
-def _event_in_words(event: pb.WatchJobResponse, label: str) -> str:
-    step = f", step {event.step} of {event.steps}" if event.steps else ""
-    return f"{label}: {STAGES.get(event.stage, event.stage)}{step}"
 
 
 def severity(record: Translation) -> float:

@@ -22,14 +22,7 @@ from numpy.typing import NDArray
 from ddib_fed.client.files import MAX_ITEM_BYTES, FileItem, read_items
 from ddib_fed.data.pictures import Pixels, encode_png, image_format, read_image
 from ddib_fed.data.points import FEW_COLUMNS, parse_npy, read_header
-from ddib_fed.errors import (
-    DdibError,
-    DiskFull,
-    ImageUnreadable,
-    InputError,
-    ItemNotFound,
-    UsageError,
-)
+from ddib_fed.errors import DdibError, DiskFull, ImageUnreadable, InputError, ItemNotFound, UsageError
 from ddib_fed.files import is_disk_full, make_private_folders
 from ddib_fed.formats.dicom import read_series, sort_files
 from ddib_fed.formats.opening import open_paths

@@ -102,15 +102,6 @@ def test_saved_results_are_those_of_the_commands(satellite, relief, tmp_path) ->
         result.save(out, "a")
 
 
-@pytest.mark.slow
-def test_a_notebook_shows_pictures_and_figures(satellite, relief) -> None:
-    """The picture itself; a repr that says what it is."""
-    results = ddib_fed.translate(scene(), satellite, relief, evaluations=6, cycle=True)
-    assert repr(satellite) == "<Model satellite: pictures of 3 x 32 x 32>"
-    assert "satellite to relief: 32 x 32 picture, round trip" in repr(results)
-    assert results[0]._repr_png_() == results[0].files["translation"]
-
-
 @pytest.mark.parametrize(
     ("samples", "error"),
     [

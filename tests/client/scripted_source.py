@@ -210,43 +210,36 @@ class ScriptedSource(rpc.TranslationServiceServicer):
             yield message
 
     def _result(self, job_id: str, job: StoredJob, item: int) -> Iterator[pb.FetchResultsResponse]:
-        if job.inputs[item].startswith(PNG):
-            yield from self._picture(job_id, job, item)
-            return
-        original = np.load(io.BytesIO(job.inputs[item]))
-        parts = {pb.RESULT_PART_TRANSLATION: original * 2}
-        if job.header.cycle:
-            parts[pb.RESULT_PART_RETURNED] = original + 1e-3
-        if job.header.keep_latent:
-            parts[pb.RESULT_PART_LATENT] = original - original.mean()
-        for number, (part, array) in enumerate(parts.items()):
-            data = npy(array.astype(np.float32))
+        data, made = job.inputs[item], self._provenance(job_id, job, item)
+        if data.startswith(PNG):
+            pixels, media = decode_image(data).pixels, common_pb2.MEDIA_TYPE_PNG
+            parts = {
+                pb.RESULT_PART_TRANSLATION: encode_png(255 - pixels),
+                pb.RESULT_PART_RETURNED: encode_png(pixels),
+            }
+            made.samples = 1
+            made.ClearField("cycle")
+            made.picture.CopyFrom(pb.PictureFigures(height=pixels.shape[0], width=pixels.shape[1], slope=1.0,
+                                                    edge_correlation=0.9, low=0, high=255, bits=8))  # fmt: skip
+        else:
+            original, media = np.load(io.BytesIO(data)), common_pb2.MEDIA_TYPE_NPY
+            arrays = {
+                pb.RESULT_PART_TRANSLATION: original * 2,
+                pb.RESULT_PART_RETURNED: original + 1e-3,
+                pb.RESULT_PART_LATENT: original - original.mean(),
+            }
+            parts = {part: npy(array.astype(np.float32)) for part, array in arrays.items()}
+        if not job.header.cycle:
+            del parts[pb.RESULT_PART_RETURNED]
+        if not job.header.keep_latent:
+            parts.pop(pb.RESULT_PART_LATENT, None)
+        for part, content in parts.items():
             header = pb.ResultHeader(item=item, part=pb.ResultPart.Name(part))
-            header.file.CopyFrom(file_header(common_pb2.MEDIA_TYPE_NPY, data))
-            if number == 0:
-                header.provenance.CopyFrom(self._provenance(job_id, job, item))
-            for message in stream(pb.FetchResultsResponse, "result", header, data):
-                # Protobuf's own, which tests change and a server without this package's serialisers sends.
-                yield pb.FetchResultsResponse.FromString(message.SerializeToString())
-
-    def _picture(self, job_id: str, job: StoredJob, item: int) -> Iterator[pb.FetchResultsResponse]:
-        pixels = decode_image(job.inputs[item]).pixels
-        parts = {pb.RESULT_PART_TRANSLATION: 255 - pixels}
-        if job.header.cycle:
-            parts[pb.RESULT_PART_RETURNED] = pixels
-        made = self._provenance(job_id, job, item)
-        made.samples = 1
-        made.ClearField("cycle")
-        made.picture.CopyFrom(pb.PictureFigures(height=pixels.shape[0], width=pixels.shape[1], slope=1.0,
-                                                edge_correlation=0.9))  # fmt: skip
-        made.picture.low, made.picture.high, made.picture.bits = 0, 255, 8
-        for number, (part, shown) in enumerate(parts.items()):
-            data = encode_png(shown)
-            header = pb.ResultHeader(item=item, part=pb.ResultPart.Name(part))
-            header.file.CopyFrom(file_header(common_pb2.MEDIA_TYPE_PNG, data))
-            if number == 0:
+            header.file.CopyFrom(file_header(media, content))
+            if part == pb.RESULT_PART_TRANSLATION:
                 header.provenance.CopyFrom(made)
-            for message in stream(pb.FetchResultsResponse, "result", header, data):
+            for message in stream(pb.FetchResultsResponse, "result", header, content):
+                # Protobuf's own, which tests change and a server without this package's serialisers sends.
                 yield pb.FetchResultsResponse.FromString(message.SerializeToString())
 
     def _provenance(self, job_id: str, job: StoredJob, item: int) -> pb.Provenance:

@@ -15,12 +15,7 @@ import ddib_fed
 from ddib_fed.client.client import Client, state_of
 from ddib_fed.client.files import payload
 from ddib_fed.client.profile import Profile
-from ddib_fed.errors import (
-    InputError,
-    PictureMisfit,
-    QueueFull,
-    QuotaSpent,
-)
+from ddib_fed.errors import InputError, PictureMisfit, QueueFull, QuotaSpent
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.security.pki import issue_to_folder, load_authority
 from tests.client.scripted_source import TARGET, npy, points
@@ -151,16 +146,6 @@ def test_acknowledges_with_the_digest_of_the_translation(alice, north):
     (request,) = north.script.seen("AcknowledgeItems")
     assert request.items[0].sha256 == hashlib.sha256(first.translation.data).digest()
     assert [result.item for result in alice.fetch(job.job_id)] == [1]
-
-
-def test_translates_in_one_call(alice, north):
-    """Submit, watch, fetch, acknowledge: results in the order of the files."""
-    seen = []
-    results = alice.translate([npy(points(start=n)) for n in range(3)], TARGET, on_event=seen.append)
-    assert [result.item for result in results] == [0, 1, 2]
-    assert state_of(seen[-1]) == "FINISHED"
-    (job,) = north.service.jobs.values()
-    assert job.delivered == {0, 1, 2}
 
 
 @pytest.mark.slow

@@ -7,14 +7,7 @@ import threading
 import pytest
 
 from ddib_fed.client.connection import Patience
-from ddib_fed.errors import (
-    Cancelled,
-    DdibError,
-    ExhaustedError,
-    NotReady,
-    QueueFull,
-    TooManyStreams,
-)
+from ddib_fed.errors import Cancelled, DdibError, ExhaustedError, NotReady, QueueFull, TooManyStreams
 
 
 class Clock(threading.Event):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from ddib_fed.client.files import payload, payloads
+from ddib_fed.client.files import find_items, payload, payloads
 from ddib_fed.errors import InputError
 from tests.client.scripted_source import npy, points
 from tests.formats.tiffs import tiff
@@ -56,3 +58,13 @@ def test_nor_do_such_bytes_leave_without_a_name(content):
 def test_a_plain_tiff_is_an_item(tmp_path):
     (tmp_path / "scan.tif").write_bytes(tiff({256: 1}))
     assert payload(tmp_path / "scan.tif").read() == tiff({256: 1})
+
+
+def test_pipes_are_ignored_and_dead_links_are_not(tmp_path):
+    """Reading a pipe could wait for ever; a dead link is a file that somebody misses."""
+    (tmp_path / "a.png").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "dead.png").symlink_to(tmp_path / "gone.png")
+    items, (said,) = find_items([tmp_path])
+    assert [each.file for each in items] == ["a.png", "dead.png"]
+    assert "1 .png" in said

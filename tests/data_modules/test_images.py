@@ -1,7 +1,10 @@
-"""Pictures of every accepted form are read exactly, and written without anything but their pixels."""
+"""Pictures of every accepted form are read exactly; what is damaged, forged or too large is refused by name."""
 
 import io
 import itertools
+import struct
+import zlib
+from contextlib import suppress
 
 import numpy as np
 import png
@@ -12,11 +15,13 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from ddib_fed.data.pictures import ImageLimits, decode_image, encode_png, read_image
-from ddib_fed.errors import ImageTooLarge
+from ddib_fed.errors import DdibError, ImageTooLarge, ImageUnreadable
+from tests.data_modules import picture_examples as examples
 from tests.data_modules.picture_examples import (
     chunk,
     differences,
     exif,
+    forged_png,
     lzw,
     noise,
     npy_of,
@@ -180,3 +185,192 @@ def test_a_palette_becomes_rgb_and_its_transparent_entries_white():
     png.Writer(width=3, height=1, palette=palette, bitdepth=8).write(file, [[0, 1, 2]])
     got = decode_image(file.getvalue())
     np.testing.assert_array_equal(got.pixels, [[[255, 0, 0], [255, 255, 255], [1, 2, 3]]])
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "empty"),
+        (b"hello", "nothing that begins like a picture"),
+        (b"BM" + bytes(20), "BMP"),
+        (bytes(128) + b"DICM" + bytes(20), "DICOM"),
+    ],
+)
+def test_what_is_no_accepted_picture_is_named(content, named):
+    """With what it seems to be, and what would be accepted."""
+    with pytest.raises(ImageUnreadable) as caught:
+        decode_image(content)
+    assert named in caught.value.detail
+    assert caught.value.facts == {"formats": "PNG, JPEG, TIFF, NPY"}
+    assert caught.value.hint
+
+
+FILES = {
+    "png": encode_png(noise(20, 20, 3)),
+    "png16": encode_png(noise(20, 20, 3, "uint16")),
+    "jpeg": saved(noise(20, 20, 3), "JPEG"),
+    "tiff": tiff_of(noise(20, 20, 3)),
+    "tiff16": tiff_of(noise(20, 20, 3, "uint16"), compression="zlib"),
+    "lzw": raw_tiff(noise(20, 20, 3, "uint16"), 5, examples.lzw(noise(20, 20, 3, "uint16").tobytes())),
+    "npy": npy_of(noise(20, 20, 3, "float32")),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_a_file_that_is_cut_short_is_unreadable(name, share):
+    """At any place, in any format."""
+    content = FILES[name]
+    with pytest.raises(ImageUnreadable):
+        decode_image(content[: max(1, int(len(content) * share))])
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of odd metadata on its way to an error
+@pytest.mark.parametrize("name", FILES)
+@given(place=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
+def test_a_changed_byte_never_does_more_than_a_named_error(name, place, value):
+    """It is read as some picture, or refused: nothing escapes the tree of errors."""
+    content = bytearray(FILES[name])
+    content[int(place * len(content))] = value
+    try:
+        picture = decode_image(bytes(content), ImageLimits(max_pixels=10_000))
+    except DdibError:
+        return
+    assert picture.pixels.shape[2] in {1, 3}
+
+
+def _frames(format_name: str, **options) -> bytes:
+    file = io.BytesIO()
+    first, second = (Image.fromarray(noise(16, 16, 3, seed=seed)) for seed in (1, 2))
+    first.save(file, format_name, save_all=True, append_images=[second], **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("format_name", ["MPO", "TIFF", "PNG", "GIF"])
+def test_a_file_of_two_pictures_is_refused(format_name):
+    """A JPEG of two frames (MPO: stereo cameras, telephones) is one too; of it the first alone was taken."""
+    content = _frames(format_name)
+    wanted = ImageUnreadable if format_name in {"GIF", "WEBP"} else ImageTooLarge
+    with pytest.raises(wanted) as caught:
+        decode_image(content)
+    if wanted is ImageTooLarge:
+        assert caught.value.facts["limit_frames"] == "1"
+        assert caught.value.hint
+
+
+@pytest.mark.parametrize("between", [b"", bytes(100)], ids=["at once", "after zeros"])
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG"])
+def test_one_file_behind_another_is_refused(format_name, between):
+    """Decoders stop at the end of the first, which alone was taken; anything else there is passed over, as before."""
+    file = io.BytesIO()
+    Image.fromarray(noise(16, 16, 3, seed=1)).save(file, format_name)
+    content = file.getvalue()
+    with pytest.raises(ImageTooLarge, match="more than one frame"):
+        decode_image(content + between + content)
+    for further in (between, b"\0\0\0\x18ftypmp42" + bytes(40), content[4:]):
+        assert np.array_equal(decode_image(content + further).pixels, decode_image(content).pixels)
+
+
+def test_previews_inside_a_jpeg_are_no_second_picture():
+    """Cameras keep some of them in a segment, one behind the other."""
+    file = io.BytesIO()
+    Image.fromarray(noise(16, 16, 3, seed=1)).save(file, "JPEG")
+    content = file.getvalue()
+    segment = b"\xff\xeb" + struct.pack(">H", 2 + 2 * len(content)) + 2 * content
+    assert np.array_equal(
+        decode_image(content[:2] + segment + content[2:]).pixels, decode_image(content).pixels
+    )
+
+
+@pytest.mark.parametrize(("depth", "colour"), [(8, 2), (16, 4), (16, 6)])
+def test_a_png_that_claims_too_many_pixels_is_refused_by_its_header(depth, colour):
+    """Of 67 bytes, 4 GB and more would come."""
+    with pytest.raises(ImageTooLarge) as caught:
+        decode_image(forged_png(60_000, 60_000, depth, colour))
+    assert caught.value.facts == {"pixels": "3600000000", "limit_pixels": str(ImageLimits().max_pixels)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        saved(np.zeros((11, 10, 3), np.uint8), "JPEG"),
+        tiff_of(np.zeros((11, 10, 3), np.uint16)),
+        tiff_of(np.zeros((11, 10, 1), np.uint8), compression="zlib"),
+        npy_of(np.zeros((11, 10))),
+        npy_of(np.zeros((3, 11, 10))),
+        encode_png(np.zeros((11, 10, 1), np.uint8)),
+    ],
+)
+def test_the_limit_on_pixels_holds_for_every_format(content):
+    """110 of them where 100 are allowed."""
+    with pytest.raises(ImageTooLarge) as caught:
+        decode_image(content, ImageLimits(max_pixels=100))
+    assert caught.value.facts["pixels"] == "110"
+
+
+def test_a_tiff_that_unpacks_to_more_than_its_picture_is_refused():
+    """A strip of deflated zeros, a thousand times the picture."""
+    pixels = noise(20, 20, 1, "uint16")
+    with pytest.raises(ImageUnreadable, match="unpacks to more"):
+        decode_image(raw_tiff(pixels, 8, zlib.compress(bytes(50_000_000))))
+
+
+def test_a_forged_shape_does_not_wrap_round():
+    """2^33 by 2^33 by 3 bytes are not a small number; the limit refuses them first."""
+    text = b"{'descr': '|u1', 'fortran_order': False, 'shape': (8589934592, 8589934592, 3), }\n"
+    with pytest.raises(ImageTooLarge):
+        decode_image(b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
+def test_numbers_that_are_not_finite_are_refused_and_counted(value):
+    """In .npy and TIFF; also a double that float32 cannot hold."""
+    array = np.zeros((3, 4, 1))
+    array[1, 2] = array[2, 3] = value
+    for content in (npy_of(array), tiff_of(array)):
+        with pytest.raises(ImageUnreadable) as caught:
+            decode_image(content)
+        assert caught.value.facts == {"not_finite": "2"}
+
+
+def test_a_tiff_that_would_lose_bits_says_what_to_convert_it_to():
+    """Three floats a pixel in LZW: Pillow would show something else, so nothing is shown."""
+    pixels = noise(4, 5, 3, "float32")
+    with pytest.raises(ImageUnreadable) as caught:
+        decode_image(raw_tiff(pixels, 5, examples.lzw(pixels.tobytes())))
+    assert "3 x 32 bit stored as LZW" in caught.value.detail
+    assert "tiffcp -c zip" in caught.value.hint
+
+
+def test_a_second_header_is_refused():
+    """A decoder would believe it, although the limit was held against the first."""
+    content = forged_png(4, 4)
+    second = chunk(b"IHDR", struct.pack(">IIBBBBB", 9000, 9000, 8, 0, 0, 0, 0))
+    end = 8 + 25
+    with pytest.raises(ImageUnreadable, match="two headers"):
+        decode_image(content[:end] + second + content[end:])
+
+
+def test_a_picture_that_pillow_takes_for_a_bomb_is_too_large_and_not_unreadable():
+    """Its size is in the error's facts, from which the client makes a command that shrinks it."""
+    content = saved(np.zeros((8, 8, 1), np.uint8), "JPEG")
+    at = content.index(b"\xff\xc0") + 5
+    forged = content[:at] + struct.pack(">HH", 14_000, 14_000) + content[at + 4 :]
+    with pytest.raises(ImageTooLarge) as caught:
+        decode_image(forged)
+    assert int(caught.value.facts["pixels"]) == 14_000**2 > int(caught.value.facts["limit_pixels"])
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "group4"])
+def test_libtiff_writes_nothing_past_pythons_logging(
+    compression: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its own error handler writes to file descriptor 2, where a node's log lines are."""
+    file, pixels = io.BytesIO(), np.random.default_rng(1).integers(0, 256, (64, 64), dtype=np.uint8)
+    picture = Image.fromarray(pixels).convert("1" if compression == "group4" else "L")
+    picture.save(file, "TIFF", compression=compression)
+    content = bytearray(file.getvalue())
+    content[200:240] = b"\xff\x00\xaa\x13" * 10
+    with suppress(ImageUnreadable):
+        decode_image(bytes(content))
+    assert capfd.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""Pages show the worst first, hold everything, and advise by their figures."""
+"""Folders of translations are read with what belongs to them; pages show the worst first and advise by figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.engine.record import PictureFigures, Translation
+from ddib_fed.engine.record import PictureFigures, Translation, WrittenFile
 from ddib_fed.evaluation.pages import (
     ShownFile,
     ShownFiles,
@@ -21,11 +21,137 @@ from ddib_fed.evaluation.pages import (
     WayFound,
     advice,
     verdict,
+    write_report_page,
     write_results,
 )
+from ddib_fed.evaluation.sheets import to_pixels
+from ddib_fed.evaluation.translations import evaluate_folder, find_pictures, read_translations
 from ddib_fed.models.manifest import Training
 from ddib_fed.pages import TEMPLATES
+from tests.runs.picture_folders import blocks, record, write
 from tests.runs.tiny_models import tiny
+
+
+def test_pictures_are_paired_by_name_whatever_the_suffix_and_order(tmp_path):
+    x = blocks(3)
+    write(tmp_path / "t", x, names=["b", "sub/c", "a"])
+    np.save(tmp_path / "a.npy", to_pixels(x)[2])
+    truth = write(tmp_path / "truth", -x[:2], names=["b", "sub/c"])
+    (tmp_path / "a.npy").rename(truth / "a.npy")
+    found = read_translations(tmp_path / "t", truth=truth)
+    assert found.names == ("a", "b", "sub/c")
+    assert found.translated == pytest.approx(x[[2, 0, 1]], abs=0.01)
+    assert found.truth == pytest.approx(np.stack([x[2], -x[0], -x[1]]), abs=0.01)
+
+
+def test_records_say_which_files_are_translations(tmp_path):
+    """Neither what came back, nor a sheet, nor a map is one."""
+    for name in ("x", "y"):
+        write(tmp_path, blocks(3), names=[name, f"{name}_back", f"{name}_uncertainty"])
+        record(tmp_path, name, files={"returned": f"{name}_back.png"})
+    write(tmp_path, blocks(1), names=["sheet"])
+    (tmp_path / "report.json").write_text("{}")
+    found = read_translations(tmp_path)
+    assert found.names == ("x", "y")
+    assert found.back == pytest.approx(blocks(3)[[1, 1]], abs=0.01)
+    assert found.source is None
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "/etc/passwd", 7])
+def test_a_record_names_no_file_elsewhere(tmp_path, name):
+    folder = write(tmp_path / "inside", blocks(1))
+    write(tmp_path, blocks(1), names=["outside"])
+    record(folder, "p00", translated=name)
+    [found] = find_pictures(folder)  # as a picture without a record
+    assert found.record.files == {}
+
+
+@pytest.mark.parametrize(("span", "kind"), [((0, 4095), np.uint16), ((-1000, 3000), np.int16)], ids=str)
+def test_ranges_in_the_records_are_those_of_the_pictures(tmp_path, span, kind):
+    """12 bits in files of 16, and signed raw values: by the files' types, figures would be of other pictures."""
+    x, (low, high) = blocks(1), span
+    raw = np.rint((x[0, 0] + 1) / 2 * (high - low) + low)
+    (tmp_path / "t").mkdir()
+    for name in ("ct", "ct_back"):
+        (tmp_path / "t" / f"{name}.png").write_bytes(encode_png((raw - low).astype(np.uint16)[..., None]))
+    ranges = {"source_low": low, "source_high": high, "low": low, "high": high}
+    scales = {"slope": 1.0, "intercept": low, "back_slope": 1.0, "back_intercept": low}
+    record(tmp_path / "t", "ct", files={"returned": "ct_back.png"}, **scales, **ranges)
+    (tmp_path / "source").mkdir()
+    np.save(tmp_path / "source" / "ct.npy", raw.astype(kind))
+    found = read_translations(
+        tmp_path / "t", source=tmp_path / "source", truth=tmp_path / "source", domain=tmp_path / "source"
+    )
+    for stack in (found.translated, found.source, found.truth, found.back, found.domain):
+        assert stack == pytest.approx(x, abs=0.001)
+
+
+def test_what_came_back_has_the_sources_numbers(tmp_path):
+    """As its record says; where none does, the error of the record stands."""
+    x, scale = blocks(1), {"slope": 2000 / 255, "intercept": -1000.0}
+    write(tmp_path / "t", np.concatenate([x, x]), names=["ct", "ct_back"])
+    record(
+        tmp_path / "t",
+        "ct",
+        files={"returned": "ct_back.png"},
+        **scale,
+        back_slope=scale["slope"],
+        back_intercept=-1000.0,
+    )
+    found = read_translations(tmp_path / "t", span=(-1000, 1000))
+    assert found.back == pytest.approx(x, abs=0.01)
+    record(tmp_path / "t", "ct", files={"returned": "ct_back.png"}, **scale)
+    found = read_translations(tmp_path / "t", span=(-1000, 1000))
+    assert found.back is None
+    assert "back" in found.notes[0]
+
+
+def test_what_the_files_do_not_show_is_taken_from_the_records(tmp_path):
+    write(tmp_path, blocks(3))
+    for number, name in enumerate(("p00", "p01", "p02")):
+        record(tmp_path, name, cycle_psnr=30.0 + number)
+    report, _ = evaluate_folder(tmp_path)
+    assert [report["spread"]["cycle_psnr"][key] for key in ("median", "min", "max")] == [31.0, 30.0, 32.0]
+    assert report["measured"] == []
+    assert report["doubtful"] == 0
+    assert report["latent"]["std"] == pytest.approx(1.0)
+    assert report["pictures"][1]["name"] == "p01"
+
+
+def test_what_the_files_show_is_measured(tmp_path):
+    """Whatever the records say; their marks stay, where no thresholds are given."""
+    translated, source = write(tmp_path / "t", -blocks(2), names=["a", "b"]), tmp_path / "s"
+    write(source, blocks(2), names=["a", "b"])
+    write(translated, blocks(2), names=["a_back", "b_back"])
+    for name in ("a", "b"):
+        kept = {"edge_correlation": 0.1, "mutual_information": 0.1, "structure_doubtful": name == "b"}
+        record(translated, name, files={"returned": f"{name}_back.png"}, **kept)
+    report, _ = evaluate_folder(translated, source=source)
+    assert set(report["measured"]) == {"cycle_mse", "cycle_psnr", "edge_correlation", "mutual_information"}
+    assert report["spread"]["cycle_psnr"]["min"] == 120.0
+    assert report["spread"]["edge_correlation"]["min"] == pytest.approx(1.0, abs=0.01)
+    assert [row["doubtful"] for row in report["pictures"]] == [False, True]
+
+
+def test_the_page_shows_the_worst_first_and_says_what_it_leaves_out(tmp_path):
+    """With the calibration, and how many pictures were translated under it."""
+    write(tmp_path / "t", blocks(3))
+    for number, psnr in enumerate((33.0, 31.0, 35.0)):
+        kept = {"edge_correlation": 0.5, "mutual_information": 1.0, "structure_doubtful": number == 1}
+        record(tmp_path / "t", f"p{number:02}", cycle_psnr=psnr, **kept)
+    named = {"calibration_sha256": "ab" * 32, "calibration_kind": "rotation"}
+    files = {"translation": WrittenFile(file="p02.png")}
+    (tmp_path / "t" / "p02.json").write_bytes(Translation(files=files, **named).to_json())
+    report, found = evaluate_folder(tmp_path / "t")
+    write_report_page(tmp_path / "page.html", "<t>", report, found, most_rows=2)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "&lt;t&gt;" in page
+    assert page.index("p01") < page.index(">p00<")
+    assert ">p02<" not in page
+    assert "1 more are left out here." in page
+    assert page.count("data:image/png;base64,") == 2
+    assert "1 of 3 pictures were translated under the rotation calibration abababababab." in page
+
 
 TARGET = "south.example/relief"
 

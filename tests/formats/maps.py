@@ -13,12 +13,7 @@ WHERE = {"crs": "EPSG:32633", "transform": Affine(10, 0, 500_000, 0, -10, 5_000_
 
 
 def write_map(
-    path: Path,
-    values: np.ndarray,
-    *,
-    mask: np.ndarray | None = None,
-    owner: str = OWNER,
-    **profile,
+    path: Path, values: np.ndarray, *, mask: np.ndarray | None = None, owner: str = OWNER, **profile
 ) -> Path:
     """A GeoTIFF of (bands, H, W)."""
     settings = {"driver": "GTiff", "count": len(values), "height": values.shape[1], "width": values.shape[2],

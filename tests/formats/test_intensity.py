@@ -7,7 +7,7 @@ import pytest
 
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import ImageUnreadable, UsageError
-from ddib_fed.formats.intensity import IntensityRule, item_bytes
+from ddib_fed.formats.study import IntensityRule, item_bytes
 
 VALUES = np.random.default_rng(0).normal(300, 120, (5, 9, 8, 1))
 
@@ -46,12 +46,7 @@ def test_hounsfield_units_are_sent_as_they_are():
 
 @pytest.mark.parametrize(
     ("least", "most", "kind"),
-    [
-        (-32768, 32767, np.int16),
-        (-1, 32768, np.float32),
-        (0, 65535, np.uint16),
-        (0, 0.5, np.float32),
-    ],
+    [(-32768, 32767, np.int16), (-1, 32768, np.float32), (0, 65535, np.uint16), (0, 0.5, np.float32)],
 )
 def test_values_that_are_sent_as_they_are_keep_their_numbers(least, most, kind):
     """In the smallest type that holds all of them, and in no smaller one."""
@@ -62,8 +57,7 @@ def test_values_that_are_sent_as_they_are_keep_their_numbers(least, most, kind):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["bright", "window:40,0", "percentile:99,1", "hu@0:255", "window:40,400@9:9"],
+    "text", ["bright", "window:40,0", "percentile:99,1", "hu@0:255", "window:40,400@9:9"]
 )
 def test_a_rule_that_is_none_is_refused(text):
     """With one that is."""

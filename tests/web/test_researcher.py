@@ -5,21 +5,12 @@ from __future__ import annotations
 import io
 import json
 import re
-import subprocess
-import sys
 import zipfile
 
 import numpy as np
 import pytest
 
-from ddib_fed.errors import (
-    DdibError,
-    ExtraMissing,
-    PeerUnreachable,
-    QueueFull,
-    all_errors,
-    step_in_words,
-)
+from ddib_fed.errors import DdibError, ExtraMissing, PeerUnreachable, QueueFull, all_errors, step_in_words
 from tests.client.scripted_source import TARGET, npy, points
 
 
@@ -147,12 +138,3 @@ def test_a_name_is_text_and_never_markup(browser, finished) -> None:
     shown = browser.get("/").text + browser.get("/jobs/1").text
     assert "<img src=x" not in shown
     assert "\u202e" not in json.dumps(browser.get("/jobs/1/events").text, ensure_ascii=False)
-
-
-def test_the_page_needs_no_torch() -> None:
-    """A researcher's machine has the client and the extra `web`."""
-    code = (
-        "import sys, ddib_fed.cli.web, ddib_fed.cli.web, ddib_fed.web.researcher; "
-        "sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Uploads: private files under safe names, recognised as `ddib translate` will read them, and arranged for it."""
+"""Uploads: private files under safe names, recognised as `ddib translate` will read them; and their previews."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import (
-    ImageUnreadable,
-    InputError,
-)
+from ddib_fed.data.pictures import decode_image, encode_png
+from ddib_fed.engine.record import PictureFigures, Translation
+from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.web import uploads as module
-from ddib_fed.web.uploads import Upload, Uploads, arranged, recognise
+from ddib_fed.web.job import severity
+from ddib_fed.web.uploads import SIZE, Upload, Uploads, arranged, preview, recognise
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import NIFTI
 from tests.formats.maps import write_map
@@ -120,3 +119,46 @@ def test_files_of_the_field_are_told_from_plain_ones(tmp_path: Path) -> None:
     field = (tmp_path / "mr" / "IM001", NIFTI / "standard.nii.gz", tmp_path / "map.tif")
     assert recognise(tmp_path / "plain.png", "plain.png")[0]
     assert not any(recognise(path, path.name)[0] for path in field)
+
+
+def saved(path: Path, array: np.ndarray) -> Path:
+    np.save(path, array)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".png", ".npy"])
+def test_values_of_16_bits_fill_the_range_of_the_screen(tmp_path: Path, suffix: str) -> None:
+    """A scan with values from 1000 to 1255 is not black."""
+    pixels = (1000 + np.arange(256, dtype=np.uint16)).reshape(16, 16, 1)
+    path = tmp_path / f"scan{suffix}"
+    if suffix == ".png":
+        path.write_bytes(encode_png(pixels))
+    else:
+        saved(path, pixels[..., 0])
+    content, media = preview(path)
+    seen = decode_image(content).pixels
+    assert media == "image/png"
+    assert (seen.min(), seen.max()) == (0, 255)
+    assert seen.shape == (16, 16, 1)
+    assert np.all(np.diff(seen.ravel().astype(int)) >= 0)
+
+
+def test_points_are_drawn(tmp_path: Path) -> None:
+    """Dark where they are, upwards is up."""
+    points = np.array([[-1.0, -1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]], np.float32)
+    seen = decode_image(preview(saved(tmp_path / "p.npy", points))[0]).pixels[..., 0]
+    assert seen.shape == (SIZE, SIZE)
+    upper_right, lower_left = seen[: SIZE // 2, SIZE // 2 :], seen[SIZE // 2 :, : SIZE // 2]
+    assert upper_right.min() < lower_left.min() < 255
+    assert seen[: SIZE // 2, : SIZE // 2].min() == 255
+
+
+def record(psnr: float | None, **more: object) -> Translation:
+    return Translation(picture=PictureFigures(cycle_psnr=psnr, **more)).judged()
+
+
+def test_doubtful_ones_come_first_and_the_worst_of_them_first_of_all() -> None:
+    """Two doubts weigh more than one, and any doubt more than every figure."""
+    both = record(29.0, structure_doubtful=True)
+    bad, poor, good = record(12.0), record(29.0), record(45.0)
+    assert sorted([good, poor, both, bad], key=severity, reverse=True) == [both, bad, poor, good]

@@ -116,10 +116,7 @@ def test_a_map_is_shown_whole(drop, finished, browser, north, tmp_path: Path) ->
     """Its tiles are counted; then there is one result, of the map's size; and the map keeps its place on the earth."""
 
     north.script.listed = pb.ListDomainsResponse(
-        institution="north.example",
-        domain="aerial",
-        sample_kind="picture",
-        sample_shape=[3, 64, 64],
+        institution="north.example", domain="aerial", sample_kind="picture", sample_shape=[3, 64, 64]
     )
     drop(write_map(tmp_path / "map.tif", SMOOTH))
     told = finished(target=TARGET)
@@ -182,28 +179,3 @@ def test_a_rule_that_does_not_fit_the_model_is_said_for_the_volume(
     assert error["hint"].endswith("set the rule of intensity to percentile:0.5,99.5@0:255")
     assert [each["label"] for each in browser.get("/files").json()] == ["head.nii.gz"]
     assert not list((tmp_path / "out").iterdir())
-
-
-def test_several_series_and_loose_files_have_names_to_tell_them_apart(
-    browser, finished, tmp_path: Path
-) -> None:
-    """By the folder and the series; files without a folder are one series if they say so."""
-    for number in (3, 4):
-        write_series(tmp_path / "Ada" / str(number), VALUES[:1], SeriesNumber=number)
-    loose = write_series(tmp_path / "loose", VALUES[1:3])
-    named = [(f"Ada/{path.parent.name}/{path.name}", path) for path in (tmp_path / "Ada").glob("*/*")]
-    for name, path in [*named, *((path.name, path) for path in loose)]:
-        assert browser.post("/files", params={"name": name}, content=path.read_bytes()).status_code == 200
-    state = ended(finished(target=TARGET))
-    labels = [(each["label"], each["planes"]) for each in state["studies"]]
-    assert sorted(labels) == [
-        ("Ada/3/series-3", 1),
-        ("Ada/4/series-4", 1),
-        ("series-1", 2),
-    ]
-    (folder,) = (tmp_path / "out").iterdir()
-    found = {path.parent.relative_to(folder).as_posix() for path in folder.rglob("*.dcm")}
-    assert found == {"dicom/Ada/3/series-3", "dicom/Ada/4/series-4", "dicom/series-1"}
-    (at,) = (number for number, each in enumerate(state["studies"]) if each["planes"] == 2)
-    sent = browser.get(f"/jobs/1/studies/{at}/file").headers["content-disposition"]
-    assert sent == 'attachment; filename="dicom-series-1.zip"'

@@ -13,7 +13,6 @@ from ddib_fed.cli.main import cli
 from ddib_fed.client.in_process import InProcess
 from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.data.shipped import load_shipped
-from ddib_fed.data.synthetic import sample
 from ddib_fed.errors import (
     AlreadyExists,
     Cancelled,
@@ -201,16 +200,6 @@ def test_class_to_class_with_a_classifier_and_the_public_codes_levels(place):
     assert (found["solver"]["grid"], found["soften_sigma"]) == ("ddib", 0.0)
     assert found["guidance"] == {"classifier_scale": 2.0, "clip": True}
     assert (found["source_class"], found["target_class"]) == ("0", "2")
-
-
-@pytest.mark.slow
-def test_points_come_back(place):
-    np.save("points.npy", sample("moons", 300, 5))
-    translate("points.npy", "--source", "moons", "--target", "1", "--cycle")
-    returned = np.load("out/points.returned.npy")
-    gap = np.linalg.norm(sample("moons", 300, 5) - returned, axis=1)
-    assert gap.max() == pytest.approx(record("points")["cycle"]["max"], rel=1e-2)
-    assert record("points")["cycle"]["median"] < 3e-4
 
 
 @pytest.mark.parametrize(

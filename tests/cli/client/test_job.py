@@ -14,14 +14,7 @@ import pytest
 from ddib_fed.cli.main import run
 from ddib_fed.errors import DomainNotFound, ExitCode, InternalError
 from ddib_fed.v1 import translation_pb2 as pb
-from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
-
-
-@pytest.fixture
-def north(tmp_path):
-    node = SourceNodeDouble(tmp_path)
-    yield node
-    node.stop()
+from tests.client.scripted_source import TARGET, npy, points
 
 
 @pytest.fixture

@@ -1,34 +1,59 @@
-"""`ddib translate` of studies, up to the node: what is sent again, what is refused, and what the messages say."""
+"""`ddib translate` of studies, up to the node: what is sent, refused, left out and sent again, and by which rule."""
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
+
+import nibabel
 import numpy as np
 import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
+from ddib_fed.formats.opening import open_paths
+from ddib_fed.formats.study import Options
 from ddib_fed.v1 import translation_pb2 as pb
-from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
+from tests.client.scripted_source import NORTH, TARGET, npy, points
 from tests.formats.dicom.files import write_series
+from tests.formats.echoes import NIFTI
 from tests.formats.maps import OWNER, write_map
+from tests.formats.test_geotiff import SMOOTH
 
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine")]
 VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
-
-
-@pytest.fixture
-def north(tmp_path):
-    node = SourceNodeDouble(tmp_path)
-    yield node
-    node.stop()
 
 
 @pytest.fixture
 def translate(north, tmp_path):
     words = ["--profile", str(north.profile_path), "--to", TARGET, "--out", str(tmp_path / "out")]
-    return lambda *given: (run(["translate", *words, *map(str, given)]), north.script.calls)
+    return lambda *given: run(["translate", *words, *map(str, given)])
 
 
-@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine")
+@pytest.fixture
+def given(north, tmp_path):
+    """Three series, for a node that takes pictures."""
+    north.script.pictures = True
+    folders = [tmp_path / "given" / name for name in "abc"]
+    for folder in folders:
+        write_series(folder, VALUES[:3])
+    return folders
+
+
+def inputs_of(north) -> list[bytes]:
+    return [content for job in north.service.jobs.values() for content in job.inputs]
+
+
+def trained(north, intensity: str, slices: str = "") -> None:
+    """Say how the model of the node was trained."""
+    north.script.pictures = True
+    north.script.listed = pb.ListDomainsResponse(
+        institution=NORTH, domain="brain", sample_kind="picture", sample_shape=[1, 8, 8],
+        intensity=intensity, slices=slices,
+    )  # fmt: skip
+
+
 def test_maps_below_a_folder_are_sent_as_numbers(translate, north, tmp_path):
     """Each by itself, and nothing of its tags; a file beside them is translated although they are not."""
     heights = np.arange(-600, 600, dtype=np.int16).reshape(1, 30, 40)
@@ -36,16 +61,14 @@ def test_maps_below_a_folder_are_sent_as_numbers(translate, north, tmp_path):
         (tmp_path / "maps" / name).parent.mkdir(parents=True, exist_ok=True)
         write_map(tmp_path / "maps" / name, heights)
     (tmp_path / "maps" / "scan.npy").write_bytes(npy(points(100)))
-    code, _ = translate(tmp_path / "maps", "--intensity", "values")
-    inputs = [content for job in north.service.jobs.values() for content in job.inputs]
-    assert inputs == [*[npy(heights[0, :, :, None])] * 2, npy(points(100))]
+    code = translate(tmp_path / "maps", "--intensity", "values")
+    assert inputs_of(north) == [*[npy(heights[0, :, :, None])] * 2, npy(points(100))]
     assert code == ExitCode.JOB_FAILED  # this double answers with points
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "scan.npy"), points(100) * 2)
     assert OWNER.encode() in (tmp_path / "maps" / "town.tif").read_bytes()
     assert {path.parent.name for path in (tmp_path / "out").rglob("*.parts")} == {"out", "ward"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("state", "said"), [(pb.JOB_STATE_CANCELLED, "was cancelled"), (pb.JOB_STATE_FAILED, "failed")]
 )
@@ -62,11 +85,136 @@ def test_a_job_that_did_not_finish_makes_no_background(state, said, translate, n
     folders = [tmp_path / "scans" / name for name in ("p1", "p2")]
     for folder in folders:
         write_series(folder, VALUES)
-    assert translate(tmp_path / "scans")[0] == ExitCode.JOB_FAILED
+    assert translate(tmp_path / "scans") == ExitCode.JOB_FAILED
     (first, _) = north.service.jobs
     assert f"scans/p1/series-1: job {first} {said}" in capsys.readouterr().err
     found = tmp_path / "out" / "scans"
     assert not (found / "p1" / "series-1").exists()
     assert len(list((found / "p2" / "series-1").iterdir())) == 4
-    assert translate(tmp_path / "scans")[0] == 0
+    assert translate(tmp_path / "scans") == 0
     assert [len(job.inputs) for job in north.service.jobs.values()] == [4, 4, 2]
+
+
+@pytest.fixture
+def sent(north):
+    """How many items each job had since the last call."""
+    seen = 0
+
+    def new():
+        nonlocal seen
+        jobs = [*north.service.jobs.values()][seen:]
+        seen += len(jobs)
+        return [len(job.inputs) for job in jobs]
+
+    return new
+
+
+def refuse(north, *jobs, items=(1,)):
+    """Let items of some jobs fail, by the job's number."""
+
+    def forge(answer):
+        if [*north.service.jobs].index(answer.job.job_id) in jobs:
+            for at in items:
+                answer.job.items[at].state = pb.ITEM_STATE_FAILED
+                answer.job.items[at].error.reason = "LATENT_NOT_GAUSSIAN"
+                answer.job.items[at].error.sentence = "its latent is no noise"
+
+    north.script.forge = forge
+
+
+def test_a_refused_slice_of_one_series_does_not_stop_the_others(
+    given, translate, north, sent, tmp_path, capsys
+):
+    """All are written, with background there; the command ends with what was left out, also when it is repeated."""
+    refuse(north, 1)
+    for jobs in ([3, 3, 3], []):
+        assert translate(*given) == ExitCode.LEFT_OUT
+        said = " ".join(capsys.readouterr().err.split())
+        assert (
+            f"{given[1]}: 1 of 3 items were refused, and are background (2): its latent is no noise" in said
+        )
+        assert sent() == jobs
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").glob("*/*")}
+    assert found == {f"{name}/series-1{more}" for name in "abc" for more in ("", ".json")}
+
+
+def test_a_series_of_which_every_slice_is_refused_does_not_stop_the_others(
+    given, translate, north, sent, tmp_path, capsys
+):
+    """A volume of nothing but background is none, also where refused slices become background."""
+    refuse(north, 1, 3, items=(0, 1, 2))
+    assert translate(*given) == ExitCode.JOB_FAILED
+    said = " ".join(capsys.readouterr().err.split())
+    assert "b: 3 of 3 planes were not translated (1, 2, 3): every one was refused" in said
+    assert sent() == [3, 3, 3]
+    assert not (tmp_path / "out" / "b" / "series-1").exists()
+    assert translate(*given, "--skip-bad") == ExitCode.LEFT_OUT
+    assert "left out: 1 of 3 files" in capsys.readouterr().err
+
+
+def test_damaged_files_are_found_before_anything_is_sent(given, translate, sent, tmp_path, capsys):
+    """A volume, a slice and a plain file; where they are skipped, the others are translated."""
+    bad, torn, cut = tmp_path / "bad.nii", tmp_path / "torn.png", sorted(given[1].iterdir())[1]
+    bad.write_bytes((NIFTI / "anatomical.nii").read_bytes()[:5000])
+    torn.write_bytes(b"")
+    cut.write_bytes(cut.read_bytes()[:-200])
+    assert translate(*given, bad, torn) == ExitCode.BAD_INPUT
+    said = capsys.readouterr().err
+    assert "3 of 6 files" in said
+    assert all(path.name in said for path in (bad, torn, cut))
+    assert "--skip-bad" in said
+    assert sent() == []
+    for jobs in ([3, 2, 3], []):
+        assert translate(*given, bad, torn, "--skip-bad") == ExitCode.LEFT_OUT
+        assert cut.name in capsys.readouterr().err
+        assert sent() == jobs
+    assert len(list((tmp_path / "out" / "b" / "series-1").iterdir())) == 2
+
+
+def test_a_missing_package_is_named_once(given, translate, sent, monkeypatch, tmp_path, capsys):
+    """With the command that installs it; what needs it can be left out."""
+    maps = [write_map(tmp_path / name, SMOOTH) for name in ("first.tif", "second.tif")]
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    assert translate(*given, *maps, "--tile", "none") == ExitCode.USAGE
+    assert "pip install rasterio" in capsys.readouterr().err
+    assert translate(*given, *maps, "--tile", "none", "--skip-bad") == ExitCode.LEFT_OUT
+    assert "left out: 2 of 5 files" in capsys.readouterr().err
+    assert sent() == [3, 3, 3]
+
+
+OWN = "percentile:1,99@0:255"
+
+
+@pytest.fixture
+def head(tmp_path) -> Path:
+    values = np.random.default_rng(0).integers(0, 1000, (9, 7, 8)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "head.nii")
+    return tmp_path / "head.nii"
+
+
+def items(path: Path, *options: str) -> list[bytes]:
+    return [item for study in open_paths([path], Options(*options)).studies for item in study.items()]
+
+
+def options_of(out: Path, name: str = "head") -> dict[str, object]:
+    return json.loads((out / f"{name}.json").read_text())["study"]["options"]
+
+
+def test_a_volume_is_read_as_the_models_own_were(translate, north, head, tmp_path, capsys):
+    """The record says which rule that is, and whose; the same command finds the result again."""
+    trained(north, OWN, "coronal")
+    assert translate(head) == 0
+    assert inputs_of(north) == items(head, OWN, "coronal")
+    assert options_of(tmp_path / "out") == {"intensity": OWN, "intensity_of": "model", "slices": "coronal"}
+    assert "warning" not in capsys.readouterr().err
+    assert translate(head, "--intensity", OWN) == 0
+    assert "by an earlier run" in capsys.readouterr().out
+
+
+def test_a_model_of_hounsfield_units_is_given_no_other_numbers(translate, north, tmp_path, capsys):
+    trained(north, "hu")
+    values = np.random.default_rng(0).integers(0, 2000, (3, 12, 10))
+    write_series(tmp_path / "ct", values, header="CT_small.dcm", intercept=-1024.0)
+    assert translate(tmp_path / "ct", "--intensity", "percentile:1,99") == ExitCode.USAGE
+    assert "trained in Hounsfield units" in capsys.readouterr().err
+    assert not north.script.seen("SubmitJob")

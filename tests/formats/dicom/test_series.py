@@ -1,6 +1,10 @@
-"""Series of real files: in their order in space, in the units of their modality, by pixels alone."""
+"""Series of real files: which files they have, their names, order, units and pixels; and the derived series."""
 
 from __future__ import annotations
+
+import io
+import shutil
+from collections import Counter
 
 import numpy as np
 import pydicom
@@ -8,10 +12,115 @@ import pytest
 
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import ImageUnreadable, InputError
+from ddib_fed.formats.dicom import quiet
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import Options
 from tests.formats.dicom.files import words_of, write_series
-from tests.formats.echoes import DICOM, only, require_pixels_alone
+from tests.formats.echoes import DICOM, HOUNSFIELD, echo, only, require_pixels_alone
+
+THREE_SLICES = np.random.default_rng(0).integers(0, 2000, (3, 12, 10))
+CUT = (132, 400, 1100, 3000)
+"""Bytes of `CT_small.dcm` that end before its number of rows, in all parts of its header."""
+
+
+def names(*paths):
+    return sorted(origin.name for origin in open_paths(paths, Options()).studies.origins)
+
+
+@pytest.mark.parametrize("size", CUT)
+def test_a_slice_that_was_cut_is_named_and_not_passed_over(size, tmp_path):
+    """pydicom reads it without an error, as if it ended there; the whole slice beside it is a series."""
+    content = (DICOM / "CT_small.dcm").read_bytes()
+    (tmp_path / "ct").mkdir()
+    (tmp_path / "ct" / "whole.dcm").write_bytes(content)
+    (tmp_path / "ct" / "cut.dcm").write_bytes(content[:size])
+    bad = []
+    found = open_paths([tmp_path / "ct"], Options(), bad=bad)
+    assert [path.name for path, _ in bad] == ["cut.dcm"]
+    assert "cut.dcm" in bad[0][1].detail
+    assert [len(origin.inputs) for origin in found.studies.origins] == [1]
+    with pytest.raises(ImageUnreadable, match=r"cut\.dcm"):
+        open_paths([tmp_path / "ct"], Options())
+
+
+def test_a_copy_of_a_slice_counts_once(tmp_path):
+    """A folder that was copied into itself is one series of the same slices, and the copies are counted."""
+    write_series(tmp_path / "mr", THREE_SLICES)
+    first = open_paths([tmp_path / "mr"], Options()).studies[0]
+    shutil.copytree(tmp_path / "mr", tmp_path / "mr" / "again")
+    found = open_paths([tmp_path / "mr"], Options())
+    (study,) = found.studies
+    assert list(study.items()) == list(first.items())
+    assert study.origin.inputs == first.origin.inputs
+    assert found.ignored == Counter({"copies of other DICOM files": 3})
+
+
+def test_two_different_slices_of_one_identity_are_refused(tmp_path):
+    """Nobody knows which is right, so both are named and neither is used."""
+    paths = write_series(tmp_path / "mr", THREE_SLICES)
+    changed = pydicom.dcmread(paths[1])
+    changed.PixelData = changed.PixelData[::-1]
+    changed.save_as(tmp_path / "mr" / "changed.dcm")
+    with pytest.raises(InputError, match="the same SOP Instance UID") as caught:
+        open_paths([tmp_path / "mr"], Options())
+    assert paths[1].name in caught.value.detail
+    assert "changed.dcm" in caught.value.detail
+    bad = []
+    (study,) = open_paths([tmp_path / "mr"], Options(), bad=bad).studies
+    assert {path.name for path, _ in bad} == {paths[1].name, "changed.dcm"}
+    assert study.origin.inputs == (paths[2], paths[0])
+
+
+def test_files_that_are_no_pictures_are_counted(tmp_path):
+    """A plan and a report by their class, and a file of a maker's own class."""
+    (path, *_) = write_series(tmp_path / "mr", THREE_SLICES)
+    for name in ("rtplan.dcm", "reportsi.dcm"):
+        shutil.copy(DICOM / name, tmp_path / "mr")
+    own = pydicom.dcmread(path)
+    for keyword in ("Rows", "Columns", "PixelData"):
+        delattr(own, keyword)
+    own.SOPClassUID = own.file_meta.MediaStorageSOPClassUID = "1.3.12.2.1107.5.9.1"
+    with quiet():
+        own.save_as(tmp_path / "mr" / "private.dcm")
+    found = open_paths([tmp_path / "mr"], Options())
+    assert found.ignored == Counter(
+        {"DICOM RT Plan": 1, "DICOM Basic Text SR": 1, "DICOM file of a private class without pixels": 1}
+    )
+    assert [len(origin.inputs) for origin in found.studies.origins] == [3]
+
+
+def test_a_name_does_not_depend_on_what_else_is_there(tmp_path):
+    """Patients come and go; each keeps the name of its folder, and the folder of a patient gives the same one."""
+    scans = tmp_path / "scans"
+    write_series(scans / "p2", THREE_SLICES)
+    assert names(scans) == ["scans/p2/series-1"]
+    write_series(scans / "p3" / "T1", THREE_SLICES, SeriesNumber=7)
+    assert names(scans) == ["scans/p2/series-1", "scans/p3/T1/series-7"]
+    write_series(scans / "p1", THREE_SLICES)
+    assert names(scans) == ["scans/p1/series-1", "scans/p2/series-1", "scans/p3/T1/series-7"]
+    assert names(scans / "p1", scans / "p3") == ["p1/series-1", "p3/T1/series-7"]
+    assert names(*scans.glob("p[12]/*")) == ["p1/series-1", "p2/series-1"]
+    (path, *_) = (scans / "p1").iterdir()
+    assert names(path) == [path.name]
+
+
+def test_two_series_of_one_number_are_told_apart(tmp_path):
+    """By their UIDs."""
+    for path in write_series(tmp_path / "p1", THREE_SLICES):
+        path.rename(path.with_name(f"first-{path.name}"))
+    write_series(tmp_path / "p1", THREE_SLICES)
+    both = open_paths([tmp_path / "p1"], Options()).studies.origins
+    assert len({origin.name for origin in both}) == 2
+    assert all(origin.name.startswith("p1/series-1-") for origin in both)
+    assert all(origin.called == f"{tmp_path / 'p1'}: {origin.name}" for origin in both)
+
+
+def test_a_dicomdir_is_refused_and_its_folder_is_read():
+    with pytest.raises(ImageUnreadable, match="DICOMDIR holds no DICOM pictures") as caught:
+        open_paths([DICOM / "dicomdirtests" / "DICOMDIR"], Options())
+    assert "name its folder" in caught.value.hint
+    assert len(open_paths([DICOM / "dicomdirtests" / "77654033"], Options()).studies) > 2
+
 
 VALUES = np.random.default_rng(0).integers(0, 2000, (5, 12, 10))
 
@@ -128,3 +237,105 @@ def test_no_value_of_the_header_is_in_an_item(tmp_path):
     assert len(words) > 15
     for item in only(tmp_path / "series", intensity="values").items():
         assert not any(word.encode() in item for word in words)
+
+
+FOUR_SLICES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
+
+
+def datasets(made):
+    return [pydicom.dcmread(io.BytesIO(content)) for content in made.files.values()]
+
+
+@pytest.fixture
+def ct(tmp_path):
+    write_series(tmp_path / "ct", FOUR_SLICES, header="CT_small.dcm", intercept=-1024)
+    return only(tmp_path / "ct")
+
+
+def test_every_file_says_what_it_is(ct):
+    """Synthetic, derived, from which picture, by what."""
+    for source, made in zip(
+        ct.series.headers, datasets(ct.assemble(echo(ct, scale=HOUNSFIELD))), strict=True
+    ):
+        assert made[0x0008001C].value == "YES"
+        assert list(made.ImageType) == ["DERIVED", "SECONDARY", "AXIAL", "SYNTHETIC"]
+        assert "south.example/relief" in made.DerivationDescription
+        (reference,) = made.SourceImageSequence
+        assert reference.ReferencedSOPInstanceUID == source.SOPInstanceUID
+        acquired, maker = made.ContributingEquipmentSequence
+        assert (acquired.Manufacturer, maker.Manufacturer) == ("GE MEDICAL SYSTEMS", "ddib-fed")
+        assert made.SeriesDescription == "SYNTHETIC south.example/relief"
+        assert made.SeriesNumber == source.SeriesNumber + 1000
+
+
+def test_identities_are_new_and_the_same_again(ct):
+    """One series, a UID for each picture; study, person and frame of reference stay, private tags do not."""
+    first, again = (datasets(ct.assemble(echo(ct, scale=HOUNSFIELD))) for _ in range(2))
+    sources = ct.series.headers
+    uids = [made.SOPInstanceUID for made in first]
+    assert (
+        uids
+        == [made.SOPInstanceUID for made in again]
+        == [made.file_meta.MediaStorageSOPInstanceUID for made in first]
+    )
+    assert len(set(uids) | {source.SOPInstanceUID for source in sources}) == 8
+    assert {made.SeriesInstanceUID for made in first}.isdisjoint({sources[0].SeriesInstanceUID})
+    assert len({made.SeriesInstanceUID for made in first}) == 1
+    for keyword in (
+        "StudyInstanceUID",
+        "FrameOfReferenceUID",
+        "PatientID",
+        "ImagePositionPatient",
+        "PixelSpacing",
+    ):
+        assert first[1][keyword].value == sources[1][keyword].value
+    assert any(element.tag.is_private for element in sources[0])
+    assert not any(element.tag.is_private for made in first for element in made)
+
+
+def test_hounsfield_units_come_back(ct):
+    """A target whose range begins like air gives HU; another one says that its units are its own."""
+    (made, *_) = datasets(ct.assemble(echo(ct, scale=HOUNSFIELD)))
+    np.testing.assert_array_equal(
+        pydicom.pixels.apply_modality_lut(made.pixel_array, made), FOUR_SLICES[0] - 1024
+    )
+    assert made.RescaleType == "HU"
+    assert (made.WindowCenter, made.WindowWidth) == (1023.5, 4095)
+    (other, *_) = datasets(ct.assemble(echo(ct, change=lambda numbers: numbers / 10 + 110)))
+    assert other.RescaleType == "US"
+
+
+OF_THE_ACQUISITION = {
+    "EchoTime": 12, "RepetitionTime": 600, "InversionTime": 900, "FlipAngle": 15, "ScanningSequence": "IR",
+    "SequenceVariant": "SK", "SequenceName": "tfl3d1", "ProtocolName": "t1_mprage", "MagneticFieldStrength": 3,
+    "ImagingFrequency": 123.2, "EchoTrainLength": 8, "ScanOptions": "FS", "MRAcquisitionType": "3D",
+    "ContrastBolusAgent": "Gadovist", "DiffusionBValue": 1000.0, "KVP": 120, "ConvolutionKernel": "B30f",
+    "XRayTubeCurrent": 200, "Exposure": 100, "ReceiveCoilName": "head", "PixelBandwidth": 130,
+    "ImageComments": "T1 after contrast", "Units": "BQML", "ImageType": ["DERIVED", "PRIMARY", "ADC"],
+}  # fmt: skip
+RESEARCH = {"ScanningSequence": "RM", "SequenceVariant": "NONE"}
+"""The standard asks for a value, and these are its own for a sequence that is none of those that it lists."""
+
+
+@pytest.mark.parametrize("header", ["MR_small.dcm", "CT_small.dcm"])
+def test_how_the_source_was_acquired_is_not_said_of_the_result(header, tmp_path):
+    """A T2 that a model made has no echo time, and no contrast agent; who and where it shows stays."""
+    write_series(tmp_path / "mr", FOUR_SLICES, header=header, BodyPartExamined="BRAIN", **OF_THE_ACQUISITION)
+    study = only(tmp_path / "mr", intensity="values")
+    (made, *_) = datasets(study.assemble(echo(study)))
+    source = study.series.headers[0]
+    assert source.EchoTime == 12
+    expected = RESEARCH if header == "MR_small.dcm" else {}
+    assert list(made.ImageType) == ["DERIVED", "SECONDARY", "OTHER", "SYNTHETIC"]
+    said = {keyword: made.get(keyword) for keyword in {*OF_THE_ACQUISITION} - {"ImageType"}}
+    assert {keyword: value for keyword, value in said.items() if value} == expected
+    assert made.SOPClassUID == source.SOPClassUID
+    for keyword in (
+        "PatientID",
+        "StudyDate",
+        "Modality",
+        "BodyPartExamined",
+        "SliceThickness",
+        "AcquisitionNumber",
+    ):
+        assert made[keyword].value == source[keyword].value

@@ -1,11 +1,11 @@
-"""Where the page and the sheet go, and when there are none."""
+"""What a command says of its progress, and where its page and sheet go."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from ddib_fed.cli.folder_report import write_pages
+from ddib_fed.cli.folder_report import SAID_EVERY_S, ConsoleProgress, write_pages
 from ddib_fed.client.client import job_header
 from ddib_fed.client.files import LeftOut
 from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
@@ -14,6 +14,7 @@ from ddib_fed.client.results import Delivered
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.engine.record import Part, PictureFigures, Translation
 from ddib_fed.errors import ImageUnreadable
+from ddib_fed.v1 import translation_pb2 as pb
 
 
 def run(out, names, *, left_out=()):
@@ -55,3 +56,25 @@ def test_files_of_others_are_left_alone(tmp_path, name):
         assert write_pages(found) == tmp_path / "report-1.html"
     assert (tmp_path / name).read_text() == "<html>mine</html>"
     assert (tmp_path / "sheet-1.png").exists()
+
+
+def event(done: int, state: int = pb.JOB_STATE_RUNNING) -> pb.WatchJobResponse:
+    return pb.WatchJobResponse(
+        sequence=done + 1, state=state, item=done, stage="done", items_done=done, items=10
+    )
+
+
+def test_lines_come_now_and_then_with_the_job_first(capsys):
+    """Ten events within the time make no line, the next one does; the end does at once."""
+    now = [0.0]
+    progress = ConsoleProgress(clock=lambda: now[0])
+    with progress:
+        progress.begin("job-1", [])
+        for done in range(9):
+            progress.event(event(done))
+        assert capsys.readouterr().err == ""
+        now[0] = SAID_EVERY_S
+        progress.event(event(9))
+        assert capsys.readouterr().err == "job job-1: running, 9 of 10 items done\n"
+        progress.event(event(10, pb.JOB_STATE_FINISHED))
+        assert capsys.readouterr().err == "job job-1: finished, 10 of 10 items done\n"

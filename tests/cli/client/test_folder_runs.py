@@ -9,11 +9,47 @@ import threading
 import numpy as np
 import pytest
 
+from ddib_fed.cli.main import run
+from ddib_fed.client import folder_run
 from ddib_fed.client.results import locked
 from ddib_fed.errors import ExitCode, ItemsTooMany, NotFinite, QueueFull
 from ddib_fed.protocol.details import refused_facts
 from ddib_fed.v1 import translation_pb2 as pb
-from tests.client.scripted_source import npy, points
+from tests.client.scripted_source import TARGET, npy, points
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Five files in two folders."""
+    folder = tmp_path / "scans"
+    for number in range(5):
+        path = folder / ("deep/er" if number % 2 else ".") / f"scan-{number}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(npy(points(10, start=number)))
+    return folder
+
+
+@pytest.fixture
+def words(north, scans, tmp_path):
+    return ["translate", str(scans), "--to", TARGET, "--out", str(tmp_path / "out"),
+            "--profile", str(north.profile_path)]  # fmt: skip
+
+
+@pytest.fixture
+def translate(words):
+    return lambda *more: run([*words, *map(str, more)])
+
+
+@pytest.fixture
+def written(tmp_path):
+    out = tmp_path / "out"
+    return lambda: sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def few_files(monkeypatch):
+    monkeypatch.setattr(folder_run, "JOB_FILES", 2)
+
 
 pytestmark = pytest.mark.slow
 RESULTS = sorted(
@@ -123,15 +159,6 @@ def test_a_full_queue_is_no_reason_to_leave_results_at_the_node(translate, north
     assert translate() == 0
     assert written() == RESULTS
     assert seen[:3] == ["SubmitJob", "SubmitJob", "WatchJob"]
-
-
-def test_a_second_run_asks_the_node_for_nothing(translate, north, written, capsys):
-    """Every result is there, from the same bytes for the same request."""
-    assert translate() == 0
-    calls = len(north.script.calls)
-    assert translate() == 0
-    assert len(north.script.calls) == calls
-    assert "5 of 5 files are translated already; 0 are left" in capsys.readouterr().err
 
 
 def test_what_was_removed_is_translated_again_and_what_changed_needs_force(translate, scans, north, tmp_path):
@@ -247,3 +274,49 @@ def test_what_a_killed_run_was_writing_is_removed(translate, tmp_path, written):
     (out / f".notes.txt.{'a' * 16}").write_bytes(b"mine")
     assert translate() == 0
     assert [name for name in written() if name not in RESULTS] == [f"deep/er/.notes.txt.{'a' * 16}"]
+
+
+def fail_the_first_job(north, monkeypatch, *, items):
+    """The first job has no result: each item failed, or the job itself with its items untouched."""
+    view = north.service._view
+
+    def failed(job_id, stored):
+        job = view(job_id, stored)
+        if job_id != next(iter(north.service.jobs)):
+            return job
+        job.state = pb.JOB_STATE_FAILED
+        for item in job.items:
+            item.state = pb.ITEM_STATE_FAILED if items else pb.ITEM_STATE_RECEIVED
+            if items:
+                item.error.reason, item.error.sentence = "LATENT_NOT_GAUSSIAN", "not noise"
+        if not items:
+            job.error.reason, job.error.sentence = "QUOTA", "the quota is spent"
+        return job
+
+    monkeypatch.setattr(north.service, "_view", failed)
+
+
+def test_after_a_job_of_bad_files_alone_the_other_files_are_submitted(
+    translate, north, written, few_files, capsys, monkeypatch
+):
+    """The first 250 files of a folder may all be of another modality."""
+    fail_the_first_job(north, monkeypatch, items=True)
+    assert translate("--skip-bad") == ExitCode.LEFT_OUT
+    assert len(north.service.jobs) == 3
+    assert len(written()) == 2 * 3
+    assert "left out: 2 of 5 files; the others are in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [["--skip-bad"], []])
+def test_files_that_were_not_submitted_are_counted(
+    translate, north, written, few_files, capsys, monkeypatch, more
+):
+    """Nothing more is sent after a job that failed for a reason of its own; without --skip-bad after bad files too."""
+    fail_the_first_job(north, monkeypatch, items=not more)
+    assert translate(*more, "--format", "json") == ExitCode.JOB_FAILED
+    shown = capsys.readouterr()
+    assert ("the quota is spent" if more else "LATENT_NOT_GAUSSIAN") in shown.err
+    assert "1 of 5 files was not submitted" in shown.err
+    assert len(json.loads(shown.out)["not_submitted"]) == 1
+    assert len(north.service.jobs) == 2
+    assert len(written()) == 2 * 2
