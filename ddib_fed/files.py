@@ -58,6 +58,7 @@ def private_folder(folder: Path) -> Path:
 
 def model_folder(path: Path) -> Path:
     """As `private_folder`, for weights; in somebody else's folder the files are private all the same."""
+    make_private_folders(path)
     with suppress(PermissionError):
         private_folder(path)
     return path
@@ -317,14 +318,7 @@ MAX_CONFIG_BYTES = 1 << 20
 
 def load_toml(path: Path, model: type[M], *, hint: str) -> M:
     """Read and validate `path`."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_CONFIG_BYTES + 1)
-    except FileNotFoundError as error:
-        raise FileMissing(f"there is no {path}", hint=hint) from error
-    except OSError as error:
-        look = f"ls -ld {shlex.quote(str(path))}"
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint=look) from error
+    data = read_small(path, hint=hint, pipe=True, max_bytes=MAX_CONFIG_BYTES)
     return parse_toml(data, model, path)
 
 

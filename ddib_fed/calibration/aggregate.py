@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import SystemRandom
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -121,6 +121,18 @@ class Aggregate(BaseModel):
     def shares(self) -> Numbers:
         """The noised shares, of the shape of the cells; some are negative."""
         return np.array(self.counts, dtype=np.float64).reshape(self.cells.shape) * QUANTUM
+
+    @property
+    def making(self) -> dict[str, Any]:
+        """What a calibration that was made from it states of it: fields of `Making`."""
+        return {
+            "target_pictures": self.counted,
+            "target_unit": self.unit,
+            "aggregate_sha256": self.sha256.hex(),
+            "crossed_bytes": len(self.canonical),
+            "epsilon": self.epsilon,
+            "delta": self.delta,
+        }
 
     def describe(self) -> str:
         """What would leave, in a few lines for the operator."""

@@ -20,7 +20,6 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ddib_fed.calibration.aggregate import Aggregate, Cells, Floats, Numbers, thinned
 from ddib_fed.calibration.record import Effect
@@ -28,8 +27,6 @@ from ddib_fed.errors import CalibrationIneffective, InputError, ShapeMismatch, U
 from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation, monomials
 from ddib_fed.protocol.contract import CalibrationKind
-
-Rows = npt.NDArray[np.int64]
 
 KERNEL = (0.25, 0.5, 0.25)
 """Neighbours along each channel whose mean decides whether a cell holds anything."""
@@ -305,21 +302,16 @@ def degrees(first: Numbers, second: Numbers) -> float:
 
 
 def fit_colour_map(source: Numbers, target: Numbers, rotation: Numbers) -> ChannelMap:
-    coupled = source[:COUPLED]
-    return unfolded_fit(coupled, transported(coupled, target[:COUPLED], rotation), rotation)
-
-
-def transported(source: Numbers, target: Numbers, rotation: Numbers) -> Numbers:
-    """What each of the source's colours (N, C) is drawn to among the target's (M, C): (N, C), in the target's units."""
+    """The quadratic map of the source's colours (N, 3) to what optimal transport draws each to among the target's."""
     with extra("colours", "POT", "optimal transport of colours needs POT, which is not installed"):
         import ot
+    source, target = source[:COUPLED], target[:COUPLED]
     shares = [np.full(len(side), 1 / len(side)) for side in (source, target)]
     cost = ot.dist(source @ rotation.T, target)
     # A row's scale is free, so that its nearest colour may cost nothing: no row underflows to 0.
     cost -= cost.min(axis=1, keepdims=True)
     plan = ot.sinkhorn(*shares, cost, ENTROPY, numItermax=200, stopThr=1e-5, warn=False)
-    found: Numbers = plan @ target / plan.sum(axis=1, keepdims=True)
-    return found
+    return unfolded_fit(source, plan @ target / plan.sum(axis=1, keepdims=True), rotation)
 
 
 def unfolded_fit(u: Numbers, v: Numbers, rotation: Numbers) -> ChannelMap:
@@ -555,18 +547,13 @@ def effect_of(found: Search, mapped: ChannelMap, own: Numbers, target: Numbers, 
     clouds = [each(own.reshape(-1, own.shape[2])).reshape(own.shape) for each in maps]
     generator = np.random.default_rng(seed)
     pictures, colours = min(len(own), max(1, COMPARED // own.shape[1])), min(len(target), COMPARED)
-    drawn = np.array(
-        [
-            _distances(
-                clouds,
-                target,
-                generator.integers(0, len(own), pictures),
-                generator.integers(0, len(target), colours),
-            )
-            for _ in range(RESAMPLES)
-        ]
-    )
-    value = _distances(clouds, target, np.arange(len(own)), np.arange(len(target)))
+    drawn = np.empty((RESAMPLES, len(clouds)))
+    for row in drawn:
+        rows = generator.integers(0, len(own), pictures)
+        row[:] = _distances(
+            [each[rows] for each in clouds], target[generator.integers(0, len(target), colours)]
+        )
+    value = _distances(clouds, target)
 
     def figure(value: float | Numbers, drawn: Numbers) -> Figure:
         low, high = np.quantile(drawn - drawn.mean(), [0.025, 0.975])
@@ -584,15 +571,8 @@ def effect_of(found: Search, mapped: ChannelMap, own: Numbers, target: Numbers, 
     )
 
 
-def _distances(clouds: Sequence[Floats], target: Numbers, rows: Rows, theirs: Rows) -> Numbers:
-    other = _along(target[theirs])
-    return np.array([_apart(_along(cloud[rows].reshape(-1, cloud.shape[2])), other) for cloud in clouds])
-
-
-def _along(colours: Floats) -> Numbers:
-    found: Numbers = quantiles(colours @ directions(colours.shape[1]).T) * np.sqrt(colours.shape[1])
-    return found
-
-
-def _apart(source: Numbers, target: Numbers) -> float:
-    return float(np.sqrt(np.square(source - target).mean()))
+def _distances(clouds: Sequence[Floats], target: Numbers) -> Numbers:
+    """The sliced W2 distance of each cloud (N, each, C) to the target's colours (M, C)."""
+    channels = target.shape[1]
+    along = [quantiles(each.reshape(-1, channels) @ directions(channels).T) for each in (*clouds, target)]
+    return np.array([np.sqrt(channels * np.square(each - along[-1]).mean()) for each in along[:-1]])

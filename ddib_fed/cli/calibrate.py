@@ -112,7 +112,7 @@ class _Options:
     nargs=2,
 )
 @EPSILON
-@option("--days N", "Days until the calibration expires.", click.IntRange(1, 3650), default=180)
+@option("--days N", "Days until the calibration expires.", click.IntRange(1, 731), default=180)
 @options.SEED
 @option(
     "--out FILE",
@@ -258,17 +258,8 @@ def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path
         )
         _confirm("Sign this calibration and send it?", yes=yes)
         signed = calibrations.send(config, made, peer, now=datetime.now(UTC))
-    short = signed.short
     say(f"crossed      {', '.join(f'{name} {count} bytes' for name, count in peer.crossed.items())}")
-    if signed.complete:
-        say(f"agreed       both institutions have signed {short}", *how_jobs_use(signed.calibration, config))
-    else:
-        say(
-            f"proposed     {short} waits for the operator of {institution}, who runs there:",
-            f"  ddib calibrate accept {short} --config node.toml",
-            "then, here:",
-            f"  ddib calibrate send {short} --config {shlex.quote(str(config.path))}",
-        )
+    _say_sent(signed, config)
     outcome(
         sha256=signed.sha256,
         state="signed" if signed.complete else "pending",
@@ -422,11 +413,7 @@ def send(config_path: Path, name: str) -> None:
     target, domain = calibration.target.place
     with calibrations.CalibrationPeer(config, target, domain) as peer:
         signed = calibrations.send(config, calibration, peer, now=datetime.now(UTC))
-    short = signed.short
-    if signed.complete:
-        say(f"agreed       both institutions have signed {short}", *how_jobs_use(signed.calibration, config))
-    else:
-        say(f"proposed     {short} still waits for the operator of {target}: ddib calibrate accept {short}")
+    _say_sent(signed, config)
     outcome(sha256=signed.sha256, target=target, agreed=signed.complete)
 
 
@@ -545,6 +532,19 @@ def remove(config_path: Path, name: str) -> None:
 
 
 # What is shown and asked
+
+
+def _say_sent(signed: SignedCalibration, config: NodeConfig) -> None:
+    short, institution = signed.short, signed.calibration.target.institution
+    if signed.complete:
+        say(f"agreed       both institutions have signed {short}", *how_jobs_use(signed.calibration, config))
+        return
+    say(
+        f"proposed     {short} waits for the operator of {institution}, who runs there:",
+        f"  ddib calibrate accept {short} --config node.toml",
+        "then, here:",
+        f"  ddib calibrate send {short} --config {shlex.quote(str(config.path))}",
+    )
 
 
 def _confirm(question: str, *, yes: bool) -> None:

@@ -320,7 +320,8 @@ def _say_fitted(delivered: Sequence[Delivered]) -> None:
     high = lost[0].fitted_height
     if high is not None and {(p.fitted_height, p.fitted_width) for p in lost} == {(high, high)}:
         tiles = sum(tiles_in(p.height, p.width, (high, high)) for p in lost)
-        say(f"  at their own size, in {tiles:,} tiles: --tile {high}")
+        if tiles:
+            say(f"  at their own size, in {tiles:,} tiles: --tile {high}")
 
 
 def _say_marks(delivered: Sequence[Delivered], doubtful_below: float) -> None:

@@ -282,7 +282,7 @@ def node(
     steps += [
         (f"{serve} --pair", "serve, once the other side has come with the code"),
         (f"{serve} --pair-with HOST:PORT CODE", "or be the one who comes"),
-        (f"{serve} --peer OTHER.peer", "or with its peer file, and fingerprints"),
+        (f"ddib peer add OTHER.peer{more}", "or with its peer file, and fingerprints"),
     ]
     if role != "target":
         if not no_ca:

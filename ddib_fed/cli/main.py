@@ -31,7 +31,7 @@ SECTIONS: Mapping[str, Sequence[tuple[str, str, str]]] = {
     ),
     "Run a node": (
         ("init", "cli.init", "Write a node's configuration or a client's profile."),
-        ("pki", "cli.pki", "Make the institution's CA; request, issue, install, show and withdraw certificates."),
+        ("pki", "cli.peer", "Make the institution's CA; request, issue, install, show and withdraw certificates."),
         ("peer", "cli.peer", "Export this node's peer file; add, list, test, suspend and remove peers."),
         ("pair", "cli.peer",
          "Admit another institution's node, and be admitted there, with a code read out by telephone."),

@@ -517,20 +517,19 @@ def _device(name: str) -> torch.device:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    rows: int
     seconds: Mapping[int, float]
+    """Of a call, by its rows."""
+
+    @property
+    def rows(self) -> int:
+        """The smallest size within 1 % of the best cost per row, the engine's own part included."""
+        each = {rows: (OWN_S + cost) / rows for rows, cost in self.seconds.items()}
+        return min(rows for rows, cost in each.items() if cost <= WITHIN * min(each.values()))
 
     def cost(self, rows: int) -> float:
         sizes = sorted(self.seconds)
         beyond = max(1.0, rows / sizes[-1])
         return OWN_S + beyond * float(np.interp(rows, sizes, [self.seconds[size] for size in sizes]))
-
-
-def budget_of(seconds: Mapping[int, float]) -> Budget:
-    """The smallest size within 1 % of the best cost per row, the engine's own part included."""
-    each = {rows: (OWN_S + cost) / rows for rows, cost in seconds.items()}
-    best = min(each.values())
-    return Budget(min(rows for rows, cost in each.items() if cost <= WITHIN * best), dict(seconds))
 
 
 def sweep(
@@ -563,7 +562,7 @@ def measured(model: DomainModel, threads: int, *, limit_s: float = SWEEP_S) -> B
     # Of one thread its own time: a machine may be busy at this start.
     clock = time.thread_time if model.device.type == "cpu" and threads == 1 else time.perf_counter
     with torch_threads(threads):
-        return budget_of(sweep(_sizes(model), lambda rows: _call(model, rows), limit_s=limit_s, clock=clock))
+        return Budget(sweep(_sizes(model), lambda rows: _call(model, rows), limit_s=limit_s, clock=clock))
 
 
 def _sizes(model: DomainModel) -> Iterator[int]:

@@ -203,10 +203,7 @@ class Worker:
     outbox: queue.SimpleQueue[Member | int | None] = field(default_factory=queue.SimpleQueue)
     """Trajectories to begin, numbers of those to end, and None after the last."""
     heard: float = field(default_factory=time.monotonic)
-    why: str = ""
-    """Of its end."""
-    blamed: bool = False
-    """Whether its work may have ended it."""
+    why: str = "ended"
     refusal: Exception | None = None
     threads: list[threading.Thread] = field(default_factory=list)
 
@@ -220,15 +217,6 @@ class Worker:
         """Whether it takes more work: beside a trajectory that ended other workers it takes none."""
         suspects = any(member.deaths >= SUSPECT_AFTER for member in self.work.values())
         return not self.work or (self.load < 2 * self.rows and not suspects)
-
-
-@dataclass(slots=True)
-class _Place:
-    """Where a worker is, or is to be started."""
-
-    worker: Worker | None = None
-    start_at: float = 0.0
-    pause_s: float = 0.0
 
 
 def start_process(make: Callable[..., Any], *args: Any) -> tuple[Connection, Callable[[], object]]:
@@ -251,15 +239,8 @@ class Pool:
 
     One thread has the workers and their work; callers and the threads of the workers' pipes hand it events.
 
-    Args:
-        launch: Starts the worker of a number.
-        count: Workers to have.
-        what: A worker's name in messages.
-        remedy: Where an operator looks when none is ready.
-        least: Workers to wait for; None for all.
-        ready_s: Longest wait for them.
-        blames: Whether the work of a worker that ends without a word may have ended it.
-        end: Called when the pool has closed.
+    `launch` starts the worker of a number, `what` names one in messages, `remedy` says where an operator looks when
+    none is ready. The pool waits for `least` workers, or all, for at most `ready_s`; it calls `end` when it has closed.
     """
 
     beside = True
@@ -273,18 +254,19 @@ class Pool:
         remedy: str,
         least: int | None = None,
         ready_s: float | None = None,
-        blames: bool = True,
         end: Callable[[], object] = lambda: None,
     ) -> None:
-        self._launch, self._what, self._blames, self._end = launch, what, blames, end
+        self._launch, self._what, self._end = launch, what, end
         self._scheduler = Scheduler(1, lambda rows: rows + OVERHEAD_ROWS)
-        self._places = [_Place() for _ in range(count)]
+        self._workers: list[Worker] = []
+        self._start_at = self._pause_s = 0.0
+        """When a worker may be started next; how long it was waited for after the last failure."""
         self._least = count if least is None else least
         self._started: Future[None] = Future()
         self._numbers = itertools.count(1)
         self._calls = self._evaluated = self._redone = self._replaced = 0
         self._lock = threading.Lock()
-        self._closed = self._proven = False
+        self._closed = False
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._unanswered: set[Member] = set()
         self.rows, self.width = 1, count
@@ -323,20 +305,16 @@ class Pool:
         self, trajectory: Trajectory, *, control: Control | None = None, on_step: OnStep | None = None
     ) -> Future[End]:
         member = Member(trajectory, control or Control(), on_step, next(self._numbers))
-        refusal = member.control.error
         if trajectory.draw is not None:  # it is a function of this process
-            refusal = SettingsInvalid(
+            raise SettingsInvalid(
                 f"decoding that draws noise at each step is not done by a {self._what}",
                 hint='executor = "inline" in [engine] of node.toml, or eta 0',
             )
         with self._lock:
             if self._closed:
                 raise Draining("the engine is closed")
-            if refusal is None:
-                self._unanswered.add(member)
-                self._events.put(partial(self._scheduler.add, member))
-        if refusal is not None:
-            member.answer(refusal)
+            self._unanswered.add(member)
+            self._events.put(partial(self._scheduler.add, member))
         return member.future
 
     def together(self) -> AbstractContextManager[None]:
@@ -347,9 +325,8 @@ class Pool:
             self._closed = True
         self._events.put(lambda: None)
         self._thread.join()
-        for place in self._places:
-            if place.worker is not None:
-                self._part(place.worker)
+        for worker in self._workers:
+            self._part(worker)
         self._end()
 
     # What follows runs on the pool's thread, but for `_hear` and `_send`.
@@ -384,8 +361,7 @@ class Pool:
                 pass
 
     def _ready(self) -> list[Worker]:
-        workers = [place.worker for place in self._places]
-        return [worker for worker in workers if worker is not None and worker.rows]
+        return [worker for worker in list(self._workers) if worker.rows]
 
     def _look(self) -> None:
         """Answer callers whose work was cancelled or is late, end workers that hang, and start those that are due."""
@@ -401,47 +377,47 @@ class Pool:
             if now > worker.heard + SILENT_S:
                 log.warning("%s %s gives no sign of life", self._what, worker.name)
                 worker.kill()
-        for place in self._places:
-            if place.worker is None and now >= place.start_at:
-                self._start(place)
+        while len(self._workers) < self.width and now >= self._start_at:
+            self._start()
 
     def _answer(self, member: Member, end: End | Exception) -> None:
         self._unanswered.discard(member)
         member.answer(end)
 
-    def _start(self, place: _Place) -> None:
+    def _start(self) -> None:
         try:
-            worker = place.worker = self._launch(next(self._numbers))
+            worker = self._launch(next(self._numbers))
         except Exception as error:  # noqa: BLE001 - any failure of a start is reported and tried again
-            self._report(place, error)
+            self._report(error)
             return
-        for target in (partial(self._hear, place, worker), partial(self._send, worker)):
-            thread = threading.Thread(target=target, name=f"{self._what} pipe", daemon=True)
+        self._workers.append(worker)
+        for target in (self._hear, self._send):
+            thread = threading.Thread(target=target, args=(worker,), name=f"{self._what} pipe", daemon=True)
             worker.threads.append(thread)
             thread.start()
 
-    def _report(self, place: _Place, error: Exception) -> None:
-        place.pause_s = min(2 * place.pause_s, LONGEST_PAUSE_S) if place.pause_s else FIRST_PAUSE_S
-        place.start_at = time.monotonic() + place.pause_s
+    def _report(self, error: Exception) -> None:
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) or FIRST_PAUSE_S
+        self._start_at = time.monotonic() + self._pause_s
         self.problem = f"a {self._what} cannot be started: {error}"
-        if self._proven:
-            log.error("%s; tried again in %.1f s", self.problem, place.pause_s)
-        elif not self._started.done():
+        if self._started.done():
+            log.error("%s; tried again in %.1f s", self.problem, self._pause_s)
+        else:
             self._started.set_exception(error)
 
-    def _hear(self, place: _Place, worker: Worker) -> None:
+    def _hear(self, worker: Worker) -> None:
         """Hand over what a worker says, until it ends."""
         try:
             while True:
                 kind, *what = worker.pipe.recv()
                 if kind == "end":
                     what = [what[0], unpack(what[1])]
-                self._events.put(partial(self._take, place, worker, kind, *what))
+                self._events.put(partial(self._take, worker, kind, *what))
         except (EOFError, OSError):
             pass
         except Exception as error:  # noqa: BLE001 - what cannot be read, e.g. for want of memory
             worker.refusal = error
-        self._events.put(partial(self._lose, place, worker))
+        self._events.put(partial(self._lose, worker))
 
     def _send(self, worker: Worker) -> None:
         """Send a worker what it is to begin and to end."""
@@ -458,13 +434,13 @@ class Pool:
                 assert isinstance(item, Member)
                 self._events.put(partial(self._finish, worker, item.number, error))
 
-    def _take(self, place: _Place, worker: Worker, kind: str, *what: Any) -> None:
+    def _take(self, worker: Worker, kind: str, *what: Any) -> None:
         """What a worker said."""
         worker.heard = time.monotonic()
         if kind == "ready":
             worker.name, worker.rows = what
-            place.pause_s = 0.0
-            self._proven, self.problem, self.rows = True, None, worker.rows
+            self._pause_s = 0.0
+            self.problem, self.rows = None, worker.rows
             self._scheduler.resize(worker.rows)
             log.info("%s %s is ready", self._what, worker.name)
             if len(self._ready()) >= self._least and not self._started.done():
@@ -482,7 +458,7 @@ class Pool:
         elif kind == "end":
             self._finish(worker, *what)
         elif kind == "lost":
-            worker.blamed, worker.why = True, what[0]
+            worker.why = what[0]
 
     def _finish(self, worker: Worker, number: int, end: End | Exception) -> None:
         member = worker.work.pop(number, None)
@@ -492,21 +468,19 @@ class Pool:
             member.tell(end.evaluations, end.evaluations)
         self._answer(member, end)
 
-    def _lose(self, place: _Place, worker: Worker) -> None:
+    def _lose(self, worker: Worker) -> None:
         """Give what a worker had to others, and its place to another."""
-        place.worker = None
+        self._workers.remove(worker)
         self._part(worker)
         if not worker.rows:
-            self._report(place, worker.refusal or InternalError(f"a {self._what} ended before it was ready"))
+            self._report(worker.refusal or InternalError(f"a {self._what} ended before it was ready"))
             return
         self._replaced += 1
-        if not worker.why:
-            worker.blamed, worker.why = self._blames, "ended"
         log.warning("%s %s %s; its work is done again by another", self._what, worker.name, worker.why)
         members = list(worker.work.values())
         worker.work.clear()
         for member in reversed(members):
-            member.deaths += worker.blamed
+            member.deaths += 1
             if member.deaths < MOST_DEATHS or len(members) > 1:
                 self._redone += 1
                 self._scheduler.add(member, first=True)
@@ -598,7 +572,6 @@ def ray_pool(recipe: Recipe, *, address: str, workers: int = 0, local_cpus: int 
             remedy="the local Ray cluster" if address == LOCAL else f"ray status --address {address}",
             least=1,
             ready_s=READY_S,
-            blames=False,  # Ray ends the process of an actor when it loses the cluster
             end=leave,
         )
     except BaseException:

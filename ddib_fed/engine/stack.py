@@ -190,9 +190,8 @@ class Member:
         """Where it is after its last step; the error, if its generator raised one."""
         if isinstance(self.result, Exception):
             raise self.result
-        return (
-            self.state().clone() if self.result is None else self.result
-        )  # a view would hold the rows of all
+        # A copy: a view would hold the rows of all.
+        return self.state().clone() if self.result is None else self.result
 
     def close(self, end: End | Exception) -> None:
         """Answer, and hold nothing any longer."""
@@ -206,11 +205,9 @@ class Stack:
     """Members whose solvers are recurrences."""
 
     def __init__(self, chosen: Sequence[Member]) -> None:
-        self.chosen = chosen
-        self.members = list(chosen)
-        self.x = torch.cat(
-            [member.state() for member in chosen]
-        )  # a copy in any case: a start is its caller's
+        self.members = chosen
+        # A copy in any case: a start is its caller's.
+        self.x = torch.cat([member.state() for member in chosen])
         first = chosen[0]
         self._uniform = all(m.recurrence is first.recurrence and m.step == first.step for m in chosen)
         recurrences = {member.recurrence for member in chosen}
@@ -220,12 +217,9 @@ class Stack:
         self._cond = merge_conditions([member.begun.cond for member in chosen])
         self._steps, self._rows = torch.empty(0), torch.empty(0)
         self._places: Places | None = None
-        self._starts: list[int] = []
-        """First row of each member here; a member that goes on elsewhere has another one there."""
         start = 0
         for member in chosen:
             member.stack, member.start = self, start
-            self._starts.append(start)
             start += member.rows
         if not self._uniform:
             # What a network remembers of one level serves every batch that is asked there; here each row has its own.
@@ -251,35 +245,6 @@ class Stack:
             pairs = zip(kept, self.members, strict=True)
             merged.append(torch.cat([torch.zeros_like(m.state()) if v is None else v for v, m in pairs]))
         return merged
-
-    def holds(self, chosen: Sequence[Member]) -> bool:
-        """Whether these are stepped here: the members, and some that take the rows of others that have ended."""
-        if chosen is self.chosen:
-            return True
-        joining = [member for member in chosen if member.stack is not self]
-        left = [number for number, member in enumerate(self.members) if member.stack is not self]
-        if len(joining) != len(left) or len(chosen) != len(self.members) or (joining and self._uniform):
-            return False
-        pairs = list(zip(left, joining, strict=True))
-        if not all(self._fits(member, self.members[number]) for number, member in pairs):
-            return False
-        for number, member in pairs:
-            member.start, member.stack = self._starts[number], self
-            self.members[number] = member
-            rows = slice(member.start, member.start + member.rows)
-            self.x[rows].copy_(member.begun.x)
-            for velocity in self.velocities:
-                velocity[rows].zero_()
-            self._steps[rows].fill_(self._table.starts[member.recurrence] + member.step)
-            for key, value in (member.begun.cond or {}).items():
-                assert self._cond is not None
-                self._cond[key][rows].copy_(value)
-        self.chosen = chosen
-        return True
-
-    def _fits(self, member: Member, ended: Member) -> bool:
-        fresh = member.stack is None and ended.stack is None
-        return fresh and member.rows == ended.rows and member.recurrence in self._table.starts
 
     def rows_of(self, tensor: Tensor, member: Member) -> Tensor:
         return tensor[member.start : member.start + member.rows]
@@ -319,11 +284,8 @@ class Driven:
     """Members whose solvers are no recurrences."""
 
     def __init__(self, chosen: Sequence[Member]) -> None:
-        self.chosen = self.members = chosen
+        self.members = chosen
         self._cond = merge_conditions([member.begun.cond for member in chosen])
-
-    def holds(self, chosen: Sequence[Member]) -> bool:
-        return chosen is self.chosen
 
     def evaluate(self) -> Tensor:
         queries = [member.query for member in self.members if member.query is not None]
@@ -348,11 +310,15 @@ class Driven:
 
 
 def stack_of(chosen: Sequence[Member], last: Stack | Driven | None) -> Stack | Driven:
-    """What steps these members: one that does already, or a new one."""
+    """What steps these members: one that has the same ones already, or a new one."""
+    if last is not None and last.members is chosen:
+        return last
     if chosen[0].begun.recurrence is None:
-        return last if isinstance(last, Driven) and last.holds(chosen) else Driven(chosen)
-    known = next((member.stack for member in chosen if member.stack is not None), None)
-    return known if known is not None and known.holds(chosen) else Stack(chosen)
+        return Driven(chosen)
+    known = chosen[0].stack
+    if known is not None and len(known.members) == len(chosen) and all(m.stack is known for m in chosen):
+        return known
+    return Stack(chosen)
 
 
 def _for_each_row(members: Sequence[Member], numbers: Sequence[int], device: torch.device) -> Tensor:

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ddib_fed.data.synthetic import normals
 from ddib_fed.diffusion.schedule import DiscreteSchedule
@@ -149,7 +150,8 @@ class SampleGradients:
         weights = {name: value.detach() for name, value in self._network.named_parameters()}
         labels = None if draws.labels is None else 0
         each = vmap(grad_and_value(self._loss), in_dims=(None, 0, 0, 0, labels))
-        gradients, losses = each(weights, *draws)
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no rule for vmap
+            gradients, losses = each(weights, *draws)
         return list(gradients.values()), losses
 
     def _loss(self, weights: Any, x: Tensor, times: Tensor, target: Tensor, y: Tensor | None) -> Tensor:

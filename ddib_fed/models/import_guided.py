@@ -190,13 +190,9 @@ def written(value: Value) -> str:
 
 ENTER = "input_blocks.0.0.weight"
 LABELS = "label_emb.weight"
-FAMILIES = {
-    r"adaLN_modulation": "a diffusion transformer (DiT or SiT), which works on latents",
-    r"^(?:model\.diffusion_model|first_stage_model|cond_stage_model)\.": "a checkpoint of latent diffusion (Stable "
-    "Diffusion or the like)",
-    r"^(?:single_)?transformer_blocks\.": "a transformer of the diffusers library (DiT, PixArt, Flux), which works on "
-    "latents",
-    r"^double_blocks\.": "a transformer for flows of latents (Flux)",
+OTHERS = {
+    r"adaLN_modulation|transformer_blocks\.|^double_blocks\.": "a diffusion transformer, which works on latents",
+    r"^(?:model\.diffusion_model|first_stage_model|cond_stage_model)\.": "a checkpoint of latent diffusion",
     r"\.lora_|^lora_": "an adapter (LoRA), which needs the model that it changes",
     r"^(?:down_blocks|mid_block|up_blocks)\.": "a network of the diffusers library",
 }
@@ -340,7 +336,7 @@ def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
     if ENTER in state and state[ENTER].ndim == 2:
         problem = f"{source}: it is the public code's network for points"
         raise BundleInvalid(problem, hint="import it with --synthetic", facts={"field": ENTER})
-    for pattern, kind in FAMILIES.items():
+    for pattern, kind in OTHERS.items():
         key = next((key for key in state if re.search(pattern, key)), None)
         if key is not None:
             raise BundleInvalid(

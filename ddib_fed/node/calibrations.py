@@ -266,13 +266,9 @@ def publish(config: NodeConfig, aggregate: Aggregate, *, again: bool = False) ->
     note(
         config.paths.store,
         "aggregate_published",
-        domain=aggregate.domain,
         aggregate=aggregate.sha256.hex(),
         bytes=len(aggregate.canonical),
-        counted=aggregate.counted,
-        unit=aggregate.unit,
-        epsilon=aggregate.epsilon,
-        delta=aggregate.delta,
+        **aggregate.model_dump(include={"domain", "counted", "unit", "epsilon", "delta"}),
     )
     private_folder(config.paths.aggregate.parent)
     write_file(config.paths.aggregate, aggregate.canonical, private=True)
@@ -316,22 +312,7 @@ def _check_making(calibration: Calibration, published: Aggregate | None) -> None
     made = calibration.made
     if (made.aggregate_sha256, made.crossed_bytes, made.epsilon, made.delta) == ("", 0, None, None):
         return
-    stated = (
-        made.aggregate_sha256,
-        made.target_pictures,
-        made.target_unit,
-        made.epsilon,
-        made.delta,
-        made.crossed_bytes,
-    )
-    if published is None or stated != (
-        published.sha256.hex(),
-        published.counted,
-        published.unit,
-        published.epsilon,
-        published.delta,
-        len(published.canonical),
-    ):
+    if published is None or not published.making.items() <= made.model_dump().items():
         there = "none" if published is None else published.sha256.hex()[:12]
         raise CalibrationInvalid(
             f"the calibration states another aggregate than is published here ({there}), or other pictures, bytes, "

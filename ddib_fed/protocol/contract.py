@@ -173,7 +173,7 @@ def differences(source: ContractSide, target: ContractSide) -> tuple[Difference,
         (
             "value_range",
             source.value_range == target.value_range,
-            "Train both models on data in the same range of values, and with the same --colours.",
+            "Train both models on data in the same range of values, and both with --set colours=opponent, or neither.",
         ),
         (
             "soften_sigma",

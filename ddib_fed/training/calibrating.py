@@ -241,16 +241,18 @@ def make_calibration(
 ) -> Calibration:
     """A calibration from anchors in two folders, or from pictures of the source's domain and the target's aggregate."""
     manifest = bundle.manifest
-    units = manifest.normalisation.plain
+    rule, units = picture_rule(manifest), manifest.normalisation.plain
     check_kind(request.kind, manifest.sample_shape[0], anchored=folders is not None)
     if folders is not None:
         theirs = target.units()
-        anchors = anchors_of((picture_rule(manifest), target.picture_rule(manifest.sample_shape)), folders)
-        with console(stderr=True).status(f"fitting the {request.kind} to {len(anchors.names)} anchors"):
-            return from_anchors(anchors, (units, theirs), request)
+        anchors = anchors_of((rule, target.picture_rule(manifest.sample_shape)), folders)
+        count = len(anchors.names)
+        with console(stderr=True).status(f"fitting the {request.kind} to {count} anchors"):
+            pair = anchors.source, anchors.target
+            found = fit(*pair, (units, theirs), request.kind, seed=request.seed, force=request.force)
+        return _recorded(found, request, units_digest(theirs), method="anchors", anchors=count)
     aggregate = target.aggregate()
     say(*aggregate.describe().split("\n"), err=True)
-    picture_rule(manifest)
     own = own_samples(manifest, pictures, MOST_COUNTED, 0).train
     with console(stderr=True).status(f"fitting the {request.kind} to {len(own)} own pictures"):
         return from_aggregate(own, units, aggregate, request)
@@ -267,21 +269,8 @@ def from_aggregate(
         aggregate.units_sha256,
         method="aggregates",
         source_pictures=min(len(pictures), MOST_PICTURES),
-        target_pictures=aggregate.counted,
-        target_unit=aggregate.unit,
-        aggregate_sha256=aggregate.sha256.hex(),
-        crossed_bytes=len(aggregate.canonical),
-        epsilon=aggregate.epsilon,
-        delta=aggregate.delta,
+        **aggregate.making,
     )
-
-
-def from_anchors(
-    anchors: Anchors, units: tuple[Normalisation, Normalisation], request: CalibrationRequest
-) -> Calibration:
-    """A calibration from pictures of the same things in both domains; nothing crosses for it."""
-    found = fit(anchors.source, anchors.target, units, request.kind, seed=request.seed, force=request.force)
-    return _recorded(found, request, units_digest(units[1]), method="anchors", anchors=len(anchors.names))
 
 
 def _recorded(found: Proposal, request: CalibrationRequest, units_sha256: str, **making: Any) -> Calibration:

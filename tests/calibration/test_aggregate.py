@@ -22,7 +22,7 @@ from ddib_fed.calibration.aggregate import (
 )
 from ddib_fed.errors import InputError
 from ddib_fed.models.units import Normalisation
-from tests.calibration.two_worlds import make_aggregate
+from tests.calibration.examples import make_aggregate
 
 UNITS = Normalisation(std=0.5)
 SMALL = Cells(channels=3, bins=4)

@@ -29,9 +29,8 @@ from ddib_fed.calibration.fit import (
 )
 from ddib_fed.calibration.record import Effect
 from ddib_fed.errors import CalibrationIneffective, InputError, ShapeMismatch
-from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import Normalisation
-from tests.calibration.two_worlds import TURN, UNITS, aggregate, colours, pictures
+from tests.calibration.examples import PALETTE, TURN, aggregate, colours, figure, pictures
 
 
 def test_grey_is_told_from_its_negative_by_its_skewness() -> None:
@@ -58,14 +57,14 @@ def _few_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_a_rotation_is_proposed_with_its_figures() -> None:
-    found = propose(pictures(300, 2), UNITS, aggregate(), "rotation")
+    found = propose(pictures(300, 2), PALETTE, aggregate(), "rotation")
     assert degrees(found.map.matrix, TURN) < 12
     effect = found.effect
     assert not effect.forced
     assert effect.distance.high < 0.5 * effect.distance_before.low
     assert effect.margin.low > LEAST_MARGIN
-    for figure in (effect.distance, effect.distance_before, effect.margin):
-        assert figure.low < figure.value < figure.high
+    for each in (effect.distance, effect.distance_before, effect.margin):
+        assert each.low < each.value < each.high
 
 
 @pytest.mark.slow
@@ -73,8 +72,8 @@ def test_what_the_colours_need_no_map_for_is_refused_unless_forced() -> None:
     """The two palettes are one: turning it is not better than leaving it."""
     same = aggregate(turn=np.eye(3))
     with pytest.raises(CalibrationIneffective, match="not better than none"):
-        propose(pictures(300, 2), UNITS, same, "rotation")
-    assert propose(pictures(300, 2), UNITS, same, "rotation", force=True).effect.forced
+        propose(pictures(300, 2), PALETTE, same, "rotation")
+    assert propose(pictures(300, 2), PALETTE, same, "rotation", force=True).effect.forced
 
 
 @pytest.mark.slow
@@ -107,7 +106,7 @@ def test_a_map_that_would_fold_is_drawn_back_to_the_rotation() -> None:
 )
 def test_what_cannot_be_fitted_is_said(count: int, channels: int, kind: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        propose(pictures(count, 2)[:, :channels], UNITS, aggregate(), kind)  # type: ignore[arg-type]
+        propose(pictures(count, 2)[:, :channels], PALETTE, aggregate(), kind)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -204,13 +203,7 @@ def test_what_makes_no_anchors_is_refused(shapes, kind, error):
 
 
 def effect(distance: float, margin: float) -> Effect:
-    values = {"distance_before": 1.0, "distance": distance, "margin": margin}
-    return Effect(**{name: Figure(value=v, low=v - 0.01, high=v + 0.01) for name, v in values.items()})
-
-
-def test_a_better_map_far_from_the_next_passes() -> None:
-    """Both intervals are on the right side."""
-    judge(effect(0.3, LEAST_MARGIN + 0.02))
+    return Effect(distance_before=figure(1.0), distance=figure(distance), margin=figure(margin))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +211,8 @@ def test_a_better_map_far_from_the_next_passes() -> None:
     [(0.985, 0.5, "not better than none"), (0.3, LEAST_MARGIN, "another optimum"), (0.3, -0.1, "mirrored")],
 )
 def test_no_gain_or_a_near_mirror_is_refused_with_its_figures(distance, margin, says) -> None:
-    """The bounds of the intervals count, not the values."""
+    """The bounds of the intervals count, not the values; a better map far from the next passes."""
+    judge(effect(0.3, LEAST_MARGIN + 0.02))
     with pytest.raises(CalibrationIneffective, match=says) as refused:
         judge(effect(distance, margin))
     assert "anchors" in refused.value.hint

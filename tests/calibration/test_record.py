@@ -1,30 +1,43 @@
-"""A calibration survives its file, and asks of two models that they belong to it."""
+"""A calibration survives its file, belongs to two models, and is used only if both institutions signed exactly it."""
 
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from ddib_fed.calibration.record import (
     CalibratedSide,
+    Calibration,
+    CalibrationStore,
+    SignedCalibration,
     leg_map,
     map_between,
+    parse_calibration,
+    parse_signed,
     read_calibration,
     units_digest,
     write_calibration,
 )
 from ddib_fed.errors import (
+    CalibrationAltered,
+    CalibrationExpired,
     CalibrationForeign,
     CalibrationInvalid,
     CalibrationModel,
+    CalibrationSigner,
     CalibrationUnits,
+    CalibrationUnsigned,
     FileMissing,
 )
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.units import ChannelMap, Normalisation
-from tests.calibration.examples import calibration
+from ddib_fed.security import pki
+from ddib_fed.security.identity import Identity
+from tests.calibration.examples import calibration, sign, signed
+from tests.node.institutions import Institution
 from tests.runs.tiny_models import tiny
 
 AGREED = calibration()
@@ -73,13 +86,12 @@ def test_a_shipped_models_calibration_goes_by_its_name(
         read_calibration(Path("satellite"))
 
 
-PLAIN = Normalisation()
 TURN = ((0, 1, 0), (1, 0, 0), (0, 0, 1))
 CURVE = ChannelMap(quadratic=((0.0, 1.0, 0.1),))
 
 
-def side(domain, units=PLAIN):
-    return CalibratedSide(domain=domain, units_sha256=units_digest(units))
+def side(domain, **units):
+    return CalibratedSide(domain=domain, units_sha256=units_digest(Normalisation(**units)))
 
 
 def between(source="north", target="south", **changes):
@@ -126,7 +138,7 @@ def test_a_model_and_a_calibration_that_do_not_belong_together_are_refused(given
         (between(target="east"), CalibrationForeign),
         (between("south", "north"), CalibrationForeign),
         (
-            calibration(source=side("north"), target=side("south", Normalisation(std=0.5))),
+            calibration(source=side("north"), target=side("south", std=0.5)),
             CalibrationUnits,
         ),
     ],
@@ -146,3 +158,163 @@ def test_a_target_of_mapped_units_is_refused():
     with pytest.raises(CalibrationModel, match="south was trained"):
         map_between(between(), NORTH, mapped)
     assert map_between(None, NORTH, mapped) is None
+
+
+DAY = timedelta(days=1)
+
+
+class Pair:
+    """north and south, each with a node's key and the other's root."""
+
+    def __init__(self, folder: Path) -> None:
+        self.north = Institution("north.example", folder / "north")
+        self.south = Institution("south.example", folder / "south")
+        self.west = Institution("west.example", folder / "west")
+        self.pins = {each.name: (each.root,) for each in (self.north, self.south)}
+        self.now = datetime.now(UTC)
+
+    def signed(self, agreed: Calibration) -> SignedCalibration:
+        return signed(agreed, self.north, self.south)
+
+    def verify(self, signed: SignedCalibration, **changes) -> Calibration:
+        return signed.verify(**{"pins": self.pins, "now": self.now, **changes})
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Pair:
+    return Pair(tmp_path_factory.mktemp("pair"))
+
+
+def test_what_both_signed_is_the_calibration_also_after_a_day_and_a_file(pair) -> None:
+    """A leaf of 24 hours may have ended since; JSON and back changes nothing."""
+    agreed = calibration()
+    read = parse_signed(pair.signed(agreed).model_dump_json().encode(), "it")
+    assert pair.verify(read, now=pair.now + 30 * DAY) == agreed
+
+
+def test_a_calibration_that_has_ended_is_refused(pair) -> None:
+    """The message says when."""
+    signed = pair.signed(calibration())
+    with pytest.raises(CalibrationExpired, match="ended at 20"):
+        pair.verify(signed, now=pair.now + 366 * DAY)
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_one_signature_is_not_enough(pair, side) -> None:
+    """The message names the side that is missing."""
+    signed = pair.signed(calibration()).model_copy(update={side: None})
+    with pytest.raises(CalibrationUnsigned, match=f"no signature of the {side}"):
+        pair.verify(signed)
+
+
+@pytest.mark.parametrize("where", range(0, 1_200, 149))
+def test_one_bit_of_the_content_is_noticed(pair, where) -> None:
+    """Whatever the bit does: the text is no calibration any more, or not the signed one."""
+    text = pair.signed(calibration()).model_dump_json(exclude_none=True)
+    altered = text[:where] + chr(ord(text[where]) ^ 1) + text[where + 1 :]
+    with pytest.raises((CalibrationInvalid, CalibrationAltered, CalibrationSigner)):
+        pair.verify(parse_signed(altered.encode(), "it"))
+
+
+def test_the_time_of_signing_is_signed(pair) -> None:
+    """Or a key whose certificate ended could seem to have signed in time."""
+    signed = pair.signed(calibration())
+    earlier = signed.source.model_copy(update={"signed_at": signed.source.signed_at - 60})
+    with pytest.raises(CalibrationAltered, match="the source's signature"):
+        pair.verify(signed.model_copy(update={"source": earlier}))
+
+
+def test_a_signature_is_for_one_side(pair) -> None:
+    """Between two domains of one institution the source's signature is not the target's."""
+    both = calibration()
+    both = both.model_copy(update={"target": both.source.model_copy(update={"domain": "maps"})})
+    source = sign(both, "source", pki.load_identity(pair.north.pki), now=pair.now)
+    with pytest.raises(CalibrationAltered):
+        pair.verify(SignedCalibration(calibration=both, source=source, target=source))
+
+
+def test_another_institution_cannot_sign(pair) -> None:
+    """Not by our function, and not by exchanging the institution afterwards."""
+    agreed = calibration()
+    with pytest.raises(CalibrationForeign, match="cannot sign as the source"):
+        sign(agreed, "source", pki.load_identity(pair.west.pki), now=pair.now)
+    west = agreed.model_copy(
+        update={"source": agreed.source.model_copy(update={"institution": "west.example"})}
+    )
+    foreign = sign(west, "source", pki.load_identity(pair.west.pki), now=pair.now)
+    signed = pair.signed(agreed).model_copy(update={"source": foreign})
+    with pytest.raises(CalibrationSigner, match="must be a node of north"):
+        pair.verify(signed, pins=pair.pins | {"west.example": (pair.west.root,)})
+
+
+def test_a_withdrawn_node_signs_nothing(pair) -> None:
+    """The list of withdrawn identities counts."""
+    node = Identity("south.example", "node", "node-1")
+    with pytest.raises(CalibrationSigner, match="withdrawn"):
+        pair.verify(pair.signed(calibration()), withdrawn=frozenset({node}))
+
+
+def test_a_client_signs_nothing(pair, tmp_path) -> None:
+    """A valid certificate of the right institution, for the wrong role."""
+    agreed = calibration()
+    credentials = pki.issue_client(pair.north.pki, tmp_path / "alice", "alice")
+    by_client = sign(agreed, "source", credentials, now=pair.now)
+    with pytest.raises(CalibrationSigner, match="must be a node"):
+        pair.verify(pair.signed(agreed).model_copy(update={"source": by_client}))
+
+
+@pytest.mark.parametrize(("shift", "says"), [(2 * DAY, "expired at"), (-2 * DAY, "not valid before")])
+def test_a_certificate_that_was_not_valid_at_signing_is_refused(pair, shift, says) -> None:
+    """Signed with a leaf that had ended, or had not begun."""
+    agreed = calibration(expires=pair.now + 100 * DAY)
+    late = sign(agreed, "source", pki.load_identity(pair.north.pki), now=pair.now + shift)
+    with pytest.raises(CalibrationSigner, match=says):
+        pair.verify(pair.signed(agreed).model_copy(update={"source": late}), now=pair.now + 10 * DAY)
+
+
+def test_a_signature_of_the_future_is_refused(pair) -> None:
+    """Within the certificate's life, but not yet."""
+    agreed = calibration()
+    later = sign(agreed, "source", pki.load_identity(pair.north.pki), now=pair.now + timedelta(hours=2))
+    with pytest.raises(CalibrationSigner, match="future"):
+        pair.verify(pair.signed(agreed).model_copy(update={"source": later}))
+
+
+def test_what_is_received_is_the_canonical_text(pair) -> None:
+    """Another text of the same content would have another digest."""
+    agreed = calibration()
+    assert parse_calibration(agreed.canonical, "it") == agreed
+    for wrong in (b"{}", agreed.model_dump_json().encode(), agreed.canonical + b" ", b"[" * 20_000):
+        with pytest.raises(CalibrationInvalid):
+            parse_calibration(wrong, "it")
+
+
+def test_a_store_keeps_and_finds(pair, tmp_path) -> None:
+    """By digest, by its beginning, and the newest active one of a direction."""
+    store = CalibrationStore(tmp_path / "calibrations")
+    older, newer = pair.signed(calibration()), pair.signed(calibration(expires=pair.now + 9 * DAY))
+    proposed = pair.signed(calibration(expires=pair.now + 8 * DAY)).model_copy(update={"target": None})
+    store.add(older, now=pair.now - DAY)
+    store.add(newer, now=pair.now)
+    store.add(proposed, now=pair.now + DAY)
+    north, south = ("north.example", "photos"), ("south.example", "maps")
+    assert [stored.state(pair.now) for stored in store.list()] == ["proposed", "active", "active"]
+    assert [each.sha256 for each in store.between(north, south)] == [
+        each.sha256 for each in (proposed, newer, older)
+    ]
+    assert store.between(south, north) == ()
+    assert store.named(older.sha256.hex()[:10]).sha256 == older.sha256
+    assert pair.verify(store.find(older.sha256)) == older.calibration
+    (file, *_) = (tmp_path / "calibrations").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_altered_file_is_not_found(pair, tmp_path) -> None:
+    """Its content has another digest than its name; the store says which file."""
+    store, signed = CalibrationStore(tmp_path), pair.signed(calibration())
+    store.add(signed)
+    (file,) = tmp_path.iterdir()
+    file.write_text(file.read_text().replace('"photos"', '"photog"'))
+    assert store.find(signed.sha256) is None
+    assert store.list() == ()
+    assert "one of both was altered" in store.problems()[0]

@@ -9,7 +9,6 @@ import click
 import pytest
 
 from ddib_fed.cli.main import run
-from ddib_fed.cli.options import FOLDED_FROM
 from ddib_fed.errors import ExitCode
 from tests.cli.reference import commands
 
@@ -49,22 +48,6 @@ def test_help_fits_a_screen(name, command):
         line.strip() for line in (command.epilog or "").split("\n")
     }  # are to be pasted, so they are not broken
     assert all(len(line) <= COLUMNS or line.strip() in examples for line in lines)
-
-
-@pytest.mark.parametrize(("name", "command"), OF_DDIB, ids=_ids(OF_DDIB))
-def test_help_names_every_option_and_help_all_explains_it(name, command, capsys):
-    options = [param for param in command.params if isinstance(param, click.Option) and not param.hidden]
-    words = name.split()[1:]
-    for flag in ("--help", *(["--help-all"] if len(options) >= FOLDED_FROM else [])):
-        assert run([*words, flag]) == 0
-        shown = capsys.readouterr().out
-        assert not [option.opts[0] for option in options if not re.search(rf"{option.opts[0]}\b", shown)], (
-            flag
-        )
-    if len(options) >= FOLDED_FROM:
-        plain = " ".join(shown.split())
-        for option in options:
-            assert " ".join(str(option.help).split())[:25] in plain, option.opts[0]
 
 
 @pytest.mark.parametrize(

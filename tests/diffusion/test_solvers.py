@@ -60,17 +60,6 @@ def test_ddim_is_the_papers_formula():
     assert torch.allclose(integrate(solvers.ddim(x, grid), denoiser), papers, atol=1e-12)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "order"), CASES)
-def test_time_reversal_gives_the_start_back(name, order):
-    """Encoding then decoding on the same grid returns, within the solver's error."""
-    steps = plan(SolverSettings(name, order, 200), SCHEDULE)
-    denoiser = gaussian_denoiser()
-    x = gaussian_samples(30, steps.encode_grid.levels[0])
-    back = integrate(steps.decoder(integrate(steps.encoder(x), denoiser)), denoiser)
-    assert float((back - x).abs().max()) <= 3 * error(name, order, 200, decoding=False) + 1e-10
-
-
 def conditions_of(solver):
     """What the network is conditioned on at each evaluation."""
     found = []

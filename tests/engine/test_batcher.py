@@ -94,39 +94,16 @@ def test_requests_that_join_at_any_step_with_any_solver_give_what_each_gives_alo
     assert batcher.counters["calls"] <= 20
 
 
-def requesters(batcher: Batcher, work: list[list[Trajectory]]) -> list[list[Future[End]]]:
-    """Each asks for its next trajectory once it has its last; they begin one step after another."""
-    found: list[list[Future[End]]] = [[] for _ in work]
-    done = threading.Semaphore(0)
-
-    def ask(who: int, on_step=None) -> None:
-        future = batcher.submit(work[who][len(found[who])], on_step=on_step)
-        found[who].append(future)
-        future.add_done_callback(lambda _: answered(who))
-
-    def answered(who: int) -> None:
-        if len(found[who]) < len(work[who]):
-            ask(who)
-        else:
-            done.release()
-
-    ask(0, lambda step, _: ask(step) if 0 < step < len(work) else None)
-    for _ in work:
-        assert done.acquire(timeout=20)
-    return found
-
-
-def test_a_request_that_takes_the_rows_of_one_that_ended_gets_what_it_gets_alone(model, batcher) -> None:
-    """And none of the other's velocities: not even those that no weight makes harmless, NaN."""
+def test_a_request_beside_one_that_is_spoilt_gets_what_it_gets_alone(model, batcher) -> None:
+    """It gets none of the other's velocities: not even those that no weight makes harmless, NaN."""
     spoilt = Trajectory("decode", torch.full((2, 2), math.nan), Leg(SETTINGS))
-    work = [[decoding(2, 10 * who), spoilt, decoding(2, 10 * who + 1), spoilt] for who in range(4)]
-    found = requesters(batcher, work)
-    for each, futures in zip(work, found, strict=True):
-        for trajectory, future in zip(each, futures, strict=True):
-            if trajectory is spoilt:
-                assert future.result().x.isnan().all()
-            else:
-                check(model, trajectory, future)
+    later: list[Future[End]] = []
+    good = batcher.submit(decoding(2, 1), on_step=lambda *_: later.append(batcher.submit(decoding(2, 3))))
+    bad = batcher.submit(spoilt)
+    check(model, decoding(2, 1), good)
+    assert bad.result(20).x.isnan().all()
+    for future in later:
+        check(model, decoding(2, 3), future)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddib_fed.engine.batcher import Recipe, budget_of, measured, sweep
+from ddib_fed.engine.batcher import Budget, Recipe, measured, sweep
 from ddib_fed.engine.model import DomainModel
 from tests.node.tiny_nodes import tiny_bundle
 from tests.runs.tiny_models import tiny
@@ -33,7 +33,7 @@ class Machine:
 def test_a_sweep_ends_when_larger_batches_no_longer_pay() -> None:
     """At 64 rows of overhead 4,096 rows are within 1 % of the best; no size is tried far beyond."""
     found = Machine(0.064, 0.001).sweep()
-    assert budget_of(found).rows == 4096
+    assert Budget(found).rows == 4096
     assert max(found) <= 8192
 
 

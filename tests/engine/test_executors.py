@@ -341,20 +341,6 @@ def test_a_trajectory_that_kills_its_workers_is_given_up_and_takes_no_other_with
     assert futures["neighbour"].result(10).x.shape == (1, 2)
 
 
-def test_the_loss_of_a_cluster_is_no_fault_of_the_work(scene):
-    """However often its head is killed, work is not given up for it; that of an actor counts."""
-    stage = scene(1, blames=False)
-    future = stage.submit()
-    for number in range(5):
-        stage.worker(number).given()
-        stage.worker(number).die()
-    for number in range(5, 8):
-        stage.worker(number).given()
-        stage.worker(number).die("was killed")
-    with pytest.raises(InternalError, match="3 times a worker was killed"):
-        future.result(10)
-
-
 def test_a_worker_that_cannot_start_is_told_at_once(scene):
     with pytest.raises(BundleInvalid, match="a tensor is missing"):
         scene(1, refusal=BundleInvalid("a tensor is missing"))

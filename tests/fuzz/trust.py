@@ -122,7 +122,7 @@ def aggregate(data: bytes) -> None:
 
 def _aggregates() -> list[bytes]:
     from ddib_fed.models.units import Normalisation
-    from tests.calibration.two_worlds import make_aggregate
+    from tests.calibration.examples import make_aggregate
 
     drawn = np.random.default_rng(0).uniform(-1, 1, (220, 1, 4, 4)).astype(np.float32)
     made = make_aggregate(drawn, Normalisation(std=0.5), "drawings", generator=np.random.default_rng(1))

@@ -1,20 +1,15 @@
 """DP-SGD: gradients of single samples, the key, the accounts, and private runs from data to manifest."""
 
-import json
 import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from pydantic import ValidationError
 from torch import nn
 
-from ddib_fed.cli.model import model
 from ddib_fed.errors import ExtraMissing, SettingsInvalid, StateConflict
-from ddib_fed.lab import private as module
-from ddib_fed.lab.commands import privacy
 from ddib_fed.lab.config import PrivateTrainConfig
 from ddib_fed.lab.private import (
     CLIP,
@@ -253,19 +248,3 @@ def test_without_the_extra_nothing_is_written(private, tmp_path, monkeypatch):
         train(private, tmp_path / "m")
     assert "pip install opacus" in caught.value.hint
     assert not (tmp_path / "m").exists()
-
-
-@pytest.mark.slow
-def test_the_command_trains_and_show_prints_it(points, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "DRAWS", 1)
-
-    def ddib(group, *arguments):
-        words = [str(each) for each in arguments]
-        return CliRunner().invoke(group, words, catch_exceptions=False, standalone_mode=False).output
-
-    sizes = ("--steps", 8, "--batch", 54, "--set", "width=16", "--epsilon", 4)
-    ddib(privacy, "train", "--data", points, "--out", tmp_path / "m", *sizes)
-    shown = ddib(model, "show", tmp_path / "m")
-    assert "unit sample, epsilon " in shown
-    values = json.loads(ddib(model, "show", tmp_path / "m", "--format", "json"))["differential_privacy"]
-    assert (values["clip"], values["unit"], values["draws"]) == (CLIP, "sample", 1)

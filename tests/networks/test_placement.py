@@ -1,7 +1,5 @@
 """What runs a network in its place answers as the network does, and imports no more than it needs."""
 
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -68,24 +66,6 @@ def test_what_is_remembered_of_a_table_of_levels_changes_no_answer(domain):
         torch.manual_seed(seed)
         x, rows = torch.randn(5, *shape), torch.randint(len(times), (5,))
         torch.testing.assert_close(run(x, times, rows, {}), run_plain(network, x, times, rows, {}))
-
-
-CODE = """
-import sys
-from importlib import resources
-from ddib_fed.models.bundle import load_bundle
-
-for name in ("moons", "satellite"):
-    load_bundle(resources.files("ddib_fed.models") / "pretrained" / name).denoiser()
-print({"torch._dynamo", "diffusers"} & sys.modules.keys())
-"""
-
-
-@pytest.mark.slow
-def test_loading_a_model_imports_neither_torchs_compiler_nor_the_library_of_diffusers():
-    """They would take seconds of CPU in every command and every node, and the library need not be installed."""
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
 
 
 def test_what_is_remembered_is_bounded(points):

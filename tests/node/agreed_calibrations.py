@@ -7,8 +7,7 @@ from typing import Any
 
 from ddib_fed.calibration.record import CalibratedSide, SignedCalibration, units_digest
 from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.security import pki
-from tests.calibration.examples import calibration, sign
+from tests.calibration.examples import calibration, signed
 from tests.node.institutions import Institution
 
 MIRRORED = ChannelMap(rotation=((-1.0,),))
@@ -24,15 +23,9 @@ def agreed(north: Institution, south: Institution, **changes: Any) -> SignedCali
         side: CalibratedSide(institution=owner.name, domain=domain, units_sha256=units_digest(UNITS))
         for side, (owner, domain) in places.items()
     }
-    made = calibration(**{"map": MIRRORED, **sides, **changes})
-    now = datetime.now(UTC)
-    return SignedCalibration(
-        calibration=made,
-        source=sign(made, "source", pki.load_identity(north.pki), now=now),
-        target=sign(made, "target", pki.load_identity(south.pki), now=now),
-    )
+    return signed(calibration(**{"map": MIRRORED, **sides, **changes}), north, south)
 
 
-def ended(signed: SignedCalibration) -> SignedCalibration:
-    past = signed.calibration.model_copy(update={"expires": datetime.now(UTC) - timedelta(days=1)})
-    return signed.model_copy(update={"calibration": past})
+def ended(held: SignedCalibration) -> SignedCalibration:
+    past = held.calibration.model_copy(update={"expires": datetime.now(UTC) - timedelta(days=1)})
+    return held.model_copy(update={"calibration": past})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -19,8 +19,7 @@ from ddib_fed.errors import (
 from ddib_fed.node.calibrations import check_terms, overview, usable_calibration
 from ddib_fed.node.config import PolicySection
 from ddib_fed.node.role import NodeContext
-from ddib_fed.security import pki
-from tests.calibration.examples import UNITS, calibration, sign
+from tests.calibration.examples import UNITS, calibration, signed
 from tests.node.tiny_nodes import make_config, make_context, make_institution, tiny_engine
 
 NORTH, SOUTH = ("north.example", "photos"), ("south.example", "maps")
@@ -36,46 +35,40 @@ def node(tmp_path):
     made = make_context(
         make_config(tmp_path / "south", south.name, "target", calibration='["rotation"]'), south, engine
     )
-    agreed, now = calibration(), datetime.now(UTC)
-    signed = SignedCalibration(
-        calibration=agreed,
-        source=sign(agreed, "source", pki.load_identity(north.pki), now=now),
-        target=sign(agreed, "target", pki.load_identity(south.pki), now=now),
-    )
-    yield made, signed
+    yield made, signed(calibration(), north, south)
     engine.close()
 
 
-def use(node: NodeContext, signed: SignedCalibration, **changes):
+def use(node: NodeContext, held: SignedCalibration, **changes):
     return usable_calibration(
-        node, signed.sha256, **{"source": NORTH, "target": SOUTH, "side": "target", **changes}
+        node, held.sha256, **{"source": NORTH, "target": SOUTH, "side": "target", **changes}
     )
 
 
 def test_an_agreed_calibration_is_used_until_it_is_taken_out_of_use(node) -> None:
     """Unknown before it is stored, and after the operator removed it."""
-    context, signed = node
+    context, held = node
     with pytest.raises(CalibrationUnknown, match="is not stored here"):
-        use(context, signed)
-    context.calibrations.add(signed)
-    assert use(context, signed) == signed.calibration
-    context.calibrations.deactivate(signed.sha256)
+        use(context, held)
+    context.calibrations.add(held)
+    assert use(context, held) == held.calibration
+    context.calibrations.deactivate(held.sha256)
     with pytest.raises(CalibrationUnknown, match="taken out of use"):
-        use(context, signed)
+        use(context, held)
 
 
 def test_a_calibration_is_not_used_when_its_conditions_have_ended(node) -> None:
-    context, signed = node
-    context.calibrations.add(signed)
+    context, held = node
+    context.calibrations.add(held)
     with pytest.raises(CalibrationExpired):
-        use(context, signed, now=signed.calibration.expires)
-    context.calibrations.add(signed.model_copy(update={"target": None}))
+        use(context, held, now=held.calibration.expires)
+    context.calibrations.add(held.model_copy(update={"target": None}))
     with pytest.raises(CalibrationUnsigned):
-        use(context, signed)
-    context.calibrations.add(signed)
+        use(context, held)
+    context.calibrations.add(held)
     context.peers.remove("north.example")
     with pytest.raises(CalibrationSigner, match=r"north\.example has not been admitted"):
-        use(context, signed)
+        use(context, held)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +82,7 @@ def test_a_calibration_is_not_used_when_its_conditions_have_ended(node) -> None:
     ],
 )
 def test_terms_that_differ_are_refused(changes, error, says) -> None:
+    """Names, units of the own model, kind."""
     terms = {"source": NORTH, "target": SOUTH, "units": UNITS, "policy": ALLOWED} | changes
     places = terms["source"], terms["target"]
     check_terms(calibration(), (NORTH, SOUTH), "target", UNITS, ALLOWED)
@@ -98,25 +92,25 @@ def test_terms_that_differ_are_refused(changes, error, says) -> None:
 
 
 def test_the_operator_sees_what_to_do_about_each_calibration(node) -> None:
-    context, signed = node
+    context, held = node
     config, store, peers = context.config, context.calibrations, context.peers
-    ends = signed.calibration.expires
+    ends = held.calibration.expires
 
     def seen(now: datetime | None = None) -> tuple[str, str]:
         (found,) = overview(config, store, peers, now)
         return found.state, found.warning
 
     assert overview(config, store, peers) == []
-    store.add(signed)
+    store.add(held)
     assert seen() == ("active", "")
     assert seen(ends - timedelta(days=13, hours=12)) == ("active", f"it ends at {ends:%Y-%m-%d}, in 13 days")
     assert seen(ends)[0] == "expired"
     peers.remove("north.example")
     assert seen()[0] == "refused"
-    store.add(signed.model_copy(update={"target": None}))
+    store.add(held.model_copy(update={"target": None}))
     assert seen() == (
         "proposed",
-        f"it waits for you: ddib calibrate accept {signed.sha256.hex()[:12]}",
+        f"it waits for you: ddib calibrate accept {held.sha256.hex()[:12]}",
     )
-    store.deactivate(signed.sha256)
+    store.deactivate(held.sha256)
     assert overview(config, store, peers) == []

@@ -14,7 +14,7 @@ import pytest
 
 from ddib_fed.node.connections import HANDSHAKE_TIMEOUT_S, InboundGuard
 from ddib_fed.node.server import NodeServer
-from ddib_fed.security import pki, tls
+from ddib_fed.security import tls
 from tests.node.institutions import Institution
 from tests.node.listening import ASK, Listening
 from tests.security.attacks.raw_http2 import HEALTH
@@ -111,21 +111,6 @@ def test_a_caller_has_only_its_part_of_all_connections(crowded: Guarded, north: 
         assert crowded.guard.look() == 2
         wait_until(lambda: (crowded.guard.look(), crowded.held())[1] == 5)
         assert set(crowded.guard._proven.values()) == {north.identity.uri, crowded.south.identity.uri}
-
-
-def test_certificates_beside_the_admitted_node_are_strangers(
-    crowded: Guarded, north: Institution, tmp_path
-) -> None:
-    """They may ask for Health, and their connections count for their address all the same."""
-    with ExitStack() as ends:
-        for number in range(6):
-            folder = tmp_path / f"mallory-{number}"
-            pki.issue_client(north.pki, folder, f"mallory-{number}")
-            channel = ends.enter_context(crowded.channel(north, pki_folder=folder))
-            channel.unary_unary(HEALTH)(b"", timeout=5)
-        assert not crowded.guard._proven
-        crowded.crowd(14)
-        assert crowded.guard.look() == 12
 
 
 def test_a_connection_whose_calls_come_too_fast_ends_although_it_was_proven(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import struct
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,19 +11,84 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import DdibError
 from ddib_fed.protocol.messages import Settings
 from tests.conftest import Evidence
+from tests.data_modules.picture_examples import chunk
 from tests.e2e.harness import Node, Pair, ddib
-from tests.node.picture_examples import save_pictures_model
-from tests.security.canaries import CANARY, TOLERATED, damaged, whole
-from tests.security.tap.bench import add_keys
-from tests.security.tap.search import Place, look
-from tests.security.tap.secrets import Secrets
+from tests.node.picture_examples import noise, save_pictures_model, to_bits
+from tests.security.tap.search import Place, Secrets, look
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("secrets")]
+
+CANARY = "Lovelace-Ada-1815-12-10"
+XMP = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><dc:creator>{CANARY}</dc:creator></x:xmpmeta>'
+
+
+def icc() -> bytes:
+    """A profile whose description is the canary, with a head as the standard has it."""
+    text = CANARY.encode()
+    tag = b"desc" + bytes(4) + len(text).to_bytes(4, "big") + text
+    table = (1).to_bytes(4, "big") + b"desc" + (144).to_bytes(4, "big") + len(tag).to_bytes(4, "big")
+    size = 128 + len(table) + len(tag)
+    head = size.to_bytes(4, "big") + b"lcms" + bytes(4) + b"mntrGRAYXYZ " + bytes(12) + b"acsp" + bytes(88)
+    return head + table + tag
+
+
+def exif() -> Image.Exif:
+    made = Image.Exif()
+    made[270], made[315], made[40092] = CANARY, CANARY, CANARY.encode("utf-16-le")
+    return made
+
+
+def whole(folder: Path) -> list[Path]:
+    """Pictures that a node translates; each name is the canary with its format."""
+    text = PngInfo()
+    text.add_text("Patient", CANARY)
+    text.add_itxt("XML:com.adobe.xmp", XMP)
+    pixels = [to_bits(noise(seed=seed), np.uint8) for seed in range(41, 45)]
+    paths = [folder / f"{CANARY}-{suffix}.{suffix}" for suffix in ("png", "jpg", "tif", "npy")]
+    Image.fromarray(pixels[0]).save(paths[0], pnginfo=text, icc_profile=icc(), exif=exif())
+    Image.fromarray(pixels[1]).save(
+        paths[1], quality=95, exif=exif(), icc_profile=icc(), comment=CANARY.encode(), xmp=XMP.encode()
+    )
+    Image.fromarray(pixels[2]).save(paths[2], exif=exif(), icc_profile=icc())
+    np.save(paths[3], pixels[3].astype(np.float32))
+    return paths
+
+
+TOLERATED = {"PNG with a broken chunk", "PNG with an unknown critical chunk"}
+"""Of `damaged`: pixels are whole, and are read."""
+
+
+def damaged() -> dict[str, bytes]:
+    """Damaged and foreign files, with the canary where a parser might quote it."""
+    text = CANARY.encode()
+    png = io.BytesIO()
+    Image.fromarray(to_bits(noise(seed=46), np.uint8)).save(png, "PNG")
+    good = png.getvalue()
+    dicom = bytes(128) + b"DICM" + b"\x10\x00\x10\x00PN" + struct.pack("<H", len(text)) + text
+    head = f"{{'descr': '{CANARY}', 'fortran_order': False, 'shape': (16, 16), }}".encode()
+    header = head + b" " * (-(10 + len(head) + 1) % 64) + b"\n"
+    tiff = io.BytesIO()
+    Image.fromarray(to_bits(noise(seed=47), np.uint8)).save(tiff, "TIFF", exif=exif(), compression="tiff_lzw")
+    torn = bytearray(tiff.getvalue())
+    torn[40:120] = text * 3 + torn[40 + 3 * len(text) : 120]
+    return {
+        "DICOM": dicom,
+        "npy of a type": b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header + bytes(256),
+        "PNG with a broken chunk": good[:33] + chunk(b"tEXt", b"Patient\0" + text)[:-2] + b"\0\0" + good[33:],
+        "PNG cut off": good[:33] + chunk(b"tEXt", b"Patient\0" + text),
+        "PNG with an unknown critical chunk": good[:33] + chunk(b"LOVE", text) + good[33:],
+        "TIFF with torn strips": bytes(torn),
+        "JPEG without a scan": b"\xff\xd8\xff\xfe" + struct.pack(">H", len(text) + 2) + text + b"\xff\xd9",
+        "text": text * 20,
+    }
+
 
 TARGET = "south.example/relief"
 LEVELS = (
@@ -85,7 +152,7 @@ def secrets_of(pair: Pair, paths: list[Path], out: Path) -> Secrets:
     for path in out.glob("*.png"):
         found.numbers(f"result {path.name[-14:]}", decode_image(path.read_bytes()).pixels)
     for node in (pair.north, pair.south):
-        add_keys(found, node)
+        found.node(node)
     return found
 
 
@@ -104,8 +171,8 @@ def test_nothing_of_a_patient_is_in_a_log_or_on_a_disk(ward: Ward, evidence: Evi
     """After delivery, of names, EXIF, XMP, ICC, DICOM, pixels, results, latents and keys: no log, spool or database."""
     searched = [place for node in (ward.pair.north, ward.pair.south) for place in places(node)]
     assert {"log.txt", "state/node.sqlite"} <= {place.where for place in searched}
-    windows = sum(len(rows) for kind in (ward.secrets.long, ward.secrets.short) for rows in kind.rows)
-    evidence.cases(windows + len(ward.secrets.words))
+    windows, cases = ward.secrets.size()
+    evidence.cases(cases)
     evidence.figure(f"{windows:,} windows in {sum(len(place.data) for place in searched):,} bytes")
     assert look(searched, ward.secrets) == []
 

@@ -9,7 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 from ssl import DER_cert_to_PEM_cert
 
-import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -18,21 +17,19 @@ from ddib_fed.errors import (
     AlreadyExists,
     DdibError,
     InputError,
-    PeerNotFound,
     PeerSuspended,
     PeerUnknown,
     PolicyDenied,
     Unauthenticated,
 )
 from ddib_fed.node.policy import Policy
-from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import pki
 from ddib_fed.security.admission import Admission, Verifier
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import MAX_REASON, Peer, parse_peer
 from ddib_fed.security.pki import certificate_pem, issue_leaf, new_key
 from tests.node.institutions import NOW, Institution, changed, forge, names
-from tests.node.listening import ASK, DESCRIBE, HOP, Listening
+from tests.node.listening import DESCRIBE
 
 ALICE = Identity("north.example", "client", "alice")
 
@@ -53,28 +50,14 @@ def admitted(north: Institution, south: Institution) -> Institution:
     return north
 
 
-@pytest.fixture
-def node(north: Institution, tmp_path: Path):
-    """A node of west, which admits north."""
-    west = Institution("west.example", tmp_path / "west")
-    west.admit(north)
-    made = Listening(west)
-    yield made
-    made.close()
-
-
 @pytest.mark.parametrize(
     "fields",
     [
         {"format_version": 2},
-        {"format_version": True},
         {"extra": 1},
         {"institution": "west.example"},
-        {"institution": "\ud800"},
         {"identity": "spiffe://south.example/client/alice"},
-        {"identity": "\x1b[2J"},
         {"address": "south.example:0"},
-        {"address": "https://south.example:443"},
         {"roots": []},
         {"roots": ["\ud800"]},
         {"format_version": "x" * 5_000},
@@ -86,13 +69,9 @@ def test_a_peer_file_of_another_form_is_refused(south: Institution, fields: dict
     with pytest.raises(InputError, match=r"^south\.peer") as refused:
         parse_peer(changed(south.peer(), **fields), "south.peer")
     assert len(refused.value.detail) < 1_000
-
-
-def test_a_field_that_stands_twice_is_refused(south: Institution) -> None:
-    """Whoever reads the file sees the first, JSON takes the last."""
-    text = south.peer().to_bytes().decode().replace("{", '{"address": "south.example:1",', 1)
-    with pytest.raises(InputError, match="repeated"):
-        parse_peer(text.encode(), "south.peer")
+    twice = south.peer().to_bytes().decode().replace("{", '{"address": "south.example:1",', 1)
+    with pytest.raises(InputError, match="repeated"):  # a reader sees the first, JSON takes the last
+        parse_peer(twice.encode(), "south.peer")
 
 
 VERSION_3, VERSION_11 = b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x0a"
@@ -175,32 +154,6 @@ def test_a_new_root_needs_its_fingerprint(admitted: Institution, south: Institut
     assert admitted.store.snapshot().pins["south.example"] == (south.root, new)
 
 
-def test_a_removed_peer_is_gone_at_once(admitted: Institution, south: Institution) -> None:
-    """From a store that had read it; whom nobody admitted cannot be removed."""
-    store = admitted.store
-    assert store.get("south.example").identity == south.identity
-    admitted.store.remove("south.example")
-    assert "south.example" not in store.snapshot().pins
-    for act in (store.get, store.remove):
-        with pytest.raises(PeerNotFound):
-            act("south.example")
-
-
-def test_what_raises_before_a_change_prevents_it(admitted: Institution) -> None:
-    """The line of the audit log comes first."""
-
-    def full() -> None:
-        raise OSError("no room for the line")
-
-    written = admitted.store.file.read_bytes()
-    for act in (admitted.store.remove, admitted.store.suspend):
-        with pytest.raises(OSError, match="no room"):
-            act("south.example", before=full)
-    with pytest.raises(OSError, match="no room"):
-        admitted.store.withdraw(ALICE, before=full)
-    assert admitted.store.file.read_bytes() == written
-
-
 def test_a_suspension_is_on_the_disk_and_ends_when_it_is_lifted(admitted: Institution) -> None:
     """Another store of the same folder, as after a restart, knows it; the peer's entry stays as it was."""
     before = admitted.store.list()
@@ -243,7 +196,7 @@ def test_withdrawing_and_reinstating(north: Institution) -> None:
     store.snapshot().refuse_withdrawn(ALICE)
 
 
-@pytest.mark.parametrize("how", ["torn", "empty", "name", "removed", "link", "folder", "pipe", "large"])
+@pytest.mark.parametrize("how", ["torn", "removed", "pipe", "large"])
 def test_a_store_that_cannot_be_read_changes_nothing_and_is_a_problem(
     admitted: Institution, how: str
 ) -> None:
@@ -253,22 +206,11 @@ def test_a_store_that_cannot_be_read_changes_nothing_and_is_a_problem(
     before = store.snapshot()
     data = path.read_bytes()
     path.unlink()
-    if how == "link":
-        path.symlink_to(path.with_name("nowhere"))
-    elif how == "folder":
-        path.mkdir()
-    elif how == "pipe":
+    if how == "pipe":
         os.mkfifo(path)
     elif how != "removed":
         path.touch(0o600)
-        path.write_bytes(
-            {
-                "torn": data[:-9],
-                "empty": b"",
-                "name": data.replace(b"client/alice", b"CLIENT/alice"),
-                "large": data + b" " * (4 << 20),
-            }[how]
-        )
+        path.write_bytes(data[:-9] if how == "torn" else data + b" " * (4 << 20))
     assert store.snapshot() is before
     assert "trust.json" in (store.problem or "")
     with pytest.raises(DdibError, match=r"trust\.json"):
@@ -314,32 +256,13 @@ def test_reload_says_what_changed(north: Institution, south: Institution) -> Non
     root = f"root {pki.fingerprint(south.root)} of south.example"
     entry = f"added peer south.example: {south.identity} at {south.peer().address}"
     assert store.reload() == [entry, f"added {root}"]
-    north.store.add(south.peer("elsewhere:1"), fingerprints=[], replace=True)
-    entries = [
-        f"peer south.example: {south.identity} at {at}" for at in (south.peer().address, "elsewhere:1")
-    ]
-    assert store.reload() == [f"removed {entries[0]}", f"added {entries[1]}"]
     north.store.remove("south.example")
-    assert store.reload() == [f"removed {entries[1]}", f"removed {root}"]
+    assert store.reload() == [entry.replace("added", "removed"), f"removed {root}"]
     north.store.withdraw(ALICE)
     assert store.reload() == [f"added withdrawn {ALICE}"]
     store.file.write_bytes(b"")
     (not_read,) = store.reload()
     assert not_read.startswith("not read: ")
-
-
-def test_a_withdrawn_caller_is_refused_also_while_the_store_is_damaged(
-    node: Listening, north: Institution
-) -> None:
-    """Over mutual TLS, with a certificate that is good."""
-    store = node.south.store
-    with node.stub(north) as stub:
-        store.withdraw(north.identity)
-        for data in (store.file.read_bytes(), b""):
-            store.file.write_bytes(data)
-            with pytest.raises(grpc.RpcError) as error:
-                stub.DescribeDomain(ASK, timeout=5)
-            assert type(from_rpc_error(error.value, HOP)) is PeerUnknown
 
 
 def test_a_certificate_is_verified_again_when_its_root_has_ended(

@@ -26,8 +26,7 @@ from ddib_fed.node.calibrations import CalibrationPeer
 from ddib_fed.security import pki
 from target_node import calibration as service
 from tests import audit_rows
-from tests.calibration.examples import UNITS, calibration, figure, sign
-from tests.calibration.two_worlds import make_aggregate
+from tests.calibration.examples import UNITS, calibration, figure, make_aggregate, sign
 from tests.node.tiny_nodes import make_config
 
 ROTATION = '["rotation"]'

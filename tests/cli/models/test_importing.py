@@ -72,8 +72,8 @@ def test_public_defaults_alone_are_a_warning_everywhere(ddib, checkpoint, tmp_pa
 @pytest.mark.parametrize(
     ("tensor", "named"),
     [
-        ("blocks.0.adaLN_modulation.1.weight", "DiT or SiT"),
-        ("model.diffusion_model.input_blocks.0.0.weight", "Stable Diffusion"),
+        ("blocks.0.adaLN_modulation.1.weight", "diffusion transformer"),
+        ("model.diffusion_model.input_blocks.0.0.weight", "latent diffusion"),
     ],
 )
 def test_files_of_other_models_are_named(ddib, tmp_path, tensor, named):

@@ -13,7 +13,6 @@ from ddib_fed.cli.model import model
 from ddib_fed.cli.translate import translate
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import (
-    AlreadyExists,
     BundleInvalid,
     DdibError,
     ExitCode,
@@ -54,16 +53,6 @@ def test_times_are_read_as_people_write_them(ddib, tmp_path):
         with pytest.raises(UsageError, match=r"--time: .*is no time"):
             ddib(model, "train", "--domain", "moons", "--out", tmp_path / "m", "--time", text)
     assert not (tmp_path / "m").exists()
-
-
-def test_a_shipped_model_is_sampled(ddib, tmp_path):
-    ddib(model, "sample", "moons", "--n", "500", "--evaluations", "12", "--out", tmp_path / "s")
-    assert np.load(tmp_path / "s" / "samples.npy").shape == (500, 2)
-    assert (tmp_path / "s" / "samples.png").exists()
-    report = json.loads((tmp_path / "s" / "report.json").read_text())
-    assert report["target_cloud"]["sliced_w2"] < 3 * report["target_cloud"]["sliced_w2_floor"]
-    with pytest.raises(AlreadyExists):
-        ddib(model, "sample", "moons", "--out", tmp_path / "s")
 
 
 def test_a_model_is_shown_as_text_and_as_json(ddib):

@@ -16,10 +16,8 @@ from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.networks.config import SyntheticConfig
 from tests.models.examples import state
-from tests.runs.tiny_models import tiny
 
 SMALL = ("--set", "network=public", "--set", "num_channels=32", "--set", "num_res_blocks=1")
-PLAIN = ("--flags", "--use_ddim True")
 """The public code's levels and steps, and its defaults."""
 NETWORK = SyntheticConfig(num_channels=32, num_res_blocks=1)
 
@@ -93,15 +91,3 @@ def points(folder, count):
     drawn = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
     np.save(folder / "points.npy", drawn[:count])
     return folder / "points.npy"
-
-
-@pytest.mark.slow
-def test_pictures_are_clipped_with_flags_unless_told_otherwise(ddib, tmp_path):
-    made = tiny("pictures")
-    save_bundle(tmp_path / "m", made.manifest, made.state)
-    clips = []
-    for number, options in enumerate([PLAIN, ("--flags", "--clip_denoised False"), ()]):
-        out = tmp_path / str(number)
-        ddib(model, "sample", tmp_path / "m", *options, "--evaluations", 24, "--n", 2, "--out", out)
-        clips.append(json.loads((out / "report.json").read_text())["guidance"]["clip"])
-    assert clips == [True, False, False]

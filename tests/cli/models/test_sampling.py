@@ -1,10 +1,9 @@
-"""`ddib model sample` and `interpolate`, and `ddib try`."""
+"""`ddib model interpolate`, and classes by number and name."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from ddib_fed.cli.model import model
 from ddib_fed.cli.options import Classes, parse_pairs
@@ -13,41 +12,18 @@ from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.models.bundle import save_bundle
-from tests.runs.tiny_models import tiny, tiny_classifier
-
-FEW = ("--evaluations", "3")
+from tests.runs.tiny_models import tiny
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Two models, one with classes, a classifier, and two pictures."""
-    root = tmp_path_factory.mktemp("place")
-    models = {
-        "north": tiny("north", seed=1, soften_sigma=0.02),
-        "south": tiny("south", seed=2, soften_sigma=0.02),
-        "classy": tiny("classy", num_classes=3),
-        "classifier": tiny_classifier(3),
-    }
-    for name, made in models.items():
-        save_bundle(root / name, made.manifest, made.state)
-    (root / "in" / "0").mkdir(parents=True)
-    for number in range(2):
-        pixels = np.full((10, 8, 1), 60 * number + 40, np.uint8)
-        (root / "in" / "0" / f"scan{number}.png").write_bytes(encode_png(pixels))
-    return root
-
-
-def call(group, *arguments):
-    return CliRunner().invoke(
-        group, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False
-    )
-
-
-def test_a_way_between_two_pictures(place, tmp_path):
-    ends = [place / "in" / "0" / f"scan{number}.png" for number in (0, 1)]
-    said = call(model, "interpolate", *ends, "--source", place / "north", *FEW, "--out", tmp_path)
-    assert (tmp_path / "frame_2.png").exists()
-    assert "sheet.png" in said.output
+def test_a_way_between_two_pictures(ddib, tmp_path):
+    made = tiny("north", seed=1, soften_sigma=0.02)
+    save_bundle(tmp_path / "north", made.manifest, made.state)
+    ends = [tmp_path / f"scan{number}.png" for number in range(2)]
+    for number, path in enumerate(ends):
+        path.write_bytes(encode_png(np.full((10, 8, 1), 60 * number + 40, np.uint8)))
+    way = ("--source", tmp_path / "north", "--evaluations", "3", "--out", tmp_path / "way")
+    assert "sheet.png" in ddib(model, "interpolate", *ends, *way).output
+    assert (tmp_path / "way" / "frame_2.png").exists()
 
 
 def test_classes_go_by_number_and_by_name():

@@ -31,13 +31,6 @@ def log(config_path):
     return path
 
 
-def test_a_changed_line_is_named(config_path, log, capsys):
-    """Exit 10, and the number of the first line that does not hang together."""
-    audit_rows.edit(log, "UPDATE audit SET line = replace(line, 'latent_sent', 'nothing_sent')")
-    assert run(["audit", "verify", "--config", str(config_path)]) == ExitCode.CORRUPT
-    assert "line 3" in capsys.readouterr().err
-
-
 def test_a_log_that_was_cut_shows_by_the_noted_head(config_path, log, capsys):
     """The chain of what is left is whole; the head that was noted is no longer in it. Lines that follow do no harm."""
     noted = verify(lines_of(log)).head

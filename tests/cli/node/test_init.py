@@ -37,7 +37,7 @@ def test_a_node_gets_a_configuration_and_its_certificate(init_node, tmp_path, ca
         "ddib-source-node train",
         "ddib-source-node serve",
         "--pair",
-        "--peer OTHER.peer",
+        "ddib peer add OTHER.peer",
         "init client",
     ):
         assert command in shown
@@ -124,10 +124,8 @@ def test_a_model_of_ones_own_is_used_where_it_lies(tmp_path, inside):
     ("words", "code", "said"),
     [
         (("--listen", "7443"), ExitCode.BAD_INPUT, "7443"),
-        (("--name", "Node 1"), ExitCode.BAD_INPUT, "Node 1"),
         (("--domain", "a/b"), ExitCode.BAD_INPUT, "1 to 64 of A-Z a-z 0-9 . _ -"),
         (("--listen", "[::]:7443"), ExitCode.BAD_INPUT, "--address HOST:7443"),
-        (("--address", "[::ffff:0.0.0.0]:7443"), ExitCode.BAD_INPUT, "[::ffff:0.0.0.0]:7443"),
         (("--model", "nothing"), ExitCode.NOT_FOUND, "nothing"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import shlex
 import socket
@@ -14,8 +13,8 @@ import pytest
 
 from ddib_fed.cli.init import make_node
 from ddib_fed.cli.main import run
-from ddib_fed.errors import ExitCode, UsageError
-from ddib_fed.node import admitting, command
+from ddib_fed.errors import ExitCode
+from ddib_fed.node import admitting
 from ddib_fed.node.admitting import own_peer, peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security.peers import Peer
@@ -132,51 +131,12 @@ def test_another_port_is_named_where_the_node_has_its_own(two, listening, capsys
     assert ended == [0]
 
 
-def test_an_entry_is_replaced_only_where_that_is_asked_for(two, listening, capsys) -> None:
-    """As with `ddib peer add --force`: a code alone changes nobody's address."""
-    north, south = two
-    for words, result in (((), 0), ((), ExitCode.CONFLICT), (("--force",), 0)):
-        code, thread, ended = listening(south)
-        assert run(["pair", address(south), code, "--config", str(north), *words]) == result
-        thread.join(10)
-        assert ended == [ExitCode.REFUSED if result else 0]
-        text = south.read_text()
-        south.write_text(text.replace('address = "localhost', 'address = "127.0.0.1'))
-    assert peer_store(NodeConfig.load(north)).get("south.example").address.startswith("127.0.0.1")
-
-
 @pytest.mark.parametrize(
     "words",
-    [[], ["localhost:7443"], ["localhost:7443", "482-173-069"], ["--listen", "localhost:7443", "482-173-063"],
-     ["south.example", "482-173-063"],
-     ["http://south.example:7443", "482-173-063"]],
-    ids=["nothing", "no code", "a wrong digit", "both", "no port", "a URL"],
+    [[], ["localhost:7443", "482-173-069"], ["--listen", "localhost:7443", "482-173-063"],
+     ["south.example", "482-173-063"]],
+    ids=["nothing", "a wrong digit", "both", "no port"],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_before_anything_is_sent(two, words) -> None:
     """Exit 2."""
     assert run(["pair", *words, "--config", str(two[0])]) == ExitCode.USAGE
-
-
-def test_serve_pairs_before_it_serves(two, monkeypatch, caplog) -> None:
-    """`--pair` on one side, `--pair-with` on the other; the line of the log comes after what the terminal shows."""
-    north, south = (NodeConfig.load(path) for path in two)
-    codes: list[str] = []
-    shown, made, listens = threading.Event(), admitting.new_code, admitting.listen
-    monkeypatch.setattr(admitting, "new_code", lambda: codes.append(made()) or codes[-1])
-    monkeypatch.setattr(admitting, "listen", lambda *given, **more: shown.set() or listens(*given, **more))
-    caplog.set_level(logging.INFO, logger="ddib_fed.node.command")
-    thread = threading.Thread(
-        target=command._pair, args=(south,), kwargs={"shows_code": True, "dialled": None}
-    )
-    thread.start()
-    assert shown.wait(10)
-    command._pair(north, shows_code=False, dialled=(south.node.address, codes[0]))
-    thread.join(10)
-    assert {record.getMessage() for record in caplog.records} == {
-        "admitted spiffe://north.example/node/node-1",
-        "admitted spiffe://south.example/node/node-1",
-    }
-    with pytest.raises(UsageError):
-        command._pair(north, shows_code=True, dialled=(south.node.address, codes[0]))
-    with pytest.raises(UsageError, match="host:port"):
-        command._pair(north, shows_code=False, dialled=("south.example", codes[0]))

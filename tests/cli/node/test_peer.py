@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from ddib_fed.cli.main import run
 from ddib_fed.cli.peer import peer
 from ddib_fed.errors import (
     PeerNotFound,
@@ -18,15 +18,20 @@ from ddib_fed.errors import (
     Unauthenticated,
     UsageError,
 )
-from ddib_fed.node.admitting import own_peer
+from ddib_fed.node.admitting import own_peer, peer_store
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.security.peers import begin_node, parse_peer
+from ddib_fed.security.audit import lines_of, verify
+from ddib_fed.security.peers import begin_node
+from ddib_fed.security.pki import certificate_pem
+from ddib_fed.security.pki import fingerprint as fingerprint_of
+from tests import audit_rows
 from tests.cli.node.test_pki import write_config
 from tests.node.institutions import Institution
 from tests.node.listening import Listening
+from tests.security.test_identity import unconstrained
 
 
-def run(*arguments: object, answer: str | None = None) -> str:
+def typed(*arguments: object, answer: str | None = None) -> str:
     """A command that must succeed; its error is raised otherwise."""
     result = CliRunner().invoke(peer, [str(a) for a in arguments], input=answer)
     if result.exception is not None:
@@ -62,12 +67,12 @@ def test_a_name_that_looks_like_another_is_not_admitted(
     north: Path, south: Path, tmp_path: Path, name: str, like: str
 ) -> None:
     """Whatever its fingerprint; that of a peer or of the own institution."""
-    run("export", "--config", south, "--out", tmp_path / "south.peer")
-    run("add", tmp_path / "south.peer", "--config", north, *told(south))
+    typed("export", "--config", south, "--out", tmp_path / "south.peer")
+    typed("add", tmp_path / "south.peer", "--config", north, *told(south))
     other = set_up(tmp_path / "other", name)
-    run("export", "--config", other, "--out", tmp_path / "other.peer")
+    typed("export", "--config", other, "--out", tmp_path / "other.peer")
     with pytest.raises(PolicyDenied, match=f"{name} reads as ") as refused:
-        run("add", tmp_path / "other.peer", "--config", north, *told(other))
+        typed("add", tmp_path / "other.peer", "--config", north, *told(other))
     assert like in refused.value.hint
 
 
@@ -77,21 +82,18 @@ def told(config: Path) -> tuple[str, ...]:
 
 def exported(config: Path, file: str) -> str:
     """Export; the fingerprint that was shown."""
-    return next(
-        word
-        for word in run("export", "--config", config, "--out", file).split()
-        if word.startswith("SHA256:")
-    )
+    said = typed("export", "--config", config, "--out", file).split()
+    return next(word for word in said if word.startswith("SHA256:"))
 
 
 def listed(config: Path) -> list[dict[str, object]]:
-    return json.loads(run("list", "--format", "json", "--config", config))
+    return json.loads(typed("list", "--format", "json", "--config", config))
 
 
 def test_two_commands_a_side_admit_each_other(north: Path, south: Path) -> None:
     """Export here, add there; the fingerprint goes by telephone."""
     fingerprint = exported(north, "north.peer")
-    said = run("add", "north.peer", "--fingerprint", fingerprint, "--config", south)
+    said = typed("add", "north.peer", "--fingerprint", fingerprint, "--config", south)
     assert "admitted spiffe://north.example/node/node-1" in said
     assert said.endswith(f"next: ddib peer test north.example --config {south}\n")
     (entry,) = listed(south)
@@ -108,7 +110,7 @@ def test_without_a_terminal_a_fingerprint_is_needed(north: Path, south: Path) ->
     """Nobody is there to compare; a piped yes does not count."""
     exported(north, "north.peer")
     with pytest.raises(UsageError, match="fingerprint"):
-        run("add", "north.peer", "--config", south, answer="y\n")
+        typed("add", "north.peer", "--config", south, answer="y\n")
     assert listed(south) == []
 
 
@@ -118,67 +120,43 @@ def test_on_a_terminal_the_fingerprint_is_shown_and_asked_about(
 ) -> None:
     """Only a plain yes admits; no answer is a no."""
     fingerprint = exported(north, "north.peer")
-    said: list[str] = []
 
     @click.command()
-    @click.pass_context
-    def terminal(context: click.Context) -> None:
+    def terminal() -> None:
         monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-        context.invoke(
-            peer.commands["add"],
-            file=Path("north.peer"),
-            config_path=south,
-            fingerprints=(),
-            replace=False,
-            unconstrained_root=False,
-        )
+        peer.main(["add", "north.peer", "--config", str(south)], standalone_mode=False)
 
-    result = CliRunner().invoke(terminal, input=answer)
-    said.append(result.output)
-    assert fingerprint in said[0]
+    result = CliRunner().invoke(terminal, [], input=answer)
+    assert fingerprint in result.output
     assert isinstance(result.exception, PolicyDenied) is not added
     assert bool(listed(south)) is added
 
 
 def test_a_root_without_name_constraints_is_accepted_only_when_asked(north: Path, south: Path) -> None:
     """A general CA of the other institution: the operator decides."""
-    from ddib_fed.security.pki import certificate_pem, fingerprint
-    from tests.security.test_identity import unconstrained
-
     exported(north, "north.peer")
     root = unconstrained().certificate
     content = json.loads(Path("north.peer").read_text()) | {"roots": [certificate_pem(root).decode()]}
     Path("corporate.peer").write_text(json.dumps(content))
-    arguments = ("add", "corporate.peer", "--fingerprint", fingerprint(root), "--config", south)
+    arguments = ("add", "corporate.peer", "--fingerprint", fingerprint_of(root), "--config", south)
     with pytest.raises(PolicyDenied, match="no name constraints"):
-        run(*arguments)
-    run(*arguments, "--unconstrained-root")
-
-
-@pytest.mark.parametrize("options", [(), ("--force",)])
-def test_a_known_peer_is_compared_again(north: Path, south: Path, options: tuple[str, ...]) -> None:
-    """A fingerprint that is given is compared, whatever is known: it is what the other operator has just read out."""
-    fingerprint = exported(north, "north.peer")
-    run("add", "north.peer", "--fingerprint", fingerprint, "--config", south)
-    with pytest.raises(PolicyDenied, match="SHA256:00") as refused:
-        run("add", "north.peer", "--fingerprint", "SHA256:00", "--config", south, *options)
-    assert fingerprint in refused.value.detail
-    run("add", "north.peer", "--fingerprint", fingerprint, "--config", south, *options)
+        typed(*arguments)
+    typed(*arguments, "--unconstrained-root")
 
 
 def test_a_peer_is_suspended_and_resumed(north: Path, south: Path) -> None:
     """The list says since when and why; a node that does not run is applied when one starts."""
-    run("add", "north.peer", "--fingerprint", exported(north, "north.peer"), "--config", south)
-    said = run("suspend", "north.example", "--reason", "contract ended", "--config", south)
+    typed("add", "north.peer", "--fingerprint", exported(north, "north.peer"), "--config", south)
+    said = typed("suspend", "north.example", "--reason", "contract ended", "--config", south)
     assert "is applied when one starts" in said
     assert listed(south)[0]["suspended"].endswith(": contract ended")
-    assert "north.example is suspended since 20" in run("list", "--config", south)
-    assert "already" in run("suspend", "north.example", "--config", south)
-    assert "is resumed" in run("suspend", "--undo", "north.example", "--config", south)
-    assert "nothing is changed" in run("suspend", "--undo", "north.example", "--config", south)
+    assert "north.example is suspended since 20" in typed("list", "--config", south)
+    assert "already" in typed("suspend", "north.example", "--config", south)
+    assert "is resumed" in typed("suspend", "--undo", "north.example", "--config", south)
+    assert "nothing is changed" in typed("suspend", "--undo", "north.example", "--config", south)
     assert listed(south)[0]["suspended"] == ""
     with pytest.raises(PeerNotFound) as refused:
-        run("suspend", "nort.example", "--config", south)
+        typed("suspend", "nort.example", "--config", south)
     assert "did you mean north.example?" in refused.value.hint
 
 
@@ -189,34 +167,29 @@ def listening(tmp_path: Path):
     node.close()
 
 
-def add_west(config: Path, node: Listening, address: str = "") -> None:
+def add_west(config: Path, node: Listening) -> None:
     file = Path("west.peer")
-    file.write_bytes(node.south.peer(address or node.address).to_bytes())
-    run("add", file, "--fingerprint", node.south.peer().fingerprint, "--config", config)
-
-
-def _admit_north(config: Path, node: Listening) -> None:
-    exported(config, "north.peer")
-    entry = parse_peer(Path("north.peer").read_bytes(), "north.peer")
-    node.south.store.add(entry, fingerprints=entry.fingerprints)
+    file.write_bytes(node.south.peer(node.address).to_bytes())
+    typed("add", file, "--fingerprint", node.south.peer().fingerprint, "--config", config)
 
 
 def test_test_says_that_the_peer_does_not_know_us(north: Path, listening: Listening) -> None:
     """The commonest case: only one side has added the other."""
     add_west(north, listening)
     with pytest.raises(Unauthenticated, match="refused-us") as error:
-        run("test", "west.example", "--config", north)
+        typed("test", "west.example", "--config", north)
     assert "ddib peer add there" in error.value.hint
 
 
 def test_test_shows_what_the_peer_decodes(north: Path, listening: Listening) -> None:
     """Handshake and DescribeDomain."""
     add_west(north, listening)
-    _admit_north(north, listening)
-    said = run("test", "west.example", "--config", north)
+    entry = own_peer(NodeConfig.load(north))
+    listening.south.store.add(entry, fingerprints=entry.fingerprints)
+    said = typed("test", "west.example", "--config", north)
     assert "TLSv1.3" in said
     assert "decoding" in said
-    told = json.loads(run("test", "west.example", "--config", north, "--format", "json"))
+    told = json.loads(typed("test", "west.example", "--config", north, "--format", "json"))
     assert told["institution"] == "west.example"
     assert "TLSv1.3" in told["connection"]
     assert repr(told["decoding"]["domain"]) in said
@@ -224,9 +197,57 @@ def test_test_shows_what_the_peer_decodes(north: Path, listening: Listening) -> 
     assert abs(told["clock_s"]) < 60
 
 
-def test_the_commands_import_nothing_heavy() -> None:
-    """`ddib --help` must be quick."""
-    heavy = ("torch", "grpc", "cryptography", "pydantic")
-    code = f"import sys, ddib_fed.cli.peer, ddib_fed.cli.pki; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+ALICE = "spiffe://north.example/client/alice"
+
+
+def records(config: Path) -> list[dict]:
+    path = NodeConfig.load(config).paths.store
+    assert not path.exists() or verify(lines_of(path)).ok
+    return audit_rows.records(path)
+
+
+def acts(config: Path) -> list[str]:
+    return [record["act"] for record in records(config)]
+
+
+def add(config: Path, file: str, fingerprint: str, *options: str) -> int:
+    return run(["peer", "add", file, "--config", str(config), "--fingerprint", fingerprint, *options])
+
+
+def test_peers_come_change_and_go(north: Path, south: Path) -> None:
+    """With identity, address and fingerprint; what changes nothing has no line."""
+    fingerprint = exported(south, "south.peer")
+    assert add(north, "south.peer", fingerprint) == 0
+    assert add(north, "south.peer", fingerprint) == 0
+    text = south.read_text()
+    south.write_text(text.replace("7443", "7555"))
+    exported(south, "moved.peer")
+    assert add(north, "moved.peer", fingerprint, "--force") == 0
+    assert run(["peer", "remove", "south.example", "--config", str(north)]) == 0
+    added, replaced, removed = records(north)
+    assert (added["act"], added["identity"], added["roots"]) == (
+        "peer_added", "spiffe://south.example/node/node-1", [fingerprint],
+    )  # fmt: skip
+    assert (replaced["act"], replaced["address"][-4:]) == ("peer_replaced", "7555")
+    assert (removed["act"], removed["peer"]) == ("peer_removed", "south.example")
+
+
+@pytest.mark.parametrize("what", ["add", "remove", "withdraw"])
+def test_without_its_line_an_act_is_not_done(north: Path, south: Path, what: str, capsys) -> None:
+    """The log cannot be written: the peer is not admitted, not removed, nobody is withdrawn."""
+    fingerprint = exported(south, "south.peer")
+    config = NodeConfig.load(north)
+    if what == "remove":
+        assert add(north, "south.peer", fingerprint) == 0
+        config.paths.store.unlink()
+    config.paths.store.mkdir(parents=True)
+    command = {
+        "add": ["peer", "add", "south.peer", "--fingerprint", fingerprint],
+        "remove": ["peer", "remove", "south.example"],
+        "withdraw": ["pki", "withdraw", ALICE],
+    }[what]
+    assert run([*command, "--config", str(north)]) != 0
+    assert "node.sqlite" in capsys.readouterr().err
+    trusted = peer_store(config).snapshot()
+    assert ("south.example" in trusted.peers) == (what == "remove")
+    assert not trusted.withdrawn

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
 
-from ddib_fed.cli.init import make_client, make_node
-from ddib_fed.cli.pki import pki
-from ddib_fed.errors import AlreadyExists, Cancelled
+from ddib_fed.cli.init import make_node
+from ddib_fed.cli.main import run
+from ddib_fed.cli.peer import pki
+from ddib_fed.errors import AlreadyExists, Cancelled, ExitCode
+from ddib_fed.node.admin import operator_service
+from ddib_fed.node.admitting import peer_store
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.security.peers import PeerStore
 
 
 def write_config(folder: Path, name: str = "node-1", institution: str = "north.example") -> Path:
@@ -20,7 +26,7 @@ def write_config(folder: Path, name: str = "node-1", institution: str = "north.e
     return folder / "node.toml"
 
 
-def run(*arguments: object, answer: str | None = None) -> Result:
+def typed(*arguments: object, answer: str | None = None) -> Result:
     """A command that must succeed; its error is raised otherwise."""
     result = CliRunner().invoke(pki, [str(a) for a in arguments], input=answer)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -33,12 +39,12 @@ def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The issuer's node.toml."""
     monkeypatch.chdir(tmp_path)
     config = write_config(tmp_path / "one")
-    assert "fingerprint  SHA256:" in run("init", "--config", config).output
+    assert "fingerprint  SHA256:" in typed("init", "--config", config).output
     return config
 
 
 def shown(*arguments: object) -> dict[str, object]:
-    return json.loads(run("show", "--format", "json", *arguments).output)
+    return json.loads(typed("show", "--format", "json", *arguments).output)
 
 
 def test_init_makes_the_root_and_the_nodes_certificate(one: Path) -> None:
@@ -50,16 +56,16 @@ def test_init_makes_the_root_and_the_nodes_certificate(one: Path) -> None:
         True,
     )
     with pytest.raises(AlreadyExists):
-        run("init", "--config", one)
+        typed("init", "--config", one)
 
 
 def test_a_second_node_by_request_issue_install(one: Path, tmp_path: Path) -> None:
     """The documented way, with the commands' own file names."""
     two = write_config(tmp_path / "two", "node-2")
-    said = run("request", "--config", two).output
+    said = typed("request", "--config", two).output
     assert "ddib pki issue node-2.csr" in said
-    run("issue", "node-2.csr", "--config", one, answer="y\n")
-    run("install", "node-2.pem", "--config", two)
+    typed("issue", "node-2.csr", "--config", one, answer="y\n")
+    typed("install", "node-2.pem", "--config", two)
     assert shown("--config", two)["identity"] == "spiffe://north.example/node/node-2"
     assert shown("--config", two)["issuer"] is False
 
@@ -67,20 +73,103 @@ def test_a_second_node_by_request_issue_install(one: Path, tmp_path: Path) -> No
 def test_signing_asks_first(one: Path, tmp_path: Path) -> None:
     """Who holds the key of a request becomes whom it names; `--yes` is for scripts."""
     two = write_config(tmp_path / "two", "node-2")
-    run("request", "--config", two)
+    typed("request", "--config", two)
     with pytest.raises(Cancelled, match="nothing was signed"):
-        run("issue", "node-2.csr", "--config", one, answer="n\n")
+        typed("issue", "node-2.csr", "--config", one, answer="n\n")
     assert not Path("node-2.pem").exists()
-    run("issue", "node-2.csr", "--config", one, "--yes")
+    typed("issue", "node-2.csr", "--config", one, "--yes")
     assert Path("node-2.pem").exists()
 
 
-def test_a_client_elsewhere_asks_with_its_profile(one: Path, tmp_path: Path) -> None:
-    """Its key is made on its own machine."""
-    profile = make_client(tmp_path / "bob", name="bob", institution="north.example", address="localhost:1")
-    (tmp_path / "bob" / "bob.csr").unlink()
-    said = run("request", "--profile", profile).output
-    assert f"ddib pki install bob.pem --profile {profile}" in said
-    run("issue", "bob.csr", "--config", one, "--yes")
-    run("install", "bob.pem", "--profile", profile)
-    assert shown("--profile", profile)["role"] == "client"
+ALICE = "spiffe://north.example/client/alice"
+
+
+@pytest.fixture
+def north(tmp_path):
+    words = ["--institution", "north.example", "--role", "source", "--domain", "moons"]
+    assert run(["init", "node", *words, "--out", str(tmp_path / "north")]) == 0
+    return tmp_path / "north" / "node.toml"
+
+
+@pytest.fixture
+def node(north):
+    """The operator's socket of a node that reads the lists as the real one does."""
+    config = NodeConfig.load(north)
+    store = PeerStore(config.paths.state, config.node.institution)
+    store.snapshot()
+    with operator_service(config, SimpleNamespace(reload=lambda: list(store.reload()))):
+        yield store
+
+
+def test_withdrawing_says_from_when_the_node_obeys(north, node, capsys):
+    """The running node has read the list when the command returns; the other nodes are named."""
+    assert run(["pki", "withdraw", ALICE, "--config", str(north)]) == 0
+    shown = capsys.readouterr().out
+    assert "refuses it from now on" in shown
+    assert "each other node of north.example" in shown
+    assert {str(identity) for identity in node.snapshot().withdrawn} == {ALICE}
+    assert run(["pki", "withdraw", "--undo", ALICE, "--config", str(north)]) == 0
+    assert "lets it in again" in capsys.readouterr().out
+    assert run(["pki", "withdraw", "--undo", ALICE, "--config", str(north)]) == 0
+    shown = capsys.readouterr().out
+    assert "was not withdrawn" in shown
+    assert "lets it in again" not in shown
+
+
+def test_without_a_node_the_list_waits_for_its_start(north, capsys):
+    """As JSON for scripts: what was done, and whether anything changed; a second time nothing does."""
+    words = ["--config", str(north), "--format", "json"]
+    seen = []
+    for undo in ([], [], ["--undo"], ["--undo"]):
+        assert run(["pki", "withdraw", ALICE, *undo, *words]) == 0
+        found = json.loads(capsys.readouterr().out)
+        seen.append((found["withdrawn"], found["changed"]))
+        assert (found["identity"], found["node_running"]) == (ALICE, False)
+    assert seen == [(True, True), (True, False), (False, True), (False, False)]
+
+
+@pytest.mark.parametrize(
+    ("identity", "code", "text"),
+    [
+        ("alice", ExitCode.BAD_INPUT, "spiffe://north.example/client/alice"),
+        ("spiffe://south.example/node/node-1", ExitCode.REFUSED, "ddib peer remove south.example"),
+    ],
+    ids=["name", "other-institution"],
+)
+def test_only_an_identity_of_this_institution_is_withdrawn(north, capsys, identity, code, text):
+    """A name that no certificate carries would refuse nobody; nothing is written."""
+    assert run(["pki", "withdraw", identity, "--config", str(north)]) == code
+    assert text in capsys.readouterr().err
+    assert not peer_store(NodeConfig.load(north)).snapshot().withdrawn
+
+
+def test_a_list_that_cannot_be_read_is_an_error_of_each_command(north, capsys):
+    """Exit 3, the line, and how to correct it; the file stays as it is."""
+    path = north.parent / "state" / "trust.json"
+    path.write_text("{")
+    for words in (["show"], ["withdraw", ALICE], ["withdraw", "--undo", ALICE]):
+        assert run(["pki", *words, "--config", str(north)]) == ExitCode.BAD_INPUT
+        shown = capsys.readouterr().err
+        assert "trust.json" in shown
+        assert "from a copy of the state folder" in shown
+    assert path.read_text() == "{"
+
+
+def test_a_node_that_cannot_read_the_new_list_makes_the_command_fail(north, node, capsys, monkeypatch):
+    """Written by another user, say: success would be a lie."""
+    monkeypatch.setattr(node, "reload", lambda: ["not read: state/trust.json cannot be read"])
+    assert run(["pki", "withdraw", ALICE, "--config", str(north)]) == ExitCode.BAD_INPUT
+    assert "does not obey it" in capsys.readouterr().err
+
+
+def test_no_certificate_is_signed_for_who_is_withdrawn(north, tmp_path, capsys):
+    """Neither from a request nor by `ddib init client`."""
+    client = ["--institution", "north.example", "--address", "localhost:1", "--name", "alice"]
+    assert run(["init", "client", *client, "--out", str(tmp_path / "a")]) == 0
+    run(["pki", "withdraw", ALICE, "--config", str(north)])
+    for words in (
+        ["pki", "issue", str(tmp_path / "a" / "alice.csr"), "--yes", "--config", str(north)],
+        ["init", "client", "--config", str(north), "--name", "alice"],
+    ):
+        assert run([*words, "--out", str(tmp_path / "out")]) == ExitCode.REFUSED
+        assert "is withdrawn in" in capsys.readouterr().err

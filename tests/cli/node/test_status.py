@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,20 +37,11 @@ def answer() -> pb.StatusResponse:
     return status
 
 
-class Operated:
+def operated(answer: pb.StatusResponse) -> SimpleNamespace:
     """A node as its operator's commands see it."""
-
-    def __init__(self, answer: pb.StatusResponse) -> None:
-        self.answer = answer
-
-    def status(self) -> pb.StatusResponse:
-        return self.answer
-
-    def reload(self) -> list[str]:
-        return ["added peer west.example"]
-
-    def request_drain(self) -> int:
-        return 2
+    return SimpleNamespace(
+        status=lambda: answer, reload=lambda: ["added peer west.example"], request_drain=lambda: 2
+    )
 
 
 @pytest.fixture
@@ -61,7 +53,7 @@ def config_path(tmp_path):
 
 @pytest.fixture
 def admin(config_path):
-    with operator_service(NodeConfig.load(config_path), Operated(answer())):
+    with operator_service(NodeConfig.load(config_path), operated(answer())):
         yield config_path
 
 
@@ -69,7 +61,7 @@ def test_status_warns_of_a_root_that_ends_soon(config_path, capsys):
     """From 90 days before."""
     ending = answer()
     ending.root_expires = time.time() + 10.5 * 86_400
-    with operator_service(NodeConfig.load(config_path), Operated(ending)):
+    with operator_service(NodeConfig.load(config_path), operated(ending)):
         assert run(["status", "--config", str(config_path)]) == 0
     assert "warning: the root of north.example ends in 10 days" in capsys.readouterr().out
 

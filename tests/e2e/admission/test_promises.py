@@ -10,13 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
 from ddib_fed.protocol.check import limits_of
-from ddib_fed.v1 import calibration_pb2, decoding_pb2
-from tests.e2e.harness import Pair, find_any, moons, weight_windows
+from ddib_fed.protocol.contract import PROTOCOL
+from ddib_fed.security import pki, tls
+from ddib_fed.v1 import calibration_pb2, decoding_pb2, decoding_pb2_grpc
+from tests.e2e.harness import Node, Pair, admit, ddib, find_any, moons, weight_windows
 from tests.e2e.translation.test_translate import TARGET, npy
+from tests.security.tap.relay import Tap
 
 pytestmark = pytest.mark.e2e
 
@@ -131,17 +135,9 @@ def test_a_dead_proxy_in_the_environment_does_not_matter(fresh_pair: Pair) -> No
     pair.north.environment = pair.south.environment = dead
     pair.start()
     np.save(pair.profile.parent / "a.npy", moons(20))
-    command = [
-        str(Path(sys.executable).parent / "ddib"),
-        "translate",
-        "a.npy",
-        "--to",
-        TARGET,
-        "--out",
-        "out",
-    ]
+    ddib_ = str(Path(sys.executable).parent / "ddib")
     done = subprocess.run(
-        [*command, "--profile", str(pair.profile)],
+        [ddib_, "translate", "a.npy", "--to", TARGET, "--out", "out", "--profile", str(pair.profile)],
         cwd=pair.profile.parent,
         env={**os.environ, **dead},
         capture_output=True,
@@ -151,3 +147,71 @@ def test_a_dead_proxy_in_the_environment_does_not_matter(fresh_pair: Pair) -> No
     )
     assert done.returncode == 0, done.stderr
     assert (Path(pair.profile.parent) / "out" / "a.npy").exists()
+
+
+def described(pair: Pair, folder: Path) -> bool:
+    """Whether south says what it is to a caller with the certificate in `folder`."""
+    south = pair.south
+    with tls.channel(
+        f"127.0.0.1:{south.port}",
+        server_name="node-1.south.example",
+        pki_folder=folder,
+        roots_pem=(south.config.paths.pki / "roots.pem").read_bytes(),
+    ) as channel:
+        request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
+        try:
+            decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(request, timeout=10)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            return False
+    return True
+
+
+@pytest.mark.promise("identity")
+def test_an_admitted_peer_cannot_mint_anothers_name(fresh_pair: Pair, tmp_path: Path) -> None:
+    """West is admitted at south as well; a leaf that names north but is signed by west's root is refused."""
+    west = Node.create(tmp_path / "west", "source", "west.example", "moons")
+    admit(fresh_pair.south, west)
+    fresh_pair.south.start()
+    assert described(fresh_pair, west.config.paths.pki)
+    authority = pki.load_authority(west.config.paths.pki)
+    forger = pki.Authority("north.example", authority.certificate, authority.key)
+    pki.issue_to_folder(forger, tmp_path / "forged", "node", "node-1")
+    assert not described(fresh_pair, tmp_path / "forged")
+
+
+@pytest.mark.promise("identity")
+def test_a_removed_peer_is_refused_on_its_next_call(fresh_pair: Pair) -> None:
+    """Removing a peer takes effect without a restart, and admitting it again does too."""
+    fresh_pair.south.start()
+    mine = fresh_pair.north.config.paths.pki
+    assert described(fresh_pair, mine)
+    ddib("peer", "remove", "north.example", "--config", fresh_pair.south.config_path)
+    assert not described(fresh_pair, mine)
+    admit(fresh_pair.south, fresh_pair.north)
+    assert described(fresh_pair, mine)
+
+
+@pytest.mark.promise("identity")
+def test_a_target_with_another_name_gets_no_latent(fresh_pair: Pair) -> None:
+    """South's address answered by somebody with another certificate: the source sends nothing and says why."""
+    pair = fresh_pair
+    pair.south.start()
+    impostor = Tap(pair.south.port, pair.north.config.paths.pki, pair.north.config.paths.pki)
+    pair.dial(impostor.port)
+    pair.north.start()
+    with pair.client() as client:
+        job = client.submit([npy(moons(20))], TARGET)
+        reasons = {event.reason for event in _until(client.watch(job.job_id), "wait")}
+        assert "PEER_UNREACHABLE" in reasons
+        client.cancel(job.job_id)
+    impostor.close()
+    assert not impostor.to_target
+
+
+def _until(events, stage: str):  # type: ignore[no-untyped-def]
+    for event in events:
+        yield event
+        if event.stage == stage:
+            return

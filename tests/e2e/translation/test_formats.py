@@ -23,8 +23,7 @@ from tests.formats.dicom.files import words_of, write_series
 from tests.formats.maps import WHERE, write_map
 from tests.formats.signers import read_mark, write_signer
 from tests.security.tap.relay import Tap
-from tests.security.tap.search import Place, Traffic, look
-from tests.security.tap.secrets import Secrets
+from tests.security.tap.search import Place, Secrets, Traffic, look
 
 pytestmark = [
     pytest.mark.e2e,

@@ -176,7 +176,6 @@ def test_what_cannot_be_computed_exactly_is_refused_by_its_key(key, value):
     [
         ("_class_name", {"_class_name": "ScoreSdeVeScheduler"}),
         ("trained_betas", {"trained_betas": [0.1, 0.2]}),
-        ("num_train_timesteps", {"num_train_timesteps": 1000.5}),
         ("prediction_type", {"prediction_type": "flow"}),
         ("rescale_betas_zero_snr", {"rescale_betas_zero_snr": True, "beta_schedule": "squaredcos_cap_v2"}),
         ("beta_end", {"beta_end": "large"}),

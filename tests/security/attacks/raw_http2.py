@@ -7,7 +7,6 @@ import select
 import socket
 import ssl
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from hpack import Encoder
@@ -52,9 +51,7 @@ class Raw:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         with contextlib.suppress(OSError):
             self._socket.close()
 

@@ -139,10 +139,6 @@ def picture_in_metadata() -> None:
     )
 
 
-def _exif() -> str:
-    return next((str(tags[270]) for picture in _opened() if 270 in (tags := picture.getexif())), "")
-
-
 def _opened() -> Iterator[Image.Image]:
     """The client's files that Pillow can open."""
     for content in FILES:
@@ -152,7 +148,12 @@ def _opened() -> Iterator[Image.Image]:
 
 def exif_in_metadata() -> None:
     """What the EXIF of a JPEG says, as binary metadata."""
-    _add_metadata(lambda: ("trace-bin", _exif().encode("utf-16-le")))
+
+    def words() -> Words:
+        said = [str(picture.getexif().get(270, "")) for picture in _opened()]
+        return "trace-bin", "".join(said).encode("utf-16-le")
+
+    _add_metadata(words)
 
 
 def description_in_contract() -> None:

@@ -56,30 +56,24 @@ class Tap(grpc.GenericRpcHandler):
     """Listens as the target, calls the target as the source, and records both directions."""
 
     def __init__(
-        self,
-        upstream: int,
-        target_pki: Path,
-        source_pki: Path,
-        *,
-        source_roots: Path | None = None,
-        target_roots: Path | None = None,
+        self, upstream: int, target_pki: Path, source_pki: Path, roots_of: tuple[Path, Path] | None = None
     ) -> None:
+        """`roots_of` are the folders with the true roots of target and source, where the keys are the tap's own."""
         self.calls: list[Call] = []
         target, source = pki.load_identity(target_pki), pki.load_identity(source_pki)
-        roots = (target_roots or target_pki / "roots.pem").read_bytes()
-        name = target.identity.dns_name
+        theirs, callers = (
+            (folder / "roots.pem").read_bytes() for folder in roots_of or (target_pki, source_pki)
+        )
+        names = [
+            (f"grpc.{each}", target.identity.dns_name)
+            for each in ("ssl_target_name_override", "default_authority")
+        ]
         self._channel = grpc.secure_channel(
             f"127.0.0.1:{upstream}",
-            grpc.ssl_channel_credentials(roots, source.key_pem, source.cert_chain_pem),
-            (
-                *UNBOUNDED,
-                ("grpc.ssl_target_name_override", name),
-                ("grpc.default_authority", name),
-                *CHANNEL_OPTIONS,
-            ),
+            grpc.ssl_channel_credentials(theirs, source.key_pem, source.cert_chain_pem),
+            (*UNBOUNDED, *names, *CHANNEL_OPTIONS),
         )
         self._server = grpc.server(ThreadPoolExecutor(64), handlers=[self], options=UNBOUNDED)
-        callers = (source_roots or source_pki / "roots.pem").read_bytes()
         credentials = grpc.ssl_server_credentials(
             [(target.key_pem, target.cert_chain_pem)], callers, require_client_auth=True
         )
@@ -142,8 +136,7 @@ def tap_between(pair: Pair, folder: Path) -> Tap:
         pair.south.port,
         folder / pair.south.institution / "pki",
         folder / pair.north.institution / "pki",
-        source_roots=pair.north.config.paths.pki / "roots.pem",
-        target_roots=pair.south.config.paths.pki / "roots.pem",
+        (pair.south.config.paths.pki, pair.north.config.paths.pki),
     )
     for node, other, port in ((pair.north, pair.south, tap.port), (pair.south, pair.north, pair.north.port)):
         true = pki.parse_certificates((other.config.paths.pki / "ca.pem").read_bytes(), "ca.pem")[0]

@@ -1,22 +1,235 @@
-"""Looks for secrets in what a tap kept: raw bytes, streams of calls, every field; and judges the latents in it."""
+"""What must not cross, as windows of bytes; looks for it in what a tap kept, unwrapped in every way; judges latents."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import io
+import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
-from google.protobuf.descriptor import FieldDescriptor
+import torch
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.unknown_fields import UnknownFieldSet
+from PIL import Image
+from safetensors.numpy import load_file
 
+from ddib_fed.engine.gate import load_key
+from ddib_fed.security import pki
 from ddib_fed.telemetry import TAKES_KEY, TRACE_KEY
 from ddib_fed.v1 import calibration_pb2, decoding_pb2
+from tests.e2e.harness import Node
 from tests.protocol.surface import METADATA
 from tests.security.tap.relay import Call
-from tests.security.tap.secrets import Secrets, Windows
-from tests.security.tap.views import parts, unwrapped
+
+# What must not cross
+
+WINDOW = 16
+"""Bytes of a window: no accident has them twice."""
+HEAD, TAIL = 128, 16
+"""Bytes of a file that are left out: sizes, tables and end marks are the same in every small file of a format."""
+KEY_WINDOW = 8
+"""Of keys and noise, whose bytes are random."""
+
+
+@dataclass
+class Windows:
+    """Windows of one length, with what they are of."""
+
+    length: int
+    rows: list[np.ndarray] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+    def add(self, name: str, data: bytes, step: int = 1) -> None:
+        """The windows of some bytes, one every `step`; those of few different bytes are left out."""
+        raw = np.frombuffer(data, np.uint8)
+        if len(raw) < self.length:
+            return
+        windows = np.lib.stride_tricks.sliding_window_view(raw, self.length)[::step]
+        ordered = np.sort(windows, axis=1)
+        different = 1 + (np.diff(ordered, axis=1) != 0).sum(1)
+        kept = windows[different >= min(7, self.length)]
+        if len(kept):
+            self.rows.append(np.ascontiguousarray(kept))
+            self.names.append(name)
+
+    @cached_property
+    def index(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """First 8 bytes of each window as a number, sorted; the number of its chunk; the window. Complete by now."""
+        rows = np.concatenate(self.rows)
+        owners = np.repeat(np.arange(len(self.rows)), [len(chunk) for chunk in self.rows])
+        keys = np.ascontiguousarray(rows[:, :8]).view("<u8").ravel()
+        order = np.argsort(keys, kind="stable")
+        return keys[order], owners[order], rows[order]
+
+
+@dataclass
+class Secrets:
+    """Everything that is looked for."""
+
+    long: Windows = field(default_factory=lambda: Windows(WINDOW))
+    short: Windows = field(default_factory=lambda: Windows(KEY_WINDOW))
+    words: dict[str, bytes] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def numbers(self, name: str, values: np.ndarray) -> None:
+        """An array of numbers in every type and byte order, row by row and column by column."""
+        for order, laid in (("", values), (" transposed", np.ascontiguousarray(values.T))):
+            for form, data, step in _forms(laid):
+                self.long.add(f"{name} as {form}{order}", data, step)
+
+    def sample(self, name: str, raw: np.ndarray, units: np.ndarray) -> None:
+        """A picture or a cloud of points."""
+        self.numbers(f"{name}, raw", raw)
+        self.numbers(f"{name}, in the model's units", units)
+        self.numbers(f"{name}, negated", -units)
+        self.arrays[name] = units.astype(np.float32)
+
+    def file(self, name: str, content: bytes) -> None:
+        """A file's own bytes, without the head and the end that every file of its format has."""
+        self.long.add(name, content[HEAD:-TAIL])
+
+    def weights(self, name: str, path: Path) -> None:
+        """Every tensor of a safetensors file, in the types that weights are kept in; a window every 16 bytes."""
+        for values in load_file(path).values():
+            for form, data, _ in _forms(values.astype(np.float32).reshape(-1)):
+                self.long.add(f"weights of {name} as {form}", data, WINDOW)
+
+    def key(self, name: str, secret: bytes) -> None:
+        """Random bytes: a key, a seed."""
+        self.short.add(name, secret)
+
+    def node(self, node: Node) -> None:
+        """The weights of a node's model, its private keys as they lie on the disk and as numbers, its softening key."""
+        owner, paths = node.institution, node.config.paths
+        self.weights(owner, paths.bundle / "model.safetensors")
+        for path in sorted(paths.pki.glob("*.key")):
+            pem = path.read_bytes()
+            # The private value in PKCS #8; what follows it is the public key, which every certificate has.
+            self.long.add(f"{owner} {path.name}", b"".join(pem.splitlines()[1:-1])[48:88])
+            for key in pki.load_keys(pem, path):
+                number = key.private_numbers().private_value
+                for order in ("big", "little"):
+                    self.key(f"{owner} {path.name}", number.to_bytes(32, order))
+        if paths.softening_key.exists():
+            self.key(f"{owner} softening key", load_key(paths.softening_key))
+
+    def size(self) -> tuple[int, int]:
+        """Windows, and windows and words."""
+        windows = sum(len(rows) for kind in (self.long, self.short) for rows in kind.rows)
+        return windows, windows + len(self.words)
+
+    def word(self, name: str, text: str) -> None:
+        """A name or a text."""
+        for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
+            self.words[f"{name} in {encoding}"] = text.lower().encode(encoding)
+
+
+def _forms(values: np.ndarray) -> Iterator[tuple[str, bytes, int]]:
+    """Names, bytes and size of a number."""
+    whole = np.issubdtype(values.dtype, np.integer) or bool(np.all(values == np.rint(values)))
+    if whole and values.size and values.min() >= 0 and values.max() < 256:
+        yield "uint8", values.astype(np.uint8).tobytes(), 1
+    if whole and values.size and values.min() >= 0 and values.max() < 65536:
+        for order in "<>":
+            yield f"{order}uint16", values.astype(f"{order}u2").tobytes(), 2
+    with np.errstate(over="ignore"):
+        for bits in (16, 32, 64):
+            for order in "<>":
+                yield f"{order}float{bits}", values.astype(f"{order}f{bits // 8}").tobytes(), bits // 8
+    halves = torch.from_numpy(np.ascontiguousarray(values, np.float32)).bfloat16().view(torch.int16).numpy()
+    for order in "<>":
+        yield f"{order}bfloat16", halves.astype(f"{order}i2").tobytes(), 2
+
+
+# Bytes that hold other bytes
+
+DEPTH = 3
+LEAST = 16
+"""Shorter results hold no window that is looked for."""
+MOST_INFLATED = 64 << 20
+_HEX = re.compile(rb"[0-9a-fA-F]{32,}")
+_BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{22,}={0,2}")
+_ZLIB = re.compile(rb"\x78[\x01\x5e\x9c\xda]|\x1f\x8b\x08")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TO_STANDARD = bytes.maketrans(b"-_", b"+/")
+
+
+def unwrapped(data: bytes, how: str = "", depth: int = DEPTH) -> Iterator[tuple[str, bytes]]:
+    """The bytes, and what text encodings, compression and pictures in them hold; how each was reached."""
+    yield how, data
+    if depth == 0:
+        return
+    for name, found in _opened(data):
+        if len(found) >= LEAST:
+            yield from unwrapped(found, f"{how} {name}".strip(), depth - 1)
+
+
+def _opened(data: bytes) -> Iterator[tuple[str, bytes]]:
+    for run in _HEX.findall(data):
+        for start in (0, 1):
+            text = run[start:]
+            yield "hex", binascii.unhexlify(text[: len(text) // 2 * 2])
+    for run in _BASE64.findall(data):
+        for start in range(4):
+            text = run[start:].rstrip(b"=").translate(_TO_STANDARD)
+            yield "base64", base64.b64decode(text[: len(text) // 4 * 4] + _tail(text))
+    for match in _ZLIB.finditer(data):
+        if inflated := _inflate(data[match.start() :], 47):
+            yield "inflated", inflated
+    if inflated := _inflate(data, -15):
+        yield "inflated", inflated
+    at = data.find(_PNG)
+    while at >= 0:
+        if pixels := _pixels(data[at:]):
+            yield "png", pixels
+        at = data.find(_PNG, at + 1)
+
+
+def _tail(text: bytes) -> bytes:
+    """The last, incomplete group of four, filled up."""
+    rest = text[len(text) // 4 * 4 :]
+    return rest + b"=" * (4 - len(rest)) if len(rest) > 1 else b""
+
+
+def _inflate(data: bytes, window: int) -> bytes:
+    """What inflates from the beginning; a stream that is damaged or cut off gives what came before that."""
+    stream, found = zlib.decompressobj(window), bytearray()
+    for at in range(0, len(data), 4096):
+        try:
+            found += stream.decompress(data[at : at + 4096], MOST_INFLATED)
+        except zlib.error:
+            # What the last piece held before its damage is found byte by byte in no reasonable time.
+            break
+        if stream.eof or len(found) >= MOST_INFLATED:
+            break
+    return bytes(found)
+
+
+def _pixels(png: bytes) -> bytes:
+    try:
+        with Image.open(io.BytesIO(png)) as picture:
+            return np.asarray(picture).tobytes()
+    except (OSError, ValueError, SyntaxError):
+        return b""
+
+
+def parts(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """What could be hidden in words of numbers: the bytes at one place of each word."""
+    raw = np.frombuffer(data, np.uint8)
+    for width in (2, 4, 8):
+        words = raw[: len(raw) // width * width].reshape(-1, width)
+        for lane in range(width if len(words) >= 4 else 0):
+            yield f"byte {lane} of {width}", words[:, lane].tobytes()
+
+
+# The search
 
 SERVICES = {
     service.full_name: service
@@ -48,15 +261,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A latent that crossed."""
+    """A latent that crossed, float32."""
 
     where: str
-    shape: tuple[int, ...]
-    data: bytes
-
-    def values(self) -> np.ndarray:
-        """Float32, of its shape."""
-        return np.frombuffer(self.data, "<f4").reshape(self.shape)
+    values: np.ndarray
 
 
 class Traffic:
@@ -64,32 +272,30 @@ class Traffic:
 
     def __init__(self, calls: Sequence[Call]) -> None:
         self.calls = list(calls)
-        self.raw = [
-            Place(f"call {number} {call.path} {way}, whole", getattr(call, way).data)
-            for number, call in enumerate(self.calls)
-            for way in ("asked", "answered")
-        ]
         self.tensors: list[Tensor] = []
-        self.unknown: list[str] = []
-        self.headers: list[Found] = []
-        """Of names that are neither gRPC's nor ours, or longer than the list of metadata says."""
+        self.alien: list[Found] = []
+        """Unknown fields, and headers that are neither gRPC's nor ours, or longer than the list of metadata says."""
         self.payload = {"asked": 0, "answered": 0}
         """Bytes of chunks: of latents on the way out, of files and latents on the way back."""
         self.places = list(self._places())
 
     def _places(self) -> Iterator[Place]:
-        yield from self.raw
         for number, call in enumerate(self.calls):
             for way in ("asked", "answered"):
                 where = f"call {number} {call.path} {way}"
+                yield Place(f"{where}, whole", getattr(call, way).data)
                 for name, value in getattr(call, way).headers:
                     if name not in HEADERS and (name not in OURS or len(value) > METADATA[name].most):
-                        self.headers.append(Found(f"a header {name} of {len(value)} bytes", where))
+                        self.alien.append(Found(f"a header {name} of {len(value)} bytes", where))
                     yield Place(f"{where}, header {name}", value)
                 yield from self._messages(call, way, where)
 
     def _messages(self, call: Call, way: str, where: str) -> Iterator[Place]:
-        kind = _message_kind(call.path, way)
+        service, _, method = call.path.strip("/").partition("/")
+        kind = None
+        if service in SERVICES:
+            described = SERVICES[service].methods_by_name[method]
+            kind = GetMessageClass(described.input_type if way == "asked" else described.output_type)
         texts: dict[str, bytearray] = {}
         chunks = bytearray()
         header: Message | None = None
@@ -100,7 +306,7 @@ class Traffic:
                 yield Place(f"{where}, unreadable message", data)
                 continue
             if has_unknown_fields(message):
-                self.unknown.append(where)
+                self.alien.append(Found("an unknown field", where))
             which = message.WhichOneof("message") if "message" in message.DESCRIPTOR.oneofs_by_name else None
             if which is not None:  # the one before it is whole
                 self._tensor(where, header, bytes(chunks))
@@ -120,13 +326,11 @@ class Traffic:
 
     def _tensor(self, where: str, header: Message | None, data: bytes) -> None:
         if isinstance(header, decoding_pb2.LatentHeader):
-            tensor = header.tensor
-            self.tensors.append(Tensor(where, tuple(tensor.shape), data))
+            self.tensors.append(Tensor(where, np.frombuffer(data, "<f4").reshape(header.tensor.shape)))
 
     def look(self, secrets: Secrets) -> list[Found]:
         """The secrets that are in it, each once for each place; unknown fields and headers count as one."""
-        fields = [Found("an unknown field", where) for where in self.unknown]
-        return [*fields, *self.headers, *look(self.places, secrets)]
+        return [*self.alien, *look(self.places, secrets)]
 
 
 def look(places: Iterable[Place], secrets: Secrets) -> list[Found]:
@@ -152,14 +356,6 @@ def _views(place: Place) -> Iterator[tuple[str, bytes]]:
                 yield from unwrapped(inner, f"{how} {part}".strip(), 1)
 
 
-def _message_kind(path: str, way: str) -> type[Message] | None:
-    service, _, method = path.strip("/").partition("/")
-    if service not in SERVICES:
-        return None
-    described = SERVICES[service].methods_by_name[method]
-    return GetMessageClass(described.input_type if way == "asked" else described.output_type)
-
-
 def has_unknown_fields(message: Message) -> bool:
     inner = (value for field, value in message.ListFields() if field.message_type is not None)
     messages = (each for value in inner for each in ([value] if isinstance(value, Message) else value))
@@ -170,26 +366,21 @@ def has_unknown_fields(message: Message) -> bool:
 
 def _leaves(message: Message) -> Iterator[tuple[str, bytes]]:
     """Each field that is no message, with its bytes; numbers as they lie in memory, little-endian."""
-    for field, value in message.ListFields():
-        name = f"{message.DESCRIPTOR.name}.{field.name}"
-        entries = value if field.is_repeated and not hasattr(value, "keys") else [value]
-        for each in entries:
+    for described, value in message.ListFields():
+        name = f"{message.DESCRIPTOR.name}.{described.name}"
+        if hasattr(value, "keys"):  # a map
+            yield name, repr(dict(value)).encode()
+            continue
+        for each in value if described.is_repeated else [value]:
             if isinstance(each, Message):
                 yield from _leaves(each)
-            elif hasattr(each, "keys"):
-                yield name, repr(dict(each)).encode()
+            elif isinstance(each, str | bytes):
+                yield name, each.encode() if isinstance(each, str) else each
             else:
-                yield name, _bytes_of(field, each)
-
-
-def _bytes_of(field: FieldDescriptor, value: object) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        return value.encode()
-    if isinstance(value, float):
-        return np.float64(value).tobytes()
-    return int(value).to_bytes(8, "little")  # type: ignore[call-overload]
+                yield (
+                    name,
+                    np.float64(each).tobytes() if isinstance(each, float) else each.to_bytes(8, "little"),
+                )
 
 
 def _windows_in(data: bytes, windows: Windows) -> list[str]:
@@ -225,7 +416,7 @@ def judged(
     """What a search for bytes cannot find: latents of which no picture is known, or that have numbers of a picture."""
     found = []
     for tensor in traffic.tensors:
-        values = tensor.values()
+        values = tensor.values
         for name, picture in pictures.items():
             shared = np.isin(values.reshape(-1), picture.astype(np.float32).reshape(-1)).mean()
             if shared > MOST_SHARED:

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ddib_fed.data.fitting import fit_picture
+from ddib_fed.data.pictures import decode_image
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.engine.gate import Softener, load_key
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.party import Leg, ToEncode
+from ddib_fed.errors import DdibError
+from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.models.bundle import load_bundle
+from ddib_fed.models.manifest import PictureFormat
+from ddib_fed.node.role import limits_of
+from ddib_fed.protocol.messages import Settings
 from tests.conftest import Evidence
 from tests.e2e.harness import Pair, ddib, moons
+from tests.e2e.processes import PLANT
+from tests.node.picture_examples import SECRET, save_pictures_model, write_files
 from tests.security.tap import leaks
-from tests.security.tap.bench import Bench, add_keys
 from tests.security.tap.relay import tap_between
-from tests.security.tap.search import Found, Traffic, judged
-from tests.security.tap.secrets import Secrets
+from tests.security.tap.search import Found, Secrets, Traffic, judged
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("latents")]
 
-EVALUATIONS = 16
 NAME = "patient-Ada-Lovelace"
 CAUGHT = {
     leaks.pixels_in_low_bytes: ("Ada-png, raw as uint8", "byte 0 of 4"),
@@ -43,10 +52,10 @@ CAUGHT = {
 
 def searched(traffic: Traffic, secrets: Secrets, evidence: Evidence) -> list[Found]:
     """What is in it, and the figures of the search."""
-    windows = sum(len(rows) for kind in (secrets.long, secrets.short) for rows in kind.rows)
-    size = sum(len(place.data) for place in traffic.raw)
-    evidence.cases(windows + len(secrets.words))
-    evidence.figure(f"{windows:,} windows and {len(secrets.words)} words in {size:,} bytes")
+    windows, cases = secrets.size()
+    size = sum(len(way.data) for call in traffic.calls for way in (call.asked, call.answered))
+    evidence.cases(cases)
+    evidence.figure(f"{windows:,} windows and {cases - windows} words in {size:,} bytes")
     return traffic.look(secrets)
 
 
@@ -59,23 +68,21 @@ def test_points_leave_as_latents_alone(tmp_path: Path, evidence: Evidence) -> No
         pair.start()
         np.save(folder / f"{NAME}.npy", cloud)
         ddib("translate", folder / f"{NAME}.npy", "--to", "south.example/checkerboards", "--out", folder / "out",
-             "--cycle", "--evaluations", EVALUATIONS, "--profile", pair.profile)  # fmt: skip
+             "--cycle", "--evaluations", 16, "--profile", pair.profile)  # fmt: skip
     finally:
         pair.stop()
         tap.close()
     traffic, secrets = Traffic(tap.calls), Secrets()
-    party = ServingParty(load_bundle(pair.north.config.paths.bundle), device="cpu", threads=1)
-    returned = np.load(folder / "out" / f"{NAME}.returned.npy")
-    try:
+    with contextlib.closing(
+        ServingParty(load_bundle(pair.north.config.paths.bundle), device="cpu", threads=1)
+    ) as party:
+        returned = np.load(folder / "out" / f"{NAME}.returned.npy")
         for name, points in (("cloud", cloud), ("returned cloud", returned)):
             secrets.sample(name, points, party.model.normalise(points))
-        leg = Leg(SolverSettings(evaluations=EVALUATIONS))
+        leg = Leg(SolverSettings(evaluations=16))
         expected = {"cloud": party.encode(ToEncode(0, cloud), leg).latent.data}
-    finally:
-        party.close()
     for node in (pair.north, pair.south):
-        secrets.weights(node.institution, node.config.paths.bundle / "model.safetensors")
-        add_keys(secrets, node)
+        secrets.node(node)
     for word in (NAME, "client/alice", str(tmp_path)):
         secrets.word(word, word)
     assert len(traffic.tensors) == 2
@@ -85,26 +92,91 @@ def test_points_leave_as_latents_alone(tmp_path: Path, evidence: Evidence) -> No
     assert [*searched(traffic, secrets, evidence), *judged(traffic, secrets.arrays, expected)] == []
 
 
+class Bench:
+    """North's scans become south's relief; everything between the two nodes goes through the tap."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pair = Pair.create(folder, "relief", domain="scans", pretrained=False)
+        save_pictures_model(self.pair.north.folder / "model", "scans", seed=1)
+        form = PictureFormat(low=-1000.0, high=2000.0, bits=16)
+        save_pictures_model(self.pair.south.folder / "model", "relief", seed=2, form=form)
+        self.tap = tap_between(self.pair, folder / "tap")
+        (folder / "in").mkdir()
+        self.files = write_files(folder / "in")
+
+    def traffic(self, leak: Callable[[], None] | None = None) -> Traffic:
+        """What crosses in one run with all files and the way back, by nodes of which one leaks, or none."""
+        before, leaking = (
+            len(self.tap.calls),
+            "target" if leak is leaks.weights_behind_translations else "source",
+        )
+        planted = {PLANT: f"tests.security.tap.leaks:{leak.__name__}"} if leak else {}
+        self.pair.north.environment = planted if leaking == "source" else {}
+        self.pair.south.environment = planted if leaking == "target" else {}
+        try:
+            self.pair.start()
+            with self.pair.client(patience_s=0) as client:
+                settings = Settings(evaluations=12)
+                client.translate(
+                    self.files.paths, "south.example/relief", settings, deadline_s=30, cycle=True
+                )
+        except DdibError:
+            assert leak is not None
+        finally:
+            self.pair.stop()
+        return Traffic(self.tap.calls[before:])
+
+    @cached_property
+    def known(self) -> tuple[Secrets, dict[str, np.ndarray]]:
+        """Everything of these files, models and keys, and the latents (1, C, H, W) that north may send of the files.
+
+        The latents are computed again, from the bundle, the files and the node's noise.
+        """
+        config = self.pair.north.config
+        bundle, found, latents = load_bundle(config.paths.bundle), Secrets(), {}
+        softener = Softener(load_key(config.paths.softening_key), bundle.digest)
+        rule, leg = picture_rule(bundle.manifest), Leg(SolverSettings(evaluations=12))
+        with contextlib.closing(ServingParty(bundle, device="cpu", threads=1)) as party:
+            for path in self.files.paths:
+                name, content = path.stem, path.read_bytes()
+                samples = fit_picture(decode_image(content, limits_of(config.limits)), rule).samples[None]
+                units = bundle.manifest.normalisation.apply(samples)
+                found.sample(name, decode_image(content).pixels, units[0])
+                found.numbers(
+                    f"{name}, fitted, as pixels", np.rint((samples[0] + 1) * 127.5).astype(np.uint8)
+                )
+                found.file(f"file {path.name}", content)
+                found.word(f"name {name}", name)
+                found.numbers(f"softening noise of {name}", softener.for_picture(units, "south.example"))
+                asked = ToEncode(0, samples, None, lambda each: softener.for_picture(each, "south.example"))
+                latents[name] = party.encode(asked, leg).latent.data
+        for node in (self.pair.north, self.pair.south):
+            found.node(node)
+        for name, text in {
+            "metadata": SECRET,
+            "client": "client/alice",
+            "folder": str(self.files.folder),
+        }.items():
+            found.word(name, text)
+        return found, latents
+
+
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
     with tempfile.TemporaryDirectory(prefix="ddib-tap-") as folder:
-        made = Bench.create(Path(folder))
-        try:
-            yield made
-        finally:
-            made.close()
+        made = Bench(Path(folder))
+        yield made
+        made.tap.close()
 
 
 def test_the_real_build_leaks_nothing_and_the_tap_sees_what_crosses(bench: Bench, evidence: Evidence) -> None:
     """Every byte, stream, field and header of a whole run with pictures; each latent is there in full."""
-    before = len(bench.tap.calls)
-    with bench.running(bench.pair.south), bench.running(bench.pair.north):
-        assert bench.translate()
-    honest, secrets, expected = bench.kept(before), bench.secrets(), bench.latents()
+    honest = bench.traffic()
+    secrets, expected = bench.known
     sent = [tensor for tensor in honest.tensors if tensor.where.endswith("asked")]
     assert len(sent) == len(bench.files.paths)
     for latent in expected.values():
-        assert min(float(np.abs(tensor.values() - latent).max()) for tensor in sent) < 1e-4
+        assert min(float(np.abs(tensor.values - latent).max()) for tensor in sent) < 1e-4
     assert [*searched(honest, secrets, evidence), *judged(honest, secrets.arrays, expected)] == []
 
 
@@ -117,14 +189,9 @@ def test_the_real_build_leaks_nothing_and_the_tap_sees_what_crosses(bench: Bench
 )
 def test_a_build_that_leaks_is_caught(bench: Bench, leak: Callable[[], None], evidence: Evidence) -> None:
     """The same run by a node that leaks on purpose: the tap names what crossed and where."""
-    before, at_target = len(bench.tap.calls), leak is leaks.weights_behind_translations
-    with (
-        bench.running(bench.pair.south, leak.__name__ if at_target else ""),
-        bench.running(bench.pair.north, "" if at_target else leak.__name__),
-    ):
-        bench.translate()
-    traffic, secrets = bench.kept(before), bench.secrets()
-    found = [*traffic.look(secrets), *judged(traffic, secrets.arrays, bench.latents())]
+    traffic = bench.traffic(leak)
+    secrets, expected = bench.known
+    found = [*traffic.look(secrets), *judged(traffic, secrets.arrays, expected)]
     what, where = CAUGHT[leak]
     assert any(what in each.what and where in each.where for each in found), found
     evidence.figure(f"{leak.__name__}: {(leak.__doc__ or '').strip()}")
