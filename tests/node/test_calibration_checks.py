@@ -106,9 +106,6 @@ def test_the_operator_sees_what_to_do_about_each_calibration(node) -> None:
     peers.remove("north.example")
     assert seen()[0] == "refused"
     store.add(held.model_copy(update={"target": None}))
-    assert seen() == (
-        "proposed",
-        f"it waits for you: ddib calibrate accept {held.sha256.hex()[:12]}",
-    )
+    assert seen() == ("proposed", f"it waits for you: ddib calibrate accept {held.sha256.hex()[:12]}")
     store.deactivate(held.sha256)
     assert overview(config, store, peers) == []

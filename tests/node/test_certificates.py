@@ -89,8 +89,8 @@ class Server:
 
 def enrolled(issuer: NodeConfig, folder: Path, identity: Identity, *, now: datetime | None = None) -> None:
     authority = pki.load_authority(issuer.paths.pki)
-    request = read_request(make_request(folder, identity))
-    install(folder, sign_request(authority, request, (authority.certificate,), now=now), now=now)
+    asked = read_request(make_request(folder, identity))
+    install(folder, sign_request(authority, *asked, (authority.certificate,), now=now), now=now)
 
 
 def second_node(issuer: NodeConfig, tmp_path: Path, extra: str, *, age: timedelta) -> NodeConfig:

@@ -6,7 +6,6 @@ import pytest
 
 from ddib_fed.errors import (
     CalibrationExpired,
-    CalibrationKindDenied,
     CalibrationModel,
     CalibrationUnknown,
     CalibrationUnsigned,
@@ -14,7 +13,6 @@ from ddib_fed.errors import (
     ContractUnknown,
 )
 from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.node.role import NodeContext
 from ddib_fed.protocol.contract import PROTOCOL, Contract
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
@@ -55,11 +53,7 @@ def signed(institutions):
 def negotiate(target: Target, who, terms: common_pb2.CalibrationTerms | None, **side) -> Contract:
     """The contract that a source of scans gets."""
     source = picture_side(institution=who.name, **{**SCANS, **side})
-    request = pb.NegotiateContractRequest(
-        protocol=PROTOCOL,
-        source=source,
-        calibration=terms,
-    )
+    request = pb.NegotiateContractRequest(protocol=PROTOCOL, source=source, calibration=terms)
     with target.called_by(who) as stub:
         return Contract(asking(stub.NegotiateContract, request).contract)
 
@@ -88,13 +82,6 @@ def test_a_calibration_that_is_no_longer_good_is_refused(target, north, signed, 
     target.node.calibrations.add(changed)
     with pytest.raises(error):
         negotiate(target, north, changed.calibration.terms)
-
-
-def test_a_kind_that_the_policy_does_not_list_is_refused(target, north, signed) -> None:
-    target.node.calibrations.add(signed)
-    forbid(target.node)
-    with pytest.raises(CalibrationKindDenied):
-        negotiate(target, north, signed.calibration.terms)
 
 
 @pytest.mark.parametrize("change", [{"expires": 1}, {"kind": "tone"}])
@@ -138,10 +125,3 @@ def test_a_model_of_mapped_units_decodes_under_no_calibration(tmp_path, institut
     finally:
         target.close()
         engine.close()
-
-
-def forbid(node: NodeContext) -> None:
-    """The node allows no kind of calibration from now on."""
-    policy = node.config.policy.model_copy(update={"calibration": ()})
-    copy = node.config.model_copy(update={"policy": policy})
-    node.config = copy
