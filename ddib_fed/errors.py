@@ -82,6 +82,8 @@ class DdibError(Exception):
         self.retry_after_s = retry_after_s
         self.differences = differences
         self.incident = incident
+        self.refused: dict[int, str] = {}
+        """The reasons of the items of a job that cannot be used, by their numbers."""
         self.says = ""
 
     def kept(self) -> Self:

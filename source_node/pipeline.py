@@ -8,7 +8,9 @@ but what must: a latent, before it is sent. Memory holds some batches of samples
 from __future__ import annotations
 
 import logging
-from collections import deque
+import threading
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing
@@ -49,16 +51,17 @@ from ddib_fed.errors import (
 )
 from ddib_fed.evaluation.samples import Given, SampleFile, samples_of
 from ddib_fed.latent import Latent
+from ddib_fed.node.admin import Metrics
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM
 from ddib_fed.node.policy import check_evaluations, check_softening, policy_digest
 from ddib_fed.node.role import MEDIA_TYPES, NodeContext, limits_of, rule_of_side, solver_settings
 from ddib_fed.protocol.contract import calibration_text, guidance_from_pb
 from ddib_fed.protocol.details import to_detail
 from ddib_fed.protocol.latent import ApprovedLatent, approve
-from ddib_fed.protocol.messages import ItemState
+from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.security.audit import RECEIPT, Exchanged, anchor_of
+from ddib_fed.telemetry import MOST_ITEMS, OFF, Tracing
 from ddib_fed.v1 import common_pb2
-from source_node.events import EventHub, StepEvents
 from source_node.remote import RemoteParty, Remotes
 from source_node.spool import NewFile, SpoolPart
 from source_node.store import PENDING_ITEMS, JobStore, StoredItem, StoredJob, classes_of
@@ -77,6 +80,9 @@ MOST_WRITES: Final = 32
 MOST_WRITE_BYTES: Final = 8 << 20
 """Of the same; a single larger result goes."""
 TRY_AGAIN_S: Final = 0.1
+STEPS_EVERY_S: Final = 0.1
+"""Steps of one stage are published at most this often, whichever item they are of: an event for every step of every
+item in flight costs the node, and each client that watches, more than storing it."""
 
 
 class Numbers:
@@ -153,6 +159,76 @@ class ItemWork:
         return _joined([each.decoded for each in found]), _joined(back) if back else None
 
 
+@dataclass(slots=True, eq=False)
+class StepEvents:
+    """Publishes the events of one running job, and counts them in the metrics; safe to use from any thread."""
+
+    publish: Callable[..., object]
+    metrics: Metrics
+    job_id: str
+    items: int
+    done: int
+    tracing: Tracing = OFF
+    trace: Span | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _observed: Counter[str] = field(default_factory=Counter)
+    _ranges: dict[int, int] = field(default_factory=dict)
+    _steps: dict[int, dict[tuple[str, int], int]] = field(default_factory=dict)
+    """Of each item that is being worked on: how far each of its ranges is in each stage."""
+    _said: dict[str, float] = field(default_factory=dict)
+
+    def begins(self, item: int, ranges: int) -> None:
+        with self._lock:
+            self._ranges[item], self._steps[item] = ranges, {}
+
+    def step(self, item: int, place: int, stage: str, step: int, steps: int) -> None:
+        """A range has gone so many steps of a stage: the item's steps are those of all its ranges."""
+        now = time.monotonic()
+        with self._lock:
+            so_far = self._steps.get(item)
+            if so_far is None:  # it has ended
+                return
+            so_far[stage, place] = step
+            # Called on the engine's thread for every step: the ranges are added up only for what is published.
+            said = now - self._said.get(stage, float("-inf")) < STEPS_EVERY_S
+            if said and not (step == steps and self.items == 1):
+                return
+            of_all = self._ranges[item] * steps
+            done = min(of_all, sum(value for (name, _), value in so_far.items() if name == stage))
+            if said and done < of_all:
+                return
+            self._said[stage] = now
+        self.publish(self.job_id, JobState.RUNNING, item=item, stage=stage, step=done, steps=of_all)
+
+    def observe(self, stage: str, seconds: float, samples: int) -> None:
+        """Some samples have gone through a stage of the own model."""
+        self.metrics.seconds.labels(stage).observe(seconds)
+        self.metrics.samples.labels(stage).inc(samples)
+        with self._lock:
+            self._observed[stage] += 1
+            seen = self._observed[stage]
+        if seen <= MOST_ITEMS:
+            self.tracing.record(stage, seconds, parent=self.trace, samples=samples)
+
+    def ends(self, item: int, reason: str = "") -> None:
+        """An item is translated, or has failed for a reason."""
+        stage, end = ("encode", "failed") if reason else ("decode", "ok")
+        self.metrics.items.labels(stage, end).inc()
+        with self._lock:
+            self.done += 1
+            self._steps.pop(item, None)
+            self._ranges.pop(item, None)
+            self.publish(
+                self.job_id,
+                JobState.RUNNING,
+                item=item,
+                stage="failed" if reason else "done",
+                reason=reason,
+                items_done=self.done,
+                items=self.items,
+            )
+
+
 def measured(latent: Latent) -> LatentStatistics:
     return gaussianity.measure(torch.from_numpy(np.array(latent.data)))
 
@@ -187,7 +263,7 @@ class JobPipeline:
         self,
         node: NodeContext,
         store: JobStore,
-        events: EventHub,
+        publish: Callable[..., object],
         remotes: Remotes,
         job: StoredJob,
         control: Control,
@@ -200,7 +276,7 @@ class JobPipeline:
         self._numbers = Numbers(job.items, self._engine.model.sample_shape)
         done = sum(item.state not in PENDING_ITEMS for item in job.items)
         self._progress = StepEvents(
-            events, node.metrics, job.job_id, len(job.items), done, node.tracing, trace
+            publish, node.metrics, job.job_id, len(job.items), done, node.tracing, trace
         )
         self._work: dict[int, ItemWork] = {}
         self._storing: dict[int, Future[None]] = {}
@@ -264,17 +340,15 @@ class JobPipeline:
     # What the client sent
 
     def _given(self, items: Sequence[StoredItem]) -> Iterator[ToTranslate]:
-        """The ranges of the items, as they are needed; those of one class of the target behind one another."""
+        """The ranges of the items, as they are needed."""
         contract, request = self._contract, self._job.request
         own = own_classes(self._node, request)
         other = target_classes(contract.target, contract.limits.guidance, request)
-        labels = {item.index: other[classes_of(request, item.index)[1]] for item in items}
-        groups = list(dict.fromkeys(labels.values()))
 
         def noise(picture: Array) -> Array:
             return self._node.softener.for_picture(picture, contract.target.institution)
 
-        for item in sorted(items, key=lambda each: groups.index(labels[each.index])):
+        for item in items:
             try:
                 work = self._begin(item)
             except ITEM_ERRORS as error:
@@ -282,10 +356,10 @@ class JobPipeline:
                 continue
             self._work[item.index] = work
             self._progress.begins(item.index, work.ranges)
-            label = own[classes_of(request, item.index)[0]]
+            source_class, target_class = classes_of(request, item.index)
             for place in range(work.ranges):
                 number = self._numbers.of(item.index, place)
-                yield ToTranslate(number, work.samples(place), label, labels[item.index], noise)
+                yield ToTranslate(number, work.samples(place), own[source_class], other[target_class], noise)
 
     def _begin(self, item: StoredItem) -> ItemWork:
         contract, record = self._contract, Translation.parse(item.provenance) if item.provenance else None
@@ -435,7 +509,10 @@ class JobPipeline:
         approved = []
         for latent in stored:
             assert latent.statistics is not None  # the own model's gate measured them
-            approved.append(approve(latent.latent, contract, latent.statistics, item=latent.number))
+            label = latent.label if isinstance(latent.label, int) else None
+            approved.append(
+                approve(latent.latent, contract, latent.statistics, item=latent.number, target_class=label)
+            )
         line = {
             "job": self._job.job_id,
             "peer": peer,
@@ -443,8 +520,7 @@ class JobPipeline:
             "calibration": calibration_text(contract.calibration),
         }
         head = self._node.audit.write_each(
-            "latent_sent",
-            [{**line, "item": each.item, "latent": each.sha256.hex()} for each in approved],
+            "latent_sent", [{**line, "item": each.item, "latent": each.sha256.hex()} for each in approved]
         )
         for each in approved:
             self._storing.pop(each.item, None)

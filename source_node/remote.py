@@ -1,7 +1,7 @@
 """An admitted peer: what it says of itself, the contract with it, and its model as a `Party` over Decode calls.
 
-Nothing that a peer says is believed: each answer is checked before it is used. A call carries many latents of one
-class, which go out while the next ones are encoded. An item that the peer refuses ends its call, when the peer has
+Nothing that a peer says is believed: each answer is checked before it is used. A call carries many latents, which go
+out while the next ones are encoded. An item that the peer refuses ends its call, when the peer has
 answered what it had begun by then; the items that have no answer yet go into the next one as they are. A call that has
 had nothing to do for a while is ended too.
 """
@@ -23,18 +23,7 @@ import torch
 from opentelemetry.trace import Span, SpanKind
 
 from ddib_fed.engine.gate import pass_latent
-from ddib_fed.engine.party import (
-    Array,
-    Control,
-    Decoded,
-    Encoded,
-    Failed,
-    Labels,
-    Leg,
-    Stage,
-    ToDecode,
-    ToEncode,
-)
+from ddib_fed.engine.party import Array, Control, Decoded, Encoded, Failed, Leg, Stage, ToDecode, ToEncode
 from ddib_fed.errors import (
     Cancelled,
     ChunkCorrupt,
@@ -62,20 +51,14 @@ from ddib_fed.protocol.contract import (
     guidance_to_pb,
     require_protocol,
 )
-from ddib_fed.protocol.details import (
-    FACT,
-    at_fault,
-    checking_answers,
-    failure_of_peer,
-    is_number,
-    refused_items,
-)
+from ddib_fed.protocol.details import at_fault, checking_answers, failure_of_peer, is_number
 from ddib_fed.protocol.latent import ApprovedLatent, LatentOpener, audit_head
 from ddib_fed.protocol.streams import Announced, Assembler, Whole, open_file
 from ddib_fed.security import tls
 from ddib_fed.security.audit import Exchanged
 from ddib_fed.telemetry import OFF, Tracing, is_taken, named, trace_entries
-from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
+from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
+from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1.decoding_pb2 import ContractSide
 
 log = logging.getLogger(__name__)
@@ -121,9 +104,9 @@ class Remote:
 
     def describe(
         self, timeout_s: float = UNARY_TIMEOUT_S
-    ) -> tuple[decoding_pb2.ContractSide, common_pb2.GuidanceTerms]:
+    ) -> tuple[pb.ContractSide, common_pb2.GuidanceTerms]:
         """What the peer decodes to: its half of a contract, and what guidance it offers."""
-        request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
+        request = pb.DescribeDomainRequest(protocol=PROTOCOL)
         try:
             answer = self._stub.DescribeDomain(request, timeout=timeout_s)
         except grpc.RpcError as error:
@@ -143,9 +126,7 @@ class Remote:
         calibration: common_pb2.CalibrationTerms | None = None,
     ) -> Contract:
         """Agree with the peer, believing nothing that was not computed here."""
-        request = decoding_pb2.NegotiateContractRequest(
-            protocol=PROTOCOL, source=own, calibration=calibration
-        )
+        request = pb.NegotiateContractRequest(protocol=PROTOCOL, source=own, calibration=calibration)
         answer = self._propose(request, control)
         with checking_answers(self.hop):
             contract = confirm(
@@ -161,14 +142,14 @@ class Remote:
         return contract
 
     def _propose(
-        self, request: decoding_pb2.NegotiateContractRequest, control: Control
-    ) -> decoding_pb2.NegotiateContractResponse:
+        self, request: pb.NegotiateContractRequest, control: Control
+    ) -> pb.NegotiateContractResponse:
         remaining = control.remaining_s()
         timeout = UNARY_TIMEOUT_S if remaining is None else min(UNARY_TIMEOUT_S, remaining)
         try:
             call = self._stub.NegotiateContract.future(request, timeout=timeout)
             with control.interrupting(call.cancel):
-                answer: decoding_pb2.NegotiateContractResponse = call.result()
+                answer: pb.NegotiateContractResponse = call.result()
         except grpc.FutureCancelledError as error:
             control.check()
             raise PeerUnreachable(f"the channel to {self.hop} was closed", hop=self.hop) from error
@@ -180,7 +161,7 @@ class Remote:
     def decode(
         self,
         contract: Contract,
-        header: decoding_pb2.DecodeHeader,
+        header: pb.DecodeHeader,
         latents: Iterable[ApprovedLatent | None],
         control: Control,
         trace: Span | None = None,
@@ -212,13 +193,7 @@ class DecodeCall:
     answers: Any
 
     def __init__(
-        self,
-        contract: Contract,
-        header: decoding_pb2.DecodeHeader,
-        control: Control,
-        *,
-        max_file_bytes: int,
-        hop: str,
+        self, contract: Contract, header: pb.DecodeHeader, control: Control, *, max_file_bytes: int, hop: str
     ) -> None:
         self.exchanged = Exchanged()
         self._contract, self._control, self._hop = contract, control, hop
@@ -243,19 +218,19 @@ class DecodeCall:
         self.answers.cancel()
 
     def requests(
-        self, header: decoding_pb2.DecodeHeader, latents: Iterable[ApprovedLatent | None]
-    ) -> Iterator[decoding_pb2.DecodeRequest]:
+        self, header: pb.DecodeHeader, latents: Iterable[ApprovedLatent | None]
+    ) -> Iterator[pb.DecodeRequest]:
         """The call's messages, from latents that end with None when they are all."""
-        yield decoding_pb2.DecodeRequest(header=header)
+        yield pb.DecodeRequest(header=header)
         for latent in latents:
             if latent is None:
                 self._all_sent = True
                 return
             self._unanswered[latent.item] = latent.size_bytes
             self.exchanged.sent(latent.size_bytes)
-            yield from latent.stream(decoding_pb2.DecodeRequest)
+            yield from latent.stream(pb.DecodeRequest)
 
-    def __iter__(self) -> Iterator[decoding_pb2.DecodeProgress | PeerAnswer]:
+    def __iter__(self) -> Iterator[pb.DecodeProgress | PeerAnswer]:
         try:
             for message in self.answers:
                 yield from self._read(message)
@@ -270,9 +245,7 @@ class DecodeCall:
         if self._result is not None or self._unanswered or not self._all_sent:
             raise at_fault(MessageInvalid("the stream ended before its last result"), self._hop)
 
-    def _read(
-        self, message: decoding_pb2.DecodeResponse
-    ) -> Iterator[decoding_pb2.DecodeProgress | PeerAnswer]:
+    def _read(self, message: pb.DecodeResponse) -> Iterator[pb.DecodeProgress | PeerAnswer]:
         if message.WhichOneof("message") != "progress":
             if (whole := self._assembler.feed(message)) is not None:
                 yield from self._take(whole)
@@ -286,7 +259,7 @@ class DecodeCall:
         if progress.steps and progress.item in self._unanswered and progress.stage in STAGES:
             yield progress
 
-    def _open_result(self, header: decoding_pb2.DecodedHeader) -> Announced:
+    def _open_result(self, header: pb.DecodedHeader) -> Announced:
         if header.item not in self._unanswered:
             raise MessageInvalid(f"a result for item {header.item}, which is not due")
         if self._result is not None:
@@ -295,7 +268,7 @@ class DecodeCall:
         kind = self._contract.target.sample_kind
         return open_file(header.file, max_bytes=self._max_file_bytes, accepted={ANSWERS[kind]})
 
-    def _open_latent(self, header: decoding_pb2.LatentHeader) -> Announced:
+    def _open_latent(self, header: pb.LatentHeader) -> Announced:
         """The peer's own limits are in the contract: what was sent bounds what may come back."""
         if self._result is None or header.item != self._result.header.item:
             raise MessageInvalid("a latent without its result")
@@ -350,12 +323,6 @@ class Remotes:
         if "found" in found.facts:
             found.facts["peer"] = institution
         return found
-
-    def refresh(self) -> None:
-        self.channels.refresh()
-
-    def close(self) -> None:
-        self.channels.close()
 
 
 class _Stopped(Exception):  # noqa: N818 - a signal between threads, no error
@@ -421,18 +388,18 @@ class LatentWindow:
         if (call := self.call) is not None:
             call.cancel()
 
-    def first(self) -> ToDecode | None:
-        """The first latent without an answer; None when all have one. Waits until that is known."""
+    def has_more(self) -> bool:
+        """Whether a latent has no answer yet. Waits until that is known."""
         with self._changed:
             while not (self._stopped or self._unanswered or self._waiting):
                 self._wait()
             if not self._stopped:
-                return next(iter(self._unanswered.values()), None) or self._waiting[0]
+                return bool(self._unanswered) or self._waiting[0] is not None
         if self._error is not None:
             raise self._error
-        return None
+        return False
 
-    def sending(self, release: Release, label: Labels, most: int) -> Iterator[ApprovedLatent | None]:
+    def sending(self, release: Release, most: int) -> Iterator[ApprovedLatent | None]:
         """What a new call sends, read on gRPC's thread: latents, unanswered ones first, and None after the last.
 
         Without None the call was broken off.
@@ -449,7 +416,7 @@ class LatentWindow:
                     for each in {latent.number for latent in taken} - {each.item for each in approved}:
                         self.answered(each)
                     yield from approved
-                    if not left or not (taken := self._take(number, label, left)):
+                    if not left or not (taken := self._take(number, left)):
                         break
                     left -= len(taken)
             except (_Stopped, Cancelled, DeadlineExceeded):
@@ -461,12 +428,12 @@ class LatentWindow:
 
         return latents()
 
-    def _take(self, number: int, label: Labels, most: int) -> list[ToDecode]:
+    def _take(self, number: int, most: int) -> list[ToDecode]:
         """The next latents for a call, at most `most`, once there are some and the peer has few enough."""
         with self._changed:
             idle = time.monotonic() + IDLE_S
             while self._number == number and (not self._waiting or self._is_full()):
-                if self._waiting and not self._fits(label):
+                if self._waiting and self._waiting[0] is None:
                     return []
                 if self._waiting or self._unanswered:
                     idle = time.monotonic() + IDLE_S
@@ -476,9 +443,10 @@ class LatentWindow:
             if self._number != number:
                 raise _Stopped
             taken: list[ToDecode] = []
-            while len(taken) < most and self._waiting and not self._is_full() and self._fits(label):
-                latent = self._waiting.popleft()
-                assert latent is not None
+            while len(taken) < most and self._waiting and not self._is_full():
+                if (latent := self._waiting[0]) is None:
+                    break
+                self._waiting.popleft()
                 taken.append(latent)
                 self._unanswered[latent.number] = latent
             self._changed.notify_all()
@@ -512,10 +480,6 @@ class LatentWindow:
     def _is_full(self) -> bool:
         return _full(self._unanswered.values(), FEW_UNANSWERED, UNANSWERED_BATCHES * self._batch_rows)
 
-    def _fits(self, label: Labels) -> bool:
-        following = self._waiting[0]
-        return following is not None and following.label == label
-
     def _wait(self) -> None:
         self._check()
         self._changed.wait(POLL_S)
@@ -534,9 +498,9 @@ def _full(latents: Collection[ToDecode | None], few: int, most_rows: int) -> boo
 def refused_in(error: DdibError, window: LatentWindow) -> list[Failed]:
     """The items without an answer that a peer's error names: its own, and others that were refused in the same call."""
     number = error.facts.get("item", "")
-    reasons = refused_items(error.facts) | ({int(number): error.reason} if is_number(number) else {})
+    reasons = error.refused | ({int(number): error.reason} if is_number(number) else {})
     due = [item for item in sorted(reasons) if window.answered(item) is not None]
-    error.facts = {key: text for key, text in error.facts.items() if not key.startswith(FACT)}
+    error.refused = {}
     return [Failed(item, error if str(item) == number else _like(error, item, reasons[item])) for item in due]
 
 
@@ -571,25 +535,24 @@ class RemoteParty:
     def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
         control, peer = leg.control or Control(), self.remote.institution
         with LatentWindow(latents, control, self.batch_rows) as window:
-            while (first := window.first()) is not None:
+            while window.has_more():
                 with self.tracing.span("wire", kind=SpanKind.CLIENT, parent=self.trace, peer=peer) as span:
-                    yield from self._one_call(first.label, window, leg, control, span)
+                    yield from self._one_call(window, leg, control, span)
 
     def _one_call(
-        self, label: Labels, window: LatentWindow, leg: Leg, control: Control, span: Span
+        self, window: LatentWindow, leg: Leg, control: Control, span: Span
     ) -> Iterator[Decoded | Failed]:
         most = self.contract.limits.max_items_per_stream
-        header = decoding_pb2.DecodeHeader(
+        header = pb.DecodeHeader(
             contract_sha256=self.contract.digest,
             request_id=self.request_id,
             solver=settings_message(leg.settings),
             round_trip=leg.round_trip,
             items=most,
-            target_class=label if isinstance(label, int) else None,
             guidance=guidance_to_pb(leg.guidance),
         )
         trace = span if self.tracing.shares_with(self.remote.institution) else None
-        sending = window.sending(self.release, label, most)
+        sending = window.sending(self.release, most)
         call = window.call = self.remote.decode(self.contract, header, sending, control, trace)
         try:
             with call:
@@ -617,7 +580,7 @@ class RemoteParty:
 
     def _answers(self, call: DecodeCall, window: LatentWindow, leg: Leg) -> Iterator[Decoded | Failed]:
         for answer in call:
-            if isinstance(answer, decoding_pb2.DecodeProgress):
+            if isinstance(answer, pb.DecodeProgress):
                 if leg.on_step is not None:
                     leg.on_step(answer.item, STAGES[answer.stage], answer.step, answer.steps)
                 continue

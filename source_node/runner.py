@@ -14,8 +14,10 @@ import random
 import secrets
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
+from typing import Any
 
 from ddib_fed.engine.party import Control
 from ddib_fed.errors import (
@@ -37,9 +39,10 @@ from ddib_fed.errors import (
 from ddib_fed.files import is_disk_full
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.server import within_share
-from ddib_fed.protocol.messages import JobState
+from ddib_fed.protocol.messages import ItemState, JobState
+from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.common_pb2 import ErrorDetail
-from source_node.events import EventHub
+from ddib_fed.v1.translation_pb2 import WatchJobResponse
 from source_node.pipeline import JobPipeline, error_record, rows_about
 from source_node.remote import Remotes
 from source_node.store import PENDING_ITEMS, DueJob, ItemCounts, JobStore, StoredJob
@@ -54,6 +57,108 @@ PASSING = (PeerSuspended, Unauthenticated)
 """Refusals that pass: an operator resumes the peer, or a certificate that has expired is renewed."""
 ABSENT = (PeerUnreachable, NotReady, Draining)
 """Errors of a peer that takes no job at all now."""
+
+
+MAX_EVENTS = 512
+"""Kept of one job; the oldest go first."""
+MAX_JOBS = 128
+"""Jobs whose events are kept; the longest silent go first."""
+POLL_S = 0.25
+"""How often a waiting watcher looks whether it is still wanted."""
+_BOOT_BITS = 32
+_ENDED = frozenset({pb.JOB_STATE_FINISHED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED})
+
+
+class EventHub:
+    """The events of a node's jobs, from workers to watchers, however slow a watcher is; safe to use from any thread.
+
+    A job keeps a bounded number of events, and the hub a bounded number of jobs: the state of any other is in the
+    store. A step replaces the one before it of the same item and stage: a watcher that falls behind misses steps, not
+    changes of state. Sequence numbers rise within a job, also over a restart.
+    """
+
+    def __init__(self, boot: int) -> None:
+        self._next = (boot << _BOOT_BITS) + 1
+        self._logs: OrderedDict[str, OrderedDict[object, WatchJobResponse]] = OrderedDict()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def publish(self, job_id: str, state: JobState, **values: Any) -> WatchJobResponse:
+        """Tell the watchers of a job something, fields of the message; the event, or the last one of a job that ended.
+
+        An event without `items` has the numbers of items of the one before it.
+        """
+        with self._changed:
+            log = self._logs.setdefault(job_id, OrderedDict())
+            self._logs.move_to_end(job_id)
+            last = _last(log)
+            if last is not None:
+                if last.state in _ENDED and not state.ended:
+                    return last
+                values = {"items_done": last.items_done, "items": last.items} | values
+            event = WatchJobResponse(sequence=self._next, state=f"JOB_STATE_{state}", **values)
+            self._next += 1
+            key = (event.item, event.stage) if event.steps else event.sequence
+            log.pop(key, None)
+            log[key] = event
+            while len(log) > MAX_EVENTS:
+                log.popitem(last=False)
+            while len(self._logs) > MAX_JOBS:
+                self._logs.popitem(last=False)
+            self._changed.notify_all()
+        return event
+
+    def last(self, job_id: str) -> WatchJobResponse | None:
+        """The newest event of a job, or None when none is kept (none yet, or not since the node started)."""
+        with self._changed:
+            return _last(self._logs.get(job_id))
+
+    def subscribe(
+        self,
+        job_id: str,
+        after_sequence: int = 0,
+        *,
+        idle_s: float | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[WatchJobResponse]:
+        """The events of a job as they come, until its last one."""
+        seen = after_sequence
+        while newer := self._newer(job_id, seen, idle_s, stop):
+            yield from newer
+            if newer[-1].state in _ENDED:
+                return
+            seen = newer[-1].sequence
+
+    def _newer(
+        self, job_id: str, seen: int, idle_s: float | None, stop: Callable[[], bool]
+    ) -> Sequence[WatchJobResponse]:
+        """What is newer than seen; empty when nothing more will come or is wanted."""
+        idle = None if idle_s is None else time.monotonic() + idle_s
+        with self._changed:
+            while not (self._closed or stop()):
+                log = self._logs.get(job_id, OrderedDict())
+                if newer := list(takewhile(lambda event: event.sequence > seen, reversed(log.values()))):
+                    return newer[::-1]
+                if (last := _last(log)) is not None and last.state in _ENDED:
+                    break
+                if idle is not None and time.monotonic() >= idle:
+                    raise DeadlineExceeded(
+                        "the job did not move for as long as one call may wait for it",
+                        hint="watch it again, after the last event",
+                        facts={"idle_s": f"{idle_s:g}"},
+                    )
+                self._changed.wait(POLL_S)
+        return ()
+
+    def close(self) -> None:
+        """End every watcher: the node stops."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+def _last(log: OrderedDict[object, WatchJobResponse] | None) -> WatchJobResponse | None:
+    return next(reversed(log.values())) if log else None
 
 
 class RetryPauses:
@@ -233,7 +338,7 @@ class JobRunner:
     def _claim(self) -> tuple[StoredJob, Control] | None:
         """A job that is due; none, too, while the store cannot say: a full disk must not end the workers."""
         try:
-            for job_id in self._store.running():
+            for job_id in self._store.in_state(JobState.RUNNING):
                 if job_id not in self._running:
                     self._store.put_back(job_id, self._retry_pauses.next(job_id))
             chosen = self._choose(self._store.due())
@@ -310,7 +415,9 @@ class JobRunner:
             peer=target,
             evaluations=request.solver.evaluations,
         ) as span:
-            pipeline = JobPipeline(self._node, self._store, self._events, self._remotes, job, control, span)
+            pipeline = JobPipeline(
+                self._node, self._store, self._events.publish, self._remotes, job, control, span
+            )
             pipeline.run(left, lambda: self._reached(target))
         self._node.peer_problems.answered(target)
 
@@ -354,7 +461,7 @@ class JobRunner:
         if not isinstance(error, ABSENT):
             self._reached(target)
         elif self._circuit.failed(target, error.reason, error.retry_after_s or 0.0):
-            for other in self._store.waiting_for(target):
+            for other in self._store.in_state(JobState.QUEUED, target):
                 if other != job.job_id:
                     self.publish(other, JobState.QUEUED, stage="wait", reason=error.reason)
 
@@ -390,13 +497,12 @@ class JobRunner:
     def _finish_by_items(self, job: StoredJob) -> None:
         """Finished when at least one item came through; failed, with the first item's error, when none did."""
         self._retry_pauses.end(job.job_id)
-        progress = self._store.progress(job.job_id)
-        if progress.failed < progress.items:
+        items = self._store.get(job.job_id).items
+        if any(item.state != ItemState.FAILED for item in items):
             self._store.finish(job.job_id, JobState.FINISHED)
             self.announce(job, JobState.FINISHED, "")
         else:
-            first = self._store.first_failed(job.job_id)
-            error = (first.error if first is not None else None) or error_record(InternalError())
+            error = next((item.error for item in items if item.error), error_record(InternalError()))
             self._store.finish(job.job_id, JobState.FAILED, error)
             self.announce(job, JobState.FAILED, error.reason)
 

@@ -14,15 +14,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import grpc
+from grpc import ServicerContext
 from opentelemetry.trace import Span, SpanKind
 
-from ddib_fed.errors import (
-    Cancelled,
-    DdibError,
-    ItemNotFound,
-    MessageInvalid,
-    TooManyStreams,
-)
+from ddib_fed.errors import Cancelled, DdibError, ItemNotFound, MessageInvalid, TooManyStreams
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.connections import Repeated
@@ -32,19 +27,17 @@ from ddib_fed.protocol.messages import JobState, provenance_message
 from ddib_fed.protocol.streams import stream_file
 from ddib_fed.security import tls
 from ddib_fed.telemetry import named, trace_of
-from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
-from source_node.events import EventHub
+from ddib_fed.v1 import common_pb2, translation_pb2_grpc
+from ddib_fed.v1 import translation_pb2 as pb
 from source_node.remote import Remotes
-from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner
+from source_node.runner import DIAGNOSE_TIMEOUT_S, EventHub, JobRunner
 from source_node.store import PENDING_ITEMS, RESULTS, ItemCounts, JobStore, StoredJob
 from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, active_terms, caller_uri, trace_key
 
 
-def job_message(
-    job: StoredJob, progress: ItemCounts | None = None, *, expires: float = 0.0
-) -> translation_pb2.Job:
+def job_message(job: StoredJob, progress: ItemCounts | None = None, *, expires: float = 0.0) -> pb.Job:
     """A job with its items; or without them, but with how many there are, from `progress`. `expires` is Unix time."""
-    message = translation_pb2.Job(
+    message = pb.Job(
         job_id=job.job_id,
         request=job.request,
         state=f"JOB_STATE_{job.state.name}",
@@ -95,11 +88,9 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self.listings = threading.BoundedSemaphore(MAX_LISTINGS)
         self.submissions = Submissions(self.node, self.store, self.remotes, is_away=self.runner.is_away)
 
-    def ListDomains(
-        self, request: translation_pb2.ListDomainsRequest, context: grpc.ServicerContext
-    ) -> translation_pb2.ListDomainsResponse:
+    def ListDomains(self, request: pb.ListDomainsRequest, context: ServicerContext) -> pb.ListDomainsResponse:
         own, read = self.node.side(), self.node.running_engine.model.bundle.manifest.picture
-        answer = translation_pb2.ListDomainsResponse(
+        answer = pb.ListDomainsResponse(
             institution=own.institution,
             domain=own.domain,
             sample_kind=own.sample_kind,
@@ -127,8 +118,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         return answer
 
     def SubmitJob(
-        self, request_iterator: Iterator[translation_pb2.SubmitJobRequest], context: grpc.ServicerContext
-    ) -> translation_pb2.SubmitJobResponse:
+        self, request_iterator: Iterator[pb.SubmitJobRequest], context: ServicerContext
+    ) -> pb.SubmitJobResponse:
         _ = self.node.engine  # refuses while loading or draining
         with self._span("submit", context) as span:
             job, repeated = self.submissions.receive(
@@ -139,13 +130,13 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         if not repeated:
             self.runner.publish(job.job_id, self.store.head(job.job_id).state)  # a worker may have claimed it
             self.runner.accepted(job)
-        return translation_pb2.SubmitJobResponse(
+        return pb.SubmitJobResponse(
             job_id=job.job_id, state=f"JOB_STATE_{job.state.name}", repeated_request=repeated
         )
 
     def WatchJob(
-        self, request: translation_pb2.WatchJobRequest, context: grpc.ServicerContext
-    ) -> Iterator[translation_pb2.WatchJobResponse]:
+        self, request: pb.WatchJobRequest, context: ServicerContext
+    ) -> Iterator[pb.WatchJobResponse]:
         job = self.store.head(request.job_id, caller_uri())
         if self.events.last(job.job_id) is None:  # not since the node was started
             self.runner.publish(job.job_id, job.state)
@@ -156,42 +147,34 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             stop=lambda: not context.is_active(),
         )
 
-    def GetJob(
-        self, request: translation_pb2.GetJobRequest, context: grpc.ServicerContext
-    ) -> translation_pb2.GetJobResponse:
+    def GetJob(self, request: pb.GetJobRequest, context: ServicerContext) -> pb.GetJobResponse:
         job = self.store.get(request.job_id, caller_uri())
         expires = self.store.unix_time(job.expires)
-        return translation_pb2.GetJobResponse(job=job_message(job, expires=expires))
+        return pb.GetJobResponse(job=job_message(job, expires=expires))
 
-    def ListJobs(
-        self, request: translation_pb2.ListJobsRequest, context: grpc.ServicerContext
-    ) -> translation_pb2.ListJobsResponse:
+    def ListJobs(self, request: pb.ListJobsRequest, context: ServicerContext) -> pb.ListJobsResponse:
         jobs = self.store.list(caller_uri(), min(request.limit or 100, 1000))
         progress = self.store.progress_of([job.job_id for job in jobs])
-        return translation_pb2.ListJobsResponse(
+        return pb.ListJobsResponse(
             jobs=[
                 job_message(
-                    job,
-                    progress.get(job.job_id, ItemCounts()),
-                    expires=self.store.unix_time(job.expires),
+                    job, progress.get(job.job_id, ItemCounts()), expires=self.store.unix_time(job.expires)
                 )
                 for job in jobs
             ]
         )
 
-    def CancelJob(
-        self, request: translation_pb2.CancelJobRequest, context: grpc.ServicerContext
-    ) -> translation_pb2.CancelJobResponse:
+    def CancelJob(self, request: pb.CancelJobRequest, context: ServicerContext) -> pb.CancelJobResponse:
         before = self.store.head(request.job_id, caller_uri())
         state = self.store.cancel(request.job_id, caller_uri())
         self.runner.cancel(request.job_id)
         if state == JobState.CANCELLED and not before.state.ended:
             self.runner.announce(before, state, Cancelled.reason)
-        return translation_pb2.CancelJobResponse(state=f"JOB_STATE_{state.name}")
+        return pb.CancelJobResponse(state=f"JOB_STATE_{state.name}")
 
     def FetchResults(
-        self, request: translation_pb2.FetchResultsRequest, context: grpc.ServicerContext
-    ) -> Iterator[translation_pb2.FetchResultsResponse]:
+        self, request: pb.FetchResultsRequest, context: ServicerContext
+    ) -> Iterator[pb.FetchResultsResponse]:
         job = self.store.head(request.job_id, caller_uri())
         ready = self.store.ready(job.job_id)
         _require_once(request.items)
@@ -206,61 +189,58 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
                 yield from self._result(job, index)
 
     def AcknowledgeItems(
-        self, request: translation_pb2.AcknowledgeItemsRequest, context: grpc.ServicerContext
-    ) -> translation_pb2.AcknowledgeItemsResponse:
+        self, request: pb.AcknowledgeItemsRequest, context: ServicerContext
+    ) -> pb.AcknowledgeItemsResponse:
         pairs = [(item.item, item.sha256) for item in request.items]
         _require_once([index for index, _ in pairs])
         remaining = self.store.acknowledge(request.job_id, caller_uri(), pairs)
-        return translation_pb2.AcknowledgeItemsResponse(remaining=remaining)
+        return pb.AcknowledgeItemsResponse(remaining=remaining)
 
-    def DeleteJob(
-        self, request: translation_pb2.DeleteJobRequest, context: grpc.ServicerContext
-    ) -> translation_pb2.DeleteJobResponse:
+    def DeleteJob(self, request: pb.DeleteJobRequest, context: ServicerContext) -> pb.DeleteJobResponse:
         self.store.delete(request.job_id, caller_uri())
-        return translation_pb2.DeleteJobResponse()
+        return pb.DeleteJobResponse()
 
-    def _span(
-        self, name: str, context: grpc.ServicerContext, otherwise: str = ""
-    ) -> AbstractContextManager[Span]:
+    def _span(self, name: str, context: ServicerContext, otherwise: str = "") -> AbstractContextManager[Span]:
         tracing = self.node.tracing
         parent = trace_of(context.invocation_metadata(), tracing, self.node.config.node.institution)
         return tracing.span(name, kind=SpanKind.SERVER, parent=parent or tracing.recall(otherwise))
 
     # What a client gets
 
-    def _domain(self, institution: str) -> translation_pb2.Domain:
+    def _domain(self, institution: str) -> pb.Domain:
         started = time.perf_counter()
-        answer = translation_pb2.Domain(institution=institution)
         try:
             side, guidance = self.remotes.get(institution).describe(DESCRIBE_TIMEOUT_S)
         except DdibError as error:
             error = self.remotes.explained(institution, error, DIAGNOSE_TIMEOUT_S)
             self.node.peer_problems.failed(institution, error)
             cause = error.facts.get("cause", "")
-            answer.status = f"{error.reason} ({cause})" if cause else error.reason
+            status = f"{error.reason} ({cause})" if cause else error.reason
+            answer = pb.Domain(institution=institution, status=status)
         else:
             self.node.peer_problems.answered(institution)
-            answer.status = "ready"
-            answer.domain = side.domain
-            answer.sample_kind = side.sample_kind
-            answer.sample_shape.extend(side.sample_shape)
-            answer.classes = side.classes
-            answer.class_names.extend(side.class_names)
-            answer.size_rule = side.size_rule
-            terms = active_terms(self.node, (side.institution, side.domain))
-            if terms is not None:
-                answer.calibration.CopyFrom(terms)
-            answer.guidance.CopyFrom(guidance)
+            answer = pb.Domain(
+                institution=institution,
+                status="ready",
+                domain=side.domain,
+                sample_kind=side.sample_kind,
+                sample_shape=side.sample_shape,
+                classes=side.classes,
+                class_names=side.class_names,
+                size_rule=side.size_rule,
+                calibration=active_terms(self.node, (side.institution, side.domain)),
+                guidance=guidance,
+            )
         answer.latency_ms = round(1000 * (time.perf_counter() - started))
         return answer
 
-    def _result(self, job: StoredJob, index: int) -> Iterator[translation_pb2.FetchResultsResponse]:
+    def _result(self, job: StoredJob, index: int) -> Iterator[pb.FetchResultsResponse]:
         item = self.store.item(job.job_id, index)
-        provenance: translation_pb2.Provenance | None = provenance_message(item.provenance)
+        provenance: pb.Provenance | None = provenance_message(item.provenance)
         kept = self.store.parts(job.job_id, index)
         for part in [part for part in RESULTS if (part, 0) in kept]:
             record = kept[part, 0]
-            header = translation_pb2.ResultHeader(
+            header = pb.ResultHeader(
                 item=index,
                 part=f"RESULT_PART_{part.name}",
                 file=common_pb2.FileHeader(
@@ -272,9 +252,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             )
             provenance = None
             with self.store.open_part(job.job_id, index, part) as file:
-                yield from stream_file(
-                    translation_pb2.FetchResultsResponse, "result", header, file, record.size_bytes
-                )
+                yield from stream_file(pb.FetchResultsResponse, "result", header, file, record.size_bytes)
 
 
 def _require_once(items: Sequence[int]) -> None:
@@ -320,12 +298,12 @@ class SourceService(RoleService):
         self._runner.drain(timeout_s)
 
     def peers_changed(self) -> None:
-        self._remotes.refresh()
+        self._remotes.channels.refresh()
 
     def close(self) -> None:
         self._events.close()
         self._runner.close()
-        self._remotes.close()
+        self._remotes.channels.close()
 
     def release(self) -> None:
         self._janitor.stop()

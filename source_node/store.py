@@ -61,6 +61,7 @@ TRANSITIONS: Final[Mapping[tuple[ItemState, ItemState], tuple[SpoolPart | None, 
 PARTS_OF: Final = (
     "SELECT part, range, file, media_type, size_bytes, sha256 FROM parts WHERE job_id = ? AND item = ?"
 )
+MOMENTS: Final = "created", "started", "finished", "deadline", "expires"
 JOB_OF_REQUEST: Final = "SELECT * FROM jobs WHERE owner = ? AND request_id = ?"
 
 
@@ -197,17 +198,9 @@ class JobStore:
         )
         return {job_id: ItemCounts(*counts) for job_id, *counts in rows}
 
-    def first_failed(self, job_id: str) -> StoredItem | None:
-        rows = self.read(
-            "SELECT * FROM items WHERE job_id = ? AND state = ? ORDER BY item LIMIT 1",
-            (job_id, ItemState.FAILED),
-        )
-        return _item(rows[0]) if rows else None
-
     def ready(self, job_id: str) -> tuple[int, ...]:
         rows = self.read(
-            "SELECT item FROM items WHERE job_id = ? AND state = ? ORDER BY item",
-            (job_id, ItemState.DECODED),
+            "SELECT item FROM items WHERE job_id = ? AND state = ? ORDER BY item", (job_id, ItemState.DECODED)
         )
         return tuple(row["item"] for row in rows)
 
@@ -357,17 +350,10 @@ class JobStore:
 
         return self.get(job_id) if self._store.write(write).result() else None
 
-    def running(self) -> Sequence[str]:
-        rows = self.read("SELECT job_id FROM jobs WHERE state = ?", (JobState.RUNNING,))
-        return [row["job_id"] for row in rows]
-
-    def waiting_for(self, target: str) -> Sequence[str]:
-        """Queued jobs for an institution."""
-        rows = self.read(
-            "SELECT job_id FROM jobs WHERE state = ? AND target = ? ORDER BY number",
-            (JobState.QUEUED, target),
-        )
-        return [row["job_id"] for row in rows]
+    def in_state(self, state: JobState, target: str = "") -> Sequence[str]:
+        """The jobs in a state; with a target, those for this institution."""
+        query = "SELECT job_id FROM jobs WHERE state = ? AND ? IN ('', target) ORDER BY number"
+        return [row["job_id"] for row in self.read(query, (state, target))]
 
     def put_back(self, job_id: str, delay_s: float, error: ErrorDetail | None = None) -> None:
         """Queue a running job again, to be claimed later: its peer is away and others need the worker."""
@@ -387,7 +373,7 @@ class JobStore:
             lambda db: db.execute("UPDATE jobs SET not_before = 0 WHERE state = ?", (JobState.QUEUED,))
         ).result()
         ended = []
-        for job_id in self.running():
+        for job_id in self.in_state(JobState.RUNNING):
             if self.is_cancelled(job_id):
                 self.finish(job_id, JobState.CANCELLED)
                 ended.append(self.get(job_id))
@@ -635,17 +621,11 @@ def _files(read: Read, job_id: str, item: int) -> dict[tuple[SpoolPart, int], Sp
 
 def _job(row: sqlite3.Row, items: Iterable[sqlite3.Row] = ()) -> StoredJob:
     return StoredJob(
-        job_id=row["job_id"],
-        owner=row["owner"],
         request=JobHeader.FromString(row["request"]),
         state=JobState(row["state"]),
-        created=row["created"],
-        started=row["started"],
-        finished=row["finished"],
-        deadline=row["deadline"],
-        expires=row["expires"],
         error=_error(row),
         items=tuple(map(_item, items)),
+        **{name: row[name] for name in ("job_id", "owner", *MOMENTS)},
     )
 
 

@@ -39,13 +39,7 @@ from ddib_fed.evaluation.samples import Samples, samples_of
 from ddib_fed.files import require
 from ddib_fed.node.calibrations import usable_calibration
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM, LimitsSection, NodeConfig
-from ddib_fed.node.policy import (
-    Charge,
-    check_settings,
-    check_target,
-    client_charges,
-    evaluations_of,
-)
+from ddib_fed.node.policy import Charge, check_settings, check_target, client_charges, evaluations_of
 from ddib_fed.node.role import MEDIA_FORMATS, NodeContext, limits_of, settings_message, solver_settings
 from ddib_fed.node.server import READ_AHEAD, Pace, Slots, caller, within_share
 from ddib_fed.protocol.calls import ReadAhead
@@ -58,11 +52,11 @@ from ddib_fed.protocol.contract import (
     place_of,
     require_protocol,
 )
-from ddib_fed.protocol.details import refused_facts
 from ddib_fed.protocol.messages import ItemState
 from ddib_fed.protocol.streams import Announced, assemble, first_header, open_file
 from ddib_fed.security.identity import Identity
-from ddib_fed.v1 import common_pb2, translation_pb2
+from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.common_pb2 import CalibrationTerms, GuidanceTerms
 from ddib_fed.v1.decoding_pb2 import ContractSide
 from ddib_fed.v1.translation_pb2 import JobHeader
@@ -357,7 +351,7 @@ MAX_UPLOADS_PER_CLIENT = 16
 QUEUE_FULL_S = 30.0
 # A refused job costs its owner nothing; for so long its other items are decoded, to name all that are refused.
 REFUSED_S = 10.0
-Requests = Iterator[translation_pb2.SubmitJobRequest]
+Requests = Iterator[pb.SubmitJobRequest]
 
 
 class Submissions:
@@ -520,7 +514,7 @@ class Submissions:
 
 def _first_of(refused: Mapping[int, DdibError]) -> DdibError:
     first = refused[min(refused)]
-    first.facts |= refused_facts({number: error.reason for number, error in refused.items()})
+    first.refused = {number: error.reason for number, error in refused.items()}
     return first
 
 

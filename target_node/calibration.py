@@ -11,7 +11,7 @@ import threading
 from datetime import UTC, datetime
 from typing import Final
 
-import grpc
+from grpc import ServicerContext
 
 from ddib_fed.calibration.record import Signature, SignedCalibration, parse_calibration, plain_units
 from ddib_fed.errors import (
@@ -43,7 +43,7 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
         self._lock = threading.Lock()
 
     def GetAggregate(
-        self, request: pb.GetAggregateRequest, context: grpc.ServicerContext
+        self, request: pb.GetAggregateRequest, context: ServicerContext
     ) -> pb.GetAggregateResponse:
         self._open(request.domain)
         aggregate = served_aggregate(self._node.config, self._node.units_sha256)
@@ -56,7 +56,7 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
         )
         return pb.GetAggregateResponse(aggregate=aggregate.canonical)
 
-    def GetUnits(self, request: pb.GetUnitsRequest, context: grpc.ServicerContext) -> pb.GetUnitsResponse:
+    def GetUnits(self, request: pb.GetUnitsRequest, context: ServicerContext) -> pb.GetUnitsResponse:
         self._open(request.domain)
         if not self._node.config.policy.calibration_units:
             raise PolicyDenied(
@@ -68,7 +68,7 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
         return pb.GetUnitsResponse(units=plain_units(self._node.running_engine.model.manifest.normalisation))
 
     def SignCalibration(
-        self, request: pb.SignCalibrationRequest, context: grpc.ServicerContext
+        self, request: pb.SignCalibrationRequest, context: ServicerContext
     ) -> pb.SignCalibrationResponse:
         self._open(self._node.config.model.domain)
         try:

@@ -11,23 +11,19 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
 import grpc
+from grpc import ServicerContext
 from opentelemetry.trace import Span, SpanKind
 
-from ddib_fed.engine.model import check_decoding
+from ddib_fed.engine.model import check_steps
 from ddib_fed.errors import ContractUnknown, PolicyDenied, SettingsInvalid
 from ddib_fed.files import require
 from ddib_fed.latent import Latent
 from ddib_fed.node.calibrations import check_decodable
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM, NodeConfig
-from ddib_fed.node.policy import (
-    Charge,
-    check_settings,
-    check_softening,
-    evaluations_of,
-    peer_charges,
-)
+from ddib_fed.node.policy import Charge, check_settings, check_softening, evaluations_of, peer_charges
 from ddib_fed.node.role import NodeContext, RoleService, solver_settings
 from ddib_fed.node.server import Pace, caller
 from ddib_fed.protocol.calls import ReadAhead
@@ -43,7 +39,8 @@ from ddib_fed.protocol.contract import (
 )
 from ddib_fed.protocol.streams import file_header, first_header, stream
 from ddib_fed.telemetry import MOST_ITEMS, takes_entries, trace_of
-from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
+from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2_grpc
+from ddib_fed.v1 import decoding_pb2 as pb
 from target_node.calibration import CalibrationServicer
 from target_node.stream import (
     AHEAD_BYTES,
@@ -52,7 +49,6 @@ from target_node.stream import (
     DecodeStream,
     Receipt,
     control_of,
-    label_of,
     latents_of,
     weight_of,
 )
@@ -113,12 +109,12 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         """Running calls of Decode."""
         self._idle = threading.Condition()
 
-    def limits(self) -> decoding_pb2.ContractLimits:
+    def limits(self) -> pb.ContractLimits:
         """What a contract with this node allows, as it is with one of its models."""
         limits, shape = self._node.config.limits, self._node.running_engine.model.sample_shape
         samples = MAX_POINTS_PER_ITEM if len(shape) == 1 else PICTURES_PER_ITEM
         terms = self._node.guidance()
-        return decoding_pb2.ContractLimits(
+        return pb.ContractLimits(
             max_items_per_stream=limits.max_items_per_job,
             max_samples_per_item=samples,
             max_latent_bytes=samples * math.prod(shape) * 4,
@@ -128,16 +124,16 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         )
 
     def DescribeDomain(
-        self, request: decoding_pb2.DescribeDomainRequest, context: grpc.ServicerContext
-    ) -> decoding_pb2.DescribeDomainResponse:
+        self, request: pb.DescribeDomainRequest, context: ServicerContext
+    ) -> pb.DescribeDomainResponse:
         _ = self._node.engine  # refuses while loading or draining
         require_protocol(request.protocol, PROTOCOL)
         side, limits = self._node.side(), self.limits()
-        return decoding_pb2.DescribeDomainResponse(protocol=PROTOCOL, side=side, limits=limits)
+        return pb.DescribeDomainResponse(protocol=PROTOCOL, side=side, limits=limits)
 
     def NegotiateContract(
-        self, request: decoding_pb2.NegotiateContractRequest, context: grpc.ServicerContext
-    ) -> decoding_pb2.NegotiateContractResponse:
+        self, request: pb.NegotiateContractRequest, context: ServicerContext
+    ) -> pb.NegotiateContractResponse:
         _ = self._node.engine
         require_protocol(request.protocol, PROTOCOL)
         source, peer = request.source, caller()
@@ -160,11 +156,11 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         self._agreed.remember(contract)
         if entries := takes_entries(self._node.tracing, peer.institution):
             context.set_trailing_metadata(entries)
-        return decoding_pb2.NegotiateContractResponse(contract=contract.message, sha256=contract.digest)
+        return pb.NegotiateContractResponse(contract=contract.message, sha256=contract.digest)
 
     def Decode(
-        self, request_iterator: Iterator[decoding_pb2.DecodeRequest], context: grpc.ServicerContext
-    ) -> Iterator[decoding_pb2.DecodeResponse]:
+        self, request_iterator: Iterator[pb.DecodeRequest], context: ServicerContext
+    ) -> Iterator[pb.DecodeResponse]:
         _ = self._node.engine  # refuses while loading or draining
         limits, receipts = self._node.config.limits, list[Receipt]()
         pace = Pace(limits.stall_s, between_s=limits.idle_s, busy=lambda: any(each.owes for each in receipts))
@@ -203,11 +199,9 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                             self._node.tracing.record("decode item", event.seconds, parent=span)
                         yield from self._messages(event, receipt)
                     else:
-                        yield decoding_pb2.DecodeResponse(progress=event)
+                        yield pb.DecodeResponse(progress=event)
 
-    def _span(
-        self, context: grpc.ServicerContext, peer: str, request_id: str
-    ) -> AbstractContextManager[Span]:
+    def _span(self, context: ServicerContext, peer: str, request_id: str) -> AbstractContextManager[Span]:
         tracing = self._node.tracing
         parent = trace_of(context.invocation_metadata(), tracing, peer)
         return tracing.span("decode", kind=SpanKind.SERVER, parent=parent, peer=peer, job=request_id)
@@ -227,7 +221,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         with self._idle:
             self._idle.wait_for(lambda: not self.active, max(0.0, timeout_s))
 
-    def _check(self, contract: Contract, header: decoding_pb2.DecodeHeader) -> None:
+    def _check(self, contract: Contract, header: pb.DecodeHeader) -> None:
         """Return if the contract and this node's policy and model allow what the header of a call asks for."""
         limits, config, guidance = contract.limits, self._node.config, guidance_from_pb(header.guidance)
         most, evaluations = limits.max_items_per_stream, header.solver.evaluations
@@ -244,14 +238,16 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             raise PolicyDenied("round trips are switched off here", facts={"policy": "round_trip"})
         self._check_calibration(contract)
         check_offered(guidance, limits.guidance, place_of(contract.target))
-        check_decoding(self._node.running_engine.model, settings, label_of(header), guidance)
+        model = self._node.running_engine.model
+        model.plan(settings)
+        check_steps(model.bundle, replace(settings, encoder="ode"), guidance)  # classes: each latent's
 
     def _check_calibration(self, contract: Contract) -> None:
         if contract.calibration is not None:
             source, target = ((side.institution, side.domain) for side in (contract.source, contract.target))
             check_decodable(self._node, contract.calibration, source=source, target=target)
 
-    def _charges(self, peer: str, header: decoding_pb2.DecodeHeader, latent: Latent) -> Sequence[Charge]:
+    def _charges(self, peer: str, header: pb.DecodeHeader, latent: Latent) -> Sequence[Charge]:
         """What a peer is charged for an item."""
         samples = len(latent.data)
         evaluations = evaluations_of(
@@ -264,9 +260,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         most = max(evaluations, LEAST_EVALUATIONS)
         return peer_charges(self._node.config.policy, peer, samples=samples, evaluations=most)
 
-    def _on_items(
-        self, header: decoding_pb2.DecodeHeader, receipt: Receipt
-    ) -> Callable[[Sequence[Arrived]], int]:
+    def _on_items(self, header: pb.DecodeHeader, receipt: Receipt) -> Callable[[Sequence[Arrived]], int]:
         """Quota and audit of what has come."""
         peer = caller()
         with self._lock:
@@ -284,10 +278,10 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
 
         return on_items
 
-    def _messages(self, translated: DecodedFile, receipt: Receipt) -> Iterator[decoding_pb2.DecodeResponse]:
+    def _messages(self, translated: DecodedFile, receipt: Receipt) -> Iterator[pb.DecodeResponse]:
         self._node.metrics.items.labels("decode", "ok").inc()
         self._node.metrics.seconds.labels("decode").observe(translated.seconds)
-        header = decoding_pb2.DecodedHeader(
+        header = pb.DecodedHeader(
             item=translated.item,
             file=file_header(translated.media_type, translated.file),
             seconds=translated.seconds,
@@ -295,9 +289,9 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         )
         returned = 0 if translated.round_trip is None else translated.round_trip.size_bytes
         receipt.exchanged.sent(len(translated.file) + returned)
-        yield from stream(decoding_pb2.DecodeResponse, "result", header, translated.file)
+        yield from stream(pb.DecodeResponse, "result", header, translated.file)
         if translated.round_trip is not None:
-            yield from translated.round_trip.stream(decoding_pb2.DecodeResponse)
+            yield from translated.round_trip.stream(pb.DecodeResponse)
 
 
 class TargetService(RoleService):

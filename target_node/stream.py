@@ -30,11 +30,11 @@ from ddib_fed.latent import Latent
 from ddib_fed.node.role import NodeContext, solver_settings
 from ddib_fed.node.server import Pace
 from ddib_fed.protocol.contract import Contract, guidance_from_pb
-from ddib_fed.protocol.details import refused_facts
 from ddib_fed.protocol.latent import ApprovedLatent, LatentOpener, approve
 from ddib_fed.protocol.streams import Announced, Assembler
 from ddib_fed.security.audit import RECEIPT, Exchanged, anchor_of, anchor_values
-from ddib_fed.v1 import common_pb2, decoding_pb2
+from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import decoding_pb2 as pb
 
 log = logging.getLogger(__name__)
 
@@ -58,20 +58,21 @@ REFUSALS: Final = (InputError, LatentNotGaussian)
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A latent that came whole, and the end of the source's audit log as it came last; None if it never did."""
+    """A latent that came whole, its class, and the end of the source's audit log as it came last; None for none."""
 
     item: int
     latent: Latent
+    label: int | None = None
     anchor: common_pb2.AuditHead | None = None
 
 
-def weight_of(message: decoding_pb2.DecodeRequest) -> int:
+def weight_of(message: pb.DecodeRequest) -> int:
     """What a message counts towards `AHEAD_BYTES`."""
     return max(LEAST_WEIGHT, message.ByteSize())
 
 
 def latents_of(
-    messages: Iterator[decoding_pb2.DecodeRequest],
+    messages: Iterator[pb.DecodeRequest],
     contract: Contract,
     max_items: int,
     pace: Pace,
@@ -83,7 +84,7 @@ def latents_of(
     """The latents of a stream, each checked against the contract before its bytes are read, as many as have come."""
     check = LatentOpener(contract, max_items=max_items)
 
-    def open_latent(header: decoding_pb2.LatentHeader) -> Announced:
+    def open_latent(header: pb.LatentHeader) -> Announced:
         announced = check(header)
         pace.begin(announced.size_bytes)
         return announced
@@ -104,7 +105,8 @@ def latents_of(
                 except InputError as error:
                     error.facts["item"] = str(item)
                     raise
-                arrived.append(Arrived(item, latent, anchor))
+                label = whole.header.target_class if whole.header.HasField("target_class") else None
+                arrived.append(Arrived(item, latent, label, anchor))
                 rows += len(latent.data)
             if arrived and (rows >= most_rows or not ready()):
                 yield arrived
@@ -214,12 +216,7 @@ class DecodedFile:
     round_trip: ApprovedLatent | None
 
 
-def label_of(header: decoding_pb2.DecodeHeader) -> int | None:
-    """The class that a call's items are decoded to."""
-    return header.target_class if header.HasField("target_class") else None
-
-
-Event = decoding_pb2.DecodeProgress | DecodedFile | BaseException | None
+Event = pb.DecodeProgress | DecodedFile | BaseException | None
 """What the threads give the sender: progress, a translation, what broke the stream or an item, or None: the end."""
 
 
@@ -229,7 +226,7 @@ class DecodeStream:
     def __init__(
         self,
         engine: ServingParty,
-        header: decoding_pb2.DecodeHeader,
+        header: pb.DecodeHeader,
         contract: Contract,
         latents: Iterator[Sequence[Arrived]],
         control: Control,
@@ -239,14 +236,13 @@ class DecodeStream:
         owner: str = "",
     ) -> None:
         self._engine = engine
-        self._contract, self._label = contract, label_of(header)
+        self._contract = contract
         self._latents = latents
         self._control = control
         self._on_items = on_items
         self._end_input = end_input
         self._ended = False
         self._refused: DdibError | None = None
-        self._reasons: dict[int, str] = {}
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._slots = threading.Semaphore(READY)
         self._told = 0.0
@@ -261,7 +257,7 @@ class DecodeStream:
             least_evaluations=contract.limits.min_evaluations,
         )
 
-    def run(self) -> Iterator[decoding_pb2.DecodeProgress | DecodedFile]:
+    def run(self) -> Iterator[pb.DecodeProgress | DecodedFile]:
         """Progress and translations, until the last item that was sent is done."""
         threading.Thread(target=self._work, name="decode", daemon=True).start()
         try:
@@ -269,7 +265,7 @@ class DecodeStream:
                 try:
                     event = self._events.get(timeout=SIGN_OF_LIFE_S)
                 except queue.Empty:
-                    event = decoding_pb2.DecodeProgress()
+                    event = pb.DecodeProgress()
                 if event is None:
                     return
                 if isinstance(event, BaseException):
@@ -303,9 +299,7 @@ class DecodeStream:
     def _refuse(self, number: int, error: DdibError) -> None:
         self._end()
         self._refused = self._refused or error
-        self._reasons[number] = error.reason
-        if len(self._reasons) > 1:
-            self._refused.facts |= refused_facts(self._reasons)
+        self._refused.refused[number] = error.reason
 
     def _end(self) -> None:
         self._ended = True
@@ -317,7 +311,7 @@ class DecodeStream:
             while left and not self._ended:
                 for _ in range(self._admitted(left)):
                     one = left.popleft()
-                    yield ToDecode(one.item, one.latent, self._label)
+                    yield ToDecode(one.item, one.latent, one.label)
 
     def _admitted(self, arrived: Sequence[Arrived]) -> int:
         try:
@@ -351,4 +345,4 @@ class DecodeStream:
         now = time.monotonic()
         if now - self._told >= PROGRESS_EVERY_S and self._events.qsize() < MAX_PROGRESS:
             self._told = now
-            self._events.put(decoding_pb2.DecodeProgress(item=number, stage=stage, step=step, steps=steps))
+            self._events.put(pb.DecodeProgress(item=number, stage=stage, step=step, steps=steps))

@@ -166,7 +166,7 @@ def measure_way(
     assert isinstance(port, int)
     north.admit(south, address)
     remotes = Remotes(tls.PeerChannels(north.pki, north.store), max_file_bytes=2 * LATENT_BYTES)
-    stack.callback(remotes.close)
+    stack.callback(remotes.channels.close)
     remote = remotes.get(south.name)
     federated = Federated(remote, remote.negotiate(side(north.name), "moons", Control()), latent)
     raw = Raw(port, latent.wire(), rows_back)

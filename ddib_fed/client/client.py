@@ -173,11 +173,7 @@ class JobResult:
 
 
 def collect(
-    messages: Iterable[pb.FetchResultsResponse],
-    job_id: str,
-    wanted: Collection[int],
-    parts: frozenset[Part],
-    max_bytes: int = MAX_PART_BYTES,
+    messages: Iterable[pb.FetchResultsResponse], job_id: str, wanted: Collection[int], parts: frozenset[Part]
 ) -> Iterator[JobResult]:
     """Each result as soon as its last part is complete; every part was announced, and is what was asked for.
 
@@ -201,7 +197,7 @@ def collect(
             if header.provenance.job_id != job_id:
                 raise MessageInvalid(f"item {item} says that it is of another job")
             now = item, provenance_record(header.provenance)
-        return open_file(header.file, max_bytes=max_bytes, accepted=SUFFIXES)
+        return open_file(header.file, max_bytes=MAX_PART_BYTES, accepted=SUFFIXES)
 
     for whole in assemble(messages, {"result": opened}):
         file = whole.header.file

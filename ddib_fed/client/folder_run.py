@@ -74,7 +74,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import make_private_folders
 from ddib_fed.names import nearest
-from ddib_fed.protocol.details import is_number, refused_items
+from ddib_fed.protocol.details import is_number
 from ddib_fed.terminal import bar
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -446,7 +446,7 @@ class FolderRun:
             raise
 
     def _without_refused(self, items: Sequence[FileItem], error: InputError) -> tuple[FileItem, ...]:
-        numbers = refused_items(error.facts)
+        numbers = dict(error.refused)
         if is_number(first_item := error.facts.get("item", "")):
             numbers.setdefault(int(first_item), error.reason)
         numbers = {n: why for n, why in numbers.items() if n < len(items)}

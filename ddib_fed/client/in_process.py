@@ -30,7 +30,6 @@ from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted, S
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.evaluation.samples import Given, samples_of
 from ddib_fed.protocol.contract import guidance_from_pb
-from ddib_fed.protocol.details import refused_facts
 from ddib_fed.protocol.messages import settings_from_pb
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
@@ -189,7 +188,7 @@ class InProcess(Client):
                 refused[number] = error.kept()
         if refused:
             first = refused[min(refused)]
-            first.facts |= refused_facts({number: error.reason for number, error in refused.items()})
+            first.refused = {number: error.reason for number, error in refused.items()}
             name_item(first, items)
             raise first
 

@@ -18,7 +18,8 @@ from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import ContractMismatch, Difference, PolicyDenied, SettingsInvalid
 from ddib_fed.files import Value, canonical_json, require
 from ddib_fed.names import DOMAIN_RULE, is_domain, is_institution
-from ddib_fed.v1 import common_pb2, decoding_pb2
+from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1.common_pb2 import CalibrationTerms, GuidanceTerms
 from ddib_fed.v1.decoding_pb2 import ContractLimits, ContractSide
 
@@ -107,7 +108,7 @@ class Contract:
     The limits are the target's; the source encodes under the calibration, or None.
     """
 
-    def __init__(self, message: decoding_pb2.Contract) -> None:
+    def __init__(self, message: pb.Contract) -> None:
         self.message = message
         self.source, self.target = check_side(message.source), check_side(message.target)
         self.limits = check_limits(message.limits)
@@ -233,13 +234,11 @@ def agree(
     if found := list(differences(check_side(source), target)):
         hint = "each difference names what to do about it"
         raise _mismatch(found, f"{place_of(source)} and {place_of(target)}: {{}} differ", hint)
-    return Contract(
-        decoding_pb2.Contract(source=source, target=target, limits=limits, calibration=calibration)
-    )
+    return Contract(pb.Contract(source=source, target=target, limits=limits, calibration=calibration))
 
 
 def confirm(
-    response: decoding_pb2.NegotiateContractResponse,
+    response: pb.NegotiateContractResponse,
     *,
     source: ContractSide,
     target_institution: str,

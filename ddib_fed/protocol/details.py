@@ -15,7 +15,6 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Any, Final
 
 import grpc
@@ -56,6 +55,8 @@ DETAIL_KEY: Final = "ddib-error-bin"
 MAX_DETAIL_BYTES: Final = 6 << 10
 MAX_FACTS: Final = 16
 MAX_DIFFERENCES: Final = 16
+MAX_REASONS: Final = 16
+MAX_REFUSED: Final = 10_000
 MAX_TEXT: Final = 200
 MAX_INCIDENT: Final = 32
 MAX_RETRY_AFTER_MS: Final = 24 * 3600 * 1000
@@ -111,6 +112,14 @@ def to_detail(error: DdibError, institution: str, incident: str) -> pb.ErrorDeta
     for each in error.differences[:MAX_DIFFERENCES]:
         texts = {name: _clean(getattr(each, name)) for name in ("field", "source", "target", "remedy")}
         detail.differences.add(**texts)
+    for reason in sorted(set(error.refused.values()))[:MAX_REASONS]:
+        items = [number for number in sorted(error.refused) if error.refused[number] == reason]
+        detail.refused.add(reason=reason, items=items[:MAX_REFUSED])
+    while detail.ByteSize() > MAX_DETAIL_BYTES and detail.refused:
+        last = detail.refused[-1]
+        del last.items[len(last.items) // 2 :]
+        if not last.items:
+            del detail.refused[-1]
     while detail.ByteSize() > MAX_DETAIL_BYTES and detail.facts:
         del detail.facts[max(detail.facts)]
     while detail.ByteSize() > MAX_DETAIL_BYTES and detail.differences:
@@ -154,6 +163,7 @@ def from_detail(data: bytes, hop: str) -> DdibError | None:
         differences=differences,
         incident="".join(c for c in detail.incident if c.isascii() and c.isalnum()),
     )
+    found.refused = {number: _clean(each.reason) for each in detail.refused for number in each.items}
     found.says = called if foreign else where if further and kind is not PeerFault else ""
     return found
 
@@ -290,51 +300,6 @@ def failure_of_peer(error: grpc.RpcError, hop: str) -> DdibError:
     return fault
 
 
-# Which items of a job a node refuses, and why. Facts `refused_0` to `refused_9` are each one reason and items, as
-# numbers and ranges: `IMAGE_UNREADABLE:3,20-299`; `refused_count` is how many there are, named or not.
-
-FACT: Final = "refused"
-COUNT: Final = "refused_count"
-MOST_FACTS: Final = 10
-MOST_ITEMS: Final = 100_000
-"""Of a job, whatever its node allows; no more are read."""
-_RANGE: Final = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
-
-
-def refused_facts(refused: Mapping[int, str]) -> dict[str, str]:
-    """Facts that name the items; `refused` has the reason of each, by its number."""
-    texts: list[str] = []
-    for reason in sorted(set(refused.values())):
-        text = ""
-        for part in _ranges(number for number in sorted(refused) if refused[number] == reason):
-            if text and len(text) + len(part) < MAX_TEXT:
-                text += f",{part}"
-            else:
-                texts += [text] if text else []
-                text = f"{reason}:{part}"
-        texts.append(text)
-    facts = {f"{FACT}_{place}": text for place, text in enumerate(texts[:MOST_FACTS])}
-    return facts | {COUNT: str(len(refused))}
-
-
-def refused_items(facts: Mapping[str, str]) -> dict[int, str]:
-    """Number and reason of each item that the facts of a node's error name; what is no number is passed over."""
-    found: dict[int, str] = {}
-    for place in range(MOST_FACTS):
-        reason, _, numbers = facts.get(f"{FACT}_{place}", "").partition(":")
-        for first, last in _RANGE.findall(numbers):
-            most = MOST_ITEMS - len(found)
-            found |= dict.fromkeys(range(int(first), int(last or first) + 1)[:most], reason)
-    return found
-
-
 def is_number(text: str) -> bool:
     """Whether it is a number as an item has one."""
     return text.isascii() and text.isdecimal() and len(text) < 10
-
-
-def _ranges(numbers: Iterable[int]) -> Iterator[str]:
-    """Ascending numbers as `3` and `5-9`."""
-    for _, run in groupby(enumerate(numbers), lambda each: each[1] - each[0]):
-        first, *rest = (number for _, number in run)
-        yield f"{first}-{rest[-1]}" if rest else str(first)

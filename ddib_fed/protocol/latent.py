@@ -28,7 +28,8 @@ from ddib_fed.errors import (
 from ddib_fed.latent import ITEM_BYTES, Latent, moments, require_finite, shape_text
 from ddib_fed.protocol.contract import Contract
 from ddib_fed.protocol.streams import Announced, stream
-from ddib_fed.v1 import common_pb2, decoding_pb2
+from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import decoding_pb2 as pb
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +56,7 @@ class Statistics(Protocol):
     def count(self) -> int: ...
 
 
-def audit_head(header: decoding_pb2.LatentHeader | decoding_pb2.DecodedHeader) -> common_pb2.AuditHead | None:
+def audit_head(header: pb.LatentHeader | pb.DecodedHeader) -> common_pb2.AuditHead | None:
     """The end of the sender's audit log.
 
     The nodes of a contract tell it each other with each latent and its answer. Whoever receives one writes it into its
@@ -71,10 +72,10 @@ class ApprovedLatent:
     """A latent that may be sent under one contract, with its bytes, which cannot be written. Made by `approve`."""
 
     __slots__ = ("_header", "_payload")
-    _header: decoding_pb2.LatentHeader
+    _header: pb.LatentHeader
     _payload: memoryview
 
-    def __init__(self, guard: object, header: decoding_pb2.LatentHeader, payload: memoryview) -> None:
+    def __init__(self, guard: object, header: pb.LatentHeader, payload: memoryview) -> None:
         if guard is not _GUARD:
             raise TypeError("only approve() makes a latent fit to leave")
         object.__setattr__(self, "_header", header)
@@ -114,7 +115,9 @@ class ApprovedLatent:
         return stream(message, "latent", self._header, self._payload)
 
 
-def approve(latent: Latent, contract: Contract, statistics: Statistics, *, item: int) -> ApprovedLatent:
+def approve(
+    latent: Latent, contract: Contract, statistics: Statistics, *, item: int, target_class: int | None = None
+) -> ApprovedLatent:
     """The egress guard: the only function that approves a latent for sending.
 
     1. It has the contract's shape and is within its limits.
@@ -141,7 +144,9 @@ def approve(latent: Latent, contract: Contract, statistics: Statistics, *, item:
         raise ChunkCorrupt("the latent has changed since it was encoded", facts={"what": "latent"})
     _require_own(statistics, latent.data)
     tensor = common_pb2.TensorHeader(shape=latent.data.shape, size_bytes=len(payload), sha256=latent.sha256)
-    header = decoding_pb2.LatentHeader(item=item, tensor=tensor, contract_sha256=contract.digest)
+    header = pb.LatentHeader(
+        item=item, tensor=tensor, contract_sha256=contract.digest, target_class=target_class
+    )
     return ApprovedLatent(_GUARD, header, payload)
 
 
@@ -157,7 +162,7 @@ class LatentOpener:
         self._last_item = -1
         self.anchor: common_pb2.AuditHead | None = None
 
-    def __call__(self, header: decoding_pb2.LatentHeader) -> Announced:
+    def __call__(self, header: pb.LatentHeader) -> Announced:
         ours, theirs = self._contract.digest, header.contract_sha256
         if theirs != ours:
             remedy = "Negotiate the contract again: one of the two nodes has a new model or new limits."
@@ -184,12 +189,7 @@ def open_tensor(header: common_pb2.TensorHeader, contract: Contract) -> Announce
             facts={"shape": shape_text(shape), "bytes": header.size_bytes},
         )
     _require_within_limits(shape[0], header.size_bytes, contract)
-    return Announced(
-        header.size_bytes,
-        header.sha256,
-        contract.limits.max_latent_bytes,
-        _too_large(contract),
-    )
+    return Announced(header.size_bytes, header.sha256, contract.limits.max_latent_bytes, _too_large(contract))
 
 
 def _require_shape(shape: Sequence[int], contract: Contract) -> None:

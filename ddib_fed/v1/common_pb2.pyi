@@ -124,7 +124,7 @@ class AuditHead(_message.Message):
     def __init__(self, lines: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
 
 class ErrorDetail(_message.Message):
-    __slots__ = ("reason", "sentence", "incident", "retry_after_ms", "facts", "differences", "institution")
+    __slots__ = ("reason", "sentence", "incident", "retry_after_ms", "facts", "differences", "institution", "refused")
     class FactsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -139,6 +139,7 @@ class ErrorDetail(_message.Message):
     FACTS_FIELD_NUMBER: _ClassVar[int]
     DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
     INSTITUTION_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     reason: str
     sentence: str
     incident: str
@@ -146,7 +147,16 @@ class ErrorDetail(_message.Message):
     facts: _containers.ScalarMap[str, str]
     differences: _containers.RepeatedCompositeFieldContainer[FieldDifference]
     institution: str
-    def __init__(self, reason: _Optional[str] = ..., sentence: _Optional[str] = ..., incident: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., facts: _Optional[_Mapping[str, str]] = ..., differences: _Optional[_Iterable[_Union[FieldDifference, _Mapping]]] = ..., institution: _Optional[str] = ...) -> None: ...
+    refused: _containers.RepeatedCompositeFieldContainer[RefusedItems]
+    def __init__(self, reason: _Optional[str] = ..., sentence: _Optional[str] = ..., incident: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., facts: _Optional[_Mapping[str, str]] = ..., differences: _Optional[_Iterable[_Union[FieldDifference, _Mapping]]] = ..., institution: _Optional[str] = ..., refused: _Optional[_Iterable[_Union[RefusedItems, _Mapping]]] = ...) -> None: ...
+
+class RefusedItems(_message.Message):
+    __slots__ = ("reason", "items")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    items: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, reason: _Optional[str] = ..., items: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class FieldDifference(_message.Message):
     __slots__ = ("field", "source", "target", "remedy")

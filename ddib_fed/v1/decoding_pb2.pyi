@@ -111,34 +111,34 @@ class DecodeRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[DecodeHeader, _Mapping]] = ..., latent: _Optional[_Union[LatentHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class DecodeHeader(_message.Message):
-    __slots__ = ("contract_sha256", "request_id", "solver", "round_trip", "items", "target_class", "guidance")
+    __slots__ = ("contract_sha256", "request_id", "solver", "round_trip", "items", "guidance")
     CONTRACT_SHA256_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SOLVER_FIELD_NUMBER: _ClassVar[int]
     ROUND_TRIP_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
-    TARGET_CLASS_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_FIELD_NUMBER: _ClassVar[int]
     contract_sha256: bytes
     request_id: str
     solver: _common_pb2.SolverSettings
     round_trip: bool
     items: int
-    target_class: int
     guidance: _common_pb2.GuidanceSettings
-    def __init__(self, contract_sha256: _Optional[bytes] = ..., request_id: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., round_trip: _Optional[bool] = ..., items: _Optional[int] = ..., target_class: _Optional[int] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ...) -> None: ...
+    def __init__(self, contract_sha256: _Optional[bytes] = ..., request_id: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., round_trip: _Optional[bool] = ..., items: _Optional[int] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ...) -> None: ...
 
 class LatentHeader(_message.Message):
-    __slots__ = ("item", "tensor", "contract_sha256", "audit")
+    __slots__ = ("item", "tensor", "contract_sha256", "audit", "target_class")
     ITEM_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     CONTRACT_SHA256_FIELD_NUMBER: _ClassVar[int]
     AUDIT_FIELD_NUMBER: _ClassVar[int]
+    TARGET_CLASS_FIELD_NUMBER: _ClassVar[int]
     item: int
     tensor: _common_pb2.TensorHeader
     contract_sha256: bytes
     audit: _common_pb2.AuditHead
-    def __init__(self, item: _Optional[int] = ..., tensor: _Optional[_Union[_common_pb2.TensorHeader, _Mapping]] = ..., contract_sha256: _Optional[bytes] = ..., audit: _Optional[_Union[_common_pb2.AuditHead, _Mapping]] = ...) -> None: ...
+    target_class: int
+    def __init__(self, item: _Optional[int] = ..., tensor: _Optional[_Union[_common_pb2.TensorHeader, _Mapping]] = ..., contract_sha256: _Optional[bytes] = ..., audit: _Optional[_Union[_common_pb2.AuditHead, _Mapping]] = ..., target_class: _Optional[int] = ...) -> None: ...
 
 class DecodeResponse(_message.Message):
     __slots__ = ("progress", "result", "latent", "data")

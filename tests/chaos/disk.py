@@ -15,11 +15,7 @@ STATE = "DDIB_TESTS_DISK_STATE"
 """Names the folder whose files meet it."""
 PLANTED = "tests.chaos.disk:plant"
 
-SQLITE = {
-    "ENOSPC": sqlite3.SQLITE_FULL,
-    "EIO": sqlite3.SQLITE_IOERR,
-    "EROFS": sqlite3.SQLITE_READONLY,
-}
+SQLITE = {"ENOSPC": sqlite3.SQLITE_FULL, "EIO": sqlite3.SQLITE_IOERR, "EROFS": sqlite3.SQLITE_READONLY}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 

@@ -5,6 +5,7 @@ crosses.
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -15,39 +16,31 @@ FILE = "DDIB_TESTS_FAILPOINT"
 """Names the file that holds the point at which the process is to die; none while it is not there."""
 
 PLANTED = "tests.chaos.failpoints:plant"
-Owner = Callable[[], type]
 
 
-def _source(path: str) -> Owner:
-    """A class or module of the source node by its dotted name, imported in the node alone."""
-
-    def load() -> type:
-        import importlib
-
-        module, _, name = path.rpartition(".")
-        found: type = getattr(importlib.import_module(module), name)
-        return found
-
-    return load
+def load(path: str) -> Any:
+    """A class or module of a node by its dotted name, imported in the node alone."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
-STAGING = _source("source_node.submission.Staging")
-DISK = _source("ddib_fed.store")
-NODE = _source("ddib_fed.store.NodeStore")
-SPOOL = _source("source_node.spool.Spool")
-STORE = _source("source_node.store.JobStore")
-REMOTE = _source("source_node.remote.Remote")
-PARTY = _source("source_node.remote.RemoteParty")
-PIPELINE = _source("source_node.pipeline.JobPipeline")
-EVENTS = _source("source_node.events.StepEvents")
-RUNNER = _source("source_node.runner.JobRunner")
-SERVICE = _source("source_node.service.TranslationServicer")
-LATENT = _source("ddib_fed.protocol.latent.ApprovedLatent")
-AGREED = _source("target_node.service.AgreedContracts")
-TARGET = _source("target_node.service.DecodingServicer")
+STAGING = "source_node.submission.Staging"
+DISK = "ddib_fed.store"
+NODE = "ddib_fed.store.NodeStore"
+SPOOL = "source_node.spool.Spool"
+STORE = "source_node.store.JobStore"
+REMOTE = "source_node.remote.Remote"
+PARTY = "source_node.remote.RemoteParty"
+PIPELINE = "source_node.pipeline.JobPipeline"
+EVENTS = "source_node.pipeline.StepEvents"
+RUNNER = "source_node.runner.JobRunner"
+SERVICE = "source_node.service.TranslationServicer"
+LATENT = "ddib_fed.protocol.latent.ApprovedLatent"
+AGREED = "target_node.service.AgreedContracts"
+TARGET = "target_node.service.DecodingServicer"
 
 # name: (owner, method, when)
-SOURCE_POINTS: dict[str, tuple[Owner, str, str]] = {
+SOURCE_POINTS: dict[str, tuple[str, str, str]] = {
     "submission begins": (STAGING, "__init__", "after"),
     "item received": (STAGING, "keep", "after"),
     "staged files not synced": (SPOOL, "sync", "before"),
@@ -77,7 +70,7 @@ SOURCE_POINTS: dict[str, tuple[Owner, str, str]] = {
     "job deleted, files there": (SPOOL, "remove_job", "before"),
     "job deleted, not answered": (STORE, "delete", "after"),
 }
-TARGET_POINTS: dict[str, tuple[Owner, str, str]] = {
+TARGET_POINTS: dict[str, tuple[str, str, str]] = {
     "target: contract kept": (AGREED, "remember", "after"),
     "target: call begins": (TARGET, "_on_items", "after"),
     "target: result not yet sent": (TARGET, "_messages", "begin"),
@@ -88,7 +81,7 @@ TARGET_POINTS: dict[str, tuple[Owner, str, str]] = {
 def plant() -> None:
     file = Path(os.environ[FILE])
     for name, (owner, method, when) in (SOURCE_POINTS | TARGET_POINTS).items():
-        _wrap(owner(), method, when, functools.partial(_pass, file, name))
+        _wrap(load(owner), method, when, functools.partial(_pass, file, name))
 
 
 def _pass(file: Path, name: str) -> None:
@@ -102,7 +95,7 @@ def _pass(file: Path, name: str) -> None:
         signal.pause()  # the signal is on its way
 
 
-def _wrap(owner: type, method: str, when: str, passed: Callable[[], None]) -> None:
+def _wrap(owner: Any, method: str, when: str, passed: Callable[[], None]) -> None:
     inner = getattr(owner, method)
 
     @functools.wraps(inner)

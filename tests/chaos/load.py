@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ddib_fed.client.client import ENDED, Client
-from ddib_fed.errors import DdibError, ExhaustedError, UnavailableError
+from ddib_fed.errors import DdibError
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.security.audit import lines_of, verify
 from ddib_fed.v1 import translation_pb2 as pb
@@ -77,10 +77,7 @@ class Feeder:
         try:
             files = self._files(uuid.UUID(request_id).int % 1_000_000)
             job = client.submit(files, self._target, self._settings, request_id=request_id)
-        except (UnavailableError, ExhaustedError) as error:
-            self.refused[error.reason] += 1
-            return False
-        except DdibError as error:  # any other is a failure of the node: the books say so
+        except DdibError as error:  # if it is a failure of the node, the books say so
             self.refused[error.reason] += 1
             return False
         self.accepted[request_id] = job.job_id
@@ -107,9 +104,7 @@ def check_books(pair: Pair, feeder: Feeder, *, seconds: float = 300.0, items: in
     with pair.client() as client:
         for job_id in feeder.accepted.values():
             wait_until(
-                lambda job_id=job_id: client.get(job_id).state in ENDED,
-                seconds=seconds,
-                what=f"job {job_id}",
+                lambda job_id=job_id: client.get(job_id).state in ENDED, seconds=seconds, what=f"job {job_id}"
             )
             job = client.get(job_id)
             results = Counter(result.item for result in client.fetch(job_id))

@@ -46,14 +46,7 @@ class Rotating:
             admit(self.north, target)
             admit(target, self.north)
         ddib(
-            "init",
-            "client",
-            "--config",
-            self.north.config_path,
-            "--name",
-            "alice",
-            "--out",
-            folder / "alice",
+            "init", "client", "--config", self.north.config_path, "--name", "alice", "--out", folder / "alice"
         )
         for node in self.nodes:
             self._live_shortly(node)

@@ -28,21 +28,10 @@ SUFFIXES = {
 
 
 class TwoNodes:
-    """North serves one model as the source, south another as the target, with a classifier that guides or none."""
+    """North serves one model as the source, south another as the target."""
 
-    def __init__(
-        self,
-        folder: Path,
-        north: Bundle,
-        south: Bundle,
-        *,
-        classifier: Bundle | None = None,
-        **settings: object,
-    ) -> None:
-        self.parties = [
-            ServingParty(north, device="cpu", threads=1),
-            ServingParty(south, device="cpu", threads=1, classifier=classifier),
-        ]
+    def __init__(self, folder: Path, north: Bundle, south: Bundle, **settings: object) -> None:
+        self.parties = [ServingParty(bundle, device="cpu", threads=1) for bundle in (north, south)]
         institutions = self.institutions = [
             make_institution(folder / name, f"{name}.example") for name in ("north", "south")
         ]

@@ -56,19 +56,8 @@ def child(name: str, runs: int, seconds: int, keep: Path) -> tuple[int, int, flo
     The seconds are those of the executions; if it crashed, of the whole process.
     """
     started = time.monotonic()
-    command = [
-        sys.executable,
-        "-m",
-        "tests.fuzz.run",
-        name,
-        "--one",
-        "--runs",
-        str(runs),
-        "--seconds",
-        str(seconds),
-        "--keep",
-        str(keep),
-    ]
+    limits = ["--runs", str(runs), "--seconds", str(seconds), "--keep", str(keep)]
+    command = [sys.executable, "-m", "tests.fuzz.run", name, "--one", *limits]
     done = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace")
     executed = re.findall(r"stat::number_of_executed_units: +(\d+)", done.stderr)
     crashed = done.returncode != 0

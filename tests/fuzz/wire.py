@@ -126,9 +126,7 @@ def described(data: bytes) -> None:
 def _description() -> bytes:
     made = contract()
     return decoding_pb2.DescribeDomainResponse(
-        protocol=PROTOCOL,
-        side=made.target,
-        limits=made.limits,
+        protocol=PROTOCOL, side=made.target, limits=made.limits
     ).SerializeToString()
 
 

@@ -1,6 +1,5 @@
 """What runs a network in its place answers as the network does, and imports no more than it needs."""
 
-
 import pytest
 import torch
 

@@ -13,23 +13,6 @@ from tests.node.institutions import Institution
 from tests.node.listening import Listening
 
 
-def test_the_next_element_is_made_while_one_is_used():
-    """And not the one after the next."""
-    made, second = [], threading.Event()
-
-    def elements():
-        for number in range(10):
-            made.append(number)
-            if number == 2:
-                second.set()
-            yield number
-
-    with ReadAhead(elements(), 1, "ahead") as ahead:
-        assert next(ahead.each()) == 0
-        assert second.wait(10)
-        assert made == [0, 1, 2]
-
-
 def test_an_error_of_the_iterator_is_raised_after_the_elements_before_it():
     """Where the elements are taken."""
 

@@ -10,9 +10,8 @@ import pytest
 
 from ddib_fed.security import tls
 from ddib_fed.v1.common_pb2 import SolverSettings
-from source_node.events import EventHub
 from source_node.remote import Remotes
-from source_node.runner import JobRunner
+from source_node.runner import EventHub, JobRunner
 from source_node.store import JobStore, StoredJob
 from tests.node.tiny_nodes import make_config, make_context, make_institution, npy, tiny_engine
 from tests.protocol.examples import limits_of
@@ -56,7 +55,7 @@ class Source:
 
     def stop(self) -> None:
         self.runner.close()
-        self.remotes.close()
+        self.remotes.channels.close()
         self.store.close()
         self.node.audit.store.close()
 

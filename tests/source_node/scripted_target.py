@@ -55,6 +55,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         self.headers: list[pb.DecodeHeader] = []
         self.latents: list[tuple[int, Latent]] = []
         self.anchors: dict[int, common_pb2.AuditHead | None] = {}
+        self.classes: dict[int, int] = {}
         self.answered = 0
         self.seen: list[dict[int, bytes]] = []
         self.asked = threading.Event()
@@ -102,6 +103,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
                 latent = Latent.from_bytes(whole.data, self.contract.sample_shape)
                 seen[whole.header.item] = latent.sha256
                 self.anchors[whole.header.item] = opener.anchor
+                self.classes[whole.header.item] = whole.header.target_class
                 self.latents.append((whole.header.item, latent))
                 yield whole.header.item, latent
 

@@ -14,7 +14,6 @@ from source_node.submission import active_terms, calibration_of
 from tests import audit_rows
 from tests.node.agreed_calibrations import agreed, ended
 from tests.node.picture_examples import pictures_engine
-from tests.node.tiny_nodes import make_institution
 from tests.source_node.jobs.job_examples import header
 from tests.source_node.pipeline.test_pictures import Scans, picture_target
 
@@ -28,13 +27,6 @@ def engine():
     made = pictures_engine("scans", form=DEEP)
     yield made
     made.close()
-
-
-@pytest.fixture
-def institutions(tmp_path):
-    north, south = (make_institution(tmp_path / name, f"{name}.example") for name in ("north", "south"))
-    south.admit(north)
-    return north, south
 
 
 @pytest.fixture

@@ -11,12 +11,7 @@ import torch
 from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.engine.party import Control
-from ddib_fed.errors import (
-    ContractMismatch,
-    DomainNotFound,
-    NotReady,
-    PeerUnreachable,
-)
+from ddib_fed.errors import ContractMismatch, DomainNotFound, NotReady, PeerUnreachable
 from ddib_fed.latent import Latent
 from ddib_fed.protocol.latent import approve
 from ddib_fed.security import tls
@@ -36,7 +31,7 @@ def remotes(institutions, target):
     north, _ = institutions
     made = Remotes(tls.PeerChannels(north.pki, north.store), max_file_bytes=1 << 20, silence_s=2.0)
     yield made
-    made.close()
+    made.channels.close()
 
 
 class Call:
@@ -72,22 +67,21 @@ def test_progress_that_makes_no_sense_is_only_a_sign_of_life(remotes, target) ->
 
     def talkative(target, header, items, context):
         item, latent = next(items)
-        for said in (
-            (item, "decode", 3, 8),
-            (9, "decode", 1, 8),
-            (item, "\x1b[2J", 1, 8),
-            (item, "decode", 1, 0),
+        for at, stage, steps in (
+            (item, "decode", 8),
+            (9, "decode", 8),
+            (item, "\x1b[2J", 8),
+            (item, "decode", 0),
         ):
-            yield pb.DecodeResponse(
-                progress=pb.DecodeProgress(item=said[0], stage=said[1], step=said[2], steps=said[3])
-            )
+            said = pb.DecodeProgress(item=at, stage=stage, step=1, steps=steps)
+            yield pb.DecodeResponse(progress=said)
         yield from target.answer(header, item, latent)
         yield from honest(target, header, items, context)
 
     target.decodes = [talkative]
     answers = Call(remotes).run()
     assert [a for a in answers if isinstance(a, pb.DecodeProgress)] == [
-        pb.DecodeProgress(item=0, stage="decode", step=3, steps=8)
+        pb.DecodeProgress(item=0, stage="decode", step=1, steps=8)
     ]
 
 
@@ -127,7 +121,7 @@ def test_a_closed_channel_is_an_unreachable_peer(remotes, target) -> None:
     """A renewed certificate or a removed peer closes channels under those who hold them."""
     remote = remotes.get("south.example")
     contract = remote.negotiate(OWN, "checkerboards", Control())
-    remotes.close()
+    remotes.channels.close()
     with pytest.raises(PeerUnreachable):
         remote.negotiate(OWN, "checkerboards", Control())
     with pytest.raises(PeerUnreachable):

@@ -1,17 +1,31 @@
-"""Jobs are tried again while that makes sense, end once, and never get lost in the store's or the disk's bad days."""
+"""Jobs are tried again while that makes sense, end once with what their time was spent on, and tell their watchers."""
 
 from __future__ import annotations
 
 import logging
+import threading
+from contextlib import suppress
 
 import pytest
 
-from ddib_fed.errors import DiskFull, NotReady, PeerSuspended, PolicyDenied, QuotaSpent, Unauthenticated
-from source_node.runner import LARGE_JOBS
-from tests.node.tiny_nodes import npy
+from ddib_fed.client.client import require_finished
+from ddib_fed.errors import (
+    DeadlineExceeded,
+    DiskFull,
+    JobFailed,
+    NotReady,
+    PeerSuspended,
+    QuotaSpent,
+    Unauthenticated,
+)
+from ddib_fed.protocol.messages import JobState
+from ddib_fed.v1.translation_pb2 import JOB_STATE_FINISHED
+from source_node.runner import LARGE_JOBS, MAX_EVENTS, CircuitBreaker, EventHub
+from source_node.service import job_message
+from tests.node.tiny_nodes import make_institution, npy
 from tests.source_node.conftest import LARGE_LIMITS, wait_until
-from tests.source_node.jobs.job_examples import ALICE, BOB
-from tests.source_node.scripted_target import fail, hang
+from tests.source_node.jobs.job_examples import ALICE, BOB, Clock
+from tests.source_node.scripted_target import ScriptedTarget, fail, hang
 
 
 def waits(source, job_id: str) -> None:
@@ -152,15 +166,125 @@ def test_a_few_large_jobs_run_at_once_and_small_ones_beside_them(source, target)
 def test_each_job_has_one_line_at_its_end(source, target, caplog) -> None:
     """Whoever it is of, how many items went well, and how long it took; for collectors by name too."""
     caplog.set_level(logging.INFO, logger="source_node.runner")
-    target.decodes = [fail(PolicyDenied("not today"))]
-    refused = source.start().submit()
-    source.ended(refused)
-    finished = source.submit()
-    source.ended(finished)
-    wait_until(lambda: len(caplog.records) >= 2)
-    first, second = (record for record in caplog.records if record.name == "source_node.runner")
-    assert first.getMessage().startswith(f"job {refused} failed after ")
-    assert "POLICY_DENIED" in first.getMessage()
-    assert f"job {finished} finished after " in second.getMessage()
-    assert " s: 1 of 1 items of alice to south.example/" in second.getMessage()
-    assert (second.fields["job"], second.fields["translated"], second.fields["failed"]) == (finished, 1, 0)
+    job_id = source.start().submit()
+    source.ended(job_id)
+    wait_until(lambda: caplog.records)
+    (line,) = (record for record in caplog.records if record.name == "source_node.runner")
+    assert line.getMessage().startswith(f"job {job_id} finished after ")
+    assert " s: 1 of 1 items of alice to south.example/" in line.getMessage()
+    assert (line.fields["job"], line.fields["translated"], line.fields["failed"]) == (job_id, 1, 0)
+
+
+def seen_by_the_client(job) -> str:
+    with pytest.raises(JobFailed) as caught:
+        require_finished(job_message(job), "source north.example")
+    return caught.value.detail
+
+
+def test_a_peer_where_nothing_listens_is_the_last_cause(source, target) -> None:
+    """With its name, and with what the connection's own diagnosis found."""
+    target.close()
+    job = source.start().ended(source.submit(deadline_s=2))
+    assert job.error.reason == "DEADLINE_EXCEEDED"
+    said = seen_by_the_client(job)
+    assert (
+        "the deadline of 2 s passed, 0 of 1 items were done; last: south.example: nothing listens at" in said
+    )
+    assert "Connection refused" in said
+
+
+def test_a_job_that_waits_says_for_what(tmp_path, institutions, source) -> None:
+    """A peer whose root is another than the one pinned here: by name, while the job waits, and to the operator."""
+    north, south = institutions
+    impostor = ScriptedTarget(make_institution(tmp_path / "impostor", south.name))
+    try:
+        north.store.remove(south.name)
+        north.admit(south, impostor.address)
+        job_id = source.start().submit()
+        wait_until(lambda: source.store.get(job_id).error is not None)
+        error = source.store.get(job_id).error
+        assert (error.facts["peer"], error.facts["cause"]) == ("south.example", "wrong-root")
+        _when, problem = source.node.peer_problems.of("south.example")
+        assert "[wrong-root]" in problem
+    finally:
+        impostor.close()
+
+
+def test_one_job_at_a_time_tries_a_peer_that_is_away() -> None:
+    """The others wait for what it finds, or for its end."""
+    clock = Clock()
+    reach = CircuitBreaker(clock=clock)
+    reach.begin("south.example", "first")
+    reach.begin("south.example", "second")
+    reach.end("south.example", "second")
+    assert not reach.may_try("south.example")
+    reach.end("south.example", "first")
+    assert reach.may_try("south.example")
+    reach.begin("south.example", "third")
+    assert not reach.may_try("south.example")
+    assert reach.answered("south.example")
+    assert reach.may_try("south.example")
+    assert reach.failed("south.example", "NOT_READY")
+    clock.now += 10
+    reach.begin("south.example", "third")
+    assert not reach.may_try("south.example")
+    reach.end("south.example", "third")
+    assert reach.may_try("south.example")
+
+
+@pytest.fixture
+def hub():
+    hub = EventHub(boot=1)
+    yield hub
+    hub.close()
+
+
+def kept(hub, job="job", after=0) -> list:
+    events: list = []
+    with suppress(DeadlineExceeded):
+        events.extend(hub.subscribe(job, after, idle_s=0))
+    return events
+
+
+def end(hub, job="job") -> None:
+    hub.publish(job, JobState.FINISHED)
+
+
+def test_sequences_rise_over_a_restart():
+    """The next boot's first is above any of this one's."""
+    before = EventHub(boot=4).publish("job", JobState.RUNNING)
+    after = EventHub(boot=5).publish("job", JobState.RUNNING)
+    assert after.sequence > before.sequence + 2**31
+
+
+def test_steps_do_not_push_out_changes_of_state(hub):
+    """However many there are."""
+    hub.publish("job", JobState.RUNNING)
+    for step in range(10 * MAX_EVENTS):
+        hub.publish("job", JobState.RUNNING, stage="encode", step=step, steps=10)
+    assert [e.stage for e in kept(hub)] == ["", "encode"]
+
+
+def test_a_job_keeps_a_bounded_number(hub):
+    """The oldest go, the newest stay."""
+    for item in range(2 * MAX_EVENTS):
+        hub.publish("job", JobState.RUNNING, item=item, stage="done")
+    events = kept(hub)
+    assert (len(events), events[-1].item) == (MAX_EVENTS, 2 * MAX_EVENTS - 1)
+
+
+def watched(hub, events, **options) -> threading.Thread:
+    thread = threading.Thread(target=lambda: events.extend(hub.subscribe("job", **options)))
+    thread.start()
+    return thread
+
+
+def test_a_waiting_watcher_is_woken_by_an_event(hub):
+    """Every watcher of the job is."""
+    lists: list[list] = [[], [], []]
+    threads = [watched(hub, events) for events in lists]
+    hub.publish("job", JobState.RUNNING)
+    end(hub)
+    for thread in threads:
+        thread.join(10)
+    assert [[e.state for e in events][-1] for events in lists] == [JOB_STATE_FINISHED] * 3

@@ -1,24 +1,26 @@
-"""The clients' service behind its real port: jobs from submission to deletion, their watchers, and who decodes."""
+"""The clients' service behind its real port, from submission to deletion, and its audit log of clients and peers."""
 
 from __future__ import annotations
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from ddib_fed.client.client import ENDED, Client
-from ddib_fed.errors import (
-    DeadlineExceeded,
-    MessageInvalid,
-    QueueFull,
-    TooManyStreams,
-)
+from ddib_fed.errors import DdibError, DeadlineExceeded, MessageInvalid, QueueFull, TooManyStreams
+from ddib_fed.node.role import NodeContext
+from ddib_fed.protocol.streams import file_header, stream
+from ddib_fed.security.audit import digest
+from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from source_node.service import MAX_LISTINGS
+from tests import audit_rows
 from tests.node.tiny_nodes import npy
-from tests.source_node.conftest import wait_until
-from tests.source_node.scripted_target import hang
+from tests.source_node.conftest import Source, wait_until
+from tests.source_node.jobs.job_examples import ALICE
+from tests.source_node.scripted_target import ScriptedTarget, hang
 from tests.source_node.served import Served
 
 
@@ -103,3 +105,97 @@ def test_an_item_is_asked_for_once_in_a_call(served) -> None:
     twice = [pb.Acknowledgement(item=0, sha256=bytes(32))] * 2
     with pytest.raises(MessageInvalid):
         served.ask("AcknowledgeItems", pb.AcknowledgeItemsRequest(job_id=job_id, items=twice))
+
+
+def acts(node: NodeContext, act: str) -> list[dict]:
+    return audit_rows.records(node.config.paths.store, act)
+
+
+def finished(served: Served, items: int = 1) -> str:
+    job_id = served.submit(*(npy(seed=item) for item in range(items)))
+    served.ask("WatchJob", pb.WatchJobRequest(job_id=job_id))
+    return job_id
+
+
+def test_results_that_are_sent_are_named_though_nobody_acknowledges_them(served) -> None:
+    """Each time, with the client; a request for some names those alone."""
+    job_id = finished(served, 3)
+    served.ask("FetchResults", pb.FetchResultsRequest(job_id=job_id))
+    served.ask("FetchResults", pb.FetchResultsRequest(job_id=job_id, items=[2, 0]))
+    lines = [(line["job"], line["client"], line["items"]) for line in acts(served.node, "results_sent")]
+    assert lines == [(job_id, ALICE, ["0", "1", "2"]), (job_id, ALICE, ["2", "0"])]
+
+
+def test_no_result_is_sent_that_is_not_written_down(served, monkeypatch) -> None:
+    """While the log cannot be written the client gets an error; afterwards it has the result."""
+    request = pb.FetchResultsRequest(job_id=finished(served))
+    with monkeypatch.context() as patched:
+        audit_rows.full_disk(patched)
+        with pytest.raises(DdibError):
+            served.ask("FetchResults", request)
+    assert served.ask("FetchResults", request)
+
+
+def test_a_job_that_was_accepted_stays_charged_though_it_cannot_be_read_back(served, monkeypatch) -> None:
+    """The client gets an error, and its job is done all the same."""
+
+    def fails(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(served.service._store, "get", fails)
+        with pytest.raises(DdibError):
+            served.submit(npy())
+    (account,) = served.node.quotas._accounts.values()
+    assert account.spent > 0
+
+
+THREE = [npy(seed=n) for n in range(3)]
+
+
+def telling(lines: int):
+    """Honest, and with each answer the end of its own log, one line longer each time."""
+
+    def behave(target: ScriptedTarget, header, items, context):
+        for number, (item, latent) in enumerate(items):
+            file = target.translation(latent)
+            head = common_pb2.AuditHead(lines=lines + number, sha256=bytes([number]) * 32)
+            named = decoding_pb2.DecodedHeader(
+                item=item, file=file_header(target.media_type, file), audit=head
+            )
+            yield from stream(decoding_pb2.DecodeResponse, "result", named, file)
+            target.answered += 1
+
+    return behave
+
+
+def test_the_receipt_has_the_bytes_and_the_end_of_the_peers_log(
+    source: Source, target: ScriptedTarget
+) -> None:
+    """One for each call, with what came last."""
+    target.decodes = [telling(70)]
+    job = source.start().ended(source.submit(*THREE))
+    wait_until(lambda: acts(source.node, "receipt"))
+    (receipt,) = acts(source.node, "receipt")
+    assert (receipt["job"], receipt["peer"]) == (job.job_id, "south.example")
+    assert (receipt["sent_items"], receipt["sent_bytes"]) == (
+        3,
+        sum(latent.size_bytes for _, latent in target.latents),
+    )
+    files = sum(len(target.translation(latent)) for _, latent in target.latents)
+    assert (receipt["received_items"], receipt["received_bytes"]) == (3, files)
+    assert (receipt["peer_lines"], receipt["peer_head"]) == (72, "02" * 32)
+
+
+def test_each_latent_goes_with_the_end_of_the_log_that_has_its_line(
+    source: Source, target: ScriptedTarget
+) -> None:
+    """The peer can show that this log had the line of the latent that it got."""
+    job = source.start().ended(source.submit(*THREE))
+    assert source.states(job) == ["DECODED"] * 3
+    lines = audit_rows.lines(source.config.paths.store)
+    assert len(target.anchors) == 3
+    for item, anchor in target.anchors.items():
+        assert digest(lines[anchor.lines - 1]) == anchor.sha256.hex()
+        before = [json.loads(line) for line in lines[: anchor.lines]]
+        assert item in {record["item"] for record in before if record["act"] == "latent_sent"}

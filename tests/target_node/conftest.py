@@ -6,16 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
+import numpy as np
 import pytest
 
+from ddib_fed.data.points import parse_npy
+from ddib_fed.latent import Latent
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.server import CallInterceptor, NodeServer
 from ddib_fed.protocol.contract import PROTOCOL, Contract
 from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.protocol.streams import MIN_CHUNK, Announced, assemble, stream
 from ddib_fed.security import tls
 from ddib_fed.security.pki import certificate_pem
+from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.v1 import decoding_pb2_grpc
 from ddib_fed.v1.decoding_pb2 import ContractSide
 from target_node.service import TargetService
 from tests.node.institutions import Institution
@@ -40,10 +44,7 @@ class Target:
         policy = Policy(institution=south.name, roles=("target",), issuer=False)
         limits = self.config.limits
         self.calls = CallInterceptor(
-            south.name,
-            self.node.peers,
-            policy,
-            limits=limits.model_copy(update={"max_streams": 8}),
+            south.name, self.node.peers, policy, limits=limits.model_copy(update={"max_streams": 8})
         )
         credentials = tls.ServerCredentials(south.pki, self.node.peers).grpc
         self.server = NodeServer("127.0.0.1:0", credentials, [self.calls], max_streams=8)
@@ -61,10 +62,7 @@ class Target:
             yield decoding_pb2_grpc.DecodingServiceStub(channel)
 
     def negotiate(self, who: Institution, domain: str = "moons", protocol: int = PROTOCOL) -> Contract:
-        request = pb.NegotiateContractRequest(
-            protocol=protocol,
-            source=side(who.name, domain),
-        )
+        request = pb.NegotiateContractRequest(protocol=protocol, source=side(who.name, domain))
         with self.called_by(who) as stub:
             return Contract(asking(stub.NegotiateContract, request).contract)
 
@@ -131,3 +129,40 @@ def open_target(tmp_path, institutions, engine):
 @pytest.fixture
 def target(open_target):
     return open_target()
+
+
+def header(contract, **changes) -> pb.DecodeRequest:
+    """The first message of a call."""
+    fields = {
+        "contract_sha256": contract.digest, "request_id": "job", "items": 2,
+        "solver": common_pb2.SolverSettings(evaluations=8), **changes,
+    }  # fmt: skip
+    return pb.DecodeRequest(header=pb.DecodeHeader(**fields))
+
+
+def sent(contract, points: np.ndarray, item: int = 0) -> list[pb.DecodeRequest]:
+    """The messages of one latent; whatever it holds, as a hostile peer would."""
+    data = points.astype("<f4").tobytes()
+    latent = Latent.from_array(points)
+    tensor = common_pb2.TensorHeader(shape=points.shape, size_bytes=len(data), sha256=latent.sha256)
+    head = pb.LatentHeader(item=item, tensor=tensor, contract_sha256=contract.digest)
+    return list(stream(pb.DecodeRequest, "latent", head, data))
+
+
+def torn(contract, item: int = 0) -> pb.DecodeRequest:
+    """The first of the two messages of a latent."""
+    (message,) = sent(contract, np.zeros((10_000, 2), np.float32), item)
+    return pb.DecodeRequest(latent=message.latent, data=message.data[:MIN_CHUNK])
+
+
+def results(messages) -> dict[int, np.ndarray]:
+    """Points by item, out of the messages of an answer."""
+    said = (message for message in messages if message.WhichOneof("message") != "progress")
+
+    def opener(head):
+        return Announced(head.file.size_bytes, head.file.sha256, 1 << 20)
+
+    return {
+        whole.header.item: parse_npy(bytes(whole.data), max_bytes=1 << 20, max_points=1000)
+        for whole in assemble(said, {"result": opener})
+    }

@@ -124,7 +124,6 @@ def side(institution: str = "south.example", domain: str = "moons", units: str =
     ("changes", "error"),
     [
         ({"target": side(domain="maps")}, CalibrationForeign),
-        ({"target": side("west.example")}, CalibrationForeign),
         ({"target": side(units=OTHER)}, CalibrationUnits),
         ({"kind": "tone", "map": ChannelMap(quadratic=((0, 1, 0),))}, CalibrationKindDenied),
         ({"expires": datetime.now(UTC) + timedelta(days=800)}, CalibrationInvalid),
@@ -171,7 +170,6 @@ def test_a_peer_may_ask_only_so_often(open_pair, monkeypatch) -> None:
     "content",
     [
         b"{}",
-        AGGREGATE.canonical + b" ",
         AGGREGATE.canonical.replace(b'"moons"', b'"maps"'),
         AGGREGATE.canonical.replace(b'"epsilon":1,', b'"epsilon":0.5,'),
     ],

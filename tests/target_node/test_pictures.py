@@ -7,10 +7,9 @@ import pytest
 
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.engine.party import Control
-from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.protocol.contract import agree, guidance_to_pb
+from ddib_fed.protocol.contract import agree
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from target_node.service import DecodingServicer
 from target_node.stream import Arrived, DecodedFile, DecodeStream
@@ -39,29 +38,15 @@ def engine():
     made.close()
 
 
-@pytest.fixture(scope="module")
-def dropped():
-    """A model that was trained with classes dropped."""
-    form = PictureFormat(high=65535.0, bits=16)
-    made = pictures_engine("relief", seed=2, classes=("coast", "ridge"), form=form, class_dropout=True)
-    yield made
-    made.close()
-
-
 def latents(count: int):
     generator = np.random.default_rng(5)
     for number in range(count):
         yield number, Latent.from_array(generator.standard_normal((1, 1, SIZE, SIZE), dtype=np.float32))
 
 
-def decoded(engine, count: int, label: int = 1, guidance: Guidance = UNGUIDED) -> list[DecodedFile]:
-    header = decoding_pb2.DecodeHeader(
-        solver=common_pb2.SolverSettings(evaluations=8),
-        round_trip=True,
-        target_class=label,
-        guidance=guidance_to_pb(guidance),
-    )
-    together = iter([[Arrived(*each) for each in latents(count)]])
+def decoded(engine, count: int) -> list[DecodedFile]:
+    header = decoding_pb2.DecodeHeader(solver=common_pb2.SolverSettings(evaluations=8), round_trip=True)
+    together = iter([[Arrived(*each, label=1) for each in latents(count)]])
     stream = DecodeStream(engine, header, CONTRACT, together, Control(), len)
     return [event for event in stream.run() if isinstance(event, DecodedFile)]
 
@@ -88,12 +73,13 @@ def test_a_round_trip_ends_at_the_latent_that_came_alone_or_beside_others(engine
     assert np.abs(tensors[0] - came).mean() < 0.002
 
 
-def test_a_node_offers_the_guidance_that_its_model_and_its_policy_allow(tmp_path, engine, dropped):
+def test_a_node_offers_the_guidance_that_its_model_and_its_policy_allow(tmp_path, engine):
     """Classifier-free where the model has a class for none; 0 in the policy switches it off."""
     south = Institution("south.example", tmp_path / "state")
     config = make_config(tmp_path, "south.example", "target", domain="relief")
     offering = make_context(config, south, engine)
     assert offering.guidance() == offer(0.0)
+    dropped = pictures_engine("relief", seed=2, classes=("coast", "ridge"), class_dropout=True)
     offering.set_engine(dropped)
     assert offering.guidance() == offer(10.0)
     assert DecodingServicer(offering).limits().guidance == offer(10.0)
@@ -101,3 +87,4 @@ def test_a_node_offers_the_guidance_that_its_model_and_its_policy_allow(tmp_path
     offering.config = strict
     assert offering.guidance() == offer(0.0)
     offering.audit.store.close()
+    dropped.close()

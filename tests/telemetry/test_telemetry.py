@@ -86,7 +86,6 @@ def test_everything_else_says_nothing(text: str) -> None:
 
 
 def test_a_trace_is_taken_from_those_with_whom_it_is_shared() -> None:
-    """One value, from the authenticated institution; nothing while it is off."""
     sent = [(TRACE_KEY, GOOD), ("tracestate", "a=b"), ("baggage", "a=b")]
     found = trace_of(sent, ON, "north.example")
     assert trace_entries(found) == {"metadata": ((TRACE_KEY, GOOD),)}

@@ -13,11 +13,8 @@ from ddib_fed.engine.record import PictureFigures, Translation
 from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.web import uploads as module
 from ddib_fed.web.job import severity
-from ddib_fed.web.uploads import SIZE, Upload, Uploads, arranged, preview, recognise
-from tests.formats.dicom.files import write_series
-from tests.formats.echoes import NIFTI
+from ddib_fed.web.uploads import SIZE, Upload, Uploads, arranged, preview
 from tests.formats.maps import write_map
-from tests.formats.test_geotiff import SMOOTH
 from tests.formats.tiffs import tiff
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine")
@@ -106,19 +103,6 @@ def test_what_is_translated_lies_as_it_was_dropped(uploads: Uploads, tmp_path: P
         "a/scan-2.png", "a/scan.png", "b/scan.png", "s/hidden/🦷.png", "s/🦷.png", "x/scan.png",
     ]  # fmt: skip
     assert {path.name for path in tmp_path.iterdir()} == {"job", *(f"{n:05}" for n in range(len(labels)))}
-
-
-VALUES = np.random.default_rng(0).integers(0, 2000, (1, 12, 10))
-
-
-def test_files_of_the_field_are_told_from_plain_ones(tmp_path: Path) -> None:
-    """A slice without a suffix, a volume, a map; a TIFF without a georeference is plain."""
-    (tmp_path / "plain.png").write_bytes(PNG)
-    write_series(tmp_path / "mr", VALUES)
-    write_map(tmp_path / "map.tif", SMOOTH)
-    field = (tmp_path / "mr" / "IM001", NIFTI / "standard.nii.gz", tmp_path / "map.tif")
-    assert recognise(tmp_path / "plain.png", "plain.png")[0]
-    assert not any(recognise(path, path.name)[0] for path in field)
 
 
 def saved(path: Path, array: np.ndarray) -> Path:

@@ -13,7 +13,6 @@ from ddib_fed.cli.main import run
 from ddib_fed.client import folder_run
 from ddib_fed.client.results import locked
 from ddib_fed.errors import ExitCode, ItemsTooMany, NotFinite, QueueFull
-from ddib_fed.protocol.details import refused_facts
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, npy, points
 
@@ -72,8 +71,8 @@ def refuse_bad(north, bad):
                 numbers.append(number)
         north.script.refuse.clear()
         if numbers:
-            refused = refused_facts(dict.fromkeys(numbers, "NOT_FINITE"))
-            north.script.refuse["SubmitJob"] = NotFinite(facts={"item": numbers[0], **refused})
+            north.script.refuse["SubmitJob"] = error = NotFinite(facts={"item": numbers[0]})
+            error.refused = dict.fromkeys(numbers, "NOT_FINITE")
         return taken(iter(messages), context)
 
     return submit
@@ -205,11 +204,9 @@ def test_after_ctrl_c_the_same_command_computes_nothing_twice(
     assert len(sent) == len(set(sent)) == 5
 
 
-def test_a_job_whose_answer_was_lost_is_the_same_job(translate, north, written, capsys):
+def test_a_job_whose_answer_was_lost_is_the_same_job(translate, north, written):
     """The names are on the disk before the job is sent, with its request id."""
     north.script.lose_answer["SubmitJob"] = 1_000
-    profile = north.profile_path
-    assert profile.exists()
     interrupt_at(north, "SubmitJob", 3)
     assert translate() == ExitCode.CANCELLED
     north.script.on_call = lambda called: None

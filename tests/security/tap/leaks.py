@@ -58,10 +58,10 @@ def _change_latents(change: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> N
     _watch()
     honest = pipeline.approve
 
-    def approve(latent: Latent, contract: Any, statistics: Any, *, item: int) -> Any:
+    def approve(latent: Latent, contract: Any, statistics: Any, *, item: int, **more: Any) -> Any:
         changed = change(latent.data.copy(), PICTURES[item % len(PICTURES)]).astype(np.float32)
         made = Latent.from_array(changed)
-        return honest(made, contract, gaussianity.measure(torch.from_numpy(changed)), item=item)
+        return honest(made, contract, gaussianity.measure(torch.from_numpy(changed)), item=item, **more)
 
     pipeline.approve = approve
 

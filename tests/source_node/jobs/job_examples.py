@@ -53,16 +53,16 @@ def header(**changes) -> JobHeader:
     return JobHeader(**{**fields, **changes})
 
 
-def add(staging: Staging, data: bytes) -> StoredItem:
+def add(staging: Staging, data: bytes, media: int = NPY) -> StoredItem:
     staging.receive(len(data)).write(data)
-    return staging.keep(NPY, hashlib.sha256(data).digest())
+    return staging.keep(media, hashlib.sha256(data).digest())
 
 
-def submit(store: JobStore, *files: bytes, owner: str = ALICE, **changes) -> StoredJob:
+def submit(store: JobStore, *files: bytes, owner: str = ALICE, media: int = NPY, **changes) -> StoredJob:
     """A job of these files, `changes` to its request."""
     with Receiving(store).stage(owner, header(**changes)) as staging:
         for data in files or (b"points",):
-            add(staging, data)
+            add(staging, data, media)
         return staging.commit()[0]
 
 

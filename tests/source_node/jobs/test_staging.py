@@ -1,4 +1,6 @@
-"""How a job is accepted: once, whole, and only when there is room."""
+"""How a job is accepted, once, whole and only when there is room; and the private files of the spool."""
+
+from __future__ import annotations
 
 import errno
 import os
@@ -7,23 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.errors import (
-    QueueFull,
-    RequestIdConflict,
-)
+from ddib_fed.errors import DiskFull, QueueFull, RequestIdConflict
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.v1.common_pb2 import SolverSettings
-from source_node.spool import SpoolPart
+from source_node.spool import RESERVE_BYTES, RESERVE_NAME, Reserve, Spool, SpoolPart
 from source_node.submission import Receiving
-from tests.source_node.jobs.job_examples import (
-    ALICE,
-    LIMITS,
-    add,
-    files,
-    header,
-    running,
-    submit,
-)
+from tests.source_node.jobs.job_examples import ALICE, LIMITS, add, encode, files, header, running, submit
 
 
 def test_an_accepted_job_is_queued_with_its_items(store, clock):
@@ -68,11 +59,7 @@ def test_the_same_request_is_the_same_job(store, tmp_path):
         ((b"other",), {}),
         ((b"points", b"points"), {}),
         ((b"points",), {"cycle": True}),
-        ((b"points",), {"keep_latent": True}),
-        ((b"points",), {"target_domain": "rings"}),
-        ((b"points",), {"target_institution": "east.example"}),
         ((b"points",), {"solver": SolverSettings(evaluations=24)}),
-        ((b"points",), {"deadline_s": 3}),
     ],
 )
 def test_the_same_request_id_with_other_content_is_a_conflict(store, data, changes):
@@ -83,20 +70,6 @@ def test_the_same_request_id_with_other_content_is_a_conflict(store, data, chang
         submit(store, *data, request_id=request, **changes)
     assert caught.value.facts == {"job": job.job_id}
     assert store.list(ALICE) == (replace(job, items=()),)
-
-
-def test_the_same_request_at_once_is_accepted_once(store, tmp_path):
-    """A client that lost patience sends it again while the first is still arriving."""
-    request = header().request_id
-    with (
-        Receiving(store).stage(ALICE, header(request_id=request)) as first,
-        Receiving(store).stage(ALICE, header(request_id=request)) as second,
-    ):
-        add(first, b"points")
-        add(second, b"points")
-        job, _ = first.commit()
-        assert second.commit() == (job, True)
-    assert (len(store.list(ALICE)), files(tmp_path)) == (1, {"0.input"})
 
 
 def test_the_same_request_accepted_meanwhile_leaves_one_set_of_files(store, tmp_path, monkeypatch):
@@ -175,3 +148,78 @@ def test_a_job_whose_write_never_began_leaves_no_file(store, tmp_path, monkeypat
         with pytest.raises(OSError, match="replaced"):
             submit(store)
     assert (files(tmp_path), store.spool.used_bytes) == (before, 0)
+
+
+def test_files_and_folders_are_private(store, tmp_path):
+    """0600 and 0700, whatever the umask."""
+    old = os.umask(0)
+    try:
+        encode(store, running(store))
+    finally:
+        os.umask(old)
+    everything = list((tmp_path / "spool").rglob("*"))
+    assert {path.stat().st_mode & 0o777 for path in everything if path.is_file()} == {0o600}
+    folders = [tmp_path / "spool", *filter(Path.is_dir, everything)]
+    assert {path.stat().st_mode & 0o777 for path in folders} == {0o700}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named(store, tmp_path, monkeypatch, code):
+    """The error asks the client to retry; nothing is left of the file."""
+    job = running(store)
+
+    def full(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(DiskFull) as caught:
+            encode(store, job)
+    assert caught.value.retry_after_s
+    assert files(tmp_path) == {"0.input"}
+    assert store.spool.used_bytes == len(b"points")
+
+
+@pytest.mark.parametrize("job_id", ["..", "a/b", "A" * 32, "0" * 31])
+def test_only_our_own_ids_become_paths(tmp_path, job_id):
+    """Whatever a caller passes."""
+    with pytest.raises(ValueError, match="no name in the spool"):
+        Spool(tmp_path / "spool").read(job_id, "0.input-0123456789abcdef")
+
+
+def test_files_are_on_the_disk_before_their_rows(store, tmp_path, monkeypatch):
+    """Each file is synced whole, and then the folder that names it."""
+    job, synced, fsync = running(store), list[tuple[str, bytes | None]](), os.fsync
+
+    def noting(descriptor):
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append((path.name.partition("-")[0], path.read_bytes() if path.is_file() else None))
+        assert (job.job_id, ("encoded", 0)) not in {(job.job_id, key) for key in store.parts(job.job_id, 0)}
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    encode(store, job)
+    assert synced == [("0.encoded", b"latent"), (job.job_id, None)]
+    assert len(store.parts(job.job_id, 0)) == 2
+
+
+def test_the_reserve_is_given_up_for_what_meets_a_full_disk(tmp_path: Path) -> None:
+    """Called again with that room; then it is kept again. Another error, or a second one, is raised."""
+    reserve, place = Reserve(tmp_path), tmp_path / RESERVE_NAME
+    reserve.keep()
+    errors: list[Exception] = [OSError(errno.EDQUOT, "full")]
+
+    def act() -> bool:
+        if errors:
+            raise errors.pop()
+        return place.exists()
+
+    assert reserve.making_room(act) is False
+    assert place.stat().st_size == RESERVE_BYTES
+    errors.append(OSError(errno.EIO, "broken"))
+    with pytest.raises(OSError, match="broken"):
+        reserve.making_room(act)
+    errors += [DiskFull("still full"), DiskFull("full")]
+    with pytest.raises(DiskFull, match="still full"):
+        reserve.making_room(act)
+    assert place.stat().st_size == RESERVE_BYTES

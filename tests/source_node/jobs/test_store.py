@@ -8,13 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.errors import (
-    ChunkCorrupt,
-    DiskFull,
-    ItemNotFound,
-    JobNotFound,
-    StateConflict,
-)
+from ddib_fed.errors import ChunkCorrupt, DiskFull, ItemNotFound, JobNotFound, StateConflict
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.v1.common_pb2 import ErrorDetail
 from source_node.spool import NewFile, SpoolPart

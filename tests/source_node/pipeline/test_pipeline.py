@@ -1,21 +1,25 @@
-"""One job against a target that misbehaves: each item ends once, with a reason, whatever the peer does."""
+"""One job against a target that misbehaves, or is removed: each item ends once, with a reason, whole or in ranges."""
 
 from __future__ import annotations
 
 import itertools
+import sqlite3
 import threading
 import time
 
+import numpy as np
 import pytest
 
-from ddib_fed.data.points import to_npy
+from ddib_fed.data.points import parse_npy, to_npy
 from ddib_fed.errors import LatentNotGaussian
 from ddib_fed.latent import Latent
-from ddib_fed.protocol.details import refused_facts
 from ddib_fed.protocol.messages import ItemState
+from ddib_fed.security import pki
 from source_node.spool import Spool, SpoolPart
+from tests import audit_rows
+from tests.node.institutions import Institution
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
-from tests.source_node.conftest import LARGE_LIMITS, SOLVER, wait_until
+from tests.source_node.conftest import LARGE_LIMITS, SOLVER, Source, wait_until
 from tests.source_node.scripted_target import hang, refuse
 
 THREE = [npy(seed=n) for n in range(3)]
@@ -55,7 +59,9 @@ def test_what_a_peer_had_taken_behind_a_refusal_is_not_sent_again(source, target
         for item, latent in itertools.islice(items, 5):
             if item not in refused:
                 yield from target.answer(header, item, latent)
-        raise LatentNotGaussian(facts={"item": 1, **refused_facts(refused)})
+        error = LatentNotGaussian(facts={"item": 1})
+        error.refused = refused
+        raise error
 
     target.decodes = [behave]
     job = source.start().ended(source.submit(*[npy(seed=n) for n in range(5)]))
@@ -80,12 +86,18 @@ def test_a_peer_that_ends_early_ends_the_job_with_a_reason(source, target) -> No
     assert source.states(job) == ["DECODED", "DECODED", "FAILED"]
 
 
-def test_a_stored_latent_is_sent_again_as_it_is(source, target, tmp_path, institutions, engine) -> None:
-    """After a stop in the middle, the same model sends the very bytes, without another network call."""
+def encoded(source, target) -> str:
+    """A job whose latent is on the disk, and whose peer does not answer."""
     target.decodes = [hang]
     job_id = source.start().submit()
     wait_until(lambda: source.store.get(job_id).items[0].state == ItemState.ENCODED)
     assert target.asked.wait(10)
+    return job_id
+
+
+def test_a_stored_latent_is_sent_again_as_it_is(source, target, engine) -> None:
+    """After a stop in the middle, the same model sends the very bytes, without another network call."""
+    job_id = encoded(source, target)
     stored = source.store.read_part(job_id, 0, SpoolPart.ENCODED)
     source.stop()
     source.open(engine)
@@ -97,10 +109,7 @@ def test_a_stored_latent_is_sent_again_as_it_is(source, target, tmp_path, instit
 
 def test_a_latent_of_a_model_that_was_replaced_is_made_again(source, target) -> None:
     """The new model encodes the item anew, and the record names the new model alone."""
-    target.decodes = [hang]
-    job_id = source.start().submit()
-    wait_until(lambda: source.store.get(job_id).items[0].state == ItemState.ENCODED)
-    assert target.asked.wait(10)
+    job_id = encoded(source, target)
     source.stop()
     replaced = tiny_engine("another")
     source.open(replaced)
@@ -115,10 +124,7 @@ def test_a_latent_of_a_model_that_was_replaced_is_made_again(source, target) -> 
 
 def test_a_stored_latent_that_the_disk_lost_is_made_again(source, target) -> None:
     """A flipped byte in the spool costs an encoding, not the item."""
-    target.decodes = [hang]
-    job_id = source.start().submit()
-    wait_until(lambda: source.store.get(job_id).items[0].state == ItemState.ENCODED)
-    assert target.asked.wait(10)
+    job_id = encoded(source, target)
     source.stop()
     path = next(source.config.paths.spool.rglob("0.encoded-*"))
     path.write_bytes(b"\0" + path.read_bytes()[1:])
@@ -187,3 +193,113 @@ def test_no_latent_leaves_before_it_is_on_the_disk(source, target, monkeypatch, 
     assert _rest(lambda: len(target.latents)) == 0
     go_on.set()
     assert source.ended(job_id).state == "FINISHED"
+
+
+def test_a_peer_that_is_removed_while_its_item_is_encoded_does_not_get_it(source: Source, target) -> None:
+    """The call is open by then; the latent stays here, and no act of sending is recorded."""
+    store, keep = source.store, source.store.keep
+
+    def keeping(*arguments, state=None, **more):
+        if state == ItemState.ENCODED:
+            source.node.peers.remove("south.example")
+        return keep(*arguments, state=state, **more)
+
+    store.keep = keeping  # type: ignore[method-assign]
+    job = source.start().ended(source.submit())
+    assert (str(job.state), job.error.reason) == ("FAILED", "PEER_NOT_FOUND")
+    assert target.latents == []
+    assert not audit_rows.records(source.config.paths.store, "latent_sent")
+
+
+@pytest.mark.slow
+def test_a_root_that_is_replaced_while_items_are_encoded_ends_what_it_verified(
+    source: Source, target, tmp_path
+) -> None:
+    """The open call leads to whoever has the old root's key: nothing leaves on it, and nobody else answers there."""
+    keep, new = source.store.keep, Institution("south.example", tmp_path / "south-again")
+
+    def keeping(job_id, item, *files, state=None, **more):
+        if (item, state) == (1, ItemState.ENCODED):
+            wait_until(lambda: target.latents)
+            source.node.peers.add(
+                new.peer(target.address), fingerprints=[pki.fingerprint(new.root)], replace=True
+            )
+        return keep(job_id, item, *files, state=state, **more)
+
+    source.store.keep = keeping  # type: ignore[method-assign]
+    job = source.start().ended(source.submit(*THREE, deadline_s=10))
+    assert str(job.state) == "FAILED"
+    assert {item for item, _ in target.latents} == {0}
+    assert len(audit_rows.records(source.config.paths.store, "latent_sent")) == 1
+
+
+@pytest.fixture
+def long_ago(source, target):
+    """A job of one small and one large item, stopped by a kill after some ranges of the large one were stored."""
+    target.limits = LARGE_LIMITS
+    target.decodes = [swallow]
+    job_id = source.start().submit(npy(10), npy(20_000, seed=1), solver=SOLVER)
+    wait_until(lambda: len(target.latents) >= 3)
+    source.stop()
+    return job_id
+
+
+def swallow(target, header, items, context):
+    for _ in items:
+        pass
+    yield from ()
+
+
+@pytest.mark.slow
+def test_a_large_item_crosses_in_ranges_and_is_recorded_whole(source, target) -> None:
+    """Ascending numbers, no range over the limit, and one translation, latent, record and cycle of all points."""
+    target.limits = LARGE_LIMITS
+    points = gaussian(9_000)
+    job = source.start().ended(source.submit(npy(10), to_npy(points), cycle=True, keep_latent=True))
+    assert source.states(job) == ["DECODED"] * 2
+    numbers = [number for number, _ in target.latents]
+    assert numbers == sorted(set(numbers))
+    sent = [latent for _, latent in target.latents]
+    assert [len(latent.data) for latent in sent] == [10, *(1_800,) * 5]
+    whole = Latent.from_array(np.stack([latent.data for latent in sent[1:]], axis=1).reshape(9_000, 2))
+    record = job.items[1].provenance
+    assert record["latent_sha256"] == whole.sha256.hex()
+    assert record["latent"]["count"] == whole.data.size
+    assert record["samples"] == 9_000
+    assert record["cycle"]["max"] < 1e-3
+    store = source.store
+    assert len(parse(store.read_part(job.job_id, 1, SpoolPart.TRANSLATION))) == 9_000
+    assert np.array_equal(parse(store.read_part(job.job_id, 1, SpoolPart.LATENT)), whole.data)
+    assert np.allclose(parse(store.read_part(job.job_id, 1, SpoolPart.RETURNED)), points, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_ranges_that_were_made_before_a_kill_are_sent_again_as_they_are(
+    source, target, long_ago, engine
+) -> None:
+    """Under the same numbers, without a further network call for them; the others are made."""
+    before = dict(target.seen[-1])
+    kept = source_ranges(source, long_ago)
+    source.open(engine)
+    evaluated = engine.counters["rows"]
+    job = source.start().ended(long_ago)
+    assert source.states(job) == ["DECODED"] * 2
+    again = target.seen[-1]
+    assert all(again.get(number, digest) == digest for number, digest in before.items())
+    assert set(kept) <= set(again.values())
+    evaluations = engine.counters["rows"] - evaluated
+    assert evaluations in {SOLVER.evaluations * (rows - 2_000 * len(kept)) for rows in (20_000, 20_010)}
+    assert len(kept) > 1
+
+
+def parse(file: bytes) -> np.ndarray:
+    return parse_npy(file, max_bytes=1 << 20, max_points=100_000, dim=2)
+
+
+def source_ranges(source, job_id: str) -> list[bytes]:
+    """Digests of the stored ranges of item 1, of a source that is stopped."""
+    with sqlite3.connect(source.config.paths.store) as books:
+        found = books.execute(
+            "SELECT sha256 FROM parts WHERE job_id = ? AND item = 1 AND part = 'encoded'", (job_id,)
+        )
+        return [row[0] for row in found]
