@@ -1,7 +1,5 @@
 """Maps from an aggregate and from anchors: what was applied is found again; what is refused for its figures."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

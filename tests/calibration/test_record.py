@@ -1,7 +1,5 @@
 """A calibration survives its file, belongs to two models, and is used only if both institutions signed exactly it."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

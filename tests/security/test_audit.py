@@ -1,7 +1,5 @@
 """The audit log: what goes in, what tampering shows, what a running node says of it, and what a peer noted of it."""
 
-from __future__ import annotations
-
 import json
 import math
 import threading

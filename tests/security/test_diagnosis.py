@@ -3,8 +3,6 @@
 `tests/cli/client/test_broken_setups.py` has each cause.
 """
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterator
 from pathlib import Path

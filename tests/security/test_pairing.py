@@ -1,7 +1,5 @@
 """Pairing: two sides with a code admit each other; nobody else is admitted, whatever is between them."""
 
-from __future__ import annotations
-
 import socket
 import threading
 import time

@@ -1,7 +1,5 @@
 """Whom a node trusts: peer files, fingerprints, suspensions and withdrawals, and what is read again when."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import replace

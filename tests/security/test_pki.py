@@ -1,7 +1,5 @@
 """What the issuer makes, what the verifier accepts, a certificate's way in files, and keys that others could read."""
 
-from __future__ import annotations
-
 import base64
 import os
 import subprocess

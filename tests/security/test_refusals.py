@@ -1,7 +1,5 @@
 """Refusals: one line for an identity and reason in a minute, and not more lines than the disk takes."""
 
-from __future__ import annotations
-
 import pytest
 
 from ddib_fed.security.admission import INTERVAL_S, MAX_KEYS, OTHERS, Refusals

@@ -1,7 +1,5 @@
 """Transport: what gets a connection, what does not, and how changed files are taken up."""
 
-from __future__ import annotations
-
 import socket
 import ssl
 import subprocess

@@ -1,7 +1,5 @@
 """`ddib calibrate --peer`, publish, accept, send, list, show and remove at two nodes that run, and what crosses."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`ddib calibrate --local`: a calibration of two models in this process, as a file with the next command."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`ddib audit verify` on logs that a node wrote, and on what somebody made of them."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """`ddib init node|client`: from nothing to files that the nodes and clients accept; nothing is overwritten."""
 
-from __future__ import annotations
-
 import pytest
 
 from ddib_fed.cli.main import run

@@ -1,7 +1,5 @@
 """`ddib pair` as typed on both sides."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import socket

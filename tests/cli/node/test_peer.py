@@ -1,7 +1,5 @@
 """`ddib peer` as typed."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

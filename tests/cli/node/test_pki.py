@@ -1,7 +1,5 @@
 """`ddib pki` as typed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """`ddib status`, `reload` and `drain` against the real admin service on a Unix socket."""
 
-from __future__ import annotations
-
 import json
 import time
 from types import SimpleNamespace
