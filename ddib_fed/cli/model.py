@@ -122,9 +122,9 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     classifier. Its network is that of --flags, with the public defaults for the rest. Every setting is listed with
     its origin; a file with other tensors is refused.
 
-    A folder is a diffusers pipeline of pixels as `save_pretrained` writes it: unet/ (UNet2DModel) or transformer/
-    (DiT), and scheduler/. A setting that cannot be computed exactly is refused by its key, and so is a pipeline with
-    more than a pixel network: an autoencoder, a text encoder, a LoRA.
+    A folder is a diffusers pipeline of pixels as `save_pretrained` writes it: unet/ (UNet2DModel) and scheduler/. A
+    setting that cannot be computed exactly is refused by its key, and so is a pipeline with more than a pixel network:
+    an autoencoder, a text encoder, a LoRA.
     """
     from ddib_fed.models.bundle import save_bundle
     from ddib_fed.models.import_guided import Imported

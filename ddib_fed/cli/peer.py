@@ -141,11 +141,11 @@ def test(config_path: Path, institution: str) -> None:
     from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
 
     config, store = _open(config_path)
-    store.get(institution)
+    peer = store.get(institution)
     channels = PeerChannels(config.paths.pki, store, proxy=config.proxy)
     decoding, said, clock = None, "none: it is a source node only", None
     try:
-        finding = channels.diagnosis(institution)
+        finding = channels.diagnosis(peer)
         if not finding.ok:
             raise finding.as_error(f"target {institution}")
         channel = channels.get(institution)

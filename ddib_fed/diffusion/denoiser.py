@@ -255,7 +255,7 @@ class Denoiser:
         elif to is not None:
             raise SettingsInvalid(
                 "the network knows velocities at one level alone, and flow-map asks for means between two",
-                hint="ddib model distil makes a network for it; or --solver unipc",
+                hint="--solver unipc; or of points, a network that ddib model distil makes",
             )
         out = self.run(x.to(self.dtype), times, places.rows, extra)
         if out.shape[1] > x.shape[1]:

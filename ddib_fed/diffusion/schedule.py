@@ -289,7 +289,7 @@ def schedule_from_config(config: ScheduleConfig) -> Schedule:
 def _unknown(name: str, steps: str = "") -> SettingsInvalid:
     return SettingsInvalid(
         f"there is no schedule {name!r}{steps}",
-        hint=f"schedules: {', '.join(SCHEDULES)}",
+        hint=f"schedules: {', '.join(SCHEDULES if steps else _CONTINUOUS)}",
         facts={"schedule": name[:40]},
     )
 

@@ -334,9 +334,10 @@ def check_steps(bundle: Bundle, settings: SolverSettings, guidance: Guidance) ->
     require(
         bundle.manifest.is_flow_map,
         f"{name} was not distilled, and {FLOW_MAP} takes steps that only a distilled model knows",
-        f"ddib model distil {name} --out {name}-distilled makes one; or --solver unipc",
+        "--grid learned (ddib model tune), or --solver unipc"
+        if len(bundle.manifest.sample_shape) > 1
+        else f"ddib model distil {name} --out {name}-distilled makes one; or --solver unipc",
         **facts,
-        needs="ddib model distil",
     )
     others = {
         f"the encoder {settings.encoder}": settings.encoder != "ode",

@@ -403,8 +403,8 @@ class PeerStore:
         ]
         if wrong or missing:
             raise PolicyDenied(
-                f"the root of {name} was not confirmed: {', '.join(wrong) or 'nothing'} was read out, its file has "
-                f"{peer.fingerprint}",
+                f"the root of {name} was not confirmed: {', '.join(wrong) or f'nothing for {missing[0]}'} "
+                f"was read out, its file has {peer.fingerprint}",
                 hint="compare it with the output of `ddib peer export` there; if it differs, stop",
             )
         if known is not None and known != peer and not replace:
@@ -461,7 +461,9 @@ class PeerStore:
         """Refuse an identity although its certificate is valid."""
         said = _line(comment) or f"withdrawn {date.today().isoformat()}"  # noqa: DTZ011 - the operator's day
         with self._editing(before) as trust:
-            return trust.withdrawn.setdefault(identity, said) is said
+            new = identity not in trust.withdrawn
+            trust.withdrawn.setdefault(identity, said)
+        return new
 
     def reinstate(self, identity: Identity, *, before: Callable[[], object] = lambda: None) -> bool:
         """No longer refuse an identity."""

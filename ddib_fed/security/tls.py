@@ -239,11 +239,10 @@ class PeerChannels:
             self._open[institution] = _Open(peer, own.cert_chain_pem, made)
             return made
 
-    def diagnosis(self, institution: str, timeout_s: float | None = None) -> Diagnosis:
+    def diagnosis(self, peer: Peer, timeout_s: float | None = None) -> Diagnosis:
         """What a connection to an admitted peer finds now."""
         from ddib_fed.security.diagnosis import TIMEOUT_S, diagnose
 
-        peer = self._peers.snapshot().peers[institution]
         return diagnose(
             peer.address,
             server_name=peer.identity.dns_name,
@@ -257,9 +256,8 @@ class PeerChannels:
         """A failed call's error, with the cause where a connection to the peer fails now; see `diagnosis.explained`."""
         from ddib_fed.security.diagnosis import explained
 
-        if institution not in self._peers.snapshot().peers:
-            return error
-        return explained(error, lambda: self.diagnosis(institution, timeout_s))
+        peer = self._peers.snapshot().peers.get(institution)
+        return error if peer is None else explained(error, lambda: self.diagnosis(peer, timeout_s))
 
     def refresh(self) -> None:
         """Close the channels that the peers' entries no longer allow; `get` does so too."""
