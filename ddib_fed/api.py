@@ -33,12 +33,7 @@ Given = Image.Image | NDArray[Any] | str | Path
 
 
 def contents(samples: Given | Sequence[Given]) -> list[bytes]:
-    """The file of each sample: PNG for PIL pictures, .npy for arrays, a path's own bytes.
-
-    Raises:
-        FileMissing, ImageUnreadable, ImageTooLarge: A path cannot be read.
-        UsageError: Something else was given, or nothing.
-    """
+    """The file of each sample: PNG for PIL pictures, .npy for arrays, a path's own bytes."""
     listed = list(samples) if isinstance(samples, list | tuple) else [samples]
     if not listed:
         raise UsageError("no samples were given", hint="pass a picture, an array, a path, or a list of them")

@@ -264,7 +264,8 @@ class NodeStore:
                 for write in group:
                     write.error = write.error or error
                 if isinstance(error, OSError | DiskFull):
-                    self._unwritten = f"the database {self.path} cannot be written: {_said(error)}"
+                    why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+                    self._unwritten = f"the database {self.path} cannot be written: {why}"
             # Nobody waits for the files of another write to be removed.
             for write in sorted(group, key=lambda write: bool(write.afterwards)):
                 write.finish()
@@ -394,10 +395,6 @@ def _identity(path: Path) -> tuple[int, int]:
     except OSError:
         return -1, -1
     return found.st_dev, found.st_ino
-
-
-def _said(error: BaseException) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _code_of(error: BaseException) -> int:

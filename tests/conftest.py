@@ -46,6 +46,16 @@ def amount(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
     return lambda short, long: long if long_form else short
 
 
+@pytest.fixture
+def north(tmp_path):
+    """A double of north's source node, for what a client does."""
+    from tests.client.scripted_source import SourceNodeDouble
+
+    node = SourceNodeDouble(tmp_path)
+    yield node
+    node.stop()
+
+
 @dataclass
 class Evidence:
     """What a test found, for docs/benchmarks/trust."""

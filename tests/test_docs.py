@@ -44,7 +44,6 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_image_is_shown() -> None:
-    """In a page; those of docs/images/satellite are what the README translates."""
     text = "".join(page.read_text() for page in PAGES)
     images = {path for path in (ROOT / "docs").rglob("*") if path.suffix in {".png", ".svg"}}
     unused = {path for path in images if path.name not in text and path.parent.name != "satellite"}
@@ -102,7 +101,6 @@ def imported(file: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.slow
 def test_what_benchmarks_import_exists() -> None:
-    """A name that was moved fails here, not after an hour of measuring."""
     wanted = {pair: file for file in BENCHMARKS for pair in imported(file)}
     assert len(wanted) > 100
     missing = [

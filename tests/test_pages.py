@@ -93,7 +93,6 @@ def test_no_name_turns_or_hides_the_text_beside_it() -> None:
 
 
 def test_a_link_leads_to_a_file_beside_the_page_and_nowhere_else() -> None:
-    """A name that would leave the folder, or be an address, is text alone."""
     assert beside("a b/ü.png") == "./a%20b/%C3%BC.png"
     assert beside("../secret.png") == beside("/etc/passwd") == ""
     assert beside("javascript:alert(1)").startswith("./javascript%3Aalert")

@@ -134,7 +134,6 @@ class FailingConnection:
 )
 @pytest.mark.parametrize("word", ["INSERT", "COMMIT"])
 def test_a_disk_that_fails_is_an_os_error(store: NodeStore, code: int, number: int, word: str) -> None:
-    """Nothing half done stays, the node says so, and what comes later is written."""
     real = store._writer
     store._writer = FailingConnection(real, code, word)  # type: ignore[assignment]
     with pytest.raises(OSError, match="database failed") as failed:

@@ -30,7 +30,6 @@ def test_what_steers_becomes_an_escape(character: str) -> None:
 
 @given(st.text(st.characters(codec=None)))
 def test_every_text_becomes_printable_and_stays_so(text: str) -> None:
-    """Escaping twice is escaping once, and what was printable is not touched."""
     shown = escape(text)
     assert shown.isprintable()
     assert escape(shown) == shown

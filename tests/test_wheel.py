@@ -35,7 +35,6 @@ def names(wheel: Path) -> set[str]:
 
 @pytest.mark.slow
 def test_the_contract_and_the_models_are_in_the_wheel(wheel: Path) -> None:
-    """Protos, type marker, licence and the bundles travel with the package."""
     inside = names(wheel)
     assert {
         f"ddib_fed/protos/ddib_fed/v1/{p.name}" for p in (ROOT / "protos/ddib_fed/v1").glob("*.proto")

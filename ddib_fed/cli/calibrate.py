@@ -66,18 +66,6 @@ class _Options:
         command += "" if self.anchors is None else " --anchors"
         return CalibrationRequest(self.kind, own, to, self.days, command, self.seed, self.force)
 
-    @property
-    def two_folders(self) -> tuple[str | None, str | None]:
-        """What --pictures names of A and of B."""
-        if not self.pictures:
-            return None, None
-        if len(self.pictures) != 2:
-            raise UsageError(
-                f"--pictures is given {len(self.pictures)} times; it names A's pictures and then B's",
-                hint="--pictures A_FOLDER --pictures B_FOLDER",
-            )
-        return self.pictures[0], self.pictures[1]
-
 
 @group(invoke_without_command=True)
 @option(
@@ -115,9 +103,7 @@ class _Options:
 @option("--days N", "Days until the calibration expires.", click.IntRange(1, 731), default=180)
 @options.SEED
 @option(
-    "--out FILE",
-    "The calibration; an existing file is never overwritten.",
-    default=Path("calibration.json"),
+    "--out FILE", "The calibration; an existing file is never overwritten.", default=Path("calibration.json")
 )
 @option("--force", "Write, or accept, a calibration that is refused for its figures.")
 @option(
@@ -188,7 +174,12 @@ def _make(asked: _Options, local: tuple[str, str], *, epsilon: float, out: Path)
 
     if out.exists():
         raise AlreadyExists(f"{out} exists", hint="name another file with --out, or remove this one")
-    own, others = asked.two_folders
+    if (count := len(asked.pictures)) not in {0, 2}:
+        raise UsageError(
+            f"--pictures is given {count} times; it names A's pictures and then B's",
+            hint="--pictures A_FOLDER --pictures B_FOLDER",
+        )
+    own, others = asked.pictures or (None, None)
     if asked.anchors is not None:
         idle = ("pictures", "epsilon")
         options.refuse_idle(idle, "is for aggregates, not for --anchors", hint="leave it out")
@@ -199,20 +190,21 @@ def _make(asked: _Options, local: tuple[str, str], *, epsilon: float, out: Path)
             f"{first.name} is of {first.sample_shape}, {second.name} of {second.sample_shape}",
             hint="a calibration is for two models of one size and number of channels",
         )
-    command = f"--local {shlex.join((first.domain, second.domain))}"
-    command += "" if asked.anchors is not None else f" --epsilon {epsilon:g}"
+    noise = "" if asked.anchors is not None else f" --epsilon {epsilon:g}"
+    command = f"--local {shlex.join((first.domain, second.domain))}{noise}"
     request = asked.request(command, calibrating.side(first), ("", second.domain))
     there = calibrating.LocalTarget(target, others, epsilon, asked.seed)
     with torch_threads(usual_threads()):
         found = calibrating.make_calibration(request, source, there, pictures=own, folders=asked.anchors)
     write_calibration(found, out)
     model, other = local
-    following = ["translate", "PICTURES", "--source", model, "--target", other, "--calibration", str(out)]
-    following += ["--out", "calibrated"]
     if found.kind in RETRAINED:
         data = ["--domain", model] if model in SHIPPED else ["--images", "PICTURES"]
         following = ["model", "train", *data, "--init", model, "--calibration", str(out), "--steps", "600"]
         following += ["--out", f"{found.source.domain}-calibrated"]
+    else:
+        following = ["translate", "PICTURES", "--source", model, "--target", other, "--calibration", str(out)]
+        following += ["--out", "calibrated"]
 
     def text() -> None:
         show_calibration(found)
@@ -316,12 +308,7 @@ def _existing(file: Path, asked: _Options, own: CalibratedSide, to: tuple[str, s
 @YES
 @options.OUTCOME
 def publish(
-    config_path: Path,
-    pictures: str | None,
-    epsilon: float,
-    group_by: str | None,
-    force: bool,
-    yes: bool,
+    config_path: Path, pictures: str | None, epsilon: float, group_by: str | None, force: bool, yes: bool
 ) -> None:
     """Publish one noised histogram of this target's pictures for peers that calibrate.
 
@@ -387,7 +374,7 @@ def accept(config_path: Path, name: str, force: bool, yes: bool) -> None:
     if not force:
         calibrations.refuse_doubtful(stored.calibration)
     _confirm("Sign this calibration?", yes=yes)
-    signed = calibrations.accept(config, stored, now=datetime.now(UTC), force=force)
+    signed = calibrations.accept(config, stored, now=datetime.now(UTC))
     source = signed.calibration.source.institution
     say(
         f"signed       {signed.short}; {source} fetches the signature:",

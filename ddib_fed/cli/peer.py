@@ -377,23 +377,22 @@ def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) ->
 
     config = _config(config_path)
     authority = keys.load_authority(config.paths.pki)
-    asked = keys.read_request(read_small(request_file, pipe=True))
-    identity, uri = asked.identity, asked.identity.uri
+    identity, key = keys.read_request(read_small(request_file, pipe=True))
     peer_store(config).snapshot().refuse_withdrawn(identity)
     if not yes and not confirm(f"sign for {identity}? Whoever has this request's key gets this identity"):
         raise Cancelled("not confirmed; nothing was signed", hint="the same command again")
     roots = keys.parse_certificates(read_small(config.paths.pki / "roots.pem"), "roots.pem")
-    signed = keys.sign_request(authority, asked, roots, lifetime=config.identity.life(identity.kind))
+    signed = keys.sign_request(authority, identity, key, roots, lifetime=config.identity.life(identity.kind))
     leaf = keys.parse_certificates(signed, "what was signed")[0]
     until, path = leaf.not_valid_after_utc, out or Path(f"{identity.name}.pem")
     certificate = {"certificate": keys.fingerprint(leaf), "until": until.isoformat()}
-    note(config.paths.store, "certificate_issued", identity=uri, **certificate)
+    note(config.paths.store, "certificate_issued", identity=identity.uri, **certificate)
     write_file(path, signed, overwrite=False)
     say(f"wrote {path}, the certificate of {identity}")
     say_next(
         [(f"ddib pki install {shlex.quote(path.name)}", f"where the request was made; take {path} there")]
     )
-    outcome(written=path, identity=uri, valid_until=until)
+    outcome(written=path, identity=identity.uri, valid_until=until)
 
 
 @pki.command(epilog="\b\nExample:\n  ddib pki install node-2.pem --config node.toml")

@@ -28,8 +28,9 @@ from ddib_fed.engine.local_party import open_party
 from ddib_fed.engine.record import fitted_line
 from ddib_fed.errors import AlreadyExists, DdibError, UsageError
 from ddib_fed.evaluation.judgement import Figures
+from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.evaluation.pages import SideFound, WayFound, write_rehearsal
-from ddib_fed.evaluation.translations import evaluate_folder
+from ddib_fed.evaluation.translations import DOMAIN_PICTURES, evaluate_folder
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.names import names_apart
 from ddib_fed.protocol.messages import Settings
@@ -181,7 +182,7 @@ def _translate(
             f"Refused, as a node would refuse it: none of {len(refused)} pictures could be translated{first}"
         )
         return WayFound(title, out, {}, None, (why,))
-    report, notes = _judge(out, source, target, models[0])
+    report, notes = _judge(out, source, target, *models)
     if refused:
         count = f"{len(refused)} of {len(names)} pictures"
         notes.append(f"Refused, as a node would refuse them: {count}{first}")
@@ -200,12 +201,15 @@ class _StepProgress(RunProgress):
             self._show(event.step, event.steps, f"{event.items_done} of {event.items} pictures")
 
 
-def _judge(out: Path, source: _Side, target: _Side, model: Bundle) -> tuple[Figures, list[str]]:
+def _judge(out: Path, source: _Side, target: _Side, own: Bundle, other: Bundle) -> tuple[Figures, list[str]]:
     """The report of `ddib evaluate` on a folder of translations, at the size of the models, and notes on it."""
-    reading: dict[str, Any] = {"source": source.held_root, "size": model.manifest.sample_shape[1]}
+    rule, theirs = picture_rule(own.manifest), picture_rule(other.manifest)
+    # In the files the source's fit is undone, on whatever side they are.
+    reading: dict[str, Any] = {"source": source.held_root, "size": rule.height, "fit": rule.fit}
+    domain = folders.load(target.train[:DOMAIN_PICTURES], theirs)
     notes = []
     try:
-        report, _ = evaluate_folder(out, domain=target.folder.root, **reading)
+        report, _ = evaluate_folder(out, domain=domain, **reading)
     except DdibError as error:
         notes.append(f"Not measured: the distance to the target domain. {error.detail}: {error.hint}")
         report, _ = evaluate_folder(out, **reading)

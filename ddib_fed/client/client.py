@@ -85,14 +85,17 @@ def job_header(
 ) -> pb.JobHeader:
     """What is asked of a job: its target, `INSTITUTION/DOMAIN`, and other fields of the message, such as `cycle`."""
     institution, domain = split_target(target)
-    return pb.JobHeader(
-        protocol=PROTOCOL,
-        target_institution=institution,
-        target_domain=domain,
-        solver=settings_to_pb(settings or Settings()),
-        guidance=guidance_to_pb(guidance),
-        **fields,
-    )
+    try:
+        return pb.JobHeader(
+            protocol=PROTOCOL,
+            target_institution=institution,
+            target_domain=domain,
+            solver=settings_to_pb(settings or Settings()),
+            guidance=guidance_to_pb(guidance),
+            **fields,
+        )
+    except (TypeError, ValueError) as error:  # a field that is none, or of another type
+        raise UsageError(f"no such job can be asked for: {error}") from error
 
 
 def target_of(job: pb.JobHeader) -> str:
@@ -173,11 +176,7 @@ class JobResult:
 
 
 def collect(
-    messages: Iterable[pb.FetchResultsResponse],
-    job_id: str,
-    wanted: Collection[int],
-    parts: frozenset[Part],
-    max_bytes: int = MAX_PART_BYTES,
+    messages: Iterable[pb.FetchResultsResponse], job_id: str, wanted: Collection[int], parts: frozenset[Part]
 ) -> Iterator[JobResult]:
     """Each result as soon as its last part is complete; every part was announced, and is what was asked for.
 
@@ -201,7 +200,7 @@ def collect(
             if header.provenance.job_id != job_id:
                 raise MessageInvalid(f"item {item} says that it is of another job")
             now = item, provenance_record(header.provenance)
-        return open_file(header.file, max_bytes=max_bytes, accepted=SUFFIXES)
+        return open_file(header.file, max_bytes=MAX_PART_BYTES, accepted=SUFFIXES)
 
     for whole in assemble(messages, {"result": opened}):
         file = whole.header.file
@@ -585,16 +584,21 @@ def _interruptible(client: Client) -> Iterator[None]:
 
 
 @contextmanager
-def explaining_interruption(client: Client, job_id: str = "", out: Path | None = None) -> Iterator[None]:
-    """Turn Ctrl-C into an error with what goes on at the node, and the commands to watch, fetch or cancel it."""
+def explaining_interruption(
+    client: Client, job_id: str | None = None, out: Path | None = None
+) -> Iterator[None]:
+    """Turn Ctrl-C into an error with what goes on at the node, and the commands to watch, fetch or cancel it.
+
+    The `job_id` is empty where one is being submitted.
+    """
     try:
         yield
     except DdibError as error:
         if not client.aborted or (isinstance(error, Cancelled) and error.hint):
             raise
         # The id comes from the node, and these lines are meant to be pasted.
-        job, more = shlex.quote(job_id), f" --profile {shlex.quote(str(client.profile.path))}"
-        if not client.keeps_jobs:
+        job, more = shlex.quote(job_id or ""), f" --profile {shlex.quote(str(client.profile.path))}"
+        if not client.keeps_jobs or job_id is None:
             said, hint = "interrupted", ""
         elif job_id:
             said = f"interrupted; job {job_id} continues at the source node"

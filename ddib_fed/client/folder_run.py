@@ -172,7 +172,7 @@ class RunOptions:
     def digest(self, classes: tuple[str, str] | None = None) -> str:
         """SHA-256, hex, of all that decides what a file of these classes becomes; the deadline does not."""
         header = self.with_classes([classes] if classes else [])
-        for name in ("request_id", "items", "deadline_s"):
+        for name in ("protocol", "request_id", "items", "deadline_s"):
             header.ClearField(name)
         asked = MessageToDict(header) | {"institution": self.profile.institution}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
@@ -433,7 +433,8 @@ class FolderRun:
         names.save(out)
         try:
             payloads = [item.payload for item in items if item.payload is not None]
-            return client.send(payloads, header, while_busy=while_busy)
+            with explaining_interruption(client, ""):
+                return client.send(payloads, header, while_busy=while_busy)
         except (UnavailableError, DeadlineExceeded, Cancelled):
             raise  # the node may have accepted the job although its answer was lost
         except Exception as error:

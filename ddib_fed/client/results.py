@@ -36,6 +36,7 @@ from ddib_fed.files import has_sha256, is_disk_full, make_private_folders, write
 if TYPE_CHECKING:
     from ddib_fed.formats.credentials import Credentials
 
+LOCK = ".ddib-translate.lock"
 STATE_PREFIX = ".ddib-job-"
 ACKNOWLEDGED_TOGETHER = 16
 """Items. One that was written and not acknowledged is fetched again after an interruption, and found to be the same."""
@@ -48,26 +49,29 @@ _OURS = re.compile(rf"{re.escape(STATE_PREFIX)}.*|report(-\d+)?\.html|sheet(-\d+
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Inside, this process alone writes results to a folder, which is made if it is missing."""
-    made = not out.exists()
+    made, lock = not out.exists(), out / LOCK
     make_private_folders(out)
-    descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with lock.open("ab") as file:  # NFS locks no folder, and no file that is open for reading alone
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        except (BlockingIOError, FileNotFoundError):  # the other has it, or has just removed it
+            alone = False
+        except OSError:
+            alone = True  # a file system without locks: a second run there is not noticed
+        if not alone:
             raise StateConflict(
                 f"another command is writing to {out}",
                 hint="wait for it to end, or choose another --out folder",
                 hop="client",
-            ) from None
-        except OSError:
-            pass  # a file system without locks: a second run there is not noticed
-        yield
-    finally:
-        os.close(descriptor)
-        if made:
-            with suppress(OSError):
-                out.rmdir()
+            )
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            if made:
+                with suppress(OSError):
+                    out.rmdir()
 
 
 @dataclass(frozen=True, slots=True)

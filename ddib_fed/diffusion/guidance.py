@@ -119,16 +119,12 @@ class ClassifierFree(Wrapped):
 
 
 class Clipped(Wrapped):
-    """Holds the prediction of the data within a range, as the public code does when it decodes."""
-
-    def __init__(self, denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> None:
-        super().__init__(denoiser)
-        self.low, self.high = low, high
+    """Holds the prediction of the data within [-1, 1], as the public code does when it decodes."""
 
     def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
         v = self.inner.at(x, places, cond)
         x0 = x0_from_v(v, x, places.alpha, places.sigma)
-        held = x0.clamp(self.low, self.high)
+        held = x0.clamp(-1.0, 1.0)
         # From the held x0 alone where it was held: near pure noise x0 is so large that nothing is left of a difference.
         # At sigma = 0, where no solver asks, what was held has v = 0.
         return torch.where(x0 == held, v, v_from_x0(held, x, places.alpha, places.sigma))
@@ -158,14 +154,14 @@ PIXELS_AT_ONCE = 1 << 17
 """Of the tiles in one network call: 32 tiles of 64 x 64."""
 
 
-def starts(length: int, tile: int, overlap: float = OVERLAP) -> list[int]:
+def starts(length: int, tile: int) -> list[int]:
     """First pixels of the tiles along a side: from 0 to `length - tile`, evenly."""
     if length < tile:
         raise SettingsInvalid(
             f"a scene of {length} pixels a side is smaller than the model's pictures, {tile} pixels",
             hint="leave the scene out: a smaller picture is fitted to the model's size",
         )
-    step = tile - math.floor(overlap * tile)
+    step = tile - math.floor(OVERLAP * tile)
     count = 1 + -(-(length - tile) // step)
     return [round(index * (length - tile) / max(1, count - 1)) for index in range(count)]
 
@@ -173,12 +169,10 @@ def starts(length: int, tile: int, overlap: float = OVERLAP) -> list[int]:
 class Tiled(Wrapped):
     """Of scenes (N, C, H, W): v = sum_k w_k v_k, w_k a window that falls to 0 towards the sides of tile k."""
 
-    def __init__(
-        self, denoiser: Denoiser, tile: tuple[int, int], scene: tuple[int, int], overlap: float = OVERLAP
-    ) -> None:
+    def __init__(self, denoiser: Denoiser, tile: tuple[int, int], scene: tuple[int, int]) -> None:
         super().__init__(denoiser)
         self._tile, self._scene = tile, scene
-        down, across = (starts(length, size, overlap) for length, size in zip(scene, tile, strict=True))
+        down, across = (starts(length, size) for length, size in zip(scene, tile, strict=True))
         self.corners = list(product(down, across))
         places = [(torch.arange(side, dtype=torch.float64) + 0.5) / side for side in tile]
         whole = torch.outer(*(torch.sin(math.pi * place).square() for place in places))

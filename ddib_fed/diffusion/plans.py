@@ -31,7 +31,7 @@ from ddib_fed.diffusion.schedule import (
     public_grids,
     require,
 )
-from ddib_fed.diffusion.solvers import Draw, OnStep, Solver, integrate
+from ddib_fed.diffusion.solvers import Draw, Solver, integrate
 from ddib_fed.errors import SettingsInvalid
 
 MAX_EVALUATIONS = 10_000
@@ -283,7 +283,6 @@ def encode(
     settings: SolverSettings = DEFAULT_SETTINGS,
     *,
     cond: Condition = None,
-    on_step: OnStep | None = None,
     soften_sigma: float = 0.0,
     noise: Tensor | None = None,
 ) -> Tensor:
@@ -292,8 +291,7 @@ def encode(
     Softened before by `noise`, standard normal of the shape of x, where `soften_sigma` is above 0. Errors as of `plan`.
     """
     steps = plan(settings, schedule, soften_sigma=soften_sigma)
-    solver = steps.encoder(soften(x, soften_sigma, noise), cond)
-    return integrate(solver, denoiser, on_step=on_step, evaluations=steps.evaluations)
+    return integrate(steps.encoder(soften(x, soften_sigma, noise), cond), denoiser)
 
 
 def decode(
@@ -303,16 +301,13 @@ def decode(
     settings: SolverSettings = DEFAULT_SETTINGS,
     *,
     cond: Condition = None,
-    on_step: OnStep | None = None,
     draw: Draw | None = None,
 ) -> Tensor:
     """The sample whose latent, of that depth, is z (N, *sample_shape); errors as of `plan`.
 
     With `eta` above 0, or as DDPM, one of its samples: `draw` gives the noise of each step, and must be there.
     """
-    steps = plan(settings, schedule)
-    solver = steps.decoder(z, cond, draw)
-    return integrate(solver, denoiser, on_step=on_step, evaluations=steps.evaluations)
+    return integrate(plan(settings, schedule).decoder(z, cond, draw), denoiser)
 
 
 # Nearer to 0 or pi than this the formula divides by nothing, or the way round is not determined.

@@ -35,25 +35,18 @@ OnStep = Callable[[int, int], None]
 Weights = tuple[float, ...]
 
 
-def integrate(
-    solver: Solver, denoiser: Velocity, *, on_step: OnStep | None = None, evaluations: int = 0
-) -> Tensor:
-    """Drive one solver with one network to its end, without gradients; what the solver returns.
+def integrate(solver: Solver, denoiser: Velocity, *, on_step: Callable[[], object] | None = None) -> Tensor:
+    """Drive one fresh solver with one network to its end, without gradients; what the solver returns.
 
-    Args:
-        solver: A fresh generator of `Query`; it is closed in any case.
-        denoiser: Answers the queries.
-        on_step: Called after each evaluation with (done, `evaluations`); what it raises ends the integration.
-        evaluations: How many there will be, for `on_step`.
+    `on_step` is called after each evaluation; what it raises ends the integration. The solver is closed in any case.
     """
     with torch.no_grad(), closing(solver):
         try:
-            query, done = next(solver), 0
+            query = next(solver)
             while True:
                 v = denoiser(query.x, query.level, query.cond, query.to)
-                done += 1
                 if on_step is not None:
-                    on_step(done, evaluations)
+                    on_step()
                 query = solver.send(v)
         except StopIteration as stop:
             result: Tensor = stop.value

@@ -88,16 +88,15 @@ def draw_samples(
     count: int,
     asked: ArraySettings = PLAIN,
     *,
-    first: int = 0,
     on_progress: OnProgress | None = None,
 ) -> Array:
-    """Draw pictures from a model: those numbered `first` to `first + count - 1` of the seed."""
+    """Draw pictures from a model: the first `count` of the seed."""
     check_decoding(party.model, asked.settings, asked.target_class, asked.guidance)
     tell = Counter(asked.settings.evaluations * turns(party, count), on_progress)
 
     def latents() -> Iterator[ToDecode]:
         for number in range(count):
-            name = f"{asked.seed} {first + number}".encode()
+            name = f"{asked.seed} {number}".encode()
             latent = Latent.from_array(seeded_noise(party.model, name, "sample"))
             label = _label_of(asked.target_class, number)
             yield ToDecode(number, latent, label, picture_draw(party.model, name, "sample"))

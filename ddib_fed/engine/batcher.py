@@ -18,11 +18,10 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -46,35 +45,6 @@ LOOK_S = 0.01
 """How often what waits is asked whether it was cancelled or is late; what is stepped is asked before each step."""
 DEARER = 1.25
 """A short stream is not computed in calls that cost more than so many times the least a row."""
-
-
-class Executor(Protocol):
-    """Carries trajectories out: a `Batcher`, or a `Pool` of processes or Ray actors.
-
-    `rows` are how many samples one network call takes best: a larger trajectory is given in ranges of so many. It makes
-    `width` calls at once, `beside` its caller, or else on the caller's thread at the end of `together`. `counters` has
-    the network "calls" made, and the "rows" evaluated in them, since it began.
-    """
-
-    @property
-    def rows(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def beside(self) -> bool: ...
-    @property
-    def counters(self) -> Mapping[str, int]: ...
-
-    def submit(
-        self, trajectory: Trajectory, *, control: Control | None = None, on_step: OnStep | None = None
-    ) -> Future[End]:
-        """Take a trajectory; the future gives its end, or the error that ended it."""
-
-    def together(self) -> AbstractContextManager[None]:
-        """Inside, trajectories are submitted. At its end, an executor on the calling thread has carried them out."""
-
-    def close(self) -> None:
-        """Take no more work; what is unfinished fails with `Draining`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -250,7 +220,12 @@ class Scheduler:
 
 
 class Batcher:
-    """Merges network calls on a thread of its own or, where it is not `beside`, at the end of `together`."""
+    """Merges network calls on its own thread or, where it is not `beside`, on its caller's at the end of `together`.
+
+    `rows` are how many samples one network call takes best: a larger trajectory is given in ranges of so many. It makes
+    `width` calls at once. `counters` has the network "calls" made, and the "rows" evaluated in them, since it began. A
+    `Pool` of workers has the same methods, and can stand in its place.
+    """
 
     width = 1
 
@@ -285,6 +260,7 @@ class Batcher:
     def submit(
         self, trajectory: Trajectory, *, control: Control | None = None, on_step: OnStep | None = None
     ) -> Future[End]:
+        """Take a trajectory; the future gives its end, or the error that ended it."""
         with self._wake:
             if self._closed:
                 raise Draining("the engine is closed")

@@ -235,7 +235,7 @@ def start_process(make: Callable[..., Any], *args: Any) -> tuple[Connection, Cal
 
 
 class Pool:
-    """An `Executor` whose workers are elsewhere.
+    """Workers elsewhere in the place of a `Batcher`.
 
     One thread has the workers and their work; callers and the threads of the workers' pipes hand it events.
 

@@ -440,11 +440,11 @@ def _encoded(
             tell(start + len(x), len(samples))
 
 
-def picture_allowances(rows: Numbers, names: Sequence[str] = NAMES) -> PictureAllowances:
-    """Allowances from the figures (N, K) of honest latents."""
-    rooms = (PAIR_ROOM if name in PAIR_NAMES else ROOM for name in names)
+def picture_allowances(rows: Numbers) -> PictureAllowances:
+    """Allowances from the figures `NAMES`, (N, K), of honest latents."""
+    rooms = (PAIR_ROOM if name in PAIR_NAMES else ROOM for name in NAMES)
     low, high = zip(*(bounds(column, room) for column, room in zip(rows.T, rooms, strict=True)), strict=True)
-    return PictureAllowances(names=tuple(names), low=low, high=high)
+    return PictureAllowances(names=NAMES, low=low, high=high)
 
 
 def beyond(row: Numbers, allowed: PictureAllowances) -> dict[str, tuple[float, float]]:

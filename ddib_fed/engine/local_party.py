@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import on_device
 from ddib_fed.diffusion.solvers import OnStep, integrate
-from ddib_fed.engine.batcher import Batcher, Executor, Recipe
+from ddib_fed.engine.batcher import Batcher, Recipe
 from ddib_fed.engine.executors import Pool
 from ddib_fed.engine.gate import Made, pass_latent
 from ddib_fed.engine.model import (
@@ -61,7 +61,7 @@ class Begun(Generic[_Outcome]):
 
 
 class LocalParty:
-    def __init__(self, model: DomainModel, executor: Executor) -> None:
+    def __init__(self, model: DomainModel, executor: Batcher | Pool) -> None:
         self.model = model
         self.executor = executor
 
@@ -206,7 +206,7 @@ class LocalParty:
             labels = trajectory.label
             part = replace(trajectory, x=x[rows], label=None if labels is None else labels[rows])
             work, control = part.on(model), leg.control or Control()
-            return integrate(work.solver, work.denoiser, on_step=lambda *_: control.check()).cpu()
+            return integrate(work.solver, work.denoiser, on_step=control.check).cpu()
 
         def finish() -> Encoded | Failed:
             found = future.result()
@@ -373,7 +373,7 @@ def then(first: Future[End], following: Callable[[End], Future[End]]) -> Future[
 
 
 def submit_ranges(
-    executor: Executor, trajectory: Trajectory, *, control: Control | None, on_step: OnStep | None
+    executor: Batcher | Pool, trajectory: Trajectory, *, control: Control | None, on_step: OnStep | None
 ) -> Future[End]:
     """Submit a trajectory as ranges of rows that a call takes; its evaluations are the fewest of any range."""
     predictions = trajectory.guidance.predictions if executor.beside else 1

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.fitting import OWN_RANGES, PictureRule, file_range, fit_picture, to_array
+from ddib_fed.data.fitting import OWN_RANGES, Fit, PictureRule, file_range, fit_picture, to_array
 from ddib_fed.data.folder import SUFFIXES
 from ddib_fed.data.pictures import Picture, read_image
 from ddib_fed.data.points import name_file
@@ -87,8 +87,8 @@ def by_name(folder: Path) -> dict[str, Path]:
 class _Reader:
     """Brings files to one size and to [-1, 1]; counts those that had another size."""
 
-    def __init__(self, height: int, width: int, total: int, on_read: OnRead | None) -> None:
-        self.size, self._total, self._on_read = (height, width), total, on_read
+    def __init__(self, height: int, width: int, total: int, on_read: OnRead | None, fit: Fit) -> None:
+        self.size, self._total, self._on_read, self._fit = (height, width), total, on_read, fit
         self.done = self.resized = 0
 
     def stack(self, paths: Sequence[Path], span: Span | None, scales: Sequence[Span] = ()) -> Pictures:
@@ -102,7 +102,7 @@ class _Reader:
                     f"{path} holds {picture.pixels.dtype}, which has no range of its own",
                     hint="name the raw values that are black and white: --range LOW:HIGH",
                 )
-            rule = PictureRule(picture.pixels.shape[2], *self.size, "resize", *found, 8)
+            rule = PictureRule(picture.pixels.shape[2], *self.size, self._fit, *found, 8)
             arrays.append(_original(picture, path, rule) if scale == _RAW else to_array(picture, rule)[0])
             self.done += 1
             self.resized += picture.pixels.shape[:2] != self.size
@@ -142,8 +142,9 @@ def read_translations(
     *,
     source: Path | None = None,
     truth: Path | None = None,
-    domain: Path | None = None,
+    domain: Path | Pictures | None = None,
     size: int | None = None,
+    fit: Fit = "resize",
     span: Span | None = None,
     on_read: OnRead | None = None,
 ) -> Translations:
@@ -156,7 +157,7 @@ def read_translations(
         "source": _matched(found, source) if source else _recorded(found, Part.SOURCE, "source", notes),
         "truth": _matched(found, truth) if truth else [],
         "back": _recorded(found, Part.RETURNED, "back", notes),
-        "domain": _thinned(domain) if domain else [],
+        "domain": _thinned(domain) if isinstance(domain, Path) else [],
     }
     own, theirs = (
         span or (ranges[0] if len(set(ranges)) == 1 else None)
@@ -178,12 +179,14 @@ def read_translations(
             "back: the records do not say what its numbers mean, so its error is that of the records"
         )
     height, width = (size, size) if size else read_image(found[0].translated).pixels.shape[:2]
-    reader = _Reader(height, width, sum(map(len, paths.values())), on_read)
+    reader = _Reader(height, width, sum(map(len, paths.values())), on_read, fit)
     stacks = {
         kind: reader.stack(chosen, spans[kind], scales.get(kind, ()))
         for kind, chosen in paths.items()
         if chosen
     }
+    if isinstance(domain, np.ndarray):
+        stacks["domain"] = domain
     if reader.resized:
         notes.append(
             f"{reader.resized} of {reader.done} files had another size and were brought to {height} x {width}"
@@ -202,6 +205,9 @@ def read_translations(
 
 def _matched(found: Sequence[FoundPicture], folder: Path) -> list[Path]:
     others = by_name(folder)
+    for each in found:  # of `scan.jpg` and `scan.png` the one that was translated
+        if _is_beside(each.record.input) and (given := folder / each.record.input).is_file():
+            others[each.name] = given
     missing = [each.name for each in found if each.name not in others]
     if missing:
         raise FileMissing(

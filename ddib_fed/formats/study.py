@@ -343,12 +343,11 @@ class StudyResults:
 
     @classmethod
     def of(cls, results: Sequence[ItemResult | None]) -> StudyResults:
-        def pixels(png: bytes | None) -> Pixels | None:
-            return None if png is None else decode_image(png).pixels
-
-        planes = tuple(None if each is None else pixels(each.png) for each in results)
-        returned = tuple(None if each is None else pixels(each.returned) for each in results)
-        records = tuple(None if each is None else each.record for each in results)
+        planes = tuple(each and decode_image(each.png).pixels for each in results)
+        returned = tuple(
+            decode_image(each.returned).pixels if each and each.returned else None for each in results
+        )
+        records = tuple(each and each.record for each in results)
         made = [record for record in records if record is not None and record.picture is not None]
         if not made:
             raise ItemNotFound("no plane was translated", hint="ddib job show JOB")
@@ -386,15 +385,6 @@ class StudyResults:
             return numbers
         raw: Pixels = numbers.astype(np.float32) * np.float32(self.slope) + np.float32(self.intercept)
         return raw
-
-    def stack(self, sent: Sequence[int], count: int, size: tuple[int, int]) -> Pixels:
-        """All planes (N, H, W, C), with background where none was sent or translated."""
-        stack = np.full((count, *size, self.channels), self.background, dtype=self.dtype)
-        for at, plane in zip(sent, self.planes, strict=True):
-            if plane is not None:
-                require_size(plane, size)
-                stack[at] = plane
-        return stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -550,7 +540,15 @@ class Slices(Planes):
         return range(len(self.numbers))
 
     def stack(self, translated: StudyResults) -> Pixels:
-        return translated.stack(self.sent, len(self.numbers), self.numbers.shape[1:3])
+        """All planes (N, H, W, C), with background where none was sent or translated."""
+        count, height, width, _ = self.numbers.shape
+        shape = (count, height, width, translated.channels)
+        stack = np.full(shape, translated.background, dtype=translated.dtype)
+        for at, plane in zip(self.sent, translated.planes, strict=True):
+            if plane is not None:
+                require_size(plane, (height, width))
+                stack[at] = plane
+        return stack
 
     def summary(self, translated: StudyResults, stack: Pixels) -> tuple[dict[str, Any], tuple[str, ...]]:
         """Sections of the provenance, and lines for the person."""

@@ -135,21 +135,20 @@ def _basis(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 class SharedWithLinear(Wrapped):
-    """A denoiser mixed with the linear estimate of its network's spectrum."""
+    """The mean of a denoiser and of the linear estimate of its network's spectrum."""
 
-    def __init__(self, denoiser: Denoiser, share: float = 0.5) -> None:
+    def __init__(self, denoiser: Denoiser) -> None:
         super().__init__(denoiser)
         spectrum = spectrum_of(self.network)
         if spectrum is None:
             raise ValueError("the network has no spectrum")
-        self.share = share
         self._spectrum = spectrum
 
     def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         times = on_device(network_times(places.table, "scaled-lambda"), x.device, wide)
         linear = self._spectrum.ask(x, times, places.rows).expected().to(x.dtype)
-        return linear.lerp_(self.inner.at(x, places, cond), self.share)
+        return linear.lerp_(self.inner.at(x, places, cond), 0.5)
 
 
 def spectrum_of(network: nn.Module) -> Spectrum | None:

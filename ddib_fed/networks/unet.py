@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from ddib_fed.networks.config import ClassifierConfig, PictureNetwork, UNetConfig
 
 
-def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
-    """Sinusoidal features of guided-diffusion: [cos(t w_k), sin(t w_k)], w_k = max_period^(-k / (dim // 2))."""
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sinusoidal features of guided-diffusion: [cos(t w_k), sin(t w_k)], w_k = 10,000^(-k / (dim // 2))."""
     dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
     half = dim // 2
-    exponent = torch.arange(half, dtype=dtype, device=t.device) * (-math.log(max_period) / half)
+    exponent = torch.arange(half, dtype=dtype, device=t.device) * (-math.log(10_000.0) / half)
     angle = t.to(dtype)[:, None] * torch.exp(exponent)[None]
     features = torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1)
     return functional.pad(features, (0, dim % 2))

@@ -358,18 +358,14 @@ def send(
     return answered
 
 
-def accept(
-    config: NodeConfig, proposed: SignedCalibration, *, now: datetime, force: bool = False
-) -> SignedCalibration:
-    """Sign a waiting proposal as the target; all of it is verified once more, as at each use."""
+def accept(config: NodeConfig, proposed: SignedCalibration, *, now: datetime) -> SignedCalibration:
+    """Sign a waiting proposal as the target; its signature and terms are verified once more, as at each use."""
     calibration, state = proposed.calibration, proposed.state(now)
     if state in {"active", "inactive"} or calibration.target.institution != config.node.institution:
         raise StateConflict(
             f"the calibration {proposed.short} is {state}; only a proposal to this node can be accepted",
             hint="ddib calibrate list",
         )
-    if not force:
-        refuse_doubtful(calibration)
     peers = peer_store(config).snapshot()
     check_proposal(proposed, config, _hosted_units(config), peers, now=now)
     complete = proposed.sign("target", _valid_credentials(config, now), now=now)

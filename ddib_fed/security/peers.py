@@ -24,14 +24,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from cryptography import x509
 
-from ddib_fed.errors import (
-    AlreadyExists,
-    DdibError,
-    InputError,
-    PeerNotFound,
-    PeerSuspended,
-    PolicyDenied,
-)
+from ddib_fed.errors import AlreadyExists, DdibError, InputError, PeerNotFound, PeerSuspended, PolicyDenied
 from ddib_fed.files import private_folder, read_private, read_small, write_file
 from ddib_fed.names import nearest, readable, resembles
 from ddib_fed.protocol.addresses import split_address

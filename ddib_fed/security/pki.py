@@ -114,14 +114,6 @@ class TlsCredentials:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The identity that a certificate request asks for, and the key that it was made with."""
-
-    identity: Identity
-    public_key: ec.EllipticCurvePublicKey
-
-
 # PEM and fingerprints
 
 
@@ -480,7 +472,7 @@ def check_request(request: x509.CertificateSigningRequest) -> ec.EllipticCurvePu
     return key
 
 
-def read_request(pem: bytes) -> Request:
+def read_request(pem: bytes) -> tuple[Identity, ec.EllipticCurvePublicKey]:
     """The identity and public key of a request file, which asks for a node or a client; refused if it does not."""
     try:
         request = x509.load_pem_x509_csr(pem)
@@ -494,27 +486,25 @@ def read_request(pem: bytes) -> Request:
     identity = Identity.parse(uris[0])
     if identity.kind == "recovery":
         raise PolicyDenied("a certificate for recovery comes with a node's renewal alone")
-    return Request(identity, key)
+    return identity, key
 
 
 def sign_request(
     authority: Authority,
-    request: Request,
+    identity: Identity,
+    key: ec.EllipticCurvePublicKey,
     roots: tuple[x509.Certificate, ...],
     *,
     now: datetime | None = None,
     lifetime: timedelta | None = None,
 ) -> bytes:
     """The certificate for a request, followed by the roots for its owner to trust; the life is that of a leaf."""
-    identity = request.identity
     if identity.institution != authority.institution:
         raise PolicyDenied(
             f"the request is for {identity}, this root is of {authority.institution}",
             hint=f"sign it at the node of {identity.institution} that issues",
         )
-    leaf = issue_leaf(
-        authority, identity.kind, identity.name, public_key=request.public_key, now=now, lifetime=lifetime
-    )
+    leaf = issue_leaf(authority, identity.kind, identity.name, public_key=key, now=now, lifetime=lifetime)
     return certificate_pem(leaf, *roots)
 
 

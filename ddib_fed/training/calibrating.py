@@ -28,13 +28,7 @@ from ddib_fed.calibration.aggregate import (
     histogram,
 )
 from ddib_fed.calibration.fit import MOST_PICTURES, Proposal, check_kind, fit, propose
-from ddib_fed.calibration.record import (
-    CalibratedSide,
-    Calibration,
-    Making,
-    Place,
-    units_digest,
-)
+from ddib_fed.calibration.record import CalibratedSide, Calibration, Making, Place, units_digest
 from ddib_fed.data.fitting import PictureRule, read_fitted
 from ddib_fed.data.folder import load, picture_files, range_check, scan
 from ddib_fed.data.shipped import load_shipped

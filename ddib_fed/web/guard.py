@@ -109,7 +109,10 @@ class Guard:
             await refusal(scope, receive, sending)
             return
         inner = {**scope, "root_path": scope.get("root_path", "") + f"/{self._session.folder}"}
-        await self._app(inner, receive, sending)
+        with suppress(
+            Exception
+        ):  # raised again after the answer; uvicorn would print the names of files in it
+            await self._app(inner, receive, sending)
 
     def _refusal(self, scope: Scope) -> Response | None:
         """The answer to a request that does not pass; None for one that does."""

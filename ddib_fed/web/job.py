@@ -47,7 +47,7 @@ LOOKED_AT: Final = 12
 """Slices of which the window of a volume is taken."""
 MAP_SIDE: Final = 2048
 """Pixels of the longer side of a map on the page at most."""
-_UNFINISHED: Final = re.compile(r"(^|/)\.|\.parts/")
+_UNFINISHED: Final = re.compile(r"(^|/)\.|\.parts/(items|results|output)/")
 """In the path of a file that is no result."""
 MOST_STEPS: Final = 3
 """Next steps that are named at most."""
@@ -173,8 +173,8 @@ class PageJob(RunProgress):
         if failed and run.total == 1:
             raise failed[0].error
         for each in failed:
-            label = each.path.relative_to(self._dropped)
-            self.missing.append(f"{label}: {each.why.removeprefix(f'{label}: ')} [{each.reason}]")
+            told = renamed(DdibError(f"{each.path}: {each.why} [{each.reason}]"), self._dropped)
+            self.missing.append(told.detail)
         if failed:
             steps = dict.fromkeys(_step(each.error) for each in failed)
             raise FilesLeftOut(

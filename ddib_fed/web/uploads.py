@@ -87,6 +87,8 @@ def density(points: NDArray[Any]) -> NDArray[np.uint8]:
 
 MAX_FILES: Final = 20_000
 MAX_NAME: Final = 400
+MAX_PART: Final = 200
+"""Bytes of a file's name: a file system takes 255, with what results and temporary files have besides."""
 DROPPED: Final = "dicom"
 """Name of the folder with the files of a translation; after it are called the results of DICOM files."""
 _ONE_AT_A_TIME: Final = threading.Lock()
@@ -172,12 +174,19 @@ class Uploads:
 def safe_label(name: str) -> str:
     """The path that a browser names, without what leads out of a folder, hides a file or does not print."""
     parts = (part.strip().lstrip(". ") for part in escape(name.strip())[:MAX_NAME].split("/"))
-    return "/".join(part for part in parts if part)
+    return "/".join(_shortened(part.encode()) for part in parts if part)
+
+
+def _shortened(name: bytes) -> str:
+    """A name without its middle, if no file of results could be called after it."""
+    return (name if len(name) <= MAX_PART else name[: MAX_PART - 40] + name[-40:]).decode(errors="ignore")
 
 
 def renamed(error: DdibError, folder: Path) -> DdibError:
     """The error with the names that the person knows instead of paths in a private folder."""
-    error.detail = error.detail.replace(f"{folder}/", "").replace(str(folder), "the DICOM files")
+    for private in (f"{folder}: {DROPPED}/", f"{folder}/"):
+        error.detail = error.detail.replace(private, "")
+    error.detail = error.detail.replace(str(folder), "the DICOM files")
     error.hint = error.hint.replace(f"{folder}/", "")
     error.args = (error.detail,)
     return error
@@ -228,7 +237,8 @@ def recognise(path: Path, label: str) -> tuple[bool, tuple[str, ...]]:
 def arranged(files: Sequence[Upload], folder: Path) -> Path:
     """The folder that is translated: the files as they lay in what was dropped; of one name they get numbers."""
     dropped = folder / DROPPED
-    for each in files:
+    # The deepest first: a file that is called like a folder gets a number.
+    for each in sorted(files, key=lambda each: -each.label.count("/")):
         path = dropped / each.label
         numbered = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(2))
         at = next(place for place in itertools.chain([path], numbered) if not place.exists())

@@ -1,7 +1,5 @@
 """A calibration between two institutions, and two domains of one palette, which is turned."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from typing import Any
 

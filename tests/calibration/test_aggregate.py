@@ -1,7 +1,5 @@
 """What a target publishes: bounds, noise, privacy's arithmetic, and what a reader refuses."""
 
-from __future__ import annotations
-
 import json
 import math
 from statistics import NormalDist

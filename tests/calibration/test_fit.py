@@ -1,7 +1,5 @@
 """Maps from an aggregate and from anchors: what was applied is found again; what is refused for its figures."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -156,7 +154,6 @@ def test_a_flipped_contrast_is_found_with_its_background_and_undone():
 
 
 def test_a_rotation_is_found_again_and_few_pairs_do_not_mirror():
-    """With four pairs its determinant is free."""
     u = np.random.default_rng(1).normal(size=(6, 3, 6, 6))
     v = np.einsum("ij,njhw->nihw", np.array(SWAP), u)
     assert np.allclose(fit_rotation(u, v).matrix, SWAP, atol=1e-6)
@@ -169,7 +166,6 @@ def test_a_rotation_is_found_again_and_few_pairs_do_not_mirror():
 
 
 def test_a_colour_map_is_found_again():
-    """Thirty numbers; a mild one comes back through its inverse."""
     u = np.random.default_rng(2).uniform(-0.9, 0.9, (5, 3, 8, 8)).astype(np.float32)
     v = (0.8 * u[:, [1, 2, 0]] + 0.1 * u[:, :1] * u[:, 1:2]).astype(np.float32)
     proposal = fit(u, v, (Normalisation(), Normalisation()), "colour-map")
@@ -197,7 +193,6 @@ def test_anchors_that_do_not_belong_together_are_refused_unless_forced():
     ],
 )
 def test_what_makes_no_anchors_is_refused(shapes, kind, error):
-    """Other shapes, a single one, or channels that the kind is not for."""
     with pytest.raises(error):
         fit(*(np.zeros(shape, np.float32) for shape in shapes), BOTH, kind)
 

@@ -1,7 +1,5 @@
 """A calibration survives its file, belongs to two models, and is used only if both institutions signed exactly it."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,7 +42,6 @@ AGREED = calibration()
 
 
 def test_the_digest_is_the_same_after_a_file(tmp_path: Path) -> None:
-    """The file is for people; the digest is of the canonical form."""
     write_calibration(AGREED, tmp_path / "c.json")
     assert read_calibration(tmp_path / "c.json").sha256 == AGREED.sha256
     signed = {"calibration": AGREED.model_dump(mode="json"), "source": {"signature": "x"}}
@@ -62,7 +59,6 @@ def test_the_digest_is_the_same_after_a_file(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_calibration_is_refused(tmp_path: Path, content: str, said: str) -> None:
-    """The message names the file and the first field that is wrong."""
     (tmp_path / "c.json").write_text(content)
     with pytest.raises(CalibrationInvalid, match=said) as told:
         read_calibration(tmp_path / "c.json")
@@ -126,7 +122,6 @@ def test_a_rotation_is_the_legs_and_any_other_map_the_models():
     ],
 )
 def test_a_model_and_a_calibration_that_do_not_belong_together_are_refused(given, source, says, command):
-    """In both directions, with what to do."""
     with pytest.raises(CalibrationModel, match=says) as refused:
         leg_map(given, source)
     assert command in refused.value.hint
@@ -137,14 +132,10 @@ def test_a_model_and_a_calibration_that_do_not_belong_together_are_refused(given
     [
         (between(target="east"), CalibrationForeign),
         (between("south", "north"), CalibrationForeign),
-        (
-            calibration(source=side("north"), target=side("south", std=0.5)),
-            CalibrationUnits,
-        ),
+        (calibration(source=side("north"), target=side("south", std=0.5)), CalibrationUnits),
     ],
 )
 def test_a_calibration_of_other_domains_or_units_is_refused(given, error):
-    """Also the one of the way back."""
     with pytest.raises(error) as refused:
         map_between(given, NORTH, SOUTH)
     assert "ddib calibrate --local" in refused.value.hint
@@ -193,7 +184,6 @@ def test_what_both_signed_is_the_calibration_also_after_a_day_and_a_file(pair) -
 
 
 def test_a_calibration_that_has_ended_is_refused(pair) -> None:
-    """The message says when."""
     signed = pair.signed(calibration())
     with pytest.raises(CalibrationExpired, match="ended at 20"):
         pair.verify(signed, now=pair.now + 366 * DAY)
@@ -201,7 +191,6 @@ def test_a_calibration_that_has_ended_is_refused(pair) -> None:
 
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_one_signature_is_not_enough(pair, side) -> None:
-    """The message names the side that is missing."""
     signed = pair.signed(calibration()).model_copy(update={side: None})
     with pytest.raises(CalibrationUnsigned, match=f"no signature of the {side}"):
         pair.verify(signed)
@@ -248,14 +237,12 @@ def test_another_institution_cannot_sign(pair) -> None:
 
 
 def test_a_withdrawn_node_signs_nothing(pair) -> None:
-    """The list of withdrawn identities counts."""
     node = Identity("south.example", "node", "node-1")
     with pytest.raises(CalibrationSigner, match="withdrawn"):
         pair.verify(pair.signed(calibration()), withdrawn=frozenset({node}))
 
 
 def test_a_client_signs_nothing(pair, tmp_path) -> None:
-    """A valid certificate of the right institution, for the wrong role."""
     agreed = calibration()
     credentials = pki.issue_client(pair.north.pki, tmp_path / "alice", "alice")
     by_client = sign(agreed, "source", credentials, now=pair.now)
@@ -265,7 +252,6 @@ def test_a_client_signs_nothing(pair, tmp_path) -> None:
 
 @pytest.mark.parametrize(("shift", "says"), [(2 * DAY, "expired at"), (-2 * DAY, "not valid before")])
 def test_a_certificate_that_was_not_valid_at_signing_is_refused(pair, shift, says) -> None:
-    """Signed with a leaf that had ended, or had not begun."""
     agreed = calibration(expires=pair.now + 100 * DAY)
     late = sign(agreed, "source", pki.load_identity(pair.north.pki), now=pair.now + shift)
     with pytest.raises(CalibrationSigner, match=says):
@@ -273,7 +259,6 @@ def test_a_certificate_that_was_not_valid_at_signing_is_refused(pair, shift, say
 
 
 def test_a_signature_of_the_future_is_refused(pair) -> None:
-    """Within the certificate's life, but not yet."""
     agreed = calibration()
     later = sign(agreed, "source", pki.load_identity(pair.north.pki), now=pair.now + timedelta(hours=2))
     with pytest.raises(CalibrationSigner, match="future"):
@@ -290,7 +275,6 @@ def test_what_is_received_is_the_canonical_text(pair) -> None:
 
 
 def test_a_store_keeps_and_finds(pair, tmp_path) -> None:
-    """By digest, by its beginning, and the newest active one of a direction."""
     store = CalibrationStore(tmp_path / "calibrations")
     older, newer = pair.signed(calibration()), pair.signed(calibration(expires=pair.now + 9 * DAY))
     proposed = pair.signed(calibration(expires=pair.now + 8 * DAY)).model_copy(update={"target": None})
@@ -310,7 +294,6 @@ def test_a_store_keeps_and_finds(pair, tmp_path) -> None:
 
 
 def test_an_altered_file_is_not_found(pair, tmp_path) -> None:
-    """Its content has another digest than its name; the store says which file."""
     store, signed = CalibrationStore(tmp_path), pair.signed(calibration())
     store.add(signed)
     (file,) = tmp_path.iterdir()

@@ -74,7 +74,6 @@ def test_figures_come_from_the_files_and_not_from_what_the_nodes_say(tmp_path):
 
 @pytest.mark.e2e
 def test_a_node_that_cannot_start_is_shown_by_its_log_and_all_others_are_stopped(tmp_path, monkeypatch):
-    """Something else listens at south's port: the hop, and the end of its log."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         (free,), busy = program.free_ports(1), taken.getsockname()[1]
         monkeypatch.setattr(program, "free_ports", lambda _: (free, busy))

@@ -1,4 +1,4 @@
-"""What a peer file, a peer or a node says is shown, and does nothing else."""
+"""What a peer file, a peer or a node says is shown, and does nothing else; what reaches a node's log."""
 
 from __future__ import annotations
 
@@ -104,7 +104,6 @@ def evil_job() -> pb.Job:
 
 
 def test_a_job_that_a_node_describes_is_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    """Id, target, solver, classes, failures: each line is one of ours."""
     _show_job(evil_job())
     out = capsys.readouterr().out
     assert out.count(r"x\n2030") >= 5
@@ -130,7 +129,6 @@ def record(message: str, *arguments: object, error: Exception | None = None) -> 
 
 
 def test_no_text_of_a_peer_begins_a_line_of_a_log() -> None:
-    """A job's id with a line break; and an exception's text, below its line."""
     lines = TextFormatter().format(record("job %s fails", EVIL, error=ValueError(EVIL))).split("\n")
     assert lines[0].endswith(
         r"job x\n2030-01-01 INFO    ddib_fed.node.daemon: stopped \x1b]0;\x07\u202e fails"
@@ -141,8 +139,46 @@ def test_no_text_of_a_peer_begins_a_line_of_a_log() -> None:
 
 
 def test_a_log_in_json_has_one_line_a_record_and_is_exact() -> None:
-    """The escapes are JSON's, so that a collector gets what was said."""
     text = JsonFormatter().format(record("job %s fails", EVIL, error=ValueError(EVIL)))
     assert text.isascii()
     assert text.isprintable()
     assert json.loads(text)["message"] == f"job {EVIL} fails"
+
+
+SETUP = """
+import logging, sys, threading, warnings
+from ddib_fed.node.command import route, silence_grpc
+handler = logging.StreamHandler(sys.stdout)
+handler.setFormatter(logging.Formatter("%(levelname)s %(name)s %(message)s"))
+route(handler, "{level}")
+"""
+
+
+def said(code: str, *, level: str = "debug", **environment: str) -> tuple[str, str]:
+    """What a process with this code writes to stdout, which is its log, and to stderr."""
+    done = subprocess.run(
+        [sys.executable, "-c", SETUP.format(level=level) + code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    return done.stdout, done.stderr
+
+
+def test_warnings_and_exceptions_that_nobody_caught_are_in_the_log() -> None:
+    log, past = said(
+        "warnings.warn('careful')\n"
+        "thread = threading.Thread(target=lambda: 1 / 0, name='t'); thread.start(); thread.join()\n"
+        "raise KeyError('last')\n",
+        PYTHONWARNINGS="default",
+    )
+    assert past == ""
+    assert "WARNING py.warnings" in log
+    assert "ERROR ddib_fed.node.command thread t ended" in log
+    assert "CRITICAL ddib_fed.node.command" in log
+
+
+def test_grpc_says_nothing_whatever_the_environment_asks_for() -> None:
+    code = "silence_grpc()\nimport grpc\ngrpc.insecure_channel('127.0.0.1:1').close()\n"
+    assert said(code, GRPC_TRACE="all", GRPC_VERBOSITY="debug") == ("", "")

@@ -1,8 +1,10 @@
-"""The `ddib` command itself: what it loads, what it says when something fails, and what it ends with."""
+"""The `ddib` command: what it loads, its help, what it says when something fails, and what it ends with."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import re
 import shlex
 import signal
 import subprocess
@@ -15,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from ddib_fed.cli import main as entry
-from ddib_fed.cli.main import run
+from ddib_fed.cli.main import SECTIONS, cli, run
 from ddib_fed.errors import (
     NEXT_STEPS,
     ContractMismatch,
@@ -25,6 +27,7 @@ from ddib_fed.errors import (
     PeerUnreachable,
     all_errors,
 )
+from tests.cli.reference import DOCUMENT, PROTOCOL, commands, document, with_contract
 
 
 @pytest.fixture
@@ -135,3 +138,121 @@ def test_ctrl_c_while_a_program_is_imported_shows_no_traceback(program):
     command = [sys.executable, "-c", INTERRUPTED, program]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
+
+
+EVERY = list(commands())
+
+
+def test_every_command_and_option_has_help() -> None:
+    for name, command in EVERY:
+        assert command.help, f"{name} has no help"
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and not parameter.hidden:
+                assert parameter.help, f"{name} {parameter.opts[-1]} has no help"
+
+
+def test_the_document_says_what_the_commands_say() -> None:
+    """`python -m tests.cli.reference` brings docs/cli.md up to date."""
+    assert DOCUMENT.read_text(encoding="utf-8") == document(), "python -m tests.cli.reference"
+
+
+def test_the_example_of_a_contract_is_that_of_the_code() -> None:
+    text = PROTOCOL.read_text(encoding="utf-8")
+    assert with_contract(text) == text, "python -m tests.cli.reference"
+
+
+def test_every_exit_code_is_documented() -> None:
+    text = DOCUMENT.with_name("troubleshooting.md").read_text(encoding="utf-8")
+    assert [int(n) for n in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)] == [
+        int(code) for code in ExitCode
+    ]
+
+
+def test_the_list_of_commands_says_what_their_help_says() -> None:
+    """The line in `ddib --help`, which is known without importing the command, is not a second opinion."""
+    context = click.Context(cli)
+    for name, _, text in (each for section in SECTIONS.values() for each in section):
+        command = cli.get_command(context, name)
+        assert command is not None
+        assert command.help
+        assert " ".join(command.help.split("\n\n")[0].split()) == text, name
+
+
+SCREEN = 48
+COLUMNS = 100
+WITHOUT_JSON = {
+    "ddib demo": "a show for people; what it runs can be run alone",
+    "ddib web": "serves until it is stopped; prints its address",
+    "check": "of a node: says each step; its exit code answers scripts",
+    "serve": "runs until it is stopped; [log] format has JSON",
+    "train": "of a node: prints nothing on stdout; the bundle's manifest has the figures",
+}
+LEAVES = [(name, command) for name, command in commands() if not isinstance(command, click.Group)]
+OF_DDIB = [(name, command) for name, command in LEAVES if name.startswith("ddib ")]
+
+
+def _ids(pairs):
+    return [name for name, _ in pairs]
+
+
+def test_every_command_answers_scripts_in_json():
+    for name, command in LEAVES:
+        of_node = name.split()[-1] if not name.startswith("ddib ") else name
+        has = any(param.name == "output_format" and "--format" in param.opts for param in command.params)
+        assert has != (of_node in WITHOUT_JSON), name
+
+
+@pytest.mark.parametrize(("name", "command"), OF_DDIB, ids=_ids(OF_DDIB))
+def test_help_fits_a_screen(name, command):
+    """An option that is for few belongs into `RARE` of `cli/options.py`."""
+    context = click.Context(
+        command, info_name=name, terminal_width=COLUMNS, help_option_names=["-h", "--help"]
+    )
+    lines = command.get_help(context).split("\n")
+    assert len(lines) <= SCREEN, f"{len(lines)} lines"
+    examples = {
+        line.strip() for line in (command.epilog or "").split("\n")
+    }  # are to be pasted, so they are not broken
+    assert all(len(line) <= COLUMNS or line.strip() in examples for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["tranlsate"], "'translate'"),
+        (["job", "lst"], "'list'"),
+        (["job", "list", "--limt", "3"], "'--limit'"),
+        (["model", "get", "sattelite", "--out", "x"], "satellite"),
+        (["peer"], "export"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_what_is_misspelt_gets_a_suggestion(words, meant, capsys):
+    code = run(words)
+    captured = capsys.readouterr()
+    assert code in {ExitCode.USAGE, ExitCode.NOT_FOUND}
+    assert meant in captured.err + captured.out
+
+
+def test_with_json_sentences_are_aside(tmp_path, capsys):
+    """stdout is one document; messages for people go to stderr, and is there without JSON."""
+    words = ["init", "node", "--institution", "north.example", "--role", "source", "--domain", "moons"]
+    assert run([*words, "--out", str(tmp_path / "a"), "--format", "json"]) == 0
+    captured = capsys.readouterr()
+    made = json.loads(captured.out)
+    assert made["config"] == str(tmp_path / "a" / "node.toml")
+    assert "fingerprint" in captured.err
+    config = ["--config", made["config"]]
+    for line, key in (
+        (["peer", "export", "--out", str(tmp_path / "north.peer")], "fingerprints"),
+        (["peer", "list"], None),
+        (["pki", "show"], "valid_until"),
+        (["pki", "request", "--out", str(tmp_path / "node.csr")], "identity"),
+    ):
+        assert run([*line, *config, "--format", "json"]) == 0, line
+        found = json.loads(capsys.readouterr().out)
+        assert key is None or key in found
+        if key == "valid_until":
+            assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found[key])
+    assert run(["peer", "export", "--out", str(tmp_path / "north.peer"), "--force", *config]) == 0
+    assert "fingerprint" in capsys.readouterr().out

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,42 +63,6 @@ def test_what_init_prints_next_can_be_pasted(place: Path, capsys: pytest.Capture
     assert value(doctor, "--profile") == value(domains, "--profile") == str(place / "bob" / "client.toml")
 
 
-def tried(shown: str) -> list[str]:
-    return [line.strip() for line in shown.partition("  try:  ")[2].splitlines()]
-
-
-@pytest.mark.parametrize("file", ["leaf.pem", "roots.pem"])
-@pytest.mark.parametrize("whose", ["client", "node"])
-def test_a_damaged_certificate_is_replaced_by_the_printed_commands(
-    whose: str, file: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Of a client, and of a node that issues; only the client's own name has to be filled in."""
-    assert make_node(place) == 0
-    monkeypatch.chdir(place)
-    folder = place / ("client/pki" if whose == "client" else "state/pki")
-    show = [
-        "pki",
-        "show",
-        *(["--profile", str(place / "client" / "client.toml")] if whose == "client" else []),
-    ]
-    assert run(show) == 0
-    (folder / file).write_bytes(b"garbage")
-    capsys.readouterr()
-    assert run(["doctor"] if whose == "client" else show) == 3
-    commands = tried(capsys.readouterr().err)
-    if commands[0].split()[0] in {"mv", "cp"}:
-        subprocess.run(shlex.split(commands.pop(0)), check=True)
-    if commands:
-        line = commands[0] if whose == "client" else "ddib pki request"
-        assert any(line in each for each in commands)
-        line = line.replace("INSTITUTION", "north.example").replace("NAME", "alice")
-        assert run(shlex.split(line)[1:]) == 0
-        issue, install = next_commands(capsys.readouterr().out)
-        assert run([*issue[1:], "--yes"]) == 0
-        assert run(install[1:]) == 0
-    assert run(show) == 0
-
-
 PRODUCT = Path(__file__).parents[2]
 _COMMAND = re.compile(
     r"(?<![\w/.-])(?<!--compat )ddib(?:-(source|target)-node)?"
@@ -138,7 +101,6 @@ def unknown(program: click.Command, words: list[str]) -> list[str]:
 
 
 def test_every_command_that_is_named_exists() -> None:
-    """In hints, messages, help, pages and templates of files: with its options."""
     wrong, seen = [], 0
     for where, text in texts():
         for found in _COMMAND.finditer(text):

@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import UsageError
-from ddib_fed.models.bundle import load_bundle, save_bundle
+from ddib_fed.models.bundle import load_bundle
 from ddib_fed.paper.colours import transfer
 from ddib_fed.terminal import require_alone
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train
 from tests.runs.picture_folders import blocks, write
-from tests.runs.tiny_models import tiny
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,31 +25,18 @@ SMALL = ("--size", "8", "--set", "model_channels=32", "--set", "channel_mult=1",
          "--set", "num_res_blocks=1", "--batch", "8", "--steps", "2")  # fmt: skip
 
 
-def torchrun(*words):
-    return subprocess.run(
-        [*LAUNCHER, *words], capture_output=True, text=True, cwd=ROOT, check=False, timeout=500, umask=0
-    )
-
-
-@pytest.fixture
-def place(tmp_path):
-    """Pictures and a model."""
-    write(tmp_path / "in", blocks(12))
-    made = tiny()
-    save_bundle(tmp_path / "model", made.manifest, made.state)
-    return tmp_path
-
-
-def test_training_is_shared(place):
+def test_training_is_shared(tmp_path):
     """The documented way, `--no-python` and the command itself: one bundle, said once, and its user's alone."""
-    script = Path(sys.executable).with_name("ddib")
-    words = ("model", "train", "--images", place / "in", *SMALL, "--out", place / "m")
-    done = torchrun("--no-python", *map(str, (script, *words)))
+    write(tmp_path / "in", blocks(12))
+    ddib, out = Path(sys.executable).with_name("ddib"), tmp_path / "m"
+    words = (ddib, "model", "train", "--images", tmp_path / "in", *SMALL, "--out", out)
+    line = [*LAUNCHER, "--no-python", *map(str, words)]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False, timeout=500, umask=0)
     assert done.returncode == 0, done.stderr
-    assert load_bundle(place / "m").manifest.training.figures["processes"] == 2
+    assert load_bundle(out).manifest.training.figures["processes"] == 2
     assert done.stdout.count("parameters") == 1
     # Sheets and samples show what the training pictures look like.
-    written = [place / "m", *(place / "m").rglob("*")]
+    written = [out, *out.rglob("*")]
     assert {path.suffix for path in written} >= {".png", ".safetensors"}
     assert [path for path in written if path.stat().st_mode & 0o077] == []
 

@@ -1,4 +1,4 @@
-"""A source node's double, and a client of it."""
+"""A client of a source node's double."""
 
 from __future__ import annotations
 
@@ -6,14 +6,6 @@ import pytest
 
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
-from tests.client.scripted_source import SourceNodeDouble
-
-
-@pytest.fixture
-def north(tmp_path):
-    node = SourceNodeDouble(tmp_path)
-    yield node
-    node.stop()
 
 
 @pytest.fixture

@@ -98,7 +98,6 @@ def test_samples_are_numbered(north):
     many = draw_samples(north, 7, ArraySettings(FEW, seed=3))
     assert np.abs(many - draw_samples(north, 7, ArraySettings(FEW, seed=4))).max() > 1e-3
     assert np.allclose(many[:5], draw_samples(*in_twos(north), 5, ArraySettings(FEW, seed=3)), atol=1e-4)
-    assert np.allclose(many[4:6], draw_samples(north, 2, ArraySettings(FEW, seed=3), first=4), atol=1e-4)
     assert np.abs(many[0] - many[1]).max() > 0.1
 
 

@@ -44,6 +44,15 @@ def test_pictures_are_paired_by_name_whatever_the_suffix_and_order(tmp_path):
     assert found.truth == pytest.approx(np.stack([x[2], -x[0], -x[1]]), abs=0.01)
 
 
+def test_of_two_pictures_of_one_name_the_source_is_the_one_that_was_translated(tmp_path):
+    x = blocks(2)
+    source = write(tmp_path / "s", x[:1], names=["a"])
+    np.save(source / "a.npy", to_pixels(x)[1])
+    write(tmp_path / "t", x[:1], names=["a"])
+    record(tmp_path / "t", "a", given="a.png")
+    assert read_translations(tmp_path / "t", source=source).source == pytest.approx(x[:1], abs=0.01)
+
+
 def test_records_say_which_files_are_translations(tmp_path):
     """Neither what came back, nor a sheet, nor a map is one."""
     for name in ("x", "y"):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from queue import SimpleQueue
 
 import grpc
 import pytest
@@ -156,13 +157,8 @@ class Requests:
     """The client's side of a stream, one message at a time."""
 
     def __init__(self) -> None:
-        self._queue: list = []
-        self._more = threading.Condition()
-
-    def send(self, message) -> None:
-        with self._more:
-            self._queue.append(message)
-            self._more.notify_all()
+        self._queue: SimpleQueue = SimpleQueue()
+        self.send = self._queue.put
 
     def close(self) -> None:
         self.send(None)
@@ -171,10 +167,7 @@ class Requests:
         return self
 
     def __next__(self):
-        with self._more:
-            self._more.wait_for(lambda: self._queue)
-            message = self._queue.pop(0)
-        if message is None:
+        if (message := self._queue.get()) is None:
             raise StopIteration
         return message
 

@@ -46,7 +46,6 @@ def use(node: NodeContext, held: SignedCalibration, **changes):
 
 
 def test_an_agreed_calibration_is_used_until_it_is_taken_out_of_use(node) -> None:
-    """Unknown before it is stored, and after the operator removed it."""
     context, held = node
     with pytest.raises(CalibrationUnknown, match="is not stored here"):
         use(context, held)
@@ -82,7 +81,6 @@ def test_a_calibration_is_not_used_when_its_conditions_have_ended(node) -> None:
     ],
 )
 def test_terms_that_differ_are_refused(changes, error, says) -> None:
-    """Names, units of the own model, kind."""
     terms = {"source": NORTH, "target": SOUTH, "units": UNITS, "policy": ALLOWED} | changes
     places = terms["source"], terms["target"]
     check_terms(calibration(), (NORTH, SOUTH), "target", UNITS, ALLOWED)
@@ -108,9 +106,6 @@ def test_the_operator_sees_what_to_do_about_each_calibration(node) -> None:
     peers.remove("north.example")
     assert seen()[0] == "refused"
     store.add(held.model_copy(update={"target": None}))
-    assert seen() == (
-        "proposed",
-        f"it waits for you: ddib calibrate accept {held.sha256.hex()[:12]}",
-    )
+    assert seen() == ("proposed", f"it waits for you: ddib calibrate accept {held.sha256.hex()[:12]}")
     store.deactivate(held.sha256)
     assert overview(config, store, peers) == []

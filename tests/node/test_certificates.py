@@ -23,7 +23,7 @@ from ddib_fed.node.certificates import (
     recover_at_start,
     renew_node,
 )
-from ddib_fed.node.config import NodeConfig, render_node_toml
+from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import Charge, Policy, Quotas
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.server import CallInterceptor
@@ -46,6 +46,7 @@ from ddib_fed.store import NodeStore
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
 from tests import audit_rows
+from tests.node.tiny_nodes import node_toml
 
 NOW = datetime.now(UTC)
 HOUR = timedelta(hours=1)
@@ -54,14 +55,7 @@ HOUR = timedelta(hours=1)
 def configured(folder: Path, name: str = "node-1", extra: str = "") -> NodeConfig:
     """A node.toml of north in `folder`, with `extra` in its table [identity]."""
     folder.mkdir(exist_ok=True)
-    text = render_node_toml(
-        institution="north.example",
-        name=name,
-        roles=("source",),
-        domain="moons",
-        listen="127.0.0.1:0",
-        address="127.0.0.1:7443",
-    )
+    text = node_toml(name=name)
     (folder / "node.toml").write_text(text.replace("[identity]\n", f"[identity]\n{extra}"))
     return NodeConfig.load(folder / "node.toml")
 
@@ -95,8 +89,8 @@ class Server:
 
 def enrolled(issuer: NodeConfig, folder: Path, identity: Identity, *, now: datetime | None = None) -> None:
     authority = pki.load_authority(issuer.paths.pki)
-    request = read_request(make_request(folder, identity))
-    install(folder, sign_request(authority, request, (authority.certificate,), now=now), now=now)
+    asked = read_request(make_request(folder, identity))
+    install(folder, sign_request(authority, *asked, (authority.certificate,), now=now), now=now)
 
 
 def second_node(issuer: NodeConfig, tmp_path: Path, extra: str, *, age: timedelta) -> NodeConfig:
@@ -359,7 +353,6 @@ def test_a_node_that_was_off_for_too_long_is_enrolled_again(issuer: NodeConfig, 
 
 
 def test_a_withdrawn_node_does_not_come_back(issuer: NodeConfig, two: NodeConfig) -> None:
-    """Its key was lost: neither with its leaf nor with the other certificate."""
     off_for(issuer, two, 8 * DAY)
     peer_store(issuer).withdraw(NODE)
     with pytest.raises(Unauthenticated, match="could not be renewed"):

@@ -7,21 +7,12 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import ConfigError, FileMissing
-from ddib_fed.node.config import (
-    NodeConfig,
-    render_node_toml,
-)
+from ddib_fed.node.config import NodeConfig
+from tests.node.tiny_nodes import node_toml
 
 
 def write(folder: Path, **replace: str) -> Path:
-    text = render_node_toml(
-        institution="north.example",
-        name="node-1",
-        roles=("source",),
-        domain="moons",
-        listen="127.0.0.1:7443",
-        address="localhost:7443",
-    )
+    text = node_toml(listen="127.0.0.1:7443")
     for old, new in replace.items():
         text = text.replace(old.replace("__", " = "), new)
     path = folder / "node.toml"
@@ -51,7 +42,6 @@ def test_every_commented_setting_can_be_switched_on(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_key_is_named_with_the_right_one(tmp_path: Path) -> None:
-    """An unknown key is refused and the nearest known one is offered."""
     with pytest.raises(ConfigError, match=r"train\.sede.*did you mean 'seed'"):
         NodeConfig.load(write(tmp_path, seed__="sede = "))
 
@@ -75,7 +65,6 @@ def test_a_misspelt_key_is_named_with_the_right_one(tmp_path: Path) -> None:
     ],
 )
 def test_a_value_that_cannot_be_used_is_explained(tmp_path: Path, old: str, new: str, words: str) -> None:
-    """Each bad value is refused with a sentence that says what is wanted."""
     path = write(tmp_path)
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))

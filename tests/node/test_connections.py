@@ -90,7 +90,6 @@ def test_a_crowd_ends_no_stranger_of_another_address(crowded: Guarded) -> None:
 
 
 def test_whoever_made_an_authorised_call_is_no_stranger(crowded: Guarded, north: Institution) -> None:
-    """Its connection, older than all of theirs and from their address, goes on."""
     with crowded.stub(north) as stub:
         stub.DescribeDomain(ASK, timeout=5)
         (friend,) = crowded.guard._proven
@@ -102,7 +101,6 @@ def test_whoever_made_an_authorised_call_is_no_stranger(crowded: Guarded, north:
 
 
 def test_a_caller_has_only_its_part_of_all_connections(crowded: Guarded, north: Institution) -> None:
-    """The oldest of them go on; those of another caller are untouched."""
     alone = [("grpc.use_local_subchannel_pool", 1)]
     with ExitStack() as ends:
         for who in [*[north] * 6, crowded.south]:

@@ -102,7 +102,6 @@ def test_recipients_are_those_of_the_policy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["suspended", "withdrawn"])
 def test_a_peer_that_is_suspended_or_withdrawn_is_no_recipient(tmp_path: Path, how: str) -> None:
-    """Nothing goes to it and nothing is taken from it, with the reason."""
     config = make(tmp_path, "both", ("south", "west"))
     if how == "suspended":
         peer_store(config).suspend("south.example", reason="a stolen disk")

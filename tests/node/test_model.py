@@ -19,28 +19,21 @@ from ddib_fed.errors import (
 )
 from ddib_fed.evaluation.samples import read_answer
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.node.config import NodeConfig, render_node_toml
+from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.role import MIB, DecodingMemory, load_hosted, rule_of_side
 from ddib_fed.v1.common_pb2 import PictureTerms
 from tests.node.picture_examples import (
     SIZE,
     save_pictures_model,
 )
-from tests.node.tiny_nodes import make_config
+from tests.node.tiny_nodes import make_config, node_toml
 from tests.protocol.examples import picture_side
 from tests.source_node.conftest import wait_until
 
 
 def configured(folder: Path, scene: str) -> NodeConfig:
     """A node of scans of 16 x 16 with this scene; read, not made."""
-    text = render_node_toml(
-        institution="north.example",
-        name="node-1",
-        roles=("source",),
-        domain="scans",
-        listen="127.0.0.1:7441",
-        address="localhost:7441",
-    )
+    text = node_toml(domain="scans")
     assert '# scene = "512x512"' in text
     text = text.replace('# scene = "512x512"', f'scene = "{scene}"')
     (folder / "node.toml").write_text(text)
@@ -136,7 +129,6 @@ class Asked:
 
 
 def test_a_large_file_is_not_overtaken_for_ever_and_small_ones_do_not_wait_for_it() -> None:
-    """Each has memory of its own; among the large ones the clients take turns."""
     asked = Asked(DecodingMemory(90, of_one=1))
     asked.ask("a", "first", 60)
     asked.ask("b", "large", 90)

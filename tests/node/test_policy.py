@@ -306,7 +306,6 @@ def test_a_full_disk_books_nothing_and_asks_to_come_back(store, clock, monkeypat
 
 
 def test_a_clock_that_was_set_back_makes_no_day_longer_than_a_day(clock) -> None:
-    """Else a clock that was wrong for a moment would lock a peer out for years."""
     quotas = Quotas(None, clock=clock)
     clock.now += 1_000 * DAY_S
     quotas.charge(charge(100))

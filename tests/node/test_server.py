@@ -164,7 +164,6 @@ def test_a_call_waits_for_one_of_each_other_connection_at_most(held: Held) -> No
 
 
 def test_a_connection_with_too_many_waiting_calls_is_named(held: Held) -> None:
-    """Once for each call beyond the limit; tasks of no call are not counted."""
     for _ in range(MOST_WAITING + 2):
         held.call("ipv4:10.0.0.1:1", "")
     assert held.crowds == ["ipv4:10.0.0.1:1"] * 2

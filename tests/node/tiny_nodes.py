@@ -66,12 +66,15 @@ def npy(count: int = 40, seed: int = 0) -> bytes:
     return to_npy(gaussian(count, seed))
 
 
+def node_toml(**given) -> str:
+    """The node.toml of north's source node, or another's with what is given."""
+    usual = {"institution": "north.example", "name": "node-1", "roles": ("source",), "domain": "moons"}
+    return render_node_toml(**{**usual, "listen": "127.0.0.1:0", "address": "localhost:7443", **given})
+
+
 def make_config(folder, institution: str, role: str, *, domain: str = "moons", **settings) -> NodeConfig:
     """A node.toml beside `state/`, whose port is whatever is free; `settings` replace the template's comments."""
-    text = render_node_toml(
-        institution=institution, name="node-1", roles=(role,), domain=domain,
-        listen="127.0.0.1:0", address="localhost:7443",
-    )  # fmt: skip
+    text = node_toml(institution=institution, roles=(role,), domain=domain)
     for name, value in {"max_evaluations": 10_000, "threads": 1, **settings}.items():
         text, found = re.subn(rf"(?m)^# {name} = .*$", f"{name} = {value}", text)
         if not found:  # a limit that the template does not show

@@ -38,6 +38,7 @@ def record(
     *,
     files: Mapping[str, str] = NO_FILES,
     translated: object = None,
+    given: str = "",
     **picture: object,
 ) -> None:
     """A record; `files` are those beside the translation, `picture` are its figures."""
@@ -45,6 +46,7 @@ def record(
     figures = {"cycle_mse": 0.0004, "cycle_psnr": 40.0, "edge_correlation": 0.8, "mutual_information": 1.5}
     known = {
         "format": FORMAT,
+        "input": given,
         "files": {kind: {"file": file, "sha256": "digest"} for kind, file in named.items()},
         "picture": {**figures, "structure_doubtful": False, **picture},
         "latent": {"mean": 0.0, "std": 1.0, "kurtosis": 0.1, "correlation": 0.1},

@@ -1,7 +1,5 @@
 """A small HTTP CONNECT proxy on loopback that keeps what passes, as a proxy or a relay of an institution sees it."""
 
-from __future__ import annotations
-
 import base64
 import socket
 import threading

@@ -1,7 +1,5 @@
 """The audit log: what goes in, what tampering shows, what a running node says of it, and what a peer noted of it."""
 
-from __future__ import annotations
-
 import json
 import math
 import threading
@@ -57,7 +55,6 @@ def log(path: Path) -> Iterator[AuditLog]:
 
 
 def test_a_line_says_what_when_and_with_whom(log, path) -> None:
-    """And carries its number and the digest of the line before it."""
     log.write("latent_sent", peer="south.example", latent="ab" * 32, item=3, items=[1, 2], ok=True, why=None)
     (record,) = records(path)
     assert record == {
@@ -88,7 +85,6 @@ def test_no_content_can_be_logged_and_long_text_is_cut(log, path) -> None:
 
 
 def test_threads_and_commands_share_one_chain(log, path) -> None:
-    """Each act has its line."""
     threads = [threading.Thread(target=log.write, args=("act",), kwargs={"thread": n}) for n in range(16)]
     for thread in threads:
         thread.start()
@@ -168,7 +164,6 @@ def test_a_running_node_notices_an_altered_log(log: AuditLog, path: Path, attack
 
 
 def test_a_broken_log_is_a_problem_from_the_start(path: Path) -> None:
-    """A restart alone does not make it good."""
     for item in range(10):
         append(path, "latent_sent", item=item)
     edit(path, "DELETE FROM audit WHERE number = 7")
@@ -241,7 +236,6 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
 
 
 def test_a_time_is_a_length_or_a_date() -> None:
-    """Of UTC, unless it says otherwise."""
     assert parse_since("90m", now=NOON) == NOON - timedelta(minutes=90)
     assert parse_since("7d", now=NOON) == NOON - timedelta(days=7)
     assert parse_since("2026-11-26") == NOON.replace(hour=0)
@@ -313,7 +307,6 @@ def test_what_was_done_while_the_node_was_down_shows_against_the_peers_anchors(
 
 
 def test_a_peer_that_rewrites_its_log_contradicts_itself_here(logs: tuple[Path, Path]) -> None:
-    """The same number of lines, with another digest than it said before."""
     north, south = logs
     exchange(north, south, 6)
     put(south, [])
@@ -322,7 +315,6 @@ def test_a_peer_that_rewrites_its_log_contradicts_itself_here(logs: tuple[Path, 
 
 
 def test_a_peer_whose_log_goes_back_contradicts_itself_here(path: Path) -> None:
-    """By more than calls side by side explain."""
     now = NOON
 
     def hears(count: int) -> str:
@@ -344,7 +336,6 @@ def test_a_peer_whose_log_goes_back_contradicts_itself_here(path: Path) -> None:
 def test_a_file_of_anchors_is_for_one_node_and_has_the_newest(
     tmp_path: Path, logs: tuple[Path, Path]
 ) -> None:
-    """The other node of the institution has a log of its own."""
     exchange(*logs, MAX_ANCHORS + 4)
     made = anchors_of(logs[1], NORTH, SOUTH)
     assert (len(made.anchors), made.anchors[-1].lines) == (MAX_ANCHORS, 2 * (MAX_ANCHORS + 4) - 1)

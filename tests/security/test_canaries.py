@@ -1,7 +1,5 @@
 """No secret and no patient in a log or on a node's disk, at every level of the log."""
 
-from __future__ import annotations
-
 import io
 import struct
 import tempfile

@@ -3,8 +3,6 @@
 `tests/cli/client/test_broken_setups.py` has each cause.
 """
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,7 +94,6 @@ def test_a_proxy_that_opens_no_tunnel_is_named(
 
 
 def test_a_login_is_a_private_file(tmp_path: Path) -> None:
-    """One line of USER:PASSWORD that nobody else can read."""
     file = tmp_path / "proxy.login"
     file.write_text("north:secret\n")
     file.chmod(0o644)

@@ -1,7 +1,5 @@
 """Pairing: two sides with a code admit each other; nobody else is admitted, whatever is between them."""
 
-from __future__ import annotations
-
 import socket
 import threading
 import time
@@ -125,7 +123,6 @@ def test_a_side_that_keeps_sending_is_left_in_time() -> None:
 
 
 def test_every_new_code_is_read_as_it_was_shown() -> None:
-    """Nine digits in groups; however they are typed."""
     codes = [new_code() for _ in range(40)]
     assert len(set(codes)) > 38
     for code in codes:
@@ -135,7 +132,6 @@ def test_every_new_code_is_read_as_it_was_shown() -> None:
 
 @pytest.mark.parametrize("place", range(9))
 def test_every_single_wrong_digit_is_found(place: int) -> None:
-    """Each of the nine other digits, at each place."""
     digits = new_code().replace("-", "")
     for other in set("0123456789") - {digits[place]}:
         with pytest.raises(UsageError, match="is wrong"):
@@ -149,7 +145,6 @@ def end(waiting: Waiting, error: type[DdibError]) -> DdibError:
 
 
 def test_both_sides_admit_each_other(north: Side, south: Side, waiting: Waiting) -> None:
-    """Each gets the other's file as it is, and knows that it is admitted there."""
     there, here = dial(waiting.address, CODE, north), waiting.result.result(20)
     assert (there.other, there.mutual) == (south.peer, True)
     assert (here.other, here.mutual) == (north.peer, True)
@@ -157,7 +152,6 @@ def test_both_sides_admit_each_other(north: Side, south: Side, waiting: Waiting)
 
 
 def test_another_code_admits_nobody_and_uses_the_code_up(north: Side, south: Side, waiting: Waiting) -> None:
-    """One try: the right code comes too late."""
     with pytest.raises(Unauthenticated, match="another code"):
         dial(waiting.address, OTHER, north)
     assert "used up" in end(waiting, Unauthenticated).detail
@@ -168,7 +162,6 @@ def test_another_code_admits_nobody_and_uses_the_code_up(north: Side, south: Sid
 
 
 def test_a_code_expires(north: Side, south: Side) -> None:
-    """Nobody is waited for longer."""
     waiting = Waiting(south, life_s=0.05)
     assert "expired" in end(waiting, DeadlineExceeded).detail
     waiting.close()

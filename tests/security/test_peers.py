@@ -1,7 +1,5 @@
 """Whom a node trusts: peer files, fingerprints, suspensions and withdrawals, and what is read again when."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import replace
@@ -65,7 +63,6 @@ def admitted(north: Institution, south: Institution) -> Institution:
     ids=str,
 )
 def test_a_peer_file_of_another_form_is_refused(south: Institution, fields: dict[str, object]) -> None:
-    """Exactly the five fields, each checked; the error names the file and is short."""
     with pytest.raises(InputError, match=r"^south\.peer") as refused:
         parse_peer(changed(south.peer(), **fields), "south.peer")
     assert len(refused.value.detail) < 1_000
@@ -102,7 +99,6 @@ def test_roots_must_be_able_to_vouch_for_the_institution(north: Institution, sou
 
 
 def test_a_peer_is_added_with_its_fingerprint(north: Institution, south: Institution) -> None:
-    """And is then pinned, beside the own institution; only the named node is admitted."""
     north.admit(south)
     snapshot = north.store.snapshot()
     assert snapshot.pins == {"north.example": (north.root,), "south.example": (south.root,)}
@@ -118,7 +114,6 @@ def test_a_peer_is_added_with_its_fingerprint(north: Institution, south: Institu
 def test_a_fingerprint_that_differs_admits_nobody(
     north: Institution, south: Institution, fingerprints
 ) -> None:
-    """That is what it is for."""
     with pytest.raises(PolicyDenied, match="not confirmed"):
         north.store.add(south.peer(), fingerprints=fingerprints)
     assert not north.store.list()
@@ -135,7 +130,6 @@ def test_an_institution_is_not_its_own_peer(north: Institution) -> None:
 
 
 def test_an_entry_is_replaced_only_when_asked(north: Institution, south: Institution) -> None:
-    """A new address needs no new fingerprint; adding the same again is no error."""
     north.admit(south)
     north.admit(south)
     with pytest.raises(AlreadyExists):
@@ -145,7 +139,6 @@ def test_an_entry_is_replaced_only_when_asked(north: Institution, south: Institu
 
 
 def test_a_new_root_needs_its_fingerprint(admitted: Institution, south: Institution, tmp_path: Path) -> None:
-    """The pinned root needs none, the new one does."""
     new = pki.create_institution(tmp_path / "new", "south.example").certificate
     both = Peer("south.example", south.identity, "127.0.0.1:7443", (south.root, new))
     with pytest.raises(PolicyDenied):
@@ -173,7 +166,6 @@ def test_a_suspension_is_on_the_disk_and_ends_when_it_is_lifted(admitted: Instit
 
 @pytest.mark.parametrize("reason", ["two\nlines", "x" * (MAX_REASON + 1)])
 def test_a_reason_is_one_line(admitted: Institution, reason: str) -> None:
-    """Nothing is written otherwise."""
     with pytest.raises(InputError, match="reason"):
         admitted.store.suspend("south.example", reason=reason)
     with pytest.raises(InputError, match="comment"):
@@ -183,7 +175,6 @@ def test_a_reason_is_one_line(admitted: Institution, reason: str) -> None:
 
 
 def test_withdrawing_and_reinstating(north: Institution) -> None:
-    """A second time changes nothing, and keeps the first comment."""
     store = north.store
     assert store.withdraw(ALICE, comment="Gerät verloren")
     assert not store.withdraw(ALICE, comment="again")
@@ -220,7 +211,6 @@ def test_a_store_that_cannot_be_read_changes_nothing_and_is_a_problem(
 
 
 def test_a_store_that_others_may_write_is_not_used(admitted: Institution) -> None:
-    """Whoever could write it could admit a peer."""
     admitted.store.file.chmod(0o666)
     with pytest.raises(DdibError, match="can be read by others"):
         admitted.store.snapshot()
@@ -248,7 +238,6 @@ def test_own_roots_that_become_unreadable_stay_in_use_and_are_a_problem(admitted
 
 
 def test_reload_says_what_changed(north: Institution, south: Institution) -> None:
-    """For the operator's terminal."""
     store = north.store
     store.snapshot()
     assert store.reload() == []

@@ -1,6 +1,4 @@
-"""What the issuer makes, a certificate's way to another machine in files, and keys that others could read."""
-
-from __future__ import annotations
+"""What the issuer makes, what the verifier accepts, a certificate's way in files, and keys that others could read."""
 
 import base64
 import os
@@ -8,11 +6,13 @@ import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 
 from ddib_fed import files as private_files
@@ -20,19 +20,21 @@ from ddib_fed.engine.gate import load_key
 from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, InputError, PolicyDenied, Unauthenticated
 from ddib_fed.files import read_private
 from ddib_fed.security import pki
-from ddib_fed.security.identity import Identity
+from ddib_fed.security.identity import Identity, Pins, check_root, name_constraints, verify_peer_certificate
 from ddib_fed.security.pki import (
+    Authority,
     certificate_pem,
     install,
     issue_leaf,
     make_request,
+    new_authority,
     new_key,
     parse_certificates,
     read_request,
     sign_request,
 )
 from ddib_fed.security.tls import ServerCredentials
-from tests.node.institutions import NOW, Institution
+from tests.node.institutions import HOUR, NOW, Institution, forge, names
 
 
 @pytest.fixture
@@ -64,7 +66,6 @@ def test_a_leaf_has_two_names_its_roles_usage_and_life(north: Institution, kind,
 
 
 def test_a_leaf_does_not_outlive_its_root(north: Institution) -> None:
-    """Issued on the root's last day."""
     late = north.root.not_valid_after_utc - timedelta(hours=1)
     leaf = issue_leaf(north.authority, "client", "x", public_key=new_key().public_key(), now=late)
     assert leaf.not_valid_after_utc == north.root.not_valid_after_utc
@@ -81,7 +82,6 @@ def test_openssl_agrees(north: Institution) -> None:
 
 
 def test_a_root_is_never_overwritten(north: Institution) -> None:
-    """A second init changes nothing."""
     before = {path: path.read_bytes() for path in north.pki.iterdir()}
     with pytest.raises(AlreadyExists):
         pki.create_institution(north.pki, "north.example")
@@ -89,7 +89,6 @@ def test_a_root_is_never_overwritten(north: Institution) -> None:
 
 
 def test_a_key_of_another_certificate_is_noticed(north: Institution, tmp_path: Path) -> None:
-    """Both of the root and of the leaf."""
     other = Institution("south.example", tmp_path / "south")
     for name in ("ca.key", "leaf.key"):
         (north.pki / name).write_bytes((other.pki / name).read_bytes())
@@ -127,7 +126,6 @@ def test_a_crash_while_a_certificate_is_exchanged_leaves_a_pair(
 
 
 def test_a_fingerprint_may_be_typed_loosely() -> None:
-    """Case, colons, spaces and prefix do not count; digits do."""
     for typed in ("sha256:AB:CD", "abcd", "AB CD", " SHA256:ab:cd\n"):
         assert pki.same_fingerprint(typed, "SHA256:ab:cd")
         assert not pki.same_fingerprint(typed, "SHA256:ab:ce")
@@ -137,11 +135,10 @@ TWO = Identity("north.example", "node", "node-2")
 
 
 def signed(north: Institution, folder: Path, identity: Identity = TWO) -> bytes:
-    return sign_request(north.authority, read_request(make_request(folder, identity)), (north.root,))
+    return sign_request(north.authority, *read_request(make_request(folder, identity)), (north.root,))
 
 
 def test_a_second_node_is_enrolled_without_its_key_travelling(north: Institution, tmp_path: Path) -> None:
-    """Request there, issue here, install there."""
     pem = signed(north, tmp_path / "two")
     assert b"PRIVATE" not in pem
     leaf = parse_certificates(pem, "signed")[0]
@@ -153,13 +150,11 @@ def test_a_second_node_is_enrolled_without_its_key_travelling(north: Institution
 
 
 def test_a_request_for_another_institution_is_not_signed(north: Institution, tmp_path: Path) -> None:
-    """The root could not vouch for it anyway."""
     with pytest.raises(PolicyDenied, match=r"south\.example"):
         signed(north, tmp_path, Identity("south.example", "node", "node-1"))
 
 
 def test_a_request_whose_signature_is_wrong_is_not_signed(tmp_path: Path) -> None:
-    """Nobody gets a certificate for a key that they do not hold."""
     der = bytearray(
         x509.load_pem_x509_csr(make_request(tmp_path, TWO)).public_bytes(serialization.Encoding.DER)
     )
@@ -258,8 +253,150 @@ def test_a_running_node_goes_on_with_the_last_good_key_and_says_so(keyed: Instit
 
 
 def test_a_certificate_for_another_key_is_not_installed(north: Institution, tmp_path: Path) -> None:
-    """What was signed for one folder is no use in another."""
     pem = signed(north, tmp_path / "two")
     make_request(tmp_path / "three", TWO)
     with pytest.raises(FileMissing, match="has no key for"):
         install(tmp_path / "three", pem)
+
+
+NORTH = new_authority("north.example", now=NOW - HOUR)
+SOUTH = new_authority("south.example", now=NOW - HOUR)
+PINS: Pins = {"north.example": (NORTH.certificate,), "south.example": (SOUTH.certificate,)}
+HERS = names("north.example")
+STRANGE = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+
+
+def verify(pem: bytes, root: x509.Certificate | None = None) -> Identity:
+    """With another root pinned for north, if one is given."""
+    pins = PINS if root is None else {**PINS, "north.example": (root,)}
+    return verify_peer_certificate(pem, pins=pins, now=NOW)
+
+
+def unconstrained(*, ca: bool = True, constraints: x509.NameConstraints | None = None) -> Authority:
+    """A root of north that `ddib pki init` did not make."""
+    key = new_key()
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Corporate CA")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(7).not_valid_before(NOW - HOUR).not_valid_after(NOW + HOUR)
+    builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+    if constraints is not None:
+        builder = builder.add_extension(constraints, critical=True)
+    return Authority("north.example", builder.sign(key, hashes.SHA256()), key)
+
+
+def under(root: Authority) -> bytes:
+    return forge(root, HERS)
+
+
+@pytest.mark.parametrize("kind", ["node", "client"])
+def test_a_leaf_of_the_pinned_root_proves_its_identity(kind) -> None:
+    """What the issuer makes is what the verifier accepts, also while two roots are pinned."""
+    leaf = certificate_pem(issue_leaf(NORTH, kind, "x-1", public_key=new_key().public_key(), now=NOW))
+    assert verify(leaf) == Identity("north.example", kind, "x-1")
+    both = (new_authority("north.example", now=NOW - HOUR).certificate, NORTH.certificate)
+    assert verify_peer_certificate(leaf, pins={"north.example": both}, now=NOW).name == "x-1"
+    assert verify(forge(NORTH, HERS, extra=[(STRANGE, False)]))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://north.example/node/node-1",
+        "spiffe://NORTH.example/node/node-1",
+        "spiffe://north.example/admin/node-1",
+        "spiffe://north.example/node/node-1?x=1",
+        "spiffe://north.example/node/%6eode",
+        "spiffe://127.0.0.1/node/node-1",
+        "spiffe://north.example/node/" + "a" * 64,
+        "spiffe://north.example/node/x\n",
+        "",
+    ],
+)
+def test_a_uri_of_another_form_is_no_identity(uri: str) -> None:
+    with pytest.raises(InputError):
+        Identity.parse(uri)
+
+
+OLD = new_authority("north.example", now=NOW - timedelta(days=4000))
+NO_CA = unconstrained(ca=False)
+EXCLUDED = unconstrained(constraints=x509.NameConstraints(None, [x509.DNSName("node-1.north.example")]))
+HERS_CUT = forge(NORTH, HERS).replace(b"MII", b"AAA", 1)
+REFUSED: dict[str, tuple[Callable[[], bytes], x509.Certificate | None, str]] = {
+    "minted by south": (lambda: under(SOUTH), None, "not issued by the pinned root of north"),
+    "signed by another key": (lambda: forge(NORTH, HERS, signer=new_key()), None, "signature"),
+    "no names": (lambda: forge(NORTH, []), None, "no readable subject alternative names"),
+    "two URIs": (lambda: forge(NORTH, [*HERS, *names("north.example", "node-2")]), None, "one URI"),
+    "no DNS name": (lambda: forge(NORTH, HERS[:1]), None, "DNS name node-1.north.example"),
+    "another DNS name": (lambda: forge(NORTH, [HERS[0], x509.DNSName("a.example")]), None, "and no other"),
+    "an address": (
+        lambda: forge(NORTH, [*HERS, x509.IPAddress(ip_address("127.0.0.1"))]),
+        None,
+        "and no other",
+    ),
+    "expired at this second": (lambda: forge(NORTH, HERS, end=NOW), None, "expired"),
+    "from the future": (
+        lambda: forge(NORTH, HERS, start=NOW + timedelta(seconds=1)),
+        None,
+        "not valid before",
+    ),
+    "an expired root": (lambda: under(OLD), OLD.certificate, r"the root of north\.example expired"),
+    "a root that is no CA": (lambda: under(NO_CA), NO_CA.certificate, "no CA certificate"),
+    "south's root, pinned for north": (lambda: under(SOUTH), SOUTH.certificate, "name constraints"),
+    "an excluded name": (lambda: under(EXCLUDED), EXCLUDED.certificate, "name constraints"),
+    "no purpose": (lambda: forge(NORTH, HERS, usages=()), None, "does not state its purpose"),
+    "for servers alone": (
+        lambda: forge(NORTH, HERS, usages=(Usage.SERVER_AUTH,)),
+        None,
+        "not for clientAuth",
+    ),
+    "a client's for servers": (
+        lambda: forge(NORTH, names("north.example", "x", "client")),
+        None,
+        "serverAuth",
+    ),
+    "a CA": (lambda: forge(NORTH, HERS, ca=True), None, "is a CA's"),
+    "an unknown critical extension": (
+        lambda: forge(NORTH, HERS, extra=[(STRANGE, True)]),
+        None,
+        r"1\.2\.3\.4",
+    ),
+    "a short RSA key": (
+        lambda: forge(NORTH, HERS, subject_key=rsa.generate_private_key(65537, 1024).public_key()),
+        None,
+        "neither P-256",
+    ),
+    "garbage": (lambda: HERS_CUT, None, "cannot be parsed"),
+    "huge": (lambda: b"x" * 20_000, None, "larger than"),
+    "a chain": (lambda: under(NORTH) * 2, None, "one certificate is expected"),
+}
+
+
+@pytest.mark.parametrize("how", REFUSED)
+def test_every_other_certificate_is_refused(how: str) -> None:
+    make, root, says = REFUSED[how]
+    with pytest.raises(Unauthenticated, match=says):
+        verify(make(), root)
+
+
+@pytest.mark.parametrize(
+    ("tree", "within", "beside"),
+    [
+        (x509.UniformResourceIdentifier("north.example"), "north.example", "lab.north.example"),
+        (x509.UniformResourceIdentifier(".north.example"), "lab.north.example", "north.example"),
+        (x509.DNSName("north.example"), "lab.north.example", "evilnorth.example"),
+    ],
+)
+def test_name_constraints_are_those_of_rfc_5280(tree: x509.GeneralName, within: str, beside: str) -> None:
+    """A URI's is one host exactly, or with a dot only those below; a DNS name's is by whole labels."""
+    root = unconstrained(constraints=x509.NameConstraints([tree], None)).certificate
+    check_root(root, within)
+    with pytest.raises(Unauthenticated, match="name constraints"):
+        check_root(root, beside)
+
+
+def test_a_root_without_constraints_vouches_for_its_own_institution_only() -> None:
+    root = unconstrained()
+    assert not name_constraints(root.certificate)
+    assert verify(under(root), root.certificate).institution == "north.example"
+    with pytest.raises(Unauthenticated):
+        verify(forge(root, names("south.example")), root.certificate)

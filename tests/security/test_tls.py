@@ -1,7 +1,5 @@
 """Transport: what gets a connection, what does not, and how changed files are taken up."""
 
-from __future__ import annotations
-
 import socket
 import ssl
 import subprocess
@@ -72,7 +70,6 @@ def test_the_suites_are_set_before_grpc_wherever_one_begins() -> None:
 
 
 def test_a_server_that_accepts_tls_12_is_noticed(south: Institution) -> None:
-    """Although it would break off later for want of a client certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(south.pki / "leaf.pem", south.pki / "leaf.key")
     context.load_verify_locations(south.pki / "roots.pem")
@@ -105,7 +102,6 @@ def served(node: Listening, north: Institution) -> str:
 def test_a_new_certificate_is_served_without_a_restart(
     node: Listening, north: Institution, south: Institution
 ) -> None:
-    """A handshake reads the files, unless they were read a moment ago."""
     before = served(node, north)
     pki.issue_to_folder(south.authority, south.pki, "node", "node-1")
     assert node.credentials.problem is None  # asking for the health must not take the change from gRPC

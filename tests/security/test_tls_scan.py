@@ -1,7 +1,5 @@
 """Both ports under sslyze, a scanner of another project: versions, suites, curves, known holes."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

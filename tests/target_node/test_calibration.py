@@ -29,23 +29,14 @@ from tests import audit_rows
 from tests.calibration.examples import UNITS, calibration, make_aggregate, sign
 from tests.node.tiny_nodes import make_config
 
-ROTATION = '["rotation"]'
 PICTURES = np.random.default_rng(0).uniform(-1, 1, (200, 3, 4, 4)).astype(np.float32)
 AGGREGATE = make_aggregate(PICTURES, Normalisation(), "moons", generator=np.random.default_rng(1))
 
 
 def agreed(**changes) -> Calibration:
     """North's proposal, made from what south published."""
-    made = Making(
-        method="aggregates",
-        source_pictures=200,
-        target_pictures=AGGREGATE.counted,
-        aggregate_sha256=AGGREGATE.sha256.hex(),
-        crossed_bytes=len(AGGREGATE.canonical),
-        epsilon=AGGREGATE.epsilon,
-        delta=AGGREGATE.delta,
-        created=datetime.now(UTC),
-    )
+    now = datetime.now(UTC)
+    made = Making(method="aggregates", source_pictures=200, created=now, **AGGREGATE.making)
     target = CalibratedSide(institution="south.example", domain="moons", units_sha256=UNITS)
     return calibration(**{"made": made, "target": target, **changes})
 
@@ -58,12 +49,12 @@ class North:
         institutions["north"].admit(institutions["south"], address)
         self.config = make_config(folder, "north.example", "source")
 
-    def calls(self, domain: str = "moons"):
-        return CalibrationPeer(self.config, "south.example", domain)
+    def calls(self):
+        return CalibrationPeer(self.config, "south.example", "moons")
 
-    def signed(self, proposed: Calibration, by: str = "north", **moment) -> SignedCalibration:
-        now = moment.get("now", datetime.now(UTC))
-        source = sign(proposed, "source", pki.load_identity(self.institutions[by].pki), now=now)
+    def signed(self, proposed: Calibration, by: str = "north") -> SignedCalibration:
+        own = pki.load_identity(self.institutions[by].pki)
+        source = sign(proposed, "source", own, now=datetime.now(UTC))
         return SignedCalibration(calibration=proposed, source=source)
 
     def propose(self, proposed: SignedCalibration) -> SignedCalibration:
@@ -75,10 +66,9 @@ class North:
 def open_pair(tmp_path, institutions, open_target):
     """South's node with a published aggregate, and north; settings are of south's policy."""
 
-    def open_it(*, published: bool = True, calibration: str = ROTATION, units: str = "true"):
-        target = open_target(calibration=calibration, calibration_units=units)
-        if published:
-            write_file(target.config.paths.aggregate, AGGREGATE.canonical)
+    def open_it(*, units: str = "true"):
+        target = open_target(calibration='["rotation"]', calibration_units=units)
+        write_file(target.config.paths.aggregate, AGGREGATE.canonical)
         return target, North(tmp_path / "north", institutions, target.server.address)
 
     return open_it

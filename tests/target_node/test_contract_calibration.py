@@ -6,7 +6,6 @@ import pytest
 
 from ddib_fed.errors import (
     CalibrationExpired,
-    CalibrationKindDenied,
     CalibrationModel,
     CalibrationUnknown,
     CalibrationUnsigned,
@@ -14,7 +13,6 @@ from ddib_fed.errors import (
     ContractUnknown,
 )
 from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.node.role import NodeContext
 from ddib_fed.protocol.contract import PROTOCOL, Contract
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
@@ -86,13 +84,6 @@ def test_a_calibration_that_is_no_longer_good_is_refused(target, north, signed, 
         negotiate(target, north, changed.calibration.terms)
 
 
-def test_a_kind_that_the_policy_does_not_list_is_refused(target, north, signed) -> None:
-    target.node.calibrations.add(signed)
-    forbid(target.node)
-    with pytest.raises(CalibrationKindDenied):
-        negotiate(target, north, signed.calibration.terms)
-
-
 @pytest.mark.parametrize("change", [{"expires": 1}, {"kind": "tone"}])
 def test_terms_that_are_not_those_of_the_signed_calibration_are_refused(
     target, north, signed, change
@@ -134,10 +125,3 @@ def test_a_model_of_mapped_units_decodes_under_no_calibration(tmp_path, institut
     finally:
         target.close()
         engine.close()
-
-
-def forbid(node: NodeContext) -> None:
-    """The node allows no kind of calibration from now on."""
-    policy = node.config.policy.model_copy(update={"calibration": ()})
-    copy = node.config.model_copy(update={"policy": policy})
-    node.config = copy

@@ -18,13 +18,6 @@ from tests.client.scripted_source import SourceNodeDouble
 
 
 @pytest.fixture
-def north(tmp_path: Path) -> Iterator[SourceNodeDouble]:
-    node = SourceNodeDouble(tmp_path)
-    yield node
-    node.stop()
-
-
-@pytest.fixture
 def page(north: SourceNodeDouble, tmp_path: Path) -> Iterator[Researcher]:
     """Alice's page; results go to tmp_path/out."""
     folder = tmp_path / "dropped"

@@ -62,28 +62,27 @@ def axe() -> str:
     return AXE.read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def nodes(browser: Browser) -> Iterator[Pair]:
-    """North has satellite pictures, south relief maps; both serve."""
-    del browser  # asked for first, so that no node starts where the test is skipped
+@contextmanager
+def serving_pair(source: str, target: str) -> Iterator[Pair]:
     with tempfile.TemporaryDirectory(prefix="ddib-web-test-") as folder:
-        pair = Pair.create(Path(folder), "relief", domain="satellite")
+        pair = Pair.create(Path(folder), target, domain=source)
         try:
             yield pair.start()
         finally:
             pair.stop()
+
+
+# Both ask for the browser first, so that no node starts where the test is skipped.
+@pytest.fixture(scope="module")
+def nodes(browser: Browser) -> Iterator[Pair]:
+    with serving_pair("satellite", "relief") as pair:
+        yield pair
 
 
 @pytest.fixture(scope="module")
 def brains(browser: Browser) -> Iterator[Pair]:
-    """North has T1 pictures of heads, south T2; both serve."""
-    del browser
-    with tempfile.TemporaryDirectory(prefix="ddib-web-test-") as folder:
-        pair = Pair.create(Path(folder), "brain-t2", domain="brain-t1")
-        try:
-            yield pair.start()
-        finally:
-            pair.stop()
+    with serving_pair("brain-t1", "brain-t2") as pair:
+        yield pair
 
 
 @contextmanager

@@ -13,11 +13,8 @@ from ddib_fed.engine.record import PictureFigures, Translation
 from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.web import uploads as module
 from ddib_fed.web.job import severity
-from ddib_fed.web.uploads import SIZE, Upload, Uploads, arranged, preview, recognise
-from tests.formats.dicom.files import write_series
-from tests.formats.echoes import NIFTI
+from ddib_fed.web.uploads import SIZE, Upload, Uploads, arranged, preview
 from tests.formats.maps import write_map
-from tests.formats.test_geotiff import SMOOTH
 from tests.formats.tiffs import tiff
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine")
@@ -45,6 +42,7 @@ def test_a_file_lies_in_the_private_folder_whatever_it_is_called(uploads: Upload
         "a\\..\\scan.png",
         "x/.ssh/..scan.png",
         "scan\0.png",
+        f"{'é' * 140}.png",
     ):
         path = add(uploads, label).path
         assert path.resolve().is_relative_to(tmp_path)
@@ -98,27 +96,15 @@ def test_too_large_a_file_is_refused_while_it_comes(uploads: Uploads, tmp_path: 
 def test_what_is_translated_lies_as_it_was_dropped(uploads: Uploads, tmp_path: Path) -> None:
     """No name leads out of the folder or replaces another; dots and empty names are no folders."""
     labels = ["a/scan.png", "b/scan.png", "a/scan.png", "../../x/scan.png", "s/.hidden/🦷.png", "s//🦷.png"]
+    labels += ["a/scan.png/1.png"]  # a folder that is called like a file
     for label in labels:
         add(uploads, label)
     dropped = arranged(uploads.take(), tmp_path / "job")
     found = sorted(str(path.relative_to(dropped)) for path in dropped.rglob("*") if path.is_file())
     assert found == [
-        "a/scan-2.png", "a/scan.png", "b/scan.png", "s/hidden/🦷.png", "s/🦷.png", "x/scan.png",
+        "a/scan-2.png", "a/scan-3.png", "a/scan.png/1.png", "b/scan.png", "s/hidden/🦷.png", "s/🦷.png", "x/scan.png",
     ]  # fmt: skip
     assert {path.name for path in tmp_path.iterdir()} == {"job", *(f"{n:05}" for n in range(len(labels)))}
-
-
-VALUES = np.random.default_rng(0).integers(0, 2000, (1, 12, 10))
-
-
-def test_files_of_the_field_are_told_from_plain_ones(tmp_path: Path) -> None:
-    """A slice without a suffix, a volume, a map; a TIFF without a georeference is plain."""
-    (tmp_path / "plain.png").write_bytes(PNG)
-    write_series(tmp_path / "mr", VALUES)
-    write_map(tmp_path / "map.tif", SMOOTH)
-    field = (tmp_path / "mr" / "IM001", NIFTI / "standard.nii.gz", tmp_path / "map.tif")
-    assert recognise(tmp_path / "plain.png", "plain.png")[0]
-    assert not any(recognise(path, path.name)[0] for path in field)
 
 
 def saved(path: Path, array: np.ndarray) -> Path:

@@ -149,7 +149,7 @@ def test_stopping_cancels_all_unfinished_jobs(drop, finished, browser, north, tm
 
 
 def test_a_volume_with_a_refused_slice_does_not_take_the_others_with_it(
-    drop, finished, browser, north, tmp_path: Path
+    drop, finished, north, tmp_path: Path
 ) -> None:
     """It is background in the volume, which says so; the plain picture is translated, and both are counted as files."""
     north.script.most_items = 0

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.speed.shared.harness import Form, Report, interleaved, ratio
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.batcher import Batcher, Executor, Recipe
+from ddib_fed.engine.batcher import Batcher, Recipe
 from ddib_fed.engine.executors import Pool
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Leg
@@ -38,7 +38,7 @@ def work(pictures: int) -> list[Trajectory]:
     return [Trajectory("decode", each, Leg(SolverSettings(), flow="job")) for each in noise.split(TOGETHER)]
 
 
-def run(executor: Executor, trajectories: Sequence[Trajectory]) -> list[Tensor]:
+def run(executor: Batcher | Pool, trajectories: Sequence[Trajectory]) -> list[Tensor]:
     with executor.together():
         futures = [executor.submit(each) for each in trajectories]
     return [future.result().x for future in futures]
@@ -76,7 +76,7 @@ def wait_for(pool: Pool) -> None:
         time.sleep(0.05)
 
 
-def _seconds(executor: Executor, trajectories: Sequence[Trajectory]) -> float:
+def _seconds(executor: Batcher | Pool, trajectories: Sequence[Trajectory]) -> float:
     started = time.perf_counter()
     run(executor, trajectories)
     return time.perf_counter() - started

@@ -1,7 +1,5 @@
 """Both operators at two nodes that run in this process."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`ddib calibrate --peer`, publish, accept, send, list, show and remove at two nodes that run, and what crosses."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,12 +9,7 @@ import pytest
 
 from ddib_fed.calibration import aggregate as aggregates
 from ddib_fed.calibration.record import Effect
-from ddib_fed.errors import (
-    CalibrationIneffective,
-    CalibrationUnknown,
-    StateConflict,
-    UsageError,
-)
+from ddib_fed.errors import CalibrationIneffective, CalibrationUnknown, StateConflict, UsageError
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import make_bundle
 from ddib_fed.security import pki
@@ -154,7 +147,6 @@ def test_what_is_published_adds_up_and_names_the_peers_that_have_it(both) -> Non
 
 
 def test_epsilon_of_groups_is_for_a_group(both) -> None:
-    """In what is shown, and in what peers get."""
     names = [f"patient-{i // 2:03}-{i % 2}" for i in range(420)]
     pictures = write(both.folder / "patients", blocks(420), names=names)
     said = run(
@@ -176,7 +168,6 @@ def test_epsilon_of_groups_is_for_a_group(both) -> None:
     ],
 )
 def test_options_that_contradict_each_other_are_refused(arguments) -> None:
-    """Before a file is read."""
     with pytest.raises(UsageError):
         run(*arguments)
 

@@ -1,7 +1,5 @@
 """`ddib calibrate --local`: a calibration of two models in this process, as a file with the next command."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 from typing import Any
@@ -15,14 +13,14 @@ from ddib_fed.calibration.record import read_calibration
 from ddib_fed.cli.calibrate import how_jobs_use
 from ddib_fed.cli.main import cli
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import AlreadyExists, CalibrationIneffective, ShapeMismatch, UsageError
+from ddib_fed.errors import AlreadyExists, ShapeMismatch, UsageError
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import save_bundle
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.node.config import NodeConfig
 from tests.calibration.examples import calibration
 from tests.node.picture_examples import save_pictures_model
-from tests.runs.tiny_models import pictures, tiny
+from tests.runs.tiny_models import tiny
 
 CENTRES = np.array([[0.9, -0.3, 0.0], [-0.8, 0.7, -0.2], [0.0, -0.6, 0.8], [-0.4, -0.2, -0.3]])
 
@@ -76,20 +74,6 @@ def test_anchors_give_a_rotation_and_the_next_command(desk: Path) -> None:
     assert (desk / "swap.json").read_bytes() == before
 
 
-def test_anchors_that_are_no_pairs_are_refused_unless_forced(desk: Path) -> None:
-    """Nothing is written; with --force the record says that it was forced."""
-    write(desk / "A", pictures(6, channels=3, seed=1))
-    write(desk / "B", pictures(6, channels=3, seed=2))
-    words = ("north", "south", "--anchors", "A", "B", "--out", "forced.json")
-    _, raised = run(*words)
-    assert isinstance(raised, CalibrationIneffective)
-    assert not (desk / "forced.json").exists()
-    shown, raised = run(*words, "--force")
-    assert raised is None
-    assert read_calibration(desk / "forced.json").effect.forced
-    assert "its figures were refused" in shown
-
-
 @pytest.mark.slow
 def test_an_aggregate_finds_the_rotation_and_says_what_would_cross(desk: Path) -> None:
     """Between pictures that are no pairs; the same seed gives the same noise, map and figures, to the bit."""
@@ -114,7 +98,6 @@ def test_an_aggregate_finds_the_rotation_and_says_what_would_cross(desk: Path) -
 
 
 def test_what_cannot_be_is_said_before_anything_is_read(desk: Path) -> None:
-    """One folder for two sides; few pictures for an aggregate; options of the other way."""
     del desk
     for words in (
         ("north", "south", "--pictures", "A"),

@@ -204,11 +204,9 @@ def test_after_ctrl_c_the_same_command_computes_nothing_twice(
     assert len(sent) == len(set(sent)) == 5
 
 
-def test_a_job_whose_answer_was_lost_is_the_same_job(translate, north, written, capsys):
+def test_a_job_whose_answer_was_lost_is_the_same_job(translate, north, written):
     """The names are on the disk before the job is sent, with its request id."""
     north.script.lose_answer["SubmitJob"] = 1_000
-    profile = north.profile_path
-    assert profile.exists()
     interrupt_at(north, "SubmitJob", 3)
     assert translate() == ExitCode.CANCELLED
     north.script.on_call = lambda called: None

@@ -58,7 +58,6 @@ POINTS = "translate points.npy --source moons --target checkerboards --evaluatio
     ("line", "named"),
     [
         (f"{PICTURES} --classifier-scale 3", "--classifier MODEL"),
-        ("translate in --source dropped --target dropped --evaluations 3 --guidance 3", "--target-class"),
         ("model sample dropped --n 1 --evaluations 3 --guidance 3", "--target-class"),
     ],
 )
@@ -71,7 +70,6 @@ def test_guidance_without_what_it_needs_is_refused(refused, line, named):
     ("line", "named"),
     [
         ("model train --domain satellite --steps 1 --fit pad", "--fit"),
-        ("model train --domain satellite --steps 1 --set channels=1", "--set channels"),
         ("model train --domain moons --steps 1 --resume --force", "--resume"),
         ("model train --images scans --size 8 --steps 1 --set image_size=16", "image_size"),
         ("model train --images scans --for dropped --steps 1 --set colours=opponent", "colours"),

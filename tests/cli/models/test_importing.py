@@ -22,7 +22,6 @@ def checkpoint(tmp_path):
 
 
 def test_a_checkpoint_becomes_a_bundle_and_every_setting_is_shown(ddib, checkpoint, tmp_path):
-    """With what it rests on, what is not used, and what the file's name tells."""
     out = tmp_path / "m"
     said = ddib(
         model, "import", checkpoint, "--out", out, "--flags", FLAGS, "--domain", "dogs", "--name", "ADM"

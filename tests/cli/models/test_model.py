@@ -1,4 +1,4 @@
-"""`ddib model` lists, copies, trains, samples, shows, tunes and measures, and overwrites nothing."""
+"""Commands of models list, copy, train, sample, show, tune, measure and evaluate, and overwrite nothing."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from ddib_fed.cli import train as training
 from ddib_fed.cli.main import run
-from ddib_fed.cli.model import model
+from ddib_fed.cli.model import evaluate, model
+from ddib_fed.cli.options import Classes, parse_pairs
 from ddib_fed.cli.translate import translate
 from ddib_fed.data.pictures import encode_png
+from ddib_fed.data.shipped import SHIPPED
+from ddib_fed.engine.model import DomainModel
+from ddib_fed.engine.record import Guidance, PictureFigures, Translation
 from ddib_fed.errors import (
     BundleInvalid,
     DdibError,
@@ -24,11 +30,14 @@ from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.catalogue import shipped_names
 from ddib_fed.models.sidecars import Allowances
+from ddib_fed.training import config as presets
 from ddib_fed.training import tune as tuning
 from ddib_fed.training.config import seconds
 from ddib_fed.training.tune import Effort
 from tests.models.examples import manifest, state
+from tests.runs.picture_folders import blocks, record, write
 from tests.runs.tiny_models import pictures, tiny
+from tests.training.examples import blobs
 
 
 def test_shipped_models_are_listed_and_copied(tmp_path, capsys):
@@ -160,3 +169,137 @@ def test_what_cannot_be_measured_is_refused_with_its_cause(ddib, small, tmp_path
     save_bundle(tmp_path / "points", manifest(), state())
     with pytest.raises(InputError, match="points of every set are encoded again"):
         ddib(model, "measure", tmp_path / "points")
+
+
+SMALL = (
+    *("--size", 8, "--set", "model_channels=32", "--set", "channel_mult=1"),
+    *("--set", "num_res_blocks=1", "--batch", 8, "--steps", 2),
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """30 RGB pictures in two sub-folders."""
+    for number, pixels in enumerate(blobs(30)):
+        path = tmp_path / "scans" / ("even", "odd")[number % 2] / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(path)
+    return tmp_path / "scans"
+
+
+@pytest.mark.slow
+def test_a_folder_becomes_a_bundle_with_its_classes_and_its_rule(ddib, folder, tmp_path):
+    out = tmp_path / "m"
+    options = [
+        "--classes",
+        "folders",
+        "--set",
+        "label_dropout=0.2",
+        "--fit",
+        "crop",
+        "--range",
+        "0:200",
+        "--flip",
+    ]
+    result = ddib(model, "train", "--images", folder, "--out", out, *SMALL, *options)
+    made = load_bundle(out).manifest
+    assert (made.domain, made.sample_shape, made.classes) == ("scans", (3, 8, 8), ("even", "odd"))
+    assert made.null_class == 2
+    assert (made.picture.fit, made.picture.low, made.picture.high) == ("crop", 0, 200)
+    assert "30 pictures, 0 left out" in result.stderr
+    assert "parameters" in result.stderr
+    assert "s a step" in result.stderr
+
+
+def test_names_that_the_command_line_knows_without_importing_are_the_real_ones():
+    assert tuple(SHIPPED) == presets.SHIPPED
+    known = [name for name in presets.options_of("points", "pictures") if name != "threads"]
+    assert [p.name for p in training.train.params if p.name in known] == known
+    assert {"ema", "network", "crop"} <= set(presets.fields_of("points", "pictures")) - set(known)
+
+
+@pytest.mark.slow
+def test_a_classifier_is_trained_for_a_model_and_guides_it(ddib, folder, tmp_path):
+    ddib(model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL)
+    network = tuple(f"--set={each}" for each in ("model_channels=32", "channel_mult=1", "num_res_blocks=1"))
+    made_for = ("train", "--images", folder, "--for", tmp_path / "m", *network, "--batch", 8, "--steps", 3)
+    result = ddib(model, *made_for, "--out", tmp_path / "c")
+    assert "held_out_loss" in result.output
+    model_bundle, guide = (load_bundle(tmp_path / name) for name in "mc")
+    assert (guide.manifest.role, guide.manifest.classes) == ("classifier", ("even", "odd"))
+    assert guide.manifest.normalisation == model_bundle.manifest.normalisation
+    assert DomainModel(model_bundle, classifier=guide).denoiser(Guidance(classifier_scale=1.0)) is not None
+
+
+def test_a_way_between_two_pictures(ddib, tmp_path):
+    made = tiny("north", seed=1, soften_sigma=0.02)
+    save_bundle(tmp_path / "north", made.manifest, made.state)
+    ends = [tmp_path / f"scan{number}.png" for number in range(2)]
+    for number, path in enumerate(ends):
+        path.write_bytes(encode_png(np.full((10, 8, 1), 60 * number + 40, np.uint8)))
+    way = ("--source", tmp_path / "north", "--evaluations", "3", "--out", tmp_path / "way")
+    assert "sheet.png" in ddib(model, "interpolate", *ends, *way).output
+    assert (tmp_path / "way" / "frame_2.png").exists()
+
+
+def test_classes_go_by_number_and_by_name():
+    classes = Classes("pets", 2, ("cat", "7"))
+    assert [classes.number(text) for text in ("cat", "7", "1", " 0 ")] == [0, 1, 1, 0]
+    assert parse_pairs("cat:1, 1:cat", classes, classes) == ((0, 1), (1, 0))
+    for wrong in ("2", "dog", "-1", ""):
+        with pytest.raises(UsageError):
+            classes.number(wrong)
+    with pytest.raises(UsageError):
+        parse_pairs("cat", classes, classes)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Translations with a round trip in their records, and the truth."""
+    write(tmp_path / "t", blocks(5) * 0.9)
+    for number in range(5):
+        record(tmp_path / "t", f"p{number:02}")
+    write(tmp_path / "truth", blocks(5))
+    return tmp_path
+
+
+def test_a_table_a_page_and_json_say_the_same(ddib, folders):
+    page = folders / "page.html"
+    said = json.loads(ddib(evaluate, folders / "t", "--truth", folders / "truth", "--format", "json").stdout)
+    text = ddib(evaluate, folders / "t", "--truth", folders / "truth", "--out", page).stdout
+    mean = f"{said['ways']['translated']['psnr']['value']:.3g}"
+    assert mean in text
+    assert mean in page.read_text(encoding="utf-8")
+    assert said["spread"]["cycle_psnr"]["median"] == 40.0
+    assert "5 pictures, 1 x 16 x 16" in text
+    assert "Translation and truth" in text
+    assert "Doubtful: 0 of 5." in text
+
+
+FIGURES = PictureFigures(
+    height=32, width=32, size_rule="resize", low=0, high=255, cycle_mse=1e-4, cycle_psnr=40.0, edge_correlation=0.5,
+    mutual_information=1.0, least_edge_correlation=0.19, least_mutual_information=0.32, structure_doubtful=False,
+)  # fmt: skip
+
+
+LOST = {"edge_correlation": 0.07, "structure_doubtful": True}
+UNKNOWN = {"least_edge_correlation": None, "least_mutual_information": None, "structure_doubtful": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubts"),
+    [
+        ({}, ()),
+        (LOST, ("structure",)),
+        ({"cycle_psnr": 12.0}, ("cycle_psnr",)),
+        (LOST | {"cycle_psnr": float("nan")}, ("cycle_psnr", "structure")),
+        (LOST | {"cycle_psnr": None}, ("structure",)),
+        (UNKNOWN, ()),
+        (UNKNOWN | {"cycle_psnr": None}, None),
+    ],
+)
+def test_a_picture_is_doubtful_by_its_round_trip_or_by_its_structure(changes, doubts):
+    """A round trip of 40 dB does not excuse lost structure; a node or model that says nothing marks nothing."""
+    judged = Translation(picture=FIGURES.model_copy(update=changes)).judged(30.0)
+    assert judged.doubts == doubts
+    assert judged.doubtful is (None if doubts is None else bool(doubts))

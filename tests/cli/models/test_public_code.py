@@ -18,28 +18,6 @@ from ddib_fed.networks.config import SyntheticConfig
 from tests.models.examples import state
 
 SMALL = ("--set", "network=public", "--set", "num_channels=32", "--set", "num_res_blocks=1")
-"""The public code's levels and steps, and its defaults."""
-NETWORK = SyntheticConfig(num_channels=32, num_res_blocks=1)
-
-
-def public_bundle(path, *, name: str = "linear", steps: int = 1000):
-    """A model as the public code's, with random weights."""
-    manifest = Manifest(
-        name="small",
-        domain="moons",
-        sample_shape=(2,),
-        network=NETWORK,
-        parameterisation="eps",
-        time_input="timestep",
-        schedule=ScheduleConfig(name, steps),
-    )
-    save_bundle(path, manifest, state(NETWORK))
-    return path
-
-
-@pytest.fixture
-def there(tmp_path):
-    return public_bundle(tmp_path / "there")
 
 
 @pytest.mark.slow
@@ -74,20 +52,15 @@ def test_the_public_network_is_trained_sampled_exported_and_imported(ddib, tmp_p
     ],
     ids=str,
 )
-def test_what_contradicts_the_model_or_itself_is_refused(ddib, there, tmp_path, flags, options, error, word):
+def test_what_contradicts_the_model_or_itself_is_refused(ddib, tmp_path, flags, options, error, word):
+    network, schedule = SyntheticConfig(num_channels=32, num_res_blocks=1), ScheduleConfig("linear", 1000)
+    made = Manifest(
+        name="small", domain="moons", sample_shape=(2,), network=network, parameterisation="eps",
+        time_input="timestep", schedule=schedule,
+    )  # fmt: skip
+    save_bundle(tmp_path / "model", made, state(network))
+    np.save(tmp_path / "points.npy", np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32))
+    way = (tmp_path / "points.npy", "--source", tmp_path / "model", "--target", tmp_path / "model")
     with pytest.raises(error, match=word):
-        ddib(
-            translate, points(tmp_path, 4), *pair(there), "--flags", flags, *options, "--out", tmp_path / "t"
-        )
+        ddib(translate, *way, "--flags", flags, *options, "--out", tmp_path / "t")
     assert not list((tmp_path / "t").glob("points*"))
-
-
-def pair(path):
-    return ("--source", path, "--target", path)
-
-
-def points(folder, count):
-    folder.mkdir(exist_ok=True)
-    drawn = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
-    np.save(folder / "points.npy", drawn[:count])
-    return folder / "points.npy"

@@ -153,7 +153,6 @@ def test_series_of_one_patient_are_held_out_together(given):
 
 
 def test_the_end_of_a_map_is_held_out_and_no_tile_overlaps_it(given):
-    """Every pixel has a number of its own, so that a tile says where it lies."""
     write_map(given / "map.tif", np.arange(24 * 40, dtype=np.uint16).reshape(1, 24, 40))
     found, _ = source(given, intensity="window:32767.5,65535@0:65535")
     train, held = ({int(number) for number in part.ravel()} for part in (found.train, found.held_out))

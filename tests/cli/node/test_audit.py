@@ -1,7 +1,5 @@
 """`ddib audit verify` on logs that a node wrote, and on what somebody made of them."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -32,7 +30,6 @@ def log(config_path):
 
 
 def test_a_log_that_was_cut_shows_by_the_noted_head(config_path, log, capsys):
-    """The chain of what is left is whole; the head that was noted is no longer in it. Lines that follow do no harm."""
     noted = verify(lines_of(log)).head
     command = ["audit", "verify", "--config", str(config_path), "--anchors", noted]
     audit_rows.append(log, "started")
@@ -85,7 +82,6 @@ def test_a_cut_shows_against_the_anchors_that_the_peer_wrote_out(pair, tmp_path,
 
 
 def test_lines_are_shown_for_people_and_for_scripts(config_path, log, capsys):
-    """Number, time, act and values; as JSON one object a line."""
     audit_rows.append(log, "peer_suspended", peer="south.example", reason='until "Friday"')
     assert run(["audit", "show", "--config", str(config_path), "--peer", "south.example"]) == 0
     shown = capsys.readouterr().out
@@ -98,5 +94,4 @@ def test_lines_are_shown_for_people_and_for_scripts(config_path, log, capsys):
 
 
 def test_no_log_cannot_be_shown(config_path):
-    """A node that never served."""
     assert run(["audit", "show", "--config", str(config_path)]) == ExitCode.NOT_FOUND

@@ -1,7 +1,5 @@
 """`ddib init node|client`: from nothing to files that the nodes and clients accept; nothing is overwritten."""
 
-from __future__ import annotations
-
 import pytest
 
 from ddib_fed.cli.main import run
@@ -27,7 +25,6 @@ def init_node(tmp_path):
 
 
 def test_a_node_gets_a_configuration_and_its_certificate(init_node, tmp_path, capsys):
-    """What is written is accepted, and the next commands are printed."""
     assert init_node("--listen", "127.0.0.1:7441", "--name", "node-2") == 0
     config = NodeConfig.load(tmp_path / "north" / "node.toml")
     assert (config.node.listen, config.node.address) == ("127.0.0.1:7441", "localhost:7441")
@@ -138,7 +135,6 @@ def test_a_value_that_cannot_be_used_leaves_nothing(init_node, tmp_path, capsys,
 
 
 def test_nothing_is_overwritten(init_node, tmp_path):
-    """Neither a configuration nor a root's key, which is its owner's alone."""
     assert init_node() == 0
     pki = tmp_path / "north" / "state" / "pki"
     assert {path.stat().st_mode & 0o777 for path in pki.glob("*.key")} == {0o600}
@@ -151,7 +147,6 @@ def test_nothing_is_overwritten(init_node, tmp_path):
 
 
 def test_a_client_beside_the_ca_is_ready_at_once(init_node, tmp_path, capsys):
-    """Profile and certificate, for the node's own name and address."""
     init_node("--listen", "127.0.0.1:7441")
     words = ["--config", str(tmp_path / "north" / "node.toml"), "--name", "alice"]
     assert run(["init", "client", *words, "--out", str(tmp_path / "alice")]) == 0

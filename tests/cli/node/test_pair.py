@@ -1,7 +1,5 @@
 """`ddib pair` as typed on both sides."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import socket
@@ -102,7 +100,6 @@ def test_a_code_admits_both(two, listening, capsys) -> None:
 
 
 def test_another_root_than_the_one_read_out_is_not_admitted(two, listening, capsys) -> None:
-    """By either side, also when it has the code."""
     north, south = two
     code, thread, ended = listening(south)
     words = ["pair", address(south), code, "--config", str(north), "--fingerprint", entry(north).fingerprint]
@@ -138,5 +135,4 @@ def test_another_port_is_named_where_the_node_has_its_own(two, listening, capsys
     ids=["nothing", "a wrong digit", "both", "no port"],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_before_anything_is_sent(two, words) -> None:
-    """Exit 2."""
     assert run(["pair", *words, "--config", str(two[0])]) == ExitCode.USAGE

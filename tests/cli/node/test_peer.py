@@ -1,7 +1,5 @@
 """`ddib peer` as typed."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
@@ -12,12 +10,7 @@ from click.testing import CliRunner
 
 from ddib_fed.cli.main import run
 from ddib_fed.cli.peer import peer
-from ddib_fed.errors import (
-    PeerNotFound,
-    PolicyDenied,
-    Unauthenticated,
-    UsageError,
-)
+from ddib_fed.errors import PeerNotFound, PolicyDenied, Unauthenticated, UsageError
 from ddib_fed.node.admitting import own_peer, peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security.audit import lines_of, verify
@@ -28,7 +21,7 @@ from tests import audit_rows
 from tests.cli.node.test_pki import write_config
 from tests.node.institutions import Institution
 from tests.node.listening import Listening
-from tests.security.test_identity import unconstrained
+from tests.security.test_pki import unconstrained
 
 
 def typed(*arguments: object, answer: str | None = None) -> str:
@@ -66,7 +59,6 @@ def set_up(folder: Path, institution: str) -> Path:
 def test_a_name_that_looks_like_another_is_not_admitted(
     north: Path, south: Path, tmp_path: Path, name: str, like: str
 ) -> None:
-    """Whatever its fingerprint; that of a peer or of the own institution."""
     typed("export", "--config", south, "--out", tmp_path / "south.peer")
     typed("add", tmp_path / "south.peer", "--config", north, *told(south))
     other = set_up(tmp_path / "other", name)
@@ -91,7 +83,6 @@ def listed(config: Path) -> list[dict[str, object]]:
 
 
 def test_two_commands_a_side_admit_each_other(north: Path, south: Path) -> None:
-    """Export here, add there; the fingerprint goes by telephone."""
     fingerprint = exported(north, "north.peer")
     said = typed("add", "north.peer", "--fingerprint", fingerprint, "--config", south)
     assert "admitted spiffe://north.example/node/node-1" in said
@@ -118,7 +109,6 @@ def test_without_a_terminal_a_fingerprint_is_needed(north: Path, south: Path) ->
 def test_on_a_terminal_the_fingerprint_is_shown_and_asked_about(
     north: Path, south: Path, monkeypatch: pytest.MonkeyPatch, answer: str, added: bool
 ) -> None:
-    """Only a plain yes admits; no answer is a no."""
     fingerprint = exported(north, "north.peer")
 
     @click.command()
@@ -174,7 +164,6 @@ def add_west(config: Path, node: Listening) -> None:
 
 
 def test_test_says_that_the_peer_does_not_know_us(north: Path, listening: Listening) -> None:
-    """The commonest case: only one side has added the other."""
     add_west(north, listening)
     with pytest.raises(Unauthenticated, match="refused-us") as error:
         typed("test", "west.example", "--config", north)
@@ -182,7 +171,6 @@ def test_test_says_that_the_peer_does_not_know_us(north: Path, listening: Listen
 
 
 def test_test_shows_what_the_peer_decodes(north: Path, listening: Listening) -> None:
-    """Handshake and DescribeDomain."""
     add_west(north, listening)
     entry = own_peer(NodeConfig.load(north))
     listening.south.store.add(entry, fingerprints=entry.fingerprints)
@@ -215,7 +203,6 @@ def add(config: Path, file: str, fingerprint: str, *options: str) -> int:
 
 
 def test_peers_come_change_and_go(north: Path, south: Path) -> None:
-    """With identity, address and fingerprint; what changes nothing has no line."""
     fingerprint = exported(south, "south.peer")
     assert add(north, "south.peer", fingerprint) == 0
     assert add(north, "south.peer", fingerprint) == 0

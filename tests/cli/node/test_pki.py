@@ -1,7 +1,5 @@
 """`ddib pki` as typed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,7 +46,6 @@ def shown(*arguments: object) -> dict[str, object]:
 
 
 def test_init_makes_the_root_and_the_nodes_certificate(one: Path) -> None:
-    """And a second time refuses."""
     found = shown("--config", one)
     assert (found["identity"], found["role"], found["issuer"]) == (
         "spiffe://north.example/node/node-1",
@@ -60,7 +57,6 @@ def test_init_makes_the_root_and_the_nodes_certificate(one: Path) -> None:
 
 
 def test_a_second_node_by_request_issue_install(one: Path, tmp_path: Path) -> None:
-    """The documented way, with the commands' own file names."""
     two = write_config(tmp_path / "two", "node-2")
     said = typed("request", "--config", two).output
     assert "ddib pki issue node-2.csr" in said
@@ -102,7 +98,6 @@ def node(north):
 
 
 def test_withdrawing_says_from_when_the_node_obeys(north, node, capsys):
-    """The running node has read the list when the command returns; the other nodes are named."""
     assert run(["pki", "withdraw", ALICE, "--config", str(north)]) == 0
     shown = capsys.readouterr().out
     assert "refuses it from now on" in shown
@@ -117,7 +112,6 @@ def test_withdrawing_says_from_when_the_node_obeys(north, node, capsys):
 
 
 def test_without_a_node_the_list_waits_for_its_start(north, capsys):
-    """As JSON for scripts: what was done, and whether anything changed; a second time nothing does."""
     words = ["--config", str(north), "--format", "json"]
     seen = []
     for undo in ([], [], ["--undo"], ["--undo"]):
@@ -144,7 +138,6 @@ def test_only_an_identity_of_this_institution_is_withdrawn(north, capsys, identi
 
 
 def test_a_list_that_cannot_be_read_is_an_error_of_each_command(north, capsys):
-    """Exit 3, the line, and how to correct it; the file stays as it is."""
     path = north.parent / "state" / "trust.json"
     path.write_text("{")
     for words in (["show"], ["withdraw", ALICE], ["withdraw", "--undo", ALICE]):
@@ -163,7 +156,6 @@ def test_a_node_that_cannot_read_the_new_list_makes_the_command_fail(north, node
 
 
 def test_no_certificate_is_signed_for_who_is_withdrawn(north, tmp_path, capsys):
-    """Neither from a request nor by `ddib init client`."""
     client = ["--institution", "north.example", "--address", "localhost:1", "--name", "alice"]
     assert run(["init", "client", *client, "--out", str(tmp_path / "a")]) == 0
     run(["pki", "withdraw", ALICE, "--config", str(north)])

@@ -1,7 +1,5 @@
 """`ddib status`, `reload` and `drain` against the real admin service on a Unix socket."""
 
-from __future__ import annotations
-
 import json
 import time
 from types import SimpleNamespace
@@ -58,7 +56,6 @@ def admin(config_path):
 
 
 def test_status_warns_of_a_root_that_ends_soon(config_path, capsys):
-    """From 90 days before."""
     ending = answer()
     ending.root_expires = time.time() + 10.5 * 86_400
     with operator_service(NodeConfig.load(config_path), operated(ending)):
@@ -67,7 +64,6 @@ def test_status_warns_of_a_root_that_ends_soon(config_path, capsys):
 
 
 def test_status_shows_the_node(admin, capsys):
-    """State, model, peers and jobs, for people and for scripts."""
     assert run(["status", "--config", str(admin)]) == 0
     shown = capsys.readouterr().out
     for text in (
@@ -89,7 +85,6 @@ def test_status_shows_the_node(admin, capsys):
 
 
 def test_reload_and_drain_say_what_they_did(admin, capsys):
-    """One line for each change, and that node.toml needs a restart; how many jobs run still."""
     assert run(["reload", "--config", str(admin)]) == 0
     shown = capsys.readouterr().out
     assert "added peer west.example" in shown
@@ -99,6 +94,5 @@ def test_reload_and_drain_say_what_they_did(admin, capsys):
 
 
 def test_no_node_is_unreachable(config_path, capsys):
-    """Exit 9, and how to start it."""
     assert run(["status", "--config", str(config_path)]) == ExitCode.UNAVAILABLE
     assert "serve --config" in capsys.readouterr().err

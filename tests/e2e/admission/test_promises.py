@@ -1,7 +1,5 @@
 """The promises that are about what crosses and who gets in, proven on real processes."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -122,8 +122,6 @@ def test_a_second_node_on_the_same_state_is_refused(tmp_path) -> None:
 
 
 def test_a_start_that_fails_leaves_nothing_open(config, monkeypatch) -> None:
-    """A role that cannot be opened: its database is free for the next start."""
-
     def broken(node) -> None:
         raise InputError("broken")
 

@@ -209,7 +209,6 @@ def test_a_full_disk_is_found_before_the_start(node: Node, monkeypatch) -> None:
 
 
 def test_a_state_folder_of_another_user_is_refused(node: Node, monkeypatch) -> None:
-    """Both users are named, and the command that gives it to this one."""
     somebody = os.geteuid() + 4_000_000
     if os.geteuid() == 0:
         os.chown(node.state, somebody, -1)
@@ -221,7 +220,6 @@ def test_a_state_folder_of_another_user_is_refused(node: Node, monkeypatch) -> N
 
 
 def test_a_check_reads_the_database_with_the_log_that_a_kill_left(node: Node) -> None:
-    """On a copy: what is only in the log counts, and neither file is touched."""
     with sqlite3.connect(node.state / "node.sqlite") as made:
         made.execute("PRAGMA journal_mode = WAL")
         made.execute("PRAGMA user_version = 99")

@@ -1,7 +1,5 @@
 """A caller that speaks HTTP/2 frame by frame over mutual TLS, and keeps to no rule that it does not want to keep to."""
 
-from __future__ import annotations
-
 import contextlib
 import select
 import socket

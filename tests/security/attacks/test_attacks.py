@@ -201,23 +201,19 @@ def bombs(raw: Raw, path: str, size: int, count: int) -> None:
     raw.read(1.0)
 
 
-def streams(raw: Raw, path: str, count: int) -> None:
-    """So many calls, none of which sends its message or its end."""
+def calls(raw: Raw, path: str, count: int, *, reset: bool = False, large: bool = False) -> None:
+    """So many calls that send neither message nor end, are taken back at once (CVE-2023-44487), or have 64 KiB of
+    metadata.
+    """
+    metadata = [(f"x-{number}", "y" * 4_000) for number in range(16 if large else 0)]
     for _ in range(count):
-        raw.open(path)
+        stream = raw.open(path, *metadata, end=large)
+        if reset:
+            raw.send(frame(RESET, 0, stream, (8).to_bytes(4, "big")))
         raw.read()
         if raw.ended:
             return
     raw.read(1.0)
-
-
-def resets(raw: Raw, path: str, count: int) -> None:
-    """Calls that are taken back at once, which costs the caller nothing (CVE-2023-44487)."""
-    for _ in range(count):
-        stream = raw.open(path)
-        if not raw.send(frame(RESET, 0, stream, (8).to_bytes(4, "big"))):
-            return
-        raw.read()
 
 
 # A literal field with a name and a value of 4 KiB, never indexed; and as many small ones as are in a frame.
@@ -232,15 +228,6 @@ def endless_headers(raw: Raw, path: str, size: int, field: bytes = LARGE_FIELD) 
         if not raw.send(frame(CONTINUATION, 0, 1, field)):
             return
         raw.read()
-
-
-def many_headers(raw: Raw, path: str, count: int) -> None:
-    """Calls with 64 KiB of metadata each."""
-    for _ in range(count):
-        raw.open(path, *((f"x-{number}", "y" * 4_000) for number in range(16)), end=True)
-        raw.read()
-        if raw.ended:
-            return
 
 
 def pings(raw: Raw, _: str, count: int) -> None:
@@ -325,14 +312,14 @@ ATTACKS: dict[str, Attack] = {
     "512 MiB message of the peer": by("peer", large_message, DECODE, (32 * MIB, 512 * MIB)),
     "compressed bombs of the peer": by("peer", bombs, DECODE, (256 * MIB, 2_048 * MIB), (2, 20)),
     "compressed bombs of a holder": by("holder", bombs, HEALTH, (256 * MIB, 2_048 * MIB), (2, 20)),
-    "10,000 streams of the peer": by("peer", streams, DECODE, (1_000, 10_000)),
-    "10,000 calls of the peer": by("peer", streams, DESCRIBE, (1_000, 10_000)),
-    "resets of the peer": by("peer", resets, DECODE, (2_000, 100_000)),
+    "10,000 streams of the peer": by("peer", calls, DECODE, (1_000, 10_000)),
+    "10,000 calls of the peer": by("peer", calls, DESCRIBE, (1_000, 10_000)),
+    "resets of the peer": by("peer", partial(calls, reset=True), DECODE, (2_000, 100_000)),
     "endless headers": by("holder", endless_headers, HEALTH, (16 * MIB, 256 * MIB)),
     "endless small headers of the peer": by(
         "peer", partial(endless_headers, field=SMALL_FIELDS), DECODE, (32 * MIB, 256 * MIB)
     ),
-    "large headers": by("holder", many_headers, HEALTH, (200, 5_000)),
+    "large headers": by("holder", partial(calls, large=True), HEALTH, (200, 5_000)),
     "pings": by("holder", pings, HEALTH, (2_000, 100_000)),
     "64 certificates, calls without a request": of_one_institution(HEALTH, asked=False),
     "64 certificates, watches": of_one_institution(WATCH),

@@ -1,7 +1,5 @@
 """Nodes that leak on purpose: each function is called in a node's process before the node, and changes its code."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import io

@@ -4,8 +4,6 @@ It takes part in mutual TLS as the target for the source, and as the source for 
 and roots are its own; both operators were made to admit them beside the true ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field

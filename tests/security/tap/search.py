@@ -1,7 +1,5 @@
 """What must not cross, as windows of bytes; looks for it in what a tap kept, unwrapped in every way; judges latents."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import io

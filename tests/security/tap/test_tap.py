@@ -1,7 +1,5 @@
 """Only latents cross: whole runs over a tap, and builds that leak on purpose, which it catches."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import tempfile

@@ -1,7 +1,0 @@
-"""One thread: the tensors of these tests are small."""
-
-from __future__ import annotations
-
-import torch
-
-torch.set_num_threads(1)
