@@ -67,13 +67,13 @@ Say = Callable[..., None]
 """Sends a message to the pool: its kind, and what belongs to it. From any thread."""
 
 
-def serve(pipe: Connection, make: Callable[..., Any], *args: Any) -> None:
+def serve(pipe: Connection, make: Callable[..., Any]) -> None:
     """Answer the pool until its end of the pipe closes, or its process ends.
 
-    A message to the worker is the arguments of the `take` of what `make` makes: a number, a packed trajectory to begin
-    or None to end that of the number, and the seconds that it may take. Those from it: ("ready", name, rows),
-    ("refused", error), ("steps", *news), ("end", number, packed end or error), ("lost", why). Its `tell` says within
-    about `LOOK_S` what is new.
+    The first message has the arguments of `make`, each other those of the `take` of what `make` makes: a number, a
+    packed trajectory to begin or None to end that of the number, and the seconds that it may take. The worker says
+    ("ready", name, rows), ("refused", error), ("steps", *news), ("end", number, packed end or error), ("lost", why).
+    Its `tell` says within about `LOOK_S` what is new.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a node, which is to drain first
         signal.signal(number, signal.SIG_IGN)
@@ -94,7 +94,7 @@ def serve(pipe: Connection, make: Callable[..., Any], *args: Any) -> None:
 
     threading.Thread(target=end_with_parent, name="parent-watch", daemon=True).start()
     try:
-        served = make(say, *args)
+        served = make(say, *pipe.recv())
     except Exception as error:  # noqa: BLE001 - whatever it is, the pool raises it
         say("refused", portable(error))
         return
@@ -223,13 +223,22 @@ def start_process(make: Callable[..., Any], *args: Any) -> tuple[Connection, Cal
     """A spawned process that serves what `make` makes; our end of its pipe, and what kills it."""
     context = torch.multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, make, *args), daemon=True)
+    process = context.Process(target=serve, args=(theirs, make), daemon=True)
     process.start()
     theirs.close()
+
+    def send() -> None:
+        with suppress(OSError):  # it has ended
+            ours.send(args)
+
+    # Read once torch is imported: with a large recipe among what `start` hands over, it would wait for that.
+    sender = threading.Thread(target=send, name="recipe", daemon=True)
+    sender.start()
 
     def kill() -> None:
         process.kill()
         process.join()
+        sender.join()
 
     return ours, kill
 

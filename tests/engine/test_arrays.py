@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import ArraySettings, draw_samples, interpolate_pictures
+from ddib_fed.engine.arrays import ArraySettings, draw_samples, interpolate_pictures, point_draw
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.local_party import LocalParty, open_party
 from ddib_fed.engine.model import DomainModel, check_guidance, check_label
@@ -33,6 +33,12 @@ def south():
 
 def in_twos(*parties):
     return [LocalParty(party.model, Batcher(party.model, rows=2, beside=False)) for party in parties]
+
+
+def test_points_are_given_the_same_noise_in_any_parts():
+    draw = point_draw(1, 0, 3)
+    parts = [draw(2, slice(*ends)) for ends in ((0, 5), (5, 2_048), (2_048, 2_049), (2_049, 3_000))]
+    assert np.array_equal(np.concatenate(parts), draw(2, slice(0, 3_000)))
 
 
 @pytest.mark.slow
