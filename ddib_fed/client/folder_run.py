@@ -214,6 +214,8 @@ class FolderRun:
     _pending: deque[tuple[str, Sequence[FileItem]]] = field(default_factory=deque)
     """Jobs at the node."""
     _waiting: deque[FileItem] = field(default_factory=deque)
+    _unknown: dict[tuple[FileItem, ...], str] = field(default_factory=dict)
+    """Request ids of an earlier run's jobs that the node does not list, by their items."""
     _most_files: int = JOB_FILES
 
     @property
@@ -359,8 +361,9 @@ class FolderRun:
             for job in found:
                 if job.request_id in ids:
                     jobs[ids[job.request_id]] = job
-                else:  # the node has not accepted it, or removed it since
+                else:  # the node has removed it, or not accepted it yet: then the same id is the same job
                     job.remove(options.out)
+                    self._unknown[job.items] = job.request_id
         under_way = {item for job in jobs.values() for item in job.items}
         left = [item for item in self.items if item.name not in self.results]
         self._waiting = deque(item for item in left if item not in under_way)
@@ -427,7 +430,7 @@ class FolderRun:
     def _send(self, client: Client, items: Sequence[FileItem], *, while_busy: bool) -> pb.SubmitJobResponse:
         out = self.options.out
         header = self.options.with_classes([item.classes for item in items if item.classes is not None])
-        header.request_id, target = str(uuid.uuid4()), target_of(header)
+        header.request_id, target = self._unknown.pop(tuple(items), str(uuid.uuid4())), target_of(header)
         names = JobFile(header.request_id, tuple(items))
         make_private_folders(out)
         names.save(out)

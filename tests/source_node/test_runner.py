@@ -210,6 +210,17 @@ def test_a_job_that_waits_says_for_what(tmp_path, institutions, source) -> None:
         impostor.close()
 
 
+def test_no_job_asks_before_the_time_that_the_peer_named() -> None:
+    """Not only the one that was told."""
+    clock = Clock()
+    reach = CircuitBreaker(clock=clock)
+    reach.failed("south.example", "NOT_READY", 3_600.0)
+    clock.now += 3_599
+    assert not reach.may_try("south.example")
+    clock.now += 1
+    assert reach.may_try("south.example")
+
+
 def test_one_job_at_a_time_tries_a_peer_that_is_away() -> None:
     """The others wait for what it finds, or for its end."""
     clock = Clock()

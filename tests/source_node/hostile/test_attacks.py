@@ -17,7 +17,7 @@ from tests import audit_rows
 from tests.node.tiny_nodes import make_institution, npy
 from tests.small_disks import small_disk
 from tests.source_node.conftest import wait_until
-from tests.source_node.jobs.job_examples import ALICE, BOB, LIMITS, add, close_jobs, header, open_jobs
+from tests.source_node.jobs.job_examples import ALICE, BOB, LIMITS, add, close_jobs, header, open_jobs, submit
 from tests.source_node.scripted_target import hang
 from tests.source_node.served import Served, job_header
 
@@ -79,6 +79,15 @@ def test_jobs_that_wait_for_a_peer_take_no_place_of_those_that_can_run(tmp_path)
     send(BOB, "gone.example")
     for owner in (ALICE, BOB):
         send(owner, "south.example")
+    close_jobs(store)
+
+
+def test_one_client_cannot_fill_the_spool(tmp_path) -> None:
+    """Files of jobs that nobody fetches count as well."""
+    store = open_jobs(tmp_path, LIMITS.model_copy(update={"max_open_jobs": 64, "max_spool_bytes": 9_000}))
+    with pytest.raises(QueueFull, match="share of the spool"):
+        again_and_again(lambda: submit(store, bytes(1_000)))
+    submit(store, bytes(1_000), owner=BOB)
     close_jobs(store)
 
 
