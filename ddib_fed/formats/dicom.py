@@ -146,12 +146,12 @@ def read_series(called: str, headers: Members) -> tuple[Series, NDArray[Any]]:
 
 def in_space(headers: Members) -> Members:
     """Slices along the normal of their plane (PS3.3 C.7.6.2.1.1), else by instance number, else by name."""
-    parallel = is_parallel([header for _, header in headers])
     places = {path: position(header) for path, header in headers}
+    placed = None not in places.values() and is_parallel([header for _, header in headers])
 
     def order(entry: tuple[Path, Any]) -> tuple[float, int, str]:
         path, header = entry
-        place = round(places[path] or 0.0, 4) if parallel and None not in places.values() else 0.0
+        place = round(places[path] or 0.0, 4) if placed else 0.0
         return place, int(header.get("InstanceNumber", None) or 0), str(path)
 
     return sorted(headers, key=order)

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field, StrictBool, ValidationError, field_validator
 from pydantic_core.core_schema import ValidationInfo
+from safetensors import SafetensorError, safe_open
 
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import SCALED_LINEAR, ScheduleConfig, schedule_from_config
@@ -33,6 +34,8 @@ MAX_JSON_BYTES: Final = 16 << 20
 _ADAPTER = re.compile(
     r"(?:.*(?<![fp])lora.*|adapter_model.*)\.(?:safetensors|bin|pt|pth)|adapter_config\.json", re.IGNORECASE
 )
+_ADAPTED = re.compile(r"(?:^|[._])(?:lora(?:[._]|$)|hada_w\d|lokr_w\d)", re.IGNORECASE)
+"""A tensor of one."""
 
 
 def import_diffusers(
@@ -114,7 +117,7 @@ def check_pipeline(folder: Path) -> Mapping[str, Any]:
         if not name.startswith("_") and isinstance(value, list) and len(value) == 2 and value[1] is not None:
             components[name] = _word(value)
     for path in sorted((*folder.glob("*"), *folder.glob("*/*"))):
-        if _ADAPTER.fullmatch(path.name):
+        if _ADAPTER.fullmatch(path.name) or _holds_adapter(path):
             raise SettingsInvalid(
                 f"{path} is an adapter (LoRA): it changes what the network computes, and is not read",
                 hint="merge it with the library (load_lora_weights, fuse_lora, save_pretrained), or move the file away",
@@ -132,6 +135,17 @@ def check_pipeline(folder: Path) -> Mapping[str, Any]:
             facts={"field": next(iter(others))[:100]},
         )
     return index
+
+
+def _holds_adapter(path: Path) -> bool:
+    """Whether a file of safetensors has tensors of an adapter; only its header is read."""
+    if path.suffix.lower() != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="np") as opened:
+            return any(_ADAPTED.search(name) for name in opened.keys())  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, OSError):
+        return False  # whoever reads it as weights says what is wrong
 
 
 def _word(value: object) -> str:
@@ -258,7 +272,11 @@ def network_config(source: Mapping[str, Any], where: str) -> DiffusersUNetConfig
     apart = {*ONLY, "sample_size", "num_train_timesteps"}
     fields = {
         **_DEFAULT_LEVELS,
-        **{key: _modern(key, value) for key, value in source.items() if key not in apart and key[0] != "_"},
+        **{
+            key: _modern(key, value)
+            for key, value in source.items()
+            if key not in apart and not key.startswith("_")
+        },
         "image_size": size,
         "mid_block": source.get("mid_block_type", "UNetMidBlock2D") is not None,
     }

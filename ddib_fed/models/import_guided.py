@@ -153,13 +153,15 @@ def _pairs(line: str) -> Iterator[tuple[str, str]]:
         yield key.replace("-", "_"), value
 
 
+_TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
+
+
 def _value(key: str, text: str, default: Value) -> Value:
     """The value in `text`, of the type of the flag's default."""
     try:
         if isinstance(default, bool):
-            return {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}[
-                text.lower()
-            ]
+            said = text.lower()
+            return {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}[said]
         if isinstance(default, tuple):
             parts = (part.strip() for part in text.split(",") if part)
             return tuple(float(part) if "." in part else int(part) for part in parts)
@@ -263,6 +265,8 @@ def settle(state: Mapping[str, Tensor], flags: Flags, *, classifier: bool, sourc
     if told.get("num_head_channels", -1) != -1:  # heads by their width, not by their number
         told = {key: value for key, value in told.items() if not key.startswith("num_heads")}
     facts = []
+    if not classifier and not told["class_cond"] and "num_classes" not in flags.given:
+        told.pop("num_classes", None)
     for key, value in told.items():
         basis = "public default" if key in UNCONFIRMED else "public default, as in the tensors"
         facts.append(Fact(key, written(value), "--flags" if key in flags.given else basis))

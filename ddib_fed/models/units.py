@@ -47,7 +47,8 @@ def _step(linear: Doubles, square: Doubles, u: Doubles, left: Doubles, damping: 
     """(J^T J + l I)^-1 J^T r of u and r (C, N) and l (N,), J the slopes at u: (C, N)."""
     slopes = linear[:, :, None] + 2 * np.tensordot(square, u, 1)
     gradient = (slopes * left[:, None]).sum(0)
-    normal = np.einsum("ijn,ikn->njk", slopes, slopes) + damping[:, None, None] * np.eye(len(u))
+    least = np.maximum(damping, 1e-12)  # no normal matrix is singular
+    normal = np.einsum("ijn,ikn->njk", slopes, slopes) + least[:, None, None] * np.eye(len(u))
     solved: Doubles = np.linalg.solve(normal, gradient.T[..., None])[..., 0].T
     return solved
 

@@ -207,7 +207,9 @@ class _Run:
             if record.identity != self.identity:
                 raise self._other_run()
             self._read_checkpoint()
-            longer = None if self.state is None else self._longer(record, self.state)
+            # With differential privacy the noise follows from the number of steps.
+            if self.state is not None and self.opened.trainer is None:
+                longer = self._longer(record, self.state)
         asked = self.config.steps, self.config.time_s
         if record is not None and longer is None and (self.state is not None or asked == (None, None)):
             steps, time_s = record.length

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -32,6 +32,8 @@ from ddib_fed.terminal import end_with_parent, processes_here, require_torchrun,
 from ddib_fed.training.config import RunPlan, TrainConfig, learning_rate
 
 T = TypeVar("T")
+_BUCKET = 16 << 20
+"""Numbers that are summed in one message."""
 _PROBE_STEPS, _PROBE_S = 12, 3.0
 """At most so many steps, in about so many seconds, measure the cost of a step before the first."""
 
@@ -51,13 +53,15 @@ class World(NamedTuple):
         return range(total * self.rank // self.size, total * (self.rank + 1) // self.size)
 
     def add(self, tensors: list[Tensor]) -> None:
-        """Sum tensors over all processes, in place, in one message."""
-        if self.size == 1:
-            return
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        distributed.all_reduce(flat)
-        for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        """Sum tensors over all processes, in place, in few messages: a copy of all takes too much memory."""
+        while self.size > 1 and tensors:
+            ends = accumulate(tensor.numel() for tensor in tensors)
+            count = max(1, sum(end <= _BUCKET for end in ends))
+            bucket, tensors = tensors[:count], tensors[count:]
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            distributed.all_reduce(flat)
+            for tensor, part in zip(bucket, torch.split(flat, [t.numel() for t in bucket]), strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     def decide(self, choose: Callable[[], T]) -> T:
         """What process 0's `choose` gives, or raises, in every process."""

@@ -197,6 +197,8 @@ def test_a_resumed_run_is_and_spends_what_an_uninterrupted_one_does(private, tmp
     with pytest.raises(StateConflict, match="spend twice"):
         train(private, out, resume=True)
     (out / "run" / KEY_FILE).write_bytes(kept[0])
+    with pytest.raises(StateConflict):  # more steps need more noise in each
+        train(private.model_copy(update={"steps": 600}), out, resume=True)
     resumed = train(private, out, resume=True)
     assert resumed.manifest.differential_privacy == through.manifest.differential_privacy
     assert resumed.manifest.weights_sha256 == through.manifest.weights_sha256

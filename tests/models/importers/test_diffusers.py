@@ -248,6 +248,10 @@ def test_adapters_shards_and_variants_are_refused_by_their_name_with_what_to_do(
     with pytest.raises(SettingsInvalid, match=r"adapter_model\.bin"):
         read(folder)
     (folder / "unet" / "adapter_model.bin").unlink()
+    save_file({"down.lora_A.weight": torch.zeros(1)}, folder / "style.safetensors")
+    with pytest.raises(SettingsInvalid, match=r"style\.safetensors"):
+        read(folder)
+    (folder / "style.safetensors").unlink()
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(FileMissing) as caught:
         read(pipeline(variant="fp16"))
