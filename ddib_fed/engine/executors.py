@@ -541,7 +541,7 @@ def process_pool(recipe: Recipe, *, workers: int = 0) -> Pool:
     return Pool(
         lambda number: Worker(*start_process(_Process, packed, devices[number % len(devices)])),
         workers or len(devices),
-        what="worker process",
+        what="worker",
         remedy="the node's log has what the process said; free -h and nvidia-smi show what memory is left",
     )
 
