@@ -281,7 +281,7 @@ def open_inputs(
         out: Folder of the results, which is left out.
         reading: The options `intensity`, `slices` and `tile`.
         own_domain: Asks the node for its own model, which says how volumes, maps and larger pictures are read.
-        say: Is told what was ignored, and which options differ from what the model was trained with.
+        say: Called with a line for each ignored input and each option that differs from the model's training.
     """
     if reading["intensity"] != "auto":
         from ddib_fed.formats.study import IntensityRule

@@ -259,7 +259,7 @@ def serve(app: ASGIApp, *, port: int, folder: Path, on_stop: Callable[[], None])
             timeout_graceful_shutdown=STOP_S,
         )
         say("open this link; it works once, on this machine only:", f"  {session.link}", "stop with Ctrl-C")
-        # Over SSH there is no browser, or one that takes the terminal.
+        # Over SSH the machine usually has no graphical browser, and a text browser would occupy the terminal.
         if sys.stdout.isatty() and "SSH_CONNECTION" not in os.environ:
             open_in_browser(session.link, folder)
         with suppress(KeyboardInterrupt):

@@ -141,3 +141,19 @@ def test_a_small_flow_does_not_carry_many_rows_of_another_owners_requests() -> N
     queue = flows(small, *[running(1, f"r{n}", owner="west") for n in range(40)], rows=64)
     queue.charge([each for each in queue if each.owner == "west"][:1])
     assert len(turn(queue)) == 1 + 9
+
+
+def test_short_streams_of_many_go_one_after_another_as_one_stream_of_all_would() -> None:
+    """Four of sixteen are in a call of 8 rows until they end; were that long, others would have their turn."""
+    work = [[running(1, f"job {n}", stage="encode", stream_rows=2) for _ in range(2)] for n in range(16)]
+    queue = flows(*[each for two in work for each in two], rows=32, overhead=2)
+    first = [each for two in work[:4] for each in two]
+    for _ in range(48):
+        assert turn(queue) == first
+    for each in first:
+        queue.remove(each)
+    following = [each for two in work[4:8] for each in two]
+    for _ in range(2_000):
+        if turn(queue) != following:
+            return
+    raise AssertionError("the same flows had every turn")

@@ -137,7 +137,7 @@ def test_an_input_is_on_the_disk_before_its_job_is_accepted(store, monkeypatch):
 
 
 def test_a_job_whose_write_never_began_leaves_no_file(store, tmp_path, monkeypatch):
-    """The database was replaced, or another program held it: there are no rows that could name the files."""
+    """A write that never began, because the database was replaced or locked, leaves no row: its files are removed."""
     before = files(tmp_path)
 
     def replaced() -> None:
