@@ -80,7 +80,7 @@ MOST_WRITES: Final = 32
 MOST_WRITE_BYTES: Final = 8 << 20
 """Of the same; a single larger result goes."""
 TRY_AGAIN_S: Final = 0.1
-STEPS_EVERY_S: Final = 0.1
+STEPS_EVERY_S: Final = 0.25
 """Steps of one stage are published at most this often, whichever item they are of: an event for every step of every
 item in flight costs the node, and each client that watches, more than storing it."""
 

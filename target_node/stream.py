@@ -44,7 +44,7 @@ LEAST_WEIGHT: Final = 16 << 10
 """What the smallest message counts: at most 256 of them wait, a batch of small latents and no flood of empty ones."""
 READY: Final = 2
 """Translations of one call that wait to be sent: one is written while another is on the wire."""
-PROGRESS_EVERY_S: Final = 0.1
+PROGRESS_EVERY_S: Final = 0.25
 MAX_PROGRESS: Final = 64
 """Progress is sent at most this often, and not at all while so much of it waits to be sent."""
 SIGN_OF_LIFE_S: Final = 10.0

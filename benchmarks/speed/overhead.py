@@ -34,7 +34,7 @@ def measure(form: Form) -> Report:
         f"{BATCH} and without solver. Wall: two nodes over mutual TLS, from submitting to the last result, beside two "
         "processes that translate one half each; all pinned to a core each, one thread."
     )
-    count = form.pick(32, 512)
+    count = form.pick(32, 192)
     files, samples = png_files(count)
     with ExitStack() as stack:
         alone = stack.enter_context(closing(InProcess("satellite", "relief", BATCH)))

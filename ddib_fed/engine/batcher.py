@@ -47,6 +47,8 @@ LOOK_S = 0.01
 """How often what waits is asked whether it was cancelled or is late; what is stepped is asked before each step."""
 DEARER = 1.25
 """A short stream is not computed in calls that cost more than so many times the least a row."""
+ABOUT = 1.02
+"""Of the sizes of call with which a short stream takes at most so many times the least, the largest costs least."""
 
 
 @dataclass(slots=True, eq=False)
@@ -233,7 +235,8 @@ class Scheduler:
         sizes = [1 << n for n in range(max(self.rows - 1, 0).bit_length())]
         each = {size: self._cost(size) / size for size in (self.rows, *sizes)}
         allowed = DEARER * min(each.values())
-        return min((s for s in each if each[s] <= allowed), key=lambda size: (rows + size) * each[size])
+        takes = {size: (rows + size) * cost for size, cost in each.items() if cost <= allowed}
+        return max(size for size, time in takes.items() if time <= ABOUT * min(takes.values()))
 
 
 class Batcher:

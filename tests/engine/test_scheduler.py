@@ -70,7 +70,7 @@ def test_who_needs_another_network_is_not_merged() -> None:
 
 
 def test_a_short_stream_is_encoded_in_calls_that_let_the_next_stage_begin_early() -> None:
-    """Calls of b rows cost b + 2 here, and those of 4 and less too much a row: (n + b) (b + 2) / b decides."""
+    """Calls of b rows cost b + 2 here, and those of 4 and less too much a row: (n + b) (b + 2) / b decides to 2 %."""
 
     def rows_of_a_call(*flows_of_rows: tuple[str, int], stream: int) -> int:
         work = [
@@ -82,6 +82,7 @@ def test_a_short_stream_is_encoded_in_calls_that_let_the_next_stage_begin_early(
 
     assert rows_of_a_call(("job", 64), stream=4) == 8
     assert rows_of_a_call(("job", 64), stream=128) == 16
+    assert rows_of_a_call(("job", 64), stream=192) == 32  # 16 saves 1.7 % of the time: not enough
     assert rows_of_a_call(("job", 64), stream=512) == 32
     assert rows_of_a_call(("job", 64), stream=0) == 32
     # Several short streams are one longer one.
