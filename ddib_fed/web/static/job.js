@@ -43,7 +43,7 @@ function progress(state) {
   $("bar").value = Math.max(state.done, state.written);
   $("now").textContent = state.now;
   const { ended, error, files, here, stopped, written } = state;
-  const count = `${here} of ${files} ${files === 1 ? "file is" : "files are"} here.`;
+  const count = `${here} of ${files} ${files === 1 ? "result is" : "results are"} here.`;
   const said = ended && stopped ? `Stopped; ${count}`
     : ended ? (error ? `Ended with a problem; ${count}` : `Finished: ${count}`)
     : here ? count : "Translating.";
