@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shlex
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.options import group, option
+from ddib_fed.cli.options import group, open_config, option
 from ddib_fed.errors import ChunkCorrupt, FileMissing, UsageError
-from ddib_fed.files import write_file
-from ddib_fed.terminal import emit, is_aside, outcome, plain, print_json, say, say_document
+from ddib_fed.terminal import emit, is_aside, plain, print_json, say, say_document
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
@@ -31,10 +29,9 @@ def audit() -> None:
 
 def _node(config_path: Path) -> tuple[NodeConfig, Identity, Path]:
     """The node's configuration, its identity, and its log, which is there."""
-    from ddib_fed.node.config import NodeConfig
     from ddib_fed.security.identity import Identity
 
-    config = NodeConfig.load(config_path)
+    config = open_config(config_path)
     path = config.paths.store
     if not path.exists():
         raise FileMissing(f"there is no {path}", hint="a node writes it when it serves")
@@ -44,7 +41,7 @@ def _node(config_path: Path) -> tuple[NodeConfig, Identity, Path]:
 @audit.command(
     epilog="\b\nExamples:\n  ddib audit show --since 24h\n  ddib audit show --limit 10 --peer south.example\n"
     "  ddib audit show --since 2026-11-01 --format json > november.jsonl\n"
-    "  ddib audit show --peer south.example --anchors --out for-south.json"
+    "  ddib audit show --peer south.example --anchors > for-south.json"
 )
 @options.CONFIG
 @option("--job ID", "Only this job, or request; its first characters are enough.", default="")
@@ -55,7 +52,6 @@ def _node(config_path: Path) -> tuple[NodeConfig, Identity, Path]:
     "--anchors",
     "Instead what this node noted of the log of --peer, so that the peer can verify its log with it.",
 )
-@option("--out FILE", "Write the anchors to this file.")
 @options.OUTCOME
 def show(
     config_path: Path,
@@ -64,7 +60,6 @@ def show(
     since: str | None,
     limit: int | None,
     anchors: bool,
-    out: Path | None,
 ) -> None:
     """Show lines of the audit log: number, time, act, and what it names; as JSON one object a line.
 
@@ -79,9 +74,8 @@ def show(
     config, own, path = _node(config_path)
     if anchors:
         options.refuse_idle(("job", "since", "limit"), "does not go with --anchors", hint="leave it out")
-        _show_anchors(config, own, path, peer, out)
+        _show_anchors(config, own, path, peer)
         return
-    options.refuse_idle(("out",), "is for --anchors", hint="redirect the output: ... --format json > FILE")
     moment = None if since is None else parse_since(since)
     asked = (each for each in entries(path) if each.is_asked_for(job=job, peer=peer, since=moment))
     for entry in asked if limit is None else deque(asked, maxlen=limit):
@@ -109,8 +103,8 @@ def _value(value: object) -> str:
     return json.dumps(value if isinstance(value, list) else text) if quoted else text
 
 
-def _show_anchors(config: NodeConfig, own: Identity, path: Path, institution: str, out: Path | None) -> None:
-    """What this node noted of a peer's log: to stdout or into a file for that peer."""
+def _show_anchors(config: NodeConfig, own: Identity, path: Path, institution: str) -> None:
+    """What this node noted of a peer's log, as the document that the peer verifies its log with."""
     from ddib_fed.node.admitting import peer_store
     from ddib_fed.security.audit import AnchorFile, held_of
 
@@ -124,15 +118,11 @@ def _show_anchors(config: NodeConfig, own: Identity, path: Path, institution: st
             hint="it comes with each latent and translation",
         )
     made = AnchorFile(of=peer.identity.uri, noted_by=own.uri, anchors=held)
-    if out is None:
-        print_json(plain(made))
-    else:
-        write_file(out, made.model_dump_json(indent=1).encode() + b"\n", overwrite=False)
-        say(
-            f"wrote {out}: {len(held)} ends noted, the last with {held[-1].lines} lines",
-            f"send it to {institution}, for: ddib audit verify --anchors {shlex.quote(out.name)}",
-        )
-        outcome(written=out, of=peer.identity.uri, ends=len(held), last_line=held[-1].lines)
+    print_json(plain(made))
+    say(
+        f"for {institution}: ddib audit verify --anchors FILE, with these {len(held)} ends of its log",
+        err=True,
+    )
     if contradiction:
         raise ChunkCorrupt(
             f"the log of {institution} was rewritten or went back: {contradiction}",

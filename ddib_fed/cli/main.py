@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import click
 
-from ddib_fed.cli.options import WIDEST, Group
+from ddib_fed.cli.options import Group
 from ddib_fed.errors import ExitCode
 from ddib_fed.names import __version__
 from ddib_fed.terminal import escape, explained, relay, require_alone, say, show_error
@@ -84,7 +84,7 @@ class _Ddib(Group):
 @click.group(
     cls=_Ddib,
     hooks=COMMANDS,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="`ddib COMMAND --help` explains a command. Start with `ddib demo`. Exit codes: docs/troubleshooting.md.",
 )
 @click.version_option(__version__, "--version", prog_name="ddib", message="%(prog)s %(version)s")

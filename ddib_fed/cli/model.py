@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.options import command, group, open_model, option
+from ddib_fed.cli.options import group, open_model, option
 from ddib_fed.cli.sampling import interpolate, sample
 from ddib_fed.cli.train import train
 from ddib_fed.errors import AlreadyExists, InputError
@@ -393,7 +393,7 @@ def _span(text: str) -> tuple[float, float]:
     return low, high
 
 
-@command()
+@click.command()
 @click.argument("folder", type=FOLDERS)
 @option("--truth FOLDER", "The true translations, by the same names.", FOLDERS)
 @option("--source FOLDER", "The translated pictures' sources, by the same names.", FOLDERS)

@@ -10,7 +10,8 @@ import click
 from click.core import ParameterSource
 
 from ddib_fed.cli import options
-from ddib_fed.cli.options import Classes, command, open_model, refuse_overwriting, usual_threads
+from ddib_fed.cli.options import open_model, refuse_overwriting, usual_threads
+from ddib_fed.engine.record import Classes
 from ddib_fed.errors import UsageError
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.terminal import bar, emit, lines
@@ -85,7 +86,7 @@ def _evaluations(levels: PublicLevels, default: int, manifests: Sequence[Manifes
     return levels.diffusion_steps or min([default, *own])
 
 
-@command()
+@click.command()
 @options.MODEL
 @options.OUT_RESULTS
 @options.option("count --n N", "Number of samples; default: 10,000 points or 64 pictures.", click.IntRange(1))
@@ -154,7 +155,7 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
     emit({"out": out, "samples": report["points"], "digest": bundle.digest, "target_cloud": cloud})
 
 
-@command()
+@click.command()
 @click.argument("first", type=_FILE)
 @click.argument("second", type=_FILE)
 @options.option("--source MODEL", f"Model that encodes. {options.MODEL_HELP}", str, required=True)

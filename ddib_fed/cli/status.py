@@ -10,8 +10,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.job import values_of, when
-from ddib_fed.cli.options import command, with_config
-from ddib_fed.errors import AlreadyExists
+from ddib_fed.cli.options import open_config, with_config
 from ddib_fed.terminal import emit, outcome, say
 
 if TYPE_CHECKING:
@@ -21,12 +20,11 @@ if TYPE_CHECKING:
 
 def _client(config_path: Path) -> AdminClient:
     from ddib_fed.node.admin import AdminClient
-    from ddib_fed.node.config import NodeConfig
 
-    return AdminClient(NodeConfig.load(config_path))
+    return AdminClient(open_config(config_path))
 
 
-@command()
+@click.command()
 @options.CONFIG
 @options.OUTCOME
 @options.option(
@@ -43,25 +41,16 @@ def status(config_path: Path, leaving: Path | None) -> None:
     node.toml and the node's files, whether the node runs or not; it holds no secret.
     """
     if leaving is not None:
-        _write_leaving(config_path, leaving)
+        from ddib_fed.node.leaving import write_leaving
+
+        problems = write_leaving(open_config(config_path), leaving)
+        say(f"wrote {leaving}")
+        for problem in problems:
+            say(f"warning: {problem}", err=True)
+        outcome(written=leaving, problems=problems)
         return
     answer = _client(config_path).status()
     emit(values_of(answer), lambda: _show(answer, with_config(config_path)))
-
-
-def _write_leaving(config_path: Path, path: Path) -> None:
-    from ddib_fed.node.config import NodeConfig
-    from ddib_fed.node.leaving import write_leaving
-
-    try:
-        problems = write_leaving(NodeConfig.load(config_path), path)
-    except AlreadyExists as error:
-        error.hint = "another name for --leaving"
-        raise
-    say(f"wrote {path}")
-    for problem in problems:
-        say(f"warning: {problem}", err=True)
-    outcome(written=path, problems=problems)
 
 
 def _show(answer: admin_pb2.StatusResponse, more: str) -> None:
@@ -110,7 +99,7 @@ def _show(answer: admin_pb2.StatusResponse, more: str) -> None:
         )
 
 
-@command()
+@click.command()
 @options.CONFIG
 @options.OUTCOME
 def reload(config_path: Path) -> None:
@@ -124,7 +113,7 @@ def reload(config_path: Path) -> None:
     outcome(changes=changes)
 
 
-@command()
+@click.command()
 @options.CONFIG
 @options.OUTCOME
 def drain(config_path: Path) -> None:

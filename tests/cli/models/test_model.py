@@ -12,12 +12,12 @@ from PIL import Image
 from ddib_fed.cli import train as training
 from ddib_fed.cli.main import run
 from ddib_fed.cli.model import evaluate, model
-from ddib_fed.cli.options import Classes, parse_pairs
+from ddib_fed.cli.options import parse_pairs
 from ddib_fed.cli.translate import translate
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.data.shipped import SHIPPED
 from ddib_fed.engine.model import DomainModel
-from ddib_fed.engine.record import Guidance, PictureFigures, Translation
+from ddib_fed.engine.record import Classes, Guidance, PictureFigures, Translation
 from ddib_fed.errors import (
     BundleInvalid,
     DdibError,
@@ -246,11 +246,12 @@ def test_classes_go_by_number_and_by_name():
     classes = Classes("pets", 2, ("cat", "7"))
     assert [classes.number(text) for text in ("cat", "7", "1", " 0 ")] == [0, 1, 1, 0]
     assert parse_pairs("cat:1, 1:cat", classes, classes) == ((0, 1), (1, 0))
-    for wrong in ("2", "dog", "-1", ""):
-        with pytest.raises(UsageError):
+    for wrong in ("2", "dog", "-1", "", "\u0661"):
+        with pytest.raises(SettingsInvalid):
             classes.number(wrong)
-    with pytest.raises(UsageError):
-        parse_pairs("cat", classes, classes)
+    for wrong in ("", "cat", "cat:", "0:1,", "0:1,cat:7"):
+        with pytest.raises((UsageError, SettingsInvalid)):
+            parse_pairs(wrong, classes, classes)
 
 
 @pytest.fixture
