@@ -37,7 +37,7 @@ OF_NODES = ("no_calibration", "detach", "profile_path")
 def _open_in_process(source: str, target: str, given: dict[str, Any]) -> InProcess:
     """Two models behind the client's interface; the solver that is asked for, and whether to clip, go into `given`."""
     options.refuse_idle(OF_NODES, "is for nodes", hint="omit it, or translate --to INSTITUTION/DOMAIN")
-    from ddib_fed.cli.sampling import take_settings
+    from ddib_fed.cli.model import take_settings
     from ddib_fed.client.in_process import InProcess, ProcessOptions
     from ddib_fed.engine.local_party import open_party
     from ddib_fed.models.bundle import open_bundle

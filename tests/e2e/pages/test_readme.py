@@ -172,11 +172,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
         machines.stop()
 
 
-def test_there_are_seven_commands_on_both_machines_together() -> None:
-    """Installation included."""
-    assert len(commands(section("Two institutions, seven commands"))) == 7
-
-
 def test_both_nodes_show_both_fingerprints(pair: Machines) -> None:
     """Those that `init` printed; nothing went from one machine to the other but the code."""
     assert len(pair.codes) == 1
@@ -357,6 +352,7 @@ def test_the_commands_without_nodes_run(tmp_path: Path) -> None:
 def test_no_command_of_the_page_is_left_out() -> None:
     """Every block of commands is in a section that a test types, but for make's, whose goals are there."""
     typed = [title for title in re.findall(r"^## (.+)$", README, re.MULTILINE) if commands(section(title))]
+    assert len(commands(section("Two institutions, seven commands"))) == 7  # on both machines together
     assert typed == ["Two institutions, seven commands", "Calibrate", "Your own pictures", "Without nodes"]
     goals = re.findall(r"^make (\S+)", README.split("\n## ")[0], re.MULTILINE)
     assert goals == ["demo", "test"]
