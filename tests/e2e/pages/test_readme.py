@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -36,7 +35,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text()
-SCRIPTS = Path(sys.executable).parent
 # What is left out of a command so that it ends in seconds.
 SHORTER = {
     "--time 2h": "--steps 2 --batch 4 --size 16 --pictures 2 --evaluations 6",
@@ -123,14 +121,7 @@ class Machines:
             self.nodes[who].stop()
         words = [self.codes[-1] if word == "CODE" else word for word in words]
         node = Node(Path.cwd(), words[0].split("-")[1], f"{who}.example", 0)
-        with (node.folder / "log.txt").open("wb") as log:
-            node.process = subprocess.Popen(
-                [SCRIPTS / words[0], *words[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=dict(os.environ),
-            )
+        node.start(*words[2:], wait=False)
         self.nodes[who] = node
         if "--pair" in words:
             wait_until(lambda: bool(self._codes(node)), what="a code")
