@@ -180,7 +180,7 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing(fresh_pair: Pair) -> Non
     pair.north.edit("# max_open_jobs = 64", "max_open_jobs = 2")
     pair.start()
     with pair.client() as client:
-        slow = [client.submit([npy(moons(1_000))], TARGET, Settings(evaluations=200)) for _ in range(2)]
+        slow = [client.submit([npy(moons(1_000))], TARGET, Settings(evaluations=100)) for _ in range(2)]
         with pair.client(patience_s=0) as hasty, pytest.raises(QueueFull) as caught:
             hasty.submit([npy(moons(5))], TARGET)
         assert caught.value.retry_after_s
