@@ -15,7 +15,7 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.job import values_of, when
 from ddib_fed.cli.options import group, open_config, option, with_config
-from ddib_fed.errors import ChunkCorrupt, FileMissing, UsageError
+from ddib_fed.errors import AlreadyExists, ChunkCorrupt, FileMissing, UsageError
 from ddib_fed.terminal import emit, is_aside, outcome, plain, print_json, say, say_document
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def status(config_path: Path, leaving: Path | None) -> None:
     if leaving is not None:
         from ddib_fed.node.leaving import write_leaving
 
+        if leaving.exists():
+            raise AlreadyExists(f"{leaving} exists and is not overwritten", hint="another name for --leaving")
         problems = write_leaving(open_config(config_path), leaving)
         say(f"wrote {leaving}")
         for problem in problems:
