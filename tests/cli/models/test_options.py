@@ -190,12 +190,10 @@ def test_public_defaults_alone_are_a_warning_everywhere(ddib, checkpoint, tmp_pa
     torch.save(
         {key: torch.zeros(value.shape) for key, value in network_shapes(usual).items()}, tmp_path / "u.pt"
     )
-    said = ddib(model, "import", tmp_path / "u.pt", "--out", tmp_path / "m")
+    said = ddib(model, "import", tmp_path / "u.pt", "--out", tmp_path / "m", "--format", "json")
     assert "warning: without --flags" in said.stderr
     assert "num_heads" in said.stderr
-    warned = json.loads(
-        ddib(model, "import", tmp_path / "u.pt", "--out", tmp_path / "j", "--format", "json").stdout
-    )["warnings"]
+    warned = json.loads(said.stdout)["warnings"]
     assert "noise_schedule" in warned[0]
     assert warned[0] in load_bundle(tmp_path / "m").manifest.data.note
     told = ddib(model, "import", checkpoint, "--out", tmp_path / "f", "--flags", FLAGS, "--format", "json")
