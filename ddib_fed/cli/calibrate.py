@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.options import group, open_model, option, usual_threads
+from ddib_fed.cli.job import values_of
+from ddib_fed.cli.options import group, open_config, open_model, option, usual_threads
 from ddib_fed.errors import (
     AlreadyExists,
     CalibrationKindDenied,
@@ -23,7 +24,7 @@ from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.names import is_domain, is_institution
-from ddib_fed.terminal import console, emit, lines, moment, outcome, print_table, say, size
+from ddib_fed.terminal import console, emit, lines, outcome, print_table, say, size
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import (
@@ -216,7 +217,6 @@ def _make(asked: _Options, local: tuple[str, str], *, epsilon: float, out: Path)
 def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path | None, yes: bool) -> None:
     """`--peer`: fetch the peer's aggregate, fit with own pictures, show, ask, sign, send and store."""
     from ddib_fed.node import calibrations
-    from ddib_fed.node.config import NodeConfig
     from ddib_fed.node.role import load_hosted
     from ddib_fed.training.calibrating import make_calibration, side
 
@@ -226,7 +226,7 @@ def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path
             f"{peer_name!a} is not INSTITUTION/DOMAIN",
             hint="e.g. --peer south.example/relief; ddib peer list",
         )
-    config = NodeConfig.load(config_path)
+    config = open_config(config_path)
     calibrations.require_role(config, "source", "ddib calibrate --peer")
     if existing is None and asked.kind not in config.policy.calibration:
         raise CalibrationKindDenied(
@@ -316,11 +316,10 @@ def publish(
     """
     from ddib_fed.calibration.aggregate import DELTA
     from ddib_fed.node import calibrations
-    from ddib_fed.node.config import NodeConfig
     from ddib_fed.node.role import load_hosted
     from ddib_fed.training.calibrating import count_pictures
 
-    config = NodeConfig.load(config_path)
+    config = open_config(config_path)
     calibrations.require_role(config, "target", "ddib calibrate publish")
     calibrations.refuse_second(config, again=force)
     bundle = load_hosted(config)
@@ -345,9 +344,8 @@ def publish(
 
 def _open(config_path: Path) -> tuple[NodeConfig, CalibrationStore]:
     from ddib_fed.calibration.record import CalibrationStore
-    from ddib_fed.node.config import NodeConfig
 
-    config = NodeConfig.load(config_path)
+    config = open_config(config_path)
     return config, CalibrationStore(config.paths.calibrations)
 
 
@@ -440,16 +438,11 @@ def list_(config_path: Path) -> None:
         say(f"not read: {problem}", err=True)
 
 
-def _rows(config: NodeConfig, store: CalibrationStore) -> list[dict[str, str]]:
+def _rows(config: NodeConfig, store: CalibrationStore) -> list[dict[str, Any]]:
     from ddib_fed.node.admitting import peer_store
     from ddib_fed.node.calibrations import overview
 
-    found = overview(config, store, peer_store(config), inactive=True)
-    names = [field.name for field in found[0].DESCRIPTOR.fields] if found else []
-    return [
-        {name: getattr(each, name) for name in names} | {"expires": moment(each.expires) or ""}
-        for each in found
-    ]
+    return [values_of(each) for each in overview(config, store, peer_store(config), inactive=True)]
 
 
 @calibrate.command(

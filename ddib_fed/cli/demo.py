@@ -23,7 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddib_fed.cli.options import command, option
+import click
+
+from ddib_fed.cli.options import open_config, option
 from ddib_fed.errors import (
     AlreadyExists,
     CalibrationIneffective,
@@ -232,17 +234,16 @@ class Pair:
 def node_state(config_path: Path) -> str:
     """What the node of a configuration answers on its socket; empty where none answers."""
     from ddib_fed.node.admin import AdminClient
-    from ddib_fed.node.config import NodeConfig
 
     if not config_path.is_file():
         return ""
     try:
-        return AdminClient(NodeConfig.load(config_path)).status().state
+        return AdminClient(open_config(config_path)).status().state
     except UnavailableError:
         return ""
 
 
-@command()
+@click.command()
 @option(
     "--out DIR",
     "Folder for all output; the folder of an earlier demo is replaced.",

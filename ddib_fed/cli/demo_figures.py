@@ -114,17 +114,11 @@ def read_records(folder: Path, names: Sequence[str]) -> list[Translation]:
 
 def tell_what_crossed(records: Sequence[Translation], latent_bytes: int) -> None:
     """Who got what, and what that shows."""
-    first = records[0]
-    source, target = (name.partition(".")[0] for name in (first.source_institution, first.target_institution))
+    target = records[0].target_institution.partition(".")[0]
     back = sum(record.wire_bytes for record in records) - latent_bytes
-    softened = (
-        f"Before encoding, {source} mixed noise of {number(first.soften_sigma)} times the data's spread into each "
-        "picture, by a secret of its own, so that flat regions become noise too."
-    )
     say(
         f"{target} got {size(latent_bytes)} of latents, which look like noise, and sent {size(back)} of translations "
         "and their latents back. Neither saw the other's model or data.",
-        *([softened] if first.soften_sigma else []),
         "But a latent is an invertible encoding for anyone who has, or can train, a model like the sender's.",
         "",
     )

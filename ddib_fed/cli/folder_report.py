@@ -346,39 +346,26 @@ def _some(files: Sequence[str]) -> str:
 
 def _print_results(delivered: Sequence[Delivered]) -> None:
     """A table of the results; a column without any value is left out."""
-    names = [
-        "file",
-        ">pixels",
-        ">edges",
-        ">cycle dB",
-        "",
-        ">samples",
-        ">cycle median",
-        ">cycle p99",
-        ">cycle max",
-    ]
-    rows = []
+    rows: list[dict[str, str]] = []
     for item in delivered:
         record, picture, cycle = item.provenance, item.provenance.picture, item.provenance.cycle
         fitted = f" at {picture.fitted_width}x{picture.fitted_height}" if picture and picture.lost else ""
         rows.append(
-            [
-                item.file,
-                f"{picture.width}x{picture.height}{fitted}" if picture else "",
-                _figure(picture and picture.edge_correlation),
-                _figure(picture and picture.cycle_psnr, ".1f"),
-                "doubtful" if record.doubtful else "",
-                f"{record.samples:,}" if picture is None else "",
-                *(
-                    _figure(value)
-                    for value in ((cycle.median, cycle.p99, cycle.max) if cycle else [None] * 3)
-                ),
-                f"{sum(record.seconds.values()):.1f}",
-            ]
+            {
+                "file": item.file,
+                ">pixels": f"{picture.width}x{picture.height}{fitted}" if picture else "",
+                ">edges": _figure(picture and picture.edge_correlation),
+                ">cycle dB": _figure(picture and picture.cycle_psnr, ".1f"),
+                "": "doubtful" if record.doubtful else "",
+                ">samples": f"{record.samples:,}" if picture is None else "",
+                ">cycle median": _figure(cycle and cycle.median),
+                ">cycle p99": _figure(cycle and cycle.p99),
+                ">cycle max": _figure(cycle and cycle.max),
+                ">seconds": f"{sum(record.seconds.values()):.1f}",
+            }
         )
-    kept = [at for at, values in enumerate(zip(*rows, strict=True)) if any(values)]
-    columns = [*names, ">seconds"]
-    print_table("", [columns[at] for at in kept], [[row[at] for at in kept] for row in rows])
+    kept = [name for name in rows[0] if any(row[name] for row in rows)]
+    print_table("", kept, [[row[name] for name in kept] for row in rows])
 
 
 def _figure(value: Any, form: str = ".3g") -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from pydantic import ValidationError
 
 from ddib_fed.cli import options
-from ddib_fed.cli.options import group, option, say_next, with_config
+from ddib_fed.cli.options import group, open_config, option, say_next, with_config
 from ddib_fed.client.profile import FILE_NAME, FOLDER, candidates, render_client_toml
 from ddib_fed.errors import AlreadyExists, InputError, UsageError
 from ddib_fed.files import check_private_folder, write_file
@@ -328,10 +328,8 @@ def client(
     """
     config = None
     if config_path is not None:
-        from ddib_fed.node.config import NodeConfig
-
         options.refuse_idle(("institution",), "is in --config already", hint=HELP)
-        config = NodeConfig.load(config_path)
+        config = open_config(config_path)
     elif institution is None or address is None:
         raise UsageError("give --config FILE, or --institution NAME and --address HOST:PORT", hint=HELP)
     path = make_client(out, name=name, config=config, institution=institution or "", address=address)

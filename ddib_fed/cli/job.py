@@ -15,8 +15,7 @@ from google.protobuf.message import Message
 
 from ddib_fed.cli import options
 from ddib_fed.cli.folder_report import ConsoleProgress, report_run
-from ddib_fed.cli.options import command, group
-from ddib_fed.cli.translate import load_credentials, refuse_points
+from ddib_fed.cli.options import group
 from ddib_fed.client.client import (
     ENDED,
     explaining_interruption,
@@ -69,7 +68,7 @@ def values_of(message: Message) -> dict[str, Any]:
     return found
 
 
-@command()
+@click.command()
 @options.OUTCOME
 @options.PROFILE
 def doctor(profile_path: Path | None) -> None:
@@ -142,7 +141,7 @@ def _findings(profile_path: Path | None) -> Iterator[str]:
     yield f"within {max(1.0, abs(ahead_s)):.0f} s of the node's"
 
 
-@command()
+@click.command()
 @options.OUTCOME
 @options.PROFILE
 def domains(profile_path: Path | None) -> None:
@@ -182,7 +181,7 @@ def _kind(each: pb.ListDomainsResponse | pb.Domain) -> str:
     return f"{each.sample_kind or 'unknown'} {'x'.join(map(str, each.sample_shape))}"
 
 
-@command(epilog="\b\nExample:\n  ddib web --out translated")
+@click.command(epilog="\b\nExample:\n  ddib web --out translated")
 @options.option(
     "--out DIR", "Folder for the results; each translation gets a folder in it.", default=Path("ddib-web")
 )
@@ -224,9 +223,7 @@ def job() -> None:
 
 
 @job.command("list")
-@click.option(
-    "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="At most this many."
-)
+@options.option("--limit N", "At most this many.", click.IntRange(1, 1000), default=20)
 @options.OUTCOME
 @options.PROFILE
 def list_(limit: int, profile_path: Path | None) -> None:
@@ -321,26 +318,20 @@ def watch(job_id: str, profile_path: Path | None) -> None:
 @options.JOB_ID
 @options.OUT_RESULTS
 @options.FORCE
-@options.CREDENTIALS
 @options.OUTCOME
 @options.PROFILE
-def fetch(
-    job_id: str, out: Path, force: bool, credentials: tuple[Path, Path] | None, profile_path: Path | None
-) -> None:
+def fetch(job_id: str, out: Path, force: bool, profile_path: Path | None) -> None:
     """Fetch the results of a job that are ready.
 
     They are written, acknowledged, and then removed at the node, so that a result is fetched to one folder. Names come
     from the folder that the job was submitted for; otherwise items are named item-0000 and so on.
     """
-    how: dict[str, Any] = {"force": force, "credentials": load_credentials(credentials)}
     with open_client(profile_path) as client, explaining_interruption(client, job_id, out), locked(out):
-        if credentials is not None:
-            refuse_points(client)
         view = client.get(job_id)
         path = JobFile(view.request.request_id, ()).path(out)
         names = JobFile.read(path) if path.exists() else None
         items = names.items if names is not None else ()
-        results = write_results(client, job_id, client.fetch(job_id), items, out, **how)
+        results = write_results(client, job_id, client.fetch(job_id), items, out, force=force)
         delivered = {str(each.record): each for each in results}
         view = client.get(job_id)
     counted = {state: sum(each.state == state for each in view.items) for state in pb.ItemState.values()}

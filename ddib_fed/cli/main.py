@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import click
 
-from ddib_fed.cli.options import WIDEST, Group
+from ddib_fed.cli.options import Group
 from ddib_fed.errors import ExitCode
 from ddib_fed.names import __version__
 from ddib_fed.terminal import escape, explained, relay, require_alone, say, show_error
@@ -37,10 +37,10 @@ SECTIONS: Mapping[str, Sequence[tuple[str, str, str]]] = {
          "Admit another institution's node, and be admitted there, with a code read out by telephone."),
         ("calibrate", "cli.calibrate",
          "Agree with a peer on how two domains correspond."),
-        ("status", "cli.status", "Show the state of the node on this machine."),
-        ("reload", "cli.status", "Make the node re-read its peers, withdrawals and certificates."),
-        ("drain", "cli.status", "Drain the node: accept no more work, finish running work, and exit."),
-        ("audit", "cli.audit", "Read and verify the node's audit log."),
+        ("status", "cli.operating", "Show the state of the node on this machine."),
+        ("reload", "cli.operating", "Make the node re-read its peers, withdrawals and certificates."),
+        ("drain", "cli.operating", "Drain the node: accept no more work, finish running work, and exit."),
+        ("audit", "cli.operating", "Read and verify the node's audit log."),
     ),
     "Work with models, without nodes": (
         ("try", "cli.train:try_",
@@ -84,7 +84,7 @@ class _Ddib(Group):
 @click.group(
     cls=_Ddib,
     hooks=COMMANDS,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="`ddib COMMAND --help` explains a command. Start with `ddib demo`. Exit codes: docs/troubleshooting.md.",
 )
 @click.version_option(__version__, "--version", prog_name="ddib", message="%(prog)s %(version)s")

@@ -1,14 +1,11 @@
-"""Commands and groups with help that fits a screen, and the options that several commands share, each defined once."""
+"""Groups of commands that are imported when they are called, and the options that several commands share."""
 
 from __future__ import annotations
 
 import importlib
 import os
-import re
 import shlex
-import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -22,23 +19,11 @@ from ddib_fed.terminal import say, sentences_aside
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
+    from ddib_fed.engine.record import Classes
     from ddib_fed.models.bundle import Bundle
+    from ddib_fed.node.config import NodeConfig
 
 
-FOLDED_FROM = 13
-"""Options from which on a command's help is folded."""
-WIDEST = 100
-"""Columns of help, at most."""
-RARE = frozenset(
-    {
-        "target_class", "source_class", "pairs", "guidance", "classifier", "classifier_scale", "limit", "quality",
-        "evaluations", "solver", "grid", "depth", "encoder", "soften", "soften_sigma", "calibration", "generator",
-        "sets", "no_calibration", "detach", "fit", "range", "classes", "flip", "intensity", "slices", "tile", "scene",
-        "batch", "init", "seed", "device", "dtype", "preset", "keep_latent", "credentials", "flags", "skip_bad",
-        "epsilon", "days",
-    }
-)  # fmt: skip
-"""Parameters that are only named in folded help, which `--help-all` explains."""
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _KINDS: Mapping[str, Any] = {
     "FILE": click.Path(dir_okay=False, path_type=Path),
@@ -47,42 +32,11 @@ _KINDS: Mapping[str, Any] = {
     "N": int,
 }
 """Types by what stands for the value in the help: `--out DIR` takes a path that is no file."""
-_ALL = "ddib_fed.help_all"
-
-
-class Command(click.Command):
-    """A command that names its rare options in `--help`, if it has many; `--help-all` explains them."""
-
-    @property
-    def is_folded(self) -> bool:
-        return sum(isinstance(each, click.Option) for each in self.params) >= FOLDED_FROM
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        params = super().get_params(ctx)
-        return [*params[:-1], _HELP_ALL, params[-1]] if self.is_folded else params
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options: all of them, or the everyday ones and the names of the others."""
-        folds = self.is_folded and not ctx.meta.get(_ALL)
-        records, folded = [], []
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None and folds and param.name in RARE:
-                folded.append(param.opts[0])
-            elif record is not None:
-                records.append((re.sub(r"\b(INTEGER|FLOAT)( RANGE)?\b", "N", record[0]), record[1]))
-        with formatter.section("Options"):
-            formatter.write_dl(records)
-        if folded:
-            with formatter.section("More, which --help-all explains"):
-                rows = textwrap.wrap("  ".join(folded), formatter.width - 2, break_on_hyphens=False)
-                formatter.write_text("\n".join(["\b", *rows]))
 
 
 class Group(click.Group):
-    """A group whose commands have such help; `hooks` are commands by name, `module:attribute`, imported when called."""
+    """A group with `hooks`: commands by name, as `module:attribute`, that are imported when they are called."""
 
-    command_class = Command
     group_class = type
 
     def __init__(
@@ -99,28 +53,6 @@ class Group(click.Group):
         module, _, attribute = place.partition(":")
         found: click.Command = getattr(importlib.import_module(module), attribute)
         return found
-
-
-def _show_all(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    del param
-    if value and not ctx.resilient_parsing:
-        ctx.meta[_ALL] = True
-        click.echo(ctx.get_help(), color=ctx.color)
-        ctx.exit()
-
-
-_HELP_ALL = click.Option(
-    ["--help-all"],
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_show_all,
-    help="Explain every option and exit.",
-)
-
-
-def command(name: str | None = None, **attributes: Any) -> Callable[[Callable[..., Any]], Command]:
-    return click.command(name, cls=Command, **attributes)
 
 
 def group(**attributes: Any) -> Callable[[Callable[..., Any]], Group]:
@@ -212,6 +144,13 @@ def usual_threads() -> int:
     return int(said) if said.isdecimal() and int(said) else 1
 
 
+def open_config(path: Path) -> NodeConfig:
+    """The node's configuration that --config names."""
+    from ddib_fed.node.config import NodeConfig
+
+    return NodeConfig.load(path)
+
+
 def open_model(which: str) -> Bundle:
     """The model that an argument names."""
     from ddib_fed.models.bundle import open_bundle
@@ -282,38 +221,17 @@ PROFILE = option(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Classes:
-    """The classes of a model: its name, their number, and their names if they have any."""
-
-    owner: str
-    count: int
-    names: Sequence[str] = ()
-
-    def number(self, text: str) -> int:
-        """The number of a class given by name or number."""
-        asked = text.strip()
-        if not self.count:
-            raise UsageError(f"{self.owner} has no classes", hint="omit the class")
-        if asked in self.names:
-            return self.names.index(asked)
-        if not asked.isdecimal() or int(asked) >= self.count:
-            known = ", ".join(self.names[:8]) or f"0 to {self.count - 1}"
-            raise UsageError(f"{self.owner} has no class {asked[:40]!r}", hint=f"its classes: {known}")
-        return int(asked)
-
-
 def parse_pairs(text: str, before: Classes, after: Classes) -> tuple[tuple[int, int], ...]:
-    """The pairs of `--pairs`, by numbers or by class names."""
-    numbers = []
+    """The pairs of `--pairs`, by numbers or by class names, such as ``260:261,cat:dog``."""
+    found = []
     for part in text.split(","):
         source, mark, target = part.partition(":")
         if not mark:
             raise UsageError(f"{part!r} is no pair of classes", hint="write 260:261, or cat:dog")
-        numbers.append(f"{before.number(source)}:{after.number(target)}")
-    kit = importlib.import_module("ddib_fed.paper.imagenet")
-    found: tuple[tuple[int, int], ...] = kit.class_pairs(",".join(numbers), max(before.count, after.count))
-    return found
+        found.append((before.number(source), after.number(target)))
+    if len(set(found)) != len(found):
+        raise UsageError(f"a pair is there twice in {text!r}", hint="write each pair once")
+    return tuple(found)
 
 
 CONFIG = option(
@@ -462,7 +380,4 @@ CREDENTIALS = click.option(
 )
 FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 JOB_ID = click.argument("job_id", metavar="JOB")
-MODEL_HELP = (
-    "A shipped model's name (`ddib model list`), or the paper's index (0 to 5); or a bundle's folder."
-)
 MODEL = click.argument("which", metavar="MODEL")

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.options import command, group, option, say_next, with_config
+from ddib_fed.cli.options import group, open_config, option, say_next, with_config
 from ddib_fed.errors import Cancelled, InputError, PeerUnreachable, PolicyDenied, UsageError
 from ddib_fed.files import read_small, write_file
-from ddib_fed.terminal import emit, outcome, print_table, say
+from ddib_fed.terminal import emit, lines, listed, outcome, plain, print_table, say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
+    from ddib_fed.security.identity import Identity
     from ddib_fed.security.peers import Peer, PeerStore
 
 INSTITUTION = click.argument("institution")
@@ -29,16 +30,10 @@ REPLACE = option("replace --force", "Replace the entry: a new root, name or addr
 UNCONSTRAINED = option("--unconstrained-root", "Accept a root without name constraints.")
 
 
-def _config(path: Path) -> NodeConfig:
-    from ddib_fed.node.config import NodeConfig
-
-    return NodeConfig.load(path)
-
-
 def _open(config_path: Path) -> tuple[NodeConfig, PeerStore]:
     from ddib_fed.node.admitting import peer_store
 
-    config = _config(config_path)
+    config = open_config(config_path)
     return config, peer_store(config)
 
 
@@ -59,7 +54,7 @@ def export(config_path: Path, out: Path | None, force: bool) -> None:
     """
     from ddib_fed.node.admitting import export_peer
 
-    config = _config(config_path)
+    config = open_config(config_path)
     path = out or Path(f"{config.node.institution}.peer")
     own = export_peer(config, path, force=force)
     say(
@@ -95,7 +90,7 @@ def add(
     from ddib_fed.node.admitting import admit
 
     other = admit(
-        _config(config_path), file, fingerprints, replace=replace, unconstrained_root=unconstrained_root
+        open_config(config_path), file, fingerprints, replace=replace, unconstrained_root=unconstrained_root
     )
     say(
         f"admitted {other.identity} at {other.address}",
@@ -202,7 +197,7 @@ def suspend(config_path: Path, institution: str, reason: str, undo: bool) -> Non
         said = "is suspended" if changed else "was suspended already"
     say(f"{institution} {said}")
     if changed or not undo:
-        running = _apply(config)
+        running = _apply(config, store)
     outcome(institution=institution, suspended=not undo, changed=changed, node_running=running)
 
 
@@ -217,14 +212,20 @@ def remove(config_path: Path, institution: str) -> None:
     config, store = _open(config_path)
     store.remove(institution, before=lambda: note(config.paths.store, "peer_removed", peer=institution))
     say(f"removed {institution}")
-    outcome(removed=institution, node_running=_apply(config))
+    outcome(removed=institution, node_running=_apply(config, store))
 
 
-def _apply(config: NodeConfig) -> bool:
+def _apply(config: NodeConfig, store: PeerStore) -> bool:
     """Apply the change in the running node, if one runs, and say so; a stopped node applies it when it starts."""
     from ddib_fed.node.admin import AdminClient
 
-    running = AdminClient(config).reload_if_running() is not None
+    told = AdminClient(config).reload_if_running()
+    if refused := [line for line in told or () if line.startswith("not read:") and store.file.name in line]:
+        raise InputError(
+            f"{store.file} is written, and the running node does not obey it: {refused[0]}",
+            hint="run this as the node's own user, and let the file belong to that user",
+        )
+    running = told is not None
     say(
         "the running node has applied it"
         if running
@@ -233,7 +234,7 @@ def _apply(config: NodeConfig) -> bool:
     return running
 
 
-@command(
+@click.command(
     epilog="\b\nExamples:\n  ddib pair --listen\n  ddib pair west.example:7444 482-173-063   (on the other side)"
 )
 @options.CONFIG
@@ -273,7 +274,7 @@ def pair(
             "give --listen, or the address and the code that the other side shows",
             hint=f"ddib pair {address or 'HOST:PORT'} CODE",
         )
-    config = _config(config_path)
+    config = open_config(config_path)
     paired = pair_nodes(
         config,
         None if address is None or code is None else (address, code),
@@ -292,10 +293,6 @@ def pair(
     outcome(admitted=other.institution, **_entry(other))
 
 
-if TYPE_CHECKING:
-    from ddib_fed.node.config import NodeConfig
-    from ddib_fed.security.identity import Identity
-
 OF_CLIENT = option("profile_path --profile FILE", "A client's certificate instead: that of this client.toml.")
 OUT = option("--out FILE", "What to write.")
 
@@ -309,7 +306,7 @@ def _place(config_path: Path, profile_path: Path | None) -> tuple[Path, Identity
 
         profile = Profile.load(profile_path)
         return profile.pki_folder, Identity(profile.institution, "client", profile.name)
-    config = _config(config_path)
+    config = open_config(config_path)
     return config.paths.pki, Identity(config.node.institution, "node", config.node.name)
 
 
@@ -329,7 +326,7 @@ def init(config_path: Path) -> None:
     from ddib_fed.security import pki as keys
     from ddib_fed.security.peers import begin_node
 
-    config = _config(config_path)
+    config = open_config(config_path)
     authority = begin_node(config.paths.state, config.node.institution, config.node.name)
     root = keys.fingerprint(authority.certificate)
     say(
@@ -375,7 +372,7 @@ def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) ->
     from ddib_fed.security import pki as keys
     from ddib_fed.security.audit import note
 
-    config = _config(config_path)
+    config = open_config(config_path)
     authority = keys.load_authority(config.paths.pki)
     identity, key = keys.read_request(read_small(request_file, pipe=True))
     peer_store(config).snapshot().refuse_withdrawn(identity)
@@ -409,7 +406,7 @@ def install(config_path: Path, profile_path: Path | None, certificate: Path) -> 
     signed = read_small(certificate, pipe=True)
     if profile_path is None:
         leaf = keys.parse_certificates(signed, "the signed certificate", hint="ddib pki issue writes one")[0]
-        note(_config(config_path).paths.store, "certificate_given", certificate=keys.fingerprint(leaf))
+        note(open_config(config_path).paths.store, "certificate_given", certificate=keys.fingerprint(leaf))
     identity = keys.install(place, signed, expected=owner)
     say(f"installed the certificate of {identity} in {place}")
     outcome(installed=identity.uri, folder=place)
@@ -428,16 +425,6 @@ def show(config_path: Path, profile_path: Path | None) -> None:
     withdrawn = {} if profile_path is not None else _open(config_path)[1].snapshot().withdrawn
     expired = own.not_after <= datetime.now(UTC)
     roots = [(keys.fingerprint(root), root.not_valid_after_utc) for root in own.roots]
-    until = "%Y-%m-%d %H:%M UTC"
-    text = (
-        f"identity     {own.identity.uri}",
-        f"role         {own.identity.kind}",
-        f"DNS name     {own.identity.dns_name}",
-        f"valid until  {own.not_after:{until}}{'  EXPIRED' if expired else ''}",
-        *(f"root         {fingerprint}  until {ends:{until}}" for fingerprint, ends in roots),
-        f"issues       {'yes: the root key is in this folder' if issuer else 'no'}",
-        *(f"withdrawn    {each.uri}  {reason}" for each, reason in withdrawn.items()),
-    )
     values = {
         "identity": own.identity.uri,
         "role": own.identity.kind,
@@ -448,7 +435,7 @@ def show(config_path: Path, profile_path: Path | None) -> None:
         "issuer": issuer,
         "withdrawn": [{"identity": each.uri, "reason": reason} for each, reason in withdrawn.items()],
     }
-    emit(values, lambda: say(*text))
+    emit(values, lambda: lines(listed("", plain(values))))
 
 
 @pki.command(
@@ -465,7 +452,6 @@ def withdraw(config_path: Path, reason: str, undo: bool, identity: str) -> None:
     The node refuses its next call and renewals, and issues it no certificate. Each node of the institution has its
     own list: run this on each.
     """
-    from ddib_fed.node.admin import AdminClient
     from ddib_fed.security.audit import note
 
     config, store = _open(config_path)
@@ -481,23 +467,12 @@ def withdraw(config_path: Path, reason: str, undo: bool, identity: str) -> None:
             before=lambda: note(log, "identity_withdrawn", identity=named.uri, comment=reason),
         )
         said = "is withdrawn" if changed else "was withdrawn already"
-    lines = AdminClient(config).reload_if_running()
-    if refused := [line for line in lines or () if line.startswith("not read:") and store.file.name in line]:
-        raise InputError(
-            f"the list is written, and the running node does not obey it: {refused[0]}",
-            hint="run this as the node's own user, and let the file belong to that user",
-        )
     say(f"{named} {said}, in {store.file}")
+    running = _apply(config, store)
     if changed or not undo:
-        say(
-            "no node runs on this state now; it obeys the list from its start"
-            if lines is None
-            else f"the running node {'lets it in again' if undo else 'refuses it from now on, renewals too'}",
-            f"do the same on each other node of {named.institution}: each has a list of its own",
-        )
+        say(f"do the same on each other node of {named.institution}: each has a list of its own")
     if named.kind == "node" and not undo:
         say(f"and tell the peers that admitted it: ddib peer remove {named.institution}, there")
-    running = lines is not None
     outcome(identity=named.uri, withdrawn=not undo, changed=changed, file=store.file, node_running=running)
 
 

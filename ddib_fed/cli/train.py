@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.options import CALIBRATION, Decorator, command, read_given, with_options
+from ddib_fed.cli.options import CALIBRATION, Decorator, read_given, with_options
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import bars, emit, lines, listed, outcome, plain, say
 from ddib_fed.training.config import PRESETS, TrainConfig, checked, option_kinds, options_of, seconds
@@ -71,7 +71,7 @@ def given(settings: Mapping[str, Any], **further: Any) -> dict[str, Any]:
     return {**threads, **said, **further, "command": shlex.join(["ddib", *sys.argv[1:]])[:2000]}
 
 
-@command()
+@click.command()
 @OUT
 @train_options(options_of("points", "pictures"))
 @options.option(
@@ -148,7 +148,7 @@ def trained(bundle: Bundle, out: Path) -> dict[str, object]:
     }
 
 
-@command("try")
+@click.command("try")
 @click.argument("a", type=click.Path(file_okay=False, path_type=Path))
 @click.argument("b", type=click.Path(file_okay=False, path_type=Path), required=False)
 @options.option(

@@ -13,12 +13,11 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.folder_report import ConsoleProgress, print_submitted, report_run, write_pages
-from ddib_fed.cli.options import command
-from ddib_fed.client.client import Client, job_header, split_target
+from ddib_fed.client.client import job_header, split_target
 from ddib_fed.client.files import FileItem, check_names
 from ddib_fed.client.folder_run import FolderRun, RunOptions, open_run
 from ddib_fed.client.profile import Profile
-from ddib_fed.engine.record import Guidance
+from ddib_fed.engine.record import Classes, Guidance
 from ddib_fed.errors import DomainNotFound, UsageError
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.terminal import require_alone, say
@@ -31,13 +30,14 @@ if TYPE_CHECKING:
 OF_PICTURES = ("soften", "calibration", "scene", "classifier", "batch", "dtype")
 ALONE = (*OF_PICTURES, "seed", "device", "flags")
 """Options of two models in one process, which nodes do not take."""
+_WITHOUT = "leave --credentials out; docs/formats.md says which results hold them"
 OF_NODES = ("no_calibration", "detach", "profile_path")
 
 
 def _open_in_process(source: str, target: str, given: dict[str, Any]) -> InProcess:
     """Two models behind the client's interface; the solver that is asked for, and whether to clip, go into `given`."""
     options.refuse_idle(OF_NODES, "is for nodes", hint="omit it, or translate --to INSTITUTION/DOMAIN")
-    from ddib_fed.cli.sampling import take_settings
+    from ddib_fed.cli.model import take_settings
     from ddib_fed.client.in_process import InProcess, ProcessOptions
     from ddib_fed.engine.local_party import open_party
     from ddib_fed.models.bundle import open_bundle
@@ -82,28 +82,23 @@ def load_credentials(given: tuple[Path, Path] | None) -> Credentials | None:
     return Credentials.load(*given)
 
 
-def refuse_points(client: Client) -> None:
-    if client.domains(own_alone=True).sample_kind == "point":
-        hint = "leave --credentials out; docs/formats.md says which results hold them"
-        raise UsageError("--credentials: points hold no content credentials", hint=hint)
-
-
 def _check_marked(run: FolderRun) -> None:
     """Return if --credentials has an effect, and say of what it has none."""
     studies = run.studies.origins if run.studies is not None else ()
     if not run.items and studies:
         raise UsageError(
             f"--credentials: what {studies[0].given} becomes holds no content credentials",
-            hint="leave --credentials out; docs/formats.md says which results hold them",
+            hint=_WITHOUT,
         )
     if all(item.path.suffix.lower() == ".npy" for item in run.items):
         with run.options.progress.opened(run.options.profile) as client:
-            refuse_points(client)
+            if client.domains(own_alone=True).sample_kind == "point":
+                raise UsageError("--credentials: points hold no content credentials", hint=_WITHOUT)
     if studies:
         say("content credentials are put into PNG alone (docs/formats.md)", err=True)
 
 
-@command(
+@click.command(
     epilog="\b\nExamples:\n"
     "  ddib translate scans/*.png --to south.example/relief --out out --cycle\n"
     "  ddib translate SERIES_FOLDER --to south.example/brain-t2 --out out\n"
@@ -175,7 +170,7 @@ def translate(
     if pairs is None:
         options.refuse_idle(("limit",), "is for classes", hint="add --pairs 260:261, or omit it")
     if detach:
-        hint = "give it to `ddib job fetch`"
+        hint = "give it to the same command without --detach, which fetches them"
         options.refuse_idle(("credentials",), "applies only to fetched results", hint=hint)
     profile = Profile.load(profile_path) if pair is None else pair.profile
     signer, progress = load_credentials(credentials), ConsoleProgress(pair)
@@ -245,7 +240,7 @@ def _paired_items(
             f"--pairs takes one folder, and {len(files)} files are given",
             hint="ddib translate FOLDER --pairs 260:261",
         )
-    own = options.Classes(f"{domains.institution}/{domains.domain}", domains.classes, domains.class_names)
+    own = Classes(f"{domains.institution}/{domains.domain}", domains.classes, domains.class_names)
     institution, _ = split_target(target)
     other = next((each for each in domains.domains if each.institution == institution), None)
     if other is None or not other.domain:
@@ -256,7 +251,7 @@ def _paired_items(
     # A model without classes may be guided by a classifier.
     count = other.classes or other.guidance.classifier_classes
     kit = importlib.import_module("ddib_fed.paper.imagenet")  # the layers keep what is the paper's above
-    numbers = options.parse_pairs(pairs, own, options.Classes(target, count, other.class_names))
+    numbers = options.parse_pairs(pairs, own, Classes(target, count, other.class_names))
     return [
         FileItem(
             kit.translated_name(each.source, each.ordinal, each.target).removesuffix(".PNG"),

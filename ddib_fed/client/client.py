@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 from opentelemetry.trace import Span, SpanKind
@@ -45,12 +45,14 @@ from ddib_fed.errors import (
 from ddib_fed.protocol.contract import PROTOCOL, guidance_to_pb
 from ddib_fed.protocol.details import from_detail, is_number, status_of
 from ddib_fed.protocol.messages import Settings, provenance_record, settings_to_pb
-from ddib_fed.protocol.streams import Announced, assemble, open_file, stream
 from ddib_fed.telemetry import Tracing, open_tracing, trace_entries
 from ddib_fed.terminal import say
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
+
+if TYPE_CHECKING:
+    from ddib_fed.protocol.streams import Announced
 
 CALL_S = 30.0
 """For a call with one answer."""
@@ -184,6 +186,8 @@ def collect(
         ChunkCorrupt: The bytes differ from what was announced, or a result lacks a part.
         MessageInvalid: A part is not expected here.
     """
+    from ddib_fed.protocol.streams import assemble, open_file
+
     due, files = set(wanted), dict[Part, ResultFile]()
     now: tuple[int, Translation] | None = None
 
@@ -496,6 +500,8 @@ def _send_once(
     stub: TranslationServiceStub, header: pb.JobHeader, items: Sequence[Payload], trace: Span
 ) -> pb.SubmitJobResponse:
     """One try of SubmitJob; an item that cannot be read ends it with its own error."""
+    from ddib_fed.protocol.streams import stream
+
     unread: list[Exception] = []
 
     def messages() -> Iterator[pb.SubmitJobRequest]:

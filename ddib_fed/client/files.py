@@ -38,6 +38,7 @@ from ddib_fed.formats.recognition import (
     files_below,
     format_of,
     format_of_content,
+    is_larger,
     recognise,
 )
 from ddib_fed.names import names_apart
@@ -296,8 +297,6 @@ def open_inputs(
         of_pictures = of_maps if source.tiles else None
     most = MOST_TILES if auto else None
     if of_pictures is not None and found.plain:
-        from ddib_fed.formats.recognition import is_larger
-
         tile = of_pictures
         found = recognise(files, out, lambda path: is_larger(path, tile, most))
     left_out: list[LeftOut] = []
@@ -346,8 +345,6 @@ def _any_picture(found: Recognised) -> bool:
     arrays = [path for path in paths if path.suffix.lower() == ".npy"]
     if len(arrays) < len(paths):
         return True
-    from ddib_fed.formats.recognition import is_larger
-
     return any(is_larger(path, (LEAST_TILE, LEAST_TILE), None) for path in arrays)
 
 

@@ -25,8 +25,8 @@ from ddib_fed.engine.arrays import ArraySettings, check_translation, item_of
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.model import DomainModel, check_given
 from ddib_fed.engine.party import Control, Failed, ToTranslate, TranslatedItem, translate
-from ddib_fed.engine.record import LatentFigures, Part, SolverUsed, Translation, guidance_used
-from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted, SettingsInvalid
+from ddib_fed.engine.record import Classes, LatentFigures, Part, SolverUsed, Translation, guidance_used
+from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.evaluation.samples import Given, samples_of
 from ddib_fed.protocol.contract import guidance_from_pb
@@ -311,26 +311,16 @@ def _described(model: DomainModel) -> dict[str, Any]:
         "domain": manifest.domain,
         "sample_kind": manifest.sample_kind,
         "sample_shape": model.sample_shape,
-        "classes": classes,
-        "class_names": manifest.classes,
+        "classes": classes.count,
+        "class_names": classes.names,
     }
 
 
-def _classes(model: DomainModel) -> int:
-    guide = model.classifier
-    return model.manifest.num_classes or (0 if guide is None else guide.manifest.num_classes or 0)
+def _classes(model: DomainModel) -> Classes:
+    manifest, guide = model.manifest, model.classifier
+    count = manifest.num_classes or (0 if guide is None else guide.manifest.num_classes or 0)
+    return Classes(manifest.name, count, manifest.classes)
 
 
 def _number(model: DomainModel, text: str) -> int | None:
-    """The class of a name or number; whether the model has it is checked with the settings."""
-    if not text:
-        return None
-    names = model.manifest.classes
-    if text in names:
-        return names.index(text)
-    if not text.isdecimal():
-        known = ", ".join(names[:8]) or f"0 to {_classes(model) - 1}"
-        raise SettingsInvalid(
-            f"{model.manifest.name} has no class {text[:40]!r}", hint=f"its classes: {known}"
-        )
-    return int(text)
+    return _classes(model).number(text) if text else None

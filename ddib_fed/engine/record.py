@@ -43,6 +43,27 @@ def file_name(name: str, part: str, suffix: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Classes:
+    """The classes of a model: its name, their number, and their names if they have any."""
+
+    owner: str
+    count: int
+    names: Sequence[str] = ()
+
+    def number(self, text: str) -> int:
+        """The number of a class given by name or number."""
+        asked = text.strip()
+        if not self.count:
+            raise SettingsInvalid(f"{self.owner} has no classes", hint="omit the class")
+        if asked in self.names:
+            return self.names.index(asked)
+        if not (asked.isascii() and asked.isdecimal()) or int(asked) >= self.count:
+            known = ", ".join(self.names[:8]) or f"0 to {self.count - 1}"
+            raise SettingsInvalid(f"{self.owner} has no class {asked[:40]!r}", hint=f"its classes: {known}")
+        return int(asked)
+
+
+@dataclass(frozen=True, slots=True)
 class Guidance:
     """Guidance of decoding, numbers alone: the classifier belongs to the party that decodes."""
 

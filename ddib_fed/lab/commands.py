@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.options import command, group, open_model, usual_threads
+from ddib_fed.cli.options import group, open_model, usual_threads
 from ddib_fed.cli.train import FORCE, OUT, RESUME, SET, given, run, train_options, trained
 from ddib_fed.errors import UsageError
 from ddib_fed.lab.config import DistilConfig, PrivateTrainConfig
@@ -79,7 +79,7 @@ def train_private(*, out: Path, sets: tuple[str, ...], resume: bool, force: bool
 _NAMES = ("domain", "data", "name", "steps", "time_s", "seed", "batch", "device", "threads", "dtype")
 
 
-@command()
+@click.command()
 @click.argument("teacher", metavar="MODEL")
 @OUT
 @train_options(_NAMES, DistilConfig)

@@ -10,11 +10,11 @@ from typing import Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.options import command, refuse_overwriting, usual_threads
+from ddib_fed.cli.options import refuse_overwriting, usual_threads
 from ddib_fed.terminal import bars, lines, outcome, say
 
 
-@command()
+@click.command()
 @click.argument("content", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("reference", type=click.Path(dir_okay=False, path_type=Path))
 @options.option(

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ddib_fed.errors import FileMissing, InputError, SettingsInvalid
+from ddib_fed.errors import FileMissing, InputError
 
 CLASSES = 1_000
 KIT = "ILSVRC2012_devkit_t12"
@@ -125,22 +125,6 @@ def read_truth(folder: Path, table: ClassTable) -> tuple[int, ...]:
     except (OSError, ValueError, KeyError) as error:
         known = len(table.wnids)
         raise InputError(f"{path} is no list of the kit's {known} ids: {error}") from error
-
-
-def class_pairs(text: str, classes: int = CLASSES) -> tuple[tuple[int, int], ...]:
-    """Pairs (from, to) of class numbers from text such as ``260:261,282:283``."""
-    pairs = []
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,9}):(\d{1,9})\s*", part, re.ASCII)
-        if not found:
-            raise SettingsInvalid(f"{part!r} is no pair of class numbers such as 260:261")
-        pair = (int(found[1]), int(found[2]))
-        if max(pair) >= classes:
-            raise SettingsInvalid(f"class {max(pair)} does not exist: the classes are 0 to {classes - 1}")
-        pairs.append(pair)
-    if len(set(pairs)) != len(pairs):
-        raise SettingsInvalid(f"a pair is there twice in {text!r}")
-    return tuple(pairs)
 
 
 def source_name(source: int, ordinal: int) -> str:

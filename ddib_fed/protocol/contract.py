@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from google.protobuf.message import Message
 
@@ -19,9 +19,11 @@ from ddib_fed.errors import ContractMismatch, Difference, PolicyDenied, Settings
 from ddib_fed.files import Value, canonical_json, require
 from ddib_fed.names import DOMAIN_RULE, is_domain, is_institution
 from ddib_fed.v1 import common_pb2
-from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1.common_pb2 import CalibrationTerms, GuidanceTerms
-from ddib_fed.v1.decoding_pb2 import ContractLimits, ContractSide
+
+if TYPE_CHECKING:
+    from ddib_fed.v1 import decoding_pb2 as pb
+    from ddib_fed.v1.decoding_pb2 import ContractLimits, ContractSide
 
 PROTOCOL: Final = 1
 """The version of the protocol that this release speaks, its only one."""
@@ -234,7 +236,11 @@ def agree(
     if found := list(differences(check_side(source), target)):
         hint = "each difference names what to do about it"
         raise _mismatch(found, f"{place_of(source)} and {place_of(target)}: {{}} differ", hint)
-    return Contract(pb.Contract(source=source, target=target, limits=limits, calibration=calibration))
+    from ddib_fed.v1 import decoding_pb2  # which a client does not need
+
+    return Contract(
+        decoding_pb2.Contract(source=source, target=target, limits=limits, calibration=calibration)
+    )
 
 
 def confirm(

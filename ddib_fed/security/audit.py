@@ -459,7 +459,7 @@ def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
         first = error.errors()[0]
         raise InputError(
             f"{path} is no file of anchors: {'.'.join(map(str, first['loc']))}: {first['msg']}",
-            hint="the peer's operator writes one: ddib audit show --peer INSTITUTION --anchors --out FILE",
+            hint="the peer's operator writes one: ddib audit show --peer INSTITUTION --anchors > FILE",
         ) from error
     if found.of != of.uri:
         raise InputError(f"{path} is about the log of {found.of!a}, this node is {of}")

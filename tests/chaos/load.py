@@ -18,8 +18,8 @@ from ddib_fed.protocol.messages import Settings
 from ddib_fed.security.audit import lines_of, verify
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.audit_rows import records
+from tests.client.scripted_source import npy as npy_of
 from tests.e2e.harness import Node, Pair, moons, wait_until
-from tests.e2e.translation.test_translate import npy as npy_of
 from tests.node.tiny_nodes import npy, save_model
 
 TARGET = "south.example/checkerboards"

@@ -24,7 +24,7 @@ Written by `python -m tests.cli.reference` from the commands themselves.
 
 - Results go to stdout, all else to stderr. With `--format json` stdout is one JSON document (`ddib job watch`: one
   event a line): times are ISO 8601 in UTC, what is not known is `null`.
-- `--help` explains the everyday options, `--help-all` all of them. The first characters of a digest are enough.
+- The first characters of a digest are enough.
   `eval "$(_DDIB_COMPLETE=bash_source ddib)"` completes commands and
   options in bash, and so with `zsh_source` and `fish_source`.
 - An option without effect is refused by name before anything is written. Existing files are not overwritten without

@@ -178,8 +178,6 @@ def test_the_list_of_commands_says_what_their_help_says() -> None:
         assert " ".join(command.help.split("\n\n")[0].split()) == text, name
 
 
-SCREEN = 48
-COLUMNS = 100
 WITHOUT_JSON = {
     "ddib demo": "a show for people; what it runs can be run alone",
     "ddib web": "serves until it is stopped; prints its address",
@@ -188,11 +186,6 @@ WITHOUT_JSON = {
     "train": "of a node: prints nothing on stdout; the bundle's manifest has the figures",
 }
 LEAVES = [(name, command) for name, command in commands() if not isinstance(command, click.Group)]
-OF_DDIB = [(name, command) for name, command in LEAVES if name.startswith("ddib ")]
-
-
-def _ids(pairs):
-    return [name for name, _ in pairs]
 
 
 def test_every_command_answers_scripts_in_json():
@@ -200,20 +193,6 @@ def test_every_command_answers_scripts_in_json():
         of_node = name.split()[-1] if not name.startswith("ddib ") else name
         has = any(param.name == "output_format" and "--format" in param.opts for param in command.params)
         assert has != (of_node in WITHOUT_JSON), name
-
-
-@pytest.mark.parametrize(("name", "command"), OF_DDIB, ids=_ids(OF_DDIB))
-def test_help_fits_a_screen(name, command):
-    """An option that is for few belongs into `RARE` of `cli/options.py`."""
-    context = click.Context(
-        command, info_name=name, terminal_width=COLUMNS, help_option_names=["-h", "--help"]
-    )
-    lines = command.get_help(context).split("\n")
-    assert len(lines) <= SCREEN, f"{len(lines)} lines"
-    examples = {
-        line.strip() for line in (command.epilog or "").split("\n")
-    }  # are to be pasted, so they are not broken
-    assert all(len(line) <= COLUMNS or line.strip() in examples for line in lines)
 
 
 @pytest.mark.parametrize(

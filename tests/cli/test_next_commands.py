@@ -4,36 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 
-from ddib_fed.cli.main import cli, run
+from ddib_fed.cli.main import cli
 from ddib_fed.cli.options import with_config
 from ddib_fed.node.command import node_command
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    return tmp_path / "My node"
-
-
-def next_commands(shown: str) -> list[list[str]]:
-    lines = shown.partition("next:\n")[2].rstrip("\n").splitlines()
-    assert all(line.startswith("  ") and line.endswith(":") for line in lines[::2])
-    return [shlex.split(line) for line in lines[1::2]]
-
-
-def value(words: list[str], option: str) -> str:
-    return words[words.index(option) + 1]
-
-
-def make_node(place: Path, *words: str) -> int:
-    return run(["init", "node", "--institution", "north.example", "--role", "source", "--domain", "moons",
-                "--out", str(place), *words])  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -49,18 +28,6 @@ def test_the_configuration_is_named_where_the_next_command_would_not_find_it(
 ) -> None:
     monkeypatch.setenv("DDIB_CONFIG", variable)
     assert with_config(Path(path)) == words
-
-
-def test_what_init_prints_next_can_be_pasted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert make_node(place) == 0
-    node = next_commands(capsys.readouterr().out)
-    assert {value(words, "--config") for words in node if "--config" in words} == {str(place / "node.toml")}
-    client = ["--institution", "north.example", "--address", "localhost:7443", "--name", "bob"]
-    assert run(["init", "client", *client, "--out", str(place / "bob")]) == 0
-    issue, install, doctor, domains = next_commands(capsys.readouterr().out)
-    assert issue == ["ddib", "pki", "issue", "bob.csr"]
-    assert value(install, "--profile") == str(place / "bob" / "client.toml")
-    assert value(doctor, "--profile") == value(domains, "--profile") == str(place / "bob" / "client.toml")
 
 
 PRODUCT = Path(__file__).parents[2]

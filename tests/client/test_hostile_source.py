@@ -16,8 +16,6 @@ STRANGE = b"\xfa\x07\x03new"
 
 @pytest.fixture
 def job_id(alice, tmp_path) -> str:
-    from tests.client.scripted_source import npy
-
     path = tmp_path / "points.npy"
     path.write_bytes(npy(points()))
     return alice.submit([path], TARGET).job_id
@@ -34,12 +32,10 @@ def test_a_time_that_no_calendar_has_is_refused(alice, north, job_id, field, val
     assert caught.value.hop == "source north.example"
 
 
-@pytest.mark.parametrize("command", [("show",), ("show", "--format", "json")])
-def test_job_show_ends_in_an_error_and_not_in_a_traceback(north, job_id, command, capsys) -> None:
+def test_job_show_ends_in_an_error_and_not_in_a_traceback(north, job_id, capsys) -> None:
     """Of a job that was finished in the year 3e292."""
     north.script.forge = lambda answer: setattr(answer.job, "finished", 1e300)
-    words = ["job", command[0], job_id, *command[1:], "--profile", str(north.profile_path)]
-    assert run(words) == ExitCode.BAD_INPUT
+    assert run(["job", "show", job_id, "--profile", str(north.profile_path)]) == ExitCode.BAD_INPUT
     assert "Job.finished" in capsys.readouterr().err
 
 
@@ -74,51 +70,29 @@ def test_a_record_that_cannot_be_is_refused(alice, north, job_id, field, value) 
     assert caught.value.facts["field"] == field
 
 
-def flip_a_byte(messages):
-    changed = bytearray(messages[0].data)
-    changed[-1] ^= 1
-    messages[0].data = bytes(changed)
-    return messages
+def changed(change):
+    """Changes the first message."""
 
+    def tamper(messages):
+        change(messages[0])
+        return messages
 
-def tear(messages):
-    messages[0].data = messages[0].data[:-1]
-    return messages
-
-
-def say_other_job(messages):
-    messages[0].result.provenance.job_id = "job-of-bob"
-    return messages
-
-
-def leave_provenance_out(messages):
-    messages[0].result.ClearField("provenance")
-    return messages
-
-
-def number_differently(messages):
-    messages[0].result.item = 9
-    return messages
-
-
-def announce_absurdly(messages):
-    messages[0].result.file.size_bytes = 1 << 60
-    return messages
+    return tamper
 
 
 @pytest.mark.parametrize(
     ("tamper", "error"),
     [
-        (flip_a_byte, ChunkCorrupt),
-        (tear, MessageInvalid),
+        (changed(lambda first: setattr(first, "data", first.data[:-1] + b"\0")), ChunkCorrupt),
+        (changed(lambda first: setattr(first, "data", first.data[:-1])), MessageInvalid),
         (lambda messages: messages[:1], ChunkCorrupt),
         (lambda messages: messages[1:], MessageInvalid),
         (lambda messages: messages[:1] * 2, MessageInvalid),
         (lambda messages: [], ChunkCorrupt),
-        (say_other_job, MessageInvalid),
-        (leave_provenance_out, MessageInvalid),
-        (number_differently, MessageInvalid),
-        (announce_absurdly, InputError),
+        (changed(lambda first: setattr(first.result.provenance, "job_id", "job-of-bob")), MessageInvalid),
+        (changed(lambda first: first.result.ClearField("provenance")), MessageInvalid),
+        (changed(lambda first: setattr(first.result, "item", 9)), MessageInvalid),
+        (changed(lambda first: setattr(first.result.file, "size_bytes", 1 << 60)), InputError),
     ],
     ids=["digest", "torn", "no round trip", "round trip alone", "part twice", "nothing", "other job",
          "no provenance", "other item", "absurd size"],

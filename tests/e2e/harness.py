@@ -105,11 +105,11 @@ class Node:
         assert old in text
         self.config_path.write_text(text.replace(old, new))
 
-    def start(self, *, wait: bool = True) -> Node:
-        """Start the daemon; with `wait`, until it serves."""
+    def start(self, *words: str, wait: bool = True) -> Node:
+        """Start the daemon, with further words; with `wait`, until it serves."""
         self.process = start_node(
             self.role,
-            self.config_path,
+            ["--config", str(self.config_path), *words],
             self.folder / "log.txt",
             environment=self.environment,
             open_files=self.open_files,
@@ -119,19 +119,18 @@ class Node:
         return self
 
     def wait_serving(self) -> None:
+        admin = AdminClient(self.config)
+
         def serving() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, self.log()
-            return self.state() == "serving"
+            return _state(admin) == "serving"
 
         wait_until(serving, what=f"{self.institution} serving")
 
     def state(self) -> str:
         """What the operator's socket says, or "down"."""
-        try:
-            return AdminClient(self.config).status().state
-        except UnavailableError:
-            return "down"
+        return _state(AdminClient(self.config))
 
     def kill(self) -> None:
         assert self.process is not None
@@ -150,6 +149,13 @@ class Node:
 
     def log(self) -> str:
         return (self.folder / "log.txt").read_text()[-4000:]
+
+
+def _state(admin: AdminClient) -> str:
+    try:
+        return admin.status().state
+    except UnavailableError:
+        return "down"
 
 
 def admit(at: Node, other: Node) -> None:

@@ -10,7 +10,7 @@ import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -55,16 +55,17 @@ class NodeProcess:
 
 
 def start_node(
-    role: str, config: Path, log: Path, *, environment: Mapping[str, str], open_files: int | None
+    role: str, words: Sequence[str], log: Path, *, environment: Mapping[str, str], open_files: int | None
 ) -> NodeProcess | subprocess.Popen[bytes]:
-    """`python -m {role}_node serve --config CONFIG`, its output appended to `log`."""
+    """`python -m {role}_node serve WORDS`, its output appended to `log`."""
     if "PYTHONPATH" in environment:
-        command = [sys.executable, "-P", "-m", _module(role), "serve", "--config", str(config)]
+        command = [sys.executable, "-P", "-m", _module(role), "serve", *words]
         with log.open("ab") as output:
             whole = {**os.environ, **ENVIRONMENT, **environment}
             return subprocess.Popen(command, stdout=output, stderr=output, env=whole)
+    log.touch()
     process = _context().Process(
-        target=_serve, args=(role, str(config), str(log), dict(environment), open_files), daemon=True
+        target=_serve, args=(role, tuple(words), str(log), dict(environment), open_files), daemon=True
     )
     process.start()
     return NodeProcess(process)
@@ -88,7 +89,9 @@ def _module(role: str) -> str:
     return "ddib_fed.node" if role == "both" else f"{role}_node"
 
 
-def _serve(role: str, config: str, log: str, environment: dict[str, str], open_files: int | None) -> None:
+def _serve(
+    role: str, words: Sequence[str], log: str, environment: dict[str, str], open_files: int | None
+) -> None:
     os.environ.update(environment)
     # A node is a daemon of the tests alone: as one it could have no workers.
     multiprocessing.process.current_process()._config["daemon"] = False
@@ -98,7 +101,7 @@ def _serve(role: str, config: str, log: str, environment: dict[str, str], open_f
     os.close(output)
     if open_files is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
-    sys.argv = [_module(role), "serve", "--config", config]
+    sys.argv = [_module(role), "serve", *words]
     if planted := environment.get(PLANT):
         module, _, name = planted.partition(":")
         getattr(importlib.import_module(module), name)()

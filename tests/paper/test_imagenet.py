@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from ddib_fed.errors import InputError, SettingsInvalid
-from ddib_fed.paper.imagenet import class_pairs, read_labels, validation_pictures
+from ddib_fed.errors import InputError
+from ddib_fed.paper.imagenet import read_labels, validation_pictures
 
 # The kit's id, WordNet id, name: the order of ids is not that of WordNet ids.
 CLASSES = [
@@ -101,9 +101,3 @@ def test_a_table_that_does_not_number_its_classes_is_refused(kit, rows):
     savemat(kit / "data" / "meta.mat", {"synsets": table_of([*rows, GROUP])})
     with pytest.raises(InputError):
         read_labels(kit)
-
-
-@pytest.mark.parametrize("text", ["", "260:", "a:b", "260:261,", "-1:2", "1:1000", "1:2,1:2"])
-def test_what_is_no_pair_is_refused(text):
-    with pytest.raises(SettingsInvalid):
-        class_pairs(text)

@@ -28,6 +28,7 @@ from ddib_fed.errors import (
     PolicyDenied,
     QueueFull,
     SettingsInvalid,
+    ShapeMismatch,
 )
 from ddib_fed.protocol.streams import MAX_CHUNK, file_header, stream
 from ddib_fed.v1 import common_pb2
@@ -88,7 +89,12 @@ def test_a_job_that_can_never_work_is_refused_before_it_is_accepted(served, chan
 
 @pytest.mark.parametrize(
     ("bad", "error"),
-    [(to_npy(np.full((3, 2), np.nan, np.float32)), NotFinite), (b"\x80\x04K\x01.", PointsUnreadable)],
+    [
+        (to_npy(np.full((3, 2), np.nan, np.float32)), NotFinite),
+        (to_npy(np.zeros((5, 3), np.float32)), ShapeMismatch),
+        (npy()[:-3], PointsUnreadable),
+        (b"\x80\x04K\x01.", PointsUnreadable),
+    ],
 )
 def test_a_bad_item_is_named_by_its_number(served, bad, error) -> None:
     """NaN, a pickle, nothing at all: the reason and which one, and the node lives on."""

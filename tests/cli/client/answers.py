@@ -45,12 +45,10 @@ def listening(answer: Answer) -> Iterator[str]:
         acceptor.join(5)
 
 
-def tls(chain: Path, key: Path, *, newest: ssl.TLSVersion | None = None) -> Answer:
+def tls(chain: Path, key: Path) -> Answer:
     """A TLS server without HTTP/2."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(chain, key)
-    if newest is not None:
-        context.maximum_version = newest
 
     def answer(connection: socket.socket) -> None:
         with context.wrap_socket(connection, server_side=True) as channel:

@@ -12,7 +12,7 @@ import pytest
 from ddib_fed.cli.main import run
 from ddib_fed.client import folder_run
 from ddib_fed.client.results import locked
-from ddib_fed.errors import ExitCode, ItemsTooMany, NotFinite, QueueFull
+from ddib_fed.errors import ExitCode, NotFinite, QueueFull
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, npy, points
 
@@ -132,14 +132,9 @@ def test_files_that_the_node_refuses_are_left_out_at_once(translate, scans, nort
 
 def test_jobs_are_as_small_as_the_node_wants_them(translate, north, written):
     """Its limit is in its refusal, comes with the header, and is asked for once."""
-
-    def limit(called):
-        north.script.refuse.clear()
-        if called == "SubmitJob" and len(north.script.seen("SubmitJob")) == 1:
-            north.script.refuse["SubmitJob"] = ItemsTooMany(facts={"items": 5, "limit_items": 2})
-
-    north.script.on_call = limit
+    north.script.most_items = 2
     assert translate() == 0
+    assert len(north.script.seen("SubmitJob")) == 4
     assert sorted(len(job.inputs) for job in north.service.jobs.values()) == [1, 2, 2]
     assert written() == RESULTS
 
@@ -189,7 +184,7 @@ def interrupt_at(north, method, count):
     north.script.on_call = interrupt
 
 
-@pytest.mark.parametrize("method", ["SubmitJob", "FetchResults", "AcknowledgeItems"])
+@pytest.mark.parametrize("method", ["SubmitJob", "AcknowledgeItems"])
 def test_after_ctrl_c_the_same_command_computes_nothing_twice(
     north, translate, written, few_files, capsys, method
 ):

@@ -37,13 +37,10 @@ PAIR = ("--source", "north", "--target", "south", *FEW)
 def models(tmp_path_factory):
     """Some models, and a classifier."""
     root = tmp_path_factory.mktemp("models")
-    parts = PictureFormat(tiles=True)
     made = {
         "north": tiny("north", seed=1, soften_sigma=0.02, picture=PictureFormat(fit="pad")),
         "south": tiny("south", seed=2, soften_sigma=0.02),
         "deep": tiny("deep", seed=2, soften_sigma=0.02, picture=PictureFormat(low=0, high=4000, bits=16)),
-        "parts": tiny("parts", seed=3, soften_sigma=0.02, picture=parts),
-        "others": tiny("others", seed=4, soften_sigma=0.02, picture=parts),
         "classy": tiny("classy", num_classes=3),
         "classifier": tiny_classifier(3),
     }
@@ -140,19 +137,6 @@ def test_what_was_interrupted_goes_on_and_ends_the_same(place, monkeypatch):
     assert f"{len(there)} of them were there before" in translate("in", *PAIR, "--batch", "1")
     assert files(Path("out")) == files(Path("whole"))
     assert (place / "out" / "b.png").read_bytes() == (place / "whole" / "b.png").read_bytes()
-
-
-@pytest.mark.slow
-def test_pictures_larger_than_a_model_of_parts_keep_their_size_in_tiles(place):
-    put(place / "large" / "a.png", 16, 20)
-    translate("large", "--source", "parts", "--target", "others", *FEW)
-    assert read_image(place / "out" / "a.png").pixels.shape == (16, 20, 1)
-    assert "tiles" in json.dumps(record("a"))
-    said = translate("large", "--source", "parts", "--target", "others", *FEW, "--tile", "none", out="fitted")
-    assert "was translated at 8x8 pixels, not at its own 20x16" in said
-    at_once = ("--size", "16x20", "--tile", "none")
-    translate("large", "--source", "parts", "--target", "others", *FEW, *at_once, out="scene")
-    assert "fitted_height" not in record("a", "scene")["picture"]
 
 
 @pytest.mark.slow

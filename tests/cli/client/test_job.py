@@ -1,12 +1,17 @@
-"""`ddib job ...` and `ddib domains` against a real server over mutual TLS."""
+"""`ddib job ...` and `ddib domains` against a real server over mutual TLS; `ddib web` as a process."""
 
 from __future__ import annotations
 
+import http.cookiejar
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +19,7 @@ import pytest
 from ddib_fed.cli.main import run
 from ddib_fed.errors import DomainNotFound, ExitCode, InternalError
 from ddib_fed.v1 import translation_pb2 as pb
-from tests.client.scripted_source import TARGET, npy, points
+from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 
 
 @pytest.fixture
@@ -48,16 +53,13 @@ def test_domains_as_text_and_json(ddib, capsys):
     assert json.loads(capsys.readouterr().out)["domains"][0]["status"] == "ready"
 
 
-def test_fetches_under_the_names_of_the_submission(ddib, submitted, tmp_path):
-    """Another process fetches: the names come from the hidden file, which then goes."""
-    assert ddib("job", "fetch", submitted, "--out", tmp_path / "out") == 0
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["scan.json", "scan.npy"]
-
-
-def test_fetches_elsewhere_under_numbers(ddib, submitted, tmp_path):
-    """A folder that knows nothing of the job."""
+def test_fetches_under_the_names_of_the_submission(ddib, north, submitted, tmp_path):
+    """Another process fetches: the names come from the hidden file, which then goes; elsewhere items have numbers."""
     assert ddib("job", "fetch", submitted, "--out", tmp_path / "elsewhere") == 0
     np.testing.assert_array_equal(np.load(tmp_path / "elsewhere" / "item-0000.npy"), points(10) * 2)
+    north.service.jobs[submitted].delivered.clear()
+    assert ddib("job", "fetch", submitted, "--out", tmp_path / "out") == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["scan.json", "scan.npy"]
 
 
 def test_what_a_command_writes_is_its_users_alone(north, scan, tmp_path):
@@ -152,3 +154,43 @@ def test_a_misspelt_target_is_corrected(ddib, north, scan, tmp_path, capsys):
     meant = TARGET.replace("board", "baord")
     assert ddib("translate", scan, "--to", meant, "--out", tmp_path / "out") == ExitCode.NOT_FOUND
     assert f"did you mean {TARGET}?" in capsys.readouterr().err
+
+
+CODE = "from ddib_fed.cli.main import main; main()"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+def test_nothing_of_what_was_dropped_stays(tmp_path: Path, end: signal.Signals) -> None:
+    """Ctrl-C, SIGTERM and a closed terminal remove the private folder, and are no error."""
+    node = SourceNodeDouble(tmp_path)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    command = [sys.executable, "-u", "-c", CODE, "web", "--profile", str(node.profile_path)]
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(Path.cwd())}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+    ) as process:
+        try:
+            assert process.stdout is not None
+            link = next(line.strip() for line in process.stdout if "token=" in line)
+            browser = urllib.request.build_opener(
+                urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
+            )
+            browser.open(link, timeout=60)
+            at = link.split("start?", maxsplit=1)[0]
+            origin = re.match(r"http://[^/]*", at)
+            assert origin is not None
+            request = urllib.request.Request(
+                f"{at}files?name=scan.npy", data=npy(points()), headers={"Origin": origin[0]}
+            )
+            assert browser.open(request, timeout=60).status == 200
+            (folder,) = temporary.iterdir()
+            assert folder.stat().st_mode & 0o777 == 0o700
+            assert [path.name for path in folder.rglob("*.npy")] == ["scan.npy"]
+            process.send_signal(end)
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
+            node.stop()
+    assert not list(temporary.iterdir())

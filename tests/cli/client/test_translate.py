@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import threading
@@ -13,6 +14,7 @@ from ddib_fed.cli.main import run
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ExitCode, InternalError
 from tests.client.scripted_source import TARGET, npy, points
+from tests.formats.signers import read_mark, write_signer
 from tests.small_disks import small_disk
 
 
@@ -63,12 +65,6 @@ def test_acknowledges_only_what_is_written(translate, scan, north, tmp_path):
     )
     assert translate(scan) == 0
     assert there == [True, True]
-
-
-def test_file_names_stay_here(translate, scan, north):
-    """No request holds a name."""
-    translate(scan)
-    assert not any(b"scan" in request.SerializeToString() for _, request in north.script.calls)
 
 
 @pytest.mark.parametrize(
@@ -152,13 +148,12 @@ def test_a_translation_of_something_else_is_not_written(translate, scan, north, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["WatchJob", "AcknowledgeItems"])
-def test_ctrl_c_says_that_the_job_goes_on(translate, scan, north, capsys, method):
+def test_ctrl_c_says_that_the_job_goes_on(translate, scan, north, capsys):
     """Interrupted while the node is at work: exit 12, and the commands that watch, fetch and cancel the job."""
     main, hold = threading.main_thread().ident, threading.Event()
 
     def interrupt(called):
-        if called == method:
+        if called == "WatchJob":
             signal.pthread_kill(main, signal.SIGINT)
             hold.wait(2)
 
@@ -169,21 +164,6 @@ def test_ctrl_c_says_that_the_job_goes_on(translate, scan, north, capsys, method
     assert "continues at the source node" in said
     for command in ("watch", "fetch", "cancel"):
         assert f"ddib job {command} {job_id}" in said
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_the_waiting_for_a_node_that_is_away(translate, scan, north, capsys):
-    """Also between two tries nobody has to press it twice."""
-    main = threading.main_thread().ident
-    north.script.away["WatchJob"] = 1_000
-
-    def interrupt(called):
-        if called == "WatchJob" and len(north.script.seen("WatchJob")) == 4:
-            signal.pthread_kill(main, signal.SIGINT)
-
-    north.script.on_call = interrupt
-    assert translate(scan) == ExitCode.CANCELLED
-    assert "continues at the source node" in capsys.readouterr().err
 
 
 def test_guidance_is_sent_as_it_was_asked_for(translate, scan, north):
@@ -220,3 +200,37 @@ def test_results_that_do_not_fit_are_fetched_later_by_the_same_command(north, tm
         np.testing.assert_array_equal(np.load(out / "scan-2.npy"), points(20_000, start=2) * 2)
         assert north.service.jobs[job_id].delivered == {0, 1, 2}
         assert not list(out.glob(".*"))
+
+
+@pytest.mark.slow
+def test_results_are_marked_as_they_are_written_and_as_they_are_fetched(north, tmp_path):
+    """Not after the last job: what is acknowledged is complete, and the record has the digest of the marked file."""
+    (given := tmp_path / "given").mkdir()
+    for number, name in enumerate("ab"):
+        (given / f"{name}.png").write_bytes(encode_png(np.full((8, 9, 1), number, np.uint8)))
+    (tmp_path / "signer").mkdir()
+    signer = ["--credentials", *map(str, write_signer(tmp_path / "signer"))]
+    north.script.pictures = True
+    seen = []
+
+    def marked(folder):
+        found = []
+        for path in sorted((tmp_path / folder).glob("[ab].png")):
+            held = read_mark(path.read_bytes())
+            record = json.loads(path.with_suffix(".json").read_text())
+            assert held["validation_state"] == "Valid"
+            assert record["files"]["translation"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+            found.append(path.stem)
+        return found
+
+    def place(folder):
+        return ["--out", str(tmp_path / folder), "--profile", str(north.profile_path)]
+
+    north.script.on_acknowledge = lambda request: seen.append(marked("out"))
+    translate = ["translate", str(given), "--to", TARGET]
+    assert run([*translate, *place("out"), *signer]) == 0
+    assert seen == [["a", "b"]]
+    north.script.on_acknowledge = lambda request: None
+    assert run([*translate, *place("later"), "--detach"]) == 0
+    assert run([*translate, *place("later"), *signer]) == 0
+    assert marked("later") == ["a", "b"]

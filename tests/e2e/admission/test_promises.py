@@ -1,11 +1,8 @@
 """The promises that are about what crosses and who gets in, proven on real processes."""
 
 import json
-import os
 import socket
 import ssl
-import subprocess
-import sys
 from pathlib import Path
 
 import grpc
@@ -16,8 +13,8 @@ from ddib_fed.protocol.check import limits_of
 from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.security import pki, tls
 from ddib_fed.v1 import calibration_pb2, decoding_pb2, decoding_pb2_grpc
+from tests.client.scripted_source import TARGET, npy
 from tests.e2e.harness import Node, Pair, admit, ddib, find_any, moons, weight_windows
-from tests.e2e.translation.test_translate import TARGET, npy
 from tests.security.tap.relay import Tap
 
 pytestmark = pytest.mark.e2e
@@ -124,27 +121,6 @@ def test_plaintext_gets_no_answer(pair: Pair) -> None:
         except OSError:
             answer = b""
     assert answer[3:4] != b"\x04"
-
-
-def test_a_dead_proxy_in_the_environment_does_not_matter(fresh_pair: Pair) -> None:
-    """gRPC obeys https_proxy by default; the nodes and the client do not."""
-    dead = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
-    pair = fresh_pair
-    pair.north.environment = pair.south.environment = dead
-    pair.start()
-    np.save(pair.profile.parent / "a.npy", moons(20))
-    ddib_ = str(Path(sys.executable).parent / "ddib")
-    done = subprocess.run(
-        [ddib_, "translate", "a.npy", "--to", TARGET, "--out", "out", "--profile", str(pair.profile)],
-        cwd=pair.profile.parent,
-        env={**os.environ, **dead},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (Path(pair.profile.parent) / "out" / "a.npy").exists()
 
 
 def described(pair: Pair, folder: Path) -> bool:

@@ -1,23 +1,29 @@
-"""Kills, drains, cancels, full queues: an accepted job is finished once, or refused with a reason."""
+"""Kills, drains, cancels, full queues: an accepted job is finished once, or refused with a reason; also by workers."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
+import signal
 import sqlite3
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ddib_fed.client.client import ENDED, Client, state_of
 from ddib_fed.errors import DdibError, JobNotFound, QueueFull
+from ddib_fed.node.admin import AdminClient
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.security.audit import lines_of, verify
+from tests.client.scripted_source import TARGET, npy
 from tests.e2e import clocks
 from tests.e2e.harness import Node, Pair, ddib, moons, wait_until
 from tests.e2e.processes import PLANT
-from tests.e2e.translation.test_translate import TARGET, npy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("jobs")]
 
@@ -174,7 +180,7 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing(fresh_pair: Pair) -> Non
     pair.north.edit("# max_open_jobs = 64", "max_open_jobs = 2")
     pair.start()
     with pair.client() as client:
-        slow = [client.submit([npy(moons(1_000))], TARGET, Settings(evaluations=200)) for _ in range(2)]
+        slow = [client.submit([npy(moons(1_000))], TARGET, Settings(evaluations=100)) for _ in range(2)]
         with pair.client(patience_s=0) as hasty, pytest.raises(QueueFull) as caught:
             hasty.submit([npy(moons(5))], TARGET)
         assert caught.value.retry_after_s
@@ -192,3 +198,47 @@ def test_jobs_of_another_client_do_not_exist(pair: Pair, tmp_path) -> None:  # t
         with pytest.raises(JobNotFound):
             bob.cancel(job.job_id)
         assert job.job_id not in {j.job_id for j in bob.list()}
+
+
+@pytest.fixture
+def with_workers(fresh_pair: Pair) -> Pair:
+    fresh_pair.north.edit('# executor = "inline" ', 'executor = "processes" ')
+    fresh_pair.north.edit("# workers = 0 ", "workers = 1 ")
+    return fresh_pair.start()
+
+
+def workers(node: Node) -> list[int]:
+    return [
+        int(re.search(r"process (\d+)", line)[1]) for line in AdminClient(node.config).status().workers.ready
+    ]
+
+
+def lives(process: int) -> bool:
+    """Whether it runs; one that nobody has reaped does not."""
+    if not sys.platform.startswith("linux"):
+        return os.system(f"kill -0 {process}") == 0
+    try:
+        return ") Z" not in Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_a_job_outlives_its_worker_and_its_node(with_workers: Pair) -> None:
+    """A killed worker's work is done by another, and a killed node's by the next, whose worker it is not."""
+    pair, north = with_workers, with_workers.north
+    with pair.client() as client:
+        job = client.submit(ITEMS, TARGET, Settings(evaluations=192))
+        first_progress(client, job.job_id, "encode")
+        (first,) = workers(north)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: workers(north) not in ([], [first]), what="another worker")
+        (second,) = workers(north)
+        assert AdminClient(north.config).status().workers.replaced == 1
+        north.kill()
+        wait_until(lambda: not lives(second), seconds=10, what="the worker's end")
+        north.start()
+        check_finished_once(pair, client, job.job_id, len(ITEMS))
+    (third,) = workers(north)
+    os.kill(third, signal.SIGTERM)  # a service manager signals all processes
+    assert north.terminate() == 0
+    wait_until(lambda: not lives(third), seconds=10, what="the worker's end")

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -36,7 +35,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text()
-SCRIPTS = Path(sys.executable).parent
 # What is left out of a command so that it ends in seconds.
 SHORTER = {
     "--time 2h": "--steps 2 --batch 4 --size 16 --pictures 2 --evaluations 6",
@@ -123,14 +121,7 @@ class Machines:
             self.nodes[who].stop()
         words = [self.codes[-1] if word == "CODE" else word for word in words]
         node = Node(Path.cwd(), words[0].split("-")[1], f"{who}.example", 0)
-        with (node.folder / "log.txt").open("wb") as log:
-            node.process = subprocess.Popen(
-                [SCRIPTS / words[0], *words[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=dict(os.environ),
-            )
+        node.start(*words[2:], wait=False)
         self.nodes[who] = node
         if "--pair" in words:
             wait_until(lambda: bool(self._codes(node)), what="a code")
@@ -170,11 +161,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
         yield machines
     finally:
         machines.stop()
-
-
-def test_there_are_seven_commands_on_both_machines_together() -> None:
-    """Installation included."""
-    assert len(commands(section("Two institutions, seven commands"))) == 7
 
 
 def test_both_nodes_show_both_fingerprints(pair: Machines) -> None:
@@ -357,6 +343,7 @@ def test_the_commands_without_nodes_run(tmp_path: Path) -> None:
 def test_no_command_of_the_page_is_left_out() -> None:
     """Every block of commands is in a section that a test types, but for make's, whose goals are there."""
     typed = [title for title in re.findall(r"^## (.+)$", README, re.MULTILINE) if commands(section(title))]
+    assert len(commands(section("Two institutions, seven commands"))) == 7  # on both machines together
     assert typed == ["Two institutions, seven commands", "Calibrate", "Your own pictures", "Without nodes"]
     goals = re.findall(r"^make (\S+)", README.split("\n## ")[0], re.MULTILINE)
     assert goals == ["demo", "test"]

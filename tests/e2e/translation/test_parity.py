@@ -209,7 +209,7 @@ def test_calibrated_pictures_go_there_and_back_alike(tmp_path, open_nodes) -> No
 
 @pytest.mark.usefixtures("shared_noise")
 def test_guided_pictures_of_classes_go_there_and_back_alike(tmp_path, open_nodes) -> None:
-    """Softened and guided in both directions; without guidance it is another translation."""
+    """Softened and guided in both directions."""
     nodes = open_nodes(*(make(classes=("coast", "ridge"), class_dropout=True) for make in (scans, relief)))
     compared = compare(tmp_path, nodes, classes=(0, 1), cycle=True, guidance=Guidance(3.0))
     compared.check(Part.LATENT, Part.RETURNED)
@@ -217,10 +217,6 @@ def test_guided_pictures_of_classes_go_there_and_back_alike(tmp_path, open_nodes
     assert mine.soften_sigma == theirs.soften_sigma == 0.02
     assert mine.doubtful == theirs.doubtful
     assert (mine.source_institution, theirs.source_institution) == ("", "north.example")
-    (tmp_path / "plain").mkdir()
-    plain = compare(tmp_path / "plain", nodes, classes=(0, 1))
-    pixels = [read_image(each.federated / "Ada-png.png").pixels.astype(int) for each in (compared, plain)]
-    assert np.abs(pixels[0] - pixels[1]).max() > 0
 
 
 def learned_legs(domain: str, order: int, *numbers: int) -> Bundle:

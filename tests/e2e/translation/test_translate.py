@@ -1,73 +1,22 @@
-"""Two real processes over real mutual TLS: what a researcher at north does, and what goes wrong with a file."""
+"""Two real processes over real mutual TLS: what goes wrong with a file, and docs/python.md, whose examples run."""
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import io
-import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ddib_fed.errors import DdibError, NotFinite, PointsTooMany, PointsUnreadable, ShapeMismatch
-from ddib_fed.evaluation.metrics import distances_to_domain
-from tests.e2e.harness import Pair, ddib, moons
+from ddib_fed.errors import NotFinite
+from tests.client.scripted_source import TARGET, npy
+from tests.e2e.harness import Pair, moons
 
 pytestmark = pytest.mark.e2e
-
-TARGET = "south.example/checkerboards"
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
-def test_translates_a_file_and_brings_it_back(pair: Pair, tmp_path: Path) -> None:
-    """`ddib translate --cycle` writes the translation, its return and where they came from."""
-    points = moons(2_000)
-    np.save(tmp_path / "scan.npy", points)
-    ddib("translate", tmp_path / "scan.npy", "--to", TARGET, "--out", tmp_path / "out", "--cycle",
-         "--profile", pair.profile)  # fmt: skip
-    returned = np.load(tmp_path / "out" / "scan.returned.npy")
-    provenance = json.loads((tmp_path / "out" / "scan.json").read_text())
-    error = np.linalg.norm(points - returned, axis=1)
-    assert np.median(error) < 1e-3
-    assert provenance["cycle"]["median"] == pytest.approx(float(np.median(error)), rel=1e-3)
-    assert provenance["target_institution"] == "south.example"
-    assert np.load(tmp_path / "out" / "scan.npy").shape == points.shape
-
-
-def test_translations_lie_in_the_target_domain(pair: Pair) -> None:
-    """The translated cloud is as near to the target domain as its own samples are, within the bound of the demo."""
-    with pair.client() as client:
-        result = client.translate([npy(moons(10_000))], TARGET)[0]
-    translated = np.load(io.BytesIO(result.translation.data))
-    distances = distances_to_domain(translated, "checkerboards")
-    assert distances["sliced_w2"] <= 1.5 * distances["sliced_w2_floor"] + 0.01
-
-
-@pytest.mark.parametrize(
-    ("content", "error"),
-    [
-        (npy(np.array([[0.0, np.nan]], np.float32)), NotFinite),
-        (npy(np.zeros((5, 3), np.float32)), ShapeMismatch),
-        (npy(np.zeros((100_001, 2), np.float32)), PointsTooMany),
-        (npy(np.zeros((2, 2), np.float32))[:-3], PointsUnreadable),
-    ],
-    ids=["nan", "shape", "many", "torn"],
-)
-def test_a_bad_file_is_named_and_the_node_lives_on(
-    pair: Pair, content: bytes, error: type[DdibError]
-) -> None:
-    """Each bad file is refused with its own error naming the item, and the next good one goes through."""
-    good = npy(moons(10))
-    with pair.client() as client:
-        with pytest.raises(error) as caught:
-            client.submit([good, content], TARGET)
-        assert caught.value.facts["item"] == "1"
-        assert client.translate([good], TARGET)[0].translation
 
 
 def test_the_logs_hold_no_traceback_and_no_warning(pair: Pair) -> None:
@@ -80,3 +29,35 @@ def test_the_logs_hold_no_traceback_and_no_warning(pair: Pair) -> None:
         log = (node.folder / "log.txt").read_text()
         assert "serving" in log
         assert not [line for line in log.splitlines() if "Traceback" in line or "Warning:" in line]
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "python.md"
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+def run(block: str, names: dict[str, Any]) -> None:
+    """Run a block statement by statement; `# > TEXT` is what the statement before it shows or prints."""
+    lines = block.splitlines()
+    for statement in ast.parse(block).body:
+        printed = io.StringIO()
+        code = ast.get_source_segment(block, statement) or ""
+        with contextlib.redirect_stdout(printed):
+            if isinstance(statement, ast.Expr) and not code.startswith("print"):
+                printed.write(repr(eval(code, names)))
+            else:
+                exec(code, names)
+        following = lines[statement.end_lineno] if (statement.end_lineno or 0) < len(lines) else ""
+        if following.startswith("# > "):
+            assert printed.getvalue().strip() == following.removeprefix("# > "), code
+
+
+def test_the_page_says_what_happens(pair, tmp_path, monkeypatch) -> None:
+    """North has moons, south checkerboards, as on the page."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"PROFILE": pair.profile}
+    blocks = BLOCK.findall(PAGE.read_text())
+    assert len(blocks) >= 5
+    for block in blocks:
+        run(block, names)
+    assert (tmp_path / "results" / "scan.png").exists()
+    assert (tmp_path / "results" / "scan.json").exists()

@@ -1,15 +1,21 @@
-"""`ddib audit verify` on logs that a node wrote, and on what somebody made of them."""
+"""`ddib audit` on logs that a node wrote, and `ddib status`, `reload` and `drain` at the admin service of one."""
+
+from __future__ import annotations
 
 import json
+import time
+from types import SimpleNamespace
 
 import pytest
 
 from ddib_fed.cli.init import make_node
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
+from ddib_fed.node.admin import operator_service
 from ddib_fed.node.admitting import admit, export_peer
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security.audit import anchor_of, anchor_values, lines_of, verify
+from ddib_fed.v1 import admin_pb2 as pb
 from tests import audit_rows
 
 
@@ -69,7 +75,8 @@ def test_a_cut_shows_against_the_anchors_that_the_peer_wrote_out(pair, tmp_path,
     """`ddib audit show --anchors` there, `ddib audit verify --anchors` here: whole before the cut, not after it."""
     file, log = tmp_path / "held.json", NodeConfig.load(pair[victim]).paths.store
     export = ["audit", "show", "--anchors", "--config", str(pair[holder]), "--peer", f"{victim}.example"]
-    assert run([*export, "--out", str(file)]) == 0
+    assert run(export) == 0
+    file.write_text(capsys.readouterr().out)
     command = ["audit", "verify", "--config", str(pair[victim]), "--anchors", str(file)]
     assert run(command) == 0
     assert "10 lines that peers noted, all there" in capsys.readouterr().out
@@ -95,3 +102,80 @@ def test_lines_are_shown_for_people_and_for_scripts(config_path, log, capsys):
 
 def test_no_log_cannot_be_shown(config_path):
     assert run(["audit", "show", "--config", str(config_path)]) == ExitCode.NOT_FOUND
+
+
+def answer() -> pb.StatusResponse:
+    status = pb.StatusResponse(
+        institution="north.example", name="node-1", roles=["source"], version="0.1.0", state="serving",
+        listen="127.0.0.1:7441", address="localhost:7441", jobs={"running": 2}, certificate_expires=1e9,
+    )  # fmt: skip
+    status.model.CopyFrom(pb.ModelStatus(domain="moons", kind="point", sample_shape=[2], parameters=397_000))
+    status.peers.add(institution="south.example", address="localhost:7442", fingerprint="SHA256:ab",
+                     problem="nothing listens at localhost:7442 [nothing-listens]", failed=1e9)  # fmt: skip
+    status.calibrations.add(
+        sha256="ab" * 32, kind="rotation", source="north.example/photos", target="south.example/maps",
+        state="active", expires=1.9e9, warning="it ends at 2030-03-17, in 3 days",
+    )  # fmt: skip
+    status.workers.CopyFrom(
+        pb.WorkersStatus(
+            executor="processes", wanted=2, ready=["0 on cpu, process 71"], replaced=4,
+            problem="a worker process cannot be started: no memory",
+        )
+    )  # fmt: skip
+    return status
+
+
+def operated(answer: pb.StatusResponse) -> SimpleNamespace:
+    """A node as its operator's commands see it."""
+    return SimpleNamespace(
+        status=lambda: answer, reload=lambda: ["added peer west.example"], request_drain=lambda: 2
+    )
+
+
+@pytest.fixture
+def admin(config_path):
+    with operator_service(NodeConfig.load(config_path), operated(answer())):
+        yield config_path
+
+
+def test_status_warns_of_a_root_that_ends_soon(config_path, capsys):
+    ending = answer()
+    ending.root_expires = time.time() + 10.5 * 86_400
+    with operator_service(NodeConfig.load(config_path), operated(ending)):
+        assert run(["status", "--config", str(config_path)]) == 0
+    assert "warning: the root of north.example ends in 10 days" in capsys.readouterr().out
+
+
+def test_status_shows_the_node(admin, capsys):
+    assert run(["status", "--config", str(admin)]) == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "serving",
+        "moons",
+        "397,000",
+        "south.example",
+        "2 running",
+        "abababababab rotation",
+        "in 3 days",
+        "1 of 2 ready, 4 replaced",
+        "0 on cpu, process 71",
+        "no memory",
+        "nothing listens at localhost:7442 [nothing-listens]; ddib peer test south.example --config ",
+    ):
+        assert text in shown
+    assert run(["status", "--config", str(admin), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "serving"
+
+
+def test_reload_and_drain_say_what_they_did(admin, capsys):
+    assert run(["reload", "--config", str(admin)]) == 0
+    shown = capsys.readouterr().out
+    assert "added peer west.example" in shown
+    assert "restart the node" in shown
+    assert run(["drain", "--config", str(admin)]) == 0
+    assert "2 jobs are still running" in capsys.readouterr().out
+
+
+def test_no_node_is_unreachable(config_path, capsys):
+    assert run(["status", "--config", str(config_path)]) == ExitCode.UNAVAILABLE
+    assert "serve --config" in capsys.readouterr().err

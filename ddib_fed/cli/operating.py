@@ -1,27 +1,136 @@
-"""`ddib audit`: what the audit log says, for people, for scripts and for whoever checks it."""
+"""`ddib status`, `reload` and `drain` through the node's Unix socket; `ddib audit`: what the audit log says."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import re
-import shlex
 from collections import deque
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.options import group, option
-from ddib_fed.errors import ChunkCorrupt, FileMissing, UsageError
-from ddib_fed.files import write_file
+from ddib_fed.cli.job import values_of, when
+from ddib_fed.cli.options import group, open_config, option, with_config
+from ddib_fed.errors import AlreadyExists, ChunkCorrupt, FileMissing, UsageError
 from ddib_fed.terminal import emit, is_aside, outcome, plain, print_json, say, say_document
 
 if TYPE_CHECKING:
+    from ddib_fed.node.admin import AdminClient
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.security.audit import AuditLine, Noted
     from ddib_fed.security.identity import Identity
+    from ddib_fed.v1 import admin_pb2
+
+
+def _client(config_path: Path) -> AdminClient:
+    from ddib_fed.node.admin import AdminClient
+
+    return AdminClient(open_config(config_path))
+
+
+@click.command()
+@options.CONFIG
+@options.OUTCOME
+@option(
+    "--leaving [FILE]",
+    "Write a page instead (leaving.html): what leaves to whom, under which settings, and the measured leak.",
+    click.Path(dir_okay=False, path_type=Path),
+    is_flag=False,
+    flag_value="leaving.html",
+)
+def status(config_path: Path, leaving: Path | None) -> None:
+    """Show the state of the node on this machine.
+
+    State, model, workers, peers, calibrations, jobs, and the certificate's expiry. The page of --leaving is made from
+    node.toml and the node's files, whether the node runs or not; it holds no secret.
+    """
+    if leaving is not None:
+        from ddib_fed.node.leaving import write_leaving
+
+        if leaving.exists():
+            raise AlreadyExists(f"{leaving} exists and is not overwritten", hint="another name for --leaving")
+        problems = write_leaving(open_config(config_path), leaving)
+        say(f"wrote {leaving}")
+        for problem in problems:
+            say(f"warning: {problem}", err=True)
+        outcome(written=leaving, problems=problems)
+        return
+    answer = _client(config_path).status()
+    emit(values_of(answer), lambda: _show_status(answer, with_config(config_path)))
+
+
+def _show_status(answer: admin_pb2.StatusResponse, more: str) -> None:
+    """Print it; `more` is what the commands that are named need to be about this node."""
+    from ddib_fed.security.pki import root_warning
+
+    say(
+        f"node         {answer.name}.{answer.institution}  {answer.state}",
+        f"roles        {', '.join(answer.roles)}   version {answer.version}   up {answer.uptime_s:.0f} s",
+        f"listens on   {answer.listen}, called {answer.address}; {answer.active_streams} streams open",
+        f"certificate  until {when(answer.certificate_expires)}, its root until {when(answer.root_expires)}",
+    )
+    ends = datetime.fromtimestamp(answer.root_expires, UTC)
+    if answer.root_expires and (warning := root_warning(answer.institution, ends, datetime.now(UTC))):
+        say(f"             warning: {warning}")
+    if answer.HasField("model"):
+        model = answer.model
+        shape = "x".join(map(str, model.sample_shape))
+        say(
+            f"model        {model.domain}: {model.kind} {shape}, {model.parameters:,} parameters, {model.device}, "
+            f"{model.sha256[:12]}"
+        )
+    workers = answer.workers
+    if workers.executor == "inline":
+        say("workers      inline: the node computes in its own process")
+    else:
+        ready = f"{len(workers.ready)} of {workers.wanted} ready, {workers.replaced} replaced"
+        say(f"workers      {workers.executor}: {ready}", *(f"             {line}" for line in workers.ready))
+    if workers.problem:
+        say(f"             problem: {workers.problem}")
+    jobs = ", ".join(f"{count} {state}" for state, count in sorted(answer.jobs.items()) if count) or "none"
+    say(f"jobs         {jobs}")
+    for peer in answer.peers:
+        paused = f", suspended {peer.suspended}" if peer.suspended else ""
+        say(f"peer         {peer.institution}: {peer.identity} at {peer.address}{paused}")
+        if peer.problem:
+            tried = f"ddib peer test {peer.institution}{more}"
+            say(f"             failed {when(peer.failed)}: {peer.problem}; {tried}")
+    if not answer.peers:
+        say(f"peers        none: ddib peer add FILE{more}")
+    for each in answer.calibrations:
+        about = f": {each.warning}" if each.warning else ""
+        say(
+            f"calibration  {each.sha256[:12]} {each.kind}, {each.source} to {each.target}, until {when(each.expires)}, "
+            f"{each.state}{about}"
+        )
+
+
+@click.command()
+@options.CONFIG
+@options.OUTCOME
+def reload(config_path: Path) -> None:
+    """Make the node re-read its peers, withdrawals and certificates.
+
+    It does so by itself at the next call; this ends calls of removed peers at once. node.toml, with its policy, is read
+    only at a start: restart the node to apply a change.
+    """
+    changes = list(_client(config_path).reload())
+    say(*changes, "node.toml is not read again: restart the node to apply a change in it, also in [policy]")
+    outcome(changes=changes)
+
+
+@click.command()
+@options.CONFIG
+@options.OUTCOME
+def drain(config_path: Path) -> None:
+    """Drain the node: accept no more work, finish running work, and exit."""
+    running = _client(config_path).drain()
+    say(f"draining; {running:,} {'job is' if running == 1 else 'jobs are'} still running")
+    outcome(draining=True, running_jobs=running)
 
 
 @group()
@@ -31,10 +140,9 @@ def audit() -> None:
 
 def _node(config_path: Path) -> tuple[NodeConfig, Identity, Path]:
     """The node's configuration, its identity, and its log, which is there."""
-    from ddib_fed.node.config import NodeConfig
     from ddib_fed.security.identity import Identity
 
-    config = NodeConfig.load(config_path)
+    config = open_config(config_path)
     path = config.paths.store
     if not path.exists():
         raise FileMissing(f"there is no {path}", hint="a node writes it when it serves")
@@ -44,7 +152,7 @@ def _node(config_path: Path) -> tuple[NodeConfig, Identity, Path]:
 @audit.command(
     epilog="\b\nExamples:\n  ddib audit show --since 24h\n  ddib audit show --limit 10 --peer south.example\n"
     "  ddib audit show --since 2026-11-01 --format json > november.jsonl\n"
-    "  ddib audit show --peer south.example --anchors --out for-south.json"
+    "  ddib audit show --peer south.example --anchors > for-south.json"
 )
 @options.CONFIG
 @option("--job ID", "Only this job, or request; its first characters are enough.", default="")
@@ -55,7 +163,6 @@ def _node(config_path: Path) -> tuple[NodeConfig, Identity, Path]:
     "--anchors",
     "Instead what this node noted of the log of --peer, so that the peer can verify its log with it.",
 )
-@option("--out FILE", "Write the anchors to this file.")
 @options.OUTCOME
 def show(
     config_path: Path,
@@ -64,7 +171,6 @@ def show(
     since: str | None,
     limit: int | None,
     anchors: bool,
-    out: Path | None,
 ) -> None:
     """Show lines of the audit log: number, time, act, and what it names; as JSON one object a line.
 
@@ -79,9 +185,8 @@ def show(
     config, own, path = _node(config_path)
     if anchors:
         options.refuse_idle(("job", "since", "limit"), "does not go with --anchors", hint="leave it out")
-        _show_anchors(config, own, path, peer, out)
+        _show_anchors(config, own, path, peer)
         return
-    options.refuse_idle(("out",), "is for --anchors", hint="redirect the output: ... --format json > FILE")
     moment = None if since is None else parse_since(since)
     asked = (each for each in entries(path) if each.is_asked_for(job=job, peer=peer, since=moment))
     for entry in asked if limit is None else deque(asked, maxlen=limit):
@@ -109,8 +214,8 @@ def _value(value: object) -> str:
     return json.dumps(value if isinstance(value, list) else text) if quoted else text
 
 
-def _show_anchors(config: NodeConfig, own: Identity, path: Path, institution: str, out: Path | None) -> None:
-    """What this node noted of a peer's log: to stdout or into a file for that peer."""
+def _show_anchors(config: NodeConfig, own: Identity, path: Path, institution: str) -> None:
+    """What this node noted of a peer's log, as the document that the peer verifies its log with."""
     from ddib_fed.node.admitting import peer_store
     from ddib_fed.security.audit import AnchorFile, held_of
 
@@ -124,15 +229,11 @@ def _show_anchors(config: NodeConfig, own: Identity, path: Path, institution: st
             hint="it comes with each latent and translation",
         )
     made = AnchorFile(of=peer.identity.uri, noted_by=own.uri, anchors=held)
-    if out is None:
-        print_json(plain(made))
-    else:
-        write_file(out, made.model_dump_json(indent=1).encode() + b"\n", overwrite=False)
-        say(
-            f"wrote {out}: {len(held)} ends noted, the last with {held[-1].lines} lines",
-            f"send it to {institution}, for: ddib audit verify --anchors {shlex.quote(out.name)}",
-        )
-        outcome(written=out, of=peer.identity.uri, ends=len(held), last_line=held[-1].lines)
+    print_json(plain(made))
+    say(
+        f"for {institution}: ddib audit verify --anchors FILE, with these {len(held)} ends of its log",
+        err=True,
+    )
     if contradiction:
         raise ChunkCorrupt(
             f"the log of {institution} was rewritten or went back: {contradiction}",
