@@ -113,7 +113,6 @@ class ProbeServer(ThreadingHTTPServer):
         return f"{host!s}:{port}"
 
     def close(self) -> None:
-        """Stop answering."""
         self.shutdown()
         self.server_close()
         self._thread.join()
@@ -267,8 +266,6 @@ class Watch:
 
 
 class Operated(Protocol):
-    """What the operator's service asks of a node."""
-
     def status(self) -> pb.StatusResponse: ...
     def reload(self) -> list[str]: ...
     def request_drain(self) -> int: ...

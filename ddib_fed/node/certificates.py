@@ -156,14 +156,13 @@ class RenewalThread:
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_tick: Callable[[], object] = lambda: None,
-        interval_s: float = CHECK_INTERVAL_S,
     ) -> None:
         self._config = config
         self._clock = clock
         self._on_tick = on_tick
         self._jitter = random.uniform(0.0, JITTER)  # noqa: S311 - spreads load, keeps no secret
         self._has_looked = False
-        looking = Repeated("renewal", self.look, lambda: interval_s)
+        looking = Repeated("renewal", self.look, lambda: CHECK_INTERVAL_S)
         self.start, self.stop = looking.start, looking.stop
         self._failed_at: datetime | None = None
         self.problem: str | None = None

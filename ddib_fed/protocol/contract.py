@@ -191,7 +191,8 @@ def differences(source: ContractSide, target: ContractSide) -> tuple[Difference,
     rules = {source.size_rule, target.size_rule}
     # The ends of the ODE may differ, but each must reach noise on one side and data on the other.
     fits = {
-        "size_rule": len(rules) == 1 or REFUSE in rules,  # of pictures of the model's size every rule makes the same
+        "size_rule": len(rules) == 1
+        or REFUSE in rules,  # of pictures of the model's size every rule makes the same
         "terminal_lambda": max(source.terminal_lambda, target.terminal_lambda) <= HIGHEST_TERMINAL_LAMBDA,
         "initial_lambda": min(source.initial_lambda, target.initial_lambda) >= LOWEST_INITIAL_LAMBDA,
     }

@@ -11,17 +11,9 @@ from types import MappingProxyType
 
 import pytest
 
+from ddib_fed import errors
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.record import Guidance
-from ddib_fed.errors import (
-    ConfigError,
-    NotReady,
-    PeerSuspended,
-    PeerUnknown,
-    PolicyDenied,
-    QuotaSpent,
-    RefusedError,
-)
 from ddib_fed.node.config import PolicySection
 from ddib_fed.node.policy import (
     AHEAD,
@@ -75,7 +67,7 @@ def may(
     )
     try:
         authoriser.authorise(identity, method, SNAPSHOT)
-    except RefusedError:
+    except errors.RefusedError:
         return False
     return True
 
@@ -103,7 +95,7 @@ def test_nobody_of_a_suspended_institution_may_call_anything() -> None:
     policy = Policy(institution="north.example", roles=("source", "target"), issuer=True)
     snapshot = replace(SNAPSHOT, suspended={"south.example": "since today"})
     for identity in (PEER_NODE, PEER_OTHER_NODE, PEER_CLIENT):
-        with pytest.raises(PeerSuspended):
+        with pytest.raises(errors.PeerSuspended):
             policy.authorise(identity, HEALTH, snapshot)
     policy.authorise(OWN_CLIENT, HEALTH, snapshot)
 
@@ -118,16 +110,16 @@ def test_a_role_that_the_node_does_not_have_is_refused() -> None:
 def test_another_node_of_an_admitted_institution_is_unknown() -> None:
     """A wrong name under the right root: the reason says that admitting is what is missing."""
     policy = Policy(institution="north.example", roles=("target",), issuer=False)
-    with pytest.raises(PeerUnknown):
+    with pytest.raises(errors.PeerUnknown):
         policy.authorise(PEER_OTHER_NODE, DECODE, SNAPSHOT)
-    with pytest.raises(PolicyDenied):
+    with pytest.raises(errors.PolicyDenied):
         policy.authorise(PEER_CLIENT, DECODE, SNAPSHOT)
 
 
 def test_encoders_that_show_more_are_allowed_by_name() -> None:
     check_settings(SolverSettings(), PolicySection(), where="here")
     check_settings(SolverSettings(encoder="mixed"), PolicySection(encoders=("ode", "mixed")), where="here")
-    with pytest.raises(PolicyDenied, match="allows ode") as denied:
+    with pytest.raises(errors.PolicyDenied, match="allows ode") as denied:
         check_settings(SolverSettings(encoder="mixed"), PolicySection(), where="here")
     assert denied.value.facts == {"policy": "encoders", "encoder": "mixed", "allowed": "ode"}
 
@@ -171,7 +163,7 @@ def test_a_table_of_clients_denies_what_it_does_not_list(clients, targets: set[s
     """Each name by itself, the star for the others; nothing allowed is no call at all."""
     found = set()
     for target in ("south.example/relief", "south.example/other", "west.example/relief"):
-        with suppress(PolicyDenied):
+        with suppress(errors.PolicyDenied):
             check_target("alice", *target.split("/"), PolicySection(clients=clients))
             found.add(target)
     assert found == targets
@@ -181,7 +173,7 @@ def test_a_table_of_clients_denies_what_it_does_not_list(clients, targets: set[s
 def test_softening_has_a_floor() -> None:
     policy = PolicySection(least_soften_sigma=0.05)
     check_softening(0.05, policy)
-    with pytest.raises(PolicyDenied, match=r"0\.02, where the policy demands at least 0\.05"):
+    with pytest.raises(errors.PolicyDenied, match=r"0\.02, where the policy demands at least 0\.05"):
         check_softening(0.02, policy)
 
 
@@ -189,7 +181,7 @@ def test_softening_has_a_floor() -> None:
     ("key", "value"), [("peers", '{ "South" = ["send"] }'), ("clients", '{ "alice" = ["relief"] }')]
 )
 def test_what_is_no_policy_is_refused(tmp_path: Path, key: str, value: str) -> None:
-    with pytest.raises(ConfigError, match="policy"):
+    with pytest.raises(errors.ConfigError, match="policy"):
         make_config(tmp_path / "north", "north.example", "source", **{key: value})
 
 
@@ -219,7 +211,7 @@ def charge(amount: int, limit: int = 100, who: str = "north.example") -> list[Ch
 def test_what_does_not_fit_is_refused_and_says_what_is_left_and_when_it_renews(clock) -> None:
     quotas = Quotas(None, clock=clock)
     quotas.charge(charge(60))
-    with pytest.raises(QuotaSpent) as spent:
+    with pytest.raises(errors.QuotaSpent) as spent:
         quotas.charge(charge(41))
     assert spent.value.retry_after_s == DAY_S
     assert spent.value.facts == {
@@ -236,11 +228,11 @@ def test_a_day_begins_with_the_first_charge_and_each_has_its_own(clock) -> None:
     quotas.charge(charge(100, who="west.example"))
     clock.now += DAY_S / 2 - 60
     for who in ("north.example", "west.example"):
-        with pytest.raises(QuotaSpent):
+        with pytest.raises(errors.QuotaSpent):
             quotas.charge(charge(1, who=who))
     clock.now += 60
     quotas.charge(charge(100))
-    with pytest.raises(QuotaSpent):
+    with pytest.raises(errors.QuotaSpent):
         quotas.charge(charge(1, who="west.example"))
 
 
@@ -248,7 +240,7 @@ def test_a_restart_gives_nothing_back_and_an_orderly_one_takes_nothing(store, cl
     quotas = Quotas(store, clock=clock)
     quotas.charge(charge(123_456, 10**6))
     quotas.close()
-    with pytest.raises(QuotaSpent) as spent:
+    with pytest.raises(errors.QuotaSpent) as spent:
         Quotas(store, clock=clock).charge(charge(10**6, 10**6))
     assert spent.value.facts["left"] == str(10**6 - 123_456)
 
@@ -283,7 +275,7 @@ def test_works_are_charged_in_their_order_as_many_as_fit_with_one_write(store, c
     quotas = Quotas(store, clock=clock)
     assert quotas.charge_each([charge(amount) for amount in (8, 40, 30, 30, 1)]) == 3
     assert store.commits == 1
-    with pytest.raises(QuotaSpent) as spent:
+    with pytest.raises(errors.QuotaSpent) as spent:
         quotas.charge_each([charge(30), charge(1)])
     assert spent.value.facts["left"] == "22"
     quotas.charge(charge(22))
@@ -297,9 +289,9 @@ def test_a_full_disk_books_nothing_and_asks_to_come_back(store, clock, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "write", full)
-        with pytest.raises(NotReady) as refused:
+        with pytest.raises(errors.NotReady) as refused:
             quotas.charge(charge(100))
-        with pytest.raises(NotReady):
+        with pytest.raises(errors.NotReady):
             quotas.charge_each([charge(60), charge(40)])
     assert refused.value.retry_after_s
     quotas.charge(charge(100))
@@ -310,7 +302,7 @@ def test_a_clock_that_was_set_back_makes_no_day_longer_than_a_day(clock) -> None
     clock.now += 1_000 * DAY_S
     quotas.charge(charge(100))
     clock.now -= 1_000 * DAY_S
-    with pytest.raises(QuotaSpent) as spent:
+    with pytest.raises(errors.QuotaSpent) as spent:
         quotas.charge(charge(1))
     assert spent.value.retry_after_s == DAY_S
     clock.now += DAY_S

@@ -92,13 +92,6 @@ def test_a_socket_that_a_kill_left_behind_is_replaced(config) -> None:
     assert not path.exists()
 
 
-def test_a_folder_that_others_may_write_is_refused(config) -> None:
-    folder = config.paths.admin_socket.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o777)
-    refused(config, "written to by others")
-
-
 def test_no_node_is_named_as_such(config) -> None:
     with pytest.raises(PeerUnreachable, match="no node answers"):
         AdminClient(config).status()
