@@ -13,16 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ddib_fed.client.profile import Profile, render_client_toml, renew_client
 from ddib_fed.errors import ConfigError, MessageInvalid, NotReady, PolicyDenied, QuotaSpent, Unauthenticated
+from ddib_fed.node import certificates
 from ddib_fed.node.admin import Metrics
 from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.certificates import (
-    LONGEST_PAUSE,
-    IdentityServicer,
-    RenewalThread,
-    certificate_status,
-    recover_at_start,
-    renew_node,
-)
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import Charge, Policy, Quotas
 from ddib_fed.node.role import NodeContext
@@ -63,7 +56,7 @@ class Server:
         audit = AuditLog(NodeStore(config.paths.store, shared=True))
         node = NodeContext(config, peers, audit, Metrics())
         self.quotas = node.quotas
-        self.servicer = IdentityServicer(node, clock=self._clock)
+        self.servicer = certificates.IdentityServicer(node, clock=self._clock)
         identity_pb2_grpc.add_IdentityServiceServicer_to_server(self.servicer, self.grpc)
         self.credentials = tls.ServerCredentials(config.paths.pki, peers)
         self.port = self.grpc.add_secure_port("127.0.0.1:0", self.credentials.grpc)
@@ -110,7 +103,7 @@ def server(issuer: NodeConfig):
 def test_an_issuer_recovers_at_start(issuer: NodeConfig, age: timedelta, done: str | None) -> None:
     authority = pki.load_authority(issuer.paths.pki)
     pki.issue_to_folder(authority, issuer.paths.pki, "node", "node-1", now=NOW - age)
-    report = recover_at_start(issuer)
+    report = certificates.recover_at_start(issuer)
     assert (report or "").startswith(done or "")
     assert pki.load_identity(issuer.paths.pki).not_after > datetime.now(UTC)
 
@@ -119,7 +112,7 @@ def test_a_root_of_another_institution_is_noticed_before_it_issues(tmp_path: Pat
     """A state folder that was copied: no certificate is made that names another institution than node.toml."""
     config = configured(tmp_path / "copy")
     pki.create_institution(config.paths.pki, "south.example")
-    for call in (recover_at_start, renew_node):
+    for call in (certificates.recover_at_start, certificates.renew_node):
         with pytest.raises(ConfigError, match=r"south\.example"):
             call(config)
     assert not (config.paths.pki / "leaf.pem").exists()
@@ -127,16 +120,16 @@ def test_a_root_of_another_institution_is_noticed_before_it_issues(tmp_path: Pat
     enrolled_as = pki.new_authority("north.example")
     pki.issue_to_folder(enrolled_as, config.paths.pki, "node", "node-1")
     with pytest.raises(ConfigError, match=south.institution):
-        recover_at_start(config)
+        certificates.recover_at_start(config)
 
 
 def test_a_node_that_cannot_renew_starts_while_its_certificate_is_good(
     issuer: NodeConfig, tmp_path: Path
 ) -> None:
     config = second_node(issuer, tmp_path, "", age=17 * HOUR)
-    assert "cannot be renewed" in (recover_at_start(config) or "")
+    assert "cannot be renewed" in (certificates.recover_at_start(config) or "")
     with pytest.raises(Unauthenticated, match="expired"):
-        recover_at_start(config, now=NOW + 8 * HOUR)
+        certificates.recover_at_start(config, now=NOW + 8 * HOUR)
 
 
 def client(issuer: NodeConfig, server: Server, folder: Path, *, age: timedelta) -> Profile:
@@ -233,7 +226,7 @@ def test_an_answer_for_another_root_is_not_installed(issuer: NodeConfig) -> None
 def test_a_thread_renews_and_clears_its_problem(issuer: NodeConfig) -> None:
     ticks: list[int] = []
     now = [datetime.now(UTC)]
-    thread = RenewalThread(issuer, clock=lambda: now[0], on_tick=lambda: ticks.append(1))
+    thread = certificates.RenewalThread(issuer, clock=lambda: now[0], on_tick=lambda: ticks.append(1))
     first = pki.load_identity(issuer.paths.pki)
     thread.look()
     assert pki.load_identity(issuer.paths.pki) == first
@@ -245,7 +238,7 @@ def test_a_thread_renews_and_clears_its_problem(issuer: NodeConfig) -> None:
     (issuer.paths.pki / "ca.key").write_bytes(good)
     thread.look()
     assert thread.problem is not None, "it was tried a moment ago"
-    now[0] += LONGEST_PAUSE
+    now[0] += certificates.LONGEST_PAUSE
     thread.look()
     assert thread.problem is None
     assert pki.load_identity(issuer.paths.pki).not_after > first.not_after
@@ -300,7 +293,7 @@ NODE = Identity("north.example", "node", "node-2")
 @pytest.fixture
 def two(issuer: NodeConfig, server: Server, tmp_path: Path) -> NodeConfig:
     config = second_node(issuer, tmp_path, f'issuer = "node-1@{server.address}"\n', age=17 * HOUR)
-    assert "renewed" in (recover_at_start(config) or "")
+    assert "renewed" in (certificates.recover_at_start(config) or "")
     return config
 
 
@@ -317,9 +310,9 @@ def off_for(issuer: NodeConfig, config: NodeConfig, time: timedelta) -> None:
 def test_a_node_that_was_off_for_a_week_comes_back_by_itself(issuer: NodeConfig, two: NodeConfig) -> None:
     """`check` says so, the start does it, with a new key and a new certificate for the next time."""
     off_for(issuer, two, 8 * DAY)
-    assert "renewed at the start" in certificate_status(two)[1]
+    assert "renewed at the start" in certificates.certificate_status(two)[1]
     before = (two.paths.pki / "recovery.pem").read_bytes()
-    assert "renewed" in (recover_at_start(two) or "")
+    assert "renewed" in (certificates.recover_at_start(two) or "")
     assert pki.load_identity(two.paths.pki).not_after > datetime.now(UTC)
     assert (two.paths.pki / "recovery.pem").read_bytes() != before
     recovery = pki.load_recovery(two.paths.pki)
@@ -330,7 +323,7 @@ def test_a_node_that_was_off_for_a_week_comes_back_by_itself(issuer: NodeConfig,
 def test_a_node_that_was_off_for_too_long_is_enrolled_again(issuer: NodeConfig, two: NodeConfig) -> None:
     """The certificate for recovery has expired as well; `check` and the start say the same."""
     off_for(issuer, two, 31 * DAY)
-    for call in (certificate_status, recover_at_start):
+    for call in (certificates.certificate_status, certificates.recover_at_start):
         with pytest.raises(Unauthenticated, match="expired"):
             call(two)
 
@@ -339,7 +332,7 @@ def test_a_withdrawn_node_does_not_come_back(issuer: NodeConfig, two: NodeConfig
     off_for(issuer, two, 8 * DAY)
     peer_store(issuer).withdraw(NODE)
     with pytest.raises(Unauthenticated, match="could not be renewed"):
-        recover_at_start(two)
+        certificates.recover_at_start(two)
 
 
 def test_a_node_just_enrolled_asks_once_for_what_it_needs_to_recover(
@@ -349,7 +342,7 @@ def test_a_node_just_enrolled_asks_once_for_what_it_needs_to_recover(
     server.on_renewal = lambda: asked.append(1)
     server.servicer.recovery = timedelta(0)
     config = second_node(issuer, tmp_path, f'issuer = "node-1@{server.address}"\n', age=HOUR)
-    thread = RenewalThread(config)
+    thread = certificates.RenewalThread(config)
     for _ in range(3):
         thread.look()
     assert len(asked) == 1
