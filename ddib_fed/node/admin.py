@@ -93,6 +93,7 @@ class ProbeServer(ThreadingHTTPServer):
     """Plain HTTP for probes of the same machine, on a thread of its own."""
 
     daemon_threads = True
+    request_queue_size = 4 * MOST_CONNECTIONS  # of 5, as usual, a crowd would delay a probe by seconds
 
     def __init__(self, listen: str, state: Callable[[], str], metrics: Metrics) -> None:
         address = split_address(listen, bound=True)

@@ -7,6 +7,7 @@ import threading
 import grpc
 import pytest
 
+from ddib_fed.protocol import calls
 from ddib_fed.protocol.calls import CheckedChannel, ReadAhead
 
 
@@ -103,8 +104,9 @@ class StuckChannel(grpc.Channel):
 
 
 @pytest.mark.slow
-def test_a_reader_that_grpc_forgot_is_woken() -> None:
+def test_a_reader_that_grpc_forgot_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its channel is closed and known to be broken; before, reading never returned, whatever the deadline."""
+    monkeypatch.setattr(calls, "STUCK_S", 0.2)
     channel = CheckedChannel(StuckChannel(), "target south.example", own=False)
     with pytest.raises(EndedError):
         next(channel.stream_stream("/any")(iter(())))
