@@ -245,8 +245,9 @@ def test_a_log_that_is_cut_while_the_node_runs_makes_it_degraded(
 ) -> None:
     """Within the time of its check, without a call; with what to do; and the log no longer verifies."""
     AdminClient(config).reload()
-    running.daemon._look()
     path = config.paths.store
+    assert len(audit_rows.records(path, "reload")) == 1
+    running.daemon._look()
     audit_rows.cut(path, 1)
     assert AdminClient(config).status().state == "serving"
     running.daemon._look()
@@ -255,8 +256,3 @@ def test_a_log_that_is_cut_while_the_node_runs_makes_it_degraded(
     assert "was cut while the node ran" in state
     assert "ddib audit verify" in state
     assert not verify(lines_of(path)).ok
-
-
-def test_a_reload_is_a_line(config: NodeConfig, running: Running) -> None:
-    AdminClient(config).reload()
-    assert len(audit_rows.records(config.paths.store, "reload")) == 1
