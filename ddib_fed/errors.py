@@ -40,8 +40,6 @@ class ExitCode(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One field in which two contracts differ."""
-
     field: str
     source: str
     target: str
@@ -227,7 +225,6 @@ class ContractUnknown(UnavailableError, sentence="this contract was not agreed o
 
 
 def all_errors(root: type[DdibError] = DdibError) -> Iterator[type[DdibError]]:
-    """Every class of the tree, the root first."""
     yield root
     for child in root.__subclasses__():
         yield from all_errors(child)
@@ -239,7 +236,6 @@ def error_class(reason: str) -> type[DdibError]:
 
 @contextmanager
 def extra(name: str, package: str, what: str, *, otherwise: str = "") -> Iterator[None]:
-    """Guard imports of a package of an extra."""
     try:
         yield
     except ImportError as error:
@@ -372,6 +368,5 @@ def step_in_words(error: DdibError) -> str:
 
 
 def _of_class(error: DdibError, steps: Mapping[str, str]) -> str:
-    """The line for the class of an error or the nearest parent that has one."""
     reasons = (str(getattr(kind, "reason", "")) for kind in type(error).__mro__)
     return next((steps[reason] for reason in reasons if reason in steps), "")

@@ -168,7 +168,6 @@ def has_sha256(path: Path, sha256: object) -> bool:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The value that a JSON text holds."""
     try:
         return json.loads(data)
     except RecursionError as error:
@@ -317,7 +316,6 @@ MAX_CONFIG_BYTES = 1 << 20
 
 
 def load_toml(path: Path, model: type[M], *, hint: str) -> M:
-    """Read and validate `path`."""
     data = read_small(path, hint=hint, pipe=True, max_bytes=MAX_CONFIG_BYTES)
     return parse_toml(data, model, path)
 

@@ -203,7 +203,6 @@ class NodeStore:
                 raise sqlite3.DatabaseError(answer)
 
     def _unusable(self, error: sqlite3.DatabaseError) -> DdibError:
-        """Why the database cannot be opened."""
         code, what = _code_of(error), f"the database {self._called}"
         if code == sqlite3.SQLITE_FULL:
             return DiskFull(f"the disk of {what} is full", hint=f"df -h {self._called.parent}")
@@ -398,7 +397,6 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _code_of(error: BaseException) -> int:
-    """SQLite's primary code of an error."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 

@@ -149,7 +149,6 @@ OFF: Final = Tracing()
 
 
 def named(**values: Value) -> dict[str, Value]:
-    """Attributes of a span."""
     return {f"ddib.{name}": value for name, value in values.items()}
 
 

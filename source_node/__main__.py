@@ -6,7 +6,6 @@ from ddib_fed.terminal import importing
 
 
 def main() -> None:
-    """Entry point."""
     with importing():
         from ddib_fed.node.command import node_command, run
     run(node_command("source"))

@@ -59,7 +59,7 @@ from ddib_fed.protocol.contract import calibration_text, guidance_from_pb
 from ddib_fed.protocol.details import to_detail
 from ddib_fed.protocol.latent import ApprovedLatent, approve
 from ddib_fed.protocol.messages import ItemState, JobState
-from ddib_fed.security.audit import RECEIPT, Exchanged, anchor_of
+from ddib_fed.security.audit import Exchanged, anchor_of
 from ddib_fed.telemetry import MOST_ITEMS, OFF, Tracing
 from ddib_fed.v1 import common_pb2
 from source_node.remote import RemoteParty, Remotes
@@ -86,8 +86,6 @@ item in flight costs the node, and each client that watches, more than storing i
 
 
 class Numbers:
-    """Numbers of the ranges of a job's items."""
-
     def __init__(self, items: Sequence[StoredItem], sample_shape: Sequence[int]) -> None:
         self._stride = 1
         if len(sample_shape) == 1:  # a picture is one row
@@ -119,8 +117,6 @@ def woven(parts: Sequence[Array]) -> Array:
 
 @dataclass(slots=True)
 class ItemWork:
-    """An item between its input and its result."""
-
     item: StoredItem
     given: Given
     record: Translation
@@ -201,7 +197,6 @@ class StepEvents:
         self.publish(self.job_id, JobState.RUNNING, item=item, stage=stage, step=done, steps=of_all)
 
     def observe(self, stage: str, seconds: float, samples: int) -> None:
-        """Some samples have gone through a stage of the own model."""
         self.metrics.seconds.labels(stage).observe(seconds)
         self.metrics.samples.labels(stage).inc(samples)
         with self._lock:
@@ -211,7 +206,6 @@ class StepEvents:
             self.tracing.record(stage, seconds, parent=self.trace, samples=samples)
 
     def ends(self, item: int, reason: str = "") -> None:
-        """An item is translated, or has failed for a reason."""
         stage, end = ("encode", "failed") if reason else ("decode", "ok")
         self.metrics.items.labels(stage, end).inc()
         with self._lock:
@@ -340,7 +334,6 @@ class JobPipeline:
     # What the client sent
 
     def _given(self, items: Sequence[StoredItem]) -> Iterator[ToTranslate]:
-        """The ranges of the items, as they are needed."""
         contract, request = self._contract, self._job.request
         own = own_classes(self._node, request)
         other = target_classes(contract.target, contract.limits.guidance, request)
@@ -539,20 +532,9 @@ class JobPipeline:
         return True
 
     def _receipt(self, exchanged: Exchanged) -> None:
-        """Record what a call exchanged, and the peer's anchor; its latents are recorded already."""
-        if not exchanged.sent_items:
-            return
-        try:
-            self._node.audit.write(
-                RECEIPT,
-                job=self._job.job_id,
-                peer=self._contract.target.institution,
-                contract=self._contract.digest.hex(),
-                policy=self._node.policy_sha256,
-                **exchanged.values(),
-            )
-        except OSError:
-            log.exception("the receipt of job %s could not be written to the audit log", self._job.job_id)
+        if exchanged.sent_items:
+            peer = self._contract.target.institution
+            self._node.write_receipt(peer, self._contract, exchanged, job=self._job.job_id)
 
     # What comes back
 
@@ -587,7 +569,6 @@ class JobPipeline:
     def _result(
         self, work: ItemWork, there: Decoded, back: Decoded | None
     ) -> tuple[list[NewFile], Translation]:
-        """The files and the record of a translation."""
         files: list[NewFile] = []
         samples, given, rule = self._samples, work.given, rule_of_side(self._contract.target)
         record = work.record.with_(seconds={"remote": there.seconds}, wire_bytes=there.wire_bytes)

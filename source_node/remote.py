@@ -22,23 +22,9 @@ import grpc
 import torch
 from opentelemetry.trace import Span, SpanKind
 
+from ddib_fed import errors
 from ddib_fed.engine.gate import pass_latent
 from ddib_fed.engine.party import Array, Control, Decoded, Encoded, Failed, Leg, Stage, ToDecode, ToEncode
-from ddib_fed.errors import (
-    Cancelled,
-    ChunkCorrupt,
-    DdibError,
-    DeadlineExceeded,
-    DomainNotFound,
-    InputError,
-    InternalError,
-    LatentNotGaussian,
-    MessageInvalid,
-    PeerFault,
-    PeerUnreachable,
-    PolicyDenied,
-    error_class,
-)
 from ddib_fed.latent import Latent
 from ddib_fed.node.role import settings_message
 from ddib_fed.protocol.contract import (
@@ -82,7 +68,7 @@ IDLE_S: Final = 60.0
 computes for long is not idle in the eyes of its peer (`idle_s` in its [limits], 300 s unless it was changed)."""
 POLL_S: Final = 0.2
 """How often a blocked stage looks whether it should still wait."""
-REFUSALS: Final = (InputError, LatentNotGaussian, PeerFault)
+REFUSALS: Final = (errors.InputError, errors.LatentNotGaussian, errors.PeerFault)
 """What may be wrong with an item and no other."""
 
 Release = Callable[[Sequence[ToDecode]], Sequence[ApprovedLatent]]
@@ -90,8 +76,6 @@ Release = Callable[[Sequence[ToDecode]], Sequence[ApprovedLatent]]
 
 
 class Remote:
-    """One admitted peer."""
-
     def __init__(
         self, institution: str, channel: grpc.Channel, *, max_file_bytes: int, silence_s: float = SILENCE_S
     ) -> None:
@@ -115,7 +99,7 @@ class Remote:
         with checking_answers(self.hop):
             limits, side = check_limits(answer.limits), check_side(answer.side)
             if side.institution != self.institution:
-                raise MessageInvalid(f"its node calls itself {side.institution}")
+                raise errors.MessageInvalid(f"its node calls itself {side.institution}")
         return side, limits.guidance
 
     def negotiate(
@@ -133,7 +117,7 @@ class Remote:
                 answer, source=own, target_institution=self.institution, calibration=calibration
             )
         if contract.target.domain != domain:
-            raise DomainNotFound(
+            raise errors.DomainNotFound(
                 f"{self.institution} serves {contract.target.domain}, not {domain}",
                 hop=self.hop,
                 hint=f"ddib translate ... --to {self.institution}/{contract.target.domain}",
@@ -152,7 +136,7 @@ class Remote:
                 answer: pb.NegotiateContractResponse = call.result()
         except grpc.FutureCancelledError as error:
             control.check()
-            raise PeerUnreachable(f"the channel to {self.hop} was closed", hop=self.hop) from error
+            raise errors.PeerUnreachable(f"the channel to {self.hop} was closed", hop=self.hop) from error
         except grpc.RpcError as error:
             raise failure(error, self.hop, control) from error
         self.takes_traces = is_taken(call.trailing_metadata())
@@ -238,12 +222,14 @@ class DecodeCall:
         except grpc.RpcError as error:
             if self.answers.gave_up:
                 self._control.check()
-                raise PeerUnreachable(f"{self._hop} sent nothing for too long", hop=self._hop) from error
+                raise errors.PeerUnreachable(
+                    f"{self._hop} sent nothing for too long", hop=self._hop
+                ) from error
             raise failure(error, self._hop, self._control) from error
-        except (InputError, ChunkCorrupt) as error:
+        except (errors.InputError, errors.ChunkCorrupt) as error:
             raise at_fault(error, self._hop) from error
         if self._result is not None or self._unanswered or not self._all_sent:
-            raise at_fault(MessageInvalid("the stream ended before its last result"), self._hop)
+            raise at_fault(errors.MessageInvalid("the stream ended before its last result"), self._hop)
 
     def _read(self, message: pb.DecodeResponse) -> Iterator[pb.DecodeProgress | PeerAnswer]:
         if message.WhichOneof("message") != "progress":
@@ -252,18 +238,18 @@ class DecodeCall:
             return
         progress = message.progress
         if message.data:
-            raise MessageInvalid("progress with bytes")
+            raise errors.MessageInvalid("progress with bytes")
         if progress.steps > MAX_EVALUATIONS or progress.step > progress.steps > 0:
-            raise MessageInvalid(f"step {progress.step} of {progress.steps}")
+            raise errors.MessageInvalid(f"step {progress.step} of {progress.steps}")
         # Anything else is only a sign of life.
         if progress.steps and progress.item in self._unanswered and progress.stage in STAGES:
             yield progress
 
     def _open_result(self, header: pb.DecodedHeader) -> Announced:
         if header.item not in self._unanswered:
-            raise MessageInvalid(f"a result for item {header.item}, which is not due")
+            raise errors.MessageInvalid(f"a result for item {header.item}, which is not due")
         if self._result is not None:
-            raise MessageInvalid("two results where a latent was due")
+            raise errors.MessageInvalid("two results where a latent was due")
         self.exchanged.anchor = audit_head(header) or self.exchanged.anchor
         kind = self._contract.target.sample_kind
         return open_file(header.file, max_bytes=self._max_file_bytes, accepted={ANSWERS[kind]})
@@ -271,9 +257,9 @@ class DecodeCall:
     def _open_latent(self, header: pb.LatentHeader) -> Announced:
         """The peer's own limits are in the contract: what was sent bounds what may come back."""
         if self._result is None or header.item != self._result.header.item:
-            raise MessageInvalid("a latent without its result")
+            raise errors.MessageInvalid("a latent without its result")
         if (size := header.tensor.size_bytes) != (sent := self._unanswered[header.item]):
-            raise MessageInvalid(f"a latent of {size} bytes for one of {sent}")
+            raise errors.MessageInvalid(f"a latent of {size} bytes for one of {sent}")
         return self._latent_opener(header)
 
     def _take(self, whole: Whole) -> Iterator[PeerAnswer]:
@@ -290,24 +276,24 @@ class DecodeCall:
         yield PeerAnswer(header.item, file, seconds, self._unanswered.pop(header.item) + received, latent)
 
 
-def failure(error: grpc.RpcError, hop: str, control: Control | None = None) -> DdibError:
+def failure(error: grpc.RpcError, hop: str, control: Control | None = None) -> errors.DdibError:
     """What a failed call means for the job: only its own control cancels it or lets its time run out."""
     found = failure_of_peer(error, hop)
     if control is not None:
         try:
             control.check()
-        except DeadlineExceeded as late:
+        except errors.DeadlineExceeded as late:
             late.facts["last"] = found.detail
             raise
-    if isinstance(found, Cancelled | DeadlineExceeded):
-        return PeerUnreachable(f"{hop} gave the call up, or did not answer in time ({found.reason})", hop=hop)
+    if isinstance(found, errors.Cancelled | errors.DeadlineExceeded):
+        return errors.PeerUnreachable(
+            f"{hop} gave the call up, or did not answer in time ({found.reason})", hop=hop
+        )
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class Remotes:
-    """Every admitted peer, each by its own channel and roots."""
-
     channels: tls.PeerChannels
     max_file_bytes: int
     silence_s: float = SILENCE_S
@@ -316,13 +302,6 @@ class Remotes:
         """The peer, over a channel that matches the certificates as they are now."""
         channel = self.channels.get(institution)
         return Remote(institution, channel, max_file_bytes=self.max_file_bytes, silence_s=self.silence_s)
-
-    def explained(self, institution: str, error: DdibError, timeout_s: float) -> DdibError:
-        """A failed call's error with the cause of the failed connection, where that is what it is."""
-        found = self.channels.explained(institution, error, timeout_s)
-        if "found" in found.facts:
-            found.facts["peer"] = institution
-        return found
 
 
 class _Stopped(Exception):  # noqa: N818 - a signal between threads, no error
@@ -419,7 +398,7 @@ class LatentWindow:
                     if not left or not (taken := self._take(number, left)):
                         break
                     left -= len(taken)
-            except (_Stopped, Cancelled, DeadlineExceeded):
+            except (_Stopped, errors.Cancelled, errors.DeadlineExceeded):
                 return
             except Exception as error:  # noqa: BLE001 - raised again for whoever reads the answers
                 self._fail(error)
@@ -465,15 +444,17 @@ class LatentWindow:
             self._number += 1
             self._changed.notify_all()
 
-    def cause(self, found: DdibError) -> BaseException:
+    def cause(self, found: errors.DdibError) -> BaseException:
         """What ended a call that failed with `found`: what this side met, or what the control says, else `found`."""
-        if isinstance(found, DeadlineExceeded) and isinstance(self._error, DeadlineExceeded | None):
+        if isinstance(found, errors.DeadlineExceeded) and isinstance(
+            self._error, errors.DeadlineExceeded | None
+        ):
             return found  # it says what the call waited for
         if self._error is not None:
             return self._error
         try:
             self._control.check()
-        except DdibError as error:
+        except errors.DdibError as error:
             return error
         return found
 
@@ -495,7 +476,7 @@ def _full(latents: Collection[ToDecode | None], few: int, most_rows: int) -> boo
     return len(latents) >= few and sum(len(each.latent.data) for each in latents if each) >= most_rows
 
 
-def refused_in(error: DdibError, window: LatentWindow) -> list[Failed]:
+def refused_in(error: errors.DdibError, window: LatentWindow) -> list[Failed]:
     """The items without an answer that a peer's error names: its own, and others that were refused in the same call."""
     number = error.facts.get("item", "")
     reasons = error.refused | ({int(number): error.reason} if is_number(number) else {})
@@ -504,10 +485,10 @@ def refused_in(error: DdibError, window: LatentWindow) -> list[Failed]:
     return [Failed(item, error if str(item) == number else _like(error, item, reasons[item])) for item in due]
 
 
-def _like(error: DdibError, item: int, reason: str) -> DdibError:
+def _like(error: errors.DdibError, item: int, reason: str) -> errors.DdibError:
     """Another item's refusal, as the peer said it with the first one's."""
-    kind = error_class(reason)
-    other = (kind if issubclass(kind, REFUSALS) else InternalError)(
+    kind = errors.error_class(reason)
+    other = (kind if issubclass(kind, REFUSALS) else errors.InternalError)(
         hop=error.hop, facts={"item": item}, incident=error.incident
     )
     other.says = error.says
@@ -530,7 +511,7 @@ class RemoteParty:
     trace: Span | None = None
 
     def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:  # noqa: ARG002
-        raise PolicyDenied(f"{self.remote.institution} encodes for its own clients alone")
+        raise errors.PolicyDenied(f"{self.remote.institution} encodes for its own clients alone")
 
     def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
         control, peer = leg.control or Control(), self.remote.institution
@@ -563,7 +544,7 @@ class RemoteParty:
             if not failed:
                 raise window.cause(error) from None
             yield from failed
-        except DdibError as error:
+        except errors.DdibError as error:
             raise window.cause(error) from None
         finally:
             window.end_call()
@@ -594,11 +575,11 @@ class RemoteParty:
         try:
             samples = self.read(answer.file, count)
             again = None if answer.latent is None else self._again(answer.latent, count, leg)
-        except (InputError, LatentNotGaussian) as error:
+        except (errors.InputError, errors.LatentNotGaussian) as error:
             return Failed(answer.item, self.unusable(error))
         return Decoded(answer.item, samples, None, answer.seconds, again, answer.crossed)
 
-    def unusable(self, error: DdibError) -> PeerFault:
+    def unusable(self, error: errors.DdibError) -> errors.PeerFault:
         """What is said of an answer that cannot be used: the fault is the peer's, not the client's."""
         fault = at_fault(error, self.remote.hop)
         log.warning("request %s: %s", self.request_id, fault.detail)
@@ -608,5 +589,5 @@ class RemoteParty:
         header = returned.header
         latent = Latent.from_bytes(returned.data, self.contract.sample_shape, sha256=header.tensor.sha256)
         if len(latent.data) != count:
-            raise MessageInvalid(f"a latent of {len(latent.data)} samples for one of {count}")
+            raise errors.MessageInvalid(f"a latent of {len(latent.data)} samples for one of {count}")
         return Encoded(header.item, latent, pass_latent(torch.from_numpy(latent.data.copy()), leg), 0.0)

@@ -19,23 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from typing import Any
 
+from ddib_fed import errors
 from ddib_fed.engine.party import Control
-from ddib_fed.errors import (
-    Cancelled,
-    DdibError,
-    DeadlineExceeded,
-    DiskFull,
-    Draining,
-    ExhaustedError,
-    InternalError,
-    NotReady,
-    PeerFault,
-    PeerSuspended,
-    PeerUnreachable,
-    QuotaSpent,
-    Unauthenticated,
-    UnavailableError,
-)
 from ddib_fed.files import is_disk_full
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.server import within_share
@@ -53,9 +38,9 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
-PASSING = (PeerSuspended, Unauthenticated)
+PASSING = (errors.PeerSuspended, errors.Unauthenticated)
 """Refusals that pass: an operator resumes the peer, or a certificate that has expired is renewed."""
-ABSENT = (PeerUnreachable, NotReady, Draining)
+ABSENT = (errors.PeerUnreachable, errors.NotReady, errors.Draining)
 """Errors of a peer that takes no job at all now."""
 
 
@@ -142,7 +127,7 @@ class EventHub:
                 if (last := _last(log)) is not None and last.state in _ENDED:
                     break
                 if idle is not None and time.monotonic() >= idle:
-                    raise DeadlineExceeded(
+                    raise errors.DeadlineExceeded(
                         "the job did not move for as long as one call may wait for it",
                         hint="watch it again, after the last event",
                         facts={"idle_s": f"{idle_s:g}"},
@@ -241,8 +226,6 @@ LOOK_EVERY_S = 0.5
 
 
 class JobRunner:
-    """Works on queued jobs with a few threads, one job each."""
-
     def __init__(self, node: NodeContext, store: JobStore, events: EventHub, remotes: Remotes) -> None:
         self._node = node
         self._store = store
@@ -264,13 +247,13 @@ class JobRunner:
     def start(self) -> None:
         """Take up what a stop or a kill left, then wait for jobs."""
         for job in self._store.release_running():
-            self.announce(job, JobState.CANCELLED, Cancelled.reason)
+            self.announce(job, JobState.CANCELLED, errors.Cancelled.reason)
         for thread in self._threads:
             thread.start()
 
     def is_away(self, institution: str) -> bool:
         """Whether jobs for it are accepted unasked; one that has suspended this node is asked, and refuses them."""
-        return self._circuit.reason(institution) not in {"", PeerSuspended.reason}
+        return self._circuit.reason(institution) not in {"", errors.PeerSuspended.reason}
 
     def accepted(self, job: StoredJob) -> None:
         """A job was accepted; an event says at once if it has to wait."""
@@ -284,7 +267,7 @@ class JobRunner:
 
     def cancel(self, job_id: str) -> None:
         if (running := self._running.get(job_id)) is not None:
-            running[1].cancel(Cancelled(facts={"job": job_id}))
+            running[1].cancel(errors.Cancelled(facts={"job": job_id}))
 
     def drain(self, timeout_s: float) -> None:
         """Start no more jobs; return when the running ones are done, or after the time."""
@@ -298,7 +281,7 @@ class JobRunner:
         self._closing = True
         self.wake()
         for _, control in list(self._running.values()):
-            control.cancel(Draining())
+            control.cancel(errors.Draining())
         for thread in filter(threading.Thread.is_alive, self._threads):
             thread.join(timeout=10)
 
@@ -360,7 +343,6 @@ class JobRunner:
         return min(some, key=lambda each: (not each.overdue, counts[each.owner]), default=None)
 
     def _may_run(self, due: DueJob, counts: Counter[str]) -> bool:
-        """Whether the client has a worker left, and the job's peer answers."""
         if not within_share(counts[due.owner], self._most - counts.total(), self._most):
             return False
         if self._is_large(due):
@@ -379,30 +361,31 @@ class JobRunner:
         try:
             self._attempt(job, control)
             self._finish_by_items(job)
-        except (UnavailableError, ExhaustedError, *PASSING) as error:
+        except (errors.UnavailableError, errors.ExhaustedError, *PASSING) as error:
             self._set_aside(job, error)
         except OSError as error:
             log.exception("job %s: the disk failed", job.job_id)
-            self._set_aside(job, DiskFull() if is_disk_full(error) else UnavailableError("the disk failed"))
-        except Cancelled as error:
+            self._set_aside(
+                job, errors.DiskFull() if is_disk_full(error) else errors.UnavailableError("the disk failed")
+            )
+        except errors.Cancelled as error:
             self._finish(job, JobState.CANCELLED, error)
-        except DeadlineExceeded as error:
+        except errors.DeadlineExceeded as error:
             self._finish(job, JobState.FAILED, self._late(job, error))
-        except DdibError as error:
-            if isinstance(error, PeerFault):
+        except errors.DdibError as error:
+            if isinstance(error, errors.PeerFault):
                 self._node.peer_problems.failed(job.request.target_institution, error)
             self._note_presence(job, error)
             self._finish(job, JobState.FAILED, error)
         except Exception:
             incident = secrets.token_hex(6)
             log.exception("incident %s in job %s", incident, job.job_id)
-            self._finish(job, JobState.FAILED, InternalError(incident=incident))
+            self._finish(job, JobState.FAILED, errors.InternalError(incident=incident))
 
     def _attempt(self, job: StoredJob, control: Control) -> None:
-        """Run the pipeline over what is left."""
         control.check()
         if self._store.is_cancelled(job.job_id):
-            raise Cancelled(facts={"job": job.job_id})
+            raise errors.Cancelled(facts={"job": job.job_id})
         left = [item for item in job.items if item.state in PENDING_ITEMS]
         if not left:
             return
@@ -425,13 +408,13 @@ class JobRunner:
         if self._circuit.answered(target):
             self.wake()
 
-    def _set_aside(self, job: StoredJob, error: DdibError) -> None:
+    def _set_aside(self, job: StoredJob, error: errors.DdibError) -> None:
         """For later, so that others get the worker, or for the next start; pauses grow while nothing moves."""
         if self._closing:
             log.info("job %s is left for the next start", job.job_id)
             return
         left, asked = job.deadline - self._store.now(), error.retry_after_s or 0.0
-        if isinstance(error, QuotaSpent) and (error.retry_after_s is None or asked >= left):
+        if isinstance(error, errors.QuotaSpent) and (error.retry_after_s is None or asked >= left):
             self._finish(job, JobState.FAILED, error)
             return
         if self._has_moved(job):
@@ -440,7 +423,7 @@ class JobRunner:
         if error.hop:
             self._node.peer_problems.failed(job.request.target_institution, error)
         # The time to come back from a full disk is for clients: here it is looked at again after the usual pause.
-        if isinstance(error, DiskFull) and not error.hop:
+        if isinstance(error, errors.DiskFull) and not error.hop:
             asked = 0.0
         delay = max(asked, self._retry_pauses.next(job.job_id))
         self._note_presence(job, error)
@@ -449,11 +432,11 @@ class JobRunner:
         if self._store.is_cancelled(job.job_id):  # while it ran: it need not wait for its end
             self._store.cancel(job.job_id, job.owner)
             self._retry_pauses.end(job.job_id)
-            self.announce(job, JobState.CANCELLED, Cancelled.reason)
+            self.announce(job, JobState.CANCELLED, errors.Cancelled.reason)
         else:
             self.publish(job.job_id, JobState.QUEUED, stage="wait", reason=error.reason)
 
-    def _note_presence(self, job: StoredJob, error: DdibError) -> None:
+    def _note_presence(self, job: StoredJob, error: errors.DdibError) -> None:
         """Note whether the peer answers, as a refusal is; that it does not is published once for all jobs for it."""
         target = job.request.target_institution
         if not error.hop:
@@ -470,13 +453,13 @@ class JobRunner:
             item.state for item in self._store.get(job.job_id).items
         ]
 
-    def _explained(self, job: StoredJob, error: DdibError) -> DdibError:
-        found = self._remotes.explained(job.request.target_institution, error, DIAGNOSE_TIMEOUT_S)
-        if isinstance(found, PeerUnreachable) and not found.incident:
+    def _explained(self, job: StoredJob, error: errors.DdibError) -> errors.DdibError:
+        found = self._remotes.channels.explained(job.request.target_institution, error, DIAGNOSE_TIMEOUT_S)
+        if isinstance(found, errors.PeerUnreachable) and not found.incident:
             found.facts.setdefault("found", found.detail)  # this node's words
         return found
 
-    def _late(self, job: StoredJob, error: DeadlineExceeded) -> DeadlineExceeded:
+    def _late(self, job: StoredJob, error: errors.DeadlineExceeded) -> errors.DeadlineExceeded:
         """The end of a job's time, with what it was spent on."""
         progress = self._store.progress(job.job_id)
         facts = {
@@ -486,13 +469,13 @@ class JobRunner:
         waited = job.error  # of the last try
         if "last" in error.facts:
             hop = f"target {job.request.target_institution}"
-            found = self._explained(job, PeerUnreachable(error.facts["last"], hop=hop))
+            found = self._explained(job, errors.PeerUnreachable(error.facts["last"], hop=hop))
             facts["last"] = _last_cause(error_record(found))
         elif waited is not None and not self._has_moved(job):
             facts["last"] = _last_cause(waited)
         elif job.started >= job.deadline:
             facts["last"] = "it was not begun before: this node was busy, or stopped"
-        return DeadlineExceeded(f"of job {job.job_id}", facts=facts, hop=error.hop)
+        return errors.DeadlineExceeded(f"of job {job.job_id}", facts=facts, hop=error.hop)
 
     def _finish_by_items(self, job: StoredJob) -> None:
         """Finished when at least one item came through; failed, with the first item's error, when none did."""
@@ -502,11 +485,11 @@ class JobRunner:
             self._store.finish(job.job_id, JobState.FINISHED)
             self.announce(job, JobState.FINISHED, "")
         else:
-            error = next((item.error for item in items if item.error), error_record(InternalError()))
+            error = next((item.error for item in items if item.error), error_record(errors.InternalError()))
             self._store.finish(job.job_id, JobState.FAILED, error)
             self.announce(job, JobState.FAILED, error.reason)
 
-    def _finish(self, job: StoredJob, state: JobState, error: DdibError) -> None:
+    def _finish(self, job: StoredJob, state: JobState, error: errors.DdibError) -> None:
         self._retry_pauses.end(job.job_id)
         self._store.finish(job.job_id, state, error_record(error))
         self.announce(job, state, error.reason, error.detail)

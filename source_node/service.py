@@ -22,6 +22,7 @@ from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.connections import Repeated
 from ddib_fed.node.role import NodeContext, RoleService
+from ddib_fed.node.server import caller
 from ddib_fed.protocol.contract import LAST_MOMENT
 from ddib_fed.protocol.messages import JobState, provenance_message
 from ddib_fed.protocol.streams import stream_file
@@ -32,7 +33,7 @@ from ddib_fed.v1 import translation_pb2 as pb
 from source_node.remote import Remotes
 from source_node.runner import DIAGNOSE_TIMEOUT_S, EventHub, JobRunner
 from source_node.store import PENDING_ITEMS, RESULTS, ItemCounts, JobStore, StoredJob
-from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, active_terms, caller_uri, trace_key
+from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, active_terms, trace_key
 
 
 def job_message(job: StoredJob, progress: ItemCounts | None = None, *, expires: float = 0.0) -> pb.Job:
@@ -137,7 +138,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     def WatchJob(
         self, request: pb.WatchJobRequest, context: ServicerContext
     ) -> Iterator[pb.WatchJobResponse]:
-        job = self.store.head(request.job_id, caller_uri())
+        job = self.store.head(request.job_id, caller().uri)
         if self.events.last(job.job_id) is None:  # not since the node was started
             self.runner.publish(job.job_id, job.state)
         yield from self.events.subscribe(
@@ -148,12 +149,12 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         )
 
     def GetJob(self, request: pb.GetJobRequest, context: ServicerContext) -> pb.GetJobResponse:
-        job = self.store.get(request.job_id, caller_uri())
+        job = self.store.get(request.job_id, caller().uri)
         expires = self.store.unix_time(job.expires)
         return pb.GetJobResponse(job=job_message(job, expires=expires))
 
     def ListJobs(self, request: pb.ListJobsRequest, context: ServicerContext) -> pb.ListJobsResponse:
-        jobs = self.store.list(caller_uri(), min(request.limit or 100, 1000))
+        jobs = self.store.list(caller().uri, min(request.limit or 100, 1000))
         progress = self.store.progress_of([job.job_id for job in jobs])
         return pb.ListJobsResponse(
             jobs=[
@@ -165,8 +166,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         )
 
     def CancelJob(self, request: pb.CancelJobRequest, context: ServicerContext) -> pb.CancelJobResponse:
-        before = self.store.head(request.job_id, caller_uri())
-        state = self.store.cancel(request.job_id, caller_uri())
+        before = self.store.head(request.job_id, caller().uri)
+        state = self.store.cancel(request.job_id, caller().uri)
         self.runner.cancel(request.job_id)
         if state == JobState.CANCELLED and not before.state.ended:
             self.runner.announce(before, state, Cancelled.reason)
@@ -175,7 +176,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     def FetchResults(
         self, request: pb.FetchResultsRequest, context: ServicerContext
     ) -> Iterator[pb.FetchResultsResponse]:
-        job = self.store.head(request.job_id, caller_uri())
+        job = self.store.head(request.job_id, caller().uri)
         ready = self.store.ready(job.job_id)
         _require_once(request.items)
         wanted = list(request.items) or ready
@@ -193,11 +194,11 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     ) -> pb.AcknowledgeItemsResponse:
         pairs = [(item.item, item.sha256) for item in request.items]
         _require_once([index for index, _ in pairs])
-        remaining = self.store.acknowledge(request.job_id, caller_uri(), pairs)
+        remaining = self.store.acknowledge(request.job_id, caller().uri, pairs)
         return pb.AcknowledgeItemsResponse(remaining=remaining)
 
     def DeleteJob(self, request: pb.DeleteJobRequest, context: ServicerContext) -> pb.DeleteJobResponse:
-        self.store.delete(request.job_id, caller_uri())
+        self.store.delete(request.job_id, caller().uri)
         return pb.DeleteJobResponse()
 
     def _span(self, name: str, context: ServicerContext, otherwise: str = "") -> AbstractContextManager[Span]:
@@ -212,7 +213,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         try:
             side, guidance = self.remotes.get(institution).describe(DESCRIBE_TIMEOUT_S)
         except DdibError as error:
-            error = self.remotes.explained(institution, error, DIAGNOSE_TIMEOUT_S)
+            error = self.remotes.channels.explained(institution, error, DIAGNOSE_TIMEOUT_S)
             self.node.peer_problems.failed(institution, error)
             cause = error.facts.get("cause", "")
             status = f"{error.reason} ({cause})" if cause else error.reason
@@ -261,8 +262,6 @@ def _require_once(items: Sequence[int]) -> None:
 
 
 class SourceService(RoleService):
-    """The source role in one node."""
-
     service_names = ("ddib_fed.v1.TranslationService",)
 
     def __init__(self, node: NodeContext) -> None:

@@ -101,7 +101,6 @@ class Spool:
         return file.name
 
     def open(self, job_id: str, file: str) -> BufferedReader:
-        """A file, for reading."""
         try:
             return open(self._path(job_id, file), "rb")
         except FileNotFoundError as error:
@@ -170,7 +169,6 @@ class GrowingFile:
             self._file = os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0)
 
     def write(self, data: bytes | memoryview, /) -> None:
-        """Append."""
         left = memoryview(data)
         with _naming_a_full_disk():
             while left:

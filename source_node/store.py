@@ -109,8 +109,6 @@ class ItemCounts(NamedTuple):
 
 
 class DueJob(NamedTuple):
-    """A queued job that may be tried now."""
-
     job_id: str
     owner: str
     target: str
@@ -170,14 +168,12 @@ class JobStore:
     # Read
 
     def get(self, job_id: str, owner: str | None = None) -> StoredJob:
-        """A job with its items."""
         with self._store.snapshot() as read:
             row = _own_row(read, job_id, owner)
             items = read("SELECT * FROM items WHERE job_id = ? ORDER BY item", (job_id,))
         return _job(row, items)
 
     def head(self, job_id: str, owner: str | None = None) -> StoredJob:
-        """A job without its items."""
         return _job(_own_row(self.read, job_id, owner))
 
     def item(self, job_id: str, item: int) -> StoredItem:
@@ -210,12 +206,10 @@ class JobStore:
         return tuple(map(_job, rows))
 
     def counts(self) -> Mapping[JobState, int]:
-        """How many jobs are in each state."""
         rows = self.read("SELECT state, count(*) AS n FROM jobs GROUP BY state")
         return dict.fromkeys(JobState, 0) | {JobState(row["state"]): row["n"] for row in rows}
 
     def parts(self, job_id: str, item: int) -> Mapping[tuple[SpoolPart, int], SpoolFile]:
-        """The files of an item, by part and range."""
         return _files(self.read, job_id, item)
 
     def read_part(self, job_id: str, item: int, part: SpoolPart, place: int = 0) -> bytes:
@@ -240,12 +234,10 @@ class JobStore:
     # Receive
 
     def open_jobs(self) -> Sequence[tuple[str, str]]:
-        """Owner and target of each job that has not ended."""
         rows = self.read("SELECT owner, target FROM jobs WHERE state IN (?, ?)", OPEN_STATES)
         return [(row["owner"], row["target"]) for row in rows]
 
     def spool_bytes(self, owner: str) -> int:
-        """Of the files of a client's jobs."""
         rows = self.read(
             "SELECT coalesce(sum(size_bytes), 0) FROM parts"
             " WHERE job_id IN (SELECT job_id FROM jobs WHERE owner = ?)",
@@ -597,7 +589,6 @@ def _update_item(
     provenance: Mapping[str, Any] | None = None,
     error: ErrorDetail | None = None,
 ) -> None:
-    """A state, and what is given of the rest."""
     record = None if provenance is None else json.dumps(provenance, sort_keys=True, allow_nan=False)
     db.execute(
         "UPDATE items SET state = ?, provenance = coalesce(?, provenance), error = coalesce(?, error)"

@@ -14,32 +14,22 @@ from datetime import UTC, datetime
 
 from opentelemetry.trace import Span
 
+from ddib_fed import errors
 from ddib_fed.calibration.record import Calibration, Place, leg_map, misfit
 from ddib_fed.engine.model import check_decoding, check_encoding, check_given
 from ddib_fed.engine.record import UNGUIDED, Guidance
-from ddib_fed.errors import (
-    CalibrationRefused,
-    ContractMismatch,
-    DdibError,
-    DomainNotFound,
-    ImageTooLarge,
-    InputError,
-    ItemsTooMany,
-    KindMismatch,
-    MessageInvalid,
-    PeerNotFound,
-    PeerSuspended,
-    PictureMisfit,
-    PointsTooMany,
-    PolicyDenied,
-    QueueFull,
-    SettingsInvalid,
-)
 from ddib_fed.evaluation.samples import Samples, samples_of
 from ddib_fed.files import require
 from ddib_fed.node.calibrations import usable_calibration
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM, LimitsSection, NodeConfig
-from ddib_fed.node.policy import Charge, check_settings, check_target, client_charges, evaluations_of
+from ddib_fed.node.policy import (
+    Charge,
+    check_most_evaluations,
+    check_settings,
+    check_target,
+    client_charges,
+    evaluations_of,
+)
 from ddib_fed.node.role import MEDIA_FORMATS, NodeContext, limits_of, settings_message, solver_settings
 from ddib_fed.node.server import READ_AHEAD, Pace, Slots, caller, within_share
 from ddib_fed.protocol.calls import ReadAhead
@@ -74,7 +64,7 @@ def active_terms(node: NodeContext, target: Place) -> CalibrationTerms | None:
     """What `ddib domains` lists: the terms of the calibration that jobs use; None for none, or one that is refused."""
     try:
         found = _active(node, target)
-    except CalibrationRefused:
+    except errors.CalibrationRefused:
         return None
     return None if found is None else found.terms
 
@@ -91,7 +81,7 @@ def _active(node: NodeContext, target: Place) -> Calibration | None:
         return None
     try:
         return usable_calibration(node, stored.sha256, source=source, target=target, side="source", now=now)
-    except CalibrationRefused as error:
+    except errors.CalibrationRefused as error:
         error.hint = f"{error.hint}; ddib translate --no-calibration leaves it out"
         raise
 
@@ -100,7 +90,6 @@ MAX_LISTED = 200
 
 
 def _asked_class(side: ContractSide, asked: str, classes: int | None = None) -> int | None:
-    """The index of a class of one side; None when none was asked for."""
     if not asked:
         return None
     index = class_index(side, asked, classes)
@@ -111,7 +100,7 @@ def _asked_class(side: ContractSide, asked: str, classes: int | None = None) -> 
             "of": place_of(side),
             "classes": names[:MAX_LISTED] if names else side.classes if classes is None else classes,
         }
-        raise SettingsInvalid(f"{place_of(side)} has no class {asked!r}", facts=facts)
+        raise errors.SettingsInvalid(f"{place_of(side)} has no class {asked!r}", facts=facts)
     return index
 
 
@@ -123,7 +112,7 @@ def decoded_class(side: ContractSide, terms: GuidanceTerms, asked: str, guidance
     index = _asked_class(side, asked, classes)
     if index is None and guidance.steers:
         remedy = "--target-class CLASS (for a cycle --source-class too), or --pairs"
-        raise SettingsInvalid(
+        raise errors.SettingsInvalid(
             f"guidance needs a class of {of}, and none is given",
             hint=remedy,
             facts={"of": of, "guidance": "needs a class", "remedy": remedy},
@@ -132,7 +121,6 @@ def decoded_class(side: ContractSide, terms: GuidanceTerms, asked: str, guidance
 
 
 def _class_pairs(request: JobHeader) -> tuple[tuple[str, str], ...]:
-    """The different pairs of source and target class in a job."""
     each = request.item_classes or (request,)
     return tuple(dict.fromkeys((asked.source_class, asked.target_class) for asked in each))
 
@@ -149,7 +137,7 @@ def own_classes(node: NodeContext, request: JobHeader) -> dict[str, int | None]:
             check_encoding(model, settings, found[asked])
             if request.cycle:
                 check_decoding(model, settings, found[asked], back)
-    except (InputError, PolicyDenied) as error:
+    except (errors.InputError, errors.PolicyDenied) as error:
         if back != UNGUIDED:
             error.facts["cycle"] = (
                 "is guided on its way back as well, by the source's own model: leave --cycle out"
@@ -162,10 +150,6 @@ def target_classes(side: ContractSide, terms: GuidanceTerms, request: JobHeader)
     guidance = guidance_from_pb(request.guidance)
     asked = dict.fromkeys(other for _, other in _class_pairs(request))
     return {each: decoded_class(side, terms, each, guidance) for each in asked}
-
-
-def caller_uri() -> str:
-    return str(caller())
 
 
 def check_request(owner: str, request: JobHeader, node: NodeContext) -> None:
@@ -187,27 +171,22 @@ def check_allowed(owner: str, request: JobHeader, config: NodeConfig) -> None:
 
 
 def _check_fields(header: JobHeader, limits: LimitsSection) -> None:
-    """What the header alone says."""
     require_protocol(header.protocol, PROTOCOL)
     try:
         uuid.UUID(header.request_id)
     except ValueError as error:
-        raise MessageInvalid("the request id is no UUID", facts={"field": "request_id"}) from error
+        raise errors.MessageInvalid("the request id is no UUID", facts={"field": "request_id"}) from error
     each, of_all = header.item_classes, header.source_class or header.target_class
     require(not (each and of_all), "item_classes", "must be empty where all items have one class")
     require(header.items > 0, "items", "must be at least 1")
     if header.items > limits.max_items_per_job:
-        raise ItemsTooMany(
+        raise errors.ItemsTooMany(
             f"a job of {header.items} items",
             facts={"items": header.items, "limit_items": limits.max_items_per_job},
         )
     require(len(each) in {0, header.items}, "item_classes", "must be none, or one for each item")
     require(header.deadline_s <= JOB_DEADLINE_S, "deadline_s", f"must be at most {JOB_DEADLINE_S:.0f}")
-    if header.solver.evaluations > limits.max_evaluations:
-        raise SettingsInvalid(
-            f"{header.solver.evaluations} evaluations",
-            facts={"evaluations": header.solver.evaluations, "limit": limits.max_evaluations},
-        )
+    check_most_evaluations(header.solver.evaluations, limits.max_evaluations)
 
 
 class Receiving:
@@ -242,7 +221,7 @@ class Receiving:
         of_all = sum(count for (_, other), count in taken.items() if other == target)
         most, own = self.store.limits.max_open_jobs, taken[owner, target]
         if of_all >= most or not within_share(own, most - of_all, most):
-            raise QueueFull(
+            raise errors.QueueFull(
                 f"{of_all} jobs for {target} are open, {own} of them of {owner}",
                 facts={"limit_jobs": most, "jobs": of_all, "jobs_of_client": own},
                 retry_after_s=QUEUE_FULL_S,
@@ -313,10 +292,12 @@ class Staging:
         most, used = self._store.limits.max_spool_bytes, self._spool.used_bytes
         own = self._held + self._receiving.count(self.owner)
         if used + size_bytes > most:
-            raise QueueFull("the spool is full", facts={"limit_bytes": most}, retry_after_s=QUEUE_FULL_S)
+            raise errors.QueueFull(
+                "the spool is full", facts={"limit_bytes": most}, retry_after_s=QUEUE_FULL_S
+            )
         if not within_share(own, most - used, most):
             what = "this client has its share of the spool"
-            raise QueueFull(what, facts={"limit_bytes": own}, retry_after_s=QUEUE_FULL_S)
+            raise errors.QueueFull(what, facts={"limit_bytes": own}, retry_after_s=QUEUE_FULL_S)
 
     def _close_file(self) -> None:
         if self._incoming is not None:
@@ -326,7 +307,7 @@ class Staging:
     def commit(self) -> tuple[StoredJob, bool]:
         """Accept the job; the job, and whether this request had been accepted before."""
         if not self._items:
-            raise MessageInvalid("a job without items", facts={"field": "items"})
+            raise errors.MessageInvalid("a job without items", facts={"field": "items"})
         if not self.accepted_before:
             self._spool.sync(self._job_id, [row.file for row in self._files])
         job_id, repeated = self._store.insert(
@@ -355,8 +336,6 @@ Requests = Iterator[pb.SubmitJobRequest]
 
 
 class Submissions:
-    """Jobs on their way in."""
-
     def __init__(
         self, node: NodeContext, store: JobStore, remotes: Remotes, *, is_away: Callable[[str], bool]
     ) -> None:
@@ -373,8 +352,8 @@ class Submissions:
         stall_s = self._node.config.limits.stall_s
         pace = Pace(stall_s, between_s=stall_s)
         with ReadAhead(messages, READ_AHEAD, "upload") as ahead:
-            requests = pace.each(ahead)
-            owner, request = caller_uri(), first_header(requests, "SubmitJob")
+            requests = ahead.each(pace.wait_s, pace.late)
+            owner, request = caller().uri, first_header(requests, "SubmitJob")
             check_request(owner, request, self._node)
             self._check_target(request)
             self._node.tracing.remember(trace_key(owner, request), trace)
@@ -392,7 +371,7 @@ class Submissions:
         """All items, checked; how many samples they have."""
         received = samples = 0
         decode_until = math.inf
-        refused: dict[int, DdibError] = {}
+        refused: dict[int, errors.DdibError] = {}
         try:
             for whole in assemble(requests, {"item": self._opener(items, staging, pace)}):
                 pace.end()
@@ -401,17 +380,17 @@ class Submissions:
                 item = staging.keep(whole.header.media_type, whole.header.sha256)
                 try:
                     samples += self._check_item(staging, item, ended)
-                except InputError as error:
+                except errors.InputError as error:
                     refused[item.index] = error.kept()
                     decode_until = min(decode_until, time.monotonic() + REFUSED_S)
                 received += 1
-        except InputError as error:
+        except errors.InputError as error:
             if "item" not in error.facts:
                 raise
             refused[int(error.facts["item"])] = error.kept()
             raise _first_of(refused) from None
         if received != items:
-            raise MessageInvalid(
+            raise errors.MessageInvalid(
                 f"{received} items came where {items} were announced",
                 facts={"announced": items, "received": received},
             )
@@ -439,7 +418,7 @@ class Submissions:
         """Refuse at once what cannot work: an unknown or suspended institution, a domain that it does not serve."""
         try:
             remote = self._remotes.get(request.target_institution)
-        except PeerNotFound as error:
+        except errors.PeerNotFound as error:
             known = ", ".join(sorted(peer.institution for peer in self._node.peers.list()))
             error.facts.update(institution=request.target_institution[:200], known=known[:200])
             raise
@@ -447,12 +426,12 @@ class Submissions:
             return
         try:
             side, guidance = remote.describe(DESCRIBE_TIMEOUT_S)
-        except (ContractMismatch, PeerSuspended):
+        except (errors.ContractMismatch, errors.PeerSuspended):
             raise
-        except DdibError:
+        except errors.DdibError:
             return
         if side.domain != request.target_domain:
-            raise DomainNotFound(
+            raise errors.DomainNotFound(
                 f"{request.target_institution} serves {side.domain}, not {request.target_domain}",
                 facts={"asked": request.target_domain[:100], "served": side.domain},
             )
@@ -471,12 +450,12 @@ class Submissions:
             nonlocal seen
             seen += 1
             if seen > max_items:
-                raise MessageInvalid("more items than announced", facts={"announced": max_items})
+                raise errors.MessageInvalid("more items than announced", facts={"announced": max_items})
             if header.media_type not in accepted:
                 raise self._of_item(seen - 1, samples.refusal(MEDIA_FORMATS.get(header.media_type, "")))
             try:
                 announced = open_file(header, max_bytes=limits.max_item_bytes, accepted=accepted)
-            except (ImageTooLarge, PointsTooMany) as error:
+            except (errors.ImageTooLarge, errors.PointsTooMany) as error:
                 raise self._of_item(seen - 1, error) from None
             pace.begin(header.size_bytes)
             return replace(announced, sink=staging.receive(header.size_bytes))
@@ -497,7 +476,7 @@ class Submissions:
                 given = samples.read(content, size_rule).samples
                 check_given(self._node.engine.model, given)
                 return len(given)
-        except InputError as error:
+        except errors.InputError as error:
             self._of_item(item.index, error)
             raise
 
@@ -505,14 +484,14 @@ class Submissions:
         limits = self._node.config.limits
         return samples_of(self._node.engine.model, limits_of(limits), MAX_POINTS_PER_ITEM)
 
-    def _of_item(self, number: int, error: DdibError) -> DdibError:
+    def _of_item(self, number: int, error: errors.DdibError) -> errors.DdibError:
         error.facts["item"] = str(number)
-        if isinstance(error, PictureMisfit | KindMismatch):
+        if isinstance(error, errors.PictureMisfit | errors.KindMismatch):
             error.facts["model"] = place_of(self._node.side())
         return error
 
 
-def _first_of(refused: Mapping[int, DdibError]) -> DdibError:
+def _first_of(refused: Mapping[int, errors.DdibError]) -> errors.DdibError:
     first = refused[min(refused)]
     first.refused = {number: error.reason for number, error in refused.items()}
     return first

@@ -1,4 +1,4 @@
-"""The DecodingService: latents of admitted peers to pictures of this node's domain.
+"""The DecodingService, latents of admitted peers to pictures of this node's domain; and the CalibrationService.
 
 The target keeps no picture and no latent; what it remembers are the contracts it agreed to and the quota spent. Only
 that and calibrations are on its disk.
@@ -12,18 +12,36 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
 
 import grpc
 from grpc import ServicerContext
 from opentelemetry.trace import Span, SpanKind
 
+from ddib_fed.calibration.record import Signature, SignedCalibration, parse_calibration, plain_units
 from ddib_fed.engine.model import check_steps
-from ddib_fed.errors import ContractUnknown, PolicyDenied, SettingsInvalid
+from ddib_fed.errors import (
+    CalibrationForeign,
+    CalibrationRefused,
+    CalibrationUnknown,
+    ContractUnknown,
+    DomainNotFound,
+    PolicyDenied,
+    QuotaSpent,
+)
 from ddib_fed.files import require
 from ddib_fed.latent import Latent
-from ddib_fed.node.calibrations import check_decodable
-from ddib_fed.node.config import MAX_POINTS_PER_ITEM, NodeConfig
-from ddib_fed.node.policy import Charge, check_settings, check_softening, evaluations_of, peer_charges
+from ddib_fed.node.calibrations import check_decodable, check_proposal, line_of, served_aggregate
+from ddib_fed.node.config import MAX_POINTS_PER_ITEM
+from ddib_fed.node.policy import (
+    Charge,
+    check_most_evaluations,
+    check_settings,
+    check_softening,
+    evaluations_of,
+    peer_charges,
+)
 from ddib_fed.node.role import NodeContext, RoleService, solver_settings
 from ddib_fed.node.server import Pace, caller
 from ddib_fed.protocol.calls import ReadAhead
@@ -39,9 +57,8 @@ from ddib_fed.protocol.contract import (
 )
 from ddib_fed.protocol.streams import file_header, first_header, stream
 from ddib_fed.telemetry import MOST_ITEMS, takes_entries, trace_of
-from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2_grpc
+from ddib_fed.v1 import calibration_pb2, calibration_pb2_grpc, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
-from target_node.calibration import CalibrationServicer
 from target_node.stream import (
     AHEAD_BYTES,
     Arrived,
@@ -166,7 +183,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         pace = Pace(limits.stall_s, between_s=limits.idle_s, busy=lambda: any(each.owes for each in receipts))
         pace.begin(0)  # the header stalls, it is not idle
         with ReadAhead(request_iterator, AHEAD_BYTES, "upload", weigh=weight_of) as ahead:
-            messages = pace.each(ahead)
+            messages = ahead.each(pace.wait_s, pace.late)
             header = first_header(messages, "Decode")
             pace.end()
             peer = caller().institution
@@ -224,14 +241,10 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     def _check(self, contract: Contract, header: pb.DecodeHeader) -> None:
         """Return if the contract and this node's policy and model allow what the header of a call asks for."""
         limits, config, guidance = contract.limits, self._node.config, guidance_from_pb(header.guidance)
-        most, evaluations = limits.max_items_per_stream, header.solver.evaluations
+        most = limits.max_items_per_stream
         require(1 <= header.items <= most, "items", f"must be from 1 to {most}")
         require(bool(header.request_id), "request_id", "must be set")
-        if evaluations > limits.max_evaluations:
-            raise SettingsInvalid(
-                f"{evaluations} evaluations",
-                facts={"evaluations": evaluations, "limit": limits.max_evaluations},
-            )
+        check_most_evaluations(header.solver.evaluations, limits.max_evaluations)
         settings = solver_settings(header.solver)
         check_settings(settings, config.policy, where=config.node.institution)
         if header.round_trip and not config.policy.round_trip:
@@ -248,7 +261,6 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             check_decodable(self._node, contract.calibration, source=source, target=target)
 
     def _charges(self, peer: str, header: pb.DecodeHeader, latent: Latent) -> Sequence[Charge]:
-        """What a peer is charged for an item."""
         samples = len(latent.data)
         evaluations = evaluations_of(
             samples,
@@ -261,7 +273,6 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         return peer_charges(self._node.config.policy, peer, samples=samples, evaluations=most)
 
     def _on_items(self, header: pb.DecodeHeader, receipt: Receipt) -> Callable[[Sequence[Arrived]], int]:
-        """Quota and audit of what has come."""
         peer = caller()
         with self._lock:
             turn = self._turns.setdefault(peer.institution, threading.Lock())
@@ -294,19 +305,125 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             yield from translated.round_trip.stream(pb.DecodeResponse)
 
 
-class TargetService(RoleService):
-    """The target role in one node."""
+# What a target gives an admitted peer for a calibration: bytes that the operator published, the units of the model, or
+# the signature that the operator gave a proposal. The figures of a proposal are the source's word, so no policy signs
+# one by them.
 
+CALLS_PER_DAY: Final = 200
+"""Of one peer, to all methods of the service."""
+MAX_WAITING: Final = 8
+"""Proposals of one peer that wait for the operator."""
+
+
+class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
+    """See calibration.proto; every method answers for the peer that called it."""
+
+    def __init__(self, node: NodeContext) -> None:
+        self._node = node
+        self._lock = threading.Lock()
+
+    def GetAggregate(
+        self, request: calibration_pb2.GetAggregateRequest, context: ServicerContext
+    ) -> calibration_pb2.GetAggregateResponse:
+        self._open(request.domain)
+        aggregate = served_aggregate(self._node.config, self._node.units_sha256)
+        self._audit(
+            "aggregate_served",
+            aggregate=aggregate.sha256.hex(),
+            bytes=len(aggregate.canonical),
+            epsilon=aggregate.epsilon,
+            delta=aggregate.delta,
+        )
+        return calibration_pb2.GetAggregateResponse(aggregate=aggregate.canonical)
+
+    def GetUnits(
+        self, request: calibration_pb2.GetUnitsRequest, context: ServicerContext
+    ) -> calibration_pb2.GetUnitsResponse:
+        self._open(request.domain)
+        if not self._node.config.policy.calibration_units:
+            raise PolicyDenied(
+                "policy.calibration_units is off: the units of the model are not given to peers",
+                hint=f"[policy] calibration_units = true in {self._node.config.path}, then restart the node",
+                facts={"policy": "calibration_units"},
+            )
+        self._audit("units_served", units=self._node.units_sha256)
+        return calibration_pb2.GetUnitsResponse(
+            units=plain_units(self._node.running_engine.model.manifest.normalisation)
+        )
+
+    def SignCalibration(
+        self, request: calibration_pb2.SignCalibrationRequest, context: ServicerContext
+    ) -> calibration_pb2.SignCalibrationResponse:
+        self._open(self._node.config.model.domain)
+        try:
+            calibration = parse_calibration(request.calibration, "what the peer proposed")
+            if calibration.source.institution != caller().institution:
+                raise CalibrationForeign(
+                    f"{caller()} proposed a calibration of {calibration.source.institution or 'no institution'}",
+                    facts={"source": calibration.source.institution},
+                )
+            source = Signature.from_pb(request.source)
+            answer = self._kept(SignedCalibration(calibration=calibration, source=source))
+        except CalibrationRefused as error:
+            self._audit("calibration_refused", reason=error.reason, detail=error.detail)
+            raise
+        if answer.target is None:
+            return calibration_pb2.SignCalibrationResponse(state=calibration_pb2.CALIBRATION_STATE_PENDING)
+        return calibration_pb2.SignCalibrationResponse(
+            state=calibration_pb2.CALIBRATION_STATE_SIGNED, target=answer.target.to_pb()
+        )
+
+    def _kept(self, proposed: SignedCalibration) -> SignedCalibration:
+        """The proposal as it is stored afterwards, with the target's signature if there is one."""
+        node, now, peer = self._node, datetime.now(UTC), caller().institution
+        check_proposal(proposed, node.config, node.units_sha256, node.peers.snapshot(), now=now)
+        with self._lock:
+            known = node.calibrations.find(proposed.sha256)
+            if known is not None and not known.active:
+                raise CalibrationUnknown(f"{proposed.short} was taken out of use here")
+            if known is not None:
+                return known if known.complete else proposed
+            waiting = [
+                each
+                for each in node.calibrations.list()
+                if each.state(now) == "proposed" and each.calibration.source.institution == peer
+            ]
+            if len(waiting) >= MAX_WAITING:
+                raise QuotaSpent(
+                    f"{len(waiting)} proposals of {peer} wait for the operator",
+                    hint="ddib calibrate list; ddib calibrate accept SHA256, or remove SHA256",
+                    facts={"limit": MAX_WAITING},
+                )
+            self._audit("calibration_proposed", **line_of(proposed))
+            return node.calibrations.add(proposed, now=now)
+
+    def _open(self, domain: str) -> None:
+        """Return if the service answers at all: ready, allowed, of this domain, within the quota."""
+        _ = self._node.engine  # refuses while loading or draining
+        config, peer = self._node.config, caller()
+        self._node.quotas.charge([Charge("calls_for_calibration", peer.institution, 1, CALLS_PER_DAY)])
+        if not config.policy.calibration:
+            raise PolicyDenied(
+                "no kind of calibration is allowed here",
+                hint=f'[policy] calibration = ["rotation"] in {config.path}',
+                facts={"policy": "calibration"},
+            )
+        if domain != config.model.domain:
+            raise DomainNotFound(
+                f"{peer} asks for {domain!a}, and {config.model.domain} is served",
+                facts={"asked": domain, "served": config.model.domain},
+            )
+
+    def _audit(self, act: str, **values: str | float) -> None:
+        self._node.write_audit(act, [{"peer": str(caller()), **values}])
+
+
+class TargetService(RoleService):
     service_names = ("ddib_fed.v1.DecodingService", "ddib_fed.v1.CalibrationService")
 
     def __init__(self, node: NodeContext) -> None:
         self._servicer = DecodingServicer(node)
         self._calibrations = CalibrationServicer(node)
-
-    @classmethod
-    def check(cls, config: NodeConfig) -> str:
-        del config
-        return "keeps no pictures"
 
     def register(self, server: grpc.Server) -> None:
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(self._servicer, server)

@@ -32,7 +32,7 @@ from ddib_fed.node.server import Pace
 from ddib_fed.protocol.contract import Contract, guidance_from_pb
 from ddib_fed.protocol.latent import ApprovedLatent, LatentOpener, approve
 from ddib_fed.protocol.streams import Announced, Assembler
-from ddib_fed.security.audit import RECEIPT, Exchanged, anchor_of, anchor_values
+from ddib_fed.security.audit import Exchanged, anchor_of, anchor_values
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 
@@ -166,17 +166,7 @@ class Receipt:
                 }
             },
         )
-        try:
-            self.node.audit.write(
-                RECEIPT,
-                peer=self.peer,
-                request=self.request_id,
-                contract=self.contract.digest.hex(),
-                policy=self.node.policy_sha256,
-                **exchanged.values(),
-            )
-        except OSError:
-            log.exception("the receipt of request %s could not be written", self.request_id)
+        self.node.write_receipt(self.peer, self.contract, exchanged, request=self.request_id)
 
     @property
     def owes(self) -> bool:
@@ -188,7 +178,6 @@ class Receipt:
         self.exchanged.anchor = anchor or self.exchanged.anchor
 
     def line(self, arrived: Arrived) -> dict[str, str | int]:
-        """What the log says of a latent that came."""
         return {
             "peer": self.peer,
             "request": self.request_id,
@@ -221,8 +210,6 @@ Event = pb.DecodeProgress | DecodedFile | BaseException | None
 
 
 class DecodeStream:
-    """One Decode call."""
-
     def __init__(
         self,
         engine: ServingParty,

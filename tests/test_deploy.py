@@ -40,17 +40,6 @@ def settings(name: str) -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("name", SERVICES)
-def test_every_unit_gives_up_what_it_does_not_need(name: str) -> None:
-    found = settings(name)
-    assert found["CapabilityBoundingSet"] == [""]
-    for key in ("NoNewPrivileges", "ProtectHome", "PrivateTmp", "RestrictNamespaces", "LockPersonality"):
-        assert found[key] == ["yes"], key
-    assert found["ProtectSystem"] == ["strict"]
-    assert found["UMask"] == ["0077"]
-    assert found.get("User") == ["ddib"] or found["DynamicUser"] == ["yes"]
-
-
 def test_the_unit_of_a_node_gives_it_its_files_its_time_and_its_commands() -> None:
     found = settings("ddib-node@.service")
     assert int(found["LimitNOFILE"][0]) >= WANTED_FILES

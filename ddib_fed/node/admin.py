@@ -93,6 +93,7 @@ class ProbeServer(ThreadingHTTPServer):
     """Plain HTTP for probes of the same machine, on a thread of its own."""
 
     daemon_threads = True
+    request_queue_size = 4 * MOST_CONNECTIONS  # of 5, as usual, a crowd would delay a probe by seconds
 
     def __init__(self, listen: str, state: Callable[[], str], metrics: Metrics) -> None:
         address = split_address(listen, bound=True)
@@ -113,7 +114,6 @@ class ProbeServer(ThreadingHTTPServer):
         return f"{host!s}:{port}"
 
     def close(self) -> None:
-        """Stop answering."""
         self.shutdown()
         self.server_close()
         self._thread.join()
@@ -267,8 +267,6 @@ class Watch:
 
 
 class Operated(Protocol):
-    """What the operator's service asks of a node."""
-
     def status(self) -> pb.StatusResponse: ...
     def reload(self) -> list[str]: ...
     def request_drain(self) -> int: ...

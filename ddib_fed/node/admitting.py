@@ -19,7 +19,7 @@ from ddib_fed.node.server import check_bindable
 from ddib_fed.protocol.addresses import is_loopback, split_address
 from ddib_fed.security.audit import note
 from ddib_fed.security.identity import Identity, name_constraints
-from ddib_fed.security.pairing import CODE_LIFE_S, PairedPeer, dial, listen, new_code, parse_code
+from ddib_fed.security.pairing import CODE_LIFE_S, PairedPeer, PairingNode, dial, listen, new_code, parse_code
 from ddib_fed.security.peers import Peer, PeerStore, parse_peer
 from ddib_fed.terminal import escape, say
 
@@ -29,7 +29,6 @@ def peer_store(config: NodeConfig) -> PeerStore:
 
 
 def own_peer(config: NodeConfig) -> Peer:
-    """This node, as others admit it."""
     node = config.node
     identity = Identity(node.institution, "node", node.name)
     own = Peer(node.institution, identity, node.address, peer_store(config).snapshot().own_roots)
@@ -78,7 +77,6 @@ def _warn_of_letters(other: Peer) -> None:
 
 
 def _require_name_constraints(other: Peer, *, unconstrained_root: bool) -> None:
-    """Refuse a peer whose root may issue certificates of any name."""
     if not (unconstrained_root or all(name_constraints(root) for root in other.roots)):
         raise PolicyDenied(
             f"the root of {other.institution} has no name constraints",
@@ -124,26 +122,6 @@ def confirm(question: str) -> bool:
 # By a code, which stands in for the comparison of fingerprints
 
 
-class _OwnNode:
-    """This node as a party of the exchange, and whom its operator is ready to admit."""
-
-    def __init__(
-        self, config: NodeConfig, fingerprints: Sequence[str], *, replace: bool, unconstrained_root: bool
-    ) -> None:
-        self._config, self._fingerprints = config, fingerprints
-        self._replace, self._unconstrained_root = replace, unconstrained_root
-        self.peer = own_peer(config)
-        self.own = self.peer.to_bytes()
-
-    def judge(self, other: Peer) -> None:
-        _require_name_constraints(other, unconstrained_root=self._unconstrained_root)
-        fingerprints = self._fingerprints or other.fingerprints
-        peer_store(self._config).judge(other, fingerprints=fingerprints, replace=self._replace)
-
-    def admit(self, other: Peer) -> None:
-        _admit(self._config, other, other.fingerprints, replace=self._replace)
-
-
 def pair(
     config: NodeConfig,
     dialled: tuple[str, str] | None = None,
@@ -161,13 +139,22 @@ def pair(
         except ValueError as error:
             hint = "ddib pair HOST:PORT CODE, as the other side shows both"
             raise UsageError(str(error), hint=hint) from error
-    node = _OwnNode(config, fingerprints, replace=replace, unconstrained_root=unconstrained_root)
+    own = own_peer(config)
+
+    def judge(other: Peer) -> None:
+        _require_name_constraints(other, unconstrained_root=unconstrained_root)
+        peer_store(config).judge(other, fingerprints=fingerprints or other.fingerprints, replace=replace)
+
+    def admit_paired(other: Peer) -> None:
+        _admit(config, other, other.fingerprints, replace=replace)
+
+    node = PairingNode(own.to_bytes(), judge, admit_paired)
     paired = _listen(config, node, at) if dialled is None else dial(address, code, node, proxy=config.proxy)
-    _show(config, node.peer, paired)
+    _show(config, own, paired)
     return paired
 
 
-def _listen(config: NodeConfig, node: _OwnNode, at: str | None) -> PairedPeer:
+def _listen(config: NodeConfig, node: PairingNode, at: str | None) -> PairedPeer:
     code, shown = new_code(), config.node.address
     with _bound(config, at) as listener:
         port = listener.getsockname()[1]

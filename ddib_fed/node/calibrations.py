@@ -10,11 +10,12 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import grpc
 from pydantic import ValidationError
 
+from ddib_fed import errors
 from ddib_fed.calibration.aggregate import Aggregate, read_aggregate
 from ddib_fed.calibration.fit import judge
 from ddib_fed.calibration.record import (
@@ -28,37 +29,14 @@ from ddib_fed.calibration.record import (
     check_target,
     units_digest,
 )
-from ddib_fed.data.fitting import Fit, PictureRule
-from ddib_fed.errors import (
-    AggregateNotFound,
-    AlreadyExists,
-    CalibrationForeign,
-    CalibrationIneffective,
-    CalibrationInvalid,
-    CalibrationKindDenied,
-    CalibrationSigner,
-    CalibrationUnits,
-    CalibrationUnknown,
-    ConfigError,
-    ContractMismatch,
-    DdibError,
-    DomainNotFound,
-    InputError,
-    MessageInvalid,
-    PeerUnreachable,
-    PolicyDenied,
-    RefusedError,
-    ShapeMismatch,
-    StateConflict,
-    Unauthenticated,
-)
+from ddib_fed.data.fitting import PictureRule
 from ddib_fed.files import private_folder, read_small, write_file
 from ddib_fed.models.units import Normalisation
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.certificates import own_credentials
 from ddib_fed.node.config import PolicySection
 from ddib_fed.node.policy import check_use
-from ddib_fed.node.role import NodeContext, load_hosted
+from ddib_fed.node.role import NodeContext, load_hosted, rule_of_side
 from ddib_fed.protocol.contract import PROTOCOL, CalibrationKind, calibration_text, check_side
 from ddib_fed.protocol.details import at_fault, checking_answers, failure_of_peer, status_of
 from ddib_fed.security.audit import lines_of, note, parsed
@@ -93,7 +71,7 @@ def usable_calibration(
     found = node.calibrations.find(sha256)
     if found is None or not found.active:
         gone = "is not stored here" if found is None else "was taken out of use here"
-        raise CalibrationUnknown(
+        raise errors.CalibrationUnknown(
             f"the calibration {sha256.hex()[:12]} {gone}",
             hint="ddib calibrate list",
             facts={"calibration": sha256.hex()},
@@ -109,7 +87,7 @@ def check_terms(
     """Return if a calibration is between these domains, in this node's units, and of an allowed kind."""
     calibration.check_between(*places, {side: units})
     if calibration.kind not in policy.calibration:
-        raise CalibrationKindDenied(
+        raise errors.CalibrationKindDenied(
             f"a calibration of the kind {calibration.kind}, where policy.calibration allows "
             f"{', '.join(policy.calibration) or 'none'}",
             hint=f"{allow(calibration.kind, policy)} in node.toml of both nodes, then restart them",
@@ -123,7 +101,7 @@ def check_decodable(
     """Return if a target decodes latents under a contract's calibration."""
     found = usable_calibration(node, terms.sha256, source=source, target=target, side="target")
     if found.terms != terms:
-        raise ContractMismatch(
+        raise errors.ContractMismatch(
             f"{source[0]} proposed the calibration {calibration_text(terms)} until {terms.expires}, and both "
             f"institutions signed {calibration_text(found.terms)} until {found.terms.expires}",
             hint="upgrade ddib-fed at the source: it must propose the terms that were signed",
@@ -159,7 +137,7 @@ def overview(
         elif state == "active":
             try:
                 signed.verify(pins=snapshot.pins, withdrawn=snapshot.withdrawn, now=moment)
-            except RefusedError as error:
+            except errors.RefusedError as error:
                 state, warning = "refused", error.detail
             else:
                 if calibration.kind not in config.policy.calibration:
@@ -210,8 +188,8 @@ def publications(config: NodeConfig) -> tuple[Publication, ...]:
                     peers.append(institution)
     except FileNotFoundError:
         return ()
-    except (KeyError, TypeError, DdibError) as error:
-        raise ConfigError(
+    except (KeyError, TypeError, errors.DdibError) as error:
+        raise errors.ConfigError(
             f"{path} has a line on an aggregate that cannot be read, so what was published cannot be counted",
             hint=f"ddib audit verify --config {shlex.quote(str(config.path))}",
         ) from error
@@ -232,17 +210,21 @@ def find_published(config: NodeConfig) -> Aggregate | None:
         return None
     try:
         return read_aggregate(read_small(path))
-    except InputError as error:
-        raise AggregateNotFound(f"{path} is damaged: {error.detail}", hint=f"{PUBLISH} --force") from error
+    except errors.InputError as error:
+        raise errors.AggregateNotFound(
+            f"{path} is damaged: {error.detail}", hint=f"{PUBLISH} --force"
+        ) from error
 
 
 def served_aggregate(config: NodeConfig, units_sha256: str) -> Aggregate:
     """What is published, if it is of the model that the node serves."""
     found = find_published(config)
     if found is None:
-        raise AggregateNotFound(f"no aggregate of {config.model.domain} is published here", hint=PUBLISH)
+        raise errors.AggregateNotFound(
+            f"no aggregate of {config.model.domain} is published here", hint=PUBLISH
+        )
     if found.units_sha256 != units_sha256 or found.domain != config.model.domain:
-        raise CalibrationUnits(
+        raise errors.CalibrationUnits(
             f"the aggregate in {config.paths.aggregate} is of {found.domain} in the units {found.units_sha256[:12]}; "
             f"the model of {config.model.domain} has {units_sha256[:12]}",
             hint=f"{PUBLISH} --force",
@@ -253,7 +235,7 @@ def served_aggregate(config: NodeConfig, units_sha256: str) -> Aggregate:
 
 def refuse_second(config: NodeConfig, *, again: bool) -> None:
     if config.paths.aggregate.exists() and not again:
-        raise AlreadyExists(
+        raise errors.AlreadyExists(
             f"an aggregate is published already ({config.paths.aggregate}); another draw of its noise costs epsilon "
             "again",
             hint="keep it; or add --force, e.g. because the pictures or the model have changed",
@@ -283,7 +265,7 @@ def check_proposal(
     """Return if a target may sign what was proposed to it."""
     calibration, institution = signed.calibration, signed.calibration.source.institution
     if institution not in peers.peers:
-        raise CalibrationForeign(
+        raise errors.CalibrationForeign(
             f"the calibration is of {institution or 'no institution'}, which is no peer of this node",
             hint="ddib peer list",
             facts={"source": institution},
@@ -292,7 +274,7 @@ def check_proposal(
     check_terms(calibration, places, "target", units_sha256, config.policy)
     signed.refuse_expired(now)
     if calibration.expires > now + LONGEST_LIFE:
-        raise CalibrationInvalid(
+        raise errors.CalibrationInvalid(
             f"the calibration would last until {calibration.expires:%Y-%m-%d}; at most {LONGEST_LIFE.days} days are "
             "allowed",
             facts={"limit_days": LONGEST_LIFE.days},
@@ -300,7 +282,7 @@ def check_proposal(
     _check_making(calibration, find_published(config))
     signer = signed.verify_side("source", pins=peers.pins, withdrawn=peers.withdrawn, now=now)
     if not peers.is_admitted_node(signer):
-        raise CalibrationSigner(
+        raise errors.CalibrationSigner(
             f"{signer} signed, and the admitted node of {institution} is {peers.peers[institution].identity}",
             hint="ddib peer list",
             facts={"side": "source"},
@@ -314,7 +296,7 @@ def _check_making(calibration: Calibration, published: Aggregate | None) -> None
         return
     if published is None or not published.making.items() <= made.model_dump().items():
         there = "none" if published is None else published.sha256.hex()[:12]
-        raise CalibrationInvalid(
+        raise errors.CalibrationInvalid(
             f"the calibration states another aggregate than is published here ({there}), or other pictures, bytes, "
             "epsilon or delta of it",
             hint="the source calibrates again: ddib calibrate --peer INSTITUTION/DOMAIN",
@@ -328,7 +310,7 @@ def own_place(config: NodeConfig) -> Place:
 
 def require_role(config: NodeConfig, role: Role, what: str) -> None:
     if role not in config.node.roles:
-        raise PolicyDenied(
+        raise errors.PolicyDenied(
             f"{config.path} is of a node with the role {', '.join(config.node.roles)}, and {what} is for a {role}",
             hint="name the other node's node.toml with --config",
         )
@@ -343,7 +325,7 @@ def send(
     store, target = CalibrationStore(config.paths.calibrations), calibration.target.institution
     signed = store.find(calibration.sha256) or SignedCalibration(calibration=calibration)
     if not signed.active:
-        raise StateConflict(
+        raise errors.StateConflict(
             f"the calibration {signed.short} was taken out of use here",
             hint=f"{RECALIBRATE}, for another one",
         )
@@ -362,7 +344,7 @@ def accept(config: NodeConfig, proposed: SignedCalibration, *, now: datetime) ->
     """Sign a waiting proposal as the target; its signature and terms are verified once more, as at each use."""
     calibration, state = proposed.calibration, proposed.state(now)
     if state in {"active", "inactive"} or calibration.target.institution != config.node.institution:
-        raise StateConflict(
+        raise errors.StateConflict(
             f"the calibration {proposed.short} is {state}; only a proposal to this node can be accepted",
             hint="ddib calibrate list",
         )
@@ -378,7 +360,7 @@ def refuse_doubtful(calibration: Calibration) -> None:
     """Return if a calibration's figures show that it is right and were not overridden."""
     judge(calibration.effect)
     if calibration.effect.forced:
-        raise CalibrationIneffective(
+        raise errors.CalibrationIneffective(
             "the source made it with --force, although its figures were refused",
             hint="ask the source's operator why; then add --force",
         )
@@ -401,7 +383,7 @@ def _valid_credentials(config: NodeConfig, now: datetime) -> TlsCredentials:
     """The node's certificate and key, if others would accept what they sign now."""
     credentials = own_credentials(config)
     if (problem := credentials.problem(now)) is not None:
-        raise Unauthenticated(
+        raise errors.Unauthenticated(
             f"this node cannot sign: {problem}",
             hint=f"start the node, which renews it: {config.command} serve --config {shlex.quote(str(config.path))}",
         )
@@ -452,9 +434,9 @@ class CalibrationPeer:
             found = read_aggregate(answer.aggregate)
             self.crossed["aggregate received"] = len(answer.aggregate)
             if found.canonical != answer.aggregate:
-                raise MessageInvalid("an aggregate that is not canonical")
+                raise errors.MessageInvalid("an aggregate that is not canonical")
             if found.domain != self._domain:
-                raise MessageInvalid(f"an aggregate of {found.domain}, not of {self._domain}")
+                raise errors.MessageInvalid(f"an aggregate of {found.domain}, not of {self._domain}")
         return found
 
     def units(self) -> Normalisation:
@@ -464,7 +446,7 @@ class CalibrationPeer:
         try:
             return Normalisation.model_validate_json(answer.units)
         except ValidationError as error:
-            raise at_fault(MessageInvalid("units that cannot be read"), self.hop) from error
+            raise at_fault(errors.MessageInvalid("units that cannot be read"), self.hop) from error
 
     def picture_rule(self, shape: tuple[int, ...]) -> PictureRule:
         """How pictures of the peer's domain become the input of its model, from its side of a contract."""
@@ -473,21 +455,18 @@ class CalibrationPeer:
         with checking_answers(self.hop):
             side = check_side(answer.side)
         if side.domain != self._domain:
-            raise DomainNotFound(
+            raise errors.DomainNotFound(
                 f"{self._institution} serves {side.domain}, not {self._domain}",
                 hop=self.hop,
                 hint=f"ddib calibrate --peer {self._institution}/{side.domain}",
             )
-        if not side.HasField("picture") or tuple(side.sample_shape) != shape:
-            raise ShapeMismatch(
+        rule = rule_of_side(side)
+        if rule is None or tuple(side.sample_shape) != shape:
+            raise errors.ShapeMismatch(
                 f"the model of {self._institution} is of the shape {tuple(side.sample_shape)}, the one here of {shape}",
                 hop=self.hop,
             )
-        # A side that refuses other sizes has no rule of its own.
-        fit = cast("Fit", side.size_rule) if side.size_rule in get_args(Fit) else "resize"
-        channels, height, width = shape
-        picture = side.picture
-        return PictureRule(channels, height, width, fit, picture.low, picture.high, picture.bits)
+        return rule
 
     def propose(self, proposed: SignedCalibration, *, now: datetime | None = None) -> SignedCalibration:
         """Send a calibration that this node has signed; it comes back with the peer's signature, if it has one."""
@@ -501,7 +480,7 @@ class CalibrationPeer:
         if answer.state == pb.CALIBRATION_STATE_PENDING:
             return proposed
         if answer.state != pb.CALIBRATION_STATE_SIGNED or not answer.HasField("target"):
-            raise at_fault(MessageInvalid("neither a signature nor that it is pending"), self.hop)
+            raise at_fault(errors.MessageInvalid("neither a signature nor that it is pending"), self.hop)
         self.crossed["signature and certificate received"] = answer.target.ByteSize()
         with checking_answers(self.hop):
             complete = proposed.model_copy(update={"target": Signature.from_pb(answer.target)})
@@ -515,17 +494,17 @@ class CalibrationPeer:
             return method(request, timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as error:
             if status_of(error) is grpc.StatusCode.UNIMPLEMENTED:
-                raise PolicyDenied(
+                raise errors.PolicyDenied(
                     f"{self.hop} does not know calibrations: it is no target",
                     hop=self.hop,
                     hint=f"ddib peer test {self._institution}",
                 ) from error
             found = self._channels.explained(self._institution, failure_of_peer(error, self.hop), TIMEOUT_S)
             ask = f"ask the operator of {self._institution}"
-            if isinstance(found, AggregateNotFound):
+            if isinstance(found, errors.AggregateNotFound):
                 found.hint = f"{ask} to run: ddib calibrate publish --config node.toml"
-            elif isinstance(found, PolicyDenied) and "policy" in found.facts:
+            elif isinstance(found, errors.PolicyDenied) and "policy" in found.facts:
                 found.hint = f"{ask} for [policy] {found.facts['policy']} in its node.toml"
-            elif isinstance(found, PeerUnreachable) and not found.hint:
+            elif isinstance(found, errors.PeerUnreachable) and not found.hint:
                 found.hint = f"ddib peer test {self._institution}"
             raise found from error

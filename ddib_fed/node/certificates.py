@@ -21,22 +21,8 @@ from ddib_fed.node.connections import Repeated
 from ddib_fed.node.policy import Charge
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.server import caller
+from ddib_fed.security import pki
 from ddib_fed.security.identity import UNREADABLE, Identity
-from ddib_fed.security.pki import (
-    MAX_REQUEST_BYTES,
-    Authority,
-    TlsCredentials,
-    certificate_pem,
-    check_request,
-    fingerprint,
-    has_authority,
-    issue_leaf,
-    issue_to_folder,
-    load_authority,
-    load_identity,
-    load_recovery,
-    root_warning,
-)
 from ddib_fed.security.tls import is_due, renew_through
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
@@ -57,15 +43,15 @@ RENEWALS_PER_DAY: Final = 256
 # The status of the own certificate
 
 
-def own_authority(config: NodeConfig) -> Authority:
-    authority = load_authority(config.paths.pki)
+def own_authority(config: NodeConfig) -> pki.Authority:
+    authority = pki.load_authority(config.paths.pki)
     _require_own(config, "root", authority.institution, config.node.institution)
     return authority
 
 
-def own_credentials(config: NodeConfig) -> TlsCredentials:
+def own_credentials(config: NodeConfig) -> pki.TlsCredentials:
     """The node's certificate and key; they may have expired."""
-    credentials = load_identity(config.paths.pki)
+    credentials = pki.load_identity(config.paths.pki)
     expected = Identity(config.node.institution, "node", config.node.name)
     _require_own(config, "certificate", credentials.identity, expected)
     return credentials
@@ -81,7 +67,7 @@ def _require_own(config: NodeConfig, what: str, found: object, expected: object)
 def certificate_status(config: NodeConfig, *, now: datetime | None = None) -> list[str]:
     """The state of the node's certificate at a start: a line, and warnings if the operator should act."""
     moment, folder, issuer = now or datetime.now(UTC), config.paths.pki, config.identity.issuer
-    authority = own_authority(config) if has_authority(folder) else None
+    authority = own_authority(config) if pki.has_authority(folder) else None
     if authority is not None and not (folder / "leaf.pem").exists():
         return [f"{config.node.name} of {config.node.institution}, whose certificate is made at the start"]
     credentials = own_credentials(config)
@@ -89,9 +75,9 @@ def certificate_status(config: NodeConfig, *, now: datetime | None = None) -> li
     if problem is None:
         text = f"{credentials.identity}, until {credentials.not_after:%Y-%m-%d %H:%M} UTC"
         nothing = "" if authority or issuer else "nothing renews it: set identity.issuer"
-        ends = root_warning(config.node.institution, credentials.root_not_after, moment)
+        ends = pki.root_warning(config.node.institution, credentials.root_not_after, moment)
         return [text, *filter(None, (nothing, ends))]
-    recovery = load_recovery(folder) if issuer is not None else None
+    recovery = pki.load_recovery(folder) if issuer is not None else None
     if authority is not None:
         authority.check(moment)
     elif recovery is None or recovery.problem(moment) is not None:
@@ -104,12 +90,12 @@ def certificate_status(config: NodeConfig, *, now: datetime | None = None) -> li
 # Renewal
 
 
-def renew_node(config: NodeConfig, *, now: datetime | None = None) -> TlsCredentials:
+def renew_node(config: NodeConfig, *, now: datetime | None = None) -> pki.TlsCredentials:
     """Renew a node's certificate with the root in its folder, or through the issuer that its configuration names."""
     folder, moment, issuer = config.paths.pki, now or datetime.now(UTC), config.identity.issuer
-    if has_authority(folder):
+    if pki.has_authority(folder):
         life = config.identity.life("node")
-        return issue_to_folder(
+        return pki.issue_to_folder(
             own_authority(config), folder, "node", config.node.name, now=moment, lifetime=life
         )
     if issuer is None:
@@ -127,7 +113,7 @@ def renew_node(config: NodeConfig, *, now: datetime | None = None) -> TlsCredent
 def recover_at_start(config: NodeConfig, *, now: datetime | None = None) -> str | None:
     """Renew an expired or due certificate before the port is bound; what was done."""
     moment, folder = now or datetime.now(UTC), config.paths.pki
-    if has_authority(folder):  # it signs for others too, also while the node's own certificate is valid
+    if pki.has_authority(folder):  # it signs for others too, also while the node's own certificate is valid
         own_authority(config)
         if not (folder / "leaf.pem").exists():
             renew_node(config, now=moment)
@@ -156,14 +142,13 @@ class RenewalThread:
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_tick: Callable[[], object] = lambda: None,
-        interval_s: float = CHECK_INTERVAL_S,
     ) -> None:
         self._config = config
         self._clock = clock
         self._on_tick = on_tick
         self._jitter = random.uniform(0.0, JITTER)  # noqa: S311 - spreads load, keeps no secret
         self._has_looked = False
-        looking = Repeated("renewal", self.look, lambda: interval_s)
+        looking = Repeated("renewal", self.look, lambda: CHECK_INTERVAL_S)
         self.start, self.stop = looking.start, looking.stop
         self._failed_at: datetime | None = None
         self.problem: str | None = None
@@ -173,7 +158,7 @@ class RenewalThread:
         first, self._has_looked = not self._has_looked, True
         try:
             self._on_tick()
-            own, now = load_identity(self._config.paths.pki), self._clock()
+            own, now = pki.load_identity(self._config.paths.pki), self._clock()
             if not (is_due(own, now, jitter=self._jitter) or (first and self._needs_recovery())):
                 self.problem = None
             elif not self._failed_lately(own, now):
@@ -181,7 +166,7 @@ class RenewalThread:
                 renewed = renew_node(self._config, now=now)
                 self._failed_at = self.problem = None
                 log.info("renewed the certificate, good until %s", renewed.not_after)
-                if warning := root_warning(self._config.node.institution, renewed.root_not_after, now):
+                if warning := pki.root_warning(self._config.node.institution, renewed.root_not_after, now):
                     log.warning("%s", warning)
         except Exception as error:  # the thread must outlive any failure
             if self.problem is None:
@@ -195,9 +180,9 @@ class RenewalThread:
     def _needs_recovery(self) -> bool:
         """Whether to renew early: a node just enrolled has no certificate for recovery yet."""
         folder, issuer = self._config.paths.pki, self._config.identity.issuer
-        return issuer is not None and not has_authority(folder) and load_recovery(folder) is None
+        return issuer is not None and not pki.has_authority(folder) and pki.load_recovery(folder) is None
 
-    def _failed_lately(self, own: TlsCredentials, now: datetime) -> bool:
+    def _failed_lately(self, own: pki.TlsCredentials, now: datetime) -> bool:
         pause = min(LONGEST_PAUSE, (own.not_after - own.not_before) / TRIES_PER_LIFE)
         return self._failed_at is not None and timedelta(0) <= now - self._failed_at < pause
 
@@ -216,15 +201,15 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
 
     def Renew(self, request: pb.RenewRequest, context: Any) -> pb.RenewResponse:
         data, folder, quotas = request.certificate_request, self._node.config.paths.pki, self._node.quotas
-        if not 0 < len(data) <= MAX_REQUEST_BYTES:
+        if not 0 < len(data) <= pki.MAX_REQUEST_BYTES:
             raise MessageInvalid(
-                "a certificate request has 1 to 8192 bytes", facts={"max_bytes": MAX_REQUEST_BYTES}
+                "a certificate request has 1 to 8192 bytes", facts={"max_bytes": pki.MAX_REQUEST_BYTES}
             )
         try:
-            key = check_request(x509.load_der_x509_csr(data))
+            key = pki.check_request(x509.load_der_x509_csr(data))
         except (*UNREADABLE, Unauthenticated) as exc:
             raise MessageInvalid("the certificate request cannot be used") from exc
-        identity, authority = caller(), load_authority(folder)
+        identity, authority = caller(), pki.load_authority(folder)
         if identity.kind == "recovery":  # the node whose leaf has expired
             identity = Identity(identity.institution, "node", identity.name)
             self._node.peers.snapshot().refuse_withdrawn(identity)
@@ -232,12 +217,12 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
         allowed = RENEWALS_PER_DAY + TRIES_PER_LIFE * int(timedelta(days=1) / life)
         charges = [Charge("renewals_per_day", identity.uri, 1, allowed)]
         quotas.charge(charges)
-        certificate = issue_leaf(
+        certificate = pki.issue_leaf(
             authority, identity.kind, identity.name, public_key=key, now=now, lifetime=life
         )
         line = {
             "identity": identity.uri,
-            "certificate": fingerprint(certificate),
+            "certificate": pki.fingerprint(certificate),
             "until": certificate.not_valid_after_utc.isoformat(),
             "by": "renewal",
         }
@@ -246,14 +231,14 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
         except NotReady:
             quotas.refund(charges)
             raise
-        log.info("renewed %s, asked by %s: %s", identity, caller(), fingerprint(certificate))
+        log.info("renewed %s, asked by %s: %s", identity, caller(), pki.fingerprint(certificate))
         answer = pb.RenewResponse(
-            certificate=certificate_pem(certificate).decode(),
-            roots=load_identity(folder).roots_pem.decode(),
+            certificate=pki.certificate_pem(certificate).decode(),
+            roots=pki.load_identity(folder).roots_pem.decode(),
         )
         if identity.kind == "node" and self.recovery:
-            recovery = issue_leaf(
+            recovery = pki.issue_leaf(
                 authority, "recovery", identity.name, public_key=key, now=now, lifetime=self.recovery
             )
-            answer.recovery = certificate_pem(recovery).decode()
+            answer.recovery = pki.certificate_pem(recovery).decode()
         return answer

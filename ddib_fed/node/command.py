@@ -162,7 +162,6 @@ def _train(config: NodeConfig, *, force: bool) -> None:
 
 
 def _pair(config: NodeConfig, *, shows_code: bool, dialled: tuple[str, str] | None) -> None:
-    """Pair before the node starts."""
     if shows_code and dialled:
         raise UsageError("one side waits with --pair, the other comes with --pair-with")
     from ddib_fed.node import admitting
@@ -215,7 +214,6 @@ def silence_grpc() -> None:
 
 
 def set_up_logging(level: str, output_format: str) -> None:
-    """Log to stderr, as "text" or "json"."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if output_format == "json" else TextFormatter())
     route(handler, level)

@@ -287,8 +287,6 @@ class LogSection(Section):
 
 
 class NodePaths:
-    """The paths of a node's files, absolute."""
-
     def __init__(self, folder: Path, node: NodeSection, model: ModelSection) -> None:
         self.bundle = folder / model.bundle
         self.classifier = None if model.classifier is None else folder / model.classifier
@@ -330,7 +328,6 @@ class NodeConfig(Section):
 
     @classmethod
     def load(cls, path: Path) -> NodeConfig:
-        """Read a node.toml."""
         hint = (
             f"--config FILE or {CONFIG_VARIABLE} names one that is elsewhere; "
             "a new one: ddib init node --role source --model satellite"

@@ -118,7 +118,6 @@ class Repeated:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and wait for it when it was started."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -134,8 +133,6 @@ class Repeated:
 
 @dataclass(slots=True)
 class _Connection:
-    """A connection that the port accepted."""
-
     peer: Peer
     since: float
     inode: int

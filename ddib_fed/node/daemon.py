@@ -78,8 +78,6 @@ _HELD: Final = ", in use while this node runs"
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The result of one step of a start: what there is with warnings, or a problem."""
-
     step: str
     text: str = ""
     warnings: tuple[str, ...] = ()
@@ -257,8 +255,6 @@ class _StopNow(BaseException):
 
 
 class Daemon:
-    """One node from start to exit."""
-
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
         self._started = time.monotonic()
@@ -497,7 +493,6 @@ class Daemon:
         return f"degraded: {problem}" if problem else "serving"
 
     def _problem(self) -> str | None:
-        """What is wrong with the disk or the certificates."""
         paths = self.config.paths
         return disk_problem((paths.state, paths.spool)) or self._credentials.problem
 
@@ -510,7 +505,6 @@ class Daemon:
         return [*changes, f"peers: {', '.join(sorted(p.institution for p in self.peers.list())) or 'none'}"]
 
     def status(self) -> pb.StatusResponse:
-        """What `ddib status` shows."""
         section = self.config.node
         answer = pb.StatusResponse(
             institution=section.institution,

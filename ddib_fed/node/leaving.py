@@ -89,7 +89,6 @@ def _recipients(config: NodeConfig, store: PeerStore) -> list[dict[str, Any]]:
 
 
 def _settings(table: str, section: Section, *only: str) -> list[tuple[str, str, str]]:
-    """Each setting with its value as node.toml has it, and what it bounds."""
     return [
         (f"{table}.{name}", toml_text(value), type(section).model_fields[name].description or "")
         for name, value in section.model_dump(mode="json", include=set(only) or None).items()

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ddib_fed.engine.record import UNGUIDED, Guidance
-from ddib_fed.errors import DiskFull, NotReady, PeerUnknown, PolicyDenied, QuotaSpent
+from ddib_fed.errors import DiskFull, NotReady, PeerUnknown, PolicyDenied, QuotaSpent, SettingsInvalid
 from ddib_fed.files import canonical_json
 from ddib_fed.node.config import EVERY, NodeConfig, PolicySection, Use
 from ddib_fed.security.identity import Identity
@@ -47,8 +47,6 @@ USES: Final[dict[str, Use]] = {
 
 
 class Policy:
-    """Which identity may call which method."""
-
     def __init__(
         self, *, institution: str, roles: Collection[str], issuer: bool, section: PolicySection | None = None
     ) -> None:
@@ -110,7 +108,6 @@ def _denied(setting: str, detail: str, hint: str, **facts: Any) -> PolicyDenied:
 
 
 def check_use(institution: str, use: Use, policy: PolicySection) -> None:
-    """Return if a peer may be used so."""
     if use not in uses_of(institution, policy):
         hint = f'add "{use}" to "{institution}" in [policy.peers] of node.toml, then restart the node'
         raise _denied("peers", f"{institution} is not allowed to be used for {use!r}", hint, use=use)
@@ -143,7 +140,6 @@ def _require_least(setting: str, what: str, found: float, least: float, who: str
 
 
 def check_softening(soften_sigma: float, policy: PolicySection) -> None:
-    """Return if pictures are softened enough under a contract."""
     hint = (
         "a model with more softening (ddib model train --soften-sigma), or a lower policy.least_soften_sigma"
     )
@@ -152,7 +148,6 @@ def check_softening(soften_sigma: float, policy: PolicySection) -> None:
 
 
 def check_settings(settings: SolverSettings, policy: PolicySection, *, where: str) -> None:
-    """Return if latents of these settings are allowed here."""
     hint = "omit --depth, or let the operators of both nodes lower policy.least_depth"
     _require_least("least_depth", "a depth of", settings.depth, policy.least_depth, where, hint)
     if settings.encoder not in policy.encoders:
@@ -168,10 +163,16 @@ def check_settings(settings: SolverSettings, policy: PolicySection, *, where: st
 
 
 def check_evaluations(settings: SolverSettings, least: int, *, where: str) -> None:
-    """Return if latents may be made with so few evaluations."""
     if settings.solver != "flow-map":
         found, hint = settings.evaluations, f"--evaluations {least} or more"
         _require_least("least_evaluations", "evaluations:", found, least, where, hint)
+
+
+def check_most_evaluations(evaluations: int, limit: int) -> None:
+    if evaluations > limit:
+        raise SettingsInvalid(
+            f"{evaluations} evaluations", facts={"evaluations": evaluations, "limit": limit}
+        )
 
 
 def offered_guidance(model: DomainModel, policy: PolicySection) -> GuidanceTerms:
@@ -218,7 +219,6 @@ class Charge(NamedTuple):
 def peer_charges(
     policy: PolicySection, institution: str, *, samples: int, evaluations: int
 ) -> tuple[Charge, ...]:
-    """What decoding for a peer is charged."""
     limit = policy.quotas.get(institution, policy.evaluations_per_day)
     return (
         Charge("evaluations_per_day", institution, evaluations, limit),
@@ -316,7 +316,6 @@ class Quotas:
         )
 
     def _of(self, charge: Charge) -> _Account:
-        """The account, of today."""
         key, now = (charge.quota, charge.who), self._clock()
         account = self._accounts.get(key)
         if account is None or now - account.since >= DAY_S:

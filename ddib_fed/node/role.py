@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, cast, get_args
 
 import grpc
 import torch
 
 from ddib_fed.calibration.record import CalibrationStore, units_digest
-from ddib_fed.data.fitting import PictureRule
+from ddib_fed.data.fitting import Fit, PictureRule
 from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.batcher import Recipe
@@ -47,10 +47,11 @@ from ddib_fed.protocol.contract import (
     MAX_CLASS_NAMES,
     REFUSE,
     VALUE_RANGES,
+    Contract,
     is_class_name,
 )
 from ddib_fed.protocol.messages import Settings, settings_to_pb
-from ddib_fed.security.audit import AuditLog, Value
+from ddib_fed.security.audit import RECEIPT, AuditLog, Exchanged, Value
 from ddib_fed.security.peers import PeerStore
 from ddib_fed.telemetry import OFF, Tracing
 from ddib_fed.v1 import common_pb2
@@ -92,8 +93,6 @@ class PeerProblems:
 
 
 class NodeContext:
-    """State shared by the services of one node."""
-
     def __init__(
         self,
         config: NodeConfig,
@@ -114,7 +113,6 @@ class NodeContext:
 
     @property
     def engine(self) -> ServingParty:
-        """The warm engine."""
         if self.draining:
             raise Draining(retry_after_s=30)
         return self.running_engine
@@ -131,7 +129,6 @@ class NodeContext:
         return self._engine is not None
 
     def set_engine(self, engine: ServingParty) -> None:
-        """Serve a warm model."""
         bundle = engine.model.bundle
         if bundle.manifest.sample_kind == "picture":
             self._softener = Softener(load_key(self.config.paths.softening_key), bundle.digest)
@@ -139,7 +136,6 @@ class NodeContext:
 
     @property
     def softener(self) -> Softener:
-        """The source of softening noise of this node."""
         if self._softener is None:
             raise NotReady(retry_after_s=5)
         return self._softener
@@ -159,8 +155,15 @@ class NodeContext:
             log.exception("the audit log cannot be written: %s is refused", act)
             raise NotReady("the audit log cannot be written", retry_after_s=30) from error
 
+    def write_receipt(self, peer: str, contract: Contract, exchanged: Exchanged, **call: str) -> None:
+        """Record what a call exchanged, and the peer's anchor; its latents are recorded already."""
+        line = {"contract": contract.digest.hex(), "policy": self.policy_sha256, **exchanged.values()}
+        try:
+            self.audit.write(RECEIPT, **call, peer=peer, **line)
+        except OSError:
+            log.exception("the receipt of %s could not be written to the audit log", call)
+
     def side(self) -> ContractSide:
-        """This node's half of a contract."""
         bundle = self.running_engine.model.bundle
         manifest, picture, names = bundle.manifest, None, bundle.manifest.classes
         if manifest.sample_kind == "picture":
@@ -229,7 +232,6 @@ class RoleService:
         """The model is warm: start with the waiting work."""
 
     def jobs(self) -> Mapping[str, int]:
-        """Work by state, for the operator."""
         return {}
 
     def drain(self, timeout_s: float) -> None:
@@ -254,7 +256,6 @@ def find_roles(names: Iterable[str]) -> list[type[RoleService]]:
 
 
 def load_hosted(config: NodeConfig) -> Bundle:
-    """The verified bundle that node.toml names."""
     place = config.paths.bundle
     bundle = load_bundle(place)
     expected, named = config.model.bundle_domain or config.model.domain, bundle.manifest.domain
@@ -302,7 +303,6 @@ def load_classifier(config: NodeConfig, bundle: Bundle) -> Bundle | None:
 
 
 def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
-    """Load and warm up the model of a node, here or in its workers."""
     section = config.engine
     bundle = load_hosted(config)
     classifier = load_classifier(config, bundle)
@@ -336,17 +336,17 @@ def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
 
 
 def limits_of(section: LimitsSection) -> ImageLimits:
-    """The limits on a client's picture, from node.toml."""
     return ImageLimits(max_bytes=section.max_item_bytes, max_pixels=section.max_pixels)
 
 
 def rule_of_side(side: ContractSide) -> PictureRule | None:
-    """How the other side's pictures become files; its fit is not known here. None for points."""
+    """How the other side's pictures become files; a side that refuses other sizes has no fit. None for points."""
     if not side.HasField("picture"):
         return None
     channels, height, width = side.sample_shape
+    fit = cast("Fit", side.size_rule) if side.size_rule in get_args(Fit) else "resize"
     terms = side.picture
-    return PictureRule(channels, height, width, "resize", terms.low, terms.high, terms.bits)
+    return PictureRule(channels, height, width, fit, terms.low, terms.high, terms.bits)
 
 
 # Memory for decoding
@@ -393,26 +393,19 @@ class DecodingMemory:
         cost: Callable[[bytes], int],
         *,
         ended: Callable[[], bool] = lambda: False,
-        too_large: type[DdibError] = ImageTooLarge,
     ) -> Iterator[bytes]:
         """A file's content, with its memory reserved while it is used."""
-        with self.work(client, size_bytes, ended=ended, too_large=too_large):
+        with self.work(client, size_bytes, ended=ended):
             need = size_bytes + cost(load())
-        with self.work(client, need, ended=ended, too_large=too_large):
+        with self.work(client, need, ended=ended):
             yield load()
 
     @contextmanager
     def work(
-        self,
-        client: str,
-        size_bytes: int,
-        *,
-        ended: Callable[[], bool] = lambda: False,
-        too_large: type[DdibError] = ImageTooLarge,
+        self, client: str, size_bytes: int, *, ended: Callable[[], bool] = lambda: False
     ) -> Iterator[None]:
-        """Reserve memory."""
         if size_bytes > self._total:
-            raise too_large(
+            raise ImageTooLarge(
                 f"it takes {size_bytes // MIB} MiB of memory to decode, {self._total // MIB} are the limit",
                 hint="make the picture smaller, or let the node's operator raise limits.decode_memory_mib",
                 facts={"memory_mib": size_bytes // MIB, "limit_mib": self._total // MIB},
@@ -464,7 +457,6 @@ def solver_settings(like: Settings | common_pb2.SolverSettings) -> SolverSetting
 
 
 def settings_message(settings: SolverSettings) -> common_pb2.SolverSettings:
-    """Settings for the wire."""
     if settings.in_one_process:
         raise SettingsInvalid(
             "noise in decoding, and the public code's schedules and respacings, do not travel between nodes",

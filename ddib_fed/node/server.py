@@ -40,7 +40,7 @@ from ddib_fed.files import RETRY_AFTER_S, is_disk_full
 from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.connections import InboundGuard, Repeated, file_limit, most_connections, server_options
 from ddib_fed.protocol.addresses import split_address
-from ddib_fed.protocol.calls import ReadAhead
+from ddib_fed.protocol.calls import MAX_MESSAGE_BYTES
 from ddib_fed.protocol.details import DETAIL_KEY, time_entry, to_detail
 from ddib_fed.security.admission import (
     Admission,
@@ -99,7 +99,6 @@ MOST_WAITING: Final = 1_024
 because HTTP/2 limits how many are open at once (`MORE_OPEN_CALLS`)."""
 # Open calls of one connection beyond twice the streams' cap. gRPC's default is no limit; each call takes some memory.
 MORE_OPEN_CALLS: Final = 64
-MAX_MESSAGE_BYTES: Final = 4 << 20
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -259,7 +258,6 @@ class CallInterceptor(Interceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """See grpc.ServerInterceptor."""
         handler: Any = continuation(handler_call_details)
         if handler is None:
             return None
@@ -335,7 +333,6 @@ class CallInterceptor(Interceptor):
 
     @contextmanager
     def _opened(self, context: grpc.ServicerContext, method: str, streams: bool) -> Iterator[OpenCall]:
-        """Context while a call of an admitted caller runs."""
         if self._verifier is None:
             yield OpenCall(context, method, None, self._limits.idle_s)
             return
@@ -457,7 +454,6 @@ class Pace:
         self._until = None
 
     def wait_s(self) -> float:
-        """Seconds for the next message."""
         if self._until is None:
             self._worked = self._busy()
             return self._between_s
@@ -474,14 +470,8 @@ class Pace:
             return
         raise DeadlineExceeded(f"the sender {what}", hint="the same command again", facts=facts)
 
-    def each(self, ahead: ReadAhead[T]) -> Iterator[T]:
-        """The messages of a stream that is read ahead."""
-        return ahead.each(self.wait_s, self.late)
-
 
 class NodeServer:
-    """The node's one port."""
-
     def __init__(
         self,
         listen: str,
@@ -522,7 +512,6 @@ class NodeServer:
             self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
     def start(self) -> None:
-        """Start all threads, then begin to accept connections."""
         all_started = threading.Event()
         try:
             for _ in range(self._threads):  # none is idle before the event: each gets a thread of its own

@@ -110,8 +110,6 @@ class TunnelRefused(Exception):  # noqa: N818 - a finding
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy."""
-
     address: str
     login: str = field(default="", repr=False)
 
@@ -140,7 +138,6 @@ class Proxy:
         )
 
     def connect(self, address: str, timeout_s: float) -> socket.socket:
-        """A connection to an address behind the proxy."""
         connection = socket.create_connection(split_address(self.address), timeout=timeout_s)
         try:
             lines = [f"CONNECT {address} HTTP/1.1", f"Host: {address}"]

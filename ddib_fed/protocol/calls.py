@@ -16,9 +16,10 @@ from typing import Any, Final, Generic, Self, TypeVar
 import grpc
 
 from ddib_fed.errors import InputError, PeerUnreachable, UnknownFields
-from ddib_fed.protocol.check import check
 from ddib_fed.protocol.details import at_fault, clock_difference
+from ddib_fed.protocol.messages import check
 
+MAX_MESSAGE_BYTES: Final = 4 << 20
 STUCK_S: Final = 3.0
 """What was received before a call's end is read at once: a reader that waits for so long after it is stuck."""
 LOOK_EVERY_S: Final = 0.5
@@ -75,8 +76,6 @@ grpc.Call.register(_Call)  # type: ignore[attr-defined]  # the stubs do not know
 
 @dataclass(frozen=True, slots=True)
 class _Method:
-    """A method of a stub."""
-
     method: Any
     channel: CheckedChannel
     streams: bool
@@ -115,7 +114,6 @@ class CheckedChannel(grpc.Channel):
         self.clock_s: float | None = None
 
     def watch(self, call: _Call) -> None:
-        """Note that a reader waits for the next answer of a call."""
         self._readers.add(call)
         if self._watching.acquire(blocking=False):
             threading.Thread(target=self._watch, name="stuck-calls", daemon=True).start()

@@ -151,68 +151,58 @@ def _hashed(message: Message) -> dict[str, Value]:
 # Agreement: the same rules are applied at both ends, and each computes the digest itself.
 
 
+# In reading order for the operator, with what to do. All but the last three must be the same on both sides.
+_REMEDIES: Final[dict[str, str]] = {
+    "sample_kind": "One side serves points and the other pictures; choose another target, or serve another model.",
+    "sample_shape": "Serve models of one shape on both sides; train one of them again at the other's shape.",
+    "value_range": (
+        "Train both models on data in the same range of values, and both with --set colours=opponent, or neither."
+    ),
+    "soften_sigma": (
+        "Set the same soften_sigma in both models' manifests; the recommended value is in docs/quality.md."
+    ),
+    "size_rule": (
+        'Train both models with the same --fit, or set policy.size_rule = "refuse" in one node.toml: then only '
+        "pictures of the models' size are taken."
+    ),
+    "terminal_lambda": (
+        f"Both must be at most {HIGHEST_TERMINAL_LAMBDA:g}, so that the latents are N(0, I) within exp(2 lambda) of "
+        "relative variance; train the side above it to the end of a noisier schedule."
+    ),
+    "initial_lambda": (
+        f"Both must be at least {LOWEST_INITIAL_LAMBDA:g}; train the side below it with a schedule that starts nearer "
+        "to the data."
+    ),
+}
+
+
 def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Iterable):
+    if isinstance(value, ContractSide):
+        return place_of(value)
+    if isinstance(value, CalibrationTerms):
+        return calibration_text(value)
+    if isinstance(value, bytes):
+        return value.hex() or "none"
+    if isinstance(value, Iterable) and not isinstance(value, str):
         return "x".join(map(str, value))
-    return repr(value).removesuffix(".0")
+    return "none" if value is None else str(value).removesuffix(".0")
 
 
 def differences(source: ContractSide, target: ContractSide) -> tuple[Difference, ...]:
     """Every field in which the two sides are incompatible, in reading order for the operator; empty if none is."""
     rules = {source.size_rule, target.size_rule}
-    checks = (
-        (
-            "sample_kind",
-            source.sample_kind == target.sample_kind,
-            "One side serves points and the other pictures; choose another target, or serve another model.",
-        ),
-        (
-            "sample_shape",
-            list(source.sample_shape) == list(target.sample_shape),
-            "Serve models of one shape on both sides; train one of them again at the other's shape.",
-        ),
-        (
-            "value_range",
-            source.value_range == target.value_range,
-            "Train both models on data in the same range of values, and both with --set colours=opponent, or neither.",
-        ),
-        (
-            "soften_sigma",
-            source.soften_sigma == target.soften_sigma,
-            "Set the same soften_sigma in both models' manifests; the recommended value is in docs/quality.md.",
-        ),
-        (
-            "size_rule",
-            len(rules) == 1 or REFUSE in rules,  # of pictures of the model's size every rule makes the same
-            (
-                'Train both models with the same --fit, or set policy.size_rule = "refuse" in one node.toml: then '
-                "only pictures of the models' size are taken."
-            ),
-        ),
-        # The ends of the ODE may differ, but each must reach noise on one side and data on the other.
-        (
-            "terminal_lambda",
-            max(source.terminal_lambda, target.terminal_lambda) <= HIGHEST_TERMINAL_LAMBDA,
-            (
-                f"Both must be at most {HIGHEST_TERMINAL_LAMBDA:g}, so that the latents are N(0, I) within "
-                "exp(2 lambda) of relative variance; train the side above it to the end of a noisier schedule."
-            ),
-        ),
-        (
-            "initial_lambda",
-            min(source.initial_lambda, target.initial_lambda) >= LOWEST_INITIAL_LAMBDA,
-            (
-                f"Both must be at least {LOWEST_INITIAL_LAMBDA:g}; train the side below it with a schedule that "
-                "starts nearer to the data."
-            ),
-        ),
-    )
+    # The ends of the ODE may differ, but each must reach noise on one side and data on the other.
+    fits = {
+        "size_rule": len(rules) == 1
+        or REFUSE in rules,  # of pictures of the model's size every rule makes the same
+        "terminal_lambda": max(source.terminal_lambda, target.terminal_lambda) <= HIGHEST_TERMINAL_LAMBDA,
+        "initial_lambda": min(source.initial_lambda, target.initial_lambda) >= LOWEST_INITIAL_LAMBDA,
+    }
+    values = ((name, getattr(source, name), getattr(target, name)) for name in _REMEDIES)
     return tuple(
-        Difference(name, _text(getattr(source, name)), _text(getattr(target, name)), remedy)
-        for name, fits, remedy in checks
-        if not fits
+        Difference(name, _text(own), _text(other), _REMEDIES[name])
+        for name, own, other in values
+        if not fits.get(name, own == other)
     )
 
 
@@ -259,42 +249,33 @@ def confirm(
     """
     contract = Contract(response.contract)
     report = "ask its operator to upgrade, and report it."
-    answered = (
-        (
-            "source",
-            source == contract.source,
-            place_of(source),
-            place_of(contract.source),
-            f"The target changed the source's side; {report}",
-        ),
+    answered: tuple[tuple[str, Any, Any, str], ...] = (
+        ("source", source, contract.source, f"The target changed the source's side; {report}"),
         (
             "institution",
-            target_institution == contract.target.institution,
             target_institution,
             contract.target.institution,
             "The node at this address belongs to another institution; correct the peer's address.",
         ),
         (
             "contract_sha256",
-            contract.digest == response.sha256,
-            contract.digest.hex(),
-            response.sha256.hex(),
+            contract.digest,
+            response.sha256,
             "The two releases write the contract differently; upgrade the older one.",
         ),
         (
             "calibration",
-            calibration == contract.calibration,
-            calibration_text(calibration),
-            calibration_text(contract.calibration),
+            calibration,
+            contract.calibration,
             f"The target changed the calibration that was proposed; {report}",
         ),
     )
     found = [
         *differences(source, contract.target),
         *(
-            Difference(name, own or "none", theirs or "none", remedy)
-            for name, same, own, theirs, remedy in answered
-            if not same
+            Difference(name, _text(own), _text(theirs), remedy)
+            for name, own, theirs, remedy in answered
+            if own != theirs
         ),
     ]
     if found:

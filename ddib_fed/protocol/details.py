@@ -20,34 +20,9 @@ from typing import Any, Final
 import grpc
 from google.protobuf.message import DecodeError
 
-from ddib_fed.errors import (
-    AggregateNotFound,
-    AlreadyExists,
-    Cancelled,
-    ChunkCorrupt,
-    ContractMismatch,
-    DdibError,
-    DeadlineExceeded,
-    Difference,
-    DomainNotFound,
-    ExhaustedError,
-    InputError,
-    InternalError,
-    LatentNotGaussian,
-    MessageInvalid,
-    NotFoundError,
-    PeerFault,
-    PeerUnreachable,
-    RefusedError,
-    SettingsInvalid,
-    StateConflict,
-    Unauthenticated,
-    UnavailableError,
-    UnknownFields,
-    error_class,
-)
-from ddib_fed.protocol.check import check
+from ddib_fed import errors
 from ddib_fed.protocol.contract import LAST_MOMENT
+from ddib_fed.protocol.messages import check
 from ddib_fed.terminal import escape
 from ddib_fed.v1 import common_pb2 as pb
 
@@ -66,39 +41,39 @@ TOLERATED_S: Final = 60.0
 
 # The meaning of a status without our detail. The others are what the transport itself ends calls with: no connection, a
 # broken stream, a stopping server, our own limit of time; only these are worth another try.
-_BY_STATUS: Final[Mapping[grpc.StatusCode, type[DdibError]]] = {
-    grpc.StatusCode.UNIMPLEMENTED: NotFoundError,  # a node without this service; HTTP 404
-    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,  # HTTP 401
-    grpc.StatusCode.PERMISSION_DENIED: RefusedError,  # HTTP 403
-    grpc.StatusCode.INVALID_ARGUMENT: InputError,
-    grpc.StatusCode.OUT_OF_RANGE: InputError,
-    grpc.StatusCode.NOT_FOUND: NotFoundError,
-    grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
-    grpc.StatusCode.FAILED_PRECONDITION: StateConflict,
-    grpc.StatusCode.OK: InternalError,
+_BY_STATUS: Final[Mapping[grpc.StatusCode, type[errors.DdibError]]] = {
+    grpc.StatusCode.UNIMPLEMENTED: errors.NotFoundError,  # a node without this service; HTTP 404
+    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,  # HTTP 401
+    grpc.StatusCode.PERMISSION_DENIED: errors.RefusedError,  # HTTP 403
+    grpc.StatusCode.INVALID_ARGUMENT: errors.InputError,
+    grpc.StatusCode.OUT_OF_RANGE: errors.InputError,
+    grpc.StatusCode.NOT_FOUND: errors.NotFoundError,
+    grpc.StatusCode.ALREADY_EXISTS: errors.AlreadyExists,
+    grpc.StatusCode.FAILED_PRECONDITION: errors.StateConflict,
+    grpc.StatusCode.OK: errors.InternalError,
 }
 # Statuses of permanent errors that transport failures have too: gRPC's texts tell them apart. They are only compared,
 # never repeated.
-_BY_TEXT: Final[tuple[tuple[str, type[DdibError], str], ...]] = (
+_BY_TEXT: Final[tuple[tuple[str, type[errors.DdibError], str], ...]] = (
     (
         r"^RESOURCE_EXHAUSTED .*(message larger than max|metadata size exceeds)",
-        MessageInvalid,
+        errors.MessageInvalid,
         "a message between us and {} is over gRPC's limit, 4 MiB for a message",
     ),
     (
         r"^INTERNAL Exception deserializing response!",
-        MessageInvalid,
+        errors.MessageInvalid,
         "{} answered with what is no message of this protocol",
     ),
     (
         r"^INTERNAL Exception serializing request!|^UNKNOWN Exception iterating requests!",
-        InternalError,
+        errors.InternalError,
         "a message for {} could not be made; the log says why",
     ),
 )
 
 
-def to_detail(error: DdibError, institution: str, incident: str) -> pb.ErrorDetail:
+def to_detail(error: errors.DdibError, institution: str, incident: str) -> pb.ErrorDetail:
     """The detail of an error that is sent to a peer."""
     detail = pb.ErrorDetail(
         reason=error.reason,
@@ -127,21 +102,21 @@ def to_detail(error: DdibError, institution: str, incident: str) -> pb.ErrorDeta
     return detail
 
 
-def from_detail(data: bytes, hop: str) -> DdibError | None:
+def from_detail(data: bytes, hop: str) -> errors.DdibError | None:
     """The error in a detail; None if it cannot be parsed."""
     if len(data) > MAX_DETAIL_BYTES:
         return None
     try:
         detail = pb.ErrorDetail.FromString(data)
         check(detail)
-    except UnknownFields as error:
+    except errors.UnknownFields as error:
         error.hop = hop
         return error
-    except (DecodeError, MessageInvalid):
+    except (DecodeError, errors.MessageInvalid):
         return None
     if not detail.reason:
         return None
-    kind, reason = error_class(detail.reason), _clean(detail.reason)
+    kind, reason = errors.error_class(detail.reason), _clean(detail.reason)
     where, called = _clean(detail.institution), institution_of(hop)
     foreign = hop.startswith(("target ", "peer "))
 
@@ -149,12 +124,12 @@ def from_detail(data: bytes, hop: str) -> DdibError | None:
         return f'{called} says: "{text}"'[:MAX_TEXT] if text and foreign else text
 
     differences = tuple(
-        Difference(_clean(d.field), _clean(d.source), _clean(d.target), said(_clean(d.remedy)))
+        errors.Difference(_clean(d.field), _clean(d.source), _clean(d.target), said(_clean(d.remedy)))
         for d in detail.differences
     )
     further = bool(where) and where != called and not foreign
     own_words = kind.said_by(where if further else called)[:MAX_TEXT]
-    sentence = said(_clean(detail.sentence) or reason) if kind is InternalError else own_words
+    sentence = said(_clean(detail.sentence) or reason) if kind is errors.InternalError else own_words
     found = kind(
         sentence,
         hop=f"{hop} -> {where}" if further else hop,
@@ -164,12 +139,11 @@ def from_detail(data: bytes, hop: str) -> DdibError | None:
         incident="".join(c for c in detail.incident if c.isascii() and c.isalnum()),
     )
     found.refused = {number: _clean(each.reason) for each in detail.refused for number in each.items}
-    found.says = called if foreign else where if further and kind is not PeerFault else ""
+    found.says = called if foreign else where if further and kind is not errors.PeerFault else ""
     return found
 
 
-def from_rpc_error(error: grpc.RpcError, hop: str) -> DdibError:
-    """The error of a failed call."""
+def from_rpc_error(error: grpc.RpcError, hop: str) -> errors.DdibError:
     call: Any = error if status_of(error) is not None else None
     trailing: Iterable[Any] = () if call is None else call.trailing_metadata() or ()
     for key, value in trailing:
@@ -180,10 +154,10 @@ def from_rpc_error(error: grpc.RpcError, hop: str) -> DdibError:
     for pattern, without_hope, says in _BY_TEXT:
         if re.search(pattern, f"{name} {text}"):
             return without_hope(says.format(who), hop=hop)
-    kind = InternalError if code is None else _BY_STATUS.get(code, PeerUnreachable)
+    kind = errors.InternalError if code is None else _BY_STATUS.get(code, errors.PeerUnreachable)
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return kind(f"{who} does not offer this call: it has another role, or is of another release", hop=hop)
-    if kind is not PeerUnreachable:
+    if kind is not errors.PeerUnreachable:
         return kind(f"{kind.sentence} ({name})", hop=hop)
     if code is grpc.StatusCode.UNAVAILABLE:
         detail = f"{who} does not answer, or refuses the connection"
@@ -192,11 +166,15 @@ def from_rpc_error(error: grpc.RpcError, hop: str) -> DdibError:
     else:
         detail = f"the connection to {who} broke off ({name})"
     hint = f"ddib peer test {institution_of(hop)}" if hop.startswith("target") else "ddib doctor"
-    return PeerUnreachable(detail, hop=hop, hint=hint)
+    return errors.PeerUnreachable(detail, hop=hop, hint=hint)
 
 
-def _with_clock(error: DdibError, difference_s: float | None) -> DdibError:
-    if isinstance(error, RefusedError) and difference_s is not None and abs(difference_s) >= TOLERATED_S:
+def _with_clock(error: errors.DdibError, difference_s: float | None) -> errors.DdibError:
+    if (
+        isinstance(error, errors.RefusedError)
+        and difference_s is not None
+        and abs(difference_s) >= TOLERATED_S
+    ):
         error.detail = f"{error.detail}; that node's clock is {described(difference_s)}"
         error.args = (error.detail,)
         error.hint = "compare both clocks: `timedatectl` shows whether this machine's is synchronised"
@@ -239,19 +217,19 @@ def described(difference_s: float) -> str:
 # What the node of another institution may say of a request: of its own state, policy and model, and of the protocol.
 # It gets latents that were checked against the contract, and neither files nor options: an error of those is none.
 _SAYABLE: Final = (
-    ContractMismatch,
-    RefusedError,
-    ExhaustedError,
-    UnavailableError,
-    Cancelled,
-    DeadlineExceeded,
-    ChunkCorrupt,
-    DomainNotFound,
-    AggregateNotFound,
-    SettingsInvalid,
-    InternalError,
+    errors.ContractMismatch,
+    errors.RefusedError,
+    errors.ExhaustedError,
+    errors.UnavailableError,
+    errors.Cancelled,
+    errors.DeadlineExceeded,
+    errors.ChunkCorrupt,
+    errors.DomainNotFound,
+    errors.AggregateNotFound,
+    errors.SettingsInvalid,
+    errors.InternalError,
 )
-_SAYABLE_ITSELF: Final = frozenset({NotFoundError, MessageInvalid, UnknownFields})
+_SAYABLE_ITSELF: Final = frozenset({errors.NotFoundError, errors.MessageInvalid, errors.UnknownFields})
 """Classes of which no subclass is meant."""
 
 
@@ -259,22 +237,22 @@ def institution_of(hop: str) -> str:
     return hop.rpartition(" ")[2]
 
 
-def at_fault(error: DdibError, hop: str) -> PeerFault:
+def at_fault(error: errors.DdibError, hop: str) -> errors.PeerFault:
     """The fault of a peer in whose answer `error` was found."""
-    if isinstance(error, PeerFault):
+    if isinstance(error, errors.PeerFault):
         return error
     fault = _fault(hop, "what cannot be used: ", escape(error.detail[:MAX_TEXT])[:MAX_TEXT], error)
     fault.differences = error.differences
-    if isinstance(error, UnknownFields):
+    if isinstance(error, errors.UnknownFields):
         fault.hint = "ddib --version at both institutions: the releases may be too far apart"
     return fault
 
 
-def _fault(hop: str, what: str, found: str, error: DdibError) -> PeerFault:
+def _fault(hop: str, what: str, found: str, error: errors.DdibError) -> errors.PeerFault:
     peer = institution_of(hop)
     hint = f"ask the operator of {peer}; ddib peer test {peer} asks that node again"
     facts = {"peer": peer, "answer": error.reason, "found": found}
-    return PeerFault(f"{peer} answered with {what}{found}", hop=hop, hint=hint, facts=facts)
+    return errors.PeerFault(f"{peer} answered with {what}{found}", hop=hop, hint=hint, facts=facts)
 
 
 @contextmanager
@@ -282,14 +260,21 @@ def checking_answers(hop: str) -> Iterator[None]:
     """Inside, what is found wrong is wrong with the answer of a peer."""
     try:
         yield
-    except (InputError, ContractMismatch, ChunkCorrupt, LatentNotGaussian) as error:
+    except (
+        errors.InputError,
+        errors.ContractMismatch,
+        errors.ChunkCorrupt,
+        errors.LatentNotGaussian,
+    ) as error:
         raise at_fault(error, hop) from error
 
 
-def failure_of_peer(error: grpc.RpcError, hop: str) -> DdibError:
+def failure_of_peer(error: grpc.RpcError, hop: str) -> errors.DdibError:
     """The error of a failed call to another institution."""
     found = from_rpc_error(error, hop)
-    if type(found) in {MessageInvalid, UnknownFields} and not found.incident:  # found here, about the answer
+    if (
+        type(found) in {errors.MessageInvalid, errors.UnknownFields} and not found.incident
+    ):  # found here, about the answer
         return at_fault(found, hop)
     if isinstance(found, _SAYABLE) or type(found) in _SAYABLE_ITSELF:
         return found

@@ -101,7 +101,6 @@ class ApprovedLatent:
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes will cross."""
         return len(self._payload)
 
     def recorded(self, anchor: common_pb2.AuditHead) -> ApprovedLatent:
@@ -180,7 +179,6 @@ class LatentOpener:
 
 
 def open_tensor(header: common_pb2.TensorHeader, contract: Contract) -> Announced:
-    """Check the header of a tensor against a contract."""
     shape = tuple(header.shape)
     _require_shape(shape, contract)
     if header.size_bytes != math.prod(shape) * ITEM_BYTES:

@@ -1,6 +1,8 @@
-"""States, settings and records, and the messages that carry them between machines.
+"""States, settings and records, the messages that carry them between machines, and the check of received messages.
 
-Values are not checked here: received messages pass `check` first.
+Requests and answers pass through `check` before any part of them is used: it refuses fields that are not in protos/,
+and values outside the limits that are options of the fields, see protos/ddib_fed/v1/limits.proto. What a domain type
+demands beyond them is checked where it is made.
 """
 
 from __future__ import annotations
@@ -8,10 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
+from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ddib_fed.errors import SettingsInvalid
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from ddib_fed.errors import DdibError, MessageInvalid, SettingsInvalid, UnknownFields
+from ddib_fed.files import DIGEST_BYTES
 from ddib_fed.v1 import common_pb2, translation_pb2
 
 if TYPE_CHECKING:
@@ -29,7 +37,6 @@ class JobState(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether the state is final."""
         return self in {JobState.FINISHED, JobState.FAILED, JobState.CANCELLED}
 
 
@@ -130,3 +137,110 @@ def provenance_record(message: translation_pb2.Provenance) -> Translation:
     # A map has another order in each process; a record that is written again must be the same bytes.
     values["seconds"] = dict(sorted(values["seconds"].items()))
     return Translation.model_validate(values)
+
+
+# The check of received messages
+
+PACKAGE: Final = "ddib_fed.v1"
+SETTINGS: Final = frozenset({"SolverSettings", "GuidanceSettings"})
+"""Messages whose values are the user's choice: a wrong one is `SettingsInvalid`."""
+MAX_ITEMS: Final = 16
+_WHOLE: Final = frozenset({FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64})
+_DEFAULTS: Final[Mapping[int, tuple[float, float]]] = {
+    FieldDescriptor.CPPTYPE_STRING: (0, 64),  # characters
+    FieldDescriptor.CPPTYPE_DOUBLE: (-1e12, 1e12),
+    FieldDescriptor.CPPTYPE_BOOL: (0, 1),
+    **dict.fromkeys(_WHOLE, (0, 2**53)),
+}
+
+
+class Limits(NamedTuple):
+    """The limits of one field; `low` and `high` are of its type's values, lengths or bytes."""
+
+    name: str
+    field: FieldDescriptor
+    low: float
+    high: float
+    max_items: int
+    required: bool
+    needed: bool
+    """Whether what is not set is outside: a number of 0, an empty text, a message that must be there."""
+    error: type[DdibError]
+
+
+def check(message: Any) -> None:
+    """Return if a message has only known fields within their limits.
+
+    Messages of other packages (gRPC's Health) and other objects pass.
+
+    Raises:
+        UnknownFields: It, or a message inside it, has a field that this release does not know.
+        SettingsInvalid: A solver's setting is outside its limits.
+        MessageInvalid: Another field is; `facts["field"]` names it.
+    """
+    if not isinstance(message, Message) or message.DESCRIPTOR.file.package != PACKAGE:
+        return
+    _check(message)
+
+
+def _check(message: Message) -> None:
+    if len(UnknownFieldSet(message)):
+        raise UnknownFields(f"a {message.DESCRIPTOR.name} has fields that this release does not know")
+    limits, listed = limits_of(message.DESCRIPTOR), message.ListFields()
+    present = {field.number for field, _ in listed}
+    for number, each in limits.items():
+        if each.needed and number not in present:
+            raise _outside(each, "must be set" if each.required else _range(each, each.field.default_value))
+    for field, value in listed:
+        each, values = limits[field.number], [value]
+        if field.is_repeated:
+            if len(value) > each.max_items:
+                raise _outside(each, f"must be at most {each.max_items} in number, not {len(value)}")
+            values = list(value.values() if isinstance(value, Mapping) else value)
+        for one in values:
+            if isinstance(one, Message):
+                _check(one)
+            # Written so that NaN fails.
+            elif not each.low <= (len(one) if isinstance(one, str | bytes) else one) <= each.high:
+                raise _outside(each, _range(each, one))
+
+
+def _range(limits: Limits, value: str | bytes | float) -> str:
+    if limits.field.enum_type is not None and not value:
+        return "must be set"
+    unit = " characters" if isinstance(value, str) else " bytes" if isinstance(value, bytes) else ""
+    return f"must be from {limits.low:g} to {limits.high:g}{unit}"
+
+
+def _outside(limits: Limits, detail: str) -> DdibError:
+    return limits.error(f"{limits.name} {detail}", facts={"field": limits.field.name})
+
+
+@cache
+def limits_of(descriptor: Descriptor) -> Mapping[int, Limits]:
+    return {field.number: _of_field(descriptor.name, field) for field in descriptor.fields}
+
+
+def _of_field(message: str, field: FieldDescriptor) -> Limits:
+    kind, value = field.message_type, field
+    if kind is not None and kind.GetOptions().map_entry:
+        value = kind.fields_by_name["value"]
+    low, high = _DEFAULTS.get(value.cpp_type, (0, 0))
+    if value.type == value.TYPE_BYTES:
+        low = high = DIGEST_BYTES
+    elif value.enum_type is not None:
+        low, high = 1, max(value.enum_type.values_by_number)
+    stated = {option.name: set_to for option, set_to in field.GetOptions().ListFields()}
+    low = stated.get("min", low)
+    required = stated.get("required", False)
+    settings = SETTINGS & {message, "" if kind is None else kind.name}
+    return Limits(
+        name=f"{message}.{field.name}",
+        field=field,
+        low=low,
+        high=stated.get("max", high),
+        max_items=stated.get("max_items", MAX_ITEMS),
+        required=required,
+        needed=required or (low > 0 and not field.is_repeated and not field.has_presence),
+        error=SettingsInvalid if settings else MessageInvalid,
+    )

@@ -190,7 +190,6 @@ def assemble(messages: Iterable[Message], openers: Mapping[str, Opener]) -> Iter
 
 
 def file_header(media_type: int, data: bytes) -> common_pb2.FileHeader:
-    """The header of a file's bytes."""
     return common_pb2.FileHeader(
         media_type=common_pb2.MediaType.Name(media_type),
         size_bytes=len(data),

@@ -16,7 +16,7 @@ from cryptography import x509
 from google.protobuf.message import DecodeError
 
 from ddib_fed.errors import MessageInvalid, PeerUnknown, RefusedError, Unauthenticated
-from ddib_fed.protocol.check import check
+from ddib_fed.protocol.messages import check
 from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import (
     MAX_CERTIFICATE_BYTES,
@@ -41,8 +41,6 @@ AuthContext = Mapping[str, Sequence[bytes]]
 
 
 class Authoriser(Protocol):
-    """Authorises calls; see `policy.Policy`."""
-
     def authorise(self, identity: Identity, full_method: str, snapshot: Snapshot) -> None:
         """Return, or raise PolicyDenied or PeerUnknown."""
 

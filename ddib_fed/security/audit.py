@@ -281,14 +281,8 @@ class Exchanged:
         self.received_bytes += size_bytes
 
     def values(self) -> dict[str, str | int]:
-        """Of the line of the audit log."""
-        return {
-            "sent_items": self.sent_items,
-            "sent_bytes": self.sent_bytes,
-            "received_items": self.received_items,
-            "received_bytes": self.received_bytes,
-            **anchor_values(self.anchor),
-        }
+        names = ("sent_items", "sent_bytes", "received_items", "received_bytes")
+        return {name: getattr(self, name) for name in names} | anchor_values(self.anchor)
 
 
 def anchor_values(anchor: AuditHead | None) -> dict[str, str | int]:
@@ -379,8 +373,6 @@ def entries(path: Path) -> Iterator[AuditLine]:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The result of reading a whole log."""
-
     lines: int
     head: str
     broken_line: int | None = None
@@ -435,8 +427,6 @@ class NotedHead(BaseModel):
 
 
 class AnchorFile(BaseModel):
-    """What one node noted of another's audit log."""
-
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["ddib-fed audit anchors 1"] = "ddib-fed audit anchors 1"
@@ -469,7 +459,7 @@ def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
 def held_of(path: Path, institution: str) -> tuple[tuple[NotedHead, ...], str]:
     """The anchors of one peer's log that lie in the own log, and how two contradict each other; empty for not."""
     found: dict[int, NotedHead] = {}
-    furthest, contradiction = None, ""
+    furthest, contradictions, form = None, list[str](), "%Y-%m-%d %H:%M"
     for line in lines_of(path, '"peer_head"'):
         record = parsed(line) or {}
         if institution_of(str(record.get("peer"))) != institution:
@@ -479,19 +469,13 @@ def held_of(path: Path, institution: str) -> tuple[tuple[NotedHead, ...], str]:
         except (KeyError, ValidationError):  # a changed line, which `verify` finds
             continue
         known = found.setdefault(noted.lines, noted)
-        if known.sha256 != noted.sha256 and not contradiction:
-            contradiction = (
-                f"its line {noted.lines} was one thing on {known.noted:%Y-%m-%d %H:%M} and another on "
-                f"{noted.noted:%Y-%m-%d %H:%M} UTC"
-            )
+        if known.sha256 != noted.sha256:
+            times = f"{known.noted:{form}} and another on {noted.noted:{form}} UTC"
+            contradictions.append(f"its line {noted.lines} was one thing on {times}")
         if furthest is None or noted.lines > furthest.lines:
             furthest = noted
-        elif (
-            noted.lines < furthest.lines and noted.noted - furthest.noted > ORDER_SLACK and not contradiction
-        ):
-            contradiction = (
-                f"it had {furthest.lines} lines on {furthest.noted:%Y-%m-%d %H:%M} and {noted.lines} on "
-                f"{noted.noted:%Y-%m-%d %H:%M} UTC"
-            )
+        elif noted.lines < furthest.lines and noted.noted - furthest.noted > ORDER_SLACK:
+            then = f"{noted.lines} on {noted.noted:{form}} UTC"
+            contradictions.append(f"it had {furthest.lines} lines on {furthest.noted:{form}} and {then}")
     newest = sorted(found.values(), key=lambda each: each.lines)[-MAX_ANCHORS:]
-    return tuple(newest), contradiction
+    return tuple(newest), next(iter(contradictions), "")

@@ -183,7 +183,6 @@ def diagnose(
 
 
 def own_validity(own: TlsCredentials) -> Diagnosis | None:
-    """What is wrong now with the dates of the own certificate."""
     now = datetime.now(UTC)
     if own.not_before - CLOCK_SKEW <= now < own.not_after:
         return None
@@ -246,8 +245,6 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """One try to reach a node over TLS."""
-
     way: Way
     server_name: str
     own: TlsCredentials

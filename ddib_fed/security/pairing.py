@@ -29,7 +29,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Final, Literal, TypeVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -75,18 +75,13 @@ _HINT: Final = "ddib pair --listen on one side shows a new code"
 Side = Literal["dialler", "listener"]
 
 
-class PairingNode(Protocol):
-    """This side's node, as the exchange needs it."""
+@dataclass(frozen=True, slots=True)
+class PairingNode:
+    """This side's peer file; what raises what would refuse the other side's; and what admits it, durably."""
 
-    @property
-    def own(self) -> bytes:
-        """Its peer file."""
-
-    def judge(self, other: Peer) -> None:
-        """Raise what would refuse this peer, without admitting it."""
-
-    def admit(self, other: Peer) -> None:
-        """Admit it, durably."""
+    own: bytes
+    judge: Callable[[Peer], object]
+    admit: Callable[[Peer], object]
 
 
 @dataclass(frozen=True, slots=True)

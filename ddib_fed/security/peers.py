@@ -204,7 +204,6 @@ class Snapshot:
 
 
 def trust_changes(before: Snapshot, after: Snapshot) -> list[str]:
-    """What is no longer and what is newly trusted or refused."""
     old, new = before.described(), after.described()
     return [f"removed {line}" for line in sorted(old - new)] + [f"added {line}" for line in sorted(new - old)]
 
@@ -466,7 +465,6 @@ class PeerStore:
         return new
 
     def reinstate(self, identity: Identity, *, before: Callable[[], object] = lambda: None) -> bool:
-        """No longer refuse an identity."""
         with self._editing(before) as trust:
             return trust.withdrawn.pop(identity, None) is not None
 

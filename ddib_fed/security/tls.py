@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from ddib_fed.errors import ConfigError, DdibError, InputError, MessageInvalid, PeerUnreachable
 from ddib_fed.files import write_file
 from ddib_fed.protocol.addresses import Proxy
-from ddib_fed.protocol.calls import CheckedChannel
+from ddib_fed.protocol.calls import MAX_MESSAGE_BYTES, CheckedChannel
 from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.pki import (
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES: Final = 4 << 20
 KEEPALIVE_TIME_MS: Final = 20_000
 # Both are needed: keepalive_timeout alone noticed a dead peer after 65 s, with ping_timeout after 8.
 KEEPALIVE_TIMEOUT_MS: Final = 8_000
@@ -240,7 +239,6 @@ class PeerChannels:
             return made
 
     def diagnosis(self, peer: Peer, timeout_s: float | None = None) -> Diagnosis:
-        """What a connection to an admitted peer finds now."""
         from ddib_fed.security.diagnosis import TIMEOUT_S, diagnose
 
         return diagnose(
@@ -257,7 +255,10 @@ class PeerChannels:
         from ddib_fed.security.diagnosis import explained
 
         peer = self._peers.snapshot().peers.get(institution)
-        return error if peer is None else explained(error, lambda: self.diagnosis(peer, timeout_s))
+        found = error if peer is None else explained(error, lambda: self.diagnosis(peer, timeout_s))
+        if "found" in found.facts:
+            found.facts["peer"] = institution
+        return found
 
     def refresh(self) -> None:
         """Close the channels that the peers' entries no longer allow; `get` does so too."""

@@ -12,7 +12,7 @@ LOOK_S = 0.25
 
 def plant() -> None:
     """In a node's process, before it starts: what it issues lives so long, and it looks often enough to renew it."""
-    from ddib_fed.node.certificates import RenewalThread
+    from ddib_fed.node import certificates
     from ddib_fed.node.config import IdentitySection
     from ddib_fed.security import pki
 
@@ -20,4 +20,4 @@ def plant() -> None:
     IdentitySection.life = lambda self, kind: life  # type: ignore[method-assign]
     # Else what was back-dated for wrong clocks counts as life, and a new certificate is due for renewal at once.
     pki.LEAST_LIFETIME = timedelta(seconds=1)  # type: ignore[misc]
-    RenewalThread.__init__.__kwdefaults__["interval_s"] = LOOK_S  # type: ignore[index]
+    certificates.CHECK_INTERVAL_S = LOOK_S  # type: ignore[misc]

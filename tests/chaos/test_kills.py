@@ -14,21 +14,7 @@ import pytest
 from ddib_fed.errors import JobNotFound
 from ddib_fed.protocol.messages import Settings
 from ddib_fed.v1 import translation_pb2 as pb
-from tests.chaos import failpoints
-from tests.chaos.load import (
-    ITEMS,
-    RECOVERY_S,
-    STUB_TARGET,
-    TARGET,
-    Feeder,
-    check_books,
-    check_disk,
-    check_told,
-    gone,
-    points,
-    restart,
-    stub_pair,
-)
+from tests.chaos import failpoints, load
 from tests.e2e.harness import Node, Pair
 from tests.e2e.processes import PLANT
 from tests.node.tiny_nodes import npy
@@ -40,7 +26,7 @@ class Planted:
     """A pair whose nodes die at a point when it is armed."""
 
     def __init__(self, folder: Path) -> None:
-        self.pair = stub_pair(folder)
+        self.pair = load.stub_pair(folder)
         self.took: list[float] = []
         self._armed = {
             node.role: folder / f"{node.role}.point" for node in (self.pair.north, self.pair.south)
@@ -82,11 +68,11 @@ class Visit:
             self.problem = error
 
     def _go(self) -> None:
-        files = [npy(40, ITEMS * self._number + item) for item in range(ITEMS)]
+        files = [npy(40, load.ITEMS * self._number + item) for item in range(load.ITEMS)]
         with self._pair.client() as client:
-            self.job_id = client.submit(files, STUB_TARGET, Settings(evaluations=8)).job_id
+            self.job_id = client.submit(files, load.STUB_TARGET, Settings(evaluations=8)).job_id
             results = list(client.results(self.job_id))
-            assert sorted(result.item for result in results) == list(range(ITEMS))
+            assert sorted(result.item for result in results) == list(range(load.ITEMS))
             assert client.get(self.job_id).state == pb.JOB_STATE_FINISHED
             # The tiny network's translation of a point is the point: a result is known beforehand.
             sent = {n: hashlib.sha256(file).digest() for n, file in enumerate(files)}
@@ -119,11 +105,11 @@ def test_a_node_killed_at_any_step_loses_nothing(planted: Planted, point: str) -
     node = pair.north if point in failpoints.SOURCE_POINTS else pair.south
     planted.arm(node, point)
     visit = Visit(pair, POINTS.index(point))
-    assert gone(node) == -9
+    assert load.gone(node) == -9
     planted.disarm(node)
-    planted.took.append(restart(node))
+    planted.took.append(load.restart(node))
     visit.end()
-    check_disk(pair, set())
+    load.check_disk(pair, set())
     assert not list(pair.north.config.paths.spool.rglob("*"))
 
 
@@ -131,12 +117,12 @@ def test_a_killed_node_is_back_within_seconds(planted: Planted, evidence) -> Non
     """After each of those kills it served again, with its jobs, within 3 s of its own CPU (imports not counted)."""
     took = planted.took or [restart_of(planted)]
     evidence.figure(f"median {median(took):.2f}, longest {max(took):.2f} s of CPU over {len(took)} restarts")
-    assert max(took) < RECOVERY_S
+    assert max(took) < load.RECOVERY_S
 
 
 def restart_of(planted: Planted) -> float:
     planted.pair.north.kill()
-    return restart(planted.pair.north)
+    return load.restart(planted.pair.north)
 
 
 def test_every_point_is_one_that_the_nodes_pass(planted: Planted) -> None:
@@ -145,7 +131,7 @@ def test_every_point_is_one_that_the_nodes_pass(planted: Planted) -> None:
         assert callable(getattr(failpoints.load(owner), method))
 
 
-def killed_at_random(pair: Pair, feeder: Feeder, kills: int, longest_s: float, seed: int) -> list[float]:
+def killed_at_random(pair: Pair, feeder: load.Feeder, kills: int, longest_s: float, seed: int) -> list[float]:
     """Kill either node so often, at random moments; the CPU seconds of each restart that was waited for."""
     chance = random.Random(seed)
     took = []
@@ -157,7 +143,7 @@ def killed_at_random(pair: Pair, feeder: Feeder, kills: int, longest_s: float, s
         if chance.random() < 0.15:
             node.start(wait=False)
             continue
-        took.append(restart(node))
+        took.append(load.restart(node))
     feeder.stop()
     for node in (pair.north, pair.south):
         node.wait_serving()
@@ -168,16 +154,16 @@ def killed_at_random(pair: Pair, feeder: Feeder, kills: int, longest_s: float, s
 def test_random_kills_with_a_stub_engine(tmp_path: Path, amount, evidence) -> None:
     """kill -9 of either node at random moments while a client submits: every accepted job is finished once."""
     kills = amount(5, 1_000)
-    pair = stub_pair(tmp_path)
+    pair = load.stub_pair(tmp_path)
     for node in (pair.north, pair.south):  # a backlog of hundreds of short jobs is part of it
         node.edit("# max_open_jobs = 64", "max_open_jobs = 1000")
     pair.start()
-    feeder = Feeder(pair)
+    feeder = load.Feeder(pair)
     try:
         took = killed_at_random(pair, feeder, kills, 0.6, seed=1)
-        check_books(pair, feeder)
-        check_told(pair.north, feeder.accepted.values())
-        assert max(took) < RECOVERY_S
+        load.check_books(pair, feeder)
+        load.check_told(pair.north, feeder.accepted.values())
+        assert max(took) < load.RECOVERY_S
         evidence.cases(kills)
         evidence.figure(
             f"{len(feeder.accepted)} accepted jobs in {feeder.tries} tries, 0 lost, 0 twice; recovery: median "
@@ -192,18 +178,18 @@ def test_random_kills_with_the_real_engine(tmp_path: Path, amount, evidence) -> 
     """The same with the shipped models, so that most kills fall into the middle of a computation."""
     kills = amount(1, 50)
     pair = Pair.create(tmp_path).start()
-    feeder = Feeder(
+    feeder = load.Feeder(
         pair,
-        target=TARGET,
-        files=lambda number: [points(number, item) for item in range(ITEMS)],
+        target=load.TARGET,
+        files=lambda number: [load.points(number, item) for item in range(load.ITEMS)],
         settings=Settings(evaluations=96),
         pause_s=1.0,
     )
     try:
         took = killed_at_random(pair, feeder, kills, 3.0, seed=2)
-        check_books(pair, feeder)
-        check_told(pair.north, feeder.accepted.values())
-        assert max(took, default=0.0) < RECOVERY_S
+        load.check_books(pair, feeder)
+        load.check_told(pair.north, feeder.accepted.values())
+        assert max(took, default=0.0) < load.RECOVERY_S
         evidence.cases(kills)
         longest = max(took, default=0.0)
         evidence.figure(

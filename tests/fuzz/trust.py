@@ -24,22 +24,13 @@ from ddib_fed.security import pki
 from ddib_fed.security.audit import EMPTY, Head, digest, encoded, verify
 from ddib_fed.security.identity import Identity, verify_peer_certificate
 from ddib_fed.security.peers import Peer, Trust, parse_peer
-from ddib_fed.security.pki import (
-    certificate_pem,
-    issue_leaf,
-    make_request,
-    new_authority,
-    new_key,
-    parse_certificates,
-    read_request,
-)
 from tests.calibration.examples import calibration
 from tests.fuzz.target import NOW, Target, as_file
 
 
 @cache
 def _north() -> pki.Authority:
-    return new_authority("north.example", now=NOW)
+    return pki.new_authority("north.example", now=NOW)
 
 
 def certificate(data: bytes) -> None:
@@ -48,23 +39,23 @@ def certificate(data: bytes) -> None:
 
 
 def _certificates() -> list[bytes]:
-    leaf = issue_leaf(_north(), "node", "node-1", public_key=new_key().public_key(), now=NOW)
-    return [certificate_pem(leaf), certificate_pem(_north().certificate)]
+    leaf = pki.issue_leaf(_north(), "node", "node-1", public_key=pki.new_key().public_key(), now=NOW)
+    return [pki.certificate_pem(leaf), pki.certificate_pem(_north().certificate)]
 
 
 def certificates(data: bytes) -> None:
     """A file of roots."""
-    parse_certificates(data, "roots.pem")
+    pki.parse_certificates(data, "roots.pem")
 
 
 def request(data: bytes) -> None:
     """A request for a certificate."""
-    read_request(data)
+    pki.read_request(data)
 
 
 def _requests() -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
-        return [make_request(Path(folder), Identity("north.example", "node", "node-2"))]
+        return [pki.make_request(Path(folder), Identity("north.example", "node", "node-2"))]
 
 
 def peer(data: bytes) -> None:

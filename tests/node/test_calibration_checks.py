@@ -9,17 +9,14 @@ import pytest
 from ddib_fed.calibration.record import SignedCalibration
 from ddib_fed.errors import (
     CalibrationExpired,
-    CalibrationForeign,
-    CalibrationKindDenied,
     CalibrationSigner,
-    CalibrationUnits,
     CalibrationUnknown,
     CalibrationUnsigned,
 )
-from ddib_fed.node.calibrations import check_terms, overview, usable_calibration
+from ddib_fed.node.calibrations import overview, usable_calibration
 from ddib_fed.node.config import PolicySection
 from ddib_fed.node.role import NodeContext
-from tests.calibration.examples import UNITS, calibration, signed
+from tests.calibration.examples import calibration, signed
 from tests.node.tiny_nodes import make_config, make_context, make_institution, tiny_engine
 
 NORTH, SOUTH = ("north.example", "photos"), ("south.example", "maps")
@@ -68,25 +65,6 @@ def test_a_calibration_is_not_used_when_its_conditions_have_ended(node) -> None:
     context.peers.remove("north.example")
     with pytest.raises(CalibrationSigner, match=r"north\.example has not been admitted"):
         use(context, held)
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "says"),
-    [
-        ({"source": ("west.example", "photos")}, CalibrationForeign, r"not from west\.example/photos"),
-        ({"target": ("south.example", "drawings")}, CalibrationForeign, "south.example/drawings"),
-        ({"units": "0" * 64}, CalibrationUnits, "now has 000000000000"),
-        ({"policy": PolicySection()}, CalibrationKindDenied, "allows none"),
-        ({"policy": PolicySection(calibration=("tone",))}, CalibrationKindDenied, "allows tone"),
-    ],
-)
-def test_terms_that_differ_are_refused(changes, error, says) -> None:
-    terms = {"source": NORTH, "target": SOUTH, "units": UNITS, "policy": ALLOWED} | changes
-    places = terms["source"], terms["target"]
-    check_terms(calibration(), (NORTH, SOUTH), "target", UNITS, ALLOWED)
-    with pytest.raises(error, match=says) as refused:
-        check_terms(calibration(), places, "target", terms["units"], terms["policy"])
-    assert refused.value.hint
 
 
 def test_the_operator_sees_what_to_do_about_each_calibration(node) -> None:

@@ -13,16 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ddib_fed.client.profile import Profile, render_client_toml, renew_client
 from ddib_fed.errors import ConfigError, MessageInvalid, NotReady, PolicyDenied, QuotaSpent, Unauthenticated
+from ddib_fed.node import certificates
 from ddib_fed.node.admin import Metrics
 from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.certificates import (
-    LONGEST_PAUSE,
-    IdentityServicer,
-    RenewalThread,
-    certificate_status,
-    recover_at_start,
-    renew_node,
-)
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import Charge, Policy, Quotas
 from ddib_fed.node.role import NodeContext
@@ -32,15 +25,6 @@ from ddib_fed.security import pki, tls
 from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import PeerStore, begin_node
-from ddib_fed.security.pki import (
-    certificate_pem,
-    install,
-    issue_leaf,
-    make_request,
-    new_authority,
-    read_request,
-    sign_request,
-)
 from ddib_fed.security.tls import renew_through
 from ddib_fed.store import NodeStore
 from ddib_fed.v1 import identity_pb2 as pb
@@ -72,7 +56,7 @@ class Server:
         audit = AuditLog(NodeStore(config.paths.store, shared=True))
         node = NodeContext(config, peers, audit, Metrics())
         self.quotas = node.quotas
-        self.servicer = IdentityServicer(node, clock=self._clock)
+        self.servicer = certificates.IdentityServicer(node, clock=self._clock)
         identity_pb2_grpc.add_IdentityServiceServicer_to_server(self.servicer, self.grpc)
         self.credentials = tls.ServerCredentials(config.paths.pki, peers)
         self.port = self.grpc.add_secure_port("127.0.0.1:0", self.credentials.grpc)
@@ -89,8 +73,8 @@ class Server:
 
 def enrolled(issuer: NodeConfig, folder: Path, identity: Identity, *, now: datetime | None = None) -> None:
     authority = pki.load_authority(issuer.paths.pki)
-    asked = read_request(make_request(folder, identity))
-    install(folder, sign_request(authority, *asked, (authority.certificate,), now=now), now=now)
+    asked = pki.read_request(pki.make_request(folder, identity))
+    pki.install(folder, pki.sign_request(authority, *asked, (authority.certificate,), now=now), now=now)
 
 
 def second_node(issuer: NodeConfig, tmp_path: Path, extra: str, *, age: timedelta) -> NodeConfig:
@@ -115,19 +99,11 @@ def server(issuer: NodeConfig):
     made.grpc.stop(None).wait()
 
 
-def test_the_issuer_renews_itself(issuer: NodeConfig) -> None:
-    before = pki.load_identity(issuer.paths.pki)
-    after = renew_node(issuer, now=before.not_before + 17 * HOUR)
-    assert after.not_after == before.not_after + 17 * HOUR
-    assert after.key_pem != before.key_pem
-    assert (after.roots_pem, after.identity) == (before.roots_pem, before.identity)
-
-
 @pytest.mark.parametrize(("age", "done"), [(HOUR, None), (17 * HOUR, "renewed"), (500 * HOUR, "renewed")])
 def test_an_issuer_recovers_at_start(issuer: NodeConfig, age: timedelta, done: str | None) -> None:
     authority = pki.load_authority(issuer.paths.pki)
     pki.issue_to_folder(authority, issuer.paths.pki, "node", "node-1", now=NOW - age)
-    report = recover_at_start(issuer)
+    report = certificates.recover_at_start(issuer)
     assert (report or "").startswith(done or "")
     assert pki.load_identity(issuer.paths.pki).not_after > datetime.now(UTC)
 
@@ -136,7 +112,7 @@ def test_a_root_of_another_institution_is_noticed_before_it_issues(tmp_path: Pat
     """A state folder that was copied: no certificate is made that names another institution than node.toml."""
     config = configured(tmp_path / "copy")
     pki.create_institution(config.paths.pki, "south.example")
-    for call in (recover_at_start, renew_node):
+    for call in (certificates.recover_at_start, certificates.renew_node):
         with pytest.raises(ConfigError, match=r"south\.example"):
             call(config)
     assert not (config.paths.pki / "leaf.pem").exists()
@@ -144,16 +120,16 @@ def test_a_root_of_another_institution_is_noticed_before_it_issues(tmp_path: Pat
     enrolled_as = pki.new_authority("north.example")
     pki.issue_to_folder(enrolled_as, config.paths.pki, "node", "node-1")
     with pytest.raises(ConfigError, match=south.institution):
-        recover_at_start(config)
+        certificates.recover_at_start(config)
 
 
 def test_a_node_that_cannot_renew_starts_while_its_certificate_is_good(
     issuer: NodeConfig, tmp_path: Path
 ) -> None:
     config = second_node(issuer, tmp_path, "", age=17 * HOUR)
-    assert "cannot be renewed" in (recover_at_start(config) or "")
+    assert "cannot be renewed" in (certificates.recover_at_start(config) or "")
     with pytest.raises(Unauthenticated, match="expired"):
-        recover_at_start(config, now=NOW + 8 * HOUR)
+        certificates.recover_at_start(config, now=NOW + 8 * HOUR)
 
 
 def client(issuer: NodeConfig, server: Server, folder: Path, *, age: timedelta) -> Profile:
@@ -192,7 +168,7 @@ def renew(folder: Path, server: Server, request: bytes) -> pb.RenewResponse:
 def der(folder: Path, identity: Identity) -> bytes:
     from cryptography.hazmat.primitives.serialization import Encoding
 
-    return x509.load_pem_x509_csr(make_request(folder, identity)).public_bytes(Encoding.DER)
+    return x509.load_pem_x509_csr(pki.make_request(folder, identity)).public_bytes(Encoding.DER)
 
 
 def test_only_the_key_of_a_request_is_used(issuer: NodeConfig, server: Server, tmp_path: Path) -> None:
@@ -217,16 +193,16 @@ class Stranger(identity_pb2_grpc.IdentityServiceServicer):
     """An issuer that is the institution's, and answers with what another root signed, or with nothing."""
 
     def __init__(self) -> None:
-        self.root = new_authority("north.example")
+        self.root = pki.new_authority("north.example")
         self.answers = True
 
     def Renew(self, request, context):
         if not self.answers:
             return pb.RenewResponse(certificate="x", roots="y")
         key = x509.load_der_x509_csr(request.certificate_request).public_key()
-        leaf = issue_leaf(self.root, "node", "node-1", public_key=key)
-        roots = certificate_pem(self.root.certificate).decode()
-        return pb.RenewResponse(certificate=certificate_pem(leaf).decode(), roots=roots)
+        leaf = pki.issue_leaf(self.root, "node", "node-1", public_key=key)
+        roots = pki.certificate_pem(self.root.certificate).decode()
+        return pb.RenewResponse(certificate=pki.certificate_pem(leaf).decode(), roots=roots)
 
 
 def test_an_answer_for_another_root_is_not_installed(issuer: NodeConfig) -> None:
@@ -250,7 +226,7 @@ def test_an_answer_for_another_root_is_not_installed(issuer: NodeConfig) -> None
 def test_a_thread_renews_and_clears_its_problem(issuer: NodeConfig) -> None:
     ticks: list[int] = []
     now = [datetime.now(UTC)]
-    thread = RenewalThread(issuer, clock=lambda: now[0], on_tick=lambda: ticks.append(1))
+    thread = certificates.RenewalThread(issuer, clock=lambda: now[0], on_tick=lambda: ticks.append(1))
     first = pki.load_identity(issuer.paths.pki)
     thread.look()
     assert pki.load_identity(issuer.paths.pki) == first
@@ -262,7 +238,7 @@ def test_a_thread_renews_and_clears_its_problem(issuer: NodeConfig) -> None:
     (issuer.paths.pki / "ca.key").write_bytes(good)
     thread.look()
     assert thread.problem is not None, "it was tried a moment ago"
-    now[0] += LONGEST_PAUSE
+    now[0] += certificates.LONGEST_PAUSE
     thread.look()
     assert thread.problem is None
     assert pki.load_identity(issuer.paths.pki).not_after > first.not_after
@@ -317,7 +293,7 @@ NODE = Identity("north.example", "node", "node-2")
 @pytest.fixture
 def two(issuer: NodeConfig, server: Server, tmp_path: Path) -> NodeConfig:
     config = second_node(issuer, tmp_path, f'issuer = "node-1@{server.address}"\n', age=17 * HOUR)
-    assert "renewed" in (recover_at_start(config) or "")
+    assert "renewed" in (certificates.recover_at_start(config) or "")
     return config
 
 
@@ -327,16 +303,16 @@ def off_for(issuer: NodeConfig, config: NodeConfig, time: timedelta) -> None:
     (key,) = pki.load_keys((folder / "leaf.key").read_bytes(), folder / "leaf.key")
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     for kind, name in (("node", "leaf.pem"), ("recovery", "recovery.pem")):
-        made = issue_leaf(authority, kind, "node-2", public_key=key.public_key(), now=NOW - time)
-        (folder / name).write_bytes(certificate_pem(made))
+        made = pki.issue_leaf(authority, kind, "node-2", public_key=key.public_key(), now=NOW - time)
+        (folder / name).write_bytes(pki.certificate_pem(made))
 
 
 def test_a_node_that_was_off_for_a_week_comes_back_by_itself(issuer: NodeConfig, two: NodeConfig) -> None:
     """`check` says so, the start does it, with a new key and a new certificate for the next time."""
     off_for(issuer, two, 8 * DAY)
-    assert "renewed at the start" in certificate_status(two)[1]
+    assert "renewed at the start" in certificates.certificate_status(two)[1]
     before = (two.paths.pki / "recovery.pem").read_bytes()
-    assert "renewed" in (recover_at_start(two) or "")
+    assert "renewed" in (certificates.recover_at_start(two) or "")
     assert pki.load_identity(two.paths.pki).not_after > datetime.now(UTC)
     assert (two.paths.pki / "recovery.pem").read_bytes() != before
     recovery = pki.load_recovery(two.paths.pki)
@@ -347,7 +323,7 @@ def test_a_node_that_was_off_for_a_week_comes_back_by_itself(issuer: NodeConfig,
 def test_a_node_that_was_off_for_too_long_is_enrolled_again(issuer: NodeConfig, two: NodeConfig) -> None:
     """The certificate for recovery has expired as well; `check` and the start say the same."""
     off_for(issuer, two, 31 * DAY)
-    for call in (certificate_status, recover_at_start):
+    for call in (certificates.certificate_status, certificates.recover_at_start):
         with pytest.raises(Unauthenticated, match="expired"):
             call(two)
 
@@ -356,7 +332,7 @@ def test_a_withdrawn_node_does_not_come_back(issuer: NodeConfig, two: NodeConfig
     off_for(issuer, two, 8 * DAY)
     peer_store(issuer).withdraw(NODE)
     with pytest.raises(Unauthenticated, match="could not be renewed"):
-        recover_at_start(two)
+        certificates.recover_at_start(two)
 
 
 def test_a_node_just_enrolled_asks_once_for_what_it_needs_to_recover(
@@ -366,13 +342,13 @@ def test_a_node_just_enrolled_asks_once_for_what_it_needs_to_recover(
     server.on_renewal = lambda: asked.append(1)
     server.servicer.recovery = timedelta(0)
     config = second_node(issuer, tmp_path, f'issuer = "node-1@{server.address}"\n', age=HOUR)
-    thread = RenewalThread(config)
+    thread = certificates.RenewalThread(config)
     for _ in range(3):
         thread.look()
     assert len(asked) == 1
 
 
 def test_no_file_asks_for_a_certificate_for_recovery(tmp_path: Path) -> None:
-    request = make_request(tmp_path / "x", Identity("north.example", "recovery", "node-2"))
+    request = pki.make_request(tmp_path / "x", Identity("north.example", "recovery", "node-2"))
     with pytest.raises(PolicyDenied, match="recovery"):
-        read_request(request)
+        pki.read_request(request)

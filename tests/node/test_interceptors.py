@@ -15,19 +15,7 @@ from queue import SimpleQueue
 import grpc
 import pytest
 
-from ddib_fed.errors import (
-    DdibError,
-    DeadlineExceeded,
-    DiskFull,
-    InternalError,
-    MessageInvalid,
-    PeerUnknown,
-    PolicyDenied,
-    QueueFull,
-    TooManyStreams,
-    Unauthenticated,
-    UnknownFields,
-)
+from ddib_fed import errors
 from ddib_fed.node import server
 from ddib_fed.node.server import CHECK_EVERY_S, MAX_WAITING_OF_ONE, Pace, Slots
 from ddib_fed.protocol.details import clock_difference, from_rpc_error
@@ -48,7 +36,7 @@ def test_a_method_that_is_not_the_callers_is_refused_before_its_message_is_parse
     pki.issue_client(north.pki, tmp_path / "alice", "alice")
     with node.channel(north, pki_folder=tmp_path / "alice") as channel, pytest.raises(grpc.RpcError) as error:
         channel.unary_unary(DESCRIBE)(b"\xff\xff\xff", timeout=5)
-    assert type(from_rpc_error(error.value, HOP)) is PolicyDenied
+    assert type(from_rpc_error(error.value, HOP)) is errors.PolicyDenied
 
 
 def test_a_certificate_that_expires_ends_the_admission(node: Listening, north: Institution) -> None:
@@ -58,7 +46,7 @@ def test_a_certificate_that_expires_ends_the_admission(node: Listening, north: I
         node.now = lambda: datetime.now(UTC) + timedelta(hours=25)
         with pytest.raises(grpc.RpcError) as error:
             stub.DescribeDomain(ASK, timeout=5)
-    assert type(from_rpc_error(error.value, HOP)) is Unauthenticated
+    assert type(from_rpc_error(error.value, HOP)) is errors.Unauthenticated
 
 
 def test_a_removed_peers_stream_ends_with_its_next_message(node: Listening, north: Institution) -> None:
@@ -73,7 +61,7 @@ def test_a_removed_peers_stream_ends_with_its_next_message(node: Listening, nort
         requests.send(pb.DecodeRequest())
         with pytest.raises(grpc.RpcError) as error:
             next(call)
-    assert type(from_rpc_error(error.value, HOP)) is PeerUnknown
+    assert type(from_rpc_error(error.value, HOP)) is errors.PeerUnknown
     assert node.echo.ended.wait(10)
     assert node.echo.taken == 1
     requests.close()
@@ -106,7 +94,7 @@ def test_a_removed_peers_idle_stream_is_swept(node: Listening, north: Institutio
     ],
 )
 def test_a_call_without_one_certificate_over_tls_13_is_refused(context: dict[str, list[bytes]]) -> None:
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(errors.Unauthenticated):
         presented_certificate(context)
 
 
@@ -128,16 +116,16 @@ def test_unknown_fields_are_refused_at_any_depth(node: Listening, north: Institu
     for method, data in ((DESCRIBE, known + unknown), (negotiate, known + inner)):
         with node.channel(north) as channel, pytest.raises(grpc.RpcError) as error:
             channel.unary_unary(method)(data, timeout=5)
-        assert type(from_rpc_error(error.value, HOP)) is UnknownFields
+        assert type(from_rpc_error(error.value, HOP)) is errors.UnknownFields
     with node.channel(north) as channel, pytest.raises(grpc.RpcError) as error:
         list(channel.stream_stream("/ddib_fed.v1.DecodingService/Decode")(iter([unknown]), timeout=5))
-    assert type(from_rpc_error(error.value, HOP)) is UnknownFields
+    assert type(from_rpc_error(error.value, HOP)) is errors.UnknownFields
 
 
 def test_a_call_that_ends_without_its_message_is_refused(node: Listening, north: Institution) -> None:
     with node.channel(north) as channel, pytest.raises(grpc.RpcError) as error:
         channel.stream_unary(DESCRIBE)(iter(()), timeout=5)
-    assert type(from_rpc_error(error.value, HOP)) is MessageInvalid
+    assert type(from_rpc_error(error.value, HOP)) is errors.MessageInvalid
 
 
 # What is answered when something fails.
@@ -151,8 +139,8 @@ SECRET = "/srv/node/state/pki/leaf.key of patient 4711"
     [
         ValueError(SECRET),
         OSError(2, SECRET),
-        InternalError(SECRET),
-        QueueFull(SECRET, hint=SECRET),
+        errors.InternalError(SECRET),
+        errors.QueueFull(SECRET, hint=SECRET),
         grpc.RpcError(SECRET),
     ],
     ids=lambda e: type(e).__name__,
@@ -178,7 +166,7 @@ def test_a_bug_is_logged_with_the_incident_that_the_caller_reads(
     node.echo.failure = ZeroDivisionError("in the depths")
     with caplog.at_level(logging.ERROR):
         found = failure(node, north)
-    assert isinstance(found, InternalError)
+    assert isinstance(found, errors.InternalError)
     assert len(found.incident) == 12
     assert int(found.incident, 16) >= 0
     assert found.incident in caplog.text
@@ -189,7 +177,7 @@ def test_every_call_ends_with_the_nodes_time(node: Listening, north: Institution
     with node.channel(north) as channel:
         decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ASK, timeout=5)
         assert abs(channel.clock_s) < 5
-    node.echo.failure = QueueFull("x")
+    node.echo.failure = errors.QueueFull("x")
     with node.stub(north) as stub, pytest.raises(grpc.RpcError) as error:
         stub.DescribeDomain(ASK, timeout=5)
     assert abs(clock_difference(error.value.trailing_metadata())) < 5
@@ -199,7 +187,7 @@ def test_every_call_ends_with_the_nodes_time(node: Listening, north: Institution
 def test_a_full_disk_is_no_internal_error(node: Listening, north: Institution, code: int) -> None:
     node.echo.failure = OSError(code, "No space left on device", "/srv/ddib/state/node.sqlite")
     found = failure(node, north)
-    assert isinstance(found, DiskFull)
+    assert isinstance(found, errors.DiskFull)
     assert found.retry_after_s
     assert "/srv" not in found.detail
 
@@ -221,7 +209,7 @@ def close_streams(streams: list) -> None:
         requests.close()
 
 
-def too_many(stub: decoding_pb2_grpc.DecodingServiceStub) -> DdibError:
+def too_many(stub: decoding_pb2_grpc.DecodingServiceStub) -> errors.DdibError:
     with pytest.raises(grpc.RpcError) as error:
         list(stub.Decode(iter([pb.DecodeRequest()]), timeout=5))
     return from_rpc_error(error.value, HOP)
@@ -234,7 +222,7 @@ def test_streams_of_one_identity_are_capped_and_unary_calls_go_on(
         streams = open_streams(stub, 2)
         assert node.calls.streams.active == 2
         found = too_many(stub)
-        assert (type(found), found.facts, found.retry_after_s) == (TooManyStreams, {"limit": "2"}, 1.0)
+        assert (type(found), found.facts, found.retry_after_s) == (errors.TooManyStreams, {"limit": "2"}, 1.0)
         stub.DescribeDomain(ASK, timeout=5)
         close_streams(streams)
         assert [list(call) for call, _requests in streams] == [[], []]
@@ -261,7 +249,7 @@ def test_unary_calls_whose_message_does_not_come_are_capped(node: Listening, nor
         for call in calls:
             call.add_done_callback(ended.put)
         refused = ended.get(timeout=10)
-        assert type(from_rpc_error(refused.exception(), HOP)) is TooManyStreams
+        assert type(from_rpc_error(refused.exception(), HOP)) is errors.TooManyStreams
         for requests in silent:
             requests.send(ASK.SerializeToString())
             requests.close()
@@ -345,7 +333,7 @@ def taken(slots: Slots, who: str, ends: ExitStack) -> int:
     while True:
         try:
             ends.enter_context(slots.taken(who))
-        except TooManyStreams:
+        except errors.TooManyStreams:
             return count
         count += 1
 
@@ -371,9 +359,9 @@ def test_a_sender_has_its_whole_time_after_the_receiver_worked_and_none_for_a_st
     busy = False
     pace.late()
     assert pace.wait_s() == 5.0
-    with pytest.raises(DeadlineExceeded, match="sent nothing"):
+    with pytest.raises(errors.DeadlineExceeded, match="sent nothing"):
         pace.late()
     busy = True
     pace.begin(0)
-    with pytest.raises(DeadlineExceeded, match="stalled"):
+    with pytest.raises(errors.DeadlineExceeded, match="stalled"):
         pace.late()

@@ -14,7 +14,6 @@ from ddib_fed.errors import (
     ConfigError,
     ImageTooLarge,
     ImageUnreadable,
-    PointsTooMany,
     ShapeMismatch,
 )
 from ddib_fed.evaluation.samples import read_answer
@@ -88,8 +87,6 @@ def test_what_is_over_the_whole_budget_is_refused_at_once() -> None:
     with pytest.raises(ImageTooLarge) as caught, memory.file("a", MIB, lambda: b"", lambda _: 20 * MIB):
         pass
     assert caught.value.facts == {"memory_mib": "21", "limit_mib": "10"}
-    with pytest.raises(PointsTooMany), memory.work("a", 11 * MIB, too_large=PointsTooMany):
-        pass
     assert memory.taken_bytes == 0
 
 
@@ -138,17 +135,6 @@ def test_a_large_file_is_not_overtaken_for_ever_and_small_ones_do_not_wait_for_i
     assert asked.join() == ["first", "small", "large", "less large"]
 
 
-def test_a_client_has_no_more_files_decoded_at_once_than_it_may() -> None:
-    asked = Asked(DecodingMemory(90, of_one=2))
-    for number in range(3):
-        asked.ask("a", str(number), 5)
-    assert sorted(asked.order) == ["0", "1"]
-    asked.ask("b", "mine", 5)
-    assert "mine" in asked.order
-    asked.finish("0", "1", "2", "mine")
-    assert "2" in asked.join()
-
-
 def side(form: PictureFormat):
     """The rule of the other side's pictures."""
     return rule_of_side(
@@ -173,6 +159,3 @@ def side(form: PictureFormat):
 def test_an_answer_that_was_not_agreed_is_refused(content, error):
     with pytest.raises(error):
         read_answer(content, side(PictureFormat()))
-
-
-# The engine

@@ -11,31 +11,11 @@ from types import MappingProxyType
 
 import pytest
 
+from ddib_fed import errors
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.record import Guidance
-from ddib_fed.errors import (
-    ConfigError,
-    NotReady,
-    PeerSuspended,
-    PeerUnknown,
-    PolicyDenied,
-    QuotaSpent,
-    RefusedError,
-)
+from ddib_fed.node import policy as policies
 from ddib_fed.node.config import PolicySection
-from ddib_fed.node.policy import (
-    AHEAD,
-    DAY_S,
-    Charge,
-    Policy,
-    Quotas,
-    check_settings,
-    check_softening,
-    check_target,
-    client_charges,
-    evaluations_of,
-    peer_charges,
-)
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import Peer, Snapshot
 from ddib_fed.security.pki import new_authority
@@ -70,12 +50,12 @@ WATCH = "/grpc.health.v1.Health/Watch"
 def may(
     identity: Identity, method: str, *, roles=("source", "target"), issuer: bool = True, **policy
 ) -> bool:
-    authoriser = Policy(
+    authoriser = policies.Policy(
         institution="north.example", roles=roles, issuer=issuer, section=PolicySection(**policy)
     )
     try:
         authoriser.authorise(identity, method, SNAPSHOT)
-    except RefusedError:
+    except errors.RefusedError:
         return False
     return True
 
@@ -100,10 +80,10 @@ def test_who_may_call_what(method: str, allowed: set[Identity]) -> None:
 
 def test_nobody_of_a_suspended_institution_may_call_anything() -> None:
     """Health neither, which needs no admission of the single identity; the own institution goes on."""
-    policy = Policy(institution="north.example", roles=("source", "target"), issuer=True)
+    policy = policies.Policy(institution="north.example", roles=("source", "target"), issuer=True)
     snapshot = replace(SNAPSHOT, suspended={"south.example": "since today"})
     for identity in (PEER_NODE, PEER_OTHER_NODE, PEER_CLIENT):
-        with pytest.raises(PeerSuspended):
+        with pytest.raises(errors.PeerSuspended):
             policy.authorise(identity, HEALTH, snapshot)
     policy.authorise(OWN_CLIENT, HEALTH, snapshot)
 
@@ -117,18 +97,20 @@ def test_a_role_that_the_node_does_not_have_is_refused() -> None:
 
 def test_another_node_of_an_admitted_institution_is_unknown() -> None:
     """A wrong name under the right root: the reason says that admitting is what is missing."""
-    policy = Policy(institution="north.example", roles=("target",), issuer=False)
-    with pytest.raises(PeerUnknown):
+    policy = policies.Policy(institution="north.example", roles=("target",), issuer=False)
+    with pytest.raises(errors.PeerUnknown):
         policy.authorise(PEER_OTHER_NODE, DECODE, SNAPSHOT)
-    with pytest.raises(PolicyDenied):
+    with pytest.raises(errors.PolicyDenied):
         policy.authorise(PEER_CLIENT, DECODE, SNAPSHOT)
 
 
 def test_encoders_that_show_more_are_allowed_by_name() -> None:
-    check_settings(SolverSettings(), PolicySection(), where="here")
-    check_settings(SolverSettings(encoder="mixed"), PolicySection(encoders=("ode", "mixed")), where="here")
-    with pytest.raises(PolicyDenied, match="allows ode") as denied:
-        check_settings(SolverSettings(encoder="mixed"), PolicySection(), where="here")
+    policies.check_settings(SolverSettings(), PolicySection(), where="here")
+    policies.check_settings(
+        SolverSettings(encoder="mixed"), PolicySection(encoders=("ode", "mixed")), where="here"
+    )
+    with pytest.raises(errors.PolicyDenied, match="allows ode") as denied:
+        policies.check_settings(SolverSettings(encoder="mixed"), PolicySection(), where="here")
     assert denied.value.facts == {"policy": "encoders", "encoder": "mixed", "allowed": "ode"}
 
 
@@ -138,12 +120,12 @@ def test_a_peer_has_a_quota_of_its_own_where_the_policy_names_one() -> None:
     )
 
     def limits(institution: str) -> dict[str, int]:
-        charges = peer_charges(policy, institution, samples=1, evaluations=2)
+        charges = policies.peer_charges(policy, institution, samples=1, evaluations=2)
         return {charge.quota: charge.limit for charge in charges}
 
     assert limits("south.example") == {"evaluations_per_day": 5, "samples_per_day": 7}
     assert limits("west.example") == {"evaluations_per_day": 100, "samples_per_day": 7}
-    assert client_charges(policy, "alice", 2)[0].limit == 3
+    assert policies.client_charges(policy, "alice", 2)[0].limit == 3
 
 
 @pytest.mark.parametrize(
@@ -171,8 +153,8 @@ def test_a_table_of_clients_denies_what_it_does_not_list(clients, targets: set[s
     """Each name by itself, the star for the others; nothing allowed is no call at all."""
     found = set()
     for target in ("south.example/relief", "south.example/other", "west.example/relief"):
-        with suppress(PolicyDenied):
-            check_target("alice", *target.split("/"), PolicySection(clients=clients))
+        with suppress(errors.PolicyDenied):
+            policies.check_target("alice", *target.split("/"), PolicySection(clients=clients))
             found.add(target)
     assert found == targets
     assert may(OWN_CLIENT, SUBMIT, clients=clients) == bool(targets)
@@ -180,16 +162,16 @@ def test_a_table_of_clients_denies_what_it_does_not_list(clients, targets: set[s
 
 def test_softening_has_a_floor() -> None:
     policy = PolicySection(least_soften_sigma=0.05)
-    check_softening(0.05, policy)
-    with pytest.raises(PolicyDenied, match=r"0\.02, where the policy demands at least 0\.05"):
-        check_softening(0.02, policy)
+    policies.check_softening(0.05, policy)
+    with pytest.raises(errors.PolicyDenied, match=r"0\.02, where the policy demands at least 0\.05"):
+        policies.check_softening(0.02, policy)
 
 
 @pytest.mark.parametrize(
     ("key", "value"), [("peers", '{ "South" = ["send"] }'), ("clients", '{ "alice" = ["relief"] }')]
 )
 def test_what_is_no_policy_is_refused(tmp_path: Path, key: str, value: str) -> None:
-    with pytest.raises(ConfigError, match="policy"):
+    with pytest.raises(errors.ConfigError, match="policy"):
         make_config(tmp_path / "north", "north.example", "source", **{key: value})
 
 
@@ -212,16 +194,16 @@ def store(tmp_path):
     made.close()
 
 
-def charge(amount: int, limit: int = 100, who: str = "north.example") -> list[Charge]:
-    return [Charge("evaluations_per_day", who, amount, limit)]
+def charge(amount: int, limit: int = 100, who: str = "north.example") -> list[policies.Charge]:
+    return [policies.Charge("evaluations_per_day", who, amount, limit)]
 
 
 def test_what_does_not_fit_is_refused_and_says_what_is_left_and_when_it_renews(clock) -> None:
-    quotas = Quotas(None, clock=clock)
+    quotas = policies.Quotas(None, clock=clock)
     quotas.charge(charge(60))
-    with pytest.raises(QuotaSpent) as spent:
+    with pytest.raises(errors.QuotaSpent) as spent:
         quotas.charge(charge(41))
-    assert spent.value.retry_after_s == DAY_S
+    assert spent.value.retry_after_s == policies.DAY_S
     assert spent.value.facts == {
         "quota": "evaluations_per_day", "of": "north.example", "limit": "100", "left": "40", "asked": "41",
         "renews": "2001-09-10T01:46:40+00:00",
@@ -230,26 +212,26 @@ def test_what_does_not_fit_is_refused_and_says_what_is_left_and_when_it_renews(c
 
 
 def test_a_day_begins_with_the_first_charge_and_each_has_its_own(clock) -> None:
-    quotas = Quotas(None, clock=clock)
+    quotas = policies.Quotas(None, clock=clock)
     quotas.charge(charge(100))
-    clock.now += DAY_S / 2
+    clock.now += policies.DAY_S / 2
     quotas.charge(charge(100, who="west.example"))
-    clock.now += DAY_S / 2 - 60
+    clock.now += policies.DAY_S / 2 - 60
     for who in ("north.example", "west.example"):
-        with pytest.raises(QuotaSpent):
+        with pytest.raises(errors.QuotaSpent):
             quotas.charge(charge(1, who=who))
     clock.now += 60
     quotas.charge(charge(100))
-    with pytest.raises(QuotaSpent):
+    with pytest.raises(errors.QuotaSpent):
         quotas.charge(charge(1, who="west.example"))
 
 
 def test_a_restart_gives_nothing_back_and_an_orderly_one_takes_nothing(store, clock) -> None:
-    quotas = Quotas(store, clock=clock)
+    quotas = policies.Quotas(store, clock=clock)
     quotas.charge(charge(123_456, 10**6))
     quotas.close()
-    with pytest.raises(QuotaSpent) as spent:
-        Quotas(store, clock=clock).charge(charge(10**6, 10**6))
+    with pytest.raises(errors.QuotaSpent) as spent:
+        policies.Quotas(store, clock=clock).charge(charge(10**6, 10**6))
     assert spent.value.facts["left"] == str(10**6 - 123_456)
 
 
@@ -276,52 +258,52 @@ while True:
     (account,) = store.read("SELECT spent FROM quotas")
     store.close()
     # What was printed had been charged; one more charge may have been booked and not printed.
-    assert int(last) <= account["spent"] <= int(last) + 7 + 10**6 // AHEAD + 7
+    assert int(last) <= account["spent"] <= int(last) + 7 + 10**6 // policies.AHEAD + 7
 
 
 def test_works_are_charged_in_their_order_as_many_as_fit_with_one_write(store, clock) -> None:
-    quotas = Quotas(store, clock=clock)
+    quotas = policies.Quotas(store, clock=clock)
     assert quotas.charge_each([charge(amount) for amount in (8, 40, 30, 30, 1)]) == 3
     assert store.commits == 1
-    with pytest.raises(QuotaSpent) as spent:
+    with pytest.raises(errors.QuotaSpent) as spent:
         quotas.charge_each([charge(30), charge(1)])
     assert spent.value.facts["left"] == "22"
     quotas.charge(charge(22))
 
 
 def test_a_full_disk_books_nothing_and_asks_to_come_back(store, clock, monkeypatch) -> None:
-    quotas = Quotas(store, clock=clock)
+    quotas = policies.Quotas(store, clock=clock)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "write", full)
-        with pytest.raises(NotReady) as refused:
+        with pytest.raises(errors.NotReady) as refused:
             quotas.charge(charge(100))
-        with pytest.raises(NotReady):
+        with pytest.raises(errors.NotReady):
             quotas.charge_each([charge(60), charge(40)])
     assert refused.value.retry_after_s
     quotas.charge(charge(100))
 
 
 def test_a_clock_that_was_set_back_makes_no_day_longer_than_a_day(clock) -> None:
-    quotas = Quotas(None, clock=clock)
-    clock.now += 1_000 * DAY_S
+    quotas = policies.Quotas(None, clock=clock)
+    clock.now += 1_000 * policies.DAY_S
     quotas.charge(charge(100))
-    clock.now -= 1_000 * DAY_S
-    with pytest.raises(QuotaSpent) as spent:
+    clock.now -= 1_000 * policies.DAY_S
+    with pytest.raises(errors.QuotaSpent) as spent:
         quotas.charge(charge(1))
-    assert spent.value.retry_after_s == DAY_S
-    clock.now += DAY_S
+    assert spent.value.retry_after_s == policies.DAY_S
+    clock.now += policies.DAY_S
     quotas.charge(charge(100))
 
 
 def test_pictures_count_their_pixels_and_guided_legs_twice() -> None:
     """Points count one each, channels nothing; a way back counts as another leg, guided if it is."""
-    assert evaluations_of(10, (2,), 48) == 480
-    assert evaluations_of(2, (3, 32, 16), 10) == 2 * 512 * 10
-    assert evaluations_of(1, (1, 8, 8), 10, round_trip=True) == 2 * 640
+    assert policies.evaluations_of(10, (2,), 48) == 480
+    assert policies.evaluations_of(2, (3, 32, 16), 10) == 2 * 512 * 10
+    assert policies.evaluations_of(1, (1, 8, 8), 10, round_trip=True) == 2 * 640
     guided = Guidance(scale=3.0)
-    assert evaluations_of(1, (1, 8, 8), 10, guided) == 2 * 640
-    assert evaluations_of(1, (1, 8, 8), 10, guided, round_trip=True) == 3 * 640
+    assert policies.evaluations_of(1, (1, 8, 8), 10, guided) == 2 * 640
+    assert policies.evaluations_of(1, (1, 8, 8), 10, guided, round_trip=True) == 3 * 640

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
 
-from ddib_fed.protocol.check import Limits, limits_of
+from ddib_fed.protocol.messages import Limits, limits_of
 from ddib_fed.v1 import admin_pb2, calibration_pb2, common_pb2, decoding_pb2, identity_pb2, translation_pb2
 
 

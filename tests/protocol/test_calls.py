@@ -7,10 +7,8 @@ import threading
 import grpc
 import pytest
 
+from ddib_fed.protocol import calls
 from ddib_fed.protocol.calls import CheckedChannel, ReadAhead
-from ddib_fed.security import tls
-from tests.node.institutions import Institution
-from tests.node.listening import Listening
 
 
 def test_an_error_of_the_iterator_is_raised_after_the_elements_before_it():
@@ -106,26 +104,10 @@ class StuckChannel(grpc.Channel):
 
 
 @pytest.mark.slow
-def test_a_reader_that_grpc_forgot_is_woken() -> None:
+def test_a_reader_that_grpc_forgot_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its channel is closed and known to be broken; before, reading never returned, whatever the deadline."""
+    monkeypatch.setattr(calls, "STUCK_S", 0.2)
     channel = CheckedChannel(StuckChannel(), "target south.example", own=False)
     with pytest.raises(EndedError):
         next(channel.stream_stream("/any")(iter(())))
     assert channel.broken
-
-
-def test_a_node_dials_again_when_a_channel_was_broken(tmp_path) -> None:
-    """The peer's next call has a channel of its own, and an answer."""
-    north, south = (Institution(f"{name}.example", tmp_path / name) for name in ("north", "south"))
-    south.admit(north)
-    node = Listening(south)
-    north.admit(south, address=node.address)
-    channels = tls.PeerChannels(north.pki, north.store)
-    first = channels.get("south.example")
-    assert channels.get("south.example") is first
-    first.broken = True
-    second = channels.get("south.example")
-    assert second is not first
-    assert not second.broken
-    channels.close()
-    node.close()

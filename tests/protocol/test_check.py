@@ -7,9 +7,9 @@ import math
 import pytest
 from google.protobuf.message_factory import GetMessageClass
 
-from ddib_fed.errors import InputError, MessageInvalid, SettingsInvalid, UnknownFields
-from ddib_fed.protocol.check import Limits, check, limits_of
+from ddib_fed.errors import InputError, MessageInvalid, SettingsInvalid
 from ddib_fed.protocol.contract import LAST_MOMENT
+from ddib_fed.protocol.messages import Limits, check, limits_of
 from ddib_fed.v1 import decoding_pb2, translation_pb2
 from tests.protocol.surface import FILES
 
@@ -105,14 +105,6 @@ def test_no_evaluations_are_no_setting() -> None:
     header.solver.evaluations = 0
     with pytest.raises(SettingsInvalid):
         check(header)
-
-
-def test_unknown_fields_are_refused_at_any_depth() -> None:
-    answer = translation_pb2.GetJobResponse(job=filled(MESSAGES["Job"]))
-    check(answer)
-    answer.job.request.solver.MergeFromString(b"\xfa\x07\x03pix")
-    with pytest.raises(UnknownFields):
-        check(answer)
 
 
 def test_a_list_of_too_many_is_refused_before_it_is_read() -> None:

@@ -10,20 +10,8 @@ import pytest
 
 from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import ContractMismatch, DdibError, MessageInvalid, PolicyDenied, SettingsInvalid
-from ddib_fed.protocol.check import check
-from ddib_fed.protocol.contract import (
-    Contract,
-    agree,
-    calibration_text,
-    check_offered,
-    check_side,
-    class_index,
-    confirm,
-    differences,
-    guidance_from_pb,
-    guidance_to_pb,
-    require_protocol,
-)
+from ddib_fed.protocol import contract as contracts
+from ddib_fed.protocol.messages import check
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.v1.common_pb2 import PictureTerms
 from ddib_fed.v1.decoding_pb2 import ContractSide
@@ -51,16 +39,19 @@ OFFER = offer(4.0, 2.0, bytes(32), 10, clip=True)
 )
 def test_a_side_outside_the_protocol_names_its_field(make, field, value):
     with pytest.raises(MessageInvalid) as caught:
-        check_side(make(**{field: value}))
+        contracts.check_side(make(**{field: value}))
     assert caught.value.facts == {"field": field}
 
 
 def test_parts_that_contradict_themselves_are_refused():
     for make, field in (
         (lambda: contract(limits=changed(LIMITS, min_evaluations=1_001)), "min_evaluations"),
-        (lambda: check_side(picture_side(picture=PictureTerms(low=0.0, high=0.0, bits=8))), "picture.high"),
         (
-            lambda: check_side(picture_side(picture=PictureTerms(low=0.0, high=255.0, bits=12))),
+            lambda: contracts.check_side(picture_side(picture=PictureTerms(low=0.0, high=0.0, bits=8))),
+            "picture.high",
+        ),
+        (
+            lambda: contracts.check_side(picture_side(picture=PictureTerms(low=0.0, high=255.0, bits=12))),
             "picture.bits",
         ),
         (
@@ -80,17 +71,17 @@ def test_parts_that_contradict_themselves_are_refused():
 def test_a_class_name_that_cannot_be_hashed_or_printed_is_refused(name):
     """The canonical JSON has printable ASCII alone."""
     with pytest.raises(MessageInvalid) as caught:
-        check_side(picture_side(classes=2, class_names=("cat", name)))
+        contracts.check_side(picture_side(classes=2, class_names=("cat", name)))
     assert caught.value.facts == {"field": "class_names"}
 
 
 def test_a_class_is_found_by_name_and_by_index():
     """The name first: a class may be called by a number."""
     made = picture_side(classes=3, class_names=("cat", "dog", "0"))
-    assert [class_index(made, asked) for asked in ("dog", "0", "1", "3", "-1", "bird", "")] == [
+    assert [contracts.class_index(made, asked) for asked in ("dog", "0", "1", "3", "-1", "bird", "")] == [
         1, 2, 1, None, None, None, None,
     ]  # fmt: skip
-    assert class_index(picture_side(classes=3), "2") == 2
+    assert contracts.class_index(picture_side(classes=3), "2") == 2
 
 
 @pytest.mark.parametrize(
@@ -105,7 +96,7 @@ def test_a_class_is_found_by_name_and_by_index():
 def test_a_contract_survives_the_wire(made):
     """With the same digest."""
     check(made.message)
-    read = Contract(decoding_pb2.Contract.FromString(made.message.SerializeToString()))
+    read = contracts.Contract(decoding_pb2.Contract.FromString(made.message.SerializeToString()))
     assert (read.message, read.digest) == (made.message, made.digest)
 
 
@@ -150,11 +141,11 @@ def test_any_change_changes_the_digest():
     ],
 )
 def test_a_field_that_must_match_is_named_with_both_values(source, target, field, values):
-    found = {each.field: each for each in differences(source, target)}
+    found = {each.field: each for each in contracts.differences(source, target)}
     assert (found[field].source, found[field].target) == values
     assert found[field].remedy.endswith(".")
     with pytest.raises(ContractMismatch, match=field) as caught:
-        agree(source, target, LIMITS)
+        contracts.agree(source, target, LIMITS)
     assert {each.field for each in caught.value.differences} == found.keys()
 
 
@@ -162,14 +153,14 @@ def test_a_field_that_must_match_is_named_with_both_values(source, target, field
 def test_a_side_that_takes_only_the_models_size_agrees_with_every_rule(rule):
     for rules in ((rule, "refuse"), ("refuse", rule)):
         source, target = (picture_side(size_rule=each) for each in rules)
-        assert agree(source, target, LIMITS).size_rule == "refuse"
+        assert contracts.agree(source, target, LIMITS).size_rule == "refuse"
 
 
 def test_nodes_of_different_protocols_are_told_both_versions_and_to_update():
-    require_protocol(2, 2)
+    contracts.require_protocol(2, 2)
     said = "version 2 of the protocol, the node that answers 1"
     with pytest.raises(ContractMismatch, match=said) as caught:
-        require_protocol(2, 1)
+        contracts.require_protocol(2, 1)
     (difference,) = caught.value.differences
     assert (difference.field, difference.source, difference.target) == ("protocol", "2", "1")
 
@@ -177,17 +168,17 @@ def test_nodes_of_different_protocols_are_told_both_versions_and_to_update():
 # What the source makes of the target's answer
 
 
-def unlike() -> Contract:
+def unlike() -> contracts.Contract:
     """Of sides that cannot agree."""
     target = side(institution="south.example", sample_shape=(3,))
-    return Contract(decoding_pb2.Contract(source=side(), target=target, limits=LIMITS))
+    return contracts.Contract(decoding_pb2.Contract(source=side(), target=target, limits=LIMITS))
 
 
-def confirmed(made: Contract, sha256: bytes | None = None, **changes) -> Contract:
+def confirmed(made: contracts.Contract, sha256: bytes | None = None, **changes) -> contracts.Contract:
     response = decoding_pb2.NegotiateContractResponse(
         contract=made.message, sha256=made.digest if sha256 is None else sha256
     )
-    return confirm(response, **{"source": side(), "target_institution": "south.example", **changes})
+    return contracts.confirm(response, **{"source": side(), "target_institution": "south.example", **changes})
 
 
 @pytest.mark.parametrize(
@@ -217,7 +208,7 @@ def test_an_answer_with_another_calibration_is_refused(other):
     with pytest.raises(ContractMismatch) as caught:
         confirmed(contract(sample_kind="picture", calibration=other), **pictures)
     (difference,) = caught.value.differences
-    assert (difference.field, difference.source) == ("calibration", calibration_text(TERMS))
+    assert (difference.field, difference.source) == ("calibration", contracts.calibration_text(TERMS))
 
 
 # Guidance
@@ -228,9 +219,9 @@ def test_an_answer_with_another_calibration_is_refused(other):
 )
 def test_guidance_survives_the_wire(asked):
     """0 is a scale; none is no message at all."""
-    sent = guidance_to_pb(asked)
+    sent = contracts.guidance_to_pb(asked)
     assert (sent is None) == (asked == UNGUIDED)
-    assert guidance_from_pb(sent or common_pb2.GuidanceSettings()) == asked
+    assert contracts.guidance_from_pb(sent or common_pb2.GuidanceSettings()) == asked
 
 
 @pytest.mark.parametrize(
@@ -246,9 +237,9 @@ def test_guidance_survives_the_wire(asked):
 def test_guidance_that_is_not_offered_is_refused_by_name(asked, terms, error, said):
     """Over the policy's bound, or a kind that the target does not have; up to the bounds it passes."""
     for offered in (UNGUIDED, Guidance(4.0), Guidance(classifier_scale=2.0), Guidance(0.0, clip=True)):
-        check_offered(offered, OFFER, "south.example/relief")
+        contracts.check_offered(offered, OFFER, "south.example/relief")
     with pytest.raises(DdibError, match=r"south\.example/relief") as caught:
-        check_offered(asked, terms, "south.example/relief")
+        contracts.check_offered(asked, terms, "south.example/relief")
     assert type(caught.value) is error
     assert said in caught.value.facts.values()
     assert caught.value.facts["remedy"] == caught.value.hint

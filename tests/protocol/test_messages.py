@@ -9,8 +9,7 @@ from ddib_fed.diffusion.schedule import PublicLevels
 from ddib_fed.engine.record import CycleError, GuidanceUsed, LatentFigures, PictureFigures, Translation
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.node.role import settings_message, solver_settings
-from ddib_fed.protocol.check import check
-from ddib_fed.protocol.messages import Settings, provenance_message, provenance_record
+from ddib_fed.protocol.messages import Settings, check, provenance_message, provenance_record
 from ddib_fed.v1 import translation_pb2
 
 FULL = Translation(

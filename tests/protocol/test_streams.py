@@ -9,30 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddib_fed.errors import ChunkCorrupt, MessageInvalid, PointsTooMany
-from ddib_fed.protocol.streams import (
-    MAX_CHUNK,
-    MIN_CHUNK,
-    Assembler,
-    assemble,
-    file_header,
-    first_header,
-    open_file,
-    stream,
-    stream_file,
-)
+from ddib_fed.protocol import streams
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1.translation_pb2 import JobHeader, SubmitJobRequest
 
 LIMIT = 4 << 20
 NPY = common_pb2.MEDIA_TYPE_NPY
 SIZES = st.one_of(
-    st.integers(0, 3 * MAX_CHUNK), st.sampled_from([0, 1, MIN_CHUNK, MAX_CHUNK, MAX_CHUNK + 1, 2 * MAX_CHUNK])
+    st.integers(0, 3 * streams.MAX_CHUNK),
+    st.sampled_from(
+        [0, 1, streams.MIN_CHUNK, streams.MAX_CHUNK, streams.MAX_CHUNK + 1, 2 * streams.MAX_CHUNK]
+    ),
 )
-PATTERN = bytes(itertools.islice(itertools.cycle(range(251)), 3 * MAX_CHUNK))
+PATTERN = bytes(itertools.islice(itertools.cycle(range(251)), 3 * streams.MAX_CHUNK))
 
 
 def submission(data: bytes) -> list[SubmitJobRequest]:
-    return list(stream(SubmitJobRequest, "item", file_header(NPY, data), data))
+    return list(streams.stream(SubmitJobRequest, "item", streams.file_header(NPY, data), data))
 
 
 def pieces(data: bytes, *sizes: int) -> list[SubmitJobRequest]:
@@ -42,16 +35,16 @@ def pieces(data: bytes, *sizes: int) -> list[SubmitJobRequest]:
         SubmitJobRequest(data=(data + PATTERN)[end - size : end])
         for size, end in zip(sizes, ends, strict=True)
     ]
-    made[0].item.CopyFrom(file_header(NPY, data))
+    made[0].item.CopyFrom(streams.file_header(NPY, data))
     return made
 
 
 def openers(max_bytes: int = LIMIT) -> dict:
-    return {"item": lambda header: open_file(header, max_bytes=max_bytes, accepted={NPY})}
+    return {"item": lambda header: streams.open_file(header, max_bytes=max_bytes, accepted={NPY})}
 
 
 def joined(messages) -> list[bytes]:
-    return [bytes(whole.data) for whole in assemble(messages, openers())]
+    return [bytes(whole.data) for whole in streams.assemble(messages, openers())]
 
 
 @given(sizes=st.lists(SIZES, max_size=3))
@@ -59,20 +52,20 @@ def test_files_of_any_size_come_back_in_order(sizes):
     """The first piece of each lies beside its header; nothing is mixed."""
     files = [PATTERN[:size] for size in sizes]
     sent = [message for data in files for message in submission(data)]
-    assert len(sent) == sum(max(1, -(-size // MAX_CHUNK)) for size in sizes)
+    assert len(sent) == sum(max(1, -(-size // streams.MAX_CHUNK)) for size in sizes)
     assert joined(sent) == files
 
 
-@given(dropped=st.integers(0, 2), position=st.integers(0, 2 * MAX_CHUNK), flip=st.integers(1, 255))
+@given(dropped=st.integers(0, 2), position=st.integers(0, 2 * streams.MAX_CHUNK), flip=st.integers(1, 255))
 def test_a_dropped_piece_and_a_changed_byte_are_refused(dropped, position, flip):
     """A gap, or another byte, never yields bytes."""
-    data = PATTERN[: 2 * MAX_CHUNK + 1]
+    data = PATTERN[: 2 * streams.MAX_CHUNK + 1]
     messages = submission(data)
     with pytest.raises((ChunkCorrupt, MessageInvalid)):
         joined(messages[:dropped] + messages[dropped + 1 :])
     wrong = bytearray(data)
     wrong[position] ^= flip
-    changed = list(stream(SubmitJobRequest, "item", file_header(NPY, data), bytes(wrong)))
+    changed = list(streams.stream(SubmitJobRequest, "item", streams.file_header(NPY, data), bytes(wrong)))
     with pytest.raises(ChunkCorrupt) as caught:
         joined(changed)
     assert caught.value.facts["what"] == "sha256"
@@ -81,12 +74,12 @@ def test_a_dropped_piece_and_a_changed_byte_are_refused(dropped, position, flip)
 @pytest.mark.parametrize(
     ("size", "sizes", "error"),
     [
-        (2 * MIN_CHUNK, [1], MessageInvalid),
-        (2 * MIN_CHUNK, [MIN_CHUNK, MIN_CHUNK - 1], MessageInvalid),
-        (2 * MIN_CHUNK, [0], MessageInvalid),
-        (2 * MAX_CHUNK, [MAX_CHUNK + 1], MessageInvalid),
-        (MIN_CHUNK, [MIN_CHUNK + 1], ChunkCorrupt),
-        (MIN_CHUNK + 4_464, [MIN_CHUNK], ChunkCorrupt),
+        (2 * streams.MIN_CHUNK, [1], MessageInvalid),
+        (2 * streams.MIN_CHUNK, [streams.MIN_CHUNK, streams.MIN_CHUNK - 1], MessageInvalid),
+        (2 * streams.MIN_CHUNK, [0], MessageInvalid),
+        (2 * streams.MAX_CHUNK, [streams.MAX_CHUNK + 1], MessageInvalid),
+        (streams.MIN_CHUNK, [streams.MIN_CHUNK + 1], ChunkCorrupt),
+        (streams.MIN_CHUNK + 4_464, [streams.MIN_CHUNK], ChunkCorrupt),
     ],
     ids=["small", "a small one later", "empty", "over the maximum", "more than announced", "less"],
 )
@@ -99,20 +92,20 @@ def test_a_piece_that_is_not_due_is_refused(size, sizes, error):
 def test_an_announced_size_over_the_limit_is_refused_before_anything_is_buffered():
     """The error is raised by the announcement itself, with both sizes."""
     with pytest.raises(PointsTooMany) as caught:
-        open_file(file_header(NPY, bytes(9)), max_bytes=8, accepted={NPY})
+        streams.open_file(streams.file_header(NPY, bytes(9)), max_bytes=8, accepted={NPY})
     assert caught.value.facts == {"size_bytes": "9", "limit_bytes": "8"}
 
 
 def test_nothing_is_taken_after_a_refusal():
     """What follows a refused header, or a refused piece, has no header."""
-    header, more, _ = submission(PATTERN[: 2 * MAX_CHUNK + 1])
-    assembler = Assembler(openers())
+    header, more, _ = submission(PATTERN[: 2 * streams.MAX_CHUNK + 1])
+    assembler = streams.Assembler(openers())
     assembler.feed(header)
     with pytest.raises(MessageInvalid):
         assembler.feed(SubmitJobRequest(data=b"x"))
     with pytest.raises(MessageInvalid):
         assembler.feed(more)
-    small = Assembler(openers(max_bytes=2))
+    small = streams.Assembler(openers(max_bytes=2))
     with pytest.raises(PointsTooMany):
         small.feed(header)
     with pytest.raises(MessageInvalid):
@@ -121,10 +114,10 @@ def test_nothing_is_taken_after_a_refusal():
 
 def test_a_file_that_became_shorter_is_noticed_by_its_reader():
     """The stream ends in order and lacks bytes."""
-    header = file_header(NPY, PATTERN[: 2 * MAX_CHUNK])
-    file = io.BytesIO(PATTERN[:MAX_CHUNK])
+    header = streams.file_header(NPY, PATTERN[: 2 * streams.MAX_CHUNK])
+    file = io.BytesIO(PATTERN[: streams.MAX_CHUNK])
     with pytest.raises(ChunkCorrupt):
-        joined(stream_file(SubmitJobRequest, "item", header, file, 2 * MAX_CHUNK))
+        joined(streams.stream_file(SubmitJobRequest, "item", header, file, 2 * streams.MAX_CHUNK))
 
 
 def test_what_is_not_due_is_refused():
@@ -143,11 +136,11 @@ def test_what_is_not_due_is_refused():
 def test_a_call_begins_with_its_header_alone():
     """Bytes beside it would be read by nobody."""
     header = SubmitJobRequest(header=JobHeader(items=3))
-    assert first_header(iter([header]), "SubmitJob").items == 3
+    assert streams.first_header(iter([header]), "SubmitJob").items == 3
     header.data = b"pixels"
     for wrong in ([header], submission(b"abc"), []):
         with pytest.raises(MessageInvalid):
-            first_header(iter(wrong), "SubmitJob")
+            streams.first_header(iter(wrong), "SubmitJob")
 
 
 @pytest.mark.parametrize(
@@ -167,4 +160,4 @@ def test_a_lying_file_header_is_refused(changes, error):
     for field, value in changes.items():
         setattr(header, field, value)
     with pytest.raises(error):
-        joined(stream(SubmitJobRequest, "item", header, b"abc"))
+        joined(streams.stream(SubmitJobRequest, "item", header, b"abc"))

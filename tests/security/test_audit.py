@@ -12,27 +12,7 @@ from typing import Any
 import pytest
 
 from ddib_fed.errors import ChunkCorrupt, InputError
-from ddib_fed.security.audit import (
-    EMPTY,
-    FIRST,
-    MAX_ANCHORS,
-    MAX_VALUE,
-    AnchorFile,
-    AuditLog,
-    Head,
-    Noted,
-    Verified,
-    anchor_of,
-    anchor_values,
-    digest,
-    encoded,
-    entries,
-    held_of,
-    lines_of,
-    parse_since,
-    read_anchors,
-)
-from ddib_fed.security.audit import verify as verify_lines
+from ddib_fed.security import audit
 from ddib_fed.security.identity import Identity
 from ddib_fed.store import NodeStore, Transaction
 from ddib_fed.v1.common_pb2 import AuditHead
@@ -44,14 +24,14 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state" / "node.sqlite"
 
 
-def verify(path: Path, *, noted: str | None = None, anchors: Noted | None = None) -> Verified:
-    return verify_lines(lines_of(path), noted=noted, anchors=anchors)
+def verify(path: Path, *, noted: str | None = None, anchors: audit.Noted | None = None) -> audit.Verified:
+    return audit.verify(audit.lines_of(path), noted=noted, anchors=anchors)
 
 
 @pytest.fixture
-def log(path: Path) -> Iterator[AuditLog]:
+def log(path: Path) -> Iterator[audit.AuditLog]:
     with closing(NodeStore(path)) as store:
-        yield AuditLog(store, clock=lambda: datetime(2026, 1, 2, tzinfo=UTC))
+        yield audit.AuditLog(store, clock=lambda: datetime(2026, 1, 2, tzinfo=UTC))
 
 
 def test_a_line_says_what_when_and_with_whom(log, path) -> None:
@@ -61,7 +41,7 @@ def test_a_line_says_what_when_and_with_whom(log, path) -> None:
         "n": 0,
         "time": "2026-01-02T00:00:00+00:00",
         "act": "latent_sent",
-        "previous": FIRST,
+        "previous": audit.FIRST,
         "peer": "south.example",
         "latent": "ab" * 32,
         "item": 3,
@@ -70,7 +50,7 @@ def test_a_line_says_what_when_and_with_whom(log, path) -> None:
         "why": None,
     }
     head = log.write("next")
-    assert (records(path)[1]["previous"], log.head) == (digest(lines(path)[0]), head)
+    assert (records(path)[1]["previous"], log.head) == (audit.digest(lines(path)[0]), head)
 
 
 def test_no_content_can_be_logged_and_long_text_is_cut(log, path) -> None:
@@ -80,8 +60,8 @@ def test_no_content_can_be_logged_and_long_text_is_cut(log, path) -> None:
             log.write("act", value=content)
     log.write("act", text="a\nb" * 1_000, number=math.inf, changes=["1" * 300, *map(str, range(100))])
     (record,) = records(path)
-    assert (len(record["text"]), record["number"]) == (MAX_VALUE, "inf")
-    assert record["changes"] == ["1" * MAX_VALUE, *map(str, range(100))]
+    assert (len(record["text"]), record["number"]) == (audit.MAX_VALUE, "inf")
+    assert record["changes"] == ["1" * audit.MAX_VALUE, *map(str, range(100))]
 
 
 def test_threads_and_commands_share_one_chain(log, path) -> None:
@@ -95,12 +75,12 @@ def test_threads_and_commands_share_one_chain(log, path) -> None:
     assert (verify(path).ok, verify(path).lines, log.problem) == (True, 18, None)
 
 
-def chain(head: Head, acts: list[str]) -> list[str]:
+def chain(head: audit.Head, acts: list[str]) -> list[str]:
     """Lines that follow `head`, as somebody makes who knows the format."""
     made = []
     for act in acts:
-        made.append(encoded(head, "2026-01-01T00:00:00+00:00", act, {}))
-        head = Head(head.n + 1, digest(made[-1]))
+        made.append(audit.encoded(head, "2026-01-01T00:00:00+00:00", act, {}))
+        head = audit.Head(head.n + 1, audit.digest(made[-1]))
     return made
 
 
@@ -128,10 +108,12 @@ def test_a_changed_log_shows_where(path, change, line) -> None:
 ATTACKS = {
     "cut": (lambda path: cut(path, 6), "was cut"),
     "cut, and grown again": (
-        lambda path: put(path, [*(kept := lines(path)[:6]), *chain(Head(5, digest(kept[-1])), ["act"] * 12)]),
+        lambda path: put(
+            path, [*(kept := lines(path)[:6]), *chain(audit.Head(5, audit.digest(kept[-1])), ["act"] * 12)]
+        ),
         "was rewritten",
     ),
-    "rewritten": (lambda path: put(path, chain(EMPTY, ["latent_sent"] * 40)), "was rewritten"),
+    "rewritten": (lambda path: put(path, chain(audit.EMPTY, ["latent_sent"] * 40)), "was rewritten"),
     "grown by foreign lines": (
         lambda path: edit(path, "INSERT INTO audit (line) VALUES ('{}')"),
         "has lines that do not follow the others",
@@ -141,7 +123,9 @@ ATTACKS = {
 
 @pytest.mark.parametrize(("attack", "what"), ATTACKS.values(), ids=ATTACKS)
 @pytest.mark.parametrize("writes", [True, False])
-def test_a_running_node_notices_an_altered_log(log: AuditLog, path: Path, attack, what: str, writes) -> None:
+def test_a_running_node_notices_an_altered_log(
+    log: audit.AuditLog, path: Path, attack, what: str, writes
+) -> None:
     """At its next line or its periodic check, with the remedy; the chain goes on from the line in memory."""
     for item in range(10):
         log.write("latent_sent", item=item)
@@ -168,12 +152,12 @@ def test_a_broken_log_is_a_problem_from_the_start(path: Path) -> None:
         append(path, "latent_sent", item=item)
     edit(path, "DELETE FROM audit WHERE number = 7")
     with closing(NodeStore(path)) as store:
-        restarted = AuditLog(store)
+        restarted = audit.AuditLog(store)
         restarted.write("node_started")
         assert "broken near its end, after line 6" in (restarted.problem or "")
 
 
-def test_a_full_disk_is_no_tampering(log: AuditLog, path: Path) -> None:
+def test_a_full_disk_is_no_tampering(log: audit.AuditLog, path: Path) -> None:
     """No line of a transaction that failed is there, and the chain goes on from the line before it."""
     log.write("latent_sent", item=1)
 
@@ -225,7 +209,7 @@ def test_lines_are_asked_for_and_what_is_no_line_is_never_left_out(
     """By job, peer and time; all that are given must hold. A broken line could have been any."""
     edit(read, "INSERT INTO audit (line) VALUES ('rubbish')")
     wanted = {"job": "", "peer": "", "since": None} | asked
-    assert [entry.line for entry in entries(read) if entry.is_asked_for(**wanted)] == [*found, 7]
+    assert [entry.line for entry in audit.entries(read) if entry.is_asked_for(**wanted)] == [*found, 7]
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
@@ -236,13 +220,13 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
 
 
 def test_a_time_is_a_length_or_a_date() -> None:
-    assert parse_since("90m", now=NOON) == NOON - timedelta(minutes=90)
-    assert parse_since("7d", now=NOON) == NOON - timedelta(days=7)
-    assert parse_since("2026-11-26") == NOON.replace(hour=0)
-    assert parse_since("2026-11-26T13:30+02:00") == NOON - timedelta(minutes=30)
+    assert audit.parse_since("90m", now=NOON) == NOON - timedelta(minutes=90)
+    assert audit.parse_since("7d", now=NOON) == NOON - timedelta(days=7)
+    assert audit.parse_since("2026-11-26") == NOON.replace(hour=0)
+    assert audit.parse_since("2026-11-26T13:30+02:00") == NOON - timedelta(minutes=30)
     for wrong in ("yesterday", "999999w", "7"):
         with pytest.raises(InputError):
-            parse_since(wrong)
+            audit.parse_since(wrong)
 
 
 # What a peer noted of a log shows what was done to that log while its node was down
@@ -261,15 +245,15 @@ def exchange(north: Path, south: Path, calls: int) -> None:
     with opened(north) as source, opened(south) as target:
         for item in range(calls):
             head = source.write("latent_sent", peer=SOUTH.institution, item=item)
-            told = anchor_values(anchor_of(head))
+            told = audit.anchor_values(audit.anchor_of(head))
             answer = target.write("latent_received", peer=NORTH.uri, item=item, **told)
-            source.write("receipt", peer=SOUTH.institution, **anchor_values(anchor_of(answer)))
+            source.write("receipt", peer=SOUTH.institution, **audit.anchor_values(audit.anchor_of(answer)))
 
 
-def anchors_of(holder: Path, about: Identity, by: Identity) -> AnchorFile:
-    held, contradiction = held_of(holder, about.institution)
+def anchors_of(holder: Path, about: Identity, by: Identity) -> audit.AnchorFile:
+    held, contradiction = audit.held_of(holder, about.institution)
     assert contradiction == ""
-    return AnchorFile(of=about.uri, noted_by=by.uri, anchors=held)
+    return audit.AnchorFile(of=about.uri, noted_by=by.uri, anchors=held)
 
 
 def cut_and_gone_on(path: Path) -> None:
@@ -283,7 +267,7 @@ def cut_and_gone_on(path: Path) -> None:
 
 OFFLINE = {
     "rolled back, and gone on": (cut_and_gone_on, "the log was rewritten"),
-    "started anew": (lambda path: put(path, chain(EMPTY, ["node_started"])), "the log was rewritten"),
+    "started anew": (lambda path: put(path, chain(audit.EMPTY, ["node_started"])), "the log was rewritten"),
 }
 
 
@@ -311,7 +295,7 @@ def test_a_peer_that_rewrites_its_log_contradicts_itself_here(logs: tuple[Path, 
     exchange(north, south, 6)
     put(south, [])
     exchange(north, south, 6)
-    assert "was one thing on" in held_of(north, "south.example")[1]
+    assert "was one thing on" in audit.held_of(north, "south.example")[1]
 
 
 def test_a_peer_whose_log_goes_back_contradicts_itself_here(path: Path) -> None:
@@ -322,9 +306,9 @@ def test_a_peer_whose_log_goes_back_contradicts_itself_here(path: Path) -> None:
             log.write(
                 "receipt",
                 peer="south.example",
-                **anchor_values(AuditHead(lines=count, sha256=count.to_bytes(32, "big"))),
+                **audit.anchor_values(AuditHead(lines=count, sha256=count.to_bytes(32, "big"))),
             )
-        return held_of(path, "south.example")[1]
+        return audit.held_of(path, "south.example")[1]
 
     assert hears(50) == ""
     now += timedelta(seconds=2)
@@ -334,17 +318,18 @@ def test_a_peer_whose_log_goes_back_contradicts_itself_here(path: Path) -> None:
 
 
 def test_a_file_of_anchors_is_for_one_node_and_has_the_newest(
-    tmp_path: Path, logs: tuple[Path, Path]
+    tmp_path: Path, logs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exchange(*logs, MAX_ANCHORS + 4)
+    monkeypatch.setattr(audit, "MAX_ANCHORS", 6)
+    exchange(*logs, 10)
     made = anchors_of(logs[1], NORTH, SOUTH)
-    assert (len(made.anchors), made.anchors[-1].lines) == (MAX_ANCHORS, 2 * (MAX_ANCHORS + 4) - 1)
+    assert (len(made.anchors), made.anchors[-1].lines) == (6, 19)
     file = tmp_path / "for-north.json"
     file.write_text(made.model_dump_json())
-    assert read_anchors(file, of=NORTH) == made
+    assert audit.read_anchors(file, of=NORTH) == made
     with pytest.raises(InputError, match="about the log of"):
-        read_anchors(file, of=Identity("north.example", "node", "node-2"))
+        audit.read_anchors(file, of=Identity("north.example", "node", "node-2"))
     for wrong in (b"", b"[]", b'{"format":"2"}', b'{"of":"x","noted_by":"y","anchors":[{"lines":0}]}'):
         file.write_bytes(wrong)
         with pytest.raises(InputError, match="no file of anchors"):
-            read_anchors(file, of=NORTH)
+            audit.read_anchors(file, of=NORTH)

@@ -12,15 +12,7 @@ from pathlib import Path
 import pytest
 from spake2 import SPAKE2_A, SPAKE2_B
 
-from ddib_fed.errors import (
-    DdibError,
-    DeadlineExceeded,
-    InputError,
-    PeerUnreachable,
-    PolicyDenied,
-    Unauthenticated,
-    UsageError,
-)
+from ddib_fed import errors
 from ddib_fed.security import pairing
 from ddib_fed.security.pairing import MAGIC, MAX_FRAME, PairedPeer, dial, listen, new_code, parse_code
 from ddib_fed.security.peers import Peer
@@ -35,7 +27,7 @@ class Side:
     """A node that may refuse, and remembers whom it admitted."""
 
     peer: Peer
-    refuses: DdibError | None = None
+    refuses: errors.DdibError | None = None
     admitted: list[str] = field(default_factory=list)
 
     @property
@@ -103,7 +95,7 @@ def test_a_side_that_keeps_sending_is_left_in_time() -> None:
         line, done = pairing._Line(ours, 0.3), threading.Event()
 
         def act() -> None:
-            raise InputError("no")
+            raise errors.InputError("no")
 
         def drip() -> None:
             with suppress(OSError):
@@ -114,7 +106,7 @@ def test_a_side_that_keeps_sending_is_left_in_time() -> None:
         thread.start()
         begun = time.monotonic()
         try:
-            with pytest.raises(InputError):
+            with pytest.raises(errors.InputError):
                 line.tell(act)  # it waits until the other side is gone, or its time is up
         finally:
             done.set()
@@ -134,11 +126,11 @@ def test_every_new_code_is_read_as_it_was_shown() -> None:
 def test_every_single_wrong_digit_is_found(place: int) -> None:
     digits = new_code().replace("-", "")
     for other in set("0123456789") - {digits[place]}:
-        with pytest.raises(UsageError, match="is wrong"):
+        with pytest.raises(errors.UsageError, match="is wrong"):
             parse_code(digits[:place] + other + digits[place + 1 :])
 
 
-def end(waiting: Waiting, error: type[DdibError]) -> DdibError:
+def end(waiting: Waiting, error: type[errors.DdibError]) -> errors.DdibError:
     caught = waiting.result.exception(timeout=20)
     assert isinstance(caught, error), caught
     return caught
@@ -152,10 +144,10 @@ def test_both_sides_admit_each_other(north: Side, south: Side, waiting: Waiting)
 
 
 def test_another_code_admits_nobody_and_uses_the_code_up(north: Side, south: Side, waiting: Waiting) -> None:
-    with pytest.raises(Unauthenticated, match="another code"):
+    with pytest.raises(errors.Unauthenticated, match="another code"):
         dial(waiting.address, OTHER, north)
-    assert "used up" in end(waiting, Unauthenticated).detail
-    with pytest.raises(PeerUnreachable) as caught:
+    assert "used up" in end(waiting, errors.Unauthenticated).detail
+    with pytest.raises(errors.PeerUnreachable) as caught:
         dial(waiting.address, CODE, north)
     assert "ddib pair --listen" in caught.value.hint
     assert north.admitted == south.admitted == []
@@ -163,19 +155,19 @@ def test_another_code_admits_nobody_and_uses_the_code_up(north: Side, south: Sid
 
 def test_a_code_expires(north: Side, south: Side) -> None:
     waiting = Waiting(south, life_s=0.05)
-    assert "expired" in end(waiting, DeadlineExceeded).detail
+    assert "expired" in end(waiting, errors.DeadlineExceeded).detail
     waiting.close()
-    with pytest.raises(PeerUnreachable):
+    with pytest.raises(errors.PeerUnreachable):
         dial(waiting.address, CODE, north)
 
 
 @pytest.mark.parametrize("who", ["north", "south"])
 def test_what_one_side_refuses_neither_admits(north: Side, south: Side, waiting: Waiting, who: str) -> None:
     """Before anybody is admitted both files are judged; the other side hears why, escaped."""
-    (north if who == "north" else south).refuses = PolicyDenied("its name is \x1b[31mred")
-    with pytest.raises(PolicyDenied) as caught:
+    (north if who == "north" else south).refuses = errors.PolicyDenied("its name is \x1b[31mred")
+    with pytest.raises(errors.PolicyDenied) as caught:
         dial(waiting.address, CODE, north)
-    told = end(waiting, PolicyDenied)
+    told = end(waiting, errors.PolicyDenied)
     heard = told if who == "north" else caught.value
     assert "refuses this node: its name is \\x1b[31mred" in heard.detail
     assert north.admitted == south.admitted == []
@@ -234,7 +226,7 @@ def test_nobody_is_admitted_by_whom_a_changed_frame_reaches(
     def change(way: str, at: int, data: bytes) -> bytes:
         return bytes([*data[:-1], data[-1] ^ 1]) if (way, at) == (direction, number) else data
 
-    with listening(relay(waiting.address, change)) as between, suppress(DdibError):
+    with listening(relay(waiting.address, change)) as between, suppress(errors.DdibError):
         dial(between, CODE, north)
     waiting.settle()
     # A message that is no point of the curve is a stranger's: the code is still good.
@@ -264,7 +256,7 @@ def test_whoever_answers_in_place_of_the_listener_has_one_guess(north: Side, who
         assert proof != keys.other_proof
         connection.sendall((32).to_bytes(4, "big") + (keys.own_proof if who == "guesses" else proof))
 
-    with listening(impostor) as address, pytest.raises(Unauthenticated, match="another code"):
+    with listening(impostor) as address, pytest.raises(errors.Unauthenticated, match="another code"):
         dial(address, CODE, north)
     assert len(heard) == 1
     assert north.admitted == []

@@ -1,5 +1,6 @@
 """Transport: what gets a connection, what does not, and how changed files are taken up."""
 
+import re
 import socket
 import ssl
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+import ddib_fed
 from ddib_fed.errors import ConfigError, PeerNotFound, PeerSuspended, PeerUnreachable
 from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.security import pki, tls
@@ -53,20 +55,6 @@ def test_a_server_with_another_root_or_name_gets_no_call(node: Listening, north:
     """The channel to a peer trusts that peer's root and no other, not even the own, and for one node alone."""
     assert refused(node, north, roots_pem=certificate_pem(north.root)) is grpc.StatusCode.UNAVAILABLE
     assert refused(node, north, server_name="node-2.south.example") is grpc.StatusCode.UNAVAILABLE
-
-
-@pytest.mark.slow
-def test_the_suites_are_set_before_grpc_wherever_one_begins() -> None:
-    """Importing any module of the package is enough, and a weaker value of the environment does not win."""
-    code = "import os, ddib_fed.node.policy; print(os.environ['GRPC_SSL_CIPHER_SUITES'])"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"GRPC_SSL_CIPHER_SUITES": "HIGH", "PATH": ""},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == "ECDHE-PSK-CHACHA20-POLY1305"
 
 
 def test_a_server_that_accepts_tls_12_is_noticed(south: Institution) -> None:
@@ -162,6 +150,14 @@ def test_a_key_that_cannot_be_used_any_more_ends_no_calls(
     assert works(channels.get("south.example"))
 
 
+def test_a_channel_that_was_broken_is_replaced(channels: tls.PeerChannels) -> None:
+    first = channels.get("south.example")
+    assert channels.get("south.example") is first
+    first.broken = True
+    second = channels.get("south.example")
+    assert (second is first, second.broken) == (False, False)
+
+
 def other_root(tmp_path: Path) -> Institution:
     return Institution("south.example", tmp_path / "south-again")
 
@@ -221,3 +217,33 @@ def test_the_channel_of_a_peer_that_is_gone_is_closed_at_once(
     if how == "suspended":
         north.store.resume("south.example")
         assert works(channels.get("south.example"))
+
+
+# TLS 1.3 alone rests on a variable of the environment that must be set before grpc is imported.
+
+ROOT = Path(ddib_fed.__file__).parents[1]
+IMPORTS = re.compile(r"^\s*(import grpc|from grpc|from ddib_fed\.v1 import \w+_pb2_grpc)", re.MULTILINE)
+
+
+def packages() -> list[str]:
+    """The packages with modules that import grpc."""
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for name in ("ddib_fed", "source_node", "target_node")
+        for path in (ROOT / name).rglob("*.py")
+        if path.parent.name != "v1" and IMPORTS.search(path.read_text())
+    }
+    assert {"ddib_fed.client", "ddib_fed.security", "source_node"} <= found
+    return sorted(found)
+
+
+@pytest.mark.parametrize("package", packages())
+def test_importing_a_package_sets_the_cipher_suites_before_grpc(package) -> None:
+    """Whichever package is imported first, and whatever the environment says."""
+    code = (
+        f"import sys, os; import {package};"
+        "assert os.environ['GRPC_SSL_CIPHER_SUITES'] == 'ECDHE-PSK-CHACHA20-POLY1305';"
+        "assert 'grpc' not in sys.modules"
+    )
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "GRPC_SSL_CIPHER_SUITES": "HIGH"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60)

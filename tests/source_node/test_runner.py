@@ -8,16 +8,8 @@ from contextlib import suppress
 
 import pytest
 
+from ddib_fed import errors
 from ddib_fed.client.client import require_finished
-from ddib_fed.errors import (
-    DeadlineExceeded,
-    DiskFull,
-    JobFailed,
-    NotReady,
-    PeerSuspended,
-    QuotaSpent,
-    Unauthenticated,
-)
 from ddib_fed.protocol.messages import JobState
 from ddib_fed.v1.translation_pb2 import JOB_STATE_FINISHED
 from source_node.runner import LARGE_JOBS, MAX_EVENTS, CircuitBreaker, EventHub
@@ -34,7 +26,7 @@ def waits(source, job_id: str) -> None:
 
 def test_retry_after_is_kept(source, target) -> None:
     """A peer that says an hour is not asked before, and the others have the worker meanwhile."""
-    target.decodes = [fail(QuotaSpent(retry_after_s=3600))]
+    target.decodes = [fail(errors.QuotaSpent(retry_after_s=3600))]
     patient = source.start().submit(deadline_s=7_200)
     waits(source, patient)
     assert source.ended(source.submit()).state == "FINISHED"
@@ -52,7 +44,7 @@ def test_the_client_with_fewest_running_jobs_is_next(source, target) -> None:
     assert order == [first, other, second]
 
 
-@pytest.mark.parametrize("error", [PeerSuspended(), Unauthenticated()])
+@pytest.mark.parametrize("error", [errors.PeerSuspended(), errors.Unauthenticated()])
 def test_a_refusal_that_passes_is_tried_again(source, target, error) -> None:
     """The peer's operator suspended us for a while, or a certificate was renewed too late: the job is finished."""
     target.decodes = [fail(error)]
@@ -84,7 +76,7 @@ def test_an_error_of_ours_keeps_its_text_to_the_log(source, target, caplog) -> N
 @pytest.mark.parametrize("stage", ["remote", "waiting"])
 def test_cancelling_takes_effect_at_every_stage(source, target, stage) -> None:
     """While the peer has every item, and while the job waits for its peer."""
-    target.decodes = [hang if stage == "remote" else fail(NotReady(retry_after_s=600))]
+    target.decodes = [hang if stage == "remote" else fail(errors.NotReady(retry_after_s=600))]
     job_id = source.start().submit(deadline_s=3_600)
     if stage == "remote":
         assert target.asked.wait(10)
@@ -126,7 +118,7 @@ class FullDisk:
 def test_a_disk_that_was_full_for_a_while_loses_no_job(source, target, monkeypatch, method) -> None:
     """Neither the worker nor the job is lost when the store cannot write; once it can, the job ends once."""
     job_id = source.submit()
-    disk = FullDisk(monkeypatch, source.store, method, DiskFull("full"))
+    disk = FullDisk(monkeypatch, source.store, method, errors.DiskFull("full"))
     source.start()
     wait_until(lambda: disk.hits > 0)
     disk.full = False
@@ -176,7 +168,7 @@ def test_each_job_has_one_line_at_its_end(source, target, caplog) -> None:
 
 
 def seen_by_the_client(job) -> str:
-    with pytest.raises(JobFailed) as caught:
+    with pytest.raises(errors.JobFailed) as caught:
         require_finished(job_message(job), "source north.example")
     return caught.value.detail
 
@@ -210,17 +202,6 @@ def test_a_job_that_waits_says_for_what(tmp_path, institutions, source) -> None:
         impostor.close()
 
 
-def test_no_job_asks_before_the_time_that_the_peer_named() -> None:
-    """Not only the one that was told."""
-    clock = Clock()
-    reach = CircuitBreaker(clock=clock)
-    reach.failed("south.example", "NOT_READY", 3_600.0)
-    clock.now += 3_599
-    assert not reach.may_try("south.example")
-    clock.now += 1
-    assert reach.may_try("south.example")
-
-
 def test_one_job_at_a_time_tries_a_peer_that_is_away() -> None:
     """The others wait for what it finds, or for its end."""
     clock = Clock()
@@ -252,7 +233,7 @@ def hub():
 
 def kept(hub, job="job", after=0) -> list:
     events: list = []
-    with suppress(DeadlineExceeded):
+    with suppress(errors.DeadlineExceeded):
         events.extend(hub.subscribe(job, after, idle_s=0))
     return events
 

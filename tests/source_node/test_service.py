@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ddib_fed.client.client import ENDED, Client
-from ddib_fed.errors import DdibError, DeadlineExceeded, MessageInvalid, QueueFull, TooManyStreams
+from ddib_fed.errors import DdibError, DeadlineExceeded, MessageInvalid, TooManyStreams
 from ddib_fed.node.role import NodeContext
 from ddib_fed.protocol.streams import file_header, stream
 from ddib_fed.security.audit import digest
@@ -79,21 +79,6 @@ def test_listing_domains_cannot_take_every_thread(served, target, monkeypatch) -
         served.ask("ListJobs", pb.ListJobsRequest())
         target.release.set()
         assert [future.result().domains[0].status for future in waiting] == ["ready"] * MAX_LISTINGS
-
-
-def test_the_janitor_outlives_a_full_disk(tmp_path, institutions, target, engine, monkeypatch) -> None:
-    """What nobody fetched is removed at start and later, also after a removal failed."""
-    monkeypatch.setattr("source_node.service.EXPIRE_EVERY_S", 0.01)
-    tries: list[int] = []
-
-    def expire(store) -> int:
-        tries.append(1)
-        raise QueueFull("full")
-
-    monkeypatch.setattr("source_node.store.JobStore.expire", expire)
-    served = Served(tmp_path, institutions[0], engine)
-    wait_until(lambda: len(tries) > 2)
-    served.close()
 
 
 def test_an_item_is_asked_for_once_in_a_call(served) -> None:

@@ -9,27 +9,8 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
+from ddib_fed import errors
 from ddib_fed.data.points import to_npy
-from ddib_fed.errors import (
-    ChunkCorrupt,
-    ContractMismatch,
-    DdibError,
-    DeadlineExceeded,
-    DomainNotFound,
-    Draining,
-    ImageTooLarge,
-    ItemsTooMany,
-    KindMismatch,
-    MessageInvalid,
-    NotFinite,
-    NotReady,
-    PeerNotFound,
-    PointsUnreadable,
-    PolicyDenied,
-    QueueFull,
-    SettingsInvalid,
-    ShapeMismatch,
-)
 from ddib_fed.protocol.streams import MAX_CHUNK, file_header, stream
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
@@ -45,7 +26,7 @@ def test_a_picture_for_a_model_of_points_is_refused_with_its_number(served) -> N
     """Before its bytes are read, and with what is taken here instead."""
     png = b"\x89PNG\r\n\x1a\n" + bytes(100)
     picture = list(stream(pb.SubmitJobRequest, "item", file_header(common_pb2.MEDIA_TYPE_PNG, png), png))
-    with pytest.raises(KindMismatch) as caught:
+    with pytest.raises(errors.KindMismatch) as caught:
         served.ask("SubmitJob", iter([job_header(2), *messages([npy()]), *picture]))
     assert caught.value.facts["item"] == "1"
     assert "points" in caught.value.facts["takes"]
@@ -55,27 +36,27 @@ def test_a_picture_for_a_model_of_points_is_refused_with_its_number(served) -> N
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"items": 0}, MessageInvalid),
-        ({"items": 4}, ItemsTooMany),
-        ({"protocol": 9}, ContractMismatch),
-        ({"request_id": "../../etc"}, MessageInvalid),
-        ({"deadline_s": 86_401}, MessageInvalid),
-        ({"solver": common_pb2.SolverSettings(evaluations=101)}, SettingsInvalid),
-        ({"solver": common_pb2.SolverSettings(evaluations=7)}, PolicyDenied),
-        ({"solver": common_pb2.SolverSettings(evaluations=8, solver="magic")}, SettingsInvalid),
-        ({"solver": common_pb2.SolverSettings(evaluations=8, depth=0.6)}, PolicyDenied),
-        ({"solver": common_pb2.SolverSettings(evaluations=8, encoder="mixed")}, PolicyDenied),
-        ({"source_class": "cat"}, SettingsInvalid),
-        ({"target_class": "cat"}, SettingsInvalid),
-        ({"target_institution": "nobody.example"}, PeerNotFound),
-        ({"target_domain": "moons"}, DomainNotFound),
-        ({"guidance": SCALES(guidance=math.nan)}, SettingsInvalid),
-        ({"guidance": SCALES(guidance=1.0, classifier_scale=1.0)}, SettingsInvalid),
-        ({"guidance": SCALES(guidance=1.0), "cycle": True}, SettingsInvalid),
-        ({"item_classes": [pb.ItemClasses(), pb.ItemClasses()]}, MessageInvalid),
-        ({"item_classes": [pb.ItemClasses(source_class="1")]}, SettingsInvalid),
-        ({"item_classes": [pb.ItemClasses()], "target_class": "1"}, MessageInvalid),
-        ({"model_size": True}, MessageInvalid),
+        ({"items": 0}, errors.MessageInvalid),
+        ({"items": 4}, errors.ItemsTooMany),
+        ({"protocol": 9}, errors.ContractMismatch),
+        ({"request_id": "../../etc"}, errors.MessageInvalid),
+        ({"deadline_s": 86_401}, errors.MessageInvalid),
+        ({"solver": common_pb2.SolverSettings(evaluations=101)}, errors.SettingsInvalid),
+        ({"solver": common_pb2.SolverSettings(evaluations=7)}, errors.PolicyDenied),
+        ({"solver": common_pb2.SolverSettings(evaluations=8, solver="magic")}, errors.SettingsInvalid),
+        ({"solver": common_pb2.SolverSettings(evaluations=8, depth=0.6)}, errors.PolicyDenied),
+        ({"solver": common_pb2.SolverSettings(evaluations=8, encoder="mixed")}, errors.PolicyDenied),
+        ({"source_class": "cat"}, errors.SettingsInvalid),
+        ({"target_class": "cat"}, errors.SettingsInvalid),
+        ({"target_institution": "nobody.example"}, errors.PeerNotFound),
+        ({"target_domain": "moons"}, errors.DomainNotFound),
+        ({"guidance": SCALES(guidance=math.nan)}, errors.SettingsInvalid),
+        ({"guidance": SCALES(guidance=1.0, classifier_scale=1.0)}, errors.SettingsInvalid),
+        ({"guidance": SCALES(guidance=1.0), "cycle": True}, errors.SettingsInvalid),
+        ({"item_classes": [pb.ItemClasses(), pb.ItemClasses()]}, errors.MessageInvalid),
+        ({"item_classes": [pb.ItemClasses(source_class="1")]}, errors.SettingsInvalid),
+        ({"item_classes": [pb.ItemClasses()], "target_class": "1"}, errors.MessageInvalid),
+        ({"model_size": True}, errors.MessageInvalid),
     ],
 )
 def test_a_job_that_can_never_work_is_refused_before_it_is_accepted(served, changes, error) -> None:
@@ -90,10 +71,10 @@ def test_a_job_that_can_never_work_is_refused_before_it_is_accepted(served, chan
 @pytest.mark.parametrize(
     ("bad", "error"),
     [
-        (to_npy(np.full((3, 2), np.nan, np.float32)), NotFinite),
-        (to_npy(np.zeros((5, 3), np.float32)), ShapeMismatch),
-        (npy()[:-3], PointsUnreadable),
-        (b"\x80\x04K\x01.", PointsUnreadable),
+        (to_npy(np.full((3, 2), np.nan, np.float32)), errors.NotFinite),
+        (to_npy(np.zeros((5, 3), np.float32)), errors.ShapeMismatch),
+        (npy()[:-3], errors.PointsUnreadable),
+        (b"\x80\x04K\x01.", errors.PointsUnreadable),
     ],
 )
 def test_a_bad_item_is_named_by_its_number(served, bad, error) -> None:
@@ -119,7 +100,7 @@ def test_an_item_that_is_refused_by_its_header_does_not_hide_those_before(
     kind = common_pb2.MEDIA_TYPE_PNG if last.startswith(b"\x89PNG") else common_pb2.MEDIA_TYPE_NPY
     sent = list(stream(pb.SubmitJobRequest, "item", file_header(kind, last), last))
     nan = to_npy(np.full((3, 2), math.nan, np.float32))
-    with pytest.raises(NotFinite) as refused:
+    with pytest.raises(errors.NotFinite) as refused:
         served.ask("SubmitJob", iter([job_header(3), *messages([nan, to_npy(gaussian(3))]), *sent]))
     assert refused.value.facts["item"] == "0"
     assert refused.value.refused == {0: "NOT_FINITE", 2: reason}
@@ -137,12 +118,12 @@ def test_a_peer_that_is_away_is_no_reason_to_refuse(served, target) -> None:
 def test_a_node_that_loads_or_drains_takes_no_job(tmp_path, institutions, target) -> None:
     """NOT_READY, then DRAINING; what it has can still be asked for."""
     served = Served(tmp_path, institutions[0], None)
-    with pytest.raises(NotReady):
+    with pytest.raises(errors.NotReady):
         served.submit(npy())
     made = tiny_engine()
     served.node.set_engine(made)
     served.node.drain()
-    with pytest.raises(Draining):
+    with pytest.raises(errors.Draining):
         served.submit(to_npy(gaussian(3)))
     assert not served.ask("ListJobs", pb.ListJobsRequest()).jobs
     served.close()
@@ -183,7 +164,7 @@ class Upload:
 
 
 def refused(served: Served, upload: Upload) -> None:
-    with suppress(DdibError):
+    with suppress(errors.DdibError):
         served.ask("SubmitJob", iter(upload))
 
 
@@ -195,7 +176,7 @@ def staged_bytes(served: Served) -> int:
 def test_a_stalled_upload_is_ended_and_leaves_nothing(open_served) -> None:
     """Its place is free again, and so is the disk; it held both until its client went away."""
     served, upload = open_served(stall_s=0.3), Upload()
-    with pytest.raises(DeadlineExceeded) as caught:
+    with pytest.raises(errors.DeadlineExceeded) as caught:
         served.ask("SubmitJob", iter(upload))
     assert caught.value.facts["stall_s"] == "0.3"
     upload.end()
@@ -210,7 +191,7 @@ def test_one_client_has_a_share_of_what_is_being_received(open_served) -> None:
     thread = threading.Thread(target=refused, args=(served, first))
     thread.start()
     wait_until(lambda: staged_bytes(served) == first.held_bytes)
-    with pytest.raises(QueueFull) as caught:
+    with pytest.raises(errors.QueueFull) as caught:
         served.submit(npy() + bytes(2 * MAX_CHUNK))
     assert caught.value.facts["limit_bytes"] == str(5 * MAX_CHUNK)
     first.end()
@@ -226,7 +207,7 @@ def test_a_picture_beyond_the_memory_for_decoding_is_refused_with_both_figures(o
     header = b"\x93NUMPY\x01\x00"
     shape = b"{'descr': '<u2', 'fortran_order': False, 'shape': (4000, 4000), }"
     body = header + (len(shape) + 1).to_bytes(2, "little") + shape + b"\n" + bytes(32_000_000)
-    with pytest.raises(ImageTooLarge) as caught:
+    with pytest.raises(errors.ImageTooLarge) as caught:
         served.submit(body)
     assert caught.value.facts["limit_mib"] == "64"
     assert caught.value.facts["item"] == "0"
@@ -244,5 +225,5 @@ def test_results_are_sent_from_the_disk_and_checked_before(open_served) -> None:
     request = pb.FetchResultsRequest(job_id=job_id)
     assert b"".join(answer.data for answer in served.ask("FetchResults", request)) == before
     path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-    with pytest.raises(ChunkCorrupt):
+    with pytest.raises(errors.ChunkCorrupt):
         served.ask("FetchResults", request)

@@ -9,22 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ddib_fed import errors
 from ddib_fed.calibration.record import CalibratedSide, Calibration, Making, SignedCalibration
-from ddib_fed.errors import (
-    CalibrationForeign,
-    CalibrationInvalid,
-    CalibrationKindDenied,
-    CalibrationUnits,
-    ExhaustedError,
-    PeerFault,
-    PolicyDenied,
-    QuotaSpent,
-)
 from ddib_fed.files import write_file
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.node.calibrations import CalibrationPeer
 from ddib_fed.security import pki
-from target_node import calibration as service
+from target_node import service
 from tests import audit_rows
 from tests.calibration.examples import UNITS, calibration, make_aggregate, sign
 from tests.node.tiny_nodes import make_config
@@ -97,12 +88,12 @@ def test_one_peer_cannot_fill_the_store_for_another(open_pair, institutions, tmp
     """What it proposed and what was signed and expired counts against it alone."""
     target, north = open_pair()
     held = 0
-    with contextlib.suppress(ExhaustedError):
+    with contextlib.suppress(errors.ExhaustedError):
         for held in range(257):
             target.node.calibrations.add(
                 north.signed(agreed(expires=datetime.now(UTC) + timedelta(days=9, seconds=held)))
             )
-    with pytest.raises(ExhaustedError):
+    with pytest.raises(errors.ExhaustedError):
         north.propose(north.signed(agreed()))
     institutions["west"].admit(institutions["south"], target.server.address)
     config = make_config(tmp_path / "west", "west.example", "source")
@@ -123,12 +114,12 @@ def side(institution: str = "south.example", domain: str = "moons", units: str =
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"target": side(domain="maps")}, CalibrationForeign),
-        ({"target": side(units=OTHER)}, CalibrationUnits),
-        ({"kind": "tone", "map": ChannelMap(quadratic=((0, 1, 0),))}, CalibrationKindDenied),
-        ({"expires": datetime.now(UTC) + timedelta(days=800)}, CalibrationInvalid),
-        ({"made": agreed().made.model_copy(update={"aggregate_sha256": OTHER})}, CalibrationInvalid),
-        ({"made": agreed().made.model_copy(update={"epsilon": 0.1})}, CalibrationInvalid),
+        ({"target": side(domain="maps")}, errors.CalibrationForeign),
+        ({"target": side(units=OTHER)}, errors.CalibrationUnits),
+        ({"kind": "tone", "map": ChannelMap(quadratic=((0, 1, 0),))}, errors.CalibrationKindDenied),
+        ({"expires": datetime.now(UTC) + timedelta(days=800)}, errors.CalibrationInvalid),
+        ({"made": agreed().made.model_copy(update={"aggregate_sha256": OTHER})}, errors.CalibrationInvalid),
+        ({"made": agreed().made.model_copy(update={"epsilon": 0.1})}, errors.CalibrationInvalid),
     ],
 )
 def test_a_proposal_that_is_not_for_this_node_is_refused(open_pair, changes, error) -> None:
@@ -146,7 +137,7 @@ def test_units_are_told_only_where_the_policy_says_so(open_pair) -> None:
     target, north = open_pair(units="false")
     with north.calls() as south:
         assert south.aggregate() == AGGREGATE
-        with pytest.raises(PolicyDenied) as refused:
+        with pytest.raises(errors.PolicyDenied) as refused:
             south.units()
     assert "[policy] calibration_units" in refused.value.hint
     assert acts(target) == ["aggregate_served"]
@@ -157,12 +148,12 @@ def test_a_peer_may_ask_only_so_often(open_pair, monkeypatch) -> None:
     monkeypatch.setattr(service, "MAX_WAITING", 1)
     _, north = open_pair()
     north.propose(north.signed(agreed()))
-    with pytest.raises(QuotaSpent):
+    with pytest.raises(errors.QuotaSpent):
         north.propose(north.signed(agreed(expires=datetime.now(UTC) + timedelta(days=9))))
     monkeypatch.setattr(service, "CALLS_PER_DAY", 3)
     with north.calls() as south:
         south.units()
-        with pytest.raises(QuotaSpent):
+        with pytest.raises(errors.QuotaSpent):
             south.units()
 
 
@@ -179,6 +170,6 @@ def test_an_aggregate_that_is_not_what_it_says_is_not_used(open_pair, monkeypatc
     _, north = open_pair()
     forged = SimpleNamespace(canonical=content, sha256=bytes(32), epsilon=1.0, delta=1e-5)
     monkeypatch.setattr(service, "served_aggregate", lambda *_: forged)
-    with north.calls() as south, pytest.raises(PeerFault) as refused:
+    with north.calls() as south, pytest.raises(errors.PeerFault) as refused:
         south.aggregate()
     assert refused.value.hop == "target south.example"

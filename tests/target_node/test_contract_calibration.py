@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ddib_fed.errors import (
-    CalibrationExpired,
     CalibrationModel,
     CalibrationUnknown,
-    CalibrationUnsigned,
     ContractMismatch,
     ContractUnknown,
 )
@@ -17,7 +15,7 @@ from ddib_fed.protocol.contract import PROTOCOL, Contract
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from tests import audit_rows
-from tests.node.agreed_calibrations import agreed, ended
+from tests.node.agreed_calibrations import agreed
 from tests.node.picture_examples import SIZE, pictures_engine
 from tests.protocol.examples import PictureTerms, changed, picture_side
 from tests.target_node.conftest import Target, asking
@@ -68,20 +66,6 @@ def test_a_calibration_that_is_held_here_is_agreed_on_and_audited(target, north,
     found = [line for line in lines if "contract_agreed" in line]
     assert f"rotation {signed.sha256.hex()}" in found[0]
     assert signed.sha256.hex() not in found[1]
-
-
-@pytest.mark.parametrize(
-    ("change", "error"),
-    [
-        (ended, CalibrationExpired),
-        (lambda signed: signed.model_copy(update={"source": None}), CalibrationUnsigned),
-    ],
-)
-def test_a_calibration_that_is_no_longer_good_is_refused(target, north, signed, change, error) -> None:
-    changed = change(signed)
-    target.node.calibrations.add(changed)
-    with pytest.raises(error):
-        negotiate(target, north, changed.calibration.terms)
 
 
 @pytest.mark.parametrize("change", [{"expires": 1}, {"kind": "tone"}])

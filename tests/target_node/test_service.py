@@ -11,17 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
-from ddib_fed.errors import (
-    ChunkCorrupt,
-    ContractUnknown,
-    DeadlineExceeded,
-    LatentNotGaussian,
-    MessageInvalid,
-    NotReady,
-    PolicyDenied,
-    QuotaSpent,
-    SettingsInvalid,
-)
+from ddib_fed import errors
 from ddib_fed.latent import Latent
 from ddib_fed.node.policy import DAY_S
 from ddib_fed.protocol.contract import PROTOCOL
@@ -63,7 +53,7 @@ def test_nothing_of_a_latent_or_a_translation_stays(target, north) -> None:
 def test_nobody_agrees_for_another(target, north) -> None:
     """The source's side of a contract must be the caller's own."""
     request = pb.NegotiateContractRequest(protocol=PROTOCOL, source=side("west.example"))
-    with target.called_by(north) as stub, pytest.raises(PolicyDenied):
+    with target.called_by(north) as stub, pytest.raises(errors.PolicyDenied):
         asking(stub.NegotiateContract, request)
 
 
@@ -74,19 +64,19 @@ def test_a_peer_can_push_out_only_its_own_contracts(target, north, institutions)
     for number in range(1, MAX_CONTRACTS + 1):
         target.negotiate(north, f"d{number}")
     target.decode(west, header(of_west), *sent(of_west, gaussian(30)))
-    with pytest.raises(ContractUnknown):
+    with pytest.raises(errors.ContractUnknown):
         target.decode(north, header(first))
 
 
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"items": 5}, MessageInvalid),
-        ({"request_id": ""}, MessageInvalid),
-        ({"solver": common_pb2.SolverSettings(evaluations=101)}, SettingsInvalid),
-        ({"solver": common_pb2.SolverSettings(evaluations=8, solver="magic")}, SettingsInvalid),
-        ({"solver": common_pb2.SolverSettings(evaluations=8, depth=0.4)}, PolicyDenied),
-        ({"round_trip": True}, PolicyDenied),
+        ({"items": 5}, errors.MessageInvalid),
+        ({"request_id": ""}, errors.MessageInvalid),
+        ({"solver": common_pb2.SolverSettings(evaluations=101)}, errors.SettingsInvalid),
+        ({"solver": common_pb2.SolverSettings(evaluations=8, solver="magic")}, errors.SettingsInvalid),
+        ({"solver": common_pb2.SolverSettings(evaluations=8, depth=0.4)}, errors.PolicyDenied),
+        ({"round_trip": True}, errors.PolicyDenied),
     ],
 )
 def test_a_header_beyond_the_limits_is_refused(open_target, north, changes, error) -> None:
@@ -99,13 +89,13 @@ def test_a_header_beyond_the_limits_is_refused(open_target, north, changes, erro
 @pytest.mark.slow
 def test_a_latent_that_stalls_half_way_is_given_up_and_a_pause_between_two_is_not(open_target, north) -> None:
     """Inside an item nothing justifies silence; between two the source may encode for as long as it likes."""
-    target, go = open_target(stall_s=1.5), threading.Event()
+    target, go = open_target(stall_s=0.5), threading.Event()
     contract = target.negotiate(north)
     (first,), (second,) = sent(contract, gaussian(300), 0), sent(contract, gaussian(300), 1)
 
     def paused():
         yield from (header(contract), first)
-        threading.Event().wait(2.5)
+        threading.Event().wait(0.9)
         yield second
 
     def stalled():
@@ -115,7 +105,7 @@ def test_a_latent_that_stalls_half_way_is_given_up_and_a_pause_between_two_is_no
     with target.called_by(north) as stub:
         came = asking(lambda requests, timeout: list(stub.Decode(requests, timeout=timeout)), paused())
         assert set(results(came)) == {0, 1}
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises(errors.DeadlineExceeded):
             asking(lambda requests, timeout: list(stub.Decode(requests, timeout=timeout)), stalled())
     go.set()
 
@@ -129,7 +119,7 @@ def test_a_latent_that_is_no_noise_is_refused_by_its_number(target, north) -> No
             iter([header(contract), *sent(contract, good, 3), *sent(contract, bad, 8)]), timeout=20
         )
         came: list[pb.DecodeResponse] = []
-        with pytest.raises(LatentNotGaussian) as refused:
+        with pytest.raises(errors.LatentNotGaussian) as refused:
             asking(lambda calls, timeout: came.extend(calls), call)
     assert refused.value.facts["item"] == "8"
     assert set(results(came)) == {3}
@@ -140,11 +130,11 @@ def test_messages_out_of_order_are_refused(target, north) -> None:
     contract = target.negotiate(north)
     latent = sent(contract, gaussian(30), 1)
     for messages, error in (
-        ([], MessageInvalid),
-        (latent, MessageInvalid),
-        ([header(contract), header(contract)], MessageInvalid),
-        ([header(contract), *latent, *latent], MessageInvalid),
-        ([header(contract), torn(contract)], ChunkCorrupt),
+        ([], errors.MessageInvalid),
+        (latent, errors.MessageInvalid),
+        ([header(contract), header(contract)], errors.MessageInvalid),
+        ([header(contract), *latent, *latent], errors.MessageInvalid),
+        ([header(contract), torn(contract)], errors.ChunkCorrupt),
     ):
         with pytest.raises(error):
             target.decode(north, *messages)
@@ -166,10 +156,10 @@ def test_without_an_audit_log_nothing_is_decoded_and_the_peer_comes_back(target,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(target.node.audit, "write_each", full)
-    with pytest.raises(NotReady) as refused:
+    with pytest.raises(errors.NotReady) as refused:
         target.decode(north, header(contract), *sent(contract, gaussian(30)))
     assert refused.value.retry_after_s
-    with pytest.raises(NotReady):
+    with pytest.raises(errors.NotReady):
         target.negotiate(north, "another")
 
 
@@ -177,7 +167,7 @@ def test_a_latent_of_less_depth_is_no_noise_and_is_decoded_where_that_is_allowed
     """The same numbers as a latent of the whole way are refused."""
     target = open_target(least_depth=0.5)
     contract, bad = target.negotiate(north), np.full((300, 2), 30, np.float32)
-    with pytest.raises(LatentNotGaussian):
+    with pytest.raises(errors.LatentNotGaussian):
         target.decode(north, header(contract), *sent(contract, bad))
     half = header(contract, solver=common_pb2.SolverSettings(evaluations=8, depth=0.5))
     assert results(target.decode(north, half, *sent(contract, bad)))[0].shape == (300, 2)
@@ -188,7 +178,7 @@ def test_a_call_for_fewer_evaluations_than_the_policy_demands_is_refused(open_ta
     target = open_target(least_evaluations=12)
     contract = target.negotiate(north)
     assert contract.limits.min_evaluations == 12
-    with pytest.raises(PolicyDenied) as refused:
+    with pytest.raises(errors.PolicyDenied) as refused:
         target.decode(north, header(contract, solver=common_pb2.SolverSettings(evaluations=11)))
     assert refused.value.facts == {"policy": "least_evaluations", "evaluations": "11", "least": "12"}
     enough = header(contract, solver=common_pb2.SolverSettings(evaluations=12))
@@ -253,7 +243,7 @@ def test_a_receipt_counts_the_bytes_of_both_directions(target, north) -> None:
 def test_a_call_that_breaks_off_has_its_receipt(target, north) -> None:
     """What came before it broke."""
     contract = target.negotiate(north)
-    with pytest.raises(ChunkCorrupt):
+    with pytest.raises(errors.ChunkCorrupt):
         target.decode(north, header(contract), *sent(contract, gaussian(30), 0), torn(contract, 1))
     (receipt,) = acts(target, "receipt")
     assert receipt["received_bytes"] == 30 * 2 * 4
@@ -286,7 +276,7 @@ def test_a_quota_of_evaluations_refuses_what_is_beyond_it(open_target, north) ->
 
     decode("a", 5_000)
     decode("b", 2_500, round_trip=True)
-    with pytest.raises(QuotaSpent) as refused:
+    with pytest.raises(errors.QuotaSpent) as refused:
         decode("c", 2_600)
     facts = refused.value.facts
     assert (facts["quota"], facts["of"]) == ("evaluations_per_day", "north.example")
@@ -294,7 +284,7 @@ def test_a_quota_of_evaluations_refuses_what_is_beyond_it(open_target, north) ->
     assert refused.value.retry_after_s == pytest.approx(DAY_S, abs=60)
     assert refused.value.hop == "target south.example"
     decode("d", 2_500)
-    with pytest.raises(QuotaSpent):
+    with pytest.raises(errors.QuotaSpent):
         decode("e", 1)
 
 
@@ -316,7 +306,7 @@ def test_a_stream_that_sends_nothing_is_closed(open_target, north, begins) -> No
             list(call)
         go.set()
     error = from_rpc_error(ended.value, "target south.example")
-    assert isinstance(error, DeadlineExceeded)
+    assert isinstance(error, errors.DeadlineExceeded)
     assert set(error.facts) & {"idle_s", "stall_s"}
     wait_until(lambda: target.service.jobs() == {"decoding": 0})
 
@@ -329,7 +319,7 @@ def test_a_stream_that_waits_for_an_answer_is_not_idle(open_target, north) -> No
 
     def one_by_one() -> Iterator[pb.DecodeRequest]:
         nonlocal waited
-        yield asked(target, contract, 10_000, items=2)
+        yield asked(target, contract, 5_000, items=2)
         yield from sent(contract, gaussian(64), 0)
         began = time.monotonic()
         answered.wait(60)
@@ -343,4 +333,4 @@ def test_a_stream_that_waits_for_an_answer_is_not_idle(open_target, north) -> No
             if message.WhichOneof("message") != "progress":
                 answered.set()
     assert set(results(messages)) == {0, 1}
-    assert waited > 2 * 0.3
+    assert waited > 1.5 * 0.3

@@ -22,15 +22,6 @@ from ddib_fed.v1 import decoding_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1.common_pb2 import SolverSettings
 from target_node import stream
-from target_node.stream import (
-    AHEAD_BYTES,
-    LEAST_WEIGHT,
-    Arrived,
-    DecodedFile,
-    DecodeStream,
-    latents_of,
-    weight_of,
-)
 from tests.node.tiny_nodes import gaussian, tiny_bundle
 from tests.protocol.examples import limits_of
 from tests.source_node.conftest import wait_until
@@ -47,18 +38,20 @@ def latents(*sizes: int):
 
 def one_by_one(items):
     for number, latent in items:
-        yield [Arrived(number, latent)]
+        yield [stream.Arrived(number, latent)]
 
 
 def open_stream(
     engine, items, *, control=None, on_items=len, evaluations=8, round_trip=False, **more
-) -> DecodeStream:
+) -> stream.DecodeStream:
     header = decoding_pb2.DecodeHeader(solver=SolverSettings(evaluations=evaluations), round_trip=round_trip)
-    return DecodeStream(engine, header, CONTRACT, one_by_one(items), control or Control(), on_items, **more)
+    return stream.DecodeStream(
+        engine, header, CONTRACT, one_by_one(items), control or Control(), on_items, **more
+    )
 
 
-def translated(events) -> list[DecodedFile]:
-    return [event for event in events if isinstance(event, DecodedFile)]
+def translated(events) -> list[stream.DecodedFile]:
+    return [event for event in events if isinstance(event, stream.DecodedFile)]
 
 
 def test_a_refusal_does_not_wait_for_the_peers_next_latent(engine) -> None:
@@ -91,7 +84,7 @@ def test_only_so_many_items_are_in_memory_whatever_the_peer_sends() -> None:
             yield number, latent
 
     for event in open_stream(engine, counted()).run():
-        delivered += isinstance(event, DecodedFile)
+        delivered += isinstance(event, stream.DecodedFile)
     engine.close()
     assert delivered == 50
     assert most <= 2 * 6 // 3 + 1 + stream.READY + 1
@@ -141,13 +134,13 @@ class Peer:
 
 
 def reading(peer: Peer) -> ReadAhead[pb.DecodeRequest]:
-    return ReadAhead(iter(peer), AHEAD_BYTES, "upload", weigh=weight_of)
+    return ReadAhead(iter(peer), stream.AHEAD_BYTES, "upload", weigh=stream.weight_of)
 
 
 def groups_of(
     read: ReadAhead[pb.DecodeRequest], messages: Iterator[pb.DecodeRequest], most_rows: int = 16
-) -> Iterator[list[Arrived]]:
-    return latents_of(
+) -> Iterator[list[stream.Arrived]]:
+    return stream.latents_of(
         messages, CONTRACT, 1_000, Pace(10, between_s=10), ready=lambda: read.ready, most_rows=most_rows
     )
 
@@ -174,9 +167,9 @@ def test_no_latent_waits_for_one_that_is_half_here() -> None:
 @pytest.mark.parametrize(
     ("message", "most"),
     [
-        (pb.DecodeRequest(data=bytes(MAX_CHUNK)), 1 + AHEAD_BYTES // MAX_CHUNK),
+        (pb.DecodeRequest(data=bytes(MAX_CHUNK)), 1 + stream.AHEAD_BYTES // MAX_CHUNK),
         (pb.DecodeRequest(data=bytes(4_000_000)), 3),
-        (pb.DecodeRequest(), 1 + AHEAD_BYTES // LEAST_WEIGHT),
+        (pb.DecodeRequest(), 1 + stream.AHEAD_BYTES // stream.LEAST_WEIGHT),
     ],
     ids=["large pieces", "the largest messages", "empty messages"],
 )

@@ -9,8 +9,8 @@ import grpc
 import numpy as np
 import pytest
 
-from ddib_fed.protocol.check import limits_of
 from ddib_fed.protocol.contract import PROTOCOL
+from ddib_fed.protocol.messages import limits_of
 from ddib_fed.security import pki, tls
 from ddib_fed.v1 import calibration_pb2, decoding_pb2, decoding_pb2_grpc
 from tests.client.scripted_source import TARGET, npy

@@ -38,22 +38,7 @@ from tests.conftest import Evidence
 from tests.data_modules.picture_examples import deep_png
 from tests.e2e.harness import Node, Pair, ddib
 from tests.node.picture_examples import noise, png_bytes, save_pictures_model
-from tests.security.attacks.raw_http2 import (
-    CONTINUATION,
-    DATA,
-    DECODE,
-    DESCRIBE,
-    HEADERS,
-    HEALTH,
-    PING,
-    RESET,
-    SETTINGS,
-    WATCH,
-    WINDOW,
-    Raw,
-    frame,
-    message,
-)  # fmt: skip
+from tests.security.attacks import raw_http2 as http2
 from tests.source_node.served import job_header
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("standing"), pytest.mark.timeout(900)]
@@ -155,8 +140,8 @@ class Scene:
     peer: Path
     holders: list[Path]
 
-    def connect(self, who: str) -> Raw:
-        return Raw(self.south.port, self.peer if who == "peer" else self.holders[0])
+    def connect(self, who: str) -> http2.Raw:
+        return http2.Raw(self.south.port, self.peer if who == "peer" else self.holders[0])
 
 
 @pytest.fixture(scope="module")
@@ -173,13 +158,13 @@ def scene(amount: Amount) -> Iterator[Scene]:
             pair.stop()
 
 
-def large_message(raw: Raw, path: str, size: int) -> None:
+def large_message(raw: http2.Raw, path: str, size: int) -> None:
     """One message of `size` bytes, by its head and in fact."""
     stream = raw.open(path)
-    raw.data(stream, message(b"", claimed=size))
+    raw.data(stream, http2.message(b"", claimed=size))
     zeros = bytes(16_384)
     for _ in range(size // len(zeros)):
-        if not raw.send(frame(DATA, 0, stream, zeros)):
+        if not raw.send(http2.frame(http2.DATA, 0, stream, zeros)):
             return
         raw.read()
 
@@ -191,17 +176,17 @@ def bomb(size: int) -> bytes:
     return b"".join([*parts, packer.flush()])
 
 
-def bombs(raw: Raw, path: str, size: int, count: int) -> None:
+def bombs(raw: http2.Raw, path: str, size: int, count: int) -> None:
     """Compressed messages that are `size` bytes once they are inflated."""
-    packed = message(bomb(size), compressed=True)
+    packed = http2.message(bomb(size), compressed=True)
     for _ in range(count):
         stream = raw.open(path, ("grpc-encoding", "gzip"))
-        raw.data(stream, packed, end=path != DECODE)
+        raw.data(stream, packed, end=path != http2.DECODE)
         raw.read(0.05)
     raw.read(1.0)
 
 
-def calls(raw: Raw, path: str, count: int, *, reset: bool = False, large: bool = False) -> None:
+def calls(raw: http2.Raw, path: str, count: int, *, reset: bool = False, large: bool = False) -> None:
     """So many calls that send neither message nor end, are taken back at once (CVE-2023-44487), or have 64 KiB of
     metadata.
     """
@@ -209,7 +194,7 @@ def calls(raw: Raw, path: str, count: int, *, reset: bool = False, large: bool =
     for _ in range(count):
         stream = raw.open(path, *metadata, end=large)
         if reset:
-            raw.send(frame(RESET, 0, stream, (8).to_bytes(4, "big")))
+            raw.send(http2.frame(http2.RESET, 0, stream, (8).to_bytes(4, "big")))
         raw.read()
         if raw.ended:
             return
@@ -221,28 +206,28 @@ LARGE_FIELD = b"\x10\x01x\x7f\x81\x1f" + b"y" * 4_096
 SMALL_FIELDS = b"\x00\x01x\x01y" * 3_200
 
 
-def endless_headers(raw: Raw, path: str, size: int, field: bytes = LARGE_FIELD) -> None:
+def endless_headers(raw: http2.Raw, path: str, size: int, field: bytes = LARGE_FIELD) -> None:
     """A block of headers that never ends (CVE-2024-27316)."""
-    raw.send(frame(HEADERS, 0, 1, raw.headers(path)))
+    raw.send(http2.frame(http2.HEADERS, 0, 1, raw.headers(path)))
     for _ in range(size // len(field)):
-        if not raw.send(frame(CONTINUATION, 0, 1, field)):
+        if not raw.send(http2.frame(http2.CONTINUATION, 0, 1, field)):
             return
         raw.read()
 
 
-def pings(raw: Raw, _: str, count: int) -> None:
+def pings(raw: http2.Raw, _: str, count: int) -> None:
     for _number in range(count):
-        if not raw.send(frame(PING, 0, 0, bytes(8)) + frame(SETTINGS, 0, 0)):
+        if not raw.send(http2.frame(http2.PING, 0, 0, bytes(8)) + http2.frame(http2.SETTINGS, 0, 0)):
             return
 
 
 def slow_writers(port: int, pki_folder: Path, count: int, seconds: float) -> None:
     """Calls whose message comes a byte at a time."""
     with ExitStack() as kept:
-        writers = [kept.enter_context(Raw(port, pki_folder)) for _ in range(count)]
-        calls = [(raw, raw.open(DECODE)) for raw in writers]
+        writers = [kept.enter_context(http2.Raw(port, pki_folder)) for _ in range(count)]
+        calls = [(raw, raw.open(http2.DECODE)) for raw in writers]
         for raw, number in calls:
-            raw.data(number, message(b"", claimed=1_000)[:3])
+            raw.data(number, http2.message(b"", claimed=1_000)[:3])
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             for raw, number in calls:
@@ -253,25 +238,25 @@ def slow_writers(port: int, pki_folder: Path, count: int, seconds: float) -> Non
 def slow_readers(port: int, pki_folder: Path, count: int, seconds: float) -> None:
     """Callers who ask and ask, and take no byte of the answers."""
     with ExitStack() as kept:
-        readers = [kept.enter_context(Raw(port, pki_folder, window=0)) for _ in range(count)]
+        readers = [kept.enter_context(http2.Raw(port, pki_folder, window=0)) for _ in range(count)]
         until = time.monotonic() + seconds
         while time.monotonic() < until and not all(raw.ended for raw in readers):
             for raw in readers:
-                number = raw.open(DESCRIBE)
-                raw.data(number, message(b"\x0a\x04\x08\x01\x10\x04"), end=True)
+                number = raw.open(http2.DESCRIBE)
+                raw.data(number, http2.message(b"\x0a\x04\x08\x01\x10\x04"), end=True)
 
 
-def of_one_institution(path: str, *, asked: bool = True, window: int = WINDOW) -> Attack:
+def of_one_institution(path: str, *, asked: bool = True, window: int = http2.WINDOW) -> Attack:
     """Calls of every holder of a certificate of north's, held open; north's own node is served meanwhile."""
 
     def run(scene: Scene, _: Amount) -> None:
         with ExitStack() as held:
             for holder in scene.holders:
-                raw = held.enter_context(Raw(scene.south.port, holder, window=window))
+                raw = held.enter_context(http2.Raw(scene.south.port, holder, window=window))
                 for _number in range(16):
                     stream = raw.open(path)
                     if asked:
-                        raw.data(stream, message(b""), end=True)
+                        raw.data(stream, http2.message(b""), end=True)
                     raw.read()
             time.sleep(0.5)
             with tls.channel(
@@ -309,21 +294,21 @@ def crowd(attack: Callable[..., None], short: int, long: int) -> Attack:
 
 
 ATTACKS: dict[str, Attack] = {
-    "512 MiB message of the peer": by("peer", large_message, DECODE, (32 * MIB, 512 * MIB)),
-    "compressed bombs of the peer": by("peer", bombs, DECODE, (256 * MIB, 2_048 * MIB), (2, 20)),
-    "compressed bombs of a holder": by("holder", bombs, HEALTH, (256 * MIB, 2_048 * MIB), (2, 20)),
-    "10,000 streams of the peer": by("peer", calls, DECODE, (1_000, 10_000)),
-    "10,000 calls of the peer": by("peer", calls, DESCRIBE, (1_000, 10_000)),
-    "resets of the peer": by("peer", partial(calls, reset=True), DECODE, (2_000, 100_000)),
-    "endless headers": by("holder", endless_headers, HEALTH, (16 * MIB, 256 * MIB)),
+    "512 MiB message of the peer": by("peer", large_message, http2.DECODE, (32 * MIB, 512 * MIB)),
+    "compressed bombs of the peer": by("peer", bombs, http2.DECODE, (256 * MIB, 2_048 * MIB), (2, 20)),
+    "compressed bombs of a holder": by("holder", bombs, http2.HEALTH, (256 * MIB, 2_048 * MIB), (2, 20)),
+    "10,000 streams of the peer": by("peer", calls, http2.DECODE, (1_000, 10_000)),
+    "10,000 calls of the peer": by("peer", calls, http2.DESCRIBE, (1_000, 10_000)),
+    "resets of the peer": by("peer", partial(calls, reset=True), http2.DECODE, (2_000, 100_000)),
+    "endless headers": by("holder", endless_headers, http2.HEALTH, (16 * MIB, 256 * MIB)),
     "endless small headers of the peer": by(
-        "peer", partial(endless_headers, field=SMALL_FIELDS), DECODE, (32 * MIB, 256 * MIB)
+        "peer", partial(endless_headers, field=SMALL_FIELDS), http2.DECODE, (32 * MIB, 256 * MIB)
     ),
-    "large headers": by("holder", partial(calls, large=True), HEALTH, (200, 5_000)),
-    "pings": by("holder", pings, HEALTH, (2_000, 100_000)),
-    "64 certificates, calls without a request": of_one_institution(HEALTH, asked=False),
-    "64 certificates, watches": of_one_institution(WATCH),
-    "64 certificates, answers that are not taken": of_one_institution(HEALTH, window=0),
+    "large headers": by("holder", partial(calls, large=True), http2.HEALTH, (200, 5_000)),
+    "pings": by("holder", pings, http2.HEALTH, (2_000, 100_000)),
+    "64 certificates, calls without a request": of_one_institution(http2.HEALTH, asked=False),
+    "64 certificates, watches": of_one_institution(http2.WATCH),
+    "64 certificates, answers that are not taken": of_one_institution(http2.HEALTH, window=0),
     "slow writers": crowd(slow_writers, 8, 64),
     "slow readers": crowd(slow_readers, 2, 16),
 }

@@ -14,41 +14,29 @@ from ddib_fed.v1.common_pb2 import ErrorDetail
 from source_node.spool import NewFile, SpoolPart
 from source_node.store import JobStore
 from tests import audit_rows
-from tests.source_node.jobs.job_examples import (
-    ALICE,
-    BOB,
-    RETENTION_S,
-    Clock,
-    claim,
-    close_jobs,
-    decode,
-    encode,
-    fail,
-    files,
-    in_threads,
-    open_jobs,
-    running,
-    submit,
-)
+from tests.source_node.jobs import job_examples as jobs
 
 DAY_S, YEAR_S = 86_400.0, 365 * 86_400.0
 
 
 def test_another_clients_job_is_as_good_as_none(store):
     """The same error, whatever is asked."""
-    job_id = submit(store).job_id
+    job_id = jobs.submit(store).job_id
     for ask in (store.get, store.cancel, store.delete):
         with pytest.raises(JobNotFound):
-            ask(job_id, BOB)
+            ask(job_id, jobs.BOB)
     with pytest.raises(JobNotFound):
-        store.acknowledge(job_id, BOB, [])
-    other = submit(store, owner=BOB).job_id
-    assert [[job.job_id for job in store.list(owner)] for owner in (ALICE, BOB)] == [[job_id], [other]]
+        store.acknowledge(job_id, jobs.BOB, [])
+    other = jobs.submit(store, owner=jobs.BOB).job_id
+    assert [[job.job_id for job in store.list(owner)] for owner in (jobs.ALICE, jobs.BOB)] == [
+        [job_id],
+        [other],
+    ]
 
 
 def test_each_job_is_claimed_by_one_thread(store):
     """The oldest first, however many ask at once."""
-    ids = [submit(store).job_id for _ in range(8)]
+    ids = [jobs.submit(store).job_id for _ in range(8)]
     claimed = []
 
     def work() -> None:
@@ -56,26 +44,26 @@ def test_each_job_is_claimed_by_one_thread(store):
             if (job := store.claim(due[0].job_id)) is not None:
                 claimed.append(job.job_id)
 
-    in_threads(work, 4)
+    jobs.in_threads(work, 4)
     assert claimed == ids or (len(claimed), set(claimed)) == (8, set(ids))
 
 
 def test_a_job_that_was_put_back_waits(store, clock):
     """Others go first; later it is due again."""
-    job = running(store)
+    job = jobs.running(store)
     store.put_back(job.job_id, 10.0)
     assert store.due() == []
     clock.now += 10
-    assert claim(store).job_id == job.job_id
+    assert jobs.claim(store).job_id == job.job_id
 
 
 def test_a_killed_nodes_jobs_go_on(store, open_store):
     """From where their items are."""
-    job = running(store, b"one", b"two")
-    encode(store, job)
+    job = jobs.running(store, b"one", b"two")
+    jobs.encode(store, job)
     again = open_store()
     assert again.release_running() == []
-    claimed = claim(again)
+    claimed = jobs.claim(again)
     assert [item.state for item in claimed.items] == [ItemState.ENCODED, ItemState.RECEIVED]
     assert again.read_part(job.job_id, 0, SpoolPart.ENCODED) == b"latent"
     assert claimed.items[0].provenance == {"seconds": {"encode": 1.0}}
@@ -83,8 +71,8 @@ def test_a_killed_nodes_jobs_go_on(store, open_store):
 
 def test_a_job_that_was_to_be_cancelled_is_cancelled_at_the_next_start(store, open_store):
     """It is not begun again."""
-    job = running(store)
-    store.cancel(job.job_id, ALICE)
+    job = jobs.running(store)
+    store.cancel(job.job_id, jobs.ALICE)
     again = open_store()
     assert [ended.job_id for ended in again.release_running()] == [job.job_id]
     assert (again.get(job.job_id).state, again.due()) == (JobState.CANCELLED, [])
@@ -104,23 +92,23 @@ LEGAL = {
 def bring(store, job, state: str) -> None:
     """Take item 0 to a state by legal steps."""
     if state == "FAILED":
-        fail(store, job)
+        jobs.fail(store, job)
     elif state == "ENCODED":
-        encode(store, job)
+        jobs.encode(store, job)
     elif state in {"DECODED", "DELIVERED"}:
-        digest = decode(store, job)
+        digest = jobs.decode(store, job)
         if state == "DELIVERED":
-            store.acknowledge(job.job_id, ALICE, [(0, digest)])
+            store.acknowledge(job.job_id, jobs.ALICE, [(0, digest)])
 
 
 @pytest.mark.parametrize("before", list(ItemState))
 def test_only_the_legal_steps_are_taken(store, before):
     """Every pair of states, with every file that a step asks for."""
-    files = [NewFile(part, b"x") for part in (SpoolPart.ENCODED, SpoolPart.TRANSLATION)]
+    kept = [NewFile(part, b"x") for part in (SpoolPart.ENCODED, SpoolPart.TRANSLATION)]
     for after in ItemState:
-        job = running(store)
+        job = jobs.running(store)
         bring(store, job, before)
-        step = store.keep(job.job_id, 0, *files, state=after)
+        step = store.keep(job.job_id, 0, *kept, state=after)
         if (before, after) in LEGAL:
             step.result(20)
         else:
@@ -132,7 +120,7 @@ def test_only_the_legal_steps_are_taken(store, before):
 
 def test_a_refused_change_leaves_those_beside_it(store, tmp_path):
     """A step that lacks its file, an item that is none, a job that has ended; nothing of them stays."""
-    job, ended = running(store, b"0", b"1", b"2"), running(store, b"0")
+    job, ended = jobs.running(store, b"0", b"1", b"2"), jobs.running(store, b"0")
     store.finish(ended.job_id, "FAILED")
     file = NewFile(SpoolPart.ENCODED, b"latent")
     futures = [
@@ -148,12 +136,12 @@ def test_a_refused_change_leaves_those_beside_it(store, tmp_path):
     for item in (0, 2):
         futures[2 * item].result(20)
     assert [item.state for item in store.get(job.job_id).items] == ["ENCODED", "RECEIVED", "ENCODED"]
-    assert files(tmp_path) == {"0.input", "0.encoded", "1.input", "2.input", "2.encoded"}
+    assert jobs.files(tmp_path) == {"0.input", "0.encoded", "1.input", "2.input", "2.encoded"}
 
 
 def test_a_file_that_is_replaced_goes_when_the_new_one_is_there(store, tmp_path):
     """Of the same part and range, and no other."""
-    job = running(store)
+    job = jobs.running(store)
     for data in (b"old", b"new"):
         store.keep(job.job_id, 0, NewFile(SpoolPart.ENCODED, data, range=3)).result(20)
     store.keep(job.job_id, 0, NewFile(SpoolPart.ENCODED, b"beside", range=4)).result(20)
@@ -164,7 +152,7 @@ def test_a_file_that_is_replaced_goes_when_the_new_one_is_there(store, tmp_path)
 
 def test_a_file_that_changed_on_disk_or_is_gone_is_noticed(store, tmp_path):
     """It is not handed on as if it were whole."""
-    job = running(store)
+    job = jobs.running(store)
     (file,) = (tmp_path / "spool" / job.job_id).iterdir()
     file.write_bytes(b"POINTS")
     with pytest.raises(ChunkCorrupt):
@@ -176,10 +164,10 @@ def test_a_file_that_changed_on_disk_or_is_gone_is_noticed(store, tmp_path):
 
 def test_a_job_is_finished_once(store):
     """The second time is a conflict, whatever the state."""
-    job = running(store)
+    job = jobs.running(store)
     with pytest.raises(StateConflict):
         store.finish(job.job_id, "FINISHED")
-    decode(store, job)
+    jobs.decode(store, job)
     store.finish(job.job_id, "FINISHED")
     for state in ("FINISHED", "FAILED", "CANCELLED"):
         with pytest.raises(StateConflict):
@@ -189,24 +177,24 @@ def test_a_job_is_finished_once(store):
 
 def test_a_failed_job_fails_what_was_left_and_keeps_what_was_decoded(store, tmp_path):
     """With the job's error on both."""
-    job = running(store, b"one", b"two")
-    decode(store, job)
+    job = jobs.running(store, b"one", b"two")
+    jobs.decode(store, job)
     error = ErrorDetail(reason="CONTRACT_MISMATCH")
     store.finish(job.job_id, "FAILED", error)
     ended = store.get(job.job_id)
     assert [item.state for item in ended.items] == [ItemState.DECODED, ItemState.FAILED]
     assert (ended.error, ended.items[1].error) == (error, error)
-    assert files(tmp_path) == {"0.translation"}
+    assert jobs.files(tmp_path) == {"0.translation"}
 
 
 def test_a_queued_job_is_cancelled_at_once_and_a_running_one_is_asked_to_stop(store, tmp_path):
     """Nothing is claimed or kept of the first; the worker of the second ends it."""
-    job = submit(store)
-    assert store.cancel(job.job_id, ALICE) == JobState.CANCELLED
-    assert (store.due(), files(tmp_path)) == ([], set())
+    job = jobs.submit(store)
+    assert store.cancel(job.job_id, jobs.ALICE) == JobState.CANCELLED
+    assert (store.due(), jobs.files(tmp_path)) == ([], set())
     assert store.get(job.job_id).items[0].error.reason == "CANCELLED"
-    job = running(store)
-    assert store.cancel(job.job_id, ALICE) == JobState.RUNNING
+    job = jobs.running(store)
+    assert store.cancel(job.job_id, jobs.ALICE) == JobState.RUNNING
     assert store.is_cancelled(job.job_id)
     store.finish(job.job_id, "CANCELLED")
     assert not store.is_cancelled(job.job_id)
@@ -214,37 +202,37 @@ def test_a_queued_job_is_cancelled_at_once_and_a_running_one_is_asked_to_stop(st
 
 def test_an_acknowledged_item_leaves_only_its_row(store, tmp_path):
     """The spool is empty; what remains is counted. Asking again changes nothing."""
-    job = running(store, b"one", b"two", b"three")
-    digest = decode(store, job)
-    fail(store, job, 2)
-    assert [store.acknowledge(job.job_id, ALICE, [(0, digest)]) for _ in range(2)] == [1, 1]
+    job = jobs.running(store, b"one", b"two", b"three")
+    digest = jobs.decode(store, job)
+    jobs.fail(store, job, 2)
+    assert [store.acknowledge(job.job_id, jobs.ALICE, [(0, digest)]) for _ in range(2)] == [1, 1]
     assert store.get(job.job_id).items[0].state == ItemState.DELIVERED
-    assert files(tmp_path) == {"1.input"}
+    assert jobs.files(tmp_path) == {"1.input"}
     with pytest.raises(StateConflict):
-        store.acknowledge(job.job_id, ALICE, [(1, bytes(32))])
+        store.acknowledge(job.job_id, jobs.ALICE, [(1, bytes(32))])
 
 
 def test_a_wrong_digest_removes_nothing_at_all(store, tmp_path):
     """Not even the items beside it whose digests are right."""
-    job = running(store, b"one", b"two")
-    digest = decode(store, job, 0)
-    decode(store, job, 1)
+    job = jobs.running(store, b"one", b"two")
+    digest = jobs.decode(store, job, 0)
+    jobs.decode(store, job, 1)
     with pytest.raises(ChunkCorrupt):
-        store.acknowledge(job.job_id, ALICE, [(0, digest), (1, bytes(32))])
+        store.acknowledge(job.job_id, jobs.ALICE, [(0, digest), (1, bytes(32))])
     assert [item.state for item in store.get(job.job_id).items] == [ItemState.DECODED] * 2
-    assert files(tmp_path) == {"0.translation", "1.translation"}
+    assert jobs.files(tmp_path) == {"0.translation", "1.translation"}
 
 
 def test_only_an_ended_job_is_deleted(store, tmp_path):
     """An open one is cancelled first; the hint says so. Of the other no row and no file stays."""
-    for prepare in (submit, running):
+    for prepare in (jobs.submit, jobs.running):
         job = prepare(store)
         with pytest.raises(StateConflict) as caught:
-            store.delete(job.job_id, ALICE)
+            store.delete(job.job_id, jobs.ALICE)
         assert caught.value.hint == f"ddib job cancel {job.job_id}"
-    decode(store, job)
+    jobs.decode(store, job)
     store.finish(job.job_id, "FINISHED")
-    store.delete(job.job_id, ALICE)
+    store.delete(job.job_id, jobs.ALICE)
     with pytest.raises(JobNotFound):
         store.get(job.job_id)
     assert not (tmp_path / "spool" / job.job_id).exists()
@@ -253,19 +241,19 @@ def test_only_an_ended_job_is_deleted(store, tmp_path):
 
 def test_results_that_nobody_fetches_expire_and_open_jobs_do_not(store, clock, tmp_path):
     """After the retention, counted from the end; the line says whose they were."""
-    job = running(store)
-    decode(store, job)
+    job = jobs.running(store)
+    jobs.decode(store, job)
     clock.now += 500
     store.finish(job.job_id, "FINISHED")
-    clock.now += RETENTION_S - 1
+    clock.now += jobs.RETENTION_S - 1
     assert store.expire() == 0
     clock.now += 1
     assert store.expire() == 1
-    assert (store.list(ALICE), list((tmp_path / "spool").iterdir())) == ((), [])
+    assert (store.list(jobs.ALICE), list((tmp_path / "spool").iterdir())) == ((), [])
     (line,) = audit_rows.records(tmp_path / "node.sqlite", "job_expired")
-    assert (line["job"], line["client"]) == (job.job_id, ALICE)
-    submit(store)
-    running(store)
+    assert (line["job"], line["client"]) == (job.job_id, jobs.ALICE)
+    jobs.submit(store)
+    jobs.running(store)
     clock.now += 1e9
     assert store.expire() == 0
 
@@ -279,15 +267,15 @@ def lines(folder: Path) -> list[tuple[str, str]]:
 
 def test_each_act_has_its_line_once(store, tmp_path) -> None:
     """An act that is refused, or that changes nothing, has none."""
-    job = running(store, b"one", b"two")
-    digest = decode(store, job)
+    job = jobs.running(store, b"one", b"two")
+    digest = jobs.decode(store, job)
     with pytest.raises(StateConflict):
-        store.delete(job.job_id, ALICE)
+        store.delete(job.job_id, jobs.ALICE)
     for _ in range(2):
-        store.cancel(job.job_id, ALICE)
-        store.acknowledge(job.job_id, ALICE, [(0, digest)])
+        store.cancel(job.job_id, jobs.ALICE)
+        store.acknowledge(job.job_id, jobs.ALICE, [(0, digest)])
     store.finish(job.job_id, "CANCELLED")
-    store.delete(job.job_id, ALICE)
+    store.delete(job.job_id, jobs.ALICE)
     acts = ["job_accepted", "job_cancel", "items_delivered", "job_cancelled", "job_deleted"]
     assert lines(tmp_path) == [(act, job.job_id) for act in acts]
 
@@ -295,23 +283,23 @@ def test_each_act_has_its_line_once(store, tmp_path) -> None:
 @pytest.mark.parametrize("act", ["acknowledge", "cancel", "delete", "finish", "keep"])
 def test_what_cannot_be_written_is_not_done(store: JobStore, tmp_path: Path, monkeypatch, act: str) -> None:
     """Nothing changes, on the disk or in memory, and no line says otherwise."""
-    job = running(store, b"one", b"two")
-    digest = decode(store, job)
+    job = jobs.running(store, b"one", b"two")
+    digest = jobs.decode(store, job)
     if act == "delete":
         store.finish(job.job_id, "FAILED")
-    before, there, told = store.get(job.job_id), files(tmp_path), lines(tmp_path)
+    before, there, told = store.get(job.job_id), jobs.files(tmp_path), lines(tmp_path)
     does = {
-        "acknowledge": lambda: store.acknowledge(job.job_id, ALICE, [(0, digest)]),
-        "cancel": lambda: store.cancel(job.job_id, ALICE),
-        "delete": lambda: store.delete(job.job_id, ALICE),
+        "acknowledge": lambda: store.acknowledge(job.job_id, jobs.ALICE, [(0, digest)]),
+        "cancel": lambda: store.cancel(job.job_id, jobs.ALICE),
+        "delete": lambda: store.delete(job.job_id, jobs.ALICE),
         "finish": lambda: store.finish(job.job_id, "FAILED"),
-        "keep": lambda: encode(store, job, 1),
+        "keep": lambda: jobs.encode(store, job, 1),
     }
     with monkeypatch.context() as patched:
         audit_rows.full_disk(patched, store._store)
         with pytest.raises(DiskFull):
             does[act]()
-    assert (store.get(job.job_id), files(tmp_path), lines(tmp_path)) == (before, there, told)
+    assert (store.get(job.job_id), jobs.files(tmp_path), lines(tmp_path)) == (before, there, told)
     does[act]()
 
 
@@ -320,27 +308,27 @@ def test_what_cannot_be_written_is_not_done(store: JobStore, tmp_path: Path, mon
 
 def test_a_start_sweeps_what_a_kill_left(store, open_store, tmp_path):
     """Files without a row; never one with a row."""
-    job = running(store)
+    job = jobs.running(store)
     (tmp_path / "spool" / job.job_id / "0.translation").write_bytes(b"torn")
     leftover = tmp_path / "spool" / ("a" * 32)
     leftover.mkdir()
     (leftover / "0.input").write_bytes(b"x")
     again = open_store()
     assert again.swept_files == 2
-    assert files(tmp_path) == {"0.input"}
+    assert jobs.files(tmp_path) == {"0.input"}
 
 
 def test_a_kill_forgets_no_more_than_the_time_since_the_last_look(
-    store: JobStore, clock: Clock, tmp_path: Path
+    store: JobStore, clock: jobs.Clock, tmp_path: Path
 ) -> None:
     """What the disk holds at that moment is what the next start finds."""
     clock.now += 40
     store.expire()
     clock.now += 5
     shutil.copytree(tmp_path, tmp_path / "killed")
-    after = open_jobs(tmp_path / "killed", clock=clock)
+    after = jobs.open_jobs(tmp_path / "killed", clock=clock)
     assert after.now() == 40
-    close_jobs(after)
+    jobs.close_jobs(after)
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, by_s: float) -> None:
@@ -350,17 +338,17 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, by_s: float) -> None:
 
 @pytest.mark.parametrize(("before_s", "after_s"), [(0, 8 * DAY_S), (0, -5 * YEAR_S), (5 * YEAR_S, 0)])
 def test_a_restart_under_another_clock_neither_ends_nor_prolongs_jobs(
-    open_store, clock: Clock, monkeypatch: pytest.MonkeyPatch, before_s: float, after_s: float
+    open_store, clock: jobs.Clock, monkeypatch: pytest.MonkeyPatch, before_s: float, after_s: float
 ) -> None:
     """Results that nobody fetched and jobs that wait live as long as they would have lived."""
     set_clock(monkeypatch, before_s)
     store = open_store()
-    ended = running(store)
-    decode(store, ended)
+    ended = jobs.running(store)
+    jobs.decode(store, ended)
     store.finish(ended.job_id, "FINISHED")
-    waiting = submit(store, deadline_s=50)
+    waiting = jobs.submit(store, deadline_s=50)
     clock.now += 40
-    close_jobs(store)
+    jobs.close_jobs(store)
     set_clock(monkeypatch, after_s)
     clock.now = 7.0  # a machine that was started anew counts anew
     again = open_store()
@@ -370,5 +358,5 @@ def test_a_restart_under_another_clock_neither_ends_nor_prolongs_jobs(
     assert again.get(waiting.job_id).deadline - again.now() == 10
     clock.now += 10
     assert [due.overdue for due in again.due()] == [True]
-    clock.now += RETENTION_S - 50
+    clock.now += jobs.RETENTION_S - 50
     assert again.expire() == 1

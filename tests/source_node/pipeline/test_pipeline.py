@@ -227,7 +227,7 @@ def test_a_root_that_is_replaced_while_items_are_encoded_ends_what_it_verified(
         return keep(job_id, item, *files, state=state, **more)
 
     source.store.keep = keeping  # type: ignore[method-assign]
-    job = source.start().ended(source.submit(*THREE, deadline_s=10))
+    job = source.start().ended(source.submit(*THREE, deadline_s=5))
     assert str(job.state) == "FAILED"
     assert {item for item, _ in target.latents} == {0}
     assert len(audit_rows.records(source.config.paths.store, "latent_sent")) == 1
