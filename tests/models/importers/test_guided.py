@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from ddib_fed.errors import BundleInvalid, DdibError, SettingsInvalid
-from ddib_fed.models.bundle import load_bundle, make_bundle, save_bundle
+from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.import_guided import import_guided, import_synthetic, parse_flags, read_tensors
 from ddib_fed.networks.build import build_network, network_shapes
 from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
-from tests import golden
 from tests.models.examples import state
 
 ADM = "--learn_sigma True --resblock_updown True --use_fp16 True --use_scale_shift_norm True"
@@ -115,33 +114,6 @@ def test_an_optimisers_state_is_refused_with_a_hint_at_the_weights(name, tmp_pat
     with pytest.raises(BundleInvalid, match="optimiser") as caught:
         read_tensors(saved(tmp_path, content, name))
     assert "ema_0.9999" in caught.value.hint
-
-
-@pytest.mark.parametrize("name", ["unet_plain", "unet_adm_class_guided"])
-def test_checkpoints_that_the_public_code_wrote_answer_as_it_did(name, tmp_path):
-    """Golden files, imported with their own configuration as a line of flags."""
-    file = golden.read_golden(golden.Path(__file__).parents[2] / "data" / f"{name}.safetensors")
-    own = {key: value for key, value in file.config.items() if key != "classifier" and value != ""}
-    line = " ".join(f"--{key} {value}" for key, value in own.items())
-    found = import_guided(saved(tmp_path, dict(file.state)), flags=line, domain="golden")
-    bundle = make_bundle(found.manifest, found.state)
-    x, t = file.io["x"], file.io["t"].float()
-    told = {"y": file.io["y_source"]} if own["class_cond"] else {}
-    with torch.no_grad():
-        found = bundle.network()(x, t.expand(len(x)), **told)
-    wanted = next(file.io[key] for key in golden.NETWORK_OUTPUTS if key in file.io)
-    assert (found[:, : wanted.shape[1]] - wanted).abs().max() <= 1e-4 * wanted.abs().max()
-    if file.classifier:
-        line = "--channel_mult 2,3,4 " + " ".join(
-            f"--{key} {value}" for key, value in file.config["classifier"].items()
-        )
-        path = saved(tmp_path, dict(file.classifier), "classifier.pt")
-        made = import_guided(path, flags=line, classifier=True, domain="golden")
-        noisy = make_bundle(made.manifest, made.state)
-        with torch.no_grad():
-            logits = noisy.network()(x, t.expand(len(x)))
-        wanted = file.io["classifier_logits"]
-        assert (logits - wanted).abs().max() <= 1e-4 * wanted.abs().max()
 
 
 LINE = "--attention_resolutions 32,16,8 --class_cond True --image_size 256 --channel_mult 0.5,1"
