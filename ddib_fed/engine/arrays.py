@@ -125,18 +125,6 @@ def turns(party: LocalParty, rows: int) -> int:
     return rows if party.model.is_picture else -(-rows // party.executor.rows)
 
 
-def items_of(
-    x: Array, source: DomainModel, target: DomainModel, asked: ArraySettings
-) -> Iterator[ToTranslate]:
-    if not source.is_picture:
-        yield item_of(0, x, source, target, asked)
-        return
-    for row in range(len(x)):
-        own, other = _label_of(asked.source_class, row), _label_of(asked.target_class, row)
-        labelled = replace(asked, source_class=own, target_class=other)
-        yield item_of(row, x[row : row + 1], source, target, labelled)
-
-
 def item_of(
     number: int, samples: Array, source: DomainModel, target: DomainModel, asked: ArraySettings
 ) -> ToTranslate:
