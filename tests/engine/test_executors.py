@@ -180,7 +180,7 @@ def test_a_worker_that_ends_or_hangs_loses_nothing_and_is_replaced(pool, fate, m
     monkeypatch.setattr(executors, "SILENT_S", 3.0)
     until(lambda: pool.counters["ready"] == 2, "two workers")
     before = dict(pool.counters)
-    settings = SolverSettings(evaluations=4_800, solver="ddim", grid="uniform-lambda")
+    settings = SolverSettings(evaluations=2_400, solver="ddim", grid="uniform-lambda")
     work = [decoding(50, n, settings, flow="job") for n in range(8)]
     begun = threading.Event()
     futures = [pool.submit(each, on_step=lambda *_: begun.set()) for each in work]
@@ -307,20 +307,6 @@ def scene(monkeypatch):
     yield lambda *given, **options: made.append(Scene(*given, **options)) or made[-1]
     for each in made:
         each.pool.close()
-
-
-def test_a_worker_has_at_most_the_rows_of_two_calls(scene):
-    stage = scene(1)
-    futures = [stage.submit(ROWS // 2, flow="job") for _ in range(6)]
-    worker = stage.worker(0)
-    given = [worker.given()[0] for _ in range(4)]
-    assert worker.idle
-    while given:
-        worker.finish(given.pop(0))
-        if not worker.idle:
-            given.append(worker.given()[0])
-    for future in futures:
-        assert future.result(10).x.shape == (1, 2)
 
 
 def test_a_trajectory_that_kills_its_workers_is_given_up_and_takes_no_other_with_it(scene):

@@ -51,8 +51,7 @@ from ddib_fed.networks.config import MlpConfig
 from ddib_fed.networks.spectrum import cosines, spectrum_of
 from ddib_fed.networks.spectrum import pictures as from_cosines
 from tests.engine.stages import translate_array
-from tests.models.examples import distilled
-from tests.models.test_tuned import leg as tuned_leg
+from tests.models.examples import distilled, tuned_leg
 from tests.node.tiny_nodes import decode, encode, gaussian, tiny_bundle, tiny_engine
 from tests.runs.tiny_models import pictures, tiny
 from tests.source_node.conftest import wait_until
