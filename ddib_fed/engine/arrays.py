@@ -25,7 +25,6 @@ from ddib_fed.engine.party import (
     Array,
     Labels,
     Leg,
-    Noise,
     OnStep,
     RowDraw,
     ToDecode,
@@ -133,22 +132,14 @@ def item_of(
     if not source.is_picture:
         forward, backward = (point_draw(asked.seed, leg, samples.shape[1]) for leg in (0, 1))
         return ToTranslate(number, samples, *classes, forward=forward, backward=backward)
-    digest = _digest(samples[0], asked.seed)
+    little = np.ascontiguousarray(samples[0], dtype="<f4")
+    digest = hashlib.sha256(f"{asked.seed} {little.shape} ".encode() + little.tobytes()).digest()
     draws = picture_draw(target, digest, "there"), picture_draw(source, digest, "back")
-    return ToTranslate(number, samples, *classes, _softening(source, digest), *draws)
+    return ToTranslate(number, samples, *classes, lambda _: seeded_noise(source, digest, "soften"), *draws)
 
 
 def _label_of(labels: Labels, row: int) -> int | None:
     return labels if labels is None or isinstance(labels, int) else labels[row]
-
-
-def _softening(model: DomainModel, digest: bytes) -> Noise:
-    return lambda _: seeded_noise(model, digest, "soften")
-
-
-def _digest(picture: Array, seed: int) -> bytes:
-    little = np.ascontiguousarray(picture, dtype="<f4")
-    return hashlib.sha256(f"{seed} {little.shape} ".encode() + little.tobytes()).digest()
 
 
 DRAWN_ROWS = 1024

@@ -6,6 +6,7 @@ What a folder holds is listed in its report.json, which is written last.
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +91,13 @@ def draw_pictures(
         write_file(folder / name, encode_png(from_array(picture, rule)))
     caption = _caption(party.model.manifest)
     save_sheet(folder / "sheet.png", [Stage("samples", samples[:SHEET_PICTURES])], caption=caption)
-    guidance = asked.guidance
     report = {
         "model": _model(party),
         "class": asked.target_class,
         "count": count,
         "seed": asked.seed,
         "settings": asked.settings.described(),
-        "guidance": {
-            "scale": guidance.scale,
-            "classifier_scale": guidance.classifier_scale,
-            "clip": guidance.clip,
-        },
+        "guidance": asdict(asked.guidance),
         "output_scale": dict(zip(("slope", "intercept"), rule.output_scale, strict=True)),
         "pictures": names,
     }

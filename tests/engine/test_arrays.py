@@ -145,11 +145,11 @@ def test_a_class_changes_the_picture_and_one_can_be_given_to_each(classy):
 def test_no_class_is_the_null_class_where_there_is_one(dropped):
     """A guidance of 0 towards any class follows it too; a guidance without a class would change nothing."""
     party = open_party(dropped)
-    assert np.allclose(drawn(party), drawn(party, 1, Guidance(scale=0.0)), atol=1e-4)
+    assert np.allclose(drawn(party), drawn(party, 1, Guidance(guidance=0.0)), atol=1e-4)
     with pytest.raises(SettingsInvalid, match="none is given"):
-        drawn(party, None, Guidance(scale=4.0))
+        drawn(party, None, Guidance(guidance=4.0))
     with pytest.raises(SettingsInvalid, match="none is given"):
-        translate_array(pictures(2), party, party, ArraySettings(FEW, guidance=Guidance(scale=4.0)))
+        translate_array(pictures(2), party, party, ArraySettings(FEW, guidance=Guidance(guidance=4.0)))
 
 
 @pytest.mark.parametrize("network", [{}, {"num_classes": 3}], ids=["unconditional", "conditional"])
@@ -193,12 +193,12 @@ def test_classes_that_a_model_does_not_have_are_refused(classy):
 
 def test_guidance_that_cannot_be_had_is_refused(classy):
     with pytest.raises(SettingsInvalid, match="class for none"):
-        check_guidance(DomainModel(classy), Guidance(scale=2.0))
-    for guidance in ({"scale": float("nan")}, {"classifier_scale": float("inf")}):
+        check_guidance(DomainModel(classy), Guidance(guidance=2.0))
+    for guidance in ({"guidance": float("nan")}, {"classifier_scale": float("inf")}):
         with pytest.raises(SettingsInvalid, match="not a finite number"):
             Guidance(**guidance)
     with pytest.raises(SettingsInvalid, match="not both"):
-        Guidance(scale=2.0, classifier_scale=1.0)
+        Guidance(guidance=2.0, classifier_scale=1.0)
     with pytest.raises(SettingsInvalid, match="no classifier"):
         DomainModel(classy, classifier=classy)
     with pytest.raises(SettingsInvalid, match="num_classes differs"):

@@ -247,9 +247,9 @@ def test_a_call_has_no_more_rows_than_the_budget() -> None:
     """Nor does a flow of its own take more; guided rows count twice."""
     assert len(turn(flows(*[running(30) for _ in range(5)]))) == 2
     assert len(turn(flows(*[running(1, "job") for _ in range(100)]))) == 64
-    guided = {"guidance": Guidance(scale=3.0), "label": np.zeros(1, np.int64)}
+    guided = {"guidance": Guidance(guidance=3.0), "label": np.zeros(1, np.int64)}
     assert len(turn(flows(*[running(1, "job", **guided) for _ in range(100)]))) == 32
-    weighed = {"guidance": Guidance(scale=1.0), "label": np.zeros(1, np.int64)}
+    weighed = {"guidance": Guidance(guidance=1.0), "label": np.zeros(1, np.int64)}
     assert len(turn(flows(*[running(1, "job", **weighed) for _ in range(100)]))) == 64
 
 
@@ -268,7 +268,7 @@ def test_who_needs_another_network_is_not_merged() -> None:
     """Another guidance, another calibration, or classes where the first has none."""
     plain = [running(1) for _ in range(2)]
     others = [
-        running(1, guidance=Guidance(scale=2.0), label=np.zeros(1, np.int64)),
+        running(1, guidance=Guidance(guidance=2.0), label=np.zeros(1, np.int64)),
         running(1, stage="encode", settings=SolverSettings(encoder="mixed")),
     ]
     assert turn(flows(plain[0], *others, plain[1])) == plain
