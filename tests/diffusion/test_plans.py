@@ -51,10 +51,7 @@ def test_an_order_that_is_not_given_is_the_solvers_default():
         (SolverSettings("ddim", ancestral=True), "public code's levels"),
         (SolverSettings("ddim", levels=LEVELS), "public code's levels"),
         (SolverSettings("ddim", grid="ddib", eta=0.5, ancestral=True), "variance of its own"),
-        (SolverSettings("ddim", evaluations=48, grid="ddib", levels=LEVELS), "keeps 250, not 48"),
-        (SolverSettings("ddim", grid="ddib", levels=PublicLevels(respacing="ddim")), "not of the form"),
-        (SolverSettings("ddim", grid="ddib", levels=PublicLevels(diffusion_steps=20_000)), "outside"),
-        (SolverSettings("ddim", grid="ddib", levels=PublicLevels("cosine", 4000)), "trained from"),
+        (SolverSettings("ddim", grid="ddib", levels=LEVELS), "integer steps that a model was trained on"),
     ],
     ids=str,
 )
@@ -88,12 +85,12 @@ def test_depth_is_a_fraction_of_the_schedules_angle(depth, soften_sigma):
 @pytest.mark.parametrize("drawn", [{"eta": 0.1}, {"ancestral": True, "grid": "ddib"}], ids=str)
 def test_encoding_refuses_to_draw_noise_and_decoding_refuses_to_invent_it(drawn):
     """The public code asserts eta 0 in encoding; here it is an error with a next step."""
-    settings = SolverSettings("ddim", evaluations=30, **drawn)
+    settings, schedule = SolverSettings("ddim", evaluations=30, **drawn), discrete_schedule("linear", 1000)
     x = torch.zeros(3, 2, dtype=torch.float64)
     with pytest.raises(SettingsInvalid, match="encoding follows the ODE"):
-        encode(x, gaussian_denoiser("v"), SCHEDULE, settings)
+        encode(x, gaussian_denoiser("v"), schedule, settings)
     with pytest.raises(SettingsInvalid, match="draws noise, and there is none"):
-        decode(x, gaussian_denoiser("v"), SCHEDULE, settings)
+        decode(x, gaussian_denoiser("v"), schedule, settings)
 
 
 def test_a_model_keeps_the_steps_that_it_was_trained_on():
@@ -105,10 +102,13 @@ def test_a_model_keeps_the_steps_that_it_was_trained_on():
     for named in (("cosine", 0), ("linear", 4000)):
         with pytest.raises(SettingsInvalid, match="the model was trained"):
             plan(replace(given, levels=PublicLevels(*named, "50")), discrete_schedule("linear", 1000))
+    for respacing, said in (("ddim250", "keeps 250, not 50"), ("ddim", "not of the form")):
+        with pytest.raises(SettingsInvalid, match=said):
+            plan(replace(given, levels=PublicLevels(respacing=respacing)), discrete_schedule("linear", 1000))
     own = discrete_schedule("linear", 1000, ends=(1e-3, 0.03))
     with pytest.raises(SettingsInvalid, match="noise schedule"):
         plan(SolverSettings("ddim", grid="ddib", levels=PublicLevels("linear")), own)
-    with pytest.raises(SettingsInvalid, match="none of its own"):
+    with pytest.raises(SettingsInvalid, match="this one has none"):
         PublicLevels(respacing="ddim50").kept(CosineSchedule())
 
 

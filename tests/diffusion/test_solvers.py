@@ -105,7 +105,7 @@ def driven(solver) -> tuple[torch.Tensor, list]:
     [
         (SolverSettings(evaluations=12), 4),
         (SolverSettings(evaluations=1), 1),
-        (SolverSettings("ddim", evaluations=24, grid="ddib"), 1),
+        (SolverSettings("ddim", evaluations=24), 1),
         (SolverSettings("flow-map", evaluations=4), 1),
     ],
     ids=lambda value: value.solver if isinstance(value, SolverSettings) else str(value),
