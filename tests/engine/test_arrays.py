@@ -42,19 +42,6 @@ def test_points_are_given_the_same_noise_in_any_parts():
 
 
 @pytest.mark.slow
-def test_a_cycle_has_every_stage_and_comes_back(north, south):
-    """Without softening the way back undoes the way there; the translation is another picture."""
-    x = 0.9 * pictures(3)
-    found = translate_array(x, north, south, ArraySettings(SolverSettings(), soften=0.0, cycle=True))
-    assert np.allclose(found.back, x, atol=5e-3)
-    assert np.abs(found.translated - x).max() > 0.05
-    assert found.latent.shape == found.latent_again.shape == x.shape
-    one_way = translate_array(x, north, south, ArraySettings(SolverSettings(), soften=0.0))
-    assert one_way.back is None
-    assert np.array_equal(one_way.translated, found.translated)
-
-
-@pytest.mark.slow
 def test_batches_do_not_show(north, south):
     """Nor do neighbours: softening's noise belongs to the picture."""
     x = pictures(5)

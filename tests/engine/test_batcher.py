@@ -174,19 +174,6 @@ def test_a_deadline_or_cancelling_ends_that_trajectory_only(model, batcher) -> N
     check(model, decoding(2, 1), good)
 
 
-def test_closing_fails_what_is_unfinished(model) -> None:
-    batcher = Batcher(model, rows=1)
-    gate = Gate(batcher)
-    waiting = batcher.submit(decoding(1))
-    threading.Timer(0.1, gate.open).start()
-    batcher.close()
-    for future in (gate.held, waiting):
-        with pytest.raises(Draining):
-            future.result(10)
-    with pytest.raises(Draining):
-        batcher.submit(decoding(1))
-
-
 def test_a_calling_thread_computes_at_the_end_of_what_it_does_together(model) -> None:
     """In merged calls, and nothing of what broke off."""
     batcher = Batcher(model, rows=64, beside=False)

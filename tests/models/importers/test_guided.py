@@ -169,16 +169,6 @@ def test_what_is_no_flag_is_refused_by_name(line, named, hinted):
 NETWORK = SyntheticConfig(num_channels=64, num_res_blocks=2)
 
 
-@pytest.fixture
-def weights():
-    return state(NETWORK)
-
-
-def written(tmp_path, content):
-    torch.save(content, tmp_path / "model.pt")
-    return tmp_path / "model.pt"
-
-
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -187,9 +177,10 @@ def written(tmp_path, content):
         lambda s: {f"module.{key}": value for key, value in s.items()},
     ],
 )
-def test_sizes_are_inferred_wherever_the_weights_lie(wrap, tmp_path, weights):
+def test_sizes_are_inferred_wherever_the_weights_lie(wrap, tmp_path):
     """Channels, blocks and coordinates come from the shapes; it predicts eps at 4,000 linear steps."""
-    bundle = import_synthetic(written(tmp_path, wrap(weights)), domain="moons")
+    weights = state(NETWORK)
+    bundle = import_synthetic(saved(tmp_path, wrap(weights)), domain="moons")
     assert bundle.manifest.network == NETWORK
     assert all(torch.equal(bundle.state[key], value) for key, value in weights.items())
     made = bundle.manifest
@@ -208,5 +199,5 @@ class Payload:
 def test_refuses_what_is_no_state_dict_and_runs_nothing(content, tmp_path, capsys):
     """Only tensors are read; code in a pickle is not executed."""
     with pytest.raises(BundleInvalid):
-        import_synthetic(written(tmp_path, content), domain="moons")
+        import_synthetic(saved(tmp_path, content), domain="moons")
     assert capsys.readouterr().out == ""
