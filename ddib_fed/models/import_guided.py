@@ -495,7 +495,7 @@ class Imported:
     warnings: tuple[str, ...] = ()
 
 
-def import_note(where: str, warnings: tuple[str, ...] = ()) -> DataNote:
+def import_note(where: str, warnings: tuple[str, ...]) -> DataNote:
     said = f"imported weights: {where} does not say what they were trained on"
     return DataNote(note="; ".join((said, *warnings))[:4000])
 
