@@ -25,6 +25,7 @@ from ddib_fed.engine.party import (
     Array,
     Labels,
     Leg,
+    Noise,
     OnStep,
     RowDraw,
     ToDecode,
@@ -135,7 +136,11 @@ def item_of(
     little = np.ascontiguousarray(samples[0], dtype="<f4")
     digest = hashlib.sha256(f"{asked.seed} {little.shape} ".encode() + little.tobytes()).digest()
     draws = picture_draw(target, digest, "there"), picture_draw(source, digest, "back")
-    return ToTranslate(number, samples, *classes, lambda _: seeded_noise(source, digest, "soften"), *draws)
+    return ToTranslate(number, samples, *classes, _softening(source, digest), *draws)
+
+
+def _softening(model: DomainModel, digest: bytes) -> Noise:
+    return lambda _: seeded_noise(model, digest, "soften")
 
 
 def _label_of(labels: Labels, row: int) -> int | None:
