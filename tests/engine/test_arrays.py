@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from ddib_fed.engine.arrays import ArraySettings, draw_samples, point_draw
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.local_party import LocalParty, open_party
 from ddib_fed.engine.model import DomainModel, check_guidance, check_label
-from ddib_fed.engine.record import Guidance
+from ddib_fed.engine.record import Guidance, PictureFigures, Translation
 from ddib_fed.errors import BundleInvalid, LatentNotGaussian, SettingsInvalid
 from ddib_fed.models.units import Normalisation
 from tests.engine.stages import translate_array
@@ -194,3 +195,24 @@ def test_guidance_that_cannot_be_had_is_refused(classy):
         DomainModel(tiny_classifier())
     with pytest.raises(SettingsInvalid, match="cannot be clipped"):
         check_guidance(DomainModel(tiny(normalisation=Normalisation(mean=0.1))), Guidance(clip=True))
+
+
+# Records of translations: written, read, and refused
+
+RECORD = Translation(
+    input_sha256="d" * 64, picture=PictureFigures(height=48, width=32, cycle_psnr=41.0)
+).stored()  # fmt: skip
+
+
+def test_a_record_comes_back_as_it_was_written() -> None:
+    figures = PictureFigures(height=4, width=5, size_rule="crop", low=0.0, high=1.0, cycle_psnr=29.0)
+    record = Translation(input="ct.tif", picture=figures, seconds={"encode": 0.5}).judged()
+    assert record.doubts == ("cycle_psnr",)
+    assert Translation.parse(json.loads(record.to_json())) == record
+
+
+@pytest.mark.parametrize(
+    "raw", [None, [], "text", {}, {"unknown": 1}, RECORD | {"format": 1}, RECORD | {"picture": 7}]
+)
+def test_what_is_no_record_is_none(raw) -> None:
+    assert Translation.parse(raw) is None
