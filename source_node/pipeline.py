@@ -38,7 +38,7 @@ from ddib_fed.engine.party import (
     TranslatedItem,
     translate,
 )
-from ddib_fed.engine.record import LatentFigures, SolverUsed, Translation, guidance_used
+from ddib_fed.engine.record import UNGUIDED, LatentFigures, SolverUsed, Translation
 from ddib_fed.errors import (
     ChunkCorrupt,
     ContractUnknown,
@@ -370,12 +370,13 @@ class JobPipeline:
             )
         offered, terms = contract.limits.guidance, contract.calibration
         request, (source_class, target_class) = self._job.request, classes_of(self._job.request, item.index)
+        guidance = guidance_from_pb(request.guidance)
         record = record.with_(
             job_id=self._job.job_id,
             solver=SolverUsed.model_validate(solver_settings(request.solver).described()),
             source_class=source_class,
             target_class=target_class,
-            guidance=guidance_used(guidance_from_pb(request.guidance)),
+            guidance=None if guidance == UNGUIDED else guidance,
             source_institution=contract.source.institution,
             source_domain=contract.source.domain,
             target_institution=contract.target.institution,

@@ -1,44 +1,50 @@
-"""Rebuilds a network of the public code from a golden file and compares what it computes with what that code
-computed.
+"""Rebuilds networks and translations of the public code from golden files and compares what both compute.
+
+A file has either the weights, inputs and float32 outputs of one network, or float64 outputs of several cases whose
+weights and inputs are in another file beside it. Networks are built as the importer builds them.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, LevelTable, Places
 from ddib_fed.diffusion.guidance import Classifier, ClassifierGuided, Clipped
-from ddib_fed.diffusion.schedule import Level, LevelGrid, ddib_compat_grids, discrete_schedule
+from ddib_fed.diffusion.plans import SolverSettings, decode, encode
+from ddib_fed.diffusion.schedule import (
+    DiscreteSchedule,
+    Level,
+    PublicLevels,
+    ddib_compat_grids,
+    discrete_schedule,
+    space_timesteps,
+)
 from ddib_fed.diffusion.solvers import ddim, integrate
+from ddib_fed.errors import DdibError
+from ddib_fed.models.import_guided import parse_flags, settle
 from ddib_fed.networks.build import build_network
-from ddib_fed.networks.config import ClassifierConfig, UNetConfig
 from ddib_fed.networks.mlp import SyntheticModel
-from tests import golden_float64
+from ddib_fed.training.objective import make_step_batch
 
 TOLERANCE = 1e-4
 # Clipping and guidance make the loop ill-conditioned: moving x by 2e-7 moves its end by 1e-3.
 GUIDED_LOOP_TOLERANCE = 2e-2
-# Constructor arguments that change nothing in what the network computes.
-IGNORED = {"use_checkpoint", "use_fp16", "use_kl", "rescale_learned_sigmas", "classifier_use_fp16"}
-# Of the public constructors, by image size, where a file does not say.
-CHANNEL_MULT = {
-    512: (0.5, 1, 1, 2, 2, 4, 4),
-    256: (1, 1, 2, 2, 4, 4),
-    128: (1, 1, 2, 3, 4),
-    64: (1, 2, 3, 4),
-    32: (2, 3, 4),
-}
+# Measured: at most 3e-12 (clipped and guided by a classifier), 1e-14 as a rule.
+FLOAT64_TOLERANCE = 1e-10
+# Whose gradient is compared in cases of training: the last that the gradient reaches.
+GRADIENT = "input_blocks.0.0.weight"
 # Names under which files keep the network's own output.
 NETWORK_OUTPUTS = ("eps", "model_output")
+INPUTS = {"x", "t", "step_index", "y_source", "y_target"}
 
 
 class UnsupportedError(Exception):
@@ -68,253 +74,188 @@ class Golden:
     classifier: Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Model:
-    """How one file's outputs are computed: by which denoiser each way, told which classes."""
-
-    encoder: Denoiser
-    decoder: Denoiser
-    source: Condition
-    target: Condition
-    encode: LevelGrid
-    decode: LevelGrid
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The metadata of a file, from JSON, and its tensors; UnsupportedError when it is no golden file."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UnsupportedError(f"it cannot be read as safetensors with JSON beside: {error}") from error
+    if not any(isinstance(metadata.get(key), dict) for key in ("config", "float64")):
+        raise UnsupportedError("its metadata holds no configuration")
+    return metadata, tensors
 
 
 def read_golden(path: Path) -> Golden:
-    """Read a golden file; UnsupportedError when it is none."""
-    try:
-        with safe_open(path, "pt") as file:
-            config = json.loads((file.metadata() or {}).get("config", "null"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UnsupportedError(
-            f"it cannot be read as safetensors with a JSON configuration: {error}"
-        ) from error
-    if not isinstance(config, dict):
-        raise UnsupportedError("its metadata holds no configuration")
-    return Golden(config, _part(tensors, "model."), _part(tensors, "io."), _part(tensors, "classifier."))
+    metadata, tensors = read(path)
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        found = {k.removeprefix(prefix): value for k, value in tensors.items() if k.startswith(prefix)}
+        return {k: value.float() if value.is_floating_point() else value for k, value in found.items()}
+
+    return Golden(metadata["config"], part("model."), part("io."), part("classifier."))
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    found = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-    return {key: t.float() if t.is_floating_point() else t for key, t in found.items()}
+# What our code computes
 
 
-def synthetic_outputs(golden: Golden) -> dict[str, Tensor]:
-    """What our code computes for each output of a 2-D file."""
-    settings = _settings(golden.config)
-    channels = settings.pop("in_channels", 2)
-    network = SyntheticModel(
-        in_channels=channels,
-        out_channels=channels * (2 if settings.pop("learn_sigma", False) else 1),
-        num_channels=settings.pop("num_channels"),
-        num_res_blocks=settings.pop("num_res_blocks"),
-        dropout=settings.pop("dropout", 0.0),
-    )
-    network.load_state_dict(golden.state)
-    denoiser, encode, decode = _diffusion(network, settings)
-    _nothing_left(settings)
-    return _outputs(Model(denoiser, denoiser, None, None, encode, decode), golden.io)
+def networks(golden: Golden) -> tuple[nn.Module, nn.Module | None]:
+    """The network, and the classifier if there is one."""
+    config = dict(golden.config)
+    guide = config.pop("classifier", None)
+    flags = parse_flags(" ".join(f"--{key} {value}" for key, value in config.items() if value != ""))
+    if "image_size" in config:
+        made = build_network(settle(golden.state, flags, classifier=False, source="the file").network)
+    else:
+        out_channels, channels = len(golden.state["out.2.weight"]), golden.state[GRADIENT].shape[1]
+        made = SyntheticModel(channels, out_channels, config["num_channels"], config["num_res_blocks"])
+    made.load_state_dict(golden.state)
+    if guide is None:
+        return made, None
+    # The public code's for classifiers of 32 pixels; the importer is told.
+    line = "--channel_mult 2,3,4 " + " ".join(f"--{key} {value}" for key, value in guide.items())
+    flags = parse_flags(line, classifier=True)
+    noisy = build_network(settle(golden.classifier, flags, classifier=True, source="the file").network)
+    noisy.load_state_dict(golden.classifier)
+    return made, noisy
 
 
-def picture_outputs(golden: Golden) -> dict[str, Tensor]:
-    """What our code computes for each output of a file of a picture network, with or without a classifier."""
-    settings = _settings(golden.config)
-    described = settings.pop("classifier", None)
-    conditional = settings.pop("class_cond", False)
-    network = build_network(_unet(settings, conditional=conditional))
-    network.load_state_dict(golden.state)
-    denoiser, encode, decode = _diffusion(network, settings)
-    _nothing_left(settings)
-    held: Denoiser = Clipped(denoiser) if conditional else denoiser
-    extra: dict[str, Tensor] = {}
-    if described is not None:
-        noisy = build_network(_classifier(described))
-        noisy.load_state_dict(golden.classifier)
+def schedule_of(settings: Mapping[str, Any]) -> DiscreteSchedule:
+    name, steps = settings["noise_schedule"], settings["diffusion_steps"]
+    return discrete_schedule(name, steps, rescale_timesteps=settings.get("rescale_timesteps", False))
+
+
+def predicted(settings: Mapping[str, Any]) -> Any:
+    return "x0" if settings.get("predict_xstart") else "eps"
+
+
+def float32_outputs(golden: Golden) -> dict[str, Tensor]:
+    """Each output of a file: the network's own, steps both ways, the latent and what it is decoded to."""
+    io, x, conditional = golden.io, golden.io["x"], bool(golden.config.get("class_cond"))
+    network, noisy = networks(golden)
+    up, down = ddib_compat_grids(schedule_of(golden.config), golden.config.get("timestep_respacing", ""))
+    plain = Denoiser(network, predicted(golden.config), "timestep")
+    source, target = ({"y": io[key]} if key in io else None for key in ("y_source", "y_target"))
+    source = source if conditional else None
+    held: Denoiser = Clipped(plain) if conditional else plain
+    found: dict[str, Tensor] = {}
+    if noisy is not None:
         held = ClassifierGuided(held, Classifier(noisy, "timestep"), 1.0)
         with torch.no_grad():
-            extra = {"classifier_logits": noisy(golden.io["x"], golden.io["t"].float())}
-    source, target = ({"y": golden.io[key]} if key in golden.io else None for key in ("y_source", "y_target"))
-    told = source if conditional else None
-    return extra | _outputs(Model(denoiser, held, told, target, encode, decode), golden.io)
-
-
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in IGNORED}
-
-
-def _nothing_left(settings: Mapping[str, Any]) -> None:
-    if settings:
-        raise UnsupportedError(
-            f"its configuration has settings that are not known here: {', '.join(sorted(settings))}"
-        )
-
-
-def _diffusion(network: torch.nn.Module, settings: dict[str, Any]) -> tuple[Denoiser, LevelGrid, LevelGrid]:
-    """The denoiser, and the public code's levels for encoding and decoding; takes what it reads from `settings`."""
-    schedule = discrete_schedule(
-        settings.pop("noise_schedule"),
-        settings.pop("diffusion_steps"),
-        rescale_timesteps=settings.pop("rescale_timesteps", False),
-    )
-    grids = ddib_compat_grids(schedule, settings.pop("timestep_respacing", ""))
-    return Denoiser(network, "x0" if settings.pop("predict_xstart", False) else "eps", "timestep"), *grids
-
-
-def _unet(settings: dict[str, Any], *, conditional: bool) -> UNetConfig:
-    """From the public code's flags; takes what it reads from `settings`."""
-    size, channels = settings.pop("image_size"), settings.pop("in_channels", 3)
-    classes = settings.pop("num_classes", 1000)
-    given = settings.pop("channel_mult", "")
-    return UNetConfig(
-        image_size=size,
-        in_channels=channels,
-        model_channels=settings.pop("num_channels"),
-        out_channels=channels * (2 if settings.pop("learn_sigma", False) else 1),
-        attention_resolutions=_factors(size, settings.pop("attention_resolutions")),
-        channel_mult=tuple(map(float, given.split(","))) if given else CHANNEL_MULT[size],
-        num_classes=classes if conditional else None,
-        **{
-            key: settings.pop(key)
-            for key in (
-                "num_res_blocks",
-                "dropout",
-                "num_heads",
-                "num_head_channels",
-                "num_heads_upsample",
-                "use_scale_shift_norm",
-                "resblock_updown",
-                "use_new_attention_order",
-            )
-            if key in settings
-        },
-    )
-
-
-def _classifier(flags: Mapping[str, Any]) -> ClassifierConfig:
-    settings = _settings(flags)
-    size = settings.pop("image_size")
-    config = ClassifierConfig(
-        image_size=size,
-        in_channels=settings.pop("in_channels", 3),
-        model_channels=settings.pop("classifier_width"),
-        out_channels=settings.pop("out_channels", 1000),
-        num_res_blocks=settings.pop("classifier_depth"),
-        attention_resolutions=_factors(size, settings.pop("classifier_attention_resolutions")),
-        channel_mult=CHANNEL_MULT[size],
-        num_head_channels=64,
-        use_scale_shift_norm=settings.pop("classifier_use_scale_shift_norm"),
-        resblock_updown=settings.pop("classifier_resblock_updown"),
-        pool=settings.pop("classifier_pool"),
-    )
-    _nothing_left(settings)
-    return config
-
-
-def _factors(size: int, resolutions: str) -> tuple[int, ...]:
-    return tuple(size // int(resolution) for resolution in resolutions.split(","))
-
-
-def _outputs(model: Model, io: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    x = io["x"]
-    index = io["step_index"].expand(len(x)).tolist()
-    last = len(model.encode) - 1
-    latent = integrate(ddim(x, model.encode, cond=model.source), model.encoder)
-    start = io.get("latent", latent)
-    up = [model.encode.levels[i : i + 2] for i in index]
-    down = [model.decode.levels[last - i : last - i + 2] for i in index]
+            found["classifier_logits"] = noisy(x, io["t"].float())
     with torch.no_grad():
-        network_output = model.encoder.network(x, io["t"].expand(len(x)).float(), **(model.source or {}))
-        prediction = network_output[:, : x.shape[1]]
-        # A learned variance stands behind the prediction; files keep the output with it or without.
-        own = {
-            key: prediction if io[key].shape == prediction.shape else network_output
-            for key in NETWORK_OUTPUTS
-            if key in io
-        }
-        return {
-            **own,
-            "reverse_step": _step(model.encoder, x, up, model.source),
-            "step": _step(model.decoder, x, down, model.target),
-            "latent": latent,
-            "decoded": integrate(ddim(start, model.decode, cond=model.target), model.decoder),
-        }
+        answer = network(x, io["t"].expand(len(x)).float(), **(source or {}))
+    # A learned variance stands behind the prediction; files keep the output with it or without.
+    own = answer[:, : x.shape[1]]
+    found |= {key: own if io[key].shape == own.shape else answer for key in NETWORK_OUTPUTS if key in io}
+    index, last = io["step_index"].expand(len(x)).tolist(), len(up) - 1
+    found["reverse_step"] = _step(plain, x, [up.levels[i : i + 2] for i in index], source)
+    found["step"] = _step(held, x, [down.levels[last - i : last - i + 2] for i in index], target)
+    found["latent"] = integrate(ddim(x, up, cond=source), plain)
+    start = io.get("latent", found["latent"])
+    return found | {"decoded": integrate(ddim(start, down, cond=target), held)}
 
 
 def _step(denoiser: Denoiser, x: Tensor, intervals: Sequence[Sequence[Level]], cond: Condition) -> Tensor:
     starts = torch.tensor([start for start, _ in intervals], dtype=torch.float64)
     table, rows = torch.unique(starts, dim=0, return_inverse=True)
-    v = denoiser.at(x, Places.by_row(x, LevelTable(table), rows), cond)
+    with torch.no_grad():
+        v = denoiser.at(x, Places.by_row(x, LevelTable(table), rows), cond)
     h = torch.tensor([end.phi - start.phi for start, end in intervals], dtype=torch.float64)
     h = h.reshape(-1, *(1,) * (x.ndim - 1))
     return (torch.cos(h) * x + torch.sin(h) * v).float()
 
 
+def float64_outputs(golden: Golden, settings: Mapping[str, Any], noise: Tensor | None) -> dict[str, Tensor]:
+    """Our outputs of one case: a step of training, or a translation of pictures from class to class, or of points."""
+    if settings.get("training"):
+        assert noise is not None
+        return _training(golden, settings, noise)
+    schedule, respacing = schedule_of(settings), settings["timestep_respacing"]
+    solver = SolverSettings(
+        "ddim",
+        evaluations=len(space_timesteps(schedule.steps, respacing)),
+        grid="ddib",
+        levels=PublicLevels(schedule.name, schedule.steps, respacing),
+        eta=settings.get("eta", 0.0),
+        ancestral=settings.get("ancestral", False),
+    )
+    network, noisy = networks(golden)
+    first = Denoiser(network.double(), predicted(settings), "timestep")
+    # Points are decoded by the same network with its last layer halved.
+    halved = {key: value / 2 if key.startswith("out.2.") else value for key, value in golden.state.items()}
+    second = first
+    if noisy is None:
+        other = networks(replace(golden, state=halved))[0]
+        second = Denoiser(other.double(), predicted(settings), "timestep")
+    held: Denoiser = Clipped(second) if settings.get("clip") else second
+    x, classes = golden.io["x"][: settings.get("rows")].double(), (None, None)
+    if noisy is not None:
+        held = ClassifierGuided(held, Classifier(noisy.double(), "timestep"), settings["classifier_scale"])
+        classes = tuple({"y": golden.io[key][: len(x)]} for key in ("y_source", "y_target"))
+    draw = None if noise is None else noise.__getitem__
+    latent = encode(x, first, schedule, solver.of_the_ode(), cond=classes[0])
+    decoded = decode(latent, held, schedule, solver, cond=classes[1], draw=draw)
+    if noisy is not None or solver.stochastic or settings.get("clip"):
+        return {"latent": latent, "decoded": decoded}
+    again = encode(decoded, held, schedule, solver)
+    returned = decode(again, first, schedule, solver)
+    return {"latent": latent, "decoded": decoded, "latent_again": again, "returned": returned}
+
+
+def _training(golden: Golden, settings: Mapping[str, Any], noise: Tensor) -> dict[str, Tensor]:
+    """Our loss of each point in a case of training, and the gradient of their mean."""
+    network, x = networks(golden)[0].double(), golden.io["x"].double()
+    steps = torch.arange(len(x)) * (settings["diffusion_steps"] - 1) // (len(x) - 1)
+    u = (steps.double() + 0.5) / settings["diffusion_steps"]
+    batch = make_step_batch(x, noise, u, schedule_of(settings))
+    loss = (network(batch.x, batch.times, batch.rows) - batch.target).square().mean(1)
+    gradient = torch.autograd.grad(loss.mean(), network.get_parameter(GRADIENT))[0]
+    return {"loss": loss.detach(), "gradient": gradient}
+
+
+# Comparison
+
+
 def compare_file(path: Path) -> list[Difference]:
     """Each output of a file of either form against ours; UnsupportedError when it cannot be rebuilt."""
+    metadata, tensors = read(path)
     try:
-        described = golden_float64.described(path)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UnsupportedError(f"it cannot be read as a golden file: {error}") from error
-    return compare(read_golden(path)) if described is None else _compare_float64(path, described)
-
-
-def _compare_float64(path: Path, described: Mapping[str, Any]) -> list[Difference]:
-    """A file of float64 outputs of several cases, whose weights and inputs are in another file beside it."""
-    try:
-        golden, found = read_golden(path.with_name(described["weights"])), golden_float64.outputs(path)
-        configs = _guided_configs(golden.config) if "classifier" in golden.config else None
-        ours = {
-            f"{case}.{output}": value
-            for case, settings in described["cases"].items()
-            for output, value in golden_float64.compute(
-                golden, configs, settings, found.get(f"{case}.noise")
-            ).items()
-        }
-        theirs = {name: value for name, value in found.items() if not name.endswith(".noise")}
-        return [
-            Difference(name, golden_float64.largest(ours[name], value), golden_float64.FLOAT64_TOLERANCE)
-            for name, value in theirs.items()
-        ]
-    except (IndexError, KeyError, RuntimeError, ValueError) as error:
-        raise UnsupportedError(f"its cases and tensors do not fit: {error}") from error
-
-
-def _guided_configs(config: Mapping[str, Any]) -> tuple[UNetConfig, ClassifierConfig]:
-    settings = _settings(config)
-    guide = _classifier(settings.pop("classifier"))
-    return _unet(settings, conditional=settings.pop("class_cond", False)), guide
-
-
-def compare(golden: Golden) -> list[Difference]:
-    """Each output of the file against ours; UnsupportedError when the network cannot be rebuilt."""
-    rebuild: Callable[[Golden], dict[str, Tensor]] = (
-        picture_outputs if "image_size" in golden.config else synthetic_outputs
-    )
-    try:
-        return _differences(rebuild(golden), golden)
-    except (IndexError, KeyError, RuntimeError, ValueError) as error:
+        if "float64" in metadata:
+            return _compare_float64(path, metadata["float64"], tensors)
+        golden = read_golden(path)
+        ours = float32_outputs(golden)
+    except (DdibError, IndexError, KeyError, RuntimeError, ValueError) as error:
         raise UnsupportedError(f"its configuration and tensors do not fit: {error}") from error
-
-
-def _differences(ours: Mapping[str, Tensor], golden: Golden) -> list[Difference]:
-    io, inputs = golden.io, {"x", "t", "step_index", "y_source", "y_target"}
-    unknown = io.keys() - ours.keys() - inputs
-    if unknown:
+    if unknown := golden.io.keys() - ours.keys() - INPUTS:
         raise UnsupportedError(f"it has outputs that are not known here: {', '.join(sorted(unknown))}")
-    loose = {"decoded": GUIDED_LOOP_TOLERANCE} if "classifier" in golden.config else {}
+    loose = {"decoded": GUIDED_LOOP_TOLERANCE} if golden.classifier else {}
     return [
-        _difference(name, ours[name], value, loose.get(name, TOLERANCE))
-        for name, value in io.items()
-        if name not in inputs
+        Difference(name, largest(name, ours[name], value), loose.get(name, TOLERANCE))
+        for name, value in golden.io.items()
+        if name not in INPUTS
     ]
 
 
-def _difference(name: str, ours: Tensor, theirs: Tensor, tolerance: float) -> Difference:
+def _compare_float64(path: Path, described: Mapping[str, Any], found: dict[str, Tensor]) -> list[Difference]:
+    golden = read_golden(path.with_name(described["weights"]))
+    differences = []
+    for case, settings in described["cases"].items():
+        for output, value in float64_outputs(golden, settings, found.get(f"{case}.noise")).items():
+            name = f"{case}.{output}"
+            wide = value.dtype == found[name].dtype == torch.float64
+            relative = largest(name, value, found.pop(name)) if wide else float("nan")
+            differences.append(Difference(name, relative, FLOAT64_TOLERANCE))
+    if unknown := [name for name in found if not name.endswith(".noise")]:
+        raise UnsupportedError(f"it has outputs that are not known here: {', '.join(sorted(unknown))}")
+    return differences
+
+
+def largest(name: str, ours: Tensor, theirs: Tensor) -> float:
     if ours.shape != theirs.shape:
         raise UnsupportedError(f"its {name} has shape {tuple(theirs.shape)}, ours {tuple(ours.shape)}")
-    relative = float((ours - theirs).abs().max() / theirs.abs().max())
-    return Difference(name, relative, tolerance)
+    return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 def main(paths: Sequence[str]) -> int:

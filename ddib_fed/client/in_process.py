@@ -25,7 +25,7 @@ from ddib_fed.engine.arrays import ArraySettings, check_translation, item_of
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.model import DomainModel, check_given
 from ddib_fed.engine.party import Control, Failed, ToTranslate, TranslatedItem, translate
-from ddib_fed.engine.record import Classes, LatentFigures, Part, SolverUsed, Translation, guidance_used
+from ddib_fed.engine.record import UNGUIDED, Classes, LatentFigures, Part, SolverUsed, Translation
 from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.evaluation.samples import Given, samples_of
@@ -269,7 +269,7 @@ class InProcess(Client):
             soften_sigma=source.sigma(job.asked.soften),
             source_class=classes[0],
             target_class=classes[1],
-            guidance=guidance_used(job.asked.guidance),
+            guidance=None if job.asked.guidance == UNGUIDED else job.asked.guidance,
             classifier_sha256="" if guide is None else guide.digest,
             calibration_sha256="" if calibration is None else calibration.sha256.hex(),
             calibration_kind="" if calibration is None else calibration.kind,

@@ -185,10 +185,6 @@ def network_times(table: Tensor, time_input: TimeInput) -> Tensor:
     return LAMBDA_SCALE * lam if time_input == "scaled-lambda" else lam
 
 
-def v_from_eps(eps: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    return divided(eps - sigma * x, alpha)
-
-
 def v_from_x0(x0: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
     return divided(alpha * x - x0, sigma)
 
@@ -242,7 +238,7 @@ class Denoiser:
         """Evaluate v of x (N, *sample_shape) at `places`: what the other ways to ask come to; a fresh tensor."""
         out = self._network(x, places, cond)
         if self.parameterisation == "eps":
-            return v_from_eps(out, x, places.alpha, places.sigma)
+            return divided(out - places.sigma * x, places.alpha)
         if self.parameterisation == "x0":
             return v_from_x0(out, x, places.alpha, places.sigma)
         return out

@@ -67,8 +67,7 @@ def measure(latent: Tensor) -> LatentStatistics:
     variance = centred.square().mean()
     fourth = centred.square().square().mean()
     kurtosis = float(fourth / variance.square() - 3.0) if variance > 0 else 0.0
-    correlation = _patch_correlation(z) if z.ndim == 4 else _coordinate_correlation(z)
-    return LatentStatistics(float(mean), float(variance.sqrt()), kurtosis, correlation, z.numel())
+    return LatentStatistics(float(mean), float(variance.sqrt()), kurtosis, _correlation(z), z.numel())
 
 
 def examine(latent: Tensor, *, structured: bool = False) -> LatentStatistics:
@@ -128,25 +127,16 @@ def check(statistics: LatentStatistics, *, structured: bool = False) -> None:
         )
 
 
-def _coordinate_correlation(z: Tensor) -> float:
-    rows = z.reshape(z.shape[0], -1)
+def _correlation(z: Tensor) -> float:
+    """As in the module: the largest of two coordinates of points, the mean of two pixels in patches of pictures."""
+    points = z.ndim < 4
+    rows = z if points else z.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).reshape(-1, PATCH * PATCH)
     if rows.shape[0] < MIN_FOR_CORRELATION // 2 or rows.shape[1] < 2:
         return 0.0
-    return float(_correlations(rows).abs().max())
-
-
-def _patch_correlation(z: Tensor) -> float:
-    patches = z.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).reshape(-1, PATCH * PATCH)
-    if patches.shape[0] < MIN_FOR_CORRELATION // 2:
-        return 0.0
-    return float(_correlations(patches).abs().mean())
-
-
-def _correlations(rows: Tensor) -> Tensor:
-    """Correlation coefficients of each pair of columns of (N, K), as one row; 0 for a column that is constant."""
     centred = rows - rows.mean(dim=0)
     scale = centred.norm(dim=0)
-    unit = centred / torch.where(scale > 0, scale, 1.0)
+    unit = centred / torch.where(scale > 0, scale, 1.0)  # 0 for a column that is constant
     matrix = unit.T @ unit
     above = torch.triu_indices(matrix.shape[0], matrix.shape[0], offset=1)
-    return matrix[above[0], above[1]]
+    found = matrix[above[0], above[1]].abs()
+    return float(found.max() if points else found.mean())

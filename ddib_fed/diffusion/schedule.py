@@ -490,10 +490,6 @@ def _listed(values: Iterable[float]) -> str:
 
 # The public code's levels
 
-# How far beyond the range of lambda in which a network was trained a table may reach; linear tables reach 0.9.
-MAX_BEYOND = 1.0
-MAX_STEPS = 10_000
-
 
 @dataclass(frozen=True, slots=True)
 class PublicLevels:
@@ -505,13 +501,16 @@ class PublicLevels:
 
     def kept(self, schedule: Schedule) -> int:
         """How many steps the respacing keeps: evaluations of a leg."""
-        steps = self.diffusion_steps or (schedule.steps if isinstance(schedule, DiscreteSchedule) else 0)
-        require(
-            steps > 0,
-            f"respacing {self.respacing!r} keeps some of the diffusion steps, and the model has none of its own",
-            'say how many, for example --flags "--diffusion_steps 4000"',
+        return len(space_timesteps(_own_steps(schedule).steps, self.respacing))
+
+
+def _own_steps(schedule: Schedule) -> DiscreteSchedule:
+    if not isinstance(schedule, DiscreteSchedule):
+        raise SettingsInvalid(
+            "the public code's levels are the integer steps that a model was trained on, and this one has none",
+            hint="leave --flags out; --solver ddim --grid integer steps as that code does",
         )
-        return len(space_timesteps(steps, self.respacing))
+    return schedule
 
 
 def space_timesteps(steps: int, sections: list[int] | str) -> list[int]:
@@ -555,68 +554,39 @@ def _number(text: str, whole: str) -> int:
 
 
 def ddib_compat_grids(
-    schedule: DiscreteSchedule, respacing: list[int] | str = "", *, own: Schedule | None = None
+    schedule: DiscreteSchedule, respacing: list[int] | str = ""
 ) -> tuple[LevelGrid, LevelGrid]:
     """The public code's levels: (encode, decode), which are not each other's reverse."""
     inner = schedule.at_steps(space_timesteps(schedule.steps, respacing))
-    if own is not None:
-        inner = tuple(level._replace(t=own.level(level.lam).t) for level in inner)
     noise, data = Level(0.0, 1.0, inner[-1].t), Level(1.0, 0.0, inner[0].t)
     return LevelGrid((*inner, noise)), LevelGrid((*inner[::-1], data))
 
 
 def public_grids(schedule: Schedule, levels: PublicLevels, evaluations: int) -> tuple[LevelGrid, LevelGrid]:
-    """The public code's levels for a model: (encode, decode), as in `ddib_compat_grids`."""
-    asked = levels.diffusion_steps
-    require(0 <= asked <= MAX_STEPS, f"{asked} diffusion steps are outside 1 to {MAX_STEPS}")
-    if isinstance(schedule, DiscreteSchedule):
-        _check_own(schedule, levels)
-        table, own = schedule, None
-    else:
-        table = discrete_schedule(levels.noise_schedule or "linear", levels.diffusion_steps or evaluations)
-        own = schedule
-        # Without a T the table is a rescaled linear one, which is followed as it is.
-        if levels.noise_schedule or levels.diffusion_steps:
-            _check_range(schedule, table)
-    grids = ddib_compat_grids(table, levels.respacing or [evaluations], own=own)
+    """The public code's levels for a model; the options repeat its own steps or leave them open."""
+    own, name = _own_steps(schedule), levels.noise_schedule
+    require(
+        levels.diffusion_steps in (0, own.steps),
+        f"the model was trained with {own.steps} diffusion steps, not with {levels.diffusion_steps}",
+        "leave --diffusion_steps out of --flags; --timestep_respacing takes fewer of them",
+        steps=own.steps,
+    )
+    same = name in {"", "linear", "cosine"}
+    if same and name:
+        same = torch.allclose(discrete_schedule(name, own.steps).betas, own.betas, rtol=1e-9, atol=0.0)
+    require(
+        same,
+        f"the model was trained on the noise schedule {own.name}, not on {name}",
+        "leave --noise_schedule out of --flags",
+        schedule=own.name,
+    )
+    grids = ddib_compat_grids(own, levels.respacing or [evaluations])
     kept = len(grids[0])
     require(
         kept == evaluations,
-        f"respacing {levels.respacing!r} of {table.steps} steps keeps {kept}, not {evaluations}",
+        f"respacing {levels.respacing!r} of {own.steps} steps keeps {kept}, not {evaluations}",
         f"--evaluations {kept}, or leave --evaluations out",
         evaluations=evaluations,
         kept=kept,
     )
     return grids
-
-
-def _check_own(schedule: DiscreteSchedule, levels: PublicLevels) -> None:
-    """Return when what was asked repeats the model's own steps, or leaves them open."""
-    require(
-        levels.diffusion_steps in (0, schedule.steps),
-        f"the model was trained with {schedule.steps} diffusion steps, not with {levels.diffusion_steps}",
-        "leave --diffusion_steps out of --flags; --timestep_respacing takes fewer of them",
-        steps=schedule.steps,
-    )
-    name = levels.noise_schedule
-    same = name in {"", "linear", "cosine"}
-    if same and name:
-        betas = discrete_schedule(name, schedule.steps).betas
-        same = torch.allclose(betas, schedule.betas, rtol=1e-9, atol=0.0)
-    require(
-        same,
-        f"the model was trained on the noise schedule {schedule.name}, not on {name}",
-        "leave --noise_schedule out of --flags",
-        schedule=schedule.name,
-    )
-
-
-def _check_range(schedule: Schedule, table: DiscreteSchedule) -> None:
-    """Return when a table's levels lie where the network was trained, or near it."""
-    data, noise = (level.lam for level in table.at_steps([0, table.steps - 1]))
-    require(
-        data <= schedule.lambda_max + MAX_BEYOND and noise >= schedule.lambda_min - MAX_BEYOND,
-        f"{table.steps} {table.name} steps go from lambda {data:.1f} to {noise:.1f}; the model was trained "
-        f"from {schedule.lambda_max:.1f} to {schedule.lambda_min:.1f}",
-        '--flags "--noise_schedule linear", or train a model on these steps: ddib model train --help',
-    )

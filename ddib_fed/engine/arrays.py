@@ -1,4 +1,4 @@
-"""Arrays of samples through local parties: translations, samples and interpolations, repeatable by a seed.
+"""Arrays of samples through local parties: translations and samples, repeatable by a seed.
 
 What is random about a sample (softening, the noise of a step) follows from the seed and the sample alone, or for points
 from its row, so it is the same in any batch.
@@ -7,20 +7,19 @@ from its row, so it is the same in any batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from ddib_fed.diffusion.plans import SolverSettings, interpolate
+from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.local_party import LocalParty, only
 from ddib_fed.engine.model import (
     DomainModel,
     check_calibration,
     check_decoding,
     check_encoding,
-    check_given,
 )
 from ddib_fed.engine.party import (
     Array,
@@ -30,7 +29,6 @@ from ddib_fed.engine.party import (
     OnStep,
     RowDraw,
     ToDecode,
-    ToEncode,
     ToTranslate,
 )
 from ddib_fed.engine.record import UNGUIDED, Guidance
@@ -106,34 +104,6 @@ def draw_samples(
     return clipped(np.concatenate([only(outcome).samples for outcome in outcomes]))
 
 
-def interpolate_pictures(
-    pair: Array,
-    source: LocalParty,
-    target: LocalParty,
-    weights: Sequence[float],
-    asked: ArraySettings = PLAIN,
-    *,
-    on_progress: OnProgress | None = None,
-) -> Array:
-    """Encode two pictures by the source's model and decode the latents between them by the target's."""
-    check_translation(source, target, asked)
-    check_given(source.model, pair)
-    tell = Counter(asked.settings.evaluations * (turns(source, 2) + turns(target, len(weights))), on_progress)
-    leg = replace(asked.leg(tell), round_trip=False)
-    items = (
-        ToEncode(item.number, item.samples, item.source_class, item.noise)
-        for item in items_of(pair, source.model, target.model, asked)
-    )
-    ends = [torch.from_numpy(only(each).latent.data[0].copy()) for each in source.encode_each(items, leg)]
-    between = interpolate(ends[0], ends[1], weights).numpy()
-    latents = (
-        ToDecode(row, Latent.from_array(latent[None]), asked.target_class)
-        for row, latent in enumerate(between)
-    )
-    decoded = target.decode_each(latents, replace(leg, calibration=None))
-    return clipped(np.concatenate([only(each).samples for each in decoded]))
-
-
 def clipped(x: Array) -> Array:
     return np.clip(x, -1.0, 1.0)
 
@@ -155,18 +125,6 @@ def turns(party: LocalParty, rows: int) -> int:
     return rows if party.model.is_picture else -(-rows // party.executor.rows)
 
 
-def items_of(
-    x: Array, source: DomainModel, target: DomainModel, asked: ArraySettings
-) -> Iterator[ToTranslate]:
-    if not source.is_picture:
-        yield item_of(0, x, source, target, asked)
-        return
-    for row in range(len(x)):
-        own, other = _label_of(asked.source_class, row), _label_of(asked.target_class, row)
-        labelled = replace(asked, source_class=own, target_class=other)
-        yield item_of(row, x[row : row + 1], source, target, labelled)
-
-
 def item_of(
     number: int, samples: Array, source: DomainModel, target: DomainModel, asked: ArraySettings
 ) -> ToTranslate:
@@ -175,22 +133,18 @@ def item_of(
     if not source.is_picture:
         forward, backward = (point_draw(asked.seed, leg, samples.shape[1]) for leg in (0, 1))
         return ToTranslate(number, samples, *classes, forward=forward, backward=backward)
-    digest = _digest(samples[0], asked.seed)
+    little = np.ascontiguousarray(samples[0], dtype="<f4")
+    digest = hashlib.sha256(f"{asked.seed} {little.shape} ".encode() + little.tobytes()).digest()
     draws = picture_draw(target, digest, "there"), picture_draw(source, digest, "back")
     return ToTranslate(number, samples, *classes, _softening(source, digest), *draws)
-
-
-def _label_of(labels: Labels, row: int) -> int | None:
-    return labels if labels is None or isinstance(labels, int) else labels[row]
 
 
 def _softening(model: DomainModel, digest: bytes) -> Noise:
     return lambda _: seeded_noise(model, digest, "soften")
 
 
-def _digest(picture: Array, seed: int) -> bytes:
-    little = np.ascontiguousarray(picture, dtype="<f4")
-    return hashlib.sha256(f"{seed} {little.shape} ".encode() + little.tobytes()).digest()
+def _label_of(labels: Labels, row: int) -> int | None:
+    return labels if labels is None or isinstance(labels, int) else labels[row]
 
 
 DRAWN_ROWS = 1024

@@ -108,10 +108,16 @@ def serve(pipe: Connection, make: Callable[..., Any]) -> None:
 
 
 class WarmModel:
-    """A model with its batcher in a worker."""
+    """A model with its batcher in a worker, which may be a Ray actor; `version` is that of the node's ddib-fed."""
 
-    def __init__(self, recipe: bytes, device: str) -> None:
+    def __init__(self, recipe: bytes, device: str, version: str = __version__) -> None:
+        if version != __version__:
+            raise ConfigError(
+                f"the cluster has ddib-fed {__version__}, and the node {version}",
+                hint=f"install ddib-fed {version} with its extras node and ray in the image of the cluster",
+            )
         self._batcher = replace(unpack(recipe), device=device).warm()
+        self.name = f"on {device} of {socket.gethostname()}, process {os.getpid()}"
         self._controls: dict[int, Control] = {}
         self._steps: dict[int, tuple[int, int]] = {}
         self._counted = (0, 0)
@@ -126,12 +132,20 @@ class WarmModel:
         future.add_done_callback(lambda _: self._controls.pop(number, None))
         return future
 
+    def run(self, number: int, work: bytes, remaining_s: float | None) -> bytes:
+        future = self.begin(number, work, remaining_s)
+        future.exception()  # waits
+        return packed_end(future)
+
     def cancel(self, number: int) -> None:
         if (control := self._controls.get(number)) is not None:
             control.cancel()
 
     def _note(self, number: int, done: int, of: int) -> None:
         self._steps[number] = done, of
+
+    def describe(self) -> tuple[str, int]:
+        return self.name, self.rows
 
     def news(self) -> tuple[dict[int, tuple[int, int]], int, int]:
         """Since the last time: the steps of trajectories, network calls, and rows in them."""
@@ -146,7 +160,7 @@ class _Process(WarmModel):
 
     def __init__(self, say: Say, recipe: bytes, device: str) -> None:
         super().__init__(recipe, device)
-        self._say, self.name = say, f"on {device}, process {os.getpid()}"
+        self._say = say
 
     def take(self, number: int, work: bytes | None, remaining_s: float | None) -> None:
         if work is None:
@@ -641,34 +655,13 @@ class _Cluster:
         time.sleep(READY_S)
 
 
-class Actor(WarmModel):
-    """A worker on a cluster."""
-
-    def __init__(self, recipe: bytes, device: str, version: str) -> None:
-        if version != __version__:
-            raise ConfigError(
-                f"the cluster has ddib-fed {__version__}, and the node {version}",
-                hint=f"install ddib-fed {version} with its extras node and ray in the image of the cluster",
-            )
-        super().__init__(recipe, device)
-        self._name = f"on {device} of {socket.gethostname()}, process {os.getpid()}"
-
-    def describe(self) -> tuple[str, int]:
-        return self._name, self.rows
-
-    def run(self, number: int, work: bytes, remaining_s: float | None) -> bytes:
-        future = self.begin(number, work, remaining_s)
-        future.exception()  # waits
-        return packed_end(future)
-
-
 class _Relay:
     """A model in an actor, on a GPU where there are any, else on a core."""
 
     def __init__(self, say: Say, recipe: bytes, device: str, address: str) -> None:
         self._say, self._ray = say, _ray(address)
         on_gpu = device.startswith("cuda") or (device == "auto" and self._ray.cluster_resources().get("GPU"))
-        actor = self._ray.remote(concurrency_groups={"work": TOGETHER, "looks": 1})(Actor)
+        actor = self._ray.remote(concurrency_groups={"work": TOGETHER, "looks": 1})(WarmModel)
         self._actor = actor.options(
             num_cpus=0 if on_gpu else 1, num_gpus=1 if on_gpu else 0, scheduling_strategy="SPREAD"
         ).remote(recipe, "cuda" if on_gpu else "cpu", __version__)

@@ -501,12 +501,9 @@ class Softener:
 
     def for_picture(self, picture: NDArray[np.float32], peer: str) -> NDArray[np.float32]:
         digest = hashlib.sha256(np.ascontiguousarray(picture, dtype="<f4").data).digest()
-        return self._noise(picture.shape, b"picture", digest, peer.encode())
-
-    def _noise(self, shape: Sequence[int], *what: bytes) -> NDArray[np.float32]:
-        parts = (b"ddib-fed softening 1", *what, self._model)
+        parts = (b"ddib-fed softening 1", b"picture", digest, peer.encode(), self._model)
         message = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
-        return standard_normal(hmac.digest(self._key, message, "sha256"), shape)
+        return standard_normal(hmac.digest(self._key, message, "sha256"), picture.shape)
 
 
 def standard_normal(seed: bytes, shape: Sequence[int]) -> NDArray[np.float32]:

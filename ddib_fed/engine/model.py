@@ -92,8 +92,8 @@ class DomainModel:
     def _wrapped(self, guidance: Guidance, calibration: ChannelMap | None, encoder: str) -> Denoiser:
         found: Denoiser = Clipped(self.plain) if guidance.clip else self.plain
         null_class = self.manifest.null_class
-        if guidance.scale is not None and null_class is not None:
-            found = ClassifierFree(found, guidance.scale, null_class)
+        if guidance.guidance is not None and null_class is not None:
+            found = ClassifierFree(found, guidance.guidance, null_class)
         elif guidance.classifier_scale is not None:
             found = ClassifierGuided(found, self._classifier, guidance.classifier_scale)
         if encoder != "ode":
@@ -232,7 +232,7 @@ def check_given(model: DomainModel, samples: Array) -> None:
 def check_guidance(model: DomainModel, guidance: Guidance) -> None:
     name = model.manifest.name
     require(
-        guidance.scale is None or model.manifest.null_class is not None,
+        guidance.guidance is None or model.manifest.null_class is not None,
         f"{name} has no class for none, which classifier-free guidance needs",
         "use a classifier, or train a model with dropped labels",
         field="guidance",
@@ -277,8 +277,8 @@ def check_label(model: DomainModel, label: Labels, guidance: Guidance = UNGUIDED
     facts: dict[str, str | float] = {"class": "none" if label is None else str(label), "classes": classes}
     if label is None:
         require(
-            guidance.scale is None,
-            f"guidance {guidance.scale} needs a class, and none is given for {manifest.name}",
+            guidance.guidance is None,
+            f"guidance {guidance.guidance} needs a class, and none is given for {manifest.name}",
             "--target-class CLASS, or leave --guidance out",
         )
         optional = manifest.num_classes is None or manifest.null_class is not None

@@ -65,26 +65,26 @@ class Classes:
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """Guidance of decoding, numbers alone: the classifier belongs to the party that decodes."""
+    """Of decoding: scale of classifier-free guidance, weight of the decoder's classifier, predictions clipped."""
 
-    scale: float | None = None
+    guidance: float | None = None
     classifier_scale: float | None = None
     clip: bool = False
 
     def __post_init__(self) -> None:
-        for name, value in (("guidance", self.scale), ("classifier_scale", self.classifier_scale)):
+        for name, value in (("guidance", self.guidance), ("classifier_scale", self.classifier_scale)):
             if value is not None and not math.isfinite(value):
                 raise SettingsInvalid(f"{name} {value} is not a finite number", facts={"field": name})
-        if self.scale is not None and self.classifier_scale is not None:
+        if self.guidance is not None and self.classifier_scale is not None:
             raise SettingsInvalid("guidance is by a classifier or free of one, not both", hint="choose one")
 
     @property
     def steers(self) -> bool:
-        return self.scale is not None or self.classifier_scale is not None
+        return self.guidance is not None or self.classifier_scale is not None
 
     @property
     def predictions(self) -> int:
-        return 2 if self.classifier_scale is not None or self.scale not in {None, 0.0, 1.0} else 1
+        return 2 if self.classifier_scale is not None or self.guidance not in {None, 0.0, 1.0} else 1
 
 
 UNGUIDED = Guidance()
@@ -110,21 +110,6 @@ class SolverUsed(_Section):
     grid: str = "default"
     depth: float = 1.0
     encoder: str = "ode"
-
-
-class GuidanceUsed(_Section):
-    """How decoding was guided: scale of classifier-free guidance, weight of a classifier, predictions clipped."""
-
-    guidance: float | None = None
-    classifier_scale: float | None = None
-    clip: bool = False
-
-
-def guidance_used(asked: Guidance) -> GuidanceUsed | None:
-    """What a record says of a request's guidance; None for none."""
-    if asked == UNGUIDED:
-        return None
-    return GuidanceUsed(guidance=asked.scale, classifier_scale=asked.classifier_scale, clip=asked.clip)
 
 
 class LatentFigures(_Section):
@@ -232,7 +217,7 @@ class Translation(_Section):
     soften_sigma: float = 0.0
     source_class: str = ""
     target_class: str = ""
-    guidance: GuidanceUsed | None = None
+    guidance: Guidance | None = None
     classifier_sha256: str = ""
     calibration_sha256: str = ""
     policy_sha256: str = ""
@@ -281,7 +266,7 @@ class Translation(_Section):
             return None
         try:
             return cls.model_validate(raw)
-        except ValidationError:
+        except (ValidationError, SettingsInvalid):
             return None
 
     @classmethod

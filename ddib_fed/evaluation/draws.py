@@ -1,4 +1,4 @@
-"""What a model draws, as files: points and pictures from noise, and what lies between two pictures.
+"""What a model draws, as files: points and pictures from noise.
 
 What a folder holds is listed in its report.json, which is written last.
 """
@@ -6,6 +6,7 @@ What a folder holds is listed in its report.json, which is written last.
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def draw_pictures(
 ) -> dict[str, Any]:
     """Draw pictures and write each as a PNG, with sheet.png and report.json."""
     samples = draw_samples(party, count, asked, on_progress=on_progress)
-    manifest, guidance = party.model.manifest, asked.guidance
+    manifest = party.model.manifest
     rule, width = picture_rule(manifest), len(str(count - 1))
     names = [f"sample_{number:0{width}d}.png" for number in range(count)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,11 +98,7 @@ def draw_pictures(
         "count": count,
         "seed": asked.seed,
         "settings": asked.settings.described(),
-        "guidance": {
-            "scale": guidance.scale,
-            "classifier_scale": guidance.classifier_scale,
-            "clip": guidance.clip,
-        },
+        "guidance": asdict(asked.guidance),
         "output_scale": dict(zip(("slope", "intercept"), rule.output_scale, strict=True)),
         "pictures": names,
     }

@@ -10,7 +10,7 @@ import io
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -199,7 +199,11 @@ _FACTS: Final[Mapping[str, Callable[[Translation], str]]] = {
     ),
     "softening": lambda r: f"noise level {r.soften_sigma:g}",
     "class": lambda r: f"{r.source_class} to {r.target_class}" if r.source_class or r.target_class else "",
-    "guidance": lambda r: "" if r.guidance is None else str(r.guidance),
+    "guidance": lambda r: ", ".join(
+        f"{name} {value:g}"
+        for name, value in ({} if r.guidance is None else asdict(r.guidance)).items()
+        if value is not None and value is not False
+    ),
     "calibration": lambda r: f"{r.calibration_kind} {r.calibration_sha256}".strip(),
     "contract": lambda r: r.contract_sha256,
     "source's model": lambda r: r.source_model_sha256,

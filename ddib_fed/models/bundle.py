@@ -286,18 +286,16 @@ def _replace(folder: Path, name: str, content: bytes) -> None:
     sync_folder(folder)
 
 
-def load_bundle(path: Path, *, without: Collection[str] = ()) -> Bundle:
-    """Read and verify the bundle in folder `path`; files of `BESIDE` that are named in `without` are not read.
+def load_bundle(folder: Path | Traversable, source: str = "", *, without: Collection[str] = ()) -> Bundle:
+    """Read and verify the bundle in a folder, which may be inside a package.
+
+    `source` names it in errors; files of `BESIDE` that are named in `without` are not read.
 
     Raises:
         ModelNotFound: There is no bundle.
         BundleInvalid: A file is damaged, was changed, or does not fit; the detail names file and field.
     """
-    return read_bundle(path, str(path), without=without)
-
-
-def read_bundle(folder: Path | Traversable, source: str, *, without: Collection[str] = ()) -> Bundle:
-    """As `load_bundle`, also from inside a package; `source` names the bundle in errors."""
+    source = source or str(folder)
     manifest = parse_manifest(read_file(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES, source), source)
     weights = read_file(folder, WEIGHTS_FILE, MAX_WEIGHTS_BYTES, source)
     if hashlib.sha256(weights).hexdigest() != manifest.weights_sha256:
@@ -335,7 +333,7 @@ CALIBRATION_FILE = "calibration.json"  # of a shipped model that was trained wit
 
 def pretrained(domain: str) -> Bundle:
     require_shipped(domain)
-    return read_bundle(shipped_folder() / domain, f"pretrained {domain}")
+    return load_bundle(shipped_folder() / domain, f"pretrained {domain}")
 
 
 def shipped_calibration(name: str) -> bytes | None:

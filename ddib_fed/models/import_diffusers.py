@@ -23,8 +23,8 @@ from ddib_fed.diffusion.schedule import SCALED_LINEAR, ScheduleConfig, schedule_
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.files import parse_json
 from ddib_fed.models.bundle import misfits
-from ddib_fed.models.import_guided import Imported, import_note, read_tensors, renamed
-from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
+from ddib_fed.models.import_guided import Imported, import_note, picture_manifest, read_tensors, renamed
+from ddib_fed.models.manifest import PictureFormat, Training
 from ddib_fed.networks.config import DiffusersUNetConfig
 
 INDEX: Final = "model_index.json"
@@ -86,19 +86,15 @@ def import_diffusers(
         "pictures, could not be checked"
     )
     warnings = () if index else (unchecked,)
-    manifest = Manifest(
-        name=(name or folder.resolve().name)[:100],
+    manifest = picture_manifest(
+        config,
+        name=name or folder.resolve().name,
         domain=domain,
-        sample_kind="picture",
-        sample_shape=(config.in_channels, config.image_size, config.image_size),
-        network=config,
         parameterisation=prediction,
-        time_input="timestep",
         schedule=schedule,
-        value_range=(-1.0, 1.0),
         soften_sigma=soften_sigma,
         picture=PictureFormat(fit=fit),
-        data=DataNote(note=import_note("the folder", warnings)),
+        data=import_note("the folder", warnings),
         training=Training(command=f"imported from the diffusers folder {folder.resolve().name}"[:2000]),
     )
     return Imported(manifest, state, (), {}, checkpoint.remarks, warnings)

@@ -28,7 +28,7 @@ from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.models.bundle import Bundle, make_bundle, misfits
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
-from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
+from ddib_fed.networks.config import ClassifierConfig, DiffusersUNetConfig, SyntheticConfig, UNetConfig
 
 Value = str | int | float | bool | tuple[int | float, ...]
 Table = Mapping[str, Value]  # flags with the public code's defaults, whose types are those of the values
@@ -221,21 +221,17 @@ def import_guided(
         "model was trained with others, its results are wrong without an error"
     )
     warnings = (trust,) if taken and not given.line else ()
-    network, said = settled.network, f", flags {given.line}" if given.line else ""
-    manifest = Manifest(
-        name=(name or path.stem)[:100],
+    said = f", flags {given.line}" if given.line else ""
+    manifest = picture_manifest(
+        settled.network,
+        name=name or path.stem,
         domain=domain,
         role="classifier" if classifier else "generator",
-        sample_kind="picture",
-        sample_shape=(network.in_channels, network.image_size, network.image_size),
-        network=network,
         parameterisation=settled.parameterisation,
-        time_input="timestep",
         schedule=settled.schedule,
-        value_range=(-1.0, 1.0),
         soften_sigma=soften_sigma,
         picture=PictureFormat(fit=fit),
-        data=DataNote(note=import_note("the file", warnings)),
+        data=import_note("the file", warnings),
         training=Training(command=f"imported from {path.name}{said}"[:2000], steps=checkpoint.steps),
     )
     return Imported(manifest, checkpoint.state, settled.facts, given.ignored, checkpoint.remarks, warnings)
@@ -499,9 +495,24 @@ class Imported:
     warnings: tuple[str, ...] = ()
 
 
-def import_note(where: str, warnings: tuple[str, ...] = ()) -> str:
+def import_note(where: str, warnings: tuple[str, ...]) -> DataNote:
     said = f"imported weights: {where} does not say what they were trained on"
-    return "; ".join((said, *warnings))[:4000]
+    return DataNote(note="; ".join((said, *warnings))[:4000])
+
+
+def picture_manifest(
+    network: UNetConfig | ClassifierConfig | DiffusersUNetConfig, *, name: str, **fields: Any
+) -> Manifest:
+    """The manifest of a public network of pictures in [-1, 1], told integer steps."""
+    return Manifest(
+        name=name[:100],
+        sample_kind="picture",
+        sample_shape=(network.in_channels, network.image_size, network.image_size),
+        network=network,
+        time_input="timestep",
+        value_range=(-1.0, 1.0),
+        **fields,
+    )
 
 
 # Writing the public code's 2-D network

@@ -177,10 +177,10 @@ _REMEDIES: Final[dict[str, str]] = {
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, ContractSide):
-        return place_of(value)
     if isinstance(value, CalibrationTerms):
         return calibration_text(value)
+    if isinstance(value, Message):  # a side
+        return place_of(value)
     if isinstance(value, bytes):
         return value.hex() or "none"
     if isinstance(value, Iterable) and not isinstance(value, str):
@@ -303,7 +303,7 @@ def guidance_to_pb(asked: Guidance) -> common_pb2.GuidanceSettings | None:
     if asked == UNGUIDED:
         return None
     return common_pb2.GuidanceSettings(
-        guidance=asked.scale, classifier_scale=asked.classifier_scale, clip=asked.clip
+        guidance=asked.guidance, classifier_scale=asked.classifier_scale, clip=asked.clip
     )
 
 
@@ -318,7 +318,7 @@ def guidance_from_pb(message: common_pb2.GuidanceSettings) -> Guidance:
 def check_offered(asked: Guidance, terms: GuidanceTerms, of: str) -> None:
     """Return if the target `of`, INSTITUTION/DOMAIN, offers the guidance of a request."""
     kinds = (
-        ("--guidance", asked.scale, terms.max_guidance),
+        ("--guidance", asked.guidance, terms.max_guidance),
         ("--classifier-scale", asked.classifier_scale, terms.max_classifier_scale),
     )
     policy = "max_guidance"  # bounds both

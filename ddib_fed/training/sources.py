@@ -499,10 +499,7 @@ def as_trained(manifest: Manifest, images: Path, **fields: Any) -> TrainConfig:
     return TrainConfig.model_validate(found)
 
 
-def evenly(count: int, most: int) -> Labels:
-    """At most so many row numbers below `count`, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
-
-
 def spaced(samples: Pixels, most: int) -> Any:
-    return samples[evenly(len(samples), most)]
+    """At most so many rows, evenly spaced."""
+    rows = np.linspace(0, len(samples) - 1, min(most, len(samples)))
+    return samples[np.unique(rows.round().astype(np.int64))]

@@ -66,15 +66,6 @@ def test_a_rotation_is_proposed_with_its_figures() -> None:
 
 
 @pytest.mark.slow
-def test_what_the_colours_need_no_map_for_is_refused_unless_forced() -> None:
-    """The two palettes are one: turning it is not better than leaving it."""
-    same = aggregate(turn=np.eye(3))
-    with pytest.raises(CalibrationIneffective, match="not better than none"):
-        propose(pictures(300, 2), PALETTE, same, "rotation")
-    assert propose(pictures(300, 2), PALETTE, same, "rotation", force=True).effect.forced
-
-
-@pytest.mark.slow
 def test_colour_maps_follow_the_transport_and_come_back() -> None:
     pytest.importorskip("ot")
     source = colours(600, 2)

@@ -105,7 +105,7 @@ def driven(solver) -> tuple[torch.Tensor, list]:
     [
         (SolverSettings(evaluations=12), 4),
         (SolverSettings(evaluations=1), 1),
-        (SolverSettings("ddim", evaluations=24, grid="ddib"), 1),
+        (SolverSettings("ddim", evaluations=24), 1),
         (SolverSettings("flow-map", evaluations=4), 1),
     ],
     ids=lambda value: value.solver if isinstance(value, SolverSettings) else str(value),
@@ -145,19 +145,12 @@ def test_noise_in_each_step_leaves_the_distribution_as_it_is(drawn):
     schedule = discrete_schedule("linear", 1000)
     settings = SolverSettings("ddim", evaluations=250, grid="ddib", levels=LEVELS, **drawn)
     z = noise(1, (20_000, 2))(0)
-    x = decode(
-        z,
-        gaussian_denoiser("eps", time_input="timestep", schedule=schedule),
-        schedule,
-        settings,
-        draw=noise(2, z.shape),
-    )
+    network = gaussian_denoiser("eps", time_input="timestep", schedule=schedule)
+    x = decode(z, network, schedule, settings, draw=noise(2, z.shape))
     assert torch.allclose(x.mean(0), MEAN, atol=0.03)
     assert torch.allclose(torch.cov(x.T), COVARIANCE, atol=0.04)
-    plain = decode(
-        z, gaussian_denoiser("eps", time_input="timestep", schedule=schedule), schedule, settings.of_the_ode()
-    )
-    assert float((x - plain).square().mean()) > 0.1
+    plain = decode(z[:500], network, schedule, settings.of_the_ode())
+    assert float((x[:500] - plain).square().mean()) > 0.1
 
 
 def test_the_same_noise_gives_the_same_sample_and_eta_0_takes_none():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.engine.arrays import ArraySettings, check_translation, clipped, items_of
+from ddib_fed.engine.arrays import ArraySettings, check_translation, clipped, item_of
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.model import check_given
 from ddib_fed.engine.party import Failed, TranslatedItem, translate
@@ -32,8 +32,10 @@ def translate_array(
     asked = asked or ArraySettings()
     check_translation(source, target, asked)
     check_given(source.model, x)
+    rows = [x[row : row + 1] for row in range(len(x))] if source.model.is_picture else [x]
+    items = (item_of(row, samples, source.model, target.model, asked) for row, samples in enumerate(rows))
     done: list[TranslatedItem] = []
-    for outcome in translate(source, target, items_of(x, source.model, target.model, asked), asked.leg()):
+    for outcome in translate(source, target, items, asked.leg()):
         if isinstance(outcome, Failed):
             raise outcome.error
         done.append(outcome)

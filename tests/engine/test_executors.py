@@ -39,6 +39,7 @@ from ddib_fed.errors import (
 )
 from tests.e2e.harness import free_port
 from tests.node.tiny_nodes import tiny_bundle
+from tests.source_node.conftest import wait_until
 
 SETTINGS = SolverSettings(evaluations=24)
 LONG = SolverSettings(evaluations=9_999, solver="ddim", grid="uniform-lambda")
@@ -115,14 +116,6 @@ def check(trajectory, future, within=1e-4):
     torch.testing.assert_close(future.result(PATIENCE_S).x, expected, atol=within, rtol=within)
 
 
-def until(condition, what):
-    """Wait for what comes by itself."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        threading.Event().wait(0.02)
-
-
 def processes_of(pool):
     return [int(re.search(r"process (\d+)", name)[1]) for name in pool.workers()]
 
@@ -148,7 +141,7 @@ def test_results_and_progress_are_those_of_the_model_here(executor, stage):
         assert future.result().evaluations == 24
     assert told == sorted(told)
     assert told[-1] == (24, 24)
-    until(lambda: executor.counters["rows"] > 0, "what was computed is counted")
+    wait_until(lambda: executor.counters["rows"] > 0, PATIENCE_S)
 
 
 def test_cancelling_and_deadlines_reach_the_work_at_its_next_step(executor):
@@ -178,9 +171,9 @@ def test_errors_of_the_model_reach_the_caller_as_they_are(executor):
 @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_ends_or_hangs_loses_nothing_and_is_replaced(pool, fate, monkeypatch):
     monkeypatch.setattr(executors, "SILENT_S", 3.0)
-    until(lambda: pool.counters["ready"] == 2, "two workers")
+    wait_until(lambda: pool.counters["ready"] == 2, PATIENCE_S)
     before = dict(pool.counters)
-    settings = SolverSettings(evaluations=4_800, solver="ddim", grid="uniform-lambda")
+    settings = SolverSettings(evaluations=2_400, solver="ddim", grid="uniform-lambda")
     work = [decoding(50, n, settings, flow="job") for n in range(8)]
     begun = threading.Event()
     futures = [pool.submit(each, on_step=lambda *_: begun.set()) for each in work]
@@ -189,7 +182,7 @@ def test_a_worker_that_ends_or_hangs_loses_nothing_and_is_replaced(pool, fate, m
     os.kill(victim, fate)
     for each, future in zip(work, futures, strict=True):
         check(each, future, within=1e-3)
-    until(lambda: victim not in processes_of(pool) and pool.counters["ready"] == 2, "another worker")
+    wait_until(lambda: victim not in processes_of(pool) and pool.counters["ready"] == 2, PATIENCE_S)
     assert pool.counters["replaced"] == before["replaced"] + 1
     assert pool.counters["redone"] > before["redone"]
     assert pool.problem is None
@@ -295,7 +288,7 @@ class Scene:
         return self.pool.submit(decoding(rows, flow=flow), **options)
 
     def worker(self, number):
-        until(lambda: len(self.workers) > number, "another worker")
+        wait_until(lambda: len(self.workers) > number, PATIENCE_S)
         return self.workers[number]
 
 
@@ -307,20 +300,6 @@ def scene(monkeypatch):
     yield lambda *given, **options: made.append(Scene(*given, **options)) or made[-1]
     for each in made:
         each.pool.close()
-
-
-def test_a_worker_has_at_most_the_rows_of_two_calls(scene):
-    stage = scene(1)
-    futures = [stage.submit(ROWS // 2, flow="job") for _ in range(6)]
-    worker = stage.worker(0)
-    given = [worker.given()[0] for _ in range(4)]
-    assert worker.idle
-    while given:
-        worker.finish(given.pop(0))
-        if not worker.idle:
-            given.append(worker.given()[0])
-    for future in futures:
-        assert future.result(10).x.shape == (1, 2)
 
 
 def test_a_trajectory_that_kills_its_workers_is_given_up_and_takes_no_other_with_it(scene):
@@ -353,12 +332,12 @@ def test_accepted_work_waits_while_no_worker_can_be_started(scene):
     stage.worker(0).given()
     stage.refusal = NotReady("no head answers")
     stage.worker(0).die()
-    until(lambda: "no head answers" in (stage.pool.problem or ""), "the problem")
+    wait_until(lambda: "no head answers" in (stage.pool.problem or ""), PATIENCE_S)
     late = stage.submit(control=Control(time.monotonic() + 0.05))
     with pytest.raises(DeadlineExceeded):
         late.result(10)
     stage.refusal = None
-    until(lambda: stage.pool.problem is None, "a worker")
+    wait_until(lambda: stage.pool.problem is None, PATIENCE_S)
     last = stage.workers[-1]
     last.finish(last.given()[0])
     assert future.result(10).x.shape == (1, 2)

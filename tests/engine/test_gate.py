@@ -209,20 +209,16 @@ def test_sets_of_every_size_and_dimension_pass():
         pass_latent(z[part][:1_000], Leg())
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_raw_data_are_refused(domain):
-    """1,024 points as they are, whose norms are those of noise."""
-    with pytest.raises(LatentNotGaussian) as refused:
-        pass_latent(torch.from_numpy(sample(domain, 1_024, 0)), Leg())
-    assert refused.value.facts.keys() & {"slope", "shift", "dimension"}
-
-
-@pytest.mark.parametrize("scale", [0.7, 1.4])
-def test_noise_of_another_scale_is_refused(scale):
-    """Its density falls with another slope."""
-    with pytest.raises(LatentNotGaussian) as refused:
-        pass_latent(scale * noise(1_024, 2), Leg())
-    assert "slope" in refused.value.facts
+def test_raw_data_and_noise_of_another_scale_are_refused():
+    """1,024 points as they are, whose norms are those of noise; a density that falls with another slope."""
+    for domain in DOMAINS:
+        with pytest.raises(LatentNotGaussian) as refused:
+            pass_latent(torch.from_numpy(sample(domain, 1_024, 0)), Leg())
+        assert refused.value.facts.keys() & {"slope", "shift", "dimension"}
+    for scale in (0.7, 1.4):
+        with pytest.raises(LatentNotGaussian) as refused:
+            pass_latent(scale * noise(1_024, 2), Leg())
+        assert "slope" in refused.value.facts
 
 
 def test_half_of_a_set_may_lie_on_another_point_and_no_more():
@@ -265,12 +261,12 @@ def test_further_latents_of_the_same_kind_pass_and_noise_of_another_scale_does_n
 
 def test_a_model_of_pictures_is_measured_however_little_time_there_is():
     """Its allowances name its weights; the fewest pictures are encoded in any case, and the cause is said of others."""
-    model, some = DomainModel(tiny("north", size=16)), pictures(80, size=16)
+    model, some = DomainModel(tiny("north", size=16)), pictures(50, size=16)
     found = measure_allowances(model, some, command="c")
     assert found.weights_sha256 == model.manifest.weights_sha256
-    assert (found.measured, found.checked, found.command) == (64, 16, "c")
+    assert (found.measured, found.checked, found.command) == (40, 10, "c")
     hurried = measure_allowances(model, some, within_s=0.0)
-    assert FEWEST_PICTURES <= hurried.measured + hurried.checked < 80
+    assert FEWEST_PICTURES <= hurried.measured + hurried.checked < 50
     assert unmeasurable(model, FEWEST_PICTURES) == ""
     assert f"and there are {FEWEST_PICTURES - 1}" in unmeasurable(model, FEWEST_PICTURES - 1)
     assert "points" in unmeasurable(DomainModel(tiny_bundle()), 10_000)

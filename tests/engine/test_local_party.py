@@ -51,8 +51,7 @@ from ddib_fed.networks.config import MlpConfig
 from ddib_fed.networks.spectrum import cosines, spectrum_of
 from ddib_fed.networks.spectrum import pictures as from_cosines
 from tests.engine.stages import translate_array
-from tests.models.examples import distilled
-from tests.models.test_tuned import leg as tuned_leg
+from tests.models.examples import distilled, tuned_leg
 from tests.node.tiny_nodes import decode, encode, gaussian, tiny_bundle, tiny_engine
 from tests.runs.tiny_models import pictures, tiny
 from tests.source_node.conftest import wait_until
@@ -253,7 +252,7 @@ def classy() -> list[LocalParty]:
 def test_a_cycle_goes_to_the_target_class_and_comes_back_to_the_source_class(classy) -> None:
     """As its legs do one by one; guidance is of decoding alone."""
     (source, target), x = classy, pictures(1)
-    leg = replace(LEG, round_trip=True, guidance=Guidance(scale=2.0))
+    leg = replace(LEG, round_trip=True, guidance=Guidance(guidance=2.0))
     (found,) = translate(source, target, [ToTranslate(0, x, 0, 2)], leg)
     latent = source.encode(ToEncode(0, x, 0), LEG).latent
     there = target.decode(ToDecode(0, latent, 2), leg)
@@ -312,7 +311,7 @@ def test_a_calibrated_latent_is_the_plain_one_rotated(coloured, sign):
 def test_guidance_is_inside_the_rotation():
     """What guides, and what clips, sees the model's own basis."""
     model = DomainModel(tiny(channels=3, num_classes=3, class_dropout=True))
-    guidance, calibration = Guidance(scale=2.0, clip=True), turned()
+    guidance, calibration = Guidance(guidance=2.0, clip=True), turned()
     x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     level, label = next(model.plan(FEW).decoder(x)).level, model.condition(model.class_rows(1, 1, guidance))
     with torch.no_grad():
@@ -396,7 +395,7 @@ def test_an_encoder_that_a_model_does_not_have_is_refused(whitened):
     with pytest.raises(SettingsInvalid, match="no encoder 'cubic'"):
         plain.model.plan(replace(FEW, encoder="cubic"))
     with pytest.raises(SettingsInvalid, match="cannot be guided"):
-        whitened[0].model.check_encoder("mixed", Guidance(scale=2.0))
+        whitened[0].model.check_encoder("mixed", Guidance(guidance=2.0))
 
 
 # Learned steps, and those of distilled models

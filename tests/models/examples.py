@@ -6,6 +6,7 @@ import torch
 
 from ddib_fed.models.bundle import Bundle, make_bundle
 from ddib_fed.models.manifest import Distilled, DistilledError, Manifest
+from ddib_fed.models.sidecars import Errors, TunedLeg
 from ddib_fed.networks.build import build_network
 from ddib_fed.networks.config import MlpConfig, SyntheticConfig
 
@@ -47,3 +48,23 @@ def distilled(network: MlpConfig, *, std: float = 0.1, **fields) -> Bundle:
     named = {"name": "own", "domain": "own", **fields}
     manifest = Manifest(sample_shape=(network.dim,), network=network, distilled=DISTILLED, **named)
     return make_bundle(manifest, module.state_dict())
+
+
+LEG_ERROR = Errors(mean=0.02, low=0.01, high=0.03, median=0.015, p99=0.1)
+
+
+def tuned_leg(stage="decode", evaluations=4, **changes):
+    fields = {
+        "stage": stage,
+        "evaluations": evaluations,
+        "order": 3,
+        "coordinates": "angle",
+        "lams": tuple(5.3 - 10.3 * i / evaluations for i in range(evaluations + 1)),
+        "held_out": 10,
+        "error": LEG_ERROR,
+        "default_error": LEG_ERROR,
+        "yardstick": 48,
+        "yardstick_error": LEG_ERROR,
+        "reference_gap": 1e-6,
+    }
+    return TunedLeg.model_validate({**fields, **changes})

@@ -16,10 +16,12 @@ from ddib_fed.errors import BundleInvalid
 from ddib_fed.files import copy_folder
 from ddib_fed.models import bundle
 from ddib_fed.models.bundle import amend_bundle, load_bundle, save_bundle
-from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
+from ddib_fed.models.catalogue import MANIFEST_FILE, STEPS_FILE, WEIGHTS_FILE
 from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.sidecars import Tuned
 from ddib_fed.networks.config import SyntheticConfig
-from tests.models.examples import SMALL, manifest, state
+from ddib_fed.training.tune import put_legs
+from tests.models.examples import SMALL, manifest, state, tuned_leg
 
 
 @pytest.fixture
@@ -147,3 +149,63 @@ def test_an_amended_bundle_keeps_its_weights_and_verifies(saved):
     with pytest.raises(ValidationError):
         amend_bundle(saved, soften_sigma=2.0)
     assert load_bundle(saved).digest == amended.digest
+
+
+# steps.json: its numbers are bounded, and the model's digest does not know of it
+
+
+def damaged(folder, change):
+    """The message of loading a bundle whose steps.json was changed."""
+    put_legs(folder, [tuned_leg()])
+    path = folder / STEPS_FILE
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields))
+    with pytest.raises(BundleInvalid) as refused:
+        load_bundle(folder)
+    assert "ddib model tune" in str(refused.value.hint)
+    return refused.value.detail
+
+
+def test_steps_are_kept_beside_the_weights_and_change_no_digest(saved):
+    """Contracts and calibrations name the digest; tuning must not void them."""
+    before = load_bundle(saved)
+    assert before.tuned is None
+    put_legs(saved, [tuned_leg(), tuned_leg("encode")], command="c")
+    after = load_bundle(saved)
+    assert after.digest == before.digest
+    assert after.tuned.evaluations == (4,)
+    assert after.tuned.command == "c"
+    assert after.learned.find("decode", 4).lams == tuned_leg().lams
+
+
+def test_tuning_again_replaces_the_same_leg_and_keeps_the_others(saved):
+    """By direction, softening and number."""
+    put_legs(saved, [tuned_leg(), tuned_leg("encode")])
+    put_legs(saved, [tuned_leg(order=4), tuned_leg(evaluations=6)])
+    kept = {each.key: each.order for each in load_bundle(saved).tuned.legs}
+    assert kept == {("decode", 0.0, 4): 4, ("decode", 0.0, 6): 3, ("encode", 0.0, 4): 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda leg: leg["lams"].__setitem__(1, leg["lams"][0]), "must fall"),
+        (lambda leg: leg["lams"].__setitem__(0, 1e9), "less than or equal to 30"),
+        (lambda leg: leg.update(evaluations=10_000), "less than or equal to 64"),
+        (lambda leg: leg.update(run="rm"), "Extra inputs"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(saved, change, words):
+    """Before anything is computed with them."""
+    assert words in damaged(saved, lambda fields: change(fields["legs"][0]))
+
+
+def test_too_many_legs_and_too_large_a_file_are_refused(saved, monkeypatch):
+    """A file from elsewhere cannot fill memory."""
+    assert "two legs" in damaged(saved, lambda f: f.update(legs=f["legs"] * 2))
+    (saved / STEPS_FILE).unlink()
+    assert "at most 64 items" in damaged(saved, lambda f: f.update(legs=f["legs"] * 65))
+    (saved / STEPS_FILE).write_bytes(b" " * (Tuned.max_bytes + 1))
+    with pytest.raises(BundleInvalid, match="larger than"):
+        load_bundle(saved)

@@ -304,6 +304,6 @@ def test_pictures_count_their_pixels_and_guided_legs_twice() -> None:
     assert policies.evaluations_of(10, (2,), 48) == 480
     assert policies.evaluations_of(2, (3, 32, 16), 10) == 2 * 512 * 10
     assert policies.evaluations_of(1, (1, 8, 8), 10, round_trip=True) == 2 * 640
-    guided = Guidance(scale=3.0)
+    guided = Guidance(guidance=3.0)
     assert policies.evaluations_of(1, (1, 8, 8), 10, guided) == 2 * 640
     assert policies.evaluations_of(1, (1, 8, 8), 10, guided, round_trip=True) == 3 * 640

@@ -6,7 +6,7 @@ import pytest
 
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import PublicLevels
-from ddib_fed.engine.record import CycleError, GuidanceUsed, LatentFigures, PictureFigures, Translation
+from ddib_fed.engine.record import CycleError, Guidance, LatentFigures, PictureFigures, Translation
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.node.role import settings_message, solver_settings
 from ddib_fed.protocol.messages import Settings, check, provenance_message, provenance_record
@@ -16,7 +16,7 @@ FULL = Translation(
     job_id="job", source_institution="north.example", source_domain="scans", target_institution="south.example",
     target_domain="relief", contract_sha256="01" * 32, source_model_sha256="02" * 32, target_model_sha256="03" * 32,
     input_sha256="04" * 32, latent_sha256="05" * 32, soften_sigma=0.02, source_class="cat", target_class="dog",
-    guidance=GuidanceUsed(guidance=0.0, clip=True), classifier_sha256="06" * 32, calibration_sha256="07" * 32,
+    guidance=Guidance(guidance=0.0, clip=True), classifier_sha256="06" * 32, calibration_sha256="07" * 32,
     calibration_kind="rotation", policy_sha256="08" * 32, samples=3, wire_bytes=2**40,
     latent=LatentFigures(mean=0.0, std=1.0, kurtosis=-0.1, correlation=0.01, count=6),
     seconds={"encode": 1.5}, cycle=CycleError(median=0.0, mean=1e-4, p99=1e-3, max=0.5),

@@ -7,14 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.calibration.record import (
-    CalibratedSide,
-    Calibration,
-    Effect,
-    Making,
-    units_digest,
-    write_calibration,
-)
+from ddib_fed.calibration.record import CalibratedSide, units_digest, write_calibration
 from ddib_fed.data.folder import expand
 from ddib_fed.errors import (
     CalibrationExpired,
@@ -24,7 +17,6 @@ from ddib_fed.errors import (
     StateConflict,
 )
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.networks.spectrum import cosines
 from ddib_fed.training.config import TrainConfig
@@ -32,6 +24,7 @@ from ddib_fed.training.pictures import NEAR, PictureTask, nearness, open_start, 
 from ddib_fed.training.run import train
 from ddib_fed.training.sources import array_source
 from ddib_fed.training.trainer import Trainer, World
+from tests.calibration.examples import calibration
 from tests.training.examples import TINY_NETWORK, blobs, spots_source, stop_at, tiny_pictures
 
 
@@ -156,17 +149,9 @@ SWAP = ChannelMap(rotation=((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)))
 
 def tone(units, **changed):
     """From spots to dots."""
-    figure = Figure(value=1.0, low=1.0, high=1.0)
-    fields = {
-        "kind": "tone",
-        "source": CalibratedSide(domain="spots", units_sha256=units_digest(units)),
-        "target": CalibratedSide(domain="dots", units_sha256="1" * 64),
-        "map": FLIP,
-        "made": Making(method="anchors", created=datetime(2026, 1, 1, tzinfo=UTC)),
-        "effect": Effect(distance_before=figure, distance=figure, margin=figure),
-        "expires": datetime(9999, 1, 1, tzinfo=UTC),
-    }
-    return Calibration.model_validate(fields | changed)
+    source = CalibratedSide(domain="spots", units_sha256=units_digest(units))
+    target = CalibratedSide(domain="dots", units_sha256="1" * 64)
+    return calibration(**{"kind": "tone", "source": source, "target": target, "map": FLIP, **changed})
 
 
 def grey_spots():
@@ -182,9 +167,9 @@ def grey(tmp_path_factory):
     return out
 
 
-def calibrated(grey, tmp_path, calibration, **fields):
+def calibrated(grey, tmp_path, made, **fields):
     file = tmp_path / f"{len(list(tmp_path.glob('*.json')))}.json"
-    write_calibration(calibration, file)
+    write_calibration(made, file)
     usual = {"batch": 8, "steps": 4, "samples": 1, "dtype": "float32"}
     return TrainConfig(kind="pictures", init=grey, calibration=file, **{**usual, **fields})
 

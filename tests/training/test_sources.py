@@ -4,10 +4,22 @@ import numpy as np
 import pytest
 
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import FileMissing, InputError, SettingsInvalid, UsageError
+from ddib_fed.data.synthetic import uniforms
+from ddib_fed.errors import (
+    DomainNotFound,
+    FileMissing,
+    InputError,
+    NotFinite,
+    PointsUnreadable,
+    SettingsInvalid,
+    ShapeMismatch,
+    UsageError,
+)
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.manifest import DataNote
 from ddib_fed.models.units import Normalisation
+from ddib_fed.training.config import TrainConfig
+from ddib_fed.training.points import open_points, points_source
 from ddib_fed.training.sources import array_source, normalisation, open_source, own_samples
 from tests.models.examples import manifest
 from tests.training.examples import blobs
@@ -77,3 +89,62 @@ def test_a_domain_that_does_not_ship_needs_data(tmp_path, monkeypatch):
     assert "./relief" in told.value.hint
     with pytest.raises(InputError, match="brain-t1"):
         own_samples(pretrained("relief").manifest, "brain-t1", 20, 10)
+
+
+# Points of one's own are normalised, split and checked; a domain has no end
+
+
+@pytest.fixture
+def save(tmp_path):
+    def write(points):
+        path = tmp_path / "points.npy"
+        np.save(path, points)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def good():
+    return np.random.default_rng(0).normal(3, 2, (1_000, 3))
+
+
+def test_points_are_normalised_by_one_mean_and_one_deviation(save, good):
+    source = points_source(save(good), 2048)
+    assert source.mean == pytest.approx(good.mean(), rel=1e-5)
+    assert source.std == pytest.approx(good.std(), rel=1e-5)
+    assert source.dim == 3
+
+
+def test_held_out_points_are_never_trained_on(save, good):
+    source = points_source(save(good), 2048)
+    drawn = source.take(uniforms(0, 0, 50_000, 4))
+    kept = {row.tobytes() for row in drawn}
+    held = {row.tobytes() for row in source.held_out}
+    assert len(held) == 100
+    assert len(kept) == 900
+    assert not kept & held
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (lambda p: p[:50], InputError, "50 points"),
+        (lambda p: np.where(p == p[0, 0], np.nan, p), NotFinite, "points.npy"),
+        (lambda p: p * [1, 0, 1], InputError, "column 1"),
+        (lambda p: np.full_like(p, 4.0), InputError, "column 0, 1, 2"),
+        (lambda p: p * [1, 0, 1] + [0, 1e4, 0], InputError, "column 1"),
+        (lambda p: p[:, 0], ShapeMismatch, "points.npy"),
+        (lambda p: p.astype(object), PointsUnreadable, "points.npy"),
+    ],
+)
+def test_points_that_cannot_be_learned_are_refused_by_name(save, good, change, error, said):
+    with pytest.raises(error) as caught:
+        points_source(save(change(good)), 10)
+    assert said in caught.value.detail
+
+
+def test_a_domain_is_found_by_its_index_and_an_unknown_one_refused():
+    assert open_points(TrainConfig(kind="points", domain="0")).digest == "domain:moons"
+    with pytest.raises(DomainNotFound):
+        open_points(TrainConfig(kind="points", domain="spirals"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from ddib_fed.cli.main import cli
 from ddib_fed.client.in_process import InProcess
 from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.data.shipped import load_shipped
+from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import (
     AlreadyExists,
     Cancelled,
@@ -37,11 +39,14 @@ PAIR = ("--source", "north", "--target", "south", *FEW)
 def models(tmp_path_factory):
     """Some models, and a classifier."""
     root = tmp_path_factory.mktemp("models")
+    classy = tiny("classy", num_classes=3)
     made = {
         "north": tiny("north", seed=1, soften_sigma=0.02, picture=PictureFormat(fit="pad")),
         "south": tiny("south", seed=2, soften_sigma=0.02),
         "deep": tiny("deep", seed=2, soften_sigma=0.02, picture=PictureFormat(low=0, high=4000, bits=16)),
-        "classy": tiny("classy", num_classes=3),
+        "classy": replace(
+            classy, manifest=classy.manifest.model_copy(update={"schedule": ScheduleConfig("linear", 1000)})
+        ),
         "classifier": tiny_classifier(3),
     }
     for name, bundle in made.items():

@@ -32,7 +32,7 @@ from ddib_fed.protocol.messages import Settings, settings_to_pb
 from ddib_fed.v1 import common_pb2
 from tests.e2e.two_nodes import TwoNodes, same_noise
 from tests.engine.stages import translate_array
-from tests.models.test_tuned import leg
+from tests.models.examples import tuned_leg
 from tests.node.agreed_calibrations import agreed
 from tests.node.picture_examples import pictures_model, write_files
 
@@ -225,7 +225,7 @@ def learned_legs(domain: str, order: int, *numbers: int) -> Bundle:
     legs = []
     for number in numbers:
         lams = tuple(level.lam for level in make_grid(bundle.schedule, "default", number).levels)
-        legs += [leg(stage, number, order=order, lams=lams) for stage in ("encode", "decode")]
+        legs += [tuned_leg(stage, number, order=order, lams=lams) for stage in ("encode", "decode")]
     return replace(bundle, tuned=Tuned(weights_sha256=bundle.manifest.weights_sha256, legs=tuple(legs)))
 
 

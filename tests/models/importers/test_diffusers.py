@@ -225,20 +225,16 @@ def pipeline(tmp_path, diffusers):
     return write
 
 
-def read(folder, **how):
-    return import_diffusers(folder, domain="cats", **how)
-
-
 def test_a_latent_diffusion_pipeline_is_not_imported_as_a_pixel_model(tmp_path, diffusers):
     """UNet2DModel and VQModel: what CompVis/ldm-celebahq-256 is. The autoencoder is named."""
     vqvae = diffusers.VQModel(block_out_channels=(32,), norm_num_groups=32)
     diffusers.LDMPipeline(vqvae, unet(TINY), diffusers.DDIMScheduler()).save_pretrained(tmp_path)
     with pytest.raises(SettingsInvalid, match=r"LDMPipeline.*latent.*vqvae \(VQModel\)") as caught:
-        read(tmp_path)
+        import_diffusers(tmp_path, domain="cats")
     assert "UNet2DModel" in caught.value.hint
     (tmp_path / "model_index.json").unlink()
     with pytest.raises(SettingsInvalid, match=r"vqvae \(VQModel\)"):
-        read(tmp_path)
+        import_diffusers(tmp_path, domain="cats")
 
 
 def test_adapters_shards_and_variants_are_refused_by_their_name_with_what_to_do(pipeline):
@@ -246,13 +242,13 @@ def test_adapters_shards_and_variants_are_refused_by_their_name_with_what_to_do(
     folder = pipeline()
     (folder / "unet" / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(SettingsInvalid, match=r"adapter_model\.bin"):
-        read(folder)
+        import_diffusers(folder, domain="cats")
     (folder / "unet" / "adapter_model.bin").unlink()
     save_file({"down.lora_A.weight": torch.zeros(1)}, folder / "style.safetensors")
     with pytest.raises(SettingsInvalid, match=r"style\.safetensors"):
-        read(folder)
+        import_diffusers(folder, domain="cats")
     (folder / "style.safetensors").unlink()
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(FileMissing) as caught:
-        read(pipeline(variant="fp16"))
+        import_diffusers(pipeline(variant="fp16"), domain="cats")
     assert "save_pretrained" in caught.value.hint
