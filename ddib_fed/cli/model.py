@@ -12,7 +12,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.options import command, group, open_model, option
-from ddib_fed.cli.sampling import interpolate, sample
+from ddib_fed.cli.sampling import sample
 from ddib_fed.cli.train import train
 from ddib_fed.errors import AlreadyExists, InputError
 from ddib_fed.names import check_domain
@@ -41,7 +41,7 @@ def model() -> None:
     """List, copy, train, sample, show and import models."""
 
 
-for each in (train, sample, interpolate):
+for each in (train, sample):
     model.add_command(each)
 
 

@@ -1,4 +1,4 @@
-"""`ddib model sample` and `ddib model interpolate`, and the public code's flags of sampling."""
+"""`ddib model sample`, and the public code's flags of sampling."""
 
 from __future__ import annotations
 
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from ddib_fed.diffusion.schedule import PublicLevels
     from ddib_fed.models.manifest import Manifest
 
-FRAMES = 9
-"""Pictures of an interpolation, both ends included."""
-_FILE = click.Path(dir_okay=False, path_type=Path)
 _OF_PICTURES = ("target_class", "classifier", "classifier_scale", "guidance", "batch", "dtype", "device")
 
 
@@ -152,56 +149,6 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
     near = f"{cloud['sliced_w2']:.4f} (floor {cloud['sliced_w2_floor']:.4f})" if cloud else ""
     lines({"points": str(out / "samples.npy"), **({"sliced-W2": near} if cloud else {})})
     emit({"out": out, "samples": report["points"], "digest": bundle.digest, "target_cloud": cloud})
-
-
-@command()
-@click.argument("first", type=_FILE)
-@click.argument("second", type=_FILE)
-@options.option("--source MODEL", f"Model that encodes. {options.MODEL_HELP}", str, required=True)
-@options.option("--target MODEL", "Model that decodes, as for --source; default: the source.", str)
-@options.SOURCE_CLASS
-@options.TARGET_CLASS
-@options.option("--seed N", "Seed of the softening.", click.IntRange(0), default=0)
-@options.DEPTH
-@options.SOFTEN
-@options.BATCH
-@options.DTYPE
-@options.DEVICE
-@options.EVALUATIONS
-@options.SOLVER
-@options.GRID
-@options.OUT_RESULTS
-@options.FORCE
-@options.OUTCOME
-def interpolate(
-    *, first: Path, second: Path, source: str, target: str | None, out: Path, force: bool, **given: Any
-) -> None:
-    """Decode the latents between those of two pictures: frame_0.png and on, sheet.png and report.json."""
-    from ddib_fed.diffusion.plans import SolverSettings
-    from ddib_fed.engine.arrays import ArraySettings
-    from ddib_fed.engine.local_party import open_party
-    from ddib_fed.evaluation.draws import between
-
-    refuse_overwriting(out, force=force)
-    models = open_model(source), open_model(target or source)
-    if not (given["soften"] if given["soften"] is not None else models[0].manifest.soften_sigma):
-        options.refuse_idle(("seed",), "is of softening, and there is none", hint="--soften-sigma 0.05")
-    decoded = given["target_class"] or (given["source_class"] if target in {None, source} else "")
-    asked = ArraySettings(
-        SolverSettings(given["solver"], 0, given["evaluations"], given["grid"], depth=given["depth"]),
-        source_class=_class(given["source_class"], models[0].manifest),
-        target_class=_class(decoded, models[1].manifest),
-        soften=given["soften"],
-        seed=given["seed"],
-    )
-    before, after = (
-        open_party(model, given["device"], given["dtype"], together=given["batch"], threads=usual_threads())
-        for model in models
-    )
-    with bar("interpolating") as show:
-        between((first, second), before, after, asked, out, frames=FRAMES, on_progress=_counting(show))
-    lines({"pictures": str(FRAMES), "sheet": str(out / "sheet.png"), "written": str(out)})
-    emit({"out": out, "frames": FRAMES, "sheet": out / "sheet.png"})
 
 
 def _class(text: str, manifest: Manifest) -> int | None:

@@ -9,11 +9,10 @@ of the bridge (Su et al., Dual Diffusion Implicit Bridges, arXiv 2203.08382, alg
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ddib_fed.diffusion import solvers
@@ -308,22 +307,3 @@ def decode(
     With `eta` above 0, or as DDPM, one of its samples: `draw` gives the noise of each step, and must be there.
     """
     return integrate(plan(settings, schedule).decoder(z, cond, draw), denoiser)
-
-
-# Nearer to 0 or pi than this the formula divides by nothing, or the way round is not determined.
-SMALLEST_ANGLE = 1e-4
-
-
-def interpolate(start: Tensor, end: Tensor, weights: Sequence[float]) -> Tensor:
-    """Latents on the way from `start` to `end` (*sample_shape), not zero, on the sphere: (number of weights, ...).
-
-    `weights` say where on the way, each in [0, 1]; 0 gives `start`, 1 gives `end`.
-    """
-    first, last = (each.double() / each.double().norm() for each in (start, end))
-    # atan2 of the two halves keeps its digits where acos of a product near 1 loses them (Kahan).
-    theta = 2.0 * math.atan2(float((first - last).norm()), float((first + last).norm()))
-    shares = [(1.0 - w, w) for w in weights]
-    if SMALLEST_ANGLE < theta < math.pi - SMALLEST_ANGLE:
-        whole = math.sin(theta)
-        shares = [(math.sin(a * theta) / whole, math.sin(b * theta) / whole) for a, b in shares]
-    return torch.stack([a * start + b * end for a, b in shares])

@@ -1,4 +1,4 @@
-"""Arrays of samples through local parties: translations, samples and interpolations, repeatable by a seed.
+"""Arrays of samples through local parties: translations and samples, repeatable by a seed.
 
 What is random about a sample (softening, the noise of a step) follows from the seed and the sample alone, or for points
 from its row, so it is the same in any batch.
@@ -7,20 +7,19 @@ from its row, so it is the same in any batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from ddib_fed.diffusion.plans import SolverSettings, interpolate
+from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.local_party import LocalParty, only
 from ddib_fed.engine.model import (
     DomainModel,
     check_calibration,
     check_decoding,
     check_encoding,
-    check_given,
 )
 from ddib_fed.engine.party import (
     Array,
@@ -30,7 +29,6 @@ from ddib_fed.engine.party import (
     OnStep,
     RowDraw,
     ToDecode,
-    ToEncode,
     ToTranslate,
 )
 from ddib_fed.engine.record import UNGUIDED, Guidance
@@ -104,34 +102,6 @@ def draw_samples(
     leg = replace(asked.leg(tell), round_trip=False, calibration=None)
     outcomes = party.decode_each(latents(), leg)
     return clipped(np.concatenate([only(outcome).samples for outcome in outcomes]))
-
-
-def interpolate_pictures(
-    pair: Array,
-    source: LocalParty,
-    target: LocalParty,
-    weights: Sequence[float],
-    asked: ArraySettings = PLAIN,
-    *,
-    on_progress: OnProgress | None = None,
-) -> Array:
-    """Encode two pictures by the source's model and decode the latents between them by the target's."""
-    check_translation(source, target, asked)
-    check_given(source.model, pair)
-    tell = Counter(asked.settings.evaluations * (turns(source, 2) + turns(target, len(weights))), on_progress)
-    leg = replace(asked.leg(tell), round_trip=False)
-    items = (
-        ToEncode(item.number, item.samples, item.source_class, item.noise)
-        for item in items_of(pair, source.model, target.model, asked)
-    )
-    ends = [torch.from_numpy(only(each).latent.data[0].copy()) for each in source.encode_each(items, leg)]
-    between = interpolate(ends[0], ends[1], weights).numpy()
-    latents = (
-        ToDecode(row, Latent.from_array(latent[None]), asked.target_class)
-        for row, latent in enumerate(between)
-    )
-    decoded = target.decode_each(latents, replace(leg, calibration=None))
-    return clipped(np.concatenate([only(each).samples for each in decoded]))
 
 
 def clipped(x: Array) -> Array:

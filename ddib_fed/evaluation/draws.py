@@ -1,4 +1,4 @@
-"""What a model draws, as files: points and pictures from noise, and what lies between two pictures.
+"""What a model draws, as files: points and pictures from noise.
 
 What a folder holds is listed in its report.json, which is written last.
 """
@@ -6,16 +6,13 @@ What a folder holds is listed in its report.json, which is written last.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ddib_fed.data.fitting import from_array, read_fitted
-from ddib_fed.data.pictures import Pixels, encode_png
+from ddib_fed.data.fitting import from_array
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.data.points import to_npy
 from ddib_fed.data.synthetic import DOMAINS
 from ddib_fed.engine.arrays import (
@@ -23,7 +20,6 @@ from ddib_fed.engine.arrays import (
     Counter,
     OnProgress,
     draw_samples,
-    interpolate_pictures,
     point_draw,
     turns,
 )
@@ -86,9 +82,19 @@ def draw_pictures(
 ) -> dict[str, Any]:
     """Draw pictures and write each as a PNG, with sheet.png and report.json."""
     samples = draw_samples(party, count, asked, on_progress=on_progress)
-    rule = picture_rule(party.model.manifest)
-    sheet = {"stages": [Stage("samples", samples[:SHEET_PICTURES])], "caption": _caption(party)}
-    names = _write(folder, "sample", [from_array(each, rule) for each in samples], sheet)
+    manifest = party.model.manifest
+    rule, data = picture_rule(manifest), manifest.data
+    note = "" if data is None else data.note or data.source
+    width = len(str(count - 1))
+    names = [f"sample_{number:0{width}d}.png" for number in range(count)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in zip(names, samples, strict=True):
+        write_file(folder / name, encode_png(from_array(picture, rule)))
+    save_sheet(
+        folder / "sheet.png",
+        [Stage("samples", samples[:SHEET_PICTURES])],
+        caption=f"{manifest.domain}. {note}" if note else manifest.domain,
+    )
     guidance = asked.guidance
     report = {
         "model": _model(party),
@@ -108,63 +114,6 @@ def draw_pictures(
     return report
 
 
-def between(
-    files: tuple[Path, Path],
-    source: LocalParty,
-    target: LocalParty,
-    asked: ArraySettings,
-    folder: Path,
-    *,
-    frames: int,
-    on_progress: OnProgress | None = None,
-) -> dict[str, Any]:
-    """Decode the latents between those of two pictures, and write each as a PNG, with sheet.png and report.json."""
-    own = picture_rule(source.model.manifest)
-    theirs = replace(picture_rule(target.model.manifest), fit=own.fit)
-    first, second = (read_fitted(path, own) for path in files)
-    weights = [number / (frames - 1) for number in range(frames)]
-    pair = np.stack([first.samples, second.samples])
-    found = interpolate_pictures(pair, source, target, weights, asked, on_progress=on_progress)
-    sheet = {
-        "stages": [Stage("between", found)],
-        "names": [f"{weight:.2f}" for weight in weights],
-        "across": frames,
-        "caption": _caption(source, target),
-    }
-    pictures = [from_array(each, theirs, first.geometry) for each in found]
-    report = {
-        "source": _model(source),
-        "target": _model(target),
-        "ends": [path.name for path in files],
-        "weights": weights,
-        "soften": asked.soften,
-        "depth": asked.settings.depth,
-        "seed": asked.seed,
-        "settings": replace(asked.settings, depth=1.0).described(),
-        "pictures": _write(folder, "frame", pictures, sheet),
-    }
-    write_json(folder / "report.json", report)
-    return report
-
-
-def _write(folder: Path, kind: str, pictures: Sequence[Pixels], sheet: Mapping[str, Any]) -> list[str]:
-    """The names of the pictures, written as PNGs with their sheet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    width = len(str(len(pictures) - 1))
-    names = [f"{kind}_{number:0{width}d}.png" for number in range(len(pictures))]
-    for name, picture in zip(names, pictures, strict=True):
-        write_file(folder / name, encode_png(picture))
-    save_sheet(folder / "sheet.png", **sheet)
-    return names
-
-
 def _model(party: LocalParty) -> dict[str, str]:
     manifest = party.model.manifest
     return {"name": manifest.name, "domain": manifest.domain, "digest": party.model.bundle.digest}
-
-
-def _caption(*parties: LocalParty) -> str:
-    manifests = [party.model.manifest for party in parties]
-    domains = " to ".join(dict.fromkeys(manifest.domain for manifest in manifests))
-    notes = [each.data.note or each.data.source for each in manifests if each.data is not None]
-    return ". ".join([domains, *dict.fromkeys(filter(None, notes))])

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddib_fed.diffusion.plans import SolverSettings, decode, encode, interpolate, plan, soften
+from ddib_fed.diffusion.plans import SolverSettings, decode, encode, plan, soften
 from ddib_fed.diffusion.schedule import (
     CosineSchedule,
     LearnedLegs,
@@ -214,26 +214,3 @@ def test_refuses_softening_without_its_noise(sigma, noise):
     """Noise of the right shape, and a level in [0, 1]."""
     with pytest.raises(SettingsInvalid):
         soften(torch.ones(4, 2), sigma, noise)
-
-
-# Between two latents
-
-
-@pytest.fixture
-def pair():
-    noise = torch.Generator().manual_seed(3)
-    return torch.randn(3, 16, 16, generator=noise), torch.randn(3, 16, 16, generator=noise)
-
-
-def test_the_ends_are_the_latents_themselves_and_the_way_keeps_the_spread_of_noise(pair):
-    found = interpolate(*pair, [0.0, 1.0, 0.5])
-    assert torch.equal(found[0], pair[0])
-    assert torch.equal(found[1], pair[1])
-    assert found[2].std().item() == pytest.approx(1.0, abs=0.05)
-
-
-@pytest.mark.parametrize("factor", [2.0, -1.0], ids=["parallel", "opposite"])
-def test_latents_on_one_line_are_joined_by_it(pair, factor):
-    """Where the sphere gives no way, or none of its own, the result is still finite."""
-    found = interpolate(pair[0], factor * pair[0], [0.25])
-    assert torch.allclose(found[0], (0.75 + 0.25 * factor) * pair[0])

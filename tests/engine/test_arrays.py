@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import ArraySettings, draw_samples, interpolate_pictures, point_draw
+from ddib_fed.engine.arrays import ArraySettings, draw_samples, point_draw
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.local_party import LocalParty, open_party
 from ddib_fed.engine.model import DomainModel, check_guidance, check_label
@@ -105,15 +105,6 @@ def test_samples_are_numbered(north):
     assert np.abs(many - draw_samples(north, 7, ArraySettings(FEW, seed=4))).max() > 1e-3
     assert np.allclose(many[:5], draw_samples(*in_twos(north), 5, ArraySettings(FEW, seed=3)), atol=1e-4)
     assert np.abs(many[0] - many[1]).max() > 0.1
-
-
-@pytest.mark.slow
-def test_the_way_between_two_pictures_begins_and_ends_with_them(north):
-    """Within one model; the middle is neither."""
-    pair = 0.9 * pictures(2)
-    found = interpolate_pictures(pair, north, north, [0.0, 0.5, 1.0], ArraySettings(soften=0.0))
-    assert np.allclose(found[[0, 2]], pair, atol=5e-3)
-    assert np.abs(found[1] - pair).max() > 0.1
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (0, 1, 8, 8)])

@@ -231,17 +231,6 @@ def test_a_classifier_is_trained_for_a_model_and_guides_it(ddib, folder, tmp_pat
     assert DomainModel(model_bundle, classifier=guide).denoiser(Guidance(classifier_scale=1.0)) is not None
 
 
-def test_a_way_between_two_pictures(ddib, tmp_path):
-    made = tiny("north", seed=1, soften_sigma=0.02)
-    save_bundle(tmp_path / "north", made.manifest, made.state)
-    ends = [tmp_path / f"scan{number}.png" for number in range(2)]
-    for number, path in enumerate(ends):
-        path.write_bytes(encode_png(np.full((10, 8, 1), 60 * number + 40, np.uint8)))
-    way = ("--source", tmp_path / "north", "--evaluations", "3", "--out", tmp_path / "way")
-    assert "sheet.png" in ddib(model, "interpolate", *ends, *way).output
-    assert (tmp_path / "way" / "frame_2.png").exists()
-
-
 def test_classes_go_by_number_and_by_name():
     classes = Classes("pets", 2, ("cat", "7"))
     assert [classes.number(text) for text in ("cat", "7", "1", " 0 ")] == [0, 1, 1, 0]
