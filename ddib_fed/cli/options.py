@@ -462,7 +462,4 @@ CREDENTIALS = click.option(
 )
 FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 JOB_ID = click.argument("job_id", metavar="JOB")
-MODEL_HELP = (
-    "A shipped model's name (`ddib model list`), or the paper's index (0 to 5); or a bundle's folder."
-)
 MODEL = click.argument("which", metavar="MODEL")

@@ -10,7 +10,6 @@ from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import FileMissing, ImageTooLarge, ImageUnreadable
 from ddib_fed.formats.tiles import TileGrid, blend
 from tests.formats.echoes import echo, only, require_pixels_alone
-from tests.node.picture_examples import SECRET
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
 LOSSLESS = {"jp2": {"irreversible": False}, "webp": {"lossless": True}, "bmp": {}}
@@ -65,13 +64,3 @@ def test_bad_files_are_named(tmp_path):
     frames[0].save(tmp_path / "film.webp", save_all=True, append_images=frames[1:], duration=100)
     with pytest.raises(ImageTooLarge):
         only(tmp_path / "film.webp")
-
-
-def test_metadata_stay(tmp_path):
-    exif = Image.Exif()
-    exif[270] = SECRET
-    Image.fromarray(PIXELS).save(tmp_path / "scan.webp", lossless=True, exif=exif)
-    assert SECRET.encode() in (tmp_path / "scan.webp").read_bytes()
-    study = only(tmp_path / "scan.webp")
-    contents = [*study.items(), *study.assemble(echo(study)).files.values()]
-    assert not any(SECRET.encode() in content for content in contents)
