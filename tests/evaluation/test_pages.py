@@ -190,7 +190,7 @@ def results(tmp_path):
 
 @pytest.fixture
 def page(results, tmp_path):
-    write_results(tmp_path / "report.html", tmp_path / "sheet.png", results)
+    write_results(tmp_path / "report.html", results)
     return (tmp_path / "report.html").read_text()
 
 

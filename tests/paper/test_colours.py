@@ -69,7 +69,7 @@ def cloud(seed, mean, spread, size=(24, 36)):
 
 
 PIXELS = {"warm": cloud(1, (190, 120, 70), (20, 14, 10)), "cold": cloud(2, (60, 110, 160), (10, 14, 22))}
-QUICK = {"steps": 200, "width": 32, "evaluations": 12}
+QUICK = {"steps": 120, "width": 32, "evaluations": 12}
 
 
 @pytest.fixture(scope="module")
