@@ -41,7 +41,6 @@ def folder(text: str = "t", picture: bytes = PNG, **values: Any) -> str:
         "verdict": text,
         "notes": [text],
         "tables": [table],
-        "sheet": text,
         "columns": [text],
         "rows": [row],
         "left_out": 0,

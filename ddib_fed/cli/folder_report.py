@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ddib_fed.client.client import ENDED, Client, open_client, state_of, target_of, waiting_line
 from ddib_fed.client.files import FileItem
-from ddib_fed.client.folder_run import FolderRun, RunProgress
+from ddib_fed.client.folder_run import STAGES, FolderRun, RunProgress
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Delivered
 from ddib_fed.engine.record import Part, fitted_line, tiles_in
@@ -35,15 +35,6 @@ _SLOW = 50
 """Pictures from which drawing has a bar of its own."""
 MOST_ROWS = 40
 """Results that are listed one by one; of more the page has the table."""
-STAGES = {
-    "encode": "encoding",
-    "send": "sending",
-    "decode": "decoding at the target",
-    "return": "returning",
-    "done": "done",
-    "failed": "failed",
-    "wait": "waiting for the target",
-}
 SAID_EVERY_S = 30.0
 """How often a line is written without a terminal: a log of a day has 3,000."""
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -182,10 +182,6 @@ class PictureFigures(_Section):
     @property
     def target_range(self) -> tuple[float, float] | None:
         return _range(self.low, self.high)
-
-
-KEPT_SMALL: Final[Mapping[str, None]] = dict.fromkeys(("fitted_height", "fitted_width"))
-"""What `PictureFigures` says of results that keep the models' size: nothing is enlarged again."""
 
 
 class Translation(_Section):

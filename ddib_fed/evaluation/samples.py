@@ -29,7 +29,7 @@ from ddib_fed.data.pictures import Geometry, ImageLimits, decode_image, encode_p
 from ddib_fed.data.points import parse_npy, picture_for_points, read_header, refuse_picture, to_npy
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Decoded
-from ddib_fed.engine.record import KEPT_SMALL, CycleError, PictureFigures
+from ddib_fed.engine.record import CycleError, PictureFigures
 from ddib_fed.errors import DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
 from ddib_fed.evaluation.metrics import cycle_error, doubtful, expected, mse, picture_rule, structure, to_psnr
 from ddib_fed.models.units import ChannelMap
@@ -58,7 +58,8 @@ class Given:
 
     def at_model_size(self) -> Given:
         """The same for results that keep the models' size."""
-        picture = None if self.picture is None else self.picture.model_copy(update=KEPT_SMALL)
+        enlarged_from = dict.fromkeys(("fitted_height", "fitted_width"))  # nothing is enlarged again
+        picture = None if self.picture is None else self.picture.model_copy(update=enlarged_from)
         return dataclasses.replace(self, picture=picture, model_size=True)
 
 

@@ -143,14 +143,6 @@ def class_pairs(text: str, classes: int = CLASSES) -> tuple[tuple[int, int], ...
     return tuple(pairs)
 
 
-def source_name(source: int, ordinal: int) -> str:
-    return f"{source}_{ordinal}.PNG"
-
-
-def translated_name(source: int, ordinal: int, target: int) -> str:
-    return f"{source}_{ordinal}_translated_{target}.PNG"
-
-
 def _find(folder: Path, pattern: str) -> Path | None:
     return min(folder.rglob(pattern), key=lambda p: (len(p.parts), p), default=None)
 
