@@ -254,9 +254,7 @@ def test_a_file_of_two_pictures_is_refused(format_name):
 @pytest.mark.parametrize("format_name", ["JPEG", "PNG"])
 def test_one_file_behind_another_is_refused(format_name, between):
     """Decoders stop at the end of the first, which alone was taken; anything else there is passed over, as before."""
-    file = io.BytesIO()
-    Image.fromarray(noise(16, 16, 3, seed=1)).save(file, format_name)
-    content = file.getvalue()
+    content = saved(noise(16, 16, 3, seed=1), format_name)
     with pytest.raises(ImageTooLarge, match="more than one frame"):
         decode_image(content + between + content)
     for further in (between, b"\0\0\0\x18ftypmp42" + bytes(40), content[4:]):
@@ -265,9 +263,7 @@ def test_one_file_behind_another_is_refused(format_name, between):
 
 def test_previews_inside_a_jpeg_are_no_second_picture():
     """Cameras keep some of them in a segment, one behind the other."""
-    file = io.BytesIO()
-    Image.fromarray(noise(16, 16, 3, seed=1)).save(file, "JPEG")
-    content = file.getvalue()
+    content = saved(noise(16, 16, 3, seed=1), "JPEG")
     segment = b"\xff\xeb" + struct.pack(">H", 2 + 2 * len(content)) + 2 * content
     assert np.array_equal(
         decode_image(content[:2] + segment + content[2:]).pixels, decode_image(content).pixels

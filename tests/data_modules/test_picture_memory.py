@@ -11,15 +11,13 @@ import sys
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
 
 from ddib_fed.data.fitting import PictureRule, memory_of
 from ddib_fed.data.pictures import ImageLimits, decode_image
 from ddib_fed.errors import ImageTooLarge
-from tests.data_modules.picture_examples import chunk, deep_png, tiff_of
+from tests.data_modules.picture_examples import chunk, deep_png, saved, tiff_of
 
 SIDE = 3_000
-RULE = PictureRule(3, 64, 64, "resize", 0.0, 65_535.0, 16)
 MEASURE = """
 import json, os, re, sys
 import numpy
@@ -80,20 +78,15 @@ def measured():
         process.stdin.close()
 
 
-def by_pillow(format_name: str, mode: str, **options) -> bytes:
-    file = io.BytesIO()
-    Image.new(mode, (SIDE, SIDE)).save(file, format_name, **options)
-    return file.getvalue()
-
-
+BLANK = np.zeros((SIDE, SIDE, 3), np.uint8)
 FILES = {
     "png rgb 16": lambda: deep_png(SIDE, 2, 3),
     "png rgba 16": lambda: deep_png(SIDE, 6, 4),
-    "png palette": lambda: by_pillow("PNG", "P", transparency=0),
-    "jpeg progressive": lambda: by_pillow("JPEG", "RGB", progressive=True),
-    "jpeg cmyk": lambda: by_pillow("JPEG", "CMYK"),
-    "tiff tiles": lambda: tiff_of(np.zeros((SIDE, SIDE, 3), np.uint16), compression="zlib", tile=(256, 256)),
-    "tiff lzw": lambda: by_pillow("TIFF", "RGB", compression="tiff_lzw"),
+    "png palette": lambda: saved(BLANK, "PNG", "P", transparency=0),
+    "jpeg progressive": lambda: saved(BLANK, "JPEG", progressive=True),
+    "jpeg cmyk": lambda: saved(BLANK, "JPEG", "CMYK"),
+    "tiff tiles": lambda: tiff_of(BLANK.astype(np.uint16), compression="zlib", tile=(256, 256)),
+    "tiff lzw": lambda: saved(BLANK, "TIFF", compression="tiff_lzw"),
 }
 
 

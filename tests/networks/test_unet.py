@@ -12,7 +12,7 @@ from ddib_fed.models.import_guided import parse_flags, settle
 from ddib_fed.networks.build import network_shapes
 from ddib_fed.networks.config import UNetConfig
 from ddib_fed.networks.unet import TimeEmbed, timestep_embedding
-from tests.networks.picture_networks import classifier, filled, unet
+from tests.networks.picture_networks import classifier, unet
 
 VARIANTS = [
     {},
@@ -77,20 +77,6 @@ def test_rows_do_not_touch_one_another(changes):
     assert torch.allclose(pointed, for_each, atol=1e-4)
     assert torch.allclose(pointed, torch.cat(alone), atol=1e-4)
     assert not torch.allclose(pointed, network(x, times[1 - rows], y=y), atol=1e-2)
-
-
-def test_a_network_told_the_global_mean_sees_it_at_the_scale_of_one_pixels_noise():
-    network = filled(unet(global_mean=True))
-    entering: list[torch.Tensor] = []
-    network.input_blocks[0].register_forward_pre_hook(lambda _, given: entering.append(given[0]))
-    noise = torch.randn(64, 1, 16, 24, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        network(noise, torch.tensor([0.5]))
-    (told,) = entering
-    assert told.shape == (64, 2, 16, 24)
-    assert torch.equal(told[:, :1], noise)
-    assert torch.allclose(told[:, 1, 0, 0], noise.sum(dim=(1, 2, 3)) / (16 * 24) ** 0.5, atol=1e-4)
-    assert 0.7 < told[:, 1, 0, 0].std() < 1.3
 
 
 @pytest.mark.parametrize("pool", ["adaptive", "attention"])

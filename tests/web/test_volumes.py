@@ -17,7 +17,7 @@ from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, npy, points
 from tests.formats.dicom.files import write_series
 from tests.formats.maps import write_map
-from tests.formats.test_geotiff import SMOOTH, opened
+from tests.formats.test_tiles import SMOOTH, opened
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine")]
 VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
