@@ -31,6 +31,7 @@ from ddib_fed.models.bundle import load_bundle
 from ddib_fed.networks.build import build_network
 from ddib_fed.networks.config import MlpConfig, UNetConfig
 from ddib_fed.training.run import latest_checkpoint, train
+from tests.networks.picture_networks import filled
 from tests.training.examples import TINY_NETWORK, spots_source, stop_at
 
 pytest.importorskip("opacus")
@@ -60,11 +61,7 @@ NETWORKS = {
 def network_of(name):
     """With weights in the layers that start at zero, so that every gradient is something."""
     torch.manual_seed(0)
-    network = build_network(NETWORKS[name][0]).train()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return network
+    return filled(build_network(NETWORKS[name][0])).train()
 
 
 def draws_of(name, count=3, draws=2):
