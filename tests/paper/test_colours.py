@@ -65,14 +65,9 @@ QUICK = {"steps": 120, "width": 32, "evaluations": 12}
 
 
 @pytest.fixture(scope="module")
-def photos():
-    return [photograph(name, pixels) for name, pixels in PIXELS.items()]
-
-
-@pytest.fixture(scope="module")
-def made(photos, tmp_path_factory):
+def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("colours")
-    return out, transfer(*photos, out, **QUICK)
+    return out, transfer(*(photograph(name, pixels) for name, pixels in PIXELS.items()), out, **QUICK)
 
 
 @pytest.mark.slow
