@@ -41,7 +41,6 @@ def folder(text: str = "t", picture: bytes = PNG, **values: Any) -> str:
         "verdict": text,
         "notes": [text],
         "tables": [table],
-        "sheet": text,
         "columns": [text],
         "rows": [row],
         "left_out": 0,
@@ -89,7 +88,7 @@ def test_no_name_turns_or_hides_the_text_beside_it() -> None:
     """An override of direction shows evilgnp.exe as evilexe.png, in a browser as in a terminal."""
     document = folder("evil\u202egnp.exe\x1b\u200b")
     assert all(character.isprintable() or character == "\n" for character in document)
-    assert document.count(r"evil\u202egnp.exe\x1b\u200b") == 15
+    assert document.count(r"evil\u202egnp.exe\x1b\u200b") == 14
 
 
 def test_a_link_leads_to_a_file_beside_the_page_and_nowhere_else() -> None:

@@ -17,7 +17,7 @@ from ddib_fed.data import shipped
 from ddib_fed.data.shipped import ShippedPictures, cut_head, cut_map, load_shipped
 from ddib_fed.engine.local_party import LocalParty, open_party
 from ddib_fed.evaluation import features, judgement, metrics
-from ddib_fed.evaluation.features import Features
+from ddib_fed.evaluation.features import Matrix
 from ddib_fed.evaluation.metrics import Pictures, compare, psnr, structure, whiteness
 from ddib_fed.models.bundle import Bundle, load_bundle, pretrained
 from ddib_fed.models.manifest import StructureThresholds
@@ -121,13 +121,12 @@ class Directed:
         return tuple(thinned(part.train, UNPAIRED_PICTURES) for part in self.pictures)  # type: ignore[return-value]
 
     @cached_property
-    def real(self) -> Features:
+    def real(self) -> Matrix:
         return features.features(thinned(self.pictures[1].train, DOMAIN_PICTURES))
 
     @cached_property
     def truth_distance(self) -> judgement.Interval:
-        found = judgement.feature_distances(features.features(self.test[1]), self.real, self.drawn)
-        return found["frechet_early"]
+        return judgement.feature_distance(features.features(self.test[1]), self.real, self.drawn)
 
     @property
     def thresholds(self) -> StructureThresholds | None:
@@ -165,7 +164,7 @@ class Directed:
         found: dict[str, Any] = {
             **self.paired(translated),
             "edge_correlation": drawn.mean(structure(x, translated).edge_correlation),
-            **judgement.feature_distances(features.features(translated), self.real, drawn),
+            "frechet_early": judgement.feature_distance(features.features(translated), self.real, drawn),
         }
         if back is not None:
             found["cycle_psnr"] = drawn.mean(psnr(back, x))

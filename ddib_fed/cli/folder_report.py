@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ddib_fed.client.client import ENDED, Client, open_client, state_of, target_of, waiting_line
 from ddib_fed.client.files import FileItem
-from ddib_fed.client.folder_run import FolderRun, RunProgress
+from ddib_fed.client.folder_run import STAGES, FolderRun, RunProgress
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Delivered
 from ddib_fed.engine.record import Part, fitted_line, tiles_in
@@ -28,22 +28,13 @@ if TYPE_CHECKING:
     from ddib_fed.formats.parts import WrittenStudy
     from ddib_fed.formats.study import Origin, Study
 
-PAGE, SHEET = "report.html", "sheet.png"
+PAGE = "report.html"
 FEWEST = 2
 """Pictures: of one alone the record and the file say all."""
 _SLOW = 50
 """Pictures from which drawing has a bar of its own."""
 MOST_ROWS = 40
 """Results that are listed one by one; of more the page has the table."""
-STAGES = {
-    "encode": "encoding",
-    "send": "sending",
-    "decode": "decoding at the target",
-    "return": "returning",
-    "done": "done",
-    "failed": "failed",
-    "wait": "waiting for the target",
-}
 SAID_EVERY_S = 30.0
 """How often a line is written without a terminal: a log of a day has 3,000."""
 
@@ -146,14 +137,14 @@ class ConsoleProgress(RunProgress):
 
 
 def write_pages(run: FolderRun) -> Path | None:
-    """Write the page and the sheet; where the page is, or None if there are too few pictures."""
+    """Write the page; where it is, or None if there are too few pictures."""
     pictures = [each for each in run.delivered if each.provenance.picture is not None]
     whole = [each for each in run.written if each.shown.suffix == ".png"]
     if len(pictures) + len(whole) < FEWEST:
         return None
-    page, sheet = _places(run)
+    page = _place(run)
     try:
-        _write(run, pictures, whole, page, sheet)
+        _write(run, pictures, whole, page)
     except OSError as error:
         kind, out = DiskFull if is_disk_full(error) else InputError, run.options.out
         raise kind(
@@ -164,9 +155,7 @@ def write_pages(run: FolderRun) -> Path | None:
     return page
 
 
-def _write(
-    run: FolderRun, pictures: list[Delivered], whole: Sequence[WrittenStudy], page: Path, sheet: Path
-) -> None:
+def _write(run: FolderRun, pictures: list[Delivered], whole: Sequence[WrittenStudy], page: Path) -> None:
     from ddib_fed.evaluation.pages import ShownFile, ShownFiles, write_results
 
     sources = {item.file: item.path for item in run.items}
@@ -191,23 +180,21 @@ def _write(
     target = f"{first.target_institution}/{first.target_domain}".lstrip("/")
     results = ShownFiles(target, run.total, files, tuple(missing))
     with bar("drawing the page") if len(files) >= _SLOW else nullcontext(lambda *_: None) as show:
-        write_results(page, sheet, results, on_drawn=lambda done, total: show(done, total, ""))
+        write_results(page, results, on_drawn=lambda done, total: show(done, total, ""))
 
 
-def _places(run: FolderRun) -> tuple[Path, Path]:
-    """Where the page and the sheet go: in place of earlier ones of ours, and of nothing else."""
+def _place(run: FolderRun) -> Path:
+    """Where the page goes: in place of an earlier one of ours, and of nothing else."""
     from ddib_fed.pages import GENERATOR
 
-    taken = {path.name for each in run.delivered for path in each.files.values()}
-    for more in itertools.chain([""], map("-{}".format, itertools.count(1))):
-        page, sheet = (run.options.out / name.replace(".", f"{more}.") for name in (PAGE, SHEET))
-        ours = not sheet.exists()
-        if page.exists():
-            with page.open("rb") as file:
-                ours = f'content="{GENERATOR}"'.encode() in file.read(500)
-        if ours and not {page.name, sheet.name} & taken:
+    for number in itertools.count():
+        page = run.options.out / (PAGE.replace(".", f"-{number}.") if number else PAGE)
+        if not page.exists():
             break
-    return page, sheet
+        with page.open("rb") as file:
+            if f'content="{GENERATOR}"'.encode() in file.read(500):
+                break
+    return page
 
 
 def print_submitted(run: FolderRun, profile: Path | None) -> None:

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ddib_fed.calibration.record import Calibration
-from ddib_fed.cli.folder_report import SHEET, write_pages
+from ddib_fed.cli.folder_report import write_pages
 from ddib_fed.client.client import job_header
 from ddib_fed.client.files import FileItem
 from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
@@ -30,7 +31,8 @@ from ddib_fed.errors import AlreadyExists, DdibError, UsageError
 from ddib_fed.evaluation.judgement import Figures
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.evaluation.pages import SideFound, WayFound, write_rehearsal
-from ddib_fed.evaluation.translations import DOMAIN_PICTURES, evaluate_folder
+from ddib_fed.evaluation.sheets import Stage, contact_sheet
+from ddib_fed.evaluation.translations import DOMAIN_PICTURES, Translations, evaluate_folder
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.names import names_apart
 from ddib_fed.protocol.messages import Settings
@@ -43,6 +45,7 @@ from ddib_fed.v1 import translation_pb2 as pb
 # Of the time that is given, this goes to training; the rest to looking, translating and judging.
 TRAINING_SHARE = 0.9
 PAGE = "index.html"
+MOST_ON_SHEET = 48
 OnProgress = Callable[[str, int, int, str], None]
 """Told (what is being done, done, in all, remark)."""
 
@@ -174,7 +177,7 @@ def _translate(
             if again:
                 raise
             shutil.rmtree(out)
-    page = write_pages(run)
+    write_pages(run)
     refused = [*run.left_out, *run.failed]
     first = f"; the first, {refused[0].line()}" if refused else ""
     if not run.delivered:
@@ -182,13 +185,25 @@ def _translate(
             f"Refused, as a node would refuse it: none of {len(refused)} pictures could be translated{first}"
         )
         return WayFound(title, out, {}, None, (why,))
-    report, notes = _judge(out, source, target, *models)
+    report, found, notes = _judge(out, source, target, *models)
     if refused:
         count = f"{len(refused)} of {len(names)} pictures"
         notes.append(f"Refused, as a node would refuse them: {count}{first}")
     if fitted := fitted_line([(each.file, each.provenance) for each in run.delivered]):
         notes.insert(0, f"{fitted}.")
-    return WayFound(title, out, report, (out / SHEET).read_bytes() if page else None, tuple(notes))
+    return WayFound(title, out, report, _sheet(report, found), tuple(notes))
+
+
+def _sheet(report: Figures, found: Translations) -> bytes:
+    """Some held-out pictures, spread evenly, their translations and what came back."""
+    count = len(found.names)
+    rows = np.linspace(0, count - 1, min(MOST_ON_SHEET, count)).astype(int)
+    stacks = {"source": found.source, "translated": found.translated, "returned": found.back}
+    return contact_sheet(
+        [Stage(kind, stack[rows]) for kind, stack in stacks.items() if stack is not None],
+        names=[Path(found.names[row]).name for row in rows],
+        doubtful=[bool(report["pictures"][row].get("doubtful")) for row in rows],
+    )
 
 
 class _StepProgress(RunProgress):
@@ -201,19 +216,21 @@ class _StepProgress(RunProgress):
             self._show(event.step, event.steps, f"{event.items_done} of {event.items} pictures")
 
 
-def _judge(out: Path, source: _Side, target: _Side, own: Bundle, other: Bundle) -> tuple[Figures, list[str]]:
-    """The report of `ddib evaluate` on a folder of translations, at the size of the models, and notes on it."""
+def _judge(
+    out: Path, source: _Side, target: _Side, own: Bundle, other: Bundle
+) -> tuple[Figures, Translations, list[str]]:
+    """The report of `ddib evaluate` on a folder of translations, at the models' size, its pictures, and notes on it."""
     rule, theirs = picture_rule(own.manifest), picture_rule(other.manifest)
     # In the files the source's fit is undone, on whatever side they are.
     reading: dict[str, Any] = {"source": source.held_root, "size": rule.height, "fit": rule.fit}
     domain = folders.load(target.train[:DOMAIN_PICTURES], theirs)
     notes = []
     try:
-        report, _ = evaluate_folder(out, domain=domain, **reading)
+        report, found = evaluate_folder(out, domain=domain, **reading)
     except DdibError as error:
         notes.append(f"Not measured: the distance to the target domain. {error.detail}: {error.hint}")
-        report, _ = evaluate_folder(out, **reading)
-    return report, [*notes, *report["notes"]]
+        report, found = evaluate_folder(out, **reading)
+    return report, found, [*notes, *report["notes"]]
 
 
 def _found(side: _Side, model: Bundle, out: Path) -> SideFound:

@@ -254,9 +254,9 @@ def _paired_items(
     numbers = options.parse_pairs(pairs, own, Classes(target, count, other.class_names))
     return [
         FileItem(
-            kit.translated_name(each.source, each.ordinal, each.target).removesuffix(".PNG"),
+            f"{each.source}_{each.ordinal}_translated_{each.target}",
             each.path.name,
-            source=kit.source_name(each.source, each.ordinal).removesuffix(".PNG"),
+            source=f"{each.source}_{each.ordinal}",
             path=each.path,
             classes=(str(each.source), str(each.target)),
         )

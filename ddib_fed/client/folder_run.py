@@ -90,6 +90,16 @@ AHEAD = 2
 """Jobs at the node at once: it computes one while the next is sent."""
 MOST_JOBS = 1000
 """As many as a node lists."""
+STAGES = {
+    "encode": "encoding at your institution",
+    "send": "sending the latent",
+    "decode": "decoding at the other institution",
+    "return": "checking by translating back",
+    "done": "done",
+    "failed": "failed",
+    "wait": "waiting for the other institution",
+}
+"""What a person is told of the stage of an item."""
 
 
 class RunProgress:

@@ -43,7 +43,7 @@ ACKNOWLEDGED_TOGETHER = 16
 _PARTS = frozenset(Part)
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}")
 """How `files.write_file` calls a file that it has not yet renamed."""
-_OURS = re.compile(rf"{re.escape(STATE_PREFIX)}.*|report(-\d+)?\.html|sheet(-\d+)?\.png")
+_OURS = re.compile(rf"{re.escape(STATE_PREFIX)}.*|report(-\d+)?\.html")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -139,7 +139,6 @@ class PictureFigures(_Section):
     size_rule: str = ""
     fitted_height: int | None = None
     fitted_width: int | None = None
-    fit_psnr: float | None = None
     low: float | None = None
     high: float | None = None
     bits: int = 8
@@ -172,8 +171,6 @@ class PictureFigures(_Section):
         said = f"was translated at {small} pixels, not at its own {own}, and {'enlarged' if times > 1 else 'reduced'}"
         if times >= 2:
             said += f": {times:,.0f} pixels became one"
-        if self.fit_psnr is not None:
-            said += f"; brought to that size and back, the picture itself has {self.fit_psnr:.1f} dB"
         return said
 
     @property
@@ -191,10 +188,6 @@ class PictureFigures(_Section):
     @property
     def target_range(self) -> tuple[float, float] | None:
         return _range(self.low, self.high)
-
-
-KEPT_SMALL: Final[Mapping[str, None]] = dict.fromkeys(("fitted_height", "fitted_width", "fit_psnr"))
-"""What `PictureFigures` says of results that keep the models' size: nothing is enlarged again."""
 
 
 class Translation(_Section):
@@ -294,7 +287,7 @@ def fitted_line(named: Sequence[tuple[str, Translation]]) -> str:
     found = [(name, record.picture) for name, record in named if record.picture and record.picture.lost]
     if not found:
         return ""
-    worst, figures = min(found, key=lambda each: each[1].fit_psnr or 0.0)
+    worst, figures = max(found, key=lambda each: each[1].height * each[1].width)
     if len(named) == 1:
         return f"{worst} {figures.lost}"
     return f"{len(found):,} of {len(named):,} pictures were not translated at their own size; {worst} {figures.lost}"

@@ -1,6 +1,6 @@
 """Features of an ImageNet classifier, distances between two sets of pictures in them, and the verdict on samples.
 
-features   EfficientNet-Lite0's output after 5 and after 11 blocks, its mean over the picture: 40 and 112 numbers
+features   EfficientNet-Lite0's output after 5 or after 11 blocks, its mean over the picture: 40 or 112 numbers
 Frechet    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of their means and covariances
 
 The verdict says whether a model's samples are of its domain: their distance from held-out pictures, beside two others.
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,68 +36,48 @@ if TYPE_CHECKING:
 
 Matrix = NDArray[np.float64]
 
-NAME = "EfficientNet-Lite0, mean of blocks 5 and 11"
+EARLY, LATE = 5, 11
+"""Blocks of the network; distances of translations are taken after the early ones, the verdict after the late."""
+NAME = f"EfficientNet-Lite0, mean of block {EARLY}"
 """Must accompany each distance."""
 SIDE = 128
 """Pictures are brought to this square, bilinearly: of 32 pixels themselves the eleventh block would see 2 x 2."""
-BLOCKS = (5, 11)
 BATCH = 32
 FLOOR_SPLITS = 4
 FEATURE_SEED = 20230329
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
-    early: Matrix = field(repr=False)
-    late: Matrix = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.early)
-
-    def __getitem__(self, rows: slice | NDArray[Any]) -> Features:
-        return Features(self.early[rows], self.late[rows])
-
-
-def features(pictures: Pictures) -> Features:
-    """Features of pictures (N, C, H, W) in [-1, 1], C being 1 or 3."""
+def features(pictures: Pictures, blocks: int = EARLY) -> Matrix:
+    """Features (N, D) of pictures (N, C, H, W) in [-1, 1], C being 1 or 3."""
     import torch
 
-    network = _network()
-    parts: list[list[Matrix]] = [[], []]
+    network, found = _network(), []
     with torch.no_grad():
         for start in range(0, len(pictures), BATCH):
             part = torch.from_numpy(to_channels(pictures[start : start + BATCH], 3).astype(np.float32))
-            for found, made in zip(parts, _pooled(network, part), strict=True):
-                found.append(made)
-    return Features(*(np.concatenate(found) for found in parts))
+            found.append(_pooled(network, part, blocks))
+    return np.concatenate(found)
 
 
-def distances(judged: Features, real: Features, weights: Matrix | None = None) -> dict[str, Matrix]:
-    """Both distances of pictures to real ones, each (R,), for each row of weights (R, N) such as draws."""
-    found = {}
-    for part in ("early", "late"):
-        first, second = getattr(judged, part), getattr(real, part)
-        if first.shape[1:] != second.shape[1:] or min(len(first), len(second)) < 2:
-            raise ShapeMismatch(
-                f"a distance needs at least two pictures on each side, not {first.shape} and {second.shape}"
-            )
-        rows = np.ones((1, len(first))) if weights is None else weights
-        found[f"frechet_{part}"] = frechet(first, second, rows)
-    return found
-
-
-def floor(real: Features, count: int) -> dict[str, float]:
+def floor(real: Matrix, count: int) -> float:
     """Mean distance of `count` real pictures to others of the same set, over fixed random splits."""
     count = min(count, len(real) // 2)
     found = []
     for split in range(FLOOR_SPLITS):
         order = np.random.default_rng(FEATURE_SEED + split).permutation(len(real))
-        found.append(distances(real[order[:count]], real[order[count:]]))
-    return {name: float(np.mean([one[name][0] for one in found])) for name in found[0]}
+        found.append(frechet(real[order[:count]], real[order[count:]])[0])
+    return float(np.mean(found))
 
 
-def frechet(judged: Matrix, real: Matrix, weights: Matrix) -> Matrix:
-    """Frechet distance of the normal distributions with the mean and covariance of weighted (N, D) and of (M, D)."""
+def frechet(judged: Matrix, real: Matrix, weights: Matrix | None = None) -> Matrix:
+    """Frechet distances (R,) of the normal distributions with the mean and covariance of judged features (N, D), for
+    each row of weights (R, N) such as draws, and of real ones (M, D).
+    """
+    if judged.shape[1:] != real.shape[1:] or min(len(judged), len(real)) < 2:
+        raise ShapeMismatch(
+            f"a distance needs at least two pictures on each side, not {judged.shape} and {real.shape}"
+        )
+    weights = np.ones((1, len(judged))) if weights is None else weights
     total = weights.sum(axis=1)
     means = weights @ judged / total[:, None]
     covariance = np.cov(real, rowvar=False).reshape(real.shape[1], -1)
@@ -120,8 +100,8 @@ def cubic_kernel(a: Matrix, b: Matrix) -> Matrix:
     return cubed
 
 
-def _pooled(network: nn.Module, pictures: Tensor) -> list[Matrix]:
-    """Means over the picture of the blocks' outputs, for RGB (N, 3, H, W) in [-1, 1], the network's own range."""
+def _pooled(network: nn.Module, pictures: Tensor, blocks: int) -> Matrix:
+    """Means over the picture of the output of so many blocks, for RGB (N, 3, H, W) in [-1, 1], the network's range."""
     from torch.nn import functional
 
     square = functional.interpolate(
@@ -129,12 +109,10 @@ def _pooled(network: nn.Module, pictures: Tensor) -> list[Matrix]:
     )
     parts: Any = network
     x = parts._swish(parts._bn0(parts._conv_stem(square)))  # noqa: SLF001 - the package has no public interface for it
-    found = []
-    for number, block in enumerate(parts._blocks[: BLOCKS[-1]], start=1):  # noqa: SLF001 - as above
+    for block in parts._blocks[:blocks]:  # noqa: SLF001 - as above
         x = block(x)
-        if number in BLOCKS:
-            found.append(x.mean(dim=(2, 3)).double().numpy())
-    return found
+    pooled: Matrix = x.mean(dim=(2, 3)).double().numpy()
+    return pooled
 
 
 @lru_cache(maxsize=1)
@@ -229,7 +207,7 @@ def judge_samples(
     pool, real = train[kept], held_out[:: -(-len(held_out) // MOST_HELD_OUT)]
     chances = None if weights is None else weights[kept] / weights[kept].sum()
     count = min(len(samples), len(pool) // 2)
-    seen = [features(each).late for each in (real, pool, textures(pool[:count], rng), samples[:count])]
+    seen = [features(each, LATE) for each in (real, pool, textures(pool[:count], rng), samples[:count])]
     reference, others, texture, drawn = (_cut(each, seen[0]) for each in seen)
     null = [
         _discrepancy(others[rng.choice(len(others), count, replace=False, p=chances)], reference)

@@ -80,19 +80,14 @@ def resample(
     return Resamples(numbers.astype(np.int64), counts.astype(np.float32))
 
 
-def feature_distances(
-    judged: features.Features, real: features.Features, drawn: Resamples
-) -> dict[str, Interval]:
-    """The distances of `features.distances` with their intervals; the judged pictures are drawn, the real stay."""
+def feature_distance(judged: features.Matrix, real: features.Matrix, drawn: Resamples) -> Interval:
+    """The Frechet distance of features with its interval; the judged pictures are drawn, the real stay."""
     if len(judged) != len(drawn):
         raise ShapeMismatch(f"{len(drawn)} pictures were drawn, {len(judged)} are judged")
     weights = drawn.weights(DISTANCE_DRAWS)
     weights = weights[(weights > 0).sum(axis=1) > 1]  # a draw of one picture alone has no covariance
-    draws = features.distances(judged, real, weights)
-    return {
-        name: _interval(float(value[0]), draws[name], shift=True)
-        for name, value in features.distances(judged, real).items()
-    }
+    value = float(features.frechet(judged, real)[0])
+    return _interval(value, features.frechet(judged, real, weights), shift=True)
 
 
 def _interval(value: float, draws: NDArray[np.float64], *, shift: bool = False) -> Interval:
@@ -213,8 +208,12 @@ def judge(
     if domain is not None and min(count, len(domain)) >= FEWEST_PICTURES:
         if truth is not None:
             judged["truth"] = np.clip(truth, -1.0, 1.0)
-        distances = _feature_distances(judged, domain, drawn)
-        ways |= {name: ways.get(name, {}) | found for name, found in distances.items()}
+        real = features.features(domain)
+        distances = {
+            name: feature_distance(features.features(each), real, drawn) for name, each in judged.items()
+        }
+        ways |= {name: {**ways.get(name, {}), "frechet_early": found} for name, found in distances.items()}
+        ways["floor"] = {"frechet_early": {"value": features.floor(real, count)}}
     columns = {**(recorded or {}), **measured}
     rows: list[Figures] = [
         dict(zip(columns, values, strict=True))
@@ -236,15 +235,6 @@ def judge(
         "doubtful": sum(map(bool, marks)) if any(mark is not None for mark in marks) else None,
         "pictures": rows,
     }
-
-
-def _feature_distances(
-    judged: Mapping[str, Pictures], domain: Pictures, drawn: Resamples
-) -> dict[str, dict[str, Interval]]:
-    real = features.features(domain)
-    found = {name: feature_distances(features.features(stack), real, drawn) for name, stack in judged.items()}
-    floor = features.floor(real, len(drawn))
-    return {**found, "floor": {key: {"value": value} for key, value in floor.items()}}
 
 
 Cell = str | float | None
@@ -273,7 +263,7 @@ _OF_WAYS: Final = (
     ),
     (
         "Feature distance to the target domain",
-        {"frechet_early": "Frechet, block 5", "frechet_late": "Frechet, block 11"},
+        {"frechet_early": "Frechet"},
         f"On {features.NAME}; not the published FID. Of few pictures the distance is too large.",
     ),
 )

@@ -1,4 +1,4 @@
-"""The pages of `ddib translate`, `ddib evaluate` and `ddib try`, and the contact sheet beside the first.
+"""The pages of `ddib translate`, `ddib evaluate` and `ddib try`.
 
 A page holds reduced pictures, so that it stays one file that opens with 1,500 of them; the files beside are linked.
 Advice after a rehearsal is based on a figure on the page, and names it.
@@ -23,8 +23,7 @@ from ddib_fed.engine.record import PictureFigures, Translation, fitted_line
 from ddib_fed.errors import DdibError
 from ddib_fed.evaluation.features import SampleVerdict
 from ddib_fed.evaluation.judgement import Figures, FigureTable, tables, worst_first
-from ddib_fed.evaluation.metrics import Pictures
-from ddib_fed.evaluation.sheets import CELL, Stage, save_sheet, to_pixels
+from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.pages import beside, write_page
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ MANY = 200
 """Pictures from which previews are smaller."""
 SIDE, SIDE_OF_MANY = 384, 192
 SHOWN = 96
-MOST_ON_SHEET = 48
 MOST_ROWS = 200
 """Of the page of an evaluation."""
 COLUMNS: Final[Mapping[str, str]] = {
@@ -97,20 +95,16 @@ class ShownFiles:
 
 
 def write_results(
-    page: Path, sheet: Path, results: ShownFiles, *, on_drawn: Callable[[int, int], None] | None = None
+    page: Path, results: ShownFiles, *, on_drawn: Callable[[int, int], None] | None = None
 ) -> None:
     files = sorted(results.files, key=ShownFile.doubt)
     side = SIDE if len(files) <= MANY else SIDE_OF_MANY
     given = {"source": any(each.source for each in files), "returned": any(each.returned for each in files)}
     kinds = [kind for kind in ("source", "translated", "returned") if given.get(kind, True)]
     keys = [key for key in COLUMNS if any(getattr(each.figures, key, None) is not None for each in files)]
-    chosen = set(np.linspace(0, len(files) - 1, min(MOST_ON_SHEET, len(files))).astype(int).tolist())
-    on_sheet: list[tuple[ShownFile, Drawn]] = []
     rows = []
     for number, each in enumerate(files):
         drawn, figures = each.drawn(side), each.figures
-        if number in chosen:
-            on_sheet.append((each, drawn))
         fitted = f" at {figures.fitted_width}x{figures.fitted_height}" if figures.lost else ""
         values = [f"{figures.width}x{figures.height}{fitted}", *(getattr(figures, key) for key in keys)]
         address = beside(each.translated.relative_to(page.parent).as_posix())
@@ -118,15 +112,6 @@ def write_results(
         rows.append(_row(each.name, {kind: drawn.get(kind) for kind in kinds}, values, mark, address))
         if on_drawn is not None:
             on_drawn(number + 1, len(files))
-    on_sheet.sort(key=lambda found: found[0].name)
-    evenly = f" {len(on_sheet)} of {len(files):,} are shown, spread evenly from worst to best."
-    save_sheet(
-        sheet,
-        [Stage(kind, np.stack([squared(drawn.get(kind), CELL) for _, drawn in on_sheet])) for kind in kinds],
-        names=[Path(each.name).name for each, _ in on_sheet],
-        doubtful=[bool(each.record.doubtful) for each, _ in on_sheet],
-        caption=f"To {results.target}. {verdict(results)}{evenly if len(on_sheet) < len(files) else ''}",
-    )
     missing = FigureTable("Not translated", ("file", "why"), tuple(results.missing), kind="text")
     write_page(
         page,
@@ -135,7 +120,6 @@ def write_results(
         verdict=verdict(results),
         notes=_remarks(results),
         tables=[missing] if results.missing else [],
-        sheet=sheet.name,
         columns=["file", "mark", *kinds, "pixels", *(COLUMNS[key] for key in keys)],
         rows=rows,
         left_out=0,
@@ -251,21 +235,6 @@ def encoded(pixels: Preview) -> bytes:
     return file.getvalue()
 
 
-def squared(pixels: Preview | None, side: int) -> Pictures:
-    """A preview in the middle of a white square, (3, side, side) in [-1, 1]; it is cut to every n-th pixel to fit."""
-    square = np.ones((3, side, side), np.float32)
-    if pixels is None:
-        return square
-    step = -(-max(pixels.shape[:2]) // side)
-    small = pixels[::step, ::step]
-    factor = max(1, side // max(small.shape[:2]))
-    small = small.repeat(factor, axis=0).repeat(factor, axis=1)
-    height, width = small.shape[:2]
-    top, left = (side - height) // 2, (side - width) // 2
-    square[:, top : top + height, left : left + width] = small.transpose(2, 0, 1) / 127.5 - 1
-    return square
-
-
 def write_report_page(
     path: Path, title: str, report: Figures, found: Translations, *, most_rows: int = MOST_ROWS
 ) -> None:
@@ -285,7 +254,6 @@ def write_report_page(
         verdict="",
         notes=report["notes"],
         tables=tables(report),
-        sheet="",
         columns=["file", "mark", *stacks, *(COLUMNS[key] for key in keys)],
         rows=[
             _row(

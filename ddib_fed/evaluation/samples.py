@@ -23,14 +23,13 @@ from ddib_fed.data.fitting import (
     from_array,
     memory_of,
     output_bytes,
-    own_size_mse,
     to_array,
 )
-from ddib_fed.data.pictures import Geometry, ImageLimits, Picture, decode_image, encode_png
+from ddib_fed.data.pictures import Geometry, ImageLimits, decode_image, encode_png
 from ddib_fed.data.points import parse_npy, picture_for_points, read_header, refuse_picture, to_npy
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Decoded
-from ddib_fed.engine.record import KEPT_SMALL, CycleError, PictureFigures
+from ddib_fed.engine.record import CycleError, PictureFigures
 from ddib_fed.errors import DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
 from ddib_fed.evaluation.metrics import cycle_error, doubtful, expected, mse, picture_rule, structure, to_psnr
 from ddib_fed.models.units import ChannelMap
@@ -50,10 +49,6 @@ class Given:
     model_size: bool = False
 
     @property
-    def is_fitted(self) -> bool:
-        return self.picture is not None and self.picture.fitted_height is not None
-
-    @property
     def geometry(self) -> Geometry:
         """The size of results: the one that the picture had, unless they keep the models'."""
         assert self.picture is not None
@@ -63,7 +58,8 @@ class Given:
 
     def at_model_size(self) -> Given:
         """The same for results that keep the models' size."""
-        picture = None if self.picture is None else self.picture.model_copy(update=KEPT_SMALL)
+        enlarged_from = dict.fromkeys(("fitted_height", "fitted_width"))  # nothing is enlarged again
+        picture = None if self.picture is None else self.picture.model_copy(update=enlarged_from)
         return dataclasses.replace(self, picture=picture, model_size=True)
 
 
@@ -126,10 +122,6 @@ class PointSamples:
         error = CycleError(**cycle_error(self._model.normalise(given.samples), back.normalised))
         return SampleFile(to_npy(back.samples), {"cycle": error})
 
-    def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:
-        del content, back
-        return {}
-
     def _parse(self, content: bytes) -> Array:
         return parse_npy(content, max_bytes=self._max_bytes, max_points=self._max_points, dim=self._dim)
 
@@ -154,8 +146,7 @@ class PictureSamples:
     def read(self, content: bytes, size_rule: str) -> Given:
         """The samples in a client's file, and the part of its record that is known before it is translated."""
         rule = self._rule
-        picture = decode_image(content, self._limits)
-        fitted = fit_picture(picture, rule)
+        fitted = fit_picture(decode_image(content, self._limits), rule)
         check_size(fitted.geometry, rule, size_rule)
         size, (slope, intercept) = fitted_size(rule, fitted.geometry), rule.output_scale
         figures = PictureFigures(
@@ -164,7 +155,6 @@ class PictureSamples:
             size_rule=size_rule,
             fitted_height=size[0] if size else None,
             fitted_width=size[1] if size else None,
-            fit_psnr=_own_size_error(fitted.samples, rule, picture)["cycle_psnr"] if size else None,
             source_low=rule.low,
             source_high=rule.high,
             back_slope=slope,
@@ -229,10 +219,6 @@ class PictureSamples:
         figures = {"cycle_mse": float(error[0]), "cycle_psnr": float(to_psnr(error)[0])}
         return SampleFile(_png(back.samples, self._rule, given.geometry), {"picture": figures})
 
-    def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:
-        """Figures of a fitted picture's round trip at its own size; `content` is the client's file."""
-        return _own_size_error(back.samples[0], self._rule, decode_image(content, self._limits))
-
 
 Samples = PointSamples | PictureSamples
 
@@ -273,11 +259,6 @@ def in_numbers(rule: PictureRule) -> PictureRule:
     if rule.output_scale == (1.0, 0.0):
         return rule
     return dataclasses.replace(rule, low=0.0, high=float(rule.top))
-
-
-def _own_size_error(x: Array, rule: PictureRule, picture: Picture) -> dict[str, float]:
-    error = own_size_mse(x, rule, picture)
-    return {"cycle_mse": error, "cycle_psnr": float(to_psnr(np.array([error]))[0])}
 
 
 def _png(samples: Array, rule: PictureRule, geometry: Geometry | None = None) -> bytes:

@@ -230,7 +230,7 @@ class DicomStudy(Study):
 
     def assemble(self, translated: StudyResults) -> Assembled:
         stack = self.pixels.stack(translated)
-        report, said = self.pixels.summary(translated, stack)
+        report, said = self.pixels.summary(translated)
         contents = derived_series(self.series, stack, translated)
         files = {f"{self.name}/{at + 1:04}.dcm": content for at, content in enumerate(contents)}
         header = self.series.headers[0]

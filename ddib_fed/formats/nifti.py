@@ -56,7 +56,7 @@ class NiftiStudy(Study):
     def assemble(self, translated: StudyResults) -> Assembled:
         """The volume of the results, as the input lies in its file."""
         stack = self.pixels.stack(translated)
-        report, said = self.pixels.summary(translated, stack)
+        report, said = self.pixels.summary(translated)
         files = {self.origin.outputs[0]: self._file(self._volume(translated.scaled(stack)), translated)}
         if missing := self.pixels.missing(translated):
             there = np.zeros_like(stack[..., :1], dtype=np.uint8)

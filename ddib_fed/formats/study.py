@@ -550,34 +550,8 @@ class Slices(Planes):
                 stack[at] = plane
         return stack
 
-    def summary(self, translated: StudyResults, stack: Pixels) -> tuple[dict[str, Any], tuple[str, ...]]:
+    def summary(self, translated: StudyResults) -> tuple[dict[str, Any], tuple[str, ...]]:
         """Sections of the provenance, and lines for the person."""
         empty = sorted({*self.places} - {*self.sent})
-        shown = slice(self.sent[0], self.sent[-1] + 1)
-        found = flicker(self.numbers[shown], stack[shown])
-        said = []
-        if found is not None:
-            here, there, times = found["translation"], found["source"], found["ratio"]
-            ratio = "" if times is None else f" ({times:.2f} times)"
-            said.append(f"slice flicker {here:.2%} of the range, {there:.2%} in the source{ratio}")
-        if empty:
-            said.append(f"{len(empty)} of {len(self.numbers)} slices are background and were not sent")
-        return {**self.report(translated, "slices", empty=empty), "flicker": found}, tuple(said)
-
-
-def flicker(source: NDArray[Any], translation: NDArray[Any]) -> dict[str, float | None] | None:
-    """How much neighbouring slices differ beyond a steady change; None for fewer than three slices.
-
-    The mean of |v[z] - (v[z-1] + v[z+1]) / 2| of a volume (N, ...), as a share of its range.
-    """
-    if len(source) < 3:
-        return None
-    found = []
-    for volume in (source, translation):
-        width, total = float(volume.max()) - float(volume.min()), 0.0
-        for before, here, after in zip(volume[:-2], volume[1:-1], volume[2:], strict=True):
-            bend = here.astype(np.float32) - (before.astype(np.float32) + after.astype(np.float32)) / 2
-            total += float(np.abs(bend).mean())
-        found.append(total / (len(volume) - 2) / width if width > 0 else 0.0)
-    ratio = round(found[1] / found[0], 4) if found[0] > 0 else None
-    return {"source": round(found[0], 6), "translation": round(found[1], 6), "ratio": ratio}
+        said = f"{len(empty)} of {len(self.numbers)} slices are background and were not sent"
+        return self.report(translated, "slices", empty=empty), (said,) if empty else ()

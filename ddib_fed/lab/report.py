@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from ddib_fed.data.shipped import load_shipped
 from ddib_fed.diffusion.plans import SolverSettings, soften
 from ddib_fed.diffusion.solvers import integrate
+from ddib_fed.engine.arrays import ArraySettings, draw_samples
+from ddib_fed.engine.local_party import open_party
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import InputError
 from ddib_fed.evaluation import judgement, metrics
@@ -391,10 +393,9 @@ def copies_of(model: DomainModel, train: Array, held_out: Array, attack: Attack)
         return None
     attack.say("training pictures in what the model draws")
     count = min(64, len(held_out))
-    noise = torch.randn(count, *model.sample_shape, generator=torch.Generator().manual_seed(attack.seed))
-    pictures = np.clip(_decoded(model, noise), -1.0, 1.0).astype(np.float32)
+    drawn = draw_samples(open_party(model.bundle), count, ArraySettings(DECODING, seed=attack.seed))
     own = metrics.reduced(train)
-    samples, others = (metrics.nearest(metrics.reduced(each), own) for each in (pictures, held_out))
+    samples, others = (metrics.nearest(metrics.reduced(each), own) for each in (drawn, held_out))
     near = samples < np.quantile(others, 0.01)
     return Copies(
         drawn=count,
@@ -402,15 +403,6 @@ def copies_of(model: DomainModel, train: Array, held_out: Array, attack: Attack)
         held_out=_figure(np.median, others),
         near=Figure(**judgement.resample(count).mean(near)),
     )
-
-
-def _decoded(model: DomainModel, latents: Tensor) -> Array:
-    laid = model.plan(DECODING)
-    ends = [
-        integrate(laid.decoder(part, model.condition(model.class_rows(None, len(part)))), model.denoiser())
-        for part in torch.split(latents, _together(model))
-    ]
-    return model.denormalise(torch.cat(ends).numpy())
 
 
 def _together(model: DomainModel) -> int:

@@ -126,7 +126,7 @@ class ClassifierConfig(PictureNetwork):
     """What `NoisyClassifier` is made of."""
 
     kind: Literal["classifier"] = "classifier"
-    pool: Literal["adaptive", "attention", "spatial", "spatial_v2"] = "adaptive"
+    pool: Literal["adaptive", "attention"] = "adaptive"
 
     @model_validator(mode="after")
     def _is_a_classifier(self) -> ClassifierConfig:

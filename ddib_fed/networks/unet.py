@@ -399,9 +399,6 @@ class UNet(nn.Module):
         return cast("Tensor", block(h, embedded))
 
 
-HIDDEN = 2048
-
-
 class AttentionPool(nn.Module):
     """Attention pooling (after CLIP): the mean position attends to all positions and itself."""
 
@@ -440,36 +437,26 @@ class NoisyClassifier(nn.Module):
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
         self.checkpointing = False
-        self.by_block = config.pool.startswith("spatial")
         self.time_embed = TimeEmbed(config.model_channels)
-        self.input_blocks, widths = descend(config, config.in_channels)
+        self.input_blocks, _ = descend(config, config.in_channels)
         self.middle_block = middle(config)
         last, classes = config.widths[-1], config.out_channels
-        features = sum(widths) + last
         if config.pool == "attention":
             places = (config.image_size // config.divisor) ** 2
             head = AttentionPool(places, last, config.num_head_channels, classes)
             self.out = nn.Sequential(GroupNorm32(last), nn.SiLU(), head)
-        elif config.pool == "adaptive":
+        else:
             leave = zeroed(nn.Conv2d(last, classes, 1))
             mean = nn.AdaptiveAvgPool2d((1, 1))
             self.out = nn.Sequential(GroupNorm32(last), nn.SiLU(), mean, leave, nn.Flatten())
-        elif config.pool == "spatial":
-            self.out = nn.Sequential(nn.Linear(features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes))
-        else:
-            enter, leave_by = nn.Linear(features, HIDDEN), nn.Linear(HIDDEN, classes)
-            self.out = nn.Sequential(enter, GroupNorm32(HIDDEN), nn.SiLU(), leave_by)
 
     def forward(self, x: Tensor, times: Tensor, rows: Tensor | None = None) -> Tensor:
         embedded = Embedded(self.time_embed(times), rows)
         h = x
-        means = []
         for block in (*self.input_blocks, self.middle_block):
             if self.checkpointing and torch.is_grad_enabled():
                 h = cast("Tensor", checkpoint(block, h, embedded, use_reentrant=False))
             else:
                 h = block(h, embedded)
-            if self.by_block:
-                means.append(h.mean(dim=(2, 3)))
-        out: Tensor = self.out(torch.cat(means, dim=-1) if self.by_block else h)
+        out: Tensor = self.out(h)
         return out

@@ -127,14 +127,6 @@ def read_truth(folder: Path, table: ClassTable) -> tuple[int, ...]:
         raise InputError(f"{path} is no list of the kit's {known} ids: {error}") from error
 
 
-def source_name(source: int, ordinal: int) -> str:
-    return f"{source}_{ordinal}.PNG"
-
-
-def translated_name(source: int, ordinal: int, target: int) -> str:
-    return f"{source}_{ordinal}_translated_{target}.PNG"
-
-
 def _find(folder: Path, pattern: str) -> Path | None:
     return min(folder.rglob(pattern), key=lambda p: (len(p.parts), p), default=None)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 from google.protobuf.message import Message
 
@@ -179,8 +179,8 @@ _REMEDIES: Final[dict[str, str]] = {
 def _text(value: Any) -> str:
     if isinstance(value, CalibrationTerms):
         return calibration_text(value)
-    if isinstance(value, Message):  # a side
-        return place_of(value)
+    if isinstance(value, Message):
+        return place_of(cast("ContractSide", value))
     if isinstance(value, bytes):
         return value.hex() or "none"
     if isinstance(value, Iterable) and not isinstance(value, str):

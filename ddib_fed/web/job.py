@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ddib_fed.client.client import Client, job_header, waiting_line
 from ddib_fed.client.connection import OnWait
 from ddib_fed.client.files import FileItem
-from ddib_fed.client.folder_run import RunOptions, RunProgress, open_run
+from ddib_fed.client.folder_run import STAGES, RunOptions, RunProgress, open_run
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Delivered
 from ddib_fed.data.pictures import encode_png, read_image
@@ -54,15 +54,6 @@ MOST_STEPS: Final = 3
 DOUBTS = {
     "cycle_psnr": "translated back, it differs visibly from the original",
     "structure": "its edges or values agree with those of the original no better than an unrelated picture's",
-}
-STAGES = {
-    "encode": "encoding here, at your institution",
-    "send": "sending the latent",
-    "decode": "decoding at the other institution",
-    "return": "checking by translating back",
-    "done": "done",
-    "failed": "failed",
-    "wait": "waiting for the other institution",
 }
 
 

@@ -14,12 +14,14 @@ from tests.data_modules.picture_examples import noise
 sides = st.integers(1, 24)
 
 
-def picture(pixels: np.ndarray) -> Picture:
-    return Picture(pixels, "PNG")
+def picture_of(pixels) -> Picture:
+    pixels = np.asarray(pixels)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return Picture(pixels, "TIFF")
 
 
 def there_and_back(pixels: np.ndarray, rule: PictureRule) -> np.ndarray:
-    x, geometry = to_array(picture(pixels), rule)
+    x, geometry = to_array(picture_of(pixels), rule)
     assert (x.dtype, x.shape) == (np.float32, (rule.channels, rule.height, rule.width))
     assert x.flags.c_contiguous
     assert np.abs(x).max() <= 1
@@ -75,7 +77,7 @@ def public_rule(pixels: np.ndarray, size: int) -> np.ndarray:
 def test_cropping_is_what_public_models_were_trained_on(height, width, size, seed):
     """Equal to the public rule, computed directly: larger, smaller, odd, long pictures."""
     pixels = noise(height, width, 3, seed=seed)
-    x, _ = to_array(picture(pixels), PictureRule(3, size, size, "crop"))
+    x, _ = to_array(picture_of(pixels), PictureRule(3, size, size, "crop"))
     np.testing.assert_allclose(x.transpose(1, 2, 0), public_rule(pixels, size), atol=1e-6)
 
 
@@ -94,21 +96,15 @@ def test_rgb_becomes_grey_by_luma_and_grey_becomes_rgb_by_repetition():
     for dtype in ("uint8", "uint16"):
         colours = noise(6, 7, 3, dtype)
         top = np.iinfo(dtype).max
-        grey, _ = to_array(picture(colours), PictureRule(1, 6, 7, "pad", 0, top, 16))
+        grey, _ = to_array(picture_of(colours), PictureRule(1, 6, 7, "pad", 0, top, 16))
         luma = colours @ np.array([0.299, 0.587, 0.114])
         assert np.abs((grey[0] + 1) / 2 * top - luma).max() < 0.51
-        x, _ = to_array(picture(colours[..., :1]), PictureRule(3, 6, 7, "pad", 0, top, 16))
+        x, _ = to_array(picture_of(colours[..., :1]), PictureRule(3, 6, 7, "pad", 0, top, 16))
         assert (x[0] == x[1]).all()
         assert (x[0] == x[2]).all()
 
 
 BYTES, WORDS, CT, BRAIN, UPTAKE = (0.0, 255.0), (0.0, 65535.0), (-1000.0, 2000.0), (0.0, 80.0), (0.0, 20.0)
-
-
-def picture_of(pixels) -> Picture:
-    pixels = np.asarray(pixels)
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    return Picture(pixels, "TIFF")
 
 
 def photo(dtype="uint8", seed=0) -> np.ndarray:

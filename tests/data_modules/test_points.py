@@ -118,9 +118,7 @@ def test_a_changed_header_byte_is_read_alike_or_refused(position, value):
 
 
 def npy(shape, dtype="float32") -> bytes:
-    file = io.BytesIO()
-    np.save(file, np.zeros(shape, dtype))
-    return file.getvalue()
+    return saved(np.zeros(shape, dtype))
 
 
 @pytest.mark.parametrize(

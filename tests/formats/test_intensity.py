@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import ImageUnreadable, UsageError
-from ddib_fed.formats.study import IntensityRule, item_bytes
+from ddib_fed.formats.study import IntensityRule
 
 VALUES = np.random.default_rng(0).normal(300, 120, (5, 9, 8, 1))
 
@@ -34,14 +33,6 @@ def test_numbers_fill_the_range_and_the_stated_inverse_undoes_them(text, dtype, 
     step = (rule.white - rule.black) / (rule.high - rule.low) if dtype != np.float32 else 1e-3
     assert np.abs(back - VALUES)[inside].max() <= 0.52 * step  # float32 in between
     assert stated["clipped"] == pytest.approx(1 - inside.mean(), abs=1e-6)
-
-
-def test_hounsfield_units_are_sent_as_they_are():
-    """Signed whole numbers, as a .npy of 16 bits."""
-    values = np.array([[-1024, 0], [40, 3071]], dtype=np.float32)[..., None]
-    picture = decode_image(item_bytes(IntensityRule("hu").on(values).numbers(values)))
-    assert picture.pixels.dtype == np.int16
-    np.testing.assert_array_equal(picture.pixels, values)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.errors import ImageUnreadable
-from ddib_fed.formats.study import StudyResults
-from tests.formats.echoes import NIFTI, echo, only, require_pixels_alone, results
+from tests.formats.echoes import NIFTI, echo, only, require_pixels_alone
 
 
 def output(tmp_path, study, translated):
@@ -87,19 +86,6 @@ def test_the_header_is_a_new_one(tmp_path):
     assert b"SYNTHETIC south.example/relief" in content
     assert b"Ada" not in content
     assert b"Lovelace" not in content
-
-
-def test_background_is_not_sent_and_refused_slices_are_named():
-    """Empty ends of a volume are no items; flicker is that of what was sent."""
-    given = only(NIFTI / "anatomical.nii")
-    values = given.pixels.numbers.copy()
-    assert len(given.sent) == given.planes == len(values)
-    found = results(given)
-    found[3] = None
-    made = given.assemble(StudyResults.of(found))
-    assert made.report["slices"]["refused"] == [3]
-    assert made.report["flicker"]["ratio"] > 1
-    assert any("flicker" in line for line in made.said)
 
 
 def test_what_is_no_volume_of_numbers_is_refused_with_a_hint(tmp_path):

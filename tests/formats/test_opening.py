@@ -22,16 +22,6 @@ from tests.formats.echoes import DICOM, NIFTI, only
 from tests.formats.tiffs import tiff
 
 
-def test_studies_and_plain_files_are_told_apart(tmp_path):
-    (tmp_path / "plain.png").write_bytes(encode_png(np.zeros((4, 4, 1), np.uint8)))
-    (tmp_path / "folder").mkdir()
-    paths = [NIFTI / "standard.nii.gz", tmp_path / "plain.png", DICOM / "CT_small.dcm", tmp_path / "folder"]
-    found = open_paths(paths, Options())
-    assert [study.name for study in found.studies] == ["standard", "CT_small"]
-    assert found.plain == (tmp_path / "plain.png", tmp_path / "folder")
-    assert [bool(recognise([path]).studies) for path in paths] == [True, False, True, False]
-
-
 def test_studies_that_differ_in_their_suffix_alone_are_named_by_it(tmp_path):
     (tmp_path / "head.nii.gz").write_bytes((NIFTI / "standard.nii.gz").read_bytes())
     (tmp_path / "head.nii").write_bytes((NIFTI / "anatomical.nii").read_bytes())

@@ -27,7 +27,7 @@ def config(teacher="moons", **fields):
 def distilled(tmp_path_factory):
     """A bundle of a few steps."""
     folder = tmp_path_factory.mktemp("distilled")
-    return train(config(steps=60, batch=256, learning_rate=2e-3, ema=0.9), folder)
+    return train(config(steps=60, batch=256, learning_rate=2e-3, ema=0.9, checkpoint_every=60), folder)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from ddib_fed.errors import ExtraMissing, SettingsInvalid, StateConflict
+from ddib_fed.lab import private as private_module
 from ddib_fed.lab.config import PrivateTrainConfig
 from ddib_fed.lab.private import (
     CLIP,
@@ -29,9 +31,20 @@ from ddib_fed.models.bundle import load_bundle
 from ddib_fed.networks.build import build_network
 from ddib_fed.networks.config import MlpConfig, UNetConfig
 from ddib_fed.training.run import latest_checkpoint, train
+from tests.networks.picture_networks import filled
 from tests.training.examples import TINY_NETWORK, spots_source, stop_at
 
 pytest.importorskip("opacus")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def accounts():
+    """The accountant takes seconds: each account is made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        for account in (least_noise, spent_epsilon):
+            patch.setattr(private_module, account.__name__, cache(account))
+        yield
+
 
 NETWORKS = {
     "points": (MlpConfig(width=16, blocks=2, embedding=8, features=4), (2,)),
@@ -48,11 +61,7 @@ NETWORKS = {
 def network_of(name):
     """With weights in the layers that start at zero, so that every gradient is something."""
     torch.manual_seed(0)
-    network = build_network(NETWORKS[name][0]).train()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return network
+    return filled(build_network(NETWORKS[name][0])).train()
 
 
 def draws_of(name, count=3, draws=2):
@@ -134,14 +143,13 @@ def test_a_run_that_has_begun_needs_its_key(tmp_path, there):
         key_of_run(tmp_path, begun=True)
 
 
-@pytest.mark.parametrize("steps", [1, 50])
-def test_what_is_spent_is_what_opacus_says_of_the_same_steps(steps):
+def test_what_is_spent_is_what_opacus_says_of_the_same_steps():
     from opacus.accountants import PRVAccountant
 
-    noise, own = least_noise(epsilon=3.0, delta=1e-4, rate=0.1, steps=steps), PRVAccountant()
-    for _ in range(steps):
+    noise, own = least_noise(epsilon=3.0, delta=1e-4, rate=0.1, steps=50), PRVAccountant()
+    for _ in range(50):
         own.step(noise_multiplier=noise, sample_rate=0.1)
-    spent = spent_epsilon(noise=noise, delta=1e-4, rate=0.1, steps=steps)
+    spent = spent_epsilon(noise=noise, delta=1e-4, rate=0.1, steps=50)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert spent == own.get_epsilon(1e-4)

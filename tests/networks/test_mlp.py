@@ -1,42 +1,19 @@
-"""Networks: their size, their state dicts, and times told once or for each row."""
+"""Networks of points: times told once or for each row, and the two levels of a flow map."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors import safe_open
 
 from ddib_fed.networks.build import build_network
 from ddib_fed.networks.config import MlpConfig
 from ddib_fed.networks.mlp import ResidualMLP, SyntheticModel
-
-GOLDEN = Path(__file__).parent.parent / "data" / "synthetic_linear.safetensors"
-
-
-def filled(network):
-    torch.manual_seed(0)
-    for parameter in network.parameters():
-        parameter.data.normal_(std=0.1)
-    return network.eval()
-
+from tests.networks.picture_networks import filled
 
 NETWORKS = {
     "mlp": lambda: filled(ResidualMLP(width=32, blocks=2)),
     "synthetic": lambda: filled(SyntheticModel(num_channels=64, num_res_blocks=1)),
 }
-
-
-def test_the_public_networks_state_dict_is_unchanged():
-    """Every name and shape of the public code's file, and no other."""
-    with safe_open(GOLDEN, "pt") as file:
-        names = [name for name in file.keys() if name.startswith("model.")]  # noqa: SIM118 - not a mapping
-        theirs = {name.removeprefix("model."): tuple(file.get_tensor(name).shape) for name in names}
-    ours = {
-        k: tuple(v.shape) for k, v in SyntheticModel(num_channels=128, num_res_blocks=3).state_dict().items()
-    }
-    assert ours == theirs
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -54,25 +31,18 @@ def test_one_time_one_a_row_and_pointed_to_agree(name):
     assert torch.allclose(pointed, alone, atol=1e-6)
 
 
-# A network of two levels starts from a network of velocities, and each row has a span of its own
-
-
 TIMES, ROWS = torch.tensor([-4.0, 3.0]), torch.tensor([0, 1, 1, 0])
 
 
 @pytest.fixture
 def networks():
     """A network with weights that are nowhere zero, and a flow map that starts from them."""
-    torch.manual_seed(1)
-    plain = build_network(MlpConfig())
-    with torch.no_grad():
-        for parameter in plain.parameters():
-            parameter.normal_(std=0.1)
+    plain = filled(build_network(MlpConfig()))
     mapped = build_network(MlpConfig(flow_map=True))
     missing = mapped.load_state_dict(plain.state_dict(), strict=False).missing_keys
     assert missing
     assert all("span" in name for name in missing)
-    return plain.eval(), mapped.eval()
+    return plain, mapped.eval()
 
 
 @pytest.fixture
@@ -91,10 +61,8 @@ def test_starts_from_the_velocities_of_the_network_it_is_made_of(networks, x):
 
 def test_rows_have_their_own_spans(networks, x):
     """A batch with a step of its own for each row gives what each row gets alone."""
-    _, mapped = networks
+    mapped = filled(networks[1])
     with torch.no_grad():
-        for parameter in mapped.parameters():
-            parameter.normal_(std=0.1)
         to = torch.tensor([5.0, -6.0])
         whole = mapped(x, TIMES, rows=ROWS, to=to)
         for k in range(len(x)):

@@ -12,24 +12,10 @@ from tests.diffusion.gaussian_data import merged
 pytestmark = pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # of torch's compilers
 
 
-def shaken(network):
-    """`network` with weights none of which is zero."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return network.eval().requires_grad_(requires_grad=False)
-
-
 @pytest.fixture(autouse=True)
 def _no_gradients():
     with torch.no_grad():
         yield
-
-
-@pytest.fixture
-def points():
-    return shaken(ResidualMLP(width=16, blocks=2, embedding=8, features=8))
 
 
 @pytest.mark.parametrize("domain", ["moons", "satellite"])
@@ -67,8 +53,8 @@ def test_what_is_remembered_of_a_table_of_levels_changes_no_answer(domain):
         torch.testing.assert_close(run(x, times, rows, {}), run_plain(network, x, times, rows, {}))
 
 
-def test_what_is_remembered_is_bounded(points):
-    run = Remembering(points)
+def test_what_is_remembered_is_bounded():
+    run = Remembering(ResidualMLP(width=16, blocks=2, embedding=8, features=8))
     for step in range(MOST_LEVELS + 5):
         run(torch.zeros(1, 2), torch.tensor([float(step)]), None, {})
     assert len(run._levels) == MOST_LEVELS

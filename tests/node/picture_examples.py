@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import png
 import tifffile
 import torch
 from PIL import Image
@@ -115,11 +116,6 @@ def png_bytes(values: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def chunks(png: bytes) -> list[bytes]:
+def chunks(content: bytes) -> list[bytes]:
     """The names of a PNG's chunks."""
-    names, at = [], 8
-    while at < len(png):
-        length = int.from_bytes(png[at : at + 4], "big")
-        names.append(png[at + 4 : at + 8])
-        at += 12 + length
-    return names
+    return [name for name, _ in png.Reader(bytes=content).chunks()]

@@ -40,17 +40,6 @@ def kit(tmp_path) -> Path:
     return data.parent
 
 
-@pytest.fixture
-def validation(tmp_path) -> Path:
-    """Names as the validation part has them; here it is not opened."""
-    folder = tmp_path / "val"
-    folder.mkdir()
-    for i in range(1, 5):
-        (folder / f"ILSVRC2012_val_{i:08}.JPEG").touch()
-    (folder / "readme.txt").touch()
-    return folder
-
-
 def test_classes_are_numbered_by_their_sorted_wordnet_ids(kit):
     """Groups of classes are no classes."""
     table = read_labels(kit)
@@ -58,9 +47,12 @@ def test_classes_are_numbered_by_their_sorted_wordnet_ids(kit):
     assert dict(table.number_of) == {1: 2, 2: 1, 3: 0}
 
 
-def test_one_folder_of_pictures_takes_its_classes_from_the_kit(kit, validation):
+def test_one_folder_of_pictures_takes_its_classes_from_the_kit(kit, tmp_path):
     """By the number in the name; sorted by class, then by name."""
-    found = validation_pictures(validation, kit)
+    (folder := tmp_path / "val").mkdir()
+    for name in ("readme.txt", *(f"ILSVRC2012_val_{i:08}.JPEG" for i in range(1, 5))):
+        (folder / name).touch()
+    found = validation_pictures(folder, kit)
     numbers = {number: [int(path.stem[-8:]) for path in paths] for number, paths in found.items()}
     assert numbers == {0: [1], 1: [4], 2: [2, 3]}
 

@@ -24,7 +24,7 @@ from tests.e2e.translation.test_formats import head as heads
 from tests.formats.dicom.files import write_series
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, ConsoleMessage, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Locator, Page
 
 ROOT = Path(__file__).parents[2]
 AXE = ROOT / "build" / "web" / "axe.min.js"
@@ -148,9 +148,6 @@ def findings(page: Page, axe: str) -> list[str]:
 def fits(page: Page) -> bool:
     return bool(page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"))
 
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 FINISHED_MS = 120_000
@@ -297,7 +294,6 @@ def test_a_volume_is_scrolled(brains: Pair, opened: Opened, axe: str, tmp_path: 
         page.get_by_role("button", name="Translate").click()
         page.get_by_text("Finished: 1 of 1 result").wait_for(timeout=FINISHED_MS)
         page.get_by_text("download 3 files (zip)").wait_for()
-        assert page.get_by_text("slice flicker").is_visible()
         page.locator("#scroll").focus()
         page.keyboard.press("Home")
         seen = [shown(page)]

@@ -137,52 +137,41 @@ def test_the_link_is_given_to_the_browser_in_a_private_file(tmp_path: Path, monk
     assert page.stat().st_mode & 0o777 == 0o600
 
 
-class Serving:
-    """A server in a thread; `link` opens it."""
-
-    def __init__(self, folder: Path, capsys, monkeypatch) -> None:
-        running: list[uvicorn.Server] = []
-        run = uvicorn.Server.run
-
-        def remembered(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
-            running.append(server)
-            run(server, sockets)
-
-        monkeypatch.setattr(uvicorn.Server, "run", remembered)
-        asked = {"port": 0, "folder": folder, "on_stop": lambda: None}
-        self._thread = threading.Thread(target=guard.serve, args=(Starlette(),), kwargs=asked)
-        self._thread.start()
-        for _ in range(1200):
-            if running and running[0].started:
-                break
-            self._thread.join(0.05)
-        self._server = running[0]
-        (self.link,) = [line.strip() for line in capsys.readouterr().out.split("\n") if "token=" in line]
-        self.address = ("127.0.0.1", int(self.link.split(":")[2].split("/")[0]))
-
-    def end(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(60)
-
-
 @pytest.fixture
-def served(tmp_path: Path, capsys, monkeypatch) -> Iterator[Serving]:
-    made = Serving(tmp_path, capsys, monkeypatch)
-    yield made
-    made.end()
+def served(tmp_path: Path, capsys, monkeypatch) -> Iterator[str]:
+    """A server in a thread that waits for no request and takes three connections; the link that opens it."""
+    monkeypatch.setattr(guard, "REQUEST_S", 0.2)
+    monkeypatch.setattr(guard, "MOST_CONNECTIONS", 3)
+    running: list[uvicorn.Server] = []
+    run = uvicorn.Server.run
+
+    def remembered(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        running.append(server)
+        run(server, sockets)
+
+    monkeypatch.setattr(uvicorn.Server, "run", remembered)
+    asked = {"port": 0, "folder": tmp_path, "on_stop": lambda: None}
+    thread = threading.Thread(target=guard.serve, args=(Starlette(),), kwargs=asked)
+    thread.start()
+    for _ in range(1200):
+        if running and running[0].started:
+            break
+        thread.join(0.05)
+    (link,) = [line.strip() for line in capsys.readouterr().out.split("\n") if "token=" in line]
+    yield link
+    running[0].should_exit = True
+    thread.join(60)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [b"", b"GET / HT"])
-def test_a_connection_without_a_request_is_ended(monkeypatch, request, sent) -> None:
+def test_a_connection_without_a_request_is_ended(served, sent) -> None:
     """Otherwise any process of the machine could hold all that the server may open."""
-    monkeypatch.setattr(guard, "REQUEST_S", 0.2)
-    monkeypatch.setattr(guard, "MOST_CONNECTIONS", 3)
-    served = request.getfixturevalue("served")
-    held = [socket.create_connection(served.address, timeout=10) for _ in range(4)]
+    address = "127.0.0.1", int(served.split(":")[2].split("/")[0])
+    held = [socket.create_connection(address, timeout=10) for _ in range(4)]
     held[0].sendall(sent)
     assert [each.recv(1) for each in (held[3], *held[:3])] == [b""] * 4
-    with urllib.request.urlopen(served.link, timeout=60) as answer:
+    with urllib.request.urlopen(served, timeout=60) as answer:
         assert b"Continue" in answer.read()
     for each in held:
         each.close()

@@ -11,13 +11,13 @@ import numpy as np
 import pydicom
 import pytest
 
-from ddib_fed.data.pictures import decode_image, encode_png
+from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import PictureMisfit
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, npy, points
 from tests.formats.dicom.files import write_series
 from tests.formats.maps import write_map
-from tests.formats.test_geotiff import SMOOTH, opened
+from tests.formats.test_tiles import SMOOTH, opened
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine")]
 VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))
@@ -73,7 +73,6 @@ def test_a_series_and_a_volume_come_back_as_they_went(drop, finished, browser, n
     head, series = state["studies"]
     assert (series["label"], series["kind"], series["files"]) == ("Ada/series-1", "DICOM series (MR)", 4)
     assert series["warnings"][0].startswith("Ada/series-1: burnt-in text")
-    assert any("slice flicker" in line for line in series["said"])
     assert (head["label"], head["planes"], head["items"]) == ("head.nii.gz", 5, 3)
     made = zipfile.ZipFile(io.BytesIO(browser.get("/jobs/1/studies/1/file").content))
     slices = [pydicom.dcmread(io.BytesIO(made.read(name))) for name in sorted(made.namelist())]
@@ -146,22 +145,6 @@ def test_stopping_cancels_all_unfinished_jobs(drop, finished, browser, north, tm
     assert state["error"]["reason"] == "CANCELLED"
     assert len(north.service.jobs) == 2
     assert {call.job_id for call in north.script.seen("CancelJob")} == set(north.service.jobs)
-
-
-def test_a_volume_with_a_refused_slice_does_not_take_the_others_with_it(
-    drop, finished, north, tmp_path: Path
-) -> None:
-    """It is background in the volume, which says so; the plain picture is translated, and both are counted as files."""
-    north.script.most_items = 0
-    north.script.fail_items = {1}
-    (tmp_path / "plain.png").write_bytes(encode_png(np.full((8, 8, 3), 90, np.uint8)))
-    drop(volume(tmp_path / "head.nii.gz"), tmp_path / "plain.png")
-    state = ended(finished(target=TARGET))
-    assert state["error"] is None
-    assert (state["here"], state["files"]) == (2, 2)
-    assert state["studies"][0]["said"][0].startswith("1 of 3 items were refused, and are background (3): ")
-    (folder,) = (tmp_path / "out").iterdir()
-    assert {path.name for path in folder.iterdir()} >= {"plain.png", "head.nii.gz", "head.mask.nii.gz"}
 
 
 def test_a_rule_that_does_not_fit_the_model_is_said_for_the_volume(

@@ -1,9 +1,8 @@
-"""What a command says of its progress, and where its page and sheet go."""
+"""What a command says of its progress, and where its page goes."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from ddib_fed.cli.folder_report import SAID_EVERY_S, ConsoleProgress, write_pages
 from ddib_fed.client.client import job_header
@@ -34,28 +33,26 @@ def there(out):
     return sorted(path.name for path in out.iterdir())
 
 
-def test_two_pictures_have_a_page_and_a_sheet(tmp_path):
-    """With what was left out; the same command writes the same two again."""
+def test_two_pictures_have_a_page(tmp_path):
+    """With what was left out; the same command writes the same one again."""
     bad = LeftOut(tmp_path / "bad.tif", ImageUnreadable("is empty"))
     found = run(tmp_path, ["a", "sub/b"], left_out=[bad])
     for _ in range(2):
         assert write_pages(found) == tmp_path / "report.html"
-        assert there(tmp_path) == ["a.png", "report.html", "sheet.png", "sub"]
+        assert there(tmp_path) == ["a.png", "report.html", "sub"]
     page = (tmp_path / "report.html").read_text()
     assert "2 of 3 files are translated" in page
     assert str(bad.path) in page
     assert 'href="./sub/b.png"' in page
 
 
-@pytest.mark.parametrize("name", ["report.html", "sheet.png"])
-def test_files_of_others_are_left_alone(tmp_path, name):
-    """A report that somebody wrote, and a sheet of another command; ours get a number, and keep it."""
-    (tmp_path / name).write_text("<html>mine</html>")
+def test_a_report_that_somebody_wrote_is_left_alone(tmp_path):
+    """Ours gets a number, and keeps it."""
+    (tmp_path / "report.html").write_text("<html>mine</html>")
     found = run(tmp_path, ["a", "b"])
     for _ in range(2):
         assert write_pages(found) == tmp_path / "report-1.html"
-    assert (tmp_path / name).read_text() == "<html>mine</html>"
-    assert (tmp_path / "sheet-1.png").exists()
+    assert (tmp_path / "report.html").read_text() == "<html>mine</html>"
 
 
 def event(done: int, state: int = pb.JOB_STATE_RUNNING) -> pb.WatchJobResponse:

@@ -78,9 +78,9 @@ def translate(*words: object, out: str = "out") -> str:
 
 
 def files(folder: Path) -> set[str]:
-    """What a command wrote, but for its page and sheet."""
+    """What a command wrote, but for its page."""
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*") if path.is_file()}
-    return found - {"report.html", "sheet.png"}
+    return found - {"report.html"}
 
 
 def record(name: str, out: str = "out") -> dict:

@@ -19,7 +19,7 @@ from tests.client.scripted_source import NORTH, TARGET, npy, points
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import NIFTI
 from tests.formats.maps import OWNER, write_map
-from tests.formats.test_geotiff import SMOOTH
+from tests.formats.test_tiles import SMOOTH
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine")]
 VALUES = np.random.default_rng(0).integers(0, 2000, (4, 12, 10))

@@ -71,7 +71,8 @@ def test_a_rehearsal_ends_with_a_page_two_models_and_results_both_ways(two):
     assert not [scheme for scheme in ("http:", "https:") if scheme in text]
     assert load_bundle(two / "out" / "a").manifest.domain == "bright"
     assert load_bundle(two / "out" / "b").manifest.soften_sigma == 0.02
-    assert (two / "out" / "b-to-a" / "sheet.png").exists()
+    assert (two / "out" / "b-to-a" / "report.html").exists()
+    assert "held-out pictures, their translations, and what came back" in text
     assert any("24 pictures, 0 left out" in line for line in said)
 
     other = replace(wanted(two), config=CONFIG.model_copy(update={"seed": 1}))

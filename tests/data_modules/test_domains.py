@@ -1,9 +1,9 @@
-"""The six domains are fixed distributions, whatever the number of points; what is drawn is a function of its seed."""
+"""The domains of points are fixed distributions, drawn by a seed; of the pictures that ship, whose ground is whose."""
 
 import numpy as np
 import pytest
 
-from ddib_fed.data import synthetic
+from ddib_fed.data import shipped, synthetic
 from ddib_fed.errors import DomainNotFound
 
 
@@ -68,3 +68,32 @@ def test_a_point_is_a_function_of_seed_step_and_sample():
     assert np.array_equal(whole[:10], synthetic.draw("moons", 10, 7, step=3))
     assert not np.array_equal(whole, synthetic.draw("moons", 64, 7, step=4))
     assert not np.array_equal(whole, synthetic.draw("moons", 64, 8, step=3))
+
+
+@pytest.mark.slow
+def test_no_stripe_has_two_owners_and_no_crop_leaves_its_stripe() -> None:
+    owned = [
+        set(shipped.stripes_of(side, part))
+        for side, part in (
+            ("source", "train"),
+            ("source", "held_out"),
+            ("target", "train"),
+            ("target", "held_out"),
+            ("source", "test"),
+        )
+    ]
+    assert sum(map(len, owned)) == len(set.union(*owned)) == shipped.MAP_SIZE[0] // shipped.STRIPE
+    for stripe in owned[4]:
+        for _, x in shipped.coasts_in(stripe, shipped.TEST_STEP):
+            assert stripe * shipped.STRIPE <= x <= (stripe + 1) * shipped.STRIPE - shipped.CROP
+
+
+def test_a_sheet_sees_its_own_slab_alone() -> None:
+    """Whatever the other slices hold, test slices among them; and no two sheets are alike."""
+    volume = np.random.default_rng(0).random((160, 30, 160), dtype=np.float32)
+    slab = range(12, 17)
+    others = volume.copy()
+    others[:, [n for n in range(30) if n not in slab]] = 7.0
+    sheets = [shipped._sheet(others, slab, np.random.default_rng(seed)) for seed in (1, 2)]
+    assert np.allclose(sheets[0], shipped._sheet(volume, slab, np.random.default_rng(1)), atol=1e-4)
+    assert not np.allclose(sheets[0], sheets[1], atol=0.1)
