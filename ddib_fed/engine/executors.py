@@ -589,7 +589,7 @@ def ray_pool(recipe: Recipe, *, address: str, workers: int = 0, local_cpus: int 
     try:
         joined, places = _joined(cluster)
         return Pool(
-            lambda _: Worker(*start_process(_Relay, packed, recipe.device, joined)),
+            lambda _: Worker(*start_process(_Relay, packed, recipe.device, joined, address == LOCAL)),
             workers or max(1, places),
             what="Ray actor",
             remedy="the local Ray cluster" if address == LOCAL else f"ray status --address {address}",
@@ -612,10 +612,12 @@ def _joined(cluster: Connection) -> tuple[str, int]:
     return what[0], what[1]
 
 
-def _ray(address: str, cpus: int = 0) -> Any:
+def _ray(address: str, cpus: int = 0, *, own: bool = False) -> Any:
     """Ray, joined to a cluster, or with one of this machine started."""
     os.environ.update(ENVIRONMENT)
     os.environ.pop(NOT_FOR_RAY, None)
+    if own:  # as Ray sets it for the process that starts a cluster, and no other
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     options: dict[str, Any] = {"namespace": "ddib-fed"}
@@ -644,7 +646,7 @@ class _Cluster:
     """Says a cluster's address and places; a cluster of this machine lives as long as this process."""
 
     def __init__(self, _: Say, address: str, cpus: int) -> None:
-        ray = _ray(address, cpus)
+        ray = _ray(address, cpus, own=address == LOCAL)
         self.name = ray.get_runtime_context().gcs_address if address == LOCAL else address
         found = ray.cluster_resources()
         self.rows = int(found.get("GPU", 0) or found.get("CPU", 0))
@@ -658,8 +660,8 @@ class _Cluster:
 class _Relay:
     """A model in an actor, on a GPU where there are any, else on a core."""
 
-    def __init__(self, say: Say, recipe: bytes, device: str, address: str) -> None:
-        self._say, self._ray = say, _ray(address)
+    def __init__(self, say: Say, recipe: bytes, device: str, address: str, own: bool = False) -> None:
+        self._say, self._ray = say, _ray(address, own=own)
         on_gpu = device.startswith("cuda") or (device == "auto" and self._ray.cluster_resources().get("GPU"))
         actor = self._ray.remote(concurrency_groups={"work": TOGETHER, "looks": 1})(WarmModel)
         self._actor = actor.options(

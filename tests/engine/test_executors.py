@@ -223,7 +223,8 @@ def test_without_ray_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ExtraMissing) as caught:
         ray_pool(Recipe(tiny_bundle()), address="local")
-    assert "-m pip install 'ray>=2.40', or " in caught.value.hint
+    assert "-m pip install " in caught.value.hint
+    assert "ray" in caught.value.hint
     assert 'executor = "processes"' in caught.value.hint
 
 
