@@ -585,7 +585,12 @@ def ray_pool(recipe: Recipe, *, address: str, workers: int = 0, local_cpus: int 
         otherwise = 'executor = "processes" in [engine] of node.toml'
         raise missing("ray", "ray", "the executor ray needs Ray", otherwise=otherwise)
     packed = pack(replace(recipe, threads=recipe.threads or 1))
-    cluster, leave = start_process(_Cluster, address, max(workers, local_cpus))
+    cluster, kill = start_process(_Cluster, address, max(workers, local_cpus))
+
+    def leave() -> None:
+        kill()
+        cluster.close()  # not before: a process ends with its pipe, and a cluster of this machine with the process
+
     try:
         joined, places = _joined(cluster)
         return Pool(
