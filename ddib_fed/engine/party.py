@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar
 
@@ -280,15 +280,21 @@ def translate(
     decoded: dict[int, Decoded] = {}
     failed: list[Failed] = []
 
-    def passed(outcomes: Iterable[_Outcome | Failed], kept: dict[int, _Outcome]) -> Iterator[_Outcome]:
-        for outcome in outcomes:
-            if isinstance(outcome, Failed):
-                failed.append(outcome)
-                for each in (known, encoded, decoded):
-                    each.pop(outcome.number, None)
-            else:
-                kept[outcome.number] = outcome
-                yield outcome
+    def passed(
+        outcomes: Iterable[_Outcome | Failed], kept: dict[int, _Outcome]
+    ) -> Generator[_Outcome, None, None]:
+        try:
+            for outcome in outcomes:
+                if isinstance(outcome, Failed):
+                    failed.append(outcome)
+                    for each in (known, encoded, decoded):
+                        each.pop(outcome.number, None)
+                else:
+                    kept[outcome.number] = outcome
+                    yield outcome
+        finally:  # now, and not when it is collected: what a call exchanged is recorded at its end
+            if isinstance(outcomes, Generator):
+                outcomes.close()
 
     def samples() -> Iterator[ToEncode]:
         for item in items:
@@ -301,20 +307,22 @@ def translate(
             yield ToDecode(item.number, outcome.latent, item.target_class, item.forward, outcome.statistics)
 
     def returning() -> Iterator[ToDecode]:
-        for outcome in forward:
-            assert outcome.again is not None  # the leg asks for it
-            item = known[outcome.number]
-            yield ToDecode(item.number, outcome.again.latent, item.source_class, item.backward)
+        with closing(forward):
+            for outcome in forward:
+                assert outcome.again is not None  # the leg asks for it
+                item = known[outcome.number]
+                yield ToDecode(item.number, outcome.again.latent, item.source_class, item.backward)
 
     forward = passed(target.decode_each(latents(), replace(leg, calibration=None)), decoded)
     ends = forward
     if leg.round_trip:
         back = replace(leg, round_trip=False, returning=True)
         ends = passed(source.decode_each(returning(), back), {})
-    for end in ends:
-        number = end.number
-        found = encoded.pop(number), decoded.pop(number), end if leg.round_trip else None
-        yield TranslatedItem(known.pop(number), *found)
-        while failed:
-            yield failed.pop(0)
+    with closing(ends):
+        for end in ends:
+            number = end.number
+            found = encoded.pop(number), decoded.pop(number), end if leg.round_trip else None
+            yield TranslatedItem(known.pop(number), *found)
+            while failed:
+                yield failed.pop(0)
     yield from failed

@@ -136,7 +136,10 @@ def provenance_record(message: translation_pb2.Provenance) -> Translation:
     )
     # A map has another order in each process; a record that is written again must be the same bytes.
     values["seconds"] = dict(sorted(values["seconds"].items()))
-    return Translation.model_validate(values)
+    try:
+        return Translation.model_validate(values)
+    except (ValueError, SettingsInvalid) as error:  # fields that are right alone, and wrong together
+        raise MessageInvalid(f"the record of a result: {error}") from error
 
 
 # The check of received messages

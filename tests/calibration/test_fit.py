@@ -210,3 +210,12 @@ def test_it_finds_the_turn_of_the_colours() -> None:
     assert degrees(found.best.matrix, TURN) < 8
     assert degrees(found.other.matrix, found.best.matrix) > 30
     assert found.other.cost > 4 * found.best.cost
+
+
+@pytest.mark.slow
+def test_what_the_colours_need_no_map_for_is_refused_unless_forced() -> None:
+    """The two palettes are one: turning it is not better than leaving it."""
+    same = aggregate(turn=np.eye(3))
+    with pytest.raises(CalibrationIneffective, match="not better than none"):
+        propose(pictures(300, 2), PALETTE, same, "rotation")
+    assert propose(pictures(300, 2), PALETTE, same, "rotation", force=True).effect.forced

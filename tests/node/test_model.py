@@ -159,3 +159,14 @@ def side(form: PictureFormat):
 def test_an_answer_that_was_not_agreed_is_refused(content, error):
     with pytest.raises(error):
         read_answer(content, side(PictureFormat()))
+
+
+def test_a_client_has_no_more_files_decoded_at_once_than_it_may() -> None:
+    asked = Asked(DecodingMemory(90, of_one=2))
+    for number in range(3):
+        asked.ask("a", str(number), 5)
+    assert sorted(asked.order) == ["0", "1"]
+    asked.ask("b", "mine", 5)
+    assert "mine" in asked.order
+    asked.finish("0", "1", "2", "mine")
+    assert "2" in asked.join()

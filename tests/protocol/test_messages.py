@@ -7,10 +7,10 @@ import pytest
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import PublicLevels
 from ddib_fed.engine.record import CycleError, Guidance, LatentFigures, PictureFigures, Translation
-from ddib_fed.errors import SettingsInvalid
+from ddib_fed.errors import MessageInvalid, SettingsInvalid
 from ddib_fed.node.role import settings_message, solver_settings
 from ddib_fed.protocol.messages import Settings, check, provenance_message, provenance_record
-from ddib_fed.v1 import translation_pb2
+from ddib_fed.v1 import common_pb2, translation_pb2
 
 FULL = Translation(
     job_id="job", source_institution="north.example", source_domain="scans", target_institution="south.example",
@@ -86,3 +86,12 @@ def test_a_quality_is_one_of_three_settings():
     with pytest.raises(SettingsInvalid, match="chooses grid itself") as refused:
         Settings(grid="integer").of_quality("exact")
     assert refused.value.hint == "leave --grid or --quality out"
+
+
+def test_a_record_whose_fields_contradict_each_other_breaks_the_protocol() -> None:
+    """Each is right alone."""
+    sent = translation_pb2.Provenance(
+        guidance=common_pb2.GuidanceSettings(guidance=2.0, classifier_scale=1.0)
+    )
+    with pytest.raises(MessageInvalid, match="the record of a result"):
+        provenance_record(sent)

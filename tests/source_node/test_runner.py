@@ -280,3 +280,14 @@ def test_a_waiting_watcher_is_woken_by_an_event(hub):
     for thread in threads:
         thread.join(10)
     assert [[e.state for e in events][-1] for events in lists] == [JOB_STATE_FINISHED] * 3
+
+
+def test_no_job_asks_before_the_time_that_the_peer_named() -> None:
+    """Not only the one that was told."""
+    clock = Clock()
+    reach = CircuitBreaker(clock=clock)
+    reach.failed("south.example", "NOT_READY", 3_600.0)
+    clock.now += 3_599
+    assert not reach.may_try("south.example")
+    clock.now += 1
+    assert reach.may_try("south.example")

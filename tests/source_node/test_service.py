@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ddib_fed.client.client import ENDED, Client
-from ddib_fed.errors import DdibError, DeadlineExceeded, MessageInvalid, TooManyStreams
+from ddib_fed.errors import DdibError, DeadlineExceeded, MessageInvalid, QueueFull, TooManyStreams
 from ddib_fed.node.role import NodeContext
 from ddib_fed.protocol.streams import file_header, stream
 from ddib_fed.security.audit import digest
@@ -184,3 +184,18 @@ def test_each_latent_goes_with_the_end_of_the_log_that_has_its_line(
         assert digest(lines[anchor.lines - 1]) == anchor.sha256.hex()
         before = [json.loads(line) for line in lines[: anchor.lines]]
         assert item in {record["item"] for record in before if record["act"] == "latent_sent"}
+
+
+def test_the_janitor_outlives_a_full_disk(tmp_path, institutions, target, engine, monkeypatch) -> None:
+    """What nobody fetched is removed at start and later, also after a removal failed."""
+    monkeypatch.setattr("source_node.service.EXPIRE_EVERY_S", 0.01)
+    tries: list[int] = []
+
+    def expire(store) -> int:
+        tries.append(1)
+        raise QueueFull("full")
+
+    monkeypatch.setattr("source_node.store.JobStore.expire", expire)
+    served = Served(tmp_path, institutions[0], engine)
+    wait_until(lambda: len(tries) > 2)
+    served.close()

@@ -234,3 +234,9 @@ def test_results_are_marked_as_they_are_written_and_as_they_are_fetched(north, t
     assert run([*translate, *place("later"), "--detach"]) == 0
     assert run([*translate, *place("later"), *signer]) == 0
     assert marked("later") == ["a", "b"]
+
+
+def test_file_names_stay_here(translate, scan, north):
+    """No request holds a name."""
+    translate(scan)
+    assert not any(b"scan" in request.SerializeToString() for _, request in north.script.calls)

@@ -12,7 +12,7 @@ import pytest
 from ddib_fed.errors import DiskFull, QueueFull, RequestIdConflict
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.v1.common_pb2 import SolverSettings
-from source_node.spool import Spool, SpoolPart
+from source_node.spool import RESERVE_BYTES, RESERVE_NAME, Reserve, Spool, SpoolPart
 from source_node.submission import Receiving
 from tests.source_node.jobs.job_examples import ALICE, LIMITS, add, encode, files, header, running, submit
 
@@ -201,3 +201,25 @@ def test_files_are_on_the_disk_before_their_rows(store, tmp_path, monkeypatch):
     encode(store, job)
     assert synced == [("0.encoded", b"latent"), (job.job_id, None)]
     assert len(store.parts(job.job_id, 0)) == 2
+
+
+def test_the_reserve_is_given_up_for_what_meets_a_full_disk(tmp_path: Path) -> None:
+    """Called again with that room; then it is kept again. Another error, or a second one, is raised."""
+    reserve, place = Reserve(tmp_path), tmp_path / RESERVE_NAME
+    reserve.keep()
+    errors: list[Exception] = [OSError(errno.EDQUOT, "full")]
+
+    def act() -> bool:
+        if errors:
+            raise errors.pop()
+        return place.exists()
+
+    assert reserve.making_room(act) is False
+    assert place.stat().st_size == RESERVE_BYTES
+    errors.append(OSError(errno.EIO, "broken"))
+    with pytest.raises(OSError, match="broken"):
+        reserve.making_room(act)
+    errors += [DiskFull("still full"), DiskFull("full")]
+    with pytest.raises(DiskFull, match="still full"):
+        reserve.making_room(act)
+    assert place.stat().st_size == RESERVE_BYTES
