@@ -27,7 +27,7 @@ from tests.node.tiny_nodes import npy, save_model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("rotation"), pytest.mark.timeout(1_800)]
 
-SHORT_LIFE_S, SHORT_RUN_S = 20.0, 40.0
+SHORT_LIFE_S, SHORT_RUN_S = 14.0, 30.0
 LONG_LIFE_S, LONG_RUN_S = 60.0, 600.0
 
 
