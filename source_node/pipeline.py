@@ -587,6 +587,9 @@ class JobPipeline:
             record = record.with_(**result.figures)
         if back is not None:
             record = record.with_(seconds={"return": back.seconds})
+            if given.is_fitted:  # against the picture as it was sent
+                with self._file(work.item) as content:
+                    record = record.with_(picture=samples.returned_at_own_size(content, back))
         return files, record
 
     def _wait_for_writes(self, more: int) -> None:

@@ -208,9 +208,9 @@ DEVICE = option("--device NAME", "Pictures: cpu, cuda or cuda:1.", default="cpu"
 CLASSIFIER = option("--classifier MODEL", "Pictures: bundle of the classifier for guidance to a class.")
 FLAGS = option(
     "--flags FLAGS",
-    "Sample as the public code does with these flags of its own: --diffusion_steps, --noise_schedule, "
-    "--timestep_respacing, --eta, --use_ddpm True for ancestral sampling, --clip_denoised; its others "
-    "have no effect.",
+    "Sample a model with integer steps as the public code does with these flags of its own: --diffusion_steps, "
+    "--noise_schedule, --timestep_respacing, --eta, --use_ddpm True for ancestral sampling, --clip_denoised; its "
+    "others have no effect.",
     str,
 )
 

@@ -170,7 +170,8 @@ def translate(
     if pairs is None:
         options.refuse_idle(("limit",), "is for classes", hint="add --pairs 260:261, or omit it")
     if detach:
-        hint = "give it to the same command without --detach, which fetches them"
+        same = "the same command without --detach" + (", with --tile none" if given["tile"] == "auto" else "")
+        hint = f"give it to {same}: it fetches them"
         options.refuse_idle(("credentials",), "applies only to fetched results", hint=hint)
     profile = Profile.load(profile_path) if pair is None else pair.profile
     signer, progress = load_credentials(credentials), ConsoleProgress(pair)

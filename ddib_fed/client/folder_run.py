@@ -91,13 +91,13 @@ AHEAD = 2
 MOST_JOBS = 1000
 """As many as a node lists."""
 STAGES = {
-    "encode": "encoding at your institution",
+    "encode": "encoding by the source",
     "send": "sending the latent",
-    "decode": "decoding at the other institution",
+    "decode": "decoding by the target",
     "return": "checking by translating back",
     "done": "done",
     "failed": "failed",
-    "wait": "waiting for the other institution",
+    "wait": "waiting for the target",
 }
 """What a person is told of the stage of an item."""
 

@@ -293,6 +293,8 @@ class InProcess(Client):
         for part, each in made.items():
             record = record.with_(**each.figures)
             files[part] = _file(suffix, each.file)
+        if found.back is not None and given.is_fitted:
+            record = record.with_(picture=samples.returned_at_own_size(item.read(), found.back))
         if job.view.request.keep_latent:
             files[Part.LATENT] = _file(".npy", to_npy(found.encoded.latent.data))
         return JobResult(found.item.number, files, record)

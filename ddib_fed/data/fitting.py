@@ -257,17 +257,26 @@ def from_array(x: Array, rule: PictureRule, geometry: Geometry | None = None) ->
         raise ShapeMismatch(
             f"the array is {x.shape}, not {wanted}", facts={"shape": str(x.shape), "expected": str(wanted)}
         )
+    slope, intercept = (np.float32(part) for part in rule.output_scale)
+    scale, low = np.float32((rule.high - rule.low) / 2), np.float32(rule.low)
+    kind = np.uint8 if rule.bits == 8 else np.uint16
+    pixels: Pixels = np.empty((*_size_of(rule, geometry), rule.channels), dtype=kind)
+    for channel, start, stop, band in _restored(x, rule, geometry):
+        raw = (band + np.float32(1)) * scale + low
+        pixels[start:stop, :, channel] = np.rint((raw - intercept) / slope).clip(0, rule.top)
+    return pixels
+
+
+def _restored(
+    x: Array, rule: PictureRule, geometry: Geometry | None
+) -> Iterator[tuple[int, int, int, Array]]:
+    """(channel, start, stop, these rows) of a model's array with the fit undone, in [-1, 1]."""
     if geometry is not None:
         x = x[(slice(None), *_plan(rule, geometry).place)]
     size = _size_of(rule, geometry)
-    slope, intercept = (np.float32(part) for part in rule.output_scale)
-    scale, low = np.float32((rule.high - rule.low) / 2), np.float32(rule.low)
-    pixels: Pixels = np.empty((*size, rule.channels), dtype=np.uint8 if rule.bits == 8 else np.uint16)
     for channel, plane in enumerate(np.asarray(x, dtype=np.float32).clip(-1.0, 1.0)):
         for start, stop, band in rows_of(_resize(_pillow(plane), *size)):
-            raw = (band.clip(-1.0, 1.0) + np.float32(1)) * scale + low
-            pixels[start:stop, :, channel] = np.rint((raw - intercept) / slope).clip(0, rule.top)
-    return pixels
+            yield channel, start, stop, band.clip(-1.0, 1.0)
 
 
 def fitted_size(rule: PictureRule, geometry: Geometry) -> tuple[int, int] | None:
@@ -275,6 +284,26 @@ def fitted_size(rule: PictureRule, geometry: Geometry) -> tuple[int, int] | None
     plan = _plan(rule, geometry)
     scaled = (plan.height, plan.width)
     return None if scaled == geometry else scaled
+
+
+def own_size_mse(x: Array, rule: PictureRule, picture: Picture) -> float:
+    """Mean squared error in [-1, 1] of a model's array, with the fit undone, to the picture that was fitted."""
+    geometry = Geometry(*picture.pixels.shape[:2])
+    plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
+    top, left = (
+        min(round(at * whole / scaled), whole - part)
+        for at, whole, scaled, part in (
+            (plan.window[0].start, geometry.height, plan.height, height),
+            (plan.window[1].start, geometry.width, plan.width, width),
+        )
+    )
+    given = list(_planes(picture.pixels[top : top + height, left : left + width], rule.channels))
+    total = 0.0
+    for channel, start, stop, band in _restored(x, rule, geometry):
+        wanted = given[min(channel, len(given) - 1)]
+        gap = band - _unit(wanted[start:stop], rule, clip=False)
+        total += float(np.square(gap, dtype=np.float64).sum())
+    return total / (rule.channels * height * width)
 
 
 FIXED: Final = 32 << 20
@@ -305,7 +334,7 @@ def _input_bytes(geometry: Geometry, itemsize: int, rule: PictureRule) -> int:
 
 
 def output_bytes(geometry: Geometry, rule: PictureRule) -> int:
-    """Bytes needed at most to make a PNG of this size from a model's array."""
+    """Bytes needed at most to make a PNG of this size from a model's array, or to compare one with the picture."""
     plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
     numbers = height * width * rule.channels * rule.bits // 8
     plane = _resize_bytes(plan.size, (height, width), 4)

@@ -88,7 +88,7 @@ def draw_samples(
     *,
     on_progress: OnProgress | None = None,
 ) -> Array:
-    """Draw pictures from a model: the first `count` of the seed."""
+    """Draw samples from a model: the first `count` of the seed, pictures in [-1, 1]."""
     check_decoding(party.model, asked.settings, asked.target_class, asked.guidance)
     tell = Counter(asked.settings.evaluations * turns(party, count), on_progress)
 
@@ -101,11 +101,8 @@ def draw_samples(
 
     leg = replace(asked.leg(tell), round_trip=False, calibration=None)
     outcomes = party.decode_each(latents(), leg)
-    return clipped(np.concatenate([only(outcome).samples for outcome in outcomes]))
-
-
-def clipped(x: Array) -> Array:
-    return np.clip(x, -1.0, 1.0)
+    samples: Array = np.concatenate([only(outcome).samples for outcome in outcomes])
+    return samples.clip(-1.0, 1.0) if party.model.is_picture else samples
 
 
 class Counter:

@@ -57,7 +57,7 @@ class Classes:
             raise SettingsInvalid(f"{self.owner} has no classes", hint="omit the class")
         if asked in self.names:
             return self.names.index(asked)
-        if not (asked.isascii() and asked.isdecimal()) or int(asked) >= self.count:
+        if not (asked.isascii() and asked.isdecimal() and len(asked) < 10) or int(asked) >= self.count:
             known = ", ".join(self.names[:8]) or f"0 to {self.count - 1}"
             raise SettingsInvalid(f"{self.owner} has no class {asked[:40]!r}", hint=f"its classes: {known}")
         return int(asked)

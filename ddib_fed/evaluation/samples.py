@@ -23,6 +23,7 @@ from ddib_fed.data.fitting import (
     from_array,
     memory_of,
     output_bytes,
+    own_size_mse,
     to_array,
 )
 from ddib_fed.data.pictures import Geometry, ImageLimits, decode_image, encode_png
@@ -47,6 +48,10 @@ class Given:
     original: Array
     picture: PictureFigures | None = None
     model_size: bool = False
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.picture is not None and self.picture.fitted_height is not None
 
     @property
     def geometry(self) -> Geometry:
@@ -121,6 +126,10 @@ class PointSamples:
         assert back.normalised is not None  # the own model decoded it
         error = CycleError(**cycle_error(self._model.normalise(given.samples), back.normalised))
         return SampleFile(to_npy(back.samples), {"cycle": error})
+
+    def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:
+        del content, back
+        return {}
 
     def _parse(self, content: bytes) -> Array:
         return parse_npy(content, max_bytes=self._max_bytes, max_points=self._max_points, dim=self._dim)
@@ -218,6 +227,11 @@ class PictureSamples:
         error = mse(back.samples.clip(-1.0, 1.0), given.original)
         figures = {"cycle_mse": float(error[0]), "cycle_psnr": float(to_psnr(error)[0])}
         return SampleFile(_png(back.samples, self._rule, given.geometry), {"picture": figures})
+
+    def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:
+        """Figures of a fitted picture's round trip at its own size; `content` is the client's file."""
+        error = own_size_mse(back.samples[0], self._rule, decode_image(content, self._limits))
+        return {"cycle_mse": error, "cycle_psnr": float(to_psnr(np.array([error]))[0])}
 
 
 Samples = PointSamples | PictureSamples

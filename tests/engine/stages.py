@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.engine.arrays import ArraySettings, check_translation, clipped, item_of
+from ddib_fed.engine.arrays import ArraySettings, check_translation, item_of
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.model import check_given
 from ddib_fed.engine.party import Failed, TranslatedItem, translate
@@ -39,12 +39,12 @@ def translate_array(
         if isinstance(outcome, Failed):
             raise outcome.error
         done.append(outcome)
-    cut = clipped if target.model.is_picture else (lambda samples: samples)
+    bound = 1.0 if target.model.is_picture else np.inf
     again = [each.decoded.again.latent.data for each in done if each.decoded.again is not None]
     back = [each.back.samples for each in done if each.back is not None]
     return Stages(
         np.concatenate([each.encoded.latent.data for each in done]),
-        cut(np.concatenate([each.decoded.samples for each in done])),
+        np.concatenate([each.decoded.samples for each in done]).clip(-bound, bound),
         np.concatenate(again) if again else None,
-        cut(np.concatenate(back)) if back else None,
+        np.concatenate(back).clip(-bound, bound) if back else None,
     )

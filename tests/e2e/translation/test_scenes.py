@@ -87,7 +87,7 @@ def test_a_larger_picture_is_translated_in_tiles_at_its_own_size(
     assert steps["fitted"] < 0.65 * truth < 0.9 * truth < steps["out"]
 
 
-def test_a_fitted_picture_says_so_first(
+def test_a_fitted_picture_says_so_first_and_its_round_trip_is_that_of_its_own_size(
     translate: Translate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One of too many tiles: in the terminal before all else, in the record and at the head of the page."""
@@ -101,6 +101,9 @@ def test_a_fitted_picture_says_so_first(
     assert said[1] == "  at their own size, in 8,288 tiles: --tile 32"
     picture = record(tmp_path / "out" / "one.json")["picture"]
     assert (picture["fitted_height"], picture["fitted_width"]) == (32, 32)
+    given = np.asarray(huge).astype(np.float64) / 127.5 - 1
+    measured = psnr(unit(tmp_path / "out" / "one.returned.png"), given)
+    assert picture["cycle_psnr"] == pytest.approx(measured, abs=0.1)
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.index(first) < page.index("2 of 2 files are translated")
 
