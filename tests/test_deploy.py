@@ -25,7 +25,7 @@ CONTAINER, MONITORING, SYSTEMD = (FOLDER / name for name in ("container", "monit
 
 # systemd
 
-SERVICES = ("ddib-node@.service", "ddib-relay@.service")
+SERVICES = sorted(path.name for path in SYSTEMD.glob("*.service"))
 MOST_EXPOSED = 1.5
 """Of 10; the network, torch's code at run time, and the machine's devices of random numbers and time are left."""
 
@@ -38,6 +38,20 @@ def settings(name: str) -> dict[str, list[str]]:
             key, _, value = line.partition("=")
             found.setdefault(key, []).append(value.strip())
     return found
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_unit_gives_up_what_it_does_not_need(name: str) -> None:
+    found = settings(name)
+    assert (found["CapabilityBoundingSet"], found["ProtectSystem"]) == ([""], ["strict"])
+    assert (found["UMask"], found["SystemCallFilter"][0]) == (["0077"], "@system-service")
+    assert found["SystemCallFilter"][1].startswith("~@privileged ")
+    assert found.get("User") == ["ddib"] or found["DynamicUser"] == ["yes"]
+    for key in (
+        "NoNewPrivileges", "LockPersonality", "PrivateTmp", "PrivateDevices", "ProtectHome", "ProtectControlGroups",
+        "ProtectKernelTunables", "ProtectKernelModules", "RestrictNamespaces", "RestrictSUIDSGID",
+    ):  # fmt: skip
+        assert found[key] == ["yes"], key
 
 
 def test_the_unit_of_a_node_gives_it_its_files_its_time_and_its_commands() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import click
 import pytest
 
-from ddib_fed.cli.main import cli
+from ddib_fed.cli.main import cli, run
 from ddib_fed.cli.options import with_config
 from ddib_fed.node.command import node_command
 
@@ -65,6 +67,28 @@ def unknown(program: click.Command, words: list[str]) -> list[str]:
         command, words = inner, words[1:]
     known = {name for each in command.params for name in (*each.opts, *each.secondary_opts)} | {"--help"}
     return [word for word in words if word.startswith("--") and word not in known]
+
+
+def test_what_init_prints_next_can_be_pasted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files that it names are there, and the request becomes the client's certificate."""
+    place, named = tmp_path / "My node", "--institution north.example"
+    node = f"node {named} --role source --domain moons"
+    client = f"client {named} --address localhost:7443 --name bob"
+    printed, files = [], set()
+    for words, out in ((node, place), (client, place / "bob")):
+        assert run(["init", *words.split(), "--out", str(out)]) == 0
+        lines = capsys.readouterr().out.partition("next:\n")[2].splitlines()
+        printed += [shlex.split(line) for line in lines[1::2]]
+    for program, *words in printed:
+        assert not unknown(cli if program == "ddib" else node_command("source"), words)
+        files |= {Path(path) for option, path in pairwise(words) if option in {"--config", "--profile"}}
+    assert files == {place / each for each in ("node.toml", "client/client.toml", "bob/client.toml")}
+    assert all(path.is_file() for path in files)
+    issue, install = (words[1:] for words in printed if words[1] == "pki")
+    monkeypatch.chdir(place / "bob")
+    assert run([*issue, "--config", str(place / "node.toml"), "--yes"]) == run(install) == 0
 
 
 def test_every_command_that_is_named_exists() -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ddib_fed.errors import ImageUnreadable
-from tests.formats.echoes import NIFTI, echo, only, require_pixels_alone
+from ddib_fed.formats.study import StudyResults
+from tests.formats.echoes import HOUNSFIELD, NIFTI, echo, only, require_pixels_alone, results
 
 
 def output(tmp_path, study, translated):
@@ -73,6 +74,21 @@ def test_both_places_of_a_volume_stay_as_they_were(qform, sform, tmp_path):
             np.testing.assert_array_equal(kept, affine)
     np.testing.assert_array_equal(made.affine, given.affine)
     np.testing.assert_array_equal(np.asarray(made.dataobj), np.asarray(given.dataobj))
+
+
+def test_a_refused_slice_is_background_and_0_in_the_mask(tmp_path):
+    """Here air, at its place in a file that counts slices downwards; all else is there."""
+    values = np.arange(720, dtype=np.int16).reshape(8, 9, 10)
+    nibabel.save(nibabel.Nifti1Image(values, TURNED), tmp_path / "scan.nii.gz")
+    study = only(tmp_path / "scan.nii.gz", intensity="values")
+    assert {*study.assemble(echo(study)).files} == {"scan.nii.gz"}
+    translated = results(study, scale=HOUNSFIELD)
+    translated[1], there = None, np.arange(10) != 8
+    made = study.assemble(StudyResults.of(translated)).files
+    for name, kept, lost in (("scan.nii.gz", values, -1024), ("scan.mask.nii.gz", np.ones_like(values), 0)):
+        volume = nibabel.Nifti1Image.from_bytes(gzip.decompress(made[name]))
+        np.testing.assert_array_equal(np.asarray(volume.dataobj), np.where(there, kept, lost))
+        np.testing.assert_array_equal(volume.affine, TURNED)
 
 
 def test_the_header_is_a_new_one(tmp_path):

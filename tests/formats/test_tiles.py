@@ -14,6 +14,7 @@ from ddib_fed.formats.study import StudyResults
 from ddib_fed.formats.tiles import TileGrid, blend
 from tests.formats.echoes import echo, only, require_pixels_alone, results
 from tests.formats.maps import WHERE, write_map
+from tests.node.picture_examples import SECRET
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine")
 
@@ -54,6 +55,19 @@ def test_sixteen_bits_of_jpeg_2000_survive(tmp_path):
     assert study.pixels.numbers.dtype == np.uint16
     made = study.assemble(echo(study, scale=(1.0, 0.0, 16, 0.0, 65535.0)))
     np.testing.assert_array_equal(decode_image(made.files["scan.png"]).pixels[..., 0], deep)
+
+
+@pytest.mark.parametrize("suffix", ["webp", "jp2"])
+def test_metadata_stay(suffix, tmp_path):
+    """Neither an item nor an output nor the record has them."""
+    exif, text, path = Image.Exif(), SECRET.encode(), tmp_path / f"scan.{suffix}"
+    exif[270] = SECRET
+    metadata = {"webp": {"exif": exif, "xmp": text, "icc_profile": text}, "jp2": {"comment": SECRET}}[suffix]
+    Image.fromarray(PIXELS).save(path, **LOSSLESS[suffix], **metadata)
+    assert path.read_bytes().count(text) == len(metadata)
+    study = only(path)
+    require_pixels_alone(study)  # a profile would be compressed
+    assert SECRET not in repr([*study.items(), study.assemble(echo(study))])
 
 
 def test_bad_files_are_named(tmp_path):

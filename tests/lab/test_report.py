@@ -10,12 +10,16 @@ import torch
 from click.testing import CliRunner
 
 from ddib_fed.cli.model import model
+from ddib_fed.engine.arrays import ArraySettings, draw_samples
+from ddib_fed.engine.local_party import open_party
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import BundleInvalid, UsageError
 from ddib_fed.lab.commands import privacy
 from ddib_fed.lab.report import (
+    DECODING,
     Attack,
     area,
+    copies_of,
     correlation_matrix,
     first_by_correlation,
     fit_inverter,
@@ -50,6 +54,17 @@ def test_members_are_told_by_the_loss_where_the_others_are_of_another_kind():
     assert told.loss.value > 0.95
     (same,) = membership_of(owner, some, some, attack)
     assert same.loss.value == pytest.approx(0.5)
+
+
+def test_training_pictures_that_are_drawn_again_are_found_and_others_are_not():
+    """What a model draws has the pictures' shape and range; its own draws as training data are copies."""
+    owner, others = DomainModel(tiny()), pictures(8, seed=1)
+    drawn = draw_samples(open_party(owner.bundle), 8, ArraySettings(DECODING, seed=3))
+    assert drawn.shape == others.shape
+    assert np.abs(drawn).max() <= 1
+    same, other = (copies_of(owner, train, others, Attack(seed=3)) for train in (drawn, pictures(24)))
+    assert (same.drawn, same.near.value) == (8, 1.0)
+    assert same.samples.high < 0.1 < other.samples.low
 
 
 @pytest.fixture

@@ -6,13 +6,14 @@ import hashlib
 import json
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import ExitCode, InternalError
+from ddib_fed.errors import Draining, ExitCode, InternalError
 from tests.client.scripted_source import TARGET, npy, points
 from tests.formats.signers import read_mark, write_signer
 from tests.small_disks import small_disk
@@ -166,6 +167,19 @@ def test_ctrl_c_says_that_the_job_goes_on(translate, scan, north, capsys):
         assert f"ddib job {command} {job_id}" in said
 
 
+def test_ctrl_c_ends_the_waiting_for_a_node_that_is_away(translate, scan, north, capsys):
+    """Between two tries, a minute apart: nobody has to wait for the next, or to press it twice."""
+    began, main = time.monotonic(), threading.main_thread().ident
+    press = threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT))
+    north.script.refuse["WatchJob"] = Draining(retry_after_s=60)
+    north.script.on_call = lambda called: called == "WatchJob" and press.start()
+    code = translate(scan)
+    press.cancel()
+    assert code == ExitCode.CANCELLED
+    assert time.monotonic() - began < 40
+    assert "continues at the source node" in capsys.readouterr().err
+
+
 def test_guidance_is_sent_as_it_was_asked_for(translate, scan, north):
     """Each option in the header; without them none."""
     assert translate(scan, "--target-class", "1", "--guidance", 2.5) == 0
@@ -234,6 +248,14 @@ def test_results_are_marked_as_they_are_written_and_as_they_are_fetched(north, t
     assert run([*translate, *place("later"), "--detach"]) == 0
     assert run([*translate, *place("later"), *signer]) == 0
     assert marked("later") == ["a", "b"]
+
+
+def test_points_hold_no_credentials(translate, scan, north, tmp_path, capsys):
+    """Said before anything is sent, not by results that lack them."""
+    assert translate(scan, "--credentials", *write_signer(tmp_path)) == ExitCode.USAGE
+    assert "points hold no content credentials" in capsys.readouterr().err
+    assert not north.script.seen("SubmitJob")
+    assert not (tmp_path / "out").exists()
 
 
 def test_file_names_stay_here(translate, scan, north):
