@@ -30,9 +30,9 @@ from benchmarks.calibration.directed import DIRECTIONS, OUT, Directed
 from ddib_fed.calibration.record import Calibration
 from ddib_fed.cli.demo import Pair, run_command
 from ddib_fed.cli.demo_figures import ChosenPictures
-from ddib_fed.engine.record import Translation
 from ddib_fed.evaluation.judgement import Resamples, histogram_match, resample
 from ddib_fed.evaluation.metrics import Pictures
+from ddib_fed.evaluation.translations import read_translations
 from ddib_fed.files import write_json
 
 FOLDER = OUT / "nodes"
@@ -200,13 +200,10 @@ def measured(folder: Path, directed: Some) -> dict[str, Any]:
 
 def _figures(folder: Path, directed: Some) -> dict[str, Any]:
     """Of one job: of its files, as `Directed.figures` has them, and of its records."""
-    chosen = chosen_of(directed)
-    names = chosen.names
-    cycle = (folder / f"{names[0]}.returned.png").is_file()
-    records = [Translation.read(folder / f"{name}.json") for name in names]
-    translated = chosen.read(folder)
-    latent = np.concatenate([np.load(folder / f"{name}.latent.npy") for name in names]).astype(np.float32)
-    back = chosen.read(folder, ".returned.png") if cycle else None
+    found = read_translations(folder)
+    records, cycle = found.records, found.back is not None
+    latents = [np.load(folder / f"{name}.latent.npy") for name in found.names]
+    latent = np.concatenate(latents).astype(np.float32)
     each = {
         "latent_std": [record.latent.std for record in records],
         "latent_correlation": [record.latent.correlation for record in records],
@@ -214,7 +211,7 @@ def _figures(folder: Path, directed: Some) -> dict[str, Any]:
     }
     first, recorded = records[0], each.get("recorded_cycle_psnr")
     return {
-        "figures": directed.figures(translated, back=back, latent=latent),
+        "figures": directed.figures(found.translated, back=found.back, latent=latent),
         "records": {name: directed.drawn.mean(np.array(values)) for name, values in each.items()},
         "least_cycle_psnr": None if recorded is None else min(recorded),
         "doubtful": {

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ddib_fed.calibration.record import Calibration
-from ddib_fed.data.pictures import encode_png, read_image
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.data.shipped import ShippedPictures, shipped_domain
 from ddib_fed.data.synthetic import sample
 from ddib_fed.engine.record import Translation
@@ -24,6 +24,7 @@ from ddib_fed.evaluation import metrics, sheets
 from ddib_fed.evaluation.judgement import random_pictures
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.sheets import Stage, save_sheet, to_pixels
+from ddib_fed.evaluation.translations import read_translations
 from ddib_fed.terminal import number, print_table, say, size
 
 SEED = 1
@@ -78,7 +79,9 @@ def measure_points(sent: Path, folder: Path, drawn: Path) -> DemoPart:
     for stage, suffix in (("latent", ".latent.npy"), ("target", ".npy"), ("returned", ".returned.npy")):
         stages[stage] = np.load(folder / f"{sent.stem}{suffix}", allow_pickle=False)
     source, latent, target, returned = stages.values()
-    (record,) = read_records(folder, [sent.stem])
+    record = Translation.read(folder / f"{sent.stem}.json")
+    if record is None:
+        raise InternalError(f"{folder / sent.stem}.json is no record of a translation")
     cycle, count = metrics.cycle_error(source, returned), min(len(target), metrics.SLICED_POINTS)
     floor = metrics.domain_sliced_w2_floor(record.target_domain, count)
     distance = metrics.sliced_w2(target, metrics.reference_points(record.target_domain, count))
@@ -103,13 +106,6 @@ def measure_points(sent: Path, folder: Path, drawn: Path) -> DemoPart:
     sheets.clouds([*stages.items()], drawn, caption=caption)
     tell_what_crossed([record], latent.nbytes)
     return DemoPart("points", title, figures, bounds)
-
-
-def read_records(folder: Path, names: Sequence[str]) -> list[Translation]:
-    found = [Translation.read(folder / f"{name}.json") for name in names]
-    if missing := [name for name, record in zip(names, found, strict=True) if record is None]:
-        raise InternalError(f"{folder / missing[0]}.json is no record of a translation")
-    return [record for record in found if record is not None]
 
 
 def tell_what_crossed(records: Sequence[Translation], latent_bytes: int) -> None:
@@ -137,27 +133,11 @@ class ChosenPictures:
         rows = np.linspace(0, len(source.test) - 1, count).round().astype(int)
         return cls(tuple(rows.tolist()), source.test[rows], target.test[rows])
 
-    @property
-    def names(self) -> list[str]:
-        return [f"{row:03}" for row in self.rows]
-
     def write(self, folder: Path) -> None:
         """The sources as PNGs, named by their rows."""
         folder.mkdir(parents=True)
-        for name, pixels in zip(self.names, to_pixels(self.source), strict=True):
-            (folder / f"{name}.png").write_bytes(encode_png(pixels))
-
-    def read(self, folder: Path, suffix: str = ".png") -> Pictures:
-        """What became of them, in a folder of results."""
-        return np.stack([read_unit(folder / f"{name}{suffix}") for name in self.names])
-
-
-def read_unit(path: Path) -> Pictures:
-    """A picture of 8 or 16 bits as (C, H, W) float32 in [-1, 1]."""
-    picture = read_image(path)
-    top = (1 << picture.bits) - 1
-    unit = picture.pixels.astype(np.float32) * np.float32(2.0 / top) - np.float32(1.0)
-    return np.ascontiguousarray(unit.transpose(2, 0, 1))
+        for row, pixels in zip(self.rows, to_pixels(self.source), strict=True):
+            (folder / f"{row:03}.png").write_bytes(encode_png(pixels))
 
 
 def measure_pictures(
@@ -167,13 +147,13 @@ def measure_pictures(
 
     `folder` has the results in `translated`, and in `calibrated` those under the calibration.
     """
-    records = read_records(folder / "translated", chosen.names)
-    latents = [np.load(folder / "translated" / f"{name}.latent.npy") for name in chosen.names]
+    found, calibrated = (read_translations(folder / name) for name in ("translated", "calibrated"))
+    records, translated, returned, truth = found.records, found.translated, found.back, chosen.truth
+    assert returned is not None  # a cycle was asked for
+    latents = [np.load(folder / "translated" / f"{name}.latent.npy") for name in found.names]
     latent = np.concatenate(latents).astype(np.float32)
-    translated, calibrated = chosen.read(folder / "translated"), chosen.read(folder / "calibrated")
-    returned, truth = chosen.read(folder / "translated", ".returned.png"), chosen.truth
     cycle = metrics.spread(metrics.to_psnr(metrics.mse(returned, chosen.source)))
-    paired, after = (float(metrics.mse(each, truth).mean()) for each in (translated, calibrated))
+    paired, after = (float(metrics.mse(each, truth).mean()) for each in (translated, calibrated.translated))
     draws = [random_pictures(unpaired, len(truth), seed=seed) for seed in range(RANDOM_DRAWS)]
     chance = float(np.mean([metrics.mse(pictures, truth).mean() for pictures in draws]))
     alone = metrics.mse(metrics.to_channels(chosen.source, truth.shape[1]), truth)
@@ -207,7 +187,7 @@ def measure_pictures(
     stages = (
         Stage(f"source: {first.source_domain}", chosen.source),
         Stage(f"{first.target_domain}, uncalibrated", translated),
-        Stage(f"{first.target_domain}, calibrated", calibrated),
+        Stage(f"{first.target_domain}, calibrated", calibrated.translated),
         Stage("ground truth", truth),
         Stage("back, uncalibrated", returned),
     )
