@@ -16,9 +16,8 @@ from PIL import Image
 
 from ddib_fed.data.pictures import ImageLimits, decode_image, encode_png, image_format, read_content
 from ddib_fed.data.points import parse_npy
-from ddib_fed.engine.record import Guidance, Part, Translation
+from ddib_fed.engine.record import Guidance, Part, Settings, Translation
 from ddib_fed.errors import DdibError, UsageError, extra
-from ddib_fed.protocol.messages import Settings
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration

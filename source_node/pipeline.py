@@ -25,6 +25,7 @@ from ddib_fed.calibration.record import leg_map
 from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.diffusion.gaussianity import LatentStatistics
+from ddib_fed.diffusion.plans import check_settings
 from ddib_fed.engine.party import (
     Array,
     Control,
@@ -38,7 +39,7 @@ from ddib_fed.engine.party import (
     TranslatedItem,
     translate,
 )
-from ddib_fed.engine.record import UNGUIDED, LatentFigures, SolverUsed, Translation
+from ddib_fed.engine.record import UNGUIDED, LatentFigures, Settings, Translation
 from ddib_fed.errors import (
     ChunkCorrupt,
     ContractUnknown,
@@ -373,7 +374,7 @@ class JobPipeline:
         guidance = guidance_from_pb(request.guidance)
         record = record.with_(
             job_id=self._job.job_id,
-            solver=SolverUsed.model_validate(solver_settings(request.solver).described()),
+            solver=Settings.like(check_settings(solver_settings(request.solver))),
             source_class=source_class,
             target_class=target_class,
             guidance=None if guidance == UNGUIDED else guidance,

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -222,7 +222,7 @@ def _figures(folder: Path, directed: Some) -> dict[str, Any]:
             "least": min(r.wire_bytes for r in records),
             "most": max(r.wire_bytes for r in records),
         },
-        "solver": first.solver.model_dump(mode="json"),
+        "solver": asdict(first.solver),
         "soften_sigma": first.soften_sigma,
         "calibration": {"kind": first.calibration_kind, "sha256": first.calibration_sha256},
         "source_model_sha256": first.source_model_sha256,

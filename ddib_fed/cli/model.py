@@ -15,10 +15,9 @@ from click.core import ParameterSource
 from ddib_fed.cli import options
 from ddib_fed.cli.options import group, open_model, option, refuse_overwriting, usual_threads
 from ddib_fed.cli.train import train
-from ddib_fed.engine.record import Classes
+from ddib_fed.engine.record import Classes, Settings
 from ddib_fed.errors import AlreadyExists, InputError, UsageError
 from ddib_fed.names import check_domain
-from ddib_fed.protocol.messages import Settings
 from ddib_fed.terminal import bar, emit, lines, listed, number, outcome, plain, print_table, say
 
 if TYPE_CHECKING:

@@ -20,17 +20,16 @@ from ddib_fed.client.files import MAX_ITEM_BYTES, Payload
 from ddib_fed.client.profile import Profile
 from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.data.points import to_npy
-from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.plans import SolverSettings, check_settings
 from ddib_fed.engine.arrays import ArraySettings, check_translation, item_of
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.model import DomainModel, check_given
 from ddib_fed.engine.party import Control, Failed, ToTranslate, TranslatedItem, translate
-from ddib_fed.engine.record import UNGUIDED, Classes, LatentFigures, Part, SolverUsed, Translation
+from ddib_fed.engine.record import UNGUIDED, Classes, LatentFigures, Part, Settings, Translation
 from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.evaluation.samples import Given, samples_of
 from ddib_fed.protocol.contract import guidance_from_pb
-from ddib_fed.protocol.messages import settings_from_pb
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -57,7 +56,7 @@ class ProcessOptions:
     settings: SolverSettings = field(default_factory=SolverSettings)
 
     def solver(self, asked: common_pb2.SolverSettings) -> SolverSettings:
-        return replace(self.settings, **asdict(settings_from_pb(asked)))
+        return replace(self.settings, **asdict(Settings.like(asked)))
 
 
 @dataclass(slots=True)
@@ -265,7 +264,7 @@ class InProcess(Client):
             target_model_sha256=target.bundle.digest,
             input_sha256=item.sha256.hex(),
             latent_sha256=found.encoded.latent.sha256.hex(),
-            solver=SolverUsed.model_validate(job.asked.settings.described()),
+            solver=Settings.like(check_settings(job.asked.settings)),
             soften_sigma=source.sigma(job.asked.soften),
             source_class=classes[0],
             target_class=classes[1],

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -90,6 +91,66 @@ class Guidance:
 UNGUIDED = Guidance()
 
 
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Solver settings, for both nodes.
+
+    Attributes:
+        solver: ``unipc``, ``ddim`` or ``flow-map``.
+        order: 1 to 4 if the solver has orders, 0 for its default.
+        evaluations: Network evaluations of one leg, 1 to 10,000.
+        grid: ``default``, ``uniform-lambda``, ``integer``, or ``learned`` for the steps that
+            each node's own model was tuned to.
+        depth: Fraction of the path to noise, in (0, 1]; below 1 the latent keeps some of the picture, and
+            both nodes' policies must allow it.
+        encoder: ``ode`` or ``mixed``: how the source encodes; the latents of ``mixed`` show more of the picture,
+            and both nodes' policies must allow them.
+    """
+
+    solver: str = "unipc"
+    order: int = 0
+    evaluations: int = 48
+    grid: str = "default"
+    depth: float = 1.0
+    encoder: str = "ode"
+
+    @classmethod
+    def like(cls, other: object) -> Settings:
+        """Those of a message, or of an integration that may have more."""
+        return cls(*(getattr(other, field.name) for field in fields(cls)))
+
+    def of_quality(self, quality: str | None) -> Settings:
+        """These settings with solver, order, number and grid of a name in `QUALITIES`; themselves for None.
+
+        Raises:
+            SettingsInvalid: There is no such quality, or one of the four is set beside it.
+        """
+        if quality is None:
+            return self
+        if quality not in QUALITIES:
+            raise SettingsInvalid(
+                f"there is no quality {quality[:40]!r}", hint=f"one of {', '.join(QUALITIES)}"
+            )
+        default, chosen = Settings(), QUALITIES[quality]
+        for name in ("solver", "order", "evaluations", "grid"):
+            if getattr(self, name) != getattr(default, name):
+                raise SettingsInvalid(
+                    f"the quality {quality} chooses {name} itself, and {getattr(self, name)} is given beside it",
+                    hint=f"leave --{name} or --quality out",
+                )
+        return replace(chosen, depth=self.depth, encoder=self.encoder)
+
+
+QUALITIES: Final[Mapping[str, Settings]] = MappingProxyType(
+    {
+        "draft": Settings(evaluations=12, grid="learned"),
+        "standard": Settings(),
+        "exact": Settings(evaluations=96),
+    }
+)
+"""What a quality stands for; steps.json of a model says what its draft reaches."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -99,17 +160,6 @@ class WrittenFile(_Section):
 
     file: str
     sha256: str = ""
-
-
-class SolverUsed(_Section):
-    """How the ODE was integrated on both sides; `SolverSettings` without what only one process can do."""
-
-    solver: str = "unipc"
-    order: int = 0
-    evaluations: int = 48
-    grid: str = "default"
-    depth: float = 1.0
-    encoder: str = "ode"
 
 
 class LatentFigures(_Section):
@@ -206,7 +256,8 @@ class Translation(_Section):
     target_model_sha256: str = ""
     input_sha256: str = ""
     latent_sha256: str = ""
-    solver: SolverUsed = SolverUsed()
+    solver: Settings = Settings()
+    """How the ODE was integrated on both sides."""
     soften_sigma: float = 0.0
     source_class: str = ""
     target_class: str = ""

@@ -24,6 +24,7 @@ from ddib_fed.engine.batcher import Recipe
 from ddib_fed.engine.executors import Pool, process_pool, ray_pool
 from ddib_fed.engine.gate import Softener, load_key
 from ddib_fed.engine.local_party import ServingParty
+from ddib_fed.engine.record import Settings
 from ddib_fed.errors import (
     BundleInvalid,
     Cancelled,
@@ -50,7 +51,7 @@ from ddib_fed.protocol.contract import (
     Contract,
     is_class_name,
 )
-from ddib_fed.protocol.messages import Settings, settings_to_pb
+from ddib_fed.protocol.messages import settings_to_pb
 from ddib_fed.security.audit import RECEIPT, AuditLog, Exchanged, Value
 from ddib_fed.security.peers import PeerStore
 from ddib_fed.telemetry import OFF, Tracing
@@ -462,4 +463,4 @@ def settings_message(settings: SolverSettings) -> common_pb2.SolverSettings:
             "noise in decoding, and the public code's schedules and respacings, do not travel between nodes",
             hint="leave them out, or use `ddib translate --source` in one process",
         )
-    return settings_to_pb(Settings(*(getattr(settings, field.name) for field in fields(Settings))))
+    return settings_to_pb(Settings.like(settings))

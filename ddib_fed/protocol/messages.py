@@ -8,16 +8,16 @@ demands beyond them is checked where it is made.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict
 from enum import StrEnum
 from functools import cache
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from ddib_fed.engine.record import Settings
 from ddib_fed.errors import DdibError, MessageInvalid, SettingsInvalid, UnknownFields
 from ddib_fed.files import DIGEST_BYTES
 from ddib_fed.v1 import common_pb2, translation_pb2
@@ -50,67 +50,8 @@ class ItemState(StrEnum):
     FAILED = "FAILED"
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Solver settings, for both nodes.
-
-    Attributes:
-        solver: ``unipc``, ``ddim`` or ``flow-map``.
-        order: 1 to 4 if the solver has orders, 0 for its default.
-        evaluations: Network evaluations of one leg, 1 to 10,000.
-        grid: ``default``, ``uniform-lambda``, ``integer``, or ``learned`` for the steps that
-            each node's own model was tuned to.
-        depth: Fraction of the path to noise, in (0, 1]; below 1 the latent keeps some of the picture, and
-            both nodes' policies must allow it.
-        encoder: ``ode`` or ``mixed``: how the source encodes; the latents of ``mixed`` show more of the picture,
-            and both nodes' policies must allow them.
-    """
-
-    solver: str = "unipc"
-    order: int = 0
-    evaluations: int = 48
-    grid: str = "default"
-    depth: float = 1.0
-    encoder: str = "ode"
-
-    def of_quality(self, quality: str | None) -> Settings:
-        """These settings with solver, order, number and grid of a name in `QUALITIES`; themselves for None.
-
-        Raises:
-            SettingsInvalid: There is no such quality, or one of the four is set beside it.
-        """
-        if quality is None:
-            return self
-        if quality not in QUALITIES:
-            raise SettingsInvalid(
-                f"there is no quality {quality[:40]!r}", hint=f"one of {', '.join(QUALITIES)}"
-            )
-        default, chosen = Settings(), QUALITIES[quality]
-        for name in ("solver", "order", "evaluations", "grid"):
-            if getattr(self, name) != getattr(default, name):
-                raise SettingsInvalid(
-                    f"the quality {quality} chooses {name} itself, and {getattr(self, name)} is given beside it",
-                    hint=f"leave --{name} or --quality out",
-                )
-        return replace(chosen, depth=self.depth, encoder=self.encoder)
-
-
-QUALITIES: Final[Mapping[str, Settings]] = MappingProxyType(
-    {
-        "draft": Settings(evaluations=12, grid="learned"),
-        "standard": Settings(),
-        "exact": Settings(evaluations=96),
-    }
-)
-"""What a quality stands for; steps.json of a model says what its draft reaches."""
-
-
 def settings_to_pb(settings: Settings) -> common_pb2.SolverSettings:
     return common_pb2.SolverSettings(**asdict(settings))
-
-
-def settings_from_pb(message: common_pb2.SolverSettings) -> Settings:
-    return Settings(*(getattr(message, field.name) for field in fields(Settings)))
 
 
 # Records of finished translations
