@@ -210,6 +210,8 @@ def faults_as_unreadable(format_name: str) -> Iterator[None]:
     """Maps every exception of a decoder on untrusted bytes to `ImageUnreadable`."""
     try:
         yield
+    except PointsUnreadable as error:
+        raise ImageUnreadable(f"the .npy cannot be read: {error.detail}", facts=error.facts) from error
     except DdibError:
         raise
     except Exception as error:  # decoders raise any exception on forged files, MemoryError included
@@ -454,24 +456,15 @@ def _jpeg_scan(content: bytes) -> int:
 
 def _npy_pixels(content: bytes, limits: ImageLimits) -> Pixels:
     """(H, W, C) pixels of a .npy of real numbers; pickles are never read."""
-    header, start, planes_first = _npy_header(content)
-    shape = header.shape
-    limits.check_size(*(shape[1:] if planes_first else shape[:2]))
-    # Python's whole numbers: the product of forged lengths would wrap round in numpy's.
-    size = shape[0] * shape[1] * (shape[2] if len(shape) == 3 else 1) * header.dtype.itemsize
-    if size != len(content) - start:
-        raise ImageUnreadable(f"the .npy claims {size} bytes of numbers, there are {len(content) - start}")
-    raw = np.frombuffer(content, dtype=header.dtype, offset=start)
-    array = raw.reshape(shape, order="F" if header.fortran_order else "C")
+    header, planes_first = _npy_header(content)
+    limits.check_size(*(header.shape[1:] if planes_first else header.shape[:2]))
+    array = header.numbers(content)
     return settle(np.moveaxis(array, 0, 2) if planes_first else array)
 
 
-def _npy_header(content: bytes) -> tuple[Header, int, bool]:
-    """The header, where the numbers start, and whether the planes come first."""
-    try:
-        header, start = read_header(content)
-    except PointsUnreadable as error:
-        raise ImageUnreadable(f"the .npy cannot be read: {error.detail}", facts=error.facts) from error
+def _npy_header(content: bytes) -> tuple[Header, bool]:
+    """The header, and whether the planes come first."""
+    header = read_header(content)
     shape = header.shape
     planes_first = len(shape) == 3 and shape[2] not in {1, 3} and shape[0] in {1, 3}
     if len(shape) != 2 and not (len(shape) == 3 and (planes_first or shape[2] in {1, 3})):
@@ -479,7 +472,7 @@ def _npy_header(content: bytes) -> tuple[Header, int, bool]:
             f"a .npy of shape {str(shape)[:80]} is not one picture",
             hint="save (H, W), (H, W, 1) or (H, W, 3), one picture a file",
         )
-    return header, start, planes_first
+    return header, planes_first
 
 
 def _tiff_pixels(content: bytes, limits: ImageLimits) -> Pixels:
@@ -661,7 +654,7 @@ def cost_of(content: bytes, limits: ImageLimits) -> PictureCost:
         elif kind == "TIFF":
             height, width, most, flat, itemsize, extra = _tiff_cost(content)
         elif kind == "NPY":
-            header, _, planes_first = _npy_header(content)
+            header, planes_first = _npy_header(content)
             whole = header.dtype.itemsize
             shape = header.shape if len(header.shape) == 3 else (*header.shape, 1)
             samples, height, width = shape if planes_first else (shape[2], shape[0], shape[1])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import io
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -44,6 +45,19 @@ class Header(NamedTuple):
     dtype: np.dtype[Any]
     fortran_order: bool
     shape: tuple[int, ...]
+    start: int
+    """Where the numbers begin."""
+
+    def numbers(self, data: bytes) -> NDArray[Any]:
+        """The array in the bytes of the file, which are not copied."""
+        # Python's whole numbers: the product of forged lengths would wrap round in numpy's.
+        size = math.prod(self.shape) * self.dtype.itemsize
+        if size != len(data) - self.start:
+            raise _unreadable(
+                f"the header asks for {size} bytes of numbers, there are {len(data) - self.start}"
+            )
+        raw = np.frombuffer(data, dtype=self.dtype, offset=self.start)
+        return raw.reshape(self.shape, order="F" if self.fortran_order else "C")
 
 
 def parse_npy(data: bytes, *, max_bytes: int, max_points: int, dim: int | None = None) -> Array:
@@ -53,7 +67,7 @@ def parse_npy(data: bytes, *, max_bytes: int, max_points: int, dim: int | None =
             f"{len(data)} bytes, {max_bytes} are the limit",
             facts={"size_bytes": len(data), "limit_bytes": max_bytes},
         )
-    header, start = read_header(data)
+    header = read_header(data)
     shape, wanted = header.shape, f"(N, {dim or 'D'})"
     if len(shape) != 2 or min(shape) < 1 or dim not in {None, shape[1]}:
         text = "x".join(map(str, shape[:8]))[:100] or "none"
@@ -63,14 +77,8 @@ def parse_npy(data: bytes, *, max_bytes: int, max_points: int, dim: int | None =
             f"{shape[0]} points, {max_points} are the limit",
             facts={"points": shape[0], "limit_points": max_points},
         )
-    size = shape[0] * shape[1] * header.dtype.itemsize
-    if size != len(data) - start:
-        raise _unreadable(f"the header asks for {size} bytes of numbers, there are {len(data) - start}")
-    raw = np.frombuffer(data, dtype=header.dtype, offset=start)
     with np.errstate(over="ignore", invalid="ignore"):
-        points = np.array(
-            raw.reshape(shape, order="F" if header.fortran_order else "C"), dtype=np.float32, order="C"
-        )
+        points = np.array(header.numbers(data), dtype=np.float32, order="C")
     if wrong := int(points.size - np.isfinite(points).sum()):
         raise NotFinite(
             f"{wrong} of {points.size} values are not finite float32", facts={"not_finite": wrong}
@@ -86,8 +94,8 @@ def to_npy(points: Array) -> bytes:
     return file.getvalue()
 
 
-def read_header(data: bytes) -> tuple[Header, int]:
-    """The checked header of a .npy, and where the numbers start."""
+def read_header(data: bytes) -> Header:
+    """The checked header of a .npy."""
     if not data:
         raise _unreadable("the file is empty")
     if data[:6] != MAGIC or len(data) < 10:
@@ -99,10 +107,10 @@ def read_header(data: bytes) -> tuple[Header, int]:
     start = 8 + width + length
     if length > MAX_HEADER or start > len(data):
         raise _unreadable(f"its header claims {length} bytes")
-    return _parse_header(data[8 + width : start]), start
+    return _parse_header(data[8 + width : start], start)
 
 
-def _parse_header(text: bytes) -> Header:
+def _parse_header(text: bytes, start: int) -> Header:
     try:
         fields = ast.literal_eval(text.decode("utf-8").strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
@@ -118,7 +126,7 @@ def _parse_header(text: bytes) -> Header:
         raise _unreadable("its fortran_order or shape has the wrong type")
     if not all(type(n) is int and n >= 0 for n in shape):
         raise _unreadable("its shape is not made of integers from 0")
-    return Header(np.dtype(descr), order, shape)
+    return Header(np.dtype(descr), order, shape, start)
 
 
 def _unreadable(why: str, **facts: str) -> PointsUnreadable:
@@ -177,7 +185,7 @@ def _mismatch(holds: str, takes: str) -> KindMismatch:
 def _header(content: bytes) -> Header | None:
     """The header of a .npy; None for anything else, and for a header that the decoder will refuse."""
     try:
-        return read_header(content)[0] if content.startswith(MAGIC) else None
+        return read_header(content) if content.startswith(MAGIC) else None
     except PointsUnreadable:
         return None
 

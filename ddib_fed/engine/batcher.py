@@ -248,6 +248,7 @@ class Batcher:
     """
 
     width = 1
+    problem: str | None = None
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -321,14 +321,6 @@ class ServingParty(LocalParty):
     @property
     def place(self) -> str:
         return str(self.model.device) if self.pool is None else self.pool.describe()
-
-    @property
-    def problem(self) -> str | None:
-        return None if self.pool is None else self.pool.problem
-
-    @property
-    def counters(self) -> Mapping[str, int]:
-        return self.executor.counters
 
 
 def only(outcome: _Found | Failed) -> _Found:

@@ -99,7 +99,7 @@ class PointSamples:
 
     def memory(self, content: bytes) -> int:
         try:
-            numbers = math.prod(read_header(content)[0].shape)
+            numbers = math.prod(read_header(content).shape)
         except PointsUnreadable:
             return 0
         return 21 * min(numbers, len(content))

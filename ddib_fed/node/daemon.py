@@ -488,7 +488,7 @@ class Daemon:
             self._problem()
             or self.node.audit.problem
             or self._renewal.problem
-            or self.node.running_engine.problem
+            or self.node.running_engine.executor.problem
         )
         return f"degraded: {problem}" if problem else "serving"
 
@@ -535,7 +535,7 @@ class Daemon:
                 counters = engine.pool.counters
                 answer.workers.wanted, answer.workers.replaced = counters["wanted"], counters["replaced"]
                 answer.workers.ready.extend(engine.pool.workers())
-                answer.workers.problem = engine.problem or ""
+                answer.workers.problem = engine.pool.problem or ""
         suspended = self.peers.snapshot().suspended
         for peer in self.peers.list():
             failed, problem = self.node.peer_problems.of(peer.institution)

@@ -50,7 +50,7 @@ def preview(path: Path, window: Window | None = None) -> tuple[bytes, str]:
     kind = image_format(content)
     if kind == "JPEG" or (kind == "PNG" and b"\x00" < content[_PNG_BITS_AT : _PNG_BITS_AT + 1] <= b"\x08"):
         return content, MEDIA[kind]
-    shape = read_header(content)[0].shape if kind == "NPY" else ()
+    shape = read_header(content).shape if kind == "NPY" else ()
     if len(shape) == 2 and shape[1] <= FEW_COLUMNS:
         pixels = density(parse_npy(content, max_bytes=len(content), max_points=MAX_POINTS))
     else:

@@ -84,13 +84,13 @@ def points(*sizes: int) -> list[ToEncode]:
 @pytest.mark.parametrize("shape", [(5,), (5, 3), (0, 2)])
 def test_another_shape_is_refused_both_ways(engine, shape) -> None:
     """Samples and latents are (N, 2) with N of at least 1, or nothing is computed."""
-    calls = engine.counters["calls"]
+    calls = engine.executor.counters["calls"]
     with pytest.raises(ShapeMismatch) as refused:
         encode(engine, np.zeros(shape, np.float32), SETTINGS)
     assert refused.value.facts["expected"] == "(N, 2)"
     with pytest.raises(ShapeMismatch):
         decode(engine, Latent(np.zeros(shape, np.float32), bytes(32)), SETTINGS)
-    assert engine.counters["calls"] == calls
+    assert engine.executor.counters["calls"] == calls
 
 
 def test_what_is_not_finite_is_refused_both_ways(engine) -> None:
@@ -111,11 +111,11 @@ def test_a_latent_that_is_no_noise_neither_leaves_nor_is_decoded(engine) -> None
     with pytest.raises(LatentNotGaussian) as refused:
         encode(engine, gaussian(400) * 50, SETTINGS)
     assert refused.value.facts
-    calls = engine.counters["calls"]
+    calls = engine.executor.counters["calls"]
     for garbage in (np.full((400, 2), 30.0), 50 * gaussian(400), gaussian(400) - [[0, 40]]):
         with pytest.raises(LatentNotGaussian):
             decode(engine, Latent.from_array(garbage.astype(np.float32)), SETTINGS)
-    assert engine.counters["calls"] == calls, "before the network is asked"
+    assert engine.executor.counters["calls"] == calls, "before the network is asked"
 
 
 def test_a_model_that_answers_nan_never_becomes_ready() -> None:

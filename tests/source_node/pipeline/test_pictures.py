@@ -160,10 +160,10 @@ def test_guidance_that_a_side_does_not_offer_costs_neither_a_call_nor_an_evaluat
 ) -> None:
     """More than the target allows, a kind that it has not, no class to steer to, and a cycle that cannot be closed."""
     offer(targets["south"], terms)
-    calls = source.node.running_engine.counters["calls"]
+    calls = source.node.running_engine.executor.counters["calls"]
     job = source.translated(**{"source_class": "coast", "target_class": "delta", **changes})
     assert (str(job.state), job.error.reason) == ("FAILED", reason)
-    assert (targets["south"].headers, source.node.running_engine.counters["calls"]) == ([], calls)
+    assert (targets["south"].headers, source.node.running_engine.executor.counters["calls"]) == ([], calls)
 
 
 def offer(target: ScriptedTarget, terms: GuidanceTerms | None) -> None:

@@ -101,9 +101,9 @@ def test_a_stored_latent_is_sent_again_as_it_is(source, target, engine) -> None:
     stored = source.store.read_part(job_id, 0, SpoolPart.ENCODED)
     source.stop()
     source.open(engine)
-    calls = engine.counters["calls"]
+    calls = engine.executor.counters["calls"]
     assert source.start().ended(job_id).state == "FINISHED"
-    assert engine.counters["calls"] == calls
+    assert engine.executor.counters["calls"] == calls
     assert set(target.seen[-1].values()) == {Latent.from_bytes(stored, (2,)).sha256}
 
 
@@ -113,10 +113,10 @@ def test_a_latent_of_a_model_that_was_replaced_is_made_again(source, target) -> 
     source.stop()
     replaced = tiny_engine("another")
     source.open(replaced)
-    calls = replaced.counters["calls"]
+    calls = replaced.executor.counters["calls"]
     job = source.start().ended(job_id)
     assert (str(job.state), source.states(job)) == ("FINISHED", ["DECODED"])
-    assert replaced.counters["calls"] == calls + 8
+    assert replaced.executor.counters["calls"] == calls + 8
     assert job.items[0].provenance["source_model_sha256"] == replaced.model.bundle.digest
     source.runner.close()
     replaced.close()
@@ -281,13 +281,13 @@ def test_ranges_that_were_made_before_a_kill_are_sent_again_as_they_are(
     before = dict(target.seen[-1])
     kept = source_ranges(source, long_ago)
     source.open(engine)
-    evaluated = engine.counters["rows"]
+    evaluated = engine.executor.counters["rows"]
     job = source.start().ended(long_ago)
     assert source.states(job) == ["DECODED"] * 2
     again = target.seen[-1]
     assert all(again.get(number, digest) == digest for number, digest in before.items())
     assert set(kept) <= set(again.values())
-    evaluations = engine.counters["rows"] - evaluated
+    evaluations = engine.executor.counters["rows"] - evaluated
     assert evaluations in {SOLVER.evaluations * (rows - 2_000 * len(kept)) for rows in (20_000, 20_010)}
     assert len(kept) > 1
 
