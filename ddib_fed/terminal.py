@@ -241,19 +241,20 @@ def print_table(
 
 # Progress: bars, or ten lines without a terminal.
 
-Show = Callable[[int, int, str], None]
+Show = Callable[..., None]
+"""Called with (done, total), and a remark where there is one."""
 _LINES = 10
 
 
 @contextmanager
 def bar(what: str) -> Iterator[Show]:
-    """A function that shows progress, called with (done, total, remark)."""
+    """A function that shows progress."""
     if not sys.stderr.isatty():
         yield _ten_lines(what)
         return
     with drawing("{task.description}", "{task.fields[remark]}", left=True) as progress:
         task = progress.add_task(what, total=None, remark="")
-        yield lambda done, total, remark: progress.update(task, completed=done, total=total, remark=remark)
+        yield lambda done, total, remark="": progress.update(task, completed=done, total=total, remark=remark)
 
 
 @contextmanager
@@ -304,7 +305,7 @@ def _ten_lines(what: str) -> Show:
     """Ten lines in all, with the time that the rest takes at the same pace."""
     said, begun = 0, None
 
-    def show(done: int, total: int, remark: str) -> None:
+    def show(done: int, total: int, remark: str = "") -> None:
         nonlocal said, begun
         # What was done before counts for nothing: a run may go on.
         first, since = begun = begun or (done, time.monotonic())

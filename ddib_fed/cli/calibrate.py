@@ -24,7 +24,7 @@ from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.names import is_domain, is_institution
-from ddib_fed.terminal import console, emit, lines, outcome, print_table, say, size
+from ddib_fed.terminal import console, emit, lines, listed, outcome, print_table, say, size
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import (
@@ -469,11 +469,8 @@ def show(config_path: Path, name: str, out: Path | None) -> None:
 
     def text() -> None:
         show_calibration(stored.calibration)
-        say(f"state        {row['state']}, here since {stored.added:%Y-%m-%d %H:%M} UTC")
-        for side, said in checked.items():
-            say(f"signed       {side}: {said}")
-        if out is not None:
-            say(f"written      {out}")
+        state = f"{row['state']}, here since {stored.added:%Y-%m-%d %H:%M} UTC"
+        lines(listed("", {"state": state, "signatures": checked, "written": out}))
 
     content = stored.calibration.model_dump(mode="json", exclude_none=True)
     emit({**row, "signatures": checked, "calibration": content}, text)

@@ -180,7 +180,7 @@ def _write(run: FolderRun, pictures: list[Delivered], whole: Sequence[WrittenStu
     target = f"{first.target_institution}/{first.target_domain}".lstrip("/")
     results = ShownFiles(target, run.total, files, tuple(missing))
     with bar("drawing the page") if len(files) >= _SLOW else nullcontext(lambda *_: None) as show:
-        write_results(page, results, on_drawn=lambda done, total: show(done, total, ""))
+        write_results(page, results, on_drawn=show)
 
 
 def _place(run: FolderRun) -> Path:

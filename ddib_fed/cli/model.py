@@ -349,7 +349,7 @@ def measure(*, folder: Path, data: Path | None, skip_bad: bool, seed: int, devic
                 device=device,
                 seed=seed,
                 skip_bad=skip_bad,
-                tell=lambda done, total: show(done, total, ""),
+                tell=show,
             )
     except InputError as error:
         why = error
@@ -358,9 +358,7 @@ def measure(*, folder: Path, data: Path | None, skip_bad: bool, seed: int, devic
     lacks = made.structure is None and (made.sample_kind, made.role) == ("picture", "generator")
     if lacks and data is not None and shipped_name(made, data) is None:
         with bar("looking at files") as show:
-            bundle = put_thresholds(
-                folder, data, skip_bad=skip_bad, progress=lambda done, total: show(done, total, "")
-            )
+            bundle = put_thresholds(folder, data, skip_bad=skip_bad, progress=show)
     elif why is not None:
         raise why
     structure = bundle.manifest.structure
@@ -494,9 +492,7 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
     )
     with bar("sampling") as show:
         draw, usual = (draw_pictures, 64) if pictures else (draw_points, 10_000)
-        report = draw(
-            party, count or usual, asked, out, on_progress=lambda done, total: show(done, total, "")
-        )
+        report = draw(party, count or usual, asked, out, on_progress=show)
     if pictures:
         lines({"pictures": str(report["count"]), "sheet": str(out / "sheet.png"), "written": str(out)})
         emit({"out": out, "samples": report["count"], "digest": bundle.digest, **report})
@@ -588,7 +584,7 @@ def evaluate(
             size=size,
             span=span,
             by_folder=group_by is not None,
-            on_read=lambda done, total: show(done, total, ""),
+            on_read=show,
         )
     if out is not None:
         write_report_page(out, f"Translations in {folder.name}", report, found)

@@ -118,17 +118,17 @@ def _as_guided(generator: Path) -> dict[str, Any]:
     return found
 
 
-def run(config: TrainConfig, out: Path, *, resume: bool, force: bool) -> Bundle | None:
-    """Train, and print the result; None where another process prints it."""
+def run(config: TrainConfig, out: Path, *, resume: bool, force: bool) -> None:
+    """Train, and print the result, unless another process prints it."""
     from ddib_fed.training.run import train_at_terminal
 
     options.refuse_both_ways(resume=resume, force=force)
     done = train_at_terminal(config, out, resume=resume, force=force)
-    if done is not None and done.manifest.distilled is None:
+    if done is not None:
         values = trained(done, out)
-        shown = {**plain(values), "shown in": str(out / "run" / "samples.png")}
+        shown = plain(values)
+        shown |= shown.pop("distilled") or {"shown in": str(out / "run" / "samples.png")}
         emit(values, lambda: lines(listed("", shown)))
-    return done
 
 
 def trained(bundle: Bundle, out: Path) -> dict[str, object]:
@@ -145,6 +145,7 @@ def trained(bundle: Bundle, out: Path) -> dict[str, object]:
         "steps": made.training.steps,
         "figures": made.training.figures,
         "samples": None if verdict is None else verdict.level,
+        "distilled": made.distilled,
     }
 
 

@@ -13,7 +13,7 @@ import shutil
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -118,11 +118,9 @@ class RunProgress:
         with open_client(profile, client=self.client) as client:
             yield client
 
-    @contextmanager
-    def counted(self, what: str) -> Iterator[Callable[[int, int], None]]:
+    def counted(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
         """A function that is called with (done, total) while files are read."""
-        with bar(what) as show:
-            yield lambda done, total: show(done, total, "")
+        return bar(what)
 
     def say(self, line: str) -> None:
         """Show a sentence."""

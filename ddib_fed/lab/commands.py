@@ -9,10 +9,10 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.options import group, open_model, usual_threads
-from ddib_fed.cli.train import FORCE, OUT, RESUME, SET, given, run, train_options, trained
+from ddib_fed.cli.train import FORCE, OUT, RESUME, SET, given, run, train_options
 from ddib_fed.errors import UsageError
 from ddib_fed.lab.config import DistilConfig, PrivateTrainConfig
-from ddib_fed.terminal import emit, lines, listed, outcome, say
+from ddib_fed.terminal import emit, lines, listed, say
 from ddib_fed.training.config import checked, options_of
 
 
@@ -99,9 +99,4 @@ def distil(
     MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
     """
     config = checked(DistilConfig, given(settings, teacher=teacher), "ddib model distil --help", sets)
-    done = run(config, out, resume=resume, force=force)
-    if done is None or done.manifest.distilled is None:
-        return
-    lines(listed("", done.manifest.distilled.model_dump(mode="json")))
-    say(f"{out}: {done.manifest.parameters:,} parameters, digest {done.digest[:16]}")
-    outcome(**trained(done, out), distilled=done.manifest.distilled)
+    run(config, out, resume=resume, force=force)
