@@ -1,4 +1,4 @@
-"""The provenance record of one translation, and the names of a translation's files.
+"""The settings of a translation, its provenance record, and the names of its files.
 
 A node stores the record with each item of a job and sends it to the client as the protobuf message `Provenance`; the
 client writes it as JSON beside the translation.

@@ -11,19 +11,16 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from enum import StrEnum
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from ddib_fed.engine.record import Settings
+from ddib_fed.engine.record import Settings, Translation
 from ddib_fed.errors import DdibError, MessageInvalid, SettingsInvalid, UnknownFields
 from ddib_fed.files import DIGEST_BYTES
 from ddib_fed.v1 import common_pb2, translation_pb2
-
-if TYPE_CHECKING:
-    from ddib_fed.engine.record import Translation
 
 
 class JobState(StrEnum):
@@ -69,8 +66,6 @@ def provenance_record(message: translation_pb2.Provenance) -> Translation:
     """The record that a source node sent; its fields were checked when the message arrived."""
     # Which commands without jobs do not need.
     from google.protobuf.json_format import MessageToDict
-
-    from ddib_fed.engine.record import Translation
 
     values = MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
