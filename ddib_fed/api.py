@@ -16,8 +16,8 @@ from PIL import Image
 
 from ddib_fed.data.pictures import ImageLimits, decode_image, encode_png, image_format, read_content
 from ddib_fed.data.points import parse_npy
-from ddib_fed.engine.record import Guidance, Part, Settings, Translation
 from ddib_fed.errors import DdibError, UsageError, extra
+from ddib_fed.record import Guidance, Part, Settings, Translation
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
@@ -345,7 +345,7 @@ def translate(
 
 def _scene_of(model: DomainModel, content: bytes, settings: Settings) -> tuple[int, int] | None:
     """The scene (H, W) as which a picture is translated in tiles; None for one that is fitted to the model's size."""
-    from ddib_fed.engine.record import MOST_TILES, tiles_in
+    from ddib_fed.record import MOST_TILES, tiles_in
 
     form = model.manifest.picture
     one_size = settings.solver == "flow-map" or settings.grid == "learned" or model.bundle.tile is not None

@@ -39,7 +39,6 @@ from ddib_fed.engine.party import (
     TranslatedItem,
     translate,
 )
-from ddib_fed.engine.record import UNGUIDED, LatentFigures, Settings, Translation
 from ddib_fed.errors import (
     ChunkCorrupt,
     ContractUnknown,
@@ -56,10 +55,11 @@ from ddib_fed.node.admin import Metrics
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM
 from ddib_fed.node.policy import check_evaluations, check_softening, policy_digest
 from ddib_fed.node.role import MEDIA_TYPES, NodeContext, limits_of, rule_of_side, solver_settings
+from ddib_fed.protocol.calls import to_detail
 from ddib_fed.protocol.contract import calibration_text, guidance_from_pb
-from ddib_fed.protocol.details import to_detail
 from ddib_fed.protocol.latent import ApprovedLatent, approve
 from ddib_fed.protocol.messages import ItemState, JobState
+from ddib_fed.record import UNGUIDED, LatentFigures, Settings, Translation
 from ddib_fed.security.audit import Exchanged, anchor_of
 from ddib_fed.telemetry import MOST_ITEMS, OFF, Tracing
 from ddib_fed.v1 import common_pb2

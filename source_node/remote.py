@@ -27,6 +27,7 @@ from ddib_fed.engine.gate import pass_latent
 from ddib_fed.engine.party import Array, Control, Decoded, Encoded, Failed, Leg, Stage, ToDecode, ToEncode
 from ddib_fed.latent import Latent
 from ddib_fed.node.role import settings_message
+from ddib_fed.protocol.calls import at_fault, checking_answers, failure_of_peer, is_number
 from ddib_fed.protocol.contract import (
     MAX_EVALUATIONS,
     PROTOCOL,
@@ -37,7 +38,6 @@ from ddib_fed.protocol.contract import (
     guidance_to_pb,
     require_protocol,
 )
-from ddib_fed.protocol.details import at_fault, checking_answers, failure_of_peer, is_number
 from ddib_fed.protocol.latent import ApprovedLatent, LatentOpener, audit_head
 from ddib_fed.protocol.streams import Announced, Assembler, Whole, open_file
 from ddib_fed.security import tls

@@ -17,7 +17,6 @@ from opentelemetry.trace import Span
 from ddib_fed import errors
 from ddib_fed.calibration.record import Calibration, Place, leg_map, misfit
 from ddib_fed.engine.model import check_decoding, check_encoding, check_given
-from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.evaluation.samples import Samples, samples_of
 from ddib_fed.files import require
 from ddib_fed.node.calibrations import usable_calibration
@@ -44,6 +43,7 @@ from ddib_fed.protocol.contract import (
 )
 from ddib_fed.protocol.messages import ItemState
 from ddib_fed.protocol.streams import Announced, assemble, first_header, open_file
+from ddib_fed.record import UNGUIDED, Guidance
 from ddib_fed.security.identity import Identity
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb

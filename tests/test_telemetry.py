@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from ddib_fed import telemetry
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
-from ddib_fed.engine.record import Settings
+from ddib_fed.protocol.calls import DETAIL_KEY, MAX_DETAIL_BYTES, TIME_KEY, time_entry
 from ddib_fed.protocol.contract import LAST_MOMENT
-from ddib_fed.protocol.details import DETAIL_KEY, MAX_DETAIL_BYTES, TIME_KEY, time_entry
+from ddib_fed.record import Settings
 from target_node import service
 from tests.e2e.two_nodes import TwoNodes
 from tests.node.tiny_nodes import gaussian, tiny_bundle

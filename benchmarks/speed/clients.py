@@ -13,8 +13,8 @@ from benchmarks.speed.shared.harness import Form, Report, interleaved, main, rat
 from benchmarks.speed.shared.two_nodes import EVALUATIONS, Pair, arrived, png_files, two_nodes
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
-from ddib_fed.engine.record import Settings
 from ddib_fed.errors import DdibError
+from ddib_fed.record import Settings
 
 CLIENTS = 16
 EACH = 2

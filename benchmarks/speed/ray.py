@@ -24,7 +24,7 @@ from benchmarks.speed.shared.pools import DOMAIN, MOST_LOST, TOGETHER, measure_p
 from benchmarks.speed.shared.two_nodes import EVALUATIONS, configure, png_files
 from ddib_fed.client.client import Client
 from ddib_fed.engine.executors import ray_pool
-from ddib_fed.engine.record import Settings
+from ddib_fed.record import Settings
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.e2e.harness import Pair, free_port
 

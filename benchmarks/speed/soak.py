@@ -17,7 +17,7 @@ from benchmarks.speed.shared.harness import Form, Report, main
 from benchmarks.speed.shared.two_nodes import Held, held, npy_file, processor_seconds, two_nodes
 from ddib_fed.client.client import Client
 from ddib_fed.data.synthetic import sample
-from ddib_fed.engine.record import Settings
+from ddib_fed.record import Settings
 
 POINTS = 40
 EVALUATIONS = 8

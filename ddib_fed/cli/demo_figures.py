@@ -18,13 +18,13 @@ from ddib_fed.calibration.record import Calibration
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.data.shipped import ShippedPictures, shipped_domain
 from ddib_fed.data.synthetic import sample
-from ddib_fed.engine.record import Translation
 from ddib_fed.errors import InternalError
 from ddib_fed.evaluation import metrics, sheets
 from ddib_fed.evaluation.judgement import random_pictures
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.sheets import Stage, save_sheet, to_pixels
 from ddib_fed.evaluation.translations import read_translations
+from ddib_fed.record import Translation
 from ddib_fed.terminal import number, print_table, say, size
 
 SEED = 1

@@ -18,9 +18,9 @@ from ddib_fed.client.files import FileItem
 from ddib_fed.client.folder_run import STAGES, FolderRun, RunProgress
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Delivered
-from ddib_fed.engine.record import Part, fitted_line, tiles_in
 from ddib_fed.errors import DdibError, DiskFull, ExhaustedError, InputError, error_class
 from ddib_fed.files import is_disk_full
+from ddib_fed.record import Part, fitted_line, tiles_in
 from ddib_fed.terminal import bar, drawing, emit, print_table, say
 from ddib_fed.v1 import translation_pb2 as pb
 

@@ -30,7 +30,7 @@ from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import JobFile, locked, records_of, write_results
 from ddib_fed.errors import ConfigError, DdibError, ItemNotFound, StateConflict, Unauthenticated
-from ddib_fed.protocol.details import TOLERATED_S, described
+from ddib_fed.protocol.calls import TOLERATED_S, described
 from ddib_fed.security.diagnosis import diagnose, own_validity
 from ddib_fed.security.pki import load_identity, root_warning
 from ddib_fed.terminal import emit, is_aside, moment, print_table, say, say_document, size

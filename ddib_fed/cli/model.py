@@ -15,9 +15,9 @@ from click.core import ParameterSource
 from ddib_fed.cli import options
 from ddib_fed.cli.options import group, open_model, option, refuse_overwriting, usual_threads
 from ddib_fed.cli.train import train
-from ddib_fed.engine.record import Classes, Settings
 from ddib_fed.errors import AlreadyExists, InputError, UsageError
 from ddib_fed.names import check_domain
+from ddib_fed.record import Classes, Settings
 from ddib_fed.terminal import bar, emit, lines, listed, number, outcome, plain, print_table, say
 
 if TYPE_CHECKING:
@@ -462,8 +462,8 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
     """
     from ddib_fed.engine.arrays import ArraySettings
     from ddib_fed.engine.local_party import open_party
-    from ddib_fed.engine.record import Guidance
     from ddib_fed.evaluation.draws import draw_pictures, draw_points
+    from ddib_fed.record import Guidance
 
     refuse_overwriting(out, force=force)
     bundle = open_model(which)

@@ -19,9 +19,9 @@ from ddib_fed.terminal import say, sentences_aside
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
-    from ddib_fed.engine.record import Classes
     from ddib_fed.models.bundle import Bundle
     from ddib_fed.node.config import NodeConfig
+    from ddib_fed.record import Classes
 
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -130,8 +130,8 @@ def test(config_path: Path, institution: str) -> None:
     """Connect to a peer, and name the cause if that fails."""
     import grpc
 
+    from ddib_fed.protocol.calls import described, failure_of_peer, status_of
     from ddib_fed.protocol.contract import PROTOCOL
-    from ddib_fed.protocol.details import described, failure_of_peer, status_of
     from ddib_fed.security.tls import PeerChannels
     from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
 

@@ -26,7 +26,6 @@ from ddib_fed.client.in_process import InProcess, ProcessOptions
 from ddib_fed.data import folder as folders
 from ddib_fed.data.folder import Entry, Folder, require_outside
 from ddib_fed.engine.local_party import open_party
-from ddib_fed.engine.record import Settings, fitted_line
 from ddib_fed.errors import AlreadyExists, DdibError, UsageError
 from ddib_fed.evaluation.judgement import Figures
 from ddib_fed.evaluation.metrics import picture_rule
@@ -35,6 +34,7 @@ from ddib_fed.evaluation.sheets import Stage, contact_sheet
 from ddib_fed.evaluation.translations import DOMAIN_PICTURES, Translations, evaluate_folder
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.names import names_apart
+from ddib_fed.record import Settings, fitted_line
 from ddib_fed.terminal import require_alone
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import RUN_FOLDER, read_progress, train

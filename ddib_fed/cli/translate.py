@@ -17,8 +17,8 @@ from ddib_fed.client.client import job_header, split_target
 from ddib_fed.client.files import FileItem, check_names
 from ddib_fed.client.folder_run import FolderRun, RunOptions, open_run
 from ddib_fed.client.profile import Profile
-from ddib_fed.engine.record import Classes, Guidance, Settings
 from ddib_fed.errors import DomainNotFound, UsageError
+from ddib_fed.record import Classes, Guidance, Settings
 from ddib_fed.terminal import require_alone, say
 from ddib_fed.v1 import translation_pb2 as pb
 

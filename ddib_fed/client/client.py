@@ -28,7 +28,6 @@ from opentelemetry.trace import Span, SpanKind
 from ddib_fed.client.connection import PATIENCE_S, Connection, OnWait
 from ddib_fed.client.files import SUFFIXES, Origin, Payload, payloads
 from ddib_fed.client.profile import Profile
-from ddib_fed.engine.record import UNGUIDED, Guidance, Part, Settings, Translation
 from ddib_fed.errors import (
     Cancelled,
     ChunkCorrupt,
@@ -42,9 +41,10 @@ from ddib_fed.errors import (
     PeerUnreachable,
     UsageError,
 )
+from ddib_fed.protocol.calls import from_detail, is_number, status_of
 from ddib_fed.protocol.contract import PROTOCOL, guidance_to_pb
-from ddib_fed.protocol.details import from_detail, is_number, status_of
 from ddib_fed.protocol.messages import provenance_record, settings_to_pb
+from ddib_fed.record import UNGUIDED, Guidance, Part, Settings, Translation
 from ddib_fed.telemetry import Tracing, open_tracing, trace_entries
 from ddib_fed.terminal import say
 from ddib_fed.v1 import common_pb2

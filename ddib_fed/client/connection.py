@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 
 from ddib_fed.client.profile import Profile, renew_client
 from ddib_fed.errors import Cancelled, DdibError, ExhaustedError, PeerUnreachable, UnavailableError
-from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.protocol.calls import from_rpc_error
 from ddib_fed.security import tls
 from ddib_fed.security.pki import load_identity
 from ddib_fed.v1 import translation_pb2_grpc

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddib_fed.engine.record import MOST_TILES, Part, file_name
 from ddib_fed.errors import (
     DdibError,
     FileMissing,
@@ -27,7 +26,8 @@ from ddib_fed.errors import (
     UsageError,
     next_steps,
 )
-from ddib_fed.formats.recognition import (
+from ddib_fed.names import names_apart
+from ddib_fed.recognition import (
     DICOM_SUFFIX,
     OPENINGS,
     TAKEN,
@@ -41,7 +41,7 @@ from ddib_fed.formats.recognition import (
     is_larger,
     recognise,
 )
-from ddib_fed.names import names_apart
+from ddib_fed.record import MOST_TILES, Part, file_name
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 

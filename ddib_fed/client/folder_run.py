@@ -53,7 +53,6 @@ from ddib_fed.client.results import (
     unfinished,
     write_results,
 )
-from ddib_fed.engine.record import DOUBTFUL_BELOW
 from ddib_fed.errors import (
     AlreadyExists,
     Cancelled,
@@ -74,7 +73,8 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import make_private_folders
 from ddib_fed.names import nearest
-from ddib_fed.protocol.details import is_number
+from ddib_fed.protocol.calls import is_number
+from ddib_fed.record import DOUBTFUL_BELOW
 from ddib_fed.terminal import bar
 from ddib_fed.v1 import translation_pb2 as pb
 

@@ -25,11 +25,11 @@ from ddib_fed.engine.arrays import ArraySettings, check_translation, item_of
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.model import DomainModel, check_given
 from ddib_fed.engine.party import Control, Failed, ToTranslate, TranslatedItem, translate
-from ddib_fed.engine.record import UNGUIDED, Classes, LatentFigures, Part, Settings, Translation
 from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.evaluation.samples import Given, samples_of
 from ddib_fed.protocol.contract import guidance_from_pb
+from ddib_fed.record import UNGUIDED, Classes, LatentFigures, Part, Settings, Translation
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 

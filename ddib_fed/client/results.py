@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from ddib_fed.client.client import Client, JobResult
 from ddib_fed.client.files import FileItem
-from ddib_fed.engine.record import DOUBTFUL_BELOW, Part, Translation, WrittenFile
 from ddib_fed.errors import (
     AlreadyExists,
     ChunkCorrupt,
@@ -32,6 +31,7 @@ from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.files import has_sha256, is_disk_full, make_private_folders, write_file
+from ddib_fed.record import DOUBTFUL_BELOW, Part, Translation, WrittenFile
 
 if TYPE_CHECKING:
     from ddib_fed.formats.credentials import Credentials

@@ -31,10 +31,10 @@ from ddib_fed.engine.party import (
     ToDecode,
     ToTranslate,
 )
-from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.latent import Latent
 from ddib_fed.models.units import ChannelMap
+from ddib_fed.record import UNGUIDED, Guidance
 
 # Told (network evaluations done, in all), over all legs and batches.
 OnProgress = Callable[[int, int], None]

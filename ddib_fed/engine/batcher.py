@@ -30,11 +30,11 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.solvers import OnStep
 from ddib_fed.engine.model import DTYPES, DomainModel, pixels
 from ddib_fed.engine.party import Control, Leg
-from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.engine.stack import Driven, End, Member, Stack, Trajectory, stack_of
 from ddib_fed.errors import Cancelled, ConfigError, Draining, NotReady
 from ddib_fed.models.bundle import Bundle, device_problem
 from ddib_fed.networks.placement import torch_threads
+from ddib_fed.record import UNGUIDED, Guidance
 
 log = logging.getLogger(__name__)
 

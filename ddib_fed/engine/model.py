@@ -26,12 +26,12 @@ from ddib_fed.diffusion.plans import FLOW_MAP, Plan, SolverSettings, plan, softe
 from ddib_fed.diffusion.schedule import Frame, require
 from ddib_fed.diffusion.solvers import Recurrence, recurrence_of
 from ddib_fed.engine.party import Array, Labels
-from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import BundleInvalid, NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import check_guide
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.networks.spectrum import SharedWithLinear, SpectralFrame, spectrum_of
+from ddib_fed.record import UNGUIDED, Guidance
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Denoisers that are kept, by guidance and basis: queries that share the object are merged into one network call.

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import Cancelled, DdibError, DeadlineExceeded, SettingsInvalid
 from ddib_fed.latent import Latent
 from ddib_fed.models.units import ChannelMap
+from ddib_fed.record import UNGUIDED, Guidance
 
 
 class Control:

@@ -24,7 +24,7 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.solvers import OnStep, Recurrence, Solver, table_of
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control, Leg, RowDraw, Stage
-from ddib_fed.engine.record import UNGUIDED, Guidance
+from ddib_fed.record import UNGUIDED, Guidance
 
 
 class End(NamedTuple):

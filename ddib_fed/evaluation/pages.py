@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from ddib_fed.data.fitting import PictureRule, file_range, to_array
 from ddib_fed.data.pictures import ImageLimits, encode_png, read_image
-from ddib_fed.engine.record import PictureFigures, Translation, fitted_line
 from ddib_fed.errors import DdibError
 from ddib_fed.evaluation.features import SampleVerdict
 from ddib_fed.evaluation.judgement import Figures, FigureTable, tables, worst_first
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.pages import beside, write_page
+from ddib_fed.record import PictureFigures, Translation, fitted_line
 
 if TYPE_CHECKING:
     from ddib_fed.evaluation.translations import Translations

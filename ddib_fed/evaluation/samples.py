@@ -30,10 +30,10 @@ from ddib_fed.data.pictures import Geometry, ImageLimits, decode_image, encode_p
 from ddib_fed.data.points import parse_npy, picture_for_points, read_header, refuse_picture, to_npy
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Decoded
-from ddib_fed.engine.record import CycleError, PictureFigures
 from ddib_fed.errors import DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
 from ddib_fed.evaluation.metrics import cycle_error, doubtful, expected, mse, picture_rule, structure, to_psnr
 from ddib_fed.models.units import ChannelMap
+from ddib_fed.record import CycleError, PictureFigures
 
 Array = NDArray[np.float32]
 REFUSE = "refuse"

@@ -21,10 +21,10 @@ from ddib_fed.data.fitting import OWN_RANGES, Fit, PictureRule, file_range, fit_
 from ddib_fed.data.folder import SUFFIXES
 from ddib_fed.data.pictures import Picture, read_image
 from ddib_fed.data.points import name_file
-from ddib_fed.engine.record import Part, PictureFigures, Translation
 from ddib_fed.errors import FileMissing, PictureMisfit, UsageError
 from ddib_fed.evaluation.judgement import Figures, judge
 from ddib_fed.evaluation.metrics import Pictures, to_channels
+from ddib_fed.record import Part, PictureFigures, Translation
 
 if TYPE_CHECKING:
     from ddib_fed.models.manifest import StructureThresholds

@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.engine.record import Translation
 from ddib_fed.errors import ConfigError, InputError, extra
 from ddib_fed.files import read_private, read_small
 from ddib_fed.names import __version__
+from ddib_fed.record import Translation
 
 PNG: Final = "image/png"
 MADE_BY_A_MODEL: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"

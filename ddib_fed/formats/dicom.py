@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError
-from ddib_fed.formats.recognition import COPY, beginning_of, is_dicom
 from ddib_fed.formats.study import safe_name
+from ddib_fed.recognition import COPY, beginning_of, is_dicom
 
 MAX_VALUES: Final = 1 << 29
 """Values of a series at most, which then takes 2 GiB as float32."""

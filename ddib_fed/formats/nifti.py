@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from ddib_fed.data.pictures import Pixels
 from ddib_fed.errors import ImageUnreadable
-from ddib_fed.formats.recognition import COPY, beginning_of
 from ddib_fed.formats.study import (
     MAX_BYTES,
     Assembled,
@@ -31,6 +30,7 @@ from ddib_fed.formats.study import (
     chosen_rule,
 )
 from ddib_fed.names import __version__
+from ddib_fed.recognition import COPY, beginning_of
 
 _NO_PLACE: Final = "set its qform or sform to where it lies (fslorient, or set_sform of nibabel)"
 _PLACE: Final = (

@@ -12,9 +12,9 @@ from typing import Final
 from ddib_fed.errors import DdibError, UsageError
 from ddib_fed.formats.dicom_writing import find_dicom
 from ddib_fed.formats.nifti import nifti_origin, read_nifti
-from ddib_fed.formats.recognition import Format, Recognised, recognise
 from ddib_fed.formats.study import Bad, Choice, Options, Origin, Studies, Study, Unread
 from ddib_fed.formats.tiles import geotiff_origin, picture_origin, read_geotiff, read_picture
+from ddib_fed.recognition import Format, Recognised, recognise
 
 _FORMATS: Final[dict[Format, tuple[Callable[[Path, Options, str], Origin], Callable[..., Study]]]] = {
     Format.NIFTI: (nifti_origin, read_nifti),

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ddib_fed.engine.record import DOUBTFUL_BELOW, Part, Translation, WrittenFile
 from ddib_fed.errors import AlreadyExists, JobFailed, PictureMisfit, UsageError
 from ddib_fed.files import has_sha256, make_private_folders, read_json, sync_folder, write_file, write_json
 from ddib_fed.formats.study import Assembled, ItemResult, Origin, Study, StudyResults, naming
+from ddib_fed.record import DOUBTFUL_BELOW, Part, Translation, WrittenFile
 
 FORMAT = 1
 """Of the section `study` of a record."""

@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data.pictures import Pixels, decode_image, encode_png
-from ddib_fed.engine.record import Translation
 from ddib_fed.errors import (
     DdibError,
     ExtraMissing,
@@ -33,6 +32,7 @@ from ddib_fed.errors import (
     JobFailed,
     UsageError,
 )
+from ddib_fed.record import Translation
 
 Bad = list[tuple[Path, DdibError]]
 """What cannot be read, and why."""

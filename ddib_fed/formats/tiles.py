@@ -35,7 +35,6 @@ from ddib_fed.data.pictures import (
     upright,
 )
 from ddib_fed.errors import DdibError, ImageUnreadable, extra
-from ddib_fed.formats.recognition import PICTURES, tile_of
 from ddib_fed.formats.study import (
     AUTO,
     MAX_BYTES,
@@ -51,6 +50,7 @@ from ddib_fed.formats.study import (
     require_size,
 )
 from ddib_fed.names import __version__
+from ddib_fed.recognition import PICTURES, tile_of
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]

@@ -33,8 +33,7 @@ from ddib_fed.node.config import MAX_SOCKET_PATH, NodeConfig
 from ddib_fed.node.connections import server_options
 from ddib_fed.node.server import CallInterceptor
 from ddib_fed.protocol.addresses import split_address
-from ddib_fed.protocol.calls import CheckedChannel
-from ddib_fed.protocol.details import from_rpc_error, status_of
+from ddib_fed.protocol.calls import CheckedChannel, from_rpc_error, status_of
 from ddib_fed.security.audit import AuditLog, Value
 from ddib_fed.security.peers import PeerStore, trust_changes
 from ddib_fed.security.pki import fingerprint, load_identity

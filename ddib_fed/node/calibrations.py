@@ -37,8 +37,8 @@ from ddib_fed.node.certificates import own_credentials
 from ddib_fed.node.config import PolicySection
 from ddib_fed.node.policy import check_use
 from ddib_fed.node.role import NodeContext, load_hosted, rule_of_side
+from ddib_fed.protocol.calls import at_fault, checking_answers, failure_of_peer, status_of
 from ddib_fed.protocol.contract import PROTOCOL, CalibrationKind, calibration_text, check_side
-from ddib_fed.protocol.details import at_fault, checking_answers, failure_of_peer, status_of
 from ddib_fed.security.audit import lines_of, note, parsed
 from ddib_fed.security.diagnosis import TIMEOUT_S
 from ddib_fed.security.identity import Identity

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import DiskFull, NotReady, PeerUnknown, PolicyDenied, QuotaSpent, SettingsInvalid
 from ddib_fed.files import canonical_json
 from ddib_fed.node.config import EVERY, NodeConfig, PolicySection, Use
+from ddib_fed.record import UNGUIDED, Guidance
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import Snapshot
 from ddib_fed.store import NodeStore, Transaction

@@ -24,7 +24,6 @@ from ddib_fed.engine.batcher import Recipe
 from ddib_fed.engine.executors import Pool, process_pool, ray_pool
 from ddib_fed.engine.gate import Softener, load_key
 from ddib_fed.engine.local_party import ServingParty
-from ddib_fed.engine.record import Settings
 from ddib_fed.errors import (
     BundleInvalid,
     Cancelled,
@@ -52,6 +51,7 @@ from ddib_fed.protocol.contract import (
     is_class_name,
 )
 from ddib_fed.protocol.messages import settings_to_pb
+from ddib_fed.record import Settings
 from ddib_fed.security.audit import RECEIPT, AuditLog, Exchanged, Value
 from ddib_fed.security.peers import PeerStore
 from ddib_fed.telemetry import OFF, Tracing

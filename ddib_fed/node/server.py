@@ -40,8 +40,7 @@ from ddib_fed.files import RETRY_AFTER_S, is_disk_full
 from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.connections import InboundGuard, Repeated, file_limit, most_connections, server_options
 from ddib_fed.protocol.addresses import split_address
-from ddib_fed.protocol.calls import MAX_MESSAGE_BYTES
-from ddib_fed.protocol.details import DETAIL_KEY, time_entry, to_detail
+from ddib_fed.protocol.calls import DETAIL_KEY, MAX_MESSAGE_BYTES, time_entry, to_detail
 from ddib_fed.security.admission import (
     Admission,
     AuthContext,

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 from google.protobuf.message import Message
 
-from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import ContractMismatch, Difference, PolicyDenied, SettingsInvalid
 from ddib_fed.files import Value, canonical_json, require
 from ddib_fed.names import DOMAIN_RULE, is_domain, is_institution
+from ddib_fed.record import UNGUIDED, Guidance
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1.common_pb2 import CalibrationTerms, GuidanceTerms
 

@@ -17,9 +17,9 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from ddib_fed.engine.record import Settings, Translation
 from ddib_fed.errors import DdibError, MessageInvalid, SettingsInvalid, UnknownFields
 from ddib_fed.files import DIGEST_BYTES
+from ddib_fed.record import Settings, Translation
 from ddib_fed.v1 import common_pb2, translation_pb2
 
 

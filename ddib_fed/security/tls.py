@@ -27,8 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from ddib_fed.errors import ConfigError, DdibError, InputError, MessageInvalid, PeerUnreachable
 from ddib_fed.files import write_file
 from ddib_fed.protocol.addresses import Proxy
-from ddib_fed.protocol.calls import MAX_MESSAGE_BYTES, CheckedChannel
-from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.protocol.calls import MAX_MESSAGE_BYTES, CheckedChannel, from_rpc_error
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.pki import (
     CLOCK_SKEW,

@@ -260,8 +260,8 @@ class _Seen(NamedTuple):
 def _look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progress | None) -> _Looked | None:
     """The planes of all studies below a folder, as `ddib translate` sends them; None for a folder of pictures."""
     from ddib_fed.formats.opening import open_recognised
-    from ddib_fed.formats.recognition import PICTURES, TAKEN, Format, files_below, format_of, recognise
     from ddib_fed.formats.study import Options
+    from ddib_fed.recognition import PICTURES, TAKEN, Format, files_below, format_of, recognise
 
     folders.require_one_domain(root)
     found = recognise([root])

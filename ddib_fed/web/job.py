@@ -23,7 +23,6 @@ from ddib_fed.client.folder_run import STAGES, RunOptions, RunProgress, open_run
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Delivered
 from ddib_fed.data.pictures import encode_png, read_image
-from ddib_fed.engine.record import Part, PictureFigures, Settings, Translation
 from ddib_fed.errors import (
     Cancelled,
     DdibError,
@@ -38,6 +37,7 @@ from ddib_fed.errors import (
 from ddib_fed.formats.parts import INTENSITY, WrittenStudy
 from ddib_fed.formats.study import AUTO, IntensityRule, Options, Origin, Study
 from ddib_fed.formats.tiles import GeoTiffStudy, PictureStudy, read_geotiff, read_picture
+from ddib_fed.record import Part, PictureFigures, Settings, Translation
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.web.guard import error_values
 from ddib_fed.web.uploads import DROPPED, Window, own_window, preview, renamed, shown

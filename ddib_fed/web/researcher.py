@@ -24,8 +24,8 @@ from starlette.routing import Route
 from ddib_fed.client.client import Client
 from ddib_fed.client.connection import PATIENCE_S, OnWait
 from ddib_fed.client.profile import Profile
-from ddib_fed.engine.record import Part
 from ddib_fed.errors import DdibError, ItemNotFound, JobNotFound, UsageError, error_class
+from ddib_fed.record import Part
 from ddib_fed.terminal import explained
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.web.guard import application, hinted_in_words, page

@@ -26,8 +26,8 @@ from ddib_fed.errors import DdibError, DiskFull, ImageUnreadable, InputError, It
 from ddib_fed.files import is_disk_full, make_private_folders
 from ddib_fed.formats.dicom import read_series, sort_files
 from ddib_fed.formats.opening import open_paths
-from ddib_fed.formats.recognition import Format, format_of
 from ddib_fed.formats.study import Options
+from ddib_fed.recognition import Format, format_of
 from ddib_fed.terminal import escape
 from ddib_fed.web.guard import hinted_in_words
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ddib_fed.client.client import ENDED, Client
-from ddib_fed.engine.record import Settings
 from ddib_fed.errors import DdibError
+from ddib_fed.record import Settings
 from ddib_fed.security.audit import lines_of, verify
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.audit_rows import records

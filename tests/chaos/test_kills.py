@@ -11,8 +11,8 @@ from statistics import median
 
 import pytest
 
-from ddib_fed.engine.record import Settings
 from ddib_fed.errors import JobNotFound
+from ddib_fed.record import Settings
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.chaos import failpoints, load
 from tests.e2e.harness import Node, Pair

@@ -14,9 +14,9 @@ import pytest
 
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
-from ddib_fed.engine.record import Settings
 from ddib_fed.errors import DdibError
 from ddib_fed.files import write_file
+from ddib_fed.record import Settings
 from ddib_fed.security import pki
 from ddib_fed.security.pki import fingerprint, parse_certificates
 from tests.audit_rows import records

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.client.client import Client
-from ddib_fed.engine.record import Settings
 from ddib_fed.errors import PeerSuspended
 from ddib_fed.node.admin import AdminClient
+from ddib_fed.record import Settings
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.chaos.load import STUB_TARGET, check_disk, restart, stub_pair
 from tests.e2e.harness import Node, Pair, ddib, wait_until

@@ -13,8 +13,8 @@ from ddib_fed.cli import demo as program
 from ddib_fed.cli.demo import MARKER, NODES, demonstrate, finish, node_state, prepare
 from ddib_fed.cli.demo_figures import Bound, measure_points
 from ddib_fed.data.synthetic import sample
-from ddib_fed.engine.record import CycleError, Translation
 from ddib_fed.errors import AlreadyExists, ExitCode, NotReady, OutOfBounds
+from ddib_fed.record import CycleError, Translation
 
 
 def test_a_folder_of_an_earlier_demo_is_made_anew_and_another_is_refused(tmp_path):

@@ -16,7 +16,6 @@ from ddib_fed.client.client import Client, state_of
 from ddib_fed.client.connection import Patience
 from ddib_fed.client.files import payload
 from ddib_fed.client.profile import Profile
-from ddib_fed.engine.record import Settings
 from ddib_fed.errors import (
     Cancelled,
     DdibError,
@@ -28,6 +27,7 @@ from ddib_fed.errors import (
     QuotaSpent,
     TooManyStreams,
 )
+from ddib_fed.record import Settings
 from ddib_fed.security.pki import issue_to_folder, load_authority
 from tests.client.scripted_source import TARGET, npy, points
 

@@ -9,9 +9,9 @@ import numpy as np
 from ddib_fed.calibration.record import SignedCalibration
 from ddib_fed.client.client import JobResult, collect
 from ddib_fed.engine.local_party import ServingParty
-from ddib_fed.engine.record import Part
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.protocol.streams import file_header, stream
+from ddib_fed.record import Part
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.node.tiny_nodes import make_institution

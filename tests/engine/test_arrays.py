@@ -13,9 +13,9 @@ from ddib_fed.engine.arrays import ArraySettings, draw_samples, point_draw
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.local_party import LocalParty, open_party
 from ddib_fed.engine.model import DomainModel, check_guidance, check_label
-from ddib_fed.engine.record import Guidance, PictureFigures, Translation
 from ddib_fed.errors import BundleInvalid, LatentNotGaussian, SettingsInvalid
 from ddib_fed.models.units import Normalisation
+from ddib_fed.record import Guidance, PictureFigures, Translation
 from tests.engine.stages import translate_array
 from tests.runs.tiny_models import pictures, tiny, tiny_classifier
 

@@ -22,10 +22,10 @@ from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.batcher import Batcher, Budget, Recipe, Scheduler, measured, sweep
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control, Leg
-from ddib_fed.engine.record import Guidance
 from ddib_fed.engine.stack import End, Member, Trajectory
 from ddib_fed.errors import Cancelled, DeadlineExceeded, Draining
 from ddib_fed.models.bundle import pretrained
+from ddib_fed.record import Guidance
 from tests.node.tiny_nodes import tiny_bundle
 from tests.runs.tiny_models import tiny
 

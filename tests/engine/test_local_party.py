@@ -31,7 +31,6 @@ from ddib_fed.engine.party import (
     ToTranslate,
     translate,
 )
-from ddib_fed.engine.record import Guidance
 from ddib_fed.engine.stack import Trajectory
 from ddib_fed.errors import (
     Cancelled,
@@ -50,6 +49,7 @@ from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.networks.config import MlpConfig
 from ddib_fed.networks.spectrum import cosines, spectrum_of
 from ddib_fed.networks.spectrum import pictures as from_cosines
+from ddib_fed.record import Guidance
 from tests.engine.stages import translate_array
 from tests.models.examples import distilled, tuned_leg
 from tests.node.tiny_nodes import decode, encode, gaussian, tiny_bundle, tiny_engine

@@ -19,7 +19,6 @@ from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import open_party
-from ddib_fed.engine.record import PictureFigures, Translation, WrittenFile
 from ddib_fed.evaluation.draws import draw_pictures
 from ddib_fed.evaluation.pages import (
     ShownFile,
@@ -35,6 +34,7 @@ from ddib_fed.evaluation.sheets import DOUBT, Stage, clouds, contact_sheet, to_p
 from ddib_fed.evaluation.translations import evaluate_folder, find_pictures, read_translations
 from ddib_fed.models.manifest import Training
 from ddib_fed.pages import TEMPLATES
+from ddib_fed.record import PictureFigures, Translation, WrittenFile
 from tests.runs.picture_folders import blocks, record, write
 from tests.runs.tiny_models import pictures, tiny
 

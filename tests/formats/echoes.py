@@ -11,9 +11,9 @@ import numpy as np
 import pydicom
 
 from ddib_fed.data.pictures import decode_image, encode_png
-from ddib_fed.engine.record import Part, PictureFigures, Translation, WrittenFile
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import ItemResult, Options, Study, StudyResults
+from ddib_fed.record import Part, PictureFigures, Translation, WrittenFile
 from tests.node.picture_examples import chunks
 
 DICOM = Path(pydicom.__file__).parent / "data" / "test_files"

@@ -15,8 +15,8 @@ from ddib_fed.client.files import payload
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import InputError
 from ddib_fed.formats.opening import open_paths
-from ddib_fed.formats.recognition import Format, format_of_content, recognise
 from ddib_fed.formats.study import Options
+from ddib_fed.recognition import Format, format_of_content, recognise
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import DICOM, NIFTI, only
 from tests.formats.tiffs import tiff

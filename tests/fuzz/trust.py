@@ -19,7 +19,7 @@ from ddib_fed.calibration.record import (
     parse_signed,
     read_calibration,
 )
-from ddib_fed.engine.record import Translation
+from ddib_fed.record import Translation
 from ddib_fed.security import pki
 from ddib_fed.security.audit import EMPTY, Head, digest, encoded, verify
 from ddib_fed.security.identity import Identity, verify_peer_certificate

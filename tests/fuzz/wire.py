@@ -12,8 +12,8 @@ from google.protobuf.message import Message
 from ddib_fed.errors import MessageInvalid, PeerUnreachable
 from ddib_fed.latent import Latent
 from ddib_fed.protocol.addresses import TunnelRefused, read_answer
+from ddib_fed.protocol.calls import from_detail, to_detail
 from ddib_fed.protocol.contract import PROTOCOL, check_limits, check_side, confirm
-from ddib_fed.protocol.details import from_detail, to_detail
 from ddib_fed.protocol.latent import LatentOpener
 from ddib_fed.protocol.streams import Announced, Assembler, file_header, open_file, stream
 from ddib_fed.security.admission import parse_message

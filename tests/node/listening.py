@@ -18,8 +18,8 @@ from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.connections import InboundGuard
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.server import RESERVED_THREADS, CallInterceptor, caller, health_handler
+from ddib_fed.protocol.calls import from_rpc_error
 from ddib_fed.protocol.contract import PROTOCOL
-from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security import tls
 from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb

@@ -20,7 +20,7 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import Charge, Policy, Quotas
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.server import CallInterceptor
-from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.protocol.calls import from_rpc_error
 from ddib_fed.security import pki, tls
 from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.identity import Identity

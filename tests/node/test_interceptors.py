@@ -18,7 +18,7 @@ import pytest
 from ddib_fed import errors
 from ddib_fed.node import server
 from ddib_fed.node.server import CHECK_EVERY_S, MAX_WAITING_OF_ONE, Pace, Slots
-from ddib_fed.protocol.details import clock_difference, from_rpc_error
+from ddib_fed.protocol.calls import clock_difference, from_rpc_error
 from ddib_fed.security import pki
 from ddib_fed.security.admission import presented_certificate
 from ddib_fed.v1 import decoding_pb2 as pb

@@ -13,9 +13,9 @@ import pytest
 
 from ddib_fed import errors
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.record import Guidance
 from ddib_fed.node import policy as policies
 from ddib_fed.node.config import PolicySection
+from ddib_fed.record import Guidance
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import Peer, Snapshot
 from ddib_fed.security.pki import new_authority

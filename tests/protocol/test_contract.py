@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.engine.record import UNGUIDED, Guidance
 from ddib_fed.errors import ContractMismatch, DdibError, MessageInvalid, PolicyDenied, SettingsInvalid
 from ddib_fed.protocol import contract as contracts
 from ddib_fed.protocol.messages import check
+from ddib_fed.record import UNGUIDED, Guidance
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.v1.common_pb2 import PictureTerms
 from ddib_fed.v1.decoding_pb2 import ContractSide

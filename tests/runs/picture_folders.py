@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.engine.record import FORMAT
 from ddib_fed.evaluation.sheets import to_pixels
+from ddib_fed.record import FORMAT
 
 NO_FILES: Mapping[str, str] = {}
 

@@ -13,8 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ddib_fed.data.pictures import decode_image
-from ddib_fed.engine.record import Settings
 from ddib_fed.errors import DdibError
+from ddib_fed.record import Settings
 from tests.conftest import Evidence
 from tests.data_modules.picture_examples import chunk
 from tests.e2e.harness import Node, Pair, ddib

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import UniformResourceIdentifier
 from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 
-from ddib_fed.protocol.details import from_rpc_error
+from ddib_fed.protocol.calls import from_rpc_error
 from ddib_fed.security import pki
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.pki import Authority, certificate_pem, new_authority, new_key

@@ -11,8 +11,8 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.server import CallInterceptor, NodeServer
+from ddib_fed.protocol.calls import from_rpc_error
 from ddib_fed.protocol.contract import PROTOCOL
-from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.protocol.streams import file_header, stream
 from ddib_fed.security import pki, tls
 from ddib_fed.v1 import common_pb2

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.engine.record import Translation
 from ddib_fed.errors import CalibrationExpired, CalibrationModel
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.units import ChannelMap, Normalisation
+from ddib_fed.record import Translation
 from source_node.service import job_message
 from source_node.submission import active_terms, calibration_of
 from tests import audit_rows

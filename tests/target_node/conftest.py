@@ -13,8 +13,8 @@ from ddib_fed.data.points import parse_npy
 from ddib_fed.latent import Latent
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.server import CallInterceptor, NodeServer
+from ddib_fed.protocol.calls import from_rpc_error
 from ddib_fed.protocol.contract import PROTOCOL, Contract
-from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.protocol.streams import MIN_CHUNK, Announced, assemble, stream
 from ddib_fed.security import tls
 from ddib_fed.security.pki import certificate_pem

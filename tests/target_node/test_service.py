@@ -14,8 +14,8 @@ import pytest
 from ddib_fed import errors
 from ddib_fed.latent import Latent
 from ddib_fed.node.policy import DAY_S
+from ddib_fed.protocol.calls import from_rpc_error
 from ddib_fed.protocol.contract import PROTOCOL
-from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.security.audit import digest
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb

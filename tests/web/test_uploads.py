@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ddib_fed.data.pictures import decode_image, encode_png
-from ddib_fed.engine.record import PictureFigures, Translation
 from ddib_fed.errors import ImageUnreadable, InputError
+from ddib_fed.record import PictureFigures, Translation
 from ddib_fed.web import uploads as module
 from ddib_fed.web.job import severity
 from ddib_fed.web.uploads import SIZE, Upload, Uploads, arranged, preview

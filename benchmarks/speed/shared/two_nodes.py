@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.speed.shared.harness import ROOT
-from ddib_fed.engine.record import Settings
+from ddib_fed.record import Settings
 from tests.e2e.harness import Pair
 
 Array = NDArray[np.float32]

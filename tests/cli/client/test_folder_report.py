@@ -11,8 +11,8 @@ from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Delivered
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.engine.record import Part, PictureFigures, Translation
 from ddib_fed.errors import ImageUnreadable
+from ddib_fed.record import Part, PictureFigures, Translation
 from ddib_fed.v1 import translation_pb2 as pb
 
 

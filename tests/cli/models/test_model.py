@@ -17,7 +17,6 @@ from ddib_fed.cli.translate import translate
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.data.shipped import SHIPPED
 from ddib_fed.engine.model import DomainModel
-from ddib_fed.engine.record import Classes, Guidance, PictureFigures, Translation
 from ddib_fed.errors import (
     BundleInvalid,
     DdibError,
@@ -30,6 +29,7 @@ from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.catalogue import shipped_names
 from ddib_fed.models.sidecars import Allowances
+from ddib_fed.record import Classes, Guidance, PictureFigures, Translation
 from ddib_fed.training import config as presets
 from ddib_fed.training import tune as tuning
 from ddib_fed.training.config import seconds

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from ddib_fed.client.client import ENDED, Client, state_of
-from ddib_fed.engine.record import Settings
 from ddib_fed.errors import DdibError, JobNotFound, QueueFull
 from ddib_fed.node.admin import AdminClient
+from ddib_fed.record import Settings
 from ddib_fed.security.audit import lines_of, verify
 from tests.client.scripted_source import TARGET, npy
 from tests.e2e import clocks

@@ -22,13 +22,13 @@ from ddib_fed.engine import arrays
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.gate import Softener
 from ddib_fed.engine.local_party import open_party
-from ddib_fed.engine.record import UNGUIDED, Guidance, Part, Settings, Translation, file_name
 from ddib_fed.models.bundle import Bundle, make_bundle, pretrained
 from ddib_fed.models.manifest import StructureThresholds
 from ddib_fed.models.sidecars import Tuned
 from ddib_fed.models.units import Normalisation
 from ddib_fed.protocol.contract import guidance_to_pb
 from ddib_fed.protocol.messages import settings_to_pb
+from ddib_fed.record import UNGUIDED, Guidance, Part, Settings, Translation, file_name
 from ddib_fed.v1 import common_pb2
 from tests.e2e.two_nodes import TwoNodes, same_noise
 from tests.engine.stages import translate_array

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ddib_fed.data.pictures import decode_image
-from ddib_fed.engine.record import Settings
 from ddib_fed.errors import ImageTooLarge, ImageUnreadable, PictureMisfit
 from ddib_fed.models.manifest import PictureFormat
+from ddib_fed.record import Settings
 from tests.client.scripted_source import npy
 from tests.e2e.harness import Pair, ddib
 from tests.node.picture_examples import SIZE, chunks, noise, png_bytes, save_pictures_model, write_files

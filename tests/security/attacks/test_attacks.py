@@ -25,12 +25,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ddib_fed.client.client import Client
-from ddib_fed.engine.record import Settings
 from ddib_fed.errors import ImageTooLarge, PictureMisfit
 from ddib_fed.node.connections import MOST_CONNECTIONS
+from ddib_fed.protocol.calls import from_rpc_error
 from ddib_fed.protocol.contract import PROTOCOL
-from ddib_fed.protocol.details import from_rpc_error
 from ddib_fed.protocol.streams import file_header, stream
+from ddib_fed.record import Settings
 from ddib_fed.security import pki, tls
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc, translation_pb2_grpc
 from ddib_fed.v1 import translation_pb2 as pb

@@ -11,10 +11,10 @@ from PIL import Image
 
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.data.points import to_npy
-from ddib_fed.engine.record import UNGUIDED, Guidance, Translation
 from ddib_fed.latent import Latent
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.protocol.contract import guidance_from_pb, guidance_to_pb
+from ddib_fed.record import UNGUIDED, Guidance, Translation
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from source_node.spool import SpoolPart

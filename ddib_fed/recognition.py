@@ -18,8 +18,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from ddib_fed.engine.record import tiles_in
 from ddib_fed.errors import DdibError, ImageUnreadable
+from ddib_fed.record import tiles_in
 
 HIDDEN: Final = "hidden"
 TAKEN: Final = {
