@@ -262,7 +262,7 @@ def test_who_needs_another_network_is_not_merged() -> None:
 
 
 def test_a_short_stream_is_encoded_in_calls_that_let_the_next_stage_begin_early() -> None:
-    """Calls of b rows cost b + 2 here, and those of 4 and less too much a row: (n + b) (b + 2) / b decides to 2 %."""
+    """Calls of b rows cost b + 2 here, and those of 4 and less too much a row: (n + b) (b + 2) / b decides to 5 %."""
 
     def rows_of_a_call(*flows_of_rows: tuple[str, int], stream: int) -> int:
         work = [
@@ -273,12 +273,12 @@ def test_a_short_stream_is_encoded_in_calls_that_let_the_next_stage_begin_early(
         return len(turn(flows(*work, rows=32, overhead=2)))
 
     assert rows_of_a_call(("job", 64), stream=4) == 8
-    assert rows_of_a_call(("job", 64), stream=128) == 16
-    assert rows_of_a_call(("job", 64), stream=192) == 32  # 16 saves 1.7 % of the time: not enough
+    assert rows_of_a_call(("job", 64), stream=96) == 16
+    assert rows_of_a_call(("job", 64), stream=192) == 32  # 16 saves 1.7 % of the time
     assert rows_of_a_call(("job", 64), stream=512) == 32
     assert rows_of_a_call(("job", 64), stream=0) == 32
     # Several short streams are one longer one.
-    assert rows_of_a_call(*((f"job {n}", 2) for n in range(16)), stream=8) == 16
+    assert rows_of_a_call(*((f"job {n}", 2) for n in range(12)), stream=8) == 16
 
 
 def spent_by(queue: Scheduler, turns: int, *, overhead: float = 8.0) -> Counter[str]:
@@ -401,3 +401,11 @@ def test_a_model_is_measured_where_it_works(bundle) -> None:
     warm = Recipe(bundle, merge_rows=0, merge_pixels=0, device="cpu", threads=1).warm()
     warm.close()
     assert warm.rows >= 1
+
+
+def test_what_comes_at_once_begins_together(batcher, monkeypatch) -> None:
+    """The first of a stream does not begin alone: eight times 12 evaluations are 12 calls."""
+    monkeypatch.setattr("ddib_fed.engine.batcher.LINGER_S", 0.5)
+    for future in [batcher.submit(decoding(2, seed)) for seed in range(8)]:
+        future.result(10)
+    assert batcher.counters["calls"] == 12
