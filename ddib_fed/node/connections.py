@@ -199,20 +199,20 @@ class InboundGuard:
     def look(self) -> int:
         """Check once; returns how many connections were ended for their number."""
         with self._lock:
-            crowds, self._crowds = self._crowds, set()
-            heard, self._heard = self._heard, set()
             before = set(self._proven)
         self._refresh()
         present = [found for found in self._known.values() if found is not None]
-        with self._lock:
+        counts = [(each, _received(each.fd)) for each in present]
+        with self._lock:  # once the bytes are counted: what was authorised by now is not taken for a stranger
+            crowds, self._crowds = self._crowds, set()
+            heard, self._heard = self._heard, set()
             for peer in before - {each.peer for each in present}:  # closed since
                 self._proven.pop(peer, None)
             proven = dict(self._proven)
-        for each in present:
-            received = _received(each.fd)
+        for each, received in counts:
             if each.peer in heard:
                 each.heard_at = received
-            endless = received - each.heard_at > (PROVEN_BYTES if each.peer in before else UNPROVEN_BYTES)
+            endless = received - each.heard_at > (PROVEN_BYTES if each.peer in proven else UNPROVEN_BYTES)
             if (endless or each.peer in crowds) and each.end():
                 why = "it sends without end, and no call" if endless else "its calls come too fast"
                 log.warning("ended a connection from %s: %s", each.peer[0], why)

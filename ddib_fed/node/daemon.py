@@ -314,6 +314,7 @@ class Daemon:
             self._credentials.grpc,
             [self._calls],
             max_streams=limits.max_streams,
+            on_call=self._guard.called,
             on_crowd=self._guard.end,
         )
         for role in self.roles:

@@ -478,10 +478,11 @@ class NodeServer:
         interceptors: Sequence[Interceptor],
         *,
         max_streams: int,
+        on_call: Callable[[str], object] = lambda _: None,
         on_crowd: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._threads = max_streams + RESERVED_THREADS
-        self._pool = FairPool(self._threads, on_crowd)
+        self._pool = FairPool(self._threads, on_call, on_crowd)
         open_calls = ("grpc.max_concurrent_streams", 2 * max_streams + MORE_OPEN_CALLS)
         options = (*OPTIONS, open_calls, *server_options(most_connections(file_limit())))
         self.grpc = grpc.server(self._pool, interceptors=list(interceptors), options=options)
@@ -549,9 +550,11 @@ class FairPool(ThreadPoolExecutor):
     back meanwhile. With one queue, a caller of 10,000 calls delays everybody's Health by the time that all take.
     """
 
-    def __init__(self, threads: int, on_crowd: Callable[[str], object]) -> None:
+    def __init__(
+        self, threads: int, on_call: Callable[[str], object], on_crowd: Callable[[str], object]
+    ) -> None:
         super().__init__(threads, thread_name_prefix="rpc")
-        self._on_crowd = on_crowd
+        self._on_call, self._on_crowd = on_call, on_crowd
         self._lock = threading.Lock()
         self._waiting: dict[str, deque[Callable[[], Any]]] = {}
 
@@ -561,6 +564,8 @@ class FairPool(ThreadPoolExecutor):
         The future is done when one more function has run, which may be another one: gRPC only counts them.
         """
         caller = _connection(args)
+        if caller:
+            self._on_call(caller)
         with self._lock:
             waiting = self._waiting.setdefault(caller, deque())
             waiting.append(partial(fn, *args, **kwargs))

@@ -132,7 +132,7 @@ class Held:
     def __init__(self) -> None:
         self.crowds: list[str] = []
         self.ran: list[str] = []
-        self.pool = FairPool(1, self.crowds.append)
+        self.pool = FairPool(1, lambda _: None, self.crowds.append)
         self._go = threading.Event()
         self.pool.submit(self._go.wait)
 
