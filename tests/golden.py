@@ -113,7 +113,7 @@ def networks(golden: Golden) -> tuple[nn.Module, nn.Module | None]:
     made.load_state_dict(golden.state)
     if guide is None:
         return made, None
-    # The public code's for classifiers of 32 pixels; the importer is told.
+    # As the public code has it for classifiers of 32 pixels; the importer takes it from the flags.
     line = "--channel_mult 2,3,4 " + " ".join(f"--{key} {value}" for key, value in guide.items())
     flags = parse_flags(line, classifier=True)
     noisy = build_network(settle(golden.classifier, flags, classifier=True, source="the file").network)

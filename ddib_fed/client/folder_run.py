@@ -99,7 +99,7 @@ STAGES = {
     "failed": "failed",
     "wait": "waiting for the target",
 }
-"""What a person is told of the stage of an item."""
+"""The stages of an item in words, for terminal and page."""
 
 
 class RunProgress:

@@ -6,6 +6,7 @@ Of a pool further: which worker gets which work, and what becomes of it when wor
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import multiprocessing.resource_tracker
 import os
@@ -15,6 +16,7 @@ import subprocess
 import threading
 import time
 from dataclasses import dataclass
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -221,10 +223,12 @@ def test_a_closed_executor(kind):
 def test_without_ray_the_error_names_the_extra(monkeypatch):
     """And what can be done instead."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(
+        importlib.metadata, "version", Mock(side_effect=importlib.metadata.PackageNotFoundError)
+    )
     with pytest.raises(ExtraMissing) as caught:
         ray_pool(Recipe(tiny_bundle()), address="local")
-    assert "-m pip install " in caught.value.hint
-    assert "ray" in caught.value.hint
+    assert "-m pip install 'ray>=2.40', or " in caught.value.hint
     assert 'executor = "processes"' in caught.value.hint
 
 

@@ -168,7 +168,7 @@ def test_ctrl_c_says_that_the_job_goes_on(translate, scan, north, capsys):
 
 
 def test_ctrl_c_ends_the_waiting_for_a_node_that_is_away(translate, scan, north, capsys):
-    """Between two tries, a minute apart: nobody has to wait for the next, or to press it twice."""
+    """Between two tries that are a minute apart: one Ctrl-C ends it at once."""
     began, main = time.monotonic(), threading.main_thread().ident
     press = threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT))
     north.script.refuse["WatchJob"] = Draining(retry_after_s=60)

@@ -214,7 +214,7 @@ def workers(node: Node) -> list[int]:
 
 
 def lives(process: int) -> bool:
-    """Whether it runs; one that nobody has reaped does not."""
+    """Whether the process runs; a zombie does not."""
     if not sys.platform.startswith("linux"):
         return os.system(f"kill -0 {process}") == 0
     try:
