@@ -20,6 +20,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -136,12 +137,14 @@ def sync_each(paths: Sequence[Path] | Sequence[str]) -> dict[int, OSError]:
             return error
         return None
 
-    if len(paths) < MANY:
-        found = list(map(sync, paths))
-    else:
-        with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="sync") as threads:
-            found = list(threads.map(sync, paths))
+    found = list((map if len(paths) < MANY else _syncing().map)(sync, paths))
     return {place: error for place, error in enumerate(found) if error is not None}
+
+
+@cache
+def _syncing() -> ThreadPoolExecutor:
+    """Threads that stay: to start some for each group of files takes longer than to sync it."""
+    return ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="sync")
 
 
 def sync_folder(folder: Path | str) -> None:

@@ -93,18 +93,20 @@ UNGUIDED = Guidance()
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Solver settings, for both nodes.
+    """Solver settings of one leg, the same at both nodes.
 
     Attributes:
         solver: ``unipc``, ``ddim`` or ``flow-map``.
         order: 1 to 4 if the solver has orders, 0 for its default.
         evaluations: Network evaluations of one leg, 1 to 10,000.
-        grid: ``default``, ``uniform-lambda``, ``integer``, or ``learned`` for the steps that
-            each node's own model was tuned to.
-        depth: Fraction of the path to noise, in (0, 1]; below 1 the latent keeps some of the picture, and
-            both nodes' policies must allow it.
-        encoder: ``ode`` or ``mixed``: how the source encodes; the latents of ``mixed`` show more of the picture,
-            and both nodes' policies must allow them.
+        grid: ``default``, ``uniform-lambda``, ``integer``, or ``learned`` for the steps that the model's bundle holds
+            (with unipc, whose order they bring).
+        depth: Fraction of the schedule's angle phi, from its data end to its noise end, at which encoding stops and
+            decoding starts; 1 for the whole way. A latent of less depth still holds some of the picture, and both
+            nodes' policies must allow it.
+        encoder: ``ode`` or ``mixed``: by which ODE the source encodes, and decodes what comes back to it; the target's
+            way is always the network's. Latents of ``mixed`` show more of the picture, and both policies must allow
+            them.
     """
 
     solver: str = "unipc"

@@ -35,6 +35,10 @@ MOST_WRITES: Final = 256
 MOST_BYTES: Final = 32 << 20
 """In one transaction, of writes and of the files that they bring: how long a write waits for others, and how much
 memory waits with it."""
+TOGETHER: Final = 32
+PATIENCE_S: Final = 0.05
+"""Patient writes are brought to the disk when there are so many, or after so long: a commit costs as much as some of
+them."""
 BUSY_MS: Final = 10_000
 """A command that writes to the audit log waits at most so long for the node's transaction, and the node for it."""
 _DISK_ERRORS: Final = {
@@ -119,6 +123,7 @@ class Transaction:
 class _Write(Generic[T]):
     function: Callable[[Transaction], T]
     size_bytes: int
+    patient: bool
     future: Future[T] = field(default_factory=Future)
     result: T | None = None
     error: BaseException | None = None
@@ -150,7 +155,7 @@ class NodeStore:
         self._reading = threading.Lock()
         self._waiting: deque[_Write[Any]] = deque()
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._closed = self._urgent = False
         self._replaced = self._unwritten = ""
         self.commits = 0
         """Transactions so far that were brought to the disk."""
@@ -232,13 +237,16 @@ class NodeStore:
 
     # Write
 
-    def write(self, function: Callable[[Transaction], T], *, size_bytes: int = 0) -> Future[T]:
+    def write(
+        self, function: Callable[[Transaction], T], *, size_bytes: int = 0, patient: bool = False
+    ) -> Future[T]:
         """Queue a write. Its future has what the function returned, when that is on the disk, or what it raised.
 
-        `size_bytes` is what it holds in memory until then. The future's errors, beside the function's own: DiskFull;
-        OSError for a disk that fails or a database that was replaced.
+        `size_bytes` is what it holds in memory until then. A `patient` one waits a little for others to go with. The
+        future's errors, beside the function's own: DiskFull; OSError for a disk that fails or a database that was
+        replaced.
         """
-        write: _Write[T] = _Write(function, size_bytes)
+        write: _Write[T] = _Write(function, size_bytes, patient)
         with self._changed:
             if self._closed:
                 raise Draining("the store is closed")
@@ -246,8 +254,19 @@ class NodeStore:
                 self._thread = threading.Thread(target=self._run, name="store", daemon=True)
                 self._thread.start()
             self._waiting.append(write)
-            self._changed.notify_all()
+            self._urgent = self._urgent or not patient
+            if len(self._waiting) == 1 or self._is_due():
+                self._changed.notify_all()
         return write.future
+
+    def flush(self) -> None:
+        """Bring patient writes to the disk now."""
+        with self._changed:
+            self._urgent = True
+            self._changed.notify_all()
+
+    def _is_due(self) -> bool:
+        return self._urgent or self._closed or len(self._waiting) >= TOGETHER
 
     @property
     def problem(self) -> str | None:
@@ -275,11 +294,13 @@ class NodeStore:
         size_bytes = 0
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
+            self._changed.wait_for(self._is_due, PATIENCE_S)  # patient ones wait for others
             while self._waiting and len(group) < MOST_WRITES:
                 size_bytes += self._waiting[0].size_bytes
                 if group and size_bytes > MOST_BYTES:
                     break
                 group.append(self._waiting.popleft())
+            self._urgent = any(not write.patient for write in self._waiting)
         return group
 
     def _commit(self, group: Sequence[_Write[Any]]) -> None:

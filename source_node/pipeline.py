@@ -47,7 +47,6 @@ from ddib_fed.errors import (
     ItemNotFound,
     LatentNotGaussian,
     PointsTooMany,
-    StateConflict,
 )
 from ddib_fed.evaluation.samples import Given, SampleFile, samples_of
 from ddib_fed.latent import Latent
@@ -60,12 +59,12 @@ from ddib_fed.protocol.contract import calibration_text, guidance_from_pb
 from ddib_fed.protocol.latent import ApprovedLatent, approve
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.record import UNGUIDED, LatentFigures, Settings, Translation
-from ddib_fed.security.audit import Exchanged, anchor_of
+from ddib_fed.security.audit import Exchanged, Value, anchor_of
 from ddib_fed.telemetry import MOST_ITEMS, OFF, Tracing
 from ddib_fed.v1 import common_pb2
 from source_node.remote import RemoteParty, Remotes
 from source_node.spool import NewFile, SpoolPart
-from source_node.store import PENDING_ITEMS, JobStore, StoredItem, StoredJob, classes_of
+from source_node.store import PENDING_ITEMS, Change, JobStore, StoredItem, StoredJob, classes_of
 from source_node.submission import calibration_of, check_allowed, own_classes, target_classes
 
 log = logging.getLogger(__name__)
@@ -125,23 +124,21 @@ class ItemWork:
     """Latents of ranges that were made before an interruption."""
     encoded: dict[int, Encoded] = field(default_factory=dict)
     found: dict[int, TranslatedItem] = field(default_factory=dict)
+    kept: set[int] = field(init=False)
+    """Ranges whose latents are on the disk."""
+
+    def __post_init__(self) -> None:
+        self.kept = set(self.made)
 
     @property
     def ranges(self) -> int:
         return -(-len(self.given.samples) // RANGE_ROWS)
 
-    @property
-    def stored(self) -> bool:
-        """Whether the item's whole latent was made before."""
-        return bool(self.made) and self.item.state == ItemState.ENCODED
-
     def samples(self, place: int) -> Array:
         return np.ascontiguousarray(self.given.samples[place :: self.ranges])
 
-    def whole_latent(self) -> tuple[Latent, LatentStatistics] | None:
-        """The item's latent and its statistics, once those of all ranges are there."""
-        if len(self.encoded) < self.ranges:
-            return None
+    def whole_latent(self) -> tuple[Latent, LatentStatistics]:
+        """The item's latent and its statistics, when those of all ranges are there."""
         if self.ranges == 1:
             return self.encoded[0].latent, self.encoded[0].statistics
         latent = Latent.from_array(woven([self.encoded[place].latent.data for place in range(self.ranges)]))
@@ -274,8 +271,8 @@ class JobPipeline:
             publish, node.metrics, job.job_id, len(job.items), done, node.tracing, trace
         )
         self._work: dict[int, ItemWork] = {}
-        self._storing: dict[int, Future[None]] = {}
-        """Latents on their way to the disk."""
+        self._leaving = threading.Lock()
+        """Held while latents are kept and recorded: no item is given up meanwhile, and no other call sends any."""
         self._writing: deque[tuple[Future[None], int]] = deque()
         """Results on their way to the disk, with their sizes."""
 
@@ -419,7 +416,7 @@ class JobPipeline:
                     made[place] = Encoded(self._numbers.of(item.index, place), latent, measured(latent), 0.0)
         if lost and (item.state == ItemState.ENCODED or not made):
             made = {}
-            self._store.keep(job_id, item.index, state=ItemState.RECEIVED).result()
+            self._store.keep(job_id, Change(item.index, state=ItemState.RECEIVED)).result()
         if lost:
             log.info("item %d of job %s is encoded again: %s", item.index, job_id, lost)
         return made
@@ -446,36 +443,17 @@ class JobPipeline:
         return None if work is None else work.made.get(place)
 
     def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:
-        """The latents of ranges: those that were stored before, and new ones, given to the store."""
+        """The latents of ranges: those that were made before, and new ones."""
         for outcome in self._engine.encode_each(items, leg, known=self.known):
             work, place = self._place(outcome.number)
             if work is None:
                 yield Failed(outcome.number, InputError("the item was given up because of another range"))
                 continue
             if isinstance(outcome, Encoded):
-                self._keep_latent(work, place, outcome)
+                work.encoded[place] = outcome
+                if place not in work.made:
+                    self._progress.observe("encode", outcome.seconds, len(outcome.latent.data))
             yield outcome
-
-    def _keep_latent(self, work: ItemWork, place: int, encoded: Encoded) -> None:
-        """Give a latent to the store; `_release` waits for it. The last one of an item takes it further."""
-        work.encoded[place] = encoded
-        files, state = [], None
-        if place not in work.made:
-            self._progress.observe("encode", encoded.seconds, len(encoded.latent.data))
-            files.append(NewFile(SpoolPart.ENCODED, encoded.latent.to_bytes(), range=place))
-        if not work.stored and (whole := work.whole_latent()) is not None:
-            state, (latent, statistics) = ItemState.ENCODED, whole
-            work.record = work.record.with_(
-                latent_sha256=latent.sha256.hex(),
-                latent=LatentFigures(**asdict(statistics)),
-                seconds={"encode": sum(each.seconds for each in work.encoded.values())},
-            )
-            if self._job.request.keep_latent:
-                files.append(NewFile(SpoolPart.LATENT, to_npy(latent.data)))
-        if files or state is not None:
-            self._storing[encoded.number] = self._store.keep(
-                self._job.job_id, work.item.index, *files, state=state, provenance=work.record.stored()
-            )
 
     def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
         """Decode the latents that a cycle returns; progress is reported as the stage "return"."""
@@ -493,45 +471,56 @@ class JobPipeline:
     def _release(self, latents: Sequence[ToDecode]) -> list[ApprovedLatent]:
         """The latents that are fit to leave, each on the disk and recorded as sent."""
         contract, peer = self._contract, self._contract.target.institution
-        stored = [latent for latent in latents if self._is_stored(latent.number)]
         if not self._node.peers.get(peer).still_vouches_for(self._peer):
             raise ContractUnknown(
                 f"the entry of {peer} was replaced meanwhile: a contract is agreed on over a new connection",
                 retry_after_s=TRY_AGAIN_S,
             )
-        if not stored:
-            return []
-        approved = []
-        for latent in stored:
-            assert latent.statistics is not None  # the own model's gate measured them
-            label = latent.label if isinstance(latent.label, int) else None
-            approved.append(
-                approve(latent.latent, contract, latent.statistics, item=latent.number, target_class=label)
-            )
-        line = {
+        line: dict[str, Value] = {
             "job": self._job.job_id,
             "peer": peer,
             "contract": contract.digest.hex(),
             "calibration": calibration_text(contract.calibration),
         }
-        head = self._node.audit.write_each(
-            "latent_sent", [{**line, "item": each.item, "latent": each.sha256.hex()} for each in approved]
-        )
+        with self._leaving:
+            approved, changes = list[ApprovedLatent](), list[Change]()
+            new: list[tuple[ItemWork, int]] = []
+            for latent in latents:
+                number, (work, place) = latent.number, self._place(latent.number)
+                if work is None:  # given up because of another range
+                    continue
+                assert latent.statistics is not None  # the own model's gate measured them
+                label = latent.label if isinstance(latent.label, int) else None
+                approved.append(
+                    approve(latent.latent, contract, latent.statistics, item=number, target_class=label)
+                )
+                if place not in work.kept:
+                    new.append((work, place))
+                    left = work.ranges - len(work.kept) - sum(each is work for each, _ in new)
+                    changes.append(self._latent_change(work, place, is_last=not left))
+            if not approved:
+                return []
+            lines = [line | {"item": each.item, "latent": each.sha256.hex()} for each in approved]
+            head = self._store.send(self._job.job_id, changes, lines)
+            for work, place in new:
+                work.kept.add(place)
         for each in approved:
-            self._storing.pop(each.item, None)
             self._node.metrics.latent_bytes.labels("out").inc(each.size_bytes)
         return [each.recorded(anchor_of(head)) for each in approved]
 
-    def _is_stored(self, number: int) -> bool:
-        """Wait until the latent of a range is on the disk; False when its item was given up meanwhile."""
-        try:
-            if (stored := self._storing.get(number)) is not None:
-                stored.result()
-        except StateConflict:
-            if self._place(number)[0] is not None:
-                raise
-            return False
-        return True
+    def _latent_change(self, work: ItemWork, place: int, *, is_last: bool) -> Change:
+        """What is kept of a latent before it leaves; the last of its item takes the item on."""
+        files, state = [NewFile(SpoolPart.ENCODED, work.encoded[place].latent.to_bytes(), range=place)], None
+        if is_last:
+            state, (latent, statistics) = ItemState.ENCODED, work.whole_latent()
+            work.record = work.record.with_(
+                latent_sha256=latent.sha256.hex(),
+                latent=LatentFigures(**asdict(statistics)),
+                seconds={"encode": sum(each.seconds for each in work.encoded.values())},
+            )
+            if self._job.request.keep_latent:
+                files.append(NewFile(SpoolPart.LATENT, to_npy(latent.data)))
+        return Change(work.item.index, files, state, work.record.stored())
 
     def _receipt(self, exchanged: Exchanged) -> None:
         if exchanged.sent_items:
@@ -562,9 +551,8 @@ class JobPipeline:
         size = sum(len(file.data) for file in files)
         self._wait_for_writes(size)
         del self._work[index]
-        future = self._store.keep(
-            self._job.job_id, index, *files, state=ItemState.DECODED, provenance=record.stored()
-        )
+        change = Change(index, files, ItemState.DECODED, record.stored())
+        future = self._store.keep(self._job.job_id, change, patient=True)
         self._writing.append((future, size))
         future.add_done_callback(lambda done: None if done.exception() else self._progress.ends(index))
 
@@ -595,6 +583,8 @@ class JobPipeline:
 
     def _wait_for_writes(self, more: int) -> None:
         """Until there is room for a result of so many bytes; with 0, until all are on the disk."""
+        if not more:
+            self._store.flush()
         while self._writing:
             future, _ = self._writing[0]
             room = len(self._writing) < MOST_WRITES
@@ -605,6 +595,8 @@ class JobPipeline:
             future.result()
 
     def _fail_item(self, index: int, error: DdibError) -> None:
-        self._work.pop(index, None)
-        self._store.keep(self._job.job_id, index, state=ItemState.FAILED, error=error_record(error)).result()
+        change = Change(index, state=ItemState.FAILED, error=error_record(error))
+        with self._leaving:
+            self._work.pop(index, None)
+            self._store.keep(self._job.job_id, change).result()
         self._progress.ends(index, error.reason)

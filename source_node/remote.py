@@ -66,6 +66,8 @@ FEW_UNANSWERED: Final = 4
 IDLE_S: Final = 60.0
 """A call that has nothing to send and waits for nothing ends, and the next latent begins another: a source that
 computes for long is not idle in the eyes of its peer (`idle_s` in its [limits], 300 s unless it was changed)."""
+GATHER_S: Final = 0.004
+"""Latents that come no further apart are sent, and written to the disk, together."""
 POLL_S: Final = 0.2
 """How often a blocked stage looks whether it should still wait."""
 REFUSALS: Final = (errors.InputError, errors.LatentNotGaussian, errors.PeerFault)
@@ -319,7 +321,8 @@ class LatentWindow:
         self._latents = latents
         self._control = control
         self._batch_rows = batch_rows
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed, self._pause = threading.Condition(lock), threading.Condition(lock)
         self._waiting: deque[ToDecode | None] = deque()
         """None after the last one."""
         self._unanswered: dict[int, ToDecode] = {}
@@ -421,6 +424,7 @@ class LatentWindow:
                 self._wait()
             if self._number != number:
                 raise _Stopped
+            self._gather()
             taken: list[ToDecode] = []
             while len(taken) < most and self._waiting and not self._is_full():
                 if (latent := self._waiting[0]) is None:
@@ -430,6 +434,12 @@ class LatentWindow:
                 self._unanswered[latent.number] = latent
             self._changed.notify_all()
             return taken
+
+    def _gather(self) -> None:
+        """Wait while latents come one by one, as those of a batch do."""
+        before = 0
+        while before < (before := len(self._waiting)) < self._batch_rows and self._waiting[-1] is not None:
+            self._pause.wait(GATHER_S)  # which nobody notifies
 
     def answered(self, number: int) -> ToDecode | None:
         """The latent that has its answer now; None when there was none without."""

@@ -236,9 +236,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         return answer
 
     def _result(self, job: StoredJob, index: int) -> Iterator[pb.FetchResultsResponse]:
-        item = self.store.item(job.job_id, index)
+        item, kept = self.store.item_with_parts(job.job_id, index)
         provenance: pb.Provenance | None = provenance_message(item.provenance)
-        kept = self.store.parts(job.job_id, index)
         for part in [part for part in RESULTS if (part, 0) in kept]:
             record = kept[part, 0]
             header = pb.ResultHeader(
@@ -252,7 +251,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
                 provenance=provenance,
             )
             provenance = None
-            with self.store.open_part(job.job_id, index, part) as file:
+            with self.store.open_file(job.job_id, index, record) as file:
                 yield from stream_file(pb.FetchResultsResponse, "result", header, file, record.size_bytes)
 
 

@@ -6,6 +6,7 @@ another name. What no row names is swept at start.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
@@ -13,7 +14,7 @@ import shutil
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from io import BufferedReader
 from pathlib import Path
@@ -57,6 +58,10 @@ class NewFile:
     data: bytes
     media_type: int = common_pb2.MEDIA_TYPE_NPY
     range: int = 0
+    sha256: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha256", hashlib.sha256(self.data).digest())
 
 
 _JOB = re.compile(r"[0-9a-f]{32}\Z")
@@ -91,14 +96,15 @@ class Spool:
             sync_files([self._path(job_id, file) for file in files])
             sync_folder(self._folder)
 
-    def put(self, transaction: Transaction, job_id: str, item: int, part: str, data: bytes) -> str:
-        """Write a new file, which is on the disk with the transaction; its name."""
-        file = self.new_file(job_id, item, part)
+    def put(self, transaction: Transaction, job_id: str, item: int, new: NewFile) -> SpoolFile:
+        """Write a new file; its row. It is on the disk with the transaction, but a latent, which can be made again."""
+        file = self.new_file(job_id, item, new.part)
         transaction.undo.append(lambda: self.remove(job_id, [file.name]))
         with closing(file):
-            file.write(data)
-        transaction.written.append(self._path(job_id, file.name))
-        return file.name
+            file.write(new.data)
+        if new.part != SpoolPart.ENCODED:
+            transaction.written.append(self._path(job_id, file.name))
+        return SpoolFile(new.part, new.range, file.name, new.media_type, file.size_bytes, new.sha256)
 
     def open(self, job_id: str, file: str) -> BufferedReader:
         try:

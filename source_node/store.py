@@ -31,7 +31,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.node.config import LimitsSection
 from ddib_fed.protocol.messages import ItemState, JobState
-from ddib_fed.security.audit import AuditLog
+from ddib_fed.security.audit import AuditLog, Head, Value
 from ddib_fed.store import Read, Transaction
 from ddib_fed.v1.common_pb2 import ErrorDetail
 from ddib_fed.v1.translation_pb2 import JobHeader
@@ -108,6 +108,20 @@ class ItemCounts(NamedTuple):
     delivered: int = 0
 
 
+class Change(NamedTuple):
+    """What a step of an item keeps: files, the state that it takes the item to, its record, its error."""
+
+    item: int
+    files: Sequence[NewFile] = ()
+    state: ItemState | None = None
+    provenance: Mapping[str, Any] | None = None
+    error: ErrorDetail | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(file.data) for file in self.files)
+
+
 class DueJob(NamedTuple):
     job_id: str
     owner: str
@@ -137,7 +151,7 @@ class JobStore:
         self.limits = limits or LimitsSection()
         self.spool, self._reserve = Spool(spool), Reserve(spool.parent)
         self._audit, self._store = audit, audit.store
-        self.read = self._store.read
+        self.read, self.flush = self._store.read, self._store.flush
         self._clock, self._before = clock, self._saved("open_s") - clock()
         rows = self.read("SELECT job_id, file FROM parts")
         self.swept_files = self.spool.sweep({(row["job_id"], row["file"]) for row in rows})
@@ -176,11 +190,15 @@ class JobStore:
     def head(self, job_id: str, owner: str | None = None) -> StoredJob:
         return _job(_own_row(self.read, job_id, owner))
 
-    def item(self, job_id: str, item: int) -> StoredItem:
-        rows = self.read("SELECT * FROM items WHERE job_id = ? AND item = ?", (job_id, item))
+    def item_with_parts(
+        self, job_id: str, item: int
+    ) -> tuple[StoredItem, Mapping[tuple[SpoolPart, int], SpoolFile]]:
+        with self._store.snapshot() as read:
+            rows = read("SELECT * FROM items WHERE job_id = ? AND item = ?", (job_id, item))
+            parts = _files(read, job_id, item)
         if not rows:
             raise ItemNotFound(f"job {job_id} has no item {item}", facts={"item": item})
-        return _item(rows[0])
+        return _item(rows[0]), parts
 
     def progress(self, job_id: str) -> ItemCounts:
         return self.progress_of([job_id]).get(job_id, ItemCounts())
@@ -214,19 +232,19 @@ class JobStore:
 
     def read_part(self, job_id: str, item: int, part: SpoolPart, place: int = 0) -> bytes:
         """A file of an item, checked against the digest that it was written with."""
-        with self.open_part(job_id, item, part, place) as file:
-            return file.read()
-
-    def open_part(self, job_id: str, item: int, part: SpoolPart, place: int = 0) -> BufferedReader:
-        """As `read_part`, but a file open at its start."""
         record = self.parts(job_id, item).get((part, place))
         if record is None:
             raise ItemNotFound(f"item {item} of job {job_id} has no {part}", facts={"item": item})
+        with self.open_file(job_id, item, record) as file:
+            return file.read()
+
+    def open_file(self, job_id: str, item: int, record: SpoolFile) -> BufferedReader:
+        """As `read_part`, but a file open at its start."""
         file = self.spool.open(job_id, record.file)
         if hashlib.file_digest(file, "sha256").digest() != record.sha256:
             file.close()
             raise ChunkCorrupt(
-                f"{part} of item {item} of job {job_id} has changed on disk", facts={"item": item}
+                f"{record.part} of item {item} of job {job_id} has changed on disk", facts={"item": item}
             )
         file.seek(0)
         return file
@@ -373,39 +391,39 @@ class JobStore:
                 self.put_back(job_id, 0)
         return ended
 
-    def keep(
-        self,
-        job_id: str,
-        item: int,
-        *files: NewFile,
-        state: ItemState | None = None,
-        provenance: Mapping[str, Any] | None = None,
-        error: ErrorDetail | None = None,
-    ) -> Future[None]:
+    def keep(self, job_id: str, change: Change, *, patient: bool = False) -> Future[None]:
         """Keep files of an item of a running job, and take it further, all of it or nothing."""
-        digests = [hashlib.sha256(file.data).digest() for file in files]
+        return self._store.write(
+            lambda db: self._change(db, job_id, change), size_bytes=change.size_bytes, patient=patient
+        )
 
-        def write(db: Transaction) -> None:
-            _require_running(db, job_id)
-            before = _state_of(db, job_id, item)
-            needed, dropped = None, frozenset[SpoolPart]()
-            if state is not None:
-                needed, dropped = _transition(job_id, item, before, state)
-            elif before not in PENDING_ITEMS:
-                raise StateConflict(f"item {item} of job {job_id} is {before}")
-            kept, new = _files(db.read, job_id, item), {(file.part, file.range) for file in files}
-            if needed and all(part != needed for part, _ in (*kept, *new)):
-                raise StateConflict(f"item {item} of job {job_id} cannot be {state}: it has no {needed}")
-            self._drop(db, job_id, item, [f for key, f in kept.items() if f.part in dropped or key in new])
-            rows = []
-            for file, digest in zip(files, digests, strict=True):
-                name = self.spool.put(db, job_id, item, file.part, file.data)
-                rows.append(SpoolFile(file.part, file.range, name, file.media_type, len(file.data), digest))
-            _insert_parts(db, job_id, [(item, row) for row in rows])
-            if state is not None or provenance is not None:
-                _update_item(db, job_id, item, state or before, provenance=provenance, error=error)
+    def send(self, job_id: str, changes: Sequence[Change], lines: Sequence[Mapping[str, Value]]) -> Head:
+        """Keep latents that are about to leave, and write down that each is sent, before they do."""
 
-        return self._store.write(write, size_bytes=sum(len(file.data) for file in files))
+        def write(db: Transaction) -> Head:
+            for change in changes:
+                self._change(db, job_id, change)
+            return self._audit.append_each(db, "latent_sent", lines)
+
+        size_bytes = sum(change.size_bytes for change in changes)
+        return self._store.write(write, size_bytes=size_bytes).result()
+
+    def _change(self, db: Transaction, job_id: str, change: Change) -> None:
+        item, state = change.item, change.state
+        _require_running(db, job_id)
+        before = _state_of(db, job_id, item)
+        needed, dropped = None, frozenset[SpoolPart]()
+        if state is not None:
+            needed, dropped = _transition(job_id, item, before, state)
+        elif before not in PENDING_ITEMS:
+            raise StateConflict(f"item {item} of job {job_id} is {before}")
+        kept, new = _files(db.read, job_id, item), {(file.part, file.range) for file in change.files}
+        if needed and all(part != needed for part, _ in (*kept, *new)):
+            raise StateConflict(f"item {item} of job {job_id} cannot be {state}: it has no {needed}")
+        self._drop(db, job_id, item, [f for key, f in kept.items() if f.part in dropped or key in new])
+        _insert_parts(db, job_id, [(item, self.spool.put(db, job_id, item, file)) for file in change.files])
+        if state is not None or change.provenance is not None:
+            _update_item(db, job_id, item, state or before, provenance=change.provenance, error=change.error)
 
     # End
 

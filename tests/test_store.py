@@ -6,13 +6,14 @@ import errno
 import sqlite3
 import threading
 from collections.abc import Iterator
+from concurrent.futures import wait
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from ddib_fed.errors import ConfigError, DiskFull
-from ddib_fed.store import MOST_BYTES, SCHEMA, NodeStore, Transaction
+from ddib_fed.store import MOST_BYTES, SCHEMA, TOGETHER, NodeStore, Transaction
 from tests import audit_rows
 
 
@@ -78,6 +79,25 @@ def test_writes_that_wait_are_one_commit_and_each_fails_alone(store: NodeStore) 
     with pytest.raises(ValueError, match="wrong"):
         failed.result(20)
     assert (keys(store), store.commits) == (["a", "b", "c", "d"], before + 1)
+
+
+@pytest.mark.parametrize("end", ["flush", "another", "close"])
+def test_patient_writes_go_together_with_what_does_not_wait(store: NodeStore, monkeypatch, end: str) -> None:
+    """In the order in which they came, as one commit."""
+    monkeypatch.setattr("ddib_fed.store.PATIENCE_S", 60.0)
+    patient = [store.write(put(f"{n:02}"), patient=True) for n in range(TOGETHER - 1)]
+    assert not wait(patient, timeout=0.1).done
+    {"flush": store.flush, "another": lambda: store.write(put("x")), "close": store.close}[end]()
+    assert [future.result(20) for future in patient] == [f"{n:02}" for n in range(TOGETHER - 1)]
+    assert store.commits == 1
+
+
+def test_a_patient_write_waits_neither_for_ever_nor_for_more_than_some(store: NodeStore, monkeypatch) -> None:
+    """A little while alone, and no longer once there are enough."""
+    assert store.write(put("alone"), patient=True).result(20) == "alone"
+    monkeypatch.setattr("ddib_fed.store.PATIENCE_S", 60.0)
+    for future in [store.write(put(f"{n}"), patient=True) for n in range(TOGETHER)]:
+        future.result(20)
 
 
 def test_a_transaction_takes_only_so_many_bytes(store: NodeStore) -> None:

@@ -7,12 +7,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 
 from benchmarks.speed.shared.harness import Form, Report, interleaved, main, ratio
 from benchmarks.speed.shared.two_nodes import (
+    Array,
     InProcess,
     Pair,
     arrived,
@@ -42,24 +44,24 @@ def measure(form: Form) -> Report:
         arrived(pair, files[:BATCH], "relief")
         for evaluations in LEGS:
             own, nodes = f"two processes, {evaluations} evaluations", f"two nodes, {evaluations} evaluations"
-            spent: list[list[float]] = []
+            calls, spent = list[list[float]](), list[list[float]]()
             times = interleaved(
                 {
                     own: partial(alone.translate, samples, evaluations),
                     nodes: partial(through, pair, files, evaluations, spent),
+                    # Beside each run: what a call costs drifts by more than what a node adds.
+                    f"calls alone, {evaluations} evaluations": partial(
+                        calls_alone, alone, samples, evaluations, calls
+                    ),
                 },
                 repeats=form.pick(1, 3),
             )
             report.add_times(times)
             report.add(f"{nodes} / two processes", ratio(times, nodes, own), "")
-            calls = alone.calls(samples, evaluations)
-            for side, ours, theirs in zip(("source", "target"), zip(*spent, strict=True), calls, strict=True):
-                beyond = [1000 * (each - theirs) / count for each in ours]
-                report.add(
-                    f"CPU of the calls alone, {side}, {evaluations} evaluations",
-                    [1000 * theirs / count],
-                    "ms",
-                )
+            for place, side in enumerate(("source", "target")):
+                theirs = [1000 * each[place] / count for each in calls]
+                beyond = [1000 * each[place] / count - call for each, call in zip(spent, theirs, strict=True)]
+                report.add(f"CPU of the calls alone, {side}, {evaluations} evaluations", theirs, "ms")
                 report.add(
                     f"CPU of the {side}'s node beyond the calls, {evaluations} evaluations", beyond, "ms"
                 )
@@ -72,6 +74,13 @@ def through(pair: Pair, files: Sequence[bytes], evaluations: int, spent: list[li
     seconds = arrived(pair, files, "relief", evaluations)
     spent.append([after - at for after, at in zip(of_nodes(pair), before, strict=True)])
     return seconds
+
+
+def calls_alone(alone: InProcess, samples: Array, evaluations: int, calls: list[list[float]]) -> float:
+    """Seconds of the calls of both legs in one process, one after the other; `calls` gets their CPU seconds."""
+    started = time.perf_counter()
+    calls.append(alone.calls(samples, evaluations))
+    return time.perf_counter() - started
 
 
 def of_nodes(pair: Pair) -> Iterator[float]:

@@ -229,10 +229,14 @@ def _array(picture: Picture, rule: PictureRule, *, clip: bool) -> Array:
     plan = _plan(rule, Geometry(*picture.pixels.shape[:2]))
     out = np.full((rule.channels, rule.height, rule.width), -1.0, dtype=np.float32)
     for channel, plane in enumerate(_planes(picture.pixels, rule.channels)):
-        image = _pillow(plane) if plane.dtype == np.uint8 else _unit_image(plane, rule, clip=clip)
-        for _ in range(plan.halvings):
-            image = _resize(image, image.height // 2, image.width // 2, box=True)
-        scaled: Pixels = np.asarray(_resize(image, plan.height, plan.width))
+        scaled = plane
+        if plane.shape != (plan.height, plan.width):
+            image = _pillow(plane) if plane.dtype == np.uint8 else _unit_image(plane, rule, clip=clip)
+            for _ in range(plan.halvings):
+                image = _resize(image, image.height // 2, image.width // 2, box=True)
+            scaled = np.asarray(_resize(image, plan.height, plan.width))
+        elif plane.dtype != np.uint8:
+            scaled = _unit(plane, rule, clip=clip)
         if scaled.dtype == np.uint8:
             scaled = _unit(scaled, rule, clip=clip)
         # Grey becomes RGB by repetition.
@@ -275,6 +279,9 @@ def _restored(
         x = x[(slice(None), *_plan(rule, geometry).place)]
     size = _size_of(rule, geometry)
     for channel, plane in enumerate(np.asarray(x, dtype=np.float32).clip(-1.0, 1.0)):
+        if plane.shape == size:
+            yield channel, 0, size[0], plane
+            continue
         for start, stop, band in rows_of(_resize(_pillow(plane), *size)):
             yield channel, start, stop, band.clip(-1.0, 1.0)
 

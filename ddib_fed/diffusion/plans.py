@@ -32,6 +32,7 @@ from ddib_fed.diffusion.schedule import (
 )
 from ddib_fed.diffusion.solvers import Draw, Solver, integrate
 from ddib_fed.errors import SettingsInvalid
+from ddib_fed.record import Settings
 
 MAX_EVALUATIONS = 10_000
 # The public code's levels at both ends, for `ddim` alone.
@@ -48,32 +49,16 @@ SOLVERS: Mapping[str, tuple[int, ...]] = {"unipc": (2, 3), "ddim": (1,), FLOW_MA
 
 
 @dataclass(frozen=True, slots=True)
-class SolverSettings:
-    """How one leg is integrated; both nodes use the same.
-
-    The wire carries the first six; the others are for one process alone, where both models are.
+class SolverSettings(Settings):
+    """How one leg is integrated: what the wire carries, and what is for one process alone, where both models are.
 
     Attributes:
-        solver: A name in `SOLVERS`.
-        order: One of the solver's orders; 0 for its default.
-        evaluations: Network evaluations of one leg, 1 to 10,000.
-        grid: A name in `GRIDS`, "learned" for the steps that the model's bundle holds (with unipc, whose
-            order they bring), or "ddib" (with ddim) for the public code's levels.
-        depth: Fraction of the schedule's angle phi, from its data end to its noise end, at which encoding stops
-            and decoding starts; 1 for the whole way. A latent of less depth still holds some of the picture.
-        encoder: A name in `ENCODERS`: by which ODE the source encodes, and decodes what comes back to it. Other than
-            "ode", the latent keeps more of the picture. The target's way is always the network's.
+        grid: Also "ddib" (with ddim), for the public code's levels.
         levels: With the grid "ddib": which of whose levels.
         eta: Share of fresh noise in each step of decoding, in [0, 1] (with ddim); 0 follows the ODE. Encoding has none.
         ancestral: With the grid "ddib": decode as DDPM with the larger variance, the public code's p_sample.
     """
 
-    solver: str = "unipc"
-    order: int = 0
-    evaluations: int = 48
-    grid: str = "default"
-    depth: float = 1.0
-    encoder: str = "ode"
     levels: PublicLevels = OWN_LEVELS
     eta: float = 0.0
     ancestral: bool = False

@@ -391,7 +391,8 @@ class Batcher:
         self._calls += 1
         self._evaluated += len(velocity)
         each = (time.perf_counter() - started) / len(velocity)
-        for member in chosen:
+        # A caller waits for its oldest trajectory: it is woken once, when the others that end now have ended.
+        for member in reversed(chosen):
             member.seconds += each * member.rows
             try:
                 member.step += 1

@@ -406,16 +406,21 @@ def submit_ranges(
 
 
 class _Window:
-    """The rows in flight; adding some waits until they are fewer than `most`, or the control is cancelled."""
+    """The rows in flight. Adding some waits while there are `most` of them, then until a quarter of these is done: who
+    prepares rows is woken for several of them. A control that is cancelled ends the wait."""
 
     def __init__(self, most: int, control: Control) -> None:
-        self._most, self._control = most, control
+        self._most, self._few, self._control = most, most - most // 4 - 1, control
         self._changed = threading.Condition()
         self._rows = 0
 
     def add(self, rows: int) -> None:
         with self._changed:
             self._rows += rows
-            self._changed.notify_all()
-            if rows > 0:
-                self._changed.wait_for(lambda: self._rows < self._most or self._control.cancelled)
+            if rows > 0 and self._rows >= self._most:
+                self._changed.wait_for(self._has_room)
+            elif self._has_room():
+                self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        return self._rows <= self._few or self._control.cancelled

@@ -361,6 +361,10 @@ class _File:
     has_memory: bool = False
 
 
+HELD_BYTES = 1 << 16
+"""A file of at most so many is held while it waits for the memory that its decoding takes."""
+
+
 class DecodingMemory:
     """What the decoding of pictures may take at once, shared by a node's threads.
 
@@ -395,11 +399,15 @@ class DecodingMemory:
         *,
         ended: Callable[[], bool] = lambda: False,
     ) -> Iterator[bytes]:
-        """A file's content, with its memory reserved while it is used."""
+        """A file's content, with its memory reserved while it is used; a larger one is loaded twice, and held once."""
+        held = size_bytes <= HELD_BYTES
         with self.work(client, size_bytes, ended=ended):
-            need = size_bytes + cost(load())
+            content = load()
+            need = size_bytes + cost(content)
+            if not held:
+                del content
         with self.work(client, need, ended=ended):
-            yield load()
+            yield content if held else load()
 
     @contextmanager
     def work(

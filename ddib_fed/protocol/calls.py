@@ -238,7 +238,8 @@ class ReadAhead(Generic[T]):
                 in_time = self._changed.wait_for(lambda: bool(self._waiting) or self._left, wait_s())
                 element, weight = self._waiting.popleft() if self._waiting else (_End(), 0)
                 self._weight -= weight
-                self._changed.notify_all()
+                if self._weight <= self._most // 2:  # whoever reads is woken for several
+                    self._changed.notify_all()
             if not in_time:
                 late()
             elif not isinstance(element, _End):

@@ -170,7 +170,14 @@ class AuditLog:
 
     def append(self, transaction: Transaction, act: str, **values: Value) -> Head:
         """Add a line to a transaction; the head of the log with it."""
-        return self._append(transaction, act, [checked(values)])
+        return self.append_each(transaction, act, [values])
+
+    def append_each(self, transaction: Transaction, act: str, each: Sequence[Mapping[str, Value]]) -> Head:
+        """As `append`, a line for each of several acts of one kind."""
+        head = self._look(transaction)
+        for values in each:
+            head = self._add(transaction, head, act, checked(values))
+        return head
 
     def write(self, act: str, **values: Value) -> Head:
         """Add a line, on the disk when this returns; OSError if it could not be: the caller must not act."""
@@ -178,8 +185,7 @@ class AuditLog:
 
     def write_each(self, act: str, each: Sequence[Mapping[str, Value]]) -> Head:
         """As `write`, a line for each of several acts of one kind, all of them or none."""
-        records = [checked(values) for values in each]
-        return self._result(lambda transaction: self._append(transaction, act, records))
+        return self._result(lambda transaction: self.append_each(transaction, act, each))
 
     def look(self) -> str | None:
         """Compare the end of the log with what was last written or read."""
@@ -200,12 +206,6 @@ class AuditLog:
             return self.store.write(function).result()
         except DiskFull as error:
             raise OSError(errno.ENOSPC, error.detail, str(self.store.path)) from error
-
-    def _append(self, transaction: Transaction, act: str, records: Sequence[Mapping[str, Value]]) -> Head:
-        head = self._look(transaction)
-        for record in records:
-            head = self._add(transaction, head, act, record)
-        return head
 
     def _add(self, transaction: Transaction, head: Head, act: str, record: Mapping[str, Value]) -> Head:
         line = encoded(head, self._clock().isoformat(), act, record)

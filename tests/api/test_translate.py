@@ -114,14 +114,12 @@ def test_saved_results_are_those_of_the_commands(satellite, relief, tmp_path) ->
     ids=["nothing", "no file", "an object", "another scale", "points"],
 )
 def test_what_cannot_be_translated_is_refused(satellite, relief, samples, error) -> None:
-    """With the reason that a node would give."""
     with pytest.raises(error):
         ddib_fed.translate(samples, satellite, relief)
 
 
 @pytest.mark.slow
 def test_the_sample_that_cannot_be_used_is_named(satellite, relief) -> None:
-    """By its number in the list."""
     with pytest.raises(PictureMisfit, match="sample 1: ") as refused:
         ddib_fed.translate([scene(), UNIT], satellite, relief)
     assert refused.value.facts["item"] == "1"

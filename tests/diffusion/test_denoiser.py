@@ -106,7 +106,6 @@ def test_a_bayes_classifier_turns_the_mixture_into_the_class():
 
 
 def test_classifier_guidance_needs_a_class():
-    """It cannot steer to nowhere."""
     with pytest.raises(SettingsInvalid, match="class"):
         ClassifierGuided(Denoiser(Unlabelled(), "eps"), Classifier(Bayes()), 1.0)(points(), LEVELS[0])
 

@@ -209,12 +209,3 @@ def test_softened_encoding_follows_the_exact_map_from_there():
     z = encode(x, gaussian_denoiser(), SCHEDULE, soften_sigma=0.02, noise=noise)
     level = plan(SolverSettings(), SCHEDULE, soften_sigma=0.02).encode_grid.levels[0]
     assert torch.allclose(z, gaussian_map(soften(x, 0.02, noise), level, END), atol=2e-4)
-
-
-@pytest.mark.parametrize(
-    ("sigma", "noise"), [(0.02, None), (0.02, torch.ones(3, 2)), (2.0, torch.ones(4, 2))]
-)
-def test_refuses_softening_without_its_noise(sigma, noise):
-    """Noise of the right shape, and a level in [0, 1]."""
-    with pytest.raises(SettingsInvalid):
-        soften(torch.ones(4, 2), sigma, noise)

@@ -142,7 +142,6 @@ def test_no_class_is_the_null_class_where_there_is_one(dropped):
 
 @pytest.mark.parametrize("network", [{}, {"num_classes": 3}], ids=["unconditional", "conditional"])
 def test_a_classifier_guides_models_with_and_without_classes(network):
-    """Decoding alone."""
     party, x = open_party(tiny(**network), classifier=tiny_classifier(3)), pictures(2)
     label = 1 if network else None
     asked = ArraySettings(FEW, source_class=label, target_class=label)
@@ -165,7 +164,6 @@ def test_clipping_holds_predictions_as_the_public_code_does():
 
 
 def test_classes_that_a_model_does_not_have_are_refused(classy):
-    """Before anything is computed."""
     model = DomainModel(classy)
     for label in (3, [0, -1], []):
         with pytest.raises(SettingsInvalid, match="0 to 2"):

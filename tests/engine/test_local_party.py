@@ -159,7 +159,6 @@ def test_samples_that_are_not_finite_fail_in_their_round_trip_alone() -> None:
 
 
 def test_known_latents_take_their_place_in_the_order(beside) -> None:
-    """And are not computed again."""
     items = points(3, 1, 2, 5)
     before = beside.encode(items[1], Leg(SETTINGS))
     calls = beside.executor.counters["rows"]

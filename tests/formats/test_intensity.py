@@ -51,7 +51,6 @@ def test_values_that_are_sent_as_they_are_keep_their_numbers(least, most, kind):
     "text", ["bright", "window:40,0", "percentile:99,1", "hu@0:255", "window:40,400@9:9"]
 )
 def test_a_rule_that_is_none_is_refused(text):
-    """With one that is."""
     with pytest.raises(UsageError) as caught:
         IntensityRule.parse(text)
     assert "--intensity" in caught.value.hint

@@ -48,7 +48,6 @@ def test_a_picture_is_the_same_again(suffix, channels, tmp_path):
 
 
 def test_sixteen_bits_of_jpeg_2000_survive(tmp_path):
-    """In and out, grey."""
     deep = (PIXELS[..., 0].astype(np.uint16) << 8) + PIXELS[..., 1]
     Image.fromarray(deep).save(tmp_path / "scan.jp2", irreversible=False)
     study = only(tmp_path / "scan.jp2")

@@ -64,7 +64,6 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path, monkeypatch, fault):
 
 @pytest.mark.parametrize("take", [copy_shipped, lambda name, path: open_bundle(name)], ids=["get", "open"])
 def test_a_misspelt_name_gets_a_suggestion(take, tmp_path):
-    """And what there is."""
     with pytest.raises(ModelNotFound) as caught:
         take("sattelite", tmp_path / "x")
     assert "did you mean satellite?" in caught.value.hint

@@ -64,7 +64,6 @@ REFUSED = [
 
 @pytest.mark.parametrize(("network", "changes", "word"), REFUSED, ids=str)
 def test_what_does_not_fit_the_network_is_refused(network, changes, word):
-    """By a sentence that names it."""
     fields = {"role": "generator", **manifest().model_dump(), "network": network.model_dump()}
     fields["role"] = "classifier" if network.kind == "classifier" else "generator"
     fields |= {"normalisation": {}} | changes

@@ -75,7 +75,6 @@ def filled(root: Path, *names: str) -> Path:
     ],
 )
 def test_sub_folders_whose_class_cannot_be_told_are_refused(tmp_path, kit, names, why):
-    """Nothing is numbered by chance."""
     with pytest.raises(InputError, match=why):
         validation_pictures(filled(tmp_path / "val", *names), kit)
 

@@ -12,8 +12,6 @@ from ddib_fed.protocol.calls import CheckedChannel, ReadAhead
 
 
 def test_an_error_of_the_iterator_is_raised_after_the_elements_before_it():
-    """Where the elements are taken."""
-
     def elements():
         yield 1
         raise KeyError("broken")

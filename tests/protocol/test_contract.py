@@ -94,7 +94,6 @@ def test_a_class_is_found_by_name_and_by_index():
     ids=["points", "guided", "pictures"],
 )
 def test_a_contract_survives_the_wire(made):
-    """With the same digest."""
     check(made.message)
     read = contracts.Contract(decoding_pb2.Contract.FromString(made.message.SerializeToString()))
     assert (read.message, read.digest) == (made.message, made.digest)
@@ -246,7 +245,6 @@ def test_guidance_that_is_not_offered_is_refused_by_name(asked, terms, error, sa
 
 
 def test_every_field_of_a_side_is_explained() -> None:
-    """In the table of the contract."""
     chapter = PAGE.partition("## The contract\n")[2].partition("\nlambda = ")[0]
     assert set(re.findall(r"^\| `([a-z_0-9]+)` \|", chapter, re.MULTILINE)) == set(
         ContractSide.DESCRIPTOR.fields_by_name

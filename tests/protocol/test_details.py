@@ -108,7 +108,6 @@ def test_a_refusal_says_whose_policy_it_is(hop: str) -> None:
 
 
 def test_a_peers_error_with_an_unknown_field_is_the_peers_fault() -> None:
-    """As in its answers."""
     newer = (
         calls.to_detail(errors.QueueFull("x"), "south.example", "i").SerializeToString() + b"\xfa\x3f\x01x"
     )

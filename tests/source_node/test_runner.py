@@ -129,8 +129,9 @@ def test_a_disk_that_was_full_for_a_while_loses_no_job(source, target, monkeypat
 @pytest.mark.slow
 def test_without_an_audit_log_no_latent_leaves_and_the_job_waits(source, target, monkeypatch) -> None:
     """A full disk is no reason to fail the job, and none to send unrecorded."""
-    disk = FullDisk(monkeypatch, source.node.audit, "write_each", OSError(28, "No space left on device"))
-    job_id = source.start().submit()
+    job_id = source.submit()
+    disk = FullDisk(monkeypatch, source.node.audit, "append_each", OSError(28, "No space left on device"))
+    source.start()
     waits(source, job_id)
     assert not any(target.seen)
     disk.full = False
@@ -250,7 +251,6 @@ def test_sequences_rise_over_a_restart():
 
 
 def test_steps_do_not_push_out_changes_of_state(hub):
-    """However many there are."""
     hub.publish("job", JobState.RUNNING)
     for step in range(10 * MAX_EVENTS):
         hub.publish("job", JobState.RUNNING, stage="encode", step=step, steps=10)

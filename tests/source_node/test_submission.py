@@ -60,7 +60,6 @@ def test_a_picture_for_a_model_of_points_is_refused_with_its_number(served) -> N
     ],
 )
 def test_a_job_that_can_never_work_is_refused_before_it_is_accepted(served, changes, error) -> None:
-    """Nothing of it stays."""
     with pytest.raises(error) as caught:
         served.submit(npy(), **changes)
     assert type(caught.value) is error
@@ -108,7 +107,6 @@ def test_an_item_that_is_refused_by_its_header_does_not_hide_those_before(
 
 
 def test_a_peer_that_is_away_is_no_reason_to_refuse(served, target) -> None:
-    """The job is accepted, and waits."""
     target.server.stop(None).wait()
     job_id = served.submit(npy())
     job = served.ask("GetJob", pb.GetJobRequest(job_id=job_id)).job

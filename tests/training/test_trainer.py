@@ -73,7 +73,6 @@ def test_when_memory_runs_out_the_microbatch_is_halved_and_the_step_still_taken(
 
 
 def test_a_run_ahead_computes_what_a_run_without_it_computes(tiny):
-    """Bit for bit."""
     weights = []
     for ahead in (True, False):
         one = Trainer(PointTask(tiny, open_points(tiny)), ALONE, ahead=ahead)

@@ -123,7 +123,6 @@ def test_an_item_that_fails_does_not_take_the_others_with_it(browser, finished, 
     ],
 )
 def test_a_request_that_cannot_be_used_is_refused(browser, body: str) -> None:
-    """With a sentence, and the files stay."""
     drop(browser, "scan.npy")
     answer = browser.post("/jobs", content=body)
     assert answer.status_code == 400

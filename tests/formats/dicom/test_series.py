@@ -105,7 +105,6 @@ def test_a_name_does_not_depend_on_what_else_is_there(tmp_path):
 
 
 def test_two_series_of_one_number_are_told_apart(tmp_path):
-    """By their UIDs."""
     for path in write_series(tmp_path / "p1", THREE_SLICES):
         path.rename(path.with_name(f"first-{path.name}"))
     write_series(tmp_path / "p1", THREE_SLICES)

@@ -162,7 +162,6 @@ def test_levels_are_those_of_the_librarys_scheduler(changes, diffusers):
     ],
 )
 def test_what_cannot_be_computed_exactly_is_refused_by_its_key(key, value):
-    """Of the network."""
     with pytest.raises(SettingsInvalid) as caught:
         network_config({**PLAIN, key: value}, "config.json")
     with pytest.raises(SettingsInvalid, match=r"in_channels is 4: .*latents"):
@@ -182,7 +181,6 @@ def test_what_cannot_be_computed_exactly_is_refused_by_its_key(key, value):
     ],
 )
 def test_schedules_that_are_not_known_are_refused_by_their_key(key, changes):
-    """Of the scheduler."""
     with pytest.raises(SettingsInvalid) as caught:
         read_schedule({**SCHEDULER, **changes}, "scheduler_config.json")
     assert caught.value.facts["field"] == key

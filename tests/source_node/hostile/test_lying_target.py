@@ -246,8 +246,6 @@ def test_a_description_with_a_field_that_nobody_knows_is_refused(remotes, target
 
 @pytest.mark.parametrize("place", ["result", "latent", "progress"])
 def test_a_decoded_item_with_a_field_that_nobody_knows_is_refused(remotes, target, place) -> None:
-    """In every message of the stream."""
-
     def strange(target, item, latent):
         for sent in (
             pb.DecodeResponse(progress=pb.DecodeProgress()),

@@ -13,7 +13,7 @@ from ddib_fed.store import NodeStore
 from ddib_fed.v1.common_pb2 import ErrorDetail
 from ddib_fed.v1.translation_pb2 import JobHeader
 from source_node.spool import NewFile, SpoolPart
-from source_node.store import JobStore, StoredItem, StoredJob
+from source_node.store import Change, JobStore, StoredItem, StoredJob
 from source_node.submission import Receiving, Staging
 
 ALICE = "spiffe://north.example/client/alice"
@@ -82,20 +82,24 @@ def running(store: JobStore, *files: bytes, **changes) -> StoredJob:
 
 def encode(store: JobStore, job: StoredJob, item: int = 0, data: bytes = b"latent") -> None:
     file, record = NewFile(SpoolPart.ENCODED, data), {"seconds": {"encode": 1.0}}
-    store.keep(job.job_id, item, file, state=ItemState.ENCODED, provenance=record).result(20)
+    store.keep(job.job_id, Change(item, [file], ItemState.ENCODED, record)).result(20)
 
 
 def decode(store: JobStore, job: StoredJob, item: int = 0) -> bytes:
     """Take an item to DECODED; the digest of its translation."""
     encode(store, job, item)
+    return keep_translation(store, job, item)
+
+
+def keep_translation(store: JobStore, job: StoredJob, item: int = 0) -> bytes:
     file = NewFile(SpoolPart.TRANSLATION, b"translation")
-    store.keep(job.job_id, item, file, state=ItemState.DECODED).result(20)
+    store.keep(job.job_id, Change(item, [file], ItemState.DECODED)).result(20)
     return hashlib.sha256(b"translation").digest()
 
 
 def fail(store: JobStore, job: StoredJob, item: int = 0) -> None:
     error = ErrorDetail(reason="NOT_FINITE")
-    store.keep(job.job_id, item, state=ItemState.FAILED, error=error).result(20)
+    store.keep(job.job_id, Change(item, state=ItemState.FAILED, error=error)).result(20)
 
 
 def files(folder: Path) -> set[str]:

@@ -14,11 +14,21 @@ from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.v1.common_pb2 import SolverSettings
 from source_node.spool import RESERVE_BYTES, RESERVE_NAME, Reserve, Spool, SpoolPart
 from source_node.submission import Receiving
-from tests.source_node.jobs.job_examples import ALICE, LIMITS, add, encode, files, header, running, submit
+from tests.source_node.jobs.job_examples import (
+    ALICE,
+    LIMITS,
+    add,
+    decode,
+    encode,
+    files,
+    header,
+    keep_translation,
+    running,
+    submit,
+)
 
 
 def test_an_accepted_job_is_queued_with_its_items(store, clock):
-    """As it was asked for."""
     asked = header(
         cycle=True, solver=SolverSettings(solver="ddim", evaluations=96, grid="integer"), deadline_s=7
     )
@@ -167,6 +177,7 @@ def test_files_and_folders_are_private(store, tmp_path):
 def test_a_full_disk_is_named(store, tmp_path, monkeypatch, code):
     """The error asks the client to retry; nothing is left of the file."""
     job = running(store)
+    encode(store, job)
 
     def full(_: int) -> None:
         raise OSError(code, os.strerror(code))
@@ -174,10 +185,10 @@ def test_a_full_disk_is_named(store, tmp_path, monkeypatch, code):
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(DiskFull) as caught:
-            encode(store, job)
+            keep_translation(store, job)
     assert caught.value.retry_after_s
-    assert files(tmp_path) == {"0.input"}
-    assert store.spool.used_bytes == len(b"points")
+    assert files(tmp_path) == {"0.input", "0.encoded"}
+    assert store.spool.used_bytes == len(b"points" + b"latent")
 
 
 @pytest.mark.parametrize("job_id", ["..", "a/b", "A" * 32, "0" * 31])
@@ -188,19 +199,19 @@ def test_only_our_own_ids_become_paths(tmp_path, job_id):
 
 
 def test_files_are_on_the_disk_before_their_rows(store, tmp_path, monkeypatch):
-    """Each file is synced whole, and then the folder that names it."""
+    """Each is synced whole, and then the folder that names it; not a latent, which can be made again."""
     job, synced, fsync = running(store), list[tuple[str, bytes | None]](), os.fsync
 
     def noting(descriptor):
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
         synced.append((path.name.partition("-")[0], path.read_bytes() if path.is_file() else None))
-        assert (job.job_id, ("encoded", 0)) not in {(job.job_id, key) for key in store.parts(job.job_id, 0)}
+        assert ("translation", 0) not in store.parts(job.job_id, 0)
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noting)
-    encode(store, job)
-    assert synced == [("0.encoded", b"latent"), (job.job_id, None)]
-    assert len(store.parts(job.job_id, 0)) == 2
+    decode(store, job)
+    assert synced == [("0.translation", b"translation"), (job.job_id, None)]
+    assert ("translation", 0) in store.parts(job.job_id, 0)
 
 
 def test_the_reserve_is_given_up_for_what_meets_a_full_disk(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from ddib_fed.errors import ChunkCorrupt, DiskFull, ItemNotFound, JobNotFound, S
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.v1.common_pb2 import ErrorDetail
 from source_node.spool import NewFile, SpoolPart
-from source_node.store import JobStore
+from source_node.store import Change, JobStore
 from tests import audit_rows
 from tests.source_node.jobs import job_examples as jobs
 
@@ -70,7 +70,6 @@ def test_a_killed_nodes_jobs_go_on(store, open_store):
 
 
 def test_a_job_that_was_to_be_cancelled_is_cancelled_at_the_next_start(store, open_store):
-    """It is not begun again."""
     job = jobs.running(store)
     store.cancel(job.job_id, jobs.ALICE)
     again = open_store()
@@ -108,7 +107,7 @@ def test_only_the_legal_steps_are_taken(store, before):
     for after in ItemState:
         job = jobs.running(store)
         bring(store, job, before)
-        step = store.keep(job.job_id, 0, *kept, state=after)
+        step = store.keep(job.job_id, Change(0, kept, after))
         if (before, after) in LEGAL:
             step.result(20)
         else:
@@ -124,11 +123,11 @@ def test_a_refused_change_leaves_those_beside_it(store, tmp_path):
     store.finish(ended.job_id, "FAILED")
     file = NewFile(SpoolPart.ENCODED, b"latent")
     futures = [
-        store.keep(job.job_id, 0, file, state=ItemState.ENCODED),
-        store.keep(job.job_id, 1, state=ItemState.ENCODED),
-        store.keep(job.job_id, 7, file, state=ItemState.ENCODED),
-        store.keep(ended.job_id, 0, file, state=ItemState.ENCODED),
-        store.keep(job.job_id, 2, file, state=ItemState.ENCODED),
+        store.keep(job.job_id, Change(0, [file], ItemState.ENCODED)),
+        store.keep(job.job_id, Change(1, state=ItemState.ENCODED)),
+        store.keep(job.job_id, Change(7, [file], ItemState.ENCODED)),
+        store.keep(ended.job_id, Change(0, [file], ItemState.ENCODED)),
+        store.keep(job.job_id, Change(2, [file], ItemState.ENCODED)),
     ]
     for future, error in zip(futures[1:4], (StateConflict, ItemNotFound, StateConflict), strict=True):
         with pytest.raises(error):
@@ -143,8 +142,8 @@ def test_a_file_that_is_replaced_goes_when_the_new_one_is_there(store, tmp_path)
     """Of the same part and range, and no other."""
     job = jobs.running(store)
     for data in (b"old", b"new"):
-        store.keep(job.job_id, 0, NewFile(SpoolPart.ENCODED, data, range=3)).result(20)
-    store.keep(job.job_id, 0, NewFile(SpoolPart.ENCODED, b"beside", range=4)).result(20)
+        store.keep(job.job_id, Change(0, [NewFile(SpoolPart.ENCODED, data, range=3)])).result(20)
+    store.keep(job.job_id, Change(0, [NewFile(SpoolPart.ENCODED, b"beside", range=4)])).result(20)
     assert [store.read_part(job.job_id, 0, SpoolPart.ENCODED, n) for n in (3, 4)] == [b"new", b"beside"]
     assert len(list((tmp_path / "spool").rglob("*.encoded-*"))) == 2
     assert store.spool.used_bytes == len(b"points" + b"new" + b"beside")

@@ -6,6 +6,7 @@ import itertools
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -180,11 +181,11 @@ def test_no_latent_leaves_before_it_is_on_the_disk(source, target, monkeypatch, 
     writes, go_on = threading.Event(), threading.Event()
     write = Spool.put
 
-    def slow(self, transaction, job_id, item, part, data):
-        if part == SpoolPart.ENCODED:
+    def slow(self, transaction, job_id, item, new):
+        if new.part == SpoolPart.ENCODED:
             writes.set()
             go_on.wait(20)
-        return write(self, transaction, job_id, item, part, data)
+        return write(self, transaction, job_id, item, new)
 
     monkeypatch.setattr(Spool, "put", slow)
     job_id = source.start().submit(npy(points))
@@ -195,16 +196,11 @@ def test_no_latent_leaves_before_it_is_on_the_disk(source, target, monkeypatch, 
     assert source.ended(job_id).state == "FINISHED"
 
 
-def test_a_peer_that_is_removed_while_its_item_is_encoded_does_not_get_it(source: Source, target) -> None:
+def test_a_peer_that_is_removed_while_its_item_is_encoded_does_not_get_it(
+    source: Source, target, monkeypatch
+) -> None:
     """The call is open by then; the latent stays here, and no act of sending is recorded."""
-    store, keep = source.store, source.store.keep
-
-    def keeping(*arguments, state=None, **more):
-        if state == ItemState.ENCODED:
-            source.node.peers.remove("south.example")
-        return keep(*arguments, state=state, **more)
-
-    store.keep = keeping  # type: ignore[method-assign]
+    when_encoded(source, monkeypatch, 0, lambda: source.node.peers.remove("south.example"))
     job = source.start().ended(source.submit())
     assert (str(job.state), job.error.reason) == ("FAILED", "PEER_NOT_FOUND")
     assert target.latents == []
@@ -213,24 +209,36 @@ def test_a_peer_that_is_removed_while_its_item_is_encoded_does_not_get_it(source
 
 @pytest.mark.slow
 def test_a_root_that_is_replaced_while_items_are_encoded_ends_what_it_verified(
-    source: Source, target, tmp_path
+    source: Source, target, tmp_path, monkeypatch
 ) -> None:
     """The open call leads to whoever has the old root's key: nothing leaves on it, and nobody else answers there."""
-    keep, new = source.store.keep, Institution("south.example", tmp_path / "south-again")
+    new = Institution("south.example", tmp_path / "south-again")
 
-    def keeping(job_id, item, *files, state=None, **more):
-        if (item, state) == (1, ItemState.ENCODED):
-            wait_until(lambda: target.latents)
-            source.node.peers.add(
-                new.peer(target.address), fingerprints=[pki.fingerprint(new.root)], replace=True
-            )
-        return keep(job_id, item, *files, state=state, **more)
+    def replace_root() -> None:
+        wait_until(lambda: target.latents)
+        source.node.peers.add(
+            new.peer(target.address), fingerprints=[pki.fingerprint(new.root)], replace=True
+        )
 
-    source.store.keep = keeping  # type: ignore[method-assign]
+    when_encoded(source, monkeypatch, 1, replace_root)
     job = source.start().ended(source.submit(*THREE, deadline_s=5))
     assert str(job.state) == "FAILED"
     assert {item for item, _ in target.latents} == {0}
     assert len(audit_rows.records(source.config.paths.store, "latent_sent")) == 1
+
+
+def when_encoded(source: Source, monkeypatch, item: int, act: Callable[[], object]) -> None:
+    """Act when the engine has an item's latent, before anybody else has it."""
+    engine = source.node.running_engine
+    encode_each = engine.encode_each
+
+    def encoding(*arguments, **options):
+        for outcome in encode_each(*arguments, **options):
+            if outcome.number == item:
+                act()
+            yield outcome
+
+    monkeypatch.setattr(engine, "encode_each", encoding)
 
 
 @pytest.fixture
