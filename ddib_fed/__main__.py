@@ -8,7 +8,6 @@ from ddib_fed.terminal import importing
 
 
 def main() -> NoReturn:
-    """The `ddib` command."""
     with importing():
         from ddib_fed.cli.main import main as command
     command()

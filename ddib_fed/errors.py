@@ -47,8 +47,6 @@ class Difference:
 
 
 class DdibError(Exception):
-    """Root of the error tree."""
-
     reason: ClassVar[str] = "INTERNAL"
     status: ClassVar[str] = "INTERNAL"
     exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL

@@ -37,8 +37,8 @@ M = TypeVar("M", bound="BaseModel")
 MAX_SMALL_FILE_BYTES = 64 << 10
 RETRY_AFTER_S = 60.0
 """How often a full disk is worth looking at again."""
-MANY, SIDE_BY_SIDE = 3, 16
-"""Files from which they are synced side by side, and how many at once."""
+MANY, SIDE_BY_SIDE, SHARED = 3, 16, 64
+"""Files from which they are synced side by side, how many at once, and how many by threads that stay."""
 
 
 def make_private_folders(folder: Path) -> None:
@@ -137,7 +137,11 @@ def sync_each(paths: Sequence[Path] | Sequence[str]) -> dict[int, OSError]:
             return error
         return None
 
-    found = list((map if len(paths) < MANY else _syncing().map)(sync, paths))
+    if len(paths) <= SHARED:
+        found = list((map if len(paths) < MANY else _syncing().map)(sync, paths))
+    else:  # with threads of its own: others would wait for all of them
+        with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="sync") as threads:
+            found = list(threads.map(sync, paths))
     return {place: error for place, error in enumerate(found) if error is not None}
 
 

@@ -1,8 +1,8 @@
 """The node's one SQLite database: jobs, items, quotas and the audit log, private, in WAL mode, with `synchronous=FULL`.
 
 A write is a function of a `Transaction`. One thread takes the writes that were queued, runs each in a savepoint of one
-transaction, syncs the new files that they name, commits once, and only then resolves their futures: what a resolved
-future says is on the disk, and what failed has left nothing.
+transaction, syncs the files that they want on the disk, commits once, and only then resolves their futures: what a
+resolved future says is on the disk, and what failed has left nothing.
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ class NodeStore:
                 if group and size_bytes > MOST_BYTES:
                     break
                 group.append(self._waiting.popleft())
-            self._urgent = any(not write.patient for write in self._waiting)
+            self._urgent = self._urgent and bool(self._waiting)
         return group
 
     def _commit(self, group: Sequence[_Write[Any]]) -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Final
@@ -122,13 +122,13 @@ class ItemWork:
     record: Translation
     made: Mapping[int, Encoded]
     """Latents of ranges that were made before an interruption."""
-    encoded: dict[int, Encoded] = field(default_factory=dict)
+    encoded: dict[int, Encoded] = field(init=False)
     found: dict[int, TranslatedItem] = field(default_factory=dict)
     kept: set[int] = field(init=False)
-    """Ranges whose latents are on the disk."""
+    """Ranges whose latents are stored."""
 
     def __post_init__(self) -> None:
-        self.kept = set(self.made)
+        self.encoded, self.kept = dict(self.made), set(self.made)
 
     @property
     def ranges(self) -> int:
@@ -317,9 +317,15 @@ class JobPipeline:
             ),
             least_evaluations=max(config.policy.least_evaluations, floor),
         )
-        with closing(translate(self, target, self._given(items), leg)) as outcomes:
-            for outcome in outcomes:
-                self._take(outcome, target)
+        try:
+            with closing(translate(self, target, self._given(items), leg)) as outcomes:
+                for outcome in outcomes:
+                    self._take(outcome, target)
+        finally:
+            with self._leaving:  # a sender that gRPC has not ended yet finds no work
+                self._work.clear()
+            self._store.flush()
+            wait([future for future, _ in self._writing])
         self._wait_for_writes(0)
 
     def _place(self, number: int) -> tuple[ItemWork | None, int]:
@@ -469,13 +475,8 @@ class JobPipeline:
     # What leaves
 
     def _release(self, latents: Sequence[ToDecode]) -> list[ApprovedLatent]:
-        """The latents that are fit to leave, each on the disk and recorded as sent."""
+        """The latents that are fit to leave, each stored and recorded as sent."""
         contract, peer = self._contract, self._contract.target.institution
-        if not self._node.peers.get(peer).still_vouches_for(self._peer):
-            raise ContractUnknown(
-                f"the entry of {peer} was replaced meanwhile: a contract is agreed on over a new connection",
-                retry_after_s=TRY_AGAIN_S,
-            )
         line: dict[str, Value] = {
             "job": self._job.job_id,
             "peer": peer,
@@ -483,6 +484,11 @@ class JobPipeline:
             "calibration": calibration_text(contract.calibration),
         }
         with self._leaving:
+            if not self._node.peers.get(peer).still_vouches_for(self._peer):
+                raise ContractUnknown(
+                    f"the entry of {peer} was replaced meanwhile: a contract is agreed on over a new connection",
+                    retry_after_s=TRY_AGAIN_S,
+                )
             approved, changes = list[ApprovedLatent](), list[Change]()
             new: list[tuple[ItemWork, int]] = []
             for latent in latents:
@@ -583,8 +589,6 @@ class JobPipeline:
 
     def _wait_for_writes(self, more: int) -> None:
         """Until there is room for a result of so many bytes; with 0, until all are on the disk."""
-        if not more:
-            self._store.flush()
         while self._writing:
             future, _ = self._writing[0]
             room = len(self._writing) < MOST_WRITES
@@ -592,6 +596,8 @@ class JobPipeline:
             if more and room and not future.done():
                 return
             self._writing.popleft()
+            if not future.done():
+                self._store.flush()
             future.result()
 
     def _fail_item(self, index: int, error: DdibError) -> None:

@@ -422,9 +422,10 @@ class LatentWindow:
                 elif time.monotonic() > idle:
                     return []
                 self._wait()
+            self._gather(number)
+            self._check()
             if self._number != number:
                 raise _Stopped
-            self._gather()
             taken: list[ToDecode] = []
             while len(taken) < most and self._waiting and not self._is_full():
                 if (latent := self._waiting[0]) is None:
@@ -435,10 +436,12 @@ class LatentWindow:
             self._changed.notify_all()
             return taken
 
-    def _gather(self) -> None:
+    def _gather(self, number: int) -> None:
         """Wait while latents come one by one, as those of a batch do."""
         before = 0
-        while before < (before := len(self._waiting)) < self._batch_rows and self._waiting[-1] is not None:
+        while self._number == number and before < (before := len(self._waiting)) < self._batch_rows:
+            if self._waiting[-1] is None:
+                break
             self._pause.wait(GATHER_S)  # which nobody notifies
 
     def answered(self, number: int) -> ToDecode | None:

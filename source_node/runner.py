@@ -1,7 +1,7 @@
 """Runs accepted jobs on a few worker threads; one job's items overlap: encode n+1, send n, return n-1.
 
 A job is a pipeline of three bounded stages (encode, remote, return) that a kill may interrupt anywhere: what is on
-disk decides what is left to do. A latent once made is stored and sent again as it is. An unreachable peer is tried
+disk decides what is left to do. A latent that was sent is stored, and sent again as it is. An unreachable peer is tried
 again with growing pauses until the jobs' deadlines, by one job at a time, while jobs for others have the workers, and
 so is one that is suspended or whose certificate or ours is not valid now; a peer that refuses otherwise ends the job
 with its reason. Clients share the workers: who has fewest jobs running is next.

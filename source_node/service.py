@@ -75,8 +75,6 @@ EXPIRE_EVERY_S = 60.0
 
 @dataclass(slots=True, eq=False)
 class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
-    """See translation.proto."""
-
     node: NodeContext
     store: JobStore
     events: EventHub

@@ -1,7 +1,7 @@
 """The spool: private files of jobs; no name from a client reaches the disk.
 
-A file that a row of the database names is whole and on the disk, and is never written again: what takes its place has
-another name. What no row names is swept at start.
+A file that a row of the database names is whole and, but for a latent that has not come back, on the disk. It is never
+written again: what takes its place has another name. What no row names is swept at start.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The jobs of a source node, with their items and files, from their acceptance to their end.
 
 Each change is one write to the node's database, together with the line of the audit log that speaks of it. A file is
-on the disk before the row that names it, and goes after it. Another's job is as good as none; bytes are checked against
+written before the row that names it, and goes after it. Another's job is as good as none; bytes are checked against
 the digest they were written with.
 
 An item goes RECEIVED, ENCODED, DECODED, DELIVERED, or from one of the first two to FAILED.

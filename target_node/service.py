@@ -106,7 +106,6 @@ class AgreedContracts:
                 del self._contracts[digest]
 
     def get(self, sha256: bytes, institution: str) -> Contract:
-        """The contract of this digest with a peer."""
         with self._lock:
             contract = self._contracts.get(sha256)
         if contract is None or contract.source.institution != institution:

@@ -107,7 +107,6 @@ def target_of(job: pb.JobHeader) -> str:
 def state_of(
     message: pb.Job | pb.Item | pb.SubmitJobResponse | pb.CancelJobResponse | pb.WatchJobResponse,
 ) -> str:
-    """The name of a state, such as FINISHED."""
     kind = pb.ItemState if isinstance(message, pb.Item) else pb.JobState
     return kind.Name(message.state).partition("_STATE_")[2]
 

@@ -69,8 +69,6 @@ _NPY = "numpy.save writes such a file: points (N, D), or one picture (H, W) or (
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """An item of a job."""
-
     suffix: str
     size_bytes: int
     sha256: bytes
@@ -473,7 +471,6 @@ def left_out(found: Sequence[LeftOut], total: int, state: str) -> FilesLeftOut:
 
 
 def listed(found: Sequence[LeftOut]) -> str:
-    """Lines that name files."""
     lines = [f"  {each.line()}" for each in found[:MOST_LISTED]]
     more = [f"  and {len(found) - MOST_LISTED:,} more"] if len(found) > MOST_LISTED else []
     return "\n".join([*lines, *more])

@@ -26,8 +26,6 @@ FOLDER = "client"
 
 
 class Profile(BaseModel):
-    """The whole of client.toml."""
-
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     institution: str

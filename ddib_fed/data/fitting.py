@@ -280,7 +280,7 @@ def _restored(
     size = _size_of(rule, geometry)
     for channel, plane in enumerate(np.asarray(x, dtype=np.float32).clip(-1.0, 1.0)):
         if plane.shape == size:
-            yield channel, 0, size[0], plane
+            yield from ((channel, start, stop, plane[start:stop]) for start, stop in bands(*size))
             continue
         for start, stop, band in rows_of(_resize(_pillow(plane), *size)):
             yield channel, start, stop, band.clip(-1.0, 1.0)

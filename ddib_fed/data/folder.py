@@ -145,7 +145,6 @@ def picture_files(root: Path) -> tuple[list[Path], int]:
 
 
 def describe(picture: Picture) -> tuple[str, Looks]:
-    """The digest and the looks of a picture."""
     pixels = picture.pixels
     digest = hashlib.sha256(f"{pixels.dtype.name} {pixels.shape}\n".encode())
     digest.update(np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("<")).data)

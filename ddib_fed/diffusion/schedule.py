@@ -264,7 +264,6 @@ _CONTINUOUS: dict[str, type[_Continuous]] = {kind.name: kind for kind in (Linear
 
 
 def schedule_from_config(config: ScheduleConfig) -> Schedule:
-    """The schedule that `config` names."""
     if config.steps is not None:
         no_ends = config.lambda_min is None and config.lambda_max is None
         require(
@@ -304,8 +303,6 @@ MIN_RESCALED_STEPS = 50
 
 @dataclass(frozen=True, slots=True)
 class LevelGrid:
-    """Levels to step through."""
-
     levels: tuple[Level, ...]
 
     def __len__(self) -> int:
@@ -455,8 +452,6 @@ class LearnedSteps:
 
 @dataclass(frozen=True, slots=True)
 class LearnedLegs:
-    """All that a model has learned."""
-
     model: str = "this model"
     legs: tuple[LearnedSteps, ...] = ()
 

@@ -72,8 +72,6 @@ class _Flow:
 
 @dataclass(slots=True, eq=False)
 class _Owner:
-    """A peer or a client."""
-
     weight: float
     time: float
     number: int

@@ -156,8 +156,6 @@ class WarmModel:
 
 
 class _Process(WarmModel):
-    """A model of this process."""
-
     def __init__(self, say: Say, recipe: bytes, device: str) -> None:
         super().__init__(recipe, device)
         self._say = say
@@ -223,7 +221,6 @@ class Worker:
 
     @property
     def load(self) -> int:
-        """Rows that it has."""
         return sum(member.cost_rows for member in self.work.values())
 
     @property
@@ -458,7 +455,6 @@ class Pool:
                 self._events.put(partial(self._finish, worker, item.number, error))
 
     def _take(self, worker: Worker, kind: str, *what: Any) -> None:
-        """What a worker said."""
         worker.heard = time.monotonic()
         if kind == "ready":
             worker.name, worker.rows = what

@@ -40,8 +40,6 @@ class End(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Integration:
-    """A trajectory on one model."""
-
     x: Tensor
     solver: Solver
     denoiser: Denoiser

@@ -165,7 +165,6 @@ class SampleVerdict:
         return cls(*found) if len(found) == len(fields(cls)) else None
 
     def figures(self) -> dict[str, float]:
-        """As figures of training in a manifest."""
         return {f"samples_{name}": round(float(value), 5) for name, value in asdict(self).items()}
 
     @property

@@ -47,7 +47,6 @@ class Credentials:
 
     @classmethod
     def load(cls, certificate: Path, key: Path) -> Credentials:
-        """The certificate and the key in two files."""
         _c2pa()
         chain, secret = read_small(certificate, hint=_HOW), read_private(key, hint=_HOW)
         if b"BEGIN CERTIFICATE" not in chain:

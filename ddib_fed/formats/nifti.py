@@ -90,7 +90,6 @@ class NiftiStudy(Study):
         return volume.reshape(image.shape if volume.shape[4] == 1 else (*volume.shape[:4], 3))
 
     def _file(self, volume: Pixels, translated: StudyResults) -> bytes:
-        """The volume with a header of its own."""
         nibabel = _nibabel()
         made = type(self.image)(np.ascontiguousarray(volume), None)
         header, given = made.header, self.image.header

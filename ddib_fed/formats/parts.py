@@ -36,8 +36,6 @@ TranslateFiles = Callable[[Sequence[Path], Path], Mapping[Path, str]]
 
 @dataclass(frozen=True, slots=True)
 class WrittenStudy:
-    """The output of a study on the disk."""
-
     given: Path
     files: tuple[Path, ...]
     record: Path

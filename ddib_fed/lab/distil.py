@@ -259,7 +259,6 @@ class Paths:
         self._kept: dict[tuple[int, int, int], tuple[Course, Course]] = {}
 
     def ask(self, step: int, part: slice) -> Questions:
-        """Questions `part` of a step."""
         config = self._config
         newest = step // config.uses
         number = max(0, newest - step % self._live)

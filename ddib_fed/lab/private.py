@@ -204,7 +204,6 @@ class PrivatePictures(PictureTask):
         return said
 
     def draws(self, step: int, chosen: NDArray[np.int64], key: RunKey) -> Draws:
-        """As of `PrivatePoints`."""
         each, shape = np.repeat(chosen, DRAWS), (len(chosen), DRAWS)
         u = key.uniforms("pictures", step, (len(each), COLUMNS))
         x = self.changed(each, u)

@@ -184,7 +184,6 @@ def _unknown(key: str) -> SettingsInvalid:
 
 
 def written(value: Value) -> str:
-    """A value as written in a line of flags."""
     if isinstance(value, tuple):
         return ",".join(f"{part:g}" for part in value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)

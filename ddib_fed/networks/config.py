@@ -12,8 +12,6 @@ class _Frozen(BaseModel):
 
 
 class MlpConfig(_Frozen):
-    """Arguments of `ResidualMLP`."""
-
     kind: Literal["mlp"] = "mlp"
     dim: int = Field(default=2, ge=1, le=4096)
     width: int = Field(default=160, ge=1, le=4096)

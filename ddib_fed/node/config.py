@@ -304,8 +304,6 @@ class NodePaths:
 
 
 class NodeConfig(Section):
-    """The whole of node.toml."""
-
     node: NodeSection
     model: ModelSection
     train: TrainSection = TrainSection()

@@ -322,7 +322,6 @@ _BY_TEXT: Final[tuple[tuple[str, type[errors.DdibError], str], ...]] = (
 
 
 def to_detail(error: errors.DdibError, institution: str, incident: str) -> pb.ErrorDetail:
-    """The detail of an error that is sent to a peer."""
     detail = pb.ErrorDetail(
         reason=error.reason,
         sentence=error.said_by(institution)[:MAX_TEXT],

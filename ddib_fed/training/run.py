@@ -91,8 +91,6 @@ class RunState(BaseModel):
 
 
 class RunRecord(BaseModel):
-    """run.json."""
-
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     identity: str
