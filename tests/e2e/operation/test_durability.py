@@ -167,6 +167,7 @@ def test_a_cancelled_job_stops_at_the_next_step(pair: Pair) -> None:
 
 
 def test_a_deadline_ends_a_job(pair: Pair) -> None:
+    """A job past its deadline fails with that reason."""
     with pair.client() as client:
         job = client.submit([npy(moons(5_000))], TARGET, Settings(evaluations=2_000), deadline_s=1)
         wait_until(lambda: state_of(client.get(job.job_id)) == "FAILED", seconds=15, what="deadline")
