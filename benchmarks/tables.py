@@ -90,8 +90,10 @@ LINES = {
     "retrained": "**source retrained on mapped pictures**",
     "retrained-0.85": "the same, depth .85",
     "retrained-0.7": "the same, depth .7",
-    "retrained-mixed": "the same, encoder mixed",
-    "mixed-calibrated": "rotation, encoder mixed",
+    "retrained-share": "the same, share 0.5",
+    "calibrated-share": "rotation, share 0.5",
+    "calibrated-0.75": "rotation, share 0.75",
+    "calibrated-cool": "rotation, share 0.75, temperature 0.9",
 }
 SEEDS = {"calibrated": "rotation-1", "retrained": "colour-map-1", "retrained-0.7": "colour-map-0.7"}
 """Lines that benchmarks.calibration.unpaired measures, by the end of its file's name."""
@@ -113,7 +115,7 @@ def _measured(pair: str, name: str) -> list[dict[str, Any]]:
     """Figures of a line, one a seed where it was trained, else of the table's own JSON."""
     seeds = [one["figures"] for one in found(f"calibration/unpaired/{pair}-[0-9]-{SEEDS.get(name)}.json")]
     for one in found(f"calibration/anchors/{pair}-[0-9].json") if name in DEPTHS else ():
-        runs = [run for run in one["runs"] if run["depth"] == DEPTHS[name] and run["encoder"] == "ode"]
+        runs = [run for run in one["runs"] if run["depth"] == DEPTHS[name] and run["share"] == 1.0]
         seeds += [one["map_alone"]] if DEPTHS[name] is None else runs[:1]
     return seeds or [one["figures"] for one in found(f"calibration/table/{pair}/{name}.json")]
 
@@ -159,10 +161,10 @@ def epsilon() -> Rows:
 
 
 def leaks() -> Rows:
-    """encoder | depth | whiteness | read, dB | read, SSIM | the right one of 169 found
-    {encoder} | {depth:g} | {leak[latent_ratio]:.2f} | {leak[psnr_read]~1} | {leak[ssim_read]~2} | {leak[re_identified]~2}"""  # noqa: E501
+    """share | depth | whiteness | read, dB | read, SSIM | the right one of 169 found
+    {share:g} | {depth:g} | {leak[latent_ratio]:.2f} | {leak[psnr_read]~1} | {leak[ssim_read]~2} | {leak[re_identified]~2}"""  # noqa: E501
     rows = found("calibration/leaks/satellite-relief/*.json")
-    return sorted(rows, key=lambda one: (one["encoder"] != "ode", -one["depth"]))
+    return sorted(rows, key=lambda one: (-one["share"], -one["depth"]))
 
 
 def membership() -> Rows:

@@ -241,7 +241,8 @@ def translate(
     grid: str = "default",
     depth: float = 1.0,
     quality: str | None = None,
-    encoder: str = "ode",
+    share: float = 1.0,
+    temperature: float = 1.0,
     source_class: Label = None,
     target_class: Label = None,
     guidance: float | None = None,
@@ -270,8 +271,9 @@ def translate(
         grid: "default", "uniform-lambda", "integer" or "learned" (both models tuned).
         depth: Fraction of the way to noise, in (0, 1]; below 1 the latent keeps some of the sample.
         quality: "draft", "standard" or "exact", instead of solver, order, evaluations and grid.
-        encoder: How the source encodes pictures: "ode" or "mixed"; with "mixed" the latent shows more of the picture,
-            and between nodes both policies must allow it.
+        share: Of the network in encoding pictures, in [0, 1]; the rest is linear. Below 1 the latent keeps more
+            structure and shows more of the picture, and between nodes both policies must allow it.
+        temperature: Of the latent where it is decoded, in [0.8, 1]: below 1 less is invented, and edges are softer.
         source_class: Class of the samples, by number or name, where the source's model has classes.
         target_class: Class to translate to.
         guidance: Scale of classifier-free guidance at the target; None for none.
@@ -293,7 +295,7 @@ def translate(
         JobFailed: A latent is not Gaussian, for one.
     """
     files = contents(samples)
-    settings = Settings(solver, order, evaluations, grid, depth, encoder).of_quality(quality)
+    settings = Settings(solver, order, evaluations, grid, depth, share, temperature).of_quality(quality)
     from ddib_fed.client.client import Client
 
     before, after = ("" if each is None else str(each) for each in (source_class, target_class))

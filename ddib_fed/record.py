@@ -104,9 +104,11 @@ class Settings:
         depth: Fraction of the schedule's angle phi, from its data end to its noise end, at which encoding stops and
             decoding starts; 1 for the whole way. A latent of less depth still holds some of the picture, and both
             nodes' policies must allow it.
-        encoder: ``ode`` or ``mixed``: by which ODE the source encodes, and decodes what comes back to it; the target's
-            way is always the network's. Latents of ``mixed`` show more of the picture, and both policies must allow
-            them.
+        share: Of the network in the ODE by which the source encodes, and decodes what comes back to it, in [0, 1]; the
+            rest is the linear estimate of its spectrum, and 0 whitens the picture. The target's way is always the
+            network's. Below 1 the latent shows more of the picture, and both policies must allow it.
+        temperature: By which the target multiplies a latent before it decodes it, in [0.8, 1]; what it encodes again
+            is divided by it. Below 1 it invents less, and edges are softer.
     """
 
     solver: str = "unipc"
@@ -114,7 +116,8 @@ class Settings:
     evaluations: int = 48
     grid: str = "default"
     depth: float = 1.0
-    encoder: str = "ode"
+    share: float = 1.0
+    temperature: float = 1.0
 
     @classmethod
     def like(cls, other: object) -> Settings:
@@ -140,7 +143,7 @@ class Settings:
                     f"the quality {quality} chooses {name} itself, and {getattr(self, name)} is given beside it",
                     hint=f"leave --{name} or --quality out",
                 )
-        return replace(chosen, depth=self.depth, encoder=self.encoder)
+        return replace(chosen, depth=self.depth, share=self.share, temperature=self.temperature)
 
 
 QUALITIES: Final[Mapping[str, Settings]] = MappingProxyType(

@@ -252,7 +252,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         check_offered(guidance, limits.guidance, place_of(contract.target))
         model = self._node.running_engine.model
         model.plan(settings)
-        check_steps(model.bundle, replace(settings, encoder="ode"), guidance)  # classes: each latent's
+        check_steps(model.bundle, replace(settings, share=1.0), guidance)  # classes: each latent's
 
     def _check_calibration(self, contract: Contract) -> None:
         if contract.calibration is not None:

@@ -43,8 +43,8 @@ STEPS, BATCH = 500, 16
 """Of the retraining: about 140 s of one core."""
 SOFTENING = 0.02
 """Noise level from which the ODE encodes: with the shipped bundles' 0.1 no round trip is above about 30 dB."""
-WAYS = ((1.0, SOFTENING, "ode"), (0.85, SOFTENING, "ode"), (0.7, SOFTENING, "ode"))
-"""Depth, softening and encoder that every seed is measured with."""
+WAYS = ((1.0, SOFTENING, 1.0), (0.85, SOFTENING, 1.0), (0.7, SOFTENING, 1.0))
+"""Depth, softening and share that every seed is measured with."""
 DAYS = 365
 
 
@@ -125,10 +125,10 @@ def retraining(directed: Directed, calibration: Path, seed: int) -> TrainConfig:
 
 
 def measured(directed: Directed, where: Path, seed: int, before: dict[str, Any]) -> dict[str, Any]:
-    """Figures of the retrained bundle for each depth, softening and encoder; what `before` has of it is kept."""
+    """Figures of the retrained bundle for each depth, softening and share; what `before` has of it is kept."""
     bundle = load_bundle(where)
     kept = before["runs"] if before.get("digest") == bundle.digest else []
-    there = {(run["depth"], run["soften_sigma"], run["encoder"]) for run in kept}
+    there = {(run["depth"], run["soften_sigma"], run["share"]) for run in kept}
     units = bundle.manifest.normalisation
     parties = open_party(bundle), directed.parties[1]
     x = directed.test[0]
@@ -143,16 +143,16 @@ def measured(directed: Directed, where: Path, seed: int, before: dict[str, Any])
         "map_alone": directed.figures(mapped),
         "runs": list(kept),
     }
-    for depth, sigma, encoder in (way for way in WAYS if way not in there):
-        settings = SolverSettings(depth=depth, encoder=encoder)
+    for depth, sigma, share in (way for way in WAYS if way not in there):
+        settings = SolverSettings(depth=depth, share=share)
         asked = ArraySettings(settings, cycle=True, soften=sigma, seed=0)
         made = translate_array(x, *parties, asked)
         figures = directed.figures(made.translated, back=made.back, latent=made.latent)
         again = np.clip(directed.bundles[1].manifest.normalisation.undo(units.apply(made.back)), -1, 1)
         figures["cycle_psnr_mapped"] = directed.drawn.mean(psnr(again, mapped))
-        way = {"depth": depth, "soften_sigma": sigma, "encoder": encoder}
+        way = {"depth": depth, "soften_sigma": sigma, "share": share}
         found["runs"].append({**way, **figures})
-        print(directed.name, seed, depth, sigma, encoder, _line(figures), flush=True)
+        print(directed.name, seed, depth, sigma, share, _line(figures), flush=True)
     return found
 
 

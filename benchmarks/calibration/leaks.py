@@ -2,7 +2,7 @@
 
     python -m benchmarks.calibration.leaks          satellite -> relief, measure what is missing
 
-For each encoder and depth, latents of pictures of the source's training part and their pictures fit the surrogates
+For each share and depth, latents of pictures of the source's training part and their pictures fit the surrogates
 (`lab.report`), and latents of the test part are inverted: PSNR and SSIM of what is read, and how often
 the nearest of all test pictures is the right one. Latents of partial depth are read off on the way to full depth. A
 calibrated latent is the plain one, rotated by a matrix that the contract holds, so it reveals the same. Latents are
@@ -27,8 +27,8 @@ from ddib_fed.evaluation.metrics import compare, whiteness
 from ddib_fed.files import write_json
 from ddib_fed.lab.report import Latents, correlation_matrix, fit_inverter, latents_along
 
-MODES = (*(("ode", depth) for depth in (1.0, 0.85, 0.7, 0.5, 0.3)), ("mixed", 1.0))
-ALONG = {"ode": (0.3, 0.5, 0.7, 0.85), "mixed": ()}
+MODES = (*((1.0, depth) for depth in (1.0, 0.85, 0.7, 0.5, 0.3)), (0.75, 1.0), (0.5, 1.0))
+ALONG = {1.0: (0.3, 0.5, 0.7, 0.85)}
 
 
 def main() -> int:
@@ -53,17 +53,17 @@ def main() -> int:
     train = directed.pictures[0].train
     known = train[np.linspace(0, len(train) - 1, given.known).round().astype(int)]
     units = [model.normalise(each) for each in (known, directed.test[0])]
-    for encoder, depth in MODES:
-        path = OUT / "leaks" / directed.name / f"{encoder}-{depth:g}.json"
+    for share, depth in MODES:
+        path = OUT / "leaks" / directed.name / f"{share:g}-{depth:g}.json"
         if _there(path, asked):
             continue
         z = tuple(
-            _kept(directed, model, x, encoder, given.evaluations, seed)[depth]
+            _kept(directed, model, x, share, given.evaluations, seed)[depth]
             for seed, x in zip((1, 0), units, strict=True)
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         found = _leak(directed, (z[0], z[1]), units, given)
-        write_json(path, {**asked, "encoder": encoder, "depth": depth, "leak": found})
+        write_json(path, {**asked, "share": share, "depth": depth, "leak": found})
         print(path.stem, f"{found['psnr_read']['value']:.1f} dB", flush=True)
     return 0
 
@@ -81,7 +81,6 @@ def _leak(
     same, white = compare(read, x), whiteness(torch.from_numpy(z[1]))
     return {
         "surrogate": surrogate.name,
-        "surrogate_errors": surrogate.errors,
         "correlation": drawn.mean(np.diagonal(correlation_matrix(z[1], units[1]))),
         "psnr_read": drawn.mean(same.psnr),
         "ssim_read": drawn.mean(same.ssim),
@@ -93,17 +92,17 @@ def _leak(
 
 
 def _kept(
-    directed: Directed, model: DomainModel, x: np.ndarray, encoder: str, evaluations: int, seed: int
+    directed: Directed, model: DomainModel, x: np.ndarray, share: float, evaluations: int, seed: int
 ) -> Latents:
     """Latents of x that an earlier run left, or new ones."""
-    name = f"{directed.source_name}-{encoder}-{evaluations}-{seed}-{len(x)}.npz"
+    name = f"{directed.source_name}-{share:g}-{evaluations}-{seed}-{len(x)}.npz"
     path = BUILD / "leaks" / model.bundle.digest[:12] / name
     if path.exists():
         with np.load(path) as there:
             return {float(depth): there[depth] for depth in there.files}
     sigma = model.manifest.soften_sigma
     found = latents_along(
-        model, x, depths=ALONG[encoder], encoder=encoder, evaluations=evaluations, sigma=sigma, seed=seed
+        model, x, depths=ALONG.get(share, ()), share=share, evaluations=evaluations, sigma=sigma, seed=seed
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, **{str(depth): z for depth, z in found.items()})  # type: ignore[arg-type]

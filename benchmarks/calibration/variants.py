@@ -63,7 +63,7 @@ def through(
 ) -> Made:
     """By these models, by the ODE at full depth there and back; with the CPU seconds that it took."""
     started = time.process_time()
-    asked = {"cycle": settings.depth == 1.0 and settings.encoder == "ode"} | asked
+    asked = {"cycle": settings.depth == 1.0 and settings.share == 1.0} | asked
     found = translate_array(directed.test[0], *parties, ArraySettings(settings, **asked))
     spent = round(time.process_time() - started, 1)
     return Made(found.translated, found.back, found.latent, {"translating_cpu_seconds": spent})
@@ -149,31 +149,30 @@ def agreed(directed: Directed) -> tuple[ChannelMap, dict[str, Any]]:
     }
 
 
-def calibrated(depth: float = 1.0, encoder: str = "ode") -> Callable[[Directed, SolverSettings], Made]:
+def calibrated(**changes: float) -> Callable[[Directed, SolverSettings], Made]:
     """By the rotation without pairs, there and back."""
 
     def make(directed: Directed, settings: SolverSettings) -> Made:
         found, notes = agreed(directed)
-        asked = replace(settings, depth=depth, encoder=encoder)
-        made = bridged(directed, asked, calibration=found)
+        made = bridged(directed, replace(settings, **changes), calibration=found)
         return replace(made, notes={**(made.notes or {}), **notes})
 
     return make
 
 
 def retrained(
-    depth: float = 1.0, encoder: str = "ode", seeds: int | None = None
+    depth: float = 1.0, share: float = 1.0, seeds: int | None = None
 ) -> Callable[[Directed, SolverSettings], Made]:
     """By source models that were trained on their own mapped pictures, one a seed."""
 
     def make(directed: Directed, settings: SolverSettings) -> Made:
-        asked = replace(settings, depth=depth, encoder=encoder)
+        asked = replace(settings, depth=depth, share=share)
         made = [
             through(
                 directed,
                 (open_party(load_bundle(path)), directed.parties[1]),
                 asked,
-                cycle=number == 0 and depth == 1.0 and encoder == "ode",
+                cycle=number == 0 and depth == 1.0 and share == 1.0,
             )
             for number, path in enumerate(trained(directed)[:seeds])
         ]
@@ -202,9 +201,11 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("retrained", "source retrained on its mapped pictures", retrained(), has_trained),
     Variant("retrained-0.7", "the same at depth .7", retrained(0.7), has_trained),
     Variant(
-        "retrained-mixed", "the same with the mixed encoder", retrained(encoder="mixed", seeds=1), has_trained
+        "retrained-share", "the same with half of the network", retrained(share=0.5, seeds=1), has_trained
     ),
-    Variant("mixed-calibrated", "mixed encoder and rotation", calibrated(encoder="mixed"), colours),
+    Variant("calibrated-share", "half of the network and rotation", calibrated(share=0.5), colours),
+    Variant("calibrated-0.75", "three quarters of it and rotation", calibrated(share=0.75), colours),
+    Variant("calibrated-cool", "the same, latent x .9", calibrated(share=0.75, temperature=0.9), colours),
     Variant("rotation-512-pairs", "rotation from pixels of 512 pairs", rotation_of_pairs(512), colours),
     Variant("colour-map-8", "quadratic colour map on 8 pairs, no model", colour_map(8)),
 )

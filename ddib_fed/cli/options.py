@@ -340,14 +340,20 @@ PAIRS = option(
     str,
 )
 LIMIT = option("--limit N", "With --pairs: only the first N pictures of each class.", click.IntRange(1))
-ENCODER = option(
-    "--encoder",
-    "How the source encodes pictures. Latents of mixed keep more structure and show more of the picture; both nodes "
-    "must allow them ([policy] encoders).",
-    ("ode", "mixed"),
-    default="ode",
+SHARE = option(
+    "--share FRACTION",
+    "Pictures: of the network in encoding; the rest is linear. Below 1 the latent keeps more structure and shows more "
+    "of the picture; both nodes must allow it ([policy] least_share).",
+    click.FloatRange(0, 1),
+    default=1.0,
 )
-SOLVING = (EVALUATIONS, SOLVER, GRID, QUALITY, DEPTH, ENCODER)
+TEMPERATURE = option(
+    "--temperature SCALE",
+    "Of the latent where it is decoded: below 1 less is invented, and edges are softer.",
+    click.FloatRange(0.8, 1),
+    default=1.0,
+)
+SOLVING = (EVALUATIONS, SOLVER, GRID, QUALITY, DEPTH, SHARE, TEMPERATURE)
 GUIDING = (GUIDANCE, CLASSIFIER_SCALE)
 PAIRING = (PAIRS, LIMIT)
 INTENSITY = option(

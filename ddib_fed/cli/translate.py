@@ -273,7 +273,7 @@ def _header(target: str, given: dict[str, Any]) -> pb.JobHeader:
         )
     else:
         settings = Settings(asked.solver, asked.order, asked.evaluations, asked.grid)
-    settings = replace(settings, depth=given["depth"], encoder=given["encoder"])
+    settings = replace(settings, **{name: given[name] for name in ("depth", "share", "temperature")})
     names = ("cycle", "keep_latent", "source_class", "target_class", "no_calibration")
     guidance = Guidance(given["guidance"], given["classifier_scale"], clip=given.get("clip", False))
     return job_header(target, settings, guidance=guidance, **{name: given[name] for name in names})

@@ -40,10 +40,9 @@ COMPAT_GRID = "ddib"
 OWN_LEVELS = PublicLevels()
 NOTHING_LEARNED = LearnedLegs()
 FLOW_MAP = "flow-map"
-# How the source takes a picture to its latent: by its network, or half by the linear estimate of its spectrum.
-ENCODERS = ("ode", "mixed")
 
 
+COLDEST = 0.8
 SOLVERS: Mapping[str, tuple[int, ...]] = {"unipc": (2, 3), "ddim": (1,), FLOW_MAP: (1,)}
 """The orders of each solver; the last is its default."""
 
@@ -237,9 +236,13 @@ def check_settings(settings: SolverSettings) -> SolverSettings:
         "noise schedule, diffusion steps, respacing and DDPM are of the public code's levels",
         f"use the grid {COMPAT_GRID} with them",
     )
-    encoder = settings.encoder
-    encoders = f"encoders: {', '.join(ENCODERS)}"
-    require(encoder in ENCODERS, f"there is no encoder {encoder!r}", encoders, encoder=encoder[:40])
+    require(0.0 <= settings.share <= 1.0, f"share {settings.share} is outside [0, 1]", "1 is the ODE alone")
+    heat = settings.temperature
+    require(
+        COLDEST <= heat <= 1.0,
+        f"temperature {heat} is outside [{COLDEST}, 1]",
+        "1 leaves the latent as it is",
+    )
     require(0.0 <= settings.eta <= 1.0, f"eta {settings.eta} is outside [0, 1]", "0 is DDIM, 1 is DDPM")
     require(
         name == "ddim" or not settings.stochastic,

@@ -76,7 +76,7 @@ def check_translation(source: LocalParty, target: LocalParty, asked: ArraySettin
     check_calibration(source.model, asked.leg().calibration)
     check_decoding(target.model, settings, asked.target_class, guidance)
     if asked.cycle:
-        back = replace(settings, encoder="ode")
+        back = replace(settings, share=1.0)
         check_encoding(target.model, back, asked.target_class, 0.0)
         check_decoding(source.model, settings, asked.source_class, guidance)
 

@@ -80,7 +80,7 @@ def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentSta
     """Statistics of one item's latent (N, D) of points or (N, C, H, W) of pictures, finite; refused when no encoder
     makes such a one.
 
-    Those of the encoder mixed have wider bounds. Latents of less than the whole depth are not noise, and none is
+    Those of a share below 1 have wider bounds. Latents of less than the whole depth are not noise, and none is
     refused. Nor is one on a leg that the wire cannot carry (noise in decoding, the public code's respacings): it never
     reaches a node.
 
@@ -98,7 +98,7 @@ def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentSta
         )
     if leg.settings.in_one_process or leg.settings.depth < 1.0:
         return measure(latent)
-    structured = leg.settings.encoder != "ode"
+    structured = leg.settings.share < 1.0
     try:
         statistics = gaussianity.examine(latent, structured=structured)
     except LatentNotGaussian as error:

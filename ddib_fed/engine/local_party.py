@@ -220,7 +220,7 @@ class LocalParty:
 
     def _allowances(self, leg: Leg, sigma: float) -> Allowances | None:
         own = self.model.bundle.allowances
-        if own is None or leg.settings.encoder != "ode" or self.model.bundle.tile is not None:
+        if own is None or leg.settings.share < 1.0 or self.model.bundle.tile is not None:
             return None
         return own if math.isclose(own.soften_sigma, sigma) else None
 
@@ -239,7 +239,8 @@ class LocalParty:
             host = torch.from_numpy(item.latent.data.copy())
             # Judged before it is on the device, where a judgement would wait for others' work.
             pass_latent(host, leg)
-            z = on_device(host, model.device)
+            heat = 1.0 if leg.returning else leg.settings.temperature
+            z = on_device(host if heat == 1.0 else heat * host, model.device)
             if leg.settings.stochastic and item.draw is None:
                 model.plan(leg.settings).decoder(z)  # says that there is no noise
         except ITEM_ERRORS as error:
@@ -250,7 +251,7 @@ class LocalParty:
         returned = first
 
         if leg.round_trip:
-            own = replace(leg, soften=0.0, settings=replace(leg.settings, encoder="ode"))
+            own = replace(leg, soften=0.0, settings=replace(leg.settings, share=1.0))
             classes = model.class_rows(item.label, len(z))
 
             def encode_again(found: End) -> Future[End]:
@@ -266,7 +267,9 @@ class LocalParty:
                 normalised = model.out_of_basis(found.x, leg.calibration).cpu().numpy()
                 check_samples(model, normalised)
                 latent = (
-                    self._encoded(number, again, leg, Made(again.evaluations)) if leg.round_trip else None
+                    self._encoded(number, again._replace(x=again.x / heat), leg, Made(again.evaluations))
+                    if leg.round_trip
+                    else None
                 )
                 samples = model.denormalise(normalised)
                 return Decoded(number, samples, normalised, found.seconds, latent)

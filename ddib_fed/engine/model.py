@@ -80,25 +80,25 @@ class DomainModel:
         self,
         guidance: Guidance = UNGUIDED,
         calibration: ChannelMap | None = None,
-        encoder: str = "ode",
+        share: float = 1.0,
     ) -> Denoiser:
         """The network with what clips it and what guides it around it, in the public code's order, and in its basis.
 
         The same object for the same arguments: queries that share it are merged into one network call.
         """
         with self._lock:
-            return self._denoiser(guidance, calibration, encoder)
+            return self._denoiser(guidance, calibration, share)
 
-    def _wrapped(self, guidance: Guidance, calibration: ChannelMap | None, encoder: str) -> Denoiser:
+    def _wrapped(self, guidance: Guidance, calibration: ChannelMap | None, share: float) -> Denoiser:
         found: Denoiser = Clipped(self.plain) if guidance.clip else self.plain
         null_class = self.manifest.null_class
         if guidance.guidance is not None and null_class is not None:
             found = ClassifierFree(found, guidance.guidance, null_class)
         elif guidance.classifier_scale is not None:
             found = ClassifierGuided(found, self._classifier, guidance.classifier_scale)
-        if encoder != "ode":
-            self.check_encoder(encoder, guidance)
-            found = SharedWithLinear(found)
+        if share < 1.0:
+            self.check_share(share, guidance)
+            found = SharedWithLinear(found, share)
         found = self.bundle.over_samples(found)
         return found if calibration is None else Rotated(found, self._rotation(calibration))
 
@@ -174,21 +174,21 @@ class DomainModel:
         """What the network is conditioned on, for the class of each sample; None without classes."""
         return None if classes is None else {"y": on_device(torch.as_tensor(classes), self.device)}
 
-    def check_encoder(self, encoder: str, guidance: Guidance = UNGUIDED) -> None:
+    def check_share(self, share: float, guidance: Guidance = UNGUIDED) -> None:
         """Return when the model can encode so, or decode what comes back to such an encoder."""
-        if encoder == "ode":
+        if share == 1.0:
             return
         require(
             not guidance.steers,
-            f"the encoder {encoder} cannot be guided",
-            "leave --encoder out",
-            field="encoder",
+            f"a share of {share:g} cannot be guided",
+            "leave --share out",
+            field="share",
         )
         require(
             spectrum_of(self.plain.network) is not None,
-            f"{self.manifest.name} has no mean and spectrum of its pictures, which the encoder {encoder} needs",
-            "leave --encoder out; ddib model train makes picture models with a spectrum",
-            field="encoder",
+            f"{self.manifest.name} has no mean and spectrum of its pictures, which a share of {share:g} needs",
+            "leave --share out; ddib model train makes picture models with a spectrum",
+            field="share",
         )
 
 
@@ -301,7 +301,7 @@ def check_decoding(
 ) -> None:
     """A leg from noise to data can be computed so."""
     model.plan(settings)
-    check_steps(model.bundle, replace(settings, encoder="ode"), guidance)
+    check_steps(model.bundle, replace(settings, share=1.0), guidance)
     check_guidance(model, guidance)
     check_label(model, label, guidance)
     # The public code's DDPM takes another step for learned variances and for classifier guidance.
@@ -320,7 +320,7 @@ def check_encoding(
     """A leg from data to noise can be computed so."""
     model.plan(settings.of_the_ode(), model.sigma(soften))
     check_steps(model.bundle, settings, UNGUIDED)
-    model.check_encoder(settings.encoder)
+    model.check_share(settings.share)
     # A model without classes may be given the class that its classifier needs to decode.
     if model.manifest.num_classes is not None or model.classifier is None:
         check_label(model, label)
@@ -340,7 +340,7 @@ def check_steps(bundle: Bundle, settings: SolverSettings, guidance: Guidance) ->
         **facts,
     )
     others = {
-        f"the encoder {settings.encoder}": settings.encoder != "ode",
+        f"a share of {settings.share:g}": settings.share < 1.0,
         "guidance": guidance.steers,
         "clipping": guidance.clip,
         "a scene of several tiles": bundle.tile is not None,

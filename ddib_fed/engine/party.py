@@ -108,7 +108,7 @@ class Leg:
     """What is asked of a party for all items of a stream.
 
     Attributes:
-        settings: Solver and grid, the same both ways. Their encoder is of samples that are encoded, and of latents that
+        settings: Solver and grid, the same both ways. Their share is of samples that are encoded, and of latents that
             come back; all else is integrated by the network alone. Encoding leaves out what draws noise.
         guidance: Of decoding.
         soften: Noise level to which items are diffused before they are encoded; None for the model's own.

@@ -74,13 +74,13 @@ class Trajectory:
         return UNGUIDED if self.stage == "encode" else self.leg.guidance
 
     @property
-    def encoder(self) -> str:
-        return self.leg.settings.encoder if self.stage == "encode" or self.leg.returning else "ode"
+    def share(self) -> float:
+        return self.leg.settings.share if self.stage == "encode" or self.leg.returning else 1.0
 
     @property
     def kind(self) -> Hashable:
         """Equal for those that one network call can serve."""
-        return self.guidance, self.leg.calibration, self.encoder, self.label is None
+        return self.guidance, self.leg.calibration, self.share, self.label is None
 
     def part(self, start: int, stop: int) -> Trajectory:
         """Its rows from `start` to before `stop`, as a trajectory of their own."""
@@ -108,7 +108,7 @@ class Trajectory:
         else:
             drawn = None if draw is None else lambda step: model.tensor(draw(step, slice(0, self.rows)))
             solver = laid.decoder(x, cond, drawn, frame=frame)
-        denoiser = model.denoiser(self.guidance, self.leg.calibration, self.encoder)
+        denoiser = model.denoiser(self.guidance, self.leg.calibration, self.share)
         recurrence = model.recurrence(settings, sigma, encoding=encoding)
         return Integration(x, solver, denoiser, laid.evaluations, cond, recurrence)
 

@@ -179,7 +179,7 @@ _FACTS: Final[Mapping[str, Callable[[Translation], str]]] = {
     "jobs": lambda r: r.job_id,
     "solver": lambda r: (
         f"{r.solver.solver}, {r.solver.evaluations} evaluations a leg, grid {r.solver.grid}, "
-        f"depth {r.solver.depth:g}, encoder {r.solver.encoder}"
+        f"depth {r.solver.depth:g}, share {r.solver.share:g}, temperature {r.solver.temperature:g}"
     ),
     "softening": lambda r: f"noise level {r.soften_sigma:g}",
     "class": lambda r: f"{r.source_class} to {r.target_class}" if r.source_class or r.target_class else "",

@@ -45,7 +45,7 @@ WIDTHS = (0.3, 1.0, 3.0)  # of the kernel, in deviations of the latents
 MOST_POINTS = 1_500  # pairs of points that are fitted to; the time grows with their cube
 SAMPLES = 256  # that the attacker knows; half as many are attacked
 FEWEST = 32
-DEPTHS = (0.85, 0.7, 0.5)
+DEPTHS, SHARES = (0.85, 0.7, 0.5), (1.0, 0.75, 0.5)
 STEPS = 150  # of the training of a convolutional inverter
 DECODING = SolverSettings(evaluations=24)
 DRAWS = 400
@@ -250,18 +250,18 @@ def privacy_report(bundle: Bundle, attack: Attack) -> PrivacyReport:
 
 
 def _readings(model: DomainModel, known: Array, attacked: Array, attack: Attack) -> Iterator[Reading]:
-    """One of each kind of latent: softened and not, of each depth, and of the encoder mixed where it works."""
+    """One of each kind of latent: softened and not, of each depth, and of each share where it works."""
     own = model.manifest.soften_sigma
     for sigma in (own, 0.0) if own else (0.0,):
-        for encoder in ("ode", "mixed") if sigma == own and model.frame() is not None else ("ode",):
-            attack.say(f"latents of the encoder {encoder}, softened {sigma:g}")
-            depths = DEPTHS if encoder == "ode" and model.is_picture else ()
+        for share in SHARES if sigma == own and model.frame() is not None else (1.0,):
+            attack.say(f"latents of a share of {share:g}, softened {sigma:g}")
+            depths = DEPTHS if share == 1.0 and model.is_picture else ()
             latents = [
                 latents_along(
                     model,
                     model.normalise(samples),
                     depths=depths,
-                    encoder=encoder,
+                    share=share,
                     evaluations=attack.evaluations,
                     sigma=sigma,
                     seed=attack.seed + turn,
@@ -271,7 +271,7 @@ def _readings(model: DomainModel, known: Array, attacked: Array, attack: Attack)
             for depth in sorted(latents[0], reverse=True):
                 pairs = (latents[0][depth], known), (latents[1][depth], attacked)
                 found = _reading(model, *pairs, attack.seed)
-                yield Reading(soften_sigma=sigma, depth=depth, encoder=encoder, **found)
+                yield Reading(soften_sigma=sigma, depth=depth, share=share, **found)
 
 
 def _reading(
@@ -309,7 +309,7 @@ def latents_along(
     x: Array,
     *,
     depths: Sequence[float] = (),
-    encoder: str = "ode",
+    share: float = 1.0,
     evaluations: int = 24,
     sigma: float = 0.0,
     seed: int = 0,
@@ -317,7 +317,7 @@ def latents_along(
     """Latents of samples in the model's units: of full depth (1.0), and of `depths`."""
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
     parts = torch.split(soften(torch.from_numpy(x), sigma, noise), _together(model))
-    denoiser = model.denoiser(encoder=encoder)
+    denoiser = model.denoiser(share=share)
     found: Latents = {}
     for depth in (*depths, 1.0):
         laid = model.plan(SolverSettings(evaluations=evaluations, depth=depth), sigma)

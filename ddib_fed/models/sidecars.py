@@ -123,7 +123,7 @@ class Figure(_Frozen):
 class Reading(_Frozen):
     soften_sigma: Finite
     depth: Finite
-    encoder: Short
+    share: Finite
     correlation: Figure
     found_by_correlation: Figure
     surrogate: Short

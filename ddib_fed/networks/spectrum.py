@@ -135,10 +135,11 @@ def _basis(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 class SharedWithLinear(Wrapped):
-    """The mean of a denoiser and of the linear estimate of its network's spectrum."""
+    """A share of a denoiser; the rest is the linear estimate of its network's spectrum."""
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: Denoiser, share: float) -> None:
         super().__init__(denoiser)
+        self._share = share
         spectrum = spectrum_of(self.network)
         if spectrum is None:
             raise ValueError("the network has no spectrum")
@@ -148,7 +149,7 @@ class SharedWithLinear(Wrapped):
         wide = torch.promote_types(x.dtype, torch.float32)
         times = on_device(network_times(places.table, "scaled-lambda"), x.device, wide)
         linear = self._spectrum.ask(x, times, places.rows).expected().to(x.dtype)
-        return linear.lerp_(self.inner.at(x, places, cond), 0.5)
+        return linear.lerp_(self.inner.at(x, places, cond), self._share)
 
 
 def spectrum_of(network: nn.Module) -> Spectrum | None:

@@ -97,12 +97,12 @@ def _settings(table: str, section: Section, *only: str) -> list[tuple[str, str, 
 
 def _reading(reading: Reading, config: NodeConfig, usual_sigma: float | None) -> tuple[str, ...]:
     policy = config.policy
-    kind = f"depth {reading.depth:g}, {reading.encoder}"
+    kind = f"depth {reading.depth:g}, share {reading.share:g}"
     if reading.soften_sigma:
         kind += f", softened to {reading.soften_sigma:g}"
     if usual_sigma is not None and reading.soften_sigma != usual_sigma:
         kind += "; for comparison, this model softens otherwise"
-    elif reading.depth < policy.least_depth or reading.encoder not in policy.encoders:
+    elif reading.depth < policy.least_depth or reading.share < policy.least_share:
         kind += "; not allowed here"
     return (
         kind,

@@ -150,15 +150,8 @@ def check_softening(soften_sigma: float, policy: PolicySection) -> None:
 def check_settings(settings: SolverSettings, policy: PolicySection, *, where: str) -> None:
     hint = "omit --depth, or let the operators of both nodes lower policy.least_depth"
     _require_least("least_depth", "a depth of", settings.depth, policy.least_depth, where, hint)
-    if settings.encoder not in policy.encoders:
-        allowed = ", ".join(policy.encoders) or "none"
-        raise _denied(
-            "encoders",
-            f"the encoder {settings.encoder}, where policy.encoders allows {allowed}",
-            "omit --encoder, or let the operators of both nodes add it to policy.encoders",
-            encoder=settings.encoder,
-            allowed=allowed,
-        )
+    hint = "omit --share, or let the operators of both nodes lower policy.least_share"
+    _require_least("least_share", "a share of", settings.share, policy.least_share, where, hint)
     check_evaluations(settings, policy.least_evaluations, where=where)
 
 

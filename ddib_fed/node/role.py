@@ -460,9 +460,11 @@ class DecodingMemory:
 
 
 def solver_settings(like: Settings | common_pb2.SolverSettings) -> SolverSettings:
-    """Settings for the engine; an empty name or a zero means the default."""
+    """Settings for the engine; an empty name or a zero means the default, but for a share of 0."""
     default, names = SolverSettings(), [field.name for field in fields(Settings)]
-    return SolverSettings(**{name: getattr(like, name) or getattr(default, name) for name in names})
+    found = {name: getattr(like, name) or getattr(default, name) for name in names}
+    is_given = isinstance(like, Settings) or like.HasField("share")
+    return SolverSettings(**found | ({"share": like.share} if is_given else {}))
 
 
 def settings_message(settings: SolverSettings) -> common_pb2.SolverSettings:

@@ -52,20 +52,22 @@ class PictureTerms(_message.Message):
     def __init__(self, low: _Optional[float] = ..., high: _Optional[float] = ..., bits: _Optional[int] = ...) -> None: ...
 
 class SolverSettings(_message.Message):
-    __slots__ = ("solver", "order", "evaluations", "grid", "depth", "encoder")
+    __slots__ = ("solver", "order", "evaluations", "grid", "depth", "share", "temperature")
     SOLVER_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
     EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
     GRID_FIELD_NUMBER: _ClassVar[int]
     DEPTH_FIELD_NUMBER: _ClassVar[int]
-    ENCODER_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     solver: str
     order: int
     evaluations: int
     grid: str
     depth: float
-    encoder: str
-    def __init__(self, solver: _Optional[str] = ..., order: _Optional[int] = ..., evaluations: _Optional[int] = ..., grid: _Optional[str] = ..., depth: _Optional[float] = ..., encoder: _Optional[str] = ...) -> None: ...
+    share: float
+    temperature: float
+    def __init__(self, solver: _Optional[str] = ..., order: _Optional[int] = ..., evaluations: _Optional[int] = ..., grid: _Optional[str] = ..., depth: _Optional[float] = ..., share: _Optional[float] = ..., temperature: _Optional[float] = ...) -> None: ...
 
 class GuidanceSettings(_message.Message):
     __slots__ = ("guidance", "classifier_scale", "clip")

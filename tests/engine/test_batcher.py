@@ -256,7 +256,7 @@ def test_who_needs_another_network_is_not_merged() -> None:
     plain = [running(1) for _ in range(2)]
     others = [
         running(1, guidance=Guidance(guidance=2.0), label=np.zeros(1, np.int64)),
-        running(1, stage="encode", settings=SolverSettings(encoder="mixed")),
+        running(1, stage="encode", settings=SolverSettings(share=0.5)),
     ]
     assert turn(flows(plain[0], *others, plain[1])) == plain
 

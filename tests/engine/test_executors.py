@@ -162,10 +162,10 @@ def test_cancelling_and_deadlines_reach_the_work_at_its_next_step(executor):
 
 def test_errors_of_the_model_reach_the_caller_as_they_are(executor):
     """Ours with its facts; one of torch's as itself."""
-    work = Trajectory("encode", noise(4), Leg(SolverSettings(encoder="mixed")))
+    work = Trajectory("encode", noise(4), Leg(SolverSettings(share=0.5)))
     with pytest.raises(SettingsInvalid) as caught:
         executor.submit(work).result(PATIENCE_S)
-    assert caught.value.facts == {"field": "encoder"}
+    assert caught.value.facts == {"field": "share"}
     with pytest.raises(RuntimeError, match="illegal memory access"):
         executor.submit(decoding(4, kind=Broken)).result(PATIENCE_S)
 

@@ -232,7 +232,7 @@ def test_half_of_a_set_may_lie_on_another_point_and_no_more():
 
 def test_the_gate_is_wider_for_the_encoder_mixed_and_is_one_still():
     """A flat picture's whitened latent is weak; noise of that strength is none of the network's."""
-    mixed = Leg(SolverSettings(encoder="mixed"))
+    mixed = Leg(SolverSettings(share=0.5))
     weak = 0.45 * noise(1, 3, 32, 32)
     assert pass_latent(weak, mixed).std == pytest.approx(0.45, abs=0.02)
     for latent, leg in ((weak, Leg()), (0.25 * weak, mixed), (torch.ones(1, 3, 32, 32), mixed)):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.diffusion.plans import ENCODERS, SolverSettings
+from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import make_grid
 from ddib_fed.diffusion.solvers import integrate, unipc
 from ddib_fed.engine.arrays import ArraySettings
@@ -331,9 +331,9 @@ def test_calibrations_that_a_leg_cannot_have_are_refused(coloured):
         translate_array(pictures(1, channels=3), *coloured, ArraySettings(FEW, calibration=grey))
 
 
-# The encoder mixed
+# A share of the network
 
-MIXED = replace(FEW, encoder="mixed")
+MIXED = replace(FEW, share=0.5)
 
 
 def spectral(name, seed, soften_sigma=0.0):
@@ -353,11 +353,11 @@ def whitened():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_a_cycle_comes_back_by_the_same_encoder(whitened, encoder):
+@pytest.mark.parametrize("share", [1.0, 0.75, 0.0])
+def test_a_cycle_comes_back_by_the_same_share(whitened, share):
     """The target encodes its translation by its network; of scenes tile by tile, under a calibration too."""
     x = 0.8 * pictures(2, channels=3)
-    settings = SolverSettings("unipc", 3, 24, encoder=encoder)
+    settings = SolverSettings("unipc", 3, 24, share=share, temperature=0.9)
     found = translate_array(x, *whitened, ArraySettings(settings, cycle=True))
     assert np.abs(found.back - x).max() < 0.02
     sides = [open_party(party.model.bundle.of_scenes(12, 16)) for party in whitened]
@@ -367,11 +367,12 @@ def test_a_cycle_comes_back_by_the_same_encoder(whitened, encoder):
     assert np.abs(found.back - scene).max() < 0.05
 
 
-def test_mixed_lies_half_way(whitened):
+@pytest.mark.parametrize("share", [0.75, 0.0])
+def test_a_share_lies_on_the_line(whitened, share):
     """Between the estimate of v by the network and that of Gaussian pictures of its mean and spectrum."""
     model = whitened[0].model
     x, level = torch.from_numpy(pictures(2, channels=3)), model.bundle.schedule.level(0.5)
-    network, mixed = (model.denoiser(encoder=each)(x, level) for each in ENCODERS)
+    network, mixed = (model.denoiser(share=each)(x, level) for each in (1.0, share))
     spectrum = spectrum_of(model.plain.network)
     mean, variance = spectrum.mean, spectrum.log_variance.exp()
     total = level.alpha**2 * variance + level.sigma**2
@@ -379,22 +380,22 @@ def test_mixed_lies_half_way(whitened):
     white = cosines(x - level.alpha * mean) / total
     x0 = mean + from_cosines(level.alpha * variance * white)
     linear = level.alpha * from_cosines(level.sigma * white) - level.sigma * x0
-    assert torch.allclose(mixed, (network + linear) / 2, atol=1e-5)
+    assert torch.allclose(mixed, share * network + (1 - share) * linear, atol=1e-5)
     assert float((network - linear).abs().max()) > 0.01
 
 
-def test_an_encoder_that_a_model_does_not_have_is_refused(whitened):
+def test_a_share_that_a_model_does_not_have_is_refused(whitened):
     """Of the source: the target needs no spectrum."""
     plain = open_party(tiny("plain", channels=3))
     with pytest.raises(SettingsInvalid, match="plain has no mean and spectrum") as caught:
         translate_array(pictures(1, channels=3), plain, whitened[1], ArraySettings(MIXED))
-    assert "--encoder" in (caught.value.hint or "")
-    few = SolverSettings(evaluations=2, encoder="mixed")
+    assert "--share" in (caught.value.hint or "")
+    few = SolverSettings(evaluations=2, share=0.5)
     translate_array(pictures(1, channels=3), whitened[1], plain, ArraySettings(few))
-    with pytest.raises(SettingsInvalid, match="no encoder 'cubic'"):
-        plain.model.plan(replace(FEW, encoder="cubic"))
+    with pytest.raises(SettingsInvalid, match="outside"):
+        plain.model.plan(replace(FEW, share=1.5))
     with pytest.raises(SettingsInvalid, match="cannot be guided"):
-        whitened[0].model.check_encoder("mixed", Guidance(guidance=2.0))
+        whitened[0].model.check_share(0.5, Guidance(guidance=2.0))
 
 
 # Learned steps, and those of distilled models
@@ -455,12 +456,12 @@ def test_further_solvers_are_merged_with_other_work(learned, kind):
 
 
 def test_what_a_step_of_a_distilled_model_does_not_know_is_refused():
-    """Another encoder and clipping are no part of the ODE that was distilled."""
+    """A share below 1 and clipping are no part of the ODE that was distilled."""
     model = DomainModel(distilled(MlpConfig(width=8, blocks=1, flow_map=True)))
     check_encoding(model, FLOW_MAP, None)
     check_decoding(model, FLOW_MAP, None)
-    with pytest.raises(SettingsInvalid, match="the encoder mixed is no part of it"):
-        check_encoding(model, replace(FLOW_MAP, encoder="mixed"), None)
+    with pytest.raises(SettingsInvalid, match=r"a share of 0\.5 is no part of it"):
+        check_encoding(model, replace(FLOW_MAP, share=0.5), None)
     with pytest.raises(SettingsInvalid, match="clipping is no part of it"):
         check_decoding(model, FLOW_MAP, None, Guidance(clip=True))
     check_decoding(model, SolverSettings(), None, Guidance(clip=True))

@@ -53,11 +53,16 @@ def test_a_source_sends_latents_and_what_shows_more_is_said(tmp_path: Path) -> N
     for part in ("2 numbers.", "Only latents of full depth leave", "No calibration is allowed"):
         assert part in text
     assert "Translations leave" not in text
-    more = {"least_depth": "0.6", "encoders": '["ode", "mixed"]', "calibration": '["rotation"]'}
+    more = {"least_depth": "0.6", "least_share": "0.75", "calibration": '["rotation"]'}
     config = make(tmp_path / "more", "source", **more)
     (config.paths.bundle / "gate.json").write_text("{}")
     text = said(config)
-    for part in ("down to 0.6", "mixed is allowed", "of the kind rotation", "its map and its figures leave"):
+    for part in (
+        "down to 0.6",
+        "a share down to 0.75",
+        "of the kind rotation",
+        "its map and its figures leave",
+    ):
         assert part in text
     assert "Only latents of full depth" not in text
     assert "histogram" not in text, "only a target publishes one"
@@ -113,7 +118,7 @@ def test_a_leak_is_shown_if_it_was_measured_on_these_weights(tmp_path: Path, cap
     )
     shares = Figure(value=0.5, low=0.25, high=0.75)
     reading = Reading(
-        soften_sigma=0.0, depth=1.0, encoder="ode", correlation=shares, found_by_correlation=shares,
+        soften_sigma=0.0, depth=1.0, share=1.0, correlation=shares, found_by_correlation=shares,
         surrogate="ridge", read=Figure(value=23.21, low=21.7, high=24.4), found_by_reading=shares,
     )  # fmt: skip
     report = PrivacyReport(
@@ -124,8 +129,8 @@ def test_a_leak_is_shown_if_it_was_measured_on_these_weights(tmp_path: Path, cap
     (bundle / "privacy.json").write_bytes(report.text())
     text = said(config)
     assert "right one of 128 by correlation read with 512 known pairs" in text
-    assert "depth 1, ode 50 % (25 to 75) 23.2 (21.7 to 24.4) 50 % (25 to 75)" in text
-    assert "depth 0.5, ode; not allowed here" in text
+    assert "depth 1, share 1 50 % (25 to 75) 23.2 (21.7 to 24.4) 50 % (25 to 75)" in text
+    assert "depth 0.5, share 1; not allowed here" in text
     assert "softened to 0.5; for comparison, this model softens otherwise" in text
     assert "guessing finds 0.781 %" in text
     (bundle / "privacy.json").write_bytes(report.model_copy(update={"weights_sha256": "00" * 32}).text())

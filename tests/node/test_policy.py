@@ -104,14 +104,15 @@ def test_another_node_of_an_admitted_institution_is_unknown() -> None:
         policy.authorise(PEER_CLIENT, DECODE, SNAPSHOT)
 
 
-def test_encoders_that_show_more_are_allowed_by_name() -> None:
+def test_a_share_that_shows_more_is_allowed_down_to_the_least() -> None:
     policies.check_settings(SolverSettings(), PolicySection(), where="here")
-    policies.check_settings(
-        SolverSettings(encoder="mixed"), PolicySection(encoders=("ode", "mixed")), where="here"
-    )
-    with pytest.raises(errors.PolicyDenied, match="allows ode") as denied:
-        policies.check_settings(SolverSettings(encoder="mixed"), PolicySection(), where="here")
-    assert denied.value.facts == {"policy": "encoders", "encoder": "mixed", "allowed": "ode"}
+    policies.check_settings(SolverSettings(share=0.75), PolicySection(least_share=0.75), where="here")
+    for share, least in ((0.5, 0.75), (0.0, 0.5), (0.99, 1.0)):
+        with pytest.raises(errors.PolicyDenied, match="a share of") as denied:
+            policies.check_settings(
+                SolverSettings(share=share), PolicySection(least_share=least), where="here"
+            )
+        assert denied.value.facts["policy"] == "least_share"
 
 
 def test_a_peer_has_a_quota_of_its_own_where_the_policy_names_one() -> None:

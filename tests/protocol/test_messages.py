@@ -70,7 +70,7 @@ def test_what_the_wire_does_not_carry_is_not_dropped_in_silence(settings):
 
 
 def test_all_settings_cross_the_wire():
-    for settings in (SolverSettings("ddim", 1, 50, "ddib"), SolverSettings(encoder="mixed")):
+    for settings in (SolverSettings("ddim", 1, 50, "ddib"), SolverSettings(share=0.5)):
         assert solver_settings(settings_message(settings)) == settings
 
 

@@ -120,6 +120,9 @@ class Compared:
         assert np.abs(mine - theirs).max() <= LEVELS_BOUND
 
 
+PLAIN = Settings(evaluations=EVALUATIONS)
+
+
 def said(record: Translation) -> dict[str, Any]:
     """A record without what names the hop, flat: the numbers, names and marks in it by their paths."""
     flat: dict[str, Any] = {}
@@ -149,6 +152,7 @@ def compare(
     header: dict[str, Any] | None = None,
     here: ProcessOptions = HERE,
     guidance: Guidance = UNGUIDED,
+    settings: Settings = PLAIN,
 ) -> Compared:
     """Translate four files of several formats and sizes both ways."""
     (folder / "in").mkdir()
@@ -160,7 +164,6 @@ def compare(
         for side, label in zip(("source", "target"), classes, strict=True)
         if label is not None
     }
-    settings = Settings(evaluations=EVALUATIONS)
     local = client.translate(
         files.paths, client.target, settings, cycle=cycle, keep_latent=True, guidance=guidance, **labels
     )
@@ -187,10 +190,13 @@ def compare(
 @pytest.mark.usefixtures("shared_noise")
 def test_calibrated_pictures_go_there_and_back_alike(tmp_path, open_nodes) -> None:
     """Both parties apply the same object, and name it; each way without it is another translation."""
-    nodes = open_nodes(scans(), relief(), calibration='["rotation"]')
+    nodes = open_nodes(
+        scans(spectral=True), relief(spectral=True), calibration='["rotation"]', least_share=0.75
+    )
     signed = agreed(*nodes.institutions)
     nodes.agree_on(signed)
-    compared = compare(tmp_path, nodes, cycle=True, here=ProcessOptions(calibration=signed.calibration))
+    here = ProcessOptions(calibration=signed.calibration)
+    compared = compare(tmp_path, nodes, cycle=True, here=here)
     compared.check(Part.RETURNED, Part.LATENT)
     mine, theirs = compared.records("Ada-png")
     assert mine.calibration_sha256 == theirs.calibration_sha256 == signed.sha256.hex()
@@ -205,6 +211,12 @@ def test_calibrated_pictures_go_there_and_back_alike(tmp_path, open_nodes) -> No
             np.load(getattr(each, folder) / "Ada-png.latent.npy") for each in (compared, plain)
         )
         np.testing.assert_allclose(calibrated, -without, atol=LATENT_BOUND)
+    (tmp_path / "cool").mkdir()
+    settings = replace(PLAIN, share=0.75, temperature=0.9)
+    cool = compare(tmp_path / "cool", nodes, cycle=True, here=here, settings=settings)
+    cool.check(Part.RETURNED, Part.LATENT)
+    assert cool.records("Ada-png")[1].solver == replace(settings, order=3)
+    assert cool.records("Ada-png")[1].latent_sha256 != theirs.latent_sha256
 
 
 @pytest.mark.usefixtures("shared_noise")
