@@ -243,6 +243,11 @@ def check_settings(settings: SolverSettings) -> SolverSettings:
         f"temperature {heat} is outside [{COLDEST}, 1]",
         "1 leaves the latent as it is",
     )
+    require(
+        heat == 1.0 or settings.depth == 1.0,
+        "a latent of less than the whole depth holds the picture, which a temperature below 1 would pale",
+        "--depth 1 or --temperature 1",
+    )
     require(0.0 <= settings.eta <= 1.0, f"eta {settings.eta} is outside [0, 1]", "0 is DDIM, 1 is DDPM")
     require(
         name == "ddim" or not settings.stochastic,

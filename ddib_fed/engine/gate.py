@@ -109,7 +109,7 @@ def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentSta
             f"{what}, and the model has not learned such pictures: of its latent the {error.detail}",
             facts={**error.facts, "picture": what},
         ) from error
-    if latent.ndim == 2 and not structured:
+    if latent.ndim == 2:
         _check_set(latent)
     if made is not None and made.samples is not None and made.again is not None:
         rows = _suspects(latent, leg, made, statistics)

@@ -67,7 +67,9 @@ class Trajectory:
 
     @property
     def settings(self) -> SolverSettings:
-        return self.leg.settings.of_the_ode() if self.stage == "encode" else self.leg.settings
+        """Without what plans do not depend on: rows of different shares and temperatures have one."""
+        settings = self.leg.settings.of_the_ode() if self.stage == "encode" else self.leg.settings
+        return replace(settings, share=1.0, temperature=1.0)
 
     @property
     def guidance(self) -> Guidance:

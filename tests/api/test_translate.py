@@ -76,7 +76,6 @@ def test_points_come_back_with_their_record() -> None:
 
 @pytest.mark.slow
 def test_array_path_and_pil_picture_give_the_same(satellite, relief, tmp_path) -> None:
-    """One path for all of them: the file."""
     picture = scene()
     path = tmp_path / "scene.png"
     picture.save(path)
@@ -89,7 +88,6 @@ def test_array_path_and_pil_picture_give_the_same(satellite, relief, tmp_path) -
 
 @pytest.mark.slow
 def test_saved_results_are_those_of_the_commands(satellite, relief, tmp_path) -> None:
-    """Files, record, and no overwriting."""
     [result] = ddib_fed.translate(scene(), satellite, relief, evaluations=6, cycle=True, keep_latents=True)
     out, before = tmp_path / "out", os.umask(0)
     assert result.save(out, "a") == out / "a.png"

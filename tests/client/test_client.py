@@ -223,7 +223,6 @@ def test_a_limit_that_stays_is_given_up_and_the_error_says_for_how_long_was_trie
 
 
 def test_a_node_that_is_away_is_waited_for_with_growing_pauses(clock):
-    """Not below what it asks for."""
     told: list[float] = []
     until_given_up(patience(clock, told), NotReady(retry_after_s=0.5))
     assert told[0] >= 0.5

@@ -197,7 +197,6 @@ def test_a_palette_becomes_rgb_and_its_transparent_entries_white():
     ],
 )
 def test_what_is_no_accepted_picture_is_named(content, named):
-    """With what it seems to be, and what would be accepted."""
     with pytest.raises(ImageUnreadable) as caught:
         decode_image(content)
     assert named in caught.value.detail
@@ -219,7 +218,6 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("share", [0.3, 0.95])
 def test_a_file_that_is_cut_short_is_unreadable(name, share):
-    """At any place, in any format."""
     content = FILES[name]
     with pytest.raises(ImageUnreadable):
         decode_image(content[: max(1, int(len(content) * share))])

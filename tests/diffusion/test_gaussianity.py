@@ -70,7 +70,6 @@ EDGES = [
 
 @pytest.mark.parametrize(("name", "inside", "outside"), EDGES)
 def test_each_figure_has_its_bound(name, inside, outside):
-    """On both sides of it, and the figure is named."""
     check(_figures(**{name: inside}))
     with pytest.raises(LatentNotGaussian) as caught:
         check(_figures(**{name: outside}))

@@ -61,7 +61,6 @@ def test_settings_that_do_not_exist_or_go_together_are_refused(settings, word):
 
 
 def test_softening_out_of_range_or_without_its_noise_is_refused():
-    """Noise of the right shape, and a level in [0, 1]."""
     for sigma, noise in ((0.02, None), (0.02, torch.ones(3, 2)), (2.0, torch.ones(4, 2))):
         with pytest.raises(SettingsInvalid):
             soften(torch.ones(4, 2), sigma, noise)
@@ -203,7 +202,6 @@ def test_both_directions_are_exact_for_every_schedule_network_and_time_input(
 
 
 def test_softened_encoding_follows_the_exact_map_from_there():
-    """The ODE takes over at the softened level."""
     x = gaussian_samples(50, SCHEDULE.level(20.0))
     noise = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     z = encode(x, gaussian_denoiser(), SCHEDULE, soften_sigma=0.02, noise=noise)

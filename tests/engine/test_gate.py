@@ -230,7 +230,7 @@ def test_half_of_a_set_may_lie_on_another_point_and_no_more():
             pass_latent(repeated, Leg())
 
 
-def test_the_gate_is_wider_for_the_encoder_mixed_and_is_one_still():
+def test_the_gate_is_wider_for_a_share_and_is_one_still():
     """A flat picture's whitened latent is weak; noise of that strength is none of the network's."""
     mixed = Leg(SolverSettings(share=0.5))
     weak = 0.45 * noise(1, 3, 32, 32)

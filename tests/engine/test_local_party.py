@@ -384,6 +384,23 @@ def test_a_share_lies_on_the_line(whitened, share):
     assert float((network - linear).abs().max()) > 0.01
 
 
+def test_the_target_scales_a_latent_and_what_comes_back_is_not_scaled(whitened):
+    leg, latent = (
+        Leg(replace(FEW, temperature=0.8)),
+        np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32),
+    )
+    cool, scaled = (
+        whitened[1].decode(ToDecode(0, Latent.from_array(z)), each).samples
+        for z, each in ((latent, leg), (np.float32(0.8) * latent, Leg(FEW, returning=True)))
+    )
+    np.testing.assert_array_equal(cool, scaled)
+    back = whitened[1].decode(ToDecode(0, Latent.from_array(latent)), replace(leg, returning=True)).samples
+    assert np.abs(back - cool).max() > 0.01
+    for wrong in ({"temperature": 0.79}, {"temperature": 1.01}, {"temperature": 0.9, "depth": 0.7}):
+        with pytest.raises(SettingsInvalid):
+            whitened[1].model.plan(replace(FEW, **wrong))
+
+
 def test_a_share_that_a_model_does_not_have_is_refused(whitened):
     """Of the source: the target needs no spectrum."""
     plain = open_party(tiny("plain", channels=3))

@@ -210,7 +210,6 @@ def test_the_worst_comes_first_with_its_mark(page):
 
 
 def test_the_verdict_counts_files_doubts_and_what_was_left_out(page, results):
-    """The sentence is on top, and the reasons are in a table."""
     assert verdict(results) == "3 of 4 files are translated; doubtful: 1; left out or failed: 1."
     assert verdict(results) in page
     assert "<td>/scans/empty.png</td><td>is empty</td>" in page

@@ -124,7 +124,6 @@ def test_a_users_model_that_is_called_as_a_domain_is_not_attacked_by_the_domains
 
 
 def test_area_is_the_share_of_pairs_in_order():
-    """Ties count half."""
     assert area(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1.0
     assert area(np.array([0.0]), np.array([1.0])) == 0.0
     assert area(np.array([1.0, 1.0]), np.array([1.0, 0.0])) == 0.75

@@ -180,7 +180,6 @@ def test_steps_are_kept_beside_the_weights_and_change_no_digest(saved):
 
 
 def test_tuning_again_replaces_the_same_leg_and_keeps_the_others(saved):
-    """By direction, softening and number."""
     put_legs(saved, [tuned_leg(), tuned_leg("encode")])
     put_legs(saved, [tuned_leg(order=4), tuned_leg(evaluations=6)])
     kept = {each.key: each.order for each in load_bundle(saved).tuned.legs}

@@ -115,7 +115,6 @@ def test_a_list_of_too_many_is_refused_before_it_is_read() -> None:
 
 
 def test_the_last_moment_is_one_that_a_calendar_has() -> None:
-    """Beyond it `datetime` raises."""
     from datetime import UTC, datetime
 
     assert datetime.fromtimestamp(LAST_MOMENT, UTC).year == 9999

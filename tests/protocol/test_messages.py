@@ -70,15 +70,17 @@ def test_what_the_wire_does_not_carry_is_not_dropped_in_silence(settings):
 
 
 def test_all_settings_cross_the_wire():
-    for settings in (SolverSettings("ddim", 1, 50, "ddib"), SolverSettings(share=0.5)):
+    for settings in (SolverSettings("ddim", 1, 50, "ddib"), SolverSettings(share=0.0, temperature=0.9)):
         assert solver_settings(settings_message(settings)) == settings
 
 
 def test_a_quality_is_one_of_three_settings():
-    """Depth and encoder stay as they were asked; what the quality chooses may not be set beside it."""
-    asked = Settings(depth=0.5)
+    """Depth, share and temperature stay as they were asked; what the quality chooses may not be set beside it."""
+    asked = Settings(depth=0.5, share=0.75, temperature=0.9)
     assert asked.of_quality(None) is asked
-    assert asked.of_quality("draft") == Settings(evaluations=12, grid="learned", depth=0.5)
+    assert asked.of_quality("draft") == Settings(
+        evaluations=12, grid="learned", depth=0.5, share=0.75, temperature=0.9
+    )
     assert asked.of_quality("standard") == asked
     assert asked.of_quality("exact").evaluations == 96
     with pytest.raises(SettingsInvalid, match="no quality 'best'"):

@@ -155,7 +155,6 @@ def test_a_call_begins_with_its_header_alone():
     ],
 )
 def test_a_lying_file_header_is_refused(changes, error):
-    """In size, digest or type."""
     header = common_pb2.FileHeader(media_type=NPY, size_bytes=3, sha256=hashlib.sha256(b"abc").digest())
     for field, value in changes.items():
         setattr(header, field, value)

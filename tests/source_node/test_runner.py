@@ -272,7 +272,6 @@ def watched(hub, events, **options) -> threading.Thread:
 
 
 def test_a_waiting_watcher_is_woken_by_an_event(hub):
-    """Every watcher of the job is."""
     lists: list[list] = [[], [], []]
     threads = [watched(hub, events) for events in lists]
     hub.publish("job", JobState.RUNNING)

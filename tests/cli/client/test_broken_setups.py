@@ -205,7 +205,6 @@ def test_what_the_node_refuses_does_not_lead_back_to_the_doctor(north, capsys, k
 
 
 def test_no_profile_is_the_first_step(tmp_path, capsys):
-    """As JSON: one step that is not well."""
     assert run(["doctor", "--format", "json", "--profile", str(tmp_path / "none.toml")]) == ExitCode.NOT_FOUND
     steps = json.loads(capsys.readouterr().out)
     assert [(step["step"], step["ok"]) for step in steps] == [("profile", False)]

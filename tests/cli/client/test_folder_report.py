@@ -47,7 +47,6 @@ def test_two_pictures_have_a_page(tmp_path):
 
 
 def test_a_report_that_somebody_wrote_is_left_alone(tmp_path):
-    """Ours gets a number, and keeps it."""
     (tmp_path / "report.html").write_text("<html>mine</html>")
     found = run(tmp_path, ["a", "b"])
     for _ in range(2):

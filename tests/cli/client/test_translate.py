@@ -260,6 +260,5 @@ def test_points_hold_no_credentials(translate, scan, north, tmp_path, capsys):
 
 
 def test_file_names_stay_here(translate, scan, north):
-    """No request holds a name."""
     translate(scan)
     assert not any(b"scan" in request.SerializeToString() for _, request in north.script.calls)

@@ -108,7 +108,6 @@ def test_names_the_first_tensor_that_differs(change, named, tmp_path):
 
 @pytest.mark.parametrize("name", ["opt500000.pt", "other.pt"])
 def test_an_optimisers_state_is_refused_with_a_hint_at_the_weights(name, tmp_path):
-    """By its name or by what it holds."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     content = torch.optim.AdamW([parameter]).state_dict() if name == "other.pt" else {"a": torch.zeros(1)}
     with pytest.raises(BundleInvalid, match="optimiser") as caught:

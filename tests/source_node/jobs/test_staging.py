@@ -193,7 +193,6 @@ def test_a_full_disk_is_named(store, tmp_path, monkeypatch, code):
 
 @pytest.mark.parametrize("job_id", ["..", "a/b", "A" * 32, "0" * 31])
 def test_only_our_own_ids_become_paths(tmp_path, job_id):
-    """Whatever a caller passes."""
     with pytest.raises(ValueError, match="no name in the spool"):
         Spool(tmp_path / "spool").read(job_id, "0.input-0123456789abcdef")
 

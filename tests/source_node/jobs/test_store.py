@@ -175,7 +175,6 @@ def test_a_job_is_finished_once(store):
 
 
 def test_a_failed_job_fails_what_was_left_and_keeps_what_was_decoded(store, tmp_path):
-    """With the job's error on both."""
     job = jobs.running(store, b"one", b"two")
     jobs.decode(store, job)
     error = ErrorDetail(reason="CONTRACT_MISMATCH")

@@ -134,7 +134,6 @@ def test_a_stored_latent_that_the_disk_lost_is_made_again(source, target) -> Non
 
 
 def test_an_item_that_this_node_cannot_encode_fails_alone(source, target) -> None:
-    """The peer never hears of it."""
     odd = to_npy(gaussian(400) * 90)
     job = source.start().ended(source.submit(THREE[0], odd, THREE[2]))
     assert source.states(job) == ["DECODED", "FAILED", "DECODED"]
