@@ -151,6 +151,11 @@ def killed_at_random(pair: Pair, feeder: load.Feeder, kills: int, longest_s: flo
     return took
 
 
+# Of a connection that is reset inside `SSLContext.wrap_socket`, Python leaves the socket to the garbage collector.
+RESET = pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket")
+
+
+@RESET
 def test_random_kills_with_a_stub_engine(tmp_path: Path, amount, evidence) -> None:
     """kill -9 of either node at random moments while a client submits: every accepted job is finished once."""
     kills = amount(5, 1_000)
@@ -174,6 +179,7 @@ def test_random_kills_with_a_stub_engine(tmp_path: Path, amount, evidence) -> No
         pair.stop()
 
 
+@RESET
 def test_random_kills_with_the_real_engine(tmp_path: Path, amount, evidence) -> None:
     """The same with the shipped models, so that most kills fall into the middle of a computation."""
     kills = amount(1, 50)

@@ -296,7 +296,6 @@ def test_a_png_that_claims_too_many_pixels_is_refused_by_its_header(depth, colou
     ],
 )
 def test_the_limit_on_pixels_holds_for_every_format(content):
-    """110 of them where 100 are allowed."""
     with pytest.raises(ImageTooLarge) as caught:
         decode_image(content, ImageLimits(max_pixels=100))
     assert caught.value.facts["pixels"] == "110"

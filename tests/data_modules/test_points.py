@@ -83,7 +83,6 @@ def test_what_is_no_array_of_real_numbers_is_unreadable(data):
 
 @pytest.mark.parametrize("shape", ["()", "(0, 2)", "(1, 3)", "(" + "1, " * 40 + ")"])
 def test_another_shape_is_named(shape):
-    """Not (N, 2) with a point at least."""
     with pytest.raises(ShapeMismatch) as caught:
         parse(forged(described(shape=shape), bytes(8)))
     assert caught.value.facts["expected"] == "(N, 2)"
@@ -91,7 +90,6 @@ def test_another_shape_is_named(shape):
 
 @pytest.mark.parametrize("points", [1_001, 2**62, 10**100])
 def test_too_many_points_are_refused_by_the_header_alone(points):
-    """Nothing of the claimed size is allocated."""
     with pytest.raises(PointsTooMany) as caught:
         parse(forged(described(shape=f"({points}, 2)"), bytes(8)))
     assert caught.value.facts == {"points": str(points), "limit_points": "1000"}

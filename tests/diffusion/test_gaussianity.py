@@ -81,7 +81,6 @@ def test_each_figure_has_its_bound(name, inside, outside):
     [("mean", 0.33, 0.34), ("std", 0.51, 0.49), ("kurtosis", 30.9, 31.0), ("correlation", 0.57, 0.58)],
 )
 def test_few_numbers_are_given_six_standard_errors(name, inside, outside):
-    """Of 1,024 numbers, those of one small picture."""
     check(_figures(1024, **{name: inside}))
     with pytest.raises(LatentNotGaussian):
         check(_figures(1024, **{name: outside}))

@@ -91,7 +91,6 @@ def test_a_quality_is_one_of_three_settings():
 
 
 def test_a_record_whose_fields_contradict_each_other_breaks_the_protocol() -> None:
-    """Each is right alone."""
     sent = translation_pb2.Provenance(
         guidance=common_pb2.GuidanceSettings(guidance=2.0, classifier_scale=1.0)
     )

@@ -221,7 +221,6 @@ def test_calibrated_pictures_go_there_and_back_alike(tmp_path, open_nodes) -> No
 
 @pytest.mark.usefixtures("shared_noise")
 def test_guided_pictures_of_classes_go_there_and_back_alike(tmp_path, open_nodes) -> None:
-    """Softened and guided in both directions."""
     nodes = open_nodes(*(make(classes=("coast", "ridge"), class_dropout=True) for make in (scans, relief)))
     compared = compare(tmp_path, nodes, classes=(0, 1), cycle=True, guidance=Guidance(3.0))
     compared.check(Part.LATENT, Part.RETURNED)
