@@ -135,10 +135,11 @@ def _mean(figures: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def marks() -> Rows:
-    """pair, under | true partners: without, under | exchanged true partners | translations | calibrated translations | other places
-    {source} → {target}, {calibration} | {marked[true partners][without]:.0%}, {marked[true partners][under]:.0%} | {marked[exchanged true partners][without]:.0%}, {marked[exchanged true partners][under]:.0%} | {marked[translations][without]:.0%}, {marked[translations][under]:.0%} | {marked[calibrated translations][without]:.0%}, {marked[calibrated translations][under]:.0%} | {marked[other places][without]:.0%}, {marked[other places][under]:.0%}"""  # noqa: E501
-    rows: Rows = read("structure_thresholds")
-    return rows
+    """pair, calibration, share | wrong pixels | bad pictures | by structure: found | by classes: marked | precision | recall | AUC
+    {pair}, {state}, {share:g}{few} | {wrong:.0%} | {bad} | {by_structure[recall]:.0%} | {by_classes[marked]} | {by_classes[precision]:.2f} | {by_classes[recall]:.2f} | {auc:.2f}"""  # noqa: E501
+    for row in read("marks"):
+        few = "" if row["evaluations"] == 24 else f", {row['evaluations']} evaluations"
+        yield {**row, "few": few}
 
 
 def nodes() -> Rows:

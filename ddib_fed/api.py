@@ -241,8 +241,9 @@ def translate(
     grid: str = "default",
     depth: float = 1.0,
     quality: str | None = None,
-    share: float = 1.0,
-    temperature: float = 1.0,
+    share: float | None = None,
+    temperature: float | None = None,
+    blend: float | None = None,
     source_class: Label = None,
     target_class: Label = None,
     guidance: float | None = None,
@@ -272,8 +273,12 @@ def translate(
         depth: Fraction of the way to noise, in (0, 1]; below 1 the latent keeps some of the sample.
         quality: "draft", "standard" or "exact", instead of solver, order, evaluations and grid.
         share: Of the network in encoding pictures, in [0, 1]; the rest is linear. Below 1 the latent keeps more
-            structure and shows more of the picture, and between nodes both policies must allow it.
+            structure and shows more of the picture, and between nodes both policies must allow it. None for what the
+            calibration proposes, 1 without one.
         temperature: Of the latent where it is decoded, in [0.8, 1]: below 1 less is invented, and edges are softer.
+            None as of `share`.
+        blend: Of the source's own picture, mapped by the calibration, in the result, in [0, 1]. None for what the
+            calibration proposes, 0 without one.
         source_class: Class of the samples, by number or name, where the source's model has classes.
         target_class: Class to translate to.
         guidance: Scale of classifier-free guidance at the target; None for none.
@@ -295,7 +300,9 @@ def translate(
         JobFailed: A latent is not Gaussian, for one.
     """
     files = contents(samples)
-    settings = Settings(solver, order, evaluations, grid, depth, share, temperature).of_quality(quality)
+    dial = {"share": share, "temperature": temperature, "blend": blend}
+    said = {name: value for name, value in dial.items() if value is not None}
+    settings = Settings(solver, order, evaluations, grid, depth, **said).of_quality(quality)
     from ddib_fed.client.client import Client
 
     before, after = ("" if each is None else str(each) for each in (source_class, target_class))
@@ -304,6 +311,7 @@ def translate(
         "keep_latent": keep_latents,
         "source_class": before,
         "target_class": after,
+        "left": [name for name in dial if name not in said],
         "guidance": Guidance(guidance, classifier_scale),
         "on_event": None if on_progress is None else lambda event: on_progress(event.items_done, event.items),
     }

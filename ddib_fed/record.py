@@ -25,6 +25,8 @@ DOUBTFUL_BELOW = 30.0
 """dB of PSNR: a round trip that is worse makes the translation doubtful."""
 
 
+CALIBRATION_FILE = ".ddib-calibration.json"
+"""The calibration of the results in a folder, beside them."""
 MOST_TILES = 1024
 """A picture of more tiles is fitted as a whole unless tiles are asked for: so many take minutes of a core."""
 
@@ -109,6 +111,8 @@ class Settings:
             network's. Below 1 the latent shows more of the picture, and both policies must allow it.
         temperature: By which the target multiplies a latent before it decodes it, in [0.8, 1]; what it encodes again
             is divided by it. Below 1 it invents less, and edges are softer.
+        blend: Share of the source's own picture, mapped by the calibration, in the result, in [0, 1]: nearer to what
+            the source shows, and less sharp. The source adds it to what comes back.
     """
 
     solver: str = "unipc"
@@ -118,6 +122,7 @@ class Settings:
     depth: float = 1.0
     share: float = 1.0
     temperature: float = 1.0
+    blend: float = 0.0
 
     @classmethod
     def like(cls, other: object) -> Settings:
@@ -143,9 +148,12 @@ class Settings:
                     f"the quality {quality} chooses {name} itself, and {getattr(self, name)} is given beside it",
                     hint=f"leave --{name} or --quality out",
                 )
-        return replace(chosen, depth=self.depth, share=self.share, temperature=self.temperature)
+        own = {name: getattr(self, name) for name in ("depth", *DIAL)}
+        return replace(chosen, **own)
 
 
+DIAL: Final = ("share", "temperature", "blend")
+"""Settings that a calibration brings where a job says nothing."""
 QUALITIES: Final[Mapping[str, Settings]] = MappingProxyType(
     {
         "draft": Settings(evaluations=12, grid="learned"),
@@ -206,11 +214,10 @@ class PictureFigures(_Section):
     cycle_mse: float | None = None
     cycle_psnr: float | None = None
     edge_correlation: float | None = None
-    mutual_information: float | None = None
     least_edge_correlation: float | None = None
-    least_mutual_information: float | None = None
-    agreement: float | None = None
-    least_agreement: float | None = None
+    differs: float | None = None
+    most_differs: float | None = None
+    differs_at: str = ""
     structure_doubtful: bool | None = None
     clipped: int = 0
     outside: float | None = None

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from opentelemetry.trace import Span
 
-from ddib_fed.calibration.record import leg_map
+from ddib_fed.calibration.record import check_blend, leg_map
 from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.diffusion.gaussianity import LatentStatistics
@@ -302,14 +302,15 @@ class JobPipeline:
             tracing=node.tracing,
             trace=self._trace,
         )
-        self._rotation = leg_map(calibration, self._engine.model.bundle.manifest)
+        self._alone = None if calibration is None else calibration.alone
+        check_blend(request.solver.blend, calibration)
         leg = Leg(
             solver_settings(request.solver),
             guidance_from_pb(request.guidance),
             round_trip=request.cycle,
             control=self._control,
             on_step=self._on_step,
-            calibration=self._rotation,
+            calibration=leg_map(calibration, self._engine.model.bundle.manifest),
             flow=job.job_id,
             owner=job.owner,
             stream_rows=rows_about(
@@ -569,7 +570,9 @@ class JobPipeline:
         samples, given, rule = self._samples, work.given, rule_of_side(self._contract.target)
         record = work.record.with_(seconds={"remote": there.seconds}, wire_bytes=there.wire_bytes)
         made: dict[SpoolPart, Callable[[], SampleFile]] = {
-            SpoolPart.TRANSLATION: lambda: samples.translation(there.samples, rule, given, self._rotation)
+            SpoolPart.TRANSLATION: lambda: samples.translation(
+                there.samples, rule, given, self._alone, blend=self._job.request.solver.blend
+            )
         }
         if given.model_size:
             made[SpoolPart.SOURCE] = lambda: samples.source(given)

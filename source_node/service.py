@@ -10,14 +10,21 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 
 import grpc
 from grpc import ServicerContext
 from opentelemetry.trace import Span, SpanKind
 
-from ddib_fed.errors import Cancelled, DdibError, ItemNotFound, MessageInvalid, TooManyStreams
+from ddib_fed.errors import (
+    CalibrationRefused,
+    Cancelled,
+    DdibError,
+    ItemNotFound,
+    MessageInvalid,
+    TooManyStreams,
+)
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.connections import Repeated
@@ -33,7 +40,7 @@ from ddib_fed.v1 import translation_pb2 as pb
 from source_node.remote import Remotes
 from source_node.runner import DIAGNOSE_TIMEOUT_S, EventHub, JobRunner
 from source_node.store import PENDING_ITEMS, RESULTS, ItemCounts, JobStore, StoredJob
-from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, active_terms, trace_key
+from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, active_terms, calibration_of, trace_key
 
 
 def job_message(job: StoredJob, progress: ItemCounts | None = None, *, expires: float = 0.0) -> pb.Job:
@@ -149,7 +156,11 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     def GetJob(self, request: pb.GetJobRequest, context: ServicerContext) -> pb.GetJobResponse:
         job = self.store.get(request.job_id, caller().uri)
         expires = self.store.unix_time(job.expires)
-        return pb.GetJobResponse(job=job_message(job, expires=expires))
+        answer = pb.GetJobResponse(job=job_message(job, expires=expires))
+        with suppress(CalibrationRefused):
+            if (used := calibration_of(self.node, job.request)) is not None:
+                answer.job.calibration = used.canonical
+        return answer
 
     def ListJobs(self, request: pb.ListJobsRequest, context: ServicerContext) -> pb.ListJobsResponse:
         jobs = self.store.list(caller().uri, min(request.limit or 100, 1000))

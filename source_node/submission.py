@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from opentelemetry.trace import Span
 
 from ddib_fed import errors
-from ddib_fed.calibration.record import Calibration, Place, leg_map, misfit
+from ddib_fed.calibration.record import Calibration, Dial, Place, check_blend, leg_map, misfit
 from ddib_fed.engine.model import check_decoding, check_encoding, check_given
 from ddib_fed.evaluation.samples import Samples, samples_of
 from ddib_fed.files import require
@@ -155,7 +155,10 @@ def target_classes(side: ContractSide, terms: GuidanceTerms, request: JobHeader)
 def check_request(owner: str, request: JobHeader, node: NodeContext) -> None:
     """Return if this node can do what a client asks for; the solver's defaults are filled in."""
     _check_fields(request, node.config.limits)
+    calibration = calibration_of(node, request)
+    Dial.fill(request.solver, calibration)
     request.solver.CopyFrom(settings_message(solver_settings(request.solver)))
+    check_blend(request.solver.blend, calibration)
     check_allowed(owner, request, node.config)
     is_picture = node.engine.model.is_picture
     require(is_picture or not request.model_size, "model_size", "must not be set for points")

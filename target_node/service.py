@@ -339,12 +339,6 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
         self, request: calibration_pb2.GetUnitsRequest, context: ServicerContext
     ) -> calibration_pb2.GetUnitsResponse:
         self._open(request.domain)
-        if not self._node.config.policy.calibration_units:
-            raise PolicyDenied(
-                "policy.calibration_units is off: the units of the model are not given to peers",
-                hint=f"[policy] calibration_units = true in {self._node.config.path}, then restart the node",
-                facts={"policy": "calibration_units"},
-            )
         self._audit("units_served", units=self._node.units_sha256)
         return calibration_pb2.GetUnitsResponse(
             units=plain_units(self._node.running_engine.model.manifest.normalisation)

@@ -105,7 +105,7 @@ def check_report(report: dict) -> None:
     pictures = report["pictures"]
     assert pictures["count"] == 16
     assert pictures["cycle_psnr"]["min"] <= pictures["cycle_psnr"]["median"]
-    assert pictures["paired_mse"] < pictures["baseline_mse"]["source"]
+    assert pictures["ways"]["bridge"]["mse"] < pictures["ways"]["source"]["mse"]
     assert len(report["bounds"]) == 9
     assert all(bound["ok"] for bound in report["bounds"])
 

@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.calibration.directed import OUT, ROOT, Directed
 from ddib_fed.calibration.fit import fit
-from ddib_fed.calibration.record import CalibratedSide, Calibration, Making, units_digest, write_calibration
+from ddib_fed.calibration.record import CalibratedSide, Calibration, Making, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import open_party
@@ -88,10 +88,7 @@ def calibrate(directed: Directed, seed: int) -> Calibration:
     proposal = fit(source, target, (units[0], units[1]), "tone", seed=seed)
     now = datetime.now(UTC)
     names = (directed.source_name, directed.target_name)
-    sides = [
-        CalibratedSide(domain=name, units_sha256=units_digest(unit))
-        for name, unit in zip(names, units, strict=True)
-    ]
+    sides = [CalibratedSide(domain=name, units=unit) for name, unit in zip(names, units, strict=True)]
     return Calibration(
         kind="tone",
         source=sides[0],

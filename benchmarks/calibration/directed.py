@@ -24,8 +24,6 @@ from ddib_fed.models.manifest import StructureThresholds
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "benchmarks" / "calibration"
-THRESHOLDS = OUT.parent / "structure_thresholds.json"
-"""What the structure thresholds mark, measured by benchmarks/pictures/structure_thresholds.py."""
 BUILD = ROOT / "build" / "calibration"
 CALIBRATED = ROOT / "build" / "calibrated"
 """Source models that were trained with a calibration, SOURCE-TARGET-SEED."""

@@ -109,7 +109,8 @@ def calibrations(
                 kind, side(units), ("", directed.target_name), DAYS, command, seed, force
             )
             try:
-                made = from_aggregate(own, units.normalisation, published, wanted)
+                both = units.normalisation.plain, directed.bundles[1].manifest.normalisation.plain
+                made = from_aggregate(own, both, published, wanted)
             except CalibrationIneffective as refused:
                 print(f"{directed.name} {seed} {kind}: refused: {refused.detail}", flush=True)
                 return None

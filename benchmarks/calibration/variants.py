@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.calibration.directed import BUILD, CALIBRATED, Directed
 from ddib_fed.calibration.aggregate import count_array
 from ddib_fed.calibration.fit import degrees, nearest_orthogonal
-from ddib_fed.calibration.record import read_calibration, write_calibration
+from ddib_fed.calibration.record import Calibration, read_calibration, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import LocalParty, only, open_party
@@ -22,7 +22,7 @@ from ddib_fed.evaluation.judgement import histogram_match
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.models.units import ChannelMap, monomials
+from ddib_fed.models.units import monomials
 from ddib_fed.training.calibrating import CalibrationRequest, from_aggregate, side
 from tests.engine.stages import translate_array
 
@@ -125,7 +125,7 @@ def rotation_of_pairs(count: int) -> Callable[[Directed, SolverSettings], Made]:
     return lambda directed, settings: decoded(directed, settings, procrustes(directed, count))
 
 
-def agreed(directed: Directed) -> tuple[ChannelMap, dict[str, Any]]:
+def agreed(directed: Directed) -> tuple[Calibration, dict[str, Any]]:
     """The rotation from the target's noised aggregate without pairs, and how it was found."""
     path = CALIBRATED / f"{directed.name}-0-rotation.json"
     if not path.exists():
@@ -138,10 +138,10 @@ def agreed(directed: Directed) -> tuple[ChannelMap, dict[str, Any]]:
             "rotation", side(own), ("", target.domain), days=365, command=COMMAND, force=True
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = from_aggregate(directed.pictures[0].train, own.normalisation, aggregate, wanted)
+        made = from_aggregate(directed.pictures[0].train, units(directed), aggregate, wanted)
         write_calibration(made, path)
     found = read_calibration(path)
-    return found.map, {
+    return found, {
         "rotation": found.map.matrix.tolist(),
         "effect": found.effect.model_dump(mode="json"),
         "made": found.made.model_dump(mode="json"),
@@ -154,7 +154,7 @@ def calibrated(**changes: float) -> Callable[[Directed, SolverSettings], Made]:
 
     def make(directed: Directed, settings: SolverSettings) -> Made:
         found, notes = agreed(directed)
-        made = bridged(directed, replace(settings, **changes), calibration=found)
+        made = bridged(directed, replace(settings, **changes), calibration=found.map)
         return replace(made, notes={**(made.notes or {}), **notes})
 
     return make

@@ -1,8 +1,8 @@
 """The map of a calibration, and its figures: from a noised aggregate of the target's pictures, or from anchors.
 
 From an aggregate (`propose`): pseudo-colours are drawn from the cleaned histogram, and the rotation is searched whose
-sliced Wasserstein distance to them is least; a colour map then follows optimal transport. From anchors (`fit`),
-pictures of the same things that the source holds in both modalities:
+sliced Wasserstein distance to them is least; a colour map follows optimal transport, and a tone the monotone one. From
+anchors (`fit`), pictures of the same things that the source holds in both modalities:
 
     rotation     orthogonal Procrustes: R = U V^T of the singular vectors of sum v u^T over all pixels
     tone         a curve of one or two branches, `fit_tone`
@@ -21,8 +21,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from ddib_fed.calibration.aggregate import Aggregate, Cells, Floats, Numbers, thinned
-from ddib_fed.calibration.record import Effect
+from ddib_fed.calibration.aggregate import GREY_BINS, REACH, Aggregate, Cells, Floats, Numbers, thinned
+from ddib_fed.calibration.record import Contrast, Effect
 from ddib_fed.errors import CalibrationIneffective, InputError, ShapeMismatch, UsageError, extra
 from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation, monomials
@@ -63,6 +63,8 @@ WORTH = 0.9
 MARGIN = 0.05
 """Of the range of u that the outermost knots lie beyond it."""
 SWEEPS = 120
+LEAST_GROUND, MOST_BELOW = 0.2, 0.05
+"""Of the pixels in one cell, at least, and below it, at most, where grey pictures have a dark background."""
 
 FEWEST = 2
 """Anchors of which one can be left out."""
@@ -85,6 +87,10 @@ DRAWN = 24_000
 """Pseudo-colours of the target."""
 
 
+Map = Callable[[Numbers], Floats]
+"""Of colours (N, C)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Proposal:
     map: ChannelMap
@@ -97,10 +103,14 @@ def propose(
     aggregate: Aggregate,
     kind: CalibrationKind,
     *,
+    contrast: Contrast = "",
     seed: int = 0,
     force: bool = False,
 ) -> Proposal:
-    """The map of this kind from the source's units to the target's, from the source's pictures and an aggregate."""
+    """The map of this kind from the source's units to the target's, from the source's pictures and an aggregate.
+
+    The contrast is that of a tone, which no histogram of grey can tell.
+    """
     channels = aggregate.cells.channels
     if pictures.ndim != 4 or len(pictures) < FEWEST_PICTURES:
         raise InputError(
@@ -112,7 +122,7 @@ def propose(
             f"the aggregate of {aggregate.domain} is of {channels} channels, the pictures have {pictures.shape[1]}",
             hint="both models must be of one number of channels",
         )
-    check_kind(kind, channels, anchored=False)
+    check_kind(kind, channels, anchored=False, contrast=contrast)
     generator = np.random.default_rng(seed)
     units = normalisation.plain.apply(thinned(pictures, MOST_PICTURES))
     colours = sampled_pixels(units, EACH, generator)
@@ -120,23 +130,30 @@ def propose(
         without_noise(aggregate.shares, aggregate.sigma), aggregate.cells, DRAWN, generator
     )
     cloud: Numbers = generator.permutation(colours.reshape(-1, colours.shape[2]))
+    if kind == "tone":
+        own, others, pairs = transported(colours[..., 0], target[:, 0], inverted=contrast == "inverted")
+        curve = fit_tone(*pairs)
+        effect = effect_of((curve.apply,), own[..., None], others[:, None], seed=seed)
+        return Proposal(curve, judged(effect, force=force))
     found = search(cloud, target, seed=seed)
     best = found.best.matrix
     mapped = as_map(best) if kind == "rotation" else fit_colour_map(cloud, target, best)
-    return Proposal(mapped, judged(effect_of(found, mapped, colours, target, seed=seed), force=force))
+    maps = (mapped.apply, lambda u: u @ found.best.matrix.T, lambda u: u @ found.other.matrix.T)
+    return Proposal(mapped, judged(effect_of(maps, colours, target, seed=seed), force=force))
 
 
-def check_kind(kind: CalibrationKind, channels: int, *, anchored: bool) -> None:
+def check_kind(kind: CalibrationKind, channels: int, *, anchored: bool, contrast: Contrast = "") -> None:
     """Return if a calibration of this kind can be made for pictures of so many channels."""
-    if kind == "tone" and not anchored:
+    if bool(contrast) != (kind == "tone" and not anchored):
         raise UsageError(
-            "a tone is fitted to anchors: nothing in a histogram of grey tells a contrast from its negative",
-            hint="ddib calibrate --kind tone --anchors A_DIR B_DIR; docs/calibration.md",
+            "nothing in a histogram of grey tells a contrast from its negative: a tone without anchors, and nothing "
+            "else, takes the contrast from you",
+            hint="ddib calibrate --kind tone --contrast inverted, or --anchors A_DIR B_DIR; docs/calibration.md",
         )
     if channels != (1 if kind == "tone" else 3) and (anchored or kind != "rotation"):
         raise UsageError(
             f"a {kind} is not for pictures of {channels} channel{'s' * (channels > 1)}",
-            hint="--kind tone --anchors A_DIR B_DIR is for grey pictures, rotation and colour-map for colours",
+            hint="--kind tone is for grey pictures, rotation and colour-map for colours",
         )
 
 
@@ -505,6 +522,37 @@ def _branch(pixels: _Pixels, low: Numbers, high: Numbers, least_v: Numbers, *, r
     return error, np.stack([np.broadcast_to(at[:, None], rise.shape), x[..., :1] + rise], axis=3)
 
 
+def transported(
+    u: Numbers, v: Numbers, *, inverted: bool
+) -> tuple[Numbers, Numbers, tuple[Numbers, Numbers]]:
+    """The values of u (N, each) and of v (M,) in front of a background, and pairs of all u and what each becomes.
+
+    Monotone transport. A dark background, where both have one, stays the background, whatever the contrast of the rest:
+    how much of it there is differs with how pictures are cut.
+    """
+    first, second = _background(u.ravel()), _background(v)
+    if first is None or second is None:
+        first = second = -np.inf
+    front, rest = np.sort(u[u > first]), np.sort(v[v > second])
+    ranks = (np.arange(len(front)) + 0.5) / len(front)
+    matched = np.interp(1.0 - ranks if inverted else ranks, (np.arange(len(rest)) + 0.5) / len(rest), rest)
+    ground = u[u <= first]
+    dark = np.full(len(ground), np.median(v[v <= second]) if len(ground) else 0.0)
+    pairs = np.concatenate([ground, front]), np.concatenate([dark, matched])
+    # Of each picture as many values in front as it had, drawn from them again.
+    some = [row[row > first] for row in u if (row > first).any()]
+    return np.stack([np.resize(row, u.shape[1]) for row in some]), rest, pairs
+
+
+def _background(values: Numbers) -> float | None:
+    """The end of a background: the darkest values, near to one another; None where they are few."""
+    shares, edges = np.histogram(values, bins=GREY_BINS, range=(-REACH, REACH))
+    peak = int(shares.argmax())
+    if shares[peak] < LEAST_GROUND * len(values) or shares[:peak].sum() > MOST_BELOW * len(values):
+        return None
+    return float(edges[min(peak + 2, GREY_BINS)])
+
+
 # What is known of a map
 
 
@@ -536,15 +584,13 @@ def judged(effect: Effect, *, force: bool) -> Effect:
     return effect
 
 
-def effect_of(found: Search, mapped: ChannelMap, own: Numbers, target: Numbers, *, seed: int = 0) -> Effect:
-    """Distance to the target's colours (M, C) of the own ones (N, each, C) without a map and with it; the margin."""
-    maps: tuple[Callable[[Numbers], Floats], ...] = (
-        lambda u: u,
-        mapped.apply,
-        lambda u: u @ found.best.matrix.T,
-        lambda u: u @ found.other.matrix.T,
-    )
-    clouds = [each(own.reshape(-1, own.shape[2])).reshape(own.shape) for each in maps]
+def effect_of(maps: Sequence[Map], own: Numbers, target: Numbers, *, seed: int = 0) -> Effect:
+    """Distance to the target's colours (M, C) of the own ones (N, each, C) without a map and with it; the margin.
+
+    The margin is by how much the third of the maps is farther than the second, of one map by how much none is.
+    """
+    flat = own.reshape(-1, own.shape[2])
+    clouds = [own, *(each(flat).reshape(own.shape) for each in maps)]
     generator = np.random.default_rng(seed)
     pictures, colours = min(len(own), max(1, COMPARED // own.shape[1])), min(len(target), COMPARED)
     drawn = np.empty((RESAMPLES, len(clouds)))
@@ -560,7 +606,8 @@ def effect_of(found: Search, mapped: ChannelMap, own: Numbers, target: Numbers, 
         return Figure(value=float(value), low=float(value + low), high=float(value + high))
 
     def margin(distances: Numbers) -> Numbers:
-        before, _, best, other = distances
+        before, after, *others = distances
+        best, other = others or (after, before)
         share: Numbers = (other - best) / np.maximum(before, 1e-12)
         return share
 

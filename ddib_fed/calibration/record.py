@@ -28,6 +28,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FiniteFloat,
     ValidationError,
     field_serializer,
     model_validator,
@@ -47,13 +48,15 @@ from ddib_fed.errors import (
     DdibError,
     ExhaustedError,
     RefusedError,
+    SettingsInvalid,
 )
 from ddib_fed.files import canonical_json, parse_json, private_folder, read_small, sync_folder, write_file
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.sidecars import Figure
-from ddib_fed.models.units import ChannelMap, Normalisation
+from ddib_fed.models.units import ChannelMap, Normalisation, PictureMap
 from ddib_fed.names import is_domain, is_institution
 from ddib_fed.protocol.contract import CalibrationKind
+from ddib_fed.record import CALIBRATION_FILE
 from ddib_fed.security.identity import (
     MAX_CERTIFICATE_BYTES,
     Identity,
@@ -63,12 +66,13 @@ from ddib_fed.security.identity import (
 )
 from ddib_fed.security.pki import CLOCK_SKEW, TlsCredentials
 from ddib_fed.v1 import calibration_pb2 as pb
-from ddib_fed.v1.common_pb2 import CalibrationTerms
+from ddib_fed.v1.common_pb2 import CalibrationTerms, SolverSettings
 
 RETRAINED: Final[frozenset[CalibrationKind]] = frozenset({"tone", "colour-map"})
 """Kinds that need the source's model trained on its mapped pictures."""
 Side = Literal["source", "target"]
 SIDES: Final[tuple[Side, Side]] = ("source", "target")
+Contrast = Literal["", "same", "inverted"]
 State = Literal["proposed", "active", "expired", "inactive"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Place = tuple[str, str]
@@ -91,11 +95,15 @@ class _Section(BaseModel):
 
 
 class CalibratedSide(_Section):
-    """One side: its institution (empty in one process), domain, and digest of its model's plain units."""
+    """One side: its institution (empty in one process), domain, and its model's units before a calibration."""
 
     institution: str = Field(default="", max_length=253)
     domain: str = Field(max_length=64)
-    units_sha256: Sha256
+    units: Normalisation
+
+    @property
+    def units_sha256(self) -> str:
+        return units_digest(self.units)
 
     @property
     def place(self) -> Place:
@@ -110,6 +118,8 @@ class CalibratedSide(_Section):
             raise ValueError("the institution is no DNS name in lower case")
         if not is_domain(self.domain):
             raise ValueError("the domain is no name of a domain")
+        if self.units.calibrated is not None:
+            raise ValueError("the units are those of a model that was trained with a calibration")
         return self
 
 
@@ -129,6 +139,8 @@ class Making(_Section):
     crossed_bytes: int = Field(default=0, ge=0)  # before the calibration itself
     epsilon: float | None = Field(default=None, gt=0)  # of one of the target's units
     delta: float | None = Field(default=None, gt=0, lt=1)
+    contrast: Contrast = ""
+    """Of a tone without anchors: what its operators say of the grey values of both sides."""
     # That repeats it, without names of files and folders: the other institution reads it.
     command: str = Field(default="", max_length=2000, pattern=r"^[ -~]*$")
     created: AwareDatetime
@@ -148,6 +160,25 @@ class Effect(_Section):
         return int(value)  # canonical JSON has no booleans
 
 
+class Dial(_Section):
+    """What jobs under the calibration take where they name no other: see `record.Settings`."""
+
+    share: Annotated[FiniteFloat, Field(ge=0.0, le=1.0)] = 1.0
+    temperature: Annotated[FiniteFloat, Field(ge=0.8, le=1.0)] = 1.0
+    blend: Annotated[FiniteFloat, Field(ge=0.0, le=1.0)] = 0.0
+
+    @classmethod
+    def fill(cls, solver: SolverSettings, calibration: Calibration | None) -> None:
+        """Set what a request leaves open: as the calibration has it, or as without one."""
+        partial = 0.0 < solver.depth < 1.0  # a depth of its own stands for the dial
+        for name, value in cls() if calibration is None or partial else calibration.dial:
+            if not solver.HasField(name):
+                setattr(solver, name, value)
+
+    def __str__(self) -> str:
+        return f"share {self.share:g}, temperature {self.temperature:g}, blend {self.blend:g}"
+
+
 class Calibration(_Section):
     """What both institutions sign: the source applies the map to its own pictures, it leads to the target's units."""
 
@@ -158,6 +189,7 @@ class Calibration(_Section):
     map: ChannelMap
     made: Making
     effect: Effect
+    dial: Dial = Dial()
     expires: AwareDatetime
 
     @property
@@ -176,6 +208,11 @@ class Calibration(_Section):
     @property
     def institutions(self) -> frozenset[str]:
         return frozenset({self.source.institution, self.target.institution})
+
+    @property
+    def alone(self) -> PictureMap:
+        """Its map alone, without a model."""
+        return PictureMap(self.source.units, self.map, self.target.units, self.sha256.hex())
 
     def side(self, side: Side) -> CalibratedSide:
         return self.source if side == "source" else self.target
@@ -274,6 +311,21 @@ def map_between(calibration: Calibration | None, source: Manifest, target: Manif
         calibration.check_between(("", source.domain), ("", target.domain), units)
         check_target(target)
     return leg_map(calibration, source)
+
+
+def check_blend(blend: float, calibration: Calibration | None) -> None:
+    if blend and calibration is None:
+        raise SettingsInvalid(
+            f"a blend of {blend:g} is with a picture that a calibration maps, and there is none",
+            hint="leave --blend out, or translate under a calibration",
+            facts={"field": "blend"},
+        )
+
+
+def map_beside(folder: Path) -> PictureMap | None:
+    """The map of the calibration that is kept beside results in a folder."""
+    path = folder / CALIBRATION_FILE
+    return read_calibration(path).alone if path.is_file() else None
 
 
 def check_target(target: Manifest) -> None:

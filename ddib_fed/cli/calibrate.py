@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass, replace
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -19,6 +21,7 @@ from ddib_fed.errors import (
     CalibrationKindDenied,
     Cancelled,
     InputError,
+    JobFailed,
     RefusedError,
     ShapeMismatch,
     UsageError,
@@ -31,9 +34,14 @@ if TYPE_CHECKING:
         CalibratedSide,
         Calibration,
         CalibrationStore,
+        Dial,
         Side,
         SignedCalibration,
     )
+    from ddib_fed.client.client import Client
+    from ddib_fed.client.dial import Measured
+    from ddib_fed.client.in_process import InProcess
+    from ddib_fed.models.bundle import Bundle
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.protocol.contract import CalibrationKind
     from ddib_fed.training.calibrating import CalibrationRequest
@@ -56,6 +64,7 @@ class _Options:
     kind: CalibrationKind
     pictures: tuple[str, ...]
     anchors: tuple[Path, Path] | None
+    contrast: Literal["same", "inverted"] | None
     days: int
     seed: int
     force: bool
@@ -65,7 +74,10 @@ class _Options:
 
         command = f"ddib calibrate {command} --kind {self.kind} --seed {self.seed}"
         command += "" if self.anchors is None else " --anchors"
-        return CalibrationRequest(self.kind, own, to, self.days, command, self.seed, self.force)
+        command += f" --contrast {self.contrast}" if self.contrast else ""
+        return CalibrationRequest(
+            self.kind, own, to, self.days, command, self.seed, self.force, self.contrast or ""
+        )
 
 
 @group(invoke_without_command=True)
@@ -99,6 +111,12 @@ class _Options:
     "area. The calibration is fitted to them.",
     click.Path(file_okay=False, path_type=Path),
     nargs=2,
+)
+@option(
+    "--contrast",
+    "Of a tone without --anchors, which a histogram cannot tell: whether light in A is light in B (same), or dark "
+    "(inverted). A dark background stays dark.",
+    ("same", "inverted"),
 )
 @EPSILON
 @option("--days N", "Days until the calibration expires.", click.IntRange(1, 731), default=180)
@@ -159,16 +177,18 @@ def calibrate(
             raise UsageError("--peer takes one --pictures: this node's own", hint="leave the other one out")
         _agree(asked, peer, config_path, existing=existing, yes=yes)
     elif local is not None:
-        options.refuse_idle(("existing", "yes", "config_path"), "is not for --local", hint=hint)
-        _make(asked, local, epsilon=epsilon, out=out)
+        options.refuse_idle(("yes", "config_path"), "is not for --local", hint=hint)
+        _make(asked, local, epsilon=epsilon, out=out, existing=existing)
 
 
 # The ways of `ddib calibrate` itself
 
 
-def _make(asked: _Options, local: tuple[str, str], *, epsilon: float, out: Path) -> None:
-    """`--local`: make a calibration of two models, write it, and print what is known of it."""
-    from ddib_fed.calibration.record import RETRAINED, write_calibration
+def _make(
+    asked: _Options, local: tuple[str, str], *, epsilon: float, out: Path, existing: Path | None
+) -> None:
+    """`--local`: make a calibration of two models, measure its dial, write it, and print what is known of it."""
+    from ddib_fed.calibration.record import RETRAINED, misfit, read_calibration, write_calibration
     from ddib_fed.data.shipped import SHIPPED
     from ddib_fed.networks.placement import torch_threads
     from ddib_fed.training import calibrating
@@ -195,11 +215,23 @@ def _make(asked: _Options, local: tuple[str, str], *, epsilon: float, out: Path)
     command = f"--local {shlex.join((first.domain, second.domain))}{noise}"
     request = asked.request(command, calibrating.side(first), ("", second.domain))
     there = calibrating.LocalTarget(target, others, epsilon, asked.seed)
+    rows: list[Measured] = []
     with torch_threads(usual_threads()):
-        found = calibrating.make_calibration(request, source, there, pictures=own, folders=asked.anchors)
+        if existing is not None:
+            found = read_calibration(existing)
+        else:
+            found = calibrating.make_calibration(request, source, there, pictures=own, folders=asked.anchors)
+        if usable := not misfit(found, first):
+            client = in_process(source, target, found)
+            try:
+                rows, dial = measured(found, source, own, asked.anchors, client, client.target)
+            except JobFailed as error:
+                say(f"the dial was not measured: {error.detail}", err=True)
+            else:
+                found = found.model_copy(update={"dial": dial})
     write_calibration(found, out)
     model, other = local
-    if found.kind in RETRAINED:
+    if not usable and found.kind in RETRAINED:
         data = ["--domain", model] if model in SHIPPED else ["--images", "PICTURES"]
         following = ["model", "train", *data, "--init", model, "--calibration", str(out), "--steps", "600"]
         following += ["--out", f"{found.source.domain}-calibrated"]
@@ -209,9 +241,83 @@ def _make(asked: _Options, local: tuple[str, str], *, epsilon: float, out: Path)
 
     def text() -> None:
         show_calibration(found)
+        show_dial(rows, found)
         say(f"written      {out}", "next:", f"  ddib {shlex.join(following)}")
 
     emit(found, text)
+
+
+def in_process(source: Bundle, target: Bundle, calibration: Calibration) -> InProcess:
+    from ddib_fed.client.in_process import InProcess, ProcessOptions
+    from ddib_fed.engine.local_party import open_party
+
+    parties = [open_party(each, threads=usual_threads()) for each in (source, target)]
+    return InProcess(parties[0], parties[1], ProcessOptions(calibration=calibration))
+
+
+def measured(
+    calibration: Calibration,
+    source: Bundle,
+    which: str | None,
+    anchors: tuple[Path, Path] | None,
+    client: Client,
+    target: str,
+    *,
+    limit: int = 24,
+    least_share: float = 0.0,
+) -> tuple[list[Measured], Dial]:
+    """The figures of each setting of the dial on anchors, or on own pictures, and the setting that is proposed."""
+    from ddib_fed.client import dial
+    from ddib_fed.data.folder import scan
+    from ddib_fed.evaluation.metrics import picture_rule
+    from ddib_fed.training.sources import own_samples
+
+    manifest = source.manifest
+    with tempfile.TemporaryDirectory() as folder, console(stderr=True).status("measuring the dial"):
+        if anchors is not None:
+            pictures, truth = [entry.path for entry in scan(anchors[0]).entries], anchors[1]
+        else:
+            own, truth = own_samples(manifest, which, limit, limit), None
+            some = own.held_out if 2 * len(own.held_out) > limit else own.train
+            pictures = dial.write_pictures(some, picture_rule(manifest), Path(folder))
+        translate = dial.translating(client, target, pictures, truth=truth)
+        shares = [share for share in dial.SHARES if share >= least_share]
+        return dial.measure_dial(translate, calibration, shares, source.privacy)
+
+
+def show_dial(rows: Sequence[Measured], calibration: Calibration) -> None:
+    """The table over the dial, and the setting that is proposed."""
+    if not rows:
+        return
+    of_truth = any(row.ssim is not None for row in rows)
+    columns = ["share", ">temperature", ">blend", ">SSIM with the map", ">edges", ">sharpness", ">whiteness",
+               ">round trip dB", ">read dB", ">surrogate dB"]  # fmt: skip
+    columns += [">PSNR dB", ">SSIM", ">partner"] * of_truth
+
+    def shown(value: float | None, form: str = ".2f") -> str:
+        return "" if value is None else f"{value:{form}}"
+
+    table = [
+        [
+            f"{row.dial.share:g}", f"{row.dial.temperature:g}", f"{row.dial.blend:g}", shown(row.map_ssim, ".3f"),
+            shown(row.edges), shown(row.sharpness / (rows[0].sharpness or 1.0)), shown(row.whiteness),
+            *(shown(each, ".1f") for each in (row.round_trip, row.read, row.surrogate)),
+            *([shown(row.psnr, ".1f"), shown(row.ssim, ".3f"), shown(row.partner)] * of_truth),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    print_table("", columns, table)
+    reading = [row for row in rows if row.dial.share == calibration.dial.share and row.read is not None]
+    costs = (
+        f"; a linear read-out reads {reading[0].read:.1f} dB, {rows[0].read:.1f} at share 1"
+        if reading
+        else ""
+    )
+    say(
+        f"proposed     {calibration.dial}{costs}; measured on {min(row.pictures for row in rows)} pictures",
+        "             read: what a linear read-out, fitted to three in four of the pairs, makes of the others' latents",
+        "             surrogate: the same by the model's privacy report",
+    )
 
 
 def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path | None, yes: bool) -> None:
@@ -340,6 +446,80 @@ def publish(
         )
     content = aggregate.model_dump(mode="json", exclude={"counts"})
     outcome(sha256=aggregate.sha256, bytes=len(aggregate.canonical), **content)
+
+
+@calibrate.command(
+    short_help="Measure the dial of an agreed calibration.",
+    epilog="\b\nExample:\n  ddib calibrate dial west.example/relief --pictures pictures --config east/node.toml",
+)
+@click.argument("target", metavar="INSTITUTION/DOMAIN")
+@options.CONFIG
+@option(
+    "--pictures FOLDER",
+    "This node's pictures: a folder, or the name of a domain that ships. Default: what [train] of node.toml names.",
+)
+@option(
+    "--anchors A_DIR B_DIR",
+    "Instead pictures of the same things in both domains, by the same file names: then the truth counts.",
+    click.Path(file_okay=False, path_type=Path),
+    nargs=2,
+)
+@option("--limit N", "Of own pictures, that are measured.", click.IntRange(4), default=24)
+@YES
+@options.PROFILE
+@options.OUTCOME
+def dial(
+    target: str,
+    config_path: Path,
+    pictures: str | None,
+    anchors: tuple[Path, Path] | None,
+    limit: int,
+    yes: bool,
+    profile_path: Path | None,
+) -> None:
+    """Measure share, temperature and blend under the calibration that is agreed on, and propose a setting.
+
+    Own pictures are translated there and back by jobs of this node, at each share that its policy allows. The setting
+    that is proposed becomes part of the calibration, which both operators sign again: jobs that name no share use it.
+    """
+    from ddib_fed.client.client import open_client, split_target
+    from ddib_fed.node import calibrations
+    from ddib_fed.node.role import load_hosted
+
+    config, store = _open(config_path)
+    calibrations.require_role(config, "source", "ddib calibrate dial")
+    now = datetime.now(UTC)
+    active = [
+        each
+        for each in store.between(calibrations.own_place(config), split_target(target))
+        if each.state(now) == "active"
+    ]
+    if not active:
+        raise InputError(
+            f"no calibration for {target} is agreed on here",
+            hint=f"ddib calibrate --peer {shlex.quote(target)}",
+        )
+    found, bundle = active[0].calibration, load_hosted(config)
+    which = pictures or config.train.pictures(config.folder)
+    with open_client(profile_path) as client:
+        rows, proposed = measured(
+            found, bundle, which, anchors, client, target, limit=limit, least_share=config.policy.least_share
+        )
+    made = found.model_copy(update={"dial": proposed})
+    show_dial(rows, made)
+    lines({"sha256": made.sha256.hex()})
+    if config.policy.least_share == 1.0:
+        say("a share below 1 was not measured: [policy] least_share in node.toml of both nodes allows it")
+    outcome_of = {"dial": proposed.model_dump(), "rows": [asdict(row) for row in rows]}
+    if made == found:
+        say("the calibration has this setting already")
+        outcome(sha256=found.sha256.hex(), state="signed", **outcome_of)
+        return
+    _confirm("Sign the calibration with this setting and send it?", yes=yes)
+    with calibrations.CalibrationPeer(config, *split_target(target)) as peer:
+        signed = calibrations.send(config, made, peer, now=datetime.now(UTC))
+    _say_sent(signed, config)
+    outcome(sha256=signed.sha256, state="signed" if signed.complete else "pending", **outcome_of)
 
 
 def _open(config_path: Path) -> tuple[NodeConfig, CalibrationStore]:
@@ -560,7 +740,9 @@ def show_calibration(calibration: Calibration) -> None:
             "error" if anchored else "distance": f"{before} without it, {after} with it: {of}",
             "gain" if anchored else "margin": f"{effect.margin}, as a share of that without it",
             **{name: str(figure) for name, figure in effect.figures.items()},
+            **({"contrast": f"{made.contrast}, as its operators say"} if made.contrast else {}),
             "crosses": crossed,
+            "dial": str(calibration.dial),
             "expires": f"{calibration.expires:%Y-%m-%d}",
             "sha256": calibration.sha256.hex(),
             **({"forced": "its figures were refused, and --force took it"} if effect.forced else {}),

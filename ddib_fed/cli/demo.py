@@ -52,6 +52,8 @@ PICTURES = 16
 START_S = 120.0
 STOP_S = 15.0
 LOG_TAIL = 20
+DIALLED = 8
+"""Pictures that the dial is measured on: few, so that the demo is quick."""
 DRAWS = 3
 """Of the noise of what is published for a calibration: about one in a hundred supports none."""
 
@@ -206,15 +208,24 @@ class Pair:
 
     def agree(self, kind: str) -> Calibration:
         """Calibrate the source to what the target published, and sign it at both, as their operators do."""
-        from ddib_fed.calibration.record import Calibration
+        return self._signed("--peer", self.to, "--kind", kind, "--pictures", self.source.domain, "--yes")
+
+    def dial(self, count: int) -> Calibration:
+        """Measure the dial of the calibration on so many own pictures, and sign what is proposed at both."""
+        words = ("--pictures", self.source.domain, "--limit", str(count), "--yes", "--profile", self.profile)
+        return self._signed("dial", self.to, *words)
+
+    def _signed(self, *words: str | Path) -> Calibration:
+        """The calibration that a command of the source proposes, once both operators have signed it."""
+        from ddib_fed.calibration.record import read_calibration
 
         source, target = self.source.config_path, self.target.config_path
-        words = ("--kind", kind, "--pictures", self.source.domain, "--yes", "--format", "json")
-        found = json.loads(run_command("calibrate", "--peer", self.to, *words, "--config", source))
+        found = json.loads(run_command("calibrate", *words, "--format", "json", "--config", source))
         name = found["sha256"][:12]
-        run_command("calibrate", "accept", name, "--yes", "--config", target)
-        say(*run_command("calibrate", "send", name, "--config", source).splitlines())
-        return Calibration.model_validate(found["calibration"])
+        if found["state"] != "signed":
+            run_command("calibrate", "accept", name, "--yes", "--config", target)
+            say(*run_command("calibrate", "send", name, "--config", source).splitlines())
+        return read_calibration(self.source.folder / "state" / "calibrations" / f"{found['sha256']}.json")
 
     def say_what_to_try(self, files: Path) -> None:
         """Addresses of the nodes that were kept, and commands for them."""
@@ -254,10 +265,10 @@ def demo(out: Path, keep: bool) -> None:
     """Two institutions on this machine translate there and back.
 
     First points: north.example has moons, south.example checkerboards. Then pictures: east.example has satellite
-    pictures, west.example relief maps; they are translated once without a calibration, and again after the two nodes
-    have agreed on one. Each pair is set up by the same commands that the README shows; two nodes are
-    started and translate over mutual TLS. Writes DIR/translation.png,
-    DIR/pictures.png and DIR/report.json. Exits non-zero if a figure is out of bounds.
+    pictures, west.example relief maps; they are translated under a calibration that the two nodes agree on first, at
+    the setting of its dial that own pictures speak for. Each pair is set up by the same commands that the README
+    shows; two nodes are started and translate over mutual TLS. Writes DIR/translation.png, DIR/pictures.png and
+    DIR/report.json. Exits non-zero if a figure is out of bounds.
     """
     for package in sorted(NODE_EXTRA):
         if importlib.util.find_spec(package) is None:
@@ -287,15 +298,15 @@ def demonstrate(out: Path, *, keep: bool = False, points: int = POINTS) -> None:
         if not keep:
             with_points.stop()
         say("", "Pictures: satellite of east.example become relief of west.example, and return", "")
-        with_pictures.start([("calibration", "[]", '["rotation"]')])
+        with_pictures.start([("calibration", "[]", '["rotation"]'), ("least_share", "1.0", "0.75")])
         folder = out / "pictures"
         chosen = demo_figures.ChosenPictures.evenly(*shipped, PICTURES)
         chosen.write(folder / "in")
+        with_pictures.calibrate("rotation")
+        calibration = with_pictures.dial(DIALLED)
         with_pictures.translate(folder / "in", folder / "translated", *cycle)
-        calibration = with_pictures.calibrate("rotation")
-        with_pictures.translate(folder / "in", folder / "calibrated")
         measured = demo_figures.measure_pictures(
-            chosen, folder, calibration, shipped[1].train, out / "pictures.png"
+            chosen, folder / "translated", calibration, out / "pictures.png"
         )
         parts.append(measured)
         parts[1].show()

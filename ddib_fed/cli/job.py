@@ -266,6 +266,7 @@ def _show_job(view: pb.Job) -> None:
         "clipped": guidance.clip,
         f"share {solver.share:g}": solver.HasField("share") and solver.share < 1.0,
         f"temperature {solver.temperature:g}": 0.0 < solver.temperature < 1.0,
+        f"blend {solver.blend:g}": solver.blend > 0.0,
         "cycle": request.cycle,
         "latent kept": request.keep_latent,
         "no calibration": request.no_calibration,

@@ -570,6 +570,7 @@ def evaluate(
     need a missing input are left out. Pictures are matched by their path below their folder, ignoring the suffix. Each
     mean has its bootstrap interval of 95 % in brackets.
     """
+    from ddib_fed.calibration.record import map_beside
     from ddib_fed.evaluation.pages import write_report_page
     from ddib_fed.evaluation.translations import evaluate_folder
 
@@ -584,6 +585,7 @@ def evaluate(
             size=size,
             span=span,
             by_folder=group_by is not None,
+            mapping=map_beside(folder),
             on_read=show,
         )
     if out is not None:

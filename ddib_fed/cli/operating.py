@@ -155,7 +155,6 @@ def _node(config_path: Path) -> tuple[NodeConfig, Identity, Path]:
     "  ddib audit show --peer south.example --anchors > for-south.json"
 )
 @options.CONFIG
-@option("--job ID", "Only this job, or request; its first characters are enough.", default="")
 @option("--peer INSTITUTION", "Only what concerns this institution.", default="")
 @option("--since WHEN", "Not before: 30m, 2h or 7d ago, or a date and time (UTC) as 2026-11-26T14:00.")
 @option("--limit N", "Only the last N of them.", click.IntRange(min=0))
@@ -166,7 +165,6 @@ def _node(config_path: Path) -> tuple[NodeConfig, Identity, Path]:
 @options.OUTCOME
 def show(
     config_path: Path,
-    job: str,
     peer: str,
     since: str | None,
     limit: int | None,
@@ -184,11 +182,11 @@ def show(
 
     config, own, path = _node(config_path)
     if anchors:
-        options.refuse_idle(("job", "since", "limit"), "does not go with --anchors", hint="leave it out")
+        options.refuse_idle(("since", "limit"), "does not go with --anchors", hint="leave it out")
         _show_anchors(config, own, path, peer)
         return
     moment = None if since is None else parse_since(since)
-    asked = (each for each in entries(path) if each.is_asked_for(job=job, peer=peer, since=moment))
+    asked = (each for each in entries(path) if each.is_asked_for(peer=peer, since=moment))
     for entry in asked if limit is None else deque(asked, maxlen=limit):
         _write(entry)
 

@@ -343,17 +343,21 @@ LIMIT = option("--limit N", "With --pairs: only the first N pictures of each cla
 SHARE = option(
     "--share FRACTION",
     "Pictures: of the network in encoding; the rest is linear. Below 1 the latent keeps more structure and shows more "
-    "of the picture; both nodes must allow it ([policy] least_share).",
+    "of the picture; both nodes must allow it ([policy] least_share). Default: what the calibration proposes, else 1.",
     click.FloatRange(0, 1),
-    default=1.0,
 )
 TEMPERATURE = option(
     "--temperature SCALE",
-    "Of the latent where it is decoded: below 1 less is invented, and edges are softer.",
+    "Of the latent where it is decoded: below 1 less is invented, and edges are softer. Default: as of --share.",
     click.FloatRange(0.8, 1),
-    default=1.0,
 )
-SOLVING = (EVALUATIONS, SOLVER, GRID, QUALITY, DEPTH, SHARE, TEMPERATURE)
+BLEND = option(
+    "--blend FRACTION",
+    "Pictures, under a calibration: of the source's own picture, mapped by the calibration, in the result. More is "
+    "nearer to what the source shows, and less sharp; nothing more leaves. Default: as of --share, else 0.",
+    click.FloatRange(0, 1),
+)
+SOLVING = (EVALUATIONS, SOLVER, GRID, QUALITY, DEPTH, SHARE, TEMPERATURE, BLEND)
 GUIDING = (GUIDANCE, CLASSIFIER_SCALE)
 PAIRING = (PAIRS, LIMIT)
 INTENSITY = option(

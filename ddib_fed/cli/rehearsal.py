@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddib_fed.calibration.record import Calibration
+from ddib_fed.calibration.record import Calibration, map_beside
 from ddib_fed.cli.folder_report import write_pages
 from ddib_fed.client.client import job_header
 from ddib_fed.client.files import FileItem
@@ -34,7 +34,7 @@ from ddib_fed.evaluation.sheets import Stage, contact_sheet
 from ddib_fed.evaluation.translations import DOMAIN_PICTURES, Translations, evaluate_folder
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.names import names_apart
-from ddib_fed.record import Settings, fitted_line
+from ddib_fed.record import DIAL, Settings, fitted_line
 from ddib_fed.terminal import require_alone
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import RUN_FOLDER, read_progress, train
@@ -158,7 +158,7 @@ def _translate(
     on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     own, other = (open_party(each, "cuda:0" if on_gpu else "cpu", threads=config.threads) for each in models)
     client = InProcess(own, other, ProcessOptions(seed=config.seed, calibration=agreed))
-    header = job_header(client.target, Settings(evaluations=wanted.evaluations), cycle=True)
+    header = job_header(client.target, Settings(evaluations=wanted.evaluations), left=DIAL, cycle=True)
     names = [entry.path.relative_to(source.held_root).as_posix() for entry in source.held_out]
     items = [
         FileItem(name, file, path=entry.path)
@@ -197,7 +197,12 @@ def _sheet(report: Figures, found: Translations) -> bytes:
     """Some held-out pictures, spread evenly, their translations and what came back."""
     count = len(found.names)
     rows = np.linspace(0, count - 1, min(MOST_ON_SHEET, count)).astype(int)
-    stacks = {"source": found.source, "translated": found.translated, "returned": found.back}
+    stacks = {
+        "source": found.source,
+        "the map alone": found.mapped,
+        "translated": found.translated,
+        "returned": found.back,
+    }
     return contact_sheet(
         [Stage(kind, stack[rows]) for kind, stack in stacks.items() if stack is not None],
         names=[Path(found.names[row]).name for row in rows],
@@ -221,7 +226,12 @@ def _judge(
     """The report of `ddib evaluate` on a folder of translations, at the models' size, its pictures, and notes on it."""
     rule, theirs = picture_rule(own.manifest), picture_rule(other.manifest)
     # In the files the source's fit is undone, on whatever side they are.
-    reading: dict[str, Any] = {"source": source.held_root, "size": rule.height, "fit": rule.fit}
+    reading: dict[str, Any] = {
+        "source": source.held_root,
+        "size": rule.height,
+        "fit": rule.fit,
+        "mapping": map_beside(out),
+    }
     domain = folders.load(target.train[:DOMAIN_PICTURES], theirs)
     notes = []
     try:

@@ -75,7 +75,7 @@ def given(settings: Mapping[str, Any], **further: Any) -> dict[str, Any]:
 @OUT
 @train_options(options_of("points", "pictures"))
 @options.option(
-    "generator --for MODEL",
+    "generator --model MODEL",
     "Train a classifier of noisy pictures that guides the model in this folder: its noise levels, units and picture "
     "size are used, and --classes folders is the default.",
     click.Path(file_okay=False, path_type=Path),
@@ -100,7 +100,7 @@ def train(
     """
     fields = given(settings)
     if generator is not None:
-        options.refuse_idle(("colours",), "is as the model of --for has it", hint="leave it out")
+        options.refuse_idle(("colours",), "is as the model of --model has it", hint="leave it out")
         fields = {"classes": "folders", **_as_guided(generator), **fields}
         fields |= {"kind": "classifier", "generator": generator}
     run(checked(TrainConfig, fields, "ddib model train --help", sets), out, resume=resume, force=force)

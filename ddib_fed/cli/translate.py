@@ -18,7 +18,7 @@ from ddib_fed.client.files import FileItem, check_names
 from ddib_fed.client.folder_run import FolderRun, RunOptions, open_run
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import DomainNotFound, UsageError
-from ddib_fed.record import Classes, Guidance, Settings
+from ddib_fed.record import DIAL, Classes, Guidance, Settings
 from ddib_fed.terminal import require_alone, say
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -273,7 +273,8 @@ def _header(target: str, given: dict[str, Any]) -> pb.JobHeader:
         )
     else:
         settings = Settings(asked.solver, asked.order, asked.evaluations, asked.grid)
-    settings = replace(settings, **{name: given[name] for name in ("depth", "share", "temperature")})
+    left = [name for name in DIAL if given[name] is None]
+    settings = replace(settings, **{name: given[name] for name in ("depth", *DIAL) if name not in left})
     names = ("cycle", "keep_latent", "source_class", "target_class", "no_calibration")
     guidance = Guidance(given["guidance"], given["classifier_scale"], clip=given.get("clip", False))
-    return job_header(target, settings, guidance=guidance, **{name: given[name] for name in names})
+    return job_header(target, settings, guidance=guidance, left=left, **{name: given[name] for name in names})

@@ -44,7 +44,7 @@ from ddib_fed.errors import (
 from ddib_fed.protocol.calls import from_detail, is_number, status_of
 from ddib_fed.protocol.contract import PROTOCOL, guidance_to_pb
 from ddib_fed.protocol.messages import provenance_record, settings_to_pb
-from ddib_fed.record import UNGUIDED, Guidance, Part, Settings, Translation
+from ddib_fed.record import DIAL, UNGUIDED, Guidance, Part, Settings, Translation
 from ddib_fed.telemetry import Tracing, open_tracing, trace_entries
 from ddib_fed.terminal import say
 from ddib_fed.v1 import common_pb2
@@ -83,12 +83,20 @@ def split_target(target: str) -> tuple[str, str]:
 
 
 def job_header(
-    target: str, settings: Settings | None = None, *, guidance: Guidance = UNGUIDED, **fields: Any
+    target: str,
+    settings: Settings | None = None,
+    *,
+    guidance: Guidance = UNGUIDED,
+    left: Collection[str] = (),
+    **fields: Any,
 ) -> pb.JobHeader:
-    """What is asked of a job: its target, `INSTITUTION/DOMAIN`, and other fields of the message, such as `cycle`."""
+    """What is asked of a job: its target, `INSTITUTION/DOMAIN`, and other fields of the message, such as `cycle`.
+
+    Settings in `left` are left to the calibration; without settings all of `DIAL` are.
+    """
     institution, domain = split_target(target)
     try:
-        return pb.JobHeader(
+        header = pb.JobHeader(
             protocol=PROTOCOL,
             target_institution=institution,
             target_domain=domain,
@@ -98,6 +106,9 @@ def job_header(
         )
     except (TypeError, ValueError) as error:  # a field that is none, or of another type
         raise UsageError(f"no such job can be asked for: {error}") from error
+    for name in DIAL if settings is None else left:
+        header.solver.ClearField(name)
+    return header
 
 
 def target_of(job: pb.JobHeader) -> str:

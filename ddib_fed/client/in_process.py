@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ddib_fed.calibration.record import Calibration, map_between
+from ddib_fed.calibration.record import Calibration, Dial, check_blend, map_between
 from ddib_fed.client.client import Client, JobResult, ResultFile, name_item
 from ddib_fed.client.files import MAX_ITEM_BYTES, Payload
 from ddib_fed.client.profile import Profile
@@ -153,6 +153,8 @@ class InProcess(Client):
             pair: (_number(models[0], pair[0]), _number(models[1], pair[1]))
             for pair in dict.fromkeys(classes)
         }
+        Dial.fill(header.solver, self._here.calibration)
+        check_blend(header.solver.blend, self._here.calibration)
         asked = ArraySettings(
             self._here.solver(header.solver),
             guidance=guidance_from_pb(header.guidance),
@@ -169,6 +171,7 @@ class InProcess(Client):
         view = pb.Job(
             job_id=str(len(self._jobs) + 1),
             request=header,
+            calibration=b"" if self._here.calibration is None else self._here.calibration.canonical,
             state=pb.JOB_STATE_QUEUED,
             items=[pb.Item(index=number, state=pb.ITEM_STATE_RECEIVED) for number in range(len(items))],
         )
@@ -280,7 +283,11 @@ class InProcess(Client):
         samples, suffix = self._samples, f".{self._samples.format.lower()}"
         made = {
             Part.TRANSLATION: samples.translation(
-                found.decoded.samples, self._target_rule, given, self._rotation
+                found.decoded.samples,
+                self._target_rule,
+                given,
+                None if calibration is None else calibration.alone,
+                blend=job.asked.settings.blend,
             )
         }
         if job.view.request.model_size:

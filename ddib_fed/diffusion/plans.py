@@ -248,6 +248,7 @@ def check_settings(settings: SolverSettings) -> SolverSettings:
         "a latent of less than the whole depth holds the picture, which a temperature below 1 would pale",
         "--depth 1 or --temperature 1",
     )
+    require(0.0 <= settings.blend <= 1.0, f"blend {settings.blend} is outside [0, 1]", "0 is none")
     require(0.0 <= settings.eta <= 1.0, f"eta {settings.eta} is outside [0, 1]", "0 is DDIM, 1 is DDPM")
     require(
         name == "ddim" or not settings.stochastic,

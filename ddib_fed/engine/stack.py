@@ -67,9 +67,9 @@ class Trajectory:
 
     @property
     def settings(self) -> SolverSettings:
-        """Without what plans do not depend on: rows of different shares and temperatures have one."""
+        """Without what plans do not depend on: rows of different shares have one."""
         settings = self.leg.settings.of_the_ode() if self.stage == "encode" else self.leg.settings
-        return replace(settings, share=1.0, temperature=1.0)
+        return replace(settings, share=1.0, temperature=1.0, blend=0.0)
 
     @property
     def guidance(self) -> Guidance:

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation import features, metrics
 from ddib_fed.evaluation.metrics import Pictures, doubtful, structure, to_channels
+from ddib_fed.models.units import PictureMap
 
 if TYPE_CHECKING:
     from ddib_fed.models.manifest import StructureThresholds
@@ -90,34 +91,38 @@ def feature_distance(judged: features.Matrix, real: features.Matrix, drawn: Resa
     return _interval(value, features.frechet(judged, real, weights), shift=True)
 
 
+def feature_gain(
+    other: features.Matrix, judged: features.Matrix, real: features.Matrix, drawn: Resamples
+) -> Interval:
+    """By how much the judged pictures' distance is less than the other ones', both of the same draws."""
+    weights = drawn.weights(DISTANCE_DRAWS)
+    weights = weights[(weights > 0).sum(axis=1) > 1]
+    value = float(features.frechet(other, real)[0] - features.frechet(judged, real)[0])
+    return _interval(
+        value, features.frechet(other, real, weights) - features.frechet(judged, real, weights), shift=True
+    )
+
+
 def _interval(value: float, draws: NDArray[np.float64], *, shift: bool = False) -> Interval:
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - (draws.mean() - value) * shift
     return {"value": value, "low": float(low), "high": float(high)}
 
 
+SMALLEST = 1e-9
 QUANTILES = 1025
 MOST_PIXELS = 2_000_000
 """Of a domain, evenly thinned, that distributions and fits are taken over."""
 
 
 def baselines(
-    source: Pictures | None, domain: Pictures | None, *, count: int, channels: int
+    source: Pictures | None, domain: Pictures | None, mapping: PictureMap | None, channels: int
 ) -> dict[str, Pictures]:
     """The translations without a model that can be computed, by name."""
-    found: dict[str, Pictures] = {}
-    if source is not None:
-        found["source"] = to_channels(source, channels)
-    if source is not None and domain is not None:
-        found["histogram"] = histogram_match(source, source, domain)
-    if domain is not None:
-        mean = domain.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
-        found |= {"mean": np.repeat(mean, count, axis=0), "random": random_pictures(domain, count)}
-    return found
-
-
-def random_pictures(target: Pictures, count: int, *, seed: int = 0) -> Pictures:
-    rng = np.random.default_rng(seed)
-    return target[rng.choice(len(target), count, replace=count > len(target))]
+    if source is None:
+        return {}
+    found = {} if mapping is None else {"map": mapping(source)}
+    found["source"] = to_channels(source, channels)
+    return found if domain is None else {**found, "histogram": histogram_match(source, source, domain)}
 
 
 def histogram_match(pictures: Pictures, source: Pictures, target: Pictures) -> Pictures:
@@ -143,8 +148,6 @@ def histogram_match(pictures: Pictures, source: Pictures, target: Pictures) -> P
 Figures = dict[str, Any]
 FEWEST_PICTURES = 4
 """Pictures from which on a set has distances and neighbours."""
-WITHOUT_SOURCE = frozenset({"mean", "random"})
-"""Baselines that give the same for every source: no retrieval and no distance is asked of them."""
 
 
 def judge(
@@ -157,6 +160,7 @@ def judge(
     thresholds: StructureThresholds | None = None,
     recorded: Mapping[str, metrics.Figures] | None = None,
     marks: Sequence[bool | None] = (),
+    mapping: PictureMap | None = None,
     clusters: NDArray[Any] | None = None,
 ) -> Figures:
     """All figures of translations (N, C, H, W) in [-1, 1], as JSON values.
@@ -167,23 +171,25 @@ def judge(
         thresholds: Of structure; with less a picture is doubtful.
         recorded: Figures of each picture, (N,), that count where the pictures do not show them.
         marks: Whether each picture was marked as doubtful before; counts without thresholds.
+        mapping: Of the calibration under which they were translated: the first baseline.
         clusters: A label for each picture, (N,): intervals draw whole clusters.
 
     Returns:
         "ways": of the translations and of each baseline the mean of each figure with its interval; "spread": of each
         figure of the translations its spread and interval; "pictures": the figures of each picture; "measured": the
-        figures that are not from records; "count", "shape", "clusters", "doubtful", "thresholds".
+        figures that are not from records; "notes": where the map alone does as well; "count", "shape", "clusters",
+        "doubtful", "thresholds".
     """
     count, shape = len(translated), translated.shape[1:]
     drawn = resample(count, clusters)
     measured: dict[str, metrics.Figures] = {}
     chance: dict[str, float] = {}
     if source is not None:
-        kept = structure(source, translated)
-        measured |= {key: getattr(kept, key) for key in STRUCTURE}
+        kept = structure(source, translated, mapping, thresholds)
+        measured["edge_correlation"] = kept.edge_correlation
         if count > 1:  # each source beside its neighbour's translation
             others = structure(source, np.roll(translated, 1, axis=0))
-            chance = {key: float(getattr(others, key).mean()) for key in STRUCTURE}
+            chance = {"edge_correlation": float(others.edge_correlation.mean())}
         if thresholds is not None:
             marks = doubtful(kept, thresholds).tolist()
         if back is not None:
@@ -191,29 +197,19 @@ def judge(
             measured["cycle_psnr"] = metrics.to_psnr(errors)
     # They are clipped like a file's values; the references are not.
     within = None if source is None else np.clip(source, -1.0, 1.0)
-    stacks = {"translated": translated, **baselines(within, domain, count=count, channels=shape[0])}
+    stacks = {"translated": translated, **baselines(within, domain, mapping, shape[0])}
+    notes: list[str] = []
     ways: dict[str, dict[str, Any]] = {name: {} for name in stacks}
-    if truth is not None:
+    if (like := domain if truth is None else truth) is not None:
+        sharp = max(float(metrics.sharpness(like).mean()), SMALLEST)
         for name, stack in stacks.items():
-            same = metrics.compare(stack, truth)
-            ways[name] |= {key: drawn.mean(getattr(same, key)) for key in SIMILARITY}
-            if name == "translated":
-                measured |= {key: getattr(same, key) for key in SIMILARITY}
-    judged = {name: stack for name, stack in stacks.items() if name not in WITHOUT_SOURCE}
-    if truth is not None and count >= FEWEST_PICTURES:
-        for name, stack in judged.items():
-            ways[name]["partner_pixels"] = drawn.mean(metrics.hits_by_pixels(stack, truth))
-        share = min(1.0, metrics.NEAREST / count)
-        ways["chance"] = {"partner_pixels": {"value": share}}
+            ways[name]["sharpness"] = drawn.mean(metrics.sharpness(stack) / sharp)
+    if truth is not None:
+        found, said = _add_similarity(ways, stacks, truth, drawn)
+        measured |= found
+        notes += said
     if domain is not None and min(count, len(domain)) >= FEWEST_PICTURES:
-        if truth is not None:
-            judged["truth"] = np.clip(truth, -1.0, 1.0)
-        real = features.features(domain)
-        distances = {
-            name: feature_distance(features.features(each), real, drawn) for name, each in judged.items()
-        }
-        ways |= {name: {**ways.get(name, {}), "frechet_early": found} for name, found in distances.items()}
-        ways["floor"] = {"frechet_early": {"value": features.floor(real, count)}}
+        notes += _add_distances(ways, stacks, truth, domain, drawn)
     columns = {**(recorded or {}), **measured}
     rows: list[Figures] = [
         dict(zip(columns, values, strict=True))
@@ -234,18 +230,62 @@ def judge(
         "thresholds": None if thresholds is None else thresholds.model_dump(),
         "doubtful": sum(map(bool, marks)) if any(mark is not None for mark in marks) else None,
         "pictures": rows,
+        "notes": notes,
     }
+
+
+def _add_similarity(
+    ways: dict[str, dict[str, Any]], stacks: Mapping[str, Pictures], truth: Pictures, drawn: Resamples
+) -> tuple[dict[str, metrics.Figures], list[str]]:
+    """Add likeness to the truth to the ways; that of the translations, each, and sentences of the map alone."""
+    same = {name: metrics.compare(stack, truth) for name, stack in stacks.items()}
+    for name, each in same.items():
+        ways[name] |= {key: drawn.mean(getattr(each, key)) for key in SIMILARITY}
+    if len(truth) >= FEWEST_PICTURES:
+        for name, stack in stacks.items():
+            ways[name]["partner_pixels"] = drawn.mean(metrics.hits_by_pixels(stack, truth))
+        ways["chance"] = {"partner_pixels": {"value": min(1.0, metrics.NEAREST / len(truth))}}
+    gain = [drawn.mean(same["translated"].ssim - same["map"].ssim)] if "map" in same else []
+    notes = [line for each in gain for line in _beside_map("SSIM", each)]
+    return {key: getattr(same["translated"], key) for key in SIMILARITY}, notes
+
+
+def _add_distances(
+    ways: dict[str, dict[str, Any]],
+    judged: Mapping[str, Pictures],
+    truth: Pictures | None,
+    domain: Pictures,
+    drawn: Resamples,
+) -> list[str]:
+    """Add distances to the domain to the ways; sentences of the map alone."""
+    if truth is not None:
+        judged = {**judged, "truth": np.clip(truth, -1.0, 1.0)}
+    real = features.features(domain)
+    seen = {name: features.features(each) for name, each in judged.items()}
+    for name, each in seen.items():
+        ways[name] = {**ways.get(name, {}), "frechet_early": feature_distance(each, real, drawn)}
+    ways["floor"] = {"frechet_early": {"value": features.floor(real, len(drawn))}}
+    if "map" not in seen:
+        return []
+    return _beside_map("feature distance", feature_gain(seen["map"], seen["translated"], real, drawn))
+
+
+def _beside_map(what: str, gain: Interval) -> list[str]:
+    """A sentence where the translations are not better than the map alone by the interval of their gain."""
+    if gain["low"] > 0.0:
+        return []
+    than = "are worse than" if gain["high"] < 0.0 else "are no better than"
+    by = f"gain {gain['value']:.3g}, {LEVEL:.0%} within [{gain['low']:.3g}, {gain['high']:.3g}]"
+    return [f"In {what} the translations {than} the calibration's map alone, which needs no model ({by})."]
 
 
 Cell = str | float | None
 SIMILARITY: Final = ("psnr", "ssim", "mse")
-STRUCTURE: Final = ("edge_correlation", "mutual_information")
 TITLES: Final = {
     "translated": "translated",
+    "map": "calibration's map alone, no model",
     "source": "source unchanged",
     "histogram": "histogram match, unpaired",
-    "mean": "mean picture of the domain",
-    "random": "random picture of the domain",
     "truth": "the truth itself",
     "chance": "by chance",
     "floor": "real pictures among themselves",
@@ -254,12 +294,17 @@ _OF_WAYS: Final = (
     (
         "Translation and truth",
         {"psnr": "PSNR dB", "ssim": "SSIM", "mse": "MSE in [-1, 1]"},
-        "Means over the pictures. PSNR rewards blur: the mean picture of a domain beats many good translations.",
+        "Means over the pictures. PSNR rewards blur.",
     ),
     (
         f"True partner among the {metrics.NEAREST} nearest",
         {"partner_pixels": "share"},
         "By the MSE of pictures less their mean.",
+    ),
+    (
+        "Sharpness",
+        {"sharpness": "share of the truth's, or the domain's"},
+        "Mean change from pixel to pixel.",
     ),
     (
         "Feature distance to the target domain",
@@ -270,7 +315,6 @@ _OF_WAYS: Final = (
 _OF_PICTURES: Final = {
     "cycle_psnr": "round trip, PSNR dB",
     "edge_correlation": "edge correlation",
-    "mutual_information": "mutual information, bits",
 }
 
 
@@ -305,9 +349,13 @@ def tables(report: Figures) -> list[FigureTable]:
         ]
         note = "A good round trip does not show that structure was kept."
         if report["thresholds"] is not None:
-            edges, shared = (report["thresholds"][key] for key in STRUCTURE)
-            least = f"Edge correlation below {edges:.2f} or mutual information below {shared:.2f} bits"
-            note = f"{least} is doubtful. {note}"
+            least = f"edge correlation below {report['thresholds']['edge_correlation']:.2f}"
+            least = (
+                f"differing from the map by more than {report['thresholds']['differs']:.0%}"
+                if "map" in report["ways"]
+                else least
+            )
+            note = f"Doubtful is {least}. {note}"
         if report["doubtful"] is not None:
             note = f"Doubtful: {report['doubtful']} of {report['count']}. {note}"
         columns_ = ("", "median", "mean", "worst", "by chance")
@@ -326,7 +374,7 @@ def _ranged(found: Figures | None) -> Cell:
     return f"{found['value']:.3g} [{found['low']:.3g}, {found['high']:.3g}]"
 
 
-RANKED: Final = ("cycle_psnr", "psnr", "ssim", "edge_correlation", "mutual_information")
+RANKED: Final = ("cycle_psnr", "psnr", "ssim", "edge_correlation")
 """For all of them, more is better."""
 
 

@@ -37,6 +37,7 @@ MANY = 200
 """Pictures from which previews are smaller."""
 SIDE, SIDE_OF_MANY = 384, 192
 SHOWN = 96
+RED = (220, 20, 60)
 MOST_ROWS = 200
 """Of the page of an evaluation."""
 COLUMNS: Final[Mapping[str, str]] = {
@@ -44,7 +45,7 @@ COLUMNS: Final[Mapping[str, str]] = {
     "psnr": "PSNR dB",
     "ssim": "SSIM",
     "edge_correlation": "edge correlation",
-    "mutual_information": "mutual information",
+    "differs": "differs from the map",
 }
 
 Preview = NDArray[np.uint8]
@@ -81,7 +82,12 @@ class ShownFile:
             "translated": (self.translated, made, figures.output_scale),
             "returned": (self.returned, given if back else None, back or (1.0, 0.0)),
         }
-        return {kind: preview(path, side, span, scale) for kind, (path, span, scale) in files.items() if path}
+        drawn = {
+            kind: preview(path, side, span, scale) for kind, (path, span, scale) in files.items() if path
+        }
+        if figures.differs_at and (under := drawn["translated"]) is not None:
+            drawn["differs"] = reddened(under, figures.differs_at)
+        return drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +105,12 @@ def write_results(
 ) -> None:
     files = sorted(results.files, key=ShownFile.doubt)
     side = SIDE if len(files) <= MANY else SIDE_OF_MANY
-    given = {"source": any(each.source for each in files), "returned": any(each.returned for each in files)}
-    kinds = [kind for kind in ("source", "translated", "returned") if given.get(kind, True)]
+    given = {
+        "source": any(each.source for each in files),
+        "differs": any(each.figures.differs_at for each in files),
+        "returned": any(each.returned for each in files),
+    }
+    kinds = [kind for kind in ("source", "translated", "differs", "returned") if given.get(kind, True)]
     keys = [key for key in COLUMNS if any(getattr(each.figures, key, None) is not None for each in files)]
     rows = []
     for number, each in enumerate(files):
@@ -179,7 +189,8 @@ _FACTS: Final[Mapping[str, Callable[[Translation], str]]] = {
     "jobs": lambda r: r.job_id,
     "solver": lambda r: (
         f"{r.solver.solver}, {r.solver.evaluations} evaluations a leg, grid {r.solver.grid}, "
-        f"depth {r.solver.depth:g}, share {r.solver.share:g}, temperature {r.solver.temperature:g}"
+        f"depth {r.solver.depth:g}, share {r.solver.share:g}, temperature {r.solver.temperature:g}, "
+        f"blend {r.solver.blend:g}"
     ),
     "softening": lambda r: f"noise level {r.soften_sigma:g}",
     "class": lambda r: f"{r.source_class} to {r.target_class}" if r.source_class or r.target_class else "",
@@ -224,6 +235,18 @@ def preview(
     return drawn
 
 
+def reddened(pixels: Preview, digits: str) -> Preview:
+    """A preview (H, W, 3) with red where the record says that the translation differs from the map."""
+    grid = np.array([[int(digit, 16) for digit in row] for row in digits.split("/")], np.float32) / 15.0
+    rows, columns = (
+        np.arange(length) * count // length
+        for length, count in zip(pixels.shape[:2], grid.shape, strict=True)
+    )
+    weight = 0.7 * grid[rows][:, columns, None]
+    drawn: Preview = np.rint((1.0 - weight) * pixels + weight * np.array(RED, np.float32)).astype(np.uint8)
+    return drawn
+
+
 def encoded(pixels: Preview) -> bytes:
     """A preview as a file: PNG where it is small, else JPEG."""
     if max(pixels.shape[:2]) < JPEG_FROM:
@@ -241,7 +264,7 @@ def write_report_page(
     """Write the page of an evaluation: the worst come first, and the page states how many it leaves out."""
     stacks = {
         kind: to_pixels(stack)
-        for kind in ("source", "translated", "truth", "back")
+        for kind in ("source", "mapped", "translated", "truth", "back")
         if (stack := getattr(found, kind)) is not None
     }
     rows = worst_first(report["pictures"])

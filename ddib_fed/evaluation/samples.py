@@ -31,8 +31,8 @@ from ddib_fed.data.points import parse_npy, picture_for_points, read_header, ref
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Decoded
 from ddib_fed.errors import DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
-from ddib_fed.evaluation.metrics import cycle_error, doubtful, expected, mse, picture_rule, structure, to_psnr
-from ddib_fed.models.units import ChannelMap
+from ddib_fed.evaluation.metrics import cycle_error, digits, doubtful, mse, picture_rule, structure, to_psnr
+from ddib_fed.models.units import PictureMap
 from ddib_fed.record import CycleError, PictureFigures
 
 Array = NDArray[np.float32]
@@ -114,9 +114,15 @@ class PointSamples:
         return points
 
     def translation(
-        self, samples: Array, rule: PictureRule | None, given: Given, rotation: ChannelMap | None = None
+        self,
+        samples: Array,
+        rule: PictureRule | None,
+        given: Given,
+        mapping: PictureMap | None = None,
+        *,
+        blend: float = 0.0,
     ) -> SampleFile:
-        del rule, given, rotation
+        del rule, given, mapping, blend
         return SampleFile(to_npy(samples))
 
     def source(self, given: Given) -> SampleFile:
@@ -191,32 +197,46 @@ class PictureSamples:
         return read_answer(file, rule)
 
     def translation(
-        self, samples: Array, rule: PictureRule | None, given: Given, rotation: ChannelMap | None = None
+        self,
+        samples: Array,
+        rule: PictureRule | None,
+        given: Given,
+        mapping: PictureMap | None = None,
+        *,
+        blend: float = 0.0,
     ) -> SampleFile:
-        """The translation by the rule of the target, with what it kept of the source's structure."""
+        """The translation by the rule of the target, with what it kept of the source's structure.
+
+        A share `blend` of the result is the source's own picture, mapped by the calibration.
+        """
         assert given.picture is not None
         assert rule is not None
         # The fit that was done to the source is what is undone; where sizes are refused there is nothing to undo.
         own: Any = "resize" if given.picture.size_rule == REFUSE else given.picture.size_rule
+        least = self._manifest.structure
+        kept = structure(given.original, samples.clip(-1.0, 1.0), mapping, least)
+        if blend and mapping is not None:
+            samples = (1.0 - blend) * samples + blend * mapping(given.samples)
         file = _png(samples, in_numbers(dataclasses.replace(rule, fit=own)), given.geometry)
-        kept = structure(given.original, samples.clip(-1.0, 1.0), expected(self._manifest, rotation))
-        figures: dict[str, float | None] = {
+        figures: dict[str, float | str | None] = {
             "low": rule.low,
             "high": rule.high,
             "bits": rule.bits,
             **dict(zip(("slope", "intercept"), rule.output_scale, strict=True)),
             "edge_correlation": float(kept.edge_correlation[0]),
-            "mutual_information": float(kept.mutual_information[0]),
         }
-        if kept.agreement is not None:
-            figures["agreement"] = float(kept.agreement[0])
-        if (least := self._manifest.structure) is not None:
+        if least is not None:
             figures |= {
                 "least_edge_correlation": least.edge_correlation,
-                "least_mutual_information": least.mutual_information,
-                "least_agreement": None if kept.agreement is None else least.agreement,
                 "structure_doubtful": bool(doubtful(kept, least)[0]),
             }
+            if kept.differs is not None:
+                share = float(kept.differs[0].mean())
+                figures |= {
+                    "differs": share,
+                    "most_differs": least.differs,
+                    "differs_at": digits(kept.differs[0]),
+                }
         return SampleFile(file, {"picture": figures})
 
     def source(self, given: Given) -> SampleFile:

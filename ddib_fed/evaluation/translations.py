@@ -24,6 +24,7 @@ from ddib_fed.data.points import name_file
 from ddib_fed.errors import FileMissing, PictureMisfit, UsageError
 from ddib_fed.evaluation.judgement import Figures, judge
 from ddib_fed.evaluation.metrics import Pictures, to_channels
+from ddib_fed.models.units import PictureMap
 from ddib_fed.record import Part, PictureFigures, Translation
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ OnRead = Callable[[int, int], None]
 Span = tuple[float, float]
 SHEETS = frozenset({"sheet.png"})
 DOMAIN_PICTURES = 1000
-FROM_RECORDS = ("cycle_mse", "cycle_psnr", "edge_correlation", "mutual_information")
+FROM_RECORDS = ("cycle_mse", "cycle_psnr", "edge_correlation")
 _RAW = (1.0, 0.0)
 """Slope and intercept of a file whose numbers are raw values."""
 
@@ -135,6 +136,12 @@ class Translations:
     back: Pictures | None = field(repr=False)
     domain: Pictures | None = field(repr=False)
     notes: tuple[str, ...]
+    mapping: PictureMap | None = field(default=None, repr=False)
+    """Of the calibration under which all were translated."""
+
+    @property
+    def mapped(self) -> Pictures | None:
+        return None if self.mapping is None or self.source is None else self.mapping(self.source)
 
 
 def read_translations(
@@ -146,9 +153,13 @@ def read_translations(
     size: int | None = None,
     fit: Fit = "resize",
     span: Span | None = None,
+    mapping: PictureMap | None = None,
     on_read: OnRead | None = None,
 ) -> Translations:
-    """Read a folder of translations with sources, truths, latents, and other pictures of the target domain."""
+    """Read a folder of translations with sources, truths, and other pictures of the target domain.
+
+    The mapping counts if it is of the calibration that every record names.
+    """
     found = find_pictures(folder)
     pictures = [each.picture for each in found]
     notes: list[str] = []
@@ -178,6 +189,7 @@ def read_translations(
         notes.append(
             "back: the records do not say what its numbers mean, so its error is that of the records"
         )
+    used = {each.record.calibration_sha256 for each in found}
     height, width = (size, size) if size else read_image(found[0].translated).pixels.shape[:2]
     reader = _Reader(height, width, sum(map(len, paths.values())), on_read, fit)
     stacks = {
@@ -200,6 +212,7 @@ def read_translations(
         translated=stacks["translated"],
         **{kind: stacks.get(kind) for kind in ("source", "truth", "back", "domain")},
         notes=tuple(notes),
+        mapping=mapping if mapping is not None and {mapping.sha256} == used else None,
     )
 
 
@@ -256,12 +269,14 @@ def evaluate_folder(
         thresholds=thresholds,
         recorded={key: np.array(values, np.float64) for key, values in figures.items() if None not in values},
         marks=[record.doubtful for record in found.records],
+        mapping=found.mapping,
         clusters=np.array([str(PurePosixPath(name).parent) for name in found.names]) if by_folder else None,
     )
     named = Counter(
         (r.calibration_kind, r.calibration_sha256[:12]) for r in found.records if r.calibration_sha256
     )
     report["notes"] = [
+        *report["notes"],
         *found.notes,
         *(
             f"{count} of {report['count']} pictures were translated under the {kind} calibration {sha256}."

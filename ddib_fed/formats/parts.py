@@ -265,6 +265,7 @@ def _record(
         for name, each in written.items()
         if f".{kind}." in name
     }
+    figures = _figures(records)
     stages = sorted({stage for record in records for stage in record.seconds})
     provenance = translated.first.model_copy(
         update={
@@ -278,11 +279,13 @@ def _record(
             "doubtful": _any(record.doubtful for record in records),
             "doubts": tuple(sorted({doubt for record in records for doubt in record.doubts or ()})),
         }
-    ).with_(picture=_figures(records) | dict(made.figures))
+    ).with_(picture=figures | dict(made.figures))
     if made.figures:  # parts of one picture: what holds for one of them does not hold for the whole
-        marks = [r.picture.structure_doubtful for r in records if r.picture is not None]
-        known = [mark for mark in marks if mark is not None]
+        pictures = [record.picture for record in records if record.picture is not None]
+        known = [each.structure_doubtful for each in pictures if each.structure_doubtful is not None]
         most = sum(known) > len(known) / 2 if known else None
+        if (share := figures["differs"]) is not None:  # of all their pixels
+            most = share > (pictures[0].most_differs or 0.0)
         provenance = provenance.with_(picture={"structure_doubtful": most}).judged(doubtful_below)
     report = {
         "format": FORMAT,
@@ -305,7 +308,8 @@ _OVER_ITEMS: Mapping[str, Callable[[Any], Any]] = {
     "cycle_psnr": min,
     "cycle_mse": max,
     "edge_correlation": np.median,
-    "mutual_information": np.median,
+    "differs": np.mean,
+    "most_differs": max,
     "outside": np.mean,
     "used": np.median,
 }

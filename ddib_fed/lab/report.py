@@ -28,7 +28,6 @@ from ddib_fed.evaluation.metrics import compare
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import carried_domain
 from ddib_fed.models.sidecars import Copies, Figure, Membership, PrivacyReport, Reading
-from ddib_fed.networks.spectrum import cosines, pictures
 from ddib_fed.training.sources import own_samples, spaced
 
 Array = NDArray[np.float32]
@@ -63,7 +62,7 @@ class Inverter(NamedTuple):
 def fit_inverter(latents: Array, originals: Array, *, steps: int = 300, seed: int = 0) -> Inverter:
     """Fit the surrogates to latents and their pictures (N, C, H, W); without `steps` the linear one alone."""
     fitted, held = _set_aside(latents, originals)
-    linear = _best([_by_frequency(*fitted, penalty) for penalty in PENALTIES], held)
+    linear = _best([metrics.by_frequency(*fitted, penalty) for penalty in PENALTIES], held)
     found = [Inverter("frequency", linear)]
     if steps:
         found.append(Inverter("network", _network(*fitted, linear, steps, seed)))
@@ -104,24 +103,6 @@ def _kernel_ridge(latents: Array, originals: Array, width: float, penalty: float
     def inverse(given: Array) -> Array:
         found: Array = (kernel(torch.from_numpy(given).double() / scale) @ dual + centre).float().numpy()
         return found
-
-    return inverse
-
-
-def _by_frequency(latents: Array, originals: Array, penalty: float) -> Inverse:
-    """For each frequency x = m_x + W (z - m_z) over the channels: (H, W, C, C)."""
-    z, x = (cosines(torch.from_numpy(each).double()) for each in (latents, originals))
-    centres = z.mean(0), x.mean(0)
-    seen, wanted = ((each - centre).permute(2, 3, 0, 1) for each, centre in zip((z, x), centres, strict=True))
-    second = seen.mT @ seen
-    size = penalty * second.diagonal(dim1=2, dim2=3).mean(-1) + 1e-9
-    second = second + size[..., None, None] / len(latents) ** 0.5 * torch.eye(z.shape[1], dtype=z.dtype)
-    weights = torch.linalg.solve(second, seen.mT @ wanted)
-
-    def inverse(given: Array) -> Array:
-        found = cosines(torch.from_numpy(given).double()) - centres[0]
-        answer = (found.permute(2, 3, 0, 1) @ weights).permute(2, 3, 0, 1) + centres[1]
-        return pictures(answer).float().numpy()
 
     return inverse
 

@@ -74,16 +74,19 @@ class DataNote(_Frozen):
 
 
 class StructureThresholds(_Frozen):
-    """The structure that a translation must keep of its source; with less it is doubtful."""
+    """The structure that a translation must keep of its source; with less it is doubtful.
+
+    Attributes:
+        edge_correlation: With less a translation without a calibration is doubtful.
+        count: Of pairs of unrelated pictures that were compared.
+        classes: Two colours in the model's units that its pictures' pixels gather around.
+        differs: Share of the pixels whose class may differ from that of the source's mapped picture.
+    """
 
     edge_correlation: float = Field(ge=-1.0, le=1.0)
-    mutual_information: float = Field(ge=0.0, le=64.0)
-    chance_edge_correlation: float = Field(ge=-1.0, le=1.0)
-    chance_mutual_information: float = Field(ge=0.0, le=64.0)
-    quantile: float = Field(ge=0.0, le=1.0)
     count: int = Field(ge=1)
-    basis: Literal["translations", "chance"] = "translations"
-    agreement: float | None = Field(default=None, ge=-1.0, le=1.0)
+    classes: tuple[tuple[FiniteFloat, ...], ...] = ()
+    differs: float = Field(default=1.0, ge=0.0, le=1.0)
 
 
 class Training(_Frozen):

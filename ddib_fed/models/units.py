@@ -271,6 +271,24 @@ class Normalisation(BaseModel):
         return self
 
 
+@dataclass(frozen=True, slots=True)
+class PictureMap:
+    """From pictures of one model's domain to those of another's, both (N, C, H, W) in [-1, 1], by a map alone.
+
+    `sha256` is of the calibration that it is of, hex.
+    """
+
+    source: Normalisation
+    map: ChannelMap
+    target: Normalisation
+    sha256: str = ""
+
+    def __call__(self, pictures: Floats) -> npt.NDArray[np.float32]:
+        return (
+            self.target.undo(self.map.apply(self.source.apply(pictures))).clip(-1.0, 1.0).astype(np.float32)
+        )
+
+
 def opponent(rgb: Floats) -> Floats:
     """Lightness and two opponent chromaticities of pictures (N, 3, ...) in [-1, 1]."""
     red, green, blue = (np.maximum(rgb[:, i], -1.0) / 2 + (0.5 + BLACK) for i in range(3))

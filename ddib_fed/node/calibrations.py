@@ -93,6 +93,13 @@ def check_terms(
             hint=f"{allow(calibration.kind, policy)} in node.toml of both nodes, then restart them",
             facts={"policy": "calibration", "kind": calibration.kind, "side": side},
         )
+    if calibration.dial.share < policy.least_share:
+        raise errors.PolicyDenied(
+            f"the calibration proposes a share of {calibration.dial.share:g}, and policy.least_share is "
+            f"{policy.least_share:g}",
+            hint=f"[policy] least_share = {calibration.dial.share:g} in node.toml of both nodes, then restart them",
+            facts={"policy": "least_share", "side": side},
+        )
 
 
 def check_decodable(
@@ -440,7 +447,7 @@ class CalibrationPeer:
         return found
 
     def units(self) -> Normalisation:
-        """The units of the peer's model, for anchors: mean and deviation of its channels, not noised."""
+        """The units of the peer's model: mean and deviation of its channels, not noised."""
         answer = self._ask(self._stub.GetUnits, pb.GetUnitsRequest(domain=self._domain))
         self.crossed["units received"] = len(answer.units)
         try:

@@ -236,7 +236,6 @@ class PolicySection(Section):
     calibration: tuple[CalibrationKind, ...] = key(
         (), 'kinds that peers may agree on: "rotation", "tone", "colour-map"; none by default'
     )
-    calibration_units: bool = key(False, "target: peers with anchors get means and deviations, not noised")
     size_rule: Literal["model", "refuse"] = key(
         "model", 'pictures of other sizes: fitted as the model\'s manifest says, or "refuse"'
     )

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any, Final, cast, get_args
 
@@ -460,11 +460,11 @@ class DecodingMemory:
 
 
 def solver_settings(like: Settings | common_pb2.SolverSettings) -> SolverSettings:
-    """Settings for the engine; an empty name or a zero means the default, but for a share of 0."""
-    default, names = SolverSettings(), [field.name for field in fields(Settings)]
-    found = {name: getattr(like, name) or getattr(default, name) for name in names}
-    is_given = isinstance(like, Settings) or like.HasField("share")
-    return SolverSettings(**found | ({"share": like.share} if is_given else {}))
+    """Settings for the engine; what is absent, an empty name and a zero that cannot be meant are the default."""
+    if isinstance(like, Settings):
+        return SolverSettings(**asdict(like))
+    set_ = {field.name for field, value in like.ListFields() if field.has_presence or value}
+    return SolverSettings(**{name: getattr(like, name) for name in set_})
 
 
 def settings_message(settings: SolverSettings) -> common_pb2.SolverSettings:

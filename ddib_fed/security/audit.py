@@ -311,17 +311,13 @@ class AuditLine:
         """What the act wrote, without the log's own values."""
         return {key: value for key, value in self.record.items() if key not in _OWN}
 
-    def is_asked_for(self, *, job: str, peer: str, since: datetime | None) -> bool:
-        """Whether it is of a job or request that begins so, of a peer, not older; an empty value asks for any."""
+    def is_asked_for(self, *, peer: str, since: datetime | None) -> bool:
+        """Whether it is of a peer, and not older; an empty value asks for any."""
         if not self.record:
             return True
-        jobs = (str(self.record.get(key, "")) for key in ("job", "request"))
         peers = (str(self.record.get(key, "")) for key in ("peer", "target", "identity"))
-        return (
-            (not job or any(each.startswith(job) for each in jobs))
-            and (not peer or any(institution_of(each) == peer for each in peers))
-            and (since is None or self._time() >= since)
-        )
+        of_peer = not peer or any(institution_of(each) == peer for each in peers)
+        return of_peer and (since is None or self._time() >= since)
 
     def _time(self) -> datetime:
         try:

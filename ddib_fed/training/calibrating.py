@@ -28,11 +28,11 @@ from ddib_fed.calibration.aggregate import (
     histogram,
 )
 from ddib_fed.calibration.fit import MOST_PICTURES, Proposal, check_kind, fit, propose
-from ddib_fed.calibration.record import CalibratedSide, Calibration, Making, Place, units_digest
+from ddib_fed.calibration.record import CalibratedSide, Calibration, Contrast, Making, Place, units_digest
 from ddib_fed.data.fitting import PictureRule, read_fitted
 from ddib_fed.data.folder import load, picture_files, range_check, scan
 from ddib_fed.data.shipped import load_shipped
-from ddib_fed.errors import DdibError, ImageUnreadable, InputError, UsageError
+from ddib_fed.errors import CalibrationUnits, DdibError, ImageUnreadable, InputError, UsageError
 from ddib_fed.evaluation.metrics import Pictures, picture_rule
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import Manifest
@@ -216,13 +216,12 @@ class CalibrationRequest:
     command: str
     seed: int = 0
     force: bool = False
+    contrast: Contrast = ""
 
 
 def side(manifest: Manifest, institution: str = "") -> CalibratedSide:
     """One side of a calibration, from its model's manifest."""
-    return CalibratedSide(
-        institution=institution, domain=manifest.domain, units_sha256=units_digest(manifest.normalisation)
-    )
+    return CalibratedSide(institution=institution, domain=manifest.domain, units=manifest.normalisation.plain)
 
 
 def make_calibration(
@@ -236,7 +235,9 @@ def make_calibration(
     """A calibration from anchors in two folders, or from pictures of the source's domain and the target's aggregate."""
     manifest = bundle.manifest
     rule, units = picture_rule(manifest), manifest.normalisation.plain
-    check_kind(request.kind, manifest.sample_shape[0], anchored=folders is not None)
+    check_kind(
+        request.kind, manifest.sample_shape[0], anchored=folders is not None, contrast=request.contrast
+    )
     if folders is not None:
         theirs = target.units()
         anchors = anchors_of((rule, target.picture_rule(manifest.sample_shape)), folders)
@@ -244,36 +245,49 @@ def make_calibration(
         with console(stderr=True).status(f"fitting the {request.kind} to {count} anchors"):
             pair = anchors.source, anchors.target
             found = fit(*pair, (units, theirs), request.kind, seed=request.seed, force=request.force)
-        return _recorded(found, request, units_digest(theirs), method="anchors", anchors=count)
+        return _recorded(found, request, theirs, method="anchors", anchors=count)
     aggregate = target.aggregate()
     say(*aggregate.describe().split("\n"), err=True)
     own = own_samples(manifest, pictures, MOST_COUNTED, 0).train
     with console(stderr=True).status(f"fitting the {request.kind} to {len(own)} own pictures"):
-        return from_aggregate(own, units, aggregate, request)
+        return from_aggregate(own, (units, target.units()), aggregate, request)
 
 
 def from_aggregate(
-    pictures: Pictures, normalisation: Normalisation, aggregate: Aggregate, request: CalibrationRequest
+    pictures: Pictures,
+    units: tuple[Normalisation, Normalisation],
+    aggregate: Aggregate,
+    request: CalibrationRequest,
 ) -> Calibration:
-    """A calibration from the source's pictures and what the target published."""
-    found = propose(pictures, normalisation, aggregate, request.kind, seed=request.seed, force=request.force)
+    """A calibration from the source's pictures and what the target published; `units` are those of both."""
+    if aggregate.units_sha256 != units_digest(units[1]):
+        raise CalibrationUnits(
+            f"the aggregate of {aggregate.domain} is in other units than the model there has now",
+            hint="ask its operator to publish again: ddib calibrate publish --force",
+            facts={"side": "target"},
+        )
+    contrast, seed, force = request.contrast, request.seed, request.force
+    found = propose(pictures, units[0], aggregate, request.kind, contrast=contrast, seed=seed, force=force)
     return _recorded(
         found,
         request,
-        aggregate.units_sha256,
+        units[1],
         method="aggregates",
+        contrast=request.contrast,
         source_pictures=min(len(pictures), MOST_PICTURES),
         **aggregate.making,
     )
 
 
-def _recorded(found: Proposal, request: CalibrationRequest, units_sha256: str, **making: Any) -> Calibration:
+def _recorded(
+    found: Proposal, request: CalibrationRequest, units: Normalisation, **making: Any
+) -> Calibration:
     now = datetime.now(UTC).replace(microsecond=0)
     institution, domain = request.target
     return Calibration(
         kind=request.kind,
         source=request.source,
-        target=CalibratedSide(institution=institution, domain=domain, units_sha256=units_sha256),
+        target=CalibratedSide(institution=institution, domain=domain, units=units),
         map=found.map,
         made=Making(command=request.command, created=now, **making),
         effect=found.effect,

@@ -157,6 +157,8 @@ class TrainConfig(BaseModel):
     skip_bad: bool = says(False, "Leave out files that cannot be read, and list them.", SEEN)
     held_out: float = by_set(0.1, SEEN, gt=0, lt=0.9)  # share never trained on
     flip: bool = says(False, "Mirror half of them, left to right.", SEEN)
+    # Changes of size, shape, contrast, bias field and noise, so that a model of few heads knows others.
+    augment: Literal["none", "scan"] = by_set("none", PICTURES)
     crop: bool = by_set(False, SEEN)  # cut random windows, from pictures an eighth larger
     # What the network's channels are. opponent (lightness, blue against red, green against both) pairs hues with hues
     # where light and dark are exchanged. Both sides must use the same.
@@ -170,7 +172,11 @@ class TrainConfig(BaseModel):
     # Share of samples without their class, for classifier-free guidance.
     label_dropout: float = by_set(0.0, PICTURES, ge=0, lt=1)
     predict: Literal["v", "eps"] | None = by_set(None, PICTURES)  # default: v, or as the initial weights
-    init: Path | None = says(None, "Start from the weights of this bundle, RGB or grey.", PICTURES)
+    init: Path | None = says(
+        None,
+        "Start from the weights of this bundle, or of a model that ships by its name; RGB or grey.",
+        PICTURES,
+    )
     calibration: Path | None = says(
         None,
         "Continue the --init model on its pictures mapped by this calibration (tone, colour-map); "

@@ -33,12 +33,13 @@ from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.features import FEWEST, SAMPLES, judge_samples
 from ddib_fed.evaluation.metrics import calibrate_by_chance
 from ddib_fed.evaluation.sheets import Stage, save_sheet
-from ddib_fed.models.bundle import Bundle, load_bundle
+from ddib_fed.models.bundle import Bundle, load_bundle, open_bundle
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import ClassifierConfig, UNetConfig
 from ddib_fed.networks.spectrum import Moments
 from ddib_fed.networks.unet import UNet
+from ddib_fed.training.augment import scan_like
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.objective import LambdaSampler, Question, ask
 from ddib_fed.training.sources import PictureSource, normalisation
@@ -74,7 +75,7 @@ def open_start(config: TrainConfig, source: PictureSource) -> Start:
     if config.init is None:
         network = _network(UNetConfig, config, {}, follows)
         return Start(network, ScheduleConfig(name=config.noise_schedule or "cosine"), config.predict or "v")
-    bundle = load_bundle(config.init)
+    bundle = open_bundle(str(config.init))
     made = bundle.manifest
     if not isinstance(made.network, UNetConfig):
         problem = f"{config.init} holds a network of kind {made.network.kind}"
@@ -281,7 +282,10 @@ class PictureTask(Task):
         """Samples `first` to `first + count` of a step; each depends on (seed, step, sample) alone."""
         u = uniforms(self.config.seed, step, count, COLUMNS, first=first)
         chosen = self._chosen(step * self.config.batch + first, count)
-        x0, eps = self._noisy(self.changed(chosen, u), step, first)
+        pictures = self.changed(chosen, u)
+        if self.config.augment == "scan":
+            pictures = scan_like(pictures, self.config.seed, step, first)
+        x0, eps = self._noisy(pictures, step, first)
         return Samples(x0, eps, self.labels(chosen, u[:, DROP]))
 
     def changed(self, chosen: NDArray[np.int64], u: NDArray[np.float64]) -> Floats:

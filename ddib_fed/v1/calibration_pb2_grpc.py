@@ -62,8 +62,7 @@ class CalibrationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetUnits(self, request, context):
-        """The units of the target's model, for a source with anchors: mean and deviation of its channels, without noise.
-        PERMISSION_DENIED unless the target's policy allows it; neither an aggregate nor a proposal needs them.
+        """The units of the target's model: mean and deviation of its channels, without noise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,9 +36,7 @@ class CalibrationServiceStub:
     GetAggregate: _grpc.UnaryUnaryMultiCallable[_calibration_pb2.GetAggregateRequest, _calibration_pb2.GetAggregateResponse]
     """What the target's operator published of its pictures; the same bytes at every call."""
     GetUnits: _grpc.UnaryUnaryMultiCallable[_calibration_pb2.GetUnitsRequest, _calibration_pb2.GetUnitsResponse]
-    """The units of the target's model, for a source with anchors: mean and deviation of its channels, without noise.
-    PERMISSION_DENIED unless the target's policy allows it; neither an aggregate nor a proposal needs them.
-    """
+    """The units of the target's model: mean and deviation of its channels, without noise."""
     SignCalibration: _grpc.UnaryUnaryMultiCallable[_calibration_pb2.SignCalibrationRequest, _calibration_pb2.SignCalibrationResponse]
     """Propose a calibration that the source has signed. The same proposal may be sent again, e.g. to fetch the signature."""
 
@@ -48,9 +46,7 @@ class CalibrationServiceAsyncStub(CalibrationServiceStub):
     GetAggregate: _aio.UnaryUnaryMultiCallable[_calibration_pb2.GetAggregateRequest, _calibration_pb2.GetAggregateResponse]  # type: ignore[assignment]
     """What the target's operator published of its pictures; the same bytes at every call."""
     GetUnits: _aio.UnaryUnaryMultiCallable[_calibration_pb2.GetUnitsRequest, _calibration_pb2.GetUnitsResponse]  # type: ignore[assignment]
-    """The units of the target's model, for a source with anchors: mean and deviation of its channels, without noise.
-    PERMISSION_DENIED unless the target's policy allows it; neither an aggregate nor a proposal needs them.
-    """
+    """The units of the target's model: mean and deviation of its channels, without noise."""
     SignCalibration: _aio.UnaryUnaryMultiCallable[_calibration_pb2.SignCalibrationRequest, _calibration_pb2.SignCalibrationResponse]  # type: ignore[assignment]
     """Propose a calibration that the source has signed. The same proposal may be sent again, e.g. to fetch the signature."""
 
@@ -69,9 +65,7 @@ class CalibrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _calibration_pb2.GetUnitsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_calibration_pb2.GetUnitsResponse, _abc.Awaitable[_calibration_pb2.GetUnitsResponse]]:
-        """The units of the target's model, for a source with anchors: mean and deviation of its channels, without noise.
-        PERMISSION_DENIED unless the target's policy allows it; neither an aggregate nor a proposal needs them.
-        """
+        """The units of the target's model: mean and deviation of its channels, without noise."""
 
     @_abc_1.abstractmethod
     def SignCalibration(

@@ -52,7 +52,7 @@ class PictureTerms(_message.Message):
     def __init__(self, low: _Optional[float] = ..., high: _Optional[float] = ..., bits: _Optional[int] = ...) -> None: ...
 
 class SolverSettings(_message.Message):
-    __slots__ = ("solver", "order", "evaluations", "grid", "depth", "share", "temperature")
+    __slots__ = ("solver", "order", "evaluations", "grid", "depth", "share", "temperature", "blend")
     SOLVER_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
     EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +60,7 @@ class SolverSettings(_message.Message):
     DEPTH_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    BLEND_FIELD_NUMBER: _ClassVar[int]
     solver: str
     order: int
     evaluations: int
@@ -67,7 +68,8 @@ class SolverSettings(_message.Message):
     depth: float
     share: float
     temperature: float
-    def __init__(self, solver: _Optional[str] = ..., order: _Optional[int] = ..., evaluations: _Optional[int] = ..., grid: _Optional[str] = ..., depth: _Optional[float] = ..., share: _Optional[float] = ..., temperature: _Optional[float] = ...) -> None: ...
+    blend: float
+    def __init__(self, solver: _Optional[str] = ..., order: _Optional[int] = ..., evaluations: _Optional[int] = ..., grid: _Optional[str] = ..., depth: _Optional[float] = ..., share: _Optional[float] = ..., temperature: _Optional[float] = ..., blend: _Optional[float] = ...) -> None: ...
 
 class GuidanceSettings(_message.Message):
     __slots__ = ("guidance", "classifier_scale", "clip")

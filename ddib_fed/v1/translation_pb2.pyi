@@ -213,7 +213,7 @@ class GetJobResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "request", "state", "created", "finished", "expires", "items", "error", "item_count", "items_done")
+    __slots__ = ("job_id", "request", "state", "created", "finished", "expires", "items", "error", "item_count", "items_done", "calibration")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -224,6 +224,7 @@ class Job(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     ITEM_COUNT_FIELD_NUMBER: _ClassVar[int]
     ITEMS_DONE_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     request: JobHeader
     state: JobState
@@ -234,7 +235,8 @@ class Job(_message.Message):
     error: _common_pb2.ErrorDetail
     item_count: int
     items_done: int
-    def __init__(self, job_id: _Optional[str] = ..., request: _Optional[_Union[JobHeader, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., created: _Optional[float] = ..., finished: _Optional[float] = ..., expires: _Optional[float] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ..., item_count: _Optional[int] = ..., items_done: _Optional[int] = ...) -> None: ...
+    calibration: bytes
+    def __init__(self, job_id: _Optional[str] = ..., request: _Optional[_Union[JobHeader, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., created: _Optional[float] = ..., finished: _Optional[float] = ..., expires: _Optional[float] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ..., item_count: _Optional[int] = ..., items_done: _Optional[int] = ..., calibration: _Optional[bytes] = ...) -> None: ...
 
 class Item(_message.Message):
     __slots__ = ("index", "state", "size_bytes", "sha256", "error")
@@ -364,7 +366,7 @@ class Provenance(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., source_institution: _Optional[str] = ..., source_domain: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., contract_sha256: _Optional[str] = ..., source_model_sha256: _Optional[str] = ..., target_model_sha256: _Optional[str] = ..., input_sha256: _Optional[str] = ..., latent_sha256: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., soften_sigma: _Optional[float] = ..., latent: _Optional[_Union[_common_pb2.LatentStatistics, _Mapping]] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[_Mapping[str, float]] = ..., cycle: _Optional[_Union[CycleError, _Mapping]] = ..., samples: _Optional[int] = ..., picture: _Optional[_Union[PictureFigures, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., classifier_sha256: _Optional[str] = ..., calibration_sha256: _Optional[str] = ..., calibration_kind: _Optional[str] = ..., policy_sha256: _Optional[str] = ...) -> None: ...
 
 class PictureFigures(_message.Message):
-    __slots__ = ("height", "width", "size_rule", "low", "high", "bits", "cycle_mse", "cycle_psnr", "edge_correlation", "mutual_information", "slope", "intercept", "least_edge_correlation", "least_mutual_information", "structure_doubtful", "clipped", "source_low", "source_high", "back_slope", "back_intercept", "outside", "used", "agreement", "least_agreement", "fitted_height", "fitted_width")
+    __slots__ = ("height", "width", "size_rule", "low", "high", "bits", "cycle_mse", "cycle_psnr", "edge_correlation", "slope", "intercept", "least_edge_correlation", "structure_doubtful", "clipped", "source_low", "source_high", "back_slope", "back_intercept", "outside", "used", "differs", "most_differs", "differs_at", "fitted_height", "fitted_width")
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     SIZE_RULE_FIELD_NUMBER: _ClassVar[int]
@@ -374,11 +376,9 @@ class PictureFigures(_message.Message):
     CYCLE_MSE_FIELD_NUMBER: _ClassVar[int]
     CYCLE_PSNR_FIELD_NUMBER: _ClassVar[int]
     EDGE_CORRELATION_FIELD_NUMBER: _ClassVar[int]
-    MUTUAL_INFORMATION_FIELD_NUMBER: _ClassVar[int]
     SLOPE_FIELD_NUMBER: _ClassVar[int]
     INTERCEPT_FIELD_NUMBER: _ClassVar[int]
     LEAST_EDGE_CORRELATION_FIELD_NUMBER: _ClassVar[int]
-    LEAST_MUTUAL_INFORMATION_FIELD_NUMBER: _ClassVar[int]
     STRUCTURE_DOUBTFUL_FIELD_NUMBER: _ClassVar[int]
     CLIPPED_FIELD_NUMBER: _ClassVar[int]
     SOURCE_LOW_FIELD_NUMBER: _ClassVar[int]
@@ -387,8 +387,9 @@ class PictureFigures(_message.Message):
     BACK_INTERCEPT_FIELD_NUMBER: _ClassVar[int]
     OUTSIDE_FIELD_NUMBER: _ClassVar[int]
     USED_FIELD_NUMBER: _ClassVar[int]
-    AGREEMENT_FIELD_NUMBER: _ClassVar[int]
-    LEAST_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    DIFFERS_FIELD_NUMBER: _ClassVar[int]
+    MOST_DIFFERS_FIELD_NUMBER: _ClassVar[int]
+    DIFFERS_AT_FIELD_NUMBER: _ClassVar[int]
     FITTED_HEIGHT_FIELD_NUMBER: _ClassVar[int]
     FITTED_WIDTH_FIELD_NUMBER: _ClassVar[int]
     height: int
@@ -400,11 +401,9 @@ class PictureFigures(_message.Message):
     cycle_mse: float
     cycle_psnr: float
     edge_correlation: float
-    mutual_information: float
     slope: float
     intercept: float
     least_edge_correlation: float
-    least_mutual_information: float
     structure_doubtful: bool
     clipped: int
     source_low: float
@@ -413,11 +412,12 @@ class PictureFigures(_message.Message):
     back_intercept: float
     outside: float
     used: float
-    agreement: float
-    least_agreement: float
+    differs: float
+    most_differs: float
+    differs_at: str
     fitted_height: int
     fitted_width: int
-    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., size_rule: _Optional[str] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., bits: _Optional[int] = ..., cycle_mse: _Optional[float] = ..., cycle_psnr: _Optional[float] = ..., edge_correlation: _Optional[float] = ..., mutual_information: _Optional[float] = ..., slope: _Optional[float] = ..., intercept: _Optional[float] = ..., least_edge_correlation: _Optional[float] = ..., least_mutual_information: _Optional[float] = ..., structure_doubtful: _Optional[bool] = ..., clipped: _Optional[int] = ..., source_low: _Optional[float] = ..., source_high: _Optional[float] = ..., back_slope: _Optional[float] = ..., back_intercept: _Optional[float] = ..., outside: _Optional[float] = ..., used: _Optional[float] = ..., agreement: _Optional[float] = ..., least_agreement: _Optional[float] = ..., fitted_height: _Optional[int] = ..., fitted_width: _Optional[int] = ...) -> None: ...
+    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., size_rule: _Optional[str] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., bits: _Optional[int] = ..., cycle_mse: _Optional[float] = ..., cycle_psnr: _Optional[float] = ..., edge_correlation: _Optional[float] = ..., slope: _Optional[float] = ..., intercept: _Optional[float] = ..., least_edge_correlation: _Optional[float] = ..., structure_doubtful: _Optional[bool] = ..., clipped: _Optional[int] = ..., source_low: _Optional[float] = ..., source_high: _Optional[float] = ..., back_slope: _Optional[float] = ..., back_intercept: _Optional[float] = ..., outside: _Optional[float] = ..., used: _Optional[float] = ..., differs: _Optional[float] = ..., most_differs: _Optional[float] = ..., differs_at: _Optional[str] = ..., fitted_height: _Optional[int] = ..., fitted_width: _Optional[int] = ...) -> None: ...
 
 class CycleError(_message.Message):
     __slots__ = ("median", "mean", "p99", "max")

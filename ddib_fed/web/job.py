@@ -37,7 +37,7 @@ from ddib_fed.errors import (
 from ddib_fed.formats.parts import INTENSITY, WrittenStudy
 from ddib_fed.formats.study import AUTO, IntensityRule, Options, Origin, Study
 from ddib_fed.formats.tiles import GeoTiffStudy, PictureStudy, read_geotiff, read_picture
-from ddib_fed.record import Part, PictureFigures, Settings, Translation
+from ddib_fed.record import DIAL, Part, PictureFigures, Settings, Translation
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.web.guard import error_values
 from ddib_fed.web.uploads import DROPPED, Window, own_window, preview, renamed, shown
@@ -130,7 +130,7 @@ class PageJob(RunProgress):
         try:
             settings = Settings().of_quality(request.quality)
             header = job_header(
-                request.target, settings, cycle=request.cycle, target_class=request.target_class
+                request.target, settings, left=DIAL, cycle=request.cycle, target_class=request.target_class
             )
             self._translate(RunOptions(profile, header, self.out, self, skip_bad=True))
         except BaseException as error:
@@ -415,6 +415,8 @@ def figures_in_words(record: Translation) -> list[tuple[str, str]]:
             found.append(("Round trip", f"{picture.cycle_psnr:.1f} dB (higher is better)"))
         if picture.edge_correlation is not None:
             found.append(("Edges in common", f"{picture.edge_correlation:.2f} of 1"))
+        if picture.differs is not None:
+            found.append(("Differs from the map", f"{picture.differs:.0%} of the pixels"))
         if picture.width:
             found.append(("Size", f"{picture.width} × {picture.height} pixels"))
         if picture.clipped:

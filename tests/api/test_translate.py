@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import ddib_fed
-from ddib_fed.calibration.record import CalibratedSide, units_digest
+from ddib_fed.calibration.record import CalibratedSide, Dial
 from ddib_fed.data.shipped import cut_scene, load_shipped
 from ddib_fed.data.synthetic import sample
 from ddib_fed.errors import (
@@ -19,6 +19,7 @@ from ddib_fed.errors import (
     FileMissing,
     KindMismatch,
     PictureMisfit,
+    SettingsInvalid,
     UsageError,
 )
 from tests.calibration.examples import calibration
@@ -127,7 +128,7 @@ def test_the_sample_that_cannot_be_used_is_named(satellite, relief) -> None:
 def test_a_calibration_is_applied_and_recorded(satellite, relief) -> None:
     """The object or its file; between nodes it is the operators', and in one process there is none to leave out."""
     sides = {
-        side: CalibratedSide(domain=model.domain, units_sha256=units_digest(model.party.model.manifest.normalisation))
+        side: CalibratedSide(domain=model.domain, units=model.party.model.manifest.normalisation)
         for side, model in (("source", satellite), ("target", relief))
     }  # fmt: skip
     made = calibration(**sides)
@@ -136,6 +137,19 @@ def test_a_calibration_is_applied_and_recorded(satellite, relief) -> None:
     [found] = ddib_fed.translate(scene(), satellite, relief, calibration=made, **asked)
     np.testing.assert_allclose(found.latent, made.map.apply(plain.latent), atol=1e-3)
     assert found.record.calibration_sha256 == made.sha256.hex()
+    dialled = made.model_copy(update={"dial": Dial(share=0.75, temperature=0.9, blend=0.3)})
+    [mixed] = ddib_fed.translate(scene(), satellite, relief, calibration=dialled, blend=0.5, **asked)
+    [alone] = ddib_fed.translate(scene(), satellite, relief, calibration=dialled, blend=0.0, **asked)
+    solver = mixed.record.solver
+    assert (solver.share, solver.temperature, solver.blend) == (0.75, 0.9, 0.5)
+    own = np.asarray(scene(), np.float32).transpose(2, 0, 1)[None] / 127.5 - 1
+    wanted = (
+        0.5 * np.asarray(alone.picture, np.float32)
+        + 0.5 * (made.alone(own)[0].transpose(1, 2, 0) + 1) * 127.5
+    )
+    assert np.abs(np.asarray(mixed.picture, np.float32) - wanted).max() <= 1.5
+    with pytest.raises(SettingsInvalid, match="blend"):
+        ddib_fed.translate(scene(), satellite, relief, blend=0.3, **asked)
     with pytest.raises(CalibrationForeign):
         ddib_fed.translate(scene(), relief, satellite, calibration=made, **asked)
     with pytest.raises(UsageError, match="no_calibration"):

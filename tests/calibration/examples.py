@@ -14,7 +14,6 @@ from ddib_fed.calibration.record import (
     Side,
     Signature,
     SignedCalibration,
-    units_digest,
 )
 from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation
@@ -22,7 +21,7 @@ from ddib_fed.security import pki
 from ddib_fed.security.pki import TlsCredentials
 from tests.node.institutions import Institution
 
-UNITS = units_digest(Normalisation())
+UNITS = Normalisation()
 
 
 def figure(value: float) -> Figure:
@@ -34,8 +33,8 @@ def calibration(**changes: Any) -> Calibration:
     now = datetime.now(UTC)
     content: dict[str, Any] = {
         "kind": "rotation",
-        "source": CalibratedSide(institution="north.example", domain="photos", units_sha256=UNITS),
-        "target": CalibratedSide(institution="south.example", domain="maps", units_sha256=UNITS),
+        "source": CalibratedSide(institution="north.example", domain="photos", units=UNITS),
+        "target": CalibratedSide(institution="south.example", domain="maps", units=UNITS),
         "map": ChannelMap(rotation=((0, 1, 0), (1, 0, 0), (0, 0, 1))),
         "made": Making(
             method="aggregates",

@@ -9,9 +9,7 @@ from ddib_fed.calibration.fit import (
     LEAST_MARGIN,
     LEAST_SLOPE,
     LEAST_TONE_SLOPE,
-    Optimum,
     RotationCost,
-    Search,
     as_map,
     degrees,
     effect_of,
@@ -28,7 +26,7 @@ from ddib_fed.calibration.fit import (
 from ddib_fed.calibration.record import Effect
 from ddib_fed.errors import CalibrationIneffective, InputError, ShapeMismatch
 from ddib_fed.models.units import Normalisation
-from tests.calibration.examples import PALETTE, TURN, aggregate, colours, figure, pictures
+from tests.calibration.examples import PALETTE, TURN, aggregate, colours, figure, make_aggregate, pictures
 
 
 def test_grey_is_told_from_its_negative_by_its_skewness() -> None:
@@ -90,7 +88,7 @@ def test_a_map_that_would_fold_is_drawn_back_to_the_rotation() -> None:
     [
         (19, 3, "rotation", "at least 20"),
         (30, 1, "rotation", "of 3 channels"),
-        (30, 3, "tone", "fitted to anchors"),
+        (30, 3, "tone", "takes the contrast from you"),
     ],
 )
 def test_what_cannot_be_fitted_is_said(count: int, channels: int, kind: str, said: str) -> None:
@@ -103,9 +101,9 @@ def test_the_mirrored_optimum_is_refused_by_its_own_figures() -> None:
     """Whoever signs the other optimum as the best one states a margin below zero."""
     own, target = colours(3000, 2).reshape(300, 10, 3), colours(3000, 3) @ TURN.T
     mirror = np.diag([1.0, 1.0, -1.0]) @ TURN
-    right, wrong = Optimum(TURN, 0.0), Optimum(mirror, 1.0)
-    judge(effect_of(Search(right, wrong), as_map(TURN), own, target))
-    exchanged = effect_of(Search(wrong, right), as_map(mirror), own, target)
+    right, wrong = as_map(TURN).apply, as_map(mirror).apply
+    judge(effect_of((right, right, wrong), own, target))
+    exchanged = effect_of((wrong, wrong, right), own, target)
     assert exchanged.margin.high < 0
     with pytest.raises(CalibrationIneffective):
         judge(exchanged)
@@ -219,3 +217,22 @@ def test_what_the_colours_need_no_map_for_is_refused_unless_forced() -> None:
     with pytest.raises(CalibrationIneffective, match="not better than none"):
         propose(pictures(300, 2), PALETTE, same, "rotation")
     assert propose(pictures(300, 2), PALETTE, same, "rotation", force=True).effect.forced
+
+
+@pytest.mark.parametrize("contrast", ["same", "inverted"])
+def test_a_declared_contrast_and_two_histograms_give_a_tone(contrast: str) -> None:
+    """However much background either side has; of values in front of it the order is the one declared."""
+    grey, generator = Normalisation(mean=-0.4, std=0.4), np.random.default_rng(0)
+
+    def heads(count: int, dark: float) -> np.ndarray:
+        found = generator.beta(2, 5, (count, 1, 16, 16)) * 1.4 - 0.5
+        return np.where(generator.random(found.shape) < dark, -1.0, found).astype(np.float32)
+
+    def partner(x: np.ndarray) -> np.ndarray:
+        return np.where(x > -1.0, 0.3 - x if contrast == "inverted" else 0.5 * x + 0.4, -0.9)
+
+    published = make_aggregate(partner(heads(2000, 0.4)), grey, "t2", generator=np.random.default_rng(1))
+    found = propose(heads(400, 0.6), grey, published, "tone", contrast=contrast)  # type: ignore[arg-type]
+    shown = heads(10, 0.6)
+    mapped = grey.undo(found.map.apply(grey.apply(shown)))
+    assert np.abs(mapped - partner(shown)).mean() < 0.3 * np.abs(shown - partner(shown)).mean()

@@ -16,7 +16,6 @@ from ddib_fed.calibration.record import (
     parse_calibration,
     parse_signed,
     read_calibration,
-    units_digest,
     write_calibration,
 )
 from ddib_fed.errors import (
@@ -87,7 +86,7 @@ CURVE = ChannelMap(quadratic=((0.0, 1.0, 0.1),))
 
 
 def side(domain, **units):
-    return CalibratedSide(domain=domain, units_sha256=units_digest(Normalisation(**units)))
+    return CalibratedSide(domain=domain, units=Normalisation(**units))
 
 
 def between(source="north", target="south", **changes):

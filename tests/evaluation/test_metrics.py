@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddib_fed.calibration.record import CalibratedSide
 from ddib_fed.data import synthetic
 from ddib_fed.data.shipped import load_shipped
 from ddib_fed.errors import ShapeMismatch
@@ -12,6 +13,7 @@ from ddib_fed.evaluation.metrics import (
     MOST_PSNR,
     WHITE_RATIO,
     compare,
+    digits,
     doubtful,
     hits_by_pixels,
     mse,
@@ -20,9 +22,13 @@ from ddib_fed.evaluation.metrics import (
     psnr,
     structure,
     to_channels,
+    two_classes,
     whiteness,
 )
 from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.manifest import StructureThresholds
+from ddib_fed.models.units import ChannelMap, Normalisation
+from tests.calibration.examples import calibration
 from tests.runs.picture_folders import blocks
 from tests.runs.tiny_models import pictures
 
@@ -108,7 +114,32 @@ def test_an_inverted_contrast_keeps_all_structure():
     x = blocks(4, size=32)
     kept = structure(x, -0.5 * x)
     assert kept.edge_correlation == pytest.approx(np.ones(4))
-    assert (kept.mutual_information > 2).all()
+
+
+def test_what_differs_from_the_map_is_found_where_it_is():
+    """A translation that follows the map differs nowhere; a block of the other class is counted and located."""
+    units, turn = Normalisation(std=0.5), ChannelMap(rotation=((0, 1, 0), (1, 0, 0), (0, 0, 1)))
+    side = CalibratedSide(domain="photos", units=units)
+    made = calibration(map=turn, source=side, target=side.model_copy(update={"domain": "maps"}))
+    colours = np.array([[0.8, -0.8, 0.0], [-0.8, 0.8, 0.0]], np.float32)
+    source = (
+        np.repeat(colours[:, :, None], 16, axis=2).transpose(1, 0, 2).reshape(1, 3, 32, 1).repeat(32, axis=3)
+    )
+    least = StructureThresholds(
+        edge_correlation=0.0,
+        count=1,
+        classes=tuple(map(tuple, two_classes(units.apply(source)).tolist())),
+        differs=0.2,
+    )
+    mapped = made.alone(source)
+    assert not structure(source, mapped, made.alone, least).differs.any()
+    wrong = mapped.copy()
+    wrong[:, :, :16, :16] = mapped[:, :, -1:, -1:]
+    kept = structure(source, wrong, made.alone, least)
+    assert kept.differs.mean() == pytest.approx(0.25, abs=0.02)
+    assert doubtful(kept, least).all()
+    grid = digits(kept.differs[0]).split("/")
+    assert (grid[2][2], grid[-1][2], grid[2][-1]) == ("f", "0", "0")
 
 
 @pytest.mark.slow

@@ -140,10 +140,10 @@ def test_what_the_files_show_is_measured(tmp_path):
     write(source, blocks(2), names=["a", "b"])
     write(translated, blocks(2), names=["a_back", "b_back"])
     for name in ("a", "b"):
-        kept = {"edge_correlation": 0.1, "mutual_information": 0.1, "structure_doubtful": name == "b"}
+        kept = {"edge_correlation": 0.1, "structure_doubtful": name == "b"}
         record(translated, name, files={"returned": f"{name}_back.png"}, **kept)
     report, _ = evaluate_folder(translated, source=source)
-    assert set(report["measured"]) == {"cycle_mse", "cycle_psnr", "edge_correlation", "mutual_information"}
+    assert set(report["measured"]) == {"cycle_mse", "cycle_psnr", "edge_correlation"}
     assert report["spread"]["cycle_psnr"]["min"] == 120.0
     assert report["spread"]["edge_correlation"]["min"] == pytest.approx(1.0, abs=0.01)
     assert [row["doubtful"] for row in report["pictures"]] == [False, True]
@@ -153,7 +153,7 @@ def test_the_page_shows_the_worst_first_and_says_what_it_leaves_out(tmp_path):
     """With the calibration, and how many pictures were translated under it."""
     write(tmp_path / "t", blocks(3))
     for number, psnr in enumerate((33.0, 31.0, 35.0)):
-        kept = {"edge_correlation": 0.5, "mutual_information": 1.0, "structure_doubtful": number == 1}
+        kept = {"edge_correlation": 0.5, "structure_doubtful": number == 1}
         record(tmp_path / "t", f"p{number:02}", cycle_psnr=psnr, **kept)
     named = {"calibration_sha256": "ab" * 32, "calibration_kind": "rotation"}
     files = {"translation": WrittenFile(file="p02.png")}

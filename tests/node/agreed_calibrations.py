@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ddib_fed.calibration.record import CalibratedSide, SignedCalibration, units_digest
+from ddib_fed.calibration.record import CalibratedSide, SignedCalibration
 from ddib_fed.models.units import ChannelMap, Normalisation
 from tests.calibration.examples import calibration, signed
 from tests.node.institutions import Institution
@@ -20,7 +20,7 @@ def agreed(north: Institution, south: Institution, **changes: Any) -> SignedCali
     """A mirrored scale of greys from north/scans to south/relief, signed by both; `changes` are fields of it."""
     places = {"source": (north, "scans"), "target": (south, "relief")}
     sides = {
-        side: CalibratedSide(institution=owner.name, domain=domain, units_sha256=units_digest(UNITS))
+        side: CalibratedSide(institution=owner.name, domain=domain, units=UNITS)
         for side, (owner, domain) in places.items()
     }
     return signed(calibration(**{"map": MIRRORED, **sides, **changes}), north, south)

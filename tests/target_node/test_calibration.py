@@ -28,7 +28,7 @@ def agreed(**changes) -> Calibration:
     """North's proposal, made from what south published."""
     now = datetime.now(UTC)
     made = Making(method="aggregates", source_pictures=200, created=now, **AGGREGATE.making)
-    target = CalibratedSide(institution="south.example", domain="moons", units_sha256=UNITS)
+    target = CalibratedSide(institution="south.example", domain="moons", units=UNITS)
     return calibration(**{"made": made, "target": target, **changes})
 
 
@@ -57,8 +57,8 @@ class North:
 def open_pair(tmp_path, institutions, open_target):
     """South's node with a published aggregate, and north; settings are of south's policy."""
 
-    def open_it(*, units: str = "true"):
-        target = open_target(calibration='["rotation"]', calibration_units=units)
+    def open_it(kinds: str = '["rotation"]'):
+        target = open_target(calibration=kinds)
         write_file(target.config.paths.aggregate, AGGREGATE.canonical)
         return target, North(tmp_path / "north", institutions, target.server.address)
 
@@ -97,7 +97,7 @@ def test_one_peer_cannot_fill_the_store_for_another(open_pair, institutions, tmp
         north.propose(north.signed(agreed()))
     institutions["west"].admit(institutions["south"], target.server.address)
     config = make_config(tmp_path / "west", "west.example", "source")
-    side_ = CalibratedSide(institution="west.example", domain="photos", units_sha256=UNITS)
+    side_ = CalibratedSide(institution="west.example", domain="photos", units=UNITS)
     with CalibrationPeer(config, "south.example", "moons") as south:
         south.propose(north.signed(agreed(source=side_), by="west"))
     assert target.node.calibrations.list()[0].calibration.source == side_
@@ -107,15 +107,17 @@ def test_one_peer_cannot_fill_the_store_for_another(open_pair, institutions, tmp
 OTHER = "0" * 64
 
 
-def side(institution: str = "south.example", domain: str = "moons", units: str = UNITS) -> CalibratedSide:
-    return CalibratedSide(institution=institution, domain=domain, units_sha256=units)
+def side(
+    institution: str = "south.example", domain: str = "moons", units: Normalisation = UNITS
+) -> CalibratedSide:
+    return CalibratedSide(institution=institution, domain=domain, units=units)
 
 
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
         ({"target": side(domain="maps")}, errors.CalibrationForeign),
-        ({"target": side(units=OTHER)}, errors.CalibrationUnits),
+        ({"target": side(units=Normalisation(std=0.3))}, errors.CalibrationUnits),
         ({"kind": "tone", "map": ChannelMap(quadratic=((0, 1, 0),))}, errors.CalibrationKindDenied),
         ({"expires": datetime.now(UTC) + timedelta(days=800)}, errors.CalibrationInvalid),
         ({"made": agreed().made.model_copy(update={"aggregate_sha256": OTHER})}, errors.CalibrationInvalid),
@@ -132,15 +134,15 @@ def test_a_proposal_that_is_not_for_this_node_is_refused(open_pair, changes, err
     assert target.node.calibrations.list() == ()
 
 
-def test_units_are_told_only_where_the_policy_says_so(open_pair) -> None:
-    """They are not noised; an aggregate and a proposal need none."""
-    target, north = open_pair(units="false")
+def test_units_are_told_only_where_a_calibration_is_allowed(open_pair) -> None:
+    """They are not noised; nothing of the service is answered without."""
+    target, north = open_pair("[]")
     with north.calls() as south:
-        assert south.aggregate() == AGGREGATE
-        with pytest.raises(errors.PolicyDenied) as refused:
-            south.units()
-    assert "[policy] calibration_units" in refused.value.hint
-    assert acts(target) == ["aggregate_served"]
+        for ask in (south.aggregate, south.units):
+            with pytest.raises(errors.PolicyDenied) as refused:
+                ask()
+            assert "[policy] calibration" in refused.value.hint
+    assert acts(target) == []
 
 
 def test_a_peer_may_ask_only_so_often(open_pair, monkeypatch) -> None:

@@ -10,7 +10,6 @@ from ddib_fed.calibration.record import (
     CalibratedSide,
     CalibrationStore,
     Making,
-    units_digest,
     write_calibration,
 )
 from ddib_fed.cli.main import cli
@@ -73,12 +72,12 @@ class Operators:
 
     def anchored(self, **changes) -> Path:
         """A file with a calibration from anchors: light and dark are exchanged."""
-        units = units_digest(pictures_model("scans", seed=1)[0].normalisation)
+        units = pictures_model("scans", seed=1)[0].normalisation
         sides = {"source": "scans", "target": "drawings"}
         made = calibration(
             map=ChannelMap(rotation=((-1,),)),
             made=Making(method="anchors", anchors=8, created=datetime.now(UTC)),
-            **{name: CalibratedSide(domain=domain, units_sha256=units) for name, domain in sides.items()},
+            **{name: CalibratedSide(domain=domain, units=units) for name, domain in sides.items()},
             **changes,
         )
         path = self.folder / f"{made.sha256.hex()[:8]}.json"

@@ -188,7 +188,7 @@ def noise(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tapped(open_nodes, noise) -> tuple[Operators, Tap]:
     """Both operators, whose nodes reach each other through the tap."""
-    both = open_nodes(calibration='["rotation", "tone"]', calibration_units="true")
+    both = open_nodes(calibration='["rotation", "tone"]')
     north, south = both.nodes.source.north, both.nodes.target.south
     tap = Tap(both.nodes.target.server.port, south.pki, north.pki)
     north.store.add(

@@ -50,6 +50,7 @@ def test_writes_results_and_provenance(translate, scan, tmp_path, capsys):
     assert record["solver"] == {
         "solver": "ddim", "order": 0, "evaluations": 24, "grid": "default", "depth": 1.0, "share": 1.0,
         "temperature": 1.0,
+        "blend": 0.0,
     }  # fmt: skip
     assert record["contract_sha256"] == "c" * 64
     assert record["cycle"] == {"median": 1e-4, "mean": 2e-4, "p99": 3e-3, "max": 0.5}

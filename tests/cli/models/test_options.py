@@ -83,7 +83,7 @@ def test_guidance_without_what_it_needs_is_refused(refused, line, named):
         ("model train --domain satellite --steps 1 --fit pad", "--fit"),
         ("model train --domain moons --steps 1 --resume --force", "--resume"),
         ("model train --images scans --size 8 --steps 1 --set image_size=16", "image_size"),
-        ("model train --images scans --for dropped --steps 1 --set colours=opponent", "colours"),
+        ("model train --images scans --model dropped --steps 1 --set colours=opponent", "colours"),
         ("model import --synthetic points.npy --soften-sigma 0", "--soften-sigma"),
     ],
 )

@@ -46,6 +46,7 @@ SHORTER = {
     "calibrate publish": "calibrate publish --yes",
     "calibrate --peer": "calibrate --yes --peer",
     "calibrate accept": "calibrate accept --yes",
+    "calibrate dial": "calibrate dial --yes --limit 4",
 }
 
 
@@ -276,11 +277,12 @@ def test_a_calibration_is_agreed_on_and_used(pair: Machines, monkeypatch: pytest
     # Of some hundred draws of the noise one is refused: this one is not.
     monkeypatch.setattr(aggregate, "secure_normal", np.random.default_rng(0).standard_normal)
     page = section("Calibrate")
-    line = blocks(page, "toml")[0].splitlines()[1]
     for who in ("east", "west"):
         config = pair.machine(who) / "node.toml"
-        text, found = re.subn(r"(?m)^# calibration = \[\] .*$", line, config.read_text())
-        assert found == 1
+        text = config.read_text()
+        for line in blocks(page, "toml")[0].splitlines()[1:]:
+            text, found = re.subn(rf"(?m)^# {line.split(' =')[0]} = .*$", line, text)
+            assert found == 1
         config.write_text(text)
     for who, command in commands(page):
         digest = re.findall(r"^sha256 +([0-9a-f]{64})$", pair.shown.get("east calibrate", ""), re.MULTILINE)
@@ -289,6 +291,7 @@ def test_a_calibration_is_agreed_on_and_used(pair: Machines, monkeypatch: pytest
     for path in sorted((ROOT / "docs/images/satellite").glob("*.png")):
         record = json.loads((out / f"{path.stem}.json").read_text())
         assert record["calibration_kind"] == "rotation"
+        assert record["solver"]["share"] == 0.75
         assert record["calibration_sha256"] in pair.shown["west calibrate"] + pair.shown["east calibrate"]
         plain = pair.machine("east") / "relief" / path.name
         assert not np.array_equal(read_image(plain).pixels, read_image(out / path.name).pixels)

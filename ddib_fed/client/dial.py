@@ -1,0 +1,201 @@
+"""The dial of a calibration, measured on own pictures by ordinary jobs: what each setting gives, and a proposal.
+
+Without pairs the SSIM of a translation with the calibration's map alone stands for its nearness to the truth: over the
+shipped pairs both order the shares alike (docs/calibration.md). It says nothing of a map that is wrong.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from ddib_fed.calibration.record import Calibration, Dial
+from ddib_fed.client.client import Client, job_header
+from ddib_fed.client.files import FileItem
+from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
+from ddib_fed.data.fitting import PictureRule, from_array
+from ddib_fed.data.pictures import encode_png
+from ddib_fed.errors import JobFailed
+from ddib_fed.evaluation import metrics
+from ddib_fed.evaluation.metrics import Pictures
+from ddib_fed.evaluation.translations import Translations, read_translations
+from ddib_fed.models.sidecars import PrivacyReport
+from ddib_fed.record import Settings
+
+SHARES: Final = (1.0, 0.75, 0.5)
+COOL, BLEND = 0.9, 0.3
+"""The temperature and the blend that are tried."""
+ENOUGH = 0.6
+"""Of the largest gain over a share of 1: the largest share that has as much is proposed."""
+TOLERATED = 0.01
+"""SSIM with the map that a lower temperature may cost: maps gain by it although they lose less, heads lose more."""
+MOST_KNOWN = 0.75
+"""Share of the pairs that the read-out is fitted to; it reads the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One setting of the dial. Against the truth, where anchors show it: psnr, ssim and partner.
+
+    Attributes:
+        map_ssim: SSIM with the calibration's map alone.
+        edges: Edge correlation with the same.
+        sharpness: Mean change from pixel to pixel.
+        whiteness: Patch correlation of the latents over that of noise.
+        pictures: That were translated; others were refused.
+        round_trip: dB of PSNR; of the pictures that came back.
+        read: dB of PSNR of pictures that a linear read-out of own pairs reads from their latents.
+        surrogate: The same by the model's privacy report; None where it did not measure this share.
+    """
+
+    dial: Dial
+    map_ssim: float
+    edges: float
+    sharpness: float
+    pictures: int
+    whiteness: float | None = None
+    round_trip: float | None = None
+    read: float | None = None
+    surrogate: float | None = None
+    psnr: float | None = None
+    ssim: float | None = None
+    partner: float | None = None
+
+    @property
+    def worth(self) -> float:
+        return self.map_ssim if self.ssim is None else self.ssim
+
+
+Translate = Callable[[Dial], tuple[Translations, Pictures]]
+"""Own pictures under a setting: their translations, and their latents."""
+
+
+def measure_dial(
+    translate: Translate, calibration: Calibration, shares: Sequence[float], privacy: PrivacyReport | None
+) -> tuple[list[Measured], Dial]:
+    """Each setting's figures, and the one that is proposed."""
+    rows: list[Measured] = []
+    readings = privacy.readings if privacy else ()
+    known = {each.share: each.read.value for each in readings if each.depth == 1.0 and each.soften_sigma}
+    kept = {}
+    for share in shares:
+        dial = Dial(share=share)
+        kept[share] = found, latents = translate(dial)
+        rows.append(_row(dial, found, found.translated, calibration, latents, known.get(share)))
+    share = _largest_with_enough(rows)
+    chosen = next(row for row in rows if row.dial.share == share)
+    found, latents = translate(Dial(share=share, temperature=COOL))
+    cool = _row(
+        Dial(share=share, temperature=COOL), found, found.translated, calibration, latents, known.get(share)
+    )
+    rows.append(cool)
+    room = TOLERATED if cool.ssim is None else 0.0
+    if cool.worth >= chosen.worth - room:
+        chosen = cool
+    else:
+        found = kept[share][0]
+    mapped = _mapped(found, calibration)
+    dial = chosen.dial.model_copy(update={"blend": BLEND})
+    blended = (1.0 - BLEND) * found.translated + BLEND * mapped
+    rows.append(_row(dial, found, blended, calibration))
+    if rows[-1].worth >= chosen.worth:
+        chosen = rows[-1]
+    return rows, chosen.dial
+
+
+def _largest_with_enough(rows: Sequence[Measured]) -> float:
+    gains = [row.worth - rows[0].worth for row in rows]
+    most = max(gains)
+    return next(row.dial.share for row, gain in zip(rows, gains, strict=True) if gain >= ENOUGH * most)
+
+
+def _mapped(found: Translations, calibration: Calibration) -> Pictures:
+    assert found.source is not None
+    return calibration.alone(found.source)
+
+
+def _row(
+    dial: Dial,
+    found: Translations,
+    translated: Pictures,
+    calibration: Calibration,
+    latents: Pictures | None = None,
+    surrogate: float | None = None,
+) -> Measured:
+    mapped = _mapped(found, calibration)
+    round_trip = whiteness = read = psnr = ssim = partner = None
+    if latents is not None:
+        import torch
+
+        whiteness = metrics.whiteness(torch.from_numpy(latents)).ratio
+        read = _read(latents, found, calibration)
+        if found.back is not None and found.source is not None:
+            round_trip = float(metrics.psnr(found.back, found.source).mean())
+    if found.truth is not None:
+        same = metrics.compare(translated, found.truth)
+        psnr, ssim = float(same.psnr.mean()), float(same.ssim.mean())
+        partner = float(metrics.hits_by_pixels(translated, found.truth).mean())
+    return Measured(
+        dial,
+        float(metrics.ssim(translated, mapped).mean()),
+        float(metrics.structure(mapped, translated).edge_correlation.mean()),
+        float(metrics.sharpness(translated).mean()),
+        len(translated),
+        whiteness, round_trip, read, surrogate, psnr, ssim, partner,
+    )  # fmt: skip
+
+
+def _read(latents: Pictures, found: Translations, calibration: Calibration) -> float | None:
+    """dB of the pictures that a read-out of some pairs reads from the latents of the others."""
+    assert found.source is not None
+    units = calibration.source.units
+    x, count = units.apply(found.source), round(MOST_KNOWN * len(latents))
+    if len(latents) - count < 2 or latents.shape != x.shape:
+        return None
+    inverse = metrics.by_frequency(latents[:count], x[:count], 1.0)
+    read = units.undo(inverse(latents[count:])).clip(-1.0, 1.0)
+    return float(metrics.psnr(read, found.source[count:]).mean())
+
+
+def write_pictures(pictures: Pictures, rule: PictureRule, folder: Path) -> list[Path]:
+    """Pictures (N, C, H, W) in [-1, 1] as files of the raw values that a model's rule says."""
+    paths = []
+    slope, intercept = rule.output_scale
+    for number, picture in enumerate(pictures):
+        numbers = from_array(picture, rule)
+        plain = (slope, intercept) == (1.0, 0.0)
+        paths.append(folder / f"{number:03}{'.png' if plain else '.npy'}")
+        if plain:
+            paths[-1].write_bytes(encode_png(numbers))
+        else:
+            np.save(paths[-1], (slope * numbers + intercept).astype(np.float32))
+    return paths
+
+
+def translating(
+    client: Client, target: str, pictures: Sequence[Path], *, truth: Path | None = None
+) -> Translate:
+    """Translates these files of one folder by jobs of a client, there and back, and reads what came."""
+
+    def translate(dial: Dial) -> tuple[Translations, Pictures]:
+        settings = Settings(**dial.model_dump())
+        header = job_header(target, settings, cycle=True, keep_latent=True)
+        items = [FileItem(path.stem, path.name, path=path) for path in pictures]
+        with tempfile.TemporaryDirectory() as folder:
+            how = RunOptions(client.profile, header, Path(folder), RunProgress(client), skip_bad=True)
+            run = FolderRun(how, items)
+            run.read()
+            run.translate()
+            if not run.results:
+                first = [*run.left_out, *run.failed][0]
+                raise JobFailed(f"none of {len(items)} pictures could be translated: {first.why}")
+            found = read_translations(Path(folder), source=pictures[0].parent, truth=truth)
+            latents = [np.load(Path(folder) / f"{name}.latent.npy") for name in found.names]
+        return found, np.concatenate(latents)
+
+    return translate
