@@ -85,17 +85,25 @@ LINES = {
     "histogram": "histogram matching",
     "colour-map-8": "colour map of 8 pairs, no model",
     "plain": "as shipped",
+    "rotation-alone": "the rotation alone, no model",
     "calibrated": "**rotation without pairs**",
+    "rotation-dial": "rotation, share 0.75, temperature 0.9, blend 0.3",
+    "map-alone": "the colour map alone, no model",
     "tone": "tone of 8 pairs alone, no model",
     "retrained": "**source retrained on mapped pictures**",
     "retrained-0.85": "the same, depth .85",
     "retrained-0.7": "the same, depth .7",
-    "retrained-share": "the same, share 0.5",
+    "retrained-cool": "the same, share 0.75, temperature 0.9",
+    "retrained-dial": "the same, and blend 0.3",
     "calibrated-share": "rotation, share 0.5",
     "calibrated-0.75": "rotation, share 0.75",
     "calibrated-cool": "rotation, share 0.75, temperature 0.9",
 }
-SEEDS = {"calibrated": "rotation-1", "retrained": "colour-map-1", "retrained-0.7": "colour-map-0.7"}
+SEEDS = {
+    "calibrated": "rotation-1", "rotation-alone": "rotation-alone", "rotation-dial": "rotation-dial",
+    "map-alone": "colour-map-alone", "retrained": "colour-map-1", "retrained-cool": "colour-map-share",
+    "retrained-dial": "colour-map-dial",
+}  # fmt: skip
 """Lines that benchmarks.calibration.unpaired measures, by the end of its file's name."""
 DEPTHS = {"tone": None, "retrained": 1.0, "retrained-0.85": 0.85, "retrained-0.7": 0.7}
 """Lines that benchmarks.calibration.anchors measures, by depth; None for the map alone."""
@@ -143,12 +151,16 @@ def marks() -> Rows:
 
 
 def nodes() -> Rows:
-    """way | PSNR dB | SSIM | partner | feature distance | round trip dB | bytes a picture, at most
-    {way} | {psnr~1} | {ssim~2} | {partner[value]:.2f} | {frechet_early[value]:.0f} | {cycle_psnr[value]:.1f} | {wire_bytes[most]:,}"""  # noqa: E501
+    """way | PSNR dB | SSIM | partner | feature distance | wrong | round trip dB | bytes a picture, at most
+    {way} | {psnr~1} | {ssim~2} | {partner[value]:.2f} | {frechet_early[value]:.0f} | {wrong:.1%} | {cycle_psnr[value]:.1f} | {wire_bytes[most]:,}"""  # noqa: E501
     measured = read("calibration/nodes/satellite-relief")
     yield {"way": "histogram matching", **measured["histogram"]}
     for name, run in measured["runs"].items():
-        yield {"way": name.replace("-0.7", ", depth .7"), **run["figures"], **run}
+        kind = name.partition(",")[0]
+        if name in measured["alone"]:
+            yield {"way": f"the {kind} alone, no model", **measured["alone"][kind]}
+        yield {"way": name.replace("share", "share .75, temperature .9").replace("dial", "the same, blend .3"),
+               **run["figures"], **run}  # fmt: skip
 
 
 def epsilon() -> Rows:
@@ -221,11 +233,37 @@ def models() -> Rows:
     return rows
 
 
-def tiles() -> Rows:
-    """source's model | way | PSNR dB | SSIM | edges | round trip dB | CPU s
-    {model} | {way} | {psnr:.1f} | {ssim:.3f} | {edges:.2f} | {cycle_psnr:.1f} | {cpu_seconds:.0f}"""
-    rows: Rows = read("calibration/tiles")
+def scenes() -> Rows:
+    """way | wrong pixels | sea as land | PSNR dB | SSIM | differs from the map | marked | CPU s
+    {way} | {wrong_mean:.1%} | {sea_as_land:.1%} | {psnr:.1f} | {ssim:.3f} | {differing:.1%} | {marked} of {scenes} | {cpu_seconds:.0f}"""  # noqa: E501
+    for row in read("calibration/scenes"):
+        yield {**row, "differing": statistics.mean(row["differs"])}
+
+
+def heads() -> Rows:
+    """model | pictures | round trip dB, median | worst | below 30 dB | refused
+    {model} | {pictures} of {set} | {median:.1f} | {least:.1f} | {marked_by_round_trip} | {refused}"""
+    rows: Rows = read("pictures/heads")
     return rows
+
+
+def dial() -> Rows:
+    """pair, calibration | setting | PSNR dB | SSIM | partner | feature distance | sharpness | wrong | read by 512 pairs, dB
+    {what} | {setting} | {psnr~1} | {ssim~2} | {partner[value]:.2f} | {frechet_early[value]:.0f} | {sharpness:.2f} | {wrong:.1%} | {leak:.1f}"""  # noqa: E501
+    for one in found("calibration/dial/*.json"):
+        leaks = {each["share"]: each["leak"] for each in one["shares"]}
+        yield {"what": f"{one['pair']}, {one['calibration']}", "setting": "the map alone", **one["map_alone"]}
+        best = one["proposed"]
+        rest = [
+            each
+            for each in one["at_the_proposed_share"]
+            if (each["temperature"], each["blend"]) != (1.0, 0.0)
+        ]
+        for row in (*one["shares"][:3], *rest):
+            named = {key: row[key] for key in best}
+            mark = "**" * (named == best)
+            setting = f"{mark}share {row['share']:g}, temperature {row['temperature']:g}, blend {row['blend']:g}{mark}"
+            yield {"what": "", "setting": setting, **row, "leak": leaks[row["share"]]}
 
 
 def speed() -> Rows:
@@ -245,7 +283,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     each.__name__: each
     for each in (
         *(promises, calibration, marks, nodes, epsilon, leaks, membership, gate),
-        *(softening, solvers, models, tiles, speed),
+        *(softening, solvers, models, scenes, heads, dial, speed),
     )
 }
 

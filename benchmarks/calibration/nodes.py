@@ -27,7 +27,8 @@ import numpy as np
 import torch
 
 from benchmarks.calibration.directed import DIRECTIONS, OUT, Directed
-from ddib_fed.calibration.record import Calibration
+from benchmarks.pictures.marks import wrong_of
+from ddib_fed.calibration.record import Calibration, Dial
 from ddib_fed.cli.demo import Pair, run_command
 from ddib_fed.cli.demo_figures import ChosenPictures
 from ddib_fed.evaluation.judgement import Resamples, histogram_match, resample
@@ -37,9 +38,11 @@ from ddib_fed.files import write_json
 
 FOLDER = OUT / "nodes"
 INSTITUTIONS = ("east.example", "west.example")
-LEAST_DEPTH = 0.7
 BATCH = 32
 CROSSED = "crossed.json"
+
+
+PLAIN_DIAL = Dial()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +50,17 @@ class Run:
     """One job of all pictures."""
 
     name: str
-    depth: float = 1.0
-    cycle: bool = True
+    dial: Dial = PLAIN_DIAL
+    cycle: bool = False
 
 
-PLAIN = Run("uncalibrated")
-ROTATION = (Run("rotation"), Run("rotation-0.7", LEAST_DEPTH))
-COLOUR_MAP = (Run("colour-map"), Run("colour-map-0.7", LEAST_DEPTH))
-BESIDE = (Run("rotation", cycle=False),)
-"""With a colour map, while its model is not trained yet."""
+SHARE = Dial(share=0.75, temperature=0.9)
+PROPOSED = SHARE.model_copy(update={"blend": 0.3})
+PLAIN = Run("uncalibrated", cycle=True)
+ROTATION = (Run("rotation"), Run("rotation, share", SHARE), Run("rotation, dial", PROPOSED))
+COLOUR_MAP = (
+    Run("colour-map"), Run("colour-map, share", SHARE), Run("colour-map, dial", PROPOSED, cycle=True)
+)  # fmt: skip
 NAMES = tuple(run.name for run in (PLAIN, *ROTATION, *COLOUR_MAP))
 
 
@@ -116,7 +121,7 @@ def between_nodes(folder: Path, directed: Directed, kind: str, steps: int) -> No
     kinds = '["rotation"]' if kind == "rotation" else '["rotation", "colour-map"]'
     settings = (
         ("calibration", "[]", kinds),
-        ("least_depth", "1.0", f"{LEAST_DEPTH:g}"),
+        ("least_share", "1.0", f"{SHARE.share:g}"),
         ("threads", "0", "1"),
     )
     domains = (directed.source_name, directed.target_name)
@@ -127,7 +132,7 @@ def between_nodes(folder: Path, directed: Directed, kind: str, steps: int) -> No
         pair.start(settings)
         _translate(pair, PLAIN)
         crossed["rotation"] = _agree("rotation", pair.calibrate)
-        for run in ROTATION if kind == "rotation" else BESIDE:
+        for run in ROTATION:
             _translate(pair, run)
         if kind == "colour-map":
             crossed["colour-map"] = _agree("colour-map", pair.agree)
@@ -146,7 +151,8 @@ def chosen_of(directed: Some) -> ChosenPictures:
 def _translate(pair: Pair, run: Run) -> None:
     words = ["--keep-latents"]
     words += ["--cycle"] if run.cycle else []
-    words += ["--depth", f"{run.depth:g}"] if run.depth < 1 else []
+    for name, value in run.dial:
+        words += [f"--{name}", f"{value:g}"]
     with _timed(run.name):
         pair.translate(pair.out / "in", pair.out / run.name, *words)
 
@@ -186,16 +192,26 @@ def _timed(what: str) -> Iterator[None]:
 def measured(folder: Path, directed: Some) -> dict[str, Any]:
     """Figures of each job whose results are there, of histogram matching and of what crossed."""
     matched = histogram_match(directed.test[0], *directed.unpaired)
+    crossed = json.loads((folder / CROSSED).read_text(encoding="utf-8"))
     return {
         "source": directed.source_name,
         "target": directed.target_name,
         "count": len(directed.test[0]),
         "clusters": len(np.unique(directed.clusters[directed.rows])),
-        "histogram": directed.figures(matched),
+        "histogram": _of(directed, matched),
         "truth_distance": directed.truth_distance,
+        "alone": {
+            kind: _of(directed, Calibration.model_validate(one["calibration"]).alone(directed.test[0]))
+            for kind, one in crossed.items()
+        },
         "runs": {name: _figures(folder / name, directed) for name in NAMES if (folder / name).is_dir()},
-        "crossed": json.loads((folder / CROSSED).read_text(encoding="utf-8")),
+        "crossed": crossed,
     }
+
+
+def _of(directed: Some, translated: Pictures, **more: Any) -> dict[str, Any]:
+    wrong = float(wrong_of(directed)(translated).mean())
+    return {**directed.figures(translated, **more), "wrong": wrong}
 
 
 def _figures(folder: Path, directed: Some) -> dict[str, Any]:
@@ -211,7 +227,7 @@ def _figures(folder: Path, directed: Some) -> dict[str, Any]:
     }
     first, recorded = records[0], each.get("recorded_cycle_psnr")
     return {
-        "figures": directed.figures(found.translated, back=found.back, latent=latent),
+        "figures": _of(directed, found.translated, back=found.back, latent=latent),
         "records": {name: directed.drawn.mean(np.array(values)) for name, values in each.items()},
         "least_cycle_psnr": None if recorded is None else min(recorded),
         "doubtful": {

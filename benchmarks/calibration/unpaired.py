@@ -14,7 +14,6 @@ import argparse
 import shutil
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ import numpy as np
 import torch
 
 from benchmarks.calibration.directed import DIRECTIONS, OUT, ROOT, Directed
+from benchmarks.pictures.marks import wrong_of
 from ddib_fed.calibration.aggregate import Aggregate, count_array
-from ddib_fed.calibration.record import Calibration, read_calibration, write_calibration
+from ddib_fed.calibration.record import Calibration, Dial, read_calibration, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import open_party
@@ -42,7 +42,9 @@ from tests.engine.stages import translate_array
 MADE = ROOT / "build" / "calibrated"
 PRETRAINED = ROOT / "ddib_fed" / "models" / "pretrained"
 KINDS: tuple[CalibrationKind, ...] = ("rotation", "colour-map")
-DEPTHS = {"rotation": (1.0,), "colour-map": (1.0, 0.7)}
+DIALS = {"alone": None, "1": Dial(), "share": Dial(share=0.75, temperature=0.9),
+         "dial": Dial(share=0.75, temperature=0.9, blend=0.3)}  # fmt: skip
+"""The map alone, the plain bridge, and what the dial proposes without and with its blend."""
 STEPS, BATCH = 400, 32
 DAYS = 3650
 
@@ -84,14 +86,14 @@ def one(directed: Directed, seed: int, given: argparse.Namespace) -> None:
         retrain(directed, seed, folder)
     if given.only == "models":
         return
-    for kind, depths in DEPTHS.items():
-        for depth in depths:
-            out = OUT / "unpaired" / f"{directed.name}-{seed}-{kind}-{depth:g}.json"
+    for kind in KINDS:
+        for name, dial in DIALS.items():
+            out = OUT / "unpaired" / f"{directed.name}-{seed}-{kind}-{name}.json"
             if not out.is_file():
-                report = measured(directed, found[kind], folder, depth)
+                report = measured(directed, found[kind], folder, dial)
                 out.parent.mkdir(parents=True, exist_ok=True)
                 write_json(out, report)
-                print(out.name, _short(report["figures"]), flush=True)
+                print(out.name, _short(report["figures"]), report["wrong"], flush=True)
 
 
 def calibrations(
@@ -171,25 +173,27 @@ def retrain(directed: Directed, seed: int, folder: Path) -> None:
     train(config, folder, tell, resume=True)
 
 
-def measured(directed: Directed, calibration: Calibration, folder: Path, depth: float) -> dict[str, Any]:
-    """Figures of all test pictures under a calibration; the round trip at full depth."""
+def measured(directed: Directed, calibration: Calibration, folder: Path, dial: Dial | None) -> dict[str, Any]:
+    """Figures of all test pictures under a calibration, by its map alone or by the bridge; the round trip, too."""
     rotated = calibration.kind == "rotation"
     source = directed.parties[0] if rotated else open_party(load_bundle(folder))
-    settings = replace(SolverSettings(evaluations=48), depth=depth)
-    asked = ArraySettings(settings, cycle=depth == 1.0, calibration=calibration.map if rotated else None)
-    made = translate_array(directed.test[0], source, directed.parties[1], asked)
-    np.savez_compressed(
-        folder.parent / f"{folder.name}-{calibration.kind}-{depth:g}.npz", translated=made.translated
-    )
+    translated, back, latent = calibration.alone(directed.test[0]), None, None
+    if dial is not None:
+        settings = SolverSettings(evaluations=48, share=dial.share, temperature=dial.temperature)
+        asked = ArraySettings(settings, cycle=True, calibration=calibration.map if rotated else None)
+        made = translate_array(directed.test[0], source, directed.parties[1], asked)
+        translated = ((1.0 - dial.blend) * made.translated + dial.blend * translated).astype(np.float32)
+        back, latent = made.back, made.latent
     return {
         "kind": calibration.kind,
-        "depth": depth,
+        "dial": None if dial is None else dial.model_dump(),
         "made": calibration.made.model_dump(mode="json"),
         "effect": calibration.effect.model_dump(mode="json"),
         "source_digest": source.model.bundle.digest,
         "target_digest": directed.bundles[1].digest,
-        "count": len(made.translated),
-        "figures": directed.figures(made.translated, back=made.back, latent=made.latent),
+        "count": len(translated),
+        "wrong": float(wrong_of(directed)(translated).mean()),
+        "figures": directed.figures(translated, back=back, latent=latent),
     }
 
 

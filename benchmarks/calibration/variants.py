@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,11 @@ from ddib_fed.calibration.fit import degrees, nearest_orthogonal
 from ddib_fed.calibration.record import Calibration, read_calibration, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
-from ddib_fed.engine.local_party import LocalParty, only, open_party
+from ddib_fed.engine.local_party import LocalParty, only
 from ddib_fed.engine.party import Leg, ToDecode
 from ddib_fed.evaluation.judgement import histogram_match
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.latent import Latent
-from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.units import monomials
 from ddib_fed.training.calibrating import CalibrationRequest, from_aggregate, side
 from tests.engine.stages import translate_array
@@ -149,60 +147,33 @@ def agreed(directed: Directed) -> tuple[Calibration, dict[str, Any]]:
     }
 
 
-def calibrated(**changes: float) -> Callable[[Directed, SolverSettings], Made]:
+def alone(directed: Directed, settings: SolverSettings) -> Made:
+    del settings
+    return Made(agreed(directed)[0].alone(directed.test[0]))
+
+
+def calibrated(blend: float = 0.0, **changes: float) -> Callable[[Directed, SolverSettings], Made]:
     """By the rotation without pairs, there and back."""
 
     def make(directed: Directed, settings: SolverSettings) -> Made:
         found, notes = agreed(directed)
         made = bridged(directed, replace(settings, **changes), calibration=found.map)
-        return replace(made, notes={**(made.notes or {}), **notes})
+        mixed = (1.0 - blend) * made.translated + blend * found.alone(directed.test[0])
+        return replace(made, translated=mixed.astype(np.float32), notes={**(made.notes or {}), **notes})
 
     return make
-
-
-def retrained(
-    depth: float = 1.0, share: float = 1.0, seeds: int | None = None
-) -> Callable[[Directed, SolverSettings], Made]:
-    """By source models that were trained on their own mapped pictures, one a seed."""
-
-    def make(directed: Directed, settings: SolverSettings) -> Made:
-        asked = replace(settings, depth=depth, share=share)
-        made = [
-            through(
-                directed,
-                (open_party(load_bundle(path)), directed.parties[1]),
-                asked,
-                cycle=number == 0 and depth == 1.0 and share == 1.0,
-            )
-            for number, path in enumerate(trained(directed)[:seeds])
-        ]
-        notes = {**(made[0].notes or {}), "seeds": len(made)}
-        return replace(made[0], notes=notes, repeats=tuple(each.translated for each in made[1:]))
-
-    return make
-
-
-def trained(directed: Directed) -> list[Path]:
-    return sorted(path.parent for path in CALIBRATED.glob(f"{directed.name}-[0-9]/manifest.json"))
 
 
 def colours(directed: Directed) -> bool:
     return directed.test[0].shape[1] > 1
 
 
-def has_trained(directed: Directed) -> bool:
-    return bool(trained(directed))
-
-
 VARIANTS: tuple[Variant, ...] = (
     Variant("histogram", "histogram matching", histogram),
     Variant("plain", "as shipped", bridged),
     Variant("calibrated", "rotation without pairs", calibrated(), colours),
-    Variant("retrained", "source retrained on its mapped pictures", retrained(), has_trained),
-    Variant("retrained-0.7", "the same at depth .7", retrained(0.7), has_trained),
-    Variant(
-        "retrained-share", "the same with half of the network", retrained(share=0.5, seeds=1), has_trained
-    ),
+    Variant("rotation-alone", "the rotation alone, no model", alone, colours),
+    Variant("rotation-dial", "at the dial's proposal", calibrated(0.3, share=0.75, temperature=0.9), colours),
     Variant("calibrated-share", "half of the network and rotation", calibrated(share=0.5), colours),
     Variant("calibrated-0.75", "three quarters of it and rotation", calibrated(share=0.75), colours),
     Variant("calibrated-cool", "the same, latent x .9", calibrated(share=0.75, temperature=0.9), colours),

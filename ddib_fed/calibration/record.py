@@ -212,7 +212,8 @@ class Calibration(_Section):
     @property
     def alone(self) -> PictureMap:
         """Its map alone, without a model."""
-        return PictureMap(self.source.units, self.map, self.target.units, self.sha256.hex())
+        units = self.source.units, self.map, self.target.units
+        return PictureMap(*units, self.sha256.hex(), self.effect.forced)
 
     def side(self, side: Side) -> CalibratedSide:
         return self.source if side == "source" else self.target

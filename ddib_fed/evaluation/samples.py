@@ -228,7 +228,9 @@ class PictureSamples:
         if least is not None:
             figures |= {
                 "least_edge_correlation": least.edge_correlation,
-                "structure_doubtful": bool(doubtful(kept, least)[0]),
+                # Marks by a map that was refused for its figures say nothing.
+                "structure_doubtful": bool(doubtful(kept, least)[0])
+                or (mapping is not None and mapping.forced),
             }
             if kept.differs is not None:
                 share = float(kept.differs[0].mean())

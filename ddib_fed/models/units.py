@@ -275,13 +275,14 @@ class Normalisation(BaseModel):
 class PictureMap:
     """From pictures of one model's domain to those of another's, both (N, C, H, W) in [-1, 1], by a map alone.
 
-    `sha256` is of the calibration that it is of, hex.
+    `sha256` is of the calibration that it is of, hex; `forced` says that this was refused for its figures, and used.
     """
 
     source: Normalisation
     map: ChannelMap
     target: Normalisation
     sha256: str = ""
+    forced: bool = False
 
     def __call__(self, pictures: Floats) -> npt.NDArray[np.float32]:
         return (
