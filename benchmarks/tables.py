@@ -209,14 +209,6 @@ def gate() -> Rows:
         yield {"name": name, "count": count, "source": source / count, "target": target / count}
 
 
-def softening() -> Rows:
-    """pair | softening | latent's deviation | whiteness | round trip dB | PSNR dB
-    {pair} | {soften_sigma:g} | {latent[std]:.2f} | {latent[ratio]:.2f} | {cycle_psnr[mean]:.1f} | {paired[psnr]:.1f}"""
-    return [
-        one for pair in ("satellite-relief", "brain") for one in found(f"pictures/{pair}/softening-*.json")
-    ]
-
-
 def solvers() -> Rows:
     """pair | solver | evaluations | CPU s | cycle median | cycle max | reference mean | reference max
     {source} → {target} | {solver} | {evaluations:,} | {cpu_seconds:.0f} | {cycle[median]:.1e} | {cycle[max]:.1e} | {target_error[mean]:.1e} | {target_error[max]:.1e}"""  # noqa: E501
@@ -283,7 +275,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     each.__name__: each
     for each in (
         *(promises, calibration, marks, nodes, epsilon, leaks, membership, gate),
-        *(softening, solvers, models, scenes, heads, dial, speed),
+        *(solvers, models, scenes, heads, dial, speed),
     )
 }
 

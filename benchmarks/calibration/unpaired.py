@@ -60,9 +60,6 @@ def main() -> int:
     parser.add_argument("--epsilon", type=float, default=1.0)
     parser.add_argument("--force", action="store_true", help="go on where the calibration is refused")
     parser.add_argument("--ship", type=int, metavar="SEED", help="make the shipped model of this seed's")
-    parser.add_argument(
-        "--only", choices=["calibrations", "models", "figures"], help="stop there, or do that"
-    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.ship is not None:
@@ -80,12 +77,10 @@ def one(directed: Directed, seed: int, given: argparse.Namespace) -> None:
     """Make and measure the calibrations of one seed."""
     folder = MADE / f"{directed.name}-{seed}"
     found = calibrations(directed, seed, folder, epsilon=given.epsilon, force=given.force)
-    if found is None or given.only == "calibrations":
+    if found is None:
         return
     if not (folder / "manifest.json").is_file():
         retrain(directed, seed, folder)
-    if given.only == "models":
-        return
     for kind in KINDS:
         for name, dial in DIALS.items():
             out = OUT / "unpaired" / f"{directed.name}-{seed}-{kind}-{name}.json"

@@ -11,15 +11,12 @@ import numpy as np
 
 from benchmarks.calibration.directed import BUILD, CALIBRATED, Directed
 from ddib_fed.calibration.aggregate import count_array
-from ddib_fed.calibration.fit import degrees, nearest_orthogonal
 from ddib_fed.calibration.record import Calibration, read_calibration, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
-from ddib_fed.engine.local_party import LocalParty, only
-from ddib_fed.engine.party import Leg, ToDecode
+from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.evaluation.judgement import histogram_match
 from ddib_fed.evaluation.metrics import Pictures
-from ddib_fed.latent import Latent
 from ddib_fed.models.units import monomials
 from ddib_fed.training.calibrating import CalibrationRequest, from_aggregate, side
 from tests.engine.stages import translate_array
@@ -95,55 +92,26 @@ def flat(pictures: Pictures) -> np.ndarray:
     return pictures.transpose(0, 2, 3, 1).reshape(-1, pictures.shape[1]).astype(np.float64)
 
 
-def units(directed: Directed) -> tuple[Any, Any]:
-    return tuple(bundle.manifest.normalisation.plain for bundle in directed.bundles)  # type: ignore[return-value]
-
-
-def procrustes(directed: Directed, count: int, seed: int = 0) -> np.ndarray:
-    """The rotation nearest to pairs of pixels, of determinant 1 (Kabsch, 1976), in the models' units, (C, C)."""
-    u, v = (
-        np.moveaxis(normalisation.apply(stack), 1, -1).reshape(-1, stack.shape[1])
-        for normalisation, stack in zip(units(directed), directed.pairs(count, seed), strict=True)
-    )
-    return nearest_orthogonal(v.T.astype(np.float64) @ u, proper=True)
-
-
-def decoded(directed: Directed, settings: SolverSettings, rotation: np.ndarray) -> Made:
-    """The latents of `plain`, rotated, decoded by the target: what a calibrated leg gives, without encoding again."""
-    kept = BUILD / directed.name / "plain.npz"
-    latent = np.load(kept)["latent"] if kept.exists() else bridged(directed, settings).latent
-    turned = np.einsum("ij,njhw->nihw", rotation, latent).astype(np.float32)
-    items = (ToDecode(row, Latent.from_array(turned[row : row + 1])) for row in range(len(turned)))
-    found = directed.parties[1].decode_each(items, Leg(settings))
-    translated = np.concatenate([only(each).samples for each in found]).clip(-1.0, 1.0)
-    return Made(translated, latent=turned, notes={"rotation": rotation.tolist()})
-
-
-def rotation_of_pairs(count: int) -> Callable[[Directed, SolverSettings], Made]:
-    return lambda directed, settings: decoded(directed, settings, procrustes(directed, count))
-
-
 def agreed(directed: Directed) -> tuple[Calibration, dict[str, Any]]:
     """The rotation from the target's noised aggregate without pairs, and how it was found."""
     path = CALIBRATED / f"{directed.name}-0-rotation.json"
     if not path.exists():
         path = BUILD / directed.name / "rotation.json"
     if not path.exists():
-        counted = count_array(directed.pictures[1].train, units(directed)[1], directed.target_name)
-        aggregate = counted.noised(1.0)
         own, target = (bundle.manifest for bundle in directed.bundles)
+        units = own.normalisation.plain, target.normalisation.plain
+        aggregate = count_array(directed.pictures[1].train, units[1], directed.target_name).noised(1.0)
         wanted = CalibrationRequest(
             "rotation", side(own), ("", target.domain), days=365, command=COMMAND, force=True
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = from_aggregate(directed.pictures[0].train, units(directed), aggregate, wanted)
+        made = from_aggregate(directed.pictures[0].train, units, aggregate, wanted)
         write_calibration(made, path)
     found = read_calibration(path)
     return found, {
         "rotation": found.map.matrix.tolist(),
         "effect": found.effect.model_dump(mode="json"),
         "made": found.made.model_dump(mode="json"),
-        "degrees_from_pairs": degrees(found.map.matrix, procrustes(directed, 512)),
     }
 
 
@@ -177,6 +145,5 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("calibrated-share", "half of the network and rotation", calibrated(share=0.5), colours),
     Variant("calibrated-0.75", "three quarters of it and rotation", calibrated(share=0.75), colours),
     Variant("calibrated-cool", "the same, latent x .9", calibrated(share=0.75, temperature=0.9), colours),
-    Variant("rotation-512-pairs", "rotation from pixels of 512 pairs", rotation_of_pairs(512), colours),
     Variant("colour-map-8", "quadratic colour map on 8 pairs, no model", colour_map(8)),
 )

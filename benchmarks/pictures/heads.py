@@ -2,10 +2,9 @@
 
     python -m benchmarks.pictures.heads --models shipped=brain-t1 augmented=FOLDER [--slice t1_coronal_slice.npy]
 
-Writes docs/benchmarks/pictures/heads.json. Another head is made by code from the template's tissue maps: a spin echo of
-another repetition time, bent in three dimensions, with a bias field and noise. `--slice` is one real coronal slice, as
-dipy 1.12.1 carries it (dipy/data/files), at six sizes and three contrasts (v^0.6, v, v^1.5). The phantom is Shepp and
-Logan's. 48 evaluations a leg, to brain-t2 and back, as a node does it.
+Writes docs/benchmarks/pictures/heads.json. `--slice` is one real coronal slice, as dipy 1.12.1 carries it
+(dipy/data/files), at six sizes and three contrasts (v^0.6, v, v^1.5). The phantom is Shepp and Logan's. 48 evaluations
+a leg, to brain-t2 and back, as a node does it.
 """
 
 from __future__ import annotations
@@ -29,8 +28,6 @@ from ddib_fed.models.bundle import open_bundle
 from ddib_fed.record import DOUBTFUL_BELOW, Settings
 
 SIDE, LARGEST = 48, 42
-REPETITION, ECHO = 500.0, 15.0
-BEND, BIAS, NOISE = 4.0, 0.15, 0.02
 
 
 def framed(picture: np.ndarray, largest: float = LARGEST) -> np.ndarray:
@@ -45,38 +42,6 @@ def framed(picture: np.ndarray, largest: float = LARGEST) -> np.ndarray:
     return np.pad(small, edges).clip(0.0, 1.0)
 
 
-def another_head() -> np.ndarray:
-    from scipy import ndimage
-
-    draw = np.random.default_rng(4)
-    template = shipped.tissue_map("t1")
-    grey, white = (shipped.tissue_map(kind).astype(np.float32) / 255.0 for kind in ("gm", "wm"))
-    inside = (template > 0).astype(np.float32)
-    shares = grey * inside, white * inside, inside * np.clip(1.0 - grey - white, 0.0, 1.0)
-    signal = sum(
-        share * density * (1 - np.exp(-REPETITION / t1)) * np.exp(-ECHO / t2)
-        for share, (density, t1, t2) in zip(shares, shipped.TISSUES, strict=True)
-    )
-    factor = np.array(signal.shape)
-
-    def smooth(knots: int, size: float) -> np.ndarray:
-        return size * ndimage.zoom(draw.normal(0, 1, (knots,) * 3), factor / knots, order=3)
-
-    places = np.stack(np.meshgrid(*map(np.arange, signal.shape), indexing="ij"))
-    places = places + np.stack([smooth(5, BEND) for _ in range(3)])
-    found = ndimage.map_coordinates(signal, places, order=1) * np.exp(smooth(3, BIAS))
-    found = found / np.quantile(found, 0.999)
-    volume = np.ascontiguousarray(found[shipped.FIELD[0], :, shipped.FIELD[1]].transpose(2, 1, 0)[::-1])
-    slices = range(shipped.FIRST_SLICE + 15, shipped.LAST_SLICE - 10, 4)
-    seen = np.stack(
-        [
-            shipped.sheet(volume.astype(np.float32), shipped.places_of_pixels(), np.float32(at))
-            for at in slices
-        ]
-    )
-    return np.where(seen > NOISE, seen + NOISE * draw.normal(size=seen.shape), 0.0).clip(0.0, 1.0)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -89,7 +54,6 @@ def main() -> int:
 
     sets = {
         "test slices of the head in training": (shipped.load_shipped("brain-t1").test[::2, 0] + 1) / 2,
-        "another head, by code": another_head(),
         "phantom": framed(shepp_logan_phantom())[None],
     }
     if given.slice is not None:

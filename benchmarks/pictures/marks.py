@@ -125,7 +125,6 @@ def measured(directed: Directed) -> Iterator[dict[str, Any]]:
                 "by_classes": hits(doubtful(new, least), bad),
                 "by_structure": hits(doubtful(old, least), bad),
                 "auc_by_structure": area(-old.edge_correlation, bad),
-                "pixels": hits(new.differs.ravel(), pixels.ravel()),
             }
             print(row, flush=True)
             yield row

@@ -67,10 +67,10 @@ def _head(name: str) -> Floats:
 
     T2: S = sum_k p_k PD_k (1 - exp(-TR / T1_k)) exp(-TE / T2_k) of the shares p_k of the tissues.
     """
-    t1 = tissue_map("t1")
+    t1 = _volume("t1")
     if name == "brain-t1":
         return t1.astype(np.float32) / np.float32(255.0)
-    grey, white = (tissue_map(kind).astype(np.float32) / np.float32(255.0) for kind in ("gm", "wm"))
+    grey, white = (_volume(kind).astype(np.float32) / np.float32(255.0) for kind in ("gm", "wm"))
     # The template shows only brain, so that the remainder after grey and white is fluid.
     fluid = np.where(t1 > 0, np.clip(1.0 - grey - white, 0.0, 1.0), 0.0).astype(np.float32)
     inside = (t1 > 0).astype(np.float32)
@@ -81,7 +81,7 @@ def _head(name: str) -> Floats:
 
 
 @lru_cache(maxsize=3)
-def tissue_map(kind: str) -> Bytes:
+def _volume(kind: str) -> Bytes:
     import nibabel
 
     folder = package_folder("nilearn", "nilearn") / "datasets" / "data"
@@ -114,7 +114,7 @@ def cut_head(name: str, side: str, part: str) -> Bytes:
         generator = np.random.default_rng(SHEET_SEED)
         sheets = [_sheet(volume, slabs[i % len(slabs)], generator) for i in range(SHEETS)]
     else:
-        sheets = [sheet(volume, places_of_pixels(), np.float32(at)) for slab in slabs for at in slab]
+        sheets = [_seen(volume, _places_of_pixels(), np.float32(at)) for slab in slabs for at in slab]
     levels = np.clip(np.stack(sheets), 0.0, 1.0) * 255.0
     pictures: Bytes = np.rint(levels).astype(np.uint8)[:, None]
     return pictures
@@ -130,14 +130,14 @@ def _sheet(volume: Floats, slab: range, generator: np.random.Generator) -> Float
     middle = np.array([volume.shape[0], volume.shape[2]])[:, None, None] / 2
     origin = middle * (1 + SHIFT * np.array([down, right])[:, None, None])
     places = (
-        np.einsum("ij,jhw->ihw", matrix, places_of_pixels() - origin) + middle + BEND * _smooth(pulls[:2])
+        np.einsum("ij,jhw->ihw", matrix, _places_of_pixels() - origin) + middle + BEND * _smooth(pulls[:2])
     )
     half = (len(slab) - 1) / 2
     depth = slab[0] + half * (1 + np.clip(through + CURVE * _smooth(pulls[2]), -1, 1))
-    return sheet(volume, places, depth)
+    return _seen(volume, places, depth)
 
 
-def sheet(volume: Floats, places: NDArray[np.float64], depth: NDArray[np.floating] | np.floating) -> Floats:
+def _seen(volume: Floats, places: NDArray[np.float64], depth: NDArray[np.floating] | np.floating) -> Floats:
     """The volume (H, slices, W) at places (2, h, w) of slices `depth`, means over squares of `FINER`; black outside."""
     from scipy import ndimage
 
@@ -148,7 +148,7 @@ def sheet(volume: Floats, places: NDArray[np.float64], depth: NDArray[np.floatin
 
 
 @lru_cache(maxsize=1)
-def places_of_pixels() -> NDArray[np.float64]:
+def _places_of_pixels() -> NDArray[np.float64]:
     sides = [part.stop - part.start for part in (FIELD[1], FIELD[0])]
     count = SLICE * FINER
     lines = [(np.arange(count) + 0.5) * side / count - 0.5 for side in sides]
