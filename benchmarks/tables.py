@@ -256,6 +256,8 @@ def dial() -> Rows:
             mark = "**" * (named == best)
             setting = f"{mark}share {row['share']:g}, temperature {row['temperature']:g}, blend {row['blend']:g}{mark}"
             yield {"what": "", "setting": setting, **row, "leak": leaks[row["share"]]}
+        for row in one["depths"]:
+            yield {"what": "", "setting": f"depth {row['depth']:g}, blend {row['blend']:g}", **row}
 
 
 def speed() -> Rows:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import grpc
@@ -18,7 +18,6 @@ from grpc import ServicerContext
 from opentelemetry.trace import Span, SpanKind
 
 from ddib_fed.errors import (
-    CalibrationRefused,
     Cancelled,
     DdibError,
     ItemNotFound,
@@ -40,7 +39,7 @@ from ddib_fed.v1 import translation_pb2 as pb
 from source_node.remote import Remotes
 from source_node.runner import DIAGNOSE_TIMEOUT_S, EventHub, JobRunner
 from source_node.store import PENDING_ITEMS, RESULTS, ItemCounts, JobStore, StoredJob
-from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, active_terms, calibration_of, trace_key
+from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, active_terms, trace_key
 
 
 def job_message(job: StoredJob, progress: ItemCounts | None = None, *, expires: float = 0.0) -> pb.Job:
@@ -157,9 +156,9 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         job = self.store.get(request.job_id, caller().uri)
         expires = self.store.unix_time(job.expires)
         answer = pb.GetJobResponse(job=job_message(job, expires=expires))
-        with suppress(CalibrationRefused):
-            if (used := calibration_of(self.node, job.request)) is not None:
-                answer.job.calibration = used.canonical
+        used = self.node.calibrations.find(job.request.calibration_sha256)
+        if used is not None:
+            answer.job.calibration = used.calibration.canonical
         return answer
 
     def ListJobs(self, request: pb.ListJobsRequest, context: ServicerContext) -> pb.ListJobsResponse:

@@ -263,8 +263,10 @@ class JobStore:
         )
         return int(rows[0][0])
 
-    def was_accepted(self, owner: str, request_id: str) -> bool:
-        return bool(self.read(JOB_OF_REQUEST, (owner, request_id)))
+    def accepted(self, owner: str, request_id: str) -> JobHeader | None:
+        """The job that was accepted by this request id, as it was then."""
+        rows = self.read(JOB_OF_REQUEST, (owner, request_id))
+        return JobHeader.FromString(rows[0]["request"]) if rows else None
 
     def insert(
         self,

@@ -43,7 +43,7 @@ from ddib_fed.protocol.contract import (
 )
 from ddib_fed.protocol.messages import ItemState
 from ddib_fed.protocol.streams import Announced, assemble, first_header, open_file
-from ddib_fed.record import UNGUIDED, Guidance
+from ddib_fed.record import DIAL, UNGUIDED, Guidance
 from ddib_fed.security.identity import Identity
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
@@ -56,8 +56,28 @@ from source_node.store import JOB_DEADLINE_S, JobStore, StoredItem, StoredJob
 
 
 def calibration_of(node: NodeContext, request: JobHeader) -> Calibration | None:
+    """That of an accepted job, if it may be used now."""
+    if not request.calibration_sha256:
+        return None
     target = request.target_institution, request.target_domain
-    return None if request.no_calibration else _active(node, target)
+    return _usable(node, request.calibration_sha256, target, datetime.now(UTC))
+
+
+def choose_calibration(
+    node: NodeContext, request: JobHeader, earlier: JobHeader | None = None
+) -> Calibration | None:
+    """Set a request's calibration, and what it leaves open of the dial; as `earlier` has them if that is repeated."""
+    target = request.target_institution, request.target_domain
+    if earlier is None:
+        found = None if request.no_calibration else _active(node, target)
+        request.calibration_sha256 = b"" if found is None else found.sha256
+        Dial.fill(request.solver, found)
+        return found
+    request.calibration_sha256 = earlier.calibration_sha256
+    for name in DIAL:
+        if not request.solver.HasField(name):
+            setattr(request.solver, name, getattr(earlier.solver, name))
+    return calibration_of(node, request)
 
 
 def active_terms(node: NodeContext, target: Place) -> CalibrationTerms | None:
@@ -78,9 +98,19 @@ def _active(node: NodeContext, target: Place) -> Calibration | None:
     fitting = [stored for stored in active if not misfit(stored.calibration, manifest)]
     stored = next(iter((*fitting, *active, *ended)), None)
     if stored is None:
+        for damaged in node.calibrations.problems():
+            raise errors.CalibrationUnknown(
+                f"it may be the one for {'/'.join(target)}: {damaged}",
+                hint="ddib calibrate list; ddib translate --no-calibration leaves it out",
+            )
         return None
+    return _usable(node, stored.sha256, target, now)
+
+
+def _usable(node: NodeContext, sha256: bytes, target: Place, now: datetime) -> Calibration:
+    source = node.config.node.institution, node.config.model.domain
     try:
-        return usable_calibration(node, stored.sha256, source=source, target=target, side="source", now=now)
+        return usable_calibration(node, sha256, source=source, target=target, side="source", now=now)
     except errors.CalibrationRefused as error:
         error.hint = f"{error.hint}; ddib translate --no-calibration leaves it out"
         raise
@@ -137,6 +167,7 @@ def own_classes(node: NodeContext, request: JobHeader) -> dict[str, int | None]:
             check_encoding(model, settings, found[asked])
             if request.cycle:
                 check_decoding(model, settings, found[asked], back)
+                model.check_share(settings.share, back)
     except (errors.InputError, errors.PolicyDenied) as error:
         if back != UNGUIDED:
             error.facts["cycle"] = (
@@ -152,11 +183,13 @@ def target_classes(side: ContractSide, terms: GuidanceTerms, request: JobHeader)
     return {each: decoded_class(side, terms, each, guidance) for each in asked}
 
 
-def check_request(owner: str, request: JobHeader, node: NodeContext) -> None:
-    """Return if this node can do what a client asks for; the solver's defaults are filled in."""
+def check_request(
+    owner: str, request: JobHeader, node: NodeContext, earlier: JobHeader | None = None
+) -> None:
+    """Return if this node can do what a client asks for; its calibration and the solver's defaults are filled in."""
     _check_fields(request, node.config.limits)
-    calibration = calibration_of(node, request)
-    Dial.fill(request.solver, calibration)
+    require(not request.calibration_sha256, "calibration_sha256", "must be empty: the node sets it")
+    calibration = choose_calibration(node, request, earlier)
     request.solver.CopyFrom(settings_message(solver_settings(request.solver)))
     check_blend(request.solver.blend, calibration)
     check_allowed(owner, request, node.config)
@@ -205,7 +238,7 @@ class Receiving:
     def stage(self, owner: str, request: JobHeader) -> Iterator[Staging]:
         """Receive a job: ``with receiving.stage(...) as staging: staging.receive(...); staging.commit()``."""
         key = owner, request.target_institution
-        repeats = self.store.was_accepted(owner, request.request_id)
+        repeats = self.store.accepted(owner, request.request_id) is not None
         if not repeats:
             with self._lock:
                 self._require_place(*key)
@@ -357,7 +390,9 @@ class Submissions:
         with ReadAhead(messages, READ_AHEAD, "upload") as ahead:
             requests = ahead.each(pace.wait_s, pace.late)
             owner, request = caller().uri, first_header(requests, "SubmitJob")
-            check_request(owner, request, self._node)
+            check_request(
+                owner, request, self._node, self._receiving.store.accepted(owner, request.request_id)
+            )
             self._check_target(request)
             self._node.tracing.remember(trace_key(owner, request), trace)
             leg_map(calibration_of(self._node, request), self._node.engine.model.manifest)

@@ -35,6 +35,7 @@ from tests.engine.stages import translate_array
 
 FOLDER = OUT / "dial"
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
+DEPTHS = (0.85, 0.7)
 KNOWN, EVALUATIONS = 512, 24
 
 
@@ -61,12 +62,14 @@ def measured(
     train = directed.pictures[0].train
     known = train[np.linspace(0, len(train) - 1, KNOWN).round().astype(int)]
 
-    def translated(dial: Dial) -> tuple[np.ndarray, np.ndarray]:
-        settings = SolverSettings(evaluations=EVALUATIONS, share=dial.share, temperature=dial.temperature)
+    def translated(dial: Dial, depth: float = 1.0) -> np.ndarray:
+        settings = SolverSettings(
+            evaluations=EVALUATIONS, share=dial.share, temperature=dial.temperature, depth=depth
+        )
         asked = ArraySettings(settings, calibration=None if turned is None else turned.map)
         found = translate_array(source, party, directed.parties[1], asked)
         mixed = (1.0 - dial.blend) * found.translated + dial.blend * alone
-        return mixed.astype(np.float32), found.latent
+        return mixed.astype(np.float32)
 
     def row(dial: Dial, stack: np.ndarray) -> dict[str, Any]:
         sharp = metrics.sharpness(stack).mean() / metrics.sharpness(directed.test[1]).mean()
@@ -74,12 +77,12 @@ def measured(
         kept = {key: figures[key] for key in ("psnr", "ssim", "partner", "frechet_early")}
         return {**dial.model_dump(), **kept, "sharpness": float(sharp), "wrong": float(wrong(stack).mean())}
 
-    def leak(share: float) -> float:
+    def leak(share: float, depth: float = 1.0) -> float:
         z = [
             latents_along(
-                model, model.normalise(each), depths=(), share=share, evaluations=EVALUATIONS,
+                model, model.normalise(each), depths=tuple({depth} - {1.0}), share=share, evaluations=EVALUATIONS,
                 sigma=model.manifest.soften_sigma, seed=seed,
-            )[1.0]
+            )[depth]
             for seed, each in ((1, known), (0, source))
         ]  # fmt: skip
         read = fit_inverter(z[0], model.normalise(known), steps=0).inverse(z[1])
@@ -88,20 +91,26 @@ def measured(
     client = InProcess(party, directed.parties[1], ProcessOptions(calibration=calibration))
     _, proposed = measured_dial(calibration, model.bundle, None, None, client, client.target)
     rows = [
-        {**row(Dial(share=share), translated(Dial(share=share))[0]), "leak": leak(share)} for share in SHARES
+        {**row(Dial(share=share), translated(Dial(share=share))), "leak": leak(share)} for share in SHARES
     ]
     beside = [
         Dial(share=proposed.share, temperature=temperature, blend=blend)
         for temperature in (1.0, COOL)
         for blend in (0.0, BLEND)
     ]
-    others = [row(dial, translated(dial)[0]) for dial in beside]
+    others = [row(dial, translated(dial)) for dial in beside]
+    depths = [
+        {**row(dial, translated(dial, depth)), "depth": depth, "leak": leak(1.0, depth)}
+        for depth in DEPTHS
+        for dial in (Dial(), Dial(blend=BLEND))
+    ]
     best = max(each["ssim"]["value"] for each in others)
     own = next(each for each in others if Dial(**{k: each[k] for k in Dial.model_fields}) == proposed)
     found = {
         "map_alone": row(Dial(), alone),
         "shares": rows,
         "at_the_proposed_share": others,
+        "depths": depths,
         "proposed": proposed.model_dump(),
         "ssim_below_the_best": best - own["ssim"]["value"],
     }

@@ -146,9 +146,9 @@ def check_kind(kind: CalibrationKind, channels: int, *, anchored: bool, contrast
     """Return if a calibration of this kind can be made for pictures of so many channels."""
     if bool(contrast) != (kind == "tone" and not anchored):
         raise UsageError(
-            "nothing in a histogram of grey tells a contrast from its negative: a tone without anchors, and nothing "
-            "else, takes the contrast from you",
-            hint="ddib calibrate --kind tone --contrast inverted, or --anchors A_DIR B_DIR; docs/calibration.md",
+            "a tone is found from --anchors A_DIR B_DIR, or from histograms and --contrast: a histogram of grey cannot "
+            "tell a contrast from its negative. Nothing else takes --contrast",
+            hint="ddib calibrate --help",
         )
     if channels != (1 if kind == "tone" else 3) and (anchored or kind != "rotation"):
         raise UsageError(
@@ -541,6 +541,11 @@ def transported(
     pairs = np.concatenate([ground, front]), np.concatenate([dark, matched])
     # Of each picture as many values in front as it had, drawn from them again.
     some = [row[row > first] for row in u if (row > first).any()]
+    if not some or not len(rest):
+        raise InputError(
+            "no value of one side is in front of its dark background: there is no tone to find",
+            hint="more pictures, or ddib calibrate --local A B --kind tone --anchors A_DIR B_DIR",
+        )
     return np.stack([np.resize(row, u.shape[1]) for row in some]), rest, pairs
 
 
@@ -587,7 +592,7 @@ def judged(effect: Effect, *, force: bool) -> Effect:
 def effect_of(maps: Sequence[Map], own: Numbers, target: Numbers, *, seed: int = 0) -> Effect:
     """Distance to the target's colours (M, C) of the own ones (N, each, C) without a map and with it; the margin.
 
-    The margin is by how much the third of the maps is farther than the second, of one map by how much none is.
+    The margin is how much farther the third of the maps is than the second; of one map, how much farther none is.
     """
     flat = own.reshape(-1, own.shape[2])
     clouds = [own, *(each(flat).reshape(own.shape) for each in maps)]

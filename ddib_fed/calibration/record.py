@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import threading
 from collections.abc import Container, Iterator, Mapping
 from datetime import UTC, datetime
@@ -215,6 +216,11 @@ class Calibration(_Section):
         units = self.source.units, self.map, self.target.units
         return PictureMap(*units, self.sha256.hex(), self.effect.forced)
 
+    def dialled(self, dial: Dial, created: datetime) -> Calibration:
+        """The same map with a setting; made at another time it is another calibration, whatever was agreed before."""
+        made = self.made.model_copy(update={"created": created})
+        return self.model_copy(update={"dial": dial, "made": made})
+
     def side(self, side: Side) -> CalibratedSide:
         return self.source if side == "source" else self.target
 
@@ -252,6 +258,9 @@ class Calibration(_Section):
             self.map.channels == 1 and not rotated
         ):
             raise ValueError(f"the map is not one of the kind {self.kind}")
+        for units in (self.source.units, self.target.units):
+            if units.calibrated is not None or not units.channels <= {self.map.channels}:
+                raise ValueError(f"units of a map of {self.map.channels} channels are plain and of as many")
         return self
 
 
@@ -326,7 +335,11 @@ def check_blend(blend: float, calibration: Calibration | None) -> None:
 def map_beside(folder: Path) -> PictureMap | None:
     """The map of the calibration that is kept beside results in a folder."""
     path = folder / CALIBRATION_FILE
-    return read_calibration(path).alone if path.is_file() else None
+    try:
+        return read_calibration(path).alone if path.is_file() else None
+    except CalibrationRefused as error:
+        error.hint = f"rm {shlex.quote(str(path))} leaves out what its map alone gives"
+        raise
 
 
 def check_target(target: Manifest) -> None:

@@ -20,8 +20,8 @@ from ddib_fed.errors import (
     AlreadyExists,
     CalibrationKindDenied,
     Cancelled,
+    DdibError,
     InputError,
-    JobFailed,
     RefusedError,
     ShapeMismatch,
     UsageError,
@@ -127,8 +127,8 @@ class _Options:
 @option("--force", "Write, or accept, a calibration that is refused for its figures.")
 @option(
     "existing --from FILE",
-    "With --peer: propose the map of this calibration, or of the one that ships by this name, with the figures that it "
-    "has.",
+    "The map of this calibration, or of the one that ships by this name, with the figures that it has: --peer proposes "
+    "it, --local measures its dial.",
 )
 @YES
 @options.CONFIG
@@ -178,6 +178,9 @@ def calibrate(
         _agree(asked, peer, config_path, existing=existing, yes=yes)
     elif local is not None:
         options.refuse_idle(("yes", "config_path"), "is not for --local", hint=hint)
+        if existing is not None:
+            idle = ("kind", "contrast", "days", "seed", "force", "epsilon")
+            options.refuse_idle(idle, "is not for --from, which has a calibration already", hint=hint)
         _make(asked, local, epsilon=epsilon, out=out, existing=existing)
 
 
@@ -221,15 +224,9 @@ def _make(
             found = read_calibration(existing)
         else:
             found = calibrating.make_calibration(request, source, there, pictures=own, folders=asked.anchors)
+        write_calibration(found, out)
         if usable := not misfit(found, first):
-            client = in_process(source, target, found)
-            try:
-                rows, dial = measured(found, source, own, asked.anchors, client, client.target)
-            except JobFailed as error:
-                say(f"the dial was not measured: {error.detail}", err=True)
-            else:
-                found = found.model_copy(update={"dial": dial})
-    write_calibration(found, out)
+            rows, found = _dialled(found, (source, target), own, asked.anchors, out)
     model, other = local
     if not usable and found.kind in RETRAINED:
         data = ["--domain", model] if model in SHIPPED else ["--images", "PICTURES"]
@@ -245,6 +242,31 @@ def _make(
         say(f"written      {out}", "next:", f"  ddib {shlex.join(following)}")
 
     emit(found, text)
+
+
+def _dialled(
+    found: Calibration,
+    models: tuple[Bundle, Bundle],
+    own: str | None,
+    anchors: tuple[Path, Path] | None,
+    out: Path,
+) -> tuple[list[Measured], Calibration]:
+    """A calibration in a file with the setting that is proposed, and what was measured."""
+    from ddib_fed.calibration.record import write_calibration
+
+    client = in_process(*models, found)
+    try:
+        rows, dial = measured(found, models[0], own, anchors, client, client.target)
+    except Cancelled:
+        say(f"{out} is written; its dial was not measured", err=True)
+        raise
+    except DdibError as error:
+        say(f"the dial was not measured: {error.detail}", err=True)
+        return [], found
+    found = found.model_copy(update={"dial": dial})
+    out.unlink()
+    write_calibration(found, out)
+    return rows, found
 
 
 def in_process(source: Bundle, target: Bundle, calibration: Calibration) -> InProcess:
@@ -274,13 +296,16 @@ def measured(
 
     manifest = source.manifest
     with tempfile.TemporaryDirectory() as folder, console(stderr=True).status("measuring the dial"):
+        root, truth = Path(folder), None
         if anchors is not None:
-            pictures, truth = [entry.path for entry in scan(anchors[0]).entries], anchors[1]
+            root, truth = anchors
+            entries = scan(root).entries
+            pictures = [entry.path for entry in entries[:: -(-len(entries) // limit)]]
         else:
-            own, truth = own_samples(manifest, which, limit, limit), None
+            own = own_samples(manifest, which, limit, limit)
             some = own.held_out if 2 * len(own.held_out) > limit else own.train
             pictures = dial.write_pictures(some, picture_rule(manifest), Path(folder))
-        translate = dial.translating(client, target, pictures, truth=truth)
+        translate = dial.translating(client, target, pictures, root, calibration, truth)
         shares = [share for share in dial.SHARES if share >= least_share]
         return dial.measure_dial(translate, calibration, shares, source.privacy)
 
@@ -307,15 +332,10 @@ def show_dial(rows: Sequence[Measured], calibration: Calibration) -> None:
         for row in rows
     ]  # fmt: skip
     print_table("", columns, table)
-    reading = [row for row in rows if row.dial.share == calibration.dial.share and row.read is not None]
-    costs = (
-        f"; a linear read-out reads {reading[0].read:.1f} dB, {rows[0].read:.1f} at share 1"
-        if reading
-        else ""
-    )
     say(
-        f"proposed     {calibration.dial}{costs}; measured on {min(row.pictures for row in rows)} pictures",
-        "             read: what a linear read-out, fitted to three in four of the pairs, makes of the others' latents",
+        f"proposed     {calibration.dial}; measured on {min(row.pictures for row in rows)} pictures",
+        f"             read: PSNR of what a read-out of {rows[0].pairs} pairs makes of other latents: a lower bound,",
+        "             which rises with the number of pairs (SECURITY.md has figures of 512)",
         "             surrogate: the same by the model's privacy report",
     )
 
@@ -344,6 +364,8 @@ def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path
     with calibrations.CalibrationPeer(config, institution, domain) as peer:
         if existing is not None:
             made = _existing(existing, asked, own, (institution, domain))
+            share = max(made.dial.share, config.policy.least_share)
+            made = made.model_copy(update={"dial": made.dial.model_copy(update={"share": share})})
         else:
             request = asked.request(f"--peer {peer_name}", own, (institution, domain))
             which = None if pictures is None else str(pictures)
@@ -464,7 +486,7 @@ def publish(
     click.Path(file_okay=False, path_type=Path),
     nargs=2,
 )
-@option("--limit N", "Of own pictures, that are measured.", click.IntRange(4), default=24)
+@option("--limit N", "Pictures that are measured, at most.", click.IntRange(4), default=24)
 @YES
 @options.PROFILE
 @options.OUTCOME
@@ -482,6 +504,7 @@ def dial(
     Own pictures are translated there and back by jobs of this node, at each share that its policy allows. The setting
     that is proposed becomes part of the calibration, which both operators sign again: jobs that name no share use it.
     """
+    from ddib_fed.calibration.record import misfit
     from ddib_fed.client.client import open_client, split_target
     from ddib_fed.node import calibrations
     from ddib_fed.node.role import load_hosted
@@ -499,19 +522,24 @@ def dial(
             f"no calibration for {target} is agreed on here",
             hint=f"ddib calibrate --peer {shlex.quote(target)}",
         )
-    found, bundle = active[0].calibration, load_hosted(config)
+    bundle = load_hosted(config)
+    if anchors is not None:
+        options.refuse_idle(("pictures",), "is not for --anchors", hint="leave it out")
+    # As jobs choose it.
+    fitting = [each for each in active if not misfit(each.calibration, bundle.manifest)]
+    found = (*fitting, *active)[0].calibration
     which = pictures or config.train.pictures(config.folder)
     with open_client(profile_path) as client:
         rows, proposed = measured(
             found, bundle, which, anchors, client, target, limit=limit, least_share=config.policy.least_share
         )
-    made = found.model_copy(update={"dial": proposed})
+    made = found.dialled(proposed, datetime.now(UTC))
     show_dial(rows, made)
     lines({"sha256": made.sha256.hex()})
-    if config.policy.least_share == 1.0:
-        say("a share below 1 was not measured: [policy] least_share in node.toml of both nodes allows it")
+    if {row.dial.share for row in rows} == {1.0}:
+        say("no share below 1 was measured: [policy] least_share in node.toml of both nodes allows it")
     outcome_of = {"dial": proposed.model_dump(), "rows": [asdict(row) for row in rows]}
-    if made == found:
+    if proposed == found.dial:
         say("the calibration has this setting already")
         outcome(sha256=found.sha256.hex(), state="signed", **outcome_of)
         return

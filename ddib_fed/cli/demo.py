@@ -266,7 +266,7 @@ def demo(out: Path, keep: bool) -> None:
 
     First points: north.example has moons, south.example checkerboards. Then pictures: east.example has satellite
     pictures, west.example relief maps; they are translated under a calibration that the two nodes agree on first, at
-    the setting of its dial that own pictures speak for. Each pair is set up by the same commands that the README
+    the setting of its dial that `ddib calibrate dial` proposes. Each pair is set up by the commands that the README
     shows; two nodes are started and translate over mutual TLS. Writes DIR/translation.png, DIR/pictures.png and
     DIR/report.json. Exits non-zero if a figure is out of bounds.
     """

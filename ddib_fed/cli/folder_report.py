@@ -314,7 +314,7 @@ def _say_fitted(delivered: Sequence[Delivered]) -> None:
 def _say_marks(delivered: Sequence[Delivered], doubtful_below: float) -> None:
     reasons = {
         "cycle_psnr": f"the round trip is below {doubtful_below:g} dB",
-        "structure": "edges or values agree with those of the source no better than those of unrelated pictures",
+        "structure": "as much differs from the map alone, or without a calibration in edges, as in unrelated pictures",
     }
     for kind, reason in reasons.items():
         if found := [item.file for item in delivered if kind in (item.provenance.doubts or ())]:

@@ -28,7 +28,7 @@ from ddib_fed.client.client import (
 )
 from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.results import JobFile, locked, records_of, write_results
+from ddib_fed.client.results import JobFile, keep_calibration, locked, records_of, write_results
 from ddib_fed.errors import ConfigError, DdibError, ItemNotFound, StateConflict, Unauthenticated
 from ddib_fed.protocol.calls import TOLERATED_S, described
 from ddib_fed.security.diagnosis import diagnose, own_validity
@@ -336,6 +336,7 @@ def fetch(job_id: str, out: Path, force: bool, profile_path: Path | None) -> Non
         results = write_results(client, job_id, client.fetch(job_id), items, out, force=force)
         delivered = {str(each.record): each for each in results}
         view = client.get(job_id)
+        keep_calibration(out, view)
     counted = {state: sum(each.state == state for each in view.items) for state in pb.ItemState.values()}
     here, total = records_of(job_id, out), counted[pb.ITEM_STATE_DELIVERED]
     missing = len(view.items) - total - counted[pb.ITEM_STATE_FAILED]

@@ -348,13 +348,14 @@ SHARE = option(
 )
 TEMPERATURE = option(
     "--temperature SCALE",
-    "Of the latent where it is decoded: below 1 less is invented, and edges are softer. Default: as of --share.",
+    "Of the latent where it is decoded: below 1 less is invented, and edges are softer. Default: the calibration's, "
+    "else 1.",
     click.FloatRange(0.8, 1),
 )
 BLEND = option(
     "--blend FRACTION",
     "Pictures, under a calibration: of the source's own picture, mapped by the calibration, in the result. More is "
-    "nearer to what the source shows, and less sharp; nothing more leaves. Default: as of --share, else 0.",
+    "nearer to what the source shows, and less sharp; nothing more leaves. Default: the calibration's, else 0.",
     click.FloatRange(0, 1),
 )
 SOLVING = (EVALUATIONS, SOLVER, GRID, QUALITY, DEPTH, SHARE, TEMPERATURE, BLEND)

@@ -20,11 +20,12 @@ from ddib_fed.client.files import FileItem
 from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
 from ddib_fed.data.fitting import PictureRule, from_array
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import JobFailed
+from ddib_fed.errors import Cancelled, DdibError, JobFailed
 from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.translations import Translations, read_translations
 from ddib_fed.models.sidecars import PrivacyReport
+from ddib_fed.names import names_apart
 from ddib_fed.record import Settings
 
 SHARES: Final = (1.0, 0.75, 0.5)
@@ -33,7 +34,9 @@ COOL, BLEND = 0.9, 0.3
 ENOUGH = 0.6
 """Of the largest gain over a share of 1: the largest share that has as much is proposed."""
 TOLERATED = 0.01
-"""SSIM with the map that a lower temperature may cost: maps gain by it although they lose less, heads lose more."""
+"""SSIM that is no gain, and that a lower temperature may cost with the map: maps gain by it although they lose less."""
+FEWEST_READ = 8
+"""Pairs that the read-out is fitted to."""
 MOST_KNOWN = 0.75
 """Share of the pairs that the read-out is fitted to; it reads the others."""
 
@@ -49,7 +52,7 @@ class Measured:
         whiteness: Patch correlation of the latents over that of noise.
         pictures: That were translated; others were refused.
         round_trip: dB of PSNR; of the pictures that came back.
-        read: dB of PSNR of pictures that a linear read-out of own pairs reads from their latents.
+        read: dB of PSNR of pictures that a linear read-out reads from their latents, fitted to `pairs` others.
         surrogate: The same by the model's privacy report; None where it did not measure this share.
     """
 
@@ -61,6 +64,7 @@ class Measured:
     whiteness: float | None = None
     round_trip: float | None = None
     read: float | None = None
+    pairs: int = 0
     surrogate: float | None = None
     psnr: float | None = None
     ssim: float | None = None
@@ -78,14 +82,21 @@ Translate = Callable[[Dial], tuple[Translations, Pictures]]
 def measure_dial(
     translate: Translate, calibration: Calibration, shares: Sequence[float], privacy: PrivacyReport | None
 ) -> tuple[list[Measured], Dial]:
-    """Each setting's figures, and the one that is proposed."""
+    """Each setting's figures, and the one that is proposed; shares that a node or the model refuses are left out."""
     rows: list[Measured] = []
     readings = privacy.readings if privacy else ()
     known = {each.share: each.read.value for each in readings if each.depth == 1.0 and each.soften_sigma}
     kept = {}
     for share in shares:
         dial = Dial(share=share)
-        kept[share] = found, latents = translate(dial)
+        try:
+            kept[share] = found, latents = translate(dial)
+        except Cancelled:
+            raise
+        except DdibError:
+            if not rows:
+                raise
+            break
         rows.append(_row(dial, found, found.translated, calibration, latents, known.get(share)))
     share = _largest_with_enough(rows)
     chosen = next(row for row in rows if row.dial.share == share)
@@ -99,9 +110,9 @@ def measure_dial(
         chosen = cool
     else:
         found = kept[share][0]
-    mapped = _mapped(found, calibration)
+    assert found.mapped is not None
     dial = chosen.dial.model_copy(update={"blend": BLEND})
-    blended = (1.0 - BLEND) * found.translated + BLEND * mapped
+    blended = (1.0 - BLEND) * found.translated + BLEND * found.mapped
     rows.append(_row(dial, found, blended, calibration))
     if rows[-1].worth >= chosen.worth:
         chosen = rows[-1]
@@ -111,12 +122,9 @@ def measure_dial(
 def _largest_with_enough(rows: Sequence[Measured]) -> float:
     gains = [row.worth - rows[0].worth for row in rows]
     most = max(gains)
+    if most < TOLERATED:
+        return rows[0].dial.share
     return next(row.dial.share for row, gain in zip(rows, gains, strict=True) if gain >= ENOUGH * most)
-
-
-def _mapped(found: Translations, calibration: Calibration) -> Pictures:
-    assert found.source is not None
-    return calibration.alone(found.source)
 
 
 def _row(
@@ -127,13 +135,15 @@ def _row(
     latents: Pictures | None = None,
     surrogate: float | None = None,
 ) -> Measured:
-    mapped = _mapped(found, calibration)
+    mapped = found.mapped
+    assert mapped is not None
+    pairs = round(MOST_KNOWN * len(found.names))
     round_trip = whiteness = read = psnr = ssim = partner = None
     if latents is not None:
         import torch
 
         whiteness = metrics.whiteness(torch.from_numpy(latents)).ratio
-        read = _read(latents, found, calibration)
+        read = _read(latents, found, calibration, pairs)
         if found.back is not None and found.source is not None:
             round_trip = float(metrics.psnr(found.back, found.source).mean())
     if found.truth is not None:
@@ -146,16 +156,16 @@ def _row(
         float(metrics.structure(mapped, translated).edge_correlation.mean()),
         float(metrics.sharpness(translated).mean()),
         len(translated),
-        whiteness, round_trip, read, surrogate, psnr, ssim, partner,
+        whiteness, round_trip, read, pairs, surrogate, psnr, ssim, partner,
     )  # fmt: skip
 
 
-def _read(latents: Pictures, found: Translations, calibration: Calibration) -> float | None:
-    """dB of the pictures that a read-out of some pairs reads from the latents of the others."""
+def _read(latents: Pictures, found: Translations, calibration: Calibration, count: int) -> float | None:
+    """dB of the pictures that a read-out of so many pairs reads from the latents of the others."""
     assert found.source is not None
     units = calibration.source.units
-    x, count = units.apply(found.source), round(MOST_KNOWN * len(latents))
-    if len(latents) - count < 2 or latents.shape != x.shape:
+    x = units.apply(found.source)
+    if count < FEWEST_READ or len(latents) - count < 2 or latents.shape != x.shape:
         return None
     inverse = metrics.by_frequency(latents[:count], x[:count], 1.0)
     read = units.undo(inverse(latents[count:])).clip(-1.0, 1.0)
@@ -178,14 +188,26 @@ def write_pictures(pictures: Pictures, rule: PictureRule, folder: Path) -> list[
 
 
 def translating(
-    client: Client, target: str, pictures: Sequence[Path], *, truth: Path | None = None
+    client: Client,
+    target: str,
+    pictures: Sequence[Path],
+    root: Path,
+    calibration: Calibration,
+    truth: Path | None = None,
 ) -> Translate:
-    """Translates these files of one folder by jobs of a client, there and back, and reads what came."""
+    """Translates files below a folder by jobs of a client, there and back, and reads what came.
+
+    JobFailed if none came, or if they are of another calibration.
+    """
+    names = [path.relative_to(root).as_posix() for path in pictures]
 
     def translate(dial: Dial) -> tuple[Translations, Pictures]:
         settings = Settings(**dial.model_dump())
         header = job_header(target, settings, cycle=True, keep_latent=True)
-        items = [FileItem(path.stem, path.name, path=path) for path in pictures]
+        items = [
+            FileItem(name, file, path=path)
+            for name, file, path in zip(names_apart(names), names, pictures, strict=True)
+        ]
         with tempfile.TemporaryDirectory() as folder:
             how = RunOptions(client.profile, header, Path(folder), RunProgress(client), skip_bad=True)
             run = FolderRun(how, items)
@@ -194,7 +216,12 @@ def translating(
             if not run.results:
                 first = [*run.left_out, *run.failed][0]
                 raise JobFailed(f"none of {len(items)} pictures could be translated: {first.why}")
-            found = read_translations(Path(folder), source=pictures[0].parent, truth=truth)
+            found = read_translations(Path(folder), source=root, truth=truth, mapping=calibration.alone)
+            if found.mapping is None:
+                raise JobFailed(
+                    "the jobs ran under another calibration than the one that is measured",
+                    hint="ddib calibrate list; remove the one that is not wanted",
+                )
             latents = [np.load(Path(folder) / f"{name}.latent.npy") for name in found.names]
         return found, np.concatenate(latents)
 

@@ -48,6 +48,7 @@ from ddib_fed.client.results import (
     JobFile,
     check_free,
     finished,
+    keep_calibration,
     locked,
     remove_broken,
     unfinished,
@@ -71,10 +72,10 @@ from ddib_fed.errors import (
     error_class,
     next_steps,
 )
-from ddib_fed.files import make_private_folders, write_file
+from ddib_fed.files import make_private_folders
 from ddib_fed.names import nearest
 from ddib_fed.protocol.calls import is_number
-from ddib_fed.record import CALIBRATION_FILE, DOUBTFUL_BELOW
+from ddib_fed.record import DOUBTFUL_BELOW
 from ddib_fed.terminal import bar
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -326,6 +327,8 @@ class FolderRun:
         run.read()
         with locked(out):
             run._translate_items(client)
+        for job in run.jobs:
+            keep_calibration(self.options.out, job)
         if not run.results:
             for each in run.left_out:
                 raise each.error
@@ -503,8 +506,7 @@ class FolderRun:
                     progress.written(item, result)
                 self.results[item.name] = result
             view = client.get(job_id)
-        if view.calibration:
-            write_file(options.out / CALIBRATION_FILE, view.calibration, private=True)
+        keep_calibration(options.out, view)
         if not changed:
             JobFile(view.request.request_id, ()).remove(options.out)
         state = state_of(view).lower()

@@ -31,7 +31,8 @@ from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.files import has_sha256, is_disk_full, make_private_folders, write_file
-from ddib_fed.record import DOUBTFUL_BELOW, Part, Translation, WrittenFile
+from ddib_fed.record import CALIBRATION_FILE, DOUBTFUL_BELOW, Part, Translation, WrittenFile
+from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
     from ddib_fed.formats.credentials import Credentials
@@ -43,7 +44,7 @@ ACKNOWLEDGED_TOGETHER = 16
 _PARTS = frozenset(Part)
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}")
 """How `files.write_file` calls a file that it has not yet renamed."""
-_OURS = re.compile(rf"{re.escape(STATE_PREFIX)}.*|report(-\d+)?\.html")
+_OURS = re.compile(rf"{re.escape(STATE_PREFIX)}.*|{re.escape(CALIBRATION_FILE)}|report(-\d+)?\.html")
 
 
 @contextmanager
@@ -138,6 +139,12 @@ def _place_of(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def keep_calibration(out: Path, job: pb.Job) -> None:
+    """Keep the calibration of a job beside its results: `ddib evaluate` shows what its map alone makes of a picture."""
+    if job.calibration:
+        write_file(out / CALIBRATION_FILE, job.calibration, private=True)
 
 
 def write_results(

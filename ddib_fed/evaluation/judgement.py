@@ -13,18 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation import features, metrics
-from ddib_fed.evaluation.metrics import Pictures, doubtful, structure, to_channels
+from ddib_fed.evaluation.metrics import Pictures, structure, to_channels
 from ddib_fed.models.units import PictureMap
-
-if TYPE_CHECKING:
-    from ddib_fed.models.manifest import StructureThresholds
 
 DRAWS = 1_000
 DISTANCE_DRAWS = 250
@@ -157,7 +154,6 @@ def judge(
     truth: Pictures | None = None,
     back: Pictures | None = None,
     domain: Pictures | None = None,
-    thresholds: StructureThresholds | None = None,
     recorded: Mapping[str, metrics.Figures] | None = None,
     marks: Sequence[bool | None] = (),
     mapping: PictureMap | None = None,
@@ -168,9 +164,8 @@ def judge(
     Args:
         translated, source, truth, back: Corresponding pictures.
         domain: Other pictures of the target domain, (M, C, H, W).
-        thresholds: Of structure; with less a picture is doubtful.
         recorded: Figures of each picture, (N,), that count where the pictures do not show them.
-        marks: Whether each picture was marked as doubtful before; counts without thresholds.
+        marks: Whether each picture was marked as doubtful.
         mapping: Of the calibration under which they were translated: the first baseline.
         clusters: A label for each picture, (N,): intervals draw whole clusters.
 
@@ -178,20 +173,17 @@ def judge(
         "ways": of the translations and of each baseline the mean of each figure with its interval; "spread": of each
         figure of the translations its spread and interval; "pictures": the figures of each picture; "measured": the
         figures that are not from records; "notes": where the map alone does as well; "count", "shape", "clusters",
-        "doubtful", "thresholds".
+        "doubtful".
     """
     count, shape = len(translated), translated.shape[1:]
     drawn = resample(count, clusters)
     measured: dict[str, metrics.Figures] = {}
     chance: dict[str, float] = {}
     if source is not None:
-        kept = structure(source, translated, mapping, thresholds)
-        measured["edge_correlation"] = kept.edge_correlation
+        measured["edge_correlation"] = structure(source, translated).edge_correlation
         if count > 1:  # each source beside its neighbour's translation
             others = structure(source, np.roll(translated, 1, axis=0))
             chance = {"edge_correlation": float(others.edge_correlation.mean())}
-        if thresholds is not None:
-            marks = doubtful(kept, thresholds).tolist()
         if back is not None:
             measured["cycle_mse"] = errors = metrics.mse(back, source)
             measured["cycle_psnr"] = metrics.to_psnr(errors)
@@ -227,7 +219,6 @@ def judge(
             for key, column in columns.items()
         },
         "measured": sorted(measured),
-        "thresholds": None if thresholds is None else thresholds.model_dump(),
         "doubtful": sum(map(bool, marks)) if any(mark is not None for mark in marks) else None,
         "pictures": rows,
         "notes": notes,
@@ -245,8 +236,9 @@ def _add_similarity(
         for name, stack in stacks.items():
             ways[name]["partner_pixels"] = drawn.mean(metrics.hits_by_pixels(stack, truth))
         ways["chance"] = {"partner_pixels": {"value": min(1.0, metrics.NEAREST / len(truth))}}
-    gain = [drawn.mean(same["translated"].ssim - same["map"].ssim)] if "map" in same else []
-    notes = [line for each in gain for line in _beside_map("SSIM", each)]
+    notes: list[str] = []
+    if "map" in same:
+        notes = _beside_map("SSIM", drawn.mean(same["translated"].ssim - same["map"].ssim))
     return {key: getattr(same["translated"], key) for key in SIMILARITY}, notes
 
 
@@ -348,14 +340,6 @@ def tables(report: Figures) -> list[FigureTable]:
             for title in [_OF_PICTURES[key]]
         ]
         note = "A good round trip does not show that structure was kept."
-        if report["thresholds"] is not None:
-            least = f"edge correlation below {report['thresholds']['edge_correlation']:.2f}"
-            least = (
-                f"differing from the map by more than {report['thresholds']['differs']:.0%}"
-                if "map" in report["ways"]
-                else least
-            )
-            note = f"Doubtful is {least}. {note}"
         if report["doubtful"] is not None:
             note = f"Doubtful: {report['doubtful']} of {report['count']}. {note}"
         columns_ = ("", "median", "mean", "worst", "by chance")

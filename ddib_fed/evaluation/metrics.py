@@ -310,6 +310,8 @@ def by_frequency(
 CHANCE_QUANTILE = 0.95
 """On the test crops of the shipped maps this marks 94 % of unrelated pairs and 8 % of true ones."""
 CHANCE_PAIRS = 2_000
+LEAST_DIFFERS = 0.05
+"""The least threshold: as much differs in good translations; pairs of nearly black slices do not differ at all."""
 CELLS = 32
 """Of a side, at most, in which differing pixels are counted for a page."""
 MOST_OF_CLASSES, MOST_CLUSTERED, MOST_ROUNDS = 400, 200_000, 50
@@ -428,7 +430,7 @@ def calibrate_by_chance(
         edge_correlation=round(float(np.quantile(edges, CHANCE_QUANTILE)), 4),
         count=len(first),
         classes=tuple(tuple(round(float(value), 4) for value in centre) for centre in centres),
-        differs=round(float(np.quantile(others, 1.0 - CHANCE_QUANTILE)), 4),
+        differs=max(LEAST_DIFFERS, round(float(np.quantile(others, 1.0 - CHANCE_QUANTILE)), 4)),
     )
 
 

@@ -228,9 +228,7 @@ class PictureSamples:
         if least is not None:
             figures |= {
                 "least_edge_correlation": least.edge_correlation,
-                # Marks by a map that was refused for its figures say nothing.
-                "structure_doubtful": bool(doubtful(kept, least)[0])
-                or (mapping is not None and mapping.forced),
+                "structure_doubtful": bool(doubtful(kept, least)[0]),
             }
             if kept.differs is not None:
                 share = float(kept.differs[0].mean())
@@ -239,6 +237,10 @@ class PictureSamples:
                     "most_differs": least.differs,
                     "differs_at": digits(kept.differs[0]),
                 }
+        if (
+            mapping is not None and mapping.forced
+        ):  # marks by a map that was refused for its figures say nothing
+            figures["structure_doubtful"] = True
         return SampleFile(file, {"picture": figures})
 
     def source(self, given: Given) -> SampleFile:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,6 @@ from ddib_fed.evaluation.judgement import Figures, judge
 from ddib_fed.evaluation.metrics import Pictures, to_channels
 from ddib_fed.models.units import PictureMap
 from ddib_fed.record import Part, PictureFigures, Translation
-
-if TYPE_CHECKING:
-    from ddib_fed.models.manifest import StructureThresholds
 
 OnRead = Callable[[int, int], None]
 Span = tuple[float, float]
@@ -190,6 +187,11 @@ def read_translations(
             "back: the records do not say what its numbers mean, so its error is that of the records"
         )
     used = {each.record.calibration_sha256 for each in found}
+    if mapping is not None and used != {mapping.sha256}:
+        mapping = None
+        notes.append(
+            "the map alone is left out: not all results are of the calibration that is kept beside them"
+        )
     height, width = (size, size) if size else read_image(found[0].translated).pixels.shape[:2]
     reader = _Reader(height, width, sum(map(len, paths.values())), on_read, fit)
     stacks = {
@@ -203,6 +205,8 @@ def read_translations(
         notes.append(
             f"{reader.resized} of {reader.done} files had another size and were brought to {height} x {width}"
         )
+    if mapping is not None and "source" in stacks:
+        stacks["source"] = to_channels(stacks["source"], mapping.map.channels)
     for kind, like in (("truth", "translated"), ("domain", "translated"), ("back", "source")):
         if kind in stacks and like in stacks:
             stacks[kind] = to_channels(stacks[kind], stacks[like].shape[1])
@@ -212,7 +216,7 @@ def read_translations(
         translated=stacks["translated"],
         **{kind: stacks.get(kind) for kind in ("source", "truth", "back", "domain")},
         notes=tuple(notes),
-        mapping=mapping if mapping is not None and {mapping.sha256} == used else None,
+        mapping=mapping,
     )
 
 
@@ -244,14 +248,11 @@ def _thinned(folder: Path) -> list[Path]:
     return [paths[i] for i in np.linspace(0, len(paths) - 1, min(DOMAIN_PICTURES, len(paths))).astype(int)]
 
 
-def evaluate_folder(
-    folder: Path, *, thresholds: StructureThresholds | None = None, by_folder: bool = False, **reading: Any
-) -> tuple[Figures, Translations]:
+def evaluate_folder(folder: Path, *, by_folder: bool = False, **reading: Any) -> tuple[Figures, Translations]:
     """The report on a folder of translations as JSON values, and its pictures.
 
     Args:
         folder: The folder.
-        thresholds: Of structure; without them the marks in the records count.
         by_folder: Intervals draw whole folders of pictures.
         reading: Arguments of `read_translations`.
     """
@@ -266,7 +267,6 @@ def evaluate_folder(
         truth=found.truth,
         back=found.back,
         domain=found.domain,
-        thresholds=thresholds,
         recorded={key: np.array(values, np.float64) for key, values in figures.items() if None not in values},
         marks=[record.doubtful for record in found.records],
         mapping=found.mapping,

@@ -284,7 +284,7 @@ def _record(
         pictures = [record.picture for record in records if record.picture is not None]
         known = [each.structure_doubtful for each in pictures if each.structure_doubtful is not None]
         most = sum(known) > len(known) / 2 if known else None
-        if (share := figures["differs"]) is not None:  # of all their pixels
+        if (share := figures["differs"]) is not None and not all(known):  # of all their pixels
             most = share > (pictures[0].most_differs or 0.0)
         provenance = provenance.with_(picture={"structure_doubtful": most}).judged(doubtful_below)
     report = {

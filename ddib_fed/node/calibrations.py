@@ -93,8 +93,12 @@ def check_terms(
             hint=f"{allow(calibration.kind, policy)} in node.toml of both nodes, then restart them",
             facts={"policy": "calibration", "kind": calibration.kind, "side": side},
         )
+
+
+def check_dial(calibration: Calibration, side: Side, policy: PolicySection) -> None:
+    """Return if a setting may be signed; the policy is asked for the share of each job as well."""
     if calibration.dial.share < policy.least_share:
-        raise errors.PolicyDenied(
+        raise errors.CalibrationInvalid(
             f"the calibration proposes a share of {calibration.dial.share:g}, and policy.least_share is "
             f"{policy.least_share:g}",
             hint=f"[policy] least_share = {calibration.dial.share:g} in node.toml of both nodes, then restart them",
@@ -160,6 +164,7 @@ def overview(
                 state=state,
                 expires=calibration.expires.timestamp(),
                 warning=warning,
+                dial=str(calibration.dial),
             )
         )
     return found
@@ -279,6 +284,7 @@ def check_proposal(
         )
     places = calibration.source.place, own_place(config)
     check_terms(calibration, places, "target", units_sha256, config.policy)
+    check_dial(calibration, "target", config.policy)
     signed.refuse_expired(now)
     if calibration.expires > now + LONGEST_LIFE:
         raise errors.CalibrationInvalid(
@@ -286,7 +292,10 @@ def check_proposal(
             "allowed",
             facts={"limit_days": LONGEST_LIFE.days},
         )
-    _check_making(calibration, find_published(config))
+    known = CalibrationStore(config.paths.calibrations).between(*places)
+    dialled = calibration.dial, calibration.made.created
+    if not any(each.complete and each.calibration.dialled(*dialled) == calibration for each in known):
+        _check_making(calibration, find_published(config))
     signer = signed.verify_side("source", pins=peers.pins, withdrawn=peers.withdrawn, now=now)
     if not peers.is_admitted_node(signer):
         raise errors.CalibrationSigner(
@@ -329,6 +338,7 @@ def send(
     """Sign a calibration as the source, store it, and send it; stored again with the target's signature if it came."""
     places = own_place(config), calibration.target.place
     check_terms(calibration, places, "source", _hosted_units(config), config.policy)
+    check_dial(calibration, "source", config.policy)
     store, target = CalibrationStore(config.paths.calibrations), calibration.target.institution
     signed = store.find(calibration.sha256) or SignedCalibration(calibration=calibration)
     if not signed.active:

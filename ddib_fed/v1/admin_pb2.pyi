@@ -55,7 +55,7 @@ class StatusResponse(_message.Message):
     def __init__(self, institution: _Optional[str] = ..., name: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., listen: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[_Union[ModelStatus, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., jobs: _Optional[_Mapping[str, int]] = ..., uptime_s: _Optional[float] = ..., certificate_expires: _Optional[float] = ..., active_streams: _Optional[int] = ..., calibrations: _Optional[_Iterable[_Union[CalibrationStatus, _Mapping]]] = ..., root_expires: _Optional[float] = ..., workers: _Optional[_Union[WorkersStatus, _Mapping]] = ...) -> None: ...
 
 class CalibrationStatus(_message.Message):
-    __slots__ = ("sha256", "kind", "source", "target", "state", "expires", "warning")
+    __slots__ = ("sha256", "kind", "source", "target", "state", "expires", "warning", "dial")
     SHA256_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +63,7 @@ class CalibrationStatus(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_FIELD_NUMBER: _ClassVar[int]
     WARNING_FIELD_NUMBER: _ClassVar[int]
+    DIAL_FIELD_NUMBER: _ClassVar[int]
     sha256: str
     kind: str
     source: str
@@ -70,7 +71,8 @@ class CalibrationStatus(_message.Message):
     state: str
     expires: float
     warning: str
-    def __init__(self, sha256: _Optional[str] = ..., kind: _Optional[str] = ..., source: _Optional[str] = ..., target: _Optional[str] = ..., state: _Optional[str] = ..., expires: _Optional[float] = ..., warning: _Optional[str] = ...) -> None: ...
+    dial: str
+    def __init__(self, sha256: _Optional[str] = ..., kind: _Optional[str] = ..., source: _Optional[str] = ..., target: _Optional[str] = ..., state: _Optional[str] = ..., expires: _Optional[float] = ..., warning: _Optional[str] = ..., dial: _Optional[str] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
     __slots__ = ("domain", "kind", "sample_shape", "sha256", "parameters", "device")

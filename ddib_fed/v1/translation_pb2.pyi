@@ -119,7 +119,7 @@ class SubmitJobRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[JobHeader, _Mapping]] = ..., item: _Optional[_Union[_common_pb2.FileHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class JobHeader(_message.Message):
-    __slots__ = ("protocol", "request_id", "target_institution", "target_domain", "solver", "cycle", "keep_latent", "items", "deadline_s", "source_class", "target_class", "guidance", "item_classes", "model_size", "no_calibration")
+    __slots__ = ("protocol", "request_id", "target_institution", "target_domain", "solver", "cycle", "keep_latent", "items", "deadline_s", "source_class", "target_class", "guidance", "item_classes", "model_size", "no_calibration", "calibration_sha256")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TARGET_INSTITUTION_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +135,7 @@ class JobHeader(_message.Message):
     ITEM_CLASSES_FIELD_NUMBER: _ClassVar[int]
     MODEL_SIZE_FIELD_NUMBER: _ClassVar[int]
     NO_CALIBRATION_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_SHA256_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     request_id: str
     target_institution: str
@@ -150,7 +151,8 @@ class JobHeader(_message.Message):
     item_classes: _containers.RepeatedCompositeFieldContainer[ItemClasses]
     model_size: bool
     no_calibration: bool
-    def __init__(self, protocol: _Optional[int] = ..., request_id: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., cycle: _Optional[bool] = ..., keep_latent: _Optional[bool] = ..., items: _Optional[int] = ..., deadline_s: _Optional[int] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., item_classes: _Optional[_Iterable[_Union[ItemClasses, _Mapping]]] = ..., model_size: _Optional[bool] = ..., no_calibration: _Optional[bool] = ...) -> None: ...
+    calibration_sha256: bytes
+    def __init__(self, protocol: _Optional[int] = ..., request_id: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., cycle: _Optional[bool] = ..., keep_latent: _Optional[bool] = ..., items: _Optional[int] = ..., deadline_s: _Optional[int] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., item_classes: _Optional[_Iterable[_Union[ItemClasses, _Mapping]]] = ..., model_size: _Optional[bool] = ..., no_calibration: _Optional[bool] = ..., calibration_sha256: _Optional[bytes] = ...) -> None: ...
 
 class ItemClasses(_message.Message):
     __slots__ = ("source_class", "target_class")

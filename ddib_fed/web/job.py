@@ -52,7 +52,7 @@ MOST_STEPS: Final = 3
 """Next steps that are named at most."""
 DOUBTS = {
     "cycle_psnr": "translated back, it differs visibly from the original",
-    "structure": "its edges or values agree with those of the original no better than an unrelated picture's",
+    "structure": "it agrees with the original no better than an unrelated picture does",
 }
 
 

@@ -88,7 +88,7 @@ def test_a_map_that_would_fold_is_drawn_back_to_the_rotation() -> None:
     [
         (19, 3, "rotation", "at least 20"),
         (30, 1, "rotation", "of 3 channels"),
-        (30, 3, "tone", "takes the contrast from you"),
+        (30, 3, "tone", "or from histograms and --contrast"),
     ],
 )
 def test_what_cannot_be_fitted_is_said(count: int, channels: int, kind: str, said: str) -> None:

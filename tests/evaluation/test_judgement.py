@@ -16,8 +16,8 @@ from ddib_fed.evaluation.judgement import (
     tables,
     worst_first,
 )
-from ddib_fed.evaluation.metrics import calibrate_by_chance, mse
-from ddib_fed.models.units import ChannelMap, Normalisation
+from ddib_fed.evaluation.metrics import mse
+from ddib_fed.models.units import ChannelMap
 from tests.calibration.examples import calibration
 from tests.runs.picture_folders import blocks
 from tests.runs.tiny_models import pictures
@@ -28,16 +28,13 @@ def whole():
     """Truth is the negative; the translation is nearly that."""
     source = blocks(12)
     truth = -source
-    thresholds = calibrate_by_chance(source, blocks(12, seed=5), units=Normalisation()).model_copy(
-        update={"edge_correlation": 0.99}
-    )
     return judge(
         np.clip(0.8 * truth + 0.1 * blocks(12, seed=1), -1, 1),
         source=source,
         truth=truth,
         back=np.clip(source + 0.02, -1, 1),
         domain=-blocks(16, seed=2),
-        thresholds=thresholds,
+        marks=[True, *[False] * 11],
         clusters=np.arange(12) // 2,
     )
 

@@ -61,7 +61,7 @@ def test_a_source_sends_latents_and_what_shows_more_is_said(tmp_path: Path) -> N
         "down to 0.6",
         "a share down to 0.75",
         "of the kind rotation",
-        "its map and its figures leave",
+        "its map, its figures and the units of your model leave",
     ):
         assert part in text
     assert "Only latents of full depth" not in text

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import numpy as np
 import pytest
 
-from ddib_fed.errors import CalibrationExpired, CalibrationModel
+from ddib_fed.calibration.record import Dial
+from ddib_fed.errors import CalibrationExpired, CalibrationModel, CalibrationUnknown
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.record import Translation
 from source_node.service import job_message
-from source_node.submission import active_terms, calibration_of
+from source_node.submission import active_terms, calibration_of, choose_calibration
 from tests import audit_rows
+from tests.calibration.examples import signed as signed_by
 from tests.node.agreed_calibrations import agreed, ended
 from tests.node.picture_examples import pictures_engine
 from tests.source_node.jobs.job_examples import header
@@ -19,7 +23,7 @@ from tests.source_node.pipeline.test_pictures import Scans, picture_target
 
 TO = ("south.example", "relief")
 DEEP = PictureFormat(high=65535.0, bits=16)
-JOB = header(target_institution=TO[0], target_domain=TO[1])
+TARGET = {"target_institution": TO[0], "target_domain": TO[1]}
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +100,44 @@ def test_what_has_ended_is_refused_and_not_left_out(source, signed) -> None:
     node = source.node
     node.calibrations.add(ended(signed))
     with pytest.raises(CalibrationExpired, match="ended") as refused:
-        calibration_of(node, JOB)
+        choose_calibration(node, header(**TARGET))
     assert "--no-calibration" in refused.value.hint
     assert active_terms(node, TO) is None
     node.calibrations.add(signed)
-    assert calibration_of(node, JOB) == signed.calibration
+    assert choose_calibration(node, header(**TARGET)) == signed.calibration
     assert active_terms(node, TO) == signed.calibration.terms
-    assert calibration_of(node, header(target_institution=TO[0], target_domain="drawings")) is None
+    assert choose_calibration(node, header(**TARGET | {"target_domain": "drawings"})) is None
+
+
+def test_an_accepted_job_keeps_its_calibration_and_its_setting(source, institutions, signed) -> None:
+    """Also when it is sent again, whatever is signed or allowed by then; it ends where it was taken out of use."""
+    node = source.node
+    node.calibrations.add(signed)
+    accepted = header(**TARGET)
+    choose_calibration(node, accepted)
+    later = signed.calibration.dialled(Dial(share=0.75), datetime.now(UTC))
+    node.calibrations.add(signed_by(later, *institutions))
+    repeated, fresh = header(**TARGET), header(**TARGET)
+    assert choose_calibration(node, repeated, accepted) == signed.calibration
+    assert (repeated.solver.share, repeated.calibration_sha256) == (1.0, signed.sha256)
+    assert node.config.policy.least_share == 1.0  # which was lower when that was signed
+    assert choose_calibration(node, fresh) == later
+    assert fresh.solver.share == 0.75
+    assert active_terms(node, TO) == later.terms
+    node.calibrations.deactivate(signed.sha256)
+    with pytest.raises(CalibrationUnknown, match="taken out of use"):
+        calibration_of(node, accepted)
+
+
+def test_a_damaged_calibration_is_not_taken_for_none(source, signed) -> None:
+    node = source.node
+    node.calibrations.add(signed)
+    (file,) = node.config.paths.calibrations.glob("*.json")
+    file.write_text("{}")
+    with pytest.raises(CalibrationUnknown, match=file.name) as refused:
+        choose_calibration(node, header(**TARGET))
+    assert "--no-calibration" in refused.value.hint
+    assert choose_calibration(node, header(**TARGET, no_calibration=True)) is None
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from source_node.spool import SpoolPart
 from source_node.store import StoredJob
+from source_node.submission import choose_calibration
 from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes, to_bits
 from tests.node.tiny_nodes import make_institution
 from tests.protocol.examples import GuidanceTerms, PictureTerms, changed, limits_of, picture_side
@@ -67,6 +68,9 @@ class Scans(Source):
         changes["item_classes"] = [pb.ItemClasses(source_class=own, target_class=to) for own, to in classes]
         files = [picture or scan()] * pictures
         to = {"target_institution": f"{peer}.example", "target_domain": "relief"}
+        asked = pb.JobHeader(**to, no_calibration=changes.get("no_calibration", False))
+        choose_calibration(self.node, asked)
+        changes["calibration_sha256"] = asked.calibration_sha256
         return self.submit(*files, media=common_pb2.MEDIA_TYPE_PNG, **to, **changes)
 
     def translated(self, **options) -> StoredJob:
