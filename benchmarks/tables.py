@@ -87,6 +87,7 @@ LINES = {
     "plain": "as shipped",
     "rotation-alone": "the rotation alone, no model",
     "calibrated": "**rotation without pairs**",
+    "rotation-share": "rotation, share 0.75, temperature 0.9",
     "rotation-dial": "rotation, share 0.75, temperature 0.9, blend 0.3",
     "map-alone": "the colour map alone, no model",
     "tone": "tone of 8 pairs alone, no model",
@@ -95,12 +96,10 @@ LINES = {
     "retrained-0.7": "the same, depth .7",
     "retrained-cool": "the same, share 0.75, temperature 0.9",
     "retrained-dial": "the same, and blend 0.3",
-    "calibrated-share": "rotation, share 0.5",
-    "calibrated-0.75": "rotation, share 0.75",
-    "calibrated-cool": "rotation, share 0.75, temperature 0.9",
 }
 SEEDS = {
-    "calibrated": "rotation-1", "rotation-alone": "rotation-alone", "rotation-dial": "rotation-dial",
+    "calibrated": "rotation-1", "rotation-alone": "rotation-alone", "rotation-share": "rotation-share",
+    "rotation-dial": "rotation-dial",
     "map-alone": "colour-map-alone", "retrained": "colour-map-1", "retrained-cool": "colour-map-share",
     "retrained-dial": "colour-map-dial",
 }  # fmt: skip
@@ -246,17 +245,13 @@ def dial() -> Rows:
         leaks = {each["share"]: each["leak"] for each in one["shares"]}
         yield {"what": f"{one['pair']}, {one['calibration']}", "setting": "the map alone", **one["map_alone"]}
         best = one["proposed"]
-        rest = [
-            each
-            for each in one["at_the_proposed_share"]
-            if (each["temperature"], each["blend"]) != (1.0, 0.0)
-        ]
-        for row in (*one["shares"][:3], *rest):
-            named = {key: row[key] for key in best}
-            mark = "**" * (named == best)
-            setting = f"{mark}share {row['share']:g}, temperature {row['temperature']:g}, blend {row['blend']:g}{mark}"
+        own = [each for each in one["at_the_proposed_share"] if best.items() <= each.items()]
+        for row in (*one["shares"][:3], *own):
+            setting = f"share {row['share']:g}"
+            if row in own:
+                setting = f"**{setting}, temperature {row['temperature']:g}, blend {row['blend']:g}**"
             yield {"what": "", "setting": setting, **row, "leak": leaks[row["share"]]}
-        for row in one["depths"]:
+        for row in one["depths"][2:]:
             yield {"what": "", "setting": f"depth {row['depth']:g}, blend {row['blend']:g}", **row}
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddib_fed.errors import SettingsInvalid
@@ -358,3 +360,29 @@ def fitted_line(named: Sequence[tuple[str, Translation]]) -> str:
 
 def _range(low: float | None, high: float | None) -> tuple[float, float] | None:
     return (low, high) if low is not None and high is not None and low < high else None
+
+
+CELLS = 32
+"""Of a side, at most, in which differing pixels are counted for a page."""
+
+
+def digits(differs: NDArray[Any]) -> str:
+    """Means of (H, W) in [0, 1] over at most `CELLS` x `CELLS` cells, as hexadecimal digits, rows separated by "/"."""
+    cell = -(-max(differs.shape) // CELLS)
+    rows = []
+    for top in range(0, differs.shape[0], cell):
+        row = (
+            differs[top : top + cell, left : left + cell].mean() for left in range(0, differs.shape[1], cell)
+        )
+        rows.append("".join(f"{round(15 * float(share)):x}" for share in row))
+    return "/".join(rows)
+
+
+def undigits(text: str, size: tuple[int, int]) -> NDArray[np.float32]:
+    """What `digits` wrote, as (H, W) of a size."""
+    grid = np.array([[int(digit, 16) for digit in row] for row in text.split("/")], np.float32) / 15.0
+    rows, columns = (
+        np.arange(length) * count // length for length, count in zip(size, grid.shape, strict=True)
+    )
+    found: NDArray[np.float32] = grid[rows][:, columns]
+    return found

@@ -126,7 +126,9 @@ def ship(folder: Path, source: str, target: str) -> None:
     pictures = shipped_source(source)
     structure = calibrate_by_chance(pictures.held_out, pictures.train, units=units)
     amend_bundle(out, name=out.name, structure=structure)
-    shutil.copyfile(path_of(folder, "colour-map"), out / CALIBRATION_FILE)
+    made = read_calibration(path_of(folder, "colour-map")).model_copy(update={"dial": DIALS["dial"]})
+    (out / CALIBRATION_FILE).unlink(missing_ok=True)
+    write_calibration(made, out / CALIBRATION_FILE)
 
 
 def path_of(folder: Path, kind: CalibrationKind) -> Path:

@@ -142,8 +142,5 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("calibrated", "rotation without pairs", calibrated(), colours),
     Variant("rotation-alone", "the rotation alone, no model", alone, colours),
     Variant("rotation-dial", "at the dial's proposal", calibrated(0.3, share=0.75, temperature=0.9), colours),
-    Variant("calibrated-share", "half of the network and rotation", calibrated(share=0.5), colours),
-    Variant("calibrated-0.75", "three quarters of it and rotation", calibrated(share=0.75), colours),
-    Variant("calibrated-cool", "the same, latent x .9", calibrated(share=0.75, temperature=0.9), colours),
     Variant("colour-map-8", "quadratic colour map on 8 pairs, no model", colour_map(8)),
 )

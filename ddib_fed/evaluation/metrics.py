@@ -312,8 +312,6 @@ CHANCE_QUANTILE = 0.95
 CHANCE_PAIRS = 2_000
 LEAST_DIFFERS = 0.05
 """The least threshold: as much differs in good translations; pairs of nearly black slices do not differ at all."""
-CELLS = 32
-"""Of a side, at most, in which differing pixels are counted for a page."""
 MOST_OF_CLASSES, MOST_CLUSTERED, MOST_ROUNDS = 400, 200_000, 50
 """Pictures and pixels of which two classes are found, and rounds."""
 _BLOCK_PIXELS = 1 << 22
@@ -389,18 +387,6 @@ def _two_means(pixels: NDArray[np.float64], first: NDArray[np.bool_]) -> tuple[f
             break
         first = gaps[0] < gaps[1]
     return spent, centres
-
-
-def digits(differs: NDArray[np.bool_]) -> str:
-    """The share of True in each of at most `CELLS` x `CELLS` cells, as hexadecimal digits, rows separated by "/"."""
-    cell = -(-max(differs.shape) // CELLS)
-    rows = []
-    for top in range(0, differs.shape[0], cell):
-        row = (
-            differs[top : top + cell, left : left + cell].mean() for left in range(0, differs.shape[1], cell)
-        )
-        rows.append("".join(f"{round(15 * float(share)):x}" for share in row))
-    return "/".join(rows)
 
 
 def calibrate_by_chance(

@@ -24,7 +24,7 @@ from ddib_fed.evaluation.features import SampleVerdict
 from ddib_fed.evaluation.judgement import Figures, FigureTable, tables, worst_first
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.pages import beside, write_page
-from ddib_fed.record import PictureFigures, Translation, fitted_line
+from ddib_fed.record import PictureFigures, Translation, fitted_line, undigits
 
 if TYPE_CHECKING:
     from ddib_fed.evaluation.translations import Translations
@@ -237,12 +237,7 @@ def preview(
 
 def reddened(pixels: Preview, digits: str) -> Preview:
     """A preview (H, W, 3) with red where the record says that the translation differs from the map."""
-    grid = np.array([[int(digit, 16) for digit in row] for row in digits.split("/")], np.float32) / 15.0
-    rows, columns = (
-        np.arange(length) * count // length
-        for length, count in zip(pixels.shape[:2], grid.shape, strict=True)
-    )
-    weight = 0.7 * grid[rows][:, columns, None]
+    weight = 0.7 * undigits(digits, pixels.shape[:2])[..., None]
     drawn: Preview = np.rint((1.0 - weight) * pixels + weight * np.array(RED, np.float32)).astype(np.uint8)
     return drawn
 

@@ -31,9 +31,9 @@ from ddib_fed.data.points import parse_npy, picture_for_points, read_header, ref
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Decoded
 from ddib_fed.errors import DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
-from ddib_fed.evaluation.metrics import cycle_error, digits, doubtful, mse, picture_rule, structure, to_psnr
+from ddib_fed.evaluation.metrics import cycle_error, doubtful, mse, picture_rule, structure, to_psnr
 from ddib_fed.models.units import PictureMap
-from ddib_fed.record import CycleError, PictureFigures
+from ddib_fed.record import CycleError, PictureFigures, digits
 
 Array = NDArray[np.float32]
 REFUSE = "refuse"

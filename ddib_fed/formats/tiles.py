@@ -51,6 +51,7 @@ from ddib_fed.formats.study import (
 )
 from ddib_fed.names import __version__
 from ddib_fed.recognition import PICTURES, tile_of
+from ddib_fed.record import digits, undigits
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -163,9 +164,15 @@ class Tiles(Planes):
         size = {"size": list(self.grid.tile), "overlap": self.grid.overlap}
         return _rounded(blended, translated.dtype), covered, self.report(translated, "tiles", **size)
 
-    def figures(self, translated: StudyResults) -> tuple[dict[str, float], Floats | None]:
-        """The size, and the round trip at it, as fields of a record; and the picture that came back, in its numbers."""
-        figures: dict[str, float] = {"height": self.grid.height, "width": self.grid.width}
+    def figures(self, translated: StudyResults) -> tuple[dict[str, Any], Floats | None]:
+        """Size, what differs from the map, and the round trip, as a record; the picture that came back."""
+        figures: dict[str, Any] = {"height": self.grid.height, "width": self.grid.width}
+        texts = [
+            record.picture.differs_at if record and record.picture else "" for record in translated.records
+        ]
+        if any(texts):
+            parts = [undigits(text, self.grid.tile)[..., None] if text else None for text in texts]
+            figures["differs_at"] = digits(self.together(parts, 1, 0.0)[0][..., 0])
         picture = translated.first.picture
         scale = None if picture is None else picture.back_scale
         span = None if picture is None else picture.source_range

@@ -13,7 +13,6 @@ from ddib_fed.evaluation.metrics import (
     MOST_PSNR,
     WHITE_RATIO,
     compare,
-    digits,
     doubtful,
     hits_by_pixels,
     mse,
@@ -28,6 +27,7 @@ from ddib_fed.evaluation.metrics import (
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.manifest import StructureThresholds
 from ddib_fed.models.units import ChannelMap, Normalisation
+from ddib_fed.record import digits
 from tests.calibration.examples import calibration
 from tests.runs.picture_folders import blocks
 from tests.runs.tiny_models import pictures
@@ -140,6 +140,7 @@ def test_what_differs_from_the_map_is_found_where_it_is():
     assert doubtful(kept, least).all()
     grid = digits(kept.differs[0]).split("/")
     assert (grid[2][2], grid[-1][2], grid[2][-1]) == ("f", "0", "0")
+    np.testing.assert_array_equal(undigits("0f", (2, 4)), [[0, 0, 1, 1]] * 2)
 
 
 @pytest.mark.slow
