@@ -27,7 +27,7 @@ from ddib_fed.evaluation.metrics import (
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.manifest import StructureThresholds
 from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.record import digits
+from ddib_fed.record import digits, undigits
 from tests.calibration.examples import calibration
 from tests.runs.picture_folders import blocks
 from tests.runs.tiny_models import pictures
