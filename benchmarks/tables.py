@@ -83,7 +83,6 @@ def promises() -> Rows:
 
 LINES = {
     "histogram": "histogram matching",
-    "colour-map-8": "colour map of 8 pairs, no model",
     "plain": "as shipped",
     "rotation-alone": "the rotation alone, no model",
     "calibrated": "**rotation without pairs**",
@@ -109,8 +108,8 @@ DEPTHS = {"tone": None, "retrained": 1.0, "retrained-0.85": 0.85, "retrained-0.7
 
 
 def calibration() -> Rows:
-    """pair | way | PSNR dB | SSIM | partner | feature distance | round trip dB | whiteness
-    {pair} | {way} | {psnr~1} | {ssim~2} | {partner[value]:.2f} | {frechet_early[value]:.0f} | {cycle_psnr[value]:.1f} | {latent_ratio:.2f}"""  # noqa: E501
+    """pair | way | PSNR dB | SSIM | partner | feature distance | round trip dB
+    {pair} | {way} | {psnr~1} | {ssim~2} | {partner[value]:.2f} | {frechet_early[value]:.0f} | {cycle_psnr[value]:.1f}"""  # noqa: E501
     for one, back in (("satellite", "relief"), ("satellite", "etopo"), ("brain-t1", "brain-t2")):
         for pair in (f"{one}-{back}", f"{back}-{one}"):
             for name, way in LINES.items():

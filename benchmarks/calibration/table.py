@@ -5,9 +5,8 @@
     python -m benchmarks.calibration.table --list                       the variants
 
 One JSON a variant and directed pair below docs/benchmarks/calibration/table; one that is there for the same models and
-settings is not measured again. Translations are kept in build/calibration, for sheets. All test pictures, one thread,
-float32; every figure with its bootstrap interval over clusters of overlapping pictures. `python -m
-benchmarks.tables` makes the table of docs/quality.md from them.
+settings is not measured again. All test pictures, one thread, float32; every figure with its bootstrap interval over
+clusters of overlapping pictures. `python -m benchmarks.tables` makes the table of docs/quality.md from them.
 """
 
 from __future__ import annotations
@@ -18,15 +17,12 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from benchmarks.calibration.directed import BUILD, DIRECTIONS, OUT, Directed
-from benchmarks.calibration.variants import VARIANTS, Made, Variant
+from benchmarks.calibration.directed import DIRECTIONS, OUT, Directed
+from benchmarks.calibration.variants import VARIANTS, Variant
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.files import write_json
 
 TABLE = OUT / "table"
@@ -82,11 +78,7 @@ def measured(directed: Directed, variant: Variant, settings: SolverSettings, *, 
             return
     started = time.process_time()
     made = variant.make(directed, settings)
-    figures = _figures(directed, made)
-    kept = BUILD / directed.name / f"{variant.name}.npz"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    stacks = {"translated": made.translated, "back": made.back, "latent": made.latent}
-    np.savez(kept, **{name: stack for name, stack in stacks.items() if stack is not None})
+    figures = directed.figures(made.translated, back=made.back, latent=made.latent)
     spent = round(time.process_time() - started, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(
@@ -103,23 +95,6 @@ def measured(directed: Directed, variant: Variant, settings: SolverSettings, *, 
         },
     )
     print(directed.name, variant.name, f"{spent:.0f} s CPU", flush=True)
-
-
-def _figures(directed: Directed, made: Made) -> dict[str, Any]:
-    """Of the translations; of several draws, psnr, ssim and partner are means, with the least and the largest value."""
-    found = directed.figures(made.translated, back=made.back, latent=made.latent)
-    others = [directed.paired(each) for each in made.repeats]
-    for key in ("psnr", "ssim", "partner") if others else ():
-        draws = [found[key], *(one[key] for one in others)]
-        values = [draw["value"] for draw in draws]
-        means = {part: float(np.mean([draw[part] for draw in draws])) for part in ("value", "low", "high")}
-        found[key] = {**means, "least": min(values), "most": max(values)}
-    return found
-
-
-def kept(directed: Directed, name: str) -> Pictures | None:
-    path = BUILD / directed.name / f"{name}.npz"
-    return np.load(path)["translated"] if path.exists() else None
 
 
 if __name__ == "__main__":

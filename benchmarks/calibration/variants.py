@@ -14,16 +14,10 @@ from ddib_fed.calibration.aggregate import count_array
 from ddib_fed.calibration.record import Calibration, read_calibration, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
-from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.evaluation.judgement import histogram_match
 from ddib_fed.evaluation.metrics import Pictures
-from ddib_fed.models.units import monomials
 from ddib_fed.training.calibrating import CalibrationRequest, from_aggregate, side
 from tests.engine.stages import translate_array
-
-DRAWS_OF_PAIRS = 5
-"""Draws of k pairs that a colour map's figures are taken over: a few pairs may be lucky ones."""
-
 
 COMMAND = "python -m benchmarks.calibration.table"
 
@@ -36,7 +30,6 @@ class Made:
     back: Pictures | None = None
     latent: np.ndarray | None = None
     notes: dict[str, Any] | None = None
-    repeats: tuple[Pictures, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,16 +43,10 @@ class Variant:
 
 
 def bridged(directed: Directed, settings: SolverSettings, **asked: Any) -> Made:
-    return through(directed, directed.parties, settings, **asked)
-
-
-def through(
-    directed: Directed, parties: tuple[LocalParty, LocalParty], settings: SolverSettings, **asked: Any
-) -> Made:
-    """By these models, by the ODE at full depth there and back; with the CPU seconds that it took."""
+    """By the models, there and back where the whole ODE encodes; with the CPU seconds that it took."""
     started = time.process_time()
     asked = {"cycle": settings.depth == 1.0 and settings.share == 1.0} | asked
-    found = translate_array(directed.test[0], *parties, ArraySettings(settings, **asked))
+    found = translate_array(directed.test[0], *directed.parties, ArraySettings(settings, **asked))
     spent = round(time.process_time() - started, 1)
     return Made(found.translated, found.back, found.latent, {"translating_cpu_seconds": spent})
 
@@ -67,29 +54,6 @@ def through(
 def histogram(directed: Directed, settings: SolverSettings) -> Made:
     del settings
     return Made(histogram_match(directed.test[0], *directed.unpaired))
-
-
-def colour_map(count: int) -> Callable[[Directed, SolverSettings], Made]:
-    """A quadratic map fitted on so many pairs, no model."""
-
-    def make(directed: Directed, settings: SolverSettings) -> Made:
-        del settings
-        shown = directed.test[0]
-        maps = []
-        for seed in range(DRAWS_OF_PAIRS):
-            before, after = (flat(stack) for stack in directed.pairs(count, seed))
-            weights, *_ = np.linalg.lstsq(monomials(before), after, rcond=None)
-            mapped = np.clip(monomials(flat(shown)) @ weights, -1.0, 1.0)
-            shape = (len(shown), *shown.shape[2:], after.shape[1])
-            maps.append(np.ascontiguousarray(mapped.reshape(shape).transpose(0, 3, 1, 2), dtype=np.float32))
-        return Made(maps[0], repeats=tuple(maps[1:]), notes={"draws": DRAWS_OF_PAIRS})
-
-    return make
-
-
-def flat(pictures: Pictures) -> np.ndarray:
-    """The pixels of pictures (N, C, H, W), (pixels, C) float64."""
-    return pictures.transpose(0, 2, 3, 1).reshape(-1, pictures.shape[1]).astype(np.float64)
 
 
 def agreed(directed: Directed) -> tuple[Calibration, dict[str, Any]]:
@@ -142,5 +106,4 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("calibrated", "rotation without pairs", calibrated(), colours),
     Variant("rotation-alone", "the rotation alone, no model", alone, colours),
     Variant("rotation-dial", "at the dial's proposal", calibrated(0.3, share=0.75, temperature=0.9), colours),
-    Variant("colour-map-8", "quadratic colour map on 8 pairs, no model", colour_map(8)),
 )
