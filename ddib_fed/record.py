@@ -13,14 +13,16 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.files import parse_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FORMAT = 2
 DOUBTFUL_BELOW = 30.0
@@ -380,6 +382,8 @@ def digits(differs: NDArray[Any]) -> str:
 
 def undigits(text: str, size: tuple[int, int]) -> NDArray[np.float32]:
     """What `digits` wrote, as (H, W) of a size."""
+    import numpy as np
+
     grid = np.array([[int(digit, 16) for digit in row] for row in text.split("/")], np.float32) / 15.0
     rows, columns = (
         np.arange(length) * count // length for length, count in zip(size, grid.shape, strict=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,7 @@ def measured(
         kept = {key: figures[key] for key in ("psnr", "ssim", "partner", "frechet_early")}
         return {**dial.model_dump(), **kept, "sharpness": float(sharp), "wrong": float(wrong(stack).mean())}
 
+    @cache
     def leak(share: float, depth: float = 1.0) -> float:
         z = [
             latents_along(
