@@ -150,7 +150,7 @@ def marks() -> Rows:
 
 def nodes() -> Rows:
     """way | PSNR dB | SSIM | partner | feature distance | wrong | round trip dB | bytes a picture, at most
-    {way} | {psnr~1} | {ssim~2} | {partner[value]:.2f} | {frechet_early[value]:.0f} | {wrong:.1%} | {cycle_psnr[value]:.1f} | {wire_bytes[most]:,}"""  # noqa: E501
+    {way} | {psnr~1} | {ssim[value]:.3f} | {partner[value]:.2f} | {frechet_early[value]:.0f} | {wrong:.1%} | {cycle_psnr[value]:.1f} | {wire_bytes[most]:,}"""  # noqa: E501
     measured = read("calibration/nodes/satellite-relief")
     yield {"way": "histogram matching", **measured["histogram"]}
     for name, run in measured["runs"].items():
@@ -239,7 +239,7 @@ def heads() -> Rows:
 
 def dial() -> Rows:
     """pair, calibration | setting | PSNR dB | SSIM | partner | feature distance | sharpness | wrong | read by 512 pairs, dB
-    {what} | {setting} | {psnr~1} | {ssim~2} | {partner[value]:.2f} | {frechet_early[value]:.0f} | {sharpness:.2f} | {wrong:.1%} | {leak:.1f}"""  # noqa: E501
+    {what} | {setting} | {psnr~1} | {ssim[value]:.3f} | {partner[value]:.2f} | {frechet_early[value]:.0f} | {sharpness:.2f} | {wrong:.1%} | {leak:.1f}"""  # noqa: E501
     for one in found("calibration/dial/*.json"):
         leaks = {each["share"]: each["leak"] for each in one["shares"]}
         yield {"what": f"{one['pair']}, {one['calibration']}", "setting": "the map alone", **one["map_alone"]}
