@@ -91,7 +91,6 @@ LINES = {
     "map-alone": "the colour map alone, no model",
     "tone": "tone of 8 pairs alone, no model",
     "retrained": "**source retrained on mapped pictures**",
-    "retrained-0.85": "the same, depth .85",
     "retrained-0.7": "the same, depth .7",
     "retrained-cool": "the same, share 0.75, temperature 0.9",
     "retrained-dial": "the same, and blend 0.3",
@@ -103,7 +102,7 @@ SEEDS = {
     "retrained-dial": "colour-map-dial",
 }  # fmt: skip
 """Lines that benchmarks.calibration.unpaired measures, by the end of its file's name."""
-DEPTHS = {"tone": None, "retrained": 1.0, "retrained-0.85": 0.85, "retrained-0.7": 0.7}
+DEPTHS = {"tone": None, "retrained": 1.0, "retrained-0.7": 0.7}
 """Lines that benchmarks.calibration.anchors measures, by depth; None for the map alone."""
 
 
@@ -152,7 +151,6 @@ def nodes() -> Rows:
     """way | PSNR dB | SSIM | partner | feature distance | wrong | round trip dB | bytes a picture, at most
     {way} | {psnr~1} | {ssim[value]:.3f} | {partner[value]:.2f} | {frechet_early[value]:.0f} | {wrong:.1%} | {cycle_psnr[value]:.1f} | {wire_bytes[most]:,}"""  # noqa: E501
     measured = read("calibration/nodes/satellite-relief")
-    yield {"way": "histogram matching", **measured["histogram"]}
     for name, run in measured["runs"].items():
         kind = name.partition(",")[0]
         if name in measured["alone"]:
