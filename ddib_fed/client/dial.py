@@ -29,6 +29,8 @@ from ddib_fed.names import names_apart
 from ddib_fed.record import Settings
 
 SHARES: Final = (1.0, 0.75, 0.5)
+EVALUATIONS = 24
+"""Of a leg: settings are compared with one another, and half the evaluations order them alike."""
 COOL, BLEND = 0.9, 0.3
 """The temperature and the blend that are tried."""
 ENOUGH = 0.6
@@ -202,7 +204,7 @@ def translating(
     names = [path.relative_to(root).as_posix() for path in pictures]
 
     def translate(dial: Dial) -> tuple[Translations, Pictures]:
-        settings = Settings(**dial.model_dump())
+        settings = Settings(evaluations=EVALUATIONS, **dial.model_dump())
         header = job_header(target, settings, cycle=True, keep_latent=True)
         items = [
             FileItem(name, file, path=path)
