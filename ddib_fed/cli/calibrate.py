@@ -332,12 +332,14 @@ def show_dial(rows: Sequence[Measured], calibration: Calibration) -> None:
         for row in rows
     ]  # fmt: skip
     print_table("", columns, table)
-    say(
-        f"proposed     {calibration.dial}; measured on {min(row.pictures for row in rows)} pictures",
-        f"             read: PSNR of what a read-out of {rows[0].pairs} pairs makes of other latents: a lower bound,",
-        "             which rises with the number of pairs (SECURITY.md has figures of 512)",
-        "             surrogate: the same by the model's privacy report",
-    )
+    say(f"proposed     {calibration.dial}; measured on {min(row.pictures for row in rows)} pictures")
+    if rows[0].read is not None:
+        say(
+            f"             read: PSNR of what a read-out of {rows[0].pairs} pairs makes of other latents: a",
+            "             lower bound, which rises with the number of pairs (SECURITY.md has figures of 512)",
+        )
+    if rows[0].surrogate is not None:
+        say("             surrogate: the same by the model's privacy report")
 
 
 def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path | None, yes: bool) -> None:
