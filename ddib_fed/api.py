@@ -208,7 +208,9 @@ class TranslatedSample:
         if picture is not None and picture.lost:
             parts.append(picture.lost)
         if picture is not None and picture.cycle_psnr is not None:
-            parts.append(f"round trip {picture.cycle_psnr:.1f} dB")
+            alone = picture.autoencoder_psnr
+            of = "" if alone is None else f" (the autoencoder alone {alone:.1f} dB)"
+            parts.append(f"round trip {picture.cycle_psnr:.1f} dB{of}")
         if record.cycle is not None:
             parts.append(f"cycle error median {record.cycle.median:.1e}")
         if record.doubtful:

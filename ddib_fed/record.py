@@ -217,6 +217,7 @@ class PictureFigures(_Section):
     back_intercept: float | None = None
     cycle_mse: float | None = None
     cycle_psnr: float | None = None
+    autoencoder_psnr: float | None = None
     edge_correlation: float | None = None
     least_edge_correlation: float | None = None
     differs: float | None = None

@@ -343,8 +343,8 @@ class JobPipeline:
         own = own_classes(self._node, request)
         other = target_classes(contract.target, contract.limits.guidance, request)
 
-        def noise(picture: Array) -> Array:
-            return self._node.softener.for_picture(picture, contract.target.institution)
+        def noise(picture: Array, shape: tuple[int, ...]) -> Array:
+            return self._node.softener.for_picture(picture, contract.target.institution, shape)
 
         for item in items:
             try:
@@ -416,7 +416,7 @@ class JobPipeline:
             for place in places:
                 try:
                     data = self._store.read_part(job_id, item.index, SpoolPart.ENCODED, place)
-                    latent = Latent.from_bytes(data, self._engine.model.sample_shape)
+                    latent = Latent.from_bytes(data, self._engine.model.latent_shape)
                 except (ChunkCorrupt, ItemNotFound) as error:
                     lost = error.detail
                 else:

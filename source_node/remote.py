@@ -600,7 +600,7 @@ class RemoteParty:
 
     def _again(self, returned: Whole, count: int, leg: Leg) -> Encoded:
         header = returned.header
-        latent = Latent.from_bytes(returned.data, self.contract.sample_shape, sha256=header.tensor.sha256)
+        latent = Latent.from_bytes(returned.data, self.contract.latent_shape, sha256=header.tensor.sha256)
         if len(latent.data) != count:
             raise errors.MessageInvalid(f"a latent of {len(latent.data)} samples for one of {count}")
         return Encoded(header.item, latent, pass_latent(torch.from_numpy(latent.data.copy()), leg), 0.0)

@@ -446,7 +446,7 @@ class Submissions:
                 self._node.quotas.refund(charges)
 
     def _charges(self, owner: str, request: JobHeader, samples: int) -> Sequence[Charge]:
-        shape, evaluations = self._node.engine.model.sample_shape, request.solver.evaluations
+        shape, evaluations = self._node.engine.model.latent_shape, request.solver.evaluations
         cost = evaluations_of(samples, shape, evaluations)
         if request.cycle:
             cost += evaluations_of(samples, shape, evaluations, guidance_from_pb(request.guidance))

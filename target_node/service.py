@@ -127,7 +127,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
 
     def limits(self) -> pb.ContractLimits:
         """What a contract with this node allows, as it is with one of its models."""
-        limits, shape = self._node.config.limits, self._node.running_engine.model.sample_shape
+        limits, shape = self._node.config.limits, self._node.running_engine.model.latent_shape
         samples = MAX_POINTS_PER_ITEM if len(shape) == 1 else PICTURES_PER_ITEM
         terms = self._node.guidance()
         return pb.ContractLimits(

@@ -101,7 +101,7 @@ def latents_of(
                 anchor = check.anchor or anchor
                 on_latent(tensor.size_bytes, check.anchor)
                 try:
-                    latent = Latent.from_bytes(whole.data, contract.sample_shape, sha256=tensor.sha256)
+                    latent = Latent.from_bytes(whole.data, contract.latent_shape, sha256=tensor.sha256)
                 except InputError as error:
                     error.facts["item"] = str(item)
                     raise

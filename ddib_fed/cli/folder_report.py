@@ -343,6 +343,7 @@ def _print_results(delivered: Sequence[Delivered]) -> None:
                 ">pixels": f"{picture.width}x{picture.height}{fitted}" if picture else "",
                 ">edges": _figure(picture and picture.edge_correlation),
                 ">cycle dB": _figure(picture and picture.cycle_psnr, ".1f"),
+                ">autoencoder dB": _figure(picture and picture.autoencoder_psnr, ".1f"),
                 "": "doubtful" if record.doubtful else "",
                 ">samples": f"{record.samples:,}" if picture is None else "",
                 ">cycle median": _figure(cycle and cycle.median),

@@ -1,10 +1,14 @@
-"""Networks that predict eps, x0 or v, seen as one function: (x, level) to v = dx/dphi.
+"""Networks that predict eps, x0, v or a flow, seen as one function: (x, level) to v = dx/dphi.
 
 With x = cos(phi) x0 + sin(phi) eps and the angle phi = atan2(sigma, alpha), the probability-flow ODE is
 dx/dphi = v, v = alpha eps - sigma x0 (Salimans, Ho, arXiv 2202.00512, appendix D), hence
 
     from eps: v = (eps - sigma x) / alpha      from x0: v = (alpha x - x0) / sigma
     back:     x0 = alpha x - sigma v           eps = sigma x + alpha v
+
+A network of flow matching knows x_t = (1 - t) x0 + t eps = s x, s = 1 / (alpha + sigma), and predicts u = eps - x0:
+
+    from u:   v = s ((alpha - sigma) x + u)
 
 Where a network cannot know (eps at alpha = 0, x0 at sigma = 0) v is 0, never NaN or infinite.
 
@@ -58,7 +62,7 @@ def kind_of(network: nn.Module) -> tuple[torch.dtype, torch.device]:
     return parameter.dtype, parameter.device
 
 
-Parameterisation = Literal["eps", "x0", "v"]
+Parameterisation = Literal["eps", "x0", "v", "flow"]
 TimeInput = Literal["timestep", "lambda", "scaled-lambda"]
 Condition = Mapping[str, Tensor] | None
 
@@ -210,7 +214,7 @@ class Denoiser:
 
     Args:
         network: Module; it is put into evaluation mode.
-        parameterisation: What it predicts: "eps", "x0" or "v". Output channels beyond those of x are ignored.
+        parameterisation: What it predicts: "eps", "x0", "v" or "flow". Output channels beyond those of x are ignored.
         time_input: "timestep" (t), "lambda" (log(alpha / sigma)) or "scaled-lambda" (`LAMBDA_SCALE` times that).
         run: How the network is run; None calls it.
     """
@@ -241,6 +245,8 @@ class Denoiser:
             return divided(out - places.sigma * x, places.alpha)
         if self.parameterisation == "x0":
             return v_from_x0(out, x, places.alpha, places.sigma)
+        if self.parameterisation == "flow":
+            return ((places.alpha - places.sigma) * x + out) / (places.alpha + places.sigma)
         return out
 
     def _network(self, x: Tensor, places: Places, cond: Condition) -> Tensor:
@@ -253,7 +259,8 @@ class Denoiser:
                 "the network knows velocities at one level alone, and flow-map asks for means between two",
                 hint="--solver unipc; or of points, a network that ddib model distil makes",
             )
-        out = self.run(x.to(self.dtype), times, places.rows, extra)
+        asked = x / (places.alpha + places.sigma) if self.parameterisation == "flow" else x
+        out = self.run(asked.to(self.dtype), times, places.rows, extra)
         if out.shape[1] > x.shape[1]:
             out = out[:, : x.shape[1]]
         return out.to(x.dtype)

@@ -2,8 +2,8 @@
 
     mean, standard deviation, excess kurtosis over all numbers;
     correlation: points, the largest |correlation| of two coordinates over the samples;
-                 pictures, the mean |correlation| of two pixels in 8 x 8 patches (arXiv 2410.23530), each patch of each
-                 channel being one sample.
+                 pictures, the mean |correlation| of two pixels in 8 x 8 patches (arXiv 2410.23530), volumes in 4^3,
+                 each patch of each channel being one sample.
 
 A picture's latent must be white by itself. Points are another matter: the latents of one moon of two fill half a
 plane, and rightly so: a user may translate any subset of the domain. Of a set of points every single latent must be
@@ -26,7 +26,8 @@ from torch import Tensor
 
 from ddib_fed.errors import LatentNotGaussian
 
-PATCH = 8
+PATCH_NUMBERS = 64
+"""Of a patch: 8 x 8 pixels, or 4 x 4 x 4 voxels."""
 # Allowances for one picture's latent at any size: somewhat more than the widest that the shipped models
 # leave on test pictures. Correlation tells a picture from a latent; the others catch what is out of all proportion.
 MEAN_ALLOWANCE = 0.15
@@ -60,7 +61,7 @@ class LatentStatistics:
 
 
 def measure(latent: Tensor) -> LatentStatistics:
-    """Statistics of a latent (N, D) of points or (N, C, H, W) of pictures, finite, any floating dtype."""
+    """Statistics of a latent (N, D) of points or (N, C, *sides) of pictures or volumes, finite, any floating dtype."""
     z = latent.detach().double()
     mean = z.mean()
     centred = z - mean
@@ -127,10 +128,20 @@ def check(statistics: LatentStatistics, *, structured: bool = False) -> None:
         )
 
 
+def patches_of(z: Tensor) -> Tensor:
+    """The patches of each channel of z (..., *sides) with 2 or 3 sides, one under the other: (patches, numbers)."""
+    axes = 3 if z.ndim == 5 else 2
+    numbers = 1
+    for axis in range(z.ndim - axes, z.ndim):
+        side = min(round(PATCH_NUMBERS ** (1 / axes)), z.shape[axis])
+        z, numbers = z.unfold(axis, side, side), numbers * side
+    return z.reshape(-1, numbers)
+
+
 def _correlation(z: Tensor) -> float:
-    """As in the module: the largest of two coordinates of points, the mean of two pixels in patches of pictures."""
+    """As in the module: the largest of two coordinates of points, the mean of two pixels in patches of others."""
     points = z.ndim < 4
-    rows = z if points else z.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).reshape(-1, PATCH * PATCH)
+    rows = z if points else patches_of(z)
     if rows.shape[0] < MIN_FOR_CORRELATION // 2 or rows.shape[1] < 2:
         return 0.0
     centred = rows - rows.mean(dim=0)

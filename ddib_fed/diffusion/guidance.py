@@ -167,45 +167,61 @@ def starts(length: int, tile: int) -> list[int]:
 
 
 class Tiled(Wrapped):
-    """Of scenes (N, C, H, W): v = sum_k w_k v_k, w_k a window that falls to 0 towards the sides of tile k."""
+    """Of scenes (N, C, *sides): v = sum_k w_k v_k, w_k a window that falls to 0 towards the sides of tile k."""
 
-    def __init__(self, denoiser: Denoiser, tile: tuple[int, int], scene: tuple[int, int]) -> None:
+    def __init__(self, denoiser: Denoiser, tile: tuple[int, ...], scene: tuple[int, ...]) -> None:
         super().__init__(denoiser)
-        self._tile, self._scene = tile, scene
-        down, across = (starts(length, size) for length, size in zip(scene, tile, strict=True))
-        self.corners = list(product(down, across))
-        places = [(torch.arange(side, dtype=torch.float64) + 0.5) / side for side in tile]
-        whole = torch.outer(*(torch.sin(math.pi * place).square() for place in places))
-        total = torch.zeros(scene, dtype=torch.float64)
-        for corner in self.corners:
-            total[self._part(corner)] += whole
-        weights = [(whole / total[self._part(corner)]).to(torch.float32) for corner in self.corners]
-        self._weights = on_device(torch.stack(weights), self.device)
+        self._scene, self.tiling = scene, Tiling(scene, tile)
+        self._weights = on_device(torch.stack(self.tiling.weights), self.device)
 
     def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
         if tuple(x.shape[2:]) != self._scene:
             raise ValueError(f"a scene {tuple(x.shape[2:])} where {self._scene} is expected")
-        blended = torch.zeros_like(x)
+        blended, parts_of = torch.zeros_like(x), self.tiling.parts
         for numbers, rows in self._calls(len(x)):
-            parts = [x[rows, :, *self._part(self.corners[number])] for number in numbers]
+            parts = [x[rows, :, *parts_of[number]] for number in numbers]
             which = torch.arange(rows.start, rows.stop).repeat(len(numbers))
             own = {key: value[on_device(which, value.device)] for key, value in (cond or {}).items()} or None
             found = self.inner.at(torch.cat(parts), places.chosen(which), own)
             for number, v in zip(numbers, found.chunk(len(numbers)), strict=True):
-                weight = self._weights[number].to(x.dtype)
-                blended[rows, :, *self._part(self.corners[number])] += weight * v
+                blended[rows, :, *parts_of[number]] += self._weights[number].to(x.dtype) * v
         return blended
-
-    def _part(self, corner: tuple[int, int]) -> tuple[slice, slice]:
-        (top, left), (height, width) = corner, self._tile
-        return slice(top, top + height), slice(left, left + width)
 
     def _calls(self, scenes: int) -> Iterator[tuple[range, slice]]:
         """Tiles, and scenes, that one network call evaluates."""
-        most = max(1, PIXELS_AT_ONCE // math.prod(self._tile))
-        rows = min(scenes, most)
+        most = max(1, PIXELS_AT_ONCE // math.prod(self.tiling.tile))
+        rows, count = min(scenes, most), len(self.tiling.parts)
         tiles = max(1, most // rows)
         for start in range(0, scenes, rows):
-            for first in range(0, len(self.corners), tiles):
-                last = min(first + tiles, len(self.corners))
-                yield range(first, last), slice(start, min(start + rows, scenes))
+            for first in range(0, count, tiles):
+                yield range(first, min(first + tiles, count)), slice(start, min(start + rows, scenes))
+
+
+Part = tuple[slice, ...]
+
+
+class Tiling:
+    """Overlapping tiles of a scene of any number of axes: the part of each, and weights whose sum is 1 anywhere.
+
+    The weights are of tiles and a scene that are `scale` times as large.
+    """
+
+    def __init__(self, scene: tuple[int, ...], tile: tuple[int, ...], scale: int = 1) -> None:
+        self.tile = tile
+        corners = product(*(starts(length, size) for length, size in zip(scene, tile, strict=True)))
+        self.parts: list[Part] = [
+            tuple(slice(start, start + side) for start, side in zip(corner, tile, strict=True))
+            for corner in corners
+        ]
+        whole = torch.ones((), dtype=torch.float64)
+        for side in tile:
+            place = (torch.arange(scale * side, dtype=torch.float64) + 0.5) / (scale * side)
+            whole = whole[..., None] * torch.sin(math.pi * place).square()
+        total = torch.zeros([scale * side for side in scene], dtype=torch.float64)
+        for part in self.parts:
+            total[scaled(part, scale)] += whole
+        self.weights = [(whole / total[scaled(part, scale)]).to(torch.float32) for part in self.parts]
+
+
+def scaled(part: Part, scale: int) -> Part:
+    return tuple(slice(scale * each.start, scale * each.stop) for each in part)

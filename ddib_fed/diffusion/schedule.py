@@ -6,6 +6,8 @@ noise rate B(t) = -log alpha_t^2, and its inverse. From it follow, without cance
     alpha_t = exp(-B/2),   sigma_t = sqrt(1 - exp(-B)),   lambda_t = log(alpha_t / sigma_t) = -log(exp(B) - 1) / 2,
 
 and backwards B = log(1 + exp(-2 lambda)) (Kingma et al., Variational Diffusion Models, arXiv 2107.00630, section 3).
+Of any other (a_t, b_t), x_t = a_t x_0 + b_t eps, the state here is x_t / sqrt(a_t^2 + b_t^2): the ODE is the same, and
+a network is asked in its own scale (`Denoiser`). So flow matching and EDM are schedules like others.
 Tables and levels are float64; only the network rounds.
 
 A grid is where between data and noise a solver steps, made from a schedule, a name and a number of intervals: levels
@@ -82,6 +84,7 @@ class ScheduleConfig:
         lambda_max: Continuous only: data end of the usable range; None for `LAMBDA_MAX`.
         beta_start: Discrete, but not cosine: first noise rate; with `beta_end`, or None for the schedule's own.
         beta_end: The last.
+        scale: Of flow, what its time in [0, 1] is multiplied by for the network; of edm, the deviation of the data.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -93,6 +96,7 @@ class ScheduleConfig:
     lambda_max: float | None = None
     beta_start: float | None = None
     beta_end: float | None = None
+    scale: float | None = None
 
     @property
     def ends(self) -> tuple[float, float] | None:
@@ -129,13 +133,22 @@ class Schedule(ABC):
 
 
 class _Continuous(Schedule):
-    """Time in [0, 1]; the usable range is the schedule's own unless other ends are given."""
+    """Continuous time; the usable range is the schedule's own unless other ends are given."""
 
     least: float
+    scale: float | None = None
 
-    def __init__(self, lambda_min: float | None = None, lambda_max: float | None = None) -> None:
+    def __init__(
+        self, lambda_min: float | None = None, lambda_max: float | None = None, scale: float | None = None
+    ) -> None:
         self.lambda_min = self.least if lambda_min is None else lambda_min
         self.lambda_max = LAMBDA_MAX if lambda_max is None else lambda_max
+        if scale is not None:
+            takes = self.scale is not None and 0.0 < scale < math.inf
+            require(
+                takes, f"the schedule {self.name} has no scale {scale:g}", "scale is of flow and edm, above 0"
+            )
+            self.scale = scale
 
 
 class LinearSchedule(_Continuous):
@@ -146,8 +159,10 @@ class LinearSchedule(_Continuous):
     beta_0 = 0.1
     beta_1 = 20.0
 
-    def __init__(self, lambda_min: float | None = None, lambda_max: float | None = None) -> None:
-        super().__init__(lambda_min, lambda_max)
+    def __init__(
+        self, lambda_min: float | None = None, lambda_max: float | None = None, scale: float | None = None
+    ) -> None:
+        super().__init__(lambda_min, lambda_max, scale)
         last = 0.5 * (self.beta_0 + self.beta_1)  # B(1)
         self.lambda_min = max(self.lambda_min, -0.5 * math.log(math.expm1(last)))
 
@@ -167,6 +182,37 @@ class CosineSchedule(_Continuous):
     def t_of_rate(self, rate: Tensor) -> Tensor:
         angle = torch.acos(torch.exp(-0.5 * rate) * self._cos_0)
         return angle / (math.pi / 2.0) * (1.0 + self.offset) - self.offset
+
+
+class FlowSchedule(_Continuous):
+    """x_t = (1 - t) x_0 + t eps (Liu et al., Rectified Flow, arXiv 2209.03003), so t = sigma / (alpha + sigma)."""
+
+    name = "flow"
+    least = ZERO_TERMINAL_LAMBDA_MIN
+    scale: float | None = 1.0
+
+    def t_of_lam(self, lam: Tensor) -> Tensor:
+        return torch.sigmoid(-lam.double()) * (self.scale or 1.0)
+
+    def t_of_rate(self, rate: Tensor) -> Tensor:
+        return self.t_of_lam(-0.5 * torch.log(torch.expm1(rate)))
+
+
+class EdmSchedule(_Continuous):
+    """x_s = x_0 + s eps with data of deviation d; the network receives log(s) / 4 (Karras et al., arXiv 2206.00364).
+
+    Samples here are x_0 / d, so lambda = log(d / s), and the network of its table 1, F, is -v.
+    """
+
+    name = "edm"
+    least = -5.0
+    scale: float | None = 0.5
+
+    def t_of_lam(self, lam: Tensor) -> Tensor:
+        return (math.log(self.scale or 1.0) - lam.double()) / 4.0
+
+    def t_of_rate(self, rate: Tensor) -> Tensor:
+        return self.t_of_lam(-0.5 * torch.log(torch.expm1(rate)))
 
 
 class DiscreteSchedule(Schedule):
@@ -260,7 +306,9 @@ def discrete_schedule(
     return DiscreteSchedule(betas, name=name, time_scale=1000.0 / steps if rescale_timesteps else 1.0)
 
 
-_CONTINUOUS: dict[str, type[_Continuous]] = {kind.name: kind for kind in (LinearSchedule, CosineSchedule)}
+_CONTINUOUS: dict[str, type[_Continuous]] = {
+    kind.name: kind for kind in (LinearSchedule, CosineSchedule, FlowSchedule, EdmSchedule)
+}
 
 
 def schedule_from_config(config: ScheduleConfig) -> Schedule:
@@ -271,6 +319,7 @@ def schedule_from_config(config: ScheduleConfig) -> Schedule:
         )
         both = (config.beta_start is None) == (config.beta_end is None)
         require(both, "beta_start and beta_end go together")
+        require(config.scale is None, "scale is of the continuous schedules flow and edm")
         return discrete_schedule(
             config.name, config.steps, rescale_timesteps=config.rescale_timesteps, ends=config.ends
         )
@@ -278,7 +327,7 @@ def schedule_from_config(config: ScheduleConfig) -> Schedule:
     require(no_betas, "beta_start and beta_end are of discrete schedules")
     if config.name not in _CONTINUOUS:
         raise _unknown(config.name)
-    schedule = _CONTINUOUS[config.name](config.lambda_min, config.lambda_max)
+    schedule = _CONTINUOUS[config.name](config.lambda_min, config.lambda_max, config.scale)
     low, high = schedule.lambda_min, schedule.lambda_max
     fits = math.isfinite(high) and -20.0 <= low < high <= 20.0
     require(fits, f"the range of lambda [{low}, {high}] is empty or outside [-20, 20]")

@@ -65,8 +65,8 @@ PLAIN = ArraySettings()
 def check_translation(source: LocalParty, target: LocalParty, asked: ArraySettings) -> None:
     """Check a translation without computing anything."""
     models = source.model, target.model
-    if models[0].sample_shape != models[1].sample_shape:
-        named = [f"{model.manifest.name} {model.sample_shape}" for model in models]
+    if models[0].latent_shape != models[1].latent_shape:
+        named = [f"{model.manifest.name} {model.latent_shape}" for model in models]
         raise ShapeMismatch(
             f"samples cannot cross: {named[0]}, {named[1]}",
             hint="both models must be of one size and number of channels",
@@ -137,7 +137,7 @@ def item_of(
 
 
 def _softening(model: DomainModel, digest: bytes) -> Noise:
-    return lambda _: seeded_noise(model, digest, "soften")
+    return lambda *_: seeded_noise(model, digest, "soften")
 
 
 def _label_of(labels: Labels, row: int) -> int | None:
@@ -161,10 +161,10 @@ def point_draw(seed: int, leg: int, dim: int) -> RowDraw:
 
 
 def seeded_noise(model: DomainModel, digest: bytes, purpose: str) -> Array:
-    """Standard normal (1, *sample_shape), one seed for each digest, purpose and model."""
+    """Standard normal (1, *latent_shape), one seed for each digest, purpose and model."""
     mixed = hashlib.sha256(digest + f" {purpose} {model.bundle.digest}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(mixed[:8], "little"))
-    noise: Array = torch.randn((1, *model.sample_shape), generator=generator).numpy()
+    noise: Array = torch.randn((1, *model.latent_shape), generator=generator).numpy()
     return noise
 
 

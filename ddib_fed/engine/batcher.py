@@ -397,7 +397,7 @@ class Batcher:
                 if member.on_step is not None:
                     member.on_step(member.step, member.begun.evaluations)
                 if member.step == member.begun.evaluations or member.result is not None:
-                    self._end(member, End(member.end(), member.step, member.seconds))
+                    self._end(member, member.end())
             except Exception as error:  # noqa: BLE001 - as above
                 self._end(member, error)
 
@@ -478,7 +478,7 @@ def _warm_up(model: DomainModel, executor: Batcher) -> None:
     for guidance, rows in legs:
         label = 0 if model.classes(guidance) else None
         classes = model.class_rows(label, rows, guidance)
-        noise = Trajectory("decode", _noise(model, rows), Leg(settings, guidance), classes)
+        noise = Trajectory("decode", _noise(model, rows), Leg(settings, guidance), classes, pixels=True)
         if not torch.isfinite(executor.submit(noise).result().x).all():
             raise NotReady(
                 "the model answers with NaN or infinity to noise",
@@ -501,7 +501,7 @@ def _fastest_threads(model: DomainModel) -> int:
 
 
 def _noise(model: DomainModel, rows: int) -> torch.Tensor:
-    noise = torch.randn(rows, *model.sample_shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(rows, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     return noise.to(model.device)
 
 

@@ -176,7 +176,7 @@ def packed_end(future: Future[End]) -> bytes:
     if (error := future.exception()) is not None:
         return pack(portable(error))
     end = future.result()
-    return pack(end._replace(x=end.x.cpu()))
+    return pack(end._replace(x=end.x.cpu(), beside=None if end.beside is None else end.beside.cpu()))
 
 
 def pack(value: Any) -> bytes:

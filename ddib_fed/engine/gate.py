@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddib_fed.diffusion import gaussianity
-from ddib_fed.diffusion.gaussianity import PATCH, LatentStatistics, measure
+from ddib_fed.diffusion.gaussianity import LatentStatistics, measure, patches_of
 from ddib_fed.diffusion.guidance import rotated
 from ddib_fed.diffusion.plans import FLOW_MAP, SolverSettings, soften
 from ddib_fed.diffusion.solvers import integrate
@@ -77,8 +77,8 @@ class Made:
 
 
 def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentStatistics:
-    """Statistics of one item's latent (N, D) of points or (N, C, H, W) of pictures, finite; refused when no encoder
-    makes such a one.
+    """Statistics of one item's latent (N, D) of points or (N, C, *sides), finite; refused when no encoder makes such a
+    one.
 
     Those of a share below 1 have wider bounds. Latents of less than the whole depth are not noise, and none is
     refused. Nor is one on a leg that the wire cannot carry (noise in decoding, the public code's respacings): it never
@@ -302,12 +302,12 @@ NAMES = (*ALONE, *PAIR_NAMES)
 
 
 def profile(latent: Tensor, picture: Tensor | None = None, *, correlation: float | None = None) -> Tensor:
-    """The figures of a latent (C, H, W), named by `ALONE`, or beside its picture by `NAMES`: float64."""
+    """The figures of a latent (C, *sides), named by `ALONE`, or beside its picture by `NAMES`: float64."""
     z = latent.detach().cpu().double()
-    waves = cosines(z)
-    means, sums = _places(*waves.shape[1:])
+    waves = cosines(z, z.ndim - 1)
+    means, sums = _places(tuple(waves.shape[1:]))
     *rings, across, down = (means @ waves.square().mean(0).flatten()).tolist()
-    blocks = z.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).flatten(3).var(-1).clamp_min(TINY).log().std()
+    blocks = patches_of(z[None]).var(-1).clamp_min(TINY).log().std()
     patches = measure(latent[None]).correlation if correlation is None else correlation
     found = [
         *map(_log, rings),
@@ -321,8 +321,10 @@ def profile(latent: Tensor, picture: Tensor | None = None, *, correlation: float
         x = picture.detach().cpu().double()
         a, b = z - z.mean(), x - x.mean()
         found.append(_share(float((a * b).sum()), float(a.norm() * b.norm())))
-        others = cosines(x)
-        products = torch.stack([waves * others, waves.square(), others.square()], dim=-1).sum(0).flatten(0, 1)
+        others = cosines(x, x.ndim - 1)
+        products = (
+            torch.stack([waves * others, waves.square(), others.square()], dim=-1).sum(0).flatten(0, -2)
+        )
         each = [_share(both, math.sqrt(of_z * of_x)) for both, of_z, of_x in (sums @ products).tolist()]
         coarse, fine = each[:FIRST_FINE], each[FIRST_FINE:]
         found += [sum(coarse) / len(coarse), sum(fine) / len(fine)]
@@ -357,13 +359,16 @@ def _share(part: float, whole: float) -> float:
 
 
 @lru_cache(maxsize=16)
-def _places(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Matrices on the coefficients of a channel, flattened (H x W): means of rings and halves, sums of rings."""
-    down = (torch.arange(height, dtype=torch.float64) / height)[:, None].expand(height, width)
-    across = (torch.arange(width, dtype=torch.float64) / width)[None, :].expand(height, width)
-    radius = (down.square() + across.square()).sqrt()
+def _places(sides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Matrices on the coefficients of a channel, flattened: means of rings and of two parts, and sums of rings.
+
+    The parts: where the frequency along the last side is the highest, and where that along the first one is.
+    """
+    each = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) / side for side in sides), indexing="ij")
+    radius = torch.stack(each).square().sum(0).sqrt()
     rings = [(low <= radius) & (radius < high) for low, high in pairwise(RINGS)]
-    masks = torch.stack([*rings, across > down, down > across]).flatten(1).double()
+    across, down = each[-1] > torch.stack(each[:-1]).amax(0), each[0] > torch.stack(each[1:]).amax(0)
+    masks = torch.stack([*rings, across, down]).flatten(1).double()
     return masks / masks.sum(1, keepdim=True), masks[: len(rings)]
 
 
@@ -388,7 +393,7 @@ def unmeasurable(model: DomainModel, count: int) -> str:
         return "each class would need bounds of its own"
     if manifest.is_flow_map:
         return "the bounds are of latents of the ODE, and this model is distilled"
-    if min(model.sample_shape[1:]) < LEAST_SIDE:
+    if min(model.latent_shape[1:]) < LEAST_SIDE:
         return f"pictures have figures from {LEAST_SIDE} pixels on"
     if count < FEWEST_PICTURES:
         return (
@@ -431,7 +436,7 @@ def _encoded(
     for turn, start in enumerate(range(0, len(samples), TOGETHER)):
         if start >= FEWEST_PICTURES and time.thread_time() > until:
             return
-        x = torch.from_numpy(model.normalise(samples[start : start + TOGETHER]))
+        x = model.into_units(samples[start : start + TOGETHER]).cpu()
         x = soften(x, sigma, torch.randn(x.shape, generator=generator))
         laid = model.plan(SolverSettings(evaluations=EVALUATIONS[turn % len(EVALUATIONS)]), sigma)
         z = integrate(laid.encoder(x.to(model.device)), model.denoiser()).cpu()
@@ -499,11 +504,14 @@ class Softener:
         self._key = key
         self._model = bytes.fromhex(model)
 
-    def for_picture(self, picture: NDArray[np.float32], peer: str) -> NDArray[np.float32]:
+    def for_picture(
+        self, picture: NDArray[np.float32], peer: str, shape: tuple[int, ...] | None = None
+    ) -> NDArray[np.float32]:
+        """For a picture's latent of that shape, by default the picture's own."""
         digest = hashlib.sha256(np.ascontiguousarray(picture, dtype="<f4").data).digest()
         parts = (b"ddib-fed softening 1", b"picture", digest, peer.encode(), self._model)
         message = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
-        return standard_normal(hmac.digest(self._key, message, "sha256"), picture.shape)
+        return standard_normal(hmac.digest(self._key, message, "sha256"), shape or picture.shape)
 
 
 def standard_normal(seed: bytes, shape: Sequence[int]) -> NDArray[np.float32]:

@@ -193,25 +193,33 @@ class LocalParty:
             normalised = model.normalise(item.samples)
             check_samples(model, normalised)  # what is finite may overflow in the model's units
             check_encoding(model, leg.settings, item.label, leg.soften)
-            noise = item.noise(normalised) if sigma and item.noise is not None else None
-            # Softened before it is rotated: a picture's calibrated latent is its plain one, rotated.
-            x = model.into_basis(model.softened(model.tensor(normalised), sigma, noise), leg.calibration)
+            shape = len(normalised), *model.latent_shape
+            noise = item.noise(item.samples, shape) if sigma and item.noise is not None else None
         except ITEM_ERRORS as error:
             return _over(Failed(item.number, error))
-        trajectory = Trajectory("encode", x, leg, model.class_rows(item.label, len(x)))
+        classes, x = model.class_rows(item.label, len(normalised)), model.tensor(normalised)
+        if model.bundle.autoencoder is not None:  # the executor calls it, where the network is
+            soft = None if noise is None else torch.from_numpy(noise)
+            trajectory = Trajectory("encode", x, leg, classes, pixels=True, noise=soft)
+        else:
+            # Softened before it is rotated: a picture's calibrated latent is its plain one, rotated.
+            x = model.into_basis(model.softened(x, sigma, noise), leg.calibration)
+            trajectory = Trajectory("encode", x, leg, classes)
         future = self._integrate(trajectory, item.number, leg)
 
         def again(rows: list[int]) -> Tensor:
             """Some rows of the latent, made again on the calling thread."""
             labels = trajectory.label
-            part = replace(trajectory, x=x[rows], label=None if labels is None else labels[rows])
+            soft = None if trajectory.noise is None else trajectory.noise[rows]
+            part = replace(trajectory, x=x[rows], label=None if labels is None else labels[rows], noise=soft)
             work, control = part.on(model), leg.control or Control()
             return integrate(work.solver, work.denoiser, on_step=control.check).cpu()
 
         def finish() -> Encoded | Failed:
             found = future.result()
             try:
-                made = Made(found.evaluations, x.cpu(), again, self._allowances(leg, sigma), item.samples)
+                began = (x if found.beside is None else found.beside).cpu()
+                made = Made(found.evaluations, began, again, self._allowances(leg, sigma), item.samples)
                 return self._encoded(item.number, found, leg, made)
             except ITEM_ERRORS as error:
                 return Failed(item.number, error)
@@ -227,14 +235,14 @@ class LocalParty:
     def _encoded(self, number: int, found: End, leg: Leg, made: Made) -> Encoded:
         latent = found.x.cpu()  # on the device a judgement would wait for what is computed there for others
         statistics = pass_latent(latent, leg, made)
-        check_samples(self.model, latent.numpy())
+        check_samples(self.model, latent.numpy(), latents=True)
         return Encoded(number, Latent.from_array(latent.numpy()), statistics, found.seconds)
 
     def _begin_decoding(self, item: ToDecode, leg: Leg) -> Begun[Decoded | Failed]:
         model, number = self.model, item.number
         check_calibration(model, leg.calibration)
         try:
-            check_samples(model, item.latent.data)
+            check_samples(model, item.latent.data, latents=True)
             check_decoding(model, leg.settings, item.label, leg.guidance)
             host = torch.from_numpy(item.latent.data.copy())
             # Judged before it is on the device, where a judgement would wait for others' work.
@@ -247,7 +255,7 @@ class LocalParty:
             return _over(Failed(number, error))
         draw = item.draw if leg.settings.stochastic else None
         classes = model.class_rows(item.label, len(z), leg.guidance)
-        first = self._integrate(Trajectory("decode", z, leg, classes, draw), number, leg)
+        first = self._integrate(Trajectory("decode", z, leg, classes, draw, pixels=True), number, leg)
         returned = first
 
         if leg.round_trip:
@@ -265,13 +273,15 @@ class LocalParty:
             found, again = first.result(), returned.result()
             try:
                 normalised = model.out_of_basis(found.x, leg.calibration).cpu().numpy()
-                check_samples(model, normalised)
+                check_samples(model, normalised, latents=True)
                 latent = (
                     self._encoded(number, again._replace(x=again.x / heat), leg, Made(again.evaluations))
                     if leg.round_trip
                     else None
                 )
-                samples = model.denormalise(normalised)
+                units = normalised if found.beside is None else found.beside.cpu().numpy()
+                check_samples(model, units)
+                samples = model.denormalise(units)
                 return Decoded(number, samples, normalised, found.seconds, latent)
             except ITEM_ERRORS as error:
                 return Failed(number, error)
@@ -397,7 +407,9 @@ def submit_ranges(
                 if last:
                     ends = [each.result() for each in futures]
                     evaluations, seconds = min(e.evaluations for e in ends), sum(e.seconds for e in ends)
-                    whole.set_result(End(torch.cat([each.x for each in ends]), evaluations, seconds))
+                    beside = [each.beside for each in ends if each.beside is not None]
+                    x, joined = torch.cat([each.x for each in ends]), torch.cat(beside) if beside else None
+                    whole.set_result(End(x, evaluations, seconds, joined))
             except Exception as error:  # noqa: BLE001 - of a range, or no memory for the whole: the only answer
                 whole.set_exception(error)
 

@@ -25,6 +25,7 @@ from ddib_fed.diffusion.guidance import (
 from ddib_fed.diffusion.plans import FLOW_MAP, Plan, SolverSettings, plan, soften
 from ddib_fed.diffusion.schedule import Frame, require
 from ddib_fed.diffusion.solvers import Recurrence, recurrence_of
+from ddib_fed.engine.codec import Codec
 from ddib_fed.engine.party import Array, Labels
 from ddib_fed.errors import BundleInvalid, NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
 from ddib_fed.models.bundle import Bundle
@@ -65,7 +66,10 @@ class DomainModel:
             check_guide(bundle.manifest, classifier.manifest)
         self.bundle, self.manifest, self.classifier = bundle, bundle.manifest, classifier
         self.sample_shape = tuple(bundle.manifest.sample_shape)
-        self.is_picture = bundle.manifest.sample_kind == "picture"
+        self.latent_shape = bundle.manifest.latent_shape
+        """Of what the ODE runs on, and of what crosses; differs from a sample's shape behind an autoencoder."""
+        self.is_picture = bundle.manifest.sample_kind != "point"
+        """Whether samples are pictures or volumes, and no points."""
         self.device, self.dtype = torch.device(device), dtype
         self._lock = threading.Lock()
         self._denoiser = lru_cache(MAX_WRAPPED)(self._wrapped)
@@ -133,6 +137,22 @@ class DomainModel:
 
     # Units
 
+    @cached_property
+    def codec(self) -> Codec | None:
+        """The autoencoder before and behind the ODE; None without."""
+        return None if self.bundle.autoencoder is None else Codec(self.bundle, self.device)
+
+    def into_units(self, samples: Array) -> Tensor:
+        """Samples (N, *sample_shape) in the units of the ODE (N, *latent_shape), on the model's device."""
+        x = self.tensor(self.normalise(samples))
+        return x if self.codec is None else self.codec.encode(x)
+
+    def out_of_units(self, x: Tensor) -> Array:
+        """The inverse of `into_units`, but for what an autoencoder loses."""
+        codec = self.codec
+        found = x if codec is None else codec.decode(x.to(self.device), self.sample_shape[1:])
+        return self.denormalise(found.cpu().numpy())
+
     def normalise(self, samples: Array) -> Array:
         with np.errstate(over="ignore"):
             return self.manifest.normalisation.apply(samples)
@@ -193,15 +213,16 @@ class DomainModel:
 
 
 def pixels(model: DomainModel) -> int:
-    return math.prod(model.sample_shape[1:])
+    """Places of what the network takes."""
+    return math.prod(model.latent_shape[1:])
 
 
 # What a model can be asked for: each returns, or raises the error that says why not
 
 
-def check_samples(model: DomainModel, samples: Array) -> None:
-    """Samples are (N, *sample_shape), N at least 1, and finite."""
-    shape = model.sample_shape
+def check_samples(model: DomainModel, samples: Array, *, latents: bool = False) -> None:
+    """Samples are (N, *sample_shape), or latents (N, *latent_shape), N at least 1, and finite."""
+    shape = model.latent_shape if latents else model.sample_shape
     if samples.ndim != len(shape) + 1 or samples.shape[1:] != shape or samples.shape[0] == 0:
         expected = f"(N, {', '.join(map(str, shape))})"
         raise ShapeMismatch(
@@ -256,7 +277,7 @@ def check_calibration(model: DomainModel, calibration: ChannelMap | None) -> Non
     """The model can work in the basis of a calibration."""
     if calibration is None:
         return
-    name = model.manifest.name
+    name, what = model.manifest.name, "pictures" if model.bundle.autoencoder is None else "latents"
     require(
         model.is_picture,
         f"{name} is a model of points, and a calibration maps the channels of pictures",
@@ -264,8 +285,8 @@ def check_calibration(model: DomainModel, calibration: ChannelMap | None) -> Non
         field="calibration",
     )
     require(
-        calibration.channels == model.sample_shape[0],
-        f"the calibration maps {calibration.channels} channels, and pictures of {name} have {model.sample_shape[0]}",
+        calibration.channels == model.latent_shape[0],
+        f"the calibration maps {calibration.channels} channels, and {what} of {name} have {model.latent_shape[0]}",
         "ddib model show tells a model's shape; a calibration is for two models of one shape",
         field="calibration",
     )

@@ -93,8 +93,8 @@ class Control:
 Array = NDArray[np.float32]
 Labels = int | Sequence[int] | None
 """One class for all samples of an item, one for each, or none."""
-Noise = Callable[[Array], Array]
-"""From an item's samples (N, *sample_shape) in the model's units to the noise of their shape that softens them."""
+Noise = Callable[[Array, tuple[int, ...]], Array]
+"""From an item's samples (N, *sample_shape), and the shape (N, *latent_shape), to the noise that softens them."""
 RowDraw = Callable[[int, slice], Array]
 """From a step's number and some rows of an item to their standard normal noise, for decoding that draws some."""
 Stage = Literal["encode", "decode"]
@@ -156,7 +156,7 @@ class Leg:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ToEncode:
-    """Samples (N, *sample_shape) float32 in the units of the data, pictures in [-1, 1], with their classes.
+    """Samples (N, *sample_shape) float32 in the units of the data, pictures and volumes in [-1, 1], with their classes.
 
     `number` is the caller's, unique in a stream; `noise` is needed where the samples are softened.
     """
@@ -169,7 +169,7 @@ class ToEncode:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ToDecode:
-    """A latent (N, *sample_shape), and the classes to decode it to.
+    """A latent (N, *latent_shape), and the classes to decode it to.
 
     `draw` is needed where the settings draw noise. `statistics` are those of the gate of whoever encoded; a latent
     without them leaves for no other institution.
@@ -184,7 +184,7 @@ class ToDecode:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """A latent (N, *sample_shape) that passed the gate, with what the gate measured.
+    """A latent (N, *latent_shape) that passed the gate, with what the gate measured.
 
     `seconds` are of the integration; what is integrated at the same time shares the time, so that items add up.
     """
@@ -202,7 +202,7 @@ class Decoded:
     Attributes:
         number: Of its item.
         samples: (N, *sample_shape) in the units of the data; pictures of a local party may lie beyond [-1, 1].
-        normalised: The same in the model's units; None from a remote party.
+        normalised: The same in the units of the ODE; None from a remote party.
         seconds: As in `Encoded`.
         again: The samples encoded again, where `round_trip` was asked for.
         wire_bytes: Bytes of latents and files that crossed for the item, both ways; 0 in this process.

@@ -8,7 +8,7 @@ one that joins takes the rows of one that ended, or costs one copy. Trajectories
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, LevelTable, Places, Query, on_device
-from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.plans import SolverSettings, soften
 from ddib_fed.diffusion.solvers import OnStep, Recurrence, Solver, table_of
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control, Leg, RowDraw, Stage
@@ -30,12 +30,14 @@ from ddib_fed.record import UNGUIDED, Guidance
 class End(NamedTuple):
     """Where a trajectory ends, (N, *sample_shape), after how many network evaluations, and in which time.
 
-    What is integrated at the same time shares the time by its rows, so that the seconds of all add up.
+    What is integrated at the same time shares the time by its rows, so that the seconds of all add up. Behind an
+    autoencoder `beside` is what the ODE began with, of encoding, and the samples in its units, of decoding.
     """
 
     x: Tensor
     evaluations: int
     seconds: float = 0.0
+    beside: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +48,8 @@ class Integration:
     evaluations: int
     cond: Condition = None
     recurrence: Recurrence | None = None
+    beside: Callable[[Tensor], Tensor] | None = None
+    """From where it ends to `End.beside`."""
 
 
 PLAIN_LEG = Leg()
@@ -53,13 +57,19 @@ PLAIN_LEG = Leg()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trajectory:
-    """One leg of some rows x (N, *sample_shape), whole and checked; `portable` where it is for another process."""
+    """One leg of some rows x (N, *latent_shape), whole and checked; `portable` where it is for another process.
+
+    With `pixels` the autoencoder takes part: x to encode are samples in its units, which `noise` softens behind it, and
+    what is decoded becomes samples.
+    """
 
     stage: Stage
     x: Tensor
     leg: Leg = PLAIN_LEG
     label: NDArray[np.int64] | None = None
     draw: RowDraw | None = None
+    pixels: bool = False
+    noise: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -91,7 +101,8 @@ class Trajectory:
         if draw is not None:
             whole = draw
             draw = lambda step, rows: whole(step, slice(start + rows.start, start + rows.stop))  # noqa: E731
-        return replace(self, x=self.x[start:stop], label=label, draw=draw)
+        noise = None if self.noise is None else self.noise[start:stop]
+        return replace(self, x=self.x[start:stop], label=label, draw=draw, noise=noise)
 
     def portable(self) -> Trajectory:
         return replace(self, x=self.x.clone(), leg=replace(self.leg, control=None, on_step=None))
@@ -104,6 +115,16 @@ class Trajectory:
             on_device(self.x, model.device),
             model.condition(self.label),
         )
+        beside: Callable[[Tensor], Tensor] | None = None
+        if self.pixels and (codec := model.codec) is not None:
+            if encoding:
+                noise = None if self.noise is None else on_device(self.noise, model.device)
+                x = model.into_basis(soften(codec.encode(x), sigma, noise), self.leg.calibration)
+                began = x.clone()  # a solver may write its start
+                beside = lambda _: began  # noqa: E731
+            else:
+                basis, sides = self.leg.calibration, model.sample_shape[1:]
+                beside = lambda end: codec.decode(model.out_of_basis(end, basis), sides)  # noqa: E731
         frame = None if laid.learned is None else model.frame(self.leg.calibration)
         if encoding:
             solver = laid.encoder(x, cond, frame=frame)
@@ -112,7 +133,7 @@ class Trajectory:
             solver = laid.decoder(x, cond, drawn, frame=frame)
         denoiser = model.denoiser(self.guidance, self.leg.calibration, self.share)
         recurrence = model.recurrence(settings, sigma, encoding=encoding)
-        return Integration(x, solver, denoiser, laid.evaluations, cond, recurrence)
+        return Integration(x, solver, denoiser, laid.evaluations, cond, recurrence, beside)
 
 
 @dataclass(slots=True, eq=False)
@@ -186,12 +207,14 @@ class Member:
     def state(self) -> Tensor:
         return self.begun.x if self.stack is None else self.stack.rows_of(self.stack.x, self)
 
-    def end(self) -> Tensor:
+    def end(self) -> End:
         """Where it is after its last step; the error, if its generator raised one."""
         if isinstance(self.result, Exception):
             raise self.result
         # A copy: a view would hold the rows of all.
-        return self.state().clone() if self.result is None else self.result
+        x = self.state().clone() if self.result is None else self.result
+        beside = None if self.begun.beside is None else self.begun.beside(x)
+        return End(x, self.step, self.seconds, beside)
 
     def close(self, end: End | Exception) -> None:
         """Answer, and hold nothing any longer."""

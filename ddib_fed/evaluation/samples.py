@@ -147,7 +147,7 @@ class PictureSamples:
     format: str = "PNG"
 
     def __init__(self, model: DomainModel, limits: ImageLimits) -> None:
-        self._manifest = model.bundle.manifest
+        self._model, self._manifest = model, model.bundle.manifest
         self._rule, self._limits = picture_rule(self._manifest), limits
         self.formats = frozenset(limits.formats)
 
@@ -250,6 +250,9 @@ class PictureSamples:
         """The picture that came back, with the error of the round trip at the model's size."""
         error = mse(back.samples.clip(-1.0, 1.0), given.original)
         figures = {"cycle_mse": float(error[0]), "cycle_psnr": float(to_psnr(error)[0])}
+        if self._model.bundle.autoencoder is not None:
+            alone = self._model.out_of_units(self._model.into_units(given.samples)).clip(-1.0, 1.0)
+            figures["autoencoder_psnr"] = float(to_psnr(mse(alone, given.original))[0])
         return SampleFile(_png(back.samples, self._rule, given.geometry), {"picture": figures})
 
     def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:

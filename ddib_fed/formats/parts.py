@@ -306,6 +306,7 @@ def _record(
 
 _OVER_ITEMS: Mapping[str, Callable[[Any], Any]] = {
     "cycle_psnr": min,
+    "autoencoder_psnr": min,
     "cycle_mse": max,
     "edge_correlation": np.median,
     "differs": np.mean,

@@ -240,7 +240,7 @@ def _readings(model: DomainModel, known: Array, attacked: Array, attack: Attack)
             latents = [
                 latents_along(
                     model,
-                    model.normalise(samples),
+                    _units(model, samples),
                     depths=depths,
                     share=share,
                     evaluations=attack.evaluations,
@@ -259,15 +259,15 @@ def _reading(
     model: DomainModel, known: tuple[Array, Array], attacked: tuple[Array, Array], seed: int
 ) -> dict[str, Any]:
     """What is read from attacked latents, by whoever has known ones, each with their samples."""
-    (latents, truth), (seen, originals) = attacked, (known[0], model.normalise(known[1]))
+    (latents, truth), (seen, originals) = attacked, (known[0], _units(model, known[1]))
     drawn = judgement.resample(len(truth))
-    found = correlation_matrix(latents, model.normalise(truth))
+    found = correlation_matrix(latents, _units(model, truth))
     inverter = (
         fit_inverter(seen, originals, steps=STEPS, seed=seed)
         if model.is_picture
         else fit_point_inverter(seen, originals)
     )
-    quality, hits = _judged(model, model.denormalise(inverter.inverse(latents)), truth)
+    quality, hits = _judged(model, model.out_of_units(torch.from_numpy(inverter.inverse(latents))), truth)
     return {
         "correlation": Figure(**drawn.mean(np.diagonal(found))),
         "found_by_correlation": Figure(**drawn.mean(first_by_correlation(found))),
@@ -319,7 +319,7 @@ def membership_of(
         attack.say(f"membership, softened {sigma:g}")
         norms, losses = [], []
         for turn, samples in enumerate((chosen, others)):
-            x = model.normalise(samples)
+            x = _units(model, samples)
             seed = attack.seed + turn
             z = latents_along(model, x, evaluations=attack.evaluations, sigma=sigma, seed=seed)[1.0]
             norms.append(np.linalg.norm(z.reshape(len(z), -1), axis=1))
@@ -384,6 +384,11 @@ def copies_of(model: DomainModel, train: Array, held_out: Array, attack: Attack)
         held_out=_figure(np.median, others),
         near=Figure(**judgement.resample(count).mean(near)),
     )
+
+
+def _units(model: DomainModel, samples: Array) -> Array:
+    found: Array = model.into_units(samples).cpu().numpy()
+    return found
 
 
 def _together(model: DomainModel) -> int:

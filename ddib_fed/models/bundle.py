@@ -1,5 +1,7 @@
 """A model on disk: a folder of manifest.json and model.safetensors, verified by digest before it is used.
 
+Beside a model of latents lie the two files of its autoencoder, under other names; its manifest names what they compute.
+
 The manifest names the weights' SHA-256, and the bundle's digest is the SHA-256 of the manifest's canonical JSON, so
 one digest pins everything. The loaded bytes are the verified ones (files are read once), and a folder appears
 completely or not at all.
@@ -50,7 +52,7 @@ from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.sidecars import Allowances, PrivacyReport, Sidecar, Tuned
 from ddib_fed.names import nearest
 from ddib_fed.networks.build import network_shapes, network_with
-from ddib_fed.networks.config import AnyConfig
+from ddib_fed.networks.config import AnyConfig, LibraryConfig
 from ddib_fed.networks.placement import placed
 
 Beside = TypeVar("Beside", bound=Sidecar)
@@ -59,25 +61,25 @@ MAX_WEIGHTS_BYTES = 8 << 30
 REMAKE = "train or import the model again, or copy the whole folder again"
 
 
-def parse_manifest(data: bytes, source: str) -> Manifest:
+def parse_manifest(data: bytes, source: str, file: str = MANIFEST_FILE) -> Manifest:
     """The manifest in `data`, its digest verified."""
     try:
         fields = parse_json(data)
     except ValueError as error:
-        raise invalid(source, MANIFEST_FILE, "", "it is not JSON") from error
+        raise invalid(source, file, "", "it is not JSON") from error
     if not isinstance(fields, dict):
-        raise invalid(source, MANIFEST_FILE, "", "it is not a JSON object")
+        raise invalid(source, file, "", "it is not a JSON object")
     digest = fields.pop("digest", None)
     try:
         manifest = Manifest.model_validate(fields)
         schedule_from_config(manifest.schedule)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise invalid(source, MANIFEST_FILE, ".".join(map(str, first["loc"])), first["msg"]) from error
+        raise invalid(source, file, ".".join(map(str, first["loc"])), first["msg"]) from error
     except SettingsInvalid as error:
-        raise invalid(source, MANIFEST_FILE, "schedule", error.detail) from error
+        raise invalid(source, file, "schedule", error.detail) from error
     if digest != manifest.digest():
-        raise invalid(source, MANIFEST_FILE, "digest", "the manifest was changed after it was written")
+        raise invalid(source, file, "digest", "the manifest was changed after it was written")
     return manifest
 
 
@@ -100,8 +102,8 @@ def read_file(folder: Path | Traversable, name: str, max_bytes: int, source: str
         with (folder / name).open("rb") as file:
             data: bytes = file.read(max_bytes + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
-        if name == WEIGHTS_FILE:
-            raise invalid(source, WEIGHTS_FILE, "", "the file is missing") from error
+        if name != MANIFEST_FILE:
+            raise invalid(source, name, "", "the file is missing") from error
         problem = f"there is no model bundle in {source}"
         raise ModelNotFound(problem, hint="train one: ddib model train") from error
     except OSError as error:
@@ -140,16 +142,17 @@ BESIDE = (Tuned.file, Allowances.file, PrivacyReport.file)
 @dataclass(frozen=True, slots=True)
 class Bundle:
     """A verified model; `state` is float32 on the CPU. `digest` is that of the manifest, which names the weights'.
-    `tile` is the size of the pictures that the network takes, where the samples are larger scenes.
+    `tile` has the sides of what the network takes, where the samples are larger scenes.
     """
 
     manifest: Manifest
     state: Mapping[str, Tensor] = field(repr=False)
     digest: str
-    tile: tuple[int, int] | None = None
+    tile: tuple[int, ...] | None = None
     tuned: Tuned | None = None
     allowances: Allowances | None = None
     privacy: PrivacyReport | None = None
+    autoencoder: Bundle | None = None
 
     @property
     def learned(self) -> LearnedLegs:
@@ -182,20 +185,32 @@ class Bundle:
         """A denoiser of what the network takes as one of whole samples: itself, or in tiles where these are scenes."""
         if self.tile is None:
             return denoiser
-        height, width = self.manifest.sample_shape[1:]
-        return Tiled(denoiser, self.tile, (height, width))
+        return Tiled(denoiser, self.tile, self.manifest.latent_shape[1:])
 
-    def of_scenes(self, height: int, width: int) -> Bundle:
-        """The same model, of the same digest, for pictures of that size in overlapping tiles."""
+    def of_scenes(self, *sides: int) -> Bundle:
+        """The same model, of the same digest, for pictures or volumes of that size in overlapping tiles."""
         self._must_be("generator")
-        if self.manifest.sample_kind != "picture":
-            raise SettingsInvalid(f"{self.manifest.name} is a model of points, which have no size")
-        channels, *own = self.manifest.sample_shape
-        tile = self.tile or (own[0], own[1])
-        for length, side in zip((height, width), tile, strict=True):
+        made = self.manifest
+        if made.sample_kind == "point":
+            raise SettingsInvalid(f"{made.name} is a model of points, which have no size")
+        tile, factor = self.tile or made.latent_shape[1:], self.factor
+        if len(sides) != len(tile):
+            raise SettingsInvalid(
+                f"{made.name} is a model of {made.sample_kind}s, which have {len(tile)} sides"
+            )
+        inner = tuple(-(-side // factor) for side in sides)
+        for length, side in zip(inner, tile, strict=True):
             starts(length, side)
-        manifest = self.manifest.model_copy(update={"sample_shape": (channels, height, width)})
-        return replace(self, manifest=manifest, tile=tile)
+        update: dict[str, Any] = {"sample_shape": (made.sample_shape[0], *sides)}
+        if made.latents is not None:
+            update["latents"] = made.latents.model_copy(update={"shape": (made.latents.shape[0], *inner)})
+        return replace(self, manifest=made.model_copy(update=update), tile=tile)
+
+    @property
+    def factor(self) -> int:
+        """How much shorter a side of a latent is than that of its sample."""
+        network = None if self.autoencoder is None else self.autoencoder.manifest.network
+        return network.divisor if isinstance(network, LibraryConfig) else 1
 
     def classifier(
         self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
@@ -208,18 +223,32 @@ class Bundle:
             raise SettingsInvalid(f"the model {self.manifest.name} is a {self.manifest.role}, not a {role}")
 
 
-def make_bundle(manifest: Manifest, state: Mapping[str, Tensor], *, source: str = "the new model") -> Bundle:
+def make_bundle(
+    manifest: Manifest,
+    state: Mapping[str, Tensor],
+    *,
+    autoencoder: Bundle | None = None,
+    source: str = "the new model",
+) -> Bundle:
     """A bundle of `manifest` with the digest and size of `state` filled in."""
     tensors = _checked(manifest, state, source)
-    return _bundle(manifest, tensors, hashlib.sha256(safetensors.torch.save(tensors)).hexdigest())
+    _check_autoencoder(manifest, autoencoder, source)
+    made = _bundle(manifest, tensors, hashlib.sha256(safetensors.torch.save(tensors)).hexdigest())
+    return replace(made, autoencoder=autoencoder)
 
 
 def save_bundle(
-    path: Path, manifest: Manifest, state: Mapping[str, Tensor], *, overwrite: bool = False
+    path: Path,
+    manifest: Manifest,
+    state: Mapping[str, Tensor],
+    *,
+    autoencoder: Path | Traversable | None = None,
+    overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle into a folder, which appears whole or not at all, and return it as `load_bundle` reads it.
 
     The manifest's `weights_sha256` and `parameters` are replaced by those of `state`, whose dtypes are kept.
+    `autoencoder` is the folder of the one that the manifest names; it is copied.
 
     Raises:
         AlreadyExists: The folder is there and `overwrite` is not set.
@@ -228,6 +257,8 @@ def save_bundle(
     if path.exists() and not overwrite:
         raise AlreadyExists(f"{path} exists", hint="choose another folder, or overwrite it")
     tensors = _checked(manifest, state, str(path))
+    encoder = None if autoencoder is None else load_autoencoder(autoencoder)
+    _check_autoencoder(manifest, encoder, str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -236,12 +267,43 @@ def save_bundle(
         with (staging / WEIGHTS_FILE).open("r+b") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
-        bundle = _bundle(manifest, tensors, digest)
+        bundle = replace(_bundle(manifest, tensors, digest), autoencoder=encoder)
+        if autoencoder is not None:
+            for name, own in zip(AUTOENCODER, autoencoder_files(autoencoder), strict=True):
+                write_file(staging / name, (autoencoder / own).read_bytes(), private=True)
         write_file(staging / MANIFEST_FILE, manifest_text(bundle.manifest), private=True)
         move_into_place(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return bundle
+
+
+AUTOENCODER: Final = ("autoencoder.json", "autoencoder.safetensors")
+"""Manifest and weights of the autoencoder beside a model."""
+
+
+def autoencoder_files(folder: Path | Traversable) -> tuple[str, str]:
+    """The files of the autoencoder in a folder: of that beside a model, else those of the bundle itself."""
+    beside = (folder / AUTOENCODER[0]).is_file()
+    return AUTOENCODER if beside else (MANIFEST_FILE, WEIGHTS_FILE)
+
+
+def _check_autoencoder(manifest: Manifest, autoencoder: Bundle | None, source: str) -> None:
+    """Return if the autoencoder is the one that the manifest names."""
+    latents, file = manifest.latents, AUTOENCODER[0]
+    if latents is None:
+        return
+    if autoencoder is None or autoencoder.manifest.role != "autoencoder":
+        raise invalid(source, file, "", "the model works on latents, and its autoencoder is missing")
+    made, network = autoencoder.manifest, autoencoder.manifest.network
+    if made.autoencoder_sha256 != latents.autoencoder_sha256:
+        raise invalid(
+            source, file, "", "it is another autoencoder than the one that the model was trained with"
+        )
+    assert isinstance(network, LibraryConfig)
+    sides = tuple(side * network.divisor for side in latents.shape[1:])
+    if (latents.shape[0], sides) != (network.latent_channels, manifest.sample_shape[1:]):
+        raise invalid(source, file, "", f"its latents of {manifest.sample_shape} are not {latents.shape}")
 
 
 def _checked(manifest: Manifest, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -259,9 +321,8 @@ def _bundle(manifest: Manifest, tensors: Mapping[str, Tensor], weights_sha256: s
 
 
 def manifest_text(manifest: Manifest) -> bytes:
-    return (
-        json.dumps({"digest": manifest.digest(), **manifest.model_dump(mode="json")}, indent=2) + "\n"
-    ).encode()
+    fields = manifest.model_dump(mode="json")
+    return (json.dumps({"digest": manifest.digest(), **fields}, indent=2) + "\n").encode()
 
 
 def amend_bundle(path: Path, **fields: Any) -> Bundle:
@@ -286,6 +347,17 @@ def _replace(folder: Path, name: str, content: bytes) -> None:
     sync_folder(folder)
 
 
+def load_autoencoder(folder: Path | Traversable, source: str = "") -> Bundle:
+    """The autoencoder in a folder: a bundle of its own, or the one beside a model."""
+    source, files = source or str(folder), autoencoder_files(folder)
+    found = Bundle(*_read_model(folder, source, files))
+    if found.manifest.role != "autoencoder":
+        raise invalid(
+            source, files[0], "role", f"{found.manifest.name} is a {found.manifest.role}, no autoencoder"
+        )
+    return found
+
+
 def load_bundle(folder: Path | Traversable, source: str = "", *, without: Collection[str] = ()) -> Bundle:
     """Read and verify the bundle in a folder, which may be inside a package.
 
@@ -296,27 +368,39 @@ def load_bundle(folder: Path | Traversable, source: str = "", *, without: Collec
         BundleInvalid: A file is damaged, was changed, or does not fit; the detail names file and field.
     """
     source = source or str(folder)
-    manifest = parse_manifest(read_file(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES, source), source)
-    weights = read_file(folder, WEIGHTS_FILE, MAX_WEIGHTS_BYTES, source)
-    if hashlib.sha256(weights).hexdigest() != manifest.weights_sha256:
-        raise invalid(
-            source, WEIGHTS_FILE, "weights_sha256", "the weights are not those that the manifest names"
-        )
-    try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(weights)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise invalid(source, WEIGHTS_FILE, "", "it is not a safetensors file") from error
-    # One by one, to avoid a second copy of all.
-    state = {key: tensors.pop(key).float() for key in list(tensors)}
-    for key, problem in misfits(manifest.network, state):
-        raise invalid(source, WEIGHTS_FILE, key, problem)
+    manifest, state, digest = _read_model(folder, source, (MANIFEST_FILE, WEIGHTS_FILE))
 
     def beside(kind: type[Beside]) -> Beside | None:
         return None if kind.file in without else read_beside(kind, folder, manifest, source)
 
-    return Bundle(
-        manifest, state, manifest.digest(), None, beside(Tuned), beside(Allowances), beside(PrivacyReport)
-    )
+    there = manifest.latents is not None and (folder / AUTOENCODER[0]).is_file()
+    autoencoder = load_autoencoder(folder, source) if there else None
+    _check_autoencoder(manifest, autoencoder, source)
+    own = beside(Tuned), beside(Allowances), beside(PrivacyReport)
+    return Bundle(manifest, state, digest, None, *own, autoencoder)
+
+
+def _read_model(
+    folder: Path | Traversable, source: str, files: tuple[str, str]
+) -> tuple[Manifest, dict[str, Tensor], str]:
+    """The manifest, the weights and the digest of a bundle, all verified."""
+    manifest_file, weights_file = files
+    content = read_file(folder, manifest_file, MAX_MANIFEST_BYTES, source)
+    manifest = parse_manifest(content, source, manifest_file)
+    weights = read_file(folder, weights_file, MAX_WEIGHTS_BYTES, source)
+    if hashlib.sha256(weights).hexdigest() != manifest.weights_sha256:
+        raise invalid(
+            source, weights_file, "weights_sha256", "the weights are not those that the manifest names"
+        )
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(weights)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise invalid(source, weights_file, "", "it is not a safetensors file") from error
+    # One by one, to avoid a second copy of all.
+    state = {key: tensors.pop(key).float() for key in list(tensors)}
+    for key, problem in misfits(manifest.network, state):
+        raise invalid(source, weights_file, key, problem)
+    return manifest, state, manifest.digest()
 
 
 def read_beside(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
@@ -23,11 +23,15 @@ from ddib_fed.names import check_domain
 from ddib_fed.networks.config import (
     ClassifierConfig,
     DiffusersUNetConfig,
+    LibraryConfig,
     MlpConfig,
     NetworkConfig,
     SyntheticConfig,
     UNetConfig,
 )
+
+RANKS = {"point": 1, "picture": 3, "volume": 4}
+"""Numbers in the shape of a sample."""
 
 
 class _Frozen(BaseModel):
@@ -47,8 +51,11 @@ class DifferentialPrivacy(_Frozen):
     initial: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
 
+Spacing = Annotated[float, Field(gt=0.0, le=1000.0)]
+
+
 class PictureFormat(_Frozen):
-    """How picture files become the network's pictures, and back."""
+    """How files of pictures or volumes become the network's, and back."""
 
     fit: Literal["pad", "crop", "resize"] = "resize"
     low: FiniteFloat = 0.0
@@ -59,6 +66,7 @@ class PictureFormat(_Frozen):
     )
     slices: Literal["axial", "coronal", "sagittal"] | None = None
     tiles: bool = False
+    spacing: tuple[Spacing, Spacing, Spacing] | None = None  # of volumes, mm between voxels of each axis
 
     @model_validator(mode="after")
     def _rises(self) -> PictureFormat:
@@ -87,6 +95,20 @@ class StructureThresholds(_Frozen):
     count: int = Field(ge=1)
     classes: tuple[tuple[FiniteFloat, ...], ...] = ()
     differs: float = Field(default=1.0, ge=0.0, le=1.0)
+
+
+class LatentSpace(_Frozen):
+    """Where the ODE runs behind an autoencoder.
+
+    Attributes:
+        shape: Of one latent, (channels, *sides).
+        autoencoder_sha256: Of what the autoencoder computes: its network, the units of its input, its weights.
+        normalisation: From its latents to those of the ODE; of a scale factor s, mean 0 and deviation 1 / s.
+    """
+
+    shape: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(min_length=2, max_length=4)
+    autoencoder_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    normalisation: Normalisation = Normalisation()
 
 
 class Training(_Frozen):
@@ -125,7 +147,7 @@ class Manifest(_Frozen):
     format_version: Literal[1] = 1
     name: str = Field(min_length=1, max_length=100)
     domain: Annotated[str, AfterValidator(check_domain)]
-    sample_kind: Literal["point", "picture"] = "point"
+    sample_kind: Literal["point", "picture", "volume"] = "point"
     sample_shape: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(min_length=1, max_length=4)
     network: NetworkConfig
     parameterisation: Parameterisation = "v"
@@ -139,7 +161,8 @@ class Manifest(_Frozen):
     parameters: int = Field(default=0, ge=0)
     weights_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
-    role: Literal["generator", "classifier"] = "generator"
+    role: Literal["generator", "classifier", "autoencoder"] = "generator"
+    latents: LatentSpace | None = None
     picture: PictureFormat | None = None
     classes: tuple[Annotated[str, Field(max_length=200)], ...] = Field(default=(), max_length=100_000)
     data: DataNote | None = None
@@ -154,37 +177,68 @@ class Manifest(_Frozen):
         return self
 
     def _problems(self) -> Iterator[str]:
-        network, shape, points = self.network, self.sample_shape, self.sample_kind == "point"
+        network, shape, points = self.network, self.latent_shape, self.sample_kind == "point"
+        dims = network.dims if isinstance(network, LibraryConfig) else 2
         if isinstance(network, MlpConfig | SyntheticConfig):
             width = network.dim if isinstance(network, MlpConfig) else network.in_channels
             if not points or shape != (width,):
                 yield f"sample_shape {shape} is not the network's point ({width},)"
-        elif points or len(shape) != 3 or shape[0] != network.in_channels:
-            yield f"sample_shape {shape} is not the network's picture ({network.in_channels}, height, width)"
+        elif points or len(shape) != dims + 1 or shape[0] != network.in_channels:
+            sides = ", ".join(("depth", "height", "width")[-dims:])
+            yield f"sample_shape {shape} is not the network's {self.sample_kind} ({network.in_channels}, {sides})"
         else:
             pooled = isinstance(network, ClassifierConfig) and network.pool == "attention"
             spectral = isinstance(network, UNetConfig) and network.spectral
             fixed = "attention pooling" if pooled else "a spectral network"
-            if (pooled or spectral) and set(shape[1:]) != {network.image_size}:
-                yield f"{fixed} is for {network.image_size} pixels alone, not for {shape}"
+            size = 0 if isinstance(network, LibraryConfig) else network.image_size
+            if (pooled or spectral) and set(shape[1:]) != {size}:
+                yield f"{fixed} is for {size} pixels alone, not for {shape}"
             if spectral and (self.parameterisation, self.time_input) != ("v", "scaled-lambda"):
                 yield "a spectral network predicts v and receives scaled-lambda"
-            if shape[1] % network.divisor or shape[2] % network.divisor:
-                yield f"height and width of sample_shape {shape} do not divide by {network.divisor}"
-        channels = self.normalisation.channels
-        other_role = isinstance(network, ClassifierConfig) != (self.role == "classifier")
+            if any(side % network.divisor for side in shape[1:]):
+                yield f"the sides of sample_shape {shape} do not divide by {network.divisor}"
+        latents, channels = self.latents, self.normalisation.channels
+        if latents is not None and latents.normalisation.channels - {shape[0]}:
+            yield f"the latents' normalisation has another number of channels than {shape[0]}"
+        encodes = isinstance(network, LibraryConfig) and network.is_autoencoder
+        role = (
+            "classifier"
+            if isinstance(network, ClassifierConfig)
+            else "autoencoder"
+            if encodes
+            else "generator"
+        )
         miscounted = self.classes and len(self.classes) != self.num_classes
         unexplained = self.is_flow_map != (self.distilled is not None)
         pictured = (self.picture, self.structure, self.normalisation.calibrated) != (None, None, None)
         wrong = {
-            f"the role {self.role} is not that of a network of kind {network.kind}": other_role,
+            f"the role {self.role} is not that of a network of kind {network.kind}": role != self.role,
             f"there are {len(self.classes)} names for {self.num_classes or 'no'} classes": miscounted,
             "points have no picture format, structure or calibration": points and pictured,
-            f"the normalisation has another number of channels than {shape[0]}": channels - {shape[0]},
+            f"the normalisation has another number of channels than {self.sample_shape[0]}": channels
+            - {self.sample_shape[0]},
+            f"a {self.sample_kind} has {RANKS[self.sample_kind]} numbers in sample_shape": len(
+                self.sample_shape
+            )
+            != RANKS[self.sample_kind],
+            "only a generator has latents, with as many axes as its samples": latents is not None
+            and (role != "generator" or points or len(shape) != len(self.sample_shape)),
             "a flow map, and no other network, says what it was distilled from": unexplained,
             "a flow map predicts means of v": self.is_flow_map and self.parameterisation != "v",
         }
         yield from (problem for problem, is_there in wrong.items() if is_there)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of what the ODE runs on: of a sample's latent, or of the sample where there is no autoencoder."""
+        return self.sample_shape if self.latents is None else self.latents.shape
+
+    @property
+    def autoencoder_sha256(self) -> str:
+        """Of an autoencoder, what `LatentSpace.autoencoder_sha256` names."""
+        named = {"network", "normalisation", "weights_sha256"}
+        fields = self.model_dump(mode="json", include=named)
+        return hashlib.sha256(_canonical(fields)).hexdigest()
 
     @property
     def is_flow_map(self) -> bool:
@@ -193,7 +247,7 @@ class Manifest(_Frozen):
     @property
     def num_classes(self) -> int | None:
         """Number of classes that the network is conditioned on or classifies; None without."""
-        if isinstance(self.network, UNetConfig | DiffusersUNetConfig):
+        if isinstance(self.network, UNetConfig | DiffusersUNetConfig | LibraryConfig):
             return self.network.num_classes
         return self.network.out_channels if isinstance(self.network, ClassifierConfig) else None
 
@@ -203,6 +257,8 @@ class Manifest(_Frozen):
         network = self.network
         if isinstance(network, MlpConfig | ClassifierConfig):
             return False
+        if isinstance(network, LibraryConfig) and network.is_autoencoder:
+            return False
         return network.out_channels != network.in_channels
 
     @property
@@ -210,13 +266,16 @@ class Manifest(_Frozen):
         """The index of the null class (classifier-free guidance); None if there is none."""
         network = self.network
         dropped = isinstance(network, UNetConfig) and network.class_dropout
+        dropped |= isinstance(network, LibraryConfig) and network.has_null_class
         return self.num_classes if dropped else None
 
     def digest(self) -> str:
         """SHA-256, hex, of the fields as canonical JSON."""
-        fields = self.model_dump(mode="json")
-        text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(_canonical(self.model_dump(mode="json"))).hexdigest()
+
+
+def _canonical(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def check_guide(generator: Manifest, classifier: Manifest) -> None:

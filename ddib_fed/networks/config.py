@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 
 class _Frozen(BaseModel):
@@ -202,5 +203,121 @@ def _check_out_channels(config: UNetConfig | DiffusersUNetConfig) -> None:
         )
 
 
-AnyConfig = MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig | DiffusersUNetConfig
+LibraryTarget = Literal[
+    "monai.networks.nets.DiffusionModelUNet",
+    "monai.networks.nets.AutoencoderKL",
+    "monai.networks.nets.VQVAE",
+    "monai.apps.generation.maisi.networks.diffusion_model_unet_maisi.DiffusionModelUNetMaisi",
+    "monai.apps.generation.maisi.networks.autoencoderkl_maisi.AutoencoderKlMaisi",
+    "diffusers.DiTTransformer2DModel",
+    "diffusers.AutoencoderKL",
+    "diffusers.AutoencoderTiny",
+    "diffusers.VQModel",
+]
+TARGETS: tuple[str, ...] = get_args(LibraryTarget)
+
+
+class _Names(NamedTuple):
+    """What a class calls its arguments."""
+
+    levels: str
+    latent: str = ""
+    classes: str = ""
+
+
+_NAMES = {
+    "DiffusionModelUNet": _Names("channels", classes="num_class_embeds"),
+    "DiffusionModelUNetMaisi": _Names("num_channels", classes="num_class_embeds"),
+    "DiTTransformer2DModel": _Names("", classes="num_embeds_ada_norm"),
+    "AutoencoderKL": _Names("channels", "latent_channels"),
+    "AutoencoderKlMaisi": _Names("num_channels", "latent_channels"),
+    "VQVAE": _Names("channels", "embedding_dim"),
+    "AutoencoderTiny": _Names("encoder_block_out_channels", "latent_channels"),
+    "VQModel": _Names("block_out_channels", "latent_channels"),
+}
+
+
+class LibraryConfig(_Frozen):
+    """A network of another library: a class of a fixed list, with the arguments of its constructor.
+
+    `fixed` are inputs of a denoiser that are the same at every call, such as MAISI's modality (`class_labels`) and
+    spacing (`spacing_tensor`).
+    """
+
+    kind: Literal["library"] = "library"
+    target: LibraryTarget
+    arguments: dict[str, JsonValue] = Field(max_length=64)
+    fixed: dict[Literal["class_labels", "spacing_tensor"], int | tuple[float, ...]] = {}
+
+    @property
+    def name(self) -> str:
+        return self.target.rpartition(".")[2]
+
+    @property
+    def _names(self) -> _Names:
+        names = _NAMES[self.name]
+        return (
+            names._replace(levels="block_out_channels") if self.target == "diffusers.AutoencoderKL" else names
+        )
+
+    @property
+    def is_autoencoder(self) -> bool:
+        return bool(self._names.latent)
+
+    @property
+    def dims(self) -> int:
+        """Axes of a sample beside its channels: 2 of pictures, 3 of volumes."""
+        return self._number("spatial_dims", 2)
+
+    @property
+    def in_channels(self) -> int:
+        return self._number("in_channels", 4 if self.name == "DiTTransformer2DModel" else 3)
+
+    @property
+    def out_channels(self) -> int:
+        """Of an autoencoder, of what it decodes."""
+        return self._number("out_channels", self.in_channels)
+
+    @property
+    def latent_channels(self) -> int:
+        latent = self._number(self._names.latent, 4)
+        return self._number("vq_embed_dim", latent) if self.name == "VQModel" else latent
+
+    @property
+    def divisor(self) -> int:
+        """What each side of a sample must divide by; of an autoencoder, how much smaller a side of the latent is."""
+        if self.name == "DiTTransformer2DModel":
+            return self._number("patch_size", 2)
+        if self.name == "VQVAE":
+            steps: Any = self.arguments.get("downsample_parameters", ((2, 4, 1, 1),) * 2)
+            return math.prod(int(step[0] if isinstance(step, list | tuple) else steps[0]) for step in steps)
+        levels: Any = self.arguments.get(self._names.levels)
+        return int(2 ** (len(levels) - 1)) if isinstance(levels, list | tuple) and levels else 1
+
+    @property
+    def num_classes(self) -> int | None:
+        if "class_labels" in self.fixed or not self._names.classes:
+            return None
+        return self._number(self._names.classes, 0) or None
+
+    @property
+    def has_null_class(self) -> bool:
+        return self.name == "DiTTransformer2DModel"
+
+    def _number(self, name: str, default: int) -> int:
+        value = self.arguments.get(name)
+        return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> LibraryConfig:
+        if not (2 <= self.dims <= 3 and 1 <= self.in_channels <= 1024 and 1 <= self.out_channels <= 2048):
+            raise ValueError("a network has 2 or 3 axes, and 1 to 1,024 channels")
+        if not self.is_autoencoder and self.out_channels not in (self.in_channels, 2 * self.in_channels):
+            raise ValueError(
+                f"out_channels {self.out_channels} is neither in_channels {self.in_channels} nor twice that"
+            )
+        return self
+
+
+AnyConfig = MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig | DiffusersUNetConfig | LibraryConfig
 NetworkConfig = Annotated[AnyConfig, Field(discriminator="kind")]

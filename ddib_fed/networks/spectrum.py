@@ -115,9 +115,13 @@ class Moments:
         return pictures(mean), self._squares / self._count - mean.square()
 
 
-def cosines(x: Tensor) -> Tensor:
+def cosines(x: Tensor, axes: int = 2) -> Tensor:
+    """The orthonormal cosine transform over the last 2 or 3 axes."""
     rows, columns = (_basis(side, x.dtype, x.device) for side in x.shape[-2:])
-    return rows.T @ x @ columns
+    found = rows.T @ x @ columns
+    if axes == 2:
+        return found
+    return torch.einsum("de,...dhw->...ehw", _basis(x.shape[-3], x.dtype, x.device), found)
 
 
 def pictures(found: Tensor) -> Tensor:

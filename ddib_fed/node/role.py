@@ -131,7 +131,7 @@ class NodeContext:
 
     def set_engine(self, engine: ServingParty) -> None:
         bundle = engine.model.bundle
-        if bundle.manifest.sample_kind == "picture":
+        if bundle.manifest.sample_kind != "point":
             self._softener = Softener(load_key(self.config.paths.softening_key), bundle.digest)
         self._engine = engine
 
@@ -167,8 +167,8 @@ class NodeContext:
     def side(self) -> ContractSide:
         bundle = self.running_engine.model.bundle
         manifest, picture, names = bundle.manifest, None, bundle.manifest.classes
-        if manifest.sample_kind == "picture":
-            form = manifest.picture or PictureFormat()
+        form, latents = manifest.picture or PictureFormat(), manifest.latents
+        if manifest.sample_kind != "point":
             picture = PictureTerms(low=form.low, high=form.high, bits=form.bits)
         usual, *others = VALUE_RANGES[manifest.sample_kind]
         named = len(names) <= MAX_CLASS_NAMES and all(map(is_class_name, names))
@@ -186,6 +186,9 @@ class NodeContext:
             soften_sigma=manifest.soften_sigma,
             picture=picture,
             class_names=names if named else (),
+            latent_shape=() if latents is None else latents.shape,
+            autoencoder_sha256=b"" if latents is None else bytes.fromhex(latents.autoencoder_sha256),
+            spacing_mm=form.spacing or (),
         )
 
     def guidance(self) -> GuidanceTerms:
@@ -208,7 +211,7 @@ class NodeContext:
     def size_rule(self) -> str:
         """How pictures are fitted to the model's size, as a contract names it."""
         manifest = self.running_engine.model.bundle.manifest
-        if manifest.sample_kind != "picture":
+        if manifest.sample_kind == "point":
             return "none"
         return REFUSE if self.config.policy.size_rule == REFUSE else picture_rule(manifest).fit
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 from google.protobuf.message import Message
 
 from ddib_fed.errors import ContractMismatch, Difference, PolicyDenied, SettingsInvalid
-from ddib_fed.files import Value, canonical_json, require
+from ddib_fed.files import DIGEST_BYTES, Value, canonical_json, require
 from ddib_fed.names import DOMAIN_RULE, is_domain, is_institution
 from ddib_fed.record import UNGUIDED, Guidance
 from ddib_fed.v1 import common_pb2
@@ -41,12 +41,17 @@ MAX_CLASS_NAMES = 10_000
 MAX_CLASS_NAME = 64
 CalibrationKind = Literal["rotation", "tone", "colour-map"]
 CALIBRATION_KINDS: Final[tuple[str, ...]] = get_args(CalibrationKind)
-RANKS = {"point": 1, "picture": 3}
-VALUE_RANGES = {"point": ("unit-std",), "picture": ("minus-one-to-one", "minus-one-to-one-opponent")}
+RANKS = {"point": 1, "picture": 3, "volume": 4}
+VALUE_RANGES = {
+    "point": ("unit-std",),
+    "picture": ("minus-one-to-one", "minus-one-to-one-opponent"),
+    "volume": ("minus-one-to-one",),
+}
 """Value ranges of a sample, before a model normalises them; the first of each kind is the usual one."""
 REFUSE = "refuse"
 """The size rule of a side that accepts only pictures of the model's size."""
-SIZE_RULES = {"point": ("none",), "picture": ("resize", "crop", "pad", REFUSE)}
+_FITS = ("resize", "crop", "pad", REFUSE)
+SIZE_RULES = {"point": ("none",), "picture": _FITS, "volume": _FITS}
 
 
 def check_side(side: ContractSide) -> ContractSide:
@@ -54,14 +59,26 @@ def check_side(side: ContractSide) -> ContractSide:
     kind, names = side.sample_kind, side.class_names
     require(is_institution(side.institution), "institution", "must be a DNS name in lower case")
     require(is_domain(side.domain), "domain", f"must be {DOMAIN_RULE}")
-    require(kind in RANKS, "sample_kind", "must be point or picture")
-    require(len(side.sample_shape) == RANKS[kind], "sample_shape", f"must have {RANKS[kind]} numbers")
-    require(math.prod(side.sample_shape) <= MAX_SAMPLE_NUMBERS, "sample_shape", "is too large")
+    require(kind in RANKS, "sample_kind", "must be point, picture or volume")
+    for name in ("sample_shape", "latent_shape"):
+        shape, optional = getattr(side, name), name == "latent_shape"
+        fits = len(shape) == RANKS[kind] or (optional and not shape)
+        require(fits, name, f"must have {RANKS[kind]} numbers")
+        require(math.prod(shape) <= MAX_SAMPLE_NUMBERS, name, "is too large")
+    behind = bool(side.latent_shape) and kind != "point" and len(side.autoencoder_sha256) == DIGEST_BYTES
+    require(
+        behind == bool(side.latent_shape or side.autoencoder_sha256),
+        "autoencoder_sha256",
+        "must be set with latent_shape, of pictures or volumes, and only there",
+    )
+    require(
+        len(side.spacing_mm) in {0, 3 * (kind == "volume")}, "spacing_mm", "must be 3 numbers of a volume"
+    )
     for name, allowed in (("size_rule", SIZE_RULES[kind]), ("value_range", VALUE_RANGES[kind])):
         require(getattr(side, name) in allowed, name, f"must be {' or '.join(allowed)} for a {kind}")
-    is_picture, picture = kind == "picture", side.picture
+    is_picture, picture = kind != "point", side.picture
     require(is_picture or side.soften_sigma == 0, "soften_sigma", "must be 0 for points")
-    require(side.HasField("picture") == is_picture, "picture", "must be set for pictures, and only there")
+    require(side.HasField("picture") == is_picture, "picture", "must be set, but for points")
     require(not is_picture or picture.low < picture.high, "picture.high", "must be above picture.low")
     require(not is_picture or picture.bits in {8, 16}, "picture.bits", "must be 8 or 16")
     require(len(names) in {0, side.classes}, "class_names", "must be none, or one for each class")
@@ -116,11 +133,16 @@ class Contract:
         self.limits = check_limits(message.limits)
         self.calibration = message.calibration if message.HasField("calibration") else None
         if self.calibration is not None:
-            require(self.source.sample_kind == "picture", "calibration", "is for pictures alone")
+            require(self.source.sample_kind != "point", "calibration", "is not for points")
+            one = self.source.autoencoder_sha256 == self.target.autoencoder_sha256
+            shared = "must be no rotation: the two sides have different autoencoders"
+            require(one or self.calibration.kind != "rotation", "calibration.kind", shared)
             kinds = ", ".join(CALIBRATION_KINDS)
             require(self.calibration.kind in CALIBRATION_KINDS, "calibration.kind", f"must be one of {kinds}")
         self.sample_shape = tuple(self.target.sample_shape)
         """Shape of one sample, the same on both sides."""
+        self.latent_shape = tuple(self.target.latent_shape) or self.sample_shape
+        """Shape of the latent of one sample, which crosses."""
         self.digest = hashlib.sha256(self.canonical()).digest()
 
     @property
@@ -155,6 +177,10 @@ def _hashed(message: Message) -> dict[str, Value]:
 _REMEDIES: Final[dict[str, str]] = {
     "sample_kind": "One side serves points and the other pictures; choose another target, or serve another model.",
     "sample_shape": "Serve models of one shape on both sides; train one of them again at the other's shape.",
+    "latent_shape": (
+        "Serve models whose autoencoders make latents of one shape, or models of pixels on both sides."
+    ),
+    "spacing_mm": "Resample the training volumes of one side to the other's spacing, and train it again.",
     "value_range": (
         "Train both models on data in the same range of values, and both with --set colours=opponent, or neither."
     ),

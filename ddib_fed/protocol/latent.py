@@ -191,11 +191,11 @@ def open_tensor(header: common_pb2.TensorHeader, contract: Contract) -> Announce
 
 
 def _require_shape(shape: Sequence[int], contract: Contract) -> None:
-    expected = contract.sample_shape
+    expected = contract.latent_shape
     if len(shape) != len(expected) + 1 or tuple(shape[1:]) != expected or shape[0] < 1:
         raise ShapeMismatch(
             f"a latent of shape {shape_text(shape)} where (N, {shape_text(expected)}) was agreed",
-            facts={"shape": shape_text(shape), "sample_shape": shape_text(expected)},
+            facts={"shape": shape_text(shape), "latent_shape": shape_text(expected)},
         )
 
 

@@ -1,6 +1,7 @@
 """The training objectives: what the network is asked of noisy samples, and what it should answer.
 
-With x = alpha x_0 + sigma eps the network learns v = alpha eps - sigma x_0 (arXiv 2202.00512) or eps by squared error.
+With x = alpha x_0 + sigma eps the network learns v = alpha eps - sigma x_0 (arXiv 2202.00512), eps, or of flow matching
+eps - x_0 from x / (alpha + sigma), by squared error.
 """
 
 from __future__ import annotations
@@ -48,13 +49,17 @@ def ask(
     eps: Tensor,
     lams: Tensor,
 ) -> Question:
-    """The question for clean pictures and noise (B, C, H, W) at lambdas (B,), float64, on the CPU."""
+    """The question for clean samples and noise (B, C, ...) at lambdas (B,), float64, on the CPU."""
     scales = [torch.sigmoid(sign * 2 * lams.double()).sqrt() for sign in (1, -1)]
     table = torch.stack([*scales, schedule.t_of_lam(lams)], dim=1)
     times = network_times(table, time_input)
-    alpha, sigma = (on_device(scale.float().reshape(-1, 1, 1, 1), x0.device) for scale in scales)
-    target = eps if parameterisation == "eps" else alpha * eps - sigma * x0
-    return Question(alpha * x0 + sigma * eps, on_device(times.float(), x0.device), target)
+    alpha, sigma = (
+        on_device(scale.float().reshape(-1, *(1,) * (x0.ndim - 1)), x0.device) for scale in scales
+    )
+    x, on = alpha * x0 + sigma * eps, on_device(times.float(), x0.device)
+    if parameterisation == "flow":
+        return Question(x / (alpha + sigma), on, eps - x0)
+    return Question(x, on, eps if parameterisation == "eps" else alpha * eps - sigma * x0)
 
 
 class PointBatch(NamedTuple):

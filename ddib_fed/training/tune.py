@@ -101,7 +101,7 @@ def tune_bundle(
     model = DomainModel(replace(load_bundle(folder), tuned=None), device=device)
     effort = effort or (PICTURES if model.is_picture else POINTS)
     sigma = model.sigma(soften_sigma)
-    sets = [model.tensor(model.normalise(each)) for each in _sets(model.manifest, data, effort)]
+    sets = [model.into_units(each) for each in _sets(model.manifest, data, effort)]
     starts = [soften(x, sigma, _noise(x, seed + SEED - 1 - i)) for i, x in enumerate(sets)]
     found: list[TunedLeg] = []
     for stage in ("encode", "decode"):

@@ -413,6 +413,8 @@ def figures_in_words(record: Translation) -> list[tuple[str, str]]:
             found.append(("Not at its own size", f"it {picture.lost}"))
         if picture.cycle_psnr is not None:
             found.append(("Round trip", f"{picture.cycle_psnr:.1f} dB (higher is better)"))
+        if picture.autoencoder_psnr is not None:
+            found.append(("Autoencoder alone", f"{picture.autoencoder_psnr:.1f} dB"))
         if picture.edge_correlation is not None:
             found.append(("Edges in common", f"{picture.edge_correlation:.2f} of 1"))
         if picture.differs is not None:

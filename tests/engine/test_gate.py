@@ -108,7 +108,9 @@ def wrong(party: LocalParty, change: Callable[[torch.Tensor, torch.Tensor], torc
 
 
 def outcome(party: LocalParty, samples: np.ndarray, **leg):
-    item = ToEncode(0, samples, noise=lambda x: np.random.default_rng(0).standard_normal(x.shape, np.float32))
+    item = ToEncode(
+        0, samples, noise=lambda x, _: np.random.default_rng(0).standard_normal(x.shape, np.float32)
+    )
     (found,) = party.encode_each([item], Leg(SolverSettings(evaluations=12), **leg))
     return found
 
@@ -193,7 +195,7 @@ def test_own_bounds_hold_only_for_latents_as_they_were_measured(leg):
     bundle = tiny("north", size=16, soften_sigma=0.05)
     party = open_party(replace(bundle, allowances=narrow(0.05, bundle.manifest.weights_sha256)))
     other = wrong(party, lambda z, x: torch.randn(z.shape))
-    item = ToEncode(0, 0.8 * pictures(1, size=16), noise=lambda x: torch.randn(x.shape).numpy())
+    item = ToEncode(0, 0.8 * pictures(1, size=16), noise=lambda x, _: torch.randn(x.shape).numpy())
     (made,) = other.encode_each([item], leg)
     assert not isinstance(made, Failed)
 
