@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ddib_fed.diffusion.guidance import Part, Tiling, scaled
 from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.manifest import LatentSpace
 
 WHOLE = 1 << 18
 """Pixels or voxels of one call, such as 512 x 512 or 64^3; what is larger, and than what it was trained on, is encoded
@@ -21,12 +22,9 @@ and decoded in overlapping tiles of that, so that memory has a bound."""
 class Codec:
     """Computes in float32: half precision costs more than the round trip of the ODE loses."""
 
-    def __init__(self, bundle: Bundle, device: torch.device) -> None:
-        autoencoder, latents = bundle.autoencoder, bundle.manifest.latents
-        assert autoencoder is not None
-        assert latents is not None
+    def __init__(self, autoencoder: Bundle, latents: LatentSpace, device: torch.device) -> None:
         self._network: Any = autoencoder.network(torch.float32, device)
-        self._factor = bundle.factor
+        self._factor = autoencoder.factor
         self._tile = tuple(side // self._factor for side in autoencoder.manifest.sample_shape[1:])
         self._channels = latents.shape[0], autoencoder.manifest.sample_shape[0]
         units, axes = latents.normalisation, (1,) * len(self._tile)

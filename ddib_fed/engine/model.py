@@ -140,7 +140,8 @@ class DomainModel:
     @cached_property
     def codec(self) -> Codec | None:
         """The autoencoder before and behind the ODE; None without."""
-        return None if self.bundle.autoencoder is None else Codec(self.bundle, self.device)
+        autoencoder, latents = self.bundle.autoencoder, self.manifest.latents
+        return Codec(autoencoder, latents, self.device) if autoencoder and latents else None
 
     def into_units(self, samples: Array) -> Tensor:
         """Samples (N, *sample_shape) in the units of the ODE (N, *latent_shape), on the model's device."""

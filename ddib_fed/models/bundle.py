@@ -208,9 +208,9 @@ class Bundle:
 
     @property
     def factor(self) -> int:
-        """How much shorter a side of a latent is than that of its sample."""
-        network = None if self.autoencoder is None else self.autoencoder.manifest.network
-        return network.divisor if isinstance(network, LibraryConfig) else 1
+        """How much shorter a side of a latent is than that of its sample; of an autoencoder, than of what it takes."""
+        network = (self.autoencoder or self).manifest.network
+        return network.divisor if isinstance(network, LibraryConfig) and network.is_autoencoder else 1
 
     def classifier(
         self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
@@ -345,6 +345,13 @@ def _replace(folder: Path, name: str, content: bytes) -> None:
     shutil.copymode(folder / MANIFEST_FILE, staged)
     staged.replace(folder / name)
     sync_folder(folder)
+
+
+def autoencoder_folder(which: str, *, required: bool = True) -> Path | Traversable | None:
+    """The folder with the autoencoder of a model that ships, or of a bundle; None where there is none, nor needed."""
+    name = shipped_name(which)
+    folder: Path | Traversable = Path(which) if name is None else shipped_folder() / name
+    return folder if required or (folder / AUTOENCODER[0]).is_file() else None
 
 
 def load_autoencoder(folder: Path | Traversable, source: str = "") -> Bundle:

@@ -78,7 +78,7 @@ class TrainConfig(BaseModel):
     free: ClassVar[frozenset[str]] = frozenset(
         {
             "data", "images", "name", "init", "generator", "calibration", "command", "checkpoint_every", "samples",
-            "steps", "time_s", "microbatch", "skip_bad", "soften_sigma", "device",
+            "steps", "time_s", "microbatch", "skip_bad", "soften_sigma", "device", "latent",
         }
     )  # fmt: skip
     """Fields that are not in the identity of a run: no weight depends on them, or `run` compares them itself."""
@@ -118,7 +118,7 @@ class TrainConfig(BaseModel):
     learning_rate: float = by_set(PRESET, ANY, gt=0, allow_inf_nan=False)  # its peak
     width: int = by_set(160, POINTS, ge=1, le=4096)
     blocks: int = by_set(4, POINTS, ge=1, le=64)
-    noise_schedule: Literal["linear", "cosine"] | None = by_set(None, MODELS)
+    noise_schedule: Literal["linear", "cosine", "flow"] | None = by_set(None, MODELS)
     # Default: cosine, linear for the public network, or the initial weights'.
     diffusion_steps: int | None = by_set(None, POINTS, ge=2, le=10_000)
     # Integer steps of the schedule, as in the public code; default: continuous time, or 4000 for its network.
@@ -171,10 +171,17 @@ class TrainConfig(BaseModel):
     )
     # Share of samples without their class, for classifier-free guidance.
     label_dropout: float = by_set(0.0, PICTURES, ge=0, lt=1)
-    predict: Literal["v", "eps"] | None = by_set(None, PICTURES)  # default: v, or as the initial weights
+    # Default: v, or as the initial weights. flow is flow matching, with its own schedule where none is named.
+    predict: Literal["v", "eps", "flow"] | None = by_set(None, PICTURES)
     init: Path | None = says(
         None,
         "Start from the weights of this bundle, or of a model that ships by its name; RGB or grey.",
+        PICTURES,
+    )
+    latent: Path | None = says(
+        None,
+        "Learn the latents of this autoencoder (ddib model train --autoencoder), or of that of a model that ships, by "
+        "its name.",
         PICTURES,
     )
     calibration: Path | None = says(
@@ -209,7 +216,8 @@ class TrainConfig(BaseModel):
         own = cls.model_fields["kind"]
         given.setdefault("kind", ("pictures" if shown else "points") if own.is_required() else own.default)
         if given["kind"] in SEEN:
-            given.setdefault("preset", "small-64" if int(given.get("size", 0)) >= 64 else "tiny-32")
+            large = int(given.get("size", 0)) >= 64 and "latent" not in given  # latents are smaller
+            given.setdefault("preset", "small-64" if large else "tiny-32")
         usual = cls.usual(given)
         for name, value in given.items():
             kinds = option_kinds(cls, name)
@@ -246,8 +254,8 @@ class TrainConfig(BaseModel):
             found = {name: value for name, value in network.items() if name in ClassifierConfig.model_fields}
             heads = network.get("num_head_channels", -1) != -1
             return {**found, "pool": "attention" if heads else "adaptive"}
-        eps = given.get("predict") == "eps"
-        return {name: value for name, value in network.items() if not (eps and name == "spectral")}
+        plain = given.get("predict", "v") == "v"
+        return {name: value for name, value in network.items() if plain or name != "spectral"}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

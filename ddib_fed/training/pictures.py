@@ -34,11 +34,11 @@ from ddib_fed.evaluation.features import FEWEST, SAMPLES, judge_samples
 from ddib_fed.evaluation.metrics import calibrate_by_chance
 from ddib_fed.evaluation.sheets import Stage, save_sheet
 from ddib_fed.models.bundle import Bundle, load_bundle, open_bundle
-from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.manifest import LatentSpace, Manifest
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import ClassifierConfig, UNetConfig
 from ddib_fed.networks.spectrum import Moments
-from ddib_fed.networks.unet import UNet
+from ddib_fed.networks.unet import NoisyClassifier, UNet
 from ddib_fed.training.augment import scan_like
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.objective import LambdaSampler, Question, ask
@@ -61,8 +61,9 @@ class Start(NamedTuple):
     digest: str = ""
 
 
-def open_start(config: TrainConfig, source: PictureSource) -> Start:
-    channels, height, _ = source.shape
+def open_start(config: TrainConfig, source: PictureSource, shape: tuple[int, ...] | None = None) -> Start:
+    """The start of a run on samples of that shape; None for those of the source."""
+    channels, height, *_ = shape or source.shape
     if config.kind == "classifier":
         return _classifier_start(config, source)
     follows = {
@@ -74,14 +75,16 @@ def open_start(config: TrainConfig, source: PictureSource) -> Start:
     }
     if config.init is None:
         network = _network(UNetConfig, config, {}, follows)
-        return Start(network, ScheduleConfig(name=config.noise_schedule or "cosine"), config.predict or "v")
+        predict = config.predict or "v"
+        usual = "flow" if predict == "flow" else "cosine"
+        return Start(network, ScheduleConfig(name=config.noise_schedule or usual), predict)
     bundle = open_bundle(str(config.init))
     made = bundle.manifest
     if not isinstance(made.network, UNetConfig):
         problem = f"{config.init} holds a network of kind {made.network.kind}"
         raise BundleInvalid(problem, hint="start from a bundle of pictures")
     if made.parameterisation == "x0":
-        raise SettingsInvalid("weights that predict x0 cannot be trained on", hint="eps or v")
+        raise SettingsInvalid("weights that predict x0 cannot be trained on", hint="v, eps or flow")
     fields = made.network.model_dump()
     asked: dict[str, tuple[object, object]] = {
         "predict": (config.predict, made.parameterisation),
@@ -192,6 +195,8 @@ def _fitted(name: str, have: Tensor | None, want: Tensor) -> Tensor:
 
 
 def channels_last(network: nn.Module) -> nn.Module:
+    if not isinstance(network, UNet | NoisyClassifier):
+        return network
     moved: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return moved
 
@@ -217,16 +222,16 @@ class Samples(NamedTuple):
 
 
 def random_crop(pictures: NDArray[Any], size: int, u: NDArray[np.floating]) -> NDArray[Any]:
-    """A square window of each picture (N, C, H, W), its corner by two uniforms; every place is equally likely."""
+    """A window of each picture (N, C, *sides), its corner by a uniform for each side; every place is equally likely."""
     free = np.array(pictures.shape[2:]) - size
     corners = np.floor(u * (free + 1)).astype(np.int64).tolist()
     windows = zip(pictures, corners, strict=True)
-    return np.stack([each[:, top : top + size, left : left + size] for each, (top, left) in windows])
+    return np.stack([each[:, *(slice(at, at + size) for at in corner)] for each, corner in windows])
 
 
 def middle(pixels: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
-    top, left = ((have - want) // 2 for have, want in zip(pixels.shape[2:], size, strict=True))
-    return pixels[:, :, top : top + size[0], left : left + size[1]]
+    starts = ((have - want) // 2 for have, want in zip(pixels.shape[2:], size, strict=True))
+    return pixels[:, :, *(slice(at, at + side) for at, side in zip(starts, size, strict=True))]
 
 
 _SAMPLE_SEED = 4_711
@@ -249,6 +254,24 @@ class PictureTask(Task):
         self._schedule = schedule_from_config(start.schedule)
         self._lambdas = LambdaSampler(self._schedule)
         self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    @property
+    def pictures(self) -> PictureSource:
+        """The pictures of the domain, which samples are compared with; what is learned may be their latents."""
+        return self.source
+
+    @property
+    def units(self) -> Normalisation:
+        """From pictures in [-1, 1] to what the first network takes: the model's, or the autoencoder's."""
+        return self.normal
+
+    @property
+    def latents(self) -> LatentSpace | None:
+        return None
+
+    def shown(self, x: Tensor) -> Floats:
+        """Pictures of what the ODE made."""
+        return self.normal.undo(x.numpy())
 
     def initial_network(self) -> nn.Module:
         network = super().initial_network()
@@ -352,16 +375,19 @@ class PictureTask(Task):
     def aside(self) -> Floats | None:
         if self.classifies:
             return None
-        held_out = self._held_out()
+        held_out = self._held_out_pictures()
         return held_out[np.random.default_rng(self.config.seed).permutation(len(held_out))]
 
     def _held_out(self, most: int | None = None) -> Floats:
         return expand(middle(self.source.held_out[:most], self.source.shape[1:]))
 
+    def _held_out_pictures(self, most: int | None = None) -> Floats:
+        return expand(middle(self.pictures.held_out[:most], self.pictures.shape[1:]))
+
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
         if self.classifies:
             return ""
-        config, size = self.config, self.source.shape[1:]
+        config, size = self.config, self.pictures.shape[1:]
         real, others = self.reference_pictures()
         judged = last and len(real) >= FEWEST and len(others) >= 2 * FEWEST
         count = max(config.samples, SAMPLES if judged else 0)
@@ -369,8 +395,8 @@ class PictureTask(Task):
         shown = drawn[: config.samples]
         save_sheet(folder / "samples.png", [Stage("samples", shown)])
         if last:
-            save_sheet(folder / "held-out.png", [Stage("held out", self._held_out(config.samples))])
-        own, fresh = nearness(self.source, shown, flip=config.flip)
+            save_sheet(folder / "held-out.png", [Stage("held out", self._held_out_pictures(config.samples))])
+        own, fresh = nearness(self.pictures, shown, flip=config.flip)
         self.figures = {
             "nearest_training_picture": round(own, 5),
             "nearest_training_picture_held_out": round(fresh, 5),
@@ -387,26 +413,27 @@ class PictureTask(Task):
 
     def reference_pictures(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Two sets of the domain's pictures; samples and thresholds of structure are compared with these."""
-        return self.source.held_out, self.source.train
+        return self.pictures.held_out, self.pictures.train
 
     def manifest(self) -> dict[str, Any]:
-        config, source, start = self.config, self.source, self.start
+        config, source, start = self.config, self.pictures, self.start
         real, others = (middle(each, source.shape[1:]) for each in self.reference_pictures())
         measured = not self.classifies and len(real) > 0 and len(others) > 0
         return {
             "role": "classifier" if self.classifies else "generator",
-            "sample_kind": "picture",
+            "sample_kind": "picture" if len(source.shape) == 3 else "volume",
             "sample_shape": source.shape,
             "network": self.network,
             "parameterisation": start.parameterisation,
             "time_input": start.time_input,
             "schedule": start.schedule,
-            "normalisation": self.normal,
+            "normalisation": self.units,
+            "latents": self.latents,
             "soften_sigma": config.soften_sigma,
             "picture": source.picture,
             "classes": source.classes if config.classes is not None else (),
             "data": source.note,
-            "structure": calibrate_by_chance(real, others, units=self.normal) if measured else None,
+            "structure": calibrate_by_chance(real, others, units=self.units) if measured else None,
         }
 
     def ask(self, x0: Tensor, eps: Tensor, lams: Tensor) -> Question:
@@ -416,12 +443,14 @@ class PictureTask(Task):
         x0, eps, labels = samples.on(next(network.parameters()).device)
         question = self.ask(x0, eps, lams)
         extra = {} if labels is None or self.classifies else {"y": labels}
-        x = question.x.contiguous(memory_format=torch.channels_last)
+        x = question.x
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             answer = network(x, question.times, **extra)
         if labels is not None and self.classifies:
             return functional.cross_entropy(answer.float(), labels, reduction="none")
-        losses: Tensor = (answer.float() - question.target).square().mean((1, 2, 3))
+        losses: Tensor = (answer.float() - question.target).square().flatten(1).mean(1)
         return losses
 
     def _draw(self, network: nn.Module, count: int, at_once: int, settings: SolverSettings) -> Floats:
@@ -437,7 +466,7 @@ class PictureTask(Task):
                 numbers = torch.arange(first, first + len(part)) % len(self.source.classes)
                 cond = {"y": numbers.to(device)}
             drawn.append(decode(part, denoiser, self._schedule, settings, cond=cond).cpu())
-        pictures: Floats = np.clip(self.normal.undo(torch.cat(drawn).numpy()), -1, 1)
+        pictures: Floats = np.clip(self.shown(torch.cat(drawn)), -1, 1)
         return pictures
 
     def _judge(self, trainer: Trainer, drawn: Floats, real: Floats, others: Floats) -> None:

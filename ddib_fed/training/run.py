@@ -21,6 +21,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -38,16 +39,26 @@ from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, StateConflict
 from ddib_fed.evaluation import sheets
 from ddib_fed.files import model_folder, sync_folder, write_file
-from ddib_fed.models.bundle import BESIDE, Bundle, load_bundle, put_beside, save_bundle
+from ddib_fed.models.bundle import (
+    AUTOENCODER,
+    BESIDE,
+    Bundle,
+    autoencoder_folder,
+    load_autoencoder,
+    load_bundle,
+    put_beside,
+    save_bundle,
+)
 from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.networks.placement import torch_threads
 from ddib_fed.terminal import bar, say
 from ddib_fed.training.config import RunPlan, TrainConfig, learning_rate
+from ddib_fed.training.latents import LatentTask, as_latents, open_autoencoder
 from ddib_fed.training.pictures import PictureTask, open_start
 from ddib_fed.training.points import PointTask, open_points
 from ddib_fed.training.sources import PictureSource, open_source
-from ddib_fed.training.trainer import Task, Trainer, World, measure, open_world
+from ddib_fed.training.trainer import Task, Trainer, World, measure, open_world, place_of
 
 RUN_FOLDER = "run"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -131,16 +142,31 @@ def open_run(
         return Opened(config, config.label, points.digest, lambda one: tasks[0](one, points), samples)
     if config.images is not None:
         require_outside(out, config.images)
+    if config.latent is not None and config.images is not None and config.size is None:
+        folder = autoencoder_folder(str(config.latent)) or config.latent
+        side = load_autoencoder(folder).manifest.sample_shape[-1]
+        config = config.model_copy(update={"size": side})
     pictures = open_source(config, source, say=say, progress=on_scan)
-    start = open_start(config, pictures)
+    behind = open_autoencoder(config, pictures)
+    start = open_start(config, pictures, behind and behind.space(pictures.shape).shape)
     name = config.domain or pictures.name
     if config.calibration is not None and start.bundle is not None:
         name = start.bundle.manifest.domain  # the calibration's: a node of that domain is to serve it
         if "soften_sigma" not in config.model_fields_set:
             # Both sides of a bridge soften alike, so the run keeps what the model had.
             config = config.model_copy(update={"soften_sigma": start.bundle.manifest.soften_sigma})
-    digest = f"{pictures.digest} {start.digest}"
-    return Opened(config, name, digest, lambda one: tasks[1](one, pictures, start), len(pictures.train))
+    if behind is None:
+        digest = f"{pictures.digest} {start.digest}"
+        return Opened(config, name, digest, lambda one: tasks[1](one, pictures, start), len(pictures.train))
+    units = start.normal or behind.bundle.manifest.normalisation
+    if say is not None:
+        say(
+            f"encoding {len(pictures.train):,} training pictures by the autoencoder {behind.bundle.manifest.name}"
+        )
+    latents = as_latents(config, pictures, behind, units, place_of(config.device), on_scan)
+    digest = f"{latents.digest} {start.digest}"
+    made = (pictures, latents, start, behind, units)
+    return Opened(config, name, digest, lambda one: LatentTask(one, *made), len(latents.train))
 
 
 def train(
@@ -319,7 +345,7 @@ class _Run:
             differential_privacy=trainer.spent(),
             **trainer.task.manifest(),
         )
-        self._put_bundle(made, state)
+        self._put_bundle(made, state, trainer.task.autoencoder)
         held_out = trainer.task.aside()
         if held_out is None:
             return
@@ -334,7 +360,7 @@ class _Run:
     def _found(self, *, resume: bool, force: bool) -> RunRecord | None:
         """The run to resume, or None when there is none, or none any more."""
         if force:
-            for name in (MANIFEST_FILE, WEIGHTS_FILE, *BESIDE):
+            for name in (MANIFEST_FILE, WEIGHTS_FILE, *AUTOENCODER, *BESIDE):
                 (self.out / name).unlink(missing_ok=True)
             shutil.rmtree(self.folder, ignore_errors=True)
         path = self.folder / "run.json"
@@ -435,15 +461,18 @@ class _Run:
             if self.state.identity != self.identity:
                 raise self._other_run()
 
-    def _put_bundle(self, manifest: Manifest, state: Mapping[str, Tensor]) -> None:
+    def _put_bundle(
+        self, manifest: Manifest, state: Mapping[str, Tensor], encoder: Path | Traversable | None
+    ) -> None:
         model_folder(self.out)
         staged = self.folder / "bundle"
-        weights = save_bundle(staged, manifest, state, overwrite=True).manifest.weights_sha256
+        saved = save_bundle(staged, manifest, state, autoencoder=encoder, overwrite=True)
+        weights = saved.manifest.weights_sha256
         if (self.out / MANIFEST_FILE).exists() and load_bundle(self.out).manifest.weights_sha256 != weights:
             # Without its manifest no bundle is here until the new one is.
             for name in (MANIFEST_FILE, *BESIDE):
                 (self.out / name).unlink(missing_ok=True)
-        for name in (WEIGHTS_FILE, MANIFEST_FILE):
+        for name in (*(AUTOENCODER if encoder else ()), WEIGHTS_FILE, MANIFEST_FILE):
             (staged / name).replace(self.out / name)
             sync_folder(self.out)
         shutil.rmtree(staged)

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.resources.abc import Traversable
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -85,11 +86,7 @@ def open_world(device: str) -> Iterator[World]:
     """The world that the environment says (torchrun's variables), or one process."""
     require_torchrun("training")
     size, rank = started_together()[0], int(os.environ.get("RANK", "0"))
-    cuda = torch.cuda.is_available()
-    if device == "cuda" and not cuda:
-        raise SettingsInvalid("torch finds no usable CUDA device", hint="--device cpu")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    place = torch.device("cuda", local) if cuda and device != "cpu" else torch.device("cpu")
+    place = place_of(device)
     if size == 1:
         yield World(0, 1, place)
         return
@@ -108,6 +105,15 @@ def open_world(device: str) -> Iterator[World]:
     finally:
         if started:
             distributed.destroy_process_group()
+
+
+def place_of(device: str) -> torch.device:
+    """This process's GPU, or the CPU."""
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise SettingsInvalid("torch finds no usable CUDA device", hint="--device cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cuda", local) if cuda and device != "cpu" else torch.device("cpu")
 
 
 class Ema:
@@ -207,6 +213,11 @@ class Task(ABC):
     @abstractmethod
     def manifest(self) -> dict[str, Any]:
         """The fields of the bundle's manifest that follow from the task."""
+
+    @property
+    def autoencoder(self) -> Path | Traversable | None:
+        """The folder with that of a model of latents, which goes into its bundle."""
+        return None
 
     def aside(self) -> NDArray[np.float32] | None:
         """Pictures (N, C, H, W) in [-1, 1] that are never trained on, for the gate's bounds; None for none."""

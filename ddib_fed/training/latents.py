@@ -1,0 +1,154 @@
+"""Learning the latents of an autoencoder: pictures become latents once, and are learned as pictures are."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddib_fed.data.folder import Progress, expand
+from ddib_fed.engine.codec import Codec
+from ddib_fed.errors import SettingsInvalid
+from ddib_fed.models.bundle import Bundle, autoencoder_folder, load_autoencoder
+from ddib_fed.models.manifest import LatentSpace
+from ddib_fed.models.units import Normalisation
+from ddib_fed.networks.config import LibraryConfig
+from ddib_fed.training.config import TrainConfig
+from ddib_fed.training.pictures import Floats, PictureTask, Start
+from ddib_fed.training.sources import PictureSource, Pixels
+
+TOGETHER = 16
+"""Pictures that are encoded at once."""
+
+
+class Behind(NamedTuple):
+    """The autoencoder that a run learns the latents of, and its folder."""
+
+    folder: Path | Traversable
+    bundle: Bundle
+
+    @property
+    def network(self) -> LibraryConfig:
+        network = self.bundle.manifest.network
+        assert isinstance(network, LibraryConfig)
+        return network
+
+    def space(self, shape: tuple[int, ...], units: Normalisation | None = None) -> LatentSpace:
+        """Of samples of that shape."""
+        network, units = self.network, units or Normalisation()
+        sides = tuple(side // network.divisor for side in shape[1:])
+        return LatentSpace(
+            shape=(network.latent_channels, *sides),
+            autoencoder_sha256=self.bundle.manifest.autoencoder_sha256,
+            normalisation=units,
+        )
+
+
+def open_autoencoder(config: TrainConfig, source: PictureSource) -> Behind | None:
+    """That of the config, or of the model that it starts from; it takes the pictures."""
+    which = config.latent or config.init
+    folder = None if which is None else autoencoder_folder(str(which), required=config.latent is not None)
+    if folder is None:
+        return None
+    found = Behind(folder, load_autoencoder(folder))
+    made, factor = found.bundle.manifest, found.network.divisor
+    channels, *sides = source.shape
+    wrong = {
+        f"pictures of {channels} channels, and the autoencoder takes {made.sample_shape[0]}": channels
+        != made.sample_shape[0]
+        or len(source.shape) != len(made.sample_shape),
+        f"pictures of {source.shape[1:]} do not divide by {factor}, as the autoencoder needs": any(
+            side % factor for side in sides
+        ),
+        "pictures become latents once, before the first step: no windows are cut, and nothing is augmented": config.crop
+        or config.augment != "none"
+        or source.size is not None,
+        "colours are as the autoencoder has them": config.colours not in ("rgb", made.normalisation.colours),
+    }
+    for what, there in wrong.items():
+        if there:
+            raise SettingsInvalid(f"{which}: {what}", hint="ddib model train --help: --latent, --size")
+    return found
+
+
+def as_latents(
+    config: TrainConfig,
+    source: PictureSource,
+    behind: Behind,
+    units: Normalisation,
+    device: torch.device,
+    progress: Progress | None,
+) -> PictureSource:
+    """The latents of pictures, before they are normalised; with `flip` those of the mirrored ones too."""
+    codec = Codec(behind.bundle, behind.space(source.shape), device)
+
+    def encoded(pixels: Pixels, done: int) -> Floats:
+        found = []
+        for first in range(0, len(pixels), TOGETHER):
+            x = torch.from_numpy(units.apply(expand(pixels[first : first + TOGETHER])))
+            found.append(codec.encode(x.to(device)).cpu().numpy())
+            if progress is not None:
+                progress(min(len(pixels), done + first + TOGETHER), total)
+        return np.concatenate(found)
+
+    parts = [source.train, source.train[..., ::-1]] if config.flip else [source.train]
+    total = sum(map(len, parts))
+    train = np.concatenate([encoded(part, at * len(parts[0])) for at, part in enumerate(parts)])
+    labels = None if source.labels is None else np.tile(source.labels, len(parts))
+    told = f"{source.digest} {behind.bundle.digest} {units.model_dump_json()} {len(parts)}"
+    return replace(
+        source,
+        train=train,
+        held_out=encoded(source.held_out, total),
+        labels=labels,
+        digest=f"latents:{hashlib.sha256(told.encode()).hexdigest()}",
+        quantum=0.0,
+    )
+
+
+class LatentTask(PictureTask):
+    """What is learned are the latents; what is shown, judged and held out are the pictures."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        pictures: PictureSource,
+        latents: PictureSource,
+        start: Start,
+        behind: Behind,
+        units: Normalisation,
+    ) -> None:
+        # Mirrored pictures are among the latents; those of a calibration are its units.
+        super().__init__(config.model_copy(update={"flip": False}), latents, start._replace(normal=None))
+        self._pictures, self._behind, self._units = pictures, behind, units
+        self._decoder: Codec | None = None
+
+    @property
+    def autoencoder(self) -> Path | Traversable:
+        return self._behind.folder
+
+    @property
+    def pictures(self) -> PictureSource:
+        return self._pictures
+
+    @property
+    def units(self) -> Normalisation:
+        return self._units
+
+    @property
+    def latents(self) -> LatentSpace:
+        return self._behind.space(self._pictures.shape, self.normal)
+
+    def shown(self, x: Tensor) -> Floats:
+        if self._decoder is None:
+            self._decoder = Codec(self._behind.bundle, self.latents, torch.device("cpu"))
+        parts = torch.split(x, TOGETHER)
+        sides = self._pictures.shape[1:]
+        found = [self._units.undo(self._decoder.decode(part, sides).numpy()) for part in parts]
+        return np.concatenate(found)

@@ -1,0 +1,60 @@
+"""A model of latents: what a run learns, what its bundle holds, and that it is resumed bit for bit."""
+
+import numpy as np
+import pytest
+
+from ddib_fed.data.folder import expand
+from ddib_fed.engine.local_party import open_party
+from ddib_fed.errors import SettingsInvalid
+from ddib_fed.models.bundle import load_bundle, save_bundle
+from ddib_fed.training.run import train
+from tests.engine.latent_models import CHANNELS, FACTOR, autoencoder
+from tests.training.examples import TINY_NETWORK, spots_source, stop_at, tiny_pictures
+
+
+@pytest.fixture
+def encoder(tmp_path, spots):
+    """The folder of an autoencoder of the pictures' size, with random weights."""
+    made = autoencoder(size=spots.shape[1], channels=spots.shape[0])
+    save_bundle(tmp_path / "encoder", made.manifest, made.state)
+    return tmp_path / "encoder"
+
+
+def of_latents(encoder, **change):
+    return tiny_pictures(**{"latent": encoder, "network": {**TINY_NETWORK, "patch": 1}, "flip": True, **change})
+
+
+def test_the_bundle_has_the_autoencoder_and_the_units_of_its_latents(encoder, spots, tmp_path) -> None:
+    made = train(of_latents(encoder, predict="flow"), tmp_path / "model", source=spots)
+    manifest, side = made.manifest, spots.shape[1] // FACTOR
+    assert (manifest.sample_shape, manifest.latents.shape) == (spots.shape, (CHANNELS, side, side))
+    assert (manifest.parameterisation, manifest.schedule.name) == ("flow", "flow")
+    model = open_party(load_bundle(tmp_path / "model")).model
+    units = model.into_units(expand(spots.train)).numpy()
+    assert np.abs(units.mean((0, 2, 3))).max() < 0.2
+    assert np.abs(units.std((0, 2, 3)) - 1).max() < 0.2
+    assert (tmp_path / "model" / "run" / "samples.png").is_file()
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(encoder, spots, tmp_path) -> None:
+    config = of_latents(encoder, steps=6)
+    whole = train(config, tmp_path / "whole", source=spots)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "cut", stop_at(3), source=spots)
+    resumed = train(config, tmp_path / "cut", source=spots, resume=True)
+    assert resumed.manifest.weights_sha256 == whole.manifest.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [({"crop": True}, "no windows are cut"), ({"augment": "scan"}, "nothing is augmented")]
+)
+def test_what_cannot_be_done_to_latents_is_refused(encoder, spots, tmp_path, change, said) -> None:
+    if "crop" in change:
+        change |= {"images": tmp_path / "pictures"}
+    with pytest.raises(SettingsInvalid, match=said):
+        train(of_latents(encoder, **change), tmp_path / "model", source=spots)
+
+
+def test_pictures_of_other_channels_are_refused(encoder, tmp_path) -> None:
+    with pytest.raises(SettingsInvalid, match="the autoencoder takes"):
+        train(of_latents(encoder), tmp_path / "model", source=spots_source(channels=1))
