@@ -21,6 +21,8 @@ from PIL import Image
 
 from ddib_fed.errors import DomainNotFound, missing
 
+Bytes = NDArray[np.uint8]
+
 
 def package_folder(package: str, module: str, *, needed_by: str = "data") -> Path:
     spec = None
@@ -172,7 +174,66 @@ def _splines() -> NDArray[np.float64]:
     return splines
 
 
-Bytes = NDArray[np.uint8]
+# Blocks of the head: too large for slabs that take turns, so both sides learn from the same two regions.
+BLOCK, BLOCK_MM = 32, 2
+"""Voxels along a side, and millimetres from one to the next."""
+REGIONS = MappingProxyType({"train": ((14, 81), (155, 222)), "held_out": ((86, 150),), "test": ((86, 150),)})
+"""Slices from back to front: those of training end 5 mm before the others. Held out is the lower half of the middle."""
+BLOCKS, BLOCK_SEED = MappingProxyType({"train": 1_500, "held_out": 60, "test": 24}), 2_009
+LEAST_BRAIN = 0.25
+"""Of a block."""
+BLOCK_TURN, BLOCK_STRETCH, BLOCK_BEND = 10.0, 0.1, 1.0
+"""Largest angle in degrees and logarithm of the scale, and deviation of the displacement in voxels, of training."""
+
+
+def cut_blocks(name: str, part: str) -> Bytes:
+    """Blocks (N, 1, 32, 32, 32) of a part of the head: up, to the front, to the right."""
+    from scipy import ndimage
+
+    head = _head(name.removesuffix("-volume")).transpose(2, 1, 0)
+    half = np.array(head.shape) // BLOCK_MM
+    small = head[tuple(slice(BLOCK_MM * side) for side in half)]
+    small = small.reshape(half[0], BLOCK_MM, half[1], BLOCK_MM, half[2], BLOCK_MM).mean(axis=(1, 3, 5))
+    generator, found = np.random.default_rng(BLOCK_SEED), list[Bytes]()
+    line = np.arange(BLOCK) - (BLOCK - 1) / 2
+    grid = np.stack(np.meshgrid(line, line, line, indexing="ij"))
+    regions, top = REGIONS[part], half[0] // 2
+    low, high = (
+        (0, top) if part == "held_out" else (top - BLOCK // 2, half[0]) if part == "test" else (0, half[0])
+    )
+    while len(found) < BLOCKS[part]:
+        back, front = (edge / BLOCK_MM for edge in regions[generator.integers(len(regions))])
+        least, most = np.array([low, back, 0]), np.array([high, front, half[2]]) - 1
+        room = np.maximum(most - least - BLOCK + 1, 0) / 2
+        centre = (least + most) / 2 + room * generator.uniform(-1, 1, 3)
+        places, pull = grid, generator.normal(0, BLOCK_BEND, (3, KNOTS, KNOTS, KNOTS))
+        turn, scale = generator.uniform(-1, 1, 3), generator.uniform(-1, 1)
+        if part == "train":
+            places = np.einsum("ij,j...->i...", _turned(np.radians(BLOCK_TURN) * turn, scale), grid)
+            places = places + np.stack([ndimage.zoom(each, BLOCK / KNOTS, order=1) for each in pull])
+        where = np.clip(
+            places + centre[:, None, None, None], *(e[:, None, None, None] for e in (least, most))
+        )
+        block = ndimage.map_coordinates(small, where, order=1, mode="nearest")
+        if (block > 0).mean() >= LEAST_BRAIN:
+            found.append(np.rint(block.clip(0.0, 1.0) * 255.0).astype(np.uint8))
+    return np.stack(found)[:, None]
+
+
+def _turned(angles: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
+    """Rotations about the three axes, one after another, with a change of scale."""
+    whole: NDArray[np.float64] = np.eye(3) * np.exp(BLOCK_STRETCH * scale)
+    for axis, angle in enumerate(angles):
+        one, (a, b) = np.eye(3), [other for other in range(3) if other != axis]
+        one[a, a], one[a, b], one[b, a], one[b, b] = (
+            np.cos(angle),
+            -np.sin(angle),
+            np.sin(angle),
+            np.cos(angle),
+        )
+        whole = whole @ one
+    return whole
+
 
 # All are brought to this size (width, height) times the detail, 2/15 of a degree a pixel; a crop shows 4 degrees.
 MAP_SIZE = (2700, 1350)
@@ -265,7 +326,7 @@ class ShippedDomain:
     package: str
     licence: str
     note: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     map: str = ""
     detail: int = 1
 
@@ -296,13 +357,15 @@ _DOMAINS = (
     _of_map("relief", "target", 2),
     ShippedDomain("brain-t1", "source", "nilearn", _HEAD_LICENCE, _T1, (1, 48, 48)),
     ShippedDomain("brain-t2", "target", "nilearn", _HEAD_LICENCE, _T2, (1, 48, 48)),
+    ShippedDomain("brain-t1-volume", "source", "nilearn", _HEAD_LICENCE, _T1, (1, *(BLOCK,) * 3)),
+    ShippedDomain("brain-t2-volume", "target", "nilearn", _HEAD_LICENCE, _T2, (1, *(BLOCK,) * 3)),
 )
 SHIPPED: Mapping[str, ShippedDomain] = MappingProxyType({domain.name: domain for domain in _DOMAINS})
 
 
 @dataclass(frozen=True, slots=True)
 class ShippedPictures:
-    """One domain's pictures, each (N, C, H, W) float32 in [-1, 1]."""
+    """One domain's pictures or volumes, each (N, C, *sides) float32 in [-1, 1]."""
 
     domain: ShippedDomain
     train: Floats
@@ -324,6 +387,8 @@ def load_shipped(name: str) -> ShippedPictures:
         cut_map(domain.map, domain.side, part, domain.detail)
         if domain.map
         else cut_head(name, domain.side, part)
+        if len(domain.shape) == 3
+        else cut_blocks(name, part)
         for part in PARTS
     )
     return ShippedPictures(

@@ -100,6 +100,21 @@ def save_sheet(path: Path, stages: Sequence[Stage], **how: Any) -> None:
     write_file(path, contact_sheet(stages, **how), private=True)
 
 
+def slices_of(samples: Pictures) -> Pictures:
+    """Pictures as they are; of volumes (N, C, D, H, W) the three middle slices, side by side: (N, C, S, 3 S)."""
+    if samples.ndim == 4:
+        return samples
+    side = max(samples.shape[2:])
+    found = []
+    for axis in (2, 3, 4):
+        cut = np.take(samples, samples.shape[axis] // 2, axis=axis)
+        cut = cut if axis == 2 else cut[:, :, ::-1]  # the top of the head is up
+        room = [(side - have) // 2 for have in cut.shape[2:]]
+        edges = [(at, side - have - at) for at, have in zip(room, cut.shape[2:], strict=True)]
+        found.append(np.pad(cut, ((0, 0), (0, 0), *edges), constant_values=-1.0))
+    return np.concatenate(found, axis=3)
+
+
 def to_pixels(pictures: Pictures) -> NDArray[np.uint8]:
     levels = np.rint((np.clip(pictures, -1.0, 1.0) + 1.0) * 127.5)
     return np.ascontiguousarray(levels.astype(np.uint8).transpose(0, 2, 3, 1))

@@ -37,7 +37,10 @@ _TABLES: Final[Mapping[str, Preset]] = tomllib.loads(
     Path(__file__).with_name("presets.toml").read_text("utf-8")
 )
 PRESETS: Final = {name: table for name, table in _TABLES.items() if "size" in table}  # of pictures
-SHIPPED: Final = ("satellite", "relief", "etopo", "satellite-64", "relief-64", "brain-t1", "brain-t2")
+SHIPPED: Final = (
+    "satellite", "relief", "etopo", "satellite-64", "relief-64", "brain-t1", "brain-t2",
+    "brain-t1-volume", "brain-t2-volume",
+)  # fmt: skip
 """As `ddib_fed.data.shipped.SHIPPED`, which needs numpy; a test holds the two together."""
 SOFTEN_SIGMA = 0.05  # from docs/quality.md: the least noise that makes the maps' latents white by its measure
 CALIBRATED_STEPS, CALIBRATED = 600, {"learning_rate": 1e-3, "ema": 0.99}  # of a run with a calibration
@@ -148,8 +151,11 @@ class TrainConfig(BaseModel):
         "default: auto.",
         SEEN,
     )
-    slices: Literal["axial", "coronal", "sagittal"] | None = says(
-        None, "Plane in which NIfTI volumes are cut; goes into the manifest; default: axial.", SEEN
+    slices: Literal["axial", "coronal", "sagittal", "none"] | None = says(
+        None,
+        "Plane in which NIfTI volumes are cut; goes into the manifest; default: axial. none learns whole volumes, of "
+        "NIfTI or DICOM, in blocks of --size voxels.",
+        SEEN,
     )
     classes: Literal["folders", "prefix", "given"] | None = says(
         None, "Learn classes, from sub-folders or from the file name up to the first underscore.", SEEN
@@ -217,7 +223,8 @@ class TrainConfig(BaseModel):
         given.setdefault("kind", ("pictures" if shown else "points") if own.is_required() else own.default)
         if given["kind"] in SEEN:
             large = int(given.get("size", 0)) >= 64 and "latent" not in given  # latents are smaller
-            given.setdefault("preset", "small-64" if large else "tiny-32")
+            volumes = str(given.get("domain", "")).endswith("-volume") or given.get("slices") == "none"
+            given.setdefault("preset", "volume-32" if volumes else "small-64" if large else "tiny-32")
         usual = cls.usual(given)
         for name, value in given.items():
             kinds = option_kinds(cls, name)

@@ -32,11 +32,11 @@ from ddib_fed.errors import (
 from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.features import FEWEST, SAMPLES, judge_samples
 from ddib_fed.evaluation.metrics import calibrate_by_chance
-from ddib_fed.evaluation.sheets import Stage, save_sheet
+from ddib_fed.evaluation.sheets import Stage, save_sheet, slices_of
 from ddib_fed.models.bundle import Bundle, load_bundle, open_bundle
 from ddib_fed.models.manifest import LatentSpace, Manifest
 from ddib_fed.models.units import Normalisation
-from ddib_fed.networks.config import ClassifierConfig, UNetConfig
+from ddib_fed.networks.config import ClassifierConfig, LibraryConfig, UNetConfig
 from ddib_fed.networks.spectrum import Moments
 from ddib_fed.networks.unet import NoisyClassifier, UNet
 from ddib_fed.training.augment import scan_like
@@ -52,7 +52,7 @@ Network = TypeVar("Network", UNetConfig, ClassifierConfig)
 class Start(NamedTuple):
     """What a run begins with; `digest` is of the bundles and the calibration that it starts from."""
 
-    network: UNetConfig | ClassifierConfig
+    network: UNetConfig | ClassifierConfig | LibraryConfig
     schedule: ScheduleConfig
     parameterisation: Any = "v"
     time_input: TimeInput = "scaled-lambda"
@@ -74,7 +74,8 @@ def open_start(config: TrainConfig, source: PictureSource, shape: tuple[int, ...
         "class_dropout": config.label_dropout > 0,
     }
     if config.init is None:
-        network = _network(UNetConfig, config, {}, follows)
+        dims = len(shape or source.shape) - 1
+        network = _network(UNetConfig, config, {}, follows) if dims == 2 else _volume_network(config, follows)
         predict = config.predict or "v"
         usual = "flow" if predict == "flow" else "cosine"
         return Start(network, ScheduleConfig(name=config.noise_schedule or usual), predict)
@@ -150,6 +151,23 @@ def _network(
     return network
 
 
+def _volume_network(config: TrainConfig, follows: Mapping[str, Any]) -> LibraryConfig:
+    """MONAI's network of volumes; fields of the run's network are arguments of its constructor."""
+    arguments: dict[str, Any] = {
+        **config.network,
+        "spatial_dims": 3,
+        "in_channels": follows["in_channels"],
+        "out_channels": follows["out_channels"],
+    }
+    if follows["num_classes"] is not None:
+        arguments["num_class_embeds"] = follows["num_classes"]
+    network = LibraryConfig(target="monai.networks.nets.DiffusionModelUNet", arguments=arguments)
+    if follows["image_size"] % network.divisor:
+        problem = f"volumes of {follows['image_size']} voxels do not divide by {network.divisor}"
+        raise SettingsInvalid(problem, hint=f"a size that divides by {network.divisor}")
+    return network
+
+
 def _calibrated_units(config: TrainConfig, path: Path, made: Manifest) -> tuple[Normalisation, str]:
     """From pictures in [-1, 1] to the units of the model that they are translated to, and the map's digest."""
     found, units = read_calibration(path), units_digest(made.normalisation)
@@ -204,6 +222,8 @@ def channels_last(network: nn.Module) -> nn.Module:
 COLUMNS = 5
 FLIP, TOP, LEFT, DROP, LEVEL = range(COLUMNS)
 """The uniform numbers of a sample: mirroring, corner of the window, withheld class, noise level."""
+CORNER = {4: [TOP, LEFT], 5: [COLUMNS, TOP, LEFT]}
+"""Of a window of pictures and of volumes, which have a number more."""
 _EPOCH_KEY = 2**63  # added to an epoch's number, so that its order and a step's numbers never share a key
 _HELD_OUT_STEP = 2**62
 
@@ -303,7 +323,7 @@ class PictureTask(Task):
 
     def take(self, step: int, first: int, count: int) -> Samples:
         """Samples `first` to `first + count` of a step; each depends on (seed, step, sample) alone."""
-        u = uniforms(self.config.seed, step, count, COLUMNS, first=first)
+        u = uniforms(self.config.seed, step, count, COLUMNS + (self.source.train.ndim == 5), first=first)
         chosen = self._chosen(step * self.config.batch + first, count)
         pictures = self.changed(chosen, u)
         if self.config.augment == "scan":
@@ -315,9 +335,10 @@ class PictureTask(Task):
         """Training pictures in [-1, 1], mirrored and cut as the run has it."""
         pixels = self.source.train[chosen]
         if self.source.size is not None:
-            pixels = random_crop(pixels, self.source.size, u[:, [TOP, LEFT]])
+            pixels = random_crop(pixels, self.source.size, u[:, CORNER[pixels.ndim]])
         if self.config.flip:
-            pixels = np.where((u[:, FLIP] < 0.5)[:, None, None, None], pixels[..., ::-1], pixels)
+            mirrored = (u[:, FLIP] < 0.5).reshape(-1, *(1,) * (pixels.ndim - 1))
+            pixels = np.where(mirrored, pixels[..., ::-1], pixels)
         return expand(pixels)
 
     def labels(self, chosen: NDArray[np.int64], u: NDArray[np.float64]) -> Tensor | None:
@@ -393,16 +414,18 @@ class PictureTask(Task):
         count = max(config.samples, SAMPLES if judged else 0)
         drawn = self._draw(trainer.averaged(), count, trainer.microbatch, _FINE if last else _COARSE)
         shown = drawn[: config.samples]
-        save_sheet(folder / "samples.png", [Stage("samples", shown)])
+        save_sheet(folder / "samples.png", [Stage("samples", slices_of(shown))])
         if last:
-            save_sheet(folder / "held-out.png", [Stage("held out", self._held_out_pictures(config.samples))])
+            held_out = slices_of(self._held_out_pictures(config.samples))
+            save_sheet(folder / "held-out.png", [Stage("held out", held_out)])
         own, fresh = nearness(self.pictures, shown, flip=config.flip)
         self.figures = {
             "nearest_training_picture": round(own, 5),
             "nearest_training_picture_held_out": round(fresh, 5),
         }
         if judged:
-            self._judge(trainer, drawn, expand(middle(real, size)), expand(middle(others, size)))
+            whole = expand(middle(real, size)), expand(middle(others, size))
+            self._judge(trainer, *map(slices_of, (drawn, *whole)))
         ratio = own / max(fresh, 1e-6)
         if ratio >= NEAR:
             return ""
@@ -418,7 +441,7 @@ class PictureTask(Task):
     def manifest(self) -> dict[str, Any]:
         config, source, start = self.config, self.pictures, self.start
         real, others = (middle(each, source.shape[1:]) for each in self.reference_pictures())
-        measured = not self.classifies and len(real) > 0 and len(others) > 0
+        measured = not self.classifies and len(source.shape) == 3 and len(real) > 0 and len(others) > 0
         return {
             "role": "classifier" if self.classifies else "generator",
             "sample_kind": "picture" if len(source.shape) == 3 else "volume",
@@ -491,9 +514,9 @@ def nearness(source: PictureSource, drawn: Floats, *, flip: bool) -> tuple[float
     mean one; medians.
     """
     own = middle(source.train[:: max(1, len(source.train) // NEAR_AMONG)], drawn.shape[2:])
-    train = metrics.reduced(expand(own))
+    train = metrics.reduced(slices_of(expand(own)))
     if flip:
-        train = np.concatenate([train, metrics.reduced(expand(own[..., ::-1]))])
+        train = np.concatenate([train, metrics.reduced(slices_of(expand(own[..., ::-1])))])
     held_out = expand(middle(source.held_out[:256], drawn.shape[2:]))
-    first, second = (metrics.nearest(metrics.reduced(some), train) for some in (drawn, held_out))
+    first, second = (metrics.nearest(metrics.reduced(slices_of(x)), train) for x in (drawn, held_out))
     return float(np.median(first)), float(np.median(second))

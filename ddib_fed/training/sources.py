@@ -22,7 +22,7 @@ from ddib_fed.data import folder as folders
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.folder import Entry, Folder, Progress, Survey, expand
 from ddib_fed.data.pictures import Picture, decode_image
-from ddib_fed.data.shipped import SHIPPED, load_shipped
+from ddib_fed.data.shipped import BLOCK_MM, SHIPPED, load_shipped
 from ddib_fed.data.synthetic import draw
 from ddib_fed.errors import (
     DdibError,
@@ -63,8 +63,8 @@ HU_RANGE: Final = "-1000:2000"
 
 @dataclass(frozen=True, slots=True)
 class PictureSource:
-    """Pictures (N, C, H, W) to train on; `quantum` is one step of their numbers in [-1, 1], of 8 bits by default. With
-    `size` they are larger than the network takes, and windows of that size are cut from them.
+    """Pictures or volumes (N, C, *sides) to train on; `quantum` is one step of their numbers in [-1, 1], of 8 bits by
+    default. With `size` they are larger than the network takes, and windows of that size are cut from them.
     """
 
     name: str
@@ -80,9 +80,9 @@ class PictureSource:
     quantum: float = 2.0 / 255.0
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        channels, height, width = self.train.shape[1:]
-        return (channels, self.size, self.size) if self.size is not None else (channels, height, width)
+    def shape(self) -> tuple[int, ...]:
+        channels, *sides = self.train.shape[1:]
+        return (channels, *sides) if self.size is None else (channels, *(self.size,) * len(sides))
 
 
 def array_source(
@@ -112,6 +112,8 @@ def shipped_source(name: str) -> PictureSource:
     pictures = load_shipped(name)
     domain = pictures.domain
     form = PictureFormat(tiles=bool(domain.map))  # crops of a map are parts of it, sheets of a head are whole
+    if len(domain.shape) == 4:
+        form = PictureFormat(fit="pad", spacing=(float(BLOCK_MM),) * 3)
     return array_source(name, pictures.train, pictures.held_out, picture=form, note=data_note(domain))
 
 
@@ -120,7 +122,8 @@ def normalisation(config: TrainConfig, source: PictureSource) -> Normalisation:
     every = max(1, len(source.train) // _MOMENT_PICTURES)
     raw = Normalisation(colours=config.colours)
     sample = raw.recoloured(expand(source.train[::every]).astype(np.float64))
-    mean, std = sample.mean(axis=(0, 2, 3)), sample.std(axis=(0, 2, 3))
+    axes = (0, *range(2, sample.ndim))
+    mean, std = sample.mean(axis=axes), sample.std(axis=axes)
     if not (std > 1e-4).all():
         problem = f"nothing varies in the pictures of {source.name}"
         raise InputError(problem, hint="check the range: `--range` maps raw values to [-1, 1]")
@@ -141,7 +144,7 @@ def open_source(
         source = shipped_source(config.domain)
     elif source is None:
         source = folder_source(config, say=say or (lambda _: None), progress=progress)
-    if config.size is not None and source.shape[1:] != (config.size, config.size):
+    if config.size is not None and set(source.shape[1:]) != {config.size}:
         raise SettingsInvalid(
             f"the pictures of {source.name} are {source.shape[2]} x {source.shape[1]}, not {config.size}",
             hint="leave size out: it follows from the pictures",
@@ -483,7 +486,7 @@ def shipped_name(manifest: Manifest, which: Path | str | None) -> str | None:
         problem = f"{which} is a domain that ships, and a folder here"
         raise UsageError(problem, hint=f"./{which} is the folder")
     shape = tuple(manifest.sample_shape)
-    if manifest.sample_kind == "picture" and SHIPPED[str(which)].shape != shape:
+    if SHIPPED[str(which)].shape != shape:
         problem = f"pictures of {which} are {SHIPPED[str(which)].shape}, and {manifest.name} takes {shape}"
         raise InputError(problem, hint="name a folder of the model's own pictures")
     return str(which)

@@ -21,7 +21,9 @@ def encoder(tmp_path, spots):
 
 
 def of_latents(encoder, **change):
-    return tiny_pictures(**{"latent": encoder, "network": {**TINY_NETWORK, "patch": 1}, "flip": True, **change})
+    return tiny_pictures(
+        **{"latent": encoder, "network": {**TINY_NETWORK, "patch": 1}, "flip": True, **change}
+    )
 
 
 def test_the_bundle_has_the_autoencoder_and_the_units_of_its_latents(encoder, spots, tmp_path) -> None:
@@ -46,7 +48,8 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(encoder, spots, tmp_path) ->
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [({"crop": True}, "no windows are cut"), ({"augment": "scan"}, "nothing is augmented")]
+    ("change", "said"),
+    [({"crop": True}, "no windows are cut"), ({"augment": "scan"}, "nothing is augmented")],
 )
 def test_what_cannot_be_done_to_latents_is_refused(encoder, spots, tmp_path, change, said) -> None:
     if "crop" in change:
