@@ -20,12 +20,29 @@ def smooth_field(n: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 2), (3, 2), (64, 2), (10_000, 2), (500, 3), (1, 3, 32, 32), (8, 1, 48, 48)]
+    "shape",
+    [
+        (1, 2),
+        (3, 2),
+        (64, 2),
+        (10_000, 2),
+        (500, 3),
+        (1, 3, 32, 32),
+        (8, 1, 48, 48),
+        (1, 4, 4, 4),
+        (1, 1, 32, 32, 32),
+        (1, 4, 24, 6, 8),
+    ],
 )
 def test_noise_passes_at_every_size(shape):
     """Few numbers scatter, and the bounds allow for it."""
     for seed in range(5):
         check(measure(noise(*shape, seed=seed)))
+
+
+def smooth_volume() -> torch.Tensor:
+    field = torch.nn.functional.interpolate(noise(1, 1, 4, 4, 4), size=(32, 32, 32), mode="trilinear")
+    return (field - field.mean()) / field.std()
 
 
 REFUSED = {
@@ -34,6 +51,7 @@ REFUSED = {
     "one coordinate twice": noise(1000, 1).expand(-1, 2),
     "not a number": torch.full((1000, 2), float("nan")),
     "smooth pictures": smooth_field(4),
+    "a smooth volume": smooth_volume(),
 }
 
 

@@ -103,6 +103,10 @@ def test_a_number_of_steps_that_no_schedule_has_is_refused(name, steps):
         ScheduleConfig("linear", 100, lambda_max=5.0),
         ScheduleConfig("cosine", lambda_min=6.0),
         ScheduleConfig("linear", lambda_max=math.nan),
+        ScheduleConfig("cosine", scale=2.0),
+        ScheduleConfig("linear", 1000, scale=2.0),
+        ScheduleConfig("flow", scale=-1.0),
+        ScheduleConfig("edm", scale=math.inf),
     ],
     ids=str,
 )
@@ -110,6 +114,18 @@ def test_refuses_schedules_that_do_not_exist(config):
     """Unknown names, too few steps and impossible ranges are named errors."""
     with pytest.raises(SettingsInvalid):
         schedule_from_config(config)
+
+
+@pytest.mark.parametrize("lam", [-8.0, -1.0, 0.0, 2.0, 5.0])
+def test_flow_and_edm_are_known_by_their_own_times(lam):
+    """Flow: x_t = (1 - t) x_0 + t eps. EDM: x_s = x_0 + s eps, data of deviation d, time log(s) / 4."""
+    level = schedule_from_config(ScheduleConfig("flow", scale=1000.0)).level(lam)
+    t = level.t / 1000
+    assert math.log((1 - t) / t) == pytest.approx(lam)
+    scale = level.alpha + level.sigma
+    assert (level.alpha / scale, level.sigma / scale) == (pytest.approx(1 - t), pytest.approx(t))
+    level = schedule_from_config(ScheduleConfig("edm", lambda_min=-8.0, scale=0.5)).level(lam)
+    assert math.exp(4 * level.t) == pytest.approx(0.5 * level.sigma / level.alpha)
 
 
 def test_scaled_linear_betas_are_evenly_spaced_in_their_square_roots():
