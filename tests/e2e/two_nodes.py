@@ -94,6 +94,6 @@ class TwoNodes:
             party.close()
 
 
-def same_noise(normalised: np.ndarray) -> np.ndarray:
-    seed = int(np.abs(normalised).sum() * 1e4)
-    return np.random.default_rng(seed).standard_normal(normalised.shape).astype(np.float32)
+def same_noise(samples: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    seed = int(np.abs(samples).sum() * 1e4)
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

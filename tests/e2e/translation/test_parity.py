@@ -31,6 +31,7 @@ from ddib_fed.protocol.messages import settings_to_pb
 from ddib_fed.record import UNGUIDED, Guidance, Part, Settings, Translation, file_name
 from ddib_fed.v1 import common_pb2
 from tests.e2e.two_nodes import TwoNodes, same_noise
+from tests.engine.latent_models import CHANNELS, FACTOR, SIZE, autoencoder, latent_model
 from tests.engine.stages import translate_array
 from tests.models.examples import tuned_leg
 from tests.node.agreed_calibrations import agreed
@@ -65,7 +66,9 @@ def relief(**options: Any) -> Bundle:
 
 @pytest.fixture
 def shared_noise(monkeypatch):
-    monkeypatch.setattr(Softener, "for_picture", lambda self, picture, peer: same_noise(picture))
+    monkeypatch.setattr(
+        Softener, "for_picture", lambda self, picture, peer, shape: same_noise(picture, shape)
+    )
     monkeypatch.setattr(arrays, "_softening", lambda model, digest: same_noise)
 
 
@@ -221,6 +224,32 @@ def test_guided_pictures_of_classes_go_there_and_back_alike(tmp_path, open_nodes
     assert mine.soften_sigma == theirs.soften_sigma == 0.02
     assert mine.doubtful == theirs.doubtful
     assert (mine.source_institution, theirs.source_institution) == ("", "north.example")
+
+
+@pytest.mark.usefixtures("shared_noise")
+def test_models_of_latents_translate_alike_and_record_what_the_autoencoder_loses(
+    tmp_path, open_nodes
+) -> None:
+    """Each side has an autoencoder of its own; latents of one shape cross, and no other."""
+    north, south = (
+        latent_model(seed, autoencoder(seed), name, soften_sigma=0.02)
+        for seed, name in ((1, "north"), (2, "south"))
+    )
+    nodes = open_nodes(north, south)
+    compared = compare(tmp_path, nodes, cycle=True)
+    compared.check(Part.LATENT)
+    for name in compared.names:
+        mine, theirs = compared.records(name)
+        latent = np.load(compared.federated / f"{name}.latent.npy")
+        assert latent.shape == (1, CHANNELS, SIZE // FACTOR, SIZE // FACTOR)
+        model = nodes.parties[0].model
+        assert mine.picture.autoencoder_psnr == pytest.approx(theirs.picture.autoencoder_psnr)
+        assert theirs.picture.autoencoder_psnr < 60
+        assert model.sample_shape == (1, SIZE, SIZE)
+    other = open_nodes(north, latent_model(2, name="south", encoder=autoencoder(2, size=48), size=48))
+    job = other.ended(other.submit(*write_files(tmp_path).paths))
+    assert job.error.reason == "CONTRACT_MISMATCH"
+    assert {each.field for each in job.error.differences} >= {"sample_shape", "latent_shape"}
 
 
 def learned_legs(domain: str, order: int, *numbers: int) -> Bundle:
