@@ -243,6 +243,11 @@ def _shown(bundle: Bundle) -> dict[str, str]:
         shown |= listed(f"{name} ", part or {})
     if bundle.tuned is not None:
         shown |= listed("", bundle.tuned.values())
+    if bundle.autoencoder is not None:
+        encoder = bundle.autoencoder.manifest
+        psnr = encoder.training.figures.get("reconstruction_psnr")
+        lost = "" if psnr is None else f", gives held-out pictures back at {psnr:.1f} dB"
+        shown["autoencoder"] = f"{encoder.name}, {encoder.parameters:,} parameters{lost}"
     if (verdict := SampleVerdict.of_figures(made.training.figures)) is not None:
         shown["samples"] = verdict.sentence(made.training.steps)
     if bundle.allowances is not None:

@@ -31,7 +31,10 @@ def write_leaving(config: NodeConfig, path: Path) -> list[str]:
     bundle, store, scene = config.paths.bundle, peer_store(config), config.model.scene
     try:
         manifest = parse_manifest((bundle / MANIFEST_FILE).read_bytes(), str(bundle))
-        shape = [*manifest.sample_shape] if scene is None else [manifest.sample_shape[0], *size_from(scene)]
+        sides = manifest.sample_shape[1:] if scene is None else size_from(scene)
+        channels, *inner = manifest.latent_shape
+        pairs = zip(sides, inner, manifest.sample_shape[1:], strict=True)
+        shape = [channels, *(-(-side * within // whole) for side, within, whole in pairs)]
         privacy = read_beside(PrivacyReport, bundle, manifest, str(bundle))
     except (DdibError, OSError) as error:
         problems.append(f"the model {bundle} cannot be read: {error}")
