@@ -19,11 +19,18 @@ import grpc
 from grpc import ServicerContext
 from opentelemetry.trace import Span, SpanKind
 
-from ddib_fed.calibration.record import Signature, SignedCalibration, parse_calibration, plain_units
+from ddib_fed.calibration.record import (
+    Signature,
+    SignedCalibration,
+    parse_calibration,
+    plain_units,
+    units_digest,
+)
 from ddib_fed.engine.model import check_steps
 from ddib_fed.errors import (
     CalibrationForeign,
     CalibrationRefused,
+    CalibrationUnits,
     CalibrationUnknown,
     ContractUnknown,
     DomainNotFound,
@@ -339,10 +346,15 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
         self, request: calibration_pb2.GetUnitsRequest, context: ServicerContext
     ) -> calibration_pb2.GetUnitsResponse:
         self._open(request.domain)
-        self._audit("units_served", units=self._node.units_sha256)
-        return calibration_pb2.GetUnitsResponse(
-            units=plain_units(self._node.running_engine.model.manifest.normalisation)
-        )
+        served = self._node.running_engine.model.manifest.calibrated_units
+        if request.latents and len(served) == 1:
+            raise CalibrationUnits(
+                f"the model of {request.domain} has no autoencoder, so there are no units of latents",
+                hint="a rotation of latents is between two models of one autoencoder",
+            )
+        units = served[request.latents]
+        self._audit("units_served", units=units_digest(units))
+        return calibration_pb2.GetUnitsResponse(units=plain_units(units))
 
     def SignCalibration(
         self, request: calibration_pb2.SignCalibrationRequest, context: ServicerContext

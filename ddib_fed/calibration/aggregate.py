@@ -62,7 +62,7 @@ class Cells(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    channels: Literal[1, 3]
+    channels: int = Field(ge=1, le=6)
     bins: int = Field(ge=4, le=64)
     reach: FiniteFloat = Field(default=REACH, ge=1, le=8)
 
@@ -234,6 +234,8 @@ def read_aggregate(content: bytes) -> Aggregate:
 
 def default_cells(channels: int, strength: float) -> Cells:
     bins = GREY_BINS if channels == 1 else next(bins for least, bins in COLOUR_BINS if strength >= least)
+    if channels not in {1, 3}:  # of latents as many cells as of colours
+        bins = max(4, round(bins ** (3 / channels)))
     return Cells.model_validate({"channels": channels, "bins": bins})
 
 

@@ -269,9 +269,13 @@ def search(source: Numbers, target: Numbers, *, seed: int = 0, starts: int = STA
 
 @lru_cache(maxsize=4)
 def directions(channels: int) -> Numbers:
-    """Directions (K, C) spread evenly over the half sphere, by the golden angle; one for grey."""
+    """Directions (K, C) spread evenly over the half sphere, by the golden angle; one for grey, drawn for latents."""
     if channels == 1:
         return np.ones((1, 1))
+    if channels != 3:
+        drawn = np.random.default_rng(channels).standard_normal((DIRECTIONS * channels // 2, channels))
+        found: Numbers = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+        return found
     i = np.arange(DIRECTIONS) + 0.5
     height, turn = 1 - i / DIRECTIONS, np.pi * (1 + 5**0.5) * i
     radius = np.sqrt(1 - height**2)

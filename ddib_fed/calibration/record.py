@@ -16,7 +16,7 @@ import os
 import re
 import shlex
 import threading
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -211,8 +211,10 @@ class Calibration(_Section):
         return frozenset({self.source.institution, self.target.institution})
 
     @property
-    def alone(self) -> PictureMap:
-        """Its map alone, without a model."""
+    def alone(self) -> PictureMap | None:
+        """Its map alone, without a model; None where it maps latents."""
+        if self.source.units.autoencoder is not None:
+            return None
         units = self.source.units, self.map, self.target.units
         return PictureMap(*units, self.sha256.hex(), self.effect.forced)
 
@@ -227,8 +229,8 @@ class Calibration(_Section):
     def expired(self, now: datetime | None = None) -> bool:
         return self.expires <= (now or datetime.now(UTC))
 
-    def check_between(self, source: Place, target: Place, units: Mapping[Side, str]) -> None:
-        """Return if it leads from one place to the other, and the models of these sides have the units given.
+    def check_between(self, source: Place, target: Place, units: Mapping[Side, Collection[str]]) -> None:
+        """Return if it leads from one place to the other, in one of the units that the models of these sides have.
 
         A place without an institution is any of its domain.
         """
@@ -241,12 +243,13 @@ class Calibration(_Section):
                     hint=RECALIBRATE,
                     facts={"source": str(self.source), "target": str(self.target)},
                 )
-        for side, sha256 in units.items():
+        for side, known in units.items():
             own = self.side(side)
-            if own.units_sha256 != sha256:
+            if own.units_sha256 not in known:
+                now = " and ".join(each[:12] for each in known)
                 raise CalibrationUnits(
                     f"the calibration was made for a model of {own} with the units {own.units_sha256[:12]}; the model "
-                    f"there now has {sha256[:12]}",
+                    f"there now has {now}",
                     hint=RECALIBRATE,
                     facts={"side": side},
                 )
@@ -261,6 +264,9 @@ class Calibration(_Section):
         for units in (self.source.units, self.target.units):
             if units.calibrated is not None or not units.channels <= {self.map.channels}:
                 raise ValueError(f"units of a map of {self.map.channels} channels are plain and of as many")
+        encoders = {self.source.units.autoencoder, self.target.units.autoencoder}
+        if len(encoders) > 1 or (self.kind != "rotation" and encoders != {None}):
+            raise ValueError("only a rotation is of latents, and both sides have one autoencoder")
         return self
 
 
@@ -276,12 +282,27 @@ def units_digest(units: Normalisation) -> str:
     return hashlib.sha256(plain_units(units)).hexdigest()
 
 
+def units_of(manifest: Manifest) -> tuple[str, ...]:
+    """Digests of the units that a model's calibrations may be in."""
+    return tuple(map(units_digest, manifest.calibrated_units))
+
+
 def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | None:
     """The map for `Leg.calibration`: that of a rotation; None where the model's own units have it, or there is none.
 
     CalibrationModel if the source's model cannot encode under the calibration, or without one, as it is trained now.
     """
     held = source.normalisation.calibrated
+    if calibration is not None and calibration.kind not in RETRAINED:
+        of = calibration.source.units.autoencoder
+        if of != (source.latents and source.latents.autoencoder_sha256):
+            what = "latents of an autoencoder that" if of else "colours, and behind the autoencoder of"
+            raise _unusable(
+                source,
+                f"the rotation {calibration.sha256.hex()[:12]} is of {what} {source.name} "
+                + ("does not have" if of else "the ODE runs on latents"),
+                "ddib calibrate --kind rotation again, between models of one autoencoder; or --kind colour-map",
+            )
     if calibration is not None and calibration.kind in RETRAINED:
         if held != calibration.map:
             why = "was not trained with it" if held is None else "was trained with the map of another one"
@@ -315,16 +336,14 @@ def misfit(calibration: Calibration | None, source: Manifest) -> str:
 def map_between(calibration: Calibration | None, source: Manifest, target: Manifest) -> ChannelMap | None:
     """As `leg_map`, for two models in one process: the calibration must be between their domains and in their units."""
     if calibration is not None:
-        units: dict[Side, str] = {
-            "source": units_digest(source.normalisation), "target": units_digest(target.normalisation)
-        }  # fmt: skip
+        units: dict[Side, Collection[str]] = {"source": units_of(source), "target": units_of(target)}
         calibration.check_between(("", source.domain), ("", target.domain), units)
         check_target(target)
     return leg_map(calibration, source)
 
 
 def check_blend(blend: float, calibration: Calibration | None) -> None:
-    if blend and calibration is None:
+    if blend and (calibration is None or calibration.alone is None):
         raise SettingsInvalid(
             f"a blend of {blend:g} is with a picture that a calibration maps, and there is none",
             hint="leave --blend out, or translate under a calibration",

@@ -209,15 +209,16 @@ def _make(
         options.refuse_idle(idle, "is for aggregates, not for --anchors", hint="leave it out")
     source, target = (open_model(name) for name in local)
     first, second = source.manifest, target.manifest
-    if first.sample_shape != second.sample_shape:
+    if first.sample_shape != second.sample_shape or first.latent_shape != second.latent_shape:
         raise ShapeMismatch(
             f"{first.name} is of {first.sample_shape}, {second.name} of {second.sample_shape}",
             hint="a calibration is for two models of one size and number of channels",
         )
     noise = "" if asked.anchors is not None else f" --epsilon {epsilon:g}"
     command = f"--local {shlex.join((first.domain, second.domain))}{noise}"
-    request = asked.request(command, calibrating.side(first), ("", second.domain))
-    there = calibrating.LocalTarget(target, others, epsilon, asked.seed)
+    latents = calibrating.of_latents(asked.kind, first)
+    request = asked.request(command, calibrating.side(first, latents=latents), ("", second.domain))
+    there = calibrating.LocalTarget(target, others, epsilon, asked.seed, latents)
     rows: list[Measured] = []
     with torch_threads(usual_threads()):
         if existing is not None:
@@ -225,7 +226,7 @@ def _make(
         else:
             found = calibrating.make_calibration(request, source, there, pictures=own, folders=asked.anchors)
         write_calibration(found, out)
-        if usable := not misfit(found, first):
+        if (usable := not misfit(found, first)) and found.alone is not None:
             rows, found = _dialled(found, (source, target), own, asked.anchors, out)
     model, other = local
     if not usable and found.kind in RETRAINED:
@@ -346,7 +347,7 @@ def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path
     """`--peer`: fetch the peer's aggregate, fit with own pictures, show, ask, sign, send and store."""
     from ddib_fed.node import calibrations
     from ddib_fed.node.role import load_hosted
-    from ddib_fed.training.calibrating import make_calibration, side
+    from ddib_fed.training.calibrating import make_calibration, of_latents, side
 
     institution, _, domain = peer_name.partition("/")
     if not is_institution(institution) or not is_domain(domain):
@@ -362,7 +363,9 @@ def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path
             hint=f"{calibrations.allow(asked.kind, config.policy)} in {config.path}, then restart the node",
         )
     bundle, pictures = load_hosted(config), next(iter(asked.pictures), config.train.pictures(config.folder))
-    own = side(bundle.manifest, config.node.institution).model_copy(update={"domain": config.model.domain})
+    latents = of_latents(asked.kind, bundle.manifest)
+    own = side(bundle.manifest, config.node.institution, latents=latents)
+    own = own.model_copy(update={"domain": config.model.domain})
     with calibrations.CalibrationPeer(config, institution, domain) as peer:
         if existing is not None:
             made = _existing(existing, asked, own, (institution, domain))
@@ -435,10 +438,20 @@ def _existing(file: Path, asked: _Options, own: CalibratedSide, to: tuple[str, s
     "--force",
     "Replace what is published. The noise is drawn again, which costs epsilon once more if pictures are the same.",
 )
+@option(
+    "--latents",
+    "Count the latents of the model's autoencoder, for a rotation with a source that has the same one, not colours.",
+)
 @YES
 @options.OUTCOME
 def publish(
-    config_path: Path, pictures: str | None, epsilon: float, group_by: str | None, force: bool, yes: bool
+    config_path: Path,
+    pictures: str | None,
+    epsilon: float,
+    group_by: str | None,
+    force: bool,
+    latents: bool,
+    yes: bool,
 ) -> None:
     """Publish one noised histogram of this target's pictures for peers that calibrate.
 
@@ -455,7 +468,7 @@ def publish(
     bundle = load_hosted(config)
     which = pictures or config.train.pictures(config.folder)
     with console(stderr=True).status("counting pictures"):
-        counted = count_pictures(bundle, which, epsilon=epsilon, group_by=group_by)
+        counted = count_pictures(bundle, which, epsilon=epsilon, group_by=group_by, latents=latents)
     aggregate = replace(counted, domain=config.model.domain).noised(epsilon, DELTA)
     say(*aggregate.describe().split("\n"), *counted.notes)
     if before := calibrations.publications(config):

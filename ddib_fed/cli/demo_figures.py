@@ -148,6 +148,7 @@ def measure_pictures(chosen: ChosenPictures, folder: Path, calibration: Calibrat
     assert returned is not None  # a cycle was asked for
     latents = [np.load(folder / f"{name}.latent.npy") for name in found.names]
     latent = np.concatenate(latents).astype(np.float32)
+    assert calibration.alone is not None  # it maps pictures
     mapped = calibration.alone(chosen.source)
     cycle = metrics.spread(metrics.to_psnr(metrics.mse(returned, chosen.source)))
     ways = {"source": metrics.to_channels(chosen.source, truth.shape[1]), "map": mapped, "bridge": translated}

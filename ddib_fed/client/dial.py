@@ -20,7 +20,7 @@ from ddib_fed.client.files import FileItem
 from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
 from ddib_fed.data.fitting import PictureRule, from_array
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import Cancelled, DdibError, JobFailed
+from ddib_fed.errors import Cancelled, DdibError, JobFailed, UsageError
 from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.translations import Translations, read_translations
@@ -202,6 +202,11 @@ def translating(
     JobFailed if none came, or if they are of another calibration.
     """
     names = [path.relative_to(root).as_posix() for path in pictures]
+    if calibration.alone is None:
+        raise UsageError(
+            "a rotation of latents has no map of pictures, which the dial is measured against",
+            hint="--share and --temperature of ddib translate",
+        )
 
     def translate(dial: Dial) -> tuple[Translations, Pictures]:
         settings = Settings(evaluations=EVALUATIONS, **dial.model_dump())

@@ -234,6 +234,14 @@ class Manifest(_Frozen):
         return self.sample_shape if self.latents is None else self.latents.shape
 
     @property
+    def calibrated_units(self) -> tuple[Normalisation, ...]:
+        """What a calibration may be in: the units of pictures, and of latents where there is an autoencoder."""
+        plain, latents = self.normalisation.plain, self.latents
+        if latents is None:
+            return (plain,)
+        return plain, latents.normalisation.model_copy(update={"autoencoder": latents.autoencoder_sha256})
+
+    @property
     def autoencoder_sha256(self) -> str:
         """Of an autoencoder, what `LatentSpace.autoencoder_sha256` names."""
         named = {"network", "normalisation", "weights_sha256"}

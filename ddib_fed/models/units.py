@@ -139,12 +139,14 @@ Row = tuple[FiniteFloat, ...]
 ORTHOGONAL_WITHIN = 1e-5  # largest deviation of R R^T from the identity
 LARGEST_COEFFICIENT = 100.0
 MOST_KNOTS = 32
+MOST_CHANNELS = 16
+"""Of a rotation, which latents have too; other maps are of pictures."""
 
 
 class ChannelMap(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rotation: tuple[Row, ...] | None = Field(default=None, max_length=3)
+    rotation: tuple[Row, ...] | None = Field(default=None, max_length=MOST_CHANNELS)
     quadratic: tuple[Row, ...] | None = Field(default=None, max_length=3)
     curve: tuple[Row, ...] | None = Field(default=None, max_length=MOST_KNOTS)
 
@@ -199,7 +201,7 @@ class ChannelMap(BaseModel):
 
     def _check_matrix(self) -> None:
         channels = self.channels
-        if channels not in {1, 3}:
+        if channels not in {1, 3} and not self.rotation:
             raise ValueError(f"a channel map is for 1 or 3 channels, not {channels}")
         width = channels if self.rotation else 1 + channels + channels * (channels + 1) // 2
         if any(len(row) != width for row in self.rotation or self.quadratic or ()):
@@ -221,7 +223,10 @@ BLACK = 0.02  # added to red, green and blue in [0, 1], so that black has a hue,
 
 
 class Normalisation(BaseModel):
-    """Data are (raw - mean) / std; pictures have been mapped to [-1, 1] before, and their colours to `colours`."""
+    """Data are (raw - mean) / std; pictures have been mapped to [-1, 1] before, and their colours to `colours`.
+
+    With `autoencoder`, what that computes (`Manifest.autoencoder_sha256`), the data are its latents.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -229,6 +234,7 @@ class Normalisation(BaseModel):
     std: Positive | tuple[Positive, ...] = 1.0
     colours: Colours = "rgb"
     calibrated: ChannelMap | None = None
+    autoencoder: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
     @property
     def plain(self) -> Normalisation:

@@ -7,7 +7,7 @@ files.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
@@ -27,7 +27,7 @@ from ddib_fed.calibration.record import (
     Signature,
     SignedCalibration,
     check_target,
-    units_digest,
+    units_of,
 )
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.files import private_folder, read_small, write_file
@@ -82,7 +82,11 @@ def usable_calibration(
 
 
 def check_terms(
-    calibration: Calibration, places: tuple[Place, Place], side: Side, units: str, policy: PolicySection
+    calibration: Calibration,
+    places: tuple[Place, Place],
+    side: Side,
+    units: Collection[str],
+    policy: PolicySection,
 ) -> None:
     """Return if a calibration is between these domains, in this node's units, and of an allowed kind."""
     calibration.check_between(*places, {side: units})
@@ -228,17 +232,17 @@ def find_published(config: NodeConfig) -> Aggregate | None:
         ) from error
 
 
-def served_aggregate(config: NodeConfig, units_sha256: str) -> Aggregate:
+def served_aggregate(config: NodeConfig, units_sha256: Collection[str]) -> Aggregate:
     """What is published, if it is of the model that the node serves."""
     found = find_published(config)
     if found is None:
         raise errors.AggregateNotFound(
             f"no aggregate of {config.model.domain} is published here", hint=PUBLISH
         )
-    if found.units_sha256 != units_sha256 or found.domain != config.model.domain:
+    if found.units_sha256 not in units_sha256 or found.domain != config.model.domain:
         raise errors.CalibrationUnits(
             f"the aggregate in {config.paths.aggregate} is of {found.domain} in the units {found.units_sha256[:12]}; "
-            f"the model of {config.model.domain} has {units_sha256[:12]}",
+            f"the model of {config.model.domain} has {' and '.join(each[:12] for each in units_sha256)}",
             hint=f"{PUBLISH} --force",
             facts={"side": "target"},
         )
@@ -272,7 +276,12 @@ def publish(config: NodeConfig, aggregate: Aggregate, *, again: bool = False) ->
 
 
 def check_proposal(
-    signed: SignedCalibration, config: NodeConfig, units_sha256: str, peers: Snapshot, *, now: datetime
+    signed: SignedCalibration,
+    config: NodeConfig,
+    units_sha256: Collection[str],
+    peers: Snapshot,
+    *,
+    now: datetime,
 ) -> None:
     """Return if a target may sign what was proposed to it."""
     calibration, institution = signed.calibration, signed.calibration.source.institution
@@ -392,8 +401,8 @@ def take_out_of_use(config: NodeConfig, signed: SignedCalibration, *, forget: bo
     (store.remove if forget else store.deactivate)(signed.sha256)
 
 
-def _hosted_units(config: NodeConfig) -> str:
-    return units_digest(load_hosted(config).manifest.normalisation)
+def _hosted_units(config: NodeConfig) -> tuple[str, ...]:
+    return units_of(load_hosted(config).manifest)
 
 
 def _valid_credentials(config: NodeConfig, now: datetime) -> TlsCredentials:
@@ -456,9 +465,9 @@ class CalibrationPeer:
                 raise errors.MessageInvalid(f"an aggregate of {found.domain}, not of {self._domain}")
         return found
 
-    def units(self) -> Normalisation:
-        """The units of the peer's model: mean and deviation of its channels, not noised."""
-        answer = self._ask(self._stub.GetUnits, pb.GetUnitsRequest(domain=self._domain))
+    def units(self, *, latents: bool = False) -> Normalisation:
+        """The units of the peer's model, or of its latents: mean and deviation of its channels, not noised."""
+        answer = self._ask(self._stub.GetUnits, pb.GetUnitsRequest(domain=self._domain, latents=latents))
         self.crossed["units received"] = len(answer.units)
         try:
             return Normalisation.model_validate_json(answer.units)

@@ -16,7 +16,7 @@ from typing import Any, Final, cast, get_args
 import grpc
 import torch
 
-from ddib_fed.calibration.record import CalibrationStore, units_digest
+from ddib_fed.calibration.record import CalibrationStore, units_of
 from ddib_fed.data.fitting import Fit, PictureRule
 from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.diffusion.plans import SolverSettings
@@ -199,8 +199,9 @@ class NodeContext:
         return policy_digest(self.config)
 
     @property
-    def units_sha256(self) -> str:
-        return units_digest(self.running_engine.model.bundle.manifest.normalisation)
+    def units_sha256(self) -> tuple[str, ...]:
+        """Digests of the units that calibrations of the model may be in."""
+        return units_of(self.running_engine.model.manifest)
 
     @property
     def translates_in_tiles(self) -> bool:

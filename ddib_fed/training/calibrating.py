@@ -6,7 +6,7 @@ Which files a target counts follows from their names alone, so that the content 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,12 +26,14 @@ from ddib_fed.calibration.aggregate import (
     count_array,
     default_cells,
     histogram,
+    thinned,
 )
 from ddib_fed.calibration.fit import MOST_PICTURES, Proposal, check_kind, fit, propose
 from ddib_fed.calibration.record import CalibratedSide, Calibration, Contrast, Making, Place, units_digest
 from ddib_fed.data.fitting import PictureRule, read_fitted
 from ddib_fed.data.folder import load, picture_files, range_check, scan
 from ddib_fed.data.shipped import load_shipped
+from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import CalibrationUnits, DdibError, ImageUnreadable, InputError, UsageError
 from ddib_fed.evaluation.metrics import Pictures, picture_rule
 from ddib_fed.models.bundle import Bundle
@@ -44,6 +46,7 @@ from ddib_fed.training.sources import own_samples, shipped_name
 MOST_COUNTED = 4_000
 """Pictures of the source, evenly spaced: more hardly differ, and they must fit into memory."""
 MOST_NAMED = 3
+LATENTS_TOGETHER = 16
 MOST_UNREAD = 0.1
 """Share of the chosen files that may be unusable; of more the operator has named a wrong folder."""
 
@@ -64,15 +67,17 @@ def count_pictures(
     epsilon: float,
     at_most: int = DEFAULT_COUNTED,
     group_by: str | None = None,
+    latents: bool = False,
 ) -> Counted:
-    """The histogram of a domain's pictures, of units that are chosen before any of them is read."""
+    """The histogram of a domain's pictures or of their latents, of units chosen before any of them is read."""
     manifest = bundle.manifest
-    rule, normalisation = picture_rule(manifest), manifest.normalisation
+    rule, normalisation = picture_rule(manifest), units_for(manifest, latents=latents)
     name = shipped_name(manifest, which)
     if name is not None:
         if group_by is not None:
             raise UsageError("--group-by is for a folder of pictures", hint="leave it out, or name a folder")
         train = load_shipped(name).train
+        train = latents_of(bundle, thinned(train, at_most)) if latents else train
         found = count_array(train, normalisation, manifest.domain, epsilon=epsilon, at_most=at_most)
         return replace(found, notes=tuple(_left(found.units, len(train), "picture")))
     folder = Path(str(which))
@@ -86,9 +91,14 @@ def count_pictures(
     unit: Unit = "picture" if group_by is None else "group"
     count = min(len(units), at_most)
     check_counted(count, unit)
-    cells = default_cells(rule.channels, count * epsilon)
+    channels = manifest.latent_shape[0] if latents else rule.channels
+    cells = default_cells(channels, count * epsilon)
     chosen = [units[row * len(units) // count] for row in range(count)]
-    shares, unread = _mean_histogram(chosen, rule, normalisation.plain, cells)
+
+    def in_units(pictures: Pictures) -> Pictures:
+        return normalisation.apply(latents_of(bundle, pictures) if latents else pictures)
+
+    shares, unread = _mean_histogram(chosen, rule, in_units, cells)
     notes = _left(count, len(units), unit)
     if others:
         notes.append(f"left out     {others} files whose names do not end as a picture's")
@@ -124,7 +134,10 @@ def _groups(files: Sequence[Path], folder: Path, group_by: str) -> list[tuple[Pa
 
 
 def _mean_histogram(
-    units: Sequence[tuple[Path, ...]], rule: PictureRule, normalisation: Normalisation, cells: Cells
+    units: Sequence[tuple[Path, ...]],
+    rule: PictureRule,
+    in_units: Callable[[Pictures], Pictures],
+    cells: Cells,
 ) -> tuple[Numbers, list[str]]:
     """The mean over units of the mean over their files; and a line for each file that cannot be used."""
     total, unread = np.zeros(cells.shape), []
@@ -135,7 +148,7 @@ def _mean_histogram(
             except DdibError as error:
                 unread.append(f"{file}: {error.detail}")
             else:
-                total += histogram(normalisation.apply(x[None]), cells) / len(files)
+                total += histogram(in_units(x[None]), cells) / len(files)
     count = sum(map(len, units))
     if len(unread) > MOST_UNREAD * count:
         some = "".join(f"\n  {each}" for each in unread[:MOST_NAMED])
@@ -178,7 +191,7 @@ class CalibrationTarget(Protocol):
 
     def aggregate(self) -> Aggregate: ...
 
-    def units(self) -> Normalisation: ...
+    def units(self, *, latents: bool = False) -> Normalisation: ...
 
     def picture_rule(self, shape: tuple[int, ...]) -> PictureRule: ...
 
@@ -191,15 +204,16 @@ class LocalTarget:
     pictures: str | None
     epsilon: float
     seed: int
+    latents: bool = False
 
     def aggregate(self) -> Aggregate:
-        counted = count_pictures(self.bundle, self.pictures, epsilon=self.epsilon)
+        counted = count_pictures(self.bundle, self.pictures, epsilon=self.epsilon, latents=self.latents)
         say(*counted.notes, err=True)
         # Another stream than the search's.
         return counted.noised(self.epsilon, DELTA, np.random.default_rng((self.seed, 1)))
 
-    def units(self) -> Normalisation:
-        return self.bundle.manifest.normalisation.plain
+    def units(self, *, latents: bool = False) -> Normalisation:
+        return units_for(self.bundle.manifest, latents=latents)
 
     def picture_rule(self, shape: tuple[int, ...]) -> PictureRule:  # noqa: ARG002 - a protocol's signature
         return picture_rule(self.bundle.manifest)
@@ -219,9 +233,31 @@ class CalibrationRequest:
     contrast: Contrast = ""
 
 
-def side(manifest: Manifest, institution: str = "") -> CalibratedSide:
+def side(manifest: Manifest, institution: str = "", *, latents: bool = False) -> CalibratedSide:
     """One side of a calibration, from its model's manifest."""
-    return CalibratedSide(institution=institution, domain=manifest.domain, units=manifest.normalisation.plain)
+    units = units_for(manifest, latents=latents)
+    return CalibratedSide(institution=institution, domain=manifest.domain, units=units)
+
+
+def units_for(manifest: Manifest, *, latents: bool) -> Normalisation:
+    """The units of a model's pictures, or of its latents."""
+    found = manifest.calibrated_units
+    if latents and len(found) == 1:
+        raise UsageError(f"{manifest.name} has no autoencoder", hint="leave --latents out")
+    return found[latents]
+
+
+def of_latents(kind: CalibrationKind, manifest: Manifest) -> bool:
+    """Whether a calibration is of latents: the ODE commutes with a rotation of what it runs on, and of nothing else."""
+    return kind == "rotation" and manifest.latents is not None
+
+
+def latents_of(bundle: Bundle, pictures: Pictures) -> Pictures:
+    """What the autoencoder makes of pictures in [-1, 1], in its own units."""
+    model, latents = DomainModel(bundle), bundle.manifest.latents
+    assert latents is not None
+    parts = np.array_split(pictures, -(-len(pictures) // LATENTS_TOGETHER))
+    return np.concatenate([latents.normalisation.undo(model.into_units(part).numpy()) for part in parts])
 
 
 def make_calibration(
@@ -233,12 +269,16 @@ def make_calibration(
     folders: tuple[Path, Path] | None,
 ) -> Calibration:
     """A calibration from anchors in two folders, or from pictures of the source's domain and the target's aggregate."""
-    manifest = bundle.manifest
-    rule, units = picture_rule(manifest), manifest.normalisation.plain
-    check_kind(
-        request.kind, manifest.sample_shape[0], anchored=folders is not None, contrast=request.contrast
-    )
+    manifest, latents = bundle.manifest, of_latents(request.kind, bundle.manifest)
+    rule, units = picture_rule(manifest), units_for(manifest, latents=latents)
+    channels = 3 if latents else manifest.sample_shape[0]
+    check_kind(request.kind, channels, anchored=folders is not None, contrast=request.contrast)
     if folders is not None:
+        if latents:
+            raise UsageError(
+                f"a rotation of {manifest.name} is of latents, and anchors are pictures",
+                hint="--kind colour-map with --anchors; or a rotation from aggregates of latents, without them",
+            )
         theirs = target.units()
         anchors = anchors_of((rule, target.picture_rule(manifest.sample_shape)), folders)
         count = len(anchors.names)
@@ -248,9 +288,10 @@ def make_calibration(
         return _recorded(found, request, theirs, method="anchors", anchors=count)
     aggregate = target.aggregate()
     say(*aggregate.describe().split("\n"), err=True)
-    own = own_samples(manifest, pictures, MOST_COUNTED, 0).train
+    own = own_samples(manifest, pictures, MOST_PICTURES if latents else MOST_COUNTED, 0).train
     with console(stderr=True).status(f"fitting the {request.kind} to {len(own)} own pictures"):
-        return from_aggregate(own, (units, target.units()), aggregate, request)
+        own = latents_of(bundle, own) if latents else own
+        return from_aggregate(own, (units, target.units(latents=latents)), aggregate, request)
 
 
 def from_aggregate(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from ddib_fed.v1 import limits_pb2 as ddib__fed_dot_v1_dot_limits__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64\x64ib_fed/v1/calibration.proto\x12\x0b\x64\x64ib_fed.v1\x1a\x18\x64\x64ib_fed/v1/limits.proto\"%\n\x13GetAggregateRequest\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\"A\n\x14GetAggregateResponse\x12)\n\taggregate\x18\x01 \x01(\x0c\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x91\xb5\x18\x00\x00\x00\x00\x00\x00\xf0@\"!\n\x0fGetUnitsRequest\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\"9\n\x10GetUnitsResponse\x12%\n\x05units\x18\x01 \x01(\x0c\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x91\xb5\x18\x00\x00\x00\x00\x00\x00\xb0@\"\x83\x01\n\x14\x43\x61librationSignature\x12\x1e\n\tsigned_at\x18\x01 \x01(\x04\x42\x0b\x91\xb5\x18\x00\x80\xbf \xfa\x7fMB\x12 \n\x0b\x63\x65rtificate\x18\x02 \x01(\tB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\x00\xd0@\x12)\n\tsignature\x18\x03 \x01(\x0c\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x91\xb5\x18\x00\x00\x00\x00\x00\x00p@\"~\n\x16SignCalibrationRequest\x12+\n\x0b\x63\x61libration\x18\x01 \x01(\x0c\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x91\xb5\x18\x00\x00\x00\x00\x00\x00\xd0@\x12\x37\n\x06source\x18\x02 \x01(\x0b\x32!.ddib_fed.v1.CalibrationSignatureB\x04\xa0\xb5\x18\x01\"z\n\x17SignCalibrationResponse\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.ddib_fed.v1.CalibrationState\x12\x31\n\x06target\x18\x02 \x01(\x0b\x32!.ddib_fed.v1.CalibrationSignature*r\n\x10\x43\x61librationState\x12!\n\x1d\x43\x41LIBRATION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43\x41LIBRATION_STATE_SIGNED\x10\x01\x12\x1d\n\x19\x43\x41LIBRATION_STATE_PENDING\x10\x02\x32\x90\x02\n\x12\x43\x61librationService\x12S\n\x0cGetAggregate\x12 .ddib_fed.v1.GetAggregateRequest\x1a!.ddib_fed.v1.GetAggregateResponse\x12G\n\x08GetUnits\x12\x1c.ddib_fed.v1.GetUnitsRequest\x1a\x1d.ddib_fed.v1.GetUnitsResponse\x12\\\n\x0fSignCalibration\x12#.ddib_fed.v1.SignCalibrationRequest\x1a$.ddib_fed.v1.SignCalibrationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64\x64ib_fed/v1/calibration.proto\x12\x0b\x64\x64ib_fed.v1\x1a\x18\x64\x64ib_fed/v1/limits.proto\"%\n\x13GetAggregateRequest\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\"A\n\x14GetAggregateResponse\x12)\n\taggregate\x18\x01 \x01(\x0c\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x91\xb5\x18\x00\x00\x00\x00\x00\x00\xf0@\"2\n\x0fGetUnitsRequest\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0f\n\x07latents\x18\x02 \x01(\x08\"9\n\x10GetUnitsResponse\x12%\n\x05units\x18\x01 \x01(\x0c\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x91\xb5\x18\x00\x00\x00\x00\x00\x00\xb0@\"\x83\x01\n\x14\x43\x61librationSignature\x12\x1e\n\tsigned_at\x18\x01 \x01(\x04\x42\x0b\x91\xb5\x18\x00\x80\xbf \xfa\x7fMB\x12 \n\x0b\x63\x65rtificate\x18\x02 \x01(\tB\x0b\x91\xb5\x18\x00\x00\x00\x00\x00\x00\xd0@\x12)\n\tsignature\x18\x03 \x01(\x0c\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x91\xb5\x18\x00\x00\x00\x00\x00\x00p@\"~\n\x16SignCalibrationRequest\x12+\n\x0b\x63\x61libration\x18\x01 \x01(\x0c\x42\x16\x89\xb5\x18\x00\x00\x00\x00\x00\x00\xf0?\x91\xb5\x18\x00\x00\x00\x00\x00\x00\xd0@\x12\x37\n\x06source\x18\x02 \x01(\x0b\x32!.ddib_fed.v1.CalibrationSignatureB\x04\xa0\xb5\x18\x01\"z\n\x17SignCalibrationResponse\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.ddib_fed.v1.CalibrationState\x12\x31\n\x06target\x18\x02 \x01(\x0b\x32!.ddib_fed.v1.CalibrationSignature*r\n\x10\x43\x61librationState\x12!\n\x1d\x43\x41LIBRATION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43\x41LIBRATION_STATE_SIGNED\x10\x01\x12\x1d\n\x19\x43\x41LIBRATION_STATE_PENDING\x10\x02\x32\x90\x02\n\x12\x43\x61librationService\x12S\n\x0cGetAggregate\x12 .ddib_fed.v1.GetAggregateRequest\x1a!.ddib_fed.v1.GetAggregateResponse\x12G\n\x08GetUnits\x12\x1c.ddib_fed.v1.GetUnitsRequest\x1a\x1d.ddib_fed.v1.GetUnitsResponse\x12\\\n\x0fSignCalibration\x12#.ddib_fed.v1.SignCalibrationRequest\x1a$.ddib_fed.v1.SignCalibrationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,22 +46,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SIGNCALIBRATIONREQUEST'].fields_by_name['calibration']._serialized_options = b'\211\265\030\000\000\000\000\000\000\360?\221\265\030\000\000\000\000\000\000\320@'
   _globals['_SIGNCALIBRATIONREQUEST'].fields_by_name['source']._loaded_options = None
   _globals['_SIGNCALIBRATIONREQUEST'].fields_by_name['source']._serialized_options = b'\240\265\030\001'
-  _globals['_CALIBRATIONSTATE']._serialized_start=658
-  _globals['_CALIBRATIONSTATE']._serialized_end=772
+  _globals['_CALIBRATIONSTATE']._serialized_start=675
+  _globals['_CALIBRATIONSTATE']._serialized_end=789
   _globals['_GETAGGREGATEREQUEST']._serialized_start=72
   _globals['_GETAGGREGATEREQUEST']._serialized_end=109
   _globals['_GETAGGREGATERESPONSE']._serialized_start=111
   _globals['_GETAGGREGATERESPONSE']._serialized_end=176
   _globals['_GETUNITSREQUEST']._serialized_start=178
-  _globals['_GETUNITSREQUEST']._serialized_end=211
-  _globals['_GETUNITSRESPONSE']._serialized_start=213
-  _globals['_GETUNITSRESPONSE']._serialized_end=270
-  _globals['_CALIBRATIONSIGNATURE']._serialized_start=273
-  _globals['_CALIBRATIONSIGNATURE']._serialized_end=404
-  _globals['_SIGNCALIBRATIONREQUEST']._serialized_start=406
-  _globals['_SIGNCALIBRATIONREQUEST']._serialized_end=532
-  _globals['_SIGNCALIBRATIONRESPONSE']._serialized_start=534
-  _globals['_SIGNCALIBRATIONRESPONSE']._serialized_end=656
-  _globals['_CALIBRATIONSERVICE']._serialized_start=775
-  _globals['_CALIBRATIONSERVICE']._serialized_end=1047
+  _globals['_GETUNITSREQUEST']._serialized_end=228
+  _globals['_GETUNITSRESPONSE']._serialized_start=230
+  _globals['_GETUNITSRESPONSE']._serialized_end=287
+  _globals['_CALIBRATIONSIGNATURE']._serialized_start=290
+  _globals['_CALIBRATIONSIGNATURE']._serialized_end=421
+  _globals['_SIGNCALIBRATIONREQUEST']._serialized_start=423
+  _globals['_SIGNCALIBRATIONREQUEST']._serialized_end=549
+  _globals['_SIGNCALIBRATIONRESPONSE']._serialized_start=551
+  _globals['_SIGNCALIBRATIONRESPONSE']._serialized_end=673
+  _globals['_CALIBRATIONSERVICE']._serialized_start=792
+  _globals['_CALIBRATIONSERVICE']._serialized_end=1064
 # @@protoc_insertion_point(module_scope)

@@ -29,10 +29,12 @@ class GetAggregateResponse(_message.Message):
     def __init__(self, aggregate: _Optional[bytes] = ...) -> None: ...
 
 class GetUnitsRequest(_message.Message):
-    __slots__ = ("domain",)
+    __slots__ = ("domain", "latents")
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
     domain: str
-    def __init__(self, domain: _Optional[str] = ...) -> None: ...
+    latents: bool
+    def __init__(self, domain: _Optional[str] = ..., latents: _Optional[bool] = ...) -> None: ...
 
 class GetUnitsResponse(_message.Message):
     __slots__ = ("units",)

@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 
 from ddib_fed.calibration.aggregate import QUANTUM
+from ddib_fed.calibration.record import leg_map, units_of
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import ImageUnreadable, InputError, UsageError
+from ddib_fed.errors import CalibrationModel, ImageUnreadable, InputError, UsageError
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.models.bundle import pretrained
-from ddib_fed.training.calibrating import anchors_of, count_pictures
+from ddib_fed.training.calibrating import (
+    CalibrationRequest,
+    LocalTarget,
+    anchors_of,
+    count_pictures,
+    make_calibration,
+    side,
+)
+from tests.engine.latent_models import CHANNELS, autoencoder, latent_model
 from tests.runs.tiny_models import tiny
 
 SIZE = 4
@@ -165,3 +174,30 @@ def test_an_anchor_without_partner_is_named(tmp_path: Path, lonely: str) -> None
         write(tmp_path / folder, ["both", *(["alone"] if folder == lonely else [])])
     with pytest.raises(InputError, match=r"1 pictures of .*alone"):
         anchors_of(RULES, (tmp_path / "a", tmp_path / "b"))
+
+
+def test_a_rotation_of_latents_is_fitted_to_an_aggregate_of_latents(tmp_path: Path) -> None:
+    """Both models have one autoencoder; the aggregate's cells are of its channels, and its units name it."""
+    own = autoencoder(1)
+    north, south = (latent_model(seed, own, name) for seed, name in ((1, "north"), (2, "south")))
+    folders, rng = (tmp_path / "north", tmp_path / "south"), np.random.default_rng(0)
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        for file in range(210):
+            ground = rng.normal(90 + 40 * number, 20, (4, 4)).repeat(8, 0).repeat(8, 1) + rng.normal(
+                0, 9, (32, 32)
+            )
+            (folder / f"{file}.png").write_bytes(encode_png(ground.clip(0, 255).astype(np.uint8)[..., None]))
+    target = LocalTarget(south, str(folders[1]), 8.0, 0, latents=True)
+    published = target.aggregate()
+    assert (published.cells.channels, published.units_sha256) == (CHANNELS, units_of(south.manifest)[1])
+    request = CalibrationRequest(
+        "rotation", side(north.manifest, latents=True), ("", "south"), 30, "", force=True
+    )
+    made = make_calibration(request, north, target, pictures=str(folders[0]), folders=None)
+    assert (made.map.channels, made.alone) == (CHANNELS, None)
+    assert leg_map(made, north.manifest) == made.map
+    with pytest.raises(CalibrationModel, match="does not have"):
+        leg_map(made, RELIEF.manifest)
+    with pytest.raises(UsageError, match="has no autoencoder"):
+        count_pictures(RELIEF, str(folders[1]), epsilon=1.0, latents=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ddib_fed.calibration.record import CalibratedSide
 from ddib_fed.client.files import FileItem
 from ddib_fed.client.in_process import InProcess, ProcessOptions
 from ddib_fed.client.results import write_result
@@ -22,14 +23,16 @@ from ddib_fed.engine import arrays
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.gate import Softener
 from ddib_fed.engine.local_party import open_party
+from ddib_fed.errors import CalibrationUnits
 from ddib_fed.models.bundle import Bundle, make_bundle, pretrained
 from ddib_fed.models.manifest import StructureThresholds
 from ddib_fed.models.sidecars import Tuned
-from ddib_fed.models.units import Normalisation
+from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.protocol.contract import guidance_to_pb
 from ddib_fed.protocol.messages import settings_to_pb
 from ddib_fed.record import UNGUIDED, Guidance, Part, Settings, Translation, file_name
 from ddib_fed.v1 import common_pb2
+from tests.calibration.examples import calibration, signed
 from tests.e2e.two_nodes import TwoNodes, same_noise
 from tests.engine.latent_models import CHANNELS, FACTOR, SIZE, autoencoder, latent_model
 from tests.engine.stages import translate_array
@@ -250,6 +253,32 @@ def test_models_of_latents_translate_alike_and_record_what_the_autoencoder_loses
     job = other.ended(other.submit(*write_files(tmp_path).paths))
     assert job.error.reason == "CONTRACT_MISMATCH"
     assert {each.field for each in job.error.differences} >= {"sample_shape", "latent_shape"}
+
+
+@pytest.mark.usefixtures("shared_noise")
+def test_latents_of_one_autoencoder_are_rotated_by_a_calibration(tmp_path, open_nodes) -> None:
+    """As colours are; with two autoencoders the latents have nothing in common, and it is refused."""
+    own = autoencoder(1)
+    north, south = (latent_model(seed, own, name) for seed, name in ((1, "north"), (2, "south")))
+    nodes = open_nodes(north, south, calibration='["rotation"]')
+    rotation = ChannelMap(rotation=tuple(map(tuple, np.linalg.qr(np.arange(16).reshape(4, 4) ** 1.5)[0])))
+    sides = {
+        side: CalibratedSide(
+            institution=f"{name}.example", domain=name, units=bundle.manifest.calibrated_units[1]
+        )
+        for side, name, bundle in (("source", "north", north), ("target", "south", south))
+    }
+    made = signed(calibration(kind="rotation", map=rotation, **sides), *nodes.institutions)
+    nodes.agree_on(made)
+    compared = compare(tmp_path, nodes, here=ProcessOptions(calibration=made.calibration))
+    compared.check(Part.LATENT)
+    (tmp_path / "plain").mkdir()
+    plain = compare(tmp_path / "plain", nodes, header={"no_calibration": True})
+    turned, latent = (np.load(each.federated / "Ada-png.latent.npy") for each in (compared, plain))
+    np.testing.assert_allclose(turned, rotation.apply(latent), atol=1e-4)
+    foreign = latent_model(2, autoencoder(2), "south")
+    with pytest.raises(CalibrationUnits, match="was made for a model of"):
+        InProcess(open_party(north), open_party(foreign), ProcessOptions(calibration=made.calibration))
 
 
 def learned_legs(domain: str, order: int, *numbers: int) -> Bundle:
