@@ -40,6 +40,8 @@ Draw = Callable[[int], Numbers]
 MAX_BYTES = 64 * 1024
 """Of an aggregate's canonical JSON."""
 MAX_CELLS = 4096
+MOST_CHANNELS = 6
+"""Of four intervals each."""
 LEAST_COUNTED, MOST_COUNTED = 200, 1_000_000
 """Units of an aggregate."""
 DEFAULT_COUNTED = 4000
@@ -62,7 +64,7 @@ class Cells(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    channels: int = Field(ge=1, le=6)
+    channels: int = Field(ge=1, le=MOST_CHANNELS)
     bins: int = Field(ge=4, le=64)
     reach: FiniteFloat = Field(default=REACH, ge=1, le=8)
 
@@ -233,6 +235,12 @@ def read_aggregate(content: bytes) -> Aggregate:
 
 
 def default_cells(channels: int, strength: float) -> Cells:
+    if channels > MOST_CHANNELS:
+        raise InputError(
+            f"a histogram of {channels} channels has more cells than an aggregate may have; at most {MOST_CHANNELS} are "
+            "counted",
+            hint="calibrate colours instead of latents: ddib calibrate --kind colour-map",
+        )
     bins = GREY_BINS if channels == 1 else next(bins for least, bins in COLOUR_BINS if strength >= least)
     if channels not in {1, 3}:  # of latents as many cells as of colours
         bins = max(4, round(bins ** (3 / channels)))

@@ -486,7 +486,7 @@ def shipped_name(manifest: Manifest, which: Path | str | None) -> str | None:
         problem = f"{which} is a domain that ships, and a folder here"
         raise UsageError(problem, hint=f"./{which} is the folder")
     shape = tuple(manifest.sample_shape)
-    if SHIPPED[str(which)].shape != shape:
+    if manifest.sample_kind != "point" and SHIPPED[str(which)].shape != shape:
         problem = f"pictures of {which} are {SHIPPED[str(which)].shape}, and {manifest.name} takes {shape}"
         raise InputError(problem, hint="name a folder of the model's own pictures")
     return str(which)
