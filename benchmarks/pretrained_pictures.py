@@ -2,6 +2,7 @@
 
     python -m benchmarks.pretrained_pictures [--domain satellite ...] [--out ddib_fed/models/pretrained] [--resume]
     python -m benchmarks.pretrained_pictures --thresholds     measure the thresholds of structure again, train nothing
+    python -m benchmarks.pretrained_pictures --domain satellite-256-autoencoder relief-256-autoencoder
 
 What is learned from, and what is kept apart for testing, is decided in ddib_fed/data/shipped.py and heads.py. The
 weights are the moving averages, stored as float16. What ships is manifest.json and model.safetensors of each
@@ -41,6 +42,8 @@ NETWORK = {
     for name in ("satellite-64", "relief-64")
 }
 """Of pictures of 64 pixels: one level more, so that attention is where it is in those of 32; 0.25 s a step of 16."""
+AUTOENCODERS = {f"{name}-autoencoder": name for name in ("satellite-256", "relief-256")}
+"""Of the domains whose models are of latents, by the names of their folders."""
 KEPT = (500, 1_000, 2_000, 4_000)
 """Steps whose checkpoints stay, for benchmarks/pictures/training_curve.py."""
 # The level to which pictures are softened before they are encoded; docs/quality.md has the table that it is from.
@@ -51,6 +54,9 @@ COLOURS = {name: "opponent" for name, domain in SHIPPED.items() if domain.map}
 
 def config(domain: str) -> TrainConfig:
     """The run of one domain."""
+    if domain in AUTOENCODERS:
+        command = f"python -m benchmarks.pretrained_pictures --domain {domain}"
+        return TrainConfig(kind="autoencoder", domain=AUTOENCODERS[domain], command=command)
     return TrainConfig(
         kind="pictures",
         domain=domain,
@@ -73,7 +79,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--domain", nargs="+", default=list(SHIPPED), choices=list(SHIPPED))
+    parser.add_argument("--domain", nargs="+", default=list(STEPS), choices=[*STEPS, *AUTOENCODERS])
     parser.add_argument("--out", type=Path, default=Path("ddib_fed/models/pretrained"))
     parser.add_argument("--resume", action="store_true", help="go on with runs that were cut off")
     parser.add_argument(

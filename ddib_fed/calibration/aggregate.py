@@ -237,8 +237,8 @@ def read_aggregate(content: bytes) -> Aggregate:
 def default_cells(channels: int, strength: float) -> Cells:
     if channels > MOST_CHANNELS:
         raise InputError(
-            f"a histogram of {channels} channels has more cells than an aggregate may have; at most {MOST_CHANNELS} are "
-            "counted",
+            f"a histogram of {channels} channels has more cells than an aggregate may have; at most {MOST_CHANNELS} "
+            "are counted",
             hint="calibrate colours instead of latents: ddib calibrate --kind colour-map",
         )
     bins = GREY_BINS if channels == 1 else next(bins for least, bins in COLOUR_BINS if strength >= least)

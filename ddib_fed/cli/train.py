@@ -73,7 +73,7 @@ def given(settings: Mapping[str, Any], **further: Any) -> dict[str, Any]:
 
 @click.command()
 @OUT
-@train_options(options_of("points", "pictures"))
+@train_options(options_of("points", "pictures", "autoencoder"))
 @options.option(
     "generator --model MODEL",
     "Train a classifier of noisy pictures that guides the model in this folder: its noise levels, units and picture "

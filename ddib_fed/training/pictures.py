@@ -38,7 +38,7 @@ from ddib_fed.models.manifest import LatentSpace, Manifest
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import ClassifierConfig, LibraryConfig, UNetConfig
 from ddib_fed.networks.spectrum import Moments
-from ddib_fed.networks.unet import NoisyClassifier, UNet
+from ddib_fed.networks.unet import UNet
 from ddib_fed.training.augment import scan_like
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.objective import LambdaSampler, Question, ask
@@ -213,7 +213,7 @@ def _fitted(name: str, have: Tensor | None, want: Tensor) -> Tensor:
 
 
 def channels_last(network: nn.Module) -> nn.Module:
-    if not isinstance(network, UNet | NoisyClassifier):
+    if any(parameter.ndim > 4 for parameter in network.parameters()):
         return network
     moved: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return moved

@@ -53,6 +53,7 @@ from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.networks.placement import torch_threads
 from ddib_fed.terminal import bar, say
+from ddib_fed.training.autoencoder import AutoencoderTask
 from ddib_fed.training.config import RunPlan, TrainConfig, learning_rate
 from ddib_fed.training.latents import LatentTask, as_latents, open_autoencoder
 from ddib_fed.training.pictures import PictureTask, open_start
@@ -147,6 +148,9 @@ def open_run(
         side = load_autoencoder(folder).manifest.sample_shape[-1]
         config = config.model_copy(update={"size": side})
     pictures = open_source(config, source, say=say, progress=on_scan)
+    if config.kind == "autoencoder":
+        task = partial(AutoencoderTask, source=pictures)
+        return Opened(config, config.domain or pictures.name, pictures.digest, task, len(pictures.train))
     behind = open_autoencoder(config, pictures)
     start = open_start(config, pictures, behind and behind.space(pictures.shape).shape)
     name = config.domain or pictures.name

@@ -22,7 +22,7 @@ from ddib_fed.data import folder as folders
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.folder import Entry, Folder, Progress, Survey, expand
 from ddib_fed.data.pictures import Picture, decode_image
-from ddib_fed.data.shipped import BLOCK_MM, SHIPPED, load_shipped
+from ddib_fed.data.shipped import BLOCK_MM, SHIPPED, shipped_bytes, shipped_domain
 from ddib_fed.data.synthetic import draw
 from ddib_fed.errors import (
     DdibError,
@@ -51,7 +51,7 @@ Split = Callable[[float], tuple[Entries, Entries]]
 Say = Callable[[str], None]
 
 MIN_PICTURES = 8
-_MOMENT_PICTURES = 4096
+_MOMENT_PICTURES, _MOMENT_NUMBERS = 4096, 1 << 26
 CROP_ROOM = 8
 """With random windows pictures are kept larger by this part of their size."""
 FEW = 200
@@ -109,17 +109,16 @@ def array_source(
 
 
 def shipped_source(name: str) -> PictureSource:
-    pictures = load_shipped(name)
-    domain = pictures.domain
+    domain, (train, held_out, _) = shipped_domain(name), shipped_bytes(name)
     form = PictureFormat(tiles=bool(domain.map))  # crops of a map are parts of it, sheets of a head are whole
     if len(domain.shape) == 4:
         form = PictureFormat(fit="pad", spacing=(float(BLOCK_MM),) * 3)
-    return array_source(name, pictures.train, pictures.held_out, picture=form, note=data_note(domain))
+    return array_source(name, train, held_out, picture=form, note=data_note(domain))
 
 
 def normalisation(config: TrainConfig, source: PictureSource) -> Normalisation:
     """Mean and deviation of the training pictures of each channel, rounded to what a manifest shows well."""
-    every = max(1, len(source.train) // _MOMENT_PICTURES)
+    every = max(1, len(source.train) // _MOMENT_PICTURES, source.train.size // _MOMENT_NUMBERS)
     raw = Normalisation(colours=config.colours)
     sample = raw.recoloured(expand(source.train[::every]).astype(np.float64))
     axes = (0, *range(2, sample.ndim))

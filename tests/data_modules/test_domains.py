@@ -71,7 +71,8 @@ def test_a_point_is_a_function_of_seed_step_and_sample():
 
 
 @pytest.mark.slow
-def test_no_stripe_has_two_owners_and_no_crop_leaves_its_stripe() -> None:
+@pytest.mark.parametrize("crop", [shipped.CROP, shipped.LARGE_CROP])
+def test_no_stripe_has_two_owners_and_no_crop_leaves_its_stripe(crop: int) -> None:
     owned = [
         set(shipped.stripes_of(side, part))
         for side, part in (
@@ -84,8 +85,8 @@ def test_no_stripe_has_two_owners_and_no_crop_leaves_its_stripe() -> None:
     ]
     assert sum(map(len, owned)) == len(set.union(*owned)) == shipped.MAP_SIZE[0] // shipped.STRIPE
     for stripe in owned[4]:
-        for _, x in shipped.coasts_in(stripe, shipped.TEST_STEP):
-            assert stripe * shipped.STRIPE <= x <= (stripe + 1) * shipped.STRIPE - shipped.CROP
+        for _, x in shipped.coasts_in(stripe, shipped.TEST_STEP, crop):
+            assert stripe * shipped.STRIPE <= x <= (stripe + 1) * shipped.STRIPE - crop
 
 
 def test_a_sheet_sees_its_own_slab_alone() -> None:

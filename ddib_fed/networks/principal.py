@@ -1,0 +1,143 @@
+"""First weights of an autoencoder: it begins as the best linear one of its pictures, and learns what that leaves.
+
+From random weights a small network takes hours to become as good as that. The linear one works by halvings of the
+sides: the k channels of 2^d neighbours become their principal components, of which a layer keeps as many as it has
+channels, and the latent is the first components of the last halving, each divided by its deviation.
+
+    h' = V^T fold(h) / 2^(d/2),    h = unfold(V h') 2^(d/2),    V orthonormal
+
+Residual branches begin at 0. The normalisation before a last layer would take brightness and contrast away: a constant
+channel far beyond the others makes it nearly a fixed factor.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+CONSTANT = 30.0
+"""In deviations of the pictures: its square is some hundred times the variance of all channels."""
+LOG_VARIANCE = -6.0
+"""Of a latent about its mean, whose own variance is 1."""
+_BLOCKS = {"Convolution", "AEKLResBlock", "AEKLDownsample", "UpSample", "GroupNorm"}
+
+
+@torch.no_grad()
+def begin_linear(network: Any, pictures: Tensor) -> bool:
+    """Give MONAI's AutoencoderKL these weights, from normalised pictures (N, C, *sides).
+
+    False, and nothing is changed, where it cannot have them: it attends, normalises by groups of channels, or enlarges
+    without transposed convolutions.
+    """
+    encoder, decoder = network.encoder.blocks, network.decoder.blocks
+    blocks = [*encoder, *decoder]
+    known = {type(block).__name__ for block in blocks} <= _BLOCKS
+    whole = all(part.num_groups == 1 for part in network.modules() if isinstance(part, nn.GroupNorm))
+    enlarges = all(hasattr(block, "deconv") for block in blocks if type(block).__name__ == "UpSample")
+    if not (known and whole and enlarges):
+        return False
+    *inner, _, last = encoder
+    halvings, h, constant = [], pictures, torch.empty(0)
+    for block in inner:
+        if hasattr(block, "pad"):
+            v = _components(h)[:, : block.conv.conv.out_channels]
+            constant = _halve(block.conv.conv, v)
+            halvings.append(v)
+            h = torch.einsum("km,nk...->nm...", v / _factor(h), _folded(h))
+        else:
+            constant = _pass_on(block)
+            h = h[:, : len(constant)]
+    scale, mean = _of_constant(constant)
+    z = h[:, : network.latent_channels]
+    deviation = z.transpose(0, 1).flatten(1).std(1).clamp_min(1e-3)
+    _diagonal(last.conv, scale / deviation)
+    last.conv.bias[: len(deviation)] = mean / deviation
+    for convolution in (network.quant_conv_mu.conv, network.post_quant_conv.conv):
+        _diagonal(convolution, torch.ones(network.latent_channels))
+    network.quant_conv_log_sigma.conv.weight.zero_()
+    network.quant_conv_log_sigma.conv.bias.fill_(LOG_VARIANCE)
+    first, *inner, _, last = decoder
+    _diagonal(first.conv, deviation)
+    constant = first.conv.bias
+    for block in inner:
+        constant = _enlarge(block.deconv, halvings.pop()) if hasattr(block, "deconv") else _pass_on(block)
+    scale, mean = _of_constant(constant)
+    _diagonal(last.conv, scale * torch.ones(pictures.shape[1]))
+    last.conv.bias.fill_(mean)
+    return True
+
+
+def _folded(h: Tensor) -> Tensor:
+    """The channels of 2^d neighbours as those of one place: (N, k 2^d, *halves)."""
+    n, k, *sides = h.shape
+    dims = len(sides)
+    halves = [side // 2 for side in sides]
+    split = h.reshape(n, k, *(number for half in halves for number in (half, 2)))
+    inner, outer = range(3, 3 + 2 * dims, 2), range(2, 2 + 2 * dims, 2)
+    found: Tensor = split.permute(0, 1, *inner, *outer).reshape(n, k * 2**dims, *halves)
+    return found
+
+
+def _factor(h: Tensor) -> float:
+    return float(2.0 ** ((h.ndim - 2) / 2))
+
+
+def _components(h: Tensor) -> Tensor:
+    """Principal components of neighbours, in columns; about 0, which is the mean of normalised pictures."""
+    rows = _folded(h).transpose(0, 1).flatten(1).double()
+    found: Tensor = torch.linalg.eigh(rows @ rows.T / rows.shape[1])[1]  # the smallest first
+    return found.flip(1).float()
+
+
+def _halve(convolution: Any, v: Tensor) -> Tensor:
+    """The bias of a convolution of 3^d that now gives components; the first 2^d of its taps are the neighbours."""
+    weight, (inputs, outputs) = convolution.weight, v.shape
+    dims = weight.ndim - 2
+    k = inputs // 2**dims
+    weight.zero_()
+    weight[(slice(outputs), slice(k), *[slice(2)] * dims)] = (v.T / 2 ** (dims / 2)).reshape(
+        outputs, k, *[2] * dims
+    )
+    bias: Tensor = convolution.bias.zero_()
+    return bias
+
+
+def _enlarge(convolution: Any, v: Tensor) -> Tensor:
+    """The bias of a transposed convolution that now gives neighbours of their components."""
+    weight, (inputs, outputs) = convolution.weight, v.shape
+    dims = weight.ndim - 2
+    k = inputs // 2**dims
+    weight.zero_()
+    weight[:outputs, :k] = (v.T * 2 ** (dims / 2)).reshape(outputs, k, *[2] * dims)
+    bias: Tensor = convolution.bias.zero_()
+    return bias
+
+
+def _pass_on(block: Any) -> Tensor:
+    """The last bias of a convolution, or of a residual block, that now gives what it is given."""
+    if not hasattr(block, "conv2"):
+        _diagonal(block.conv, torch.ones(min(block.conv.weight.shape[:2])))
+        return cast("Tensor", block.conv.bias)
+    if hasattr(block.nin_shortcut, "conv"):
+        _pass_on(block.nin_shortcut)
+    block.conv2.conv.weight.zero_()
+    return cast("Tensor", block.conv2.conv.bias.zero_())
+
+
+def _diagonal(convolution: Any, values: Tensor) -> None:
+    """Channel i becomes channel i times a value; the others 0."""
+    convolution.weight.zero_()
+    convolution.bias.zero_()
+    middle = [side // 2 for side in convolution.weight.shape[2:]]
+    for channel, value in enumerate(values):
+        convolution.weight[(channel, channel, *middle)] = value
+
+
+def _of_constant(bias: Tensor) -> tuple[float, float]:
+    """Deviation and mean over all channels, once the last is the constant."""
+    bias[-1] = CONSTANT
+    share = 1.0 / len(bias)
+    return CONSTANT * math.sqrt(share * (1.0 - share)), CONSTANT * share

@@ -1,0 +1,158 @@
+"""Learning an autoencoder of pictures, which makes them into the latents z that a model is trained on, and back.
+
+loss    mean |decode(z) - x| + KL_WEIGHT KL(N(mean, deviation) || N(0, 1)),    z = mean + deviation eps
+
+x are windows of normalised pictures: the network is convolutional, and many windows of a step tell it more than few
+pictures. What is measured and shown are whole pictures that were held out, each from the mean of its latent.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ddib_fed.data.synthetic import uniforms
+from ddib_fed.diffusion.schedule import ScheduleConfig
+from ddib_fed.errors import SettingsInvalid
+from ddib_fed.evaluation import metrics
+from ddib_fed.evaluation.sheets import Stage, save_sheet, slices_of
+from ddib_fed.networks.config import LibraryConfig
+from ddib_fed.networks.principal import begin_linear
+from ddib_fed.training.config import TrainConfig
+from ddib_fed.training.pictures import COLUMNS, PictureTask, Samples, Start
+from ddib_fed.training.sources import PictureSource
+from ddib_fed.training.trainer import Piece, Trainer
+
+Floats = NDArray[np.float32]
+
+TARGET = "monai.networks.nets.AutoencoderKL"
+KL_WEIGHT = 1e-6
+"""Of the mean over the numbers of a latent."""
+WINDOW = 64
+"""Side of a window, or the picture's: at an equal number of pixels a step, smaller windows are more different ones."""
+BEGIN_NUMBERS = 1 << 23
+"""Of the windows that the first weights follow from, about so many."""
+HELD_OUT, MEASURED = 32, 256
+"""Held-out pictures of which the loss is taken as the run goes, and figures at its end; at most."""
+_AT_ONCE = 8
+
+
+def autoencoder_network(config: TrainConfig, source: PictureSource) -> LibraryConfig:
+    channels, *sides = source.shape
+    follows = {"spatial_dims": len(sides), "in_channels": channels, "out_channels": channels}
+    for name, value in follows.items():
+        if config.network.get(name, value) != value:
+            problem = f"{name} follows from the pictures and is {value}, not {config.network[name]}"
+            raise SettingsInvalid(problem, hint=f"leave {name} out of the network's fields")
+    network = LibraryConfig(target=TARGET, arguments={**config.network, **follows})
+    if any(side % network.divisor for side in sides):
+        raise SettingsInvalid(
+            f"pictures of {sides[-1]} pixels do not divide by {network.divisor}, as the autoencoder needs",
+            hint=f"a size that divides by {network.divisor}",
+        )
+    return network
+
+
+class AutoencoderTask(PictureTask):
+    """Batches of windows; a sample's `eps` is the noise of its latent."""
+
+    network: LibraryConfig
+
+    def __init__(self, config: TrainConfig, source: PictureSource) -> None:
+        self._pictures = source
+        start = Start(autoencoder_network(config, source), ScheduleConfig())
+        super().__init__(config, replace(source, size=min(WINDOW, source.shape[-1])), start)
+
+    @property
+    def pictures(self) -> PictureSource:
+        return self._pictures
+
+    def initial_network(self) -> nn.Module:
+        network = super().initial_network()
+        windows = BEGIN_NUMBERS // math.prod(self.source.shape)
+        begin_linear(network, self.take(0, 0, max(1, min(windows, len(self.source.train)))).x0)
+        return network
+
+    def take(self, step: int, first: int, count: int) -> Samples:
+        u = uniforms(self.config.seed, step, count, COLUMNS + (self.source.train.ndim == 5), first=first)
+        chosen = self._chosen(step * self.config.batch + first, count)
+        x = self.normal.apply(self.changed(chosen, u))
+        shape = self.network.latent_channels, *(side // self.network.divisor for side in x.shape[2:])
+        eps = np.stack(
+            [self._noise(step, first + row).standard_normal(shape, np.float32) for row in range(count)]
+        )
+        return Samples(torch.from_numpy(x), torch.from_numpy(eps), None)
+
+    def loss(self, network: nn.Module, piece: Piece, samples: Samples) -> tuple[Tensor, Tensor]:
+        del piece  # which the samples hold all of
+        found = self._errors(network, samples.x0, samples.eps)
+        return found.sum() / self.config.batch, found
+
+    def held_out_loss(self, network: nn.Module, at_once: int) -> float:
+        x = torch.from_numpy(self.normal.apply(self._held_out_pictures(HELD_OUT)))
+        found = [self._errors(network, part, None).cpu() for part in torch.split(x, min(at_once, _AT_ONCE))]
+        return float(torch.cat(found).double().mean())
+
+    def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
+        shown = slice(self.config.samples)
+        pictures = self._held_out_pictures(MEASURED if last else self.config.samples)
+        made = self.reconstructed(trainer.averaged(), pictures)
+        stages = [Stage("held out", slices_of(pictures[shown])), Stage("decoded", slices_of(made[shown]))]
+        save_sheet(folder / "samples.png", stages)
+        flat = (*pictures.shape[:2], -1, pictures.shape[-1])
+        figures = {"reconstruction_psnr": metrics.psnr(made.reshape(flat), pictures.reshape(flat))}
+        if pictures.ndim == 4 and min(pictures.shape[2:]) >= metrics.WINDOW:
+            figures["reconstruction_ssim"] = metrics.ssim(made, pictures)
+        self.figures = {name: round(float(np.median(found)), 4) for name, found in figures.items()}
+        return ""
+
+    def reconstructed(self, network: Any, pictures: Floats) -> Floats:
+        """What is decoded from the latents of pictures (N, C, *sides) in [-1, 1]."""
+        parts = torch.split(torch.from_numpy(self.normal.apply(pictures)), _AT_ONCE)
+        with torch.no_grad():
+            made = [network.decode(network.encode(part.to(_device(network)))).cpu() for part in parts]
+        found: Floats = np.clip(self.normal.undo(torch.cat(made).numpy()), -1, 1)
+        return found
+
+    def aside(self) -> None:
+        return None
+
+    def manifest(self) -> dict[str, Any]:
+        return {
+            "role": "autoencoder",
+            "sample_kind": "picture" if len(self._pictures.shape) == 3 else "volume",
+            "sample_shape": self._pictures.shape,
+            "network": self.network,
+            "normalisation": self.normal,
+            "soften_sigma": self.config.soften_sigma,
+            "picture": self._pictures.picture,
+            "data": self._pictures.note,
+        }
+
+    def _noise(self, step: int, row: int) -> np.random.Generator:
+        key = np.array([self.config.seed, step], np.uint64)
+        return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, row + 1], np.uint64)))
+
+    def _errors(self, network: Any, x: Tensor, eps: Tensor | None) -> Tensor:
+        """The loss of each picture (n,), without `eps` from the mean of its latent."""
+        x = x.to(_device(network))
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            mean, deviation = network.posterior(x)
+            found = network.decode(mean if eps is None else mean + deviation * eps)
+        mean, deviation = mean.float(), deviation.float()
+        gap = 0.5 * (mean.square() + deviation.square() - 1.0) - deviation.log()
+        losses: Tensor = (found.float() - x).abs().flatten(1).mean(1) + KL_WEIGHT * gap.flatten(1).mean(1)
+        return losses
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
