@@ -515,12 +515,16 @@ def middle_slices(volume: Pixels) -> Pixels:
     return drawn
 
 
+def holds_volume(content: bytes) -> bool:
+    """Whether a file is a .npy of a volume by its shape, which is no picture's."""
+    shape = read_header(content).shape if image_format(content) == "NPY" else ()
+    return len(shape) == 4 or (len(shape) == 3 and not {shape[0], shape[2]} & {1, 3})
+
+
 def shown_pixels(content: bytes, limits: ImageLimits | None = None) -> Pixels:
     """(H, W, C) of the picture in a file, of a volume its middle slices."""
-    if image_format(content) == "NPY":
-        shape = read_header(content).shape
-        if len(shape) == 4 or (len(shape) == 3 and not {shape[0], shape[2]} & {1, 3}):
-            return middle_slices(decode_volume(content))
+    if holds_volume(content):
+        return middle_slices(decode_volume(content))
     return decode_image(content, limits).pixels
 
 
