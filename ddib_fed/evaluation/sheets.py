@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddib_fed.data.pictures import middle_slices
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation.metrics import Pictures, to_channels
 from ddib_fed.files import write_file
@@ -55,6 +56,7 @@ def contact_sheet(
     """A PNG of all stages of all pictures, `across` pictures per band."""
     from PIL import Image, ImageDraw
 
+    stages = [replace(stage, pictures=as_pictures(stage.pictures)) for stage in stages]
     sizes = {(len(stage.pictures), *stage.pictures.shape[2:]) for stage in stages}
     if len(sizes) != 1:
         raise ShapeMismatch(
@@ -98,6 +100,13 @@ def contact_sheet(
 def save_sheet(path: Path, stages: Sequence[Stage], **how: Any) -> None:
     """Write a sheet; arguments as of `contact_sheet`."""
     write_file(path, contact_sheet(stages, **how), private=True)
+
+
+def as_pictures(stack: Pictures) -> Pictures:
+    """Pictures (N, C, H, W) of themselves, or of the middle slices of volumes (N, C, D, H, W)."""
+    if stack.ndim == 4:
+        return stack
+    return np.stack([np.moveaxis(middle_slices(np.moveaxis(each, 0, -1)), -1, 0) for each in stack])
 
 
 def to_pixels(pictures: Pictures) -> NDArray[np.uint8]:
