@@ -15,6 +15,7 @@ from ddib_fed.errors import ImageTooLarge, ImageUnreadable, KindMismatch, Pictur
 from ddib_fed.evaluation.metrics import file_rule
 from ddib_fed.evaluation.samples import REFUSE, VolumeSamples, samples_of
 from ddib_fed.models.manifest import PictureFormat
+from tests.engine.latent_models import autoencoder, latent_model
 from tests.node.volume_examples import SIDES, npy, volume_model, voxels
 
 
@@ -65,6 +66,16 @@ def test_a_result_has_the_volumes_shape_the_rules_bits_and_the_scale_that_the_re
     assert figures["edge_correlation"] == pytest.approx(1.0, abs=1e-3)
     figures = there.returned(given, Decoded(0, back, None, 0.0)).figures["picture"]
     assert figures["cycle_psnr"] > 50
+
+
+def test_behind_an_autoencoder_the_record_says_what_it_alone_loses() -> None:
+    model = DomainModel(latent_model(encoder=autoencoder(dims=3, size=16), size=16))
+    there = samples_of(model, ImageLimits(), 0)
+    given = there.read(npy(voxels(sides=(16, 16, 16))), REFUSE)
+    figures = there.returned(given, Decoded(0, given.samples, None, 0.0)).figures["picture"]
+    alone = model.out_of_units(model.into_units(given.samples)).clip(-1, 1)
+    wanted = 10 * np.log10(4 / np.square(alone - given.samples).mean())
+    assert figures["autoencoder_psnr"] == pytest.approx(wanted, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -68,14 +70,22 @@ def test_volumes_go_there_and_back_as_in_one_process(tmp_path: Path) -> None:
         assert picture.cycle_mse == pytest.approx(error, abs=(2 / 255) ** 2 / 6)
 
 
+SCENE = (12, 16, 16)
+"""Wider than the models, whose blocks overlap."""
+
+
 def test_a_killed_node_goes_on_with_volumes_and_others_are_refused(tmp_path: Path) -> None:
-    """kill -9 in the middle of a job; pictures and volumes of another size are refused before anything is computed."""
+    """kill -9 in the middle of a job; pictures and volumes of another size are refused before anything is computed; a
+    NIfTI comes back with its affine.
+    """
     pair = Pair.create(tmp_path, "south", domain="north", pretrained=False)
     save_volume_model(pair.north.folder / "model", "north", seed=1, form=NORTH)
     save_volume_model(pair.south.folder / "model", "south", seed=2, form=SOUTH)
+    for node in (pair.north, pair.south):
+        node.edit('# scene = "512x512" ', 'scene = "12x16x16" ')
     try:
         pair.start()
-        assert "volume 1x12x16x8" in ddib("domains", "--profile", pair.profile)
+        assert "volume 1x12x16x16" in ddib("domains", "--profile", pair.profile)
         ddib("doctor", "--profile", pair.profile)
         assert "volume" in ddib("status", "--config", pair.north.config_path)
         with pair.client() as client:
@@ -85,10 +95,25 @@ def test_a_killed_node_goes_on_with_volumes_and_others_are_refused(tmp_path: Pat
             ):
                 with pytest.raises(error):
                     client.submit([content], TARGET, SETTINGS)
-            job = client.submit([npy(voxels(seed=n)) for n in range(6)], TARGET, Settings(evaluations=96))
+            job = client.submit(
+                [npy(voxels(seed=n, sides=SCENE)) for n in range(6)], TARGET, Settings(evaluations=96)
+            )
             first_progress(client, job.job_id, "decode")
             pair.north.kill()
             pair.north.start(wait=False)
             check_finished_once(pair, client, job.job_id, 6)
+        affine = np.array([[0, 0.6, 0.8, -9], [-1, 0, 0, 7], [0, -0.8, 0.6, 3], [0, 0, 0, 1]]) @ np.diag(
+            [1, 2, 1, 1]
+        )
+        given = nibabel.Nifti1Image(voxels(sides=(16, 12, 16)), affine)
+        nibabel.save(given, tmp_path / "head.nii.gz")
+        ddib("translate", tmp_path / "head.nii.gz", "--to", TARGET, "--evaluations", 8, "--cycle",
+             "--out", tmp_path / "out", "--profile", pair.profile)  # fmt: skip
+        made = nibabel.load(tmp_path / "out" / "head.nii.gz")
+        np.testing.assert_allclose(made.affine, affine, atol=1e-4)
+        assert made.shape == given.shape
+        record = json.loads((tmp_path / "out" / "head.json").read_text())
+        assert record["study"]["volumes"]["resampled"] == [False] * 3
+        assert record["picture"]["cycle_psnr"] > 35
     finally:
         pair.stop()
