@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ddib_fed.data.pictures import ImageLimits, decode_image, encode_png, image_format, read_content
+from ddib_fed.data.pictures import (
+    ImageLimits,
+    decode_image,
+    decode_volume,
+    encode_png,
+    image_format,
+    middle_slices,
+    read_content,
+)
 from ddib_fed.data.points import parse_npy
 from ddib_fed.errors import DdibError, UsageError, extra
 from ddib_fed.record import Guidance, Part, Settings, Translation
@@ -28,7 +36,8 @@ if TYPE_CHECKING:
 
 
 Given = Image.Image | NDArray[Any] | str | Path
-"""A PIL picture; an array (H, W) or (H, W, C) of raw values, or (N, D) points; or the path of a file of either."""
+"""A PIL picture; an array of raw values, (H, W) or (H, W, C) of a picture, (D, H, W) or (D, H, W, C) of a volume, or
+(N, D) points; or the path of a file of any."""
 
 
 def contents(samples: Given | Sequence[Given]) -> list[bytes]:
@@ -80,9 +89,9 @@ class Model:
     def __init__(self, party: LocalParty, opener: Callable[[Bundle], LocalParty]) -> None:
         self.party, self._opener = party, opener
 
-    def of_scene(self, height: int, width: int) -> Model:
+    def of_scene(self, *sides: int) -> Model:
         """The same for pictures of that size in overlapping tiles, as `load` makes it with `scene`."""
-        return Model(self._opener(self.party.model.bundle.of_scenes(height, width)), self._opener)
+        return Model(self._opener(self.party.model.bundle.of_scenes(*sides)), self._opener)
 
     @property
     def domain(self) -> str:
@@ -90,12 +99,13 @@ class Model:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample: (C, H, W) of a picture, (D,) of a point."""
+        """Of one sample: (C, H, W) of a picture, (C, D, H, W) of a volume, (D,) of a point."""
         return self.party.model.sample_shape
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.shape))
-        what = f"pictures of {size}" if self.party.model.is_picture else f"points of {size} coordinates"
+        kind = self.party.model.manifest.sample_kind
+        what = f"{kind}s of {size}{' coordinates' if kind == 'point' else ''}"
         classes = self.party.model.manifest.num_classes
         return f"<Model {self.domain}: {what}{f', {classes} classes' if classes else ''}>"
 
@@ -106,7 +116,7 @@ def load(
     device: str = "cpu",
     dtype: str = "float32",
     classifier: str | Path | None = None,
-    scene: tuple[int, int] | None = None,
+    scene: tuple[int, ...] | None = None,
 ) -> Model:
     """Load a model.
 
@@ -117,8 +127,9 @@ def load(
             of each is in docs/operating.md.
         classifier: A bundle of a classifier of noisy pictures, for guidance by `classifier_scale`.
         scene: Height and width to which every picture is brought, and at which it is translated in overlapping tiles;
-            both models of a translation need the same. Without it a larger picture keeps its size so where the source
-            is a model of parts of pictures, in up to 1,024 tiles, and is fitted to the model's size elsewhere.
+            of volumes depth, height and width. Both models of a translation need the same. Without it a larger picture
+            keeps its size so where the source is a model of parts of pictures, in up to 1,024 tiles, and is fitted to
+            the model's size elsewhere.
 
     Raises:
         ModelNotFound: There is no such model.
@@ -159,14 +170,14 @@ class TranslatedSample:
 
     @cached_property
     def array(self) -> NDArray[Any]:
-        """The translation: (H, W, C) numbers of its file, or points (N, D) float32."""
-        return _array(self.files[Part.TRANSLATION])
+        """The translation: (H, W, C) or (D, H, W, C) numbers of its file, or points (N, D) float32."""
+        return self._array(self.files[Part.TRANSLATION])
 
     @cached_property
     def returned(self) -> NDArray[Any] | None:
         """What the cycle returned, like `array`; None without a cycle."""
         content = self.files.get(Part.RETURNED)
-        return None if content is None else _array(content)
+        return None if content is None else self._array(content)
 
     @cached_property
     def latent(self) -> NDArray[np.float32] | None:
@@ -179,11 +190,12 @@ class TranslatedSample:
         """The translation as a PIL picture.
 
         Raises:
-            UsageError: It is a set of points.
+            UsageError: It is a set of points, or a volume.
         """
         content = self.files[Part.TRANSLATION]
         if image_format(content) == "NPY":
-            raise UsageError("the translation is a set of points, not a picture", hint="use .array")
+            what = "a set of points" if self.record.picture is None else "a volume"
+            raise UsageError(f"the translation is {what}, not a picture", hint="use .array")
         picture = Image.open(io.BytesIO(content))
         picture.load()
         return picture
@@ -203,8 +215,10 @@ class TranslatedSample:
 
     def __repr__(self) -> str:
         record, picture = self.record, self.record.picture
-        size = " x ".join(map(str, self.array.shape[: 1 if picture is None else 2]))
-        parts = [f"{size} {'points' if picture is None else 'picture'}"]
+        parts = [f"{len(self.array)} points"]
+        if picture is not None:
+            sides = [side for side in (picture.depth, picture.height, picture.width) if side]
+            parts = [f"{' x '.join(map(str, sides))} {'volume' if picture.depth else 'picture'}"]
         if picture is not None and picture.lost:
             parts.append(picture.lost)
         if picture is not None and picture.cycle_psnr is not None:
@@ -218,13 +232,16 @@ class TranslatedSample:
         return f"<Translated {record.source_domain} to {record.target_domain}: {', '.join(parts)}>"
 
     def _repr_png_(self) -> bytes | None:
-        return None if self.record.picture is None else self.files[Part.TRANSLATION]
+        if self.record.picture is None:
+            return None
+        return encode_png(middle_slices(self.array)) if self.array.ndim == 4 else self.files[Part.TRANSLATION]
 
-
-def _array(content: bytes) -> NDArray[Any]:
-    if image_format(content) == "NPY":
+    def _array(self, content: bytes) -> NDArray[Any]:
+        if image_format(content) != "NPY":
+            return decode_image(content).pixels
+        if self.record.picture is not None:
+            return decode_volume(content)
         return parse_npy(content, max_bytes=len(content), max_points=len(content))
-    return decode_image(content).pixels
 
 
 OnProgress = Callable[[int, int], None]
@@ -264,7 +281,7 @@ def translate(
 
     Args:
         samples: PIL pictures, arrays or paths, one or a list of them. An array is one sample: (H, W) or (H, W, C) raw
-            values of a picture, or points (N, D) in the units of the data.
+            values of a picture, (D, H, W) or (D, H, W, C) of a volume, or points (N, D) in the units of the data.
         source: A model from `load`, its name or folder; or a client.
         target: A model from `load`, its name or folder; with a client INSTITUTION/DOMAIN.
         cycle: Whether to come back, for the error of the round trip.
@@ -361,7 +378,7 @@ def _scene_of(model: DomainModel, content: bytes, settings: Settings) -> tuple[i
 
     form = model.manifest.picture
     one_size = settings.solver == "flow-map" or settings.grid == "learned" or model.bundle.tile is not None
-    if form is None or not form.tiles or one_size:
+    if form is None or not form.tiles or one_size or model.manifest.sample_kind != "picture":
         return None
     (high, wide), (_, height, width) = decode_image(content).pixels.shape[:2], model.sample_shape
     return (high, wide) if 0 < tiles_in(high, wide, (height, width)) <= MOST_TILES else None

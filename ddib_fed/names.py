@@ -28,15 +28,16 @@ _LABEL: Final = re.compile(LABEL)
 _INSTITUTION: Final = re.compile(rf"(?:{LABEL}\.)+{LABEL}")
 _DOMAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ALPHABETS: Final = ("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "CHEROKEE", "LISU")
-_SIZE: Final = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+_SIZE: Final = re.compile(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){1,2}")
 
 
-def size_from(text: str) -> tuple[int, int]:
-    """Height and width in pixels from a text as ``700x150``."""
-    found = _SIZE.fullmatch(text)
-    if found is None:
-        raise ValueError(f"{text!a} is no size: write HEIGHTxWIDTH in pixels, e.g. 700x150")
-    return int(found[1]), int(found[2])
+def size_from(text: str) -> tuple[int, ...]:
+    """Height and width in pixels from a text as ``700x150``; of volumes the depth before them."""
+    if _SIZE.fullmatch(text) is None:
+        raise ValueError(
+            f"{text!a} is no size: write HEIGHTxWIDTH in pixels, e.g. 700x150, or DEPTHxHEIGHTxWIDTH of volumes"
+        )
+    return tuple(map(int, text.split("x")))
 
 
 def names_apart(

@@ -201,6 +201,8 @@ class CycleError(_Section):
 class PictureFigures(_Section):
     """What was done with a picture, and what was measured of it; None where it was not measured or is not known."""
 
+    depth: int | None = None
+    """Of a volume."""
     height: int = 0
     width: int = 0
     size_rule: str = ""
@@ -239,6 +241,11 @@ class PictureFigures(_Section):
         if times >= 2:
             said += f": {times:,.0f} pixels became one"
         return said
+
+    @property
+    def size(self) -> str:
+        """Width, height and, of a volume, depth."""
+        return "x".join(str(side) for side in (self.width, self.height, self.depth) if side)
 
     @property
     def output_scale(self) -> tuple[float, float]:

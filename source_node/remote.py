@@ -54,7 +54,9 @@ SILENCE_S: Final = 120.0
 """Longer than a few of the signs of life that a target sends (`target_node.stream.SIGN_OF_LIFE_S`)."""
 MAX_SECONDS: Final = 1e7
 """Beyond it, what a peer says of its own speed is not believed (and not recorded)."""
-ANSWERS: Final = {"point": common_pb2.MEDIA_TYPE_NPY, "picture": common_pb2.MEDIA_TYPE_PNG}
+ANSWERS: Final = {
+    "point": common_pb2.MEDIA_TYPE_NPY, "picture": common_pb2.MEDIA_TYPE_PNG, "volume": common_pb2.MEDIA_TYPE_NPY,
+}  # fmt: skip
 """What a translation comes back as."""
 STAGES: Final[Mapping[str, Stage]] = {"decode": "decode", "encode": "encode"}
 # Latents that wait for the wire, in batches, and at least some: the next batch is whole when the wire is free.

@@ -104,6 +104,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             class_names=own.class_names,
             intensity=(read and read.intensity) or "",
             slices=(read and read.slices) or "",
+            spacing_mm=own.spacing_mm,
             tiles=self.node.translates_in_tiles,
         )
         if request.own_alone:

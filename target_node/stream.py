@@ -19,15 +19,13 @@ from typing import Final
 
 import grpc
 
-from ddib_fed.data.fitting import from_array
-from ddib_fed.data.pictures import encode_png
-from ddib_fed.data.points import to_npy
+from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.party import Control, Decoded, Failed, Leg, Stage, ToDecode
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian
-from ddib_fed.evaluation.metrics import picture_rule
+from ddib_fed.evaluation.samples import samples_of
 from ddib_fed.latent import Latent
-from ddib_fed.node.role import NodeContext, solver_settings
+from ddib_fed.node.role import MEDIA_TYPES, NodeContext, solver_settings
 from ddib_fed.node.server import Pace
 from ddib_fed.protocol.contract import Contract, guidance_from_pb
 from ddib_fed.protocol.latent import ApprovedLatent, LatentOpener, approve
@@ -223,6 +221,7 @@ class DecodeStream:
         owner: str = "",
     ) -> None:
         self._engine = engine
+        self._samples = samples_of(engine.model, ImageLimits(), max_points=0)  # nothing is read
         self._contract = contract
         self._latents = latents
         self._control = control
@@ -315,18 +314,11 @@ class DecodeStream:
             again, round_trip = outcome.again, None
             if again is not None:
                 round_trip = approve(again.latent, self._contract, again.statistics, item=number)
-            file, media_type = self._file(outcome)
+            file = self._samples.file(outcome.samples)
         except DdibError as error:
             error.facts.setdefault("item", str(number))
             raise
-        return DecodedFile(number, file, media_type, outcome.seconds, round_trip)
-
-    def _file(self, decoded: Decoded) -> tuple[bytes, int]:
-        manifest = self._engine.model.bundle.manifest
-        if manifest.sample_kind != "picture":
-            return to_npy(decoded.samples), common_pb2.MEDIA_TYPE_NPY
-        picture = from_array(decoded.samples[0], picture_rule(manifest))
-        return encode_png(picture), common_pb2.MEDIA_TYPE_PNG
+        return DecodedFile(number, file, MEDIA_TYPES[self._samples.format], outcome.seconds, round_trip)
 
     def _on_step(self, number: int, stage: Stage, step: int, steps: int) -> None:
         now = time.monotonic()

@@ -61,6 +61,7 @@ def test_an_institution_is_accepted_everywhere_or_nowhere(name: str) -> None:
 
 def test_sizes_are_height_by_width() -> None:
     assert size_from("700x150") == (700, 150)
-    for text in ("700", "700 x 150", "0x150", "-1x2", "700x150x3", "999999x1", "ownx1"):
+    assert size_from("160x224x128") == (160, 224, 128)
+    for text in ("700", "700 x 150", "0x150", "-1x2", "7x1x5x3", "999999x1", "ownx1"):
         with pytest.raises(ValueError, match=r"e\.g\. 700x150"):
             size_from(text)

@@ -238,8 +238,7 @@ def _say_study(each: WrittenStudy) -> None:
     picture, round_trip = each.provenance.picture, ""
     if "tiles" in each.report and picture is not None and picture.cycle_psnr is not None:
         mark = ", doubtful" if "cycle_psnr" in (each.provenance.doubts or ()) else ""
-        size = f"{picture.width}x{picture.height}"
-        round_trip = f"round trip {picture.cycle_psnr:.1f} dB at its own {size} pixels{mark}"
+        round_trip = f"round trip {picture.cycle_psnr:.1f} dB at its own {picture.size} pixels{mark}"
     for line in filter(None, (each.refused, round_trip, *each.said)):
         say(f"  {line}")
     if doubtful := sum(bool(item.get("doubtful")) for item in each.report["items"]):
@@ -340,7 +339,7 @@ def _print_results(delivered: Sequence[Delivered]) -> None:
         rows.append(
             {
                 "file": item.file,
-                ">pixels": f"{picture.width}x{picture.height}{fitted}" if picture else "",
+                ">pixels": f"{picture.size}{fitted}" if picture else "",
                 ">edges": _figure(picture and picture.edge_correlation),
                 ">cycle dB": _figure(picture and picture.cycle_psnr, ".1f"),
                 ">autoencoder dB": _figure(picture and picture.autoencoder_psnr, ".1f"),

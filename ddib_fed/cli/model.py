@@ -253,7 +253,7 @@ def _shown(bundle: Bundle) -> dict[str, str]:
     if bundle.allowances is not None:
         shown["gate"] = measured(bundle.allowances)
     else:
-        also = "" if made.sample_kind == "picture" else ", and points of each set are encoded again"
+        also = "" if made.sample_kind != "point" else ", and points of each set are encoded again"
         shown["gate"] = f"fixed bounds{also or ' alone'}"
     return shown | ({} if bundle.privacy is None else listed("privacy ", bundle.privacy.values()))
 
@@ -458,10 +458,10 @@ def _evaluations(levels: PublicLevels, default: int, manifests: Sequence[Manifes
 @options.FORCE
 @options.OUTCOME
 def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, **given: Any) -> None:
-    """Draw points or pictures from a model.
+    """Draw points, pictures or volumes from a model.
 
-    Points: samples.npy, latent.npy, samples.png and report.json. Pictures: sample_0.png and on, sheet.png and
-    report.json.
+    Points: samples.npy, latent.npy, samples.png and report.json. Pictures: sample_0.png and on (volumes: sample_0.npy),
+    sheet.png and report.json.
 
     MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
     """
@@ -472,7 +472,7 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
 
     refuse_overwriting(out, force=force)
     bundle = open_model(which)
-    pictures = bundle.manifest.sample_kind == "picture"
+    pictures = bundle.manifest.sample_kind != "point"
     settings, public, clip = take_settings(given, [bundle.manifest])
     if not pictures:
         why = f"is for pictures, and {which} is a model of points"

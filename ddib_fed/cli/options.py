@@ -185,7 +185,8 @@ SOFTEN = option(
 
 SIZE = option(
     "scene --size HxW",
-    "Pictures: bring all to this height and width, and translate them so in overlapping tiles by one ODE.",
+    "Pictures: bring all to this height and width, and translate them so in overlapping tiles by one ODE. Volumes: "
+    "DxHxW.",
     str,
     callback=read_by(size_from),
 )

@@ -43,7 +43,7 @@ def _open_in_process(source: str, target: str, given: dict[str, Any]) -> InProce
 
     require_alone("a translation without nodes")
     bundles = open_bundle(source), open_bundle(target)
-    pictures = bundles[0].manifest.sample_kind == "picture"
+    pictures = bundles[0].manifest.sample_kind != "point"
     solver, public, clip = take_settings(given, [bundle.manifest for bundle in bundles])
     if public and pictures:  # the public code neither softens nor leaves values unclipped
         given["soften"] = 0.0 if given["soften"] is None else given["soften"]

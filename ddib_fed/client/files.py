@@ -64,7 +64,9 @@ SUFFIXES = {
 }
 """Of files by their media type."""
 _MEDIA = {suffix: media for media, suffix in SUFFIXES.items()}
-_NPY = "numpy.save writes such a file: points (N, D), or one picture (H, W) or (H, W, C)"
+_NPY = (
+    "numpy.save writes such a file: points (N, D), one picture (H, W) or (H, W, C), or one volume (D, H, W)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,14 +303,16 @@ def open_inputs(
     studies, taken, without = None, list[str](), list[Path]()
     if found.studies:
         from ddib_fed.formats.opening import open_recognised
-        from ddib_fed.formats.study import Options
+        from ddib_fed.formats.study import Grid, Options
 
-        intensity, slices, own_rule = reading["intensity"], "axial", ""
+        intensity, slices, own_rule, volume = reading["intensity"], "axial", "", None
         if source is not None:
             intensity, own_rule = _intensity(intensity, source, say), source.intensity
             slices = _slices(reading["slices"], source, say)
+            if source.sample_kind == "volume":
+                volume = Grid(tuple(source.sample_shape[1:]), tuple(source.spacing_mm))
         bad: list[tuple[Path, DdibError]] = []
-        options = Options(intensity, slices, of_maps, of_pictures, most, own_rule)
+        options = Options(intensity, slices, of_maps, of_pictures, most, own_rule, volume)
         choice = open_recognised(found, options, bad=bad)
         if line := _ignored_line(choice.ignored):
             say(line)
@@ -369,6 +373,9 @@ def _slices(asked: str, source: pb.ListDomainsResponse, say: Callable[[str], obj
     """The plane that was asked for, or the one that the source's model was trained with."""
     if asked == "auto":
         return source.slices or "axial"
+    if source.sample_kind == "volume":
+        say(f"warning: --slices {asked}: {source.institution}/{source.domain} takes whole volumes")
+        return "axial"
     if source.slices not in {"", asked}:
         model = f"the model of {source.institution}/{source.domain}"
         say(f"warning: --slices {asked}: {model} was trained on {source.slices} slices")

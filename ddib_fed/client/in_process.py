@@ -26,9 +26,9 @@ from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.model import DomainModel, check_given
 from ddib_fed.engine.party import Control, Failed, ToTranslate, TranslatedItem, translate
 from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted
-from ddib_fed.evaluation.metrics import picture_rule
+from ddib_fed.evaluation.metrics import file_rule, picture_rule
 from ddib_fed.evaluation.samples import Given, samples_of
-from ddib_fed.protocol.contract import guidance_from_pb
+from ddib_fed.protocol.contract import REFUSE, guidance_from_pb
 from ddib_fed.record import UNGUIDED, Classes, LatentFigures, Part, Settings, Translation
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
@@ -92,9 +92,9 @@ class InProcess(Client):
         manifests = source.model.manifest, target.model.manifest
         self._rotation = map_between(here.calibration, *manifests)
         self._samples = samples_of(source.model, ImageLimits(max_bytes=MAX_ITEM_BYTES), MAX_POINTS)
-        pictures = source.model.is_picture
-        self._size_rule = picture_rule(manifests[0]).fit if pictures else "none"
-        self._target_rule = picture_rule(manifests[1]) if target.model.is_picture else None
+        fits = {"point": "none", "volume": REFUSE}
+        self._size_rule = fits.get(manifests[0].sample_kind) or picture_rule(manifests[0]).fit
+        self._target_rule = file_rule(manifests[1]) if target.model.is_picture else None
         self._jobs: dict[str, _Job] = {}
         self._control = Control()
         # Results of an earlier run are known by who asked for them: here by these models and options.
@@ -135,7 +135,8 @@ class InProcess(Client):
             domains=[target],
             intensity=(form and form.intensity) or "",
             slices=(form and form.slices) or "",
-            tiles=form is not None and form.tiles and own.bundle.tile is None,
+            spacing_mm=(form and form.spacing) or (),
+            tiles=form is not None and form.tiles and own.bundle.tile is None and self._size_rule != REFUSE,
             **_described(own),
         )
 

@@ -1,4 +1,4 @@
-"""Decodes PNG, JPEG, TIFF and .npy files to pixels, and encodes PNGs without metadata.
+"""Decodes PNG, JPEG, TIFF and .npy files to pixels, volumes to voxels, and encodes PNGs without metadata.
 
 The content decides the format, never the name; a file's claims are checked before it is decoded, and what decoding
 takes is known from the header. A PNG is stripped to its critical chunks and checked (sums, size, frames) before a
@@ -473,6 +473,59 @@ def _npy_header(content: bytes) -> tuple[Header, bool]:
             hint="save (H, W), (H, W, 1) or (H, W, 3), one picture a file",
         )
     return header, planes_first
+
+
+def volume_shape(header: Header) -> tuple[int, int, int, int]:
+    """(D, H, W, C) of the one volume in a .npy (D, H, W) or (D, H, W, C)."""
+    shape = header.shape if len(header.shape) == 4 else (*header.shape, 1)
+    if len(shape) != 4 or shape[3] not in {1, 3} or 0 in shape:
+        raise ImageUnreadable(
+            f"a .npy of shape {str(header.shape)[:80]} is not one volume",
+            hint="save (D, H, W) or (D, H, W, 3), one volume a file",
+        )
+    depth, height, width, channels = shape
+    return depth, height, width, channels
+
+
+def decode_volume(content: bytes) -> Pixels:
+    """The voxels (D, H, W, C) in the bytes of a .npy, of a type as a `Picture`; for limits see `volume_shape`."""
+    with faults_as_unreadable("NPY"):
+        header = read_header(content)
+        shape = volume_shape(header)
+        return settle(header.numbers(content).reshape(-1, *shape[2:])).reshape(shape)
+
+
+def encode_volume(voxels: Pixels) -> bytes:
+    """The .npy (D, H, W), or (D, H, W, C) of colours, of voxels (D, H, W, C)."""
+    file = io.BytesIO()
+    flat = voxels[..., 0] if voxels.shape[3] == 1 else voxels
+    np.lib.format.write_array(file, np.ascontiguousarray(flat), version=(1, 0), allow_pickle=False)
+    return file.getvalue()
+
+
+def middle_slices(volume: Pixels) -> Pixels:
+    """The axial, coronal and sagittal slice (H, W, C) through the middle of (D, H, W, C), the head up, side by side."""
+    depth, height, width, channels = volume.shape
+    slices = volume[depth // 2], volume[::-1, height // 2], volume[::-1, :, width // 2]
+    size = max(depth, height), 2 * width + height, channels
+    drawn, left = np.full(size, volume.min(), volume.dtype), 0
+    for each in slices:
+        drawn[: each.shape[0], left : left + each.shape[1]] = each
+        left += each.shape[1]
+    return drawn
+
+
+def holds_volume(content: bytes) -> bool:
+    """Whether a file is a .npy of a volume by its shape, which is no picture's."""
+    shape = read_header(content).shape if image_format(content) == "NPY" else ()
+    return len(shape) == 4 or (len(shape) == 3 and not {shape[0], shape[2]} & {1, 3})
+
+
+def shown_pixels(content: bytes, limits: ImageLimits | None = None) -> Pixels:
+    """(H, W, C) of the picture in a file, of a volume its middle slices."""
+    if holds_volume(content):
+        return middle_slices(decode_volume(content))
+    return decode_image(content, limits).pixels
 
 
 def _tiff_pixels(content: bytes, limits: ImageLimits) -> Pixels:

@@ -176,6 +176,10 @@ def picture_for_points(what: str, dim: int) -> KindMismatch:
     return _mismatch(f"a picture ({what})", f"points (N, {dim})")
 
 
+def picture_for_volumes(what: str, shape: str) -> KindMismatch:
+    return _mismatch(what, f"volumes (D, H, W) of {shape}")
+
+
 def _mismatch(holds: str, takes: str) -> KindMismatch:
     facts = {"holds": holds, "takes": takes}
     detail, hint = explain(facts)
@@ -207,6 +211,10 @@ def explain(facts: Mapping[str, str], name: str = "the file") -> tuple[str, str]
         how = "make it grey if that is meant, or use a model trained with --set channels=3"
     elif problem:
         how = f"bring its values to {takes}, or use a model trained with --range {facts.get('fits', '')}"
+    elif takes.startswith("volumes"):
+        how = (
+            "a DICOM series or a NIfTI file is one volume, or a .npy; `ddib domains` lists who takes pictures"
+        )
     elif takes == "pictures":
         how = "`ddib domains` lists who takes points; a picture of this shape is saved as (H, W, 1)"
     else:

@@ -125,12 +125,12 @@ def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentSta
 
 
 def unusual(pictures: Samples, normalised: Tensor) -> str:
-    """What is unusual about pictures (N, C, H, W), in words; empty for nothing."""
+    """What is unusual about pictures (N, C, *sides), in words; empty for nothing."""
     found = []
     colours = np.moveaxis(pictures, 1, -1).reshape(-1, pictures.shape[1])
     _, counts = np.unique(colours, axis=0, return_counts=True)
     deviation = float(normalised.std())
-    if float(pictures.std(axis=(2, 3)).max()) < UNIFORM:
+    if float(pictures.std(axis=tuple(range(2, pictures.ndim))).max()) < UNIFORM:
         found.append("nearly uniform")
     elif len(counts) <= FEW_LEVELS:
         found.append(f"of only {len(counts)} different values")

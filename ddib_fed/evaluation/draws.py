@@ -1,4 +1,4 @@
-"""What a model draws, as files: points and pictures from noise.
+"""What a model draws, as files: points, pictures and volumes from noise.
 
 What a folder holds is listed in its report.json, which is written last.
 """
@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from ddib_fed.data.fitting import from_array
-from ddib_fed.data.pictures import encode_png
+from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.data.points import to_npy
 from ddib_fed.data.synthetic import DOMAINS
 from ddib_fed.engine.arrays import (
@@ -27,7 +26,8 @@ from ddib_fed.engine.arrays import (
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.party import ToDecode
 from ddib_fed.evaluation import sheets
-from ddib_fed.evaluation.metrics import distances_to_domain, picture_rule
+from ddib_fed.evaluation.metrics import distances_to_domain, file_rule
+from ddib_fed.evaluation.samples import samples_of
 from ddib_fed.evaluation.sheets import Stage, save_sheet
 from ddib_fed.files import write_file, write_json
 from ddib_fed.latent import Latent
@@ -81,14 +81,14 @@ def draw_pictures(
     *,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Draw pictures and write each as a PNG, with sheet.png and report.json."""
+    """Draw pictures and write each as a PNG, or volumes as .npy, with sheet.png and report.json."""
     samples = draw_samples(party, count, asked, on_progress=on_progress)
     manifest = party.model.manifest
-    rule, width = picture_rule(manifest), len(str(count - 1))
-    names = [f"sample_{number:0{width}d}.png" for number in range(count)]
+    writer, width = samples_of(party.model, ImageLimits(), max_points=0), len(str(count - 1))
+    names = [f"sample_{number:0{width}d}.{writer.format.lower()}" for number in range(count)]
     folder.mkdir(parents=True, exist_ok=True)
     for name, sample in zip(names, samples, strict=True):
-        write_file(folder / name, encode_png(from_array(sample, rule)))
+        write_file(folder / name, writer.file(sample[None]))
     note = "" if manifest.data is None else manifest.data.note or manifest.data.source
     caption = ". ".join(filter(None, [manifest.domain, note]))
     save_sheet(folder / "sheet.png", [Stage("samples", samples[:SHEET_PICTURES])], caption=caption)
@@ -99,7 +99,7 @@ def draw_pictures(
         "seed": asked.seed,
         "settings": asked.settings.described(),
         "guidance": asdict(asked.guidance),
-        "output_scale": dict(zip(("slope", "intercept"), rule.output_scale, strict=True)),
+        "output_scale": dict(zip(("slope", "intercept"), file_rule(manifest).output_scale, strict=True)),
         "pictures": names,
     }
     write_json(folder / "report.json", report)

@@ -48,9 +48,11 @@ FEATURE_SEED = 20230329
 
 
 def features(pictures: Pictures, blocks: int = EARLY) -> Matrix:
-    """Features (N, D) of pictures (N, C, H, W) in [-1, 1], C being 1 or 3."""
+    """Features (N, D) of pictures (N, C, H, W) in [-1, 1], C being 1 or 3; of volumes the means over axial slices."""
     import torch
 
+    if pictures.ndim == 5:
+        return np.stack([features(volume.swapaxes(0, 1), blocks).mean(axis=0) for volume in pictures])
     network, found = _network(), []
     with torch.no_grad():
         for start in range(0, len(pictures), BATCH):

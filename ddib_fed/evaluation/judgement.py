@@ -159,7 +159,7 @@ def judge(
     mapping: PictureMap | None = None,
     clusters: NDArray[Any] | None = None,
 ) -> Figures:
-    """All figures of translations (N, C, H, W) in [-1, 1], as JSON values.
+    """All figures of translations (N, C, H, W) in [-1, 1], or of volumes (N, C, D, H, W), as JSON values.
 
     Args:
         translated, source, truth, back: Corresponding pictures.

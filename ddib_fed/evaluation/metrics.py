@@ -1,8 +1,8 @@
-"""Figures of pictures, of clouds of points and of latents, and how much of a source's structure a translation kept.
+"""Figures of pictures and volumes, of points and of latents, and how much of a source's structure a translation kept.
 
 MSE   mean((a - b)^2), pictures in [-1, 1]
 PSNR  10 log10(2^2 / MSE) dB
-SSIM  Wang et al. (2004) as scikit-image has it, on intensities (x + 1) / 2: 7 x 7 windows, mean over channels
+SSIM  Wang et al. (2004) as scikit-image has it, on intensities (x + 1) / 2: windows of side 7, mean over channels
 edge correlation     Pearson's r of the two gradient magnitudes (central differences of luma)
 differs              under a calibration, which says what colours become: share of the pixels whose class, of two,
                      is another than that of the source's mapped picture
@@ -10,6 +10,7 @@ differs              under a calibration, which says what colours become: share 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from ddib_fed.models.manifest import Manifest, StructureThresholds
 
 Pictures = NDArray[np.float32]
-"""(N, C, H, W) in [-1, 1], C being 1 or 3."""
+"""(N, C, H, W), or (N, C, D, H, W) of volumes, in [-1, 1], C being 1 or 3."""
 Points = NDArray[np.floating]
 Figures = NDArray[np.float64]
 """(N,), one for each picture."""
@@ -61,10 +62,8 @@ def compare(pictures: Pictures, truth: Pictures) -> Similarity:
 
 def mse(pictures: Pictures, truth: Pictures) -> Figures:
     _check_pair(pictures, truth)
-    gaps = (
-        np.asarray(a, np.float64) - np.asarray(b, np.float64) for a, b in zip(pictures, truth, strict=True)
-    )
-    return np.array([np.square(gap).mean() for gap in gaps])
+    gaps = (np.subtract(a, b, dtype=np.float64) for a, b in zip(pictures, truth, strict=True))
+    return np.array([np.square(gap, out=gap).mean() for gap in gaps])
 
 
 def psnr(pictures: Pictures, truth: Pictures) -> Figures:
@@ -81,9 +80,7 @@ def to_psnr(errors: Figures) -> Figures:
 def ssim(pictures: Pictures, truth: Pictures) -> Figures:
     _check_pair(pictures, truth)
     if min(pictures.shape[2:]) < WINDOW:
-        raise ShapeMismatch(
-            f"SSIM needs pictures of at least {WINDOW} x {WINDOW} pixels, not {pictures.shape[2:]}"
-        )
+        raise ShapeMismatch(f"SSIM needs sides of at least {WINDOW} pixels, not {pictures.shape[2:]}")
     from skimage.metrics import structural_similarity
 
     how: dict[str, Any] = {"win_size": WINDOW, "data_range": 1.0, "channel_axis": 0}
@@ -98,38 +95,43 @@ def spread(figures: Figures) -> dict[str, float]:
 
 
 def _check_pair(pictures: Pictures, truth: Pictures) -> None:
-    """Return if two stacks have one shape (N, C, H, W)."""
-    if pictures.shape != truth.shape or pictures.ndim != 4 or 0 in pictures.shape:
+    """Return if two stacks have one shape (N, C, *sides)."""
+    if pictures.shape != truth.shape or pictures.ndim not in {4, 5} or 0 in pictures.shape:
         raise ShapeMismatch(
             f"two stacks of pictures of one shape (N, C, H, W) are expected, not {pictures.shape} and {truth.shape}"
         )
 
 
 def to_channels(pictures: Pictures, channels: int) -> Pictures:
-    """Pictures (N, C, H, W) with the given number of channels: colour becomes grey by luma, grey is repeated."""
-    have = pictures.shape[1] if pictures.ndim == 4 else 0
+    """Pictures (N, C, *sides) with the given number of channels: colour becomes grey by luma, grey is repeated."""
+    have = pictures.shape[1] if pictures.ndim >= 4 else 0
     if have not in {1, 3} or channels not in {1, 3}:
         raise ShapeMismatch(f"pictures of shape {pictures.shape} cannot be brought to {channels} channels")
     if have == channels:
         return pictures
     if channels == 3:
         return np.repeat(pictures, 3, axis=1)
-    grey = np.einsum("nchw,c->nhw", pictures, np.asarray(LUMA, pictures.dtype))
+    grey = np.einsum("nc...,c->n...", pictures, np.asarray(LUMA, pictures.dtype))
     return np.ascontiguousarray(grey[:, None])
 
 
 def picture_rule(manifest: Manifest) -> PictureRule:
     """The rule in a picture model's manifest for converting files to its input and back."""
-    from ddib_fed.models.manifest import PictureFormat  # torch, which a client lacks
-
     if manifest.sample_kind != "picture":
         raise UsageError(
             f"{manifest.name} is a model of {manifest.sample_kind}s, not of pictures",
             hint="ddib model show MODEL says what a model is of",
         )
-    channels, height, width = manifest.sample_shape
+    return file_rule(manifest)
+
+
+def file_rule(manifest: Manifest) -> PictureRule:
+    """The same of a model of pictures or of volumes, whose slices lie one under the other."""
+    from ddib_fed.models.manifest import PictureFormat  # torch, which a client lacks
+
+    channels, *rows, width = manifest.sample_shape
     form = manifest.picture or PictureFormat()  # without it in the manifest, 8-bit files are resized
-    return PictureRule(channels, height, width, form.fit, form.low, form.high, form.bits)
+    return PictureRule(channels, math.prod(rows), width, form.fit, form.low, form.high, form.bits)
 
 
 NEAREST = 5
@@ -155,7 +157,8 @@ def ranks(asked: NDArray[np.floating], answers: NDArray[np.floating]) -> NDArray
 
 def _flat(pictures: Pictures) -> NDArray[np.float64]:
     wide = np.asarray(pictures, np.float64)
-    flat: NDArray[np.float64] = (wide - wide.mean(axis=(2, 3), keepdims=True)).reshape(len(pictures), -1)
+    rows = wide.reshape(*wide.shape[:2], -1)
+    flat: NDArray[np.float64] = (rows - rows.mean(axis=2, keepdims=True)).reshape(len(pictures), -1)
     return flat
 
 
@@ -332,7 +335,7 @@ def structure(
     mapping: PictureMap | None = None,
     thresholds: StructureThresholds | None = None,
 ) -> Structure:
-    """Edge correlation of pictures (N, C, H, W) in [-1, 1] with their translations.
+    """Edge correlation of pictures (N, C, *sides) in [-1, 1] with their translations.
 
     With a mapping also which pixels have another class, of the two of the thresholds, than the source's have when
     they are mapped.
@@ -427,10 +430,10 @@ def doubtful(kept: Structure, thresholds: StructureThresholds) -> NDArray[np.boo
 
 
 def sharpness(pictures: Pictures) -> Figures:
-    """The mean change of luma from pixel to pixel, down and across, (N,)."""
+    """The mean change of luma from pixel to pixel, over all axes, (N,)."""
     luma = _luma(pictures)
-    down, across = (np.abs(np.diff(luma, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2))
-    found: Figures = (down + across) / 2
+    steps = (np.abs(np.diff(luma, axis=axis)).reshape(len(luma), -1) for axis in range(1, luma.ndim))
+    found: Figures = np.mean([step.mean(axis=1) for step in steps], axis=0)
     return found
 
 
@@ -439,7 +442,8 @@ def _luma(pictures: Pictures) -> NDArray[np.float64]:
 
 
 def _edge_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    first, second = (np.hypot(*np.gradient(grey)).ravel() for grey in (a, b))
+    # Of volumes in each axial slice.
+    first, second = (np.hypot(*np.gradient(grey, axis=(-2, -1))).ravel() for grey in (a, b))
     first, second = first - first.mean(), second - second.mean()
     scale = float(np.linalg.norm(first) * np.linalg.norm(second))
     return float(first @ second) / scale if scale > 0 else 0.0

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data.fitting import PictureRule, file_range, to_array
-from ddib_fed.data.pictures import ImageLimits, encode_png, read_image
+from ddib_fed.data.pictures import ImageLimits, Picture, encode_png, read_content, shown_pixels
 from ddib_fed.errors import DdibError
 from ddib_fed.evaluation.features import SampleVerdict
 from ddib_fed.evaluation.judgement import Figures, FigureTable, tables, worst_first
-from ddib_fed.evaluation.sheets import to_pixels
+from ddib_fed.evaluation.sheets import as_pictures, to_pixels
 from ddib_fed.pages import beside, write_page
 from ddib_fed.record import PictureFigures, Translation, fitted_line, undigits
 
@@ -116,7 +116,7 @@ def write_results(
     for number, each in enumerate(files):
         drawn, figures = each.drawn(side), each.figures
         fitted = f" at {figures.fitted_width}x{figures.fitted_height}" if figures.lost else ""
-        values = [f"{figures.width}x{figures.height}{fitted}", *(getattr(figures, key) for key in keys)]
+        values = [f"{figures.size}{fitted}", *(getattr(figures, key) for key in keys)]
         address = beside(each.translated.relative_to(page.parent).as_posix())
         mark = f"doubtful: {doubts_of(each.record)}" if each.record.doubtful else ""
         rows.append(_row(each.name, {kind: drawn.get(kind) for kind in kinds}, values, mark, address))
@@ -221,15 +221,17 @@ def provenance(records: Sequence[Translation]) -> list[tuple[str, str]]:
 def preview(
     path: Path, side: int, span: tuple[float, float] | None, scale: tuple[float, float] = (1.0, 0.0)
 ) -> Preview | None:
-    """The picture in a file, its longer side at most `side`; None if it cannot be drawn."""
+    """The picture in a file, or the middle slices of a volume, its longer side at most `side`; None if it cannot be
+    drawn.
+    """
+    limits = ImageLimits(max_bytes=MOST_BYTES)
     try:
-        picture = read_image(path, ImageLimits(max_bytes=MOST_BYTES))
-        pixels = picture.pixels
+        pixels = shown_pixels(read_content(path, limits), limits)
         low, high = file_range(pixels, span, scale) or (float(pixels.min()), float(pixels.max()))
         factor = min(1.0, side / max(pixels.shape[:2]))
         height, width = (max(1, round(length * factor)) for length in pixels.shape[:2])
         rule = PictureRule(3, height, width, "resize", low, max(high, low + 1e-6))
-        drawn: Preview = to_pixels(to_array(picture, rule)[0][None])[0]
+        drawn: Preview = to_pixels(to_array(Picture(pixels, ""), rule)[0][None])[0]
     except DdibError:
         return None
     return drawn
@@ -258,7 +260,7 @@ def write_report_page(
 ) -> None:
     """Write the page of an evaluation: the worst come first, and the page states how many it leaves out."""
     stacks = {
-        kind: to_pixels(stack)
+        kind: to_pixels(as_pictures(stack))
         for kind in ("source", "mapped", "translated", "truth", "back")
         if (stack := getattr(found, kind)) is not None
     }

@@ -1,6 +1,6 @@
 """Files as samples of a model, and what came back as files: the same for a source node and for one process.
 
-Points and pictures differ here and nowhere else. No metadata survives: output files are written from pixels.
+Points, pictures and volumes differ here and nowhere else. No metadata survives: output files are written from pixels.
 """
 
 from __future__ import annotations
@@ -26,12 +26,30 @@ from ddib_fed.data.fitting import (
     own_size_mse,
     to_array,
 )
-from ddib_fed.data.pictures import Geometry, ImageLimits, decode_image, encode_png
-from ddib_fed.data.points import parse_npy, picture_for_points, read_header, refuse_picture, to_npy
+from ddib_fed.data.pictures import (
+    Geometry,
+    ImageLimits,
+    Picture,
+    Pixels,
+    decode_image,
+    decode_volume,
+    encode_png,
+    encode_volume,
+    faults_as_unreadable,
+    volume_shape,
+)
+from ddib_fed.data.points import (
+    parse_npy,
+    picture_for_points,
+    picture_for_volumes,
+    read_header,
+    refuse_picture,
+    to_npy,
+)
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Decoded
 from ddib_fed.errors import DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
-from ddib_fed.evaluation.metrics import cycle_error, doubtful, mse, picture_rule, structure, to_psnr
+from ddib_fed.evaluation.metrics import cycle_error, doubtful, file_rule, mse, structure, to_psnr
 from ddib_fed.models.units import PictureMap
 from ddib_fed.record import CycleError, PictureFigures, digits
 
@@ -55,10 +73,10 @@ class Given:
 
     @property
     def geometry(self) -> Geometry:
-        """The size of results: the one that the picture had, unless they keep the models'."""
+        """The size of results: the one that the picture had, unless they keep the models', as volumes always do."""
         assert self.picture is not None
-        if self.model_size:
-            return Geometry(*self.samples.shape[-2:])
+        if self.model_size or self.picture.depth:
+            return Geometry(math.prod(self.samples.shape[2:-1]), self.samples.shape[-1])
         return Geometry(self.picture.height, self.picture.width)
 
     def at_model_size(self) -> Given:
@@ -123,10 +141,14 @@ class PointSamples:
         blend: float = 0.0,
     ) -> SampleFile:
         del rule, given, mapping, blend
-        return SampleFile(to_npy(samples))
+        return SampleFile(self.file(samples))
+
+    def file(self, samples: Array) -> bytes:
+        """Samples of the own model as a file."""
+        return to_npy(samples)
 
     def source(self, given: Given) -> SampleFile:
-        return SampleFile(to_npy(given.samples))
+        return SampleFile(self.file(given.samples))
 
     def returned(self, given: Given, back: Decoded) -> SampleFile:
         assert back.normalised is not None  # the own model decoded it
@@ -148,7 +170,7 @@ class PictureSamples:
 
     def __init__(self, model: DomainModel, limits: ImageLimits) -> None:
         self._model, self._manifest = model, model.bundle.manifest
-        self._rule, self._limits = picture_rule(self._manifest), limits
+        self._rule, self._limits = file_rule(self._manifest), limits
         self.formats = frozenset(limits.formats)
 
     def refusal(self, given: str) -> DdibError:
@@ -161,7 +183,7 @@ class PictureSamples:
     def read(self, content: bytes, size_rule: str) -> Given:
         """The samples in a client's file, and the part of its record that is known before it is translated."""
         rule = self._rule
-        fitted = fit_picture(decode_image(content, self._limits), rule)
+        fitted = fit_picture(self._decoded(content), rule)
         check_size(fitted.geometry, rule, size_rule)
         size, (slope, intercept) = fitted_size(rule, fitted.geometry), rule.output_scale
         figures = PictureFigures(
@@ -178,9 +200,8 @@ class PictureSamples:
             outside=round(fitted.use.outside, 4),
             used=round(fitted.use.used, 4),
         )
-        samples = fitted.samples[None]
-        original = samples if fitted.original is fitted.samples else fitted.original[None]
-        return Given(samples, original, figures)
+        shape = 1, *self._model.sample_shape
+        return Given(fitted.samples.reshape(shape), fitted.original.reshape(shape), figures)
 
     def memory(self, content: bytes) -> int:
         """Bytes that reading takes at most beside the file, by its header; 0 for what `read` will refuse."""
@@ -214,10 +235,11 @@ class PictureSamples:
         # The fit that was done to the source is what is undone; where sizes are refused there is nothing to undo.
         own: Any = "resize" if given.picture.size_rule == REFUSE else given.picture.size_rule
         least = self._manifest.structure
-        kept = structure(given.original, samples.clip(-1.0, 1.0), mapping, least)
+        before, after = self._seen(given.original), self._seen(samples)
+        kept = structure(before, after.clip(-1.0, 1.0), mapping, least)
         if blend and mapping is not None:
             samples = (1.0 - blend) * samples + blend * mapping(given.samples)
-        file = _png(samples, in_numbers(dataclasses.replace(rule, fit=own)), given.geometry)
+        file = self._file(samples, in_numbers(dataclasses.replace(rule, fit=own)), given.geometry)
         figures: dict[str, float | str | None] = {
             "low": rule.low,
             "high": rule.high,
@@ -243,8 +265,11 @@ class PictureSamples:
             figures["structure_doubtful"] = True
         return SampleFile(file, {"picture": figures})
 
+    def file(self, samples: Array) -> bytes:
+        return self._file(samples, self._rule)
+
     def source(self, given: Given) -> SampleFile:
-        return SampleFile(_png(given.samples, self._rule))
+        return SampleFile(self.file(given.samples))
 
     def returned(self, given: Given, back: Decoded) -> SampleFile:
         """The picture that came back, with the error of the round trip at the model's size."""
@@ -253,21 +278,107 @@ class PictureSamples:
         if self._model.bundle.autoencoder is not None:
             alone = self._model.out_of_units(self._model.into_units(given.samples)).clip(-1.0, 1.0)
             figures["autoencoder_psnr"] = float(to_psnr(mse(alone, given.original))[0])
-        return SampleFile(_png(back.samples, self._rule, given.geometry), {"picture": figures})
+        return SampleFile(self._file(back.samples, self._rule, given.geometry), {"picture": figures})
 
     def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:
         """Figures of a fitted picture's round trip at its own size; `content` is the client's file."""
         error = own_size_mse(back.samples[0], self._rule, decode_image(content, self._limits))
         return {"cycle_mse": error, "cycle_psnr": float(to_psnr(np.array([error]))[0])}
 
+    def _seen(self, samples: Array) -> Array:
+        """The part of which the structure is compared."""
+        return samples
+
+    def _file(self, samples: Array, rule: PictureRule, geometry: Geometry | None = None) -> bytes:
+        rows = samples[0].reshape(len(samples[0]), -1, samples.shape[-1])
+        return self._encoded(from_array(rows, rule, geometry))
+
+    def _decoded(self, content: bytes) -> Picture:
+        return decode_image(content, self._limits)
+
+    def _encoded(self, pixels: Pixels) -> bytes:
+        return encode_png(pixels)
+
+
+MOST_SLICES = 16
+"""Of a volume whose edges are compared."""
+NUMBER_BYTES = 20
+"""Memory for a voxel's number while a volume is read, and while one is written beside what it is compared with."""
+
+
+class VolumeSamples(PictureSamples):
+    """Volumes of the model's shape, one a .npy (D, H, W) or (D, H, W, C), in and out.
+
+    Within, the slices of a volume lie one under the other, as one picture of D * H rows.
+    """
+
+    format: str = "NPY"
+
+    def __init__(self, model: DomainModel, limits: ImageLimits) -> None:
+        super().__init__(model, dataclasses.replace(limits, formats=("NPY",)))
+        channels, *sides = model.sample_shape
+        self._shape, self._numbers = (*sides, channels), channels * math.prod(sides)
+
+    def refusal(self, given: str) -> DdibError:
+        return picture_for_volumes(f"a picture ({given or 'of an unknown type'})", self._called)
+
+    def read(self, content: bytes, size_rule: str) -> Given:
+        self._limits.check_bytes(len(content))
+        given = super().read(content, size_rule)
+        assert given.picture is not None
+        size = dict(zip(("depth", "height", "width"), self._shape, strict=False))
+        return dataclasses.replace(given, picture=given.picture.model_copy(update=size))
+
+    def memory(self, content: bytes) -> int:
+        try:
+            self._check_shape(content)
+        except DdibError:
+            return 0
+        return NUMBER_BYTES * self._numbers
+
+    def output_memory(self, given: Given) -> int:  # noqa: ARG002 - all volumes have one shape
+        return NUMBER_BYTES * self._numbers
+
+    def answer(self, file: bytes, rule: PictureRule | None, count: int) -> Array:  # noqa: ARG002 - one a file
+        assert rule is not None
+        return agreed(self._decoded(file).pixels, rule).reshape(1, *self._model.sample_shape)
+
+    @property
+    def _called(self) -> str:
+        return " x ".join(map(str, self._shape[:3]))
+
+    def _check_shape(self, content: bytes) -> None:
+        """Return if a .npy has the model's shape; grey and colours are told apart later."""
+        found = volume_shape(read_header(content))
+        if found[:3] != self._shape[:3]:
+            said = " x ".join(map(str, found[:3]))
+            raise ShapeMismatch(
+                f"a volume of {said} voxels where {self._called} alone is taken",
+                hint="ddib translate brings NIfTI files and DICOM series to the model's size; of larger volumes both "
+                "operators may set [model] scene",
+                facts={"size": said, "expected": self._called},
+            )
+
+    def _seen(self, samples: Array) -> Array:
+        return samples[:, :, :: -(-self._shape[0] // MOST_SLICES)]
+
+    def _decoded(self, content: bytes) -> Picture:
+        with faults_as_unreadable("NPY"):
+            self._check_shape(content)
+        voxels = decode_volume(content)
+        return Picture(voxels.reshape(-1, *voxels.shape[2:]), "NPY")
+
+    def _encoded(self, pixels: Pixels) -> bytes:
+        return encode_volume(pixels.reshape(self._shape[0], -1, *pixels.shape[1:]))
+
 
 Samples = PointSamples | PictureSamples
 
 
 def samples_of(model: DomainModel, limits: ImageLimits, max_points: int) -> Samples:
-    if model.is_picture:
-        return PictureSamples(model, limits)
-    return PointSamples(model, limits.max_bytes, max_points)
+    if not model.is_picture:
+        return PointSamples(model, limits.max_bytes, max_points)
+    return (VolumeSamples if model.manifest.sample_kind == "volume" else PictureSamples)(model, limits)
 
 
 def check_size(geometry: Geometry, rule: PictureRule, size_rule: str) -> None:
@@ -284,15 +395,21 @@ def check_size(geometry: Geometry, rule: PictureRule, size_rule: str) -> None:
 def read_answer(content: bytes, rule: PictureRule) -> Array:
     """The picture (1, C, H, W) that a peer answered with, at the model's size."""
     limits = ImageLimits(max_bytes=len(content), max_pixels=rule.height * rule.width, formats=("PNG",))
-    picture = decode_image(content, limits)
-    agreed = (rule.height, rule.width, rule.channels)
-    if picture.pixels.shape != agreed or picture.bits != rule.bits:
-        said = f"{'x'.join(map(str, picture.pixels.shape))} of {picture.bits} bits"
-        wanted = f"{'x'.join(map(str, agreed))} of {rule.bits} bits"
+    return agreed(decode_image(content, limits).pixels, rule)[None]
+
+
+def agreed(pixels: Pixels, rule: PictureRule) -> Array:
+    """The array (C, H, W) of pixels that are exactly of a rule's size and type."""
+    shape, kind = (rule.height, rule.width, rule.channels), f"uint{rule.bits}"
+    if pixels.shape != shape or pixels.dtype != kind:
+        said, wanted = (
+            f"{'x'.join(map(str, size))} of {of}"
+            for size, of in ((pixels.shape, pixels.dtype), (shape, kind))
+        )
         raise ShapeMismatch(
             f"a picture of {said} came, {wanted} was agreed", facts={"got": said, "agreed": wanted}
         )
-    return to_array(picture, in_numbers(rule))[0][None]
+    return to_array(Picture(pixels, ""), in_numbers(rule))[0]
 
 
 def in_numbers(rule: PictureRule) -> PictureRule:
@@ -300,7 +417,3 @@ def in_numbers(rule: PictureRule) -> PictureRule:
     if rule.output_scale == (1.0, 0.0):
         return rule
     return dataclasses.replace(rule, low=0.0, high=float(rule.top))
-
-
-def _png(samples: Array, rule: PictureRule, geometry: Geometry | None = None) -> bytes:
-    return encode_png(from_array(samples[0], rule, geometry))

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddib_fed.data.pictures import middle_slices
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation.metrics import Pictures, to_channels
 from ddib_fed.files import write_file
@@ -55,6 +56,7 @@ def contact_sheet(
     """A PNG of all stages of all pictures, `across` pictures per band."""
     from PIL import Image, ImageDraw
 
+    stages = [replace(stage, pictures=as_pictures(stage.pictures)) for stage in stages]
     sizes = {(len(stage.pictures), *stage.pictures.shape[2:]) for stage in stages}
     if len(sizes) != 1:
         raise ShapeMismatch(
@@ -100,19 +102,11 @@ def save_sheet(path: Path, stages: Sequence[Stage], **how: Any) -> None:
     write_file(path, contact_sheet(stages, **how), private=True)
 
 
-def slices_of(samples: Pictures) -> Pictures:
-    """Pictures as they are; of volumes (N, C, D, H, W) the three middle slices, side by side: (N, C, S, 3 S)."""
-    if samples.ndim == 4:
-        return samples
-    side = max(samples.shape[2:])
-    found = []
-    for axis in (2, 3, 4):
-        cut = np.take(samples, samples.shape[axis] // 2, axis=axis)
-        cut = cut if axis == 2 else cut[:, :, ::-1]  # the top of the head is up
-        room = [(side - have) // 2 for have in cut.shape[2:]]
-        edges = [(at, side - have - at) for at, have in zip(room, cut.shape[2:], strict=True)]
-        found.append(np.pad(cut, ((0, 0), (0, 0), *edges), constant_values=-1.0))
-    return np.concatenate(found, axis=3)
+def as_pictures(stack: Pictures) -> Pictures:
+    """Pictures (N, C, H, W) of themselves, or of the middle slices of volumes (N, C, D, H, W)."""
+    if stack.ndim == 4:
+        return stack
+    return np.stack([np.moveaxis(middle_slices(np.moveaxis(each, 0, -1)), -1, 0) for each in stack])
 
 
 def to_pixels(pictures: Pictures) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Measures a folder of translations against sources and truths, as stacks of pictures of one size and scale.
+"""Measures a folder of translations against sources and truths, as stacks of pictures or volumes of one size and scale.
 
 A folder written by `ddib translate` has a record beside each picture (NAME.json), which names the files; in any other
 folder every picture is a translation. Sources and truths are found by name: the same path below their folder, whatever
@@ -8,6 +8,7 @@ before rounding; statistics of the latent).
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +20,9 @@ from numpy.typing import NDArray
 
 from ddib_fed.data.fitting import OWN_RANGES, Fit, PictureRule, file_range, fit_picture, to_array
 from ddib_fed.data.folder import SUFFIXES
-from ddib_fed.data.pictures import Picture, read_image
+from ddib_fed.data.pictures import Picture, decode_volume, holds_volume, read_image
 from ddib_fed.data.points import name_file
-from ddib_fed.errors import FileMissing, PictureMisfit, UsageError
+from ddib_fed.errors import FileMissing, PictureMisfit, ShapeMismatch, UsageError
 from ddib_fed.evaluation.judgement import Figures, judge
 from ddib_fed.evaluation.metrics import Pictures, to_channels
 from ddib_fed.models.units import PictureMap
@@ -83,31 +84,48 @@ def by_name(folder: Path) -> dict[str, Path]:
 
 
 class _Reader:
-    """Brings files to one size and to [-1, 1]; counts those that had another size."""
+    """Brings files to one size and to [-1, 1]; counts those that had another size, which volumes may not."""
 
-    def __init__(self, height: int, width: int, total: int, on_read: OnRead | None, fit: Fit) -> None:
-        self.size, self._total, self._on_read, self._fit = (height, width), total, on_read, fit
+    def __init__(self, size: tuple[int, ...], total: int, on_read: OnRead | None, fit: Fit) -> None:
+        self.size, self._total, self._on_read, self._fit = size, total, on_read, fit
         self.done = self.resized = 0
 
     def stack(self, paths: Sequence[Path], span: Span | None, scales: Sequence[Span] = ()) -> Pictures:
-        """The pictures in files, (N, C, H, W); raw values outside of the span lie beyond [-1, 1]."""
+        """The samples in files, (N, C, *size); raw values outside of the span lie beyond [-1, 1]."""
         arrays: list[NDArray[np.float32]] = []
         for path, scale in zip(paths, scales or [_RAW] * len(paths), strict=True):
-            picture = read_image(path)
+            picture, size = _read(path)
+            if len(self.size) == 3 and size != self.size:
+                raise ShapeMismatch(
+                    f"{path} is of {size}, and the translations are volumes of {self.size}",
+                    hint="bring all to the size of the translations",
+                )
             found = file_range(picture.pixels, span, scale)
             if found is None:
                 raise UsageError(
                     f"{path} holds {picture.pixels.dtype}, which has no range of its own",
                     hint="name the raw values that are black and white: --range LOW:HIGH",
                 )
-            rule = PictureRule(picture.pixels.shape[2], *self.size, self._fit, *found, 8)
-            arrays.append(_original(picture, path, rule) if scale == _RAW else to_array(picture, rule)[0])
+            rows, width = math.prod(self.size[:-1]), self.size[-1]
+            rule = PictureRule(picture.pixels.shape[2], rows, width, self._fit, *found, 8)
+            array = _original(picture, path, rule) if scale == _RAW else to_array(picture, rule)[0]
+            arrays.append(array.reshape(-1, *self.size))
             self.done += 1
-            self.resized += picture.pixels.shape[:2] != self.size
+            self.resized += size != self.size
             if self._on_read is not None:
                 self._on_read(self.done, self._total)
         channels = max(len(array) for array in arrays)
         return np.concatenate([to_channels(array[None], channels) for array in arrays])
+
+
+def _read(path: Path) -> tuple[Picture, tuple[int, ...]]:
+    """The picture in a file and its size; the slices of a volume lie one under the other."""
+    content = path.read_bytes() if path.suffix.lower() == ".npy" else b""
+    if not holds_volume(content):
+        picture = read_image(path)
+        return picture, picture.pixels.shape[:2]
+    voxels = decode_volume(content)
+    return Picture(voxels.reshape(-1, *voxels.shape[2:]), "NPY"), voxels.shape[:3]
 
 
 def _original(picture: Picture, path: Path, rule: PictureRule) -> NDArray[np.float32]:
@@ -123,7 +141,7 @@ def _original(picture: Picture, path: Path, rule: PictureRule) -> NDArray[np.flo
 
 @dataclass(frozen=True, slots=True)
 class Translations:
-    """Stacks of corresponding pictures, each (N, C, H, W) in [-1, 1]."""
+    """Stacks of corresponding pictures, each (N, C, H, W) in [-1, 1], or volumes, (N, C, D, H, W)."""
 
     names: tuple[str, ...]
     records: tuple[Translation, ...] = field(repr=False)
@@ -192,8 +210,8 @@ def read_translations(
         notes.append(
             "the map alone is left out: not all results are of the calibration that is kept beside them"
         )
-    height, width = (size, size) if size else read_image(found[0].translated).pixels.shape[:2]
-    reader = _Reader(height, width, sum(map(len, paths.values())), on_read, fit)
+    sides = (size, size) if size else _read(found[0].translated)[1]
+    reader = _Reader(sides, sum(map(len, paths.values())), on_read, fit)
     stacks = {
         kind: reader.stack(chosen, spans[kind], scales.get(kind, ()))
         for kind, chosen in paths.items()
@@ -203,7 +221,7 @@ def read_translations(
         stacks["domain"] = domain
     if reader.resized:
         notes.append(
-            f"{reader.resized} of {reader.done} files had another size and were brought to {height} x {width}"
+            f"{reader.resized} of {reader.done} files had another size and were brought to {sides[0]} x {sides[1]}"
         )
     if mapping is not None and "source" in stacks:
         stacks["source"] = to_channels(stacks["source"], mapping.map.channels)

@@ -173,6 +173,30 @@ def position(header: Any) -> float | None:
     return float(np.cross(directions[:3], directions[3:]) @ corner)
 
 
+def affine_of(headers: Sequence[Any]) -> NDArray[np.float64]:
+    """From slice, row and column of a series, whose slices are in their order in space, to mm (right, anterior,
+    superior), by PS3.3 C.7.6.2.1.1.
+    """
+    first, last = headers[0], headers[-1]
+    directions, spacing = _floats(first, "ImageOrientationPatient", 6), _floats(first, "PixelSpacing", 2)
+    corners = [_floats(header, "ImagePositionPatient", 3) for header in (first, last)]
+    gaps = np.diff([position(header) or 0.0 for header in headers])
+    placed = is_parallel(headers) and (gaps > 1e-3).all()
+    if directions is None or spacing is None or corners[0] is None or corners[1] is None or not placed:
+        raise ImageUnreadable(
+            "its slices are no volume, which the source's model takes: each must say where it lies, in parallel and "
+            "no two at one place",
+            hint="a source whose model takes slices (ddib domains)",
+        )
+    across, down = directions[:3] * spacing[1], directions[3:] * spacing[0]
+    through = np.cross(directions[:3], directions[3:])
+    if len(headers) > 1:
+        through = (corners[1] - corners[0]) / (len(headers) - 1)
+    found = np.eye(4)
+    found[:3] = np.stack([through, down, across, corners[0]], axis=1) * [[-1.0], [-1.0], [1.0]]
+    return found
+
+
 def is_parallel(headers: Sequence[Any]) -> bool:
     """Whether all slices have the same direction, or one says none."""
     found = [_floats(header, "ImageOrientationPatient", 6) for header in headers]

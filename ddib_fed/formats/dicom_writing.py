@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ddib_fed.data.pictures import Pixels
 from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.formats.dicom import (
     Members,
     Series,
+    affine_of,
     names_of,
     pydicom,
     quiet,
@@ -45,6 +47,7 @@ from ddib_fed.formats.study import (
     Unread,
     chosen_rule,
 )
+from ddib_fed.formats.volumes import Volumes, axial, from_axial, orientation_of, spacing_of
 from ddib_fed.names import __version__
 
 MAKER: Final = "ddib-fed"
@@ -213,8 +216,10 @@ def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, houns
 
 @dataclass(frozen=True, slots=True)
 class DicomStudy(Study):
-    pixels: Slices
+    pixels: Slices | Volumes
     series: Series
+    orientation: NDArray[Any] | None = None
+    """Of a volume, as nibabel has it."""
 
     @property
     def kind(self) -> str:
@@ -225,11 +230,14 @@ class DicomStudy(Study):
     def warnings(self) -> tuple[str, ...]:
         """Burnt-in text, missing slices, a CT whose numbers are in no units."""
         odd = self.series.without_units
-        said = [f"{self.origin.called}: these are no Hounsfield units: {odd[0]}"] if odd else []
-        return (*self.series.warnings, *said)
+        said = [f"these are no Hounsfield units: {odd[0]}"] if odd else []
+        said += self.pixels.warnings
+        return (*self.series.warnings, *(f"{self.origin.called}: {line}" for line in said))
 
     def assemble(self, translated: StudyResults) -> Assembled:
         stack = self.pixels.stack(translated)
+        if self.orientation is not None:
+            stack = from_axial(stack, self.orientation)
         report, said = self.pixels.summary(translated)
         contents = derived_series(self.series, stack, translated)
         files = {f"{self.name}/{at + 1:04}.dcm": content for at, content in enumerate(contents)}
@@ -284,4 +292,9 @@ def read_dicom(members: Members, options: Options, origin: Origin) -> DicomStudy
             f"{len(odd)} of {len(series.paths)} slices are in no Hounsfield units: {odd[0]}",
             hint=f"export it again with its rescale, or send numbers without units: --intensity {PERCENTILES}",
         )
-    return DicomStudy(origin, Slices.of(values, rule), series)
+    if options.volume is None:
+        return DicomStudy(origin, Slices.of(values, rule), series)
+    affine = affine_of(series.headers)
+    orientation = orientation_of(affine)
+    volume, spacing = axial(values, orientation), spacing_of(affine, orientation)
+    return DicomStudy(origin, Volumes.of(volume[None], rule, spacing, options.volume), series, orientation)

@@ -1,4 +1,4 @@
-"""NIfTI: a volume in slices of canonical orientation, and a volume of the same affine, orientation and spacing out.
+"""NIfTI: a volume in slices of canonical orientation or whole, and one of the same affine, orientation and spacing out.
 
 Of the input's header only its place in space (both forms, with their codes), the spacing and the units go into the
 output; nothing leaves.
@@ -29,6 +29,7 @@ from ddib_fed.formats.study import (
     StudyResults,
     chosen_rule,
 )
+from ddib_fed.formats.volumes import Volumes, spacing_of
 from ddib_fed.names import __version__
 from ddib_fed.recognition import COPY, beginning_of
 
@@ -38,6 +39,7 @@ _PLACE: Final = (
     "sform_code", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
 # In canonical orientation (right, anterior, superior): the axis that slices follow, and those across and up a slice.
+_MM: Final = {"meter": 1000.0, "micron": 0.001}
 PLANES: Final = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
 
 
@@ -45,7 +47,7 @@ PLANES: Final = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)
 class NiftiStudy(Study):
     """A volume, or several of one time series."""
 
-    pixels: Slices
+    pixels: Slices | Volumes
     image: Any
     plane: str
 
@@ -58,12 +60,10 @@ class NiftiStudy(Study):
         stack = self.pixels.stack(translated)
         report, said = self.pixels.summary(translated)
         files = {self.origin.outputs[0]: self._file(self._volume(translated.scaled(stack)), translated)}
-        if missing := self.pixels.missing(translated):
-            there = np.zeros_like(stack[..., :1], dtype=np.uint8)
-            there[sorted({*self.sent} - {*missing})] = 1
+        if (there := self.pixels.covered(translated)) is not None:
             (name,) = self.origin.beside
             files[name] = self._file(self._volume(there), translated)
-            said = (*said, f"slices that were not translated are 0 in {name}")
+            said = (*said, f"what was not translated is 0 in {name}")
         report["geometry"] = {
             "plane": self.plane,
             "shape": [int(side) for side in self.image.shape],
@@ -140,13 +140,19 @@ def read_nifti(origin: Origin, options: Options) -> NiftiStudy:
     except Exception as error:  # nibabel raises any exception on damaged files
         raise ImageUnreadable(f"it cannot be read: {_one_line(error)}", hint=COPY) from error
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    orientation, plane = _orientation(image), options.slices
+    orientation, plane = _orientation(image), options.slices if options.volume is None else "axial"
     if len(image.shape) == 2:
         plane = next(name for name, axes in PLANES.items() if axes[0] == int(orientation[2][0]))
     rule = chosen_rule(options.intensity, values, of_model=options.of_model)
     canonical = _nibabel().apply_orientation(values.reshape((*image.shape, 1, 1)[:4]), orientation)
     through, across, up = PLANES[plane]
     ordered = canonical.transpose(3, through, up, across)[:, :, ::-1]
+    if options.volume is not None:
+        spacing = [
+            _MM.get(image.header.get_xyzt_units()[0], 1.0) * mm
+            for mm in spacing_of(image.affine, orientation)
+        ]
+        return NiftiStudy(origin, Volumes.of(ordered[..., None], rule, spacing, options.volume), image, plane)
     values = ordered.reshape(-1, *ordered.shape[2:], 1)
     del canonical, ordered  # of a large volume one copy is enough
     return NiftiStudy(origin, Slices.of(values, rule), image, plane)

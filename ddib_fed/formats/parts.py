@@ -1,6 +1,6 @@
 """Translates a study: its items as files in a folder, and its output of their results.
 
-DIR/NAME.parts/items/0001.png     pixels of plane 1, nothing else: what is translated like any other file
+DIR/NAME.parts/items/0001.png     pixels of plane 1 (.npy of a volume), nothing else: translated like any other file
 DIR/NAME.parts/results/0001.png   its translation, with its record 0001.json
 DIR/NAME.parts/output/...         files of the output until all are written
 DIR/NAME.nii.gz, DIR/NAME.json    the output, its record last; then the parts are removed
@@ -158,17 +158,16 @@ def _write_items(study: Study, folder: Path) -> list[Path]:
 
 def _result(item: Path, results: Path, asked: str) -> ItemResult | None:
     """The result of an item that is on the disk, of this request and of these bytes."""
-    path, back = results / f"{item.stem}.png", results / f"{item.stem}.returned.png"
     record = Translation.read(results / f"{item.stem}.json")
-    if record is None or not path.is_file():
+    if record is None or (record.asked_sha256, record.input_sha256) != (asked, _digest(item.read_bytes())):
         return None
-    if (record.asked_sha256, record.input_sha256) != (asked, _digest(item.read_bytes())):
-        return None
-    content, written = path.read_bytes(), record.files.get(Part.TRANSLATION)
-    if written is None or written.sha256 != _digest(content):
+    suffix = ".npy" if record.picture and record.picture.depth else ".png"
+    path, back = results / f"{item.stem}{suffix}", results / f"{item.stem}.returned{suffix}"
+    written = record.files.get(Part.TRANSLATION)
+    if written is None or not has_sha256(path, written.sha256):
         return None
     returned = back.read_bytes() if Part.RETURNED in record.files and back.is_file() else None
-    return ItemResult(content, record, returned)
+    return ItemResult(path.read_bytes(), record, returned)
 
 
 def _check_missing(

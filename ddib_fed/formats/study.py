@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.pictures import Pixels, decode_image, encode_png
+from ddib_fed.data.pictures import Pixels, decode_image, decode_volume, encode_png, image_format
 from ddib_fed.errors import (
     DdibError,
     ExtraMissing,
@@ -287,6 +287,13 @@ def naming(origin: Origin) -> Iterator[None]:
         raise
 
 
+class Grid(NamedTuple):
+    """The voxels of a model of volumes along depth, height and width, and mm between them; none if it does not say."""
+
+    sides: tuple[int, ...]
+    spacing: tuple[float, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     intensity: str = AUTO
@@ -295,6 +302,8 @@ class Options:
     picture_tile: tuple[int, int] | None = None
     most_tiles: int | None = None
     own: str = ""
+    volume: Grid | None = None
+    """Volumes are whole items, on this grid."""
 
     @property
     def of_model(self) -> bool:
@@ -306,6 +315,8 @@ class Options:
     def settings(self, *names: str) -> dict[str, Any]:
         """Some of them as JSON values: those that decide what a format's items and output are."""
         values = {name: getattr(self, name) for name in names}
+        if self.volume is not None:
+            values = {**values, "slices": None, "volume": tuple(map(list, self.volume))}
         found = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         return {**found, **({"intensity_of": "model"} if self.of_model else {})}
 
@@ -319,16 +330,18 @@ class Assembled:
 
 
 class ItemResult(NamedTuple):
-    """The PNG of an item, its record, and the PNG that came back over the round trip."""
+    """The file of an item, its record, and the file that came back over the round trip: PNG, or .npy of volumes."""
 
-    png: bytes
+    file: bytes
     record: Translation
     returned: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StudyResults:
-    """The results of a study's items, in order; in the target's units they are `slope * number + intercept`."""
+    """The results of a study's items, planes or volumes, in order; in the target's units they are `slope * number +
+    intercept`.
+    """
 
     planes: tuple[Pixels | None, ...]
     records: tuple[Translation | None, ...]
@@ -343,15 +356,13 @@ class StudyResults:
 
     @classmethod
     def of(cls, results: Sequence[ItemResult | None]) -> StudyResults:
-        planes = tuple(each and decode_image(each.png).pixels for each in results)
-        returned = tuple(
-            decode_image(each.returned).pixels if each and each.returned else None for each in results
-        )
+        planes = tuple(each and _decoded(each.file) for each in results)
+        returned = tuple(_decoded(each.returned) if each and each.returned else None for each in results)
         records = tuple(each and each.record for each in results)
         made = [record for record in records if record is not None and record.picture is not None]
         if not made:
             raise ItemNotFound("no plane was translated", hint="ddib job show JOB")
-        looks = {(each.dtype, each.shape[2]) for each in planes if each is not None}
+        looks = {(each.dtype, each.shape[-1]) for each in planes if each is not None}
         terms = {(*p.output_scale, p.low, p.high) for record in made if (p := record.picture) is not None}
         if len(looks) != 1 or len(terms) != 1:
             raise InputError(
@@ -387,9 +398,15 @@ class StudyResults:
         return raw
 
 
+def _decoded(content: bytes) -> Pixels:
+    return decode_volume(content) if image_format(content) == "NPY" else decode_image(content).pixels
+
+
 @dataclass(frozen=True, slots=True)
 class Planes(ABC):
-    """A study in the numbers that a model takes, in planes: the slices of a volume, or the tiles of a picture."""
+    """A study in the numbers that a model takes, in planes: the slices of a volume, or the tiles of a picture; or in
+    whole volumes.
+    """
 
     numbers: Pixels
     sent: tuple[int, ...]
@@ -402,6 +419,10 @@ class Planes(ABC):
     @abstractmethod
     def places(self) -> Sequence[Any]:
         """Where in the numbers each plane lies, empty ones included."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return ()
 
     def items(self) -> Iterator[bytes]:
         """The content of each item, in order."""
@@ -442,7 +463,7 @@ class Study(ABC):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the person has to know before anything is sent."""
-        return ()
+        return tuple(f"{self.origin.called}: {line}" for line in self.pixels.warnings)
 
     @property
     def name(self) -> str:
@@ -549,6 +570,14 @@ class Slices(Planes):
                 require_size(plane, (height, width))
                 stack[at] = plane
         return stack
+
+    def covered(self, translated: StudyResults) -> Pixels | None:
+        """1 where something was translated (N, H, W, 1); None where no plane was refused."""
+        if not (missing := self.missing(translated)):
+            return None
+        there = np.zeros((*self.numbers.shape[:3], 1), np.uint8)
+        there[sorted({*self.sent} - {*missing})] = 1
+        return there
 
     def summary(self, translated: StudyResults) -> tuple[dict[str, Any], tuple[str, ...]]:
         """Sections of the provenance, and lines for the person."""

@@ -140,7 +140,9 @@ class ModelSection(Section):
     domain: Domain = Field(description="the domain's name, as peers see it")
     bundle: str = key("model", "manifest.json and model.safetensors; `train` writes them")
     classifier: str | None = key(None, "folder of a classifier for guided requests", examples=["classifier"])
-    scene: Size | None = key(None, "HEIGHTxWIDTH, in tiles; the same at both nodes", examples=["512x512"])
+    scene: Size | None = key(
+        None, "HxW, of volumes DxHxW, in tiles; the same at both nodes", examples=["512x512"]
+    )
     bundle_domain: str | None = key(None, "what the bundle calls it, if otherwise", examples=["imported"])
 
 

@@ -224,7 +224,7 @@ def _model(config: NodeConfig) -> Iterator[str]:
     engine = open_engine(config, trial=True)
     engine.close()
     model, manifest = engine.model, engine.model.manifest
-    if manifest.sample_kind == "picture":
+    if manifest.sample_kind != "point":
         check_key(config.paths.softening_key)
     shape = "x".join(map(str, manifest.sample_shape))
     guided = "" if model.classifier is None else f", guided by {model.classifier.digest[:12]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -206,7 +207,7 @@ class NodeContext:
     @property
     def translates_in_tiles(self) -> bool:
         picture = self.running_engine.model.bundle.manifest.picture
-        return picture is not None and picture.tiles and self.config.policy.size_rule != REFUSE
+        return picture is not None and picture.tiles and self.size_rule != REFUSE
 
     @property
     def size_rule(self) -> str:
@@ -214,7 +215,8 @@ class NodeContext:
         manifest = self.running_engine.model.bundle.manifest
         if manifest.sample_kind == "point":
             return "none"
-        return REFUSE if self.config.policy.size_rule == REFUSE else picture_rule(manifest).fit
+        refuses = manifest.sample_kind == "volume" or self.config.policy.size_rule == REFUSE
+        return REFUSE if refuses else picture_rule(manifest).fit
 
 
 class RoleService:
@@ -345,13 +347,13 @@ def limits_of(section: LimitsSection) -> ImageLimits:
 
 
 def rule_of_side(side: ContractSide) -> PictureRule | None:
-    """How the other side's pictures become files; a side that refuses other sizes has no fit. None for points."""
+    """How the other side's samples become files; a side that refuses other sizes has no fit. None for points."""
     if not side.HasField("picture"):
         return None
-    channels, height, width = side.sample_shape
+    channels, *rows, width = side.sample_shape  # slices of a volume lie one under the other
     fit = cast("Fit", side.size_rule) if side.size_rule in get_args(Fit) else "resize"
     terms = side.picture
-    return PictureRule(channels, height, width, fit, terms.low, terms.high, terms.bits)
+    return PictureRule(channels, math.prod(rows), width, fit, terms.low, terms.high, terms.bits)
 
 
 # Memory for decoding

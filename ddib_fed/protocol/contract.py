@@ -50,8 +50,7 @@ VALUE_RANGES = {
 """Value ranges of a sample, before a model normalises them; the first of each kind is the usual one."""
 REFUSE = "refuse"
 """The size rule of a side that accepts only pictures of the model's size."""
-_FITS = ("resize", "crop", "pad", REFUSE)
-SIZE_RULES = {"point": ("none",), "picture": _FITS, "volume": _FITS}
+SIZE_RULES = {"point": ("none",), "picture": ("resize", "crop", "pad", REFUSE), "volume": (REFUSE,)}
 
 
 def check_side(side: ContractSide) -> ContractSide:
@@ -175,7 +174,9 @@ def _hashed(message: Message) -> dict[str, Value]:
 
 # In reading order for the operator, with what to do. All but the last three must be the same on both sides.
 _REMEDIES: Final[dict[str, str]] = {
-    "sample_kind": "One side serves points and the other pictures; choose another target, or serve another model.",
+    "sample_kind": (
+        "The sides serve points, pictures or volumes, and not the same; choose another target, or serve another model."
+    ),
     "sample_shape": "Serve models of one shape on both sides; train one of them again at the other's shape.",
     "latent_shape": (
         "Serve models whose autoencoders make latents of one shape, or models of pixels on both sides."

@@ -22,7 +22,7 @@ from ddib_fed.data.synthetic import uniforms
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.evaluation import metrics
-from ddib_fed.evaluation.sheets import Stage, save_sheet, slices_of
+from ddib_fed.evaluation.sheets import Stage, as_pictures, save_sheet
 from ddib_fed.networks.config import LibraryConfig
 from ddib_fed.networks.principal import begin_linear
 from ddib_fed.training.config import TrainConfig
@@ -104,7 +104,7 @@ class AutoencoderTask(PictureTask):
         shown = slice(self.config.samples)
         pictures = self._held_out_pictures(MEASURED if last else self.config.samples)
         made = self.reconstructed(trainer.averaged(), pictures)
-        stages = [Stage("held out", slices_of(pictures[shown])), Stage("decoded", slices_of(made[shown]))]
+        stages = [Stage("held out", as_pictures(pictures[shown])), Stage("decoded", as_pictures(made[shown]))]
         save_sheet(folder / "samples.png", stages)
         flat = (*pictures.shape[:2], -1, pictures.shape[-1])
         figures = {"reconstruction_psnr": metrics.psnr(made.reshape(flat), pictures.reshape(flat))}

@@ -32,7 +32,7 @@ from ddib_fed.errors import (
 from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.features import FEWEST, SAMPLES, judge_samples
 from ddib_fed.evaluation.metrics import calibrate_by_chance
-from ddib_fed.evaluation.sheets import Stage, save_sheet, slices_of
+from ddib_fed.evaluation.sheets import Stage, as_pictures, save_sheet
 from ddib_fed.models.bundle import Bundle, load_bundle, open_bundle
 from ddib_fed.models.manifest import LatentSpace, Manifest
 from ddib_fed.models.units import Normalisation
@@ -414,9 +414,9 @@ class PictureTask(Task):
         count = max(config.samples, SAMPLES if judged else 0)
         drawn = self._draw(trainer.averaged(), count, trainer.microbatch, _FINE if last else _COARSE)
         shown = drawn[: config.samples]
-        save_sheet(folder / "samples.png", [Stage("samples", slices_of(shown))])
+        save_sheet(folder / "samples.png", [Stage("samples", as_pictures(shown))])
         if last:
-            held_out = slices_of(self._held_out_pictures(config.samples))
+            held_out = as_pictures(self._held_out_pictures(config.samples))
             save_sheet(folder / "held-out.png", [Stage("held out", held_out)])
         own, fresh = nearness(self.pictures, shown, flip=config.flip)
         self.figures = {
@@ -425,7 +425,7 @@ class PictureTask(Task):
         }
         if judged:
             whole = expand(middle(real, size)), expand(middle(others, size))
-            self._judge(trainer, *map(slices_of, (drawn, *whole)))
+            self._judge(trainer, *map(as_pictures, (drawn, *whole)))
         ratio = own / max(fresh, 1e-6)
         if ratio >= NEAR:
             return ""
@@ -514,9 +514,9 @@ def nearness(source: PictureSource, drawn: Floats, *, flip: bool) -> tuple[float
     mean one; medians.
     """
     own = middle(source.train[:: max(1, len(source.train) // NEAR_AMONG)], drawn.shape[2:])
-    train = metrics.reduced(slices_of(expand(own)))
+    train = metrics.reduced(as_pictures(expand(own)))
     if flip:
-        train = np.concatenate([train, metrics.reduced(slices_of(expand(own[..., ::-1])))])
+        train = np.concatenate([train, metrics.reduced(as_pictures(expand(own[..., ::-1])))])
     held_out = expand(middle(source.held_out[:256], drawn.shape[2:]))
-    first, second = (metrics.nearest(metrics.reduced(slices_of(x)), train) for x in (drawn, held_out))
+    first, second = (metrics.nearest(metrics.reduced(as_pictures(x)), train) for x in (drawn, held_out))
     return float(np.median(first)), float(np.median(second))

@@ -370,7 +370,8 @@ class Provenance(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., source_institution: _Optional[str] = ..., source_domain: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., contract_sha256: _Optional[str] = ..., source_model_sha256: _Optional[str] = ..., target_model_sha256: _Optional[str] = ..., input_sha256: _Optional[str] = ..., latent_sha256: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., soften_sigma: _Optional[float] = ..., latent: _Optional[_Union[_common_pb2.LatentStatistics, _Mapping]] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[_Mapping[str, float]] = ..., cycle: _Optional[_Union[CycleError, _Mapping]] = ..., samples: _Optional[int] = ..., picture: _Optional[_Union[PictureFigures, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., classifier_sha256: _Optional[str] = ..., calibration_sha256: _Optional[str] = ..., calibration_kind: _Optional[str] = ..., policy_sha256: _Optional[str] = ...) -> None: ...
 
 class PictureFigures(_message.Message):
-    __slots__ = ("height", "width", "size_rule", "low", "high", "bits", "cycle_mse", "cycle_psnr", "edge_correlation", "slope", "intercept", "least_edge_correlation", "structure_doubtful", "clipped", "source_low", "source_high", "back_slope", "back_intercept", "outside", "used", "differs", "most_differs", "differs_at", "autoencoder_psnr", "fitted_height", "fitted_width")
+    __slots__ = ("depth", "height", "width", "size_rule", "low", "high", "bits", "cycle_mse", "cycle_psnr", "edge_correlation", "slope", "intercept", "least_edge_correlation", "structure_doubtful", "clipped", "source_low", "source_high", "back_slope", "back_intercept", "outside", "used", "differs", "most_differs", "differs_at", "autoencoder_psnr", "fitted_height", "fitted_width")
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     SIZE_RULE_FIELD_NUMBER: _ClassVar[int]
@@ -397,6 +398,7 @@ class PictureFigures(_message.Message):
     AUTOENCODER_PSNR_FIELD_NUMBER: _ClassVar[int]
     FITTED_HEIGHT_FIELD_NUMBER: _ClassVar[int]
     FITTED_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    depth: int
     height: int
     width: int
     size_rule: str
@@ -423,7 +425,7 @@ class PictureFigures(_message.Message):
     autoencoder_psnr: float
     fitted_height: int
     fitted_width: int
-    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., size_rule: _Optional[str] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., bits: _Optional[int] = ..., cycle_mse: _Optional[float] = ..., cycle_psnr: _Optional[float] = ..., edge_correlation: _Optional[float] = ..., slope: _Optional[float] = ..., intercept: _Optional[float] = ..., least_edge_correlation: _Optional[float] = ..., structure_doubtful: _Optional[bool] = ..., clipped: _Optional[int] = ..., source_low: _Optional[float] = ..., source_high: _Optional[float] = ..., back_slope: _Optional[float] = ..., back_intercept: _Optional[float] = ..., outside: _Optional[float] = ..., used: _Optional[float] = ..., differs: _Optional[float] = ..., most_differs: _Optional[float] = ..., differs_at: _Optional[str] = ..., autoencoder_psnr: _Optional[float] = ..., fitted_height: _Optional[int] = ..., fitted_width: _Optional[int] = ...) -> None: ...
+    def __init__(self, depth: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., size_rule: _Optional[str] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., bits: _Optional[int] = ..., cycle_mse: _Optional[float] = ..., cycle_psnr: _Optional[float] = ..., edge_correlation: _Optional[float] = ..., slope: _Optional[float] = ..., intercept: _Optional[float] = ..., least_edge_correlation: _Optional[float] = ..., structure_doubtful: _Optional[bool] = ..., clipped: _Optional[int] = ..., source_low: _Optional[float] = ..., source_high: _Optional[float] = ..., back_slope: _Optional[float] = ..., back_intercept: _Optional[float] = ..., outside: _Optional[float] = ..., used: _Optional[float] = ..., differs: _Optional[float] = ..., most_differs: _Optional[float] = ..., differs_at: _Optional[str] = ..., autoencoder_psnr: _Optional[float] = ..., fitted_height: _Optional[int] = ..., fitted_width: _Optional[int] = ...) -> None: ...
 
 class CycleError(_message.Message):
     __slots__ = ("median", "mean", "p99", "max")

@@ -22,7 +22,7 @@ from ddib_fed.client.files import FileItem
 from ddib_fed.client.folder_run import STAGES, RunOptions, RunProgress, open_run
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Delivered
-from ddib_fed.data.pictures import encode_png, read_image
+from ddib_fed.data.pictures import encode_png, shown_pixels
 from ddib_fed.errors import (
     Cancelled,
     DdibError,
@@ -340,7 +340,7 @@ class _Slices:
         self._paths = {path.stem: path for path in paths}
         self.results = paths[0].parents[1] / "results"
         some = paths[:: max(1, len(paths) // LOOKED_AT)]
-        self._window = own_window(np.concatenate([read_image(path).pixels.reshape(-1) for path in some]))
+        self._window = own_window(np.concatenate([shown_pixels(path.read_bytes()).ravel() for path in some]))
 
     def called(self, name: str) -> str:
         study, plane = self._study, int(Path(name).stem)
@@ -420,7 +420,9 @@ def figures_in_words(record: Translation) -> list[tuple[str, str]]:
         if picture.differs is not None:
             found.append(("Differs from the map", f"{picture.differs:.0%} of the pixels"))
         if picture.width:
-            found.append(("Size", f"{picture.width} × {picture.height} pixels"))
+            found.append(
+                ("Size", f"{picture.size.replace('x', ' × ')} {'voxels' if picture.depth else 'pixels'}")
+            )
         if picture.clipped:
             found.append(("Outside the model's range", f"{picture.clipped:,} values were clipped"))
     if (cycle := record.cycle) is not None:

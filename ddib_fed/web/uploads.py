@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.client.files import MAX_ITEM_BYTES, FileItem, read_items
-from ddib_fed.data.pictures import Pixels, encode_png, image_format, read_image
+from ddib_fed.data.pictures import Pixels, encode_png, image_format, shown_pixels
 from ddib_fed.data.points import FEW_COLUMNS, parse_npy, read_header
 from ddib_fed.errors import DdibError, DiskFull, ImageUnreadable, InputError, ItemNotFound, UsageError
 from ddib_fed.files import is_disk_full, make_private_folders
@@ -54,7 +54,7 @@ def preview(path: Path, window: Window | None = None) -> tuple[bytes, str]:
     if len(shape) == 2 and shape[1] <= FEW_COLUMNS:
         pixels = density(parse_npy(content, max_bytes=len(content), max_points=MAX_POINTS))
     else:
-        pixels = shown(read_image(path).pixels, window)
+        pixels = shown(shown_pixels(content), window)
     return encode_png(pixels), MEDIA["PNG"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 
@@ -20,9 +21,11 @@ from ddib_fed.errors import (
     KindMismatch,
     PictureMisfit,
     SettingsInvalid,
+    ShapeMismatch,
     UsageError,
 )
 from tests.calibration.examples import calibration
+from tests.node.volume_examples import SIDES, save_volume_model, voxels
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +157,24 @@ def test_a_calibration_is_applied_and_recorded(satellite, relief) -> None:
         ddib_fed.translate(scene(), relief, satellite, calibration=made, **asked)
     with pytest.raises(UsageError, match="no_calibration"):
         ddib_fed.translate(scene(), satellite, relief, no_calibration=True)
+
+
+def test_an_array_of_three_axes_is_a_volume(tmp_path) -> None:
+    """Its result has the same axes, is drawn by its middle slices, and is no PIL picture; larger ones go in blocks."""
+    save_volume_model(tmp_path / "north", "north", seed=1)
+    save_volume_model(tmp_path / "south", "south", seed=2)
+    models = [ddib_fed.load(tmp_path / name) for name in ("north", "south")]
+    assert repr(models[0]) == "<Model north: volumes of 1 x 12 x 16 x 8>"
+    (found,) = ddib_fed.translate(voxels(), *models, cycle=True, evaluations=8)
+    assert found.array.shape == found.returned.shape == (*SIDES, 1)
+    assert np.abs(found.returned[..., 0].astype(int) - voxels()).max() <= 1
+    assert "12 x 16 x 8 volume, round trip" in repr(found)
+    assert Image.open(io.BytesIO(found._repr_png_())).size == (8 + 8 + 16, 16)
+    with pytest.raises(UsageError, match="a volume, not a picture"):
+        _ = found.picture
+    assert np.load(found.save(tmp_path, "head")).shape == SIDES
+    with pytest.raises(ShapeMismatch, match="sample 0: a volume of 12 x 16 x 16 voxels"):
+        ddib_fed.translate(voxels(sides=(12, 16, 16)), *models, evaluations=8)
+    large = [model.of_scene(12, 16, 16) for model in models]
+    (found,) = ddib_fed.translate(voxels(sides=(12, 16, 16)), *large, evaluations=8)
+    assert found.array.shape == (12, 16, 16, 1)

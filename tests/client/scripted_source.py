@@ -16,7 +16,7 @@ import grpc
 import numpy as np
 
 from ddib_fed.cli.init import make_client, make_node
-from ddib_fed.data.pictures import decode_image, encode_png
+from ddib_fed.data.pictures import decode_image, decode_volume, encode_png, encode_volume, holds_volume
 from ddib_fed.errors import DdibError, ItemsTooMany, JobNotFound
 from ddib_fed.node.server import CallInterceptor
 from ddib_fed.protocol.streams import assemble, file_header, open_file, stream
@@ -211,16 +211,21 @@ class ScriptedSource(rpc.TranslationServiceServicer):
 
     def _result(self, job_id: str, job: StoredJob, item: int) -> Iterator[pb.FetchResultsResponse]:
         data, made = job.inputs[item], self._provenance(job_id, job, item)
-        if data.startswith(PNG):
-            pixels, media = decode_image(data).pixels, common_pb2.MEDIA_TYPE_PNG
+        if data.startswith(PNG) or holds_volume(data):
+            pixels = decode_image(data).pixels if data.startswith(PNG) else decode_volume(data)
+            media, encode = common_pb2.MEDIA_TYPE_PNG, encode_png
+            *depth, height, width, _ = pixels.shape
+            if depth:
+                media, encode = common_pb2.MEDIA_TYPE_NPY, encode_volume
             parts = {
-                pb.RESULT_PART_TRANSLATION: encode_png(255 - pixels),
-                pb.RESULT_PART_RETURNED: encode_png(pixels),
+                pb.RESULT_PART_TRANSLATION: encode(255 - pixels),
+                pb.RESULT_PART_RETURNED: encode(pixels),
             }
             made.samples = 1
             made.ClearField("cycle")
-            made.picture.CopyFrom(pb.PictureFigures(height=pixels.shape[0], width=pixels.shape[1], slope=1.0,
-                                                    edge_correlation=0.9, low=0, high=255, bits=8))  # fmt: skip
+            made.picture.CopyFrom(pb.PictureFigures(depth=depth[0] if depth else None, height=height, width=width,
+                                                    slope=1.0, edge_correlation=0.9, low=0, high=255,
+                                                    bits=8))  # fmt: skip
         else:
             original, media = np.load(io.BytesIO(data)), common_pb2.MEDIA_TYPE_NPY
             arrays = {

@@ -19,6 +19,7 @@ from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import open_party
+from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation.draws import draw_pictures
 from ddib_fed.evaluation.pages import (
     ShownFile,
@@ -26,6 +27,7 @@ from ddib_fed.evaluation.pages import (
     SideFound,
     WayFound,
     advice,
+    preview,
     verdict,
     write_report_page,
     write_results,
@@ -120,6 +122,34 @@ def test_what_came_back_has_the_sources_numbers(tmp_path):
     found = read_translations(tmp_path / "t", span=(-1000, 1000))
     assert found.back is None
     assert "back" in found.notes[0]
+
+
+def test_volumes_are_measured_in_three_dimensions_and_shown_by_their_middle_slices(tmp_path):
+    """Round trip, likeness, edges and feature distance; other sizes are refused, not resized."""
+    generator = np.random.default_rng(0)
+    truth = generator.integers(0, 256, (4, 8, 12, 10), dtype=np.uint8)
+    made = np.clip(truth + generator.integers(-9, 10, truth.shape), 0, 255).astype(np.uint8)
+    for folder, volumes in (("t", made), ("truth", truth), ("domain", truth[::-1])):
+        (tmp_path / folder).mkdir()
+        for number, each in enumerate(volumes):
+            np.save(tmp_path / folder / f"{number}.npy", each)
+    places = {"source": tmp_path / "truth", "truth": tmp_path / "truth", "domain": tmp_path / "domain"}
+    report, found = evaluate_folder(tmp_path / "t", **places)
+    assert report["shape"] == [1, 8, 12, 10]
+    error = np.square((made.astype(float) - truth) / 127.5).mean()
+    assert report["ways"]["translated"]["mse"]["value"] == pytest.approx(error, rel=1e-5)
+    assert 0.9 < report["ways"]["translated"]["ssim"]["value"] < 1
+    assert 0.9 < report["spread"]["edge_correlation"]["median"] < 1
+    assert report["ways"]["translated"]["partner_pixels"]["value"] == 1
+    assert {"sharpness", "frechet_early"} <= report["ways"]["translated"].keys()
+    write_report_page(tmp_path / "page.html", "volumes", report, found)
+    drawn = preview(tmp_path / "t" / "0.npy", 96, (0, 255))
+    assert drawn.shape == (12, 10 + 10 + 12, 3)
+    np.testing.assert_array_equal(drawn[:12, :10, 0], made[0, 4])
+    np.testing.assert_array_equal(drawn[:8, 10:20, 0], made[0, ::-1, 6])
+    np.save(tmp_path / "truth" / "0.npy", truth[0, 1:])
+    with pytest.raises(ShapeMismatch, match=r"0\.npy is of \(7, 12, 10\)"):
+        evaluate_folder(tmp_path / "t", truth=tmp_path / "truth")
 
 
 def test_what_the_files_do_not_show_is_taken_from_the_records(tmp_path):

@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 import pydicom
 
-from ddib_fed.data.pictures import decode_image, encode_png
+from ddib_fed.data.pictures import decode_image, decode_volume, encode_png, encode_volume, holds_volume
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import ItemResult, Options, Study, StudyResults
 from ddib_fed.record import Part, PictureFigures, Translation, WrittenFile
@@ -31,12 +31,18 @@ def only(path: Path, **options: object) -> Study:
 
 
 def figures(pixels: np.ndarray, scale: tuple = BYTES) -> PictureFigures:
-    """What a node says of a picture."""
+    """What a node says of a picture or a volume."""
     slope, intercept, bits, low, high = scale
+    *depth, height, width = pixels.shape[:-1]
     return PictureFigures(
-        height=pixels.shape[0], width=pixels.shape[1], slope=slope, intercept=intercept, bits=bits, low=low, high=high,
-        edge_correlation=0.5,
+        depth=depth[0] if depth else None, height=height, width=width, slope=slope, intercept=intercept, bits=bits,
+        low=low, high=high, edge_correlation=0.5,
     )  # fmt: skip
+
+
+def decoded(content: bytes) -> np.ndarray:
+    """The picture (H, W, C) or the volume (D, H, W, C) in a file."""
+    return decode_volume(content) if holds_volume(content) else decode_image(content).pixels
 
 
 def record(
@@ -47,7 +53,7 @@ def record(
         source_institution="north.example", source_domain="scans", target_institution="south.example",
         target_domain="relief", source_model_sha256="ab" * 32, target_model_sha256="cd" * 32,
         input_sha256=hashlib.sha256(item).hexdigest(), latent_sha256=hashlib.sha256(item + b"latent").hexdigest(),
-        picture=figures(decode_image(png).pixels, scale), seconds={"encode": 1.0}, wire_bytes=100, doubtful=False,
+        picture=figures(decoded(png), scale), seconds={"encode": 1.0}, wire_bytes=100, doubtful=False,
         doubts=(), asked_sha256=asked,
         files={Part.TRANSLATION.value: WrittenFile(file="x", sha256=hashlib.sha256(png).hexdigest())},
         **changes,
@@ -57,12 +63,13 @@ def record(
 def results(
     study: Study, change: Callable[[np.ndarray], np.ndarray] = lambda numbers: numbers, scale: tuple = BYTES
 ) -> list[ItemResult | None]:
-    """PNG and record of each item, whose numbers are those that were sent, changed."""
+    """File and record of each item, whose numbers are those that were sent, changed."""
     found: list[ItemResult | None] = []
     dtype = np.uint8 if scale[2] == 8 else np.uint16
     for item in study.items():
-        numbers = change(decode_image(item).pixels.astype(np.float64))
-        png = encode_png(np.rint((numbers - scale[1]) / scale[0]).clip(0, np.iinfo(dtype).max).astype(dtype))
+        numbers = change(decoded(item).astype(np.float64))
+        made = np.rint((numbers - scale[1]) / scale[0]).clip(0, np.iinfo(dtype).max).astype(dtype)
+        png = (encode_volume if made.ndim == 4 else encode_png)(made)
         found.append(ItemResult(png, record(item, png, scale)))
     return found
 

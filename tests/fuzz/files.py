@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from ddib_fed.data.pictures import decode_image
+from ddib_fed.data.pictures import decode_image, decode_volume
 from ddib_fed.data.points import parse_npy, to_npy
 from tests.data_modules import picture_examples as pictures
 from tests.fuzz.target import LIMITS, MOST, Target
@@ -54,5 +54,6 @@ TARGETS: Final[Mapping[str, Target]] = {
     "jpeg": Target(picture, _jpeg, slow=True),
     "tiff": Target(picture, _tiff, slow=True),
     "npy-picture": Target(picture, _npy),
+    "npy-volume": Target(decode_volume, lambda: [pictures.npy_of(np.zeros((4, 5, 6), np.float32))]),
     "npy-points": Target(points, lambda: [to_npy(np.zeros((5, 2), np.float32))]),
 }

@@ -111,6 +111,27 @@ def test_slices_are_shown_by_their_place_after_the_parts_are_gone(
     assert browser.get("/jobs/1/studies/1/file").status_code == 404
 
 
+def test_a_volume_that_goes_whole_is_shown_by_its_middle_slices(
+    drop, finished, browser, north, tmp_path: Path
+) -> None:
+    """One item for the model of volumes, whose axial, coronal and sagittal slice are side by side."""
+    north.script.listed = pb.ListDomainsResponse(
+        institution="north.example", domain="heads", sample_kind="volume", sample_shape=[1, 8, 16, 12]
+    )
+    drop(volume(tmp_path / "head.nii.gz"))
+    told = finished(target=TARGET, cycle=False)
+    state, (only,) = ended(told), [value for name, value in told if name == "result"]
+    assert (state["items"], state["error"], only["label"]) == (1, None, "head.nii.gz")
+    assert ["Size", "12 × 16 × 8 voxels"] in [[*each] for each in only["figures"]]
+    source, translation = (
+        decode_image(browser.get(f"/jobs/1/0/{part}/view").content).pixels
+        for part in ("source", "translation")
+    )
+    assert source.shape == translation.shape == (16, 12 + 12 + 16, 1)
+    np.testing.assert_array_equal(source[:, :12], 255 - translation[:, :12])
+    assert nibabel.load(next((tmp_path / "out").rglob("head.nii.gz"))).shape == (10, 12, 5)
+
+
 def test_a_map_is_shown_whole(drop, finished, browser, north, tmp_path: Path) -> None:
     """Its tiles are counted; then there is one result, of the map's size; and the map keeps its place on the earth."""
 

@@ -1,0 +1,221 @@
+"""Whole volumes: fitted to the grid of a model of volumes, and results brought back to the volume's own grid.
+
+Axes are depth, height and width, from inferior to superior, anterior to posterior and left to right: the axial slices
+one above the other. Both grids have one centre, and an oblique volume keeps its own axes. Along each axis, with r the
+model's spacing over the volume's,
+
+    value(m) = sum_j w_j value(j),  w_j ~ max(0, 1 - |m r + offset - j| / max(1, r)),  sum_j w_j = 1
+
+which is linear interpolation, and where voxels become larger a mean over them. Outside there is background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.data.pictures import Pixels, encode_volume
+from ddib_fed.errors import ImageUnreadable, InputError
+from ddib_fed.formats.study import EMPTY, Grid, IntensityRule, Planes, StudyResults, is_empty
+
+ALIKE: Final = 1e-3
+"""Spacings that differ by less are the same."""
+MOST_OUTSIDE: Final = 0.01
+"""Share of what is no background that may lie outside the model's grid."""
+_SAME: Final = np.array([[0, 1], [1, 1], [2, 1]])
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Of a volume of `own` voxels and a model of `model` voxels, `ratio` times as long."""
+
+    own: int
+    model: int
+    ratio: float
+
+    @property
+    def offset(self) -> float:
+        """Where the model's first voxel lies among the volume's; a whole number where nothing is resampled."""
+        found = (self.own - 1) / 2 - self.ratio * (self.model - 1) / 2
+        return float(np.floor(found)) if self.ratio == 1.0 else found
+
+    @property
+    def places(self) -> NDArray[np.floating]:
+        """Where the volume's voxels lie among the model's."""
+        return (np.arange(self.own) - self.offset) / self.ratio
+
+    @property
+    def inside(self) -> slice:
+        """The volume's voxels that the model sees."""
+        seen = np.flatnonzero(_within(self.places, self.model))
+        return slice(int(seen[0]), int(seen[-1]) + 1)
+
+    def there(self) -> Floats:
+        return _weights(np.arange(self.model) * self.ratio + self.offset, self.own, self.ratio)
+
+    def back(self) -> Floats:
+        return _weights(self.places, self.model, 1 / self.ratio)
+
+
+def _within(places: NDArray[np.floating], count: int) -> NDArray[np.bool_]:
+    return (places > -0.5 - 1e-6) & (places < count - 0.5 + 1e-6)
+
+
+def _weights(places: NDArray[np.floating], count: int, width: float) -> Floats:
+    """(places, count): of each of `count` voxels at each place; zeros outside."""
+    near = np.maximum(0.0, 1.0 - np.abs(places[:, None] - np.arange(count)) / max(1.0, width))
+    share = near / np.maximum(near.sum(axis=1, keepdims=True), 1e-9)
+    return np.where(_within(places, count)[:, None], share, 0.0).astype(np.float32)
+
+
+def _resampled(volume: Pixels, weights: Sequence[Floats], background: float) -> Pixels:
+    """(D, H, W, C) on another grid, in the volume's type."""
+    found: Floats = volume.astype(np.float32) - np.float32(background)
+    for axis, matrix in enumerate(weights):
+        found = np.moveaxis(np.tensordot(matrix, found, axes=(1, axis)), 0, axis)
+    found = found + np.float32(background)
+    return (found if volume.dtype.kind == "f" else np.rint(found)).astype(volume.dtype)
+
+
+def orientation_of(affine: NDArray[np.float64]) -> NDArray[Any]:
+    """(3, 2): for each axis of values its canonical axis (right, anterior, superior), and 1 or -1 for its direction."""
+    from nibabel import io_orientation
+
+    found: NDArray[Any] = io_orientation(affine)
+    return found
+
+
+def axial(values: NDArray[Any], orientation: NDArray[Any]) -> NDArray[Any]:
+    """Values (i, j, k, ...) of an orientation as (D, H, W, ...)."""
+    from nibabel import orientations
+
+    canonical: NDArray[Any] = orientations.apply_orientation(values, orientation)
+    return canonical.swapaxes(0, 2)[:, ::-1]
+
+
+def from_axial(volume: NDArray[Any], orientation: NDArray[Any]) -> NDArray[Any]:
+    """The inverse of `axial`."""
+    from nibabel import orientations
+
+    back = orientations.ornt_transform(_SAME, orientation)
+    found: NDArray[Any] = orientations.apply_orientation(volume[:, ::-1].swapaxes(0, 2), back)
+    return found
+
+
+def spacing_of(affine: NDArray[np.float64], orientation: NDArray[Any]) -> tuple[float, float, float]:
+    """Between voxels along depth, height and width, in the affine's unit."""
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    width, height, depth = (float(lengths[list(orientation[:, 0]).index(axis)]) for axis in range(3))
+    return depth, height, width
+
+
+@dataclass(frozen=True, slots=True)
+class Volumes(Planes):
+    """Volumes (N, D, H, W, C) on their own grid, in the numbers that a model takes."""
+
+    axes: tuple[Axis, ...]
+    spacing: tuple[float, ...]
+    grid: Grid
+    outside: float
+    """Share of what is no background that the model does not see."""
+
+    @classmethod
+    def of(cls, values: NDArray[Any], rule: IntensityRule, spacing: Sequence[float], grid: Grid) -> Volumes:
+        """Of values (N, D, H, W, C) with mm between voxels."""
+        sides = values.shape[1:4]
+        if min(sides) < 2:
+            raise ImageUnreadable(
+                "it is a single slice, and the source's model takes volumes",
+                hint="a source whose model takes slices (ddib domains)",
+            )
+        ratios = [wanted / own for wanted, own in zip(grid.spacing or spacing, spacing, strict=True)]
+        axes = tuple(
+            Axis(own, model, 1.0 if abs(ratio - 1) < ALIKE else ratio)
+            for own, model, ratio in zip(sides, grid.sides, ratios, strict=True)
+        )
+        intensity = rule.on(values)
+        numbers = intensity.numbers(values)
+        least, width = float(numbers.min()), max(float(np.ptp(numbers)), 1e-9)
+        sent = tuple(at for at, volume in enumerate(numbers) if not is_empty(volume, least, width))
+        if not sent:
+            raise ImageUnreadable("it shows nothing but background")
+        shown = numbers.astype(np.float32) - np.float32(least) > EMPTY * width
+        seen = shown[(slice(None), *(axis.inside for axis in axes))]
+        outside = 1.0 - np.count_nonzero(seen) / np.count_nonzero(shown)
+        if outside > MOST_OUTSIDE:
+            own, model = (
+                " x ".join(f"{side:.0f}" for side in lengths) for lengths in _lengths(axes, spacing)
+            )
+            raise ImageUnreadable(
+                f"{outside:.0%} of what it shows lies outside the model's field of view: it measures {own} mm, the "
+                f"model's volumes {model} mm (depth, height, width)",
+                hint="cut it to the part that is meant; or set [model] scene to DxHxW at both nodes, or --size",
+            )
+        return cls(numbers, sent, intensity.record(values), rule.text, axes, tuple(spacing), grid, outside)
+
+    @property
+    def places(self) -> range:
+        return range(len(self.numbers))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        if not self.outside:
+            return ()
+        return (
+            f"{self.outside:.2%} of what it shows lies outside the model's field of view, and is not translated",
+        )
+
+    def items(self) -> Iterator[bytes]:
+        weights, least = [axis.there() for axis in self.axes], float(self.numbers.min())
+        for at in self.sent:
+            yield encode_volume(_resampled(self.numbers[at], weights, least))
+
+    def stack(self, translated: StudyResults) -> Pixels:
+        """All axial slices (N * D, H, W, C) on the volumes' own grid, with background where nothing was translated."""
+        count, *sides, _ = self.numbers.shape
+        shape = (count, *sides, translated.channels)
+        stack = np.full(shape, translated.background, dtype=translated.dtype)
+        weights = [axis.back() for axis in self.axes]
+        for at, volume in zip(self.sent, translated.planes, strict=True):
+            if volume is not None:
+                if volume.shape[:3] != self.grid.sides:
+                    raise InputError(
+                        f"a result of {volume.shape[:3]} voxels came, {self.grid.sides} were sent"
+                    )
+                stack[at] = _resampled(volume, weights, translated.background)
+        return stack.reshape(-1, *shape[2:])
+
+    def covered(self, translated: StudyResults) -> Pixels | None:
+        missing = self.missing(translated)
+        if not missing and not self.outside:
+            return None
+        there = np.zeros((*self.numbers.shape[:4], 1), np.uint8)
+        inside = tuple(axis.inside for axis in self.axes)
+        for at in {*self.sent} - {*missing}:
+            there[at][inside] = 1
+        return there.reshape(-1, *there.shape[2:])
+
+    def summary(self, translated: StudyResults) -> tuple[dict[str, Any], tuple[str, ...]]:
+        fit = {
+            "axes": "depth (inferior to superior), height (anterior to posterior), width (left to right)",
+            "size": [axis.own for axis in self.axes],
+            "spacing_mm": list(self.spacing),
+            "model_size": list(self.grid.sides),
+            "model_spacing_mm": [own * axis.ratio for own, axis in zip(self.spacing, self.axes, strict=True)],
+            "resampled": [axis.ratio != 1.0 for axis in self.axes],
+            "padded": [axis.model - int(np.count_nonzero(axis.there().any(axis=1))) for axis in self.axes],
+            "outside": round(self.outside, 6),
+        }
+        return self.report(translated, "volumes", **fit), self.warnings
+
+
+def _lengths(axes: Sequence[Axis], spacing: Sequence[float]) -> tuple[list[float], list[float]]:
+    """mm of the volume and of the model's grid along each axis."""
+    pairs = list(zip(axes, spacing, strict=True))
+    return [axis.own * mm for axis, mm in pairs], [axis.model * axis.ratio * mm for axis, mm in pairs]

@@ -1,0 +1,198 @@
+"""Whole volumes on the grid of a model, and back on their own: places, spacing, orientation, and what does not fit."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+
+from ddib_fed.data.pictures import decode_volume
+from ddib_fed.errors import ImageUnreadable, InputError
+from ddib_fed.formats.study import Grid, StudyResults
+from tests.formats.dicom.files import write_series
+from tests.formats.echoes import HOUNSFIELD, echo, only, results
+
+GRID = Grid((28, 32, 24), (2.0, 1.5, 1.8))
+"""Depth, height and width."""
+
+
+def turned(degrees: float) -> np.ndarray:
+    """A rotation about an oblique axis."""
+    axis = np.array([1.0, 2.0, 3.0]) / np.sqrt(14)
+    cross = np.cross(np.eye(3), axis)
+    angle = np.radians(degrees)
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def blob(world: np.ndarray) -> np.ndarray:
+    """A smooth head of values from 0 to 1000 that is alike in no two directions, at places (..., 3) in mm."""
+    away = (world - [2.0, -1.0, 3.0]) / [9.0, 11.0, 10.0]
+    return 1000 * np.exp(-np.square(away).sum(-1)) * (1 + 0.4 * np.tanh(world @ [0.1, 0.07, -0.05]))
+
+
+def head(path: Path, orientation: str, degrees: float, spacing: tuple[float, ...]) -> nibabel.Nifti1Image:
+    """A NIfTI of the blob about the centre of space, whose axes go to these directions in this order, then turned."""
+    plain = nibabel.orientations.axcodes2ornt(orientation)
+    affine, shape = np.eye(4), np.array([round(60 / each) for each in spacing])
+    for at, (axis, sign) in enumerate(plain):
+        affine[:3, at] = turned(degrees)[:, int(axis)] * sign * spacing[at]
+    affine[:3, 3] = -affine[:3, :3] @ ((shape - 1) / 2)
+    places = (
+        np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1) @ affine[:3, :3].T + affine[:3, 3]
+    )
+    image = nibabel.Nifti1Image(np.rint(blob(places)).astype(np.int16), affine)
+    nibabel.save(image, path)
+    return nibabel.load(path)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "degrees", "spacing"),
+    [
+        ("RAS", 0, (1.0, 1.0, 1.0)),
+        ("LPI", 0, (1.3, 1.3, 3.0)),
+        ("PSR", 12, (1.0, 2.5, 0.8)),
+        ("IRP", -9, (3, 1, 1)),
+    ],
+)
+def test_a_volume_of_any_orientation_lies_where_it_lay(
+    orientation: str, degrees: float, spacing: tuple[float, ...], tmp_path: Path
+) -> None:
+    """Each voxel that is sent shows its place in the head; each that comes back lies where the volume had it."""
+    given = head(tmp_path / "head.nii.gz", orientation, degrees, spacing)
+    study = only(tmp_path / "head.nii.gz", intensity="values", volume=GRID)
+    (item,) = study.items()
+    sent = decode_volume(item)[..., 0].astype(float)
+    assert sent.shape == GRID.sides
+    steps = np.stack(np.meshgrid(*map(np.arange, GRID.sides), indexing="ij"), -1)
+    steps = (steps - (np.array(GRID.sides) - 1) / 2) * GRID.spacing
+    # Up, backwards, to the right.
+    truth = blob((steps * [1, -1, 1])[..., ::-1] @ turned(degrees).T)
+    assert np.abs(sent - truth).max() < 50
+    assert np.abs(sent - truth).mean() < 3
+    made = nibabel.Nifti1Image.from_bytes(
+        gzip.decompress(study.assemble(echo(study, scale=(1.0, 0.0, 16, 0.0, 4095.0))).files["head.nii.gz"])
+    )
+    np.testing.assert_allclose(made.affine, given.affine, atol=1e-4)
+    assert (made.shape, nibabel.aff2axcodes(made.affine)) == (given.shape, nibabel.aff2axcodes(given.affine))
+    gap = np.abs(np.asarray(made.dataobj).astype(float) - np.asarray(given.dataobj))
+    assert gap.max() < 100
+    assert gap.mean() < 3
+
+
+def test_where_nothing_is_resampled_every_voxel_comes_back_as_it_went(tmp_path: Path) -> None:
+    """Even and odd sides, padded or cut; without a spacing of the model nothing is resampled either."""
+    values = np.zeros((21, 30, 25), np.int16)
+    values[2:18, 3:28, 1:20] = np.random.default_rng(0).integers(100, 4000, (16, 25, 19))
+    image = nibabel.Nifti1Image(values, np.diag([1.8, 1.5, 2.0, 1]))
+    for name in ("one.nii", "two.nii"):
+        nibabel.save(image, tmp_path / name)
+    for name, grid in (("one.nii", Grid((28, 32, 20), GRID.spacing)), ("two.nii", Grid((28, 31, 20)))):
+        study = only(tmp_path / name, intensity="values", volume=grid)
+        assert study.warnings == ()
+        made = study.assemble(echo(study, scale=(1.0, 0.0, 16, 0.0, 4095.0)))
+        np.testing.assert_array_equal(
+            np.asarray(nibabel.Nifti1Image.from_bytes(made.files[name]).dataobj), values
+        )
+        fit = made.report["volumes"]
+        assert (fit["size"], fit["model_size"], fit["resampled"]) == (
+            [25, 30, 21],
+            [*grid.sides],
+            [False] * 3,
+        )
+        assert fit["padded"] == [3, grid.sides[1] - 30, 0]
+        assert fit["spacing_mm"] == pytest.approx([2.0, 1.5, 1.8])
+
+
+def test_each_time_is_an_item_and_one_that_was_refused_is_background(tmp_path: Path) -> None:
+    values = np.zeros((12, 14, 10, 4), np.int16)
+    values[3:9, 3:9, 3:9] = np.random.default_rng(0).integers(100, 1000, (6, 6, 6, 4))
+    values[..., 2] = 0
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([-2.0, 2, 2, 1])), tmp_path / "times.nii")
+    study = only(tmp_path / "times.nii", intensity="values", volume=Grid((10, 16, 12), (2.0, 2.0, 2.0)))
+    assert (study.planes, study.sent) == (4, (0, 1, 3))
+    translated = results(study, scale=HOUNSFIELD)
+    translated[1] = None
+    made = study.assemble(StudyResults.of(translated))
+    volume, mask = (np.asarray(nibabel.Nifti1Image.from_bytes(made.files[n]).dataobj) for n in made.files)
+    np.testing.assert_array_equal(volume[..., [0, 3]], values[..., [0, 3]])
+    assert (volume[..., [1, 2]] == -1024).all()
+    assert [mask[..., at].all() for at in range(4)] == [True, False, False, True]
+    assert not mask[..., [1, 2]].any()
+    assert made.said == ("what was not translated is 0 in times.mask.nii",)
+
+
+def test_what_the_model_does_not_see_is_never_silently_lost(tmp_path: Path) -> None:
+    """More than a little is refused with both sizes in mm; a little is said before, and is 0 in the mask."""
+    values = np.zeros((40, 40, 40), np.uint8)
+    values[4:36, 10:30, 10:30] = 200
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "head.nii")
+    with pytest.raises(
+        ImageUnreadable, match=r"25% of what .* measures 40 x 40 x 40 mm.* 40 x 40 x 24 mm"
+    ) as caught:
+        only(tmp_path / "head.nii", volume=Grid((20, 40, 24), (2.0, 1.0, 1.0)))
+    assert "scene" in caught.value.hint
+    values[0] = 0
+    values[36, 15, 15:30] = 200
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "head.nii")
+    study = only(tmp_path / "head.nii", volume=Grid((40, 40, 32)))
+    (said,) = study.warnings
+    assert said.startswith(
+        f"{tmp_path / 'head.nii'}: 0.12% of what it shows lies outside the model's field of view"
+    )
+    made = study.assemble(echo(study))
+    mask = np.asarray(nibabel.Nifti1Image.from_bytes(made.files["head.mask.nii"]).dataobj)
+    np.testing.assert_array_equal(mask[:, 20, 20], [0] * 4 + [1] * 32 + [0] * 4)
+
+
+def test_a_slice_is_no_volume(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.ones((8, 8), np.uint8), np.eye(4)), tmp_path / "slice.nii")
+    (path,) = write_series(tmp_path / "one", np.ones((1, 12, 10), int))
+    for given in (tmp_path / "slice.nii", path):
+        with pytest.raises(ImageUnreadable, match="a single slice"):
+            only(given, volume=GRID)
+
+
+CORONAL = {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}
+
+
+@pytest.mark.parametrize("coronal", [False, True])
+def test_a_series_becomes_a_volume_and_a_series_again(coronal: bool, tmp_path: Path) -> None:
+    """Of axial slices from the feet up, and of coronal ones from the back forwards: depth goes up in both."""
+    values = np.random.default_rng(0).integers(1, 2000, (10, 12, 14))
+    paths = write_series(tmp_path / "mr", values, **(CORONAL if coronal else {}))
+    for at, path in enumerate(paths):
+        dataset = pydicom.dcmread(path)
+        dataset.ImagePositionPatient = [-10, -3.0 * at, 30] if coronal else [-10, -20, 3.0 * at]
+        dataset.save_as(path)
+    sides = (12, 10, 14) if coronal else (10, 12, 14)
+    spacing = (1.5, 3.0, 1.5) if coronal else (3.0, 1.5, 1.5)
+    study = only(tmp_path / "mr", intensity="values", volume=Grid(sides, spacing))
+    (item,) = study.items()
+    sent = decode_volume(item)[..., 0]
+    # DICOM counts columns to the left of the person, rows of axial slices to the back, those of coronal ones downwards.
+    expected = values.transpose(1, 0, 2)[::-1, ::-1] if coronal else values
+    np.testing.assert_array_equal(sent, expected[..., ::-1])
+    files = study.assemble(echo(study, scale=(1.0, 0.0, 16, 0.0, 4095.0))).files
+    slices = [pydicom.dcmread(io.BytesIO(files[name])) for name in sorted(files)]
+    for at, made in enumerate(sorted(slices, key=lambda each: each.InstanceNumber)):
+        np.testing.assert_array_equal(made.pixel_array, values[at])
+        assert made.ImagePositionPatient == pydicom.dcmread(paths[at]).ImagePositionPatient
+
+
+def test_a_series_that_does_not_say_where_it_lies_is_no_volume(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(1, 2000, (4, 12, 14))
+    write_series(tmp_path / "times", values, ImagePositionPatient=[0, 0, 0])
+    with pytest.raises(ImageUnreadable, match="no two at one place"):
+        only(tmp_path / "times", volume=GRID)
+
+
+def test_a_result_of_another_size_is_not_taken(tmp_path: Path) -> None:
+    head(tmp_path / "head.nii.gz", "RAS", 0, (2, 2, 2))
+    study = only(tmp_path / "head.nii.gz", volume=GRID)
+    with pytest.raises(InputError, match=r"\(27, 32, 24\) voxels came"):
+        study.assemble(echo(study, change=lambda numbers: numbers[1:]))
