@@ -65,7 +65,7 @@ def relief(**options: Any) -> Bundle:
 
 @pytest.fixture
 def shared_noise(monkeypatch):
-    monkeypatch.setattr(Softener, "for_picture", lambda self, picture, peer: same_noise(picture))
+    monkeypatch.setattr(Softener, "for_picture", lambda self, picture, *_: same_noise(picture))
     monkeypatch.setattr(arrays, "_softening", lambda model, digest: same_noise)
 
 
