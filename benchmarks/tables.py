@@ -235,6 +235,17 @@ def heads() -> Rows:
     return rows
 
 
+def flicker() -> Rows:
+    """pair | noise | flicker | round trip dB | latents correlate | read from one, dB | from all | with the model, from one | from all | and a known slice
+    {pair} | {noise} | {flicker~1} | {round_trip~1} | {correlation[value]:.2f} | {latent[value]:.1f} | {mean~1} | {model[value]:.1f} | {study[value]:.1f} | {known[value]:.1f}"""  # noqa: E501
+    for row in read("pictures/flicker"):
+        name = {"pair": f"{row['source']}-{row['target']}", "noise": "one for each slice"}
+        if row["shared"]:
+            name = {"pair": "", "noise": "**one for all**"}
+        reads = {key.rpartition(" ")[2]: value for key, value in row["read"].items() if key != "known"}
+        yield {**row, **reads, **name}
+
+
 def dial() -> Rows:
     """pair, calibration | setting | PSNR dB | SSIM | partner | feature distance | sharpness | wrong | read by 512 pairs, dB
     {what} | {setting} | {psnr~1} | {ssim[value]:.3f} | {partner[value]:.2f} | {frechet_early[value]:.0f} | {sharpness:.2f} | {wrong:.1%} | {leak:.1f}"""  # noqa: E501
@@ -269,7 +280,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     each.__name__: each
     for each in (
         *(promises, calibration, marks, nodes, epsilon, leaks, membership, gate),
-        *(solvers, models, scenes, heads, dial, speed),
+        *(solvers, models, scenes, heads, flicker, dial, speed),
     )
 }
 

@@ -283,6 +283,7 @@ class Translation(_Section):
     solver: Settings = Settings()
     """How the ODE was integrated on both sides."""
     soften_sigma: float = 0.0
+    shared_noise: bool = False
     source_class: str = ""
     target_class: str = ""
     guidance: Guidance | None = None

@@ -291,6 +291,7 @@ class JobPipeline:
         floor = contract.limits.min_evaluations
         check_evaluations(solver_settings(request.solver), floor, where=contract.target.institution)
         self._policy_sha256 = policy_digest(config)
+        self._volume = request.volume_sha256 if config.policy.shared_noise else b""
         target = RemoteParty(
             remote,
             contract,
@@ -344,7 +345,7 @@ class JobPipeline:
         other = target_classes(contract.target, contract.limits.guidance, request)
 
         def noise(picture: Array, shape: tuple[int, ...]) -> Array:
-            return self._node.softener.for_picture(picture, contract.target.institution, shape)
+            return self._node.softener.for_picture(picture, contract.target.institution, shape, self._volume)
 
         for item in items:
             try:
@@ -393,6 +394,7 @@ class JobPipeline:
             if request.guidance.HasField("classifier_scale")
             else "",
             soften_sigma=contract.source.soften_sigma,
+            shared_noise=record.shared_noise if made else bool(self._volume),
             policy_sha256=self._policy_sha256,
             calibration_sha256="" if terms is None else terms.sha256.hex(),
             calibration_kind="" if terms is None else terms.kind,

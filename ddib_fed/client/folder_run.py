@@ -179,9 +179,9 @@ class RunOptions:
     credentials: Credentials | None = None
 
     def digest(self, classes: tuple[str, str] | None = None) -> str:
-        """SHA-256, hex, of all that decides what a file of these classes becomes; the deadline does not."""
+        """SHA-256, hex, of all that decides what a file of these classes becomes beside what it is part of."""
         header = self.with_classes([classes] if classes else [])
-        for name in ("protocol", "request_id", "items", "deadline_s"):
+        for name in ("protocol", "request_id", "items", "deadline_s", "volume_sha256"):
             header.ClearField(name)
         asked = MessageToDict(header) | {"institution": self.profile.institution}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
@@ -299,7 +299,7 @@ class FolderRun:
                 written = translate_study(
                     study,
                     options.out,
-                    partial(self._translate_parts, client, number),
+                    partial(self._translate_parts, client, number, study.pixels.volume_sha256),
                     asked=options.digest(),
                     force=options.force,
                     doubtful_below=options.doubtful_below,
@@ -317,11 +317,13 @@ class FolderRun:
         options.progress.study_written(number, written, study)
 
     def _translate_parts(
-        self, client: Client, number: int, paths: Sequence[Path], out: Path
+        self, client: Client, number: int, volume_sha256: bytes, paths: Sequence[Path], out: Path
     ) -> dict[Path, str]:
         """Translate the items of a study into a folder; why those that have no result were refused."""
+        header = self.options.with_classes(())
+        header.volume_sha256 = volume_sha256
         # Credentials are of the whole, not of its parts.
-        own = replace(self.options, out=out, skip_bad=True, credentials=None)
+        own = replace(self.options, header=header, out=out, skip_bad=True, credentials=None)
         run = FolderRun(own, find_items(paths)[0])
         own.progress.parts(number, paths)
         run.read()

@@ -163,6 +163,7 @@ class InProcess(Client):
             seed=self._here.seed,
             cycle=header.cycle,
             calibration=self._rotation,
+            volume_sha256=header.volume_sha256,
         )
         for own, other in numbers.values():
             check_translation(
@@ -270,6 +271,7 @@ class InProcess(Client):
             latent_sha256=found.encoded.latent.sha256.hex(),
             solver=Settings.like(check_settings(job.asked.settings)),
             soften_sigma=source.sigma(job.asked.soften),
+            shared_noise=bool(job.asked.volume_sha256),
             source_class=classes[0],
             target_class=classes[1],
             guidance=None if job.asked.guidance == UNGUIDED else job.asked.guidance,

@@ -51,6 +51,8 @@ class ArraySettings:
     seed: int = 0
     cycle: bool = False
     calibration: ChannelMap | None = None
+    volume_sha256: bytes = b""
+    """Of the volume whose slices the pictures are, to be softened by one draw of noise; empty for one draw each."""
 
     def leg(self, on_step: OnStep | None = None) -> Leg:
         calibration = self.calibration
@@ -133,7 +135,9 @@ def item_of(
     little = np.ascontiguousarray(samples[0], dtype="<f4")
     digest = hashlib.sha256(f"{asked.seed} {little.shape} ".encode() + little.tobytes()).digest()
     draws = picture_draw(target, digest, "there"), picture_draw(source, digest, "back")
-    return ToTranslate(number, samples, *classes, _softening(source, digest), *draws)
+    softening = hashlib.sha256(f"{asked.seed} volume ".encode() + asked.volume_sha256).digest()
+    noise = _softening(source, softening if asked.volume_sha256 else digest)
+    return ToTranslate(number, samples, *classes, noise, *draws)
 
 
 def _softening(model: DomainModel, digest: bytes) -> Noise:

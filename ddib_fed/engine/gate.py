@@ -498,18 +498,25 @@ def check_key(path: Path) -> None:
 
 
 class Softener:
-    """Standard normal noise of a seed: HMAC-SHA256(key; purpose, digest of the picture, peer, model)."""
+    """Standard normal noise of a seed: HMAC-SHA256(key; purpose, digest of the picture or volume, peer, model)."""
 
     def __init__(self, key: bytes, model: str) -> None:
         self._key = key
         self._model = bytes.fromhex(model)
 
     def for_picture(
-        self, picture: NDArray[np.float32], peer: str, shape: tuple[int, ...] | None = None
+        self,
+        picture: NDArray[np.float32],
+        peer: str,
+        shape: tuple[int, ...] | None = None,
+        volume_sha256: bytes = b"",
     ) -> NDArray[np.float32]:
-        """For a picture's latent of that shape, by default the picture's own."""
-        digest = hashlib.sha256(np.ascontiguousarray(picture, dtype="<f4").data).digest()
-        parts = (b"ddib-fed softening 1", b"picture", digest, peer.encode(), self._model)
+        """The noise of a picture's latent of that shape, by default the picture's own; with the digest of a volume,
+        which a client names, that of all its slices.
+        """
+        digest = volume_sha256 or hashlib.sha256(np.ascontiguousarray(picture, dtype="<f4").data).digest()
+        purpose = b"volume" if volume_sha256 else b"picture"  # a volume never gets the noise of a picture
+        parts = (b"ddib-fed softening 1", purpose, digest, peer.encode(), self._model)
         message = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
         return standard_normal(hmac.digest(self._key, message, "sha256"), shape or picture.shape)
 

@@ -121,7 +121,7 @@ class SubmitJobRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[JobHeader, _Mapping]] = ..., item: _Optional[_Union[_common_pb2.FileHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class JobHeader(_message.Message):
-    __slots__ = ("protocol", "request_id", "target_institution", "target_domain", "solver", "cycle", "keep_latent", "items", "deadline_s", "source_class", "target_class", "guidance", "item_classes", "model_size", "no_calibration", "calibration_sha256")
+    __slots__ = ("protocol", "request_id", "target_institution", "target_domain", "solver", "cycle", "keep_latent", "items", "deadline_s", "source_class", "target_class", "guidance", "item_classes", "model_size", "no_calibration", "calibration_sha256", "volume_sha256")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TARGET_INSTITUTION_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +138,7 @@ class JobHeader(_message.Message):
     MODEL_SIZE_FIELD_NUMBER: _ClassVar[int]
     NO_CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_SHA256_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_SHA256_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     request_id: str
     target_institution: str
@@ -154,7 +155,8 @@ class JobHeader(_message.Message):
     model_size: bool
     no_calibration: bool
     calibration_sha256: bytes
-    def __init__(self, protocol: _Optional[int] = ..., request_id: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., cycle: _Optional[bool] = ..., keep_latent: _Optional[bool] = ..., items: _Optional[int] = ..., deadline_s: _Optional[int] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., item_classes: _Optional[_Iterable[_Union[ItemClasses, _Mapping]]] = ..., model_size: _Optional[bool] = ..., no_calibration: _Optional[bool] = ..., calibration_sha256: _Optional[bytes] = ...) -> None: ...
+    volume_sha256: bytes
+    def __init__(self, protocol: _Optional[int] = ..., request_id: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., cycle: _Optional[bool] = ..., keep_latent: _Optional[bool] = ..., items: _Optional[int] = ..., deadline_s: _Optional[int] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., item_classes: _Optional[_Iterable[_Union[ItemClasses, _Mapping]]] = ..., model_size: _Optional[bool] = ..., no_calibration: _Optional[bool] = ..., calibration_sha256: _Optional[bytes] = ..., volume_sha256: _Optional[bytes] = ...) -> None: ...
 
 class ItemClasses(_message.Message):
     __slots__ = ("source_class", "target_class")
@@ -309,7 +311,7 @@ class ResultHeader(_message.Message):
     def __init__(self, item: _Optional[int] = ..., part: _Optional[_Union[ResultPart, str]] = ..., file: _Optional[_Union[_common_pb2.FileHeader, _Mapping]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ...) -> None: ...
 
 class Provenance(_message.Message):
-    __slots__ = ("job_id", "source_institution", "source_domain", "target_institution", "target_domain", "contract_sha256", "source_model_sha256", "target_model_sha256", "input_sha256", "latent_sha256", "solver", "soften_sigma", "latent", "wire_bytes", "seconds", "cycle", "samples", "picture", "source_class", "target_class", "guidance", "classifier_sha256", "calibration_sha256", "calibration_kind", "policy_sha256")
+    __slots__ = ("job_id", "source_institution", "source_domain", "target_institution", "target_domain", "contract_sha256", "source_model_sha256", "target_model_sha256", "input_sha256", "latent_sha256", "solver", "soften_sigma", "latent", "wire_bytes", "seconds", "cycle", "samples", "picture", "source_class", "target_class", "guidance", "classifier_sha256", "calibration_sha256", "calibration_kind", "policy_sha256", "shared_noise")
     class SecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -342,6 +344,7 @@ class Provenance(_message.Message):
     CALIBRATION_SHA256_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_KIND_FIELD_NUMBER: _ClassVar[int]
     POLICY_SHA256_FIELD_NUMBER: _ClassVar[int]
+    SHARED_NOISE_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     source_institution: str
     source_domain: str
@@ -367,7 +370,8 @@ class Provenance(_message.Message):
     calibration_sha256: str
     calibration_kind: str
     policy_sha256: str
-    def __init__(self, job_id: _Optional[str] = ..., source_institution: _Optional[str] = ..., source_domain: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., contract_sha256: _Optional[str] = ..., source_model_sha256: _Optional[str] = ..., target_model_sha256: _Optional[str] = ..., input_sha256: _Optional[str] = ..., latent_sha256: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., soften_sigma: _Optional[float] = ..., latent: _Optional[_Union[_common_pb2.LatentStatistics, _Mapping]] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[_Mapping[str, float]] = ..., cycle: _Optional[_Union[CycleError, _Mapping]] = ..., samples: _Optional[int] = ..., picture: _Optional[_Union[PictureFigures, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., classifier_sha256: _Optional[str] = ..., calibration_sha256: _Optional[str] = ..., calibration_kind: _Optional[str] = ..., policy_sha256: _Optional[str] = ...) -> None: ...
+    shared_noise: bool
+    def __init__(self, job_id: _Optional[str] = ..., source_institution: _Optional[str] = ..., source_domain: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., contract_sha256: _Optional[str] = ..., source_model_sha256: _Optional[str] = ..., target_model_sha256: _Optional[str] = ..., input_sha256: _Optional[str] = ..., latent_sha256: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., soften_sigma: _Optional[float] = ..., latent: _Optional[_Union[_common_pb2.LatentStatistics, _Mapping]] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[_Mapping[str, float]] = ..., cycle: _Optional[_Union[CycleError, _Mapping]] = ..., samples: _Optional[int] = ..., picture: _Optional[_Union[PictureFigures, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., classifier_sha256: _Optional[str] = ..., calibration_sha256: _Optional[str] = ..., calibration_kind: _Optional[str] = ..., policy_sha256: _Optional[str] = ..., shared_noise: _Optional[bool] = ...) -> None: ...
 
 class PictureFigures(_message.Message):
     __slots__ = ("depth", "height", "width", "size_rule", "low", "high", "bits", "cycle_mse", "cycle_psnr", "edge_correlation", "slope", "intercept", "least_edge_correlation", "structure_doubtful", "clipped", "source_low", "source_high", "back_slope", "back_intercept", "outside", "used", "differs", "most_differs", "differs_at", "autoencoder_psnr", "fitted_height", "fitted_width")

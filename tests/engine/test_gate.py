@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -311,6 +312,25 @@ def test_another_key_model_picture_or_peer_gives_unrelated_noise(softener, key, 
     theirs = Softener(key, model).for_picture(picture, peer).ravel()
     assert abs(np.corrcoef(ours, theirs)[0, 1]) < 0.3
     assert np.abs(ours - theirs).max() > 1
+
+
+def test_slices_of_one_volume_have_one_noise_and_those_of_two_have_two():
+    """Which no other peer, model, key or picture has: not the one either whose digest a client names as a volume's."""
+    softener, other = Softener(bytes(KEY_BYTES), MODEL), -PICTURE
+    first, second = bytes(32), b"\1" * 32
+    shared = softener.for_picture(PICTURE, "south.example", volume_sha256=first)
+    np.testing.assert_array_equal(shared, softener.for_picture(other, "south.example", volume_sha256=first))
+    own = hashlib.sha256(PICTURE.tobytes()).digest()
+    for noise in (
+        softener.for_picture(PICTURE, "south.example", volume_sha256=second),
+        softener.for_picture(PICTURE, "west.example", volume_sha256=first),
+        Softener(bytes(KEY_BYTES), "cd" * 32).for_picture(PICTURE, "south.example", volume_sha256=first),
+        Softener(b"\1" * KEY_BYTES, MODEL).for_picture(PICTURE, "south.example", volume_sha256=first),
+        softener.for_picture(PICTURE, "south.example"),
+    ):
+        assert abs(np.corrcoef(shared.ravel(), noise.ravel())[0, 1]) < 0.3
+    named = softener.for_picture(PICTURE, "south.example", volume_sha256=own)
+    assert np.abs(named - softener.for_picture(PICTURE, "south.example")).max() > 1
 
 
 def test_the_noise_is_pinned():

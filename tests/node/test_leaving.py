@@ -53,13 +53,19 @@ def test_a_source_sends_latents_and_what_shows_more_is_said(tmp_path: Path) -> N
     for part in ("2 numbers.", "Only latents of full depth leave", "No calibration is allowed"):
         assert part in text
     assert "Translations leave" not in text
-    more = {"least_depth": "0.6", "least_share": "0.75", "calibration": '["rotation"]'}
+    more = {
+        "least_depth": "0.6",
+        "least_share": "0.75",
+        "shared_noise": "true",
+        "calibration": '["rotation"]',
+    }
     config = make(tmp_path / "more", "source", **more)
     (config.paths.bundle / "gate.json").write_text("{}")
     text = said(config)
     for part in (
         "down to 0.6",
         "a share down to 0.75",
+        "softened by the same noise",
         "of the kind rotation",
         "its map, its figures and the units of your model leave",
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from ddib_fed.client.in_process import InProcess
 from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.data.shipped import load_shipped
 from ddib_fed.diffusion.schedule import ScheduleConfig
+from ddib_fed.engine.local_party import open_party
 from ddib_fed.errors import (
     AlreadyExists,
     Cancelled,
@@ -27,8 +29,9 @@ from ddib_fed.errors import (
     ShapeMismatch,
     UsageError,
 )
-from ddib_fed.models.bundle import save_bundle
+from ddib_fed.models.bundle import open_bundle, save_bundle
 from ddib_fed.models.manifest import PictureFormat
+from ddib_fed.record import Part, Settings
 from tests.runs.tiny_models import tiny, tiny_classifier
 
 FEW = ("--evaluations", "3", "--depth", "0.5")
@@ -117,6 +120,25 @@ def test_a_folder_goes_there_and_back_and_is_not_translated_twice(place):
     for other in (("--seed", "1"), ("--soften-sigma", "0.05"), ("--dtype", "bfloat16")):
         with pytest.raises(AlreadyExists):
             translate("in", *PAIR, "--cycle", *other)
+
+
+def test_slices_of_a_volume_share_their_noise(models):
+    """Whatever else is in the job; pictures of no volume have noise of their own. The record says which it was."""
+    client = InProcess(*(open_party(open_bundle(str(models / name))) for name in ("north", "south")))
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 8, 8, 1)).astype(np.uint8)
+    near = np.concatenate([pixels[:1], pixels[:1] ^ np.eye(8, dtype=np.uint8)[0, :, None]])
+
+    def latents(given: np.ndarray, volume: bytes) -> list[np.ndarray]:
+        asked = {"keep_latent": True, "volume_sha256": volume}
+        made = client.translate([*map(encode_png, given)], client.target, Settings(evaluations=4), **asked)
+        assert {each.provenance.shared_noise for each in made} == {bool(volume)}
+        return [np.load(io.BytesIO(each.files[Part.LATENT].data)) for each in made]
+
+    first, second = latents(near, b"1" * 32)
+    np.testing.assert_array_equal(latents(pixels, b"1" * 32)[0], first)
+    own = latents(near, b"")
+    assert np.std(first - second) < 0.3 * np.std(own[0] - own[1])
+    assert np.std(first - latents(near, b"2" * 32)[0]) > 0.5 * np.std(own[0] - own[1])
 
 
 @pytest.mark.slow

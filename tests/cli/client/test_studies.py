@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.cli.main import run
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ExitCode
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import Options
@@ -67,6 +68,26 @@ def test_maps_below_a_folder_are_sent_as_numbers(translate, north, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "scan.npy"), points(100) * 2)
     assert OWNER.encode() in (tmp_path / "maps" / "town.tif").read_bytes()
     assert {path.parent.name for path in (tmp_path / "out").rglob("*.parts")} == {"out", "ward"}
+
+
+def test_all_jobs_of_a_volume_name_it_and_those_of_maps_and_pictures_name_none(translate, north, tmp_path):
+    """Two volumes are two, and one under another rule of intensity is another: with one noise both would show more."""
+    north.script.pictures, north.script.most_items = True, 2
+    for name, values in (("a", VALUES), ("b", VALUES[::-1])):
+        write_series(tmp_path / name, values)
+    write_map(tmp_path / "land.tif", np.arange(1200, dtype=np.int16).reshape(1, 30, 40))
+    (tmp_path / "plain.png").write_bytes(encode_png(np.arange(100, dtype=np.uint8).reshape(10, 10, 1)))
+    named = []
+    for given in ("a", "b", "land.tif", "plain.png"):
+        before = len(north.service.jobs)
+        assert translate(tmp_path / given) == ExitCode.OK
+        named.append([job.header.volume_sha256 for job in [*north.service.jobs.values()][before:]])
+    assert translate(tmp_path / "a", "--force", "--intensity", "window:900,500") == ExitCode.OK
+    again = [*north.service.jobs.values()][-1].header.volume_sha256
+    assert [len(each) for each in named[:2]] == [2, 2]
+    assert len({*named[0], *named[1], again}) == 3
+    assert {len(each) for each in (*named[0], *named[1], again)} == {32}
+    assert {*named[2], *named[3]} == {b""}
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def relief(**options: Any) -> Bundle:
 @pytest.fixture
 def shared_noise(monkeypatch):
     monkeypatch.setattr(
-        Softener, "for_picture", lambda self, picture, peer, shape: same_noise(picture, shape)
+        Softener, "for_picture", lambda self, picture, peer, shape, *_: same_noise(picture, shape)
     )
     monkeypatch.setattr(arrays, "_softening", lambda model, digest: same_noise)
 

@@ -41,9 +41,9 @@ def _watch() -> None:
     """Keep what passes through the source."""
     soften, read = Softener.for_picture, samples.PictureSamples.read
 
-    def for_picture(self: Softener, picture: np.ndarray, peer: str) -> np.ndarray:
+    def for_picture(self: Softener, picture: np.ndarray, *rest: Any) -> np.ndarray:
         PICTURES.append(picture.copy())
-        return soften(self, picture, peer)
+        return soften(self, picture, *rest)
 
     def read_picture(self: samples.PictureSamples, content: bytes, size_rule: str) -> Any:
         FILES.append(bytes(content))

@@ -123,6 +123,40 @@ def test_a_picture_is_softened_by_other_noise_for_each_peer(source, targets) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("allowed", [False, True])
+def test_slices_of_a_volume_share_their_noise_where_the_policy_says_so(
+    allowed, tmp_path, north, targets, engine
+) -> None:
+    """Over all jobs of the volume, also of a node that was stopped; without the policy each slice has its own."""
+    first, second = b"1" * 32, b"2" * 32
+    slices = scan(), scan_with_one_other_pixel()
+    jobs: list[StoredJob] = []
+    for asked in (zip(slices, (first, first), strict=True), zip(slices, (second, b""), strict=True)):
+        source = Scans(tmp_path / "north", north, engine, shared_noise="true" if allowed else "false").start()
+        jobs += [
+            source.translated(source_class="coast", picture=picture, volume_sha256=volume)
+            for picture, volume in asked
+        ]
+        source.stop()
+    records = [Translation.parse(job.items[0].provenance) for job in jobs]
+    assert [record.shared_noise for record in records] == [allowed, allowed, allowed, False]
+    a, b, c, d = (latent.data for _, latent in targets["south"].latents)
+    sigma = targets["south"].contract.source.soften_sigma
+    apart = pytest.approx(2**0.5 * sigma, rel=0.3)
+    assert np.std(a - b) < 0.3 * sigma if allowed else np.std(a - b) == apart
+    assert np.std(a - c) == apart if allowed else np.array_equal(a, c)
+    assert np.std(b - d) == apart if allowed else np.array_equal(b, d)
+
+
+def scan_with_one_other_pixel() -> bytes:
+    pixels = decode_image(scan()).pixels[..., 0].copy()
+    pixels[0, 0] ^= 1
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.slow
 def test_items_of_several_classes_go_in_one_call(source, targets) -> None:
     """Each encoded as its own class; the record of each says its own."""
     pairs = (("coast", "ridge"), ("ridge", "1"), ("0", "delta"), ("coast", "2"))
