@@ -55,8 +55,12 @@ COLOURS = {name: "opponent" for name, domain in SHIPPED.items() if domain.map}
 def config(domain: str) -> TrainConfig:
     """The run of one domain."""
     if domain in AUTOENCODERS:
-        command = f"python -m benchmarks.pretrained_pictures --domain {domain}"
-        return TrainConfig(kind="autoencoder", domain=AUTOENCODERS[domain], command=command)
+        return TrainConfig(
+            kind="autoencoder",
+            domain=AUTOENCODERS[domain],
+            steps=40_000,
+            command=f"python -m benchmarks.pretrained_pictures --domain {domain}",
+        )
     return TrainConfig(
         kind="pictures",
         domain=domain,
