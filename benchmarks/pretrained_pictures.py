@@ -58,7 +58,7 @@ def config(domain: str) -> TrainConfig:
         return TrainConfig(
             kind="autoencoder",
             domain=AUTOENCODERS[domain],
-            steps=40_000,
+            steps=20_000,
             command=f"python -m benchmarks.pretrained_pictures --domain {domain}",
         )
     return TrainConfig(
