@@ -187,7 +187,7 @@ BLOCK_TURN, BLOCK_STRETCH, BLOCK_BEND = 10.0, 0.1, 1.0
 
 
 def cut_blocks(name: str, part: str) -> Bytes:
-    """Blocks (N, 1, 32, 32, 32) of a part of the head: up, to the front, to the right."""
+    """Blocks (N, 1, 32, 32, 32) of a part of the head: from below, from the front, from the left."""
     from scipy import ndimage
 
     head = _head(name.removesuffix("-volume")).transpose(2, 1, 0)
@@ -217,7 +217,7 @@ def cut_blocks(name: str, part: str) -> Bytes:
         block = ndimage.map_coordinates(small, where, order=1, mode="nearest")
         if (block > 0).mean() >= LEAST_BRAIN:
             found.append(np.rint(block.clip(0.0, 1.0) * 255.0).astype(np.uint8))
-    return np.stack(found)[:, None]
+    return np.ascontiguousarray(np.stack(found)[:, None, :, ::-1])
 
 
 def _turned(angles: NDArray[np.float64], scale: float) -> NDArray[np.float64]:

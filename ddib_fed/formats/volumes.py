@@ -171,6 +171,16 @@ class Volumes(Planes):
             f"{self.outside:.2%} of what it shows lies outside the model's field of view, and is not translated",
         )
 
+    def resampled(self, spacing: Sequence[float]) -> Iterator[Pixels]:
+        """Each volume (D, H, W, C) whole, at mm between voxels; for training."""
+        least, axes = float(self.numbers.min()), []
+        for own, before, after in zip(self.numbers.shape[1:4], self.spacing, spacing, strict=True):
+            ratio = after / before
+            same = abs(ratio - 1) < ALIKE
+            axes.append(Axis(own, own if same else max(1, round(own / ratio)), 1.0 if same else ratio))
+        for at in self.sent:
+            yield _resampled(self.numbers[at], [axis.there() for axis in axes], least)
+
     def items(self) -> Iterator[bytes]:
         weights, least = [axis.there() for axis in self.axes], float(self.numbers.min())
         for at in self.sent:

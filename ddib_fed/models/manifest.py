@@ -64,7 +64,7 @@ class PictureFormat(_Frozen):
     intensity: str | None = Field(
         default=None, pattern=r"^[a-z]+(:[0-9.,e+-]+@[0-9.e+-]+:[0-9.e+-]+)?$", max_length=100
     )
-    slices: Literal["axial", "coronal", "sagittal"] | None = None
+    slices: Literal["axial", "coronal", "sagittal", "none"] | None = None  # none of volumes
     tiles: bool = False
     spacing: tuple[Spacing, Spacing, Spacing] | None = None  # of volumes, mm between voxels of each axis
 

@@ -164,6 +164,8 @@ class TrainConfig(BaseModel):
         "NIfTI or DICOM, in blocks of --size voxels.",
         SEEN,
     )
+    # Of volumes, mm between voxels along depth, height and width; default: the medians of all of them.
+    spacing: tuple[float, float, float] | None = by_set(None, PICTURES)
     classes: Literal["folders", "prefix", "given"] | None = says(
         None, "Learn classes, from sub-folders or from the file name up to the first underscore.", LABELLED
     )

@@ -1,33 +1,27 @@
-"""Finds pictures and points: of a shipped domain, below a folder (pictures, or studies by `ddib_fed.formats`), a file.
+"""Finds pictures, volumes and points: of a shipped domain, below a folder (pictures, or studies), in a file.
 
-Held-out pictures are never trained on, nor do they decide the normalisation. Of studies whole patients, or one end of a
-map, are held out. Of a header nothing is kept but the name of the rule. No other module of training knows the formats.
+Held-out pictures are never trained on, nor do they decide the normalisation.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data import folder as folders
 from ddib_fed.data.fitting import PictureRule
-from ddib_fed.data.folder import Entry, Folder, Progress, Survey, expand
-from ddib_fed.data.pictures import Picture, decode_image
+from ddib_fed.data.folder import Progress, Survey, expand
 from ddib_fed.data.shipped import BLOCK_MM, SHIPPED, shipped_bytes, shipped_domain
 from ddib_fed.data.synthetic import draw
 from ddib_fed.errors import (
-    DdibError,
-    ExtraMissing,
-    ImageUnreadable,
     InputError,
     MemoryExhausted,
     SettingsInvalid,
@@ -38,27 +32,17 @@ from ddib_fed.models.units import Normalisation
 from ddib_fed.names import domain_from
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.points import read_points
-
-if TYPE_CHECKING:
-    from ddib_fed.formats.study import Bad, Studies, Study
+from ddib_fed.training.studies import CROP_ROOM, Looked, Say, look_at_studies, volume_blocks
 
 Pixels = NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.uint16]
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
-Entries = tuple[Entry, ...]
-Split = Callable[[float], tuple[Entries, Entries]]
-"""(training part, held-out part) of a folder's pictures, by the share that is held out."""
-Say = Callable[[str], None]
 
 MIN_PICTURES = 8
 _MOMENT_PICTURES, _MOMENT_NUMBERS = 4096, 1 << 26
-CROP_ROOM = 8
-"""With random windows pictures are kept larger by this part of their size."""
 FEW = 200
 MEMORY_SHARE = 0.7
 SEED = 12_107  # of the points drawn from a synthetic domain, and of the order of other samples
-HU_RANGE: Final = "-1000:2000"
-"""Hounsfield units that become -1 and 1 where no range is given: from air to dense bone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +125,20 @@ def open_source(
 ) -> PictureSource:
     if source is None and config.domain is not None:
         source = shipped_source(config.domain)
+    elif source is None and config.slices == "none":
+        blocks, root = (
+            volume_blocks(config, say=say or (lambda _: None), progress=progress),
+            Path(str(config.images)),
+        )
+        source = array_source(
+            name_of(root),
+            blocks.train,
+            blocks.held_out,
+            picture=blocks.picture,
+            note=blocks.note,
+            size=config.usual_size,
+            quantum=0.0,
+        )
     elif source is None:
         source = folder_source(config, say=say or (lambda _: None), progress=progress)
     if config.size is not None and set(source.shape[1:]) != {config.size}:
@@ -155,21 +153,11 @@ def open_source(
     return source
 
 
-class _Looked(NamedTuple):
-    """A folder of which every picture was looked at once; `form` says of studies how they become pictures."""
-
-    folder: Folder
-    range: str
-    split: Split
-    lines: tuple[str, ...] = ()
-    form: PictureFormat = PictureFormat()
-
-
 def folder_source(config: TrainConfig, *, say: Say, progress: Progress | None = None) -> PictureSource:
     """The pictures of `config.images`, decoded, fitted and split."""
     root, size = Path(str(config.images)), config.usual_size
     side = size + (size // CROP_ROOM if config.crop else 0)
-    looked = _look_at_studies(root, config, side, progress)
+    looked = look_at_studies(root, config, side, progress)
     if looked is None:
         found = folders.scan(
             root,
@@ -178,7 +166,7 @@ def folder_source(config: TrainConfig, *, say: Say, progress: Progress | None = 
             check=folders.range_check(config.range),
             progress=progress,
         )
-        looked = _Looked(found, config.range, partial(folders.split, found.entries))
+        looked = Looked(found, config.range, partial(folders.split, found.entries))
     folder = looked.folder
     facts = folders.survey(folder)
     chosen = folders.choose_range(folder, looked.range)
@@ -241,200 +229,6 @@ def name_of(root: Path) -> str:
     return domain_from(name) or "pictures"
 
 
-Read = Callable[[int, int], Picture]
-"""The picture of a study's plane, by the numbers of both."""
-
-
-class _Seen(NamedTuple):
-    """What is kept of a study. Its subject is of whom or what it is, from the widest to the narrowest: patient,
-    examination, study; compared, and never shown. Tiles of a map are (top, left, height, width) in pixels.
-    """
-
-    kind: str
-    rule: str
-    warnings: tuple[str, ...]
-    subject: tuple[str, str, str]
-    entries: Entries
-    empty: int
-    tiles: tuple[tuple[int, int, int, int], ...]
-
-
-def _look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progress | None) -> _Looked | None:
-    """The planes of all studies below a folder, as `ddib translate` sends them; None for a folder of pictures."""
-    from ddib_fed.formats.opening import open_recognised
-    from ddib_fed.formats.study import Options
-    from ddib_fed.recognition import PICTURES, TAKEN, Format, files_below, format_of, recognise
-
-    folders.require_one_domain(root)
-    found = recognise([root])
-    formats = {each.format for each in found.studies} - {Format.PICTURE}
-    for name, takers in (("intensity", formats), ("slices", formats & {Format.NIFTI})):
-        if getattr(config, name) is not None and not takers:
-            what = "NIfTI" if name == "slices" else "DICOM, NIfTI and GeoTIFF"
-            problem = f"{name} is for {what}, and there is none below {root}"
-            raise SettingsInvalid(problem, hint=f"a folder of such files, or leave {name} out")
-    if not formats:
-        return None
-    _require_one(root, formats, hint="give a folder that holds one of them")
-    if found.plain or len(formats) < len({each.format for each in found.studies}):
-        for path in files_below(root, None).files:
-            if path.suffix.lower() in {*TAKEN, *PICTURES} and format_of(path) in {None, Format.PICTURE}:
-                hint = "move one of them into a folder of its own"
-                _require_one(root, {*formats, f"pictures such as {path.name}"}, hint=hint)
-    bad: Bad = []
-    kept = replace(found, studies=tuple(each for each in found.studies if each.format in formats))
-    options = Options(config.intensity or "auto", config.slices or "axial", (side, side))
-    studies, seen = open_recognised(kept, options, bad=bad).studies, list[_Seen]()
-    read = _reader(studies)
-    for at in range(len(studies)):
-        origin = studies.origins[at]
-        try:
-            seen.append(_look_at_study(studies[at], at, read, config))
-        except (ExtraMissing, SettingsInvalid, UsageError):
-            raise
-        except DdibError as error:
-            error.detail = error.detail.removeprefix(f"{origin.called}: ")
-            bad.append((Path(origin.called), error.kept()))
-        except OSError as error:
-            why = f"it cannot be read: {error.strerror or error}"
-            bad.append((Path(origin.called), ImageUnreadable(why)))
-        if progress:
-            progress(at + 1, len(studies))
-    entries = [entry for each in seen for entry in each.entries]
-    folder = folders.as_folder(root, entries, bad, found.ignored.total(), skip_bad=config.skip_bad)
-    _require_one(root, {each.kind for each in seen}, hint="give a folder that holds one of them")
-    _require_one(root, {f"intensity {each.rule}" for each in seen}, hint="one rule for all: --intensity RULE")
-    first, spec = seen[0], _range_of(seen[0].rule, config.range)
-    if len(seen) == 1 and not first.tiles:
-        raise InputError(
-            f"there is one {first.kind} below {root}; whole ones are held out, because neighbouring slices are nearly "
-            "the same picture",
-            hint="add at least a second one",
-        )
-    held_out, split = _by_subject(seen) if len(seen) > 1 else _by_place(first)
-    counted = (
-        f"{len(seen)} x {first.kind}, {len(entries)} planes that show something, {sum(each.empty for each in seen)} "
-        f"left out that do not; intensity {first.rule}, range {spec}"
-    )
-    lines = (*dict.fromkeys(warning for each in seen for warning in each.warnings), counted, held_out)
-    slices = config.slices or "axial" if formats == {Format.NIFTI} else None
-    made = {"intensity": first.rule, "slices": slices, "tiles": bool(first.tiles)}
-    return _Looked(folder, spec, split, lines, PictureFormat.model_validate(made))
-
-
-def _reader(studies: Studies) -> Read:
-    """Decodes planes; the items of one study are in memory at a time."""
-    kept: dict[int, list[bytes]] = {}
-
-    def read(at: int, plane: int) -> Picture:
-        if at not in kept:
-            kept.clear()
-            kept[at] = list(studies[at].items())
-        if plane >= len(kept[at]):
-            raise ImageUnreadable(f"{studies.origins[at].called} was changed while it was read")
-        return decode_image(kept[at][plane])
-
-    return read
-
-
-def _look_at_study(study: Study, at: int, read: Read, config: TrainConfig) -> _Seen:
-    from ddib_fed.formats.dicom_writing import DicomStudy
-    from ddib_fed.formats.tiles import GeoTiffStudy
-
-    check = folders.range_check(_range_of(study.pixels.rule, config.range))
-    label = folders.label_of(study.origin.inputs[0], Path(str(config.images)), config.told_classes)
-    entries = []
-    for plane in range(len(study.sent)):
-        picture = read(at, plane)
-        if check is not None:
-            check(picture)
-        digest, looks = folders.describe(picture)
-        looks = replace(looks, format=f"planes of a {study.kind}")
-        entries.append(Entry(study.origin.given, label, digest, looks, partial(read, at, plane)))
-    subject, tiles = ("", "", str(at)), []
-    if isinstance(study, DicomStudy):
-        header = study.series.headers[0]
-        examination = str(header.get("StudyInstanceUID") or "")
-        subject = str(header.get("PatientID") or examination), examination, str(at)
-    if isinstance(study, GeoTiffStudy):
-        windows, size = study.pixels.grid.windows(), study.pixels.grid.tile
-        tiles = [(windows[n][0].start, windows[n][1].start, *size) for n in study.sent]
-    empty, kind = study.planes - len(study.sent), study.kind
-    return _Seen(kind, study.pixels.rule, study.warnings, subject, tuple(entries), empty, tuple(tiles))
-
-
-def _by_subject(seen: Sequence[_Seen]) -> tuple[str, Split]:
-    """Whole subjects are held out: the widest of patient, examination and study that tells at least two apart. Which
-    they are follows from their content, and neither part has a picture of the other.
-    """
-    level = next(at for at in range(3) if len({each.subject[at] for each in seen}) > 1)
-    groups: dict[str, list[Entry]] = {}
-    for each in seen:
-        groups.setdefault(each.subject[level], []).extend(each.entries)
-
-    def rank(group: list[Entry]) -> str:
-        return hashlib.sha256(b"held-out" + folders.folder_digest(group).encode()).hexdigest()
-
-    def split(share: float) -> tuple[Entries, Entries]:
-        ranked = sorted(groups.values(), key=rank)
-        count = min(max(1, round(share * len(ranked))), len(ranked) - 1)
-        rest, held = (
-            [entry for group in part for entry in group] for part in (ranked[count:], ranked[:count])
-        )
-        return _apart(rest, held)
-
-    whole = ("patients", "examinations", "files or series")[level]
-    return f"held out are whole {whole}, of {len(groups)}", split
-
-
-def _by_place(seen: _Seen) -> tuple[str, Split]:
-    """Held out is the end of a map along the side with more tiles; tiles that overlap it are left out."""
-    _, _, height, width = seen.tiles[0]
-    down = max(tile[0] for tile in seen.tiles) * width > max(tile[1] for tile in seen.tiles) * height
-    starts = [tile[0] if down else tile[1] for tile in seen.tiles]
-    length = height if down else width
-
-    def split(share: float) -> tuple[Entries, Entries]:
-        edge = sorted(starts, reverse=True)[max(1, round(share * len(starts))) - 1]
-        placed = list(zip(seen.entries, starts, strict=True))
-        rest = [entry for entry, start in placed if start + length <= edge]
-        return _apart(rest, [entry for entry, start in placed if start >= edge])
-
-    return "one end of the map is held out, and tiles that overlap it are left out", split
-
-
-def _apart(rest: list[Entry], held: list[Entry]) -> tuple[Entries, Entries]:
-    seen = {entry.digest for entry in held}
-    train = tuple(entry for entry in rest if entry.digest not in seen)
-    if not train:
-        problem = "nothing is left to train on: all is held out, the same, or overlaps what is held out"
-        raise InputError(problem, hint="add data, or for a map train with a smaller --size")
-    return train, tuple(held)
-
-
-def _range_of(rule: str, asked: str) -> str:
-    """The range of a model whose pictures are made by a rule."""
-    form, _, own = rule.partition("@")
-    if asked == "type":
-        return HU_RANGE if rule == "hu" else own or asked
-    if not own:
-        return asked
-    with suppress(ValueError):
-        if [float(end) for end in asked.split(":")] == [float(end) for end in own.split(":")]:
-            return own
-    problem = f"the range is {asked}, and intensity {rule} makes numbers from {own.replace(':', ' to ')}"
-    raise SettingsInvalid(problem, hint=f"leave range out; for other numbers say --intensity {form}@LOW:HIGH")
-
-
-def _require_one(root: Path, found: Iterable[str], *, hint: str) -> None:
-    kinds = sorted(set(found))
-    if len(kinds) > 1:
-        raise InputError(
-            f"what lies below {root} is not of one kind, as the pictures of a model are: {'; '.join(kinds)}",
-            hint=hint,
-        )
-
-
 class OwnSamples(NamedTuple):
     """Samples of a finished model's domain (N, *sample_shape), pictures in [-1, 1]; held-out ones by content."""
 
@@ -464,7 +258,7 @@ def own_samples(
     if name is not None:
         source = shipped_source(name)
     else:
-        source = folder_source(as_trained(manifest, Path(str(which)), skip_bad=skip_bad), say=lambda _: None)
+        source = open_source(as_trained(manifest, Path(str(which)), skip_bad=skip_bad))
     parts = spaced(source.train, train), spaced(source.held_out, held_out)
     return OwnSamples(name or str(which), *map(expand, parts))
 
@@ -493,11 +287,11 @@ def shipped_name(manifest: Manifest, which: Path | str | None) -> str | None:
 
 def as_trained(manifest: Manifest, images: Path, **fields: Any) -> TrainConfig:
     """How pictures are read for a model: as its manifest says that its own were; `fields` are further settings."""
-    channels, height, _ = manifest.sample_shape
-    found: dict[str, Any] = {"images": images, "channels": channels, "size": height, **fields}
+    channels, *_, width = manifest.sample_shape
+    found: dict[str, Any] = {"images": images, "channels": channels, "size": width, **fields}
     if (made := manifest.picture) is not None:
         found |= {"fit": made.fit, "range": f"{made.low!r}:{made.high!r}"}
-        found |= {"intensity": made.intensity, "slices": made.slices}
+        found |= {"intensity": made.intensity, "slices": made.slices, "spacing": made.spacing}
     return TrainConfig.model_validate(found)
 
 
