@@ -65,6 +65,12 @@ def found(pattern: str) -> list[Any]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(JSON.glob(pattern))]
 
 
+def large() -> Rows:
+    """way | PSNR dB | SSIM | partner | FD | wrong pixels | CPU s a picture
+    {way} | {psnr~2} | {ssim~3} | {partner~2} | {frechet_early~1} | {wrong[value]:.1%} | {cpu_seconds:.2f}"""
+    yield from read("pictures/large")
+
+
 def promises() -> Rows:
     """promise | by | on | tests | cases | failed | did not run
     {promise} | make {by} | {date:.10} | {tests} | {cases:,} | {failed} | {skipped}"""
@@ -280,7 +286,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     each.__name__: each
     for each in (
         *(promises, calibration, marks, nodes, epsilon, leaks, membership, gate),
-        *(solvers, models, scenes, heads, flicker, dial, speed),
+        *(solvers, models, scenes, heads, flicker, large, dial, speed),
     )
 }
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddib_fed.data.folder import Progress, expand
-from ddib_fed.engine.codec import Codec
+from ddib_fed.engine.model import Codec
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import Bundle, autoencoder_folder, load_autoencoder
 from ddib_fed.models.manifest import LatentSpace

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddib_fed.diffusion.plans import SolverSettings, decode, encode
-from ddib_fed.engine import codec
+from ddib_fed.engine import model as engine_model
 from ddib_fed.engine.batcher import Recipe
 from ddib_fed.engine.local_party import LocalParty, open_party
 from ddib_fed.engine.party import Leg, ToDecode, ToEncode
@@ -74,7 +74,7 @@ def test_a_large_picture_is_encoded_and_decoded_in_tiles(monkeypatch: pytest.Mon
     assert model.latent_shape == (CHANNELS, 23, 33)
     whole = model.into_units(samples)
     back = model.out_of_units(whole)
-    monkeypatch.setattr(codec, "WHOLE", 32 * 32)
+    monkeypatch.setattr(engine_model, "WHOLE", 32 * 32)
     tiled = model.into_units(samples)
     assert whole.shape == tiled.shape == (1, CHANNELS, 23, 33)
     assert back.shape == model.out_of_units(tiled).shape == samples.shape
