@@ -35,9 +35,10 @@ MOST_STEPS = 1_000_000
 """Of a discrete schedule: its table takes 8 bytes each, and a manifest from elsewhere may name any number."""
 # Of tables that reach alpha = 0: the prior is N(0, I) within exp(2 lambda) in relative variance.
 ZERO_TERMINAL_LAMBDA_MIN = -8.0
-# The last two on integer steps alone; betas whose square roots are evenly spaced are those of latent diffusion.
+# The last three on integer steps alone; betas whose square roots are evenly spaced are those of latent diffusion.
 SCALED_LINEAR = "scaled-linear"
-SCHEDULES = ("linear", "cosine", "zero-terminal-snr", SCALED_LINEAR)
+SIGMOID = "sigmoid"
+SCHEDULES = ("linear", "cosine", "zero-terminal-snr", SCALED_LINEAR, SIGMOID)
 
 
 def require(holds: bool, why: str, hint: str = "", **facts: str | float) -> None:
@@ -275,13 +276,18 @@ def zero_terminal_betas(betas: Tensor) -> Tensor:
     return 1.0 - bars[1:] / bars[:-1]
 
 
-def _between(ends: tuple[float, float], steps: int, *, power: float = 1.0) -> Tensor:
-    """Betas whose 1 / `power`-th powers are evenly spaced from one end to the other: (steps,) float64."""
+def _between(name: str, ends: tuple[float, float], steps: int) -> Tensor:
+    """Betas from one end to the other, (steps,) float64: evenly spaced, or their square roots (scaled-linear), or as a
+    logistic function rises from -6 to 6 (sigmoid).
+    """
     first, last = ends
     fits = 0.0 < first < last < 1.0 and steps >= 2
     require(fits, f"there is no schedule of {steps} betas from {first} to {last}")
-    roots = torch.linspace(first ** (1 / power), last ** (1 / power), steps, dtype=torch.float64)
-    return roots**power
+    if name == SIGMOID:
+        rise = torch.sigmoid(torch.linspace(-6.0, 6.0, steps, dtype=torch.float64))
+        return rise * (last - first) + first
+    power = 2.0 if name == SCALED_LINEAR else 1.0
+    return torch.linspace(first ** (1 / power), last ** (1 / power), steps, dtype=torch.float64) ** power
 
 
 def discrete_schedule(
@@ -295,10 +301,10 @@ def discrete_schedule(
     too_many = f"a schedule has at most {MOST_STEPS:,} steps, not {steps:,}"
     require(steps <= MOST_STEPS, too_many, steps=steps, maximum=MOST_STEPS)
     if name in {"linear", "zero-terminal-snr"}:
-        betas = _between(ends, steps) if ends else linear_betas(steps)
+        betas = _between("linear", ends, steps) if ends else linear_betas(steps)
         betas = betas if name == "linear" else zero_terminal_betas(betas)
-    elif name == SCALED_LINEAR and ends:
-        betas = _between(ends, steps, power=2.0)
+    elif name in {SCALED_LINEAR, SIGMOID} and ends:
+        betas = _between(name, ends, steps)
     elif name == "cosine" and steps >= 2 and not ends:
         betas = cosine_betas(steps)
     else:
