@@ -5,7 +5,7 @@ Heavy imports wait until a command runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +21,21 @@ from ddib_fed.record import Classes, Settings
 from ddib_fed.terminal import bar, emit, lines, listed, number, outcome, plain, print_table, say
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ddib_fed.diffusion.plans import SolverSettings
     from ddib_fed.diffusion.schedule import PublicLevels
     from ddib_fed.evaluation.judgement import Figures
     from ddib_fed.models.bundle import Bundle
     from ddib_fed.models.import_guided import Imported
+    from ddib_fed.models.import_latents import Reader
     from ddib_fed.models.manifest import Manifest
     from ddib_fed.models.sidecars import Allowances
 
 SHOWN_DIGEST = 12
 NUMBERS = (12, 16, 20)
+CHECKED = 8  # own samples that an imported autoencoder reconstructs
 FOLDERS = click.Path(file_okay=False, path_type=Path)
 FOLDER = click.argument("folder", metavar="MODEL", type=FOLDERS)
 DATA = option(
@@ -40,6 +45,24 @@ DATA = option(
 )
 _OF_PICTURES = ("target_class", "classifier", "classifier_scale", "guidance", "batch", "dtype", "device")
 DEVICE = option("--device", "Device to compute on.", ("cpu", "cuda"), default="cpu")
+
+
+def _span(text: str) -> tuple[float, float]:
+    """Two rising numbers."""
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not LOW:HIGH, such as -1000:2000") from error
+    if not low < high < float("inf") or low == float("-inf"):
+        raise ValueError(f"{text!r} is empty")
+    return low, high
+
+
+def _sides(text: str) -> tuple[int, ...]:
+    sides = text.lower().split("x")
+    if not 2 <= len(sides) <= 3 or not all(side.isdecimal() and int(side) for side in sides):
+        raise ValueError(f"{text!r} is not 128x128, or 128x128x64 of volumes")
+    return tuple(map(int, sides))
 
 
 @group(hooks={"distil": "ddib_fed.lab.commands:distil"})
@@ -116,6 +139,21 @@ def get(*, name: str, out: Path, force: bool) -> None:
     "Pictures: noise level of softening before encoding.  [default: 0]",
     click.FloatRange(0, 1),
 )
+@option(
+    "--scale-factor NUMBER",
+    "Folders of latents: what latents are multiplied by; default: as the files say.",
+    click.FloatRange(min=0, min_open=True),
+)
+@option(
+    "--check PATH",
+    "Folders of latents: own pictures, or volumes (.npy, NIfTI), that the autoencoder is to reconstruct. The scale "
+    "factor is measured on them where no file says it.",
+)
+@option(
+    "--size HxW",
+    "Folders: sides of a sample, as 128x128 or 128x128x64; default: as the files say.",
+    callback=options.read_by(_sides),
+)
 @options.OUTCOME
 @option("--force", "Replace an existing bundle.")
 def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
@@ -125,17 +163,24 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     classifier. Its network is that of --flags, with the public defaults for the rest. Every setting is listed with
     its origin; a file with other tensors is refused.
 
-    A folder is a diffusers pipeline of pixels as `save_pretrained` writes it: unet/ (UNet2DModel) and scheduler/. A
-    setting that cannot be computed exactly is refused by its key, and so is a pipeline with more than a pixel network:
-    an autoencoder, a text encoder, a LoRA.
+    A folder is what diffusers' `save_pretrained` writes: UNet2DModel or DiT with a scheduler, of pixels or with a vae/,
+    or an autoencoder alone. An autoencoder is saved beside the model. A setting that cannot be computed exactly is
+    refused by its key, and so are text encoders and LoRAs.
     """
+    from tempfile import TemporaryDirectory
+
     from ddib_fed.models.bundle import save_bundle
     from ddib_fed.models.import_guided import Imported
 
     if out.exists() and not force:
         raise AlreadyExists(f"{out} exists", hint="choose another folder, or --force")
     found = _read_checkpoint(checkpoint, given)
-    saved = save_bundle(out, found.manifest, found.state, overwrite=force)
+    with TemporaryDirectory() as folder:
+        encoder = found.autoencoder
+        beside = None if encoder is None else Path(folder) / "autoencoder"
+        if encoder is not None and beside is not None:
+            save_bundle(beside, encoder.manifest, encoder.state)
+        saved = save_bundle(out, found.manifest, found.state, autoencoder=beside, overwrite=force)
     values: dict[str, Any] = {"bundle": out, "digest": saved.digest, "parameters": saved.manifest.parameters}
     if isinstance(found, Imported):
         values |= {"settings": found.facts, "ignored": found.ignored, "remarks": found.remarks}
@@ -164,10 +209,17 @@ def _read_checkpoint(path: Path, given: dict[str, Any]) -> Imported | Bundle:
     settings = {key: given[key] for key in ("fit", "soften_sigma") if given[key] is not None}
     if path.is_dir():
         from ddib_fed.models.import_diffusers import import_diffusers
+        from ddib_fed.models.import_latents import Told
 
-        idle = ("flags", "classifier", "synthetic")
-        options.refuse_idle(idle, "does not go with a diffusers pipeline", hint="leave it out")
-        return import_diffusers(path, **names, **settings)
+        options.refuse_idle(
+            ("flags", "classifier", "synthetic"), "is of a file, not of a folder", hint="leave it out"
+        )
+        told = {key: given[key] for key in ("scale_factor", "size")}
+        reader = None if given["check"] is None else _own(given["check"])
+        return import_diffusers(path, Told(**names, **settings, **told, samples=reader))
+    options.refuse_idle(
+        ("scale_factor", "check", "size"), "is of a folder, not of a file", hint="leave it out"
+    )
     if given["synthetic"]:
         from ddib_fed.models.import_guided import import_synthetic
 
@@ -177,6 +229,15 @@ def _read_checkpoint(path: Path, given: dict[str, Any]) -> Imported | Bundle:
     from ddib_fed.models.import_guided import import_guided
 
     return import_guided(path, flags=given["flags"], classifier=given["classifier"], **names, **settings)
+
+
+def _own(path: Path) -> Reader:
+    def read(manifest: Manifest) -> Iterable[NDArray[np.float32]]:
+        from ddib_fed.training.sources import own_samples
+
+        return own_samples(manifest, path, CHECKED, CHECKED).mixed()
+
+    return read
 
 
 @model.command()
@@ -518,17 +579,6 @@ def measured(allowances: Allowances) -> str:
         f"measured on {allowances.measured} latents; of {allowances.checked} others {allowances.beyond} are beyond, "
         "and would be encoded again"
     )
-
-
-def _span(text: str) -> tuple[float, float]:
-    """Two rising numbers."""
-    try:
-        low, high = (float(part) for part in text.split(":"))
-    except ValueError as error:
-        raise ValueError(f"{text!r} is not LOW:HIGH, such as -1000:2000") from error
-    if not low < high < float("inf") or low == float("-inf"):
-        raise ValueError(f"{text!r} is empty")
-    return low, high
 
 
 @click.command()

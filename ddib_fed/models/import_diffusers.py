@@ -1,12 +1,13 @@
-"""Imports the folder of a diffusers pipeline of pixels; only JSON and tensors are read.
+"""Imports what diffusers' `save_pretrained` writes: unconditional pipelines of pixels or latents, and autoencoders.
 
-A pixel pipeline is a network (`UNet2DModel`) and a scheduler. Any other component (autoencoder, text encoder, LoRA) is
-refused by name, because the network alone would compute something else; a setting that this release cannot compute
-exactly is refused by its key.
+A pipeline is a denoiser, a scheduler and, of latents, an autoencoder. Any other component (text encoder, LoRA) is
+refused by name, because the rest alone would compute something else; a setting that cannot be computed exactly is
+refused by its key. Only JSON and tensors are read; the library's own classes compute.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shlex
@@ -14,21 +15,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, Field, StrictBool, ValidationError, field_validator
+from pydantic import BaseModel, Field, JsonValue, StrictBool, ValidationError, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from safetensors import SafetensorError, safe_open
 
 from ddib_fed.diffusion.denoiser import Parameterisation
-from ddib_fed.diffusion.schedule import SCALED_LINEAR, ScheduleConfig, schedule_from_config
-from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
+from ddib_fed.diffusion.schedule import SCALED_LINEAR, SIGMOID, ScheduleConfig, schedule_from_config
+from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid, extra
 from ddib_fed.files import parse_json
-from ddib_fed.models.bundle import misfits
-from ddib_fed.models.import_guided import Imported, import_note, picture_manifest, read_tensors, renamed
-from ddib_fed.models.manifest import PictureFormat, Training
-from ddib_fed.networks.config import DiffusersUNetConfig
+from ddib_fed.models.import_guided import Fact, Imported, read_tensors, renamed
+from ddib_fed.models.import_latents import PREDICTIONS, Foreign, Read, Told, require_fit, step_schedule
+from ddib_fed.models.manifest import PictureFormat
+from ddib_fed.models.units import Normalisation
+from ddib_fed.networks.config import LibraryConfig
 
 INDEX: Final = "model_index.json"
 NETWORK: Final = "UNet2DModel"
+TRANSFORMERS: Final = ("DiTTransformer2DModel", "Transformer2DModel")
+AUTOENCODERS: Final = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
+COMPONENTS: Final = {
+    "unet": (NETWORK,), "transformer": TRANSFORMERS, "vae": AUTOENCODERS, "vqvae": AUTOENCODERS,
+}  # fmt: skip
 WEIGHTS: Final = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 MAX_JSON_BYTES: Final = 16 << 20
 _ADAPTER = re.compile(
@@ -38,31 +45,99 @@ _ADAPTED = re.compile(r"(?:^|[._])(?:lora(?:[._]|$)|hada_w\d|lokr_w\d)", re.IGNO
 """A tensor of one."""
 
 
-def import_diffusers(
-    folder: Path,
-    *,
-    domain: str,
-    name: str = "",
-    fit: Literal["pad", "crop", "resize"] = "crop",
-    soften_sigma: float = 0.0,
-) -> Imported:
+def is_diffusers(folder: Path) -> bool:
+    """Whether a folder is a pipeline, or a network, of the library."""
+    if any((folder / name).is_file() for name in (INDEX, "unet/config.json", "transformer/config.json")):
+        return True
+    config = folder / "config.json"
+    return config.is_file() and "_class_name" in _read_json(config)
+
+
+def import_diffusers(folder: Path, given: Told) -> Imported:
     above = folder.resolve().parent
     whole = (folder / INDEX).is_file() or not (above / INDEX).is_file()
     if not whole:
         check_pipeline(above)
     index = check_pipeline(folder)
-    inside = folder / "unet" if (folder / "unet").is_dir() else folder
-    config = network_config(_read_json(inside / "config.json"), str(inside / "config.json"))
-    places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
-    place = next((path for path in places if path.is_file()), None)
-    if place is None:
-        raise FileMissing(
-            f"{folder} has no scheduler_config.json, which tells what the model was trained on",
-            hint="copy the whole pipeline: unet/ and scheduler/"
-            if whole
-            else f"name the whole pipeline: ddib model import {shlex.quote(str(above))}",
+    inside = next((folder / name for name in COMPONENTS if (folder / name / "config.json").is_file()), folder)
+    config = _read_json(inside / "config.json")
+    if config.get("_class_name") in AUTOENCODERS:
+        return _autoencoder(folder, inside, config, given)
+    where = str(inside / "config.json")
+    network, sides = network_config(config, where), _sides(config, where)
+    schedule, prediction = _scheduler(folder, above, whole=whole)
+    encoder = next(
+        (folder / each for each in ("vae", "vqvae") if (folder / each / "config.json").is_file()), None
+    )
+    autoencoder, scale, moved, facts = None, None, (0.0, 1.0), list[Fact]()
+    warnings = list[str]()
+    if encoder is None and network.in_channels not in (1, 3):
+        why = "pictures have 1 or 3; of latents, name the whole pipeline, with its vae/"
+        raise _refused_key(where, config, "in_channels", why)
+    if encoder is not None:
+        made = _read_json(encoder / "config.json")
+        autoencoder = read_network(encoder, autoencoder_config(made, str(encoder / "config.json")))
+        sides = tuple(side * autoencoder.network.divisor for side in sides)
+        scale, moved, warnings = _latent_units(made, str(encoder / "config.json"), index)
+        facts.append(Fact("autoencoder", autoencoder.network.name, f"{encoder.name}/config.json"))
+    elif not index:
+        warnings.append(
+            f"there is no {INDEX}: whether the network belongs to a pipeline with an autoencoder, whose latents are no "
+            "pictures, could not be checked"
         )
-    schedule, prediction = read_schedule(_read_json(place), str(place))
+    facts.append(Fact("schedule", f"{schedule.name}, predicts {prediction}", "scheduler_config.json"))
+    return Foreign(
+        folder, given, autoencoder, read_network(inside, network), sides, Normalisation(), tuple(facts),
+        tuple(warnings), schedule, prediction, scale, moved, PictureFormat(fit=given.fit), _classes(index, network),
+    ).imported()  # fmt: skip
+
+
+def _autoencoder(folder: Path, inside: Path, config: Mapping[str, Any], given: Told) -> Imported:
+    """An autoencoder alone; the scale of its latents belongs to a model of them."""
+    read = read_network(inside, autoencoder_config(config, str(inside / "config.json")))
+    sides, said = given.size, "--size"
+    if sides is None:
+        size = config.get("sample_size")
+        sides, said = (size if isinstance(size, int) else 256,) * 2, "config.json, or assumed: it takes any"
+    facts = [
+        Fact("autoencoder", read.network.name, "config.json"),
+        Fact("size", "x".join(map(str, sides)), said),
+    ]
+    if (scale := config.get("scaling_factor")) is not None:
+        facts.append(Fact("scaling_factor", repr(scale), "config.json; kept by a model of its latents alone"))
+    return Foreign(
+        folder, given, read, None, sides, Normalisation(), tuple(facts), picture=PictureFormat(fit=given.fit)
+    ).imported()
+
+
+def _latent_units(
+    source: Mapping[str, Any], where: str, index: Mapping[str, Any]
+) -> tuple[Fact | None, tuple[Any, Any], list[str]]:
+    """Of latents z in the ODE's units (z - mean) scale / deviation: the scale, and mean and deviation."""
+    scale, shift = source.get("scaling_factor"), source.get("shift_factor")
+    mean, deviation = source.get("latents_mean"), source.get("latents_std")
+    if shift and mean:
+        raise _refused_key(where, source, "shift_factor", "latents_mean is set too, and only one is read")
+    warnings = []
+    if shift or mean:
+        warnings.append(
+            f"{where}: latents are moved by {'shift_factor' if shift else 'latents_mean'}, which "
+            f"{_word(index.get('_class_name') or 'the pipeline')} itself leaves out"
+        )
+    fact = None if scale is None else Fact("scale_factor", repr(float(scale)), f"scaling_factor of {where}")
+    middle: Any = tuple(map(float, mean)) if mean else float(shift or 0.0)
+    return fact, (middle, tuple(map(float, deviation)) if deviation else 1.0), warnings
+
+
+def _classes(index: Mapping[str, Any], network: LibraryConfig) -> tuple[str, ...]:
+    names = index.get("id2label")
+    count = network.num_classes or 0
+    if not isinstance(names, Mapping) or {str(number) for number in range(count)} - names.keys():
+        return ()
+    return tuple(str(names[str(number)])[:200] for number in range(count))
+
+
+def read_network(inside: Path, config: LibraryConfig) -> Read:
     weights = next((inside / each for each in WEIGHTS if (inside / each).is_file()), None)
     if weights is None:
         raise FileMissing(
@@ -70,38 +145,17 @@ def import_diffusers(
             hint="copy the whole folder again; shards and variants such as fp16 are not read: load the model with the "
             "library and save it again (save_pretrained, max_shard_size='100GB')",
         )
-    checkpoint = read_tensors(weights)
     state = {
         key: tensor.flatten(2).squeeze(-1) if ".attentions." in key and tensor.ndim == 4 else tensor
-        for key, tensor in renamed(checkpoint.state, _new_name, weights).items()
+        for key, tensor in renamed(read_tensors(weights).state, _new_name, weights).items()
     }
-    for key, problem in misfits(config, state):
-        raise BundleInvalid(
-            f"{weights}: {key}: {problem}",
-            hint="config.json and the weights are not of one model: copy the whole folder again",
-            facts={"field": key[:100]},
-        )
-    unchecked = (
-        f"there is no {INDEX}: whether the network belongs to a pipeline with an autoencoder, whose latents are no "
-        "pictures, could not be checked"
-    )
-    warnings = () if index else (unchecked,)
-    manifest = picture_manifest(
-        config,
-        name=name or folder.resolve().name,
-        domain=domain,
-        parameterisation=prediction,
-        schedule=schedule,
-        soften_sigma=soften_sigma,
-        picture=PictureFormat(fit=fit),
-        data=import_note("the folder", warnings),
-        training=Training(command=f"imported from the diffusers folder {folder.resolve().name}"[:2000]),
-    )
-    return Imported(manifest, state, (), {}, checkpoint.remarks, warnings)
+    read = Read(config, state, str(weights))
+    require_fit(read, "config.json and the weights are not of one model: copy the whole folder again")
+    return read
 
 
 def check_pipeline(folder: Path) -> Mapping[str, Any]:
-    """The index of a pipeline, empty where there is none; raises unless it is one of pixels."""
+    """The index of a pipeline, empty where there is none; raises where it has other components than are read."""
     index = _read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
     components: dict[str, str] = {}
     for path in sorted(folder.glob("*/config.json")):
@@ -119,15 +173,18 @@ def check_pipeline(folder: Path) -> Mapping[str, Any]:
                 hint="merge it with the library (load_lora_weights, fuse_lora, save_pretrained), or move the file away",
                 facts={"field": path.name[:100]},
             )
-    others = {name: kind for name, kind in components.items() if name != "scheduler" and kind != NETWORK}
+    others = {
+        name: kind
+        for name, kind in components.items()
+        if name != "scheduler" and kind not in COMPONENTS.get(name, ())
+    }
     if others:
         kind, parts = index.get("_class_name"), ", ".join(f"{name} ({kind})" for name, kind in others.items())
-        latent = any(re.search(r"VQ|Autoencoder|VAE", cls, re.IGNORECASE) for cls in components.values())
-        what = "a latent-diffusion pipeline" if latent else "no pipeline of pixels alone"
         raise SettingsInvalid(
-            f"{folder}: {f'{_word(kind)} is ' if kind else 'it is '}{what}: {parts} "
+            f"{folder}: {f'of {_word(kind)} ' if kind else ''}{parts} "
             f"{'belongs' if len(others) == 1 else 'belong'} to it and cannot be imported",
-            hint=f"a pipeline of pixels is read: a {NETWORK} and a scheduler",
+            hint=f"unconditional pipelines are read: {NETWORK} or {TRANSFORMERS[0]}, a scheduler, and of latents "
+            f"{', '.join(AUTOENCODERS)}",
             facts={"field": next(iter(others))[:100]},
         )
     return index
@@ -179,15 +236,20 @@ SCHEDULERS = tuple(f"{name}Scheduler" for name in (
     "DEISMultistep", "UniPCMultistep", "EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete",
 ))  # fmt: skip
 """Whose betas are those that the network was trained on."""
-PREDICTIONS: Mapping[str, Parameterisation] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-SCHEDULES = {"linear": "linear", "scaled_linear": SCALED_LINEAR, "squaredcos_cap_v2": "cosine"}
+SCHEDULES = {
+    "linear": "linear",
+    "scaled_linear": SCALED_LINEAR,
+    "squaredcos_cap_v2": "cosine",
+    "sigmoid": SIGMOID,
+}
+FLOW: Final = "FlowMatchEulerDiscreteScheduler"
 
 
 class SchedulerFile(BaseModel):
     """What is read of a scheduler_config.json, with the library's defaults; other keys are of sampling."""
 
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "linear"
     num_train_timesteps: int = Field(1000, ge=1)
     beta_start: float = Field(0.0001, gt=0, allow_inf_nan=False, strict=True)
     beta_end: float = Field(0.02, gt=0, allow_inf_nan=False, strict=True)
@@ -206,20 +268,41 @@ class SchedulerFile(BaseModel):
         return value
 
 
+class FlowFile(BaseModel):
+    """Of flow matching; shifts and other spacings of the steps move no level: the network is told where it is."""
+
+    num_train_timesteps: int = Field(1000, ge=1)
+    invert_sigmas: Literal[False] = False
+
+
+def _scheduler(folder: Path, above: Path, *, whole: bool) -> tuple[ScheduleConfig, Parameterisation]:
+    places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
+    place = next((path for path in places if path.is_file()), None)
+    if place is None:
+        raise FileMissing(
+            f"{folder} has no scheduler_config.json, which tells what the model was trained on",
+            hint="copy the whole pipeline: unet/ and scheduler/"
+            if whole
+            else f"name the whole pipeline: ddib model import {shlex.quote(str(above))}",
+        )
+    return read_schedule(_read_json(place), str(place))
+
+
 def read_schedule(source: Mapping[str, Any], where: str) -> tuple[ScheduleConfig, Parameterisation]:
-    if source.get("_class_name") not in SCHEDULERS:
-        raise _refused_key(where, source, "_class_name", f"only {', '.join(SCHEDULERS)} are read")
     try:
+        if source.get("_class_name") == FLOW:
+            return ScheduleConfig(
+                "flow", scale=float(FlowFile.model_validate(source).num_train_timesteps)
+            ), "flow"
+        if source.get("_class_name") not in SCHEDULERS:
+            raise _refused_key(
+                where, source, "_class_name", f"only {', '.join((*SCHEDULERS, FLOW))} are read"
+            )
         said = SchedulerFile.model_validate(source)
     except ValidationError as error:
         raise _invalid_key(where, source, error) from error
-    name, steps = SCHEDULES[said.beta_schedule], said.num_train_timesteps
-    ends: tuple[float | None, float | None] = (said.beta_start, said.beta_end)
-    if name == "cosine" or (name == "linear" and (steps, *ends) == (1000, 0.0001, 0.02)):
-        ends = (None, None)
-    if said.rescale_betas_zero_snr:
-        name = "zero-terminal-snr"
-    schedule = ScheduleConfig(name, steps, beta_start=ends[0], beta_end=ends[1])
+    name = "zero-terminal-snr" if said.rescale_betas_zero_snr else SCHEDULES[said.beta_schedule]
+    schedule = step_schedule(name, said.num_train_timesteps, (said.beta_start, said.beta_end))
     schedule_from_config(schedule)
     return schedule, PREDICTIONS[said.prediction_type]
 
@@ -240,55 +323,49 @@ def _invalid_key(where: str, source: Mapping[str, Any], error: ValidationError) 
     return _refused_key(where, source, key, first["msg"].removeprefix("Value error, "))
 
 
-# Keys of a config.json that are no fields of the configuration, with the values that are read.
-ONLY: Mapping[str, tuple[Any, ...]] = {
-    "time_embedding_type": ("positional",),
-    "class_embed_type": (None,),
-    "mid_block_type": ("UNetMidBlock2D", None),
-}
-_DEFAULT_LEVELS = {
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (224, 448, 672, 896),
-}
+def network_config(source: Mapping[str, Any], where: str) -> LibraryConfig:
+    """The denoiser of a config.json."""
+    kind = source.get("_class_name")
+    if kind not in (NETWORK, *TRANSFORMERS):
+        raise _refused_key(where, source, "_class_name", f"only {NETWORK} and {TRANSFORMERS[0]} are read")
+    if source.get("class_embed_type") is not None:
+        raise _refused_key(where, source, "class_embed_type", "classes are numbers here")
+    arguments = _arguments(source)
+    if kind in TRANSFORMERS:
+        if source.get("norm_type", "ada_norm_zero") != "ada_norm_zero":
+            raise _refused_key(where, source, "norm_type", "it is no DiT, whose norm_type is ada_norm_zero")
+        arguments = _of_dit(arguments)
+    return _config("UNet2DModel" if kind == NETWORK else TRANSFORMERS[0], arguments, where)
 
 
-def network_config(source: Mapping[str, Any], where: str) -> DiffusersUNetConfig:
-    """The arguments in a config.json, with the library's defaults for missing ones."""
-    if source.get("_class_name") != NETWORK:
-        raise _refused_key(where, source, "_class_name", f"only {NETWORK} is read")
-    for key, values in ONLY.items():
-        if source.get(key, values[0]) not in values:
-            raise _refused_key(where, source, key, f"only {' or '.join(map(json.dumps, values))} is read")
-    size = source.get("sample_size")
-    if isinstance(size, list) and len(set(map(str, size))) == 1:
-        size = size[0]
-    if not isinstance(size, int):
-        raise _refused_key(where, source, "sample_size", "one size for height and width is needed")
-    apart = {*ONLY, "sample_size", "num_train_timesteps"}
-    fields = {
-        **_DEFAULT_LEVELS,
-        **{
-            key: _modern(key, value)
-            for key, value in source.items()
-            if key not in apart and not key.startswith("_")
-        },
-        "image_size": size,
-        "mid_block": source.get("mid_block_type", "UNetMidBlock2D") is not None,
-    }
+def autoencoder_config(source: Mapping[str, Any], where: str) -> LibraryConfig:
+    return _config(str(source["_class_name"]), _arguments(source), where)
+
+
+def _arguments(source: Mapping[str, Any]) -> dict[str, JsonValue]:
+    # The tiny autoencoder writes a key that its constructor does not take.
+    apart = {"block_out_channels"} if "encoder_block_out_channels" in source else set[str]()
+    return {key: value for key, value in source.items() if not key.startswith("_") and key not in apart}
+
+
+def _of_dit(arguments: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Without what the DiT's former class said of other kinds of transformer, where it says that this is none."""
+    with extra("diffusers", "diffusers", "networks of diffusers need the diffusers library"):
+        from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+    known = inspect.signature(DiTTransformer2DModel.__init__).parameters
+    return {key: value for key, value in arguments.items() if key in known or value not in (None, False)}
+
+
+def _config(name: str, arguments: dict[str, JsonValue], where: str) -> LibraryConfig:
     try:
-        config = DiffusersUNetConfig.model_validate(fields)
+        return LibraryConfig.model_validate({"target": f"diffusers.{name}", "arguments": arguments})
     except ValidationError as error:
-        raise _invalid_key(where, source, error) from error
-    if config.in_channels not in (1, 3):
-        raise _refused_key(where, source, "in_channels", "pictures have 1 or 3; latents have others")
-    if size % config.divisor:
-        raise _refused_key(where, source, "sample_size", f"it does not divide by {config.divisor}")
-    return config
+        raise _invalid_key(where, arguments, error) from error
 
 
-def _modern(key: str, value: Any) -> Any:
-    """Names of blocks and of the activation as they are now called."""
-    if key.endswith("block_types") and isinstance(value, list):
-        return [kind.removeprefix("UNetRes") if isinstance(kind, str) else kind for kind in value]
-    return "silu" if (key, value) == ("act_fn", "swish") else value
+def _sides(source: Mapping[str, Any], where: str) -> tuple[int, ...]:
+    size = source.get("sample_size")
+    sides = tuple(size) if isinstance(size, list) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise _refused_key(where, source, "sample_size", "a height and a width are needed")
+    return sides

@@ -28,7 +28,7 @@ from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.models.bundle import Bundle, make_bundle, misfits
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
-from ddib_fed.networks.config import ClassifierConfig, DiffusersUNetConfig, SyntheticConfig, UNetConfig
+from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
 
 Value = str | int | float | bool | tuple[int | float, ...]
 Table = Mapping[str, Value]  # flags with the public code's defaults, whose types are those of the values
@@ -195,6 +195,8 @@ OTHERS = {
     r"adaLN_modulation|transformer_blocks\.|^double_blocks\.": "a diffusion transformer, which works on latents",
     r"^(?:model\.diffusion_model|first_stage_model|cond_stage_model)\.": "a checkpoint of latent diffusion",
     r"\.lora_|^lora_": "an adapter (LoRA), which needs the model that it changes",
+    r"^(?:conv_in\.conv|out\.2\.conv|(?:en|de)coder\.blocks|diffusion_model|autoencoder)\.": "a network of MONAI: name "
+    "the folder that holds it and its configuration",
     r"^(?:down_blocks|mid_block|up_blocks)\.": "a network of the diffusers library",
 }
 """Other kinds of model, by a tensor that only they have."""
@@ -399,6 +401,7 @@ def import_synthetic(path: Path, *, flags: str = "", domain: str, name: str = ""
 # Names under which training scripts keep the state dict, averaged weights first.
 WRAPPERS = (
     "ema", "ema_state_dict", "model_ema", "ema_model", "state_dict", "model_state_dict", "model", "network",
+    "unet_state_dict",
 )  # fmt: skip
 # What the public training code writes: ema_0.9999_500000.pt, model500000.pt and opt500000.pt.
 _AVERAGED = re.compile(r"ema_(0?\.\d+)_(\d+)\.pt")
@@ -436,23 +439,30 @@ def read_tensors(path: Path) -> WeightsFile:
     return WeightsFile({key: tensor.float() for key, tensor in plain.items()}, steps, tuple(remarks))
 
 
+def loaded_checkpoint(path: Path) -> Any:
+    """What a pickle holds, of which only tensors and plain values are read."""
+    try:
+        # Mapped, so that a checkpoint of gigabytes is not in memory twice; older formats cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # on damaged bytes an unpickler raises any exception, IndexError included
+        raise BundleInvalid(
+            f"{path}: it is no checkpoint that can be read safely (weights only)",
+            hint="save the state dict alone: torch.save(model.state_dict(), FILE)",
+        ) from error
+
+
 def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, at most one level down."""
-    loaded: Any = None
-    if not _OPTIMISER.fullmatch(path.name):
-        try:
-            # Mapped, so that a checkpoint of gigabytes is not in memory twice; older formats cannot be mapped.
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        except Exception as error:  # on damaged bytes an unpickler raises any exception, IndexError included
-            raise BundleInvalid(
-                f"{path}: it is no checkpoint that can be read safely (weights only)",
-                hint="save the state dict alone: torch.save(model.state_dict(), FILE)",
-            ) from error
-    if _OPTIMISER.fullmatch(path.name) or (isinstance(loaded, Mapping) and "param_groups" in loaded):
+    loaded = None if _OPTIMISER.fullmatch(path.name) else loaded_checkpoint(path)
+    if loaded is None or (isinstance(loaded, Mapping) and "param_groups" in loaded):
         raise BundleInvalid(
             f"{path}: it holds the state of an optimiser, not weights",
             hint="the public code writes the weights beside it: ema_0.9999_STEP.pt, or modelSTEP.pt",
         )
+    return state_in(loaded, path)
+
+
+def state_in(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, at most one level down."""
     if isinstance(loaded, Mapping):
         for candidate in (loaded, *map(loaded.get, WRAPPERS)):
             if not isinstance(candidate, Mapping) or not candidate:
@@ -484,7 +494,7 @@ class Fact(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """A model read from other code's files, not yet a bundle."""
+    """A model read from other code's files, not yet a bundle; `autoencoder` is that of a model of latents."""
 
     manifest: Manifest
     state: Mapping[str, Tensor] = field(repr=False)
@@ -492,6 +502,7 @@ class Imported:
     ignored: Mapping[str, str]
     remarks: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    autoencoder: Bundle | None = None
 
 
 def import_note(where: str, warnings: tuple[str, ...]) -> DataNote:
@@ -499,9 +510,7 @@ def import_note(where: str, warnings: tuple[str, ...]) -> DataNote:
     return DataNote(note="; ".join((said, *warnings))[:4000])
 
 
-def picture_manifest(
-    network: UNetConfig | ClassifierConfig | DiffusersUNetConfig, *, name: str, **fields: Any
-) -> Manifest:
+def picture_manifest(network: UNetConfig | ClassifierConfig, *, name: str, **fields: Any) -> Manifest:
     """The manifest of a public network of pictures in [-1, 1], told integer steps."""
     return Manifest(
         name=name[:100],

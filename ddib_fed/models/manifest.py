@@ -22,7 +22,6 @@ from ddib_fed.models.units import Normalisation
 from ddib_fed.names import check_domain
 from ddib_fed.networks.config import (
     ClassifierConfig,
-    DiffusersUNetConfig,
     LibraryConfig,
     MlpConfig,
     NetworkConfig,
@@ -255,7 +254,7 @@ class Manifest(_Frozen):
     @property
     def num_classes(self) -> int | None:
         """Number of classes that the network is conditioned on or classifies; None without."""
-        if isinstance(self.network, UNetConfig | DiffusersUNetConfig | LibraryConfig):
+        if isinstance(self.network, UNetConfig | LibraryConfig):
             return self.network.num_classes
         return self.network.out_channels if isinstance(self.network, ClassifierConfig) else None
 

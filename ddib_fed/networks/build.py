@@ -15,7 +15,6 @@ from ddib_fed.networks.config import (
     ClassifierConfig,
     LibraryConfig,
     MlpConfig,
-    SyntheticConfig,
     UNetConfig,
 )
 from ddib_fed.networks.mlp import ResidualMLP, SyntheticModel
@@ -30,28 +29,7 @@ def build_network(config: AnyConfig) -> nn.Module:
     if isinstance(config, LibraryConfig):
         return _library_network(config)
     arguments = config.model_dump(exclude={"kind"})
-    if isinstance(config, MlpConfig):
-        return ResidualMLP(**arguments)
-    if isinstance(config, SyntheticConfig):
-        return SyntheticModel(**arguments)
-    return _diffusers_unet(**arguments)
-
-
-def _diffusers_unet(*, image_size: int, mid_block: bool, **arguments: Any) -> nn.Module:
-    """`UNet2DModel` of a large library, which need not be installed, called as the networks here."""
-    with extra("diffusers", "diffusers", "networks of diffusers need the diffusers library"):
-        from diffusers.models.unets.unet_2d import UNet2DModel
-
-    class DiffusersUNet(UNet2DModel):  # type: ignore[misc]
-        to = nn.Module.to  # the library's logs a warning whenever a dtype is given
-
-        def forward(
-            self, x: Tensor, times: Tensor, rows: Tensor | None = None, y: Tensor | None = None
-        ) -> Tensor:
-            return cast("Tensor", super().forward(x, _each(x, times, rows), y, return_dict=False)[0])
-
-    middle = "UNetMidBlock2D" if mid_block else None
-    return DiffusersUNet(sample_size=image_size, mid_block_type=middle, **arguments)
+    return ResidualMLP(**arguments) if isinstance(config, MlpConfig) else SyntheticModel(**arguments)
 
 
 def _each(x: Tensor, times: Tensor, rows: Tensor | None) -> Tensor:
@@ -76,8 +54,25 @@ def _library_network(config: LibraryConfig) -> nn.Module:
     return network
 
 
+def _turned(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """x (N, C, *sides) as a network of other axes has it."""
+    if not axes:
+        return x
+    x = x.permute(0, 1, *(abs(axis) + 1 for axis in axes))
+    return x.flip([place for place, axis in enumerate(axes, start=2) if axis < 0])
+
+
+def _back(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The inverse of `_turned`."""
+    if not axes:
+        return x
+    x = x.flip([place for place, axis in enumerate(axes, start=2) if axis < 0])
+    places = {abs(axis): place for place, axis in enumerate(axes, start=2)}
+    return x.permute(0, 1, *(places[axis] for axis in sorted(places)))
+
+
 def _denoiser(kind: Any, config: LibraryConfig) -> Any:
-    plain = config.target.startswith("monai.")
+    plain, axes = config.target.startswith("monai."), config.axes
 
     class LibraryDenoiser(kind):  # type: ignore[misc]
         to = nn.Module.to  # diffusers logs a warning whenever a dtype is given
@@ -92,14 +87,14 @@ def _denoiser(kind: Any, config: LibraryConfig) -> Any:
                 further[name] = row.expand(len(x), *row.shape[1:])
             if y is not None:
                 further["class_labels"] = y
-            found = super().forward(x, _each(x, times, rows), **further)
-            return cast("Tensor", found if plain else found[0])
+            found = super().forward(_turned(x, axes), _each(x, times, rows), **further)
+            return _back(cast("Tensor", found if plain else found[0]), axes)
 
     return LibraryDenoiser
 
 
 def _autoencoder(kind: Any, config: LibraryConfig) -> Any:
-    quantises, plain = config.name == "VQVAE", config.target.startswith("monai.")
+    quantises, plain, axes = config.name == "VQVAE", config.target.startswith("monai."), config.axes
 
     class LibraryAutoencoder(kind):  # type: ignore[misc]
         to = nn.Module.to
@@ -110,18 +105,17 @@ def _autoencoder(kind: Any, config: LibraryConfig) -> Any:
 
         def encode(self, x: Tensor) -> Tensor:
             """The mean of the latent, of which nothing is drawn."""
-            found = super().encode(x)
-            if quantises:
-                return cast("Tensor", self.quantize(found)[0])
-            if plain:
-                return cast("Tensor", found[0])
-            return cast("Tensor", found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents)
+            found = super().encode(_turned(x, axes))
+            if quantises or plain:
+                found = self.quantize(found)[0] if quantises else found[0]
+            else:
+                found = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
+            return _back(found, axes)
 
         def decode(self, z: Tensor) -> Tensor:
-            if quantises:
-                z = self.quantize(z)[0]
-            found = super().decode(z)
-            return cast("Tensor", found if plain else found.sample)
+            z = _turned(z, axes)
+            found = super().decode(self.quantize(z)[0] if quantises else z)
+            return _back(cast("Tensor", found if plain else found.sample), axes)
 
     return LibraryAutoencoder
 

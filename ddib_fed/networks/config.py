@@ -136,67 +136,7 @@ class ClassifierConfig(PictureNetwork):
         return self
 
 
-Width = Annotated[int, Field(ge=4, le=8192)]
-DownKind = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
-UpKind = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
-Resampling = Literal["conv", "resnet"]
-
-
-class DiffusersUNetConfig(_Frozen):
-    """Arguments of a `UNet2DModel` of diffusers with positional time features."""
-
-    kind: Literal["diffusers-unet"] = "diffusers-unet"
-    image_size: int = Field(ge=1, le=4096)
-    in_channels: int = Field(default=3, ge=1, le=64)
-    out_channels: int = Field(default=3, ge=1, le=128)
-    block_out_channels: tuple[Width, ...] = Field(min_length=1, max_length=10)
-    layers_per_block: int = Field(default=2, ge=1, le=16)
-    down_block_types: tuple[DownKind, ...]
-    up_block_types: tuple[UpKind, ...]
-    mid_block: bool = True
-    mid_block_scale_factor: float = Field(default=1.0, gt=0.0, le=64.0)
-    add_attention: bool = True
-    downsample_padding: Literal[0, 1] = 1
-    downsample_type: Resampling = "conv"
-    upsample_type: Resampling = "conv"
-    attention_head_dim: int | None = Field(default=8, ge=1, le=8192)
-    norm_num_groups: int = Field(default=32, ge=1, le=1024)
-    attn_norm_num_groups: int | None = Field(default=None, ge=1, le=1024)
-    norm_eps: float = Field(default=1e-5, gt=0.0, le=1.0)
-    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
-    flip_sin_to_cos: bool = True
-    freq_shift: Literal[0, 1] = 0
-    time_embedding_dim: int | None = Field(default=None, ge=1, le=32768)
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    center_input_sample: bool = False
-    num_class_embeds: int | None = Field(default=None, ge=1, le=100_000)
-    act_fn: Literal["silu", "mish", "gelu", "relu"] = "silu"
-
-    @property
-    def num_classes(self) -> int | None:
-        return self.num_class_embeds
-
-    @property
-    def divisor(self) -> int:
-        return int(2 ** (len(self.block_out_channels) - 1))
-
-    @model_validator(mode="after")
-    def _is_a_unet(self) -> DiffusersUNetConfig:
-        levels = len(self.block_out_channels)
-        if not levels == len(self.down_block_types) == len(self.up_block_types):
-            raise ValueError("block_out_channels, down_block_types and up_block_types have different lengths")
-        _check_out_channels(self)
-        for width in self.block_out_channels:
-            for key in ("norm_num_groups", "attn_norm_num_groups", "attention_head_dim"):
-                part = getattr(self, key)
-                if part is not None and width % part:
-                    raise ValueError(f"{key} {part} does not divide a level's {width} channels")
-        if self.block_out_channels[0] < 4 + 2 * self.freq_shift:
-            raise ValueError(f"{self.block_out_channels[0]} channels are too few for the features of a time")
-        return self
-
-
-def _check_out_channels(config: UNetConfig | DiffusersUNetConfig) -> None:
+def _check_out_channels(config: UNetConfig | LibraryConfig) -> None:
     if config.out_channels not in (config.in_channels, 2 * config.in_channels):
         raise ValueError(
             f"out_channels {config.out_channels} is neither in_channels {config.in_channels} nor twice that"
@@ -209,6 +149,7 @@ LibraryTarget = Literal[
     "monai.networks.nets.VQVAE",
     "monai.apps.generation.maisi.networks.diffusion_model_unet_maisi.DiffusionModelUNetMaisi",
     "monai.apps.generation.maisi.networks.autoencoderkl_maisi.AutoencoderKlMaisi",
+    "diffusers.UNet2DModel",
     "diffusers.DiTTransformer2DModel",
     "diffusers.AutoencoderKL",
     "diffusers.AutoencoderTiny",
@@ -228,6 +169,7 @@ class _Names(NamedTuple):
 _NAMES = {
     "DiffusionModelUNet": _Names("channels", classes="num_class_embeds"),
     "DiffusionModelUNetMaisi": _Names("num_channels", classes="num_class_embeds"),
+    "UNet2DModel": _Names("block_out_channels", classes="num_class_embeds"),
     "DiTTransformer2DModel": _Names("", classes="num_embeds_ada_norm"),
     "AutoencoderKL": _Names("channels", "latent_channels"),
     "AutoencoderKlMaisi": _Names("num_channels", "latent_channels"),
@@ -241,13 +183,15 @@ class LibraryConfig(_Frozen):
     """A network of another library: a class of a fixed list, with the arguments of its constructor.
 
     `fixed` are inputs of a denoiser that are the same at every call, such as MAISI's modality (`class_labels`) and
-    spacing (`spacing_tensor`).
+    spacing (`spacing_tensor`). `axes` are the network's, as axes of a sample from 1, below 0 where they run backwards:
+    (3, -2, 1) of a network of arrays in the order right, anterior, superior. Empty where they are the sample's own.
     """
 
     kind: Literal["library"] = "library"
     target: LibraryTarget
     arguments: dict[str, JsonValue] = Field(max_length=64)
     fixed: dict[Literal["class_labels", "spacing_tensor"], int | tuple[float, ...]] = {}
+    axes: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -312,12 +256,12 @@ class LibraryConfig(_Frozen):
     def _is_possible(self) -> LibraryConfig:
         if not (2 <= self.dims <= 3 and 1 <= self.in_channels <= 1024 and 1 <= self.out_channels <= 2048):
             raise ValueError("a network has 2 or 3 axes, and 1 to 1,024 channels")
-        if not self.is_autoencoder and self.out_channels not in (self.in_channels, 2 * self.in_channels):
-            raise ValueError(
-                f"out_channels {self.out_channels} is neither in_channels {self.in_channels} nor twice that"
-            )
+        if self.axes and sorted(map(abs, self.axes)) != list(range(1, self.dims + 1)):
+            raise ValueError(f"{self.axes} are not the {self.dims} axes of a sample")
+        if not self.is_autoencoder:
+            _check_out_channels(self)
         return self
 
 
-AnyConfig = MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig | DiffusersUNetConfig | LibraryConfig
+AnyConfig = MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig | LibraryConfig
 NetworkConfig = Annotated[AnyConfig, Field(discriminator="kind")]

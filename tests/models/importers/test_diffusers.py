@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from ddib_fed.diffusion.schedule import schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, make_bundle, save_bundle
-from ddib_fed.models.import_diffusers import import_diffusers, network_config, read_schedule
+from ddib_fed.models.import_diffusers import import_diffusers, read_schedule
+from ddib_fed.models.import_latents import Told
 
 pytestmark = pytest.mark.slow
 
 SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000}
-PLAIN = {"_class_name": "UNet2DModel", "sample_size": 32}
 TINY = {
     "sample_size": 16,
     "block_out_channels": (32, 64),
@@ -104,7 +104,7 @@ def agrees(bundle, theirs):
 def test_networks_compute_what_the_library_computes(named, folder, tmp_path):
     """Saved, loaded and asked beside the library's; tensors keep their names."""
     place, theirs = folder(UNETS[named])
-    found = import_diffusers(place, domain="cats")
+    found = import_diffusers(place, Told("cats"))
     save_bundle(tmp_path / "bundle", found.manifest, found.state)
     bundle = load_bundle(tmp_path / "bundle")
     assert bundle.state.keys() == theirs.state_dict().keys()
@@ -128,7 +128,7 @@ def test_a_folder_of_the_flat_form_with_old_names_is_read_too(folder, tmp_path):
             key = key.replace(f".{new}.", f".{before}.")  # noqa: PLW2901
         state[key] = value[..., None, None] if "proj_attn.weight" in key else value
     torch.save(state, flat / "diffusion_pytorch_model.bin")
-    found = import_diffusers(flat, domain="cats")
+    found = import_diffusers(flat, Told("cats"))
     agrees(make_bundle(found.manifest, found.state), theirs)
 
 
@@ -136,6 +136,7 @@ BETAS = {
     "linear": {},
     "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
     "squaredcos_cap_v2": {"beta_schedule": "squaredcos_cap_v2"},
+    "sigmoid": {"beta_schedule": "sigmoid"},
     "zero terminal": {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
 }
 
@@ -156,18 +157,20 @@ def test_levels_are_those_of_the_librarys_scheduler(changes, diffusers):
     ("key", "value"),
     [
         ("_class_name", "UNet2DConditionModel"),
-        ("down_block_types", ["SkipDownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D"]),
-        ("sample_size", [32, 16]),
+        ("sample_size", "32"),
+        ("class_embed_type", "timestep"),
         ("encoder_hid_dim", 64),
+        ("in_channels", 4),
     ],
 )
-def test_what_cannot_be_computed_exactly_is_refused_by_its_key(key, value):
-    with pytest.raises(SettingsInvalid) as caught:
-        network_config({**PLAIN, key: value}, "config.json")
-    with pytest.raises(SettingsInvalid, match=r"in_channels is 4: .*latents"):
-        network_config({**PLAIN, "in_channels": 4, "out_channels": 4}, "config.json")
-    assert key in caught.value.detail
-    assert caught.value.facts["field"].startswith(key)
+def test_what_cannot_be_computed_exactly_is_refused_by_its_key(key, value, folder):
+    place, _ = folder(TINY)
+    config = json.loads((place / "unet" / "config.json").read_text())
+    config |= {key: value, **({"out_channels": 4} if key == "in_channels" else {})}
+    (place / "unet" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SettingsInvalid, match=str(value) if key == "_class_name" else key) as caught:
+        import_diffusers(place, Told("cats"))
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -194,19 +197,19 @@ def test_folders_that_are_not_whole_say_what_is_missing(folder):
     state.pop("conv_in.bias")
     save_file(state, weights)
     with pytest.raises(BundleInvalid, match=r"conv_in\.bias"):
-        import_diffusers(place, domain="cats")
+        import_diffusers(place, Told("cats"))
     weights.write_bytes(b"broken")
     with pytest.raises(BundleInvalid, match="safetensors"):
-        import_diffusers(place, domain="cats")
+        import_diffusers(place, Told("cats"))
     weights.unlink()
     with pytest.raises(FileMissing, match="diffusion_pytorch_model"):
-        import_diffusers(place, domain="cats")
+        import_diffusers(place, Told("cats"))
     (place / "scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(FileMissing, match="scheduler_config"):
-        import_diffusers(place, domain="cats")
+        import_diffusers(place, Told("cats"))
     (place / "unet" / "config.json").write_text("{")
     with pytest.raises(BundleInvalid, match="JSON"):
-        import_diffusers(place, domain="cats")
+        import_diffusers(place, Told("cats"))
 
 
 @pytest.fixture
@@ -223,16 +226,15 @@ def pipeline(tmp_path, diffusers):
     return write
 
 
-def test_a_latent_diffusion_pipeline_is_not_imported_as_a_pixel_model(tmp_path, diffusers):
-    """UNet2DModel and VQModel: what CompVis/ldm-celebahq-256 is. The autoencoder is named."""
-    vqvae = diffusers.VQModel(block_out_channels=(32,), norm_num_groups=32)
-    diffusers.LDMPipeline(vqvae, unet(TINY), diffusers.DDIMScheduler()).save_pretrained(tmp_path)
-    with pytest.raises(SettingsInvalid, match=r"LDMPipeline.*latent.*vqvae \(VQModel\)") as caught:
-        import_diffusers(tmp_path, domain="cats")
-    assert "UNet2DModel" in caught.value.hint
-    (tmp_path / "model_index.json").unlink()
-    with pytest.raises(SettingsInvalid, match=r"vqvae \(VQModel\)"):
-        import_diffusers(tmp_path, domain="cats")
+def test_a_pipeline_with_more_than_a_denoiser_and_an_autoencoder_is_refused_by_its_parts(pipeline):
+    """A network of latents without its pipeline too."""
+    folder = pipeline()
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(
+        json.dumps({**index, "text_encoder": ["transformers", "CLIPTextModel"]})
+    )
+    with pytest.raises(SettingsInvalid, match=r"text_encoder \(CLIPTextModel\) belongs to it"):
+        import_diffusers(folder, Told("cats"))
 
 
 def test_adapters_shards_and_variants_are_refused_by_their_name_with_what_to_do(pipeline):
@@ -240,13 +242,13 @@ def test_adapters_shards_and_variants_are_refused_by_their_name_with_what_to_do(
     folder = pipeline()
     (folder / "unet" / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(SettingsInvalid, match=r"adapter_model\.bin"):
-        import_diffusers(folder, domain="cats")
+        import_diffusers(folder, Told("cats"))
     (folder / "unet" / "adapter_model.bin").unlink()
     save_file({"down.lora_A.weight": torch.zeros(1)}, folder / "style.safetensors")
     with pytest.raises(SettingsInvalid, match=r"style\.safetensors"):
-        import_diffusers(folder, domain="cats")
+        import_diffusers(folder, Told("cats"))
     (folder / "style.safetensors").unlink()
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(FileMissing) as caught:
-        import_diffusers(pipeline(variant="fp16"), domain="cats")
+        import_diffusers(pipeline(variant="fp16"), Told("cats"))
     assert "save_pretrained" in caught.value.hint

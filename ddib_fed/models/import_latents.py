@@ -1,0 +1,254 @@
+"""What importers of latent models share: an autoencoder is tried on own samples, and the scale of its latents is given,
+read or measured, never assumed.
+
+A state dict fits an autoencoder with a wrong number of groups as well as with the right one, and a wrong scale changes
+no shape: both show on samples alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+
+from ddib_fed.diffusion.denoiser import Parameterisation
+from ddib_fed.diffusion.schedule import ScheduleConfig
+from ddib_fed.errors import BundleInvalid, SettingsInvalid
+from ddib_fed.models.bundle import Bundle, make_bundle, misfits
+from ddib_fed.models.import_guided import Fact, Imported, import_note
+from ddib_fed.models.manifest import LatentSpace, Manifest, PictureFormat, Training
+from ddib_fed.models.units import Normalisation
+from ddib_fed.networks.config import LibraryConfig
+
+Reader = Callable[[Manifest], Iterable[NDArray[np.float32]]]
+"""Own samples (C, *sides) in [-1, 1] for a manifest."""
+LEAST_PSNR = 20.0
+"""Of an autoencoder on own samples, dB: trained ones reach 25 to 40, random ones about 0. Wrong groups alone may leave
+more than 20, so others are tried too (`better_groups`)."""
+GROUPS_ON = 2  # samples
+BETTER = 1.0  # dB
+SIDE = {2: 512, 3: 64}
+"""Sides of what is tried at once."""
+PREDICTIONS: Mapping[str, Parameterisation] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the command says of a model; None where the files are to say it."""
+
+    domain: str
+    name: str = ""
+    fit: Literal["pad", "crop", "resize"] = "crop"
+    soften_sigma: float = 0.0
+    scale_factor: float | None = None
+    size: tuple[int, ...] | None = None
+    values: tuple[float, float] | None = None
+    spacing: tuple[float, float, float] | None = None
+    modality: str | None = None
+    axes: str | None = None
+    samples: Reader | None = None
+
+
+class Read(NamedTuple):
+    """A network of a library, its weights, and the file that they are from."""
+
+    network: LibraryConfig
+    state: Mapping[str, Tensor]
+    source: str
+
+
+def require_fit(read: Read, hint: str) -> None:
+    """Return if the weights are those of the network."""
+    for key, problem in misfits(read.network, read.state):
+        raise BundleInvalid(f"{read.source}: {key}: {problem}", hint=hint, facts={"field": key[:100]})
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """What a folder holds: an autoencoder, a network on its latents, or one on pixels."""
+
+    folder: Path
+    given: Told
+    autoencoder: Read | None
+    denoiser: Read | None
+    sides: tuple[int, ...]
+    units: Normalisation
+    facts: tuple[Fact, ...]
+    warnings: tuple[str, ...] = ()
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    parameterisation: Parameterisation = "eps"
+    scale: Fact | None = None
+    moved: tuple[Any, Any] = (0.0, 1.0)
+    picture: PictureFormat = field(default_factory=PictureFormat)
+    classes: tuple[str, ...] = ()
+
+    def imported(self) -> Imported:
+        read, encoder = self.denoiser, None if self.autoencoder is None else self._bundle(self.autoencoder)
+        asked = {"--check": self.given.samples, "--scale-factor": self.given.scale_factor}
+        for name, value in asked.items():
+            if value is not None and (encoder is None or (read is None and name == "--scale-factor")):
+                what = "no autoencoder" if encoder is None else "no model of latents"
+                raise SettingsInvalid(f"{self.folder} holds {what}: {name} says nothing", hint="leave it out")
+        tried = None if encoder is None else self._tried(encoder)
+        facts, warnings, latents = [*self.facts], [*self.warnings], None
+        if tried is not None:
+            facts.append(Fact("reconstruction", f"{tried.psnr:.1f} dB", "--check"))
+        if read is None:
+            assert encoder is not None
+            return Imported(encoder.manifest, encoder.state, tuple(facts), {}, (), tuple(warnings))
+        if encoder is not None:
+            scale = self._scale(tried)
+            facts.append(scale)
+            latents, deviation = self._latents(encoder, float(scale.value)), float(scale.value)
+            deviation *= 1.0 / deviation if tried is None else tried.deviation
+            if not 0.5 < deviation < 2.0 and self.moved == (0.0, 1.0):
+                warnings.append(
+                    f"with the scale factor {scale.value} latents of own samples deviate by {deviation:.2g}, and not 1"
+                )
+        channels = read.network.in_channels if encoder is None else encoder.manifest.sample_shape[0]
+        manifest = self._manifest(
+            read, "generator", channels,
+            parameterisation=self.parameterisation, time_input="timestep", schedule=self.schedule,
+            soften_sigma=self.given.soften_sigma, latents=latents, classes=self.classes,
+        )  # fmt: skip
+        return Imported(manifest, read.state, tuple(facts), {}, (), tuple(warnings), encoder)
+
+    def _latents(self, encoder: Bundle, scale: float) -> LatentSpace:
+        network, (mean, deviation) = encoder.manifest.network, self.moved
+        assert isinstance(network, LibraryConfig)
+        std = tuple(each / scale for each in deviation) if isinstance(deviation, tuple) else deviation / scale
+        return LatentSpace(
+            shape=(network.latent_channels, *(side // network.divisor for side in self.sides)),
+            autoencoder_sha256=encoder.manifest.autoencoder_sha256,
+            normalisation=Normalisation(mean=mean, std=std),
+        )
+
+    def _manifest(self, read: Read, role: str, channels: int, **fields: Any) -> Manifest:
+        whole = self.folder.resolve().name
+        try:
+            return Manifest(
+                name=(self.given.name or whole)[:100],
+                domain=self.given.domain,
+                role=role,
+                network=read.network,
+                sample_kind="picture" if read.network.dims == 2 else "volume",
+                sample_shape=(channels, *self.sides),
+                normalisation=self.units,
+                picture=self.picture,
+                data=import_note("the folder", self.warnings),
+                training=Training(command=f"imported from the folder {whole}"[:2000]),
+                **fields,
+            )
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]["msg"]
+            raise SettingsInvalid(
+                f"{read.source}: {first.removeprefix('Value error, ')}",
+                hint="--size says the sides that it was trained on, as 128x128 or 128x128x64",
+                facts={"field": "size"},
+            ) from error
+
+    def _bundle(self, read: Read) -> Bundle:
+        made = self._manifest(read, "autoencoder", read.network.in_channels)
+        return make_bundle(made, read.state, source=read.source)
+
+    def _tried(self, encoder: Bundle) -> Tried | None:
+        if self.given.samples is None:
+            return None
+        samples = list(self.given.samples(encoder.manifest))
+        tried, better = try_autoencoder(encoder, samples), better_groups(encoder, samples)
+        if tried.psnr < LEAST_PSNR:
+            better = (
+                better or f"below {LEAST_PSNR:g} dB its settings are wrong, or the samples are not its own"
+            )
+        if better:
+            raise BundleInvalid(
+                f"{self.folder}: its autoencoder reconstructs own samples at {tried.psnr:.1f} dB; {better}",
+                hint="look at norm_num_groups in the configuration, at --range LOW:HIGH, and at whether --check names "
+                "pictures as it was trained on",
+                facts={"psnr": round(tried.psnr, 2)},
+            )
+        return tried
+
+    def _scale(self, tried: Tried | None) -> Fact:
+        if self.given.scale_factor is not None:
+            return Fact("scale_factor", repr(self.given.scale_factor), "--scale-factor")
+        if self.scale is not None:
+            return self.scale
+        if tried is not None:
+            return Fact("scale_factor", repr(1.0 / tried.deviation), "measured, --check: 1 / deviation")
+        raise SettingsInvalid(
+            f"{self.folder}: no file says the latents' scale_factor, and 1 would give wrong pictures without an error",
+            hint="--scale-factor NUMBER, which the training printed or saved; or --check FOLDER with pictures as it "
+            "was trained on, which measures it",
+            facts={"field": "scale_factor"},
+        )
+
+
+class Tried(NamedTuple):
+    """Median PSNR of reconstructions, dB; deviation of the latents."""
+
+    psnr: float
+    deviation: float
+
+
+@torch.no_grad()
+def try_autoencoder(autoencoder: Bundle, samples: Iterable[NDArray[np.float32]]) -> Tried:
+    """Reconstruct samples (C, *sides) in [-1, 1], the middle of large ones."""
+    network: Any = autoencoder.network()
+    units, config = autoencoder.manifest.normalisation, autoencoder.manifest.network
+    assert isinstance(config, LibraryConfig)
+    psnrs, latents = [], []
+    for sample in samples:
+        x = sample[(None, slice(None), *_middle(sample.shape[1:], SIDE[config.dims], config.divisor))]
+        z = network.encode(torch.from_numpy(units.apply(x)))
+        error = float(np.square(units.undo(network.decode(z).numpy()) - x).mean())
+        psnrs.append(10 * math.log10(4 / max(error, 1e-12)))
+        latents.append(z.flatten())
+    return Tried(float(np.median(psnrs)), float(torch.cat(latents).std()))
+
+
+def better_groups(autoencoder: Bundle, samples: Sequence[NDArray[np.float32]]) -> str:
+    """A number of groups that reconstructs better than the autoencoder's, in words; empty where there is none."""
+    made, few = autoencoder.manifest, samples[:GROUPS_ON]
+    network = made.network
+    assert isinstance(network, LibraryConfig)
+    if not network.name.startswith("AutoencoderK"):
+        return ""
+    own, found = int(str(network.arguments.get("norm_num_groups", 32))), dict[int, float]()
+    for groups in (1, 2, 4, 8, 16, 32, 64):
+        with suppress(SettingsInvalid):  # channels that do not divide
+            arguments = {**network.arguments, "norm_num_groups": groups}
+            other = made.model_copy(update={"network": network.model_copy(update={"arguments": arguments})})
+            found[groups] = try_autoencoder(replace(autoencoder, manifest=other), few).psnr
+    best = max(found, key=lambda groups: found[groups])
+    if found[best] < found.get(own, 0.0) + BETTER:
+        return ""
+    return f"norm_num_groups is {own}, and with {best} it would be {found[best]:.1f} dB"
+
+
+def _middle(sides: tuple[int, ...], most: int, divisor: int) -> Iterator[slice]:
+    for side in sides:
+        length = min(side, most) // divisor * divisor
+        yield slice((side - length) // 2, (side - length) // 2 + length)
+
+
+def step_schedule(name: str, steps: int, ends: tuple[float, float]) -> ScheduleConfig:
+    """A schedule of integer steps between two betas, which cosine and the public linear one do not name."""
+    if name == "cosine" or (name == "linear" and (steps, *ends) == (1000, 0.0001, 0.02)):
+        return ScheduleConfig(name, steps)
+    return ScheduleConfig(name, steps, beta_start=ends[0], beta_end=ends[1])
+
+
+def negated(read: Read, layer: str) -> Read:
+    """The network with minus its output: `layer` is its last, and linear."""
+    turned = {key: -value if key.startswith(f"{layer}.") else value for key, value in read.state.items()}
+    return read._replace(state=turned)
