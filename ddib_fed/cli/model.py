@@ -5,6 +5,7 @@ Heavy imports wait until a command runs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 SHOWN_DIGEST = 12
 NUMBERS = (12, 16, 20)
 CHECKED = 8  # own samples that an imported autoencoder reconstructs
+_OF_MONAI = ("values", "spacing", "axes", "modality")
 FOLDERS = click.Path(file_okay=False, path_type=Path)
 FOLDER = click.argument("folder", metavar="MODEL", type=FOLDERS)
 DATA = option(
@@ -63,6 +65,19 @@ def _sides(text: str) -> tuple[int, ...]:
     if not 2 <= len(sides) <= 3 or not all(side.isdecimal() and int(side) for side in sides):
         raise ValueError(f"{text!r} is not 128x128, or 128x128x64 of volumes")
     return tuple(map(int, sides))
+
+
+def _code(text: str) -> str:
+    if not re.fullmatch(r"[DSIHPAWRL]{2,3}", text.upper()):
+        raise ValueError(f"{text!r} is not RAS, LPS, DHW, or of pictures WH, HW, RA")
+    return text.upper()
+
+
+def _triple(text: str) -> tuple[float, ...]:
+    numbers = tuple(float(part) for part in text.split(","))
+    if len(numbers) != 3 or not all(0.0 < number < 1000.0 for number in numbers):
+        raise ValueError(f"{text!r} is not three millimetres, such as 1.5,1.5,2")
+    return numbers
 
 
 @group(hooks={"distil": "ddib_fed.lab.commands:distil"})
@@ -154,6 +169,25 @@ def get(*, name: str, out: Path, force: bool) -> None:
     "Folders: sides of a sample, as 128x128 or 128x128x64; default: as the files say.",
     callback=options.read_by(_sides),
 )
+@option(
+    "values --range LOW:HIGH",
+    "MONAI: what black and white were in training; default: as the transforms say, else 0:1.",
+    callback=options.read_by(_span),
+)
+@option(
+    "--spacing X,Y,Z",
+    "MONAI: millimetres between the voxels of a volume; default: as the files say.",
+    callback=options.read_by(_triple),
+)
+@option(
+    "--axes CODE",
+    "MONAI: axes of the network's arrays: RAS and the like, or D, H and W of a sample; default: as the transforms say, "
+    "else RAS of volumes.",
+    callback=options.read_by(_code),
+)
+@option(
+    "--modality NAME", "MAISI: which modality the network is told, a number or a name such as ct or mri_t1."
+)
 @options.OUTCOME
 @option("--force", "Replace an existing bundle.")
 def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
@@ -163,9 +197,10 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     classifier. Its network is that of --flags, with the public defaults for the rest. Every setting is listed with
     its origin; a file with other tensors is refused.
 
-    A folder is what diffusers' `save_pretrained` writes: UNet2DModel or DiT with a scheduler, of pixels or with a vae/,
-    or an autoencoder alone. An autoencoder is saved beside the model. A setting that cannot be computed exactly is
-    refused by its key, and so are text encoders and LoRAs.
+    A folder is what diffusers' `save_pretrained` writes (UNet2DModel or DiT with a scheduler, of pixels or with a vae/;
+    an autoencoder alone), or of MONAI: a bundle with configs/ and models/, MAISI's checkpoints with the JSON that
+    defines their networks, FLIP's file with its config.json. An autoencoder is saved beside the model. A setting that
+    cannot be computed exactly is refused by its key, and so are text encoders, LoRAs and conditions.
     """
     from tempfile import TemporaryDirectory
 
@@ -208,17 +243,24 @@ def _read_checkpoint(path: Path, given: dict[str, Any]) -> Imported | Bundle:
     names = {"domain": given["domain"], "name": given["name"]}
     settings = {key: given[key] for key in ("fit", "soften_sigma") if given[key] is not None}
     if path.is_dir():
-        from ddib_fed.models.import_diffusers import import_diffusers
+        from ddib_fed.models.import_diffusers import import_diffusers, is_diffusers
         from ddib_fed.models.import_latents import Told
+        from ddib_fed.models.import_monai import import_monai
 
         options.refuse_idle(
             ("flags", "classifier", "synthetic"), "is of a file, not of a folder", hint="leave it out"
         )
-        told = {key: given[key] for key in ("scale_factor", "size")}
+        theirs = is_diffusers(path)
+        if theirs:
+            options.refuse_idle(
+                _OF_MONAI, "is of MONAI's folders, and this is of diffusers", hint="leave it out"
+            )
+        told = {key: given[key] for key in ("scale_factor", "size", *_OF_MONAI)}
         reader = None if given["check"] is None else _own(given["check"])
-        return import_diffusers(path, Told(**names, **settings, **told, samples=reader))
+        asked = Told(**names, **settings, **told, samples=reader)
+        return import_diffusers(path, asked) if theirs else import_monai(path, asked)
     options.refuse_idle(
-        ("scale_factor", "check", "size"), "is of a folder, not of a file", hint="leave it out"
+        ("scale_factor", "check", "size", *_OF_MONAI), "is of a folder, not of a file", hint="leave it out"
     )
     if given["synthetic"]:
         from ddib_fed.models.import_guided import import_synthetic
@@ -233,8 +275,10 @@ def _read_checkpoint(path: Path, given: dict[str, Any]) -> Imported | Bundle:
 
 def _own(path: Path) -> Reader:
     def read(manifest: Manifest) -> Iterable[NDArray[np.float32]]:
-        from ddib_fed.training.sources import own_samples
+        from ddib_fed.training.sources import own_samples, own_volumes
 
+        if manifest.sample_kind == "volume":
+            return own_volumes(manifest, path, CHECKED)
         return own_samples(manifest, path, CHECKED, CHECKED).mixed()
 
     return read

@@ -29,7 +29,7 @@ from ddib_fed.formats.study import (
     StudyResults,
     chosen_rule,
 )
-from ddib_fed.formats.volumes import Volumes, spacing_of
+from ddib_fed.formats.volumes import Volumes, axial, spacing_of
 from ddib_fed.names import __version__
 from ddib_fed.recognition import COPY, beginning_of
 
@@ -156,6 +156,23 @@ def read_nifti(origin: Origin, options: Options) -> NiftiStudy:
     values = ordered.reshape(-1, *ordered.shape[2:], 1)
     del canonical, ordered  # of a large volume one copy is enough
     return NiftiStudy(origin, Slices.of(values, rule), image, plane)
+
+
+def read_volume(path: Path) -> NDArray[Any]:
+    """(D, H, W) float32 of the one volume in a NIfTI file, or in a .npy as it is."""
+    try:
+        image = None if path.suffix == ".npy" else _opened(path)
+        found: NDArray[Any] = np.squeeze(np.load(path) if image is None else np.asarray(image.dataobj))
+        found = found.astype(np.float32)
+        if image is not None and found.ndim == 3:
+            found = axial(found, _orientation(image))
+    except (ValueError, OSError, EOFError, TypeError) as error:
+        raise ImageUnreadable(f"{path}: it cannot be read: {_one_line(error)}", hint=COPY) from error
+    if found.ndim != 3 or not np.isfinite(found).all():
+        raise ImageUnreadable(
+            f"{path}: it is no volume of three axes, or not finite", hint="one volume a file"
+        )
+    return found
 
 
 def _one_line(error: Exception) -> str:

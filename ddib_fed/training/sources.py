@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,14 @@ from ddib_fed.data.folder import Progress, Survey, expand
 from ddib_fed.data.shipped import BLOCK_MM, SHIPPED, shipped_bytes, shipped_domain
 from ddib_fed.data.synthetic import draw
 from ddib_fed.errors import (
+    FileMissing,
     InputError,
     MemoryExhausted,
     SettingsInvalid,
     UsageError,
 )
+from ddib_fed.formats.nifti import read_volume
+from ddib_fed.formats.study import PERCENTILES, IntensityRule
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, carried_domain, data_note
 from ddib_fed.models.units import Normalisation
 from ddib_fed.names import domain_from
@@ -40,6 +43,7 @@ Labels = NDArray[np.int64]
 
 MIN_PICTURES = 8
 _MOMENT_PICTURES, _MOMENT_NUMBERS = 4096, 1 << 26
+VOLUMES: Final = (".npy", ".nii", ".nii.gz")
 FEW = 200
 MEMORY_SHARE = 0.7
 SEED = 12_107  # of the points drawn from a synthetic domain, and of the order of other samples
@@ -261,6 +265,19 @@ def own_samples(
         source = open_source(as_trained(manifest, Path(str(which)), skip_bad=skip_bad))
     parts = spaced(source.train, train), spaced(source.held_out, held_out)
     return OwnSamples(name or str(which), *map(expand, parts))
+
+
+def own_volumes(manifest: Manifest, root: Path, most: int) -> Iterator[Floats]:
+    """At most so many volumes (1, D, H, W) in [-1, 1] of .npy and NIfTI files, on their own grids."""
+    paths = [path for path in sorted((root, *root.rglob("*"))) if path.name.lower().endswith(VOLUMES)]
+    if not paths:
+        raise FileMissing(f"no volume below {root}", hint=f"files are {', '.join(VOLUMES)}")
+    made = manifest.picture or PictureFormat()
+    rule = IntensityRule.parse(made.intensity or PERCENTILES)
+    for path in paths[:: -(-len(paths) // most)]:
+        values = read_volume(path)
+        numbers = rule.on(values).numbers(values).astype(np.float32)[None]
+        yield (2 * (numbers - made.low) / (made.high - made.low) - 1).clip(-1, 1).astype(np.float32)
 
 
 def shipped_name(manifest: Manifest, which: Path | str | None) -> str | None:

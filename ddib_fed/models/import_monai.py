@@ -1,0 +1,481 @@
+"""Imports what MONAI's tools write: bundles, MAISI's checkpoints, and the files of FLIP's persistor.
+
+A folder holds configurations and weights, at the top or in configs/ and models/. Networks and the scheduler are the
+definitions of the configurations, of the classes that are read; the weights of each are those of the file that has
+exactly its tensors.
+
+RFlowScheduler's networks predict x0 - eps, and ours eps - x0: the last layer is negated. The package before MONAI 1.4
+(`generative`) makes a projection in each attention that it never applies: it is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from ddib_fed.diffusion.denoiser import Parameterisation
+from ddib_fed.diffusion.schedule import SCALED_LINEAR, SIGMOID, ScheduleConfig, schedule_from_config
+from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
+from ddib_fed.models.import_guided import Fact, Imported, loaded_checkpoint, read_tensors, state_in
+from ddib_fed.models.import_latents import (
+    PREDICTIONS,
+    Foreign,
+    Read,
+    Told,
+    negated,
+    require_fit,
+    step_schedule,
+)
+from ddib_fed.models.manifest import PictureFormat
+from ddib_fed.models.monai_configs import Configs, Found
+from ddib_fed.models.units import Normalisation
+from ddib_fed.networks.build import network_shapes
+from ddib_fed.networks.config import TARGETS, LibraryConfig
+
+NETWORKS: Final = {name.rpartition(".")[2]: name for name in TARGETS if name.startswith("monai.")}
+DENOISERS: Final = ("DiffusionModelUNet", "DiffusionModelUNetMaisi")
+AUTOENCODERS: Final = tuple(name for name in NETWORKS if name not in DENOISERS)
+SCHEDULERS: Final = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "RFlowScheduler")
+USUAL: Final = {
+    DENOISERS: ("network_def", "diffusion_unet_def", "diffusion_def", "unet_def", "diffusion", "unet", "network"),
+    AUTOENCODERS: ("autoencoder_def", "vqvae_def", "stage_1_def", "autoencoder", "vqvae", "vae"),
+    SCHEDULERS: ("noise_scheduler", "scheduler"),
+}  # fmt: skip
+"""Ids of the definitions, where there are several of a kind (MAISI has those of its masks too)."""
+WEIGHTS: Final = (".pt", ".pth", ".ckpt", ".safetensors")
+BETAS: Final = {
+    "linear_beta": "linear", "linear": "linear", "scaled_linear_beta": SCALED_LINEAR, "scaled_linear": SCALED_LINEAR,
+    "sigmoid_beta": SIGMOID, "sigmoid": SIGMOID, "cosine": "cosine",
+}  # fmt: skip
+"""By the names of now and of `generative`."""
+OF_SAMPLING: Final = frozenset({
+    "clip_sample", "clip_sample_min", "clip_sample_max", "set_alpha_to_one", "steps_offset", "variance_type",
+    "skip_prk_steps",
+})  # fmt: skip
+MODALITIES: Final = {
+    "unknown": 0, "ct": 1, "ct_wo_contrast": 2, "ct_contrast": 3, "mri": 8, "mri_t1": 9, "mri_t2": 10, "mri_flair": 11,
+    "mri_pd": 12, "mri_dwi": 13, "mri_adc": 14, "mri_ssfp": 15, "mri_mra": 16,
+}  # fmt: skip
+"""MAISI's own; a modality_mapping.json in the folder goes before."""
+RANGES: Final = ("ScaleIntensityRanged", "ScaleIntensityRange", "ScaleIntensityRangePercentilesd",
+                 "ScaleIntensityRangePercentiles", "ScaleIntensityd")  # fmt: skip
+SIZES: Final = ("image_size", "output_size", "spatial_shape", "diffusion_unet_inference::dim")
+# What FLIP's trainer has in its code: https://github.com/londonaicentre/FLIP, latent_diffusion_model.
+FLIP_SCHEDULER: Final = {
+    "_target_": "monai.networks.schedulers.DDPMScheduler", "num_train_timesteps": 1000,
+    "schedule": "scaled_linear_beta", "beta_start": 0.0015, "beta_end": 0.0195,
+}  # fmt: skip
+AXES: Final = {"D": 1, "S": 1, "I": -1, "H": 2, "P": 2, "A": -2, "W": 3, "R": 3, "L": -3}
+"""Depth, height and width of a sample, and the ends of the body that they run to (S, P, R), or from."""
+FLIP_SPACING: Final = (1.5, 1.5, 2.0)
+FLIP: Final = "FLIP's trainer, assumed"
+
+
+def import_monai(folder: Path, given: Told) -> Imported:
+    configs, facts = Configs(folder, _of_flip), list[Fact]()
+    denoiser, encoder = _chosen(configs, DENOISERS), _chosen(configs, AUTOENCODERS)
+    if denoiser is None and encoder is None:
+        others = ", ".join(sorted({f"{found.key} ({found.target})" for found in configs.definitions()})[:6])
+        raise SettingsInvalid(
+            f"{folder}: no configuration defines a network that is read: {others or 'there is no _target_'}",
+            hint=f"{', '.join(NETWORKS)} of MONAI are read",
+            facts={"field": "_target_"},
+        )
+    weights, autoencoder, read = Weights(folder, configs.text), None, None
+    dims = next(
+        int(configs.arguments(found).get("spatial_dims", 2)) for found in (denoiser, encoder) if found
+    )
+    axes = _axes(configs, given, facts, dims)
+    spacing = _spacing(configs, given, facts) if dims == 3 else None
+    if encoder is not None:
+        autoencoder = weights.of(_network(configs, encoder, given, spacing, axes))
+        facts.append(_fact("autoencoder", encoder, autoencoder))
+    inner = None if autoencoder is None else autoencoder.network
+    told: dict[str, Any] = {}
+    if denoiser is not None:
+        network = _network(configs, denoiser, given, spacing, axes)
+        _require_latents(configs, denoiser, network, inner)
+        read = weights.of(network)
+        facts.append(_fact("network", denoiser, read))
+        facts += [Fact(key, str(value), "told at each call") for key, value in network.fixed.items()]
+        told["schedule"], told["parameterisation"] = _schedule(configs, weights.further, facts)
+        told["scale"] = _scale(configs, weights.further)
+        if told["parameterisation"] == "flow":
+            read = negated(read, "out.2.conv")
+            facts.append(Fact("out.2.conv", "negated", "RFlowScheduler predicts x0 - eps"))
+    units, form = _units(configs, given, facts)
+    sides = _of_sample(_sides(configs, given, facts, read.network if read else None, inner), axes)
+    picture = PictureFormat(fit=given.fit, **form)
+    if dims == 3:
+        across = None if spacing is None else _of_sample(spacing, axes)
+        picture = PictureFormat(fit="pad", slices="none", spacing=across, **form)
+    return Foreign(
+        folder, given, autoencoder, read, sides, units, tuple(facts), picture=picture, **told
+    ).imported()  # fmt: skip
+
+
+def _fact(key: str, found: Found, read: Read) -> Fact:
+    return Fact(key, f"{found.name}, weights of {Path(read.source).name}", f"{found.key} in {found.file}")
+
+
+def _chosen(configs: Configs, kinds: tuple[str, ...]) -> Found | None:
+    """The definition of a class of these, one under a usual id first; another class under such an id is refused."""
+    every, names = tuple(name for each in USUAL for name in each), USUAL[kinds]
+    fitting = [each for each in configs.definitions(*kinds) if each.known]
+    usual = sorted((each for each in fitting if each.key in names), key=lambda each: names.index(each.key))
+    for each in () if usual else configs.definitions():
+        if each.key in names and not (each.known and each.name in every):
+            raise each.refused(
+                "_target_", f"is {each.target}, a class that is not read",
+                f"{', '.join(kinds)} of MONAI are read; where it computes what one of these does, write its name there",
+            )  # fmt: skip
+    if not usual and len(fitting) > 1:
+        others = ", ".join(each.key for each in fitting[1:])
+        raise fitting[0].refused("", f"and {others} are of one kind", f"call the one {names[0]} in the file")
+    return next(iter((*usual, *fitting)), None)
+
+
+def _network(
+    configs: Configs, found: Found, given: Told, spacing: tuple[float, ...] | None, axes: tuple[int, ...]
+) -> LibraryConfig:
+    """The network of a definition, without settings that change how it computes and not what."""
+    arguments, name = configs.arguments(found), found.name
+    for key in ("with_conditioning", "include_top_region_index_input", "include_bottom_region_index_input"):
+        if arguments.get(key):
+            what = "attends to conditions" if key == "with_conditioning" else "is told the region of the body"
+            raise found.refused(
+                key, f"is true: a network that {what} is not supported",
+                "import a model without conditions, or one of classes (num_class_embeds)",
+            )  # fmt: skip
+    if not name.endswith("Maisi") and "num_channels" in arguments:
+        arguments["channels"] = arguments.pop("num_channels")
+    for key in ("use_checkpoint", "use_checkpointing", "use_flash_attention", "norm_float16"):
+        arguments.pop(key, None)
+    if found.old and name == "VQVAE":
+        arguments.pop("adn_ordering", None)
+    elif found.old:
+        arguments |= {"include_fc": False, "use_combined_linear": False}
+    fixed = dict[str, Any]()
+    if name in DENOISERS and arguments.get("num_class_embeds") and (given.modality or name.endswith("Maisi")):
+        fixed["class_labels"] = _modality(configs, found, given)
+    if arguments.get("include_spacing_input"):
+        if spacing is None:
+            hint = "--spacing X,Y,Z, the millimetres between its voxels"
+            raise found.refused("", "is told the spacing, and no file says which", hint)
+        fixed["spacing_tensor"] = [100.0 * side for side in spacing]
+    try:
+        return LibraryConfig.model_validate(
+            {"target": NETWORKS[name], "arguments": arguments, "fixed": fixed, "axes": axes}
+        )
+    except ValidationError as error:
+        why = error.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
+        hint = "models that are told conditions beside their sample are not supported"
+        raise found.refused("", f"is no model of samples: {why}", hint) from error
+
+
+def _modality(configs: Configs, found: Found, given: Told) -> int:
+    told = str(given.modality or configs.get("diffusion_unet_inference::modality", "modality"))
+    number = configs.get(told)
+    number = number if isinstance(number, int) else MODALITIES.get(told, told)
+    if isinstance(number, str) and not number.isdecimal():
+        hint = f"--modality NUMBER, or one of {', '.join(MODALITIES)}"
+        raise found.refused("", "is told the modality, and no file says which", hint)
+    return int(number)
+
+
+def _require_latents(
+    configs: Configs, found: Found, network: LibraryConfig, encoder: LibraryConfig | None
+) -> None:
+    """Return if the network's channels are those of its latents, or of samples."""
+    channels = network.in_channels
+    if encoder is None and (configs.get("latent_shape", "latent_channels") or channels not in (1, 3)):
+        raise found.refused(
+            "in_channels", f"is {channels}: samples have 1 or 3, latents an autoencoder, which is not defined",
+            "copy the configuration and the weights of the autoencoder into the folder",
+        )  # fmt: skip
+    if encoder is not None and channels != encoder.latent_channels:
+        raise found.refused(
+            "in_channels", f"is {channels}, latents have {encoder.latent_channels}: the others are conditions",
+            "conditions are not supported: import a model that is told its latents alone",
+        )  # fmt: skip
+
+
+def _of_flip(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A configuration with the definitions that FLIP's models.py and trainer.py have in code, where it is of FLIP."""
+    if not isinstance(net := config.get("net_config"), Mapping):
+        return config
+    stage, diffusion, dims = (
+        net.get("stage_1", {}),
+        net.get("diffusion_model", {}),
+        net.get("spatial_dims", 3),
+    )
+    plain = {"with_encoder_nonlocal_attn": False, "with_decoder_nonlocal_attn": False}
+    cross = diffusion.get("cross_attention_dim") or None
+    return {
+        "autoencoder_def": {**plain, **stage, "spatial_dims": dims, "_target_": NETWORKS["AutoencoderKL"]},
+        "network_def": {
+            **diffusion, "spatial_dims": dims, "cross_attention_dim": cross, "_target_": NETWORKS["DiffusionModelUNet"],
+        },
+        "noise_scheduler": FLIP_SCHEDULER, "spacing": FLIP_SPACING, **config,
+    }  # fmt: skip
+
+
+# Facts beside the networks
+
+
+def _axes(configs: Configs, given: Told, facts: list[Fact], dims: int) -> tuple[int, ...]:
+    """Of the network's arrays, as those of a sample: depth upwards, height to the back, width to the right."""
+    turned = next(iter(configs.definitions("Orientationd", "Orientation")), None)
+    code = turned and configs.get(f"{turned.key}::axcodes")
+    loaded = next(iter(configs.definitions("LoadImaged", "LoadImage")), None)
+    if given.axes is not None:
+        code, basis = given.axes, "--axes"
+    elif turned is not None and isinstance(code, str):
+        code, basis = code[:dims], f"{turned.name} in {turned.file}"
+    elif dims == 3:
+        code, basis = "RAS", "assumed, as MONAI's; --axes says others"
+    elif loaded is not None:
+        code, basis = "WH", f"{loaded.name} in {loaded.file}, which reads columns first"
+    else:
+        code, basis = "HW", "assumed; --axes WH where LoadImage read the pictures"
+    facts.append(Fact("axes", code, basis))
+    low = 3 - dims
+    found = tuple(int(math.copysign(abs(AXES[each]) - low, AXES[each])) for each in code if each in AXES)
+    return () if found == tuple(range(1, dims + 1)) else found
+
+
+def _of_sample(values: tuple[Any, ...], axes: tuple[int, ...]) -> tuple[Any, ...]:
+    """Numbers of the network's axes in the order of a sample's."""
+    places = {abs(axis): value for axis, value in zip(axes, values, strict=True)} if axes else {}
+    return tuple(places[axis] for axis in sorted(places)) or values
+
+
+def _schedule(
+    configs: Configs, further: Mapping[str, Any], facts: list[Fact]
+) -> tuple[ScheduleConfig, Parameterisation]:
+    found = _chosen(configs, SCHEDULERS)
+    if found is None:
+        raise SettingsInvalid(
+            f"{configs.folder}: no configuration defines a scheduler, which tells what the network was trained on",
+            hint='add "noise_scheduler": {"_target_": "monai.networks.schedulers.DDPMScheduler", ...}, as in training',
+            facts={"field": "noise_scheduler"},
+        )
+    inexact = "a schedule that cannot be computed exactly is not imported"
+    arguments = configs.arguments(found)
+    steps = int(arguments.pop("num_train_timesteps", 1000))
+    if steps != (trained := further.get("num_train_timesteps", steps)):
+        raise found.refused(
+            "num_train_timesteps", f"is {steps}: the checkpoint was trained on {trained}", inexact
+        )
+    basis = FLIP if found.arguments is FLIP_SCHEDULER else f"{found.key} in {found.file}"
+    if found.name == "RFlowScheduler":
+        if offset := arguments.get("steps_offset"):
+            raise found.refused(
+                "steps_offset", f"is {offset}: the network would be told other times", inexact
+            )
+        facts.append(Fact("schedule", f"flow, times 0 to {steps}", basis))
+        return ScheduleConfig("flow", scale=float(steps)), "flow"
+    prediction = str(arguments.pop("prediction_type", "epsilon"))
+    kind = str(arguments.pop("schedule", arguments.pop("beta_schedule", "linear_beta")))
+    ends = arguments.pop("beta_start", 1e-4), arguments.pop("beta_end", 2e-2)
+    if kind not in BETAS or (kind == "cosine" and found.old):
+        raise found.refused(
+            "schedule", f"is {kind}: {', '.join(BETAS)} are read, cosine of monai alone", inexact
+        )
+    if prediction not in PREDICTIONS:
+        raise found.refused("prediction_type", f"is {prediction}: {', '.join(PREDICTIONS)} are read", inexact)
+    usual = {"s": 8e-3, "sig_range": 6}
+    for key, value in arguments.items():
+        if key not in OF_SAMPLING and usual.get(key) != value:
+            raise found.refused(key, f"is {value}, which is not read", inexact)
+    schedule = step_schedule(BETAS[kind], steps, ends)
+    schedule_from_config(schedule)
+    between = "" if kind == "cosine" else f", betas {ends[0]:g} to {ends[1]:g}"
+    facts.append(Fact("schedule", f"{BETAS[kind]}, {steps} steps{between}, predicts {prediction}", basis))
+    return schedule, PREDICTIONS[prediction]
+
+
+def _units(configs: Configs, given: Told, facts: list[Fact]) -> tuple[Normalisation, dict[str, Any]]:
+    """Of the network's samples; and the fields of a `PictureFormat` that say how values in files become samples."""
+    ends, forms, basis = set[tuple[float, float]](), dict[str, dict[str, Any]](), ""
+    for found in configs.definitions(*RANGES):
+        low, high, first, last, least, most = (
+            configs.get(*(f"{found.key}::{name}" for name in names))
+            for names in (
+                ("b_min", "minv"),
+                ("b_max", "maxv"),
+                ("a_min",),
+                ("a_max",),
+                ("lower",),
+                ("upper",),
+            )
+        )
+        ends.add((0.0, 1.0) if low is None or high is None else (float(low), float(high)))
+        basis = f"{found.name} in {found.file}"
+        if first is not None and last is not None and (first, last) != (0, 255):
+            form = {"low": float(first), "high": float(last), "bits": 16, "intensity": "values"}
+            forms[f"values from {first:g} to {last:g}"] = form
+        elif least is not None and most is not None:
+            rule = f"percentile:{least:g},{most:g}"
+            forms[rule] = {"low": 0.0, "high": 65535.0, "bits": 16, "intensity": f"{rule}@0:65535"}
+    low, high = 0.0, 1.0
+    if given.values is not None:
+        (low, high), basis = given.values, "--range"
+    elif len(ends) == 1:
+        ((low, high),) = ends
+    else:
+        basis = "assumed, as MONAI's; --range LOW:HIGH says another"
+    facts.append(Fact("range", f"{low:g} to {high:g}", basis))
+    facts += [
+        Fact("intensity", name, "the transforms of the configuration") for name in forms if len(forms) == 1
+    ]
+    half = (high - low) / 2  # of samples s in [-1, 1] the network's are low + (s + 1) half = (s - mean) / std
+    units = Normalisation(mean=-1.0 - low / half, std=1.0 / half)
+    return units, next(iter(forms.values())) if len(forms) == 1 else {}
+
+
+def _spacing(configs: Configs, given: Told, facts: list[Fact]) -> tuple[float, float, float] | None:
+    """Of volumes."""
+    keys = ["spacing", "diffusion_unet_inference::spacing"]
+    keys += [f"{each.key}::pixdim" for each in configs.definitions("Spacingd", "Spacing")]
+    places = [(given.spacing, "--spacing"), *((configs.get(key), key) for key in keys)]
+    for value, basis in places:
+        if isinstance(value, list | tuple) and [type(each) in (int, float) for each in value] == [True] * 3:
+            x, y, z = (float(each) for each in value)
+            flip = value == list(FLIP_SPACING) and basis == "spacing"
+            facts.append(Fact("spacing", f"{x:g} x {y:g} x {z:g}", FLIP if flip else basis))
+            return x, y, z
+    return None
+
+
+def _sides(
+    configs: Configs,
+    given: Told,
+    facts: list[Fact],
+    network: LibraryConfig | None,
+    encoder: LibraryConfig | None,
+) -> tuple[int, ...]:
+    """Of a sample, and not of its latent."""
+    some = network or encoder
+    assert some is not None
+    form = f"{'autoencoder' if encoder else 'network'}_data_format"
+    inputs = (configs.metadata.get(form) or {}).get("inputs", {}).values()
+    factor = 1 if encoder is None else encoder.divisor
+    candidates = [
+        (given.size, "--size", 1),
+        (configs.get("latent_shape") if encoder else None, "latent_shape", factor),
+        *((configs.get(key), key, 1) for key in SIZES),
+        *((part.get("spatial_shape"), "metadata.json", 1) for part in inputs if part.get("type") == "image"),
+    ]
+    if network is None:
+        candidates.append((256 if some.dims == 2 else 64, "assumed; an autoencoder takes any: --size", 1))
+    for value, basis, times in candidates:
+        sides = [value] * some.dims if isinstance(value, int) else list(value or ())[-some.dims :]
+        if len(sides) == some.dims and all(isinstance(side, int) and side > 0 for side in sides):
+            whole = tuple(times * side for side in sides)
+            facts.append(Fact("size", "x".join(map(str, whole)), basis))
+            return whole
+    raise SettingsInvalid(
+        f"{configs.folder}: no configuration says the size of the samples that the network was trained on",
+        hint=f"--size {'x'.join(['128'] * some.dims)}, as many sides",
+        facts={"field": "size"},
+    )
+
+
+def _scale(configs: Configs, further: Mapping[str, Any]) -> Fact | None:
+    for told, basis in (
+        (further.get("scale_factor"), "the checkpoint"),
+        (configs.get("scale_factor"), "scale_factor in the configuration"),
+    ):
+        scale = told.item() if isinstance(told, Tensor) and told.numel() == 1 else told
+        if isinstance(scale, int | float) and 0.0 < scale < math.inf:
+            return Fact("scale_factor", repr(float(scale)), basis)
+    return None
+
+
+# Weights
+
+
+class Weights:
+    """The checkpoints of a folder; `further` are the values beside the weights in the last that was taken."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        places = [path for place in (folder, folder / "models") for path in sorted(place.glob("*"))]
+        self._folder, self._text = folder, text
+        self._files = [path for path in places if path.suffix in WEIGHTS]
+        self.further: Mapping[str, Any] = {}
+
+    def of(self, network: LibraryConfig) -> Read:
+        """The weights of a network: of the file that has exactly its tensors."""
+        wanted = {key: tensor.shape for key, tensor in network_shapes(network).items()}
+        fitting, nearest = list[tuple[Path, Read, Mapping[str, Any]]](), Read(network, {}, str(self._folder))
+        for path in self._files:
+            for state, further in _states(path):
+                read = Read(network, _renamed(wanted, state), str(path))
+                if {key: tensor.shape for key, tensor in read.state.items()} == wanted:
+                    fitting.append((path, read, further))
+                nearest = max(nearest, read, key=lambda each: len(wanted.keys() & each.state.keys()))
+        named = [each for each in fitting if each[0].name in self._text]
+        fitting = named if len(fitting) > 1 and named else fitting
+        if len(fitting) > 1:
+            raise BundleInvalid(
+                f"{self._folder}: {' and '.join(path.name for path, _, _ in fitting)} both hold a {network.name}",
+                hint="leave one of them there",
+                facts={"file": fitting[0][0].name[:100]},
+            )
+        for _, found, self.further in fitting:
+            nearest = found
+        if not wanted.keys() & nearest.state.keys():
+            raise FileMissing(
+                f"{self._folder}: no file holds the weights of the {network.name}",
+                hint=f"copy them into models/, as {' or '.join(WEIGHTS)}",
+            )
+        require_fit(
+            nearest, f"no file of the folder has the tensors of the {network.name} of its configuration"
+        )
+        return nearest
+
+
+def _states(path: Path) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Any]]]:
+    """Each state dict in a checkpoint (FLIP's holds two), in float32, and the values beside it."""
+    further: Mapping[str, Any] = {}
+    if path.suffix == ".safetensors":
+        whole: Mapping[str, Tensor] = read_tensors(path).state
+    else:
+        loaded = loaded_checkpoint(path)
+        try:
+            whole = {
+                key.removeprefix("module."): value.float() for key, value in state_in(loaded, path).items()
+            }
+        except BundleInvalid:  # such as of an optimiser
+            return
+        further = {
+            key: value for key, value in loaded.items() if key in ("scale_factor", "num_train_timesteps")
+        }
+    parts = [
+        {key.removeprefix(start): value for key, value in whole.items() if key.startswith(start)}
+        for start in ("autoencoder.", "diffusion_model.")
+    ]
+    for part in parts if any(parts) else [whole]:
+        yield part, further
+
+
+def _renamed(wanted: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state under the names of now, of the package before MONAI 1.4 (`load_old_state_dict` of each network)."""
+    found = dict(state)
+    for key in wanted:
+        old = (
+            key.replace(".attn.to_", ".to_")
+            .replace(".attn.out_proj.", ".proj_attn.")
+            .replace("postconv", "conv")
+        )
+        if key not in found and old in found:
+            found[key] = found.pop(old)
+    # Of an attention without its last layer; weights of `generative` have it, and are never multiplied by it.
+    unused = [key for key in found if ".proj_attn." in key and key not in wanted]
+    return {key: value for key, value in found.items() if key not in unused}
