@@ -126,7 +126,7 @@ def test_a_map_is_undone(made, atol):
     "wrong",
     [
         {"rotation": ((1.0,),), "curve": FLIP},
-        {"rotation": ((1.0, 0.0), (0.0, 1.0))},
+        {"quadratic": ((0.0,) * 6,) * 2},
         {"rotation": rows(2 * TURN)},
         {"quadratic": ((0.0, 101.0, 0.0),)},
         {"curve": ((1.0, 0.0), (0.0, 1.0))},
