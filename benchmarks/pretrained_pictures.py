@@ -32,10 +32,14 @@ STEPS = {
     "relief-64": 1_000,
     "brain-t1": 2_500,
     "brain-t2": 2_500,
+    "satellite-256": 4_000,
+    "relief-256": 4_000,
+    "brain-t1-volume": 1_500,
+    "brain-t2-volume": 1_500,
 }
 # The heads stop early: on the other side's slabs, which are no test, the loss of brain-t1 no longer fell after 2,000
 # to 4,000 steps, while the deviation of their latents rose from 1.00 to 1.08: one head is learned by heart.
-BATCH = {"satellite": 32, "relief": 32, "etopo": 32}
+BATCH = {"satellite": 32, "relief": 32, "etopo": 32, "satellite-256": 32, "relief-256": 32}
 """Pictures a step; of others 16."""
 NETWORK = {
     name: {"channel_mult": (1, 1, 2, 3), "attention_resolutions": (4, 8)}
@@ -43,17 +47,20 @@ NETWORK = {
 }
 """Of pictures of 64 pixels: one level more, so that attention is where it is in those of 32; 0.25 s a step of 16."""
 AUTOENCODERS = {f"{name}-autoencoder": name for name in ("satellite-256", "relief-256")}
-"""Of the domains whose models are of latents, by the names of their folders."""
+"""Of the domains whose models are of latents, by the names of their folders, which are trained first."""
+VOLUMES = ("brain-t1-volume", "brain-t2-volume")
 KEPT = (500, 1_000, 2_000, 4_000)
 """Steps whose checkpoints stay, for benchmarks/pictures/training_curve.py."""
 # The level to which pictures are softened before they are encoded; docs/quality.md has the table that it is from.
-SOFTEN_SIGMA = {"brain-t1": 0.1, "brain-t2": 0.1}
+SOFTEN_SIGMA = {name: 0.1 for name in ("brain-t1", "brain-t2", *VOLUMES)}
 # Light and dark are exchanged between sea and land of the two maps, hues are not.
-COLOURS = {name: "opponent" for name, domain in SHIPPED.items() if domain.map}
+COLOURS = {
+    name: "opponent" for name, domain in SHIPPED.items() if domain.map and name not in AUTOENCODERS.values()
+}
 
 
-def config(domain: str) -> TrainConfig:
-    """The run of one domain."""
+def config(domain: str, out: Path) -> TrainConfig:
+    """The run of one domain; the autoencoder of latents lies in the same folder."""
     if domain in AUTOENCODERS:
         return TrainConfig(
             kind="autoencoder",
@@ -65,7 +72,10 @@ def config(domain: str) -> TrainConfig:
         kind="pictures",
         domain=domain,
         name=domain,
-        preset="tiny-32",
+        preset="volume-32" if domain in VOLUMES else "tiny-32",
+        latent=out / f"{domain}-autoencoder" if domain in AUTOENCODERS.values() else None,
+        flip=domain in VOLUMES or domain in AUTOENCODERS.values(),
+        precision="bfloat16" if domain in AUTOENCODERS.values() else "float32",
         steps=STEPS[domain],
         network=NETWORK.get(domain, {}),
         batch=BATCH.get(domain, 16),
@@ -100,7 +110,13 @@ def main() -> int:
             continue
         started = time.process_time()
         out = asked.out / domain
-        train(config(domain), out, lambda now, out=out: _tell(now, out), resume=asked.resume, say=print)
+        train(
+            config(domain, asked.out),
+            out,
+            lambda now, out=out: _tell(now, out),
+            resume=asked.resume,
+            say=print,
+        )
         print(f"{domain}: {time.process_time() - started:.0f} CPU seconds", flush=True)
     return 0
 

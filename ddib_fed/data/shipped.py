@@ -249,6 +249,8 @@ ROWS = (112, 1088)
 """From 75 degrees north to 55 degrees south: beyond lie ice and stretched pixels."""
 TRAIN_STEP, TEST_STEP = 2, 16
 """Pixels of detail 1 between neighbouring crops, which overlap; those of training `detail` times as far apart."""
+LARGE_STEPS = 4, 14
+"""Of large crops, of which a stripe has few: of training and of test."""
 LAND = (0.15, 0.9)
 """Share of a crop that is land, at least and at most: coasts."""
 WATER = (25, 5)
@@ -282,6 +284,8 @@ def cut_map(name: str, side: str, part: str, detail: int = 1, crop: int = CROP) 
     """The crops (N, 3, crop detail, crop detail) of a part from a map, for one side."""
     globe, width = _globe(FILES[name], detail), crop * detail
     step = TEST_STEP if part == "test" else TRAIN_STEP * detail
+    if crop == LARGE_CROP:
+        step = LARGE_STEPS[part == "test"]
     places = [place for stripe in stripes_of(side, part) for place in coasts_in(stripe, step, crop)]
     crops = [globe[y * detail : y * detail + width, x * detail : x * detail + width] for y, x in places]
     return np.ascontiguousarray(np.stack(crops).transpose(0, 3, 1, 2))
