@@ -52,7 +52,7 @@ VOLUMES = ("brain-t1-volume", "brain-t2-volume")
 KEPT = (500, 1_000, 2_000, 4_000)
 """Steps whose checkpoints stay, for benchmarks/pictures/training_curve.py."""
 # The level to which pictures are softened before they are encoded; docs/quality.md has the table that it is from.
-SOFTEN_SIGMA = {name: 0.1 for name in ("brain-t1", "brain-t2", *VOLUMES)}
+SOFTEN_SIGMA = dict.fromkeys(("brain-t1", "brain-t2", *VOLUMES), 0.1)
 # Light and dark are exchanged between sea and land of the two maps, hues are not.
 COLOURS = {
     name: "opponent" for name, domain in SHIPPED.items() if domain.map and name not in AUTOENCODERS.values()
