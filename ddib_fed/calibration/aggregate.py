@@ -26,6 +26,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from ddib_fed.calibration.record import Sha256, first_problem, units_digest
+from ddib_fed.data.folder import expand
 from ddib_fed.errors import InputError
 from ddib_fed.files import canonical_json
 from ddib_fed.models.units import Normalisation
@@ -46,6 +47,7 @@ LEAST_COUNTED, MOST_COUNTED = 200, 1_000_000
 """Units of an aggregate."""
 DEFAULT_COUNTED = 4000
 """Largest number of units that are counted unless asked otherwise, evenly spaced over those there are."""
+COUNTED_TOGETHER = 256
 DELTA = 1e-5
 QUANTUM = 1e-5
 LARGEST_COUNT = 2_000_000
@@ -200,7 +202,7 @@ class Counted:
 
 
 def count_array(
-    pictures: Floats,
+    pictures: npt.NDArray[Any],
     normalisation: Normalisation,
     domain: str,
     *,
@@ -208,11 +210,14 @@ def count_array(
     at_most: int = DEFAULT_COUNTED,
     cells: Cells | None = None,
 ) -> Counted:
-    """The histogram of an array of pictures (N, C, H, W) in [-1, 1], of at most so many of them."""
+    """The histogram of an array of pictures (N, C, H, W) in [-1, 1], or of their bytes, of at most so many of them."""
     taken = thinned(pictures, at_most)
     check_counted(len(taken), "picture")
     chosen = cells or default_cells(taken.shape[1], len(taken) * epsilon)
-    shares = histogram(normalisation.plain.apply(taken), chosen)
+    shares = np.zeros(chosen.shape)
+    for first in range(0, len(taken), COUNTED_TOGETHER):
+        part = expand(taken[first : first + COUNTED_TOGETHER])
+        shares += histogram(normalisation.plain.apply(part), chosen) * (len(part) / len(taken))
     return Counted(domain, normalisation, chosen, shares, len(taken))
 
 
@@ -247,7 +252,7 @@ def default_cells(channels: int, strength: float) -> Cells:
     return Cells.model_validate({"channels": channels, "bins": bins})
 
 
-def thinned(pictures: Floats, at_most: int) -> Floats:
+def thinned(pictures: npt.NDArray[Any], at_most: int) -> npt.NDArray[Any]:
     """At most so many pictures, evenly spaced, the first among them."""
     if len(pictures) <= at_most:
         return pictures

@@ -31,8 +31,8 @@ from ddib_fed.calibration.aggregate import (
 from ddib_fed.calibration.fit import MOST_PICTURES, Proposal, check_kind, fit, propose
 from ddib_fed.calibration.record import CalibratedSide, Calibration, Contrast, Making, Place, units_digest
 from ddib_fed.data.fitting import PictureRule, read_fitted
-from ddib_fed.data.folder import load, picture_files, range_check, scan
-from ddib_fed.data.shipped import load_shipped
+from ddib_fed.data.folder import expand, load, picture_files, range_check, scan
+from ddib_fed.data.shipped import shipped_bytes
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import CalibrationUnits, DdibError, ImageUnreadable, InputError, UsageError
 from ddib_fed.evaluation.metrics import Pictures, picture_rule
@@ -76,10 +76,10 @@ def count_pictures(
     if name is not None:
         if group_by is not None:
             raise UsageError("--group-by is for a folder of pictures", hint="leave it out, or name a folder")
-        train = load_shipped(name).train
-        train = latents_of(bundle, thinned(train, at_most)) if latents else train
+        whole = shipped_bytes(name)[0]
+        train = latents_of(bundle, thinned(whole, at_most)) if latents else whole
         found = count_array(train, normalisation, manifest.domain, epsilon=epsilon, at_most=at_most)
-        return replace(found, notes=tuple(_left(found.units, len(train), "picture")))
+        return replace(found, notes=tuple(_left(found.units, len(whole), "picture")))
     folder = Path(str(which))
     if manifest.picture is not None and manifest.picture.intensity is not None:
         raise UsageError(
@@ -257,7 +257,8 @@ def latents_of(bundle: Bundle, pictures: Pictures) -> Pictures:
     model, latents = DomainModel(bundle), bundle.manifest.latents
     assert latents is not None
     parts = np.array_split(pictures, -(-len(pictures) // LATENTS_TOGETHER))
-    return np.concatenate([latents.normalisation.undo(model.into_units(part).numpy()) for part in parts])
+    found = [latents.normalisation.undo(model.into_units(expand(part)).numpy()) for part in parts]
+    return np.concatenate(found)
 
 
 def make_calibration(
