@@ -54,9 +54,7 @@ KEPT = (500, 1_000, 2_000, 4_000)
 # The level to which pictures are softened before they are encoded; docs/quality.md has the table that it is from.
 SOFTEN_SIGMA = dict.fromkeys(("brain-t1", "brain-t2", *VOLUMES), 0.1)
 # Light and dark are exchanged between sea and land of the two maps, hues are not.
-COLOURS = {
-    name: "opponent" for name, domain in SHIPPED.items() if domain.map and name not in AUTOENCODERS.values()
-}
+COLOURS = {name: "opponent" for name, domain in SHIPPED.items() if domain.map}
 
 
 def config(domain: str, out: Path) -> TrainConfig:

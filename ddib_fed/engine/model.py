@@ -164,11 +164,12 @@ class DomainModel:
         return self.denormalise(found.cpu().numpy())
 
     def normalise(self, samples: Array) -> Array:
+        """Samples in the units of the first network, which may be an autoencoder's."""
         with np.errstate(over="ignore"):
-            return self.manifest.normalisation.apply(samples)
+            return into_network(self.bundle, samples)
 
     def denormalise(self, samples: Array) -> Array:
-        return self.manifest.normalisation.undo(samples)
+        return out_of_network(self.bundle, samples)
 
     def tensor(self, samples: Array) -> Tensor:
         return on_device(torch.from_numpy(samples.copy()), self.device)
@@ -220,6 +221,24 @@ class DomainModel:
             "--share 1; ddib model train makes picture models with a spectrum",
             field="share",
         )
+
+
+def into_network(bundle: Bundle, samples: Array) -> Array:
+    """In units of pixels, or of the autoencoder, before which the map of a calibration acts."""
+    units, encoder = bundle.manifest.normalisation, bundle.autoencoder
+    return (
+        units.apply(samples)
+        if encoder is None
+        else encoder.manifest.normalisation.apply(units.mapped(samples))
+    )
+
+
+def out_of_network(bundle: Bundle, samples: Array) -> Array:
+    units, encoder = bundle.manifest.normalisation, bundle.autoencoder
+    if encoder is None:
+        return units.undo(samples)
+    found = encoder.manifest.normalisation.undo(samples)
+    return found if units.calibrated is None else units.undo(units.plain.apply(found))
 
 
 class Codec:
@@ -331,6 +350,7 @@ def check_guidance(model: DomainModel, guidance: Guidance) -> None:
         field="classifier_scale",
     )
     own_units = model.is_picture and model.manifest.normalisation != Normalisation()
+    own_units |= model.bundle.autoencoder is not None
     require(
         not (guidance.clip and own_units),
         f"predictions of {name} cannot be clipped: its units are not those of [-1, 1]",

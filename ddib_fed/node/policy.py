@@ -176,7 +176,9 @@ def offered_guidance(model: DomainModel, policy: PolicySection) -> GuidanceTerms
         max_classifier_scale=0.0 if guide is None else policy.max_guidance,
         classifier_sha256=b"" if guide is None else bytes.fromhex(guide.digest),
         classifier_classes=0 if guide is None else guide.manifest.num_classes or 0,
-        clip=model.is_picture and units == type(units)(),  # those of [-1, 1]
+        clip=model.is_picture
+        and units == type(units)()
+        and model.bundle.autoencoder is None,  # those of [-1, 1]
     )
 
 

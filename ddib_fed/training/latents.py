@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddib_fed.data.folder import Progress, expand
-from ddib_fed.engine.model import Codec
+from ddib_fed.engine.model import Codec, out_of_network
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import Bundle, autoencoder_folder, load_autoencoder
 from ddib_fed.models.manifest import LatentSpace
@@ -69,7 +69,6 @@ def open_autoencoder(config: TrainConfig, source: PictureSource) -> Behind | Non
         "pictures become latents once, before the first step: no windows are cut, and nothing is augmented": config.crop
         or config.augment != "none"
         or source.size is not None,
-        "colours are as the autoencoder has them": config.colours not in ("rgb", made.normalisation.colours),
     }
     for what, there in wrong.items():
         if there:
@@ -85,13 +84,17 @@ def as_latents(
     device: torch.device,
     progress: Progress | None,
 ) -> PictureSource:
-    """The latents of pictures, before they are normalised; with `flip` those of the mirrored ones too."""
+    """The latents of pictures, before they are normalised; with `flip` those of the mirrored ones too.
+
+    `units` may hold the map of a calibration, which acts on the pictures.
+    """
     codec = Codec(behind.bundle, behind.space(source.shape), device)
 
     def encoded(pixels: Pixels, done: int) -> Floats:
         found = []
         for first in range(0, len(pixels), TOGETHER):
-            x = torch.from_numpy(units.apply(expand(pixels[first : first + TOGETHER])))
+            mapped = units.mapped(expand(pixels[first : first + TOGETHER]))
+            x = torch.from_numpy(behind.bundle.manifest.normalisation.apply(mapped))
             found.append(codec.encode(x.to(device)).cpu().numpy())
             if progress is not None:
                 progress(min(len(pixels), done + first + TOGETHER), total)
@@ -124,8 +127,9 @@ class LatentTask(PictureTask):
         behind: Behind,
         units: Normalisation,
     ) -> None:
-        # Mirrored pictures are among the latents; those of a calibration are its units.
-        super().__init__(config.model_copy(update={"flip": False}), latents, start._replace(normal=None))
+        # Mirrored pictures are among the latents, and colours are of pictures.
+        own = config.model_copy(update={"flip": False, "colours": "rgb"})
+        super().__init__(own, latents, start._replace(normal=None))
         self._pictures, self._behind, self._units = pictures, behind, units
         self._decoder: Codec | None = None
 
@@ -150,5 +154,8 @@ class LatentTask(PictureTask):
             self._decoder = Codec(self._behind.bundle, self.latents, torch.device("cpu"))
         parts = torch.split(x, TOGETHER)
         sides = self._pictures.shape[1:]
-        found = [self._units.undo(self._decoder.decode(part, sides).numpy()) for part in parts]
+        # The same model in memory: its network is not asked.
+        manifest = self._behind.bundle.manifest.model_copy(update={"normalisation": self._units})
+        whole = replace(self._behind.bundle, manifest=manifest, autoencoder=self._behind.bundle)
+        found = [out_of_network(whole, self._decoder.decode(part, sides).numpy()) for part in parts]
         return np.concatenate(found)

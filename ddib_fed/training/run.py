@@ -58,7 +58,7 @@ from ddib_fed.training.config import RunPlan, TrainConfig, learning_rate
 from ddib_fed.training.latents import LatentTask, as_latents, open_autoencoder
 from ddib_fed.training.pictures import PictureTask, open_start
 from ddib_fed.training.points import PointTask, open_points
-from ddib_fed.training.sources import PictureSource, open_source
+from ddib_fed.training.sources import PictureSource, normalisation, open_source
 from ddib_fed.training.trainer import Task, Trainer, World, measure, open_world, place_of
 
 RUN_FOLDER = "run"
@@ -162,7 +162,7 @@ def open_run(
     if behind is None:
         digest = f"{pictures.digest} {start.digest}"
         return Opened(config, name, digest, lambda one: tasks[1](one, pictures, start), len(pictures.train))
-    units = start.normal or behind.bundle.manifest.normalisation
+    units = start.normal or normalisation(config, pictures)
     if say is not None:
         say(
             f"encoding {len(pictures.train):,} training pictures by the autoencoder {behind.bundle.manifest.name}"
