@@ -2,7 +2,9 @@
 
 From random weights a small network takes hours to become as good as that. The linear one works by halvings of the
 sides: the k channels of 2^d neighbours become their principal components, of which a layer keeps as many as it has
-channels, and the latent is the first components of the last halving, each divided by its deviation.
+channels. The latent is what these know of fixed features of a place, in a fixed order: the means of the channels, then
+the difference between its halves along each axis; each divided by its deviation. So the latents of two institutions,
+whose autoencoders are trained apart, begin with one meaning, where principal components would differ in order and sign.
 
     h' = V^T fold(h) / 2^(d/2),    h = unfold(V h') 2^(d/2),    V orthonormal
 
@@ -51,16 +53,17 @@ def begin_linear(network: Any, pictures: Tensor) -> bool:
             constant = _pass_on(block)
             h = h[:, : len(constant)]
     scale, mean = _of_constant(constant)
-    z = h[:, : network.latent_channels]
+    q = _features(pictures, h, network.latent_channels)
+    z = torch.einsum("kc,nk...->nc...", q, h)
     deviation = z.transpose(0, 1).flatten(1).std(1).clamp_min(1e-3)
-    _diagonal(last.conv, scale / deviation)
-    last.conv.bias[: len(deviation)] = mean / deviation
+    _matrix(last.conv, scale * q.T / deviation[:, None])
+    last.conv.bias[: len(deviation)] = mean * q.sum(0) / deviation
     for convolution in (network.quant_conv_mu.conv, network.post_quant_conv.conv):
         _diagonal(convolution, torch.ones(network.latent_channels))
     network.quant_conv_log_sigma.conv.weight.zero_()
     network.quant_conv_log_sigma.conv.bias.fill_(LOG_VARIANCE)
     first, *inner, _, last = decoder
-    _diagonal(first.conv, deviation)
+    _matrix(first.conv, q * deviation)
     constant = first.conv.bias
     for block in inner:
         constant = _enlarge(block.deconv, halvings.pop()) if hasattr(block, "deconv") else _pass_on(block)
@@ -127,13 +130,39 @@ def _pass_on(block: Any) -> Tensor:
     return cast("Tensor", block.conv2.conv.bias.zero_())
 
 
-def _diagonal(convolution: Any, values: Tensor) -> None:
-    """Channel i becomes channel i times a value; the others 0."""
+def _features(pictures: Tensor, h: Tensor, count: int) -> Tensor:
+    """Directions (K, count), orthonormal, among components h (N, K, *sides), each nearest to a feature of its place."""
+    axes = tuple(range(2, h.ndim))
+    side = pictures.shape[2] // h.shape[2]
+    parts = pictures
+    for axis in axes:
+        parts = parts.unfold(axis, side, side)
+    features = list(parts.flatten(h.ndim).mean(-1).unbind(1))
+    for channel in range(pictures.shape[1]):
+        for axis in reversed(axes):
+            halves = parts[:, channel].chunk(2, dim=axis + len(axes) - 1)
+            first, second = (half.flatten(h.ndim - 1).mean(-1) for half in halves)
+            features.append(second - first)
+    rows = h.transpose(0, 1).flatten(1).double()
+    wanted = torch.stack(features[:count]).flatten(1).double()
+    found = torch.linalg.lstsq(rows.T, wanted.T).solution
+    # Where there are fewer features than latents, the first components follow.
+    q, r = torch.linalg.qr(torch.cat([found, torch.eye(len(rows), dtype=rows.dtype)], dim=1))
+    directions: Tensor = (q * torch.sign(r.diagonal()))[:, :count].float()
+    return directions
+
+
+def _matrix(convolution: Any, values: Tensor) -> None:
+    """The first channels become a matrix (outputs, inputs) of the first ones; the others 0."""
     convolution.weight.zero_()
     convolution.bias.zero_()
     middle = [side // 2 for side in convolution.weight.shape[2:]]
-    for channel, value in enumerate(values):
-        convolution.weight[(channel, channel, *middle)] = value
+    outputs, inputs = values.shape
+    convolution.weight[(slice(outputs), slice(inputs), *middle)] = values
+
+
+def _diagonal(convolution: Any, values: Tensor) -> None:
+    _matrix(convolution, torch.diag(values))
 
 
 def _of_constant(bias: Tensor) -> tuple[float, float]:

