@@ -3,7 +3,7 @@
 From random weights a small network takes hours to become as good as that. The linear one works by halvings of the
 sides: the k channels of 2^d neighbours become their principal components, of which a layer keeps as many as it has
 channels. The latent is what these know of fixed features of a place, in a fixed order: the means of the channels, then
-the difference between its halves along each axis; each divided by its deviation. So the latents of two institutions,
+their first cosine along each axis; each divided by its deviation. So the latents of two institutions,
 whose autoencoders are trained apart, begin with one meaning, where principal components would differ in order and sign.
 
     h' = V^T fold(h) / 2^(d/2),    h = unfold(V h') 2^(d/2),    V orthonormal
@@ -138,17 +138,20 @@ def _features(pictures: Tensor, h: Tensor, count: int) -> Tensor:
     for axis in axes:
         parts = parts.unfold(axis, side, side)
     features = list(parts.flatten(h.ndim).mean(-1).unbind(1))
+    wave = torch.cos((torch.arange(side) + 0.5) * math.pi / side)
     for channel in range(pictures.shape[1]):
-        for axis in reversed(axes):
-            halves = parts[:, channel].chunk(2, dim=axis + len(axes) - 1)
-            first, second = (half.flatten(h.ndim - 1).mean(-1) for half in halves)
-            features.append(second - first)
+        for axis in reversed(range(len(axes))):
+            shape = [side if other == axis else 1 for other in range(len(axes))]
+            features.append((parts[:, channel] * wave.reshape(shape)).flatten(h.ndim - 1).mean(-1))
     rows = h.transpose(0, 1).flatten(1).double()
     wanted = torch.stack(features[:count]).flatten(1).double()
     found = torch.linalg.lstsq(rows.T, wanted.T).solution
-    # Where there are fewer features than latents, the first components follow.
-    q, r = torch.linalg.qr(torch.cat([found, torch.eye(len(rows), dtype=rows.dtype)], dim=1))
-    directions: Tensor = (q * torch.sign(r.diagonal()))[:, :count].float()
+    q, r = torch.linalg.qr(found)
+    q = q * torch.sign(r.diagonal())
+    # Where there are fewer features than latents, the components of the rest follow.
+    rest = torch.eye(len(rows), dtype=rows.dtype) - q @ q.T
+    further = torch.linalg.eigh(rest @ (rows @ rows.T) @ rest)[1].flip(1)
+    directions: Tensor = torch.cat([q, further], dim=1)[:, :count].float()
     return directions
 
 
