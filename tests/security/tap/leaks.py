@@ -42,7 +42,7 @@ def _watch() -> None:
     soften, read = Softener.for_picture, samples.PictureSamples.read
 
     def for_picture(self: Softener, picture: np.ndarray, *rest: Any) -> np.ndarray:
-        PICTURES.append(picture.copy())
+        PICTURES.append(picture / np.float32(0.5))  # in the model's units
         return soften(self, picture, *rest)
 
     def read_picture(self: samples.PictureSamples, content: bytes, size_rule: str) -> Any:

@@ -145,8 +145,12 @@ class Bench:
                 )
                 found.file(f"file {path.name}", content)
                 found.word(f"name {name}", name)
-                found.numbers(f"softening noise of {name}", softener.for_picture(units, "south.example"))
-                asked = ToEncode(0, samples, None, lambda each: softener.for_picture(each, "south.example"))
+                found.numbers(f"softening noise of {name}", softener.for_picture(samples, "south.example"))
+
+                def noise(picture: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+                    return softener.for_picture(picture, "south.example", shape)
+
+                asked = ToEncode(0, samples, None, noise)
                 latents[name] = party.encode(asked, leg).latent.data
         for node in (self.pair.north, self.pair.south):
             found.node(node)
