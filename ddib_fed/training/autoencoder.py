@@ -1,9 +1,12 @@
 """Learning an autoencoder of pictures, which makes them into the latents z that a model is trained on, and back.
 
-loss    mean |decode(z) - x| + KL_WEIGHT KL(N(mean, deviation) || N(0, 1)),    z = mean + deviation eps
+loss    mean |decode(z) - x| + PERCEPTUAL_WEIGHT d(decode(z), x) + KL_WEIGHT KL(N(mean, deviation) || N(0, 1)),
+        z = mean + deviation eps
 
-x are windows of normalised pictures: the network is convolutional, and many windows of a step tell it more than few
-pictures. What is measured and shown are whole pictures that were held out, each from the mean of its latent.
+x are windows of pictures in [-1, 1], whatever the units of the network: the network is convolutional, and many windows
+of a step tell it more than few pictures. d is the distance of their feature maps in an ImageNet classifier (the
+perceptual loss of Johnson et al., 2016), of pictures of one or three channels; volumes are learned without it. What is
+measured and shown are whole pictures that were held out, each from the mean of its latent.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from ddib_fed.data.synthetic import uniforms
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.evaluation import metrics
+from ddib_fed.evaluation.features import perceptual_distance
 from ddib_fed.evaluation.sheets import Stage, as_pictures, save_sheet
+from ddib_fed.models.units import opponent_to_rgb
 from ddib_fed.networks.config import LibraryConfig
 from ddib_fed.networks.principal import begin_linear
 from ddib_fed.training.config import TrainConfig
@@ -33,8 +38,9 @@ from ddib_fed.training.trainer import Piece, Trainer
 Floats = NDArray[np.float32]
 
 TARGET = "monai.networks.nets.AutoencoderKL"
-KL_WEIGHT = 1e-3
-"""Of the mean over the numbers of a latent, 4e-6 of their sum for a window: keeps their scale, and costs no PSNR."""
+KL_WEIGHT = 2.5e-4
+"""Of the mean over the numbers of a latent, 1e-6 of their sum for a window: keeps their scale, and costs no PSNR."""
+PERCEPTUAL_WEIGHT = 0.1
 WINDOW = 64
 """Side of a window, or the picture's: at an equal number of pixels a step, smaller windows are more different ones."""
 BEGIN_NUMBERS = 1 << 23
@@ -150,8 +156,20 @@ class AutoencoderTask(PictureTask):
             found = network.decode(mean if eps is None else mean + deviation * eps)
         mean, deviation = mean.float(), deviation.float()
         gap = 0.5 * (mean.square() + deviation.square() - 1.0) - deviation.log()
-        losses: Tensor = (found.float() - x).abs().flatten(1).mean(1) + KL_WEIGHT * gap.flatten(1).mean(1)
+        made, real = self._in_pixels(found.float()), self._in_pixels(x)
+        losses: Tensor = (made - real).abs().flatten(1).mean(1) + KL_WEIGHT * gap.flatten(1).mean(1)
+        if made.ndim == 4 and made.shape[1] in {1, 3}:
+            losses = losses + PERCEPTUAL_WEIGHT * perceptual_distance(made, real)
         return losses
+
+    def _in_pixels(self, x: Tensor) -> Tensor:
+        """Pictures in [-1, 1] of normalised ones (n, C, *sides), as `Normalisation.undo`, with gradients."""
+        mean, std = (
+            x.new_tensor(part).reshape(-1, *(1,) * (x.ndim - 2))
+            for part in (self.normal.mean, self.normal.std)
+        )
+        raw = x * std + mean
+        return raw if self.normal.colours == "rgb" else torch.stack(opponent_to_rgb(*raw.unbind(1)), dim=1)
 
 
 def _device(network: nn.Module) -> torch.device:

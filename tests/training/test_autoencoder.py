@@ -5,8 +5,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from ddib_fed.data.folder import expand
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.training.autoencoder import WINDOW, AutoencoderTask
+from ddib_fed.evaluation.features import perceptual_distance
+from ddib_fed.training import autoencoder
+from ddib_fed.training.autoencoder import KL_WEIGHT, WINDOW, AutoencoderTask
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import latest_checkpoint, read_progress, train
 from ddib_fed.training.sources import array_source
@@ -116,3 +119,46 @@ def test_settings_of_another_kind_of_run_are_refused(wrong, why):
 def test_a_network_that_does_not_fit_is_refused(config, size, why):
     with pytest.raises(SettingsInvalid, match=why):
         AutoencoderTask(config, source(size)).initial_network()
+
+
+class ShiftedInPixels(torch.nn.Module):
+    """Its latents are the pictures; what it decodes is so much brighter, in [-1, 1], or blurred."""
+
+    def __init__(self, normal, change):
+        super().__init__()
+        self.normal, self.change, self.place = normal, change, torch.nn.Parameter(torch.zeros(()))
+
+    def posterior(self, x):
+        return x, torch.ones_like(x)
+
+    def decode(self, z):
+        return torch.from_numpy(self.normal.apply(self.change(self.normal.undo(z.numpy()))))
+
+
+@pytest.mark.parametrize("colours", ["rgb", "opponent"])
+def test_what_is_lost_is_measured_in_pixels_whatever_the_units(colours, monkeypatch):
+    """A decoder that is .05 brighter everywhere has a loss of .05 and the KL term, and more with feature maps."""
+    task = AutoencoderTask(tiny(colours=colours), source())
+    x = task.normal.apply(expand(source().held_out))
+    kl = KL_WEIGHT * 0.5 * float(np.square(x).mean())
+    brighter = ShiftedInPixels(task.normal, lambda pictures: pictures + 0.05)
+    with_features = task.held_out_loss(brighter, 8)
+    assert task.held_out_loss(ShiftedInPixels(task.normal, lambda pictures: pictures), 8) == pytest.approx(
+        kl, abs=1e-4
+    )
+    monkeypatch.setattr(autoencoder, "PERCEPTUAL_WEIGHT", 0.0)
+    assert task.held_out_loss(brighter, 8) == pytest.approx(0.05 + kl, abs=1e-4)
+    assert with_features > 0.052
+
+
+def test_noise_is_farther_in_features_than_brightness_of_equal_error():
+    real = torch.from_numpy(expand(source(64).held_out))
+    noisy = real + 0.1 * torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
+    brighter = real + (noisy - real).abs().mean()
+    found = [
+        perceptual_distance(made.requires_grad_(), real).mean() for made in (real.clone(), brighter, noisy)
+    ]
+    assert found[0] == 0
+    assert found[1] < 0.5 * found[2]
+    found[2].backward()
+    assert noisy.grad.abs().sum() > 0
