@@ -246,6 +246,9 @@ def flicker() -> Rows:
     {pair} | {noise} | {flicker~1} | {round_trip~1} | {correlation[value]:.2f} | {latent[value]:.1f} | {mean~1} | {model[value]:.1f} | {study[value]:.1f} | {known[value]:.1f}"""  # noqa: E501
     for row in read("pictures/flicker"):
         name = {"pair": f"{row['source']}-{row['target']}", "noise": "one for each slice"}
+        if row["kind"] == "volumes":
+            yield {**row, "pair": "", "noise": "models of volumes"}
+            continue
         if row["shared"]:
             name = {"pair": "", "noise": "**one for all**"}
         reads = {key.rpartition(" ")[2]: value for key, value in row["read"].items() if key != "known"}

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 FORMAT = 2
 DOUBTFUL_BELOW = 30.0
 """dB of PSNR: a round trip that is worse makes the translation doubtful."""
+NEAR_AUTOENCODER, LEAST_BEHIND = 1.0, 25.0
+"""Behind an autoencoder that keeps less, a round trip may be so many dB below it, and has that many dB in any case."""
 
 
 CALIBRATION_FILE = ".ddib-calibration.json"
@@ -315,7 +317,9 @@ class Translation(_Section):
         picture = self.picture
         if picture is None or (picture.cycle_psnr is None and picture.structure_doubtful is None):
             return self.model_copy(update={"doubtful": None, "doubts": None})
-        doubts = []
+        doubts, alone = [], picture.autoencoder_psnr
+        if alone is not None:
+            cycle_below = min(cycle_below, max(LEAST_BEHIND, alone - NEAR_AUTOENCODER))
         if picture.cycle_psnr is not None and not picture.cycle_psnr >= cycle_below:
             doubts.append("cycle_psnr")
         if picture.structure_doubtful:

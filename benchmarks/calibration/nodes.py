@@ -16,7 +16,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -131,11 +131,11 @@ def between_nodes(folder: Path, directed: Directed, kind: str, steps: int) -> No
     try:
         pair.start(settings)
         _translate(pair, PLAIN)
-        crossed["rotation"] = _agree("rotation", pair.calibrate)
+        crossed["rotation"] = _agree(pair, "rotation", publish=True)
         for run in ROTATION:
             _translate(pair, run)
         if kind == "colour-map":
-            crossed["colour-map"] = _agree("colour-map", pair.agree)
+            crossed["colour-map"] = _agree(pair, "colour-map")
             _retrain(pair, crossed["colour-map"]["sha256"], steps)
             for run in COLOUR_MAP:
                 _translate(pair, run)
@@ -157,10 +157,13 @@ def _translate(pair: Pair, run: Run) -> None:
         pair.translate(pair.out / "in", pair.out / run.name, *words)
 
 
-def _agree(kind: str, calibrate: Callable[[str], Calibration]) -> dict[str, Any]:
-    """The digest and the calibration that both have signed."""
+def _agree(pair: Pair, kind: str, *, publish: bool = False) -> dict[str, Any]:
+    """The digest and the calibration that both have signed, to what the target has published."""
     with _timed(f"calibrate {kind}"):
-        made = calibrate(kind)
+        if publish:
+            config = "--config", pair.target.config_path
+            run_command("calibrate", "publish", "--pictures", pair.target.domain, "--yes", *config)
+        made = pair.agree("--kind", kind, "--pictures", pair.source.domain)
     return {"sha256": made.sha256.hex(), "calibration": made.model_dump(mode="json", exclude_none=True)}
 
 

@@ -54,12 +54,18 @@ class Way(NamedTuple):
     calibrated: bool = False
     tiled: bool = False
     bridge: bool = True
+    dial: Dial | None = None
 
 
 WAYS = {
     "map alone": Way(("satellite-256-as-relief-256", "relief-256"), calibrated=True, bridge=False),
     "latent models": Way(("satellite-256", "relief-256")),
     "latent models, calibrated": Way(("satellite-256-as-relief-256", "relief-256"), calibrated=True),
+    "latent models, calibrated, share 0.5": Way(
+        ("satellite-256-as-relief-256", "relief-256"),
+        calibrated=True,
+        dial=Dial(share=0.5, temperature=0.9, blend=0.15),
+    ),
     "tiles of 32 pixels": Way(("satellite", "relief"), tiled=True),
     "tiles of 32 pixels, calibrated": Way(("satellite-as-relief", "relief"), calibrated=True, tiled=True),
 }
@@ -142,7 +148,7 @@ class Models:
         mapped = x if agreed is None or agreed.alone is None else agreed.alone(x)
         if not way.bridge:
             return mapped
-        dial = Dial() if agreed is None else agreed.dial
+        dial = way.dial or (Dial() if agreed is None else agreed.dial)
         asked, parties = ArraySettings(self.settings(dial, self.evaluations)), self.parties(way.models)
         if way.tiled:
             y = np.stack([self.tiled(picture, parties, asked) for picture in x])
@@ -164,7 +170,7 @@ class Models:
         way = WAYS[name]
         if way.tiled or not way.bridge:
             return {}
-        dial = self.calibration(way.models[0]).dial if way.calibrated else Dial()
+        dial = way.dial or (self.calibration(way.models[0]).dial if way.calibrated else Dial())
         source, target = self.parties(way.models)
         made = translate_array(x, source, target, ArraySettings(self.settings(dial, USUAL), cycle=True))
         assert made.back is not None

@@ -345,6 +345,7 @@ def show_dial(rows: Sequence[Measured], calibration: Calibration) -> None:
 
 def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path | None, yes: bool) -> None:
     """`--peer`: fetch the peer's aggregate, fit with own pictures, show, ask, sign, send and store."""
+    from ddib_fed.calibration.record import read_calibration
     from ddib_fed.node import calibrations
     from ddib_fed.node.role import load_hosted
     from ddib_fed.training.calibrating import make_calibration, of_latents, side
@@ -363,12 +364,13 @@ def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path
             hint=f"{calibrations.allow(asked.kind, config.policy)} in {config.path}, then restart the node",
         )
     bundle, pictures = load_hosted(config), next(iter(asked.pictures), config.train.pictures(config.folder))
-    latents = of_latents(asked.kind, bundle.manifest)
+    found = None if existing is None else read_calibration(existing)
+    latents = of_latents(asked.kind if found is None else found.kind, bundle.manifest)
     own = side(bundle.manifest, config.node.institution, latents=latents)
     own = own.model_copy(update={"domain": config.model.domain})
     with calibrations.CalibrationPeer(config, institution, domain) as peer:
-        if existing is not None:
-            made = _existing(existing, asked, own, (institution, domain))
+        if found is not None:
+            made = _proposed(found, asked, own, (institution, domain))
             share = max(made.dial.share, config.policy.least_share)
             made = made.model_copy(update={"dial": made.dial.model_copy(update={"share": share})})
         else:
@@ -393,15 +395,13 @@ def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path
     )
 
 
-def _existing(file: Path, asked: _Options, own: CalibratedSide, to: tuple[str, str]) -> Calibration:
-    """The map of a calibration in a file, proposed with the figures that it has; the peer checks its own units."""
-    from ddib_fed.calibration.record import read_calibration
+def _proposed(found: Calibration, asked: _Options, own: CalibratedSide, to: tuple[str, str]) -> Calibration:
+    """The map of an existing calibration, proposed with its figures; the peer checks its own units."""
     from ddib_fed.node.calibrations import refuse_doubtful
 
-    found = read_calibration(file)
     if found.source.units_sha256 != own.units_sha256:
         raise InputError(
-            f"{file} was made for a model of other units than that of this node",
+            f"the calibration of {found.source.domain} was made for a model of other units than that of this node",
             hint="make one for this model, or leave out --from",
         )
     if not asked.force:

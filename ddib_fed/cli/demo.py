@@ -28,7 +28,6 @@ import click
 from ddib_fed.cli.options import open_config, option
 from ddib_fed.errors import (
     AlreadyExists,
-    CalibrationIneffective,
     Cancelled,
     InternalError,
     NotReady,
@@ -52,10 +51,8 @@ PICTURES = 16
 START_S = 120.0
 STOP_S = 15.0
 LOG_TAIL = 20
-DIALLED = 8
-"""Pictures that the dial is measured on: few, so that the demo is quick."""
-DRAWS = 3
-"""Of the noise of what is published for a calibration: about one in a hundred supports none."""
+LATENT = "satellite-256-as-relief-256", "relief-256"
+"""Models of latents; the first was trained on pictures mapped by the calibration that ships with it."""
 
 
 def run_command(*words: str | Path) -> str:
@@ -89,10 +86,14 @@ class Institution:
 
     name: str
     role: str
-    domain: str
+    model: str
     folder: Path
     port: int
     process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def domain(self) -> str:
+        return self.model.partition("-as-")[0]
 
     @property
     def config_path(self) -> Path:
@@ -101,7 +102,7 @@ class Institution:
     def set_up(self) -> str:
         """Make its node with a copy of the shipped model; its fingerprint."""
         printed = run_command(
-            "init", "node", "--institution", self.name, "--role", self.role, "--model", self.domain,
+            "init", "node", "--institution", self.name, "--role", self.role, "--model", self.model,
             "--address", f"localhost:{self.port}", "--out", self.folder,
         )  # fmt: skip
         return next(word for word in printed.split() if word.startswith("SHA256:"))
@@ -163,11 +164,11 @@ class Institution:
 class Pair:
     """Two institutions in folders that are named by their first labels, and a client of the first."""
 
-    def __init__(self, out: Path, names: tuple[str, str], domains: tuple[str, str]) -> None:
+    def __init__(self, out: Path, names: tuple[str, str], models: tuple[str, str]) -> None:
         self.out = out
         ports = free_ports(2)
-        self.source = Institution(names[0], "source", domains[0], out / names[0].partition(".")[0], ports[0])
-        self.target = Institution(names[1], "target", domains[1], out / names[1].partition(".")[0], ports[1])
+        self.source = Institution(names[0], "source", models[0], out / names[0].partition(".")[0], ports[0])
+        self.target = Institution(names[1], "target", models[1], out / names[1].partition(".")[0], ports[1])
         self.both = self.source, self.target
         self.to = f"{self.target.name}/{self.target.domain}"
         self.profile = self.source.folder / "client" / "client.toml"
@@ -193,34 +194,13 @@ class Pair:
     def translate(self, files: Path, out: Path, *further: str) -> None:
         run_command("translate", files, "--to", self.to, "--out", out, *further, "--profile", self.profile)
 
-    def calibrate(self, kind: str, *, draws: int = DRAWS) -> Calibration:
-        """Publish, and agree on a calibration; where the published noise does not support one, publish again."""
-        again = () if draws == DRAWS else ("--force",)
-        words = ("--pictures", self.target.domain, "--yes", *again, "--config", self.target.config_path)
-        say(*run_command("calibrate", "publish", *words).splitlines())
-        try:
-            return self.agree(kind)
-        except CalibrationIneffective as error:
-            if draws == 1:
-                raise
-            say(f"refused: {error.detail}", "the noise is drawn once more: these pictures are public")
-            return self.calibrate(kind, draws=draws - 1)
-
-    def agree(self, kind: str) -> Calibration:
-        """Calibrate the source to what the target published, and sign it at both, as their operators do."""
-        return self._signed("--peer", self.to, "--kind", kind, "--pictures", self.source.domain, "--yes")
-
-    def dial(self, count: int) -> Calibration:
-        """Measure the dial of the calibration on so many own pictures, and sign what is proposed at both."""
-        words = ("--pictures", self.source.domain, "--limit", str(count), "--yes", "--profile", self.profile)
-        return self._signed("dial", self.to, *words)
-
-    def _signed(self, *words: str | Path) -> Calibration:
-        """The calibration that a command of the source proposes, once both operators have signed it."""
+    def agree(self, *words: str) -> Calibration:
+        """Propose a calibration to the target; both operators sign it."""
         from ddib_fed.calibration.record import read_calibration
 
         source, target = self.source.config_path, self.target.config_path
-        found = json.loads(run_command("calibrate", *words, "--format", "json", "--config", source))
+        words = "--peer", self.to, *words, "--yes", "--format", "json"
+        found = json.loads(run_command("calibrate", *words, "--config", source))
         name = found["sha256"][:12]
         if found["state"] != "signed":
             run_command("calibrate", "accept", name, "--yes", "--config", target)
@@ -264,10 +244,10 @@ def node_state(config_path: Path) -> str:
 def demo(out: Path, keep: bool) -> None:
     """Two institutions on this machine translate there and back.
 
-    First points: north.example has moons, south.example checkerboards. Then pictures: east.example has satellite
-    pictures, west.example relief maps; they are translated under a calibration that the two nodes agree on first, at
-    the setting of its dial that `ddib calibrate dial` proposes. Each pair is set up by the commands that the README
-    shows; two nodes are started and translate over mutual TLS. Writes DIR/translation.png, DIR/pictures.png and
+    First points: north.example has moons, south.example checkerboards. Then pictures of 256 pixels: east.example has
+    satellite pictures, west.example relief maps, each with a model of the latents of its own autoencoder; both sign a
+    calibration, and translate at the setting of its dial. Each pair is set up by the commands that the README shows;
+    two nodes are started and translate over mutual TLS. Writes DIR/translation.png, DIR/pictures.png and
     DIR/report.json. Exits non-zero if a figure is out of bounds.
     """
     for package in sorted(NODE_EXTRA):
@@ -278,13 +258,11 @@ def demo(out: Path, keep: bool) -> None:
 
 def demonstrate(out: Path, *, keep: bool = False, points: int = POINTS) -> None:
     from ddib_fed.cli import demo_figures
-    from ddib_fed.data.shipped import load_shipped
 
     started = time.perf_counter()
-    shipped = load_shipped("satellite"), load_shipped("relief")
     prepare(out)
     with_points = Pair(out, ("north.example", "south.example"), ("moons", "checkerboards"))
-    with_pictures = Pair(out, ("east.example", "west.example"), ("satellite", "relief"))
+    with_pictures = Pair(out, ("east.example", "west.example"), LATENT)
     # SIGTERM is treated like Ctrl-C, so that the nodes are stopped.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     cycle = ("--cycle", "--keep-latents")
@@ -298,12 +276,13 @@ def demonstrate(out: Path, *, keep: bool = False, points: int = POINTS) -> None:
         if not keep:
             with_points.stop()
         say("", "Pictures: satellite of east.example become relief of west.example, and return", "")
-        with_pictures.start([("calibration", "[]", '["rotation"]'), ("least_share", "1.0", "0.75")])
+        with_pictures.start([("calibration", "[]", '["colour-map"]'), ("least_share", "1.0", "0.75")])
         folder = out / "pictures"
-        chosen = demo_figures.ChosenPictures.evenly(*shipped, PICTURES)
+        chosen = demo_figures.ChosenPictures.evenly(
+            with_pictures.source.domain, with_pictures.target.domain, PICTURES
+        )
         chosen.write(folder / "in")
-        with_pictures.calibrate("rotation")
-        calibration = with_pictures.dial(DIALLED)
+        calibration = with_pictures.agree("--from", with_pictures.source.model)
         with_pictures.translate(folder / "in", folder / "translated", *cycle)
         measured = demo_figures.measure_pictures(
             chosen, folder / "translated", calibration, out / "pictures.png"

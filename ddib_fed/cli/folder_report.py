@@ -20,7 +20,7 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Delivered
 from ddib_fed.errors import DdibError, DiskFull, ExhaustedError, InputError, error_class
 from ddib_fed.files import is_disk_full
-from ddib_fed.record import Part, fitted_line, tiles_in
+from ddib_fed.record import LEAST_BEHIND, NEAR_AUTOENCODER, Part, fitted_line, tiles_in
 from ddib_fed.terminal import bar, drawing, emit, print_table, say
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -311,8 +311,11 @@ def _say_fitted(delivered: Sequence[Delivered]) -> None:
 
 
 def _say_marks(delivered: Sequence[Delivered], doubtful_below: float) -> None:
+    bound = f"the round trip is below {doubtful_below:g} dB"
+    if any((p := item.provenance.picture) and p.autoencoder_psnr is not None for item in delivered):
+        bound += f", and below {LEAST_BEHIND:g} dB or {NEAR_AUTOENCODER:g} dB less than the autoencoder alone keeps"
     reasons = {
-        "cycle_psnr": f"the round trip is below {doubtful_below:g} dB",
+        "cycle_psnr": bound,
         "structure": "as much differs from the map alone, or without a calibration in edges, as in unrelated pictures",
     }
     for kind, reason in reasons.items():

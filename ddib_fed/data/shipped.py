@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -391,19 +391,18 @@ def shipped_domain(name: str) -> ShippedDomain:
     return SHIPPED[name]
 
 
-def shipped_bytes(name: str) -> tuple[Bytes, Bytes, Bytes]:
-    """The pictures of a domain to train on, held out and to test with."""
+def shipped_bytes(name: str, parts: Sequence[str] = PARTS) -> tuple[Bytes, ...]:
+    """The pictures of a domain to train on, held out and to test with, or only some of these."""
     domain = shipped_domain(name)
     if len(domain.shape) == 4:
-        train, held_out, test = (cut_blocks(name, part) for part in PARTS)
-    elif not domain.map:
-        train, held_out, test = (cut_head(name, domain.side, part) for part in PARTS)
-    else:
-        how = domain.detail, domain.crop
-        train, held_out, test = (cut_map(domain.map, domain.side, part, *how) for part in PARTS)
-        if domain.crop == LARGE_CROP:
-            _globe.cache_clear()  # 175 MB a map
-    return train, held_out, test
+        return tuple(cut_blocks(name, part) for part in parts)
+    if not domain.map:
+        return tuple(cut_head(name, domain.side, part) for part in parts)
+    how = domain.detail, domain.crop
+    found = tuple(cut_map(domain.map, domain.side, part, *how) for part in parts)
+    if domain.crop == LARGE_CROP:
+        _globe.cache_clear()  # 175 MB a map
+    return found
 
 
 def load_shipped(name: str) -> ShippedPictures:

@@ -286,7 +286,7 @@ def noise_statistics(shape: tuple[int, ...]) -> LatentStatistics:
 def by_frequency(
     latents: NDArray[np.float32], originals: NDArray[np.float32], penalty: float
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """What reads pictures from latents, fitted to pairs of both (N, C, H, W) in the model's units.
+    """What reads pictures from latents, fitted to pairs of both (N, C, *sides) in the model's units.
 
     For each frequency x = m_x + W (z - m_z) over the channels, W (C, C) by ridge regression.
     """
@@ -294,18 +294,19 @@ def by_frequency(
 
     from ddib_fed.networks.spectrum import cosines, pictures
 
-    z, x = (cosines(torch.from_numpy(each).double()) for each in (latents, originals))
+    axes, rows, last = latents.ndim - 2, (0, 1), (-2, -1)
+    z, x = (cosines(torch.from_numpy(each).double(), axes) for each in (latents, originals))
     centres = z.mean(0), x.mean(0)
-    seen, wanted = ((each - centre).permute(2, 3, 0, 1) for each, centre in zip((z, x), centres, strict=True))
+    seen, wanted = ((each - mean).movedim(rows, last) for each, mean in zip((z, x), centres, strict=True))
     second = seen.mT @ seen
-    size = penalty * second.diagonal(dim1=2, dim2=3).mean(-1) + 1e-9
+    size = penalty * second.diagonal(dim1=-2, dim2=-1).mean(-1) + 1e-9
     second = second + size[..., None, None] / len(latents) ** 0.5 * torch.eye(z.shape[1], dtype=z.dtype)
     weights = torch.linalg.solve(second, seen.mT @ wanted)
 
     def inverse(given: NDArray[np.float32]) -> NDArray[np.float32]:
-        found = cosines(torch.from_numpy(given).double()) - centres[0]
-        answer = (found.permute(2, 3, 0, 1) @ weights).permute(2, 3, 0, 1) + centres[1]
-        return pictures(answer).float().numpy()
+        found = cosines(torch.from_numpy(given).double(), axes) - centres[0]
+        answer = (found.movedim(rows, last) @ weights).movedim(last, rows) + centres[1]
+        return pictures(answer, axes).float().numpy()
 
     return inverse
 

@@ -36,7 +36,7 @@ from ddib_fed.errors import SettingsInvalid, StateConflict, extra
 from ddib_fed.files import write_file
 from ddib_fed.lab.config import PrivateTrainConfig
 from ddib_fed.models.manifest import DifferentialPrivacy
-from ddib_fed.networks.unet import UNet
+from ddib_fed.networks.spectrum import Spectrum
 from ddib_fed.training.config import RunPlan
 from ddib_fed.training.objective import make_batch, make_step_batch
 from ddib_fed.training.pictures import COLUMNS, DROP, LEVEL, PictureTask
@@ -192,7 +192,7 @@ class PrivatePoints(PointTask):
 class PrivatePictures(PictureTask):
     """No figure, spectrum or threshold is measured of training pictures: no noise would hide what it tells of them."""
 
-    def measure_spectrum(self, network: UNet) -> None:
+    def measure_spectrum(self, spectrum: Spectrum) -> None:
         """Nothing: the spectrum stays that of the initial weights."""
 
     def reference_pictures(self) -> tuple[NDArray[Any], NDArray[Any]]:

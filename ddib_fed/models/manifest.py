@@ -187,11 +187,11 @@ class Manifest(_Frozen):
             yield f"sample_shape {shape} is not the network's {self.sample_kind} ({network.in_channels}, {sides})"
         else:
             pooled = isinstance(network, ClassifierConfig) and network.pool == "attention"
-            spectral = isinstance(network, UNetConfig) and network.spectral
+            spectral = not isinstance(network, ClassifierConfig) and bool(network.spectral)
             fixed = "attention pooling" if pooled else "a spectral network"
-            size = 0 if isinstance(network, LibraryConfig) else network.image_size
-            if (pooled or spectral) and set(shape[1:]) != {size}:
-                yield f"{fixed} is for {size} pixels alone, not for {shape}"
+            only = network.spectral if isinstance(network, LibraryConfig) else (network.image_size,) * 2
+            if (pooled or spectral) and shape[1:] != only:
+                yield f"{fixed} is for {only} alone, not for {shape[1:]}"
             if spectral and (self.parameterisation, self.time_input) != ("v", "scaled-lambda"):
                 yield "a spectral network predicts v and receives scaled-lambda"
             if any(side % network.divisor for side in shape[1:]):

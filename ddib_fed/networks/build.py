@@ -18,6 +18,8 @@ from ddib_fed.networks.config import (
     UNetConfig,
 )
 from ddib_fed.networks.mlp import ResidualMLP, SyntheticModel
+from ddib_fed.networks.placement import without_autocast
+from ddib_fed.networks.spectrum import Spectrum, spectrum_of
 from ddib_fed.networks.unet import NoisyClassifier, UNet
 
 
@@ -51,6 +53,8 @@ def _library_network(config: LibraryConfig) -> nn.Module:
             hint="its arguments are those of the release that the model was trained with",
             facts={"target": config.target},
         ) from error
+    if config.spectral:
+        network.spectrum = Spectrum(config.in_channels, *config.spectral)
     return network
 
 
@@ -87,8 +91,18 @@ def _denoiser(kind: Any, config: LibraryConfig) -> Any:
                 further[name] = row.expand(len(x), *row.shape[1:])
             if y is not None:
                 further["class_labels"] = y
-            found = super().forward(_turned(x, axes), _each(x, times, rows), **further)
-            return _back(cast("Tensor", found if plain else found[0]), axes)
+            asked, spectrum = None, spectrum_of(self)
+            if spectrum is not None:
+                # As in `UNet`: the estimate keeps its digits where the layers have half precision.
+                with without_autocast(x.device.type):
+                    asked = spectrum.ask(x, times, rows)
+                x = asked.inputs
+            answer = super().forward(_turned(x, axes), _each(x, times, rows), **further)
+            found = _back(cast("Tensor", answer if plain else answer[0]), axes)
+            if asked is None:
+                return found
+            with without_autocast(x.device.type):
+                return asked.answer(found.to(asked.residual.dtype))
 
     return LibraryDenoiser
 

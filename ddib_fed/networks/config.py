@@ -185,6 +185,8 @@ class LibraryConfig(_Frozen):
     `fixed` are inputs of a denoiser that are the same at every call, such as MAISI's modality (`class_labels`) and
     spacing (`spacing_tensor`). `axes` are the network's, as axes of a sample from 1, below 0 where they run backwards:
     (3, -2, 1) of a network of arrays in the order right, anterior, superior. Empty where they are the sample's own.
+    `spectral` are the sides of the samples whose mean and spectrum are kept: the network corrects the linear estimate
+    that these give (networks/spectrum.py), and its arguments have twice as many channels to take.
     """
 
     kind: Literal["library"] = "library"
@@ -192,6 +194,8 @@ class LibraryConfig(_Frozen):
     arguments: dict[str, JsonValue] = Field(max_length=64)
     fixed: dict[Literal["class_labels", "spacing_tensor"], int | tuple[float, ...]] = {}
     axes: tuple[int, ...] = ()
+    # Not in the digests of networks without it, such as imported ones.
+    spectral: tuple[int, ...] = Field(default=(), exclude_if=lambda given: not given)
 
     @property
     def name(self) -> str:
@@ -215,7 +219,9 @@ class LibraryConfig(_Frozen):
 
     @property
     def in_channels(self) -> int:
-        return self._number("in_channels", 4 if self.name == "DiTTransformer2DModel" else 3)
+        """Of a sample."""
+        taken = self._number("in_channels", 4 if self.name == "DiTTransformer2DModel" else 3)
+        return taken // 2 if self.spectral else taken
 
     @property
     def out_channels(self) -> int:
@@ -258,6 +264,8 @@ class LibraryConfig(_Frozen):
             raise ValueError("a network has 2 or 3 axes, and 1 to 1,024 channels")
         if self.axes and sorted(map(abs, self.axes)) != list(range(1, self.dims + 1)):
             raise ValueError(f"{self.axes} are not the {self.dims} axes of a sample")
+        if self.spectral and (self.is_autoencoder or len(self.spectral) != self.dims):
+            raise ValueError(f"spectral {self.spectral} are not the sides of a denoiser's samples")
         if not self.is_autoencoder:
             _check_out_channels(self)
         return self

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
@@ -44,6 +44,12 @@ def remembered(kept: Kept | None, key: Hashable, make: Callable[[], T]) -> T:
     if key not in kept:
         kept[key] = make()
     return cast("T", kept[key])
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    # torch knows no autocast, not even none, for tensors without values.
+    lowered = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if lowered else nullcontext()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Spectral preconditioning: the network corrects the best linear estimate from the pictures' mean and spectrum.
 
-If pictures were Gaussian, x_0 ~ N(m, U D U^T) with U the orthonormal cosine transform (DCT-II) and D diagonal, then of
+If pictures, or volumes, were Gaussian, x_0 ~ N(m, U D U^T) with U the orthonormal cosine transform (DCT-II) and D
+diagonal, then of
 x = alpha x_0 + sigma eps, r = U^T (x - alpha m) and S = alpha^2 D + sigma^2 the best answer would be (Wiener, 1949)
 
     E[v | x] = U alpha sigma (1 - D) / S r - sigma m
@@ -26,12 +27,12 @@ LEAST_VARIANCE = 1e-8
 class Spectrum(nn.Module):
     """Mean and spectrum of pictures in the network's units; before `measure`, those of white noise."""
 
-    def __init__(self, channels: int, size: int) -> None:
+    def __init__(self, channels: int, *sides: int) -> None:
         super().__init__()
         self.mean: Tensor
         self.log_variance: Tensor
-        self.register_buffer("mean", torch.zeros(channels, size, size))
-        self.register_buffer("log_variance", torch.zeros(channels, size, size))
+        self.register_buffer("mean", torch.zeros(channels, *sides))
+        self.register_buffer("log_variance", torch.zeros(channels, *sides))
 
     def measure(self, moments: Moments) -> None:
         """Set the measured values, rounded to float16."""
@@ -49,13 +50,14 @@ class Spectrum(nn.Module):
         terms = Terms(
             *(spread(term, rows) for term in remembered(kept, self, lambda: self._terms(times, wide)))
         )
-        residual = cosines(x.to(wide) - terms.at)
-        inputs = pictures(residual[:, None] * terms.inputs).flatten(1, 2)
+        axes = x.ndim - 2
+        residual = cosines(x.to(wide) - terms.at, axes)
+        inputs = pictures(residual[:, None] * terms.inputs, axes).flatten(1, 2)
         return LinearEstimate(inputs.to(x.dtype), residual, terms)
 
     def _terms(self, times: Tensor, wide: torch.dtype) -> Terms:
         """What holds for every picture at times (K,), of dtype `wide`."""
-        lam = times.double()[:, None, None, None] / LAMBDA_SCALE
+        lam = times.double().reshape(-1, *(1,) * self.mean.ndim) / LAMBDA_SCALE
         alpha, sigma = (torch.sigmoid(sign * 2 * lam).sqrt().to(wide) for sign in (1, -1))
         mean, variance = self.mean.to(wide), self.log_variance.to(wide).exp()
         power = alpha.square() * variance + sigma.square()
@@ -86,33 +88,37 @@ class LinearEstimate(NamedTuple):
     terms: Terms
 
     def expected(self) -> Tensor:
-        return pictures(self.terms.gain * self.residual) + self.terms.drift
+        return pictures(self.terms.gain * self.residual, self._axes) + self.terms.drift
 
     def answer(self, found: Tensor) -> Tensor:
-        """The prediction of v from the network's output (N, C, H, W)."""
-        correction = self.terms.left * cosines(found.to(self.residual.dtype))
-        v = pictures(torch.addcmul(correction, self.terms.gain, self.residual)) + self.terms.drift
-        return v.to(found.dtype)
+        """The prediction of v from the network's output (N, C, *sides)."""
+        correction = self.terms.left * cosines(found.to(self.residual.dtype), self._axes)
+        v = torch.addcmul(correction, self.terms.gain, self.residual)
+        return (pictures(v, self._axes) + self.terms.drift).to(found.dtype)
+
+    @property
+    def _axes(self) -> int:
+        return self.residual.ndim - 2
 
 
 class Moments:
     """Sums over pictures, from which mean and spectrum follow; float64."""
 
-    def __init__(self, channels: int, size: int) -> None:
-        self._count = 0
-        self._sum = torch.zeros(channels, size, size, dtype=torch.float64)
+    def __init__(self, channels: int, *sides: int) -> None:
+        self._count, self._axes = 0, len(sides)
+        self._sum = torch.zeros(channels, *sides, dtype=torch.float64)
         self._squares = torch.zeros_like(self._sum)
 
     def add(self, x0: Tensor) -> None:
-        """Add clean pictures (N, C, H, W), in the network's units."""
-        found = cosines(x0.double())
+        """Add clean pictures (N, C, *sides), in the network's units."""
+        found = cosines(x0.double(), self._axes)
         self._count += len(found)
         self._sum += found.sum(0)
         self._squares += found.square().sum(0)
 
     def result(self) -> tuple[Tensor, Tensor]:
         mean = self._sum / self._count
-        return pictures(mean), self._squares / self._count - mean.square()
+        return pictures(mean, self._axes), self._squares / self._count - mean.square()
 
 
 def cosines(x: Tensor, axes: int = 2) -> Tensor:
@@ -124,9 +130,13 @@ def cosines(x: Tensor, axes: int = 2) -> Tensor:
     return torch.einsum("de,...dhw->...ehw", _basis(x.shape[-3], x.dtype, x.device), found)
 
 
-def pictures(found: Tensor) -> Tensor:
+def pictures(found: Tensor, axes: int = 2) -> Tensor:
+    """The inverse of `cosines`."""
     rows, columns = (_basis(side, found.dtype, found.device) for side in found.shape[-2:])
-    return rows @ found @ columns.T
+    x = rows @ found @ columns.T
+    if axes == 2:
+        return x
+    return torch.einsum("de,...ehw->...dhw", _basis(x.shape[-3], x.dtype, x.device), x)
 
 
 @lru_cache(maxsize=16)
@@ -163,7 +173,8 @@ def spectrum_of(network: nn.Module) -> Spectrum | None:
 
 class SpectralFrame:
     def __init__(self, spectrum: Spectrum, rotation: Tensor | None = None) -> None:
-        self._mean = cosines(spectrum.mean.float())
+        self._axes = spectrum.mean.ndim - 1
+        self._mean = cosines(spectrum.mean.float(), self._axes)
         self._variance = spectrum.log_variance.float().exp()
         self._rotation = rotation
 
@@ -173,7 +184,7 @@ class SpectralFrame:
 
     def leave(self, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
         spread = self._spread(alpha, sigma, state.dtype)
-        x = pictures(state * spread.sqrt() + alpha * self._mean.to(state.dtype))
+        x = pictures(state * spread.sqrt() + alpha * self._mean.to(state.dtype), self._axes)
         return x if self._rotation is None else rotated(x, self._rotation.to(x.dtype))
 
     def slope(self, v: Tensor, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
@@ -183,7 +194,8 @@ class SpectralFrame:
         return (found - linear * state) * (-alpha * sigma)
 
     def _found(self, x: Tensor) -> Tensor:
-        return cosines(x if self._rotation is None else rotated(x, self._rotation.to(x.dtype).T))
+        turned = x if self._rotation is None else rotated(x, self._rotation.to(x.dtype).T)
+        return cosines(turned, self._axes)
 
     def _spread(self, alpha: Scale, sigma: Scale, dtype: torch.dtype) -> Tensor:
         return alpha**2 * self._variance.to(dtype) + sigma**2

@@ -9,7 +9,6 @@ Names and shapes in the state dict are those of the public checkpoints; the comp
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ddib_fed.networks.placement import Kept, remembered, spread
+from ddib_fed.networks.placement import Kept, remembered, spread, without_autocast
 from ddib_fed.networks.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -82,12 +81,6 @@ class GroupNorm32(nn.GroupNorm):
         wide = torch.promote_types(scale.dtype, torch.float32)
         gain = 1.0 + scale.to(wide)
         return self.weight * gain, self.bias * gain + shift
-
-
-def without_autocast(device_type: str) -> AbstractContextManager[object]:
-    # torch knows no autocast, not even none, for tensors without values.
-    lowered = device_type != "meta" and torch.is_autocast_enabled(device_type)
-    return torch.autocast(device_type, enabled=False) if lowered else nullcontext()
 
 
 def activated(x: Tensor) -> Tensor:
@@ -312,7 +305,9 @@ class UNet(nn.Module):
         self.num_classes, self.patch = config.num_classes, config.patch
         self.global_mean = config.global_mean
         self.checkpointing = False
-        self.spectrum = Spectrum(self.in_channels, self.image_size) if config.spectral else None
+        self.spectrum = (
+            Spectrum(self.in_channels, self.image_size, self.image_size) if config.spectral else None
+        )
         self.remembers_tables = self.spectrum is None or self.spectrum.mean.numel() <= SMALL_SPECTRUM
         self.time_embed = TimeEmbed(config.model_channels)
         if config.num_classes is not None:

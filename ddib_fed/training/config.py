@@ -92,8 +92,8 @@ class TrainConfig(BaseModel):
     kind: str
     domain: str | None = says(
         None,
-        "A synthetic domain, by name or by the paper's index 0 to 5, or a domain of pictures that packages carry: "
-        "satellite, relief, etopo, satellite-64, relief-64, satellite-256, relief-256, brain-t1, brain-t2.",
+        "A synthetic domain, by name or by the paper's index 0 to 5, or a domain of pictures or volumes that packages "
+        f"carry: {', '.join(SHIPPED)}.",
         (*MODELS, "autoencoder"),
     )
     data: Path | None = says(None, "Your points (N, D), .npy.", POINTS)

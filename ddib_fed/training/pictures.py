@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,8 +38,7 @@ from ddib_fed.models.bundle import Bundle, load_bundle, open_bundle
 from ddib_fed.models.manifest import LatentSpace, Manifest
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import ClassifierConfig, LibraryConfig, UNetConfig
-from ddib_fed.networks.spectrum import Moments
-from ddib_fed.networks.unet import UNet
+from ddib_fed.networks.spectrum import Moments, Spectrum, spectrum_of
 from ddib_fed.training.augment import scan_like
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.objective import LambdaSampler, Question, ask
@@ -152,16 +152,19 @@ def _network(
 
 
 def _volume_network(config: TrainConfig, follows: Mapping[str, Any]) -> LibraryConfig:
-    """MONAI's network of volumes; fields of the run's network are arguments of its constructor."""
+    """MONAI's network of volumes; fields of the run's network, but for `spectral`, are arguments of its constructor."""
+    spectral = bool(config.network.get("spectral"))
     arguments: dict[str, Any] = {
-        **config.network,
+        **{name: value for name, value in config.network.items() if name != "spectral"},
         "spatial_dims": 3,
-        "in_channels": follows["in_channels"],
+        "in_channels": follows["in_channels"] * (1 + spectral),
         "out_channels": follows["out_channels"],
     }
     if follows["num_classes"] is not None:
         arguments["num_class_embeds"] = follows["num_classes"]
-    network = LibraryConfig(target="monai.networks.nets.DiffusionModelUNet", arguments=arguments)
+    target: Any = "monai.networks.nets.DiffusionModelUNet"
+    sides = (follows["image_size"],) * 3 if spectral else ()
+    network = LibraryConfig(target=target, arguments=arguments, spectral=sides)
     if follows["image_size"] % network.divisor:
         problem = f"volumes of {follows['image_size']} voxels do not divide by {network.divisor}"
         raise SettingsInvalid(problem, hint=f"a size that divides by {network.divisor}")
@@ -300,20 +303,18 @@ class PictureTask(Task):
             network.load_state_dict(
                 {name: _fitted(name, have.get(name), want) for name, want in fresh.items()}
             )
-        if isinstance(network, UNet) and network.spectrum is not None:
-            self.measure_spectrum(network)
+        if (spectrum := spectrum_of(network)) is not None:
+            self.measure_spectrum(spectrum)
         return channels_last(network)
 
-    def measure_spectrum(self, network: UNet) -> None:
+    def measure_spectrum(self, spectrum: Spectrum) -> None:
         """Measure the first training pictures, as a step would have them."""
-        channels, size, _ = self.source.shape
-        found = Moments(channels, size)
-        most = max(1, MEASURED_NUMBERS // (channels * size**2))
+        found = Moments(*self.source.shape)
+        most = max(1, MEASURED_NUMBERS // math.prod(self.source.shape))
         count = min(len(self.source.train), MEASURED_PICTURES, most)
         for first in range(0, count, _MEASURED_AT_ONCE):
             found.add(self.take(0, first, min(_MEASURED_AT_ONCE, count - first)).x0)
-        assert network.spectrum is not None
-        network.spectrum.measure(found)
+        spectrum.measure(found)
 
     def averaged(self, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
         return channels_last(super().averaged(state, device))

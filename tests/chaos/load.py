@@ -18,11 +18,9 @@ from ddib_fed.record import Settings
 from ddib_fed.security.audit import lines_of, verify
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.audit_rows import records
-from tests.client.scripted_source import npy as npy_of
-from tests.e2e.harness import Node, Pair, moons, wait_until
+from tests.e2e.harness import Node, Pair, wait_until
 from tests.node.tiny_nodes import npy, save_model
 
-TARGET = "south.example/checkerboards"
 STUB_TARGET = "south.example/moons"
 ITEMS = 3
 RECOVERY_S = 3.0
@@ -166,7 +164,3 @@ def cpu_seconds(node: Node) -> float:
 def gone(node: Node, seconds: float = 60.0) -> int:
     assert node.process is not None
     return node.process.wait(timeout=seconds)
-
-
-def points(number: int, item: int) -> bytes:
-    return npy_of(moons(1_000, seed=1000 * number + item))

@@ -5,19 +5,24 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import JobNotFound
 from ddib_fed.record import Settings
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.chaos import failpoints, load
-from tests.e2e.harness import Node, Pair
+from tests.client.scripted_source import npy as npy_of
+from tests.e2e.harness import Node, Pair, moons
 from tests.e2e.processes import PLANT
 from tests.node.tiny_nodes import npy
+from tests.node.volume_examples import npy as volume_npy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("jobs"), pytest.mark.timeout(7_200)]
 
@@ -179,23 +184,53 @@ def test_random_kills_with_a_stub_engine(tmp_path: Path, amount, evidence) -> No
         pair.stop()
 
 
+class Shipped(NamedTuple):
+    """Shipped models, of which most kills fall into the middle of a computation."""
+
+    source: str
+    target: str
+    item: Callable[[int], bytes]
+    evaluations: int
+    imports_s: float = 0.0
+    """CPU seconds of importing MONAI, which these networks are of."""
+
+
+def map_of_256(seed: int) -> bytes:
+    """A large picture, smooth as a map is."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+    return encode_png(coarse.repeat(32, 0).repeat(32, 1))
+
+
+def block_of_a_head(seed: int) -> bytes:
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 4), np.uint8)
+    return volume_npy(coarse.repeat(8, 0).repeat(8, 1).repeat(8, 2))
+
+
+REAL = {
+    "points": Shipped("moons", "checkerboards", lambda seed: npy_of(moons(1_000, seed=seed)), 96),
+    "latents": Shipped("satellite-256", "relief-256", map_of_256, 48, 4.0),
+    "volumes": Shipped("brain-t1-volume", "brain-t2-volume", block_of_a_head, 8, 4.0),
+}
+
+
 @RESET
-def test_random_kills_with_the_real_engine(tmp_path: Path, amount, evidence) -> None:
-    """The same with the shipped models, so that most kills fall into the middle of a computation."""
-    kills = amount(1, 50)
-    pair = Pair.create(tmp_path).start()
+@pytest.mark.parametrize("kind", REAL)
+def test_random_kills_with_the_real_engine(kind: str, tmp_path: Path, amount, evidence) -> None:
+    """The same with shipped models of points, of latents behind autoencoders and of volumes."""
+    kills, models = amount(1, 50), REAL[kind]
+    pair = Pair.create(tmp_path, models.target, domain=models.source).start()
     feeder = load.Feeder(
         pair,
-        target=load.TARGET,
-        files=lambda number: [load.points(number, item) for item in range(load.ITEMS)],
-        settings=Settings(evaluations=96),
+        target=f"south.example/{models.target}",
+        files=lambda number: [models.item(1000 * number + item) for item in range(load.ITEMS)],
+        settings=Settings(evaluations=models.evaluations),
         pause_s=1.0,
     )
     try:
         took = killed_at_random(pair, feeder, kills, 3.0, seed=2)
         load.check_books(pair, feeder)
         load.check_told(pair.north, feeder.accepted.values())
-        assert max(took, default=0.0) < load.RECOVERY_S
+        assert max(took, default=0.0) < load.RECOVERY_S + models.imports_s
         evidence.cases(kills)
         longest = max(took, default=0.0)
         evidence.figure(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import subprocess
 from pathlib import Path
 
+import dcm2niix
 import nibabel
 import numpy as np
 import pydicom
@@ -157,31 +159,59 @@ def test_a_slice_is_no_volume(tmp_path: Path) -> None:
             only(given, volume=GRID)
 
 
-CORONAL = {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}
+CORONAL = np.array([[1.0, 0, 0], [0, 0, -1]])
+
+
+def placed(paths: list[Path], rows: np.ndarray) -> None:
+    """Let slices lie along these directions of a row and of a column, 3 mm apart."""
+    normal = np.cross(*rows)
+    for at, path in enumerate(paths):
+        dataset = pydicom.dcmread(path)
+        dataset.ImageOrientationPatient = [*rows[0], *rows[1]]
+        dataset.ImagePositionPatient = [*(np.array([-10.0, -20.0, 30.0]) + 3.0 * at * normal)]
+        dataset.save_as(path)
 
 
 @pytest.mark.parametrize("coronal", [False, True])
 def test_a_series_becomes_a_volume_and_a_series_again(coronal: bool, tmp_path: Path) -> None:
-    """Of axial slices from the feet up, and of coronal ones from the back forwards: depth goes up in both."""
+    """Of axial slices from the feet up, and of coronal ones from the front backwards: depth goes up in both."""
     values = np.random.default_rng(0).integers(1, 2000, (10, 12, 14))
-    paths = write_series(tmp_path / "mr", values, **(CORONAL if coronal else {}))
-    for at, path in enumerate(paths):
-        dataset = pydicom.dcmread(path)
-        dataset.ImagePositionPatient = [-10, -3.0 * at, 30] if coronal else [-10, -20, 3.0 * at]
-        dataset.save_as(path)
+    paths = write_series(tmp_path / "mr", values)
+    placed(paths, CORONAL if coronal else np.eye(3)[:2])
     sides = (12, 10, 14) if coronal else (10, 12, 14)
     spacing = (1.5, 3.0, 1.5) if coronal else (3.0, 1.5, 1.5)
     study = only(tmp_path / "mr", intensity="values", volume=Grid(sides, spacing))
     (item,) = study.items()
     sent = decode_volume(item)[..., 0]
     # DICOM counts columns to the left of the person, rows of axial slices to the back, those of coronal ones downwards.
-    expected = values.transpose(1, 0, 2)[::-1, ::-1] if coronal else values
+    expected = values.transpose(1, 0, 2)[::-1] if coronal else values
     np.testing.assert_array_equal(sent, expected[..., ::-1])
     files = study.assemble(echo(study, scale=(1.0, 0.0, 16, 0.0, 4095.0))).files
     slices = [pydicom.dcmread(io.BytesIO(files[name])) for name in sorted(files)]
     for at, made in enumerate(sorted(slices, key=lambda each: each.InstanceNumber)):
         np.testing.assert_array_equal(made.pixel_array, values[at])
         assert made.ImagePositionPatient == pydicom.dcmread(paths[at]).ImagePositionPatient
+
+
+@pytest.mark.parametrize("degrees", [0, 17])
+def test_another_converter_finds_the_geometry_of_the_source(degrees: float, tmp_path: Path) -> None:
+    """dcm2niix makes NIfTI of one affine and one size from the series and from its translation, axial or oblique."""
+    rows = (turned(degrees) @ np.eye(3)[:2].T).T
+    placed(write_series(tmp_path / "mr", np.random.default_rng(0).integers(1, 2000, (10, 12, 14))), rows)
+    study = only(tmp_path / "mr", intensity="values", volume=Grid((14, 16, 18), (2.5, 1.5, 1.5)))
+    (tmp_path / "made").mkdir()
+    for name, content in study.assemble(echo(study, scale=(1.0, 0.0, 16, 0.0, 4095.0))).files.items():
+        (tmp_path / "made" / Path(name).name).write_bytes(content)
+    source, made = (converted(tmp_path / name) for name in ("mr", "made"))
+    assert source.shape == made.shape == (14, 12, 10)
+    np.testing.assert_allclose(made.affine, source.affine, atol=1e-4)
+
+
+def converted(folder: Path) -> nibabel.Nifti1Image:
+    """What dcm2niix makes of the one series in a folder, which turns only what was acquired in 3D."""
+    command = [dcm2niix.bin, "-b", "n", "-z", "n", "-f", "found", "-o", folder, folder]
+    subprocess.run(command, check=True, capture_output=True)
+    return nibabel.as_closest_canonical(nibabel.load(folder / "found.nii"))
 
 
 def test_a_series_that_does_not_say_where_it_lies_is_no_volume(tmp_path: Path) -> None:

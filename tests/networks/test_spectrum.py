@@ -15,49 +15,51 @@ from tests.networks.picture_networks import unet
 SIZE = 8
 
 
-def gaussian(count, seed=0, *, white=False):
-    """Pictures (count, 1, 8, 8) around a slope, coarse structure strong and fine structure faint; with both facts."""
+def gaussian(count, seed=0, *, white=False, sides=(SIZE, SIZE)):
+    """Samples (count, 1, *sides) around a slope, coarse structure strong and fine structure faint; with both facts."""
     generator = torch.Generator().manual_seed(seed)
-    frequency = torch.arange(SIZE)[:, None] + torch.arange(SIZE)
+    frequency = sum(torch.meshgrid(*map(torch.arange, sides), indexing="ij"))
     variance = 30.0 / (1.0 + frequency.double()) ** 4
-    mean = torch.linspace(-1, 1, SIZE, dtype=torch.float64).expand(1, SIZE, SIZE)
-    noise = torch.randn(count, 1, SIZE, SIZE, generator=generator, dtype=torch.float64)
+    mean = torch.linspace(-1, 1, sides[-1], dtype=torch.float64).expand(1, *sides)
+    noise = torch.randn(count, 1, *sides, generator=generator, dtype=torch.float64)
     if white:
         rows = noise.flatten(1) - noise.flatten(1).mean(0)
         noise = (torch.linalg.qr(rows)[0] * (count - 1) ** 0.5).reshape(noise.shape)
-    return (mean + pictures(variance.sqrt() * noise)).float(), mean, variance
+    return (mean + pictures(variance.sqrt() * noise, len(sides))).float(), mean, variance
 
 
-def measured(count=20_000):
-    x0, mean, variance = gaussian(count)
-    moments = Moments(1, SIZE)
+def measured(count=20_000, sides=(SIZE, SIZE)):
+    x0, mean, variance = gaussian(count, sides=sides)
+    moments = Moments(1, *sides)
     for part in x0.split(4_096):
         moments.add(part)
-    spectrum = Spectrum(1, SIZE)
+    spectrum = Spectrum(1, *sides)
     spectrum.measure(moments)
     return spectrum, mean, variance
 
 
+@pytest.mark.parametrize("sides", [(SIZE, SIZE), (3, 4, 5)])
 @pytest.mark.parametrize("lam", [4.0, 1.0, -0.5, -3.0])
-def test_the_question_is_white_and_what_is_left_has_the_stated_size(lam):
+def test_the_question_is_white_and_what_is_left_has_the_stated_size(lam, sides):
     """At every noise level: x is white by frequency, v - E[v | x] has variance D / S and nothing of x in it."""
-    spectrum, mean, variance = measured()
-    x0, _, _ = gaussian(20_000, seed=1)
+    spectrum, mean, variance = measured(sides=sides)
+    x0, _, _ = gaussian(20_000, seed=1, sides=sides)
+    axes, one = len(sides), (1, *sides)
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2))
     alpha, sigma = (torch.sigmoid(torch.tensor(sign * 2 * lam)).sqrt() for sign in (1, -1))
     x = alpha * x0 + sigma * eps
     asked = spectrum.ask(x, torch.tensor([LAMBDA_SCALE * lam]))
     question, seen = asked.inputs.chunk(2, dim=1)
-    white = cosines(question)
-    assert torch.allclose(white.var(0), torch.ones(1, SIZE, SIZE), atol=0.08)
+    white = cosines(question, axes)
+    assert torch.allclose(white.var(0), torch.ones(one), atol=0.08)
     scale = (variance / (alpha.double() ** 2 * variance + sigma.double() ** 2)).sqrt().float()
     assert torch.allclose(asked.terms.left, scale.clamp(max=1.0), rtol=0.05)
-    left = cosines(alpha * eps - sigma * x0 - asked.expected()) / scale
-    assert torch.allclose(left.var(0), torch.ones(1, SIZE, SIZE), atol=0.08)
+    left = cosines(alpha * eps - sigma * x0 - asked.expected(), axes) / scale
+    assert torch.allclose(left.var(0), torch.ones(one), atol=0.08)
     assert float((white * left).mean(0).abs().max()) < 0.04
-    missed = cosines(x0 - mean.float() - seen)
-    assert torch.allclose(missed.var(0), (sigma * scale).square().expand(1, SIZE, SIZE), rtol=0.1)
-    assert float((cosines(seen) * missed).mean(0).abs().max()) < 0.04 * float(variance.max())
+    missed = cosines(x0 - mean.float() - seen, axes)
+    assert torch.allclose(missed.var(0), (sigma * scale).square().expand(one), rtol=0.1)
+    assert float((cosines(seen, axes) * missed).mean(0).abs().max()) < 0.04 * float(variance.max())
 
 
 def test_rows_have_their_own_levels_and_half_precision_is_rounded_once():

@@ -256,6 +256,12 @@ def test_models_of_latents_translate_alike_and_record_what_the_autoencoder_loses
 
 
 @pytest.mark.usefixtures("shared_noise")
+def test_shipped_models_of_latents_translate_alike(tmp_path, open_nodes) -> None:
+    nodes = open_nodes(pretrained("satellite-256"), pretrained("relief-256"))
+    compare(tmp_path, nodes, cycle=True).check(Part.LATENT)
+
+
+@pytest.mark.usefixtures("shared_noise")
 def test_latents_of_one_autoencoder_are_rotated_by_a_calibration(tmp_path, open_nodes) -> None:
     """As colours are; with two autoencoders the latents have nothing in common, and it is refused."""
     own = autoencoder(1)
