@@ -350,7 +350,8 @@ def _unknown(name: str, steps: str = "") -> SettingsInvalid:
 
 # Grids
 
-# Density of nodes in lambda that was measured best: FLOOR + 1 / (1 + ((lambda - CENTRE) / WIDTH)^2).
+# Density of nodes in lambda that was measured best, of points and pictures:
+# FLOOR + 1 / (1 + ((lambda - CENTRE) / WIDTH)^2).
 FLOOR, CENTRE, WIDTH = 0.12, 1.2, 1.6
 # Below this many steps the rescaled linear schedule makes single steps of beta > 0.4; 1,000 steps are respaced instead.
 MIN_RESCALED_STEPS = 50

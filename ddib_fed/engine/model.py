@@ -122,6 +122,10 @@ class DomainModel:
 
     def _plan(self, settings: SolverSettings, soften_sigma: float = 0.0) -> Plan:
         bundle = self.bundle
+        if settings.grid == "default" and bundle.manifest.sample_kind == "volume":
+            # The mean of 32,768 voxels outweighs noise a thousand times earlier than a voxel does: at 24 evaluations
+            # round trips of the shipped models have 28 and 35 dB instead of 9 and 14.
+            settings = replace(settings, grid="uniform-lambda")
         return plan(settings, bundle.schedule, soften_sigma=soften_sigma, learned=bundle.learned)
 
     def _recurrence(
