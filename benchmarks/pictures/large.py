@@ -88,7 +88,7 @@ def main() -> None:
     drawn, sea = judgement.resample(len(x)), water(truth)
     BUILD.mkdir(parents=True, exist_ok=True)
     models, rows = Models(given.models, given.evaluations), []
-    shown = [Stage("satellite", x[:SHOWN])]
+    shown = [Stage("satellite", halved(x[:SHOWN]))]
     for name in WAYS:
         row, pictures = BUILD / f"{name}.json", BUILD / f"{name}.npy"
         if name in (given.ways or WAYS):
@@ -117,9 +117,15 @@ def main() -> None:
             write_json(row, found)
         if row.exists():
             rows.append(json.loads(row.read_text()))
-            shown.append(Stage(name, expand(np.load(pictures)[:SHOWN])))
+            shown.append(Stage(name, halved(expand(np.load(pictures)[:SHOWN]))))
     write_json(OUT, rows)
-    save_sheet(SHEET, [*shown, Stage("relief (truth)", truth[:SHOWN])], across=SHOWN)
+    save_sheet(SHEET, [*shown, Stage("relief (truth)", halved(truth[:SHOWN]))], across=SHOWN)
+
+
+def halved(pictures: Pictures) -> Pictures:
+    count, channels, height, width = pictures.shape
+    small: Pictures = pictures.reshape(count, channels, height // 2, 2, width // 2, 2).mean((3, 5))
+    return small
 
 
 class Models:

@@ -30,7 +30,6 @@ from ddib_fed.data.shipped import shipped_bytes
 from ddib_fed.evaluation.sheets import Stage, as_pictures, save_sheet
 from ddib_fed.evaluation.translations import find_pictures
 from ddib_fed.files import write_json
-from ddib_fed.record import Part
 
 FILE = OUT.parent / "parties.json"
 HEAD = SHEET.parent / "unseen-head.png"
@@ -98,7 +97,7 @@ def measured(case: Case, folder: Path, count: int) -> dict[str, Any]:
     found = find_pictures(folder / "out")
     records = [each.record for each in found]
     if case.file is not None:
-        show(case, [case.file, found[0].translated, found[0].files[Part.RETURNED]])
+        show(case, case.file, found[0].translated)
     pictures = [record.picture for record in records]
     trips = [picture.cycle_psnr for picture in pictures if picture and picture.cycle_psnr is not None]
     kept = [
@@ -120,13 +119,14 @@ def measured(case: Case, folder: Path, count: int) -> dict[str, Any]:
     }
 
 
-def show(case: Case, files: list[Path]) -> None:
+def show(case: Case, *files: Path) -> None:
     """The middle slices of NIfTI volumes, each between its 0.5th and 99.5th percentile."""
     stages = []
-    for name, file in zip(("unseen", case.models[1], "returned"), files, strict=True):
+    for name, file in zip(("unseen", case.models[1]), files, strict=True):
         volume = nibabel.as_closest_canonical(nibabel.load(file)).get_fdata().T[None, None, :, ::-1]
         low, high = np.percentile(volume, (0.5, 99.5))
-        stages.append(Stage(name, as_pictures(np.clip((volume - low) / (high - low) * 2 - 1, -1, 1))))
+        slices = as_pictures(np.clip((volume - low) / (high - low) * 2 - 1, -1, 1))
+        stages.append(Stage(name, slices.repeat(4, 2).repeat(4, 3)))
     save_sheet(HEAD, stages)
 
 
