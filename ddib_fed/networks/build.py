@@ -101,8 +101,9 @@ def _denoiser(kind: Any, config: LibraryConfig) -> Any:
             found = _back(cast("Tensor", answer if plain else answer[0]), axes)
             if asked is None:
                 return found
+            found = found.to(torch.promote_types(found.dtype, x.dtype))
             with without_autocast(x.device.type):
-                return asked.answer(found.to(asked.residual.dtype))
+                return asked.answer(found)
 
     return LibraryDenoiser
 

@@ -9,6 +9,7 @@ from ddib_fed.diffusion.denoiser import LAMBDA_SCALE, Denoiser
 from ddib_fed.diffusion.guidance import Rotated, rotated
 from ddib_fed.diffusion.schedule import CosineSchedule, make_grid
 from ddib_fed.diffusion.solvers import integrate, unipc
+from ddib_fed.models.bundle import pretrained
 from ddib_fed.networks.spectrum import Moments, SpectralFrame, Spectrum, cosines, pictures
 from tests.networks.picture_networks import unet
 
@@ -119,3 +120,13 @@ def test_a_rotated_leg_is_the_leg_rotated(denoiser):
     turned = unipc(rotated(z, rotation), grid, frame=SpectralFrame(spectrum, rotation))
     found = integrate(turned, Rotated(denoiser, rotation))
     assert torch.allclose(found, rotated(own, rotation), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_librarys_network_of_volumes_keeps_the_precision_that_it_is_asked_in(dtype):
+    bundle = pretrained("brain-t1-volume")
+    x, times = torch.randn(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([2.0])
+    with torch.no_grad():
+        whole, half = bundle.network()(x, times), bundle.network(dtype)(x.to(dtype), times.to(dtype))
+    assert half.dtype == dtype
+    assert (half.float() - whole).abs().max() < 0.02 * whole.abs().max()
