@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 # A scanner that needs an older `cryptography` than constraints.txt has: it lies in an environment of its own.
 SSLYZE := $(CURDIR)/build/sslyze/bin/sslyze
 
-.PHONY: demo test test-fast test-long test-ray test-web check format format-check lint types layers drift size proto install clean bench trust chaos fuzz tls-scan sbom benchmarks pretrained help
+.PHONY: demo test test-fast test-long test-ray test-web test-pacs check format format-check lint types layers drift size proto install clean bench trust chaos fuzz tls-scan sbom benchmarks pretrained help
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -49,6 +49,13 @@ test-web: $(VENV)/.browser  ## The pages in a real Chromium, over two real nodes
 	@test -f build/web/axe.min.js || { mkdir -p build/web && cd build/web && npm pack --silent axe-core@$(AXE) && \
 	tar xzf axe-core-$(AXE).tgz --strip-components=1 package/axe.min.js; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/web
+
+PACS := orthanc orthanc-dicomweb dcmtk dicom3tools dcm2niix
+test-pacs: $(VENV)/.dev  ## Studies through a real Orthanc of Debian, there and back: C-STORE, C-MOVE and DICOMweb
+	@command -v Orthanc >/dev/null && command -v dciodvfy >/dev/null && command -v storescu >/dev/null || \
+	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq --no-install-recommends $(PACS); } || \
+	{ echo "make: no Orthanc: apt-get install $(PACS) (Debian)" >&2; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/e2e/translation/test_orthanc.py
 
 check: format-check lint types layers drift size  ## What CI runs: format, lint, types, layers, proto drift, size, tests
 	$(MAKE) --no-print-directory test
@@ -141,5 +148,5 @@ $(VENV)/.node: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[node,data,colours,diffusers,geotiff,c2pa,dev]'
+	$(PIP) --editable '.[node,data,colours,diffusers,geotiff,dicom,c2pa,dev]'
 	@touch $@ $(VENV)/.node

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -15,9 +17,11 @@ import yaml
 from click.testing import CliRunner
 
 from ddib_fed.cli.main import cli
+from ddib_fed.client.profile import Profile
 from ddib_fed.node.admin import Metrics
+from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.command import node_command
-from ddib_fed.node.config import EngineSection, LimitsSection
+from ddib_fed.node.config import EngineSection, LimitsSection, NodeConfig
 from ddib_fed.node.connections import WANTED_FILES
 
 FOLDER = Path(__file__).parents[1] / "docs" / "deploy"
@@ -115,6 +119,75 @@ def test_the_services_are_closed_and_only_the_nodes_port_is_published() -> None:
     assert published == {"node": ["${DDIB_PORT:-7443}:7443"]}
     assert services["prometheus"]["network_mode"] == "service:node"
     assert float(services["node"]["stop_grace_period"].removesuffix("s")) > LimitsSection().drain_s
+
+
+def test_the_trial_with_a_pacs_is_set_up_by_its_own_commands(tmp_path: Path) -> None:
+    """Both nodes admit each other, the client knows the PACS, and the receiver's words are those of the command."""
+    text = (CONTAINER / "pacs.yaml").read_text()
+    services = yaml.safe_load(text)["services"]
+    for name, service in services.items():
+        if name != "pacs":
+            assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"]), name
+    (tmp_path / "north").mkdir()
+    (tmp_path / "south").mkdir()
+    (script,) = services["setup"]["command"]
+    script = script.replace("$$", "$").replace("cd /srv", f"cd {tmp_path}")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(["sh", "-euc", script], env={**os.environ, "PATH": path}, capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for side, other in (("north", "south"), ("south", "north")):
+        node = NodeConfig.load(tmp_path / side / side / "node.toml")
+        assert (peer_store(node).get(f"{other}.example")).address == f"node-1.{other}.example:7443"
+        assert services[side]["command"] == ["serve", "--config", f"/srv/ddib/{side}/node.toml"]
+        assert services[side]["networks"]["default"]["aliases"] == [f"node-1.{side}.example"]
+    profile = Profile.load(tmp_path / "north" / "north" / "client" / "client.toml")
+    settings = json.loads((CONTAINER / "orthanc.json").read_text())
+    assert profile.dicom.peers == (f"{settings['DicomAet']}@pacs:{settings['DicomPort']}",)
+    assert settings["DicomModalities"]["ddib"] == [profile.dicom.aet, "receiver", profile.dicom.port]
+    assert services["receiver"]["entrypoint"] == ["ddib", "dicom", "receive"]
+    words = [word.partition("=")[0] for word in services["receiver"]["command"]]
+    shown = CliRunner().invoke(cli, ["dicom", "receive", "--help"]).output
+    assert all(word in shown for word in words)
+
+
+# Kubernetes
+
+
+def test_the_pod_of_a_node_is_closed_and_unpacks_its_keys_once(tmp_path: Path) -> None:
+    manifests = {each["kind"]: each for each in yaml.safe_load_all((FOLDER / "kubernetes.yaml").read_text())}
+    assert {*manifests} == {"PersistentVolumeClaim", "Deployment", "Service"}
+    pod = manifests["Deployment"]["spec"]["template"]["spec"]
+    assert manifests["Deployment"]["spec"]["strategy"] == {"type": "Recreate"}
+    assert pod["terminationGracePeriodSeconds"] > LimitsSection().drain_s
+    (node,), (prepare,) = pod["containers"], pod["initContainers"]
+    for each in (node, prepare):
+        assert each["securityContext"]["readOnlyRootFilesystem"] is True
+        assert each["securityContext"]["capabilities"]["drop"] == ["ALL"]
+    assert node["securityContext"]["runAsUser"] == 10001
+    service = manifests["Service"]["spec"]
+    assert (service["type"], service["externalTrafficPolicy"]) == ("NodePort", "Local")
+    assert service["selector"] == manifests["Deployment"]["spec"]["selector"]["matchLabels"]
+    # The first container's script, on a folder that `ddib init node` made: a second start changes nothing.
+    words = ["init", "node", "--institution", "north.example", "--role", "source", "--model", "moons"]
+    words += ["--address", "localhost:30443", "--listen", "0.0.0.0:7443", "--out", str(tmp_path / "north")]
+    assert CliRunner().invoke(cli, words).exit_code == 0
+    subprocess.run(
+        ["tar", "-C", tmp_path / "north", "--exclude=./model", "-czf", tmp_path / "node.tgz", "."], check=True
+    )
+    (script,) = prepare["args"]
+    script = script.replace("/secret", str(tmp_path)).replace("/data", str(tmp_path / "data"))
+    script = script.replace("chown -R 10001:10001", "true")
+    (tmp_path / "data" / "node" / "model").mkdir(parents=True)
+    for name in ("manifest.json", "model.safetensors"):
+        shutil.copy(tmp_path / "north" / "model" / name, tmp_path / "data" / "node" / "model")
+    subprocess.run(["sh", "-euc", script], check=True, timeout=30)
+    config = tmp_path / "data" / "node" / "node.toml"
+    assert CliRunner().invoke(node_command(None), ["check", "--config", str(config)]).exit_code == 0
+    config.write_text(config.read_text() + "# of the operator\n")
+    subprocess.run(["sh", "-euc", script], check=True, timeout=30)
+    assert config.read_text().endswith("# of the operator\n")
+    assert config.stat().st_mode & 0o077 == 0
 
 
 # A Ray cluster

@@ -26,6 +26,7 @@ from ddib_fed.client.client import (
     state_of,
     target_of,
 )
+from ddib_fed.client.exchange import ask_peer
 from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import JobFile, keep_calibration, locked, records_of, write_results
@@ -72,17 +73,29 @@ def values_of(message: Message) -> dict[str, Any]:
 @options.OUTCOME
 @options.PROFILE
 def doctor(profile_path: Path | None) -> None:
-    """Check the client's profile, its connection to the source node, and both clocks.
+    """Check the client's profile, its connection to the source node, both clocks, and the profile's DICOM peers.
 
-    Step by step, with the cause at the first failure. Every other command names the same causes when it cannot reach
-    the node.
+    Step by step, with the cause at the first failure; each DICOM peer of the profile is asked, and the first failure
+    is the command's. Every other command names the same causes when it cannot reach the node.
     """
     findings: list[dict[str, object]] = []
     found = _findings(profile_path)
+    failed: list[DdibError] = []
     try:
         for what in STEPS:
             findings.append({"step": what, "ok": True, "finding": next(found)})
             say(f"ok    {what:<12} {findings[-1]['finding']}")
+        profile = Profile.load(profile_path)
+        for peer in profile.dicom.peers:
+            try:
+                findings.append(
+                    {"step": "dicom", "ok": True, "finding": f"{peer}: {ask_peer(profile, peer)}"}
+                )
+                say(f"ok    {'dicom':<12} {findings[-1]['finding']}")
+            except DdibError as error:
+                findings.append({"step": "dicom", "ok": False, "finding": error.detail})
+                say(f"FAIL  {'dicom':<12} {error.detail}")
+                failed.append(error.kept())
     except DdibError as error:
         what = STEPS[len(findings)]
         findings.append({"step": what, "ok": False, "finding": error.detail})
@@ -90,6 +103,8 @@ def doctor(profile_path: Path | None) -> None:
         raise
     finally:
         emit(findings)
+    if failed:
+        raise failed[0]
 
 
 def _findings(profile_path: Path | None) -> Iterator[str]:

@@ -26,7 +26,9 @@ SECTIONS: Mapping[str, Sequence[tuple[str, str, str]]] = {
         ("web", "cli.job", "Translate in the browser: drop pictures, watch, compare, download."),
         ("domains", "cli.job", "List the available target domains, and whether each is ready."),
         ("job", "cli.job", "Watch, fetch, cancel and delete jobs; `ddib translate --detach` submits them."),
-        ("doctor", "cli.job", "Check the client's profile, its connection to the source node, and both clocks."),
+        ("dicom", "cli.dicom", "Receive studies from a PACS and hand their translations back (docs/routing.md)."),
+        ("doctor", "cli.job",
+         "Check the client's profile, its connection to the source node, both clocks, and the profile's DICOM peers."),
         ("demo", "cli.demo", "Two institutions on this machine translate there and back."),
     ),
     "Run a node": (

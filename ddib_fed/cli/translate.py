@@ -14,6 +14,7 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.folder_report import ConsoleProgress, print_submitted, report_run, write_pages
 from ddib_fed.client.client import job_header, split_target
+from ddib_fed.client.exchange import delivery, drop_fetched, fetched_study, hand_on
 from ddib_fed.client.files import FileItem, check_names
 from ddib_fed.client.folder_run import FolderRun, RunOptions, open_run
 from ddib_fed.client.profile import Profile
@@ -102,9 +103,10 @@ def _check_marked(run: FolderRun) -> None:
     "  ddib translate scans/*.png --to south.example/relief --out out --cycle\n"
     "  ddib translate SERIES_FOLDER --to south.example/brain-t2 --out out\n"
     "  ddib translate points.npy --to south.example/checkerboards --out out\n"
-    "  ddib translate scans --source MODEL_A --target MODEL_B --out out --cycle"
+    "  ddib translate scans --source MODEL_A --target MODEL_B --out out --cycle\n"
+    "  ddib translate --query AccessionNumber=123 --pacs PACS@10.0.0.7:4242 --to south.example/brain-t2 --out out"
 )
-@options.FILES
+@options.FILES_OR_NONE
 @options.TARGET
 @options.option("source_model --source MODEL", "Without nodes: model that encodes, its name or folder.", str)
 @options.option("target_model --target MODEL", "Without nodes: model that decodes.", str)
@@ -121,6 +123,7 @@ def _check_marked(run: FolderRun) -> None:
 @options.SKIP_BAD_FILES
 @options.with_options(options.STUDIES)
 @options.CREDENTIALS
+@options.with_options(options.EXCHANGE)
 @options.option("--detach", "Only submit; print the job and how to watch and fetch it.")
 @options.OUTCOME
 @options.PROFILE
@@ -165,7 +168,7 @@ def translate(
     it; results have the public code's names and the models' size.
     """
     pair, target = _where_to(target, source_model, target_model, given)
-    header = _header(target, given)
+    header = header_of(target, given)
     if pairs is None:
         options.refuse_idle(("limit",), "is for classes", hint="add --pairs 260:261, or omit it")
     if detach:
@@ -173,6 +176,8 @@ def translate(
         hint = f"give it to {same}: it fetches them"
         options.refuse_idle(("credentials",), "applies only to fetched results", hint=hint)
     profile = Profile.load(profile_path) if pair is None else pair.profile
+    deliver = delivery(profile, given["send"], given["stow"])
+    files = files_or_study(files, profile, given, out)
     signer, progress = load_credentials(credentials), ConsoleProgress(pair)
     run_options = RunOptions(profile, header, out, progress, force, skip_bad, credentials=signer)
     if pairs is None:
@@ -204,10 +209,25 @@ def translate(
                 report_run(run)
             raise
         report_run(run, page)
+        hand_on(run, deliver)
     else:
         run.submit()
         print_submitted(run, profile_path)
     run.conclude()
+    drop_fetched(out)
+
+
+def files_or_study(
+    files: tuple[Path, ...], profile: Profile, given: dict[str, Any], out: Path
+) -> tuple[Path, ...]:
+    if not files and given["query"] is not None:
+        return (fetched_study(profile, given["query"], given["pacs"], given["dicomweb"], out),)
+    options.refuse_idle(
+        ("query", "pacs", "dicomweb"), "fetches a study instead of FILES", hint="leave one out"
+    )
+    if not files:
+        raise UsageError("FILES are missing", hint="name files or folders, or --query and where it looks")
+    return files
 
 
 def _where_to(
@@ -264,7 +284,7 @@ def _paired_items(
     ]
 
 
-def _header(target: str, given: dict[str, Any]) -> pb.JobHeader:
+def header_of(target: str, given: dict[str, Any]) -> pb.JobHeader:
     """The request that the options make; of two models in one process the solver was looked at before."""
     asked = given.get("settings")
     if asked is None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
 from ddib_fed.errors import ConfigError, FileMissing, Unauthenticated
 from ddib_fed.files import load_toml
@@ -25,6 +25,24 @@ FOLDER = "client"
 """Where `ddib init node` puts the first client, in the node's folder."""
 
 
+class DicomSettings(BaseModel):
+    """The table `[dicom]` of client.toml (docs/routing.md); its paths are relative to the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    aet: str = Field("DDIB", min_length=1, max_length=16, pattern=r"^[!-\[\]-~]([ -\[\]-~]*[!-\[\]-~])?$")
+    port: int = Field(11112, ge=1, le=65535)
+    peers: tuple[str, ...] = ()
+    tls: str | None = None
+    login: str | None = None
+    spool: str = "dicom-spool"
+    quiet_s: float = Field(5.0, gt=0, le=3600)
+    most_gib: float = Field(20.0, gt=0)
+    most_instances: int = Field(20_000, ge=1)
+    most_associations: int = Field(10, ge=1, le=1000)
+    expire_h: float = Field(24.0, gt=0)
+
+
 class Profile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,6 +54,7 @@ class Profile(BaseModel):
     proxy: ProxyUrl | None = None
     proxy_login: str | None = None
     telemetry: TelemetrySettings = TelemetrySettings()
+    dicom: DicomSettings = DicomSettings()
     _path: Path = PrivateAttr(default=Path(FILE_NAME))
 
     @field_validator("source_address")
@@ -73,6 +92,10 @@ class Profile(BaseModel):
     @property
     def pki_folder(self) -> Path:
         return self._path.parent / self.pki
+
+    def beside(self, name: str) -> Path:
+        """A path of client.toml, which is relative to it."""
+        return self._path.parent / name
 
 
 def candidates(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
@@ -115,6 +138,14 @@ pki = "{pki}"
 # Traces for the institution's own OpenTelemetry collector; needs the packages of the extra `otel`.
 # [telemetry]
 # endpoint = "http://127.0.0.1:4318"
+
+# Studies from a PACS and back (docs/routing.md); needs the packages of the extra `dicom`.
+# [dicom]
+# aet = "DDIB"
+# port = 11112
+# peers = ["PACS@pacs.{institution}:4242", "https://pacs.{institution}/dicom-web"]   # `ddib doctor` asks each
+# tls = "dicom-tls"                   # folder with ca.pem, cert.pem and key.pem
+# login = "dicomweb.login"            # a file with USER:PASSWORD or a bearer token, mode 600
 """
 
 

@@ -12,7 +12,9 @@ import io
 import logging
 import os
 import shlex
+import struct
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +31,8 @@ from ddib_fed.recognition import COPY, beginning_of, is_dicom
 
 MAX_VALUES: Final = 1 << 29
 """Values of a series at most, which then takes 2 GiB as float32."""
+MAX_INFLATED: Final = 1 << 30
+"""Bytes that a deflated file may become."""
 ODD_GAP: Final = 0.1
 """Share of the usual distance by which that of two slices may differ."""
 # Modalities whose pictures often show the person's name, and have no BurnedInAnnotation that can be relied on.
@@ -37,15 +41,26 @@ _PICTURES: Final = frozenset(
     {"MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
 )
 SORTED_BY: Final = [
-    "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber",
-    "ImagePositionPatient", "ImageOrientationPatient", "BurnedInAnnotation", "RecognizableVisualFeatures",
-    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated",
+    "SOPClassUID", "SOPInstanceUID", "Modality", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber",
+    "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "BurnedInAnnotation",
+    "RecognizableVisualFeatures", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns",
+    "BitsAllocated", "SyntheticData", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 """Attributes by which files are sorted into series and checked before any is read whole: many are in memory at once."""
+ENHANCED: Final = {
+    f"1.2.840.10008.5.1.4.1.1.{kind}": modality
+    for modality, kinds in {"CT": ("2.1", "2.2"), "MR": ("4.1", "4.4"), "PT": ("130", "128.1")}.items()
+    for kind in kinds
+}
+"""Enhanced CT, MR and PET, and the legacy converted ones: each frame of such a file is a slice."""
+_FLATTENED: Final = (
+    "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence",
+)  # fmt: skip
+"""Functional groups whose attributes a plain slice has in its header."""
 
 
 Members = list[tuple[Path, Any]]
-"""Path and header (`SORTED_BY`) of each file of a series."""
+"""Path and header (`SORTED_BY`) of each slice of a series; slices that are frames of one file share its path."""
 _OF_THE_STANDARD: Final = "1.2.840.10008."
 COPIES: Final = "copies of other DICOM files"
 """What further files of the same picture, byte for byte, are counted as."""
@@ -82,25 +97,80 @@ def read_header(path: Path, attributes: list[str] | None = None) -> Any:
     """The dataset of a file, without pixels."""
     package = pydicom()
     with _faults(path), quiet():
-        syntax = package.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
-        if syntax == package.uid.DeflatedExplicitVRLittleEndian:  # which may unpack to gigabytes
-            raise ImageUnreadable(f"{path} is deflated", hop="client", hint="dcmconv +te IN OUT   (of dcmtk)")
+        meta = package.filereader.read_file_meta_info(path)
+        if meta.get("TransferSyntaxUID") == package.uid.DeflatedExplicitVRLittleEndian:
+            _require_inflated(path, meta)
         return package.dcmread(path, stop_before_pixels=True, specific_tags=attributes)
 
 
+def _require_inflated(path: Path, meta: Any) -> None:
+    """Return if a deflated file does not become too large, before all of it is in memory."""
+    size, inflate = 0, zlib.decompressobj(-zlib.MAX_WBITS)
+    with path.open("rb") as file:
+        # Preamble, prefix, and the element of the length itself.
+        file.seek(144 + int(meta.FileMetaInformationGroupLength))
+        while size <= MAX_INFLATED and (part := file.read(1 << 16)):
+            size += len(inflate.decompress(part))
+    if size > MAX_INFLATED:
+        raise ImageUnreadable(
+            f"{path} is deflated, and inflates to more than {MAX_INFLATED >> 30} GiB",
+            hop="client",
+            hint="dcmconv +te IN OUT   (of dcmtk)",
+        )
+
+
+def slices_of(header: Any) -> list[Any]:
+    """The headers of an enhanced file's frames as plain slices have them (PS3.3 C.7.6.16); of any other file its own.
+
+    A frame has its number, from 1, as `ReferencedFrameNumber`.
+    """
+    frames = header.get("PerFrameFunctionalGroupsSequence")
+    if str(header.get("SOPClassUID", "")) not in ENHANCED or not frames:
+        return [header]
+    whole = pydicom().Dataset()
+    left = ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+    whole.update({e.tag: e for e in header if e.keyword not in left})
+    found = []
+    for number, own in enumerate(frames, 1):
+        frame = pydicom().Dataset()
+        frame.update(whole)
+        for groups in (*header.get("SharedFunctionalGroupsSequence", ()), own):
+            for items in (groups.get(keyword) for keyword in _FLATTENED):
+                frame.update(items[0] if items else {})
+        frame.InstanceNumber = frame.ReferencedFrameNumber = number
+        found.append(frame)
+    return found
+
+
+def frame_of(header: Any) -> int:
+    """The place of a slice among the frames of its file."""
+    return int(header.get("ReferencedFrameNumber", 1)) - 1
+
+
 def readable(members: Members) -> tuple[Members, list[tuple[Path, DdibError]]]:
-    """The slices whose pixels can be read, and why others cannot."""
+    """The slices whose pixels can be read, and why others cannot: a file with one bad frame is left out whole."""
     good: Members = []
     bad: list[tuple[Path, DdibError]] = []
-    for path, header in members:
+    for path, found in _by_file(members).items():
+        headers = [header for _, header in found]
         try:
-            _check(path, header)
-            _slice(path)
+            for header in headers:
+                _check(path, header)
+            for _ in _planes(path, [frame_of(header) for header in headers]):
+                pass
         except ImageUnreadable as error:
             bad.append((path, error.kept()))
         else:
-            good.append((path, header))
+            good += [(path, header) for header in headers]
     return good, bad
+
+
+def _by_file(members: Members) -> dict[Path, list[tuple[int, Any]]]:
+    """The slices of each file: their places among all, and their headers."""
+    found: dict[Path, list[tuple[int, Any]]] = {}
+    for at, (path, header) in enumerate(members):
+        found.setdefault(path, []).append((at, header))
+    return found
 
 
 def read_series(called: str, headers: Members) -> tuple[Series, NDArray[Any]]:
@@ -128,30 +198,32 @@ def read_series(called: str, headers: Members) -> tuple[Series, NDArray[Any]]:
     paths, sorted_by = zip(*ordered, strict=True)
     values: NDArray[Any] = np.empty(0)
     inverted: list[int] = []
-    for at, path in enumerate(paths):
-        found, dark_is_more = _slice(path)
-        if not at:
-            values = np.empty((len(paths), rows, columns, samples), dtype=found.dtype)
-        values[at] = found
-        inverted += [at] if dark_is_more else []
+    read: dict[int, Any] = {}
+    for path, found in _by_file(ordered).items():
+        places, frames = [at for at, _ in found], [frame_of(header) for _, header in found]
+        for at, (header, plane, dark_is_more) in zip(places, _planes(path, frames), strict=True):
+            if not values.size:
+                values = np.empty((len(paths), rows, columns, samples), dtype=plane.dtype)
+            values[at], read[at] = plane, header
+            inverted += [at] if dark_is_more else []
     if values.dtype.kind == "f":
         least, most = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
         for at in inverted:
             values[at] = least + most - values[at]
         for plane in values:  # padding is NaN until here
             plane[np.isnan(plane)] = 0 if np.isnan(least) else least
-    read = tuple(read_header(path) for path in paths)
-    return Series(read, paths, tuple(_warnings(called, sorted_by))), values
+    headers_read = tuple(read[at] for at in range(len(paths)))
+    return Series(headers_read, paths, tuple(_warnings(called, sorted_by))), values
 
 
 def in_space(headers: Members) -> Members:
     """Slices along the normal of their plane (PS3.3 C.7.6.2.1.1), else by instance number, else by name."""
-    places = {path: position(header) for path, header in headers}
-    placed = None not in places.values() and is_parallel([header for _, header in headers])
+    placed = is_parallel([header for _, header in headers])
+    placed = placed and all(position(header) is not None for _, header in headers)
 
     def order(entry: tuple[Path, Any]) -> tuple[float, int, str]:
         path, header = entry
-        place = round(places[path] or 0.0, 4) if placed else 0.0
+        place = round(position(header) or 0.0, 4) if placed else 0.0
         return place, int(header.get("InstanceNumber", None) or 0), str(path)
 
     return sorted(headers, key=order)
@@ -210,9 +282,11 @@ def _check(path: Path, header: Any) -> None:
     if "Rows" not in header or "Columns" not in header:
         what = f"is {header.get('SOPClassUID', 'a DICOM file')} without pixels"
         how = "leave it out: a series of pictures is expected"
-    elif frames > 1 or "Enhanced" in pydicom().uid.UID(str(header.get("SOPClassUID", ""))).name:
-        what = f"has {frames} frames" if frames > 1 else "is an enhanced file"
-        how = "make a series of plain single pictures of it first, e.g. by emf2sf of dcm4che"
+    elif "ReferencedFrameNumber" not in header and (frames > 1 or header.get("SOPClassUID") in ENHANCED):
+        what = f"has {frames} frames and no functional groups, which say what each of them shows"
+        if header.get("SOPClassUID") not in ENHANCED:
+            what = f"has {frames} frames, which are read of enhanced CT, MR and PET alone"
+        how = "make a series of single pictures of it first, e.g. by emf2sf of dcm4che"
     elif kind not in _PICTURES or bits not in {8, 16}:
         what = f"holds {kind or 'no photometric interpretation'} of {bits} bits, which is not translated"
         how = "MONOCHROME1, MONOCHROME2, RGB and YBR of 8 or 16 bits are"
@@ -221,48 +295,72 @@ def _check(path: Path, header: Any) -> None:
     raise ImageUnreadable(f"{path} {what}", hop="client", hint=how)
 
 
-def _slice(path: Path) -> tuple[NDArray[Any], bool]:
-    """The pixels (H, W, C) of one file, NaN where they are padding, and whether more is darker."""
+def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[Any], bool]]:
+    """The header and the pixels (H, W, C) of frames of one file, NaN where they are padding, and whether more is
+    darker.
+    """
     package = pydicom()
     with _faults(path), quiet():
-        dataset = package.dcmread(path)
-        if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-            _require_size(path, dataset)
-        pixels = package.pixels.pixel_array(dataset)
-        if pixels.ndim == 3:
-            if pixels.dtype != np.uint8:
-                raise ImageUnreadable(
-                    f"{path} holds colours of {pixels.dtype}, 8 bits are read", hop="client"
-                )
-            return np.ascontiguousarray(pixels), False
-        # By the modality's table or rescale (PS3.3 C.11.1); without either the stored numbers themselves.
-        if dataset.get("ModalityLUTSequence"):
-            values = package.pixels.apply_modality_lut(pixels, dataset).astype(np.float32)
-        else:
-            slope, intercept = (dataset.get(f"Rescale{part}") for part in ("Slope", "Intercept"))
-            values = pixels * (1.0 if slope is None else float(slope)) + float(intercept or 0)
-            values = values.astype(np.float32)
-        if (first := dataset.get("PixelPaddingValue")) is not None:
-            last = dataset.get("PixelPaddingRangeLimit")
-            ends = np.array([int(first), int(first if last is None else last)])
-            ends = ends.astype(f"{pixels.dtype.kind}2")
-            values[(pixels >= ends.min()) & (pixels <= ends.max())] = np.nan
-    return values[:, :, None], dataset.PhotometricInterpretation == "MONOCHROME1"
+        whole, source = read_header(path), path  # type: Any, Any
+        headers, syntax = slices_of(whole), whole.file_meta.TransferSyntaxUID
+        if syntax.is_encapsulated or syntax.is_deflated:
+            source = package.dcmread(path)
+        if syntax.is_encapsulated:
+            count = int(whole.get("NumberOfFrames", None) or 1)
+            for frame in package.encaps.generate_frames(source.PixelData, number_of_frames=count):
+                _require_size(path, whole, frame)
+        for at, pixels in zip(frames, package.pixels.iter_pixels(source, indices=frames), strict=True):
+            yield headers[at], *_in_units(path, headers[at], pixels)
 
 
-def _require_size(path: Path, dataset: Any) -> None:
+def _in_units(path: Path, header: Any, pixels: NDArray[Any]) -> tuple[NDArray[Any], bool]:
+    if pixels.ndim == 3:
+        if pixels.dtype != np.uint8:
+            raise ImageUnreadable(f"{path} holds colours of {pixels.dtype}, 8 bits are read", hop="client")
+        return np.ascontiguousarray(pixels), False
+    # By the modality's table or rescale (PS3.3 C.11.1); without either the stored numbers themselves.
+    if header.get("ModalityLUTSequence"):
+        values = pydicom().pixels.apply_modality_lut(pixels, header).astype(np.float32)
+    else:
+        slope, intercept = (header.get(f"Rescale{part}") for part in ("Slope", "Intercept"))
+        values = pixels * (1.0 if slope is None else float(slope)) + float(intercept or 0)
+        values = values.astype(np.float32)
+    if (first := header.get("PixelPaddingValue")) is not None:
+        last = header.get("PixelPaddingRangeLimit")
+        ends = np.array([int(first), int(first if last is None else last)])
+        ends = ends.astype(f"{pixels.dtype.kind}2")
+        values[(pixels >= ends.min()) & (pixels <= ends.max())] = np.nan
+    return values[:, :, None], header.PhotometricInterpretation == "MONOCHROME1"
+
+
+def _require_size(path: Path, dataset: Any, frame: bytes) -> None:
     """Return if a compressed picture has the size that the header says, before it is decoded."""
     from PIL import Image, UnidentifiedImageError
 
-    frame = io.BytesIO(pydicom().encaps.get_frame(dataset.PixelData, 0, number_of_frames=1))
-    with suppress(UnidentifiedImageError), Image.open(frame) as picture:  # run lengths name no size
-        if picture.size != (dataset.Columns, dataset.Rows):
-            raise ImageUnreadable(
-                f"{path} holds {picture.height} x {picture.width} pixels, its header says {dataset.Rows} x "
-                f"{dataset.Columns}",
-                hop="client",
-                hint=COPY,
-            )
+    size = said = dataset.Rows, dataset.Columns
+    if found := _jpeg_size(frame):
+        size = found
+    else:
+        with suppress(UnidentifiedImageError), Image.open(io.BytesIO(frame)) as picture:  # JPEG 2000
+            size = picture.height, picture.width
+    if size != said:  # run lengths name no size
+        raise ImageUnreadable(
+            f"{path} holds {size[0]} x {size[1]} pixels, its header says {said[0]} x {said[1]}",
+            hop="client",
+            hint=COPY,
+        )
+
+
+def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
+    """Height and width by the frame header of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2, T.87 C.2.2)."""
+    at = 2 if frame[:2] == b"\xff\xd8" else len(frame)
+    while at + 9 <= len(frame) and frame[at] == 0xFF:
+        kind = frame[at + 1]
+        if kind == 0xF7 or (0xC0 <= kind <= 0xCF and kind not in {0xC4, 0xC8, 0xCC}):
+            height, width = struct.unpack(">HH", frame[at + 5 : at + 9])
+            return height, width
+        at += 1 if kind == 0xFF else 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
+    return None
 
 
 def _not_hounsfield(header: Any) -> str:
@@ -333,6 +431,17 @@ def _faults(path: Path) -> Iterator[None]:
         ) from error
 
 
+def readable_syntaxes() -> list[str]:
+    """The transfer syntaxes that can be read with the decoders that are installed, uncompressed ones first."""
+    uids = pydicom().uid
+    found = [uids.ExplicitVRLittleEndian, uids.ImplicitVRLittleEndian, uids.ExplicitVRBigEndian]
+    for syntax in (uids.DeflatedExplicitVRLittleEndian, *uids.AllTransferSyntaxes):
+        with suppress(NotImplementedError):
+            if syntax not in found and pydicom().pixels.get_decoder(syntax).is_available:
+                found.append(syntax)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class SortedFiles:
     """DICOM files by what they are."""
@@ -369,7 +478,8 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
         others[COPIES] += len(more)
         unlike = [other for other, _ in more if not filecmp.cmp(path, other, shallow=False)]
         if not unlike:
-            series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
+            slices = ((path, each) for each in slices_of(header))
+            series.setdefault(str(header.get("SeriesInstanceUID", "")), []).extend(slices)
         for each in (path, *unlike) if unlike else ():
             conflict = InputError(
                 f"{path} and {unlike[0]} have the same SOP Instance UID and different contents",
@@ -380,14 +490,37 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
     return SortedFiles(series, tuple(unreadable), +others)
 
 
+def checked_header(path: Path) -> Any:
+    """The attributes by which a picture of a PACS is sorted, if it can be translated by what its header says.
+
+    What is synthetic already is refused: a result that comes back into the PACS would be routed again, without end.
+    """
+    header = _sorted_header(path)
+    if header.get("SyntheticData") == "YES":
+        raise ImageUnreadable(f"{path} is synthetic itself", hop="client", hint="route other series alone")
+    slices = slices_of(header)
+    for each in slices:
+        _check(path, each)
+    if len(slices) * int(header.Rows) * int(header.Columns) > MAX_VALUES:
+        why = f"{path} has {len(slices)} frames of {header.Rows} x {header.Columns}, more than {MAX_VALUES} values"
+        raise ImageUnreadable(why, hop="client", hint="cut it into several")
+    return header
+
+
 def _sorted_header(path: Path) -> Any:
     """The attributes by which a file is sorted; of a picture with its identity."""
     if not is_dicom(path):
         what, how = beginning_of(path)
         raise ImageUnreadable(f"{path} does not begin as DICOM files do: it {what}", hop="client", hint=how)
     header = read_header(path, SORTED_BY)
-    if "Rows" in header and not (header.get("SOPClassUID") and header.get("SOPInstanceUID")):
-        why = "has no SOP Instance UID, or no SOP Class UID, so nothing can be derived from it"
+    why, needed = "", ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID")
+    if "Rows" in header and not all(header.get(name) for name in needed):
+        why = "has no UID of its class, its series or its own, so nothing can be derived from it"
+    with _faults(path):
+        frames = int(header.get("NumberOfFrames", None) or 1)
+    if (groups := header.get("PerFrameFunctionalGroupsSequence")) and len(groups) != frames:
+        why = f"has {frames} frames, and functional groups of {len(groups)}"
+    if why:
         raise ImageUnreadable(f"{path} {why}", hop="client", hint="export it again")
     return header
 
@@ -410,7 +543,7 @@ def _class_without_pixels(header: Any) -> str:
 
 def names_of(series: Mapping[str, Members], root: Path | None) -> dict[str, str]:
     """A name for the results of each series, by its UID."""
-    alone = root is None and sum(map(len, series.values())) == 1
+    alone = root is None and len({path for members in series.values() for path, _ in members}) == 1
     names = {}
     for uid, members in series.items():
         common = Path(os.path.commonpath([path.absolute().parent for path, _ in members]))

@@ -10,7 +10,7 @@ import hashlib
 import io
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,12 +24,15 @@ from numpy.typing import NDArray
 from ddib_fed.data.pictures import Pixels
 from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.formats.dicom import (
+    ENHANCED,
     Members,
     Series,
     affine_of,
+    frame_of,
     names_of,
     pydicom,
     quiet,
+    read_header,
     read_series,
     readable,
     sort_files,
@@ -84,26 +87,54 @@ _CLASSES: Final[dict[str, _Class]] = {
     "CT Image Storage": ("CTImageStorage", {"KVP": "", "AcquisitionNumber": ""}),
 }  # fmt: skip
 _OTHER_CLASS: Final[_Class] = "SecondaryCaptureImageStorage", {"ConversionType": "WSD"}
+# Of an enhanced result, what its class asks for, and in place of the source's functional groups of acquisition
+# (PS3.3 C.8.13.2, C.8.15.2, C.8.22.5); of MR also what its contrast is called.
+_ENHANCED: Final = {
+    "PixelPresentation": "MONOCHROME", "VolumetricProperties": "VOLUME", "VolumeBasedCalculationTechnique": "NONE",
+}  # fmt: skip
+_ENHANCED_MR: Final = {"ComplexImageComponent": "MAGNITUDE", "AcquisitionContrast": "UNKNOWN"}
+_KEPT_OF_FRAMES: Final = (
+    "FrameContentSequence", "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence",
+    "FrameAnatomySequence", "TemporalPositionSequence", "PatientOrientationInFrameSequence",
+    "IrradiationEventIdentificationSequence",
+)  # fmt: skip
+"""Functional groups that are true of a result: where, when and of what a frame is."""
 _EQUIPMENT: Final = (
     "Manufacturer", "InstitutionName", "StationName", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions",
 )  # fmt: skip
 
 
 def derived_series(series: Series, stack: Pixels, translated: StudyResults) -> list[bytes]:
-    now = datetime.now().astimezone()
-    parts = [r.latent_sha256 + r.target_model_sha256 for r in translated.records if r is not None]
-    recipe = hashlib.sha256(" ".join([translated.target, *parts]).encode()).hexdigest()
+    """The files of the result: enhanced where the source's are and the result is grey, else one a slice.
+
+    UIDs follow from those of the source, the request and both models, so that a repeat replaces what it repeats.
+    """
+    now, first = datetime.now().astimezone(), translated.first
+    models = first.source_model_sha256, first.target_model_sha256, first.calibration_sha256
+    parts = translated.source, translated.target, str(first.asked_sha256), *models
+    recipe = hashlib.sha256(" ".join(parts).encode()).hexdigest()
     hounsfield = series.modality == "CT" and not series.without_units
     hounsfield = hounsfield and translated.low is not None and translated.low <= -500
-    made = []
+    made, enhanced = [], dict[Path, list[tuple[int, Pixels]]]()
+
+    def begun(source: Any, pixels: Pixels) -> Any:
+        dataset = _kept(source, colours=pixels.shape[3] == 3)
+        _identify(dataset, source, recipe, now, translated)
+        _attribute(dataset, source, translated, now)
+        _set_pixels(dataset, pixels, translated, hounsfield=hounsfield)
+        return dataset
+
     with quiet():
-        for source, pixels in zip(series.headers, stack, strict=True):
-            dataset = _kept(source, colours=pixels.shape[2] == 3)
-            _identify(dataset, source, recipe, now, translated)
-            _attribute(dataset, source, translated, now)
-            _set_pixels(dataset, pixels, translated, hounsfield=hounsfield)
-            made.append(_file(dataset))
-    return made
+        for path, source, pixels in zip(series.paths, series.headers, stack, strict=True):
+            if source.SOPClassUID in ENHANCED and pixels.shape[2] == 1:
+                enhanced.setdefault(path, []).append((frame_of(source), pixels))
+                continue
+            made.append(begun(source, pixels[None]))
+        for path, frames in enhanced.items():
+            numbers, planes = zip(*sorted(frames, key=lambda each: each[0]), strict=True)
+            whole = read_header(path)
+            made.append(_set_frames(begun(whole, np.stack(planes)), whole, numbers))
+        return [_file(each) for each in made]
 
 
 def _file(dataset: Any) -> bytes:
@@ -126,9 +157,14 @@ def _kept(source: Any, *, colours: bool) -> Any:
             kept.add(deepcopy(element))
     kept.remove_private_tags()
     uids = pydicom().uid
-    name = uids.UID(source.SOPClassUID).name
-    kind, asked = _CLASSES.get("" if colours else name, _OTHER_CLASS)
+    uid = uids.UID(source.SOPClassUID)
+    kind, asked = _CLASSES.get("" if colours else uid.name, _OTHER_CLASS)
     kept.SOPClassUID = getattr(uids, kind)
+    if uid in ENHANCED and not colours:
+        asked = _ENHANCED | {"ContentQualification": "RESEARCH", "PresentationLUTShape": "IDENTITY"}
+        kept.AcquisitionContextSequence = []
+        asked |= _ENHANCED_MR if ENHANCED[uid] == "MR" else {}
+        kept.SOPClassUID, kept.NumberOfFrames = uid, 1
     for keyword, value in asked.items():
         if keyword not in kept:
             setattr(kept, keyword, value)
@@ -138,13 +174,16 @@ def _kept(source: Any, *, colours: bool) -> Any:
 def _identify(dataset: Any, source: Any, recipe: str, now: datetime, translated: StudyResults) -> None:
     """New UIDs, times, and the marks of a synthetic, derived picture."""
     for name in ("SOPInstanceUID", "SeriesInstanceUID"):
-        number = uuid.uuid5(_SPACE, f"{source[name].value} {recipe}").int
+        frame = source.get("ReferencedFrameNumber", "") if name == "SOPInstanceUID" else ""
+        number = uuid.uuid5(_SPACE, f"{source[name].value} {frame} {recipe}").int
         setattr(dataset, name, f"2.25.{number}")
     dataset.SeriesNumber = SERIES_OFFSET + int(source.get("SeriesNumber", None) or 0)
     dataset.SeriesDescription = f"SYNTHETIC {translated.target}"[:64]
     third = [str(value) for value in source.get("ImageType", ())][2:3]  # of MR it names the contrast
     plane = third if third in [["AXIAL"], ["LOCALIZER"]] else ["OTHER"]
     dataset.ImageType = ["DERIVED", "SECONDARY", *plane, "SYNTHETIC"]
+    if "NumberOfFrames" in dataset:  # its terms are others (PS3.3 C.8.16.1)
+        dataset.ImageType = ["DERIVED", "PRIMARY", "VOLUME", "SYNTHETIC"]
     dataset.SyntheticData = "YES"
     dataset.InstanceCreationDate = dataset.ContentDate = dataset.SeriesDate = now.strftime("%Y%m%d")
     dataset.InstanceCreationTime = dataset.ContentTime = dataset.SeriesTime = now.strftime("%H%M%S")
@@ -152,50 +191,117 @@ def _identify(dataset: Any, source: Any, recipe: str, now: datetime, translated:
 
 def _attribute(dataset: Any, source: Any, translated: StudyResults, now: datetime) -> None:
     """From which picture, by what, and how it was derived."""
-    package = pydicom()
-    first = translated.first
+    package, first = pydicom(), translated.first
+    models = f"models SHA-256 {first.source_model_sha256} and {first.target_model_sha256}"
     dataset.DerivationDescription = (
         f"Synthetic picture: translated from {translated.source} to {translated.target} by a Dual Diffusion Implicit "
-        f"Bridge ({MAKER} {__version__}); models SHA-256 {first.source_model_sha256[:16]} and "
-        f"{first.target_model_sha256[:16]}; not for diagnosis"
+        f"Bridge ({MAKER} {__version__}); {models}; not for diagnosis"
     )[:1024]
-    reference, acquired, made = (package.Dataset() for _ in range(3))
-    reference.ReferencedSOPClassUID = source.SOPClassUID
-    reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    acquired, made = package.Dataset(), package.Dataset()
     for name in _EQUIPMENT:
         if name in source and source[name].value not in {None, ""}:
             acquired.add(deepcopy(source[name]))
     acquired.setdefault("Manufacturer", "UNKNOWN")  # a value is required
     for each in (made, dataset):
         each.Manufacturer, each.ManufacturerModelName = MAKER, "Dual Diffusion Implicit Bridge"
-        each.SoftwareVersions = __version__
+        each.SoftwareVersions, each.DeviceSerialNumber = __version__, first.target_model_sha256 or "0"
     made.ContributionDateTime = now.strftime("%Y%m%d%H%M%S%z")
-    made.ContributionDescription = f"Translated from {translated.source} to {translated.target}"[:1024]
-    for each, value, meaning in (
-        (reference, "121322", "Source image for image processing operation"),
-        (acquired, "109101", "Acquisition Equipment"),
-        (made, "109103", "Modifying Equipment"),
-    ):
-        code = package.Dataset()
-        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
-        each.PurposeOfReferenceCodeSequence = [code]
-    dataset.SourceImageSequence = [reference]
+    how = f"Translated from {translated.source} to {translated.target}; {models}"
+    made.ContributionDescription = how[:1024]
+    acquired.PurposeOfReferenceCodeSequence = _coded("109101", "Acquisition Equipment")
+    made.PurposeOfReferenceCodeSequence = _coded("109103", "Modifying Equipment")
+    dataset.DerivationCodeSequence = _coded("DDIB", "Synthesis by a diffusion bridge", "99DDIBFED")
+    dataset.SourceImageSequence = [_reference(source)]
     earlier = list(source.get("ContributingEquipmentSequence") or ())
     dataset.ContributingEquipmentSequence = [*deepcopy(earlier), acquired, made]
 
 
+def _coded(value: str, meaning: str, scheme: str = "DCM") -> list[Any]:
+    code = pydicom().Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning
+    return [code]
+
+
+def _sop(source: Any) -> Any:
+    made = pydicom().Dataset()
+    made.ReferencedSOPClassUID, made.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
+    return made
+
+
+def _reference(source: Any, frame: int | None = None) -> Any:
+    """The source image, or a frame of it, as what a result was processed from."""
+    made = _sop(source)
+    if frame := frame or source.get("ReferencedFrameNumber"):
+        made.ReferencedFrameNumber = int(frame)
+    made.PurposeOfReferenceCodeSequence = _coded("121322", "Source image for image processing operation")
+    return made
+
+
+def _set_frames(dataset: Any, source: Any, frames: Sequence[int]) -> Any:
+    """The functional groups of an enhanced result (PS3.3 C.7.6.16): the source's places, and our values."""
+    package = pydicom()
+    dataset.NumberOfFrames = len(frames)
+    shared = package.Dataset()
+    for groups in source.get("SharedFunctionalGroupsSequence", ()):
+        shared.update({e.tag: deepcopy(e) for e in groups if e.keyword in _KEPT_OF_FRAMES})
+    look, values, window = (package.Dataset() for _ in range(3))
+    look.FrameType = dataset.ImageType
+    for keyword in (*_ENHANCED, *_ENHANCED_MR):
+        if keyword in dataset:
+            setattr(look, keyword, dataset[keyword].value)
+    kind = {"CT": "CTImageFrameTypeSequence", "MR": "MRImageFrameTypeSequence", "PT": "PETFrameTypeSequence"}
+    setattr(shared, kind[ENHANCED[dataset.SOPClassUID]], [look])
+    values.RescaleSlope, values.RescaleIntercept, values.RescaleType = 1, 0, "US"
+    for item, keywords in (
+        (values, ("RescaleSlope", "RescaleIntercept", "RescaleType")),
+        (window, ("WindowCenter", "WindowWidth")),
+    ):
+        for keyword in keywords:
+            if keyword in dataset:
+                setattr(item, keyword, dataset[keyword].value)
+                delattr(dataset, keyword)
+    shared.PixelValueTransformationSequence, shared.FrameVOILUTSequence = [values], [window]
+    series, study = package.Dataset(), package.Dataset()
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = source.SeriesInstanceUID, [_sop(source)]
+    study.StudyInstanceUID, study.ReferencedSeriesSequence = source.StudyInstanceUID, [series]
+    dataset.SourceImageEvidenceSequence = [study]
+    dataset.SharedFunctionalGroupsSequence = [shared]
+    # A dimension may point to a group of the acquisition, which is not kept.
+    kept = [package.tag.Tag(keyword) for keyword in _KEPT_OF_FRAMES]
+    indices = source.get("DimensionIndexSequence", ())
+    places = [at for at, index in enumerate(indices) if index.get("FunctionalGroupPointer") in kept]
+    dataset.DimensionOrganizationSequence = deepcopy(source.get("DimensionOrganizationSequence", []))
+    dataset.DimensionIndexSequence = [deepcopy(indices[at]) for at in places]
+    own = []
+    for number in frames:
+        groups = source.PerFrameFunctionalGroupsSequence[number]
+        frame = package.Dataset()
+        frame.update({e.tag: deepcopy(e) for e in groups if e.keyword in _KEPT_OF_FRAMES})
+        for content in frame.get("FrameContentSequence", ()):
+            if found := content.get("DimensionIndexValues"):
+                found = [found] if isinstance(found, int) else found
+                content.DimensionIndexValues = [found[at] for at in places if at < len(found)]
+        derivation = package.Dataset()
+        derivation.DerivationCodeSequence = dataset.DerivationCodeSequence
+        derivation.SourceImageSequence = [_reference(source, number + 1)]
+        frame.DerivationImageSequence = [derivation]
+        own.append(frame)
+    dataset.PerFrameFunctionalGroupsSequence = own
+    return dataset
+
+
 def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, hounsfield: bool) -> None:
-    """The pixels and what describes them: 16 bits for grey, 8 for colours."""
+    """The pixels (N, H, W, C) of all frames and what describes them: 16 bits for grey, 8 for colours."""
     number = pydicom().valuerep.DSfloat
-    colours = pixels.shape[2] == 3
+    colours = pixels.shape[3] == 3
     if colours:
         if pixels.dtype == np.uint16:
             pixels = (pixels >> 8).astype(np.uint8)
         dataset.PlanarConfiguration = 0
     bits = 8 if colours else 16
-    dataset.SamplesPerPixel = pixels.shape[2]
+    dataset.SamplesPerPixel = pixels.shape[3]
     dataset.PhotometricInterpretation = "RGB" if colours else "MONOCHROME2"
-    dataset.Rows, dataset.Columns = pixels.shape[:2]
+    dataset.Rows, dataset.Columns = pixels.shape[1:3]
     dataset.BitsAllocated = dataset.BitsStored = bits
     dataset.HighBit, dataset.PixelRepresentation = bits - 1, 0
     raw = np.ascontiguousarray(pixels, dtype=np.dtype("u1") if colours else np.dtype("<u2")).tobytes()
@@ -204,7 +310,7 @@ def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, houns
     if colours:
         return
     slope, low, high = translated.slope, translated.low, translated.high
-    if not translated.plain or dataset.SOPClassUID == pydicom().uid.CTImageStorage:
+    if not translated.plain or dataset.SOPClassUID in {pydicom().uid.CTImageStorage, *ENHANCED}:
         dataset.RescaleSlope = number(slope, auto_format=True)
         dataset.RescaleIntercept = number(translated.intercept, auto_format=True)
         dataset.RescaleType = "HU" if hounsfield else "US"
@@ -274,7 +380,7 @@ def find_dicom(
                 given,
                 name,
                 (name,),
-                tuple(path for path, _ in good),
+                tuple(dict.fromkeys(path for path, _ in good)),
                 options.settings("intensity"),
                 label=f"{given}: {name}" if len(found.series) > 1 else "",
                 series_sha256=uid_sha256(uid),

@@ -180,6 +180,7 @@ def test_the_list_of_commands_says_what_their_help_says() -> None:
 
 WITHOUT_JSON = {
     "ddib demo": "a show for people; what it runs can be run alone",
+    "ddib dicom receive": "runs until it is stopped; says in its log what becomes of each series",
     "ddib web": "serves until it is stopped; prints its address",
     "check": "of a node: says each step; its exit code answers scripts",
     "serve": "runs until it is stopped; [log] format has JSON",

@@ -1,0 +1,107 @@
+"""`ddib dicom receive`: series that a PACS sends become translated series that it gets back."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.options import group, option
+from ddib_fed.cli.translate import header_of
+from ddib_fed.client.client import split_target
+from ddib_fed.client.exchange import delivery, into_folder, own_entity
+from ddib_fed.client.folder_run import RunOptions, RunProgress
+from ddib_fed.client.profile import Profile
+from ddib_fed.errors import UsageError
+
+
+@group()
+def dicom() -> None:
+    """Receive studies from a PACS and hand their translations back (docs/routing.md)."""
+
+
+@dicom.command(
+    epilog="\b\nExamples:\n"
+    "  ddib dicom receive --from PACS@10.0.0.7 --to south.example/brain-t2 --send PACS@10.0.0.7:4242\n"
+    "  ddib dicom receive --from CT1@10.0.0.9 --from CT2@10.0.0.10 --to south.example/mr --stow https://pacs/dicom-web"
+)
+@option("--aet AE", "AE title of this receiver; default: [dicom] aet of the profile, which is DDIB.", str)
+@option(
+    "--port PORT",
+    "Port that it listens at; default: [dicom] port of the profile, 11112.",
+    click.IntRange(1, 65535),
+)
+@option("callers --from AE@HOST", "Who may send; may be repeated.", str, multiple=True, required=True)
+@option("target --to INSTITUTION/DOMAIN", "Target, as listed by `ddib domains`.", str, required=True)
+@options.SEND
+@options.STOW
+@option("--out DIR", "Write derived series below DIR, a folder for each.")
+@options.with_options(options.SOLVING)
+@options.NO_CALIBRATION
+@options.INTENSITY
+@options.PROFILE
+def receive(
+    aet: str | None,
+    port: int | None,
+    callers: tuple[str, ...],
+    target: str,
+    send: str | None,
+    stow: str | None,
+    out: Path | None,
+    intensity: str,
+    profile_path: Path | None,
+    **given: Any,
+) -> None:
+    """Receive DICOM series (C-STORE), translate each once, and hand the derived series on, until SIGTERM.
+
+    A series is translated when nothing of it came for 5 s, or its association was released. An instance is on the disk
+    before its C-STORE succeeds; after a kill the same command goes on where it was, and results that are sent again
+    have the same UIDs. What cannot be translated is refused, with the reason in the log, which names a series by a key
+    and holds no patient data. TLS, the spool and its bounds are in the table [dicom] of the profile.
+    """
+    from ddib_fed.client.results import locked
+    from ddib_fed.client.routing import Router, log
+    from ddib_fed.formats.dicom_network import DicomPeer, Receiver
+    from ddib_fed.node.command import set_up_logging
+
+    profile = Profile.load(profile_path)
+    settings = profile.dicom
+    own = own_entity(profile, aet)
+    split_target(target)
+    if (out is None) == (send is None and stow is None):
+        raise UsageError("where do derived series go?", hint="one of --send, --stow and --out")
+    deliver = into_folder(out) if out is not None else delivery(profile, send, stow, aet)
+    assert deliver is not None
+    known = [DicomPeer.parse(each, calls=True) for each in callers]
+    asked = {
+        **dict.fromkeys(("source_class", "target_class"), ""),
+        **dict.fromkeys(("cycle", "keep_latent"), False),
+    }
+    asked |= {"guidance": None, "classifier_scale": None, **given}
+    run = RunOptions(profile, header_of(target, asked), Path(), RunProgress())
+    spool = profile.beside(settings.spool)
+    set_up_logging("info", "text")
+    with locked(spool, "set another [dicom] spool in client.toml"):
+        busy: dict[int, float] = {}
+        reading = {"intensity": intensity, "slices": "auto", "tile": "auto"}
+        router = Router(spool, run, reading, settings, deliver, busy)
+        receiver = Receiver(
+            own, port or settings.port, spool / ".arriving", known, router.keep, router.ended, log.warning,
+            settings.most_associations, busy,
+        )  # fmt: skip
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        receiver.start()
+        secure = " over TLS" if own.tls is not None else ""
+        log.info("receiving as %s at port %d%s, for %s", own.aet, receiver.port, secure, target)
+        threading.Thread(
+            target=router.run, daemon=True
+        ).start()  # what it is at is done again by the next process
+        stop.wait()
+        receiver.stop()
+        log.info("stopped")

@@ -1,0 +1,339 @@
+"""Series that arrive over DICOM: kept on the disk, translated once, and handed on once.
+
+SPOOL/KEY/in/*.dcm      instances, each on the disk before its C-STORE is answered; KEY is a digest of the series' UIDs
+SPOOL/KEY/out/...       results, as `ddib translate` writes them
+SPOOL/KEY/state.json    what has become of the series
+SPOOL/.arriving/        instances that are not complete yet
+
+A series is complete when nothing came for a while. What comes later joins it: it is translated again as a whole, under
+the UIDs of before. A kill loses nothing, because every state is on the disk before it is acted on, and computes nothing
+twice, because the run in `out` resumes. The log names a series by its key: no value of a header is in it.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ddib_fed.client.exchange import Deliver
+from ddib_fed.client.folder_run import RunOptions, RunProgress, open_run
+from ddib_fed.client.profile import DicomSettings
+from ddib_fed.errors import (
+    AlreadyExists,
+    ConfigError,
+    ContractMismatch,
+    DdibError,
+    FilesLeftOut,
+    ImageUnreadable,
+    InputError,
+    JobFailed,
+    LatentNotGaussian,
+    UsageError,
+)
+from ddib_fed.files import make_private_folders, private_folder, sync_folder, write_file
+from ddib_fed.formats.dicom import checked_header
+
+if TYPE_CHECKING:
+    from ddib_fed.formats.study import Origin, Study
+
+log = logging.getLogger(__name__)
+
+RELEASED_S: Final = 1.0
+"""A series is complete so soon after its association was released: some senders take one for each instance."""
+TICK_S: Final = 0.2
+FIRST_RETRY_S: Final = 5.0
+LAST_RETRY_S: Final = 600.0
+STALLED_S: Final = 120.0
+"""A series waits no longer for an instance of its sender that stopped in the middle."""
+ABANDONED_S: Final = 600.0
+RESERVE: Final = 64 << 20
+"""Bytes of the disk that stay free beside what results may take."""
+_FOR_GOOD: Final = (InputError, JobFailed, FilesLeftOut, LatentNotGaussian, ContractMismatch, AlreadyExists)
+"""Errors that the series itself has; what else goes wrong is tried again until the series expires."""
+_QUOTED: Final = re.compile(r"(cannot be read as DICOM: \w+): .*")
+"""What pydicom says of a value has the value in it."""
+
+
+class Step(StrEnum):
+    ARRIVING = "arriving"
+    COMPLETE = "complete"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What `state.json` says.
+
+    Attributes:
+        changed: When its step was entered, seconds of the epoch.
+        new: Whether its instances differ from those that `out` was made of.
+        sent: How many files the other side has.
+    """
+
+    step: Step = Step.ARRIVING
+    changed: float = 0.0
+    new: bool = True
+    sent: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Routed:
+    """A series in the spool."""
+
+    folder: Path
+    state: State
+    due: float = 0.0
+    """When it is complete, or tried again; of the monotonic clock."""
+    tries: int = 0
+    size: int = 0
+    count: int = 0
+    associations: set[int] = field(default_factory=set)
+
+    @property
+    def key(self) -> str:
+        return self.folder.name[:8]
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state.step in {Step.DONE, Step.FAILED}
+
+    def put(self, **changes: object) -> None:
+        """Enter a state, on the disk."""
+        state = replace(self.state, changed=time.time(), **changes)  # type: ignore[arg-type]
+        write_file(self.folder / "state.json", json.dumps(asdict(state)).encode(), private=True)
+        self.state = state
+
+    @classmethod
+    def read(cls, folder: Path) -> Routed | None:
+        """The series in a folder; None where it was killed before its first instance, or in being removed."""
+        try:
+            found = json.loads((folder / "state.json").read_text())
+            state = State(**{**found, "step": Step(found["step"])})
+        except (OSError, ValueError, TypeError, KeyError):
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        return cls(folder, state, size=_size(folder), count=len([*(folder / "in").iterdir()]))
+
+
+def _size(folder: Path) -> int:
+    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+
+
+class _Progress(RunProgress):
+    """Logs what a person would have to know before pixels leave: burnt-in text, missing slices."""
+
+    def study(self, number: int, origin: Origin, study: Study | None) -> None:
+        del number
+        for line in study.warnings if study is not None else ():
+            log.warning("series %s: %s", origin.given.parent.name[:8], line.replace(f"{origin.given}: ", ""))
+
+
+class Router:
+    """The series of a spool. `keep` and `ended` are for a `Receiver`, and `run` is the rest of the daemon."""
+
+    def __init__(
+        self,
+        spool: Path,
+        options: RunOptions,
+        reading: dict[str, str],
+        settings: DicomSettings,
+        deliver: Deliver,
+        busy: dict[int, float],
+    ) -> None:
+        self.spool, self.settings = private_folder(spool), settings
+        self.options, self.reading = options, reading
+        self.deliver, self.busy = deliver, busy
+        self._lock = threading.RLock()
+        now = time.monotonic()
+        folders = [each for each in sorted(spool.iterdir()) if each.name[0] != "."]
+        self.series = {each.folder.name: each for each in map(Routed.read, folders) if each is not None}
+        for each in self.series.values():
+            each.due = now + (settings.quiet_s if each.state.step is Step.ARRIVING else 0.0)
+        if self.series:
+            log.info("%d series are in the spool", len(self.series))
+
+    def keep(self, path: Path, association: int, who: str) -> int:
+        """Bring an instance to the disk, and return the status of its C-STORE (PS3.4 B.2.3)."""
+        try:
+            header = checked_header(path)
+            uids = [str(header.get(f"{of}InstanceUID", "")) for of in ("Study", "Series", "SOP")]
+            if not all(uids):
+                raise ImageUnreadable("it has no UID of its study, its series or its own")
+        except DdibError as error:
+            log.warning("%s: an instance is refused: %s", who, _told(error).replace(str(path), "it"))
+            return 0xC000 if isinstance(error, ImageUnreadable) else 0xA900
+        key = hashlib.sha256("\n".join(uids[:2]).encode()).hexdigest()[:32]
+        name = hashlib.sha256(uids[2].encode()).hexdigest()[:32] + ".dcm"
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        with self._lock:
+            found = self.series.get(key)
+            place = self.spool / key / "in" / name
+            known = place.exists() and filecmp.cmp(path, place, shallow=False)
+            if not known and (why := self._no_room(path.stat().st_size, found)):
+                log.error("%s: an instance is refused: %s", who, why)
+                return 0xA700
+            if found is None:
+                make_private_folders(place.parent)
+                found = self.series[key] = Routed(self.spool / key, State())
+                log.info("series %s: begins to arrive from %s", found.key, who)
+            state, begun = found.state, found.state.step is Step.ARRIVING and found.state.changed
+            # Known already, and of a series that has ended: what is there is handed on again.
+            if found.has_ended or (not known and not (begun and state.new)):
+                found.put(step=Step.ARRIVING, new=state.new or not known, sent=0)
+            if not known:
+                found.size, found.count = found.size + path.stat().st_size, found.count + (not place.exists())
+                path.replace(place)
+                sync_folder(place.parent)
+            if found.state.step is Step.ARRIVING:
+                found.due, found.tries = time.monotonic() + self.settings.quiet_s, 0
+                found.associations.add(association)
+        return 0
+
+    def ended(self, association: int, released: bool) -> None:
+        """An association has ended; the series that it brought may be complete."""
+        with self._lock:
+            for each in self.series.values():
+                if association in each.associations:
+                    each.associations.discard(association)
+                    if released and each.state.step is Step.ARRIVING:
+                        each.due = min(each.due, time.monotonic() + RELEASED_S)
+
+    def _no_room(self, size: int, series: Routed | None) -> str:
+        """Why another instance cannot be kept; empty if it can. What has ended makes room, the oldest first."""
+        most = int(self.settings.most_gib * (1 << 30))
+        if series is not None and series.count >= self.settings.most_instances:
+            return f"its series has {self.settings.most_instances:,} instances already"
+        while True:
+            used = sum(each.size for each in self.series.values())
+            open_bytes = sum(each.size for each in self.series.values() if not each.has_ended)
+            free = shutil.disk_usage(self.spool).free
+            if used + size <= most and free >= size + open_bytes + RESERVE:
+                return ""
+            ended = [each for each in self.series.values() if each.has_ended and each is not series]
+            if not ended:
+                return f"the spool holds {used >> 20:,} MiB, and {free >> 20:,} MiB of the disk are free"
+            self._remove(min(ended, key=lambda each: (each.state.step is Step.FAILED, each.state.changed)))
+
+    def _remove(self, series: Routed) -> None:
+        shutil.rmtree(series.folder, ignore_errors=True)
+        self.series.pop(series.folder.name, None)
+
+    def run(self) -> None:
+        """Complete, translate and hand on series, as long as the process lives."""
+        while True:
+            time.sleep(TICK_S)
+            try:
+                self.step()
+            except OSError as error:
+                log.error("the spool cannot be written: %s", error.strerror)  # noqa: TRY400 - a full disk, not a bug
+                time.sleep(FIRST_RETRY_S)
+
+    def step(self) -> None:
+        """Do what is due."""
+        self._expire()
+        for series in self._due():
+            self._work(series)
+
+    def _due(self) -> list[Routed]:
+        """Series to work on, in the order in which they were completed."""
+        now = time.monotonic()
+        with self._lock:
+            for each in self.series.values():
+                last = max((self.busy.get(by, 0.0) for by in each.associations), default=0.0)
+                waits = each.due > now or now - last < STALLED_S
+                if each.state.step is Step.ARRIVING and each.state.changed and not waits:
+                    each.put(step=Step.COMPLETE)
+                    each.associations.clear()
+                    log.info("series %s: complete, %d instances", each.key, each.count)
+            ready = [e for e in self.series.values() if e.state.step is Step.COMPLETE and e.due <= now]
+        return sorted(ready, key=lambda each: each.state.changed)
+
+    def _expire(self) -> None:
+        oldest = time.time() - self.settings.expire_h * 3600
+        with self._lock:
+            for each in [each for each in self.series.values() if 0.0 < each.state.changed < oldest]:
+                if not each.has_ended:
+                    log.error("series %s: expired, and was not handed on", each.key)
+                self._remove(each)
+                each.state = replace(each.state, step=Step.FAILED)
+        for left in (self.spool / ".arriving").glob("*"):  # of an association that broke off
+            with suppress(FileNotFoundError):
+                if left.stat().st_mtime < time.time() - ABANDONED_S:
+                    left.unlink()
+
+    def _work(self, series: Routed) -> None:
+        with self._lock:
+            if series.state.step is not Step.COMPLETE:
+                return  # more has come, or it has expired
+            if series.state.new:
+                shutil.rmtree(series.folder / "out", ignore_errors=True)
+                series.put(new=False)
+            begun = series.state
+        try:
+            files = self._translate(series)
+            series.size = _size(series.folder)
+
+            def sent(path: Path) -> None:
+                nonlocal begun
+                with self._lock:
+                    if series.state is begun:
+                        series.put(sent=files.index(path) + 1)
+                        begun = series.state
+
+            self.deliver(files[begun.sent :], sent)
+        except Exception as error:  # noqa: BLE001 - one series must not stop the others
+            with self._lock:
+                if series.state is begun:
+                    self._failed(series, error)
+            return
+        with self._lock:
+            if series.state is begun:
+                series.put(step=Step.DONE)
+                log.info("series %s: %d instances handed on", series.key, len(files))
+
+    def _translate(self, series: Routed) -> list[Path]:
+        """The files of the result, which may be those of an earlier try."""
+        since = time.monotonic()
+        own = replace(self.options, out=series.folder / "out", progress=_Progress())
+        say = partial(log.info, "series %s: %s", series.key)
+        run = open_run([series.folder / "in"], self.reading, own, say)
+        run.read()
+        run.translate()
+        run.conclude()
+        files = sorted(path for written in run.written for path in written.files if path.suffix == ".dcm")
+        took = time.monotonic() - since
+        log.info("series %s: translated in %.1f s, %d files", series.key, took, len(files))
+        return files
+
+    def _failed(self, series: Routed, error: Exception) -> None:
+        for_good = isinstance(error, _FOR_GOOD) and not isinstance(error, UsageError | ConfigError)
+        why = _told(error) if isinstance(error, DdibError) else type(error).__name__
+        why = why.replace(str(series.folder / "in"), "it")
+        if for_good:
+            log.error("series %s: not translated: %s", series.key, why)
+            series.put(step=Step.FAILED)
+            return
+        wait = min(FIRST_RETRY_S * 2**series.tries, LAST_RETRY_S)
+        series.tries, series.due = series.tries + 1, time.monotonic() + wait
+        log.warning("series %s: %s; again in %.0f s", series.key, why, wait)
+
+
+def _told(error: DdibError) -> str:
+    """What an error says, without values of headers."""
+    text = "; ".join(_QUOTED.sub(r"\1", line).strip() for line in error.detail.splitlines())
+    return f"{text} [{error.reason}]"

@@ -1,0 +1,481 @@
+"""Peers that speak DICOM: who they are, why one does not answer, and what is sent to it, asked of it and received.
+
+The protocols are pynetdicom's and dicomweb-client's. What goes wrong is named by its cause, since a peer's own answer
+("rejected", or a closed connection) reads like a fault of the network.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from ddib_fed.errors import (
+    ConfigError,
+    DdibError,
+    ItemNotFound,
+    PeerUnreachable,
+    RefusedError,
+    UsageError,
+    extra,
+)
+from ddib_fed.files import is_disk_full, make_private_folders, read_private
+from ddib_fed.formats.dicom import pydicom, quiet, readable_syntaxes
+
+CONNECT_S: Final = 10.0
+"""Until a connection, a handshake or an answer to the request for an association."""
+ANSWER_S: Final = 300.0
+"""Until the answer to one message: a PACS may take a while for a large instance."""
+IDLE_S: Final = 60.0
+"""Silence of a sender after which its association is aborted."""
+MOST_AET: Final = 16
+LOG: Final = "its log says why"
+VERIFICATION: Final = "1.2.840.10008.1.1"
+TAKEN: Final = (
+    "CTImageStorage", "EnhancedCTImageStorage", "LegacyConvertedEnhancedCTImageStorage",
+    "MRImageStorage", "EnhancedMRImageStorage", "LegacyConvertedEnhancedMRImageStorage",
+    "PositronEmissionTomographyImageStorage", "EnhancedPETImageStorage", "LegacyConvertedEnhancedPETImageStorage",
+    "ComputedRadiographyImageStorage", "DigitalXRayImageStorageForPresentation",
+    "DigitalMammographyXRayImageStorageForPresentation", "UltrasoundImageStorage", "SecondaryCaptureImageStorage",
+)  # fmt: skip
+"""Storage classes of single pictures, and of enhanced files whose frames are slices."""
+_REJECTIONS: Final = {
+    (1, 3): (
+        "it does not know the AE title {own}",
+        "add {own}, with this machine's address, to the peer's known AEs",
+    ),
+    (1, 7): ("its AE title is not {called}", "the peer's own AE title goes before the @: AE@HOST:PORT"),
+    (1, 1): (
+        "it gave no reason",
+        "the peer's log says why: often the AE title or the address {own} is unknown there",
+    ),
+    (2, 1): ("it gave no reason", "the peer's log says why: often a user name or a certificate is asked for"),
+    (3, 1): ("it is congested", "try again later"),
+    (3, 2): ("it has as many associations as it takes", "try again later, or raise its limit"),
+}
+"""By source and diagnostic of an A-ASSOCIATE-RJ (PS3.8, 9.3.4)."""
+_STATUSES: Final = {
+    0xA7: "out of resources", 0xA9: "the data set does not match its class", 0xC0: "cannot understand",
+    0x01: "refused: not authorised, or the class is not supported",
+}  # fmt: skip
+
+
+class DicomPeer(NamedTuple):
+    """An application entity, as `AE@HOST:PORT`; without a port of one that only calls."""
+
+    aet: str
+    host: str
+    port: int = 0
+
+    @classmethod
+    def parse(cls, text: str, *, calls: bool = False) -> DicomPeer:
+        aet, _, address = text.partition("@")
+        host, _, port = (address, "", "0") if calls else address.rpartition(":")
+        named = 0 < len(aet.strip()) <= MOST_AET and aet.isascii() and aet.isprintable() and "\\" not in aet
+        if not (named and host and port.isdecimal() and (calls or 0 < int(port) < 65536)):
+            form = "AE@HOST" if calls else "AE@HOST:PORT"
+            raise UsageError(
+                f"{text!r} is no {form}", hint=f"{form}, with an AE title of up to 16 characters"
+            )
+        return cls(aet.strip(), host.strip("[]"), int(port))
+
+    def __str__(self) -> str:
+        return f"{self.aet}@{self.host}" + (f":{self.port}" if self.port else "")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnEntity:
+    """This client as others see it: its AE title, and how it proves who it is.
+
+    Attributes:
+        aet: AE title, 1 to 16 characters.
+        tls: Folder of `ca.pem`, `cert.pem` and `key.pem`; with it every DICOM association is over TLS.
+        login: File with USER:PASSWORD, or with a bearer token, for DICOMweb; mode 600.
+    """
+
+    aet: str
+    tls: Path | None = None
+    login: Path | None = None
+
+    def context(self, purpose: ssl.Purpose) -> ssl.SSLContext | None:
+        if self.tls is None:
+            return None
+        read_private(self.tls / "key.pem", hint="the key of cert.pem, in PEM")
+        try:
+            made = ssl.create_default_context(purpose, cafile=str(self.tls / "ca.pem"))
+            made.load_cert_chain(self.tls / "cert.pem", self.tls / "key.pem")
+        except (OSError, ssl.SSLError) as error:
+            why = f"{self.tls} holds no usable ca.pem, cert.pem and key.pem: {error}"
+            raise ConfigError(why, hop="client", hint="[dicom] tls in client.toml; all in PEM") from error
+        made.minimum_version = ssl.TLSVersion.TLSv1_2
+        made.verify_mode = ssl.CERT_REQUIRED
+        return made
+
+
+def pynetdicom() -> Any:
+    with extra("dicom", "pynetdicom", "DICOM over the network needs pynetdicom, which is not installed"):
+        import pynetdicom as package
+        from pynetdicom import _config
+    # Its log has data sets in it, and instances are as large as the disk allows.
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
+    _config.STORE_RECV_CHUNKED_DATASET = True
+    return package
+
+
+def _entity(own: OwnEntity) -> Any:
+    entity = pynetdicom().AE(ae_title=own.aet)
+    entity.acse_timeout = entity.connection_timeout = CONNECT_S
+    entity.dimse_timeout = ANSWER_S
+    entity.network_timeout = IDLE_S
+    entity.maximum_pdu_size = 1 << 17
+    return entity
+
+
+def _without_delay(event: Any) -> None:
+    """Send and acknowledge what is small at once: dcmtk's sockets wait for that, 40 ms with each message."""
+    for name in ("TCP_NODELAY", "TCP_QUICKACK"):  # the second is Linux's, and holds for a while
+        if (sock := event.assoc.dul.socket.socket) is not None and hasattr(socket, name):
+            with suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), 1)
+
+
+@contextmanager
+def associated(own: OwnEntity, peer: DicomPeer, contexts: Sequence[Any]) -> Iterator[Any]:
+    """An association with a peer; of those contexts that it does not accept all may be missing but one."""
+    context = own.context(ssl.Purpose.SERVER_AUTH)
+    entity, association = _entity(own), None
+    with suppress(OSError):  # there is no such host
+        association = entity.associate(
+            peer.host,
+            peer.port,
+            contexts=[*contexts],
+            ae_title=peer.aet,
+            tls_args=None if context is None else (context, peer.host),
+            evt_handlers=[(pynetdicom().evt.EVT_DATA_SENT, _without_delay)],
+        )
+    if association is None:
+        raise _unreachable(own, peer)
+    if not association.is_established:
+        raise _why_not(own, peer, association, contexts)
+    try:
+        yield association
+    finally:
+        if association.is_established:
+            association.release()
+
+
+def _why_not(own: OwnEntity, peer: DicomPeer, association: Any, contexts: Sequence[Any]) -> DdibError:
+    """The error about an association that was not made."""
+    answer = association.acceptor.primitive
+    if association.is_rejected:
+        reason = int(answer.result_source), int(answer.diagnostic)
+        why, how = _REJECTIONS.get(reason, (f"its reason is {answer.reason_str}", LOG))
+        why, how = (text.format(own=own.aet, called=peer.aet) for text in (why, how))
+        return RefusedError(f"{peer} rejected the association: {why}", hop="client", hint=how)
+    if answer is not None and answer.result == 0:
+        asked = ", ".join(sorted({each.abstract_syntax.name for each in contexts}))
+        why = f"{peer} accepted the association and no presentation context of it: {asked}"
+        how = "the peer's configuration says which storage classes and transfer syntaxes it takes"
+        return RefusedError(why, hop="client", hint=how)
+    return _unreachable(own, peer)
+
+
+def _unreachable(own: OwnEntity, peer: DicomPeer) -> DdibError:
+    why, hint = _unanswered(own, peer)
+    return down(f"{peer}: {why}", hint)
+
+
+def down(why: str, hint: str = LOG) -> PeerUnreachable:
+    return PeerUnreachable(why, hop="client", hint=hint)
+
+
+def _unanswered(own: OwnEntity, peer: DicomPeer) -> tuple[str, str]:
+    """Why no association was even answered, by connecting again step by step; and what helps."""
+    at, without = f"{peer.host}:{peer.port}", "does it ask for TLS? else unset [dicom] tls"
+    try:
+        with socket.create_connection((peer.host, peer.port), timeout=CONNECT_S) as plain:
+            if (context := own.context(ssl.Purpose.SERVER_AUTH)) is None:
+                hint = "is it a DICOM port, and does it ask for TLS? then set [dicom] tls in client.toml"
+                return f"{at} accepts connections and does not answer the request for an association", hint
+            with context.wrap_socket(plain, server_hostname=peer.host) as wrapped, suppress(TimeoutError):
+                wrapped.settimeout(1.0)  # in TLS 1.3 the verdict on our certificate comes after the handshake
+                wrapped.recv(1)
+    except socket.gaierror:
+        return f"there is no host {peer.host}", f"getent hosts {peer.host}"
+    except ConnectionRefusedError:
+        return f"nothing listens at {at}", "is the port right, and does the peer run?"
+    except TimeoutError:
+        return f"{at} does not answer within {CONNECT_S:.0f} s", "a firewall, or a wrong address"
+    except ssl.SSLCertVerificationError as error:
+        hint = f"openssl s_client -connect {at} -CAfile {own.tls}/ca.pem   shows it"
+        return f"its certificate is not accepted: {error.verify_message}", hint
+    except ssl.SSLError as error:
+        reason = (error.reason or str(error)).lower().replace("_", " ")
+        if "alert" in reason:
+            return f"it refuses our certificate: {reason}", f"it must know the CA of {own.tls}/cert.pem"
+        return f"no TLS at {at}: {reason}", without
+    except ConnectionResetError:
+        return f"{at} breaks the TLS handshake off", without
+    except OSError as error:
+        return f"{at} cannot be reached: {error.strerror or error}", f"getent hosts {peer.host}"
+    return f"{at} speaks TLS and does not answer the request for an association", LOG
+
+
+def _contexts(kinds: Iterable[str]) -> list[Any]:
+    """Of storage classes, in the two transfer syntaxes that every peer has."""
+    uids = pydicom().uid
+    plain = [uids.ExplicitVRLittleEndian, uids.ImplicitVRLittleEndian]
+    return [pynetdicom().build_context(kind, plain) for kind in dict.fromkeys(kinds)]
+
+
+def echo(own: OwnEntity, peer: DicomPeer) -> str:
+    """C-ECHO, and what of the usual storage classes the peer accepts; what is wrong is raised."""
+    usual = ("MRImageStorage", "CTImageStorage", "SecondaryCaptureImageStorage")
+    uids = {name: getattr(pydicom().uid, name) for name in usual}
+    with associated(own, peer, _contexts([VERIFICATION, *uids.values()])) as association:
+        accepted = {context.abstract_syntax for context in association.accepted_contexts}
+        if VERIFICATION in accepted and association.send_c_echo().get("Status", -1):
+            raise down(f"{peer} does not answer C-ECHO")
+    stores = [name.removesuffix("ImageStorage") for name in usual if uids[name] in accepted]
+    if not stores:
+        why = f"{peer} answers, and accepts no storage: no presentation context of {', '.join(usual)}"
+        raise RefusedError(why, hop="client", hint="its configuration says which storage classes it takes")
+    return f"answers {own.aet}, stores {', '.join(stores)}"
+
+
+def store(own: OwnEntity, peer: DicomPeer, files: Sequence[Path], stored: Callable[[Path], object]) -> None:
+    """C-STORE of each file; `stored` is called when the peer has it. The first that it refuses is raised."""
+    meta = pydicom().filereader.read_file_meta_info
+    with associated(
+        own, peer, _contexts(meta(path).MediaStorageSOPClassUID for path in files)
+    ) as association:
+        for path in files:
+            try:
+                with quiet():
+                    status = association.send_c_store(path).get("Status")
+            except (ValueError, RuntimeError) as error:  # no accepted context, or the association has ended
+                ended = "the association ended"
+                raise down(
+                    f"{peer}: {'it takes no instance of this class' if association.is_established else ended}"
+                ) from error
+            if status is None:
+                raise down(f"{peer} did not answer a C-STORE")
+            if status and status >> 12 != 0xB:  # 0xB...: stored, with a warning
+                why = f"{peer} refused an instance: {_STATUSES.get(status >> 8, 'failure')} (0x{status:04X})"
+                raise RefusedError(why, hop="client", hint=LOG)
+            stored(path)
+
+
+def the_one(studies: Sequence[str], query: Mapping[str, str], where: object) -> str:
+    if len(set(studies)) == 1:
+        return studies[0]
+    asked = "&".join(f"{key}={value}" for key, value in query.items())
+    found = f"{where} has {'several studies' if studies else 'no study'} of {asked}"
+    raise ItemNotFound(found, hop="client", hint="--query 'StudyInstanceUID=...' names one")
+
+
+def parse_query(text: str) -> dict[str, str]:
+    """The attributes of `KEYWORD=VALUE[&KEYWORD=VALUE...]`, of the study level."""
+    found = {}
+    for part in text.split("&"):
+        keyword, mark, value = part.partition("=")
+        if not mark or not value.strip() or pydicom().datadict.tag_for_keyword(keyword) is None:
+            hint = "--query 'StudyInstanceUID=1.2.3', or 'PatientID=123&StudyDate=20260102'"
+            raise UsageError(f"--query: {part!r} is no KEYWORD=VALUE of DICOM", hint=hint)
+        found[keyword] = value.strip()
+    return found
+
+
+def fetch(own: OwnEntity, peer: DicomPeer, port: int, query: Mapping[str, str], folder: Path) -> int:
+    """C-FIND of one study, and C-MOVE of it to this machine, whose AE title the peer must know; how many instances."""
+    uids = pynetdicom().sop_class
+    find, move = (getattr(uids, f"StudyRootQueryRetrieveInformationModel{each}") for each in ("Find", "Move"))
+    asked = pydicom().Dataset()
+    asked.QueryRetrieveLevel, asked.StudyInstanceUID = "STUDY", ""
+    for keyword, value in query.items():
+        setattr(asked, keyword, value)
+    with associated(own, peer, [pynetdicom().build_context(find)]) as finding:
+        answers = finding.send_c_find(asked, find)
+        studies = [str(found.StudyInstanceUID) for status, found in answers if status and found]
+    wanted = pydicom().Dataset()
+    wanted.QueryRetrieveLevel, wanted.StudyInstanceUID = "STUDY", the_one(studies, query, peer)
+    kept: list[Path] = []
+
+    def keep(path: Path, association: int, who: str) -> int:
+        del association, who
+        kept.append(folder / f"{len(kept) + 1:06}.dcm")
+        path.replace(kept[-1])
+        return 0
+
+    receiver = Receiver(own, port, folder / ".arriving", [DicomPeer(peer.aet, peer.host)], keep)
+    receiver.start()
+    try:
+        status, failed = None, 0
+        with associated(own, peer, [pynetdicom().build_context(move)]) as moving:
+            for status, _ in moving.send_c_move(wanted, own.aet, move):
+                failed = int(status.get("NumberOfFailedSuboperations", 0) or 0) if status else failed
+    finally:
+        receiver.stop()
+    code = status.get("Status", -1) if status else -1
+    if code or failed or not kept:
+        why = f"status 0x{code & 0xFFFF:04X}, {failed} not sent; {len(kept)} instances came"
+        why = f"it does not know {own.aet} as a destination" if code == 0xA801 else why
+        hint = (
+            f"the peer must know {own.aet} at this machine's address and port {port} ([dicom] in client.toml)"
+        )
+        raise down(f"{peer} did not send the study to {own.aet}: {why}", hint)
+    return len(kept)
+
+
+def _nobody(association: int, released: bool) -> None:
+    """Nobody asks when an association ends."""
+
+
+@dataclass(slots=True)
+class Receiver:
+    """A Storage SCP, in threads of its own from `start` to `stop`.
+
+    Attributes:
+        own: Its AE title and its TLS.
+        port: TCP port of all addresses.
+        folder: Where an instance lies while it arrives; emptied at the start.
+        callers: Who may call, by AE title and address.
+        keep: Called with the file of an instance, which it moves away, the association's number and who sent it;
+            returns the status of the C-STORE (PS3.4 B.2.3).
+        ended: Called with an association's number, and whether it was released.
+        say: Called with what an operator has to know.
+        most: Associations at once.
+        busy: When something last came of an instance that has not arrived whole, by association; monotonic clock.
+    """
+
+    own: OwnEntity
+    port: int
+    folder: Path
+    callers: Sequence[DicomPeer]
+    keep: Callable[[Path, int, str], int]
+    ended: Callable[[int, bool], object] = _nobody
+    say: Callable[[str], object] = str
+    most: int = 10
+    busy: dict[int, float] = field(default_factory=dict)
+    _server: Any = None
+    _said: set[str] = field(default_factory=set)
+
+    def start(self) -> None:
+        make_private_folders(self.folder)
+        for left in self.folder.iterdir():
+            left.unlink()
+        tempfile.tempdir = str(self.folder)  # of what pynetdicom writes; the file is then renamed, not copied
+        event = pynetdicom().evt
+        entity = _entity(self.own)
+        entity.maximum_associations = self.most
+        syntaxes = readable_syntaxes()
+        entity.add_supported_context(VERIFICATION)
+        for name in TAKEN:
+            entity.add_supported_context(getattr(pydicom().uid, name), syntaxes)
+        handlers = [
+            (event.EVT_CONN_OPEN, _opened),
+            (event.EVT_DATA_SENT, _without_delay),
+            (event.EVT_REQUESTED, self._requested),
+            (event.EVT_REJECTED, self._rejected),
+            (event.EVT_ACCEPTED, self._accepted),
+            (event.EVT_PDU_RECV, self._receiving),
+            (event.EVT_C_ECHO, self._echoed),
+            (event.EVT_C_STORE, self._stored),
+            (event.EVT_RELEASED, self._released),
+            (event.EVT_CONN_CLOSE, self._closed),
+        ]
+        context = self.own.context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            self._server = entity.start_server(
+                ("", self.port), block=False, ssl_context=context, evt_handlers=handlers
+            )
+        except OSError as error:
+            why = f"port {self.port} cannot be listened at: {error.strerror or error}"
+            raise ConfigError(
+                why, hop="client", hint=f"ss -ltnp 'sport = :{self.port}'; or another --port"
+            ) from error
+
+    def stop(self) -> None:
+        tempfile.tempdir = None
+        if self._server is not None:
+            self._server.shutdown()
+
+    def _requested(self, event: Any) -> None:
+        """Reject who is not to call, with the reason that the standard has for it."""
+        association, who = event.assoc, _caller(event)
+        asked, address = association.requestor.primitive, association.requestor.address
+        if asked.called_ae_title.strip() != self.own.aet:
+            why, diagnostic = f"it calls {asked.called_ae_title.strip()}, this is {self.own.aet}", 7
+        elif (aet := asked.calling_ae_title.strip()) not in {each.aet for each in self.callers}:
+            why, diagnostic = "its AE title is not among those of --from", 3
+        elif not any(each.aet == aet and address in _addresses(each.host) for each in self.callers):
+            why, diagnostic = "--from has its AE title with another address", 3
+        else:
+            return
+        self.say(f"{who}: association rejected: {why}")
+        association.acse.send_reject(1, 1, diagnostic)
+        association.kill()  # once the rejection is on its way
+
+    def _rejected(self, event: Any) -> None:
+        self.say(f"{_caller(event)}: association rejected: {self.most} are open already")
+
+    def _accepted(self, event: Any) -> None:
+        refused = sorted({each.abstract_syntax.name for each in event.assoc.rejected_contexts})
+        what = ", ".join(refused[:8]) + (f" and {len(refused) - 8} more" if len(refused) > 8 else "")
+        line = f"{_caller(event)}: not taken, by class or transfer syntax: {what}"
+        if refused and line not in self._said:
+            self._said.add(line)
+            self.say(line)
+
+    def _receiving(self, event: Any) -> None:
+        if type(event.pdu).__name__ == "P_DATA_TF":
+            self.busy[id(event.assoc)] = time.monotonic()
+
+    def _echoed(self, event: Any) -> int:
+        self.busy.pop(id(event.assoc), None)
+        return 0
+
+    def _stored(self, event: Any) -> int:
+        path = event.dataset_path
+        try:
+            return self.keep(path, id(event.assoc), _caller(event))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the sender must not believe that it is stored
+            self.say(f"{_caller(event)}: an instance was not stored: {type(error).__name__}")
+            return 0xA700 if is_disk_full(error) else 0xC000
+        finally:
+            path.unlink(missing_ok=True)
+            self.busy.pop(id(event.assoc), None)
+
+    def _released(self, event: Any) -> None:
+        self.busy.pop(id(event.assoc), None)
+        self.ended(id(event.assoc), True)
+
+    def _closed(self, event: Any) -> None:
+        if id(event.assoc) in self.busy:
+            self.say(f"{_caller(event)}: the association broke off within an instance, which is not stored")
+        self.busy.pop(id(event.assoc), None)
+        self.ended(id(event.assoc), False)
+
+
+def _opened(event: Any) -> None:
+    """Bound the wait for the rest of a message, which pynetdicom does not: the sender may be gone without a word."""
+    event.assoc.dul.socket.socket.settimeout(IDLE_S)
+
+
+def _caller(event: Any) -> str:
+    asked = event.assoc.requestor.primitive
+    aet = asked.calling_ae_title.strip() if asked is not None else "?"
+    return f"{aet}@{event.assoc.requestor.address}"
+
+
+def _addresses(host: str) -> set[str]:
+    with suppress(OSError):
+        return {str(each[4][0]) for each in socket.getaddrinfo(host, None)}
+    return set()

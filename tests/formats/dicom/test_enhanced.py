@@ -1,0 +1,157 @@
+"""Enhanced files, whose frames are slices, and compressed ones: read as plain slices are, and written as they were."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+import pydicom
+import pytest
+
+from ddib_fed.errors import ImageUnreadable
+from ddib_fed.formats import dicom
+from ddib_fed.formats.dicom import affine_of, readable_syntaxes
+from tests.formats.dicom.files import write_enhanced, write_series
+from tests.formats.echoes import DICOM, echo, only, require_pixels_alone
+
+VALUES = np.random.default_rng(0).integers(0, 2000, (5, 12, 10))
+
+
+def datasets(made):
+    return [pydicom.dcmread(io.BytesIO(content)) for content in made.files.values()]
+
+
+def test_frames_are_slices_in_their_order_in_space(tmp_path):
+    """The same pixels and the same place as of the same slices in plain files."""
+    write_enhanced(tmp_path / "mr" / "enhanced.dcm", VALUES)
+    write_series(tmp_path / "plain", VALUES)
+    study, plain = only(tmp_path / "mr", intensity="values"), only(tmp_path / "plain", intensity="values")
+    np.testing.assert_array_equal(study.pixels.numbers[..., 0], VALUES)
+    np.testing.assert_allclose(affine_of(study.series.headers), affine_of(plain.series.headers))
+    assert len(study.origin.inputs) == 1
+    require_pixels_alone(study)
+
+
+def test_each_frame_has_its_own_rescale(tmp_path):
+    """Slope and intercept of a frame's own functional group, and Hounsfield units only where all say so."""
+    rescale = [(float(at + 1), -100.0 * at) for at in range(5)]
+    path = write_enhanced(tmp_path / "ct.dcm", VALUES, header="CT_small.dcm", rescale=rescale)
+    found = only(path, intensity="percentile:0,100@0:65535").pixels
+    expected = np.stack([VALUES[at] * (5 - at) - 100.0 * (4 - at) for at in range(5)])
+    scaled = np.rint((expected - expected.min()) / np.ptp(expected) * 65535)
+    np.testing.assert_allclose(found.numbers[..., 0], scaled, atol=1)
+    with pytest.raises(Exception, match="rescale type US"):
+        only(path, intensity="hu")
+
+
+@pytest.mark.parametrize("header", ["MR_small.dcm", "CT_small.dcm"])
+def test_the_result_of_an_enhanced_file_is_one(header, tmp_path):
+    """Of its class, with its frames in their order and places, each with its source; nothing of the acquisition."""
+    path = write_enhanced(tmp_path / "series" / "enhanced.dcm", VALUES, header=header)
+    study = only(tmp_path / "series", intensity="percentile:0,100@0:65535")
+    (made,) = datasets(study.assemble(echo(study, scale=(1.0, 0.0, 16, 0.0, 65535.0))))
+    source = pydicom.dcmread(path)
+    assert (made.SOPClassUID, made.NumberOfFrames) == (source.SOPClassUID, 5)
+    assert list(made.ImageType) == ["DERIVED", "PRIMARY", "VOLUME", "SYNTHETIC"]
+    order = np.argsort(np.argsort(source.pixel_array.astype(int).reshape(5, -1).sum(1)))
+    np.testing.assert_array_equal(
+        np.argsort(np.argsort(made.pixel_array.astype(int).reshape(5, -1).sum(1))), order
+    )
+    assert "MREchoSequence" not in made.SharedFunctionalGroupsSequence[0]
+    for at, (own, theirs) in enumerate(
+        zip(made.PerFrameFunctionalGroupsSequence, source.PerFrameFunctionalGroupsSequence, strict=True)
+    ):
+        assert own.PlanePositionSequence == theirs.PlanePositionSequence
+        (reference,) = own.DerivationImageSequence[0].SourceImageSequence
+        assert (reference.ReferencedSOPInstanceUID, reference.ReferencedFrameNumber) == (
+            source.SOPInstanceUID,
+            at + 1,
+        )
+        # The first dimension was the echo time.
+        values = own.FrameContentSequence[0].DimensionIndexValues
+        assert values == theirs.FrameContentSequence[0].DimensionIndexValues[1]
+    (index,) = made.DimensionIndexSequence
+    assert index.DimensionIndexPointer == pydicom.tag.Tag("InStackPositionNumber")
+
+
+def test_a_result_in_colours_is_a_plain_series(tmp_path):
+    """There is no enhanced CT in colours; each file then has its frame as its source, and an identity of its own."""
+    write_enhanced(tmp_path / "series" / "enhanced.dcm", VALUES)
+    study = only(tmp_path / "series")
+    made = datasets(study.assemble(echo(study, change=lambda numbers: numbers.repeat(3, axis=-1))))
+    assert {each.PhotometricInterpretation for each in made} == {"RGB"}
+    assert len({each.SOPInstanceUID for each in made}) == 5
+    assert {each.SourceImageSequence[0].ReferencedFrameNumber for each in made} == {1, 2, 3, 4, 5}
+
+
+def test_an_enhanced_file_without_its_groups_is_refused(tmp_path):
+    """Nothing says where its frames are; nor is one with fewer groups than frames read in part."""
+    path = write_enhanced(tmp_path / "enhanced.dcm", VALUES)
+    dataset = pydicom.dcmread(path)
+    del dataset.PerFrameFunctionalGroupsSequence[2]
+    dataset.save_as(path)
+    with pytest.raises(ImageUnreadable, match="5 frames, and functional groups of 4"):
+        only(path)
+    del dataset.PerFrameFunctionalGroupsSequence
+    dataset.save_as(path)
+    with pytest.raises(ImageUnreadable, match="no functional groups"):
+        only(path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MR_small_RLE",
+        "MR_small_jp2klossless",
+        "MR_small_jpeg_ls_lossless",
+        "MR_small_bigendian",
+        "MR_small_implicit",
+    ],
+)
+def test_compressed_pictures_have_the_values_of_plain_ones(name):
+    plain = only(DICOM / "MR_small.dcm", intensity="values").pixels.numbers
+    np.testing.assert_array_equal(only(DICOM / f"{name}.dcm", intensity="values").pixels.numbers, plain)
+
+
+def test_jpeg_lossless_is_read():
+    """The same colours as the file that was made from it, without loss."""
+    study = only(DICOM / "SC_rgb_jpeg_gdcm.dcm")
+    assert study.pixels.numbers.shape == (1, 100, 100, 3)
+    assert {tuple(study.pixels.numbers[0, row, 50]) for row in (5, 15, 25)} == {
+        (255, 0, 0),
+        (255, 128, 128),
+        (0, 255, 0),
+    }
+
+
+def test_what_is_taken_over_the_network_can_be_read():
+    names = {syntax.name.partition(",")[0].partition(" (")[0] for syntax in readable_syntaxes()}
+    assert {"Explicit VR Little Endian", "Deflated Explicit VR Little Endian", "RLE Lossless", "JPEG Lossless",
+            "JPEG-LS Lossless Image Compression", "JPEG 2000 Image Compression"} <= names  # fmt: skip
+
+
+def test_a_deflated_file_is_read_unless_it_becomes_too_large(tmp_path, monkeypatch):
+    (path,) = write_series(tmp_path / "mr", VALUES[:1])
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    dataset.save_as(tmp_path / "deflated.dcm")
+    np.testing.assert_array_equal(
+        only(tmp_path / "deflated.dcm", intensity="values").pixels.numbers[..., 0], VALUES[:1]
+    )
+    monkeypatch.setattr(dicom, "MAX_INFLATED", 1000)
+    with pytest.raises(ImageUnreadable, match="is deflated, and inflates to more than"):
+        only(tmp_path / "deflated.dcm")
+
+
+@pytest.mark.parametrize(
+    ("name", "marker"), [("MR_small_jpeg_ls_lossless", 0xF7), ("SC_rgb_jpeg_gdcm", 0xC3)]
+)
+def test_a_stream_of_another_size_than_its_header_is_not_decoded(name, marker, tmp_path):
+    """Which could ask for gigabytes."""
+    content = bytearray((DICOM / f"{name}.dcm").read_bytes())
+    at = content.index(bytes([0xFF, marker])) + 5
+    content[at : at + 4] = struct.pack(">HH", 60_000, 60_000)
+    (tmp_path / "torn.dcm").write_bytes(content)
+    with pytest.raises(ImageUnreadable, match="holds 60000 x 60000 pixels"):
+        only(tmp_path / "torn.dcm")

@@ -1,0 +1,207 @@
+"""Peers that are set up wrongly, each named by its cause; TLS both ways; and logins of DICOMweb."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from benchmarks.pacs.setups import VERIFICATION, make_certificates, pynetdicom_peer, silent, tls_peer
+from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable, UsageError
+from ddib_fed.formats import dicom_network
+from ddib_fed.formats.dicom_network import DicomPeer, OwnEntity, Receiver, echo, parse_query, store
+from ddib_fed.formats.dicomweb import Web
+from tests.e2e.harness import free_port
+from tests.formats.echoes import DICOM
+
+# Which pynetdicom leaves open where an association is not made.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::{kind}")
+    for kind in ("ResourceWarning", "pytest.PytestUnraisableExceptionWarning")
+]
+CT, MR = pydicom.uid.CTImageStorage, pydicom.uid.MRImageStorage
+FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+
+
+@pytest.fixture(autouse=True)
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dicom_network, "CONNECT_S", 2.0)
+
+
+def cause(call) -> str:
+    with pytest.raises(DdibError) as caught:
+        call()
+    assert caught.value.hint
+    return caught.value.detail
+
+
+def test_a_right_peer_says_what_it_stores():
+    with pynetdicom_peer([VERIFICATION, CT, MR]) as port:
+        assert echo(OwnEntity("DDIB"), DicomPeer("PEER", "127.0.0.1", port)) == "answers DDIB, stores MR, CT"
+
+
+@pytest.mark.parametrize(
+    ("classes", "says"),
+    [
+        ([VERIFICATION], "accepts no storage"),
+        ([FIND], "accepted the association and no presentation context of it: CT"),
+    ],
+)
+def test_a_peer_that_stores_nothing_is_named(classes, says):
+    with pynetdicom_peer(classes) as port:
+        assert says in cause(lambda: echo(OwnEntity("DDIB"), DicomPeer("PEER", "127.0.0.1", port)))
+
+
+def test_rejections_are_named_by_their_reason(tmp_path):
+    """By the receiver's own answers: the calling AE title, and the called one."""
+    port = free_port()
+    receiver = Receiver(
+        OwnEntity("DDIB"), port, tmp_path / "in", [DicomPeer("KNOWN", "127.0.0.1")], lambda *_: 0
+    )
+    receiver.start()
+    try:
+        says = cause(lambda: echo(OwnEntity("STRANGER"), DicomPeer("DDIB", "127.0.0.1", port)))
+        assert "rejected the association: it does not know the AE title STRANGER" in says
+        says = cause(lambda: echo(OwnEntity("KNOWN"), DicomPeer("OTHER", "127.0.0.1", port)))
+        assert "rejected the association: its AE title is not OTHER" in says
+        assert "stores MR, CT" in echo(OwnEntity("KNOWN"), DicomPeer("DDIB", "127.0.0.1", port))
+        with pytest.raises(ConfigError, match=f"port {port} cannot be listened at: Address already in use"):
+            Receiver(OwnEntity("DDIB"), port, tmp_path / "other", [], lambda *_: 0).start()
+    finally:
+        receiver.stop()
+
+
+def test_a_peer_that_is_not_there_is_named():
+    own, port = OwnEntity("DDIB"), free_port()
+    says = cause(lambda: echo(own, DicomPeer("PEER", "127.0.0.1", port)))
+    assert f"nothing listens at 127.0.0.1:{port}" in says
+    says = cause(lambda: echo(own, DicomPeer("PEER", "pacs.invalid", port)))
+    assert "there is no host pacs.invalid" in says
+    with silent() as mute:
+        says = cause(lambda: echo(own, DicomPeer("PEER", "127.0.0.1", mute)))
+        assert "accepts connections and does not answer" in says
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificates(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "host", "says"),
+    [
+        ("ours", "theirs", "localhost", ""),
+        ("ours", "theirs", "127.0.0.1", "certificate is not accepted: IP address mismatch"),
+        ("ours", "unknown", "localhost", "certificate is not accepted: unable to get local issuer"),
+        ("stranger", "theirs", "localhost", "it refuses our certificate"),
+        (None, "theirs", "localhost", "accepts connections and does not answer"),
+        ("ours", None, "localhost", "breaks the TLS handshake off|no TLS at"),
+    ],
+)
+def test_tls_is_of_both_sides(certificates, ours, theirs, host, says):
+    """An association where each accepts the other's certificate; else what is wrong with which."""
+    own = OwnEntity("DDIB", ours and certificates / ours)
+    there = tls_peer(certificates / theirs) if theirs else pynetdicom_peer([VERIFICATION, MR])
+    with there as port:
+        peer = DicomPeer("PEER", host, port)
+        if not says:
+            assert echo(own, peer) == "answers DDIB, stores MR"
+            return
+        found = cause(lambda: echo(own, peer))
+        assert any(each in found for each in says.split("|"))
+
+
+def test_a_folder_of_tls_without_its_files_is_named(tmp_path):
+    (tmp_path / "key.pem").write_text("no key")
+    (tmp_path / "key.pem").chmod(0o600)
+    own = OwnEntity("DDIB", tmp_path)
+    says = cause(lambda: echo(own, DicomPeer("P", "localhost", 1)))
+    assert "holds no usable ca.pem, cert.pem and key.pem" in says
+
+
+def test_an_instance_that_a_peer_does_not_take_is_said_to_be_of_its_class():
+    with pynetdicom_peer([VERIFICATION, CT]) as port:
+        sent: list[Path] = []
+        files = [DICOM / "MR_small.dcm", DICOM / "CT_small.dcm"]
+        peer = DicomPeer("PEER", "127.0.0.1", port)
+        with pytest.raises(PeerUnreachable, match="it takes no instance of this class"):
+            store(OwnEntity("DDIB"), peer, files, sent.append)
+        assert sent == []
+
+
+@pytest.mark.parametrize(
+    "text", ["PACS", "PACS@host", "@host:104", "A-TITLE-TOO-LONG-@host:104", "A@host:70000"]
+)
+def test_an_address_is_checked(text):
+    with pytest.raises(UsageError, match="is no AE@HOST:PORT"):
+        DicomPeer.parse(text)
+
+
+def test_a_query_is_of_keywords():
+    assert parse_query("PatientID=1&StudyDate=20260102") == {"PatientID": "1", "StudyDate": "20260102"}
+    for text in ("Patient=1", "PatientID", "PatientID="):
+        with pytest.raises(UsageError, match="is no KEYWORD=VALUE of DICOM"):
+            parse_query(text)
+
+
+@contextlib.contextmanager
+def web(status: int, body: bytes) -> Iterator[tuple[str, list[str | None]]]:
+    """A server of HTTP whose every answer is this; its address, and the logins that it was shown."""
+    logins: list[str | None] = []
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            logins.append(self.headers.get("Authorization"))
+            self.send_response(status)
+            self.send_header("Content-Type", "application/dicom+json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/dicom-web", logins
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "says"),
+    [
+        (401, b"", "does not accept the login (401)"),
+        (404, b"", "is no DICOMweb service (404)"),
+        (500, b"", "answered 500"),
+        (200, b"<html>", "does not answer as DICOMweb does"),
+    ],
+)
+def test_a_service_that_is_no_dicomweb_is_named(status, body, says):
+    with web(status, body) as (url, _):
+        assert says in cause(Web(OwnEntity("DDIB"), url).ask)
+
+
+@pytest.mark.parametrize(
+    ("login", "shown"), [("ward:secret", "Basic d2FyZDpzZWNyZXQ="), ("a-token", "Bearer a-token")]
+)
+def test_a_login_is_a_password_or_a_token_and_private(tmp_path, login, shown):
+    """It is never shown to a host in plain text, nor read from a file that others can read."""
+    file = tmp_path / "login"
+    file.write_text(login)
+    file.chmod(0o644)
+    own = OwnEntity("DDIB", login=file)
+    with web(200, json.dumps([]).encode()) as (url, logins):
+        cause(lambda: Web(own, url))
+        file.chmod(0o600)
+        assert Web(own, url).ask() == "answers QIDO-RS"
+        assert logins == [shown]
+    assert "would show the login" in cause(lambda: Web(own, "http://pacs.invalid/dicom-web"))
