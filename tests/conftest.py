@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -72,3 +74,12 @@ class Evidence:
 @pytest.fixture
 def evidence(request: pytest.FixtureRequest) -> Evidence:
     return Evidence(request.node)
+
+
+@pytest.fixture
+def without_leftovers() -> Iterator[None]:
+    """Sockets that pynetdicom leaves open where an association is not made are not another test's warnings."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()

@@ -133,6 +133,7 @@ def test_the_trial_with_a_pacs_is_set_up_by_its_own_commands(tmp_path: Path) -> 
     (script,) = services["setup"]["command"]
     script = script.replace("$$", "$").replace("cd /srv", f"cd {tmp_path}")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    script = script.replace("chown -R", "true")
     done = subprocess.run(["sh", "-euc", script], env={**os.environ, "PATH": path}, capture_output=True, text=True,
                           check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from benchmarks.pacs.site import Orthanc, Process, Site, brain_series, storescu, until, write
 from ddib_fed.cli.main import cli
+from ddib_fed.errors import DdibError
 from ddib_fed.formats.dicom_network import OwnEntity
 from tests.e2e.harness import free_port
 
@@ -169,8 +170,9 @@ def said_by_doctor(site: Site, peer: str, settings: str) -> str:
     profile.write_text(text)
     result = CliRunner().invoke(cli, ["doctor", "--profile", str(profile)])
     error = result.exception
-    line = next((each for each in result.output.splitlines() if "  dicom " in each), str(error))
-    return line + (f"  try: {error.hint}" if getattr(error, "hint", "") else "")
+    if isinstance(error, DdibError):
+        return f"FAIL  {error.detail}  try: {error.hint}"
+    return next(line for line in result.output.splitlines() if line.startswith("ok    dicom "))
 
 
 def after(site: Site, send: Any, what: str = "WARNING") -> str:
@@ -204,7 +206,7 @@ def pynetdicom_peer(classes: list[str], context: Any = None) -> Iterator[int]:
 def tls_peer(folder: Path) -> Iterator[int]:
     import ssl
 
-    context = OwnEntity("PEER", folder).context(ssl.Purpose.CLIENT_AUTH)
+    context = OwnEntity("PEER", folder).context(ssl.PROTOCOL_TLS_SERVER)
     with pynetdicom_peer([VERIFICATION, pydicom.uid.MRImageStorage], context) as port:
         yield port
 

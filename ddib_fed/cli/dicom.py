@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,7 @@ def dicom() -> None:
     "  ddib dicom receive --from CT1@10.0.0.9 --from CT2@10.0.0.10 --to south.example/mr --stow https://pacs/dicom-web"
 )
 @option("--aet AE", "AE title of this receiver; default: [dicom] aet of the profile, which is DDIB.", str)
-@option(
-    "--port PORT",
-    "Port that it listens at; default: [dicom] port of the profile, 11112.",
-    click.IntRange(1, 65535),
-)
+@option("--port PORT", "Port that it listens at; default: that of [dicom], 11112.", click.IntRange(1, 65_535))
 @option("callers --from AE@HOST", "Who may send; may be repeated.", str, multiple=True, required=True)
 @option("target --to INSTITUTION/DOMAIN", "Target, as listed by `ddib domains`.", str, required=True)
 @options.SEND
@@ -70,28 +68,27 @@ def receive(
 
     profile = Profile.load(profile_path)
     settings = profile.dicom
-    own = own_entity(profile, aet)
+    own = own_entity(profile, aet and DicomPeer.parse(f"{aet}@localhost", calls=True).aet)
     split_target(target)
     if (out is None) == (send is None and stow is None):
         raise UsageError("where do derived series go?", hint="one of --send, --stow and --out")
     deliver = into_folder(out) if out is not None else delivery(profile, send, stow, aet)
     assert deliver is not None
-    known = [DicomPeer.parse(each, calls=True) for each in callers]
-    asked = {
-        **dict.fromkeys(("source_class", "target_class"), ""),
-        **dict.fromkeys(("cycle", "keep_latent"), False),
-    }
-    asked |= {"guidance": None, "classifier_scale": None, **given}
+    known = [DicomPeer.parse(each, calls=True).there() for each in callers]
+    fixed = {"source_class": "", "target_class": "", "cycle": False, "keep_latent": False}
+    asked = {**fixed, "guidance": None, "classifier_scale": None, **given}
     run = RunOptions(profile, header_of(target, asked), Path(), RunProgress())
     spool = profile.beside(settings.spool)
     set_up_logging("info", "text")
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # its remarks hold values of headers
+    warnings.simplefilter("ignore")
     with locked(spool, "set another [dicom] spool in client.toml"):
         busy: dict[int, float] = {}
         reading = {"intensity": intensity, "slices": "auto", "tile": "auto"}
         router = Router(spool, run, reading, settings, deliver, busy)
         receiver = Receiver(
             own, port or settings.port, spool / ".arriving", known, router.keep, router.ended, log.warning,
-            settings.most_associations, busy,
+            settings.most_associations, busy=busy,
         )  # fmt: skip
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -99,9 +96,8 @@ def receive(
         receiver.start()
         secure = " over TLS" if own.tls is not None else ""
         log.info("receiving as %s at port %d%s, for %s", own.aet, receiver.port, secure, target)
-        threading.Thread(
-            target=router.run, daemon=True
-        ).start()  # what it is at is done again by the next process
+        # What it is at when this process ends, the next one does again.
+        threading.Thread(target=router.run, daemon=True).start()
         stop.wait()
         receiver.stop()
         log.info("stopped")

@@ -38,7 +38,8 @@ from ddib_fed.terminal import emit, is_aside, moment, print_table, say, say_docu
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 
-STEPS = ("profile", "certificate", "connection", "service", "clock")
+STEPS = ("profile", "certificate", "connection", "service", "clock", "dicom")
+"""The last is of each DICOM peer of the profile."""
 MOST_CLASSES = 12
 """Classes that are listed by name."""
 _TIMES = frozenset({"created", "finished", "failed", "expires", "certificate_expires", "root_expires"})
@@ -75,36 +76,24 @@ def values_of(message: Message) -> dict[str, Any]:
 def doctor(profile_path: Path | None) -> None:
     """Check the client's profile, its connection to the source node, both clocks, and the profile's DICOM peers.
 
-    Step by step, with the cause at the first failure; each DICOM peer of the profile is asked, and the first failure
-    is the command's. Every other command names the same causes when it cannot reach the node.
+    Step by step, with the cause at the first failure. Every other command names the same causes when it cannot reach
+    the node.
     """
     findings: list[dict[str, object]] = []
-    found = _findings(profile_path)
-    failed: list[DdibError] = []
+
+    def keep(finding: str, *, ok: bool) -> str:
+        what = STEPS[min(len(findings), len(STEPS) - 1)]
+        findings.append({"step": what, "ok": ok, "finding": finding})
+        return what
+
     try:
-        for what in STEPS:
-            findings.append({"step": what, "ok": True, "finding": next(found)})
-            say(f"ok    {what:<12} {findings[-1]['finding']}")
-        profile = Profile.load(profile_path)
-        for peer in profile.dicom.peers:
-            try:
-                findings.append(
-                    {"step": "dicom", "ok": True, "finding": f"{peer}: {ask_peer(profile, peer)}"}
-                )
-                say(f"ok    {'dicom':<12} {findings[-1]['finding']}")
-            except DdibError as error:
-                findings.append({"step": "dicom", "ok": False, "finding": error.detail})
-                say(f"FAIL  {'dicom':<12} {error.detail}")
-                failed.append(error.kept())
+        for finding in _findings(profile_path):
+            say(f"ok    {keep(finding, ok=True):<12} {finding}")
     except DdibError as error:
-        what = STEPS[len(findings)]
-        findings.append({"step": what, "ok": False, "finding": error.detail})
-        say(f"FAIL  {what}")
+        say(f"FAIL  {keep(error.detail, ok=False)}")
         raise
     finally:
         emit(findings)
-    if failed:
-        raise failed[0]
 
 
 def _findings(profile_path: Path | None) -> Iterator[str]:
@@ -154,6 +143,9 @@ def _findings(profile_path: Path | None) -> Iterator[str]:
             hint="compare both with a third: `timedatectl` shows whether this machine's is synchronised",
         )
     yield f"within {max(1.0, abs(ahead_s)):.0f} s of the node's"
+
+    for peer in profile.dicom.peers:
+        yield f"{peer}: {ask_peer(profile, peer)}"
 
 
 @click.command()

@@ -402,7 +402,6 @@ DICOMWEB = option("--dicomweb URL", "Where --query looks: QIDO-RS and WADO-RS.",
 SEND = option("--send AE@HOST:PORT", "Send derived DICOM series there (C-STORE).", str)
 STOW = option("--stow URL", "Store derived DICOM series there (DICOMweb, STOW-RS).", str)
 EXCHANGE = (QUERY, PACS, DICOMWEB, SEND, STOW)
-FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-FILES_OR_NONE = click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+FILES = click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 JOB_ID = click.argument("job_id", metavar="JOB")
 MODEL = click.argument("which", metavar="MODEL")

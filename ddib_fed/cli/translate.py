@@ -106,7 +106,7 @@ def _check_marked(run: FolderRun) -> None:
     "  ddib translate scans --source MODEL_A --target MODEL_B --out out --cycle\n"
     "  ddib translate --query AccessionNumber=123 --pacs PACS@10.0.0.7:4242 --to south.example/brain-t2 --out out"
 )
-@options.FILES_OR_NONE
+@options.FILES
 @options.TARGET
 @options.option("source_model --source MODEL", "Without nodes: model that encodes, its name or folder.", str)
 @options.option("target_model --target MODEL", "Without nodes: model that decodes.", str)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddib_fed.client.folder_run import FolderRun
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import UsageError
-from ddib_fed.files import make_private_folders, sync_folder
+from ddib_fed.files import make_private_folders, write_file
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def delivery(profile: Profile, send: str | None, stow: str | None, aet: str | No
     if stow is not None:
         from ddib_fed.formats.dicomweb import Web
 
-        return Web(own, stow).store
+        return lambda files, stored: Web(own, stow).store(files, stored)  # the login may have changed
     peer = DicomPeer.parse(str(send))
     return lambda files, stored: store(own, peer, files, stored)
 
@@ -80,7 +81,8 @@ def fetched_study(profile: Profile, query: str, pacs: str | None, web: str | Non
 
             count = Web(own, web).fetch(asked, part)
         else:
-            count = fetch(own, DicomPeer.parse(str(pacs)), profile.dicom.port, asked, part)
+            there = DicomPeer.parse(str(pacs))
+            count = fetch(own, there, profile.dicom.port, asked, part, partial(say, err=True))
         headers = {path: read_header(path, ["SyntheticData"]) for path in part.glob("*.dcm")}
         synthetic = [path for path, header in headers.items() if header.get("SyntheticData") == "YES"]
         for path in synthetic:
@@ -97,10 +99,11 @@ def drop_fetched(out: Path) -> None:
 
 
 def hand_on(run: FolderRun, deliver: Deliver | None) -> None:
-    """Hand the DICOM files of a run's studies on, if a peer was given."""
+    """Hand the DICOM files of a run's studies on, if a peer was given; not of one of which a part was refused."""
     if deliver is None:
         return
-    files = sorted(path for written in run.written for path in written.files if path.suffix == ".dcm")
+    whole = [each for each in run.written if not each.refused]
+    files = sorted(path for each in whole for path in each.files if path.suffix == ".dcm")
     if not files:
         raise UsageError("there is no derived DICOM series to hand on", hint="leave --send and --stow out")
     deliver(files, lambda _: None)
@@ -115,10 +118,7 @@ def into_folder(out: Path) -> Deliver:
             parts = path.parts
             folder = out / parts[len(parts) - parts[::-1].index("out") - 2]
             make_private_folders(folder)
-            temporary = folder / f".{path.name}"
-            shutil.copyfile(path, temporary)
-            temporary.replace(folder / path.name)
-            sync_folder(folder)
+            write_file(folder / path.name, path.read_bytes(), private=True)
             stored(path)
 
     return deliver

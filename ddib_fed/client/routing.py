@@ -41,6 +41,7 @@ from ddib_fed.errors import (
     InputError,
     JobFailed,
     LatentNotGaussian,
+    PeerUnreachable,
     UsageError,
 )
 from ddib_fed.files import make_private_folders, private_folder, sync_folder, write_file
@@ -51,9 +52,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RELEASED_S: Final = 1.0
-"""A series is complete so soon after its association was released: some senders take one for each instance."""
+RELEASED: Final = 5
+"""Part of the silence that follows the release of a series' last association: some senders take one an instance."""
 TICK_S: Final = 0.2
+MOST_STARTS: Final = 4
+"""Of a translation that takes this process with it, and of a job that fails."""
 FIRST_RETRY_S: Final = 5.0
 LAST_RETRY_S: Final = 600.0
 STALLED_S: Final = 120.0
@@ -61,9 +64,10 @@ STALLED_S: Final = 120.0
 ABANDONED_S: Final = 600.0
 RESERVE: Final = 64 << 20
 """Bytes of the disk that stay free beside what results may take."""
-_FOR_GOOD: Final = (InputError, JobFailed, FilesLeftOut, LatentNotGaussian, ContractMismatch, AlreadyExists)
+_FOR_GOOD: Final = (InputError, JobFailed, FilesLeftOut, LatentNotGaussian, ContractMismatch)
 """Errors that the series itself has; what else goes wrong is tried again until the series expires."""
-_QUOTED: Final = re.compile(r"(cannot be read as DICOM: \w+): .*")
+_KEY: Final = re.compile("[0-9a-f]{32}")
+_QUOTED: Final = re.compile(r"(cannot be read as DICOM: \w+): .*", re.DOTALL)
 """What pydicom says of a value has the value in it."""
 
 
@@ -82,12 +86,14 @@ class State:
         changed: When its step was entered, seconds of the epoch.
         new: Whether its instances differ from those that `out` was made of.
         sent: How many files the other side has.
+        starts: How often its translation was begun and not ended by an answer or an error.
     """
 
     step: Step = Step.ARRIVING
     changed: float = 0.0
     new: bool = True
     sent: int = 0
+    starts: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -119,14 +125,17 @@ class Routed:
 
     @classmethod
     def read(cls, folder: Path) -> Routed | None:
-        """The series in a folder; None where it was killed before its first instance, or in being removed."""
+        """The series in a folder; None where it was killed before its first instance, or cannot be read."""
         try:
             found = json.loads((folder / "state.json").read_text())
             state = State(**{**found, "step": Step(found["step"])})
-        except (OSError, ValueError, TypeError, KeyError):
-            shutil.rmtree(folder, ignore_errors=True)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            if isinstance(error, FileNotFoundError):  # nothing of it was answered, or it was being removed
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                log.error("%s is left as it is: its state.json cannot be read", folder)  # noqa: TRY400 - no bug
             return None
-        return cls(folder, state, size=_size(folder), count=len([*(folder / "in").iterdir()]))
+        return cls(folder, state, size=_size(folder), count=len([*folder.glob("in/*.dcm")]))
 
 
 def _size(folder: Path) -> int:
@@ -158,8 +167,9 @@ class Router:
         self.options, self.reading = options, reading
         self.deliver, self.busy = deliver, busy
         self._lock = threading.RLock()
+        self._held = 0.0
         now = time.monotonic()
-        folders = [each for each in sorted(spool.iterdir()) if each.name[0] != "."]
+        folders = [each for each in sorted(spool.iterdir()) if _KEY.fullmatch(each.name)]
         self.series = {each.folder.name: each for each in map(Routed.read, folders) if each is not None}
         for each in self.series.values():
             each.due = now + (settings.quiet_s if each.state.step is Step.ARRIVING else 0.0)
@@ -194,7 +204,8 @@ class Router:
             state, begun = found.state, found.state.step is Step.ARRIVING and found.state.changed
             # Known already, and of a series that has ended: what is there is handed on again.
             if found.has_ended or (not known and not (begun and state.new)):
-                found.put(step=Step.ARRIVING, new=state.new or not known, sent=0)
+                new = state.new or not known or state.step is Step.FAILED
+                found.put(step=Step.ARRIVING, new=new, sent=0, starts=0)
             if not known:
                 found.size, found.count = found.size + path.stat().st_size, found.count + (not place.exists())
                 path.replace(place)
@@ -210,8 +221,8 @@ class Router:
             for each in self.series.values():
                 if association in each.associations:
                     each.associations.discard(association)
-                    if released and each.state.step is Step.ARRIVING:
-                        each.due = min(each.due, time.monotonic() + RELEASED_S)
+                    if released and not each.associations and each.state.step is Step.ARRIVING:
+                        each.due = min(each.due, time.monotonic() + self.settings.quiet_s / RELEASED)
 
     def _no_room(self, size: int, series: Routed | None) -> str:
         """Why another instance cannot be kept; empty if it can. What has ended makes room, the oldest first."""
@@ -230,6 +241,9 @@ class Router:
             self._remove(min(ended, key=lambda each: (each.state.step is Step.FAILED, each.state.changed)))
 
     def _remove(self, series: Routed) -> None:
+        (series.folder / "state.json").unlink(
+            missing_ok=True
+        )  # a folder without it is removed at the next start
         shutil.rmtree(series.folder, ignore_errors=True)
         self.series.pop(series.folder.name, None)
 
@@ -239,8 +253,9 @@ class Router:
             time.sleep(TICK_S)
             try:
                 self.step()
-            except OSError as error:
-                log.error("the spool cannot be written: %s", error.strerror)  # noqa: TRY400 - a full disk, not a bug
+            except Exception as error:  # noqa: BLE001 - a full disk, most often; it must not end the daemon's work
+                why = error.strerror if isinstance(error, OSError) else type(error).__name__
+                log.error("the spool cannot be worked on: %s", why)  # noqa: TRY400 - without values
                 time.sleep(FIRST_RETRY_S)
 
     def step(self) -> None:
@@ -282,7 +297,7 @@ class Router:
                 return  # more has come, or it has expired
             if series.state.new:
                 shutil.rmtree(series.folder / "out", ignore_errors=True)
-                series.put(new=False)
+            series.put(new=False, starts=series.state.starts + 1)
             begun = series.state
         try:
             files = self._translate(series)
@@ -295,7 +310,13 @@ class Router:
                         series.put(sent=files.index(path) + 1)
                         begun = series.state
 
-            self.deliver(files[begun.sent :], sent)
+            if (
+                time.monotonic() < self._held
+            ):  # the other side was away a moment ago: others are translated meanwhile
+                series.due = self._held
+                return
+            if left := files[begun.sent :]:
+                self.deliver(left, sent)
         except Exception as error:  # noqa: BLE001 - one series must not stop the others
             with self._lock:
                 if series.state is begun:
@@ -303,11 +324,13 @@ class Router:
             return
         with self._lock:
             if series.state is begun:
-                series.put(step=Step.DONE)
+                series.put(step=Step.DONE, starts=0)
                 log.info("series %s: %d instances handed on", series.key, len(files))
 
     def _translate(self, series: Routed) -> list[Path]:
         """The files of the result, which may be those of an earlier try."""
+        if series.state.starts > MOST_STARTS:
+            raise JobFailed(f"this process ended {MOST_STARTS} times while it was at it")
         since = time.monotonic()
         own = replace(self.options, out=series.folder / "out", progress=_Progress())
         say = partial(log.info, "series %s: %s", series.key)
@@ -321,19 +344,25 @@ class Router:
         return files
 
     def _failed(self, series: Routed, error: Exception) -> None:
+        """After an error of the series itself it has failed; after others it is tried again until it expires."""
         for_good = isinstance(error, _FOR_GOOD) and not isinstance(error, UsageError | ConfigError)
+        again = isinstance(error, JobFailed) and max(series.tries + 1, series.state.starts) <= MOST_STARTS
         why = _told(error) if isinstance(error, DdibError) else type(error).__name__
         why = why.replace(str(series.folder / "in"), "it")
-        if for_good:
+        if for_good and not again:
             log.error("series %s: not translated: %s", series.key, why)
             series.put(step=Step.FAILED)
             return
-        wait = min(FIRST_RETRY_S * 2**series.tries, LAST_RETRY_S)
+        # What is in `out` may be of another request, or of another model.
+        series.put(starts=0, new=series.state.new or isinstance(error, AlreadyExists))
+        wait = min(FIRST_RETRY_S * 2 ** min(series.tries, 7), LAST_RETRY_S)
         series.tries, series.due = series.tries + 1, time.monotonic() + wait
+        if isinstance(error, PeerUnreachable):
+            self._held = series.due
         log.warning("series %s: %s; again in %.0f s", series.key, why, wait)
 
 
 def _told(error: DdibError) -> str:
     """What an error says, without values of headers."""
-    text = "; ".join(_QUOTED.sub(r"\1", line).strip() for line in error.detail.splitlines())
-    return f"{text} [{error.reason}]"
+    lines = _QUOTED.sub(r"\1", error.detail).splitlines()
+    return f"{'; '.join(lines)} [{error.reason}]"

@@ -31,7 +31,7 @@ from ddib_fed.recognition import COPY, beginning_of, is_dicom
 
 MAX_VALUES: Final = 1 << 29
 """Values of a series at most, which then takes 2 GiB as float32."""
-MAX_INFLATED: Final = 1 << 30
+MAX_INFLATED: Final = 1 << 28
 """Bytes that a deflated file may become."""
 ODD_GAP: Final = 0.1
 """Share of the usual distance by which that of two slices may differ."""
@@ -85,6 +85,10 @@ class Series:
         return tuple(f"{path} {why}" for path, why in found if why)
 
 
+def _bad(why: str, hint: str, kind: type[DdibError] = ImageUnreadable) -> DdibError:
+    return kind(why, hop="client", hint=hint)
+
+
 def pydicom() -> Any:
     """The package, which takes a while to import."""
     import pydicom as package
@@ -112,11 +116,8 @@ def _require_inflated(path: Path, meta: Any) -> None:
         while size <= MAX_INFLATED and (part := file.read(1 << 16)):
             size += len(inflate.decompress(part))
     if size > MAX_INFLATED:
-        raise ImageUnreadable(
-            f"{path} is deflated, and inflates to more than {MAX_INFLATED >> 30} GiB",
-            hop="client",
-            hint="dcmconv +te IN OUT   (of dcmtk)",
-        )
+        why = f"{path} is deflated, and inflates to more than {MAX_INFLATED >> 20} MiB"
+        raise _bad(why, "dcmconv +te IN OUT   (of dcmtk)")
 
 
 def slices_of(header: Any) -> list[Any]:
@@ -183,18 +184,12 @@ def read_series(called: str, headers: Members) -> tuple[Series, NDArray[Any]]:
     ordered = in_space(headers)
     shapes = {(int(h.Rows), int(h.Columns), int(h.get("SamplesPerPixel", 1))) for _, h in ordered}
     if len(shapes) != 1:
-        raise InputError(
-            f"{called}: its slices have {len(shapes)} sizes",
-            hop="client",
-            hint="put the slices of each size into a folder of their own",
-        )
+        why = f"{called}: its slices have {len(shapes)} sizes"
+        raise _bad(why, "put the slices of each size into a folder of their own", InputError)
     ((rows, columns, samples),) = shapes
     if len(ordered) * rows * columns * samples > MAX_VALUES:
-        raise InputError(
-            f"{called} has {len(ordered)} slices of {rows} x {columns} pixels, more than {MAX_VALUES} values in all",
-            hop="client",
-            hint="translate a part of them: ddib translate FOLDER/0*.dcm",
-        )
+        why = f"{called} has {len(ordered)} slices of {rows} x {columns} pixels, more than {MAX_VALUES} values in all"
+        raise _bad(why, "translate a part of them: ddib translate FOLDER/0*.dcm", InputError)
     paths, sorted_by = zip(*ordered, strict=True)
     values: NDArray[Any] = np.empty(0)
     inverted: list[int] = []
@@ -213,6 +208,11 @@ def read_series(called: str, headers: Members) -> tuple[Series, NDArray[Any]]:
         for plane in values:  # padding is NaN until here
             plane[np.isnan(plane)] = 0 if np.isnan(least) else least
     headers_read = tuple(read[at] for at in range(len(paths)))
+    transformed = {bool(each.get("ModalityLUTSequence")) or "RescaleSlope" in each for each in headers_read}
+    modality = headers_read[0].get("Modality")  # of CT the rule of intensity decides
+    if (len(transformed) > 1 and modality != "CT") or (modality == "PT" and transformed != {True}):
+        why = f"{called}: slices have no rescale slope, so their values are in no common units"
+        raise _bad(why, "export it again with its rescale", InputError)
     return Series(headers_read, paths, tuple(_warnings(called, sorted_by))), values
 
 
@@ -236,10 +236,8 @@ def _floats(header: Any, keyword: str, count: int) -> NDArray[np.float64] | None
 
 def position(header: Any) -> float | None:
     """Distance of a slice from the origin along its normal, mm; None where the header does not say."""
-    directions, corner = (
-        _floats(header, "ImageOrientationPatient", 6),
-        _floats(header, "ImagePositionPatient", 3),
-    )
+    directions = _floats(header, "ImageOrientationPatient", 6)
+    corner = _floats(header, "ImagePositionPatient", 3)
     if directions is None or corner is None:
         return None
     return float(np.cross(directions[:3], directions[3:]) @ corner)
@@ -292,7 +290,7 @@ def _check(path: Path, header: Any) -> None:
         how = "MONOCHROME1, MONOCHROME2, RGB and YBR of 8 or 16 bits are"
     else:
         return
-    raise ImageUnreadable(f"{path} {what}", hop="client", hint=how)
+    raise _bad(f"{path} {what}", how)
 
 
 def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[Any], bool]]:
@@ -344,11 +342,7 @@ def _require_size(path: Path, dataset: Any, frame: bytes) -> None:
         with suppress(UnidentifiedImageError), Image.open(io.BytesIO(frame)) as picture:  # JPEG 2000
             size = picture.height, picture.width
     if size != said:  # run lengths name no size
-        raise ImageUnreadable(
-            f"{path} holds {size[0]} x {size[1]} pixels, its header says {said[0]} x {said[1]}",
-            hop="client",
-            hint=COPY,
-        )
+        raise _bad(f"{path} holds {size[0]} x {size[1]} pixels, its header says {said[0]} x {said[1]}", COPY)
 
 
 def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
@@ -424,11 +418,9 @@ def _faults(path: Path) -> Iterator[None]:
     except DdibError:
         raise
     except Exception as error:
-        raise ImageUnreadable(
-            f"{path} cannot be read as DICOM: {type(error).__name__}: {error}"[:400],
-            hop="client",
-            hint=f"dcmdjpeg or gdcmconv --raw decompress it; is it complete? (dcmdump {shlex.quote(str(path))})",
-        ) from error
+        hint = f"dcmdjpeg or gdcmconv --raw decompress it; is it complete? (dcmdump {shlex.quote(str(path))})"
+        why = f"{path} cannot be read as DICOM: {type(error).__name__}: {error}"
+        raise _bad(why[:400], hint) from error
 
 
 def readable_syntaxes() -> list[str]:
@@ -468,11 +460,9 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
             elif kind := _class_without_pixels(header):
                 others[kind] += 1
             else:
-                what = (
-                    pydicom().uid.UID(str(header.get("SOPClassUID") or "a DICOM file of no known class")).name
-                )
-                ends = f"{path} is {what}, and ends before its pixels: it is not complete"
-                unreadable.append((path, ImageUnreadable(ends, hop="client", hint=COPY)))
+                kind = str(header.get("SOPClassUID") or "a DICOM file of no known class")
+                ends = f"{path} is {pydicom().uid.UID(kind).name}, and ends before its pixels: it is not complete"
+                unreadable.append((path, _bad(ends, COPY)))
     series: dict[str, Members] = {}
     for (path, header), *more in pictures.values():
         others[COPIES] += len(more)
@@ -481,12 +471,9 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
             slices = ((path, each) for each in slices_of(header))
             series.setdefault(str(header.get("SeriesInstanceUID", "")), []).extend(slices)
         for each in (path, *unlike) if unlike else ():
-            conflict = InputError(
-                f"{path} and {unlike[0]} have the same SOP Instance UID and different contents",
-                hop="client",
-                hint="remove the one that is wrong, or translate each of them in a folder of its own",
-            )
-            unreadable.append((each, conflict))
+            why = f"{path} and {unlike[0]} have the same SOP Instance UID and different contents"
+            hint = "remove the one that is wrong, or translate each of them in a folder of its own"
+            unreadable.append((each, _bad(why, hint, InputError)))
     return SortedFiles(series, tuple(unreadable), +others)
 
 
@@ -497,13 +484,13 @@ def checked_header(path: Path) -> Any:
     """
     header = _sorted_header(path)
     if header.get("SyntheticData") == "YES":
-        raise ImageUnreadable(f"{path} is synthetic itself", hop="client", hint="route other series alone")
+        raise _bad(f"{path} is synthetic itself", "route other series alone")
     slices = slices_of(header)
     for each in slices:
         _check(path, each)
     if len(slices) * int(header.Rows) * int(header.Columns) > MAX_VALUES:
         why = f"{path} has {len(slices)} frames of {header.Rows} x {header.Columns}, more than {MAX_VALUES} values"
-        raise ImageUnreadable(why, hop="client", hint="cut it into several")
+        raise _bad(why, "cut it into several")
     return header
 
 
@@ -511,7 +498,7 @@ def _sorted_header(path: Path) -> Any:
     """The attributes by which a file is sorted; of a picture with its identity."""
     if not is_dicom(path):
         what, how = beginning_of(path)
-        raise ImageUnreadable(f"{path} does not begin as DICOM files do: it {what}", hop="client", hint=how)
+        raise _bad(f"{path} does not begin as DICOM files do: it {what}", how)
     header = read_header(path, SORTED_BY)
     why, needed = "", ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID")
     if "Rows" in header and not all(header.get(name) for name in needed):
@@ -521,7 +508,7 @@ def _sorted_header(path: Path) -> Any:
     if (groups := header.get("PerFrameFunctionalGroupsSequence")) and len(groups) != frames:
         why = f"has {frames} frames, and functional groups of {len(groups)}"
     if why:
-        raise ImageUnreadable(f"{path} {why}", hop="client", hint="export it again")
+        raise _bad(f"{path} {why}", "export it again")
     return header
 
 

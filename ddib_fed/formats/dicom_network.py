@@ -35,7 +35,6 @@ ANSWER_S: Final = 300.0
 """Until the answer to one message: a PACS may take a while for a large instance."""
 IDLE_S: Final = 60.0
 """Silence of a sender after which its association is aborted."""
-MOST_AET: Final = 16
 LOG: Final = "its log says why"
 VERIFICATION: Final = "1.2.840.10008.1.1"
 TAKEN: Final = (
@@ -47,20 +46,12 @@ TAKEN: Final = (
 )  # fmt: skip
 """Storage classes of single pictures, and of enhanced files whose frames are slices."""
 _REJECTIONS: Final = {
-    (1, 3): (
-        "it does not know the AE title {own}",
-        "add {own}, with this machine's address, to the peer's known AEs",
-    ),
+    (1, 3): ("it does not know the AE title {own}", "add {own} and this machine's address to its known AEs"),
     (1, 7): ("its AE title is not {called}", "the peer's own AE title goes before the @: AE@HOST:PORT"),
-    (1, 1): (
-        "it gave no reason",
-        "the peer's log says why: often the AE title or the address {own} is unknown there",
-    ),
-    (2, 1): ("it gave no reason", "the peer's log says why: often a user name or a certificate is asked for"),
-    (3, 1): ("it is congested", "try again later"),
+    (1, 1): ("it gave no reason", "its log does: often the AE title {own} or the address is unknown there"),
     (3, 2): ("it has as many associations as it takes", "try again later, or raise its limit"),
 }
-"""By source and diagnostic of an A-ASSOCIATE-RJ (PS3.8, 9.3.4)."""
+"""By source and diagnostic of an A-ASSOCIATE-RJ (PS3.8, 9.3.4); others have their reason in words."""
 _STATUSES: Final = {
     0xA7: "out of resources", 0xA9: "the data set does not match its class", 0xC0: "cannot understand",
     0x01: "refused: not authorised, or the class is not supported",
@@ -78,13 +69,17 @@ class DicomPeer(NamedTuple):
     def parse(cls, text: str, *, calls: bool = False) -> DicomPeer:
         aet, _, address = text.partition("@")
         host, _, port = (address, "", "0") if calls else address.rpartition(":")
-        named = 0 < len(aet.strip()) <= MOST_AET and aet.isascii() and aet.isprintable() and "\\" not in aet
+        named = 0 < len(aet.strip()) <= 16 and aet.isascii() and aet.isprintable() and "\\" not in aet
         if not (named and host and port.isdecimal() and (calls or 0 < int(port) < 65536)):
             form = "AE@HOST" if calls else "AE@HOST:PORT"
-            raise UsageError(
-                f"{text!r} is no {form}", hint=f"{form}, with an AE title of up to 16 characters"
-            )
+            raise UsageError(f"{text!r} is no {form}", hint=f"{form}; an AE title has up to 16 characters")
         return cls(aet.strip(), host.strip("[]"), int(port))
+
+    def there(self) -> DicomPeer:
+        """The same, whose host has an address."""
+        if not _addresses(self.host):
+            raise UsageError(f"{self}: there is no host {self.host}", hint=f"getent hosts {self.host}")
+        return self
 
     def __str__(self) -> str:
         return f"{self.aet}@{self.host}" + (f":{self.port}" if self.port else "")
@@ -104,19 +99,26 @@ class OwnEntity:
     tls: Path | None = None
     login: Path | None = None
 
-    def context(self, purpose: ssl.Purpose) -> ssl.SSLContext | None:
+    def context(self, protocol: int) -> ssl.SSLContext | None:
         if self.tls is None:
             return None
         read_private(self.tls / "key.pem", hint="the key of cert.pem, in PEM")
+        made = _LateHandshake(protocol) if protocol == ssl.PROTOCOL_TLS_SERVER else ssl.SSLContext(protocol)
         try:
-            made = ssl.create_default_context(purpose, cafile=str(self.tls / "ca.pem"))
+            made.load_verify_locations(self.tls / "ca.pem")
             made.load_cert_chain(self.tls / "cert.pem", self.tls / "key.pem")
         except (OSError, ssl.SSLError) as error:
             why = f"{self.tls} holds no usable ca.pem, cert.pem and key.pem: {error}"
             raise ConfigError(why, hop="client", hint="[dicom] tls in client.toml; all in PEM") from error
-        made.minimum_version = ssl.TLSVersion.TLSv1_2
-        made.verify_mode = ssl.CERT_REQUIRED
+        made.minimum_version, made.verify_mode = ssl.TLSVersion.TLSv1_2, ssl.CERT_REQUIRED
         return made
+
+
+class _LateHandshake(ssl.SSLContext):
+    """Leaves the handshake to the association's thread: pynetdicom's one of accepting would wait for each caller."""
+
+    def wrap_socket(self, *given: Any, **how: Any) -> ssl.SSLSocket:
+        return super().wrap_socket(*given, **how | {"do_handshake_on_connect": False})
 
 
 def pynetdicom() -> Any:
@@ -149,7 +151,7 @@ def _without_delay(event: Any) -> None:
 @contextmanager
 def associated(own: OwnEntity, peer: DicomPeer, contexts: Sequence[Any]) -> Iterator[Any]:
     """An association with a peer; of those contexts that it does not accept all may be missing but one."""
-    context = own.context(ssl.Purpose.SERVER_AUTH)
+    context = own.context(ssl.PROTOCOL_TLS_CLIENT)
     entity, association = _entity(own), None
     with suppress(OSError):  # there is no such host
         association = entity.associate(
@@ -201,7 +203,7 @@ def _unanswered(own: OwnEntity, peer: DicomPeer) -> tuple[str, str]:
     at, without = f"{peer.host}:{peer.port}", "does it ask for TLS? else unset [dicom] tls"
     try:
         with socket.create_connection((peer.host, peer.port), timeout=CONNECT_S) as plain:
-            if (context := own.context(ssl.Purpose.SERVER_AUTH)) is None:
+            if (context := own.context(ssl.PROTOCOL_TLS_CLIENT)) is None:
                 hint = "is it a DICOM port, and does it ask for TLS? then set [dicom] tls in client.toml"
                 return f"{at} accepts connections and does not answer the request for an association", hint
             with context.wrap_socket(plain, server_hostname=peer.host) as wrapped, suppress(TimeoutError):
@@ -260,11 +262,11 @@ def store(own: OwnEntity, peer: DicomPeer, files: Sequence[Path], stored: Callab
             try:
                 with quiet():
                     status = association.send_c_store(path).get("Status")
-            except (ValueError, RuntimeError) as error:  # no accepted context, or the association has ended
-                ended = "the association ended"
-                raise down(
-                    f"{peer}: {'it takes no instance of this class' if association.is_established else ended}"
-                ) from error
+            except ValueError as error:  # no presentation context for it was accepted
+                why = f"{peer} takes no {meta(path).MediaStorageSOPClassUID.name}"
+                raise RefusedError(why, hop="client", hint=LOG) from error
+            except RuntimeError as error:
+                raise down(f"{peer} ended the association") from error
             if status is None:
                 raise down(f"{peer} did not answer a C-STORE")
             if status and status >> 12 != 0xB:  # 0xB...: stored, with a warning
@@ -293,7 +295,14 @@ def parse_query(text: str) -> dict[str, str]:
     return found
 
 
-def fetch(own: OwnEntity, peer: DicomPeer, port: int, query: Mapping[str, str], folder: Path) -> int:
+def fetch(
+    own: OwnEntity,
+    peer: DicomPeer,
+    port: int,
+    query: Mapping[str, str],
+    folder: Path,
+    say: Callable[[str], object],
+) -> int:
     """C-FIND of one study, and C-MOVE of it to this machine, whose AE title the peer must know; how many instances."""
     uids = pynetdicom().sop_class
     find, move = (getattr(uids, f"StudyRootQueryRetrieveInformationModel{each}") for each in ("Find", "Move"))
@@ -302,19 +311,24 @@ def fetch(own: OwnEntity, peer: DicomPeer, port: int, query: Mapping[str, str], 
     for keyword, value in query.items():
         setattr(asked, keyword, value)
     with associated(own, peer, [pynetdicom().build_context(find)]) as finding:
-        answers = finding.send_c_find(asked, find)
-        studies = [str(found.StudyInstanceUID) for status, found in answers if status and found]
+        answers = [*finding.send_c_find(asked, find)]
+    studies = [str(found.StudyInstanceUID) for status, found in answers if status and found]
+    if (code := answers[-1][0].get("Status", -1) if answers else -1) != 0:
+        raise down(f"{peer} did not answer the query: status 0x{code & 0xFFFF:04X}")
     wanted = pydicom().Dataset()
     wanted.QueryRetrieveLevel, wanted.StudyInstanceUID = "STUDY", the_one(studies, query, peer)
     kept: list[Path] = []
 
     def keep(path: Path, association: int, who: str) -> int:
         del association, who
-        kept.append(folder / f"{len(kept) + 1:06}.dcm")
-        path.replace(kept[-1])
+        kept.append(path.replace(folder / f"{path.stem}.dcm"))
         return 0
 
-    receiver = Receiver(own, port, folder / ".arriving", [DicomPeer(peer.aet, peer.host)], keep)
+    kinds = [
+        each.abstract_syntax for each in pynetdicom().AllStoragePresentationContexts
+    ]  # reports lie beside
+    callers, arriving = [DicomPeer(peer.aet, peer.host)], folder / ".arriving"
+    receiver = Receiver(own, port, arriving, callers, keep, say=say, kinds=kinds)
     receiver.start()
     try:
         status, failed = None, 0
@@ -327,9 +341,7 @@ def fetch(own: OwnEntity, peer: DicomPeer, port: int, query: Mapping[str, str], 
     if code or failed or not kept:
         why = f"status 0x{code & 0xFFFF:04X}, {failed} not sent; {len(kept)} instances came"
         why = f"it does not know {own.aet} as a destination" if code == 0xA801 else why
-        hint = (
-            f"the peer must know {own.aet} at this machine's address and port {port} ([dicom] in client.toml)"
-        )
+        hint = f"the peer must know {own.aet} at this machine's address and port {port} ([dicom] port)"
         raise down(f"{peer} did not send the study to {own.aet}: {why}", hint)
     return len(kept)
 
@@ -343,8 +355,6 @@ class Receiver:
     """A Storage SCP, in threads of its own from `start` to `stop`.
 
     Attributes:
-        own: Its AE title and its TLS.
-        port: TCP port of all addresses.
         folder: Where an instance lies while it arrives; emptied at the start.
         callers: Who may call, by AE title and address.
         keep: Called with the file of an instance, which it moves away, the association's number and who sent it;
@@ -352,6 +362,7 @@ class Receiver:
         ended: Called with an association's number, and whether it was released.
         say: Called with what an operator has to know.
         most: Associations at once.
+        kinds: UIDs of the storage classes that are taken; without any those of `TAKEN`.
         busy: When something last came of an instance that has not arrived whole, by association; monotonic clock.
     """
 
@@ -363,6 +374,7 @@ class Receiver:
     ended: Callable[[int, bool], object] = _nobody
     say: Callable[[str], object] = str
     most: int = 10
+    kinds: Sequence[str] = ()
     busy: dict[int, float] = field(default_factory=dict)
     _server: Any = None
     _said: set[str] = field(default_factory=set)
@@ -377,10 +389,10 @@ class Receiver:
         entity.maximum_associations = self.most
         syntaxes = readable_syntaxes()
         entity.add_supported_context(VERIFICATION)
-        for name in TAKEN:
-            entity.add_supported_context(getattr(pydicom().uid, name), syntaxes)
+        for kind in self.kinds or [getattr(pydicom().uid, name) for name in TAKEN]:
+            entity.add_supported_context(kind, syntaxes)
         handlers = [
-            (event.EVT_CONN_OPEN, _opened),
+            (event.EVT_CONN_OPEN, self._opened),
             (event.EVT_DATA_SENT, _without_delay),
             (event.EVT_REQUESTED, self._requested),
             (event.EVT_REJECTED, self._rejected),
@@ -388,24 +400,29 @@ class Receiver:
             (event.EVT_PDU_RECV, self._receiving),
             (event.EVT_C_ECHO, self._echoed),
             (event.EVT_C_STORE, self._stored),
-            (event.EVT_RELEASED, self._released),
-            (event.EVT_CONN_CLOSE, self._closed),
+            (event.EVT_RELEASED, self._ended),
+            (event.EVT_CONN_CLOSE, self._ended),
         ]
-        context = self.own.context(ssl.Purpose.CLIENT_AUTH)
+        how = {"ssl_context": self.own.context(ssl.PROTOCOL_TLS_SERVER), "evt_handlers": handlers}
         try:
-            self._server = entity.start_server(
-                ("", self.port), block=False, ssl_context=context, evt_handlers=handlers
-            )
+            self._server = entity.start_server(("", self.port), block=False, **how)
         except OSError as error:
             why = f"port {self.port} cannot be listened at: {error.strerror or error}"
-            raise ConfigError(
-                why, hop="client", hint=f"ss -ltnp 'sport = :{self.port}'; or another --port"
-            ) from error
+            hint = f"ss -ltnp 'sport = :{self.port}' shows by whom; or another [dicom] port in client.toml"
+            raise ConfigError(why, hop="client", hint=hint) from error
 
     def stop(self) -> None:
         tempfile.tempdir = None
         if self._server is not None:
             self._server.shutdown()
+
+    def _opened(self, event: Any) -> None:
+        """Close what comes from no caller's address, and bound the wait for the rest of a message."""
+        link, address = event.assoc.dul.socket.socket, event.assoc.requestor.address
+        link.settimeout(IDLE_S)
+        if not any(address in _addresses(each.host) for each in self.callers):
+            self.say(f"{address}: connection closed: no caller has this address")
+            link.shutdown(socket.SHUT_RDWR)
 
     def _requested(self, event: Any) -> None:
         """Reject who is not to call, with the reason that the standard has for it."""
@@ -453,20 +470,11 @@ class Receiver:
             path.unlink(missing_ok=True)
             self.busy.pop(id(event.assoc), None)
 
-    def _released(self, event: Any) -> None:
-        self.busy.pop(id(event.assoc), None)
-        self.ended(id(event.assoc), True)
-
-    def _closed(self, event: Any) -> None:
-        if id(event.assoc) in self.busy:
+    def _ended(self, event: Any) -> None:
+        released = event.event.name == "EVT_RELEASED"
+        if self.busy.pop(id(event.assoc), None) is not None and not released:
             self.say(f"{_caller(event)}: the association broke off within an instance, which is not stored")
-        self.busy.pop(id(event.assoc), None)
-        self.ended(id(event.assoc), False)
-
-
-def _opened(event: Any) -> None:
-    """Bound the wait for the rest of a message, which pynetdicom does not: the sender may be gone without a word."""
-    event.assoc.dul.socket.socket.settimeout(IDLE_S)
+        self.ended(id(event.assoc), released)
 
 
 def _caller(event: Any) -> str:

@@ -11,6 +11,7 @@ import io
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
@@ -104,14 +105,18 @@ _EQUIPMENT: Final = (
 )  # fmt: skip
 
 
-def derived_series(series: Series, stack: Pixels, translated: StudyResults) -> list[bytes]:
+def derived_series(series: Series, stack: Pixels, translated: StudyResults, rule: str) -> list[bytes]:
     """The files of the result: enhanced where the source's are and the result is grey, else one a slice.
 
-    UIDs follow from those of the source, the request and both models, so that a repeat replaces what it repeats.
+    UIDs follow from those of the source, the request, the rule of intensity and both models, so that a repeat replaces
+    what it repeats.
     """
     now, first = datetime.now().astimezone(), translated.first
+    with suppress(ValueError):  # the times that are kept are in the source's zone
+        zone = str(series.headers[0].get("TimezoneOffsetFromUTC", ""))
+        now = now.astimezone(datetime.strptime(zone, "%z").tzinfo)
     models = first.source_model_sha256, first.target_model_sha256, first.calibration_sha256
-    parts = translated.source, translated.target, str(first.asked_sha256), *models
+    parts = translated.source, translated.target, str(first.asked_sha256), rule, *models
     recipe = hashlib.sha256(" ".join(parts).encode()).hexdigest()
     hounsfield = series.modality == "CT" and not series.without_units
     hounsfield = hounsfield and translated.low is not None and translated.low <= -500
@@ -246,20 +251,13 @@ def _set_frames(dataset: Any, source: Any, frames: Sequence[int]) -> Any:
         shared.update({e.tag: deepcopy(e) for e in groups if e.keyword in _KEPT_OF_FRAMES})
     look, values, window = (package.Dataset() for _ in range(3))
     look.FrameType = dataset.ImageType
-    for keyword in (*_ENHANCED, *_ENHANCED_MR):
-        if keyword in dataset:
-            setattr(look, keyword, dataset[keyword].value)
+    look.update({e.tag: e for e in dataset if e.keyword in {*_ENHANCED, *_ENHANCED_MR}})
     kind = {"CT": "CTImageFrameTypeSequence", "MR": "MRImageFrameTypeSequence", "PT": "PETFrameTypeSequence"}
     setattr(shared, kind[ENHANCED[dataset.SOPClassUID]], [look])
-    values.RescaleSlope, values.RescaleIntercept, values.RescaleType = 1, 0, "US"
-    for item, keywords in (
-        (values, ("RescaleSlope", "RescaleIntercept", "RescaleType")),
-        (window, ("WindowCenter", "WindowWidth")),
-    ):
-        for keyword in keywords:
-            if keyword in dataset:
-                setattr(item, keyword, dataset[keyword].value)
-                delattr(dataset, keyword)
+    for item, begins in ((values, "Rescale"), (window, "Window")):
+        item.update({e.tag: e for e in dataset if e.keyword.startswith(begins)})
+        for tag in item.keys():  # noqa: SIM118 - a dataset iterates over elements
+            del dataset[tag]
     shared.PixelValueTransformationSequence, shared.FrameVOILUTSequence = [values], [window]
     series, study = package.Dataset(), package.Dataset()
     series.SeriesInstanceUID, series.ReferencedSOPSequence = source.SeriesInstanceUID, [_sop(source)]
@@ -271,7 +269,8 @@ def _set_frames(dataset: Any, source: Any, frames: Sequence[int]) -> Any:
     indices = source.get("DimensionIndexSequence", ())
     places = [at for at, index in enumerate(indices) if index.get("FunctionalGroupPointer") in kept]
     dataset.DimensionOrganizationSequence = deepcopy(source.get("DimensionOrganizationSequence", []))
-    dataset.DimensionIndexSequence = [deepcopy(indices[at]) for at in places]
+    if places:
+        dataset.DimensionIndexSequence = [deepcopy(indices[at]) for at in places]
     own = []
     for number in frames:
         groups = source.PerFrameFunctionalGroupsSequence[number]
@@ -345,7 +344,7 @@ class DicomStudy(Study):
         if self.orientation is not None:
             stack = from_axial(stack, self.orientation)
         report, said = self.pixels.summary(translated)
-        contents = derived_series(self.series, stack, translated)
+        contents = derived_series(self.series, stack, translated, self.pixels.rule)
         files = {f"{self.name}/{at + 1:04}.dcm": content for at, content in enumerate(contents)}
         header = self.series.headers[0]
         spacing = header.get("PixelSpacing")

@@ -7,12 +7,13 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from ddib_fed.errors import ConfigError, RefusedError, Unauthenticated, UsageError, extra
 from ddib_fed.files import read_private
 from ddib_fed.formats.dicom import pydicom, quiet
-from ddib_fed.formats.dicom_network import LOG, OwnEntity, down, the_one
+from ddib_fed.formats.dicom_network import ANSWER_S, CONNECT_S, LOG, OwnEntity, down, the_one
 
 
 class Web:
@@ -28,8 +29,10 @@ class Web:
         logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL + 1)
         session = requests.Session()
         session.trust_env = False  # neither ~/.netrc nor a proxy that others set sees pictures
+        session.max_redirects = 0  # a page of login is no answer
+        session.hooks["response"].append(_without_parameters)
         if own.tls is not None:
-            own.context(ssl.Purpose.SERVER_AUTH)
+            own.context(ssl.PROTOCOL_TLS_CLIENT)
             session.verify = str(own.tls / "ca.pem")
             session.cert = (str(own.tls / "cert.pem"), str(own.tls / "key.pem"))
         if own.login is not None:
@@ -41,7 +44,7 @@ class Web:
             else:
                 session.headers["Authorization"] = f"Bearer {login}"
         self.url, self._errors = url, requests
-        self.client = DICOMwebClient(url.rstrip("/"), session=session)
+        self.client = DICOMwebClient(url.rstrip("/"), session=session, timeout=(CONNECT_S, ANSWER_S))
         self.client.set_http_retry_params(retry=False)
 
     @contextmanager
@@ -57,6 +60,8 @@ class Web:
             if code == 404:
                 hint = "its path is often /dicom-web, /dicomweb or /rs"
                 raise down(f"{self.url} is no DICOMweb service (404)", hint) from error
+            if code < 500:
+                raise RefusedError(f"{self.url} answered {code}", hop="client", hint=LOG) from error
             raise down(f"{self.url} answered {code}") from error
         except errors.SSLError as error:
             hint = "[dicom] tls in client.toml names the folder with its ca.pem"
@@ -78,9 +83,11 @@ class Web:
                 dataset = pydicom().dcmread(path)
                 with self._explained():
                     answer = self.client.store_instances([dataset])
-            if failed := answer.get("FailedSOPSequence"):
-                code = int(failed[0].get("FailureReason", 0))
-                raise RefusedError(f"{self.url} refused an instance (0x{code:04X})", hop="client", hint=LOG)
+            has = [each.get("ReferencedSOPInstanceUID") for each in answer.get("ReferencedSOPSequence") or ()]
+            if dataset.SOPInstanceUID not in has:
+                code = int((answer.get("FailedSOPSequence") or [{}])[0].get("FailureReason", 0))
+                why = f"{self.url} does not say that it stored an instance (failure 0x{code:04X})"
+                raise RefusedError(why, hop="client", hint=LOG)
             stored(path)
 
     def fetch(self, query: Mapping[str, str], folder: Path) -> int:
@@ -93,6 +100,13 @@ class Web:
                 for count, dataset in enumerate(self.client.iter_study(study), 1):
                     dataset.save_as(folder / f"{count:06}.dcm", enforce_file_format=True)
         return count
+
+
+def _without_parameters(response: Any, **_: Any) -> None:
+    """With `; charset=utf-8` dicomweb-client does not read an answer."""
+    kind = response.headers.get("Content-Type", "")
+    if not kind.startswith("multipart/"):
+        response.headers["Content-Type"] = kind.partition(";")[0].strip()
 
 
 def _root(error: BaseException) -> str:

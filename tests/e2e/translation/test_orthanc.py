@@ -37,14 +37,19 @@ def test_a_study_of_three_series_comes_back_into_its_study(way: str, tmp_path: P
 
 
 def test_the_route_of_the_page_sends_series_of_a_scanner_alone(tmp_path: Path) -> None:
-    """docs/deploy/container/orthanc.json and route.lua: what comes back is not sent again."""
+    """docs/deploy/container/orthanc.json and route.lua: what comes back is not sent again, and a receiver that was away
+    has its series later.
+    """
     settings = json.loads((CONTAINER / "orthanc.json").read_text())
     own = {name: settings[name] for name in ("DicomCheckCalledAet", "OverwriteInstances")}
-    site = Site.create(tmp_path, LuaScripts=[str(CONTAINER / "route.lua")], **own)
+    site = Site.create(tmp_path, LuaScripts=[str(CONTAINER / "route.lua")], LuaHeartBeatPeriod=2, **own)
     brain_series(tmp_path / "in", pydicom.uid.generate_uid(), 1)
     try:
         site.start()
+        site.receiver.kill()
         assert storescu(site.pacs.port, "PACS", tmp_path / "in").returncode == 0
+        time.sleep(6.0)  # stable, and in vain sent
+        site.start_receiver()
         until(lambda: len(site.pacs.derived()) == 1, 60, "the derived series")
         time.sleep(6.0)  # the derived series is stable by now
         assert len(site.pacs.series()) == 2

@@ -35,6 +35,7 @@ from tests.formats.echoes import DICOM
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.usefixtures("without_leftovers"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
 ]
 
@@ -97,19 +98,20 @@ class Route:
 
     def __init__(self, profile: Profile, folder: Path, deliver: Any, **settings: Any) -> None:
         self.profile, self.folder, self.deliver = profile, folder, deliver
+        self.evaluations = settings.pop("evaluations", 8)
         self.settings = DicomSettings(**{"quiet_s": 0.5, **settings})
         self.port = free_port()
         self.start()
 
     def start(self) -> Route:
-        header = job_header("south.example/brain-t2", Settings(evaluations=8))
+        header = job_header("south.example/brain-t2", Settings(evaluations=self.evaluations))
         options = RunOptions(self.profile, header, Path(), RunProgress())
         busy: dict[int, float] = {}
         self.router = Router(self.folder / "spool", options, dict(READING), self.settings, self.deliver, busy)
         callers = [DicomPeer("SENDER", "127.0.0.1")]
         self.receiver = Receiver(
             OwnEntity("DDIB"), self.port, self.folder / "spool" / ".arriving", callers, self.router.keep,
-            self.router.ended, routing.log.warning, self.settings.most_associations, busy,
+            self.router.ended, routing.log.warning, self.settings.most_associations, busy=busy,
         )  # fmt: skip
         self.receiver.start()
         return self
@@ -210,6 +212,52 @@ def test_what_was_received_outlives_the_receiver(profile, tmp_path):
     assert sorted(sent + rest) == ["0001.dcm", "0002.dcm", "0003.dcm"]
 
 
+def test_a_kill_after_the_last_delivery_and_one_in_a_removal_are_nothing_to_the_next_process(
+    profile, tmp_path
+):
+    """All was sent and the end of it not noted; a folder half removed; one whose state is of a later release."""
+    with routing_to(profile, tmp_path, into_folder(tmp_path / "out")) as route:
+        send(route.port, *series(tmp_path / "in"))
+        route.work(lambda: route.steps() == ["done"])
+        (found,) = route.router.series.values()
+        found.put(step=routing.Step.COMPLETE)
+        state = (found.folder / "state.json").read_text()
+    later, half, other = (tmp_path / "spool" / name for name in ("a" * 32, "b" * 32, "photographs"))
+    for folder in (later / "in", half / "out", other):
+        folder.mkdir(parents=True)
+    (later / "state.json").write_text(state[:-1] + ', "colour": 1}')
+    with routing_to(profile, tmp_path, lambda files, _: pytest.fail("sent again")) as route:
+        route.work(lambda: route.steps() == ["done"])
+    assert later.exists()
+    assert other.exists()
+    assert not half.exists()
+
+
+def test_a_request_that_changed_is_made_anew(profile, tmp_path, monkeypatch):
+    """The PACS was down, and the operator restarted the receiver with other options."""
+    monkeypatch.setattr(routing, "FIRST_RETRY_S", 0.2)
+
+    def down(files, stored):
+        raise PeerUnreachable("down")
+
+    with routing_to(profile, tmp_path, down) as route:
+        send(route.port, *series(tmp_path / "in"))
+        route.work(lambda: [*route.folder.glob("spool/*/out/in/*/*.dcm")])
+    with routing_to(profile, tmp_path, into_folder(tmp_path / "out"), evaluations=9) as route:
+        route.work(lambda: route.steps() == ["done"])
+    assert len([*(tmp_path / "out").glob("*/*.dcm")]) == 3
+
+
+def test_a_series_that_ends_the_process_again_and_again_fails(profile, tmp_path, log):
+    with routing_to(profile, tmp_path, into_folder(tmp_path / "out")) as route:
+        send(route.port, *series(tmp_path / "in"))
+        route.work(lambda: route.steps() == ["done"])
+        (found,) = route.router.series.values()
+        found.put(step=routing.Step.COMPLETE, starts=routing.MOST_STARTS, new=True)
+        route.work(lambda: route.steps() == ["failed"])
+    assert f"this process ended {routing.MOST_STARTS} times" in log.text
+
+
 def test_what_comes_late_joins_its_series(profile, tmp_path):
     """It is translated as a whole, under the same identities."""
     paths = series(tmp_path / "in", 4)
@@ -283,7 +331,7 @@ def test_a_stranger_is_rejected(profile, tmp_path, log, aet, called, why):
         entity = pynetdicom.AE(aet)
         entity.add_requested_context(MR)
         assert entity.associate("127.0.0.1", route.port, ae_title=called).is_rejected
-        route.receiver.callers = [DicomPeer(aet, "192.0.2.7")]
+        route.receiver.callers = [DicomPeer(aet, "192.0.2.7"), DicomPeer("OTHER", "127.0.0.1")]
         if called == "DDIB":
             assert entity.associate("127.0.0.1", route.port, ae_title=called).is_rejected
             assert "--from has its AE title with another address" in log.text

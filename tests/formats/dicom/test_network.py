@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +14,7 @@ import pydicom
 import pytest
 
 from benchmarks.pacs.setups import VERIFICATION, make_certificates, pynetdicom_peer, silent, tls_peer
-from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable, UsageError
+from ddib_fed.errors import ConfigError, DdibError, RefusedError, UsageError
 from ddib_fed.formats import dicom_network
 from ddib_fed.formats.dicom_network import DicomPeer, OwnEntity, Receiver, echo, parse_query, store
 from ddib_fed.formats.dicomweb import Web
@@ -26,11 +27,13 @@ pytestmark = [
     for kind in ("ResourceWarning", "pytest.PytestUnraisableExceptionWarning")
 ]
 CT, MR = pydicom.uid.CTImageStorage, pydicom.uid.MRImageStorage
+UID = str(pydicom.dcmread(DICOM / "CT_small.dcm").SOPInstanceUID)
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 
 
 @pytest.fixture(autouse=True)
-def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatience(monkeypatch: pytest.MonkeyPatch, without_leftovers: None) -> None:
+    del without_leftovers
     monkeypatch.setattr(dicom_network, "CONNECT_S", 2.0)
 
 
@@ -117,6 +120,23 @@ def test_tls_is_of_both_sides(certificates, ours, theirs, host, says):
         assert any(each in found for each in says.split("|"))
 
 
+def test_a_silent_caller_does_not_keep_others_out(certificates, tmp_path):
+    """Who connects and does not begin the TLS handshake; and who calls from no caller's address."""
+    port, said = free_port(), list[str]()
+    own, callers = OwnEntity("DDIB", certificates / "theirs"), [DicomPeer("SENDER", "localhost")]
+    receiver = Receiver(own, port, tmp_path / "in", callers, lambda *_: 0, say=said.append)
+    receiver.start()
+    try:
+        with socket.create_connection(("127.0.0.1", port)):
+            found = echo(OwnEntity("SENDER", certificates / "ours"), DicomPeer("DDIB", "localhost", port))
+            assert found == "answers SENDER, stores MR, CT, SecondaryCapture"
+        receiver.callers = [DicomPeer("SENDER", "192.0.2.7")]
+        cause(lambda: echo(OwnEntity("SENDER", certificates / "ours"), DicomPeer("DDIB", "localhost", port)))
+        assert "127.0.0.1: connection closed: no caller has this address" in said
+    finally:
+        receiver.stop()
+
+
 def test_a_folder_of_tls_without_its_files_is_named(tmp_path):
     (tmp_path / "key.pem").write_text("no key")
     (tmp_path / "key.pem").chmod(0o600)
@@ -130,7 +150,7 @@ def test_an_instance_that_a_peer_does_not_take_is_said_to_be_of_its_class():
         sent: list[Path] = []
         files = [DICOM / "MR_small.dcm", DICOM / "CT_small.dcm"]
         peer = DicomPeer("PEER", "127.0.0.1", port)
-        with pytest.raises(PeerUnreachable, match="it takes no instance of this class"):
+        with pytest.raises(RefusedError, match="takes no MR Image Storage"):
             store(OwnEntity("DDIB"), peer, files, sent.append)
         assert sent == []
 
@@ -151,7 +171,9 @@ def test_a_query_is_of_keywords():
 
 
 @contextlib.contextmanager
-def web(status: int, body: bytes) -> Iterator[tuple[str, list[str | None]]]:
+def web(
+    status: int, body: bytes, kind: str = "application/dicom+json"
+) -> Iterator[tuple[str, list[str | None]]]:
     """A server of HTTP whose every answer is this; its address, and the logins that it was shown."""
     logins: list[str | None] = []
 
@@ -159,10 +181,15 @@ def web(status: int, body: bytes) -> Iterator[tuple[str, list[str | None]]]:
         def do_GET(self) -> None:
             logins.append(self.headers.get("Authorization"))
             self.send_response(status)
-            self.send_header("Content-Type", "application/dicom+json")
+            self.send_header("Content-Type", kind)
+            self.send_header("Location", "/login")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
 
         def log_message(self, *_: object) -> None:
             pass
@@ -205,3 +232,36 @@ def test_a_login_is_a_password_or_a_token_and_private(tmp_path, login, shown):
         assert Web(own, url).ask() == "answers QIDO-RS"
         assert logins == [shown]
     assert "would show the login" in cause(lambda: Web(own, "http://pacs.invalid/dicom-web"))
+
+
+STORED = {"00081199": {"vr": "SQ", "Value": [{"00081155": {"vr": "UI", "Value": [UID]}}]}}
+FAILED = {"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [0xA700]}}]}}
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "kind", "says"),
+    [
+        (200, STORED, "application/dicom+json", ""),
+        (200, STORED, "application/dicom+json; charset=utf-8", ""),
+        (
+            202,
+            FAILED,
+            "application/dicom+json;charset=utf-8",
+            "does not say that it stored an instance (failure 0xA700)",
+        ),
+        (202, {}, "text/html", "does not say that it stored"),
+        (302, {}, "text/html", "Exceeded 0 redirects"),
+        (409, {}, "application/dicom+json", "answered 409"),
+        (503, {}, "application/dicom+json", "answered 503"),
+    ],
+)
+def test_an_instance_is_stored_where_the_answer_says_so(status, answer, kind, says):
+    """Not where a proxy's page of login does."""
+    sent: list[Path] = []
+    with web(status, json.dumps(answer).encode(), kind) as (url, _):
+        found = Web(OwnEntity("DDIB"), url)
+        if says:
+            assert says in cause(lambda: found.store([DICOM / "CT_small.dcm"], sent.append))
+        else:
+            found.store([DICOM / "CT_small.dcm"], sent.append)
+    assert len(sent) == (not says)
