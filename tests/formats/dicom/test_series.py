@@ -211,6 +211,21 @@ def test_what_cannot_be_translated_is_named_with_a_hint(name, says):
     assert caught.value.hint
 
 
+def test_slices_with_and_without_a_rescale_are_no_series(tmp_path):
+    """Their values are in no common units; nor are those of PET without any."""
+    paths = write_series(tmp_path / "mr", VALUES, slope=2.0)
+    dataset = pydicom.dcmread(paths[1])
+    del dataset.RescaleSlope, dataset.RescaleIntercept
+    dataset.save_as(paths[1])
+    with pytest.raises(InputError, match="slices have no rescale slope"):
+        only(tmp_path / "mr")
+    write_series(tmp_path / "pet", VALUES, Modality="PT")
+    with pytest.raises(InputError, match="slices have no rescale slope"):
+        only(tmp_path / "pet")
+    write_series(tmp_path / "rescaled", VALUES, Modality="PT", slope=2.0)
+    assert only(tmp_path / "rescaled").sent
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -259,6 +274,16 @@ def test_every_file_says_what_it_is(ct):
         assert all(digest in maker.ContributionDescription for digest in ("ab" * 32, "cd" * 32))
         assert made.SeriesDescription == "SYNTHETIC south.example/relief"
         assert made.SeriesNumber == source.SeriesNumber + 1000
+
+
+def test_another_rule_of_intensity_makes_other_identities(ct):
+    """What it makes is another picture, and a PACS keeps both."""
+    other = only(ct.origin.given, intensity="window:40,400")
+    uids = [
+        {made.SOPInstanceUID for made in datasets(study.assemble(echo(study, scale=HOUNSFIELD)))}
+        for study in (ct, other)
+    ]
+    assert uids[0].isdisjoint(uids[1])
 
 
 def test_identities_are_new_and_the_same_again(ct):
