@@ -115,7 +115,7 @@ def routed(site: Site, uid: str) -> bool:
 
 
 def ended(site: Site) -> int:
-    return len(set(re.findall(r"series (\w+): \d+ instances handed on", site.receiver.text())))
+    return len(set(re.findall(r"series (\w+): handed on", site.receiver.text())))
 
 
 def waiting(site: Site) -> list[Path]:
@@ -137,7 +137,7 @@ def held(site: Site) -> dict[str, Any]:
             known |= {
                 site.pacs.get(f"instances/{i}")["MainDicomTags"]["SOPInstanceUID"] for i in each["Instances"]
             }
-    handed = Counter(re.findall(r"series (\w+): \d+ instances handed on", site.receiver.text()))
+    handed = Counter(re.findall(r"series (\w+): handed on", site.receiver.text()))
     try:
         jobs = len(site.pair.client().list(1000))
     except DdibError:

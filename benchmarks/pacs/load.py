@@ -1,6 +1,6 @@
 """The receiver under what a hospital does to it: how much memory and time, what is lost, and what is doubled.
 
-    python -m benchmarks.pacs.load [--only burst,slow,broken,huge,duplicates,interleaved,full]
+    python -m benchmarks.pacs.load [--only burst,slow,broken,huge,large,duplicates,interleaved,full]
 
 Results go to a folder (`--out`), by two nodes with brain-t1 and brain-t2. Writes docs/benchmarks/pacs/load.json. `full`
 mounts a file system of 24 MiB in memory, for which it must be root.
@@ -28,6 +28,7 @@ import pydicom
 import pynetdicom
 
 from benchmarks.pacs.site import RESULTS, Site, brain_series, memory, storescu, until, write
+from ddib_fed.data.shipped import shipped_bytes
 from tests.formats.dicom.files import write_enhanced
 
 MR = pydicom.uid.MRImageStorage
@@ -74,7 +75,7 @@ def site(folder: Path, name: str) -> Iterator[Site]:
 def held(there: Site, series: int, seconds: float = 1800.0) -> dict[str, Any]:
     """Wait until so many series were handed on; what the folder then has."""
     took = until(
-        lambda: len(set(re.findall(r"series (\w+): \d+ instances handed", there.receiver.text()))) >= series,
+        lambda: len(set(re.findall(r"series (\w+): handed on", there.receiver.text()))) >= series,
         seconds, "the series",
     )  # fmt: skip
     files = sorted((there.folder / "out").glob("*/*.dcm"))
@@ -140,16 +141,8 @@ def broken(there: Site, folder: Path) -> dict[str, Any]:
 
 
 def huge(there: Site, folder: Path) -> dict[str, Any]:
-    """An enhanced MR of 4,096 frames of 512 x 512: 2 GiB; and then an ordinary series."""
-    path = write_enhanced(folder / "in" / "huge.dcm", np.zeros((1, 8, 8), np.uint16))
-    dataset = pydicom.dcmread(path)
-    (groups,) = dataset.PerFrameFunctionalGroupsSequence
-    dataset.PerFrameFunctionalGroupsSequence = [groups] * 4096
-    dataset.NumberOfFrames, dataset.Rows, dataset.Columns = 4096, 512, 512
-    plane = np.random.default_rng(0).integers(0, 1000, (512, 512)).astype("<u2").tobytes()
-    dataset.PixelData = plane * 4096
-    dataset.save_as(path)
-    del dataset
+    """An enhanced MR of 4,096 frames of 512 x 512, 2 GiB, more than is translated; and then an ordinary series."""
+    frames(folder / "in" / "huge.dcm", 4096)
     since = time.monotonic()
     code = storescu(there.port, "DDIB", folder / "in").returncode
     seconds = time.monotonic() - since
@@ -159,6 +152,26 @@ def huge(there: Site, folder: Path) -> dict[str, Any]:
     after = storescu(there.port, "DDIB", folder / "small-one").returncode
     return {"bytes": 2 << 30, "codes": [code, after], "seconds_to_send": round(seconds, 1),
             "mib_after_sending": round(most), **held(there, 1)}  # fmt: skip
+
+
+def large(there: Site, folder: Path) -> dict[str, Any]:
+    """An enhanced MR of 1,024 frames of 512 x 512, 512 MiB, which is translated."""
+    frames(folder / "in" / "large.dcm", 1024)
+    code = storescu(there.port, "DDIB", folder / "in").returncode
+    return {"bytes": 1 << 29, "codes": [code], "mib_after_sending": round(memory(there.receiver.pid)["most"]),
+            **held(there, 1)}  # fmt: skip
+
+
+def frames(path: Path, count: int) -> None:
+    """So many frames of one slice of the brain, at 512 x 512."""
+    write_enhanced(path, np.zeros((1, 8, 8), np.uint16))
+    dataset = pydicom.dcmread(path)
+    (groups,) = dataset.PerFrameFunctionalGroupsSequence
+    dataset.PerFrameFunctionalGroupsSequence = [groups] * count
+    dataset.NumberOfFrames, dataset.Rows, dataset.Columns = count, 512, 512
+    plane = np.kron(shipped_bytes("brain-t1", ["test"])[0][20, 0, 8:40, 8:40], np.ones((16, 16))) * 4
+    dataset.PixelData = plane.astype("<u2").tobytes() * count
+    dataset.save_as(path)
 
 
 def duplicates(there: Site, folder: Path) -> dict[str, Any]:
@@ -249,7 +262,7 @@ def copied(source: socket.socket, sink: socket.socket, per_second: int, most: in
                 time.sleep(0.25)
 
 
-CASES = {each.__name__: each for each in (burst, slow, broken, huge, duplicates, interleaved, full)}
+CASES = {each.__name__: each for each in (burst, slow, broken, huge, large, duplicates, interleaved, full)}
 
 if __name__ == "__main__":
     main()

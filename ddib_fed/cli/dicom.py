@@ -56,10 +56,9 @@ def receive(
 ) -> None:
     """Receive DICOM series (C-STORE), translate each once, and hand the derived series on, until SIGTERM.
 
-    A series is translated when nothing of it came for 5 s, or its association was released. An instance is on the disk
-    before its C-STORE succeeds; after a kill the same command goes on where it was, and results that are sent again
-    have the same UIDs. What cannot be translated is refused, with the reason in the log, which names a series by a key
-    and holds no patient data. TLS, the spool and its bounds are in the table [dicom] of the profile.
+    An instance is on the disk before its C-STORE succeeds; after a kill the same command goes on where it was. The log
+    says what becomes of each series, by a key, and holds no patient data. TLS, the spool and its bounds are in the
+    table [dicom] of the profile (docs/routing.md).
     """
     from ddib_fed.client.results import locked
     from ddib_fed.client.routing import Router, log
@@ -74,7 +73,7 @@ def receive(
         raise UsageError("where do derived series go?", hint="one of --send, --stow and --out")
     deliver = into_folder(out) if out is not None else delivery(profile, send, stow, aet)
     assert deliver is not None
-    known = [DicomPeer.parse(each, calls=True).there() for each in callers]
+    known = [DicomPeer.parse(each, calls=True) for each in callers]
     fixed = {"source_class": "", "target_class": "", "cycle": False, "keep_latent": False}
     asked = {**fixed, "guidance": None, "classifier_scale": None, **given}
     run = RunOptions(profile, header_of(target, asked), Path(), RunProgress())
@@ -82,7 +81,7 @@ def receive(
     set_up_logging("info", "text")
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # its remarks hold values of headers
     warnings.simplefilter("ignore")
-    with locked(spool, "set another [dicom] spool in client.toml"):
+    with locked(spool, "stop the receiver that runs there, or set another [dicom] spool in client.toml"):
         busy: dict[int, float] = {}
         reading = {"intensity": intensity, "slices": "auto", "tile": "auto"}
         router = Router(spool, run, reading, settings, deliver, busy)
@@ -94,8 +93,8 @@ def receive(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         receiver.start()
-        secure = " over TLS" if own.tls is not None else ""
-        log.info("receiving as %s at port %d%s, for %s", own.aet, receiver.port, secure, target)
+        where = f"port {receiver.port}{' over TLS' if own.tls else ''}"
+        log.info("receiving as %s at %s from %s, for %s", own.aet, where, ", ".join(callers), target)
         # What it is at when this process ends, the next one does again.
         threading.Thread(target=router.run, daemon=True).start()
         stop.wait()

@@ -390,14 +390,8 @@ CREDENTIALS = click.option(
     metavar="CERT KEY",
     help="Put signed content credentials (C2PA) into translated pictures: certificate chain and private key, PEM.",
 )
-QUERY = option(
-    "--query KEYWORD=VALUE",
-    "Instead of FILES: the one study that --pacs or --dicomweb finds by these attributes, joined by &.",
-    str,
-)
-PACS = option(
-    "--pacs AE@HOST:PORT", "Where --query looks: C-FIND, and C-MOVE to [dicom] aet at its port.", str
-)
+QUERY = option("--query KEYWORD=VALUE", "In place of FILES: the study of these attributes, joined by &.", str)
+PACS = option("--pacs AE@HOST:PORT", "Where --query looks: C-FIND, and C-MOVE to [dicom] aet.", str)
 DICOMWEB = option("--dicomweb URL", "Where --query looks: QIDO-RS and WADO-RS.", str)
 SEND = option("--send AE@HOST:PORT", "Send derived DICOM series there (C-STORE).", str)
 STOW = option("--stow URL", "Store derived DICOM series there (DICOMweb, STOW-RS).", str)

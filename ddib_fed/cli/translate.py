@@ -139,7 +139,7 @@ def _check_marked(run: FolderRun) -> None:
 @options.DTYPE
 @options.DEVICE
 def translate(
-    files: tuple[Path, ...],
+    files: Sequence[Path],
     target: str | None,
     source_model: str | None,
     target_model: str | None,
@@ -177,7 +177,7 @@ def translate(
         options.refuse_idle(("credentials",), "applies only to fetched results", hint=hint)
     profile = Profile.load(profile_path) if pair is None else pair.profile
     deliver = delivery(profile, given["send"], given["stow"])
-    files = files_or_study(files, profile, given, out)
+    files = inputs(files, profile, given, out)
     signer, progress = load_credentials(credentials), ConsoleProgress(pair)
     run_options = RunOptions(profile, header, out, progress, force, skip_bad, credentials=signer)
     if pairs is None:
@@ -217,14 +217,10 @@ def translate(
     drop_fetched(out)
 
 
-def files_or_study(
-    files: tuple[Path, ...], profile: Profile, given: dict[str, Any], out: Path
-) -> tuple[Path, ...]:
+def inputs(files: Sequence[Path], profile: Profile, given: dict[str, Any], out: Path) -> Sequence[Path]:
     if not files and given["query"] is not None:
         return (fetched_study(profile, given["query"], given["pacs"], given["dicomweb"], out),)
-    options.refuse_idle(
-        ("query", "pacs", "dicomweb"), "fetches a study instead of FILES", hint="leave one out"
-    )
+    options.refuse_idle(("query", "pacs", "dicomweb"), "is in place of FILES", hint="leave one out")
     if not files:
         raise UsageError("FILES are missing", hint="name files or folders, or --query and where it looks")
     return files

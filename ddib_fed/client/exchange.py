@@ -73,16 +73,18 @@ def fetched_study(profile: Profile, query: str, pacs: str | None, web: str | Non
     digest = hashlib.sha256(f"{query} {pacs or web}".encode()).hexdigest()[:8]
     folder = out / f"{FETCHED}{digest}" / f"study-{digest}"
     if not folder.is_dir():
-        part = folder.with_name("part")
-        shutil.rmtree(part, ignore_errors=True)
-        make_private_folders(part)
-        if web is not None:
-            from ddib_fed.formats.dicomweb import Web
+        make_private_folders(part := folder.with_name("part"))
+        try:
+            if web is not None:
+                from ddib_fed.formats.dicomweb import Web
 
-            count = Web(own, web).fetch(asked, part)
-        else:
-            there = DicomPeer.parse(str(pacs))
-            count = fetch(own, there, profile.dicom.port, asked, part, partial(say, err=True))
+                count = Web(own, web).fetch(asked, part)
+            else:
+                there = DicomPeer.parse(str(pacs))
+                count = fetch(own, there, profile.dicom.port, asked, part, partial(say, err=True))
+        except BaseException:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            raise
         headers = {path: read_header(path, ["SyntheticData"]) for path in part.glob("*.dcm")}
         synthetic = [path for path, header in headers.items() if header.get("SyntheticData") == "YES"]
         for path in synthetic:

@@ -139,13 +139,9 @@ pki = "{pki}"
 # [telemetry]
 # endpoint = "http://127.0.0.1:4318"
 
-# Studies from a PACS and back (docs/routing.md); needs the packages of the extra `dicom`.
+# Studies from a PACS and back, of which docs/routing.md says the keys; needs the packages of the extra `dicom`.
 # [dicom]
-# aet = "DDIB"
-# port = 11112
-# peers = ["PACS@pacs.{institution}:4242", "https://pacs.{institution}/dicom-web"]   # `ddib doctor` asks each
-# tls = "dicom-tls"                   # folder with ca.pem, cert.pem and key.pem
-# login = "dicomweb.login"            # a file with USER:PASSWORD or a bearer token, mode 600
+# peers = ["PACS@pacs.{institution}:4242", "https://pacs.{institution}/dicom-web"]   # `ddib doctor` asks them
 """
 
 

@@ -48,7 +48,7 @@ _OURS = re.compile(rf"{re.escape(STATE_PREFIX)}.*|{re.escape(CALIBRATION_FILE)}|
 
 
 @contextmanager
-def locked(out: Path, otherwise: str = "choose another --out folder") -> Iterator[None]:
+def locked(out: Path, hint: str = "wait for it to end, or choose another --out folder") -> Iterator[None]:
     """Inside, this process alone writes results to a folder, which is made if it is missing."""
     made, lock = not out.exists(), out / LOCK
     make_private_folders(out)
@@ -63,7 +63,7 @@ def locked(out: Path, otherwise: str = "choose another --out folder") -> Iterato
         if not alone:
             raise StateConflict(
                 f"another command is writing to {out}",
-                hint=f"wait for it to end, or {otherwise}",
+                hint=hint,
                 hop="client",
             )
         try:

@@ -5,9 +5,8 @@ SPOOL/KEY/out/...       results, as `ddib translate` writes them
 SPOOL/KEY/state.json    what has become of the series
 SPOOL/.arriving/        instances that are not complete yet
 
-A series is complete when nothing came for a while. What comes later joins it: it is translated again as a whole, under
-the UIDs of before. A kill loses nothing, because every state is on the disk before it is acted on, and computes nothing
-twice, because the run in `out` resumes. The log names a series by its key: no value of a header is in it.
+What comes late joins its series, which is translated again as a whole, under the UIDs of before. Every state is on the
+disk before it is acted on, and the run in `out` resumes: a kill loses nothing. No value of a header is in the log.
 """
 
 from __future__ import annotations
@@ -43,9 +42,12 @@ from ddib_fed.errors import (
     LatentNotGaussian,
     PeerUnreachable,
     UsageError,
+    error_class,
+    next_step,
 )
 from ddib_fed.files import make_private_folders, private_folder, sync_folder, write_file
 from ddib_fed.formats.dicom import checked_header
+from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
     from ddib_fed.formats.study import Origin, Study
@@ -80,20 +82,17 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What `state.json` says.
-
-    Attributes:
-        changed: When its step was entered, seconds of the epoch.
-        new: Whether its instances differ from those that `out` was made of.
-        sent: How many files the other side has.
-        starts: How often its translation was begun and not ended by an answer or an error.
-    """
+    """What `state.json` says."""
 
     step: Step = Step.ARRIVING
     changed: float = 0.0
+    """Seconds of the epoch."""
     new: bool = True
+    """Whether its instances differ from those that `out` was made of."""
     sent: int = 0
+    """Files that the other side has."""
     starts: int = 0
+    """How often its translation was begun and neither done nor given up."""
 
 
 @dataclass(slots=True, eq=False)
@@ -143,12 +142,21 @@ def _size(folder: Path) -> int:
 
 
 class _Progress(RunProgress):
-    """Logs what a person would have to know before pixels leave: burnt-in text, missing slices."""
+    """Logs what a person would have to know: burnt-in text, missing slices, a target that does not answer."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self._key, self._reason = key, ""
+
+    def event(self, event: pb.WatchJobResponse) -> None:
+        if event.stage == "wait" and event.reason != self._reason:
+            log.warning("series %s: waits at the node: %s", self._key, error_class(event.reason).sentence)
+            self._reason = event.reason
 
     def study(self, number: int, origin: Origin, study: Study | None) -> None:
         del number
         for line in study.warnings if study is not None else ():
-            log.warning("series %s: %s", origin.given.parent.name[:8], line.replace(f"{origin.given}: ", ""))
+            log.warning("series %s: %s", self._key, line.replace(f"{origin.given}: ", ""))
 
 
 class Router:
@@ -173,8 +181,8 @@ class Router:
         self.series = {each.folder.name: each for each in map(Routed.read, folders) if each is not None}
         for each in self.series.values():
             each.due = now + (settings.quiet_s if each.state.step is Step.ARRIVING else 0.0)
-        if self.series:
-            log.info("%d series are in the spool", len(self.series))
+        if left := sum(not each.has_ended for each in self.series.values()):
+            log.info("series in the spool that have not ended: %d", left)
 
     def keep(self, path: Path, association: int, who: str) -> int:
         """Bring an instance to the disk, and return the status of its C-STORE (PS3.4 B.2.3)."""
@@ -274,7 +282,7 @@ class Router:
                 if each.state.step is Step.ARRIVING and each.state.changed and not waits:
                     each.put(step=Step.COMPLETE)
                     each.associations.clear()
-                    log.info("series %s: complete, %d instances", each.key, each.count)
+                    log.info("series %s: complete, instances: %d", each.key, each.count)
             ready = [e for e in self.series.values() if e.state.step is Step.COMPLETE and e.due <= now]
         return sorted(ready, key=lambda each: each.state.changed)
 
@@ -325,22 +333,25 @@ class Router:
         with self._lock:
             if series.state is begun:
                 series.put(step=Step.DONE, starts=0)
-                log.info("series %s: %d instances handed on", series.key, len(files))
+                log.info("series %s: handed on, instances: %d", series.key, len(files))
 
     def _translate(self, series: Routed) -> list[Path]:
         """The files of the result, which may be those of an earlier try."""
         if series.state.starts > MOST_STARTS:
             raise JobFailed(f"this process ended {MOST_STARTS} times while it was at it")
         since = time.monotonic()
-        own = replace(self.options, out=series.folder / "out", progress=_Progress())
+        own = replace(self.options, out=series.folder / "out", progress=_Progress(series.key))
         say = partial(log.info, "series %s: %s", series.key)
         run = open_run([series.folder / "in"], self.reading, own, say)
         run.read()
         run.translate()
         run.conclude()
         files = sorted(path for written in run.written for path in written.files if path.suffix == ".dcm")
-        took = time.monotonic() - since
-        log.info("series %s: translated in %.1f s, %d files", series.key, took, len(files))
+        for record in (written.provenance for written in run.written if written.provenance.doubtful):
+            log.warning("series %s: doubtful: %s", series.key, ", ".join(record.doubts or ()))
+        if not series.tries:
+            took = time.monotonic() - since
+            log.info("series %s: translated in %.1f s, files: %d", series.key, took, len(files))
         return files
 
     def _failed(self, series: Routed, error: Exception) -> None:
@@ -348,9 +359,10 @@ class Router:
         for_good = isinstance(error, _FOR_GOOD) and not isinstance(error, UsageError | ConfigError)
         again = isinstance(error, JobFailed) and max(series.tries + 1, series.state.starts) <= MOST_STARTS
         why = _told(error) if isinstance(error, DdibError) else type(error).__name__
-        why = why.replace(str(series.folder / "in"), "it")
+        why = why.replace(f"{series.folder / 'in'}: ", "").replace(str(series.folder / "in"), "it")
+        hint = next_step(error) if isinstance(error, DdibError) else "report it"
         if for_good and not again:
-            log.error("series %s: not translated: %s", series.key, why)
+            log.error("series %s: not translated: %s; try: %s", series.key, why, hint)
             series.put(step=Step.FAILED)
             return
         # What is in `out` may be of another request, or of another model.
@@ -359,7 +371,7 @@ class Router:
         series.tries, series.due = series.tries + 1, time.monotonic() + wait
         if isinstance(error, PeerUnreachable):
             self._held = series.due
-        log.warning("series %s: %s; again in %.0f s", series.key, why, wait)
+        log.warning("series %s: %s; again in %.0f s; try: %s", series.key, why, wait, hint)
 
 
 def _told(error: DdibError) -> str:

@@ -27,7 +27,7 @@ from ddib_fed.errors import (
     extra,
 )
 from ddib_fed.files import is_disk_full, make_private_folders, read_private
-from ddib_fed.formats.dicom import pydicom, quiet, readable_syntaxes
+from ddib_fed.formats.dicom import pydicom, quiet, read_header, readable_syntaxes
 
 CONNECT_S: Final = 10.0
 """Until a connection, a handshake or an answer to the request for an association."""
@@ -70,16 +70,11 @@ class DicomPeer(NamedTuple):
         aet, _, address = text.partition("@")
         host, _, port = (address, "", "0") if calls else address.rpartition(":")
         named = 0 < len(aet.strip()) <= 16 and aet.isascii() and aet.isprintable() and "\\" not in aet
+        named = named and (not calls or host.count(":") != 1)  # a host alone, or an IPv6 address
         if not (named and host and port.isdecimal() and (calls or 0 < int(port) < 65536)):
             form = "AE@HOST" if calls else "AE@HOST:PORT"
             raise UsageError(f"{text!r} is no {form}", hint=f"{form}; an AE title has up to 16 characters")
         return cls(aet.strip(), host.strip("[]"), int(port))
-
-    def there(self) -> DicomPeer:
-        """The same, whose host has an address."""
-        if not _addresses(self.host):
-            raise UsageError(f"{self}: there is no host {self.host}", hint=f"getent hosts {self.host}")
-        return self
 
     def __str__(self) -> str:
         return f"{self.aet}@{self.host}" + (f":{self.port}" if self.port else "")
@@ -320,14 +315,17 @@ def fetch(
     kept: list[Path] = []
 
     def keep(path: Path, association: int, who: str) -> int:
-        del association, who
+        del association
+        if read_header(path, ["StudyInstanceUID"]).get("StudyInstanceUID") != wanted.StudyInstanceUID:
+            say(f"{who}: an instance of another study is refused")
+            return 0xA900
         kept.append(path.replace(folder / f"{path.stem}.dcm"))
         return 0
 
     kinds = [
         each.abstract_syntax for each in pynetdicom().AllStoragePresentationContexts
     ]  # reports lie beside
-    callers, arriving = [DicomPeer(peer.aet, peer.host)], folder / ".arriving"
+    callers, arriving = [DicomPeer("", peer.host)], folder / ".arriving"  # which may send by another title
     receiver = Receiver(own, port, arriving, callers, keep, say=say, kinds=kinds)
     receiver.start()
     try:
@@ -346,17 +344,13 @@ def fetch(
     return len(kept)
 
 
-def _nobody(association: int, released: bool) -> None:
-    """Nobody asks when an association ends."""
-
-
 @dataclass(slots=True)
 class Receiver:
     """A Storage SCP, in threads of its own from `start` to `stop`.
 
     Attributes:
         folder: Where an instance lies while it arrives; emptied at the start.
-        callers: Who may call, by AE title and address.
+        callers: Who may call, by AE title, or any if it is empty, and address.
         keep: Called with the file of an instance, which it moves away, the association's number and who sent it;
             returns the status of the C-STORE (PS3.4 B.2.3).
         ended: Called with an association's number, and whether it was released.
@@ -371,7 +365,7 @@ class Receiver:
     folder: Path
     callers: Sequence[DicomPeer]
     keep: Callable[[Path, int, str], int]
-    ended: Callable[[int, bool], object] = _nobody
+    ended: Callable[[int, bool], object] = lambda *_: None
     say: Callable[[str], object] = str
     most: int = 10
     kinds: Sequence[str] = ()
@@ -408,7 +402,7 @@ class Receiver:
             self._server = entity.start_server(("", self.port), block=False, **how)
         except OSError as error:
             why = f"port {self.port} cannot be listened at: {error.strerror or error}"
-            hint = f"ss -ltnp 'sport = :{self.port}' shows by whom; or another [dicom] port in client.toml"
+            hint = f"ss -ltnp 'sport = :{self.port}' shows by whom: a receiver has to be stopped meanwhile"
             raise ConfigError(why, hop="client", hint=hint) from error
 
     def stop(self) -> None:
@@ -430,9 +424,9 @@ class Receiver:
         asked, address = association.requestor.primitive, association.requestor.address
         if asked.called_ae_title.strip() != self.own.aet:
             why, diagnostic = f"it calls {asked.called_ae_title.strip()}, this is {self.own.aet}", 7
-        elif (aet := asked.calling_ae_title.strip()) not in {each.aet for each in self.callers}:
+        elif not (known := [e for e in self.callers if e.aet in {"", asked.calling_ae_title.strip()}]):
             why, diagnostic = "its AE title is not among those of --from", 3
-        elif not any(each.aet == aet and address in _addresses(each.host) for each in self.callers):
+        elif not any(address in _addresses(each.host) for each in known):
             why, diagnostic = "--from has its AE title with another address", 3
         else:
             return
@@ -446,7 +440,9 @@ class Receiver:
     def _accepted(self, event: Any) -> None:
         refused = sorted({each.abstract_syntax.name for each in event.assoc.rejected_contexts})
         what = ", ".join(refused[:8]) + (f" and {len(refused) - 8} more" if len(refused) > 8 else "")
-        line = f"{_caller(event)}: not taken, by class or transfer syntax: {what}"
+        line = (
+            f"{_caller(event)}: of what it may send, these classes or transfer syntaxes are not taken: {what}"
+        )
         if refused and line not in self._said:
             self._said.add(line)
             self.say(line)

@@ -183,7 +183,9 @@ def _identify(dataset: Any, source: Any, recipe: str, now: datetime, translated:
         number = uuid.uuid5(_SPACE, f"{source[name].value} {frame} {recipe}").int
         setattr(dataset, name, f"2.25.{number}")
     dataset.SeriesNumber = SERIES_OFFSET + int(source.get("SeriesNumber", None) or 0)
-    dataset.SeriesDescription = f"SYNTHETIC {translated.target}"[:64]
+    dataset.SeriesDescription = f"SYNTHETIC {translated.target} {source.get('SeriesDescription') or ''}"[
+        :64
+    ].strip()
     third = [str(value) for value in source.get("ImageType", ())][2:3]  # of MR it names the contrast
     plane = third if third in [["AXIAL"], ["LOCALIZER"]] else ["OTHER"]
     dataset.ImageType = ["DERIVED", "SECONDARY", *plane, "SYNTHETIC"]
@@ -197,10 +199,13 @@ def _identify(dataset: Any, source: Any, recipe: str, now: datetime, translated:
 def _attribute(dataset: Any, source: Any, translated: StudyResults, now: datetime) -> None:
     """From which picture, by what, and how it was derived."""
     package, first = pydicom(), translated.first
+    doubts = ", ".join(
+        sorted({doubt for record in translated.records if record for doubt in record.doubts or ()})
+    )
     models = f"models SHA-256 {first.source_model_sha256} and {first.target_model_sha256}"
     dataset.DerivationDescription = (
         f"Synthetic picture: translated from {translated.source} to {translated.target} by a Dual Diffusion Implicit "
-        f"Bridge ({MAKER} {__version__}); {models}; not for diagnosis"
+        f"Bridge ({MAKER} {__version__}); {models}; not for diagnosis{doubts and '; doubtful: '}{doubts}"
     )[:1024]
     acquired, made = package.Dataset(), package.Dataset()
     for name in _EQUIPMENT:

@@ -57,14 +57,14 @@ class Web:
             if code in {401, 403}:
                 why = f"{self.url} does not accept the login ({code})"
                 raise Unauthenticated(why, hop="client", hint="[dicom] login in client.toml") from error
-            if code == 404:
+            if code in {400, 404, 405}:
                 hint = "its path is often /dicom-web, /dicomweb or /rs"
-                raise down(f"{self.url} is no DICOMweb service (404)", hint) from error
+                raise down(f"{self.url} is no DICOMweb service ({code})", hint) from error
             if code < 500:
                 raise RefusedError(f"{self.url} answered {code}", hop="client", hint=LOG) from error
             raise down(f"{self.url} answered {code}") from error
         except errors.SSLError as error:
-            hint = "[dicom] tls in client.toml names the folder with its ca.pem"
+            hint = "http:// where it has no TLS; else [dicom] tls in client.toml names the folder with its ca.pem"
             raise down(f"{self.url}: no TLS: {_root(error)}", hint) from error
         except (ValueError, KeyError, TypeError) as error:  # what answers is no JSON of DICOM
             raise down(f"{self.url} does not answer as DICOMweb does: {type(error).__name__}") from error

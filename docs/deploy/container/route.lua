@@ -1,4 +1,5 @@
--- Orthanc sends each stable MR series to the receiver, but none that came back from there; what fails, again a minute later.
+-- Orthanc sends each stable MR series to the receiver, but none that came back from there. What fails it sends again a
+-- minute later, unless it was restarted meanwhile: then POST /jobs/ID/resubmit, or send the series again.
 local failed = {}
 
 function OnStableSeries(series, tags, metadata)
