@@ -11,12 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pydicom
+import pynetdicom
 import pytest
 
 from benchmarks.pacs.setups import VERIFICATION, make_certificates, pynetdicom_peer, silent, tls_peer
 from ddib_fed.errors import ConfigError, DdibError, RefusedError, UsageError
 from ddib_fed.formats import dicom_network
-from ddib_fed.formats.dicom_network import DicomPeer, OwnEntity, Receiver, echo, parse_query, store
+from ddib_fed.formats.dicom_network import DicomPeer, OwnEntity, Receiver, echo, fetch, parse_query, store
 from ddib_fed.formats.dicomweb import Web
 from tests.e2e.harness import free_port
 from tests.formats.echoes import DICOM
@@ -265,3 +266,81 @@ def test_an_instance_is_stored_where_the_answer_says_so(status, answer, kind, sa
         else:
             found.store([DICOM / "CT_small.dcm"], sent.append)
     assert len(sent) == (not says)
+
+
+FIND_STUDY, MOVE_STUDY = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.2"
+
+
+@contextlib.contextmanager
+def archive(
+    studies: list[str], sends: list[pydicom.Dataset], *, own: int, status: int = 0
+) -> Iterator[DicomPeer]:
+    """A PACS that finds these studies and moves these instances to port `own`."""
+    entity, port = pynetdicom.AE("PACS"), free_port()
+    for kind in (FIND_STUDY, MOVE_STUDY):
+        entity.add_supported_context(kind)
+    entity.requested_contexts = pynetdicom.StoragePresentationContexts
+
+    def found(event):
+        del event
+        for each in studies:
+            answer = pydicom.Dataset()
+            answer.QueryRetrieveLevel, answer.StudyInstanceUID = "STUDY", each
+            yield 0xFF00, answer
+        if status:
+            yield status, None
+
+    def moved(event):
+        if event.move_destination != "DDIB":
+            yield None, None
+            return
+        yield "127.0.0.1", own
+        yield len(sends)
+        for each in sends:
+            yield 0xFF00, each
+
+    handlers = [(pynetdicom.evt.EVT_C_FIND, found), (pynetdicom.evt.EVT_C_MOVE, moved)]
+    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
+    try:
+        yield DicomPeer("PACS", "127.0.0.1", port)
+    finally:
+        server.shutdown()
+
+
+def instances(*studies: str) -> list[pydicom.Dataset]:
+    found = []
+    for each in studies:
+        dataset = pydicom.dcmread(DICOM / "MR_small.dcm")
+        dataset.StudyInstanceUID, dataset.SOPInstanceUID = each, pydicom.uid.generate_uid()
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        found.append(dataset)
+    return found
+
+
+def test_a_query_takes_the_instances_of_its_study_alone(tmp_path):
+    """A report among them is taken, and an instance of another study refused, which would be lost here."""
+    port, said = free_port(), list[str]()
+    report = pydicom.dcmread(DICOM / "reportsi.dcm")
+    report.StudyInstanceUID = "1.2.3"
+    with archive(["1.2.3"], [*instances("1.2.3", "1.2.3"), report], own=port) as peer:
+        assert fetch(OwnEntity("DDIB"), peer, port, {"PatientID": "1"}, tmp_path, said.append) == 3
+    assert len([*tmp_path.glob("*.dcm")]) == 3
+    with archive(["1.2.3"], instances("1.2.3", "9.9"), own=port) as peer:
+        says = cause(lambda: fetch(OwnEntity("DDIB"), peer, port, {"PatientID": "1"}, tmp_path, said.append))
+    assert "did not send the study to DDIB" in says
+    assert "PACS@127.0.0.1: an instance of another study is refused" in said
+
+
+@pytest.mark.parametrize(
+    ("studies", "aet", "status", "says"),
+    [
+        ([], "DDIB", 0, "has no study of PatientID=1"),
+        (["1.2", "1.3"], "DDIB", 0, "has several studies of PatientID=1"),
+        (["1.2"], "DDIB", 0xA700, "did not answer the query: status 0xA700"),
+        (["1.2"], "OTHER", 0, "it does not know OTHER as a destination"),
+    ],
+)
+def test_a_query_that_brings_nothing_says_why(studies, aet, status, says, tmp_path):
+    port = free_port()
+    with archive(studies, instances("1.2"), own=port, status=status) as peer:
+        assert says in cause(lambda: fetch(OwnEntity(aet), peer, port, {"PatientID": "1"}, tmp_path, str))

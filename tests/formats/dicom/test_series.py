@@ -14,10 +14,10 @@ from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.formats.dicom import quiet
 from ddib_fed.formats.opening import open_paths
-from ddib_fed.formats.study import Options
+from ddib_fed.formats.study import Options, StudyResults
 from ddib_fed.names import __version__
 from tests.formats.dicom.files import write_series
-from tests.formats.echoes import DICOM, HOUNSFIELD, echo, only, require_pixels_alone
+from tests.formats.echoes import DICOM, HOUNSFIELD, echo, only, require_pixels_alone, results
 
 THREE_SLICES = np.random.default_rng(0).integers(0, 2000, (3, 12, 10))
 CUT = (132, 400, 1100, 3000)
@@ -274,6 +274,14 @@ def test_every_file_says_what_it_is(ct):
         assert all(digest in maker.ContributionDescription for digest in ("ab" * 32, "cd" * 32))
         assert made.SeriesDescription == "SYNTHETIC south.example/relief"
         assert made.SeriesNumber == source.SeriesNumber + 1000
+
+
+def test_a_doubtful_result_says_so(ct):
+    """In a PACS nobody reads the record: the series' own words have it."""
+    found = results(ct, scale=HOUNSFIELD)
+    found[1] = found[1]._replace(record=found[1].record.with_(doubtful=True, doubts=("structure",)))
+    for made in datasets(ct.assemble(StudyResults.of(found))):
+        assert made.DerivationDescription.endswith("not for diagnosis; doubtful: structure")
 
 
 def test_another_rule_of_intensity_makes_other_identities(ct):
