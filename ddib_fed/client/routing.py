@@ -86,7 +86,7 @@ class State:
 
     step: Step = Step.ARRIVING
     changed: float = 0.0
-    """Seconds of the epoch."""
+    """When its step was entered, seconds of the epoch."""
     new: bool = True
     """Whether its instances differ from those that `out` was made of."""
     sent: int = 0
@@ -118,7 +118,8 @@ class Routed:
 
     def put(self, **changes: object) -> None:
         """Enter a state, on the disk."""
-        state = replace(self.state, changed=time.time(), **changes)  # type: ignore[arg-type]
+        changed = time.time() if "step" in changes else self.state.changed
+        state = replace(self.state, changed=changed, **changes)  # type: ignore[arg-type]
         write_file(self.folder / "state.json", json.dumps(asdict(state)).encode(), private=True)
         self.state = state
 
@@ -249,9 +250,8 @@ class Router:
             self._remove(min(ended, key=lambda each: (each.state.step is Step.FAILED, each.state.changed)))
 
     def _remove(self, series: Routed) -> None:
-        (series.folder / "state.json").unlink(
-            missing_ok=True
-        )  # a folder without it is removed at the next start
+        # First, because a folder without it is removed at the next start.
+        (series.folder / "state.json").unlink(missing_ok=True)
         shutil.rmtree(series.folder, ignore_errors=True)
         self.series.pop(series.folder.name, None)
 
@@ -318,9 +318,8 @@ class Router:
                         series.put(sent=files.index(path) + 1)
                         begun = series.state
 
-            if (
-                time.monotonic() < self._held
-            ):  # the other side was away a moment ago: others are translated meanwhile
+            if time.monotonic() < self._held:  # the other side was away: others are translated meanwhile
+                series.put(starts=0)
                 series.due = self._held
                 return
             if left := files[begun.sent :]:

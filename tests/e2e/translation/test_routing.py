@@ -248,6 +248,32 @@ def test_a_request_that_changed_is_made_anew(profile, tmp_path, monkeypatch):
     assert len([*(tmp_path / "out").glob("*/*.dcm")]) == 3
 
 
+def test_a_pacs_that_is_away_for_long_gets_all_that_has_not_expired(profile, tmp_path, log, monkeypatch):
+    """However often it was tried in vain; what expires is said to."""
+    monkeypatch.setattr(routing, "FIRST_RETRY_S", 0.02)
+    monkeypatch.setattr(routing, "LAST_RETRY_S", 0.1)
+    tries = 0
+
+    def away(files, stored):
+        nonlocal tries
+        tries += 1
+        if tries < 15:
+            raise PeerUnreachable("away")
+        into_folder(tmp_path / "out")(files, stored)
+
+    with routing_to(profile, tmp_path, away) as route:
+        for number in range(3):
+            send(route.port, *series(tmp_path / f"in{number}", first=number))
+        route.work(lambda: route.steps() == ["done"] * 3)
+    assert tries >= 15
+    tries = -10_000
+    with routing_to(profile, tmp_path / "other", away, expire_h=3 / 3600) as route:
+        send(route.port, *series(tmp_path / "in"))
+        route.work(lambda: not route.router.series)
+    assert "expired, and was not handed on" in log.text
+    assert "not translated" not in log.text
+
+
 def test_a_series_that_ends_the_process_again_and_again_fails(profile, tmp_path, log):
     with routing_to(profile, tmp_path, into_folder(tmp_path / "out")) as route:
         send(route.port, *series(tmp_path / "in"))
