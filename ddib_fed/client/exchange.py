@@ -51,12 +51,13 @@ def delivery(profile: Profile, send: str | None, stow: str | None, aet: str | No
         return None
     from ddib_fed.formats.dicom_network import DicomPeer, store
 
-    own = own_entity(profile, aet)
     if send is not None and stow is not None:
         raise UsageError("--send and --stow are two ways", hint="leave one of them out")
+    own = own_entity(profile, aet)
     if stow is not None:
         from ddib_fed.formats.dicomweb import Web
 
+        Web(own, stow)  # what is wrong with it is said now
         return lambda files, stored: Web(own, stow).store(files, stored)  # the login may have changed
     peer = DicomPeer.parse(str(send))
     return lambda files, stored: store(own, peer, files, stored)

@@ -293,7 +293,6 @@ class Router:
                 if not each.has_ended:
                     log.error("series %s: expired, and was not handed on", each.key)
                 self._remove(each)
-                each.state = replace(each.state, step=Step.FAILED)
         for left in (self.spool / ".arriving").glob("*"):  # of an association that broke off
             with suppress(FileNotFoundError):
                 if left.stat().st_mtime < time.time() - ABANDONED_S:
@@ -302,7 +301,7 @@ class Router:
     def _work(self, series: Routed) -> None:
         with self._lock:
             if series.state.step is not Step.COMPLETE:
-                return  # more has come, or it has expired
+                return  # more has come
             if series.state.new:
                 shutil.rmtree(series.folder / "out", ignore_errors=True)
             series.put(new=False, starts=series.state.starts + 1)

@@ -428,7 +428,9 @@ def readable_syntaxes() -> list[str]:
     uids = pydicom().uid
     found = [uids.ExplicitVRLittleEndian, uids.ImplicitVRLittleEndian, uids.ExplicitVRBigEndian]
     for syntax in (uids.DeflatedExplicitVRLittleEndian, *uids.AllTransferSyntaxes):
-        with suppress(NotImplementedError):
+        with suppress(
+            NotImplementedError
+        ):  # pydicom's word for a syntax that it has no decoder for, such as video
             if syntax not in found and pydicom().pixels.get_decoder(syntax).is_available:
                 found.append(syntax)
     return found

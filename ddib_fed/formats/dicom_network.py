@@ -322,10 +322,9 @@ def fetch(
         kept.append(path.replace(folder / f"{path.stem}.dcm"))
         return 0
 
-    kinds = [
-        each.abstract_syntax for each in pynetdicom().AllStoragePresentationContexts
-    ]  # reports lie beside
-    callers, arriving = [DicomPeer("", peer.host)], folder / ".arriving"  # which may send by another title
+    # Reports lie beside pictures, and a PACS may send under another title than the one that it is asked by.
+    kinds = [each.abstract_syntax for each in pynetdicom().AllStoragePresentationContexts]
+    callers, arriving = [DicomPeer("", peer.host)], folder / ".arriving"
     receiver = Receiver(own, port, arriving, callers, keep, say=say, kinds=kinds)
     receiver.start()
     try:

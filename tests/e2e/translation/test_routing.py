@@ -24,7 +24,7 @@ from ddib_fed.client.folder_run import RunOptions, RunProgress
 from ddib_fed.client.profile import DicomSettings, Profile
 from ddib_fed.client.routing import Router
 from ddib_fed.data.shipped import shipped_bytes
-from ddib_fed.errors import PeerUnreachable
+from ddib_fed.errors import PeerUnreachable, UsageError
 from ddib_fed.formats.dicom_network import DicomPeer, OwnEntity, Receiver
 from ddib_fed.models.bundle import open_bundle
 from ddib_fed.record import Settings
@@ -187,6 +187,14 @@ def test_a_study_comes_back_as_derived_series_of_the_same_study(profile, folder_
     assert any(b"SQLite" in path.read_bytes()[:16] for path in at_nodes)
     held = b"".join(path.read_bytes() for path in at_nodes)
     assert [word for word in words if word.encode() in held] == []
+
+
+@pytest.mark.parametrize("stow", ["pacs/dicom-web", "ftp://pacs/dicom-web"])
+def test_where_results_go_is_checked_before_anything_is_received(profile, stow):
+    with pytest.raises(UsageError, match="is no address of DICOMweb"):
+        delivery(profile, None, stow)
+    with pytest.raises(UsageError, match="is no AE@HOST:PORT"):
+        delivery(profile, "PACS", None)
 
 
 def test_what_was_received_outlives_the_receiver(profile, tmp_path):
