@@ -168,7 +168,7 @@ def served(tmp_path: Path, capsys, monkeypatch) -> Iterator[str]:
 def test_a_connection_without_a_request_is_ended(served, sent) -> None:
     """Otherwise any process of the machine could hold all that the server may open."""
     address = "127.0.0.1", int(served.split(":")[2].split("/")[0])
-    held = [socket.create_connection(address, timeout=10) for _ in range(4)]
+    held = [socket.create_connection(address, timeout=60) for _ in range(4)]
     held[0].sendall(sent)
     assert [each.recv(1) for each in (held[3], *held[:3])] == [b""] * 4
     with urllib.request.urlopen(served, timeout=60) as answer:
