@@ -17,7 +17,7 @@ from tests.e2e.harness import Node, Pair, ddib, wait_until
 from tests.e2e.operation.test_durability import first_progress
 from tests.node.tiny_nodes import npy
 
-pytestmark = [pytest.mark.e2e, pytest.mark.promise("rotation"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.promise("rotation")]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.node.command import node_command
 from tests.e2e.harness import Node, find_any, free_port, raw_windows, wait_until, weight_windows
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e]
 
 ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text()

@@ -41,7 +41,7 @@ from tests.node.picture_examples import noise, png_bytes, save_pictures_model
 from tests.security.attacks import raw_http2 as http2
 from tests.source_node.served import job_header
 
-pytestmark = [pytest.mark.e2e, pytest.mark.promise("standing"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.promise("standing"), pytest.mark.timeout(1_800)]
 
 MB = 1e6
 PAUSE_S, LONGEST_S = 0.05, 60.0
