@@ -303,6 +303,13 @@ class Translation(_Section):
     doubts: tuple[str, ...] | None = None
     asked_sha256: str | None = None
 
+    @property
+    def made_by(self) -> tuple[object, ...]:
+        """All that decides a result beside its input: the parts of a whole have it in common."""
+        models = self.source_model_sha256, self.target_model_sha256, self.calibration_sha256
+        guided = self.source_class, self.target_class, self.guidance, self.classifier_sha256
+        return *models, *guided, self.solver, self.soften_sigma, self.shared_noise
+
     def with_(self, **changes: Any) -> Self:
         """A copy with other values; `picture` and `seconds` may be mappings, which are merged into what is there."""
         picture, seconds = changes.get("picture"), changes.get("seconds")

@@ -86,13 +86,18 @@ def translate_study(
     items, folder = _write_items(study, parts / "items"), parts / "results"
     results = [None if force else _result(item, folder, asked) for item in items]
     refused: Mapping[Path, str] = {}
-    if left := [item for item, result in zip(items, results, strict=True) if result is None]:
-        with naming(study.origin):
-            try:
-                refused = translate(left, folder)
-            except PictureMisfit as error:
-                raise _misfit(study, error) from error
-        results = [_result(item, folder, asked) for item in items]
+    while True:
+        if left := [item for item, result in zip(items, results, strict=True) if result is None]:
+            with naming(study.origin):
+                try:
+                    refused = translate(left, folder)
+                except PictureMisfit as error:
+                    raise _misfit(study, error) from error
+            results = [_result(item, folder, asked) for item in items]
+        if len(left) == len(items) or len({each.record.made_by for each in results if each}) <= 1:
+            break
+        shutil.rmtree(folder)  # a model or the calibration was replaced since the first of them
+        results = [None] * len(items)
     if missing := [at for at, result in enumerate(results) if result is None]:
         _check_missing(study, items, missing, refused)
     written = write_outputs(study, results, out, [refused.get(item, "") for item in items], doubtful_below)

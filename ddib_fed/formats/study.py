@@ -364,10 +364,10 @@ class StudyResults:
             raise ItemNotFound("no plane was translated", hint="ddib job show JOB")
         looks = {(each.dtype, each.shape[-1]) for each in planes if each is not None}
         terms = {(*p.output_scale, p.low, p.high) for record in made if (p := record.picture) is not None}
-        if len(looks) != 1 or len(terms) != 1:
-            raise InputError(
-                "the planes are translations to different models, so they make no one picture",
-                hint="the same command with --force: all planes by the models of today",
+        if len(looks) != 1 or len(terms) != 1 or len({record.made_by for record in made}) != 1:
+            raise JobFailed(
+                "a model, the calibration or a setting was replaced while its planes were translated",
+                hint="the same command again: it translates all planes by the models of today",
             )
         return cls(planes, records, returned, made[0], *terms.pop(), *looks.pop())
 

@@ -90,11 +90,8 @@ def test_all_jobs_of_a_volume_name_it_and_those_of_maps_and_pictures_name_none(t
     assert {*named[2], *named[3]} == {b""}
 
 
-@pytest.mark.parametrize(
-    ("state", "said"), [(pb.JOB_STATE_CANCELLED, "was cancelled"), (pb.JOB_STATE_FAILED, "failed")]
-)
-def test_a_job_that_did_not_finish_makes_no_background(state, said, translate, north, tmp_path, capsys):
-    """The other series is translated, and the same command asks for what is missing alone."""
+def end_after_two(north, state: int) -> None:
+    """Let the first job end with two of its items."""
 
     def ended(answer):
         if len(north.service.jobs) == 1:
@@ -103,6 +100,14 @@ def test_a_job_that_did_not_finish_makes_no_background(state, said, translate, n
                 item.state = pb.ITEM_STATE_RECEIVED
 
     north.script.pictures, north.script.forge = True, ended
+
+
+@pytest.mark.parametrize(
+    ("state", "said"), [(pb.JOB_STATE_CANCELLED, "was cancelled"), (pb.JOB_STATE_FAILED, "failed")]
+)
+def test_a_job_that_did_not_finish_makes_no_background(state, said, translate, north, tmp_path, capsys):
+    """The other series is translated, and the same command asks for what is missing alone."""
+    end_after_two(north, state)
     folders = [tmp_path / "scans" / name for name in ("p1", "p2")]
     for folder in folders:
         write_series(folder, VALUES)
@@ -114,6 +119,33 @@ def test_a_job_that_did_not_finish_makes_no_background(state, said, translate, n
     assert len(list((found / "p2" / "series-1").iterdir())) == 4
     assert translate(tmp_path / "scans") == 0
     assert [len(job.inputs) for job in north.service.jobs.values()] == [4, 4, 2]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"target_model_sha256": "4" * 64}, {"source_model_sha256": "4" * 64}, {"calibration_sha256": "5" * 64},
+     {"soften_sigma": 0.1}],
+    ids=lambda each: next(iter(each)),
+)  # fmt: skip
+def test_a_series_is_never_of_two_models_calibrations_or_settings(changed, translate, north, tmp_path):
+    """Those were replaced after the first half: its slices are translated again, once."""
+    end_after_two(north, pb.JOB_STATE_CANCELLED)
+    write_series(tmp_path / "mr", VALUES)
+    assert translate(tmp_path / "mr") == ExitCode.JOB_FAILED
+
+    def replaced(messages):
+        for message in messages:
+            if message.result.HasField("provenance"):
+                for name, value in changed.items():
+                    setattr(message.result.provenance, name, value)
+        return messages
+
+    north.script.tamper = replaced
+    assert translate(tmp_path / "mr") == ExitCode.OK
+    assert [len(job.inputs) for job in north.service.jobs.values()] == [4, 2, 4]
+    record = json.loads((tmp_path / "out" / "mr" / "series-1.json").read_text())
+    assert all(each.items() >= changed.items() for each in (record, *record["study"]["items"]))
+    assert len(record["study"]["items"]) == 4
 
 
 @pytest.fixture
