@@ -7,7 +7,7 @@ shipped pairs both order the shares alike (docs/calibration.md). It says nothing
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,18 +15,19 @@ from typing import Final
 import numpy as np
 
 from ddib_fed.calibration.record import Calibration, Dial
-from ddib_fed.client.client import Client, job_header
+from ddib_fed.client.client import Client, failure, job_header
 from ddib_fed.client.files import FileItem
 from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
 from ddib_fed.data.fitting import PictureRule, from_array
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import Cancelled, DdibError, JobFailed, UsageError
+from ddib_fed.errors import JobFailed, LatentNotGaussian, PolicyDenied, SettingsInvalid, UsageError
 from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.translations import Translations, read_translations
 from ddib_fed.models.sidecars import PrivacyReport
 from ddib_fed.names import names_apart
 from ddib_fed.record import Settings
+from ddib_fed.v1 import translation_pb2 as pb
 
 SHARES: Final = (1.0, 0.75, 0.5)
 EVALUATIONS = 24
@@ -77,41 +78,43 @@ class Measured:
         return self.map_ssim if self.ssim is None else self.ssim
 
 
-Translate = Callable[[Dial], tuple[Translations, Pictures]]
+Kept = tuple[Translations, Pictures]
+Translate = Callable[[Dial], Kept]
 """Own pictures under a setting: their translations, and their latents."""
+REFUSALS: Final = (PolicyDenied, SettingsInvalid, LatentNotGaussian)
+"""Errors by which a node or a model refuses a share; any other ends the measurement."""
 
 
 def measure_dial(
     translate: Translate, calibration: Calibration, shares: Sequence[float], privacy: PrivacyReport | None
 ) -> tuple[list[Measured], Dial]:
-    """Each setting's figures, and the one that is proposed; shares that a node or the model refuses are left out."""
-    rows: list[Measured] = []
-    readings = privacy.readings if privacy else ()
-    known = {each.share: each.read.value for each in readings if each.depth == 1.0 and each.soften_sigma}
-    kept = {}
-    for share in shares:
-        dial = Dial(share=share)
+    """Measure each setting over the pictures that all of them have; return the figures and the proposed setting.
+
+    The first share that is refused, or is refused for more than half of the pictures, ends the scan.
+    """
+    kept: dict[Dial, Kept] = {}
+    count = 0
+    for dial in (Dial(share=share) for share in shares):
         try:
-            kept[share] = found, latents = translate(dial)
-        except Cancelled:
-            raise
-        except DdibError:
-            if not rows:
+            tried = _over_same({**kept, dial: translate(dial)})
+        except REFUSALS:
+            if not kept:
                 raise
             break
-        rows.append(_row(dial, found, found.translated, calibration, latents, known.get(share)))
-    share = _largest_with_enough(rows)
+        translated = len(tried[dial][0].names)
+        count = count or translated
+        if 2 * translated < count:
+            break
+        kept = tried
+    share = _largest_with_enough(_rows(kept, calibration, privacy))
+    cool = Dial(share=share, temperature=COOL)
+    kept = _over_same({**kept, cool: translate(cool)})
+    rows = _rows(kept, calibration, privacy)
     chosen = next(row for row in rows if row.dial.share == share)
-    found, latents = translate(Dial(share=share, temperature=COOL))
-    cool = _row(
-        Dial(share=share, temperature=COOL), found, found.translated, calibration, latents, known.get(share)
-    )
-    rows.append(cool)
-    room = TOLERATED if cool.ssim is None else 0.0
-    if cool.worth >= chosen.worth - room:
-        chosen = cool
-    else:
-        found = kept[share][0]
+    room = TOLERATED if chosen.ssim is None else 0.0
+    if rows[-1].worth >= chosen.worth - room:
+        chosen = rows[-1]
+    found = kept[chosen.dial][0]
     assert found.mapped is not None
     dial = chosen.dial.model_copy(update={"blend": BLEND})
     blended = (1.0 - BLEND) * found.translated + BLEND * found.mapped
@@ -119,6 +122,27 @@ def measure_dial(
     if rows[-1].worth >= chosen.worth:
         chosen = rows[-1]
     return rows, chosen.dial
+
+
+def _over_same(kept: Mapping[Dial, Kept]) -> dict[Dial, Kept]:
+    """Keep of each setting the pictures that all settings have."""
+    names = set.intersection(*(set(found.names) for found, _ in kept.values()))
+    where = {
+        dial: [at for at, name in enumerate(found.names) if name in names]
+        for dial, (found, _) in kept.items()
+    }
+    return {dial: (found.of(where[dial]), latents[where[dial]]) for dial, (found, latents) in kept.items()}
+
+
+def _rows(
+    kept: Mapping[Dial, Kept], calibration: Calibration, privacy: PrivacyReport | None
+) -> list[Measured]:
+    readings = privacy.readings if privacy else ()
+    known = {each.share: each.read.value for each in readings if each.depth == 1.0 and each.soften_sigma}
+    return [
+        _row(dial, found, found.translated, calibration, latents, known.get(dial.share))
+        for dial, (found, latents) in kept.items()
+    ]
 
 
 def _largest_with_enough(rows: Sequence[Measured]) -> float:
@@ -197,9 +221,10 @@ def translating(
     calibration: Calibration,
     truth: Path | None = None,
 ) -> Translate:
-    """Translates files below a folder by jobs of a client, there and back, and reads what came.
+    """Translate files below a folder by jobs of a client, there and back, and read the results.
 
-    JobFailed if none came, or if they are of another calibration.
+    The returned function leaves out pictures that are refused. It raises any other error of a job or a picture, the
+    first refusal where all pictures are refused, and JobFailed if they are of another calibration.
     """
     names = [path.relative_to(root).as_posix() for path in pictures]
     if calibration.alone is None:
@@ -220,9 +245,12 @@ def translating(
             run = FolderRun(how, items)
             run.read()
             run.translate()
-            if not run.results:
-                first = [*run.left_out, *run.failed][0]
-                raise JobFailed(f"none of {len(items)} pictures could be translated: {first.why}")
+            errors = [failure(job.error, client.hop) for job in run.jobs if job.state == pb.JOB_STATE_FAILED]
+            errors += [each.error for each in (*run.left_out, *run.failed)]
+            for error in errors:
+                if not (run.results and isinstance(error, REFUSALS)):
+                    raise error
+            run.require_translated()
             found = read_translations(Path(folder), source=root, truth=truth, mapping=calibration.alone)
             if found.mapping is None:
                 raise JobFailed(

@@ -26,7 +26,7 @@ from ddib_fed.client.client import (
     WITHOUT_RESULT,
     Client,
     explaining_interruption,
-    failure_text,
+    failure,
     open_client,
     require_finished,
     state_of,
@@ -524,8 +524,7 @@ class FolderRun:
         self.jobs.append(view)
         for each, item in own:
             if each.state == pb.ITEM_STATE_FAILED:
-                kind = error_class(each.error.reason) if each.error.reason else JobFailed
-                self.failed.append(LeftOut(item.path, kind(failure_text(each.error), hop=client.hop)))
+                self.failed.append(LeftOut(item.path, failure(each.error, client.hop)))
             elif earlier and item.name not in self.results:  # its result was removed
                 self._waiting.append(item)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -157,6 +157,16 @@ class Translations:
     @property
     def mapped(self) -> Pictures | None:
         return None if self.mapping is None or self.source is None else self.mapping(self.source)
+
+    def of(self, places: Sequence[int]) -> Translations:
+        """Those of some of the pictures, by their places in `names`."""
+        stacks = {kind: getattr(self, kind) for kind in ("translated", "source", "truth", "back")}
+        return replace(
+            self,
+            names=tuple(self.names[at] for at in places),
+            records=tuple(self.records[at] for at in places),
+            **{kind: None if stack is None else stack[places] for kind, stack in stacks.items()},
+        )
 
 
 def read_translations(
