@@ -334,7 +334,7 @@ NODE_EXTRA = {
     "torch": "torch",
 }
 """What the extra `node` installs, by the name under which it is imported."""
-_SHOW_WHERE: Final = "the same command with DDIB_DEBUG=1 in front shows where it happened"
+_SHOW_WHERE: Final = "the same command with DDIB_DEBUG=1 in front shows where it happened: report that"
 
 
 def explained(error: Exception) -> DdibError:
@@ -352,6 +352,16 @@ def explained(error: Exception) -> DdibError:
         return kind(f"{where}{error.strerror}", hint=_look(error))
     hint = "" if debugging else _SHOW_WHERE
     return InternalError(f"unexpected {type(error).__name__}: {error}", hint=hint)
+
+
+def explained_of(path: object, error: Exception) -> DdibError:
+    """As `explained`, of a file; without words of the exception that may hold values of the file."""
+    found = explained(error)
+    if isinstance(error, OSError):
+        return InputError(f"{path} cannot be read: {error.strerror or error}", hop="client")
+    if isinstance(found, InternalError) and found is not error:
+        return InternalError(f"{path}: unexpected {type(error).__name__}", hop="client", hint=found.hint)
+    return found
 
 
 def _look(error: OSError) -> str:

@@ -42,6 +42,7 @@ from ddib_fed.recognition import (
     recognise,
 )
 from ddib_fed.record import MOST_TILES, Part, file_name
+from ddib_fed.terminal import explained_of
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -390,10 +391,8 @@ class LeftOut:
     error: DdibError
 
     @classmethod
-    def of(cls, path: Path, error: DdibError | OSError) -> LeftOut:
-        if isinstance(error, OSError):
-            error = InputError(f"{path} cannot be read: {error.strerror or error}", hop="client")
-        return cls(path, error.kept())
+    def of(cls, path: Path, error: Exception) -> LeftOut:
+        return cls(path, explained_of(path, error).kept())
 
     @property
     def reason(self) -> str:
@@ -427,7 +426,7 @@ def read_items(
             if decode and found.suffix != ".npy":
                 _check_picture(found)
             read.append(replace(item, sha256=found.sha256.hex(), asked=digest(item.classes), payload=found))
-        except (DdibError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever a reader raises is about its file alone
             bad.append(LeftOut.of(item.path, error))
         if on_read is not None:
             on_read(number + 1, len(items))

@@ -248,7 +248,7 @@ class FolderRun:
                 self._look_at(at, origin)
             except (UsageError, AlreadyExists, Cancelled):
                 raise
-            except (DdibError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever a reader raises is about its study alone
                 self.left_out.append(LeftOut.of(origin.given, error))
         if not options.skip_bad:
             for each in self.left_out:
@@ -304,12 +304,14 @@ class FolderRun:
                     force=options.force,
                     doubtful_below=options.doubtful_below,
                 )
-        except (JobFailed, InputError) as error:
-            if isinstance(error, UsageError) or not (options.skip_bad or isinstance(error, JobFailed)):
+        except Exception as error:
+            ours = (JobFailed, InputError) if options.skip_bad else JobFailed
+            ends = isinstance(error, DdibError | OSError) and not isinstance(error, ours)
+            if ends or isinstance(error, UsageError):
                 raise
             self.left_out.append(LeftOut.of(self.studies.origins[at].given, error))
             if not options.skip_bad:
-                self._errors.append(error)
+                self._errors.append(self.left_out[-1].error)
             return
         if earlier is not None:  # a run may have been killed between its record and the end of the parts
             shutil.rmtree(earlier.record.with_suffix(".parts"), ignore_errors=True)
