@@ -64,6 +64,7 @@ from ddib_fed.errors import (
     ExtraMissing,
     FilesLeftOut,
     InputError,
+    InternalError,
     ItemsTooMany,
     JobFailed,
     PeerNotFound,
@@ -432,7 +433,7 @@ class FolderRun:
                 raise
             again = items
             return False
-        except InputError as error:
+        except (InputError, InternalError) as error:
             again = self._without_refused(items, error)
         else:
             self.options.progress.submitted(submitted.job_id, len(items))
@@ -464,7 +465,7 @@ class FolderRun:
                         error.hint = f"did you mean {close}? `ddib domains` lists the targets"
             raise
 
-    def _without_refused(self, items: Sequence[FileItem], error: InputError) -> tuple[FileItem, ...]:
+    def _without_refused(self, items: Sequence[FileItem], error: DdibError) -> tuple[FileItem, ...]:
         numbers = dict(error.refused)
         if is_number(first_item := error.facts.get("item", "")):
             numbers.setdefault(int(first_item), error.reason)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from ddib_fed.evaluation.metrics import file_rule, picture_rule
 from ddib_fed.evaluation.samples import Given, samples_of
 from ddib_fed.protocol.contract import REFUSE, guidance_from_pb
 from ddib_fed.record import UNGUIDED, Classes, LatentFigures, Part, Settings, Translation
+from ddib_fed.terminal import explained_of
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -190,6 +192,12 @@ class InProcess(Client):
             except InputError as error:
                 error.facts |= {"item": str(number), "model": self._source.model.manifest.domain}
                 refused[number] = error.kept()
+            except DdibError:
+                raise
+            except Exception as error:
+                found = explained_of(_called(number, item), error)
+                found.facts["item"] = str(number)
+                raise found from error
         if refused:
             first = refused[min(refused)]
             first.refused = {number: error.reason for number, error in refused.items()}
@@ -233,18 +241,27 @@ class InProcess(Client):
             view.items_done += 1
             tell(number, stage)
 
+        def failed(number: int, error: DdibError) -> None:
+            failure = view.items[number].error
+            failure.reason, failure.sentence = error.reason, error.detail
+            failure.facts.update({key: str(value) for key, value in error.facts.items()})
+            ended(number, pb.ITEM_STATE_FAILED, "failed")
+
         leg = replace(job.asked.leg(tell), control=self._control)
         try:
             for outcome in translate(self._source, self._target, items(), leg):
                 if isinstance(outcome, Failed):
-                    failure = view.items[outcome.number].error
-                    failure.reason, failure.sentence = outcome.error.reason, outcome.error.sentence
-                    failure.facts.update({key: str(value) for key, value in outcome.error.facts.items()})
                     given.pop(outcome.number, None)
-                    ended(outcome.number, pb.ITEM_STATE_FAILED, "failed")
+                    failed(outcome.number, outcome.error)
                     continue
                 number = outcome.item.number
-                result = self._result(job, given.pop(number), outcome)
+                try:
+                    result = self._result(job, given.pop(number), outcome)
+                except (DdibError, torch.cuda.OutOfMemoryError):
+                    raise
+                except Exception as error:  # noqa: BLE001 - what cannot be written is one item's
+                    failed(number, explained_of(_called(number, job.items[number]), error))
+                    continue
                 ended(number, pb.ITEM_STATE_DELIVERED, "done")
                 yield result
         except torch.cuda.OutOfMemoryError as error:
@@ -252,8 +269,10 @@ class InProcess(Client):
                 "the GPU's memory does not suffice for so many pictures at once",
                 hint="a smaller --batch, or --dtype bfloat16",
             ) from error
-        failed = any(item.state == pb.ITEM_STATE_FAILED for item in view.items)
-        view.state = pb.JOB_STATE_FAILED if failed else pb.JOB_STATE_FINISHED
+        view.state = pb.JOB_STATE_FINISHED
+        if all(item.state == pb.ITEM_STATE_FAILED for item in view.items):  # as at a node
+            view.state = pb.JOB_STATE_FAILED
+            view.error.CopyFrom(view.items[0].error)
 
     def _result(self, job: _Job, given: Given, found: TranslatedItem) -> JobResult:
         """The files and the record of an item, as a source node makes them."""
@@ -307,6 +326,10 @@ class InProcess(Client):
         if job.view.request.keep_latent:
             files[Part.LATENT] = _file(".npy", to_npy(found.encoded.latent.data))
         return JobResult(found.item.number, files, record)
+
+
+def _called(number: int, item: Payload) -> str:
+    return str(item.origin) if isinstance(item.origin, Path) else f"item {number}"
 
 
 def _file(suffix: str, data: bytes) -> ResultFile:

@@ -12,7 +12,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from ddib_fed.errors import AlreadyExists, JobFailed, PictureMisfit, UsageError
 from ddib_fed.files import has_sha256, make_private_folders, read_json, sync_folder, write_file, write_json
-from ddib_fed.formats.study import Assembled, ItemResult, Origin, Study, StudyResults, naming
+from ddib_fed.formats.study import LATENT, Assembled, ItemResult, Origin, Study, StudyResults, naming
 from ddib_fed.record import DOUBTFUL_BELOW, Part, Translation, WrittenFile
 
 FORMAT = 1
@@ -171,8 +171,12 @@ def _result(item: Path, results: Path, asked: str) -> ItemResult | None:
     written = record.files.get(Part.TRANSLATION)
     if written is None or not has_sha256(path, written.sha256):
         return None
-    returned = back.read_bytes() if Part.RETURNED in record.files and back.is_file() else None
-    return ItemResult(path.read_bytes(), record, returned)
+    latent = results / f"{item.stem}{LATENT}"
+    others = (
+        each.read_bytes() if part in record.files and each.is_file() else None
+        for part, each in ((Part.RETURNED, back), (Part.LATENT, latent))
+    )
+    return ItemResult(path.read_bytes(), record, *others)
 
 
 def _check_missing(
@@ -225,6 +229,9 @@ def write_outputs(
     with naming(study.origin):
         translated = StudyResults.of(results)
         made = study.assemble(translated)
+    latent = f"{study.name}{LATENT}"
+    if study.planes == 1 and latent in study.origin.beside and (only := results[0]) and only.latent:
+        made = replace(made, files={**made.files, latent: only.latent})
     provenance, report = _record(study, translated, made, why or [""] * len(results), doubtful_below)
     path, files = out / f"{study.name}.json", tuple(out / name for name in made.files)
     parts = out / f"{study.name}.parts"
@@ -265,7 +272,7 @@ def _record(
     main = WrittenFile(file=Path(study.name).name) if "/" in first else written[first]
     others = {
         kind: each
-        for kind in (Part.RETURNED.value, MASK)
+        for kind in (Part.RETURNED.value, Part.LATENT.value, MASK)
         for name, each in written.items()
         if f".{kind}." in name
     }

@@ -41,6 +41,8 @@ MAX_BYTES: Final = 3 << 29
 
 
 AUTO: Final = "auto"
+LATENT: Final = ".latent.npy"
+"""Of the file beside a picture in one part that holds its latent."""
 PERCENTILES: Final = "percentile:0.5,99.5"
 """The rule for what has no units of its own, such as MR."""
 EMPTY: Final = 0.02
@@ -330,11 +332,12 @@ class Assembled:
 
 
 class ItemResult(NamedTuple):
-    """The file of an item, its record, and the file that came back over the round trip: PNG, or .npy of volumes."""
+    """The file of an item, its record, the file that came back (PNG, or .npy of volumes), and its latent."""
 
     file: bytes
     record: Translation
     returned: bytes | None = None
+    latent: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
