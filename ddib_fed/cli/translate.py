@@ -192,8 +192,6 @@ def translate(
                 f"--detach: {run.studies.origins[0].given} is put together when its items are there",
                 hint="leave --detach out; after an interruption the same command resumes",
             )
-        elif given["keep_latent"]:
-            say("latents of volumes, maps and pictures in tiles are not kept", err=True)
     else:
         with progress.opened(profile) as client:
             domains = client.domains()

@@ -281,7 +281,7 @@ def open_inputs(
     Args:
         files: Files and folders.
         out: Folder of the results, which is left out.
-        reading: The options `intensity`, `slices` and `tile`.
+        reading: The options `intensity`, `slices` and `tile`; `keep_latent` where it is known.
         own_domain: Asks the node for its own model, which says how volumes, maps and larger pictures are read.
         say: Called with a line for each ignored input and each option that differs from the model's training.
     """
@@ -317,6 +317,8 @@ def open_inputs(
         choice = open_recognised(found, options, bad=bad)
         if line := _ignored_line(choice.ignored):
             say(line)
+        if reading.get("keep_latent"):
+            say("latents of volumes, maps and pictures in tiles are not kept")
         files, studies = choice.plain, choice.studies
         left_out = [LeftOut.of(path, error) for path, error in bad]
         for origin in studies.origins:

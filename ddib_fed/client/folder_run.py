@@ -76,7 +76,6 @@ from ddib_fed.errors import (
 from ddib_fed.files import make_private_folders
 from ddib_fed.names import nearest
 from ddib_fed.protocol.calls import is_number
-from ddib_fed.record import DOUBTFUL_BELOW
 from ddib_fed.terminal import bar
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -166,7 +165,6 @@ class RunOptions:
         progress: Opens the client and receives the progress.
         force: Translate everything again, and overwrite what is there.
         skip_bad: Leave out what cannot be translated, instead of doing nothing.
-        doubtful_below: PSNR of a round trip in dB below which a result is marked.
         credentials: What content credentials are signed with.
     """
 
@@ -176,7 +174,6 @@ class RunOptions:
     progress: RunProgress
     force: bool = False
     skip_bad: bool = False
-    doubtful_below: float = DOUBTFUL_BELOW
     credentials: Credentials | None = None
 
     def digest(self, classes: tuple[str, str] | None = None) -> str:
@@ -303,7 +300,6 @@ class FolderRun:
                     partial(self._translate_parts, client, number, study.pixels.volume_sha256),
                     asked=options.digest(),
                     force=options.force,
-                    doubtful_below=options.doubtful_below,
                 )
         except Exception as error:
             ours = (JobFailed, InputError) if options.skip_bad else JobFailed
@@ -499,12 +495,10 @@ class FolderRun:
                 f"remove those results: {delete}"
             )
         progress.begin(job_id, [item.file for item in items])
-        how = {"force": options.force, "doubtful_below": options.doubtful_below}
+        how = {"force": options.force, "credentials": options.credentials}
         with explaining_interruption(client, job_id, options.out):
             results = client.results(job_id, on_event=progress.event)
-            for result in write_results(
-                client, job_id, results, items, options.out, changed, credentials=options.credentials, **how
-            ):
+            for result in write_results(client, job_id, results, items, options.out, changed, **how):
                 item = items[result.item]
                 if item in known and item.name not in self.results:
                     progress.done += 1

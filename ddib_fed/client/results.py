@@ -31,7 +31,7 @@ from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.files import has_sha256, is_disk_full, make_private_folders, write_file
-from ddib_fed.record import CALIBRATION_FILE, DOUBTFUL_BELOW, Part, Translation, WrittenFile
+from ddib_fed.record import CALIBRATION_FILE, Part, Translation, WrittenFile
 from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
@@ -205,7 +205,6 @@ def write_result(
     item: FileItem,
     out: Path,
     *,
-    doubtful_below: float = DOUBTFUL_BELOW,
     credentials: Credentials | None = None,
     force: bool = False,
 ) -> Delivered:
@@ -234,7 +233,7 @@ def write_result(
         written[part.value] = WrittenFile(file=path.name, sha256=hashlib.sha256(data).hexdigest())
     provenance = result.provenance.with_(
         input=item.file, files=written, asked_sha256=item.asked or None
-    ).judged(doubtful_below)
+    ).judged()
     write_file(record, provenance.to_json(), private=True)
     return Delivered(result.item, item.file, files, record, provenance)
 

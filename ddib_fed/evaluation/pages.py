@@ -24,7 +24,7 @@ from ddib_fed.evaluation.features import SampleVerdict
 from ddib_fed.evaluation.judgement import Figures, FigureTable, tables, worst_first
 from ddib_fed.evaluation.sheets import as_pictures, to_pixels
 from ddib_fed.pages import beside, write_page
-from ddib_fed.record import PictureFigures, Translation, fitted_line, undigits
+from ddib_fed.record import PictureFigures, Translation, doubt_lines, fitted_line, undigits
 
 if TYPE_CHECKING:
     from ddib_fed.evaluation.translations import Translations
@@ -152,7 +152,7 @@ def _row(
 
 
 def doubts_of(record: Translation) -> str:
-    return ", ".join("round trip" if doubt == "cycle_psnr" else doubt for doubt in record.doubts or ())
+    return ", ".join(COLUMNS.get(doubt, doubt).removesuffix(" dB") for doubt in record.doubts or ())
 
 
 def verdict(results: ShownFiles) -> str:
@@ -168,7 +168,7 @@ def verdict(results: ShownFiles) -> str:
 
 def _remarks(results: ShownFiles) -> list[str]:
     values = [p for each in results.files if (p := each.figures.cycle_psnr) is not None]
-    said = []
+    said = doubt_lines([(each.name, each.record) for each in results.files])
     if values:
         low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
         said.append(f"Round trip: median {middle:.1f} dB, nine in ten between {low:.1f} and {high:.1f} dB.")

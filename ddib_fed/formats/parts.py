@@ -21,7 +21,7 @@ import numpy as np
 from ddib_fed.errors import AlreadyExists, JobFailed, PictureMisfit, UsageError
 from ddib_fed.files import has_sha256, make_private_folders, read_json, sync_folder, write_file, write_json
 from ddib_fed.formats.study import LATENT, Assembled, ItemResult, Origin, Study, StudyResults, naming
-from ddib_fed.record import DOUBTFUL_BELOW, Part, Translation, WrittenFile
+from ddib_fed.record import Part, Translation, WrittenFile
 
 FORMAT = 1
 """Of the section `study` of a record."""
@@ -74,7 +74,6 @@ def translate_study(
     *,
     asked: str,
     force: bool = False,
-    doubtful_below: float = DOUBTFUL_BELOW,
 ) -> WrittenStudy:
     """Translate the items of a study that have no result yet, and write its output (`finished_study` first).
 
@@ -100,7 +99,7 @@ def translate_study(
         results = [None] * len(items)
     if missing := [at for at, result in enumerate(results) if result is None]:
         _check_missing(study, items, missing, refused)
-    written = write_outputs(study, results, out, [refused.get(item, "") for item in items], doubtful_below)
+    written = write_outputs(study, results, out, [refused.get(item, "") for item in items])
     shutil.rmtree(parts, ignore_errors=True)
     return written
 
@@ -223,7 +222,6 @@ def write_outputs(
     results: Sequence[ItemResult | None],
     out: Path,
     why: Sequence[str] = (),
-    doubtful_below: float = DOUBTFUL_BELOW,
 ) -> WrittenStudy:
     """Put results together, and write the output: all its files aside, then into their places, and the record last."""
     with naming(study.origin):
@@ -232,7 +230,7 @@ def write_outputs(
     latent = f"{study.name}{LATENT}"
     if study.planes == 1 and latent in study.origin.beside and (only := results[0]) and only.latent:
         made = replace(made, files={**made.files, latent: only.latent})
-    provenance, report = _record(study, translated, made, why or [""] * len(results), doubtful_below)
+    provenance, report = _record(study, translated, made, why or [""] * len(results))
     path, files = out / f"{study.name}.json", tuple(out / name for name in made.files)
     parts = out / f"{study.name}.parts"
     staged = parts / "output"
@@ -259,7 +257,7 @@ def write_outputs(
 
 
 def _record(
-    study: Study, translated: StudyResults, made: Assembled, why: Sequence[str], doubtful_below: float
+    study: Study, translated: StudyResults, made: Assembled, why: Sequence[str]
 ) -> tuple[Translation, dict[str, Any]]:
     """What the items have in common, as the record of any translation, and the study's own section."""
     records = [record for record in translated.records if record is not None]
@@ -297,7 +295,7 @@ def _record(
         most = sum(known) > len(known) / 2 if known else None
         if (share := figures["differs"]) is not None and not all(known):  # of all their pixels
             most = share > (pictures[0].most_differs or 0.0)
-        provenance = provenance.with_(picture={"structure_doubtful": most}).judged(doubtful_below)
+        provenance = provenance.with_(picture={"structure_doubtful": most}).judged()
     report = {
         "format": FORMAT,
         "kind": study.kind,
