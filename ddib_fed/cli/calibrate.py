@@ -308,7 +308,7 @@ def measured(
             pictures = dial.write_pictures(some, picture_rule(manifest), Path(folder))
         translate = dial.translating(client, target, pictures, root, calibration, truth)
         shares = [share for share in dial.SHARES if share >= least_share]
-        return dial.measure_dial(translate, calibration, shares, source.privacy)
+        return dial.measure_dial(translate, shares, source.privacy)
 
 
 def show_dial(rows: Sequence[Measured], calibration: Calibration) -> None:

@@ -17,9 +17,8 @@ from ddib_fed.client.client import ENDED, Client, open_client, state_of, target_
 from ddib_fed.client.files import FileItem
 from ddib_fed.client.folder_run import STAGES, FolderRun, RunProgress
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.results import Delivered
-from ddib_fed.errors import DdibError, DiskFull, ExhaustedError, InputError, error_class
-from ddib_fed.files import is_disk_full
+from ddib_fed.client.results import Delivered, not_written
+from ddib_fed.errors import DdibError, ExhaustedError, error_class
 from ddib_fed.record import Part, Translation, doubt_lines, fitted_line, tiles_in
 from ddib_fed.terminal import bar, drawing, emit, print_table, say
 from ddib_fed.v1 import translation_pb2 as pb
@@ -146,12 +145,7 @@ def write_pages(run: FolderRun) -> Path | None:
     try:
         _write(run, pictures, whole, page)
     except OSError as error:
-        kind, out = DiskFull if is_disk_full(error) else InputError, run.options.out
-        raise kind(
-            f"{error.filename or page} cannot be written: {error.strerror or error}; every result is in {out}",
-            hint="make room, then the same command again",
-            hop="client",
-        ) from error
+        raise not_written(error, page, f"every result is in {run.options.out}") from error
     return page
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -86,14 +86,20 @@ REFUSALS: Final = (PolicyDenied, SettingsInvalid, LatentNotGaussian)
 
 
 def measure_dial(
-    translate: Translate, calibration: Calibration, shares: Sequence[float], privacy: PrivacyReport | None
+    translate: Translate, shares: Sequence[float], privacy: PrivacyReport | None
 ) -> tuple[list[Measured], Dial]:
     """Measure each setting over the pictures that all of them have; return the figures and the proposed setting.
 
     The first share that is refused, or is refused for more than half of the pictures, ends the scan.
     """
+    readings = privacy.readings if privacy else ()
+    known = {each.share: each.read.value for each in readings if each.depth == 1.0 and each.soften_sigma}
+
+    def measured() -> list[Measured]:
+        return [_row(dial, *each, known.get(dial.share)) for dial, each in kept.items()]
+
     kept: dict[Dial, Kept] = {}
-    count = 0
+    most = 0
     for dial in (Dial(share=share) for share in shares):
         try:
             tried = _over_same({**kept, dial: translate(dial)})
@@ -101,15 +107,15 @@ def measure_dial(
             if not kept:
                 raise
             break
-        translated = len(tried[dial][0].names)
-        count = count or translated
-        if 2 * translated < count:
+        count = len(tried[dial][0].names)
+        most = most or count
+        if 2 * count < most:
             break
         kept = tried
-    share = _largest_with_enough(_rows(kept, calibration, privacy))
+    share = _largest_with_enough(measured())
     cool = Dial(share=share, temperature=COOL)
     kept = _over_same({**kept, cool: translate(cool)})
-    rows = _rows(kept, calibration, privacy)
+    rows = measured()
     chosen = next(row for row in rows if row.dial.share == share)
     room = TOLERATED if chosen.ssim is None else 0.0
     if rows[-1].worth >= chosen.worth - room:
@@ -118,7 +124,7 @@ def measure_dial(
     assert found.mapped is not None
     dial = chosen.dial.model_copy(update={"blend": BLEND})
     blended = (1.0 - BLEND) * found.translated + BLEND * found.mapped
-    rows.append(_row(dial, found, blended, calibration))
+    rows.append(_row(dial, replace(found, translated=blended)))
     if rows[-1].worth >= chosen.worth:
         chosen = rows[-1]
     return rows, chosen.dial
@@ -127,22 +133,11 @@ def measure_dial(
 def _over_same(kept: Mapping[Dial, Kept]) -> dict[Dial, Kept]:
     """Keep of each setting the pictures that all settings have."""
     names = set.intersection(*(set(found.names) for found, _ in kept.values()))
-    where = {
-        dial: [at for at, name in enumerate(found.names) if name in names]
-        for dial, (found, _) in kept.items()
-    }
-    return {dial: (found.of(where[dial]), latents[where[dial]]) for dial, (found, latents) in kept.items()}
-
-
-def _rows(
-    kept: Mapping[Dial, Kept], calibration: Calibration, privacy: PrivacyReport | None
-) -> list[Measured]:
-    readings = privacy.readings if privacy else ()
-    known = {each.share: each.read.value for each in readings if each.depth == 1.0 and each.soften_sigma}
-    return [
-        _row(dial, found, found.translated, calibration, latents, known.get(dial.share))
-        for dial, (found, latents) in kept.items()
-    ]
+    same: dict[Dial, Kept] = {}
+    for dial, (found, latents) in kept.items():
+        where = [at for at, name in enumerate(found.names) if name in names]
+        same[dial] = found.of(where), latents[where]
+    return same
 
 
 def _largest_with_enough(rows: Sequence[Measured]) -> float:
@@ -154,14 +149,9 @@ def _largest_with_enough(rows: Sequence[Measured]) -> float:
 
 
 def _row(
-    dial: Dial,
-    found: Translations,
-    translated: Pictures,
-    calibration: Calibration,
-    latents: Pictures | None = None,
-    surrogate: float | None = None,
+    dial: Dial, found: Translations, latents: Pictures | None = None, surrogate: float | None = None
 ) -> Measured:
-    mapped = found.mapped
+    translated, mapped = found.translated, found.mapped
     assert mapped is not None
     pairs = round(MOST_KNOWN * len(found.names))
     round_trip = whiteness = read = psnr = ssim = partner = None
@@ -169,7 +159,7 @@ def _row(
         import torch
 
         whiteness = metrics.whiteness(torch.from_numpy(latents)).ratio
-        read = _read(latents, found, calibration, pairs)
+        read = _read(latents, found, pairs)
         if found.back is not None and found.source is not None:
             round_trip = float(metrics.psnr(found.back, found.source).mean())
     if found.truth is not None:
@@ -186,10 +176,11 @@ def _row(
     )  # fmt: skip
 
 
-def _read(latents: Pictures, found: Translations, calibration: Calibration, count: int) -> float | None:
+def _read(latents: Pictures, found: Translations, count: int) -> float | None:
     """dB of the pictures that a read-out of so many pairs reads from the latents of the others."""
     assert found.source is not None
-    units = calibration.source.units
+    assert found.mapping is not None
+    units = found.mapping.source
     x = units.apply(found.source)
     if count < FEWEST_READ or len(latents) - count < 2 or latents.shape != x.shape:
         return None

@@ -13,7 +13,7 @@ import shutil
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -242,8 +242,17 @@ class FolderRun:
         self._inputs = [item.path for item in self.items]
         self._most_files = JOB_FILES
         for at, origin in enumerate(self.studies.origins if self.studies else ()):
+            from ddib_fed.formats.parts import check_outputs, finished_study
+
+            assert self.studies is not None
             try:
-                self._look_at(at, origin)
+                earlier = None
+                if not options.force:
+                    earlier = finished_study(origin, options.out, asked=options.digest())
+                if earlier is None:
+                    check_outputs(origin, options.out, force=options.force)
+                progress.study(len(self._readable), origin, None if earlier else self.studies[at])
+                self._readable.append((at, earlier))
             except (UsageError, AlreadyExists, Cancelled):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a reader raises is about its study alone
@@ -253,26 +262,12 @@ class FolderRun:
                 if isinstance(each.error, ExtraMissing):
                     raise each.error  # one command repairs it for all files
         digest = cache(options.digest)
-        if len(self.items) > JOB_FILES:
-            with progress.counted("reading files") as show:
-                self.items, bad = read_items(self.items, digest, decode=True, on_read=show)
-        else:
-            self.items, bad = read_items(self.items, digest)
+        many = len(self.items) > JOB_FILES
+        with progress.counted("reading files") if many else nullcontext() as show:
+            self.items, bad = read_items(self.items, digest, decode=many, on_read=show)
         self.left_out += bad
         if self.left_out and not (options.skip_bad and (self.items or self._readable)):
             raise refused(self.left_out, self.total, "nothing was submitted")
-
-    def _look_at(self, at: int, origin: Origin) -> None:
-        """Keep a study that can be translated, or is by an earlier run."""
-        from ddib_fed.formats.parts import check_outputs, finished_study
-
-        assert self.studies is not None
-        force, out = self.options.force, self.options.out
-        earlier = None if force else finished_study(origin, out, asked=self.options.digest())
-        if earlier is None:
-            check_outputs(origin, out, force=force)
-        self.options.progress.study(len(self._readable), origin, None if earlier else self.studies[at])
-        self._readable.append((at, earlier))
 
     def translate(self) -> None:
         """Translate what is not on the disk yet, studies first; or what was submitted before `progress` stopped it."""

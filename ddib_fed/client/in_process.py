@@ -189,15 +189,12 @@ class InProcess(Client):
             try:
                 given = self._samples.read(item.read(), self._size_rule)
                 check_given(self._source.model, given.samples)
-            except InputError as error:
-                error.facts |= {"item": str(number), "model": self._source.model.manifest.domain}
-                refused[number] = error.kept()
-            except DdibError:
-                raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever a reader raises is about its file alone
                 found = explained_of(_called(number, item), error)
-                found.facts["item"] = str(number)
-                raise found from error
+                found.facts |= {"item": str(number), "model": self._source.model.manifest.domain}
+                if not isinstance(found, InputError):
+                    raise found from None
+                refused[number] = found.kept()
         if refused:
             first = refused[min(refused)]
             first.refused = {number: error.reason for number, error in refused.items()}
@@ -236,23 +233,21 @@ class InProcess(Client):
                 asked = replace(job.asked, source_class=own, target_class=other)
                 yield item_of(number, given[number].samples, self._source.model, self._target.model, asked)
 
-        def ended(number: int, state: pb.ItemState, stage: str) -> None:
-            view.items[number].state = state
+        def ended(number: int, error: DdibError | None = None) -> None:
+            item = view.items[number]
+            item.state = pb.ITEM_STATE_DELIVERED if error is None else pb.ITEM_STATE_FAILED
+            if error is not None:
+                item.error.reason, item.error.sentence = error.reason, error.detail
+                item.error.facts.update(error.facts)
             view.items_done += 1
-            tell(number, stage)
-
-        def failed(number: int, error: DdibError) -> None:
-            failure = view.items[number].error
-            failure.reason, failure.sentence = error.reason, error.detail
-            failure.facts.update({key: str(value) for key, value in error.facts.items()})
-            ended(number, pb.ITEM_STATE_FAILED, "failed")
+            tell(number, "done" if error is None else "failed")
 
         leg = replace(job.asked.leg(tell), control=self._control)
         try:
             for outcome in translate(self._source, self._target, items(), leg):
                 if isinstance(outcome, Failed):
                     given.pop(outcome.number, None)
-                    failed(outcome.number, outcome.error)
+                    ended(outcome.number, outcome.error)
                     continue
                 number = outcome.item.number
                 try:
@@ -260,9 +255,9 @@ class InProcess(Client):
                 except (DdibError, torch.cuda.OutOfMemoryError):
                     raise
                 except Exception as error:  # noqa: BLE001 - what cannot be written is one item's
-                    failed(number, explained_of(_called(number, job.items[number]), error))
+                    ended(number, explained_of(_called(number, job.items[number]), error))
                     continue
-                ended(number, pb.ITEM_STATE_DELIVERED, "done")
+                ended(number)
                 yield result
         except torch.cuda.OutOfMemoryError as error:
             raise MemoryExhausted(

@@ -179,7 +179,10 @@ def write_results(
         try:
             delivered = write_result(result, item, out, **how)
         except OSError as error:
-            raise _not_written(error, out, job_id if client.keeps_jobs else "") from error
+            kept = f"the node keeps the rest of job {job_id}"
+            raise not_written(
+                error, out, kept if client.keeps_jobs else "what was written before is complete"
+            ) from error
         written.append((result.item, result.translation.sha256))
         if len(written) >= ACKNOWLEDGED_TOGETHER:
             client.acknowledge(job_id, written)
@@ -189,9 +192,9 @@ def write_results(
         client.acknowledge(job_id, written)
 
 
-def _not_written(error: OSError, out: Path, job_id: str) -> DdibError:
+def not_written(error: OSError, out: Path, kept: str) -> DdibError:
+    """The error about a file that cannot be written; `kept` says what there is of the others."""
     place, full = error.filename or out, is_disk_full(error)
-    kept = f"the node keeps the rest of job {job_id}" if job_id else "what was written before is complete"
     first = f"df -h {shlex.quote(str(out))}" if full else f"namei -l {shlex.quote(str(place))}"
     return (DiskFull if full else InputError)(
         f"{place} cannot be written: {error.strerror or error}; {kept}",

@@ -118,7 +118,10 @@ def write_results(
         fitted = f" at {figures.fitted_width}x{figures.fitted_height}" if figures.lost else ""
         values = [f"{figures.size}{fitted}", *(getattr(figures, key) for key in keys)]
         address = beside(each.translated.relative_to(page.parent).as_posix())
-        mark = f"doubtful: {doubts_of(each.record)}" if each.record.doubtful else ""
+        doubts = ", ".join(
+            COLUMNS.get(doubt, doubt).removesuffix(" dB") for doubt in each.record.doubts or ()
+        )
+        mark = f"doubtful: {doubts}" if each.record.doubtful else ""
         rows.append(_row(each.name, {kind: drawn.get(kind) for kind in kinds}, values, mark, address))
         if on_drawn is not None:
             on_drawn(number + 1, len(files))
@@ -149,10 +152,6 @@ def _row(
             width = max(1, round(SHOWN * pixels.shape[1] / max(pixels.shape[:2])))
             cells.append((encoded(pixels), f"{name}, {kind}", width))
     return {"name": name, "address": address, "mark": mark, "pictures": cells, "figures": figures}
-
-
-def doubts_of(record: Translation) -> str:
-    return ", ".join(COLUMNS.get(doubt, doubt).removesuffix(" dB") for doubt in record.doubts or ())
 
 
 def verdict(results: ShownFiles) -> str:

@@ -160,13 +160,12 @@ class Translations:
 
     def of(self, places: Sequence[int]) -> Translations:
         """Those of some of the pictures, by their places in `names`."""
-        stacks = {kind: getattr(self, kind) for kind in ("translated", "source", "truth", "back")}
-        return replace(
-            self,
-            names=tuple(self.names[at] for at in places),
-            records=tuple(self.records[at] for at in places),
-            **{kind: None if stack is None else stack[places] for kind, stack in stacks.items()},
-        )
+        some: dict[str, Any] = {
+            kind: None if (stack := getattr(self, kind)) is None else stack[places]
+            for kind in ("translated", "source", "truth", "back")
+        }
+        some |= {kind: tuple(getattr(self, kind)[at] for at in places) for kind in ("names", "records")}
+        return replace(self, **some)
 
 
 def read_translations(

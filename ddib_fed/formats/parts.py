@@ -166,15 +166,12 @@ def _result(item: Path, results: Path, asked: str) -> ItemResult | None:
     if record is None or (record.asked_sha256, record.input_sha256) != (asked, _digest(item.read_bytes())):
         return None
     suffix = ".npy" if record.picture and record.picture.depth else ".png"
-    path, back = results / f"{item.stem}{suffix}", results / f"{item.stem}.returned{suffix}"
+    path = results / f"{item.stem}{suffix}"
     written = record.files.get(Part.TRANSLATION)
     if written is None or not has_sha256(path, written.sha256):
         return None
-    latent = results / f"{item.stem}{LATENT}"
-    others = (
-        each.read_bytes() if part in record.files and each.is_file() else None
-        for part, each in ((Part.RETURNED, back), (Part.LATENT, latent))
-    )
+    names = (record.files[part].file if part in record.files else "" for part in (Part.RETURNED, Part.LATENT))
+    others = ((results / name).read_bytes() if (results / name).is_file() else None for name in names)
     return ItemResult(path.read_bytes(), record, *others)
 
 

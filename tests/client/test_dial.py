@@ -57,7 +57,7 @@ def test_the_largest_share_with_most_of_the_gain_is_proposed(noises, cool, propo
         latents = generator.standard_normal(mapped.shape).astype(np.float32)
         return translations(found, source, made), latents
 
-    rows, dial = measure_dial(translate, made, list(noises), None)
+    rows, dial = measure_dial(translate, list(noises), None)
     assert (dial.share, dial.temperature, dial.blend) == (*proposed, 0.3)
     assert rows[-1].map_ssim > max(
         row.map_ssim for row in rows if row.dial.share == dial.share and not row.dial.blend
@@ -79,7 +79,7 @@ def test_settings_are_compared_over_the_pictures_that_all_of_them_have() -> None
         kept = np.flatnonzero(~hard | (dial.share == 1.0))
         return found.of(kept), source[kept]
 
-    rows, dial = measure_dial(translate, made, (1.0, 0.75), None)
+    rows, dial = measure_dial(translate, (1.0, 0.75), None)
     assert dial.share == 1.0
     assert {row.pictures for row in rows} == {9}
     assert rows[0].map_ssim == rows[1].map_ssim
@@ -93,7 +93,7 @@ def test_a_share_that_is_refused_for_most_pictures_is_refused() -> None:
         kept = range(12) if dial.share == 1.0 else range(2)
         return found.of(kept), source[kept]
 
-    rows, dial = measure_dial(translate, made, (1.0, 0.75, 0.5), None)
+    rows, dial = measure_dial(translate, (1.0, 0.75, 0.5), None)
     assert {row.dial.share for row in rows} == {dial.share} == {1.0}
     assert {row.pictures for row in rows} == {12}
 
@@ -109,7 +109,7 @@ def test_an_error_that_is_no_refusal_ends_the_measurement(error) -> None:
         return translations(made.alone(source), source, made), source
 
     with pytest.raises(error):
-        measure_dial(translate, made, (1.0, 0.75, 0.5), None)
+        measure_dial(translate, (1.0, 0.75, 0.5), None)
 
 
 @pytest.mark.parametrize("error", [PeerUnreachable, PolicyDenied])
