@@ -337,8 +337,11 @@ NODE_EXTRA = {
 _SHOW_WHERE: Final = "the same command with DDIB_DEBUG=1 in front shows where it happened: report that"
 
 
-def explained(error: Exception) -> DdibError:
-    """The error itself when it is one of ours, else one that says the same; shows the traceback where one is wanted."""
+def explained(error: Exception, file: object = None) -> DdibError:
+    """The error itself when it is one of ours, else one that says the same; shows the traceback where one is wanted.
+
+    The error about a file has none of an exception's own words, which may hold values of the file.
+    """
     debugging = os.environ.get("DDIB_DEBUG", "") not in {"", "0"}
     if debugging:
         say(*"".join(traceback.format_exception(error)).rstrip("\n").split("\n"), err=True)
@@ -347,21 +350,13 @@ def explained(error: Exception) -> DdibError:
     if isinstance(error, ImportError) and (package := NODE_EXTRA.get((error.name or "").partition(".")[0])):
         return missing("node", package, f"this command needs {package}, which is not installed")
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename is not None else ""
+        place = error.filename if file is None else file
+        where = f"{place}: " if place is not None else ""
         kind = DiskFull if is_disk_full(error) else InputError
         return kind(f"{where}{error.strerror}", hint=_look(error))
     hint = "" if debugging else _SHOW_WHERE
-    return InternalError(f"unexpected {type(error).__name__}: {error}", hint=hint)
-
-
-def explained_of(path: object, error: Exception) -> DdibError:
-    """As `explained`, of a file; without words of the exception that may hold values of the file."""
-    found = explained(error)
-    if isinstance(error, OSError):
-        return InputError(f"{path} cannot be read: {error.strerror or error}", hop="client")
-    if isinstance(found, InternalError) and found is not error:
-        return InternalError(f"{path}: unexpected {type(error).__name__}", hop="client", hint=found.hint)
-    return found
+    what = f"unexpected {type(error).__name__}"
+    return InternalError(f"{what}: {error}" if file is None else f"{file}: {what}", hint=hint)
 
 
 def _look(error: OSError) -> str:

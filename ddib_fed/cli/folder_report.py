@@ -222,11 +222,8 @@ def _say_run(run: FolderRun, page: Path | None) -> None:
         if said := ", ".join(f"calibration: {kind} {sha256}" for kind, sha256 in sorted(used) if sha256):
             say(said)
         if (sets := len({each.provenance.made_by[:3] for each in delivered})) > 1:
-            say(
-                f"warning: the results are by {sets} sets of models and calibrations, which each record names; "
-                "--force translates all by those of today",
-                err=True,
-            )
+            what = f"results are by {sets} sets of models and calibrations, which the records name"
+            say(f"warning: {what}; --force translates all by those of today", err=True)
         say(_where(run))
         _say_marks(delivered)
     if page is not None:

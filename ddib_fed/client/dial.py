@@ -99,7 +99,6 @@ def measure_dial(
         return [_row(dial, *each, known.get(dial.share)) for dial, each in kept.items()]
 
     kept: dict[Dial, Kept] = {}
-    most = 0
     for dial in (Dial(share=share) for share in shares):
         try:
             tried = _over_same({**kept, dial: translate(dial)})
@@ -107,9 +106,7 @@ def measure_dial(
             if not kept:
                 raise
             break
-        count = len(tried[dial][0].names)
-        most = most or count
-        if 2 * count < most:
+        if any(2 * len(tried[dial][0].names) < len(found.names) for found, _ in kept.values()):
             break
         kept = tried
     share = _largest_with_enough(measured())

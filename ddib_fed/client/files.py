@@ -42,7 +42,7 @@ from ddib_fed.recognition import (
     recognise,
 )
 from ddib_fed.record import MOST_TILES, Part, file_name
-from ddib_fed.terminal import explained_of
+from ddib_fed.terminal import explained
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -394,7 +394,7 @@ class LeftOut:
 
     @classmethod
     def of(cls, path: Path, error: Exception) -> LeftOut:
-        return cls(path, explained_of(path, error).kept())
+        return cls(path, explained(error, path).kept())
 
     @property
     def reason(self) -> str:

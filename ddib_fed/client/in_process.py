@@ -31,7 +31,7 @@ from ddib_fed.evaluation.metrics import file_rule, picture_rule
 from ddib_fed.evaluation.samples import Given, samples_of
 from ddib_fed.protocol.contract import REFUSE, guidance_from_pb
 from ddib_fed.record import UNGUIDED, Classes, LatentFigures, Part, Settings, Translation
-from ddib_fed.terminal import explained_of
+from ddib_fed.terminal import explained
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -190,7 +190,7 @@ class InProcess(Client):
                 given = self._samples.read(item.read(), self._size_rule)
                 check_given(self._source.model, given.samples)
             except Exception as error:  # noqa: BLE001 - whatever a reader raises is about its file alone
-                found = explained_of(_called(number, item), error)
+                found = explained(error, item.origin if isinstance(item.origin, Path) else f"item {number}")
                 found.facts |= {"item": str(number), "model": self._source.model.manifest.domain}
                 if not isinstance(found, InputError):
                     raise found from None
@@ -255,7 +255,7 @@ class InProcess(Client):
                 except (DdibError, torch.cuda.OutOfMemoryError):
                     raise
                 except Exception as error:  # noqa: BLE001 - what cannot be written is one item's
-                    ended(number, explained_of(_called(number, job.items[number]), error))
+                    ended(number, explained(error, f"item {number}"))
                     continue
                 ended(number)
                 yield result
@@ -321,10 +321,6 @@ class InProcess(Client):
         if job.view.request.keep_latent:
             files[Part.LATENT] = _file(".npy", to_npy(found.encoded.latent.data))
         return JobResult(found.item.number, files, record)
-
-
-def _called(number: int, item: Payload) -> str:
-    return str(item.origin) if isinstance(item.origin, Path) else f"item {number}"
 
 
 def _file(suffix: str, data: bytes) -> ResultFile:
