@@ -38,7 +38,7 @@ from ddib_fed.record import DIAL, Settings, fitted_line
 from ddib_fed.terminal import require_alone
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import RUN_FOLDER, read_progress, train
-from ddib_fed.training.sources import name_of
+from ddib_fed.training.sources import name_of, normalisation, open_source
 from ddib_fed.v1 import translation_pb2 as pb
 
 # Of the time that is given, this goes to training; the rest to looking, translating and judging.
@@ -107,11 +107,14 @@ def rehearse(
         }
     )
 
-    def trained(side: _Side) -> Bundle:
+    def config_of(side: _Side) -> TrainConfig:
         name = f"{side.name}-{side.letter}" if a.name == b.name else side.name
         fields = config.model_dump() | {"images": side.folder.root, "name": name}
+        return TrainConfig.model_validate(fields)
+
+    def trained(side: _Side) -> Bundle:
         return train(
-            TrainConfig.model_validate(fields),
+            config_of(side),
             wanted.out / side.letter,
             lambda p: on_progress(f"training {side.name}", p.step, p.steps, f"loss {p.loss:.4f}"),
             resume=not force,
@@ -119,6 +122,8 @@ def rehearse(
             say=lambda text: say(f"{side.name}: {text}"),
         )
 
+    # Pictures of b that cannot be trained on are refused before half of the time has gone into a.
+    normalisation(config_of(b), open_source(config_of(b)))
     models = trained(a), trained(b)
     ways = (
         _translate(a, b, models, config, wanted, on_progress),

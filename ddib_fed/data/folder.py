@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -293,6 +294,10 @@ def choose_range(folder: Folder, spec: str = "type") -> Range:
     """The range of `--range`, with warnings of its unused and clipped shares, from a sample of the values."""
     spec, values = spec.strip(), sample(folder.entries)
     hint = "--range LOW:HIGH (as -1000:2000), p1:p99, or type"
+    types = Counter(e.looks.dtype for e in folder.entries)
+    # Percentiles join wide types; nothing but stated values joins 8 bits with another one.
+    if len(types) > 1 and not _VALUES.fullmatch(spec) and (spec == "type" or "uint8" in types):
+        raise _several_types(folder, types)
     if spec == "type":
         low, high = _type_range(folder)
     elif found := _PERCENTILES.fullmatch(spec):
@@ -323,16 +328,34 @@ def choose_range(folder: Folder, spec: str = "type") -> Range:
 
 
 def _type_range(folder: Folder) -> tuple[float, float]:
-    found = sorted({e.looks.dtype for e in folder.entries})
-    hint = "give --range LOW:HIGH or --range p1:p99"
-    if len(found) > 1:
-        types = ", ".join(found)
+    name = folder.entries[0].looks.dtype
+    if name not in TYPE_RANGES:
         raise SettingsInvalid(
-            f"the pictures are of several types ({types}), which have no range in common", hint=hint
+            f"{name} has no range of its own", hint="give --range LOW:HIGH or --range p1:p99"
         )
-    if found[0] not in TYPE_RANGES:
-        raise SettingsInvalid(f"{found[0]} has no range of its own", hint=hint)
-    return TYPE_RANGES[found[0]]
+    return TYPE_RANGES[name]
+
+
+def _several_types(folder: Folder, counts: Counter[str]) -> SettingsInvalid:
+    """The error that names the pictures of a rarer type, with the command that brings them to the usual one."""
+    usual, many = counts.most_common(1)[0]
+    others = [each for each in folder.entries if each.looks.dtype != usual]
+    lines = [
+        f"{len(others)} pictures below {folder.root} are of other types than the {many} of {usual}, "
+        "and have no range in common with them:",
+        *(f"  {each.path}: {each.looks.dtype}" for each in others[:MAX_LISTED]),
+        *([f"  and {len(others) - MAX_LISTED} more"] if len(others) > MAX_LISTED else []),
+    ]
+    bits, files = 8 * np.dtype(usual).itemsize, [str(each.path) for each in others[:MAX_LISTED]]
+    if counts.keys() != {"uint8", "uint16"} or any(each.looks.format == "NPY" for each in others):
+        ways = "--range LOW:HIGH" if "uint8" in counts else "--range LOW:HIGH or --range p1:p99"
+        hint = f"save them as {usual}, or give {ways}, if all have the same units"
+    elif max(each.looks.high for each in folder.entries) <= TYPE_RANGES["uint8"][1]:
+        hint = "--range 0:255, which all of their values are in"
+    else:
+        hint = f"mogrify -depth {bits} -define png:bit-depth={bits} {shlex.join(files)}"
+        hint += f" (ImageMagick makes {usual} of them), or move them out of the folder"
+    return SettingsInvalid("\n".join(lines), hint=hint)
 
 
 def range_check(spec: str) -> Check | None:
