@@ -341,12 +341,27 @@ def parse_toml(data: bytes, model: type[M], path: Path) -> M:
     except RecursionError as error:
         raise ConfigError(f"{path} is nested too deeply", hint=edit) from error
     except tomllib.TOMLDecodeError as error:
+        if twice := _table_twice(data.decode("utf-8-sig")):
+            header, numbers = twice
+            detail = f"{path} declares {header} twice, in lines {' and '.join(map(str, numbers))}"
+            hint = f"merge the two {header} tables: the keys of both below one header"
+            raise ConfigError(detail, hint=hint) from error
         raise ConfigError(f"{path} is not valid TOML: {error}", hint=edit) from error
     try:
         return model.model_validate(values)
     except ValidationError as error:
         lines = [_explain(model, item) for item in error.errors()]
         raise ConfigError(f"{path} cannot be used:\n  " + "\n  ".join(lines), hint=f"edit {path}") from error
+
+
+def _table_twice(text: str) -> tuple[str, list[int]] | None:
+    """The first header that a TOML text declares twice, and the lines in which it stands."""
+    places: dict[str, list[int]] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        header = line.partition("#")[0].strip()
+        if header.startswith("[") and not header.startswith("[["):
+            places.setdefault(header, []).append(number)
+    return next(((header, numbers) for header, numbers in places.items() if len(numbers) > 1), None)
 
 
 def _explain(model: type[BaseModel], item: Any) -> str:

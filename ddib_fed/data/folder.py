@@ -214,14 +214,20 @@ def _bad_files(root: Path, bad: list[tuple[Path, DdibError]], good: int) -> Ddib
     first = name_file(first, str(path))
     if root.is_file():
         return first
-    lines = [f"{len(bad)} of {len(bad) + good} pictures below {root} cannot be used:"]
-    lines += [f"  {path}: {error.detail}" for path, error in bad[:MAX_LISTED]]
-    lines += [f"  and {len(bad) - MAX_LISTED} more"] if len(bad) > MAX_LISTED else []
+    named = [(path, error.detail) for path, error in bad]
+    text = _listing(f"{len(bad)} of {len(bad) + good} pictures below {root} cannot be used:", named)
     if all(isinstance(error, PictureMisfit) for _, error in bad):
         others = "; or leave them out with --skip-bad" if good else ""
-        return PictureMisfit("\n".join(lines), hint=f"{first.hint}{others}", facts=first.facts)
+        return PictureMisfit(text, hint=f"{first.hint}{others}", facts=first.facts)
     hint = "repair or remove them, or leave them out with --skip-bad"
-    return ImageUnreadable("\n".join(lines), hint=hint, facts={"bad": len(bad)})
+    return ImageUnreadable(text, hint=hint, facts={"bad": len(bad)})
+
+
+def _listing(head: str, files: Sequence[tuple[Path, str]]) -> str:
+    """A line for each of the first files and what is wrong with it."""
+    lines = [head, *(f"  {path}: {what}" for path, what in files[:MAX_LISTED])]
+    lines += [f"  and {len(files) - MAX_LISTED} more"] if len(files) > MAX_LISTED else []
+    return "\n".join(lines)
 
 
 SAMPLE_PICTURES = 200
@@ -299,7 +305,11 @@ def choose_range(folder: Folder, spec: str = "type") -> Range:
     if len(types) > 1 and not _VALUES.fullmatch(spec) and (spec == "type" or "uint8" in types):
         raise _several_types(folder, types)
     if spec == "type":
-        low, high = _type_range(folder)
+        if (name := next(iter(types))) not in TYPE_RANGES:
+            raise SettingsInvalid(
+                f"{name} has no range of its own", hint="give --range LOW:HIGH or --range p1:p99"
+            )
+        low, high = TYPE_RANGES[name]
     elif found := _PERCENTILES.fullmatch(spec):
         shares = [float(p) for p in found.groups()]
         if not 0 <= shares[0] < shares[1] <= 100:
@@ -327,35 +337,23 @@ def choose_range(folder: Folder, spec: str = "type") -> Range:
     return Range(low, high, tuple(warnings))
 
 
-def _type_range(folder: Folder) -> tuple[float, float]:
-    name = folder.entries[0].looks.dtype
-    if name not in TYPE_RANGES:
-        raise SettingsInvalid(
-            f"{name} has no range of its own", hint="give --range LOW:HIGH or --range p1:p99"
-        )
-    return TYPE_RANGES[name]
-
-
 def _several_types(folder: Folder, counts: Counter[str]) -> SettingsInvalid:
     """The error that names the pictures of a rarer type, with the command that brings them to the usual one."""
     usual, many = counts.most_common(1)[0]
     others = [each for each in folder.entries if each.looks.dtype != usual]
-    lines = [
-        f"{len(others)} pictures below {folder.root} are of other types than the {many} of {usual}, "
-        "and have no range in common with them:",
-        *(f"  {each.path}: {each.looks.dtype}" for each in others[:MAX_LISTED]),
-        *([f"  and {len(others) - MAX_LISTED} more"] if len(others) > MAX_LISTED else []),
-    ]
-    bits, files = 8 * np.dtype(usual).itemsize, [str(each.path) for each in others[:MAX_LISTED]]
+    files = shlex.join(str(each.path) for each in others[:MAX_LISTED])
     if counts.keys() != {"uint8", "uint16"} or any(each.looks.format == "NPY" for each in others):
         ways = "--range LOW:HIGH" if "uint8" in counts else "--range LOW:HIGH or --range p1:p99"
         hint = f"save them as {usual}, or give {ways}, if all have the same units"
     elif max(each.looks.high for each in folder.entries) <= TYPE_RANGES["uint8"][1]:
         hint = "--range 0:255, which all of their values are in"
     else:
-        hint = f"mogrify -depth {bits} -define png:bit-depth={bits} {shlex.join(files)}"
-        hint += f" (ImageMagick makes {usual} of them), or move them out of the folder"
-    return SettingsInvalid("\n".join(lines), hint=hint)
+        bits = 8 * np.dtype(usual).itemsize
+        hint = (
+            f"mogrify -depth {bits} -define png:bit-depth={bits} {files} (of ImageMagick), or move them away"
+        )
+    head = f"{len(others)} pictures below {folder.root} have no range in common with the {many} of {usual}:"
+    return SettingsInvalid(_listing(head, [(each.path, each.looks.dtype) for each in others]), hint=hint)
 
 
 def range_check(spec: str) -> Check | None:
