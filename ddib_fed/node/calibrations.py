@@ -139,10 +139,11 @@ def overview(
 ) -> list[admin_pb2.CalibrationStatus]:
     """Each calibration, `inactive` ones only if asked for, with what its operator should know or do."""
     moment, snapshot = now or datetime.now(UTC), peers.snapshot()
-    found = []
+    found, used = [], set[tuple[str, ...]]()
     for signed in store.list():
         calibration, state, warning = signed.calibration, str(signed.state(moment)), ""
         ends, left = f"{calibration.expires:%Y-%m-%d}", calibration.expires - moment
+        source, target = str(calibration.source), str(calibration.target)
         if state == "inactive" and not inactive:
             continue
         if state == "expired":
@@ -157,14 +158,17 @@ def overview(
             else:
                 if calibration.kind not in config.policy.calibration:
                     state, warning = "refused", f"policy.calibration does not list {calibration.kind}"
-                elif left <= SOON:
-                    warning = f"it ends at {ends}, in {left.days} days"
+                elif (pair := (calibration.kind, source, target, calibration.source.units_sha256)) in used:
+                    state = "replaced"  # jobs take the newest
+                else:
+                    used.add(pair)
+                    warning = f"it ends at {ends}, in {left.days} days" if left <= SOON else ""
         found.append(
             admin_pb2.CalibrationStatus(
                 sha256=signed.sha256.hex(),
                 kind=calibration.kind,
-                source=str(calibration.source),
-                target=str(calibration.target),
+                source=source,
+                target=target,
                 state=state,
                 expires=calibration.expires.timestamp(),
                 warning=warning,
