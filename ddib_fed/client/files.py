@@ -28,6 +28,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.names import names_apart
 from ddib_fed.recognition import (
+    COPY,
     DICOM_SUFFIX,
     OPENINGS,
     TAKEN,
@@ -109,9 +110,11 @@ def payload(origin: Origin) -> Payload:
     suffix = path.suffix.lower()
     if suffix not in TAKEN:
         what, how = beginning_of(path)
-        why = f"has no suffix that says what it is; known are {', '.join(sorted(TAKEN))}"
+        why = f"is no picture and no points by its name ({', '.join(sorted(TAKEN))})"
         if suffix == DICOM_SUFFIX:
             why = "does not begin as a DICOM file does"
+        elif how == COPY:
+            how = "leave it out, or save what it shows as PNG"
         raise InputError(f"{path} {why}: it {what}", hop="client", hint=how)
     return _checked(TAKEN[suffix], path, path.read_bytes())
 

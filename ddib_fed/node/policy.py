@@ -157,7 +157,7 @@ def check_settings(settings: SolverSettings, policy: PolicySection, *, where: st
 
 def check_evaluations(settings: SolverSettings, least: int, *, where: str) -> None:
     if settings.solver != "flow-map":
-        found, hint = settings.evaluations, f"--evaluations {least} or more"
+        found, hint = settings.evaluations, f"--evaluations {least}"
         _require_least("least_evaluations", "evaluations:", found, least, where, hint)
 
 

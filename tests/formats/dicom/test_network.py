@@ -15,7 +15,7 @@ import pynetdicom
 import pytest
 
 from benchmarks.pacs.setups import VERIFICATION, make_certificates, pynetdicom_peer, silent, tls_peer
-from ddib_fed.errors import ConfigError, DdibError, RefusedError, UsageError
+from ddib_fed.errors import ConfigError, DdibError, ItemNotFound, RefusedError, UsageError
 from ddib_fed.formats import dicom_network
 from ddib_fed.formats.dicom_network import DicomPeer, OwnEntity, Receiver, echo, fetch, parse_query, store
 from ddib_fed.formats.dicomweb import Web
@@ -329,6 +329,13 @@ def test_a_query_takes_the_instances_of_its_study_alone(tmp_path):
         says = cause(lambda: fetch(OwnEntity("DDIB"), peer, port, {"PatientID": "1"}, tmp_path, said.append))
     assert "did not send the study to DDIB" in says
     assert "PACS@127.0.0.1: an instance of another study is refused" in said
+
+
+def test_a_query_of_several_studies_names_them(tmp_path):
+    port = free_port()
+    with archive(["1.3", "1.2"], [], own=port) as peer, pytest.raises(ItemNotFound) as caught:
+        fetch(OwnEntity("DDIB"), peer, port, {"PatientID": "1"}, tmp_path, str)
+    assert caught.value.hint == "--query StudyInstanceUID=1.2, or --query StudyInstanceUID=1.3"
 
 
 @pytest.mark.parametrize(
