@@ -216,18 +216,12 @@ def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False
 ) -> None:
     """A small table; a column is to the right with ">" before its name, and is not wrapped with "!"."""
-    from rich import box
+    from rich.box import SIMPLE_HEAD
     from rich.measure import Measurement
     from rich.table import Table
 
-    table = Table(
-        title=title or None,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-        collapse_padding=True,
-    )
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    table.title_justify = "left"
     for column in columns:
         table.add_column(
             column.lstrip(">!"),

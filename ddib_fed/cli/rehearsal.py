@@ -91,9 +91,6 @@ def rehearse(
     a = _look("a", wanted.a, wanted.test_a, wanted, on_progress)
     b = _look("b", wanted.b, wanted.test_b, wanted, on_progress)
     shared = [f"{mine} and {theirs}" for mine, theirs in folders.shared(a.folder.entries, b.folder.entries)]
-    for side in (a, b):
-        for line in side.lines:
-            say(f"{side.name}: {line}")
     if shared:
         say(f"{len(shared)} pictures are in both folders; the first: {shared[0]}")
     coloured = any(

@@ -299,16 +299,14 @@ def sample(entries: Sequence[Entry]) -> NDArray[np.float32]:
 def choose_range(folder: Folder, spec: str = "type") -> Range:
     """The range of `--range`, with warnings of its unused and clipped shares, from a sample of the values."""
     spec, values = spec.strip(), sample(folder.entries)
-    hint = "--range LOW:HIGH (as -1000:2000), p1:p99, or type"
+    hint = "--range LOW:HIGH (as -1000:2000), or --range p1:p99"
     types = Counter(e.looks.dtype for e in folder.entries)
     # Percentiles join wide types; nothing but stated values joins 8 bits with another one.
     if len(types) > 1 and not _VALUES.fullmatch(spec) and (spec == "type" or "uint8" in types):
         raise _several_types(folder, types)
     if spec == "type":
         if (name := next(iter(types))) not in TYPE_RANGES:
-            raise SettingsInvalid(
-                f"{name} has no range of its own", hint="give --range LOW:HIGH or --range p1:p99"
-            )
+            raise SettingsInvalid(f"{name} has no range of its own", hint=hint)
         low, high = TYPE_RANGES[name]
     elif found := _PERCENTILES.fullmatch(spec):
         shares = [float(p) for p in found.groups()]
@@ -341,17 +339,14 @@ def _several_types(folder: Folder, counts: Counter[str]) -> SettingsInvalid:
     """The error that names the pictures of a rarer type, with the command that brings them to the usual one."""
     usual, many = counts.most_common(1)[0]
     others = [each for each in folder.entries if each.looks.dtype != usual]
-    files = shlex.join(str(each.path) for each in others[:MAX_LISTED])
-    if counts.keys() != {"uint8", "uint16"} or any(each.looks.format == "NPY" for each in others):
+    if counts.keys() != {"uint8", "uint16"} or {each.looks.format for each in others} - {"PNG", "TIFF"}:
         ways = "--range LOW:HIGH" if "uint8" in counts else "--range LOW:HIGH or --range p1:p99"
         hint = f"save them as {usual}, or give {ways}, if all have the same units"
     elif max(each.looks.high for each in folder.entries) <= TYPE_RANGES["uint8"][1]:
         hint = "--range 0:255, which all of their values are in"
     else:
-        bits = 8 * np.dtype(usual).itemsize
-        hint = (
-            f"mogrify -depth {bits} -define png:bit-depth={bits} {files} (of ImageMagick), or move them away"
-        )
+        bits, files = 8 * np.dtype(usual).itemsize, shlex.join(str(each.path) for each in others[:MAX_LISTED])
+        hint = f"mogrify -depth {bits} -define png:bit-depth={bits} {files} (ImageMagick), or move them away"
     head = f"{len(others)} pictures below {folder.root} have no range in common with the {many} of {usual}:"
     return SettingsInvalid(_listing(head, [(each.path, each.looks.dtype) for each in others]), hint=hint)
 

@@ -20,6 +20,7 @@ from ddib_fed.calibration.aggregate import Aggregate, read_aggregate
 from ddib_fed.calibration.fit import judge
 from ddib_fed.calibration.record import (
     RECALIBRATE,
+    CalibratedSide,
     Calibration,
     CalibrationStore,
     Place,
@@ -139,11 +140,10 @@ def overview(
 ) -> list[admin_pb2.CalibrationStatus]:
     """Each calibration, `inactive` ones only if asked for, with what its operator should know or do."""
     moment, snapshot = now or datetime.now(UTC), peers.snapshot()
-    found, used = [], set[tuple[str, ...]]()
+    found, used = [], set[tuple[str, CalibratedSide, CalibratedSide]]()
     for signed in store.list():
         calibration, state, warning = signed.calibration, str(signed.state(moment)), ""
         ends, left = f"{calibration.expires:%Y-%m-%d}", calibration.expires - moment
-        source, target = str(calibration.source), str(calibration.target)
         if state == "inactive" and not inactive:
             continue
         if state == "expired":
@@ -158,7 +158,7 @@ def overview(
             else:
                 if calibration.kind not in config.policy.calibration:
                     state, warning = "refused", f"policy.calibration does not list {calibration.kind}"
-                elif (pair := (calibration.kind, source, target, calibration.source.units_sha256)) in used:
+                elif (pair := (calibration.kind, calibration.source, calibration.target)) in used:
                     state = "replaced"  # jobs take the newest
                 else:
                     used.add(pair)
@@ -167,8 +167,8 @@ def overview(
             admin_pb2.CalibrationStatus(
                 sha256=signed.sha256.hex(),
                 kind=calibration.kind,
-                source=source,
-                target=target,
+                source=str(calibration.source),
+                target=str(calibration.target),
                 state=state,
                 expires=calibration.expires.timestamp(),
                 warning=warning,
