@@ -324,7 +324,9 @@ def next_step(error: DdibError) -> str:
         return error.hint
     policy, least = error.facts.get("policy", ""), error.facts.get("least", "")
     if policy in {"least_depth", "least_share", "least_evaluations"} and re.fullmatch(r"[\d.]{1,6}", least):
-        return f"--{policy.removeprefix('least_')} {least}"
+        return (
+            f"--{policy.removeprefix('least_')} {least}, or the operators of both nodes lower policy.{policy}"
+        )
     return _of_class(error, NEXT_STEPS)
 
 

@@ -259,13 +259,11 @@ def _found(side: _Side, model: Bundle, out: Path) -> SideFound:
     )
 
 
-def sides_of(a: Path, b: Path | None) -> tuple[Path, Path, Path | None, Path | None]:
-    """(A, B, held-out A or None, held-out B or None) of two folders, or of one that is laid out as trainA, trainB."""
-    if b is not None:
-        return a, b, None, None
-    found = folders.two_sides(a)
+def sides_of(a: Path, b: Path | None) -> folders.Sides:
+    """The two sides of two folders, or of one that is laid out as trainA, trainB."""
+    found = folders.two_sides(a) if b is None else (a, b, None, None)
     if found is None:
         raise UsageError(
             f"{a} does not hold trainA and trainB", hint="name two folders: ddib try A/ B/ --out DIR"
         )
-    return found.train_a, found.train_b, found.test_a, found.test_b
+    return found

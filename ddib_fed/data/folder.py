@@ -34,6 +34,8 @@ from ddib_fed.errors import (
 Classes = Literal["folders", "prefix"] | None
 Progress = Callable[[int, int], None]
 Check = Callable[[Picture], object]
+Sides = tuple[Path, Path, Path | None, Path | None]
+"""Pictures of two domains to train on, and held-out pictures of each."""
 
 SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".npy"})
 # Unsupported picture formats: skipped silently, they would be missed much later.
@@ -75,21 +77,12 @@ class Folder:
     ignored: int
 
 
-class Sides(NamedTuple):
-    """The four folders of the layout `trainA/ trainB/ testA/ testB/`; a test folder may be missing."""
-
-    train_a: Path
-    train_b: Path
-    test_a: Path | None
-    test_b: Path | None
-
-
 def two_sides(root: Path) -> Sides | None:
-    """The folders of two domains under one root, or None if `root` has no such layout."""
+    """The four folders of the layout `trainA/ trainB/ testA/ testB/` under a root; None if it has no such layout."""
     if not ((root / "trainA").is_dir() and (root / "trainB").is_dir()):
         return None
-    tests = [p if p.is_dir() else None for p in (root / "testA", root / "testB")]
-    return Sides(root / "trainA", root / "trainB", *tests)
+    test_a, test_b = (path if path.is_dir() else None for path in (root / "testA", root / "testB"))
+    return root / "trainA", root / "trainB", test_a, test_b
 
 
 def scan(
@@ -246,10 +239,6 @@ class Survey(NamedTuple):
     channels: Mapping[int, int]
     dtypes: Mapping[str, int]
     lines: list[str]
-
-    @property
-    def pictures(self) -> int:
-        return sum(self.channels.values())
 
 
 class Range(NamedTuple):

@@ -95,7 +95,7 @@ def test_two_domains_under_one_root_are_told_apart(tmp_path):
     assert str(tmp_path / "trainA") in caught.value.hint
     sides = two_sides(tmp_path)
     assert sides == (tmp_path / "trainA", tmp_path / "trainB", tmp_path / "testA", None)
-    assert names(scan(sides.train_a).entries) == ["1.png"]
+    assert names(scan(sides[0]).entries) == ["1.png"]
     assert two_sides(tmp_path / "trainA") is None
 
 
