@@ -15,7 +15,7 @@ import pynetdicom
 import pytest
 
 from benchmarks.pacs.setups import VERIFICATION, make_certificates, pynetdicom_peer, silent, tls_peer
-from ddib_fed.errors import ConfigError, DdibError, ItemNotFound, RefusedError, UsageError
+from ddib_fed.errors import ConfigError, DdibError, RefusedError, UsageError
 from ddib_fed.formats import dicom_network
 from ddib_fed.formats.dicom_network import DicomPeer, OwnEntity, Receiver, echo, fetch, parse_query, store
 from ddib_fed.formats.dicomweb import Web
@@ -333,7 +333,10 @@ def test_a_query_takes_the_instances_of_its_study_alone(tmp_path):
 
 def test_a_query_of_several_studies_names_them(tmp_path):
     port = free_port()
-    with archive(["1.3", "1.2"], [], own=port) as peer, pytest.raises(ItemNotFound) as caught:
+    with (
+        archive(["1.3", "1.2"], [], own=port) as peer,
+        pytest.raises(DdibError, match="several studies") as caught,
+    ):
         fetch(OwnEntity("DDIB"), peer, port, {"PatientID": "1"}, tmp_path, str)
     assert caught.value.hint == "--query StudyInstanceUID=1.2, or --query StudyInstanceUID=1.3"
 
