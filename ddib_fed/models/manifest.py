@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,19 @@ from ddib_fed.networks.config import (
     UNetConfig,
 )
 
+MOST_NUMBERS = 1 << 30
+"""Of a sample or a latent: 4 GiB in float32; a volume of 1,024 x 1,024 x 1,024."""
+
+
+def _check_numbers(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if (numbers := math.prod(shape)) > MOST_NUMBERS:
+        raise ValueError(f"a sample of {numbers:,} numbers is larger than {MOST_NUMBERS:,}")
+    return shape
+
+
+Shape = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(max_length=4), AfterValidator(_check_numbers)
+]
 RANKS = {"point": 1, "picture": 3, "volume": 4}
 """Numbers in the shape of a sample."""
 
@@ -105,7 +119,7 @@ class LatentSpace(_Frozen):
         normalisation: From its latents to those of the ODE; of a scale factor s, mean 0 and deviation 1 / s.
     """
 
-    shape: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(min_length=2, max_length=4)
+    shape: Shape = Field(min_length=2)
     autoencoder_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     normalisation: Normalisation = Normalisation()
 
@@ -147,7 +161,7 @@ class Manifest(_Frozen):
     name: str = Field(min_length=1, max_length=100)
     domain: Annotated[str, AfterValidator(check_domain)]
     sample_kind: Literal["point", "picture", "volume"] = "point"
-    sample_shape: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(min_length=1, max_length=4)
+    sample_shape: Shape = Field(min_length=1)
     network: NetworkConfig
     parameterisation: Parameterisation = "v"
     time_input: TimeInput = "lambda"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -179,6 +180,18 @@ _NAMES = {
 }
 
 
+MOST_LAYERS, MOST_NUMBER, MOST_DIVISOR = 64, 1 << 20, 4096
+"""Of layers of a level, of any other argument, and by how much a side may shrink: an endless network is not begun."""
+
+
+def _numbers(value: JsonValue) -> Iterator[float]:
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, list):
+        for part in value:
+            yield from _numbers(part)
+
+
 class LibraryConfig(_Frozen):
     """A network of another library: a class of a fixed list, with the arguments of its constructor.
 
@@ -239,9 +252,11 @@ class LibraryConfig(_Frozen):
         if self.name == "DiTTransformer2DModel":
             return self._number("patch_size", 2)
         if self.name == "VQVAE":
-            steps: Any = self.arguments.get("downsample_parameters", ((2, 4, 1, 1),) * 2)
-            return math.prod(int(step[0] if isinstance(step, list | tuple) else steps[0]) for step in steps)
-        levels: Any = self.arguments.get(self._names.levels)
+            steps: Any = self.arguments.get("downsample_parameters", ((2, 4, 1, 1),) * 3)
+            levels: Any = self.arguments.get("channels", (96, 96, 192))
+            once = not isinstance(steps[0], list | tuple)  # for each level
+            return math.prod(step[0] for step in ([steps] * len(levels) if once else steps))
+        levels = self.arguments.get(self._names.levels)
         return int(2 ** (len(levels) - 1)) if isinstance(levels, list | tuple) and levels else 1
 
     @property
@@ -260,6 +275,16 @@ class LibraryConfig(_Frozen):
 
     @model_validator(mode="after")
     def _is_possible(self) -> LibraryConfig:
+        for key, value in self.arguments.items():
+            most = MOST_LAYERS if "blocks" in key or "layers" in key else MOST_NUMBER
+            if any(abs(number) > most for number in _numbers(value)):
+                raise ValueError(f"{key} is above {most:,}")
+        try:
+            divides = isinstance(self.divisor, int) and 1 <= self.divisor <= MOST_DIVISOR
+        except (TypeError, LookupError):
+            divides = False
+        if not divides:
+            raise ValueError(f"its levels do not shrink sides by a whole number from 1 to {MOST_DIVISOR:,}")
         if not (2 <= self.dims <= 3 and 1 <= self.in_channels <= 1024 and 1 <= self.out_channels <= 2048):
             raise ValueError("a network has 2 or 3 axes, and 1 to 1,024 channels")
         if self.axes and sorted(map(abs, self.axes)) != list(range(1, self.dims + 1)):
