@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import SCALED_LINEAR, SIGMOID, ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid, extra
-from ddib_fed.files import parse_json
+from ddib_fed.files import parse_json, read_small
 from ddib_fed.models.import_guided import Fact, Imported, read_tensors, renamed
 from ddib_fed.models.import_latents import PREDICTIONS, Foreign, Read, Told, require_fit, step_schedule
 from ddib_fed.models.manifest import PictureFormat
@@ -37,7 +37,7 @@ COMPONENTS: Final = {
     "unet": (NETWORK,), "transformer": TRANSFORMERS, "vae": AUTOENCODERS, "vqvae": AUTOENCODERS,
 }  # fmt: skip
 WEIGHTS: Final = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-MAX_JSON_BYTES: Final = 16 << 20
+MAX_JSON_BYTES: Final = 4 << 20
 _ADAPTER = re.compile(
     r"(?:.*(?<![fp])lora.*|adapter_model.*)\.(?:safetensors|bin|pt|pth)|adapter_config\.json", re.IGNORECASE
 )
@@ -206,12 +206,9 @@ def _word(value: object) -> str:
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
+    hint = "name the folder of the pipeline, with unet/ in it"
     try:
-        with path.open("rb") as file:
-            read = parse_json(file.read(MAX_JSON_BYTES))
-    except OSError as error:
-        problem = f"there is no file {path}"
-        raise FileMissing(problem, hint="name the folder of the pipeline, with unet/ in it") from error
+        read = parse_json(read_small(path, hint=hint, max_bytes=MAX_JSON_BYTES))
     except ValueError as error:
         raise BundleInvalid(f"{path}: it is not JSON", hint="copy it again") from error
     if not isinstance(read, dict):

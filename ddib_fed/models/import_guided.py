@@ -441,6 +441,8 @@ def read_tensors(path: Path) -> WeightsFile:
 
 def loaded_checkpoint(path: Path) -> Any:
     """What a pickle holds, of which only tensors and plain values are read."""
+    if not path.is_file():
+        raise BundleInvalid(f"{path}: it is no regular file", hint="copy the checkpoint itself there")
     try:
         # Mapped, so that a checkpoint of gigabytes is not in memory twice; older formats cannot be mapped.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -9,16 +9,25 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid, extra
-from ddib_fed.files import parse_json
+from ddib_fed.files import MAX_CONFIG_BYTES, parse_json, read_small
 
 SUFFIXES: Final = (".json", ".yaml", ".yml")
-DEEPEST: Final = 32  # references to references
+MAX_YAML_BYTES: Final = 128 << 10
+"""Of one file: the parser reads so much in half a second."""
+MAX_BYTES: Final = 8 << 20  # of all files of a folder
+DEEPEST: Final = 32
+"""Of values in values, and of references to references; the bundles of MONAI's model zoo have up to 8."""
+MOST_VALUES: Final = 200_000
+"""Of all files of a folder, of what aliases and references stand for, and of the length of a computed list or text.
+MAISI's folder with its tables of anatomy has 40,000."""
+LARGEST: Final = 1e18  # number that arithmetic gives
+LONGEST: Final = 4096  # expression
 
 
 class Found(NamedTuple):
@@ -54,13 +63,16 @@ class Configs:
         places = [path for place in (folder / "configs", folder) for path in sorted(place.glob("*"))]
         paths = [path for path in places if path.suffix in SUFFIXES]
         self.folder, self.text, self.metadata = folder, "", dict[str, Any]()
-        self._items, self._file = dict[str, Any](), dict[str, str]()
+        self._items, self._file, self._left = dict[str, Any](), dict[str, str](), MOST_VALUES
         for path in sorted(paths, key=lambda path: not path.stem.startswith("inference")):
             found, text = _parsed(path)
+            self._left -= _counted(found, self._left, path)
             if path.stem == "metadata":
                 self.metadata |= found
                 continue
             self.text += text
+            if len(self.text) > MAX_BYTES:
+                raise _too_much(str(folder), f"its configurations have more than {MAX_BYTES} bytes")
             for key, value in translate(found).items():
                 self._items.setdefault(key, value)
                 self._file.setdefault(key, path.name)
@@ -72,19 +84,52 @@ class Configs:
             )
 
     def definitions(self, *names: str) -> Iterator[Found]:
-        """Every definition, or those of the classes of these names."""
-        return (found for found in self._below("", self._items) if not names or found.name in names)
+        """Yield every definition that is not disabled, or those of the classes of these names."""
+        for key, value in self._below("", self._items):
+            if (found := self._definition(key, value)) is not None and (not names or found.name in names):
+                yield found
 
-    def _below(self, key: str, value: Any) -> Iterator[Found]:
-        if isinstance(value, Mapping) and isinstance(target := value.get("_target_"), str):
-            yield Found(key, self._file[key.partition("::")[0]], target, value)
-        parts = (
-            value.items()
-            if isinstance(value, Mapping)
-            else enumerate(value)
-            if isinstance(value, list)
-            else ()
-        )
+    def lists(self) -> Iterator[list[Found]]:
+        """Yield the definitions in each list, in its order, those that it refers to among them; code as a class."""
+        for key, value in self._below("", self._items):
+            if isinstance(value, list):
+                found = [self._element(f"{key}::{place}", each) for place, each in enumerate(value)]
+                yield [each for each in found if each is not None]
+
+    def _element(self, key: str, value: Any) -> Found | None:
+        for _ in range(DEEPEST):
+            if not isinstance(value, str) or not re.fullmatch(r"\$?@\w+(?:(?:::|#)\w+)*", value.strip()):
+                break
+            key = value.strip().lstrip("$@").replace("#", "::")
+            value = self._raw(key)
+        if isinstance(value, str) and value.startswith("$"):
+            return Found(key, self._file_of(key), value, {})
+        return self._definition(key, value)
+
+    def _definition(self, key: str, value: Any) -> Found | None:
+        if not isinstance(value, Mapping) or not isinstance(target := value.get("_target_"), str):
+            return None
+        return None if self._is_disabled(key, value) else Found(key, self._file_of(key), target, value)
+
+    def _is_disabled(self, key: str, value: Any) -> bool:
+        """Whether a definition is left out; one whose `_disabled_` is code counts, until its arguments are read."""
+        told = value.get("_disabled_") if isinstance(value, Mapping) else None
+        told = self.get(f"{key}::_disabled_") if isinstance(told, str) else told
+        return told.strip().lower() == "true" if isinstance(told, str) else bool(told)
+
+    def _file_of(self, key: str) -> str:
+        return self._file.get(re.split("::|#", key)[0], str(self.folder))
+
+    def _below(self, key: str, value: Any) -> Iterator[tuple[str, Any]]:
+        """Yield a value and all values in it, with their ids; nothing that is disabled."""
+        if self._is_disabled(key, value):
+            return
+        yield key, value
+        parts: Iterable[tuple[Any, Any]] = ()
+        if isinstance(value, Mapping):
+            parts = value.items()
+        elif isinstance(value, list):
+            parts = enumerate(value)
         for name, part in parts:
             yield from self._below(f"{key}::{name}" if key else str(name), part)
 
@@ -99,6 +144,7 @@ class Configs:
         return None
 
     def arguments(self, found: Found) -> dict[str, Any]:
+        self.value(found.arguments.get("_disabled_"), f"{found.key}::_disabled_")  # raises where it is code
         own = {name: part for name, part in found.arguments.items() if not name.startswith("_")}
         resolved: dict[str, Any] = self.value(own, found.key)
         return resolved
@@ -114,6 +160,9 @@ class Configs:
 
     def value(self, raw: Any, key: str, depth: int = 0) -> Any:
         """`raw`, found at `key`, with references and arithmetic replaced by what they are."""
+        self._left -= 1
+        if self._left < 0:
+            raise _too_much(self._file_of(key), f"its references stand for more than {MOST_VALUES:,} values")
         if isinstance(raw, Mapping):
             return {name: self.value(part, f"{key}::{name}", depth + 1) for name, part in raw.items()}
         if isinstance(raw, list):
@@ -126,6 +175,8 @@ class Configs:
             if (found := self._raw(raw[1:])) is None:
                 raise self._refused(key, raw, "there is no such id")
             return self.value(found, raw[1:], depth + 1)
+        if len(raw) > LONGEST:
+            raise self._refused(key, raw, f"it is longer than {LONGEST} characters")
         references = re.findall(r"@\w+(?:(?:::|#)\w+)*", raw)
         text, told = raw[1:].strip(), dict[str, Any]()
         for number, reference in enumerate(sorted(references, key=len, reverse=True)):
@@ -135,34 +186,70 @@ class Configs:
             for number, reference in enumerate(sorted(references, key=len, reverse=True)):
                 told[f"_{number}"] = self.value(reference, key, depth + 1)
             return computed(tree, told)
-        except (ValueError, SyntaxError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
+        except (
+            ValueError, SyntaxError, TypeError, ArithmeticError, LookupError, RecursionError, MemoryError,
+        ) as error:  # fmt: skip
             why = "it is code, and only arithmetic of numbers and references is computed"
             raise self._refused(key, raw, why) from error
 
     def _refused(self, key: str, raw: str, why: str) -> SettingsInvalid:
         return SettingsInvalid(
-            f"{self._file.get(re.split('::|#', key)[0], self.folder)}: {key} is {raw[:80]}: {why}",
+            f"{self._file_of(key)}: {key} is {raw[:80]}: {why}",
             hint=f"write the value of {key} there",
             facts={"field": key[:100]},
         )
 
 
 def _parsed(path: Path) -> tuple[Mapping[str, Any], str]:
-    text, kind = path.read_bytes(), "JSON" if path.suffix == ".json" else "YAML"
+    kind = "JSON" if path.suffix == ".json" else "YAML"
+    hint = "move files that are no configurations of the networks out of the folder"
+    text = read_small(path, hint=hint, max_bytes=MAX_CONFIG_BYTES if kind == "JSON" else MAX_YAML_BYTES)
     try:
-        found = parse_json(text) if kind == "JSON" else _yaml(text)
-    except ValueError as error:
+        found = parse_json(text) if kind == "JSON" else _yaml(text, path)
+    except (ValueError, RecursionError) as error:
         raise BundleInvalid(f"{path}: it is not {kind}", hint="copy it again") from error
     return (found if isinstance(found, Mapping) else {}), text.decode(errors="replace")
 
 
-def _yaml(text: bytes) -> Any:
+def _yaml(text: bytes, path: Path) -> Any:
     with extra("node", "PyYAML", "configurations in YAML need PyYAML"):
         yaml: Any = import_module("yaml")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
     try:
-        return yaml.safe_load(text)
+        node = loader.get_single_node()
+        _counted(node, MOST_VALUES, path)  # before aliases are expanded
+        return None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
+
+
+_END: Final = object()
+
+
+def _counted(value: Any, most: int, path: Path) -> int:
+    """Count the values in a value, or the nodes of YAML in a node; raise if there are too many, or too deep ones.
+
+    Each alias counts as what it stands for.
+    """
+    count, open_ = 0, [iter((value,))]
+    while open_:
+        if (each := next(open_[-1], _END)) is _END:
+            open_.pop()
+            continue
+        count += 1
+        if count > most or len(open_) > DEEPEST:
+            what = f"{MOST_VALUES:,} values" if count > most else f"{DEEPEST} values in each other"
+            raise _too_much(str(path), f"it has more than {what}, its aliases expanded")
+        parts = each.values() if isinstance(each, Mapping) else getattr(each, "value", each)
+        if not isinstance(parts, str | int | float | None):
+            open_.append(iter(parts))
+    return count
+
+
+def _too_much(where: str, why: str) -> BundleInvalid:
+    return BundleInvalid(
+        f"{where}: {why}", hint="write the values that the networks need into one small file"
+    )
 
 
 _OPERATORS: Final[Mapping[type[ast.operator], Callable[[Any, Any], Any]]] = {
@@ -180,6 +267,8 @@ def computed(node: ast.expr, told: Mapping[str, Any]) -> Any:
             return told[node.id]
         case ast.UnaryOp(op=ast.USub()):
             return -computed(node.operand, told)
+        case ast.UnaryOp(op=ast.Not()):
+            return not computed(node.operand, told)
         case ast.List() | ast.Tuple():
             return [computed(each, told) for each in node.elts]
         case ast.Subscript(slice=ast.Constant(value=int(place))):
@@ -193,5 +282,8 @@ def computed(node: ast.expr, told: Mapping[str, Any]) -> Any:
                 raise ValueError("no number")
             if isinstance(node.op, ast.Pow) and (abs(right) > 64 or abs(left) > 1e6):
                 raise ValueError("a power out of all proportion")
-            return _OPERATORS[type(node.op)](left, right)
+            found = _OPERATORS[type(node.op)](left, right)
+            if abs(found) > LARGEST if numbers else len(found) > MOST_VALUES:
+                raise ValueError("a number or a list out of all proportion")
+            return found
     raise ValueError("no arithmetic")
