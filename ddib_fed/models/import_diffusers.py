@@ -25,7 +25,6 @@ from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid, extra
 from ddib_fed.files import parse_json, read_small
 from ddib_fed.models.import_guided import Fact, Imported, read_tensors, renamed
 from ddib_fed.models.import_latents import PREDICTIONS, Foreign, Read, Told, require_fit, step_schedule
-from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import LibraryConfig
 
@@ -88,7 +87,7 @@ def import_diffusers(folder: Path, given: Told) -> Imported:
     facts.append(Fact("schedule", f"{schedule.name}, predicts {prediction}", "scheduler_config.json"))
     return Foreign(
         folder, given, autoencoder, read_network(inside, network), sides, Normalisation(), tuple(facts),
-        tuple(warnings), schedule, prediction, scale, moved, PictureFormat(fit=given.fit), _classes(index, network),
+        tuple(warnings), schedule, prediction, scale, moved, given.picture(), _classes(index, network),
     ).imported()  # fmt: skip
 
 
@@ -106,7 +105,7 @@ def _autoencoder(folder: Path, inside: Path, config: Mapping[str, Any], given: T
     if (scale := config.get("scaling_factor")) is not None:
         facts.append(Fact("scaling_factor", repr(scale), "config.json; kept by a model of its latents alone"))
     return Foreign(
-        folder, given, read, None, sides, Normalisation(), tuple(facts), picture=PictureFormat(fit=given.fit)
+        folder, given, read, None, sides, Normalisation(), tuple(facts), picture=given.picture()
     ).imported()
 
 

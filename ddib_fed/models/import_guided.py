@@ -210,6 +210,7 @@ def import_guided(
     domain: str,
     name: str = "",
     fit: Literal["pad", "crop", "resize"] = "crop",
+    intensity: str | None = None,
     soften_sigma: float = 0.0,
 ) -> Imported:
     """Manifest and weights of a public UNet, or of a noisy classifier."""
@@ -231,7 +232,7 @@ def import_guided(
         parameterisation=settled.parameterisation,
         schedule=settled.schedule,
         soften_sigma=soften_sigma,
-        picture=PictureFormat(fit=fit),
+        picture=PictureFormat(fit=fit, **intensity_fields(intensity) if intensity else {}),
         data=import_note("the file", warnings),
         training=Training(command=f"imported from {path.name}{said}"[:2000], steps=checkpoint.steps),
     )
@@ -505,6 +506,25 @@ class Imported:
     remarks: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     autoencoder: Bundle | None = None
+
+
+def intensity_fields(rule: str, form: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Fields of a `PictureFormat` for a rule of `ddib translate`; `form` has black and white, where files say them.
+
+    Raises:
+        SettingsInvalid: The rule is of Hounsfield units, and nothing says which are black and white.
+    """
+    name, _, span = rule.partition("@")
+    if name == "hu" and not (form and form.get("intensity") in ("values", "hu")):
+        raise SettingsInvalid(
+            "no file says which Hounsfield units are black and white",
+            hint="--intensity window:CENTRE,WIDTH@LOW:HIGH, for example window:0,2000@-1000:1000",
+            facts={"field": "intensity"},
+        )
+    if not span and form:
+        return {**form, "intensity": rule}
+    low, high = map(float, (span or "0:255").split(":"))
+    return {"low": low, "high": high, "bits": 8 if 0.0 <= low < high <= 255.0 else 16, "intensity": rule}
 
 
 def import_note(where: str, warnings: tuple[str, ...]) -> DataNote:

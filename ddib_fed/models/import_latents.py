@@ -24,7 +24,7 @@ from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.models.bundle import Bundle, make_bundle, misfits
-from ddib_fed.models.import_guided import Fact, Imported, import_note
+from ddib_fed.models.import_guided import Fact, Imported, import_note, intensity_fields
 from ddib_fed.models.manifest import LatentSpace, Manifest, PictureFormat, Training
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import LibraryConfig
@@ -51,11 +51,16 @@ class Told:
     soften_sigma: float = 0.0
     scale_factor: float | None = None
     size: tuple[int, ...] | None = None
+    intensity: str | None = None
     values: tuple[float, float] | None = None
     spacing: tuple[float, float, float] | None = None
     modality: str | None = None
     axes: str | None = None
     samples: Reader | None = None
+
+    def picture(self) -> PictureFormat:
+        """How pictures become samples, where no file says it."""
+        return PictureFormat(fit=self.fit, **intensity_fields(self.intensity) if self.intensity else {})
 
 
 class Read(NamedTuple):

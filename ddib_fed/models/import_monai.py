@@ -33,7 +33,7 @@ from ddib_fed.models.import_latents import (
 )
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.monai_configs import Configs, Found
-from ddib_fed.models.units import Normalisation
+from ddib_fed.models.monai_values import MODALITIES, units_of
 from ddib_fed.networks.build import network_shapes
 from ddib_fed.networks.config import TARGETS, LibraryConfig
 
@@ -57,13 +57,6 @@ OF_SAMPLING: Final = frozenset({
     "clip_sample", "clip_sample_min", "clip_sample_max", "set_alpha_to_one", "steps_offset", "variance_type",
     "skip_prk_steps",
 })  # fmt: skip
-MODALITIES: Final = {
-    "unknown": 0, "ct": 1, "ct_wo_contrast": 2, "ct_contrast": 3, "mri": 8, "mri_t1": 9, "mri_t2": 10, "mri_flair": 11,
-    "mri_pd": 12, "mri_dwi": 13, "mri_adc": 14, "mri_ssfp": 15, "mri_mra": 16,
-}  # fmt: skip
-"""MAISI's own; a modality_mapping.json in the folder goes before."""
-RANGES: Final = ("ScaleIntensityRanged", "ScaleIntensityRange", "ScaleIntensityRangePercentilesd",
-                 "ScaleIntensityRangePercentiles", "ScaleIntensityd")  # fmt: skip
 SIZES: Final = ("image_size", "output_size", "spatial_shape", "diffusion_unet_inference::dim")
 # What FLIP's trainer has in its code: https://github.com/londonaicentre/FLIP, latent_diffusion_model.
 FLIP_SCHEDULER: Final = {
@@ -108,7 +101,9 @@ def import_monai(folder: Path, given: Told) -> Imported:
         if told["parameterisation"] == "flow":
             read = negated(read, "out.2.conv")
             facts.append(Fact("out.2.conv", "negated", "RFlowScheduler predicts x0 - eps"))
-    units, form = _units(configs, given, facts)
+    whole = read or autoencoder
+    assert whole is not None
+    units, form = units_of(configs, given, facts, whole)
     sides = _of_sample(_sides(configs, given, facts, read.network if read else None, inner), axes)
     picture = PictureFormat(fit=given.fit, **form)
     if dims == 3:
@@ -298,45 +293,6 @@ def _schedule(
     between = "" if kind == "cosine" else f", betas {ends[0]:g} to {ends[1]:g}"
     facts.append(Fact("schedule", f"{BETAS[kind]}, {steps} steps{between}, predicts {prediction}", basis))
     return schedule, PREDICTIONS[prediction]
-
-
-def _units(configs: Configs, given: Told, facts: list[Fact]) -> tuple[Normalisation, dict[str, Any]]:
-    """Of the network's samples; and the fields of a `PictureFormat` that say how values in files become samples."""
-    ends, forms, basis = set[tuple[float, float]](), dict[str, dict[str, Any]](), ""
-    for found in configs.definitions(*RANGES):
-        low, high, first, last, least, most = (
-            configs.get(*(f"{found.key}::{name}" for name in names))
-            for names in (
-                ("b_min", "minv"),
-                ("b_max", "maxv"),
-                ("a_min",),
-                ("a_max",),
-                ("lower",),
-                ("upper",),
-            )
-        )
-        ends.add((0.0, 1.0) if low is None or high is None else (float(low), float(high)))
-        basis = f"{found.name} in {found.file}"
-        if first is not None and last is not None and (first, last) != (0, 255):
-            form = {"low": float(first), "high": float(last), "bits": 16, "intensity": "values"}
-            forms[f"values from {first:g} to {last:g}"] = form
-        elif least is not None and most is not None:
-            rule = f"percentile:{least:g},{most:g}"
-            forms[rule] = {"low": 0.0, "high": 65535.0, "bits": 16, "intensity": f"{rule}@0:65535"}
-    low, high = 0.0, 1.0
-    if given.values is not None:
-        (low, high), basis = given.values, "--range"
-    elif len(ends) == 1:
-        ((low, high),) = ends
-    else:
-        basis = "assumed, as MONAI's; --range LOW:HIGH says another"
-    facts.append(Fact("range", f"{low:g} to {high:g}", basis))
-    facts += [
-        Fact("intensity", name, "the transforms of the configuration") for name in forms if len(forms) == 1
-    ]
-    half = (high - low) / 2  # of samples s in [-1, 1] the network's are low + (s + 1) half = (s - mean) / std
-    units = Normalisation(mean=-1.0 - low / half, std=1.0 / half)
-    return units, next(iter(forms.values())) if len(forms) == 1 else {}
 
 
 def _spacing(configs: Configs, given: Told, facts: list[Fact]) -> tuple[float, float, float] | None:

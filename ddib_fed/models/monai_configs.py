@@ -287,3 +287,18 @@ def computed(node: ast.expr, told: Mapping[str, Any]) -> Any:
                 raise ValueError("a number or a list out of all proportion")
             return found
     raise ValueError("no arithmetic")
+
+
+def takes_a_part(function: object) -> bool:
+    """Whether code is a function that takes a part of an array, as `$lambda x: x[@channel, :, :]`."""
+    try:
+        tree = ast.parse(str(function).removeprefix("$").replace("@", ""), mode="eval").body
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
+    match tree:
+        case ast.Lambda(
+            args=ast.arguments(args=[name]), body=ast.Subscript(value=ast.Name(id=own), slice=part)
+        ):
+            plain = (ast.Tuple, ast.Slice, ast.Constant, ast.Name, ast.Load)
+            return own == name.arg and all(isinstance(each, plain) for each in ast.walk(part))
+    return False

@@ -1,4 +1,4 @@
-"""Configurations of a MONAI bundle from elsewhere: what would never end is refused by its name, before it is expanded."""
+"""Configurations of a MONAI bundle from elsewhere: what would never end is refused by its name."""
 
 from __future__ import annotations
 

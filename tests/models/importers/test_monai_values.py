@@ -1,0 +1,156 @@
+"""What becomes black and white in a MONAI bundle: read from its transforms, asked for, never dropped without a word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ddib_fed.cli.main import run
+from ddib_fed.errors import ExitCode, SettingsInvalid
+from ddib_fed.models.bundle import load_bundle
+from ddib_fed.models.import_latents import Told
+from ddib_fed.models.import_monai import import_monai
+from tests.models.importers.monai_files import DDIM, RFLOW, UNET, made, write
+from tests.models.importers.test_monai import names
+
+pytestmark = pytest.mark.slow
+
+LOAD = {"_target_": "LoadImaged", "keys": ["image", "label"]}
+WINDOW = {
+    "_target_": "ScaleIntensityRanged",
+    "keys": "image",
+    "a_min": -500,
+    "a_max": 1500,
+    "b_min": 0,
+    "b_max": 1,
+}
+LABELS = {**WINDOW, "keys": ["label"], "a_min": 0, "a_max": 4}
+SHARES = {
+    "_target_": "ScaleIntensityRangePercentilesd",
+    "keys": ["image"],
+    "lower": 1,
+    "upper": 99,
+    "b_min": 0,
+    "b_max": 1,
+}
+SCORE = {"_target_": "monai.transforms.NormalizeIntensityd", "keys": ["image"]}
+FIXED = {**SCORE, "subtrahend": 0.5, "divisor": 0.5}
+KEEPS = [
+    {"_target_": "EnsureChannelFirstd", "keys": ["image"]},
+    {"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x[@channel, :, :]"},
+    {"_target_": "RandGaussianNoised", "keys": ["image"]},
+    {"_target_": "RandSpatialCropD", "keys": ["image"], "roi_size": [8, 8]},
+]
+
+
+@pytest.fixture(scope="module")
+def weights() -> Any:
+    nets = pytest.importorskip("monai.networks.nets")
+    return made(nets.DiffusionModelUNet, UNET, names(2, 1)).state_dict()
+
+
+@pytest.fixture
+def folder(weights, tmp_path):
+    """Writes a bundle of pixels with these transforms, and further keys of its configuration."""
+
+    def write_with(*transforms: Any, **more: Any) -> Path:
+        config = {"spatial_dims": 2, "channels": 1, "image_size": 16, "network_def": UNET, "scheduler": DDIM}
+        return write(
+            tmp_path / "b", config | {"train": {"pre": list(transforms)}} | more, {"model.pt": weights}
+        )
+
+    return write_with
+
+
+@pytest.mark.parametrize(
+    ("transforms", "values", "rule", "black_and_white", "ends"),
+    [
+        ([LOAD, WINDOW, LABELS], None, "values", (-500, 1500), (0, 1)),
+        ([LOAD, *KEEPS, SHARES], None, "percentile:1,99@0:65535", (0, 65535), (0, 1)),
+        ([LOAD, WINDOW, FIXED], None, "values", (-500, 1500), (-1, 1)),
+        (
+            ["@scale", {**FIXED, "subtrahend": [0.25], "divisor": [0.25]}],
+            None,
+            "values",
+            (-500, 1500),
+            (-1, 3),
+        ),
+        ([{**SCORE, "subtrahend": 100.0, "divisor": 50.0}], (-2.0, 3.0), "values", (0, 250), (-2, 3)),
+        ([LOAD, SCORE | {"_disabled_": True}], None, None, (0, 255), (0, 1)),
+        ([LOAD, WINDOW, SCORE | {"_disabled_": "$not @scores"}], None, "values", (-500, 1500), (0, 1)),
+        ([{**WINDOW, "_target_": "ScaleIntensityRange", "keys": None}], None, "values", (-500, 1500), (0, 1)),
+    ],
+)
+def test_black_and_white_are_those_of_the_samples_transforms(
+    transforms, values, rule, black_and_white, ends, folder
+):
+    """The numbers that the network receives are those of MONAI's transforms, and other keys' are not looked at."""
+    more = {"scale": WINDOW} if "@scale" in transforms else {}
+    found = import_monai(folder(*transforms, scores=False, **more), Told("ct", values=values)).manifest
+    assert (found.picture.intensity, (found.picture.low, found.picture.high)) == (rule, black_and_white)
+    got = found.normalisation.apply(np.array([[[[-1.0, 1.0]]]]))
+    np.testing.assert_allclose(got.ravel(), ends, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("transforms", "said"),
+    [
+        (
+            [LOAD, SCORE],
+            r"train::pre::1 is monai\.transforms\.NormalizeIntensityd.* its own mean and deviation",
+        ),
+        ([LOAD, {**FIXED, "nonzero": True}], "leaves zeros out"),
+        ([LOAD, FIXED], "black and white no file says: --range"),
+        ([LOAD, {"_target_": "HistogramNormalized", "keys": "image"}], "HistogramNormalized"),
+        ([LOAD, {"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x / 9"}], "Lambdad"),
+        ([LOAD, {"_target_": "scripts.Own", "keys": "image"}], r"scripts\.Own"),
+        ([LOAD, WINDOW, "$monai.transforms.ScaleIntensityd('image')"], r"pre::2 is \$monai"),
+        ([LOAD, WINDOW, SHARES], "scaled before"),
+        ([LOAD, {**WINDOW, "a_max": "$x"}], "no numbers"),
+        ([LOAD, {**WINDOW, "a_max": -500}], "black is not below white"),
+        ([LOAD, {**SCORE, "_disabled_": "$len(@x) > 1"}], "NormalizeIntensityd"),
+    ],
+)
+def test_transforms_that_cannot_be_told_exactly_are_refused_by_their_name(transforms, said, folder):
+    """Unless the command says the rule."""
+    place = folder(*transforms)
+    with pytest.raises(SettingsInvalid, match=said) as caught:
+        import_monai(place, Told("ct"))
+    assert "--intensity RULE" in caught.value.hint
+    found = import_monai(
+        place, Told("ct", intensity="window:500,2000@-500:1500", values=(-1.0, 1.0))
+    ).manifest
+    assert (found.picture.low, found.picture.high, found.picture.bits) == (-500.0, 1500.0, 16)
+    assert (found.normalisation.mean, found.normalisation.std) == (0.0, 1.0)
+
+
+def test_two_lists_that_scale_differently_are_refused(folder):
+    with pytest.raises(
+        SettingsInvalid, match=r"ScaleIntensityRanged in .* and ScaleIntensityRangeP.* differently"
+    ):
+        import_monai(folder(LOAD, WINDOW, validate={"pre": [LOAD, SHARES]}), Told("ct"))
+
+
+def test_the_command_says_the_rule(folder, tmp_path, capsys):
+    """In the words of `ddib translate`; of Hounsfield units only where something says black and white."""
+    line = ["model", "import", str(folder(LOAD)), "--out", str(tmp_path / "m")]
+    assert run([*line, "--intensity", "window:0"]) == ExitCode.USAGE
+    assert run([*line, "--intensity", "hu"]) == ExitCode.BAD_INPUT
+    assert "window:0,2000@-1000:1000" in capsys.readouterr().err
+    assert run([*line, "--intensity", "window:0,2000@-1000:1000"]) == 0
+    picture = load_bundle(tmp_path / "m").manifest.picture
+    assert (picture.low, picture.high, picture.intensity) == (-1000.0, 1000.0, "window:0,2000@-1000:1000")
+    line = ["model", "import", str(folder(LOAD, WINDOW)), "--out", str(tmp_path / "hu"), "--intensity", "hu"]
+    assert run(line) == 0
+    picture = load_bundle(tmp_path / "hu").manifest.picture
+    assert (picture.low, picture.high, picture.intensity) == (-500.0, 1500.0, "hu")
+
+
+def test_a_scheduler_that_is_disabled_is_none(folder):
+    place = folder(noise_scheduler={**RFLOW, "_disabled_": True})
+    assert import_monai(place, Told("ct")).manifest.schedule.name == "scaled-linear"
+    with pytest.raises(SettingsInvalid, match=r"noise_scheduler::_disabled_ is .*no such id"):
+        import_monai(folder(noise_scheduler={**RFLOW, "_disabled_": "$len(@x) > 1"}), Told("ct"))
