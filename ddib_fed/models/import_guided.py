@@ -27,7 +27,7 @@ from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.models.bundle import Bundle, make_bundle, misfits
-from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
+from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training, intensity_fields
 from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
 
 Value = str | int | float | bool | tuple[int | float, ...]
@@ -215,7 +215,7 @@ def import_guided(
 ) -> Imported:
     """Manifest and weights of a public UNet, or of a noisy classifier."""
     given = parse_flags(flags, classifier=classifier)
-    checkpoint = read_tensors(path)
+    checkpoint = _public_checkpoint(path)
     settled = settle(checkpoint.state, given, classifier=classifier, source=str(path))
     taken = [f"{fact.key} {fact.value}" for fact in settled.facts if fact.basis == "public default"]
     trust = (
@@ -333,11 +333,15 @@ def _classifier(told: Mapping[str, Any]) -> ClassifierConfig:
     )
 
 
-def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
-    """Return if the tensors are those of a picture network of the public code; others are named."""
-    if ENTER in state and state[ENTER].ndim == 2:
-        problem = f"{source}: it is the public code's network for points"
-        raise BundleInvalid(problem, hint="import it with --synthetic", facts={"field": ENTER})
+def _public_checkpoint(path: Path) -> WeightsFile:
+    """The tensors of a file, of the public code's network alone where trainers keep more; averaged weights first."""
+    found = read_tensors(path)
+    _refuse_others(found.state, str(path))
+    return found._replace(state=next(iter(parts_in(found.state, ENTER)), found.state))
+
+
+def _refuse_others(state: Mapping[str, Tensor], source: str) -> None:
+    """Raise if the tensors are those of another kind of model."""
     for pattern, kind in OTHERS.items():
         key = next((key for key in state if re.search(pattern, key)), None)
         if key is not None:
@@ -347,6 +351,13 @@ def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
                 "config.json and the scheduler, a UNet2DModel of pixels",
                 facts={"field": key[:100]},
             )
+
+
+def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
+    """Return if the tensors are those of a picture network of the public code; others are named."""
+    if ENTER in state and state[ENTER].ndim == 2:
+        problem = f"{source}: it is the public code's network for points"
+        raise BundleInvalid(problem, hint="import it with --synthetic", facts={"field": ENTER})
     if ENTER not in state or state[ENTER].ndim != 4:
         raise refused(source, ENTER, "the tensor is missing or has another number of dimensions")
     if (channels := state[ENTER].shape[1]) not in {1, 3}:
@@ -368,7 +379,7 @@ def import_synthetic(path: Path, *, flags: str = "", domain: str, name: str = ""
     told: dict[str, Any] = {**BOTH, **MODEL, "diffusion_steps": 4000, **parse_flags(flags).given}
     schedule = ScheduleConfig(told["noise_schedule"], told["diffusion_steps"], told["rescale_timesteps"])
     schedule_from_config(schedule)
-    state, source = read_tensors(path).state, str(path)
+    state, source = _public_checkpoint(path).state, str(path)
     for key in (ENTER, "out.2.weight"):
         if key not in state or state[key].ndim != 2:
             raise refused(source, key, "the tensor is missing or has another number of dimensions")
@@ -410,6 +421,10 @@ _RAW = re.compile(r"model(\d+)\.pt")
 _OPTIMISER = re.compile(r"opt\d*\.pt")
 
 
+_WRAPPED = re.compile(r"(?<![^.])(?:module|_orig_mod)\.")
+"""Put into the names of tensors by DataParallel and by torch.compile."""
+
+
 class WeightsFile(NamedTuple):
     """Tensors in float32; the optimiser steps that the file's name tells; what is said of the file."""
 
@@ -435,7 +450,7 @@ def read_tensors(path: Path) -> WeightsFile:
         remarks.append(f"weights averaged over training (rate {averaged[1]}, step {averaged[2]})")
     if raw:
         remarks.append("weights as they were trained; the averaged ones, ema_*.pt beside them, draw better")
-    plain = renamed(found, lambda key: key.removeprefix("module."), path)  # DataParallel's prefix
+    plain = unwrapped(found, path)
     steps = int(averaged[2]) if averaged else int(raw[1]) if raw else 0
     return WeightsFile({key: tensor.float() for key, tensor in plain.items()}, steps, tuple(remarks))
 
@@ -461,19 +476,36 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
             f"{path}: it holds the state of an optimiser, not weights",
             hint="the public code writes the weights beside it: ema_0.9999_STEP.pt, or modelSTEP.pt",
         )
-    return state_in(loaded, path)
+    for state in states_in(loaded):
+        return state
+    problem = f"{path}: it holds no state dict"
+    raise BundleInvalid(problem, hint=f"one is looked for at the top and under {', '.join(WRAPPERS)}")
 
 
-def state_in(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, at most one level down."""
+def states_in(loaded: Any) -> Iterator[dict[str, Tensor]]:
+    """Yield the state dicts in a checkpoint, at most one level down: averaged weights first."""
     if isinstance(loaded, Mapping):
-        for candidate in (loaded, *map(loaded.get, WRAPPERS)):
+        for candidate in (loaded, *map(loaded.get, dict.fromkeys((*WRAPPERS, *loaded)))):
             if not isinstance(candidate, Mapping) or not candidate:
                 continue
             if all(isinstance(k, str) and isinstance(v, Tensor) for k, v in candidate.items()):
-                return dict(candidate)
-    problem = f"{path}: it holds no state dict"
-    raise BundleInvalid(problem, hint=f"one is looked for at the top and under {', '.join(WRAPPERS)}")
+                yield dict(candidate)
+
+
+def parts_in(state: Mapping[str, Tensor], first: str) -> list[dict[str, Tensor]]:
+    """The networks in a state dict that have a tensor `first`, without what is before it: averaged ones first.
+
+    Lightning and other trainers put the name of an attribute there, such as model., diffusion. or ema_model.
+    """
+    starts = {key.removesuffix(first) for key in state if f".{key}".endswith(f".{first}")}
+    return [
+        {key.removeprefix(start): tensor for key, tensor in state.items() if key.startswith(start)}
+        for start in sorted(starts, key=lambda start: ("ema" not in start, start))
+    ]
+
+
+def unwrapped(found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    return renamed(found, lambda key: _WRAPPED.sub("", key), path)
 
 
 def renamed(found: Mapping[str, Tensor], rename: Callable[[str], str], path: Path) -> dict[str, Tensor]:
@@ -506,25 +538,6 @@ class Imported:
     remarks: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     autoencoder: Bundle | None = None
-
-
-def intensity_fields(rule: str, form: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Fields of a `PictureFormat` for a rule of `ddib translate`; `form` has black and white, where files say them.
-
-    Raises:
-        SettingsInvalid: The rule is of Hounsfield units, and nothing says which are black and white.
-    """
-    name, _, span = rule.partition("@")
-    if name == "hu" and not (form and form.get("intensity") in ("values", "hu")):
-        raise SettingsInvalid(
-            "no file says which Hounsfield units are black and white",
-            hint="--intensity window:CENTRE,WIDTH@LOW:HIGH, for example window:0,2000@-1000:1000",
-            facts={"field": "intensity"},
-        )
-    if not span and form:
-        return {**form, "intensity": rule}
-    low, high = map(float, (span or "0:255").split(":"))
-    return {"low": low, "high": high, "bits": 8 if 0.0 <= low < high <= 255.0 else 16, "intensity": rule}
 
 
 def import_note(where: str, warnings: tuple[str, ...]) -> DataNote:

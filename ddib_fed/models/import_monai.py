@@ -11,7 +11,7 @@ RFlowScheduler's networks predict x0 - eps, and ours eps - x0: the last layer is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,15 @@ from torch import Tensor
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import SCALED_LINEAR, SIGMOID, ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
-from ddib_fed.models.import_guided import Fact, Imported, loaded_checkpoint, read_tensors, state_in
+from ddib_fed.models.import_guided import (
+    Fact,
+    Imported,
+    loaded_checkpoint,
+    parts_in,
+    read_tensors,
+    states_in,
+    unwrapped,
+)
 from ddib_fed.models.import_latents import (
     PREDICTIONS,
     Foreign,
@@ -33,7 +41,7 @@ from ddib_fed.models.import_latents import (
 )
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.monai_configs import Configs, Found
-from ddib_fed.models.monai_values import MODALITIES, units_of
+from ddib_fed.models.monai_values import MODALITIES, file_kind, modality_kind, units_of
 from ddib_fed.networks.build import network_shapes
 from ddib_fed.networks.config import TARGETS, LibraryConfig
 
@@ -132,7 +140,13 @@ def _chosen(configs: Configs, kinds: tuple[str, ...]) -> Found | None:
     if not usual and len(fitting) > 1:
         others = ", ".join(each.key for each in fitting[1:])
         raise fitting[0].refused("", f"and {others} are of one kind", f"call the one {names[0]} in the file")
-    return next(iter((*usual, *fitting)), None)
+    for found in (*usual, *fitting):
+        if other := configs.twice.get(found.key.partition("::")[0]):
+            raise found.refused(
+                "", f"is another one in {other}", "leave the file of the model alone in the folder"
+            )
+        return found
+    return None
 
 
 def _network(
@@ -178,7 +192,8 @@ def _modality(configs: Configs, found: Found, given: Told) -> int:
     number = configs.get(told)
     number = number if isinstance(number, int) else MODALITIES.get(told, told)
     if isinstance(number, str) and not number.isdecimal():
-        hint = f"--modality NUMBER, or one of {', '.join(MODALITIES)}"
+        kinds = {file_kind(path) for path in _weight_files(configs.folder)} - {""} or {"ct", "mr"}
+        hint = f"--modality NUMBER, or one of {', '.join(each for each in MODALITIES if each[:2] in kinds)}"
         raise found.refused("", "is told the modality, and no file says which", hint)
     return int(number)
 
@@ -357,13 +372,16 @@ def _scale(configs: Configs, further: Mapping[str, Any]) -> Fact | None:
 # Weights
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    places = [path for place in (folder, folder / "models") for path in sorted(place.glob("*"))]
+    return [path for path in places if path.suffix in WEIGHTS]
+
+
 class Weights:
     """The checkpoints of a folder; `further` are the values beside the weights in the last that was taken."""
 
     def __init__(self, folder: Path, text: str) -> None:
-        places = [path for place in (folder, folder / "models") for path in sorted(place.glob("*"))]
-        self._folder, self._text = folder, text
-        self._files = [path for path in places if path.suffix in WEIGHTS]
+        self._folder, self._text, self._files = folder, text, _weight_files(folder)
         self.further: Mapping[str, Any] = {}
 
     def of(self, network: LibraryConfig) -> Read:
@@ -371,17 +389,24 @@ class Weights:
         wanted = {key: tensor.shape for key, tensor in network_shapes(network).items()}
         fitting, nearest = list[tuple[Path, Read, Mapping[str, Any]]](), Read(network, {}, str(self._folder))
         for path in self._files:
-            for state, further in _states(path):
-                read = Read(network, _renamed(wanted, state), str(path))
+            for part, further in _parts(path, next(iter(wanted))):
+                read = Read(network, _renamed(wanted, part), str(path))
+                nearest = max(nearest, read, key=lambda each: len(wanted.keys() & each.state.keys()))
                 if {key: tensor.shape for key, tensor in read.state.items()} == wanted:
                     fitting.append((path, read, further))
-                nearest = max(nearest, read, key=lambda each: len(wanted.keys() & each.state.keys()))
-        named = [each for each in fitting if each[0].name in self._text]
-        fitting = named if len(fitting) > 1 and named else fitting
+                    break
+        kind = modality_kind(network.fixed.get("class_labels"))
+        for chosen in (
+            [each for each in fitting if each[0].name in self._text],
+            [each for each in fitting if kind and file_kind(each[0]) == kind],
+        ):
+            fitting = chosen if len(fitting) > 1 and chosen else fitting
         if len(fitting) > 1:
+            kinds = {file_kind(path) for path, _, _ in fitting} - {""}
+            other = "--modality, which the file's name has, or " if len(kinds) > 1 else ""
             raise BundleInvalid(
-                f"{self._folder}: {' and '.join(path.name for path, _, _ in fitting)} both hold a {network.name}",
-                hint="leave one of them there",
+                f"{self._folder}: {' and '.join(path.name for path, _, _ in fitting)} each hold a {network.name}",
+                hint=f"{other}leave that of the model alone in the folder",
                 facts={"file": fitting[0][0].name[:100]},
             )
         for _, found, self.further in fitting:
@@ -397,28 +422,19 @@ class Weights:
         return nearest
 
 
-def _states(path: Path) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Any]]]:
-    """Each state dict in a checkpoint (FLIP's holds two), in float32, and the values beside it."""
+def _parts(path: Path, first: str) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Any]]]:
+    """Yield the networks in a checkpoint that have a tensor `first`, in float32, and the values beside them."""
     further: Mapping[str, Any] = {}
     if path.suffix == ".safetensors":
-        whole: Mapping[str, Tensor] = read_tensors(path).state
+        states: Iterable[Mapping[str, Tensor]] = [read_tensors(path).state]
     else:
         loaded = loaded_checkpoint(path)
-        try:
-            whole = {
-                key.removeprefix("module."): value.float() for key, value in state_in(loaded, path).items()
-            }
-        except BundleInvalid:  # such as of an optimiser
-            return
-        further = {
-            key: value for key, value in loaded.items() if key in ("scale_factor", "num_train_timesteps")
-        }
-    parts = [
-        {key.removeprefix(start): value for key, value in whole.items() if key.startswith(start)}
-        for start in ("autoencoder.", "diffusion_model.")
-    ]
-    for part in parts if any(parts) else [whole]:
-        yield part, further
+        states = states_in(loaded)
+        if isinstance(loaded, Mapping):
+            further = {key: loaded[key] for key in ("scale_factor", "num_train_timesteps") if key in loaded}
+    for state in states:
+        for part in parts_in(unwrapped(state, path), first):
+            yield {key: value.float() for key, value in part.items()}, further
 
 
 def _renamed(wanted: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

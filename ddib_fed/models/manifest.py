@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
@@ -86,6 +86,25 @@ class PictureFormat(_Frozen):
         if self.low >= self.high:
             raise ValueError(f"the range {self.low} to {self.high} is empty")
         return self
+
+
+def intensity_fields(rule: str, form: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Fields of a `PictureFormat` for a rule of `ddib translate`; `form` has black and white, where files say them.
+
+    Raises:
+        SettingsInvalid: The rule is of Hounsfield units, and nothing says which are black and white.
+    """
+    name, _, span = rule.partition("@")
+    if name == "hu" and not (form and form.get("intensity") in ("values", "hu")):
+        raise SettingsInvalid(
+            "no file says which Hounsfield units are black and white",
+            hint="--intensity window:CENTRE,WIDTH@LOW:HIGH, for example window:0,2000@-1000:1000",
+            facts={"field": "intensity"},
+        )
+    if not span and form:
+        return {**form, "intensity": rule}
+    low, high = map(float, (span or "0:255").split(":"))
+    return {"low": low, "high": high, "bits": 8 if 0.0 <= low < high <= 255.0 else 16, "intensity": rule}
 
 
 class DataNote(_Frozen):

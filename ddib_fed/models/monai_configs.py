@@ -18,6 +18,8 @@ from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid, extra
 from ddib_fed.files import MAX_CONFIG_BYTES, parse_json, read_small
 
 SUFFIXES: Final = (".json", ".yaml", ".yml")
+RANKED: Final = ("inference", "train", "multi", "eval", "valid")
+"""Names of files that belong to one bundle and may repeat its definitions, as those of MAISI do not."""
 MAX_YAML_BYTES: Final = 128 << 10
 """Of one file: the parser reads so much in half a second."""
 MAX_BYTES: Final = 8 << 20  # of all files of a folder
@@ -63,6 +65,8 @@ class Configs:
         places = [path for place in (folder / "configs", folder) for path in sorted(place.glob("*"))]
         paths = [path for path in places if path.suffix in SUFFIXES]
         self.folder, self.text, self.metadata = folder, "", dict[str, Any]()
+        self.twice = dict[str, str]()
+        """Ids that a second file, of the same rank, defines otherwise: of two models in one folder."""
         self._items, self._file, self._left = dict[str, Any](), dict[str, str](), MOST_VALUES
         for path in sorted(paths, key=lambda path: not path.stem.startswith("inference")):
             found, text = _parsed(path)
@@ -74,6 +78,9 @@ class Configs:
             if len(self.text) > MAX_BYTES:
                 raise _too_much(str(folder), f"its configurations have more than {MAX_BYTES} bytes")
             for key, value in translate(found).items():
+                peers = not any(name.startswith(RANKED) for name in (path.name, self._file.get(key, "train")))
+                if peers and isinstance(value, Mapping) and value != self._items[key]:
+                    self.twice.setdefault(key, path.name)
                 self._items.setdefault(key, value)
                 self._file.setdefault(key, path.name)
         if not self._items:
@@ -231,7 +238,7 @@ def _counted(value: Any, most: int, path: Path) -> int:
 
     Each alias counts as what it stands for.
     """
-    count, open_ = 0, [iter((value,))]
+    count, open_ = 0, list[Iterator[Any]]([iter((value,))])
     while open_:
         if (each := next(open_[-1], _END)) is _END:
             open_.pop()
@@ -240,7 +247,7 @@ def _counted(value: Any, most: int, path: Path) -> int:
         if count > most or len(open_) > DEEPEST:
             what = f"{MOST_VALUES:,} values" if count > most else f"{DEEPEST} values in each other"
             raise _too_much(str(path), f"it has more than {what}, its aliases expanded")
-        parts = each.values() if isinstance(each, Mapping) else getattr(each, "value", each)
+        parts: Any = each.values() if isinstance(each, Mapping) else getattr(each, "value", each)
         if not isinstance(parts, str | int | float | None):
             open_.append(iter(parts))
     return count

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.models.import_guided import Fact, intensity_fields
+from ddib_fed.models.import_guided import Fact
 from ddib_fed.models.import_latents import Read, Told
+from ddib_fed.models.manifest import intensity_fields
 from ddib_fed.models.monai_configs import Configs, Found, takes_a_part
 from ddib_fed.models.units import Normalisation
 
@@ -89,7 +90,8 @@ def units_of(
     if found is None and read.network.name.endswith("Maisi") and (kind := _maisi_kind(read, given)):
         found, basis = MAISI[kind], f"MAISI's training on {kind.upper()}"
         form = found.fields() | ({"intensity": "hu"} if kind == "ct" else {})
-    ends, said = ((0.0, 1.0),), "assumed, as MONAI's; --range LOW:HIGH says another"
+    ends: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
+    said = "assumed, as MONAI's; --range LOW:HIGH says another"
     if found is not None:
         ends, said = found.ends, basis
         basis += "" if found.clipped else "; values beyond are clipped"

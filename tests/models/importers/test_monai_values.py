@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ddib_fed.cli.main import run
-from ddib_fed.errors import ExitCode, SettingsInvalid
+from ddib_fed.errors import BundleInvalid, ExitCode, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.import_latents import Told
 from ddib_fed.models.import_monai import import_monai
-from tests.models.importers.monai_files import DDIM, RFLOW, UNET, made, write
+from tests.models.importers.monai_files import DDIM, MAISI_KL, MAISI_UNET, RFLOW, UNET, made, write
 from tests.models.importers.test_monai import names
 
 pytestmark = pytest.mark.slow
@@ -154,3 +156,87 @@ def test_a_scheduler_that_is_disabled_is_none(folder):
     assert import_monai(place, Told("ct")).manifest.schedule.name == "scaled-linear"
     with pytest.raises(SettingsInvalid, match=r"noise_scheduler::_disabled_ is .*no such id"):
         import_monai(folder(noise_scheduler={**RFLOW, "_disabled_": "$len(@x) > 1"}), Told("ct"))
+
+
+@pytest.fixture(scope="module")
+def maisi(tmp_path_factory):
+    """A folder as MAISI's are downloaded: models of CT and MR, the autoencoder, and the networks' definitions."""
+    nets = pytest.importorskip("monai.apps.generation.maisi.networks.diffusion_model_unet_maisi")
+    from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
+
+    folder, told = tmp_path_factory.mktemp("maisi"), names(3, 3)
+    definitions = {"autoencoder_def": MAISI_KL, "diffusion_unet_def": MAISI_UNET, "noise_scheduler": RFLOW}
+    (folder / "config_network_rflow.json").write_text(json.dumps(told | definitions))
+    torch.save(made(AutoencoderKlMaisi, MAISI_KL, told).state_dict(), folder / "autoencoder_v1.pt")
+    state = made(nets.DiffusionModelUNetMaisi, MAISI_UNET, told, seed=1).state_dict()
+    for kind in ("ct", "mr"):
+        saved = {"unet_state_dict": state, "scale_factor": torch.tensor(0.8), "num_train_timesteps": 1000}
+        torch.save(saved, folder / f"diff_unet_3d_rflow-{kind}.pt")
+    return folder
+
+
+def told(modality: str | None) -> Told:
+    return Told("maisi", size=(16, 16, 16), spacing=(1.0, 1.0, 1.0), modality=modality)
+
+
+@pytest.mark.parametrize(
+    ("modality", "rule", "black_and_white"),
+    [("ct", "hu", (-1000, 1000)), ("mri_t1", "percentile:0,99.5@0:65535", (0, 65535))],
+)
+def test_maisis_model_is_that_of_the_modality_with_the_values_of_its_training(
+    modality, rule, black_and_white, maisi
+):
+    found = import_monai(maisi, told(modality))
+    assert (found.manifest.picture.intensity, found.manifest.picture.low) == (rule, black_and_white[0])
+    assert found.manifest.picture.high == black_and_white[1]
+    basis = next(fact.basis for fact in found.facts if fact.key == "network")
+    assert "diffusion_unet_def" in basis
+    kind = "ct" if modality == "ct" else "mr"
+    assert any(f"rflow-{kind}.pt" in fact.value for fact in found.facts)
+
+
+def test_several_models_of_maisi_in_a_folder_are_named_and_asked_for(maisi, tmp_path):
+    """A model that is told another modality than that of its name is refused, and so are two definitions."""
+    with pytest.raises(
+        BundleInvalid, match=r"rflow-ct\.pt and diff_unet_3d_rflow-mr\.pt each hold"
+    ) as caught:
+        import_monai(maisi, told("unknown"))
+    assert "--modality" in caught.value.hint
+    folder = tmp_path / "one"
+    folder.mkdir()
+    for path in maisi.iterdir():
+        if "-mr" not in path.name:
+            (folder / path.name).symlink_to(path)
+    with pytest.raises(SettingsInvalid, match="the modality, and no file") as caught:
+        import_monai(folder, told(None))
+    assert "ct_contrast" in caught.value.hint
+    assert "mri" not in caught.value.hint
+    with pytest.raises(SettingsInvalid, match=r"rflow-ct\.pt was trained on CT by its name"):
+        import_monai(folder, told("mri_t1"))
+    (folder / "config_network_ddpm.json").write_text(json.dumps({"noise_scheduler": DDIM}))
+    with pytest.raises(SettingsInvalid, match=r"ddpm\.json: noise_scheduler .*config_network_rflow\.json"):
+        import_monai(folder, told("ct"))
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "prefix"),
+    [
+        ("state_dict", "model."),
+        ("state_dict", "diffusion."),
+        ("diffusion", ""),
+        ("model", "module._orig_mod."),
+        ("state_dict", "ema_model.module."),
+    ],
+)
+def test_what_trainers_put_before_the_names_of_tensors_is_taken_off(wrapped, prefix, weights, folder):
+    """Of Lightning, compiled and parallel runs, beside tensors of losses; averaged weights before others."""
+    place = folder(LOAD)
+    state = {f"{prefix}{key}": value for key, value in weights.items()} | {"loss.weight": torch.zeros(2)}
+    if prefix.startswith("ema"):
+        state |= {f"model.{key}": value + 1 for key, value in weights.items()}
+    if not prefix or prefix.startswith("module"):
+        del state["loss.weight"]
+    torch.save({wrapped: state, "epoch": 3}, place / "models" / "model.pt")
+    found = import_monai(place, Told("ct")).state
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[key], weights[key]) for key in found)
