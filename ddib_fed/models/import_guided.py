@@ -215,7 +215,7 @@ def import_guided(
 ) -> Imported:
     """Manifest and weights of a public UNet, or of a noisy classifier."""
     given = parse_flags(flags, classifier=classifier)
-    checkpoint = _public_checkpoint(path)
+    checkpoint = read_tensors(path)
     settled = settle(checkpoint.state, given, classifier=classifier, source=str(path))
     taken = [f"{fact.key} {fact.value}" for fact in settled.facts if fact.basis == "public default"]
     trust = (
@@ -333,15 +333,11 @@ def _classifier(told: Mapping[str, Any]) -> ClassifierConfig:
     )
 
 
-def _public_checkpoint(path: Path) -> WeightsFile:
-    """The tensors of a file, of the public code's network alone where trainers keep more; averaged weights first."""
-    found = read_tensors(path)
-    _refuse_others(found.state, str(path))
-    return found._replace(state=next(iter(parts_in(found.state, ENTER)), found.state))
-
-
-def _refuse_others(state: Mapping[str, Tensor], source: str) -> None:
-    """Raise if the tensors are those of another kind of model."""
+def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
+    """Return if the tensors are those of a picture network of the public code; others are named."""
+    if ENTER in state and state[ENTER].ndim == 2:
+        problem = f"{source}: it is the public code's network for points"
+        raise BundleInvalid(problem, hint="import it with --synthetic", facts={"field": ENTER})
     for pattern, kind in OTHERS.items():
         key = next((key for key in state if re.search(pattern, key)), None)
         if key is not None:
@@ -351,13 +347,6 @@ def _refuse_others(state: Mapping[str, Tensor], source: str) -> None:
                 "config.json and the scheduler, a UNet2DModel of pixels",
                 facts={"field": key[:100]},
             )
-
-
-def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
-    """Return if the tensors are those of a picture network of the public code; others are named."""
-    if ENTER in state and state[ENTER].ndim == 2:
-        problem = f"{source}: it is the public code's network for points"
-        raise BundleInvalid(problem, hint="import it with --synthetic", facts={"field": ENTER})
     if ENTER not in state or state[ENTER].ndim != 4:
         raise refused(source, ENTER, "the tensor is missing or has another number of dimensions")
     if (channels := state[ENTER].shape[1]) not in {1, 3}:
@@ -379,7 +368,7 @@ def import_synthetic(path: Path, *, flags: str = "", domain: str, name: str = ""
     told: dict[str, Any] = {**BOTH, **MODEL, "diffusion_steps": 4000, **parse_flags(flags).given}
     schedule = ScheduleConfig(told["noise_schedule"], told["diffusion_steps"], told["rescale_timesteps"])
     schedule_from_config(schedule)
-    state, source = _public_checkpoint(path).state, str(path)
+    state, source = read_tensors(path).state, str(path)
     for key in (ENTER, "out.2.weight"):
         if key not in state or state[key].ndim != 2:
             raise refused(source, key, "the tensor is missing or has another number of dimensions")
@@ -422,7 +411,8 @@ _OPTIMISER = re.compile(r"opt\d*\.pt")
 
 
 _WRAPPED = re.compile(r"(?<![^.])(?:module|_orig_mod)\.")
-"""Put into the names of tensors by DataParallel and by torch.compile."""
+_TRAINED = re.compile(r"^(?:diffusion\.|model\.(?!diffusion_model\.))+")
+"""What parallel runs and torch.compile put into the names of tensors, and Lightning and other trainers before them."""
 
 
 class WeightsFile(NamedTuple):
@@ -450,7 +440,7 @@ def read_tensors(path: Path) -> WeightsFile:
         remarks.append(f"weights averaged over training (rate {averaged[1]}, step {averaged[2]})")
     if raw:
         remarks.append("weights as they were trained; the averaged ones, ema_*.pt beside them, draw better")
-    plain = unwrapped(found, path)
+    plain = renamed(unwrapped(found, path), lambda key: _TRAINED.sub("", key), path)
     steps = int(averaged[2]) if averaged else int(raw[1]) if raw else 0
     return WeightsFile({key: tensor.float() for key, tensor in plain.items()}, steps, tuple(remarks))
 
@@ -490,18 +480,6 @@ def states_in(loaded: Any) -> Iterator[dict[str, Tensor]]:
                 continue
             if all(isinstance(k, str) and isinstance(v, Tensor) for k, v in candidate.items()):
                 yield dict(candidate)
-
-
-def parts_in(state: Mapping[str, Tensor], first: str) -> list[dict[str, Tensor]]:
-    """The networks in a state dict that have a tensor `first`, without what is before it: averaged ones first.
-
-    Lightning and other trainers put the name of an attribute there, such as model., diffusion. or ema_model.
-    """
-    starts = {key.removesuffix(first) for key in state if f".{key}".endswith(f".{first}")}
-    return [
-        {key.removeprefix(start): tensor for key, tensor in state.items() if key.startswith(start)}
-        for start in sorted(starts, key=lambda start: ("ema" not in start, start))
-    ]
 
 
 def unwrapped(found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

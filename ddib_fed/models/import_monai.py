@@ -25,7 +25,6 @@ from ddib_fed.models.import_guided import (
     Fact,
     Imported,
     loaded_checkpoint,
-    parts_in,
     read_tensors,
     states_in,
     unwrapped,
@@ -41,7 +40,7 @@ from ddib_fed.models.import_latents import (
 )
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.monai_configs import Configs, Found
-from ddib_fed.models.monai_values import MODALITIES, file_kind, modality_kind, units_of
+from ddib_fed.models.monai_values import MODALITIES, kind_of, units_of
 from ddib_fed.networks.build import network_shapes
 from ddib_fed.networks.config import TARGETS, LibraryConfig
 
@@ -192,7 +191,7 @@ def _modality(configs: Configs, found: Found, given: Told) -> int:
     number = configs.get(told)
     number = number if isinstance(number, int) else MODALITIES.get(told, told)
     if isinstance(number, str) and not number.isdecimal():
-        kinds = {file_kind(path) for path in _weight_files(configs.folder)} - {""} or {"ct", "mr"}
+        kinds = {kind_of(path) for path in _weight_files(configs.folder)} - {""} or {"ct", "mr"}
         hint = f"--modality NUMBER, or one of {', '.join(each for each in MODALITIES if each[:2] in kinds)}"
         raise found.refused("", "is told the modality, and no file says which", hint)
     return int(number)
@@ -395,18 +394,16 @@ class Weights:
                 if {key: tensor.shape for key, tensor in read.state.items()} == wanted:
                     fitting.append((path, read, further))
                     break
-        kind = modality_kind(network.fixed.get("class_labels"))
+        kind = kind_of(network.fixed.get("class_labels"))
         for chosen in (
             [each for each in fitting if each[0].name in self._text],
-            [each for each in fitting if kind and file_kind(each[0]) == kind],
+            [each for each in fitting if kind and kind_of(each[0]) == kind],
         ):
             fitting = chosen if len(fitting) > 1 and chosen else fitting
         if len(fitting) > 1:
-            kinds = {file_kind(path) for path, _, _ in fitting} - {""}
-            other = "--modality, which the file's name has, or " if len(kinds) > 1 else ""
             raise BundleInvalid(
                 f"{self._folder}: {' and '.join(path.name for path, _, _ in fitting)} each hold a {network.name}",
-                hint=f"{other}leave that of the model alone in the folder",
+                hint="--modality, of a network that is told one, or leave that of the model alone in the folder",
                 facts={"file": fitting[0][0].name[:100]},
             )
         for _, found, self.further in fitting:
@@ -432,9 +429,12 @@ def _parts(path: Path, first: str) -> Iterator[tuple[Mapping[str, Tensor], Mappi
         states = states_in(loaded)
         if isinstance(loaded, Mapping):
             further = {key: loaded[key] for key in ("scale_factor", "num_train_timesteps") if key in loaded}
-    for state in states:
-        for part in parts_in(unwrapped(state, path), first):
-            yield {key: value.float() for key, value in part.items()}, further
+    for each in states:
+        state = unwrapped(each, path)
+        starts = {key.removesuffix(first) for key in state if f".{key}".endswith(f".{first}")}
+        for start in sorted(starts, key=lambda start: ("ema" not in start, start)):  # averaged weights first
+            found = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+            yield {key: value.float() for key, value in found.items()}, further
 
 
 def _renamed(wanted: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -94,17 +94,16 @@ def intensity_fields(rule: str, form: Mapping[str, Any] | None = None) -> dict[s
     Raises:
         SettingsInvalid: The rule is of Hounsfield units, and nothing says which are black and white.
     """
-    name, _, span = rule.partition("@")
-    if name == "hu" and not (form and form.get("intensity") in ("values", "hu")):
+    _, _, span = rule.partition("@")
+    if rule == "hu" and (form or {}).get("intensity") not in {"values", "hu"}:
         raise SettingsInvalid(
             "no file says which Hounsfield units are black and white",
             hint="--intensity window:CENTRE,WIDTH@LOW:HIGH, for example window:0,2000@-1000:1000",
-            facts={"field": "intensity"},
         )
-    if not span and form:
+    if form and not span:
         return {**form, "intensity": rule}
     low, high = map(float, (span or "0:255").split(":"))
-    return {"low": low, "high": high, "bits": 8 if 0.0 <= low < high <= 255.0 else 16, "intensity": rule}
+    return {"low": low, "high": high, "bits": 8 if low >= 0.0 and high <= 255.0 else 16, "intensity": rule}
 
 
 class DataNote(_Frozen):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,16 +20,11 @@ from ddib_fed.files import MAX_CONFIG_BYTES, parse_json, read_small
 SUFFIXES: Final = (".json", ".yaml", ".yml")
 RANKED: Final = ("inference", "train", "multi", "eval", "valid")
 """Names of files that belong to one bundle and may repeat its definitions, as those of MAISI do not."""
-MAX_YAML_BYTES: Final = 128 << 10
-"""Of one file: the parser reads so much in half a second."""
-MAX_BYTES: Final = 8 << 20  # of all files of a folder
-DEEPEST: Final = 32
-"""Of values in values, and of references to references; the bundles of MONAI's model zoo have up to 8."""
-MOST_VALUES: Final = 200_000
-"""Of all files of a folder, of what aliases and references stand for, and of the length of a computed list or text.
-MAISI's folder with its tables of anatomy has 40,000."""
-LARGEST: Final = 1e18  # number that arithmetic gives
-LONGEST: Final = 4096  # expression
+MAX_YAML_BYTES: Final = 128 << 10  # of a file; the parser reads so much in half a second
+DEEPEST: Final = 32  # values in values, and references to references; the model zoo's bundles have up to 8
+MOST_VALUES: Final = 100_000
+"""Of a folder, with what aliases and references stand for; MAISI's, with its tables of anatomy, has 40,000."""
+LARGEST, LONGEST = 1e18, 4096  # number that arithmetic gives; expression, or list that one gives
 
 
 class Found(NamedTuple):
@@ -58,6 +53,12 @@ class Found(NamedTuple):
         return SettingsInvalid(where, hint=hint, facts={"field": (key or self.key)[:100]})
 
 
+def target_of(value: Any) -> str:
+    """The class that a value defines; empty where it defines none."""
+    target = value.get("_target_") if isinstance(value, Mapping) else None
+    return target if isinstance(target, str) else ""
+
+
 class Configs:
     """Those of a folder and its configs/: of inference before others, of which further facts are taken."""
 
@@ -65,24 +66,21 @@ class Configs:
         places = [path for place in (folder / "configs", folder) for path in sorted(place.glob("*"))]
         paths = [path for path in places if path.suffix in SUFFIXES]
         self.folder, self.text, self.metadata = folder, "", dict[str, Any]()
-        self.twice = dict[str, str]()
-        """Ids that a second file, of the same rank, defines otherwise: of two models in one folder."""
+        self.twice = dict[str, str]()  # ids of other classes in a second file of the same rank
         self._items, self._file, self._left = dict[str, Any](), dict[str, str](), MOST_VALUES
         for path in sorted(paths, key=lambda path: not path.stem.startswith("inference")):
             found, text = _parsed(path)
-            self._left -= _counted(found, self._left, path)
             if path.stem == "metadata":
                 self.metadata |= found
                 continue
             self.text += text
-            if len(self.text) > MAX_BYTES:
-                raise _too_much(str(folder), f"its configurations have more than {MAX_BYTES} bytes")
             for key, value in translate(found).items():
                 peers = not any(name.startswith(RANKED) for name in (path.name, self._file.get(key, "train")))
-                if peers and isinstance(value, Mapping) and value != self._items[key]:
-                    self.twice.setdefault(key, path.name)
+                if peers and target_of(value) != target_of(self._items[key]):
+                    self.twice[key] = path.name
                 self._items.setdefault(key, value)
                 self._file.setdefault(key, path.name)
+        self._all = list(self._below())
         if not self._items:
             raise FileMissing(
                 f"{folder} has no configuration (configs/inference.json, config.json)",
@@ -92,13 +90,13 @@ class Configs:
 
     def definitions(self, *names: str) -> Iterator[Found]:
         """Yield every definition that is not disabled, or those of the classes of these names."""
-        for key, value in self._below("", self._items):
+        for key, value in self._all:
             if (found := self._definition(key, value)) is not None and (not names or found.name in names):
                 yield found
 
     def lists(self) -> Iterator[list[Found]]:
         """Yield the definitions in each list, in its order, those that it refers to among them; code as a class."""
-        for key, value in self._below("", self._items):
+        for key, value in self._all:
             if isinstance(value, list):
                 found = [self._element(f"{key}::{place}", each) for place, each in enumerate(value)]
                 yield [each for each in found if each is not None]
@@ -114,9 +112,8 @@ class Configs:
         return self._definition(key, value)
 
     def _definition(self, key: str, value: Any) -> Found | None:
-        if not isinstance(value, Mapping) or not isinstance(target := value.get("_target_"), str):
-            return None
-        return None if self._is_disabled(key, value) else Found(key, self._file_of(key), target, value)
+        target = "" if self._is_disabled(key, value) else target_of(value)
+        return Found(key, self._file_of(key), target, value) if target else None
 
     def _is_disabled(self, key: str, value: Any) -> bool:
         """Whether a definition is left out; one whose `_disabled_` is code counts, until its arguments are read."""
@@ -124,21 +121,30 @@ class Configs:
         told = self.get(f"{key}::_disabled_") if isinstance(told, str) else told
         return told.strip().lower() == "true" if isinstance(told, str) else bool(told)
 
+    def _spend(self, key: str, values: int = 1) -> None:
+        self._left -= values
+        if self._left < 0 or key.count("::") > DEEPEST:
+            most = f"{MOST_VALUES:,} values" if self._left < 0 else f"{DEEPEST} values in each other"
+            raise BundleInvalid(
+                f"{self._file_of(key)}: {key[:60]}: there are more than {most}, references and aliases expanded",
+                hint="write the values that the networks need into one small file",
+            )
+
     def _file_of(self, key: str) -> str:
         return self._file.get(re.split("::|#", key)[0], str(self.folder))
 
-    def _below(self, key: str, value: Any) -> Iterator[tuple[str, Any]]:
-        """Yield a value and all values in it, with their ids; nothing that is disabled."""
-        if self._is_disabled(key, value):
-            return
-        yield key, value
-        parts: Iterable[tuple[Any, Any]] = ()
-        if isinstance(value, Mapping):
-            parts = value.items()
-        elif isinstance(value, list):
-            parts = enumerate(value)
-        for name, part in parts:
-            yield from self._below(f"{key}::{name}" if key else str(name), part)
+    def _below(self) -> Iterator[tuple[str, Any]]:
+        """Yield all values with their ids, each before those in it; nothing that is disabled."""
+        left: list[tuple[str, Any]] = [("", self._items)]
+        while left:
+            key, value = left.pop()
+            if self._is_disabled(key, value):
+                continue
+            yield key, value
+            if isinstance(value, Mapping | list):
+                self._spend(key, len(value))
+                parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+                left += [(f"{key}::{name}".removeprefix("::"), part) for name, part in parts][::-1]
 
     def get(self, *keys: str) -> Any:
         """The value of the first of these ids that has one; None for code, which is not run."""
@@ -167,9 +173,7 @@ class Configs:
 
     def value(self, raw: Any, key: str, depth: int = 0) -> Any:
         """`raw`, found at `key`, with references and arithmetic replaced by what they are."""
-        self._left -= 1
-        if self._left < 0:
-            raise _too_much(self._file_of(key), f"its references stand for more than {MOST_VALUES:,} values")
+        self._spend(key)
         if isinstance(raw, Mapping):
             return {name: self.value(part, f"{key}::{name}", depth + 1) for name, part in raw.items()}
         if isinstance(raw, list):
@@ -212,51 +216,22 @@ def _parsed(path: Path) -> tuple[Mapping[str, Any], str]:
     hint = "move files that are no configurations of the networks out of the folder"
     text = read_small(path, hint=hint, max_bytes=MAX_CONFIG_BYTES if kind == "JSON" else MAX_YAML_BYTES)
     try:
-        found = parse_json(text) if kind == "JSON" else _yaml(text, path)
+        found = parse_json(text) if kind == "JSON" else _yaml(text)
     except (ValueError, RecursionError) as error:
-        raise BundleInvalid(f"{path}: it is not {kind}", hint="copy it again") from error
+        why = str(error).partition("\n")[0]
+        raise BundleInvalid(f"{path}: it is not {kind} that is read: {why}", hint="copy it again") from error
     return (found if isinstance(found, Mapping) else {}), text.decode(errors="replace")
 
 
-def _yaml(text: bytes, path: Path) -> Any:
+def _yaml(text: bytes) -> Any:
     with extra("node", "PyYAML", "configurations in YAML need PyYAML"):
         yaml: Any = import_module("yaml")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    loader.flatten_mapping = id  # merges (<<) are not read: they would be expanded here
     try:
-        node = loader.get_single_node()
-        _counted(node, MOST_VALUES, path)  # before aliases are expanded
-        return None if node is None else loader.construct_document(node)
+        return loader.get_single_data()
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
-
-
-_END: Final = object()
-
-
-def _counted(value: Any, most: int, path: Path) -> int:
-    """Count the values in a value, or the nodes of YAML in a node; raise if there are too many, or too deep ones.
-
-    Each alias counts as what it stands for.
-    """
-    count, open_ = 0, list[Iterator[Any]]([iter((value,))])
-    while open_:
-        if (each := next(open_[-1], _END)) is _END:
-            open_.pop()
-            continue
-        count += 1
-        if count > most or len(open_) > DEEPEST:
-            what = f"{MOST_VALUES:,} values" if count > most else f"{DEEPEST} values in each other"
-            raise _too_much(str(path), f"it has more than {what}, its aliases expanded")
-        parts: Any = each.values() if isinstance(each, Mapping) else getattr(each, "value", each)
-        if not isinstance(parts, str | int | float | None):
-            open_.append(iter(parts))
-    return count
-
-
-def _too_much(where: str, why: str) -> BundleInvalid:
-    return BundleInvalid(
-        f"{where}: {why}", hint="write the values that the networks need into one small file"
-    )
 
 
 _OPERATORS: Final[Mapping[type[ast.operator], Callable[[Any, Any], Any]]] = {
@@ -290,22 +265,7 @@ def computed(node: ast.expr, told: Mapping[str, Any]) -> Any:
             if isinstance(node.op, ast.Pow) and (abs(right) > 64 or abs(left) > 1e6):
                 raise ValueError("a power out of all proportion")
             found = _OPERATORS[type(node.op)](left, right)
-            if abs(found) > LARGEST if numbers else len(found) > MOST_VALUES:
+            if abs(found) > LARGEST if numbers else len(found) > LONGEST:
                 raise ValueError("a number or a list out of all proportion")
             return found
     raise ValueError("no arithmetic")
-
-
-def takes_a_part(function: object) -> bool:
-    """Whether code is a function that takes a part of an array, as `$lambda x: x[@channel, :, :]`."""
-    try:
-        tree = ast.parse(str(function).removeprefix("$").replace("@", ""), mode="eval").body
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return False
-    match tree:
-        case ast.Lambda(
-            args=ast.arguments(args=[name]), body=ast.Subscript(value=ast.Name(id=own), slice=part)
-        ):
-            plain = (ast.Tuple, ast.Slice, ast.Constant, ast.Name, ast.Load)
-            return own == name.arg and all(isinstance(each, plain) for each in ast.walk(part))
-    return False

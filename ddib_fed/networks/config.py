@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from contextlib import suppress
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -180,16 +181,8 @@ _NAMES = {
 }
 
 
-MOST_LAYERS, MOST_NUMBER, MOST_DIVISOR = 64, 1 << 20, 4096
-"""Of layers of a level, of any other argument, and by how much a side may shrink: an endless network is not begun."""
-
-
-def _numbers(value: JsonValue) -> Iterator[float]:
-    if isinstance(value, int | float):
-        yield value
-    elif isinstance(value, list):
-        for part in value:
-            yield from _numbers(part)
+MOST_LAYERS, MOST_DIVISOR = 64, 4096
+"""Of layers of a level, and by how much a side may shrink: a network without an end is not begun."""
 
 
 class LibraryConfig(_Frozen):
@@ -275,16 +268,6 @@ class LibraryConfig(_Frozen):
 
     @model_validator(mode="after")
     def _is_possible(self) -> LibraryConfig:
-        for key, value in self.arguments.items():
-            most = MOST_LAYERS if "blocks" in key or "layers" in key else MOST_NUMBER
-            if any(abs(number) > most for number in _numbers(value)):
-                raise ValueError(f"{key} is above {most:,}")
-        try:
-            divides = isinstance(self.divisor, int) and 1 <= self.divisor <= MOST_DIVISOR
-        except (TypeError, LookupError):
-            divides = False
-        if not divides:
-            raise ValueError(f"its levels do not shrink sides by a whole number from 1 to {MOST_DIVISOR:,}")
         if not (2 <= self.dims <= 3 and 1 <= self.in_channels <= 1024 and 1 <= self.out_channels <= 2048):
             raise ValueError("a network has 2 or 3 axes, and 1 to 1,024 channels")
         if self.axes and sorted(map(abs, self.axes)) != list(range(1, self.dims + 1)):
@@ -293,7 +276,16 @@ class LibraryConfig(_Frozen):
             raise ValueError(f"spectral {self.spectral} are not the sides of a denoiser's samples")
         if not self.is_autoencoder:
             _check_out_channels(self)
-        return self
+        for key, value in self.arguments.items():
+            counts = value if isinstance(value, list) else [value]
+            if re.search("blocks|layers", key) and any(
+                isinstance(n, int) and n > MOST_LAYERS for n in counts
+            ):
+                raise ValueError(f"{key} is above {MOST_LAYERS}")
+        with suppress(TypeError, LookupError):
+            if self.divisor in range(1, MOST_DIVISOR + 1):
+                return self
+        raise ValueError(f"its levels do not shrink sides by a whole number from 1 to {MOST_DIVISOR:,}")
 
 
 AnyConfig = MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig | LibraryConfig
