@@ -34,15 +34,6 @@ MOST_NUMBERS = 1 << 30
 """Of a sample or a latent: 4 GiB in float32; a volume of 1,024 x 1,024 x 1,024."""
 
 
-def _check_numbers(shape: tuple[int, ...]) -> tuple[int, ...]:
-    if (numbers := math.prod(shape)) > MOST_NUMBERS:
-        raise ValueError(f"a sample of {numbers:,} numbers is larger than {MOST_NUMBERS:,}")
-    return shape
-
-
-Shape = Annotated[
-    tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(max_length=4), AfterValidator(_check_numbers)
-]
 RANKS = {"point": 1, "picture": 3, "volume": 4}
 """Numbers in the shape of a sample."""
 
@@ -137,7 +128,7 @@ class LatentSpace(_Frozen):
         normalisation: From its latents to those of the ODE; of a scale factor s, mean 0 and deviation 1 / s.
     """
 
-    shape: Shape = Field(min_length=2)
+    shape: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(min_length=2, max_length=4)
     autoencoder_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     normalisation: Normalisation = Normalisation()
 
@@ -179,7 +170,7 @@ class Manifest(_Frozen):
     name: str = Field(min_length=1, max_length=100)
     domain: Annotated[str, AfterValidator(check_domain)]
     sample_kind: Literal["point", "picture", "volume"] = "point"
-    sample_shape: Shape = Field(min_length=1)
+    sample_shape: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(min_length=1, max_length=4)
     network: NetworkConfig
     parameterisation: Parameterisation = "v"
     time_input: TimeInput = "lambda"
@@ -210,6 +201,8 @@ class Manifest(_Frozen):
     def _problems(self) -> Iterator[str]:
         network, shape, points = self.network, self.latent_shape, self.sample_kind == "point"
         dims = network.dims if isinstance(network, LibraryConfig) else 2
+        if (numbers := max(math.prod(shape), math.prod(self.sample_shape))) > MOST_NUMBERS:
+            yield f"a sample of {numbers:,} numbers is larger than {MOST_NUMBERS:,}"
         if isinstance(network, MlpConfig | SyntheticConfig):
             width = network.dim if isinstance(network, MlpConfig) else network.in_channels
             if not points or shape != (width,):

@@ -19,18 +19,16 @@ from ddib_fed.models.manifest import intensity_fields
 from ddib_fed.models.monai_configs import Configs, Found
 from ddib_fed.models.units import Normalisation
 
-SCALING: Final = frozenset({
-    "ScaleIntensityRange", "ScaleIntensityRangePercentiles", "ScaleIntensity", "NormalizeIntensity",
-})  # fmt: skip
-KEEPING: Final = frozenset({
-    "LoadImage", "EnsureChannelFirst", "AddChannel", "AsChannelFirst", "AsChannelLast", "Transpose", "SqueezeDim",
-    "EnsureType", "CastToType", "ToTensor", "ToNumpy", "ToCupy", "ToDevice", "Identity", "DataStats", "CopyItems",
-    "SelectItems", "DeleteItems", "SplitDim", "RepeatChannel", "RemoveRepeatedChannel", "Orientation", "Spacing",
-    "SpatialResample", "ResampleToMatch", "Resize", "Flip", "Rotate", "Rotate90", "Zoom", "Affine", "Pad",
-    "SpatialPad", "BorderPad", "DivisiblePad", "Crop", "SpatialCrop", "CenterSpatialCrop", "CenterScaleCrop",
-    "CropForeground", "ResizeWithPadOrCrop", "BoundingRect", "FlattenSubKeys", "SaveImage", "Invert", "Activations",
-    "AsDiscrete",
-})  # fmt: skip
+SCALING: Final = re.compile(
+    r"(ScaleIntensity|ScaleIntensityRange|ScaleIntensityRangePercentiles|NormalizeIntensity)(d|D|Dict)?"
+)
+KEEPING: Final = re.compile(
+    r"(Rand(?!Lambda)\w+|LoadImage|EnsureChannelFirst|AddChannel|AsChannelFirst|AsChannelLast|Transpose|SqueezeDim|"
+    r"EnsureType|CastToType|ToTensor|ToNumpy|ToCupy|ToDevice|Identity|DataStats|CopyItems|SelectItems|DeleteItems|SplitDim|"
+    r"RepeatChannel|RemoveRepeatedChannel|Orientation|Spacing|SpatialResample|ResampleToMatch|Resize|Flip|Rotate|Rotate90|"
+    r"Zoom|Affine|Pad|SpatialPad|BorderPad|DivisiblePad|Crop|SpatialCrop|CenterSpatialCrop|CenterScaleCrop|CropForeground|"
+    r"ResizeWithPadOrCrop|BoundingRect|FlattenSubKeys|SaveImage|Invert|Activations|AsDiscrete)(d|D|Dict)?"
+)
 """Transforms that change no value, or only the network's answer; random ones change none on the average."""
 PART: Final = re.compile(r"\$lambda (\w+): ?\1\[[-\w@:#, ]*\]")
 """Code that takes a part of an array, as MONAI's bundles choose a channel."""
@@ -125,20 +123,13 @@ def _kind(read: Read, given: Told) -> str:
     return named or told
 
 
-def _plain(name: str) -> str:
-    """The name of a transform without the ending of its form for dictionaries."""
-    names = (name, name.removesuffix("Dict"), name[:-1])
-    return next((each for each in names if each in SCALING | KEEPING), name)
-
-
 def _lists(configs: Configs) -> Iterator[list[Found]]:
     """Yield each list of transforms before the network, with those alone that take its samples."""
-    lists = [
-        found for found in configs.lists() if any(_plain(each.name) in SCALING | KEEPING for each in found)
-    ]
+    known = re.compile(f"{SCALING.pattern}|{KEEPING.pattern}")
+    lists = [found for found in configs.lists() if any(known.fullmatch(each.name) for each in found)]
     inside = {each.key for found in lists for each in found}
     alone = [
-        each for each in configs.definitions() if _plain(each.name) in SCALING and each.key not in inside
+        each for each in configs.definitions() if SCALING.fullmatch(each.name) and each.key not in inside
     ]
     lists += [[each] for each in alone]
     keys = {each.key: _listed(configs.get(f"{each.key}::keys")) for found in lists for each in found}
@@ -158,22 +149,24 @@ def _scaled(configs: Configs, transforms: list[Found], given: Told, dims: int) -
     """What a list of transforms makes of values; None where it changes none. Raises where that cannot be told."""
     found: Scaled | None = None
     for each in transforms:
-        name, told = _plain(each.name), {key: configs.get(f"{each.key}::{key}") for key in each.arguments}
-        part = PART.fullmatch(str(each.arguments.get("func")))
-        if name in KEEPING or part or (name.startswith("Rand") and "Lambda" not in name):
+        keeps = KEEPING.fullmatch(each.name) or PART.fullmatch(str(each.arguments.get("func")))
+        if keeps and each.known:
             continue
+        configs.value(each.arguments.get("_disabled_"), f"{each.key}::_disabled_")  # raises where it is code
+        told = {key: configs.get(f"{each.key}::{key}") for key in each.arguments}
         try:
-            found = _step(name, told, found, given, dims)
+            found = _step(each, told, found, given, dims)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise each.refused("", f"is {each.target[:60]}: {error}", RULE_HINT) from error
     return found
 
 
-def _step(name: str, told: Mapping[str, Any], was: Scaled | None, given: Told, dims: int) -> Scaled:
+def _step(each: Found, told: Mapping[str, Any], was: Scaled | None, given: Told, dims: int) -> Scaled:
     """How values are scaled after one transform more; raise ValueError where that cannot be told."""
-    if name not in SCALING:
+    kind = SCALING.fullmatch(each.name)
+    if kind is None or not each.known:
         raise ValueError("it changes values in a way that is not read")
-    if name == "NormalizeIntensity":
+    if kind[1] == "NormalizeIntensity":
         middle, deviation = (set(_listed(told.get(key))) for key in ("subtrahend", "divisor"))
         if len(middle) != 1 or len(deviation) != 1 or told.get("nonzero"):
             raise ValueError("it scales each image, or each channel, by a mean and a deviation of its own")
@@ -185,10 +178,10 @@ def _step(name: str, told: Mapping[str, Any], was: Scaled | None, given: Told, d
                 "no file says black and white of what it scales; --range LOW:HIGH, of the network's"
             )
         return Scaled("values", *(end / slope - offset for end in given.values), *given.values)
-    ends = ("minv", "maxv") if name == "ScaleIntensity" else ("b_min", "b_max")
+    ends = ("minv", "maxv") if kind[1] == "ScaleIntensity" else ("b_min", "b_max")
     low, high = (float(value) if (value := told.get(key)) is not None else usual
                  for key, usual in zip(ends, (0.0, 1.0), strict=True))  # fmt: skip
-    if name == "ScaleIntensityRange":
+    if kind[1] == "ScaleIntensityRange":
         span = Scaled("values", float(told.get("a_min")), float(told.get("a_max")), low, high)
         if was is None:
             return span
@@ -198,7 +191,7 @@ def _step(name: str, told: Mapping[str, Any], was: Scaled | None, given: Told, d
         return was.moved(slope, low - span.black * slope)
     if was is not None or told.get("relative") or told.get("factor"):
         raise ValueError("it scales each image by itself after another transform, or by a factor")
-    if name == "ScaleIntensityRangePercentiles":
+    if kind[1] == "ScaleIntensityRangePercentiles":
         return Scaled("percentile", float(told.get("lower")), float(told.get("upper")), low, high)
     # From the least to the most of each: of pictures, files of 8 bits in their own range.
     return (

@@ -155,7 +155,7 @@ BETAS = {
     ],
     ids=str,
 )
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of the library's own code
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # of the library's own code
 def test_levels_are_those_of_the_librarys_scheduler(kind, changes, diffusers):
     """alpha_bar of every step, also where a file leaves the betas out."""
     theirs = getattr(diffusers, kind)(**changes)

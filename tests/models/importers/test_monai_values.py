@@ -113,7 +113,8 @@ def test_black_and_white_are_those_of_the_samples_transforms(
         ([LOAD, WINDOW, SHARES], "after another transform"),
         ([LOAD, {**WINDOW, "a_max": "$x"}], "NoneType"),
         ([LOAD, {**WINDOW, "a_max": -500}], "black is not below white"),
-        ([LOAD, {**SCORE, "_disabled_": "$len(@x) > 1"}], "NormalizeIntensityd"),
+        ([LOAD, {**WINDOW, "_disabled_": "$len('x') > 1"}], "pre::1::_disabled_ is .* code"),
+        ([LOAD, {**WINDOW, "_target_": "scripts.ScaleIntensityRanged"}], r"scripts\.Scale.* not read"),
     ],
 )
 def test_transforms_that_cannot_be_told_exactly_are_refused_by_their_name(transforms, said, folder):
