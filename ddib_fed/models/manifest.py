@@ -80,19 +80,15 @@ class PictureFormat(_Frozen):
 
 
 def intensity_fields(rule: str, form: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Fields of a `PictureFormat` for a rule of `ddib translate`; `form` has black and white, where files say them.
-
-    Raises:
-        SettingsInvalid: The rule is of Hounsfield units, and nothing says which are black and white.
-    """
+    """Fields of a `PictureFormat` for a rule of `ddib translate`; `form` has black and white, where files say them."""
     _, _, span = rule.partition("@")
-    if rule == "hu" and (form or {}).get("intensity") not in {"values", "hu"}:
+    if form and not span and form["intensity"] in {"values", "hu"}:
+        return {**form, "intensity": rule}
+    if rule == "hu":
         raise SettingsInvalid(
             "no file says which Hounsfield units are black and white",
             hint="--intensity window:CENTRE,WIDTH@LOW:HIGH, for example window:0,2000@-1000:1000",
         )
-    if form and not span:
-        return {**form, "intensity": rule}
     low, high = map(float, (span or "0:255").split(":"))
     return {"low": low, "high": high, "bits": 8 if low >= 0.0 and high <= 255.0 else 16, "intensity": rule}
 

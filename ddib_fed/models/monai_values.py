@@ -37,9 +37,7 @@ MODALITIES: Final = {
     "mri_pd": 12, "mri_dwi": 13, "mri_adc": 14, "mri_ssfp": 15, "mri_mra": 16,
 }  # fmt: skip
 """MAISI's own; a modality_mapping.json in the folder goes before."""
-RULE_HINT: Final = (
-    "--intensity RULE, and --range LOW:HIGH, say how values became the network's, as nearly as they can"
-)
+RULE_HINT: Final = "--intensity RULE, and --range LOW:HIGH, say how values became the network's"
 
 
 class Scaled(NamedTuple):
