@@ -307,3 +307,12 @@ def test_a_check_of_a_model_of_pixels_is_a_warning(folder):
     assert any("no autoencoder" in each for each in said)
     with pytest.raises(SettingsInvalid, match="no autoencoder: --scale-factor says nothing"):
         import_diffusers(place, Told("cats", scale_factor=2.0))
+
+
+def test_the_rule_of_intensity_is_kept_with_its_range(folder):
+    """Where the files of a library say none; Hounsfield units alone have no black and white."""
+    place, _ = folder(TINY)
+    picture = import_diffusers(place, Told("cats", intensity="window:40,400@0:65535")).manifest.picture
+    assert (picture.intensity, picture.high, picture.bits) == ("window:40,400@0:65535", 65535.0, 16)
+    with pytest.raises(SettingsInvalid, match="Hounsfield units are black and white"):
+        import_diffusers(place, Told("cats", intensity="hu"))

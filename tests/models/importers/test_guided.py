@@ -111,7 +111,10 @@ def test_names_that_trainers_put_before_tensors_are_taken_off(prefix, tmp_path):
     """Of Lightning, compiled and parallel runs."""
     state = random_state(SMALL)
     wrapped = {"state_dict": {f"{prefix}{key}": value for key, value in state.items()}, "epoch": 3}
-    assert import_guided(saved(tmp_path, wrapped), domain="cats", flags=FLAGS).state.keys() == state.keys()
+    rule = "percentile:1,99@0:255"
+    found = import_guided(saved(tmp_path, wrapped), domain="cats", flags=FLAGS, intensity=rule)
+    assert found.state.keys() == state.keys()
+    assert (found.manifest.picture.intensity, found.manifest.picture.bits) == (rule, 8)
 
 
 @pytest.mark.parametrize("name", ["opt500000.pt", "other.pt"])
