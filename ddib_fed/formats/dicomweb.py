@@ -1,19 +1,35 @@
-"""A DICOMweb service (PS3.18): studies are asked for and stored over HTTP, by dicomweb-client."""
+"""A DICOMweb service (PS3.18): studies are asked for and stored over HTTP, by dicomweb-client.
+
+Instances go to the disk as they come; of any other answer no more than MESSAGE_BYTES is read.
+"""
 
 from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from email.message import Message
+from itertools import groupby, repeat
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from ddib_fed.errors import ConfigError, RefusedError, Unauthenticated, UsageError, extra
 from ddib_fed.files import read_private
 from ddib_fed.formats.dicom import pydicom, quiet
-from ddib_fed.formats.dicom_network import ANSWER_S, CONNECT_S, LOG, OwnEntity, down, the_one
+from ddib_fed.formats.dicom_network import (
+    ANSWER_S,
+    CONNECT_S,
+    LOG,
+    MESSAGE_BYTES,
+    OwnEntity,
+    down,
+    no_room,
+    require_study,
+    the_one,
+)
 
 
 class Web:
@@ -30,7 +46,7 @@ class Web:
         session = requests.Session()
         session.trust_env = False  # neither ~/.netrc nor a proxy that others set sees pictures
         session.max_redirects = 0  # a page of login is no answer
-        session.hooks["response"].append(_without_parameters)
+        session.hooks["response"].append(_read)
         if own.tls is not None:
             own.context(ssl.PROTOCOL_TLS_CLIENT)
             session.verify = str(own.tls / "ca.pem")
@@ -43,8 +59,8 @@ class Web:
                 session.auth = (login.partition(":")[0], login.partition(":")[2])
             else:
                 session.headers["Authorization"] = f"Bearer {login}"
-        self.url, self._errors = url, requests
-        self.client = DICOMwebClient(url.rstrip("/"), session=session, timeout=(CONNECT_S, ANSWER_S))
+        self.url, self.session, self._errors = url.rstrip("/"), session, requests
+        self.client = DICOMwebClient(self.url, session=session, timeout=(CONNECT_S, ANSWER_S))
         self.client.set_http_retry_params(retry=False)
 
     @contextmanager
@@ -95,18 +111,75 @@ class Web:
         with self._explained():
             found = self.client.search_for_studies(search_filters=dict(query), limit=2)
             study = the_one([str(each["0020000D"]["Value"][0]) for each in found], query, self.url)
-            count = 0
-            with quiet():
-                for count, dataset in enumerate(self.client.iter_study(study), 1):
-                    dataset.save_as(folder / f"{count:06}.dcm", enforce_file_format=True)
+            kind, accept = Message(), {"Accept": 'multipart/related; type="application/dicom"'}
+            where, count = f"{self.url}/studies/{quote(study)}", 0
+            with self.session.get(
+                where, headers=accept, stream=True, timeout=(CONNECT_S, ANSWER_S)
+            ) as answer:
+                answer.raise_for_status()
+                kind["Content-Type"], pieces = (
+                    answer.headers.get("Content-Type", ""),
+                    answer.iter_content(1 << 16),
+                )
+                alone = kind.get_content_type() == "application/dicom"  # of one instance, by some
+                bodies = (
+                    zip(repeat(1), pieces) if alone else parts(pieces, (kind.get_boundary() or "").encode())
+                )
+                for count, body in groupby(bodies, itemgetter(0)):
+                    with (path := folder / f"{count:06}.dcm").open("wb") as file:
+                        for _, piece in body:
+                            if why := no_room(folder, file.tell()):
+                                raise RefusedError(
+                                    f"{self.url} sends too much: {why}", hop="client", hint=LOG
+                                )
+                            file.write(piece)
+                    require_study(path, study)
         return count
 
 
-def _without_parameters(response: Any, **_: Any) -> None:
-    """With `; charset=utf-8` dicomweb-client does not read an answer."""
-    kind = response.headers.get("Content-Type", "")
-    if not kind.startswith("multipart/"):
+def _read(response: Any, stream: bool = False, **_: Any) -> None:
+    """Read an answer that is short; with `; charset=utf-8` dicomweb-client does not read it."""
+    body = b""
+    for piece in response.iter_content(1 << 16) if not stream else ():
+        body += piece
+        if len(body) > MESSAGE_BYTES:
+            why = f"{response.url.partition('?')[0]} answers with more than {MESSAGE_BYTES:,} bytes"
+            raise RefusedError(why, hop="client", hint="--query 'StudyInstanceUID=...' asks for less")
+    if not stream:
+        response._content = body  # noqa: SLF001 - which requests keeps there itself
+        kind = response.headers.get("Content-Type", "")
         response.headers["Content-Type"] = kind.partition(";")[0].strip()
+
+
+def parts(pieces: Iterable[bytes], boundary: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the bodies of a multipart message (RFC 2046, 5.1) as they come, with the number of their part, from 1.
+
+    Raises:
+        ValueError: It has no boundary, a head that is too long, or no end.
+    """
+    delimiter, held, number, in_head = b"\r\n--" + boundary, b"\r\n", 0, False
+    for piece in pieces if boundary else ():
+        held += piece
+        while True:
+            if in_head:
+                if held.startswith(b"--"):
+                    return
+                _, ends, rest = held.partition(b"\r\n\r\n")
+                if not ends:
+                    break
+                in_head, held = False, rest
+            body, ends, rest = held.partition(delimiter)
+            if not ends:
+                body, rest = held[: -len(delimiter)], held[-len(delimiter) :]
+            held = rest
+            if number:
+                yield number, body
+            if not ends:
+                break
+            number, in_head = number + 1, True
+        if len(held) > 1 << 16:
+            raise ValueError("the head of a part is too long")
+    raise ValueError("it has no end")
 
 
 def _root(error: BaseException) -> str:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pynetdicom
@@ -17,9 +18,19 @@ import pytest
 from benchmarks.pacs.setups import VERIFICATION, make_certificates, pynetdicom_peer, silent, tls_peer
 from ddib_fed.errors import ConfigError, DdibError, RefusedError, UsageError
 from ddib_fed.formats import dicom_network
-from ddib_fed.formats.dicom_network import DicomPeer, OwnEntity, Receiver, echo, fetch, parse_query, store
+from ddib_fed.formats.dicom_network import (
+    DicomPeer,
+    OwnEntity,
+    Receiver,
+    _contexts,
+    associated,
+    echo,
+    fetch,
+    parse_query,
+    store,
+)
 from ddib_fed.formats.dicomweb import Web
-from tests.e2e.harness import free_port
+from tests.e2e.harness import free_port, wait_until
 from tests.formats.echoes import DICOM
 
 # Which pynetdicom leaves open where an association is not made.
@@ -121,21 +132,114 @@ def test_tls_is_of_both_sides(certificates, ours, theirs, host, says):
         assert any(each in found for each in says.split("|"))
 
 
-def test_a_silent_caller_does_not_keep_others_out(certificates, tmp_path):
-    """Who connects and does not begin the TLS handshake; and who calls from no caller's address."""
+@contextlib.contextmanager
+def receiving(folder: Path, tls: Path | None = None, **how: Any) -> Iterator[tuple[int, list[str]]]:
+    """A receiver for SENDER and another of 127.0.0.3, of two associations each; its port, and what it says."""
     port, said = free_port(), list[str]()
-    own, callers = OwnEntity("DDIB", certificates / "theirs"), [DicomPeer("SENDER", "localhost")]
-    receiver = Receiver(own, port, tmp_path / "in", callers, lambda *_: 0, say=said.append)
+    callers = [DicomPeer("SENDER", "localhost"), DicomPeer("OTHER", "127.0.0.3")]
+    keep = how.pop("keep", lambda *_: 0)
+    receiver = Receiver(OwnEntity("DDIB", tls), port, folder, callers, keep, say=said.append, most=2, **how)
     receiver.start()
     try:
-        with socket.create_connection(("127.0.0.1", port)):
-            found = echo(OwnEntity("SENDER", certificates / "ours"), DicomPeer("DDIB", "localhost", port))
-            assert found == "answers SENDER, stores MR, CT, SecondaryCapture"
-        receiver.callers = [DicomPeer("SENDER", "192.0.2.7")]
-        cause(lambda: echo(OwnEntity("SENDER", certificates / "ours"), DicomPeer("DDIB", "localhost", port)))
-        assert "127.0.0.1: connection closed: no caller has this address" in said
+        yield port, said
     finally:
         receiver.stop()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("127.0.0.1", "2 connections without an association"),
+        ("127.0.0.2", "connection closed: no caller has this address"),
+        ("127.0.0.3", "2 connections without an association"),
+    ],
+)
+def test_connections_without_an_association_keep_nobody_out(certificates, tmp_path, address, says, tls):
+    """Of a stranger, of another caller, of a sender itself; with TLS no handshake is begun."""
+    peer, own = "DDIB@localhost:", OwnEntity("SENDER", certificates / "ours" if tls else None)
+    with (
+        receiving(tmp_path, certificates / "theirs" if tls else None) as (port, said),
+        contextlib.ExitStack() as stack,
+    ):
+        for _ in range(12):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), source_address=(address, 0)))
+        assert (
+            echo(own, DicomPeer.parse(f"{peer}{port}")) == "answers SENDER, stores MR, CT, SecondaryCapture"
+        )
+        assert len([line for line in said if f"{address}: " in line and says in line]) == 1
+
+
+def test_an_address_has_so_many_associations_and_takes_none_of_others(tmp_path):
+    with receiving(tmp_path) as (port, said), contextlib.ExitStack() as stack:
+        peer = DicomPeer("DDIB", "127.0.0.1", port)
+        for _ in range(2):
+            stack.enter_context(associated(OwnEntity("SENDER"), peer, _contexts([VERIFICATION])))
+        assert "it has as many associations as it takes" in cause(lambda: echo(OwnEntity("SENDER"), peer))
+        assert any("2 of its address are open already" in line for line in said)
+        other = pynetdicom.AE("OTHER")
+        other.add_requested_context(VERIFICATION)
+        found = other.associate("127.0.0.1", port, ae_title="DDIB", bind_address=("127.0.0.3", 0))
+        assert found.send_c_echo().Status == 0
+        found.release()
+
+
+def test_an_association_request_of_600_megabytes_is_not_received(tmp_path):
+    with receiving(tmp_path) as (port, said), socket.create_connection(("127.0.0.1", port)) as link:
+        link.sendall(b"\1\0" + (600_000_000).to_bytes(4, "big"))
+        assert link.recv(10)[:1] == b"\7"  # an A-ABORT
+        assert "?@127.0.0.1: association aborted: it sends too much: a PDU of 600,000,000 bytes" in said[0]
+
+
+@pytest.mark.parametrize("control", [1, 0], ids=["a command", "a data set of no command"])
+def test_a_message_without_an_end_is_cut(tmp_path, control):
+    """Fragments of which none is the last."""
+    fragment = bytes([1, control]) + bytes(65_536)
+    pdu = b"\4\0" + (len(fragment) + 4).to_bytes(4, "big") + len(fragment).to_bytes(4, "big") + fragment
+    sender = pynetdicom.AE("SENDER")
+    sender.add_requested_context(VERIFICATION)
+    with receiving(tmp_path) as (port, said):
+        found = sender.associate("127.0.0.1", port, ae_title="DDIB")
+        for _ in range(64):
+            found.dul.socket.send(pdu)
+        wait_until(lambda: not found.is_established, what="the end of the association")
+        assert (
+            "SENDER@127.0.0.1: association aborted: it sends too much: more than 1,048,576 bytes" in said[0]
+        )
+
+
+def test_an_instance_that_there_is_no_room_for_is_cut_while_it_arrives(tmp_path, monkeypatch):
+    """Not after all of it was written; nothing of it is left."""
+    monkeypatch.setattr(dicom_network, "RESERVE", 1 << 20)
+    dataset = pydicom.dcmread(DICOM / "CT_small.dcm")
+    dataset.PixelData = bytes(16 << 20)
+    dataset.save_as(tmp_path / "large.dcm")
+    looked, folder = list[int](), tmp_path / "in"
+    room = lambda size: looked.append(size) or "the spool is full"  # noqa: E731
+    with receiving(folder, room=room) as (port, said):
+        peer = DicomPeer("DDIB", "127.0.0.1", port)
+        says = cause(lambda: store(OwnEntity("SENDER"), peer, [tmp_path / "large.dcm"], str))
+        assert "did not answer a C-STORE" in says
+        assert "association aborted: it sends too much: the spool is full" in said[0]
+        assert 1 << 20 <= looked[0] < 16 << 20
+        assert not [*folder.iterdir()]
+
+
+def test_an_answer_of_a_peer_is_bounded_too():
+    """A PACS that answers the request for an association with 4 GiB."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            for _ in range(2):  # the second asks why
+                link, _ = server.accept()
+                with link:
+                    link.recv(10)
+                    link.sendall(b"\2\0\xff\xff\xff\xff" + bytes(1 << 16))
+                    link.recv(1 << 20)
+
+        threading.Thread(target=answer, daemon=True).start()
+        peer = DicomPeer("PEER", "127.0.0.1", server.getsockname()[1])
+        assert "sends too much: a PDU of 4,294,967,295 bytes" in cause(lambda: echo(OwnEntity("DDIB"), peer))
 
 
 def test_a_folder_of_tls_without_its_files_is_named(tmp_path):
@@ -328,7 +432,7 @@ def test_a_query_takes_the_instances_of_its_study_alone(tmp_path):
     with archive(["1.2.3"], instances("1.2.3", "9.9"), own=port) as peer:
         says = cause(lambda: fetch(OwnEntity("DDIB"), peer, port, {"PatientID": "1"}, tmp_path, said.append))
     assert "did not send the study to DDIB" in says
-    assert "PACS@127.0.0.1: an instance of another study is refused" in said
+    assert "PACS@127.0.0.1: an instance was not stored: it is of another study" in said
 
 
 def test_a_query_of_several_studies_names_them(tmp_path):
