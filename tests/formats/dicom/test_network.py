@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import socket
 import threading
@@ -29,7 +30,7 @@ from ddib_fed.formats.dicom_network import (
     parse_query,
     store,
 )
-from ddib_fed.formats.dicomweb import Web
+from ddib_fed.formats.dicomweb import Web, parts
 from tests.e2e.harness import free_port, wait_until
 from tests.formats.echoes import DICOM
 
@@ -275,22 +276,30 @@ def test_a_query_is_of_keywords():
             parse_query(text)
 
 
+MULTIPART = 'multipart/related; type="application/dicom"; boundary=XYZ'
+
+
 @contextlib.contextmanager
 def web(
-    status: int, body: bytes, kind: str = "application/dicom+json"
+    status: int, body: bytes, kind: str = "application/dicom+json", study: tuple[bytes, str] | None = None
 ) -> Iterator[tuple[str, list[str | None]]]:
-    """A server of HTTP whose every answer is this; its address, and the logins that it was shown."""
+    """A server of HTTP whose every answer is this; its address, and the logins that it was shown.
+
+    `study` is another answer, and its kind, to who retrieves one.
+    """
     logins: list[str | None] = []
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             logins.append(self.headers.get("Authorization"))
+            content, of = study if study and "/studies/" in self.path else (body, kind)
             self.send_response(status)
-            self.send_header("Content-Type", kind)
+            self.send_header("Content-Type", of)
             self.send_header("Location", "/login")
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(body)
+            with contextlib.suppress(ConnectionError):
+                self.wfile.write(content)
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
@@ -372,6 +381,82 @@ def test_an_instance_is_stored_where_the_answer_says_so(status, answer, kind, sa
     assert len(sent) == (not says)
 
 
+def instances(*studies: str) -> list[pydicom.Dataset]:
+    found = []
+    for each in studies:
+        dataset = pydicom.dcmread(DICOM / "MR_small.dcm")
+        dataset.StudyInstanceUID, dataset.SOPInstanceUID = each, pydicom.uid.generate_uid()
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        found.append(dataset)
+    return found
+
+
+def answers(*studies: str) -> bytes:
+    return json.dumps([{"0020000D": {"vr": "UI", "Value": [each]}} for each in studies]).encode()
+
+
+def multipart(*files: bytes, end: bytes = b"\r\n--XYZ--") -> bytes:
+    head = b"\r\n--XYZ\r\nContent-Type: application/dicom\r\n\r\n"
+    return b"".join(head + each for each in files)[2:] + end
+
+
+def contents(*studies: str) -> list[bytes]:
+    made = []
+    for each in instances(*studies):
+        each.save_as(file := io.BytesIO())
+        made.append(file.getvalue())
+    return made
+
+
+def test_a_study_of_dicomweb_is_kept_as_it_comes(tmp_path):
+    """Byte for byte; the one instance of a service that sends no multipart, too."""
+    sent = contents("1.2.3", "1.2.3", "1.2.3")
+    with web(200, answers("1.2.3"), study=(multipart(*sent), MULTIPART)) as (url, _):
+        assert Web(OwnEntity("DDIB"), url).fetch({"PatientID": "1"}, tmp_path) == 3
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == sent
+    with web(200, answers("1.2.3"), study=(sent[1], "application/dicom")) as (url, _):
+        assert Web(OwnEntity("DDIB"), url).fetch({"PatientID": "1"}, tmp_path) == 1
+    assert (tmp_path / "000001.dcm").read_bytes() == sent[1]
+
+
+@pytest.mark.parametrize(
+    ("studies", "answer", "kind", "says"),
+    [
+        (["1.2.3"], multipart(*contents("1.2.3", "9.9")), MULTIPART, "it is of another study"),
+        (["9.9"], b"", MULTIPART, "has no study of StudyInstanceUID=1.2.3"),
+        (["1.2.3"] * 50_000, b"", MULTIPART, "answers with more than 1,048,576 bytes"),
+        (["1.2.3"], multipart(*contents("1.2.3"), end=b""), MULTIPART, "does not answer as DICOMweb does"),
+        (["1.2.3"], multipart(b"x" * 999), "multipart/related", "does not answer as DICOMweb does"),
+        (["1.2.3"], b"--XYZ\r\n" + b"x" * 99_999, MULTIPART, "does not answer as DICOMweb does"),
+        (["1.2.3"], multipart(b"no DICOM"), MULTIPART, "cannot be read as DICOM"),
+    ],
+    ids=["instance", "study", "long", "cut off", "no boundary", "long head", "no DICOM"],
+)
+def test_another_answer_than_was_asked_for_is_refused(tmp_path, studies, answer, kind, says):
+    with web(200, answers(*studies), study=(answer, kind)) as (url, _):
+        query = {"StudyInstanceUID": "1.2.3"}
+        assert says in cause(lambda: Web(OwnEntity("DDIB"), url).fetch(query, tmp_path))
+
+
+def test_a_study_for_which_the_disk_has_no_room_is_cut_while_it_arrives(tmp_path, monkeypatch):
+    monkeypatch.setattr(dicom_network, "RESERVE", 1 << 62)
+    with web(200, answers("1.2.3"), study=(multipart(bytes(8 << 20)), MULTIPART)) as (url, _):
+        says = cause(lambda: Web(OwnEntity("DDIB"), url).fetch({"PatientID": "1"}, tmp_path))
+    assert f"MiB of the disk are free (df -h {tmp_path})" in says
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 1 << 17
+
+
+def test_parts_are_found_wherever_an_answer_is_torn():
+    bodies, boundary = [b"a\r\n--XY\r\n", b"", b"\r\n\r\n--", b"b" * 99], b"XYZ"
+    message = b"preamble\r\n" + multipart(*bodies)
+    for size in (1, 2, 3, 5, 7, len(message)):
+        torn = [message[at : at + size] for at in range(0, len(message), size)]
+        joined = dict.fromkeys(range(1, 5), b"")
+        for number, piece in parts(torn, boundary):
+            joined[number] += piece
+        assert list(joined.values()) == bodies
+
+
 FIND_STUDY, MOVE_STUDY = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.2"
 
 
@@ -409,16 +494,6 @@ def archive(
         yield DicomPeer("PACS", "127.0.0.1", port)
     finally:
         server.shutdown()
-
-
-def instances(*studies: str) -> list[pydicom.Dataset]:
-    found = []
-    for each in studies:
-        dataset = pydicom.dcmread(DICOM / "MR_small.dcm")
-        dataset.StudyInstanceUID, dataset.SOPInstanceUID = each, pydicom.uid.generate_uid()
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-        found.append(dataset)
-    return found
 
 
 def test_a_query_takes_the_instances_of_its_study_alone(tmp_path):
