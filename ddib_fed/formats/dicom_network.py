@@ -44,8 +44,6 @@ PDU_BYTES: Final = 1 << 17
 """The length of a PDU that is announced: none that is longer is received, though the field allows 4 GiB."""
 MESSAGE_BYTES: Final = 1 << 20
 """A message in memory is at most this long: a command, or an answer to a query."""
-INSTANCE_BYTES: Final = 1 << 32
-"""An instance on the disk is at most this long, as are pixels that are not compressed."""
 MOST_MESSAGES: Final = 1000
 """A peer sends at most so many messages before the first of them is answered."""
 RESERVE: Final = 64 << 20
@@ -152,7 +150,7 @@ def _entity(own: OwnEntity) -> Any:
     return entity
 
 
-def _bound(event: Any, refuse: Callable[[str], object], room: Callable[[int], str]) -> None:
+def _bound(event: Any, refuse: Callable[[str], object], room: Callable[[], str]) -> None:
     """Abort an association that sends more than is taken, which `refuse` is told; `room` says what the disk lacks."""
     association, receive = event.assoc, event.assoc.dul.socket.recv
 
@@ -160,13 +158,13 @@ def _bound(event: Any, refuse: Callable[[str], object], room: Callable[[int], st
         message, why = association.dimse.message, ""
         file = message and message._data_set_file  # noqa: SLF001 - pynetdicom's, of an instance
         if size > PDU_BYTES + 1024:  # some do not count headers
-            why = f"a PDU of {size:,} bytes, and {PDU_BYTES:,} were announced"
+            why = f"it sends a PDU of {size:,} bytes, and {PDU_BYTES:,} were announced"
         elif association.dimse.msg_queue.qsize() > MOST_MESSAGES:
-            why = f"more than {MOST_MESSAGES:,} messages without waiting for an answer"
+            why = f"it sends more than {MOST_MESSAGES:,} messages without waiting for an answer"
         elif file:
-            why = room(file.tell())
+            why = room()
         elif message and message.encoded_command_set.tell() + message.data_set.tell() > MESSAGE_BYTES:
-            why = f"more than {MESSAGE_BYTES:,} bytes that are no instance"
+            why = f"it sends more than {MESSAGE_BYTES:,} bytes that are no instance"
         if not why:
             return receive(size)
         refuse(why)
@@ -176,10 +174,8 @@ def _bound(event: Any, refuse: Callable[[str], object], room: Callable[[int], st
     association.dul.socket.recv = bounded
 
 
-def no_room(folder: Path, size: int = 0) -> str:
-    """Say why an instance of which so much has come cannot be kept in a folder; empty if it can."""
-    if size > INSTANCE_BYTES:
-        return f"an instance of more than {INSTANCE_BYTES:,} bytes"
+def no_room(folder: Path) -> str:
+    """Say why nothing more can be kept in a folder; empty if it can."""
     free = shutil.disk_usage(folder).free
     return "" if free > RESERVE else f"{free >> 20:,} MiB of the disk are free (df -h {folder})"
 
@@ -196,10 +192,7 @@ def _without_delay(event: Any) -> None:
 def associated(own: OwnEntity, peer: DicomPeer, contexts: Sequence[Any]) -> Iterator[Any]:
     """An association with a peer; of those contexts that it does not accept all may be missing but one."""
     context, event, refused = own.context(ssl.PROTOCOL_TLS_CLIENT), pynetdicom().evt, list[str]()
-    handlers = [
-        (event.EVT_CONN_OPEN, lambda opened: _bound(opened, refused.append, lambda _: "")),
-        (event.EVT_DATA_SENT, _without_delay),
-    ]
+    opened = partial(_bound, refuse=refused.append, room=str)
     entity, association = _entity(own), None
     with suppress(OSError):  # there is no such host
         association = entity.associate(
@@ -208,7 +201,7 @@ def associated(own: OwnEntity, peer: DicomPeer, contexts: Sequence[Any]) -> Iter
             contexts=[*contexts],
             ae_title=peer.aet,
             tls_args=None if context is None else (context, peer.host),
-            evt_handlers=handlers,
+            evt_handlers=[(event.EVT_CONN_OPEN, opened), (event.EVT_DATA_SENT, _without_delay)],
         )
     if association is None:
         raise _unreachable(own, peer)
@@ -221,7 +214,7 @@ def associated(own: OwnEntity, peer: DicomPeer, contexts: Sequence[Any]) -> Iter
         if association.is_established:
             association.release()
         if refused:
-            raise RefusedError(f"{peer} sends too much: {refused[0]}", hop="client", hint=LOG)
+            raise RefusedError(f"{peer}: broken off: {refused[0]}", hop="client", hint=LOG)
 
 
 def _why_not(own: OwnEntity, peer: DicomPeer, association: Any, contexts: Sequence[Any]) -> DdibError:
@@ -383,8 +376,7 @@ def fetch(
     wanted.QueryRetrieveLevel, wanted.StudyInstanceUID = "STUDY", the_one(studies, query, peer)
     kept: list[Path] = []
 
-    def keep(path: Path, association: int, who: str) -> int:
-        del association, who
+    def keep(path: Path, *_: object) -> int:
         require_study(path, wanted.StudyInstanceUID)
         kept.append(path.replace(folder / f"{path.stem}.dcm"))
         return 0
@@ -424,6 +416,7 @@ class Receiver:
         most: Associations at once, of one address.
         kinds: UIDs of the storage classes that are taken; without any those of `TAKEN`.
         room: Called with the bytes of what has arrived and is not kept yet; says why they are too many, if they are.
+        busy: When something last came of an instance that has not arrived whole, by association; monotonic clock.
     """
 
     own: OwnEntity
@@ -438,10 +431,8 @@ class Receiver:
     room: Callable[[int], str] = lambda _: ""
     busy: dict[int, float] = field(default_factory=dict)
     _server: Any = None
-    _said: dict[str, float] = field(default_factory=dict)
+    _done: dict[str, float] = field(default_factory=dict)
     _addresses: dict[DicomPeer, set[str]] = field(default_factory=dict)
-    _looked: float = 0.0
-    _looked_up: float = -math.inf
 
     def start(self) -> None:
         make_private_folders(self.folder)
@@ -483,20 +474,18 @@ class Receiver:
             self._server.shutdown()
 
     def _admits(self, request: Any, address: tuple[Any, ...]) -> bool:
-        """Admit a connection of a caller's address, before a thread is made for it.
-
-        Of those that have no association the oldest gives way to it, if the address has too many.
-        """
+        """Admit a connection of a caller's address, before a thread is made for it; it may oust idle ones."""
         del request
         if not self._titles(host := str(address[0])):
             self._tell(f"{host}: connection closed: no caller has this address; try: --from AE@{host}")
             return False
         idle = [each for each in self._associations(host) if not each.is_established]
         if len(idle) >= self.most:
-            self._tell(f"{host}: it has {self.most} connections without an association; the oldest gives way")
-            idle[0].dul.to_user_queue.put(None)  # its thread waits for a request
+            self._tell(f"{host}: it has {self.most} connections without an association; the oldest is closed")
+        for each in idle[: max(len(idle) + 1 - self.most, 0)]:
+            each.dul.to_user_queue.put(None)  # its thread waits for a request
             with suppress(OSError, AttributeError):  # it is closed already
-                idle[0].dul.socket.socket.shutdown(socket.SHUT_RDWR)
+                each.dul.socket.socket.shutdown(socket.SHUT_RDWR)
         return True
 
     def _associations(self, host: str) -> list[Any]:
@@ -505,58 +494,61 @@ class Receiver:
     def _titles(self, host: str) -> set[str]:
         """AE titles that may call from an address, of which "" is any."""
         titles = {caller.aet for caller, addresses in self._addresses.items() if host in addresses}
-        if not titles and time.monotonic() - self._looked_up > REPEAT_S:
+        if not titles and self._is_due("hosts", REPEAT_S):
             threading.Thread(target=self._look_up, daemon=True).start()  # meanwhile others call
         return titles
 
     def _look_up(self) -> None:
-        self._looked_up = time.monotonic()
         for caller in self.callers:
             with suppress(OSError):  # what was found before holds
                 found = socket.getaddrinfo(caller.host, None)
                 self._addresses[caller] = {str(each[4][0]) for each in found}
 
-    def _tell(self, line: str, every: float = REPEAT_S) -> None:
-        """Say a line, unless it was said a short time ago."""
+    def _is_due(self, what: str, every: float) -> bool:
+        """Tell whether something was not done for so long; from now on it was."""
         now = time.monotonic()
-        if now - self._said.get(line, -math.inf) > every:
-            if len(self._said) > MOST_MESSAGES:
-                self._said.clear()
-            self._said[line] = now
+        if now - self._done.get(what, -math.inf) < every:
+            return False
+        if len(self._done) > MOST_MESSAGES:
+            self._done.clear()
+        self._done[what] = now
+        return True
+
+    def _tell(self, line: str, every: float = REPEAT_S) -> None:
+        if self._is_due(line, every):
             self.say(line)
 
     def _opened(self, event: Any) -> None:
         """Bound the wait for the rest of a message, and the message."""
 
         def refuse(why: str) -> None:
-            self._tell(f"{_caller(event)}: association aborted: it sends too much: {why}")
+            how = "its log, more room in [dicom] most_gib, or --from without it"
+            self._tell(f"{_caller(event)}: association aborted: {why}; try: {how}")
             self._ended(event)
 
         event.assoc.dul.socket.socket.settimeout(IDLE_S)
         _bound(event, refuse, partial(self._no_room, id(event.assoc)))
 
-    def _no_room(self, association: int, size: int) -> str:
-        """Say, ten times a second, why an instance of which so much has come is too much; empty if it is not."""
-        self.busy[association] = now = time.monotonic()
-        arrived = 0
-        if now - self._looked < 0.1:
+    def _no_room(self, association: int) -> str:
+        """Say, ten times a second, why what arrives is too much; empty if it is not."""
+        arrived, self.busy[association] = 0, time.monotonic()
+        if not self._is_due("room", 0.1):
             return ""
-        self._looked = now
         for each in self.folder.iterdir():
             with suppress(FileNotFoundError):  # it was kept meanwhile
                 arrived += each.stat().st_size
-        return "" if arrived < RESERVE else self.room(arrived) or no_room(self.folder, size)
+        return "" if arrived < RESERVE else self.room(arrived) or no_room(self.folder)
 
     def _requested(self, event: Any) -> None:
         """Reject who is not to call, with the reason that the standard has for it."""
         association, host = event.assoc, event.assoc.requestor.address
-        asked, full = association.requestor.primitive, f"{self.most} of its address are open already"
+        asked = association.requestor.primitive
         if asked.called_ae_title.strip() != self.own.aet:
             why, reason = f"it calls {asked.called_ae_title.strip()}, this is {self.own.aet}", (1, 1, 7)
         elif not {"", asked.calling_ae_title.strip()} & self._titles(host):
             why, reason = "--from does not have its AE title with this address", (1, 1, 3)
         elif sum(each.is_established for each in self._associations(host)) >= self.most:
-            why, reason = f"{full} ([dicom] most_associations)", (2, 3, 2)
+            why, reason = f"its address has [dicom] most_associations, {self.most}, already", (2, 3, 2)
         else:
             return
         self._tell(f"{_caller(event)}: association rejected: {why}")
@@ -566,9 +558,9 @@ class Receiver:
     def _accepted(self, event: Any) -> None:
         refused = sorted({each.abstract_syntax.name for each in event.assoc.rejected_contexts})
         what = ", ".join(refused[:8]) + (f" and {len(refused) - 8} more" if len(refused) > 8 else "")
-        who, taken = _caller(event), "these classes or transfer syntaxes are not taken"
+        line = f"{_caller(event)}: these classes or transfer syntaxes that it may send are not taken: {what}"
         if refused:
-            self._tell(f"{who}: of what it may send, {taken}: {what}", every=math.inf)
+            self._tell(line, math.inf)
 
     def _stored(self, event: Any) -> int:
         path = event.dataset_path

@@ -18,18 +18,11 @@ from urllib.parse import quote, urlsplit
 
 from ddib_fed.errors import ConfigError, RefusedError, Unauthenticated, UsageError, extra
 from ddib_fed.files import read_private
+from ddib_fed.formats import dicom_network as network
 from ddib_fed.formats.dicom import pydicom, quiet
-from ddib_fed.formats.dicom_network import (
-    ANSWER_S,
-    CONNECT_S,
-    LOG,
-    MESSAGE_BYTES,
-    OwnEntity,
-    down,
-    no_room,
-    require_study,
-    the_one,
-)
+from ddib_fed.formats.dicom_network import LOG, OwnEntity, down
+
+_KIND = "application/dicom"
 
 
 class Web:
@@ -60,7 +53,7 @@ class Web:
             else:
                 session.headers["Authorization"] = f"Bearer {login}"
         self.url, self.session, self._errors = url.rstrip("/"), session, requests
-        self.client = DICOMwebClient(self.url, session=session, timeout=(CONNECT_S, ANSWER_S))
+        self.client = DICOMwebClient(self.url, session=session, timeout=(network.CONNECT_S, network.ANSWER_S))
         self.client.set_http_retry_params(retry=False)
 
     @contextmanager
@@ -110,53 +103,47 @@ class Web:
         """The instances of the one study that a query finds, as files; how many."""
         with self._explained():
             found = self.client.search_for_studies(search_filters=dict(query), limit=2)
-            study = the_one([str(each["0020000D"]["Value"][0]) for each in found], query, self.url)
-            kind, accept = Message(), {"Accept": 'multipart/related; type="application/dicom"'}
-            where, count = f"{self.url}/studies/{quote(study)}", 0
-            with self.session.get(
-                where, headers=accept, stream=True, timeout=(CONNECT_S, ANSWER_S)
-            ) as answer:
+            study = network.the_one([str(each["0020000D"]["Value"][0]) for each in found], query, self.url)
+            accept, count = {"Accept": f'multipart/related; type="{_KIND}"'}, 0
+            address, timeout = f"{self.url}/studies/{quote(study)}", (network.CONNECT_S, network.ANSWER_S)
+            with self.session.get(address, headers=accept, stream=True, timeout=timeout) as answer:
                 answer.raise_for_status()
-                kind["Content-Type"], pieces = (
-                    answer.headers.get("Content-Type", ""),
-                    answer.iter_content(1 << 16),
-                )
-                alone = kind.get_content_type() == "application/dicom"  # of one instance, by some
-                bodies = (
-                    zip(repeat(1), pieces) if alone else parts(pieces, (kind.get_boundary() or "").encode())
-                )
+                bodies = parts(answer.iter_content(1 << 16), answer.headers.get("Content-Type", ""))
                 for count, body in groupby(bodies, itemgetter(0)):
                     with (path := folder / f"{count:06}.dcm").open("wb") as file:
                         for _, piece in body:
-                            if why := no_room(folder, file.tell()):
-                                raise RefusedError(
-                                    f"{self.url} sends too much: {why}", hop="client", hint=LOG
-                                )
+                            if why := network.no_room(folder):
+                                raise RefusedError(f"{self.url}: broken off: {why}", hop="client", hint=LOG)
                             file.write(piece)
-                    require_study(path, study)
+                    network.require_study(path, study)
         return count
 
 
 def _read(response: Any, stream: bool = False, **_: Any) -> None:
     """Read an answer that is short; with `; charset=utf-8` dicomweb-client does not read it."""
     body = b""
-    for piece in response.iter_content(1 << 16) if not stream else ():
+    for piece in () if stream else response.iter_content(1 << 16):
         body += piece
-        if len(body) > MESSAGE_BYTES:
-            why = f"{response.url.partition('?')[0]} answers with more than {MESSAGE_BYTES:,} bytes"
+        if len(body) > network.MESSAGE_BYTES:
+            why = f"{response.url.partition('?')[0]} answers with more than {network.MESSAGE_BYTES:,} bytes"
             raise RefusedError(why, hop="client", hint="--query 'StudyInstanceUID=...' asks for less")
     if not stream:
         response._content = body  # noqa: SLF001 - which requests keeps there itself
-        kind = response.headers.get("Content-Type", "")
-        response.headers["Content-Type"] = kind.partition(";")[0].strip()
+        response.headers["Content-Type"] = response.headers.get("Content-Type", "").partition(";")[0].strip()
 
 
-def parts(pieces: Iterable[bytes], boundary: bytes) -> Iterator[tuple[int, bytes]]:
+def parts(pieces: Iterable[bytes], content_type: str) -> Iterator[tuple[int, bytes]]:
     """Yield the bodies of a multipart message (RFC 2046, 5.1) as they come, with the number of their part, from 1.
 
     Raises:
         ValueError: It has no boundary, a head that is too long, or no end.
     """
+    kind = Message()
+    kind["Content-Type"] = content_type
+    if kind.get_content_type() == _KIND:  # one instance without parts, of some services
+        yield from zip(repeat(1), pieces)
+        return
+    boundary = kind.get_boundary("").encode()
     delimiter, held, number, in_head = b"\r\n--" + boundary, b"\r\n", 0, False
     for piece in pieces if boundary else ():
         held += piece

@@ -180,7 +180,9 @@ def multipart(data: bytes) -> None:
     """A study of DICOMweb, which comes in pieces of the length that the first byte says."""
     size, data = data[:1][0] + 1 if data else 1, data[1:]
     try:
-        for _ in parts((data[at : at + size] for at in range(0, len(data), size)), b"XYZ"):
+        for _ in parts(
+            (data[at : at + size] for at in range(0, len(data), size)), "multipart/related; boundary=XYZ"
+        ):
             pass
     except ValueError as error:
         raise MessageInvalid(str(error)) from error
