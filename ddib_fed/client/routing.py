@@ -235,7 +235,8 @@ class Router:
     def room(self, size: int) -> str:
         """Say why so many bytes of instances that still arrive are too many; empty if they are not."""
         with self._lock:
-            return self._no_room(size, None)
+            why = self._no_room(size, None)
+        return why and f"{size >> 20:,} MiB arrive, and {why}"
 
     def _no_room(self, size: int, series: Routed | None) -> str:
         """Why another instance cannot be kept; empty if it can. What has ended makes room, the oldest first."""

@@ -8,7 +8,6 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,36 @@ import pydicom
 import pynetdicom
 import pytest
 
-from benchmarks.pacs.setups import VERIFICATION, make_certificates, pynetdicom_peer, silent, tls_peer
 from ddib_fed.errors import ConfigError, DdibError, RefusedError, UsageError
 from ddib_fed.formats import dicom_network
 from ddib_fed.formats.dicom_network import (
+    VERIFICATION,
     DicomPeer,
     OwnEntity,
     Receiver,
     _contexts,
-    associated,
     echo,
     fetch,
     parse_query,
     store,
 )
+from ddib_fed.formats.dicom_network import (
+    associated as association,
+)
 from ddib_fed.formats.dicomweb import Web, parts
 from tests.e2e.harness import free_port, wait_until
+from tests.formats.dicom.peers import (
+    MULTIPART,
+    answers,
+    associated,
+    fragment,
+    make_certificates,
+    multipart,
+    pynetdicom_peer,
+    silent,
+    tls_peer,
+    web,
+)
 from tests.formats.echoes import DICOM
 
 # Which pynetdicom leaves open where an association is not made.
@@ -175,7 +188,7 @@ def test_an_address_has_so_many_associations_and_takes_none_of_others(tmp_path):
     with receiving(tmp_path) as (port, said), contextlib.ExitStack() as stack:
         peer = DicomPeer("DDIB", "127.0.0.1", port)
         for _ in range(2):
-            stack.enter_context(associated(OwnEntity("SENDER"), peer, _contexts([VERIFICATION])))
+            stack.enter_context(association(OwnEntity("SENDER"), peer, _contexts([VERIFICATION])))
         assert "it has as many associations as it takes" in cause(lambda: echo(OwnEntity("SENDER"), peer))
         assert any("its address has [dicom] most_associations, 2, already" in line for line in said)
         other = pynetdicom.AE("OTHER")
@@ -195,15 +208,11 @@ def test_an_association_request_of_600_megabytes_is_not_received(tmp_path):
 @pytest.mark.parametrize("control", [1, 0], ids=["a command", "a data set of no command"])
 def test_a_message_without_an_end_is_cut(tmp_path, control):
     """Fragments of which none is the last."""
-    fragment = bytes([1, control]) + bytes(65_536)
-    pdu = b"\4\0" + (len(fragment) + 4).to_bytes(4, "big") + len(fragment).to_bytes(4, "big") + fragment
-    sender = pynetdicom.AE("SENDER")
-    sender.add_requested_context(VERIFICATION)
-    with receiving(tmp_path) as (port, said):
-        found = sender.associate("127.0.0.1", port, ae_title="DDIB")
-        for _ in range(64):
-            found.dul.socket.send(pdu)
-        wait_until(lambda: not found.is_established, what="the end of the association")
+    with receiving(tmp_path) as (port, said), associated(port, "SENDER") as link:
+        with contextlib.suppress(OSError):
+            for _ in range(64):
+                link.sendall(fragment(control, bytes(65_536)))
+        wait_until(lambda: said, what="the end of the association")
         assert "SENDER@127.0.0.1: association aborted: it sends more than 1,048,576 bytes" in said[0]
 
 
@@ -272,47 +281,6 @@ def test_a_query_is_of_keywords():
     for text in ("Patient=1", "PatientID", "PatientID="):
         with pytest.raises(UsageError, match="is no KEYWORD=VALUE of DICOM"):
             parse_query(text)
-
-
-MULTIPART = 'multipart/related; type="application/dicom"; boundary=XYZ'
-
-
-@contextlib.contextmanager
-def web(
-    status: int, body: bytes, kind: str = "application/dicom+json", study: tuple[bytes, str] | None = None
-) -> Iterator[tuple[str, list[str | None]]]:
-    """A server of HTTP whose every answer is this; its address, and the logins that it was shown.
-
-    `study` is another answer, and its kind, to who retrieves one.
-    """
-    logins: list[str | None] = []
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            logins.append(self.headers.get("Authorization"))
-            content, of = study if study and "/studies/" in self.path else (body, kind)
-            self.send_response(status)
-            self.send_header("Content-Type", of)
-            self.send_header("Location", "/login")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            with contextlib.suppress(ConnectionError):
-                self.wfile.write(content)
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.do_GET()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/dicom-web", logins
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.mark.parametrize(
@@ -387,15 +355,6 @@ def instances(*studies: str) -> list[pydicom.Dataset]:
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
         found.append(dataset)
     return found
-
-
-def answers(*studies: str) -> bytes:
-    return json.dumps([{"0020000D": {"vr": "UI", "Value": [each]}} for each in studies]).encode()
-
-
-def multipart(*files: bytes, end: bytes = b"\r\n--XYZ--") -> bytes:
-    head = b"\r\n--XYZ\r\nContent-Type: application/dicom\r\n\r\n"
-    return b"".join(head + each for each in files)[2:] + end
 
 
 def contents(*studies: str) -> list[bytes]:
