@@ -57,9 +57,7 @@ def tls_peer(folder: Path) -> Iterator[int]:
 def make_certificates(folder: Path) -> Path:
     """Folders for [dicom] tls: ours and theirs know each other, a stranger's and an unknown one's do not."""
     good, bad = pki.new_authority("localhost"), pki.new_authority("localhost")
-    for name, by, trusts in (
-        ("ours", good, good), ("theirs", good, good), ("stranger", bad, good), ("unknown", bad, bad),
-    ):  # fmt: skip
+    for name, by in {"ours": good, "theirs": good, "stranger": bad, "unknown": bad}.items():
         (made := folder / "certificates" / name).mkdir(parents=True)
         key, now = pki.new_key(), datetime.now(UTC)
         names = [x509.DNSName("localhost")]
@@ -67,7 +65,7 @@ def make_certificates(folder: Path) -> Path:
         secret = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        files = {"ca.pem": pki.certificate_pem(trusts.certificate), "cert.pem": leaf, "key.pem": secret}
+        files = {"ca.pem": pki.certificate_pem(good.certificate), "cert.pem": leaf, "key.pem": secret}
         for file, content in files.items():
             (made / file).write_bytes(content)
             (made / file).chmod(0o600)
