@@ -466,6 +466,7 @@ class Receiver:
         server.socket.listen(128)
         entity.maximum_associations = 1 << 16  # they are counted by address
         entity._servers.append(server)  # noqa: SLF001 - from which it removes itself
+        server._gc = [0, math.inf]  # noqa: SLF001 - else it collects garbage, a second, after 60 connections of anybody
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
