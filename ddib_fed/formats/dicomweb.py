@@ -1,7 +1,4 @@
-"""A DICOMweb service (PS3.18): studies are asked for and stored over HTTP, by dicomweb-client.
-
-Instances go to the disk as they come; of any other answer no more than MESSAGE_BYTES is read.
-"""
+"""A DICOMweb service (PS3.18), by dicomweb-client: instances go to the disk as they come, other answers are short."""
 
 from __future__ import annotations
 
@@ -133,11 +130,7 @@ def _read(response: Any, stream: bool = False, **_: Any) -> None:
 
 
 def parts(pieces: Iterable[bytes], content_type: str) -> Iterator[tuple[int, bytes]]:
-    """Yield the bodies of a multipart message (RFC 2046, 5.1) as they come, with the number of their part, from 1.
-
-    Raises:
-        ValueError: It has no boundary, a head that is too long, or no end.
-    """
+    """Yield pieces of a multipart message's bodies, each with its part's number; raise ValueError if it has no end."""
     kind = Message()
     kind["Content-Type"] = content_type
     if kind.get_content_type() == _KIND:  # one instance without parts, of some services
