@@ -48,6 +48,8 @@ MOST_MESSAGES: Final = 1000
 """A peer sends at most so many messages before the first of them is answered."""
 RESERVE: Final = 64 << 20
 """Bytes of the disk that stay free; less than this may arrive without a look at the room that there is."""
+LOOK_S: Final = 0.1
+"""The room for what arrives is looked at so often."""
 REPEAT_S: Final = 60.0
 """A refusal is said again, and hosts are looked up again, after this time: a stranger may call at any rate."""
 LOG: Final = "its log says why"
@@ -531,9 +533,9 @@ class Receiver:
         _bound(event, refuse, partial(self._no_room, id(event.assoc)))
 
     def _no_room(self, association: int) -> str:
-        """Say, ten times a second, why what arrives is too much; empty if it is not."""
+        """Say, every LOOK_S, why what arrives is too much; empty if it is not."""
         arrived, self.busy[association] = 0, time.monotonic()
-        if not self._is_due("room", 0.1):
+        if not self._is_due("room", LOOK_S):
             return ""
         for each in self.folder.iterdir():
             with suppress(FileNotFoundError):  # it was kept meanwhile

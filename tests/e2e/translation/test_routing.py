@@ -25,6 +25,7 @@ from ddib_fed.client.profile import DicomSettings, Profile
 from ddib_fed.client.routing import Router
 from ddib_fed.data.shipped import shipped_bytes
 from ddib_fed.errors import PeerUnreachable, UsageError
+from ddib_fed.formats import dicom_network
 from ddib_fed.formats.dicom_network import DicomPeer, OwnEntity, Receiver
 from ddib_fed.models.bundle import open_bundle
 from ddib_fed.record import Settings
@@ -345,6 +346,23 @@ def test_a_full_spool_refuses_and_makes_room_of_what_is_done(profile, tmp_path, 
         assert send(route.port, *second) == [0] * 3
         route.work(lambda: len([*(tmp_path / "out").glob("*/*.dcm")]) == 11)
     assert "an instance is refused: the spool holds" in log.text
+
+
+def test_an_instance_that_a_spool_cannot_hold_is_broken_off(profile, tmp_path, log, monkeypatch):
+    """While it arrives; the next that fits is taken."""
+    monkeypatch.setattr(dicom_network, "RESERVE", 1 << 20)
+    monkeypatch.setattr(dicom_network, "LOOK_S", 0.0)
+    large, *small = series(tmp_path / "in", 3)
+    dataset = pydicom.dcmread(large)
+    dataset.PixelData = bytes(16 << 20)
+    dataset.save_as(large)
+    with routing_to(profile, tmp_path, into_folder(tmp_path / "out"), most_gib=2 / 1024) as route:
+        assert send(route.port, large, small[0]) == [-1, -1]
+        assert not [*(tmp_path / "spool" / ".arriving").iterdir()]
+        assert send(route.port, *small) == [0, 0]
+    assert re.search(
+        r"SENDER@127.0.0.1: association aborted: \d+ MiB arrive, and the spool holds 0 MiB", log.text
+    )
 
 
 def test_a_series_has_a_bound_and_expires(profile, tmp_path, log):

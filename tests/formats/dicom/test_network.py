@@ -219,6 +219,7 @@ def test_a_message_without_an_end_is_cut(tmp_path, control):
 def test_an_instance_that_there_is_no_room_for_is_cut_while_it_arrives(tmp_path, monkeypatch):
     """Not after all of it was written; nothing of it is left."""
     monkeypatch.setattr(dicom_network, "RESERVE", 1 << 20)
+    monkeypatch.setattr(dicom_network, "LOOK_S", 0.0)
     dataset = pydicom.dcmread(DICOM / "CT_small.dcm")
     dataset.PixelData = bytes(16 << 20)
     dataset.save_as(tmp_path / "large.dcm")
