@@ -291,7 +291,7 @@ class JobPipeline:
         floor = contract.limits.min_evaluations
         check_evaluations(solver_settings(request.solver), floor, where=contract.target.institution)
         self._policy_sha256 = policy_digest(config)
-        self._volume = request.volume_sha256 if config.policy.shared_noise else b""
+        self._volume = request.volume_sha256 if contract.shared_noise else b""
         target = RemoteParty(
             remote,
             contract,

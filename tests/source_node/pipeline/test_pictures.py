@@ -123,16 +123,17 @@ def test_a_picture_is_softened_by_other_noise_for_each_peer(source, targets) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("allowed", [False, True])
-def test_slices_of_a_volume_share_their_noise_where_the_policy_says_so(
-    allowed, tmp_path, north, targets, engine
+@pytest.mark.parametrize(("ours", "theirs"), [(False, True), (True, False), (True, True)])
+def test_slices_of_a_volume_share_their_noise_where_both_operators_allow_it(
+    ours, theirs, tmp_path, north, targets, engine
 ) -> None:
-    """Over all jobs of the volume, also of a node that was stopped; without the policy each slice has its own."""
-    first, second = b"1" * 32, b"2" * 32
+    """Over all jobs of the volume, also of a node that was stopped; otherwise each slice has its own."""
+    first, second, allowed = b"1" * 32, b"2" * 32, ours and theirs
+    targets["south"].own.shared_noise = theirs
     slices = scan(), scan_with_one_other_pixel()
     jobs: list[StoredJob] = []
     for asked in (zip(slices, (first, first), strict=True), zip(slices, (second, b""), strict=True)):
-        source = Scans(tmp_path / "north", north, engine, shared_noise="true" if allowed else "false").start()
+        source = Scans(tmp_path / "north", north, engine, shared_noise="true" if ours else "false").start()
         jobs += [
             source.translated(source_class="coast", picture=picture, volume_sha256=volume)
             for picture, volume in asked
