@@ -182,6 +182,16 @@ def leaks() -> Rows:
     return sorted(rows, key=lambda one: (-one["share"], -one["depth"]))
 
 
+def lesions() -> Rows:
+    """noise of a volume | the other slice is | brain-t1 | brain-t2
+    {noise} | {other} | {found[0]} of {pairs} | {found[1]} of {pairs}"""
+    heads = read("calibration/lesions")["heads"]
+    for noise, words in (("own", "one for each slice"), ("one", "**one for all**")):
+        for other, it in (("next", "its neighbour, 1 mm away"), ("same", "the same without the lesion")):
+            found = [head[noise][other] for head in heads]
+            yield {"noise": words, "other": it, "found": found, "pairs": heads[0]["pairs"]}
+
+
 def membership() -> Rows:
     """pictures averaged | no noise | epsilon 8 | epsilon 1 | epsilon 0.1
     {pictures:,} | {no~3} | {e8~3} | {e1~3} | {e01~3}"""
@@ -288,7 +298,7 @@ def speed() -> Rows:
 TABLES: dict[str, Callable[[], Rows]] = {
     each.__name__: each
     for each in (
-        *(promises, calibration, marks, nodes, epsilon, leaks, membership, gate),
+        *(promises, calibration, marks, nodes, epsilon, leaks, lesions, membership, gate),
         *(solvers, models, scenes, heads, flicker, large, dial, speed),
     )
 }
