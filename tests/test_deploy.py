@@ -229,12 +229,18 @@ def test_the_cluster_of_ray_asks_for_a_token_and_is_reached_by_its_node_alone() 
 
 # Prometheus
 
-SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
+SUFFIXES = {
+    "counter": ("_total",),
+    "gauge": ("",),
+    "info": ("_info",),
+    "histogram": ("_bucket", "_sum", "_count"),
+}
 VALUES = {
     "stage": {"encode", "decode", "return"},
     "outcome": {"ok", "failed"},
     "direction": {"in", "out"},
     "status": {code.name for code in grpc.StatusCode},
+    "state": {"queued", "running", "decoding"},
 }
 """What the code gives to labels."""
 RULES = [
