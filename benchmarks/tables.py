@@ -183,13 +183,12 @@ def leaks() -> Rows:
 
 
 def lesions() -> Rows:
-    """noise of a volume | the other slice is | brain-t1 | brain-t2
-    {noise} | {other} | {found[0]} of {pairs} | {found[1]} of {pairs}"""
+    """softening noise | other slice: 1 mm away | other slice: the same, without the lesion
+    {noise} | {next[0]} and {next[1]} of {pairs} | {same[0]} and {same[1]} of {pairs}"""
     heads = read("calibration/lesions")["heads"]
     for noise, words in (("own", "one for each slice"), ("one", "**one for all**")):
-        for other, it in (("next", "its neighbour, 1 mm away"), ("same", "the same without the lesion")):
-            found = [head[noise][other] for head in heads]
-            yield {"noise": words, "other": it, "found": found, "pairs": heads[0]["pairs"]}
+        found = {other: [head[noise][other] for head in heads] for other in ("next", "same")}
+        yield {"noise": words, "pairs": heads[0]["pairs"], **found}
 
 
 def membership() -> Rows:
