@@ -17,10 +17,9 @@ from ddib_fed.client.client import ENDED, Client, open_client, state_of, target_
 from ddib_fed.client.files import FileItem
 from ddib_fed.client.folder_run import STAGES, FolderRun, RunProgress
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.results import Delivered
-from ddib_fed.errors import DdibError, DiskFull, ExhaustedError, InputError, error_class
-from ddib_fed.files import is_disk_full
-from ddib_fed.record import LEAST_BEHIND, NEAR_AUTOENCODER, Part, fitted_line, tiles_in
+from ddib_fed.client.results import Delivered, not_written
+from ddib_fed.errors import DdibError, ExhaustedError, error_class
+from ddib_fed.record import Part, Translation, doubt_lines, fitted_line, tiles_in
 from ddib_fed.terminal import bar, drawing, emit, print_table, say
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -146,12 +145,7 @@ def write_pages(run: FolderRun) -> Path | None:
     try:
         _write(run, pictures, whole, page)
     except OSError as error:
-        kind, out = DiskFull if is_disk_full(error) else InputError, run.options.out
-        raise kind(
-            f"{error.filename or page} cannot be written: {error.strerror or error}; every result is in {out}",
-            hint="make room, then the same command again",
-            hop="client",
-        ) from error
+        raise not_written(error, page, f"every result is in {run.options.out}") from error
     return page
 
 
@@ -227,8 +221,11 @@ def _say_run(run: FolderRun, page: Path | None) -> None:
         used = {(p.calibration_kind, p.calibration_sha256[:12]) for p in (d.provenance for d in delivered)}
         if said := ", ".join(f"calibration: {kind} {sha256}" for kind, sha256 in sorted(used) if sha256):
             say(said)
+        if (sets := len({each.provenance.made_by[:3] for each in delivered})) > 1:
+            what = f"results are by {sets} sets of models and calibrations, which the records name"
+            say(f"warning: {what}; --force translates all by those of today", err=True)
         say(_where(run))
-        _say_marks(delivered, run.options.doubtful_below)
+        _say_marks(delivered)
     if page is not None:
         say(f"page: {page}")
 
@@ -241,8 +238,9 @@ def _say_study(each: WrittenStudy) -> None:
         round_trip = f"round trip {picture.cycle_psnr:.1f} dB at its own {picture.size} pixels{mark}"
     for line in filter(None, (each.refused, round_trip, *each.said)):
         say(f"  {line}")
-    if doubtful := sum(bool(item.get("doubtful")) for item in each.report["items"]):
-        say(f"  {doubtful} of {each.items} items doubtful ({each.record})", err=True)
+    parts = [(str(item["plane"] + 1), Translation.parse(item)) for item in each.report["items"]]
+    for line in doubt_lines([(name, record) for name, record in parts if record is not None]):
+        say(f"  {line}", err=True)
 
 
 def _where(run: FolderRun) -> str:
@@ -310,27 +308,15 @@ def _say_fitted(delivered: Sequence[Delivered]) -> None:
             say(f"  at their own size, in {tiles:,} tiles: --tile {high}")
 
 
-def _say_marks(delivered: Sequence[Delivered], doubtful_below: float) -> None:
-    bound = f"the round trip is below {doubtful_below:g} dB"
-    if any((p := item.provenance.picture) and p.autoencoder_psnr is not None for item in delivered):
-        bound += f", and below {LEAST_BEHIND:g} dB or {NEAR_AUTOENCODER:g} dB less than the autoencoder alone keeps"
-    reasons = {
-        "cycle_psnr": bound,
-        "structure": "as much differs from the map alone, or without a calibration in edges, as in unrelated pictures",
-    }
-    for kind, reason in reasons.items():
-        if found := [item.file for item in delivered if kind in (item.provenance.doubts or ())]:
-            say(f"{len(found)} of {len(delivered)} doubtful: {reason} ({_some(found)})", err=True)
+def _say_marks(delivered: Sequence[Delivered]) -> None:
+    for line in doubt_lines([(item.file, item.provenance) for item in delivered]):
+        say(line, err=True)
     if clipped := [item.file for item in delivered if (p := item.provenance.picture) and p.clipped]:
         say(
             f"{len(clipped)} clipped: values outside the source model's range; the figures refer to the "
-            f"original pictures ({_some(clipped)})",
+            f"original pictures ({', '.join(clipped[:5])}{', ...' * (len(clipped) > 5)})",
             err=True,
         )
-
-
-def _some(files: Sequence[str]) -> str:
-    return ", ".join(files[:5]) + (", ..." if len(files) > 5 else "")
 
 
 def _print_results(delivered: Sequence[Delivered]) -> None:

@@ -275,7 +275,9 @@ def the_one(studies: Sequence[str], query: Mapping[str, str], where: object) -> 
         return studies[0]
     asked = "&".join(f"{key}={value}" for key, value in query.items())
     found = f"{where} has {'several studies' if studies else 'no study'} of {asked}"
-    raise ItemNotFound(found, hop="client", hint="--query 'StudyInstanceUID=...' names one")
+    named = [f"--query StudyInstanceUID={each}" for each in sorted(set(studies))]
+    hint = ", or ".join(named) or "compare the values of --query with those that the archive shows"
+    raise ItemNotFound(found, hop="client", hint=hint)
 
 
 def parse_query(text: str) -> dict[str, str]:

@@ -152,10 +152,11 @@ class Volumes(Planes):
             own, model = (
                 " x ".join(f"{side:.0f}" for side in lengths) for lengths in _lengths(axes, spacing)
             )
+            whole = "x".join(str(max(axis.model, int(np.ceil(axis.own / axis.ratio)))) for axis in axes)
             raise ImageUnreadable(
                 f"{outside:.0%} of what it shows lies outside the model's field of view: it measures {own} mm, the "
                 f"model's volumes {model} mm (depth, height, width)",
-                hint="cut it to the part that is meant; or set [model] scene to DxHxW at both nodes, or --size",
+                hint=f'--size {whole}, or [model] scene = "{whole}" at both nodes; or cut it to the part that is meant',
             )
         return cls(numbers, sent, intensity.record(values), rule.text, axes, tuple(spacing), grid, outside)
 

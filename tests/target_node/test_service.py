@@ -313,7 +313,7 @@ def test_a_stream_that_sends_nothing_is_closed(open_target, north, begins) -> No
         go.wait(20)
 
     with target.called_by(north) as stub:
-        call = stub.Decode(idle(), timeout=20)
+        call = stub.Decode(idle(), timeout=60)
         with pytest.raises(grpc.RpcError) as ended:
             list(call)
         go.set()

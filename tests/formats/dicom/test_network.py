@@ -331,6 +331,16 @@ def test_a_query_takes_the_instances_of_its_study_alone(tmp_path):
     assert "PACS@127.0.0.1: an instance of another study is refused" in said
 
 
+def test_a_query_of_several_studies_names_them(tmp_path):
+    port = free_port()
+    with (
+        archive(["1.3", "1.2"], [], own=port) as peer,
+        pytest.raises(DdibError, match="several studies") as caught,
+    ):
+        fetch(OwnEntity("DDIB"), peer, port, {"PatientID": "1"}, tmp_path, str)
+    assert caught.value.hint == "--query StudyInstanceUID=1.2, or --query StudyInstanceUID=1.3"
+
+
 @pytest.mark.parametrize(
     ("studies", "aet", "status", "says"),
     [

@@ -168,7 +168,7 @@ def test_a_node_is_not_ready_while_its_disk_is_full(tmp_path) -> None:
             disk.fill()
             wait_until(lambda: client.status().state.startswith("degraded: the disk of "))
             with pytest.raises(urllib.error.HTTPError) as unready:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5)
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=60)
             assert unready.value.code == 503
             assert str(disk.folder) in unready.value.read().decode()
             disk.free()

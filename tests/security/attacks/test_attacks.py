@@ -41,10 +41,12 @@ from tests.node.picture_examples import noise, png_bytes, save_pictures_model
 from tests.security.attacks import raw_http2 as http2
 from tests.source_node.served import job_header
 
-pytestmark = [pytest.mark.e2e, pytest.mark.promise("standing"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.promise("standing"), pytest.mark.timeout(1_800)]
 
 MB = 1e6
 PAUSE_S, LONGEST_S = 0.05, 60.0
+USUALLY = 5
+"""Answers of Health before an attack, whose mean is the unit of time."""
 
 
 def _channel(node: Node) -> grpc.Channel:
@@ -79,6 +81,10 @@ class Watch:
 
     def __enter__(self) -> Self:
         assert healthy(self._node)
+        started = time.monotonic()
+        for _ in range(USUALLY):
+            assert healthy(self._node)
+        self.usual_s = (time.monotonic() - started) / USUALLY
         self._before, self._threads_before = self._resident(), self._count("task")
         for thread in self._threads:
             thread.start()
@@ -89,9 +95,14 @@ class Watch:
         for thread in self._threads:
             thread.join()
 
+    def is_late(self, times: int) -> bool:
+        """Return True if Health once took so many times as long as on this machine without the attack."""
+        return self.worst_s > times * max(self.usual_s, PAUSE_S)
+
     def seen(self) -> str:
         return (
-            f"Health at most {self.worst_s:.2f} s, of {self.asked} tries {self.failed} failed, "
+            f"Health at most {self.worst_s:.2f} s, usually {self.usual_s:.2f} s, "
+            f"of {self.asked} tries {self.failed} failed, "
             f"+{self.grown_mb:.0f} MB, {self.files} files, +{self.threads_more} threads"
         )
 
@@ -125,11 +136,12 @@ class Watch:
 
 
 MOST_MB = 64.0
-WORST_S = 20, 1
-"""In `make test`, where other tests have the same cores, and in the long form.
+LATE = 400, 20
+"""Times the usual answer of Health: in `make test`, where other tests have the same cores, and in the long form.
 
 gRPC itself would give a silent connection two minutes.
 """
+LATE_ON_BUSY_CORES = 400, 40
 MIB = 1 << 20
 Amount = Callable[[int, int], int]
 
@@ -268,7 +280,7 @@ def of_one_institution(path: str, *, asked: bool = True, window: int = http2.WIN
                 roots_pem=(scene.south.config.paths.pki / "roots.pem").read_bytes(),
             ) as channel:
                 ask = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
-                decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ask, timeout=10)
+                decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ask, timeout=60)
 
     return run
 
@@ -325,7 +337,7 @@ def test_a_node_serves_under_attack(scene: Scene, name: str, amount: Amount, evi
     evidence.figure(f"{name}: +{max(watch.grown_mb, 0):.0f} MB, Health at most {watch.worst_s:.2f} s")
     assert watch.asked
     assert watch.grown_mb < MOST_MB, f"{watch.grown_mb:.0f} MB"
-    assert watch.worst_s < amount(*WORST_S)
+    assert not watch.is_late(amount(*LATE)), watch.seen()
     assert healthy(scene.south)
 
 
@@ -370,7 +382,7 @@ def test_connections_without_a_certificate_stop_neither_health_nor_status(
     evidence.figure(
         f"{count} that say {said}: +{watch.grown_mb:.0f} MB, Health at most {watch.worst_s:.2f} s"
     )
-    assert watch.worst_s < amount(*WORST_S)
+    assert not watch.is_late(amount(*LATE)), watch.seen()
     assert watch.grown_mb < MOST_MB
     assert healthy(node)
     assert "LimitNOFILE" in node.log()
@@ -423,8 +435,8 @@ def test_a_flood_of_connections_delays_no_caller(
             made = [int(each.communicate(timeout=20 * seconds)[0] or 0) for each in running][-1]
         flood = f"{made} connections in {seconds} s from {address}, {held}"
         evidence.figure(f"{flood}: {watch.seen()}, on two busy cores")
-        assert made > 100 * seconds
-        assert watch.worst_s < amount(20, 2)
+        assert made > 2 * MOST_CONNECTIONS
+        assert not watch.is_late(amount(*LATE_ON_BUSY_CORES)), watch.seen()
         assert watch.grown_mb < 300
         assert watch.files < MOST_CONNECTIONS + 64
         assert watch.threads_more < 32
@@ -523,4 +535,4 @@ def test_refused_pictures_cost_neither_memory_nor_others_their_turn(
     starved = {"PEER_UNREACHABLE"} if amount(1, 0) else set()
     assert reasons <= {PictureMisfit.reason, ImageTooLarge.reason, "CANCELLED"} | starved
     assert watch.grown_mb < 300
-    assert watch.worst_s < amount(20, 2)
+    assert not watch.is_late(amount(*LATE_ON_BUSY_CORES)), watch.seen()
