@@ -177,7 +177,7 @@ def _by_file(members: Members) -> dict[Path, list[tuple[int, Any]]]:
 def read_series(called: str, headers: Members) -> tuple[Series, NDArray[Any]]:
     """The slices of one series, and their values (N, H, W, C): uint8 colours, or float32 in units of the modality.
 
-    More is brighter, and padding has the least value of all slices.
+    Padding has the least value of all slices.
     """
     for path, header in headers:
         _check(path, header)
@@ -192,19 +192,15 @@ def read_series(called: str, headers: Members) -> tuple[Series, NDArray[Any]]:
         raise _bad(why, "translate a part of them: ddib translate FOLDER/0*.dcm", InputError)
     paths, sorted_by = zip(*ordered, strict=True)
     values: NDArray[Any] = np.empty(0)
-    inverted: list[int] = []
     read: dict[int, Any] = {}
     for path, found in _by_file(ordered).items():
         places, frames = [at for at, _ in found], [frame_of(header) for _, header in found]
-        for at, (header, plane, dark_is_more) in zip(places, _planes(path, frames), strict=True):
+        for at, (header, plane) in zip(places, _planes(path, frames), strict=True):
             if not values.size:
                 values = np.empty((len(paths), rows, columns, samples), dtype=plane.dtype)
             values[at], read[at] = plane, header
-            inverted += [at] if dark_is_more else []
     if values.dtype.kind == "f":
-        least, most = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
-        for at in inverted:
-            values[at] = least + most - values[at]
+        least = np.fmin.reduce(values, axis=None)
         for plane in values:  # padding is NaN until here
             plane[np.isnan(plane)] = 0 if np.isnan(least) else least
     headers_read = tuple(read[at] for at in range(len(paths)))
@@ -293,10 +289,8 @@ def _check(path: Path, header: Any) -> None:
     raise _bad(f"{path} {what}", how)
 
 
-def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[Any], bool]]:
-    """The header and the pixels (H, W, C) of frames of one file, NaN where they are padding, and whether more is
-    darker.
-    """
+def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[Any]]]:
+    """The header and the pixels (H, W, C) of frames of one file, NaN where they are padding."""
     package = pydicom()
     with _faults(path), quiet():
         whole, source = read_header(path), path  # type: Any, Any
@@ -308,14 +302,14 @@ def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[An
             for frame in package.encaps.generate_frames(source.PixelData, number_of_frames=count):
                 _require_size(path, whole, frame)
         for at, pixels in zip(frames, package.pixels.iter_pixels(source, indices=frames), strict=True):
-            yield headers[at], *_in_units(path, headers[at], pixels)
+            yield headers[at], _in_units(path, headers[at], pixels)
 
 
-def _in_units(path: Path, header: Any, pixels: NDArray[Any]) -> tuple[NDArray[Any], bool]:
+def _in_units(path: Path, header: Any, pixels: NDArray[Any]) -> NDArray[Any]:
     if pixels.ndim == 3:
         if pixels.dtype != np.uint8:
             raise ImageUnreadable(f"{path} holds colours of {pixels.dtype}, 8 bits are read", hop="client")
-        return np.ascontiguousarray(pixels), False
+        return np.ascontiguousarray(pixels)
     # By the modality's table or rescale (PS3.3 C.11.1); without either the stored numbers themselves.
     if header.get("ModalityLUTSequence"):
         values = pydicom().pixels.apply_modality_lut(pixels, header).astype(np.float32)
@@ -323,12 +317,28 @@ def _in_units(path: Path, header: Any, pixels: NDArray[Any]) -> tuple[NDArray[An
         slope, intercept = (header.get(f"Rescale{part}") for part in ("Slope", "Intercept"))
         values = pixels * (1.0 if slope is None else float(slope)) + float(intercept or 0)
         values = values.astype(np.float32)
+    if _is_negative(header):
+        values = np.float32((1 << int(header.BitsStored)) - 1 if pixels.dtype.kind == "u" else -1) - values
     if (first := header.get("PixelPaddingValue")) is not None:
         last = header.get("PixelPaddingRangeLimit")
         ends = np.array([int(first), int(first if last is None else last)])
         ends = ends.astype(f"{pixels.dtype.kind}2")
         values[(pixels >= ends.min()) & (pixels <= ends.max())] = np.nan
-    return values[:, :, None], header.PhotometricInterpretation == "MONOCHROME1"
+    return values[:, :, None]
+
+
+def _is_negative(header: Any) -> bool:
+    """Whether stored numbers are grey levels of a film, the least of which is white (PS3.3 C.7.6.3.1.2).
+
+    How a value is displayed does not change it: what a modality transform gives, and the signal of CT, MR and PET, stays
+    as it is. The identity without a unit, which each DX has (C.8.11.3), transforms nothing.
+    """
+    transform = [header.get(f"Rescale{part}") for part in ("Slope", "Intercept")]
+    plain = transform in ([None, None], [1, 0]) and header.get("RescaleType", "US") == "US"
+    film = (
+        plain and not header.get("ModalityLUTSequence") and header.get("Modality") not in {"CT", "MR", "PT"}
+    )
+    return film and header.PhotometricInterpretation == "MONOCHROME1"
 
 
 def _require_size(path: Path, dataset: Any, frame: bytes) -> None:

@@ -183,13 +183,31 @@ def test_what_is_called_hounsfield_has_its_rescale(changes, says, tmp_path):
             only(tmp_path / "ct", intensity=intensity)
 
 
-def test_monochrome1_is_turned_alike_in_all_slices(tmp_path):
-    """About the middle of all values, not of each slice's own: one that is darker stays so."""
-    values = VALUES.copy()
-    values[1] //= 2
-    write_series(tmp_path / "cr", values, PhotometricInterpretation="MONOCHROME1")
-    numbers = only(tmp_path / "cr", intensity="values").pixels.numbers[..., 0]
-    np.testing.assert_array_equal(numbers, values.max() + values.min() - values)
+@pytest.mark.parametrize(
+    ("modality", "changes", "turned"),
+    [
+        ("CT", {"intercept": -1024.0}, False),
+        ("PT", {"slope": 2.0}, False),
+        ("MR", {}, False),
+        ("CR", {"slope": 0.5, "intercept": 200.0, "RescaleType": "OD"}, False),
+        ("CR", {}, True),
+        ("DX", {"RescaleSlope": 1, "RescaleIntercept": 0, "RescaleType": "US"}, True),
+    ],
+)
+def test_how_a_value_is_displayed_does_not_change_it(modality, changes, turned, tmp_path):
+    """MONOCHROME1 says that the least is shown white; a film's grey levels alone have no other meaning, and are turned
+    alike in all slices and series, about what their bits hold.
+    """
+    how = {"Modality": modality, "PhotometricInterpretation": "MONOCHROME1"}
+    write_series(tmp_path / "series", VALUES, header="CT_small.dcm" if modality == "CT" else "MR_small.dcm",
+                 BitsStored=12, **how, **changes)  # fmt: skip
+    study = only(tmp_path / "series", intensity="hu" if modality == "CT" else "values")
+    slope, intercept = changes.get("slope", 1), changes.get("intercept", 0)
+    expected = 4095 - VALUES if turned else VALUES * slope + intercept
+    np.testing.assert_array_equal(study.pixels.numbers[..., 0], expected)
+    (made, *_) = datasets(study.assemble(echo(study, scale=HOUNSFIELD)))
+    assert made.PhotometricInterpretation == "MONOCHROME2"
+    assert (made.get("RescaleType") == "HU") == (modality == "CT")
 
 
 @pytest.mark.parametrize(
