@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError
+from ddib_fed.formats.dicom_contrasts import Members, no_anatomy
 from ddib_fed.formats.study import safe_name
 from ddib_fed.recognition import COPY, beginning_of, is_dicom
 
@@ -45,6 +46,8 @@ SORTED_BY: Final = [
     "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "BurnedInAnnotation",
     "RecognizableVisualFeatures", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns",
     "BitsAllocated", "SyntheticData", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "ImageType", "ComplexImageComponent", "EchoTime", "EchoNumbers", "DiffusionBValue", "InversionTime",
+    "TemporalPositionIdentifier", "TriggerTime", "AcquisitionDate", "AcquisitionTime",
 ]  # fmt: skip
 """Attributes by which files are sorted into series and checked before any is read whole: many are in memory at once."""
 ENHANCED: Final = {
@@ -55,12 +58,12 @@ ENHANCED: Final = {
 """Enhanced CT, MR and PET, and the legacy converted ones: each frame of such a file is a slice."""
 _FLATTENED: Final = (
     "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence",
+    "FrameContentSequence", "MREchoSequence", "MRDiffusionSequence", "MRImageFrameTypeSequence",
+    "CTImageFrameTypeSequence", "PETFrameTypeSequence",
 )  # fmt: skip
 """Functional groups whose attributes a plain slice has in its header."""
 
 
-Members = list[tuple[Path, Any]]
-"""Path and header (`SORTED_BY`) of each slice of a series; slices that are frames of one file share its path."""
 _OF_THE_STANDARD: Final = "1.2.840.10008."
 COPIES: Final = "copies of other DICOM files"
 """What further files of the same picture, byte for byte, are counted as."""
@@ -71,6 +74,8 @@ class Series:
     headers: tuple[Any, ...]
     paths: tuple[Path, ...]
     warnings: tuple[str, ...]
+    contrast: str = ""
+    """As of `contrasts_of`; empty for the only one of the series."""
 
     @property
     def modality(self) -> str:
@@ -174,10 +179,9 @@ def _by_file(members: Members) -> dict[Path, list[tuple[int, Any]]]:
     return found
 
 
-def read_series(called: str, headers: Members) -> tuple[Series, NDArray[Any]]:
-    """The slices of one series, and their values (N, H, W, C): uint8 colours, or float32 in units of the modality.
-
-    Padding has the least value of all slices.
+def read_series(called: str, headers: Members, contrast: str = "") -> tuple[Series, NDArray[Any]]:
+    """The slices of one series, or of one of its contrasts, and their values (N, H, W, C): uint8 colours, or float32 in
+    units of the modality. Padding has the least value of all slices.
     """
     for path, header in headers:
         _check(path, header)
@@ -209,7 +213,7 @@ def read_series(called: str, headers: Members) -> tuple[Series, NDArray[Any]]:
     if (len(transformed) > 1 and modality != "CT") or (modality == "PT" and transformed != {True}):
         why = f"{called}: slices have no rescale slope, so their values are in no common units"
         raise _bad(why, "export it again with its rescale", InputError)
-    return Series(headers_read, paths, tuple(_warnings(called, sorted_by))), values
+    return Series(headers_read, paths, tuple(_warnings(called, sorted_by)), contrast), values
 
 
 def in_space(headers: Members) -> Members:
@@ -312,7 +316,7 @@ def _in_units(path: Path, header: Any, pixels: NDArray[Any]) -> NDArray[Any]:
         return np.ascontiguousarray(pixels)
     # By the modality's table or rescale (PS3.3 C.11.1); without either the stored numbers themselves.
     if header.get("ModalityLUTSequence"):
-        values = pydicom().pixels.apply_modality_lut(pixels, header).astype(np.float32)
+        values: NDArray[Any] = pydicom().pixels.apply_modality_lut(pixels, header).astype(np.float32)
     else:
         slope, intercept = (header.get(f"Rescale{part}") for part in ("Slope", "Intercept"))
         values = pixels * (1.0 if slope is None else float(slope)) + float(intercept or 0)
@@ -330,8 +334,8 @@ def _in_units(path: Path, header: Any, pixels: NDArray[Any]) -> NDArray[Any]:
 def _is_negative(header: Any) -> bool:
     """Whether stored numbers are grey levels of a film, the least of which is white (PS3.3 C.7.6.3.1.2).
 
-    How a value is displayed does not change it: what a modality transform gives, and the signal of CT, MR and PET, stays
-    as it is. The identity without a unit, which each DX has (C.8.11.3), transforms nothing.
+    How a value is displayed does not change it: what a modality transform gives stays as it is, and so does the signal
+    of CT, MR and PET. The identity without a unit, which each DX has (C.8.11.3), transforms nothing.
     """
     transform = [header.get(f"Rescale{part}") for part in ("Slope", "Intercept")]
     plain = transform in ([None, None], [1, 0]) and header.get("RescaleType", "US") == "US"
@@ -454,6 +458,13 @@ class SortedFiles:
     unreadable: tuple[tuple[Path, DdibError], ...]
     others: Counter[str]
 
+    def require_pictures(self, given: Path) -> None:
+        """Raise ImageUnreadable where there is no picture, and none that cannot be read."""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.others.items())
+        why = f"{given} holds no DICOM pictures of anatomy{kinds and ': '}{kinds}"
+        if not self.series and not self.unreadable:
+            raise _bad(why, "of a DICOMDIR name its folder; dcmdump +P ImageType FILE says what a picture is")
+
 
 def sort_files(paths: Iterable[Path]) -> SortedFiles:
     """Look into the header of each file."""
@@ -480,8 +491,11 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
         others[COPIES] += len(more)
         unlike = [other for other, _ in more if not filecmp.cmp(path, other, shallow=False)]
         if not unlike:
-            slices = ((path, each) for each in slices_of(header))
-            series.setdefault(str(header.get("SeriesInstanceUID", "")), []).extend(slices)
+            for each in slices_of(header):
+                if what := no_anatomy(each):
+                    others[what] += 1
+                else:
+                    series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, each))
         for each in (path, *unlike) if unlike else ():
             why = f"{path} and {unlike[0]} have the same SOP Instance UID and different contents"
             hint = "remove the one that is wrong, or translate each of them in a folder of its own"

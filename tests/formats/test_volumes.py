@@ -217,7 +217,7 @@ def converted(folder: Path) -> nibabel.Nifti1Image:
 
 def test_a_series_that_does_not_say_where_it_lies_is_no_volume(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(1, 2000, (4, 12, 14))
-    write_series(tmp_path / "times", values, ImagePositionPatient=[0, 0, 0])
+    write_series(tmp_path / "times", values, ImagePositionPatient=None)
     with pytest.raises(ImageUnreadable, match="no two at one place"):
         only(tmp_path / "times", volume=GRID)
 

@@ -16,7 +16,7 @@ from ddib_fed.formats.dicom import quiet
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import Options, StudyResults
 from ddib_fed.names import __version__
-from tests.formats.dicom.files import write_series
+from tests.formats.dicom.files import write_contrasts, write_series
 from tests.formats.echoes import DICOM, HOUNSFIELD, echo, only, require_pixels_alone, results
 
 THREE_SLICES = np.random.default_rng(0).integers(0, 2000, (3, 12, 10))
@@ -116,7 +116,9 @@ def test_two_series_of_one_number_are_told_apart(tmp_path):
 
 
 def test_a_dicomdir_is_refused_and_its_folder_is_read():
-    with pytest.raises(ImageUnreadable, match="DICOMDIR holds no DICOM pictures") as caught:
+    with pytest.raises(
+        ImageUnreadable, match="DICOMDIR holds no DICOM pictures of anatomy: 1 DICOMDIR"
+    ) as caught:
         open_paths([DICOM / "dicomdirtests" / "DICOMDIR"], Options())
     assert "name its folder" in caught.value.hint
     assert len(open_paths([DICOM / "dicomdirtests" / "77654033"], Options()).studies) > 2
@@ -388,3 +390,70 @@ def test_how_the_source_was_acquired_is_not_said_of_the_result(header, tmp_path)
         "AcquisitionNumber",
     ):
         assert made[keyword].value == source[keyword].value
+
+
+@pytest.mark.parametrize(
+    ("contrasts", "expected"),
+    [
+        ([{"EchoNumbers": 1, "EchoTime": 12}, {"EchoNumbers": 2, "EchoTime": 90}], ["echo1", "echo2"]),
+        ([{"EchoTime": 12}, {"EchoTime": 90}], ["echo1", "echo2"]),
+        ([{"TemporalPositionIdentifier": n} for n in (2, 10, 11)], ["time1", "time2", "time3"]),
+        ([{"TriggerTime": t, "InstanceNumber": 1} for t in (9.5, 120.0)], ["repeat1", "repeat2"]),
+        ([{"AcquisitionTime": t} for t in ("100000", "100130")], ["repeat1", "repeat2"]),
+        ([{"ImageType": ["ORIGINAL", "PRIMARY", kind]} for kind in ("M", "WATER")], ["type1", "type2"]),
+        ([{"DiffusionBValue": b} for b in (0.0, 1000.0)], ["b1", "b2"]),
+    ],
+)
+def test_each_contrast_of_a_series_is_a_study_of_its_own(contrasts, expected, tmp_path):
+    """With a name that is the same again, percentiles of its own values, and a series of its own in the PACS."""
+    found = open_paths([write_contrasts(tmp_path / "mr", FOUR_SLICES, *contrasts)], Options()).studies
+    assert [origin.name for origin in found.origins] == [f"mr/series-1-{name}" for name in expected]
+    assert [{path.name[0] for path in origin.inputs} for origin in found.origins] == [
+        {str(n)} for n in range(1, len(contrasts) + 1)
+    ]
+    numbers = [study.pixels.numbers for study in found]
+    assert all((each.min(), each.max()) == (0, 255) for each in numbers)
+    for each in numbers[1:]:
+        np.testing.assert_allclose(each, numbers[0], atol=1)
+    made = [datasets(study.assemble(echo(study)))[0] for study in found]
+    assert len({each.SeriesInstanceUID for each in made}) == len(contrasts)
+    assert [each.SeriesDescription for each in made] == [
+        f"SYNTHETIC {name} south.example/relief" for name in expected
+    ]
+    of_echoes = expected[0] == "echo1"
+    assert [each.EchoTime for each in made] == ([12, 90] if of_echoes else [None] * len(made))
+
+
+OF_NO_ANATOMY = [
+    ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "header": "CT_small.dcm"}, "localizer"),
+    ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]}, "mosaic of slices"),
+    ({"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]}, "phase, real or imaginary picture"),
+    ({"ImageType": ["ORIGINAL", "PRIMARY", "PHASE MAP", "P", "FFE"]}, "phase, real or imaginary picture"),
+    ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "colour map"),
+]
+
+
+def test_an_image_type_of_one_word_is_no_other_kind(tmp_path):
+    """Its letters are no values."""
+    write_series(tmp_path / "mr", FOUR_SLICES, ImageType="ORIGINAL")
+    assert only(tmp_path / "mr").sent == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(("looks", "called"), OF_NO_ANATOMY)
+def test_what_is_no_slice_of_anatomy_is_named_and_left_out(looks, called, tmp_path):
+    """Also in the series of its slices; alone it is refused, by what it is."""
+    header = looks.get("header", "MR_small.dcm")
+    write_series(tmp_path / "other", FOUR_SLICES[:2], **looks)
+    with pytest.raises(ImageUnreadable, match=f"no DICOM pictures of anatomy: 2 DICOM {called}"):
+        open_paths([tmp_path / "other"], Options())
+    write_contrasts(tmp_path / "all", FOUR_SLICES, {}, looks, header=header)
+    found = open_paths([tmp_path / "all"], Options())
+    assert found.ignored == Counter({f"DICOM {called}": 4})
+    assert [origin.name for origin in found.studies.origins] == ["all/series-1"]
+    np.testing.assert_array_equal(
+        found.studies[0].pixels.numbers, only_the_slices(tmp_path / "plain", header)
+    )
+
+
+def only_the_slices(folder, header):
+    return only(write_contrasts(folder, FOUR_SLICES, {}, header=header)).pixels.numbers
