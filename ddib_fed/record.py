@@ -237,9 +237,9 @@ class PictureFigures(_Section):
         """At what other size it was translated, and what that lost, in a sentence without a name; empty for none."""
         if self.fitted_height is None or self.fitted_width is None:
             return ""
-        small, own = f"{self.fitted_width}x{self.fitted_height}", f"{self.width}x{self.height}"
+        small, own = f"{self.fitted_width} x {self.fitted_height}", f"{self.width} x {self.height}"
         times = self.height * self.width / (self.fitted_height * self.fitted_width)
-        said = f"was translated at {small} pixels, not at its own {own}, and {'enlarged' if times > 1 else 'reduced'}"
+        said = f"was computed at {small} pixels, not at its own {own}, and {'enlarged' if times > 1 else 'reduced'}"
         if times >= 2:
             said += f": {times:,.0f} pixels became one"
         return said
@@ -252,6 +252,13 @@ class PictureFigures(_Section):
             found = "edge_correlation", self.least_edge_correlation, self.edge_correlation
         name, more, bound = found
         return "calibration" if more is not None and bound is not None and more <= bound else name
+
+    @property
+    def shrink(self) -> float:
+        """How many times longer its sides are than those at which it was computed; 1 where they are no longer."""
+        if self.fitted_height is None or self.fitted_width is None:
+            return 1.0
+        return max(1.0, self.height / self.fitted_height, self.width / self.fitted_width)
 
     @property
     def size(self) -> str:

@@ -51,6 +51,7 @@ from ddib_fed.formats.dicom_network import RESERVE
 from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
+    from ddib_fed.formats.parts import WrittenStudy
     from ddib_fed.formats.study import Origin, Study
 
 log = logging.getLogger(__name__)
@@ -157,6 +158,11 @@ class _Progress(RunProgress):
         del number
         for line in study.warnings if study is not None else ():
             log.warning("series %s: %s", self._key, line.replace(f"{origin.given}: ", ""))
+
+    def study_written(self, number: int, written: WrittenStudy, study: Study | None) -> None:
+        del number, study
+        for line in written.said:
+            log.info("series %s: %s", self._key, line)
 
 
 class Router:

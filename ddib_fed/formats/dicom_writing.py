@@ -45,6 +45,7 @@ from ddib_fed.formats.study import (
     Bad,
     Options,
     Origin,
+    Planes,
     Slices,
     Study,
     StudyResults,
@@ -55,6 +56,8 @@ from ddib_fed.formats.volumes import Volumes, axial, from_axial, orientation_of,
 from ddib_fed.names import __version__
 
 MAKER: Final = "ddib-fed"
+SOFT_TISSUE: Final = (-160.0, 240.0)
+"""The usual window of CT, of centre 40 and width 400, in Hounsfield units."""
 SERIES_OFFSET: Final = 1000
 """Added to the number of the source's series."""
 _SPACE: Final = uuid.UUID("6b1f2c2e-6d3d-5b0b-9d5e-0f1d0c9a7a11")
@@ -106,7 +109,7 @@ _EQUIPMENT: Final = (
 )  # fmt: skip
 
 
-def derived_series(series: Series, stack: Pixels, translated: StudyResults, rule: str) -> list[bytes]:
+def derived_series(series: Series, stack: Pixels, translated: StudyResults, pixels: Planes) -> list[bytes]:
     """The files of the result: enhanced where the source's are and the result is grey, else one a slice.
 
     UIDs follow from those of the source, the request, the rule of intensity and both models, so that a repeat replaces
@@ -117,28 +120,32 @@ def derived_series(series: Series, stack: Pixels, translated: StudyResults, rule
         zone = str(series.headers[0].get("TimezoneOffsetFromUTC", ""))
         now = now.astimezone(datetime.strptime(zone, "%z").tzinfo)
     models = first.source_model_sha256, first.target_model_sha256, first.calibration_sha256
-    parts = [translated.source, translated.target, str(first.asked_sha256), rule, *models]
+    parts = [translated.source, translated.target, str(first.asked_sha256), pixels.rule, *models]
     parts += [series.contrast] if series.contrast else []
     recipe = hashlib.sha256(" ".join(parts).encode()).hexdigest()
     hounsfield = series.modality == "CT" and not series.without_units
     hounsfield = hounsfield and translated.low is not None and translated.low <= -500
     made, enhanced = [], dict[Path, list[tuple[int, Pixels]]]()
+    computed, spacing = pixels.computed(translated), series.headers[0].get("PixelSpacing")
 
     def begun(source: Any, pixels: Pixels) -> Any:
         dataset = _kept(source, colours=pixels.shape[3] == 3, echoes="echo" in series.contrast)
         _identify(dataset, source, recipe, now)
         words = ("SYNTHETIC", series.contrast, translated.target, source.get("SeriesDescription"))
         dataset.SeriesDescription = " ".join(filter(None, words))[:64].strip()
-        _attribute(dataset, source, translated, now)
+        _attribute(dataset, source, translated, now, computed.lost)
+        if spacing and computed.shrink > 1:
+            resolution = computed.shrink * max(float(mm) for mm in spacing)
+            dataset.SpatialResolution = pydicom().valuerep.DSfloat(resolution, auto_format=True)
         _set_pixels(dataset, pixels, translated, hounsfield=hounsfield)
         return dataset
 
     with quiet():
-        for path, source, pixels in zip(series.paths, series.headers, stack, strict=True):
-            if source.SOPClassUID in ENHANCED and pixels.shape[2] == 1:
-                enhanced.setdefault(path, []).append((frame_of(source), pixels))
+        for path, source, plane in zip(series.paths, series.headers, stack, strict=True):
+            if source.SOPClassUID in ENHANCED and plane.shape[2] == 1:
+                enhanced.setdefault(path, []).append((frame_of(source), plane))
                 continue
-            made.append(begun(source, pixels[None]))
+            made.append(begun(source, plane[None]))
         for path, frames in enhanced.items():
             numbers, planes = zip(*sorted(frames, key=lambda each: each[0]), strict=True)
             whole = read_header(path)
@@ -201,16 +208,20 @@ def _identify(dataset: Any, source: Any, recipe: str, now: datetime) -> None:
     dataset.InstanceCreationTime = dataset.ContentTime = dataset.SeriesTime = now.strftime("%H%M%S")
 
 
-def _attribute(dataset: Any, source: Any, translated: StudyResults, now: datetime) -> None:
+def _attribute(dataset: Any, source: Any, translated: StudyResults, now: datetime, lost: str) -> None:
     """From which picture, by what, and how it was derived."""
     package, first = pydicom(), translated.first
-    doubts = ", ".join(
-        sorted({doubt for record in translated.records if record for doubt in record.doubts or ()})
-    )
+    doubts = {doubt for record in translated.records if record for doubt in record.doubts or ()}
+    facts = [
+        "not for diagnosis",
+        lost,
+        translated.clipped,
+        doubts and f"doubtful: {', '.join(sorted(doubts))}",
+    ]
     models = f"models SHA-256 {first.source_model_sha256} and {first.target_model_sha256}"
     dataset.DerivationDescription = (
         f"Synthetic picture: translated from {translated.source} to {translated.target} by a Dual Diffusion Implicit "
-        f"Bridge ({MAKER} {__version__}); {models}; not for diagnosis{doubts and '; doubtful: '}{doubts}"
+        f"Bridge ({MAKER} {__version__}); {models}; {'; '.join(filter(None, facts))}"
     )[:1024]
     acquired, made = package.Dataset(), package.Dataset()
     for name in _EQUIPMENT:
@@ -325,6 +336,7 @@ def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, houns
         dataset.RescaleType = "HU" if hounsfield else "US"
     low = translated.intercept if low is None else low
     high = low + slope * np.iinfo(translated.dtype).max if high is None else high
+    low, high = SOFT_TISSUE if hounsfield else (low, high)
     dataset.WindowCenter = number((low + high) / 2, auto_format=True)
     dataset.WindowWidth = number(max(high - low, 1), auto_format=True)
 
@@ -354,7 +366,7 @@ class DicomStudy(Study):
         if self.orientation is not None:
             stack = from_axial(stack, self.orientation)
         report, said = self.pixels.summary(translated)
-        contents = derived_series(self.series, stack, translated, self.pixels.rule)
+        contents = derived_series(self.series, stack, translated, self.pixels)
         files = {f"{self.name}/{at + 1:04}.dcm": content for at, content in enumerate(contents)}
         header = self.series.headers[0]
         spacing = header.get("PixelSpacing")

@@ -21,7 +21,7 @@ import numpy as np
 from ddib_fed.errors import AlreadyExists, JobFailed, PictureMisfit, UsageError
 from ddib_fed.files import has_sha256, make_private_folders, read_json, sync_folder, write_file, write_json
 from ddib_fed.formats.study import LATENT, Assembled, ItemResult, Origin, Study, StudyResults, naming
-from ddib_fed.record import Part, Translation, WrittenFile
+from ddib_fed.record import Part, PictureFigures, Translation, WrittenFile
 
 FORMAT = 1
 """Of the section `study` of a record."""
@@ -117,8 +117,8 @@ def finished_study(origin: Origin, out: Path, *, asked: str) -> WrittenStudy | N
         return None
     if not all(has_sha256(file, written) for file, written in files.items()):
         return None
-    said = ("was translated by an earlier run; --force translates it again",)
-    return WrittenStudy(origin.given, tuple(files), path, record, report, said)
+    said = filter(None, (_lost(record), "was translated by an earlier run; --force translates it again"))
+    return WrittenStudy(origin.given, tuple(files), path, record, report, tuple(said))
 
 
 def check_outputs(origin: Origin, out: Path, *, force: bool) -> None:
@@ -250,7 +250,8 @@ def write_outputs(
     shutil.rmtree(staged, ignore_errors=True)
     with suppress(OSError):  # items are kept in it
         parts.rmdir()
-    return WrittenStudy(study.origin.given, files, path, provenance, report, made.said)
+    said = tuple(filter(None, (_lost(provenance), translated.clipped, *made.said)))
+    return WrittenStudy(study.origin.given, files, path, provenance, report, said)
 
 
 def _record(
@@ -285,20 +286,25 @@ def _record(
             "doubtful": _any(record.doubtful for record in records),
             "doubts": tuple(sorted({doubt for record in records for doubt in record.doubts or ()})),
         }
-    ).with_(picture=figures | dict(made.figures))
-    if made.figures:  # parts of one picture: what holds for one of them does not hold for the whole
+    ).with_(
+        picture=figures | study.pixels.computed(translated).model_dump(include=_SIZES) | dict(made.figures)
+    )
+    if "tiles" in made.report:  # parts of one picture: what holds for one of them does not hold for the whole
         pictures = [record.picture for record in records if record.picture is not None]
         known = [each.structure_doubtful for each in pictures if each.structure_doubtful is not None]
         most = sum(known) > len(known) / 2 if known else None
         if (share := figures["differs"]) is not None and not all(known):  # of all their pixels
             most = share > (pictures[0].most_differs or 0.0)
         provenance = provenance.with_(picture={"structure_doubtful": most}).judged()
+    size = provenance.picture or PictureFigures()
     report = {
         "format": FORMAT,
         "kind": study.kind,
         "planes": study.planes,
         "options": dict(study.origin.settings),
         "warnings": list(study.warnings),
+        "computed_at": [size.fitted_height or size.height, size.fitted_width or size.width],
+        "shrink": size.shrink,
         **({"series_sha256": study.origin.series_sha256} if study.origin.series_sha256 else {}),
         **made.report,
         "files": digests,
@@ -310,6 +316,7 @@ def _record(
     return provenance, report
 
 
+_SIZES = {"depth", "height", "width", "fitted_height", "fitted_width"}
 _OVER_ITEMS: Mapping[str, Callable[[Any], Any]] = {
     "cycle_psnr": min,
     "autoencoder_psnr": min,
@@ -333,6 +340,10 @@ def _figures(records: Sequence[Translation]) -> dict[str, Any]:
         found = [value for each in pictures if (value := getattr(each, name)) is not None]
         figures[name] = float(how(found)) if found else None
     return figures
+
+
+def _lost(record: Translation) -> str:
+    return record.picture.lost if record.picture is not None else ""
 
 
 def _any(found: Iterable[bool | None]) -> bool | None:

@@ -32,7 +32,7 @@ from ddib_fed.errors import (
     JobFailed,
     UsageError,
 )
-from ddib_fed.record import Translation
+from ddib_fed.record import PictureFigures, Translation
 
 Bad = list[tuple[Path, DdibError]]
 """What cannot be read, and why."""
@@ -383,6 +383,12 @@ class StudyResults:
         return f"{self.first.source_institution}/{self.first.source_domain}"
 
     @property
+    def clipped(self) -> str:
+        """How many values lay outside the range of the source's model, in a sentence; empty for none."""
+        count = sum(record.picture.clipped for record in self.records if record and record.picture)
+        return f"{count:,} values outside the range of the source's model were clipped" if count else ""
+
+    @property
     def background(self) -> int:
         """The number that stands for the low end of the target's range."""
         if self.low is None:
@@ -437,6 +443,10 @@ class Planes(ABC):
         places = self.places
         for at in self.sent:
             yield item_bytes(self.numbers[places[at]])
+
+    def computed(self, translated: StudyResults) -> PictureFigures:
+        """Its size, and the size at which it was computed."""
+        return translated.first.picture or PictureFigures()
 
     def missing(self, translated: StudyResults) -> list[int]:
         return [at for at, plane in zip(self.sent, translated.planes, strict=True) if plane is None]

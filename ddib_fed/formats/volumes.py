@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ddib_fed.data.pictures import Pixels, encode_volume
 from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.formats.study import EMPTY, Grid, IntensityRule, Planes, StudyResults, is_empty
+from ddib_fed.record import PictureFigures
 
 ALIKE: Final = 1e-3
 """Spacings that differ by less are the same."""
@@ -172,6 +173,15 @@ class Volumes(Planes):
             f"{self.outside:.2%} of what it shows lies outside the model's field of view, and is not translated",
         )
 
+    def computed(self, translated: StudyResults) -> PictureFigures:
+        del translated  # in which the volume has the model's size
+        depth, height, width = (axis.own for axis in self.axes)
+        fitted = [max(1, round(axis.own / axis.ratio)) for axis in self.axes]
+        there = dict(zip(("fitted_height", "fitted_width"), fitted[1:], strict=True))
+        return PictureFigures(
+            depth=depth, height=height, width=width, **there if [height, width] != fitted[1:] else {}
+        )
+
     def resampled(self, spacing: Sequence[float]) -> Iterator[Pixels]:
         """Each volume (D, H, W, C) whole, at mm between voxels; for training."""
         least, axes = float(self.numbers.min()), []
@@ -223,7 +233,8 @@ class Volumes(Planes):
             "padded": [axis.model - int(np.count_nonzero(axis.there().any(axis=1))) for axis in self.axes],
             "outside": round(self.outside, 6),
         }
-        return self.report(translated, "volumes", **fit), self.warnings
+        shrink = max(1.0, *(axis.ratio for axis in self.axes))
+        return {**self.report(translated, "volumes", **fit), "shrink": shrink}, self.warnings
 
 
 def _lengths(axes: Sequence[Axis], spacing: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -15,6 +15,7 @@ import pytest
 
 from ddib_fed.data.pictures import decode_volume
 from ddib_fed.errors import ImageUnreadable, InputError
+from ddib_fed.formats.parts import write_outputs
 from ddib_fed.formats.study import Grid, StudyResults
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import HOUNSFIELD, echo, only, results
@@ -220,6 +221,18 @@ def test_a_series_that_does_not_say_where_it_lies_is_no_volume(tmp_path: Path) -
     write_series(tmp_path / "times", values, ImagePositionPatient=None)
     with pytest.raises(ImageUnreadable, match="no two at one place"):
         only(tmp_path / "times", volume=GRID)
+
+
+def test_a_volume_says_at_what_size_it_was_computed(tmp_path: Path) -> None:
+    """That of the model's voxels within it, not the model's own; the depth counts for what decides by it."""
+    head(tmp_path / "head.nii.gz", "RAS", 0, (1, 1, 1))
+    study = only(tmp_path / "head.nii.gz", intensity="values", volume=Grid((24, 48, 48), (4.0, 2.0, 2.0)))
+    written = write_outputs(study, results(study, scale=(1.0, 0.0, 16, 0.0, 4095.0)), tmp_path / "out")
+    assert written.said[0].startswith(
+        "was computed at 30 x 30 pixels, not at its own 60 x 60, and enlarged: 4"
+    )
+    assert written.provenance.picture.size == "60x60x60"
+    assert (written.report["computed_at"], written.report["shrink"]) == ([30, 30], 4.0)
 
 
 def test_a_result_of_another_size_is_not_taken(tmp_path: Path) -> None:

@@ -304,6 +304,22 @@ def test_a_doubtful_result_says_so(ct):
         assert made.DerivationDescription.endswith("not for diagnosis; doubtful: structure")
 
 
+def test_the_size_at_which_it_was_computed_is_said(ct):
+    """In a PACS nobody reads the record: the words of a picture on the terminal, and the resolution in mm."""
+    found = results(ct, scale=HOUNSFIELD)
+    (made, *_) = datasets(ct.assemble(StudyResults.of(found)))
+    assert "computed" not in made.DerivationDescription
+    assert "SpatialResolution" not in made
+    sizes = {"fitted_height": 6, "fitted_width": 5, "clipped": 700}
+    found = [each._replace(record=each.record.with_(picture=sizes)) for each in found]
+    for made in datasets(ct.assemble(StudyResults.of(found))):
+        assert made.DerivationDescription.endswith(
+            "not for diagnosis; was computed at 5 x 6 pixels, not at its own 10 x 12, and enlarged: 4 pixels became "
+            "one; 2,800 values outside the range of the source's model were clipped"
+        )
+        assert (made.SpatialResolution, list(made.PixelSpacing)) == (3.0, [1.5, 1.5])
+
+
 def test_another_rule_of_intensity_makes_other_identities(ct):
     """What it makes is another picture, and a PACS keeps both."""
     other = only(ct.origin.given, intensity="window:40,400")
@@ -351,7 +367,7 @@ def test_hounsfield_units_come_back(ct):
         pydicom.pixels.apply_modality_lut(made.pixel_array, made), FOUR_SLICES[0] - 1024
     )
     assert made.RescaleType == "HU"
-    assert (made.WindowCenter, made.WindowWidth) == (1023.5, 4095)
+    assert (made.WindowCenter, made.WindowWidth) == (40, 400)
     (other, *_) = datasets(ct.assemble(echo(ct, change=lambda numbers: numbers / 10 + 110)))
     assert other.RescaleType == "US"
 
