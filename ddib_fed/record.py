@@ -352,6 +352,10 @@ class Translation(_Section):
         }
         return tuple(said.get(doubt, doubt) for doubt in self.doubts or ())
 
+    @property
+    def lost(self) -> str:
+        return self.picture.lost if self.picture is not None else ""
+
     def judged(self) -> Self:
         """A copy that says whether the translation is doubtful, where a figure can be held against a bound."""
         picture = self.picture

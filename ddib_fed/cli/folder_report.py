@@ -138,18 +138,17 @@ class ConsoleProgress(RunProgress):
 def write_pages(run: FolderRun) -> Path | None:
     """Write the page; where it is, or None if there are too few pictures."""
     pictures = [each for each in run.delivered if each.provenance.picture is not None]
-    whole = [each for each in run.written if each.shown.suffix == ".png"]
-    if len(pictures) + len(whole) < FEWEST:
+    if len(pictures) + len(run.written) < FEWEST and all(each.shown.suffix == ".png" for each in run.written):
         return None
     page = _place(run)
     try:
-        _write(run, pictures, whole, page)
+        _write(run, pictures, page)
     except OSError as error:
         raise not_written(error, page, f"every result is in {run.options.out}") from error
     return page
 
 
-def _write(run: FolderRun, pictures: list[Delivered], whole: Sequence[WrittenStudy], page: Path) -> None:
+def _write(run: FolderRun, pictures: list[Delivered], page: Path) -> None:
     from ddib_fed.evaluation.pages import ShownFile, ShownFiles, write_results
 
     sources = {item.file: item.path for item in run.items}
@@ -164,15 +163,28 @@ def _write(run: FolderRun, pictures: list[Delivered], whole: Sequence[WrittenStu
         )
         for each in pictures
     ]
-    for study in whole:
-        back = study.provenance.files.get(Part.RETURNED)
-        returned = study.record.parent / back.file if back else None
-        files.append(ShownFile(study.given.name, study.provenance, study.shown, study.given, returned))
     missing = [(str(each.path), each.why) for each in (*run.left_out, *run.failed)]
     missing += [(str(path), "was not submitted") for path in run.not_submitted]
+    total = run.total
+    for study in run.written:
+        if "slices" not in study.report:
+            back = study.provenance.files.get(Part.RETURNED)
+            returned = study.record.parent / back.file if back else None
+            source = study.given if study.shown.suffix == ".png" else None
+            files.append(ShownFile(study.given.name, study.provenance, study.shown, source, returned))
+            continue
+        total += study.items - 1
+        for item in study.report["items"]:
+            name, made = f"{study.record.stem}, slice {item['plane'] + 1}", study.shown
+            if made.is_dir() and len(study.files) == study.report["planes"]:
+                made = study.files[item["plane"]]
+            if record := Translation.parse(item):
+                files.append(ShownFile(name, record, made))
+            else:
+                missing.append((name, item["why"]))
     first = files[0].record
     target = f"{first.target_institution}/{first.target_domain}".lstrip("/")
-    results = ShownFiles(target, run.total, files, tuple(missing))
+    results = ShownFiles(target, total, files, tuple(missing))
     with bar("drawing the page") if len(files) >= _SLOW else nullcontext(lambda *_: None) as show:
         write_results(page, results, on_drawn=show)
 

@@ -337,12 +337,11 @@ def _is_negative(header: Any) -> bool:
     How a value is displayed does not change it: what a modality transform gives stays as it is, and so does the signal
     of CT, MR and PET. The identity without a unit, which each DX has (C.8.11.3), transforms nothing.
     """
-    transform = [header.get(f"Rescale{part}") for part in ("Slope", "Intercept")]
-    plain = transform in ([None, None], [1, 0]) and header.get("RescaleType", "US") == "US"
-    film = (
-        plain and not header.get("ModalityLUTSequence") and header.get("Modality") not in {"CT", "MR", "PT"}
-    )
-    return film and header.PhotometricInterpretation == "MONOCHROME1"
+    if header.PhotometricInterpretation != "MONOCHROME1" or header.get("ModalityLUTSequence"):
+        return False
+    rescale = tuple(header.get(f"Rescale{part}") for part in ("Slope", "Intercept", "Type"))
+    units = rescale not in {(None, None, None), (1, 0, None), (1, 0, "US")}
+    return not units and header.get("Modality") not in {"CT", "MR", "PT"}
 
 
 def _require_size(path: Path, dataset: Any, frame: bytes) -> None:

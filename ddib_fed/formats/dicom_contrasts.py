@@ -5,9 +5,9 @@ The rule: what one rule of intensity is for has one contrast. Names have numbers
 
 from __future__ import annotations
 
-from collections.abc import MutableSequence
+from collections import Counter
+from collections.abc import MutableSequence, Sequence
 from contextlib import suppress
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,38 +49,40 @@ def contrasts_of(members: Members) -> dict[str, Members]:
 
     Contrasts are numbered by their values, and slices of one contrast that lie at one place by when they were acquired.
     """
-    ranks = []
-    for keywords in _CONTRASTS.values():
-        values = [tuple(_comparable(header, keyword) for keyword in keywords) for _, header in members]
-        order = sorted(set(values))
-        ranks.append([order.index(value) + 1 if len(order) > 1 else 0 for value in values])
-    parts: dict[str, Members] = {}
-    for member, *numbers in zip(members, *ranks, strict=True):
-        name = "-".join(f"{what}{n}" for what, n in zip(_CONTRASTS, numbers, strict=True) if n)
-        parts.setdefault(name, []).append(member)
-    found: dict[str, Members] = {}
-    for name, slices in sorted(parts.items()):
-        repeats = _repeats(slices)
-        for number, each in enumerate(repeats, 1):
-            found["-".join(filter(None, (name, f"repeat{number}" * (len(repeats) > 1))))] = each
-    return found
+    columns: list[Sequence[Any]] = [
+        [tuple(_comparable(header, keyword) for keyword in keywords) for _, header in members]
+        for keywords in _CONTRASTS.values()
+    ]
+    columns.append(_repeats(members, [*zip(*columns, strict=True)]))
+    parts: dict[tuple[Any, ...], Members] = {}
+    for member, *values in zip(members, *columns, strict=True):
+        parts.setdefault(tuple(values), []).append(member)
+    several = {what: sorted(set(c)) for what, c in zip((*_CONTRASTS, "repeat"), columns, strict=True)}
+
+    def name(values: tuple[Any, ...]) -> str:
+        numbered = zip(several.items(), values, strict=True)
+        return "-".join(f"{what}{all_.index(v) + 1}" for (what, all_), v in numbered if len(all_) > 1)
+
+    return {name(values): parts[values] for values in sorted(parts)}
 
 
-def _repeats(members: Members) -> list[Members]:
-    """The slices that were acquired first at each place, those that were second, and so on."""
+def _repeats(members: Members, contrasts: Sequence[Any]) -> list[int]:
+    """How many slices of its contrast were acquired at the place of each before it."""
 
-    def acquired(member: tuple[Path, Any]) -> tuple[Any, ...]:
+    def acquired(at: int) -> tuple[Any, ...]:
+        path, header = members[at]
         when = ("TriggerTime", "AcquisitionDate", "AcquisitionTime", "InstanceNumber")
-        return *(_comparable(member[1], keyword) for keyword in when), str(member[0])
+        return *(_comparable(header, keyword) for keyword in when), str(path)
 
-    places: dict[Any, Members] = {}
-    for path, header in sorted(members, key=acquired):
-        place = tuple(_comparable(header, f"Image{part}Patient") for part in ("Position", "Orientation"))
-        alone = header.get("ImagePositionPatient") is None
-        places.setdefault(len(places) if alone else place, []).append((path, header))
-    if len(places) == len(members):
-        return [members]
-    return [[member for member in each if member] for each in zip_longest(*places.values())]
+    seen, found = Counter[Any](), [0] * len(members)
+    for at in sorted(range(len(members)), key=acquired):
+        place, direction = (
+            _comparable(members[at][1], f"Image{part}Patient") for part in ("Position", "Orientation")
+        )
+        if place:
+            found[at] = seen[contrasts[at], place, direction]
+            seen[contrasts[at], place, direction] += 1
+    return found
 
 
 def _comparable(header: Any, keyword: str) -> tuple[tuple[float, str], ...]:

@@ -211,13 +211,8 @@ def _identify(dataset: Any, source: Any, recipe: str, now: datetime) -> None:
 def _attribute(dataset: Any, source: Any, translated: StudyResults, now: datetime, lost: str) -> None:
     """From which picture, by what, and how it was derived."""
     package, first = pydicom(), translated.first
-    doubts = {doubt for record in translated.records if record for doubt in record.doubts or ()}
-    facts = [
-        "not for diagnosis",
-        lost,
-        translated.clipped,
-        doubts and f"doubtful: {', '.join(sorted(doubts))}",
-    ]
+    doubts = sorted({doubt for record in translated.records if record for doubt in record.doubts or ()})
+    facts = "not for diagnosis", lost, translated.clipped, "doubtful: " * bool(doubts) + ", ".join(doubts)
     models = f"models SHA-256 {first.source_model_sha256} and {first.target_model_sha256}"
     dataset.DerivationDescription = (
         f"Synthetic picture: translated from {translated.source} to {translated.target} by a Dual Diffusion Implicit "
@@ -375,11 +370,6 @@ class DicomStudy(Study):
             "rows": int(header.Rows),
             "columns": int(header.Columns),
             "pixel_spacing_mm": [float(v) for v in spacing] if spacing else None,
-        }
-        report["marks"] = {
-            "synthetic_data": "YES",
-            "image_type": "DERIVED\\SECONDARY",
-            "burnt_in_annotation": str(header.get("BurnedInAnnotation", "")) or None,
         }
         return Assembled(files, report, said)
 

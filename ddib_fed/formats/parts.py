@@ -117,7 +117,7 @@ def finished_study(origin: Origin, out: Path, *, asked: str) -> WrittenStudy | N
         return None
     if not all(has_sha256(file, written) for file, written in files.items()):
         return None
-    said = filter(None, (_lost(record), "was translated by an earlier run; --force translates it again"))
+    said = filter(None, (record.lost, "was translated by an earlier run; --force translates it again"))
     return WrittenStudy(origin.given, tuple(files), path, record, report, tuple(said))
 
 
@@ -250,8 +250,8 @@ def write_outputs(
     shutil.rmtree(staged, ignore_errors=True)
     with suppress(OSError):  # items are kept in it
         parts.rmdir()
-    said = tuple(filter(None, (_lost(provenance), translated.clipped, *made.said)))
-    return WrittenStudy(study.origin.given, files, path, provenance, report, said)
+    said = filter(None, (provenance.lost, translated.clipped, *made.said))
+    return WrittenStudy(study.origin.given, files, path, provenance, report, tuple(said))
 
 
 def _record(
@@ -340,10 +340,6 @@ def _figures(records: Sequence[Translation]) -> dict[str, Any]:
         found = [value for each in pictures if (value := getattr(each, name)) is not None]
         figures[name] = float(how(found)) if found else None
     return figures
-
-
-def _lost(record: Translation) -> str:
-    return record.picture.lost if record.picture is not None else ""
 
 
 def _any(found: Iterable[bool | None]) -> bool | None:

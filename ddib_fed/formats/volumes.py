@@ -174,13 +174,14 @@ class Volumes(Planes):
         )
 
     def computed(self, translated: StudyResults) -> PictureFigures:
-        del translated  # in which the volume has the model's size
-        depth, height, width = (axis.own for axis in self.axes)
-        fitted = [max(1, round(axis.own / axis.ratio)) for axis in self.axes]
-        there = dict(zip(("fitted_height", "fitted_width"), fitted[1:], strict=True))
-        return PictureFigures(
-            depth=depth, height=height, width=width, **there if [height, width] != fitted[1:] else {}
+        del translated  # whose volumes have the model's size
+        own, (height, width) = (
+            [axis.own for axis in self.axes],
+            [axis.own / axis.ratio for axis in self.axes[1:]],
         )
+        made = PictureFigures(depth=own[0], height=own[1], width=own[2])
+        there = {"fitted_height": max(1, round(height)), "fitted_width": max(1, round(width))}
+        return made if [*there.values()] == own[1:] else made.model_copy(update=there)
 
     def resampled(self, spacing: Sequence[float]) -> Iterator[Pixels]:
         """Each volume (D, H, W, C) whole, at mm between voxels; for training."""

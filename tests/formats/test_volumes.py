@@ -209,6 +209,21 @@ def test_another_converter_finds_the_geometry_of_the_source(degrees: float, tmp_
     np.testing.assert_allclose(made.affine, source.affine, atol=1e-4)
 
 
+def test_a_round_head_of_unlike_rows_and_columns_stays_round(tmp_path: Path) -> None:
+    """Rows are 2 mm apart and columns 1 mm; outside of a CT that is smaller than the model's volumes there is air."""
+    rows, columns = np.mgrid[0:20, 0:40]
+    disc = np.hypot(2.0 * (rows - 9.5), columns - 19.5) < 12
+    values = np.where(disc, 1064, 24)[None].repeat(6, axis=0)
+    write_series(tmp_path / "ct", values, header="CT_small.dcm", intercept=-1024, PixelSpacing=[2.0, 1.0])
+    study = only(tmp_path / "ct", volume=Grid((6, 48, 48), (3.0, 1.0, 1.0)))
+    (item,) = study.items()
+    sent = decode_volume(item)[3, ..., 0]
+    inside = sent > -400
+    assert abs(int(inside.any(0).sum()) - int(inside.any(1).sum())) <= 1
+    assert (sent[[0, -1]] == -1000).all()
+    assert (sent[:, [0, -1]] == -1000).all()
+
+
 def converted(folder: Path) -> nibabel.Nifti1Image:
     """What dcm2niix makes of the one series in a folder, which turns only what was acquired in 3D."""
     command = [dcm2niix.bin, "-b", "n", "-z", "n", "-f", "found", "-o", folder, folder]

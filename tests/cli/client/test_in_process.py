@@ -34,6 +34,7 @@ from ddib_fed.evaluation.samples import PictureSamples
 from ddib_fed.models.bundle import open_bundle, save_bundle
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.record import Part, Settings
+from tests.formats.dicom.files import write_series
 from tests.runs.tiny_models import tiny, tiny_classifier
 
 FEW = ("--evaluations", "3", "--depth", "0.5")
@@ -141,6 +142,24 @@ def test_slices_of_a_volume_share_their_noise(models):
     own = latents(near, b"")
     assert np.std(first - second) < 0.3 * np.std(own[0] - own[1])
     assert np.std(first - latents(near, b"2" * 32)[0]) > 0.5 * np.std(own[0] - own[1])
+
+
+@pytest.mark.slow
+def test_a_series_alone_has_a_page_and_says_at_what_size_it_was_computed(place):
+    """A row for each slice, with its picture and its own doubts."""
+    write_series(place / "mr", np.random.default_rng(0).integers(0, 2000, (3, 24, 20)))
+    lost = "was computed at 7 x 8 pixels, not at its own 20 x 24, and enlarged: 9 pixels became one"
+    assert f"  {lost}\n" in translate("mr", *PAIR, "--cycle")
+    assert (record("mr/series-1")["study"]["computed_at"], record("mr/series-1")["study"]["shrink"]) == (
+        [8, 7],
+        3,
+    )
+    page = (place / "out" / "report.html").read_text()
+    assert lost in page
+    for number in (1, 2, 3):
+        row = page.partition(f">series-1, slice {number}<")[2].partition("</tr>")[0]
+        assert "doubtful: round trip" in row
+        assert row.count("data:image/png") == 1
 
 
 @pytest.mark.slow

@@ -212,6 +212,37 @@ def test_how_a_value_is_displayed_does_not_change_it(modality, changes, turned, 
     assert (made.get("RescaleType") == "HU") == (modality == "CT")
 
 
+@pytest.mark.parametrize(("vr", "stored"), [("SS", -2000), ("US", 65536 - 2000)])
+def test_padding_of_signed_pixels_is_air(vr, stored, tmp_path):
+    """Round the field of a CT, whose scanner may write the padding's value as unsigned."""
+    values = VALUES - 1024
+    values[:, :3] = -2000
+    for path in write_series(tmp_path / "ct", values.astype("<i2").view("<u2"), header="CT_small.dcm"):
+        dataset = pydicom.dcmread(path)
+        dataset.PixelRepresentation = 1
+        dataset.add_new("PixelPaddingValue", vr, stored)
+        dataset.save_as(path)
+    numbers = only(tmp_path / "ct", intensity="hu").pixels.numbers[..., 0]
+    np.testing.assert_array_equal(numbers[:, 3:], values[:, 3:])
+    assert (numbers[:, :3] == values[:, 3:].min()).all()
+
+
+def test_slices_that_are_not_parallel_are_no_stack(tmp_path):
+    """The person is warned, and they stay in the order of their numbers, not along a direction that is not theirs."""
+    turned = [[1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1], [0, 1, 0, 0, 0, -1]]
+    paths = write_series(tmp_path / "mr", THREE_SLICES)
+    for path, direction in zip(paths, turned, strict=True):
+        dataset = pydicom.dcmread(path)
+        dataset.ImageOrientationPatient, dataset.ImagePositionPatient = (
+            direction,
+            [9, 9, -30 * dataset.InstanceNumber],
+        )
+        dataset.save_as(path)
+    study = only(tmp_path / "mr", intensity="values")
+    np.testing.assert_array_equal(study.pixels.numbers[..., 0], THREE_SLICES)
+    assert any("the slices are not parallel" in warning for warning in study.warnings)
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -370,6 +401,31 @@ def test_hounsfield_units_come_back(ct):
     assert (made.WindowCenter, made.WindowWidth) == (40, 400)
     (other, *_) = datasets(ct.assemble(echo(ct, change=lambda numbers: numbers / 10 + 110)))
     assert other.RescaleType == "US"
+
+
+def test_a_slice_without_a_result_is_air(tmp_path):
+    """The low end of the target's range in Hounsfield units, whatever number stands for it."""
+    values = FOUR_SLICES.copy()
+    values[0] = 0
+    write_series(tmp_path / "ct", values, header="CT_small.dcm", intercept=-1024)
+    study = only(tmp_path / "ct")
+    found = results(study, scale=(1.0, -2000.0, 16, -1000.0, 3000.0))
+    found[1] = None
+    assert study.sent == (1, 2, 3)
+    made = datasets(study.assemble(StudyResults.of(found)))
+    assert [pydicom.pixels.apply_modality_lut(each.pixel_array, each).max() > 0 for each in made] == [
+        False, True, False, True,
+    ]  # fmt: skip
+    for each in (made[0], made[2]):
+        assert (pydicom.pixels.apply_modality_lut(each.pixel_array, each) == -1000).all()
+
+
+def test_results_in_different_ranges_make_no_series(ct):
+    """One model was replaced in between: its numbers mean other Hounsfield units."""
+    found = results(ct, scale=HOUNSFIELD)
+    found[2] = found[2]._replace(record=found[2].record.with_(picture={"intercept": -2000.0}))
+    with pytest.raises(InputError, match="translations to different models"):
+        StudyResults.of(found)
 
 
 OF_THE_ACQUISITION = {
