@@ -225,9 +225,12 @@ def preview(
     """
     limits = ImageLimits(max_bytes=MOST_BYTES)
     try:
-        pixels = (
-            _of_dicom(path) if path.suffix == ".dcm" else shown_pixels(read_content(path, limits), limits)
-        )
+        if path.suffix == ".dcm":  # a slice that `ddib translate` wrote
+            import pydicom
+
+            pixels = np.atleast_3d(pydicom.dcmread(path).pixel_array)
+        else:
+            pixels = shown_pixels(read_content(path, limits), limits)
         low, high = file_range(pixels, span, scale) or (float(pixels.min()), float(pixels.max()))
         factor = min(1.0, side / max(pixels.shape[:2]))
         height, width = (max(1, round(length * factor)) for length in pixels.shape[:2])
@@ -236,14 +239,6 @@ def preview(
     except DdibError:
         return None
     return drawn
-
-
-def _of_dicom(path: Path) -> NDArray[Any]:
-    """The numbers (H, W, C) of one slice that `ddib translate` wrote."""
-    import pydicom
-
-    pixels: NDArray[Any] = pydicom.dcmread(path).pixel_array
-    return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def reddened(pixels: Preview, digits: str) -> Preview:

@@ -54,16 +54,14 @@ def contrasts_of(members: Members) -> dict[str, Members]:
         for keywords in _CONTRASTS.values()
     ]
     columns.append(_repeats(members, [*zip(*columns, strict=True)]))
-    parts: dict[tuple[Any, ...], Members] = {}
-    for member, *values in zip(members, *columns, strict=True):
-        parts.setdefault(tuple(values), []).append(member)
-    several = {what: sorted(set(c)) for what, c in zip((*_CONTRASTS, "repeat"), columns, strict=True)}
-
-    def name(values: tuple[Any, ...]) -> str:
-        numbered = zip(several.items(), values, strict=True)
-        return "-".join(f"{what}{all_.index(v) + 1}" for (what, all_), v in numbered if len(all_) > 1)
-
-    return {name(values): parts[values] for values in sorted(parts)}
+    named = []
+    for what, column in zip((*_CONTRASTS, "repeat"), columns, strict=True):
+        order = sorted(set(column))
+        named.append([f"{what}{order.index(value) + 1}" if len(order) > 1 else "" for value in column])
+    parts: dict[str, Members] = {}
+    for member, *names in zip(members, *named, strict=True):
+        parts.setdefault("-".join(filter(None, names)), []).append(member)
+    return {name: parts[name] for name in sorted(parts, key=lambda each: (len(each), each))}
 
 
 def _repeats(members: Members, contrasts: Sequence[Any]) -> list[int]:

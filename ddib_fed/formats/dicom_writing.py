@@ -198,8 +198,7 @@ def _identify(dataset: Any, source: Any, recipe: str, now: datetime) -> None:
         number = uuid.uuid5(_SPACE, f"{source[name].value} {frame} {recipe}").int
         setattr(dataset, name, f"2.25.{number}")
     dataset.SeriesNumber = SERIES_OFFSET + int(source.get("SeriesNumber", None) or 0)
-    third = [str(value) for value in source.get("ImageType", ())][2:3]  # of MR it names the contrast
-    plane = "AXIAL" if third == ["AXIAL"] else "OTHER"
+    plane = "AXIAL" if "AXIAL" in source.get("ImageType", ()) else "OTHER"  # of MR it names the contrast
     dataset.ImageType = ["DERIVED", "SECONDARY", plane, "SYNTHETIC"]
     if "NumberOfFrames" in dataset:  # its terms are others (PS3.3 C.8.16.1)
         dataset.ImageType = ["DERIVED", "PRIMARY", "VOLUME", "SYNTHETIC"]
@@ -380,7 +379,7 @@ def find_dicom(
     """The series among some files, what cannot be read, and how many others."""
     found = sort_files(files)
     found.require_pictures(given)
-    unread, bad = list[Unread](), [*found.unreadable]
+    unread, bad, settings = list[Unread](), [*found.unreadable], options.settings("intensity")
     for uid, of_series in names_of(found.series, root).items():
         good, unreadable = readable(found.series[uid])
         bad += unreadable
@@ -388,15 +387,9 @@ def find_dicom(
             contrasts = contrasts_of(good)
         for contrast, slices in contrasts.items():
             name = f"{of_series}-{contrast}" if contrast else of_series
-            origin = Origin(
-                given,
-                name,
-                (name,),
-                tuple(dict.fromkeys(path for path, _ in slices)),
-                options.settings("intensity"),
-                label=f"{given}: {name}" if len(found.series) > 1 or contrast else "",
-                series_sha256=uid_sha256(uid),
-            )
+            inputs = tuple(dict.fromkeys(path for path, _ in slices))
+            label = f"{given}: {name}" if len(found.series) > 1 or contrast else ""
+            origin = Origin(given, name, (name,), inputs, settings, label, series_sha256=uid_sha256(uid))
             unread.append(Unread(origin, partial(read_dicom, slices, contrast, options)))
     return unread, bad, found.others
 

@@ -207,10 +207,8 @@ def _misfit(study: Study, error: PictureMisfit) -> PictureMisfit:
         rule = f"{'window:40,400' if '(CT)' in study.kind else 'percentile:0.5,99.5'}@{taken}"
         holds, takes = facts.get("holds", "other numbers"), facts.get("takes", taken)
         detail = f"{called}: its slices hold {holds}; the model takes {takes}"
-        hint, facts = (
-            f"the same command with --intensity={rule} (docs/formats.md)",
-            {**facts, INTENSITY: rule},
-        )
+        hint = f"the same command with --intensity={rule} (docs/formats.md)"
+        facts = {**facts, INTENSITY: rule}
     return PictureMisfit(detail, hop=error.hop, hint=hint, facts=facts)
 
 

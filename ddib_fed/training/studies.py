@@ -299,10 +299,8 @@ def volume_blocks(config: TrainConfig, *, say: Say, progress: Progress | None = 
     options, bad = Options(config.intensity or "auto", volume=Grid(ANY_GRID)), list[tuple[Path, DdibError]]()
     found = recognise([root])
     volumes = tuple(each for each in found.studies if each.format in {Format.NIFTI, Format.DICOM})
-    studies, seen = (
-        open_recognised(replace(found, studies=volumes), options, bad=bad).studies,
-        dict[int, _Found](),
-    )
+    studies = open_recognised(replace(found, studies=volumes), options, bad=bad).studies
+    seen: dict[int, _Found] = {}
     for at in range(len(studies)):
         try:
             pixels = studies[at].pixels
