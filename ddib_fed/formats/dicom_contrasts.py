@@ -56,8 +56,8 @@ def contrasts_of(members: Members) -> dict[str, Members]:
     columns.append(_repeats(members, [*zip(*columns, strict=True)]))
     named = []
     for what, column in zip((*_CONTRASTS, "repeat"), columns, strict=True):
-        order = sorted(set(column))
-        named.append([f"{what}{order.index(value) + 1}" if len(order) > 1 else "" for value in column])
+        numbers = {value: number for number, value in enumerate(sorted(set(column)), 1)}
+        named.append([f"{what}{numbers[value]}" if len(numbers) > 1 else "" for value in column])
     parts: dict[str, Members] = {}
     for member, *names in zip(members, *named, strict=True):
         parts.setdefault("-".join(filter(None, names)), []).append(member)
