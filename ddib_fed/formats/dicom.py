@@ -109,7 +109,12 @@ def read_header(path: Path, attributes: list[str] | None = None) -> Any:
         meta = package.filereader.read_file_meta_info(path)
         if meta.get("TransferSyntaxUID") == package.uid.DeflatedExplicitVRLittleEndian:
             _require_inflated(path, meta)
-        return package.dcmread(path, stop_before_pixels=True, specific_tags=attributes)
+        header = package.dcmread(path, stop_before_pixels=True, specific_tags=attributes)
+        for each in (header.file_meta, header):
+            each.walk(
+                lambda _, element: element.value
+            )  # malformed values are found here, and not when they are used
+        return header
 
 
 def _require_inflated(path: Path, meta: Any) -> None:
@@ -231,7 +236,9 @@ def in_space(headers: Members) -> Members:
 
 def _floats(header: Any, keyword: str, count: int) -> NDArray[np.float64] | None:
     found = header.get(keyword)
-    return np.array([float(v) for v in found]) if found and len(found) == count else None
+    with suppress(TypeError, ValueError):
+        return np.array([float(v) for v in found]) if found and len(found) == count else None
+    return None
 
 
 def position(header: Any) -> float | None:
@@ -275,8 +282,9 @@ def is_parallel(headers: Sequence[Any]) -> bool:
 
 def _check(path: Path, header: Any) -> None:
     """Return if a file is one plain picture."""
-    frames = int(header.get("NumberOfFrames", None) or 1)
-    kind, bits = str(header.get("PhotometricInterpretation", "")), int(header.get("BitsAllocated", 0))
+    with _faults(path):
+        frames = int(header.get("NumberOfFrames", None) or 1)
+        kind, bits = str(header.get("PhotometricInterpretation", "")), int(header.get("BitsAllocated", 0))
     if "Rows" not in header or "Columns" not in header:
         what = f"is {header.get('SOPClassUID', 'a DICOM file')} without pixels"
         how = "leave it out: a series of pictures is expected"

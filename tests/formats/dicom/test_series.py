@@ -465,6 +465,27 @@ def test_how_the_source_was_acquired_is_not_said_of_the_result(header, tmp_path)
 
 
 @pytest.mark.parametrize(
+    ("element", "malformed"),
+    [
+        (b"\x20\x00\x13\x00IS", b"\x20\x00\x13\x00ZZ"),
+        (b"\x18\x00\x81\x00DS", b"\x18\x00\x81\x00ZZ"),
+        (b"\x28\x00\x00\x01US\x02\x00", b"\x28\x00\x00\x01US\x01\x00"),
+        (b"\x08\x00\x60\x00CS", b"\x08\x00\x60\x00SQ"),
+    ],
+)
+def test_a_slice_of_a_malformed_value_is_named_and_the_others_are_read(element, malformed, tmp_path):
+    """Whatever element it is in, and before anything is sent."""
+    (path, *_) = write_series(tmp_path / "mr", FOUR_SLICES)
+    content = path.read_bytes()
+    assert content.count(element) == 1
+    path.write_bytes(content.replace(element, malformed))
+    bad = []
+    (study,) = open_paths([tmp_path / "mr"], Options(), bad=bad).studies
+    assert [each.name for each, _ in bad] == [path.name]
+    assert len(study.sent) == 3
+
+
+@pytest.mark.parametrize(
     ("contrasts", "expected"),
     [
         ([{"EchoNumbers": 1, "EchoTime": 12}, {"EchoNumbers": 2, "EchoTime": 90}], ["echo1", "echo2"]),
