@@ -84,10 +84,8 @@ class Series:
     @property
     def without_units(self) -> tuple[str, ...]:
         """The slices of a CT whose values are in no Hounsfield units, and why; none of another modality."""
-        found = (
-            zip(self.paths, map(_not_hounsfield, self.headers), strict=True) if self.modality == "CT" else ()
-        )
-        return tuple(f"{path} {why}" for path, why in found if why)
+        found = zip(self.paths, map(_not_hounsfield, self.headers), strict=True)
+        return tuple(f"{path} {why}" for path, why in found if why and self.modality == "CT")
 
 
 def _bad(why: str, hint: str, kind: type[DdibError] = ImageUnreadable) -> DdibError:
@@ -237,7 +235,8 @@ def in_space(headers: Members) -> Members:
 def _floats(header: Any, keyword: str, count: int) -> NDArray[np.float64] | None:
     found = header.get(keyword)
     with suppress(TypeError, ValueError):
-        return np.array([float(v) for v in found]) if found and len(found) == count else None
+        if len(found) == count:
+            return np.array([float(v) for v in found])
     return None
 
 
@@ -449,9 +448,7 @@ def readable_syntaxes() -> list[str]:
     uids = pydicom().uid
     found = [uids.ExplicitVRLittleEndian, uids.ImplicitVRLittleEndian, uids.ExplicitVRBigEndian]
     for syntax in (uids.DeflatedExplicitVRLittleEndian, *uids.AllTransferSyntaxes):
-        with suppress(
-            NotImplementedError
-        ):  # pydicom's word for a syntax that it has no decoder for, such as video
+        with suppress(NotImplementedError):  # it knows no decoder, such as of video
             if syntax not in found and pydicom().pixels.get_decoder(syntax).is_available:
                 found.append(syntax)
     return found

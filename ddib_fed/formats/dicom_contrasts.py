@@ -25,9 +25,7 @@ _MAGNITUDES_ALONE: Final = "phase, real or imaginary picture"
 _NO_ANATOMY: Final = {
     "localizer": {"LOCALIZER", "SCOUT", "TOPOGRAM"},
     "mosaic of slices": {"MOSAIC"},
-    _MAGNITUDES_ALONE: {
-        "P", "PHASE", "PHASE MAP", "VELOCITY", "VELOCITY MAP", "R", "REAL", "I", "IMAGINARY",
-    },
+    _MAGNITUDES_ALONE: {"P", "PHASE", "PHASE MAP", "VELOCITY", "VELOCITY MAP", "R", "REAL", "I", "IMAGINARY"},
 }  # fmt: skip
 """Types of pictures, by their third and further values, that are no slices of anatomy; the last of MR alone."""
 
@@ -74,12 +72,11 @@ def _repeats(members: Members, contrasts: Sequence[Any]) -> list[int]:
 
     seen, found = Counter[Any](), [0] * len(members)
     for at in sorted(range(len(members)), key=acquired):
-        place, direction = (
-            _comparable(members[at][1], f"Image{part}Patient") for part in ("Position", "Orientation")
-        )
-        if place:
-            found[at] = seen[contrasts[at], place, direction]
-            seen[contrasts[at], place, direction] += 1
+        header = members[at][1]
+        place = _comparable(header, "ImagePositionPatient"), _comparable(header, "ImageOrientationPatient")
+        if place[0]:
+            found[at] = seen[contrasts[at], place]
+            seen[contrasts[at], place] += 1
     return found
 
 
