@@ -25,6 +25,7 @@ _MAGNITUDES_ALONE: Final = "phase, real or imaginary picture"
 _NO_ANATOMY: Final = {
     "localizer": {"LOCALIZER", "SCOUT", "TOPOGRAM"},
     "mosaic of slices": {"MOSAIC"},
+    "screen or protocol": {"SCREEN SAVE", "CT_SOM5 PROT"},
     _MAGNITUDES_ALONE: {"P", "PHASE", "PHASE MAP", "VELOCITY", "VELOCITY MAP", "R", "REAL", "I", "IMAGINARY"},
 }  # fmt: skip
 """Types of pictures, by their third and further values, that are no slices of anatomy; the last of MR alone."""

@@ -191,6 +191,23 @@ def test_a_study_comes_back_as_derived_series_of_the_same_study(profile, folder_
     assert [word for word in words if word.encode() in held] == []
 
 
+def test_the_log_says_at_what_size_a_series_was_computed_and_what_was_left_out(profile, tmp_path, log):
+    """What is derived says the same of its resolution; the localizer of the series has no result."""
+    larger = PLANES[:2, 0].astype(np.uint16).repeat(2, axis=1).repeat(2, axis=2) * 4
+    uid = pydicom.uid.generate_uid()
+    paths = write_series(tmp_path / "in", larger, SeriesInstanceUID=uid)
+    looks = {"SeriesInstanceUID": uid, "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+    paths += write_series(tmp_path / "scout", larger[:1], **looks)
+    with routing_to(profile, tmp_path, into_folder(tmp_path / "out")) as route:
+        assert send(route.port, *paths) == [0] * 3
+        route.work(lambda: route.steps() == ["done"])
+    lost = "was computed at 48 x 48 pixels, not at its own 96 x 96, and enlarged: 4 pixels became one"
+    assert f": {lost}\n" in log.text
+    assert "1 DICOM localizer" in log.text
+    made = [pydicom.dcmread(path) for path in (tmp_path / "out").glob("*/*.dcm")]
+    assert [(lost in each.DerivationDescription, each.SpatialResolution) for each in made] == [(True, 3)] * 2
+
+
 @pytest.mark.parametrize("stow", ["pacs/dicom-web", "ftp://pacs/dicom-web"])
 def test_where_results_go_is_checked_before_anything_is_received(profile, stow):
     with pytest.raises(UsageError, match="is no address of DICOMweb"):

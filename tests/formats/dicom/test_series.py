@@ -520,6 +520,7 @@ def test_each_contrast_of_a_series_is_a_study_of_its_own(contrasts, expected, tm
 OF_NO_ANATOMY = [
     ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "header": "CT_small.dcm"}, "localizer"),
     ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]}, "mosaic of slices"),
+    ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "screen or protocol"),
     ({"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]}, "phase, real or imaginary picture"),
     ({"ImageType": ["ORIGINAL", "PRIMARY", "PHASE MAP", "P", "FFE"]}, "phase, real or imaginary picture"),
     ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "colour map"),
