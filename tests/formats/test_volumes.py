@@ -222,6 +222,12 @@ def test_a_round_head_of_unlike_rows_and_columns_stays_round(tmp_path: Path) -> 
     assert abs(int(inside.any(0).sum()) - int(inside.any(1).sum())) <= 1
     assert (sent[[0, -1]] == -1000).all()
     assert (sent[:, [0, -1]] == -1000).all()
+    smaller = only(tmp_path / "ct", volume=Grid((6, 32, 32), (3.0, 1.0, 1.0)))
+    contents = smaller.assemble(echo(smaller, scale=(1.0, -2000.0, 16, -1000.0, 3000.0))).files.values()
+    made = [pydicom.dcmread(io.BytesIO(content)) for content in contents]
+    back = np.stack([pydicom.pixels.apply_modality_lut(each.pixel_array, each) for each in made])
+    assert (back[:, [0, -1]] == -1000).all()
+    assert (back.min(), back.max()) == (-1000, 40)
 
 
 def converted(folder: Path) -> nibabel.Nifti1Image:
