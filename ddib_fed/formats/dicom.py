@@ -234,9 +234,8 @@ def in_space(headers: Members) -> Members:
 
 def _floats(header: Any, keyword: str, count: int) -> NDArray[np.float64] | None:
     found = header.get(keyword)
-    with suppress(TypeError, ValueError):
-        if len(found) == count:
-            return np.array([float(v) for v in found])
+    with suppress(TypeError, ValueError):  # what is no number says nothing
+        return np.array([float(v) for v in found]) if found and len(found) == count else None
     return None
 
 
@@ -281,9 +280,8 @@ def is_parallel(headers: Sequence[Any]) -> bool:
 
 def _check(path: Path, header: Any) -> None:
     """Return if a file is one plain picture."""
-    with _faults(path):
-        frames = int(header.get("NumberOfFrames", None) or 1)
-        kind, bits = str(header.get("PhotometricInterpretation", "")), int(header.get("BitsAllocated", 0))
+    frames = int(header.get("NumberOfFrames", None) or 1)
+    kind, bits = str(header.get("PhotometricInterpretation", "")), int(header.get("BitsAllocated", 0))
     if "Rows" not in header or "Columns" not in header:
         what = f"is {header.get('SOPClassUID', 'a DICOM file')} without pixels"
         how = "leave it out: a series of pictures is expected"
