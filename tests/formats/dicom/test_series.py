@@ -11,7 +11,7 @@ import pydicom
 import pytest
 
 from ddib_fed.data.pictures import decode_image
-from ddib_fed.errors import ImageUnreadable, InputError
+from ddib_fed.errors import ImageUnreadable, InputError, JobFailed
 from ddib_fed.formats.dicom import quiet
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import Options, StudyResults
@@ -424,7 +424,7 @@ def test_results_in_different_ranges_make_no_series(ct):
     """One model was replaced in between: its numbers mean other Hounsfield units."""
     found = results(ct, scale=HOUNSFIELD)
     found[2] = found[2]._replace(record=found[2].record.with_(picture={"intercept": -2000.0}))
-    with pytest.raises(InputError, match="translations to different models"):
+    with pytest.raises(JobFailed, match="was replaced while its planes were translated"):
         StudyResults.of(found)
 
 
