@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
@@ -23,6 +24,18 @@ from ddib_fed.telemetry import TelemetrySettings
 FILE_NAME = "client.toml"
 FOLDER = "client"
 """Where `ddib init node` puts the first client, in the node's folder."""
+
+
+class DicomRoute(BaseModel):
+    """A table `[[dicom.route]]`: the target of the series whose headers fit all patterns, which are a shell's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    to: str = Field(pattern="^[^/]+/[^/]+$")
+    modality: str = "*"
+    image_type: str = "*"
+    body_part_examined: str = "*"
+    series_description: str = "*"
 
 
 class DicomSettings(BaseModel):
@@ -41,6 +54,9 @@ class DicomSettings(BaseModel):
     most_instances: int = Field(20_000, ge=1)
     most_associations: int = Field(10, ge=1, le=1000)
     expire_h: float = Field(24.0, gt=0)
+    most_shrink: float = Field(2.0, ge=1)
+    report: Literal["none", "sr"] = "none"
+    route: tuple[DicomRoute, ...] = ()
 
 
 class Profile(BaseModel):

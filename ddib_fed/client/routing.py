@@ -4,9 +4,11 @@ SPOOL/KEY/in/*.dcm      instances, each on the disk before its C-STORE is answer
 SPOOL/KEY/out/...       results, as `ddib translate` writes them
 SPOOL/KEY/state.json    what has become of the series
 SPOOL/.arriving/        instances that are not complete yet
+SPOOL/.clock            seconds in which a receiver has run
 
 What comes late joins its series, which is translated again as a whole, under the UIDs of before. Every state is on the
-disk before it is acted on, and the run in `out` resumes: a kill loses nothing. No value of a header is in the log.
+disk before it is acted on, and the run in `out` resumes: a kill loses nothing. Texts about a series may quote its
+headers, so the log repeats none: it has the sentences of the error tree, their facts, and `_WORDS`.
 """
 
 from __future__ import annotations
@@ -15,38 +17,50 @@ import filecmp
 import hashlib
 import json
 import logging
+import operator
 import os
 import re
 import shutil
 import threading
 import time
+import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from functools import partial
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ddib_fed.client.client import CALL_S, open_client, split_target
 from ddib_fed.client.exchange import Deliver
 from ddib_fed.client.folder_run import RunOptions, RunProgress, open_run
-from ddib_fed.client.profile import DicomSettings
+from ddib_fed.client.profile import DicomSettings, Profile
 from ddib_fed.errors import (
     AlreadyExists,
     ConfigError,
     ContractMismatch,
     DdibError,
+    DeadlineExceeded,
+    DomainNotFound,
+    ExhaustedError,
     FilesLeftOut,
     ImageUnreadable,
     InputError,
     JobFailed,
     LatentNotGaussian,
+    MessageInvalid,
+    PeerNotFound,
     PeerUnreachable,
+    RefusedError,
+    SettingsInvalid,
+    UnavailableError,
     UsageError,
     error_class,
     next_step,
 )
 from ddib_fed.files import make_private_folders, private_folder, sync_folder, write_file
-from ddib_fed.formats.dicom import checked_header
+from ddib_fed.formats.dicom import checked_header, read_header
 from ddib_fed.formats.dicom_network import RESERVE
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -60,17 +74,34 @@ RELEASED: Final = 5
 """Part of the silence that follows the release of a series' last association: some senders take one an instance."""
 TICK_S: Final = 0.2
 MOST_STARTS: Final = 4
-"""Of a translation that takes this process with it, and of a job that fails."""
+"""Give up a series after so many crashes, failed jobs, or errors that are no errors of ours."""
 FIRST_RETRY_S: Final = 5.0
 LAST_RETRY_S: Final = 600.0
 STALLED_S: Final = 120.0
 """A series waits no longer for an instance of its sender that stopped in the middle."""
 ABANDONED_S: Final = 600.0
-_FOR_GOOD: Final = (InputError, JobFailed, FilesLeftOut, LatentNotGaussian, ContractMismatch)
-"""Errors that the series itself has; what else goes wrong is tried again until the series expires."""
+CLOCK_S: Final = 60.0
+"""A kill loses at most so much of the clock that series expire by."""
+_OF_THE_SERIES: Final = (InputError, JobFailed, FilesLeftOut, LatentNotGaussian)
+"""Errors after which a series is given up; after all others it is tried again until it expires."""
+_OF_THE_SETUP: Final = (ConfigError, SettingsInvalid, ContractMismatch, DomainNotFound, PeerNotFound)
+_TOLD: Final = (*_OF_THE_SETUP, UnavailableError, RefusedError, ExhaustedError)
+"""The log repeats texts of these alone: nodes and peers cause them, and neither knows a header."""
+_WORDS: Final = (
+    "burnt-in text", "a person may be recognised", "slices are not parallel", "is a slice missing?",
+    "no Hounsfield units", "is synthetic itself", "without pixels", "which is not translated", "no functional groups",
+    "read of enhanced CT, MR and PET alone", "does not begin as DICOM files do", "cannot be read as DICOM", "no UID",
+    "all its values are", "in no common units", "no volume", "every one was refused", "this process ended",
+    "[[dicom.route]]", "[dicom] most_shrink",
+)  # fmt: skip
+"""Words of ours that the log repeats from a text which may also hold values of headers."""
+_REASON: Final = re.compile(r"[\[(]([A-Z_]{4,})[\])]")
+_SELECTED: Final = {
+    "modality": "Modality", "image_type": "ImageType", "body_part_examined": "BodyPartExamined",
+    "series_description": "SeriesDescription",
+}  # fmt: skip
+"""Attributes by which a `[[dicom.route]]` selects series."""
 _KEY: Final = re.compile("[0-9a-f]{32}")
-_QUOTED: Final = re.compile(r"(cannot be read as DICOM: \w+): .*", re.DOTALL)
-"""What pydicom says of a value has the value in it."""
 
 
 class Step(StrEnum):
@@ -86,13 +117,35 @@ class State:
 
     step: Step = Step.ARRIVING
     changed: float = 0.0
-    """When its step was entered, seconds of the epoch."""
+    """When its step was entered, by the spool's clock."""
     new: bool = True
     """Whether its instances differ from those that `out` was made of."""
     sent: int = 0
     """Files that the other side has."""
     starts: int = 0
     """How often its translation was begun and neither done nor given up."""
+    why: str = ""
+    """Why it was given up, where a report of that is handed on in place of a result."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds for which receivers have run with a spool: a clock that is set, a stop and a sleep expire nothing."""
+
+    path: Path
+    saved: float = 1.0
+    since: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        with suppress(OSError, ValueError):
+            self.saved = float(self.path.read_text())
+
+    def now(self) -> float:
+        return self.saved + time.monotonic() - self.since
+
+    def save(self) -> None:
+        self.saved, self.since = self.now(), time.monotonic()
+        write_file(self.path, str(self.saved).encode(), private=True)
 
 
 @dataclass(slots=True, eq=False)
@@ -100,10 +153,12 @@ class Routed:
     """A series in the spool."""
 
     folder: Path
-    state: State
+    clock: Clock
+    state: State = field(default_factory=State)
     due: float = 0.0
     """When it is complete, or tried again; of the monotonic clock."""
     tries: int = 0
+    """What was never tried does not expire."""
     size: int = 0
     count: int = 0
     associations: set[int] = field(default_factory=set)
@@ -118,13 +173,13 @@ class Routed:
 
     def put(self, **changes: object) -> None:
         """Enter a state, on the disk."""
-        changed = time.time() if "step" in changes else self.state.changed
+        changed = self.clock.now() if "step" in changes else self.state.changed
         state = replace(self.state, changed=changed, **changes)  # type: ignore[arg-type]
         write_file(self.folder / "state.json", json.dumps(asdict(state)).encode(), private=True)
         self.state = state
 
     @classmethod
-    def read(cls, folder: Path) -> Routed | None:
+    def read(cls, folder: Path, clock: Clock) -> Routed | None:
         """The series in a folder; None where it was killed before its first instance, or cannot be read."""
         try:
             found = json.loads((folder / "state.json").read_text())
@@ -135,7 +190,8 @@ class Routed:
             else:
                 log.error("%s is left as it is: its state.json cannot be read", folder)  # noqa: TRY400 - no bug
             return None
-        return cls(folder, state, size=_size(folder), count=len([*folder.glob("in/*.dcm")]))
+        clock.saved = max(clock.saved, state.changed)
+        return cls(folder, clock, state, size=_size(folder), count=len([*folder.glob("in/*.dcm")]))
 
 
 def _size(folder: Path) -> int:
@@ -148,6 +204,8 @@ class _Progress(RunProgress):
     def __init__(self, key: str) -> None:
         super().__init__()
         self._key, self._reason = key, ""
+        self.size: tuple[int, ...] = ()
+        """Rows and columns of what is read as pictures."""
 
     def event(self, event: pb.WatchJobResponse) -> None:
         if event.stage == "wait" and event.reason != self._reason:
@@ -155,9 +213,15 @@ class _Progress(RunProgress):
             self._reason = event.reason
 
     def study(self, number: int, origin: Origin, study: Study | None) -> None:
-        del number
-        for line in study.warnings if study is not None else ():
-            log.warning("series %s: %s", self._key, line.replace(f"{origin.given}: ", ""))
+        del number, origin
+        if study is None:
+            return
+        if (shape := study.pixels.numbers.shape)[4:] == ():  # no volumes
+            self.size = max(self.size, shape[1:3])
+        for line in study.warnings:
+            log.warning(
+                "series %s: %s", self._key, _words(line) or "has a warning, which ddib translate says"
+            )
 
     def study_written(self, number: int, written: WrittenStudy, study: Study | None) -> None:
         del number, study
@@ -182,9 +246,11 @@ class Router:
         self.deliver, self.busy = deliver, busy
         self._lock = threading.RLock()
         self._held = 0.0
-        now = time.monotonic()
+        now, self.clock = time.monotonic(), Clock(spool / ".clock")
         folders = [each for each in sorted(spool.iterdir()) if _KEY.fullmatch(each.name)]
-        self.series = {each.folder.name: each for each in map(Routed.read, folders) if each is not None}
+        found = [Routed.read(each, self.clock) for each in folders]
+        self.series = {each.folder.name: each for each in found if each is not None}
+        self._arriving: dict[tuple[Path, int], float] = {}
         for each in self.series.values():
             each.due = now + (settings.quiet_s if each.state.step is Step.ARRIVING else 0.0)
         if left := sum(not each.has_ended for each in self.series.values()):
@@ -198,7 +264,7 @@ class Router:
             if not all(uids):
                 raise ImageUnreadable("it has no UID of its study, its series or its own")
         except DdibError as error:
-            log.warning("%s: an instance is refused: %s", who, _told(error).replace(str(path), "it"))
+            log.warning("%s: an instance is refused: %s", who, _told(error))
             return 0xC000 if isinstance(error, ImageUnreadable) else 0xA900
         key = hashlib.sha256("\n".join(uids[:2]).encode()).hexdigest()[:32]
         name = hashlib.sha256(uids[2].encode()).hexdigest()[:32] + ".dcm"
@@ -213,13 +279,13 @@ class Router:
                 return 0xA700
             if found is None:
                 make_private_folders(place.parent)
-                found = self.series[key] = Routed(self.spool / key, State())
+                found = self.series[key] = Routed(self.spool / key, self.clock)
                 log.info("series %s: begins to arrive from %s", found.key, who)
             state, begun = found.state, found.state.step is Step.ARRIVING and found.state.changed
             # Known already, and of a series that has ended: what is there is handed on again.
             if found.has_ended or (not known and not (begun and state.new)):
                 new = state.new or not known or state.step is Step.FAILED
-                found.put(step=Step.ARRIVING, new=new, sent=0, starts=0)
+                found.put(step=Step.ARRIVING, new=new, sent=0, starts=0, why="")
             if not known:
                 found.size, found.count = found.size + path.stat().st_size, found.count + (not place.exists())
                 path.replace(place)
@@ -273,8 +339,7 @@ class Router:
             try:
                 self.step()
             except Exception as error:  # noqa: BLE001 - a full disk, most often; it must not end the daemon's work
-                why = error.strerror if isinstance(error, OSError) else type(error).__name__
-                log.error("the spool cannot be worked on: %s", why)  # noqa: TRY400 - without values
+                log.error("the spool cannot be worked on: %s", _told(error))  # noqa: TRY400 - without values
                 time.sleep(FIRST_RETRY_S)
 
     def step(self) -> None:
@@ -298,16 +363,21 @@ class Router:
         return sorted(ready, key=lambda each: each.state.changed)
 
     def _expire(self) -> None:
-        oldest = time.time() - self.settings.expire_h * 3600
+        oldest, now = self.clock.now() - self.settings.expire_h * 3600, time.monotonic()
+        if now - self.clock.since > CLOCK_S:
+            self.clock.save()
         with self._lock:
             for each in [each for each in self.series.values() if 0.0 < each.state.changed < oldest]:
-                if not each.has_ended:
+                if each.tries and not each.has_ended and not each.state.why:
                     log.error("series %s: expired, and was not handed on", each.key)
-                self._remove(each)
-        for left in (self.spool / ".arriving").glob("*"):  # of an association that broke off
-            with suppress(FileNotFoundError):
-                if left.stat().st_mtime < time.time() - ABANDONED_S:
-                    left.unlink()
+                    self._give_up(each, f"this was not possible within {self.settings.expire_h:g} h")
+                elif each.tries or each.has_ended:
+                    self._remove(each)
+        with suppress(FileNotFoundError):  # an instance was complete meanwhile
+            files = {(path, path.stat().st_mtime_ns) for path in (self.spool / ".arriving").glob("*")}
+            self._arriving = {each: self._arriving.get(each, now) for each in files}
+            for path, _ in [each for each, since in self._arriving.items() if now - since > ABANDONED_S]:
+                path.unlink()  # of an association that broke off
 
     def _work(self, series: Routed) -> None:
         with self._lock:
@@ -318,7 +388,7 @@ class Router:
             series.put(new=False, starts=series.state.starts + 1)
             begun = series.state
         try:
-            files = self._translate(series)
+            files = [self._report(series)] if series.state.why else self._translate(series)
             series.size = _size(series.folder)
 
             def sent(path: Path) -> None:
@@ -330,7 +400,7 @@ class Router:
 
             if time.monotonic() < self._held:  # the other side was away: others are translated meanwhile
                 series.put(starts=0)
-                series.due = self._held
+                series.due, series.tries = self._held, max(series.tries, 1)
                 return
             if left := files[begun.sent :]:
                 self.deliver(left, sent)
@@ -341,38 +411,81 @@ class Router:
             return
         with self._lock:
             if series.state is begun:
-                series.put(step=Step.DONE, starts=0)
-                log.info("series %s: handed on, instances: %d", series.key, len(files))
+                what = "a report was handed on" if series.state.why else f"handed on, instances: {len(files)}"
+                series.put(step=Step.FAILED if series.state.why else Step.DONE, starts=0)
+                log.info("series %s: %s", series.key, what)
 
     def _translate(self, series: Routed) -> list[Path]:
         """The files of the result, which may be those of an earlier try."""
         if series.state.starts > MOST_STARTS:
             raise JobFailed(f"this process ended {MOST_STARTS} times while it was at it")
-        since = time.monotonic()
-        own = replace(self.options, out=series.folder / "out", progress=_Progress(series.key))
-        say = partial(log.info, "series %s: %s", series.key)
-        run = open_run([series.folder / "in"], self.reading, own, say)
+        since, progress = time.monotonic(), _Progress(series.key)
+        header = self._header(series)
+        own = replace(self.options, header=header, out=series.folder / "out", progress=progress)
+        run = open_run([series.folder / "in"], self.reading, own, str)
         run.read()
+        if progress.size:
+            with progress.opened(own.profile) as client:
+                sides = client.domains(own_alone=True).sample_shape[1:]
+            self._check_size(series, max(map(operator.truediv, progress.size, sides)), sides)
         run.translate()
         run.conclude()
         files = sorted(path for written in run.written for path in written.files if path.suffix == ".dcm")
-        for record in (written.provenance for written in run.written if written.provenance.doubtful):
-            log.warning("series %s: doubtful: %s", series.key, ", ".join(record.doubts or ()))
+        for written in run.written:
+            if not progress.size:
+                self._check_size(
+                    series, written.report.get("shrink", 1.0), written.report.get("computed_at", ())
+                )
+            if (record := written.provenance).doubtful:
+                log.warning("series %s: doubtful: %s", series.key, ", ".join(record.doubts or ()))
         if not series.tries:
             took = time.monotonic() - since
             log.info("series %s: translated in %.1f s, files: %d", series.key, took, len(files))
         return files
 
+    def _header(self, series: Routed) -> pb.JobHeader:
+        """Return the request of a series: the first route that takes all its instances names the target."""
+        if not self.settings.route:
+            return self.options.header
+        instances = {_selected(path) for path in (series.folder / "in").glob("*.dcm")}
+        for route in self.settings.route:
+            patterns = [getattr(route, name).casefold() for name in _SELECTED]
+            if all(all(map(fnmatchcase, values, patterns)) for values in instances):
+                return header_to(route.to, self.options.header)
+        raise InputError("no [[dicom.route]] takes it")
+
+    def _check_size(self, series: Routed, shrink: float, sides: Sequence[int]) -> None:
+        """Log that pictures pass through a smaller model; raise InputError if it is too small for them."""
+        if shrink > 1:
+            size, most = " x ".join(map(str, sides)), self.settings.most_shrink
+            log.warning("series %s: its pictures are computed at %s", series.key, size)
+            if shrink > most:
+                facts = {"computed_at": size, "shrink": f"{shrink:.3g}", "most_shrink": f"{most:g}"}
+                raise InputError("it is larger than [dicom] most_shrink allows", facts=facts)
+
+    def _report(self, series: Routed) -> Path:
+        """Write the report that takes the place of a result."""
+        from ddib_fed.formats.dicom_writing import report_of
+
+        make_private_folders(series.folder / "out")
+        path = series.folder / "out" / "report.dcm"
+        write_file(path, report_of(min(series.folder.glob("in/*.dcm")), series.state.why), private=True)
+        return path
+
     def _failed(self, series: Routed, error: Exception) -> None:
-        """After an error of the series itself it has failed; after others it is tried again until it expires."""
-        for_good = isinstance(error, _FOR_GOOD) and not isinstance(error, UsageError | ConfigError)
-        again = isinstance(error, JobFailed) and max(series.tries + 1, series.state.starts) <= MOST_STARTS
-        why = _told(error) if isinstance(error, DdibError) else type(error).__name__
-        why = why.replace(f"{series.folder / 'in'}: ", "").replace(str(series.folder / "in"), "it")
-        hint = next_step(error) if isinstance(error, DdibError) else "report it"
-        if for_good and not again:
+        """Give a series up after errors of its own; try it again after others, until it expires."""
+        causes = {type(error), *_quoted(error)}
+        bounded = isinstance(error, JobFailed) or not isinstance(error, DdibError | OSError)
+        again = bounded and max(series.tries + 1, series.state.starts) <= MOST_STARTS
+        again |= any(issubclass(each, (*_OF_THE_SETUP, UsageError)) for each in causes)
+        again |= not bounded and not isinstance(error, _OF_THE_SERIES)
+        why = _told(error)
+        hint = f"ddib translate {series.folder / 'in'} --to INSTITUTION/DOMAIN --out DIR   says more"
+        if isinstance(error, _TOLD):
+            hint = next_step(error)
+        if not again:
             log.error("series %s: not translated: %s; try: %s", series.key, why, hint)
-            series.put(step=Step.FAILED)
+            self._give_up(series, why)
             return
         # What is in `out` may be of another request, or of another model.
         series.put(starts=0, new=series.state.new or isinstance(error, AlreadyExists))
@@ -382,8 +495,62 @@ class Router:
             self._held = series.due
         log.warning("series %s: %s; again in %.0f s; try: %s", series.key, why, wait, hint)
 
+    def _give_up(self, series: Routed, why: str) -> None:
+        """End a series; first hand a report on where the profile asks for one and it was not that which failed."""
+        if self.settings.report == "none" or series.state.why:
+            series.put(step=Step.FAILED)
+        else:
+            series.put(step=Step.COMPLETE, new=True, sent=0, starts=0, why=why)
+            series.tries, series.due = 0, 0.0
 
-def _told(error: DdibError) -> str:
-    """What an error says, without values of headers."""
-    lines = _QUOTED.sub(r"\1", error.detail).splitlines()
-    return f"{'; '.join(lines)} [{error.reason}]"
+
+def header_to(target: str, header: pb.JobHeader) -> pb.JobHeader:
+    """Return a request for another target."""
+    made = pb.JobHeader()
+    made.CopyFrom(header)
+    made.target_institution, made.target_domain = split_target(target)
+    return made
+
+
+def check_setup(profile: Profile, header: pb.JobHeader) -> None:
+    """Raise what the node has against such a job; log it where it may pass, as a node that does not answer does.
+
+    The node checks a job's header, and the target's domain, before it reads items. None come, so there is no job.
+    """
+    asked = pb.SubmitJobRequest(header=header)
+    asked.header.items, asked.header.request_id = 1, str(uuid.uuid4())
+    try:
+        with open_client(profile, patience_s=0) as client:
+            client.call(lambda stub: stub.SubmitJob(iter([asked]), timeout=CALL_S))
+    except (UnavailableError, ExhaustedError, DeadlineExceeded) as error:
+        log.warning("the set-up could not be checked: %s; try: %s", _told(error), next_step(error))
+    except MessageInvalid as error:
+        if error.facts.get("received") != "0":
+            raise
+
+
+def _selected(path: Path) -> tuple[str, ...]:
+    """Return the attributes of an instance by which routes select."""
+    header = read_header(path, [*_SELECTED.values()])
+    values = (header.get(keyword) or "" for keyword in _SELECTED.values())
+    return tuple("\\".join([each] if isinstance(each, str) else each).casefold() for each in values)
+
+
+def _words(text: str) -> str:
+    return ", ".join(words for words in _WORDS if words in text)
+
+
+def _quoted(error: Exception) -> set[type[DdibError]]:
+    """Return the classes whose reasons an error's text names."""
+    reasons = _REASON.findall(error.detail) if isinstance(error, DdibError) else ()
+    return {kind for each in reasons if (kind := error_class(each)).reason == each}
+
+
+def _told(error: Exception) -> str:
+    """Describe an error without values of headers."""
+    if not isinstance(error, DdibError):
+        return getattr(error, "strerror", None) or type(error).__name__
+    parts = error.detail.splitlines() if isinstance(error, _TOLD) else [error.sentence, _words(error.detail)]
+    parts += sorted(each.sentence for each in _quoted(error) - {type(error)})
+    parts += [f"{name} {value}" for name, value in error.facts.items()]
+    return f"{'; '.join(filter(None, parts))} [{error.reason}]"

@@ -64,6 +64,7 @@ _FLATTENED: Final = (
 """Functional groups whose attributes a plain slice has in its header."""
 
 
+_NOWHERE: Final = logging.NullHandler()
 _OF_THE_STANDARD: Final = "1.2.840.10008."
 COPIES: Final = "copies of other DICOM files"
 """What further files of the same picture, byte for byte, are counted as."""
@@ -93,10 +94,14 @@ def _bad(why: str, hint: str, kind: type[DdibError] = ImageUnreadable) -> DdibEr
 
 
 def pydicom() -> Any:
-    """The package, which takes a while to import."""
+    """Return the package, silenced: its log and its warnings quote values of headers."""
+    logger = logging.getLogger("pydicom")  # whose level each import of pydicom sets anew
+    logger.propagate = False
+    logger.addHandler(_NOWHERE)
     import pydicom as package
     import pydicom.pixels  # the package's own name stays bound to `package`
 
+    warnings.filterwarnings("ignore", module=r"pydicom\b")
     return package
 
 
@@ -416,16 +421,10 @@ def _warnings(called: str, headers: Sequence[Any]) -> Iterator[str]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, pydicom neither warns nor logs: its remarks on values that a file should not have hold these values."""
-    logger = logging.getLogger("pydicom")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
+    """Suppress warnings: decoders' remarks on values that a file should not have hold these values."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager

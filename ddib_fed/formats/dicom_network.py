@@ -559,7 +559,8 @@ class Receiver:
         association.kill()  # once the rejection is on its way
 
     def _accepted(self, event: Any) -> None:
-        refused = sorted({each.abstract_syntax.name for each in event.assoc.rejected_contexts})
+        kinds = {each.abstract_syntax for each in event.assoc.rejected_contexts}
+        refused = sorted({kind.name if kind.name != kind else "an unknown class" for kind in kinds})
         what = ", ".join(refused[:8]) + (f" and {len(refused) - 8} more" if len(refused) > 8 else "")
         line = f"{_caller(event)}: these classes or transfer syntaxes that it may send are not taken: {what}"
         if refused:

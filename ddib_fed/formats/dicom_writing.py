@@ -79,6 +79,11 @@ KEPT: Final = frozenset({
     "LossyImageCompressionMethod",
 })  # fmt: skip
 _ECHO: Final = {"EchoNumbers", "EchoTime"}
+_OF_STUDY: Final = frozenset({
+    "SpecificCharacterSet", "TimezoneOffsetFromUTC", "StudyInstanceUID", "StudyID", "StudyDate", "StudyTime",
+    "StudyDescription", "AccessionNumber", "IssuerOfAccessionNumberSequence", "ReferringPhysicianName",
+})  # fmt: skip
+"""What a report says of its study."""
 _KEPT_GROUPS: Final = frozenset({0x0010, 0x0012, 0x0038})
 """The patient, the trial with its marks of de-identification, and the visit."""
 _Class = tuple[str, dict[str, str]]
@@ -152,6 +157,37 @@ def derived_series(series: Series, stack: Pixels, translated: StudyResults, pixe
             kept = (*_KEPT_OF_FRAMES, "MREchoSequence") if "echo" in series.contrast else _KEPT_OF_FRAMES
             made.append(_set_frames(begun(whole, np.stack(planes)), whole, numbers, kept))
         return [_file(each) for each in made]
+
+
+def report_of(path: Path, why: str) -> bytes:
+    """Write a Basic Text SR (PS3.3 A.35.1) of a file's study: its series was not translated, and why."""
+    source, package = read_header(path), pydicom()
+    now = datetime.now().astimezone()
+    made, text, image, study, series = (package.Dataset() for _ in range(5))
+    for element in source:
+        if element.keyword in _OF_STUDY or element.tag.group in _KEPT_GROUPS:
+            made.add(deepcopy(element))
+    made.remove_private_tags()
+    made.SOPClassUID, made.Modality = package.uid.BasicTextSRStorage, "SR"
+    for name, of in (("SeriesInstanceUID", "report"), ("SOPInstanceUID", f"report {why}")):
+        setattr(made, name, f"2.25.{uuid.uuid5(_SPACE, f'{source.SeriesInstanceUID} {of}').int}")
+    made.SeriesNumber, made.InstanceNumber = SERIES_OFFSET, 1
+    made.SeriesDescription, made.Manufacturer = "Not translated", MAKER
+    made.ContentDate, made.ContentTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    made.CompletionFlag, made.VerificationFlag = "COMPLETE", "UNVERIFIED"
+    made.ReferencedPerformedProcedureStepSequence, made.PerformedProcedureCodeSequence = [], []
+    made.ValueType, made.ContinuityOfContent = "CONTAINER", "SEPARATE"
+    made.ConceptNameCodeSequence = _coded("NOTE", "Note on translation", "99DDIBFED")
+    text.RelationshipType, text.ValueType = "CONTAINS", "TEXT"
+    text.ConceptNameCodeSequence = _coded("121106", "Comment")
+    text.TextValue = f"The series of this image was not translated: {why}"
+    image.RelationshipType, image.ValueType = "CONTAINS", "IMAGE"
+    image.ReferencedSOPSequence = [_sop(source)]
+    made.ContentSequence = [text, image]
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = source.SeriesInstanceUID, [_sop(source)]
+    study.StudyInstanceUID, study.ReferencedSeriesSequence = source.StudyInstanceUID, [series]
+    made.CurrentRequestedProcedureEvidenceSequence = [study]
+    return _file(made)
 
 
 def _file(dataset: Any) -> bytes:

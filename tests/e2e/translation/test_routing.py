@@ -8,8 +8,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +21,7 @@ import pydicom
 import pynetdicom
 import pytest
 
+from ddib_fed.cli.main import run
 from ddib_fed.client import routing
 from ddib_fed.client.client import job_header
 from ddib_fed.client.exchange import delivery, into_folder
@@ -24,7 +29,7 @@ from ddib_fed.client.folder_run import RunOptions, RunProgress
 from ddib_fed.client.profile import DicomSettings, Profile
 from ddib_fed.client.routing import Router
 from ddib_fed.data.shipped import shipped_bytes
-from ddib_fed.errors import PeerUnreachable, UsageError
+from ddib_fed.errors import DomainNotFound, ExitCode, PeerUnreachable, SettingsInvalid, UsageError
 from ddib_fed.formats import dicom_network
 from ddib_fed.formats.dicom_network import DicomPeer, OwnEntity, Receiver
 from ddib_fed.models.bundle import open_bundle
@@ -68,7 +73,7 @@ class Pacs:
         self.received = 0
         self.answers: list[int] = []
         self.entity = pynetdicom.AE("PACS")
-        for each in (MR, "1.2.840.10008.1.1"):
+        for each in (MR, "1.2.840.10008.1.1", pydicom.uid.BasicTextSRStorage):
             self.entity.add_supported_context(each)
         self.port = free_port()
 
@@ -153,8 +158,14 @@ def send(port: int, *paths: Path, aet: str = "SENDER", called: str = "DDIB") -> 
         association.release()
 
 
-def series(folder: Path, slices: int = 3, first: int = 0, **changes: Any) -> list[Path]:
-    return write_series(folder, PLANES[first : first + slices, 0].astype(np.uint16) * 4, **changes)
+def series(folder: Path, slices: int = 3, first: int = 0, larger: int = 1, **changes: Any) -> list[Path]:
+    values = PLANES[first : first + slices, 0].astype(np.uint16) * 4
+    return write_series(folder, values.repeat(larger, 1).repeat(larger, 2), **changes)
+
+
+def command_of(profile: Profile, *words: object) -> list[str]:
+    given = ["--from", "SENDER@127.0.0.1", *map(str, words), "--profile", str(profile.path)]
+    return ["dicom", "receive", "--evaluations", "8", *given]
 
 
 @pytest.fixture
@@ -349,9 +360,10 @@ def test_what_cannot_be_translated_does_not_stop_the_rest(profile, tmp_path, log
         assert codes == [0xC000, 0, 0, 0, 0xC000, 0, 0, 0]
         route.work(lambda: route.steps() == ["done", "failed"])
     assert len([*(tmp_path / "out").glob("*/*.dcm")]) == 3
-    assert "holds PALETTE COLOR of 8 bits, which is not translated" in log.text
+    assert "the picture cannot be read; which is not translated [IMAGE_UNREADABLE]" in log.text
     assert "is synthetic itself" in log.text
-    assert re.search(r"series \w{8}: not translated: .*all its values are 0", log.text)
+    assert re.search(r"series \w{8}: not translated: .*all its values are", log.text)
+    assert f"ddib translate {tmp_path / 'spool'}" in log.text
 
 
 def test_a_full_spool_refuses_and_makes_room_of_what_is_done(profile, tmp_path, log):
@@ -415,3 +427,217 @@ def test_an_association_for_each_instance_makes_one_series(profile, tmp_path):
         route.work(lambda: route.steps() == ["done"])
     ((folder, *_),) = [[*(tmp_path / "out").iterdir()]]
     assert len([*folder.iterdir()]) == 4
+
+
+def test_what_was_received_waits_for_a_receiver_that_was_off_for_days(profile, tmp_path, monkeypatch):
+    """A weekend off, or a clock that NTP sets after the start, expires nothing."""
+    with routing_to(profile, tmp_path, into_folder(tmp_path / "out")) as route:
+        assert send(route.port, *series(tmp_path / "in")) == [0] * 3
+    later = SimpleNamespace(time=lambda: time.time() + 3 * 86_400, monotonic=time.monotonic, sleep=time.sleep)
+    monkeypatch.setattr(routing, "time", later)
+    with routing_to(profile, tmp_path, into_folder(tmp_path / "out")) as route:
+        route.work(lambda: route.steps() == ["done"])
+    assert len([*(tmp_path / "out").glob("*/*.dcm")]) == 3
+
+
+def test_what_was_never_tried_does_not_expire(profile, tmp_path):
+    with routing_to(profile, tmp_path, into_folder(tmp_path / "out"), expire_h=1e-9) as route:
+        assert send(route.port, *series(tmp_path / "in")) == [0] * 3
+        route.work(lambda: [*(tmp_path / "out").glob("*/*.dcm")])
+        assert len([*(tmp_path / "out").glob("*/*.dcm")]) == 3
+
+
+def test_a_series_expires_by_the_time_that_receivers_have_run(profile, tmp_path, monkeypatch):
+    """Of several processes together: the clock is on the disk."""
+    monkeypatch.setattr(routing, "CLOCK_S", 0.0)
+    for _ in range(3):
+        with routing_to(profile, tmp_path, into_folder(tmp_path / "out"), expire_h=1.0) as route:
+            send(route.port, *series(tmp_path / "in")) if not route.router.series else None
+            route.work(lambda: route.steps() == ["done"])
+            route.router.clock.since -= 1500
+            route.router.step()
+    assert not route.router.series
+
+
+def test_an_error_that_is_none_of_ours_ends_its_series_after_a_bound_of_tries(
+    profile, tmp_path, log, monkeypatch
+):
+    monkeypatch.setattr(routing, "FIRST_RETRY_S", 0.02)
+
+    def fails(files, stored):
+        raise ValueError(SECRET)
+
+    with routing_to(profile, tmp_path, fails) as route:
+        send(route.port, *series(tmp_path / "in"))
+        route.work(lambda: route.steps() == ["failed"])
+    assert log.text.count("ValueError; again in") == routing.MOST_STARTS
+    assert "not translated: ValueError" in log.text
+    assert SECRET not in log.text
+
+
+def spoiled(path: Path, tag: Any, value: str) -> Path:
+    """A file whose element has a value that it should not have, of any VR."""
+    dataset = pydicom.dcmread(path)
+    raw, kind = value.encode(), dataset[tag].VR
+    dataset[tag] = pydicom.dataelem.RawDataElement(tag, kind, len(raw), raw, 0, False, True)
+    dataset.save_as(path)
+    return path
+
+
+def send_as_they_are(port: int, *paths: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    monkeypatch.setattr(pynetdicom._config, "STORE_SEND_CHUNKED_DATASET", True)
+    entity = pynetdicom.AE("SENDER")
+    entity.add_requested_context(MR, pydicom.uid.ExplicitVRLittleEndian)
+    association = entity.associate("127.0.0.1", port, ae_title="DDIB")
+    codes = [int(association.send_c_store(path).get("Status", -1)) for path in paths]
+    association.release()
+    return codes
+
+
+def test_no_value_of_any_element_is_in_the_log(profile, tmp_path, log, monkeypatch):
+    """Each in a series of its own; it is translated, refused or fails, and none is tried without end."""
+    monkeypatch.setattr(routing, "FIRST_RETRY_S", 0.02)
+    (example,) = series(
+        tmp_path / "example", 1, SeriesDescription="d", RescaleType="US", BurnedInAnnotation="NO"
+    )
+    tags = [element.tag for element in pydicom.dcmread(example)]
+    paths = [
+        spoiled(*series(tmp_path / f"in{at}", 1, SeriesDescription="d", RescaleType="US",
+                        BurnedInAnnotation="NO"), tag, f"CANARY{at:03}ADA ")
+        for at, tag in enumerate(tags)
+    ]  # fmt: skip
+    with routing_to(profile, tmp_path, into_folder(tmp_path / "out")) as route:
+        codes = send_as_they_are(route.port, *paths, monkeypatch=monkeypatch)
+        route.work(lambda: set(route.steps()) == {"done", "failed"}, 300)
+    assert {*codes} == {0, 0xC000}
+    assert len(tags) > 60
+    assert "an instance is refused" in log.text
+    assert "CANARY" not in log.text.upper()
+
+
+def test_the_daemon_logs_no_value_of_a_header_either(profile, tmp_path, monkeypatch):
+    """Whatever it imports first: pydicom sets the level of its log when it is imported."""
+    port, log = free_port(), tmp_path / "log.txt"
+    words = command_of(profile, "--to", "south.example/brain-t2", "--port", port, "--out", tmp_path / "out")
+    good = series(tmp_path / "in", 2)
+    for at, name in enumerate(("PatientBirthDate", "SeriesNumber", "TimezoneOffsetFromUTC", "WindowCenter")):
+        spoiled(good[0], pydicom.tag.Tag(name), f"CANARY{at}ADA ")
+    refused = spoiled(*series(tmp_path / "no", 1), pydicom.tag.Tag("PhotometricInterpretation"), "CANARY9ADA")
+    with log.open("w") as file:
+        daemon = subprocess.Popen([sys.executable, "-m", "ddib_fed", *words], stdout=file, stderr=file)
+    try:
+        wait_until(lambda: "receiving as" in log.read_text(), seconds=120)
+        send_as_they_are(port, refused, *good, monkeypatch=monkeypatch)
+        wait_until(lambda: re.search(r"handed on|not translated|again in", log.read_text()), seconds=120)
+    finally:
+        daemon.terminate()
+        assert daemon.wait(60) == 0
+    assert "an instance is refused" in log.read_text()
+    assert "CANARY" not in log.read_text().upper()
+
+
+def test_a_set_up_that_cannot_work_is_said_before_anything_is_received(profile):
+    """What the node has against the settings, and what the target serves; a node that is away may come back."""
+    other = Settings(evaluations=11, grid="learned")
+    routing.check_setup(profile, job_header("south.example/brain-t2", Settings(evaluations=8)))
+    with pytest.raises(SettingsInvalid, match="11"):
+        routing.check_setup(profile, job_header("south.example/brain-t2", other))
+    with pytest.raises(DomainNotFound, match="serves brain-t2"):
+        routing.check_setup(profile, job_header("south.example/flair", Settings(evaluations=8)))
+
+
+def test_settings_that_a_model_no_longer_takes_do_not_end_a_series(profile, tmp_path, log, monkeypatch):
+    """Its model was replaced; the log has the facts, and the series waits for the operator."""
+    monkeypatch.setattr(routing, "FIRST_RETRY_S", 0.02)
+    with routing_to(profile, tmp_path, into_folder(tmp_path / "out"), evaluations=3000) as route:
+        send(route.port, *series(tmp_path / "in"))
+        route.work(lambda: log.text.count("again in") > 5)
+        assert route.steps() == ["complete"]
+    assert "evaluations 3000; limit 2000 [SETTINGS_INVALID]" in log.text
+
+
+@pytest.mark.parametrize("routes", [0, 1])
+def test_either_the_command_or_the_profile_says_where_series_go(profile, tmp_path, capfd, routes):
+    text = profile.path.read_text() + '\n[[dicom.route]]\nto = "south.example/brain-t2"\n' * routes
+    folder = profile.path.parent
+    (other := folder / f"client-{routes}.toml").write_text(text)
+    words = command_of(Profile.load(other), "--out", tmp_path, *["--to", "south.example/brain-t2"] * routes)
+    assert run(words) == ExitCode.USAGE
+    assert "one of --to and [[dicom.route]] says where series go" in capfd.readouterr().err
+
+
+ROUTES = (
+    {"to": "south.example/flair", "series_description": "*FLAIR*"},
+    {
+        "to": "south.example/brain-t2",
+        "modality": "mr",
+        "image_type": r"ORIGINAL\PRIMARY*",
+        "body_part_examined": "[HB]*",
+    },
+)
+
+
+def test_routes_send_series_to_targets_and_leave_the_rest_with_a_report(profile, tmp_path, log, monkeypatch):
+    """The first that takes all instances; a report is in the same study, and quotes no header."""
+    monkeypatch.setattr(routing, "FIRST_RETRY_S", 0.2)
+    head = {"BodyPartExamined": "HEAD", "ImageType": ["ORIGINAL", "PRIMARY", "M"]}
+    given = [
+        head, {**head, "BodyPartExamined": "KNEE"}, {**head, "ImageType": ["DERIVED", "PRIMARY"]},
+        {**head, "SeriesDescription": "t2 flair"},
+    ]  # fmt: skip
+    paths = [series(tmp_path / f"in{at}", SeriesNumber=at + 1, **each) for at, each in enumerate(given)]
+    knee = pydicom.dcmread(paths[1][0])
+    with (
+        Pacs() as pacs,
+        routing_to(profile, tmp_path, delivery(profile, pacs.peer, None), route=ROUTES, report="sr") as route,
+    ):
+        send(route.port, *(path for each in paths for path in each))
+        route.work(lambda: sorted(route.steps()) == ["complete", "done", "failed", "failed"], 120)
+        assert "south.example serves brain-t2, not flair" in log.text
+    assert log.text.count("not translated: the input cannot be used; [[dicom.route]] [INPUT_INVALID]") == 2
+    reports = [each for each in pacs.held.values() if each.Modality == "SR"]
+    assert (len(reports), len(pacs.held)) == (2, 5)
+    assert {each.StudyInstanceUID for each in reports} == {knee.StudyInstanceUID}
+    (report,) = [
+        each for each in reports
+        if each.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].SeriesInstanceUID
+        == knee.SeriesInstanceUID
+    ]  # fmt: skip
+    assert report.PatientID == knee.PatientID
+    assert report.ContentSequence[0].TextValue == (
+        "The series of this image was not translated: the input cannot be used; [[dicom.route]] [INPUT_INVALID]"
+    )
+
+
+def test_a_report_waits_for_a_pacs_and_a_late_instance_takes_it_back(profile, tmp_path, log, monkeypatch):
+    monkeypatch.setattr(routing, "FIRST_RETRY_S", 0.2)
+    paths = series(tmp_path / "in", 4)
+    blank = pydicom.dcmread(paths[0])
+    blank.PixelData = bytes(len(blank.PixelData))
+    blank.save_as(paths[0])
+    with (
+        Pacs() as pacs,
+        routing_to(profile, tmp_path, delivery(profile, pacs.peer, None), report="sr") as route,
+    ):
+        pacs.answers = [0xA700]
+        send(route.port, paths[0])
+        route.work(lambda: route.steps() == ["failed"])
+        assert "(0xA700) [REFUSED]; again in" in log.text
+        (report,) = pacs.held.values()
+        assert report.SOPClassUID == pydicom.uid.BasicTextSRStorage
+        send(route.port, *paths[1:])
+        route.work(lambda: route.steps() == ["done"])
+        assert len(pacs.held) == 5
+
+
+@pytest.mark.parametrize(("larger", "step"), [(2, "done"), (3, "failed")])
+def test_a_series_much_larger_than_the_model_is_refused(profile, tmp_path, log, larger, step):
+    """Before anything is translated; what is computed smaller is said."""
+    with routing_to(profile, tmp_path, into_folder(tmp_path / "out")) as route:
+        send(route.port, *series(tmp_path / "in", 1, larger=larger))
+        route.work(lambda: route.steps() == [step])
+        assert [*route.folder.glob("spool/*/out/**/*.png")] == []
+    assert "its pictures are computed at 48 x 48" in log.text
+    assert ("[dicom] most_shrink; computed_at 48 x 48; shrink 3; most_shrink 2" in log.text) == (
+        step == "failed"
+    )
