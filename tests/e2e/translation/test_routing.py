@@ -104,13 +104,15 @@ class Route:
 
     def __init__(self, profile: Profile, folder: Path, deliver: Any, **settings: Any) -> None:
         self.profile, self.folder, self.deliver = profile, folder, deliver
-        self.evaluations = settings.pop("evaluations", 8)
+        self.asked = Settings(
+            evaluations=settings.pop("evaluations", 8), grid=settings.pop("grid", "default")
+        )
         self.settings = DicomSettings(**{"quiet_s": 0.5, **settings})
         self.port = free_port()
         self.start()
 
     def start(self) -> Route:
-        header = job_header("south.example/brain-t2", Settings(evaluations=self.evaluations))
+        header = job_header("south.example/brain-t2", self.asked)
         options = RunOptions(self.profile, header, Path(), RunProgress())
         busy: dict[int, float] = {}
         self.router = Router(self.folder / "spool", options, dict(READING), self.settings, self.deliver, busy)
@@ -319,7 +321,7 @@ def test_a_series_that_ends_the_process_again_and_again_fails(profile, tmp_path,
         (found,) = route.router.series.values()
         found.put(step=routing.Step.COMPLETE, starts=routing.MOST_STARTS, new=True)
         route.work(lambda: route.steps() == ["failed"])
-    assert f"this process ended {routing.MOST_STARTS} times" in log.text
+    assert "this process ended" in log.text
 
 
 def test_what_comes_late_joins_its_series(profile, tmp_path):
@@ -501,11 +503,14 @@ def test_no_value_of_any_element_is_in_the_log(profile, tmp_path, log, monkeypat
         tmp_path / "example", 1, SeriesDescription="d", RescaleType="US", BurnedInAnnotation="NO"
     )
     tags = [element.tag for element in pydicom.dcmread(example)]
-    paths = [
-        spoiled(*series(tmp_path / f"in{at}", 1, SeriesDescription="d", RescaleType="US",
-                        BurnedInAnnotation="NO"), tag, f"CANARY{at:03}ADA ")
-        for at, tag in enumerate(tags)
-    ]  # fmt: skip
+    paths = []
+    for at, tag in enumerate(tags):
+        (path,) = series(
+            tmp_path / f"in{at}", 1, SeriesDescription="d", RescaleType="US", BurnedInAnnotation="NO"
+        )
+        if tag.group in {0x0018, 0x0028}:  # of the acquisition: blank, so that it fails once it is read
+            spoiled(path, pydicom.tag.Tag("PixelData"), "\0" * 2 * 48 * 48)
+        paths.append(spoiled(path, tag, f"CANARY{at:03}ADA "))
     with routing_to(profile, tmp_path, into_folder(tmp_path / "out")) as route:
         codes = send_as_they_are(route.port, *paths, monkeypatch=monkeypatch)
         route.work(lambda: set(route.steps()) == {"done", "failed"}, 300)
@@ -540,20 +545,22 @@ def test_a_set_up_that_cannot_work_is_said_before_anything_is_received(profile):
     """What the node has against the settings, and what the target serves; a node that is away may come back."""
     other = Settings(evaluations=11, grid="learned")
     routing.check_setup(profile, job_header("south.example/brain-t2", Settings(evaluations=8)))
-    with pytest.raises(SettingsInvalid, match="11"):
+    with pytest.raises(SettingsInvalid) as caught:
         routing.check_setup(profile, job_header("south.example/brain-t2", other))
-    with pytest.raises(DomainNotFound, match="serves brain-t2"):
+    assert caught.value.facts["evaluations"] == "11"
+    with pytest.raises(DomainNotFound) as unknown:
         routing.check_setup(profile, job_header("south.example/flair", Settings(evaluations=8)))
+    assert unknown.value.facts["served"] == "brain-t2"
 
 
 def test_settings_that_a_model_no_longer_takes_do_not_end_a_series(profile, tmp_path, log, monkeypatch):
     """Its model was replaced; the log has the facts, and the series waits for the operator."""
     monkeypatch.setattr(routing, "FIRST_RETRY_S", 0.02)
-    with routing_to(profile, tmp_path, into_folder(tmp_path / "out"), evaluations=3000) as route:
+    with routing_to(profile, tmp_path, into_folder(tmp_path / "out"), grid="learned") as route:
         send(route.port, *series(tmp_path / "in"))
         route.work(lambda: log.text.count("again in") > 5)
         assert route.steps() == ["complete"]
-    assert "evaluations 3000; limit 2000 [SETTINGS_INVALID]" in log.text
+    assert re.search("the settings are not valid; evaluations 8; learned .* \\[SETTINGS_INVALID]; again in", log.text)
 
 
 @pytest.mark.parametrize("routes", [0, 1])
@@ -593,7 +600,7 @@ def test_routes_send_series_to_targets_and_leave_the_rest_with_a_report(profile,
     ):
         send(route.port, *(path for each in paths for path in each))
         route.work(lambda: sorted(route.steps()) == ["complete", "done", "failed", "failed"], 120)
-        assert "south.example serves brain-t2, not flair" in log.text
+        assert "no such domain; asked flair; served brain-t2 [DOMAIN_NOT_FOUND]; again in" in log.text
     assert log.text.count("not translated: the input cannot be used; [[dicom.route]] [INPUT_INVALID]") == 2
     reports = [each for each in pacs.held.values() if each.Modality == "SR"]
     assert (len(reports), len(pacs.held)) == (2, 5)
