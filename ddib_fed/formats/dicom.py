@@ -64,7 +64,6 @@ _FLATTENED: Final = (
 """Functional groups whose attributes a plain slice has in its header."""
 
 
-_NOWHERE: Final = logging.NullHandler()
 _OF_THE_STANDARD: Final = "1.2.840.10008."
 COPIES: Final = "copies of other DICOM files"
 """What further files of the same picture, byte for byte, are counted as."""
@@ -95,12 +94,10 @@ def _bad(why: str, hint: str, kind: type[DdibError] = ImageUnreadable) -> DdibEr
 
 def pydicom() -> Any:
     """Return the package, silenced: its log and its warnings quote values of headers."""
-    logger = logging.getLogger("pydicom")  # whose level each import of pydicom sets anew
-    logger.propagate = False
-    logger.addHandler(_NOWHERE)
     import pydicom as package
     import pydicom.pixels  # the package's own name stays bound to `package`
 
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # each import sets it anew
     warnings.filterwarnings("ignore", module=r"pydicom\b")
     return package
 
