@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Final
 from ddib_fed.client.client import CALL_S, open_client, split_target
 from ddib_fed.client.exchange import Deliver
 from ddib_fed.client.folder_run import RunOptions, RunProgress, open_run
-from ddib_fed.client.profile import DicomSettings, Profile
+from ddib_fed.client.profile import DicomRoute, DicomSettings, Profile
 from ddib_fed.errors import (
     AlreadyExists,
     ConfigError,
@@ -89,17 +89,14 @@ _TOLD: Final = (*_OF_THE_SETUP, UnavailableError, RefusedError, ExhaustedError)
 """The log repeats texts of these alone: nodes and peers cause them, and neither knows a header."""
 _WORDS: Final = (
     "burnt-in text", "a person may be recognised", "slices are not parallel", "is a slice missing?",
-    "no Hounsfield units", "is synthetic itself", "without pixels", "which is not translated", "no functional groups",
+    "no Hounsfield units", "is synthetic itself", "without pixels", "is not translated", "no functional groups",
     "read of enhanced CT, MR and PET alone", "does not begin as DICOM files do", "cannot be read as DICOM", "no UID",
-    "all its values are", "in no common units", "no volume", "every one was refused", "this process ended",
-    "[[dicom.route]]", "[dicom] most_shrink",
+    "percentiles say nothing", "in no common units", "no volume", "every one was refused", "this process ended",
+    "no [[dicom.route]] takes it", "larger than [dicom] most_shrink allows",
 )  # fmt: skip
 """Words of ours that the log repeats from a text which may also hold values of headers."""
 _REASON: Final = re.compile(r"[\[(]([A-Z_]{4,})[\])]")
-_SELECTED: Final = {
-    "modality": "Modality", "image_type": "ImageType", "body_part_examined": "BodyPartExamined",
-    "series_description": "SeriesDescription",
-}  # fmt: skip
+_SELECTED: Final = {name: name.title().replace("_", "") for name in DicomRoute.model_fields if name != "to"}
 """Attributes by which a `[[dicom.route]]` selects series."""
 _KEY: Final = re.compile("[0-9a-f]{32}")
 
@@ -211,6 +208,10 @@ class _Progress(RunProgress):
         if event.stage == "wait" and event.reason != self._reason:
             log.warning("series %s: waits at the node: %s", self._key, error_class(event.reason).sentence)
             self._reason = event.reason
+
+    def say(self, line: str) -> None:
+        if line.startswith("warning: --"):  # which is about an option and a model
+            log.warning("series %s: %s", self._key, line)
 
     def study(self, number: int, origin: Origin, study: Study | None) -> None:
         del number, origin
@@ -422,12 +423,13 @@ class Router:
         since, progress = time.monotonic(), _Progress(series.key)
         header = self._header(series)
         own = replace(self.options, header=header, out=series.folder / "out", progress=progress)
-        run = open_run([series.folder / "in"], self.reading, own, str)
+        run = open_run([series.folder / "in"], self.reading, own, progress.say)
         run.read()
         if progress.size:
             with progress.opened(own.profile) as client:
                 sides = client.domains(own_alone=True).sample_shape[1:]
-            self._check_size(series, max(map(operator.truediv, progress.size, sides)), sides)
+            shrink = max(map(operator.truediv, progress.size, sides), default=1.0)
+            self._check_size(series, shrink, sides)
         run.translate()
         run.conclude()
         files = sorted(path for written in run.written for path in written.files if path.suffix == ".dcm")

@@ -164,9 +164,10 @@ def report_of(path: Path, why: str) -> bytes:
     source, package = read_header(path), pydicom()
     now = datetime.now().astimezone()
     made, text, image, study, series = (package.Dataset() for _ in range(5))
-    for element in source:
-        if element.keyword in _OF_STUDY or element.tag.group in _KEPT_GROUPS:
-            made.add(deepcopy(element))
+    for tag in source.keys():  # noqa: SIM118 - a dataset iterates over elements, and a malformed one is left out
+        if tag.group in _KEPT_GROUPS or package.datadict.keyword_for_tag(tag) in _OF_STUDY:
+            with suppress(ValueError, TypeError, OverflowError):
+                made.add(deepcopy(source[tag]))
     made.remove_private_tags()
     made.SOPClassUID, made.Modality = package.uid.BasicTextSRStorage, "SR"
     for name, of in (("SeriesInstanceUID", "report"), ("SOPInstanceUID", f"report {why}")):

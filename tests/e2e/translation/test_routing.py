@@ -363,9 +363,9 @@ def test_what_cannot_be_translated_does_not_stop_the_rest(profile, tmp_path, log
         assert codes == [0xC000, 0, 0, 0, 0xC000, 0, 0, 0]
         route.work(lambda: route.steps() == ["done", "failed"])
     assert len([*(tmp_path / "out").glob("*/*.dcm")]) == 3
-    assert "the picture cannot be read; which is not translated [IMAGE_UNREADABLE]" in log.text
+    assert "the picture cannot be read; is not translated [IMAGE_UNREADABLE]" in log.text
     assert "is synthetic itself" in log.text
-    assert re.search(r"series \w{8}: not translated: .*all its values are", log.text)
+    assert re.search(r"series \w{8}: not translated: .*percentiles say nothing", log.text)
     assert f"ddib translate {tmp_path / 'spool'}" in log.text
 
 
@@ -509,9 +509,10 @@ def test_no_value_of_any_element_is_in_the_log(profile, tmp_path, log, monkeypat
         (path,) = series(
             tmp_path / f"in{at}", 1, SeriesDescription="d", RescaleType="US", BurnedInAnnotation="NO"
         )
-        if (
-            tag.group != 0x0010 and pydicom.datadict.keyword_for_tag(tag) not in KEPT
-        ):  # blank, fails when it is read
+        kept = tag.group == 0x0010 or pydicom.datadict.keyword_for_tag(tag) in KEPT
+        if not (
+            kept and pydicom.datadict.dictionary_VR(tag) in {"DS", "IS"}
+        ):  # blank: it fails when it is read
             spoiled(path, pydicom.tag.Tag("PixelData"), "\0" * 2 * 48 * 48)
         paths.append(spoiled(path, tag, f"CANARY{at:03}ADA "))
     with routing_to(profile, tmp_path, into_folder(tmp_path / "out")) as route:
@@ -606,7 +607,12 @@ def test_routes_send_series_to_targets_and_leave_the_rest_with_a_report(profile,
         send(route.port, *(path for each in paths for path in each))
         route.work(lambda: sorted(route.steps()) == ["complete", "done", "failed", "failed"], 120)
         assert "no such domain; asked flair; served brain-t2 [DOMAIN_NOT_FOUND]; again in" in log.text
-    assert log.text.count("not translated: the input cannot be used; [[dicom.route]] [INPUT_INVALID]") == 2
+    assert (
+        log.text.count(
+            "not translated: the input cannot be used; no [[dicom.route]] takes it [INPUT_INVALID]"
+        )
+        == 2
+    )
     reports = [each for each in pacs.held.values() if each.Modality == "SR"]
     assert (len(reports), len(pacs.held)) == (2, 5)
     assert {each.StudyInstanceUID for each in reports} == {knee.StudyInstanceUID}
@@ -617,7 +623,8 @@ def test_routes_send_series_to_targets_and_leave_the_rest_with_a_report(profile,
     ]  # fmt: skip
     assert report.PatientID == knee.PatientID
     assert report.ContentSequence[0].TextValue == (
-        "The series of this image was not translated: the input cannot be used; [[dicom.route]] [INPUT_INVALID]"
+        "The series of this image was not translated: "
+        "the input cannot be used; no [[dicom.route]] takes it [INPUT_INVALID]"
     )
 
 
@@ -642,6 +649,21 @@ def test_a_report_waits_for_a_pacs_and_a_late_instance_takes_it_back(profile, tm
         assert len(pacs.held) == 5
 
 
+def test_a_series_with_a_malformed_header_is_reported_too(profile, tmp_path, monkeypatch):
+    """Without the malformed element; the series itself fails, and is not tried without end."""
+    monkeypatch.setattr(routing, "FIRST_RETRY_S", 0.02)
+    (path,) = series(tmp_path / "in", 1, PatientID=SECRET)
+    spoiled(path, pydicom.tag.Tag("PatientWeight"), "CANARY0ADA")
+    with (
+        Pacs() as pacs,
+        routing_to(profile, tmp_path, delivery(profile, pacs.peer, None), report="sr") as route,
+    ):
+        assert send_as_they_are(route.port, path, monkeypatch=monkeypatch) == [0]
+        route.work(lambda: route.steps() == ["failed"])
+    (report,) = pacs.held.values()
+    assert (report.Modality, report.PatientID, "PatientWeight" in report) == ("SR", SECRET, False)
+
+
 @pytest.mark.parametrize(("larger", "step"), [(2, "done"), (3, "failed")])
 def test_a_series_much_larger_than_the_model_is_refused(profile, tmp_path, log, larger, step):
     """Before anything is translated; what is computed smaller is said."""
@@ -650,6 +672,6 @@ def test_a_series_much_larger_than_the_model_is_refused(profile, tmp_path, log, 
         route.work(lambda: route.steps() == [step])
         assert [*route.folder.glob("spool/*/out/**/*.png")] == []
     assert "its pictures are computed at 48 x 48" in log.text
-    assert ("[dicom] most_shrink; computed_at 48 x 48; shrink 3; most_shrink 2" in log.text) == (
+    assert ("[dicom] most_shrink allows; computed_at 48 x 48; shrink 3; most_shrink 2" in log.text) == (
         step == "failed"
     )
