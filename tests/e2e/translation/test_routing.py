@@ -488,11 +488,12 @@ def spoiled(path: Path, tag: Any, value: str) -> Path:
 
 
 def send_as_they_are(port: int, *paths: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    monkeypatch.setattr(pynetdicom._config, "STORE_SEND_CHUNKED_DATASET", True)
     entity = pynetdicom.AE("SENDER")
     entity.add_requested_context(MR, pydicom.uid.ExplicitVRLittleEndian)
     association = entity.associate("127.0.0.1", port, ae_title="DDIB")
-    codes = [int(association.send_c_store(path).get("Status", -1)) for path in paths]
+    with monkeypatch.context() as patch:
+        patch.setattr(pynetdicom._config, "STORE_SEND_CHUNKED_DATASET", True)
+        codes = [int(association.send_c_store(path).get("Status", -1)) for path in paths]
     association.release()
     return codes
 
@@ -650,10 +651,10 @@ def test_a_report_waits_for_a_pacs_and_a_late_instance_takes_it_back(profile, tm
 
 
 def test_a_series_with_a_malformed_header_is_reported_too(profile, tmp_path, monkeypatch):
-    """Without the malformed element; the series itself fails, and is not tried without end."""
+    """It fails, and is not tried without end."""
     monkeypatch.setattr(routing, "FIRST_RETRY_S", 0.02)
     (path,) = series(tmp_path / "in", 1, PatientID=SECRET)
-    spoiled(path, pydicom.tag.Tag("PatientWeight"), "CANARY0ADA")
+    spoiled(path, pydicom.tag.Tag("InstanceNumber"), "CANARY0ADA")
     with (
         Pacs() as pacs,
         routing_to(profile, tmp_path, delivery(profile, pacs.peer, None), report="sr") as route,
@@ -661,7 +662,7 @@ def test_a_series_with_a_malformed_header_is_reported_too(profile, tmp_path, mon
         assert send_as_they_are(route.port, path, monkeypatch=monkeypatch) == [0]
         route.work(lambda: route.steps() == ["failed"])
     (report,) = pacs.held.values()
-    assert (report.Modality, report.PatientID, "PatientWeight" in report) == ("SR", SECRET, False)
+    assert (report.Modality, report.PatientID) == ("SR", SECRET)
 
 
 @pytest.mark.parametrize(("larger", "step"), [(2, "done"), (3, "failed")])
