@@ -92,7 +92,8 @@ _WORDS: Final = (
     "no Hounsfield units", "is synthetic itself", "without pixels", "is not translated", "no functional groups",
     "read of enhanced CT, MR and PET alone", "does not begin as DICOM files do", "cannot be read as DICOM", "no UID",
     "percentiles say nothing", "in no common units", "no volume", "every one was refused", "this process ended",
-    "no [[dicom.route]] takes it", "larger than [dicom] most_shrink allows",
+    "no [[dicom.route]] takes it", "larger than [dicom] most_shrink allows", "pictures of anatomy", "localizer",
+    "mosaic of slices", "screen or protocol", "phase, real or imaginary picture", "colour map", "its header says",
 )  # fmt: skip
 """Words of ours that the log repeats from a text which may also hold values of headers."""
 _REASON: Final = re.compile(r"[\[(]([A-Z_]{4,})[\])]")
@@ -210,8 +211,8 @@ class _Progress(RunProgress):
             self._reason = event.reason
 
     def say(self, line: str) -> None:
-        if line.startswith("warning: --"):  # which is about an option and a model
-            log.warning("series %s: %s", self._key, line)
+        if told := line if line.startswith("warning: --") else _words(line):  # of an option and a model
+            log.warning("series %s: %s", self._key, told)
 
     def study(self, number: int, origin: Origin, study: Study | None) -> None:
         del number, origin
