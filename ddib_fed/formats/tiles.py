@@ -393,10 +393,11 @@ def _read(path: Path) -> tuple[NDArray[Any], Mask, Georeference, dict[str, list[
             what, how = "its colours are a palette", f"gdal_translate -expand rgb {given} rgb.tif"
         if what:
             raise ImageUnreadable(what, hint=how)
-        valid = file.dataset_mask() > 0
         values = file.read(bands)
-        if values.dtype.kind == "f":
-            valid &= np.isfinite(values).all(axis=0)
+        # The mask of the whole file would call a pixel valid where any band is.
+        valid = np.ones((height, width), np.bool_)
+        for band, plane in zip(bands, values, strict=True):
+            valid &= (file.read_masks(band) > 0) & np.isfinite(plane)
         if not valid.any():
             raise ImageUnreadable("none of its pixels has data")
         if not valid.all():

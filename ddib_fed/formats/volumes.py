@@ -52,9 +52,9 @@ class Axis:
 
     @property
     def inside(self) -> slice:
-        """The volume's voxels that the model sees."""
+        """The volume's voxels that the model sees; none where all of its thick slices lie beyond the model."""
         seen = np.flatnonzero(_within(self.places, self.model))
-        return slice(int(seen[0]), int(seen[-1]) + 1)
+        return slice(int(seen[0]), int(seen[-1]) + 1) if seen.size else slice(0)
 
     def there(self) -> Floats:
         return _weights(np.arange(self.model) * self.ratio + self.offset, self.own, self.ratio)
