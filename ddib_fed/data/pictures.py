@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import io
+import math
 import re
 import struct
 import sys
@@ -72,11 +73,16 @@ INFLATED_PIECE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """Limits that are checked before a file is decoded."""
+    """Limits that are checked by headers before anything is decoded: of a node, the client, the receiver and pages.
+
+    Attributes:
+        max_memory: Bytes that reading one picture, or a whole series, volume or map, may take at most.
+    """
 
     max_bytes: int = 64 * 1024 * 1024
     max_pixels: int = 89_000_000
     formats: tuple[str, ...] = FORMATS
+    max_memory: int = 5 << 30
 
     def check_bytes(self, size: int) -> None:
         if size > self.max_bytes:
@@ -92,6 +98,17 @@ class ImageLimits:
             raise ImageTooLarge(
                 f"{height} x {width} pixels, {self.max_pixels} are the limit",
                 facts={"pixels": height * width, "limit_pixels": self.max_pixels},
+            )
+
+    def check_memory(
+        self, size: int, hint: str = "make it smaller, or cut it into parts", what: str = "it"
+    ) -> None:
+        if size > self.max_memory:
+            size_mib, limit_mib = size >> 20, self.max_memory >> 20
+            raise ImageTooLarge(
+                f"{what} takes {size_mib} MiB of memory to decode, {limit_mib} are the limit",
+                hint=hint,
+                facts={"memory_mib": size_mib, "limit_mib": limit_mib},
             )
 
 
@@ -125,16 +142,17 @@ def decode_image(content: bytes, limits: ImageLimits | None = None) -> Picture:
     kind = image_format(content)
     if kind is None or kind not in limits.formats:
         raise _unaccepted(content, kind, limits)
+    cost_of(content, limits)
     with faults_as_unreadable(kind):
         if kind == "PNG":
-            pixels = _png_pixels(content, limits)
+            pixels = _png_pixels(content)
         elif kind == "JPEG":
-            pixels = _jpeg_pixels(content, limits)
+            pixels = _jpeg_pixels(content)
         elif kind == "TIFF":
-            pixels = _tiff_pixels(content, limits)
+            pixels = _tiff_pixels(content)
         else:
             refuse_points(content)
-            pixels = _npy_pixels(content, limits)
+            pixels = _npy_pixels(content)
     return Picture(pixels if pixels.flags.writeable else pixels.copy(), kind)
 
 
@@ -339,13 +357,12 @@ def _unpacked_as(image: Any, raw_mode: str) -> Any:
     return image
 
 
-def _png_pixels(content: bytes, limits: ImageLimits) -> Pixels:
+def _png_pixels(content: bytes) -> Pixels:
     """(H, W, C) pixels of a PNG, 8 or 16 bit."""
     kept: list[bytes | memoryview] = [PNG_MAGIC]
     orientation: object = 1
     key, view, end = b"", memoryview(content), 0
     width, height, depth, colour = _png_header(content)
-    limits.check_size(height, width)
     for name, start, end in _chunks(content):
         if name == b"IHDR" and start > len(PNG_MAGIC):
             raise ImageUnreadable("the PNG has two headers")  # of which a decoder would use the last
@@ -426,10 +443,9 @@ def _png16(content: bytes, colour: int) -> Pixels:
     return pixels
 
 
-def _jpeg_pixels(content: bytes, limits: ImageLimits) -> Pixels:
+def _jpeg_pixels(content: bytes) -> Pixels:
     """(H, W, C) uint8 pixels of a JPEG, upright; CMYK becomes RGB."""
     image = open_pillow(content, "JPEG")
-    limits.check_size(image.height, image.width)
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise too_many_frames("the JPEG (MPO)", frames)
@@ -454,10 +470,9 @@ def _jpeg_scan(content: bytes) -> int:
     return position
 
 
-def _npy_pixels(content: bytes, limits: ImageLimits) -> Pixels:
+def _npy_pixels(content: bytes) -> Pixels:
     """(H, W, C) pixels of a .npy of real numbers; pickles are never read."""
     header, planes_first = _npy_header(content)
-    limits.check_size(*(header.shape[1:] if planes_first else header.shape[:2]))
     array = header.numbers(content)
     return settle(np.moveaxis(array, 0, 2) if planes_first else array)
 
@@ -487,11 +502,12 @@ def volume_shape(header: Header) -> tuple[int, int, int, int]:
     return depth, height, width, channels
 
 
-def decode_volume(content: bytes) -> Pixels:
-    """The voxels (D, H, W, C) in the bytes of a .npy, of a type as a `Picture`; for limits see `volume_shape`."""
+def decode_volume(content: bytes, limits: ImageLimits | None = None) -> Pixels:
+    """The voxels (D, H, W, C) in the bytes of a .npy, of a type as a `Picture`."""
     with faults_as_unreadable("NPY"):
         header = read_header(content)
         shape = volume_shape(header)
+        (limits or ImageLimits()).check_memory(2 * math.prod(shape) * max(2, min(header.dtype.itemsize, 4)))
         return settle(header.numbers(content).reshape(-1, *shape[2:])).reshape(shape)
 
 
@@ -524,17 +540,16 @@ def holds_volume(content: bytes) -> bool:
 def shown_pixels(content: bytes, limits: ImageLimits | None = None) -> Pixels:
     """(H, W, C) of the picture in a file, of a volume its middle slices."""
     if holds_volume(content):
-        return middle_slices(decode_volume(content))
+        return middle_slices(decode_volume(content, limits))
     return decode_image(content, limits).pixels
 
 
-def _tiff_pixels(content: bytes, limits: ImageLimits) -> Pixels:
+def _tiff_pixels(content: bytes) -> Pixels:
     """(H, W, C) pixels of a TIFF of one page."""
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         page: Any = file.pages[0]
-        limits.check_size(page.imagelength, page.imagewidth)
         # ImageJ writes a stack behind one page, and states it only in its own tag.
         planes = int((file.imagej_metadata or {}).get("images", 1)) if file.is_imagej else 1
         second = False
@@ -543,7 +558,6 @@ def _tiff_pixels(content: bytes, limits: ImageLimits) -> Pixels:
         if second or page.imagedepth != 1 or planes != 1:
             frames = max(page.imagedepth, planes)
             raise too_many_frames("the TIFF", frames if frames > 1 else None)
-        _check_segments(page)
         if page.dtype is None or page.samplesperpixel > MAX_SAMPLES:
             raise _refused(page)
         plain = page.photometric in {_WHITE_IS_ZERO, _BLACK_IS_ZERO, _COLOUR} and page.bitspersample >= 8
@@ -678,8 +692,10 @@ class PictureCost(NamedTuple):
 
 
 def cost_of(content: bytes, limits: ImageLimits) -> PictureCost:
-    """Memory needed for decoding, from the header: of Pillow's picture (4 bytes a pixel but for grey), of the pixels as
-    read, and of the copy in which they are flat or upright.
+    """Return the memory needed for decoding, from the header; raise where it is over the limits.
+
+    It is that of Pillow's picture (4 bytes a pixel but for grey), of the pixels as read, and of the copy in which they
+    are flat or upright.
     """
     kind, extra = image_format(content) or "", 0
     height, width, most, flat, itemsize = 1, 1, 0, 0, 1
@@ -715,4 +731,5 @@ def cost_of(content: bytes, limits: ImageLimits) -> PictureCost:
             most = 2 * flat
     limits.check_size(height, width)
     count = height * width
+    limits.check_memory(count * most + extra)
     return PictureCost(count * most + extra, count * flat, itemsize, Geometry(height, width))

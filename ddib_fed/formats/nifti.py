@@ -7,9 +7,9 @@ output; nothing leaves.
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import shlex
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,10 +17,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.pictures import Pixels
+from ddib_fed.data.pictures import ImageLimits, Pixels
 from ddib_fed.errors import ImageUnreadable
 from ddib_fed.formats.study import (
-    MAX_BYTES,
     Assembled,
     Options,
     Origin,
@@ -28,11 +27,14 @@ from ddib_fed.formats.study import (
     Study,
     StudyResults,
     chosen_rule,
+    memory_of_values,
+    parts_of,
 )
 from ddib_fed.formats.volumes import Volumes, axial, spacing_of
 from ddib_fed.names import __version__
 from ddib_fed.recognition import COPY, beginning_of
 
+_LONGEST_HEADER: Final = 540
 _NO_PLACE: Final = "set its qform or sform to where it lies (fslorient, or set_sform of nibabel)"
 _PLACE: Final = (
     "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
@@ -120,26 +122,7 @@ def nifti_origin(path: Path, options: Options, within: str = "") -> Origin:
 def read_nifti(origin: Origin, options: Options) -> NiftiStudy:
     path = origin.given
     image = _opened(path)
-    kind = image.get_data_dtype()
-    if len(image.shape) not in {2, 3, 4} or kind.fields or kind.kind == "c":
-        raise ImageUnreadable(
-            f"it holds {'colours' if kind.fields else kind} of {len(image.shape)} axes; slices, volumes and time "
-            "series of real numbers are translated",
-            hint="write its parts (channels, real and imaginary, times) as volumes, e.g. by nibabel; or leave it out",
-        )
-    stored = (image.dataobj.slope, image.dataobj.inter) == (1.0, 0.0)
-    wide = kind if stored else np.result_type(kind, np.float32)
-    size = math.prod(image.shape) * wide.itemsize
-    if size > MAX_BYTES:
-        raise ImageUnreadable(
-            f"its values take {size} bytes, {MAX_BYTES} are the limit",
-            hint=f"cut it into parts, e.g. by fslsplit {shlex.quote(str(path))}",
-        )
-    try:
-        values = np.asanyarray(image.dataobj, dtype=wide)
-    except Exception as error:  # nibabel raises any exception on damaged files
-        raise ImageUnreadable(f"it cannot be read: {_one_line(error)}", hint=COPY) from error
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    values = _values(path, image)
     orientation, plane = _orientation(image), options.slices if options.volume is None else "axial"
     if len(image.shape) == 2:
         plane = next(name for name, axes in PLANES.items() if axes[0] == int(orientation[2][0]))
@@ -158,11 +141,36 @@ def read_nifti(origin: Origin, options: Options) -> NiftiStudy:
     return NiftiStudy(origin, Slices.of(values, rule), image, plane)
 
 
+def _values(path: Path, image: Any) -> NDArray[Any]:
+    """Return the values of slices, volumes or a time series, if there is memory for them."""
+    proxy, kind = image.dataobj, image.get_data_dtype()
+    if len(image.shape) not in {2, 3, 4} or kind.fields or kind.kind == "c":
+        raise ImageUnreadable(
+            f"it holds {'colours' if kind.fields else kind} of {len(image.shape)} axes; slices, volumes and time "
+            "series of real numbers are translated",
+            hint="write its parts (channels, real and imaginary, times) as volumes, e.g. by nibabel; or leave it out",
+        )
+    stored = (proxy.slope, proxy.inter) == (1.0, 0.0)
+    wide = (kind if stored else np.result_type(kind, np.float32)).newbyteorder("=")
+    need = memory_of_values(math.prod(image.shape), wide.itemsize)
+    ImageLimits().check_memory(need, f"cut it into parts, e.g. by fslsplit {shlex.quote(str(path))}")
+    try:
+        raw = proxy.get_unscaled()
+    except Exception as error:  # nibabel raises any exception on damaged files
+        raise ImageUnreadable(f"it cannot be read: {_one_line(error)}", hint=COPY) from error
+    if stored:
+        return raw.astype(wide, copy=False)
+    values = np.empty(raw.shape, wide, order="F")
+    for part in parts_of(raw.T):
+        values.T[part] = raw.T[part] * proxy.slope + proxy.inter
+    return values
+
+
 def read_volume(path: Path) -> NDArray[Any]:
     """(D, H, W) float32 of the one volume in a NIfTI file, or in a .npy as it is."""
     try:
         image = None if path.suffix == ".npy" else _opened(path)
-        found: NDArray[Any] = np.squeeze(np.load(path) if image is None else np.asarray(image.dataobj))
+        found: NDArray[Any] = np.squeeze(np.load(path) if image is None else _values(path, image))
         found = found.astype(np.float32)
         if image is not None and found.ndim == 3:
             found = axial(found, _orientation(image))
@@ -186,17 +194,21 @@ def _nibabel() -> Any:
 
 
 def _opened(path: Path) -> Any:
+    """Return the image whose header a file begins with, without its extensions, which can unpack to any size."""
     nibabel = _nibabel()
     try:
-        image = nibabel.load(path)
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
+        with nibabel.openers.ImageOpener(path) as file:
+            opening = file.read(_LONGEST_HEADER)
+        kind = nibabel.Nifti2Image if opening[4:7] == b"n+2" else nibabel.Nifti1Image
+        header = kind.header_class.from_fileobj(
+            io.BytesIO(opening[: kind.header_class.template_dtype.itemsize])
+        )
+        return kind(kind.ImageArrayProxy(path, header.copy()), header.get_best_affine(), header)
+    except Exception as error:  # nibabel raises any exception on damaged files
         what, how = beginning_of(path)
         raise ImageUnreadable(
             f"it cannot be read as NIfTI: it {what} ({_one_line(error)})", hint=how
         ) from error
-    if not isinstance(image, nibabel.Nifti1Image):
-        raise ImageUnreadable(f"it is {type(image).__name__}, no NIfTI")
-    return image
 
 
 def _orientation(image: Any) -> NDArray[Any]:

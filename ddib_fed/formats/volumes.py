@@ -145,7 +145,7 @@ class Volumes(Planes):
         sent = tuple(at for at, volume in enumerate(numbers) if not is_empty(volume, least, width))
         if not sent:
             raise ImageUnreadable("it shows nothing but background")
-        shown = numbers.astype(np.float32) - np.float32(least) > EMPTY * width
+        shown = numbers > least + EMPTY * width
         seen = shown[(slice(None), *(axis.inside for axis in axes))]
         outside = 1.0 - np.count_nonzero(seen) / np.count_nonzero(shown)
         if outside > MOST_OUTSIDE:
@@ -165,11 +165,8 @@ class Volumes(Planes):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        if not self.outside:
-            return ()
-        return (
-            f"{self.outside:.2%} of what it shows lies outside the model's field of view, and is not translated",
-        )
+        lost = f"{self.outside:.2%} of what it shows lies outside the model's field of view, and is not translated"
+        return (*super(Volumes, self).warnings, *((lost,) if self.outside else ()))
 
     def resampled(self, spacing: Sequence[float]) -> Iterator[Pixels]:
         """Each volume (D, H, W, C) whole, at mm between voxels; for training."""
